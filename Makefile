@@ -1,0 +1,100 @@
+# Everything runs in .venv, made from requirements.lock. `make` lists targets.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow lint format types check \
+  bench-train bench-data bench-prepare lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' \
+	  Makefile
+
+setup: $(VENV)/.installed  ## make .venv from requirements.lock
+
+demo: setup  ## pre-train a small BERT on text that Python carries: 5 minutes
+	@$(PY) experiments/demo.py --workdir=runs/demo
+
+test: setup  ## the default test suite (PYTEST_ARGS="-n 2": on two cores)
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.extra-reference $(VENV)/.extra-beam  ## every test, also slow
+	@$(PY) -m pytest -m "" $(PYTEST_ARGS)
+
+lint: setup  ## ruff: rules and format
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: setup  ## let ruff sort imports and lay out the code
+	@$(PY) -m ruff check --select I --fix .
+	@$(PY) -m ruff format .
+
+types: setup  ## mypy
+	@$(PY) -m mypy bert_jax configs experiments
+
+check: lint types test  ## lint, types and the default test suite
+
+bench-train: $(VENV)/.extra-reference  ## training step against torch, interleaved
+	@$(PY) experiments/bench/train.py
+
+bench-data: setup  ## tokens/s from disk to batch, with masking
+	@$(PY) experiments/bench/data.py
+
+bench-prepare: setup  ## examples/s from text to disk
+	@$(PY) experiments/bench/prepare.py
+
+# Versions are resolved with the extras that are installed beside the tests, so
+# that installing one later changes nothing that is pinned here.
+lock:  ## resolve requirements.lock again from setup.py
+	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	$(PYTHON) -m venv "$$tmp/venv"; \
+	resolve="$$tmp/venv/bin/pip --disable-pip-version-check install -qq"; \
+	resolve="$$resolve --dry-run --ignore-installed --report"; \
+	$$resolve "$$tmp/all.json" '.[test,reference,beam]'; \
+	$(PYTHON) -c "$$PINS" "$$tmp/all.json" > "$$tmp/all.txt"; \
+	$$resolve "$$tmp/test.json" -c "$$tmp/all.txt" '.[test]'; \
+	{ echo "# Made by 'make lock' from setup.py with the extra 'test'."; \
+	  $(PYTHON) -c "$$PINS" "$$tmp/test.json"; } > "$$tmp/lock"; \
+	cp "$$tmp/lock" requirements.lock; \
+	echo "requirements.lock: $$(grep -c == requirements.lock) packages"
+
+clean:  ## remove .venv and what tools left behind (runs/ is kept)
+	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find bert_jax configs experiments tests -name __pycache__ -prune \
+	  -exec rm -rf {} +
+
+# Prints the pins of a report of `pip install --report`.
+define PINS
+import json, sys
+for item in sorted(json.load(open(sys.argv[1]))['install'],
+                   key=lambda item: item['metadata']['name'].lower()):
+  name, version = (item['metadata'][k] for k in ('name', 'version'))
+  if name != 'bert_jax': print(name + '==' + version)
+endef
+export PINS
+
+$(VENV)/.locked: requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) \
+	  and "bert_jax needs Python 3.11 or newer, $(PYTHON) is %d.%d: say for \
+	example `make setup PYTHON=python3.11`" % v)'
+	@echo "Installing $$(grep -c == requirements.lock) packages into $(VENV)" \
+	  "(a minute or two) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install -qq --no-deps -r requirements.lock
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.locked setup.py
+	@$(PIP) install -qq --no-deps --no-build-isolation -e .
+	@$(PIP) check
+	@touch $@
+
+$(VENV)/.extra-%: $(VENV)/.installed
+	@echo "Installing the extra '$*' into $(VENV) ..."
+	@$(PIP) install -qq --no-build-isolation -c requirements.lock -e '.[$*]'
+	@touch $@

@@ -1,0 +1,177 @@
+"""Checkpoints: parameters and the rest of the state, kept apart, by Orbax.
+
+  WORKDIR/checkpoints/STEP   the newest few, to go on from
+  WORKDIR/best/STEP          the best by a metric, where the run names one
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+  """A checkpoint is missing or damaged."""
+
+
+class Checkpoints:
+  """The checkpoints of one workdir; saving goes on in the background."""
+
+  def __init__(
+      self, workdir: str, *, keep: int, best_metric: str, best_mode: str
+  ):
+    """Opens (and creates) the folders.
+
+    Args:
+      workdir: of the run.
+      keep: how many of the newest to keep.
+      best_metric: name of the metric that decides the best; "" = keep no best.
+      best_mode: "min" or "max".
+    """
+    if keep < 1:
+      raise ValueError(f"checkpoint.keep={keep}; it must be 1 or more")
+    if best_mode not in ("min", "max"):
+      raise ValueError(f"checkpoint.best_mode={best_mode!r}; use min or max")
+    self._newest = _manager(workdir, "checkpoints", max_to_keep=keep)
+    self._best_metric, self._best_mode = best_metric, best_mode
+    self._best = None
+    if best_metric:
+      self._best = _manager(
+          workdir,
+          "best",
+          max_to_keep=1,
+          best_fn=lambda metrics: metrics[best_metric],
+          best_mode=best_mode,
+          keep_checkpoints_without_metrics=False,
+      )
+
+  def save(
+      self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
+  ) -> None:
+    """Saves a step; also as the best where its metric says so.
+
+    Args:
+      step: updates made.
+      params: tree of arrays.
+      rest: what else the state has.
+      metrics: of an evaluation at this step; empty = there was none.
+    """
+    if step not in self._newest.all_steps():
+      self._newest.save(step, args=_items(params, rest))
+    self.save_if_best(step, params, rest, metrics)
+
+  def save_if_best(
+      self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
+  ) -> None:
+    """Saves a step as the best, where it is; arguments as those of save."""
+    if not self._best or not metrics:
+      return
+    if self._best_metric not in metrics:
+      raise ValueError(
+          f"checkpoint.best_metric={self._best_metric!r} is not evaluated; use "
+          f'one of {", ".join(metrics)}, or ""'
+      )
+    if self._is_best(metrics) and step not in self._best.all_steps():
+      self._best.save(step, args=_items(params, rest), metrics=dict(metrics))
+
+  def _is_best(self, metrics: Mapping[str, float]) -> bool:
+    assert self._best
+    best = self._best.best_step()
+    if best is None:
+      return True
+    old = self._best.metrics(best)[self._best_metric]
+    new = metrics[self._best_metric]
+    return new < old if self._best_mode == "min" else new > old
+
+  def latest_step(self) -> int | None:
+    """The newest step saved, or None."""
+    return self._newest.latest_step()
+
+  def restore(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
+    """Reads a step.
+
+    Args:
+      step: which one.
+      params: tree of jax.ShapeDtypeStruct with shardings.
+      rest: the same for what else the state has.
+
+    Raises:
+      CheckpointError: it cannot be read as that.
+    """
+    try:
+      found = self._newest.restore(
+          step,
+          args=ocp.args.Composite(
+              params=ocp.args.StandardRestore(params),
+              rest=ocp.args.StandardRestore(rest),
+          ),
+      )
+    except (ValueError, KeyError, OSError, TypeError) as error:
+      raise CheckpointError(
+          f"checkpoint {step} in {self._newest.directory} cannot be read: "
+          f"{error}; delete its folder to go on from the one before"
+      ) from error
+    return found.params, found.rest
+
+  def close(self) -> None:
+    """Waits until all is on disk."""
+    for manager in filter(None, (self._newest, self._best)):
+      manager.wait_until_finished()
+      manager.close()
+
+
+def _items(params: Any, rest: Any) -> ocp.args.Composite:
+  return ocp.args.Composite(
+      params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest)
+  )
+
+
+def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(
+      os.path.abspath(os.path.join(workdir, name)),
+      options=ocp.CheckpointManagerOptions(
+          cleanup_tmp_directories=True, **options
+      ),
+  )
+
+
+def restore_params(
+    workdir: str, params: Any, *, best: bool = False
+) -> tuple[int, Any]:
+  """Reads the parameters alone of a finished or running run.
+
+  Args:
+    workdir: of the run.
+    params: tree of jax.ShapeDtypeStruct with shardings.
+    best: of the best checkpoint, not of the newest.
+
+  Returns:
+    The step and the parameters.
+
+  Raises:
+    CheckpointError: there is none, or it does not fit.
+  """
+  folder = os.path.abspath(
+      os.path.join(workdir, "best" if best else "checkpoints")
+  )
+  steps = ocp.utils.checkpoint_steps(folder) if os.path.isdir(folder) else []
+  if not steps:
+    raise CheckpointError(
+        f"{folder} holds no checkpoint; train with --mode=train "
+        f"--workdir={workdir}"
+    )
+  step = max(steps)
+  _log.info("reading the parameters of step %d from %s", step, folder)
+  with ocp.StandardCheckpointer() as checkpointer:
+    try:
+      return step, checkpointer.restore(
+          os.path.join(folder, str(step), "params"), params
+      )
+    except (ValueError, KeyError, OSError, TypeError) as error:
+      raise CheckpointError(
+          f"{folder}/{step} cannot be read: {error}"
+      ) from error

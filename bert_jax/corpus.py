@@ -1,0 +1,361 @@
+"""Reads raw text as documents, each a list of sentences, in bounded memory.
+
+A corpus is cut into units: stretches of a file that begin and end between two
+documents. Where the cuts fall depends on the files and `unit_bytes` alone, so
+whatever is made a unit at a time does not depend on who makes it.
+"""
+
+import dataclasses
+import glob
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+import sentencex
+from etils import epath
+
+FORMATS = ("sentences", "paragraphs", "jsonl", "tfds")
+
+# Longer lines and documents are cut, so that no input can fill the memory.
+MAX_LINE_BYTES = 1 << 20
+MAX_DOCUMENT_BYTES = 1 << 24
+_TFDS_UNIT_RECORDS = 5_000
+
+# Blank lines in a row that end a document.
+_BLANK_LINES = {"sentences": 1, "paragraphs": 2}
+
+
+class CorpusError(ValueError):
+  """The text cannot be read; says where and what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """A stretch of one input.
+
+  Attributes:
+    path: the file, or `tfds:NAME:SPLIT`.
+    start: first byte (text), or first record (TFDS).
+    end: the byte or record after the last; -1 = to the end (compressed files,
+      which cannot be cut).
+    size: bytes of text the unit stands for, for progress (compressed size, or
+      records, where the text's is not known).
+  """
+
+  path: str
+  start: int
+  end: int
+  size: int
+
+
+def list_units(
+    patterns: Sequence[str], text_format: str, unit_bytes: int
+) -> list[Unit]:
+  """Cuts the inputs into units, in the order of their sorted paths.
+
+  Args:
+    patterns: globs; `.gz` files are read through gzip. For the format "tfds":
+      `NAME` or `NAME:SPLIT`, or the folder of a prepared data set.
+    text_format: one of FORMATS.
+    unit_bytes: the size to aim at.
+
+  Returns:
+    The units. Together they cover every byte once.
+
+  Raises:
+    CorpusError: no file, an empty or binary one, or an unknown format.
+  """
+  if text_format not in FORMATS:
+    raise CorpusError(
+        f"prepare.format={text_format!r} is not known; use one of "
+        f"{', '.join(FORMATS)}"
+    )
+  if text_format == "tfds":
+    return [u for p in patterns for u in _tfds_units(p)]
+  paths = sorted({p for pattern in patterns for p in _expand(pattern)})
+  units = []
+  for path in paths:
+    _check_text(path)
+    size = epath.Path(path).stat().length
+    if path.endswith(".gz"):
+      units.append(Unit(path, 0, -1, size))
+    else:
+      cuts = _cuts(path, size, text_format, unit_bytes)
+      units += [Unit(path, a, b, b - a) for a, b in zip(cuts, cuts[1:])]
+  return units
+
+
+def _expand(pattern: str) -> list[str]:
+  """Files a glob names; a plain path names itself; a folder its files."""
+  path = epath.Path(pattern)
+  if path.is_dir():
+    found = [str(p) for p in path.iterdir() if p.is_file()]
+  elif any(c in pattern for c in "*?["):
+    root, _, rest = pattern.rpartition("/")
+    while any(c in root for c in "*?["):
+      root, _, more = root.rpartition("/")
+      rest = f"{more}/{rest}"
+    if "://" in pattern:
+      found = [str(p) for p in epath.Path(root).glob(rest)]
+    else:
+      found = glob.glob(pattern, recursive=True)
+    found = [p for p in found if epath.Path(p).is_file()]
+  else:
+    found = [pattern] if path.exists() else []
+  if not found:
+    raise CorpusError(
+        f"--input={pattern} names no file; give text files, globs or folders, "
+        "separated by commas"
+    )
+  return found
+
+
+def _open(path: str) -> io.BufferedIOBase:
+  raw = epath.Path(path).open("rb")
+  return gzip.open(raw) if path.endswith(".gz") else raw  # type: ignore
+
+
+def _check_text(path: str) -> None:
+  """Raises CorpusError for a file that is empty or is no text."""
+  try:
+    with _open(path) as f:
+      head = f.read(1 << 16)
+  except (OSError, EOFError) as error:
+    raise CorpusError(f"{path} cannot be read: {error}") from error
+  if not head.strip():
+    raise CorpusError(f"{path} is empty; leave it out or fill it")
+  if b"\0" in head:
+    raise CorpusError(
+        f"{path} holds zero bytes, so it is no UTF-8 text (binary, or UTF-16?);"
+        " convert it, for example with iconv -t UTF-8"
+    )
+
+
+def _cuts(path: str, size: int, text_format: str, step: int) -> list[int]:
+  """Byte positions between documents, the nearest after each `step` bytes."""
+  if step < 1:
+    raise CorpusError(f"prepare.unit_bytes={step} must be at least 1")
+  cuts = [0]
+  with _open(path) as f:
+    at = step
+    while at < size:
+      f.seek(at)
+      f.readline()  # to the end of the line `at` fell in
+      if text_format != "jsonl":
+        _skip_to_blank(f, _BLANK_LINES[text_format])
+      if f.tell() >= size:
+        break
+      cuts.append(f.tell())
+      at = f.tell() + step
+  return cuts + [size]
+
+
+def _skip_to_blank(f, count: int) -> None:
+  """Reads on until `count` blank lines in a row were read, or the end."""
+  blank = 0
+  for line in iter(lambda: f.readline(MAX_LINE_BYTES), b""):
+    blank = 0 if line.strip() else blank + 1
+    if blank == count:
+      return
+
+
+def read_documents(
+    unit: Unit, text_format: str, text_key: str, language: str, digest=None
+) -> Iterator[list[str]]:
+  """Yields the documents of a unit as lists of non-empty sentences.
+
+  Args:
+    unit: what to read.
+    text_format: one of FORMATS.
+    text_key: the field that holds the text ("jsonl", "tfds").
+    language: of the sentence splitter, such as "en" (all but "sentences").
+    digest: a hashlib object to feed with the bytes read, or None.
+
+  Raises:
+    CorpusError: bytes that are not UTF-8, or a record without its text; the
+      message names the file and the byte.
+  """
+  digest = digest or hashlib.sha256()
+  if text_format == "tfds":
+    texts: Iterator[str] = _tfds_texts(unit, text_key, digest)
+  elif text_format == "jsonl":
+    texts = _json_texts(unit, text_key, digest)
+  else:
+    yield from _blank_line_documents(unit, text_format, language, digest)
+    return
+  for text in texts:
+    for piece in _bounded(text):
+      sentences = _split(re.split(r"\n\s*", piece), language)
+      if sentences:
+        yield sentences
+
+
+def _bounded(text: str) -> Iterator[str]:
+  return (
+      text[i : i + MAX_DOCUMENT_BYTES]
+      for i in range(0, len(text), MAX_DOCUMENT_BYTES)
+  )
+
+
+def _split(paragraphs: Sequence[str], language: str) -> list[str]:
+  return [
+      sentence
+      for paragraph in paragraphs
+      if paragraph.strip()
+      for s in sentencex.segment(language, paragraph)
+      if (sentence := s.strip())
+  ]
+
+
+def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
+  """(byte position, line without its end) of a unit, long lines in pieces."""
+  with _open(unit.path) as f:
+    f.seek(unit.start)
+    at = unit.start
+    while unit.end < 0 or at < unit.end:
+      try:
+        line = f.readline(MAX_LINE_BYTES)
+        while len(line) >= MAX_LINE_BYTES and (line[-1] & 0xC0) == 0x80:
+          line += f.read(1)  # never cut within a character
+      except (OSError, EOFError) as error:
+        raise CorpusError(
+            f"{unit.path} breaks off or is damaged: {error}"
+        ) from error
+      if not line:
+        return
+      digest.update(line)
+      try:
+        text = line.decode("utf-8")
+      except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{unit.path}: byte {at + error.start} is not UTF-8; convert the "
+            "file, or drop such bytes with iconv -c -t UTF-8"
+        ) from error
+      yield at, text
+      at += len(line)
+
+
+def _blank_line_documents(unit, text_format, language, digest):
+  """Documents that blank lines end: "sentences" and "paragraphs"."""
+  document: list[str] = []
+  paragraph: list[str] = []
+  blank = size = 0
+
+  def close_paragraph():
+    if paragraph:
+      document.extend(_split([" ".join(paragraph)], language))
+      paragraph.clear()
+
+  for _, line in _lines(unit, digest):
+    line = line.strip()
+    blank = 0 if line else blank + 1
+    size += len(line)
+    if line:
+      (document if text_format == "sentences" else paragraph).append(line)
+    else:
+      close_paragraph()
+    if blank >= _BLANK_LINES[text_format] or size > MAX_DOCUMENT_BYTES:
+      close_paragraph()
+      if document:
+        yield document
+      document = []
+      size = 0
+  close_paragraph()
+  if document:
+    yield document
+
+
+def _json_texts(unit: Unit, text_key: str, digest) -> Iterator[str]:
+  """The texts of a JSONL unit."""
+  held, start = "", unit.start
+  for at, line in _lines(unit, digest):
+    start = start if held else at
+    held += line
+    if not line.endswith("\n") and len(held) < MAX_DOCUMENT_BYTES:
+      continue  # a piece of a long line, or the last one
+    if held.strip():
+      yield _json_text(held, unit.path, start, text_key)
+    held = ""
+  if held.strip():
+    yield _json_text(held, unit.path, start, text_key)
+
+
+def _json_text(line: str, path: str, at: int, text_key: str) -> str:
+  try:
+    record = json.loads(line)
+  except (ValueError, RecursionError) as error:
+    raise CorpusError(f"{path}: the line at byte {at}: {error}") from error
+  text = record.get(text_key) if isinstance(record, dict) else None
+  if not isinstance(text, str):
+    raise CorpusError(
+        f"{path}: the line at byte {at} has no text under {text_key!r}; name "
+        "the field with --config.prepare.text_key"
+    )
+  return text
+
+
+def _tfds_source(path: str):
+  """The random-access source of prepared TFDS data, without TensorFlow."""
+  os.environ.setdefault("TFDS_NO_GCS", "1")
+  import tensorflow_datasets as tfds  # slow to import: only where it is used
+
+  name, _, split = path.removeprefix("tfds:").partition(":")
+  folder = epath.Path(name)
+  if (folder / "dataset_info.json").exists():
+    builder = tfds.builder_from_directory(folder)
+  else:
+    if name.startswith("wikipedia"):
+      import tensorflow_datasets.text.wikipedia  # noqa: F401  registers it
+    try:
+      builder = tfds.builder(name)
+    except tfds.core.registered.DatasetNotFoundError as error:
+      raise CorpusError(
+          f"--input={path}: TFDS knows no data set {name!r}, and it is no "
+          "folder with a dataset_info.json"
+      ) from error
+  if not builder.info.splits:
+    raise CorpusError(
+        f"--input={path}: not prepared in {builder.data_dir}; run "
+        f"tfds build {name} --file_format=array_record, with TensorFlow "
+        "and a network, or give the folder of prepared data"
+    )
+  split = split or "train"
+  if split not in builder.info.splits:
+    raise CorpusError(
+        f"--input={path}: no split {split!r}; there are "
+        f"{', '.join(builder.info.splits)}"
+    )
+  return builder.as_data_source(split=split)
+
+
+def _tfds_units(path: str) -> list[Unit]:
+  count = len(_tfds_source(path))
+  if not count:
+    raise CorpusError(f"--input={path} holds no record")
+  return [
+      Unit(path, i, min(i + _TFDS_UNIT_RECORDS, count),
+           min(_TFDS_UNIT_RECORDS, count - i))
+      for i in range(0, count, _TFDS_UNIT_RECORDS)
+  ]  # fmt: skip
+
+
+def _tfds_texts(unit: Unit, text_key: str, digest) -> Iterator[str]:
+  source = _tfds_source(unit.path)
+  for i in range(unit.start, unit.end):
+    record = source[i]
+    if text_key not in record:
+      raise CorpusError(
+          f"{unit.path}: record {i} has no {text_key!r} but "
+          f"{', '.join(record)}; set --config.prepare.text_key"
+      )
+    raw = record[text_key]
+    raw = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
+    digest.update(raw)
+    try:
+      yield raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+      raise CorpusError(f"{unit.path}: record {i}: {error}") from error

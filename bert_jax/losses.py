@@ -1,0 +1,137 @@
+"""Losses and metrics of arrays: pure, and always a sum and its weight.
+
+The division happens once, where the global sums are known: a mean of the means
+of devices or micro-batches is not the mean of the batch.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted sum of -log softmax(logits)[label], and the weight.
+
+  The softmax is taken in float32 whatever the dtype of the logits. No one-hot
+  array and no array of log-probabilities is kept, which for a vocabulary of 30k
+  words are the largest arrays of a step: the backward pass reads the logits
+  again and writes their gradient at once.
+
+  Args:
+    logits: [..., K], any float dtype.
+    labels: [...] integers in 0..K-1. Any other value makes the sum NaN, unless
+      its weight is 0.
+    weights: [...] how much each label counts; 0 leaves it out.
+
+  Returns:
+    Two float32 scalars: the sum of weight * loss (nats), the sum of weights.
+
+  Raises:
+    ValueError: If the shapes do not fit.
+
+  Example:
+    >>> loss, weight = cross_entropy(
+    ...   jnp.zeros([2, 4]), jnp.array([1, 3]), jnp.array([1.0, 0.0])
+    ... )
+    >>> round(float(loss), 4), float(weight)
+    (1.3863, 1.0)
+
+  Source: google-research/bert run_pretraining.py:270-280.
+  """
+  _check_shapes(logits, labels, weights)
+  weights = weights.astype(jnp.float32)
+  loss = _negative_log_likelihood(logits, labels)
+  # A weight of 0 has to silence a NaN too, so it cannot just be multiplied.
+  loss = jnp.where(weights == 0, 0.0, loss)
+  return jnp.sum(loss * weights), jnp.sum(weights)
+
+
+def accuracy(
+  logits: jax.Array, labels: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted number of correct predictions, and the weight.
+
+  Args:
+    logits: [..., K]; the prediction is the largest, the first of equal ones.
+    labels: [...] integers.
+    weights: [...] how much each prediction counts.
+
+  Returns:
+    Two float32 scalars: the sum of the weights where the prediction is right,
+    and the sum of all weights.
+
+  Raises:
+    ValueError: If the shapes do not fit.
+  """
+  _check_shapes(logits, labels, weights)
+  weights = weights.astype(jnp.float32)
+  correct = jnp.argmax(logits, axis=-1) == labels
+  return jnp.sum(jnp.where(correct, weights, 0.0)), jnp.sum(weights)
+
+
+def mean(sum_: jax.Array, weight: jax.Array) -> jax.Array:
+  """Returns sum / weight, or 0 with a gradient of 0 if the weight is 0.
+
+  A batch in which nothing counts (no masked token) then leaves the parameters
+  to the other losses instead of turning them into NaN. For a number that is
+  reported use `metrics.finish`, which calls this an error.
+
+  Differs from BERT: there, 1e-5 is added to the weight of the masked LM loss
+  (run_pretraining.py:279).
+
+  Args:
+    sum_: Sum over the global batch.
+    weight: Its weight, not negative; same shape.
+  """
+  empty = weight == 0
+  return jnp.where(empty, 0.0, sum_ / jnp.where(empty, 1.0, weight))
+
+
+def _check_shapes(
+  logits: jax.Array, labels: jax.Array, weights: jax.Array
+) -> None:
+  if labels.shape != logits.shape[:-1] or weights.shape != labels.shape:
+    raise ValueError(
+      f"logits {logits.shape}, labels {labels.shape} and weights"
+      f" {weights.shape} do not fit: wanted [..., K], [...] and [...]"
+    )
+
+
+@jax.custom_vjp
+def _negative_log_likelihood(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """[..., K], [...] -> [...] float32; NaN for a label that does not exist."""
+  return _nll_forward(logits, labels)[0]
+
+
+def _nll_forward(
+  logits: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  x = logits.astype(jnp.float32)
+  log_z = jax.nn.logsumexp(x, axis=-1)
+  # A sum under a mask, not a gather: it runs in the same pass over the logits
+  # and stays local where the vocabulary is cut over devices.
+  chosen = jnp.sum(jnp.where(_is_label(logits, labels), x, 0.0), axis=-1)
+  exists = (labels >= 0) & (labels < logits.shape[-1])
+  loss = jnp.where(exists, log_z - chosen, jnp.nan)
+  return loss, (logits, labels, log_z)
+
+
+def _nll_backward(
+  residuals: tuple[jax.Array, ...], g: jax.Array
+) -> tuple[jax.Array, None]:
+  logits, labels, log_z = residuals
+  probs = jnp.exp(logits.astype(jnp.float32) - log_z[..., None])
+  grad = (probs - _is_label(logits, labels)) * g[..., None]
+  return grad.astype(logits.dtype), None
+
+
+def _is_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """[..., K] bool, true at the label; fused into its use, never stored."""
+  classes = jax.lax.broadcasted_iota(
+    labels.dtype, logits.shape, logits.ndim - 1
+  )
+  return classes == labels[..., None]
+
+
+_negative_log_likelihood.defvjp(_nll_forward, _nll_backward)

@@ -1,0 +1,177 @@
+"""The launcher: one command for everything.
+
+  bert-jax --mode=prepare  --config=configs/pretrain.py --input=TEXT --output=DATA
+  bert-jax --mode=train    --config=configs/pretrain.py --workdir=RUN
+  bert-jax --mode=evaluate --workdir=RUN
+  bert-jax --mode=predict  --workdir=RUN --input=LINES.jsonl --output=OUT.jsonl
+
+Exit status: 0 the job was done, 1 it failed, 2 it was asked for wrongly.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import ml_collections
+from absl import app
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+FLAGS = flags.FLAGS
+USAGE_ERROR = 2
+
+
+class UsageError(ValueError):
+  """The command line asks for something that cannot be."""
+
+
+def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
+  """Defines the launcher's flags."""
+  flags.DEFINE_enum(
+      "mode", None, sorted(MODES), "What to do.", flag_values=flag_values
+  )
+  flags.DEFINE_string(
+      "workdir", None, "Folder of the run.", flag_values=flag_values
+  )
+  flags.DEFINE_list(
+      "input", [], "Files, globs or folders to read.", flag_values=flag_values
+  )
+  flags.DEFINE_string(
+      "output", None, "File or folder to write.", flag_values=flag_values
+  )
+  config_flags.DEFINE_config_file(
+      "config",
+      None,
+      "configs/X.py:key=value,...; change keys by --config.group.key=value.",
+      lock_config=True,
+      flag_values=flag_values,
+  )
+
+
+def _config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
+  if flag_values.config is None:
+    raise UsageError("this mode needs --config, such as configs/pretrain.py")
+  return flag_values.config
+
+
+def _run_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
+  """The config given, or else that of the workdir's run."""
+  if flag_values.config is not None:
+    return flag_values.config
+  from bert_jax import run_log
+
+  config = run_log.read_run(_workdir(flag_values))["config"]
+  return ml_collections.ConfigDict(config, convert_dict=True)
+
+
+def _workdir(flag_values: flags.FlagValues) -> str:
+  if not flag_values.workdir:
+    raise UsageError("this mode needs --workdir=DIR")
+  return flag_values.workdir
+
+
+# Each mode imports what it needs when it runs: reading text needs no jax, and
+# its worker processes should not load it.
+
+
+def _prepare(flag_values: flags.FlagValues) -> None:
+  from bert_jax import prepare
+
+  config = _config(flag_values)
+  folder = flag_values.output or config.data.dir
+  if not folder:
+    raise UsageError("--mode=prepare needs --output=DATA, the folder to make")
+  prepare.prepare(config, flag_values.input, folder)
+
+
+def _train(flag_values: flags.FlagValues) -> None:
+  from bert_jax import train
+
+  train.train(_config(flag_values), _workdir(flag_values))
+
+
+def _evaluate(flag_values: flags.FlagValues) -> None:
+  from bert_jax import evaluate
+
+  config = _run_config(flag_values)
+  evaluate.evaluate(config, _workdir(flag_values), flag_values.output)
+
+
+def _predict(flag_values: flags.FlagValues) -> None:
+  from bert_jax import predict
+
+  config = _run_config(flag_values)
+  if len(flag_values.input) > 1:
+    raise UsageError(f"--mode=predict reads one file, not {flag_values.input}")
+  predict.predict(
+      config,
+      flag_values.workdir or "",
+      "".join(flag_values.input),
+      flag_values.output or "",
+  )
+
+
+MODES: dict[str, Callable[[flags.FlagValues], None]] = {
+    "prepare": _prepare,
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs a mode; returns the exit status."""
+  if len(argv) > 1:
+    return _refuse(f"what is {argv[1]!r}? Options start with --")
+  if FLAGS.mode is None:
+    return _refuse(f"give --mode, one of {', '.join(sorted(MODES))}")
+  log = logging.getLogger("bert_jax")
+  log.addHandler(logging.StreamHandler())  # plain lines on standard error
+  log.setLevel(logging.INFO)
+  log.propagate = False
+  if FLAGS.verbosity < 1:  # of the libraries, only warnings
+    absl_logging.set_verbosity(absl_logging.WARNING)
+  try:
+    MODES[FLAGS.mode](FLAGS)
+  except (ValueError, FileNotFoundError, PermissionError) as error:
+    # What was asked for cannot be: say so, without a stack of frames.
+    log.debug("raised here", exc_info=True)
+    return _refuse(str(error))
+  except RuntimeError as error:
+    if type(error).__name__ != "DivergedError":
+      raise
+    print(f"bert-jax: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+def _refuse(message: str) -> int:
+  print(f"bert-jax: {message}", file=sys.stderr)
+  return USAGE_ERROR
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+  """Parses flags; what is wrong with them is said in one line, status 2."""
+  for arg in argv:  # configs import each other as `configs.NAME`
+    name, _, path = arg.lstrip("-").partition("=")
+    if name == "config":
+      folder = os.path.dirname(os.path.abspath(path.split(":")[0]))
+      sys.path.insert(0, os.path.dirname(folder))
+  try:
+    return FLAGS(argv)
+  except (flags.Error, ValueError, TypeError, AttributeError, KeyError,
+          OSError) as error:  # fmt: skip
+    print(f"bert-jax: {error}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
+def run() -> None:
+  """The console script."""
+  define_flags()
+  app.run(main, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+  run()

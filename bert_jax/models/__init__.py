@@ -1,0 +1,1 @@
+"""The models: pure Linen modules, arrays in and arrays out."""

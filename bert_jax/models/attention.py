@@ -1,0 +1,213 @@
+"""Multi-head self-attention, as BERT has it.
+
+The gradients of the two functions here are written out. They are the ones that
+differentiation would find; what is gained is that every matmul of the backward
+pass reads and writes arrays in the order in which they already lie in memory,
+and that the dropout mask is computed again, not kept.
+"""
+
+import functools
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from bert_jax.models.dropout import dropout
+
+# Added to the scores of keys that may not be seen. Finite, so that a row
+# without any visible key yields a softmax and not NaN.
+MASKED_SCORE = -10000.0
+
+
+def attention_bias(input_mask, sequence_ids=None):
+  """Returns what to add to the scores so that hidden keys get no weight.
+
+  Only keys are masked: a padded position still asks, but nobody hears it.
+
+  Args:
+    input_mask: [B, L] int, 1 = real token, 0 = padding.
+    sequence_ids: [B, L] int, which packed sequence of the row a token belongs
+      to; tokens then see their own sequence only. None: the row is one.
+
+  Returns:
+    float32 [B, 1, 1, L], or [B, 1, L, L] (queries by keys) with
+    `sequence_ids`: 0 where a key is visible, -10000 where it is not.
+
+  Example:
+    >>> attention_bias(jnp.array([[1, 0]])).tolist()
+    [[[[0.0, -10000.0]]]]
+
+  Source: google-research/bert modeling.py:544-555, 709-716.
+  """
+  visible = (input_mask > 0)[:, None, None, :]
+  if sequence_ids is not None:
+    same = sequence_ids[:, :, None] == sequence_ids[:, None, :]
+    visible = visible & same[:, None]
+  return jnp.where(visible, 0.0, MASKED_SCORE).astype(jnp.float32)
+
+
+@jax.custom_vjp
+def dense(x, kernel, bias):
+  """Returns `x @ kernel + bias`, computed in the dtype of `x`.
+
+  The gradients of kernel and bias come out in the dtype these are stored in,
+  without a detour over the dtype of `x`.
+
+  Args:
+    x: [..., D].
+    kernel: [D, ...], one or more output dimensions.
+    bias: [...], the output dimensions of `kernel`.
+
+  Returns:
+    [..., ...]: the leading dimensions of `x`, then those of `bias`.
+  """
+  y = jax.lax.dot_general(x, kernel.astype(x.dtype),
+                          (((x.ndim - 1,), (0,)), ((), ())))
+  return y + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
+
+
+def _dense_forward(x, kernel, bias):
+  return dense(x, kernel, bias), (x, kernel, bias)
+
+
+def _dense_backward(residuals, grad):
+  x, kernel, bias = residuals
+  # Two dimensions each: over several contracted dimensions the CPU compiler
+  # would write a transposed copy first.
+  rows, columns = x.reshape(-1, x.shape[-1]), grad.reshape(-1, bias.size)
+  flat = kernel.reshape(kernel.shape[0], -1)
+  grad_x = jax.lax.dot_general(
+      columns, flat.astype(x.dtype), (((1,), (1,)), ((), ())))
+  grad_kernel = jax.lax.dot_general(
+      rows, columns, (((0,), (0,)), ((), ())),
+      preferred_element_type=kernel.dtype)
+  grad_bias = jnp.sum(columns, 0, dtype=bias.dtype)
+  return (grad_x.reshape(x.shape), grad_kernel.reshape(kernel.shape),
+          grad_bias.reshape(bias.shape))
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _head_dot(a, b, contract_a, contract_b, dtype):
+  """A matmul for every row and head, the leading [B, N] of both."""
+  return jax.lax.dot_general(
+      a, b, (((contract_a,), (contract_b,)), ((0, 1), (0, 1))),
+      preferred_element_type=dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attend(query, key, value, bias, rng, rate):
+  """Returns dropout(softmax(query key / sqrt(H) + bias)) value.
+
+  Args:
+    query: [B, N, Q, H], Q query positions.
+    key: [B, N, K, H], K key positions.
+    value: [B, N, K, H].
+    bias: float32, broadcastable to [B, N, Q, K]; gets no gradient.
+    rng: typed key of the dropout; not used, and may be None, at rate 0.
+    rate: dropout rate of the probabilities, a Python float.
+
+  Returns:
+    [B, N, Q, H] in the dtype of `query`. The softmax is float32 throughout.
+
+  Source: Vaswani et al. 2017, equation 1; dropout as in google-research/bert
+  modeling.py:720-724.
+  """
+  return _attend_forward(query, key, value, bias, rng, rate)[0]
+
+
+def _attend_forward(query, key, value, bias, rng, rate):
+  scale = 1.0 / math.sqrt(query.shape[-1])
+  scores = _head_dot(query * scale, key, 3, 3, jnp.float32)
+  probs = jax.nn.softmax(scores + bias).astype(query.dtype)
+  context = _head_dot(dropout(rng, probs, rate), value, 3, 2, query.dtype)
+  return context, (query, key, value, bias, rng, probs, context)
+
+
+def _attend_backward(rate, residuals, grad):
+  query, key, value, bias, rng, probs, context = residuals
+  scale = 1.0 / math.sqrt(query.shape[-1])
+  f32 = jnp.float32
+  grad_value = _head_dot(dropout(rng, probs, rate), grad, 2, 2, value.dtype)
+  # The softmax needs sum_k probs * grad_probs for every query, which is
+  # grad . context whatever the dropout: H terms in the place of K.
+  inner = jnp.sum(grad.astype(f32) * context.astype(f32), -1, keepdims=True)
+  grad_probs = dropout(rng, _head_dot(grad, value, 3, 3, f32), rate)
+  grad_scores = (probs * (grad_probs - inner)).astype(query.dtype)
+  grad_query = _head_dot(grad_scores, key, 3, 2, query.dtype) * scale
+  grad_key = _head_dot(grad_scores, query * scale, 2, 2, key.dtype)
+  return grad_query, grad_key, grad_value, jnp.zeros_like(bias), None
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+class HeadKernel(nn.Module):
+  """The parameters of one projection to heads: kernel [D, N, H], bias [N, H].
+
+  Attributes:
+    config: a `ModelConfig`.
+  """
+  config: "ModelConfig"  # noqa: F821  (bert.py imports this file)
+
+  @nn.compact
+  def __call__(self):
+    cfg = self.config
+    heads = (cfg.num_heads, cfg.head_dim)
+    flat = (cfg.hidden_size, cfg.hidden_size)
+    kernel = self.param(
+        "kernel", lambda rng, shape, dtype:
+        cfg.kernel_init(rng, flat, dtype).reshape(shape),
+        (cfg.hidden_size, *heads), cfg.storage_dtype)
+    bias = self.param("bias", nn.initializers.zeros_init(), heads,
+                      cfg.storage_dtype)
+    return kernel, bias
+
+
+class SelfAttention(nn.Module):
+  """Every position attends to every visible position of its row.
+
+  Attributes:
+    config: a `ModelConfig`.
+  """
+  config: "ModelConfig"  # noqa: F821  (bert.py imports this file)
+
+  def setup(self):
+    self.query = HeadKernel(self.config)
+    self.key = HeadKernel(self.config)
+    self.value = HeadKernel(self.config)
+    self.out = self.config.dense(self.config.hidden_size, heads=True)
+
+  def __call__(self, x, bias, *, deterministic, queries=None):
+    """Maps hidden states [B, L, D] to [B, L, D].
+
+    Args:
+      x: [B, L, D] hidden states.
+      bias: float32, broadcastable to [B, N, Q, L]; see `attention_bias`.
+      deterministic: True switches dropout off.
+      queries: [B, Q, D], the hidden states that ask; None: all of `x`.
+
+    Returns:
+      [B, Q, D], before dropout, residual and LayerNorm.
+    """
+    cfg = self.config
+
+    # One matmul for all projections of the same input: [B, L, D] -> three of
+    # [B, N, L, H]. A new axis leaves the heads free to be cut over devices.
+    def project(x, modules):
+      kernels, biases = zip(*(module() for module in modules), strict=True)
+      y = dense(x, jnp.stack(kernels, axis=1), jnp.stack(biases))
+      parts = jax.lax.split(y, (1,) * len(modules), axis=2)
+      return [jnp.swapaxes(part[:, :, 0], 1, 2) for part in parts]
+
+    if queries is None:
+      query, key, value = project(x, (self.query, self.key, self.value))
+    else:
+      query, = project(queries, (self.query,))
+      key, value = project(x, (self.key, self.value))
+    rate = 0.0 if deterministic else cfg.attention_dropout_rate
+    rng = self.make_rng("dropout") if rate else None
+    context = attend(query, key, value, bias, rng, rate)
+    return self.out(jnp.swapaxes(context, 1, 2))   # [B, N, Q, H] -> [B, Q, D]

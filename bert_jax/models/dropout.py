@@ -1,0 +1,137 @@
+"""Dropout whose mask is a hash of (key, position of the element).
+
+A counter-based generator: the bits of an element depend on the key and on the
+element's index in the global array, and on nothing else. Three things follow.
+The mask does not change with the sharding, because every device hashes the
+global index. It is never stored: a handful of integer operations in front of a
+comparison is cheaper than a trip to memory, so the backward pass computes it
+again. And it fuses into the loop that consumes it, where `jax.random.bernoulli`
+writes its bits out first.
+
+Two finaliser rounds of 32 bits over the index, with a word of the key before
+each, are far from cryptographic. They are tested for what dropout needs: the
+rate, and no correlation between neighbours, rows, keys, steps and calls.
+"""
+
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+_UINT32 = 2**32
+
+
+def _mix(bits, key_word):
+  """One invertible round on uint32: multiply, add the key, fold the top down.
+
+  The multipliers and shifts are those of the `lowbias32` finaliser.
+  """
+  bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
+  bits = bits ^ key_word
+  bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+  return bits ^ (bits >> 16)
+
+
+def _key_words(rng):
+  """Reduces a key of any implementation to two uint32 words."""
+  words = jax.random.key_data(rng).astype(jnp.uint32).reshape(-1)
+  first, second = words[0], words[1]
+  for i in range(2, words.shape[0], 2):       # rbg keys have four words
+    first = _mix(first ^ words[i], words[i + 1])
+    second = _mix(second ^ words[i + 1], words[i])
+  # Keys of one seed may share a word; after this both depend on both.
+  return _mix(first, second), _mix(second ^ jnp.uint32(0x9E3779B9), first)
+
+
+def _counters(shape):
+  """Splits the index of every element into (outer, inner) 32-bit counters.
+
+  `inner` runs over as many trailing axes as fit into 32 bits, `outer` over the
+  axes before them; `outer` is None where the whole array fits.
+  """
+  split, inner_size = len(shape), 1
+  while split > 0 and inner_size * shape[split - 1] <= _UINT32:
+    split -= 1
+    inner_size *= shape[split]
+  if math.prod(shape[:split]) > _UINT32:
+    raise ValueError(
+        f"dropout cannot number the elements of an array of shape {shape}: "
+        "its leading and its trailing axes must each hold at most 2**32 "
+        "elements; split or reshape the array")
+
+  def count(axes):
+    total, stride = jnp.zeros(shape, jnp.uint32), 1
+    for axis in reversed(axes):
+      index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+      total = total + index * jnp.uint32(stride)
+      stride *= shape[axis]
+    return total
+
+  inner = count(range(split, len(shape)))
+  return (count(range(split)) if split else None), inner
+
+
+def random_bits(rng, shape):
+  """Returns uniform uint32 bits, one word for every element of `shape`.
+
+  Args:
+    rng: a typed PRNG key of any implementation.
+    shape: shape of the result, a tuple of ints. Arrays of more than 2**32
+      elements are numbered by two counters, the first of which (over the
+      leading axes) is hashed into the key.
+
+  Returns:
+    uint32 array of shape `shape`, a pure function of `rng` and the index.
+  """
+  first, second = _key_words(rng)
+  outer, inner = _counters(tuple(shape))
+  if outer is not None:
+    first, second = _mix(outer ^ first, second), _mix(outer ^ second, first)
+  return _mix(inner ^ first, second)
+
+
+def dropout(rng, x, rate):
+  """Sets elements to zero with probability `rate`, scales the rest to match.
+
+  Args:
+    rng: a typed PRNG key of any implementation.
+    x: array of any shape and float dtype.
+    rate: probability of dropping an element, a Python float in [0, 1).
+
+  Returns:
+    Array like `x`, with the same expectation.
+
+  Raises:
+    ValueError: if `rate` is outside [0, 1).
+
+  Example:
+    >>> dropout(jax.random.key(0), jnp.ones(4), 0.0).tolist()
+    [1.0, 1.0, 1.0, 1.0]
+
+  Source: Srivastava et al. 2014; rates of section A.2 of the BERT paper.
+  """
+  if not 0.0 <= rate < 1.0:
+    raise ValueError(
+        f"dropout rate={rate} is not a probability below 1; use 0.0 to switch "
+        "dropout off")
+  if rate == 0.0:
+    return x
+  keep = random_bits(rng, x.shape) >= jnp.uint32(round(rate * _UINT32))
+  scale = jnp.asarray(1.0 / (1.0 - rate), x.dtype)
+  return jnp.where(keep, x * scale, jnp.zeros((), x.dtype))
+
+
+class Dropout(nn.Module):
+  """`dropout` with the key taken from the "dropout" stream of the module.
+
+  Attributes:
+    rate: probability of dropping an element.
+  """
+  rate: float
+
+  @nn.compact
+  def __call__(self, x, *, deterministic):
+    if deterministic or self.rate == 0.0:
+      return x
+    return dropout(self.make_rng("dropout"), x, self.rate)

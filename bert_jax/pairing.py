@@ -1,0 +1,155 @@
+"""Chooses which text goes into an example: sentence pairs, or full sentences.
+
+Everything here is arithmetic on sentence boundaries; no token is touched. A
+document is its boundaries, a list of n + 1 token positions: sentence i spans
+boundaries[i] to boundaries[i + 1].
+"""
+
+import random
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+
+# Tokens that a row spends on [CLS] and [SEP].
+PAIR_SPECIALS = 3
+ROW_SPECIALS = 2
+
+# (a_start, b_start, a_length, b_length, is_random), in tokens.
+Example = tuple[int, int, int, int, int]
+
+
+def make_pairs(
+    boundaries: Sequence[int],
+    max_tokens: int,
+    short_seq_rate: float,
+    rng: random.Random,
+    random_document: Callable[[], Sequence[int]],
+) -> Iterator[Example]:
+  """Cuts one document into NSP pairs, as the original does.
+
+  Whole sentences are gathered up to a target length. A random share of them is
+  segment A; segment B is the rest, or, half of the time and always where the
+  gathered text is a single sentence, text from another document, and then the
+  rest goes back to be used again.
+
+  Args:
+    boundaries: of the document.
+    max_tokens: of both segments together, without [CLS] and [SEP].
+    short_seq_rate: how probable it is that this pass over the document aims at
+      a random shorter length.
+    rng: the source of randomness.
+    random_document: draws the boundaries of the document that random text comes
+      from.
+
+  Yields:
+    Examples; is_random is 1 where B does not follow A.
+
+  Source: google-research/bert create_pretraining_data.py:223-335.
+  """
+  target = max_tokens
+  if rng.random() < short_seq_rate:
+    target = rng.randint(2, max_tokens)
+  num_sentences = len(boundaries) - 1
+  draw = rng.random
+  i = 0
+  while i < num_sentences:
+    # As many whole sentences as reach the target, or all that are left.
+    end = min(
+        bisect_left(boundaries, boundaries[i] + target, i + 1), num_sentences
+    )
+    a_end = i + 1
+    if end - i >= 2:
+      a_end = i + 1 + int(draw() * (end - i - 1))
+    a_start, a_length = boundaries[i], boundaries[a_end] - boundaries[i]
+    if end - i == 1 or draw() < 0.5:
+      other = random_document()
+      start = int(draw() * (len(other) - 1))
+      b_start = int(other[start])
+      stop = bisect_left(other, b_start + target - a_length, start + 1)
+      b_length = int(other[min(stop, len(other) - 1)]) - b_start
+      is_random = 1
+      end = a_end
+    else:
+      b_start, is_random = boundaries[a_end], 0
+      b_length = boundaries[end] - b_start
+    if a_length + b_length > max_tokens:
+      a_start, a_length, b_start, b_length = truncate_pair(
+          a_start, a_length, b_start, b_length, max_tokens, rng
+      )
+    yield a_start, b_start, a_length, b_length, is_random
+    i = end
+
+
+def truncate_pair(
+    a_start: int,
+    a_length: int,
+    b_start: int,
+    b_length: int,
+    max_tokens: int,
+    rng: random.Random,
+) -> tuple[int, int, int, int]:
+  """Drops tokens from the longer segment until both fit.
+
+  Each dropped token comes from the front or the back of its segment with equal
+  probability; where both are equally long, B loses one.
+
+  Args:
+    a_start: first token of A.
+    a_length: tokens of A.
+    b_start: first token of B.
+    b_length: tokens of B.
+    max_tokens: that may be left in all.
+    rng: the source of randomness.
+
+  Returns:
+    (a_start, a_length, b_start, b_length), still one span each.
+
+  Source: google-research/bert create_pretraining_data.py:418-433.
+  """
+  surplus = a_length + b_length - max_tokens
+  if surplus <= 0:
+    return a_start, a_length, b_start, b_length
+  if a_length > b_length:
+    from_a = min(surplus, a_length - b_length)
+    from_b = 0
+  else:
+    from_a = 0
+    from_b = min(surplus, b_length - a_length)
+  rest = surplus - from_a - from_b  # now equally long: B first, in turns
+  from_b += rest - rest // 2
+  from_a += rest // 2
+  # How many of the dropped tokens come from the front: as many heads as coins.
+  front_a = rng.getrandbits(from_a).bit_count() if from_a else 0
+  front_b = rng.getrandbits(from_b).bit_count() if from_b else 0
+  return (
+      a_start + front_a,
+      a_length - from_a,
+      b_start + front_b,
+      b_length - from_b,
+  )
+
+
+def full_sentences(
+    starts: Sequence[int], document_starts: frozenset[int], max_tokens: int
+) -> Iterator[Example]:
+  """Packs running text into rows of whole sentences, without NSP.
+
+  A row may run over the end of a document, where the token store keeps a
+  [SEP]. A sentence too long for a row is cut, so no token is lost.
+
+  Args:
+    starts: first token of every sentence of a shard, and the end of the last.
+    document_starts: those of them that start a document, and the end.
+    max_tokens: of a row, without [CLS] and the last [SEP].
+
+  Yields:
+    Examples with an empty B.
+
+  Source: FULL-SENTENCES of arXiv:1907.11692, section 4.2.
+  """
+  start, end = starts[0], starts[-1]
+  while start < end:
+    stop = starts[bisect_right(starts, start + max_tokens) - 1]
+    if stop <= start:  # the sentence alone is too long
+      stop = min(start + max_tokens, end)
+    yield start, 0, stop - start - (stop in document_starts), 0, 0
+    start = stop

@@ -1,0 +1,687 @@
+"""Raw text -> vocabulary -> token store -> examples, on disk.
+
+Each stage maps one function over shards. What a shard holds depends on the
+text, the settings and the shard's number, never on who made it or when, so the
+bytes are the same for any number of workers, after a kill, and under Beam. A
+shard appears whole or not at all, and a finished shard is not made again.
+"""
+
+import bisect
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from typing import Any
+
+import numpy as np
+from rich import progress
+
+from bert_jax import corpus
+from bert_jax import pairing
+from bert_jax import records
+from bert_jax import tokenization
+
+_log = logging.getLogger(__name__)
+
+_PROGRESS = ".progress"  # folder of what finished shards report
+_RANDOM_DOCUMENT_TRIES = 10  # create_pretraining_data.py:279
+
+
+def prepare(config: Any, patterns: Sequence[str], folder: str) -> None:
+  """Makes or completes prepared data.
+
+  Args:
+    config: the whole configuration; `prepare` and `data` are read.
+    patterns: inputs (see corpus.list_units); empty = the tokens are there
+      already, make only the examples that config.data asks for.
+    folder: DATA, created where it is missing.
+
+  Raises:
+    corpus.CorpusError, records.DataError, ValueError: the text, what lies in
+      the folder, or the settings do not fit; nothing is overwritten.
+  """
+  check_settings(config)
+  if not patterns:
+    records.read_manifest(folder)  # says how to make it where it is missing
+  units = (
+      corpus.list_units(
+          patterns, config.prepare.format, config.prepare.unit_bytes
+      )
+      if patterns
+      else []
+  )
+  os.makedirs(folder, exist_ok=True)
+  with _lock(folder):
+    _remove_leftovers(folder)
+    start = time.monotonic()
+    if units:
+      _write_vocabulary(config, units, folder)
+      _write_tokens(config, units, folder)
+    seconds = time.monotonic() - start
+    summary = _write_examples(config, folder)
+  _report(folder, summary, seconds, time.monotonic() - start)
+
+
+def check_settings(config: Any) -> None:
+  """Raises ValueError for settings of `prepare` and `data` that cannot be."""
+  p, d = config.prepare, config.data
+  wanted = (
+      (p.runner in ("processes", "beam"), "prepare.runner", p.runner,
+       "processes or beam"),
+      (p.vocab_kind in ("wordpiece", "sentencepiece"), "prepare.vocab_kind",
+       p.vocab_kind, "wordpiece or sentencepiece"),
+      (p.num_workers >= 0, "prepare.num_workers", p.num_workers, "0 or more"),
+      (p.unit_bytes > 0, "prepare.unit_bytes", p.unit_bytes, "1 or more"),
+      (0 <= p.held_out_rate < 1, "prepare.held_out_rate", p.held_out_rate,
+       "a share from 0 to below 1"),
+      (d.pairing in ("pairs", "full_sentences"), "data.pairing", d.pairing,
+       "pairs or full_sentences"),
+      (d.seq_len >= 8, "data.seq_len", d.seq_len, "8 tokens or more"),
+      (d.dupe_factor >= 1, "data.dupe_factor", d.dupe_factor, "1 or more"),
+      (0 <= d.short_seq_rate <= 1, "data.short_seq_rate", d.short_seq_rate,
+       "a probability"),
+  )  # fmt: skip
+  for good, key, value, need in wanted:
+    if not good:
+      raise ValueError(f"{key}={value!r}; it must be {need}")
+
+
+@contextlib.contextmanager
+def _lock(folder: str) -> Iterator[None]:
+  """Refuses a second preparation of the same folder at the same time."""
+  with open(os.path.join(folder, ".lock"), "w") as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise records.DataError(
+          f"{folder} is being prepared by another process; wait for it"
+      ) from error
+    yield
+
+
+def _remove_leftovers(folder: str) -> None:
+  """Deletes the temporary files that a kill left behind."""
+  for root, _, names in os.walk(folder):
+    for name in names:
+      if name.endswith(".tmp"):
+        os.remove(os.path.join(root, name))
+
+
+def _run(
+    function: Callable[[dict], dict],
+    jobs: list[dict],
+    progress_folder: str,
+    config: Any,
+    title: str,
+) -> list[dict]:
+  """Maps a function over the jobs that are not done yet, in any order.
+
+  Each result is kept in the progress folder, so a run after a kill goes on.
+
+  Args:
+    function: a module-level function of a job; returns what is to be kept.
+    jobs: dicts with at least `name` and `size`.
+    progress_folder: where finished jobs report.
+    config: `prepare.num_workers` and `prepare.runner` are read.
+    title: of the progress bar.
+
+  Returns:
+    The results, in the order of the jobs.
+  """
+  os.makedirs(progress_folder, exist_ok=True)
+  task = functools.partial(_run_job, function, progress_folder)
+  done = {j["name"] for j in jobs if os.path.exists(
+      os.path.join(progress_folder, j["name"] + ".json"))}  # fmt: skip
+  left = [j for j in jobs if j["name"] not in done]
+  if done:
+    _log.info("%s: %d of %d done before", title, len(done), len(jobs))
+  if config.prepare.runner == "beam":
+    _run_beam(task, left, config.prepare.num_workers)
+  else:
+    _run_processes(task, left, config.prepare.num_workers, title)
+  return [
+      records.read_json(os.path.join(progress_folder, j["name"] + ".json"))
+      for j in jobs
+  ]
+
+
+def _run_job(
+    function: Callable[[dict], dict], progress_folder: str, job: dict
+) -> int:
+  """Runs one job and keeps its result; returns its size."""
+  result = function(job)
+  records.write_json(
+      os.path.join(progress_folder, job["name"] + ".json"), result
+  )
+  return job["size"]
+
+
+def _run_processes(task, jobs: list[dict], workers: int, title: str) -> None:
+  workers = min(workers or os.cpu_count() or 1, max(len(jobs), 1))
+  columns = (
+      progress.TextColumn("{task.description}"),
+      progress.BarColumn(),
+      progress.TextColumn("{task.fields[rate]}"),
+      progress.TimeRemainingColumn(),
+  )
+  with progress.Progress(*columns) as bar:
+    total = sum(j["size"] for j in jobs)
+    line = bar.add_task(title, total=total, rate="")
+    start, made = time.monotonic(), 0
+
+    def advance(size):
+      nonlocal made
+      made += size
+      rate = made / (time.monotonic() - start)
+      bar.update(line, completed=made, rate=f"{rate / 1e6:.2f} M/s")
+
+    if workers == 1:
+      for job in jobs:
+        advance(task(job))
+      return
+    # Spawned, not forked: a fork of a process with threads may hang.
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(workers, context) as pool:
+      waiting = [pool.submit(task, job) for job in jobs]
+      try:
+        for future in futures.as_completed(waiting):
+          advance(future.result())
+      except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
+def _run_beam(task, jobs: list[dict], workers: int) -> None:
+  """The same jobs under Apache Beam; the files lie where every worker sees."""
+  try:
+    import apache_beam as beam
+    from apache_beam.options import pipeline_options
+  except ImportError as error:
+    raise ValueError(
+        "prepare.runner=beam needs the extra: pip install 'bert_jax[beam]'"
+    ) from error
+  options = pipeline_options.PipelineOptions(
+      flags=[],
+      runner=os.environ.get("BEAM_RUNNER", "DirectRunner"),
+      direct_num_workers=workers or 1,
+  )
+  with beam.Pipeline(options=options) as pipeline:
+    _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(task)
+
+
+def is_held_out(document: Sequence[str], rate: float, seed: int) -> bool:
+  """Whether a document is kept for evaluation: a function of its text.
+
+  Copies of one text thus never end up on both sides.
+  """
+  digest = hashlib.blake2b(
+      "\n".join(document).encode("utf-8", "replace"),
+      digest_size=8,
+      key=str(seed).encode(),
+  ).digest()
+  return int.from_bytes(digest, "big") < rate * 2**64
+
+
+# -- vocabulary ---------------------------------------------------------------
+
+
+def _write_vocabulary(
+    config: Any, units: list[corpus.Unit], folder: str
+) -> None:
+  """Copies the vocabulary into DATA/vocab, or learns it there."""
+  p = config.prepare
+  target = os.path.join(folder, "vocab")
+  done = os.path.join(target, "settings.json")
+  keys = ("vocab", "vocab_kind", "vocab_size", "lower_case")
+  if p.vocab:
+    loaded = tokenization.load_tokenizer(p.vocab, lower_case=p.lower_case)
+    asked: dict[str, Any] = {"fingerprint": loaded.fingerprint}
+  else:
+    asked = {k: p[k] for k in keys} | {
+        "sample_bytes": p.vocab_sample_bytes,
+        "units": _units_hash(units),
+    }
+  if os.path.exists(done):
+    _check_same(records.read_json(done), asked, target)
+    return
+  if p.vocab:
+    tokenizer = loaded
+  else:
+    tokenizer = _learn_vocabulary(config, units)
+  shutil.rmtree(target, ignore_errors=True)
+  os.makedirs(target)
+  tokenizer.save(target)
+  records.write_json(done, asked)
+
+
+def _learn_vocabulary(config: Any, units: list[corpus.Unit]):
+  p = config.prepare
+  _log.info("learning a %s vocabulary of %d", p.vocab_kind, p.vocab_size)
+  texts = _sample_text(config, units)
+  if p.vocab_kind == "wordpiece":
+    return tokenization.train_wordpiece(
+        texts, vocab_size=p.vocab_size, lower_case=p.lower_case
+    )
+  return tokenization.train_sentencepiece(
+      texts, vocab_size=p.vocab_size, lower_case=p.lower_case
+  )
+
+
+def _sample_text(config: Any, units: list[corpus.Unit]) -> Iterator[str]:
+  """Sentences of evenly spread units, held-out documents left out."""
+  p = config.prepare
+  total = sum(u.size for u in units)
+  stride = max(1, -(-total // p.vocab_sample_bytes))
+  left = p.vocab_sample_bytes
+  for unit in units[::stride]:
+    for document in corpus.read_documents(
+        unit, p.format, p.text_key, p.language
+    ):
+      if not is_held_out(document, p.held_out_rate, p.held_out_seed):
+        yield from document
+        left -= sum(map(len, document))
+        if left < 0:
+          return
+
+
+def _units_hash(units: list[corpus.Unit]) -> str:
+  """A hash of names, cuts and sizes of the inputs (not of their bytes)."""
+  text = json.dumps([
+      (os.path.basename(u.path), u.start, u.end, u.size) for u in units
+  ])  # fmt: skip
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_same(found: dict, asked: dict, path: str) -> None:
+  """Raises DataError where a folder was made with other settings."""
+  differs = [
+      f"{k}: {found.get(k)!r} there, {asked.get(k)!r} asked"
+      for k in sorted(found.keys() | asked.keys())
+      if found.get(k) != asked.get(k)
+  ]
+  if differs:
+    raise records.DataError(
+        f"{path} was made with other settings ({'; '.join(differs)}); give "
+        "another --output, or delete that folder to make it anew"
+    )
+
+
+# -- tokens -------------------------------------------------------------------
+
+
+def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
+  """Tokenises every unit into one shard a split."""
+  p = config.prepare
+  tokenizer = tokenization.load_tokenizer(os.path.join(folder, "vocab"))
+  settings = {
+      "format": p.format,
+      "held_out_rate": p.held_out_rate,
+      "held_out_seed": p.held_out_seed,
+      "language": "" if p.format == "sentences" else p.language,
+      "text_key": p.text_key if p.format in ("jsonl", "tfds") else "",
+      "units": _units_hash(units),
+      "vocab": tokenizer.fingerprint,
+  }
+  manifest_path = os.path.join(folder, "manifest.json")
+  if os.path.exists(manifest_path):
+    _check_same(
+        records.read_manifest(folder)["settings"], settings, manifest_path
+    )
+    return
+  progress_folder = os.path.join(folder, _PROGRESS, "tokens")
+  _keep_settings(progress_folder, settings)
+  os.makedirs(os.path.join(folder, "tokens"), exist_ok=True)
+  jobs = [
+      dict(name=f"{i:05d}", shard=i, size=u.size, folder=folder, unit=vars(u))
+      | settings
+      for i, u in enumerate(units)
+  ]
+  results = _run(tokenize_unit, jobs, progress_folder, config, "tokenise")
+  shards: dict[str, list] = {}
+  special = [
+      getattr(tokenizer, f"{name}_id")
+      for name in ("pad", "unk", "cls", "sep", "mask")
+  ]
+  for split in records.SPLITS:
+    shards[split] = [r[split] for r in results if r[split]["documents"]]
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for s in shards[split]:
+      counts += np.load(
+          records.shard_path(progress_folder, split, s["shard"], "npy"),
+          allow_pickle=False,
+      )
+    counts[special] = 0
+    records.write_array(
+        os.path.join(folder, "tokens", f"{split}.counts.npy"), counts
+    )
+  _check_documents(shards, p.held_out_rate)
+  records.write_json(
+      manifest_path,
+      {
+          "version": records.VERSION,
+          "settings": settings,
+          "vocab_size": tokenizer.vocab_size,
+          "inputs": [
+              dict(file=os.path.basename(u.path), start=u.start, end=u.end,
+                   sha256=r["sha256"])
+              for u, r in zip(units, results)
+          ],
+          "totals": {
+              split: {
+                  key: sum(s[key] for s in rows)
+                  for key in ("documents", "sentences", "tokens", "unknown")
+              }
+              for split, rows in shards.items()
+          },
+          "shards": shards,
+      },
+  )  # fmt: skip
+  shutil.rmtree(progress_folder)
+
+
+def _keep_settings(progress_folder: str, settings: dict) -> None:
+  """Notes the settings of a stage; refuses to go on with others."""
+  os.makedirs(progress_folder, exist_ok=True)
+  path = os.path.join(progress_folder, "settings.json")
+  if os.path.exists(path):
+    _check_same(
+        records.read_json(path), settings, os.path.dirname(progress_folder)
+    )
+  else:
+    records.write_json(path, settings)
+
+
+def _check_documents(shards: dict[str, list], held_out_rate: float) -> None:
+  counts = {k: sum(s["documents"] for s in v) for k, v in shards.items()}
+  if not counts["train"]:
+    raise corpus.CorpusError("the input holds no document with any token")
+  if held_out_rate and not counts["validation"]:
+    raise corpus.CorpusError(
+        f"prepare.held_out_rate={held_out_rate} kept none of "
+        f"{counts['train']} documents; raise it (or set 0 to train on all)"
+    )
+
+
+@functools.lru_cache(1)
+def _tokenizer(folder: str, fingerprint: str):
+  del fingerprint  # only so that another vocabulary is loaded anew
+  return tokenization.load_tokenizer(os.path.join(folder, "vocab"))
+
+
+def tokenize_unit(job: dict) -> dict:
+  """Writes one unit's shard of the token store, one a split.
+
+  Args:
+    job: shard, folder, unit (a corpus.Unit as a dict) and the settings of the
+      token stage.
+
+  Returns:
+    For each split: shard, documents, sentences, tokens, unknown, records and
+    hashes; and the hash of the bytes read.
+  """
+  tokenizer = _tokenizer(job["folder"], job["vocab"])
+  unit = corpus.Unit(**job["unit"])
+  folder = os.path.join(job["folder"], "tokens")
+  shard = job["shard"]
+  digest = hashlib.sha256()
+  paths = {
+      s: functools.partial(records.shard_path, folder, s, shard)
+      for s in records.SPLITS
+  }
+  sentences = dict.fromkeys(records.SPLITS, 0)
+  with contextlib.ExitStack() as stack:
+    writers = {
+        s: stack.enter_context(
+            records.TokenWriter(
+                paths[s]("array_record"),
+                tokenizer.vocab_size,
+                tokenizer.sep_id,
+            )
+        )
+        for s in records.SPLITS
+    }
+    for document in corpus.read_documents(
+        unit, job["format"], job["text_key"], job["language"], digest
+    ):
+      ids = [i for i in tokenizer.encode_batch(document) if i]
+      if ids:
+        held_out = is_held_out(
+            document, job["held_out_rate"], job["held_out_seed"]
+        )
+        split = records.SPLITS[held_out]
+        sentences[split] += len(ids)
+        writers[split].add(ids)
+  result: dict[str, Any] = {"sha256": digest.hexdigest()}
+  for split, writer in writers.items():
+    path = paths[split]
+    row = {"shard": shard, "documents": len(writer.documents) - 1}
+    if row["documents"]:
+      records.write_array(path("boundaries.npy"), writer.boundaries)
+      records.write_array(path("documents.npy"), writer.documents)
+      records.write_array(
+          records.shard_path(
+              os.path.join(job["folder"], _PROGRESS, "tokens"),
+              split, shard, "npy",
+          ),
+          writer.counts,
+      )  # fmt: skip
+      row |= {
+          "sentences": sentences[split],
+          "tokens": writer.num_tokens - row["documents"],
+          "unknown": int(writer.counts[tokenizer.unk_id]),
+          "records": writer.num_records,
+          "sha256": {
+              suffix: records.file_hash(path(suffix))
+              for suffix in ("array_record", "boundaries.npy", "documents.npy")
+          },
+      }
+    else:
+      os.remove(path("array_record"))
+    result[split] = row
+  return result
+
+
+# -- examples -----------------------------------------------------------------
+
+
+def _write_examples(config: Any, folder: str) -> dict:
+  """Writes the examples that config.data asks for; returns their manifest."""
+  d = config.data
+  name = records.examples_name(d)
+  target = os.path.join(folder, "examples", name)
+  tokens = records.read_manifest(folder)
+  settings = {
+      "pairing": d.pairing,
+      "seq_len": d.seq_len,
+      "dupe_factor": d.dupe_factor,
+      "short_seq_rate": d.short_seq_rate if d.pairing == "pairs" else 0.0,
+      "examples_seed": d.examples_seed,
+      "tokens": records.file_hash(os.path.join(folder, "manifest.json")),
+  }
+  if os.path.exists(os.path.join(target, "manifest.json")):
+    manifest = records.read_manifest(target)
+    _check_same(manifest["settings"], settings, target)
+    return manifest
+  for split, rows in tokens["shards"].items():
+    documents = sum(s["documents"] for s in rows)
+    if d.pairing == "pairs" and documents == 1:
+      raise records.DataError(
+          f"{folder}: one {split} document alone; random next sentences need "
+          "two. Separate documents (by blank lines, see prepare.format), give "
+          "more text, or set data.pairing=full_sentences"
+      )
+  progress_folder = os.path.join(folder, _PROGRESS, name)
+  _keep_settings(progress_folder, settings)
+  os.makedirs(target, exist_ok=True)
+  jobs = [
+      dict(name=f"{split}-{s['shard']:05d}", index=i, split=split,
+           folder=folder, examples=name, size=s["tokens"])
+      | settings
+      for split in records.SPLITS
+      for i, s in enumerate(tokens["shards"][split])
+  ]  # fmt: skip
+  results = _run(pair_shard, jobs, progress_folder, config, name)
+  shards = {
+      split: [r for j, r in zip(jobs, results) if j["split"] == split]
+      for split in records.SPLITS
+  }
+  manifest = {
+      "version": records.VERSION,
+      "settings": settings,
+      "vocab": tokens["settings"]["vocab"],
+      "vocab_size": tokens["vocab_size"],
+      "totals": {
+          split: {
+              key: sum(s[key] for s in rows)
+              for key in ("examples", "random_next", "tokens")
+          }
+          for split, rows in shards.items()
+      },
+      "shards": shards,
+  }
+  records.write_json(os.path.join(target, "manifest.json"), manifest)
+  shutil.rmtree(progress_folder)
+  with contextlib.suppress(OSError):
+    os.rmdir(os.path.join(folder, _PROGRESS))  # where nothing else is going on
+  return manifest
+
+
+@functools.lru_cache(2)
+def _document_table(folder: str, split: str, tokens: str):
+  del tokens  # only so that other data is read anew
+  shards = records.read_manifest(folder)["shards"][split]
+  table = records.DocumentTable(
+      os.path.join(folder, "tokens"), split, shards
+  )
+  return table, [s["shard"] for s in shards]
+
+
+def pair_shard(job: dict) -> dict:
+  """Writes the examples whose first segment lies in one shard.
+
+  Args:
+    job: folder, split, index of the shard, examples (their name) and the
+      settings of the example stage.
+
+  Returns:
+    shard, examples, random_next, tokens ([CLS], [SEP] counted), sha256.
+  """
+  table, numbers = _document_table(job["folder"], job["split"], job["tokens"])
+  shard = numbers[job["index"]]
+  path = records.shard_path(
+      os.path.join(job["folder"], "examples", job["examples"]),
+      job["split"],
+      shard,
+      "array_record",
+  )
+  totals = np.zeros(2, np.int64)
+  with records.RecordWriter(path) as writer:
+    for dupe in range(job["dupe_factor"]):
+      rng = random.Random(
+          f"{job['examples_seed']}/{job['split']}/{shard}/{dupe}"
+      )
+      rows: list[pairing.Example] = []
+      for batch in _examples_of(job, table, rng, dupe):
+        rows += batch
+        if len(rows) >= 1 << 14:
+          totals += _write_rows(writer, rows)
+          rows = []
+      totals += _write_rows(writer, rows)
+    count = writer.count
+  specials = (
+      pairing.PAIR_SPECIALS
+      if job["pairing"] == "pairs"
+      else pairing.ROW_SPECIALS
+  )
+  return {
+      "shard": shard,
+      "examples": count,
+      "random_next": int(totals[0]),
+      "tokens": int(totals[1]) + count * specials,
+      "sha256": records.file_hash(path),
+  }
+
+
+def _write_rows(writer, rows: list[pairing.Example]) -> np.ndarray:
+  """Writes examples; returns how many are random, and their tokens."""
+  if not rows:
+    return np.zeros(2, np.int64)
+  block = np.array(rows, records.EXAMPLE)
+  writer.write_rows(block)
+  lengths = block["a_length"].sum() + block["b_length"].sum()
+  return np.array([block["is_random"].sum(), lengths])
+
+
+def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
+  """Lists of examples of one pass over a shard."""
+  first, end = table.shard(job["index"])
+  if job["pairing"] == "full_sentences":
+    starts: list[int] = []
+    documents = []
+    for i in range(first, end):
+      boundaries = table.boundaries(i).tolist()
+      documents.append(boundaries[0])
+      starts += boundaries[:-1]
+    starts.append(boundaries[-1] + 1)
+    documents.append(starts[-1])
+    # Later passes begin at another sentence of the first row, so that rows
+    # are cut elsewhere.
+    limit = job["seq_len"] - pairing.ROW_SPECIALS
+    row = bisect.bisect_right(starts, starts[0] + limit)
+    skip = rng.randrange(row) if dupe else 0
+    yield list(
+        pairing.full_sentences(starts[skip:], frozenset(documents), limit)
+    )
+    return
+  total = len(table)
+  for i in range(first, end):
+
+    def other(here=i):
+      # Ten tries, then even the same document (create_pretraining_data.py:279).
+      for _ in range(_RANDOM_DOCUMENT_TRIES):
+        j = int(rng.random() * total)
+        if j != here:
+          break
+      return table.boundaries(j)
+
+    yield list(
+        pairing.make_pairs(
+            table.boundaries(i).tolist(),
+            job["seq_len"] - pairing.PAIR_SPECIALS,
+            job["short_seq_rate"],
+            rng,
+            other,
+        )
+    )
+
+
+def _report(folder: str, manifest: dict, token_secs: float, secs: float):
+  """Prints what was made and what to run next."""
+  totals, tokens = manifest["totals"], records.read_manifest(folder)["totals"]
+  for split in records.SPLITS:
+    t, e = tokens[split], totals[split]
+    if not t["documents"]:
+      continue
+    length = manifest["settings"]["seq_len"]
+    useful = e["tokens"] / max(e["examples"] * length, 1)
+    print(
+        f"{split}: {t['documents']:,} documents, {t['sentences']:,} sentences,"
+        f" {t['tokens']:,} tokens ({t['unknown']:,} unknown) ->"
+        f" {e['examples']:,} examples of {length},"
+        f" {100 * useful:.1f} % of their tokens useful"
+    )
+  made = sum(totals[s]["examples"] for s in records.SPLITS)
+  print(
+      f"{secs:.1f} s in all, {token_secs:.1f} s of it vocabulary and tokens:"
+      f" {made / secs:,.0f} examples/s. Train on it with"
+      f" --config.data.dir={folder}"
+  )

@@ -1,0 +1,432 @@
+"""The token store and the examples on disk.
+
+Text is tokenised once. Its ids lie in ArrayRecord files, RECORD_TOKENS a
+record, one stream a shard, a [SEP] after each document; all shards of a split
+make one address space. An example is no copy of tokens but two spans of that
+space (EXAMPLE), so another length or another pairing costs a few bytes.
+
+  DATA/manifest.json                       counts, settings, hashes
+  DATA/vocab/                              the vocabulary
+  DATA/tokens/SPLIT-00000.array_record     token ids
+  DATA/tokens/SPLIT-00000.boundaries.npy   where each sentence starts and ends
+  DATA/tokens/SPLIT-00000.documents.npy    where in these a document starts
+  DATA/tokens/SPLIT.counts.npy             how often each id occurs
+  DATA/examples/NAME/manifest.json         the same for one pairing and length
+  DATA/examples/NAME/SPLIT-00000.array_record
+"""
+
+import bisect
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_data_source
+from array_record.python import array_record_module
+
+VERSION = 1
+RECORD_TOKENS = 256
+SPLITS = ("train", "validation")
+
+# Token spans of the two segments; lengths in tokens; a full-sentence row has
+# b_length 0. Starts count tokens from the start of the split's address space.
+EXAMPLE = np.dtype([
+    ("a_start", "<i8"),
+    ("b_start", "<i8"),
+    ("a_length", "<i4"),
+    ("b_length", "<i4"),
+    ("is_random", "<i4"),
+])
+
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+class DataError(ValueError):
+  """Prepared data is missing, damaged or does not fit."""
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+  """Yields a temporary name that becomes `path` when all went well.
+
+  A reader, or a run after a kill, sees the whole file or none.
+  """
+  temporary = f"{path}.{os.getpid()}.tmp"
+  try:
+    yield temporary
+    with open(temporary, "rb") as f:
+      os.fsync(f.fileno())
+    os.replace(temporary, path)
+  finally:
+    if os.path.exists(temporary):
+      os.remove(temporary)
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes JSON in one piece, keys in order, a newline at the end."""
+  with replacing(path) as temporary:
+    with open(temporary, "w", encoding="utf-8") as f:
+      json.dump(value, f, indent=1, sort_keys=True, ensure_ascii=False)
+      f.write("\n")
+
+
+def read_json(path: str) -> Any:
+  """Reads JSON; a damaged file is a DataError that names it."""
+  try:
+    with open(path, encoding="utf-8") as f:
+      return json.load(f)
+  except FileNotFoundError:
+    raise
+  except (ValueError, RecursionError, OSError) as error:
+    raise DataError(f"{path} is damaged: {error}") from error
+
+
+def file_hash(path: str) -> str:
+  """SHA-256 of a file, in hexadecimal."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_array(path: str, array: np.ndarray) -> None:
+  """Writes a .npy file in one piece."""
+  with replacing(path) as temporary:
+    with open(temporary, "wb") as f:
+      np.save(f, array, allow_pickle=False)
+
+
+class RecordWriter:
+  """Writes an ArrayRecord file in one piece; the same records, same bytes."""
+
+  def __init__(self, path: str):
+    self._stack = contextlib.ExitStack()
+    temporary = self._stack.enter_context(replacing(path))
+    self._writer = array_record_module.ArrayRecordWriter(
+        temporary, _WRITER_OPTIONS
+    )
+    self.count = 0  # records written
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self._writer.close()
+    return self._stack.__exit__(*error)
+
+  def write_rows(self, rows: np.ndarray) -> None:
+    """Writes each row (first axis) as a record."""
+    data = rows.tobytes()
+    size = len(data) // max(len(rows), 1)
+    for i in range(0, len(data), size or 1):
+      self._writer.write(data[i : i + size])
+    self.count += len(rows)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+  """The smallest unsigned integer that holds every id, little-endian."""
+  return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class TokenWriter:
+  """Writes one shard of the token store, a document at a time."""
+
+  def __init__(self, path: str, vocab_size: int, sep_id: int):
+    self._writer = RecordWriter(path)
+    self._dtype = token_dtype(vocab_size)
+    self._sep_id = sep_id
+    self._held: list[int] = []
+    self._boundaries: list[np.ndarray] = []
+    self._documents = [0]
+    self.counts = np.zeros(vocab_size, np.int64)
+    self.num_tokens = 0
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    if error[0] is None:
+      self._held.extend([0] * (-len(self._held) % RECORD_TOKENS))
+      self._flush()
+    return self._writer.__exit__(*error)
+
+  def add(self, sentences: Sequence[Sequence[int]]) -> None:
+    """Adds a document, a list of sentences that are non-empty id lists."""
+    lengths = [0, *map(len, sentences)]
+    boundaries = np.cumsum(lengths, dtype=np.int64) + self.num_tokens
+    self._boundaries.append(boundaries)
+    self._documents.append(self._documents[-1] + len(boundaries))
+    self._held.extend(itertools.chain.from_iterable(sentences))
+    self._held.append(self._sep_id)
+    self.num_tokens = int(boundaries[-1]) + 1
+    if len(self._held) >= 1 << 16:
+      self._flush()
+
+  def _flush(self) -> None:
+    whole = len(self._held) // RECORD_TOKENS * RECORD_TOKENS
+    block = np.array(self._held[:whole], self._dtype)
+    del self._held[:whole]
+    self._writer.write_rows(block.reshape(-1, RECORD_TOKENS))
+    self.counts += np.bincount(block, minlength=len(self.counts))
+
+  @property
+  def num_records(self) -> int:
+    """Records the shard has when it is closed."""
+    return -(-self.num_tokens // RECORD_TOKENS)
+
+  @property
+  def documents(self) -> np.ndarray:
+    """Where in `boundaries` each document starts, and their number."""
+    return np.array(self._documents, np.int64)
+
+  @property
+  def boundaries(self) -> np.ndarray:
+    """Of each document: where its sentences start, and where it ends."""
+    return np.concatenate([np.zeros(0, np.int64), *self._boundaries])
+
+
+def examples_name(data: Any) -> str:
+  """Folder name of the examples that a config's `data` group asks for."""
+  name = f"{data.pairing}-{data.seq_len}-dupe{data.dupe_factor}"
+  if data.pairing == "pairs":
+    name += f"-short{data.short_seq_rate:g}"
+  return f"{name}-seed{data.examples_seed}"
+
+
+def shard_path(folder: str, split: str, shard: int, suffix: str) -> str:
+  """`folder/SPLIT-00007.suffix`."""
+  return os.path.join(folder, f"{split}-{shard:05d}.{suffix}")
+
+
+class Records:
+  """Random access to the records of some ArrayRecord files, by block.
+
+  Reading many records in one call is two orders of magnitude faster than one
+  by one.
+  """
+
+  def __init__(self, paths: Sequence[str], count: int):
+    """Opens the files.
+
+    Args:
+      paths: the files, in order.
+      count: records that the manifest says they hold.
+
+    Raises:
+      DataError: a file is missing or damaged, or the count differs.
+    """
+    for path in paths:
+      if not os.path.exists(path):
+        raise DataError(f"{path} is missing; run --mode=prepare again")
+    try:
+      self._source = array_record_data_source.ArrayRecordDataSource(
+          list(paths)
+      )
+      found = len(self._source)
+    except (RuntimeError, ValueError, OSError, IndexError) as error:
+      raise DataError(
+          f"one of {paths[0]} .. {paths[-1]} is damaged: {error}; delete it "
+          "and run --mode=prepare again"
+      ) from error
+    if found != count:
+      raise DataError(
+          f"{os.path.dirname(paths[0])}: {found} records, but its manifest says"
+          f" {count}; delete the folder and run --mode=prepare again"
+      )
+    self._folder = os.path.dirname(paths[0])
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def read(self, keys: np.ndarray, dtype: np.dtype, width: int) -> np.ndarray:
+    """Reads records as rows.
+
+    Args:
+      keys: [M] record numbers.
+      dtype: of the items of a record.
+      width: items a record holds.
+
+    Returns:
+      [M, width] of dtype.
+
+    Raises:
+      DataError: a record is damaged; the message names the records read.
+    """
+    size = dtype.itemsize * width
+    try:
+      rows = self._source.__getitems__(keys.tolist())
+    except (RuntimeError, ValueError, OSError, IndexError) as error:
+      raise DataError(
+          f"{self._folder}: a record among {keys.min()}..{keys.max()} is "
+          f"damaged: {error}; delete the file and run --mode=prepare again"
+      ) from error
+    if any(len(row) != size for row in rows):
+      bad = next(k for k, r in zip(keys.tolist(), rows) if len(r) != size)
+      raise DataError(
+          f"{self._folder}: record {bad} does not have {size} bytes; delete the"
+          " file and run --mode=prepare again"
+      )
+    return np.frombuffer(b"".join(rows), dtype).reshape(len(keys), width)
+
+
+class TokenStore:
+  """The tokens of one split, addressed as one long array."""
+
+  def __init__(self, folder: str, split: str):
+    """Opens a split of prepared data.
+
+    Args:
+      folder: DATA, with a manifest.json.
+      split: one of SPLITS.
+    """
+    self.manifest = read_manifest(folder)
+    self.dtype = token_dtype(self.manifest["vocab_size"])
+    shards = self.manifest["shards"][split]
+    tokens = os.path.join(folder, "tokens")
+    self._records = Records(
+        [
+            shard_path(tokens, split, s["shard"], "array_record")
+            for s in shards
+        ],
+        sum(s["records"] for s in shards),
+    )
+
+  def read_spans(
+      self, starts: np.ndarray, lengths: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Reads spans of tokens in one block.
+
+    Args:
+      starts: [M] first token of each span.
+      lengths: [M] tokens of each span; 0 reads nothing.
+
+    Returns:
+      A flat array of ids, and [M] where in it each span starts.
+    """
+    first = starts // RECORD_TOKENS
+    count = np.where(
+        lengths > 0, (starts + lengths - 1) // RECORD_TOKENS - first + 1, 0
+    )
+    slots = np.cumsum(count) - count
+    keys = np.repeat(first - slots, count) + np.arange(count.sum())
+    tokens = self._records.read(keys, self.dtype, RECORD_TOKENS)
+    return tokens.reshape(-1), slots * RECORD_TOKENS + starts % RECORD_TOKENS
+
+
+class DocumentTable:
+  """Sentence boundaries of every document of a split, mapped from disk."""
+
+  def __init__(self, folder: str, split: str, shards: Sequence[dict]):
+    """Maps the tables.
+
+    Args:
+      folder: DATA/tokens.
+      split: one of SPLITS.
+      shards: the manifest's rows: shard, records, documents.
+    """
+    self._bases = (
+        np.cumsum([0] + [s["records"] for s in shards])[:-1] * RECORD_TOKENS
+    ).tolist()
+    self._ends = np.cumsum([s["documents"] for s in shards]).tolist()
+    self._boundaries, self._documents = [], []
+    for s in shards:
+      path = functools.partial(shard_path, folder, split, s["shard"])
+      self._boundaries.append(_map_array(path("boundaries.npy")))
+      self._documents.append(_map_array(path("documents.npy")))
+
+  def __len__(self) -> int:
+    return self._ends[-1] if self._ends else 0
+
+  def shard(self, index: int) -> tuple[int, int]:
+    """Numbers of the first document of a shard and of the one after its last.
+
+    Args:
+      index: place of the shard in the list.
+    """
+    return self._ends[index - 1] if index else 0, self._ends[index]
+
+  def boundaries(self, document: int) -> np.ndarray:
+    """Boundaries [sentences + 1] of a document, in the split's addresses."""
+    shard = bisect.bisect_right(self._ends, document)
+    first = self._ends[shard - 1] if shard else 0
+    table = self._documents[shard]
+    start, end = table[document - first], table[document - first + 1]
+    return self._boundaries[shard][start:end] + self._bases[shard]
+
+
+def _map_array(path: str) -> np.ndarray:
+  """A one-dimensional int64 .npy file, mapped, never unpickled."""
+  try:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise DataError(
+        f"{path} is missing or damaged: {error}; prepare the data again"
+    ) from error
+  if array.ndim != 1 or array.dtype != np.int64:
+    raise DataError(f"{path} is damaged: {array.dtype}{array.shape}")
+  return np.asarray(array)
+
+
+class ExampleStore:
+  """The examples of one split under one name."""
+
+  def __init__(self, folder: str, name: str, split: str):
+    """Opens DATA/examples/NAME."""
+    self.manifest = read_manifest(os.path.join(folder, "examples", name))
+    shards = self.manifest["shards"][split]
+    if not shards:
+      raise DataError(
+          f"{folder}: no {split} examples under {name}; raise "
+          "prepare.held_out_rate or give more text"
+      )
+    self._records = Records(
+        [
+            shard_path(
+                os.path.join(folder, "examples", name),
+                split,
+                s["shard"],
+                "array_record",
+            )
+            for s in shards
+        ],
+        sum(s["examples"] for s in shards),
+    )
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def read(self, ids: np.ndarray) -> np.ndarray:
+    """Reads examples [M] of dtype EXAMPLE by their numbers [M]."""
+    return self._records.read(ids, EXAMPLE, 1)[:, 0]
+
+
+@functools.cache
+def _manifest_text(path: str, stamp: tuple[int, int]) -> Any:
+  del stamp  # only so that a changed file is read anew
+  return read_json(path)
+
+
+def read_manifest(folder: str) -> Any:
+  """The manifest of prepared data.
+
+  Raises:
+    DataError: there is none, or another version wrote it.
+  """
+  path = os.path.join(folder, "manifest.json")
+  try:
+    stat = os.stat(path)
+  except OSError as error:
+    raise DataError(
+        f"{folder} holds no prepared data (no manifest.json); make it with "
+        f"--mode=prepare --output={folder} --input=TEXT"
+    ) from error
+  manifest = _manifest_text(path, (stat.st_mtime_ns, stat.st_size))
+  if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
+    raise DataError(
+        f"{path} is not of version {VERSION}, which this release reads; run "
+        "--mode=prepare into an empty folder"
+    )
+  return manifest

@@ -1,0 +1,237 @@
+"""What a run writes down: run.json, metrics.jsonl, TensorBoard, the console."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+
+_PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
+    "array_record", "tokenizers", "sentencepiece", "numpy",
+)  # fmt: skip
+
+# Keys that do not change what is computed: a run may go on with other values.
+FREE_KEYS = (
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.rules",
+    "data.dir", "data.prefetch_batches", "data.num_threads",
+    "train.log_every_steps", "train.tensorboard",
+    "checkpoint.", "eval.", "prepare.", "predict.",
+)  # fmt: skip
+
+
+class RunError(ValueError):
+  """The workdir does not fit the run."""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def plain(config: Any) -> dict:
+  """A config as JSON has it: dicts, lists, numbers, strings."""
+  return json.loads(json.dumps(config.to_dict(), default=list))
+
+
+def commit() -> tuple[str | None, bool | None]:
+  """The git commit the package runs from, and whether the tree differs."""
+  folder = os.path.dirname(os.path.abspath(__file__))
+
+  def git(*args):
+    return subprocess.run(
+        ("git", "-C", folder, *args), capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+  try:
+    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+  except (OSError, subprocess.CalledProcessError):
+    return None, None  # installed from a package, or no git
+
+
+def describe(config: Any, data_hash: str, devices: list[Any]) -> dict:
+  """What makes a run what it is.
+
+  Args:
+    config: the whole configuration.
+    data_hash: of the manifest of the examples it reads.
+    devices: of the mesh.
+  """
+  revision, dirty = commit()
+  versions = {"python": platform.python_version()}
+  for name in _PACKAGES:
+    versions[name] = importlib.metadata.version(name)
+  kinds = sorted({d.device_kind for d in devices})
+  return {
+      "config": plain(config),
+      "commit": revision,
+      "dirty": dirty,
+      "argv": sys.argv,
+      "versions": versions,
+      "devices": {
+          "platform": devices[0].platform,
+          "kind": kinds,
+          "count": len(devices),
+          "processes": len({d.process_index for d in devices}),
+      },
+      "data_hash": data_hash,
+      "seed": config.seed,
+      "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+  }
+
+
+def check_workdir(workdir: str, run: dict) -> None:
+  """Refuses to go on in the workdir of another run.
+
+  Raises:
+    RunError: run.json there names another config or other data; says what
+      differs.
+  """
+  path = os.path.join(workdir, "run.json")
+  if not os.path.exists(path):
+    return
+  before = read_run(workdir)
+  old, new = flatten(before["config"]), flatten(run["config"])
+  differs = [
+      f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked"
+      for k in sorted(old.keys() | new.keys())
+      if old.get(k) != new.get(k) and not k.startswith(FREE_KEYS)
+  ]
+  if before["data_hash"] != run["data_hash"]:
+    differs.append(
+        f"data: {before['data_hash'][:12]} there, {run['data_hash'][:12]} now"
+    )
+  if differs:
+    raise RunError(
+        f"--workdir={workdir} holds another run ({'; '.join(differs)}). Give "
+        "another --workdir to start anew, or those values to go on"
+    )
+
+
+def read_run(workdir: str) -> dict:
+  """Reads workdir/run.json.
+
+  Raises:
+    RunError: there is none, or it is damaged.
+  """
+  path = os.path.join(workdir, "run.json")
+  try:
+    with open(path, encoding="utf-8") as f:
+      run = json.load(f)
+    if not isinstance(run.get("config"), dict) or "data_hash" not in run:
+      raise ValueError("it has no config and data_hash")
+  except FileNotFoundError as error:
+    raise RunError(
+        f"{workdir} holds no run (no run.json); train one with --mode=train "
+        f"--workdir={workdir}"
+    ) from error
+  except (ValueError, AttributeError, OSError) as error:
+    raise RunError(f"{path} is damaged: {error}") from error
+  return run
+
+
+def write_run(workdir: str, run: dict) -> None:
+  """Writes workdir/run.json in one piece; keeps when it first started."""
+  path = os.path.join(workdir, "run.json")
+  if os.path.exists(path):
+    run = run | {"started": read_run(workdir).get("started")}
+    run |= {"resumed": datetime.datetime.now(datetime.UTC).isoformat("T")}
+  with open(path + ".tmp", "w", encoding="utf-8") as f:
+    json.dump(run, f, indent=1, sort_keys=True)
+    f.write("\n")
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(path + ".tmp", path)
+
+
+def file_hash(path: str) -> str:
+  """SHA-256 of a file."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+class MetricsLog:
+  """Appends to metrics.jsonl and TensorBoard: one line a step and kind."""
+
+  def __init__(self, workdir: str, start_step: int, tensorboard: bool):
+    """Opens the log and drops what was written after `start_step`.
+
+    So a run that was killed and goes on has no step twice and none missing.
+
+    Args:
+      workdir: of the run.
+      start_step: the step that the run goes on from.
+      tensorboard: also write event files, if tensorboardX is installed.
+    """
+    path = os.path.join(workdir, "metrics.jsonl")
+    _keep_until(path, start_step)
+    self._file = open(path, "a", encoding="utf-8")
+    self._board = None
+    if tensorboard:
+      import tensorboardX  # slow to import: only where it is used
+
+      self._board = tensorboardX.SummaryWriter(
+          os.path.join(workdir, "tensorboard"), purge_step=start_step + 1
+      )
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes one line; keys such as train/loss."""
+    self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
+    self._file.flush()
+    for key, value in values.items():
+      if self._board:
+        self._board.add_scalar(key, value, step)
+
+  def close(self) -> None:
+    """Flushes to disk."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    self._file.close()
+    if self._board:
+      self._board.close()
+
+
+def _keep_until(path: str, step: int) -> None:
+  """Keeps the lines of metrics.jsonl up to a step, in one piece."""
+  if not os.path.exists(path):
+    return
+  kept = []
+  with open(path, encoding="utf-8") as f:
+    for line in f:
+      try:
+        if json.loads(line)["step"] > step:
+          continue
+      except (ValueError, KeyError, TypeError):
+        _log.warning("%s: dropped a broken line: %.80s", path, line)
+        continue
+      kept.append(line)
+  with open(path + ".tmp", "w", encoding="utf-8") as f:
+    f.writelines(kept)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(path + ".tmp", path)
+
+
+def read_metrics(workdir: str) -> list[dict]:
+  """All lines of workdir/metrics.jsonl."""
+  path = os.path.join(workdir, "metrics.jsonl")
+  try:
+    with open(path, encoding="utf-8") as f:
+      return [json.loads(line) for line in f]
+  except (OSError, ValueError) as error:
+    raise RunError(f"{path} cannot be read: {error}") from error

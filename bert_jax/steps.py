@@ -1,0 +1,160 @@
+"""The train state, and the jitted functions of it: initialise, train, evaluate.
+
+Pure: arrays in, arrays out. What is random in a step is a function of (seed,
+step), so nothing random is part of the state.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from bert_jax import losses
+from bert_jax import objectives
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that training changes.
+
+  Attributes:
+    step: number of updates made, int32 scalar.
+    params: parameters, in model.param_dtype.
+    opt_state: the optimizer's moments and counts.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+def init_state(
+    model: nn.Module,
+    objective: objectives.Objective,
+    optimizer: optax.GradientTransformation,
+    rng: jax.Array,
+    batch: Batch,
+) -> TrainState:
+  """A fresh state; call it under jit with the state's shardings.
+
+  Args:
+    model: to initialise.
+    objective: its kind.
+    optimizer: from optim.make_optimizer.
+    rng: key of the initialisation.
+    batch: any batch; only shapes matter, one row is enough.
+  """
+  inputs = {k: batch[k] for k in objective.inputs}
+  params = model.init(rng, **inputs)["params"]
+  return TrainState(
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      opt_state=optimizer.init(params),
+  )
+
+
+def make_train_step(
+    model: nn.Module,
+    objective: objectives.Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    rng: jax.Array,
+    num_micro_batches: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """Returns (state, batch) -> (state, metrics), to be jitted.
+
+  With micro-batches the gradient is that of the whole batch: each term of the
+  loss is divided by its weight in the whole batch before gradients are added.
+  Rows are dealt out to the micro-batches in turns, so none leaves its device.
+
+  Args:
+    model: takes objective.inputs and a `dropout` rng.
+    objective: losses and their weights.
+    optimizer: of the parameters.
+    schedule: step -> learning rate, for the log.
+    rng: key that dropout is derived from, with the step folded in.
+    num_micro_batches: k; k > 1 computes B / k rows at a time.
+
+  Returns:
+    The step. Its metrics are float32 scalars: loss, each term of it, grad_norm,
+    learning_rate.
+
+  Source: BERT paper, appendix A.2; accumulation as users asked of the original.
+  """
+
+  def loss_fn(params, batch, weights, rng):
+    outputs = objective.apply(
+        model, params, batch, deterministic=False, rngs={"dropout": rng}
+    )
+    terms = {
+        name: losses.mean(total, weights[name])
+        for name, (total, _) in objective.losses(outputs, batch).items()
+    }
+    return sum(terms.values()), terms
+
+  gradients_of = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def accumulate(params, batch, weights, rng):
+    def part(x):  # [B, ...] -> [k, B / k, ...], row i to part i mod k
+      k = num_micro_batches
+      return jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0)
+
+    def add(total, i_and_rows):
+      i, rows = i_and_rows
+      out = gradients_of(params, rows, weights, jax.random.fold_in(rng, i))
+      return jax.tree.map(jnp.add, total, out), None
+
+    parts = jax.tree.map(part, batch)
+    first = jax.tree.map(lambda x: x[0], parts)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(gradients_of, params, first, weights, rng),
+    )
+    return jax.lax.scan(
+        add, zeros, (jnp.arange(num_micro_batches), parts)
+    )[0]
+
+  def train_step(state, batch):
+    step_rng = jax.random.fold_in(rng, state.step)
+    weights = objective.weights(batch)
+    compute = accumulate if num_micro_batches > 1 else gradients_of
+    (loss, terms), grads = compute(state.params, batch, weights, step_rng)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = terms | {
+        "loss": loss,
+        "grad_norm": optax.global_norm(grads),
+        "learning_rate": schedule(state.step),
+    }
+    state = TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+    )
+    return state, metrics
+
+  return train_step
+
+
+def make_eval_step(
+    model: nn.Module, objective: objectives.Objective
+) -> Callable[[Any, Batch, jax.Array], objectives.Sums]:
+  """Returns (params, batch, unigram log-probabilities [V]) -> sums.
+
+  The sums are (sum, weight) pairs over the global batch: the objective's
+  metrics and the baseline on the same positions.
+  """
+
+  def eval_step(params, batch, log_probs):
+    outputs = objective.apply(model, params, batch, deterministic=True)
+    return objective.metrics(outputs, batch) | objectives.unigram_metrics(
+        batch, log_probs
+    )
+
+  return eval_step

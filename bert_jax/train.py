@@ -1,0 +1,356 @@
+"""Trains a model: the loop, from top to bottom."""
+
+import dataclasses
+import logging
+import math
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich import progress
+
+from bert_jax import batching
+from bert_jax import checkpoint
+from bert_jax import evaluate
+from bert_jax import flops
+from bert_jax import masking
+from bert_jax import objectives
+from bert_jax import optim
+from bert_jax import run_log
+from bert_jax import sharding
+from bert_jax import steps
+
+_log = logging.getLogger(__name__)
+
+# Steps that may be under way on the devices before the host waits.
+_STEPS_AHEAD = 2
+
+
+class DivergedError(RuntimeError):
+  """A loss or gradient is no number any more."""
+
+
+def train(config: Any, workdir: str) -> dict[str, float]:
+  """Runs, or goes on with, the training that a config describes.
+
+  Args:
+    config: the whole configuration (configs/base.py).
+    workdir: where run.json, metrics.jsonl and checkpoints go.
+
+  Returns:
+    The metrics of the last evaluation.
+
+  Raises:
+    ValueError: config, data or workdir do not fit; nothing was changed.
+    DivergedError: a loss is NaN or infinite; the last checkpoint is sound.
+  """
+  # The mesh, the model and the data; whatever does not fit is found here.
+  check_steps(config)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
+                            config.mesh.tensor)  # fmt: skip
+  sharding.check_batch_size(
+      config.data.batch_size, mesh, config.optim.num_micro_batches
+  )
+  model_config = evaluate.check_model_fits(config)
+  objective = objectives.get_objective(config.objective)
+  model = objective.make_model(model_config)
+  optimizer, schedule = optim.make_optimizer(
+      config.optim, config.train.total_steps
+  )
+  place = sharding.batch_sharding(mesh)
+  batches = batching.PretrainBatches(
+      config.data,
+      "train",
+      seed=config.seed,
+      batch_size=config.data.batch_size,
+      num_steps=config.train.total_steps,
+      rows=evaluate.local_rows(place, config.data.batch_size),
+  )
+  evaluator = evaluate.Evaluator(config, mesh, model, objective)
+  first_batch = batches[0]
+
+  # The record of the run.
+  run = run_log.describe(
+      config, evaluate.data_hash(config), list(mesh.devices.flat)
+  )
+  run_log.check_workdir(workdir, run)
+  os.makedirs(workdir, exist_ok=True)
+  writes = jax.process_index() == 0
+
+  # The state: from the newest checkpoint, or fresh.
+  init_rng, dropout_rng = jax.random.split(jax.random.key(config.seed))
+
+  def init(batch):
+    return steps.init_state(model, objective, optimizer, init_rng, batch)
+
+  row = {k: jnp.asarray(v[:1]) for k, v in first_batch.items()}
+  abstract = jax.eval_shape(init, row)
+  state_place = sharding.state_sharding(abstract, mesh, config.mesh.rules)
+  checkpoints = checkpoint.Checkpoints(
+      workdir,
+      keep=config.checkpoint.keep,
+      best_metric=config.checkpoint.best_metric,
+      best_mode=config.checkpoint.best_mode,
+  )
+  with jax.set_mesh(mesh):
+    start = checkpoints.latest_step()
+    if start is None:
+      state = jax.jit(init, out_shardings=state_place)(row)
+      start = 0
+    else:
+      _log.info("going on from step %d of %s", start, workdir)
+      state = restore(checkpoints, start, abstract, state_place)
+    if writes:
+      run_log.write_run(workdir, run)
+    log = (
+        run_log.MetricsLog(workdir, start, config.train.tensorboard)
+        if writes
+        else None
+    )
+    # The step, compiled once.
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    train_step = jax.jit(
+        steps.make_train_step(
+            model,
+            objective,
+            optimizer,
+            schedule,
+            dropout_rng,
+            config.optim.num_micro_batches,
+        ),
+        donate_argnums=0,
+        in_shardings=(state_place, place),
+        out_shardings=(state_place, everywhere),
+    )
+    param_norm = jax.jit(optax.tree.norm)
+    meter = Meter(config, mesh, start)
+    pending = Pending(workdir, checkpoints)
+    evaluation: dict[str, float] = {}
+
+    # The loop.
+    total = config.train.total_steps
+    with meter.bar:
+      for step, batch in enumerate(
+          batching.prefetch(
+              batches,
+              start,
+              num_threads=config.data.num_threads,
+              buffer_size=config.data.prefetch_batches,
+          ),
+          start + 1,
+      ):
+        device_batch = sharding.put_global_batch(batch, place)
+        state, metrics = train_step(state, device_batch)
+        pending.add(step, metrics)
+        meter.count(batch, metrics)
+        last = step == total
+        if last or step % config.train.log_every_steps == 0:
+          values = pending.check()
+          values["param_norm"] = float(param_norm(state.params))
+          meter.log(step, values, log)
+        evaluates = last or _due(step, config.eval.every_steps)
+        saves = last or _due(step, config.checkpoint.every_steps)
+        if evaluates or saves:
+          pending.check()
+          with meter.paused():
+            if evaluates:
+              evaluation = evaluator(state.params)
+              meter.report(step, evaluation, log)
+            rest = {"step": state.step, "opt_state": state.opt_state}
+            save = checkpoints.save if saves else checkpoints.save_if_best
+            save(step, state.params, rest, evaluation if evaluates else {})
+
+  # The end.
+  checkpoints.close()
+  if log:
+    log.close()
+    if start >= total:
+      _log.info("%s is trained already: step %d", workdir, start)
+  return evaluation
+
+
+def check_steps(config: Any) -> None:
+  """Raises ValueError for settings of the loop that cannot be."""
+  for key, value, least in (
+      ("train.total_steps", config.train.total_steps, 1),
+      ("train.log_every_steps", config.train.log_every_steps, 1),
+      ("eval.every_steps", config.eval.every_steps, 0),
+      ("checkpoint.every_steps", config.checkpoint.every_steps, 0),
+      ("data.num_threads", config.data.num_threads, 0),
+      ("data.prefetch_batches", config.data.prefetch_batches, 1),
+      ("data.max_predictions", config.data.max_predictions, 0),
+  ):
+    if value < least:
+      raise ValueError(f"{key}={value}; it must be {least} or more")
+  for key in ("mask_rate", "mask_token_rate", "random_token_rate"):
+    if not 0 <= config.data[key] <= 1:
+      raise ValueError(f"data.{key}={config.data[key]} is no share of 0 to 1")
+  if config.data.mask_token_rate + config.data.random_token_rate > 1:
+    raise ValueError(
+        "data.mask_token_rate and data.random_token_rate add up to more than 1"
+    )
+
+
+def _due(step: int, every: int) -> bool:
+  return every > 0 and step % every == 0
+
+
+def restore(checkpoints, step: int, abstract, state_place) -> steps.TrainState:
+  """Reads a checkpoint into the places of a mesh, whichever wrote it."""
+  wanted = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      abstract,
+      state_place,
+  )
+  params, rest = checkpoints.restore(
+      step,
+      wanted.params,
+      {"step": wanted.step, "opt_state": wanted.opt_state},
+  )
+  return steps.TrainState(
+      step=rest["step"], params=params, opt_state=rest["opt_state"]
+  )
+
+
+class Pending:
+  """Metrics of steps that nobody has looked at yet."""
+
+  def __init__(self, workdir: str, checkpoints: checkpoint.Checkpoints):
+    self._workdir = workdir
+    self._checkpoints = checkpoints
+    self._steps: list[tuple[int, steps.Metrics]] = []
+
+  def add(self, step: int, metrics: steps.Metrics) -> None:
+    """Adds a step's; waits for the device if it is too far behind."""
+    self._steps.append((step, metrics))
+    if len(self._steps) > _STEPS_AHEAD:
+      jax.block_until_ready(self._steps[-1 - _STEPS_AHEAD][1])
+
+  def check(self) -> dict[str, float]:
+    """Returns the newest step's metrics, after a look at all.
+
+    Raises:
+      DivergedError: a loss or gradient norm is no finite number.
+    """
+    values: dict[str, float] = {}
+    for step, metrics in self._steps:
+      values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+      for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+          saved = self._checkpoints.latest_step()
+          self._checkpoints.close()
+          raise DivergedError(
+              f"train/{name} is {values[name]} at step {step}; stopped. "
+              + (
+                  f"The last checkpoint, step {saved}, is sound. "
+                  if saved
+                  else "There is no checkpoint before it. "
+              )
+              + "Lower optim.learning_rate, raise optim.warmup_rate or set "
+              f"optim.clip_norm, with another --workdir than {self._workdir}"
+          )
+    self._steps = self._steps[-1:] if self._steps else []
+    return values
+
+
+@dataclasses.dataclass
+class Meter:
+  """Speed, the progress bar and the log lines."""
+
+  config: Any
+  mesh: jax.sharding.Mesh
+  start: int
+
+  def __post_init__(self):
+    data = self.config.data
+    slots = masking.num_slots(
+        data.seq_len, data.mask_rate, data.max_predictions
+    )
+    self._flops = flops.pretrain_step_flops(
+        self.config.model, data.batch_size, data.seq_len, slots
+    )
+    self.bar = progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+        disable=jax.process_index() != 0,
+    )
+    self._line = self.bar.add_task(
+        "train", total=self.config.train.total_steps, completed=self.start
+    )
+    self._restart(None)
+
+  def _restart(self, since: float | None) -> None:
+    self._since = since
+    self._steps = self._useful = self._positions = 0
+    self._pause = 0.0
+
+  def count(self, batch: batching.Batch, metrics: steps.Metrics) -> None:
+    """Counts a step; the first, which compiles, only starts the clock."""
+    self.bar.advance(self._line)
+    if self._since is None:
+      jax.block_until_ready(metrics)
+      self._restart(time.monotonic())
+      return
+    self._steps += 1
+    # Of this host's rows; all hosts have as many.
+    share = self.config.data.batch_size / len(batch["input_mask"])
+    self._useful += int(np.sum(batch["input_mask"]) * share)
+    self._positions += int(batch["input_mask"].size * share)
+
+  def paused(self):
+    """A context whose time does not count as training."""
+    return _Pause(self)
+
+  def add_pause(self, secs: float) -> None:
+    """Leaves out some seconds."""
+    self._pause += secs
+
+  def log(self, step: int, values: dict[str, float], log) -> None:
+    """Writes a line of train/ metrics."""
+    row = {f"train/{k}": v for k, v in values.items()}
+    now = time.monotonic()
+    if self._steps:
+      secs = now - (self._since or now) - self._pause
+      row["train/tokens_per_sec"] = self._positions / secs
+      row["train/useful_tokens_per_sec"] = self._useful / secs
+      row["train/steps_per_sec"] = self._steps / secs
+      devices = self.mesh.devices.flat
+      mfu = flops.mfu(
+          self._flops,
+          secs / self._steps,
+          self.mesh.devices.size,
+          devices[0].device_kind,
+      )
+      if mfu is not None:
+        row["train/mfu"] = mfu
+    self._restart(now)
+    self.report(step, row, log)
+
+  def report(self, step: int, row: dict[str, float], log) -> None:
+    """Writes a line to the log and the console."""
+    if not log:
+      return
+    log.write(step, row)
+    text = "  ".join(
+        f"{k} {v:,.0f}" if v >= 1000 else f"{k} {v:.4g}" for k, v in row.items()
+    )
+    self.bar.console.print(f"step {step}: {text}", highlight=False)
+
+
+class _Pause:
+  """Tells a meter how long its block took."""
+
+  def __init__(self, meter: Meter):
+    self._meter = meter
+
+  def __enter__(self):
+    self._start = time.monotonic()
+
+  def __exit__(self, *error):
+    self._meter.add_pause(time.monotonic() - self._start)

@@ -1,0 +1,83 @@
+"""Package metadata: what bert_jax needs, and why.
+
+Lower bounds are the versions that the tests ran with, or the oldest of a
+stable interface; upper bounds stop before the next release that may break.
+Exact versions of everything, for `make setup`, are in requirements.lock.
+"""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r'^__version__ = "(.+)"$',
+  (ROOT / "bert_jax" / "__init__.py").read_text(),
+  re.MULTILINE,
+)[1]
+
+JAX = ">=0.10.2,<0.11"
+
+DEPENDENCIES = [
+  # The model and its training.
+  f"jax{JAX}",  # arrays, gradients, compiling, sharding
+  "flax>=0.12.8,<0.13",  # linen modules
+  "optax>=0.2.8,<0.3",  # gradient transformations and losses
+  "orbax-checkpoint>=0.12.8,<0.13",  # asynchronous, sharded checkpoints
+  "numpy>=2.2,<2.5",  # everything on the host
+  # Text and data.
+  "tokenizers>=0.22,<0.24",  # fast WordPiece
+  "sentencepiece>=0.2.1,<0.3",  # SentencePiece models
+  "sentencex>=1.0.32,<1.1",  # sentence boundaries in some 300 languages
+  "grain>=0.2.18,<0.3",  # seeded, sharded reading of examples
+  "array_record>=0.8.3,<0.9",  # the file format of examples, random access
+  "tensorflow-datasets>=4.9.10,<4.10",  # prepared text and tasks; no TF
+  "importlib_resources>=6.5,<8",  # tfds' GLUE imports it, does not declare it
+  "etils[epath]>=1.13,<2",  # one path type for disk and gs://
+  # Running and showing.
+  "absl-py>=2.3,<3",  # flags and logging
+  "ml_collections>=1.1,<1.2",  # configs and their flags
+  "rich>=14,<16",  # progress bars and tables in the terminal
+  "tensorboardX>=2.6.4,<2.7",  # TensorBoard files without TensorFlow
+  "matplotlib>=3.10,<3.12",  # the loss curve that `make demo` draws
+]
+
+EXTRAS = {
+  # The TPU's compiler and runtime, in the version that this jax asks for
+  # (libtpu 0.0.42.1 for jax 0.10.2).
+  "tpu": [f"jax[tpu]{JAX}"],
+  "test": [
+    "pytest>=9,<10",  # runs the tests
+    "pytest-xdist>=3.8,<4",  # ... on several cores: PYTEST_ARGS="-n 2"
+    "hypothesis>=6.150,<7",  # property tests
+    "scipy>=1.16,<1.18",  # chi-square for the seeded statistics
+    "ruff>=0.17.6,<0.18",  # lint and format
+    "mypy>=2.4.1,<2.5",  # types
+    "setuptools>=77,<85",  # builds the editable install from the lock alone
+  ],
+  # The implementation that slow tests and benchmarks compare with.
+  "reference": [
+    "torch>=2.9,<2.14",
+    "transformers>=4.57,<5",
+  ],
+  # Preparing a corpus on more than one machine.
+  "beam": ["apache-beam>=2.77,<3"],
+}
+
+setuptools.setup(
+  name="bert_jax",
+  version=VERSION,
+  description="BERT in JAX and Flax: pre-training, fine-tuning, evaluation.",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["bert_jax", "bert_jax.*"]),
+  install_requires=DEPENDENCIES,
+  extras_require=EXTRAS,
+  entry_points={"console_scripts": ["bert-jax = bert_jax.main:run"]},
+  classifiers=[
+    "Programming Language :: Python :: 3",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+  ],
+)

@@ -1,0 +1,73 @@
+"""Settings of every test: eight devices on the CPU, no silent broadcasting."""
+
+import os
+
+# Both are read once, when jax is imported.
+os.environ["JAX_PLATFORMS"] = "cpu"
+_DEVICES = "--xla_force_host_platform_device_count=8"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def bert_shapes():
+  """A function (scan_layers) -> shapes of the parameters of a small BERT."""
+  layers, d, n, h, f, v, length = 2, 8, 2, 4, 16, 32, 12
+
+  def norm():
+    return {"scale": (d,), "bias": (d,)}
+
+  def layer(lead):
+    def stacked(tree):
+      if isinstance(tree, dict):
+        return {k: stacked(x) for k, x in tree.items()}
+      return lead + tree
+
+    qkv = {"kernel": (d, n, h), "bias": (n, h)}
+    return stacked(
+      {
+        "attention": {
+          "query": qkv,
+          "key": qkv,
+          "value": qkv,
+          "out": {"kernel": (n, h, d), "bias": (d,)},
+        },
+        "attention_norm": norm(),
+        "mlp": {
+          "in": {"kernel": (d, f), "bias": (f,)},
+          "out": {"kernel": (f, d), "bias": (d,)},
+        },
+        "mlp_norm": norm(),
+      }
+    )
+
+  def shapes(scan_layers):
+    if scan_layers:
+      stack = {"layers": layer((layers,))}
+    else:
+      stack = {f"layer_{i}": layer(()) for i in range(layers)}
+    return {
+      "encoder": {
+        "embeddings": {
+          "word": {"embedding": (v, d)},
+          "position": {"embedding": (length, d)},
+          "type": {"embedding": (2, d)},
+          "norm": norm(),
+        },
+        **stack,
+        "pooler": {"kernel": (d, d), "bias": (d,)},
+      },
+      "mlm": {
+        "dense": {"kernel": (d, d), "bias": (d,)},
+        "norm": norm(),
+        "bias": (v,),
+      },
+      "nsp": {"kernel": (d, 2), "bias": (2,)},
+    }
+
+  return shapes
