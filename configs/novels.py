@@ -10,8 +10,8 @@ from configs import base
 # size: (rows a step, steps, highest learning rate), for up to an hour each on
 # two cores.
 RECIPES = {
-    "tiny": (64, 3_000, 2e-3),
-    "mini": (64, 1_500, 1e-3),
+    "tiny": (32, 7_000, 2e-3),
+    "mini": (32, 3_500, 1e-3),
 }
 
 
