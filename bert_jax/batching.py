@@ -18,14 +18,14 @@ The batch at a step is a pure function of (seed, step): nothing needs saving,
 and it does not matter how many hosts or threads make it.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import grain
-import numpy as np
 from grain.experimental import index_shuffle
+import numpy as np
 
 from bert_jax import masking
 from bert_jax import records
@@ -55,10 +55,8 @@ class Order:
     epochs, offsets = np.divmod(places, self.num_examples)
     seeds = masking.hash_uniform(self.seed, epochs) >> np.uint64(32)
     ids = [
-        index_shuffle(
-            index=i, max_index=self.num_examples - 1, seed=s, rounds=4
-        )
-        for i, s in zip(offsets.tolist(), seeds.tolist())
+      index_shuffle(index=i, max_index=self.num_examples - 1, seed=s, rounds=4)
+      for i, s in zip(offsets.tolist(), seeds.tolist(), strict=True)
     ]
     return np.array(ids, np.int64), epochs
 
@@ -67,15 +65,15 @@ class PretrainBatches:
   """Batches of masked examples by step: `batches[step]`."""
 
   def __init__(
-      self,
-      data: Any,
-      split: str,
-      *,
-      seed: int,
-      batch_size: int,
-      num_steps: int | None = None,
-      max_examples: int = 0,
-      rows: np.ndarray | None = None,
+    self,
+    data: Any,
+    split: str,
+    *,
+    seed: int,
+    batch_size: int,
+    num_steps: int | None = None,
+    max_examples: int = 0,
+    rows: np.ndarray | None = None,
   ):
     """Opens prepared data.
 
@@ -94,8 +92,8 @@ class PretrainBatches:
     """
     if not data.dir:
       raise records.DataError(
-          "data.dir is not set; give --config.data.dir=DATA, a folder made by "
-          "--mode=prepare"
+        "data.dir is not set; give --config.data.dir=DATA, a folder made by "
+        "--mode=prepare"
       )
     self._data = data
     self._examples = open_examples(data, split)
@@ -107,10 +105,10 @@ class PretrainBatches:
     self._batch_size = batch_size
     self._rows = np.arange(batch_size) if rows is None else rows
     self._slots = masking.num_slots(
-        data.seq_len, data.mask_rate, data.max_predictions
+      data.seq_len, data.mask_rate, data.max_predictions
     )
     self._continues_word = (
-        self._tokenizer.continues_word() if data.whole_word else None
+      self._tokenizer.continues_word() if data.whole_word else None
     )
     if num_steps is None:
       self._limit = min(total, max_examples or total)
@@ -136,31 +134,35 @@ class PretrainBatches:
     examples = self._examples.read(ids)
     batch, candidates, lengths = self._assemble(examples)
     masked = masking.mask_batch(
-        batch["input_ids"],
-        candidates,
-        lengths,
-        ids,
-        epochs,
-        seed=self._seed,
-        slots=self._slots,
-        vocab_size=self._tokenizer.vocab_size,
-        mask_id=self._tokenizer.mask_id,
-        mask_rate=self._data.mask_rate,
-        mask_token_rate=self._data.mask_token_rate,
-        random_token_rate=self._data.random_token_rate,
-        continues_word=self._continues_word,
+      batch["input_ids"],
+      candidates,
+      lengths,
+      ids,
+      epochs,
+      seed=self._seed,
+      slots=self._slots,
+      vocab_size=self._tokenizer.vocab_size,
+      mask_id=self._tokenizer.mask_id,
+      mask_rate=self._data.mask_rate,
+      mask_token_rate=self._data.mask_token_rate,
+      random_token_rate=self._data.random_token_rate,
+      continues_word=self._continues_word,
     )
     weight = real.astype(np.float32)
-    batch["input_ids"], batch["masked_positions"], batch["masked_ids"] = (
-        masked[:3]
-    )
+    batch["input_ids"], batch["masked_positions"], batch["masked_ids"] = masked[
+      :3
+    ]
     batch["masked_weights"] = masked[3] * weight[:, None]
     batch["weight"] = weight
     return batch
 
   def _assemble(self, examples) -> tuple[Batch, np.ndarray, np.ndarray]:
-    """Rows [CLS] A [SEP] B [SEP] of examples [B], which tokens may be masked
-    [B, L] and how many tokens each row has [B]."""
+    """Makes rows [CLS] A [SEP] B [SEP] of examples [B].
+
+    Returns:
+      The batch, which tokens may be masked [B, L], and how many tokens each row
+      has [B].
+    """
     tokenizer = self._tokenizer
     count, length = len(examples), self._data.seq_len
     a_length, b_length = examples["a_length"], examples["b_length"]
@@ -168,12 +170,12 @@ class PretrainBatches:
     lengths = a_length + 2 + np.where(has_b, b_length + 1, 0)
     if lengths.max() > length or a_length.min() < 1 or b_length.min() < 0:
       raise records.DataError(
-          f"an example has {lengths.max()} tokens, more than data.seq_len="
-          f"{length}, or none; the examples are damaged, prepare them again"
+        f"an example has {lengths.max()} tokens, more than data.seq_len="
+        f"{length}, or none; the examples are damaged, prepare them again"
       )
     tokens, offsets = self._tokens.read_spans(
-        np.concatenate([examples["a_start"], examples["b_start"]]),
-        np.concatenate([a_length, b_length]).astype(np.int64),
+      np.concatenate([examples["a_start"], examples["b_start"]]),
+      np.concatenate([a_length, b_length]).astype(np.int64),
     )
     # Places of the rows' parts, all [B, 1]; the columns are [1, L].
     columns = np.arange(length)[None, :]
@@ -182,27 +184,27 @@ class PretrainBatches:
     in_a = (columns >= 1) & (columns < a_end)
     in_b = (columns > a_end) & (columns < end - 1)
     source = np.where(
-        in_a,
-        offsets[:count, None] + columns - 1,
-        np.where(in_b, offsets[count:, None] + columns - a_end - 1, 0),
+      in_a,
+      offsets[:count, None] + columns - 1,
+      np.where(in_b, offsets[count:, None] + columns - a_end - 1, 0),
     )
     text = in_a | in_b
     input_ids = np.where(text, tokens[source], tokenizer.pad_id)
     input_ids = input_ids.astype(np.int32)
     if input_ids.max() >= tokenizer.vocab_size:
       raise records.DataError(
-          f"{self._data.dir} holds token {input_ids.max()}, but its vocabulary "
-          f"has {tokenizer.vocab_size}; prepare the data again"
+        f"{self._data.dir} holds token {input_ids.max()}, but its vocabulary "
+        f"has {tokenizer.vocab_size}; prepare the data again"
       )
     input_ids[:, 0] = tokenizer.cls_id
     separators = (columns == a_end) | (columns == end - 1)
     input_ids[separators] = tokenizer.sep_id
     candidates = text & (input_ids != tokenizer.sep_id)
     batch = {
-        "input_ids": input_ids,
-        "input_mask": (columns < end).astype(np.int32),
-        "segment_ids": ((columns > a_end) & (columns < end)).astype(np.int32),
-        "nsp_label": examples["is_random"].astype(np.int32),
+      "input_ids": input_ids,
+      "input_mask": (columns < end).astype(np.int32),
+      "segment_ids": ((columns > a_end) & (columns < end)).astype(np.int32),
+      "nsp_label": examples["is_random"].astype(np.int32),
     }
     return batch, candidates, lengths
 
@@ -219,14 +221,14 @@ def open_examples(data: Any, split: str) -> records.ExampleStore:
   if not os.path.exists(os.path.join(folder, name, "manifest.json")):
     found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     raise records.DataError(
-        f"{data.dir} has no examples {name}, only {', '.join(found) or 'none'};"
-        " add them with --mode=prepare, the same --config and no --input"
+      f"{data.dir} has no examples {name}, only {', '.join(found) or 'none'};"
+      " add them with --mode=prepare, the same --config and no --input"
     )
   store = records.ExampleStore(data.dir, name, split)
   if store.manifest["vocab"] != manifest["settings"]["vocab"]:
     raise records.DataError(
-        f"{folder}/{name} was made with another vocabulary than the tokens; "
-        "delete it and run --mode=prepare again"
+      f"{folder}/{name} was made with another vocabulary than the tokens; "
+      "delete it and run --mode=prepare again"
     )
   return store
 
@@ -237,15 +239,15 @@ def load_vocabulary(folder: str) -> tokenization.Tokenizer:
   wanted = records.read_manifest(folder)["settings"]["vocab"]
   if tokenizer.fingerprint != wanted:
     raise records.DataError(
-        f"{folder}/vocab is not the vocabulary its tokens were made with "
-        f"({tokenizer.fingerprint[:12]}, not {wanted[:12]}); put it back or "
-        "prepare the data again"
+      f"{folder}/vocab is not the vocabulary its tokens were made with "
+      f"({tokenizer.fingerprint[:12]}, not {wanted[:12]}); put it back or "
+      "prepare the data again"
     )
   return tokenizer
 
 
 def prefetch(
-    batches: PretrainBatches, start: int, *, num_threads: int, buffer_size: int
+  batches: PretrainBatches, start: int, *, num_threads: int, buffer_size: int
 ) -> Iterator[Batch]:
   """Yields batches[start], batches[start + 1], ... made ahead by Grain.
 
@@ -257,6 +259,6 @@ def prefetch(
   """
   steps = grain.MapDataset.range(start, len(batches)).map(batches.__getitem__)
   options = grain.ReadOptions(
-      num_threads=num_threads, prefetch_buffer_size=buffer_size
+    num_threads=num_threads, prefetch_buffer_size=buffer_size
   )
   return iter(steps.to_iter_dataset(options))

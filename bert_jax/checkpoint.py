@@ -1,12 +1,12 @@
 """Checkpoints: parameters and the rest of the state, kept apart, by Orbax.
 
-  WORKDIR/checkpoints/STEP   the newest few, to go on from
-  WORKDIR/best/STEP          the best by a metric, where the run names one
+WORKDIR/checkpoints/STEP   the newest few, to go on from
+WORKDIR/best/STEP          the best by a metric, where the run names one
 """
 
+from collections.abc import Mapping
 import logging
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -22,7 +22,7 @@ class Checkpoints:
   """The checkpoints of one workdir; saving goes on in the background."""
 
   def __init__(
-      self, workdir: str, *, keep: int, best_metric: str, best_mode: str
+    self, workdir: str, *, keep: int, best_metric: str, best_mode: str
   ):
     """Opens (and creates) the folders.
 
@@ -41,16 +41,16 @@ class Checkpoints:
     self._best = None
     if best_metric:
       self._best = _manager(
-          workdir,
-          "best",
-          max_to_keep=1,
-          best_fn=lambda metrics: metrics[best_metric],
-          best_mode=best_mode,
-          keep_checkpoints_without_metrics=False,
+        workdir,
+        "best",
+        max_to_keep=1,
+        best_fn=lambda metrics: metrics[best_metric],
+        best_mode=best_mode,
+        keep_checkpoints_without_metrics=False,
       )
 
   def save(
-      self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
+    self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
   ) -> None:
     """Saves a step; also as the best where its metric says so.
 
@@ -65,15 +65,15 @@ class Checkpoints:
     self.save_if_best(step, params, rest, metrics)
 
   def save_if_best(
-      self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
+    self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
   ) -> None:
     """Saves a step as the best, where it is; arguments as those of save."""
     if not self._best or not metrics:
       return
     if self._best_metric not in metrics:
       raise ValueError(
-          f"checkpoint.best_metric={self._best_metric!r} is not evaluated; use "
-          f'one of {", ".join(metrics)}, or ""'
+        f"checkpoint.best_metric={self._best_metric!r} is not evaluated; use "
+        f'one of {", ".join(metrics)}, or ""'
       )
     if self._is_best(metrics) and step not in self._best.all_steps():
       self._best.save(step, args=_items(params, rest), metrics=dict(metrics))
@@ -104,16 +104,16 @@ class Checkpoints:
     """
     try:
       found = self._newest.restore(
-          step,
-          args=ocp.args.Composite(
-              params=ocp.args.StandardRestore(params),
-              rest=ocp.args.StandardRestore(rest),
-          ),
+        step,
+        args=ocp.args.Composite(
+          params=ocp.args.StandardRestore(params),
+          rest=ocp.args.StandardRestore(rest),
+        ),
       )
     except (ValueError, KeyError, OSError, TypeError) as error:
       raise CheckpointError(
-          f"checkpoint {step} in {self._newest.directory} cannot be read: "
-          f"{error}; delete its folder to go on from the one before"
+        f"checkpoint {step} in {self._newest.directory} cannot be read: "
+        f"{error}; delete its folder to go on from the one before"
       ) from error
     return found.params, found.rest
 
@@ -126,21 +126,21 @@ class Checkpoints:
 
 def _items(params: Any, rest: Any) -> ocp.args.Composite:
   return ocp.args.Composite(
-      params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest)
+    params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest)
   )
 
 
 def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
   return ocp.CheckpointManager(
-      os.path.abspath(os.path.join(workdir, name)),
-      options=ocp.CheckpointManagerOptions(
-          cleanup_tmp_directories=True, **options
-      ),
+    os.path.abspath(os.path.join(workdir, name)),
+    options=ocp.CheckpointManagerOptions(
+      cleanup_tmp_directories=True, **options
+    ),
   )
 
 
 def restore_params(
-    workdir: str, params: Any, *, best: bool = False
+  workdir: str, params: Any, *, best: bool = False
 ) -> tuple[int, Any]:
   """Reads the parameters alone of a finished or running run.
 
@@ -156,22 +156,22 @@ def restore_params(
     CheckpointError: there is none, or it does not fit.
   """
   folder = os.path.abspath(
-      os.path.join(workdir, "best" if best else "checkpoints")
+    os.path.join(workdir, "best" if best else "checkpoints")
   )
   steps = ocp.utils.checkpoint_steps(folder) if os.path.isdir(folder) else []
   if not steps:
     raise CheckpointError(
-        f"{folder} holds no checkpoint; train with --mode=train "
-        f"--workdir={workdir}"
+      f"{folder} holds no checkpoint; train with --mode=train "
+      f"--workdir={workdir}"
     )
   step = max(steps)
   _log.info("reading the parameters of step %d from %s", step, folder)
   with ocp.StandardCheckpointer() as checkpointer:
     try:
       return step, checkpointer.restore(
-          os.path.join(folder, str(step), "params"), params
+        os.path.join(folder, str(step), "params"), params
       )
     except (ValueError, KeyError, OSError, TypeError) as error:
       raise CheckpointError(
-          f"{folder}/{step} cannot be read: {error}"
+        f"{folder}/{step} cannot be read: {error}"
       ) from error

@@ -5,18 +5,19 @@ documents. Where the cuts fall depends on the files and `unit_bytes` alone, so
 whatever is made a unit at a time does not depend on who makes it.
 """
 
+from collections.abc import Iterator, Sequence
 import dataclasses
 import glob
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
 
-import sentencex
 from etils import epath
+import sentencex
 
 FORMATS = ("sentences", "paragraphs", "jsonl", "tfds")
 
@@ -53,7 +54,7 @@ class Unit:
 
 
 def list_units(
-    patterns: Sequence[str], text_format: str, unit_bytes: int
+  patterns: Sequence[str], text_format: str, unit_bytes: int
 ) -> list[Unit]:
   """Cuts the inputs into units, in the order of their sorted paths.
 
@@ -71,8 +72,8 @@ def list_units(
   """
   if text_format not in FORMATS:
     raise CorpusError(
-        f"prepare.format={text_format!r} is not known; use one of "
-        f"{', '.join(FORMATS)}"
+      f"prepare.format={text_format!r} is not known; use one of "
+      f"{', '.join(FORMATS)}"
     )
   if text_format == "tfds":
     return [u for p in patterns for u in _tfds_units(p)]
@@ -85,7 +86,7 @@ def list_units(
       units.append(Unit(path, 0, -1, size))
     else:
       cuts = _cuts(path, size, text_format, unit_bytes)
-      units += [Unit(path, a, b, b - a) for a, b in zip(cuts, cuts[1:])]
+      units += [Unit(path, a, b, b - a) for a, b in itertools.pairwise(cuts)]
   return units
 
 
@@ -108,15 +109,15 @@ def _expand(pattern: str) -> list[str]:
     found = [pattern] if path.exists() else []
   if not found:
     raise CorpusError(
-        f"--input={pattern} names no file; give text files, globs or folders, "
-        "separated by commas"
+      f"--input={pattern} names no file; give text files, globs or folders, "
+      "separated by commas"
     )
   return found
 
 
 def _open(path: str) -> io.BufferedIOBase:
   raw = epath.Path(path).open("rb")
-  return gzip.open(raw) if path.endswith(".gz") else raw  # type: ignore
+  return gzip.open(raw) if path.endswith(".gz") else raw
 
 
 def _check_text(path: str) -> None:
@@ -130,8 +131,8 @@ def _check_text(path: str) -> None:
     raise CorpusError(f"{path} is empty; leave it out or fill it")
   if b"\0" in head:
     raise CorpusError(
-        f"{path} holds zero bytes, so it is no UTF-8 text (binary, or UTF-16?);"
-        " convert it, for example with iconv -t UTF-8"
+      f"{path} holds zero bytes, so it is no UTF-8 text (binary, or UTF-16?);"
+      " convert it, for example with iconv -t UTF-8"
     )
 
 
@@ -164,7 +165,7 @@ def _skip_to_blank(f, count: int) -> None:
 
 
 def read_documents(
-    unit: Unit, text_format: str, text_key: str, language: str, digest=None
+  unit: Unit, text_format: str, text_key: str, language: str, digest=None
 ) -> Iterator[list[str]]:
   """Yields the documents of a unit as lists of non-empty sentences.
 
@@ -196,18 +197,18 @@ def read_documents(
 
 def _bounded(text: str) -> Iterator[str]:
   return (
-      text[i : i + MAX_DOCUMENT_BYTES]
-      for i in range(0, len(text), MAX_DOCUMENT_BYTES)
+    text[i : i + MAX_DOCUMENT_BYTES]
+    for i in range(0, len(text), MAX_DOCUMENT_BYTES)
   )
 
 
 def _split(paragraphs: Sequence[str], language: str) -> list[str]:
   return [
-      sentence
-      for paragraph in paragraphs
-      if paragraph.strip()
-      for s in sentencex.segment(language, paragraph)
-      if (sentence := s.strip())
+    sentence
+    for paragraph in paragraphs
+    if paragraph.strip()
+    for s in sentencex.segment(language, paragraph)
+    if (sentence := s.strip())
   ]
 
 
@@ -223,7 +224,7 @@ def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
           line += f.read(1)  # never cut within a character
       except (OSError, EOFError) as error:
         raise CorpusError(
-            f"{unit.path} breaks off or is damaged: {error}"
+          f"{unit.path} breaks off or is damaged: {error}"
         ) from error
       if not line:
         return
@@ -232,8 +233,8 @@ def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
         text = line.decode("utf-8")
       except UnicodeDecodeError as error:
         raise CorpusError(
-            f"{unit.path}: byte {at + error.start} is not UTF-8; convert the "
-            "file, or drop such bytes with iconv -c -t UTF-8"
+          f"{unit.path}: byte {at + error.start} is not UTF-8; convert the "
+          "file, or drop such bytes with iconv -c -t UTF-8"
         ) from error
       yield at, text
       at += len(line)
@@ -292,8 +293,8 @@ def _json_text(line: str, path: str, at: int, text_key: str) -> str:
   text = record.get(text_key) if isinstance(record, dict) else None
   if not isinstance(text, str):
     raise CorpusError(
-        f"{path}: the line at byte {at} has no text under {text_key!r}; name "
-        "the field with --config.prepare.text_key"
+      f"{path}: the line at byte {at} has no text under {text_key!r}; name "
+      "the field with --config.prepare.text_key"
     )
   return text
 
@@ -309,25 +310,25 @@ def _tfds_source(path: str):
     builder = tfds.builder_from_directory(folder)
   else:
     if name.startswith("wikipedia"):
-      import tensorflow_datasets.text.wikipedia  # noqa: F401  registers it
+      import tensorflow_datasets.text.wikipedia
     try:
       builder = tfds.builder(name)
     except tfds.core.registered.DatasetNotFoundError as error:
       raise CorpusError(
-          f"--input={path}: TFDS knows no data set {name!r}, and it is no "
-          "folder with a dataset_info.json"
+        f"--input={path}: TFDS knows no data set {name!r}, and it is no "
+        "folder with a dataset_info.json"
       ) from error
   if not builder.info.splits:
     raise CorpusError(
-        f"--input={path}: not prepared in {builder.data_dir}; run "
-        f"tfds build {name} --file_format=array_record, with TensorFlow "
-        "and a network, or give the folder of prepared data"
+      f"--input={path}: not prepared in {builder.data_dir}; run "
+      f"tfds build {name} --file_format=array_record, with TensorFlow "
+      "and a network, or give the folder of prepared data"
     )
   split = split or "train"
   if split not in builder.info.splits:
     raise CorpusError(
-        f"--input={path}: no split {split!r}; there are "
-        f"{', '.join(builder.info.splits)}"
+      f"--input={path}: no split {split!r}; there are "
+      f"{', '.join(builder.info.splits)}"
     )
   return builder.as_data_source(split=split)
 
@@ -349,8 +350,8 @@ def _tfds_texts(unit: Unit, text_key: str, digest) -> Iterator[str]:
     record = source[i]
     if text_key not in record:
       raise CorpusError(
-          f"{unit.path}: record {i} has no {text_key!r} but "
-          f"{', '.join(record)}; set --config.prepare.text_key"
+        f"{unit.path}: record {i} has no {text_key!r} but "
+        f"{', '.join(record)}; set --config.prepare.text_key"
       )
     raw = record[text_key]
     raw = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw

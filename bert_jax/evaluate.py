@@ -5,10 +5,10 @@ import logging
 import os
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from bert_jax import batching
 from bert_jax import checkpoint
@@ -32,28 +32,30 @@ def check_model_fits(config: Any) -> bert.ModelConfig:
   model_config = bert.ModelConfig.from_config(config.model)
   if config.data.seq_len > model_config.max_len:
     raise ValueError(
-        f"data.seq_len={config.data.seq_len} is longer than model.max_len="
-        f"{model_config.max_len}; lower the one or raise the other"
+      f"data.seq_len={config.data.seq_len} is longer than model.max_len="
+      f"{model_config.max_len}; lower the one or raise the other"
     )
   if not config.data.dir:
     raise records.DataError(
-        "data.dir is not set; give --config.data.dir=DATA, a folder made by "
-        "--mode=prepare"
+      "data.dir is not set; give --config.data.dir=DATA, a folder made by "
+      "--mode=prepare"
     )
   vocab_size = records.read_manifest(config.data.dir)["vocab_size"]
   if vocab_size > model_config.vocab_size:
     raise ValueError(
-        f"{config.data.dir} has a vocabulary of {vocab_size}, model.vocab_size="
-        f"{model_config.vocab_size}; set --config.model.vocab_size={vocab_size}"
+      f"{config.data.dir} has a vocabulary of {vocab_size}, model.vocab_size="
+      f"{model_config.vocab_size}; set --config.model.vocab_size={vocab_size}"
     )
   return model_config
 
 
-def local_rows(place: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
+def local_rows(
+  batch_place: jax.sharding.Sharding, batch_size: int
+) -> np.ndarray:
   """Which rows of the global batch the devices of this process hold."""
-  slices = place.addressable_devices_indices_map((batch_size,)).values()
+  slices = batch_place.addressable_devices_indices_map((batch_size,)).values()
   return np.unique(
-      np.concatenate([np.arange(batch_size)[rows] for (rows,) in slices])
+    np.concatenate([np.arange(batch_size)[place] for place in slices if place])
   )
 
 
@@ -72,11 +74,11 @@ class Evaluator:
   """Held-out evaluation, ready to be called again and again."""
 
   def __init__(
-      self,
-      config: Any,
-      mesh: jax.sharding.Mesh,
-      model: nn.Module,
-      objective: objectives.Objective,
+    self,
+    config: Any,
+    mesh: jax.sharding.Mesh,
+    model: nn.Module,
+    objective: objectives.Objective,
   ):
     """Opens the held-out split.
 
@@ -92,19 +94,19 @@ class Evaluator:
     sharding.check_batch_size(config.eval.batch_size, mesh)
     self._place = sharding.batch_sharding(mesh)
     self._batches = batching.PretrainBatches(
-        config.data,
-        "validation",
-        seed=batching.EVAL_SEED,
-        batch_size=config.eval.batch_size,
-        max_examples=config.eval.max_examples,
-        rows=local_rows(self._place, config.eval.batch_size),
+      config.data,
+      "validation",
+      seed=batching.EVAL_SEED,
+      batch_size=config.eval.batch_size,
+      max_examples=config.eval.max_examples,
+      rows=local_rows(self._place, config.eval.batch_size),
     )
     self._threads = config.data.num_threads
     self._buffer = config.data.prefetch_batches
     self._unigram = unigram_log_probs(config.data.dir, config.model.vocab_size)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     self._step = jax.jit(
-        steps.make_eval_step(model, objective), out_shardings=everywhere
+      steps.make_eval_step(model, objective), out_shardings=everywhere
     )
     self._terms = objective.weights
 
@@ -113,7 +115,7 @@ class Evaluator:
     totals: metrics.Totals = {}
     log_probs = jnp.asarray(self._unigram)
     for batch in batching.prefetch(
-        self._batches, 0, num_threads=self._threads, buffer_size=self._buffer
+      self._batches, 0, num_threads=self._threads, buffer_size=self._buffer
     ):
       device_batch = sharding.put_global_batch(batch, self._place)
       sums = jax.device_get(self._step(params, device_batch, log_probs))
@@ -143,9 +145,7 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
   objective = objectives.get_objective(config.objective)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor)  # fmt: skip
-  run = run_log.describe(
-      config, data_hash(config), list(mesh.devices.flat)
-  )
+  run = run_log.describe(config, data_hash(config), list(mesh.devices.flat))
   run_log.check_workdir(workdir, run)
   model = objective.make_model(model_config)
   evaluator = Evaluator(config, mesh, model, objective)
@@ -166,23 +166,23 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
 def data_hash(config: Any) -> str:
   """Hash of the manifest of the examples a config reads."""
   return run_log.file_hash(
-      os.path.join(
-          config.data.dir,
-          "examples",
-          records.examples_name(config.data),
-          "manifest.json",
-      )
+    os.path.join(
+      config.data.dir,
+      "examples",
+      records.examples_name(config.data),
+      "manifest.json",
+    )
   )
 
 
 def load_params(
-    config: Any,
-    workdir: str,
-    mesh: jax.sharding.Mesh,
-    model: nn.Module,
-    objective: objectives.Objective,
-    *,
-    best: bool = False,
+  config: Any,
+  workdir: str,
+  mesh: jax.sharding.Mesh,
+  model: nn.Module,
+  objective: objectives.Objective,
+  *,
+  best: bool = False,
 ) -> tuple[int, Any]:
   """Reads the parameters of a run's checkpoint onto a mesh.
 
@@ -200,12 +200,12 @@ def load_params(
   row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   inputs = dict.fromkeys(objective.inputs, row)
   abstract = jax.eval_shape(
-      lambda **kw: model.init(jax.random.key(0), **kw)["params"], **inputs
+    lambda **kw: model.init(jax.random.key(0), **kw)["params"], **inputs
   )
   places = sharding.state_sharding(abstract, mesh, config.mesh.rules)
   wanted = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      places,
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    places,
   )
   return checkpoint.restore_params(workdir, wanted, best=best)

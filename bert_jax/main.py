@@ -1,6 +1,6 @@
 """The launcher: one command for everything.
 
-  bert-jax --mode=prepare  --config=configs/pretrain.py --input=TEXT --output=DATA
+  bert-jax --mode=prepare  --config=configs/pretrain.py --input=T --output=D
   bert-jax --mode=train    --config=configs/pretrain.py --workdir=RUN
   bert-jax --mode=evaluate --workdir=RUN
   bert-jax --mode=predict  --workdir=RUN --input=LINES.jsonl --output=OUT.jsonl
@@ -8,15 +8,15 @@
 Exit status: 0 the job was done, 1 it failed, 2 it was asked for wrongly.
 """
 
+from collections.abc import Callable, Sequence
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
 
-import ml_collections
 from absl import app
 from absl import flags
 from absl import logging as absl_logging
+import ml_collections
 from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
@@ -30,23 +30,23 @@ class UsageError(ValueError):
 def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
   """Defines the launcher's flags."""
   flags.DEFINE_enum(
-      "mode", None, sorted(MODES), "What to do.", flag_values=flag_values
+    "mode", None, sorted(MODES), "What to do.", flag_values=flag_values
   )
   flags.DEFINE_string(
-      "workdir", None, "Folder of the run.", flag_values=flag_values
+    "workdir", None, "Folder of the run.", flag_values=flag_values
   )
   flags.DEFINE_list(
-      "input", [], "Files, globs or folders to read.", flag_values=flag_values
+    "input", [], "Files, globs or folders to read.", flag_values=flag_values
   )
   flags.DEFINE_string(
-      "output", None, "File or folder to write.", flag_values=flag_values
+    "output", None, "File or folder to write.", flag_values=flag_values
   )
   config_flags.DEFINE_config_file(
-      "config",
-      None,
-      "configs/X.py:key=value,...; change keys by --config.group.key=value.",
-      lock_config=True,
-      flag_values=flag_values,
+    "config",
+    None,
+    "configs/X.py:key=value,...; change keys by --config.group.key=value.",
+    lock_config=True,
+    flag_values=flag_values,
   )
 
 
@@ -106,18 +106,18 @@ def _predict(flag_values: flags.FlagValues) -> None:
   if len(flag_values.input) > 1:
     raise UsageError(f"--mode=predict reads one file, not {flag_values.input}")
   predict.predict(
-      config,
-      flag_values.workdir or "",
-      "".join(flag_values.input),
-      flag_values.output or "",
+    config,
+    flag_values.workdir or "",
+    "".join(flag_values.input),
+    flag_values.output or "",
   )
 
 
 MODES: dict[str, Callable[[flags.FlagValues], None]] = {
-    "prepare": _prepare,
-    "train": _train,
-    "evaluate": _evaluate,
-    "predict": _predict,
+  "prepare": _prepare,
+  "train": _train,
+  "evaluate": _evaluate,
+  "predict": _predict,
 }
 
 

@@ -27,7 +27,7 @@ def hash_uniform(*keys: np.ndarray | int) -> np.ndarray:
   Source: Steele, Lea, Flood, Fast splittable pseudorandom number generators,
   OOPSLA 2014.
   """
-  state = np.uint64(0)
+  state: np.ndarray = np.zeros((), np.uint64)
   with np.errstate(over="ignore"):
     for key in keys:
       state = (state + np.asarray(key).astype(np.uint64)) * _GOLDEN + _GOLDEN
@@ -38,7 +38,7 @@ def hash_uniform(*keys: np.ndarray | int) -> np.ndarray:
 
 
 def num_to_predict(
-    lengths: np.ndarray, mask_rate: float, slots: int
+  lengths: np.ndarray, mask_rate: float, slots: int
 ) -> np.ndarray:
   """Tokens to predict in rows of given lengths ([CLS] and [SEP] counted).
 
@@ -50,20 +50,20 @@ def num_to_predict(
 
 
 def mask_batch(
-    input_ids: np.ndarray,
-    candidates: np.ndarray,
-    lengths: np.ndarray,
-    example_ids: np.ndarray,
-    epochs: np.ndarray,
-    *,
-    seed: int,
-    slots: int,
-    vocab_size: int,
-    mask_id: int,
-    mask_rate: float = 0.15,
-    mask_token_rate: float = 0.8,
-    random_token_rate: float = 0.1,
-    continues_word: np.ndarray | None = None,
+  input_ids: np.ndarray,
+  candidates: np.ndarray,
+  lengths: np.ndarray,
+  example_ids: np.ndarray,
+  epochs: np.ndarray,
+  *,
+  seed: int,
+  slots: int,
+  vocab_size: int,
+  mask_id: int,
+  mask_rate: float = 0.15,
+  mask_token_rate: float = 0.8,
+  random_token_rate: float = 0.1,
+  continues_word: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
   """Masks a batch of rows.
 
@@ -107,7 +107,7 @@ def mask_batch(
     chosen = _lowest(order, slots, wanted)
   else:
     chosen = _lowest_words(
-        order, candidates, continues_word[input_ids] & candidates, wanted
+      order, candidates, continues_word[input_ids] & candidates, wanted
     )
   rows, positions = np.nonzero(chosen)
   counts = np.bincount(rows, minlength=batch)
@@ -123,17 +123,17 @@ def mask_batch(
   share = (hash_uniform(*at, _REPLACEMENT) >> np.uint64(11)) * 2.0**-53
   token = hash_uniform(*at, _TOKEN) % np.uint64(vocab_size)
   replaced = np.where(
-      share < mask_token_rate,
-      mask_id,
-      np.where(share < mask_token_rate + random_token_rate, token, original),
+    share < mask_token_rate,
+    mask_id,
+    np.where(share < mask_token_rate + random_token_rate, token, original),
   )
   masked = input_ids.astype(np.int32)
   masked[rows, positions] = replaced
   return (
-      masked,
-      pack(positions, np.int32),
-      pack(original, np.int32),
-      pack(1.0, np.float32),
+    masked,
+    pack(positions, np.int32),
+    pack(original, np.int32),
+    pack(1.0, np.float32),
   )
 
 
@@ -150,10 +150,10 @@ def _lowest(order: np.ndarray, slots: int, wanted: np.ndarray) -> np.ndarray:
 
 
 def _lowest_words(
-    order: np.ndarray,
-    candidates: np.ndarray,
-    continues: np.ndarray,
-    wanted: np.ndarray,
+  order: np.ndarray,
+  candidates: np.ndarray,
+  continues: np.ndarray,
+  wanted: np.ndarray,
 ) -> np.ndarray:
   """[B, L] bool: whole words, in the order of their first pieces.
 

@@ -4,13 +4,13 @@ Losses and metrics are (sum, weight) pairs over the rows given; who calls them
 adds the sums and divides once.
 """
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from bert_jax import losses
 from bert_jax.models import bert
@@ -40,11 +40,11 @@ class Objective:
 
   def apply(self, model: nn.Module, params: Any, batch: Batch, **kwargs) -> Any:
     """Runs the model on a batch."""
-    inputs = {k: batch[k] for k in self.inputs}
-    optional = {
-        k: batch[k] for k in ("positions", "sequence_ids") if k in batch
-    }
-    return model.apply({"params": params}, **inputs, **optional, **kwargs)
+    inputs: dict[str, Any] = {k: batch[k] for k in self.inputs}
+    for key in ("positions", "sequence_ids"):
+      if key in batch:
+        inputs[key] = batch[key]
+    return model.apply({"params": params}, **inputs, **kwargs)
 
 
 def _mlm_weights(batch: Batch) -> dict[str, jax.Array]:
@@ -54,63 +54,63 @@ def _mlm_weights(batch: Batch) -> dict[str, jax.Array]:
 def _mlm_losses(outputs: Any, batch: Batch) -> Sums:
   mlm_logits, _ = outputs
   return {
-      "mlm_loss": losses.cross_entropy(
-          mlm_logits, batch["masked_ids"], batch["masked_weights"]
-      )
+    "mlm_loss": losses.cross_entropy(
+      mlm_logits, batch["masked_ids"], batch["masked_weights"]
+    )
   }
 
 
 def _mlm_metrics(outputs: Any, batch: Batch) -> Sums:
   mlm_logits, _ = outputs
   return _mlm_losses(outputs, batch) | {
-      "mlm_accuracy": losses.accuracy(
-          mlm_logits, batch["masked_ids"], batch["masked_weights"]
-      )
+    "mlm_accuracy": losses.accuracy(
+      mlm_logits, batch["masked_ids"], batch["masked_weights"]
+    )
   }
 
 
 def _nsp_losses(outputs: Any, batch: Batch) -> Sums:
   _, nsp_logits = outputs
   return {
-      "nsp_loss": losses.cross_entropy(
-          nsp_logits, batch["nsp_label"], batch["weight"]
-      )
+    "nsp_loss": losses.cross_entropy(
+      nsp_logits, batch["nsp_label"], batch["weight"]
+    )
   }
 
 
 def _nsp_metrics(outputs: Any, batch: Batch) -> Sums:
   _, nsp_logits = outputs
   return _nsp_losses(outputs, batch) | {
-      "nsp_accuracy": losses.accuracy(
-          nsp_logits, batch["nsp_label"], batch["weight"]
-      )
+    "nsp_accuracy": losses.accuracy(
+      nsp_logits, batch["nsp_label"], batch["weight"]
+    )
   }
 
 
 _PRETRAIN_INPUTS = (
-    "input_ids",
-    "input_mask",
-    "segment_ids",
-    "masked_positions",
+  "input_ids",
+  "input_mask",
+  "segment_ids",
+  "masked_positions",
 )
 
 OBJECTIVES = {
-    # Masked language modelling and next sentence prediction (paper, 3.1).
-    "mlm_nsp": Objective(
-        make_model=bert.PreTrainingModel,
-        inputs=_PRETRAIN_INPUTS,
-        losses=lambda o, b: _mlm_losses(o, b) | _nsp_losses(o, b),
-        weights=lambda b: _mlm_weights(b) | {"nsp_loss": b["weight"].sum()},
-        metrics=lambda o, b: _mlm_metrics(o, b) | _nsp_metrics(o, b),
-    ),
-    # Masked language modelling alone: the paper's "No NSP" (section 5.1).
-    "mlm": Objective(
-        make_model=bert.PreTrainingModel,
-        inputs=_PRETRAIN_INPUTS,
-        losses=_mlm_losses,
-        weights=_mlm_weights,
-        metrics=_mlm_metrics,
-    ),
+  # Masked language modelling and next sentence prediction (paper, 3.1).
+  "mlm_nsp": Objective(
+    make_model=bert.PreTrainingModel,
+    inputs=_PRETRAIN_INPUTS,
+    losses=lambda o, b: _mlm_losses(o, b) | _nsp_losses(o, b),
+    weights=lambda b: _mlm_weights(b) | {"nsp_loss": b["weight"].sum()},
+    metrics=lambda o, b: _mlm_metrics(o, b) | _nsp_metrics(o, b),
+  ),
+  # Masked language modelling alone: the paper's "No NSP" (section 5.1).
+  "mlm": Objective(
+    make_model=bert.PreTrainingModel,
+    inputs=_PRETRAIN_INPUTS,
+    losses=_mlm_losses,
+    weights=_mlm_weights,
+    metrics=_mlm_metrics,
+  ),
 }
 
 
@@ -122,7 +122,7 @@ def get_objective(name: str) -> Objective:
   """
   if name not in OBJECTIVES:
     raise ValueError(
-        f"objective={name!r} is not known; use one of {', '.join(OBJECTIVES)}"
+      f"objective={name!r} is not known; use one of {', '.join(OBJECTIVES)}"
     )
   return OBJECTIVES[name]
 
@@ -138,6 +138,6 @@ def unigram_metrics(batch: Batch, log_probs: jax.Array) -> Sums:
   total = weights.sum()
   right = (ids == jnp.argmax(log_probs)) * weights
   return {
-      "unigram_loss": (-(log_probs[ids] * weights).sum(), total),
-      "most_frequent_token_accuracy": (right.sum(), total),
+    "unigram_loss": (-(log_probs[ids] * weights).sum(), total),
+    "most_frequent_token_accuracy": (right.sum(), total),
   }

@@ -5,9 +5,10 @@ document is its boundaries, a list of n + 1 token positions: sentence i spans
 boundaries[i] to boundaries[i + 1].
 """
 
-import random
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+import random
 
 # Tokens that a row spends on [CLS] and [SEP].
 PAIR_SPECIALS = 3
@@ -18,11 +19,11 @@ Example = tuple[int, int, int, int, int]
 
 
 def make_pairs(
-    boundaries: Sequence[int],
-    max_tokens: int,
-    short_seq_rate: float,
-    rng: random.Random,
-    random_document: Callable[[], Sequence[int]],
+  boundaries: Sequence[int],
+  max_tokens: int,
+  short_seq_rate: float,
+  rng: random.Random,
+  random_document: Callable[[], Sequence[int]],
 ) -> Iterator[Example]:
   """Cuts one document into NSP pairs, as the original does.
 
@@ -54,7 +55,7 @@ def make_pairs(
   while i < num_sentences:
     # As many whole sentences as reach the target, or all that are left.
     end = min(
-        bisect_left(boundaries, boundaries[i] + target, i + 1), num_sentences
+      bisect_left(boundaries, boundaries[i] + target, i + 1), num_sentences
     )
     a_end = i + 1
     if end - i >= 2:
@@ -73,19 +74,19 @@ def make_pairs(
       b_length = boundaries[end] - b_start
     if a_length + b_length > max_tokens:
       a_start, a_length, b_start, b_length = truncate_pair(
-          a_start, a_length, b_start, b_length, max_tokens, rng
+        a_start, a_length, b_start, b_length, max_tokens, rng
       )
     yield a_start, b_start, a_length, b_length, is_random
     i = end
 
 
 def truncate_pair(
-    a_start: int,
-    a_length: int,
-    b_start: int,
-    b_length: int,
-    max_tokens: int,
-    rng: random.Random,
+  a_start: int,
+  a_length: int,
+  b_start: int,
+  b_length: int,
+  max_tokens: int,
+  rng: random.Random,
 ) -> tuple[int, int, int, int]:
   """Drops tokens from the longer segment until both fit.
 
@@ -121,15 +122,15 @@ def truncate_pair(
   front_a = rng.getrandbits(from_a).bit_count() if from_a else 0
   front_b = rng.getrandbits(from_b).bit_count() if from_b else 0
   return (
-      a_start + front_a,
-      a_length - from_a,
-      b_start + front_b,
-      b_length - from_b,
+    a_start + front_a,
+    a_length - from_a,
+    b_start + front_b,
+    b_length - from_b,
   )
 
 
 def full_sentences(
-    starts: Sequence[int], document_starts: frozenset[int], max_tokens: int
+  starts: Sequence[int], document_starts: frozenset[int], max_tokens: int
 ) -> Iterator[Example]:
   """Packs running text into rows of whole sentences, without NSP.
 

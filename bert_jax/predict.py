@@ -1,22 +1,21 @@
 """A trained model on new text: one JSON object a line in, one a line out."""
 
+from collections.abc import Callable, Iterable, Iterator
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import linen as nn
 
 from bert_jax import batching
 from bert_jax import evaluate
 from bert_jax import objectives
 from bert_jax import run_log
 from bert_jax import sharding
-from bert_jax import tokenization
 from bert_jax.models import bert
 
 MASK = "[MASK]"
@@ -45,15 +44,15 @@ class Predictor:
                                    mesh_config.tensor)  # fmt: skip
     objective = objectives.get_objective(self.config.objective)
     self.model = objective.make_model(
-        bert.ModelConfig.from_config(self.config.model)
+      bert.ModelConfig.from_config(self.config.model)
     )
     _, self.params = evaluate.load_params(
-        self.config, workdir, self.mesh, self.model, objective
+      self.config, workdir, self.mesh, self.model, objective
     )
 
 
 def fill_masks(
-    predictor: Predictor, texts: Iterable[str], *, batch_size: int, top_k: int
+  predictor: Predictor, texts: Iterable[str], *, batch_size: int, top_k: int
 ) -> Iterator[list[list[dict]]]:
   """Proposes tokens for every [MASK] of some texts.
 
@@ -90,7 +89,7 @@ def _encode(predictor: Predictor, text: str) -> list[int]:
   ids.append(tokenizer.sep_id)
   if len(ids) > max_len:
     raise ValueError(
-        f"the text has {len(ids)} tokens, the model takes {max_len}; shorten it"
+      f"the text has {len(ids)} tokens, the model takes {max_len}; shorten it"
     )
   return ids
 
@@ -98,11 +97,11 @@ def _encode(predictor: Predictor, text: str) -> list[int]:
 def _top_tokens(model: nn.Module, top_k: int) -> Callable:
   def step(params, input_ids, input_mask, masked_positions):
     logits, _ = model.apply(
-        {"params": params},
-        input_ids,
-        input_mask,
-        jnp.zeros_like(input_ids),
-        masked_positions,
+      {"params": params},
+      input_ids,
+      input_mask,
+      jnp.zeros_like(input_ids),
+      masked_positions,
     )
     return jax.lax.top_k(jax.nn.softmax(logits), top_k)
 
@@ -110,7 +109,7 @@ def _top_tokens(model: nn.Module, top_k: int) -> Callable:
 
 
 def _fill_rows(
-    predictor: Predictor, step: Callable, rows: list[list[int]], batch_size: int
+  predictor: Predictor, step: Callable, rows: list[list[int]], batch_size: int
 ) -> Iterator[list[list[dict]]]:
   """Computes some rows, padded to a size that was compiled before."""
   tokenizer = predictor.tokenizer
@@ -130,15 +129,15 @@ def _fill_rows(
     positions[i, : len(place)] = place
   with jax.set_mesh(predictor.mesh):
     scores, ids = jax.device_get(
-        step(predictor.params, input_ids, input_mask, positions)
+      step(predictor.params, input_ids, input_mask, positions)
     )
   for i, place in enumerate(places):
     yield [
-        [
-            {"token": tokenizer.token(int(t)), "id": int(t), "score": float(s)}
-            for t, s in zip(ids[i, j], scores[i, j])
-        ]
-        for j in range(len(place))
+      [
+        {"token": tokenizer.token(int(t)), "id": int(t), "score": float(s)}
+        for t, s in zip(ids[i, j], scores[i, j], strict=True)
+      ]
+      for j in range(len(place))
     ]
 
 
@@ -164,11 +163,13 @@ def predict(config: Any, workdir: str, source: str, target: str) -> None:
   if not 1 <= settings.top_k <= vocab_size:
     raise ValueError(f"predict.top_k={settings.top_k}; give 1 to {vocab_size}")
   lines = sys.stdin if source in ("", "-") else open(source, encoding="utf-8")
-  out = sys.stdout if target in ("", "-") else open(target, "w", encoding="utf-8")
+  out = (
+    sys.stdout if target in ("", "-") else open(target, "w", encoding="utf-8")
+  )
   with lines, out:
     texts = (_text(i, line) for i, line in enumerate(lines, 1) if line.strip())
     for masks in fill_masks(
-        predictor, texts, batch_size=settings.batch_size, top_k=settings.top_k
+      predictor, texts, batch_size=settings.batch_size, top_k=settings.top_k
     ):
       out.write(json.dumps({"masks": masks}, ensure_ascii=False) + "\n")
 
@@ -182,5 +183,5 @@ def _text(number: int, line: str) -> str:
     return text
   except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise ValueError(
-        f'line {number} of the input: {error!r}; give {{"text": "A {MASK} ."}}'
+      f'line {number} of the input: {error!r}; give {{"text": "A {MASK} ."}}'
     ) from error

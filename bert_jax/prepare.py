@@ -7,6 +7,8 @@ shard appears whole or not at all, and a finished shard is not made again.
 """
 
 import bisect
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 import contextlib
 import fcntl
 import functools
@@ -18,8 +20,6 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -53,11 +53,11 @@ def prepare(config: Any, patterns: Sequence[str], folder: str) -> None:
   if not patterns:
     records.read_manifest(folder)  # says how to make it where it is missing
   units = (
-      corpus.list_units(
-          patterns, config.prepare.format, config.prepare.unit_bytes
-      )
-      if patterns
-      else []
+    corpus.list_units(
+      patterns, config.prepare.format, config.prepare.unit_bytes
+    )
+    if patterns
+    else []
   )
   os.makedirs(folder, exist_ok=True)
   with _lock(folder):
@@ -103,7 +103,7 @@ def _lock(folder: str) -> Iterator[None]:
       fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
       raise records.DataError(
-          f"{folder} is being prepared by another process; wait for it"
+        f"{folder} is being prepared by another process; wait for it"
       ) from error
     yield
 
@@ -117,11 +117,11 @@ def _remove_leftovers(folder: str) -> None:
 
 
 def _run(
-    function: Callable[[dict], dict],
-    jobs: list[dict],
-    progress_folder: str,
-    config: Any,
-    title: str,
+  function: Callable[[dict], dict],
+  jobs: list[dict],
+  progress_folder: str,
+  config: Any,
+  title: str,
 ) -> list[dict]:
   """Maps a function over the jobs that are not done yet, in any order.
 
@@ -149,18 +149,18 @@ def _run(
   else:
     _run_processes(task, left, config.prepare.num_workers, title)
   return [
-      records.read_json(os.path.join(progress_folder, j["name"] + ".json"))
-      for j in jobs
+    records.read_json(os.path.join(progress_folder, j["name"] + ".json"))
+    for j in jobs
   ]
 
 
 def _run_job(
-    function: Callable[[dict], dict], progress_folder: str, job: dict
+  function: Callable[[dict], dict], progress_folder: str, job: dict
 ) -> int:
   """Runs one job and keeps its result; returns its size."""
   result = function(job)
   records.write_json(
-      os.path.join(progress_folder, job["name"] + ".json"), result
+    os.path.join(progress_folder, job["name"] + ".json"), result
   )
   return job["size"]
 
@@ -168,10 +168,10 @@ def _run_job(
 def _run_processes(task, jobs: list[dict], workers: int, title: str) -> None:
   workers = min(workers or os.cpu_count() or 1, max(len(jobs), 1))
   columns = (
-      progress.TextColumn("{task.description}"),
-      progress.BarColumn(),
-      progress.TextColumn("{task.fields[rate]}"),
-      progress.TimeRemainingColumn(),
+    progress.TextColumn("{task.description}"),
+    progress.BarColumn(),
+    progress.TextColumn("{task.fields[rate]}"),
+    progress.TimeRemainingColumn(),
   )
   with progress.Progress(*columns) as bar:
     total = sum(j["size"] for j in jobs)
@@ -207,12 +207,12 @@ def _run_beam(task, jobs: list[dict], workers: int) -> None:
     from apache_beam.options import pipeline_options
   except ImportError as error:
     raise ValueError(
-        "prepare.runner=beam needs the extra: pip install 'bert_jax[beam]'"
+      "prepare.runner=beam needs the extra: pip install 'bert_jax[beam]'"
     ) from error
   options = pipeline_options.PipelineOptions(
-      flags=[],
-      runner=os.environ.get("BEAM_RUNNER", "DirectRunner"),
-      direct_num_workers=workers or 1,
+    flags=[],
+    runner=os.environ.get("BEAM_RUNNER", "DirectRunner"),
+    direct_num_workers=workers or 1,
   )
   with beam.Pipeline(options=options) as pipeline:
     _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(task)
@@ -224,9 +224,9 @@ def is_held_out(document: Sequence[str], rate: float, seed: int) -> bool:
   Copies of one text thus never end up on both sides.
   """
   digest = hashlib.blake2b(
-      "\n".join(document).encode("utf-8", "replace"),
-      digest_size=8,
-      key=str(seed).encode(),
+    "\n".join(document).encode("utf-8", "replace"),
+    digest_size=8,
+    key=str(seed).encode(),
   ).digest()
   return int.from_bytes(digest, "big") < rate * 2**64
 
@@ -235,7 +235,7 @@ def is_held_out(document: Sequence[str], rate: float, seed: int) -> bool:
 
 
 def _write_vocabulary(
-    config: Any, units: list[corpus.Unit], folder: str
+  config: Any, units: list[corpus.Unit], folder: str
 ) -> None:
   """Copies the vocabulary into DATA/vocab, or learns it there."""
   p = config.prepare
@@ -247,8 +247,8 @@ def _write_vocabulary(
     asked: dict[str, Any] = {"fingerprint": loaded.fingerprint}
   else:
     asked = {k: p[k] for k in keys} | {
-        "sample_bytes": p.vocab_sample_bytes,
-        "units": _units_hash(units),
+      "sample_bytes": p.vocab_sample_bytes,
+      "units": _units_hash(units),
     }
   if os.path.exists(done):
     _check_same(records.read_json(done), asked, target)
@@ -269,10 +269,10 @@ def _learn_vocabulary(config: Any, units: list[corpus.Unit]):
   texts = _sample_text(config, units)
   if p.vocab_kind == "wordpiece":
     return tokenization.train_wordpiece(
-        texts, vocab_size=p.vocab_size, lower_case=p.lower_case
+      texts, vocab_size=p.vocab_size, lower_case=p.lower_case
     )
   return tokenization.train_sentencepiece(
-      texts, vocab_size=p.vocab_size, lower_case=p.lower_case
+    texts, vocab_size=p.vocab_size, lower_case=p.lower_case
   )
 
 
@@ -284,7 +284,7 @@ def _sample_text(config: Any, units: list[corpus.Unit]) -> Iterator[str]:
   left = p.vocab_sample_bytes
   for unit in units[::stride]:
     for document in corpus.read_documents(
-        unit, p.format, p.text_key, p.language
+      unit, p.format, p.text_key, p.language
     ):
       if not is_held_out(document, p.held_out_rate, p.held_out_seed):
         yield from document
@@ -304,14 +304,14 @@ def _units_hash(units: list[corpus.Unit]) -> str:
 def _check_same(found: dict, asked: dict, path: str) -> None:
   """Raises DataError where a folder was made with other settings."""
   differs = [
-      f"{k}: {found.get(k)!r} there, {asked.get(k)!r} asked"
-      for k in sorted(found.keys() | asked.keys())
-      if found.get(k) != asked.get(k)
+    f"{k}: {found.get(k)!r} there, {asked.get(k)!r} asked"
+    for k in sorted(found.keys() | asked.keys())
+    if found.get(k) != asked.get(k)
   ]
   if differs:
     raise records.DataError(
-        f"{path} was made with other settings ({'; '.join(differs)}); give "
-        "another --output, or delete that folder to make it anew"
+      f"{path} was made with other settings ({'; '.join(differs)}); give "
+      "another --output, or delete that folder to make it anew"
     )
 
 
@@ -323,45 +323,45 @@ def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
   p = config.prepare
   tokenizer = tokenization.load_tokenizer(os.path.join(folder, "vocab"))
   settings = {
-      "format": p.format,
-      "held_out_rate": p.held_out_rate,
-      "held_out_seed": p.held_out_seed,
-      "language": "" if p.format == "sentences" else p.language,
-      "text_key": p.text_key if p.format in ("jsonl", "tfds") else "",
-      "units": _units_hash(units),
-      "vocab": tokenizer.fingerprint,
+    "format": p.format,
+    "held_out_rate": p.held_out_rate,
+    "held_out_seed": p.held_out_seed,
+    "language": "" if p.format == "sentences" else p.language,
+    "text_key": p.text_key if p.format in ("jsonl", "tfds") else "",
+    "units": _units_hash(units),
+    "vocab": tokenizer.fingerprint,
   }
   manifest_path = os.path.join(folder, "manifest.json")
   if os.path.exists(manifest_path):
     _check_same(
-        records.read_manifest(folder)["settings"], settings, manifest_path
+      records.read_manifest(folder)["settings"], settings, manifest_path
     )
     return
   progress_folder = os.path.join(folder, _PROGRESS, "tokens")
   _keep_settings(progress_folder, settings)
   os.makedirs(os.path.join(folder, "tokens"), exist_ok=True)
   jobs = [
-      dict(name=f"{i:05d}", shard=i, size=u.size, folder=folder, unit=vars(u))
-      | settings
-      for i, u in enumerate(units)
+    dict(name=f"{i:05d}", shard=i, size=u.size, folder=folder, unit=vars(u))
+    | settings
+    for i, u in enumerate(units)
   ]
   results = _run(tokenize_unit, jobs, progress_folder, config, "tokenise")
   shards: dict[str, list] = {}
   special = [
-      getattr(tokenizer, f"{name}_id")
-      for name in ("pad", "unk", "cls", "sep", "mask")
+    getattr(tokenizer, f"{name}_id")
+    for name in ("pad", "unk", "cls", "sep", "mask")
   ]
   for split in records.SPLITS:
     shards[split] = [r[split] for r in results if r[split]["documents"]]
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for s in shards[split]:
       counts += np.load(
-          records.shard_path(progress_folder, split, s["shard"], "npy"),
-          allow_pickle=False,
+        records.shard_path(progress_folder, split, s["shard"], "npy"),
+        allow_pickle=False,
       )
     counts[special] = 0
     records.write_array(
-        os.path.join(folder, "tokens", f"{split}.counts.npy"), counts
+      os.path.join(folder, "tokens", f"{split}.counts.npy"), counts
     )
   _check_documents(shards, p.held_out_rate)
   records.write_json(
@@ -373,7 +373,7 @@ def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
           "inputs": [
               dict(file=os.path.basename(u.path), start=u.start, end=u.end,
                    sha256=r["sha256"])
-              for u, r in zip(units, results)
+              for u, r in zip(units, results, strict=True)
           ],
           "totals": {
               split: {
@@ -394,7 +394,7 @@ def _keep_settings(progress_folder: str, settings: dict) -> None:
   path = os.path.join(progress_folder, "settings.json")
   if os.path.exists(path):
     _check_same(
-        records.read_json(path), settings, os.path.dirname(progress_folder)
+      records.read_json(path), settings, os.path.dirname(progress_folder)
     )
   else:
     records.write_json(path, settings)
@@ -406,8 +406,8 @@ def _check_documents(shards: dict[str, list], held_out_rate: float) -> None:
     raise corpus.CorpusError("the input holds no document with any token")
   if held_out_rate and not counts["validation"]:
     raise corpus.CorpusError(
-        f"prepare.held_out_rate={held_out_rate} kept none of "
-        f"{counts['train']} documents; raise it (or set 0 to train on all)"
+      f"prepare.held_out_rate={held_out_rate} kept none of "
+      f"{counts['train']} documents; raise it (or set 0 to train on all)"
     )
 
 
@@ -434,28 +434,28 @@ def tokenize_unit(job: dict) -> dict:
   shard = job["shard"]
   digest = hashlib.sha256()
   paths = {
-      s: functools.partial(records.shard_path, folder, s, shard)
-      for s in records.SPLITS
+    s: functools.partial(records.shard_path, folder, s, shard)
+    for s in records.SPLITS
   }
   sentences = dict.fromkeys(records.SPLITS, 0)
   with contextlib.ExitStack() as stack:
     writers = {
-        s: stack.enter_context(
-            records.TokenWriter(
-                paths[s]("array_record"),
-                tokenizer.vocab_size,
-                tokenizer.sep_id,
-            )
+      s: stack.enter_context(
+        records.TokenWriter(
+          paths[s]("array_record"),
+          tokenizer.vocab_size,
+          tokenizer.sep_id,
         )
-        for s in records.SPLITS
+      )
+      for s in records.SPLITS
     }
     for document in corpus.read_documents(
-        unit, job["format"], job["text_key"], job["language"], digest
+      unit, job["format"], job["text_key"], job["language"], digest
     ):
       ids = [i for i in tokenizer.encode_batch(document) if i]
       if ids:
         held_out = is_held_out(
-            document, job["held_out_rate"], job["held_out_seed"]
+          document, job["held_out_rate"], job["held_out_seed"]
         )
         split = records.SPLITS[held_out]
         sentences[split] += len(ids)
@@ -475,14 +475,14 @@ def tokenize_unit(job: dict) -> dict:
           writer.counts,
       )  # fmt: skip
       row |= {
-          "sentences": sentences[split],
-          "tokens": writer.num_tokens - row["documents"],
-          "unknown": int(writer.counts[tokenizer.unk_id]),
-          "records": writer.num_records,
-          "sha256": {
-              suffix: records.file_hash(path(suffix))
-              for suffix in ("array_record", "boundaries.npy", "documents.npy")
-          },
+        "sentences": sentences[split],
+        "tokens": writer.num_tokens - row["documents"],
+        "unknown": int(writer.counts[tokenizer.unk_id]),
+        "records": writer.num_records,
+        "sha256": {
+          suffix: records.file_hash(path(suffix))
+          for suffix in ("array_record", "boundaries.npy", "documents.npy")
+        },
       }
     else:
       os.remove(path("array_record"))
@@ -500,12 +500,12 @@ def _write_examples(config: Any, folder: str) -> dict:
   target = os.path.join(folder, "examples", name)
   tokens = records.read_manifest(folder)
   settings = {
-      "pairing": d.pairing,
-      "seq_len": d.seq_len,
-      "dupe_factor": d.dupe_factor,
-      "short_seq_rate": d.short_seq_rate if d.pairing == "pairs" else 0.0,
-      "examples_seed": d.examples_seed,
-      "tokens": records.file_hash(os.path.join(folder, "manifest.json")),
+    "pairing": d.pairing,
+    "seq_len": d.seq_len,
+    "dupe_factor": d.dupe_factor,
+    "short_seq_rate": d.short_seq_rate if d.pairing == "pairs" else 0.0,
+    "examples_seed": d.examples_seed,
+    "tokens": records.file_hash(os.path.join(folder, "manifest.json")),
   }
   if os.path.exists(os.path.join(target, "manifest.json")):
     manifest = records.read_manifest(target)
@@ -515,9 +515,9 @@ def _write_examples(config: Any, folder: str) -> dict:
     documents = sum(s["documents"] for s in rows)
     if d.pairing == "pairs" and documents == 1:
       raise records.DataError(
-          f"{folder}: one {split} document alone; random next sentences need "
-          "two. Separate documents (by blank lines, see prepare.format), give "
-          "more text, or set data.pairing=full_sentences"
+        f"{folder}: one {split} document alone; random next sentences need "
+        "two. Separate documents (by blank lines, see prepare.format), give "
+        "more text, or set data.pairing=full_sentences"
       )
   progress_folder = os.path.join(folder, _PROGRESS, name)
   _keep_settings(progress_folder, settings)
@@ -531,22 +531,24 @@ def _write_examples(config: Any, folder: str) -> dict:
   ]  # fmt: skip
   results = _run(pair_shard, jobs, progress_folder, config, name)
   shards = {
-      split: [r for j, r in zip(jobs, results) if j["split"] == split]
-      for split in records.SPLITS
+    split: [
+      r for j, r in zip(jobs, results, strict=True) if j["split"] == split
+    ]
+    for split in records.SPLITS
   }
   manifest = {
-      "version": records.VERSION,
-      "settings": settings,
-      "vocab": tokens["settings"]["vocab"],
-      "vocab_size": tokens["vocab_size"],
-      "totals": {
-          split: {
-              key: sum(s[key] for s in rows)
-              for key in ("examples", "random_next", "tokens")
-          }
-          for split, rows in shards.items()
-      },
-      "shards": shards,
+    "version": records.VERSION,
+    "settings": settings,
+    "vocab": tokens["settings"]["vocab"],
+    "vocab_size": tokens["vocab_size"],
+    "totals": {
+      split: {
+        key: sum(s[key] for s in rows)
+        for key in ("examples", "random_next", "tokens")
+      }
+      for split, rows in shards.items()
+    },
+    "shards": shards,
   }
   records.write_json(os.path.join(target, "manifest.json"), manifest)
   shutil.rmtree(progress_folder)
@@ -559,9 +561,7 @@ def _write_examples(config: Any, folder: str) -> dict:
 def _document_table(folder: str, split: str, tokens: str):
   del tokens  # only so that other data is read anew
   shards = records.read_manifest(folder)["shards"][split]
-  table = records.DocumentTable(
-      os.path.join(folder, "tokens"), split, shards
-  )
+  table = records.DocumentTable(os.path.join(folder, "tokens"), split, shards)
   return table, [s["shard"] for s in shards]
 
 
@@ -578,16 +578,16 @@ def pair_shard(job: dict) -> dict:
   table, numbers = _document_table(job["folder"], job["split"], job["tokens"])
   shard = numbers[job["index"]]
   path = records.shard_path(
-      os.path.join(job["folder"], "examples", job["examples"]),
-      job["split"],
-      shard,
-      "array_record",
+    os.path.join(job["folder"], "examples", job["examples"]),
+    job["split"],
+    shard,
+    "array_record",
   )
   totals = np.zeros(2, np.int64)
   with records.RecordWriter(path) as writer:
     for dupe in range(job["dupe_factor"]):
       rng = random.Random(
-          f"{job['examples_seed']}/{job['split']}/{shard}/{dupe}"
+        f"{job['examples_seed']}/{job['split']}/{shard}/{dupe}"
       )
       rows: list[pairing.Example] = []
       for batch in _examples_of(job, table, rng, dupe):
@@ -598,16 +598,14 @@ def pair_shard(job: dict) -> dict:
       totals += _write_rows(writer, rows)
     count = writer.count
   specials = (
-      pairing.PAIR_SPECIALS
-      if job["pairing"] == "pairs"
-      else pairing.ROW_SPECIALS
+    pairing.PAIR_SPECIALS if job["pairing"] == "pairs" else pairing.ROW_SPECIALS
   )
   return {
-      "shard": shard,
-      "examples": count,
-      "random_next": int(totals[0]),
-      "tokens": int(totals[1]) + count * specials,
-      "sha256": records.file_hash(path),
+    "shard": shard,
+    "examples": count,
+    "random_next": int(totals[0]),
+    "tokens": int(totals[1]) + count * specials,
+    "sha256": records.file_hash(path),
   }
 
 
@@ -639,7 +637,7 @@ def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
     row = bisect.bisect_right(starts, starts[0] + limit)
     skip = rng.randrange(row) if dupe else 0
     yield list(
-        pairing.full_sentences(starts[skip:], frozenset(documents), limit)
+      pairing.full_sentences(starts[skip:], frozenset(documents), limit)
     )
     return
   total = len(table)
@@ -654,13 +652,13 @@ def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
       return table.boundaries(j)
 
     yield list(
-        pairing.make_pairs(
-            table.boundaries(i).tolist(),
-            job["seq_len"] - pairing.PAIR_SPECIALS,
-            job["short_seq_rate"],
-            rng,
-            other,
-        )
+      pairing.make_pairs(
+        table.boundaries(i).tolist(),
+        job["seq_len"] - pairing.PAIR_SPECIALS,
+        job["short_seq_rate"],
+        rng,
+        other,
+      )
     )
 
 
@@ -674,14 +672,14 @@ def _report(folder: str, manifest: dict, token_secs: float, secs: float):
     length = manifest["settings"]["seq_len"]
     useful = e["tokens"] / max(e["examples"] * length, 1)
     print(
-        f"{split}: {t['documents']:,} documents, {t['sentences']:,} sentences,"
-        f" {t['tokens']:,} tokens ({t['unknown']:,} unknown) ->"
-        f" {e['examples']:,} examples of {length},"
-        f" {100 * useful:.1f} % of their tokens useful"
+      f"{split}: {t['documents']:,} documents, {t['sentences']:,} sentences,"
+      f" {t['tokens']:,} tokens ({t['unknown']:,} unknown) ->"
+      f" {e['examples']:,} examples of {length},"
+      f" {100 * useful:.1f} % of their tokens useful"
     )
   made = sum(totals[s]["examples"] for s in records.SPLITS)
   print(
-      f"{secs:.1f} s in all, {token_secs:.1f} s of it vocabulary and tokens:"
-      f" {made / secs:,.0f} examples/s. Train on it with"
-      f" --config.data.dir={folder}"
+    f"{secs:.1f} s in all, {token_secs:.1f} s of it vocabulary and tokens:"
+    f" {made / secs:,.0f} examples/s. Train on it with"
+    f" --config.data.dir={folder}"
   )

@@ -16,18 +16,18 @@ space (EXAMPLE), so another length or another pairing costs a few bytes.
 """
 
 import bisect
+from collections.abc import Iterator, Sequence
 import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from array_record.python import array_record_data_source
 from array_record.python import array_record_module
+import numpy as np
 
 VERSION = 1
 RECORD_TOKENS = 256
@@ -35,13 +35,15 @@ SPLITS = ("train", "validation")
 
 # Token spans of the two segments; lengths in tokens; a full-sentence row has
 # b_length 0. Starts count tokens from the start of the split's address space.
-EXAMPLE = np.dtype([
+EXAMPLE = np.dtype(
+  [
     ("a_start", "<i8"),
     ("b_start", "<i8"),
     ("a_length", "<i4"),
     ("b_length", "<i4"),
     ("is_random", "<i4"),
-])
+  ]
+)
 
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
@@ -106,7 +108,7 @@ class RecordWriter:
     self._stack = contextlib.ExitStack()
     temporary = self._stack.enter_context(replacing(path))
     self._writer = array_record_module.ArrayRecordWriter(
-        temporary, _WRITER_OPTIONS
+      temporary, _WRITER_OPTIONS
     )
     self.count = 0  # records written
 
@@ -222,19 +224,17 @@ class Records:
       if not os.path.exists(path):
         raise DataError(f"{path} is missing; run --mode=prepare again")
     try:
-      self._source = array_record_data_source.ArrayRecordDataSource(
-          list(paths)
-      )
+      self._source = array_record_data_source.ArrayRecordDataSource(list(paths))
       found = len(self._source)
     except (RuntimeError, ValueError, OSError, IndexError) as error:
       raise DataError(
-          f"one of {paths[0]} .. {paths[-1]} is damaged: {error}; delete it "
-          "and run --mode=prepare again"
+        f"one of {paths[0]} .. {paths[-1]} is damaged: {error}; delete it "
+        "and run --mode=prepare again"
       ) from error
     if found != count:
       raise DataError(
-          f"{os.path.dirname(paths[0])}: {found} records, but its manifest says"
-          f" {count}; delete the folder and run --mode=prepare again"
+        f"{os.path.dirname(paths[0])}: {found} records, but its manifest says"
+        f" {count}; delete the folder and run --mode=prepare again"
       )
     self._folder = os.path.dirname(paths[0])
 
@@ -260,14 +260,16 @@ class Records:
       rows = self._source.__getitems__(keys.tolist())
     except (RuntimeError, ValueError, OSError, IndexError) as error:
       raise DataError(
-          f"{self._folder}: a record among {keys.min()}..{keys.max()} is "
-          f"damaged: {error}; delete the file and run --mode=prepare again"
+        f"{self._folder}: a record among {keys.min()}..{keys.max()} is "
+        f"damaged: {error}; delete the file and run --mode=prepare again"
       ) from error
     if any(len(row) != size for row in rows):
-      bad = next(k for k, r in zip(keys.tolist(), rows) if len(r) != size)
+      bad = next(
+        k for k, r in zip(keys.tolist(), rows, strict=True) if len(r) != size
+      )
       raise DataError(
-          f"{self._folder}: record {bad} does not have {size} bytes; delete the"
-          " file and run --mode=prepare again"
+        f"{self._folder}: record {bad} does not have {size} bytes; delete the"
+        " file and run --mode=prepare again"
       )
     return np.frombuffer(b"".join(rows), dtype).reshape(len(keys), width)
 
@@ -287,15 +289,12 @@ class TokenStore:
     shards = self.manifest["shards"][split]
     tokens = os.path.join(folder, "tokens")
     self._records = Records(
-        [
-            shard_path(tokens, split, s["shard"], "array_record")
-            for s in shards
-        ],
-        sum(s["records"] for s in shards),
+      [shard_path(tokens, split, s["shard"], "array_record") for s in shards],
+      sum(s["records"] for s in shards),
     )
 
   def read_spans(
-      self, starts: np.ndarray, lengths: np.ndarray
+    self, starts: np.ndarray, lengths: np.ndarray
   ) -> tuple[np.ndarray, np.ndarray]:
     """Reads spans of tokens in one block.
 
@@ -308,7 +307,7 @@ class TokenStore:
     """
     first = starts // RECORD_TOKENS
     count = np.where(
-        lengths > 0, (starts + lengths - 1) // RECORD_TOKENS - first + 1, 0
+      lengths > 0, (starts + lengths - 1) // RECORD_TOKENS - first + 1, 0
     )
     slots = np.cumsum(count) - count
     keys = np.repeat(first - slots, count) + np.arange(count.sum())
@@ -328,7 +327,7 @@ class DocumentTable:
       shards: the manifest's rows: shard, records, documents.
     """
     self._bases = (
-        np.cumsum([0] + [s["records"] for s in shards])[:-1] * RECORD_TOKENS
+      np.cumsum([0] + [s["records"] for s in shards])[:-1] * RECORD_TOKENS
     ).tolist()
     self._ends = np.cumsum([s["documents"] for s in shards]).tolist()
     self._boundaries, self._documents = [], []
@@ -363,7 +362,7 @@ def _map_array(path: str) -> np.ndarray:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     raise DataError(
-        f"{path} is missing or damaged: {error}; prepare the data again"
+      f"{path} is missing or damaged: {error}; prepare the data again"
     ) from error
   if array.ndim != 1 or array.dtype != np.int64:
     raise DataError(f"{path} is damaged: {array.dtype}{array.shape}")
@@ -379,20 +378,20 @@ class ExampleStore:
     shards = self.manifest["shards"][split]
     if not shards:
       raise DataError(
-          f"{folder}: no {split} examples under {name}; raise "
-          "prepare.held_out_rate or give more text"
+        f"{folder}: no {split} examples under {name}; raise "
+        "prepare.held_out_rate or give more text"
       )
     self._records = Records(
-        [
-            shard_path(
-                os.path.join(folder, "examples", name),
-                split,
-                s["shard"],
-                "array_record",
-            )
-            for s in shards
-        ],
-        sum(s["examples"] for s in shards),
+      [
+        shard_path(
+          os.path.join(folder, "examples", name),
+          split,
+          s["shard"],
+          "array_record",
+        )
+        for s in shards
+      ],
+      sum(s["examples"] for s in shards),
     )
 
   def __len__(self) -> int:
@@ -420,13 +419,13 @@ def read_manifest(folder: str) -> Any:
     stat = os.stat(path)
   except OSError as error:
     raise DataError(
-        f"{folder} holds no prepared data (no manifest.json); make it with "
-        f"--mode=prepare --output={folder} --input=TEXT"
+      f"{folder} holds no prepared data (no manifest.json); make it with "
+      f"--mode=prepare --output={folder} --input=TEXT"
     ) from error
   manifest = _manifest_text(path, (stat.st_mtime_ns, stat.st_size))
   if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
     raise DataError(
-        f"{path} is not of version {VERSION}, which this release reads; run "
-        "--mode=prepare into an empty folder"
+      f"{path} is not of version {VERSION}, which this release reads; run "
+      "--mode=prepare into an empty folder"
     )
   return manifest

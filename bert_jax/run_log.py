@@ -1,5 +1,6 @@
 """What a run writes down: run.json, metrics.jsonl, TensorBoard, the console."""
 
+from collections.abc import Mapping
 import datetime
 import hashlib
 import importlib.metadata
@@ -9,7 +10,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class RunError(ValueError):
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   """{"a": {"b": 1}} -> {"a.b": 1}."""
-  flat = {}
+  flat: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, Mapping):
       flat |= flatten(value, f"{prefix}{key}.")
@@ -55,7 +55,7 @@ def commit() -> tuple[str | None, bool | None]:
 
   def git(*args):
     return subprocess.run(
-        ("git", "-C", folder, *args), capture_output=True, text=True, check=True
+      ("git", "-C", folder, *args), capture_output=True, text=True, check=True
     ).stdout.strip()
 
   try:
@@ -78,20 +78,20 @@ def describe(config: Any, data_hash: str, devices: list[Any]) -> dict:
     versions[name] = importlib.metadata.version(name)
   kinds = sorted({d.device_kind for d in devices})
   return {
-      "config": plain(config),
-      "commit": revision,
-      "dirty": dirty,
-      "argv": sys.argv,
-      "versions": versions,
-      "devices": {
-          "platform": devices[0].platform,
-          "kind": kinds,
-          "count": len(devices),
-          "processes": len({d.process_index for d in devices}),
-      },
-      "data_hash": data_hash,
-      "seed": config.seed,
-      "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+    "config": plain(config),
+    "commit": revision,
+    "dirty": dirty,
+    "argv": sys.argv,
+    "versions": versions,
+    "devices": {
+      "platform": devices[0].platform,
+      "kind": kinds,
+      "count": len(devices),
+      "processes": len({d.process_index for d in devices}),
+    },
+    "data_hash": data_hash,
+    "seed": config.seed,
+    "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
   }
 
 
@@ -108,18 +108,18 @@ def check_workdir(workdir: str, run: dict) -> None:
   before = read_run(workdir)
   old, new = flatten(before["config"]), flatten(run["config"])
   differs = [
-      f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked"
-      for k in sorted(old.keys() | new.keys())
-      if old.get(k) != new.get(k) and not k.startswith(FREE_KEYS)
+    f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked"
+    for k in sorted(old.keys() | new.keys())
+    if old.get(k) != new.get(k) and not k.startswith(FREE_KEYS)
   ]
   if before["data_hash"] != run["data_hash"]:
     differs.append(
-        f"data: {before['data_hash'][:12]} there, {run['data_hash'][:12]} now"
+      f"data: {before['data_hash'][:12]} there, {run['data_hash'][:12]} now"
     )
   if differs:
     raise RunError(
-        f"--workdir={workdir} holds another run ({'; '.join(differs)}). Give "
-        "another --workdir to start anew, or those values to go on"
+      f"--workdir={workdir} holds another run ({'; '.join(differs)}). Give "
+      "another --workdir to start anew, or those values to go on"
     )
 
 
@@ -137,8 +137,8 @@ def read_run(workdir: str) -> dict:
       raise ValueError("it has no config and data_hash")
   except FileNotFoundError as error:
     raise RunError(
-        f"{workdir} holds no run (no run.json); train one with --mode=train "
-        f"--workdir={workdir}"
+      f"{workdir} holds no run (no run.json); train one with --mode=train "
+      f"--workdir={workdir}"
     ) from error
   except (ValueError, AttributeError, OSError) as error:
     raise RunError(f"{path} is damaged: {error}") from error
@@ -186,7 +186,7 @@ class MetricsLog:
       import tensorboardX  # slow to import: only where it is used
 
       self._board = tensorboardX.SummaryWriter(
-          os.path.join(workdir, "tensorboard"), purge_step=start_step + 1
+        os.path.join(workdir, "tensorboard"), purge_step=start_step + 1
       )
 
   def write(self, step: int, values: Mapping[str, float]) -> None:

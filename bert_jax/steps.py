@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import flax
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from bert_jax import losses
 from bert_jax import objectives
@@ -36,11 +36,11 @@ class TrainState:
 
 
 def init_state(
-    model: nn.Module,
-    objective: objectives.Objective,
-    optimizer: optax.GradientTransformation,
-    rng: jax.Array,
-    batch: Batch,
+  model: nn.Module,
+  objective: objectives.Objective,
+  optimizer: optax.GradientTransformation,
+  rng: jax.Array,
+  batch: Batch,
 ) -> TrainState:
   """A fresh state; call it under jit with the state's shardings.
 
@@ -51,22 +51,22 @@ def init_state(
     rng: key of the initialisation.
     batch: any batch; only shapes matter, one row is enough.
   """
-  inputs = {k: batch[k] for k in objective.inputs}
+  inputs: dict[str, Any] = {k: batch[k] for k in objective.inputs}
   params = model.init(rng, **inputs)["params"]
   return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      params=params,
-      opt_state=optimizer.init(params),
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=optimizer.init(params),
   )
 
 
 def make_train_step(
-    model: nn.Module,
-    objective: objectives.Objective,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    rng: jax.Array,
-    num_micro_batches: int = 1,
+  model: nn.Module,
+  objective: objectives.Objective,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  rng: jax.Array,
+  num_micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns (state, batch) -> (state, metrics), to be jitted.
 
@@ -91,11 +91,11 @@ def make_train_step(
 
   def loss_fn(params, batch, weights, rng):
     outputs = objective.apply(
-        model, params, batch, deterministic=False, rngs={"dropout": rng}
+      model, params, batch, deterministic=False, rngs={"dropout": rng}
     )
     terms = {
-        name: losses.mean(total, weights[name])
-        for name, (total, _) in objective.losses(outputs, batch).items()
+      name: losses.mean(total, weights[name])
+      for name, (total, _) in objective.losses(outputs, batch).items()
     }
     return sum(terms.values()), terms
 
@@ -114,12 +114,10 @@ def make_train_step(
     parts = jax.tree.map(part, batch)
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(gradients_of, params, first, weights, rng),
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(gradients_of, params, first, weights, rng),
     )
-    return jax.lax.scan(
-        add, zeros, (jnp.arange(num_micro_batches), parts)
-    )[0]
+    return jax.lax.scan(add, zeros, (jnp.arange(num_micro_batches), parts))[0]
 
   def train_step(state, batch):
     step_rng = jax.random.fold_in(rng, state.step)
@@ -128,14 +126,14 @@ def make_train_step(
     (loss, terms), grads = compute(state.params, batch, weights, step_rng)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = terms | {
-        "loss": loss,
-        "grad_norm": optax.global_norm(grads),
-        "learning_rate": schedule(state.step),
+      "loss": loss,
+      "grad_norm": optax.global_norm(grads),
+      "learning_rate": schedule(state.step),
     }
     state = TrainState(
-        step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        opt_state=opt_state,
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
     )
     return state, metrics
 
@@ -143,7 +141,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: nn.Module, objective: objectives.Objective
+  model: nn.Module, objective: objectives.Objective
 ) -> Callable[[Any, Batch, jax.Array], objectives.Sums]:
   """Returns (params, batch, unigram log-probabilities [V]) -> sums.
 
@@ -154,7 +152,7 @@ def make_eval_step(
   def eval_step(params, batch, log_probs):
     outputs = objective.apply(model, params, batch, deterministic=True)
     return objective.metrics(outputs, batch) | objectives.unigram_metrics(
-        batch, log_probs
+      batch, log_probs
     )
 
   return eval_step

@@ -53,29 +53,29 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor)  # fmt: skip
   sharding.check_batch_size(
-      config.data.batch_size, mesh, config.optim.num_micro_batches
+    config.data.batch_size, mesh, config.optim.num_micro_batches
   )
   model_config = evaluate.check_model_fits(config)
   objective = objectives.get_objective(config.objective)
   model = objective.make_model(model_config)
   optimizer, schedule = optim.make_optimizer(
-      config.optim, config.train.total_steps
+    config.optim, config.train.total_steps
   )
   place = sharding.batch_sharding(mesh)
   batches = batching.PretrainBatches(
-      config.data,
-      "train",
-      seed=config.seed,
-      batch_size=config.data.batch_size,
-      num_steps=config.train.total_steps,
-      rows=evaluate.local_rows(place, config.data.batch_size),
+    config.data,
+    "train",
+    seed=config.seed,
+    batch_size=config.data.batch_size,
+    num_steps=config.train.total_steps,
+    rows=evaluate.local_rows(place, config.data.batch_size),
   )
   evaluator = evaluate.Evaluator(config, mesh, model, objective)
   first_batch = batches[0]
 
   # The record of the run.
   run = run_log.describe(
-      config, evaluate.data_hash(config), list(mesh.devices.flat)
+    config, evaluate.data_hash(config), list(mesh.devices.flat)
   )
   run_log.check_workdir(workdir, run)
   os.makedirs(workdir, exist_ok=True)
@@ -91,10 +91,10 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   abstract = jax.eval_shape(init, row)
   state_place = sharding.state_sharding(abstract, mesh, config.mesh.rules)
   checkpoints = checkpoint.Checkpoints(
-      workdir,
-      keep=config.checkpoint.keep,
-      best_metric=config.checkpoint.best_metric,
-      best_mode=config.checkpoint.best_mode,
+    workdir,
+    keep=config.checkpoint.keep,
+    best_metric=config.checkpoint.best_metric,
+    best_mode=config.checkpoint.best_mode,
   )
   with jax.set_mesh(mesh):
     start = checkpoints.latest_step()
@@ -107,24 +107,24 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     if writes:
       run_log.write_run(workdir, run)
     log = (
-        run_log.MetricsLog(workdir, start, config.train.tensorboard)
-        if writes
-        else None
+      run_log.MetricsLog(workdir, start, config.train.tensorboard)
+      if writes
+      else None
     )
     # The step, compiled once.
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     train_step = jax.jit(
-        steps.make_train_step(
-            model,
-            objective,
-            optimizer,
-            schedule,
-            dropout_rng,
-            config.optim.num_micro_batches,
-        ),
-        donate_argnums=0,
-        in_shardings=(state_place, place),
-        out_shardings=(state_place, everywhere),
+      steps.make_train_step(
+        model,
+        objective,
+        optimizer,
+        schedule,
+        dropout_rng,
+        config.optim.num_micro_batches,
+      ),
+      donate_argnums=0,
+      in_shardings=(state_place, place),
+      out_shardings=(state_place, everywhere),
     )
     param_norm = jax.jit(optax.tree.norm)
     meter = Meter(config, mesh, start)
@@ -135,13 +135,13 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     total = config.train.total_steps
     with meter.bar:
       for step, batch in enumerate(
-          batching.prefetch(
-              batches,
-              start,
-              num_threads=config.data.num_threads,
-              buffer_size=config.data.prefetch_batches,
-          ),
-          start + 1,
+        batching.prefetch(
+          batches,
+          start,
+          num_threads=config.data.num_threads,
+          buffer_size=config.data.prefetch_batches,
+        ),
+        start + 1,
       ):
         device_batch = sharding.put_global_batch(batch, place)
         state, metrics = train_step(state, device_batch)
@@ -176,13 +176,13 @@ def train(config: Any, workdir: str) -> dict[str, float]:
 def check_steps(config: Any) -> None:
   """Raises ValueError for settings of the loop that cannot be."""
   for key, value, least in (
-      ("train.total_steps", config.train.total_steps, 1),
-      ("train.log_every_steps", config.train.log_every_steps, 1),
-      ("eval.every_steps", config.eval.every_steps, 0),
-      ("checkpoint.every_steps", config.checkpoint.every_steps, 0),
-      ("data.num_threads", config.data.num_threads, 0),
-      ("data.prefetch_batches", config.data.prefetch_batches, 1),
-      ("data.max_predictions", config.data.max_predictions, 0),
+    ("train.total_steps", config.train.total_steps, 1),
+    ("train.log_every_steps", config.train.log_every_steps, 1),
+    ("eval.every_steps", config.eval.every_steps, 0),
+    ("checkpoint.every_steps", config.checkpoint.every_steps, 0),
+    ("data.num_threads", config.data.num_threads, 0),
+    ("data.prefetch_batches", config.data.prefetch_batches, 1),
+    ("data.max_predictions", config.data.max_predictions, 0),
   ):
     if value < least:
       raise ValueError(f"{key}={value}; it must be {least} or more")
@@ -191,7 +191,7 @@ def check_steps(config: Any) -> None:
       raise ValueError(f"data.{key}={config.data[key]} is no share of 0 to 1")
   if config.data.mask_token_rate + config.data.random_token_rate > 1:
     raise ValueError(
-        "data.mask_token_rate and data.random_token_rate add up to more than 1"
+      "data.mask_token_rate and data.random_token_rate add up to more than 1"
     )
 
 
@@ -202,17 +202,17 @@ def _due(step: int, every: int) -> bool:
 def restore(checkpoints, step: int, abstract, state_place) -> steps.TrainState:
   """Reads a checkpoint into the places of a mesh, whichever wrote it."""
   wanted = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      abstract,
-      state_place,
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    state_place,
   )
   params, rest = checkpoints.restore(
-      step,
-      wanted.params,
-      {"step": wanted.step, "opt_state": wanted.opt_state},
+    step,
+    wanted.params,
+    {"step": wanted.step, "opt_state": wanted.opt_state},
   )
   return steps.TrainState(
-      step=rest["step"], params=params, opt_state=rest["opt_state"]
+    step=rest["step"], params=params, opt_state=rest["opt_state"]
   )
 
 
@@ -244,14 +244,14 @@ class Pending:
           saved = self._checkpoints.latest_step()
           self._checkpoints.close()
           raise DivergedError(
-              f"train/{name} is {values[name]} at step {step}; stopped. "
-              + (
-                  f"The last checkpoint, step {saved}, is sound. "
-                  if saved
-                  else "There is no checkpoint before it. "
-              )
-              + "Lower optim.learning_rate, raise optim.warmup_rate or set "
-              f"optim.clip_norm, with another --workdir than {self._workdir}"
+            f"train/{name} is {values[name]} at step {step}; stopped. "
+            + (
+              f"The last checkpoint, step {saved}, is sound. "
+              if saved
+              else "There is no checkpoint before it. "
+            )
+            + "Lower optim.learning_rate, raise optim.warmup_rate or set "
+            f"optim.clip_norm, with another --workdir than {self._workdir}"
           )
     self._steps = self._steps[-1:] if self._steps else []
     return values
@@ -268,20 +268,20 @@ class Meter:
   def __post_init__(self):
     data = self.config.data
     slots = masking.num_slots(
-        data.seq_len, data.mask_rate, data.max_predictions
+      data.seq_len, data.mask_rate, data.max_predictions
     )
     self._flops = flops.pretrain_step_flops(
-        self.config.model, data.batch_size, data.seq_len, slots
+      self.config.model, data.batch_size, data.seq_len, slots
     )
     self.bar = progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
-        disable=jax.process_index() != 0,
+      progress.TextColumn("{task.description}"),
+      progress.BarColumn(),
+      progress.MofNCompleteColumn(),
+      progress.TimeRemainingColumn(),
+      disable=jax.process_index() != 0,
     )
     self._line = self.bar.add_task(
-        "train", total=self.config.train.total_steps, completed=self.start
+      "train", total=self.config.train.total_steps, completed=self.start
     )
     self._restart(None)
 
@@ -322,10 +322,10 @@ class Meter:
       row["train/steps_per_sec"] = self._steps / secs
       devices = self.mesh.devices.flat
       mfu = flops.mfu(
-          self._flops,
-          secs / self._steps,
-          self.mesh.devices.size,
-          devices[0].device_kind,
+        self._flops,
+        secs / self._steps,
+        self.mesh.devices.size,
+        devices[0].device_kind,
       )
       if mfu is not None:
         row["train/mfu"] = mfu
@@ -338,7 +338,7 @@ class Meter:
       return
     log.write(step, row)
     text = "  ".join(
-        f"{k} {v:,.0f}" if v >= 1000 else f"{k} {v:.4g}" for k, v in row.items()
+      f"{k} {v:,.0f}" if v >= 1000 else f"{k} {v:.4g}" for k, v in row.items()
     )
     self.bar.console.print(f"step {step}: {text}", highlight=False)
 

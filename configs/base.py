@@ -9,54 +9,56 @@ import ml_collections
 # name: (num_layers, hidden_size, num_heads). The MLP is 4 x hidden_size wide.
 # tiny .. medium and every "L_H" are the 24 released small models
 # (arXiv:1908.08962, table 1); base and large are the paper's (section 3).
-SIZES = {
+SIZES = (
+  {
     "tiny": (2, 128, 2),
     "mini": (4, 256, 4),
     "small": (4, 512, 8),
     "medium": (8, 512, 8),
     "base": (12, 768, 12),
     "large": (24, 1024, 16),
-} | {
+  }
+  | {
     f"L{layers}_H{hidden}": (layers, hidden, hidden // 64)
     for layers in (2, 4, 6, 8, 10, 12)
     for hidden in (128, 256, 512, 768)
-} | {
+  }
+  | {
     # The rest of the paper's size ablation (table 6).
     "L3_H768": (3, 768, 12),
     "L6_H768_A3": (6, 768, 3),
     "L12_H1024": (12, 1024, 16),
-}
+  }
+)
 
 # Parameter path (searched as a regular expression) -> mesh axis of each of its
 # last dimensions. Layers stacked by scan_layers keep their first axis whole.
 SHARDING_RULES = (
-    ("embeddings/word/embedding$", ("tensor", "fsdp")),
-    ("embeddings/(position|type)/embedding$", (None, "fsdp")),
-    ("attention/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
-    ("attention/(query|key|value)/bias$", ("tensor", None)),
-    ("attention/out/kernel$", ("tensor", None, "fsdp")),
-    ("attention/out/bias$", (None,)),
-    ("mlp/in/kernel$", ("fsdp", "tensor")),
-    ("mlp/in/bias$", ("tensor",)),
-    ("mlp/out/kernel$", ("tensor", "fsdp")),
-    ("mlp/out/bias$", (None,)),
-    ("pooler/kernel$", ("fsdp", None)),
-    ("pooler/bias$", (None,)),
-    ("mlm/dense/kernel$", ("fsdp", None)),
-    ("mlm/dense/bias$", (None,)),
-    ("mlm/bias$", ("tensor",)),
-    ("nsp/kernel$", ("fsdp", None)),
-    ("nsp/bias$", (None,)),
-    ("norm/(scale|bias)$", (None,)),
+  ("embeddings/word/embedding$", ("tensor", "fsdp")),
+  ("embeddings/(position|type)/embedding$", (None, "fsdp")),
+  ("attention/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
+  ("attention/(query|key|value)/bias$", ("tensor", None)),
+  ("attention/out/kernel$", ("tensor", None, "fsdp")),
+  ("attention/out/bias$", (None,)),
+  ("mlp/in/kernel$", ("fsdp", "tensor")),
+  ("mlp/in/bias$", ("tensor",)),
+  ("mlp/out/kernel$", ("tensor", "fsdp")),
+  ("mlp/out/bias$", (None,)),
+  ("pooler/kernel$", ("fsdp", None)),
+  ("pooler/bias$", (None,)),
+  ("mlm/dense/kernel$", ("fsdp", None)),
+  ("mlm/dense/bias$", (None,)),
+  ("mlm/bias$", ("tensor",)),
+  ("nsp/kernel$", ("fsdp", None)),
+  ("nsp/bias$", (None,)),
+  ("norm/(scale|bias)$", (None,)),
 )
 
 
 def set_size(config: ml_collections.ConfigDict, size: str) -> None:
   """Sets the encoder's shape to a named size."""
   if size not in SIZES:
-    raise ValueError(
-        f"size={size} is not known; use one of {', '.join(SIZES)}"
-    )
+    raise ValueError(f"size={size} is not known; use one of {', '.join(SIZES)}")
   layers, hidden, heads = SIZES[size]
   config.model.num_layers = layers
   config.model.hidden_size = hidden
@@ -80,8 +82,8 @@ def arguments(text: str | None, **defaults):
     key, sep, value = pair.partition("=")
     if not sep or key not in args:
       raise ValueError(
-          f"config argument {pair!r} is not known; "
-          f"use key=value with a key of {', '.join(defaults)}"
+        f"config argument {pair!r} is not known; "
+        f"use key=value with a key of {', '.join(defaults)}"
       )
     kind = type(defaults[key])
     if kind is bool:
@@ -93,7 +95,7 @@ def arguments(text: str | None, **defaults):
         args[key] = kind(value)
       except ValueError as error:
         raise ValueError(
-            f"config argument {pair!r}: {value!r} is no {kind.__name__}"
+          f"config argument {pair!r}: {value!r} is no {kind.__name__}"
         ) from error
   return args
 
@@ -171,8 +173,8 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   # (original optimization.py). "linear": no jump. "cosine". "constant".
   o.schedule = "bert"
   o.weight_decay = 0.01  # decoupled; not of biases and LayerNorm
-  o.b1 = 0.9
-  o.b2 = 0.999
+  o.b1 = 0.9  # decay of the mean of gradients
+  o.b2 = 0.999  # decay of the mean of squared gradients
   o.eps = 1e-6  # added to sqrt(v)
   o.clip_norm = 1.0  # of the global gradient; 0 = off
   o.num_micro_batches = 1  # gradient accumulation within a step
@@ -186,7 +188,7 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   h.data = -1  # replicas that split the batch; -1 = all devices left
   h.fsdp = 1  # split the batch and the parameters
   h.tensor = 1  # split heads, MLP and vocabulary
-  h.rules = SHARDING_RULES
+  h.rules = SHARDING_RULES  # parameter path -> mesh axes; see above
 
   c.eval = e = ml_collections.ConfigDict()
   e.every_steps = 10_000  # 0 = only after the last step

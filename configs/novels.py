@@ -10,8 +10,8 @@ from configs import base
 # size: (rows a step, steps, highest learning rate), for up to an hour each on
 # two cores.
 RECIPES = {
-    "tiny": (32, 7_000, 2e-3),
-    "mini": (32, 3_500, 1e-3),
+  "tiny": (32, 7_000, 2e-3),
+  "mini": (32, 2_500, 1e-3),
 }
 
 
@@ -23,7 +23,7 @@ def get_config(text=None):
   c = base.get_config()
   base.set_size(c, args.size)
   c.data.batch_size, c.train.total_steps, c.optim.learning_rate = RECIPES[
-      args.size
+    args.size
   ]
   c.prepare.vocab_size = 8192
   c.model.vocab_size = 8192

@@ -1,6 +1,6 @@
 """A trained model on new text.
 
-  bert-jax --mode=predict --config=configs/predict.py:kind=fill-mask,from=RUN \
+bert-jax --mode=predict --config=configs/predict.py:kind=fill-mask,from=RUN \
     --input=LINES.jsonl --output=OUT.jsonl
 """
 

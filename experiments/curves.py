@@ -1,6 +1,6 @@
 """Draws the loss curves of runs as a PNG.
 
-  python experiments/curves.py RUN [RUN ...] --output=FILE.png
+python experiments/curves.py RUN [RUN ...] --output=FILE.png
 """
 
 import argparse
@@ -11,7 +11,7 @@ import matplotlib
 from bert_jax import run_log
 
 matplotlib.use("Agg")  # no screen
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 def main() -> None:
@@ -39,9 +39,7 @@ def main() -> None:
           *zip(*points, strict=True), color + style, label=f"{label}, {key}"
         )
   last = next(r for r in reversed(rows) if "eval/unigram_loss" in r)
-  left.axhline(
-    last["eval/unigram_loss"], color="gray", ls=":", label="unigram"
-  )
+  left.axhline(last["eval/unigram_loss"], color="gray", ls=":", label="unigram")
   right.axhline(
     last["eval/most_frequent_token_accuracy"],
     color="gray",

@@ -50,7 +50,9 @@ def held_out_sentences(config, text: str, count: int) -> list[dict]:
       if prepare.is_held_out(
         document, config.prepare.held_out_rate, config.prepare.held_out_seed
       ):
-        good = [s for s in document if re.fullmatch(r"[A-Z][\w ,'()]{50,90}\.", s)]
+        good = [
+          s for s in document if re.fullmatch(r"[A-Z][\w ,'()]{50,90}\.", s)
+        ]
         for sentence in good[:1]:
           words = sentence.split()
           answer, words[len(words) // 2] = words[len(words) // 2], "[MASK]"

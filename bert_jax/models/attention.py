@@ -62,8 +62,9 @@ def dense(x, kernel, bias):
   Returns:
     [..., ...]: the leading dimensions of `x`, then those of `bias`.
   """
-  y = jax.lax.dot_general(x, kernel.astype(x.dtype),
-                          (((x.ndim - 1,), (0,)), ((), ())))
+  y = jax.lax.dot_general(
+    x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ()))
+  )
   return y + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
 
 
@@ -78,13 +79,17 @@ def _dense_backward(residuals, grad):
   rows, columns = x.reshape(-1, x.shape[-1]), grad.reshape(-1, bias.size)
   flat = kernel.reshape(kernel.shape[0], -1)
   grad_x = jax.lax.dot_general(
-      columns, flat.astype(x.dtype), (((1,), (1,)), ((), ())))
+    columns, flat.astype(x.dtype), (((1,), (1,)), ((), ()))
+  )
   grad_kernel = jax.lax.dot_general(
-      rows, columns, (((0,), (0,)), ((), ())),
-      preferred_element_type=kernel.dtype)
+    rows, columns, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype
+  )
   grad_bias = jnp.sum(columns, 0, dtype=bias.dtype)
-  return (grad_x.reshape(x.shape), grad_kernel.reshape(kernel.shape),
-          grad_bias.reshape(bias.shape))
+  return (
+    grad_x.reshape(x.shape),
+    grad_kernel.reshape(kernel.shape),
+    grad_bias.reshape(bias.shape),
+  )
 
 
 dense.defvjp(_dense_forward, _dense_backward)
@@ -93,8 +98,11 @@ dense.defvjp(_dense_forward, _dense_backward)
 def _head_dot(a, b, contract_a, contract_b, dtype):
   """A matmul for every row and head, the leading [B, N] of both."""
   return jax.lax.dot_general(
-      a, b, (((contract_a,), (contract_b,)), ((0, 1), (0, 1))),
-      preferred_element_type=dtype)
+    a,
+    b,
+    (((contract_a,), (contract_b,)), ((0, 1), (0, 1))),
+    preferred_element_type=dtype,
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -150,6 +158,7 @@ class HeadKernel(nn.Module):
   Attributes:
     config: a `ModelConfig`.
   """
+
   config: "ModelConfig"  # noqa: F821  (bert.py imports this file)
 
   @nn.compact
@@ -158,11 +167,16 @@ class HeadKernel(nn.Module):
     heads = (cfg.num_heads, cfg.head_dim)
     flat = (cfg.hidden_size, cfg.hidden_size)
     kernel = self.param(
-        "kernel", lambda rng, shape, dtype:
-        cfg.kernel_init(rng, flat, dtype).reshape(shape),
-        (cfg.hidden_size, *heads), cfg.storage_dtype)
-    bias = self.param("bias", nn.initializers.zeros_init(), heads,
-                      cfg.storage_dtype)
+      "kernel",
+      lambda rng, shape, dtype: cfg.kernel_init(rng, flat, dtype).reshape(
+        shape
+      ),
+      (cfg.hidden_size, *heads),
+      cfg.storage_dtype,
+    )
+    bias = self.param(
+      "bias", nn.initializers.zeros_init(), heads, cfg.storage_dtype
+    )
     return kernel, bias
 
 
@@ -172,6 +186,7 @@ class SelfAttention(nn.Module):
   Attributes:
     config: a `ModelConfig`.
   """
+
   config: "ModelConfig"  # noqa: F821  (bert.py imports this file)
 
   def setup(self):
@@ -205,9 +220,9 @@ class SelfAttention(nn.Module):
     if queries is None:
       query, key, value = project(x, (self.query, self.key, self.value))
     else:
-      query, = project(queries, (self.query,))
+      (query,) = project(queries, (self.query,))
       key, value = project(x, (self.key, self.value))
     rate = 0.0 if deterministic else cfg.attention_dropout_rate
     rng = self.make_rng("dropout") if rate else None
     context = attend(query, key, value, bias, rng, rate)
-    return self.out(jnp.swapaxes(context, 1, 2))   # [B, N, Q, H] -> [B, Q, D]
+    return self.out(jnp.swapaxes(context, 1, 2))  # [B, N, Q, H] -> [B, Q, D]

@@ -17,7 +17,6 @@ from bert_jax.models import attention
 from bert_jax.models import heads
 from bert_jax.models.dropout import Dropout
 
-
 # --- pieces with their gradients written out ---------------------------------
 
 
@@ -43,6 +42,7 @@ def _from_parts(parts):
   Differentiation would keep several arrays as large as the widest activation
   of the model; to compute them again costs less than to read them back.
   """
+
   @jax.custom_vjp
   def function(x):
     return parts(x.astype(jnp.float32))[0].astype(x.dtype)
@@ -102,29 +102,31 @@ def _layer_norm_backward(epsilon, residuals, grad):
   grad_bias = jnp.sum(grad, rows).astype(scale.dtype)
   grad = grad * _last_axis(x, scale)
   grad_x = rstd * (
-      grad - jnp.mean(grad, -1, keepdims=True)
-      - normal * jnp.mean(grad * normal, -1, keepdims=True))
+    grad
+    - jnp.mean(grad, -1, keepdims=True)
+    - normal * jnp.mean(grad * normal, -1, keepdims=True)
+  )
   return grad_x.astype(x.dtype), grad_scale, grad_bias
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 ACTIVATIONS = {
-    # The October 2018 code used the error function; the public code since
-    # February 2019 uses the tanh form. The two differ by up to 5e-4, enough to
-    # notice on converted weights.
-    "gelu_tanh": _from_parts(_gelu_tanh_parts),
-    "gelu_erf": _from_parts(_gelu_erf_parts),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "tanh": jnp.tanh,
+  # The October 2018 code used the error function; the public code since
+  # February 2019 uses the tanh form. The two differ by up to 5e-4, enough to
+  # notice on converted weights.
+  "gelu_tanh": _from_parts(_gelu_tanh_parts),
+  "gelu_erf": _from_parts(_gelu_erf_parts),
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
+  "tanh": jnp.tanh,
 }
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTIONS = ("plain",)
 REMATS = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -151,6 +153,7 @@ class ModelConfig:
     remat: what the backward pass computes again, a key of `REMATS`.
     attention: implementation of attention, one of `ATTENTIONS`.
   """
+
   vocab_size: int
   num_layers: int
   hidden_size: int
@@ -186,41 +189,58 @@ class ModelConfig:
     given = set(config_model.keys())
     if wanted != given:
       raise ValueError(
-          f"config.model lacks {sorted(wanted - given)} and has unknown "
-          f"{sorted(given - wanted)}; its keys must be {sorted(wanted)}")
+        f"config.model lacks {sorted(wanted - given)} and has unknown "
+        f"{sorted(given - wanted)}; its keys must be {sorted(wanted)}"
+      )
     return cls(**{name: config_model[name] for name in wanted})
 
   def __post_init__(self):
-    for name in ("vocab_size", "num_layers", "hidden_size", "num_heads",
-                 "mlp_dim", "max_len", "type_vocab_size"):
+    for name in (
+      "vocab_size",
+      "num_layers",
+      "hidden_size",
+      "num_heads",
+      "mlp_dim",
+      "max_len",
+      "type_vocab_size",
+    ):
       value = getattr(self, name)
       if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"model.{name}={value!r} is not a positive integer")
     if self.hidden_size % self.num_heads:
-      fits = [n for n in range(1, self.hidden_size + 1)
-              if self.hidden_size % n == 0]
+      fits = [
+        n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0
+      ]
       near = sorted(fits, key=lambda n: abs(n - self.num_heads))[:3]
       raise ValueError(
-          f"model.hidden_size={self.hidden_size} is not divisible by "
-          f"model.num_heads={self.num_heads}; use num_heads in "
-          f"{sorted(near)}, or change hidden_size")
+        f"model.hidden_size={self.hidden_size} is not divisible by "
+        f"model.num_heads={self.num_heads}; use num_heads in "
+        f"{sorted(near)}, or change hidden_size"
+      )
     for name in ("dropout_rate", "attention_dropout_rate"):
       if not 0.0 <= getattr(self, name) < 1.0:
         raise ValueError(
-            f"model.{name}={getattr(self, name)} is not a probability below "
-            "1; use 0.0 to switch it off, 0.1 for the paper's value")
+          f"model.{name}={getattr(self, name)} is not a probability below "
+          "1; use 0.0 to switch it off, 0.1 for the paper's value"
+        )
     for name in ("layer_norm_eps", "init_stddev"):
       if not getattr(self, name) > 0.0:
         raise ValueError(
-            f"model.{name}={getattr(self, name)} is not positive; BERT uses "
-            "layer_norm_eps=1e-12 and init_stddev=0.02")
-    for name, known in (("hidden_act", ACTIVATIONS), ("dtype", DTYPES),
-                        ("param_dtype", DTYPES), ("remat", REMATS),
-                        ("attention", ATTENTIONS)):
+          f"model.{name}={getattr(self, name)} is not positive; BERT uses "
+          "layer_norm_eps=1e-12 and init_stddev=0.02"
+        )
+    for name, known in (
+      ("hidden_act", ACTIVATIONS),
+      ("dtype", DTYPES),
+      ("param_dtype", DTYPES),
+      ("remat", REMATS),
+      ("attention", ATTENTIONS),
+    ):
       if getattr(self, name) not in known:
         raise ValueError(
-            f"model.{name}={getattr(self, name)!r} is unknown; choose one of "
-            f"{', '.join(known)}")
+          f"model.{name}={getattr(self, name)!r} is unknown; choose one of "
+          f"{', '.join(known)}"
+        )
 
   @property
   def head_dim(self):
@@ -253,9 +273,13 @@ class ModelConfig:
 
   def embed(self, rows):
     """An embedding table with `rows` rows of width D."""
-    return nn.Embed(rows, self.hidden_size, dtype=self.compute_dtype,
-                    param_dtype=self.storage_dtype,
-                    embedding_init=self.kernel_init)
+    return nn.Embed(
+      rows,
+      self.hidden_size,
+      dtype=self.compute_dtype,
+      param_dtype=self.storage_dtype,
+      embedding_init=self.kernel_init,
+    )
 
 
 class Dense(nn.Module):
@@ -266,6 +290,7 @@ class Dense(nn.Module):
     features: size of the last axis of the result.
     heads: the input is [..., N, H] and the kernel [N, H, features].
   """
+
   config: ModelConfig
   features: int
   heads: bool
@@ -276,11 +301,15 @@ class Dense(nn.Module):
     shape = x.shape[-2:] if self.heads else x.shape[-1:]
     flat = (math.prod(shape), self.features)
     kernel = self.param(
-        "kernel", lambda rng: cfg.kernel_init(
-            rng, flat, cfg.storage_dtype).reshape(*shape, self.features))
-    bias = self.param("bias", nn.initializers.zeros_init(),
-                      (self.features,), cfg.storage_dtype)
-    x = x.reshape(x.shape[:x.ndim - len(shape)] + flat[:1])
+      "kernel",
+      lambda rng: cfg.kernel_init(rng, flat, cfg.storage_dtype).reshape(
+        *shape, self.features
+      ),
+    )
+    bias = self.param(
+      "bias", nn.initializers.zeros_init(), (self.features,), cfg.storage_dtype
+    )
+    x = x.reshape(x.shape[: x.ndim - len(shape)] + flat[:1])
     return attention.dense(x, kernel.reshape(flat), bias)
 
 
@@ -290,16 +319,19 @@ class LayerNorm(nn.Module):
   Attributes:
     config: a `ModelConfig`.
   """
+
   config: ModelConfig
 
   @nn.compact
   def __call__(self, x):
     cfg = self.config
     shape = x.shape[-1:]
-    scale = self.param("scale", nn.initializers.ones_init(), shape,
-                       cfg.storage_dtype)
-    bias = self.param("bias", nn.initializers.zeros_init(), shape,
-                      cfg.storage_dtype)
+    scale = self.param(
+      "scale", nn.initializers.ones_init(), shape, cfg.storage_dtype
+    )
+    bias = self.param(
+      "bias", nn.initializers.zeros_init(), shape, cfg.storage_dtype
+    )
     return layer_norm(x, scale, bias, cfg.layer_norm_eps)
 
 
@@ -311,6 +343,7 @@ class Embeddings(nn.Module):
 
   Source: google-research/bert modeling.py:391-521.
   """
+
   config: ModelConfig
 
   def setup(self):
@@ -327,16 +360,18 @@ class Embeddings(nn.Module):
     length = input_ids.shape[1]
     if length > cfg.max_len:
       raise ValueError(
-          f"input_ids has length {length}, but model.max_len={cfg.max_len} "
-          "positions have an embedding; shorten the input or raise max_len")
+        f"input_ids has length {length}, but model.max_len={cfg.max_len} "
+        "positions have an embedding; shorten the input or raise max_len"
+      )
     if positions is None:
       position = self.position.embedding[:length].astype(cfg.compute_dtype)
-      position = position[None]                    # [1, L, D]
+      position = position[None]  # [1, L, D]
     else:
-      position = self.position(positions)          # [B, L, D]
+      position = self.position(positions)  # [B, L, D]
     # Few rows: a matmul, whose transpose is a matmul and not a scatter.
-    one_hot = jax.nn.one_hot(segment_ids, cfg.type_vocab_size,
-                             dtype=cfg.compute_dtype)
+    one_hot = jax.nn.one_hot(
+      segment_ids, cfg.type_vocab_size, dtype=cfg.compute_dtype
+    )
     kind = one_hot @ self.type.embedding.astype(cfg.compute_dtype)
     x = self.norm(self.word(input_ids) + kind + position)
     return self.dropout(x, deterministic=deterministic)
@@ -348,6 +383,7 @@ class Mlp(nn.Module):
   Attributes:
     config: a `ModelConfig`.
   """
+
   config: ModelConfig
 
   def setup(self):
@@ -369,6 +405,7 @@ class Layer(nn.Module):
   Source: Vaswani et al. 2017, section 3.1; google-research/bert
   modeling.py:754-891.
   """
+
   config: ModelConfig
 
   def setup(self):
@@ -406,6 +443,7 @@ class Encoder(nn.Module):
 
   Source: BERT paper, section 3; google-research/bert modeling.py:107-232.
   """
+
   config: ModelConfig
 
   def setup(self):
@@ -414,16 +452,29 @@ class Encoder(nn.Module):
     layer = Layer
     if REMATS[cfg.remat] is not None:
       # CSE must be prevented outside of a scan, or XLA undoes the remat.
-      layer = nn.remat(Layer, policy=REMATS[cfg.remat], static_argnums=(3,),
-                       prevent_cse=not cfg.scan_layers)
+      layer = nn.remat(
+        Layer,
+        policy=REMATS[cfg.remat],
+        static_argnums=(3,),
+        prevent_cse=not cfg.scan_layers,
+      )
     if cfg.scan_layers:
       self.layers = layer(cfg)
     else:
       self.layer = [layer(cfg) for _ in range(cfg.num_layers)]
     self.pooler = cfg.dense(cfg.hidden_size)
 
-  def __call__(self, input_ids, input_mask, segment_ids, *, positions=None,
-               sequence_ids=None, deterministic=True, return_layers=False):
+  def __call__(
+    self,
+    input_ids,
+    input_mask,
+    segment_ids,
+    *,
+    positions=None,
+    sequence_ids=None,
+    deterministic=True,
+    return_layers=False,
+  ):
     """Encodes a batch of rows.
 
     Args:
@@ -446,23 +497,32 @@ class Encoder(nn.Module):
     Raises:
       ValueError: if the shapes disagree or L is longer than `max_len`.
     """
-    given = {"input_mask": input_mask, "segment_ids": segment_ids,
-             "positions": positions, "sequence_ids": sequence_ids}
+    given = {
+      "input_mask": input_mask,
+      "segment_ids": segment_ids,
+      "positions": positions,
+      "sequence_ids": sequence_ids,
+    }
     for name, value in given.items():
       if value is not None and value.shape != input_ids.shape:
         raise ValueError(
-            f"{name} has shape {value.shape}, but input_ids has shape "
-            f"{input_ids.shape}; both must be [batch, length]")
-    x = self.embeddings(input_ids, segment_ids, positions,
-                        deterministic=deterministic)
+          f"{name} has shape {value.shape}, but input_ids has shape "
+          f"{input_ids.shape}; both must be [batch, length]"
+        )
+    x = self.embeddings(
+      input_ids, segment_ids, positions, deterministic=deterministic
+    )
     x = sharding.constrain_batch(x)
     bias = attention.attention_bias(input_mask, sequence_ids)
     embedded = x
     if self.config.scan_layers:
-      run = nn.scan(_scan_body, variable_axes={"params": 0},
-                    split_rngs={"params": True, "dropout": True},
-                    in_axes=(nn.broadcast, nn.broadcast),
-                    length=self.config.num_layers)
+      run = nn.scan(
+        _scan_body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast, nn.broadcast),
+        length=self.config.num_layers,
+      )
       x, outputs = run(self.layers, x, bias, deterministic)
     else:
       outputs = []
@@ -484,6 +544,7 @@ class PreTrainingModel(nn.Module):
 
   Source: BERT paper, section 3.1.
   """
+
   config: ModelConfig
 
   def setup(self):
@@ -491,8 +552,17 @@ class PreTrainingModel(nn.Module):
     self.mlm = heads.MlmHead(self.config)
     self.nsp = heads.NspHead(self.config)
 
-  def __call__(self, input_ids, input_mask, segment_ids, masked_positions, *,
-               positions=None, sequence_ids=None, deterministic=True):
+  def __call__(
+    self,
+    input_ids,
+    input_mask,
+    segment_ids,
+    masked_positions,
+    *,
+    positions=None,
+    sequence_ids=None,
+    deterministic=True,
+  ):
     """Returns the logits of both objectives.
 
     Args:
@@ -508,8 +578,13 @@ class PreTrainingModel(nn.Module):
       (mlm_logits float32 [B, P, V], nsp_logits float32 [B, 2]).
     """
     hidden, pooled = self.encoder(
-        input_ids, input_mask, segment_ids, positions=positions,
-        sequence_ids=sequence_ids, deterministic=deterministic)
+      input_ids,
+      input_mask,
+      segment_ids,
+      positions=positions,
+      sequence_ids=sequence_ids,
+      deterministic=deterministic,
+    )
     word_table = self.encoder.embeddings.word.embedding
     return self.mlm(hidden, masked_positions, word_table), self.nsp(pooled)
 
@@ -526,19 +601,24 @@ def stack_layers(params):
     A new tree; leaves outside of the layers are passed on unchanged.
 
   Example:
-    >>> stack_layers({"layer_0": {"b": jnp.ones(2)},
-    ...               "layer_1": {"b": jnp.ones(2)}})["layers"]["b"].shape
+    >>> stack_layers(
+    ...   {"layer_0": {"b": jnp.ones(2)}, "layer_1": {"b": jnp.ones(2)}}
+    ... )["layers"]["b"].shape
     (2, 2)
   """
   if not isinstance(params, dict):
     return params
   names = [name for name in params if name.startswith("layer_")]
-  result = {name: stack_layers(value) for name, value in params.items()
-            if name not in names}
+  result = {
+    name: stack_layers(value)
+    for name, value in params.items()
+    if name not in names
+  }
   if names:
     names.sort(key=lambda name: int(name.removeprefix("layer_")))
     result["layers"] = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *[params[name] for name in names])
+      lambda *leaves: jnp.stack(leaves), *[params[name] for name in names]
+    )
   return result
 
 
@@ -557,8 +637,11 @@ def unstack_layers(params):
   """
   if not isinstance(params, dict):
     return params
-  result = {name: unstack_layers(value) for name, value in params.items()
-            if name != "layers"}
+  result = {
+    name: unstack_layers(value)
+    for name, value in params.items()
+    if name != "layers"
+  }
   if "layers" in params:
     stacked = params["layers"]
     for i in range(jax.tree.leaves(stacked)[0].shape[0]):

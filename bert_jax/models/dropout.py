@@ -37,7 +37,7 @@ def _key_words(rng):
   """Reduces a key of any implementation to two uint32 words."""
   words = jax.random.key_data(rng).astype(jnp.uint32).reshape(-1)
   first, second = words[0], words[1]
-  for i in range(2, words.shape[0], 2):       # rbg keys have four words
+  for i in range(2, words.shape[0], 2):  # rbg keys have four words
     first = _mix(first ^ words[i], words[i + 1])
     second = _mix(second ^ words[i + 1], words[i])
   # Keys of one seed may share a word; after this both depend on both.
@@ -56,9 +56,10 @@ def _counters(shape):
     inner_size *= shape[split]
   if math.prod(shape[:split]) > _UINT32:
     raise ValueError(
-        f"dropout cannot number the elements of an array of shape {shape}: "
-        "its leading and its trailing axes must each hold at most 2**32 "
-        "elements; split or reshape the array")
+      f"dropout cannot number the elements of an array of shape {shape}: "
+      "its leading and its trailing axes must each hold at most 2**32 "
+      "elements; split or reshape the array"
+    )
 
   def count(axes):
     total, stride = jnp.zeros(shape, jnp.uint32), 1
@@ -113,8 +114,9 @@ def dropout(rng, x, rate):
   """
   if not 0.0 <= rate < 1.0:
     raise ValueError(
-        f"dropout rate={rate} is not a probability below 1; use 0.0 to switch "
-        "dropout off")
+      f"dropout rate={rate} is not a probability below 1; use 0.0 to switch "
+      "dropout off"
+    )
   if rate == 0.0:
     return x
   keep = random_bits(rng, x.shape) >= jnp.uint32(round(rate * _UINT32))
@@ -128,6 +130,7 @@ class Dropout(nn.Module):
   Attributes:
     rate: probability of dropping an element.
   """
+
   rate: float
 
   @nn.compact

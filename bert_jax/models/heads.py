@@ -26,8 +26,11 @@ def vocab_logits(x, table, bias):
     float32 [B, P, V].
   """
   logits = jax.lax.dot_general(
-      x, table.astype(x.dtype), (((2,), (1,)), ((), ())),
-      preferred_element_type=jnp.float32)
+    x,
+    table.astype(x.dtype),
+    (((2,), (1,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
   return logits + bias.astype(jnp.float32)[None, None]
 
 
@@ -41,10 +44,11 @@ def _vocab_logits_backward(residuals, grad):
   grad_bias = jnp.sum(columns, 0, dtype=bias.dtype)
   columns = columns.astype(x.dtype)
   grad_x = jax.lax.dot_general(
-      columns, table.astype(x.dtype), (((1,), (0,)), ((), ())))
+    columns, table.astype(x.dtype), (((1,), (0,)), ((), ()))
+  )
   grad_table = jax.lax.dot_general(
-      columns, rows, (((0,), (0,)), ((), ())),
-      preferred_element_type=table.dtype)
+    columns, rows, (((0,), (0,)), ((), ())), preferred_element_type=table.dtype
+  )
   return grad_x.reshape(x.shape), grad_table, grad_bias
 
 
@@ -60,6 +64,7 @@ class MlmHead(nn.Module):
   Attributes:
     config: a `ModelConfig`.
   """
+
   config: "ModelConfig"  # noqa: F821  (bert.py imports this file)
 
   @nn.compact
@@ -83,8 +88,9 @@ class MlmHead(nn.Module):
       x = gather_positions(x, masked_positions)
     x = cfg.dense(cfg.hidden_size, name="dense")(x)
     x = cfg.layer_norm(name="norm")(cfg.activation(x))
-    bias = self.param("bias", nn.initializers.zeros_init(),
-                      (cfg.vocab_size,), cfg.storage_dtype)
+    bias = self.param(
+      "bias", nn.initializers.zeros_init(), (cfg.vocab_size,), cfg.storage_dtype
+    )
     return vocab_logits(x, word_table, bias)
 
 
@@ -94,6 +100,7 @@ class NspHead(nn.Module):
   Attributes:
     config: a `ModelConfig`.
   """
+
   config: "ModelConfig"  # noqa: F821  (bert.py imports this file)
 
   @nn.compact
@@ -105,11 +112,16 @@ class NspHead(nn.Module):
     Source: google-research/bert run_pretraining.py:288-304.
     """
     cfg = self.config
-    kernel = self.param("kernel", cfg.kernel_init, (cfg.hidden_size, 2),
-                        cfg.storage_dtype)
-    bias = self.param("bias", nn.initializers.zeros_init(), (2,),
-                      cfg.storage_dtype)
+    kernel = self.param(
+      "kernel", cfg.kernel_init, (cfg.hidden_size, 2), cfg.storage_dtype
+    )
+    bias = self.param(
+      "bias", nn.initializers.zeros_init(), (2,), cfg.storage_dtype
+    )
     logits = jax.lax.dot_general(
-        pooled, kernel.astype(pooled.dtype), (((1,), (0,)), ((), ())),
-        preferred_element_type=jnp.float32)
+      pooled,
+      kernel.astype(pooled.dtype),
+      (((1,), (0,)), ((), ())),
+      preferred_element_type=jnp.float32,
+    )
     return logits + bias.astype(jnp.float32)[None]

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 # (num_layers, hidden_size, num_heads, batch_size)
 SIZES = {
-    "2x128": (2, 128, 2, 4),          # to try the script, not to report
-    "4x512": (4, 512, 8, 16),
-    "base": (12, 768, 12, 8),
+  "2x128": (2, 128, 2, 4),  # to try the script, not to report
+  "4x512": (4, 512, 8, 16),
+  "base": (12, 768, 12, 8),
 }
 VOCAB_SIZE, LENGTH, NUM_MASKED, MAX_LEN = 30522, 128, 20, 512
 # Ours to theirs: the same function, each side's own fastest form of it.
@@ -36,20 +36,26 @@ ACTIVATIONS = {"gelu_erf": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 def parse_args(argv=None):
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("--size", choices=SIZES, default="4x512")
-  parser.add_argument("--rounds", type=int, default=5,
-                      help="turns of each side")
-  parser.add_argument("--steps", type=int, default=3,
-                      help="steps in a turn; the median of them counts")
+  parser.add_argument(
+    "--rounds", type=int, default=5, help="turns of each side"
+  )
+  parser.add_argument(
+    "--steps",
+    type=int,
+    default=3,
+    help="steps in a turn; the median of them counts",
+  )
   parser.add_argument("--threads", type=int, default=2)
   parser.add_argument("--hidden_act", choices=ACTIVATIONS, default="gelu_tanh")
-  parser.add_argument("--xla_flags", default="",
-                      help="appended to XLA_FLAGS")
+  parser.add_argument("--xla_flags", default="", help="appended to XLA_FLAGS")
   args = parser.parse_args(argv)
   if args.rounds < 1 or args.steps < 1:
-    parser.error(f"--rounds={args.rounds} --steps={args.steps}: both must be "
-                 "at least 1")
+    parser.error(
+      f"--rounds={args.rounds} --steps={args.steps}: both must be at least 1"
+    )
   return args
 
 
@@ -60,8 +66,10 @@ def limit_threads(num_threads):
   """
   cores = sorted(os.sched_getaffinity(0))
   if len(cores) < num_threads:
-    raise SystemExit(f"--threads={num_threads}, but only {len(cores)} cores "
-                     f"may be used here; pass --threads={len(cores)}")
+    raise SystemExit(
+      f"--threads={num_threads}, but only {len(cores)} cores "
+      f"may be used here; pass --threads={len(cores)}"
+    )
   os.sched_setaffinity(0, cores[:num_threads])
   os.environ["OMP_NUM_THREADS"] = str(num_threads)
 
@@ -69,18 +77,21 @@ def limit_threads(num_threads):
 def make_batch(batch_size):
   """Returns numpy inputs of which every token is real, by batch key."""
   import numpy as np
+
   rng = np.random.default_rng(0)
   shape = (batch_size, LENGTH)
-  positions = [np.sort(rng.choice(LENGTH, NUM_MASKED, replace=False))
-               for _ in range(batch_size)]
+  positions = [
+    np.sort(rng.choice(LENGTH, NUM_MASKED, replace=False))
+    for _ in range(batch_size)
+  ]
   segments = np.repeat([[0, 1]], LENGTH // 2, axis=1)
   batch = {
-      "input_ids": rng.integers(0, VOCAB_SIZE, shape),
-      "input_mask": np.ones(shape),
-      "segment_ids": np.repeat(segments.reshape(1, -1), batch_size, axis=0),
-      "masked_positions": np.stack(positions),
-      "masked_ids": rng.integers(0, VOCAB_SIZE, (batch_size, NUM_MASKED)),
-      "nsp_label": rng.integers(0, 2, batch_size),
+    "input_ids": rng.integers(0, VOCAB_SIZE, shape),
+    "input_mask": np.ones(shape),
+    "segment_ids": np.repeat(segments.reshape(1, -1), batch_size, axis=0),
+    "masked_positions": np.stack(positions),
+    "masked_ids": rng.integers(0, VOCAB_SIZE, (batch_size, NUM_MASKED)),
+    "nsp_label": rng.integers(0, 2, batch_size),
   }
   return {name: value.astype(np.int32) for name, value in batch.items()}
 
@@ -93,13 +104,27 @@ def make_ours(args, batch):
   from bert_jax.models import bert
 
   num_layers, hidden_size, num_heads, _ = SIZES[args.size]
-  model = bert.PreTrainingModel(bert.ModelConfig(
-      vocab_size=VOCAB_SIZE, num_layers=num_layers, hidden_size=hidden_size,
-      num_heads=num_heads, mlp_dim=4 * hidden_size, max_len=MAX_LEN,
-      type_vocab_size=2, hidden_act=args.hidden_act, dropout_rate=0.1,
-      attention_dropout_rate=0.1, layer_norm_eps=1e-12, init_stddev=0.02,
-      dtype="float32", param_dtype="float32", scan_layers=False, remat="none",
-      attention="plain"))
+  model = bert.PreTrainingModel(
+    bert.ModelConfig(
+      vocab_size=VOCAB_SIZE,
+      num_layers=num_layers,
+      hidden_size=hidden_size,
+      num_heads=num_heads,
+      mlp_dim=4 * hidden_size,
+      max_len=MAX_LEN,
+      type_vocab_size=2,
+      hidden_act=args.hidden_act,
+      dropout_rate=0.1,
+      attention_dropout_rate=0.1,
+      layer_norm_eps=1e-12,
+      init_stddev=0.02,
+      dtype="float32",
+      param_dtype="float32",
+      scan_layers=False,
+      remat="none",
+      attention="plain",
+    )
+  )
   batch = {name: jnp.asarray(value) for name, value in batch.items()}
   masked_ids, nsp_label = batch.pop("masked_ids"), batch.pop("nsp_label")
 
@@ -109,10 +134,11 @@ def make_ours(args, batch):
 
   def loss_fn(params, rng):
     mlm_logits, nsp_logits = model.apply(
-        {"params": params}, **batch, deterministic=False,
-        rngs={"dropout": rng})
-    return (cross_entropy(mlm_logits, masked_ids)
-            + cross_entropy(nsp_logits, nsp_label))
+      {"params": params}, **batch, deterministic=False, rngs={"dropout": rng}
+    )
+    return cross_entropy(mlm_logits, masked_ids) + cross_entropy(
+      nsp_logits, nsp_label
+    )
 
   def update(p, m, v, g):
     m = 0.9 * m + 0.1 * g
@@ -126,11 +152,17 @@ def make_ours(args, batch):
     leaves, tree = jax.tree.flatten(grads)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in leaves))
     scale = 1.0 / jnp.maximum(norm, 1.0)
-    new = [update(p, m, v, g * scale) for p, m, v, g in zip(
-        jax.tree.leaves(params), jax.tree.leaves(first),
-        jax.tree.leaves(second), leaves, strict=True)]
-    state = [jax.tree.unflatten(tree, part)
-             for part in zip(*new, strict=True)]
+    new = [
+      update(p, m, v, g * scale)
+      for p, m, v, g in zip(
+        jax.tree.leaves(params),
+        jax.tree.leaves(first),
+        jax.tree.leaves(second),
+        leaves,
+        strict=True,
+      )
+    ]
+    state = [jax.tree.unflatten(tree, part) for part in zip(*new, strict=True)]
     return (*state, count + 1), loss
 
   params = jax.jit(model.init)(jax.random.key(0), **batch)["params"]
@@ -155,24 +187,39 @@ def make_reference(args, batch):
   torch.set_num_threads(args.threads)
   torch.manual_seed(0)
   num_layers, hidden_size, num_heads, _ = SIZES[args.size]
-  model = transformers.BertForPreTraining(transformers.BertConfig(
-      vocab_size=VOCAB_SIZE, num_hidden_layers=num_layers,
-      hidden_size=hidden_size, num_attention_heads=num_heads,
-      intermediate_size=4 * hidden_size, max_position_embeddings=MAX_LEN,
-      hidden_act=ACTIVATIONS[args.hidden_act], hidden_dropout_prob=0.1,
-      attention_probs_dropout_prob=0.1, attn_implementation="sdpa"))
+  model = transformers.BertForPreTraining(
+    transformers.BertConfig(
+      vocab_size=VOCAB_SIZE,
+      num_hidden_layers=num_layers,
+      hidden_size=hidden_size,
+      num_attention_heads=num_heads,
+      intermediate_size=4 * hidden_size,
+      max_position_embeddings=MAX_LEN,
+      hidden_act=ACTIVATIONS[args.hidden_act],
+      hidden_dropout_prob=0.1,
+      attention_probs_dropout_prob=0.1,
+      attn_implementation="sdpa",
+    )
+  )
   model.train()
-  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=1e-6,
-                                weight_decay=0.01, fused=True)
+  optimizer = torch.optim.AdamW(
+    model.parameters(), lr=1e-4, eps=1e-6, weight_decay=0.01, fused=True
+  )
   labels = np.full(batch["input_ids"].shape, -100)
-  np.put_along_axis(labels, batch["masked_positions"], batch["masked_ids"],
-                    axis=1)
+  np.put_along_axis(
+    labels, batch["masked_positions"], batch["masked_ids"], axis=1
+  )
   inputs = {
-      "input_ids": batch["input_ids"], "attention_mask": batch["input_mask"],
-      "token_type_ids": batch["segment_ids"], "labels": labels,
-      "next_sentence_label": batch["nsp_label"]}
-  inputs = {name: torch.tensor(value, dtype=torch.long)
-            for name, value in inputs.items()}
+    "input_ids": batch["input_ids"],
+    "attention_mask": batch["input_mask"],
+    "token_type_ids": batch["segment_ids"],
+    "labels": labels,
+    "next_sentence_label": batch["nsp_label"],
+  }
+  inputs = {
+    name: torch.tensor(value, dtype=torch.long)
+    for name, value in inputs.items()
+  }
 
   def run():
     optimizer.zero_grad(set_to_none=True)
@@ -205,32 +252,49 @@ def main(argv=None):
   batch = make_batch(batch_size)
   num_tokens = batch_size * LENGTH
   sides = {"ours": make_ours(args, batch), "hf": make_reference(args, batch)}
-  for run in sides.values():          # compile, warm the caches
+  for run in sides.values():  # compile, warm the caches
     run(), run()
 
   rates = {name: [] for name in sides}
-  print(f"size {args.size}, {batch_size} x {LENGTH} tokens, "
-        f"{args.hidden_act}, {args.threads} threads; tokens/s")
+  print(
+    f"size {args.size}, {batch_size} x {LENGTH} tokens, "
+    f"{args.hidden_act}, {args.threads} threads; tokens/s"
+  )
   print(f"{'round':>6}{'ours':>10}{'hf':>10}{'ratio':>10}")
   for i in range(args.rounds):
     for name, run in sides.items():
       rates[name].append(num_tokens / measure(run, args.steps))
     ours, theirs = rates["ours"][-1], rates["hf"][-1]
-    print(f"{i:>6}{ours:>10.0f}{theirs:>10.0f}{ours / theirs:>10.2f}",
-          flush=True)
+    print(
+      f"{i:>6}{ours:>10.0f}{theirs:>10.0f}{ours / theirs:>10.2f}", flush=True
+    )
   rates["ratio"] = [a / b for a, b in zip(*rates.values(), strict=True)]
 
-  summary = {name: {"median": round(statistics.median(values), 3),
-                    "min": round(min(values), 3),
-                    "max": round(max(values), 3)}
-             for name, values in rates.items()}
+  summary = {
+    name: {
+      "median": round(statistics.median(values), 3),
+      "min": round(min(values), 3),
+      "max": round(max(values), 3),
+    }
+    for name, values in rates.items()
+  }
   for statistic in ("median", "min", "max"):
     ours, theirs, ratio = (summary[name][statistic] for name in rates)
     print(f"{statistic:>6}{ours:>10.0f}{theirs:>10.0f}{ratio:>10.2f}")
-  print(json.dumps({
-      "size": args.size, "hidden_act": args.hidden_act,
-      "threads": args.threads, "rounds": args.rounds, "steps": args.steps,
-      "xla_flags": flags, "unit": "tokens/s", **summary}))
+  print(
+    json.dumps(
+      {
+        "size": args.size,
+        "hidden_act": args.hidden_act,
+        "threads": args.threads,
+        "rounds": args.rounds,
+        "steps": args.steps,
+        "xla_flags": flags,
+        "unit": "tokens/s",
+        **summary,
+      }
+    )
+  )
 
 
 if __name__ == "__main__":
