@@ -216,7 +216,7 @@ def open_examples(data: Any, split: str) -> records.ExampleStore:
     records.DataError: they were not made; says with which command.
   """
   name = records.examples_name(data)
-  manifest = records.read_manifest(data.dir)
+  records.read_manifest(data.dir)  # says how to make it where it is missing
   folder = os.path.join(data.dir, "examples")
   if not os.path.exists(os.path.join(folder, name, "manifest.json")):
     found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -225,9 +225,10 @@ def open_examples(data: Any, split: str) -> records.ExampleStore:
       " add them with --mode=prepare, the same --config and no --input"
     )
   store = records.ExampleStore(data.dir, name, split)
-  if store.manifest["vocab"] != manifest["settings"]["vocab"]:
+  tokens = records.file_hash(os.path.join(data.dir, "manifest.json"))
+  if store.manifest["settings"]["tokens"] != tokens:
     raise records.DataError(
-      f"{folder}/{name} was made with another vocabulary than the tokens; "
+      f"{folder}/{name} was made of other tokens than {data.dir}/tokens; "
       "delete it and run --mode=prepare again"
     )
   return store

@@ -4,7 +4,7 @@ WORKDIR/checkpoints/STEP   the newest few, to go on from
 WORKDIR/best/STEP          the best by a metric, where the run names one
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import logging
 import os
 from typing import Any
@@ -16,6 +16,29 @@ _log = logging.getLogger(__name__)
 
 class CheckpointError(ValueError):
   """A checkpoint is missing or damaged."""
+
+
+def check_settings(settings: Any, metrics: Collection[str]) -> None:
+  """Checks the `checkpoint` group of a config.
+
+  Args:
+    settings: the group.
+    metrics: names that an evaluation reports.
+
+  Raises:
+    ValueError: a value cannot be.
+  """
+  if settings.keep < 1:
+    raise ValueError(f"checkpoint.keep={settings.keep}; it must be 1 or more")
+  if settings.best_mode not in ("min", "max"):
+    raise ValueError(
+      f"checkpoint.best_mode={settings.best_mode!r}; use min or max"
+    )
+  if settings.best_metric and settings.best_metric not in metrics:
+    raise ValueError(
+      f"checkpoint.best_metric={settings.best_metric!r} is not evaluated; use "
+      f'one of {", ".join(metrics)}, or "" to keep no best'
+    )
 
 
 class Checkpoints:
@@ -32,10 +55,6 @@ class Checkpoints:
       best_metric: name of the metric that decides the best; "" = keep no best.
       best_mode: "min" or "max".
     """
-    if keep < 1:
-      raise ValueError(f"checkpoint.keep={keep}; it must be 1 or more")
-    if best_mode not in ("min", "max"):
-      raise ValueError(f"checkpoint.best_mode={best_mode!r}; use min or max")
     self._newest = _manager(workdir, "checkpoints", max_to_keep=keep)
     self._best_metric, self._best_mode = best_metric, best_mode
     self._best = None
@@ -60,9 +79,10 @@ class Checkpoints:
       rest: what else the state has.
       metrics: of an evaluation at this step; empty = there was none.
     """
+    # The best first: a run that is killed in between computes this step again.
+    self.save_if_best(step, params, rest, metrics)
     if step not in self._newest.all_steps():
       self._newest.save(step, args=_items(params, rest))
-    self.save_if_best(step, params, rest, metrics)
 
   def save_if_best(
     self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
@@ -70,13 +90,13 @@ class Checkpoints:
     """Saves a step as the best, where it is; arguments as those of save."""
     if not self._best or not metrics:
       return
-    if self._best_metric not in metrics:
-      raise ValueError(
-        f"checkpoint.best_metric={self._best_metric!r} is not evaluated; use "
-        f'one of {", ".join(metrics)}, or ""'
-      )
     if self._is_best(metrics) and step not in self._best.all_steps():
-      self._best.save(step, args=_items(params, rest), metrics=dict(metrics))
+      self._best.save(
+        step,
+        args=_items(params, rest),
+        metrics=dict(metrics),
+        force=True,  # also before a step that was the best, after a kill
+      )
 
   def _is_best(self, metrics: Mapping[str, float]) -> bool:
     assert self._best

@@ -6,15 +6,17 @@ whatever is made a unit at a time does not depend on who makes it.
 """
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import glob
 import gzip
 import hashlib
-import io
 import itertools
 import json
 import os
 import re
+from typing import Any
+import zlib
 
 from etils import epath
 import sentencex
@@ -24,6 +26,7 @@ FORMATS = ("sentences", "paragraphs", "jsonl", "tfds")
 # Longer lines and documents are cut, so that no input can fill the memory.
 MAX_LINE_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 24
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TFDS_UNIT_RECORDS = 5_000
 
 # Blank lines in a row that end a document.
@@ -95,6 +98,8 @@ def _expand(pattern: str) -> list[str]:
   path = epath.Path(pattern)
   if path.is_dir():
     found = [str(p) for p in path.iterdir() if p.is_file()]
+  elif path.exists():  # also where its name has the marks of a glob
+    found = [pattern]
   elif any(c in pattern for c in "*?["):
     root, _, rest = pattern.rpartition("/")
     while any(c in root for c in "*?["):
@@ -106,7 +111,7 @@ def _expand(pattern: str) -> list[str]:
       found = glob.glob(pattern, recursive=True)
     found = [p for p in found if epath.Path(p).is_file()]
   else:
-    found = [pattern] if path.exists() else []
+    found = []
   if not found:
     raise CorpusError(
       f"--input={pattern} names no file; give text files, globs or folders, "
@@ -115,9 +120,15 @@ def _expand(pattern: str) -> list[str]:
   return found
 
 
-def _open(path: str) -> io.BufferedIOBase:
-  raw = epath.Path(path).open("rb")
-  return gzip.open(raw) if path.endswith(".gz") else raw
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[Any]:
+  """Opens a file for its bytes, unpacked where it is compressed."""
+  with epath.Path(path).open("rb") as raw:
+    if path.endswith(".gz"):
+      with gzip.open(raw) as f:  # closing it would leave `raw` open
+        yield f
+    else:
+      yield raw
 
 
 def _check_text(path: str) -> None:
@@ -125,7 +136,7 @@ def _check_text(path: str) -> None:
   try:
     with _open(path) as f:
       head = f.read(1 << 16)
-  except (OSError, EOFError) as error:
+  except (OSError, EOFError, zlib.error) as error:
     raise CorpusError(f"{path} cannot be read: {error}") from error
   if not head.strip():
     raise CorpusError(f"{path} is empty; leave it out or fill it")
@@ -145,7 +156,8 @@ def _cuts(path: str, size: int, text_format: str, step: int) -> list[int]:
     at = step
     while at < size:
       f.seek(at)
-      f.readline()  # to the end of the line `at` fell in
+      while (line := f.readline(MAX_LINE_BYTES)) and line[-1:] != b"\n":
+        pass  # to the end of the line `at` fell in
       if text_format != "jsonl":
         _skip_to_blank(f, _BLANK_LINES[text_format])
       if f.tell() >= size:
@@ -220,9 +232,9 @@ def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
     while unit.end < 0 or at < unit.end:
       try:
         line = f.readline(MAX_LINE_BYTES)
-        while len(line) >= MAX_LINE_BYTES and (line[-1] & 0xC0) == 0x80:
-          line += f.read(1)  # never cut within a character
-      except (OSError, EOFError) as error:
+        if len(line) == MAX_LINE_BYTES:  # never cut within a character
+          line += f.read(_missing_bytes(line))
+      except (OSError, EOFError, zlib.error) as error:
         raise CorpusError(
           f"{unit.path} breaks off or is damaged: {error}"
         ) from error
@@ -238,6 +250,15 @@ def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
         ) from error
       yield at, text
       at += len(line)
+
+
+def _missing_bytes(line: bytes) -> int:
+  """Bytes that the last character of a piece of UTF-8 still lacks."""
+  for back, byte in enumerate(reversed(line[-4:]), 1):
+    if byte & 0xC0 != 0x80:  # the first byte of that character
+      size = 1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
+      return max(size - back, 0)
+  return 0
 
 
 def _blank_line_documents(unit, text_format, language, digest):
@@ -296,7 +317,7 @@ def _json_text(line: str, path: str, at: int, text_key: str) -> str:
       f"{path}: the line at byte {at} has no text under {text_key!r}; name "
       "the field with --config.prepare.text_key"
     )
-  return text
+  return _LONE_SURROGATE.sub("\ufffd", text)  # JSON may hold half a character
 
 
 def _tfds_source(path: str):
@@ -304,7 +325,9 @@ def _tfds_source(path: str):
   os.environ.setdefault("TFDS_NO_GCS", "1")
   import tensorflow_datasets as tfds  # slow to import: only where it is used
 
-  name, _, split = path.removeprefix("tfds:").partition(":")
+  name, _, split = path.removeprefix("tfds:").rpartition(":")
+  if not name or "/" in split:  # no split, perhaps the colon of gs://
+    name, split = path.removeprefix("tfds:"), ""
   folder = epath.Path(name)
   if (folder / "dataset_info.json").exists():
     builder = tfds.builder_from_directory(folder)

@@ -92,6 +92,7 @@ class Evaluator:
       ValueError: the batch does not fit the mesh, or there is no such data.
     """
     sharding.check_batch_size(config.eval.batch_size, mesh)
+    self._mesh = mesh
     self._place = sharding.batch_sharding(mesh)
     self._batches = batching.PretrainBatches(
       config.data,
@@ -109,6 +110,17 @@ class Evaluator:
       steps.make_eval_step(model, objective), out_shardings=everywhere
     )
     self._terms = objective.weights
+
+  def names(self, params: Any) -> list[str]:
+    """The keys of what a call returns, without computing it.
+
+    Args:
+      params: the parameters, or their shapes.
+    """
+    batch = jax.tree.map(jnp.asarray, self._batches[0])
+    with jax.set_mesh(self._mesh):
+      sums = jax.eval_shape(self._step, params, batch, self._unigram)
+    return sorted(f"eval/{name}" for name in (*sums, "loss", "mlm_perplexity"))
 
   def __call__(self, params: Any) -> dict[str, float]:
     """Returns eval/NAME of every metric, over the global split."""

@@ -154,6 +154,10 @@ def _refuse(message: str) -> int:
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
   """Parses flags; what is wrong with them is said in one line, status 2."""
+  if {"--help", "-h", "-help"} & set(argv):
+    print(__doc__)
+    print(FLAGS.module_help("bert_jax.main") or FLAGS.main_module_help())
+    sys.exit(0)
   for arg in argv:  # configs import each other as `configs.NAME`
     name, _, path = arg.lstrip("-").partition("=")
     if name == "config":
@@ -161,10 +165,20 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
       sys.path.insert(0, os.path.dirname(folder))
   try:
     return FLAGS(argv)
-  except (flags.Error, ValueError, TypeError, AttributeError, KeyError,
-          OSError) as error:  # fmt: skip
-    print(f"bert-jax: {error}", file=sys.stderr)
-    sys.exit(USAGE_ERROR)
+  except Exception as error:  # a config file may raise anything
+    sys.exit(_refuse(_explain(error, argv)))
+
+
+def _explain(error: Exception, argv: Sequence[str]) -> str:
+  """What was wrong with the flags, in a line or two."""
+  if isinstance(error, KeyError | AttributeError) and error.args:
+    key = str(error.args[0]).strip("'\"")
+    culprits = [a for a in argv if a.startswith("--config.") and key in a]
+    if culprits:
+      return f"{culprits[0]}: there is no such key; see configs/base.py"
+  # ml_collections puts the whole traceback of a config file into its message.
+  lines = str(error).strip().splitlines() or [repr(error)]
+  return lines[-1] if "Traceback" in str(error) else " ".join(lines)
 
 
 def run() -> None:

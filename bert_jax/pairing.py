@@ -152,5 +152,6 @@ def full_sentences(
     stop = starts[bisect_right(starts, start + max_tokens) - 1]
     if stop <= start:  # the sentence alone is too long
       stop = min(start + max_tokens, end)
+      stop += stop + 1 in document_starts  # take along the [SEP] left over
     yield start, 0, stop - start - (stop in document_starts), 0, 0
     start = stop

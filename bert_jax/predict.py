@@ -1,9 +1,11 @@
 """A trained model on new text: one JSON object a line in, one a line out."""
 
 from collections.abc import Callable, Iterable, Iterator
+import contextlib
 import json
+import os
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from flax import linen as nn
 import jax
@@ -89,7 +91,8 @@ def _encode(predictor: Predictor, text: str) -> list[int]:
   ids.append(tokenizer.sep_id)
   if len(ids) > max_len:
     raise ValueError(
-      f"the text has {len(ids)} tokens, the model takes {max_len}; shorten it"
+      f"{text[:60]!r}.. has {len(ids)} tokens, the model takes {max_len}; "
+      "shorten it"
     )
   return ids
 
@@ -158,20 +161,46 @@ def predict(config: Any, workdir: str, source: str, target: str) -> None:
     raise ValueError(f"predict.kind={settings.kind!r}; there is: fill-mask")
   if not (settings.model or workdir):
     raise ValueError("give --workdir=RUN, or --config.predict.model=RUN")
+  if settings.batch_size < 1:
+    raise ValueError(
+      f"predict.batch_size={settings.batch_size}; it must be 1 or more"
+    )
   predictor = Predictor(settings.model or workdir, config.mesh)
   vocab_size = predictor.tokenizer.vocab_size
   if not 1 <= settings.top_k <= vocab_size:
     raise ValueError(f"predict.top_k={settings.top_k}; give 1 to {vocab_size}")
-  lines = sys.stdin if source in ("", "-") else open(source, encoding="utf-8")
-  out = (
-    sys.stdout if target in ("", "-") else open(target, "w", encoding="utf-8")
-  )
-  with lines, out:
+  with _reading(source) as lines, _writing(target) as out:
     texts = (_text(i, line) for i, line in enumerate(lines, 1) if line.strip())
     for masks in fill_masks(
       predictor, texts, batch_size=settings.batch_size, top_k=settings.top_k
     ):
       out.write(json.dumps({"masks": masks}, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def _reading(source: str) -> Iterator[Iterable[str]]:
+  """A file's lines, or those of standard input."""
+  if source in ("", "-"):
+    yield sys.stdin
+    return
+  with open(source, encoding="utf-8") as f:
+    yield f
+
+
+@contextlib.contextmanager
+def _writing(target: str) -> Iterator[TextIO]:
+  """A file that appears whole or not at all, or standard output."""
+  if target in ("", "-"):
+    yield sys.stdout
+    return
+  part = target + ".tmp"
+  try:
+    with open(part, "w", encoding="utf-8") as f:
+      yield f
+    os.replace(part, target)
+  finally:
+    if os.path.exists(part):
+      os.remove(part)
 
 
 def _text(number: int, line: str) -> str:

@@ -12,6 +12,7 @@ from concurrent import futures
 import contextlib
 import fcntl
 import functools
+import glob
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import threading
 import time
 from typing import Any
 
@@ -33,6 +35,7 @@ from bert_jax import tokenization
 _log = logging.getLogger(__name__)
 
 _PROGRESS = ".progress"  # folder of what finished shards report
+_TABLES = ("boundaries.npy", "documents.npy")
 _RANDOM_DOCUMENT_TRIES = 10  # create_pretraining_data.py:279
 
 
@@ -113,7 +116,8 @@ def _remove_leftovers(folder: str) -> None:
   for root, _, names in os.walk(folder):
     for name in names:
       if name.endswith(".tmp"):
-        os.remove(os.path.join(root, name))
+        with contextlib.suppress(FileNotFoundError):
+          os.remove(os.path.join(root, name))
 
 
 def _run(
@@ -190,7 +194,9 @@ def _run_processes(task, jobs: list[dict], workers: int, title: str) -> None:
       return
     # Spawned, not forked: a fork of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(workers, context) as pool:
+    with futures.ProcessPoolExecutor(
+      workers, context, _end_with_parent
+    ) as pool:
       waiting = [pool.submit(task, job) for job in jobs]
       try:
         for future in futures.as_completed(waiting):
@@ -198,6 +204,22 @@ def _run_processes(task, jobs: list[dict], workers: int, title: str) -> None:
       except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
+
+
+def _end_with_parent() -> None:
+  """Ends this worker when the process that started it is killed.
+
+  A pool's worker would otherwise wait for its next job for ever.
+  """
+  parent = multiprocessing.parent_process()
+  if parent is None:
+    return
+
+  def wait():
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
 
 
 def _run_beam(task, jobs: list[dict], workers: int) -> None:
@@ -243,7 +265,13 @@ def _write_vocabulary(
   done = os.path.join(target, "settings.json")
   keys = ("vocab", "vocab_kind", "vocab_size", "lower_case")
   if p.vocab:
-    loaded = tokenization.load_tokenizer(p.vocab, lower_case=p.lower_case)
+    # A SentencePiece model carries its own normalisation.
+    is_model = p.vocab.endswith(".model") or glob.glob(
+      os.path.join(glob.escape(p.vocab), "*.model")
+    )
+    loaded = tokenization.load_tokenizer(
+      p.vocab, lower_case=None if is_model else p.lower_case
+    )
     asked: dict[str, Any] = {"fingerprint": loaded.fingerprint}
   else:
     asked = {k: p[k] for k in keys} | {
@@ -315,6 +343,32 @@ def _check_same(found: dict, asked: dict, path: str) -> None:
     )
 
 
+def _is_whole(folder: str, manifest: dict, suffixes: Sequence[str]) -> bool:
+  """Whether all shards of a manifest are there; a deleted one is made anew."""
+  return all(
+    os.path.exists(records.shard_path(folder, split, s["shard"], suffix))
+    for split, rows in manifest["shards"].items()
+    for s in rows
+    for suffix in suffixes
+  )
+
+
+def _check_tables(folder: str, manifest: dict) -> None:
+  """Raises DataError where the tables of sentences are not as written."""
+  for split, rows in manifest["shards"].items():
+    for s in rows:
+      for suffix in _TABLES:
+        path = records.shard_path(folder, split, s["shard"], suffix)
+        if (
+          not os.path.exists(path)
+          or records.file_hash(path) != s["sha256"][suffix]
+        ):
+          raise records.DataError(
+            f"{path} is missing or damaged; delete it and run --mode=prepare "
+            "again with the same --input"
+          )
+
+
 # -- tokens -------------------------------------------------------------------
 
 
@@ -333,10 +387,11 @@ def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
   }
   manifest_path = os.path.join(folder, "manifest.json")
   if os.path.exists(manifest_path):
-    _check_same(
-      records.read_manifest(folder)["settings"], settings, manifest_path
-    )
-    return
+    manifest = records.read_manifest(folder)
+    _check_same(manifest["settings"], settings, manifest_path)
+    suffixes = ("array_record", *_TABLES)
+    if _is_whole(os.path.join(folder, "tokens"), manifest, suffixes):
+      return
   progress_folder = os.path.join(folder, _PROGRESS, "tokens")
   _keep_settings(progress_folder, settings)
   os.makedirs(os.path.join(folder, "tokens"), exist_ok=True)
@@ -481,7 +536,7 @@ def tokenize_unit(job: dict) -> dict:
         "records": writer.num_records,
         "sha256": {
           suffix: records.file_hash(path(suffix))
-          for suffix in ("array_record", "boundaries.npy", "documents.npy")
+          for suffix in ("array_record", *_TABLES)
         },
       }
     else:
@@ -510,7 +565,9 @@ def _write_examples(config: Any, folder: str) -> dict:
   if os.path.exists(os.path.join(target, "manifest.json")):
     manifest = records.read_manifest(target)
     _check_same(manifest["settings"], settings, target)
-    return manifest
+    if _is_whole(target, manifest, ("array_record",)):
+      return manifest
+  _check_tables(os.path.join(folder, "tokens"), tokens)
   for split, rows in tokens["shards"].items():
     documents = sum(s["documents"] for s in rows)
     if d.pairing == "pairs" and documents == 1:

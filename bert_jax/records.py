@@ -45,6 +45,8 @@ EXAMPLE = np.dtype(
   ]
 )
 
+# What the reader of ArrayRecord raises for a damaged file.
+_READ_ERRORS = (RuntimeError, ValueError, OSError, IndexError)
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -151,8 +153,10 @@ class TokenWriter:
 
   def __exit__(self, *error):
     if error[0] is None:
-      self._held.extend([0] * (-len(self._held) % RECORD_TOKENS))
+      padding = -len(self._held) % RECORD_TOKENS
+      self._held.extend([0] * padding)
       self._flush()
+      self.counts[0] -= padding
     return self._writer.__exit__(*error)
 
   def add(self, sentences: Sequence[Sequence[int]]) -> None:
@@ -226,10 +230,11 @@ class Records:
     try:
       self._source = array_record_data_source.ArrayRecordDataSource(list(paths))
       found = len(self._source)
-    except (RuntimeError, ValueError, OSError, IndexError) as error:
+    except _READ_ERRORS as error:
+      bad = next((p for p in paths if not _is_readable(p)), paths[0])
       raise DataError(
-        f"one of {paths[0]} .. {paths[-1]} is damaged: {error}; delete it "
-        "and run --mode=prepare again"
+        f"{bad} is damaged: {error}; delete it and run --mode=prepare again "
+        "with the same --input"
       ) from error
     if found != count:
       raise DataError(
@@ -237,6 +242,7 @@ class Records:
         f" {count}; delete the folder and run --mode=prepare again"
       )
     self._folder = os.path.dirname(paths[0])
+    self._paths = list(paths)
 
   def __len__(self) -> int:
     return len(self._source)
@@ -258,10 +264,11 @@ class Records:
     size = dtype.itemsize * width
     try:
       rows = self._source.__getitems__(keys.tolist())
-    except (RuntimeError, ValueError, OSError, IndexError) as error:
+    except _READ_ERRORS as error:
       raise DataError(
-        f"{self._folder}: a record among {keys.min()}..{keys.max()} is "
-        f"damaged: {error}; delete the file and run --mode=prepare again"
+        f"{self._file_of_damage(keys.tolist())}: a record among {keys.min()}.."
+        f"{keys.max()} is damaged: {error}; delete the file and run "
+        "--mode=prepare again with the same --input"
       ) from error
     if any(len(row) != size for row in rows):
       bad = next(
@@ -272,6 +279,27 @@ class Records:
         " file and run --mode=prepare again"
       )
     return np.frombuffer(b"".join(rows), dtype).reshape(len(keys), width)
+
+  def _file_of_damage(self, keys: list[int]) -> str:
+    """The file with the first of the records that cannot be read."""
+    for key in keys:
+      try:
+        self._source.__getitems__([key])
+      except _READ_ERRORS:
+        break
+    for path in self._paths:
+      count = len(array_record_data_source.ArrayRecordDataSource([path]))
+      if 0 <= key < count:
+        return path
+      key -= count
+    return self._folder  # no such record: what asked for it is damaged
+
+
+def _is_readable(path: str) -> bool:
+  try:
+    return len(array_record_data_source.ArrayRecordDataSource([path])) >= 0
+  except _READ_ERRORS:
+    return False
 
 
 class TokenStore:

@@ -1,5 +1,6 @@
 """Trains a model: the loop, from top to bottom."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -42,7 +43,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     workdir: where run.json, metrics.jsonl and checkpoints go.
 
   Returns:
-    The metrics of the last evaluation.
+    The metrics of the last evaluation; {} if the run was finished before.
 
   Raises:
     ValueError: config, data or workdir do not fit; nothing was changed.
@@ -73,15 +74,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   evaluator = evaluate.Evaluator(config, mesh, model, objective)
   first_batch = batches[0]
 
-  # The record of the run.
-  run = run_log.describe(
-    config, evaluate.data_hash(config), list(mesh.devices.flat)
-  )
-  run_log.check_workdir(workdir, run)
-  os.makedirs(workdir, exist_ok=True)
-  writes = jax.process_index() == 0
-
-  # The state: from the newest checkpoint, or fresh.
+  # What the state is made of, and where each part of it lies.
   init_rng, dropout_rng = jax.random.split(jax.random.key(config.seed))
 
   def init(batch):
@@ -90,14 +83,34 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   row = {k: jnp.asarray(v[:1]) for k, v in first_batch.items()}
   abstract = jax.eval_shape(init, row)
   state_place = sharding.state_sharding(abstract, mesh, config.mesh.rules)
-  checkpoints = checkpoint.Checkpoints(
-    workdir,
-    keep=config.checkpoint.keep,
-    best_metric=config.checkpoint.best_metric,
-    best_mode=config.checkpoint.best_mode,
+  checkpoint.check_settings(config.checkpoint, evaluator.names(abstract.params))
+
+  # The record of the run.
+  run = run_log.describe(
+    config, evaluate.data_hash(config), list(mesh.devices.flat)
   )
-  with jax.set_mesh(mesh):
+  run_log.check_workdir(workdir, run)
+  os.makedirs(workdir, exist_ok=True)
+  writes = jax.process_index() == 0
+
+  # The state: from the newest checkpoint, or fresh. Whatever happens, what is
+  # being written is finished and closed.
+  total = config.train.total_steps
+  with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    checkpoints = stack.enter_context(
+      contextlib.closing(
+        checkpoint.Checkpoints(
+          workdir,
+          keep=config.checkpoint.keep,
+          best_metric=config.checkpoint.best_metric,
+          best_mode=config.checkpoint.best_mode,
+        )
+      )
+    )
     start = checkpoints.latest_step()
+    if start is not None and start >= total:
+      _log.info("%s is trained already: step %d", workdir, start)
+      return {}
     if start is None:
       state = jax.jit(init, out_shardings=state_place)(row)
       start = 0
@@ -106,11 +119,10 @@ def train(config: Any, workdir: str) -> dict[str, float]:
       state = restore(checkpoints, start, abstract, state_place)
     if writes:
       run_log.write_run(workdir, run)
-    log = (
-      run_log.MetricsLog(workdir, start, config.train.tensorboard)
-      if writes
-      else None
-    )
+    log = None
+    if writes:
+      log = run_log.MetricsLog(workdir, start, config.train.tensorboard)
+      stack.enter_context(contextlib.closing(log))
     # The step, compiled once.
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     train_step = jax.jit(
@@ -132,7 +144,6 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     evaluation: dict[str, float] = {}
 
     # The loop.
-    total = config.train.total_steps
     with meter.bar:
       for step, batch in enumerate(
         batching.prefetch(
@@ -148,14 +159,14 @@ def train(config: Any, workdir: str) -> dict[str, float]:
         pending.add(step, metrics)
         meter.count(batch, metrics)
         last = step == total
-        if last or step % config.train.log_every_steps == 0:
-          values = pending.check()
-          values["param_norm"] = float(param_norm(state.params))
-          meter.log(step, values, log)
+        logs = last or _due(step, config.train.log_every_steps)
         evaluates = last or _due(step, config.eval.every_steps)
         saves = last or _due(step, config.checkpoint.every_steps)
+        if logs or evaluates or saves:
+          values = pending.check(param_norm(state.params))
+        if logs:
+          meter.log(step, values, log)
         if evaluates or saves:
-          pending.check()
           with meter.paused():
             if evaluates:
               evaluation = evaluator(state.params)
@@ -164,12 +175,6 @@ def train(config: Any, workdir: str) -> dict[str, float]:
             save = checkpoints.save if saves else checkpoints.save_if_best
             save(step, state.params, rest, evaluation if evaluates else {})
 
-  # The end.
-  checkpoints.close()
-  if log:
-    log.close()
-    if start >= total:
-      _log.info("%s is trained already: step %d", workdir, start)
   return evaluation
 
 
@@ -230,31 +235,39 @@ class Pending:
     if len(self._steps) > _STEPS_AHEAD:
       jax.block_until_ready(self._steps[-1 - _STEPS_AHEAD][1])
 
-  def check(self) -> dict[str, float]:
-    """Returns the newest step's metrics, after a look at all.
+  def check(self, param_norm: jax.Array) -> dict[str, float]:
+    """Returns the newest step's metrics and param_norm, after a look at all.
+
+    Args:
+      param_norm: of the parameters that the newest step left. Its own loss was
+        that of the parameters before.
 
     Raises:
-      DivergedError: a loss or gradient norm is no finite number.
+      DivergedError: a loss or a norm is no finite number.
     """
     values: dict[str, float] = {}
     for step, metrics in self._steps:
       values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-      for name in ("loss", "grad_norm"):
-        if not math.isfinite(values[name]):
-          saved = self._checkpoints.latest_step()
-          self._checkpoints.close()
-          raise DivergedError(
-            f"train/{name} is {values[name]} at step {step}; stopped. "
-            + (
-              f"The last checkpoint, step {saved}, is sound. "
-              if saved
-              else "There is no checkpoint before it. "
-            )
-            + "Lower optim.learning_rate, raise optim.warmup_rate or set "
-            f"optim.clip_norm, with another --workdir than {self._workdir}"
-          )
-    self._steps = self._steps[-1:] if self._steps else []
+      self._check_finite(step, values, ("loss", "grad_norm"))
+    values["param_norm"] = float(param_norm)
+    self._check_finite(step, values, ("param_norm",))
+    self._steps = []
     return values
+
+  def _check_finite(self, step, values, names) -> None:
+    for name in names:
+      if not math.isfinite(values[name]):
+        saved = self._checkpoints.latest_step()
+        raise DivergedError(
+          f"train/{name} is {values[name]} at step {step}; stopped. "
+          + (
+            f"The last checkpoint, step {saved}, is sound. "
+            if saved
+            else "There is no checkpoint before it. "
+          )
+          + "Lower optim.learning_rate, raise optim.warmup_rate or set "
+          f"optim.clip_norm, with another --workdir than {self._workdir}"
+        )
 
 
 @dataclasses.dataclass

@@ -5,6 +5,7 @@ python experiments/curves.py RUN [RUN ...] --output=FILE.png
 
 import argparse
 import os
+import statistics
 
 import matplotlib
 
@@ -14,10 +15,52 @@ matplotlib.use("Agg")  # no screen
 import matplotlib.pyplot as plt
 
 
+COLUMNS = {
+  "held-out MLM loss, nats": "eval/mlm_loss",
+  "perplexity": "eval/mlm_perplexity",
+  "MLM accuracy": "eval/mlm_accuracy",
+  "NSP accuracy": "eval/nsp_accuracy",
+  "unigram loss": "eval/unigram_loss",
+  "most frequent token": "eval/most_frequent_token_accuracy",
+}
+
+
+def table(run: str) -> list[str]:
+  """The evaluations of a run, as lines of Markdown."""
+  record, rows = run_log.read_run(run), run_log.read_metrics(run)
+  model, data = record["config"]["model"], record["config"]["data"]
+  rate = [r["train/steps_per_sec"] for r in rows if "train/steps_per_sec" in r]
+  every = record["config"]["train"]["log_every_steps"]
+  devices = record["devices"]
+  lines = [
+    f"## {os.path.basename(os.path.normpath(run))}",
+    "",
+    f"{model['num_layers']} layers x {model['hidden_size']}, vocabulary"
+    f" {model['vocab_size']:,}; {data['batch_size']} rows of {data['seq_len']}"
+    f" tokens a step; commit {(record['commit'] or 'unknown')[:10]}, data"
+    f" {record['data_hash'][:10]}, seed {record['seed']};"
+    f" {devices['count']} x {', '.join(devices['kind'])},"
+    f" {sum(every / r for r in rate) / 60:.0f} minutes of training steps,"
+    f" median {statistics.median(rate):.2f} steps/s.",
+    "",
+    "| step | tokens seen | " + " | ".join(COLUMNS) + " |",
+    "|---:" * (len(COLUMNS) + 2) + "|",
+  ]
+  for row in rows:
+    if "eval/mlm_loss" in row:
+      tokens = row["step"] * data["batch_size"] * data["seq_len"] / 1e6
+      cells = [f"{row[key]:.3f}" for key in COLUMNS.values()]
+      lines.append(
+        f"| {row['step']:,} | {tokens:.1f} M | " + " | ".join(cells) + " |"
+      )
+  return [*lines, ""]
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("runs", nargs="+", metavar="RUN")
-  parser.add_argument("--output", required=True)
+  parser.add_argument("--output", required=True, help="the PNG")
+  parser.add_argument("--table", help="a Markdown file of the evaluations")
   args = parser.parse_args()
   figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
   for i, run in enumerate(args.runs):
@@ -54,6 +97,10 @@ def main() -> None:
   figure.tight_layout()
   figure.savefig(args.output, dpi=110)
   print(f"drew {args.output}")
+  if args.table:
+    with open(args.table, "w", encoding="utf-8") as f:
+      f.write("\n".join(line for run in args.runs for line in table(run)))
+    print(f"wrote {args.table}")
 
 
 if __name__ == "__main__":

@@ -370,10 +370,11 @@ class Embeddings(nn.Module):
       position = self.position(positions)  # [B, L, D]
     # Few rows: a matmul, whose transpose is a matmul and not a scatter.
     one_hot = jax.nn.one_hot(
-      segment_ids, cfg.type_vocab_size, dtype=cfg.compute_dtype
+      segment_ids.reshape(-1), cfg.type_vocab_size, dtype=cfg.compute_dtype
     )
     kind = one_hot @ self.type.embedding.astype(cfg.compute_dtype)
-    x = self.norm(self.word(input_ids) + kind + position)
+    word = self.word(input_ids)  # [B, L, D]
+    x = self.norm(word + kind.reshape(word.shape) + position)
     return self.dropout(x, deterministic=deterministic)
 
 
@@ -416,9 +417,26 @@ class Layer(nn.Module):
     self.mlp_norm = cfg.layer_norm()
     self.dropout = Dropout(cfg.dropout_rate)
 
-  def __call__(self, x, bias, deterministic):
-    """Maps [B, L, D] to [B, L, D]; `bias` as in `attention.attention_bias`."""
-    y = self.attention(x, bias, deterministic=deterministic)
+  def __call__(self, x, bias, deterministic, only=None):
+    """Maps hidden states to hidden states.
+
+    Args:
+      x: [B, L, D].
+      bias: float32, broadcastable to [B, N, L, L]; from `attention_bias`.
+      deterministic: True switches dropout off.
+      only: [B, Q] positions to compute; None: all. These see all positions.
+
+    Returns:
+      [B, L, D], or [B, Q, D] with `only`.
+    """
+    if only is None:
+      y = self.attention(x, bias, deterministic=deterministic)
+    else:
+      queries = heads.gather_positions(x, only)
+      if bias.shape[2] > 1:  # [B, 1, L, L]: packed rows
+        bias = jnp.take_along_axis(bias, only[:, None, :, None], axis=2)
+      y = self.attention(x, bias, deterministic=deterministic, queries=queries)
+      x = queries
     x = self.attention_norm(x + self.dropout(y, deterministic=deterministic))
     y = self.mlp(x)
     x = self.mlp_norm(x + self.dropout(y, deterministic=deterministic))
@@ -474,6 +492,7 @@ class Encoder(nn.Module):
     sequence_ids=None,
     deterministic=True,
     return_layers=False,
+    only_positions=None,
   ):
     """Encodes a batch of rows.
 
@@ -488,11 +507,15 @@ class Encoder(nn.Module):
         sequence to a row.
       deterministic: False switches dropout on; needs the rng "dropout".
       return_layers: True adds all hidden states to the result.
+      only_positions: [B, P] int32, the only positions whose hidden states the
+        caller reads. The last layer is then not computed elsewhere (but in
+        the scanned form, where all layers are one program).
 
     Returns:
-      (hidden [B, L, D], pooled [B, D]); with `return_layers` also
-      layers [num_layers + 1, B, L, D], the output of the embeddings first and
-      `hidden` last. `pooled` is from token 0 of the row.
+      (hidden [B, L, D], pooled [B, D]), with `only_positions` hidden
+      [B, P, D]; with `return_layers` also layers [num_layers + 1, B, L, D], the
+      output of the embeddings first and `hidden` last. `pooled` is from token
+      0 of the row.
 
     Raises:
       ValueError: if the shapes disagree or L is longer than `max_len`.
@@ -509,12 +532,20 @@ class Encoder(nn.Module):
           f"{name} has shape {value.shape}, but input_ids has shape "
           f"{input_ids.shape}; both must be [batch, length]"
         )
+    if return_layers and only_positions is not None:
+      raise ValueError(
+        "return_layers=True gives all positions, but only_positions asks for "
+        "some; leave one of them out"
+      )
     x = self.embeddings(
       input_ids, segment_ids, positions, deterministic=deterministic
     )
     x = sharding.constrain_batch(x)
     bias = attention.attention_bias(input_mask, sequence_ids)
-    embedded = x
+    only = only_positions
+    if only is not None:
+      only = jnp.pad(only, ((0, 0), (1, 0)))  # the pooler reads token 0
+    layers = [x]
     if self.config.scan_layers:
       run = nn.scan(
         _scan_body,
@@ -524,16 +555,19 @@ class Encoder(nn.Module):
         length=self.config.num_layers,
       )
       x, outputs = run(self.layers, x, bias, deterministic)
+      layers.extend(outputs if return_layers else ())
+      x = x if only is None else heads.gather_positions(x, only)
     else:
-      outputs = []
-      for layer in self.layer:
-        x = layer(x, bias, deterministic)
-        outputs.append(x)
+      for i, layer in enumerate(self.layer):
+        is_last = i == self.config.num_layers - 1
+        x = layer(x, bias, deterministic, only if is_last else None)
+        layers.append(x)
     pooled = jnp.tanh(self.pooler(x[:, 0]))
+    if only is not None:
+      return x[:, 1:], pooled
     if not return_layers:
       return x, pooled
-    layers = jnp.concatenate([embedded[None], jnp.stack(outputs)])
-    return x, pooled, layers
+    return x, pooled, jnp.stack(layers)
 
 
 class PreTrainingModel(nn.Module):
@@ -584,9 +618,10 @@ class PreTrainingModel(nn.Module):
       positions=positions,
       sequence_ids=sequence_ids,
       deterministic=deterministic,
+      only_positions=masked_positions,
     )
     word_table = self.encoder.embeddings.word.embedding
-    return self.mlm(hidden, masked_positions, word_table), self.nsp(pooled)
+    return self.mlm(hidden, None, word_table), self.nsp(pooled)
 
 
 def stack_layers(params):

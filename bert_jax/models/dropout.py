@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 _UINT32 = 2**32
+_COUNTER_SIZE = 2**32  # what one 32-bit counter can number
 
 
 def _mix(bits, key_word):
@@ -51,10 +52,10 @@ def _counters(shape):
   axes before them; `outer` is None where the whole array fits.
   """
   split, inner_size = len(shape), 1
-  while split > 0 and inner_size * shape[split - 1] <= _UINT32:
+  while split > 0 and inner_size * shape[split - 1] <= _COUNTER_SIZE:
     split -= 1
     inner_size *= shape[split]
-  if math.prod(shape[:split]) > _UINT32:
+  if math.prod(shape[:split]) > _COUNTER_SIZE:
     raise ValueError(
       f"dropout cannot number the elements of an array of shape {shape}: "
       "its leading and its trailing axes must each hold at most 2**32 "
@@ -65,7 +66,7 @@ def _counters(shape):
     total, stride = jnp.zeros(shape, jnp.uint32), 1
     for axis in reversed(axes):
       index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-      total = total + index * jnp.uint32(stride)
+      total = total + index * jnp.uint32(stride % _UINT32)
       stride *= shape[axis]
     return total
 

@@ -101,79 +101,38 @@ def make_ours(args, batch):
   import jax
   import jax.numpy as jnp
 
+  from bert_jax import objectives
+  from bert_jax import optim
+  from bert_jax import steps
   from bert_jax.models import bert
+  from configs import base
 
-  num_layers, hidden_size, num_heads, _ = SIZES[args.size]
-  model = bert.PreTrainingModel(
-    bert.ModelConfig(
-      vocab_size=VOCAB_SIZE,
-      num_layers=num_layers,
-      hidden_size=hidden_size,
-      num_heads=num_heads,
-      mlp_dim=4 * hidden_size,
-      max_len=MAX_LEN,
-      type_vocab_size=2,
-      hidden_act=args.hidden_act,
-      dropout_rate=0.1,
-      attention_dropout_rate=0.1,
-      layer_norm_eps=1e-12,
-      init_stddev=0.02,
-      dtype="float32",
-      param_dtype="float32",
-      scan_layers=False,
-      remat="none",
-      attention="plain",
-    )
-  )
+  config = base.get_config()
+  num_layers, hidden_size, num_heads, batch_size = SIZES[args.size]
+  config.model.num_layers = num_layers
+  config.model.hidden_size = hidden_size
+  config.model.num_heads = num_heads
+  config.model.mlp_dim = 4 * hidden_size
+  config.model.hidden_act = args.hidden_act
+  objective = objectives.get_objective("mlm_nsp")
+  model = objective.make_model(bert.ModelConfig.from_config(config.model))
+  optimizer, schedule = optim.make_optimizer(config.optim, total_steps=1_000)
   batch = {name: jnp.asarray(value) for name, value in batch.items()}
-  masked_ids, nsp_label = batch.pop("masked_ids"), batch.pop("nsp_label")
-
-  def cross_entropy(logits, labels):
-    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - chosen)
-
-  def loss_fn(params, rng):
-    mlm_logits, nsp_logits = model.apply(
-      {"params": params}, **batch, deterministic=False, rngs={"dropout": rng}
-    )
-    return cross_entropy(mlm_logits, masked_ids) + cross_entropy(
-      nsp_logits, nsp_label
-    )
-
-  def update(p, m, v, g):
-    m = 0.9 * m + 0.1 * g
-    v = 0.999 * v + 0.001 * jnp.square(g)
-    return p - 1e-4 * (m / (jnp.sqrt(v) + 1e-6) + 0.01 * p), m, v
-
-  def step(state):
-    params, first, second, count = state
-    rng = jax.random.fold_in(jax.random.key(0), count)
-    loss, grads = jax.value_and_grad(loss_fn)(params, rng)
-    leaves, tree = jax.tree.flatten(grads)
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in leaves))
-    scale = 1.0 / jnp.maximum(norm, 1.0)
-    new = [
-      update(p, m, v, g * scale)
-      for p, m, v, g in zip(
-        jax.tree.leaves(params),
-        jax.tree.leaves(first),
-        jax.tree.leaves(second),
-        leaves,
-        strict=True,
-      )
-    ]
-    state = [jax.tree.unflatten(tree, part) for part in zip(*new, strict=True)]
-    return (*state, count + 1), loss
-
-  params = jax.jit(model.init)(jax.random.key(0), **batch)["params"]
-  zeros = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
-  state = (params, zeros(params), zeros(params), jnp.int32(0))
-  step = jax.jit(step, donate_argnums=0)
+  batch["masked_weights"] = jnp.ones(batch["masked_ids"].shape)
+  batch["weight"] = jnp.ones(batch_size)
+  init_rng, dropout_rng = jax.random.split(jax.random.key(0))
+  state = jax.jit(
+    lambda: steps.init_state(model, objective, optimizer, init_rng, batch)
+  )()
+  step = jax.jit(
+    steps.make_train_step(model, objective, optimizer, schedule, dropout_rng),
+    donate_argnums=0,
+  )
 
   def run():
     nonlocal state
-    state, loss = step(state)
-    return float(loss)
+    state, metrics = step(state, batch)
+    return float(metrics["loss"])
 
   return run
 

@@ -1,0 +1,216 @@
+"""Tests of checkpoint.py: what is kept, what is best, what is damaged."""
+
+import pathlib
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax import checkpoint
+from bert_jax import sharding
+
+
+def open_checkpoints(workdir, keep=2, metric="eval/loss", mode="min"):
+  return checkpoint.Checkpoints(
+    str(workdir), keep=keep, best_metric=metric, best_mode=mode
+  )
+
+
+def state_at(step):
+  params = {"w": jnp.full((8, 4), float(step)), "b": jnp.arange(4.0)}
+  return params, {"step": jnp.int32(step), "opt_state": {"mu": params["w"] / 2}}
+
+
+def abstract(tree):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
+
+
+def save(checkpoints, step, **metrics):
+  named = {f"eval/{name}": value for name, value in metrics.items()}
+  checkpoints.save(step, *state_at(step), named)
+
+
+def steps_in(folder):
+  return sorted(int(p.name) for p in pathlib.Path(folder).iterdir())
+
+
+def test_the_newest_are_kept_and_come_back_bit_by_bit(tmp_path):
+  checkpoints = open_checkpoints(tmp_path, keep=2)
+  assert checkpoints.latest_step() is None
+  for step in (1, 2, 3):
+    save(checkpoints, step)
+  assert checkpoints.latest_step() == 3
+  want = state_at(3)
+  got = checkpoints.restore(3, *map(abstract, want))
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+  checkpoints.close()
+  assert steps_in(tmp_path / "checkpoints") == [2, 3]
+  assert steps_in(tmp_path / "best") == []
+
+
+@pytest.mark.parametrize(
+  ("mode", "values", "best"),
+  [("min", (3.0, 1.0, 2.0), 2), ("max", (3.0, 1.0, 2.0), 1)],
+)
+def test_a_worse_evaluation_does_not_replace_the_best(
+  tmp_path, mode, values, best
+):
+  checkpoints = open_checkpoints(tmp_path, keep=1, mode=mode)
+  for step, value in enumerate(values, 1):
+    save(checkpoints, step, loss=value)
+  checkpoints.close()
+  assert steps_in(tmp_path / "checkpoints") == [3]
+  assert steps_in(tmp_path / "best") == [best]
+  step, params = checkpoint.restore_params(
+    str(tmp_path), abstract(state_at(0)[0]), best=True
+  )
+  assert step == best
+  np.testing.assert_array_equal(params["w"], np.full((8, 4), best))
+
+
+def test_the_best_is_remembered_when_a_run_goes_on(tmp_path):
+  checkpoints = open_checkpoints(tmp_path)
+  save(checkpoints, 2, loss=1.0)
+  checkpoints.close()
+  checkpoints = open_checkpoints(tmp_path)
+  save(checkpoints, 4, loss=1.5)
+  checkpoints.close()
+  assert steps_in(tmp_path / "best") == [2]
+
+
+def test_a_better_step_before_the_best_is_kept_too(tmp_path):
+  """After a kill a run goes on from before the best it had."""
+  checkpoints = open_checkpoints(tmp_path)
+  params, rest = state_at(6)
+  checkpoints.save_if_best(6, params, rest, {"eval/loss": 2.0})
+  params, rest = state_at(5)
+  checkpoints.save_if_best(5, params, rest, {"eval/loss": 1.0})
+  checkpoints.close()
+  assert steps_in(tmp_path / "best") == [5]
+
+
+def test_a_step_without_an_evaluation_is_no_candidate(tmp_path):
+  checkpoints = open_checkpoints(tmp_path)
+  save(checkpoints, 1)
+  save(checkpoints, 2, loss=1.0)
+  save(checkpoints, 3)
+  checkpoints.close()
+  assert steps_in(tmp_path / "best") == [2]
+
+
+def test_no_best_is_kept_where_none_is_asked_for(tmp_path):
+  checkpoints = open_checkpoints(tmp_path, metric="")
+  save(checkpoints, 1, loss=1.0)
+  checkpoints.close()
+  assert not (tmp_path / "best").exists()
+
+
+def test_saving_goes_on_in_the_background(tmp_path, monkeypatch):
+  """save returns although nothing can be finished yet; close waits for it."""
+  import threading
+
+  import orbax.checkpoint as ocp
+
+  allowed, waited = threading.Event(), []
+  finalize = ocp.CheckpointManager._finalize_checkpoint
+
+  def slow_finalize(self, *args, **kwargs):
+    waited.append(allowed.wait(60))
+    return finalize(self, *args, **kwargs)
+
+  monkeypatch.setattr(
+    ocp.CheckpointManager, "_finalize_checkpoint", slow_finalize
+  )
+  checkpoints = open_checkpoints(tmp_path, metric="")
+  save(checkpoints, 1)
+  assert 1 not in [
+    int(p.name)
+    for p in (tmp_path / "checkpoints").iterdir()
+    if p.name.isdigit()
+  ]
+  allowed.set()
+  checkpoints.close()
+  assert waited == [True]
+  assert steps_in(tmp_path / "checkpoints") == [1]
+
+
+def test_what_was_saved_on_one_mesh_is_restored_on_another(tmp_path):
+  params, rest = state_at(1)
+  old, new = (
+    jax.sharding.NamedSharding(sharding.make_mesh(*sizes), spec)
+    for sizes, spec in (
+      ((8, 1, 1), sharding.P("data", None)),
+      ((2, 2, 2), sharding.P("fsdp", "tensor")),
+    )
+  )
+  checkpoints = open_checkpoints(tmp_path)
+  checkpoints.save(1, jax.device_put({"w": params["w"]}, old), rest, {})
+  wanted = {"w": jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=new)}
+  got, _ = checkpoints.restore(1, wanted, abstract(rest))
+  checkpoints.close()
+  np.testing.assert_array_equal(got["w"], params["w"])
+  assert got["w"].sharding == new
+  assert got["w"].addressable_shards[0].data.shape == (4, 2)
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_sound(tmp_path):
+  checkpoints = open_checkpoints(tmp_path)
+  save(checkpoints, 1)
+  save(checkpoints, 2)
+  checkpoints.close()
+  for path in (tmp_path / "checkpoints" / "2").rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  checkpoints = open_checkpoints(tmp_path)
+  shapes = [abstract(x) for x in state_at(0)]
+  with pytest.raises(
+    checkpoint.CheckpointError, match="checkpoint 2 .*delete its folder"
+  ):
+    checkpoints.restore(2, *shapes)
+  got = checkpoints.restore(1, *shapes)
+  jax.tree.map(np.testing.assert_array_equal, got, state_at(1))
+  checkpoints.close()
+
+
+def test_parameters_of_other_shapes_are_refused(tmp_path):
+  checkpoints = open_checkpoints(tmp_path)
+  save(checkpoints, 1)
+  checkpoints.close()
+  for wanted in (
+    {"w": jax.ShapeDtypeStruct((8, 5), jnp.float32)},
+    {"v": jax.ShapeDtypeStruct((8, 4), jnp.float32)},
+  ):
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {k: x.update(sharding=place) for k, x in wanted.items()}
+    with pytest.raises(checkpoint.CheckpointError, match="/1 cannot be read"):
+      checkpoint.restore_params(str(tmp_path), wanted)
+
+
+def test_a_folder_without_checkpoints_says_how_to_make_one(tmp_path):
+  with pytest.raises(checkpoint.CheckpointError, match="--mode=train"):
+    checkpoint.restore_params(str(tmp_path), {})
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ({"keep": 0}, "checkpoint.keep=0; it must be 1 or more"),
+    ({"best_mode": "least"}, "best_mode='least'; use min or max"),
+    ({"best_metric": "eval/f1"}, "'eval/f1' is not evaluated; use one of "),
+  ],
+)
+def test_settings_that_cannot_be_are_refused(changed, message):
+  good = {"keep": 1, "best_mode": "max", "best_metric": "eval/loss"}
+  checkpoint.check_settings(types.SimpleNamespace(**good), ["eval/loss"])
+  checkpoint.check_settings(
+    types.SimpleNamespace(**good | {"best_metric": ""}), ["eval/loss"]
+  )
+  with pytest.raises(ValueError, match=message):
+    checkpoint.check_settings(
+      types.SimpleNamespace(**good | changed), ["eval/loss"]
+    )

@@ -1,0 +1,123 @@
+"""Tests of evaluate.py: one number, whatever the batch and the mesh."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax import batching
+from bert_jax import evaluate
+from bert_jax import records
+from bert_jax import run_log
+
+
+def scores(run, output, **changes):
+  config = run.config.copy_and_resolve_references()
+  config.update_from_flattened_dict(
+    {k.replace("__", "."): v for k, v in changes.items()}
+  )
+  return evaluate.evaluate(config, run.workdir, str(output))
+
+
+def test_scores_do_not_depend_on_batch_or_mesh(finished_run, tmp_path):
+  output = tmp_path / "out.json"
+  want = scores(finished_run, output, eval__max_examples=7, eval__batch_size=8)
+  assert json.loads(output.read_text()) == {"step": 8} | want
+  for data, fsdp, tensor, batch_size in (
+    (2, 1, 4, 2),
+    (1, 4, 2, 4),
+    (8, 1, 1, 16),
+  ):
+    got = scores(
+      finished_run,
+      output,
+      eval__max_examples=7,
+      eval__batch_size=batch_size,
+      mesh__data=data,
+      mesh__fsdp=fsdp,
+      mesh__tensor=tensor,
+    )
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+      np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_scores_are_those_that_training_reported(
+  finished_run, tmp_path, capsys
+):
+  got = scores(finished_run, tmp_path / "out.json")
+  for name, value in finished_run.result.items():
+    np.testing.assert_allclose(got[name], value, rtol=1e-6, err_msg=name)
+  assert "eval/mlm_loss" in capsys.readouterr().out
+
+
+def test_derived_scores_by_hand(finished_run):
+  result = finished_run.result
+  np.testing.assert_allclose(
+    result["eval/loss"], result["eval/mlm_loss"] + result["eval/nsp_loss"]
+  )
+  np.testing.assert_allclose(
+    result["eval/mlm_perplexity"], math.exp(result["eval/mlm_loss"])
+  )
+
+
+def test_baseline_is_the_frequency_of_the_training_text(finished_run):
+  """By hand, from counts and from every masked token of the split."""
+  c = finished_run.config
+  counts = np.load(f"{c.data.dir}/tokens/train.counts.npy")
+  smooth = np.ones(c.model.vocab_size)
+  smooth[: len(counts)] += counts
+  log_probs = np.log(smooth / smooth.sum())
+  np.testing.assert_allclose(
+    evaluate.unigram_log_probs(c.data.dir, c.model.vocab_size),
+    log_probs,
+    rtol=1e-6,
+  )
+  batches = batching.PretrainBatches(
+    c.data, "validation", seed=batching.EVAL_SEED, batch_size=16
+  )
+  masked = np.concatenate(
+    [
+      batch["masked_ids"][batch["masked_weights"] > 0]
+      for batch in (batches[i] for i in range(len(batches)))
+    ]
+  )
+  result = finished_run.result
+  np.testing.assert_allclose(
+    result["eval/unigram_loss"], -log_probs[masked].mean(), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    result["eval/most_frequent_token_accuracy"],
+    (masked == counts.argmax()).mean(),
+    rtol=1e-5,
+  )
+
+
+def test_names_of_scores_are_known_without_computing(finished_run, monkeypatch):
+  from bert_jax import objectives
+  from bert_jax import sharding
+
+  c = finished_run.config
+  mesh = sharding.make_mesh(-1, 1, 1)
+  objective = objectives.get_objective(c.objective)
+  model = objective.make_model(evaluate.check_model_fits(c))
+  evaluator = evaluate.Evaluator(c, mesh, model, objective)
+  row = jax.ShapeDtypeStruct((1, 8), "int32")
+  shapes = jax.eval_shape(
+    lambda **inputs: model.init(jax.random.key(0), **inputs)["params"],
+    **dict.fromkeys(objective.inputs, row),
+  )
+  assert evaluator.names(shapes) == sorted(finished_run.result)
+
+
+def test_a_workdir_of_another_config_is_refused(finished_run, tmp_path):
+  with pytest.raises(run_log.RunError, match="model.num_heads: 2 there, 4"):
+    scores(finished_run, tmp_path / "out.json", model__num_heads=4)
+  assert not (tmp_path / "out.json").exists()
+
+
+def test_counts_that_are_gone_are_named(tmp_path):
+  with pytest.raises(records.DataError, match="train.counts.npy cannot be"):
+    evaluate.unigram_log_probs(str(tmp_path), 8)

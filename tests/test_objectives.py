@@ -1,0 +1,110 @@
+"""Tests of objectives.py: which losses a kind has, and what they divide by."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax import objectives
+
+B, P, V = 4, 3, 7
+
+
+@pytest.fixture
+def batch():
+  rng = np.random.default_rng(0)
+  return {
+    "masked_ids": jnp.array(rng.integers(0, V, (B, P))),
+    "masked_weights": jnp.array([[1.0, 1, 1], [1, 0, 0], [1, 1, 0], [0, 0, 0]]),
+    "nsp_label": jnp.array([0, 1, 1, 0]),
+    "weight": jnp.array([1.0, 1, 1, 0]),
+  }
+
+
+@pytest.fixture
+def outputs():
+  rng = np.random.default_rng(1)
+  return (
+    jnp.array(rng.normal(size=(B, P, V)), jnp.float32),
+    jnp.array(rng.normal(size=(B, 2)), jnp.float32),
+  )
+
+
+def _log_softmax(x):
+  x = np.asarray(x, np.float64)
+  return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_losses_are_sums_over_what_counts_and_their_weights(batch, outputs):
+  losses = objectives.get_objective("mlm_nsp").losses(outputs, batch)
+  mlm = -sum(
+    _log_softmax(outputs[0])[b, p, batch["masked_ids"][b, p]]
+    for b, p in ((0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1))
+  )
+  nsp = -sum(_log_softmax(outputs[1])[[0, 1, 2], [0, 1, 1]])
+  np.testing.assert_allclose(losses["mlm_loss"], (mlm, 6), rtol=1e-6)
+  np.testing.assert_allclose(losses["nsp_loss"], (nsp, 3), rtol=1e-6)
+
+
+def test_accuracies_count_by_hand(batch, outputs):
+  mlm_logits = jax.nn.one_hot(batch["masked_ids"], V)
+  wrong = (batch["masked_ids"][0, 0] + 1) % V
+  mlm_logits = mlm_logits.at[0, 0].set(jax.nn.one_hot(wrong, V))
+  nsp_logits = jnp.array([[2.0, 1], [2, 1], [1, 2], [1, 2]])
+  metrics = objectives.get_objective("mlm_nsp").metrics(
+    (mlm_logits, nsp_logits), batch
+  )
+  assert tuple(map(float, metrics["mlm_accuracy"])) == (5, 6)
+  assert tuple(map(float, metrics["nsp_accuracy"])) == (2, 3)
+
+
+@pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
+def test_weights_are_those_that_the_losses_report(name, batch, outputs):
+  """What a step divides by is known before the model has run."""
+  objective = objectives.get_objective(name)
+  weights = objective.weights(batch)
+  losses = objective.losses(outputs, batch)
+  assert weights.keys() == losses.keys()
+  for term, (_, weight) in losses.items():
+    assert float(weights[term]) == float(weight)
+  metrics = objective.metrics(outputs, batch)
+  for term, value in losses.items():
+    np.testing.assert_array_equal(metrics[term], value)
+
+
+def test_mlm_alone_looks_at_no_nsp_label(batch, outputs):
+  del batch["nsp_label"]
+  objective = objectives.get_objective("mlm")
+  assert set(objective.losses(outputs, batch)) == {"mlm_loss"}
+  assert set(objective.metrics(outputs, batch)) == {"mlm_loss", "mlm_accuracy"}
+
+
+@pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
+def test_sums_of_parts_are_the_sums_of_the_batch(name, batch, outputs):
+  objective = objectives.get_objective(name)
+  whole = objective.metrics(outputs, batch)
+
+  def part(rows):
+    return objective.metrics(*jax.tree.map(lambda x: x[rows], (outputs, batch)))
+
+  added = jax.tree.map(jnp.add, part(slice(0, 1)), part(slice(1, 4)))
+  for metric, pair in whole.items():
+    np.testing.assert_allclose(added[metric], pair, rtol=1e-6)
+
+
+def test_unigram_baseline_by_hand():
+  log_probs = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+  batch = {
+    "masked_ids": jnp.array([[0, 2], [1, 0]]),
+    "masked_weights": jnp.array([[1.0, 1], [1, 0]]),
+  }
+  sums = objectives.unigram_metrics(batch, log_probs)
+  want = -np.log(0.5 * 0.2 * 0.3)
+  np.testing.assert_allclose(sums["unigram_loss"], (want, 3), rtol=1e-6)
+  right = sums["most_frequent_token_accuracy"]
+  assert tuple(map(float, right)) == (1, 3)
+
+
+def test_an_unknown_objective_names_those_there_are():
+  with pytest.raises(ValueError, match="objective='nsp'.*mlm_nsp, mlm"):
+    objectives.get_objective("nsp")

@@ -1,0 +1,293 @@
+"""Tests of records.py."""
+
+import json
+import os
+
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from bert_jax import records
+
+SEP = 3
+DOCUMENTS = st.lists(
+  st.lists(
+    st.lists(st.integers(5, 99), min_size=1, max_size=40),
+    min_size=1,
+    max_size=6,
+  ),
+  min_size=1,
+  max_size=30,
+)
+
+
+def write_store(folder, shards, vocab_size=100):
+  """A token store of shards, each a list of documents of sentences of ids."""
+  os.makedirs(folder / "tokens", exist_ok=True)
+  rows, counts = [], 0
+  for i, documents in enumerate(shards):
+
+    def path(suffix, i=i):
+      return records.shard_path(str(folder / "tokens"), "train", i, suffix)
+
+    with records.TokenWriter(path("array_record"), vocab_size, SEP) as writer:
+      for document in documents:
+        writer.add(document)
+    records.write_array(path("boundaries.npy"), writer.boundaries)
+    records.write_array(path("documents.npy"), writer.documents)
+    row = dict(shard=i, records=writer.num_records, documents=len(documents))
+    rows.append(row)
+    counts = counts + writer.counts
+  manifest = dict(
+    version=records.VERSION, vocab_size=vocab_size, shards={"train": rows}
+  )
+  records.write_json(str(folder / "manifest.json"), manifest)
+  return rows, counts
+
+
+def read_span(store, start, length):
+  tokens, offsets = store.read_spans(np.array([start]), np.array([length]))
+  return tokens[offsets[0] : offsets[0] + length].tolist()
+
+
+@settings(max_examples=12, deadline=None)
+@given(shards=st.lists(DOCUMENTS, min_size=1, max_size=3))
+def test_every_sentence_is_read_back_by_its_boundaries(
+  tmp_path_factory, shards
+):
+  folder = tmp_path_factory.mktemp("store")
+  rows, counts = write_store(folder, shards)
+  store = records.TokenStore(str(folder), "train")
+  table = records.DocumentTable(str(folder / "tokens"), "train", rows)
+  documents = [document for shard in shards for document in shard]
+  assert len(table) == len(documents)
+  expected = np.zeros(100, int)
+  for i, document in enumerate(documents):
+    bounds = table.boundaries(i)
+    found = [
+      read_span(store, a, b - a)
+      for a, b in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+    assert found == document
+    assert read_span(store, bounds[-1], 1) == [SEP]
+    for sentence in document:
+      expected += np.bincount(sentence, minlength=100)
+    expected[SEP] += 1
+  np.testing.assert_array_equal(counts, expected)  # padding is not counted
+  ends = np.cumsum([len(shard) for shard in shards])
+  assert [table.shard(i)[1] for i in range(len(shards))] == ends.tolist()
+  assert [table.shard(i)[0] for i in range(len(shards))] == [0, *ends[:-1]]
+
+
+def test_spans_are_read_in_one_block_in_any_order(tmp_path):
+  rng = np.random.default_rng(0)
+  document = [
+    rng.integers(5, 99, rng.integers(1, 90)).tolist() for _ in range(99)
+  ]
+  write_store(tmp_path, [[document], [document]])
+  store = records.TokenStore(str(tmp_path), "train")
+  flat = np.array(sum(document, []) + [SEP])
+  records_of_shard = -(-len(flat) // records.RECORD_TOKENS)
+  base = records_of_shard * records.RECORD_TOKENS
+  stream = np.concatenate([flat, np.zeros(base - len(flat), int), flat])
+  starts = rng.integers(0, len(stream) - 700, 200)
+  lengths = rng.integers(0, 700, 200)
+  lengths[::7] = 0
+  tokens, offsets = store.read_spans(starts, lengths)
+  for start, length, at in zip(starts, lengths, offsets, strict=True):
+    np.testing.assert_array_equal(
+      tokens[at : at + length], stream[start : start + length]
+    )
+
+
+@pytest.mark.parametrize(
+  "vocab_size, dtype", [(30522, "<u2"), (65536, "<u2"), (65537, "<u4")]
+)
+def test_the_smallest_type_that_holds_every_id(tmp_path, vocab_size, dtype):
+  assert records.token_dtype(vocab_size) == np.dtype(dtype)
+  write_store(tmp_path, [[[[5, vocab_size - 1]]]], vocab_size)
+  store = records.TokenStore(str(tmp_path), "train")
+  assert read_span(store, 0, 3) == [5, vocab_size - 1, SEP]
+
+
+def test_same_rows_give_the_same_bytes_and_other_rows_others(tmp_path):
+  rows = np.arange(5000, dtype="<u2").reshape(50, 100)
+  hashes = []
+  for name, change in (("a", 0), ("b", 0), ("c", 1)):
+    path = str(tmp_path / name)
+    with records.RecordWriter(path) as writer:
+      writer.write_rows(rows + change)
+      writer.write_rows(rows[:0])
+    assert writer.count == 50
+    hashes.append(records.file_hash(path))
+  assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("kind", ["json", "array", "records", "tokens"])
+def test_a_file_appears_whole_or_not_at_all(tmp_path, kind):
+  path = str(tmp_path / "file")
+
+  class StopError(Exception):
+    pass
+
+  def write(fail):
+    if kind == "json":
+      records.write_json(path, [1, object() if fail else 2])
+    elif kind == "array":
+      records.write_array(path, np.array([object()]) if fail else np.ones(1))
+    elif kind == "records":
+      with records.RecordWriter(path) as writer:
+        writer.write_rows(np.zeros((3, 5)))
+        if fail:
+          raise StopError
+    else:
+      with records.TokenWriter(path, 10, SEP) as writer:
+        writer.add([[1, 2]])
+        if fail:
+          raise StopError
+
+  for before in ([], ["file"]):
+    with pytest.raises((StopError, TypeError, ValueError)):
+      write(fail=True)
+    assert os.listdir(tmp_path) == before  # nor is anything left behind
+    write(fail=False)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_json_is_written_in_one_order(tmp_path):
+  one, two = str(tmp_path / "1"), str(tmp_path / "2")
+  records.write_json(one, {"b": 1, "a": "\u00e9"})
+  records.write_json(two, {"a": "\u00e9", "b": 1})
+  with open(one, encoding="utf-8") as a, open(two, encoding="utf-8") as b:
+    assert a.read() == b.read() == '{\n "a": "\u00e9",\n "b": 1\n}\n'
+
+
+# -- bad input ---
+
+
+@pytest.fixture
+def store(tmp_path):
+  """A folder with two shards of one record and a half."""
+  write_store(tmp_path, [[[[7] * 380]], [[[8] * 380]]])
+  return tmp_path
+
+
+def damage(path, at=None, cut=None):
+  data = bytearray(path.read_bytes())
+  if at is not None:
+    data[at] ^= 0xFF
+  path.write_bytes(bytes(data[:cut]))
+
+
+@pytest.mark.parametrize("shard", [0, 1])
+def test_a_flipped_byte_is_an_error_that_names_the_file(store, shard):
+  path = store / "tokens" / f"train-{shard:05d}.array_record"
+  damage(path, at=200)  # in the first record
+  tokens = records.TokenStore(str(store), "train")
+  other = 2 * (1 - shard)
+  assert read_span(tokens, other * 256, 2) == [8 - shard] * 2
+  with pytest.raises(records.DataError, match="is damaged: .*delete") as error:
+    tokens.read_spans(np.array([other, 2 * shard]) * 256, np.array([5, 5]))
+  assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 1000, 65536, -1])
+def test_a_truncated_file_is_an_error_that_names_it(store, size):
+  path = store / "tokens" / "train-00001.array_record"
+  damage(path, cut=size)
+  with pytest.raises(records.DataError, match="is damaged") as error:
+    records.TokenStore(str(store), "train")
+  assert str(path) in str(error.value)
+
+
+def test_a_missing_shard_is_an_error_that_names_it(store):
+  path = store / "tokens" / "train-00001.array_record"
+  path.unlink()
+  with pytest.raises(records.DataError, match="00001.array_record is missing"):
+    records.TokenStore(str(store), "train")
+
+
+def test_a_shard_of_other_data_is_refused(store):
+  write_store(store / "other", [[[[7] * 5000]]])
+  (store / "other" / "tokens" / "train-00000.array_record").rename(
+    store / "tokens" / "train-00000.array_record"
+  )
+  with pytest.raises(
+    records.DataError, match="tokens: 22 records, but its manifest says 4"
+  ):
+    records.TokenStore(str(store), "train")
+
+
+def test_a_record_of_another_size_is_refused(tmp_path):
+  path = str(tmp_path / "a")
+  with records.RecordWriter(path) as writer:
+    writer.write_rows(np.zeros((2, 8), np.uint8))
+    writer.write_rows(np.zeros((1, 4), np.uint8))
+  opened = records.Records([path], 3)
+  with pytest.raises(records.DataError, match="record 2 does not have 8 bytes"):
+    opened.read(np.array([0, 2]), np.dtype(np.uint8), 8)
+
+
+def test_a_span_outside_of_the_tokens_is_refused(store):
+  tokens = records.TokenStore(str(store), "train")
+  for start in (-300, 4 * 256, 10**12):
+    with pytest.raises(records.DataError, match="is damaged"):
+      tokens.read_spans(np.array([start]), np.array([5]))
+
+
+@pytest.mark.parametrize("suffix", ["boundaries.npy", "documents.npy"])
+@pytest.mark.parametrize("cut", [0, 50, -8, None])
+def test_a_damaged_table_is_an_error_that_names_it(store, suffix, cut):
+  path = store / "tokens" / f"train-00001.{suffix}"
+  if cut is None:
+    np.save(path, np.ones((2, 2)))
+  else:
+    damage(path, cut=cut)
+  rows = records.read_manifest(str(store))["shards"]["train"]
+  with pytest.raises(records.DataError, match="damaged") as error:
+    records.DocumentTable(str(store / "tokens"), "train", rows)
+  assert str(path) in str(error.value)
+
+
+def test_a_table_with_pickled_objects_is_not_loaded(store):
+  path = store / "tokens" / "train-00000.documents.npy"
+  np.save(path, np.array([{}]), allow_pickle=True)
+  rows = records.read_manifest(str(store))["shards"]["train"]
+  with pytest.raises(records.DataError, match="documents.npy is missing or"):
+    records.DocumentTable(str(store / "tokens"), "train", rows)
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    ("", "manifest.json is damaged"),
+    ('{"version": 1', "manifest.json is damaged"),
+    ("[1]", "is not of version 1, which this release reads"),
+    ('{"version": 99}', "is not of version 1, which this release reads"),
+    ("\udcff", "manifest.json is damaged"),
+    ("[" * 100_000, "manifest.json is damaged"),
+  ],
+)
+def test_a_damaged_manifest_is_an_error_that_names_it(tmp_path, text, message):
+  (tmp_path / "manifest.json").write_bytes(
+    text.encode("utf-8", "surrogateescape")
+  )
+  with pytest.raises(records.DataError, match=message) as error:
+    records.read_manifest(str(tmp_path))
+  assert str(tmp_path) in str(error.value)
+
+
+def test_a_folder_without_data_says_how_to_make_it(tmp_path):
+  with pytest.raises(records.DataError, match="--mode=prepare --output="):
+    records.read_manifest(str(tmp_path))
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_changed_manifest_is_read_anew(tmp_path):
+  path = tmp_path / "manifest.json"
+  for x in ("one", "two"):
+    path.write_text(json.dumps({"version": 1, "x": x}))
+    os.utime(path, ns=(len(x), ord(x[0])))
+    assert records.read_manifest(str(tmp_path))["x"] == x

@@ -1,0 +1,147 @@
+"""Tests of run_log.py: run.json, metrics.jsonl, and refusing another run."""
+
+import json
+
+import jax
+import pytest
+
+from bert_jax import run_log
+
+
+@pytest.fixture
+def run(tiny_config):
+  return run_log.describe(tiny_config("data"), "0" * 64, jax.devices())
+
+
+def test_a_run_says_what_made_it(run, tiny_config):
+  assert set(run) == {
+    "config",
+    "commit",
+    "dirty",
+    "argv",
+    "versions",
+    "devices",
+    "data_hash",
+    "seed",
+    "started",
+  }
+  assert json.loads(json.dumps(run)) == run
+  assert run_log.flatten(run["config"])["optim.learning_rate"] == 1e-2
+  assert run["devices"]["count"] == 8
+  assert len(run["commit"] or "0" * 40) == 40
+
+
+def test_a_run_is_read_as_it_was_written(run, tmp_path):
+  run_log.write_run(str(tmp_path), run)
+  assert run_log.read_run(str(tmp_path)) == run
+  assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_run_that_goes_on_keeps_when_it_started(run, tmp_path):
+  run_log.write_run(str(tmp_path), run | {"started": "then"})
+  run_log.write_run(str(tmp_path), run)
+  again = run_log.read_run(str(tmp_path))
+  assert again["started"] == "then"
+  assert again["resumed"] > run["started"]
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("mesh.tensor", 2),
+    ("data.num_threads", 5),
+    ("checkpoint.keep", 9),
+    ("eval.every_steps", 3),
+    ("prepare.num_workers", 2),
+    ("predict.top_k", 2),
+    ("train.log_every_steps", 7),
+  ],
+)
+def test_what_does_not_change_the_numbers_may_change(
+  key, value, run, tmp_path, tiny_config
+):
+  run_log.write_run(str(tmp_path), run)
+  config = tiny_config("data")
+  config.update_from_flattened_dict({key: value})
+  new = run_log.describe(config, "0" * 64, jax.devices())
+  assert new["config"] != run["config"]
+  run_log.check_workdir(str(tmp_path), new)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("seed", 3, "seed: 0 there, 3 asked"),
+    ("model.num_layers", 2, "model.num_layers: 1 there, 2 asked"),
+    ("optim.num_micro_batches", 2, "num_micro_batches: 1 there, 2 asked"),
+    ("train.total_steps", 9, "train.total_steps: 8 there, 9 asked"),
+    ("data.batch_size", 8, "data.batch_size: 16 there, 8 asked"),
+  ],
+)
+def test_what_changes_the_numbers_must_not(
+  key, value, message, run, tmp_path, tiny_config
+):
+  run_log.write_run(str(tmp_path), run)
+  config = tiny_config("data")
+  config.update_from_flattened_dict({key: value})
+  new = run_log.describe(config, "0" * 64, jax.devices())
+  with pytest.raises(run_log.RunError, match=message) as error:
+    run_log.check_workdir(str(tmp_path), new)
+  assert str(error.value).count(" there, ") == 1  # only what differs
+  assert "Give another --workdir" in str(error.value)
+
+
+def test_other_data_is_another_run(run, tmp_path):
+  run_log.write_run(str(tmp_path), run)
+  with pytest.raises(run_log.RunError, match="data: 0{12} there, f{12} now"):
+    run_log.check_workdir(str(tmp_path), run | {"data_hash": "f" * 64})
+
+
+def test_a_new_workdir_fits_any_run(run, tmp_path):
+  run_log.check_workdir(str(tmp_path / "none"), run)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"config": 1}', "\0"])
+def test_a_damaged_run_is_said_to_be_damaged(text, tmp_path, run):
+  (tmp_path / "run.json").write_text(text)
+  with pytest.raises(run_log.RunError, match="run.json is damaged"):
+    run_log.read_run(str(tmp_path))
+  with pytest.raises(run_log.RunError, match="run.json is damaged"):
+    run_log.check_workdir(str(tmp_path), run)
+  assert (tmp_path / "run.json").read_text() == text
+
+
+def test_no_run_says_how_to_make_one(tmp_path):
+  with pytest.raises(run_log.RunError, match="no run.json.*--mode=train"):
+    run_log.read_run(str(tmp_path))
+
+
+def _log(tmp_path, start, steps, tensorboard=False):
+  log = run_log.MetricsLog(str(tmp_path), start, tensorboard)
+  for step in steps:
+    log.write(step, {"train/loss": 1 / step})
+  log.close()
+
+
+def test_lines_after_the_step_to_go_on_from_are_dropped(tmp_path):
+  _log(tmp_path, 0, [1, 2, 3, 4])
+  with open(tmp_path / "metrics.jsonl", "a") as f:
+    f.write('{"step": 5, "train/lo')  # a kill in the middle of a line
+  _log(tmp_path, 2, [3, 4, 5])
+  rows = run_log.read_metrics(str(tmp_path))
+  assert rows == [{"step": s, "train/loss": 1 / s} for s in range(1, 6)]
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+  log = run_log.MetricsLog(str(tmp_path), 0, False)
+  log.write(1, {"train/loss": 2.0})
+  assert run_log.read_metrics(str(tmp_path)) == [{"step": 1, "train/loss": 2.0}]
+  log.close()
+
+
+def test_metrics_that_are_not_there_or_damaged_are_an_error(tmp_path):
+  with pytest.raises(run_log.RunError, match="cannot be read"):
+    run_log.read_metrics(str(tmp_path))
+  (tmp_path / "metrics.jsonl").write_text("{\n")
+  with pytest.raises(run_log.RunError, match="cannot be read"):
+    run_log.read_metrics(str(tmp_path))

@@ -1,0 +1,491 @@
+"""Tests of steps.py: the step's arithmetic, and its sharding over a mesh."""
+
+import collections
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax import objectives
+from bert_jax import optim
+from bert_jax import sharding
+from bert_jax import steps
+from bert_jax.models import bert
+from configs import base
+
+# Rows by the eight, and no product of sizes that equals another by chance:
+# tests look for the rows of the whole batch among the shapes of a program.
+B, L, P, V = 88, 15, 5, 104
+MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
+
+
+@pytest.fixture
+def config(tiny_config):
+  c = tiny_config()
+  c.model.vocab_size = V
+  c.model.dropout_rate = 0.0
+  c.model.attention_dropout_rate = 0.0
+  c.train.total_steps = 20
+  return c
+
+
+def make_batch(rows, seed=0, real=None):
+  """Random rows, with more masked slots in the first ones than in the last."""
+  rng = np.random.default_rng(seed)
+  used = np.linspace(P, 0, rows).round()
+  batch = {
+    "input_ids": rng.integers(5, V, (rows, L)),
+    "input_mask": np.arange(L)[None] < rng.integers(8, L + 1, (rows, 1)),
+    "segment_ids": np.arange(L)[None] >= rng.integers(3, 8, (rows, 1)),
+    "masked_positions": np.sort(
+      rng.permuted(np.tile(np.arange(8), (rows, 1)), axis=1)[:, :P]
+    ),
+    "masked_ids": rng.integers(5, V, (rows, P)),
+    "nsp_label": rng.integers(0, 2, rows),
+  }  # fmt: skip
+  batch = {k: x.astype(np.int32) for k, x in batch.items()}
+  weight = np.arange(rows) < (rows if real is None else real)
+  masked = (np.arange(P)[None] < used[:, None]) & weight[:, None]
+  return batch | {
+    "masked_weights": masked.astype(np.float32),
+    "weight": weight.astype(np.float32),
+  }
+
+
+class Training:
+  """All that a step is made of, for a config."""
+
+  def __init__(self, config):
+    self.objective = objectives.get_objective(config.objective)
+    self.model = self.objective.make_model(
+      bert.ModelConfig.from_config(config.model)
+    )
+    self.optimizer, self.schedule = optim.make_optimizer(
+      config.optim, config.train.total_steps
+    )
+    self.init = functools.partial(
+      steps.init_state,
+      self.model,
+      self.objective,
+      self.optimizer,
+      jax.random.key(0),
+    )
+    self.step = steps.make_train_step(
+      self.model,
+      self.objective,
+      self.optimizer,
+      self.schedule,
+      jax.random.key(1),
+      config.optim.num_micro_batches,
+    )
+
+
+def assert_trees_close(got, want, **tolerance):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, want
+  )
+
+
+# -- one device ----------------------------------------------------------------
+
+
+@pytest.fixture
+def plain_sgd(config):
+  """A config whose update is, from the first step on, -gradient."""
+  config.optim.name = "adamw"
+  config.optim.b1 = config.optim.b2 = 0.0
+  config.optim.eps = 1e4  # g / (|g| + eps) is g / eps as far as float32 sees
+  config.optim.learning_rate = 1e4
+  config.optim.weight_decay = config.optim.clip_norm = 0.0
+  config.optim.schedule = "constant"
+  config.optim.warmup_rate = 0.0
+  return config
+
+
+def _one_step(config, batch):
+  training = Training(config)
+  state = jax.jit(training.init)(batch)
+  after, metrics = jax.jit(training.step)(state, batch)
+  return state, after, jax.device_get(metrics)
+
+
+def test_micro_batches_equal_the_full_batch_where_their_mean_would_not(
+  plain_sgd,
+):
+  batch = make_batch(8, real=7)
+  before, full, metrics = _one_step(plain_sgd, batch)
+  gradient = jax.tree.map(jnp.subtract, before.params, full.params)
+  np.testing.assert_allclose(
+    math.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradient))),
+    metrics["grad_norm"],
+    rtol=1e-3,  # the parameters' last bits
+  )
+  for k in (2, 4):
+    plain_sgd.optim.num_micro_batches = k
+    _, split, split_metrics = _one_step(plain_sgd, batch)
+    for name, value in metrics.items():
+      np.testing.assert_allclose(split_metrics[name], value, rtol=1e-5)
+    assert_trees_close(split.params, full.params, rtol=1e-5, atol=1e-6)
+
+  # The mean of what each half says on its own is something else.
+  plain_sgd.optim.num_micro_batches = 1
+  step = jax.jit(Training(plain_sgd).step)
+  halves = [
+    batch
+    | {
+      k: batch[k] * mine.reshape(-1, *(1,) * (batch[k].ndim - 1))
+      for k in ("masked_weights", "weight")
+    }
+    for mine in np.float32([[1, 0] * 4, [0, 1] * 4])
+  ]
+  naive = np.mean([step(before, half)[1]["mlm_loss"] for half in halves])
+  assert abs(naive - metrics["mlm_loss"]) > 1e-3 * metrics["mlm_loss"]
+
+
+def test_losses_of_a_step_equal_numpy_on_the_logits(plain_sgd):
+  batch = make_batch(8, real=7)
+  training = Training(plain_sgd)
+  state = jax.jit(training.init)(batch)
+  mlm, nsp = jax.jit(
+    lambda params: training.objective.apply(training.model, params, batch)
+  )(state.params)
+  _, metrics = jax.jit(training.step)(state, batch)
+
+  def nll(logits, labels):
+    x = np.asarray(logits, np.float64)
+    x = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    return -np.take_along_axis(x, labels[..., None], -1)[..., 0]
+
+  weights = batch["masked_weights"]
+  mlm_loss = (nll(mlm, batch["masked_ids"]) * weights).sum() / weights.sum()
+  nsp_loss = nll(nsp, batch["nsp_label"])[:7].mean()
+  np.testing.assert_allclose(metrics["mlm_loss"], mlm_loss, rtol=1e-5)
+  np.testing.assert_allclose(metrics["nsp_loss"], nsp_loss, rtol=1e-5)
+  np.testing.assert_allclose(metrics["loss"], mlm_loss + nsp_loss, rtol=1e-5)
+
+
+def test_dropout_is_a_function_of_the_step_and_nothing_else(config):
+  config.model.dropout_rate = config.model.attention_dropout_rate = 0.1
+  config.optim.schedule, config.optim.warmup_rate = "linear", 0.2
+  training = Training(config)
+  batch = make_batch(8)
+  state = jax.jit(training.init)(batch)
+  step = jax.jit(training.step)
+  first, again = step(state, batch), step(state, batch)
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  later = step(state.replace(step=state.step + 1), batch)
+  assert float(later[1]["loss"]) != float(first[1]["loss"])
+  assert int(first[0].step) == 1
+
+
+def test_learning_rate_logged_is_that_of_the_schedule(config):
+  config.model.dropout_rate = config.model.attention_dropout_rate = 0.1
+  config.optim.schedule, config.optim.warmup_rate = "linear", 0.2
+  training = Training(config)
+  batch = make_batch(8)
+  state = jax.jit(training.init)(batch)
+  step = jax.jit(training.step)
+  for at, rate in ((0, 0.0), (1, 0.25), (4, 1.0), (12, 0.5), (20, 0.0)):
+    _, metrics = step(state.replace(step=jnp.int32(at)), batch)
+    want = rate * config.optim.learning_rate
+    np.testing.assert_allclose(metrics["learning_rate"], want, rtol=1e-6)
+
+
+def test_bfloat16_computes_while_float32_is_kept(plain_sgd):
+  batch = make_batch(8)
+  _, _, wide = _one_step(plain_sgd, batch)
+  plain_sgd.model.dtype = "bfloat16"
+  before, after, narrow = _one_step(plain_sgd, batch)
+  for leaf in jax.tree.leaves((after.params, after.opt_state)):
+    assert leaf.dtype in (jnp.float32, jnp.int32)
+  assert {x.dtype for x in narrow.values()} == {np.dtype(np.float32)}
+  np.testing.assert_allclose(narrow["loss"], wide["loss"], rtol=1e-2)
+  assert narrow["loss"] != wide["loss"]
+  # It did compute in bfloat16, and updates smaller than its steps are kept.
+  word = ("encoder", "embeddings", "word", "embedding")
+  old, new = (
+    np.asarray(functools.reduce(lambda t, k: t[k], word, s.params))
+    for s in (before, after)
+  )
+  moved = new != old
+  assert moved.any()
+  assert (moved & (new.astype(jnp.bfloat16) == old.astype(jnp.bfloat16))).any()
+
+
+def test_an_eval_step_of_a_filler_row_adds_nothing(config):
+  training = Training(config)
+  batch = make_batch(8, real=7)
+  params = jax.jit(training.init)(batch).params
+  step = jax.jit(steps.make_eval_step(training.model, training.objective))
+  log_probs = jnp.full(V, -math.log(V))
+  whole = step(params, batch, log_probs)
+  changed = dict(batch)
+  changed["input_ids"] = np.where(
+    np.arange(8)[:, None] == 7, 9, batch["input_ids"]
+  )
+  assert (changed["input_ids"] != batch["input_ids"]).any()
+  jax.tree.map(
+    np.testing.assert_array_equal, step(params, changed, log_probs), whole
+  )
+  assert float(whole["nsp_loss"][1]) == 7
+  loss, weight = whole["unigram_loss"]
+  np.testing.assert_allclose(loss / weight, math.log(V), rtol=1e-6)
+
+
+# -- the parameters of the real model ------------------------------------------
+
+
+def _abstract(config):
+  training = Training(config)
+  return training, jax.eval_shape(training.init, make_batch(8)).params
+
+
+def _paths(tree):
+  leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in leaves
+  }
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_decay_spares_biases_and_norms_of_the_real_model(config, scan_layers):
+  config.model.scan_layers = scan_layers
+  _, params = _abstract(config)
+  decayed = {k for k, v in _paths(optim.decay_mask(params)).items() if v}
+  layer = "encoder/" + ("layers" if scan_layers else "layer_0")
+  assert decayed == {
+    *(
+      f"encoder/embeddings/{x}/embedding" for x in ("word", "position", "type")
+    ),
+    *(
+      f"{layer}/attention/{x}/kernel" for x in ("query", "key", "value", "out")
+    ),
+    f"{layer}/mlp/in/kernel",
+    f"{layer}/mlp/out/kernel",
+    "encoder/pooler/kernel",
+    "mlm/dense/kernel",
+    "nsp/kernel",
+  }
+
+
+def test_lamb_of_the_scanned_model_is_that_of_the_unrolled(config):
+  """Each layer has its own ratio, though a scan stacks their parameters."""
+  config.model.num_layers = 3
+  config.optim.name = "lamb"
+  unrolled, shapes = _abstract(config)
+  config.model.scan_layers = True
+  scanned, stacked_shapes = _abstract(config)
+  rng = np.random.default_rng(0)
+
+  def random(scale):  # the layers differ in size, and so do their ratios
+    return {
+      name: scale(name) * rng.normal(size=x.shape).astype(np.float32)
+      for name, x in _paths(shapes).items()
+    }
+
+  treedef = jax.tree.structure(shapes)
+  params, grads = (
+    jax.tree.unflatten(treedef, random(scale).values())
+    for scale in (
+      lambda name: 1 + 3 * ("layer_1" in name),
+      lambda name: 1e-3 + 5 * ("layer_2" in name),
+    )
+  )
+  stacked = bert.stack_layers(params)
+  assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(
+    lambda x: x.shape, stacked_shapes
+  )
+
+  def update(optimizer, params, grads):
+    state = optimizer.init(params)
+    _, state = optimizer.update(grads, state, params)
+    return optimizer.update(grads, state, params)[0]
+
+  want = jax.jit(functools.partial(update, unrolled.optimizer))(params, grads)
+  got = jax.jit(functools.partial(update, scanned.optimizer))(
+    stacked, bert.stack_layers(grads)
+  )
+  assert_trees_close(got, bert.stack_layers(want), rtol=1e-5, atol=1e-7)
+
+
+# -- eight devices -------------------------------------------------------------
+
+
+class Sharded:
+  """A jitted step with the arguments that train.py gives it."""
+
+  def __init__(self, config, mesh):
+    training = Training(config)
+    self.mesh = mesh
+    self.rows = sharding.batch_sharding(mesh)
+    self.abstract = jax.eval_shape(training.init, make_batch(8))
+    self.places = sharding.state_sharding(
+      self.abstract, mesh, base.SHARDING_RULES
+    )
+    everywhere = jax.sharding.NamedSharding(mesh, sharding.P())
+    self.init = jax.jit(training.init, out_shardings=self.places)
+    self.step = jax.jit(
+      training.step,
+      donate_argnums=0,
+      in_shardings=(self.places, self.rows),
+      out_shardings=(self.places, everywhere),
+    )
+
+  def program(self, rows=B):
+    """The compiled program of a device, as text."""
+    with jax.set_mesh(self.mesh):
+      lowered = self.step.lower(self.abstract, make_batch(rows))
+      return lowered.compile().as_text()
+
+  def run(self, num_steps, rows=B):
+    """Returns (state, losses) after some steps."""
+    losses = []
+    with jax.set_mesh(self.mesh):
+      state = self.init({k: v[:1] for k, v in make_batch(1).items()})
+      for i in range(num_steps):
+        batch = sharding.put_global_batch(make_batch(rows, i), self.rows)
+        state, metrics = self.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+@pytest.fixture
+def dropout_config(config):
+  config.model.dropout_rate = config.model.attention_dropout_rate = 0.1
+  config.model.num_layers = 2
+  return config
+
+
+_COLLECTIVE = re.compile(
+  r"= (?P<result>.*?) (?P<op>all-gather|all-reduce|all-to-all|"
+  r"collective-permute|reduce-scatter|collective-broadcast)(-start)?\("
+  r"(?P<operands>[^)]*)\)"
+)
+_DEFINITION = re.compile(r"^\s*(?:ROOT )?(%?[\w.-]+) = (\(.*?\)|\S+) ")
+
+
+def collectives(program):
+  """Returns [(operation, [shape, ...])] of a program; operands count too."""
+  shapes = {}
+  for line in program.splitlines():
+    if found := _DEFINITION.match(line):
+      shapes[found[1].lstrip("%")] = found[2]
+  result = []
+  for found in _COLLECTIVE.finditer(program):
+    names = re.findall(r"%?([\w.-]+)", found["operands"])
+    text = [found["result"], *(shapes.get(name, "") for name in names)]
+    dims = re.findall(r"\w+\[([\d,]*)\]", re.sub(r"/\*.*?\*/", "", str(text)))
+    result.append(
+      (found["op"], [tuple(map(int, d.split(","))) if d else () for d in dims])
+    )
+  return result
+
+
+def batch_collectives(program, rows, num_groups):
+  """Returns the collectives that move rows of more than one batch group.
+
+  A device computes rows / num_groups rows. An array with more rows than these,
+  or of as many elements as the hidden states of the batch, must not travel.
+  """
+  own = rows // num_groups
+  more_rows = [own * i for i in (2, 4, 8) if i <= num_groups]
+  too_much = {
+    n * inner for n in more_rows for inner in (1, L, P, L * 32, P * 32)
+  }
+  return [
+    (op, shapes)
+    for op, shapes in collectives(program)
+    if any(
+      too_much & set(shape) or math.prod(shape) >= rows * L * 32
+      for shape in shapes
+    )
+  ]
+
+
+def test_a_mesh_changes_neither_losses_nor_dropout(dropout_config):
+  alone = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  _, want = Sharded(dropout_config, alone).run(20)
+  assert len(set(want)) == 20
+  for sizes in MESHES.values():
+    sharded = Sharded(dropout_config, sharding.make_mesh(*sizes))
+    state, losses = sharded.run(20)
+    np.testing.assert_allclose(losses, want, rtol=1e-4, err_msg=str(sizes))
+    assert sharded.step._cache_size() == 1, "the step compiles once"
+    assert int(state.step) == 20
+    _assert_cut_as_the_rules_say(state, sharded.mesh)
+
+
+def _assert_cut_as_the_rules_say(state, mesh):
+  leaves = _paths(state)
+  assert sum("word/embedding" in name for name in leaves) == 3  # mu and nu too
+  for name, x in leaves.items():
+    rules = [axes for rx, axes in base.SHARDING_RULES if re.search(rx, name)]
+    axes = rules[0] if x.ndim else ()
+    whole = (None,) * (x.ndim - len(axes)) + axes
+    want = tuple(
+      size // (mesh.shape[axis] if axis else 1)
+      for size, axis in zip(x.shape, whole, strict=True)
+    )
+    for shard in x.addressable_shards:
+      assert shard.data.shape == want, name
+    assert len(x.addressable_shards) == 8
+
+
+@pytest.mark.parametrize("name", ["fsdp", "all"])
+def test_no_collective_is_over_activations_of_the_whole_batch(
+  dropout_config, name
+):
+  mesh = sharding.make_mesh(*MESHES[name])
+  program = Sharded(dropout_config, mesh).program()
+  found = collectives(program)
+  assert collections.Counter(op for op, _ in found)["all-gather"] > 0
+  num_groups = mesh.shape["data"] * mesh.shape["fsdp"]
+  assert not batch_collectives(program, B, num_groups)
+  if name == "fsdp":  # Only parameters, their gradients and sums travel.
+    assert {op for op, _ in found} == {"all-gather", "all-reduce"}
+    assert max(math.prod(s) for _, shapes in found for s in shapes) <= V * 32
+
+
+def test_without_constrained_activations_the_batch_does_travel(
+  dropout_config, monkeypatch
+):
+  """The check above can fail: the negative control."""
+  monkeypatch.setattr(sharding, "constrain_batch", lambda x: x)
+  sharded = Sharded(dropout_config, sharding.make_mesh(*MESHES["fsdp"]))
+  found = batch_collectives(sharded.program(), B, 8)
+  assert any((B, L, 32) in shapes for _, shapes in found)
+
+
+def test_a_parameter_without_a_rule_is_named(config):
+  mesh = sharding.make_mesh(*MESHES["all"])
+  training = Training(config)
+  state = jax.eval_shape(training.init, make_batch(8))
+  rules = [r for r in base.SHARDING_RULES if not r[0].startswith("pooler/k")]
+  with pytest.raises(ValueError, match="no sharding rule.*encoder/pooler/ker"):
+    sharding.state_sharding(state, mesh, rules)
+
+
+def test_a_rule_with_an_axis_twice_is_refused(config):
+  mesh = sharding.make_mesh(*MESHES["all"])
+  training = Training(config)
+  state = jax.eval_shape(training.init, make_batch(8))
+  rules = (("pooler/kernel$", ("fsdp", "fsdp")), *base.SHARDING_RULES)
+  with pytest.raises(ValueError, match="'pooler/kernel.*'fsdp' twice"):
+    sharding.state_sharding(state, mesh, rules)
+
+
+def test_micro_batches_leave_every_row_on_its_device(config):
+  rows = 2 * B
+  alone = sharding.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  _, want = Sharded(config, alone).run(3, rows)
+  config.optim.num_micro_batches = 2
+  sharded = Sharded(config, sharding.make_mesh(*MESHES["fsdp"]))
+  np.testing.assert_allclose(sharded.run(3, rows)[1], want, rtol=1e-4)
+  program = sharded.program(rows)
+  assert not batch_collectives(program, B, 8)
+  assert not batch_collectives(program, rows, 8)

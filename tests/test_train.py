@@ -1,0 +1,422 @@
+"""Tests of train.py: the loop, what it writes, and going on after a stop."""
+
+import json
+import os
+import pathlib
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from tensorboardX.proto import event_pb2
+
+from bert_jax import batching
+from bert_jax import evaluate
+from bert_jax import run_log
+from bert_jax import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class Stopped(Exception):  # noqa: N818  (it stands for a kill, not an error)
+  pass
+
+
+def read_state(workdir, step):
+  """All arrays of a checkpoint, by item and path."""
+  found = {}
+  for item in ("params", "rest"):
+    with ocp.StandardCheckpointer() as reader:
+      tree = reader.restore(
+        os.path.abspath(os.path.join(workdir, "checkpoints", str(step), item))
+      )
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    found |= {
+      (item, jax.tree_util.keystr(path)): np.asarray(leaf)
+      for path, leaf in leaves
+    }
+  return found
+
+
+def assert_same_state(a, b, step):
+  a, b = read_state(a, step), read_state(b, step)
+  assert a.keys() == b.keys()
+  assert len(a) > 60
+  for name, x in a.items():
+    np.testing.assert_array_equal(x, b[name], err_msg=str(name))
+
+
+def rows(workdir, *, timing=False):
+  """metrics.jsonl, without what depends on the clock."""
+  return [
+    {k: v for k, v in row.items() if timing or "_per_sec" not in k}
+    for row in run_log.read_metrics(workdir)
+  ]
+
+
+def saved_steps(workdir, folder="checkpoints"):
+  return sorted(ocp.utils.checkpoint_steps(os.path.join(workdir, folder)))
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+  """A function (step): the next training fails when it asks for more."""
+
+  def arm(step):
+    prefetch = batching.prefetch
+
+    def stopping(batches, start, **kwargs):
+      for i, batch in enumerate(prefetch(batches, start, **kwargs), start):
+        if i == step and len(batches) == 8:  # of the training split
+          raise Stopped
+        yield batch
+
+    monkeypatch.setattr(batching, "prefetch", stopping)
+
+  yield arm
+
+
+@pytest.fixture
+def poison(monkeypatch):
+  """A function (step): the loss of that step becomes NaN."""
+
+  def arm(step):
+    prefetch = batching.prefetch
+
+    def poisoned(batches, start, **kwargs):
+      for i, batch in enumerate(prefetch(batches, start, **kwargs), start + 1):
+        if i == step and len(batches) == 8:
+          batch = batch | {"masked_weights": batch["masked_weights"] * np.nan}
+        yield batch
+
+    monkeypatch.setattr(batching, "prefetch", poisoned)
+
+  return arm
+
+
+def test_a_run_leaves_its_record(finished_run):
+  run = run_log.read_run(finished_run.workdir)
+  c = finished_run.config
+  assert run["config"] == json.loads(json.dumps(run_log.plain(c)))
+  assert run["config"]["model"]["hidden_size"] == 32
+  assert run["seed"] == c.seed
+  assert run["argv"] == sys.argv
+  assert run["data_hash"] == evaluate.data_hash(c)
+  assert run["devices"] == {
+    "platform": "cpu",
+    "kind": ["cpu"],
+    "count": 8,
+    "processes": 1,
+  }
+  assert run["versions"]["jax"] == jax.__version__
+  assert {"python", "flax", "optax", "orbax-checkpoint", "grain"} <= set(
+    run["versions"]
+  )
+  revision, dirty = run_log.commit()
+  assert (run["commit"], run["dirty"]) == (revision, dirty)
+  assert run["started"]
+
+
+def test_metrics_have_every_step_once_and_the_keys_of_the_contract(
+  finished_run,
+):
+  metrics = run_log.read_metrics(finished_run.workdir)
+  training = [r for r in metrics if "train/loss" in r]
+  evaluations = [r for r in metrics if "eval/loss" in r]
+  assert len(training) + len(evaluations) == len(metrics)
+  assert [r["step"] for r in training] == list(range(1, 9))
+  assert [r["step"] for r in evaluations] == [2, 4, 6, 8]
+  for row in training[1:]:  # The first step compiles: it has no speed.
+    assert {
+      "train/loss",
+      "train/mlm_loss",
+      "train/nsp_loss",
+      "train/grad_norm",
+      "train/param_norm",
+      "train/learning_rate",
+      "train/tokens_per_sec",
+    } <= row.keys()
+    np.testing.assert_allclose(
+      row["train/loss"], row["train/mlm_loss"] + row["train/nsp_loss"], 1e-5
+    )
+    assert row["train/tokens_per_sec"] >= row["train/useful_tokens_per_sec"]
+  for row in evaluations:
+    assert {
+      "eval/mlm_loss",
+      "eval/mlm_accuracy",
+      "eval/mlm_perplexity",
+      "eval/nsp_loss",
+      "eval/nsp_accuracy",
+      "eval/most_frequent_token_accuracy",
+      "eval/unigram_loss",
+    } <= row.keys()
+  last = {k: v for k, v in evaluations[-1].items() if k != "step"}
+  assert finished_run.result == last
+
+
+def read_events(folder):
+  """Scalars of TensorBoard's files: (step, tag) -> value."""
+  found = {}
+  for path in pathlib.Path(folder).iterdir():
+    data, at = path.read_bytes(), 0
+    while at < len(data):  # length, its checksum, an event, its checksum
+      (length,) = struct.unpack_from("<Q", data, at)
+      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+      for value in event.summary.value:
+        found[event.step, value.tag] = value.simple_value
+      at += length + 16
+  return found
+
+
+def test_tensorboard_holds_the_scalars_of_metrics_jsonl(finished_run):
+  events = read_events(os.path.join(finished_run.workdir, "tensorboard"))
+  want = {
+    (row["step"], key): value
+    for row in run_log.read_metrics(finished_run.workdir)
+    for key, value in row.items()
+    if key != "step"
+  }
+  assert events.keys() == want.keys()
+  for key, value in want.items():
+    np.testing.assert_allclose(events[key], value, rtol=1e-6)
+
+
+def test_the_newest_checkpoints_and_the_best_are_kept(finished_run):
+  assert saved_steps(finished_run.workdir) == [6, 8]  # checkpoint.keep = 2
+  losses = {
+    r["step"]: r["eval/loss"]
+    for r in rows(finished_run.workdir)
+    if "eval/loss" in r
+  }
+  best = min(losses, key=losses.get)
+  assert saved_steps(finished_run.workdir, "best") == [best]
+
+
+def test_a_run_that_stopped_and_goes_on_is_as_if_it_had_not(
+  finished_run, tmp_path, stop_after, monkeypatch
+):
+  workdir = str(tmp_path / "run")
+  with monkeypatch.context():
+    stop_after(5)
+    with pytest.raises(Stopped):
+      train.train(finished_run.config, workdir)
+  monkeypatch.undo()
+  assert saved_steps(workdir) == [2, 4]
+  assert rows(workdir)[-1]["step"] == 5  # logged, and not saved
+  started = run_log.read_run(workdir)["started"]
+  result = train.train(finished_run.config, workdir)
+  assert result == finished_run.result
+  assert_same_state(workdir, finished_run.workdir, 8)
+  assert_same_state(workdir, finished_run.workdir, 6)
+  assert rows(workdir) == rows(finished_run.workdir)
+  for folder in ("checkpoints", "best"):
+    assert saved_steps(workdir, folder) == saved_steps(
+      finished_run.workdir, folder
+    )
+  run = run_log.read_run(workdir)
+  assert run["started"] == started
+  assert run["resumed"]
+
+
+def test_a_run_goes_on_on_another_mesh(
+  finished_run, tmp_path, stop_after, monkeypatch
+):
+  workdir = str(tmp_path / "run")
+  stop_after(6)
+  with pytest.raises(Stopped):
+    train.train(finished_run.config, workdir)
+  monkeypatch.undo()
+  config = finished_run.config.copy_and_resolve_references()
+  config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 2, 2, 2
+  result = train.train(config, workdir)
+  for name, value in finished_run.result.items():
+    np.testing.assert_allclose(result[name], value, rtol=1e-3, err_msg=name)
+  assert [r["step"] for r in rows(workdir) if "train/loss" in r] == list(
+    range(1, 9)
+  )
+  assert run_log.read_run(workdir)["config"]["mesh"]["tensor"] == 2
+
+
+def test_a_finished_run_started_again_does_nothing(finished_run):
+  def files():
+    return {
+      path: (path.stat().st_mtime_ns, path.stat().st_size)
+      for path in pathlib.Path(finished_run.workdir).rglob("*")
+      if path.is_file()
+    }
+
+  before = files()
+  assert train.train(finished_run.config, finished_run.workdir) == {}
+  assert files() == before
+
+
+def test_nan_names_its_step_and_leaves_the_last_checkpoint(
+  finished_run, tmp_path, poison, monkeypatch
+):
+  """Also where nobody looks at step 7 before step 8 has begun."""
+  config = finished_run.config.copy_and_resolve_references()
+  config.train.log_every_steps = 8
+  workdir = str(tmp_path / "run")
+  poison(7)
+  with pytest.raises(
+    train.DivergedError, match=r"train/loss is nan at step 7.*step 6, is sound"
+  ):
+    train.train(config, workdir)
+  assert saved_steps(workdir) == [4, 6]
+  assert_same_state(workdir, finished_run.workdir, 6)
+  assert all(np.isfinite(x).all() for x in read_state(workdir, 6).values())
+  monkeypatch.undo()
+  assert train.train(config, workdir) == finished_run.result
+  assert_same_state(workdir, finished_run.workdir, 8)
+
+
+def test_an_update_that_is_infinite_is_never_saved(
+  tmp_path, tiny_config, prepared
+):
+  """Its own loss and gradient were finite; the parameters it left are not."""
+  config = tiny_config(prepared)
+  config.optim.name = "adamw"
+  config.optim.learning_rate = 3e38  # its square is infinite in float32
+  config.optim.warmup_rate = 0.0
+  config.train.log_every_steps = 8
+  config.eval.every_steps = 0
+  config.checkpoint.every_steps = 1
+  workdir = str(tmp_path / "run")
+  with pytest.raises(
+    train.DivergedError,
+    match="param_norm is inf at step 1.*no checkpoint",
+  ):
+    train.train(config, workdir)
+  assert saved_steps(workdir) == []
+
+
+def test_a_predictable_text_is_learned(tmp_path, tiny_config, prepared):
+  config = tiny_config(prepared)
+  config.model.dropout_rate = config.model.attention_dropout_rate = 0.0
+  config.optim.b2 = 0.98
+  config.train.total_steps = 200
+  config.train.log_every_steps = 10
+  config.eval.every_steps = 0
+  config.checkpoint.every_steps = 0
+  config.train.tensorboard = False
+  workdir = str(tmp_path / "run")
+  result = train.train(config, workdir)
+  losses = [r["train/mlm_loss"] for r in rows(workdir) if "train/loss" in r]
+  assert losses[-1] < 0.5 * losses[0]
+  assert result["eval/mlm_loss"] < 0.5 * result["eval/unigram_loss"]
+  assert (
+    result["eval/mlm_accuracy"]
+    > 2 * result["eval/most_frequent_token_accuracy"]
+  )
+  assert not os.path.exists(os.path.join(workdir, "tensorboard"))
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "message"),
+  [
+    ("data.batch_size", 20, "use 16 or 24"),
+    ("eval.batch_size", 20, "use 16 or 24"),
+    ("data.seq_len", 32, "longer than model.max_len=16"),
+    ("data.dupe_factor", 5, "has no examples .*dupe5.*--mode=prepare"),
+    ("data.dir", None, "data.dir is not set"),
+    ("data.dir", "/nowhere", "/nowhere"),
+    ("data.mask_rate", 1.5, "mask_rate=1.5"),
+    ("data.num_threads", -1, "data.num_threads=-1"),
+    ("model.vocab_size", 16, "set --config.model.vocab_size=21"),
+    ("model.num_heads", 5, "num_heads=5"),
+    ("objective", "nsp", "objective='nsp'"),
+    ("optim.name", "sgd", "optim.name='sgd'"),
+    ("optim.num_micro_batches", 3, "8 devices x 3 micro-batches"),
+    ("mesh.tensor", 3, "tensor=3"),
+    ("mesh.rules", (("encoder", (None,)),), "no sharding rule fits"),
+    ("train.total_steps", 0, "train.total_steps=0"),
+    ("checkpoint.keep", 0, "checkpoint.keep=0"),
+    ("checkpoint.best_mode", "low", "use min or max"),
+    ("checkpoint.best_metric", "eval/f1", "eval/f1.*eval/mlm_loss"),
+  ],
+)
+def test_what_cannot_be_is_refused_and_nothing_is_written(
+  key, value, message, tmp_path, tiny_config, prepared
+):
+  config = tiny_config(prepared)
+  with config.unlocked(), config.ignore_type():
+    config.update_from_flattened_dict({key: value})
+  workdir = tmp_path / "run"
+  with pytest.raises(ValueError, match=message):
+    train.train(config, str(workdir))
+  assert not workdir.exists()
+
+
+def test_a_workdir_of_another_run_is_left_alone(finished_run):
+  config = finished_run.config.copy_and_resolve_references()
+  config.optim.learning_rate = 0.5
+  config.seed = 7
+  path = pathlib.Path(finished_run.workdir, "run.json")
+  before = path.read_bytes()
+  with pytest.raises(
+    run_log.RunError,
+    match="optim.learning_rate: 0.01 there, 0.5 asked; seed: 0 there, 7 asked",
+  ):
+    train.train(config, finished_run.workdir)
+  assert path.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_as_if_it_had_not_been(
+  tmp_path, tiny_config, prepared
+):
+  """Two processes, one of them killed while it trains and saves."""
+  keys = {
+    "data.dir": prepared,
+    "model.num_layers": 1,
+    "model.hidden_size": 32,
+    "model.num_heads": 2,
+    "model.mlp_dim": 64,
+    "model.vocab_size": 32,
+    "model.max_len": 16,
+    "data.seq_len": 16,
+    "data.batch_size": 16,
+    "data.dupe_factor": 4,
+    "train.total_steps": 300,
+    "train.log_every_steps": 1,
+    "eval.every_steps": 50,
+    "eval.batch_size": 16,
+    "checkpoint.every_steps": 20,
+  }
+
+  def start(workdir):
+    return subprocess.Popen(
+      [
+        sys.executable,
+        "-m",
+        "bert_jax.main",
+        "--mode=train",
+        "--config=configs/base.py",
+        f"--workdir={workdir}",
+        *(f"--config.{k}={v}" for k, v in keys.items()),
+      ],
+      cwd=ROOT,
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
+
+  straight, killed = str(tmp_path / "straight"), str(tmp_path / "killed")
+  assert start(straight).wait(600) == 0
+  log = pathlib.Path(killed, "metrics.jsonl")
+  for until in (50, 130, 210):
+    process = start(killed)
+    while process.poll() is None:
+      if log.exists() and len(log.read_text().splitlines()) >= until:
+        process.send_signal(signal.SIGKILL)
+      time.sleep(0.01)
+    assert process.returncode == -signal.SIGKILL
+  assert start(killed).wait(600) == 0
+  assert_same_state(killed, straight, 300)
+  assert rows(killed) == rows(straight)
+  assert saved_steps(killed) == saved_steps(straight)
+  assert saved_steps(killed, "best") == saved_steps(straight, "best")
