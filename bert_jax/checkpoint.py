@@ -6,6 +6,7 @@ WORKDIR/best/STEP          the best by a metric, where the run names one
 
 from collections.abc import Collection, Mapping
 import logging
+import math
 import os
 from typing import Any
 
@@ -67,6 +68,10 @@ class Checkpoints:
         best_mode=best_mode,
         keep_checkpoints_without_metrics=False,
       )
+    # Kept here: Orbax knows the metrics of a step only once it is on disk.
+    self._best_value: float | None = None
+    if self._best and (step := self._best.best_step()) is not None:
+      self._best_value = self._best.metrics(step)[best_metric]
 
   def save(
     self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
@@ -90,7 +95,9 @@ class Checkpoints:
     """Saves a step as the best, where it is; arguments as those of save."""
     if not self._best or not metrics:
       return
-    if self._is_best(metrics) and step not in self._best.all_steps():
+    value = metrics[self._best_metric]
+    if self._is_best(value) and step not in self._best.all_steps():
+      self._best_value = value
       self._best.save(
         step,
         args=_items(params, rest),
@@ -98,14 +105,13 @@ class Checkpoints:
         force=True,  # also before a step that was the best, after a kill
       )
 
-  def _is_best(self, metrics: Mapping[str, float]) -> bool:
-    assert self._best
-    best = self._best.best_step()
-    if best is None:
+  def _is_best(self, value: float) -> bool:
+    if not math.isfinite(value):
+      return False
+    if self._best_value is None:
       return True
-    old = self._best.metrics(best)[self._best_metric]
-    new = metrics[self._best_metric]
-    return new < old if self._best_mode == "min" else new > old
+    sign = 1 if self._best_mode == "min" else -1
+    return sign * value < sign * self._best_value
 
   def latest_step(self) -> int | None:
     """The newest step saved, or None."""

@@ -11,6 +11,7 @@ Exit status: 0 the job was done, 1 it failed, 2 it was asked for wrongly.
 from collections.abc import Callable, Sequence
 import logging
 import os
+import re
 import sys
 
 from absl import app
@@ -158,13 +159,18 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     print(__doc__)
     print(FLAGS.module_help("bert_jax.main") or FLAGS.main_module_help())
     sys.exit(0)
-  for arg in argv:  # configs import each other as `configs.NAME`
-    name, _, path = arg.lstrip("-").partition("=")
+  # Configs import each other as `configs.NAME`.
+  for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+    name, equals, path = arg.lstrip("-").partition("=")
     if name == "config":
+      path = path if equals else following
       folder = os.path.dirname(os.path.abspath(path.split(":")[0]))
       sys.path.insert(0, os.path.dirname(folder))
   try:
-    return FLAGS(argv)
+    rest = FLAGS(argv)
+    if FLAGS.config is not None:
+      FLAGS.config.keys()  # a file that cannot be read raises only when used
+    return rest
   except Exception as error:  # a config file may raise anything
     sys.exit(_refuse(_explain(error, argv)))
 
@@ -172,13 +178,17 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
 def _explain(error: Exception, argv: Sequence[str]) -> str:
   """What was wrong with the flags, in a line or two."""
   if isinstance(error, KeyError | AttributeError) and error.args:
-    key = str(error.args[0]).strip("'\"")
+    # 'KEY', or 'KEY' and a guess of what was meant; with quotes of its own.
+    key, *guess = re.findall(r"\w+", str(error.args[0]).replace("\\n", " "))
     culprits = [a for a in argv if a.startswith("--config.") and key in a]
     if culprits:
-      return f"{culprits[0]}: there is no such key; see configs/base.py"
+      meant = f" (did you mean {guess[3]}?)" if len(guess) > 3 else ""
+      return f"{culprits[0]}: there is no such key{meant}; see configs/base.py"
   # ml_collections puts the whole traceback of a config file into its message.
   lines = str(error).strip().splitlines() or [repr(error)]
-  return lines[-1] if "Traceback" in str(error) else " ".join(lines)
+  if "Traceback" in str(error):
+    return lines[-1]
+  return " ".join(line.strip() for line in lines)
 
 
 def run() -> None:

@@ -68,7 +68,7 @@ def fill_masks(
     For each text, for each mask, the best tokens: {"token", "id", "score"},
     the score being its probability.
   """
-  step = _top_tokens(predictor.model, top_k)
+  step = _top_tokens(predictor.model, predictor.tokenizer.vocab_size, top_k)
   waiting: list[list[int]] = []
   for text in texts:
     waiting.append(_encode(predictor, text))
@@ -97,7 +97,9 @@ def _encode(predictor: Predictor, text: str) -> list[int]:
   return ids
 
 
-def _top_tokens(model: nn.Module, top_k: int) -> Callable:
+def _top_tokens(model: nn.Module, vocab_size: int, top_k: int) -> Callable:
+  """The best of the vocabulary; the model's table may have spare rows."""
+
   def step(params, input_ids, input_mask, masked_positions):
     logits, _ = model.apply(
       {"params": params},
@@ -106,7 +108,7 @@ def _top_tokens(model: nn.Module, top_k: int) -> Callable:
       jnp.zeros_like(input_ids),
       masked_positions,
     )
-    return jax.lax.top_k(jax.nn.softmax(logits), top_k)
+    return jax.lax.top_k(jax.nn.softmax(logits[..., :vocab_size]), top_k)
 
   return jax.jit(step)
 

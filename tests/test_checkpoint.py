@@ -1,11 +1,13 @@
 """Tests of checkpoint.py: what is kept, what is best, what is damaged."""
 
 import pathlib
+import threading
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from bert_jax import checkpoint
@@ -93,6 +95,14 @@ def test_a_better_step_before_the_best_is_kept_too(tmp_path):
   assert steps_in(tmp_path / "best") == [5]
 
 
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
+  checkpoints = open_checkpoints(tmp_path)
+  for step, loss in enumerate((float("nan"), 1.0, float("nan")), 1):
+    save(checkpoints, step, loss=loss)
+  checkpoints.close()
+  assert steps_in(tmp_path / "best") == [2]
+
+
 def test_a_step_without_an_evaluation_is_no_candidate(tmp_path):
   checkpoints = open_checkpoints(tmp_path)
   save(checkpoints, 1)
@@ -110,11 +120,7 @@ def test_no_best_is_kept_where_none_is_asked_for(tmp_path):
 
 
 def test_saving_goes_on_in_the_background(tmp_path, monkeypatch):
-  """save returns although nothing can be finished yet; close waits for it."""
-  import threading
-
-  import orbax.checkpoint as ocp
-
+  """Saving returns before anything can be finished; close waits for it."""
   allowed, waited = threading.Event(), []
   finalize = ocp.CheckpointManager._finalize_checkpoint
 

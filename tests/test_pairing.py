@@ -119,7 +119,7 @@ def our_pairs(bounds, which, max_tokens, short_seq_rate, rng):
   )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
   lengths=DOCUMENTS,
   max_tokens=st.integers(5, 60),
@@ -300,7 +300,7 @@ def rows_of(documents, max_tokens):
   return bounds, [(start, length) for start, _, length, _, _ in rows]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(lengths=DOCUMENTS, max_tokens=st.integers(1, 40))
 def test_full_sentences_hold_every_token_once_and_no_separator_outside(
   lengths, max_tokens

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,7 +261,9 @@ def test_full_sentences_hold_every_token_once_a_pass(inputs):
 # -- the same bytes however it was made ---
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize(
+  "workers", [pytest.param(2, marks=pytest.mark.slow), 3]
+)
 def test_bytes_do_not_depend_on_the_number_of_workers(
   inputs, tmp_path, workers
 ):
@@ -330,6 +333,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     )
   }
   assert len(shards) >= 2
+  if stage == "tokens":  # other settings are refused while it waits
+    config = inputs.config(prepare__held_out_rate=0.3)
+    with pytest.raises(records.DataError, match="held_out_rate: 0.15 there"):
+      prepare.prepare(config, [inputs.text], folder)
   inputs.run(folder)
   assert tree(folder) == inputs.tree
   assert {path: identity(path) for path in shards} == shards
@@ -366,17 +373,22 @@ def test_killed_workers_do_not_stay_and_the_run_goes_on(inputs, tmp_path):
   assert tree(folder) == inputs.tree
 
 
-def test_a_deleted_shard_is_made_anew(inputs, tmp_path):
-  inputs.run(tmp_path)
-  for path in ("tokens/train-00002.array_record", "tokens/train-00003"
-               ".boundaries.npy"):  # fmt: skip
-    (tmp_path / path).unlink()
-    inputs.run(tmp_path)
-    assert tree(tmp_path) == inputs.tree
-  for path in tmp_path.glob("examples/*/train-00001.array_record"):
+@pytest.mark.parametrize(
+  "pattern",
+  [
+    "tokens/train-00002.array_record",
+    "tokens/train-00003.boundaries.npy",
+    "examples/*-32-dupe2-*/train-00001.array_record",
+  ],
+)
+def test_a_deleted_shard_is_made_anew(inputs, tmp_path, pattern):
+  folder = shutil.copytree(inputs.data, tmp_path / "data")
+  before = tree(folder)
+  for path in folder.glob(pattern):
     path.unlink()
-  inputs.run(tmp_path)
-  assert tree(tmp_path) == inputs.tree
+  assert tree(folder) != before
+  inputs.run(folder)
+  assert tree(folder) == before
 
 
 def test_a_finished_run_is_not_made_again(inputs):
@@ -425,18 +437,21 @@ def test_beam_gives_the_same_bytes(inputs, tmp_path):
 
 
 MEMORY = """
-import resource, sys
+import re, sys
 from bert_jax import prepare
 from tests import test_prepare
 text, vocab, folder, pairing = sys.argv[1:]
 config = test_prepare.make_config(
   vocab, prepare__unit_bytes=500_000, data__pairing=pairing)
 prepare.prepare(config, [text], folder)
-print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage, whose peak is that of the parent before exec if that is larger.
+with open("/proc/self/status") as f:
+  print("PEAK", re.search(r"VmHWM:\\s+(\\d+) kB", f.read())[1])
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
 @pytest.mark.parametrize("kind", ["pairs", "full_sentences"])
 def test_memory_does_not_grow_with_the_corpus(tmp_path, kind):
   vocab = write_vocabulary(tmp_path / "vocab.txt")
@@ -453,7 +468,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, kind):
       text=True,
     )
     peaks.append(int(output.rpartition("PEAK")[2]) * 1024)
-  assert 14 * size > 25e6
+  assert 14 * size > 20e6
   assert peaks[1] - peaks[0] < 12e6  # of 14 times `size` more text
 
 
@@ -646,17 +661,6 @@ def test_another_vocabulary_for_the_same_folder_is_refused(inputs, tmp_path):
   refuse(config, [inputs.text], inputs.data, records.DataError, "fingerprint")
 
 
-def test_other_settings_are_refused_while_a_killed_run_waits(inputs, tmp_path):
-  folder = tmp_path / "data"
-  process = start(KILL, inputs, folder, "bert_jax.records", "write_array", 4)
-  process.wait()
-  config = inputs.config(prepare__held_out_rate=0.3)
-  with pytest.raises(records.DataError, match="held_out_rate: 0.15 there"):
-    prepare.prepare(config, [inputs.text], str(folder))
-  inputs.run(folder)
-  assert tree(folder) == inputs.tree
-
-
 def test_a_second_process_for_the_same_folder_is_refused(inputs):
   with prepare._lock(inputs.data):
     refuse(
@@ -757,7 +761,7 @@ def test_examples_need_tokens_first(inputs, tmp_path):
 def test_damaged_tables_are_refused_before_examples_are_made(
   inputs, tmp_path, suffix
 ):
-  inputs.run(tmp_path)
+  tmp_path = shutil.copytree(inputs.data, tmp_path / "data")
   path = tmp_path / "tokens" / f"train-00001.{suffix}"
   data = bytearray(path.read_bytes())
   data[-9] ^= 1
@@ -769,7 +773,7 @@ def test_damaged_tables_are_refused_before_examples_are_made(
 
 @pytest.mark.parametrize("name", ["manifest.json", "vocab/settings.json"])
 def test_a_damaged_manifest_is_refused_and_kept(inputs, tmp_path, name):
-  inputs.run(tmp_path)
+  tmp_path = shutil.copytree(inputs.data, tmp_path / "data")
   (tmp_path / name).write_text('{"version": 1, ')
   message = refuse(
     inputs.config(), [inputs.text], tmp_path, records.DataError, "is damaged"

@@ -125,7 +125,7 @@ def run_reference(sizes, hidden_act, batch):
   inputs = {key: torch.tensor(value).long() for key, value in inputs.items()}
   with torch.no_grad():
     for parameter in model.parameters():  # biases and scales are not trivial
-      parameter.add_(0.05 * torch.randn_like(parameter))
+      parameter.add_(0.2 * torch.randn_like(parameter))
     out = model(**inputs, output_hidden_states=True)
     pooled = model.bert(**inputs).pooler_output
   weights = {key: value.numpy() for key, value in model.state_dict().items()}

@@ -1,0 +1,251 @@
+"""Tests of main.py: what a command does, says and returns."""
+
+import json
+import logging
+import pathlib
+import subprocess
+import sys
+
+from absl import flags
+import pytest
+
+from bert_jax import main
+from bert_jax import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+DEMO = f"--config={ROOT}/configs/demo.py"
+
+
+@pytest.fixture
+def launch(monkeypatch):
+  """A function (arguments) -> exit status, in this process."""
+  log = logging.getLogger("bert_jax")
+  before = (list(log.handlers), log.level, log.propagate)
+
+  def run(*args):
+    flag_values = flags.FlagValues()
+    main.define_flags(flag_values)
+    flags.DEFINE_integer("verbosity", 1, "absl's", flag_values=flag_values)
+    argv = ["bert-jax", *map(str, args)]
+    monkeypatch.setattr(main, "FLAGS", flag_values)
+    monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads it
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    try:
+      return main.main(main._parse(argv))
+    except SystemExit as stop:
+      return stop.code
+
+  yield run
+  log.handlers[:], log.level, log.propagate = before
+
+
+def message(capsys):
+  """What was said on standard error: one line that says who speaks."""
+  text = capsys.readouterr().err
+  assert text.startswith("bert-jax: "), text
+  assert text.count("\n") == 1, text
+  return text
+
+
+@pytest.mark.parametrize(
+  ("args", "said"),
+  [
+    ((), "give --mode, one of evaluate, predict, prepare, train"),
+    (("--mode=fly",), "fly"),
+    (("train",), "what is 'train'? Options start with --"),
+    (("--mode=train", "--speed=9"), "speed"),
+    (("--mode=train", "--workdir=W"), "this mode needs --config"),
+    (("--mode=train", DEMO), "this mode needs --workdir=DIR"),
+    (("--mode=prepare",), "this mode needs --config"),
+    (("--mode=evaluate",), "this mode needs --workdir=DIR"),
+    (("--mode=predict",), "this mode needs --workdir=DIR"),
+    (
+      ("--mode=predict", DEMO, "--workdir=W", "--input=a,b"),
+      "reads one file",
+    ),
+    (("--mode=evaluate", "--workdir=W"), "W holds no run"),
+    (
+      ("--mode=train", DEMO, "--config.optim.learnrate=1"),
+      "--config.optim.learnrate=1: there is no such key (did you mean"
+      " learning_rate?); see configs/base.py",
+    ),
+    (
+      ("--mode=train", DEMO, "--config.nothing=1"),
+      "--config.nothing=1: there is no such key; see",
+    ),
+    (("--mode=train", DEMO, "--config.train.total_steps=1e3"), "1e3"),
+    (("--mode=train", "--workdir=W", "--config=none.py"), "none.py"),
+    (("--mode=train", f"{DEMO}:size=tiny"), "size=tiny"),
+  ],
+)
+def test_a_command_that_cannot_be_meant_says_why(
+  args, said, launch, capsys, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  assert launch(*args) == 2
+  assert said in message(capsys)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    (
+      ["--config.data.batch_size=100"],
+      "batch_size=100 is not divisible by 8 devices (mesh data=8); use"
+      " 96 or 104",
+    ),
+    (["--config.data.dir=nowhere"], "--mode=prepare"),
+    (["--config.data.seq_len=128"], "longer than model.max_len=64"),
+    (["--config.mesh.tensor=3"], "8 devices are here, which 3 does not divide"),
+  ],
+)
+def test_training_that_cannot_be_says_why_and_writes_nothing(
+  changes, said, launch, capsys, tmp_path
+):
+  status = launch("--mode=train", DEMO, f"--workdir={tmp_path}/run", *changes)
+  assert status == 2
+  assert said in message(capsys)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_of_another_config_says_what_differs(
+  launch, capsys, finished_run, prepared
+):
+  path = pathlib.Path(finished_run.workdir, "run.json")
+  before = path.read_bytes()
+  c = finished_run.config
+  same = [
+    f"--config.{group}.{key}={value}"
+    for group in ("model", "data", "optim", "train", "eval")
+    for key, value in c[group].items()
+  ]
+  status = launch(
+    "--mode=train",
+    f"--config={ROOT}/configs/base.py",
+    f"--workdir={finished_run.workdir}",
+    *same,
+    "--config.seed=3",
+  )
+  assert status == 2
+  assert "(seed: 0 there, 3 asked). Give another" in message(capsys)
+  assert path.read_bytes() == before
+
+
+def test_a_finished_run_started_again_returns_0(launch, capsys, finished_run):
+  c = finished_run.config
+  status = launch(
+    "--mode=train",
+    f"--config={ROOT}/configs/base.py",
+    f"--workdir={finished_run.workdir}",
+    *(
+      f"--config.{group}.{key}={value}"
+      for group in ("model", "data", "optim", "train")
+      for key, value in c[group].items()
+    ),
+  )
+  assert status == 0
+  assert "is trained already: step 8" in capsys.readouterr().err
+
+
+def test_a_run_evaluates_and_predicts_by_its_own_config(
+  launch, finished_run, tmp_path
+):
+  """Without --config: what run.json holds is enough."""
+  scores, lines = tmp_path / "scores.json", tmp_path / "lines.jsonl"
+  where = f"--workdir={finished_run.workdir}"
+  assert launch("--mode=evaluate", where, f"--output={scores}") == 0
+  got = json.loads(scores.read_text())
+  assert got.pop("step") == 8
+  assert got == pytest.approx(finished_run.result)
+  lines.write_text('{"text": "sun [MASK] sun"}\n')
+  out = tmp_path / "out.jsonl"
+  status = launch(
+    "--mode=predict", where, f"--input={lines}", f"--output={out}"
+  )
+  assert status == 0
+  (answer,) = map(json.loads, out.read_text().splitlines())
+  assert len(answer["masks"][0]) == 5
+
+
+def test_predicting_needs_no_more_than_the_model(
+  launch, finished_run, tmp_path, capsys
+):
+  lines = tmp_path / "lines.jsonl"
+  lines.write_text('{"text": "sun [MASK] sun"}\n')
+  capsys.readouterr()
+  status = launch(
+    "--mode=predict",
+    f"--config={ROOT}/configs/predict.py:from={finished_run.workdir}",
+    f"--input={lines}",
+  )
+  assert status == 0
+  assert json.loads(capsys.readouterr().out)["masks"]
+
+
+def test_divergence_returns_1(launch, capsys, monkeypatch):
+  def diverge(config, workdir):
+    raise train.DivergedError("train/loss is nan at step 7; stopped.")
+
+  monkeypatch.setattr(train, "train", diverge)
+  assert launch("--mode=train", DEMO, "--workdir=W") == 1
+  assert message(capsys) == (
+    "bert-jax: train/loss is nan at step 7; stopped.\n"
+  )
+
+
+def test_a_bug_is_not_dressed_as_a_usage_error(launch, monkeypatch):
+  def bug(config, workdir):
+    raise RuntimeError("a bug")
+
+  monkeypatch.setattr(train, "train", bug)
+  with pytest.raises(RuntimeError, match="a bug"):
+    launch("--mode=train", DEMO, "--workdir=W")
+
+
+def test_flags_reach_the_config(launch, monkeypatch):
+  seen = []
+  monkeypatch.setattr(train, "train", lambda *args: seen.append(args))
+  demo = DEMO.partition("=")[2]
+  assert (
+    launch(
+      "--mode=train",
+      "--config",  # the path may follow a space
+      demo,
+      "--workdir=W",
+      "--config.optim.learning_rate=0.5",
+      "--config.data.whole_word",
+    )
+    == 0
+  )
+  ((config, workdir),) = seen
+  assert workdir == "W"
+  assert config.optim.learning_rate == 0.5
+  assert config.data.whole_word
+  assert config.train.total_steps == 1200
+  with pytest.raises(AttributeError, match="locked"):
+    config.optim.learning_rat = 1
+
+
+def _process(*args, cwd=ROOT):
+  return subprocess.run(
+    [sys.executable, "-m", "bert_jax.main", *args],
+    capture_output=True,
+    text=True,
+    cwd=cwd,
+  )
+
+
+def test_help_shows_every_mode_and_flag():
+  done = _process("--help")
+  assert done.returncode == 0
+  for word in (*main.MODES, "--config", "--workdir", "--input", "--output"):
+    assert word in done.stdout, word
+  assert not done.stderr
+
+
+def test_the_process_exits_with_the_status(tmp_path):
+  done = _process("--mode=train", DEMO, "--config.data.bath_size=3")
+  assert done.returncode == 2
+  assert "bath_size" in done.stderr
+  assert "Traceback" not in done.stderr
