@@ -14,7 +14,6 @@ from bert_jax import run_log
 matplotlib.use("Agg")  # no screen
 import matplotlib.pyplot as plt
 
-
 COLUMNS = {
   "held-out MLM loss, nats": "eval/mlm_loss",
   "perplexity": "eval/mlm_perplexity",

@@ -4,12 +4,16 @@ Both sides run forward, backward, clipping by the global norm and an Adam update
 in float32 with dropout 0.1, on the same tokens, with the same activation and
 the same number of threads. The reference is `BertForPreTraining` of Hugging
 Face transformers with `sdpa` attention and the fused `AdamW`; its labels are
--100 outside of the masked positions. The two take turns in one process, so that
-a busy machine slows both down.
+-100 outside of the masked positions. The two take turns in one process.
+
+A busy machine slows the reference down more than us, because its threads wait
+for each other at every operation. So the table has a column "others", the share
+of the cores' time that other processes took: where it is not small, the ratio
+says little.
 
   python experiments/bench/train.py --size=4x512 --rounds=5
 
-Prints a table of tokens/s per round and, as the last line, the same as JSON.
+Prints a table of tokens/s per round and, as the last line, a summary as JSON.
 Needs torch and transformers beside the package.
 """
 
@@ -191,14 +195,24 @@ def make_reference(args, batch):
   return run
 
 
+def busy_secs():
+  """Returns the processor seconds that all processes have used so far."""
+  with open("/proc/stat") as file:
+    fields = [int(field) for field in file.readline().split()[1:9]]
+  idle = fields[3] + fields[4]
+  return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(run, num_steps):
-  """Returns the median seconds of `num_steps` calls."""
+  """Returns the median seconds of `num_steps` calls, and the others' share."""
   secs = []
+  busy, own = busy_secs(), time.process_time()
   for _ in range(num_steps):
     start = time.perf_counter()
     run()
     secs.append(time.perf_counter() - start)
-  return statistics.median(secs)
+  others = busy_secs() - busy - (time.process_time() - own)
+  return statistics.median(secs), others / (sum(secs) * os.cpu_count())
 
 
 def main(argv=None):
@@ -214,45 +228,36 @@ def main(argv=None):
   for run in sides.values():  # compile, warm the caches
     run(), run()
 
-  rates = {name: [] for name in sides}
+  table = {"ours": [], "hf": [], "ratio": [], "others": []}
   print(
-    f"size {args.size}, {batch_size} x {LENGTH} tokens, "
-    f"{args.hidden_act}, {args.threads} threads; tokens/s"
+    f"size {args.size}, {batch_size} x {LENGTH} tokens, {args.hidden_act}, "
+    f"{args.threads} threads; tokens/s"
   )
-  print(f"{'round':>6}{'ours':>10}{'hf':>10}{'ratio':>10}")
-  for i in range(args.rounds):
-    for name, run in sides.items():
-      rates[name].append(num_tokens / measure(run, args.steps))
-    ours, theirs = rates["ours"][-1], rates["hf"][-1]
-    print(
-      f"{i:>6}{ours:>10.0f}{theirs:>10.0f}{ours / theirs:>10.2f}", flush=True
-    )
-  rates["ratio"] = [a / b for a, b in zip(*rates.values(), strict=True)]
+  print("round".rjust(8), *(name.rjust(9) for name in table))
 
-  summary = {
-    name: {
-      "median": round(statistics.median(values), 3),
-      "min": round(min(values), 3),
-      "max": round(max(values), 3),
-    }
-    for name, values in rates.items()
-  }
-  for statistic in ("median", "min", "max"):
-    ours, theirs, ratio = (summary[name][statistic] for name in rates)
-    print(f"{statistic:>6}{ours:>10.0f}{theirs:>10.0f}{ratio:>10.2f}")
-  print(
-    json.dumps(
-      {
-        "size": args.size,
-        "hidden_act": args.hidden_act,
-        "threads": args.threads,
-        "rounds": args.rounds,
-        "steps": args.steps,
-        "xla_flags": flags,
-        "unit": "tokens/s",
-        **summary,
-      }
+  def show(title, ours, theirs, ratio, others):
+    print(
+      f"{title:>8} {ours:>9.0f} {theirs:>9.0f} {ratio:>9.2f} {others:>9.0%}",
+      flush=True,
     )
+
+  for i in range(args.rounds):
+    shares = []
+    for name, run in sides.items():
+      secs, share = measure(run, args.steps)
+      table[name].append(num_tokens / secs)
+      shares.append(share)
+    table["ratio"].append(table["ours"][-1] / table["hf"][-1])
+    table["others"].append(max(0.0, *shares))
+    show(str(i), *(column[-1] for column in table.values()))
+  summary = {}
+  for statistic in (statistics.median, min, max):
+    values = [statistic(column) for column in table.values()]
+    show(statistic.__name__, *values)
+    for name, value in zip(table, values, strict=True):
+      summary.setdefault(name, {})[statistic.__name__] = round(value, 3)
+  print(
+    json.dumps(vars(args) | {"xla_flags": flags, "unit": "tokens/s"} | summary)
   )
 
 

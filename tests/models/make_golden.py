@@ -96,13 +96,15 @@ def make_batch(vocab_size, batch_size, length, num_masked):
   return {name: value.astype(np.int32) for name, value in batch.items()}
 
 
-def run_reference(sizes, hidden_act, batch):
+def run_reference(sizes, hidden_act, batch, noise):
   """Runs a random model of Hugging Face.
 
   Args:
     sizes: arguments of its `BertConfig`.
     hidden_act: our name of the activation.
     batch: see `make_batch`.
+    noise: standard deviation of what is added to every initial weight, so that
+      biases and scales are not trivial.
 
   Returns:
     (our parameter tree, outputs by name), both numpy.
@@ -124,8 +126,8 @@ def run_reference(sizes, hidden_act, batch):
   }
   inputs = {key: torch.tensor(value).long() for key, value in inputs.items()}
   with torch.no_grad():
-    for parameter in model.parameters():  # biases and scales are not trivial
-      parameter.add_(0.2 * torch.randn_like(parameter))
+    for parameter in model.parameters():
+      parameter.add_(noise * torch.randn_like(parameter))
     out = model(**inputs, output_hidden_states=True)
     pooled = model.bert(**inputs).pooler_output
   weights = {key: value.numpy() for key, value in model.state_dict().items()}
@@ -166,7 +168,7 @@ def main():
   batch = make_batch(TINY["vocab_size"], 3, 12, 4)
   arrays = dict(flatten(batch, "batch"))
   for hidden_act in ACTIVATIONS:
-    params, outputs = run_reference(TINY, hidden_act, batch)
+    params, outputs = run_reference(TINY, hidden_act, batch, 0.2)
     arrays |= flatten(params, "params")  # the same for both: one seed
     arrays |= flatten(outputs, hidden_act)
   np.savez_compressed(PATH, **arrays)

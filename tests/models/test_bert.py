@@ -132,7 +132,7 @@ def test_reference_is_reproduced(num_layers, hidden_size, hidden_act):
     "max_position_embeddings": 64,
   }
   batch = make_golden.make_batch(1000, 4, 48, 7)
-  params, outputs = make_golden.run_reference(sizes, hidden_act, batch)
+  params, outputs = make_golden.run_reference(sizes, hidden_act, batch, 0.05)
   config = _config(
     vocab_size=1000,
     num_layers=num_layers,
