@@ -11,7 +11,7 @@ from configs import base
 # two cores.
 RECIPES = {
   "tiny": (32, 7_000, 2e-3),
-  "mini": (16, 3_000, 1e-3),
+  "mini": (8, 4_000, 1e-3),
 }
 
 
