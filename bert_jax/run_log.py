@@ -81,7 +81,7 @@ def describe(config: Any, data_hash: str, devices: list[Any]) -> dict:
     "config": plain(config),
     "commit": revision,
     "dirty": dirty,
-    "argv": sys.argv,
+    "argv": ["bert-jax", *sys.argv[1:]],
     "versions": versions,
     "devices": {
       "platform": devices[0].platform,
