@@ -205,7 +205,7 @@ def test_rules_cover_every_parameter_and_moment(bert_shapes, mesh, scan_layers):
     name="lamb",
     learning_rate=1.0,
     schedule="bert",
-    warmup_steps=1,
+    warmup_rate=0.1,
     weight_decay=0.01,
     b1=0.9,
     b2=0.999,

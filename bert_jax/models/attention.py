@@ -8,12 +8,16 @@ and that the dropout mask is computed again, not kept.
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from bert_jax.models.dropout import dropout
+
+if TYPE_CHECKING:  # bert.py imports this file
+  from bert_jax.models.bert import ModelConfig
 
 # Added to the scores of keys that may not be seen. Finite, so that a row
 # without any visible key yields a softmax and not NaN.
@@ -159,7 +163,7 @@ class HeadKernel(nn.Module):
     config: a `ModelConfig`.
   """
 
-  config: "ModelConfig"  # noqa: F821  (bert.py imports this file)
+  config: "ModelConfig"
 
   @nn.compact
   def __call__(self):
@@ -187,7 +191,7 @@ class SelfAttention(nn.Module):
     config: a `ModelConfig`.
   """
 
-  config: "ModelConfig"  # noqa: F821  (bert.py imports this file)
+  config: "ModelConfig"
 
   def setup(self):
     self.query = HeadKernel(self.config)

@@ -1,8 +1,13 @@
 """The two heads of pre-training: masked words and next sentence."""
 
+from typing import TYPE_CHECKING
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+
+if TYPE_CHECKING:  # bert.py imports this file
+  from bert_jax.models.bert import ModelConfig
 
 
 def gather_positions(x, positions):
@@ -65,7 +70,7 @@ class MlmHead(nn.Module):
     config: a `ModelConfig`.
   """
 
-  config: "ModelConfig"  # noqa: F821  (bert.py imports this file)
+  config: "ModelConfig"
 
   @nn.compact
   def __call__(self, hidden, masked_positions, word_table):
@@ -101,7 +106,7 @@ class NspHead(nn.Module):
     config: a `ModelConfig`.
   """
 
-  config: "ModelConfig"  # noqa: F821  (bert.py imports this file)
+  config: "ModelConfig"
 
   @nn.compact
   def __call__(self, pooled):

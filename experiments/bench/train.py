@@ -212,7 +212,7 @@ def measure(run, num_steps):
     run()
     secs.append(time.perf_counter() - start)
   others = busy_secs() - busy - (time.process_time() - own)
-  return statistics.median(secs), others / (sum(secs) * os.cpu_count())
+  return statistics.median(secs), others / (sum(secs) * (os.cpu_count() or 1))
 
 
 def main(argv=None):
@@ -228,7 +228,9 @@ def main(argv=None):
   for run in sides.values():  # compile, warm the caches
     run(), run()
 
-  table = {"ours": [], "hf": [], "ratio": [], "others": []}
+  table: dict[str, list[float]] = {
+    name: [] for name in ("ours", "hf", "ratio", "others")
+  }
   print(
     f"size {args.size}, {batch_size} x {LENGTH} tokens, {args.hidden_act}, "
     f"{args.threads} threads; tokens/s"
@@ -250,7 +252,7 @@ def main(argv=None):
     table["ratio"].append(table["ours"][-1] / table["hf"][-1])
     table["others"].append(max(0.0, *shares))
     show(str(i), *(column[-1] for column in table.values()))
-  summary = {}
+  summary: dict[str, dict[str, float]] = {}
   for statistic in (statistics.median, min, max):
     values = [statistic(column) for column in table.values()]
     show(statistic.__name__, *values)
