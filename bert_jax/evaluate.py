@@ -40,6 +40,11 @@ def check_model_fits(config: Any) -> bert.ModelConfig:
       "data.dir is not set; give --config.data.dir=DATA, a folder made by "
       "--mode=prepare"
     )
+  if config.objective == "mlm_nsp" and config.data.pairing != "pairs":
+    raise ValueError(
+      f"objective=mlm_nsp needs data.pairing=pairs, not {config.data.pairing}: "
+      "there is no next sentence to predict; set --config.objective=mlm"
+    )
   vocab_size = records.read_manifest(config.data.dir)["vocab_size"]
   if vocab_size > model_config.vocab_size:
     raise ValueError(

@@ -138,6 +138,8 @@ def main(argv: Sequence[str]) -> int:
     MODES[FLAGS.mode](FLAGS)
   except (ValueError, FileNotFoundError, PermissionError) as error:
     # What was asked for cannot be: say so, without a stack of frames.
+    if FLAGS.verbosity > 0:
+      raise
     log.debug("raised here", exc_info=True)
     return _refuse(str(error))
   except RuntimeError as error:

@@ -19,6 +19,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import threading
 import time
@@ -112,12 +113,13 @@ def _lock(folder: str) -> Iterator[None]:
 
 
 def _remove_leftovers(folder: str) -> None:
-  """Deletes the temporary files that a kill left behind."""
-  for root, _, names in os.walk(folder):
-    for name in names:
-      if name.endswith(".tmp"):
-        with contextlib.suppress(FileNotFoundError):
-          os.remove(os.path.join(root, name))
+  """Deletes the temporary files of ours that a kill left behind."""
+  for part in ("vocab", "tokens", "examples", _PROGRESS):
+    for root, _, names in os.walk(os.path.join(folder, part)):
+      for name in names:
+        if re.search(r"\.\d+\.tmp$", name):  # as records.replacing names them
+          with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(root, name))
 
 
 def _run(
@@ -276,19 +278,27 @@ def _write_vocabulary(
   else:
     asked = {k: p[k] for k in keys} | {
       "sample_bytes": p.vocab_sample_bytes,
+      "held_out": f"{p.held_out_rate:g} by {p.held_out_seed}",
       "units": _units_hash(units),
     }
   if os.path.exists(done):
     _check_same(records.read_json(done), asked, target)
     return
+  if os.path.exists(target):
+    raise records.DataError(
+      f"{target} is there already and --mode=prepare did not make it; give "
+      "another --output, or move it away"
+    )
   if p.vocab:
     tokenizer = loaded
   else:
     tokenizer = _learn_vocabulary(config, units)
-  shutil.rmtree(target, ignore_errors=True)
-  os.makedirs(target)
-  tokenizer.save(target)
-  records.write_json(done, asked)
+  whole = os.path.join(folder, _PROGRESS, "vocab")  # a kill leaves all or none
+  shutil.rmtree(whole, ignore_errors=True)
+  os.makedirs(whole)
+  tokenizer.save(whole)
+  records.write_json(os.path.join(whole, "settings.json"), asked)
+  os.rename(whole, target)
 
 
 def _learn_vocabulary(config: Any, units: list[corpus.Unit]):

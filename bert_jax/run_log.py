@@ -104,6 +104,13 @@ def check_workdir(workdir: str, run: dict) -> None:
   """
   path = os.path.join(workdir, "run.json")
   if not os.path.exists(path):
+    for name in ("checkpoints", "best"):
+      folder = os.path.join(workdir, name)
+      if os.path.isdir(folder) and os.listdir(folder):
+        raise RunError(
+          f"--workdir={workdir} holds {name} but no run.json that says of what "
+          "run; give another --workdir, or put its run.json back"
+        )
     return
   before = read_run(workdir)
   old, new = flatten(before["config"]), flatten(run["config"])

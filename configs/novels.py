@@ -2,7 +2,7 @@
 
 The commands, the curves and what they show are in experiments/novels/. Both
 sizes see less than an epoch or two of text, so there is no dropout (nothing to
-overfit) and the learning rate is ten times the paper's.
+overfit) and the learning rate is ten to twenty times the paper's.
 """
 
 from configs import base

@@ -10,6 +10,7 @@ import json
 import os
 import pydoc_data.topics
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,10 @@ import time
 from bert_jax import corpus
 from bert_jax import prepare
 from configs import demo
+
+COMMAND = os.path.relpath(
+  os.path.join(os.path.dirname(sys.executable), "bert-jax")
+)
 
 
 def help_pages() -> list[str]:
@@ -37,8 +42,10 @@ def help_pages() -> list[str]:
 
 def launch(*args: str) -> None:
   """Runs the launcher, showing the command."""
-  print("\n$ bert-jax " + " ".join(args), flush=True)
-  subprocess.run((sys.executable, "-m", "bert_jax.main", *args), check=True)
+  print(f"\n$ {COMMAND} " + " ".join(args), flush=True)
+  done = subprocess.run((sys.executable, "-m", "bert_jax.main", *args))
+  if done.returncode:
+    sys.exit(f"The demo stopped: status {done.returncode}; see above.")
 
 
 def held_out_sentences(config, text: str, count: int) -> list[dict]:
@@ -65,8 +72,10 @@ def main() -> None:
   parser.add_argument("--workdir", default="runs/demo")
   run = parser.parse_args().workdir
   start = time.monotonic()
-  os.makedirs(run, exist_ok=True)
   text, data = f"{run}/text.txt", f"{run}/data"
+  if os.path.exists(text):  # a demo before this one
+    shutil.rmtree(run)
+  os.makedirs(run, exist_ok=True)
   with open(text, "w", encoding="utf-8") as f:
     f.write("\n\n\n".join(help_pages()) + "\n")
   config = demo.get_config()
@@ -105,9 +114,13 @@ def main() -> None:
     f"  {run}/metrics.jsonl     every number; tensorboard --logdir {run}\n"
     f"  {run}/checkpoints       the model; {data}/vocab its vocabulary\n"
     "Next: your own text, one sentence a line, blank lines between documents:\n"
-    "  bert-jax --mode=prepare --config=configs/pretrain.py:size=tiny"
-    " --input=TEXT --output=DATA"
+    f"  {COMMAND} --mode=prepare --config=configs/pretrain.py:size=tiny"
+    " --input=TEXT --output=DATA\n"
+    f"  {COMMAND} --mode=train --config=configs/pretrain.py:size=tiny"
+    " --config.data.dir=DATA --workdir=RUN"
   )
+  if accuracy < 2 * baseline:
+    sys.exit("That is less than twice as good: something is wrong.")
 
 
 if __name__ == "__main__":

@@ -818,3 +818,20 @@ def test_the_report_says_what_was_made_and_what_is_next(inputs, capsys):
   assert f"train: {totals['train']['documents']} documents" in out
   assert "validation: " in out and "examples of 32" in out
   assert f"--config.data.dir={inputs.data}" in out
+
+
+def test_files_of_others_in_the_folder_are_left_alone(inputs, tmp_path):
+  others = [tmp_path / "notes.tmp", tmp_path / "mine" / "draft.1.tmp"]
+  for path in others:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+  prepare.prepare(inputs.config(), [inputs.text], str(tmp_path))
+  assert all(path.read_text() == "mine" for path in others)
+
+
+def test_a_vocabulary_folder_of_others_is_not_overwritten(inputs, tmp_path):
+  (tmp_path / "vocab").mkdir()
+  (tmp_path / "vocab" / "vocab.txt").write_text("mine")
+  with pytest.raises(records.DataError, match="did not make it"):
+    prepare.prepare(inputs.config(), [inputs.text], str(tmp_path))
+  assert (tmp_path / "vocab" / "vocab.txt").read_text() == "mine"

@@ -145,3 +145,12 @@ def test_metrics_that_are_not_there_or_damaged_are_an_error(tmp_path):
   (tmp_path / "metrics.jsonl").write_text("{\n")
   with pytest.raises(run_log.RunError, match="cannot be read"):
     run_log.read_metrics(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "best"])
+def test_checkpoints_of_nobody_knows_which_run_are_not_gone_on_from(
+  run, tmp_path, name
+):
+  (tmp_path / name / "10").mkdir(parents=True)
+  with pytest.raises(run_log.RunError, match="no run.json"):
+    run_log.check_workdir(str(tmp_path), run)

@@ -348,6 +348,7 @@ def test_a_predictable_text_is_learned(tmp_path, tiny_config, prepared):
     ("model.vocab_size", 16, "set --config.model.vocab_size=21"),
     ("model.num_heads", 5, "num_heads=5"),
     ("objective", "nsp", "objective='nsp'"),
+    ("data.pairing", "full_sentences", "set --config.objective=mlm"),
     ("optim.name", "sgd", "optim.name='sgd'"),
     ("optim.num_micro_batches", 3, "8 devices x 3 micro-batches"),
     ("mesh.tensor", 3, "tensor=3"),
