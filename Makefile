@@ -18,7 +18,7 @@ help:  ## list the targets
 setup: $(VENV)/.installed  ## make .venv from requirements.lock
 
 demo: setup  ## pre-train a small BERT on text that Python carries: 5 minutes
-	@$(PY) experiments/demo.py --workdir=runs/demo
+	@$(PY) -m experiments.demo --workdir=runs/demo
 
 test: setup  ## the default test suite (PYTEST_ARGS="-n 2": on two cores)
 	@$(PY) -m pytest $(PYTEST_ARGS)
