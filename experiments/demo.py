@@ -62,7 +62,9 @@ def held_out_sentences(config, text: str, count: int) -> list[dict]:
         ]
         for sentence in good[:1]:
           words = sentence.split()
-          answer, words[len(words) // 2] = words[len(words) // 2], "[MASK]"
+          plain = [i for i, w in enumerate(words) if w.isalpha() and w[3:]]
+          middle = plain[len(plain) // 2]
+          answer, words[middle] = words[middle], "[MASK]"
           lines.append({"text": " ".join(words), "answer": answer})
   return lines[:count]
 
