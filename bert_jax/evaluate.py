@@ -171,9 +171,10 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     values = evaluator(params)
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
-    with open(path, "w", encoding="utf-8") as f:
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
       json.dump({"step": step} | values, f, indent=1)
       f.write("\n")
+    os.replace(path + ".tmp", path)
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")
     _log.info("wrote %s", path)

@@ -64,6 +64,8 @@ def _run_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
   from bert_jax import run_log
 
   config = run_log.read_run(_workdir(flag_values))["config"]
+  # The devices here need not be those of the training.
+  config["mesh"] |= {"data": -1, "fsdp": 1, "tensor": 1}
   return ml_collections.ConfigDict(config, convert_dict=True)
 
 
@@ -130,7 +132,8 @@ def main(argv: Sequence[str]) -> int:
     return _refuse(f"give --mode, one of {', '.join(sorted(MODES))}")
   log = logging.getLogger("bert_jax")
   log.addHandler(logging.StreamHandler())  # plain lines on standard error
-  log.setLevel(logging.INFO)
+  # --verbosity=1 also shows where an error was raised.
+  log.setLevel(logging.DEBUG if FLAGS.verbosity > 0 else logging.INFO)
   log.propagate = False
   if FLAGS.verbosity < 1:  # of the libraries, only warnings
     absl_logging.set_verbosity(absl_logging.WARNING)
@@ -138,8 +141,6 @@ def main(argv: Sequence[str]) -> int:
     MODES[FLAGS.mode](FLAGS)
   except (ValueError, FileNotFoundError, PermissionError) as error:
     # What was asked for cannot be: say so, without a stack of frames.
-    if FLAGS.verbosity > 0:
-      raise
     log.debug("raised here", exc_info=True)
     return _refuse(str(error))
   except RuntimeError as error:

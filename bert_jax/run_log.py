@@ -29,6 +29,12 @@ FREE_KEYS = (
 )  # fmt: skip
 
 
+# What may differ between the sessions of a run that was stopped and went on.
+_SESSION_KEYS = (
+  "argv", "commit", "dirty", "devices", "resumed", "started", "versions",
+)  # fmt: skip
+
+
 class RunError(ValueError):
   """The workdir does not fit the run."""
 
@@ -153,11 +159,20 @@ def read_run(workdir: str) -> dict:
 
 
 def write_run(workdir: str, run: dict) -> None:
-  """Writes workdir/run.json in one piece; keeps when it first started."""
+  """Writes workdir/run.json in one piece.
+
+  A run that goes on keeps when it first started, and under `sessions` what the
+  sessions before this one ran with, oldest first.
+  """
   path = os.path.join(workdir, "run.json")
   if os.path.exists(path):
-    run = run | {"started": read_run(workdir).get("started")}
-    run |= {"resumed": datetime.datetime.now(datetime.UTC).isoformat("T")}
+    before = read_run(workdir)
+    session = {k: before.get(k) for k in _SESSION_KEYS}
+    run = run | {
+      "started": before.get("started"),
+      "resumed": datetime.datetime.now(datetime.UTC).isoformat("T"),
+      "sessions": [*before.get("sessions", []), session],
+    }
   with open(path + ".tmp", "w", encoding="utf-8") as f:
     json.dump(run, f, indent=1, sort_keys=True)
     f.write("\n")

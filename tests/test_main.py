@@ -25,7 +25,7 @@ def launch(monkeypatch):
   def run(*args):
     flag_values = flags.FlagValues()
     main.define_flags(flag_values)
-    flags.DEFINE_integer("verbosity", 1, "absl's", flag_values=flag_values)
+    flags.DEFINE_integer("verbosity", 0, "absl's", flag_values=flag_values)
     argv = ["bert-jax", *map(str, args)]
     monkeypatch.setattr(main, "FLAGS", flag_values)
     monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads it

@@ -45,6 +45,14 @@ def test_a_run_that_goes_on_keeps_when_it_started(run, tmp_path):
   assert again["resumed"] > run["started"]
 
 
+def test_a_run_that_goes_on_keeps_what_every_session_ran_with(run, tmp_path):
+  for commit in ("first", "second", "third"):
+    run_log.write_run(str(tmp_path), run | {"commit": commit})
+  again = run_log.read_run(str(tmp_path))
+  assert again["commit"] == "third"
+  assert [s["commit"] for s in again["sessions"]] == ["first", "second"]
+
+
 @pytest.mark.parametrize(
   ("key", "value"),
   [
