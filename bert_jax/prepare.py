@@ -584,7 +584,8 @@ def _write_examples(config: Any, folder: str) -> dict:
       raise records.DataError(
         f"{folder}: one {split} document alone; random next sentences need "
         "two. Separate documents (by blank lines, see prepare.format), give "
-        "more text, or set data.pairing=full_sentences"
+        "more text, raise prepare.held_out_rate (into another --output), or "
+        "set data.pairing=full_sentences"
       )
   progress_folder = os.path.join(folder, _PROGRESS, name)
   _keep_settings(progress_folder, settings)
