@@ -1,6 +1,8 @@
-"""Batches for the model, from prepared data.
+"""Batches for the model, from prepared data and from the features of tasks.
 
-Batch keys, the same everywhere. B rows, L tokens, P masked slots:
+Batch keys, the same everywhere. B rows, L tokens, P masked slots, S sequences
+packed into a row, G groups of them (a group is the C choices of a question,
+or else one sequence):
 
   input_ids         [B, L] int32    token ids, some replaced by masking
   input_mask        [B, L] int32    1 = a real token, 0 = padding
@@ -13,6 +15,11 @@ Batch keys, the same everywhere. B rows, L tokens, P masked slots:
   masked_weights    [B, P] float32  1 = a slot in use
   nsp_label         [B]    int32    0 = B follows A, 1 = B is random text
   weight            [B]    float32  0 = a filler row of a last batch
+  cls_positions     [B, S] int32    tasks: where the sequences of a row begin
+  label             [B, G] int32    tasks: class or right choice; [B, L] of tags
+                    [B, G] float32  the number of a regression
+  start, end        [B, S] int32    spans: ends of the answer, places in the row
+  weight            [B, G] float32  tasks: 0 = no such group; [B, L] of tags
 
 The batch at a step is a pure function of (seed, step): nothing needs saving,
 and it does not matter how many hosts or threads make it.
@@ -21,7 +28,7 @@ and it does not matter how many hosts or threads make it.
 from collections.abc import Iterator
 import dataclasses
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 from grain.experimental import index_shuffle
@@ -32,6 +39,15 @@ from bert_jax import records
 from bert_jax import tokenization
 
 Batch = dict[str, np.ndarray]
+
+
+class Batches(Protocol):
+  """Batches by step."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, step: int, /) -> Batch: ...
+
 
 # Evaluation uses one choice of masks and of examples, whatever the run's seed,
 # so that numbers of different runs compare.
@@ -213,7 +229,8 @@ def open_examples(data: Any, split: str) -> records.ExampleStore:
   """Opens the examples that a config's `data` group asks for.
 
   Raises:
-    records.DataError: they were not made; says with which command.
+    records.DataError: they were not made, or they or their tokens are damaged;
+      says with which command they are made.
   """
   name = records.examples_name(data)
   records.read_manifest(data.dir)  # says how to make it where it is missing
@@ -224,14 +241,15 @@ def open_examples(data: Any, split: str) -> records.ExampleStore:
       f"{data.dir} has no examples {name}, only {', '.join(found) or 'none'};"
       " add them with --mode=prepare, the same --config and no --input"
     )
-  store = records.ExampleStore(data.dir, name, split)
+  manifest = records.read_manifest(os.path.join(folder, name))
   tokens = records.file_hash(os.path.join(data.dir, "manifest.json"))
-  if store.manifest["settings"]["tokens"] != tokens:
+  if manifest["settings"]["tokens"] != tokens:
     raise records.DataError(
       f"{folder}/{name} was made of other tokens than {data.dir}/tokens; "
       "delete it and run --mode=prepare again"
     )
-  return store
+  records.verify(data.dir, name, split, data.verify)
+  return records.ExampleStore(data.dir, name, split)
 
 
 def load_vocabulary(folder: str) -> tokenization.Tokenizer:
@@ -248,7 +266,11 @@ def load_vocabulary(folder: str) -> tokenization.Tokenizer:
 
 
 def prefetch(
-  batches: PretrainBatches, start: int, *, num_threads: int, buffer_size: int
+  batches: Batches,
+  start: int,
+  *,
+  num_threads: int,
+  buffer_size: int,
 ) -> Iterator[Batch]:
   """Yields batches[start], batches[start + 1], ... made ahead by Grain.
 

@@ -1,8 +1,10 @@
 """Reads raw text as documents, each a list of sentences, in bounded memory.
 
 A corpus is cut into units: stretches of a file that begin and end between two
-documents. Where the cuts fall depends on the files and `unit_bytes` alone, so
-whatever is made a unit at a time does not depend on who makes it.
+documents. A compressed file is one unit, as nobody can begin in its middle; who
+reads it cuts the documents into parts instead. Where the cuts fall depends on
+the files and `unit_bytes` alone, so whatever is made a unit or a part at a time
+does not depend on who makes it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,10 @@ MAX_DOCUMENT_BYTES = 1 << 24
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TFDS_UNIT_RECORDS = 5_000
 
+# Looked at to guess how much text an input holds.
+_RATE_BYTES = 1 << 18
+_RATE_RECORDS = 64
+
 # Blank lines in a row that end a document.
 _BLANK_LINES = {"sentences": 1, "paragraphs": 2}
 
@@ -48,12 +54,32 @@ class Unit:
       which cannot be cut).
     size: bytes of text the unit stands for, for progress (compressed size, or
       records, where the text's is not known).
+    part_bytes: of text after which a part of the unit ends, where the unit
+      itself could not be cut to size; 0 = it is one part.
   """
 
   path: str
   start: int
   end: int
   size: int
+  part_bytes: int = 0
+
+
+class Reading:
+  """Counts and hashes what was read of a unit."""
+
+  def __init__(self):
+    self._hash = hashlib.sha256()
+    self.num_bytes = 0
+
+  def update(self, data: bytes) -> None:
+    """Adds bytes, the next that were read."""
+    self._hash.update(data)
+    self.num_bytes += len(data)
+
+  def hexdigest(self) -> str:
+    """SHA-256 of all bytes, in hexadecimal."""
+    return self._hash.hexdigest()
 
 
 def list_units(
@@ -79,14 +105,14 @@ def list_units(
       f"{', '.join(FORMATS)}"
     )
   if text_format == "tfds":
-    return [u for p in patterns for u in _tfds_units(p)]
+    return [u for p in patterns for u in _tfds_units(p, unit_bytes)]
   paths = sorted({p for pattern in patterns for p in _expand(pattern)})
   units = []
   for path in paths:
     _check_text(path)
     size = epath.Path(path).stat().length
     if path.endswith(".gz"):
-      units.append(Unit(path, 0, -1, size))
+      units.append(Unit(path, 0, -1, size, unit_bytes))
     else:
       cuts = _cuts(path, size, text_format, unit_bytes)
       units += [Unit(path, a, b, b - a) for a, b in itertools.pairwise(cuts)]
@@ -186,7 +212,7 @@ def read_documents(
     text_format: one of FORMATS.
     text_key: the field that holds the text ("jsonl", "tfds").
     language: of the sentence splitter, such as "en" (all but "sentences").
-    digest: a hashlib object to feed with the bytes read, or None.
+    digest: a Reading or hashlib object to feed with the bytes read, or None.
 
   Raises:
     CorpusError: bytes that are not UTF-8, or a record without its text; the
@@ -205,6 +231,86 @@ def read_documents(
       sentences = _split(re.split(r"\n\s*", piece), language)
       if sentences:
         yield sentences
+
+
+def read_parts(
+  unit: Unit, text_format: str, text_key: str, language: str, reading: Reading
+) -> Iterator[Iterator[list[str]]]:
+  """Yields the documents of a unit in parts, each of which bounds the memory.
+
+  A part ends with the document in which `part_bytes` of text were read since
+  the part before. Each must be used up before the next is asked for.
+
+  Args:
+    unit: what to read.
+    text_format: as in read_documents.
+    text_key: as in read_documents.
+    language: as in read_documents.
+    reading: is fed with the bytes read.
+
+  Raises:
+    CorpusError: as in read_documents.
+  """
+  documents = read_documents(unit, text_format, text_key, language, reading)
+  start = 0
+
+  def part(document: list[str] | None) -> Iterator[list[str]]:
+    nonlocal start
+    while document is not None:
+      yield document
+      if 0 < unit.part_bytes <= reading.num_bytes - start:
+        break
+      document = next(documents, None)
+    start = reading.num_bytes
+
+  for document in documents:
+    yield part(document)
+
+
+def text_sizes(
+  units: Sequence[Unit], text_format: str, text_key: str
+) -> list[int]:
+  """Bytes of text in each unit, guessed where `size` counts something else.
+
+  Args:
+    units: of list_units.
+    text_format: one of FORMATS.
+    text_key: the field that holds the text ("tfds").
+
+  Raises:
+    CorpusError: an input is damaged or lacks the field.
+  """
+  rates = {}
+  for path in {u.path for u in units}:
+    if text_format == "tfds":
+      rates[path] = _tfds_rate(path, text_key)
+    else:
+      rates[path] = _gzip_rate(path) if path.endswith(".gz") else 1
+  return [round(u.size * rates[u.path]) for u in units]
+
+
+def _gzip_rate(path: str) -> float:
+  """How many bytes a packed byte becomes, judged by the head of a file."""
+  with epath.Path(path).open("rb") as f:
+    head = f.read(_RATE_BYTES)
+  unpacker = zlib.decompressobj(wbits=31)  # gzip
+  try:
+    text = unpacker.decompress(head, 8 * _RATE_BYTES)
+  except zlib.error as error:
+    raise CorpusError(f"{path} breaks off or is damaged: {error}") from error
+  rest = len(unpacker.unused_data) + len(unpacker.unconsumed_tail)
+  return max(1.0, len(text) / (len(head) - rest))
+
+
+def _tfds_rate(path: str, text_key: str) -> float:
+  """Bytes of text in a record, the mean of some from all over the data."""
+  count = len(_tfds_source(path))
+  places = range(0, count, -(-count // _RATE_RECORDS))
+  reading = Reading()
+  for i in places:
+    for _ in _tfds_texts(Unit(path, i, i + 1, 1), text_key, reading):
+      pass
+  return reading.num_bytes / len(places)
 
 
 def _bounded(text: str) -> Iterator[str]:
@@ -356,13 +462,13 @@ def _tfds_source(path: str):
   return builder.as_data_source(split=split)
 
 
-def _tfds_units(path: str) -> list[Unit]:
+def _tfds_units(path: str, unit_bytes: int) -> list[Unit]:
   count = len(_tfds_source(path))
   if not count:
     raise CorpusError(f"--input={path} holds no record")
   return [
       Unit(path, i, min(i + _TFDS_UNIT_RECORDS, count),
-           min(_TFDS_UNIT_RECORDS, count - i))
+           min(_TFDS_UNIT_RECORDS, count - i), unit_bytes)
       for i in range(0, count, _TFDS_UNIT_RECORDS)
   ]  # fmt: skip
 

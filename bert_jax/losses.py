@@ -7,6 +7,10 @@ of devices or micro-batches is not the mean of the batch.
 import jax
 import jax.numpy as jnp
 
+# Of tokens that are not in the sequence; finite, so that a slot without a
+# sequence has a gradient of zero and not NaN.
+OUTSIDE_SCORE = -1e9
+
 
 def cross_entropy(
   logits: jax.Array, labels: jax.Array, weights: jax.Array
@@ -68,6 +72,61 @@ def accuracy(
   weights = weights.astype(jnp.float32)
   correct = jnp.argmax(logits, axis=-1) == labels
   return jnp.sum(jnp.where(correct, weights, 0.0)), jnp.sum(weights)
+
+
+def squared_error(
+  predictions: jax.Array, labels: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted sum of (prediction - label)^2, and the weight.
+
+  Args:
+    predictions: [...] floats.
+    labels: [...] floats.
+    weights: [...] how much each counts; 0 leaves it out.
+
+  Raises:
+    ValueError: If the shapes do not fit.
+  """
+  _check_shapes(predictions[..., None], labels, weights)
+  weights = weights.astype(jnp.float32)
+  error = predictions.astype(jnp.float32) - labels.astype(jnp.float32)
+  return jnp.sum(jnp.square(error) * weights), jnp.sum(weights)
+
+
+def span_cross_entropy(
+  logits: jax.Array,
+  sequence_ids: jax.Array,
+  start: jax.Array,
+  end: jax.Array,
+  weights: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the summed loss of answers marked by their two ends.
+
+  Of each sequence, two softmaxes over its own tokens: one for the first token
+  of the answer and one for the last. Their losses are averaged.
+
+  Differs from BERT: there, the softmax also runs over the padding behind the
+  sequence, which a packed row does not have.
+
+  Args:
+    logits: [B, L, 2] scores of starting and of ending at a token.
+    sequence_ids: [B, L] which sequence of its row a token is of, from 1 on.
+    start: [B, S] place in the row of the first token of the answer.
+    end: [B, S] of its last token.
+    weights: [B, S]; 0 = there is no such sequence.
+
+  Returns:
+    Two float32 scalars: the sum of weight * loss (nats), the sum of weights.
+
+  Source: google-research/bert run_squad.py:646-660.
+  """
+  slots = jnp.arange(1, start.shape[1] + 1, dtype=sequence_ids.dtype)
+  own = sequence_ids[:, None] == slots[None, :, None]  # [B, S, L]
+  total = jnp.zeros((), jnp.float32)
+  for side, label in enumerate((start, end)):
+    scores = jnp.where(own, logits[:, None, :, side], OUTSIDE_SCORE)
+    total += cross_entropy(scores, label, weights)[0] / 2
+  return total, jnp.sum(weights.astype(jnp.float32))
 
 
 def mean(sum_: jax.Array, weight: jax.Array) -> jax.Array:

@@ -24,26 +24,29 @@ class Objective:
   """What a model is trained on and how it is judged.
 
   Attributes:
-    make_model: config.model (checked) -> module.
+    make_model: config.model (checked) -> module; of a task also num_labels, K.
     inputs: batch keys that the module takes.
     losses: (outputs, batch) -> the terms of the loss; the total is the sum of
       their means.
     weights: batch -> the weight of each of these terms, without a model.
     metrics: (outputs, batch) -> what evaluation reports, the losses included.
+      Of a task only its loss: the rest needs decoded predictions.
   """
 
-  make_model: Callable[[bert.ModelConfig], nn.Module]
+  make_model: Callable[..., nn.Module]
   inputs: tuple[str, ...]
   losses: Callable[[Any, Batch], Sums]
   weights: Callable[[Batch], dict[str, jax.Array]]
   metrics: Callable[[Any, Batch], Sums]
 
+  def arguments(self, batch: Batch) -> dict[str, jax.Array]:
+    """What the module takes of a batch; of packed rows also how they are."""
+    packed = (k for k in ("positions", "sequence_ids") if k in batch)
+    return {k: batch[k] for k in (*self.inputs, *packed)}
+
   def apply(self, model: nn.Module, params: Any, batch: Batch, **kwargs) -> Any:
     """Runs the model on a batch."""
-    inputs: dict[str, Any] = {k: batch[k] for k in self.inputs}
-    for key in ("positions", "sequence_ids"):
-      if key in batch:
-        inputs[key] = batch[key]
+    inputs: dict[str, Any] = self.arguments(batch)
     return model.apply({"params": params}, **inputs, **kwargs)
 
 
@@ -87,6 +90,65 @@ def _nsp_metrics(outputs: Any, batch: Batch) -> Sums:
   }
 
 
+def _task(
+  loss: Callable[[Any, Batch], tuple],
+  *,
+  pooled: bool,
+  num_outputs: int | None = None,
+  head_dropout: bool = True,
+) -> Objective:
+  """The row of a kind of task, whose only term is its loss.
+
+  Args:
+    loss: (outputs, batch) -> (sum, weight).
+    pooled: the head reads [CLS] of every sequence, not all tokens.
+    num_outputs: of the head; None = the number of labels.
+    head_dropout: dropout before the head.
+  """
+
+  def make_model(config: bert.ModelConfig, num_labels: int) -> nn.Module:
+    return bert.TaskModel(
+      config, num_outputs or num_labels, pooled, head_dropout
+    )
+
+  inputs: tuple[str, ...] = ("input_ids", "input_mask", "segment_ids")
+  return Objective(
+    make_model=make_model,
+    inputs=(*inputs, "cls_positions") if pooled else inputs,
+    losses=lambda o, b: {"task_loss": loss(o, b)},
+    weights=lambda b: {"task_loss": b["weight"].sum()},
+    metrics=lambda o, b: {"task_loss": loss(o, b)},
+  )
+
+
+def choice_scores(outputs: jax.Array, num_groups: int) -> jax.Array:
+  """[B, S, 1] scores of sequences -> [B, G, C] of the choices of a question."""
+  return outputs.reshape(outputs.shape[0], num_groups, -1)
+
+
+def _class_loss(outputs: Any, batch: Batch) -> tuple:
+  return losses.cross_entropy(outputs, batch["label"], batch["weight"])
+
+
+def _number_loss(outputs: Any, batch: Batch) -> tuple:
+  return losses.squared_error(outputs[..., 0], batch["label"], batch["weight"])
+
+
+def _choice_loss(outputs: Any, batch: Batch) -> tuple:
+  scores = choice_scores(outputs, batch["label"].shape[1])
+  return losses.cross_entropy(scores, batch["label"], batch["weight"])
+
+
+def _span_loss(outputs: Any, batch: Batch) -> tuple:
+  return losses.span_cross_entropy(
+    outputs,
+    batch["sequence_ids"],
+    batch["start"],
+    batch["end"],
+    batch["weight"],
+  )
+
+
 _PRETRAIN_INPUTS = (
   "input_ids",
   "input_mask",
@@ -111,6 +173,16 @@ OBJECTIVES = {
     weights=_mlm_weights,
     metrics=_mlm_metrics,
   ),
+  # A label of a sentence or a pair (paper, 4.1).
+  "classify": _task(_class_loss, pooled=True),
+  # A number for it; the original has none (GLUE's STS-B).
+  "regress": _task(_number_loss, pooled=True, num_outputs=1),
+  # One of several endings, each scored by a vector (paper, 4.4).
+  "choice": _task(_choice_loss, pooled=True, num_outputs=1),
+  # A label of every word, read at its first piece (paper, 5.3).
+  "tag": _task(_class_loss, pooled=False),
+  # The two ends of an answer (paper, 4.2); without dropout before the head.
+  "span": _task(_span_loss, pooled=False, num_outputs=2, head_dropout=False),
 }
 
 

@@ -14,8 +14,10 @@ import fcntl
 import functools
 import glob
 import hashlib
+import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import random
@@ -315,26 +317,43 @@ def _learn_vocabulary(config: Any, units: list[corpus.Unit]):
 
 
 def _sample_text(config: Any, units: list[corpus.Unit]) -> Iterator[str]:
-  """Sentences of evenly spread units, held-out documents left out."""
+  """Sentences from all over the text, held-out documents left out.
+
+  Of the units that were cut, evenly spread ones are read; of every compressed
+  file, which can be read only from its start, the head.
+  """
   p = config.prepare
-  total = sum(u.size for u in units)
-  stride = max(1, -(-total // p.vocab_sample_bytes))
+  sizes = corpus.text_sizes(units, p.format, p.text_key)
+  stride = max(1, -(-sum(sizes) // p.vocab_sample_bytes))
   left = p.vocab_sample_bytes
-  for unit in units[::stride]:
+  place = itertools.count()  # among the units that were cut
+  owed = 0.0  # bytes that the compressed files up to here have yet to give
+  for unit, size in zip(units, sizes, strict=True):
+    is_whole = unit.end < 0
+    owed += size / stride if is_whole else 0
+    limit = owed if is_whole and stride > 1 else math.inf
+    if limit <= 0 or (not is_whole and next(place) % stride):
+      continue
+    reading = corpus.Reading()
     for document in corpus.read_documents(
-      unit, p.format, p.text_key, p.language
+      unit, p.format, p.text_key, p.language, reading
     ):
       if not is_held_out(document, p.held_out_rate, p.held_out_seed):
         yield from document
         left -= sum(map(len, document))
         if left < 0:
           return
+      if reading.num_bytes >= limit:
+        break
+    owed -= reading.num_bytes if is_whole else 0
 
 
 def _units_hash(units: list[corpus.Unit]) -> str:
   """A hash of names, cuts and sizes of the inputs (not of their bytes)."""
   text = json.dumps([
-      (os.path.basename(u.path), u.start, u.end, u.size) for u in units
+      (os.path.basename(u.path), u.start, u.end, u.size)
+      + ((u.part_bytes,) if u.part_bytes else ())
+      for u in units
   ])  # fmt: skip
   return hashlib.sha256(text.encode()).hexdigest()
 
@@ -383,7 +402,7 @@ def _check_tables(folder: str, manifest: dict) -> None:
 
 
 def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
-  """Tokenises every unit into one shard a split."""
+  """Tokenises every unit into one shard a split, or one a part."""
   p = config.prepare
   tokenizer = tokenization.load_tokenizer(os.path.join(folder, "vocab"))
   settings = {
@@ -417,7 +436,7 @@ def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
     for name in ("pad", "unk", "cls", "sep", "mask")
   ]
   for split in records.SPLITS:
-    shards[split] = [r[split] for r in results if r[split]["documents"]]
+    shards[split] = [row for r in results for row in r[split]]
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for s in shards[split]:
       counts += np.load(
@@ -483,21 +502,39 @@ def _tokenizer(folder: str, fingerprint: str):
 
 
 def tokenize_unit(job: dict) -> dict:
-  """Writes one unit's shard of the token store, one a split.
+  """Writes one unit's shards of the token store, one a split and part.
 
   Args:
     job: shard, folder, unit (a corpus.Unit as a dict) and the settings of the
       token stage.
 
   Returns:
-    For each split: shard, documents, sentences, tokens, unknown, records and
-    hashes; and the hash of the bytes read.
+    For each split its rows of the manifest; and the hash of the bytes read.
+  """
+  unit = corpus.Unit(**job["unit"])
+  reading = corpus.Reading()
+  result: dict[str, Any] = {split: [] for split in records.SPLITS}
+  parts = corpus.read_parts(
+    unit, job["format"], job["text_key"], job["language"], reading
+  )
+  for part, documents in enumerate(parts):
+    shard = records.shard_of_part(job["shard"], part)
+    for split, row in _write_shard(job, shard, documents).items():
+      result[split].append(row)
+  return result | {"sha256": reading.hexdigest()}
+
+
+def _write_shard(
+  job: dict, shard: records.Shard, documents: Iterator[list[str]]
+) -> dict[str, dict]:
+  """Writes the documents of a part, one shard for each split that has some.
+
+  Returns:
+    For each such split: shard, documents, sentences, tokens, unknown, records
+    and hashes.
   """
   tokenizer = _tokenizer(job["folder"], job["vocab"])
-  unit = corpus.Unit(**job["unit"])
   folder = os.path.join(job["folder"], "tokens")
-  shard = job["shard"]
-  digest = hashlib.sha256()
   paths = {
     s: functools.partial(records.shard_path, folder, s, shard)
     for s in records.SPLITS
@@ -514,9 +551,7 @@ def tokenize_unit(job: dict) -> dict:
       )
       for s in records.SPLITS
     }
-    for document in corpus.read_documents(
-      unit, job["format"], job["text_key"], job["language"], digest
-    ):
+    for document in documents:
       ids = [i for i in tokenizer.encode_batch(document) if i]
       if ids:
         held_out = is_held_out(
@@ -525,11 +560,11 @@ def tokenize_unit(job: dict) -> dict:
         split = records.SPLITS[held_out]
         sentences[split] += len(ids)
         writers[split].add(ids)
-  result: dict[str, Any] = {"sha256": digest.hexdigest()}
+  result = {}
   for split, writer in writers.items():
     path = paths[split]
-    row = {"shard": shard, "documents": len(writer.documents) - 1}
-    if row["documents"]:
+    num_documents = len(writer.documents) - 1
+    if num_documents:
       records.write_array(path("boundaries.npy"), writer.boundaries)
       records.write_array(path("documents.npy"), writer.documents)
       records.write_array(
@@ -539,9 +574,11 @@ def tokenize_unit(job: dict) -> dict:
           ),
           writer.counts,
       )  # fmt: skip
-      row |= {
+      result[split] = {
+        "shard": shard,
+        "documents": num_documents,
         "sentences": sentences[split],
-        "tokens": writer.num_tokens - row["documents"],
+        "tokens": writer.num_tokens - num_documents,
         "unknown": int(writer.counts[tokenizer.unk_id]),
         "records": writer.num_records,
         "sha256": {
@@ -551,7 +588,6 @@ def tokenize_unit(job: dict) -> dict:
       }
     else:
       os.remove(path("array_record"))
-    result[split] = row
   return result
 
 
@@ -591,8 +627,8 @@ def _write_examples(config: Any, folder: str) -> dict:
   _keep_settings(progress_folder, settings)
   os.makedirs(target, exist_ok=True)
   jobs = [
-      dict(name=f"{split}-{s['shard']:05d}", index=i, split=split,
-           folder=folder, examples=name, size=s["tokens"])
+      dict(name=f"{split}-{records.shard_name(s['shard'])}", index=i,
+           split=split, folder=folder, examples=name, size=s["tokens"])
       | settings
       for split in records.SPLITS
       for i, s in enumerate(tokens["shards"][split])

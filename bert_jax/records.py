@@ -13,25 +13,39 @@ space (EXAMPLE), so another length or another pairing costs a few bytes.
   DATA/tokens/SPLIT.counts.npy             how often each id occurs
   DATA/examples/NAME/manifest.json         the same for one pairing and length
   DATA/examples/NAME/SPLIT-00000.array_record
+  DATA/.verified.json                      which files were found as written
+
+A unit of text that could not be cut, such as a compressed file, makes several
+shards: SPLIT-00000, SPLIT-00000-00001, SPLIT-00000-00002.
 """
 
 import bisect
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 import contextlib
 import functools
 import hashlib
 import itertools
 import json
+import logging
 import os
+import secrets
+import time
 from typing import Any
 
 from array_record.python import array_record_data_source
 from array_record.python import array_record_module
 import numpy as np
 
+_log = logging.getLogger(__name__)
+
 VERSION = 1
 RECORD_TOKENS = 256
 SPLITS = ("train", "validation")
+VERIFY = ("once", "always", "never")
+
+# The number of a unit, or its number and that of a later part as text.
+Shard = int | str
 
 # Token spans of the two segments; lengths in tokens; a full-sentence row has
 # b_length 0. Starts count tokens from the start of the split's address space.
@@ -49,6 +63,10 @@ EXAMPLE = np.dtype(
 _READ_ERRORS = (RuntimeError, ValueError, OSError, IndexError)
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
+_VERIFIED = ".verified.json"
+_HASH_THREADS = 16  # at most; more only wait for the disk
+_REPORT_SECS = 3.0  # between lines that say how far a check is
+
 
 class DataError(ValueError):
   """Prepared data is missing, damaged or does not fit."""
@@ -58,9 +76,10 @@ class DataError(ValueError):
 def replacing(path: str) -> Iterator[str]:
   """Yields a temporary name that becomes `path` when all went well.
 
-  A reader, or a run after a kill, sees the whole file or none.
+  A reader, or a run after a kill, sees the whole file or none. Processes, also
+  of several hosts, may write the same file: the last one wins.
   """
-  temporary = f"{path}.{os.getpid()}.tmp"
+  temporary = f"{path}.{secrets.randbits(63)}.tmp"
   try:
     yield temporary
     with open(temporary, "rb") as f:
@@ -202,9 +221,19 @@ def examples_name(data: Any) -> str:
   return f"{name}-seed{data.examples_seed}"
 
 
-def shard_path(folder: str, split: str, shard: int, suffix: str) -> str:
+def shard_of_part(unit: int, part: int) -> Shard:
+  """The shard that part 0, 1, ... of a unit makes: 7, "00007-00001", ..."""
+  return f"{unit:05d}-{part:05d}" if part else unit
+
+
+def shard_name(shard: Shard) -> str:
+  """The shard as file names have it: "00007" or "00007-00001"."""
+  return f"{shard:05d}" if isinstance(shard, int) else shard
+
+
+def shard_path(folder: str, split: str, shard: Shard, suffix: str) -> str:
   """`folder/SPLIT-00007.suffix`."""
-  return os.path.join(folder, f"{split}-{shard:05d}.{suffix}")
+  return os.path.join(folder, f"{split}-{shard_name(shard)}.{suffix}")
 
 
 class Records:
@@ -457,3 +486,131 @@ def read_manifest(folder: str) -> Any:
       "--mode=prepare into an empty folder"
     )
   return manifest
+
+
+def verify(folder: str, name: str, split: str, mode: str) -> None:
+  """Checks all files that batches of a split are made of.
+
+  A damaged record is an error only when it is read, perhaps days into a run;
+  this finds it at the start. What was found good is noted in the folder, if it
+  can be written, by path, size and time of the last change, so that the next
+  start need not read it again. Every process of a run checks for itself: no
+  host sees through another's eyes.
+
+  Args:
+    folder: DATA.
+    name: of the examples.
+    split: one of SPLITS.
+    mode: "once": what is not noted as good; "always": everything; "never".
+
+  Raises:
+    DataError: a file is missing, or is not what its manifest says.
+    ValueError: no such mode.
+  """
+  if mode not in VERIFY:
+    raise ValueError(
+      f"data.verify={mode!r} is not known; use one of {', '.join(VERIFY)}"
+    )
+  if mode == "never":
+    return
+  _check_counts(folder)
+  note = os.path.join(folder, _VERIFIED)
+  known = _read_verified(note) if mode == "once" else {}
+  wanted = _wanted_hashes(folder, name, split)
+  entries = {path: _entry(path, digest) for path, digest in wanted.items()}
+  good = {}
+  try:
+    unknown = [p for p, (key, e) in entries.items() if known.get(key) != e]
+    for path, found in _hash_files(unknown, folder):
+      if found != wanted[path]:
+        raise DataError(
+          f"{path} is damaged: its sha256 is {found}, but the manifest says "
+          f"{wanted[path]}; put the file back, or delete it and run "
+          "--mode=prepare again with the same --config and --input"
+        )
+      key, entry = entries[path]
+      good[key] = entry
+  finally:
+    if good:
+      with contextlib.suppress(OSError):  # not ours to write: check again
+        write_json(note, _read_verified(note) | good)
+
+
+def _entry(path: str, digest: str) -> tuple[str, list]:
+  """What is noted of a good file: under its full path, stamps and SHA-256."""
+  try:
+    stat = os.stat(path)
+  except OSError as error:
+    raise DataError(
+      f"{path} is missing; run --mode=prepare again ({error.strerror})"
+    ) from error
+  return os.path.realpath(path), [stat.st_size, stat.st_mtime_ns, digest]
+
+
+def _read_verified(path: str) -> dict[str, list]:
+  """The files noted as good; none if there is no such note, or no sound one."""
+  try:
+    known = read_json(path)
+  except (OSError, DataError):
+    return {}
+  return known if isinstance(known, dict) else {}
+
+
+def _wanted_hashes(folder: str, name: str, split: str) -> dict[str, str]:
+  """Path -> SHA-256 of the token and example files of a split."""
+  tokens = os.path.join(folder, "tokens")
+  examples = os.path.join(folder, "examples", name)
+  wanted = {}
+  for s in read_manifest(folder)["shards"][split]:
+    for suffix, digest in s["sha256"].items():
+      wanted[shard_path(tokens, split, s["shard"], suffix)] = digest
+  for s in read_manifest(examples)["shards"][split]:
+    path = shard_path(examples, split, s["shard"], "array_record")
+    wanted[path] = s["sha256"]
+  return wanted
+
+
+def _hash_files(paths: Sequence[str], folder: str) -> Iterator[tuple[str, str]]:
+  """Yields (path, SHA-256) in order; threads read ahead."""
+  total, done = sum(map(os.path.getsize, paths)), 0
+  said = time.monotonic()
+  pool = futures.ThreadPoolExecutor(min(_HASH_THREADS, os.cpu_count() or 1))
+  try:
+    waiting = [pool.submit(file_hash, path) for path in paths]
+    for path, future in zip(paths, waiting, strict=True):
+      try:
+        yield path, future.result()
+      except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+      done += os.path.getsize(path)
+      if time.monotonic() - said > _REPORT_SECS:
+        said = time.monotonic()
+        _log.info(
+          "checking %s: %.2f of %.2f GB", folder, done / 1e9, total / 1e9
+        )
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _check_counts(folder: str) -> None:
+  """Checks the counts of ids, which have no hash, by what they add up to.
+
+  Text never becomes a special token other than [UNK], and special tokens are
+  not counted: the sum is known.
+  """
+  manifest = read_manifest(folder)
+  for split, totals in manifest["totals"].items():
+    path = os.path.join(folder, "tokens", f"{split}.counts.npy")
+    counts = _map_array(path)
+    found = (len(counts), int(counts.sum()), int(counts.min(initial=0)) >= 0)
+    wanted = (
+      manifest["vocab_size"],
+      totals["tokens"] - totals["unknown"],
+      True,
+    )
+    if found != wanted:
+      raise DataError(
+        f"{path} is damaged: {found[0]} counts that add up to {found[1]}, but "
+        f"the manifest says {wanted[0]} and {wanted[1]}; delete the folder "
+        "tokens and run --mode=prepare again with the same --config and --input"
+      )

@@ -25,7 +25,10 @@ FREE_KEYS = (
     "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.rules",
     "data.dir", "data.prefetch_batches", "data.num_threads",
     "train.log_every_steps", "train.tensorboard",
-    "checkpoint.", "eval.", "prepare.", "predict.",
+    "checkpoint.", "eval.", "prepare.", "predict.", "convert.",
+    "data.verify", "task.dir", "task.files.", "task.vocab", "init_from",
+    "task.predict_splits", "task.eval_splits", "task.n_best",
+    "task.max_answer_len", "task.null_threshold",
 )  # fmt: skip
 
 

@@ -173,6 +173,14 @@ def check_batch_size(
   )
 
 
+def local_rows(place: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
+  """Which rows of the global batch the devices of this process hold."""
+  slices = place.addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(
+    np.concatenate([np.arange(batch_size)[rows] for rows in slices if rows])
+  )
+
+
 def put_global_batch(batch: Tree, sharding: jax.sharding.NamedSharding) -> Tree:
   """Assembles global arrays from the rows that each process has.
 

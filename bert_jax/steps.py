@@ -51,7 +51,7 @@ def init_state(
     rng: key of the initialisation.
     batch: any batch; only shapes matter, one row is enough.
   """
-  inputs: dict[str, Any] = {k: batch[k] for k in objective.inputs}
+  inputs: dict[str, Any] = objective.arguments(batch)
   params = model.init(rng, **inputs)["params"]
   return TrainState(
     step=jnp.zeros((), jnp.int32),
@@ -156,3 +156,20 @@ def make_eval_step(
     )
 
   return eval_step
+
+
+def make_predict_step(
+  model: nn.Module, objective: objectives.Objective
+) -> Callable[[Any, Batch], tuple[Any, objectives.Sums]]:
+  """Returns (params, batch) -> (outputs, sums).
+
+  The outputs are the model's, of every row; the sums are the objective's
+  metrics, {} where the batch has no labels.
+  """
+
+  def predict_step(params, batch):
+    outputs = objective.apply(model, params, batch, deterministic=True)
+    has_labels = "weight" in batch
+    return outputs, objective.metrics(outputs, batch) if has_labels else {}
+
+  return predict_step

@@ -54,6 +54,9 @@ _WORD_START = "\u2581"  # SentencePiece's mark of a word's first piece
 
 Path = str | os.PathLike[str]
 
+# Ids; for each its first character and the one after its last.
+Encoding = tuple[list[int], list[int], list[int]]
+
 
 class Tokenizer(abc.ABC):
   """A vocabulary together with the rules that cut text into its pieces.
@@ -81,6 +84,20 @@ class Tokenizer(abc.ABC):
   @abc.abstractmethod
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`, without special tokens."""
+
+  @abc.abstractmethod
+  def encode_with_offsets(self, text: str) -> Encoding:
+    """Returns the ids of `text`, and which characters each stands for.
+
+    The ids are those of `encode`. Both columns of characters grow with the
+    tokens; text[start:end] of a token has no spaces around it.
+
+    Args:
+      text: as it stands in a file, before any normalisation.
+
+    Returns:
+      ids, starts and ends, of equal length.
+    """
 
   @abc.abstractmethod
   def decode(self, ids: Iterable[int]) -> str:
@@ -209,6 +226,11 @@ def _chunks(text: str) -> list[str]:
   return text.split()
 
 
+# What `_chunks` makes of a text, in the text as it was; the controls are still
+# in it, and cleaning a chunk drops them.
+_CHUNK = re.compile(r"[\S\x0b\x0c\x1c-\x1f\x85]+")
+
+
 # The blocks BERT calls CJK ideographs. Not Hangul, Hiragana or Katakana, which
 # are written with spaces or treated as words like any other.
 _CJK_RANGES = (
@@ -279,6 +301,36 @@ class _WordSplitter:
       text = unicodedata.normalize("NFD", text.lower())
     return text.translate(self._set_apart).split()
 
+  def sources(self, chunk: str) -> tuple[list[int], list[int]]:
+    """Where the characters of the words of a chunk come from.
+
+    One character may become several (a syllable of Hangul) or none (a control,
+    an accent). An accent that was dropped counts to what it stood on.
+
+    Args:
+      chunk: as it stood in the text.
+
+    Returns:
+      For each character of the words, one after the other: the first character
+      of the chunk that it stands for, and the one after the last.
+    """
+    starts: list[int] = []
+    ends: list[int] = []
+    for at, char in enumerate(chunk):
+      text = char.translate(self._clean)
+      if self._lower_case:
+        text = unicodedata.normalize("NFD", text.lower())
+      count = len("".join(text.translate(self._set_apart).split()))
+      if not count and starts and unicodedata.combining(char):
+        first = starts[-1]
+        for i in range(len(starts) - 1, -1, -1):
+          if starts[i] != first:
+            break
+          ends[i] = at + 1
+      starts += [at] * count
+      ends += [at + 1] * count
+    return starts, ends
+
 
 # ---------------------------------------------------------------------------
 # WordPiece
@@ -343,6 +395,19 @@ class WordPieceTokenizer(Tokenizer):
     lookup = self._chunk_ids.__getitem__
     return list(itertools.chain.from_iterable(map(lookup, _chunks(text))))
 
+  def encode_with_offsets(self, text: str) -> Encoding:
+    """Returns the ids of `text`, and which characters each stands for."""
+    ids: list[int] = []
+    starts: list[int] = []
+    ends: list[int] = []
+    for match in _CHUNK.finditer(text):
+      at = match.start()
+      chunk_ids, chunk_starts, chunk_ends = self._chunk_offsets[match.group()]
+      ids += chunk_ids
+      starts += [at + start for start in chunk_starts]
+      ends += [at + end for end in chunk_ends]
+    return ids, starts, ends
+
   def decode(self, ids: Iterable[int]) -> str:
     """Returns words with spaces between them, punctuation being words."""
     words: list[str] = []
@@ -397,6 +462,33 @@ class WordPieceTokenizer(Tokenizer):
       return tuple(itertools.chain.from_iterable(words))
 
     return _Memo(chunk_ids, is_kept=_is_short)
+
+  @functools.cached_property
+  def _chunk_offsets(self) -> _Memo[str, Encoding]:
+    """The ids of a chunk of text, and their characters within it."""
+    split = _WordSplitter(self.lower_case)
+
+    def chunk_offsets(chunk: str) -> Encoding:
+      source_starts, source_ends = split.sources(chunk)
+      ids: list[int] = []
+      starts: list[int] = []
+      ends: list[int] = []
+      at = 0
+      for word in split(chunk):
+        rest = len(word)
+        for i in self._match(word):
+          piece = self._pieces[i]
+          size = len(piece) - 2 if rest < len(word) else len(piece)
+          if i == self.unk_id:  # stands for the whole word
+            size = rest
+          ids.append(i)
+          starts.append(source_starts[at])
+          ends.append(source_ends[at + size - 1])
+          at += size
+          rest -= size
+      return ids, starts, ends
+
+    return _Memo(chunk_offsets, is_kept=_is_short)
 
   @functools.cached_property
   def _matcher(self) -> tokenizers.models.WordPiece:
@@ -581,6 +673,22 @@ class SentencePieceTokenizer(Tokenizer):
     if not text.isascii():
       text = _SURROGATE.sub("\ufffd", text)  # the library takes only UTF-8
     return self._processor.encode(text)
+
+  def encode_with_offsets(self, text: str) -> Encoding:
+    """Returns the ids of `text`, and which characters each stands for."""
+    clean = _SURROGATE.sub("\ufffd", text)
+    parsed = self._processor.encode(clean, return_type="offset_mapping")
+    starts: list[int] = []
+    ends: list[int] = []
+    for start, end in parsed["offsets"]:
+      while start < end and text[start].isspace():
+        start += 1  # the mark of a word's start stands for the space before
+      while start < end and text[end - 1].isspace():
+        end -= 1
+      starts.append(start)
+      ends.append(end)
+    ids = parsed["ids"]
+    return ids, starts, ends
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text that the pieces spell."""

@@ -16,10 +16,8 @@ from rich import progress
 
 from bert_jax import batching
 from bert_jax import checkpoint
-from bert_jax import evaluate
 from bert_jax import flops
-from bert_jax import masking
-from bert_jax import objectives
+from bert_jax import jobs
 from bert_jax import optim
 from bert_jax import run_log
 from bert_jax import sharding
@@ -53,25 +51,13 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   check_steps(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor)  # fmt: skip
-  sharding.check_batch_size(
-    config.data.batch_size, mesh, config.optim.num_micro_batches
-  )
-  model_config = evaluate.check_model_fits(config)
-  objective = objectives.get_objective(config.objective)
-  model = objective.make_model(model_config)
-  optimizer, schedule = optim.make_optimizer(
-    config.optim, config.train.total_steps
-  )
+  job, pretrained = jobs.open_job(config, workdir)
+  config, model, objective = job.config, job.model, job.objective
+  total = job.total_steps
+  optimizer, schedule = optim.make_optimizer(config.optim, total)
   place = sharding.batch_sharding(mesh)
-  batches = batching.PretrainBatches(
-    config.data,
-    "train",
-    seed=config.seed,
-    batch_size=config.data.batch_size,
-    num_steps=config.train.total_steps,
-    rows=evaluate.local_rows(place, config.data.batch_size),
-  )
-  evaluator = evaluate.Evaluator(config, mesh, model, objective)
+  batches = job.batches(mesh)
+  evaluator = job.evaluator(mesh)
   first_batch = batches[0]
 
   # What the state is made of, and where each part of it lies.
@@ -84,18 +70,16 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   abstract = jax.eval_shape(init, row)
   state_place = sharding.state_sharding(abstract, mesh, config.mesh.rules)
   checkpoint.check_settings(config.checkpoint, evaluator.names(abstract.params))
+  imported = fit_weights(config, pretrained, abstract.params)
 
   # The record of the run.
-  run = run_log.describe(
-    config, evaluate.data_hash(config), list(mesh.devices.flat)
-  )
+  run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
   run_log.check_workdir(workdir, run)
   os.makedirs(workdir, exist_ok=True)
   writes = jax.process_index() == 0
 
-  # The state: from the newest checkpoint, or fresh. Whatever happens, what is
-  # being written is finished and closed.
-  total = config.train.total_steps
+  # The state: from the newest checkpoint, from the weights of `init_from`, or
+  # fresh. Whatever happens, what is being written is finished and closed.
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     checkpoints = stack.enter_context(
       contextlib.closing(
@@ -113,12 +97,15 @@ def train(config: Any, workdir: str) -> dict[str, float]:
       return {}
     if start is None:
       state = jax.jit(init, out_shardings=state_place)(row)
+      if imported is not None:
+        state = state.replace(params=place_params(state.params, imported))
       start = 0
     else:
       _log.info("going on from step %d of %s", start, workdir)
       state = restore(checkpoints, start, abstract, state_place)
     if writes:
       run_log.write_run(workdir, run)
+      job.tokenizer.save(os.path.join(workdir, "vocab"))
     log = None
     if writes:
       log = run_log.MetricsLog(workdir, start, config.train.tensorboard)
@@ -139,7 +126,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
       out_shardings=(state_place, everywhere),
     )
     param_norm = jax.jit(optax.tree.norm)
-    meter = Meter(config, mesh, start)
+    meter = Meter(job, mesh, start)
     pending = Pending(workdir, checkpoints)
     evaluation: dict[str, float] = {}
 
@@ -221,6 +208,45 @@ def restore(checkpoints, step: int, abstract, state_place) -> steps.TrainState:
   )
 
 
+def fit_weights(config: Any, pretrained: Any, params: Any) -> Any:
+  """The weights to start from, as the model's tree has them.
+
+  Args:
+    config: with `init_from`.
+    pretrained: weights.Pretrained, or None.
+    params: the model's parameters, or their shapes.
+
+  Returns:
+    The tree, None in it where a parameter starts fresh; or None.
+
+  Raises:
+    weights.WeightsError: a shape differs.
+  """
+  if pretrained is None:
+    return None
+  from bert_jax import weights  # slow to import, and not always needed
+
+  tree, added, dropped = weights.fit(pretrained.params, params)
+  for what, names in (("fresh", added), ("not used", dropped)):
+    if names:
+      _log.info("%s, %s: %s", config.init_from, what, ", ".join(sorted(names)))
+  return tree
+
+
+def place_params(fresh: Any, values: Any) -> Any:
+  """Puts host arrays where fresh parameters lie; None keeps the fresh one."""
+
+  def place(old, value):
+    if value is None:
+      return old
+    value = value.astype(old.dtype)
+    return jax.make_array_from_callback(
+      old.shape, old.sharding, lambda index: value[index]
+    )
+
+  return jax.tree.map(place, fresh, values)
+
+
 class Pending:
   """Metrics of steps that nobody has looked at yet."""
 
@@ -274,18 +300,11 @@ class Pending:
 class Meter:
   """Speed, the progress bar and the log lines."""
 
-  config: Any
+  job: jobs.Job
   mesh: jax.sharding.Mesh
   start: int
 
   def __post_init__(self):
-    data = self.config.data
-    slots = masking.num_slots(
-      data.seq_len, data.mask_rate, data.max_predictions
-    )
-    self._flops = flops.pretrain_step_flops(
-      self.config.model, data.batch_size, data.seq_len, slots
-    )
     self.bar = progress.Progress(
       progress.TextColumn("{task.description}"),
       progress.BarColumn(),
@@ -294,13 +313,13 @@ class Meter:
       disable=jax.process_index() != 0,
     )
     self._line = self.bar.add_task(
-      "train", total=self.config.train.total_steps, completed=self.start
+      "train", total=self.job.total_steps, completed=self.start
     )
     self._restart(None)
 
   def _restart(self, since: float | None) -> None:
     self._since = since
-    self._steps = self._useful = self._positions = 0
+    self._steps = self._useful = self._positions = self._flops = 0
     self._pause = 0.0
 
   def count(self, batch: batching.Batch, metrics: steps.Metrics) -> None:
@@ -312,9 +331,10 @@ class Meter:
       return
     self._steps += 1
     # Of this host's rows; all hosts have as many.
-    share = self.config.data.batch_size / len(batch["input_mask"])
-    self._useful += int(np.sum(batch["input_mask"]) * share)
-    self._positions += int(batch["input_mask"].size * share)
+    hosts = jax.process_count()
+    self._useful += int(np.sum(batch["input_mask"])) * hosts
+    self._positions += batch["input_mask"].size * hosts
+    self._flops += self.job.step_flops(batch)
 
   def paused(self):
     """A context whose time does not count as training."""
@@ -336,7 +356,7 @@ class Meter:
       devices = self.mesh.devices.flat
       mfu = flops.mfu(
         self._flops,
-        secs / self._steps,
+        secs,
         self.mesh.devices.size,
         devices[0].device_kind,
       )

@@ -51,6 +51,8 @@ SHARDING_RULES = (
   ("mlm/bias$", ("tensor",)),
   ("nsp/kernel$", ("fsdp", None)),
   ("nsp/bias$", (None,)),
+  ("task/kernel$", ("fsdp", None)),
+  ("task/bias$", (None,)),
   ("norm/(scale|bias)$", (None,)),
 )
 
@@ -105,7 +107,12 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   arguments(text)
   c = ml_collections.ConfigDict()
   c.seed = 0  # of initialisation, dropout, order of examples and masks
-  c.objective = "mlm_nsp"  # what is trained: "mlm_nsp", or "mlm" alone
+  # What is trained: "mlm_nsp", "mlm" alone, or "task": that of the group task.
+  c.objective = "mlm_nsp"
+  # Weights to start from: an HF directory, a TF1 checkpoint or a workdir. They
+  # decide the shape of the model, and its vocabulary where a task is trained.
+  c.init_from = ml_collections.config_dict.placeholder(str)
+  c.init_random = False  # shape and vocabulary of init_from, but fresh weights
 
   c.model = m = ml_collections.ConfigDict()
   m.vocab_size = 30522  # rows of the word table; the data's vocabulary fits
@@ -129,6 +136,9 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
 
   c.data = d = ml_collections.ConfigDict()
   d.dir = ml_collections.config_dict.placeholder(str)  # made by --mode=prepare
+  # Check the files' hashes at start: "once" (DATA/.verified.json notes what was
+  # found good), "always" or "never".
+  d.verify = "once"
   d.seq_len = 128  # tokens a row, [CLS] and [SEP] included
   d.batch_size = 256  # rows a step over all devices
   # "pairs": two segments and NSP. "full_sentences": one run of text, no NSP.
@@ -144,6 +154,30 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   d.static_masks = False  # the same masks in every epoch
   d.prefetch_batches = 4  # batches made ahead of the step
   d.num_threads = 1  # threads that make batches
+
+  d.pack = True  # tasks: sequences share rows; False = one a row, padded
+
+  c.task = q = ml_collections.ConfigDict()
+  q.name = ""  # a row of bert_jax/tasks, or "my-KIND" for data of your own
+  # Folder of its files in the official layout, or tfds:DIR of prepared TFDS.
+  q.dir = ml_collections.config_dict.placeholder(str)
+  # Files by split, where they have other names than the official ones.
+  q.files = ml_collections.ConfigDict(
+    {"train": "", "validation": "", "test": ""}
+  )
+  q.text = ()  # own data: columns of the text, in the order of the segments
+  q.label = ""  # own data: column of the label
+  q.labels = ()  # own data: the labels; () = those of the training file
+  q.vocab = ""  # vocab.txt, where init_from has none
+  q.eval_splits = ()  # to report; () = all that have labels
+  q.predict_splits = ()  # --mode=evaluate writes predictions of; TASK:SPLIT too
+  q.max_train_examples = 0  # the first ones of the training split; 0 = all
+  q.context = "sentence"  # of tags: "sentence", or "document" around it
+  q.max_query_len = 64  # tokens of a question that are kept
+  q.doc_stride = 128  # tokens between the windows of a long text
+  q.n_best = 20  # candidates for each end of an answer
+  q.max_answer_len = 30  # tokens
+  q.null_threshold = 0.0  # no answer where its score leads by more than this
 
   c.prepare = p = ml_collections.ConfigDict()
   # "sentences": one a line, blank line between documents (the original's).
@@ -181,6 +215,7 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
 
   c.train = t = ml_collections.ConfigDict()
   t.total_steps = 1_000_000  # optimizer steps, where the schedule ends
+  t.num_epochs = 0.0  # tasks: passes over the examples; 0 = total_steps counts
   t.log_every_steps = 100  # steps between lines of metrics.jsonl
   t.tensorboard = True  # also write TensorBoard event files
 
@@ -200,6 +235,9 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   k.keep = 3  # newest checkpoints to keep
   k.best_metric = "eval/loss"  # also keep the best by this; "" = no
   k.best_mode = "min"  # "min" or "max"
+
+  c.convert = v = ml_collections.ConfigDict()
+  v.to = "bert_jax"  # what to write: "bert_jax", "huggingface", "flax", "tf1"
 
   c.predict = r = ml_collections.ConfigDict()
   r.kind = "fill-mask"  # what to do with each line of --input

@@ -101,7 +101,7 @@ def tfds_builder(folder):
   """A small TFDS data set, prepared without TensorFlow."""
   import tensorflow_datasets as tfds
 
-  class Tiny(tfds.core.GeneratorBasedBuilder):
+  class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
@@ -208,6 +208,85 @@ def test_a_compressed_file_is_one_unit(tmp_path):
   assert len(read(path)) == 100
 
 
+@pytest.mark.parametrize("text_format", ["sentences", "paragraphs", "jsonl"])
+@pytest.mark.parametrize("unit_bytes", [1, 100, 1000, 10**6])
+def test_parts_end_with_the_document_that_fills_them(
+  tmp_path, text_format, unit_bytes
+):
+  rng = random.Random(0)
+  # One of them is longer than most parts.
+  documents = [
+    [f"{'x' * rng.randrange(40)}{i} is here."] * rng.choice((1, 2, 3, 40))
+    for i in range(50)
+  ]
+  texts = {
+    "sentences": ["\n".join(d) + "\n\n" for d in documents],
+    "paragraphs": ["\n\n".join(d) + "\n\n\n" for d in documents],
+    "jsonl": [json.dumps({"text": "\n".join(d)}) + "\n" for d in documents],
+  }[text_format]
+  path = write(tmp_path / "a.gz", "".join(texts))
+  (unit,) = corpus.list_units([path], text_format, unit_bytes)
+  reading, parts, expected, size = corpus.Reading(), [], [[]], 0
+  for part in corpus.read_parts(unit, text_format, "text", "en", reading):
+    parts.append(list(part))
+  for document, text in zip(documents, texts, strict=True):
+    if size >= unit_bytes:
+      expected.append([])
+      size = 0
+    expected[-1].append(document)
+    size += len(text)
+  assert parts == expected
+  assert reading.num_bytes == len("".join(texts))
+  whole = hashlib.sha256("".join(texts).encode())
+  assert reading.hexdigest() == whole.hexdigest()
+
+
+def test_a_unit_that_was_cut_to_size_is_one_part(tmp_path):
+  path = write(tmp_path / "a.txt", "A.\n\n" * 100)
+  for unit in corpus.list_units([path], "sentences", 50):
+    parts = corpus.read_parts(unit, "sentences", "", "en", corpus.Reading())
+    assert [len(list(part)) for part in parts] == [unit.size // 4]
+
+
+# -- how much text there is ---
+
+
+def sizes(path, text_format="sentences", unit_bytes=1 << 20):
+  units = corpus.list_units([path], text_format, unit_bytes)
+  return corpus.text_sizes(units, text_format, "text")
+
+
+@pytest.mark.parametrize("members", [1, 5])
+def test_the_text_in_a_compressed_file_is_guessed_from_its_head(
+  tmp_path, members
+):
+  rng = random.Random(0)
+  text = "".join(f"{rng.random()} sentence.\n" for _ in range(80_000)).encode()
+  step = len(text) // members
+  path = tmp_path / "a.gz"
+  path.write_bytes(
+    b"".join(
+      gzip.compress(text[i : i + step]) for i in range(0, len(text), step)
+    )
+  )
+  (found,) = sizes(str(path))
+  assert found == pytest.approx(len(text), rel=0.02)
+  assert path.stat().st_size < 0.6 * len(text)
+
+
+def test_the_text_in_plain_files_is_their_size(tmp_path):
+  path = write(tmp_path / "a.txt", "A b.\n\n" * 1000)
+  assert sum(sizes(path, unit_bytes=100)) == 6000
+
+
+@TFDS_WARNING
+def test_the_text_in_tfds_records_is_guessed_from_some(tmp_path):
+  builder = tfds_builder(tmp_path)
+  (found,) = sizes(str(builder.data_dir), "tfds")
+  one = len("Sentence 0 is here. Another \u00e9.\n\nA paragraph.".encode())
+  assert found == 9 * one
+
+
 # -- what could fill the memory ---
 
 
@@ -310,6 +389,18 @@ def test_damaged_compression_is_an_error_that_names_the_file(tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(corpus.CorpusError, match=error):
       read(str(tmp_path / name))
+
+
+def test_a_head_that_cannot_be_unpacked_is_an_error_that_names_the_file(
+  tmp_path,
+):
+  rng = random.Random(0)
+  text = "".join(f"{rng.random()} sentence.\n" for _ in range(9_000))
+  data = bytearray(gzip.compress(text.encode()))
+  data[60_000:60_100] = bytes(100)  # behind what list_units looks at
+  (tmp_path / "a.gz").write_bytes(data)
+  with pytest.raises(corpus.CorpusError, match="a.gz breaks off or is damage"):
+    sizes(str(tmp_path / "a.gz"))
 
 
 def test_unknown_formats_are_refused(tmp_path):

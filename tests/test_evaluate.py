@@ -9,7 +9,7 @@ import pytest
 
 from bert_jax import batching
 from bert_jax import evaluate
-from bert_jax import objectives
+from bert_jax import pretraining
 from bert_jax import records
 from bert_jax import run_log
 from bert_jax import sharding
@@ -73,7 +73,7 @@ def test_baseline_is_the_frequency_of_the_training_text(finished_run):
   smooth[: len(counts)] += counts
   log_probs = np.log(smooth / smooth.sum())
   np.testing.assert_allclose(
-    evaluate.unigram_log_probs(c.data.dir, c.model.vocab_size),
+    pretraining.unigram_log_probs(c.data.dir, c.model.vocab_size),
     log_probs,
     rtol=1e-6,
   )
@@ -100,13 +100,12 @@ def test_baseline_is_the_frequency_of_the_training_text(finished_run):
 def test_names_of_scores_are_known_without_computing(finished_run):
   c = finished_run.config
   mesh = sharding.make_mesh(-1, 1, 1)
-  objective = objectives.get_objective(c.objective)
-  model = objective.make_model(evaluate.check_model_fits(c))
-  evaluator = evaluate.Evaluator(c, mesh, model, objective)
+  job = pretraining.Pretraining(c)
+  model, evaluator = job.model, job.evaluator(mesh)
   row = jax.ShapeDtypeStruct((1, 8), "int32")
   shapes = jax.eval_shape(
     lambda **inputs: model.init(jax.random.key(0), **inputs)["params"],
-    **dict.fromkeys(objective.inputs, row),
+    **dict.fromkeys(job.objective.inputs, row),
   )
   assert evaluator.names(shapes) == sorted(finished_run.result)
 
@@ -119,4 +118,4 @@ def test_a_workdir_of_another_config_is_refused(finished_run, tmp_path):
 
 def test_counts_that_are_gone_are_named(tmp_path):
   with pytest.raises(records.DataError, match="train.counts.npy cannot be"):
-    evaluate.unigram_log_probs(str(tmp_path), 8)
+    pretraining.unigram_log_probs(str(tmp_path), 8)

@@ -12,19 +12,23 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "bert_jax"
 # From the top floor to the ground. A room (a subpackage) is named as a whole.
 FLOORS = (
   {"main"},
-  {"train", "plan", "evaluate", "predict", "prepare"},
+  {"train", "plan", "evaluate", "predict", "prepare", "convert"},
+  {"jobs"},
+  {"pretraining", "finetuning"},
   {"steps"},
   {"objectives"},
+  {"weights"},
   {"models", "tasks"},
   {"tokenization", "pairing", "masking", "packing", "metrics", "flops"}
   | {"batching", "losses", "optim", "sharding", "checkpoint", "records"}
-  | {"corpus", "run_log", "bert_jax"},
+  | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"},
 )
 # Imports within a floor: nothing but these, and modules of one room.
 SIDEWAYS = {
   "train": {"evaluate"},
   "predict": {"evaluate"},
   "batching": {"masking", "packing", "records", "tokenization"},
+  "task_batches": {"batching", "packing"},
 }
 # They run in the many processes that prepare data, which must start fast and
 # must not claim the accelerator.

@@ -32,6 +32,43 @@ def outputs():
   )
 
 
+def _task_case(name):
+  """Outputs and batch of a kind of task: L tokens, G groups of C sequences."""
+  rng = np.random.default_rng(2)
+  length, groups, choices, labels = 6, 2, 3, 4
+  shapes = {
+    "classify": (B, groups, labels),
+    "regress": (B, groups, 1),
+    "choice": (B, groups * choices, 1),
+    "tag": (B, length, labels),
+    "span": (B, length, 2),
+  }
+  slots = (B, length if name == "tag" else groups)
+  batch = {
+    "label": rng.integers(0, choices, slots),
+    "weight": rng.integers(0, 2, slots).astype(np.float32),
+  }
+  if name == "span":
+    start = rng.integers(0, 3, slots) + [0, 3]
+    batch |= {
+      "sequence_ids": np.tile([1, 1, 1, 2, 2, 2], (B, 1)),
+      "start": start,
+      "end": np.tile([2, 5], (B, 1)),
+    }
+  outputs = rng.normal(size=shapes[name]).astype(np.float32)
+  return outputs, jax.tree.map(jnp.asarray, batch)
+
+
+@pytest.fixture
+def case(batch, outputs):
+  """A function (name of an objective) -> outputs and batch of its kind."""
+
+  def make(name):
+    return (outputs, batch) if name.startswith("mlm") else _task_case(name)
+
+  return make
+
+
 @functools.cache
 def _jit(name, function):
   return jax.jit(getattr(objectives.get_objective(name), function))
@@ -63,8 +100,9 @@ def test_accuracies_count_by_hand(batch, outputs):
 
 
 @pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
-def test_weights_are_those_that_the_losses_report(name, batch, outputs):
+def test_weights_are_those_that_the_losses_report(name, case):
   """What a step divides by is known before the model has run."""
+  outputs, batch = case(name)
   objective = objectives.get_objective(name)
   weights = objective.weights(batch)
   losses = _jit(name, "losses")(outputs, batch)
@@ -86,7 +124,8 @@ def test_mlm_alone_looks_at_no_nsp_label(batch, outputs):
 
 
 @pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
-def test_sums_of_parts_are_the_sums_of_the_batch(name, batch, outputs):
+def test_sums_of_parts_are_the_sums_of_the_batch(name, case):
+  outputs, batch = case(name)
   objective = objectives.get_objective(name)
   whole = objective.metrics(outputs, batch)
 
@@ -96,6 +135,28 @@ def test_sums_of_parts_are_the_sums_of_the_batch(name, batch, outputs):
   added = jax.tree.map(jnp.add, part(slice(0, 2)), part(slice(2, 4)))
   for metric, pair in whole.items():
     np.testing.assert_allclose(added[metric], pair, rtol=1e-6)
+
+
+def test_losses_of_tasks_by_hand():
+  def loss(name, outputs, **batch):
+    batch = {k: jnp.asarray(v) for k, v in batch.items()}
+    return _jit(name, "losses")(jnp.asarray(outputs), batch)["task_loss"]
+
+  # Two of three numbers count: (1 - 3)^2 + (2 - 2.5)^2.
+  got = loss(
+    "regress", [[[1.0], [2.0], [9.0]]],
+    label=[[3.0, 2.5, 0.0]], weight=[[1.0, 1.0, 0.0]],
+  )  # fmt: skip
+  np.testing.assert_allclose(got, (4.25, 2))
+  # Scores 0, 0, log 2 of one question: the third choice has half of it.
+  got = loss(
+    "choice", [[[0.0], [0.0], [np.log(2)]]], label=[[2]], weight=[[1.0]]
+  )
+  np.testing.assert_allclose(got, (np.log(2), 1), rtol=1e-6)
+  got = loss(
+    "tag", np.zeros([1, 3, 5]), label=[[4, 0, 0]], weight=[[1.0, 0, 1.0]]
+  )
+  np.testing.assert_allclose(got, (2 * np.log(5), 2), rtol=1e-6)
 
 
 def test_unigram_baseline_by_hand():

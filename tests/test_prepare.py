@@ -65,6 +65,7 @@ def make_config(vocab="", **changes):
   config = base.get_config()
   config.data.seq_len = 32
   config.data.dupe_factor = 2
+  config.data.verify = "never"  # so that readers meet the damage themselves
   config.prepare.vocab = vocab
   config.prepare.unit_bytes = 6_000
   config.prepare.num_workers = 1
@@ -95,12 +96,15 @@ class Inputs:
   def __init__(self, folder):
     self.folder = folder
     self.documents = make_documents(150)
-    self.text = write_text(folder / "text.txt", self.documents)
+    self.text = self.write()
     self.vocab = write_vocabulary(folder / "vocab.txt")
     self.data = str(folder / "data")
     prepare.prepare(self.config(), [self.text], self.data)
     prepare.prepare(self.config(data__pairing="full_sentences"), [], self.data)
     self.tree = tree(self.data)
+
+  def write(self):
+    return write_text(self.folder / "text.txt", self.documents)
 
   def config(self, **changes):
     return make_config(self.vocab, **changes)
@@ -112,9 +116,32 @@ class Inputs:
     prepare.prepare(self.config(**changes), [], str(folder))
 
 
+class Packed(Inputs):
+  """The same with two compressed files, and a plain one between them."""
+
+  def write(self):
+    folder = self.folder / "in"
+    folder.mkdir()
+    for name, documents in (
+      ("a.txt.gz", self.documents[:60]),
+      ("b.txt", self.documents[60:80]),
+      ("c.txt.gz", self.documents[80:]),
+    ):
+      path = folder / name
+      write_text(path, documents)
+      if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
   return Inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+  return Packed(tmp_path_factory.mktemp("packed"))
 
 
 def open_split(folder, split):
@@ -209,7 +236,8 @@ def test_the_manifest_of_examples_counts_what_is_there(inputs, kind):
     }
     assert lengths.max() <= 32
     for row in manifest["shards"][split]:
-      path = f"examples/{name}/{split}-{row['shard']:05d}.array_record"
+      folder = f"examples/{name}"
+      path = records.shard_path(folder, split, row["shard"], "array_record")
       assert inputs.tree[path] == row["sha256"]
 
 
@@ -258,17 +286,65 @@ def test_full_sentences_hold_every_token_once_a_pass(inputs):
   assert examples["a_length"].max() == 30
 
 
+def shard_names(folder, split):
+  rows = records.read_manifest(folder)["shards"][split]
+  return [records.shard_name(s["shard"]) for s in rows]
+
+
+def test_a_compressed_file_makes_a_shard_every_so_many_bytes(packed):
+  names = shard_names(packed.data, "train")
+  assert names == sorted(names)
+  parts = [sum(n.startswith(f"{i:05d}") for n in names) for i in range(3)]
+  texts = [packed.documents[:60], packed.documents[80:]]
+  size = [sum(len("\n".join(d)) + 2 for d in part) for part in texts]
+  assert size[0] // 8_000 < parts[0] <= -(-size[0] // 6_000)
+  assert parts[1] == 1
+  assert size[1] // 8_000 < parts[2] <= -(-size[1] // 6_000)
+  assert parts[0] > 1 and parts[2] > 1
+  assert names[: parts[0]] == ["00000"] + [
+    f"00000-{i:05d}" for i in range(1, parts[0])
+  ]
+
+
+def test_shards_of_a_compressed_file_are_shards_like_any_other(packed):
+  """In sentences, counts, hashes and examples."""
+  test_sentences_come_back_from_the_token_store(packed)
+  manifest = records.read_manifest(packed.data)
+  assert [row["end"] == -1 for row in manifest["inputs"]] == [True, False, True]
+  with gzip.open(os.path.join(packed.text, "c.txt.gz")) as f:
+    digest = hashlib.sha256(f.read()).hexdigest()
+  assert manifest["inputs"][2]["sha256"] == digest
+  listed = set()
+  for split in records.SPLITS:
+    documents = stored_documents(packed.data, split)
+    assert manifest["totals"][split]["documents"] == len(documents)
+    for row in manifest["shards"][split]:
+      for suffix, value in row["sha256"].items():
+        path = records.shard_path("tokens", split, row["shard"], suffix)
+        assert packed.tree[path] == value
+        listed.add(path)
+  stored = {p for p in packed.tree if p.startswith("tokens/")}
+  assert stored - listed == {f"tokens/{s}.counts.npy" for s in records.SPLITS}
+  for kind in ("pairs", "full_sentences"):
+    test_the_manifest_of_examples_counts_what_is_there(packed, kind)
+  for split in records.SPLITS:
+    test_pairs_lie_within_documents_and_random_text_in_another(packed, split)
+  test_full_sentences_hold_every_token_once_a_pass(packed)
+
+
 # -- the same bytes however it was made ---
 
 
 @pytest.mark.parametrize(
   "workers", [pytest.param(2, marks=pytest.mark.slow), 3]
 )
+@pytest.mark.parametrize("kind", ["inputs", "packed"])
 def test_bytes_do_not_depend_on_the_number_of_workers(
-  inputs, tmp_path, workers
+  kind, tmp_path, workers, request
 ):
-  inputs.run(tmp_path, prepare__num_workers=workers)
-  assert tree(tmp_path) == inputs.tree
+  made = request.getfixturevalue(kind)
+  made.run(tmp_path, prepare__num_workers=workers)
+  assert tree(tmp_path) == made.tree
 
 
 def start(script, inputs, folder, *args):
@@ -340,6 +416,32 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
   inputs.run(folder)
   assert tree(folder) == inputs.tree
   assert {path: identity(path) for path in shards} == shards
+
+
+def test_a_run_killed_within_a_compressed_file_makes_all_of_it_again(
+  packed, tmp_path
+):
+  folder = str(tmp_path / "data")
+  units = [
+    sum(records.shard_name(s["shard"]).startswith(f"0000{i}") for s in rows)
+    for i in range(3)
+    for rows in [sum(records.read_manifest(packed.data)["shards"].values(), [])]
+  ]
+  calls = (
+    3 * (sum(units) - 1) - 1
+  )  # three arrays a shard; within the third file
+  process = start(KILL, packed, folder, "numpy", "save", calls)
+  assert process.wait() == -signal.SIGKILL
+  finished = tmp_path / "data" / ".progress" / "tokens"
+  assert {p.stem for p in finished.glob("0*.json")} == {"00000", "00001"}
+  tokens = tmp_path / "data" / "tokens"
+  kept = {p: identity(p) for p in tokens.glob("train-0000[01]*")}
+  again = {p: identity(p) for p in tokens.glob("train-00002*.array_record")}
+  assert len(kept) >= 9 and len(again) >= 2
+  packed.run(folder)
+  assert tree(folder) == packed.tree
+  assert {path: identity(path) for path in kept} == kept
+  assert all(identity(path) != before for path, before in again.items())
 
 
 def running(group):
@@ -450,6 +552,32 @@ with open("/proc/self/status") as f:
 """
 
 
+def peak(text, vocab, folder, kind):
+  """Most memory that a process has in use that prepares `folder`, bytes."""
+  output = subprocess.check_output(
+    [sys.executable, "-c", MEMORY, text, vocab, folder, kind],
+    cwd=ROOT,
+    text=True,
+  )
+  return int(output.rpartition("PEAK")[2]) * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
+@pytest.mark.parametrize("kind", ["pairs", "full_sentences"])
+def test_memory_does_not_grow_with_a_compressed_file(tmp_path, kind):
+  vocab = write_vocabulary(tmp_path / "vocab.txt")
+  part = "\n".join("\n".join(d) + "\n" for d in make_documents(5_500))
+  part, peaks = part.encode() + b"\n", []
+  for size in (20e6, 60e6):
+    text = tmp_path / f"{size:.0f}.txt.gz"
+    with gzip.open(text, "wb", compresslevel=1) as f:
+      for _ in range(int(size / len(part))):
+        f.write(part)
+    peaks.append(peak(text, vocab, tmp_path / f"{size:.0f}", kind))
+  assert peaks[1] - peaks[0] < 20e6  # of 40 MB more text
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
 @pytest.mark.parametrize("kind", ["pairs", "full_sentences"])
@@ -462,12 +590,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, kind):
     with text.open("w") as f:
       for _ in range(count):
         f.write(part + "\n")
-    output = subprocess.check_output(
-      [sys.executable, "-c", MEMORY, text, vocab, tmp_path / f"{count}", kind],
-      cwd=ROOT,
-      text=True,
-    )
-    peaks.append(int(output.rpartition("PEAK")[2]) * 1024)
+    peaks.append(peak(text, vocab, tmp_path / f"{count}", kind))
   assert 14 * size > 20e6
   assert peaks[1] - peaks[0] < 12e6  # of 14 times `size` more text
 
@@ -566,7 +689,7 @@ def tfds_builder(folder, documents):
   """A small TFDS data set, prepared without TensorFlow."""
   import tensorflow_datasets as tfds
 
-  class Words(tfds.core.GeneratorBasedBuilder):
+  class Words(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
@@ -618,6 +741,97 @@ def test_held_out_text_is_not_learned_from(tmp_path):
   config = make_config(prepare__vocab_size=60)
   prepare.prepare(config, [text], str(tmp_path / "data"))
   assert "z" not in (tmp_path / "data" / "vocab" / "vocab.txt").read_text()
+
+
+def sample(config, patterns):
+  """What a vocabulary is learned from, and how many bytes were read for it."""
+  read = [0]
+
+  class Counting(corpus.Reading):
+    def update(self, data):
+      super().update(data)
+      read[0] += len(data)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(corpus, "Reading", Counting)
+    p = config.prepare
+    units = corpus.list_units(patterns, p.format, p.unit_bytes)
+    return list(prepare._sample_text(config, units)), read[0]
+
+
+def test_a_sample_of_plain_text_is_of_evenly_spread_units(inputs):
+  config = inputs.config(prepare__vocab_sample_bytes=9_000)
+  found, read = sample(config, [inputs.text])
+  units = corpus.list_units([inputs.text], "sentences", 6_000)
+  stride = -(-sum(u.size for u in units) // 9_000)
+  assert 1 < stride < len(units)
+  documents = [
+    document
+    for unit in units[::stride]
+    for document in corpus.read_documents(unit, "sentences", "", "")
+  ]
+  kept = [d for d in documents if not prepare.is_held_out(d, 0.15, 0)]
+  assert found == sum(kept, [])[: len(found)]
+  assert read <= 9_000 + 6_000
+
+
+@pytest.mark.parametrize("count", [1, 4, 100])
+def test_a_sample_is_of_the_heads_of_all_compressed_files(
+  inputs, tmp_path, count
+):
+  documents = make_documents(1_000, seed=4, max_sentences=4)
+  for i in range(count):
+    text = "\n".join(
+      f"{i} {j}\n" + "\n".join(d) + "\n"
+      for j, d in enumerate(documents[i::count])
+    )
+    (tmp_path / f"{i:03d}.gz").write_bytes(gzip.compress(text.encode()))
+  size = sum(len("\n".join(d)) + 8 for d in documents)
+  wanted = size // 10
+  config = inputs.config(prepare__vocab_sample_bytes=wanted)
+  found, read = sample(config, [str(tmp_path)])
+  assert 0.7 * wanted < read < 1.4 * wanted
+  where = [tuple(map(int, s.split())) for s in found if s[0].isdigit()]
+  files = sorted({i for i, _ in where})
+  if count < 100:
+    assert files == list(range(count))
+  else:  # too small to give a tenth each: some of them, from all over
+    assert len(files) > 8 and max(np.diff([-10, *files, 110])) < 40
+  assert max(j for _, j in where) < 0.2 * 1_000 / count + 2
+
+
+@pytest.mark.parametrize("packing", ["gz", "txt"])
+def test_all_text_is_sampled_where_there_is_little(inputs, tmp_path, packing):
+  text = tmp_path / f"a.{packing}"
+  write_text(text, inputs.documents)
+  if packing == "gz":
+    text.write_bytes(gzip.compress(text.read_bytes()))
+  found, _ = sample(inputs.config(), [str(text)])
+  kept = [d for d in inputs.documents if not prepare.is_held_out(d, 0.15, 0)]
+  assert found == sum(kept, [])
+
+
+@TFDS_WARNING
+def test_a_sample_of_tfds_is_of_evenly_spread_units(
+  inputs, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(corpus, "_TFDS_UNIT_RECORDS", 10)
+  documents = [[f"Number {i} is {'so ' * 30}here."] for i in range(400)]
+  folder = str(tfds_builder(tmp_path, documents).data_dir)
+  size = sum(len(d[0]) for d in documents)
+  config = inputs.config(
+    prepare__format="tfds", prepare__vocab_sample_bytes=size // 4
+  )
+  found, read = sample(config, [folder])
+  read -= len(range(0, 400, 7)) / 400 * size  # for the size of a record
+  assert read == pytest.approx(size / 4, rel=0.05)
+  order = [
+    document[0]
+    for unit in corpus.list_units([folder], "tfds", 10)
+    for document in corpus.read_documents(unit, "tfds", "text", "en")
+  ]
+  units = {order.index(sentence) // 10 for sentence in found}
+  assert units == set(range(0, 40, 4))
 
 
 # -- what is refused ---
@@ -697,6 +911,44 @@ def test_bad_bytes_in_the_middle_are_named_whoever_reads_them(
   with pytest.raises(corpus.CorpusError, match=f"byte {at} is not UTF-8"):
     prepare.prepare(config, [str(tmp_path / "text.txt")], str(tmp_path / "d"))
   assert not (tmp_path / "d" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("damage", ["truncated", "checksum"])
+def test_a_damaged_compressed_file_is_named_and_nothing_of_it_is_finished(
+  inputs, tmp_path, workers, damage
+):
+  (tmp_path / "in").mkdir()
+  write_text(tmp_path / "in" / "a.txt", inputs.documents)
+  path = tmp_path / "in" / "b.txt.gz"
+  write_text(path, make_documents(4_000, seed=2))
+  whole = gzip.compress(path.read_bytes())
+  data = bytearray(whole)
+  if damage == "truncated":
+    del data[-len(data) // 3 :]
+  else:
+    data[-8] ^= 1
+  path.write_bytes(data)
+  folder = tmp_path / "data"
+
+  def run(folder):
+    config = inputs.config(
+      prepare__num_workers=workers, prepare__unit_bytes=150_000
+    )
+    prepare.prepare(config, [str(tmp_path / "in")], str(folder))
+
+  for _ in range(2):  # the second time, what was finished stays so
+    with pytest.raises(corpus.CorpusError, match="damaged") as info:
+      run(folder)
+    assert str(path) in str(info.value)
+    assert not (folder / "manifest.json").exists()
+    assert not (folder / ".progress" / "tokens" / "00001.json").exists()
+    assert len(list(folder.glob("tokens/train-00001*.array_record"))) > 1
+  if damage == "checksum":  # the file as it should be has the same size
+    path.write_bytes(whole)
+    run(folder)
+    run(tmp_path / "straight")
+    assert tree(folder) == tree(tmp_path / "straight")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """Tests of records.py."""
 
+from concurrent import futures
 import json
+import logging
 import os
+import pathlib
+import shutil
 
 from hypothesis import given
 from hypothesis import settings
@@ -291,3 +295,227 @@ def test_a_changed_manifest_is_read_anew(tmp_path):
     path.write_text(json.dumps({"version": 1, "x": x}))
     os.utime(path, ns=(len(x), ord(x[0])))
     assert records.read_manifest(str(tmp_path))["x"] == x
+
+
+# -- whether files are as written ---
+
+
+@pytest.fixture
+def data(tmp_path, prepared, tiny_config):
+  """A copy of prepared data, with no note of what was found good."""
+  folder = pathlib.Path(shutil.copytree(prepared, tmp_path / "data"))
+  (folder / ".verified.json").unlink(missing_ok=True)
+  return folder
+
+
+@pytest.fixture
+def verify(data, tiny_config, monkeypatch):
+  """A function (mode, split) -> names of the files it read."""
+  name = records.examples_name(tiny_config().data)
+  hashed, file_hash = [], records.file_hash
+
+  def counting(path):
+    hashed.append(path)
+    return file_hash(path)
+
+  monkeypatch.setattr(records, "file_hash", counting)
+
+  def run(mode="once", split="train"):
+    hashed.clear()
+    records.verify(str(data), name, split, mode)
+    return sorted(os.path.relpath(path, data) for path in hashed)
+
+  return run
+
+
+FILES = {
+  "tokens": "tokens/train-00000.array_record",
+  "boundaries": "tokens/train-00000.boundaries.npy",
+  "documents": "tokens/train-00000.documents.npy",
+  "examples": "examples/*/train-00000.array_record",
+}
+
+
+def test_every_file_of_a_split_is_read_once(data, verify):
+  files = [str(next(data.glob(p)).relative_to(data)) for p in FILES.values()]
+  assert verify() == sorted(files)
+  assert verify() == []
+  others = verify(split="validation")
+  assert others == sorted(f.replace("train", "validation") for f in files)
+  assert verify() == verify(split="validation") == []  # both are noted
+  assert verify("always") == sorted(files)
+  assert verify("never") == []
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("at", [0, 0.3, -1])
+def test_a_flipped_byte_anywhere_is_found_at_the_start(data, verify, kind, at):
+  path = next(data.glob(FILES[kind]))
+  sound = records.file_hash(str(path))
+  size = path.stat().st_size
+  damage(path, at=int(at * size) if at > 0 else at)
+  bad = records.file_hash(str(path))
+  for _ in range(2):  # it is never noted as good
+    with pytest.raises(records.DataError) as error:
+      verify()
+    assert str(error.value).startswith(
+      f"{path} is damaged: its sha256 is {bad}, but the manifest says {sound};"
+    )
+    assert "--mode=prepare again" in str(error.value)
+  verify("never")
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_changed_after_it_was_found_good_is_read_again(
+  data, verify, kind
+):
+  verify()
+  path = next(data.glob(FILES[kind]))
+  stat = path.stat()
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+  assert verify() == [str(path.relative_to(data))]
+  assert verify() == []
+  damage(path, at=100)
+  with pytest.raises(records.DataError, match="is damaged: its sha256"):
+    verify()
+  damage(path, at=100)  # once more: as it was
+  damage(path, cut=-1)
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+  with pytest.raises(records.DataError, match="is damaged: its sha256"):
+    verify()  # the size alone is another
+
+
+def test_a_file_that_is_the_same_is_trusted_without_a_look(data, verify):
+  """What "once" means, and why there is "always"."""
+  verify()
+  path = next(data.glob(FILES["tokens"]))
+  stat = path.stat()
+  damage(path, at=100)
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  assert verify() == []
+  with pytest.raises(records.DataError, match="is damaged: its sha256"):
+    verify("always")
+
+
+def test_files_of_another_manifest_or_place_are_read_again(
+  data, verify, tmp_path, tiny_config
+):
+  verify()
+  path = data / "manifest.json"
+  manifest = json.loads(path.read_text())
+  row = manifest["shards"]["train"][0]["sha256"]
+  row["documents.npy"] = "0" * 64
+  records.write_json(str(path), manifest)
+  with pytest.raises(records.DataError, match="the manifest says 00000000"):
+    verify()
+  copy = shutil.copytree(
+    data, tmp_path / "copy"
+  )  # with the note, and its times
+  name = records.examples_name(tiny_config().data)
+  with pytest.raises(records.DataError, match="copy/tokens/train-00000.doc"):
+    records.verify(str(copy), name, "train", "once")
+
+
+def test_what_was_good_before_the_damage_is_noted(data, verify):
+  path = next(data.glob(FILES["examples"]))  # the last in order
+  damage(path, at=100)
+  with pytest.raises(records.DataError):
+    verify()
+  damage(path, at=100)
+  assert verify() == [str(path.relative_to(data))]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_is_missing_is_named(data, verify, kind):
+  path = next(data.glob(FILES[kind]))
+  path.unlink()
+  with pytest.raises(records.DataError, match=f"{path} is missing; run --mode"):
+    verify()
+
+
+@pytest.mark.parametrize("split", records.SPLITS)
+@pytest.mark.parametrize("how", ["count", "shape", "cut", "gone", "sign"])
+def test_damaged_counts_are_found(data, verify, split, how):
+  path = data / "tokens" / f"{split}.counts.npy"
+  if how == "count":
+    damage(path, at=-3)
+  elif how == "shape":
+    np.save(path, np.load(path)[:-1])
+  elif how == "cut":
+    damage(path, cut=-1)
+  elif how == "sign":  # the sum stays
+    counts = np.load(path)
+    np.save(
+      path, counts + np.eye(len(counts), dtype=int)[5:7].T @ [9**9, -(9**9)]
+    )
+  else:
+    path.unlink()
+  with pytest.raises(records.DataError, match="damaged") as error:
+    verify()
+  assert str(path) in str(error.value)
+  verify("never")
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{", '{"a": 1}', "\udcff"])
+def test_a_damaged_note_is_as_none(data, verify, note):
+  path = data / ".verified.json"
+  path.write_bytes(note.encode("utf-8", "surrogateescape"))
+  assert len(verify()) == 4
+  assert verify() == []
+
+
+def test_a_note_that_cannot_be_written_is_done_without(
+  data, verify, monkeypatch
+):
+  def refuse(path, value):
+    raise PermissionError(path)
+
+  monkeypatch.setattr(records, "write_json", refuse)
+  assert len(verify()) == len(verify()) == 4
+  assert not (data / ".verified.json").exists()
+
+
+def test_a_file_that_cannot_be_read_is_named(data, verify, monkeypatch):
+  def broken(path):
+    raise OSError(5, "Input/output error")
+
+  monkeypatch.setattr(records, "file_hash", broken)
+  with pytest.raises(
+    records.DataError, match="array_record cannot be read: .*"
+  ):
+    verify()
+  assert verify("never") == []
+
+
+def test_a_long_check_says_how_far_it_is(data, verify, monkeypatch, caplog):
+  caplog.set_level(logging.INFO, "bert_jax")
+  verify()
+  assert not caplog.messages
+  monkeypatch.setattr(records, "_REPORT_SECS", -1)
+  verify("always")
+  assert len(caplog.messages) == 4
+  assert "of 0.00 GB" in caplog.messages[-1]
+  assert str(data) in caplog.messages[-1]
+
+
+def test_processes_that_check_at_once_leave_a_sound_note(
+  data, verify, tiny_config
+):
+  """Also those of several hosts, which may have the same number."""
+  name = records.examples_name(tiny_config().data)
+
+  def check(split):
+    records.verify(str(data), name, split, "always")
+
+  with futures.ThreadPoolExecutor(8) as pool:
+    for done in [pool.submit(check, s) for s in records.SPLITS * 20]:
+      done.result()
+  assert {".verified.json"} == {p.name for p in data.glob(".*")} - {".lock"}
+  known = json.loads((data / ".verified.json").read_text())
+  assert all(os.path.exists(path) for path in known)
+  assert len(known) in (4, 8)  # who writes last wins
+
+
+def test_an_unknown_way_to_verify_is_refused(verify):
+  with pytest.raises(ValueError, match="data.verify='yes' is not known; use"):
+    verify("yes")

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -18,11 +19,14 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from bert_jax import batching
-from bert_jax import evaluate
+from bert_jax import pretraining
 from bert_jax import run_log
 from bert_jax import train
+from configs import base
+from tests import test_main
 
 ROOT = pathlib.Path(__file__).parents[1]
+launch = test_main.launch
 
 
 class Stopped(Exception):  # noqa: N818  (it stands for a kill, not an error)
@@ -108,7 +112,7 @@ def test_a_run_leaves_its_record(finished_run):
   assert run["config"]["model"]["hidden_size"] == 32
   assert run["seed"] == c.seed
   assert run["argv"] == ["bert-jax", *sys.argv[1:]]
-  assert run["data_hash"] == evaluate.data_hash(c)
+  assert run["data_hash"] == pretraining.Pretraining(c).data_hash
   assert run["devices"] == {
     "platform": "cpu",
     "kind": ["cpu"],
@@ -369,6 +373,41 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
   with pytest.raises(ValueError, match=message):
     train.train(config, str(workdir))
   assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  "pattern",
+  [
+    "tokens/train-00000.array_record",
+    "tokens/validation-00000.boundaries.npy",
+    "tokens/train.counts.npy",
+    "vocab/vocab.txt",
+    "examples/*/train-00000.array_record",
+    "examples/*/validation-00000.array_record",
+  ],
+)
+def test_a_flipped_byte_in_the_data_is_found_before_anything_is_made(
+  pattern, tmp_path, tiny_config, prepared, launch, capsys
+):
+  folder = pathlib.Path(shutil.copytree(prepared, tmp_path / "data"))
+  path = next(folder.glob(pattern))
+  data = bytearray(path.read_bytes())
+  data[-3] ^= 1
+  path.write_bytes(data)
+  keys = run_log.flatten(tiny_config(str(folder)).to_dict())
+  others = run_log.flatten(base.get_config().to_dict())
+  status = launch(
+    "--mode=train",
+    f"--config={ROOT}/configs/base.py",
+    f"--workdir={tmp_path}/run",
+    *(f"--config.{k}={v}" for k, v in keys.items() if v != others[k]),
+  )
+  said = capsys.readouterr().err
+  assert status == 2, said
+  assert str(path) in said
+  if "0000" in pattern:  # the vocabulary and the counts are no shards
+    assert f"{path} is damaged: its sha256 is" in said
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_workdir_of_another_run_is_left_alone(finished_run):

@@ -358,7 +358,7 @@ class Embeddings(nn.Module):
     """Maps token ids [B, L] to [B, L, D]; see `Encoder` for the arguments."""
     cfg = self.config
     length = input_ids.shape[1]
-    if length > cfg.max_len:
+    if positions is None and length > cfg.max_len:
       raise ValueError(
         f"input_ids has length {length}, but model.max_len={cfg.max_len} "
         "positions have an embedding; shorten the input or raise max_len"
@@ -562,12 +562,19 @@ class Encoder(nn.Module):
         is_last = i == self.config.num_layers - 1
         x = layer(x, bias, deterministic, only if is_last else None)
         layers.append(x)
-    pooled = jnp.tanh(self.pooler(x[:, 0]))
+    pooled = self.pool(x[:, 0])
     if only is not None:
       return x[:, 1:], pooled
     if not return_layers:
       return x, pooled
     return x, pooled, jnp.stack(layers)
+
+  def pool(self, hidden):
+    """What stands for a sequence: the hidden states [..., D] of its [CLS].
+
+    Source: google-research/bert modeling.py:224-232.
+    """
+    return jnp.tanh(self.pooler(hidden))
 
 
 class PreTrainingModel(nn.Module):
@@ -584,7 +591,7 @@ class PreTrainingModel(nn.Module):
   def setup(self):
     self.encoder = Encoder(self.config)
     self.mlm = heads.MlmHead(self.config)
-    self.nsp = heads.NspHead(self.config)
+    self.nsp = heads.LinearHead(self.config, 2)
 
   def __call__(
     self,
@@ -622,6 +629,71 @@ class PreTrainingModel(nn.Module):
     )
     word_table = self.encoder.embeddings.word.embedding
     return self.mlm(hidden, None, word_table), self.nsp(pooled)
+
+
+class TaskModel(nn.Module):
+  """The encoder with the head of a task.
+
+  Attributes:
+    config: a `ModelConfig`.
+    num_outputs: K; 1 of a number or a choice, 2 of a span.
+    pooled: the head reads the pooled [CLS] of every sequence, not all tokens.
+    head_dropout: dropout before the head, at `config.dropout_rate`.
+
+  Source: BERT paper, section 4 and figure 4; google-research/bert
+  run_classifier.py:574-616, run_squad.py:557-600.
+  """
+
+  config: ModelConfig
+  num_outputs: int
+  pooled: bool
+  head_dropout: bool = True
+
+  def setup(self):
+    self.encoder = Encoder(self.config)
+    self.task = heads.LinearHead(self.config, self.num_outputs)
+    self.dropout = Dropout(
+      self.config.dropout_rate if self.head_dropout else 0.0
+    )
+
+  def __call__(
+    self,
+    input_ids,
+    input_mask,
+    segment_ids,
+    cls_positions=None,
+    *,
+    positions=None,
+    sequence_ids=None,
+    deterministic=True,
+  ):
+    """Returns the scores of every sequence, or of every token.
+
+    Args:
+      input_ids: [B, L] int32; this and the rest as in `Encoder`.
+      input_mask: [B, L] int32.
+      segment_ids: [B, L] int32.
+      cls_positions: [B, S] int32, where the sequences of a row begin; not
+        read unless the head reads the pooled output.
+      positions: [B, L] int32 or None.
+      sequence_ids: [B, L] int32 or None.
+      deterministic: False switches dropout on; needs the rng "dropout".
+
+    Returns:
+      float32 [B, S, K] with `pooled`, else [B, L, K].
+    """
+    x, _ = self.encoder(
+      input_ids,
+      input_mask,
+      segment_ids,
+      positions=positions,
+      sequence_ids=sequence_ids,
+      deterministic=deterministic,
+      only_positions=cls_positions if self.pooled else None,
+    )
+    if self.pooled:
+      x = self.encoder.pool(x)
+    return self.task(self.dropout(x, deterministic=deterministic))
 
 
 def stack_layers(params):

@@ -1,4 +1,4 @@
-"""The two heads of pre-training: masked words and next sentence."""
+"""What stands on the encoder: masked words, and linear scores of classes."""
 
 from typing import TYPE_CHECKING
 
@@ -99,34 +99,45 @@ class MlmHead(nn.Module):
     return vocab_logits(x, word_table, bias)
 
 
-class NspHead(nn.Module):
-  """Tells whether the second segment followed the first in its document.
+class LinearHead(nn.Module):
+  """Scores of a few classes: next sentence (K = 2), or a task's labels.
 
   Attributes:
     config: a `ModelConfig`.
+    num_outputs: K.
   """
 
   config: "ModelConfig"
+  num_outputs: int
 
   @nn.compact
-  def __call__(self, pooled):
-    """Maps the pooled output [B, D] to float32 logits [B, 2].
+  def __call__(self, x):
+    """Maps [..., D] to float32 [..., K].
 
-    Class 0 is "is next", class 1 "random".
-
-    Source: google-research/bert run_pretraining.py:288-304.
+    Source: google-research/bert run_pretraining.py:288-304,
+    run_classifier.py:590-616, run_squad.py:575-600.
     """
     cfg = self.config
     kernel = self.param(
-      "kernel", cfg.kernel_init, (cfg.hidden_size, 2), cfg.storage_dtype
+      "kernel",
+      cfg.kernel_init,
+      (cfg.hidden_size, self.num_outputs),
+      cfg.storage_dtype,
     )
     bias = self.param(
-      "bias", nn.initializers.zeros_init(), (2,), cfg.storage_dtype
+      "bias",
+      nn.initializers.zeros_init(),
+      (self.num_outputs,),
+      cfg.storage_dtype,
     )
     logits = jax.lax.dot_general(
-      pooled,
-      kernel.astype(pooled.dtype),
-      (((1,), (0,)), ((), ())),
+      x,
+      kernel.astype(x.dtype),
+      (((x.ndim - 1,), (0,)), ((), ())),
       preferred_element_type=jnp.float32,
     )
-    return logits + bias.astype(jnp.float32)[None]
+    return logits + _last_axis(bias, logits.ndim)
+
+
+def _last_axis(vector, ndim):
+  return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + (-1,))

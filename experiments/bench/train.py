@@ -4,7 +4,8 @@ Both sides run forward, backward, clipping by the global norm and an Adam update
 in float32 with dropout 0.1, on the same tokens, with the same activation and
 the same number of threads. The reference is `BertForPreTraining` of Hugging
 Face transformers with `sdpa` attention and the fused `AdamW`; its labels are
--100 outside of the masked positions. The two take turns in one process.
+-100 outside of the masked positions. Each side has a process of its own, as its
+user would start it; the two take turns.
 
 A busy machine slows the reference down more than us, because its threads wait
 for each other at every operation. So the table has a column "others", the share
@@ -22,6 +23,7 @@ import json
 import os
 from pathlib import Path
 import statistics
+import subprocess
 import sys
 import time
 
@@ -55,6 +57,7 @@ def parse_args(argv=None):
   parser.add_argument("--threads", type=int, default=2)
   parser.add_argument("--hidden_act", choices=ACTIVATIONS, default="gelu_tanh")
   parser.add_argument("--xla_flags", default="", help="appended to XLA_FLAGS")
+  parser.add_argument("--side", choices=("ours", "hf"), help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
   if args.rounds < 1 or args.steps < 1:
     parser.error(
@@ -203,31 +206,76 @@ def busy_secs():
   return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(run, num_steps):
-  """Returns the median seconds of `num_steps` calls, and the others' share."""
-  secs = []
-  busy, own = busy_secs(), time.process_time()
-  for _ in range(num_steps):
-    start = time.perf_counter()
+def serve(args):
+  """Runs one side: as many steps as each line of standard input says.
+
+  Prints a line of JSON for each: seconds of every step, processor seconds of
+  the process, and of all processes. The first step of a turn is not among
+  them: it pays for memory that the side which waited has given back.
+  """
+  limit_threads(args.threads)
+  batch = make_batch(SIZES[args.size][-1])
+  run = SIDES[args.side](args, batch)
+  run(), run()  # compile, warm the caches
+  print("ready", flush=True)
+  for line in sys.stdin:
     run()
-    secs.append(time.perf_counter() - start)
-  others = busy_secs() - busy - (time.process_time() - own)
-  return statistics.median(secs), others / (sum(secs) * (os.cpu_count() or 1))
+    secs = []
+    busy, own = busy_secs(), time.process_time()
+    for _ in range(int(line)):
+      start = time.perf_counter()
+      run()
+      secs.append(time.perf_counter() - start)
+    own = time.process_time() - own
+    print(json.dumps([secs, own, busy_secs() - busy]), flush=True)
+
+
+class Side:
+  """A process that runs one of the two, and waits while the other does."""
+
+  def __init__(self, name, argv, environ):
+    self._process = subprocess.Popen(
+      [sys.executable, __file__, f"--side={name}", *argv],
+      env=environ,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    assert self._process.stdin and self._process.stdout
+    self._asks, self._answers = self._process.stdin, self._process.stdout
+    if self._answers.readline() != "ready\n":
+      raise SystemExit(f"the side {name} did not start; see above")
+
+  def measure(self, num_steps):
+    """Returns the median seconds of some steps, and the others' share."""
+    self._asks.write(f"{num_steps}\n")
+    self._asks.flush()
+    secs, own, busy = json.loads(self._answers.readline())
+    share = (busy - own) / (sum(secs) * (os.cpu_count() or 1))
+    return statistics.median(secs), share
+
+  def close(self):
+    self._asks.close()
+    self._process.wait()
 
 
 def main(argv=None):
+  argv = sys.argv[1:] if argv is None else list(argv)
   args = parse_args(argv)
-  limit_threads(args.threads)
   os.environ["JAX_PLATFORMS"] = "cpu"
   flags = f"{os.environ.get('XLA_FLAGS', '')} {args.xla_flags}".strip()
-  os.environ["XLA_FLAGS"] = flags
-  batch_size = SIZES[args.size][-1]
-  batch = make_batch(batch_size)
-  num_tokens = batch_size * LENGTH
-  sides = {"ours": make_ours(args, batch), "hf": make_reference(args, batch)}
-  for run in sides.values():  # compile, warm the caches
-    run(), run()
+  if args.side:
+    os.environ["XLA_FLAGS"] = flags
+    return serve(args)
+  from bert_jax import main as launcher
 
+  # Ours runs in the environment that the launcher makes for itself.
+  sides = {
+    "ours": Side("ours", argv, launcher.huge_pages(os.environ)),
+    "hf": Side("hf", argv, dict(os.environ)),
+  }
+  batch_size = SIZES[args.size][-1]
+  num_tokens = batch_size * LENGTH
   table: dict[str, list[float]] = {
     name: [] for name in ("ours", "hf", "ratio", "others")
   }
@@ -245,13 +293,15 @@ def main(argv=None):
 
   for i in range(args.rounds):
     shares = []
-    for name, run in sides.items():
-      secs, share = measure(run, args.steps)
+    for name, side in sides.items():
+      secs, share = side.measure(args.steps)
       table[name].append(num_tokens / secs)
       shares.append(share)
     table["ratio"].append(table["ours"][-1] / table["hf"][-1])
     table["others"].append(max(0.0, *shares))
     show(str(i), *(column[-1] for column in table.values()))
+  for side in sides.values():
+    side.close()
   summary: dict[str, dict[str, float]] = {}
   for statistic in (statistics.median, min, max):
     values = [statistic(column) for column in table.values()]
@@ -259,9 +309,16 @@ def main(argv=None):
     for name, value in zip(table, values, strict=True):
       summary.setdefault(name, {})[statistic.__name__] = round(value, 3)
   print(
-    json.dumps(vars(args) | {"xla_flags": flags, "unit": "tokens/s"} | summary)
+    json.dumps(
+      {k: v for k, v in vars(args).items() if k != "side"}
+      | {"xla_flags": flags, "unit": "tokens/s"}
+      | summary
+    )
   )
+  return None
 
+
+SIDES = {"ours": make_ours, "hf": make_reference}
 
 if __name__ == "__main__":
   main()

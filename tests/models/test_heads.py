@@ -64,8 +64,8 @@ def test_mlm_head_starts_without_a_preference_of_its_own():
   assert not np.any(np.asarray(params["bias"]))
 
 
-def test_nsp_head_is_one_matmul_and_starts_with_zero_bias():
-  head = heads.NspHead(_config())
+def test_linear_head_is_one_matmul_and_starts_with_zero_bias():
+  head = heads.LinearHead(_config(), 2)
   pooled = _normal(0, 3, 8)
   variables = head.init(jax.random.key(1), pooled)
   kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
@@ -80,5 +80,5 @@ def test_logits_are_float32_in_a_bfloat16_model():
   hidden, table = _normal(0, 2, 6, 8).astype(jnp.bfloat16), _normal(1, 50, 8)
   rng = jax.random.key(2)
   mlm, _ = heads.MlmHead(cfg).init_with_output(rng, hidden, None, table)
-  nsp, _ = heads.NspHead(cfg).init_with_output(rng, hidden[:, 0])
+  nsp, _ = heads.LinearHead(cfg, 2).init_with_output(rng, hidden[:, 0])
   assert mlm.dtype == nsp.dtype == jnp.float32

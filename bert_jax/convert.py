@@ -1,0 +1,54 @@
+"""Weights of one format to another, with what was left behind named."""
+
+from typing import Any
+
+from bert_jax import weights
+
+
+def convert(config: Any, source: str, target: str) -> weights.Pretrained:
+  """Reads a model in any format and writes it in another.
+
+  Args:
+    config: `convert.to` is read.
+    source: a Hugging Face directory, an original checkpoint or a workdir.
+    target: the folder to write; it must be new or empty.
+
+  Returns:
+    What was read.
+
+  Raises:
+    weights.WeightsError: it cannot be read, or not be written in that format;
+      nothing was written.
+  """
+  pretrained = weights.read(source)
+  weights.write(pretrained, target, config.convert.to)
+  tensors = sum(1 for _ in _leaves(pretrained.params))
+  values = sum(array.size for array in _leaves(pretrained.params))
+  print(f"read     {source} ({pretrained.format})")
+  print(f"wrote    {target} ({config.convert.to})")
+  print(f"tensors  {tensors}, {values:,} values: {_parts(pretrained)}")
+  for what, names in (
+    ("dropped", pretrained.ignored),
+    ("missing", pretrained.missing),
+  ):
+    print(f"{what:8} {', '.join(names) or 'nothing'}")
+  return pretrained
+
+
+def _leaves(tree: Any):
+  if isinstance(tree, dict):
+    for child in tree.values():
+      yield from _leaves(child)
+  else:
+    yield tree
+
+
+def _parts(pretrained: weights.Pretrained) -> str:
+  """The encoder and heads that there are."""
+  head = f" ({pretrained.kind})" if pretrained.kind else ""
+  names: list[str] = [
+    n for n in ("encoder", "mlm", "nsp") if n in pretrained.params
+  ]
+  if "task" in pretrained.params:
+    names.append(f"task{head}")
+  return ", ".join(names)

@@ -1,0 +1,355 @@
+"""Fine-tuning: a task's examples, batches and scores.
+
+The other job is in pretraining.py; both look the same to train.py.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from bert_jax import batching
+from bert_jax import flops
+from bert_jax import metrics
+from bert_jax import objectives
+from bert_jax import records
+from bert_jax import sharding
+from bert_jax import steps
+from bert_jax import task_batches
+from bert_jax import tasks
+from bert_jax import tokenization
+from bert_jax.models import bert
+from bert_jax.tasks import features as task_features
+from bert_jax.tasks import own
+from bert_jax.tasks import scores
+from bert_jax.tasks import spec
+from bert_jax.tasks import squad
+from bert_jax.tasks import submission
+
+
+class FineTuning:
+  """A task, its splits and the model for it.
+
+  Attributes:
+    config: the whole configuration.
+    task: the row of facts.
+    objective: its kind.
+    model: the module.
+    total_steps: of the training.
+    tokenizer: the vocabulary.
+  """
+
+  def __init__(self, config: Any, tokenizer: tokenization.Tokenizer):
+    """Reads the training split, if there is one.
+
+    Args:
+      config: the whole configuration, with the shape of the model.
+      tokenizer: whose ids the model knows.
+
+    Raises:
+      ValueError: the task's files or the model's sizes do not fit.
+    """
+    self.config, self.tokenizer = config, tokenizer
+    model_config = bert.ModelConfig.from_config(config.model)
+    if config.data.seq_len > model_config.max_len:
+      raise ValueError(
+        f"data.seq_len={config.data.seq_len} is longer than model.max_len="
+        f"{model_config.max_len}; lower it"
+      )
+    if tokenizer.vocab_size > model_config.vocab_size:
+      raise ValueError(
+        f"the vocabulary has {tokenizer.vocab_size} pieces, model.vocab_size="
+        f"{model_config.vocab_size}; give --config.task.vocab of the weights"
+      )
+    if config.data.batch_size < 1 or config.train.num_epochs < 0:
+      raise ValueError(
+        f"data.batch_size={config.data.batch_size} and train.num_epochs="
+        f"{config.train.num_epochs} cannot be; give 1 or more"
+      )
+    self.task = get_task(config.task)
+    self._splits: dict[str, Split] = {}
+    self.objective = objectives.get_objective(self.task.kind)
+    self.model = self.objective.make_model(
+      model_config, num_labels=self.task.num_outputs
+    )
+
+  @functools.cached_property
+  def total_steps(self) -> int:
+    """Of `train.total_steps`, or of `train.num_epochs` over the examples.
+
+    Source: google-research/bert run_classifier.py:860-863.
+    """
+    if not self.config.train.num_epochs:
+      return self.config.train.total_steps
+    count = len(self.split(self.task.train_split).examples)
+    size = self.config.data.batch_size
+    return max(1, int(count / size * self.config.train.num_epochs))
+
+  def split(self, name: str) -> "Split":
+    """A split, read once.
+
+    Args:
+      name: of a split of the task, or TASK:SPLIT of a task without training
+        data that is judged by a model of this one (AX by MNLI's).
+
+    Raises:
+      spec.TaskError: there is no such split, or its files are not there.
+    """
+    if name not in self._splits:
+      self._splits[name] = self._read(name)
+    return self._splits[name]
+
+  def _read(self, name: str) -> "Split":
+    settings, task = self.config.task, self.task
+    other, _, name_there = name.rpartition(":")
+    if other:
+      task = tasks.TASKS.get(other, task)
+      if task.trained_as != self.task.name:
+        raise spec.TaskError(
+          f"{name}: {other} is no task that a model of {self.task.name} judges"
+        )
+    is_train = name == task.train_split
+    examples = tasks.read_examples(
+      task,
+      settings.dir or "",
+      name_there,
+      max_examples=settings.max_train_examples if is_train else 0,
+      files={} if other else {k: v for k, v in settings.files.items() if v},
+    )
+    features = task_features.make_features(
+      task,
+      examples,
+      self.tokenizer,
+      seq_len=self.config.data.seq_len,
+      max_query_len=settings.max_query_len,
+      doc_stride=settings.doc_stride,
+      context=settings.context,
+    )
+    return Split(task, name_there, examples, features)
+
+  @property
+  def eval_splits(self) -> tuple[str, ...]:
+    """Splits with labels that evaluation reports."""
+    return tuple(self.config.task.eval_splits) or self.task.eval_splits
+
+  @functools.cached_property
+  def data_hash(self) -> str:
+    """Hash of the features of all splits that the run reads."""
+    digest = hashlib.sha256()
+    train = (self.task.train_split,) if self.task.train_split else ()
+    for name in (*train, *self.eval_splits):
+      features = self.split(name).features
+      for array in (features.token_ids, features.offsets, features.label):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+  def batches(self, mesh: jax.sharding.Mesh) -> batching.Batches:
+    """The training batches by step, of this host's rows."""
+    config = self.config
+    if not self.task.train_split:
+      raise spec.TaskError(
+        f"task {self.task.name} has no training split; train "
+        f"{self.task.trained_as} and evaluate that"
+      )
+    place = sharding.batch_sharding(mesh)
+    return task_batches.TaskBatches(
+      self.split(self.task.train_split).features,
+      seed=config.seed,
+      batch_size=config.data.batch_size,
+      num_steps=self.total_steps,
+      seq_len=config.data.seq_len,
+      pad_id=self.tokenizer.pad_id,
+      pack=config.data.pack,
+      multiple=num_groups(mesh) * config.optim.num_micro_batches,
+      local_rows=lambda count: sharding.local_rows(place, count),
+    )
+
+  def evaluator(self, mesh: jax.sharding.Mesh) -> "TaskEvaluator":
+    """The evaluation of all examples of the splits with labels."""
+    return TaskEvaluator(self, mesh)
+
+  def step_flops(self, batch: batching.Batch) -> int:
+    """Model FLOPs of a training step on a batch; only its shape matters."""
+    rows, length = batch["input_ids"].shape
+    rows *= jax.process_count()
+    return 3 * flops.encoder_flops(self.config.model, rows, length)
+
+  def write_predictions(
+    self, evaluator: "TaskEvaluator", params: Any, workdir: str
+  ) -> list[str]:
+    """Writes what the model predicts for the splits of `task.predict_splits`.
+
+    Args:
+      evaluator: of this job.
+      params: of the model.
+      workdir: its folder predictions/ gets TASK-SPLIT.jsonl, an example a line;
+        for questions also the original's three files, in TASK-SPLIT; for GLUE's
+        test splits the TSV that its server takes.
+
+    Returns:
+      The paths written.
+
+    Raises:
+      spec.TaskError: there is no such split.
+    """
+    splits = [self.split(name) for name in self.config.task.predict_splits]
+    folder = os.path.join(workdir, "predictions")
+    written = []
+    for split in splits:
+      predictions, _ = evaluator.predict(params, split)
+      if jax.process_index():
+        continue
+      task, examples = split.task, split.examples
+      os.makedirs(folder, exist_ok=True)
+      stem = os.path.join(folder, f"{task.name}-{split.name}")
+      submission.write_predictions(task, examples, predictions, f"{stem}.jsonl")
+      written.append(f"{stem}.jsonl")
+      if task.kind == "span":
+        squad.write_files(stem, examples, predictions)
+        written.append(stem)
+      if split.name in task.submission:
+        path = os.path.join(folder, task.submission[split.name])
+        with records.replacing(path) as temporary:
+          with open(temporary, "w", encoding="utf-8") as f:
+            f.write(submission.glue_tsv(task, examples, predictions))
+        written.append(path)
+    return written
+
+
+def get_task(settings: Any) -> spec.Task:
+  """The row of facts of a task.
+
+  Args:
+    settings: the `task` group of a config. A name "my-FORM" stands for data of
+      one's own, of a form of tasks/own.py.
+
+  Raises:
+    spec.TaskError: no such task; lists those there are.
+  """
+  if settings.name.startswith("my-"):
+    return own.make_task(
+      settings.name.removeprefix("my-"),
+      text=settings.text,
+      label=settings.label,
+      labels=settings.labels,
+      train_path=settings.files.train,
+      name=settings.name,
+    )
+  if settings.name not in tasks.TASKS:
+    raise spec.TaskError(
+      f"task.name={settings.name!r} is not known; use one of "
+      f"{', '.join(tasks.TASKS)}, or my-FORM with FORM one of "
+      f"{', '.join(own.FORMS)}"
+    )
+  return tasks.TASKS[settings.name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Examples of a split and their features.
+
+  Attributes:
+    task: of the split.
+    name: of the split.
+    examples: as read.
+    features: of these examples.
+  """
+
+  task: spec.Task
+  name: str
+  examples: list
+  features: task_features.Features
+
+
+def num_groups(mesh: jax.sharding.Mesh) -> int:
+  """Parts that a batch's rows are cut into over a mesh."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+class TaskEvaluator:
+  """Predicts whole splits and scores the predictions."""
+
+  def __init__(self, job: FineTuning, mesh: jax.sharding.Mesh):
+    """Prepares for a mesh.
+
+    Args:
+      job: what is evaluated.
+      mesh: that the parameters live on.
+
+    Raises:
+      ValueError: `eval.batch_size` does not fit the mesh.
+    """
+    sharding.check_batch_size(job.config.eval.batch_size, mesh)
+    self._job = job
+    self._place = sharding.batch_sharding(mesh)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    self._step = jax.jit(
+      steps.make_predict_step(job.model, job.objective),
+      out_shardings=everywhere,
+    )
+
+  def names(self, params: Any) -> list[str]:
+    """The keys of what a call returns."""
+    del params
+    names = ("loss", *self._job.task.metrics)
+    return [
+      f"{prefix}{name}"
+      for prefix in map(self._prefix, self._job.eval_splits)
+      for name in names
+    ]
+
+  def _prefix(self, split: str) -> str:
+    """eval/ of the first split, eval/SPLIT/ of the others."""
+    return "eval/" if split == self._job.eval_splits[0] else f"eval/{split}/"
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    """Returns eval/NAME of every metric of every split with labels."""
+    values: dict[str, float] = {}
+    for name in self._job.eval_splits:
+      split = self._job.split(name)
+      predictions, totals = self.predict(params, split)
+      found = scores.score(self._job.task, predictions, split.examples)
+      found["loss"] = metrics.finish(totals)["task_loss"]
+      values |= {self._prefix(name) + k: v for k, v in found.items()}
+    return dict(sorted(values.items()))
+
+  def predict(self, params: Any, split: Split) -> tuple[list, metrics.Totals]:
+    """Predicts every example of a split.
+
+    Args:
+      params: of the model.
+      split: with labels or without.
+
+    Returns:
+      A prediction an example (see tasks/scores.py), and the loss as (sum,
+      weight), {} without labels.
+    """
+    job, data = self._job, self._job.config.data
+    rows = task_batches.TaskSplit(
+      split.features,
+      num_rows=job.config.eval.batch_size,
+      seq_len=data.seq_len,
+      pad_id=job.tokenizer.pad_id,
+      pack=data.pack,
+      local_rows=lambda count: sharding.local_rows(self._place, count),
+    )
+    outputs, totals = [], metrics.add({}, {})
+    for batch in batching.prefetch(
+      rows, 0, num_threads=data.num_threads, buffer_size=data.prefetch_batches
+    ):
+      device_batch = sharding.put_global_batch(batch, self._place)
+      output, sums = jax.device_get(self._step(params, device_batch))
+      outputs.append(output)
+      totals = metrics.add(totals, sums)
+    flat = rows.collect(outputs)
+    options = {}
+    if job.task.kind == "span":
+      flat = flat.T
+      names = ("n_best", "max_answer_len", "null_threshold")
+      options = {name: job.config.task[name] for name in names}
+    predictions = scores.decode(split.task, split.features, flat, **options)
+    return predictions, totals

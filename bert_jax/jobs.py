@@ -1,0 +1,145 @@
+"""From a config to what is trained: pre-training, or a task."""
+
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flax import linen as nn
+import jax
+
+from bert_jax import batching
+from bert_jax import objectives
+from bert_jax import pretraining
+from bert_jax import run_log
+from bert_jax import tokenization
+
+if TYPE_CHECKING:  # imported where they are used: their libraries are slow to
+  from bert_jax import weights
+
+# What imported weights decide about a model; the rest is the config's.
+SHAPE_KEYS = (
+  "vocab_size", "num_layers", "hidden_size", "num_heads", "mlp_dim",
+  "max_len", "type_vocab_size", "hidden_act", "layer_norm_eps",
+)  # fmt: skip
+
+
+class Evaluator(Protocol):
+  """Held-out evaluation, ready to be called again and again."""
+
+  def names(self, params: Any) -> list[str]:
+    """The keys of what a call returns; needs only the parameters' shapes."""
+    ...
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    """Returns eval/NAME of every metric."""
+    ...
+
+
+class Job(Protocol):
+  """What the loop needs to know: `Pretraining` or `FineTuning`."""
+
+  config: Any
+  objective: objectives.Objective
+  model: nn.Module
+  tokenizer: tokenization.Tokenizer
+
+  @property
+  def total_steps(self) -> int:
+    """Optimizer steps of the training."""
+    ...
+
+  @property
+  def data_hash(self) -> str:
+    """What identifies the data."""
+    ...
+
+  def batches(self, mesh: jax.sharding.Mesh) -> batching.Batches:
+    """The training batches by step, of this host's rows."""
+    ...
+
+  def evaluator(self, mesh: jax.sharding.Mesh) -> Evaluator:
+    """The held-out evaluation on a mesh."""
+    ...
+
+  def write_predictions(
+    self, evaluator: Any, params: Any, workdir: str
+  ) -> list[str]:
+    """Writes predictions that the config asks for; returns their paths."""
+    ...
+
+  def step_flops(self, batch: batching.Batch) -> int:
+    """Model FLOPs of a training step on such a batch."""
+    ...
+
+
+def open_job(
+  config: Any, workdir: str
+) -> "tuple[Job, weights.Pretrained | None]":
+  """Opens what a config describes, with weights to start from if it names any.
+
+  The shape of the model is that of the run in the workdir, if there is one, or
+  of the weights in `init_from`, or else the config's.
+
+  Args:
+    config: the whole configuration.
+    workdir: of the run, which need not exist yet.
+
+  Returns:
+    The job, whose config is the one given with the shape filled in, and the
+    weights of `init_from` where the run has not begun.
+
+  Raises:
+    ValueError: the config cannot be, or does not fit weights or data.
+  """
+  config = config.copy_and_resolve_references()
+  pretrained = None
+  has_run = os.path.exists(os.path.join(workdir, "run.json"))
+  if has_run and config.init_from:
+    shape = run_log.read_run(workdir)["config"]["model"]
+    config.model.update({k: shape[k] for k in SHAPE_KEYS if k in shape})
+  elif config.init_from:
+    from bert_jax import weights
+
+    pretrained = weights.read(config.init_from)
+    config.model.update({k: pretrained.model[k] for k in SHAPE_KEYS})
+  job: Job
+  if config.objective == "task":
+    from bert_jax import finetuning
+
+    job = finetuning.FineTuning(
+      config, _vocabulary(config, workdir, pretrained)
+    )
+  else:
+    job = pretraining.Pretraining(config)
+    _check_vocabulary(job, pretrained)
+  return job, None if config.init_random else pretrained
+
+
+def _vocabulary(
+  config: Any, workdir: str, pretrained: "weights.Pretrained | None"
+) -> tokenization.Tokenizer:
+  """That of the run, of the weights, or of `task.vocab`."""
+  kept = os.path.join(workdir, "vocab")
+  if os.path.isdir(kept):
+    return tokenization.load_tokenizer(kept)
+  if config.task.vocab:
+    return tokenization.load_tokenizer(config.task.vocab)
+  if pretrained and pretrained.tokenizer:
+    return pretrained.tokenizer
+  where = config.init_from or "init_from, which is not set,"
+  raise ValueError(
+    f"there is no vocabulary: {where} holds none; give --config.task.vocab="
+    "vocab.txt, or --config.init_from=DIR with weights and vocab.txt"
+  )
+
+
+def _check_vocabulary(
+  job: Job, pretrained: "weights.Pretrained | None"
+) -> None:
+  if pretrained is None or pretrained.tokenizer is None:
+    return
+  if pretrained.tokenizer.fingerprint != job.tokenizer.fingerprint:
+    raise ValueError(
+      f"{job.config.data.dir} was prepared with another vocabulary than that "
+      f"of {job.config.init_from}; prepare it again with --config.prepare."
+      f"vocab={job.config.init_from}"
+    )

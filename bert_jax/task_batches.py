@@ -1,0 +1,313 @@
+"""Batches of a task: features packed into rows, and outputs taken out again.
+
+Batch keys are those of batching.py. A unit of the features is C sequences, the
+choices of one question, or else one sequence; it never spans two rows.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from bert_jax import packing
+from bert_jax.batching import Batch
+from bert_jax.batching import Order
+
+# Steps that are laid out to choose the shapes of all.
+_SHAPE_SAMPLE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Puts units of a task's features into the rows of a batch.
+
+  Attributes:
+    features: of a split.
+    row_len: L.
+    slots: G, groups that a row takes at most.
+    pad_id: of the vocabulary.
+  """
+
+  features: Any
+  row_len: int
+  slots: int
+  pad_id: int
+
+  def fill(
+    self, units: np.ndarray, layout: packing.Layout, num_rows: int
+  ) -> Batch:
+    """Makes a batch.
+
+    Args:
+      units: [N] units of the features, each of C sequences.
+      layout: of these units.
+      num_rows: B; rows behind those of the layout stay empty.
+    """
+    features, count = self.features, self.features.num_choices
+    source, rows, columns = self._tokens(units, layout)
+    lengths, starts, slots, sequence_rows = self._sequences(units, layout)
+    shape = (num_rows, self.row_len)
+    batch: Batch = {
+      "input_ids": np.full(shape, self.pad_id, np.int32),
+      **{
+        name: np.zeros(shape, np.int32)
+        for name in ("input_mask", "segment_ids", "positions", "sequence_ids")
+      },
+      "cls_positions": np.zeros((num_rows, self.slots * count), np.int32),
+    }
+    batch["input_ids"][rows, columns] = features.token_ids[source]
+    batch["input_mask"][rows, columns] = 1
+    batch["segment_ids"][rows, columns] = features.segment_ids[source]
+    batch["positions"][rows, columns] = columns - np.repeat(starts, lengths)
+    batch["sequence_ids"][rows, columns] = np.repeat(slots + 1, lengths)
+    batch["cls_positions"][sequence_rows, slots] = starts
+    if features.label is not None:
+      self._label(batch, units, layout, (source, rows, columns))
+    return batch
+
+  def _label(self, batch, units, layout, tokens) -> None:
+    features, (source, rows, columns) = self.features, tokens
+    if self.label_of == "token":
+      label = np.full(batch["input_ids"].shape, -1, np.int32)
+      label[rows, columns] = features.label[source]
+      batch["weight"] = (label >= 0).astype(np.float32)
+      batch["label"] = np.maximum(label, 0)
+      return
+    groups = (len(batch["input_ids"]), self.slots)
+    place = (layout.row, layout.slot)
+    batch["weight"] = np.zeros(groups, np.float32)
+    batch["weight"][place] = 1
+    label = features.label[units]
+    if self.label_of == "span":
+      for side, name in enumerate(("start", "end")):
+        batch[name] = np.zeros(groups, np.int32)
+        batch[name][place] = layout.start + label[:, side]
+      return
+    batch["label"] = np.zeros(groups, label.dtype)
+    batch["label"][place] = label
+
+  def _sequences(self, units, layout):
+    """Of all sequences [N * C]: length, start, slot and row."""
+    count = self.features.num_choices
+    ids = (units[:, None] * count + np.arange(count)).ravel()
+    lengths = np.diff(self.features.offsets)[ids]
+    before = np.cumsum(lengths.reshape(-1, count), axis=1)
+    before = np.pad(before[:, :-1], ((0, 0), (1, 0)))
+    starts = (layout.start[:, None] + before).ravel()
+    slots = (layout.slot[:, None] * count + np.arange(count)).ravel()
+    return lengths, starts, slots, np.repeat(layout.row, count)
+
+  def _tokens(self, units, layout):
+    """Of all tokens of some units: place in the features, row, column."""
+    lengths = self.unit_lengths[units]
+    first = self.features.offsets[units * self.features.num_choices]
+    within = np.arange(lengths.sum()) - np.repeat(
+      np.cumsum(lengths) - lengths, lengths
+    )
+    return (
+      np.repeat(first, lengths) + within,
+      np.repeat(layout.row, lengths),
+      np.repeat(layout.start, lengths) + within,
+    )
+
+  @property
+  def label_of(self) -> str:
+    """What has a label and an output: "token", "span" or "sequence"."""
+    if self.features.words is not None:
+      return "token"
+    return "sequence" if self.features.char_starts is None else "span"
+
+  @functools.cached_property
+  def unit_lengths(self) -> np.ndarray:
+    """Tokens [N] of every unit of the features, all its choices together."""
+    return np.diff(self.features.offsets[:: self.features.num_choices])
+
+  def take(
+    self, outputs: np.ndarray, units: np.ndarray, layout: packing.Layout
+  ) -> np.ndarray:
+    """Picks what belongs to some units out of a model's outputs.
+
+    Args:
+      outputs: [B, S, K] of sequences, or [B, L, K] of tokens.
+      units: as for `fill`.
+      layout: as for `fill`.
+
+    Returns:
+      [N * C, K] of sequences, or [T, K] of tokens, in the order of the units.
+    """
+    if self.label_of in ("token", "span"):
+      _, rows, columns = self._tokens(units, layout)
+      return outputs[rows, columns]
+    _, _, slots, rows = self._sequences(units, layout)
+    return outputs[rows, slots]
+
+
+def row_length(features: Any, seq_len: int, pack: bool) -> int:
+  """L of a task's rows: its longest unit, up to a multiple of 8.
+
+  Args:
+    features: of a split.
+    seq_len: tokens a sequence has at most.
+    pack: False = rows of one sequence are as long as `seq_len`.
+  """
+  count = features.num_choices
+  if not pack:
+    return seq_len * count
+  longest = int(np.diff(features.offsets[::count]).max())
+  return -(-longest // 8) * 8
+
+
+class TaskBatches:
+  """Training batches of a task by step: `batches[step]`.
+
+  A batch holds the same examples however they are laid out in rows.
+  """
+
+  def __init__(
+    self,
+    features: Any,
+    *,
+    seed: int,
+    batch_size: int,
+    num_steps: int,
+    seq_len: int,
+    pad_id: int,
+    pack: bool = True,
+    multiple: int = 1,
+    local_rows: Callable[[int], np.ndarray] = np.arange,
+  ):
+    """Chooses the shapes of the batches.
+
+    Args:
+      features: of the training split, with labels.
+      seed: of the order.
+      batch_size: units a step.
+      num_steps: how many batches there are.
+      seq_len: tokens a sequence has at most.
+      pad_id: of the vocabulary.
+      pack: several units share a row; else one row each, of `seq_len` tokens
+        for each of its choices.
+      multiple: number of rows is a multiple of it (devices, micro-batches).
+      local_rows: number of rows -> those that this host makes.
+    """
+    row_len = row_length(features, seq_len, pack)
+    num_units = len(features.example)
+    self._order = Order(num_units, seed)
+    self._batch_size, self._num_steps = batch_size, num_steps
+    self._local_rows, self._multiple = local_rows, multiple
+    self._pack = pack
+    self._rows = Rows(features, row_len, 1, pad_id)
+    # The shapes are chosen by what the first batches need.
+    sample = [self._layout(i) for i in range(min(num_steps, _SHAPE_SAMPLE))]
+    self._max_slots = max(int(layout.slot.max()) + 1 for _, layout in sample)
+    self._rows = dataclasses.replace(self._rows, slots=self._max_slots)
+    self._sizes = packing.choose_num_rows(
+      [layout.num_rows for _, layout in sample], multiple
+    )
+
+  _max_slots: int | None = None
+
+  def __len__(self) -> int:
+    return self._num_steps
+
+  def _layout(self, step: int) -> tuple[np.ndarray, packing.Layout]:
+    places = step * self._batch_size + np.arange(self._batch_size)
+    units, _ = self._order(places)
+    lengths = self._rows.unit_lengths[units]
+    if not self._pack:
+      return units, packing.one_a_row(lengths)
+    return units, packing.pack(lengths, self._rows.row_len, self._max_slots)
+
+  def __getitem__(self, step: int) -> Batch:
+    units, layout = self._layout(step)
+    num_rows = next(
+      (size for size in self._sizes if size >= layout.num_rows),
+      -(-layout.num_rows // self._multiple) * self._multiple,
+    )
+    batch = self._rows.fill(units, layout, num_rows)
+    mine = self._local_rows(num_rows)
+    return {name: value[mine] for name, value in batch.items()}
+
+
+class TaskSplit:
+  """A whole split of a task in rows, for evaluation and prediction.
+
+  Every unit is in one batch, once; all batches have one shape.
+  """
+
+  def __init__(
+    self,
+    features: Any,
+    *,
+    num_rows: int,
+    seq_len: int,
+    pad_id: int,
+    pack: bool = True,
+    local_rows: Callable[[int], np.ndarray] = np.arange,
+  ):
+    """Lays the split out; arguments as those of TaskBatches.
+
+    Args:
+      features: of the split, with labels or without.
+      num_rows: B of every batch.
+      seq_len: tokens a sequence has at most.
+      pad_id: of the vocabulary.
+      pack: several units share a row.
+      local_rows: number of rows -> those that this host makes.
+    """
+    row_len = row_length(features, seq_len, pack)
+    rows = Rows(features, row_len, 1, pad_id)
+    if pack:
+      layout = packing.pack(rows.unit_lengths, row_len)
+    else:
+      layout = packing.one_a_row(rows.unit_lengths)
+    self._rows = dataclasses.replace(rows, slots=int(layout.slot.max()) + 1)
+    self._num_rows, self._local_rows = num_rows, local_rows
+    # Units by batch, and where each lies in it.
+    self._order = np.argsort(layout.row, kind="stable")
+    self._bounds = np.searchsorted(
+      layout.row[self._order],
+      np.arange(0, layout.num_rows + num_rows, num_rows),
+    )
+    self._layout = layout
+
+  def __len__(self) -> int:
+    return -(-self._layout.num_rows // self._num_rows)
+
+  def _part(self, step: int) -> tuple[np.ndarray, packing.Layout]:
+    units = self._order[self._bounds[step] : self._bounds[step + 1]]
+    row = self._layout.row[units] - step * self._num_rows
+    return units, packing.Layout(
+      row, self._layout.start[units], self._layout.slot[units], self._num_rows
+    )
+
+  def __getitem__(self, step: int) -> Batch:
+    batch = self._rows.fill(*self._part(step), self._num_rows)
+    mine = self._local_rows(self._num_rows)
+    return {name: value[mine] for name, value in batch.items()}
+
+  def collect(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins a model's outputs of all batches in the order of the features.
+
+    Args:
+      outputs: of each batch, [B, S, K] of sequences or [B, L, K] of tokens.
+
+    Returns:
+      [N * C, K] of sequences, or [T, K] of tokens.
+    """
+    features = self._rows.features
+    by_token = self._rows.label_of in ("token", "span")
+    count = len(features.token_ids) if by_token else len(features.offsets) - 1
+    result = np.zeros((count, outputs[0].shape[-1]), np.float32)
+    for step, part in enumerate(outputs):
+      units, layout = self._part(step)
+      values = self._rows.take(np.asarray(part), units, layout)
+      if by_token:
+        places = self._rows._tokens(units, layout)[0]
+      else:
+        choices = np.arange(features.num_choices)
+        places = (units[:, None] * features.num_choices + choices).ravel()
+      result[places] = values
+    return result

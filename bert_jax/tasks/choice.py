@@ -1,0 +1,146 @@
+"""Four-way completion: SWAG, HellaSwag and CODAH.
+
+Source: section 4.4; https://aclanthology.org/D18-1009,
+  https://aclanthology.org/P19-1472, https://aclanthology.org/W19-2008
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bert_jax.tasks import spec
+from bert_jax.tasks import tables
+
+# (row, PATH:LINE) -> the pairs of texts, one a choice.
+_Pairs = Callable[[Mapping[str, Any], str], tuple[tuple[str, str], ...]]
+
+
+def choice_label(value: Any, num_choices: int, where: str) -> int:
+  """The number of the right choice, 0 = the first.
+
+  Raises:
+    spec.TaskError: no whole number, or none of the choices.
+  """
+  try:
+    label = int(value)
+  except (TypeError, ValueError):
+    label = -1
+  if not 0 <= label < num_choices:
+    raise spec.TaskError(
+      f"{where}: label {value!r} is not known; the {num_choices} choices are"
+      f" numbered 0 to {num_choices - 1}"
+    )
+  return label
+
+
+def make_reader(
+  pairs_of: _Pairs, id_column: str = "", names: Sequence[str] = ()
+) -> Callable[[spec.Task, str, str], list[spec.ChoiceExample]]:
+  """Makes the reader of a task's files: CSV, TSV or a JSON object a line.
+
+  Args:
+    pairs_of: (row, PATH:LINE) -> pairs of texts.
+    id_column: the column that numbers the rows, "" = they are counted.
+    names: of the columns, where the files have no header.
+  """
+
+  def read(task: spec.Task, path: str, split: str) -> list[spec.ChoiceExample]:
+    examples = []
+    for number, (where, row) in enumerate(tables.read_rows(path, names)):
+      pairs = pairs_of(row, where)
+      label = None
+      if split not in task.test_splits or row.get(task.label) is not None:
+        value = tables.field(row, task.label, where)
+        label = choice_label(value, len(pairs), where)
+      examples.append(
+        spec.ChoiceExample(str(row.get(id_column, number)), pairs, label)
+      )
+    return examples
+
+  return read
+
+
+def _swag_pairs(row, where) -> tuple[tuple[str, str], ...]:
+  """The first sentence with the start of the second and each of its ends."""
+  start = tables.text_field(row, "sent2", where)
+  first = tables.text_field(row, "sent1", where)
+  ends = [tables.text_field(row, f"ending{i}", where) for i in range(4)]
+  return tuple((first, f"{start} {end}") for end in ends)
+
+
+def _hellaswag_pairs(row, where) -> tuple[tuple[str, str], ...]:
+  """The whole sentences of the context with the rest and each ending."""
+  first = tables.text_field(row, "ctx_a", where)
+  start = tables.text_field(row, "ctx_b", where)
+  ends = tables.field(row, "endings", where)
+  if not isinstance(ends, list) or not all(isinstance(e, str) for e in ends):
+    raise spec.TaskError(f"{where}: endings is {ends!r}; wanted texts")
+  return tuple((first, f"{start} {end}".strip()) for end in ends)
+
+
+def _codah_pairs(row, where) -> tuple[tuple[str, str], ...]:
+  """The prompt with each completion."""
+  prompt = tables.text_field(row, "prompt", where)
+  return tuple(
+    (prompt, tables.text_field(row, f"choice{i}", where)) for i in range(4)
+  )
+
+
+_CODAH_COLUMNS = ("category", "prompt") + tuple(
+  f"choice{i}" for i in range(4)
+) + ("answer",)  # fmt: skip
+
+_FACTS: dict[str, Any] = {
+  "kind": "choice",
+  "labels": (),
+  "metrics": ("accuracy",),
+  "main_metric": "accuracy",
+  "train_split": "train",
+  "eval_splits": ("validation",),
+  "test_splits": ("test",),
+}
+
+ROWS = (
+  spec.Task(
+    name="swag",
+    text=("sent1", "sent2", "ending0", "ending1", "ending2", "ending3"),
+    label="label",
+    source="https://aclanthology.org/D18-1009",
+    files={
+      "train": ("train.csv", "train.jsonl"),
+      "validation": ("val.csv", "val.jsonl"),
+      "test": ("test.csv", "test.jsonl"),
+    },
+    folders=("swag", "SWAG", "data"),
+    read=make_reader(_swag_pairs),
+    **_FACTS,
+  ),
+  spec.Task(
+    name="hellaswag",
+    text=("ctx_a", "ctx_b", "endings"),
+    label="label",
+    source="https://aclanthology.org/P19-1472",
+    files={
+      "train": ("hellaswag_train.jsonl", "train.jsonl"),
+      "validation": ("hellaswag_val.jsonl", "val.jsonl"),
+      "test": ("hellaswag_test.jsonl", "test.jsonl"),
+    },
+    folders=("hellaswag", "data"),
+    read=make_reader(_hellaswag_pairs, "ind"),
+    **_FACTS,
+  ),
+  spec.Task(
+    name="codah",
+    text=_CODAH_COLUMNS[1:-1],
+    label="answer",
+    source="https://aclanthology.org/W19-2008",
+    files={
+      "train": ("fold_0_train.tsv", "train.tsv"),
+      "validation": ("fold_0_dev.tsv", "dev.tsv"),
+      "test": ("fold_0_test.tsv", "test.tsv"),
+    },
+    folders=("codah", "fold_0"),
+    read=make_reader(_codah_pairs, names=_CODAH_COLUMNS),
+    # Unlike most, its test split has labels: five folds of all questions.
+    **(_FACTS | {"eval_splits": ("validation", "test"), "test_splits": ()}),
+  ),
+)

@@ -1,0 +1,292 @@
+"""GLUE: nine tasks on texts and pairs of texts, and its diagnostic set.
+
+Labels are in the order of the original code where it has the task, else in
+that of the files' own numbers. TFDS and Hugging Face number MNLI and AX as
+entailment, neutral, contradiction; `tfds_labels` says so, and a head trained
+there needs its columns in another order here. All other tasks agree.
+
+Source: https://aclanthology.org/W18-5446;
+  google-research/bert run_classifier.py:208-374
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import logging
+import math
+from typing import Any
+
+from bert_jax.tasks import spec
+from bert_jax.tasks import tables
+
+_log = logging.getLogger(__name__)
+
+_PAPER = "https://aclanthology.org/W18-5446"
+_COLA_COLUMNS = ("source", "label", "mark", "sentence")
+_MAX_SCORE = 5.0
+
+# Names of the column that numbers the rows, in the files that have one.
+_ID_COLUMNS = ("index", "id")
+
+
+def make_reader(
+  no_header: Mapping[str, Sequence[str]] | None = None,
+  skip_broken: bool = False,
+) -> Callable[[spec.Task, str, str], list[spec.PairExample]]:
+  """Makes the reader of a task's TSV files.
+
+  Args:
+    no_header: split -> names of its columns, where the file has no header.
+    skip_broken: leave out rows with a wrong number of columns, as readers of
+      QQP always did, and log how many.
+  """
+  names_of = no_header or {}
+
+  def read(task: spec.Task, path: str, split: str) -> list[spec.PairExample]:
+    rows = tables.read_rows(path, names_of.get(split, ()), skip_broken)
+    if skip_broken:
+      lost = len(tables.read_lines(path)) - (split not in names_of) - len(rows)
+      if lost:
+        _log.warning("%s: left out %d broken rows", path, lost)
+    ids = _ids([row for _, row in rows])
+    needs_label = split not in task.test_splits
+    return [
+      _example(task, id, row, where, needs_label)
+      for id, (where, row) in zip(ids, rows, strict=True)
+    ]
+
+  return read
+
+
+def _ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """The numbers that a file gives its rows, else their places.
+
+  Copies of SST-2 are around in which every row of the test file has number 0.
+  """
+  for name in _ID_COLUMNS:
+    ids = [row[name] for row in rows if name in row]
+    if len(set(ids)) == len(rows):
+      return ids
+  return [str(number) for number in range(len(rows))]
+
+
+def _example(
+  task: spec.Task,
+  id: str,
+  row: Mapping[str, Any],
+  where: str,
+  needs_label: bool,
+) -> spec.PairExample:
+  texts = [tables.text_field(row, name, where) for name in task.text]
+  label: int | float | None = None
+  if needs_label or task.label in row:
+    label = parse_label(task, tables.text_field(row, task.label, where), where)
+  return spec.PairExample(
+    id=id,
+    text_a=texts[0],
+    text_b=texts[1] if len(texts) > 1 else None,
+    label=label,
+  )
+
+
+def parse_label(task: spec.Task, text: str, where: str) -> int | float:
+  """The id of a label, or a score.
+
+  Raises:
+    spec.TaskError: an unknown label, or a score that is no finite number.
+  """
+  if task.kind != "regress":
+    return spec.label_id(task, text, where)
+  try:
+    score = float(text)
+  except ValueError:
+    score = math.nan
+  if not math.isfinite(score):
+    raise spec.TaskError(f"{where}: score {text!r} is no finite number")
+  return score
+
+
+def _read_stsb(task: spec.Task, path: str, split: str) -> list[Any]:
+  examples = make_reader()(task, path, split)
+  for e in examples:
+    if e.label is not None and not 0 <= e.label <= _MAX_SCORE:
+      raise spec.TaskError(
+        f"{path}: row {e.id}: score {e.label} is not between 0 and 5"
+      )
+  return examples
+
+
+def _record_reader(*names: str) -> Callable[..., spec.PairExample]:
+  """Makes the reader of TFDS records with these fields as texts."""
+
+  def read(
+    task: spec.Task, split: str, number: int, record: Mapping[str, Any]
+  ) -> spec.PairExample:
+    del split
+    where = f"{task.tfds}, record {number}"
+    texts = [tables.text_field(record, name, where) for name in names]
+    value = tables.field(record, "label", where)
+    label: int | float | None = None
+    if task.kind == "regress":
+      label = float(value) if value >= 0 else None
+    elif value >= 0:
+      label = task.labels.index((task.tfds_labels or task.labels)[int(value)])
+    return spec.PairExample(
+      id=str(int(record["idx"])) if "idx" in record else str(number),
+      text_a=texts[0],
+      text_b=texts[1] if len(texts) > 1 else None,
+      label=label,
+    )
+
+  return read
+
+
+def _row(
+  name: str,
+  folder: str,
+  text: tuple[str, ...],
+  labels: tuple[str, ...],
+  metrics: tuple[str, ...],
+  source: str,
+  *,
+  main_metric: str = "",
+  label: str = "label",
+  record: tuple[str, ...] = (),
+  **others: Any,
+) -> spec.Task:
+  """A task with the splits and the file names that most have."""
+  files = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
+  facts: dict[str, Any] = {
+    "kind": "classify",
+    "train_split": "train",
+    "eval_splits": ("validation",),
+    "test_splits": ("test",),
+    "files": {split: (file,) for split, file in files.items()},
+    "read": make_reader(),
+    "read_record": _record_reader(*(record or text)),
+    "folders": (folder,),
+    "tfds": f"glue/{name}",
+    "submission": {"test": f"{folder}.tsv"},
+  }
+  return spec.Task(
+    name=name,
+    text=text,
+    labels=labels,
+    metrics=metrics,
+    main_metric=main_metric or metrics[0],
+    source=source,
+    label=label,
+    **(facts | others),
+  )
+
+
+_NLI = ("contradiction", "entailment", "neutral")
+_TFDS_NLI = ("entailment", "neutral", "contradiction")
+_TWO = ("entailment", "not_entailment")
+_PAIR = ("sentence1", "sentence2")
+
+ROWS = (
+  _row(
+    "cola",
+    "CoLA",
+    ("sentence",),
+    ("0", "1"),
+    ("matthews", "accuracy"),
+    "https://arxiv.org/abs/1805.12471",
+    read=make_reader({"train": _COLA_COLUMNS, "validation": _COLA_COLUMNS}),
+  ),
+  _row(
+    "sst2",
+    "SST-2",
+    ("sentence",),
+    ("0", "1"),
+    ("accuracy",),
+    "https://aclanthology.org/D13-1170",
+  ),
+  _row(
+    "mrpc",
+    "MRPC",
+    ("#1 String", "#2 String"),
+    ("0", "1"),
+    ("accuracy", "f1"),
+    "https://aclanthology.org/I05-5002",
+    main_metric="f1",
+    label="Quality",
+    record=_PAIR,
+    files={
+      "train": ("train.tsv", "msr_paraphrase_train.txt"),
+      "validation": ("dev.tsv",),
+      "test": ("test.tsv", "msr_paraphrase_test.txt"),
+    },
+  ),
+  _row(
+    "stsb",
+    "STS-B",
+    _PAIR,
+    (),
+    ("pearson", "spearman"),
+    "https://aclanthology.org/S17-2001",
+    kind="regress",
+    main_metric="spearman",
+    label="score",
+    read=_read_stsb,
+  ),
+  _row(
+    "qqp",
+    "QQP",
+    ("question1", "question2"),
+    ("0", "1"),
+    ("accuracy", "f1"),
+    "https://quoradata.quora.com/First-Quora-Dataset-Release-Question-Pairs",
+    main_metric="f1",
+    label="is_duplicate",
+    read=make_reader(skip_broken=True),
+  ),
+  _row(
+    "mnli",
+    "MNLI",
+    _PAIR,
+    _NLI,
+    ("accuracy",),
+    "https://aclanthology.org/N18-1101",
+    label="gold_label",
+    record=("premise", "hypothesis"),
+    eval_splits=("validation_matched", "validation_mismatched"),
+    test_splits=("test_matched", "test_mismatched"),
+    files={
+      "train": ("train.tsv",),
+      "validation_matched": ("dev_matched.tsv",),
+      "validation_mismatched": ("dev_mismatched.tsv",),
+      "test_matched": ("test_matched.tsv",),
+      "test_mismatched": ("test_mismatched.tsv",),
+    },
+    tfds_labels=_TFDS_NLI,
+    submission={
+      "test_matched": "MNLI-m.tsv",
+      "test_mismatched": "MNLI-mm.tsv",
+    },
+  ),
+  _row(
+    "qnli",
+    "QNLI",
+    ("question", "sentence"),
+    _TWO,
+    ("accuracy",),
+    _PAPER,
+  ),
+  _row("rte", "RTE", _PAIR, _TWO, ("accuracy",), _PAPER),
+  _row("wnli", "WNLI", _PAIR, ("0", "1"), ("accuracy",), _PAPER),
+  _row(
+    "ax",
+    "AX",
+    _PAIR,
+    _NLI,
+    ("matthews", "accuracy"),
+    _PAPER,
+    train_split="",
+    eval_splits=(),
+    files={"test": ("diagnostic.tsv", "AX.tsv", "test.tsv")},
+    folders=("AX", "diagnostic", "MNLI"),
+    record=("premise", "hypothesis"),
+    tfds_labels=_TFDS_NLI,
+    trained_as="mnli",
+  ),
+)

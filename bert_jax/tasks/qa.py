@@ -1,0 +1,228 @@
+"""SQuAD 1.1 and 2.0: questions on a text, answered by a stretch of it.
+
+Source: https://aclanthology.org/D16-1264, https://aclanthology.org/P18-2124
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+import logging
+import re
+from typing import Any
+
+from bert_jax.tasks import spec
+from bert_jax.tasks import tables
+
+_log = logging.getLogger(__name__)
+
+
+def locate(text: str, start: int, context: str) -> tuple[str, int] | None:
+  """An answer as it stands in its context.
+
+  Offsets in the wild are a few characters off, and spaces differ. As in the
+  original, the answer is looked for in the words that it is said to stand in.
+
+  Args:
+    text: the answer.
+    start: where it is said to begin; below 0 = anywhere, the first time.
+    context: the text.
+
+  Returns:
+    The characters of the context and where they begin, or None.
+
+  Example:
+    >>> locate("John  Smith", 5, "was (John Smith)")
+    ('John Smith', 5)
+
+  Source: google-research/bert run_squad.py:277-290
+  """
+  words = text.split()
+  if not words:
+    return None
+  if start >= 0 and context[start : start + len(text)] == text:
+    return text, start
+  begin, end = 0, len(context)
+  if start >= 0:
+    begin = min(start, len(context))
+    end = min(start + len(text), len(context))
+    while begin and not context[begin - 1].isspace():
+      begin -= 1
+    while end < len(context) and not context[end].isspace():
+      end += 1
+  pattern = re.compile(r"\s+".join(map(re.escape, words)))
+  found = pattern.search(context, begin, end)
+  return (found.group(), found.start()) if found else None
+
+
+def make_reader(
+  strict: bool = False,
+) -> Callable[[spec.Task, str, str], list[spec.SpanExample]]:
+  """Makes the reader of SQuAD's JSON.
+
+  An answer that cannot be found in its context can be scored but not learned.
+  In the training split such a question is left out, and their number logged,
+  as in the original; elsewhere the answer is kept for its text.
+
+  Args:
+    strict: refuse a file with such an answer.
+  """
+
+  def read(task: spec.Task, path: str, split: str) -> list[spec.SpanExample]:
+    found: list[spec.SpanExample] = []
+    lost: list[str] = []
+    for where, context, question in _questions(path):
+      example = _example(task, context, question, where)
+      placed = _place(task, split, example, where, strict)
+      if placed is None:
+        lost.append(example.id)
+      else:
+        found.append(placed)
+    if not found:
+      raise spec.TaskError(
+        f"{path}: no questions"
+        + (f", after {len(lost)} without their answer" if lost else "")
+      )
+    if lost:
+      _log.warning(
+        "%s: left out %d of %d questions, whose answer is not in the context"
+        " (first %s)", path, len(lost), len(lost) + len(found), lost[0],
+      )  # fmt: skip
+    return found
+
+  return read
+
+
+def _place(
+  task: spec.Task,
+  split: str,
+  example: spec.SpanExample,
+  where: str,
+  strict: bool,
+) -> spec.SpanExample | None:
+  """The example with its answers as they stand in the context.
+
+  None where it is to train on, and its answer is not there.
+  """
+  found = [locate(*answer, example.context) for answer in example.answers]
+  missing = [a for a, f in zip(example.answers, found, strict=True) if not f]
+  if missing and strict:
+    raise spec.TaskError(
+      f"{where}: answer {missing[0][0]!r} is not in its context at character"
+      f" {missing[0][1]}; correct answer_start or the text"
+    )
+  if split == task.train_split and not example.is_impossible:
+    if len(found) != 1:
+      raise spec.TaskError(
+        f"{where}: {len(found)} answers; a question to train on has one, or"
+        " is_impossible where the task allows it"
+      )
+    if missing:
+      return None
+  answers = zip(found, example.answers, strict=True)
+  return dataclasses.replace(
+    example, answers=tuple(placed or answer for placed, answer in answers)
+  )
+
+
+def _questions(path: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+  """("PATH: question ID", context, question) of a file."""
+  content = tables.read_json(path)
+  try:
+    for article in content["data"]:
+      for paragraph in article["paragraphs"]:
+        for question in paragraph["qas"]:
+          yield (
+            f"{path}: question {question['id']}",
+            paragraph["context"],
+            question,
+          )
+  except (KeyError, TypeError) as error:
+    raise spec.TaskError(
+      f"{path} is not laid out as SQuAD: {error!r}; wanted data, paragraphs,"
+      " context, qas, id, question, answers"
+    ) from error
+
+
+def _example(
+  task: spec.Task, context: str, question: Mapping[str, Any], where: str
+) -> spec.SpanExample:
+  """A question with its answers as the file has them."""
+  is_impossible = bool(question.get("is_impossible", False))
+  if is_impossible and not task.has_null:
+    raise spec.TaskError(
+      f"{where} has no answer, which task {task.name} does not allow; use"
+      " squad_v2"
+    )
+  try:
+    answers = tuple(
+      (str(answer["text"]), int(answer["answer_start"]))
+      for answer in ([] if is_impossible else question.get("answers", []))
+    )
+    return spec.SpanExample(
+      str(question["id"]),
+      str(question["question"]),
+      context,
+      answers,
+      is_impossible,
+    )
+  except (KeyError, TypeError, ValueError) as error:
+    raise spec.TaskError(
+      f"{where}: {error!r}; wanted question, and answers with text and"
+      " answer_start"
+    ) from error
+
+
+def _record(
+  task: spec.Task, split: str, number: int, record: Mapping[str, Any]
+) -> spec.SpanExample | None:
+  """A question of TFDS; None as in `_place`."""
+  where = f"{task.tfds}, record {number}"
+  context = tables.text_field(record, "context", where)
+  answers = tables.field(record, "answers", where)
+  known = zip(answers["text"], answers["answer_start"], strict=True)
+  question = {
+    "id": tables.text_field(record, "id", where),
+    "question": tables.text_field(record, "question", where),
+    "is_impossible": bool(record.get("is_impossible", False)),
+    "answers": [
+      {
+        "text": text.decode("utf-8") if isinstance(text, bytes) else str(text),
+        "answer_start": int(start),
+      }
+      for text, start in known
+    ],
+  }
+  example = _example(task, context, question, where)
+  return _place(task, split, example, where, strict=False)
+
+
+_FACTS: dict[str, Any] = {
+  "kind": "span",
+  "text": ("question", "context"),
+  "labels": (),
+  "metrics": ("exact", "f1"),
+  "main_metric": "f1",
+  "train_split": "train",
+  "eval_splits": ("validation",),
+  "test_splits": (),
+  "read": make_reader(),
+  "read_record": _record,
+  "folders": ("squad", "SQuAD", "squad1", "squad2"),
+}
+
+ROWS = tuple(
+  spec.Task(
+    name=f"squad_v{version[0]}",
+    has_null=version == "2.0",
+    source=source,
+    files={
+      "train": (f"train-v{version}.json",),
+      "validation": (f"dev-v{version}.json",),
+    },
+    tfds=f"squad/v{version}",
+    **_FACTS,
+  )
+  for version, source in (
+    ("1.1", "https://aclanthology.org/D16-1264"),
+    ("2.0", "https://aclanthology.org/P18-2124"),
+  )
+)

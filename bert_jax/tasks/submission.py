@@ -1,0 +1,177 @@
+"""Predictions as files: a line an example, and what the GLUE server takes.
+
+Source: https://gluebenchmark.com/faq
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import io
+import json
+from typing import Any
+import zipfile
+
+from bert_jax import records
+from bert_jax.tasks import glue
+from bert_jax.tasks import spec
+
+# What the server wants, and how many rows the test sets have.
+GLUE_ROWS = {
+  "CoLA.tsv": 1063,
+  "SST-2.tsv": 1821,
+  "MRPC.tsv": 1725,
+  "STS-B.tsv": 1379,
+  "QQP.tsv": 390965,
+  "MNLI-m.tsv": 9796,
+  "MNLI-mm.tsv": 9847,
+  "QNLI.tsv": 5463,
+  "RTE.tsv": 3000,
+  "WNLI.tsv": 146,
+  "AX.tsv": 1104,
+}
+
+# (task, split) -> its examples and their predictions.
+Results = Mapping[tuple[str, str], tuple[Sequence[Any], Sequence[Any]]]
+
+
+def write_glue(path: str, results: Results, *, partial: bool = False) -> None:
+  """Writes the zip of eleven TSVs that the GLUE server scores.
+
+  Args:
+    path: of the zip.
+    results: (task, test split) -> (examples, predictions of scores.decode).
+    partial: allow files to be missing or short, for a look at the format; the
+      server takes only all of them.
+
+  Raises:
+    spec.TaskError: a file is missing or has another number of rows than its
+      test set, or a task is none of GLUE's.
+  """
+  rows = {row.name: row for row in glue.ROWS}
+  files: dict[str, str] = {}
+  for (name, split), (examples, predictions) in results.items():
+    if name not in rows or split not in rows[name].submission:
+      known = [f"{r.name} {s}" for r in glue.ROWS for s in r.submission]
+      raise spec.TaskError(
+        f"{name} {split}: GLUE takes no predictions of this split; it takes"
+        f" {', '.join(known)}"
+      )
+    task = rows[name]
+    files[task.submission[split]] = glue_tsv(task, examples, predictions)
+  if not partial:
+    _check_complete(files)
+  with records.replacing(path) as temporary:
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+      for file in GLUE_ROWS:
+        if file in files:
+          # A fixed date, so that equal predictions give equal bytes.
+          archive.writestr(zipfile.ZipInfo(file), files[file])
+
+
+def _check_complete(files: Mapping[str, str]) -> None:
+  missing = [name for name in GLUE_ROWS if name not in files]
+  if missing:
+    raise spec.TaskError(
+      f"GLUE wants eleven files; missing: {', '.join(missing)}. MNLI's model"
+      " predicts MNLI-m, MNLI-mm and AX"
+    )
+  for name, wanted in GLUE_ROWS.items():
+    found = files[name].count("\n") - 1
+    if found != wanted:
+      raise spec.TaskError(
+        f"{name}: {found} predictions, wanted {wanted}; predict the whole test"
+        " split (max_examples=0)"
+      )
+
+
+def glue_tsv(
+  task: spec.Task, examples: Sequence[Any], predictions: Sequence[Any]
+) -> str:
+  """A file for the GLUE server: index and prediction.
+
+  Labels are spelled as in the task's own files: words for the inference
+  tasks, 0 and 1 for the others; scores lie between 0 and 5.
+
+  Args:
+    task: a row of glue.ROWS.
+    examples: of a test split, in any order.
+    predictions: one an example.
+  """
+  numbers = _numbers([example.id for example in examples])
+  rows = sorted(zip(numbers, predictions, strict=True), key=lambda r: r[0])
+  out = io.StringIO()
+  out.write("index\tprediction\n")
+  for number, prediction in rows:
+    if task.kind == "regress":
+      text = f"{min(max(prediction, 0.0), 5.0):.3f}"
+    else:
+      text = task.labels[prediction.label]
+    out.write(f"{number}\t{text}\n")
+  return out.getvalue()
+
+
+def _numbers(ids: Sequence[str]) -> list[int]:
+  """The row that each example has in its file."""
+  if all(id.isdecimal() for id in ids):
+    numbers = [int(id) for id in ids]
+    if sorted(numbers) == list(range(len(ids))):
+      return numbers
+  return list(range(len(ids)))
+
+
+def write_predictions(
+  task: spec.Task,
+  examples: Sequence[Any],
+  predictions: Sequence[Any],
+  path: str,
+) -> None:
+  """Writes a JSON object a line, an example each, for a task of any kind.
+
+  Args:
+    task: decides the kind.
+    examples: that were predicted.
+    predictions: of scores.decode, one an example.
+    path: of the file.
+  """
+  rows = prediction_rows(task, examples, predictions)
+  with records.replacing(path) as temporary:
+    with open(temporary, "w", encoding="utf-8") as f:
+      for row in rows:
+        f.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def prediction_rows(
+  task: spec.Task, examples: Sequence[Any], predictions: Sequence[Any]
+) -> Iterable[dict[str, Any]]:
+  """For each example its id, what was predicted, and `gold` where known."""
+  make = _ROWS_OF[task.kind]
+  for example, prediction in zip(examples, predictions, strict=True):
+    row = {"id": example.id, **make(task, prediction)}
+    if spec.is_labelled(example):
+      row["gold"] = _GOLD_OF[task.kind](task, example)
+    yield row
+
+
+_ROWS_OF: dict[str, Any] = {
+  "classify": lambda task, p: {
+    "label": task.labels[p.label],
+    "probabilities": dict(zip(task.labels, p.probabilities, strict=True)),
+  },
+  "regress": lambda task, p: {"score": p},
+  "choice": lambda task, p: {
+    "choice": p.label,
+    "probabilities": list(p.probabilities),
+  },
+  "tag": lambda task, p: {"tags": list(p)},
+  "span": lambda task, p: {
+    "answer": p.text,
+    "best_answer": p.best_text,
+    "null_odds": p.null_odds,
+  },
+}
+
+_GOLD_OF: dict[str, Any] = {
+  "classify": lambda task, e: task.labels[e.label],
+  "regress": lambda task, e: e.label,
+  "choice": lambda task, e: e.label,
+  "tag": lambda task, e: list(e.labels),
+  "span": lambda task, e: [text for text, _ in e.answers],
+}

@@ -1,0 +1,245 @@
+"""Lines, columns, JSON and TFDS records of task data.
+
+Every error names the file and the line, and says what to change. Text is UTF-8
+with or without a byte order mark; lines end in LF or CR LF, the last one need
+not end. A quote is a character like any other in a TSV, and quotes a field in
+a CSV.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import csv
+import io
+import json
+import os
+import re
+from typing import Any
+
+from etils import epath
+
+from bert_jax.tasks import spec
+
+JSON_LINES = (".jsonl", ".json", ".ndjson")
+_TFDS = "tfds:"
+_BLOCK = 1000  # records read at once
+
+
+def read_text(path: str) -> str:
+  """The text of a file.
+
+  Raises:
+    spec.TaskError: it cannot be read, is empty or is not UTF-8.
+  """
+  try:
+    content = epath.Path(path).read_bytes()
+  except OSError as error:
+    raise spec.TaskError(f"{path} cannot be read: {error}") from error
+  try:
+    text = content.decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    line = content.count(b"\n", 0, error.start) + 1
+    raise spec.TaskError(
+      f"{path}:{line}: byte {content[error.start]:#04x} is not UTF-8; convert"
+      " the file, for example with iconv -t UTF-8"
+    ) from None
+  if not text.strip():
+    raise spec.TaskError(f"{path} is empty; wanted a file with examples")
+  return text
+
+
+def read_lines(path: str) -> list[str]:
+  """The lines of a file without their ends; blank ones at its end are cut.
+
+  Not str.splitlines(): a line separator (U+2028) is text here.
+  """
+  lines = read_text(path).rstrip("\r\n").split("\n")
+  return [line.removesuffix("\r") for line in lines]
+
+
+def read_rows(
+  path: str, names: Sequence[str] = (), skip_broken: bool = False
+) -> list[tuple[str, Mapping[str, Any]]]:
+  """The rows of a table: TSV, CSV (.csv) or a JSON object a line (.jsonl).
+
+  Args:
+    path: the ending decides the format; what is neither CSV nor JSON is TSV.
+    names: of the columns, where the file has no header line.
+    skip_broken: leave out rows with too few or too many columns.
+
+  Returns:
+    For each row "PATH:LINE" and its fields by name.
+
+  Raises:
+    spec.TaskError: a row with too few or too many columns, or none at all.
+  """
+  ending = os.path.splitext(path)[1].lower()
+  if ending in JSON_LINES:
+    return list(_json_rows(path))
+  cells = _csv_cells(path) if ending == ".csv" else _tsv_cells(path)
+  if not names:
+    _, names = next(cells)
+  rows: list[tuple[str, Mapping[str, Any]]] = []
+  for line, row in cells:
+    if len(row) == len(names):
+      rows.append((f"{path}:{line}", dict(zip(names, row, strict=True))))
+    elif not skip_broken:
+      raise spec.TaskError(
+        f"{path}:{line}: {len(row)} columns, wanted {len(names)}"
+        f" ({', '.join(names)}); is there a tab or a line break in a text?"
+      )
+  if not rows:
+    raise spec.TaskError(f"{path} has a header but no examples")
+  return rows
+
+
+def _tsv_cells(path: str) -> Iterator[tuple[int, list[str]]]:
+  for number, line in enumerate(read_lines(path), 1):
+    yield number, line.split("\t")
+
+
+def _csv_cells(path: str) -> Iterator[tuple[int, list[str]]]:
+  reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+  try:
+    for row in reader:
+      if row:
+        yield reader.line_num, row
+  except csv.Error as error:
+    raise spec.TaskError(f"{path}:{reader.line_num}: {error}") from None
+
+
+def _json_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  for number, line in enumerate(read_lines(path), 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+      raise spec.TaskError(
+        f"{path}:{number}: {error}; wanted a JSON object a line"
+      ) from None
+    if not isinstance(row, dict):
+      raise spec.TaskError(f"{path}:{number}: not a JSON object")
+    yield f"{path}:{number}", row
+
+
+def field(row: Mapping[str, Any], name: str, where: str) -> Any:
+  """A field of a row.
+
+  Raises:
+    spec.TaskError: there is no such column; names those that there are.
+  """
+  try:
+    return row[name]
+  except KeyError:
+    raise spec.TaskError(
+      f"{where}: no column {name!r}; there are {', '.join(map(str, row))}"
+    ) from None
+
+
+def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
+  """A field of a row that must be text."""
+  value = field(row, name, where)
+  if isinstance(value, bytes):
+    return value.decode("utf-8")
+  if not isinstance(value, str):
+    raise spec.TaskError(f"{where}: {name} is {value!r}; wanted text")
+  return value
+
+
+def read_json(path: str) -> Any:
+  """The value of a JSON file.
+
+  Raises:
+    spec.TaskError: it is broken off or is no JSON.
+  """
+  try:
+    return json.loads(read_text(path))
+  except (json.JSONDecodeError, RecursionError) as error:
+    raise spec.TaskError(
+      f"{path} is broken off or is no JSON: {error}; fetch it again"
+    ) from None
+
+
+def is_tfds(folder: str) -> bool:
+  """Whether a location means prepared TFDS data, as in `tfds:DIR`."""
+  return folder.startswith(_TFDS)
+
+
+def read_records(
+  task: spec.Task, location: str, split: str
+) -> Iterator[Mapping[str, Any]]:
+  """The records of prepared TFDS data, read without TensorFlow.
+
+  Args:
+    task: has the name of the builder.
+    location: `tfds:DIR`; DIR is the folder of prepared data itself, or the
+      one that holds all of it ("" = ~/tensorflow_datasets).
+    split: one of the task's.
+
+  Raises:
+    spec.TaskError: not prepared; says how to prepare it.
+  """
+  root = location.removeprefix(_TFDS)
+  folder = _prepared_folder(task, root)
+  os.environ.setdefault("TFDS_NO_GCS", "1")
+  import tensorflow_datasets as tfds  # slow to import: only where it is used
+
+  builder = tfds.builder_from_directory(folder)
+  name = task.tfds_splits.get(split, split)
+  if name not in builder.info.splits:
+    raise spec.TaskError(
+      f"{location}: no split {name!r}; there are"
+      f" {', '.join(builder.info.splits)}"
+    )
+  file_format = builder.info.file_format
+  if file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    raise spec.TaskError(
+      f"{folder} is in the format {file_format and file_format.value}, which"
+      f" only TensorFlow reads; {_how_to_prepare(task, root)}"
+    )
+  return _in_blocks(builder.as_data_source(split=name))
+
+
+def _in_blocks(source: Any) -> Iterator[Mapping[str, Any]]:
+  """The records of a source; one at a time they come ten times slower."""
+  for start in range(0, len(source), _BLOCK):
+    yield from source.__getitems__(
+      range(start, min(start + _BLOCK, len(source)))
+    )
+
+
+def _prepared_folder(task: spec.Task, root: str) -> str:
+  """The folder with the dataset_info.json of the newest version."""
+  if not task.tfds:
+    raise spec.TaskError(
+      f"task {task.name} has no TFDS builder; give a folder with its files"
+    )
+  top = epath.Path(os.path.expanduser(root or "~/tensorflow_datasets"))
+  if (top / "dataset_info.json").exists():
+    return str(top)
+  found = [
+    version
+    for version in _subfolders(top / task.tfds)
+    if (version / "dataset_info.json").exists()
+  ]
+  if not found:
+    raise spec.TaskError(
+      f"{_TFDS}{root}: no prepared {task.tfds} in {top};"
+      f" {_how_to_prepare(task, root)}"
+    )
+  return str(max(found, key=_version))
+
+
+def _subfolders(folder: Any) -> list[Any]:
+  return [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+
+
+def _version(folder: Any) -> list[int]:
+  return [int(digits) for digits in re.findall(r"\d+", folder.name)]
+
+
+def _how_to_prepare(task: spec.Task, root: str) -> str:
+  where = f" --data_dir={root}" if root else ""
+  return (
+    f"run tfds build {task.tfds} --file_format=array_record{where}, with"
+    " TensorFlow and a network, or give a folder with the original files"
+  )

@@ -1,0 +1,833 @@
+"""Folders of weights to our parameters, and back.
+
+  weights = read("bert-base-uncased")   # Hugging Face, Flax, TF1 or a workdir
+  params, added, dropped = fit(weights.params, wanted)
+  write(weights, "converted", "tf1")
+
+Format       what its folder holds
+huggingface  config.json, model.safetensors (or shards and their index)
+flax         config.json, flax_model.msgpack
+tf1          bert_config.json, bert_model.ckpt.index and .data-*
+bert_jax     run.json, checkpoints/STEP/params, vocab/
+
+Nothing is unpickled. What a file says about sizes is compared with the size
+of the file before anything is allocated, but for our own checkpoints, which
+are compressed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import dataclasses
+import datetime
+import glob
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+from typing import Any
+
+from flax import serialization
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
+
+from bert_jax import run_log
+from bert_jax import tf_checkpoint
+from bert_jax import tokenization
+from bert_jax.models import convert
+
+_log = logging.getLogger(__name__)
+
+_CLASSES = {
+  "classify": "BertForSequenceClassification",
+  "regress": "BertForSequenceClassification",
+  "tag": "BertForTokenClassification",
+  "span": "BertForQuestionAnswering",
+  "choice": "BertForMultipleChoice",
+}
+# Labels that transformers makes up where there are none.
+_MADE_UP_LABEL = re.compile(r"LABEL_\d+")
+_HF_WORD_CHARS = 100  # a longer word is [UNK] there
+_SAFETENSORS = "model.safetensors"
+_SHARDS = "model.safetensors.index.json"
+_MSGPACK = "flax_model.msgpack"
+_CKPT = "bert_model.ckpt"
+_OURS = "bert_jax"  # key of our own settings in bert_config.json
+
+
+class WeightsError(ValueError):
+  """Weights are missing, damaged, or do not fit."""
+
+
+@dataclasses.dataclass
+class Pretrained:
+  """A model read from a folder, or to be written to one.
+
+  Attributes:
+    format: one of `convert.FORMATS`; where it came from.
+    model: exactly `convert.MODEL_KEYS`.
+    params: nested dict of numpy arrays, our tree with layers unrolled.
+    kind: of the task of its head, one of `convert.KINDS`; None: no head, or
+      one whose task the folder does not tell.
+    labels: of its head, in order; () where they have no names.
+    tokenizer: None where the folder has no vocabulary.
+    lower_case: whether text is lower-cased; None where nothing says so.
+    ignored: names of tensors in the file that have no place in our tree.
+    missing: paths of a full encoder that the file does not have.
+  """
+
+  format: str
+  model: dict[str, Any]
+  params: dict[str, Any]
+  kind: str | None = None
+  labels: tuple[str, ...] = ()
+  tokenizer: tokenization.Tokenizer | None = None
+  lower_case: bool | None = None
+  ignored: tuple[str, ...] = ()
+  missing: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Turns what goes wrong with a file into a WeightsError that names it."""
+  try:
+    yield
+  except WeightsError:
+    raise
+  except Exception as error:  # readers of other packages, on damaged bytes
+    if isinstance(error, FileNotFoundError) and not os.path.exists(path):
+      raise WeightsError(f"{path} does not exist") from error
+    raise WeightsError(f"{path}: {error}") from error
+
+
+def _read_json(path: str) -> dict[str, Any]:
+  """Reads a file that is one JSON object."""
+  with _naming(path), open(path, encoding="utf-8") as f:
+    value = json.load(f)
+    if not isinstance(value, dict):
+      raise ValueError("it is not a JSON object")
+    return value
+
+
+# --- which format ------------------------------------------------------------
+
+_TO_SAFETENSORS = (
+  "it holds pytorch_model.bin, a pickle, which can run code and is not read; "
+  "make a safetensors file where you trust it: "
+  "transformers.AutoModelForPreTraining.from_pretrained(FOLDER)"
+  ".save_pretrained(NEW_FOLDER, safe_serialization=True), with the class of "
+  "its head"
+)
+
+
+def _find(path: str) -> tuple[str, str]:
+  """Returns the format and the file (for ours: the step) of some weights."""
+  if os.path.isdir(path):
+    return _find_in(path)
+  if path.endswith((".safetensors", _SHARDS)):
+    return "huggingface", path
+  if path.endswith(".msgpack"):
+    return "flax", path
+  if path.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt.pt")):
+    raise WeightsError(f"{path}: {_TO_SAFETENSORS}")
+  if os.path.basename(path) == "run.json":
+    return _find_in(os.path.dirname(path) or ".")
+  prefix = re.sub(r"\.(index|data-\d+-of-\d+|meta)$", "", path)
+  if os.path.exists(prefix + ".index"):
+    return "tf1", prefix
+  raise WeightsError(
+    f"{path} does not exist, or is no file of weights; give a folder or one "
+    f"of {_SAFETENSORS}, {_MSGPACK}, {_CKPT}.index, run.json"
+  )
+
+
+def _find_in(folder: str) -> tuple[str, str]:
+  """`_find` for a folder."""
+
+  def holds(name):
+    return os.path.exists(os.path.join(folder, name))
+
+  if holds("run.json"):
+    return "bert_jax", _newest_step(folder)
+  if holds("params") and os.path.basename(os.path.abspath(folder)).isdecimal():
+    return "bert_jax", os.path.abspath(folder)
+  for name, format in (
+    (_SAFETENSORS, "huggingface"),
+    (_SHARDS, "huggingface"),
+    (_MSGPACK, "flax"),
+  ):
+    if holds(name):
+      return format, os.path.join(folder, name)
+  tables = sorted(glob.glob(os.path.join(glob.escape(folder), "*.index")))
+  if len(tables) > 1:
+    raise WeightsError(
+      f"{folder} holds {len(tables)} checkpoints; give the path of one, such "
+      f"as {tables[-1]}"
+    )
+  if tables:
+    return "tf1", tables[0].removesuffix(".index")
+  if holds("pytorch_model.bin") or holds("pytorch_model.bin.index.json"):
+    raise WeightsError(f"{folder}: {_TO_SAFETENSORS}")
+  names = ", ".join(sorted(os.listdir(folder))[:8]) or "nothing"
+  raise WeightsError(
+    f"{folder} holds no weights that are read ({names}); wanted "
+    f"{_SAFETENSORS}, {_MSGPACK}, {_CKPT}.index or run.json"
+  )
+
+
+def _newest_step(workdir: str) -> str:
+  folder = os.path.join(os.path.abspath(workdir), "checkpoints")
+  steps = ocp.utils.checkpoint_steps(folder) if os.path.isdir(folder) else []
+  if not steps:
+    raise WeightsError(f"{folder} holds no checkpoint; train, or give another")
+  return os.path.join(folder, str(max(steps)))
+
+
+# --- reading tensors ---------------------------------------------------------
+
+
+def _read_safetensors(path: str) -> dict[str, np.ndarray]:
+  """Reads one file, or the shards that an index names."""
+  if not path.endswith(".json"):
+    with _naming(path), safetensors.safe_open(path, "np") as f:
+      return {name: f.get_tensor(name) for name in f.keys()}
+  files = _read_json(path).get("weight_map")
+  if not isinstance(files, dict) or not files:
+    raise WeightsError(f"{path} has no weight_map of tensors and files")
+  tensors: dict[str, np.ndarray] = {}
+  for name in sorted(map(str, set(files.values()))):
+    if name != os.path.basename(name) or not name.endswith(".safetensors"):
+      raise WeightsError(
+        f"{path} names {name!r}; a .safetensors file beside it was wanted"
+      )
+    tensors |= _read_safetensors(os.path.join(os.path.dirname(path), name))
+  if absent := sorted(files.keys() - tensors.keys()):
+    raise WeightsError(f"{path} names {absent[0]}, which none of its files has")
+  return tensors
+
+
+def _check_arrays(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  for name, array in flat.items():
+    if not isinstance(array, np.ndarray):
+      raise ValueError(f"{name} is a {type(array).__name__}, not an array")
+  return dict(flat)
+
+
+def _read_msgpack(path: str) -> dict[str, np.ndarray]:
+  with _naming(path), open(path, "rb") as f:
+    tree = serialization.msgpack_restore(f.read())
+    if not isinstance(tree, dict):
+      raise ValueError("it is not a tree of parameters")
+    if set(tree) == {"params"}:
+      tree = tree["params"]
+    return _check_arrays(convert.flatten(tree))
+
+
+def _read_tf1(prefix: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+  """Reads the numbers of a checkpoint, but the optimizer's."""
+  try:
+    entries = tf_checkpoint.read_index(prefix)
+    unread = tuple(
+      name
+      for name, entry in entries.items()
+      if name.endswith(("/adam_m", "/adam_v"))
+      or entry.type == tf_checkpoint.TEXT
+    )
+    names = [name for name in entries if name not in set(unread)]
+    return tf_checkpoint.read(prefix, names), unread
+  except tf_checkpoint.BundleError as error:
+    raise WeightsError(str(error)) from error
+
+
+def _read_orbax(step: str) -> dict[str, np.ndarray]:
+  path = os.path.join(step, "params")
+  if not os.path.isdir(path):
+    raise WeightsError(f"{path} does not exist; {step} is not a checkpoint")
+  with _naming(path), ocp.PyTreeCheckpointer() as checkpointer:
+    metadata = checkpointer.metadata(path)
+    tree = getattr(metadata, "item_metadata", metadata)
+    args = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree.tree
+    )
+    tree = checkpointer.restore(path, restore_args=args)
+    return convert.unstack(_check_arrays(convert.flatten(tree)))
+
+
+# --- reading settings --------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Settings:
+  """What a folder says about its weights, beside the weights."""
+
+  model: dict[str, Any]
+  kind: Callable[[int, bool], str | None]  # (K, head of spans) -> kind
+  labels: tuple[str, ...]
+  tokenizer: tokenization.Tokenizer | None
+  lower_case: bool | None
+
+
+def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Names of labels in order of their ids; () where none were given."""
+  names = config.get("id2label") or {}
+  if not isinstance(names, dict):
+    raise ValueError("id2label is not an object of ids and names")
+  by_id = {int(i): str(name) for i, name in names.items()}
+  if sorted(by_id) != list(range(len(by_id))):
+    raise ValueError(f"id2label has ids {sorted(by_id)}; wanted 0, 1, 2, ..")
+  labels = tuple(by_id[i] for i in range(len(by_id)))
+  return () if all(map(_MADE_UP_LABEL.fullmatch, labels)) else labels
+
+
+def _hf_kind(
+  config: Mapping[str, Any], num_labels: int, is_span: bool
+) -> str | None:
+  """The kind of task that the classes in config.json are for."""
+  if is_span:
+    return "span"
+  problem = config.get("problem_type")
+  for name in config.get("architectures") or ():
+    name = str(name).removeprefix("Flax").removeprefix("TF")
+    if name == _CLASSES["classify"]:
+      if num_labels == 1 and problem in (None, "regression"):
+        return "regress"
+      is_single = problem in (None, "single_label_classification")
+      return "classify" if is_single else None
+    for kind in ("tag", "choice"):
+      if name == _CLASSES[kind]:
+        return kind
+  return None
+
+
+def _read_hf_settings(file: str) -> _Settings:
+  folder = os.path.dirname(file)
+  path = os.path.join(folder, "config.json")
+  config = _read_json(path)
+  with _naming(path):
+    model = convert.model_of("huggingface", config)
+    labels = _labels_of(config)
+  tokenizer, lower_case = _read_hf_tokenizer(folder)
+  return _Settings(
+    model=model,
+    kind=lambda num_labels, is_span: _hf_kind(config, num_labels, is_span),
+    labels=labels,
+    tokenizer=tokenizer,
+    lower_case=lower_case,
+  )
+
+
+def _read_hf_tokenizer(
+  folder: str,
+) -> tuple[tokenization.Tokenizer | None, bool | None]:
+  """Reads vocab.txt, or else the vocabulary in tokenizer.json."""
+  path = os.path.join(folder, "tokenizer_config.json")
+  config = _read_json(path) if os.path.exists(path) else {}
+  lower_case = config.get("do_lower_case")
+  _check_hf_tokenizer(path, config, lower_case)
+  # Its own limit, unless we wrote ours beside it.
+  limit = config.get("max_input_chars_per_word", _HF_WORD_CHARS)
+  vocab = os.path.join(folder, "vocab.txt")
+  whole = os.path.join(folder, "tokenizer.json")
+  tokenizer: tokenization.Tokenizer | None = None
+  if os.path.exists(vocab):
+    with _naming(vocab):
+      tokenizer = tokenization.load_tokenizer(
+        vocab, lower_case=lower_case, max_input_chars_per_word=limit
+      )
+  elif os.path.exists(whole):
+    settings = _read_json(whole)
+    with _naming(whole):
+      pieces, lower_case = _pieces_of(settings, lower_case)
+      tokenizer = tokenization.WordPieceTokenizer(
+        pieces, lower_case=lower_case, max_input_chars_per_word=limit,
+        source=whole,
+      )  # fmt: skip
+  return tokenizer, tokenizer.lower_case if tokenizer else lower_case
+
+
+def _check_hf_tokenizer(
+  path: str, config: Mapping[str, Any], lower_case: Any
+) -> None:
+  """Refuses settings that give other ids than the original's rules."""
+  if lower_case not in (None, True, False):
+    raise WeightsError(f"{path}: do_lower_case is {lower_case!r}")
+  strip = config.get("strip_accents")
+  if strip is not None and strip != (lower_case is not False):
+    raise WeightsError(
+      f"{path}: strip_accents={strip} with do_lower_case={lower_case}; here "
+      "accents go where capitals go. Set strip_accents to null to accept that"
+    )
+  if config.get("tokenize_chinese_chars", True) is not True:
+    raise WeightsError(
+      f"{path}: tokenize_chinese_chars is off; here each Chinese character is "
+      "a word. Set it to true to accept that"
+    )
+
+
+def _pieces_of(
+  settings: Mapping[str, Any], lower_case: bool | None
+) -> tuple[list[str], bool | None]:
+  """The pieces in tokenizer.json, and whether it lower-cases."""
+  model = settings.get("model") or {}
+  if model.get("type", "WordPiece") != "WordPiece":
+    raise ValueError(f"a {model['type']} vocabulary; WordPiece was wanted")
+  ids = model["vocab"]
+  if sorted(ids.values()) != list(range(len(ids))):
+    raise ValueError("the ids of its vocabulary are not 0, 1, 2, ..")
+  if lower_case is None:
+    lower_case = (settings.get("normalizer") or {}).get("lowercase")
+  return sorted(ids, key=ids.__getitem__), lower_case
+
+
+def _read_tf1_settings(prefix: str) -> _Settings:
+  folder = os.path.dirname(prefix)
+  path = os.path.join(folder, "bert_config.json")
+  if not os.path.exists(path):
+    raise WeightsError(
+      f"{path} does not exist; put the bert_config.json that the model was "
+      "trained with beside its checkpoint"
+    )
+  config = _read_json(path)
+  with _naming(path):
+    model = convert.model_of("tf1", config)
+    ours = dict(config.get(_OURS, {}))
+    act = ours.get("hidden_act", model["hidden_act"])
+    if convert.config_of("tf1", model | {"hidden_act": act})["hidden_act"] != (
+      config.get("hidden_act", "gelu")
+    ):
+      raise ValueError(
+        f"hidden_act is {config['hidden_act']!r}, but {_OURS}.hidden_act is "
+        f"{act!r}; make them agree"
+      )
+    model["hidden_act"] = act
+    labels = tuple(map(str, ours.get("labels", ())))
+  tokenizer = None
+  vocab = os.path.join(folder, "vocab.txt")
+  if os.path.exists(vocab):
+    with _naming(vocab):
+      tokenizer = tokenization.load_tokenizer(
+        vocab,
+        lower_case=ours.get("lower_case"),
+        max_input_chars_per_word=ours.get("max_input_chars_per_word"),
+      )
+
+  def kind(num_labels, is_span):
+    if "kind" in ours:
+      return ours["kind"]
+    # run_classifier.py has one output a class; other programs use its names.
+    return "span" if is_span else "classify" if num_labels > 1 else None
+
+  return _Settings(
+    model=model,
+    kind=kind,
+    labels=labels,
+    tokenizer=tokenizer,
+    lower_case=tokenizer.lower_case if tokenizer else ours.get("lower_case"),
+  )
+
+
+def _read_own_settings(step: str) -> _Settings:
+  workdir = os.path.dirname(os.path.dirname(step))
+  path = os.path.join(workdir, "run.json")
+  with _naming(path):
+    run = run_log.read_run(workdir)
+    config = run["config"]
+    model = {key: config["model"][key] for key in convert.MODEL_KEYS}
+    task = run.get("task") or {}
+    labels = tuple(map(str, task.get("labels") or ()))
+    objective = config.get("objective")
+    default = objective if objective in convert.KINDS else None
+    data = (config.get("data") or {}).get("dir")
+  tokenizer = None
+  for folder in filter(None, (workdir, data)):
+    vocab = os.path.join(folder, "vocab")
+    if os.path.isdir(vocab):
+      with _naming(vocab):
+        tokenizer = tokenization.load_tokenizer(vocab)
+      break
+  return _Settings(
+    model=model,
+    kind=lambda num_labels, is_span: task.get("kind", default),
+    labels=labels,
+    tokenizer=tokenizer,
+    lower_case=tokenizer.lower_case if tokenizer else None,
+  )
+
+
+# Format -> what reads the settings; what reads the tensors, and gives with them
+# the names of those it left unread.
+_READERS: dict[str, tuple[Callable, Callable]] = {
+  "huggingface": (_read_hf_settings, lambda f: (_read_safetensors(f), ())),
+  "flax": (_read_hf_settings, lambda f: (_read_msgpack(f), ())),
+  "tf1": (_read_tf1_settings, _read_tf1),
+  "bert_jax": (_read_own_settings, lambda f: (_read_orbax(f), ())),
+}
+
+
+def read(path: str | os.PathLike[str]) -> Pretrained:
+  """Reads a model.
+
+  Args:
+    path: a folder (its content tells the format), a file of weights in one,
+      or a step of a workdir (WORKDIR/best/STEP).
+
+  Returns:
+    The model; see `Pretrained` for what may be left over or missing.
+
+  Raises:
+    WeightsError: no weights, damaged ones, or not those of a BERT.
+  """
+  format, file = _find(os.fspath(path))
+  read_settings, read_tensors = _READERS[format]
+  settings = read_settings(file)
+  tensors, unread = read_tensors(file)
+  with _naming(file):
+    found = convert.to_ours(format, tensors, settings.model)
+    bias = found.params.get("task/bias")
+    kind, labels = None, ()
+    if bias is not None:
+      kind = settings.kind(bias.size, bool(found.is_span))
+      labels = settings.labels if kind in ("classify", "tag") else ()
+    pretrained = Pretrained(
+      format=format,
+      model=settings.model,
+      params=convert.nest(found.params),
+      kind=kind,
+      labels=labels,
+      tokenizer=settings.tokenizer,
+      lower_case=settings.lower_case,
+      ignored=found.ignored + unread,
+      missing=found.missing,
+    )
+    _check_task(pretrained)
+    _check_vocabulary(pretrained)
+  return pretrained
+
+
+# --- writing -----------------------------------------------------------------
+
+
+def _check_task(pretrained: Pretrained) -> None:
+  """Checks the head against its kind and its labels."""
+  kind, labels = pretrained.kind, pretrained.labels
+  if kind is None:
+    return
+  if kind not in convert.KINDS:
+    raise WeightsError(
+      f"kind {kind!r} is not one of {', '.join(convert.KINDS)}"
+    )
+  if "task" not in pretrained.params:
+    raise WeightsError(f"kind is {kind}, but there is no head of a task")
+  K = pretrained.params["task"]["bias"].size
+  wanted = {"regress": 1, "choice": 1, "span": 2}.get(kind, len(labels) or K)
+  if wanted != K:
+    raise WeightsError(
+      f"the head has {K} outputs, but a {kind} task with labels "
+      f"{list(labels)} has {wanted}"
+    )
+
+
+def _check_vocabulary(pretrained: Pretrained) -> None:
+  tokenizer, rows = pretrained.tokenizer, pretrained.model["vocab_size"]
+  if tokenizer is not None and tokenizer.vocab_size > rows:
+    raise WeightsError(
+      f"its vocabulary has {tokenizer.vocab_size} pieces, but the word table "
+      f"{rows} rows; they belong to different models"
+    )
+
+
+def _write_json(path: str, value: Any) -> None:
+  with open(path, "w", encoding="utf-8") as f:
+    json.dump(value, f, indent=2, sort_keys=True, ensure_ascii=False)
+    f.write("\n")
+
+
+def _word_piece(pretrained: Pretrained, format: str) -> Any:
+  """Its tokenizer, which must be one that the format has; None: it has none."""
+  tokenizer = pretrained.tokenizer
+  if tokenizer is None or tokenizer.kind == "wordpiece":
+    return tokenizer
+  raise WeightsError(
+    f"a {tokenizer.kind} vocabulary cannot be written as {format}, which has "
+    "WordPiece; set tokenizer to None, or write bert_jax"
+  )
+
+
+def _write_vocab(tokenizer: tokenization.Tokenizer, folder: str) -> None:
+  """Writes vocab.txt alone: one piece a line."""
+  path = os.path.join(folder, "vocab.txt")
+  with open(path, "w", encoding="utf-8", newline="\n") as f:
+    f.writelines(f"{tokenizer.token(i)}\n" for i in range(tokenizer.vocab_size))
+
+
+def _architecture(pretrained: Pretrained) -> str:
+  """The class of transformers that has the same heads."""
+  if pretrained.kind is not None:
+    return _CLASSES[pretrained.kind]
+  heads = {"mlm", "nsp"} & pretrained.params.keys()
+  return {
+    frozenset(): "BertModel",
+    frozenset({"mlm"}): "BertForMaskedLM",
+    frozenset({"nsp"}): "BertForNextSentencePrediction",
+    frozenset({"mlm", "nsp"}): "BertForPreTraining",
+  }[frozenset(heads)]
+
+
+def _write_hf_settings(pretrained: Pretrained, folder: str) -> None:
+  """Writes config.json and the tokenizer's files."""
+  tokenizer = _word_piece(pretrained, "huggingface")
+  config = convert.config_of("huggingface", pretrained.model) | {
+    "architectures": [_architecture(pretrained)],
+    "model_type": "bert",
+    "position_embedding_type": "absolute",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.02,
+    "pad_token_id": tokenizer.pad_id if tokenizer else 0,
+    "torch_dtype": _dtype_name(pretrained.params),
+  }
+  if pretrained.kind in ("classify", "regress", "tag"):
+    K = pretrained.params["task"]["bias"].size
+    labels = pretrained.labels or [f"LABEL_{i}" for i in range(K)]
+    config["id2label"] = {str(i): name for i, name in enumerate(labels)}
+    config["label2id"] = {name: i for i, name in enumerate(labels)}
+  if pretrained.kind in ("classify", "regress"):
+    config["problem_type"] = (
+      "regression"
+      if pretrained.kind == "regress"
+      else "single_label_classification"
+    )
+  _write_json(os.path.join(folder, "config.json"), config)
+  if tokenizer:
+    _write_vocab(tokenizer, folder)
+    _write_json(
+      os.path.join(folder, "tokenizer_config.json"),
+      {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": tokenizer.lower_case,
+        "strip_accents": None,
+        "tokenize_chinese_chars": True,
+        "model_max_length": pretrained.model["max_len"],
+        "max_input_chars_per_word": tokenizer.max_input_chars_per_word,
+      },
+    )
+
+
+def _dtype_name(params: Mapping[str, Any]) -> str:
+  """The dtype of all the parameters, float32 where they differ."""
+  names = {array.dtype.name for array in convert.flatten(params).values()}
+  return names.pop() if len(names) == 1 else "float32"
+
+
+def _write_huggingface(
+  pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
+) -> None:
+  _write_hf_settings(pretrained, folder)
+  safetensors.numpy.save_file(
+    tensors, os.path.join(folder, _SAFETENSORS), metadata={"format": "pt"}
+  )
+
+
+def _write_flax(
+  pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
+) -> None:
+  _write_hf_settings(pretrained, folder)
+  with open(os.path.join(folder, _MSGPACK), "wb") as f:
+    f.write(serialization.msgpack_serialize(convert.nest(tensors)))
+
+
+def _write_tf1(
+  pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
+) -> None:
+  """Writes the original's files; what it has no key for goes under ours."""
+  tokenizer = _word_piece(pretrained, "tf1")
+  model = pretrained.model
+  config = convert.config_of("tf1", model) | {
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.02,
+  }
+  ours: dict[str, Any] = {"hidden_act": model["hidden_act"]}
+  if pretrained.kind is not None:
+    ours |= {"kind": pretrained.kind, "labels": list(pretrained.labels)}
+  if tokenizer:
+    ours["lower_case"] = tokenizer.lower_case
+    ours["max_input_chars_per_word"] = tokenizer.max_input_chars_per_word
+    _write_vocab(tokenizer, folder)
+  elif pretrained.lower_case is not None:
+    ours["lower_case"] = pretrained.lower_case
+  _write_json(os.path.join(folder, "bert_config.json"), config | {_OURS: ours})
+  tf_checkpoint.write(os.path.join(folder, _CKPT), tensors)
+
+
+def _write_bert_jax(
+  pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
+) -> None:
+  """Writes a workdir with one checkpoint, of step 0."""
+  kind = pretrained.kind
+  model = pretrained.model | {
+    "dropout_rate": 0.1,
+    "attention_dropout_rate": 0.1,
+    "init_stddev": 0.02,
+    "dtype": "float32",
+    "param_dtype": _dtype_name(pretrained.params),
+    "scan_layers": False,
+    "remat": "none",
+    "attention": "plain",
+  }
+  has_both = {"mlm", "nsp"} <= pretrained.params.keys()
+  objective = kind or ("mlm_nsp" if has_both else None)
+  commit, dirty = run_log.commit()
+  run = {
+    "config": {"model": model, "objective": objective, "data": {"dir": None}},
+    "data_hash": "",  # no examples yet
+    "task": {"kind": kind, "labels": list(pretrained.labels)} if kind else None,
+    "converted_from": pretrained.format,
+    "commit": commit,
+    "dirty": dirty,
+    "argv": ["bert-jax", *sys.argv[1:]],
+    "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+  }
+  if pretrained.tokenizer:
+    pretrained.tokenizer.save(os.path.join(folder, "vocab"))
+  checkpoints = os.path.abspath(os.path.join(folder, "checkpoints"))
+  with ocp.CheckpointManager(checkpoints) as manager:
+    params = ocp.args.StandardSave(convert.nest(tensors))
+    manager.save(0, args=ocp.args.Composite(params=params))
+    manager.wait_until_finished()
+  run_log.write_run(folder, run)
+
+
+_WRITERS = {
+  "huggingface": _write_huggingface,
+  "flax": _write_flax,
+  "tf1": _write_tf1,
+  "bert_jax": _write_bert_jax,
+}
+
+
+@contextlib.contextmanager
+def _whole_folder(folder: str) -> Iterator[str]:
+  """Yields a temporary folder that takes the name when all went well."""
+  folder = os.path.abspath(folder)
+  if os.path.exists(folder) and (
+    not os.path.isdir(folder) or os.listdir(folder)
+  ):
+    raise WeightsError(
+      f"{folder} exists and is not an empty folder; give a new one"
+    )
+  temporary = f"{folder}.{os.getpid()}.tmp"
+  os.makedirs(temporary)
+  try:
+    yield temporary
+    os.replace(temporary, folder)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write(
+  pretrained: Pretrained, folder: str | os.PathLike[str], format: str
+) -> None:
+  """Writes a model: whole, or not at all.
+
+  Args:
+    pretrained: what to write; its `format`, `ignored` and `missing` are not.
+    folder: to make; it may exist where it is empty.
+    format: one of `convert.FORMATS`.
+
+  Raises:
+    WeightsError: the folder is not empty, or the model is not one that the
+      format can hold.
+  """
+  if format not in _WRITERS:
+    raise WeightsError(f"format {format!r} is not one of {', '.join(_WRITERS)}")
+  if set(pretrained.model) != set(convert.MODEL_KEYS):
+    raise WeightsError(
+      f"model has keys {', '.join(sorted(pretrained.model))}; wanted "
+      f"{', '.join(sorted(convert.MODEL_KEYS))}"
+    )
+  folder = os.fspath(folder)
+  if "task" in pretrained.params and pretrained.kind is None:
+    raise WeightsError(
+      "the model has the head of a task, but no kind; set kind to one of "
+      f"{', '.join(convert.KINDS)}, or take params['task'] out"
+    )
+  with _naming(folder):
+    tensors = convert.from_ours(
+      format,
+      convert.flatten(pretrained.params),
+      pretrained.model,
+      pretrained.kind,
+    )
+    _check_task(pretrained)
+    _check_vocabulary(pretrained)
+    with _whole_folder(folder) as temporary:
+      _WRITERS[format](pretrained, tensors, temporary)
+
+
+# --- fitting -----------------------------------------------------------------
+
+
+def _misfit(
+  path: str, given: Mapping[str, Any], model: Mapping[str, Any]
+) -> WeightsError:
+  """The error for a parameter of another shape; says what to change."""
+  shapes = [list(tree[path].shape) for tree in (given, model)]
+  ours, theirs = convert.sizes_of(given), convert.sizes_of(model)
+  if path.startswith("task/"):
+    how = (
+      f"its head has {shapes[0][-1]} outputs, the task {shapes[1][-1]}: take "
+      "params['task'] out to begin with a fresh one"
+    )
+  else:
+    how = "set " + ", ".join(
+      f"model.{key}={size} (it is {theirs[key]})"
+      for key, size in ours.items()
+      if theirs.get(key, size) != size
+    )
+  return WeightsError(
+    f"{path} has shape {shapes[0]} in the weights, but {shapes[1]} in the "
+    f"model; {how}"
+  )
+
+
+def fit(
+  params: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+  """Lays weights out as a model wants them.
+
+  Args:
+    params: nested, layers unrolled: `Pretrained.params`.
+    wanted: nested; leaves with .shape and .dtype, such as
+      jax.ShapeDtypeStruct. Layers unrolled or scanned.
+
+  Returns:
+    A tree like `wanted` of arrays of its dtypes, None where the weights have
+    nothing; the paths of these; the paths of weights that the model has no
+    place for.
+
+  Raises:
+    WeightsError: a shape or the number of layers differs.
+  """
+  given, model = convert.flatten(params), convert.flatten(wanted)
+  layers, wanted_layers = convert.num_layers(given), convert.num_layers(model)
+  if layers and wanted_layers and layers != wanted_layers:
+    raise WeightsError(
+      f"the weights have {layers} layers, the model {wanted_layers}; set "
+      f"model.num_layers={layers}"
+    )
+  if any(path.startswith("encoder/layers/") for path in model):
+    given = convert.stack(given)
+  merged: dict[str, np.ndarray | None] = {}
+  for path, leaf in model.items():
+    array = given.get(path)
+    if array is not None and array.shape != tuple(leaf.shape):
+      raise _misfit(path, given, model)
+    merged[path] = None if array is None else array.astype(leaf.dtype)
+  added = tuple(path for path, array in merged.items() if array is None)
+  dropped = tuple(path for path in given if path not in model)
+  return convert.nest(merged), added, dropped

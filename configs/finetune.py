@@ -1,0 +1,63 @@
+"""Fine-tuning on a task, from pre-trained weights.
+
+  bert-jax --mode=train --config=configs/finetune.py:task=mrpc,from=WEIGHTS \
+    --config.task.dir=DATA --workdir=RUN
+
+WEIGHTS is a Hugging Face directory, an original TensorFlow checkpoint or a
+workdir; DATA holds the task's files in their official layout. The recipes are
+the paper's (section 4, appendix A.3), which chose the learning rate on the
+development set among 5e-5, 4e-5, 3e-5 and 2e-5.
+"""
+
+from configs import base
+
+# name or kind: (batch_size, num_epochs, learning_rate, seq_len)
+RECIPES = {
+  "classify": (32, 3.0, 3e-5, 128),
+  "regress": (32, 3.0, 3e-5, 128),
+  "span": (32, 3.0, 5e-5, 384),
+  "squad_v2": (48, 2.0, 5e-5, 384),
+  "choice": (16, 3.0, 2e-5, 128),
+  "tag": (32, 3.0, 5e-5, 128),
+}
+# Tasks of another kind than "classify".
+KINDS = {
+  "stsb": "regress",
+  "squad_v1": "span",
+  "squad_v2": "span",
+  "swag": "choice",
+  "hellaswag": "choice",
+  "codah": "choice",
+  "conll2003": "tag",
+  "wnut17": "tag",
+}
+
+
+def get_config(text=None):
+  """Arguments: task, from (weights), random (shape of `from`, fresh weights).
+
+  `my-KIND` names data of your own: task=my-classify, my-regress, my-pairs,
+  my-tag, my-span or my-choice.
+  """
+  args = base.arguments(text, task="mrpc", random=False, **{"from": ""})
+  c = base.get_config()
+  c.objective = "task"
+  c.task.name = args.task
+  if args["from"]:
+    c.init_from = args["from"]
+  c.init_random = args.random
+  kind = KINDS.get(args.task, args.task.removeprefix("my-"))
+  recipe = RECIPES.get(args.task) or RECIPES.get(kind) or RECIPES["classify"]
+  batch_size, epochs, learning_rate, seq_len = recipe
+  c.data.batch_size = batch_size
+  c.data.seq_len = seq_len
+  c.train.num_epochs = epochs
+  c.train.log_every_steps = 20
+  c.optim.learning_rate = learning_rate
+  c.optim.warmup_rate = 0.1
+  c.eval.every_steps = 0
+  c.eval.batch_size = 16
+  c.checkpoint.every_steps = 0
+  c.checkpoint.keep = 1
+  c.checkpoint.best_metric = ""
+  return c

@@ -1,0 +1,82 @@
+"""Tests of tasks/choice.py."""
+
+import json
+import pathlib
+
+import pytest
+
+from bert_jax.tasks import TASKS
+from bert_jax.tasks import read_examples
+from bert_jax.tasks import spec
+
+DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def read(path, name, split, text):
+  path.write_text(text, encoding="utf-8")
+  return read_examples(TASKS[name], "", split, files={split: str(path)})
+
+
+SWAG_HEAD = (
+  ",video-id,fold-ind,startphrase,sent1,sent2,gold-source,"
+  "ending0,ending1,ending2,ending3"
+)
+
+
+def test_swag_joins_the_start_of_the_second_sentence_to_each_ending(tmp_path):
+  row = '0,v,1,"A, b. She","A, b.",She,gold,runs.,"sits, then.",x,y'
+  wanted = tuple(
+    ("A, b.", f"She {end}") for end in ("runs.", "sits, then.", "x", "y")
+  )
+  (example,) = read(
+    tmp_path / "train.csv", "swag", "train", f"{SWAG_HEAD},label\n{row},2\n"
+  )
+  assert (example.pairs, example.label) == (wanted, 2)
+  (example,) = read(
+    tmp_path / "test.csv", "swag", "test", f"{SWAG_HEAD}\n{row}\n"
+  )
+  assert (example.pairs, example.label) == (wanted, None)
+
+
+def test_hellaswag_splits_context_and_endings(tmp_path):
+  rows = [
+    {"ind": 4, "ctx_a": "A man.", "ctx_b": "he", "endings": list("abcd")},
+    {"ind": 9, "ctx_a": "How to.", "ctx_b": "", "endings": list("efgh")},
+  ]
+  text = "\n".join(json.dumps(row | {"label": 3}) for row in rows)
+  first, second = read(tmp_path / "a.jsonl", "hellaswag", "validation", text)
+  assert first == spec.ChoiceExample(
+    "4", tuple(("A man.", f"he {x}") for x in "abcd"), 3
+  )
+  assert second.pairs[0] == ("How to.", "e")
+  text = "\n".join(json.dumps(row) for row in rows)
+  examples = read(tmp_path / "a.jsonl", "hellaswag", "test", text)
+  assert [e.label for e in examples] == [None, None]
+
+
+def test_codah_has_no_header(tmp_path):
+  (example,) = read(
+    tmp_path / "a.tsv", "codah", "test", 'o\tThe "dog\ta\tb\tc\td\t1\n'
+  )
+  assert example.pairs == tuple(('The "dog', x) for x in "abcd")
+  assert example.label == 1
+
+
+@pytest.mark.parametrize("label", ["4", "-1", "x", ""])
+def test_a_label_that_is_none_of_the_choices_is_refused(tmp_path, label):
+  with pytest.raises(
+    spec.TaskError, match=rf"a.tsv:1: label '{label}' is not known; the 4 .*3$"
+  ):
+    read(tmp_path / "a.tsv", "codah", "train", f"o\tp\ta\tb\tc\td\t{label}\n")
+
+
+def test_real_swag_rows_as_json_lines():
+  path = DATA / "swag" / "swag_sample.json"
+  if not path.exists():
+    pytest.skip("no swag_sample.json at ../shared/data/swag")
+  examples = read_examples(
+    TASKS["swag"], "", "validation", files={"validation": str(path)}
+  )
+  assert len(examples) == 10
+  assert examples[0].pairs[0][1].startswith("A drum line passes by")
+  assert [e.label for e in examples][:2] == [0, 3]

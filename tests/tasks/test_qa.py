@@ -1,0 +1,111 @@
+"""Tests of tasks/qa.py: SQuAD's JSON."""
+
+import json
+
+import pytest
+
+from bert_jax.tasks import TASKS
+from bert_jax.tasks import qa
+from bert_jax.tasks import read_examples
+from bert_jax.tasks import spec
+
+CONTEXT = "The leader was  John Smith\u00a0(1895-1943)."
+
+
+def question(id="q", answers=(("John", 16),), **more):
+  answers = [{"text": t, "answer_start": s} for t, s in answers]
+  return {"id": id, "question": "Who?", "answers": answers, **more}
+
+
+def squad(*questions, **more):
+  paragraph = {"context": CONTEXT, "qas": list(questions)}
+  return {"data": [{"title": "x", "paragraphs": [paragraph]}], **more}
+
+
+def read(tmp_path, name, content, split="train"):
+  path = tmp_path / "file.json"
+  path.write_text(
+    content if isinstance(content, str) else json.dumps(content),
+    encoding="utf-8",
+  )
+  return read_examples(TASKS[name], "", split, files={split: str(path)})
+
+
+@pytest.mark.parametrize(
+  ("text", "start", "wanted"),
+  [
+    ("John", 16, ("John", 16)),
+    ("John Smith", 16, ("John Smith", 16)),
+    ("was John", 11, ("was  John", 11)),
+    ("1895", 29, ("1895", 28)),  # within the words it is said to be in
+    ("1943", 28, ("1943", 33)),
+    ("The", 16, None),  # elsewhere
+    ("John", -1, ("John", 16)),
+    ("John", 999, None),
+    ("Jane", 16, None),
+    (" ", 3, None),
+  ],
+)
+def test_an_answer_is_found_in_the_words_it_is_said_to_stand_in(
+  text, start, wanted
+):
+  assert qa.locate(text, start, CONTEXT) == wanted
+
+
+def test_lost_answers_are_left_out_of_training_and_counted(tmp_path, caplog):
+  content = squad(question("a"), question("b", [("Jane", 16)]))
+  (example,) = read(tmp_path, "squad_v1", content)
+  assert example == spec.SpanExample(
+    "a", "Who?", CONTEXT, (("John", 16),), False
+  )
+  assert "left out 1 of 2 questions" in caplog.text
+  assert "first b" in caplog.text
+  found = read(tmp_path, "squad_v1", content, "validation")
+  assert [e.answers for e in found] == [(("John", 16),), (("Jane", 16),)]
+
+
+def test_several_answers_are_kept_for_scoring(tmp_path):
+  content = squad(question(answers=[("John", 16), ("John Smith", 16)]))
+  (example,) = read(tmp_path, "squad_v1", content, "validation")
+  assert len(example.answers) == 2
+  with pytest.raises(spec.TaskError, match="question q: 2 answers; a question"):
+    read(tmp_path, "squad_v1", content)
+
+
+def test_questions_without_an_answer_belong_to_version_2(tmp_path):
+  content = squad(
+    question("a", is_impossible=False),
+    question("b", [], is_impossible=True, plausible_answers=[]),
+  )
+  examples = read(tmp_path, "squad_v2", content)
+  assert [e.is_impossible for e in examples] == [False, True]
+  assert examples[1].answers == ()
+  with pytest.raises(
+    spec.TaskError, match="question b has no answer.*squad_v2"
+  ):
+    read(tmp_path, "squad_v1", content)
+
+
+def test_answers_may_be_missing_where_nothing_is_learned(tmp_path):
+  bare = {"id": "q", "question": "Who?"}
+  (example,) = read(tmp_path, "squad_v1", squad(bare), "validation")
+  assert not spec.is_labelled(example)
+  with pytest.raises(spec.TaskError, match="question q: 0 answers"):
+    read(tmp_path, "squad_v1", squad(bare))
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (json.dumps(squad(question()))[:-9], "file.json is broken off"),
+    ({"data": [{"title": "x"}]}, "not laid out as SQuAD: KeyError.'paragraphs"),
+    ([1], "not laid out as SQuAD"),
+    ({"data": []}, "file.json: no questions"),
+    (squad({"id": "q", "answers": []}), "question q: KeyError.'question'"),
+    (squad(question(answers=[("Jane", 0)])), "no questions, after 1 without"),
+    ("", "file.json is empty"),
+  ],
+)
+def test_bad_files_are_refused(tmp_path, content, message):
+  with pytest.raises(spec.TaskError, match=message):
+    read(tmp_path, "squad_v1", content)
