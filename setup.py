@@ -28,13 +28,20 @@ DEPENDENCIES = [
   "numpy>=2.2,<2.5",  # everything on the host
   # Text and data.
   "tokenizers>=0.22,<0.24",  # fast WordPiece
-  "sentencepiece>=0.2.1,<0.3",  # SentencePiece models
+  "sentencepiece>=0.2.3,<0.3",  # SentencePiece models
   "sentencex>=1.0.32,<1.1",  # sentence boundaries in some 300 languages
   "grain>=0.2.18,<0.3",  # seeded, sharded reading of examples
   "array_record>=0.8.3,<0.9",  # the file format of examples, random access
   "tensorflow-datasets>=4.9.10,<4.10",  # prepared text and tasks; no TF
   "importlib_resources>=6.5,<8",  # tfds' GLUE imports it, does not declare it
   "etils[epath]>=1.13,<2",  # one path type for disk and gs://
+  # Tasks and weights.
+  "scikit-learn>=1.7,<1.10",  # accuracy, F1, Matthews
+  "scipy>=1.16,<1.18",  # Pearson and Spearman correlation
+  "seqeval>=1.2.2,<2",  # F1 of entities
+  "safetensors>=0.6,<0.9",  # weights in Hugging Face's format
+  "ml_dtypes>=0.5,<0.7",  # bfloat16 weights
+  "google-crc32c>=1.7,<2",  # checksums of the original's checkpoints
   # Running and showing.
   "absl-py>=2.3,<3",  # flags and logging
   "ml_collections>=1.1,<1.2",  # configs and their flags
@@ -51,7 +58,6 @@ EXTRAS = {
     "pytest>=9,<10",  # runs the tests
     "pytest-xdist>=3.8,<4",  # ... on several cores: PYTEST_ARGS="-n 2"
     "hypothesis>=6.150,<7",  # property tests
-    "scipy>=1.16,<1.18",  # chi-square for the seeded statistics
     "ruff>=0.17.6,<0.18",  # lint and format
     "mypy>=2.4.1,<2.5",  # types
     "setuptools>=77,<85",  # builds the editable install from the lock alone

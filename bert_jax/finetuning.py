@@ -147,6 +147,12 @@ class FineTuning:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
+  @property
+  def facts(self) -> dict[str, Any]:
+    """The kind and the labels of the head, for whoever reads the weights."""
+    labels = self.task.labels if self.task.kind in ("classify", "tag") else ()
+    return {"task": {"kind": self.task.kind, "labels": list(labels)}}
+
   def batches(self, mesh: jax.sharding.Mesh) -> batching.Batches:
     """The training batches by step, of this host's rows."""
     config = self.config
@@ -165,6 +171,8 @@ class FineTuning:
       pad_id=self.tokenizer.pad_id,
       pack=config.data.pack,
       multiple=num_groups(mesh) * config.optim.num_micro_batches,
+      # Scores and softmax of L keys against 12 D^2 weights, as timed on a CPU.
+      attention_len=2.5 * config.model.hidden_size,
       local_rows=lambda count: sharding.local_rows(place, count),
     )
 

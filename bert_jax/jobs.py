@@ -52,6 +52,11 @@ class Job(Protocol):
     """What identifies the data."""
     ...
 
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What run.json says of it beside the config."""
+    ...
+
   def batches(self, mesh: jax.sharding.Mesh) -> batching.Batches:
     """The training batches by step, of this host's rows."""
     ...

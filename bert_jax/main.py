@@ -112,12 +112,14 @@ def _predict(flag_values: flags.FlagValues) -> None:
   config = _run_config(flag_values)
   if len(flag_values.input) > 1:
     raise UsageError(f"--mode=predict reads one file, not {flag_values.input}")
-  predict.predict(
+  total, failed = predict.predict(
     config,
     flag_values.workdir or "",
     "".join(flag_values.input),
     flag_values.output or "",
   )
+  if failed and failed == total:
+    sys.exit(1)
 
 
 def _convert(flag_values: flags.FlagValues) -> None:

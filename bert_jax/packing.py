@@ -7,6 +7,7 @@ their `sequence_ids`, waste almost nothing, and every row has one static shape.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -86,8 +87,10 @@ def one_a_row(lengths: np.ndarray) -> Layout:
   return Layout(np.arange(len(lengths)), zeros, zeros, len(lengths))
 
 
-def choose_num_rows(counts: Sequence[int], multiple: int) -> tuple[int, ...]:
-  """Chooses one or two numbers of rows that batches are filled up to.
+def choose_num_rows(
+  counts: Sequence[int], multiple: int, max_sizes: int = 4
+) -> tuple[int, ...]:
+  """Chooses a few numbers of rows that batches are filled up to.
 
   Every shape is a program to compile, so few; but a batch filled up to the
   largest ever needed computes rows of nothing.
@@ -95,17 +98,32 @@ def choose_num_rows(counts: Sequence[int], multiple: int) -> tuple[int, ...]:
   Args:
     counts: rows that some batches need.
     multiple: of the rows of a batch: devices times micro-batches.
+    max_sizes: how many numbers at most.
 
   Returns:
-    One or two numbers, ascending: two where that saves a twentieth of the rows.
+    Ascending numbers; each but the largest saves a twentieth of the rows.
   """
   need = -(-np.asarray(counts) // multiple) * multiple
-  largest = int(need.max())
-  best: tuple[int, ...] = (largest,)
-  best_total = largest * len(need)
-  best_total -= best_total // 20
-  for size in np.unique(need[need < largest]).tolist():
-    total = int(np.where(need <= size, size, largest).sum())
-    if total < best_total:
-      best, best_total = (size, largest), total
-  return best
+  sizes: tuple[int, ...] = (int(need.max()),)
+  total = padded_rows(need, sizes)
+  while len(sizes) < max_sizes:
+    candidates = [
+      tuple(sorted((*sizes, size)))
+      for size in np.unique(need).tolist()
+      if size not in sizes
+    ]
+    if not candidates:
+      break
+    best = min(candidates, key=functools.partial(padded_rows, need))
+    if padded_rows(need, best) > 0.95 * total:
+      break
+    sizes, total = best, padded_rows(need, best)
+  return sizes
+
+
+def padded_rows(
+  counts: Sequence[int] | np.ndarray, sizes: Sequence[int]
+) -> int:
+  """Rows of all batches when each is filled up to the next of some sizes."""
+  filled = np.asarray(sizes)[np.searchsorted(sizes, counts)]
+  return int(filled.sum())

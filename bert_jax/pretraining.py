@@ -55,6 +55,11 @@ class Pretraining:
     """Hash of the manifest of the examples that are read."""
     return _data_hash(self.config)
 
+  @property
+  def facts(self) -> dict[str, Any]:
+    """Nothing: the config says all."""
+    return {}
+
   def batches(self, mesh: jax.sharding.Mesh) -> batching.Batches:
     """The training batches by step, of this host's rows.
 

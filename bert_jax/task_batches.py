@@ -144,19 +144,22 @@ class Rows:
     return outputs[rows, slots]
 
 
-def row_length(features: Any, seq_len: int, pack: bool) -> int:
-  """L of a task's rows: its longest unit, up to a multiple of 8.
+def row_lengths(features: Any, seq_len: int, pack: bool) -> list[int]:
+  """What L a task's rows may have, the shortest first.
 
   Args:
     features: of a split.
     seq_len: tokens a sequence has at most.
-    pack: False = rows of one sequence are as long as `seq_len`.
+    pack: False = rows of one sequence are as long as `seq_len`, times C.
+
+  Returns:
+    The longest unit and multiples of it, up to a multiple of 8.
   """
   count = features.num_choices
   if not pack:
-    return seq_len * count
+    return [seq_len * count]
   longest = int(np.diff(features.offsets[::count]).max())
-  return -(-longest // 8) * 8
+  return [-(-int(longest * times) // 8) * 8 for times in (1, 1.5, 2, 3)]
 
 
 class TaskBatches:
@@ -176,6 +179,7 @@ class TaskBatches:
     pad_id: int,
     pack: bool = True,
     multiple: int = 1,
+    attention_len: float = 1000.0,
     local_rows: Callable[[int], np.ndarray] = np.arange,
   ):
     """Chooses the shapes of the batches.
@@ -190,24 +194,33 @@ class TaskBatches:
       pack: several units share a row; else one row each, of `seq_len` tokens
         for each of its choices.
       multiple: number of rows is a multiple of it (devices, micro-batches).
+      attention_len: L at which attention costs as much as all the rest of a
+        layer; longer rows leave less empty, but attend over more.
       local_rows: number of rows -> those that this host makes.
     """
-    row_len = row_length(features, seq_len, pack)
-    num_units = len(features.example)
-    self._order = Order(num_units, seed)
+    self._order = Order(len(features.example), seed)
     self._batch_size, self._num_steps = batch_size, num_steps
     self._local_rows, self._multiple = local_rows, multiple
     self._pack = pack
-    self._rows = Rows(features, row_len, 1, pad_id)
+    self._sizes: tuple[int, ...] = ()
     # The shapes are chosen by what the first batches need.
-    sample = [self._layout(i) for i in range(min(num_steps, _SHAPE_SAMPLE))]
-    self._max_slots = max(int(layout.slot.max()) + 1 for _, layout in sample)
-    self._rows = dataclasses.replace(self._rows, slots=self._max_slots)
-    self._sizes = packing.choose_num_rows(
-      [layout.num_rows for _, layout in sample], multiple
+    lengths = row_lengths(features, seq_len, pack)
+    plans = [self._plan(features, length, pad_id) for length in lengths]
+    self._rows, self._sizes, _ = min(
+      plans, key=lambda plan: plan[2] * (1 + plan[0].row_len / attention_len)
     )
 
-  _max_slots: int | None = None
+  def _plan(self, features, row_len, pad_id):
+    """Rows of a length, the sizes of batches of them, and their positions."""
+    self._rows = Rows(features, row_len, 1, pad_id)
+    count = min(self._num_steps, _SHAPE_SAMPLE)
+    sample = [self._layout(step)[1] for step in range(count)]
+    slots = max(int(layout.slot.max()) + 1 for layout in sample)
+    counts = [layout.num_rows for layout in sample]
+    sizes = packing.choose_num_rows(counts, self._multiple)
+    need = -(-np.asarray(counts) // self._multiple) * self._multiple
+    rows = dataclasses.replace(self._rows, slots=slots)
+    return rows, sizes, packing.padded_rows(need, sizes) * row_len
 
   def __len__(self) -> int:
     return self._num_steps
@@ -218,7 +231,8 @@ class TaskBatches:
     lengths = self._rows.unit_lengths[units]
     if not self._pack:
       return units, packing.one_a_row(lengths)
-    return units, packing.pack(lengths, self._rows.row_len, self._max_slots)
+    slots = self._rows.slots if self._sizes else None
+    return units, packing.pack(lengths, self._rows.row_len, slots)
 
   def __getitem__(self, step: int) -> Batch:
     units, layout = self._layout(step)
@@ -257,7 +271,7 @@ class TaskSplit:
       pack: several units share a row.
       local_rows: number of rows -> those that this host makes.
     """
-    row_len = row_length(features, seq_len, pack)
+    row_len = row_lengths(features, seq_len, pack)[0]
     rows = Rows(features, row_len, 1, pad_id)
     if pack:
       layout = packing.pack(rows.unit_lengths, row_len)

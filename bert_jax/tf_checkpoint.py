@@ -255,8 +255,8 @@ def _block(data: bytes, handle: bytes, at: int = 0) -> tuple[bytes, int]:
   _check_crc(data[offset : end + 1], checksum, f"its block at {offset}")
   if data[end] == 1:
     raise BundleError(
-      "its blocks are compressed (snappy), as only TensorFlow 1.1 wrote them; "
-      "read and save it with a later TensorFlow"
+      "its blocks are compressed (snappy), which is not read; load and save it "
+      "with TensorFlow 1.2 or later, which does not compress them"
     )
   if data[end]:
     raise BundleError(f"a block is compressed in an unknown way ({data[end]})")

@@ -74,6 +74,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
 
   # The record of the run.
   run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
+  run |= job.facts
   run_log.check_workdir(workdir, run)
   os.makedirs(workdir, exist_ok=True)
   writes = jax.process_index() == 0
@@ -224,9 +225,15 @@ def fit_weights(config: Any, pretrained: Any, params: Any) -> Any:
   """
   if pretrained is None:
     return None
+  given = dict(pretrained.params)
+  head, wanted = given.get("task"), params.get("task")
+  if head and wanted and head["bias"].shape != wanted["bias"].shape:
+    # That of another task: a model of three classes starts one of two.
+    del given["task"]
+    _log.info("%s, not used: task, of other labels", config.init_from)
   from bert_jax import weights  # slow to import, and not always needed
 
-  tree, added, dropped = weights.fit(pretrained.params, params)
+  tree, added, dropped = weights.fit(given, params)
   for what, names in (("fresh", added), ("not used", dropped)):
     if names:
       _log.info("%s, %s: %s", config.init_from, what, ", ".join(sorted(names)))

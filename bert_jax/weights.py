@@ -724,6 +724,10 @@ def _whole_folder(folder: str) -> Iterator[str]:
   os.makedirs(temporary)
   try:
     yield temporary
+    for parent, _, names in os.walk(temporary):
+      for name in names:
+        with open(os.path.join(parent, name), "rb") as f:
+          os.fsync(f.fileno())
     os.replace(temporary, folder)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)

@@ -161,10 +161,10 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   q.name = ""  # a row of bert_jax/tasks, or "my-KIND" for data of your own
   # Folder of its files in the official layout, or tfds:DIR of prepared TFDS.
   q.dir = ml_collections.config_dict.placeholder(str)
-  # Files by split, where they have other names than the official ones.
-  q.files = ml_collections.ConfigDict(
-    {"train": "", "validation": "", "test": ""}
-  )
+  q.files = f = ml_collections.ConfigDict()  # where names are not official
+  f.train = ""  # path of the training file
+  f.validation = ""  # path of the file that is evaluated
+  f.test = ""  # path of a file to predict, or to evaluate if it has labels
   q.text = ()  # own data: columns of the text, in the order of the segments
   q.label = ""  # own data: column of the label
   q.labels = ()  # own data: the labels; () = those of the training file
@@ -240,9 +240,21 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   v.to = "bert_jax"  # what to write: "bert_jax", "huggingface", "flax", "tf1"
 
   c.predict = r = ml_collections.ConfigDict()
-  r.kind = "fill-mask"  # what to do with each line of --input
-  # A workdir whose newest (or best) checkpoint is read; --workdir if not set.
+  # What to do with each line of --input: "fill-mask", "embed", "classify",
+  # "regress", "answer", "tag" or "choose"; "" = what the model has a head for.
+  r.kind = ""
+  # Weights to read: an HF directory, a TF1 checkpoint, a workdir (its newest
+  # checkpoint) or WORKDIR/best/STEP; --workdir if not set.
   r.model = ml_collections.config_dict.placeholder(str)
-  r.batch_size = 32  # rows computed together
-  r.top_k = 5  # candidates for each [MASK]
+  r.seq_len = 0  # tokens a sequence; longer text is cut. 0 = model.max_len
+  r.batch_tokens = 4096  # tokens computed together, padding included
+  r.top_k = 5  # fill-mask: candidates for each [MASK]
+  # embed: what to write, of "tokens", "pooled", "mean", "layers", "concat".
+  r.fields = ("tokens", "pooled", "mean", "layers")
+  r.layers = (-1,)  # embed: 0 = the embeddings, 1 = first layer, -1 = last
+  r.concat_last = 0  # embed: also the last n layers of each token joined
+  r.decimals = 6  # embed: digits after the point; 0 = all
+  r.allow_null = False  # answer: there may be none, as in SQuAD 2
+  # answer: no answer where its score leads by more than this.
+  r.null_threshold = 0.0
   return c

@@ -60,6 +60,7 @@ def test_sentences_of_real_lengths_leave_little_empty():
   ("counts", "multiple", "sizes"),
   [
     ([3, 3, 3, 9], 1, (3, 9)),  # 18 rows; one size would compute 36
+    ([3, 3, 6, 6, 9], 1, (3, 6, 9)),
     ([8, 9, 9, 9], 1, (9,)),  # two sizes would save 1 of 36
     ([3, 3, 3, 9], 8, (8, 16)),
     ([5], 4, (8,)),

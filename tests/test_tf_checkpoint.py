@@ -218,6 +218,23 @@ def test_many_blocks_are_read_alike_by_a_second_reader(tmp_path, monkeypatch):
     np.testing.assert_array_equal(got[name], array)
 
 
+def test_a_block_is_listed_under_the_shortest_key(tmp_path, monkeypatch):
+  monkeypatch.setattr(tf_checkpoint, "_BLOCK_BYTES", 1)
+  names = ["the quick brown fox", "the who", "the who knows", "theirs", "they"]
+  zeros = np.zeros(1, np.float32)
+  tf_checkpoint.write(str(tmp_path / "x"), dict.fromkeys(names, zeros))
+  data = index_of(tmp_path / "x").read_bytes()
+  _, at = read_varint(data, len(data) - 48)
+  _, at = read_varint(data, at)
+  offset, at = read_varint(data, at)
+  size, _ = read_varint(data, at)
+  keys = [key for key, _ in read_block(data, offset, size)[0]]
+  # Of the header; "r" is between "q" and "w"; a prefix is not shortened; "e"
+  # follows " " but not by one; "i" and "y"; after the last.
+  want = [b"", b"the r", b"the who", b"the!", b"thej", b"u"]
+  assert keys == want
+
+
 @pytest.mark.parametrize(
   ("dtype", "number"),
   [

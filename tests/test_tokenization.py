@@ -294,6 +294,66 @@ def test_full_dictionaries_give_the_same_ids(monkeypatch):
   assert max(map(len, bounded._chunk_ids)) <= 5
 
 
+# --- Characters of tokens ---
+
+
+def spelled(tokenizer, text):
+  """Pieces beside the characters that they stand for."""
+  columns = tokenizer.encode_with_offsets(text)
+  return [
+    (tokenizer.token(i), text[start:end])
+    for i, start, end in zip(*columns, strict=True)
+  ]
+
+
+def test_offsets_give_the_characters_of_the_text_as_it_was():
+  tokenizer = tokenizer_of(
+    "un", "##want", "##ed", "(", ")", "\u4e2d", "e", "##x"
+  )
+  assert spelled(tokenizer, " UNwant\u00c9d \u4e2d(zz)") == [
+    ("un", "UN"), ("##want", "want"), ("##ed", "\u00c9d"), ("\u4e2d", "\u4e2d"),
+    ("(", "("), ("[UNK]", "zz"), (")", ")"),
+  ]  # fmt: skip
+  # An accent of its own goes with its letter; a dropped control does not.
+  assert spelled(tokenizer, "e\u0301x \x0be\0x\x1f") == [
+    ("e", "e\u0301"), ("##x", "x"), ("e", "e"), ("##x", "x")
+  ]  # fmt: skip
+  assert tokenizer.encode_with_offsets(" \x0b ") == ([], [], [])
+
+
+def test_pieces_of_one_character_share_it():
+  tokenizer = tokenizer_of("i", "##x", "\u1100", "##\u1161", "##\u11a8")
+  # A dotted capital I becomes two, the second an accent; a syllable three.
+  assert spelled(tokenizer, "\u0130x") == [("i", "\u0130"), ("##x", "x")]
+  assert spelled(tokenizer, "\uac01") == [
+    ("\u1100", "\uac01"), ("##\u1161", "\uac01"), ("##\u11a8", "\uac01")
+  ]  # fmt: skip
+
+
+@hypothesis.settings(max_examples=250, deadline=None, derandomize=True)
+@hypothesis.given(text=TEXTS)
+def test_ids_with_offsets_equal_the_ids_and_offsets_grow(pair, text):
+  tokenizer, _ = pair
+  for _ in range(2):  # the second time from the dictionary
+    ids, starts, ends = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text)
+    assert starts == sorted(starts)
+    assert ends == sorted(ends)
+    for start, end in zip(starts, ends, strict=True):
+      assert 0 <= start < end <= len(text)
+      assert text[start:end] == text[start:end].strip(" \t\n\r")
+
+
+def test_sentencepiece_offsets_count_characters_without_spaces(model):
+  text = "  The \ufb01rst \ud800 w\u00f6rld"
+  ids, starts, ends = model.encode_with_offsets(text)
+  assert ids == model.encode(text)
+  assert starts == sorted(starts)
+  assert ends == sorted(ends)
+  covered = "".join(text[a:b] for a, b in zip(starts, ends, strict=True))
+  assert covered == "".join(text.split())
+
+
 # --- Pieces and ids ---
 
 

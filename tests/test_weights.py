@@ -302,8 +302,10 @@ def test_shards_are_read(tmp_path):
   index.write_text(json.dumps({"weight_map": places}))
   assert_same(weights.read(folder).params, pretrained.params)
   assert_same(weights.read(index).params, pretrained.params)
-  index.write_text(json.dumps({"weight_map": places | {"x": "../y"}}))
-  with pytest.raises(weights.WeightsError, match="names '../y'"):
+  index.write_text(
+    json.dumps({"weight_map": places | {"x": "../x/model-0.safetensors"}})
+  )
+  with pytest.raises(weights.WeightsError, match="names '../x/model-0"):
     weights.read(folder)
   places["x"] = "model-0.safetensors"
   index.write_text(json.dumps({"weight_map": places}))
@@ -546,6 +548,23 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, format, monkeypatch):
   with pytest.raises(weights.WeightsError, match="not an empty folder"):
     weights.write(pretrained, target, format)
   assert before == {p: p.stat().st_mtime_ns for p in target.rglob("*")}
+
+
+def test_the_folder_appears_in_one_step(tmp_path, monkeypatch):
+  seen = []
+
+  def fail(source, target):
+    seen.append((sorted(os.listdir(source)), target))
+    raise OSError("no")
+
+  monkeypatch.setattr(os, "replace", fail)
+  with pytest.raises(weights.WeightsError, match="x: no"):
+    weights.write(make(), tmp_path / "x", "huggingface")
+  files = [
+    "config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt",
+  ]  # fmt: skip
+  assert seen == [(files, str(tmp_path / "x"))]
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,11 @@ def find_file(task: spec.Task, folder: str, split: str) -> str:
   Raises:
     spec.TaskError: there is none; names the places that were tried.
   """
+  if not folder:
+    raise spec.TaskError(
+      f"task {task.name}: no folder, and no file for the split {split}; give"
+      " one of them"
+    )
   names: Sequence[str] = task.files.get(split, ())
   tried = [
     os.path.join(folder, inner, name)

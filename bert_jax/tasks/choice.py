@@ -48,7 +48,7 @@ def make_reader(
     for number, (where, row) in enumerate(tables.read_rows(path, names)):
       pairs = pairs_of(row, where)
       label = None
-      if split not in task.test_splits or row.get(task.label) is not None:
+      if split not in task.test_splits or row.get(task.label) not in (None, ""):
         value = tables.field(row, task.label, where)
         label = choice_label(value, len(pairs), where)
       examples.append(

@@ -77,7 +77,7 @@ def _example(
 ) -> spec.PairExample:
   texts = [tables.text_field(row, name, where) for name in task.text]
   label: int | float | None = None
-  if needs_label or task.label in row:
+  if needs_label or row.get(task.label):
     label = parse_label(task, tables.text_field(row, task.label, where), where)
   return spec.PairExample(
     id=id,

@@ -46,6 +46,7 @@ def make_task(
   labels: Sequence[str] = (),
   train_path: str = "",
   columns: Sequence[str] = (),
+  has_null: bool = True,
   name: str = "own",
 ) -> spec.Task:
   """Makes the row of a task on own files.
@@ -61,6 +62,7 @@ def make_task(
     labels: in the order of the ids; () = those of the training file, sorted.
     train_path: the training file, where `labels` is ().
     columns: names of the columns, for files without a header line.
+    has_null: questions may have no answer (span).
     name: of the task.
 
   Returns:
@@ -101,7 +103,7 @@ def make_task(
     },
     read=functools.partial(_read, form, tuple(columns)),
     label=label,
-    has_null=facts.kind == "span",
+    has_null=has_null and facts.kind == "span",
   )
   if facts.kind in _LABELS_OF and not labels:
     found = _LABELS_OF[facts.kind](task, train_path, tuple(columns))
@@ -118,8 +120,12 @@ def _read(
 def _optional(
   task: spec.Task, row: Mapping[str, Any], where: str, split: str
 ) -> Any:
-  """The label of a row; None where a test split has none."""
-  if split in task.test_splits and row.get(task.label) is None:
+  """The label of a row; None where a test split has none.
+
+  No text is no label, but for questions, where it means no answer.
+  """
+  missing = (None,) if task.kind == "span" else (None, "")
+  if split in task.test_splits and row.get(task.label) in missing:
     return None
   return tables.field(row, task.label, where)
 
@@ -166,11 +172,12 @@ def _read_tags(task, path, split, columns) -> list[spec.TagExample]:
     value = _optional(task, row, where, split)
     labels = None
     if value is not None:
-      labels = ner.to_iob2(_list(value, where), "auto", [where] * len(words))
-      if len(labels) != len(words):
+      tags = _list(value, where)
+      if len(tags) != len(words):
         raise spec.TaskError(
-          f"{where}: {len(labels)} tags for {len(words)} words"
+          f"{where}: {len(tags)} tags for {len(words)} words"
         )
+      labels = ner.to_iob2(tags, "auto", [where] * len(words))
       for tag in labels if task.labels else ():
         spec.label_id(task, tag, where)
     examples.append(spec.TagExample(str(number), tuple(words), labels, number))
@@ -200,6 +207,10 @@ def _read_spans(task, path, split, columns) -> list[spec.SpanExample]:
     context = tables.text_field(row, context_column, where)
     answer = _optional(task, row, where, split)
     answers: tuple[tuple[str, int], ...] = ()
+    if answer == "" and not task.has_null:
+      raise spec.TaskError(
+        f"{where}: no answer; set has_null where questions may have none"
+      )
     if answer:
       found = qa.locate(_label_text(answer), _start(row, where), context)
       if found is None:

@@ -146,11 +146,13 @@ def _example(
   task: spec.Task, context: str, question: Mapping[str, Any], where: str
 ) -> spec.SpanExample:
   """A question with its answers as the file has them."""
+  if not isinstance(context, str):
+    raise spec.TaskError(f"{where}: context is {context!r}; wanted text")
   is_impossible = bool(question.get("is_impossible", False))
   if is_impossible and not task.has_null:
     raise spec.TaskError(
       f"{where} has no answer, which task {task.name} does not allow; use"
-      " squad_v2"
+      " squad_v2, or has_null for own data"
     )
   try:
     answers = tuple(

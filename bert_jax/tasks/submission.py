@@ -133,7 +133,8 @@ def write_predictions(
   """
   rows = prediction_rows(task, examples, predictions)
   with records.replacing(path) as temporary:
-    with open(temporary, "w", encoding="utf-8") as f:
+    # Half of a surrogate pair, which JSON may hold, is in no UTF-8 file.
+    with open(temporary, "w", encoding="utf-8", errors="replace") as f:
       for row in rows:
         f.write(json.dumps(row, ensure_ascii=False) + "\n")
 

@@ -23,11 +23,11 @@ import json
 import os
 from pathlib import Path
 import statistics
-import subprocess
 import sys
-import time
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.bench import sides as sides_lib
 
 # (num_layers, hidden_size, num_heads, batch_size)
 SIZES = {
@@ -64,21 +64,6 @@ def parse_args(argv=None):
       f"--rounds={args.rounds} --steps={args.steps}: both must be at least 1"
     )
   return args
-
-
-def limit_threads(num_threads):
-  """Pins the process to `num_threads` cores; XLA makes a thread per core.
-
-  Must run before jax and torch are imported.
-  """
-  cores = sorted(os.sched_getaffinity(0))
-  if len(cores) < num_threads:
-    raise SystemExit(
-      f"--threads={num_threads}, but only {len(cores)} cores "
-      f"may be used here; pass --threads={len(cores)}"
-    )
-  os.sched_setaffinity(0, cores[:num_threads])
-  os.environ["OMP_NUM_THREADS"] = str(num_threads)
 
 
 def make_batch(batch_size):
@@ -198,67 +183,6 @@ def make_reference(args, batch):
   return run
 
 
-def busy_secs():
-  """Returns the processor seconds that all processes have used so far."""
-  with open("/proc/stat") as file:
-    fields = [int(field) for field in file.readline().split()[1:9]]
-  idle = fields[3] + fields[4]
-  return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
-
-
-def serve(args):
-  """Runs one side: as many steps as each line of standard input says.
-
-  Prints a line of JSON for each: seconds of every step, processor seconds of
-  the process, and of all processes. The first step of a turn is not among
-  them: it pays for memory that the side which waited has given back.
-  """
-  limit_threads(args.threads)
-  batch = make_batch(SIZES[args.size][-1])
-  run = SIDES[args.side](args, batch)
-  run(), run()  # compile, warm the caches
-  print("ready", flush=True)
-  for line in sys.stdin:
-    run()
-    secs = []
-    busy, own = busy_secs(), time.process_time()
-    for _ in range(int(line)):
-      start = time.perf_counter()
-      run()
-      secs.append(time.perf_counter() - start)
-    own = time.process_time() - own
-    print(json.dumps([secs, own, busy_secs() - busy]), flush=True)
-
-
-class Side:
-  """A process that runs one of the two, and waits while the other does."""
-
-  def __init__(self, name, argv, environ):
-    self._process = subprocess.Popen(
-      [sys.executable, __file__, f"--side={name}", *argv],
-      env=environ,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    assert self._process.stdin and self._process.stdout
-    self._asks, self._answers = self._process.stdin, self._process.stdout
-    if self._answers.readline() != "ready\n":
-      raise SystemExit(f"the side {name} did not start; see above")
-
-  def measure(self, num_steps):
-    """Returns the median seconds of some steps, and the others' share."""
-    self._asks.write(f"{num_steps}\n")
-    self._asks.flush()
-    secs, own, busy = json.loads(self._answers.readline())
-    share = (busy - own) / (sum(secs) * (os.cpu_count() or 1))
-    return statistics.median(secs), share
-
-  def close(self):
-    self._asks.close()
-    self._process.wait()
-
-
 def main(argv=None):
   argv = sys.argv[1:] if argv is None else list(argv)
   args = parse_args(argv)
@@ -266,13 +190,17 @@ def main(argv=None):
   flags = f"{os.environ.get('XLA_FLAGS', '')} {args.xla_flags}".strip()
   if args.side:
     os.environ["XLA_FLAGS"] = flags
-    return serve(args)
+    sides_lib.limit_threads(args.threads)
+    batch = make_batch(SIZES[args.size][-1])
+    return sides_lib.serve(SIDES[args.side](args, batch))
   from bert_jax import main as launcher
 
   # Ours runs in the environment that the launcher makes for itself.
   sides = {
-    "ours": Side("ours", argv, launcher.huge_pages(os.environ)),
-    "hf": Side("hf", argv, dict(os.environ)),
+    "ours": sides_lib.Side(
+      __file__, "ours", argv, launcher.huge_pages(os.environ)
+    ),
+    "hf": sides_lib.Side(__file__, "hf", argv, dict(os.environ)),
   }
   batch_size = SIZES[args.size][-1]
   num_tokens = batch_size * LENGTH
@@ -295,7 +223,7 @@ def main(argv=None):
     shares = []
     for name, side in sides.items():
       secs, share = side.measure(args.steps)
-      table[name].append(num_tokens / secs)
+      table[name].append(num_tokens / statistics.median(secs))
       shares.append(share)
     table["ratio"].append(table["ours"][-1] / table["hf"][-1])
     table["others"].append(max(0.0, *shares))

@@ -101,6 +101,10 @@ def test_answers_may_be_missing_where_nothing_is_learned(tmp_path):
     ({"data": [{"title": "x"}]}, "not laid out as SQuAD: KeyError.'paragraphs"),
     ([1], "not laid out as SQuAD"),
     ({"data": []}, "file.json: no questions"),
+    (
+      {"data": [{"paragraphs": [{"context": 1, "qas": [question()]}]}]},
+      "question q: context is 1; wanted text",
+    ),
     (squad({"id": "q", "answers": []}), "question q: KeyError.'question'"),
     (squad(question(answers=[("Jane", 0)])), "no questions, after 1 without"),
     ("", "file.json is empty"),

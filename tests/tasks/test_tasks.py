@@ -135,6 +135,8 @@ def test_files_are_found_in_the_folder_in_the_benchmarks_own_and_by_path(
 def test_errors_name_the_split_or_the_places_that_were_tried(tmp_path):
   with pytest.raises(spec.TaskError, match="no split 'dev'; it has train, val"):
     read_examples(TASKS["cola"], str(tmp_path), "dev")
+  with pytest.raises(spec.TaskError, match="no folder, and no file for the sp"):
+    read_examples(TASKS["cola"], "", "validation")
   with pytest.raises(spec.TaskError, match="no split 'train'; it has test"):
     read_examples(TASKS["ax"], str(tmp_path), "train")
   with pytest.raises(spec.TaskError, match="tried .*dev.tsv, .*CoLA/dev.tsv"):
@@ -283,3 +285,17 @@ def test_missing_tfds_data_says_at_once_how_to_prepare_it(tmp_path):
     read_examples(TASKS["cola"], f"tfds:{tmp_path}", "train")
   with pytest.raises(spec.TaskError, match="swag has no TFDS builder"):
     read_examples(TASKS["swag"], f"tfds:{tmp_path}", "train")
+
+
+@TFDS_WARNING
+def test_tfds_data_in_another_format_is_refused(tmp_path):
+  folder = prepare(
+    tmp_path,
+    "glue/sst2",
+    lambda tfds: {"sentence": tfds.features.Text(), "label": np.int32},
+    {"train": [{"sentence": "a", "label": 1}]},
+  )
+  info = pathlib.Path(folder, "dataset_info.json")
+  info.write_text(info.read_text().replace("array_record", "tfrecord"))
+  with pytest.raises(spec.TaskError, match="format tfrecord, which only Tens"):
+    read_examples(TASKS["sst2"], f"tfds:{tmp_path}", "train")

