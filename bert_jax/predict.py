@@ -103,8 +103,9 @@ class Settings:
         for name in names
       }
     except KeyError as error:
+      key = str(error).strip("'\"")
       raise PredictError(
-        f"the config has no {error}: it is that of an older run; give "
+        f"the config has no {key}: it is that of an older run; give "
         "--config=configs/predict.py:from=RUN"
       ) from error
     # On a command line a tuple of words is one word with commas.
