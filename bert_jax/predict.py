@@ -903,11 +903,11 @@ class Predictor:
     Yields:
       For each what was predicted, or {"error": ...}.
     """
-    return self.answer(
+    return self.run(
       (f"record {i}", record) for i, record in enumerate(given, 1)
     )
 
-  def answer(self, numbered: Iterable[tuple[str, Any]]) -> Iterator[dict]:
+  def run(self, numbered: Iterable[tuple[str, Any]]) -> Iterator[dict]:
     """The same for records with names, some of which are already wrong.
 
     Args:
@@ -1021,7 +1021,7 @@ def predict(
   total = failed = 0
   with _reading(source) as lines, _writing(target) as out:
     predictor = Predictor.load(path, config)
-    for result in predictor.answer(_parse_lines(lines)):
+    for result in predictor.run(_parse_lines(lines)):
       total += 1
       failed += "error" in result
       line = json.dumps(result, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""Fine-tunes a small pre-trained encoder on what data there is, and a fresh one.
+"""Fine-tunes a small pre-trained encoder, and a fresh one beside it.
 
   python -m experiments.minilm.run --data=DATA --seeds=3 rte mrpc cola stsb
   python -m experiments.minilm.run --table
