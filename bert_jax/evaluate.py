@@ -37,7 +37,7 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor)  # fmt: skip
   run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
-  run_log.check_workdir(workdir, run)
+  run_log.check_workdir(workdir, run, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
   step, params = load_params(config, workdir, mesh, job.model, job.objective)
   with jax.set_mesh(mesh):

@@ -355,6 +355,8 @@ class TaskEvaluator:
       totals = metrics.add(totals, sums)
     flat = rows.collect(outputs)
     options = {}
+    if job.task.kind == "choice":
+      flat = flat.reshape(len(split.examples), -1)
     if job.task.kind == "span":
       flat = flat.T
       names = ("n_best", "max_answer_len", "null_threshold")

@@ -114,8 +114,8 @@ def open_job(
       config, _vocabulary(config, workdir, pretrained)
     )
   else:
+    _check_vocabulary(config, pretrained)
     job = pretraining.Pretraining(config)
-    _check_vocabulary(job, pretrained)
   return job, None if config.init_random else pretrained
 
 
@@ -138,13 +138,15 @@ def _vocabulary(
 
 
 def _check_vocabulary(
-  job: Job, pretrained: "weights.Pretrained | None"
+  config: Any, pretrained: "weights.Pretrained | None"
 ) -> None:
-  if pretrained is None or pretrained.tokenizer is None:
+  """Raises ValueError if prepared data has other ids than the weights."""
+  if not config.data.dir or pretrained is None or pretrained.tokenizer is None:
     return
-  if pretrained.tokenizer.fingerprint != job.tokenizer.fingerprint:
+  given = batching.load_vocabulary(config.data.dir)
+  if pretrained.tokenizer.fingerprint != given.fingerprint:
     raise ValueError(
-      f"{job.config.data.dir} was prepared with another vocabulary than that "
-      f"of {job.config.init_from}; prepare it again with --config.prepare."
-      f"vocab={job.config.init_from}"
+      f"{config.data.dir} was prepared with another vocabulary than that "
+      f"of {config.init_from}; prepare it again with --config.prepare."
+      f"vocab={config.init_from}"
     )

@@ -104,8 +104,15 @@ def describe(config: Any, data_hash: str, devices: list[Any]) -> dict:
   }
 
 
-def check_workdir(workdir: str, run: dict) -> None:
+def check_workdir(
+  workdir: str, run: dict, free_keys: tuple[str, ...] = ()
+) -> None:
   """Refuses to go on in the workdir of another run.
+
+  Args:
+    workdir: of the run.
+    run: from `describe`, what is asked for.
+    free_keys: beside FREE_KEYS, those that do not matter here.
 
   Raises:
     RunError: run.json there names another config or other data; says what
@@ -126,7 +133,7 @@ def check_workdir(workdir: str, run: dict) -> None:
   differs = [
     f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked"
     for k in sorted(old.keys() | new.keys())
-    if old.get(k) != new.get(k) and not k.startswith(FREE_KEYS)
+    if old.get(k) != new.get(k) and not k.startswith(FREE_KEYS + free_keys)
   ]
   if before["data_hash"] != run["data_hash"]:
     differs.append(

@@ -1,0 +1,269 @@
+"""Tests of finetuning.py and jobs.py: tasks from files to scores."""
+
+import json
+import os
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax import evaluate
+from bert_jax import jobs
+from bert_jax import run_log
+from bert_jax import train
+from bert_jax import weights
+from configs import finetune
+
+WORDS = "sun moon star sky rain wind snow hill lake tree bird".split()
+VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+
+
+def _lines(form, count, seed):
+  """Examples of a form, of which a small model can learn the rule."""
+  rng = random.Random(seed)
+
+  def words(number):
+    return [rng.choice(WORDS[2:]) for _ in range(number)]
+
+  for _ in range(count):
+    text = words(rng.randrange(1, 6))
+    place = rng.randrange(len(text) + 1)
+    special = rng.choice(WORDS[:2])  # sun or moon decides
+    text.insert(place, special)
+    line = " ".join(text)
+    if form == "classify":
+      yield {"text": line, "label": special}
+    elif form == "pairs":
+      yield {"text": line, "other": " ".join(words(2)), "label": special}
+    elif form == "regress":
+      yield {"text": line, "label": float(special == "sun")}
+    elif form == "tag":
+      tags = ["B-X" if w == "sun" else "O" for w in text]
+      yield {"text": text, "label": tags}
+    elif form == "choice":
+      right = rng.randrange(2)
+      ends = ["sun" if i == right else "moon" for i in range(2)]
+      yield {"text": words(2) and "hill", "a": ends[0], "b": ends[1],
+             "label": right}  # fmt: skip
+    elif form == "span":
+      yield {"text": "hill", "context": line, "label": special}
+
+
+COLUMNS = {
+  "classify": ("text",),
+  "pairs": ("text", "other"),
+  "regress": ("text",),
+  "tag": ("text",),
+  "choice": ("text", "a", "b"),
+  "span": ("text", "context"),
+}
+
+
+@pytest.fixture
+def make_config(tmp_path):
+  """A function (form) -> config of a run on data of that form, on disk."""
+
+  def make(form="classify", **changes):
+    for split, count, seed in (("train", 96, 0), ("validation", 40, 1)):
+      with open(tmp_path / f"{split}.jsonl", "w") as f:
+        for line in _lines(form, count, seed):
+          f.write(json.dumps(line) + "\n")
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
+    c = finetune.get_config(f"task=my-{form}")
+    c.task.dir = str(tmp_path)
+    c.task.files.train = str(tmp_path / "train.jsonl")
+    c.task.text = COLUMNS[form]
+    c.task.label = "label"
+    c.task.vocab = str(tmp_path / "vocab.txt")
+    c.model.update(
+      vocab_size=len(VOCAB), num_layers=1, hidden_size=32, num_heads=4,
+      mlp_dim=64, max_len=16, dropout_rate=0.0, attention_dropout_rate=0.0,
+      init_stddev=0.1,
+    )  # fmt: skip
+    c.data.seq_len = 16
+    c.task.max_query_len = 8
+    c.data.batch_size = 16
+    c.optim.learning_rate = 1e-2
+    c.train.num_epochs = 8.0
+    c.train.log_every_steps = 4
+    c.train.tensorboard = False
+    c.eval.batch_size = 8
+    c.update_from_flattened_dict(
+      {k.replace("__", "."): v for k, v in changes.items()}
+    )
+    return c
+
+  return make
+
+
+def _params(workdir):
+  return weights.read(workdir).params
+
+
+def assert_equal_trees(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize(
+  ("form", "metric", "least"),
+  [
+    ("classify", "eval/accuracy", 0.95),
+    ("pairs", "eval/accuracy", 0.95),
+    ("regress", "eval/pearson", 0.9),
+    ("tag", "eval/entity_f1", 0.95),
+    ("choice", "eval/accuracy", 0.95),
+    ("span", "eval/f1", 95.0),
+  ],
+)
+def test_a_rule_of_the_words_is_learned(
+  form, metric, least, make_config, tmp_path
+):
+  config = make_config(form)
+  result = train.train(config, str(tmp_path / "run"))
+  assert result[metric] >= least, result
+  run = run_log.read_run(str(tmp_path / "run"))
+  assert run["config"]["task"]["name"] == f"my-{form}"
+  # What evaluation finds later is what training found at its end.
+  again = evaluate.evaluate(config, str(tmp_path / "run"), None)
+  for name, value in result.items():
+    np.testing.assert_allclose(again[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_scores_do_not_depend_on_rows_packing_or_mesh(make_config, tmp_path):
+  config = make_config(train__num_epochs=1.0)
+  workdir = str(tmp_path / "run")
+  train.train(config, workdir)
+  want = evaluate.evaluate(config, workdir, None)
+  config.task.predict_splits = ("validation",)
+  path = os.path.join(workdir, "predictions", "my-classify-validation.jsonl")
+  predictions = []
+  for pack, batch_size, mesh in (
+    (True, 8, (8, 1, 1)),
+    (True, 4, (1, 4, 2)),
+    (False, 16, (2, 1, 4)),
+  ):
+    config.data.pack, config.eval.batch_size = pack, batch_size
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = mesh
+    got = evaluate.evaluate(config, workdir, None)
+    for name, value in want.items():
+      np.testing.assert_allclose(got[name], value, rtol=1e-4, err_msg=name)
+    with open(path) as f:
+      predictions.append([json.loads(line) for line in f])
+  assert len(predictions[0]) == 40
+  for other in predictions[1:]:
+    for a, b in zip(predictions[0], other, strict=True):
+      assert (a["label"], a["gold"]) == (b["label"], b["gold"])
+
+
+def test_stopped_and_resumed_is_bit_equal(make_config, tmp_path):
+  config = make_config(
+    train__num_epochs=2.0, checkpoint__every_steps=5,
+    model__dropout_rate=0.1, model__attention_dropout_rate=0.1,
+  )  # fmt: skip
+  whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+  train.train(config, whole)
+  assert run_log.read_metrics(whole)[-1]["step"] == 12  # 2 x 96 / 16
+
+  class StopError(Exception):
+    pass
+
+  report = train.Meter.report
+
+  def stop(self, step, row, log):
+    if step == 8:
+      raise StopError
+    report(self, step, row, log)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train.Meter, "report", stop)
+    with pytest.raises(StopError):
+      train.train(config, parts)
+  train.train(config, parts)
+  assert_equal_trees(_params(whole), _params(parts))
+
+
+def test_training_starts_from_the_weights_that_are_named(make_config, tmp_path):
+  first = str(tmp_path / "first")
+  train.train(make_config(train__num_epochs=1.0), first)
+  config = make_config("regress", train__num_epochs=1.0)
+  config.init_from = first
+  config.task.vocab = ""  # that of the weights
+  config.model.num_layers = 7  # the weights decide
+  config.optim.learning_rate = 0.0
+  second, fresh = str(tmp_path / "second"), str(tmp_path / "fresh")
+  train.train(config, second)
+  before, after = _params(first), _params(second)
+  assert_equal_trees(before["encoder"], after["encoder"])
+  assert before["task"]["kernel"].shape == (32, 2)
+  assert after["task"]["kernel"].shape == (32, 1)
+  assert run_log.read_run(second)["config"]["model"]["num_layers"] == 1
+  config.init_random = True
+  train.train(config, fresh)
+  config.init_random = False
+  assert np.any(
+    _params(fresh)["encoder"]["pooler"]["kernel"]
+    != before["encoder"]["pooler"]["kernel"]
+  )
+  # A workdir is all that is needed later, wherever the first one went.
+  os.rename(first, first + "-gone")
+  assert "eval/pearson" in evaluate.evaluate(config, second, None)
+
+
+def test_the_head_and_its_labels_are_kept_with_the_weights(
+  make_config, tmp_path
+):
+  train.train(make_config(train__num_epochs=1.0), str(tmp_path / "run"))
+  found = weights.read(str(tmp_path / "run"))
+  assert found.kind == "classify"
+  assert found.labels == ("moon", "sun")
+  assert found.tokenizer.vocab_size == len(VOCAB)
+
+
+def test_micro_batches_are_one_batch(make_config, tmp_path):
+  params = []
+  for parts in (1, 2):
+    config = make_config(
+      train__num_epochs=1.0, optim__num_micro_batches=parts, mesh__data=1,
+      mesh__fsdp=8,
+    )  # fmt: skip
+    train.train(config, str(tmp_path / str(parts)))
+    params.append(_params(str(tmp_path / str(parts))))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3), *params
+  )
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"task__name": "mnly"}, "'mnly' is not known; use one of cola, sst2"),
+    ({"task__name": ""}, "is not known; use one of"),
+    ({"task__vocab": ""}, "there is no vocabulary"),
+    ({"data__seq_len": 64}, "data.seq_len=64 is longer than model.max_len=16"),
+    ({"model__vocab_size": 4}, "the vocabulary has 16 pieces"),
+    ({"task__label": "gold"}, r"train.jsonl:1.*gold"),
+    ({"task__labels": ("sun", "rain")}, r"train.jsonl:\d+: label 'moon'"),
+    ({"task__files__train": "none.jsonl"}, "none.jsonl"),
+    ({"task__eval_splits": ("dev",)}, "no split 'dev'"),
+    ({"data__batch_size": 0}, "data.batch_size=0"),
+    ({"checkpoint__best_metric": "eval/f2"}, "eval/f2.*eval/accuracy"),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_a_workdir(
+  changes, message, make_config, tmp_path
+):
+  config = make_config(**changes)
+  with pytest.raises((ValueError, OSError), match=message):
+    train.train(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_of_other_weights_does_not_fit_prepared_data(
+  finished_run, make_config, tmp_path
+):
+  train.train(make_config(train__num_epochs=1.0), str(tmp_path / "run"))
+  config = finished_run.config.copy_and_resolve_references()
+  config.init_from = str(tmp_path / "run")
+  with pytest.raises(ValueError, match="prepared with another vocabulary"):
+    jobs.open_job(config, str(tmp_path / "other"))
