@@ -53,7 +53,7 @@ _ROW_LENGTHS = (128, 256)
 _TOKENS_A_SLOT = 8
 # What is read before it is computed and written: so many lines, or batches.
 _WINDOW_LINES = 4096
-_WINDOW_BATCHES = 16
+_WINDOW_BATCHES = 32
 
 Outputs = dict[str, np.ndarray]
 

@@ -247,7 +247,7 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   # checkpoint) or WORKDIR/best/STEP; --workdir if not set.
   r.model = ml_collections.config_dict.placeholder(str)
   r.seq_len = 0  # tokens a sequence; longer text is cut. 0 = model.max_len
-  r.batch_tokens = 4096  # tokens computed together, padding included
+  r.batch_tokens = 2048  # tokens computed together, padding included
   r.top_k = 5  # fill-mask: candidates for each [MASK]
   # embed: what to write, of "tokens", "pooled", "mean", "layers", "concat".
   r.fields = ("tokens", "pooled", "mean", "layers")

@@ -349,7 +349,7 @@ def test_other_lines_do_not_change_a_record(kind, predictors):
   one_by_one = [next(predictors[kind]([record])) for record in RECORDS[kind]]
   assert_close(together, one_by_one * 7, kind, 1e-5)
   changes = {"concat_last": 2} if kind == "embed" else {}
-  small = make_predictor(kind, batch_tokens=3, **changes)
+  small = make_predictor(kind, batch_tokens=1, **changes)
   assert len(list(small._windows((str(i), r) for i, r in enumerate(many)))) > 2
   assert_close(list(small(many)), together, kind, 1e-5)
 
