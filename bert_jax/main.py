@@ -109,7 +109,13 @@ def _evaluate(flag_values: flags.FlagValues) -> None:
 def _predict(flag_values: flags.FlagValues) -> None:
   from bert_jax import predict
 
-  config = _run_config(flag_values)
+  try:
+    config = _run_config(flag_values)
+  except KeyError as error:  # weights that were converted, not trained
+    raise UsageError(
+      f"the run.json of {flag_values.workdir} has no {error}; give "
+      f"--config=configs/predict.py:from={flag_values.workdir}"
+    ) from error
   if len(flag_values.input) > 1:
     raise UsageError(f"--mode=predict reads one file, not {flag_values.input}")
   total, failed = predict.predict(

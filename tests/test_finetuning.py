@@ -8,9 +8,13 @@ import jax
 import numpy as np
 import pytest
 
+from bert_jax import batching
 from bert_jax import evaluate
 from bert_jax import jobs
+from bert_jax import optim
 from bert_jax import run_log
+from bert_jax import sharding
+from bert_jax import steps
 from bert_jax import train
 from bert_jax import weights
 from configs import finetune
@@ -267,3 +271,80 @@ def test_a_vocabulary_of_other_weights_does_not_fit_prepared_data(
   config.init_from = str(tmp_path / "run")
   with pytest.raises(ValueError, match="prepared with another vocabulary"):
     jobs.open_job(config, str(tmp_path / "other"))
+
+
+@pytest.mark.slow
+def test_losses_and_gradients_follow_the_reference_step_by_step(
+  make_config, tmp_path
+):
+  """Packed rows here, padded rows in torch: one trajectory."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  config = make_config("pairs", train__num_epochs=4.0)
+  config.optim.update(name="adamw", schedule="constant", warmup_rate=0.0)
+  config.optim.learning_rate = 1e-3
+  config.model.hidden_act = "gelu_erf"
+  job, _ = jobs.open_job(config, "")
+  mesh = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+  batches = job.batches(mesh)
+  optimizer, schedule = optim.make_optimizer(config.optim, 100)
+  init_rng, dropout_rng = jax.random.split(jax.random.key(0))
+  state = jax.jit(
+    lambda batch: steps.init_state(
+      job.model, job.objective, optimizer, init_rng, batch
+    )
+  )(batches[0])
+  step = jax.jit(
+    steps.make_train_step(
+      job.model, job.objective, optimizer, schedule, dropout_rng
+    )
+  )
+  host = jax.tree.map(np.asarray, state.params)
+  shape = {k: config.model[k] for k in jobs.SHAPE_KEYS}
+  weights.write(
+    weights.Pretrained(
+      "bert_jax", shape, host, "classify", job.task.labels, job.tokenizer
+    ),
+    tmp_path / "hf",
+    "huggingface",
+  )
+  model = transformers.BertForSequenceClassification.from_pretrained(
+    tmp_path / "hf"
+  )
+  model.eval()  # no dropout
+  excluded = [
+    p for n, p in model.named_parameters() if "bias" in n or "No" in n
+  ]
+  decayed = [
+    p for n, p in model.named_parameters() if not ("bias" in n or "No" in n)
+  ]
+  adam = torch.optim.AdamW(
+    [
+      {"params": decayed, "weight_decay": config.optim.weight_decay},
+      {"params": excluded, "weight_decay": 0.0},
+    ],
+    lr=1e-3, eps=config.optim.eps,
+  )  # fmt: skip
+  features = job.split("train").features
+  order = batching.Order(len(features), config.seed)
+  for number in range(8):
+    state, metrics = step(state, batches[number])
+    units, _ = order(number * 16 + np.arange(16))
+    ids, mask, segments = (np.zeros((16, 16), np.int64) for _ in range(3))
+    for row, unit in enumerate(units):
+      start, end = features.offsets[unit : unit + 2]
+      ids[row, : end - start] = features.token_ids[start:end]
+      mask[row, : end - start] = 1
+      segments[row, : end - start] = features.segment_ids[start:end]
+    adam.zero_grad()
+    loss = model(
+      input_ids=torch.tensor(ids),
+      attention_mask=torch.tensor(mask),
+      token_type_ids=torch.tensor(segments),
+      labels=torch.tensor(features.label[units], dtype=torch.long),
+    ).loss
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    adam.step()
+    np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=2e-4)
+    np.testing.assert_allclose(metrics["grad_norm"], norm.item(), rtol=2e-3)

@@ -50,7 +50,7 @@ def message(capsys):
 @pytest.mark.parametrize(
   ("args", "said"),
   [
-    ((), "give --mode, one of evaluate, predict, prepare, train"),
+    ((), "give --mode, one of convert, evaluate, predict, prepare, train"),
     (("--mode=fly",), "fly"),
     (("train",), "what is 'train'? Options start with --"),
     (("--mode=train", "--speed=9"), "speed"),
@@ -249,3 +249,54 @@ def test_the_process_exits_with_the_status(tmp_path):
   assert done.returncode == 2
   assert "bath_size" in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_huge_pages_are_asked_for_unless_the_user_said_something():
+  asked = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+  assert main.huge_pages({"A": "b"}) == {"A": "b"} | asked
+  assert main.huge_pages(asked) == asked
+  own = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+  assert main.huge_pages(own) == own
+  other = {"GLIBC_TUNABLES": "glibc.malloc.check=1"}
+  assert main.huge_pages(other) == {
+    "GLIBC_TUNABLES": "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
+  }
+
+
+@pytest.mark.parametrize(
+  ("mode", "platforms", "restarts"),
+  [("train", "cpu", True), ("train", "tpu", False), ("prepare", "cpu", False)],
+)
+def test_only_computing_on_the_cpu_starts_again_with_huge_pages(
+  mode, platforms, restarts, monkeypatch
+):
+  started = []
+  monkeypatch.setattr(main.os, "execve", lambda *args: started.append(args))
+  monkeypatch.setattr(main.platform, "libc_ver", lambda: ("glibc", "2.36"))
+  monkeypatch.setattr(main.importlib.util, "find_spec", lambda name: name)
+  monkeypatch.setattr(sys, "argv", ["bert-jax", f"--mode={mode}"])
+  monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "bert_jax.main"])
+  monkeypatch.setenv("JAX_PLATFORMS", platforms)
+  monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+  main._restart_with_huge_pages()
+  assert bool(started) == restarts
+  for program, arguments, environ in started:
+    assert program == sys.executable
+    assert arguments == [sys.executable, "-m", "bert_jax.main"]
+    assert environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+
+
+def test_convert_names_what_it_dropped(launch, finished_run, tmp_path, capsys):
+  target = tmp_path / "hf"
+  config = f"--config={ROOT}/configs/convert.py:to=huggingface"
+  done = launch(
+    "--mode=convert", config, f"--input={finished_run.workdir}",
+    f"--output={target}",
+  )  # fmt: skip
+  said = capsys.readouterr().out
+  assert not done, said
+  assert (target / "model.safetensors").exists()
+  assert "encoder, mlm, nsp" in said
+  assert "dropped  nothing" in said
+  assert launch("--mode=convert", config, "--input=nowhere") == 2
+  assert "needs --input=DIR and --output=DIR" in capsys.readouterr().err

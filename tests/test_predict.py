@@ -590,6 +590,18 @@ def test_the_job_failed_where_all_lines_did(tmp_path, content, status):
   assert len((tmp_path / "out.jsonl").read_bytes().splitlines()) == len(lines)
 
 
+def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
+  """Their run.json is not that of a training: it has no settings of ours."""
+  folder = str(tmp_path / "model")
+  weights.write(pretrained("regress"), folder, "bert_jax")
+  flags = types.SimpleNamespace(
+    config=None, workdir=folder, input=[], output=None
+  )
+  message = f"no 'mesh'; give --config=configs/predict.py:from={folder}$"
+  with pytest.raises(main.UsageError, match=message):
+    main._predict(flags)
+
+
 # --- what cannot be ----------------------------------------------------------
 
 

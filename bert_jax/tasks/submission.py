@@ -1,11 +1,18 @@
 """Predictions as files: a line an example, and what the GLUE server takes.
 
+  python -m bert_jax.tasks.submission --output=glue.zip RUN [RUN ...]
+
+zips what `--mode=evaluate` wrote of the test splits into the workdirs RUN.
+
 Source: https://gluebenchmark.com/faq
 """
 
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 import io
 import json
+import os
+import sys
 from typing import Any
 import zipfile
 
@@ -56,6 +63,40 @@ def write_glue(path: str, results: Results, *, partial: bool = False) -> None:
       )
     task = rows[name]
     files[task.submission[split]] = glue_tsv(task, examples, predictions)
+  _write_zip(path, files, partial)
+
+
+def zip_runs(
+  path: str, workdirs: Sequence[str], *, partial: bool = False
+) -> list[str]:
+  """Writes that zip from the TSVs that evaluation left in some workdirs.
+
+  Args:
+    path: of the zip.
+    workdirs: of fine-tuned models; their folders predictions/ are read.
+    partial: as for `write_glue`.
+
+  Returns:
+    The names of the files in it.
+
+  Raises:
+    spec.TaskError: a file is missing, short, or in two workdirs.
+  """
+  files: dict[str, str] = {}
+  for workdir in workdirs:
+    for name in GLUE_ROWS:
+      source = os.path.join(workdir, "predictions", name)
+      if not os.path.exists(source):
+        continue
+      if name in files:
+        raise spec.TaskError(f"{name} is in {workdir} and in another; drop one")
+      with open(source, encoding="utf-8") as f:
+        files[name] = f.read()
+  _write_zip(path, files, partial)
+  return sorted(files)
+
+
+def _write_zip(path: str, files: Mapping[str, str], partial: bool) -> None:
   if not partial:
     _check_complete(files)
   with records.replacing(path) as temporary:
@@ -176,3 +217,27 @@ _GOLD_OF: dict[str, Any] = {
   "tag": lambda task, e: list(e.labels),
   "span": lambda task, e: [text for text, _ in e.answers],
 }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command; returns the exit status."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("workdirs", nargs="+", metavar="RUN")
+  parser.add_argument("--output", required=True, help="the zip to write")
+  parser.add_argument(
+    "--partial", action="store_true", help="also with files missing or short"
+  )
+  args = parser.parse_args(argv)
+  try:
+    names = zip_runs(args.output, args.workdirs, partial=args.partial)
+  except spec.TaskError as error:
+    print(error, file=sys.stderr)
+    return 2
+  print(f"wrote {args.output}: {', '.join(names)}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

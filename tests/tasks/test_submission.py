@@ -151,3 +151,23 @@ def test_predictions_are_a_json_object_a_line(
   )
   lines = path.read_text(encoding="utf-8").splitlines()
   assert [json.loads(line) for line in lines] == [row, row]
+
+
+def test_tsvs_of_workdirs_become_the_zip(tmp_path, capsys):
+  zipped = tmp_path / "glue.zip"
+  runs = []
+  for name, rows in submission.GLUE_ROWS.items():
+    folder = tmp_path / name / "predictions"
+    folder.mkdir(parents=True)
+    lines = ["index\tprediction", *(f"{i}\t0" for i in range(rows))]
+    (folder / name).write_text("\n".join(lines) + "\n")
+    runs.append(str(folder.parent))
+  assert submission.main([f"--output={zipped}", *runs]) == 0
+  with zipfile.ZipFile(zipped) as archive:
+    assert sorted(archive.namelist()) == sorted(submission.GLUE_ROWS)
+  zipped.unlink()
+  assert submission.main([f"--output={zipped}", *runs[1:]]) == 2
+  assert "missing: CoLA.tsv" in capsys.readouterr().err
+  assert not zipped.exists()
+  assert submission.main([f"--output={zipped}", "--partial", runs[0]]) == 0
+  assert submission.main([f"--output={zipped}", runs[0], *runs]) == 2
