@@ -165,6 +165,12 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
   )
 
 
+def exists(workdir: str) -> bool:
+  """Whether a run can go on from its workdir."""
+  folder = os.path.join(workdir, "checkpoints")
+  return os.path.isdir(folder) and bool(ocp.utils.checkpoint_steps(folder))
+
+
 def restore_params(
   workdir: str, params: Any, *, best: bool = False
 ) -> tuple[int, Any]:

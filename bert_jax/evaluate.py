@@ -36,7 +36,9 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
   config = job.config
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor)  # fmt: skip
-  run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
+  # What a task was trained on need not be here to score another split.
+  data_hash = None if config.objective == "task" else job.data_hash
+  run = run_log.describe(config, data_hash, list(mesh.devices.flat))
   run_log.check_workdir(workdir, run, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
   step, params = load_params(config, workdir, mesh, job.model, job.objective)
@@ -51,8 +53,9 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")
     _log.info("wrote %s", path)
-  for path in job.write_predictions(evaluator, params, workdir):
-    _log.info("wrote %s", path)
+  with jax.set_mesh(mesh):
+    for path in job.write_predictions(evaluator, params, workdir):
+      _log.info("wrote %s", path)
   return values
 
 

@@ -68,9 +68,24 @@ class FineTuning:
     if config.data.batch_size < 1 or config.train.num_epochs < 0:
       raise ValueError(
         f"data.batch_size={config.data.batch_size} and train.num_epochs="
-        f"{config.train.num_epochs} cannot be; give 1 or more"
+        f"{config.train.num_epochs}: they must be at least 1 and 0"
+      )
+    if bool(config.train.num_epochs) == bool(config.train.total_steps):
+      raise ValueError(
+        f"train.num_epochs={config.train.num_epochs} and train.total_steps="
+        f"{config.train.total_steps}: give one of them, and 0 for the other"
       )
     self.task = get_task(config.task)
+    unknown = {k for k, v in config.task.files.items() if v}
+    unknown -= set(self.task.splits)
+    if unknown:
+      raise spec.TaskError(
+        f"task.files.{min(unknown)} is given, but task {self.task.name} has "
+        f"the splits {', '.join(self.task.splits)}; put its files into "
+        "task.dir under their official names"
+      )
+    if config.task.name.startswith("my-"):
+      config.task.labels = self.task.labels  # the run's record has them
     self._splits: dict[str, Split] = {}
     self.objective = objectives.get_objective(self.task.kind)
     self.model = self.objective.make_model(
@@ -85,7 +100,7 @@ class FineTuning:
     """
     if not self.config.train.num_epochs:
       return self.config.train.total_steps
-    count = len(self.split(self.task.train_split).examples)
+    count = len(self._train_split().examples)
     size = self.config.data.batch_size
     return max(1, int(count / size * self.config.train.num_epochs))
 
@@ -138,14 +153,32 @@ class FineTuning:
 
   @functools.cached_property
   def data_hash(self) -> str:
-    """Hash of the features of all splits that the run reads."""
+    """Hash of the features of the training split."""
     digest = hashlib.sha256()
-    train = (self.task.train_split,) if self.task.train_split else ()
-    for name in (*train, *self.eval_splits):
-      features = self.split(name).features
-      for array in (features.token_ids, features.offsets, features.label):
-        digest.update(np.ascontiguousarray(array).tobytes())
+    features = self._train_split().features
+    for array in (features.token_ids, features.offsets, features.label):
+      digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+  def _train_split(self) -> "Split":
+    """The split with the examples to train on.
+
+    Raises:
+      spec.TaskError: there is none, or it has no labels.
+    """
+    task = self.task
+    if not task.train_split:
+      raise spec.TaskError(
+        f"task {task.name} has no training split; train {task.trained_as} and "
+        f"evaluate that with --config.task.predict_splits=\"('{task.name}:"
+        f"{task.splits[0]}',)\""
+      )
+    split = self.split(task.train_split)
+    if split.features.label is None:
+      raise spec.TaskError(
+        f"task {task.name}: its training examples have no labels"
+      )
+    return split
 
   @property
   def facts(self) -> dict[str, Any]:
@@ -156,14 +189,9 @@ class FineTuning:
   def batches(self, mesh: jax.sharding.Mesh) -> batching.Batches:
     """The training batches by step, of this host's rows."""
     config = self.config
-    if not self.task.train_split:
-      raise spec.TaskError(
-        f"task {self.task.name} has no training split; train "
-        f"{self.task.trained_as} and evaluate that"
-      )
     place = sharding.batch_sharding(mesh)
     return task_batches.TaskBatches(
-      self.split(self.task.train_split).features,
+      self._train_split().features,
       seed=config.seed,
       batch_size=config.data.batch_size,
       num_steps=self.total_steps,
@@ -177,7 +205,19 @@ class FineTuning:
     )
 
   def evaluator(self, mesh: jax.sharding.Mesh) -> "TaskEvaluator":
-    """The evaluation of all examples of the splits with labels."""
+    """The evaluation of all examples of the splits with labels.
+
+    Raises:
+      spec.TaskError: a split is not there, or one to score has no labels.
+    """
+    for name in self.eval_splits:
+      if self.split(name).features.label is None:
+        raise spec.TaskError(
+          f"task {self.task.name}: the split {name} has no labels to score; "
+          f"predict it with --config.task.predict_splits=\"('{name}',)\""
+        )
+    for name in self.config.task.predict_splits:
+      self.split(name)
     return TaskEvaluator(self, mesh)
 
   def step_flops(self, batch: batching.Batch) -> int:
@@ -244,7 +284,8 @@ def get_task(settings: Any) -> spec.Task:
       text=settings.text,
       label=settings.label,
       labels=settings.labels,
-      train_path=settings.files.train,
+      train_path=settings.files.train or own.find_train(settings.dir or ""),
+      has_null=settings.has_null,
       name=settings.name,
     )
   if settings.name not in tasks.TASKS:
@@ -303,11 +344,10 @@ class TaskEvaluator:
   def names(self, params: Any) -> list[str]:
     """The keys of what a call returns."""
     del params
-    names = ("loss", *self._job.task.metrics)
     return [
-      f"{prefix}{name}"
-      for prefix in map(self._prefix, self._job.eval_splits)
-      for name in names
+      f"{self._prefix(split)}{name}"
+      for split in self._job.eval_splits
+      for name in ("loss", *self._job.split(split).task.metrics)
     ]
 
   def _prefix(self, split: str) -> str:
@@ -320,7 +360,7 @@ class TaskEvaluator:
     for name in self._job.eval_splits:
       split = self._job.split(name)
       predictions, totals = self.predict(params, split)
-      found = scores.score(self._job.task, predictions, split.examples)
+      found = scores.score(split.task, predictions, split.examples)
       found["loss"] = metrics.finish(totals)["task_loss"]
       values |= {self._prefix(name) + k: v for k, v in found.items()}
     return dict(sorted(values.items()))

@@ -7,6 +7,7 @@ from flax import linen as nn
 import jax
 
 from bert_jax import batching
+from bert_jax import checkpoint
 from bert_jax import objectives
 from bert_jax import pretraining
 from bert_jax import run_log
@@ -95,10 +96,16 @@ def open_job(
   Raises:
     ValueError: the config cannot be, or does not fit weights or data.
   """
+  for key in ("init_from", "init_random", "task"):
+    if key not in config:
+      raise ValueError(
+        f"the config has no {key}: it is that of an older run; give --config="
+        "configs/pretrain.py or whichever it was, with the same settings"
+      )
   config = config.copy_and_resolve_references()
   pretrained = None
-  has_run = os.path.exists(os.path.join(workdir, "run.json"))
-  if has_run and config.init_from:
+  begun = bool(workdir) and checkpoint.exists(workdir)
+  if begun and config.init_from:
     shape = run_log.read_run(workdir)["config"]["model"]
     config.model.update({k: shape[k] for k in SHAPE_KEYS if k in shape})
   elif config.init_from:
@@ -110,9 +117,8 @@ def open_job(
   if config.objective == "task":
     from bert_jax import finetuning
 
-    job = finetuning.FineTuning(
-      config, _vocabulary(config, workdir, pretrained)
-    )
+    vocabulary = _vocabulary(config, workdir if begun else "", pretrained)
+    job = finetuning.FineTuning(config, vocabulary)
   else:
     _check_vocabulary(config, pretrained)
     job = pretraining.Pretraining(config)
@@ -122,14 +128,18 @@ def open_job(
 def _vocabulary(
   config: Any, workdir: str, pretrained: "weights.Pretrained | None"
 ) -> tokenization.Tokenizer:
-  """That of the run, of the weights, or of `task.vocab`."""
-  kept = os.path.join(workdir, "vocab")
-  if os.path.isdir(kept):
-    return tokenization.load_tokenizer(kept)
-  if config.task.vocab:
-    return tokenization.load_tokenizer(config.task.vocab)
-  if pretrained and pretrained.tokenizer:
-    return pretrained.tokenizer
+  """That of the run that goes on, of the weights, or of `task.vocab`."""
+  if workdir:
+    return tokenization.load_tokenizer(os.path.join(workdir, "vocab"))
+  own = config.task.vocab and tokenization.load_tokenizer(config.task.vocab)
+  theirs = pretrained.tokenizer if pretrained else None
+  if own and theirs and _meaning(own) != _meaning(theirs):
+    raise ValueError(
+      f"task.vocab={config.task.vocab} is another vocabulary than that of "
+      f"{config.init_from}; leave task.vocab out"
+    )
+  if found := own or theirs:
+    return found
   where = config.init_from or "init_from, which is not set,"
   raise ValueError(
     f"there is no vocabulary: {where} holds none; give --config.task.vocab="
@@ -144,9 +154,19 @@ def _check_vocabulary(
   if not config.data.dir or pretrained is None or pretrained.tokenizer is None:
     return
   given = batching.load_vocabulary(config.data.dir)
-  if pretrained.tokenizer.fingerprint != given.fingerprint:
+  # Fingerprints would also tell apart how long a word may be, which differs
+  # between libraries and leaves the meaning of every id as it is.
+  if _meaning(pretrained.tokenizer) != _meaning(given):
+    folder = os.path.join(config.init_from, "vocab")
+    folder = folder if os.path.isdir(folder) else config.init_from
     raise ValueError(
       f"{config.data.dir} was prepared with another vocabulary than that "
       f"of {config.init_from}; prepare it again with --config.prepare."
-      f"vocab={config.init_from}"
+      f"vocab={folder}"
     )
+
+
+def _meaning(tokenizer: tokenization.Tokenizer) -> tuple:
+  """What the ids of a vocabulary stand for."""
+  pieces = tuple(tokenizer.token(i) for i in range(tokenizer.vocab_size))
+  return getattr(tokenizer, "lower_case", None), pieces

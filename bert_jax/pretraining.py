@@ -48,6 +48,11 @@ class Pretraining:
     self.objective = objectives.get_objective(config.objective)
     self.model = self.objective.make_model(_check_model_fits(config))
     self.total_steps = config.train.total_steps
+    if config.train.num_epochs:
+      raise ValueError(
+        f"train.num_epochs={config.train.num_epochs} is for tasks; give "
+        "--config.train.total_steps"
+      )
     self.tokenizer = batching.load_vocabulary(config.data.dir)
 
   @property
@@ -64,11 +69,10 @@ class Pretraining:
     """The training batches by step, of this host's rows.
 
     Raises:
-      ValueError: the batch does not fit the mesh, or there is no such data.
+      ValueError: there is no such data.
     """
     config = self.config
     size = config.data.batch_size
-    sharding.check_batch_size(size, mesh, config.optim.num_micro_batches)
     return batching.PretrainBatches(
       config.data,
       "train",

@@ -17,7 +17,8 @@ _log = logging.getLogger(__name__)
 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
-    "array_record", "tokenizers", "sentencepiece", "numpy",
+    "array_record", "tokenizers", "sentencepiece", "numpy", "scipy",
+    "scikit-learn", "seqeval", "safetensors",
 )  # fmt: skip
 
 # Keys that do not change what is computed: a run may go on with other values.
@@ -26,7 +27,7 @@ FREE_KEYS = (
     "data.dir", "data.prefetch_batches", "data.num_threads",
     "train.log_every_steps", "train.tensorboard",
     "checkpoint.", "eval.", "prepare.", "predict.", "convert.",
-    "data.verify", "task.dir", "task.files.", "task.vocab", "init_from",
+    "data.verify", "task.dir", "task.files.", "task.vocab",
     "task.predict_splits", "task.eval_splits", "task.n_best",
     "task.max_answer_len", "task.null_threshold",
 )  # fmt: skip
@@ -73,12 +74,12 @@ def commit() -> tuple[str | None, bool | None]:
     return None, None  # installed from a package, or no git
 
 
-def describe(config: Any, data_hash: str, devices: list[Any]) -> dict:
+def describe(config: Any, data_hash: str | None, devices: list[Any]) -> dict:
   """What makes a run what it is.
 
   Args:
     config: the whole configuration.
-    data_hash: of the manifest of the examples it reads.
+    data_hash: of what it trains on; None = not looked at.
     devices: of the mesh.
   """
   revision, dirty = commit()
@@ -133,9 +134,12 @@ def check_workdir(
   differs = [
     f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked"
     for k in sorted(old.keys() | new.keys())
-    if old.get(k) != new.get(k) and not k.startswith(FREE_KEYS + free_keys)
+    # A run from before a key was made with what is its default now.
+    if k in old
+    and old[k] != new.get(k)
+    and not k.startswith(FREE_KEYS + free_keys)
   ]
-  if before["data_hash"] != run["data_hash"]:
+  if run["data_hash"] not in (None, before["data_hash"]):
     differs.append(
       f"data: {before['data_hash'][:12]} there, {run['data_hash'][:12]} now"
     )

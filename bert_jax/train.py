@@ -51,6 +51,10 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   check_steps(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor)  # fmt: skip
+  if config.objective != "task":  # which fills its rows up by itself
+    sharding.check_batch_size(
+      config.data.batch_size, mesh, config.optim.num_micro_batches
+    )
   job, pretrained = jobs.open_job(config, workdir)
   config, model, objective = job.config, job.model, job.objective
   total = job.total_steps
@@ -70,11 +74,11 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   abstract = jax.eval_shape(init, row)
   state_place = sharding.state_sharding(abstract, mesh, config.mesh.rules)
   checkpoint.check_settings(config.checkpoint, evaluator.names(abstract.params))
-  imported = fit_weights(config, pretrained, abstract.params)
+  imported = fit_weights(job, pretrained, abstract.params)
 
   # The record of the run.
   run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
-  run |= job.facts
+  run |= job.facts | {"total_steps": total}
   run_log.check_workdir(workdir, run)
   os.makedirs(workdir, exist_ok=True)
   writes = jax.process_index() == 0
@@ -105,8 +109,8 @@ def train(config: Any, workdir: str) -> dict[str, float]:
       _log.info("going on from step %d of %s", start, workdir)
       state = restore(checkpoints, start, abstract, state_place)
     if writes:
-      run_log.write_run(workdir, run)
       job.tokenizer.save(os.path.join(workdir, "vocab"))
+      run_log.write_run(workdir, run)
     log = None
     if writes:
       log = run_log.MetricsLog(workdir, start, config.train.tensorboard)
@@ -169,7 +173,17 @@ def train(config: Any, workdir: str) -> dict[str, float]:
 def check_steps(config: Any) -> None:
   """Raises ValueError for settings of the loop that cannot be."""
   for key, value, least in (
-    ("train.total_steps", config.train.total_steps, 1),
+    # Tasks may count epochs instead.
+    (
+      "train.total_steps",
+      config.train.total_steps,
+      0 if config.train.num_epochs else 1,
+    ),
+    ("train.num_epochs", config.train.num_epochs, 0),
+    ("optim.num_micro_batches", config.optim.num_micro_batches, 1),
+    ("task.max_train_examples", config.task.max_train_examples, 0),
+    ("task.n_best", config.task.n_best, 1),
+    ("task.max_answer_len", config.task.max_answer_len, 1),
     ("train.log_every_steps", config.train.log_every_steps, 1),
     ("eval.every_steps", config.eval.every_steps, 0),
     ("checkpoint.every_steps", config.checkpoint.every_steps, 0),
@@ -209,11 +223,12 @@ def restore(checkpoints, step: int, abstract, state_place) -> steps.TrainState:
   )
 
 
-def fit_weights(config: Any, pretrained: Any, params: Any) -> Any:
+def fit_weights(job: jobs.Job, pretrained: Any, params: Any) -> Any:
   """The weights to start from, as the model's tree has them.
 
   Args:
-    config: with `init_from`.
+    job: what is trained; a head is kept only if it is of the same kind and
+      has the same labels.
     pretrained: weights.Pretrained, or None.
     params: the model's parameters, or their shapes.
 
@@ -225,18 +240,17 @@ def fit_weights(config: Any, pretrained: Any, params: Any) -> Any:
   """
   if pretrained is None:
     return None
-  given = dict(pretrained.params)
-  head, wanted = given.get("task"), params.get("task")
-  if head and wanted and head["bias"].shape != wanted["bias"].shape:
-    # That of another task: a model of three classes starts one of two.
+  given, source = dict(pretrained.params), job.config.init_from
+  head = {"kind": pretrained.kind, "labels": list(pretrained.labels)}
+  if "task" in given and head != job.facts.get("task"):
     del given["task"]
-    _log.info("%s, not used: task, of other labels", config.init_from)
+    _log.info("%s, not used: the head of another task, %s", source, head)
   from bert_jax import weights  # slow to import, and not always needed
 
   tree, added, dropped = weights.fit(given, params)
   for what, names in (("fresh", added), ("not used", dropped)):
     if names:
-      _log.info("%s, %s: %s", config.init_from, what, ", ".join(sorted(names)))
+      _log.info("%s, %s: %s", source, what, ", ".join(sorted(names)))
   return tree
 
 

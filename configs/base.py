@@ -140,7 +140,7 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   # found good), "always" or "never".
   d.verify = "once"
   d.seq_len = 128  # tokens a row, [CLS] and [SEP] included
-  d.batch_size = 256  # rows a step over all devices
+  d.batch_size = 256  # rows a step over all devices; of tasks: sequences
   # "pairs": two segments and NSP. "full_sentences": one run of text, no NSP.
   d.pairing = "pairs"
   d.dupe_factor = 10  # passes over the corpus, each with its own pairs
@@ -177,6 +177,7 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   q.doc_stride = 128  # tokens between the windows of a long text
   q.n_best = 20  # candidates for each end of an answer
   q.max_answer_len = 30  # tokens
+  q.has_null = True  # own questions may have no answer
   q.null_threshold = 0.0  # no answer where its score leads by more than this
 
   c.prepare = p = ml_collections.ConfigDict()
@@ -215,7 +216,9 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
 
   c.train = t = ml_collections.ConfigDict()
   t.total_steps = 1_000_000  # optimizer steps, where the schedule ends
-  t.num_epochs = 0.0  # tasks: passes over the examples; 0 = total_steps counts
+  # Tasks: passes over the examples, each counted once however many windows it
+  # has (as the original does); 0 = total_steps counts.
+  t.num_epochs = 0.0
   t.log_every_steps = 100  # steps between lines of metrics.jsonl
   t.tensorboard = True  # also write TensorBoard event files
 

@@ -5,6 +5,7 @@ import os
 import random
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
@@ -73,6 +74,7 @@ def make_config(tmp_path):
       with open(tmp_path / f"{split}.jsonl", "w") as f:
         for line in _lines(form, count, seed):
           f.write(json.dumps(line) + "\n")
+    (tmp_path / "test.jsonl").write_text('{"text": "sun hill"}\n')
     (tmp_path / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
     c = finetune.get_config(f"task=my-{form}")
     c.task.dir = str(tmp_path)
@@ -90,6 +92,7 @@ def make_config(tmp_path):
     c.data.batch_size = 16
     c.optim.learning_rate = 1e-2
     c.train.num_epochs = 8.0
+    c.train.total_steps = 0
     c.train.log_every_steps = 4
     c.train.tensorboard = False
     c.eval.batch_size = 8
@@ -214,6 +217,61 @@ def test_training_starts_from_the_weights_that_are_named(make_config, tmp_path):
   assert "eval/pearson" in evaluate.evaluate(config, second, None)
 
 
+def test_a_run_that_never_saved_starts_from_its_weights_again(
+  make_config, tmp_path
+):
+  first, run = str(tmp_path / "first"), str(tmp_path / "run")
+  train.train(make_config(train__num_epochs=1.0), first)
+  config = make_config("regress", train__num_epochs=1.0)
+  config.init_from, config.task.vocab = first, ""
+  config.optim.learning_rate = 0.0
+
+  class StopError(Exception):
+    pass
+
+  def stop(self, *args):
+    raise StopError
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train.Meter, "report", stop)
+    with pytest.raises(StopError):
+      train.train(config, run)
+  assert os.path.exists(os.path.join(run, "run.json"))
+  train.train(config, run)
+  assert_equal_trees(_params(run)["encoder"], _params(first)["encoder"])
+
+
+def test_a_head_is_not_taken_for_that_of_other_labels(make_config, tmp_path):
+  first, run = str(tmp_path / "first"), str(tmp_path / "run")
+  train.train(make_config(train__num_epochs=1.0), first)
+  heads = []
+  for labels in (("moon", "sun"), ("sun", "moon")):
+    config = make_config(train__num_epochs=1.0, task__labels=labels)
+    config.init_from, config.task.vocab = first, ""
+    config.optim.learning_rate = 0.0
+    train.train(config, run + labels[0])
+    heads.append(_params(run + labels[0])["task"]["kernel"])
+  np.testing.assert_array_equal(heads[0], _params(first)["task"]["kernel"])
+  assert np.any(heads[1] != heads[0])
+
+
+def test_other_data_is_scored_without_the_training_file(make_config, tmp_path):
+  config = make_config(train__num_epochs=4.0)
+  workdir = str(tmp_path / "run")
+  train.train(config, workdir)
+  with open(tmp_path / "other.jsonl", "w") as f:
+    for line in _lines("classify", 10, seed=5):
+      f.write(json.dumps(line) + "\n")
+  os.remove(tmp_path / "train.jsonl")
+  config = ml_collections.ConfigDict(run_log.read_run(workdir)["config"])
+  config.task.files.train = ""
+  config.task.files.test = str(tmp_path / "other.jsonl")
+  config.task.eval_splits = ["test"]
+  found = evaluate.evaluate(config, workdir, None)
+  assert {"eval/accuracy", "eval/loss"} <= set(found)
+  assert 0 <= found["eval/accuracy"] <= 1
+
+
 def test_the_head_and_its_labels_are_kept_with_the_weights(
   make_config, tmp_path
 ):
@@ -251,6 +309,19 @@ def test_micro_batches_are_one_batch(make_config, tmp_path):
     ({"task__files__train": "none.jsonl"}, "none.jsonl"),
     ({"task__eval_splits": ("dev",)}, "no split 'dev'"),
     ({"data__batch_size": 0}, "data.batch_size=0"),
+    ({"train__total_steps": 9}, "give one of them, and 0 for the other"),
+    ({"optim__num_micro_batches": 0}, "num_micro_batches=0; it must be 1"),
+    ({"task__n_best": 0}, "task.n_best=0; it must be 1"),
+    (
+      {"task__name": "ax", "task__files__train": ""},
+      r"no training split; train mnli.*ax:test",
+    ),
+    (
+      {"task__name": "mnli", "task__files__validation": "x.tsv"},
+      "task.files.train is given, but task mnli has the splits train, val"
+      "|task.files.validation is given, but task mnli has the splits",
+    ),
+    ({"task__eval_splits": ("test",)}, "the split test has no labels to score"),
     ({"checkpoint__best_metric": "eval/f2"}, "eval/f2.*eval/accuracy"),
   ],
 )
@@ -271,6 +342,24 @@ def test_a_vocabulary_of_other_weights_does_not_fit_prepared_data(
   config.init_from = str(tmp_path / "run")
   with pytest.raises(ValueError, match="prepared with another vocabulary"):
     jobs.open_job(config, str(tmp_path / "other"))
+
+
+def test_pre_training_goes_on_from_converted_weights(finished_run, tmp_path):
+  """A second phase; the longest word of the two tokenizers differs."""
+  weights.write(
+    weights.read(finished_run.workdir), tmp_path / "hf", "huggingface"
+  )
+  settings = tmp_path / "hf" / "tokenizer_config.json"
+  told = json.loads(settings.read_text())
+  told.pop("max_input_chars_per_word", None)
+  settings.write_text(json.dumps(told))
+  config = finished_run.config.copy_and_resolve_references()
+  config.init_from = str(tmp_path / "hf")
+  config.optim.learning_rate = 0.0
+  config.train.total_steps = 1
+  train.train(config, str(tmp_path / "run"))
+  before, after = _params(finished_run.workdir), _params(str(tmp_path / "run"))
+  assert_equal_trees(before, after)
 
 
 @pytest.mark.slow

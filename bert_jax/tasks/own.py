@@ -111,6 +111,15 @@ def make_task(
   return task
 
 
+def find_train(folder: str) -> str:
+  """The training file in a folder of own data; "" where there is none."""
+  for ending in _ENDINGS:
+    path = os.path.join(folder, f"train{ending}")
+    if os.path.exists(path):
+      return path
+  return ""
+
+
 def _read(
   form: str, columns: Sequence[str], task: spec.Task, path: str, split: str
 ) -> list[Any]:

@@ -87,7 +87,7 @@ def make_ours(args):
       job.model, job.objective, optimizer, init_rng, batch
     )
   )(batches[0])
-  imported = train.fit_weights(job.config, pretrained, state.params)
+  imported = train.fit_weights(job, pretrained, state.params)
   state = state.replace(params=train.place_params(state.params, imported))
   step = jax.jit(
     steps.make_train_step(
