@@ -46,7 +46,7 @@ class Rows:
       num_rows: B; rows behind those of the layout stay empty.
     """
     features, count = self.features, self.features.num_choices
-    source, rows, columns = self._tokens(units, layout)
+    source, rows, columns = self.token_places(units, layout)
     lengths, starts, slots, sequence_rows = self._sequences(units, layout)
     shape = (num_rows, self.row_len)
     batch: Batch = {
@@ -89,7 +89,7 @@ class Rows:
     batch["label"][place] = label
 
   def _sequences(self, units, layout):
-    """Of all sequences [N * C]: length, start, slot and row."""
+    """Of all sequences [N * C] of N units: length, start, slot and row."""
     count = self.features.num_choices
     ids = (units[:, None] * count + np.arange(count)).ravel()
     lengths = np.diff(self.features.offsets)[ids]
@@ -99,8 +99,16 @@ class Rows:
     slots = (layout.slot[:, None] * count + np.arange(count)).ravel()
     return lengths, starts, slots, np.repeat(layout.row, count)
 
-  def _tokens(self, units, layout):
-    """Of all tokens of some units: place in the features, row, column."""
+  def token_places(self, units, layout):
+    """Where the tokens of some units are.
+
+    Args:
+      units: [N] units of the features.
+      layout: of these units.
+
+    Returns:
+      Of all their tokens [T]: place in the features, row, column.
+    """
     lengths = self.unit_lengths[units]
     first = self.features.offsets[units * self.features.num_choices]
     within = np.arange(lengths.sum()) - np.repeat(
@@ -138,7 +146,7 @@ class Rows:
       [N * C, K] of sequences, or [T, K] of tokens, in the order of the units.
     """
     if self.label_of in ("token", "span"):
-      _, rows, columns = self._tokens(units, layout)
+      _, rows, columns = self.token_places(units, layout)
       return outputs[rows, columns]
     _, _, slots, rows = self._sequences(units, layout)
     return outputs[rows, slots]
@@ -202,40 +210,48 @@ class TaskBatches:
     self._batch_size, self._num_steps = batch_size, num_steps
     self._local_rows, self._multiple = local_rows, multiple
     self._pack = pack
-    self._sizes: tuple[int, ...] = ()
     # The shapes are chosen by what the first batches need.
     lengths = row_lengths(features, seq_len, pack)
-    plans = [self._plan(features, length, pad_id) for length in lengths]
+    plans = [self._plan(Rows(features, n, 1, pad_id)) for n in lengths]
     self._rows, self._sizes, _ = min(
       plans, key=lambda plan: plan[2] * (1 + plan[0].row_len / attention_len)
     )
 
-  def _plan(self, features, row_len, pad_id):
-    """Rows of a length, the sizes of batches of them, and their positions."""
-    self._rows = Rows(features, row_len, 1, pad_id)
+  def _plan(self, rows: Rows) -> tuple[Rows, tuple[int, ...], int]:
+    """What rows of a length come to.
+
+    Args:
+      rows: of that length.
+
+    Returns:
+      The rows with the slots they need, the numbers of rows that batches are
+      filled up to, and the positions that the first batches then have.
+    """
     count = min(self._num_steps, _SHAPE_SAMPLE)
-    sample = [self._layout(step)[1] for step in range(count)]
+    sample = [self._layout(step, rows, None)[1] for step in range(count)]
     slots = max(int(layout.slot.max()) + 1 for layout in sample)
-    counts = [layout.num_rows for layout in sample]
-    sizes = packing.choose_num_rows(counts, self._multiple)
-    need = -(-np.asarray(counts) // self._multiple) * self._multiple
-    rows = dataclasses.replace(self._rows, slots=slots)
-    return rows, sizes, packing.padded_rows(need, sizes) * row_len
+    counts = np.array([layout.num_rows for layout in sample])
+    need = -(-counts // self._multiple) * self._multiple
+    sizes = packing.choose_num_rows(counts.tolist(), self._multiple)
+    rows = dataclasses.replace(rows, slots=slots)
+    return rows, sizes, packing.padded_rows(need, sizes) * rows.row_len
 
   def __len__(self) -> int:
     return self._num_steps
 
-  def _layout(self, step: int) -> tuple[np.ndarray, packing.Layout]:
+  def _layout(
+    self, step: int, rows: Rows, max_slots: int | None
+  ) -> tuple[np.ndarray, packing.Layout]:
+    """The units [N] of a step and where they lie."""
     places = step * self._batch_size + np.arange(self._batch_size)
     units, _ = self._order(places)
-    lengths = self._rows.unit_lengths[units]
+    lengths = rows.unit_lengths[units]
     if not self._pack:
       return units, packing.one_a_row(lengths)
-    slots = self._rows.slots if self._sizes else None
-    return units, packing.pack(lengths, self._rows.row_len, slots)
+    return units, packing.pack(lengths, rows.row_len, max_slots)
 
   def __getitem__(self, step: int) -> Batch:
-    units, layout = self._layout(step)
+    units, layout = self._layout(step, self._rows, self._rows.slots)
     num_rows = next(
       (size for size in self._sizes if size >= layout.num_rows),
       -(-layout.num_rows // self._multiple) * self._multiple,
@@ -319,7 +335,7 @@ class TaskSplit:
       units, layout = self._part(step)
       values = self._rows.take(np.asarray(part), units, layout)
       if by_token:
-        places = self._rows._tokens(units, layout)[0]
+        places = self._rows.token_places(units, layout)[0]
       else:
         choices = np.arange(features.num_choices)
         places = (units[:, None] * features.num_choices + choices).ravel()

@@ -155,16 +155,7 @@ def make_reference(args):
       "labels": torch.tensor(features.label[units], dtype=torch.long),
     }
 
-  def run():
-    batch = next_batch()
-    optimizer.zero_grad(set_to_none=True)
-    loss = model(**batch).loss
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
-
-  return run
+  return lambda: sides_lib.torch_step(model, optimizer, next_batch())
 
 
 def main(argv=None):

@@ -58,6 +58,18 @@ def serve(run):
     print(json.dumps([secs, own, busy_secs() - busy]), flush=True)
 
 
+def torch_step(model, optimizer, inputs):
+  """A training step of the reference; returns its loss."""
+  import torch
+
+  optimizer.zero_grad(set_to_none=True)
+  loss = model(**inputs).loss
+  loss.backward()
+  torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+  optimizer.step()
+  return loss.item()
+
+
 class Side:
   """A process that runs one of the two, and waits while the other does."""
 

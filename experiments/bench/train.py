@@ -172,15 +172,7 @@ def make_reference(args, batch):
     for name, value in inputs.items()
   }
 
-  def run():
-    optimizer.zero_grad(set_to_none=True)
-    loss = model(**inputs).loss
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
-
-  return run
+  return lambda: sides_lib.torch_step(model, optimizer, inputs)
 
 
 def main(argv=None):
