@@ -91,7 +91,7 @@ def make_config(tmp_path):
     c.data.seq_len = 16
     c.task.max_query_len = 8
     c.data.batch_size = 16
-    c.optim.learning_rate = 1e-2
+    c.optim.learning_rate = 3e-3
     c.train.num_epochs = 8.0
     c.train.total_steps = 0
     c.train.log_every_steps = 4
