@@ -221,7 +221,7 @@ def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
   """The environment in which the C library asks for pages of 2 MB.
 
   On the CPU every step allocates its activations anew. With pages of 4 kB, a
-  tenth of the time of a step of BERT-base goes into mapping them.
+  tenth of the processor time of a step of BERT-base goes into mapping them.
 
   Args:
     environ: variables of a process.
