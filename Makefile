@@ -9,7 +9,8 @@ PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow lint format types check \
-  bench-train bench-data bench-prepare bench-finetune minilm lock clean
+  plan-table bench-train bench-data bench-prepare bench-packing \
+  bench-finetune minilm lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' \
@@ -39,6 +40,9 @@ types: setup  ## mypy
 
 check: lint types test  ## lint, types and the default test suite
 
+plan-table: $(VENV)/.extra-tpu  ## predicted TPU speed of the shipped configs
+	@$(PY) -m experiments.plan.table
+
 bench-train: $(VENV)/.extra-reference  ## training step against torch, interleaved
 	@$(PY) experiments/bench/train.py
 
@@ -47,6 +51,9 @@ bench-data: setup  ## tokens/s from disk to batch, with masking
 
 bench-prepare: setup  ## examples/s from text to disk
 	@$(PY) experiments/bench/prepare.py
+
+bench-packing: setup  ## what share of a row is text, padded and packed
+	@$(PY) experiments/bench/packing.py
 
 bench-finetune: $(VENV)/.extra-reference minilm  ## fine-tuning against torch
 	@$(PY) experiments/bench/finetune.py --task=mrpc

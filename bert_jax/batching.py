@@ -10,19 +10,28 @@ or else one sequence):
   positions         [B, L] int32    packed rows only: place in its sequence
   sequence_ids      [B, L] int32    packed rows only: which sequence of the row
                                     a token belongs to, 0 = padding
-  masked_positions  [B, P] int32    places to predict, ascending
+  masked_positions  [B, P] int32    places to predict, ascending; the slots
+                                    of all sequences of a row, one after another
   masked_ids        [B, P] int32    what stood there
   masked_weights    [B, P] float32  1 = a slot in use
-  nsp_label         [B]    int32    0 = B follows A, 1 = B is random text
+  nsp_label         [B]    int32    0 = B follows A, 1 = B is random text;
+                    [B, S]          of each sequence of packed rows
   weight            [B]    float32  0 = a filler row of a last batch
-  cls_positions     [B, S] int32    tasks: where the sequences of a row begin
+                    [B, S]          packed rows: 0 = no such sequence
+  cls_positions     [B, S] int32    tasks and packed rows: where the sequences
+                                    of a row begin
   label             [B, G] int32    tasks: class or right choice; [B, L] of tags
                     [B, G] float32  the number of a regression
   start, end        [B, S] int32    spans: ends of the answer, places in the row
   weight            [B, G] float32  tasks: 0 = no such group; [B, L] of tags
 
 The batch at a step is a pure function of (seed, step): nothing needs saving,
-and it does not matter how many hosts or threads make it.
+and it does not matter how many hosts or threads make it. An epoch is a pass
+over all examples, each in one row, and one is followed by the next in the
+middle of a batch. Packed (data.max_sequences > 1), what is permuted is rows:
+how many rows hold which lengths is the same in every epoch, but which of the
+examples of a length stands where is drawn anew. An example has the same masks
+in an epoch, packed or not.
 """
 
 from collections.abc import Iterator
@@ -35,6 +44,7 @@ from grain.experimental import index_shuffle
 import numpy as np
 
 from bert_jax import masking
+from bert_jax import packing
 from bert_jax import records
 from bert_jax import tokenization
 
@@ -52,6 +62,7 @@ class Batches(Protocol):
 # Evaluation uses one choice of masks and of examples, whatever the run's seed,
 # so that numbers of different runs compare.
 EVAL_SEED = 0
+_ROUNDS = 6  # of the Feistel network: enough also where it has few bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +88,77 @@ class Order:
     return np.array(ids, np.int64), epochs
 
 
+@dataclasses.dataclass(frozen=True)
+class PackedOrder:
+  """Which examples share which row, for ever: epochs of permutations.
+
+  In an epoch the rows of all patterns are permuted, and so are the examples of
+  each length; to know one row takes no other.
+
+  Attributes:
+    patterns: the rows of an epoch.
+    index: of the examples by length.
+    seed: of the permutations; every epoch has its own.
+  """
+
+  patterns: packing.Patterns
+  index: records.LengthIndex
+  seed: int
+
+  def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows at global places [M].
+
+    Returns:
+      Example ids [M, S], -1 = no more in the row, and epochs [M].
+    """
+    num_rows = self.patterns.num_rows
+    epochs, offsets = np.divmod(places, num_rows)
+    keys = masking.hash_uniform(self.seed, epochs)
+    rows = permute(offsets, np.full(len(places), num_rows), keys)
+    lengths, ranks = self.patterns.find(rows)
+    ids = np.full(lengths.shape, -1, np.int64)
+    used = lengths > 0
+    lengths, ranks = lengths[used], ranks[used]
+    epoch = np.broadcast_to(epochs[:, None], used.shape)[used]
+    keys = masking.hash_uniform(self.seed, epoch, lengths)
+    ranks = permute(ranks, self.index.histogram[lengths], keys)
+    ids[used] = self.index.find(lengths, ranks)
+    return ids, epochs
+
+
+def permute(
+  places: np.ndarray, sizes: np.ndarray, keys: np.ndarray
+) -> np.ndarray:
+  """Where permutations of 0 .. size - 1, one a key, send places.
+
+  A Feistel network over the next power of four, walked until it comes back
+  below the size; for few places in each of many small sets, where grain's
+  index_shuffle walks through 2^16 numbers.
+
+  Args:
+    places: [M] of 0 .. size - 1.
+    sizes: [M] integers, 1 or more.
+    keys: [M] uint64.
+
+  Returns:
+    [M] of 0 .. size - 1.
+
+  Source: Black, Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002.
+  """
+  half = np.searchsorted(4 ** np.arange(31, dtype=np.int64), sizes)
+  found, walking = places.copy(), np.arange(len(places))
+  while len(walking):
+    bits, key = half[walking], keys[walking]
+    low = (1 << bits) - 1
+    left, right = found[walking] >> bits, found[walking] & low
+    for i in range(_ROUNDS):
+      mixed = masking.hash_uniform(key, i, right)
+      left, right = right, left ^ (mixed.astype(np.int64) & low)
+    found[walking] = (left << bits) | right
+    walking = walking[found[walking] >= sizes[walking]]
+  return found
+
+
 class PretrainBatches:
   """Batches of masked examples by step: `batches[step]`."""
 
@@ -100,12 +182,15 @@ class PretrainBatches:
       batch_size: B over all hosts.
       num_steps: how many batches; None = one epoch, the last batch filled up
         with rows of weight 0.
-      max_examples: of that epoch, at most; 0 = all.
+      max_examples: of that epoch, at most; 0 = all. They are the same ones
+        packed or not.
       rows: which of the B rows this host makes; None = all.
 
     Raises:
       records.DataError: the data is missing, damaged or of other settings.
+      ValueError: so many sequences cannot share a row.
     """
+    check_max_sequences(data)
     if not data.dir:
       raise records.DataError(
         "data.dir is not set; give --config.data.dir=DATA, a folder made by "
@@ -116,7 +201,7 @@ class PretrainBatches:
     self._tokens = records.TokenStore(data.dir, split)
     self._tokenizer = load_vocabulary(data.dir)
     total = len(self._examples)
-    self._order = Order(total, seed)
+    self._order: Any = Order(total, seed)
     self._seed = seed
     self._batch_size = batch_size
     self._rows = np.arange(batch_size) if rows is None else rows
@@ -126,11 +211,18 @@ class PretrainBatches:
     self._continues_word = (
       self._tokenizer.continues_word() if data.whole_word else None
     )
+    self._packed = data.max_sequences > 1
+    self._row_slots = num_masked_slots(data)
     if num_steps is None:
       self._limit = min(total, max_examples or total)
+      if self._packed:
+        self._order = self._lay_out(self._order(np.arange(self._limit))[0])
+        self._limit = len(self._order.ids)
       num_steps = -(-self._limit // batch_size)
     else:
       self._limit = num_steps * batch_size
+      if self._packed:
+        self._order = self._pack(split)
     self._num_steps = num_steps
 
   def __len__(self) -> int:
@@ -141,12 +233,46 @@ class PretrainBatches:
     """Examples of the split."""
     return len(self._examples)
 
+  def _pack(self, split: str) -> PackedOrder:
+    """The rows of an epoch over all examples of a split."""
+    data = self._data
+    name = records.examples_name(data)
+    index = records.LengthIndex(data.dir, name, split)
+    patterns = packing.pack_histogram(
+      index.histogram, data.seq_len, data.max_sequences
+    )
+    return PackedOrder(patterns, index, self._seed)
+
+  def _lay_out(self, ids: np.ndarray) -> "_ListedRows":
+    """The rows of some examples [M], which are read for their lengths."""
+    lengths = np.concatenate(
+      [
+        records.example_lengths(self._examples.read(ids[i : i + 65536]))
+        for i in range(0, len(ids), 65536)
+      ]
+    )
+    slots = self._data.max_sequences
+    layout = packing.pack(lengths, self._data.seq_len, slots)
+    table = np.full((layout.num_rows, slots), -1, np.int64)
+    table[layout.row, layout.slot] = ids
+    return _ListedRows(table)
+
   def __getitem__(self, step: int) -> Batch:
     places = step * self._batch_size + self._rows
     real = places < self._limit
     ids, epochs = self._order(np.where(real, places, 0))
     if self._data.static_masks:
       epochs = np.zeros_like(epochs)
+    if self._packed:
+      return self._share_rows(np.where(real[:, None], ids, -1), epochs)
+    batch = self._make_sequences(ids, epochs)
+    weight = real.astype(np.float32)
+    batch["masked_weights"] *= weight[:, None]
+    batch["weight"] = weight
+    return batch
+
+  def _make_sequences(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
+    """Rows of one sequence each, masked, for examples [B] in epochs [B]."""
     examples = self._examples.read(ids)
     batch, candidates, lengths = self._assemble(examples)
     masked = masking.mask_batch(
@@ -164,12 +290,69 @@ class PretrainBatches:
       random_token_rate=self._data.random_token_rate,
       continues_word=self._continues_word,
     )
-    weight = real.astype(np.float32)
-    batch["input_ids"], batch["masked_positions"], batch["masked_ids"] = masked[
-      :3
-    ]
-    batch["masked_weights"] = masked[3] * weight[:, None]
-    batch["weight"] = weight
+    names = ("input_ids", "masked_positions", "masked_ids", "masked_weights")
+    return batch | dict(zip(names, masked, strict=True))
+
+  def _share_rows(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
+    """Rows of several sequences, each made and masked as if it had its own.
+
+    Args:
+      ids: [B, S] examples, -1 = none.
+      epochs: [B].
+
+    Raises:
+      records.DataError: more tokens than a row has; the index is damaged.
+    """
+    used = ids >= 0
+    shape = (len(ids), self._data.seq_len)
+    slots = self._row_slots
+    batch: Batch = {
+      "input_ids": np.full(shape, self._tokenizer.pad_id, np.int32),
+      **{
+        name: np.zeros(shape, np.int32)
+        for name in ("input_mask", "segment_ids", "positions", "sequence_ids")
+      },
+      **{
+        name: np.zeros((len(ids), slots), np.int32)
+        for name in ("masked_positions", "masked_ids")
+      },
+      "masked_weights": np.zeros((len(ids), slots), np.float32),
+      "nsp_label": np.zeros(ids.shape, np.int32),
+      "weight": used.astype(np.float32),
+      "cls_positions": np.zeros(ids.shape, np.int32),
+    }
+    if not used.any():
+      return batch
+    row, slot = np.nonzero(used)  # of each sequence, row by row
+    alone = self._make_sequences(ids[used], epochs[row])
+    lengths = np.zeros(ids.shape, np.int64)
+    lengths[used] = alone["input_mask"].sum(1)
+    if lengths.sum(1).max() > shape[1]:
+      raise records.DataError(
+        f"{self._data.dir}: sequences of {lengths.sum(1).max()} tokens share a "
+        f"row of {shape[1]}; the order of the examples by length is damaged: "
+        "delete the folder lengths and run --mode=prepare again"
+      )
+    start = (np.cumsum(lengths, axis=1) - lengths)[used]
+    batch["cls_positions"][used] = start
+    batch["nsp_label"][used] = alone["nsp_label"]
+
+    sequence, column = np.nonzero(alone["input_mask"])
+    place = (row[sequence], start[sequence] + column)
+    for name in ("input_ids", "input_mask", "segment_ids"):
+      batch[name][place] = alone[name][sequence, column]
+    batch["positions"][place] = column
+    batch["sequence_ids"][place] = slot[sequence] + 1
+
+    source = np.nonzero(alone["masked_weights"])
+    sequence = source[0]
+    before = np.searchsorted(row[sequence], row[sequence])  # in earlier rows
+    place = (row[sequence], np.arange(len(sequence)) - before)
+    batch["masked_weights"][place] = 1
+    batch["masked_ids"][place] = alone["masked_ids"][source]
+    batch["masked_positions"][place] = (
+      alone["masked_positions"][source] + start[sequence]
+    )
     return batch
 
   def _assemble(self, examples) -> tuple[Batch, np.ndarray, np.ndarray]:
@@ -182,8 +365,7 @@ class PretrainBatches:
     tokenizer = self._tokenizer
     count, length = len(examples), self._data.seq_len
     a_length, b_length = examples["a_length"], examples["b_length"]
-    has_b = b_length > 0
-    lengths = a_length + 2 + np.where(has_b, b_length + 1, 0)
+    lengths = records.example_lengths(examples)
     if lengths.max() > length or a_length.min() < 1 or b_length.min() < 0:
       raise records.DataError(
         f"an example has {lengths.max()} tokens, more than data.seq_len="
@@ -225,6 +407,37 @@ class PretrainBatches:
     return batch, candidates, lengths
 
 
+@dataclasses.dataclass(frozen=True)
+class _ListedRows:
+  """The rows of one epoch, written out: ids [R, S], -1 = no more in a row."""
+
+  ids: np.ndarray
+
+  def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return self.ids[places], np.zeros_like(places)
+
+
+def check_max_sequences(data: Any) -> None:
+  """Raises ValueError if data.max_sequences cannot be."""
+  most = data.seq_len // masking.SHORTEST
+  if not 1 <= data.max_sequences <= most:
+    raise ValueError(
+      f"data.max_sequences={data.max_sequences}; a row of data.seq_len="
+      f"{data.seq_len} takes 1 to {most} sequences; use 1 for no packing, 8 to "
+      "fill rows of 512"
+    )
+
+
+def num_masked_slots(data: Any) -> int:
+  """Masked slots P of a row, for the settings of a config's `data` group."""
+  slots = masking.num_slots(data.seq_len, data.mask_rate, data.max_predictions)
+  if data.max_sequences == 1:
+    return slots
+  return masking.num_packed_slots(
+    data.seq_len, data.max_sequences, data.mask_rate, slots
+  )
+
+
 def open_examples(data: Any, split: str) -> records.ExampleStore:
   """Opens the examples that a config's `data` group asks for.
 
@@ -248,7 +461,9 @@ def open_examples(data: Any, split: str) -> records.ExampleStore:
       f"{folder}/{name} was made of other tokens than {data.dir}/tokens; "
       "delete it and run --mode=prepare again"
     )
-  records.verify(data.dir, name, split, data.verify)
+  records.verify(
+    data.dir, name, split, data.verify, packed=data.max_sequences > 1
+  )
   return records.ExampleStore(data.dir, name, split)
 
 

@@ -2,14 +2,27 @@
 
 These are model FLOPs: what the mathematics needs, whatever the program does.
 Counted are matrix multiplications, 2 * m * n * k each, among them attention
-scores and the weighted sum of values, over all L * L pairs of positions. Left
-out are the embedding lookup, softmax, normalisation, activations, dropout, the
-losses and the optimizer; and everything that rematerialisation computes a
-second time, which therefore lowers the utilisation.
+scores and the weighted sum of values. Left out are the embedding lookup,
+softmax, normalisation, activations, dropout, the losses and the optimizer; and
+everything that rematerialisation computes a second time, which therefore lowers
+the utilisation.
+
+Three choices, each the lower count:
+
+- The last layer is needed only where its output is read: at the masked slots
+  and at [CLS]. Its keys and values are needed everywhere. A program that
+  computes it everywhere (scanned layers do) is not credited for that. Counts
+  that others publish mostly are: `all_positions=True` gives these.
+- Tokens of packed sequences attend within their own sequence, so the program's
+  other products of queries and keys are not counted where lengths are known.
+- Only the masked slots go through the head over the vocabulary.
+
 Padding counts like any other position.
 """
 
 from typing import Protocol
+
+from bert_jax import chips
 
 
 class ModelSizes(Protocol):
@@ -21,30 +34,15 @@ class ModelSizes(Protocol):
   vocab_size: int
 
 
-# Dense bfloat16 FLOPs per second of one jax device, by `device_kind`.
-# TPU v2, v3 and 7x have two devices a chip: half of the published number. The
-# others have one, v4 and v5p by fusing two cores; a v4 or v5p that is set up
-# with a device per core has half of what stands here.
-# Source: cloud.google.com/tpu/docs, a page per version; NVIDIA data sheets of
-# the A100 and the H100 SXM, without sparsity.
-PEAK_FLOPS = {
-  "TPU v2": 23e12,
-  "TPU v3": 61.5e12,
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5e": 197e12,
-  "TPU v5": 459e12,
-  "TPU v5p": 459e12,
-  "TPU v6 lite": 918e12,
-  "TPU v6e": 918e12,
-  "TPU7x": 1153.5e12,
-  "NVIDIA A100-SXM4-40GB": 312e12,
-  "NVIDIA A100-SXM4-80GB": 312e12,
-  "NVIDIA H100 80GB HBM3": 989e12,
-}
-
-
-def encoder_flops(model: ModelSizes, batch_size: int, seq_len: int) -> int:
+def encoder_flops(
+  model: ModelSizes,
+  batch_size: int,
+  seq_len: int,
+  *,
+  num_outputs: int | None = None,
+  num_pooled: int = 1,
+  attended: float | None = None,
+) -> int:
   """Returns the FLOPs of one forward pass of the encoder with its pooler.
 
   The number of heads plays no role: N heads of D / N cost as much as one of D.
@@ -53,6 +51,10 @@ def encoder_flops(model: ModelSizes, batch_size: int, seq_len: int) -> int:
     model: Sizes; `config.model`.
     batch_size: Rows B.
     seq_len: Positions L of a row.
+    num_outputs: Positions of a row whose output is read. None: all.
+    num_pooled: Sequences of a row that go through the pooler.
+    attended: Pairs of query and key positions of a row that see each other: the
+      sum of the squares of the lengths of its sequences. None: L * L.
 
   Example:
     BERT-base has 12 * (4 * 768**2 + 2 * 768 * 3072) = 85e6 weights in its
@@ -66,12 +68,20 @@ def encoder_flops(model: ModelSizes, batch_size: int, seq_len: int) -> int:
     '2.23e+10'
   """
   d, f = model.hidden_size, model.mlp_dim
-  projections = 4 * 2 * d * d  # Query, key, value and output, per position.
-  attention = 2 * 2 * seq_len * d  # Scores, and the sum of values.
-  mlp = 2 * 2 * d * f
-  layers = model.num_layers * seq_len * (projections + attention + mlp)
-  pooler = 2 * d * d
-  return batch_size * (layers + pooler)
+  attended = float(seq_len**2) if attended is None else attended
+  outputs = seq_len if num_outputs is None else min(num_outputs, seq_len)
+
+  def layer(queries: int) -> float:
+    key_and_value = 2 * 2 * d * d * seq_len
+    query_and_out = 2 * 2 * d * d * queries
+    # Scores, and the sum of values.
+    attention = 2 * 2 * d * attended * queries / seq_len
+    mlp = 2 * 2 * d * f * queries
+    return key_and_value + query_and_out + attention + mlp
+
+  layers = (model.num_layers - 1) * layer(seq_len) + layer(outputs)
+  pooler = num_pooled * 2 * d * d
+  return round(batch_size * (layers + pooler))
 
 
 def mlm_flops(model: ModelSizes, batch_size: int, num_masked: int) -> int:
@@ -87,7 +97,14 @@ def mlm_flops(model: ModelSizes, batch_size: int, num_masked: int) -> int:
 
 
 def pretrain_step_flops(
-  model: ModelSizes, batch_size: int, seq_len: int, num_masked: int
+  model: ModelSizes,
+  batch_size: int,
+  seq_len: int,
+  num_masked: int,
+  *,
+  num_sequences: int = 1,
+  attended: float | None = None,
+  all_positions: bool = False,
 ) -> int:
   """Returns the FLOPs of one training step of masked LM and next sentence.
 
@@ -99,10 +116,21 @@ def pretrain_step_flops(
     batch_size: Rows B of the global batch.
     seq_len: Positions L of a row.
     num_masked: Masked slots P of a row.
+    num_sequences: Sequences S that a row has room for.
+    attended: As for `encoder_flops`.
+    all_positions: Count the last layer, and attention, at all positions.
   """
-  forward = encoder_flops(model, batch_size, seq_len)
+  forward = encoder_flops(
+    model,
+    batch_size,
+    seq_len,
+    num_outputs=None if all_positions else num_masked + num_sequences,
+    num_pooled=num_sequences,
+    attended=None if all_positions else attended,
+  )
   forward += mlm_flops(model, batch_size, num_masked)
-  forward += batch_size * 2 * model.hidden_size * 2  # Next sentence, 2 labels.
+  # Next sentence, 2 labels.
+  forward += batch_size * num_sequences * 2 * model.hidden_size * 2
   return 3 * forward
 
 
@@ -118,11 +146,11 @@ def mfu(
     device_kind: `jax.devices()[0].device_kind`.
 
   Returns:
-    A number between 0 and 1, or None for a chip that is not in `PEAK_FLOPS`.
+    A number between 0 and 1, or None for a chip that `chips.PEAK_FLOPS` lacks.
 
   Source: the term is from PaLM, arXiv 2204.02311, appendix B.
   """
-  peak = PEAK_FLOPS.get(device_kind)
+  peak = chips.PEAK_FLOPS.get(device_kind)
   if peak is None:
     return None
   return flops_per_step / (secs * num_devices * peak)

@@ -2,11 +2,13 @@
 
   bert-jax --mode=prepare  --config=configs/pretrain.py --input=T --output=D
   bert-jax --mode=train    --config=configs/pretrain.py --workdir=RUN
+  bert-jax --mode=plan     --config=configs/pretrain.py --topology=v5e:4x4
   bert-jax --mode=evaluate --workdir=RUN
   bert-jax --mode=convert  --config=configs/convert.py --input=D --output=D2
   bert-jax --mode=predict  --workdir=RUN --input=LINES.jsonl --output=OUT.jsonl
 
-Exit status: 0 the job was done, 1 it failed, 2 it was asked for wrongly.
+Exit status: 0 the job was done, 1 it failed (of a plan: it does not fit the
+memory), 2 it was asked for wrongly.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +48,26 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_string(
     "output", None, "File or folder to write.", flag_values=flag_values
   )
+  flags.DEFINE_string(
+    "topology",
+    None,
+    "plan: TPU slice, such as v5e:4x4.",
+    flag_values=flag_values,
+  )
+  flags.DEFINE_integer(
+    "num_slices", 1, "plan: how many such slices.", flag_values=flag_values
+  )
+  flags.DEFINE_enum(
+    "search",
+    None,
+    ["batch"],
+    "plan: also find the largest batch that fits.",
+    flag_values=flag_values,
+  )
+  flags.DEFINE_string(
+    "dump", None, "plan: file for the text of the compiled program.",
+    flag_values=flag_values,
+  )  # fmt: skip
   config_flags.DEFINE_config_file(
     "config",
     None,
@@ -128,6 +150,34 @@ def _predict(flag_values: flags.FlagValues) -> None:
     sys.exit(1)
 
 
+def _plan(flag_values: flags.FlagValues) -> None:
+  config = _config(flag_values)
+  if not flag_values.topology:
+    raise UsageError("--mode=plan needs --topology, such as v5e:4x4")
+  # jax, which looks at these when it is imported, computes on the CPU, and the
+  # compiler asks no cloud service which TPU it is on.
+  os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  }
+  from bert_jax import plan
+
+  status = plan.run(
+    config,
+    flag_values.topology,
+    flag_values.num_slices,
+    flag_values.search or "",
+    flag_values.output or "",
+    flag_values.dump or "",
+  )
+  if status:
+    sys.exit(status)
+
+
 def _convert(flag_values: flags.FlagValues) -> None:
   from bert_jax import convert
 
@@ -141,6 +191,7 @@ def _convert(flag_values: flags.FlagValues) -> None:
 MODES: dict[str, Callable[[flags.FlagValues], None]] = {
   "prepare": _prepare,
   "train": _train,
+  "plan": _plan,
   "evaluate": _evaluate,
   "predict": _predict,
   "convert": _convert,

@@ -12,11 +12,46 @@ import numpy as np
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Purposes that draw their own numbers.
 _CHOICE, _REPLACEMENT, _TOKEN = 1, 2, 3
+# Tokens of the shortest sequence there is: [CLS], one of text, [SEP].
+SHORTEST = 3
 
 
 def num_slots(seq_len: int, mask_rate: float, max_predictions: int) -> int:
   """Masked slots P of a row: max_predictions, or 0 for what the rate asks."""
   return max_predictions or math.ceil(seq_len * mask_rate)
+
+
+def num_packed_slots(
+  seq_len: int, max_sequences: int, mask_rate: float, slots: int
+) -> int:
+  """Masked slots P that suffice for any sequences that share a row.
+
+  Each sequence rounds for itself and has at least one token to predict, so
+  that together they may have more than one sequence as long as the row. This
+  is the largest sum of `num_to_predict` over lengths that fit, found by
+  dynamic programming: a function of the settings, not of the data, so that one
+  program does for every batch, and reached by some row, so no slot too many.
+
+  Args:
+    seq_len: L, tokens of a row.
+    max_sequences: S, sequences in it at most.
+    mask_rate: share of a sequence's tokens to predict.
+    slots: the most tokens to predict in a sequence (`num_slots`).
+  """
+  lengths = np.arange(SHORTEST, seq_len + 1)
+  wanted = num_to_predict(lengths, mask_rate, slots)
+  # Of sequences with as many to predict, only the shortest matters.
+  counts, first = np.unique(wanted, return_index=True)
+  best = np.zeros(seq_len + 1, np.int64)  # [t]: the most in t tokens
+  for _ in range(max_sequences):
+    before = best.copy()
+    for count, length in zip(
+      counts.tolist(), lengths[first].tolist(), strict=True
+    ):
+      np.maximum(best[length:], before[:-length] + count, out=best[length:])
+    if (best == before).all():
+      break
+  return int(best[-1])
 
 
 def hash_uniform(*keys: np.ndarray | int) -> np.ndarray:

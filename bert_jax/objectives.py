@@ -31,6 +31,8 @@ class Objective:
     weights: batch -> the weight of each of these terms, without a model.
     metrics: (outputs, batch) -> what evaluation reports, the losses included.
       Of a task only its loss: the rest needs decoded predictions.
+    packed_inputs: batch keys that the module takes where a batch has them:
+      only where sequences share rows.
   """
 
   make_model: Callable[..., nn.Module]
@@ -38,10 +40,11 @@ class Objective:
   losses: Callable[[Any, Batch], Sums]
   weights: Callable[[Batch], dict[str, jax.Array]]
   metrics: Callable[[Any, Batch], Sums]
+  packed_inputs: tuple[str, ...] = ("positions", "sequence_ids")
 
   def arguments(self, batch: Batch) -> dict[str, jax.Array]:
     """What the module takes of a batch; of packed rows also how they are."""
-    packed = (k for k in ("positions", "sequence_ids") if k in batch)
+    packed = (k for k in self.packed_inputs if k in batch)
     return {k: batch[k] for k in (*self.inputs, *packed)}
 
   def apply(self, model: nn.Module, params: Any, batch: Batch, **kwargs) -> Any:
@@ -164,6 +167,7 @@ OBJECTIVES = {
     losses=lambda o, b: _mlm_losses(o, b) | _nsp_losses(o, b),
     weights=lambda b: _mlm_weights(b) | {"nsp_loss": b["weight"].sum()},
     metrics=lambda o, b: _mlm_metrics(o, b) | _nsp_metrics(o, b),
+    packed_inputs=("positions", "sequence_ids", "cls_positions"),
   ),
   # Masked language modelling alone: the paper's "No NSP" (section 5.1).
   "mlm": Objective(

@@ -27,7 +27,7 @@ _NO_DECAY = re.compile(r"norm|(^|/)bias$")
 
 def make_optimizer(
   config: Any, total_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
   """Returns the optimizer of `config.optim` and its learning rate.
 
   - bert_adam: Adam as in the original code, without bias correction.
@@ -80,10 +80,8 @@ def make_optimizer(
   steps = []
   if config.clip_norm:
     steps.append(clip_by_global_norm(config.clip_norm))
-  if config.name == "bert_adam":
-    steps.append(scale_by_bert_adam(config.b1, config.b2, config.eps))
-  else:
-    steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
+  corrects_bias = config.name != "bert_adam"
+  steps.append(scale_by_adam(config.b1, config.b2, config.eps, corrects_bias))
   steps.append(optax.add_decayed_weights(config.weight_decay, decay_mask))
   if config.name == "lamb":
     steps.append(scale_by_trust_ratio())
@@ -160,38 +158,58 @@ class ScaleByBertAdamState(NamedTuple):
   nu: Tree
 
 
-def scale_by_bert_adam(
-  b1: float, b2: float, eps: float
-) -> optax.GradientTransformation:
-  """Returns Adam's direction mu / (sqrt(nu) + eps), without bias correction.
+def scale_by_adam(
+  b1: float, b2: float, eps: float, corrects_bias: bool
+) -> optax.GradientTransformationExtraArgs:
+  """Returns Adam's direction mu / (sqrt(nu) + eps).
 
-  Both averages start at 0, and nothing makes up for it: the first directions
-  are (1 - b1) / sqrt(1 - b2), about 3.2, times what they are with correction.
+  Both averages start at 0. Without the correction nothing makes up for it: the
+  first directions are (1 - b1) / sqrt(1 - b2), about 3.2, times what they are
+  with it.
+
+  The update also takes `rows`, [N] int32. A gradient [N, D] of a parameter
+  [V, D] is then that of these rows, and 0 for all others: the same numbers
+  without an array of mostly zeros. Where `rows` names one twice, all of its
+  gradient is in one place and 0 in the other.
 
   Args:
     b1: Decay rate of the average of gradients.
     b2: Decay rate of the average of their squares.
     eps: Added outside of the root.
+    corrects_bias: divide the averages by what they would be for gradients of 1.
 
-  Source: google-research/bert optimization.py:119-133.
+  Source: google-research/bert optimization.py:119-133; arXiv 1412.6980.
   """
 
-  def init(params: Tree) -> ScaleByBertAdamState:
-    return ScaleByBertAdamState(
-      mu=jax.tree.map(jnp.zeros_like, params),
-      nu=jax.tree.map(jnp.zeros_like, params),
-    )
+  def init(params: Tree) -> Any:
+    mu, nu = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+    if not corrects_bias:
+      return ScaleByBertAdamState(mu, nu)
+    return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), mu, nu)
 
   def update(
-    grads: Tree, state: ScaleByBertAdamState, params: Tree = None
-  ) -> tuple[Tree, ScaleByBertAdamState]:
+    grads: Tree, state: Any, params: Tree = None, *, rows: Any = None, **_: Any
+  ) -> tuple[Tree, Any]:
     del params
-    mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
-    nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
-    updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
-    return updates, ScaleByBertAdamState(mu=mu, nu=nu)
 
-  return optax.GradientTransformation(init, update)
+    def average(rate: float, old: jax.Array, new: jax.Array) -> jax.Array:
+      if new.shape == old.shape:
+        return rate * old + (1 - rate) * new
+      return (rate * old).at[rows].add((1 - rate) * new)
+
+    mu = jax.tree.map(lambda m, g: average(b1, m, g), state.mu, grads)
+    nu = jax.tree.map(lambda v, g: average(b2, v, g * g), state.nu, grads)
+    if not corrects_bias:
+      updates = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+      return updates, ScaleByBertAdamState(mu, nu)
+    count = optax.safe_increment(state.count)
+    c1, c2 = (1 - jnp.float32(b) ** count for b in (b1, b2))
+    updates = jax.tree.map(
+      lambda m, v: (m / c1) / (jnp.sqrt(v / c2) + eps), mu, nu
+    )
+    return updates, optax.ScaleByAdamState(count, mu, nu)
+
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def scale_by_trust_ratio() -> optax.GradientTransformation:
@@ -249,19 +267,21 @@ def _name(path: Any) -> str:
 
 
 def _in_float32(
-  inner: optax.GradientTransformation,
-) -> optax.GradientTransformation:
+  inner: optax.GradientTransformationExtraArgs,
+) -> optax.GradientTransformationExtraArgs:
   """Keeps moments and updates in float32 whatever the parameters are in."""
 
   def cast(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
   def update(
-    grads: Tree, state: Tree, params: Tree = None
+    grads: Tree, state: Tree, params: Tree = None, **extra: Any
   ) -> tuple[Tree, Tree]:
-    return inner.update(cast(grads), state, cast(params))
+    return inner.update(cast(grads), state, cast(params), **extra)
 
-  return optax.GradientTransformation(lambda p: inner.init(cast(p)), update)
+  return optax.GradientTransformationExtraArgs(
+    lambda p: inner.init(cast(p)), update
+  )
 
 
 def _check_config(config: Any, total_steps: int) -> None:

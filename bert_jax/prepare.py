@@ -31,6 +31,7 @@ import numpy as np
 from rich import progress
 
 from bert_jax import corpus
+from bert_jax import packing
 from bert_jax import pairing
 from bert_jax import records
 from bert_jax import tokenization
@@ -74,7 +75,8 @@ def prepare(config: Any, patterns: Sequence[str], folder: str) -> None:
       _write_tokens(config, units, folder)
     seconds = time.monotonic() - start
     summary = _write_examples(config, folder)
-  _report(folder, summary, seconds, time.monotonic() - start)
+    _write_lengths(config, folder)
+  _report(config.data, folder, summary, seconds, time.monotonic() - start)
 
 
 def check_settings(config: Any) -> None:
@@ -95,6 +97,8 @@ def check_settings(config: Any) -> None:
       (d.dupe_factor >= 1, "data.dupe_factor", d.dupe_factor, "1 or more"),
       (0 <= d.short_seq_rate <= 1, "data.short_seq_rate", d.short_seq_rate,
        "a probability"),
+      (d.max_sequences >= 1, "data.max_sequences", d.max_sequences,
+       "1 or more"),
   )  # fmt: skip
   for good, key, value, need in wanted:
     if not good:
@@ -655,10 +659,113 @@ def _write_examples(config: Any, folder: str) -> dict:
     "shards": shards,
   }
   records.write_json(os.path.join(target, "manifest.json"), manifest)
+  _remove_progress(folder, progress_folder)
+  return manifest
+
+
+def _remove_progress(folder: str, progress_folder: str) -> None:
   shutil.rmtree(progress_folder)
   with contextlib.suppress(OSError):
     os.rmdir(os.path.join(folder, _PROGRESS))  # where nothing else is going on
-  return manifest
+
+
+def _write_lengths(config: Any, folder: str) -> None:
+  """Writes in what order the examples are by length, for packing.
+
+  It is kept apart from the examples, which older releases wrote without it.
+  """
+  name = records.examples_name(config.data)
+  examples = os.path.join(folder, "examples", name)
+  target = records.lengths_folder(folder, name)
+  if os.path.exists(os.path.join(target, "manifest.json")):
+    manifest = records.check_lengths(folder, name)
+    tables = [os.path.join(target, f"{s}.npy") for s in records.SPLITS]
+    if _is_whole(target, manifest, ("npy",)) and all(
+      map(os.path.exists, tables)
+    ):
+      return
+  progress_folder = os.path.join(folder, _PROGRESS, f"{name}.lengths")
+  digest = records.file_hash(os.path.join(examples, "manifest.json"))
+  _keep_settings(progress_folder, {"examples": digest})
+  os.makedirs(target, exist_ok=True)
+  jobs = [
+    dict(
+      name=f"{split}-{records.shard_name(s['shard'])}",
+      split=split,
+      shard=s["shard"],
+      size=s["examples"],
+      examples=examples,
+      target=target,
+      seq_len=config.data.seq_len,
+    )
+    for split, rows in records.read_manifest(examples)["shards"].items()
+    for s in rows
+  ]
+  results = _run(sort_shard, jobs, progress_folder, config, "sort by length")
+  shards: dict[str, list] = {split: [] for split in records.SPLITS}
+  counts: dict[str, list] = {split: [] for split in records.SPLITS}
+  for job, result in zip(jobs, results, strict=True):
+    counts[job["split"]].append(result.pop("counts"))
+    shards[job["split"]].append(result)
+  hashes = {}
+  for split, rows in counts.items():
+    path = os.path.join(target, f"{split}.npy")
+    table = np.array(rows, np.int64).reshape(-1, config.data.seq_len + 1)
+    records.write_array(path, table)
+    hashes[split] = records.file_hash(path)
+  records.write_json(
+    os.path.join(target, "manifest.json"),
+    {
+      "version": records.VERSION,
+      "examples": digest,
+      "sha256": hashes,
+      "shards": shards,
+    },
+  )
+  _remove_progress(folder, progress_folder)
+
+
+def sort_shard(job: dict) -> dict:
+  """Writes the numbers of a shard's examples, the shortest first.
+
+  Args:
+    job: split, shard, size (its examples), seq_len, and the folders: examples
+      and target.
+
+  Returns:
+    shard; counts [L + 1], how many examples have 0, 1, ... L tokens; sha256.
+
+  Raises:
+    records.DataError: an example is longer than a row.
+  """
+  where = (job["split"], job["shard"])
+  source = records.shard_path(job["examples"], *where, "array_record")
+  store = records.Records([source], job["size"])
+  ids = np.arange(job["size"])
+  lengths = records.example_lengths(
+    np.concatenate(
+      [np.zeros(0, records.EXAMPLE)]
+      + [
+        store.read(block, records.EXAMPLE, 1)[:, 0]
+        for block in np.array_split(ids, -(-len(ids) // (1 << 16)) or 1)
+        if len(block)
+      ]
+    )
+  )
+  if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= job["seq_len"]:
+    raise records.DataError(
+      f"{source}: an example has {lengths.max()} tokens, more than "
+      f"data.seq_len={job['seq_len']}, or none; delete the file and run "
+      "--mode=prepare again"
+    )
+  path = records.shard_path(job["target"], *where, "npy")
+  order = np.argsort(lengths, kind="stable")
+  records.write_array(path, order.astype(np.uint32))
+  return {
+    "shard": job["shard"],
+    "counts": np.bincount(lengths, minlength=job["seq_len"] + 1).tolist(),
+    "sha256": records.file_hash(path),
+  }
 
 
 @functools.lru_cache(2)
@@ -766,7 +873,31 @@ def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
     )
 
 
-def _report(folder: str, manifest: dict, token_secs: float, secs: float):
+def _packed_share(data: Any, folder: str, split: str) -> str:
+  """What packing makes of the useful share, in words; "" where there is none.
+
+  Args:
+    data: the `data` group of a config.
+    folder: DATA.
+    split: one of records.SPLITS.
+  """
+  path = records.lengths_folder(folder, records.examples_name(data))
+  table = np.load(os.path.join(path, f"{split}.npy"), allow_pickle=False)
+  patterns = packing.pack_histogram(
+    table.sum(0), data.seq_len, data.max_sequences
+  )
+  if data.max_sequences == 1 or not patterns.num_rows:
+    return ""
+  share = patterns.num_tokens / (patterns.num_rows * data.seq_len)
+  return (
+    f", {100 * share:.1f} % when up to {data.max_sequences} share a row "
+    f"({patterns.num_rows:,} rows)"
+  )
+
+
+def _report(
+  data: Any, folder: str, manifest: dict, token_secs: float, secs: float
+) -> None:
   """Prints what was made and what to run next."""
   totals, tokens = manifest["totals"], records.read_manifest(folder)["totals"]
   for split in records.SPLITS:
@@ -780,6 +911,7 @@ def _report(folder: str, manifest: dict, token_secs: float, secs: float):
       f" {t['tokens']:,} tokens ({t['unknown']:,} unknown) ->"
       f" {e['examples']:,} examples of {length},"
       f" {100 * useful:.1f} % of their tokens useful"
+      + _packed_share(data, folder, split)
     )
   made = sum(totals[s]["examples"] for s in records.SPLITS)
   print(

@@ -13,7 +13,6 @@ import numpy as np
 
 from bert_jax import batching
 from bert_jax import flops
-from bert_jax import masking
 from bert_jax import metrics
 from bert_jax import objectives
 from bert_jax import records
@@ -97,16 +96,35 @@ class Pretraining:
     """Model FLOPs of a training step.
 
     Args:
-      batch: of this step; only shapes matter.
+      batch: of this step; of packed rows the lengths of sequences count.
     """
-    del batch  # all have one shape
     data = self.config.data
-    slots = masking.num_slots(
-      data.seq_len, data.mask_rate, data.max_predictions
-    )
     return flops.pretrain_step_flops(
-      self.config.model, data.batch_size, data.seq_len, slots
+      self.config.model,
+      data.batch_size,
+      data.seq_len,
+      batching.num_masked_slots(data),
+      num_sequences=data.max_sequences,
+      attended=_attended(batch.get("sequence_ids")),
     )
+
+
+def _attended(sequence_ids: np.ndarray | None) -> float | None:
+  """Pairs of tokens of a row, on average, that see each other.
+
+  Args:
+    sequence_ids: [B, L] of packed rows; None: rows are one sequence.
+
+  Returns:
+    The sum of the squares of the lengths of a row's sequences; None for None.
+  """
+  if sequence_ids is None:
+    return None
+  num_rows, count = len(sequence_ids), int(sequence_ids.max()) + 1
+  cells = np.arange(num_rows)[:, None] * count + sequence_ids
+  lengths = np.bincount(cells.ravel(), minlength=num_rows * count)
+  squares = np.square(lengths.reshape(num_rows, count)[:, 1:])  # no padding
+  return float(squares.sum() / num_rows)
 
 
 class Evaluator:
@@ -195,6 +213,7 @@ def _check_model_fits(config: Any) -> bert.ModelConfig:
       "data.dir is not set; give --config.data.dir=DATA, a folder made by "
       "--mode=prepare"
     )
+  batching.check_max_sequences(config.data)
   if config.objective == "mlm_nsp" and config.data.pairing != "pairs":
     raise ValueError(
       f"objective=mlm_nsp needs data.pairing=pairs, not {config.data.pairing}: "

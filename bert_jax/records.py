@@ -13,6 +13,10 @@ space (EXAMPLE), so another length or another pairing costs a few bytes.
   DATA/tokens/SPLIT.counts.npy             how often each id occurs
   DATA/examples/NAME/manifest.json         the same for one pairing and length
   DATA/examples/NAME/SPLIT-00000.array_record
+  DATA/examples/NAME/lengths/manifest.json the same for the order by length
+  DATA/examples/NAME/lengths/SPLIT.npy     [shards, L + 1] examples by length
+  DATA/examples/NAME/lengths/SPLIT-00000.npy  numbers of a shard's examples,
+                                           the shortest first
   DATA/.verified.json                      which files were found as written
 
 A unit of text that could not be cut, such as a compressed file, makes several
@@ -415,13 +419,18 @@ class DocumentTable:
 
 def _map_array(path: str) -> np.ndarray:
   """A one-dimensional int64 .npy file, mapped, never unpickled."""
+  return _read_array(path, np.int64, 1)
+
+
+def _read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
+  """A .npy file of known type and dimensions, mapped, never unpickled."""
   try:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
   except (OSError, ValueError, EOFError) as error:
     raise DataError(
       f"{path} is missing or damaged: {error}; prepare the data again"
     ) from error
-  if array.ndim != 1 or array.dtype != np.int64:
+  if array.ndim != ndim or array.dtype != dtype:
     raise DataError(f"{path} is damaged: {array.dtype}{array.shape}")
   return np.asarray(array)
 
@@ -459,6 +468,111 @@ class ExampleStore:
     return self._records.read(ids, EXAMPLE, 1)[:, 0]
 
 
+def example_lengths(examples: np.ndarray) -> np.ndarray:
+  """Tokens [M] of examples [M], with [CLS] and one or two [SEP]."""
+  b_length = examples["b_length"].astype(np.int64)
+  return examples["a_length"] + 2 + np.where(b_length > 0, b_length + 1, 0)
+
+
+def lengths_folder(folder: str, name: str) -> str:
+  """DATA/examples/NAME/lengths."""
+  return os.path.join(folder, "examples", name, "lengths")
+
+
+class LengthIndex:
+  """Finds the examples of a length: the third of 40 tokens, and so on.
+
+  Attributes:
+    histogram: [L + 1] examples of 0, 1, ... L tokens.
+  """
+
+  def __init__(self, folder: str, name: str, split: str):
+    """Opens the order by length of a split.
+
+    Args:
+      folder: DATA.
+      name: of the examples.
+      split: one of SPLITS.
+
+    Raises:
+      DataError: it is missing, damaged or of other examples.
+    """
+    target = lengths_folder(folder, name)
+    check_lengths(folder, name)
+    shards = read_manifest(os.path.join(folder, "examples", name))["shards"]
+    paths = [
+      shard_path(target, split, s["shard"], "npy") for s in shards[split]
+    ]
+    table = _read_array(os.path.join(target, f"{split}.npy"), np.int64, 2)
+    sizes = [s["examples"] for s in shards[split]]
+    if table.min(initial=0) < 0 or table.sum(1).tolist() != sizes:
+      raise DataError(f"{target}/{split}.npy is damaged; {_DELETE_LENGTHS}")
+    self._ids = [_read_array(path, np.uint32, 1) for path in paths]
+    if [len(ids) for ids in self._ids] != sizes:
+      raise DataError(
+        f"{target}: the files of {split} do not have as many numbers as there "
+        f"are examples; {_DELETE_LENGTHS}"
+      )
+    self._first = np.cumsum([0, *sizes])[:-1]  # example of each shard
+    self.histogram = table.sum(0)
+    self._starts = np.cumsum(self.histogram) - self.histogram
+    # In the order of (length, shard): how many examples up to the end of each.
+    self._ends = np.cumsum(table.T)
+    self._num_shards = len(table)
+    # [shards, L + 1] place of the first of a length in its shard's order.
+    self._within = np.cumsum(table, axis=1) - table
+
+  def find(self, lengths: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Numbers of examples.
+
+    Args:
+      lengths: [M] tokens.
+      ranks: [M] which one of those of that length, from 0 on.
+
+    Returns:
+      [M] example numbers.
+    """
+    places = self._starts[lengths] + ranks
+    cell = np.searchsorted(self._ends, places, side="right")
+    shards = cell % self._num_shards
+    within = places - np.where(cell > 0, self._ends[cell - 1], 0)
+    within += self._within[shards, lengths]
+    found = np.zeros(len(places), np.int64)
+    for shard in np.unique(shards).tolist():
+      mine = shards == shard
+      found[mine] = self._first[shard] + self._ids[shard][within[mine]]
+    return found
+
+
+_DELETE_LENGTHS = (
+  "delete that folder and run --mode=prepare again with the same --config and "
+  "no --input"
+)
+
+
+def check_lengths(folder: str, name: str) -> Any:
+  """The manifest of the order by length.
+
+  Raises:
+    DataError: it was not made, or of other examples.
+  """
+  target = lengths_folder(folder, name)
+  if not os.path.exists(os.path.join(target, "manifest.json")):
+    raise DataError(
+      f"{target} is not there: these examples were prepared by a release that "
+      "did not pack them; run --mode=prepare again with the same --config and "
+      "no --input, which adds it, or set --config.data.max_sequences=1"
+    )
+  manifest = read_manifest(target)
+  examples = os.path.join(folder, "examples", name, "manifest.json")
+  if manifest["examples"] != file_hash(examples):
+    raise DataError(
+      f"{target} was made of other examples than are there now; "
+      f"{_DELETE_LENGTHS}"
+    )
+  return manifest
+
+
 @functools.cache
 def _manifest_text(path: str, stamp: tuple[int, int]) -> Any:
   del stamp  # only so that a changed file is read anew
@@ -488,7 +602,9 @@ def read_manifest(folder: str) -> Any:
   return manifest
 
 
-def verify(folder: str, name: str, split: str, mode: str) -> None:
+def verify(
+  folder: str, name: str, split: str, mode: str, packed: bool = False
+) -> None:
   """Checks all files that batches of a split are made of.
 
   A damaged record is an error only when it is read, perhaps days into a run;
@@ -502,6 +618,7 @@ def verify(folder: str, name: str, split: str, mode: str) -> None:
     name: of the examples.
     split: one of SPLITS.
     mode: "once": what is not noted as good; "always": everything; "never".
+    packed: the order by length is read, too.
 
   Raises:
     DataError: a file is missing, or is not what its manifest says.
@@ -517,6 +634,8 @@ def verify(folder: str, name: str, split: str, mode: str) -> None:
   note = os.path.join(folder, _VERIFIED)
   known = _read_verified(note) if mode == "once" else {}
   wanted = _wanted_hashes(folder, name, split)
+  if packed:
+    wanted |= _lengths_hashes(folder, name, split)
   entries = {path: _entry(path, digest) for path, digest in wanted.items()}
   good = {}
   try:
@@ -568,6 +687,19 @@ def _wanted_hashes(folder: str, name: str, split: str) -> dict[str, str]:
     path = shard_path(examples, split, s["shard"], "array_record")
     wanted[path] = s["sha256"]
   return wanted
+
+
+def _lengths_hashes(folder: str, name: str, split: str) -> dict[str, str]:
+  """Path -> SHA-256 of the files of the order by length."""
+  target = lengths_folder(folder, name)
+  manifest = check_lengths(folder, name)
+  return {
+    os.path.join(target, f"{split}.npy"): manifest["sha256"][split],
+    **{
+      shard_path(target, split, s["shard"], "npy"): s["sha256"]
+      for s in manifest["shards"][split]
+    },
+  }
 
 
 def _hash_files(paths: Sequence[str], folder: str) -> Iterator[tuple[str, str]]:

@@ -25,7 +25,7 @@ _PACKAGES = (
 FREE_KEYS = (
     "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.rules",
     "data.dir", "data.prefetch_batches", "data.num_threads",
-    "train.log_every_steps", "train.tensorboard",
+    "train.log_every_steps", "train.tensorboard", "train.profile_steps",
     "checkpoint.", "eval.", "prepare.", "predict.", "convert.",
     "data.verify", "task.dir", "task.files.", "task.vocab",
     "task.predict_splits", "task.eval_splits", "task.n_best",
@@ -60,7 +60,11 @@ def plain(config: Any) -> dict:
 
 
 def commit() -> tuple[str | None, bool | None]:
-  """The git commit the package runs from, and whether the tree differs."""
+  """The git commit the package runs from, and whether its code differs.
+
+  A file that git does not know counts only if it is Python: the record of an
+  earlier run that nobody has added yet changes nothing.
+  """
   folder = os.path.dirname(os.path.abspath(__file__))
 
   def git(*args):
@@ -69,7 +73,9 @@ def commit() -> tuple[str | None, bool | None]:
     ).stdout.strip()
 
   try:
-    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    new = git("ls-files", "--others", "--exclude-standard", ":(top)*.py")
+    return git("rev-parse", "HEAD"), bool(changed or new)
   except (OSError, subprocess.CalledProcessError):
     return None, None  # installed from a package, or no git
 

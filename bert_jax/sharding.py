@@ -48,7 +48,8 @@ def make_mesh(
 
   The axes are of type Auto, so the compiler places whatever is not constrained.
   Devices are ordered so that neighbours on an axis are neighbours on the chip
-  network where that is possible.
+  network where that is possible. Of several TPU slices, which only the slow
+  network of the data centre connects, each holds whole copies of the model.
 
   Args:
     data: Size of the "data" axis; -1 means all devices that are left.
@@ -57,7 +58,8 @@ def make_mesh(
     devices: Devices to use, all of them. Default: `jax.devices()`.
 
   Raises:
-    ValueError: If the sizes do not multiply to the number of devices.
+    ValueError: If the sizes do not multiply to the number of devices, or a copy
+      of the model would lie on several slices.
 
   Example:
     >>> make_mesh(data=-1, fsdp=1, tensor=1).axis_names
@@ -65,16 +67,25 @@ def make_mesh(
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = _fill_mesh_sizes((data, fsdp, tensor), len(devices))
-  if devices[0].platform == "tpu":
-    num_slices = len({getattr(d, "slice_index", 0) for d in devices})
-    if num_slices > 1:
+  num_slices = len({getattr(d, "slice_index", 0) for d in devices})
+  if devices[0].platform == "tpu" and num_slices > 1:
+    data, *rest = sizes
+    if data % num_slices:
       raise ValueError(
-        f"the devices belong to {num_slices} TPU slices; only a single slice"
-        " is supported: pass the devices of one slice"
+        f"the devices belong to {num_slices} TPU slices, which do not divide"
+        f" mesh data={data}: only copies of the model may lie on different"
+        " slices; set data to a multiple of the slices"
       )
-  grid = mesh_utils.create_device_mesh(
-    sizes, devices, allow_split_physical_axes=True
-  )
+    grid = mesh_utils.create_hybrid_device_mesh(
+      (data // num_slices, *rest),
+      (num_slices, 1, 1),
+      devices,
+      allow_split_physical_axes=True,
+    )
+  else:
+    grid = mesh_utils.create_device_mesh(
+      sizes, devices, allow_split_physical_axes=True
+    )
   auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
   return jax.sharding.Mesh(grid, MESH_AXES, axis_types=auto)
 
@@ -201,7 +212,7 @@ def put_global_batch(batch: Tree, sharding: jax.sharding.NamedSharding) -> Tree:
 
 
 def state_sharding(
-  abstract_tree: Tree, mesh: jax.sharding.Mesh, rules: Rules
+  abstract_tree: Tree, mesh: jax.sharding.Mesh, rules: Rules, spread: str = ""
 ) -> Tree:
   """Places parameters, or a whole train state, by one table of rules.
 
@@ -211,6 +222,8 @@ def state_sharding(
     mesh: From `make_mesh`.
     rules: `(regex, axes)` pairs; see the top of this file. `axes` has an entry
       for each trailing dimension: None, an axis, or a tuple of axes.
+    spread: regex of paths of arrays that are also cut over "data", where they
+      have a dimension that can be: each copy of the model then holds a share.
 
   Returns:
     The tree with a `NamedSharding` in the place of each leaf. Scalars are
@@ -243,10 +256,13 @@ def state_sharding(
       f"no sharding rule fits {', '.join(lost)}; add to mesh.rules a pair"
       " (regex that is found in the path, axis name or None per dimension)"
     )
-  placed = [
-    jax.sharding.NamedSharding(mesh, _leaf_spec(name, shape, mesh, rules))
-    for name, shape in named
-  ]
+  specs = [_leaf_spec(name, shape, mesh, rules) for name, shape in named]
+  if spread:
+    specs = [
+      _spread(spec, shape, mesh) if re.search(spread, name) else spec
+      for spec, (name, shape) in zip(specs, named, strict=True)
+    ]
+  placed = [jax.sharding.NamedSharding(mesh, spec) for spec in specs]
   return jax.tree_util.tree_unflatten(treedef, placed)
 
 
@@ -313,6 +329,25 @@ def _leaf_spec(
       )
   entries = (_spec_entry(entry) for entry in axes)
   return P(*(None,) * first, *entries)
+
+
+def _spread(
+  spec: jax.sharding.PartitionSpec, shape: tuple[int, ...], mesh
+) -> jax.sharding.PartitionSpec:
+  """Cuts an array over "data" too, along the longest dimension left whole.
+
+  The last one keeps a multiple of the 128 lanes of a TPU's register.
+  """
+  entries = list(spec) + [None] * (len(shape) - len(spec))
+  units = [1] * (len(shape) - 1) + [128]
+  free = [
+    i
+    for i, (entry, size) in enumerate(zip(entries, shape, strict=False))
+    if entry is None and size % (mesh.shape["data"] * units[i]) == 0
+  ]
+  if free:
+    entries[max(free, key=lambda i: shape[i])] = "data"
+  return P(*entries)
 
 
 def _spec_entry(

@@ -5,6 +5,7 @@ step), so nothing random is part of the state.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import flax
@@ -15,6 +16,7 @@ import optax
 
 from bert_jax import losses
 from bert_jax import objectives
+from bert_jax.models import bert
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -63,10 +65,11 @@ def init_state(
 def make_train_step(
   model: nn.Module,
   objective: objectives.Objective,
-  optimizer: optax.GradientTransformation,
+  optimizer: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
   rng: jax.Array,
   num_micro_batches: int = 1,
+  sparse_words: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns (state, batch) -> (state, metrics), to be jitted.
 
@@ -81,6 +84,9 @@ def make_train_step(
     schedule: step -> learning rate, for the log.
     rng: key that dropout is derived from, with the step folded in.
     num_micro_batches: k; k > 1 computes B / k rows at a time.
+    sparse_words: the model only looks words up, so that the gradient of the
+      word table is 0 but for those of the batch. They alone are then computed,
+      unless they are many; the numbers are the same. For one device.
 
   Returns:
     The step. Its metrics are float32 scalars: loss, each term of it, grad_norm,
@@ -89,7 +95,7 @@ def make_train_step(
   Source: BERT paper, appendix A.2; accumulation as users asked of the original.
   """
 
-  def loss_fn(params, batch, weights, rng):
+  def loss_fn(params, batch, weights, rng, model=model):
     outputs = objective.apply(
       model, params, batch, deterministic=False, rngs={"dropout": rng}
     )
@@ -119,12 +125,27 @@ def make_train_step(
     )
     return jax.lax.scan(add, zeros, (jnp.arange(num_micro_batches), parts))[0]
 
+  def of_words(params, batch, weights, rng):
+    input_ids = batch["input_ids"]
+    small, few, places = bert.only_words(model, params, input_ids)
+    gradients = jax.value_and_grad(
+      functools.partial(loss_fn, model=small), has_aux=True
+    )
+    return gradients(few, batch | {"input_ids": places}, weights, rng)
+
   def train_step(state, batch):
     step_rng = jax.random.fold_in(rng, state.step)
     weights = objective.weights(batch)
-    compute = accumulate if num_micro_batches > 1 else gradients_of
+    num_words = batch["input_ids"].size
+    compute, extra = gradients_of, {}
+    if num_micro_batches > 1:
+      compute = accumulate
+    elif sparse_words and 2 * num_words <= model.config.vocab_size:
+      compute, extra = of_words, {"rows": batch["input_ids"].reshape(-1)}
     (loss, terms), grads = compute(state.params, batch, weights, step_rng)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.params, **extra
+    )
     metrics = terms | {
       "loss": loss,
       "grad_norm": optax.tree.norm(grads),

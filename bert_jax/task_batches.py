@@ -15,8 +15,11 @@ from bert_jax import packing
 from bert_jax.batching import Batch
 from bert_jax.batching import Order
 
-# Steps that are laid out to choose the shapes of all.
+# Steps that are laid out to choose the shapes of all, and what L is tried, as
+# shares of the longest unit. Short rows leave less of the last one empty, but
+# not every batch fits into them.
 _SHAPE_SAMPLE = 256
+_LENGTH_RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,22 +155,23 @@ class Rows:
     return outputs[rows, slots]
 
 
-def row_lengths(features: Any, seq_len: int, pack: bool) -> list[int]:
-  """What L a task's rows may have, the shortest first.
+def longest_row(features: Any, seq_len: int, pack: bool) -> int:
+  """The L that a row needs for any unit.
 
   Args:
     features: of a split.
     seq_len: tokens a sequence has at most.
-    pack: False = rows of one sequence are as long as `seq_len`, times C.
-
-  Returns:
-    The longest unit and multiples of it, up to a multiple of 8.
+    pack: False = rows of one unit, as long as `seq_len` times C.
   """
   count = features.num_choices
   if not pack:
-    return [seq_len * count]
-  longest = int(np.diff(features.offsets[::count]).max())
-  return [-(-int(longest * times) // 8) * 8 for times in (1, 1.5, 2, 3)]
+    return seq_len * count
+  return _up_to(int(np.diff(features.offsets[::count]).max()), 8)
+
+
+def _up_to(number: float, multiple: int) -> int:
+  """The next multiple of a number."""
+  return -(-int(number) // multiple) * multiple
 
 
 class TaskBatches:
@@ -188,6 +192,7 @@ class TaskBatches:
     pack: bool = True,
     multiple: int = 1,
     attention_len: float = 1000.0,
+    shape_price: float = 10_000.0,
     local_rows: Callable[[int], np.ndarray] = np.arange,
   ):
     """Chooses the shapes of the batches.
@@ -204,59 +209,95 @@ class TaskBatches:
       multiple: number of rows is a multiple of it (devices, micro-batches).
       attention_len: L at which attention costs as much as all the rest of a
         layer; longer rows leave less empty, but attend over more.
+      shape_price: positions that are computed in the time in which one more
+        shape is compiled.
       local_rows: number of rows -> those that this host makes.
     """
     self._order = Order(len(features.example), seed)
     self._batch_size, self._num_steps = batch_size, num_steps
     self._local_rows, self._multiple = local_rows, multiple
     self._pack = pack
-    # The shapes are chosen by what the first batches need.
-    lengths = row_lengths(features, seq_len, pack)
-    plans = [self._plan(Rows(features, n, 1, pad_id)) for n in lengths]
-    self._rows, self._sizes, _ = min(
-      plans, key=lambda plan: plan[2] * (1 + plan[0].row_len / attention_len)
+    longest = longest_row(features, seq_len, pack)
+    lengths = [longest]
+    if pack:
+      lengths = sorted({_up_to(longest * rate, 8) for rate in _LENGTH_RATES})
+    self._shapes, self._largest = self._choose_shapes(
+      [Rows(features, length, 1, pad_id) for length in lengths],
+      longest,
+      attention_len,
+      shape_price,
     )
 
-  def _plan(self, rows: Rows) -> tuple[Rows, tuple[int, ...], int]:
-    """What rows of a length come to.
-
-    Args:
-      rows: of that length.
+  def _choose_shapes(
+    self,
+    candidates: list[Rows],
+    longest: int,
+    attention_len: float,
+    price: float,
+  ) -> tuple[list[tuple[Rows, int]], Rows]:
+    """Chooses shapes by what the first batches need.
 
     Returns:
-      The rows with the slots they need, the numbers of rows that batches are
-      filled up to, and the positions that the first batches then have.
+      Rows and how many of them, the cheapest first; and rows that take any
+      unit, of which there may be more than in any of these.
     """
     count = min(self._num_steps, _SHAPE_SAMPLE)
-    sample = [self._layout(step, rows, None)[1] for step in range(count)]
-    slots = max(int(layout.slot.max()) + 1 for layout in sample)
-    counts = np.array([layout.num_rows for layout in sample])
-    need = -(-counts // self._multiple) * self._multiple
-    sizes = packing.choose_num_rows(counts.tolist(), self._multiple)
-    rows = dataclasses.replace(rows, slots=slots)
-    return rows, sizes, packing.padded_rows(need, sizes) * rows.row_len
+    shapes: list[tuple[Rows, int]] = []
+    costs: list[np.ndarray] = []  # of the batches in each of the shapes
+    for rows in candidates:
+      layouts = [self._layout(self._units(i), rows, None) for i in range(count)]
+      slots = max((int(x.slot.max()) + 1 for x in layouts if x), default=1)
+      rows = dataclasses.replace(rows, slots=slots)
+      need = np.array([x.num_rows if x else np.inf for x in layouts])
+      need = np.ceil(need / self._multiple) * self._multiple
+      for num_rows in np.unique(need[np.isfinite(need)]).tolist():
+        cost = num_rows * rows.row_len * (1 + rows.row_len / attention_len)
+        shapes.append((rows, int(num_rows)))
+        costs.append(np.where(need <= num_rows, cost, np.inf))
+    # What a shape saves counts over all steps, not only over the first.
+    chosen = packing.choose_shapes(
+      np.stack(costs), price * count / self._num_steps
+    )
+    by_cost = sorted(chosen, key=lambda i: float(costs[i].min()))
+    # The first batches may all fit into rows that later ones do not.
+    largest = [shapes[i][0] for i in chosen] + [rows for rows, _ in shapes]
+    largest = [rows for rows in largest if rows.row_len >= longest]
+    return [shapes[i] for i in by_cost], largest[0]
 
   def __len__(self) -> int:
     return self._num_steps
 
-  def _layout(
-    self, step: int, rows: Rows, max_slots: int | None
-  ) -> tuple[np.ndarray, packing.Layout]:
-    """The units [N] of a step and where they lie."""
+  def _units(self, step: int) -> np.ndarray:
+    """The units [N] of a step."""
     places = step * self._batch_size + np.arange(self._batch_size)
-    units, _ = self._order(places)
+    return self._order(places)[0]
+
+  def _layout(
+    self, units: np.ndarray, rows: Rows, max_slots: int | None
+  ) -> packing.Layout | None:
+    """Where units lie in rows; None: one is longer than a row."""
     lengths = rows.unit_lengths[units]
     if not self._pack:
-      return units, packing.one_a_row(lengths)
-    return units, packing.pack(lengths, rows.row_len, max_slots)
+      return packing.one_a_row(lengths)
+    if lengths.max() > rows.row_len:
+      return None
+    return packing.pack(lengths, rows.row_len, max_slots)
 
   def __getitem__(self, step: int) -> Batch:
-    units, layout = self._layout(step, self._rows, self._rows.slots)
-    num_rows = next(
-      (size for size in self._sizes if size >= layout.num_rows),
-      -(-layout.num_rows // self._multiple) * self._multiple,
-    )
-    batch = self._rows.fill(units, layout, num_rows)
+    units = self._units(step)
+    layouts: dict[int, packing.Layout | None] = {}
+    for rows, num_rows in self._shapes:
+      if rows.row_len not in layouts:
+        layouts[rows.row_len] = self._layout(units, rows, rows.slots)
+      layout = layouts[rows.row_len]
+      if layout is not None and layout.num_rows <= num_rows:
+        break
+    else:  # it is unlike all of the first batches
+      rows = self._largest
+      layout = self._layout(units, rows, rows.slots)
+      assert layout is not None  # these rows take any unit
+      num_rows = _up_to(layout.num_rows, self._multiple)
+    batch = rows.fill(units, layout, num_rows)
     mine = self._local_rows(num_rows)
     return {name: value[mine] for name, value in batch.items()}
 
@@ -287,7 +328,7 @@ class TaskSplit:
       pack: several units share a row.
       local_rows: number of rows -> those that this host makes.
     """
-    row_len = row_lengths(features, seq_len, pack)[0]
+    row_len = longest_row(features, seq_len, pack)
     rows = Rows(features, row_len, 1, pad_id)
     if pack:
       layout = packing.pack(rows.unit_lengths, row_len)

@@ -19,6 +19,7 @@ from bert_jax import checkpoint
 from bert_jax import flops
 from bert_jax import jobs
 from bert_jax import optim
+from bert_jax import profiling
 from bert_jax import run_log
 from bert_jax import sharding
 from bert_jax import steps
@@ -58,6 +59,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   job, pretrained = jobs.open_job(config, workdir)
   config, model, objective = job.config, job.model, job.objective
   total = job.total_steps
+  profiling.check_steps(config.train.profile_steps, total)
   optimizer, schedule = optim.make_optimizer(config.optim, total)
   place = sharding.batch_sharding(mesh)
   batches = job.batches(mesh)
@@ -72,7 +74,12 @@ def train(config: Any, workdir: str) -> dict[str, float]:
 
   row = {k: jnp.asarray(v[:1]) for k, v in first_batch.items()}
   abstract = jax.eval_shape(init, row)
-  state_place = sharding.state_sharding(abstract, mesh, config.mesh.rules)
+  state_place = sharding.state_sharding(
+    abstract,
+    mesh,
+    config.mesh.rules,
+    spread="^opt_state/" if config.mesh.spread_optimizer else "",
+  )
   checkpoint.check_settings(config.checkpoint, evaluator.names(abstract.params))
   imported = fit_weights(job, pretrained, abstract.params)
 
@@ -125,6 +132,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
         schedule,
         dropout_rng,
         config.optim.num_micro_batches,
+        sparse_words=config.objective == "task" and mesh.size == 1,
       ),
       donate_argnums=0,
       in_shardings=(state_place, place),
@@ -132,6 +140,10 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     )
     param_norm = jax.jit(optax.tree.norm)
     meter = Meter(job, mesh, start)
+    profile = profiling.Profile(
+      config.train.profile_steps, workdir, meter.paused
+    )
+    stack.enter_context(contextlib.closing(profile))
     pending = Pending(workdir, checkpoints)
     evaluation: dict[str, float] = {}
 
@@ -146,8 +158,10 @@ def train(config: Any, workdir: str) -> dict[str, float]:
         ),
         start + 1,
       ):
+        profile.start(step, state)
         device_batch = sharding.put_global_batch(batch, place)
         state, metrics = train_step(state, device_batch)
+        profile.stop(step, state)
         pending.add(step, metrics)
         meter.count(batch, metrics)
         last = step == total

@@ -10,6 +10,7 @@ from scipy import stats
 
 from bert_jax import batching
 from bert_jax import masking
+from bert_jax import packing
 from bert_jax import prepare
 from bert_jax import records
 from bert_jax import tokenization
@@ -39,10 +40,31 @@ def folder(tmp_path_factory):
   return data
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+  """The same of short documents, so that sequences share rows."""
+  folder = tmp_path_factory.mktemp("short")
+  documents = test_prepare.make_documents(240, seed=5, max_sentences=2)
+  text = test_prepare.write_text(folder / "text.txt", documents)
+  vocab = test_prepare.write_vocabulary(folder / "vocab.txt")
+  for kind in ("pairs", "full_sentences"):
+    config = test_prepare.make_config(
+      vocab, data__pairing=kind, data__seq_len=64
+    )
+    prepare.prepare(config, [text], str(folder / "data"))
+  return str(folder / "data")
+
+
 @pytest.fixture
 def copy(folder, tmp_path):
   """A copy of the data, to be damaged."""
   return pathlib.Path(shutil.copytree(folder, tmp_path / "data"))
+
+
+@pytest.fixture
+def short_copy(short, tmp_path):
+  """A copy of the short documents."""
+  return pathlib.Path(shutil.copytree(short, tmp_path / "data"))
 
 
 def settings(folder, **changes):
@@ -349,6 +371,296 @@ def test_more_examples_than_there_are_is_all_of_them(folder):
   assert sum(batches[i]["weight"].sum() for i in range(len(batches))) == (
     batches.num_examples
   )
+
+
+# -- rows that sequences share ---
+
+
+def open_short(short, *args, **kwargs):
+  return open_batches(short, *args, data__seq_len=64, **kwargs)
+
+
+def open_packed(short, *args, most=4, **kwargs):
+  return open_short(short, *args, data__max_sequences=most, **kwargs)
+
+
+def sequences(batch):
+  """Every sequence of packed rows: as contents() and masked_rows() have it.
+
+  Yields:
+    ((ids, segments, label), masked ids, masked (position, id) pairs).
+  """
+  whole = restore(batch)
+  for row, slot in np.argwhere(batch["weight"] > 0).tolist():
+    here = np.flatnonzero(batch["sequence_ids"][row] == slot + 1)
+    start, end = here[0], here[-1] + 1
+    assert len(here) == end - start
+    assert batch["cls_positions"][row, slot] == start
+    np.testing.assert_array_equal(
+      batch["positions"][row, here], np.arange(len(here))
+    )
+    used = batch["masked_weights"][row] > 0
+    places = batch["masked_positions"][row][used]
+    ids = batch["masked_ids"][row][used]
+    mine = (places >= start) & (places < end)
+    yield (
+      (
+        tuple(whole[row, here].tolist()),
+        tuple(batch["segment_ids"][row, here].tolist()),
+        int(batch["nsp_label"][row, slot]),
+      ),
+      tuple(batch["input_ids"][row, here].tolist()),
+      tuple(
+        zip(
+          (places[mine] - start).tolist(), ids[mine].tolist(), strict=True
+        )
+      ),
+    )  # fmt: skip
+
+
+def alone(batch):
+  """The same of rows that hold one sequence each."""
+  for row, content in zip(
+    np.flatnonzero(batch["weight"]), contents(batch), strict=True
+  ):
+    used = batch["masked_weights"][row] > 0
+    yield (
+      content,
+      tuple(batch["input_ids"][row, : len(content[0])].tolist()),
+      tuple(
+        zip(
+          batch["masked_positions"][row][used].tolist(),
+          batch["masked_ids"][row][used].tolist(),
+          strict=True,
+        )
+      ),
+    )
+
+
+def epochs_of(batches, rows, take, epochs=2):
+  """What each epoch holds, sorted; `rows` is what an epoch takes of them."""
+  found = [[] for _ in range(epochs)]
+  for step in range(len(batches)):
+    batch = batches[step]
+    size = len(batch["input_ids"])
+    for row in range(size):
+      epoch = (step * size + row) // rows
+      if epoch < epochs:
+        one = {k: v[row : row + 1] for k, v in batch.items()}
+        found[epoch] += take(one)
+  return [sorted(epoch) for epoch in found]
+
+
+def rows_of_epoch(short, most, **changes):
+  data = settings(short, data__seq_len=64, **changes)
+  index = records.LengthIndex(
+    data.dir, records.examples_name(data), "train"
+  )  # fmt: skip
+  patterns = packing.pack_histogram(index.histogram, data.seq_len, most)
+  return patterns.num_rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("most", [2, 6])
+def test_packed_epochs_hold_every_example_once_masked_as_if_alone(
+  short, kind, most
+):
+  total = open_short(short, **KINDS[kind]).num_examples
+  rows = rows_of_epoch(short, most, **KINDS[kind])
+  packed = open_packed(
+    short, most=most, num_steps=-(-2 * rows // 8), **KINDS[kind]
+  )
+  plain = open_short(short, num_steps=-(-2 * total // 8), **KINDS[kind])
+  assert rows < total
+  found = epochs_of(packed, rows, sequences)
+  assert [len(epoch) for epoch in found] == [total, total]
+  assert found == epochs_of(plain, total, alone)
+
+
+def test_packed_shapes_types_and_padding(short):
+  B, L, S = 8, 64, 4
+  batch = open_packed(short, num_steps=3)[2]
+  P = masking.num_packed_slots(L, S, 0.15, 10)
+  wanted = dict.fromkeys(
+    ("input_ids", "input_mask", "segment_ids", "positions", "sequence_ids"),
+    (B, L),
+  )
+  wanted |= dict.fromkeys(
+    ("masked_positions", "masked_ids", "masked_weights"), (B, P)
+  )
+  wanted |= dict.fromkeys(("nsp_label", "weight", "cls_positions"), (B, S))
+  assert {k: v.shape for k, v in batch.items()} == wanted
+  floats = {"masked_weights", "weight"}
+  for key, value in batch.items():
+    assert value.dtype == (np.float32 if key in floats else np.int32), key
+  padding = batch["input_mask"] == 0
+  np.testing.assert_array_equal(padding, batch["sequence_ids"] == 0)
+  for key in ("input_ids", "segment_ids", "positions"):
+    assert not batch[key][padding].any()
+  ids = np.take_along_axis(batch["input_ids"], batch["cls_positions"], 1)
+  assert (ids[batch["weight"] > 0] == CLS).all()
+  used = batch["masked_weights"] > 0
+  for places, mine in zip(batch["masked_positions"], used, strict=True):
+    assert (np.diff(places[mine]) > 0).all()
+    assert not places[~mine].any()
+
+
+@pytest.mark.parametrize("split", records.SPLITS)
+@pytest.mark.parametrize("count", [0, 11, 16])
+def test_one_packed_epoch_has_the_examples_of_an_unpacked_one(
+  short, split, count
+):
+  packed = open_packed(short, split, max_examples=count, seed=0)
+  plain = open_short(short, split, max_examples=count, seed=0)
+  assert len(packed) < len(plain) or count
+  found = [x for i in range(len(packed)) for x in sequences(packed[i])]
+  wanted = [x for i in range(len(plain)) for x in alone(plain[i])]
+  assert len(wanted) == (count or plain.num_examples)
+  assert sorted(found) == sorted(wanted)
+
+
+@pytest.mark.parametrize("rate, most", [(0.15, 3), (0.5, 8), (1.0, 10)])
+def test_no_mask_of_a_packed_row_is_dropped(short, rate, most):
+  batches = open_packed(
+    short, most=most, num_steps=40, batch_size=16, data__mask_rate=rate
+  )
+  fullest = 0
+  for step in range(40):
+    batch = batches[step]
+    lengths = [
+      len(ids) for (ids, _, _), _, _ in sequences(batch)
+    ]  # fmt: skip
+    slots = masking.num_slots(64, rate, 0)
+    wanted = masking.num_to_predict(np.array(lengths), rate, slots)
+    specials = 3  # that cannot be chosen
+    wanted = np.minimum(wanted, np.array(lengths) - specials).sum()
+    assert batch["masked_weights"].sum() == wanted
+    fullest = max(fullest, batch["masked_weights"].sum(1).max())
+  assert fullest <= batch["masked_weights"].shape[1]
+  assert fullest > 0.8 * batch["masked_weights"].shape[1] or rate == 1.0
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("steps", [50, None])
+def test_hosts_together_make_the_packed_batch_of_one(short, hosts, steps):
+  split = "train" if steps else "validation"
+  whole = open_packed(short, split, num_steps=steps)
+  parts = [
+    open_packed(
+      short, split, num_steps=steps, rows=np.arange(8)[i::hosts]
+    )
+    for i in range(hosts)
+  ]  # fmt: skip
+  for step in (0, len(whole) // 2, len(whole) - 1):
+    for i, part in enumerate(parts):
+      expected = {k: v[i::hosts] for k, v in whole[step].items()}
+      assert_same(part[step], expected)
+
+
+def test_a_host_with_filler_rows_alone_makes_them(short):
+  batches = open_packed(
+    short, "validation", max_examples=2, rows=np.arange(4, 8)
+  )
+  batch = batches[0]
+  assert not batch["input_mask"].any() and not batch["weight"].any()
+  assert not batch["masked_weights"].any()
+  whole = open_packed(short, "validation", max_examples=2)[0]
+  assert_same(batch, {k: v[4:] for k, v in whole.items()})
+
+
+@pytest.mark.parametrize("threads", [0, 4])
+def test_packed_batches_do_not_depend_on_threads_or_what_came_before(
+  short, threads
+):
+  one, two = (open_packed(short, num_steps=40) for _ in range(2))
+  for step in range(39, 20, -1):
+    one[step]
+  found = batching.prefetch(one, 33, num_threads=threads, buffer_size=3)
+  for step, batch in enumerate(found, 33):
+    assert_same(batch, two[step])
+
+
+def test_packed_rows_are_mixed_anew_in_every_epoch_and_by_every_seed(short):
+  rows = rows_of_epoch(short, 4)
+
+  def neighbours(seed, epoch):
+    order = open_packed(short, seed=seed, num_steps=1)._order
+    ids, epochs = order(np.arange(rows) + epoch * rows)
+    assert (epochs == epoch).all()
+    shared = [row[row >= 0] for row in ids]
+    return {frozenset(row.tolist()) for row in shared if len(row) > 1}
+
+  first, second, other = (neighbours(*x) for x in ((1, 0), (1, 1), (2, 0)))
+  assert len(first) > 30
+  assert len(first & second) < 0.3 * len(first)
+  assert len(first & other) < 0.3 * len(first)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 100, 4096, 5000])
+def test_permute_is_a_permutation_for_every_key(size):
+  for key in range(4):
+    found = batching.permute(
+      np.arange(size), np.full(size, size), np.full(size, key, np.uint64)
+    )
+    np.testing.assert_array_equal(np.sort(found), np.arange(size))
+
+
+@pytest.mark.parametrize("size", [2, 3, 6, 16, 20])
+def test_permute_sends_a_place_everywhere_equally_often(size):
+  keys = masking.hash_uniform(7, np.arange(600 * size))
+  for place in (0, size - 1):
+    places = np.full(len(keys), place)
+    found = batching.permute(places, np.full(len(keys), size), keys)
+    counts = np.bincount(found, minlength=size)
+    assert stats.chisquare(counts).pvalue > 0.001
+
+
+def test_permute_mixes_many_places():
+  size = 200_000_000
+  places = np.arange(1_000)
+  keys = np.full(1_000, 3, np.uint64)
+  found = batching.permute(places, np.full(1_000, size), keys)
+  assert len(set(found.tolist())) == 1_000
+  assert found.min() >= 0 and found.max() < size
+  assert stats.spearmanr(places, found).pvalue > 0.001
+  assert stats.kstest(found / size, "uniform").pvalue > 0.001
+
+
+@pytest.mark.parametrize("most", [0, -1, 22])
+def test_a_number_of_sequences_that_cannot_be_is_refused(short, most):
+  with pytest.raises(ValueError, match="takes 1 to 21 sequences; use 1 for"):
+    open_packed(short, most=most)
+
+
+def test_examples_without_their_order_by_length_say_how_to_add_it(short_copy):
+  target = pathlib.Path(
+    records.lengths_folder(str(short_copy), "pairs-64-dupe2-short0.1-seed0")
+  )
+  shutil.rmtree(target)
+  open_short(short_copy, num_steps=1)[0]  # unpacked does without
+  with pytest.raises(records.DataError, match="no --input, which adds it"):
+    open_packed(short_copy, num_steps=1)
+
+
+def test_an_order_by_length_of_other_numbers_is_refused(short_copy):
+  target = pathlib.Path(
+    records.lengths_folder(str(short_copy), "pairs-64-dupe2-short0.1-seed0")
+  )
+  path = target / "train-00000.npy"
+  ids = np.load(path)
+  np.save(path, ids[::-1])  # the longest first
+  batches = open_packed(short_copy, num_steps=400, batch_size=16)
+  with pytest.raises(records.DataError, match="order of the examples by leng"):
+    for step in range(400):
+      batches[step]
+  np.save(path, ids[:-1])
+  with pytest.raises(records.DataError, match="as many numbers as there are"):
+    open_packed(short_copy, num_steps=1)
+  np.save(target / "train.npy", np.load(target / "train.npy") + 1)
+  with pytest.raises(records.DataError, match="train.npy is damaged; delete"):
+    open_packed(short_copy, num_steps=1)
+  with pytest.raises(records.DataError, match="is damaged: its sha256 is"):
+    open_packed(short_copy, num_steps=1, data__verify="once")
 
 
 # -- what is refused ---

@@ -25,9 +25,24 @@ def test_bert_base_is_two_flops_a_weight_and_token_plus_attention():
 def test_pretraining_bert_base_by_hand():
   # 256 x 128 with 20 slots: encoder 22.35e9, MLM 20 * 48.06e6 a row, times 3.
   got = flops.pretrain_step_flops(
-    BASE, batch_size=256, seq_len=128, num_masked=20
+    BASE, batch_size=256, seq_len=128, num_masked=20, all_positions=True
   )
   assert got == pytest.approx(3 * 256 * (22.349e9 + 0.9612e9), rel=1e-4)
+
+
+def test_the_last_layer_is_counted_where_it_is_read():
+  everywhere = flops.encoder_flops(BASE, 1, 128)
+  some = flops.encoder_flops(BASE, 1, 128, num_outputs=21)
+  d, f = 768, 3072
+  per_position = 2 * 2 * d * d + 2 * 2 * d * f  # query, output and MLP
+  per_position += 2 * 2 * 128 * d  # scores of one query, and its values
+  assert everywhere - some == (128 - 21) * per_position
+
+
+def test_tokens_of_packed_sequences_attend_within_their_own():
+  one = flops.encoder_flops(BASE, 1, 512)
+  two = flops.encoder_flops(BASE, 1, 512, attended=2 * 256**2)
+  assert one - two == 12 * 2 * 2 * 768 * (512**2 - 2 * 256**2)
 
 
 def test_twice_the_batch_is_twice_the_flops():
@@ -57,7 +72,7 @@ def test_forward_count_agrees_with_xla():
   shapes += [(d, d), (d, d), (v, d), (d, 2)]
   args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
   analysis = jax.jit(forward).lower(*args).compile().cost_analysis()
-  got = flops.pretrain_step_flops(model, b, length, p)
+  got = flops.pretrain_step_flops(model, b, length, p, all_positions=True)
   assert got == 3 * analysis["flops"]
 
 

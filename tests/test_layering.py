@@ -21,18 +21,21 @@ FLOORS = (
   {"models", "tasks"},
   {"tokenization", "pairing", "masking", "packing", "metrics", "flops"}
   | {"batching", "losses", "optim", "sharding", "checkpoint", "records"}
-  | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"},
+  | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
+  | {"hlo", "chips", "costs", "profiling", "compile_cache"},
 )
 # Imports within a floor: nothing but these, and modules of one room.
 SIDEWAYS = {
   "train": {"evaluate"},
   "batching": {"masking", "packing", "records", "tokenization"},
   "task_batches": {"batching", "packing"},
+  "flops": {"chips"},
+  "costs": {"chips", "hlo"},
 }
 # They run in the many processes that prepare data, which must start fast and
 # must not claim the accelerator.
 HOST_ONLY = {"tokenization", "pairing", "masking", "packing", "metrics"} | {
-  "flops", "corpus", "records", "prepare", "tasks"
+  "flops", "corpus", "records", "prepare", "tasks", "hlo", "chips", "costs"
 }  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain"}
 # Feeding has no use for jax itself; grain imports it.

@@ -50,7 +50,12 @@ def message(capsys):
 @pytest.mark.parametrize(
   ("args", "said"),
   [
-    ((), "give --mode, one of convert, evaluate, predict, prepare, train"),
+    (
+      (),
+      "give --mode, one of convert, evaluate, plan, predict, prepare, train",
+    ),
+    (("--mode=plan", DEMO), "--mode=plan needs --topology, such as v5e:4x4"),
+    (("--mode=plan", DEMO, "--search=size"), "search"),
     (("--mode=fly",), "fly"),
     (("train",), "what is 'train'? Options start with --"),
     (("--mode=train", "--speed=9"), "speed"),

@@ -383,3 +383,46 @@ class TestHashUniform:
   def test_no_two_of_many_are_equal(self):
     values = masking.hash_uniform(5, np.arange(1000)[:, None], np.arange(1000))
     assert len(np.unique(values)) == 10**6
+
+
+# -- slots of rows that sequences share ----------------------------------------
+
+
+def most_to_predict(length, count, rate, slots):
+  """By trying: the largest sum over up to `count` lengths that fit."""
+  if count == 0 or length < masking.SHORTEST:
+    return 0
+  return max(
+    masking.num_to_predict(np.array([n]), rate, slots)[0]
+    + most_to_predict(length - n, count - 1, rate, slots)
+    for n in range(masking.SHORTEST, length + 1)
+  )
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.15, 0.3, 1.0])
+@pytest.mark.parametrize("slots", [2, 20])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_packed_slots_are_the_most_that_sequences_of_a_row_need(
+  rate, slots, count
+):
+  for length in (8, 13, 16):
+    found = masking.num_packed_slots(length, count, rate, slots)
+    assert found == most_to_predict(length, count, rate, slots)
+
+
+@pytest.mark.parametrize("length, count, wanted", [(512, 8, 81), (128, 2, 20)])
+def test_packed_slots_by_hand(length, count, wanted):
+  # 512: seven of 3 tokens, one to predict each, and one of 491: 73.65 -> 74.
+  # 128: one of 3 and one of 125: 18.75 -> 19.
+  slots = masking.num_slots(length, 0.15, 0)
+  assert masking.num_packed_slots(length, count, 0.15, slots) == wanted
+
+
+def test_packed_slots_hold_any_row():
+  rng = np.random.default_rng(0)
+  slots = masking.num_slots(512, 0.15, 0)
+  most = masking.num_packed_slots(512, 8, 0.15, slots)
+  for _ in range(2_000):
+    parts = np.diff(np.sort(rng.integers(0, 513, 9)))
+    parts = parts[parts >= masking.SHORTEST]
+    assert masking.num_to_predict(parts, 0.15, slots).sum() <= most

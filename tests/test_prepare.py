@@ -17,6 +17,7 @@ import pytest
 from scipy import stats
 
 from bert_jax import corpus
+from bert_jax import packing
 from bert_jax import prepare
 from bert_jax import records
 from bert_jax import tokenization
@@ -1046,6 +1047,7 @@ def test_a_damaged_manifest_is_refused_and_kept(inputs, tmp_path, name):
     (dict(data__seq_len=4), "data.seq_len=4"),
     (dict(data__dupe_factor=0), "data.dupe_factor=0"),
     (dict(data__short_seq_rate=1.5), "data.short_seq_rate=1.5"),
+    (dict(data__max_sequences=0), "data.max_sequences=0"),
   ],
 )
 def test_settings_that_cannot_be_are_refused(inputs, tmp_path, changes, match):
@@ -1070,6 +1072,88 @@ def test_the_report_says_what_was_made_and_what_is_next(inputs, capsys):
   assert f"train: {totals['train']['documents']} documents" in out
   assert "validation: " in out and "examples of 32" in out
   assert f"--config.data.dir={inputs.data}" in out
+
+
+def test_the_report_says_what_packing_would_make_of_it(inputs, capsys):
+  config = inputs.config(data__max_sequences=4)
+  prepare.prepare(config, [], inputs.data)
+  out = " ".join(capsys.readouterr().out.split())
+  index = records.LengthIndex(
+    inputs.data, records.examples_name(config.data), "train"
+  )
+  patterns = packing.pack_histogram(index.histogram, 32, 4)
+  share = 100 * patterns.num_tokens / (32 * patterns.num_rows)
+  said = f"{share:.1f} % when up to 4 share a row ({patterns.num_rows:,} rows)"
+  assert said in out
+  prepare.prepare(inputs.config(), [], inputs.data)
+  assert "share a row" not in capsys.readouterr().out
+
+
+# -- the order by length ---
+
+
+@pytest.mark.parametrize("kind", ["pairs", "full_sentences"])
+@pytest.mark.parametrize("split", records.SPLITS)
+def test_every_example_is_found_once_under_its_length(inputs, kind, split):
+  config = inputs.config(data__pairing=kind)
+  examples = read_examples(inputs.data, config, split)
+  index = records.LengthIndex(
+    inputs.data, records.examples_name(config.data), split
+  )
+  lengths = records.example_lengths(examples)
+  specials = np.where(examples["b_length"] > 0, 3, 2)
+  np.testing.assert_array_equal(
+    lengths, examples["a_length"] + examples["b_length"] + specials
+  )
+  np.testing.assert_array_equal(
+    index.histogram, np.bincount(lengths, minlength=33)
+  )
+  ranks = np.concatenate([np.arange(count) for count in index.histogram])
+  asked = np.repeat(np.arange(33), index.histogram)
+  found = index.find(asked, ranks)
+  np.testing.assert_array_equal(np.sort(found), np.arange(len(examples)))
+  np.testing.assert_array_equal(lengths[found], asked)
+  # In any order, and few at a time.
+  some = np.random.default_rng(0).integers(0, len(found), 7)
+  np.testing.assert_array_equal(
+    index.find(asked[some], ranks[some]), found[some]
+  )
+
+
+def test_data_of_an_older_release_gets_its_order_without_text(inputs, tmp_path):
+  """The same bytes, and nothing else is written again."""
+  data = tmp_path / "data"
+  shutil.copytree(inputs.data, data)
+  for path in data.glob("examples/*/lengths"):
+    shutil.rmtree(path)
+  kept = {p: identity(p) for p in data.rglob("*") if p.is_file()}
+  for kind in ("pairs", "full_sentences"):
+    prepare.prepare(inputs.config(data__pairing=kind), [], str(data))
+  assert tree(data) == inputs.tree
+  assert all(identity(p) == i for p, i in kept.items() if p.name != ".lock")
+
+
+@pytest.mark.parametrize("name", ["train.npy", "train-00002.npy"])
+def test_a_lost_file_of_the_order_is_made_again(inputs, tmp_path, name):
+  data = tmp_path / "data"
+  shutil.copytree(inputs.data, data)
+  folder = records.examples_name(inputs.config().data)
+  os.remove(data / "examples" / folder / "lengths" / name)
+  prepare.prepare(inputs.config(), [], str(data))
+  assert tree(data) == inputs.tree
+
+
+def test_an_order_of_other_examples_is_refused(inputs, tmp_path):
+  data = tmp_path / "data"
+  shutil.copytree(inputs.data, data)
+  folder = records.examples_name(inputs.config().data)
+  path = data / "examples" / folder / "lengths" / "manifest.json"
+  manifest = json.loads(path.read_text())
+  path.write_text(json.dumps(manifest | {"examples": "0" * 64}))
+  with pytest.raises(records.DataError, match="made of other examples than"):
+    prepare.prepare(inputs.config(), [], str(data))
+  with pytest.raises(records.DataError, match="made of other examples than"):
+    records.LengthIndex(str(data), folder, "train")
 
 
 def test_files_of_others_in_the_folder_are_left_alone(inputs, tmp_path):

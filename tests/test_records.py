@@ -328,6 +328,19 @@ def verify(data, tiny_config, monkeypatch):
   return run
 
 
+def test_packing_also_checks_the_order_by_length(data, tiny_config):
+  name = records.examples_name(tiny_config().data)
+  path = data / "examples" / name / "lengths" / "train-00000.npy"
+  contents = bytearray(path.read_bytes())
+  contents[-1] ^= 1
+  path.write_bytes(contents)
+  records.verify(str(data), name, "train", "once")
+  records.verify(str(data), name, "validation", "once", packed=True)
+  with pytest.raises(records.DataError, match="is damaged: its sha256 is") as e:
+    records.verify(str(data), name, "train", "once", packed=True)
+  assert str(path) in str(e.value)
+
+
 FILES = {
   "tokens": "tokens/train-00000.array_record",
   "boundaries": "tokens/train-00000.boundaries.npy",

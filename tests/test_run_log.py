@@ -1,6 +1,7 @@
 """Tests of run_log.py: run.json, metrics.jsonl, and refusing another run."""
 
 import json
+import subprocess
 
 import jax
 import pytest
@@ -29,6 +30,38 @@ def test_a_run_says_what_made_it(run, tiny_config):
   assert run_log.flatten(run["config"])["optim.learning_rate"] == 1e-2
   assert run["devices"]["count"] == 8
   assert len(run["commit"] or "0" * 40) == 40
+
+
+def test_new_code_makes_a_tree_differ_and_a_new_record_does_not(
+  tmp_path, monkeypatch
+):
+  def git(*args):
+    subprocess.run(
+      ("git", "-c", "user.name=a", "-c", "user.email=a@b", *args),
+      cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+
+  module = tmp_path / "bert_jax" / "run_log.py"
+  module.parent.mkdir()
+  module.write_text("1\n")
+  (tmp_path / ".gitignore").write_text("/runs/\n")
+  git("init")
+  git("add", ".")
+  git("commit", "-m", "first")
+  monkeypatch.setattr(run_log, "__file__", str(module))
+  assert run_log.commit()[1] is False
+  for name in ("runs/scratch.py", "experiments/minilm/runs/cola.json"):
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("{}\n")
+  assert run_log.commit()[1] is False
+  config = tmp_path / "experiments" / "mine.py"
+  config.write_text("1\n")
+  assert run_log.commit()[1] is True
+  config.unlink()
+  module.write_text("2\n")
+  assert run_log.commit()[1] is True
+  git("commit", "-am", "second")
+  assert run_log.commit()[1] is False
 
 
 def test_a_run_is_read_as_it_was_written(run, tmp_path):

@@ -87,12 +87,34 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
     sharding.make_mesh(*sizes)
 
 
-def test_several_tpu_slices_are_refused():
-  devices = [
-    types.SimpleNamespace(platform="tpu", slice_index=i) for i in range(2)
+class Device(types.SimpleNamespace):
+  __hash__ = object.__hash__
+
+
+def tpu_devices(num_slices):
+  """Slices of 2 x 2 chips, in no order."""
+  places = [
+    (i, x, y) for x in range(2) for i in range(num_slices) for y in range(2)
   ]
-  with pytest.raises(ValueError, match="belong to 2 TPU slices"):
-    sharding.make_mesh(-1, 1, 1, devices=devices)
+  return [
+    Device(
+      platform="tpu", device_kind="TPU v5 lite", slice_index=i, id=n,
+      coords=[x, y, 0], core_on_chip=0, process_index=i,
+    )
+    for n, (i, x, y) in enumerate(places)
+  ]  # fmt: skip
+
+
+def test_each_slice_holds_whole_copies_of_the_model():
+  mesh = sharding.make_mesh(-1, 2, 2, devices=tpu_devices(num_slices=3))
+  assert dict(mesh.shape) == {"data": 3, "fsdp": 2, "tensor": 2}
+  for copy in mesh.devices:
+    assert len({d.slice_index for d in copy.flat}) == 1
+
+
+def test_a_copy_of_the_model_on_several_slices_is_refused():
+  with pytest.raises(ValueError, match="3 TPU slices, which do not divide"):
+    sharding.make_mesh(1, 6, 2, devices=tpu_devices(num_slices=3))
 
 
 def test_constrain_batch_cuts_rows_over_data_and_fsdp(mesh):
@@ -313,3 +335,21 @@ def test_a_sharded_mlp_computes_the_same(sizes):
   assert kernel.sharding == where["mlp"]["in"]["kernel"]
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_moments_are_spread_over_the_copies_where_they_can_be():
+  mesh = sharding.make_mesh(data=4, fsdp=2, tensor=1)
+  leaf = {
+    "mlp": {
+      "in": {"kernel": jax.ShapeDtypeStruct((64, 512), "float32")},
+      "odd": {"kernel": jax.ShapeDtypeStruct((6, 128), "float32")},
+    }
+  }
+  state = {"params": leaf, "opt_state": {"mu": leaf, "count": jnp.zeros(())}}
+  rules = (("mlp/in/kernel$", ("fsdp", None)), ("odd", (None, None)))
+  placed = sharding.state_sharding(state, mesh, rules, spread="^opt_state/")
+  assert placed["params"]["mlp"]["in"]["kernel"].spec == P("fsdp", None)
+  moments = placed["opt_state"]["mu"]["mlp"]
+  assert moments["in"]["kernel"].spec == P("fsdp", "data")
+  assert moments["odd"]["kernel"].spec == P(None, None)  # 6 rows, 128 lanes
+  assert placed["opt_state"]["count"].spec == P()

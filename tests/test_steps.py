@@ -210,6 +210,50 @@ def test_an_eval_step_of_a_filler_row_adds_nothing(config):
   np.testing.assert_allclose(loss / weight, math.log(V), rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_the_gradient_of_the_words_of_a_batch_alone_makes_the_same_step(
+  name, config, monkeypatch
+):
+  """Words occur several times, and those of the step before not again."""
+  config.optim.name = name
+  config.optim.learning_rate, config.optim.warmup_rate = 1e-2, 0.0
+  config.optim.clip_norm = 0.1  # of the gradient of all words
+  objective = objectives.get_objective("classify")
+  model = objective.make_model(
+    bert.ModelConfig.from_config(config.model), num_labels=3
+  )
+  optimizer, schedule = optim.make_optimizer(config.optim, 20)
+  found, calls = {}, []
+  only_words = bert.only_words
+  monkeypatch.setattr(
+    bert, "only_words", lambda *args: calls.append(1) or only_words(*args)
+  )
+  for sparse in (False, True):
+    step = jax.jit(
+      steps.make_train_step(
+        model, objective, optimizer, schedule, jax.random.key(1),
+        sparse_words=sparse,
+      )
+    )  # fmt: skip
+    state, metrics = None, []
+    for seed, rows in enumerate((3, 3, 4)):  # 4 x 15 are most of 104 words
+      batch = make_batch(rows, seed)
+      batch["input_ids"] = 5 + 40 * seed + batch["input_ids"] % 12
+      batch["cls_positions"] = np.zeros((rows, 1), np.int32)
+      batch["label"] = np.arange(rows, dtype=np.int32)[:, None] % 3
+      batch["weight"] = batch["weight"][:, None]
+      if state is None:
+        state = steps.init_state(
+          model, objective, optimizer, jax.random.key(0), batch
+        )
+      state, values = step(state, batch)
+      metrics.append(values)
+    found[sparse] = jax.device_get((state, metrics))
+    assert len(calls) == (1 if sparse else 0)  # traced once: 2 batches, 1 shape
+  assert_trees_close(found[True], found[False], rtol=2e-4, atol=2e-6)
+  assert all(m["grad_norm"] > 0.1 for m in found[False][1])  # it was clipped
+
+
 # -- the parameters of the real model ------------------------------------------
 
 

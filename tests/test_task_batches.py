@@ -1,5 +1,7 @@
 """Tests of task_batches.py: the same numbers however units share rows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,6 +141,60 @@ def test_an_epoch_shows_every_unit_once():
       ids = np.take_along_axis(batch["input_ids"], batch["cls_positions"], 1)
       seen += ids[batch["weight"] > 0].tolist()
     assert sorted(seen) == list(range(100, 112))
+
+
+def _shape_costs(batches, attention_len):
+  """What the batches of all steps cost, and the shapes they have."""
+  shapes = [batches[i]["input_ids"].shape for i in range(len(batches))]
+  costs = [b * n * (1 + n / attention_len) for b, n in shapes]
+  return sum(costs), set(shapes)
+
+
+def test_shapes_are_compiled_as_long_as_they_pay():
+  features = _features("classify", count=200)
+  found = {}
+  for price in (1e9, 200.0, 0.0):
+    batches = _batches(
+      features, True, num_steps=40, shape_price=price, attention_len=50.0
+    )
+    found[price] = _shape_costs(batches, 50.0)
+  assert len(found[1e9][1]) == 1
+  assert 1 < len(found[200.0][1]) < len(found[0.0][1])
+  # The choice minimises the sum of both, step by step.
+  totals = {
+    price: [cost + price * len(shapes) for cost, shapes in found.values()]
+    for price in found
+  }
+  for i, price in enumerate(found):
+    assert totals[price][i] == min(totals[price])
+  # What is spared grows with the steps; the price does not.
+  few = _batches(features, True, num_steps=2, shape_price=200.0)
+  assert len(_shape_costs(few, 50.0)[1]) == 1
+
+
+def test_a_batch_unlike_all_that_were_laid_out_has_its_place(monkeypatch):
+  monkeypatch.setattr(task_batches, "_SHAPE_SAMPLE", 2)
+  rng = np.random.default_rng(0)
+  features = _features("classify", count=60)
+  batches = _batches(features, True, num_steps=10, shape_price=0.0)
+  # The units of the first two steps are short, the others as long as can be.
+  early = np.concatenate([batches._units(step) for step in range(2)])
+  lengths = np.full(60, SEQ_LEN)
+  lengths[early] = 4
+  offsets = np.concatenate([[0], np.cumsum(lengths)])
+  features = dataclasses.replace(
+    features,
+    offsets=offsets,
+    token_ids=rng.integers(1, 50, offsets[-1]).astype(np.int32),
+    segment_ids=np.zeros(offsets[-1], np.int8),
+  )
+  batches = _batches(features, True, num_steps=10, shape_price=0.0, multiple=2)
+  for step in range(10):
+    batch = batches[step]
+    assert batch["weight"].sum() == 6
+    assert batch["input_mask"].sum() == lengths[batches._units(step)].sum()
+    assert len(batch["input_ids"]) % 2 == 0
+  assert batches[0]["input_ids"].size < batches[2]["input_ids"].size / 2
 
 
 def test_a_batch_is_a_function_of_seed_and_step():

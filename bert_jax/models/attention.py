@@ -8,7 +8,7 @@ and that the dropout mask is computed again, not kept.
 
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flax import linen as nn
 import jax
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # bert.py imports this file
 # Added to the scores of keys that may not be seen. Finite, so that a row
 # without any visible key yields a softmax and not NaN.
 MASKED_SCORE = -10000.0
+_SUBLANES = 8  # rows of a TPU's register
 
 
 def attention_bias(input_mask, sequence_ids=None):
@@ -51,8 +52,42 @@ def attention_bias(input_mask, sequence_ids=None):
   return jnp.where(visible, 0.0, MASKED_SCORE).astype(jnp.float32)
 
 
-@jax.custom_vjp
-def dense(x, kernel, bias):
+class Visible(NamedTuple):
+  """Who sees whom, for a program that does not want it written out.
+
+  Attributes:
+    key_bias: float32 [B, 1, 1, L], `attention_bias` of the mask alone.
+    sequence_ids: [B, L] int32; None: the row is one sequence.
+  """
+
+  key_bias: jax.Array
+  sequence_ids: jax.Array | None
+
+
+def bias_of_queries(bias, positions):
+  """Picks the rows of a bias that belong to some queries.
+
+  Args:
+    bias: from `attention_bias`, or `Visible`.
+    positions: [B, Q] int32.
+
+  Returns:
+    float32 [B, 1, 1, L] or [B, 1, Q, L].
+  """
+  if isinstance(bias, Visible):
+    key_bias, ids = bias
+    if ids is None:
+      return key_bias
+    own = jnp.take_along_axis(ids, positions, axis=1)
+    same = (own[:, :, None] == ids[:, None, :])[:, None]
+    return jnp.where(same, key_bias, MASKED_SCORE)
+  if bias.shape[2] == 1:
+    return bias
+  return jnp.take_along_axis(bias, positions[:, None, :, None], axis=2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def dense(x, kernel, bias, sum_by_matmul=False):
   """Returns `x @ kernel + bias`, computed in the dtype of `x`.
 
   The gradients of kernel and bias come out in the dtype these are stored in,
@@ -62,33 +97,45 @@ def dense(x, kernel, bias):
     x: [..., D].
     kernel: [D, ...], one or more output dimensions.
     bias: [...], the output dimensions of `kernel`.
+    sum_by_matmul: the gradient of the bias is a product with ones. On a TPU
+      the matrix unit adds faster than the vector unit, but the latter's sums
+      cost nothing where they follow a matmul.
 
   Returns:
     [..., ...]: the leading dimensions of `x`, then those of `bias`.
   """
-  y = jax.lax.dot_general(
-    x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ()))
-  )
-  return y + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
+  return _dense_forward(x, kernel, bias, sum_by_matmul)[0]
 
 
-def _dense_forward(x, kernel, bias):
-  return dense(x, kernel, bias), (x, kernel, bias)
+def _dense_forward(x, kernel, bias, sum_by_matmul):
+  del sum_by_matmul
+  low = kernel.astype(x.dtype)
+  if low.dtype != kernel.dtype:
+    # Cast once for both passes; inside of a matmul the cast slows it down.
+    low = jax.lax.optimization_barrier(low)
+  y = jax.lax.dot_general(x, low, (((x.ndim - 1,), (0,)), ((), ())))
+  y = y + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
+  return y, (x, low, bias)
 
 
-def _dense_backward(residuals, grad):
+def _dense_backward(sum_by_matmul, residuals, grad):
   x, kernel, bias = residuals
   # Two dimensions each: over several contracted dimensions the CPU compiler
   # would write a transposed copy first.
   rows, columns = x.reshape(-1, x.shape[-1]), grad.reshape(-1, bias.size)
   flat = kernel.reshape(kernel.shape[0], -1)
-  grad_x = jax.lax.dot_general(
-    columns, flat.astype(x.dtype), (((1,), (1,)), ((), ()))
-  )
+  grad_x = jax.lax.dot_general(columns, flat, (((1,), (1,)), ((), ())))
+  # Kernel and bias are stored in one dtype.
   grad_kernel = jax.lax.dot_general(
-    rows, columns, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype
+    rows, columns, (((0,), (0,)), ((), ())), preferred_element_type=bias.dtype
   )
-  grad_bias = jnp.sum(columns, 0, dtype=bias.dtype)
+  if sum_by_matmul:
+    ones = jnp.ones((_SUBLANES, rows.shape[0]), x.dtype)
+    grad_bias = jax.lax.dot_general(
+      ones, columns, (((1,), (0,)), ((), ())), preferred_element_type=bias.dtype
+    )[0]
+  else:
+    grad_bias = jnp.sum(columns, 0, dtype=bias.dtype)
   return (
     grad_x.reshape(x.shape),
     grad_kernel.reshape(kernel.shape),
@@ -204,7 +251,8 @@ class SelfAttention(nn.Module):
 
     Args:
       x: [B, L, D] hidden states.
-      bias: float32, broadcastable to [B, N, Q, L]; see `attention_bias`.
+      bias: float32, broadcastable to [B, N, Q, L], see `attention_bias`; or
+        `Visible`, which leaves it to the fused kernel.
       deterministic: True switches dropout off.
       queries: [B, Q, D], the hidden states that ask; None: all of `x`.
 
@@ -221,12 +269,31 @@ class SelfAttention(nn.Module):
       parts = jax.lax.split(y, (1,) * len(modules), axis=2)
       return [jnp.swapaxes(part[:, :, 0], 1, 2) for part in parts]
 
+    rate = 0.0 if deterministic else cfg.attention_dropout_rate
+    rng = self.make_rng("dropout") if rate else None
+    if isinstance(bias, Visible) and queries is None:
+      return self.out(self._fused(x, bias, rng, rate))
     if queries is None:
       query, key, value = project(x, (self.query, self.key, self.value))
     else:
       (query,) = project(queries, (self.query,))
       key, value = project(x, (self.key, self.value))
-    rate = 0.0 if deterministic else cfg.attention_dropout_rate
-    rng = self.make_rng("dropout") if rate else None
     context = attend(query, key, value, bias, rng, rate)
     return self.out(jnp.swapaxes(context, 1, 2))  # [B, N, Q, H] -> [B, Q, D]
+
+  def _fused(self, x, visible, rng, rate):
+    """The context [B, L, N, H], by one kernel where there is one."""
+    from bert_jax.models import fused_attention  # slow to import
+
+    head_dim = self.config.head_dim
+    parts = []
+    for module in (self.query, self.key, self.value):
+      kernel, bias = module()
+      parts.append(
+        dense(x, kernel.reshape(x.shape[-1], -1), bias.reshape(-1), True)
+      )
+    query, key, value = parts
+    context = fused_attention.attend(
+      query, key, value, visible, rng, rate, head_dim
+    )
+    return context.reshape(*context.shape[:2], -1, head_dim)

@@ -86,7 +86,12 @@ def _last_axis(x, vector):
 def _layer_norm_forward(x, scale, bias, epsilon):
   wide = x.astype(jnp.float32)
   mean = jnp.mean(wide, -1, keepdims=True)
-  variance = jnp.mean(jnp.square(wide - mean), -1, keepdims=True)
+  if x.dtype == jnp.float32:
+    variance = jnp.mean(jnp.square(wide - mean), -1, keepdims=True)
+  else:
+    # In one pass with the mean; what cancels is far below the last bit of x.
+    variance = jnp.mean(jnp.square(wide), -1, keepdims=True) - mean * mean
+    variance = jnp.maximum(variance, 0.0)
   rstd = jax.lax.rsqrt(variance + epsilon)
   y = (wide - mean) * rstd * _last_axis(x, scale) + _last_axis(x, bias)
   return y.astype(x.dtype), (x, scale, mean, rstd)
@@ -106,10 +111,45 @@ def _layer_norm_backward(epsilon, residuals, grad):
     - jnp.mean(grad, -1, keepdims=True)
     - normal * jnp.mean(grad * normal, -1, keepdims=True)
   )
-  return grad_x.astype(x.dtype), grad_scale, grad_bias
+  grad_x = grad_x.astype(x.dtype)
+  if x.dtype != jnp.float32:
+    # Its consumers would each compute it again, and slow matmuls down with it.
+    grad_x = jax.lax.optimization_barrier(grad_x)
+  return grad_x, grad_scale, grad_bias
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def look_up(table, ids, dtype):
+  """Returns rows of a table in another dtype.
+
+  The gradients of a row that is looked up often are summed in the dtype of the
+  table: in bfloat16 the sum would stop growing after a few hundred.
+
+  Args:
+    table: [V, D].
+    ids: [...] int32.
+    dtype: of the result.
+
+  Returns:
+    [..., D].
+  """
+  return jnp.take(table, ids, axis=0).astype(dtype)
+
+
+def _look_up_forward(table, ids, dtype):
+  return look_up(table, ids, dtype), (table, ids)
+
+
+def _look_up_backward(dtype, residuals, grad):
+  del dtype
+  table, ids = residuals
+  return jnp.zeros_like(table).at[ids].add(grad.astype(table.dtype)), None
+
+
+look_up.defvjp(_look_up_forward, _look_up_backward)
 
 ACTIVATIONS = {
   # The October 2018 code used the error function; the public code since
@@ -122,7 +162,7 @@ ACTIVATIONS = {
   "tanh": jnp.tanh,
 }
 DTYPES = ("float32", "bfloat16", "float16")
-ATTENTIONS = ("plain",)
+ATTENTIONS = ("plain", "fused")
 REMATS = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -367,13 +407,15 @@ class Embeddings(nn.Module):
       position = self.position.embedding[:length].astype(cfg.compute_dtype)
       position = position[None]  # [1, L, D]
     else:
-      position = self.position(positions)  # [B, L, D]
+      position = look_up(
+        self.position.embedding, positions, cfg.compute_dtype
+      )  # [B, L, D]
     # Few rows: a matmul, whose transpose is a matmul and not a scatter.
     one_hot = jax.nn.one_hot(
       segment_ids.reshape(-1), cfg.type_vocab_size, dtype=cfg.compute_dtype
     )
     kind = one_hot @ self.type.embedding.astype(cfg.compute_dtype)
-    word = self.word(input_ids)  # [B, L, D]
+    word = look_up(self.word.embedding, input_ids, cfg.compute_dtype)
     x = self.norm(word + kind.reshape(word.shape) + position)
     return self.dropout(x, deterministic=deterministic)
 
@@ -422,7 +464,8 @@ class Layer(nn.Module):
 
     Args:
       x: [B, L, D].
-      bias: float32, broadcastable to [B, N, L, L]; from `attention_bias`.
+      bias: float32, broadcastable to [B, N, L, L], from `attention_bias`; or
+        `attention.Visible`.
       deterministic: True switches dropout off.
       only: [B, Q] positions to compute; None: all. These see all positions.
 
@@ -433,8 +476,7 @@ class Layer(nn.Module):
       y = self.attention(x, bias, deterministic=deterministic)
     else:
       queries = heads.gather_positions(x, only)
-      if bias.shape[2] > 1:  # [B, 1, L, L]: packed rows
-        bias = jnp.take_along_axis(bias, only[:, None, :, None], axis=2)
+      bias = attention.bias_of_queries(bias, only)
       y = self.attention(x, bias, deterministic=deterministic, queries=queries)
       x = queries
     x = self.attention_norm(x + self.dropout(y, deterministic=deterministic))
@@ -541,7 +583,12 @@ class Encoder(nn.Module):
       input_ids, segment_ids, positions, deterministic=deterministic
     )
     x = sharding.constrain_batch(x)
-    bias = attention.attention_bias(input_mask, sequence_ids)
+    if self.config.attention == "plain" or self.is_initializing():
+      bias = attention.attention_bias(input_mask, sequence_ids)
+    else:
+      bias = attention.Visible(
+        attention.attention_bias(input_mask), sequence_ids
+      )
     only = only_positions
     if only is not None:
       only = jnp.pad(only, ((0, 0), (1, 0)))  # the pooler reads token 0
@@ -602,6 +649,7 @@ class PreTrainingModel(nn.Module):
     *,
     positions=None,
     sequence_ids=None,
+    cls_positions=None,
     deterministic=True,
   ):
     """Returns the logits of both objectives.
@@ -613,11 +661,17 @@ class PreTrainingModel(nn.Module):
       masked_positions: [B, P] int32, the positions to predict.
       positions: [B, L] int32 or None.
       sequence_ids: [B, L] int32 or None.
+      cls_positions: [B, S] int32, where the sequences of a packed row begin;
+        None: a row is one sequence.
       deterministic: False switches dropout on; needs the rng "dropout".
 
     Returns:
-      (mlm_logits float32 [B, P, V], nsp_logits float32 [B, 2]).
+      (mlm_logits float32 [B, P, V], nsp_logits float32 [B, 2]), with
+      `cls_positions` nsp_logits [B, S, 2].
     """
+    only = masked_positions
+    if cls_positions is not None:
+      only = jnp.concatenate([masked_positions, cls_positions], axis=1)
     hidden, pooled = self.encoder(
       input_ids,
       input_mask,
@@ -625,8 +679,12 @@ class PreTrainingModel(nn.Module):
       positions=positions,
       sequence_ids=sequence_ids,
       deterministic=deterministic,
-      only_positions=masked_positions,
+      only_positions=only,
     )
+    if cls_positions is not None:
+      num_masked = masked_positions.shape[1]
+      pooled = self.encoder.pool(hidden[:, num_masked:])  # [B, S, D]
+      hidden = hidden[:, :num_masked]
     word_table = self.encoder.embeddings.word.embedding
     return self.mlm(hidden, None, word_table), self.nsp(pooled)
 
@@ -694,6 +752,35 @@ class TaskModel(nn.Module):
     if self.pooled:
       x = self.encoder.pool(x)
     return self.task(self.dropout(x, deterministic=deterministic))
+
+
+def only_words(model, params, input_ids):
+  """The same model with a word table that has the words of a batch, no others.
+
+  What differentiation by the small table gives is the gradient of these rows
+  of the whole one: a word that occurs twice is looked up in one place.
+
+  Args:
+    model: a `TaskModel`, whose word table is looked up and nothing else.
+    params: of the model.
+    input_ids: [B, L] int32.
+
+  Returns:
+    The model and its parameters with a table [B * L, D], a row for every token
+    of the batch; and the places [B, L] of its words in there.
+  """
+  ids = input_ids.reshape(-1)
+  encoder = params["encoder"]
+  table = encoder["embeddings"]["word"]["embedding"]
+  order = jnp.arange(ids.size, dtype=jnp.int32)
+  first = jnp.full(len(table), ids.size, jnp.int32).at[ids].min(order)
+  word = {"embedding": table[ids]}
+  embeddings = encoder["embeddings"] | {"word": word}
+  return (
+    model.clone(config=dataclasses.replace(model.config, vocab_size=ids.size)),
+    params | {"encoder": encoder | {"embeddings": embeddings}},
+    first[ids].reshape(input_ids.shape),
+  )
 
 
 def stack_layers(params):

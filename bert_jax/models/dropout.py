@@ -34,15 +34,26 @@ def _mix(bits, key_word):
   return bits ^ (bits >> 16)
 
 
-def _key_words(rng):
-  """Reduces a key of any implementation to two uint32 words."""
+def key_words(rng):
+  """Reduces a key to two words, which stand for it everywhere in this file.
+
+  Args:
+    rng: a typed PRNG key of any implementation, or such words.
+
+  Returns:
+    uint32 [2].
+  """
+  if rng.dtype == jnp.uint32:
+    return rng
   words = jax.random.key_data(rng).astype(jnp.uint32).reshape(-1)
   first, second = words[0], words[1]
   for i in range(2, words.shape[0], 2):  # rbg keys have four words
     first = _mix(first ^ words[i], words[i + 1])
     second = _mix(second ^ words[i + 1], words[i])
   # Keys of one seed may share a word; after this both depend on both.
-  return _mix(first, second), _mix(second ^ jnp.uint32(0x9E3779B9), first)
+  return jnp.stack(
+    [_mix(first, second), _mix(second ^ jnp.uint32(0x9E3779B9), first)]
+  )
 
 
 def _counters(shape):
@@ -78,7 +89,7 @@ def random_bits(rng, shape):
   """Returns uniform uint32 bits, one word for every element of `shape`.
 
   Args:
-    rng: a typed PRNG key of any implementation.
+    rng: a typed PRNG key of any implementation, or its `key_words`.
     shape: shape of the result, a tuple of ints. Arrays of more than 2**32
       elements are numbered by two counters, the first of which (over the
       leading axes) is hashed into the key.
@@ -86,18 +97,44 @@ def random_bits(rng, shape):
   Returns:
     uint32 array of shape `shape`, a pure function of `rng` and the index.
   """
-  first, second = _key_words(rng)
+  first, second = key_words(rng)
   outer, inner = _counters(tuple(shape))
   if outer is not None:
     first, second = _mix(outer ^ first, second), _mix(outer ^ second, first)
   return _mix(inner ^ first, second)
 
 
+def random_bits_of_head(words, row, head, shape):
+  """Returns `random_bits(words, shape)[row, head]`, and computes no more.
+
+  Args:
+    words: two uint32 scalars, from `key_words`.
+    row: uint32 scalar, below B.
+    head: uint32 scalar, below N.
+    shape: (B, N, Q, K) of all the scores.
+
+  Returns:
+    uint32 [Q, K].
+  """
+  _, num_heads, *scores = shape
+  first, second = words
+  size = math.prod(scores)
+  counter = head * jnp.uint32(size)
+  if math.prod(shape) <= _COUNTER_SIZE:
+    counter = counter + row * jnp.uint32(num_heads * size % _UINT32)
+  elif num_heads * size <= _COUNTER_SIZE:
+    first, second = _mix(row ^ first, second), _mix(row ^ second, first)
+  else:
+    raise ValueError(f"the scores of one row of {shape} exceed 2**32 elements")
+  place = _counters(tuple(scores))[1]
+  return _mix((place + counter) ^ first, second)
+
+
 def dropout(rng, x, rate):
   """Sets elements to zero with probability `rate`, scales the rest to match.
 
   Args:
-    rng: a typed PRNG key of any implementation.
+    rng: a typed PRNG key of any implementation, or its `key_words`.
     x: array of any shape and float dtype.
     rate: probability of dropping an element, a Python float in [0, 1).
 
@@ -120,9 +157,14 @@ def dropout(rng, x, rate):
     )
   if rate == 0.0:
     return x
-  keep = random_bits(rng, x.shape) >= jnp.uint32(round(rate * _UINT32))
+  keep = random_bits(rng, x.shape) >= threshold(rate)
   scale = jnp.asarray(1.0 / (1.0 - rate), x.dtype)
   return jnp.where(keep, x * scale, jnp.zeros((), x.dtype))
+
+
+def threshold(rate):
+  """Returns the uint32 that the bits of an element must reach to stay."""
+  return jnp.uint32(round(rate * _UINT32))
 
 
 class Dropout(nn.Module):

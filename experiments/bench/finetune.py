@@ -7,6 +7,10 @@ Hugging Face transformers with `sdpa` attention, pads to the maximum length
 ("hf_max", what run_glue.py does unless told otherwise) or to the longest of
 each batch ("hf_longest").
 
+Every turn of every side runs the same batches, so that rounds differ only by
+what else the machine did. They are chosen evenly from all of the first epoch in
+the order of their longest sentence, and stand for it.
+
   python experiments/bench/finetune.py --task=sst2 --data=DATA --model=DIR
 
 DATA holds the task's files in the official layout, DIR a BERT in Hugging Face
@@ -41,7 +45,7 @@ def parse_args(argv=None):
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--seq_len", type=int, default=128)
   parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--steps", type=int, default=12, help="in a turn")
+  parser.add_argument("--steps", type=int, default=16, help="in a turn")
   parser.add_argument("--threads", type=int, default=2)
   parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
   args = parser.parse_args(argv)
@@ -67,8 +71,44 @@ def make_job(args):
   return jobs.open_job(config, "")
 
 
+def pick_steps(job, args):
+  """The steps of a turn: one that is not counted, then `args.steps` others."""
+  import numpy as np
+
+  from bert_jax.batching import Order
+
+  features = job.split(job.task.train_split).features
+  count = len(features) // args.batch_size
+  if count < args.steps:
+    raise SystemExit(
+      f"--steps={args.steps}, but an epoch of {args.task} has {count} batches "
+      f"of {args.batch_size}; lower it"
+    )
+  units, _ = Order(len(features), job.config.seed)(
+    np.arange(count * args.batch_size)
+  )
+  lengths = np.diff(features.offsets)[units].reshape(count, -1)
+  by_length = np.lexsort((lengths.sum(axis=1), lengths.max(axis=1)))
+  evenly = (np.arange(args.steps) + 0.5) * count / args.steps
+  picked = by_length[evenly.astype(int)].tolist()
+  return [picked[0], *picked]
+
+
+class Picked:
+  """Some of all batches."""
+
+  def __init__(self, batches, steps):
+    self._batches, self._steps = batches, steps
+
+  def __len__(self):
+    return len(self._steps)
+
+  def __getitem__(self, i):
+    return self._batches[self._steps[i]]
+
+
 def make_ours(args):
-  """Returns a function that trains on the next batch."""
+  """Returns a function that trains on the next batch, and one to start over."""
   import jax
 
   from bert_jax import batching
@@ -79,7 +119,7 @@ def make_ours(args):
 
   job, pretrained = make_job(args)
   mesh = sharding.make_mesh(-1, 1, 1)
-  batches = job.batches(mesh)
+  batches = Picked(job.batches(mesh), pick_steps(job, args))
   optimizer, schedule = optim.make_optimizer(job.config.optim, job.total_steps)
   init_rng, dropout_rng = jax.random.split(jax.random.key(0))
   state = jax.jit(
@@ -91,29 +131,38 @@ def make_ours(args):
   state = state.replace(params=train.place_params(state.params, imported))
   step = jax.jit(
     steps.make_train_step(
-      job.model, job.objective, optimizer, schedule, dropout_rng
+      job.model,
+      job.objective,
+      optimizer,
+      schedule,
+      dropout_rng,
+      sparse_words=True,
     ),
     donate_argnums=0,
   )
   # Every shape is compiled before the first turn.
   shapes: dict[tuple[int, ...], dict] = {}
-  for i in range(min(256, len(batches))):
+  for i in range(len(batches)):
     shapes.setdefault(batches[i]["input_ids"].shape, batches[i])
   for batch in shapes.values():
     state, metrics = step(state, batch)
-  # As the loop does it: batches are made ahead.
-  feed = batching.prefetch(batches, 0, num_threads=1, buffer_size=4)
+  feed = iter([batches[0]] * 2)
+
+  def restart():
+    nonlocal feed
+    # As the loop does it: batches are made ahead.
+    feed = batching.prefetch(batches, 0, num_threads=1, buffer_size=4)
 
   def run():
     nonlocal state
     state, metrics = step(state, next(feed))
     return float(metrics["loss"])
 
-  return run
+  return run, restart
 
 
 def make_reference(args):
-  """Returns a function that trains on the next batch."""
+  """Returns a function that trains on the next batch, and one to start over."""
   import numpy as np
   import torch
   import transformers
@@ -132,13 +181,16 @@ def make_reference(args):
   optimizer = torch.optim.AdamW(
     model.parameters(), lr=2e-5, eps=1e-6, weight_decay=0.01, fused=True
   )
-  number = 0
+  picked = pick_steps(job, args)
+  feed = iter(picked[:1] * 2)
+
+  def restart():
+    nonlocal feed
+    feed = iter(picked)
 
   def next_batch():
-    nonlocal number
-    places = number * args.batch_size + np.arange(args.batch_size)
+    places = next(feed) * args.batch_size + np.arange(args.batch_size)
     units, _ = order(places)
-    number += 1
     spans = [features.offsets[u : u + 2] for u in units]
     longest = max(end - start for start, end in spans)
     length = args.seq_len if args.side == "hf_max" else longest
@@ -155,7 +207,10 @@ def make_reference(args):
       "labels": torch.tensor(features.label[units], dtype=torch.long),
     }
 
-  return lambda: sides_lib.torch_step(model, optimizer, next_batch())
+  def run():
+    return sides_lib.torch_step(model, optimizer, next_batch())
+
+  return run, restart
 
 
 def main(argv=None):
@@ -165,7 +220,7 @@ def main(argv=None):
   if args.side:
     sides_lib.limit_threads(args.threads)
     make = make_ours if args.side == "ours" else make_reference
-    return sides_lib.serve(make(args))
+    return sides_lib.serve(*make(args))
   from bert_jax import main as launcher
 
   environs = {"ours": launcher.huge_pages(os.environ)}
@@ -192,7 +247,7 @@ def main(argv=None):
     shares = []
     for name, side in sides.items():
       secs, share = side.measure(args.steps)
-      # Batches differ in length, so all of a turn count, not their median.
+      # Batches differ in length: all of a turn count, not their median.
       table[name].append(args.batch_size * len(secs) / sum(secs))
       shares.append(share)
     table["to max"].append(table["ours"][-1] / table["hf_max"][-1])

@@ -34,7 +34,7 @@ def busy_secs():
   return (sum(fields) - idle) / os.sysconf("SC_CLK_TCK")
 
 
-def serve(run):
+def serve(run, restart=lambda: None):
   """Runs one side: as many steps as each line of standard input says.
 
   Prints a line of JSON for each: seconds of every step, processor seconds of
@@ -43,10 +43,12 @@ def serve(run):
 
   Args:
     run: does a step; called twice before the first turn, to compile.
+    restart: called before every turn.
   """
   run(), run()
   print("ready", flush=True)
   for line in sys.stdin:
+    restart()
     run()
     secs = []
     busy, own = busy_secs(), time.process_time()

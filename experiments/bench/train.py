@@ -12,7 +12,14 @@ for each other at every operation. So the table has a column "others", the share
 of the cores' time that other processes took: where it is not small, the ratio
 says little.
 
+--compare=equal has rows of 128 tokens without padding on both sides. With
+--compare=packed both train on the same examples of a text cut into documents
+as long as Wikipedia's (wikipedia.py): we with several to a row of 512, the
+reference with each padded to 512 in a row of its own. Then only tokens that
+are no padding count.
+
   python experiments/bench/train.py --size=4x512 --rounds=5
+  python experiments/bench/train.py --size=4x512 --compare=packed
 
 Prints a table of tokens/s per round and, as the last line, a summary as JSON.
 Needs torch and transformers beside the package.
@@ -24,9 +31,13 @@ import os
 from pathlib import Path
 import statistics
 import sys
+import tempfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import numpy as np
+
+from experiments.bench import prepare as bench_prepare
 from experiments.bench import sides as sides_lib
 
 # (num_layers, hidden_size, num_heads, batch_size)
@@ -36,6 +47,8 @@ SIZES = {
   "base": (12, 768, 12, 8),
 }
 VOCAB_SIZE, LENGTH, NUM_MASKED, MAX_LEN = 30522, 128, 20, 512
+# Packed: sequences a row at most, and batches of which one is chosen.
+MAX_SEQUENCES, NUM_CANDIDATES = 8, 64
 # Ours to theirs: the same function, each side's own fastest form of it.
 ACTIVATIONS = {"gelu_erf": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
@@ -45,6 +58,11 @@ def parse_args(argv=None):
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("--size", choices=SIZES, default="4x512")
+  parser.add_argument("--compare", choices=("equal", "packed"), default="equal")
+  parser.add_argument(
+    "--input", default=bench_prepare.INPUT, help="text of --compare=packed"
+  )
+  parser.add_argument("--vocab", default=bench_prepare.VOCAB)
   parser.add_argument(
     "--rounds", type=int, default=5, help="turns of each side"
   )
@@ -58,6 +76,7 @@ def parse_args(argv=None):
   parser.add_argument("--hidden_act", choices=ACTIVATIONS, default="gelu_tanh")
   parser.add_argument("--xla_flags", default="", help="appended to XLA_FLAGS")
   parser.add_argument("--side", choices=("ours", "hf"), help=argparse.SUPPRESS)
+  parser.add_argument("--batch", help=argparse.SUPPRESS)  # a file
   args = parser.parse_args(argv)
   if args.rounds < 1 or args.steps < 1:
     parser.error(
@@ -66,10 +85,8 @@ def parse_args(argv=None):
   return args
 
 
-def make_batch(batch_size):
+def equal_batch(batch_size):
   """Returns numpy inputs of which every token is real, by batch key."""
-  import numpy as np
-
   rng = np.random.default_rng(0)
   shape = (batch_size, LENGTH)
   positions = [
@@ -85,7 +102,75 @@ def make_batch(batch_size):
     "masked_ids": rng.integers(0, VOCAB_SIZE, (batch_size, NUM_MASKED)),
     "nsp_label": rng.integers(0, 2, batch_size),
   }
-  return {name: value.astype(np.int32) for name, value in batch.items()}
+  batch = {name: value.astype(np.int32) for name, value in batch.items()}
+  ones = np.ones(batch["masked_ids"].shape, np.float32)
+  return batch | {"masked_weights": ones, "weight": ones[:, 0]}
+
+
+def packed_batch(args, num_rows, folder):
+  """Returns a packed batch of the training split, as training gets it.
+
+  It is that one of the first, whose sequences padded would be useful to a
+  share nearest to that of all examples.
+  """
+  from bert_jax import batching
+  from bert_jax import records
+  from experiments.bench import packing
+
+  text, vocab, _ = bench_prepare.default_corpus(args.input, args.vocab, folder)
+  data = packing.make_data(text, vocab, folder, [("pairs", MAX_LEN)])
+  settings = packing.make_config("", data, "pairs", MAX_LEN, MAX_SEQUENCES).data
+  batches = batching.PretrainBatches(
+    settings, "train", seed=0, batch_size=num_rows, num_steps=NUM_CANDIDATES
+  )
+  name = records.examples_name(settings)
+  histogram = records.LengthIndex(data, name, "train").histogram
+  wanted = (histogram @ np.arange(MAX_LEN + 1)) / histogram.sum() / MAX_LEN
+
+  def distance(batch):
+    return abs(batch["input_mask"].sum() / batch["weight"].sum() / MAX_LEN
+               - wanted)  # fmt: skip
+
+  batch = min((batches[i] for i in range(NUM_CANDIDATES)), key=distance)
+  count = int(batch["weight"].sum())
+  print(
+    f"{num_rows} rows of {MAX_LEN} hold {count} sequences, "
+    f"{batch['input_mask'].mean():.1%} useful; padded "
+    f"{batch['input_mask'].sum() / count / MAX_LEN:.1%}, of all examples "
+    f"{wanted:.1%}"
+  )
+  return batch
+
+
+def one_a_row(batch):
+  """Returns what the reference takes: each sequence in a row, with labels.
+
+  Args:
+    batch: by batch key, packed or not.
+  """
+  labels = np.full(batch["input_ids"].shape, -100)
+  row, slot = np.nonzero(batch["masked_weights"])
+  labels[row, batch["masked_positions"][row, slot]] = batch["masked_ids"][
+    row, slot
+  ]
+  fields = {
+    "input_ids": batch["input_ids"],
+    "attention_mask": batch["input_mask"],
+    "token_type_ids": batch["segment_ids"],
+    "labels": labels,
+  }
+  if "sequence_ids" not in batch:
+    return fields | {"next_sentence_label": batch["nsp_label"]}
+  row, slot = np.nonzero(batch["weight"])
+  own = batch["sequence_ids"][row] == slot[:, None] + 1  # [N, L]
+  sequence, column = np.nonzero(own)
+  source = (row[sequence], column)
+  place = (sequence, batch["positions"][source])
+  found = {}
+  for name, value in fields.items():
+    found[name] = np.full(own.shape, -100 if name == "labels" else 0)
+    found[name][place] = value[source]
+  return found | {"next_sentence_label": batch["nsp_label"][row, slot]}
 
 
 def make_ours(args, batch):
@@ -100,7 +185,7 @@ def make_ours(args, batch):
   from configs import base
 
   config = base.get_config()
-  num_layers, hidden_size, num_heads, batch_size = SIZES[args.size]
+  num_layers, hidden_size, num_heads, _ = SIZES[args.size]
   config.model.num_layers = num_layers
   config.model.hidden_size = hidden_size
   config.model.num_heads = num_heads
@@ -110,8 +195,6 @@ def make_ours(args, batch):
   model = objective.make_model(bert.ModelConfig.from_config(config.model))
   optimizer, schedule = optim.make_optimizer(config.optim, total_steps=1_000)
   batch = {name: jnp.asarray(value) for name, value in batch.items()}
-  batch["masked_weights"] = jnp.ones(batch["masked_ids"].shape)
-  batch["weight"] = jnp.ones(batch_size)
   init_rng, dropout_rng = jax.random.split(jax.random.key(0))
   state = jax.jit(
     lambda: steps.init_state(model, objective, optimizer, init_rng, batch)
@@ -131,7 +214,6 @@ def make_ours(args, batch):
 
 def make_reference(args, batch):
   """Returns a function that runs one step of the reference and its loss."""
-  import numpy as np
   import torch
   import transformers
 
@@ -156,20 +238,9 @@ def make_reference(args, batch):
   optimizer = torch.optim.AdamW(
     model.parameters(), lr=1e-4, eps=1e-6, weight_decay=0.01, fused=True
   )
-  labels = np.full(batch["input_ids"].shape, -100)
-  np.put_along_axis(
-    labels, batch["masked_positions"], batch["masked_ids"], axis=1
-  )
-  inputs = {
-    "input_ids": batch["input_ids"],
-    "attention_mask": batch["input_mask"],
-    "token_type_ids": batch["segment_ids"],
-    "labels": labels,
-    "next_sentence_label": batch["nsp_label"],
-  }
   inputs = {
     name: torch.tensor(value, dtype=torch.long)
-    for name, value in inputs.items()
+    for name, value in one_a_row(batch).items()
   }
 
   return lambda: sides_lib.torch_step(model, optimizer, inputs)
@@ -183,8 +254,21 @@ def main(argv=None):
   if args.side:
     os.environ["XLA_FLAGS"] = flags
     sides_lib.limit_threads(args.threads)
-    batch = make_batch(SIZES[args.size][-1])
-    return sides_lib.serve(SIDES[args.side](args, batch))
+    with np.load(args.batch) as batch:
+      return sides_lib.serve(SIDES[args.side](args, dict(batch)))
+  batch_size = SIZES[args.size][-1]
+  with tempfile.TemporaryDirectory() as folder:
+    if args.compare == "packed":
+      batch = packed_batch(args, batch_size // 2, folder)
+    else:
+      batch = equal_batch(batch_size)
+    path = os.path.join(folder, "batch.npz")
+    np.savez(path, **batch)
+    return compare(args, [*argv, f"--batch={path}"], flags, batch)
+
+
+def compare(args, argv, flags, batch):
+  """Lets the two sides take turns on a batch and prints what they did."""
   from bert_jax import main as launcher
 
   # Ours runs in the environment that the launcher makes for itself.
@@ -194,14 +278,15 @@ def main(argv=None):
     ),
     "hf": sides_lib.Side(__file__, "hf", argv, dict(os.environ)),
   }
-  batch_size = SIZES[args.size][-1]
-  num_tokens = batch_size * LENGTH
+  num_tokens = int(batch["input_mask"].sum())
   table: dict[str, list[float]] = {
     name: [] for name in ("ours", "hf", "ratio", "others")
   }
+  rows, length = batch["input_ids"].shape
   print(
-    f"size {args.size}, {batch_size} x {LENGTH} tokens, {args.hidden_act}, "
-    f"{args.threads} threads; tokens/s"
+    f"size {args.size}, {rows} x {length} tokens, {args.hidden_act}, "
+    f"{args.threads} threads; {'useful ' * (num_tokens < rows * length)}"
+    "tokens/s"
   )
   print("round".rjust(8), *(name.rjust(9) for name in table))
 
@@ -230,8 +315,8 @@ def main(argv=None):
       summary.setdefault(name, {})[statistic.__name__] = round(value, 3)
   print(
     json.dumps(
-      {k: v for k, v in vars(args).items() if k != "side"}
-      | {"xla_flags": flags, "unit": "tokens/s"}
+      {k: v for k, v in vars(args).items() if k not in HIDDEN}
+      | {"xla_flags": flags, "unit": "useful tokens/s"}
       | summary
     )
   )
@@ -239,6 +324,8 @@ def main(argv=None):
 
 
 SIDES = {"ours": make_ours, "hf": make_reference}
+# Arguments that say nothing about what was measured.
+HIDDEN = ("side", "batch", "input", "vocab")
 
 if __name__ == "__main__":
   main()

@@ -6,7 +6,8 @@
 The first form runs the trials that are not done yet, one after the other: for
 each task and seed from the weights of runs/minilm (`make minilm`) and from
 fresh ones of the same shape. The second writes results.md from the records of
-finished runs, which it keeps in runs/ beside this file.
+finished runs, which it keeps in runs/ beside this file, and from those that
+reference.py keeps in reference/.
 """
 
 import argparse
@@ -47,27 +48,32 @@ def trial_name(task, start, seed):
   return f"{task}-{start}-{seed}"
 
 
-def command(task, start, seed, data):
-  """The launcher's command of a trial."""
-  folder, settings = TRIALS[task]
-  settings = {
+def settings(task, seed, data):
+  """What a trial changes in configs/finetune.py: keys and values."""
+  folder, special = TRIALS[task]
+  changes = {
     "task.dir": f"{data}/{folder}",
     "seed": seed,
     "optim.learning_rate": 5e-5,
-  } | settings
+  } | special
   if task in FILES:
     train, validation = FILES[task]
-    settings |= {
+    changes |= {
       "task.files.train": f"{data}/{folder}/{train}",
       "task.files.validation": f"{data}/{folder}/{validation}",
-      "task.eval_splits": "('validation',)",
+      "task.eval_splits": ("validation",),
     }
+  return changes
+
+
+def command(task, start, seed, data):
+  """The launcher's command of a trial."""
   arguments = f"task={task},from={WEIGHTS},random={start == 'random'}"
   return [
     sys.executable, "-m", "bert_jax.main", "--mode=train",
     f"--config=configs/finetune.py:{arguments.lower()}",
     f"--workdir=runs/finetune/{trial_name(task, start, seed)}",
-    *(f"--config.{key}={value}" for key, value in settings.items()),
+    *(f"--config.{k}={v}" for k, v in settings(task, seed, data).items()),
   ]  # fmt: skip
 
 
@@ -93,42 +99,60 @@ def keep(task, start, seed):
   shutil.rmtree(workdir / "checkpoints")  # a record is kept, not the weights
 
 
-def table():
-  """The Markdown table of all records."""
+def read_records(folder):
+  """The records of a folder: (task, start) -> records, of every seed."""
+  records: dict[tuple[str, str], list[dict]] = {}
+  for path in sorted(folder.glob("*.json")):
+    record = json.loads(path.read_text())
+    key = (record["task"], record.get("start", "minilm"))
+    records.setdefault(key, []).append(record)
+  return records
+
+
+def table(folder=HERE):
+  """The Markdown table of all records in a folder's runs/ and reference/."""
   from bert_jax import tasks
 
-  records: dict[tuple[str, str], list[dict]] = {}
-  for path in sorted((HERE / "runs").glob("*.json")):
-    record = json.loads(path.read_text())
-    records.setdefault((record["task"], record["start"]), []).append(record)
+  records = read_records(folder / "runs")
+  # Title of a column -> (task -> its records).
+  columns = {
+    "MiniLM weights: median (min to max)": {
+      task: records.get((task, "minilm"), []) for task in TRIALS
+    },
+    "fresh weights": {
+      task: records.get((task, "random"), []) for task in TRIALS
+    },
+  }
+  if reference := read_records(folder / "reference"):
+    columns["HF torch, same recipe: median (min to max)"] = {
+      task: reference.get((task, "minilm"), []) for task in TRIALS
+    }
   lines = [
     "<!-- Made by: python -m experiments.minilm.run --table -->",
     "",
-    "| task | metric | MiniLM weights: median (min to max) | fresh weights |"
-    " seeds |",
-    "|---|---|---|---|---|",
+    f"| task | metric | {' | '.join(columns)} | seeds |",
+    "|---|---|" + "---|" * len(columns) + "---|",
   ]
   for task in TRIALS:
-    metrics = tasks.TASKS[task].metrics
-    for metric in metrics:
-      cells, seeds = [], []
-      for start in STARTS:
-        found = records.get((task, start), [])
-        values = [r["final"][f"eval/{metric}"] for r in found]
-        seeds.append(str(len(values)))
-        scale = 1 if tasks.TASKS[task].kind == "span" else 100
-        values = [v * scale for v in values]
-        cells.append(
-          f"{statistics.median(values):.1f} ({min(values):.1f} to"
-          f" {max(values):.1f})"
-          if values
-          else "not run"
-        )
-      if seeds != ["0", "0"]:
-        lines.append(
-          f"| {task} | {metric} | {' | '.join(cells)} | {' / '.join(seeds)} |"
-        )
+    scale = 1 if tasks.TASKS[task].kind == "span" else 100
+    found = [column[task] for column in columns.values()]
+    if not any(found):
+      continue
+    for metric in tasks.TASKS[task].metrics:
+      cells = [
+        _cell([r["final"][f"eval/{metric}"] * scale for r in column])
+        for column in found
+      ]
+      seeds = " / ".join(str(len(column)) for column in found)
+      lines.append(f"| {task} | {metric} | {' | '.join(cells)} | {seeds} |")
   return "\n".join(lines) + "\n"
+
+
+def _cell(values):
+  if not values:
+    return "not run"
+  median = statistics.median(values)
+  return f"{median:.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def main(argv=None):

@@ -1,0 +1,106 @@
+"""A trace of some training steps, which TensorBoard's profiler opens.
+
+  profile = Profile((10, 15), workdir)
+  for step in ...:
+    profile.start(step, state)
+    state = train_step(state)
+    profile.stop(step, state)
+
+The folder is WORKDIR/profile; `tensorboard --logdir=WORKDIR` finds it there.
+"""
+
+from collections.abc import Callable, Sequence
+import contextlib
+import logging
+import os
+from typing import Any
+
+import jax
+
+_log = logging.getLogger(__name__)
+
+FOLDER = "profile"
+# What the profiler looks for: its own name of an annotation of a step.
+STEP_NAME = "train"
+
+
+def check_steps(steps: Sequence[int], total: int) -> None:
+  """Raises ValueError for steps that no run of `total` steps has."""
+  if not steps:
+    return
+  wanted = (
+    f"train.profile_steps={tuple(steps)}; give the first and the last step of "
+    "the trace, such as --config.train.profile_steps='(10,15)', or () for none"
+  )
+  if len(steps) != 2 or any(type(step) is not int for step in steps):
+    raise ValueError(wanted)
+  first, last = steps
+  if not 1 <= first <= last:
+    raise ValueError(f"{wanted}; steps count from 1")
+  if last > total:
+    raise ValueError(f"{wanted}; the last step of this run is {total}")
+
+
+class Profile:
+  """Starts a trace before the first step asked for, stops it after the last.
+
+  Devices finish what they were doing before the trace begins, and the last
+  step before it ends, so that whole steps are in it and no others. Evaluations
+  and checkpoints between them are in it, too. A run that goes on behind the
+  last step traces nothing; between the two, what is left.
+  """
+
+  def __init__(
+    self,
+    steps: Sequence[int],
+    workdir: str,
+    paused: Callable[[], Any] = contextlib.nullcontext,
+  ):
+    """Says what is to be traced.
+
+    Args:
+      steps: first and last, counted from 1 as in metrics.jsonl; () = none.
+      workdir: of the run.
+      paused: makes a context in which the profiler starts or writes.
+    """
+    self._first, self._last = steps or (0, -1)
+    self._folder = os.path.join(workdir, FOLDER)
+    self._paused = paused
+    self._tracing = False
+    self._annotation: Any = None
+
+  def start(self, step: int, state: Any) -> None:
+    """Begins a step; `state` is what the step before it left."""
+    if not self._first <= step <= self._last:
+      return
+    if not self._tracing:
+      jax.block_until_ready(state)
+      with self._paused():
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # it slows the host down
+        options.session_id = f"steps_{step}_{self._last}"
+        options.raise_error_on_start_failure = True
+        jax.profiler.start_trace(self._folder, profiler_options=options)
+      self._tracing = True
+    self._annotation = jax.profiler.StepTraceAnnotation(
+      STEP_NAME, step_num=step
+    )
+    self._annotation.__enter__()
+
+  def stop(self, step: int, state: Any) -> None:
+    """Ends a step; `state` is what it leaves."""
+    if not self._tracing:
+      return
+    if step == self._last:
+      jax.block_until_ready(state)
+    self._annotation.__exit__(None, None, None)
+    if step == self._last:
+      self.close()
+
+  def close(self) -> None:
+    """Writes what was traced, if a trace is under way."""
+    if self._tracing:
+      self._tracing = False
+      with self._paused():
+        jax.profiler.stop_trace()
+      _log.info("wrote a trace to %s", self._folder)

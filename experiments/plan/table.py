@@ -1,0 +1,262 @@
+"""Plans of the shipped configs on TPU slices, in one table.
+
+  python -m experiments.plan.table            all that table.json lacks
+  python -m experiments.plan.table --only=v5e:4x4
+  python -m experiments.plan.table --again    all, also those it has
+  python -m experiments.plan.table --list
+
+Each entry is compiled by a process of its own (`bert-jax --mode=plan`; needs
+the extra `tpu`, no TPU) and put into table.json as soon as it is there, so a
+run that is stopped goes on where it was. table.md is written from table.json.
+Everything about time in it is a prediction; nothing was run.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+FOLDER = pathlib.Path(__file__).parent
+ROOT = FOLDER.parents[1]
+
+# What a table keeps of a plan.
+KEPT = (
+  "fits",
+  "num_devices",
+  "device_kind",
+  "mesh",
+  "batch_size",
+  "seq_len",
+  "predicted_step_secs",
+  "predicted_mfu",
+  "predicted_mfu_without_communication",
+  "predicted_mfu_all_positions",
+  "predicted_tokens_per_sec",
+  "secs_by_kind",
+  "hbm_bytes_per_device",
+  "hbm_available_bytes",
+  "hbm_bytes_by_kind",
+  "model_flops_per_step",
+  "hardware_flops_per_step",
+  "collective_bytes_per_step",
+  "cycles_per_step",
+  "cycles_by_part",
+  "warnings",
+  "to_make_it_fit",
+  "compile_secs",
+  "versions",
+  "commit",
+  "dirty",
+)
+# Figures that a test compares.
+COMPARED = (
+  "predicted_step_secs",
+  "predicted_mfu",
+  "hbm_bytes_per_device",
+  "model_flops_per_step",
+  "collective_bytes_per_step",
+)
+
+# Rows of 128 that a device computes at once; of 512 a quarter of that.
+ROWS = {"v5e": 64, "v5p": 256, "v6e": 128}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """A config on a topology.
+
+  Attributes:
+    config: with arguments, as after --config=.
+    overrides: (key, value) of further settings.
+    topology: such as "v5e:4x4".
+    phase: what it is for.
+  """
+
+  config: str
+  overrides: tuple[tuple[str, Any], ...]
+  topology: str
+  phase: str
+
+  @property
+  def key(self) -> str:
+    """What it is called in table.json."""
+    settings = ",".join(f"{k}={v}" for k, v in self.overrides)
+    return f"{self.config} {settings} @ {self.topology}"
+
+  def arguments(self) -> list[str]:
+    """Of --mode=plan."""
+    return [
+      f"--config={self.config}",
+      *(f"--config.{k}={v}" for k, v in self.overrides),
+      f"--topology={self.topology}",
+    ]
+
+
+def entries() -> list[Entry]:
+  """All of the table, the quickest to compile first."""
+  found = [
+    Entry(
+      "configs/pretrain.py:size=mini,seq_len=128",
+      (
+        ("model.dtype", "bfloat16"),
+        ("data.batch_size", 256),
+        ("model.scan_layers", scan),
+      ),
+      "v5e:2x2",
+      "a small model, layers scanned" if scan else "a small model",
+    )
+    for scan in (True, False)
+  ]
+  for topology in ("v5e:4x4", "v6e:4x4", "v5p:4x4x4", "v5e:16x16"):
+    name, _, shape = topology.partition(":")
+    devices = 1
+    for size in shape.split("x"):
+      devices *= int(size)
+    for phase, seq_len in ((1, 128), (2, 512)):
+      for size in ("base", "large"):
+        rows = ROWS[name] * 128 // seq_len
+        found.append(
+          Entry(
+            f"configs/pretrain.py:size={size},seq_len={seq_len}",
+            (
+              ("model.dtype", "bfloat16"),
+              ("data.batch_size", rows * devices),
+            ),
+            topology,
+            f"phase {phase}",
+          )
+        )
+  return found
+
+
+def compile_entry(entry: Entry) -> dict[str, Any]:
+  """Runs --mode=plan; returns what the table keeps of its plan.
+
+  Raises:
+    RuntimeError: no plan was made.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "plan.json"
+    done = subprocess.run(
+      [sys.executable, "-m", "bert_jax.main", "--mode=plan",
+       *entry.arguments(), f"--output={path}"],
+      cwd=ROOT, capture_output=True, text=True, check=False,
+      # Flags for the CPU, such as tests set, would change the program.
+      env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
+    )  # fmt: skip
+    if not path.exists():
+      raise RuntimeError(f"{entry.key}: no plan was made: {done.stderr[-800:]}")
+    plan = json.loads(path.read_text())
+  row = {name: plan[name] for name in KEPT if name in plan}
+  return {"phase": entry.phase, "argv": entry.arguments()} | row
+
+
+def drift(old: dict[str, Any], new: dict[str, Any]) -> dict[str, float]:
+  """By how much the figures of two rows differ, as shares of the old ones."""
+  return {
+    name: abs(new[name] - old[name]) / abs(old[name])
+    for name in COMPARED
+    if name in old and name in new and old[name]
+  }
+
+
+def to_markdown(table: dict[str, dict[str, Any]]) -> str:
+  """The table as Markdown."""
+  lines = [
+    "# Predicted speed and memory of the shipped configs",
+    "",
+    "Made by `make plan-table` from compiled programs; nothing was run on a",
+    "TPU, and every time here is a prediction. What it rests on and leaves out",
+    "is in the plans themselves (`--mode=plan`). MFU counts what the",
+    "mathematics needs (bert_jax/flops.py); with the last layer counted at all",
+    "positions it is the figure in parentheses.",
+    "",
+    "| config | topology | rows x tokens | memory, GiB | step, ms | MFU |"
+    " without communication | tokens/s | sent, MB |",
+    "|---|---|---|---|---|---|---|---|---|",
+  ]
+  for key, row in table.items():
+    config, _, topology = key.rpartition(" @ ")
+    config = re.sub(
+      r"configs/pretrain\.py:|model\.dtype=bfloat16,?", "", config
+    )
+    config = re.sub(r",?data\.batch_size=\d+", "", config)
+    config = ",".join(filter(None, re.split(r"[ ,]+", config)))
+    gib = row["hbm_bytes_per_device"] / 2**30
+    available = row["hbm_available_bytes"] / 2**30
+    cells = [
+      f"{config}, {row['phase']}",
+      topology,
+      f"{row['batch_size']} x {row['seq_len']}",
+      f"{gib:.1f} of {available:.1f}",
+    ]
+    if row["fits"]:
+      cells += [
+        f"{row['predicted_step_secs'] * 1e3:.1f}",
+        f"{row['predicted_mfu']:.1%} "
+        f"({row['predicted_mfu_all_positions']:.1%})",
+        f"{row['predicted_mfu_without_communication']:.1%}",
+        f"{row['predicted_tokens_per_sec']:,.0f}",
+        f"{row['collective_bytes_per_step'] / 1e6:,.0f}",
+      ]
+    else:
+      cells += ["does not fit", "", "", "", ""]
+    lines.append("| " + " | ".join(cells) + " |")
+  versions = {
+    ", ".join(f"{k} {v}" for k, v in row["versions"].items())
+    for row in table.values()
+  }
+  commits = {
+    f"{str(row['commit'])[:12]}{' (changed)' if row['dirty'] else ''}"
+    for row in table.values()
+  }
+  lines += [
+    "",
+    f"All in bfloat16. Compiled with {'; '.join(sorted(versions))}, from "
+    f"commit {', '.join(sorted(commits))}.",
+  ]
+  return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Makes the table."""
+  parser = argparse.ArgumentParser(prog="python -m experiments.plan.table")
+  parser.add_argument("--only", default="", help="regex over the entries")
+  parser.add_argument("--again", action="store_true", help="also those it has")
+  parser.add_argument("--list", action="store_true", help="only name them")
+  args = parser.parse_args(argv)
+  path = FOLDER / "table.json"
+  table = json.loads(path.read_text()) if path.exists() else {}
+  failed = 0
+  for entry in entries():
+    if not re.search(args.only, entry.key):
+      continue
+    known = entry.key in table
+    if args.list or (known and not args.again):
+      print(f"{'has ' if known else 'lacks '}{entry.key}")
+      continue
+    print(f"compiling {entry.key}", flush=True)
+    try:
+      table[entry.key] = compile_entry(entry)
+    except RuntimeError as error:
+      print(error, file=sys.stderr)
+      failed = 1
+      continue
+    order = {e.key: i for i, e in enumerate(entries())}
+    table = dict(
+      sorted(table.items(), key=lambda item: order.get(item[0], len(order)))
+    )
+    path.write_text(json.dumps(table, indent=1) + "\n")
+  if table and not args.list:
+    (FOLDER / "table.md").write_text(to_markdown(table))
+  return failed
+
+
+if __name__ == "__main__":
+  sys.exit(main())
