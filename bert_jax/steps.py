@@ -95,9 +95,14 @@ def make_train_step(
   Source: BERT paper, appendix A.2; accumulation as users asked of the original.
   """
 
-  def loss_fn(params, batch, weights, rng, model=model):
+  def loss_fn(params, batch, weights, rng, model=model, output=None):
     outputs = objective.apply(
-      model, params, batch, deterministic=False, rngs={"dropout": rng}
+      model,
+      params,
+      batch,
+      output,
+      deterministic=False,
+      rngs={"dropout": rng},
     )
     terms = {
       name: losses.mean(total, weights[name])
@@ -112,18 +117,29 @@ def make_train_step(
       k = num_micro_batches
       return jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0)
 
+    # The table that scores words is a parameter of its own in the loop: each
+    # of its two gradients is then summed over the devices once, at the end.
+    def loss_of(untied, rows, rng):
+      return loss_fn(untied[0], rows, weights, rng, output=untied[1])
+
+    untied = (params, objective.output_variables(params))
+    compute = jax.value_and_grad(loss_of, has_aux=True)
+
     def add(total, i_and_rows):
       i, rows = i_and_rows
-      out = gradients_of(params, rows, weights, jax.random.fold_in(rng, i))
+      out = compute(untied, rows, jax.random.fold_in(rng, i))
       return jax.tree.map(jnp.add, total, out), None
 
     parts = jax.tree.map(part, batch)
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(gradients_of, params, first, weights, rng),
+      jax.eval_shape(compute, untied, first, rng),
     )
-    return jax.lax.scan(add, zeros, (jnp.arange(num_micro_batches), parts))[0]
+    (loss, (grads, extra)), _ = jax.lax.scan(
+      add, zeros, (jnp.arange(num_micro_batches), parts)
+    )
+    return loss, bert.tie_gradients(grads, extra)
 
   def of_words(params, batch, weights, rng):
     input_ids = batch["input_ids"]

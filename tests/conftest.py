@@ -89,6 +89,7 @@ def compile_once(tmp_path_factory):
   """Keeps compiled programs: many tests run the same steps, in new closures."""
   folder = str(tmp_path_factory.mktemp("compiled"))
   jax.config.update("jax_compilation_cache_dir", folder)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # of programs they start
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   compilation_cache.reset_cache()  # it looks at the settings only once

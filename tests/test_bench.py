@@ -2,12 +2,14 @@
 
 import collections
 import itertools
+import json
 
 import numpy as np
 import pytest
 
 from bert_jax import batching
 from bert_jax import prepare
+from experiments.bench import predict as bench_predict
 from experiments.bench import train as bench_train
 from experiments.bench import wikipedia
 from tests import test_batching
@@ -70,3 +72,70 @@ def test_cut_documents_hold_every_sentence_in_order():
   words = [sum(len(x.split()) for x in document) for document in first]
   # Log-normal: the mean is far above the median, and some are very long.
   assert np.median(words) < 0.5 * np.mean(words) < 0.1 * max(words)
+
+
+@pytest.mark.parametrize("by_length", [False, True])
+def test_every_sentence_is_in_one_batch_of_the_reference(by_length):
+  lengths = [7, 3, 9, 3, 8, 5, 4]
+  batches = bench_predict.split_batches(lengths, 3, by_length)
+  assert [len(places) for places in batches] == [3, 3, 1]
+  order = np.concatenate(batches).tolist()
+  assert sorted(order) == list(range(7))
+  assert order == ([2, 4, 0, 5, 6, 1, 3] if by_length else list(range(7)))
+
+
+def test_batches_of_the_reference_are_padded_to_their_longest():
+  fields = bench_predict.pad([[5, 6, 7], [8]])
+  assert fields["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+  assert fields["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+  assert not fields["token_type_ids"].any()
+
+
+def test_without_a_text_the_help_pages_of_python_are_embedded(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  sentences = bench_predict.read_sentences(bench_predict.bench_prepare.INPUT)
+  assert len(sentences) > 2000
+  assert all(text == text.strip() != "" for text in sentences)
+  picked = bench_predict.pick_sentences(sentences, 50)
+  assert picked == bench_predict.pick_sentences(sentences, 50)
+  assert len(set(picked)) > 40
+  with pytest.raises(SystemExit, match="but there are"):
+    bench_predict.pick_sentences(sentences, 10**6)
+
+
+@pytest.mark.slow
+def test_all_sides_give_the_same_vectors(tmp_path, capsys, monkeypatch):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  pytest.importorskip("onnx")
+  pytest.importorskip("onnxruntime")
+  monkeypatch.delenv("XLA_FLAGS")
+  words = "sun moon star sky rain wind snow hill lake tree bird".split()
+  pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+  model = tmp_path / "model"
+  torch.manual_seed(0)
+  transformers.BertModel(
+    transformers.BertConfig(
+      vocab_size=len(pieces),
+      num_hidden_layers=2,
+      hidden_size=32,
+      num_attention_heads=4,
+      intermediate_size=64,
+      initializer_range=0.5,
+    )
+  ).save_pretrained(model)
+  (model / "vocab.txt").write_text("\n".join(pieces) + "\n")
+  text = tmp_path / "text.txt"
+  lines = [" ".join(words[: i % 11 + 1]) for i in range(40)]
+  text.write_text("\n".join(lines))
+  bench_predict.main(
+    [f"--model={model}", f"--input={text}", "--sentences=30", "--rounds=1",
+     "--batch_size=4", "--threads=1"]
+  )  # fmt: skip
+  summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+  # They are not the same file read five times, nor all zeros.
+  assert 0 < summary["largest_difference"] < 1e-5
+  for name in bench_predict.SIDES:
+    assert summary["median"][name] > 0

@@ -130,6 +130,10 @@ def _dense_backward(sum_by_matmul, residuals, grad):
     rows, columns, (((0,), (0,)), ((), ())), preferred_element_type=bias.dtype
   )
   if sum_by_matmul:
+    if rows.dtype != bias.dtype:
+      # The kernel is stored as [D, N, H] with D innermost. Left alone, the
+      # compiler would turn the long operands round, not the short product.
+      grad_kernel = jax.lax.optimization_barrier(grad_kernel)
     ones = jnp.ones((_SUBLANES, rows.shape[0]), x.dtype)
     grad_bias = jax.lax.dot_general(
       ones, columns, (((1,), (0,)), ((), ())), preferred_element_type=bias.dtype

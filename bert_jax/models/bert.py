@@ -686,6 +686,8 @@ class PreTrainingModel(nn.Module):
       pooled = self.encoder.pool(hidden[:, num_masked:])  # [B, S, D]
       hidden = hidden[:, :num_masked]
     word_table = self.encoder.embeddings.word.embedding
+    if self.has_variable("output", "word_table"):
+      word_table = self.get_variable("output", "word_table")
     return self.mlm(hidden, None, word_table), self.nsp(pooled)
 
 
@@ -754,6 +756,33 @@ class TaskModel(nn.Module):
     return self.task(self.dropout(x, deterministic=deterministic))
 
 
+def word_table(params):
+  """Returns the word embedding [V, D] of any model with an `Encoder`."""
+  return params["encoder"]["embeddings"]["word"]["embedding"]
+
+
+def _with_word_table(params, table):
+  encoder = params["encoder"]
+  embeddings = encoder["embeddings"] | {"word": {"embedding": table}}
+  return params | {"encoder": encoder | {"embeddings": embeddings}}
+
+
+def tie_gradients(grads, output):
+  """Adds the gradient of the table that scores words to that of the words.
+
+  Args:
+    grads: of the parameters.
+    output: {"word_table": [V, D]}, its gradient in the "output" variables of a
+      `PreTrainingModel`; or {}.
+
+  Returns:
+    The gradient of the parameters when both uses of the table are one.
+  """
+  if not output:
+    return grads
+  return _with_word_table(grads, word_table(grads) + output["word_table"])
+
+
 def only_words(model, params, input_ids):
   """The same model with a word table that has the words of a batch, no others.
 
@@ -770,15 +799,12 @@ def only_words(model, params, input_ids):
     of the batch; and the places [B, L] of its words in there.
   """
   ids = input_ids.reshape(-1)
-  encoder = params["encoder"]
-  table = encoder["embeddings"]["word"]["embedding"]
+  table = word_table(params)
   order = jnp.arange(ids.size, dtype=jnp.int32)
   first = jnp.full(len(table), ids.size, jnp.int32).at[ids].min(order)
-  word = {"embedding": table[ids]}
-  embeddings = encoder["embeddings"] | {"word": word}
   return (
     model.clone(config=dataclasses.replace(model.config, vocab_size=ids.size)),
-    params | {"encoder": encoder | {"embeddings": embeddings}},
+    _with_word_table(params, table[ids]),
     first[ids].reshape(input_ids.shape),
   )
 

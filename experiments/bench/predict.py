@@ -35,6 +35,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bert_jax import corpus
+from experiments import demo
+from experiments.bench import prepare as bench_prepare
 from experiments.bench import sides as sides_lib
 
 SIDES = ("ours", "hf", "hf_sorted", "onnx", "onnx_sorted")
@@ -48,7 +51,7 @@ def parse_args(argv=None):
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("--model", default="runs/minilm", help="in HF's format")
-  parser.add_argument("--input", default="../shared/data/corpus/novels.txt",
+  parser.add_argument("--input", default=bench_prepare.INPUT,
                       help="text, one sentence a line")  # fmt: skip
   parser.add_argument("--sentences", type=int, default=1024, help="at random")
   parser.add_argument("--batch_size", type=int, default=32, help="of theirs")
@@ -60,20 +63,35 @@ def parse_args(argv=None):
   for name in ("sentences", "batch_size", "rounds"):
     if getattr(args, name) < 1:
       parser.error(f"--{name}={getattr(args, name)} must be at least 1")
-  for name in ("model", "input"):
-    if not os.path.exists(getattr(args, name)):
-      parser.error(f"--{name}={getattr(args, name)} is not there")
+  if not os.path.isdir(args.model):
+    parser.error(f"--model={args.model} is not there; `make minilm` fetches it")
   return args
 
 
-def pick_sentences(path, count):
-  """Some lines of a text, in an order of chance that is always the same."""
-  with open(path, encoding="utf-8") as file:
-    lines = [line.strip() for line in file]
-  lines = [line for line in lines if line]
-  if len(lines) < count:
-    raise SystemExit(f"--sentences={count}, but {path} has {len(lines)} lines")
-  return random.Random(0).sample(lines, count)
+def read_sentences(path):
+  """The lines of a text; without one, sentences of Python's help pages."""
+  if os.path.exists(path):
+    with open(path, encoding="utf-8") as file:
+      return [line.strip() for line in file if line.strip()]
+  if path != bench_prepare.INPUT:
+    raise SystemExit(f"--input={path} is not there; give a text")
+  print(f"{path} is not here: using Python's help pages")
+  with tempfile.TemporaryDirectory() as folder:
+    pages = os.path.join(folder, "pages.txt")
+    Path(pages).write_text("\n\n\n".join(demo.help_pages()), encoding="utf-8")
+    return [
+      sentence
+      for unit in corpus.list_units([pages], "paragraphs", 1 << 23)
+      for document in corpus.read_documents(unit, "paragraphs", "", "en")
+      for sentence in document
+    ]
+
+
+def pick_sentences(sentences, count):
+  """Some of them in an order of chance, which is always the same."""
+  if len(sentences) < count:
+    raise SystemExit(f"--sentences={count}, but there are {len(sentences)}")
+  return random.Random(0).sample(sentences, count)
 
 
 def split_batches(lengths, batch_size, by_length):
@@ -142,6 +160,7 @@ def load_torch(args, attention):
   import transformers
 
   torch.set_num_threads(args.threads)
+  transformers.logging.set_verbosity_error()  # of weights that are not read
   return transformers.BertModel.from_pretrained(
     args.model, attn_implementation=attention, add_pooling_layer=False
   ).eval()
@@ -296,7 +315,7 @@ def main(argv=None):
   os.environ["TOKENIZERS_PARALLELISM"] = "true"
   if args.side:
     return serve(args)
-  texts = pick_sentences(args.input, args.sentences)
+  texts = pick_sentences(read_sentences(args.input), args.sentences)
   words = sum(len(text.split()) for text in texts) / len(texts)
   print(
     f"{args.sentences} sentences of {words:.1f} words, {args.threads} threads, "

@@ -99,3 +99,4 @@ class Side:
   def close(self):
     self._asks.close()
     self._process.wait()
+    self._answers.close()

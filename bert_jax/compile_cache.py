@@ -1,0 +1,160 @@
+"""Compiled programs kept on disk, so that a second start need not compile.
+
+A program read back is the machine code that was compiled before, so results
+are the same to the bit. They are kept in a folder of the user, not in that of
+a run: what is in there is executed, and runs are passed on from hand to hand.
+
+XLA's key of a program for the CPU does not say which CPU it is for, so each
+kind has a folder of its own; a home may be shared by different machines.
+
+Source: docs.jax.dev, "Persistent compilation cache".
+"""
+
+import collections
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+from typing import Any
+
+import filelock
+import jax
+
+_log = logging.getLogger(__name__)
+
+AUTO, OFF = "auto", "off"
+MAX_BYTES = 2 << 30  # beyond that the programs not used for longest go
+# What takes less is compiled again: reading it would hardly be faster.
+MIN_COMPILE_SECS = 0.1
+_LOCK_SECS = 10
+_COUNTS: collections.Counter[str] = collections.Counter()
+_EVENTS = "/jax/compilation_cache/"
+_REQUEST, _HIT = "compile_requests_use_cache", "cache_hits"
+
+
+def enable(asked: str, on_cpu: bool) -> str | None:
+  """Makes jax keep what it compiles; before anything is compiled.
+
+  Args:
+    asked: "auto", "off" or a folder. With "auto" a folder that jax knows
+      already, as from JAX_COMPILATION_CACHE_DIR, stays as it is.
+    on_cpu: the CPU computes, not an accelerator.
+
+  Returns:
+    The folder, None if nothing is kept.
+
+  Raises:
+    ValueError: no name of a folder on this machine was given.
+  """
+  if not asked or "://" in asked:
+    raise ValueError(
+      f"--compile_cache={asked} is no folder here; give one, auto or off (for "
+      "a bucket leave it out and set JAX_COMPILATION_CACHE_DIR)"
+    )
+  if asked == OFF:
+    jax.config.update("jax_enable_compilation_cache", False)
+    return None
+  if not _COUNTS:
+    _COUNTS[_REQUEST] = 0
+    jax.monitoring.register_event_listener(_count)
+  settings: Any = jax.config  # its attributes are made at run time
+  known = settings.jax_compilation_cache_dir
+  if asked == AUTO and known:
+    return known
+  folder = choose_folder(asked, on_cpu)
+  if folder is None:
+    return None
+  try:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    drop_unfinished(folder)
+  except OSError as error:
+    _log.warning("%s; compiled programs are not kept", error)
+    return None
+  jax.config.update("jax_compilation_cache_dir", str(folder))
+  jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    jax.config.update(
+      "jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECS
+    )
+  return str(folder)
+
+
+def _count(event: str, **_) -> None:
+  _COUNTS[event.removeprefix(_EVENTS)] += 1
+
+
+def summary() -> str:
+  """How many programs were read, and how many compiled, since `enable`."""
+  read = _COUNTS[_HIT]
+  return f"programs: {read} read, {_COUNTS[_REQUEST] - read} compiled"
+
+
+def choose_folder(asked: str, on_cpu: bool) -> pathlib.Path | None:
+  """Where programs are kept; None = nowhere.
+
+  Args:
+    asked: "auto" or a folder.
+    on_cpu: the CPU computes, not an accelerator.
+  """
+  if asked != AUTO:
+    folder = pathlib.Path(asked).expanduser().absolute()
+  elif on_cpu and rejects_own_programs():
+    return None
+  else:
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = pathlib.Path(caches).expanduser() / "bert_jax" / "programs"
+  return folder / cpu_name()
+
+
+def cpu_name(cpuinfo: str = "/proc/cpuinfo") -> str:
+  """A name that two CPUs share only if they have the same instructions."""
+  features = platform.processor()
+  try:
+    with open(cpuinfo, encoding="utf-8", errors="replace") as file:
+      for line in file:
+        if line.split(":")[0].strip() in ("flags", "Features"):
+          features = " ".join(sorted(line.split(":")[1].split()))
+          break
+  except OSError:  # not Linux
+    pass
+  digest = hashlib.sha256(features.encode()).hexdigest()[:12]
+  return f"{platform.machine()}-{digest}"
+
+
+def rejects_own_programs(
+  report: str = "/sys/devices/system/cpu/vulnerabilities/gather_data_sampling",
+) -> bool:
+  """Whether XLA refuses to read what it compiled on this very CPU.
+
+  On CPUs whose gathers were made slow for safety's sake the compiler avoids
+  them, notes that with the program, and takes the note for an instruction that
+  the CPU lacks when it reads the program. All is then compiled again, with an
+  error message for each program.
+
+  Args:
+    report: where Linux says whether the CPU is one of them.
+
+  Source: github.com/jax-ml/jax/issues/38445.
+  """
+  try:
+    return not pathlib.Path(report).read_text().startswith("Not affected")
+  except OSError:  # no such CPU, or no such kernel
+    return False
+
+
+def drop_unfinished(folder: pathlib.Path) -> None:
+  """Deletes programs whose writing was killed; jax would stumble over them.
+
+  jax writes a program, then when it was last used, both under a lock.
+  """
+  try:
+    with filelock.FileLock(folder / ".lockfile").acquire(timeout=_LOCK_SECS):
+      for path in folder.glob("*-cache"):
+        used = path.with_name(path.name.removesuffix("-cache") + "-atime")
+        if not used.exists() or used.stat().st_size != 8:
+          path.unlink()
+          used.unlink(missing_ok=True)
+  except filelock.Timeout:
+    _log.warning("%s is locked; left as it is", folder)
