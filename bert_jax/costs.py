@@ -377,7 +377,6 @@ def kernel_cost(
   for fits in (
     lambda k: k.name == call.kernel and k.results == results,
     lambda k: k.results == results,
-    lambda k: k.name == call.kernel,
   ):
     if found := next(filter(fits, kernels), None):
       return found, True

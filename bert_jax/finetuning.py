@@ -64,6 +64,8 @@ class FineTuning:
         f"data.seq_len={config.data.seq_len} is longer than model.max_len="
         f"{model_config.max_len}; lower it"
       )
+    unit = model_config.row_len_unit if config.data.pack else 1
+    model_config.check_row_len(-(-config.data.seq_len // unit) * unit)
     if tokenizer.vocab_size > model_config.vocab_size:
       raise ValueError(
         f"the vocabulary has {tokenizer.vocab_size} pieces, model.vocab_size="
@@ -203,6 +205,7 @@ class FineTuning:
       seq_len=config.data.seq_len,
       pad_id=self.tokenizer.pad_id,
       pack=config.data.pack,
+      length_unit=self.model.config.row_len_unit,
       multiple=num_groups(mesh) * config.optim.num_micro_batches,
       # Scores and softmax of L keys against 12 D^2 weights, as timed on a CPU.
       attention_len=2.5 * config.model.hidden_size,
@@ -389,6 +392,7 @@ class TaskEvaluator:
       seq_len=data.seq_len,
       pad_id=job.tokenizer.pad_id,
       pack=data.pack,
+      length_unit=job.model.config.row_len_unit,
       local_rows=lambda count: sharding.local_rows(self._place, count),
     )
     outputs, totals = [], metrics.add({}, {})

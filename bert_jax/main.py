@@ -13,6 +13,7 @@ memory), 2 it was asked for wrongly.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import glob
 import importlib.util
 import logging
 import os
@@ -316,11 +317,16 @@ def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _on_cpu() -> bool:
   """Whether jax will compute on the CPU; it is not asked, nor even loaded."""
-  return os.environ.get("JAX_PLATFORMS") == "cpu" or not any(
+  if os.environ.get("JAX_PLATFORMS") == "cpu":
+    return True
+  # The TPU's compiler may be there for plans alone.
+  has_tpu = importlib.util.find_spec("libtpu") and (
+    glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
+  )
+  return not has_tpu and not any(
     importlib.util.find_spec(name)
-    for name in ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin",
-                 "jax_rocm7_plugin")
-  )  # fmt: skip
+    for name in ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
+  )
 
 
 def _restart_with_huge_pages() -> None:

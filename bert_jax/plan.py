@@ -257,6 +257,7 @@ def trace_step(config: Any, mesh: jax.sharding.Mesh) -> Step:
         schedule,
         dropout_rng,
         config.optim.num_micro_batches,
+        sparse_words=config.objective == "task" and mesh.size == 1,
       ),
       donate_argnums=0,
       in_shardings=(place, sharding.batch_sharding(mesh)),
@@ -392,6 +393,7 @@ def make_plan(
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor, slices.devices
   )
   plan = _head(config, slices, mesh)
+  sequence_lengths(config)  # what is wrong with the data is found here
   step = trace_step(config, mesh)
   start = time.monotonic()
   points: dict[int, int] = {}  # batch size -> bytes a device
@@ -646,6 +648,7 @@ def sequence_lengths(config: Any) -> tuple[float, float, int] | None:
   if config.objective == "task" or not data.dir:
     return None
   name = records.examples_name(data)
+  examples = batching.open_examples(data, "train")
   if data.max_sequences > 1:
     histogram = records.LengthIndex(data.dir, name, "train").histogram
     from bert_jax import packing
@@ -657,7 +660,6 @@ def sequence_lengths(config: Any) -> tuple[float, float, int] | None:
     total = sum(n * int(c) for n, c in zip(sizes, histogram, strict=True))
     squares = sum(n * n * int(c) for n, c in zip(sizes, histogram, strict=True))
     return total, squares, rows
-  examples = batching.open_examples(data, "train")
   found = records.example_lengths(
     examples.read(np.arange(min(len(examples), 65536)))
   )

@@ -853,6 +853,7 @@ class Predictor:
     self._kind = make(
       _Context(self._settings, seq_len, model, self.tokenizer, pretrained, name)
     )
+    model.check_row_len(model.max_len)
     shorter = (n for n in _ROW_LENGTHS if n < model.max_len)
     self._row_lengths = (*shorter, model.max_len)
     self._mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,

@@ -31,6 +31,7 @@ import numpy as np
 from rich import progress
 
 from bert_jax import corpus
+from bert_jax import masking
 from bert_jax import packing
 from bert_jax import pairing
 from bert_jax import records
@@ -97,8 +98,9 @@ def check_settings(config: Any) -> None:
       (d.dupe_factor >= 1, "data.dupe_factor", d.dupe_factor, "1 or more"),
       (0 <= d.short_seq_rate <= 1, "data.short_seq_rate", d.short_seq_rate,
        "a probability"),
-      (d.max_sequences >= 1, "data.max_sequences", d.max_sequences,
-       "1 or more"),
+      (1 <= d.max_sequences <= d.seq_len // masking.SHORTEST,
+       "data.max_sequences", d.max_sequences,
+       f"1 to {d.seq_len // masking.SHORTEST} in rows of {d.seq_len}"),
   )  # fmt: skip
   for good, key, value, need in wanted:
     if not good:

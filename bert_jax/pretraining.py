@@ -150,6 +150,7 @@ class Evaluator:
     """
     sharding.check_batch_size(config.eval.batch_size, mesh)
     self._mesh = mesh
+    self._batch_size = config.eval.batch_size
     self._place = sharding.batch_sharding(mesh)
     self._batches = batching.PretrainBatches(
       config.data,
@@ -174,7 +175,11 @@ class Evaluator:
     Args:
       params: the parameters, or their shapes.
     """
-    batch = jax.tree.map(jnp.asarray, self._batches[0])
+    # Of all hosts; only this one's rows are at hand.
+    batch = {
+      name: jax.ShapeDtypeStruct((self._batch_size, *x.shape[1:]), x.dtype)
+      for name, x in self._batches[0].items()
+    }
     with jax.set_mesh(self._mesh):
       sums = jax.eval_shape(self._step, params, batch, self._unigram)
     return sorted(f"eval/{name}" for name in (*sums, "loss", "mlm_perplexity"))
@@ -203,6 +208,7 @@ def _check_model_fits(config: Any) -> bert.ModelConfig:
     ValueError: the model is impossible, or its tables are too small.
   """
   model_config = bert.ModelConfig.from_config(config.model)
+  model_config.check_row_len(config.data.seq_len)
   if config.data.seq_len > model_config.max_len:
     raise ValueError(
       f"data.seq_len={config.data.seq_len} is longer than model.max_len="

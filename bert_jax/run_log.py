@@ -24,6 +24,7 @@ _PACKAGES = (
 # Keys that do not change what is computed: a run may go on with other values.
 FREE_KEYS = (
     "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.rules",
+    "mesh.spread_optimizer",
     "data.dir", "data.prefetch_batches", "data.num_threads",
     "train.log_every_steps", "train.tensorboard", "train.profile_steps",
     "checkpoint.", "eval.", "prepare.", "predict.", "convert.",
@@ -32,6 +33,13 @@ FREE_KEYS = (
     "task.max_answer_len", "task.null_threshold",
 )  # fmt: skip
 
+
+# Keys that came later, with what was done before there was a choice.
+_ADDED = {
+  "data.max_sequences": 1,
+  "mesh.spread_optimizer": False,
+  "train.profile_steps": [],
+}
 
 # What may differ between the sessions of a run that was stopped and went on.
 _SESSION_KEYS = (
@@ -140,7 +148,7 @@ def check_workdir(
   differs = [
     f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked"
     for k in sorted(old.keys() | new.keys())
-    # A run from before a key was made with what is its default now.
+    # Other keys than `_ADDED` that came later change nothing.
     if k in old
     and old[k] != new.get(k)
     and not k.startswith(FREE_KEYS + free_keys)
@@ -157,7 +165,7 @@ def check_workdir(
 
 
 def read_run(workdir: str) -> dict:
-  """Reads workdir/run.json.
+  """Reads workdir/run.json; its config has the keys that came later.
 
   Raises:
     RunError: there is none, or it is damaged.
@@ -175,6 +183,10 @@ def read_run(workdir: str) -> dict:
     ) from error
   except (ValueError, AttributeError, OSError) as error:
     raise RunError(f"{path} is damaged: {error}") from error
+  for key, value in _ADDED.items():
+    group, name = key.split(".")
+    if isinstance(run["config"].get(group), dict):
+      run["config"][group].setdefault(name, value)
   return run
 
 

@@ -9,9 +9,10 @@ The mesh always has three axes, in this order; an axis of size 1 costs nothing:
 
 A rule is `(regex, axes)`. The regex is searched for in the path of a parameter
 (`encoder/layers/mlp/in/kernel`), the first rule that fits wins, and `axes` name
-what the *trailing* dimensions are cut over: the leading layer axis of scanned
-layers is never cut. The moments of the optimizer end in the same paths, so one
-table places the whole train state.
+what the *trailing* dimensions are cut over: rules never cut the leading layer
+axis of scanned layers. The moments of the optimizer end in the same paths, so
+one table places the whole train state; they may then be cut over "data" as well
+(`spread`), along any axis.
 
 The compiler derives the rest from three facts: the sharding of the state, the
 sharding of the batch, and `constrain_batch` on activations. Without the last it
@@ -338,6 +339,8 @@ def _spread(
 
   The last one keeps a multiple of the 128 lanes of a TPU's register.
   """
+  if any("data" in _axes_of(entry) for entry in spec):
+    return spec
   entries = list(spec) + [None] * (len(shape) - len(spec))
   units = [1] * (len(shape) - 1) + [128]
   free = [

@@ -20,6 +20,8 @@ from bert_jax.batching import Order
 # not every batch fits into them.
 _SHAPE_SAMPLE = 256
 _LENGTH_RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)
+# Rows longer than this are not made to leave less empty.
+_LONG_ROW = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,18 +157,19 @@ class Rows:
     return outputs[rows, slots]
 
 
-def longest_row(features: Any, seq_len: int, pack: bool) -> int:
+def longest_row(features: Any, seq_len: int, pack: bool, unit: int) -> int:
   """The L that a row needs for any unit.
 
   Args:
     features: of a split.
     seq_len: tokens a sequence has at most.
     pack: False = rows of one unit, as long as `seq_len` times C.
+    unit: of packed rows, whose length is a multiple of it.
   """
   count = features.num_choices
   if not pack:
     return seq_len * count
-  return _up_to(int(np.diff(features.offsets[::count]).max()), 8)
+  return _up_to(int(np.diff(features.offsets[::count]).max()), unit)
 
 
 def _up_to(number: float, multiple: int) -> int:
@@ -191,6 +194,7 @@ class TaskBatches:
     pad_id: int,
     pack: bool = True,
     multiple: int = 1,
+    length_unit: int = 8,
     attention_len: float = 1000.0,
     shape_price: float = 10_000.0,
     local_rows: Callable[[int], np.ndarray] = np.arange,
@@ -207,6 +211,7 @@ class TaskBatches:
       pack: several units share a row; else one row each, of `seq_len` tokens
         for each of its choices.
       multiple: number of rows is a multiple of it (devices, micro-batches).
+      length_unit: L of packed rows is a multiple of it.
       attention_len: L at which attention costs as much as all the rest of a
         layer; longer rows leave less empty, but attend over more.
       shape_price: positions that are computed in the time in which one more
@@ -217,10 +222,11 @@ class TaskBatches:
     self._batch_size, self._num_steps = batch_size, num_steps
     self._local_rows, self._multiple = local_rows, multiple
     self._pack = pack
-    longest = longest_row(features, seq_len, pack)
+    longest = longest_row(features, seq_len, pack, length_unit)
     lengths = [longest]
     if pack:
-      lengths = sorted({_up_to(longest * rate, 8) for rate in _LENGTH_RATES})
+      rounded = {_up_to(longest * rate, length_unit) for rate in _LENGTH_RATES}
+      lengths = sorted(n for n in rounded if n <= max(longest, _LONG_ROW))
     self._shapes, self._largest = self._choose_shapes(
       [Rows(features, length, 1, pad_id) for length in lengths],
       longest,
@@ -316,6 +322,7 @@ class TaskSplit:
     seq_len: int,
     pad_id: int,
     pack: bool = True,
+    length_unit: int = 8,
     local_rows: Callable[[int], np.ndarray] = np.arange,
   ):
     """Lays the split out; arguments as those of TaskBatches.
@@ -326,9 +333,10 @@ class TaskSplit:
       seq_len: tokens a sequence has at most.
       pad_id: of the vocabulary.
       pack: several units share a row.
+      length_unit: L of packed rows is a multiple of it.
       local_rows: number of rows -> those that this host makes.
     """
-    row_len = longest_row(features, seq_len, pack)
+    row_len = longest_row(features, seq_len, pack, length_unit)
     rows = Rows(features, row_len, 1, pad_id)
     if pack:
       layout = packing.pack(rows.unit_lengths, row_len)

@@ -133,8 +133,9 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   m.scan_layers = False  # stack the layers: compile one block, not all
   m.remat = "none"  # "none", "dots" or "full": recompute in the backward pass
   # The attention program. "plain". "fused": on a TPU, one kernel that keeps the
-  # scores on chip, for rows of 128, 256, ... 1024 tokens; equal up to rounding,
-  # dropout included.
+  # scores on chip, for rows of 128, 256, ... 1024 tokens (packed tasks get such
+  # rows); equal up to rounding, dropout included. Elsewhere plain operations do
+  # the same, slower: their backward pass computes the scores again.
   m.attention = "plain"
 
   c.data = d = ml_collections.ConfigDict()

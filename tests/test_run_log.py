@@ -90,6 +90,7 @@ def test_a_run_that_goes_on_keeps_what_every_session_ran_with(run, tmp_path):
   ("key", "value"),
   [
     ("mesh.tensor", 2),
+    ("mesh.spread_optimizer", False),
     ("data.num_threads", 5),
     ("checkpoint.keep", 9),
     ("eval.every_steps", 3),
@@ -130,6 +131,24 @@ def test_what_changes_the_numbers_must_not(
     run_log.check_workdir(str(tmp_path), new)
   assert str(error.value).count(" there, ") == 1  # only what differs
   assert "Give another --workdir" in str(error.value)
+
+
+def test_a_run_from_before_packing_goes_on_unpacked_and_not_otherwise(
+  run, tmp_path, tiny_config
+):
+  old = run | {"config": {k: v for k, v in run["config"].items()}}
+  old["config"]["data"] = dict(old["config"]["data"])
+  del old["config"]["data"]["max_sequences"]
+  run_log.write_run(str(tmp_path), old)
+  run_log.check_workdir(str(tmp_path), run)
+  # Evaluation takes its config from there.
+  data = run_log.read_run(str(tmp_path))["config"]["data"]
+  assert data["max_sequences"] == 1
+  config = tiny_config("data")
+  config.data.max_sequences = 4
+  packed = run_log.describe(config, "0" * 64, jax.devices())
+  with pytest.raises(run_log.RunError, match="max_sequences: 1 there, 4 asked"):
+    run_log.check_workdir(str(tmp_path), packed)
 
 
 def test_other_data_is_another_run(run, tmp_path):

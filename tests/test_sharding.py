@@ -353,3 +353,12 @@ def test_moments_are_spread_over_the_copies_where_they_can_be():
   assert moments["in"]["kernel"].spec == P("fsdp", "data")
   assert moments["odd"]["kernel"].spec == P(None, None)  # 6 rows, 128 lanes
   assert placed["opt_state"]["count"].spec == P()
+
+
+@pytest.mark.parametrize("first", ["data", ("data", "fsdp")])
+def test_what_a_rule_cuts_over_the_copies_is_not_cut_again(first):
+  mesh = sharding.make_mesh(data=4, fsdp=2, tensor=1)
+  state = {"opt_state": {"kernel": jax.ShapeDtypeStruct((64, 512), "float32")}}
+  rules = (("kernel$", (first, None)),)
+  placed = sharding.state_sharding(state, mesh, rules, spread="^opt_state/")
+  assert placed["opt_state"]["kernel"].spec == P(first, None)

@@ -347,7 +347,7 @@ class Sharded:
     self.rows = sharding.batch_sharding(mesh)
     self.abstract = jax.eval_shape(training.init, make_batch(8))
     self.places = sharding.state_sharding(
-      self.abstract, mesh, base.SHARDING_RULES
+      self.abstract, mesh, base.SHARDING_RULES, spread="^opt_state/"
     )
     everywhere = jax.sharding.NamedSharding(mesh, sharding.P())
     self.init = jax.jit(training.init, out_shardings=self.places)

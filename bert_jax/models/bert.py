@@ -86,12 +86,12 @@ def _last_axis(x, vector):
 def _layer_norm_forward(x, scale, bias, epsilon):
   wide = x.astype(jnp.float32)
   mean = jnp.mean(wide, -1, keepdims=True)
-  if x.dtype == jnp.float32:
-    variance = jnp.mean(jnp.square(wide - mean), -1, keepdims=True)
-  else:
+  if x.dtype == jnp.bfloat16:
     # In one pass with the mean; what cancels is far below the last bit of x.
     variance = jnp.mean(jnp.square(wide), -1, keepdims=True) - mean * mean
     variance = jnp.maximum(variance, 0.0)
+  else:
+    variance = jnp.mean(jnp.square(wide - mean), -1, keepdims=True)
   rstd = jax.lax.rsqrt(variance + epsilon)
   y = (wide - mean) * rstd * _last_axis(x, scale) + _last_axis(x, bias)
   return y.astype(x.dtype), (x, scale, mean, rstd)
@@ -281,6 +281,18 @@ class ModelConfig:
           f"model.{name}={getattr(self, name)!r} is unknown; choose one of "
           f"{', '.join(known)}"
         )
+
+  def check_row_len(self, length):
+    """Raises ValueError if the attention program takes no rows of a length."""
+    if self.attention == "fused":
+      from bert_jax.models import fused_attention  # slow to import
+
+      fused_attention.check_shapes(length, self.hidden_size, self.head_dim)
+
+  @property
+  def row_len_unit(self):
+    """What the lengths of rows are best a multiple of."""
+    return 128 if self.attention == "fused" else 8
 
   @property
   def head_dim(self):

@@ -45,8 +45,7 @@ def check_shapes(length: int, hidden_size: int, head_dim: int) -> None:
     raise ValueError(
       f"model.attention=fused takes rows of a multiple of {LANES} tokens up to "
       f"{MAX_LEN}, not {length}; use data.seq_len="
-      f"{min(-(-length // LANES) * LANES, MAX_LEN)}, or model.attention=plain "
-      "or splash"
+      f"{min(-(-length // LANES) * LANES, MAX_LEN)}, or model.attention=plain"
     )
   if LANES % head_dim and head_dim % LANES:
     raise ValueError(

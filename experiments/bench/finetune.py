@@ -40,7 +40,7 @@ def parse_args(argv=None):
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("--task", default="mrpc", help="one that classifies")
-  parser.add_argument("--data", default="../shared/data/glue")
+  parser.add_argument("--data", default="data/glue")
   parser.add_argument("--model", default="", help=f"default: that of {PACKAGE}")
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--seq_len", type=int, default=128)

@@ -32,8 +32,8 @@ from configs import base
 from configs import demo as demo_config
 from experiments import demo
 
-INPUT = "../shared/data/corpus/novels.txt"
-VOCAB = "../shared/data/vocab/bert-base-uncased/vocab.txt"
+INPUT = "data/corpus/novels.txt"
+VOCAB = "data/vocab/bert-base-uncased/vocab.txt"
 DUPE_FACTOR = 5
 # Examples/s by length: the original's script on the same text and vocabulary,
 # measured once elsewhere on such a machine, CPU time of one core, its writing

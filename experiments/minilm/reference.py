@@ -210,7 +210,7 @@ def main(argv=None):
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("tasks", nargs="+", choices=["cola", "mrpc", "rte"])
-  parser.add_argument("--data", default="../shared/data")
+  parser.add_argument("--data", default="data")
   parser.add_argument("--seeds", type=int, default=1)
   args = parser.parse_args(argv)
   for seed in range(args.seeds):

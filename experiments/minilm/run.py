@@ -160,7 +160,7 @@ def main(argv=None):
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("tasks", nargs="*", choices=[*TRIALS, []])
-  parser.add_argument("--data", default="../shared/data")
+  parser.add_argument("--data", default="data")
   parser.add_argument("--seeds", type=int, default=1)
   parser.add_argument("--starts", default=",".join(STARTS))
   parser.add_argument("--table", action="store_true")

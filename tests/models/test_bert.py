@@ -543,6 +543,12 @@ def test_all_layers_of_some_positions_is_refused():
     )
 
 
+def test_layer_norm_of_float16_keeps_small_differences_of_large_numbers():
+  x = jnp.tile(jnp.asarray([100, 100.0625], jnp.float16), 512)[None]
+  got = bert.layer_norm(x, jnp.ones(1024), jnp.zeros(1024), 1e-12)
+  np.testing.assert_allclose(got, jnp.tile(jnp.asarray([-1.0, 1.0]), 512)[None])
+
+
 def test_gradients_of_a_frequent_word_do_not_stop_growing_in_bfloat16():
   table, ids = jnp.ones((3, 4)), jnp.ones((100, 50), jnp.int32)
 
