@@ -57,7 +57,7 @@ EXTRAS = {
   "tpu": [f"jax[tpu]{JAX}"],
   "test": [
     "pytest>=9,<10",  # runs the tests
-    "pytest-xdist>=3.8,<4",  # ... on several cores: PYTEST_ARGS="-n 2"
+    "pytest-xdist>=3.8,<4",  # ... on two cores at once
     "hypothesis>=6.150,<7",  # property tests
     "ruff>=0.17.6,<0.18",  # lint and format
     "mypy>=2.4.1,<2.5",  # types
