@@ -21,7 +21,7 @@ setup: $(VENV)/.installed  ## make .venv from requirements.lock
 demo: setup  ## pre-train a small BERT on text that Python carries: 5 minutes
 	@$(PY) -m experiments.demo --workdir=runs/demo
 
-test: setup  ## the default test suite, on two cores (PYTEST_ARGS="-n 0": on one)
+test: setup  ## the default tests, on two cores (PYTEST_ARGS="-n 0": on one)
 	@$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.extra-reference $(VENV)/.extra-beam  ## every test, also slow

@@ -341,7 +341,12 @@ def _spread(
   """
   if any("data" in _axes_of(entry) for entry in spec):
     return spec
-  entries = list(spec) + [None] * (len(shape) - len(spec))
+  # An axis of size 1 cuts nothing.
+  entries = [
+    entry if math.prod(mesh.shape[a] for a in _axes_of(entry)) > 1 else None
+    for entry in spec
+  ]
+  entries += [None] * (len(shape) - len(spec))
   units = [1] * (len(shape) - 1) + [128]
   free = [
     i
