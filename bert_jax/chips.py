@@ -56,11 +56,6 @@ class Chip:
     return self.peak_flops / self.flops_per_cycle
 
   @property
-  def num_links(self) -> int:
-    """Links of a chip."""
-    return 2 * self.torus_dims
-
-  @property
   def vector_ops(self) -> float:
     """Operations per second of the vector units: 8 x 128 lanes, 4 a lane.
 

@@ -242,26 +242,16 @@ def trace_step(config: Any, mesh: jax.sharding.Mesh) -> Step:
       lambda row: steps.init_state(model, objective, optimizer, init_rng, row),
       row,
     )
-    place = sharding.state_sharding(
-      abstract,
+    place = sharding.place_state(abstract, mesh, config.mesh)
+    step = steps.jit_train_step(
+      config,
+      model,
+      objective,
+      optimizer,
+      schedule,
+      dropout_rng,
       mesh,
-      config.mesh.rules,
-      spread="^opt_state/" if config.mesh.spread_optimizer else "",
-    )
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    step = jax.jit(
-      steps.make_train_step(
-        model,
-        objective,
-        optimizer,
-        schedule,
-        dropout_rng,
-        config.optim.num_micro_batches,
-        sparse_words=config.objective == "task" and mesh.size == 1,
-      ),
-      donate_argnums=0,
-      in_shardings=(place, sharding.batch_sharding(mesh)),
-      out_shardings=(place, everywhere),
+      place,
     )
     traced = step.trace(abstract, batch)
   return Step(config, mesh, abstract, place, batch, traced)
@@ -1111,7 +1101,8 @@ def run(
   if not importlib.util.find_spec("libtpu"):
     raise PlanError(
       "--mode=plan compiles with libtpu, which is not installed here; "
-      "pip install 'bert_jax[tpu]' (no TPU is needed)"
+      "`make .venv/.extra-tpu`, or pip install -e '.[tpu]' in the project's "
+      "folder (700 MB; no TPU is needed)"
     )
   absl_logging.set_verbosity(absl_logging.ERROR)
   plan = make_plan(config, topology, num_slices, search, dump)

@@ -267,6 +267,23 @@ def state_sharding(
   return jax.tree_util.tree_unflatten(treedef, placed)
 
 
+def place_state(
+  abstract_state: Tree, mesh: jax.sharding.Mesh, config: Any
+) -> Tree:
+  """Places a train state as a config says.
+
+  Args:
+    abstract_state: with the paths "params/..." and "opt_state/...".
+    mesh: From `make_mesh`.
+    config: The group `mesh`.
+
+  Returns:
+    As `state_sharding`.
+  """
+  spread = "^opt_state/" if config.spread_optimizer else ""
+  return state_sharding(abstract_state, mesh, config.rules, spread)
+
+
 def _check_rule(rule: tuple[str, Any], mesh: jax.sharding.Mesh) -> None:
   """Raises ValueError where a rule cannot be right for any parameter."""
   regex, axes = rule

@@ -16,6 +16,7 @@ import optax
 
 from bert_jax import losses
 from bert_jax import objectives
+from bert_jax import sharding
 from bert_jax.models import bert
 
 Batch = dict[str, jax.Array]
@@ -175,6 +176,48 @@ def make_train_step(
     return state, metrics
 
   return train_step
+
+
+def jit_train_step(
+  config: Any,
+  model: nn.Module,
+  objective: objectives.Objective,
+  optimizer: optax.GradientTransformationExtraArgs,
+  schedule: optax.Schedule,
+  rng: jax.Array,
+  mesh: jax.sharding.Mesh,
+  place: Any,
+) -> Any:
+  """The step as it is compiled, for training and for plans alike.
+
+  Args:
+    config: the whole configuration.
+    model: as for `make_train_step`, like the four that follow.
+    objective: losses and their weights.
+    optimizer: of the parameters.
+    schedule: step -> learning rate.
+    rng: key of dropout.
+    mesh: that it runs on.
+    place: shardings of the train state, from `sharding.place_state`.
+
+  Returns:
+    The jitted step; it takes the memory of the state that it is given.
+  """
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.jit(
+    make_train_step(
+      model,
+      objective,
+      optimizer,
+      schedule,
+      rng,
+      config.optim.num_micro_batches,
+      sparse_words=config.objective == "task" and mesh.size == 1,
+    ),
+    donate_argnums=0,
+    in_shardings=(place, sharding.batch_sharding(mesh)),
+    out_shardings=(place, everywhere),
+  )
 
 
 def make_eval_step(

@@ -74,12 +74,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
 
   row = {k: jnp.asarray(v[:1]) for k, v in first_batch.items()}
   abstract = jax.eval_shape(init, row)
-  state_place = sharding.state_sharding(
-    abstract,
-    mesh,
-    config.mesh.rules,
-    spread="^opt_state/" if config.mesh.spread_optimizer else "",
-  )
+  state_place = sharding.place_state(abstract, mesh, config.mesh)
   checkpoint.check_settings(config.checkpoint, evaluator.names(abstract.params))
   imported = fit_weights(job, pretrained, abstract.params)
 
@@ -123,20 +118,15 @@ def train(config: Any, workdir: str) -> dict[str, float]:
       log = run_log.MetricsLog(workdir, start, config.train.tensorboard)
       stack.enter_context(contextlib.closing(log))
     # The step, compiled once.
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    train_step = jax.jit(
-      steps.make_train_step(
-        model,
-        objective,
-        optimizer,
-        schedule,
-        dropout_rng,
-        config.optim.num_micro_batches,
-        sparse_words=config.objective == "task" and mesh.size == 1,
-      ),
-      donate_argnums=0,
-      in_shardings=(state_place, place),
-      out_shardings=(state_place, everywhere),
+    train_step = steps.jit_train_step(
+      config,
+      model,
+      objective,
+      optimizer,
+      schedule,
+      dropout_rng,
+      mesh,
+      state_place,
     )
     param_norm = jax.jit(optax.tree.norm)
     meter = Meter(job, mesh, start)

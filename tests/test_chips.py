@@ -37,8 +37,8 @@ def test_two_devices_of_a_chip_share_it_at_one_clock():
 
 
 def test_links():
-  assert chips.parse_topology("v5e:4x4").chip.num_links == 4
-  assert chips.parse_topology("v5p:4x4x4").chip.num_links == 6
+  assert chips.parse_topology("v5e:4x4").chip.torus_dims == 2
+  assert chips.parse_topology("v5p:4x4x4").chip.torus_dims == 3
 
 
 def test_every_known_topology_is_read():
