@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow lint format types check \
   plan-table bench-train bench-data bench-prepare bench-packing \
-  bench-finetune bench-predict minilm lock clean
+  bench-finetune bench-predict minilm tpu lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' \
@@ -39,6 +39,8 @@ types: setup  ## mypy
 	@$(PY) -m mypy bert_jax configs experiments
 
 check: lint types test  ## lint, types and the default test suite
+
+tpu: $(VENV)/.extra-tpu  ## the compiler for TPUs, 700 MB, for --mode=plan
 
 plan-table: $(VENV)/.extra-tpu  ## predicted TPU speed of the shipped configs
 	@$(PY) -m experiments.plan.table

@@ -1101,8 +1101,8 @@ def run(
   if not importlib.util.find_spec("libtpu"):
     raise PlanError(
       "--mode=plan compiles with libtpu, which is not installed here; "
-      "`make .venv/.extra-tpu`, or pip install -e '.[tpu]' in the project's "
-      "folder (700 MB; no TPU is needed)"
+      "`make tpu` in the project's folder, or pip install -e '.[tpu]' there "
+      "(700 MB; no TPU is needed)"
     )
   absl_logging.set_verbosity(absl_logging.ERROR)
   plan = make_plan(config, topology, num_slices, search, dump)

@@ -389,7 +389,9 @@ def test_without_the_compiler_one_line_says_what_to_install(
   config, monkeypatch
 ):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(plan.PlanError, match=r"pip install 'bert_jax\[tpu\]'"):
+  with pytest.raises(
+    plan.PlanError, match=r"`make tpu`.*pip install -e '.\[tpu\]'"
+  ):
     plan.run(config, "v5e:2x2", 1, "", "", "")
 
 
