@@ -71,6 +71,7 @@ def make_train_step(
   rng: jax.Array,
   num_micro_batches: int = 1,
   sparse_words: bool = False,
+  place: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns (state, batch) -> (state, metrics), to be jitted.
 
@@ -88,6 +89,9 @@ def make_train_step(
     sparse_words: the model only looks words up, so that the gradient of the
       word table is 0 but for those of the batch. They alone are then computed,
       unless they are many; the numbers are the same. For one device.
+    place: shardings of the parameters, which gradients that are added up over
+      micro-batches keep: moments that are cut further would have the compiler
+      send every micro-batch's.
 
   Returns:
     The step. Its metrics are float32 scalars: loss, each term of it, grad_norm,
@@ -140,6 +144,9 @@ def make_train_step(
     (loss, (grads, extra)), _ = jax.lax.scan(
       add, zeros, (jnp.arange(num_micro_batches), parts)
     )
+    if place is not None:
+      places = (place, objective.output_variables(place))
+      grads, extra = jax.lax.with_sharding_constraint((grads, extra), places)
     return loss, bert.tie_gradients(grads, extra)
 
   def of_words(params, batch, weights, rng):
@@ -213,6 +220,7 @@ def jit_train_step(
       rng,
       config.optim.num_micro_batches,
       sparse_words=config.objective == "task" and mesh.size == 1,
+      place=place.params,
     ),
     donate_argnums=0,
     in_shardings=(place, sharding.batch_sharding(mesh)),
