@@ -16,6 +16,7 @@ from bert_jax import batching
 from bert_jax import flops
 from bert_jax import metrics
 from bert_jax import objectives
+from bert_jax import packing
 from bert_jax import records
 from bert_jax import sharding
 from bert_jax import steps
@@ -230,10 +231,21 @@ class FineTuning:
     return TaskEvaluator(self, mesh)
 
   def step_flops(self, batch: batching.Batch) -> int:
-    """Model FLOPs of a training step on a batch; only its shape matters."""
+    """Model FLOPs of a training step.
+
+    Args:
+      batch: of this step; of packed rows the lengths of sequences count.
+    """
     rows, length = batch["input_ids"].shape
-    rows *= jax.process_count()
-    return 3 * flops.encoder_flops(self.config.model, rows, length)
+    starts = batch.get("cls_positions", np.zeros([rows, 1]))
+    return flops.task_step_flops(
+      self.config.model,
+      rows * jax.process_count(),
+      length,
+      objectives.is_pooled(self.task.kind),
+      num_sequences=starts.shape[1],
+      attended=packing.attended(batch.get("sequence_ids")),
+    )
 
   def write_predictions(
     self, evaluator: "TaskEvaluator", params: Any, workdir: str

@@ -134,6 +134,38 @@ def pretrain_step_flops(
   return 3 * forward
 
 
+def task_step_flops(
+  model: ModelSizes,
+  batch_size: int,
+  seq_len: int,
+  pooled: bool,
+  *,
+  num_sequences: int = 1,
+  attended: float | None = None,
+  all_positions: bool = False,
+) -> int:
+  """Returns the FLOPs of one training step of a task.
+
+  Args:
+    model: Sizes; `config.model`.
+    batch_size: Rows B of the global batch.
+    seq_len: Positions L of a row.
+    pooled: The head reads [CLS] alone, through the pooler; otherwise it reads
+      every position. Its own few products are not counted.
+    num_sequences: Sequences S that a row has room for.
+    attended: As for `encoder_flops`.
+    all_positions: Count the last layer, and attention, at all positions.
+  """
+  return 3 * encoder_flops(
+    model,
+    batch_size,
+    seq_len,
+    num_outputs=num_sequences if pooled and not all_positions else None,
+    num_pooled=num_sequences if pooled else 0,
+    attended=None if all_positions else attended,
+  )
+
+
 def mfu(
   flops_per_step: float, secs: float, num_devices: int, device_kind: str
 ) -> float | None:

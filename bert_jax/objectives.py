@@ -154,6 +154,11 @@ def _task(
   )
 
 
+def is_pooled(kind: str) -> bool:
+  """Whether the head of a kind of task reads [CLS] alone, not all tokens."""
+  return OBJECTIVES[kind].inputs[-1] == "cls_positions"
+
+
 def choice_scores(outputs: jax.Array, num_groups: int) -> jax.Array:
   """[B, S, 1] scores of sequences -> [B, G, C] of the choices of a question."""
   return outputs.reshape(outputs.shape[0], num_groups, -1)

@@ -250,3 +250,21 @@ def choose_shapes(costs: np.ndarray, price: float) -> list[int]:
     if lowest.sum() - totals[best] <= price:
       return chosen
     chosen.append(best)
+
+
+def attended(sequence_ids: np.ndarray | None) -> float | None:
+  """Pairs of tokens of a row, on average, that see each other.
+
+  Args:
+    sequence_ids: [B, L] of packed rows; None: rows are one sequence.
+
+  Returns:
+    The sum of the squares of the lengths of a row's sequences; None for None.
+  """
+  if sequence_ids is None:
+    return None
+  num_rows, count = len(sequence_ids), int(sequence_ids.max()) + 1
+  cells = np.arange(num_rows)[:, None] * count + sequence_ids
+  lengths = np.bincount(cells.ravel(), minlength=num_rows * count)
+  squares = np.square(lengths.reshape(num_rows, count)[:, 1:])  # no padding
+  return float(squares.sum() / num_rows)

@@ -38,6 +38,7 @@ from bert_jax import hlo
 from bert_jax import jobs
 from bert_jax import objectives
 from bert_jax import optim
+from bert_jax import packing
 from bert_jax import records
 from bert_jax import run_log
 from bert_jax import sharding
@@ -402,7 +403,7 @@ def make_plan(
     del compiled
   plan["compile_secs"] = round(time.monotonic() - start, 1)
   if search == "batch":
-    plan["largest_batch_size"] = largest_batch(step, plan, points)
+    plan |= largest_batch(step, plan, points)
   return plan
 
 
@@ -593,15 +594,21 @@ def model_flops(config: Any) -> dict[str, int]:
   """
   data = config.data
   if config.objective == "task":
-    length = data.seq_len
     kind = finetuning.get_task(config.task).kind
-    length *= _NUM_CHOICES if kind == "choice" else 1
-    pooled = objectives.OBJECTIVES[kind].inputs[-1] == "cls_positions"
-    needed = 3 * flops.encoder_flops(
-      config.model, data.batch_size, length, num_outputs=1 if pooled else None
-    )
-    full = 3 * flops.encoder_flops(config.model, data.batch_size, length)
-    return {"needed": needed, "all_positions": full}
+    choices = _NUM_CHOICES if kind == "choice" else 1
+    pooled = objectives.is_pooled(kind)
+    sizes = (config.model, data.batch_size, data.seq_len * choices)
+    return {
+      "needed": flops.task_step_flops(
+        *sizes,
+        pooled,
+        num_sequences=choices,
+        attended=data.seq_len**2 * choices if choices > 1 else None,
+      ),
+      "all_positions": flops.task_step_flops(
+        *sizes, pooled, num_sequences=choices, all_positions=True
+      ),
+    }
   lengths = sequence_lengths(config)
   many = data.max_sequences
   attended = None
@@ -641,8 +648,6 @@ def sequence_lengths(config: Any) -> tuple[float, float, int] | None:
   examples = batching.open_examples(data, "train")
   if data.max_sequences > 1:
     histogram = records.LengthIndex(data.dir, name, "train").histogram
-    from bert_jax import packing
-
     rows = packing.pack_histogram(
       histogram, data.seq_len, data.max_sequences
     ).num_rows
@@ -776,8 +781,8 @@ def assumptions(config: Any, slices: Slices) -> list[str]:
 
 def largest_batch(
   step: Step, plan: Mapping[str, Any], points: dict[int, int]
-) -> int | None:
-  """Finds the largest batch that fits, to within a sixteenth.
+) -> dict[str, int | None]:
+  """Finds the largest batch that fits, to within a sixteenth if it can.
 
   Memory grows in a line with the rows, nearly: two sizes say where the line
   meets what there is; compiling there says whether it was right.
@@ -788,7 +793,9 @@ def largest_batch(
     points: batch size -> bytes a device that it takes; is filled.
 
   Returns:
-    Rows over all devices, or None if not even the smallest batch fits.
+    Of the sizes that were compiled, in rows over all devices:
+    `largest_batch_size`, the largest that fits, and `smallest_batch_too_large`;
+    None where there was none.
   """
   config, mesh = step.config, step.mesh
   available = plan["hbm_available_bytes"]
@@ -813,7 +820,10 @@ def largest_batch(
       fits.add(size)
       points[size] = memory(trial, compiled)["total"]
       del compiled
-  return max(fits, default=None)
+  return {
+    "largest_batch_size": max(fits, default=None),
+    "smallest_batch_too_large": min(fails, default=None),
+  }
 
 
 def next_batch(
@@ -998,9 +1008,12 @@ def report(plan: Mapping[str, Any]) -> str:
     lines += ["", "what would make it fit:"]
     lines += [f"  {text}" for text in plan["to_make_it_fit"]]
   if "largest_batch_size" in plan:
-    size = plan["largest_batch_size"]
-    text = "none fits" if size is None else f"{size} rows over all devices"
-    lines += ["", f"largest batch that fits: {text}"]
+    size, over = (
+      plan["largest_batch_size"], plan["smallest_batch_too_large"]
+    )  # fmt: skip
+    text = "none was found" if size is None else f"{size} rows over all devices"
+    end = "larger ones were not tried" if over is None else f"{over} do not fit"
+    lines += ["", f"largest batch that fits: {text}; {end}"]
   return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ from bert_jax import batching
 from bert_jax import flops
 from bert_jax import metrics
 from bert_jax import objectives
+from bert_jax import packing
 from bert_jax import records
 from bert_jax import run_log
 from bert_jax import sharding
@@ -105,26 +106,8 @@ class Pretraining:
       data.seq_len,
       batching.num_masked_slots(data),
       num_sequences=data.max_sequences,
-      attended=_attended(batch.get("sequence_ids")),
+      attended=packing.attended(batch.get("sequence_ids")),
     )
-
-
-def _attended(sequence_ids: np.ndarray | None) -> float | None:
-  """Pairs of tokens of a row, on average, that see each other.
-
-  Args:
-    sequence_ids: [B, L] of packed rows; None: rows are one sequence.
-
-  Returns:
-    The sum of the squares of the lengths of a row's sequences; None for None.
-  """
-  if sequence_ids is None:
-    return None
-  num_rows, count = len(sequence_ids), int(sequence_ids.max()) + 1
-  cells = np.arange(num_rows)[:, None] * count + sequence_ids
-  lengths = np.bincount(cells.ravel(), minlength=num_rows * count)
-  squares = np.square(lengths.reshape(num_rows, count)[:, 1:])  # no padding
-  return float(squares.sum() / num_rows)
 
 
 class Evaluator:

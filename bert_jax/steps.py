@@ -17,6 +17,7 @@ import optax
 from bert_jax import losses
 from bert_jax import objectives
 from bert_jax import sharding
+from bert_jax.models import attention
 from bert_jax.models import bert
 
 Batch = dict[str, jax.Array]
@@ -99,11 +100,13 @@ def make_train_step(
 
   Source: BERT paper, appendix A.2; accumulation as users asked of the original.
   """
+  num_heads = model.config.num_heads
+  join = model.config.attention == "fused_qkv"
 
   def loss_fn(params, batch, weights, rng, model=model, output=None):
     outputs = objective.apply(
       model,
-      params,
+      attention.unflatten_heads(params, num_heads),
       batch,
       output,
       deterministic=False,
@@ -116,6 +119,10 @@ def make_train_step(
     return sum(terms.values()), terms
 
   gradients_of = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def as_stored(grads):
+    mixed = model.config.dtype != model.config.param_dtype
+    return attention.unflatten_heads(grads, num_heads, separately=mixed)
 
   def accumulate(params, batch, weights, rng):
     def part(x):  # [B, ...] -> [k, B / k, ...], row i to part i mod k
@@ -144,10 +151,15 @@ def make_train_step(
     (loss, (grads, extra)), _ = jax.lax.scan(
       add, zeros, (jnp.arange(num_micro_batches), parts)
     )
+    grads = as_stored(grads)
     if place is not None:
       places = (place, objective.output_variables(place))
       grads, extra = jax.lax.with_sharding_constraint((grads, extra), places)
     return loss, bert.tie_gradients(grads, extra)
+
+  def directly(params, batch, weights, rng):
+    loss, grads = gradients_of(params, batch, weights, rng)
+    return loss, as_stored(grads)
 
   def of_words(params, batch, weights, rng):
     input_ids = batch["input_ids"]
@@ -155,18 +167,22 @@ def make_train_step(
     gradients = jax.value_and_grad(
       functools.partial(loss_fn, model=small), has_aux=True
     )
-    return gradients(few, batch | {"input_ids": places}, weights, rng)
+    batch = batch | {"input_ids": places}
+    loss, grads = gradients(few, batch, weights, rng)
+    return loss, as_stored(grads)
 
   def train_step(state, batch):
     step_rng = jax.random.fold_in(rng, state.step)
     weights = objective.weights(batch)
     num_words = batch["input_ids"].size
-    compute, extra = gradients_of, {}
+    compute, extra = directly, {}
     if num_micro_batches > 1:
       compute = accumulate
     elif sparse_words and 2 * num_words <= model.config.vocab_size:
       compute, extra = of_words, {"rows": batch["input_ids"].reshape(-1)}
-    (loss, terms), grads = compute(state.params, batch, weights, step_rng)
+    # What a loss is differentiated by has matrices for the heads' projections.
+    flat = attention.flatten_heads(state.params, join)
+    (loss, terms), grads = compute(flat, batch, weights, step_rng)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params, **extra
     )

@@ -136,6 +136,8 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   # scores on chip, for rows of 128, 256, ... 1024 tokens (packed tasks get such
   # rows); equal up to rounding, dropout included. Elsewhere plain operations do
   # the same, slower: their backward pass computes the scores again.
+  # "fused_qkv": that, with query, key and value from one product. Faster where
+  # matrix units wait for memory (v6e), slower elsewhere; needs mesh.tensor=1.
   m.attention = "plain"
 
   c.data = d = ml_collections.ConfigDict()

@@ -45,6 +45,20 @@ def test_tokens_of_packed_sequences_attend_within_their_own():
   assert one - two == 12 * 2 * 2 * 768 * (512**2 - 2 * 256**2)
 
 
+def test_a_head_on_cls_needs_one_position_of_the_last_layer_and_no_other():
+  pooled = flops.task_step_flops(BASE, 4, 128, True)
+  tokens = flops.task_step_flops(BASE, 4, 128, False)
+  one = flops.encoder_flops(BASE, 4, 128, num_outputs=1)
+  assert pooled == 3 * one
+  full = flops.task_step_flops(BASE, 4, 128, True, all_positions=True)
+  assert full - tokens == 3 * 4 * 2 * 768 * 768  # the pooler
+  packed = flops.task_step_flops(
+    BASE, 4, 128, True, num_sequences=3, attended=2 * 40**2 + 48**2
+  )
+  assert packed < flops.task_step_flops(BASE, 4, 128, True, num_sequences=3)
+  assert packed > 0.9 * pooled
+
+
 def test_twice_the_batch_is_twice_the_flops():
   one = flops.pretrain_step_flops(BASE, 1, 128, 20)
   assert flops.pretrain_step_flops(BASE, 64, 128, 20) == 64 * one

@@ -6,6 +6,7 @@ pass reads and writes arrays in the order in which they already lie in memory,
 and that the dropout mask is computed again, not kept.
 """
 
+from collections.abc import Mapping
 import functools
 import math
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # bert.py imports this file
 # Added to the scores of keys that may not be seen. Finite, so that a row
 # without any visible key yields a softmax and not NaN.
 MASKED_SCORE = -10000.0
-_SUBLANES = 8  # rows of a TPU's register
+_HEAD_MODULES = ("query", "key", "value")
 
 
 def attention_bias(input_mask, sequence_ids=None):
@@ -86,8 +87,8 @@ def bias_of_queries(bias, positions):
   return jnp.take_along_axis(bias, positions[:, None, :, None], axis=2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def dense(x, kernel, bias, sum_by_matmul=False):
+@jax.custom_vjp
+def dense(x, kernel, bias):
   """Returns `x @ kernel + bias`, computed in the dtype of `x`.
 
   The gradients of kernel and bias come out in the dtype these are stored in,
@@ -97,18 +98,14 @@ def dense(x, kernel, bias, sum_by_matmul=False):
     x: [..., D].
     kernel: [D, ...], one or more output dimensions.
     bias: [...], the output dimensions of `kernel`.
-    sum_by_matmul: the gradient of the bias is a product with ones. On a TPU
-      the matrix unit adds faster than the vector unit, but the latter's sums
-      cost nothing where they follow a matmul.
 
   Returns:
     [..., ...]: the leading dimensions of `x`, then those of `bias`.
   """
-  return _dense_forward(x, kernel, bias, sum_by_matmul)[0]
+  return _dense_forward(x, kernel, bias)[0]
 
 
-def _dense_forward(x, kernel, bias, sum_by_matmul):
-  del sum_by_matmul
+def _dense_forward(x, kernel, bias):
   low = kernel.astype(x.dtype)
   if low.dtype != kernel.dtype:
     # Cast once for both passes; inside of a matmul the cast slows it down.
@@ -118,7 +115,7 @@ def _dense_forward(x, kernel, bias, sum_by_matmul):
   return y, (x, low, bias)
 
 
-def _dense_backward(sum_by_matmul, residuals, grad):
+def _dense_backward(residuals, grad):
   x, kernel, bias = residuals
   # Two dimensions each: over several contracted dimensions the CPU compiler
   # would write a transposed copy first.
@@ -129,17 +126,7 @@ def _dense_backward(sum_by_matmul, residuals, grad):
   grad_kernel = jax.lax.dot_general(
     rows, columns, (((0,), (0,)), ((), ())), preferred_element_type=bias.dtype
   )
-  if sum_by_matmul:
-    if rows.dtype != bias.dtype:
-      # The kernel is stored as [D, N, H] with D innermost. Left alone, the
-      # compiler would turn the long operands round, not the short product.
-      grad_kernel = jax.lax.optimization_barrier(grad_kernel)
-    ones = jnp.ones((_SUBLANES, rows.shape[0]), x.dtype)
-    grad_bias = jax.lax.dot_general(
-      ones, columns, (((1,), (0,)), ((), ())), preferred_element_type=bias.dtype
-    )[0]
-  else:
-    grad_bias = jnp.sum(columns, 0, dtype=bias.dtype)
+  grad_bias = jnp.sum(columns, 0, dtype=bias.dtype)
   return (
     grad_x.reshape(x.shape),
     grad_kernel.reshape(kernel.shape),
@@ -205,6 +192,85 @@ def _attend_backward(rate, residuals, grad):
 
 
 attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _map_attention(fn, params):
+  """Applies a function to the parameters of every `SelfAttention` of a tree."""
+  if not isinstance(params, Mapping):
+    return params
+  if "out" in params and ("query" in params or "qkv" in params):
+    return fn(params)
+  return {name: _map_attention(fn, value) for name, value in params.items()}
+
+
+def flatten_heads(params, join):
+  """Turns the projections to heads, and from them, into matrices.
+
+  A TPU stores [D, N, H] with D innermost. Where a gradient has that shape, the
+  compiler turns the long operands of the product round, not the short result.
+
+  Args:
+    params: of any model with `SelfAttention`.
+    join: query, key and value become one matrix, which `SelfAttention` takes
+      apart and `SelfAttention._fused` puts together again: the compiler then
+      sees one from the parameters to the product, and back.
+
+  Returns:
+    The same tree with kernels [..., D, N * H] and biases [..., N * H] in the
+    modules "query", "key" and "value", or, with `join`, [..., D, 3 * N * H] and
+    [..., 3 * N * H] in "qkv"; and the kernel [..., N * H, D] in "out".
+  """
+
+  def merge(x, axis):
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+  def flatten(node):
+    out = node["out"] | {
+      "kernel": merge(node["out"]["kernel"], node["out"]["kernel"].ndim - 3)
+    }
+    heads = {
+      name: jax.tree.map(lambda x: merge(x, x.ndim - 2), node[name])
+      for name in _HEAD_MODULES
+    }
+    if join:
+      parts = heads.values()
+      heads = {"qkv": jax.tree.map(lambda *x: jnp.concatenate(x, -1), *parts)}
+    return heads | {"out": out}
+
+  return _map_attention(flatten, params)
+
+
+def unflatten_heads(params, num_heads, separately=False):
+  """The inverse of `flatten_heads`.
+
+  Args:
+    params: from `flatten_heads`, or gradients by these.
+    num_heads: N.
+    separately: the matrices are computed as such first; the compiler would
+      otherwise undo what they are for.
+
+  Returns:
+    The tree with [..., D, N, H], [..., N, H] and [..., N, H, D].
+  """
+
+  def part(x, axis):
+    return x.reshape(*x.shape[:axis], num_heads, -1, *x.shape[axis + 1 :])
+
+  def unflatten(node):
+    if separately:
+      node = jax.tree.map(jax.lax.optimization_barrier, node)
+    kernel = node["out"]["kernel"]
+    out = node["out"] | {"kernel": part(kernel, kernel.ndim - 2)}
+    heads = {name: node[name] for name in _HEAD_MODULES if name in node}
+    if not heads:
+      split = jax.tree.map(lambda x: jnp.split(x, 3, -1), node["qkv"])
+      heads = {
+        name: {key: parts[i] for key, parts in split.items()}
+        for i, name in enumerate(_HEAD_MODULES)
+      }
+    return jax.tree.map(lambda x: part(x, x.ndim - 1), heads) | {"out": out}
+
+  return _map_attention(unflatten, params)
 
 
 class HeadKernel(nn.Module):
@@ -290,14 +356,14 @@ class SelfAttention(nn.Module):
     from bert_jax.models import fused_attention  # slow to import
 
     head_dim = self.config.head_dim
-    parts = []
+    pairs = []
     for module in (self.query, self.key, self.value):
       kernel, bias = module()
-      parts.append(
-        dense(x, kernel.reshape(x.shape[-1], -1), bias.reshape(-1), True)
-      )
-    query, key, value = parts
-    context = fused_attention.attend(
-      query, key, value, visible, rng, rate, head_dim
-    )
+      pairs.append((kernel.reshape(x.shape[-1], -1), bias.reshape(-1)))
+    if self.config.attention == "fused_qkv":
+      kernels, biases = zip(*pairs, strict=True)
+      pairs = [(jnp.concatenate(kernels, 1), jnp.concatenate(biases))]
+    qkv = tuple(dense(x, w, jax.lax.stop_gradient(b)) for w, b in pairs)
+    biases = tuple(bias for _, bias in pairs)
+    context = fused_attention.attend(qkv, biases, visible, rng, rate, head_dim)
     return context.reshape(*context.shape[:2], -1, head_dim)

@@ -162,7 +162,7 @@ ACTIVATIONS = {
   "tanh": jnp.tanh,
 }
 DTYPES = ("float32", "bfloat16", "float16")
-ATTENTIONS = ("plain", "fused")
+ATTENTIONS = ("plain", "fused", "fused_qkv")
 REMATS = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -284,7 +284,7 @@ class ModelConfig:
 
   def check_row_len(self, length):
     """Raises ValueError if the attention program takes no rows of a length."""
-    if self.attention == "fused":
+    if self.attention != "plain":
       from bert_jax.models import fused_attention  # slow to import
 
       fused_attention.check_shapes(length, self.hidden_size, self.head_dim)
@@ -292,7 +292,7 @@ class ModelConfig:
   @property
   def row_len_unit(self):
     """What the lengths of rows are best a multiple of."""
-    return 128 if self.attention == "fused" else 8
+    return 8 if self.attention == "plain" else 128
 
   @property
   def head_dim(self):

@@ -3,15 +3,17 @@
 BERT's rows are short: the scores of a head, [L, L], fit into the vector memory
 of a TensorCore up to a thousand tokens, so nothing has to be cut along the
 keys. The kernel reads query, key and value as the projections leave them,
-[B, L, D] with heads side by side, and writes the context likewise: no
+[B, L, D] each with heads side by side, or [B, L, 3 D] as one projection leaves
+all three, writes the context likewise, and the gradients like what it read: no
 transposes, no scores and no dropout mask in main memory.
 
-Heads narrower than the 128 lanes of a register share them. A head is singled
-out by setting the lanes of its neighbours to zero on one side of each product,
-which costs the matrix unit nothing: it is 128 wide in any case.
+Heads narrower than the 128 lanes of a register share them. Where a product sums
+over lanes, those of the neighbours are set to zero on one side; where it yields
+them, they are left out of the result. That costs the matrix unit nothing: it is
+128 wide in any case.
 
-The backward kernel computes the scores again. Its residuals are query, key and
-value alone.
+The backward kernel computes the scores again. Its residuals are query, key,
+value and context alone.
 """
 
 import dataclasses
@@ -100,48 +102,75 @@ def _visible_bias(bias_ref, ids_ref, length):
   return jnp.where(keys == keys.T, bias, jnp.minimum(bias, MASKED_SCORE))
 
 
-def _only_head(x, i, head_dim):
+def _head_masks(sizes, length):
+  """Of each head of a tile, which of the lanes [L, tile] are its own.
+
+  Returns:
+    A list of bool arrays; [None] where a tile is one head.
+  """
+  count = sizes.tile // sizes.head_dim
+  if count == 1:
+    return [None]
+  lane = jax.lax.broadcasted_iota(jnp.int32, (length, sizes.tile), 1)
+  edges = [lane >= i * sizes.head_dim for i in range(1, count)]
+  last = [~edge for edge in edges] + [None]
+  return [
+    a if b is None else b if a is None else a & b
+    for a, b in zip([None, *edges], last, strict=True)
+  ]
+
+
+def _only_head(x, mask):
   """Sets all lanes to zero but those of one head."""
-  if x.shape[-1] == head_dim:
-    return x
-  lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
-  return jnp.where(lane // head_dim == i, x, jnp.zeros((), x.dtype))
+  return x if mask is None else jnp.where(mask, x, jnp.zeros((), x.dtype))
 
 
-def _softmax(query, key, bias):
-  """Probabilities, float32 [L, L]; the query is scaled already."""
+def _own_lanes(parts, masks):
+  """Puts arrays [L, tile] together: of each, the lanes of its head."""
+  whole, *others = parts
+  for part, mask in zip(others, masks[1:], strict=True):
+    whole = jnp.where(mask, part, whole)
+  return whole
+
+
+def _exponentials(query, key, bias):
+  """exp(scores - their maximum), float32 [L, L], and 1 / their sums [L, 1].
+
+  The query is scaled already. What the product of both is used for can often
+  be divided by the sums later, when it is [L, H].
+  """
   scores = _dot(query, key, 1, 1) + bias
   scores = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
-  return scores * (1.0 / jnp.sum(scores, -1, keepdims=True))
+  return scores, 1.0 / jnp.sum(scores, -1, keepdims=True)
 
 
-def _factors(words_ref, sizes, head):
-  """What dropout multiplies the probabilities of a head by; None at rate 0.
+def _dropper(words_ref, sizes, head):
+  """Returns what sets dropped scores of a head to zero; it does not scale.
 
   Args:
     words_ref: the key's two words, and how many rows and heads lie before
       those of this device.
     sizes: what is static.
-    head: int, of this grid step.
+    head: uint32, of this grid step.
   """
   if not sizes.rate:
-    return None
+    return lambda x: x
   row = words_ref[2] + jnp.uint32(pl.program_id(0))
   bits = dropout.random_bits_of_head(
     (words_ref[0], words_ref[1]), row, words_ref[3] + head, sizes.shape
   )
   keep = bits >= dropout.threshold(sizes.rate)
-  return jnp.where(keep, 1.0 / (1.0 - sizes.rate), 0.0)
+  return lambda x: jnp.where(keep, x, 0.0)
 
 
-def _heads(sizes, lanes):
-  """Yields (lanes to read, which head among them, number of the head)."""
+def _tiles(sizes, lanes):
+  """Yields (lanes to read, numbers of the heads in there) of a grid step."""
   per_tile = sizes.tile // sizes.head_dim
   first = pl.program_id(1) * (lanes // sizes.head_dim)
   for tile in range(lanes // sizes.tile):
     yield (
       pl.ds(tile * sizes.tile, sizes.tile),
-      [(i, jnp.uint32(first + tile * per_tile + i)) for i in range(per_tile)],
+      [jnp.uint32(first + tile * per_tile + i) for i in range(per_tile)],
     )
 
 
@@ -150,53 +179,68 @@ def _forward_kernel(sizes, words_ref, bias_ref, ids_ref, q_ref, k_ref, v_ref,
   length, lanes = q_ref.shape[1:]
   dtype = q_ref.dtype
   bias = _visible_bias(bias_ref, ids_ref, length)
+  masks = _head_masks(sizes, length)
   scale = jnp.asarray(1.0 / math.sqrt(sizes.head_dim), dtype)
-  for part, heads in _heads(sizes, lanes):
+  for part, heads in _tiles(sizes, lanes):
     query = q_ref[0, :, part] * scale
     key, value = k_ref[0, :, part], v_ref[0, :, part]
-    out = jnp.zeros((length, sizes.tile), jnp.float32)
-    for i, head in heads:
-      probs = _softmax(_only_head(query, i, sizes.head_dim), key, bias)
-      factors = _factors(words_ref, sizes, head)
-      if factors is not None:
-        probs = probs * factors
-      out += _dot(
-        probs.astype(dtype), _only_head(value, i, sizes.head_dim), 1, 0
-      )
-    out_ref[0, :, part] = out.astype(dtype)
+    outs = []
+    for head, mask in zip(heads, masks, strict=True):
+      exps, share = _exponentials(_only_head(query, mask), key, bias)
+      dropped = _dropper(words_ref, sizes, head)(exps).astype(dtype)
+      outs.append(_dot(dropped, value, 1, 0) * (share / (1.0 - sizes.rate)))
+    out_ref[0, :, part] = _own_lanes(outs, masks).astype(dtype)
 
 
 def _backward_kernel(sizes, words_ref, bias_ref, ids_ref, q_ref, k_ref, v_ref,
-                     grad_ref, dq_ref, dk_ref, dv_ref):  # fmt: skip
+                     out_ref, grad_ref, *result_refs):  # fmt: skip
+  # With p the probabilities, m the mask, 0 or 1, and s = 1 / (1 - rate):
+  # dv = s (m p)' grad, and the scores' gradient is s p (m grad v' - inner / s),
+  # where inner = sum_k s m p (grad v') = grad . out. The factor s is applied to
+  # the results, which are smaller.
   length, lanes = q_ref.shape[1:]
   dtype = q_ref.dtype
   bias = _visible_bias(bias_ref, ids_ref, length)
+  masks = _head_masks(sizes, length)
   scale = jnp.asarray(1.0 / math.sqrt(sizes.head_dim), dtype)
-  for part, heads in _heads(sizes, lanes):
+  factor = 1.0 / (1.0 - sizes.rate)
+  for part, heads in _tiles(sizes, lanes):
     query = q_ref[0, :, part] * scale
     key, value = k_ref[0, :, part], v_ref[0, :, part]
     grad = grad_ref[0, :, part]
-    dq, dk, dv = (
-      jnp.zeros((length, sizes.tile), jnp.float32) for _ in range(3)
-    )
-    for i, head in heads:
-      one_query = _only_head(query, i, sizes.head_dim)
-      one_grad = _only_head(grad, i, sizes.head_dim)
-      probs = _softmax(one_query, key, bias)
-      grad_probs = _dot(one_grad, value, 1, 1)
-      factors = _factors(words_ref, sizes, head)
-      dropped = probs
-      if factors is not None:
-        dropped = probs * factors
-        grad_probs = grad_probs * factors
-      dv += _dot(dropped.astype(dtype), one_grad, 0, 0)
-      inner = jnp.sum(probs * grad_probs, -1, keepdims=True)
+    inners = grad.astype(jnp.float32) * out_ref[0, :, part].astype(jnp.float32)
+    inners *= 1.0 / factor
+    # Sums over heads, each of which leaves the lanes of the others zero. To
+    # pick lanes from what all heads yield is more work for the registers here.
+    sums: list[jax.Array] = []
+    for head, mask in zip(heads, masks, strict=True):
+      one_query, one_grad = _only_head(query, mask), _only_head(grad, mask)
+      exps, share = _exponentials(one_query, key, bias)
+      probs = exps * share
+      drop = _dropper(words_ref, sizes, head)
+      dv = _dot(drop(probs).astype(dtype), one_grad, 0, 0)
+      inner = jnp.sum(_only_head(inners, mask), -1, keepdims=True)
+      grad_probs = drop(_dot(one_grad, value, 1, 1))
       ds = (probs * (grad_probs - inner)).astype(dtype)
-      dq += _dot(ds, _only_head(key, i, sizes.head_dim), 1, 0)
-      dk += _dot(ds, one_query, 0, 0)
-    dq_ref[0, :, part] = (dq * scale).astype(dtype)
-    dk_ref[0, :, part] = dk.astype(dtype)
-    dv_ref[0, :, part] = dv.astype(dtype)
+      dq = _dot(ds, _only_head(key, mask), 1, 0)
+      dk = _dot(ds, one_query, 0, 0)
+      found = [dq, dk, dv]
+      sums = (
+        [a + b for a, b in zip(sums, found, strict=True)] if sums else found
+      )
+    dq, dk, dv = sums
+    results = (dq * (scale * factor), dk * factor, dv * factor)
+    for i, result in enumerate(results):
+      if len(result_refs) == 6:  # three gradients and three sums
+        result_ref, sum_ref = result_refs[i], result_refs[3 + i]
+        here = part
+      else:  # one of each, for all heads
+        result_ref, sum_ref = result_refs
+        column = i * (sum_ref.shape[2] // 3) + pl.program_id(1) * lanes
+        column = pl.multiple_of(column + part.start, LANES)
+        here = pl.ds(column, sizes.tile)
+      result_ref[0, :, here] = result.astype(dtype)
+      sum_ref[0, :, here] = jnp.sum(result, 0, keepdims=True)
 
 
 def _block_lanes(sizes, length, width):
@@ -209,30 +253,40 @@ def _block_lanes(sizes, length, width):
   return max(fits, default=sizes.tile)
 
 
-def _call(kernel, name, sizes, words, bias, ids, arrays, num_out, num_products,
-          interpret):  # fmt: skip
+def _call(kernel, name, sizes, words, bias, ids, qkv, arrays, outs,
+          num_products, interpret):  # fmt: skip
   """Runs a kernel over the rows and groups of heads of one device.
 
   Args:
     kernel: of one row and one group.
     name: of the kernel, in the compiled program.
     sizes: what is static.
-    words: uint32 [4], see `_factors`.
+    words: uint32 [4], see `_dropper`.
     bias: float32 [B, 1, L], of the keys.
     ids: int32 [B, 1, L] sequence ids, or None.
-    arrays: [B, L, D] each.
-    num_out: how many arrays of that shape it returns.
+    qkv: three [B, L, D], or one [B, L, 3 D].
+    arrays: [B, L, D] each, that the kernel takes after these.
+    outs: what it returns. Of [B, ..., D] each group of heads writes its lanes;
+      of [B, ..., 3 D] the groups of a row write theirs one after the other.
     num_products: products of [L, L] and [L, H] a head, for the estimate.
     interpret: as plain operations, on any machine.
   """
-  rows, length, width = arrays[0].shape
-  dtype = arrays[0].dtype
-  count = len(arrays) + num_out
+  rows, length, width = qkv[0].shape
+  width = width * len(qkv) // 3
   lanes = _block_lanes(sizes, length, width)
-  block = pl.BlockSpec((1, length, lanes), lambda b, g: (b, 0, g))
-  row = pl.BlockSpec((1, 1, length), lambda b, g: (b, 0, 0))
+  groups = width // lanes
+
+  def part(shape, i=0):
+    return pl.BlockSpec(
+      (1, shape[1], lanes), lambda b, g: (b, 0, i * groups + g)
+    )
+
+  def whole(shape):
+    return pl.BlockSpec((1, *shape[1:]), lambda b, g: (b, 0, 0))
+
   scores = rows * (width // sizes.head_dim) * length * length
   extra = [bias] if ids is None else [bias, ids]
+  in_order = any(out.shape[2] != width for out in outs)
 
   def body(words_ref, bias_ref, *refs):
     if ids is None:
@@ -241,91 +295,104 @@ def _call(kernel, name, sizes, words, bias, ids, arrays, num_out, num_products,
 
   return pl.pallas_call(
     body,
-    grid=(rows, width // lanes),
+    grid=(rows, groups),
     in_specs=[
       pl.BlockSpec(memory_space=pltpu.SMEM),
-      *[row] * len(extra),
-      *[block] * len(arrays),
+      *[whole(x.shape) for x in extra],
+      *[part(qkv[0].shape, i if len(qkv) == 1 else 0) for i in range(3)],
+      *[part(x.shape) for x in arrays],
     ],
-    out_specs=[block] * num_out,
-    out_shape=[jax.ShapeDtypeStruct(arrays[0].shape, dtype)] * num_out,
+    out_specs=[(whole if in_order else part)(x.shape) for x in outs],
+    out_shape=outs,
     cost_estimate=pl.CostEstimate(
       flops=num_products * 2 * scores * sizes.head_dim,
       transcendentals=scores,
-      bytes_accessed=count * rows * length * width * dtype.itemsize,
+      bytes_accessed=sum(
+        x.size * x.dtype.itemsize for x in (*qkv, *arrays, *outs)
+      ),
     ),
     compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "parallel"),
+      dimension_semantics=("parallel", "arbitrary" if in_order else "parallel"),
       vmem_limit_bytes=_VMEM_BYTES,
     ),
     interpret=interpret,
     name=name,
-  )(words, *extra, *arrays)
+  )(words, *extra, *(qkv if len(qkv) == 3 else 3 * qkv), *arrays)
 
 
-def kernel_forward(sizes, query, key, value, bias, ids, words, interpret=False):
-  """The context, by the kernel; arguments as those of `attend`."""
+def kernel_forward(sizes, qkv, bias, ids, words, interpret=False):
+  """The context [B, L, D], by the kernel; see `_call`."""
+  rows, length, width = qkv[0].shape
+  width = width * len(qkv) // 3
+  out = jax.ShapeDtypeStruct((rows, length, width), qkv[0].dtype)
   return _call(
     _forward_kernel, "attention_forward", sizes, words, bias, ids,
-    (query, key, value), 1, 2, interpret,
+    qkv, (), [out], 2, interpret,
   )[0]  # fmt: skip
 
 
-def kernel_backward(sizes, query, key, value, bias, ids, words, grad,
-                    interpret=False):  # fmt: skip
-  """The gradients of query, key and value, by the kernel."""
-  return tuple(
-    _call(
-      _backward_kernel,
-      "attention_backward",
-      sizes,
-      words,
-      bias,
-      ids,
-      (query, key, value, grad),
-      3,
-      5,
-      interpret,
-    )  # fmt: skip
-  )
+def kernel_backward(sizes, qkv, bias, ids, words, out, grad, interpret=False):
+  """The gradients of `qkv`, and their sums over each row in float32.
+
+  Returns:
+    Two tuples as long as `qkv`, of arrays like those and of [B, 1, D] or
+    [B, 1, 3 D].
+  """
+  outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in qkv]
+  outs += [
+    jax.ShapeDtypeStruct((x.shape[0], 1, x.shape[2]), jnp.float32) for x in qkv
+  ]
+  results = _call(
+    _backward_kernel, "attention_backward", sizes, words, bias, ids,
+    qkv, (out, grad), outs, 5, interpret,
+  )  # fmt: skip
+  return tuple(results[: len(qkv)]), tuple(results[len(qkv) :])
 
 
-def _over_mesh(kernel, sizes, num_out):
+def _over_mesh(kernel, sizes):
   """Runs a kernel on every device, on its rows and its heads.
 
   Without a mesh set by `jax.set_mesh` there is one device.
+
+  Args:
+    kernel: `kernel_forward` or `kernel_backward`.
+    sizes: what is static.
+
+  Returns:
+    A function of (qkv, bias, ids, words, *arrays), where `qkv` is that of
+    `attend`, and so are both results of the backward kernel.
   """
   mesh = jax.sharding.get_abstract_mesh()
 
-  def run(query, key, value, bias, ids, words, *grad):
+  def run(qkv, bias, ids, words, *arrays):
     if mesh.empty:
-      return kernel(
-        sizes, query, key, value, bias, ids, jnp.pad(words, (0, 2)), *grad
-      )
+      return kernel(sizes, qkv, bias, ids, jnp.pad(words, (0, 2)), *arrays)
 
-    def local(query, key, value, bias, ids, words, *grad):
-      row = jax.lax.axis_index(_BATCH_AXES) * query.shape[0]
-      head = jax.lax.axis_index(_HEAD_AXIS) * (query.shape[2] // sizes.head_dim)
+    def local(qkv, bias, ids, words, *arrays):
+      heads = sum(x.shape[2] for x in qkv) // 3 // sizes.head_dim
+      row = jax.lax.axis_index(_BATCH_AXES) * bias.shape[0]
+      head = jax.lax.axis_index(_HEAD_AXIS) * heads
       places = jnp.stack([row, head]).astype(jnp.uint32)
       words = jnp.concatenate([words, places])
-      return kernel(sizes, query, key, value, bias, ids, words, *grad)
+      return kernel(sizes, qkv, bias, ids, words, *arrays)
 
     wide = P(_BATCH_AXES, None, _HEAD_AXIS)
     row = P(_BATCH_AXES)
     return jax.shard_map(
       local,
       mesh=mesh,
-      in_specs=(wide, wide, wide, row, None if ids is None else row, P(),
-                *(wide for _ in grad)),
-      out_specs=wide if num_out == 1 else (wide,) * num_out,
+      in_specs=((wide,) * len(qkv), row, None if ids is None else row, P(),
+                *(wide for _ in arrays)),
+      out_specs=((wide,) * len(qkv),) * 2 if arrays else wide,
       check_vma=False,
-    )(query, key, value, bias, ids, words, *grad)  # fmt: skip
+    )(qkv, bias, ids, words, *arrays)  # fmt: skip
 
   return run
 
 
-def _plain(sizes, query, key, value, bias, ids, words):
+def _plain(sizes, qkv, bias, ids, words):
   """The same, as operations that every machine has."""
+  query, key, value = jnp.split(qkv[0], 3, axis=-1) if len(qkv) == 1 else qkv
 
   def split(x):  # [B, L, D] -> [B, N, L, H]
     return jnp.swapaxes(x.reshape(*x.shape[:2], -1, sizes.head_dim), 1, 2)
@@ -341,69 +408,84 @@ def _plain(sizes, query, key, value, bias, ids, words):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(sizes, query, key, value, bias, ids, words):
+def _attend(sizes, qkv, added, bias, ids, words):
+  del added
   return jax.lax.platform_dependent(
-    query, key, value, bias, ids, words,
-    tpu=_over_mesh(kernel_forward, sizes, 1),
+    qkv, bias, ids, words,
+    tpu=_over_mesh(kernel_forward, sizes),
     default=functools.partial(_plain, sizes),
   )  # fmt: skip
 
 
-def _attend_forward(sizes, *args):
-  return _attend(sizes, *args), args
+def _attend_forward(sizes, qkv, added, *args):
+  out = _attend(sizes, qkv, added, *args)
+  return out, (qkv, *args, out, added)
 
 
-def _attend_backward(sizes, args, grad):
-  def plain(query, key, value, bias, ids, words, grad):
-    def function(query, key, value):
-      return _plain(sizes, query, key, value, bias, ids, words)
+def _attend_backward(sizes, residuals, grad):
+  def plain(qkv, bias, ids, words, out, grad):
+    del out
+    vjp = jax.vjp(lambda x: _plain(sizes, x, bias, ids, words), qkv)[1]
+    (grads,) = vjp(grad)
+    sums = (jnp.sum(x, 1, dtype=jnp.float32, keepdims=True) for x in grads)
+    return grads, tuple(sums)
 
-    return jax.vjp(function, query, key, value)[1](grad)
-
-  grads = jax.lax.platform_dependent(
-    *args,
+  *residuals, added = residuals
+  grads, sums = jax.lax.platform_dependent(
+    *residuals,
     grad,
-    tpu=_over_mesh(kernel_backward, sizes, 3),
+    tpu=_over_mesh(kernel_backward, sizes),
     default=plain,
   )
-  return *grads, jnp.zeros_like(args[3]), None, None
+  sums = tuple(
+    jnp.sum(x, (0, 1)).astype(b.dtype) for x, b in zip(sums, added, strict=True)
+  )
+  return grads, sums, jnp.zeros_like(residuals[1]), None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def attend(query, key, value, visible, rng, rate, head_dim):
+def attend(qkv, biases, visible, rng, rate, head_dim):
   """Returns dropout(softmax(query key / sqrt(H) + bias)) value.
 
   On a TPU by the kernels of this file; elsewhere by `attention.attend`, with
   the scores computed again for the gradient. The dropout mask is the same.
 
   Args:
-    query: [B, L, D], heads side by side.
-    key: [B, L, D].
-    value: [B, L, D].
+    qkv: query, key and value, heads side by side: a tuple of three [B, L, D],
+      or, where no mesh cuts the heads, of one [B, L, 3 D].
+    biases: as many vectors [D] or [3 D], which have been added to `qkv` under
+      `stop_gradient`: the kernel adds up their gradients while it has them on
+      chip, where another pass would read all of those of `qkv` again.
     visible: `attention.Visible`.
     rng: typed key of the dropout; not used, and may be None, at rate 0.
     rate: dropout rate of the probabilities, a Python float.
     head_dim: H; D is N * H.
 
   Returns:
-    [B, L, D] in the dtype of `query`. The softmax is float32 throughout.
+    [B, L, D] in the dtype of `qkv`. The softmax is float32 throughout.
 
   Raises:
-    ValueError: the kernel does not take these sizes.
+    ValueError: the kernel does not take these sizes, or not on this mesh.
 
   Source: Vaswani et al. 2017, equation 1; to keep the scores on chip, Dao et
   al. 2022, arXiv:2205.14135, here without tiles.
   """
-  rows, length, width = query.shape
+  rows, length, width = qkv[0].shape
+  width = width * len(qkv) // 3
   mesh = jax.sharding.get_abstract_mesh()
   num_parts = 1 if mesh.empty else mesh.shape[_HEAD_AXIS]
+  if len(qkv) == 1 and num_parts > 1:
+    raise ValueError(
+      "model.attention=fused_qkv needs whole heads, but "
+      f"mesh.tensor={num_parts} cuts them; use model.attention=fused"
+    )
   check_shapes(length, width // num_parts, head_dim)
   sizes = Sizes(head_dim, rate, (rows, width // head_dim, length, length))
   words = dropout.key_words(rng) if rate else jnp.zeros(2, jnp.uint32)
   ids = visible.sequence_ids
   return _attend(
-    sizes, query, key, value, visible.key_bias[:, 0],
+    sizes, qkv, biases, visible.key_bias[:, 0],
     None if ids is None else ids[:, None], words,
   )  # fmt: skip

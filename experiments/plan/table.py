@@ -63,8 +63,18 @@ COMPARED = (
   "collective_bytes_per_step",
 )
 
-# Rows of 128 that a device computes at once; of 512 a quarter of that.
-ROWS = {"v5e": 64, "v5p": 256, "v6e": 128}
+# Slices of the table, smallest first, and what jax counts on them.
+SLICES = {
+  "v5e:2x2": 4,
+  "v5e:4x4": 16,
+  "v6e:2x2": 4,
+  "v6e:4x4": 16,
+  "v5p:4x4x4": 64,
+  "v5e:16x16": 256,
+}
+# Also without dropout of attention probabilities, which other kernels lack.
+WITHOUT = {("v5e:2x2", "base", 512), ("v5e:4x4", "base", 512),
+           ("v6e:2x2", "large", 128)}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,25 +123,18 @@ def entries() -> list[Entry]:
     )
     for scan in (True, False)
   ]
-  for topology in ("v5e:4x4", "v6e:4x4", "v5p:4x4x4", "v5e:16x16"):
-    name, _, shape = topology.partition(":")
-    devices = 1
-    for size in shape.split("x"):
-      devices *= int(size)
+  for topology, devices in SLICES.items():
+    chip = topology.partition(":")[0]
     for phase, seq_len in ((1, 128), (2, 512)):
       for size in ("base", "large"):
-        rows = ROWS[name] * 128 // seq_len
-        found.append(
-          Entry(
-            f"configs/pretrain.py:size={size},seq_len={seq_len}",
-            (
-              ("model.dtype", "bfloat16"),
-              ("data.batch_size", rows * devices),
-            ),
-            topology,
-            f"phase {phase}",
-          )
+        config = (
+          f"configs/tpu.py:size={size},seq_len={seq_len},chip={chip},"
+          f"devices={devices}"
         )
+        found.append(Entry(config, (), topology, f"phase {phase}"))
+        if (topology, size, seq_len) in WITHOUT:
+          rate = (("model.attention_dropout_rate", 0.0),)
+          found.append(Entry(config, rate, topology, f"phase {phase}"))
   return found
 
 
@@ -183,10 +186,8 @@ def to_markdown(table: dict[str, dict[str, Any]]) -> str:
   ]
   for key, row in table.items():
     config, _, topology = key.rpartition(" @ ")
-    config = re.sub(
-      r"configs/pretrain\.py:|model\.dtype=bfloat16,?", "", config
-    )
-    config = re.sub(r",?data\.batch_size=\d+", "", config)
+    config = re.sub(r"configs/\w+\.py:|model\.dtype=bfloat16,?", "", config)
+    config = re.sub(r",?(data\.batch_size|chip|devices)=\w+", "", config)
     config = ",".join(filter(None, re.split(r"[ ,]+", config)))
     gib = row["hbm_bytes_per_device"] / 2**30
     available = row["hbm_available_bytes"] / 2**30
