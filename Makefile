@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow lint format types check \
-  plan-table bench-train bench-data bench-prepare bench-packing \
+  plan-table plan-meshes bench-train bench-data bench-prepare bench-packing \
   bench-finetune bench-predict minilm tpu lock clean
 
 help:  ## list the targets
@@ -44,6 +44,9 @@ tpu: $(VENV)/.extra-tpu  ## the compiler for TPUs, 700 MB, for --mode=plan
 
 plan-table: $(VENV)/.extra-tpu  ## predicted TPU speed of the shipped configs
 	@$(PY) -m experiments.plan.table
+
+plan-meshes: $(VENV)/.extra-tpu  ## predicted cost of FSDP and tensor parallelism
+	@$(PY) -m experiments.plan.table meshes
 
 bench-train: $(VENV)/.extra-reference  ## training step against torch, interleaved
 	@$(PY) experiments/bench/train.py

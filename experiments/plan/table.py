@@ -1,14 +1,15 @@
-"""Plans of the shipped configs on TPU slices, in one table.
+"""Plans on TPU slices, in two tables: shipped configs, and meshes to choose.
 
   python -m experiments.plan.table            all that table.json lacks
+  python -m experiments.plan.table meshes     all that meshes.json lacks
   python -m experiments.plan.table --only=v5e:4x4
   python -m experiments.plan.table --again    all, also those it has
   python -m experiments.plan.table --list
 
 Each entry is compiled by a process of its own (`bert-jax --mode=plan`; needs
-the extra `tpu`, no TPU) and put into table.json as soon as it is there, so a
-run that is stopped goes on where it was. table.md is written from table.json.
-Everything about time in it is a prediction; nothing was run.
+the extra `tpu`, no TPU) and put into the JSON file as soon as it is there, so a
+run that is stopped goes on where it was. The page beside it is written from it.
+Everything about time is a prediction; nothing was run.
 """
 
 import argparse
@@ -28,6 +29,7 @@ ROOT = FOLDER.parents[1]
 # What a table keeps of a plan.
 KEPT = (
   "fits",
+  "topology",
   "num_devices",
   "device_kind",
   "mesh",
@@ -45,6 +47,7 @@ KEPT = (
   "model_flops_per_step",
   "hardware_flops_per_step",
   "collective_bytes_per_step",
+  "collectives",
   "cycles_per_step",
   "cycles_by_part",
   "warnings",
@@ -138,6 +141,40 @@ def entries() -> list[Entry]:
   return found
 
 
+def mesh_entries() -> list[Entry]:
+  """Two large models on two slices, cut in several ways.
+
+  Rows of 512, layers scanned: one layer is compiled for all, so that the
+  figures compare meshes, not speed with that of the other table.
+  """
+  found = []
+  for topology, devices, tokens in (
+    ("v5e:16x16", 256, 8192),
+    ("v5p:4x4x4", 64, 32_768),
+  ):
+    for size in ("large", "L24_H2048"):
+      for fsdp, tensor in ((1, 1), (16, 1), (devices, 1), (1, 4), (16, 4)):
+        rows = devices * tokens // 512
+        found.append(
+          Entry(
+            f"configs/pretrain.py:size={size},seq_len=512",
+            (
+              ("model.dtype", "bfloat16"),
+              ("model.attention", "fused"),
+              ("model.scan_layers", True),
+              ("model.vocab_size", 30_528),  # divisible by the mesh
+              ("data.batch_size", rows),
+              ("mesh.data", devices // (fsdp * tensor)),
+              ("mesh.fsdp", fsdp),
+              ("mesh.tensor", tensor),
+            ),
+            topology,
+            "cut",
+          )
+        )
+  return found
+
+
 def compile_entry(entry: Entry) -> dict[str, Any]:
   """Runs --mode=plan; returns what the table keeps of its plan.
 
@@ -209,6 +246,59 @@ def to_markdown(table: dict[str, dict[str, Any]]) -> str:
     else:
       cells += ["does not fit", "", "", "", ""]
     lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join(lines + _origin(table)) + "\n"
+
+
+def meshes_to_markdown(table: dict[str, dict[str, Any]]) -> str:
+  """The table of meshes as Markdown."""
+  lines = [
+    "# Predicted cost of ways to cut a model",
+    "",
+    "Made by `make plan-meshes` from compiled programs; nothing was run on a",
+    "TPU, and every time here is a prediction. Rows of 512 tokens, layers",
+    "scanned, the paper's dropout, Adam's moments spread over the copies.",
+    "",
+    "| model | slice | data x fsdp x tensor | rows | parameters, moments,"
+    " activations: GiB | step, ms | of it sending | MFU | all-reduce,"
+    " all-gather, reduce-scatter, others: MB sent |",
+    "|---|---|---|---|---|---|---|---|---|",
+  ]
+  for row in table.values():
+    size = re.search(r"size=(\w+)", " ".join(row["argv"]))
+    mesh, kinds = row["mesh"], row["hbm_bytes_by_kind"]
+    memory = ", ".join(
+      f"{kinds[name] / 2**30:.1f}" if name in kinds else "?"
+      for name in ("parameters", "optimizer", "activations")
+    )
+    available = row["hbm_available_bytes"] / 2**30
+    cells = [
+      size[1] if size else "",
+      row["topology"],
+      f"{mesh['data']} x {mesh['fsdp']} x {mesh['tensor']}",
+      f"{row['batch_size']:,}",
+      f"{memory} of {available:.1f}",
+    ]
+    if row["fits"]:
+      named = ("all-reduce", "all-gather", "reduce-scatter")
+      sent = dict.fromkeys((*named, "others"), 0.0)
+      for exchange in row["collectives"]:
+        kind = exchange["kind"] if exchange["kind"] in named else "others"
+        sent[kind] += exchange["bytes_sent"]
+      sending = row["secs_by_kind"]["communication_exposed"]
+      cells += [
+        f"{row['predicted_step_secs'] * 1e3:,.0f}",
+        f"{sending * 1e3:,.0f}",
+        f"{row['predicted_mfu']:.1%}",
+        ", ".join(f"{x / 1e6:,.0f}" for x in sent.values()),
+      ]
+    else:
+      cells += ["does not fit", "", "", ""]
+    lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join(lines + _origin(table)) + "\n"
+
+
+def _origin(table: dict[str, dict[str, Any]]) -> list[str]:
+  """What all of a table was compiled with."""
   versions = {
     ", ".join(f"{k} {v}" for k, v in row["versions"].items())
     for row in table.values()
@@ -217,25 +307,32 @@ def to_markdown(table: dict[str, dict[str, Any]]) -> str:
     f"{str(row['commit'])[:12]}{' (changed)' if row['dirty'] else ''}"
     for row in table.values()
   }
-  lines += [
+  return [
     "",
     f"All in bfloat16. Compiled with {'; '.join(sorted(versions))}, from "
     f"commit {', '.join(sorted(commits))}.",
   ]
-  return "\n".join(lines) + "\n"
+
+
+TABLES = {
+  "table": (entries, to_markdown),
+  "meshes": (mesh_entries, meshes_to_markdown),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
   """Makes the table."""
   parser = argparse.ArgumentParser(prog="python -m experiments.plan.table")
+  parser.add_argument("which", nargs="?", default="table", choices=TABLES)
   parser.add_argument("--only", default="", help="regex over the entries")
   parser.add_argument("--again", action="store_true", help="also those it has")
   parser.add_argument("--list", action="store_true", help="only name them")
   args = parser.parse_args(argv)
-  path = FOLDER / "table.json"
+  make_entries, make_page = TABLES[args.which]
+  path = FOLDER / f"{args.which}.json"
   table = json.loads(path.read_text()) if path.exists() else {}
   failed = 0
-  for entry in entries():
+  for entry in make_entries():
     if not re.search(args.only, entry.key):
       continue
     known = entry.key in table
@@ -249,13 +346,15 @@ def main(argv: list[str] | None = None) -> int:
       print(error, file=sys.stderr)
       failed = 1
       continue
-    order = {e.key: i for i, e in enumerate(entries())}
+    order = {e.key: i for i, e in enumerate(make_entries())}
+    known = {e.key for e in make_entries()}
+    table = {key: row for key, row in table.items() if key in known}
     table = dict(
       sorted(table.items(), key=lambda item: order.get(item[0], len(order)))
     )
     path.write_text(json.dumps(table, indent=1) + "\n")
   if table and not args.list:
-    (FOLDER / "table.md").write_text(to_markdown(table))
+    path.with_suffix(".md").write_text(make_page(table))
   return failed
 
 
