@@ -34,14 +34,14 @@ def config(tiny_config):
   return c
 
 
-def make_batch(rows, seed=0, real=None):
+def make_batch(rows, seed=0, real=None, length=L):
   """Random rows, with more masked slots in the first ones than in the last."""
   rng = np.random.default_rng(seed)
   used = np.linspace(P, 0, rows).round()
   batch = {
-    "input_ids": rng.integers(5, V, (rows, L)),
-    "input_mask": np.arange(L)[None] < rng.integers(8, L + 1, (rows, 1)),
-    "segment_ids": np.arange(L)[None] >= rng.integers(3, 8, (rows, 1)),
+    "input_ids": rng.integers(5, V, (rows, length)),
+    "input_mask": np.arange(length) < rng.integers(8, length + 1, (rows, 1)),
+    "segment_ids": np.arange(length) >= rng.integers(3, 8, (rows, 1)),
     "masked_positions": np.sort(
       rng.permuted(np.tile(np.arange(8), (rows, 1)), axis=1)[:, :P]
     ),
@@ -349,13 +349,16 @@ class Sharded:
     self.places = sharding.state_sharding(
       self.abstract, mesh, base.SHARDING_RULES, spread="^opt_state/"
     )
-    everywhere = jax.sharding.NamedSharding(mesh, sharding.P())
     self.init = jax.jit(training.init, out_shardings=self.places)
-    self.step = jax.jit(
-      training.step,
-      donate_argnums=0,
-      in_shardings=(self.places, self.rows),
-      out_shardings=(self.places, everywhere),
+    self.step = steps.jit_train_step(
+      config,
+      training.model,
+      training.objective,
+      training.optimizer,
+      training.schedule,
+      jax.random.key(1),
+      mesh,
+      self.places,
     )
 
   def program(self, rows=B):
@@ -364,13 +367,14 @@ class Sharded:
       lowered = self.step.lower(self.abstract, make_batch(rows))
       return lowered.compile().as_text()
 
-  def run(self, num_steps, rows=B):
+  def run(self, num_steps, rows=B, length=L):
     """Returns (state, losses) after some steps."""
     losses = []
     with jax.set_mesh(self.mesh):
       state = self.init({k: v[:1] for k, v in make_batch(1).items()})
       for i in range(num_steps):
-        batch = sharding.put_global_batch(make_batch(rows, i), self.rows)
+        batch = make_batch(rows, i, length=length)
+        batch = sharding.put_global_batch(batch, self.rows)
         state, metrics = self.step(state, batch)
         losses.append(float(metrics["loss"]))
     return state, losses
@@ -466,6 +470,24 @@ def test_a_mesh_changes_neither_losses_nor_dropout(dropout_config):
     assert sharded.step._cache_size() == 1, "the step compiles once"
     assert int(state.step) == 20
     _assert_cut_as_the_rules_say(state, sharded.mesh)
+
+
+@pytest.mark.parametrize("attention", ["fused", "fused_qkv"])
+def test_fused_attention_makes_the_same_steps_on_any_mesh(config, attention):
+  """With dropout, in micro-batches; the heads of a layer cut where they may."""
+  config.model.update(
+    hidden_size=256, num_heads=4, mlp_dim=256, max_len=128, num_layers=2,
+    dropout_rate=0.1, attention_dropout_rate=0.1,
+  )  # fmt: skip
+  config.optim.num_micro_batches = 2
+  _, want = Sharded(config, one_device()).run(3, rows=16, length=128)
+  config.model.attention = attention
+  cut = 2 if attention == "fused" else 1
+  for sizes in ((1, 1, 1), (2, 4 // cut, cut), (8, 1, 1)):
+    devices = jax.devices()[: np.prod(sizes)]
+    mesh = sharding.make_mesh(*sizes, devices=devices)
+    _, losses = Sharded(config, mesh).run(3, rows=16, length=128)
+    np.testing.assert_allclose(losses, want, rtol=1e-5, err_msg=str(sizes))
 
 
 def _assert_cut_as_the_rules_say(state, mesh):
