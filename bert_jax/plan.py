@@ -102,6 +102,9 @@ def open_slices(name: str, num_slices: int = 1) -> Slices:
   if num_slices < 1:
     raise PlanError(f"num_slices={num_slices}; it must be 1 or more")
   options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+  if topology.chip.name == "v4":
+    # As a TPU VM sets it up: both cores of a chip are one device.
+    options["chip_config_name"] = "megacore"
   try:
     found = topologies.get_topology_desc(
       platform="tpu", topology_name=name, **options

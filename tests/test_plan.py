@@ -480,6 +480,19 @@ def test_several_slices_exchange_over_the_data_centre_network(tmp_path):
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.parametrize(
+  ("topology", "num_devices"),
+  [("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:2x2", 4), ("tpu7x:2x2x1", 8)],
+)
+def test_every_kind_of_chip_has_its_plan(tmp_path, topology, num_devices):
+  done, made = run_plan(tmp_path, *SMALL[:-1], f"--topology={topology}")
+  assert done.returncode == 0, done.stderr
+  assert made["fits"] and made["num_devices"] == num_devices
+  assert made["cycles_per_step"] > 0 and 0 < made["predicted_mfu"] < 1
+
+
+@pytest.mark.slow
+@needs_compiler
 def test_a_topology_that_the_compiler_refuses_exits_with_2(tmp_path):
   done, made = run_plan(tmp_path, *SMALL[:-1], "--topology=v5e:3x3")
   assert (done.returncode, made) == (2, None)

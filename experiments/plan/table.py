@@ -148,12 +148,12 @@ def mesh_entries() -> list[Entry]:
   figures compare meshes, not speed with that of the other table.
   """
   found = []
-  for topology, devices, tokens in (
-    ("v5e:16x16", 256, 8192),
-    ("v5p:4x4x4", 64, 32_768),
+  for topology, devices, tokens, cuts in (
+    ("v5e:16x16", 256, 8192, ((1, 1), (16, 1), (256, 1), (1, 4))),
+    ("v5p:4x4x4", 64, 32_768, ((1, 1), (64, 1), (1, 4))),
   ):
     for size in ("large", "L24_H2048"):
-      for fsdp, tensor in ((1, 1), (16, 1), (devices, 1), (1, 4), (16, 4)):
+      for fsdp, tensor in cuts:
         rows = devices * tokens // 512
         found.append(
           Entry(
