@@ -8,7 +8,8 @@
   bert-jax --mode=predict  --workdir=RUN --input=LINES.jsonl --output=OUT.jsonl
 
 Exit status: 0 the job was done, 1 it failed (of a plan: it does not fit the
-memory), 2 it was asked for wrongly.
+memory), 2 it was asked for wrongly, 75 it was told to stop (SIGTERM) and has
+saved: the same command goes on.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from ml_collections import config_flags
 
 FLAGS = flags.FLAGS
 USAGE_ERROR = 2
+PREEMPTED = 75
 COMPUTING_MODES = ("train", "evaluate", "predict")
 
 
@@ -247,10 +249,12 @@ def main(argv: Sequence[str]) -> int:
     log.debug("raised here", exc_info=True)
     return _refuse(str(error))
   except RuntimeError as error:
-    if type(error).__name__ != "DivergedError":
+    # Known by name: their modules load jax.
+    statuses = {"DivergedError": 1, "PreemptedError": PREEMPTED}
+    if type(error).__name__ not in statuses:
       raise
     print(f"bert-jax: {error}", file=sys.stderr)
-    return 1
+    return statuses[type(error).__name__]
   return 0
 
 

@@ -233,7 +233,7 @@ class MetricsLog:
       tensorboard: also write event files, if tensorboardX is installed.
     """
     path = os.path.join(workdir, "metrics.jsonl")
-    _keep_until(path, start_step)
+    self._last = _keep_until(path, start_step)
     self._file = open(path, "a", encoding="utf-8")
     self._board = None
     if tensorboard:
@@ -242,6 +242,18 @@ class MetricsLog:
       self._board = tensorboardX.SummaryWriter(
         os.path.join(workdir, "tensorboard"), purge_step=start_step + 1
       )
+
+  def has(self, step: int, prefix: str) -> bool:
+    """Whether the log had a line of the step that it was opened at.
+
+    Args:
+      step: the start step.
+      prefix: of a key in the line, such as "eval/".
+    """
+    return any(
+      row["step"] == step and any(key.startswith(prefix) for key in row)
+      for row in self._last
+    )
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one line; keys such as train/loss."""
@@ -260,16 +272,19 @@ class MetricsLog:
       self._board.close()
 
 
-def _keep_until(path: str, step: int) -> None:
-  """Keeps the lines of metrics.jsonl up to a step, in one piece."""
+def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
+  """Keeps the lines of metrics.jsonl up to a step; returns those of it."""
   if not os.path.exists(path):
-    return
-  kept = []
+    return []
+  kept, last = [], []
   with open(path, encoding="utf-8") as f:
     for line in f:
       try:
-        if json.loads(line)["step"] > step:
+        row = json.loads(line)
+        if row["step"] > step:
           continue
+        if row["step"] == step:
+          last.append(row)
       except (ValueError, KeyError, TypeError):
         _log.warning("%s: dropped a broken line: %.80s", path, line)
         continue
@@ -279,6 +294,7 @@ def _keep_until(path: str, step: int) -> None:
     f.flush()
     os.fsync(f.fileno())
   os.replace(path + ".tmp", path)
+  return last
 
 
 def read_metrics(workdir: str) -> list[dict]:

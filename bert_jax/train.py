@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -19,6 +20,7 @@ from bert_jax import checkpoint
 from bert_jax import flops
 from bert_jax import jobs
 from bert_jax import optim
+from bert_jax import preemption
 from bert_jax import profiling
 from bert_jax import run_log
 from bert_jax import sharding
@@ -47,6 +49,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   Raises:
     ValueError: config, data or workdir do not fit; nothing was changed.
     DivergedError: a loss is NaN or infinite; the last checkpoint is sound.
+    preemption.PreemptedError: SIGTERM came; the last step is saved.
   """
   # The mesh, the model and the data; whatever does not fit is found here.
   check_steps(config)
@@ -135,7 +138,27 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     )
     stack.enter_context(contextlib.closing(profile))
     pending = Pending(workdir, checkpoints)
+    notice = stack.enter_context(preemption.Notice())
+    clock = preemption.SaveClock(config.checkpoint.max_lost_secs, start)
     evaluation: dict[str, float] = {}
+
+    def evaluate(step):
+      found = evaluator(state.params)
+      meter.report(step, found, log)
+      return found
+
+    def save(step, evaluation, only_best=False):
+      rest = {"step": state.step, "opt_state": state.opt_state}
+      method = checkpoints.save_if_best if only_best else checkpoints.save
+      method(step, state.params, rest, evaluation)
+      if not only_best:
+        clock.saved(step)
+
+    # A run that had to stop at once left this to the next.
+    if _due(start, config.eval.every_steps) and start and not _on_all_hosts(
+      log and log.has(start, "eval/")
+    ):  # fmt: skip
+      save(start, evaluate(start), only_best=True)
 
     # The loop.
     with meter.bar:
@@ -155,21 +178,26 @@ def train(config: Any, workdir: str) -> dict[str, float]:
         pending.add(step, metrics)
         meter.count(batch, metrics)
         last = step == total
+        stops = not last and notice.stops_at(step)
         logs = last or _due(step, config.train.log_every_steps)
         evaluates = last or _due(step, config.eval.every_steps)
+        evaluates = evaluates and not stops
         saves = last or _due(step, config.checkpoint.every_steps)
+        saves = saves or stops or clock.is_due(step)
         if logs or evaluates or saves:
           values = pending.check(param_norm(state.params))
         if logs:
           meter.log(step, values, log)
+          clock.plan(step)
         if evaluates or saves:
           with meter.paused():
-            if evaluates:
-              evaluation = evaluator(state.params)
-              meter.report(step, evaluation, log)
-            rest = {"step": state.step, "opt_state": state.opt_state}
-            save = checkpoints.save if saves else checkpoints.save_if_best
-            save(step, state.params, rest, evaluation if evaluates else {})
+            evaluation = evaluate(step) if evaluates else {}
+            save(step, evaluation, only_best=not saves)
+        if stops:
+          raise preemption.PreemptedError(
+            f"stopped after step {step} of {total}, which is saved in "
+            f"{workdir}; the same command goes on from there"
+          )
 
   return evaluation
 
@@ -191,6 +219,7 @@ def check_steps(config: Any) -> None:
     ("train.log_every_steps", config.train.log_every_steps, 1),
     ("eval.every_steps", config.eval.every_steps, 0),
     ("checkpoint.every_steps", config.checkpoint.every_steps, 0),
+    ("checkpoint.max_lost_secs", config.checkpoint.max_lost_secs, 0),
     ("data.num_threads", config.data.num_threads, 0),
     ("data.prefetch_batches", config.data.prefetch_batches, 1),
     ("data.max_predictions", config.data.max_predictions, 0),
@@ -208,6 +237,13 @@ def check_steps(config: Any) -> None:
 
 def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
+
+
+def _on_all_hosts(answer: Any) -> bool:
+  """What the first host says, to all of them."""
+  if jax.process_count() == 1:
+    return bool(answer)
+  return bool(multihost_utils.broadcast_one_to_all(np.int32(bool(answer))))
 
 
 def restore(checkpoints, step: int, abstract, state_place) -> steps.TrainState:

@@ -19,6 +19,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from bert_jax import batching
+from bert_jax import preemption
 from bert_jax import pretraining
 from bert_jax import run_log
 from bert_jax import train
@@ -228,6 +229,57 @@ def test_a_run_that_stopped_and_goes_on_is_as_if_it_had_not(
   run = run_log.read_run(workdir)
   assert run["started"] == started
   assert run["resumed"]
+
+
+@pytest.mark.parametrize("step", [3, 4])
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(
+  finished_run, tmp_path, monkeypatch, step
+):
+  """In between saves, and where an evaluation is due, which has to wait."""
+  workdir = str(tmp_path / "run")
+  config = finished_run.config
+  assert config.eval.every_steps == config.checkpoint.every_steps == 2
+  prefetch = batching.prefetch
+
+  def interrupted(batches, start, **kwargs):
+    for i, batch in enumerate(prefetch(batches, start, **kwargs), start + 1):
+      if i == step and len(batches) == 8:
+        signal.raise_signal(signal.SIGTERM)
+      yield batch
+
+  handler = signal.getsignal(signal.SIGTERM)
+  monkeypatch.setattr(batching, "prefetch", interrupted)
+  with pytest.raises(
+    preemption.PreemptedError, match=f"after step {step} of 8"
+  ):
+    train.train(config, workdir)
+  assert signal.getsignal(signal.SIGTERM) == handler
+  assert saved_steps(workdir)[-1] == step
+  evaluated = [r["step"] for r in rows(workdir) if "eval/loss" in r]
+  assert evaluated == [2]
+  monkeypatch.undo()
+  assert train.train(config, workdir) == finished_run.result
+  assert_same_state(workdir, finished_run.workdir, 8)
+  assert rows(workdir) == rows(finished_run.workdir)
+  assert saved_steps(workdir, "best") == saved_steps(
+    finished_run.workdir, "best"
+  )
+
+
+def test_work_is_saved_before_too_much_of_it_is_at_risk(
+  finished_run, tmp_path, stop_after
+):
+  config = finished_run.config.copy_and_resolve_references()
+  config.checkpoint.every_steps = 0
+  workdir = str(tmp_path / "run")
+  stop_after(5)
+  with pytest.raises(Stopped):
+    train.train(config, workdir)
+  assert saved_steps(workdir) == []
+  config.checkpoint.max_lost_secs = 1e-3  # less than a step takes
+  with pytest.raises(Stopped):
+    train.train(config, workdir)
+  assert saved_steps(workdir) == [4, 5]
 
 
 def test_a_run_goes_on_on_another_mesh(

@@ -1,0 +1,112 @@
+"""When to save: at a preemption notice, and before too much work is at risk.
+
+A machine that is about to be taken away says so by SIGTERM. `Notice` notes it;
+the loop then saves at its next step, the same on every host, and stops. On
+several hosts the notice is jax's own (`jax.distributed` listens for SIGTERM and
+agrees on a step); on one it is a signal handler here.
+"""
+
+import logging
+import signal
+import threading
+import time
+from types import FrameType
+from types import TracebackType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+_log = logging.getLogger(__name__)
+
+# Share of the time until the next save is due that steps are planned for, where
+# all hosts must agree on the step beforehand.
+_CAUTION = 0.9
+
+
+class PreemptedError(RuntimeError):
+  """The run was told to stop; what it has done is saved."""
+
+
+class Notice:
+  """A context that notes SIGTERM instead of dying from it.
+
+  A second SIGTERM ends the process as if there were no such context. In another
+  thread than the main one, where Python allows no handlers, nothing is noted.
+  """
+
+  def __init__(self) -> None:
+    self._given = False
+    self._before: Any = None
+    self._handles = False
+
+  def __enter__(self) -> "Notice":
+    main = threading.current_thread() is threading.main_thread()
+    self._handles = main and jax.process_count() == 1
+    if self._handles:
+      self._before = signal.signal(signal.SIGTERM, self._note)
+    return self
+
+  def _note(self, number: int, frame: FrameType | None) -> None:
+    del number, frame
+    self._given = True
+    signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+  ) -> None:
+    if self._handles:
+      signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
+
+  def stops_at(self, step: int) -> bool:
+    """Whether to save and stop after this step; call it after every step."""
+    if jax.process_count() > 1:
+      self._given = multihost_utils.reached_preemption_sync_point(step)
+    if self._given:
+      _log.info("told to stop (SIGTERM); saving step %d", step)
+    return self._given
+
+
+class SaveClock:
+  """Says when the work since the last save is about to exceed some seconds.
+
+  On several hosts all must save at the same step, and clocks differ. There the
+  first host plans the step from the speed so far, whenever `plan` is called.
+  """
+
+  def __init__(self, max_secs: float, step: int):
+    """Starts the clock.
+
+    Args:
+      max_secs: of work that may be lost; 0 = any.
+      step: that the run starts from.
+    """
+    self._max_secs = max_secs
+    self._planned: int | None = None
+    self.saved(step)
+
+  def saved(self, step: int) -> None:
+    """Notes that a step was saved."""
+    self._step, self._time = step, time.monotonic()
+
+  def plan(self, step: int) -> None:
+    """Agrees with the other hosts on when to save; all call it at a step."""
+    if not self._max_secs or jax.process_count() == 1:
+      return
+    spent = time.monotonic() - self._time
+    speed = (step - self._step) / max(spent, 1e-6)
+    left = max(self._max_secs - spent, 0.0) * _CAUTION
+    planned = np.int64(step + max(int(speed * left), 1))
+    self._planned = int(multihost_utils.broadcast_one_to_all(planned))
+
+  def is_due(self, step: int) -> bool:
+    """Whether to save after this step."""
+    if not self._max_secs:
+      return False
+    if jax.process_count() == 1:
+      return time.monotonic() - self._time >= self._max_secs
+    return self._planned is not None and step >= self._planned
