@@ -2,14 +2,23 @@
 
 WORKDIR/checkpoints/STEP   the newest few, to go on from
 WORKDIR/best/STEP          the best by a metric, where the run names one
+WORKDIR/damaged/STEP       what could not be read, set aside
+
+Beside the arrays a step has their sums: of every array one number that any
+changed bit of it changes. They are compared with what is read, whatever mesh
+wrote it and whatever mesh reads it.
 """
 
 from collections.abc import Collection, Mapping
+import json
 import logging
 import math
 import os
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 _log = logging.getLogger(__name__)
@@ -117,17 +126,43 @@ class Checkpoints:
     """The newest step saved, or None."""
     return self._newest.latest_step()
 
-  def restore(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
-    """Reads a step.
+  def restore_newest(self, params: Any, rest: Any) -> tuple[int, Any, Any]:
+    """Reads the newest step that is sound, and sets newer ones aside.
 
     Args:
-      step: which one.
       params: tree of jax.ShapeDtypeStruct with shardings.
       rest: the same for what else the state has.
 
+    Returns:
+      The step, the parameters and the rest.
+
     Raises:
-      CheckpointError: it cannot be read as that.
+      CheckpointError: there are steps, and none can be read as that. Nothing
+        was set aside.
     """
+    folder = str(self._newest.directory)
+    damaged: list[int] = []
+    reasons = []
+    for step in sorted(self._newest.all_steps(), reverse=True):
+      try:
+        found = self._restore(step, params, rest)
+      except CheckpointError as error:
+        reasons.append(str(error))
+        damaged.append(step)
+        continue
+      for bad, reason in zip(damaged, reasons, strict=True):
+        _log.warning("%s; going on from step %d instead", reason, step)
+        _set_aside(folder, bad)
+      if damaged:
+        self._newest.reload()
+      return step, *found
+    raise CheckpointError(
+      f"no checkpoint of {folder} can be read: {'; '.join(reasons)}. Put a "
+      "copy back, or give another --workdir to start anew"
+    )
+
+  def _restore(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
+    folder = os.path.join(str(self._newest.directory), str(step))
     try:
       found = self._newest.restore(
         step,
@@ -136,11 +171,11 @@ class Checkpoints:
           rest=ocp.args.StandardRestore(rest),
         ),
       )
-    except (ValueError, KeyError, OSError, TypeError) as error:
+    except Exception as error:  # tensorstore's and orbax's errors have no base
       raise CheckpointError(
-        f"checkpoint {step} in {self._newest.directory} cannot be read: "
-        f"{error}; delete its folder to go on from the one before"
+        f"checkpoint {folder} cannot be read: {_first_line(error)}"
       ) from error
+    _check_sums(folder, params=found.params, rest=found.rest)
     return found.params, found.rest
 
   def close(self) -> None:
@@ -152,8 +187,84 @@ class Checkpoints:
 
 def _items(params: Any, rest: Any) -> ocp.args.Composite:
   return ocp.args.Composite(
-    params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest)
+    params=ocp.args.StandardSave(params),
+    rest=ocp.args.StandardSave(rest),
+    sums=ocp.args.JsonSave(sums(params=params, rest=rest)),
   )
+
+
+@jax.jit
+def _sum(x: jax.Array) -> jax.Array:
+  wide = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+  index = jnp.zeros(x.shape, jnp.uint32)
+  for axis, size in enumerate(x.shape):
+    index = index * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+  # Different bits stay different (multiplication by an odd number and the
+  # shifts can be undone), so one changed element always shows in the sum.
+  bits = wide.astype(jnp.uint32) ^ (index * jnp.uint32(0x9E3779B9))
+  bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
+  bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+  return jnp.sum(bits ^ (bits >> 16), dtype=jnp.uint32)
+
+
+def sums(**trees: Any) -> dict[str, int]:
+  """One number for each array, which depends on all of its bits.
+
+  Args:
+    **trees: of arrays of 4 bytes an element or less, over any mesh.
+
+  Returns:
+    {"params/encoder/...": sum}.
+  """
+  paths = jax.tree_util.tree_leaves_with_path(trees)
+  names = [
+    jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths
+  ]
+  values = jax.device_get([_sum(x) for _, x in paths])
+  return {n: int(x) for n, x in zip(names, values, strict=True)}
+
+
+def _check_sums(folder: str, **trees: Any) -> None:
+  """Compares what was read from a step with the sums that were saved.
+
+  Raises:
+    CheckpointError: an array differs; names it.
+  """
+  path = os.path.join(folder, "sums", "metadata")
+  if not os.path.exists(path):
+    _log.info("%s was saved without sums; not checked", folder)
+    return
+  try:
+    with open(path, encoding="utf-8") as file:
+      wanted = json.load(file)
+    found = sums(**trees)
+    bad = [name for name, value in found.items() if wanted[name] != value]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise CheckpointError(f"{path} is damaged: {error!r}") from error
+  if bad:
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    raise CheckpointError(
+      f"checkpoint {folder} is damaged: {bad[0]}{more} is not what was saved"
+    )
+
+
+def _set_aside(folder: str, step: int) -> None:
+  """Moves a step from WORKDIR/checkpoints to WORKDIR/damaged."""
+  if jax.process_index() == 0:
+    target = os.path.join(os.path.dirname(folder), "damaged")
+    os.makedirs(target, exist_ok=True)
+    number = 0
+    while os.path.exists(
+      path := os.path.join(target, f"{step}{f'-{number}' if number else ''}")
+    ):
+      number += 1
+    os.rename(os.path.join(folder, str(step)), path)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f"damaged {step}")
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).strip().splitlines() or [repr(error)])[0][:500]
 
 
 def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
@@ -199,11 +310,13 @@ def restore_params(
   step = max(steps)
   _log.info("reading the parameters of step %d from %s", step, folder)
   with ocp.StandardCheckpointer() as checkpointer:
+    path = os.path.join(folder, str(step))
     try:
-      return step, checkpointer.restore(
-        os.path.join(folder, str(step), "params"), params
-      )
-    except (ValueError, KeyError, OSError, TypeError) as error:
+      found = checkpointer.restore(os.path.join(path, "params"), params)
+    except Exception as error:  # tensorstore's and orbax's have no base
       raise CheckpointError(
-        f"{folder}/{step} cannot be read: {error}"
+        f"{path} cannot be read: {_first_line(error)}; --mode=train would go "
+        "on from the one before"
       ) from error
+  _check_sums(path, params=found)
+  return step, found

@@ -248,6 +248,10 @@ def main(argv: Sequence[str]) -> int:
     # What was asked for cannot be: say so, without a stack of frames.
     log.debug("raised here", exc_info=True)
     return _refuse(str(error))
+  except OSError as error:  # a full disk, say
+    log.debug("raised here", exc_info=True)
+    print(f"bert-jax: {error}", file=sys.stderr)
+    return 1
   except RuntimeError as error:
     # Known by name: their modules load jax.
     statuses = {"DivergedError": 1, "PreemptedError": PREEMPTED}

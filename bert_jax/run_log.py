@@ -1,7 +1,9 @@
 """What a run writes down: run.json, metrics.jsonl, TensorBoard, the console."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import datetime
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -211,6 +213,34 @@ def write_run(workdir: str, run: dict) -> None:
     f.flush()
     os.fsync(f.fileno())
   os.replace(path + ".tmp", path)
+
+
+@contextlib.contextmanager
+def lock(workdir: str) -> Iterator[None]:
+  """A context in which no other process of this machine may have the workdir.
+
+  The lock ends with the process, however that ends.
+
+  Raises:
+    RunError: another process has it.
+  """
+  path = os.path.join(workdir, ".lock")
+  with open(path, "a+", encoding="utf-8") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      file.seek(0)
+      raise RunError(
+        f"--workdir={workdir} is in use by process {file.read().strip()}; "
+        "wait for it, stop it, or give another --workdir"
+      ) from error
+    except OSError as error:  # a file system without locks
+      _log.warning("%s cannot be locked (%s): start no second job", path, error)
+    else:
+      file.truncate(0)
+      file.write(str(os.getpid()))
+      file.flush()
+    yield
 
 
 def file_hash(path: str) -> str:

@@ -91,6 +91,8 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   # The state: from the newest checkpoint, from the weights of `init_from`, or
   # fresh. Whatever happens, what is being written is finished and closed.
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    if writes:
+      stack.enter_context(run_log.lock(workdir))
     checkpoints = stack.enter_context(
       contextlib.closing(
         checkpoint.Checkpoints(
@@ -111,8 +113,8 @@ def train(config: Any, workdir: str) -> dict[str, float]:
         state = state.replace(params=place_params(state.params, imported))
       start = 0
     else:
+      start, state = restore(checkpoints, abstract, state_place)
       _log.info("going on from step %d of %s", start, workdir)
-      state = restore(checkpoints, start, abstract, state_place)
     if writes:
       job.tokenizer.save(os.path.join(workdir, "vocab"))
       run_log.write_run(workdir, run)
@@ -246,19 +248,17 @@ def _on_all_hosts(answer: Any) -> bool:
   return bool(multihost_utils.broadcast_one_to_all(np.int32(bool(answer))))
 
 
-def restore(checkpoints, step: int, abstract, state_place) -> steps.TrainState:
-  """Reads a checkpoint into the places of a mesh, whichever wrote it."""
+def restore(checkpoints, abstract, state_place) -> tuple[int, steps.TrainState]:
+  """Reads the newest sound checkpoint into the places of a mesh."""
   wanted = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     abstract,
     state_place,
   )
-  params, rest = checkpoints.restore(
-    step,
-    wanted.params,
-    {"step": wanted.step, "opt_state": wanted.opt_state},
+  step, params, rest = checkpoints.restore_newest(
+    wanted.params, {"step": wanted.step, "opt_state": wanted.opt_state}
   )
-  return steps.TrainState(
+  return step, steps.TrainState(
     step=rest["step"], params=params, opt_state=rest["opt_state"]
   )
 

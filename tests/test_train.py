@@ -266,6 +266,15 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
   )
 
 
+def test_a_second_job_on_a_workdir_is_refused(finished_run):
+  with run_log.lock(finished_run.workdir):
+    with pytest.raises(
+      run_log.RunError, match=f"is in use by process {os.getpid()}"
+    ):
+      train.train(finished_run.config, finished_run.workdir)
+  assert train.train(finished_run.config, finished_run.workdir) == {}
+
+
 def test_work_is_saved_before_too_much_of_it_is_at_risk(
   finished_run, tmp_path, stop_after
 ):
@@ -306,7 +315,7 @@ def test_a_finished_run_started_again_does_nothing(finished_run):
     return {
       path: (path.stat().st_mtime_ns, path.stat().st_size)
       for path in pathlib.Path(finished_run.workdir).rglob("*")
-      if path.is_file()
+      if path.is_file() and path.name != ".lock"
     }
 
   before = files()
