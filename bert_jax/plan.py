@@ -600,16 +600,16 @@ def model_flops(config: Any) -> dict[str, int]:
     kind = finetuning.get_task(config.task).kind
     choices = _NUM_CHOICES if kind == "choice" else 1
     pooled = objectives.is_pooled(kind)
-    sizes = (config.model, data.batch_size, data.seq_len * choices)
+    shape = (config.model, data.batch_size, data.seq_len * choices)
     return {
       "needed": flops.task_step_flops(
-        *sizes,
+        *shape,
         pooled,
         num_sequences=choices,
         attended=data.seq_len**2 * choices if choices > 1 else None,
       ),
       "all_positions": flops.task_step_flops(
-        *sizes, pooled, num_sequences=choices, all_positions=True
+        *shape, pooled, num_sequences=choices, all_positions=True
       ),
     }
   lengths = sequence_lengths(config)
