@@ -194,6 +194,10 @@ def _items(params: Any, rest: Any) -> ocp.args.Composite:
 
 
 @jax.jit
+def _sums(arrays: list[jax.Array]) -> list[jax.Array]:
+  return [_sum(x) for x in arrays]
+
+
 def _sum(x: jax.Array) -> jax.Array:
   wide = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
   index = jnp.zeros(x.shape, jnp.uint32)
@@ -220,8 +224,16 @@ def sums(**trees: Any) -> dict[str, int]:
   names = [
     jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths
   ]
-  values = jax.device_get([_sum(x) for _, x in paths])
-  return {n: int(x) for n, x in zip(names, values, strict=True)}
+  # One program for all arrays of a mesh: several at once, each with its own
+  # exchange between hosts, may wait for each other for ever.
+  groups: dict[frozenset, dict[str, jax.Array]] = {}
+  for name, (_, x) in zip(names, paths, strict=True):
+    groups.setdefault(frozenset(x.sharding.device_set), {})[name] = x
+  found: dict[str, int] = {}
+  for group in groups.values():
+    values = jax.device_get(_sums(list(group.values())))
+    found |= {n: int(x) for n, x in zip(group, values, strict=True)}
+  return {name: found[name] for name in names}
 
 
 def _check_sums(folder: str, **trees: Any) -> None:

@@ -79,6 +79,16 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     "dump", None, "plan: file for the text of the compiled program.",
     flag_values=flag_values,
   )  # fmt: skip
+  flags.DEFINE_string(
+    "coordinator", None, "Of several processes: HOST:PORT of the first.",
+    flag_values=flag_values,
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    "num_processes", None, "How many processes.", flag_values=flag_values
+  )
+  flags.DEFINE_integer(
+    "process_id", None, "Which this one is, from 0.", flag_values=flag_values
+  )
   config_flags.DEFINE_config_file(
     "config",
     None,
@@ -126,13 +136,27 @@ def _prepare(flag_values: flags.FlagValues) -> None:
   prepare.prepare(config, flag_values.input, folder)
 
 
+def _meet(flag_values: flags.FlagValues) -> None:
+  """Connects the processes of a job of several."""
+  from bert_jax import hosts
+
+  hosts.start(
+    flag_values.coordinator,
+    flag_values.num_processes,
+    flag_values.process_id,
+    on_tpu=not _on_cpu() and bool(_tpu_devices()),
+  )
+
+
 def _train(flag_values: flags.FlagValues) -> None:
+  _meet(flag_values)
   from bert_jax import train
 
   train.train(_config(flag_values), _workdir(flag_values))
 
 
 def _evaluate(flag_values: flags.FlagValues) -> None:
+  _meet(flag_values)
   from bert_jax import evaluate
 
   config = _run_config(flag_values)
@@ -323,14 +347,16 @@ def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
   return dict(environ) | {"GLIBC_TUNABLES": ":".join(tunables)}
 
 
+def _tpu_devices() -> list[str]:
+  return glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
+
+
 def _on_cpu() -> bool:
   """Whether jax will compute on the CPU; it is not asked, nor even loaded."""
   if os.environ.get("JAX_PLATFORMS") == "cpu":
     return True
   # The TPU's compiler may be there for plans alone.
-  has_tpu = importlib.util.find_spec("libtpu") and (
-    glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
-  )
+  has_tpu = importlib.util.find_spec("libtpu") and _tpu_devices()
   return not has_tpu and not any(
     importlib.util.find_spec(name)
     for name in ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")

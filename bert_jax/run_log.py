@@ -72,8 +72,7 @@ def plain(config: Any) -> dict:
 def commit() -> tuple[str | None, bool | None]:
   """The git commit the package runs from, and whether its code differs.
 
-  A file that git does not know counts only if it is Python: the record of an
-  earlier run that nobody has added yet changes nothing.
+  Only Python counts: records and tables of earlier runs change nothing.
   """
   folder = os.path.dirname(os.path.abspath(__file__))
 
@@ -83,7 +82,9 @@ def commit() -> tuple[str | None, bool | None]:
     ).stdout.strip()
 
   try:
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    changed = git(
+      "status", "--porcelain", "--untracked-files=no", "--", ":(top)*.py"
+    )
     new = git("ls-files", "--others", "--exclude-standard", ":(top)*.py")
     return git("rev-parse", "HEAD"), bool(changed or new)
   except (OSError, subprocess.CalledProcessError):

@@ -1,0 +1,91 @@
+"""Starts a job of several processes: one a host, or several on one machine.
+
+Every process runs the same command. On TPU slices, under SLURM and Open MPI
+they find each other by themselves; elsewhere each is told where process 0 is,
+how many there are and which it is (--coordinator, --num_processes,
+--process_id).
+"""
+
+from collections.abc import Mapping
+import logging
+import os
+
+_log = logging.getLogger(__name__)
+
+# A process that is not heard of for this long ends the whole job: the others
+# would wait for it for ever.
+HEARTBEAT_SECS = 60
+# How long to wait for all to be there, at the start.
+_START_SECS = 300
+
+
+class HostsError(ValueError):
+  """The processes cannot find each other."""
+
+
+def is_cluster(environ: Mapping[str, str], on_tpu: bool) -> bool:
+  """Whether several processes were started that jax can connect by itself.
+
+  Args:
+    environ: variables of this process.
+    on_tpu: there are TPUs here; whether of a slice of several hosts, jax knows.
+  """
+  counts = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+  return on_tpu or any(int(environ.get(name, "1")) > 1 for name in counts)
+
+
+def start(
+  coordinator: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+  on_tpu: bool,
+) -> None:
+  """Connects this process to the others, if there are any.
+
+  To be called before anything else is asked of jax.
+
+  Args:
+    coordinator: HOST:PORT of process 0; None = jax looks for it.
+    num_processes: how many there are, with `coordinator`.
+    process_id: which this is, with `coordinator`.
+    on_tpu: see `is_cluster`.
+
+  Raises:
+    HostsError: one of the three is missing or cannot be, or the others did not
+      come.
+  """
+  given = (coordinator, num_processes, process_id)
+  if any(x is not None for x in given):
+    if any(x is None for x in given):
+      raise HostsError(
+        "--coordinator=HOST:PORT, --num_processes and --process_id go "
+        f"together; given: {coordinator}, {num_processes}, {process_id}"
+      )
+    if not 0 <= int(process_id or 0) < int(num_processes or 0):
+      raise HostsError(
+        f"--process_id={process_id} is not among 0 to {num_processes} - 1"
+      )
+  elif not is_cluster(os.environ, on_tpu):
+    return
+  import jax
+
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      initialization_timeout=_START_SECS,
+      heartbeat_timeout_seconds=HEARTBEAT_SECS,
+    )
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise HostsError(
+      f"the processes of this job did not find each other: {reason}; see that "
+      "all run, that they reach the coordinator's port, and that each has its "
+      "own --process_id"
+    ) from error
+  _log.info(
+    "process %d of %d, %d of %d devices",
+    jax.process_index(), jax.process_count(),
+    jax.local_device_count(), jax.device_count(),
+  )  # fmt: skip

@@ -1,0 +1,149 @@
+"""Tests of hosts.py and preemption.py: several processes, as one job."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bert_jax import hosts
+from bert_jax import run_log
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+  ("environ", "on_tpu", "wanted"),
+  [
+    ({}, False, False),
+    ({"SLURM_NTASKS": "1"}, False, False),
+    ({"SLURM_NTASKS": "4"}, False, True),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, False, True),
+    ({}, True, True),
+  ],
+)
+def test_clusters_that_jax_connects_by_itself(environ, on_tpu, wanted):
+  assert hosts.is_cluster(environ, on_tpu) == wanted
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    (("localhost:1", None, None), "go together; given: localhost:1, None"),
+    ((None, 2, 0), "go together"),
+    (("localhost:1", 2, 2), "--process_id=2 is not among 0 to 2 - 1"),
+    (("localhost:1", 0, 0), "--process_id=0 is not among"),
+  ],
+)
+def test_what_cannot_be_is_refused(given, message):
+  with pytest.raises(hosts.HostsError, match=message):
+    hosts.start(*given, on_tpu=False)
+
+
+def test_one_process_starts_nothing(monkeypatch):
+  for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+    monkeypatch.delenv(name, raising=False)
+  hosts.start(None, None, None, on_tpu=False)
+
+
+# --- real processes -----------------------------------------------------------
+
+SETTINGS = {
+  "model.num_layers": 1,
+  "model.hidden_size": 32,
+  "model.num_heads": 2,
+  "model.mlp_dim": 64,
+  "model.vocab_size": 32,
+  "model.max_len": 16,
+  "data.seq_len": 16,
+  "data.batch_size": 16,
+  "data.dupe_factor": 4,
+  "train.total_steps": 200,
+  "train.log_every_steps": 1,
+  "eval.every_steps": 50,
+  "eval.batch_size": 16,
+  "checkpoint.every_steps": 60,
+}
+
+
+def start(prepared, workdir, num_processes, num_devices):
+  """Starts the processes of a job, with some devices each."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  environ = dict(os.environ) | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+  }
+  jobs = []
+  for i in range(num_processes):
+    several = (
+      f"--coordinator=127.0.0.1:{port}",
+      f"--num_processes={num_processes}",
+      f"--process_id={i}",
+    )
+    jobs.append(
+      subprocess.Popen(
+        [
+          sys.executable,
+          "-m",
+          "bert_jax.main",
+          "--mode=train",
+          "--config=configs/base.py",
+          f"--workdir={workdir}",
+          f"--config.data.dir={prepared}",
+          *(f"--config.{k}={v}" for k, v in SETTINGS.items()),
+          *(several if num_processes > 1 else ()),
+        ],
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+      )
+    )
+  return jobs
+
+
+def finish(jobs):
+  """Their exit statuses."""
+  try:
+    return [job.wait(300) for job in jobs]
+  finally:
+    for job in jobs:
+      job.kill()
+
+
+def assert_same_rows(found, wanted, rtol):
+  found, wanted = (run_log.read_metrics(str(x)) for x in (found, wanted))
+  assert [r["step"] for r in found] == [r["step"] for r in wanted]
+  for a, b in zip(found, wanted, strict=True):
+    for key in ("train/loss", "train/mlm_loss", "train/nsp_loss", "eval/loss"):
+      if key in a:
+        np.testing.assert_allclose(a[key], b[key], rtol=rtol, err_msg=key)
+
+
+@pytest.mark.slow
+def test_several_processes_are_one_and_stop_and_go_on_as_one(
+  tmp_path, prepared
+):
+  alone, several = tmp_path / "alone", tmp_path / "several"
+  assert finish(start(prepared, alone, 1, 8)) == [0]
+  # Two processes; one of them is told to stop, and both do at the same step.
+  jobs = start(prepared, several, 2, 4)
+  log = several / "metrics.jsonl"
+  while not (log.exists() and log.read_text().count("\n") > 20):
+    time.sleep(0.05)
+    assert all(job.poll() is None for job in jobs)
+  jobs[1].send_signal(signal.SIGTERM)
+  assert finish(jobs) == [75, 75]
+  stopped = run_log.read_metrics(str(several))[-1]["step"]
+  assert 20 <= stopped < 200
+  assert (several / "checkpoints" / str(stopped)).is_dir()
+  # One process with as many devices goes on.
+  assert finish(start(prepared, several, 1, 8)) == [0]
+  assert_same_rows(several, alone, rtol=1e-5)
