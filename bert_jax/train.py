@@ -93,28 +93,24 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     if writes:
       stack.enter_context(run_log.lock(workdir))
-    checkpoints = stack.enter_context(
-      contextlib.closing(
-        checkpoint.Checkpoints(
-          workdir,
-          keep=config.checkpoint.keep,
-          best_metric=config.checkpoint.best_metric,
-          best_mode=config.checkpoint.best_mode,
-        )
-      )
+    checkpoints = checkpoint.Checkpoints(
+      workdir,
+      keep=config.checkpoint.keep,
+      best_metric=config.checkpoint.best_metric,
+      best_mode=config.checkpoint.best_mode,
     )
-    start = checkpoints.latest_step()
-    if start is not None and start >= total:
+    stack.enter_context(contextlib.closing(checkpoints))
+    start = checkpoints.latest_step() or 0
+    if start >= total:
       _log.info("%s is trained already: step %d", workdir, start)
       return {}
-    if start is None:
+    if start:
+      start, state = restore(checkpoints, abstract, state_place)
+      _log.info("going on from step %d of %s", start, workdir)
+    else:
       state = jax.jit(init, out_shardings=state_place)(row)
       if imported is not None:
         state = state.replace(params=place_params(state.params, imported))
-      start = 0
-    else:
-      start, state = restore(checkpoints, abstract, state_place)
-      _log.info("going on from step %d of %s", start, workdir)
     if writes:
       job.tokenizer.save(os.path.join(workdir, "vocab"))
       run_log.write_run(workdir, run)
@@ -142,25 +138,9 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     pending = Pending(workdir, checkpoints)
     notice = stack.enter_context(preemption.Notice())
     clock = preemption.SaveClock(config.checkpoint.max_lost_secs, start)
+    keeper = Keeper(evaluator, checkpoints, meter, log, clock)
+    keeper.catch_up(start, state, config.eval.every_steps)
     evaluation: dict[str, float] = {}
-
-    def evaluate(step):
-      found = evaluator(state.params)
-      meter.report(step, found, log)
-      return found
-
-    def save(step, evaluation, only_best=False):
-      rest = {"step": state.step, "opt_state": state.opt_state}
-      method = checkpoints.save_if_best if only_best else checkpoints.save
-      method(step, state.params, rest, evaluation)
-      if not only_best:
-        clock.saved(step)
-
-    # A run that had to stop at once left this to the next.
-    if _due(start, config.eval.every_steps) and start and not _on_all_hosts(
-      log and log.has(start, "eval/")
-    ):  # fmt: skip
-      save(start, evaluate(start), only_best=True)
 
     # The loop.
     with meter.bar:
@@ -193,8 +173,8 @@ def train(config: Any, workdir: str) -> dict[str, float]:
           clock.plan(step)
         if evaluates or saves:
           with meter.paused():
-            evaluation = evaluate(step) if evaluates else {}
-            save(step, evaluation, only_best=not saves)
+            evaluation = keeper.evaluate(step, state) if evaluates else {}
+            keeper.save(step, state, evaluation, only_best=not saves)
         if stops:
           raise preemption.PreemptedError(
             f"stopped after step {step} of {total}, which is saved in "
@@ -241,11 +221,55 @@ def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
 
 
-def _on_all_hosts(answer: Any) -> bool:
-  """What the first host says, to all of them."""
-  if jax.process_count() == 1:
-    return bool(answer)
-  return bool(multihost_utils.broadcast_one_to_all(np.int32(bool(answer))))
+@dataclasses.dataclass
+class Keeper:
+  """Evaluates and saves the states of a run.
+
+  Attributes:
+    evaluator: of the job.
+    checkpoints: of the workdir.
+    meter: reports what was found.
+    log: of metrics, on the first host.
+    clock: is told of what is saved.
+  """
+
+  evaluator: Any
+  checkpoints: checkpoint.Checkpoints
+  meter: "Meter"
+  log: run_log.MetricsLog | None
+  clock: preemption.SaveClock
+
+  def evaluate(self, step: int, state: steps.TrainState) -> dict[str, float]:
+    """Returns, and logs, what the evaluation of a state finds."""
+    found = self.evaluator(state.params)
+    self.meter.report(step, found, self.log)
+    return found
+
+  def save(
+    self,
+    step: int,
+    state: steps.TrainState,
+    evaluation: dict[str, float],
+    only_best: bool = False,
+  ) -> None:
+    """Saves a state; with `only_best`, only if the evaluation says best."""
+    rest = {"step": state.step, "opt_state": state.opt_state}
+    if only_best:
+      self.checkpoints.save_if_best(step, state.params, rest, evaluation)
+      return
+    self.checkpoints.save(step, state.params, rest, evaluation)
+    self.clock.saved(step)
+
+  def catch_up(self, start: int, state: steps.TrainState, every: int) -> None:
+    """Does the evaluation that a run left to the next, being told to stop."""
+    if not start or not _due(start, every):
+      return
+    done = np.int32(self.log is not None and self.log.has(start, "eval/"))
+    if jax.process_count() > 1:  # the first host has the log
+      done = multihost_utils.broadcast_one_to_all(done)
+    if not done:
+      evaluation = self.evaluate(start, state)
+      self.save(start, state, evaluation, only_best=True)
 
 
 def restore(checkpoints, abstract, state_place) -> tuple[int, steps.TrainState]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -49,6 +50,8 @@ def test_one_process_starts_nothing(monkeypatch):
   for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
     monkeypatch.delenv(name, raising=False)
   hosts.start(None, None, None, on_tpu=False)
+  assert jax.process_count() == 1
+  assert not jax.distributed.is_initialized()
 
 
 # --- real processes -----------------------------------------------------------
