@@ -64,6 +64,34 @@ def init_state(
   )
 
 
+def _sum_over_parts(compute, variables, batch, count, rng):
+  """Adds up what a function finds for each of the parts of a batch.
+
+  Args:
+    compute: (variables, rows, rng) -> a tree of arrays.
+    variables: the same for all parts.
+    batch: [B, ...] each.
+    count: k; row i belongs to part i mod k.
+    rng: key, from which each part gets its own.
+  """
+
+  def part(x):  # [B, ...] -> [k, B / k, ...]
+    return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
+
+  def add(total, i_and_rows):
+    i, rows = i_and_rows
+    out = compute(variables, rows, jax.random.fold_in(rng, i))
+    return jax.tree.map(jnp.add, total, out), None
+
+  parts = jax.tree.map(part, batch)
+  first = jax.tree.map(lambda x: x[0], parts)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(compute, variables, first, rng),
+  )
+  return jax.lax.scan(add, zeros, (jnp.arange(count), parts))[0]
+
+
 def make_train_step(
   model: nn.Module,
   objective: objectives.Objective,
@@ -125,31 +153,17 @@ def make_train_step(
     return attention.unflatten_heads(grads, num_heads, separately=mixed)
 
   def accumulate(params, batch, weights, rng):
-    def part(x):  # [B, ...] -> [k, B / k, ...], row i to part i mod k
-      k = num_micro_batches
-      return jnp.moveaxis(x.reshape(-1, k, *x.shape[1:]), 1, 0)
-
     # The table that scores words is a parameter of its own in the loop: each
     # of its two gradients is then summed over the devices once, at the end.
     def loss_of(untied, rows, rng):
       return loss_fn(untied[0], rows, weights, rng, output=untied[1])
 
-    untied = (params, objective.output_variables(params))
-    compute = jax.value_and_grad(loss_of, has_aux=True)
-
-    def add(total, i_and_rows):
-      i, rows = i_and_rows
-      out = compute(untied, rows, jax.random.fold_in(rng, i))
-      return jax.tree.map(jnp.add, total, out), None
-
-    parts = jax.tree.map(part, batch)
-    first = jax.tree.map(lambda x: x[0], parts)
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(compute, untied, first, rng),
-    )
-    (loss, (grads, extra)), _ = jax.lax.scan(
-      add, zeros, (jnp.arange(num_micro_batches), parts)
+    loss, (grads, extra) = _sum_over_parts(
+      jax.value_and_grad(loss_of, has_aux=True),
+      (params, objective.output_variables(params)),
+      batch,
+      num_micro_batches,
+      rng,
     )
     grads = as_stored(grads)
     if place is not None:
