@@ -4,9 +4,9 @@ WORKDIR/checkpoints/STEP   the newest few, to go on from
 WORKDIR/best/STEP          the best by a metric, where the run names one
 WORKDIR/damaged/STEP       what could not be read, set aside
 
-Beside the arrays a step has their sums: of every array one number that any
-changed bit of it changes. They are compared with what is read, whatever mesh
-wrote it and whatever mesh reads it.
+Beside the arrays a step has their sums: of every array one number, which a
+change of any one element changes. They are compared with what is read, whatever
+mesh wrote it and whatever mesh reads it.
 """
 
 from collections.abc import Collection, Mapping
@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 _log = logging.getLogger(__name__)
@@ -163,6 +164,7 @@ class Checkpoints:
 
   def _restore(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
     folder = os.path.join(str(self._newest.directory), str(step))
+    found, problem = None, None
     try:
       found = self._newest.restore(
         step,
@@ -172,9 +174,14 @@ class Checkpoints:
         ),
       )
     except Exception as error:  # tensorstore's and orbax's errors have no base
+      if "RESOURCE_EXHAUSTED" in str(error):  # nobody's damage
+        raise
+      problem = error
+    if not _on_all_hosts(found is not None) or found is None:
+      reason = _first_line(problem) if problem else "another host says so"
       raise CheckpointError(
-        f"checkpoint {folder} cannot be read: {_first_line(error)}"
-      ) from error
+        f"checkpoint {folder} cannot be read: {reason}"
+      ) from problem
     _check_sums(folder, params=found.params, rest=found.rest)
     return found.params, found.rest
 
@@ -242,22 +249,36 @@ def _check_sums(folder: str, **trees: Any) -> None:
   Raises:
     CheckpointError: an array differs; names it.
   """
+  found = sums(**trees)  # by all hosts, whatever the first then reads
+  problem = _compare(folder, found) if jax.process_index() == 0 else ""
+  if not _on_all_hosts(not problem):
+    raise CheckpointError(problem or f"{folder} is damaged, says process 0")
+
+
+def _compare(folder: str, found: Mapping[str, int]) -> str:
+  """What is wrong with a step of these sums, or ""."""
   path = os.path.join(folder, "sums", "metadata")
-  if not os.path.exists(path):
-    _log.info("%s was saved without sums; not checked", folder)
-    return
   try:
+    with open(os.path.join(folder, "_CHECKPOINT_METADATA")) as file:
+      items = json.load(file)["item_handlers"]
+    if "sums" not in items:
+      _log.info("%s is of a time without sums; not checked", folder)
+      return ""
     with open(path, encoding="utf-8") as file:
       wanted = json.load(file)
-    found = sums(**trees)
     bad = [name for name, value in found.items() if wanted[name] != value]
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise CheckpointError(f"{path} is damaged: {error!r}") from error
-  if bad:
-    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    raise CheckpointError(
-      f"checkpoint {folder} is damaged: {bad[0]}{more} is not what was saved"
-    )
+    return f"checkpoint {folder} is damaged: {error!r}"
+  if not bad:
+    return ""
+  more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+  return f"checkpoint {folder} is damaged: {bad[0]}{more} is not what was saved"
+
+
+def _on_all_hosts(is_good: bool) -> bool:
+  if jax.process_count() == 1:
+    return is_good
+  return bool(multihost_utils.process_allgather(np.int32(is_good)).all())
 
 
 def _set_aside(folder: str, step: int) -> None:

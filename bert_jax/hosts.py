@@ -30,8 +30,11 @@ def is_cluster(environ: Mapping[str, str], on_tpu: bool) -> bool:
     environ: variables of this process.
     on_tpu: there are TPUs here; whether of a slice of several hosts, jax knows.
   """
-  counts = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
-  return on_tpu or any(int(environ.get(name, "1")) > 1 for name in counts)
+  if on_tpu or int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+    return True
+  # An allocation of several tasks is no job of several; a step of it is.
+  in_step = "SLURM_STEP_NODELIST" in environ
+  return in_step and int(environ.get("SLURM_NTASKS", "1")) > 1
 
 
 def start(
@@ -39,6 +42,7 @@ def start(
   num_processes: int | None,
   process_id: int | None,
   on_tpu: bool,
+  stops_in_order: bool,
 ) -> None:
   """Connects this process to the others, if there are any.
 
@@ -49,6 +53,8 @@ def start(
     num_processes: how many there are, with `coordinator`.
     process_id: which this is, with `coordinator`.
     on_tpu: see `is_cluster`.
+    stops_in_order: the caller asks for SIGTERM after every step; otherwise it
+      ends the process as usual.
 
   Raises:
     HostsError: one of the three is missing or cannot be, or the others did not
@@ -69,6 +75,7 @@ def start(
     return
   import jax
 
+  jax.config.update("jax_enable_preemption_service", stops_in_order)
   try:
     jax.distributed.initialize(
       coordinator,
@@ -77,12 +84,13 @@ def start(
       initialization_timeout=_START_SECS,
       heartbeat_timeout_seconds=HEARTBEAT_SECS,
     )
-  except (RuntimeError, ValueError) as error:
-    reason = str(error).strip().splitlines()[0]
+  except (RuntimeError, ValueError, OSError) as error:
+    reason = (str(error).strip().splitlines() or [repr(error)])[0]
     raise HostsError(
       f"the processes of this job did not find each other: {reason}; see that "
       "all run, that they reach the coordinator's port, and that each has its "
-      "own --process_id"
+      "own --process_id. For one process alone give "
+      "--coordinator=localhost:12345 --num_processes=1 --process_id=0"
     ) from error
   _log.info(
     "process %d of %d, %d of %d devices",

@@ -144,7 +144,8 @@ def _meet(flag_values: flags.FlagValues) -> None:
     flag_values.coordinator,
     flag_values.num_processes,
     flag_values.process_id,
-    on_tpu=not _on_cpu() and bool(_tpu_devices()),
+    on_tpu=_on_tpu(),
+    stops_in_order=flag_values.mode == "train",
   )
 
 
@@ -347,17 +348,17 @@ def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
   return dict(environ) | {"GLIBC_TUNABLES": ":".join(tunables)}
 
 
-def _tpu_devices() -> list[str]:
-  return glob.glob("/dev/accel*") + glob.glob("/dev/vfio/*")
+def _on_tpu() -> bool:
+  """Whether there are a TPU and what drives it, which plans alone have, too."""
+  found = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
+  return bool(found and importlib.util.find_spec("libtpu"))
 
 
 def _on_cpu() -> bool:
   """Whether jax will compute on the CPU; it is not asked, nor even loaded."""
   if os.environ.get("JAX_PLATFORMS") == "cpu":
     return True
-  # The TPU's compiler may be there for plans alone.
-  has_tpu = importlib.util.find_spec("libtpu") and _tpu_devices()
-  return not has_tpu and not any(
+  return not _on_tpu() and not any(
     importlib.util.find_spec(name)
     for name in ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
   )

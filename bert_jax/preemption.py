@@ -32,12 +32,14 @@ class PreemptedError(RuntimeError):
 class Notice:
   """A context that notes SIGTERM instead of dying from it.
 
-  A second SIGTERM ends the process as if there were no such context. In another
-  thread than the main one, where Python allows no handlers, nothing is noted.
+  On one host a second SIGTERM ends the process as if there were no such
+  context. In another thread than the main one, where Python allows no handlers,
+  nothing is noted.
   """
 
   def __init__(self) -> None:
     self._given = False
+    self._calls = 0
     self._before: Any = None
     self._handles = False
 
@@ -64,15 +66,18 @@ class Notice:
 
   def stops_at(self, step: int) -> bool:
     """Whether to save and stop after this step; call it after every step."""
+    self._calls += 1
     if jax.process_count() > 1:
-      self._given = multihost_utils.reached_preemption_sync_point(step)
+      # Counted from 1 in every session: a notice that came before the first
+      # call names the first.
+      self._given = multihost_utils.reached_preemption_sync_point(self._calls)
     if self._given:
       _log.info("told to stop (SIGTERM); saving step %d", step)
     return self._given
 
 
 class SaveClock:
-  """Says when the work since the last save is about to exceed some seconds.
+  """Says when the work since the last save has become some seconds' worth.
 
   On several hosts all must save at the same step, and clocks differ. There the
   first host plans the step from the speed so far, whenever `plan` is called.
@@ -87,19 +92,22 @@ class SaveClock:
     """
     self._max_secs = max_secs
     self._planned: int | None = None
-    self.saved(step)
+    self._first = (step, time.monotonic())
+    self._saved = time.monotonic()
 
   def saved(self, step: int) -> None:
-    """Notes that a step was saved."""
-    self._step, self._time = step, time.monotonic()
+    """Notes that a step was saved; all hosts call it at the same step."""
+    self._saved = time.monotonic()
+    self._planned = None
+    self.plan(step)
 
   def plan(self, step: int) -> None:
     """Agrees with the other hosts on when to save; all call it at a step."""
     if not self._max_secs or jax.process_count() == 1:
       return
-    spent = time.monotonic() - self._time
-    speed = (step - self._step) / max(spent, 1e-6)
-    left = max(self._max_secs - spent, 0.0) * _CAUTION
+    now = time.monotonic()
+    speed = (step - self._first[0]) / max(now - self._first[1], 1e-6)
+    left = max(self._max_secs - (now - self._saved), 0.0) * _CAUTION
     planned = np.int64(step + max(int(speed * left), 1))
     self._planned = int(multihost_utils.broadcast_one_to_all(planned))
 
@@ -108,5 +116,5 @@ class SaveClock:
     if not self._max_secs:
       return False
     if jax.process_count() == 1:
-      return time.monotonic() - self._time >= self._max_secs
+      return time.monotonic() - self._saved >= self._max_secs
     return self._planned is not None and step >= self._planned

@@ -55,6 +55,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   check_steps(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor)  # fmt: skip
+  sharding.check_heads(config.model, mesh)
   if config.objective != "task":  # which fills its rows up by itself
     sharding.check_batch_size(
       config.data.batch_size, mesh, config.optim.num_micro_batches
@@ -91,8 +92,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
   # The state: from the newest checkpoint, from the weights of `init_from`, or
   # fresh. Whatever happens, what is being written is finished and closed.
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-    if writes:
-      stack.enter_context(run_log.lock(workdir))
+    _lock(workdir, stack)
     checkpoints = checkpoint.Checkpoints(
       workdir,
       keep=config.checkpoint.keep,
@@ -101,11 +101,11 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     )
     stack.enter_context(contextlib.closing(checkpoints))
     start = checkpoints.latest_step() or 0
-    if start >= total:
-      _log.info("%s is trained already: step %d", workdir, start)
-      return {}
     if start:
       start, state = restore(checkpoints, abstract, state_place)
+      if start >= total:
+        _log.info("%s is trained already: step %d", workdir, start)
+        return {}
       _log.info("going on from step %d of %s", start, workdir)
     else:
       state = jax.jit(init, out_shardings=state_place)(row)
@@ -270,6 +270,22 @@ class Keeper:
     if not done:
       evaluation = self.evaluate(start, state)
       self.save(start, state, evaluation, only_best=True)
+
+
+def _lock(workdir: str, stack: contextlib.ExitStack) -> None:
+  """Takes the workdir for this job; all hosts are told if it is taken."""
+  refused = None
+  if jax.process_index() == 0:
+    try:
+      stack.enter_context(run_log.lock(workdir))
+    except run_log.RunError as error:
+      refused = error
+  if jax.process_count() > 1:
+    taken = multihost_utils.broadcast_one_to_all(np.int32(refused is not None))
+    if taken and refused is None:
+      raise run_log.RunError(f"--workdir={workdir} is in use, says process 0")
+  if refused is not None:
+    raise refused
 
 
 def restore(checkpoints, abstract, state_place) -> tuple[int, steps.TrainState]:

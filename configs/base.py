@@ -253,7 +253,7 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
 
   c.checkpoint = k = ml_collections.ConfigDict()
   k.every_steps = 10_000  # between saves; the last step is always saved
-  # Also save before more work than this is at risk, seconds; 0 = do not.
+  # Also save when about this much work is at risk, seconds; 0 = do not.
   k.max_lost_secs = 1800.0
   k.keep = 3  # newest checkpoints to keep
   k.best_metric = "eval/loss"  # also keep the best by this; "" = no

@@ -195,8 +195,6 @@ def test_a_cut_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog):
   assert _newest(tmp_path)[0] == 1
 
 
-# Orbax leaves coroutines behind when a read fails.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_no_flipped_byte_of_any_file_gets_through(tmp_path):
   """What it does not change, such as a time of day, may pass."""
   step_2 = _two_steps(tmp_path)
@@ -217,6 +215,12 @@ def test_no_flipped_byte_of_any_file_gets_through(tmp_path):
     found.append(step)
     shutil.rmtree(folder)
   assert found.count(1) >= 4
+
+
+@pytest.mark.parametrize("lost", ["sums/metadata", "_CHECKPOINT_METADATA"])
+def test_a_step_that_lost_its_sums_is_damaged(tmp_path, lost):
+  (_two_steps(tmp_path) / lost).unlink()
+  assert _newest(tmp_path)[0] == 1
 
 
 def test_checkpoints_that_are_all_damaged_are_left_where_they_are(tmp_path):

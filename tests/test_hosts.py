@@ -22,8 +22,9 @@ ROOT = pathlib.Path(__file__).parents[1]
   ("environ", "on_tpu", "wanted"),
   [
     ({}, False, False),
-    ({"SLURM_NTASKS": "1"}, False, False),
-    ({"SLURM_NTASKS": "4"}, False, True),
+    ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"}, False, False),
+    ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a"}, False, True),
+    ({"SLURM_NTASKS": "4"}, False, False),  # an allocation, no step of it
     ({"OMPI_COMM_WORLD_SIZE": "2"}, False, True),
     ({}, True, True),
   ],
@@ -43,13 +44,13 @@ def test_clusters_that_jax_connects_by_itself(environ, on_tpu, wanted):
 )
 def test_what_cannot_be_is_refused(given, message):
   with pytest.raises(hosts.HostsError, match=message):
-    hosts.start(*given, on_tpu=False)
+    hosts.start(*given, on_tpu=False, stops_in_order=True)
 
 
 def test_one_process_starts_nothing(monkeypatch):
   for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
     monkeypatch.delenv(name, raising=False)
-  hosts.start(None, None, None, on_tpu=False)
+  hosts.start(None, None, None, on_tpu=False, stops_in_order=True)
   assert jax.process_count() == 1
   assert not jax.distributed.is_initialized()
 

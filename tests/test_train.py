@@ -266,6 +266,28 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
   )
 
 
+def test_a_finished_run_whose_last_step_is_damaged_makes_it_again(
+  finished_run, tmp_path
+):
+  workdir = str(tmp_path / "run")
+  shutil.copytree(finished_run.workdir, workdir)
+  for path in pathlib.Path(workdir, "checkpoints", "8").rglob("manifest.*"):
+    path.write_bytes(b"")
+  assert train.train(finished_run.config, workdir) == finished_run.result
+  assert_same_state(workdir, finished_run.workdir, 8)
+  assert rows(workdir) == rows(finished_run.workdir)
+
+
+def test_one_projection_over_cut_heads_is_refused_before_anything_is_made(
+  finished_run, tmp_path
+):
+  config = finished_run.config.copy_and_resolve_references()
+  config.model.attention, config.mesh.tensor = "fused_qkv", 2
+  with pytest.raises(ValueError, match="needs whole heads, but mesh.tensor=2"):
+    train.train(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_second_job_on_a_workdir_is_refused(finished_run):
   with run_log.lock(finished_run.workdir):
     with pytest.raises(

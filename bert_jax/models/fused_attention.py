@@ -202,10 +202,10 @@ def _backward_kernel(sizes, words_ref, bias_ref, ids_ref, q_ref, k_ref, v_ref,
   dtype = q_ref.dtype
   bias = _visible_bias(bias_ref, ids_ref, length)
   masks = _head_masks(sizes, length)
-  scale = jnp.asarray(1.0 / math.sqrt(sizes.head_dim), dtype)
+  scale = 1.0 / math.sqrt(sizes.head_dim)
   factor = 1.0 / (1.0 - sizes.rate)
   for part, heads in _tiles(sizes, lanes):
-    query = q_ref[0, :, part] * scale
+    query = q_ref[0, :, part] * jnp.asarray(scale, dtype)
     key, value = k_ref[0, :, part], v_ref[0, :, part]
     grad = grad_ref[0, :, part]
     inners = grad.astype(jnp.float32) * out_ref[0, :, part].astype(jnp.float32)

@@ -347,8 +347,8 @@ def main(argv: list[str] | None = None) -> int:
       failed = 1
       continue
     order = {e.key: i for i, e in enumerate(make_entries())}
-    known = {e.key for e in make_entries()}
-    table = {key: row for key, row in table.items() if key in known}
+    listed = {e.key for e in make_entries()}
+    table = {key: row for key, row in table.items() if key in listed}
     table = dict(
       sorted(table.items(), key=lambda item: order.get(item[0], len(order)))
     )

@@ -123,7 +123,10 @@ def test_bfloat16_kernels_are_as_near_to_float32_as_plain_attention_is():
   for got, other, right in zip(
     found, (out, *vjp(arrays[3])), wanted, strict=True
   ):
-    error = jnp.abs(got.astype(jnp.float32) - right).mean()
+    # Rounding is as often up as down: no factor is common to all.
+    wide = got.astype(jnp.float32)
+    assert abs(jnp.vdot(wide, right) / jnp.vdot(right, right) - 1) < 5e-4
+    error = jnp.abs(wide - right).mean()
     assert error <= 1.2 * jnp.abs(other.astype(jnp.float32) - right).mean()
     assert error < 0.01 * jnp.abs(right).max()
 
