@@ -22,7 +22,8 @@ FLOORS = (
   {"tokenization", "pairing", "masking", "packing", "metrics", "flops"}
   | {"batching", "losses", "optim", "sharding", "checkpoint", "records"}
   | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
-  | {"hlo", "chips", "costs", "profiling", "compile_cache"},
+  | {"hlo", "chips", "costs", "profiling", "compile_cache"}
+  | {"hosts", "preemption"},
 )
 # Imports within a floor: nothing but these, and modules of one room.
 SIDEWAYS = {
