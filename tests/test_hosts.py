@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -67,11 +68,11 @@ SETTINGS = {
   "data.seq_len": 16,
   "data.batch_size": 16,
   "data.dupe_factor": 4,
-  "train.total_steps": 200,
+  "train.total_steps": 120,
   "train.log_every_steps": 1,
   "eval.every_steps": 50,
   "eval.batch_size": 16,
-  "checkpoint.every_steps": 60,
+  "checkpoint.every_steps": 20,
 }
 
 
@@ -146,8 +147,18 @@ def test_several_processes_are_one_and_stop_and_go_on_as_one(
   jobs[1].send_signal(signal.SIGTERM)
   assert finish(jobs) == [75, 75]
   stopped = run_log.read_metrics(str(several))[-1]["step"]
-  assert 20 <= stopped < 200
+  assert 20 <= stopped < 120
   assert (several / "checkpoints" / str(stopped)).is_dir()
+  copy = tmp_path / "copy"
+  shutil.copytree(several, copy)
   # One process with as many devices goes on.
   assert finish(start(prepared, several, 1, 8)) == [0]
   assert_same_rows(several, alone, rtol=1e-5)
+  # So do two, which agree on what is damaged, from the step before.
+  saved = sorted(int(p.name) for p in (copy / "checkpoints").iterdir())
+  assert saved[-1] == stopped and len(saved) > 1
+  for path in (copy / "checkpoints" / str(stopped)).rglob("manifest.*"):
+    path.write_bytes(b"")
+  assert finish(start(prepared, copy, 2, 4)) == [0, 0]
+  assert (copy / "damaged" / str(stopped)).is_dir()
+  assert_same_rows(copy, alone, rtol=1e-5)
