@@ -46,6 +46,7 @@ DEPENDENCIES = [
   "filelock>=3.20,<5",  # of the folder of compiled programs
   "absl-py>=2.3,<3",  # flags and logging
   "ml_collections>=1.1,<1.2",  # configs and their flags
+  "packaging>=24",  # the doctor compares versions; others bring it anyway
   "rich>=14,<16",  # progress bars and tables in the terminal
   "tensorboardX>=2.6.4,<2.7",  # TensorBoard files without TensorFlow
   "matplotlib>=3.10,<3.12",  # the loss curve that `make demo` draws

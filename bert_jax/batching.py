@@ -36,7 +36,9 @@ in an epoch, packed or not.
 
 from collections.abc import Iterator
 import dataclasses
+import logging
 import os
+import threading
 from typing import Any, Protocol
 
 import grain
@@ -48,6 +50,8 @@ from bert_jax import packing
 from bert_jax import records
 from bert_jax import tokenization
 
+_log = logging.getLogger(__name__)
+
 Batch = dict[str, np.ndarray]
 
 
@@ -57,6 +61,14 @@ class Batches(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, step: int, /) -> Batch: ...
+
+
+class TrainBatches(Batches, Protocol):
+  """Those of a training, which say what they are made of."""
+
+  def examples(self, step: int, /) -> list[list[int]]:
+    """Numbers of the examples of a step, of all hosts, row by row."""
+    ...
 
 
 # Evaluation uses one choice of masks and of examples, whatever the run's seed,
@@ -213,6 +225,10 @@ class PretrainBatches:
     )
     self._packed = data.max_sequences > 1
     self._row_slots = num_masked_slots(data)
+    # An evaluation is of all examples or an error.
+    self._may_be_bad = 0 if num_steps is None else data.max_bad_records
+    self._bad: dict[int, str] = {}
+    self._bad_lock = threading.Lock()  # threads make batches
     if num_steps is None:
       self._limit = min(total, max_examples or total)
       if self._packed:
@@ -257,19 +273,78 @@ class PretrainBatches:
     table[layout.row, layout.slot] = ids
     return _ListedRows(table)
 
+  def examples(self, step: int) -> list[list[int]]:
+    """Numbers of the examples of a step, of all hosts, row by row."""
+    places = step * self._batch_size + np.arange(self._batch_size)
+    ids = self._order(places[places < self._limit])[0]
+    rows = ids.reshape(len(ids), -1).tolist()
+    return [[i for i in row if i >= 0] for row in rows]
+
   def __getitem__(self, step: int) -> Batch:
     places = step * self._batch_size + self._rows
     real = places < self._limit
     ids, epochs = self._order(np.where(real, places, 0))
     if self._data.static_masks:
       epochs = np.zeros_like(epochs)
+    used = ids >= 0
+    used &= real.reshape(-1, *(1,) * (ids.ndim - 1))
+    try:
+      return self._make_batch(ids, epochs, used)
+    except records.DataError:
+      if not self._may_be_bad:
+        raise
+    return self._make_batch(ids, epochs, used & self._are_good(ids, used))
+
+  def _make_batch(
+    self, ids: np.ndarray, epochs: np.ndarray, used: np.ndarray
+  ) -> Batch:
+    """A batch of the examples in use; the rest of it has weight 0.
+
+    Args:
+      ids: [B] examples, or of packed rows [B, S].
+      epochs: [B].
+      used: of each of the ids.
+
+    Raises:
+      records.DataError: an example in use is damaged.
+    """
     if self._packed:
-      return self._share_rows(np.where(real[:, None], ids, -1), epochs)
-    batch = self._make_sequences(ids, epochs)
-    weight = real.astype(np.float32)
+      return self._share_rows(np.where(used, ids, -1), epochs)
+    filler = ids[used.argmax()]
+    batch = self._make_sequences(np.where(used, ids, filler), epochs)
+    weight = used.astype(np.float32)
     batch["masked_weights"] *= weight[:, None]
     batch["weight"] = weight
     return batch
+
+  def _are_good(self, ids: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Which examples of a batch can be read; counts and names the others.
+
+    Raises:
+      records.DataError: they are more than `data.max_bad_records`.
+    """
+    good = np.ones(ids.shape, bool)
+    for place in zip(*np.nonzero(used), strict=True):
+      one = ids[place][None]
+      try:
+        self._make_sequences(one, np.zeros(1, np.int64))
+      except records.DataError as error:
+        good[place] = False
+        self._note_bad(int(one[0]), str(error))
+    return good
+
+  def _note_bad(self, example: int, reason: str) -> None:
+    with self._bad_lock:
+      if example in self._bad:
+        return
+      self._bad[example] = reason
+      count = len(self._bad)
+    if count > self._may_be_bad:
+      raise records.DataError(
+        f"{reason}; it is damaged example {count}, and data.max_bad_records="
+        f"{self._may_be_bad} may be left out: {sorted(self._bad)}"
+      )
+    _log.warning("left out example %d, bad one %d: %s", example, count, reason)
 
   def _make_sequences(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
     """Rows of one sequence each, masked, for examples [B] in epochs [B]."""
@@ -370,6 +445,11 @@ class PretrainBatches:
       raise records.DataError(
         f"an example has {lengths.max()} tokens, more than data.seq_len="
         f"{length}, or none; the examples are damaged, prepare them again"
+      )
+    if not np.isin(examples["is_random"], (0, 1)).all():
+      raise records.DataError(
+        f"{self._data.dir}: an example has no yes or no for its next sentence; "
+        "the examples are damaged, prepare them again"
       )
     tokens, offsets = self._tokens.read_spans(
       np.concatenate([examples["a_start"], examples["b_start"]]),

@@ -123,16 +123,23 @@ class Checkpoints:
     sign = 1 if self._best_mode == "min" else -1
     return sign * value < sign * self._best_value
 
-  def latest_step(self) -> int | None:
-    """The newest step saved, or None."""
-    return self._newest.latest_step()
+  def latest_step(self, before: int | None = None) -> int | None:
+    """The newest step saved, or None; with `before`, of the earlier ones."""
+    return max(self._steps(before), default=None)
 
-  def restore_newest(self, params: Any, rest: Any) -> tuple[int, Any, Any]:
+  def _steps(self, before: int | None) -> list[int]:
+    steps = self._newest.all_steps()
+    return [step for step in steps if before is None or step < before]
+
+  def restore_newest(
+    self, params: Any, rest: Any, before: int | None = None
+  ) -> tuple[int, Any, Any]:
     """Reads the newest step that is sound, and sets newer ones aside.
 
     Args:
       params: tree of jax.ShapeDtypeStruct with shardings.
       rest: the same for what else the state has.
+      before: a step; only earlier ones are looked at.
 
     Returns:
       The step, the parameters and the rest.
@@ -142,25 +149,45 @@ class Checkpoints:
         was set aside.
     """
     folder = str(self._newest.directory)
-    damaged: list[int] = []
-    reasons = []
-    for step in sorted(self._newest.all_steps(), reverse=True):
+    problems, found = self._find_sound(params, rest, before)
+    if found is None:
+      raise CheckpointError(
+        f"no checkpoint of {folder} can be read: "
+        f"{'; '.join(problems.values())}. Put a copy back, or give another "
+        "--workdir to start anew"
+      )
+    for bad, reason in problems.items():
+      _log.warning("%s; going on from step %d instead", reason, found[0])
+      _set_aside(folder, bad)
+    if problems:
+      self._newest.reload()
+    return found
+
+  def find_sound(
+    self, params: Any, rest: Any
+  ) -> tuple[int | None, dict[int, str]]:
+    """Reads the newest step that is sound, and changes nothing.
+
+    Args:
+      params: as for restore_newest.
+      rest: as for restore_newest.
+
+    Returns:
+      The step, or None if there is none, and what is wrong with newer ones.
+    """
+    problems, found = self._find_sound(params, rest, None)
+    return found[0] if found else None, problems
+
+  def _find_sound(
+    self, params: Any, rest: Any, before: int | None
+  ) -> tuple[dict[int, str], tuple[int, Any, Any] | None]:
+    problems: dict[int, str] = {}
+    for step in sorted(self._steps(before), reverse=True):
       try:
-        found = self._restore(step, params, rest)
+        return problems, (step, *self._restore(step, params, rest))
       except CheckpointError as error:
-        reasons.append(str(error))
-        damaged.append(step)
-        continue
-      for bad, reason in zip(damaged, reasons, strict=True):
-        _log.warning("%s; going on from step %d instead", reason, step)
-        _set_aside(folder, bad)
-      if damaged:
-        self._newest.reload()
-      return step, *found
-    raise CheckpointError(
-      f"no checkpoint of {folder} can be read: {'; '.join(reasons)}. Put a "
-      "copy back, or give another --workdir to start anew"
-    )
+        problems[step] = str(error)
+    return problems, None
 
   def _restore(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
     folder = os.path.join(str(self._newest.directory), str(step))

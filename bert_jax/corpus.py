@@ -28,6 +28,8 @@ FORMATS = ("sentences", "paragraphs", "jsonl", "tfds")
 # Longer lines and documents are cut, so that no input can fill the memory.
 MAX_LINE_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 24
+# The splitter takes time with the square of what opens quotes and closes none.
+_MAX_PARAGRAPH_CHARS = 1 << 14
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TFDS_UNIT_RECORDS = 5_000
 
@@ -324,10 +326,21 @@ def _split(paragraphs: Sequence[str], language: str) -> list[str]:
   return [
     sentence
     for paragraph in paragraphs
-    if paragraph.strip()
-    for s in sentencex.segment(language, paragraph)
+    for piece in _short(paragraph.strip())
+    for s in sentencex.segment(language, piece)
     if (sentence := s.strip())
   ]
+
+
+def _short(paragraph: str) -> Iterator[str]:
+  """Pieces of a paragraph that are not too long, cut between words."""
+  while len(paragraph) > _MAX_PARAGRAPH_CHARS:
+    cut = paragraph.rfind(" ", 1, _MAX_PARAGRAPH_CHARS)
+    cut = cut if cut > 0 else _MAX_PARAGRAPH_CHARS
+    yield paragraph[:cut]
+    paragraph = paragraph[cut:]
+  if paragraph:
+    yield paragraph
 
 
 def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
@@ -426,6 +439,57 @@ def _json_text(line: str, path: str, at: int, text_key: str) -> str:
   return _LONE_SURROGATE.sub("\ufffd", text)  # JSON may hold half a character
 
 
+@contextlib.contextmanager
+def naming_tfds(path: str) -> Iterator[None]:
+  """Turns what goes wrong with prepared TFDS data into an error that names it.
+
+  Raises:
+    CorpusError: the data is damaged.
+  """
+  try:
+    yield
+  except (CorpusError, MemoryError):
+    raise
+  except Exception as error:  # of protobuf, TFDS, ArrayRecord: without a base
+    raise CorpusError(
+      f"{path} is damaged, or no prepared TFDS data: {error!r:.500}; prepare "
+      "it again"
+    ) from error
+
+
+def open_tfds(folder: str) -> Any:
+  """The builder of prepared TFDS data, which is read without TensorFlow.
+
+  Args:
+    folder: with a dataset_info.json.
+
+  Raises:
+    CorpusError: the data is damaged, or wants code that is not TFDS's own.
+  """
+  os.environ.setdefault("TFDS_NO_GCS", "1")
+  import tensorflow_datasets as tfds  # slow to import: only where it is used
+
+  with naming_tfds(folder):
+    features = epath.Path(folder) / "features.json"
+    for name in _class_names(json.loads(features.read_bytes())):
+      if not name.startswith("tensorflow_datasets."):  # it would be imported
+        raise CorpusError(
+          f"{features} names {name!r:.100}, which is no feature of TFDS; such "
+          "data is not read"
+        )
+    return tfds.builder_from_directory(folder)
+
+
+def _class_names(value: Any) -> Iterator[str]:
+  """The Python classes that a features.json names, in any of its forms."""
+  inner = value.values() if isinstance(value, dict) else value
+  for key in ("pythonClassName", "python_class_name", "type"):
+    if isinstance(value, dict) and isinstance(value.get(key), str):
+      yield value[key]
+  for item in inner if isinstance(value, dict | list) else ():
+    yield from _class_names(item)
+
+
 def _tfds_source(path: str):
   """The random-access source of prepared TFDS data, without TensorFlow."""
   os.environ.setdefault("TFDS_NO_GCS", "1")
@@ -436,7 +500,7 @@ def _tfds_source(path: str):
     name, split = path.removeprefix("tfds:"), ""
   folder = epath.Path(name)
   if (folder / "dataset_info.json").exists():
-    builder = tfds.builder_from_directory(folder)
+    builder = open_tfds(name)
   else:
     if name.startswith("wikipedia"):
       import tensorflow_datasets.text.wikipedia
@@ -459,11 +523,13 @@ def _tfds_source(path: str):
       f"--input={path}: no split {split!r}; there are "
       f"{', '.join(builder.info.splits)}"
     )
-  return builder.as_data_source(split=split)
+  with naming_tfds(path):
+    return builder.as_data_source(split=split)
 
 
 def _tfds_units(path: str, unit_bytes: int) -> list[Unit]:
-  count = len(_tfds_source(path))
+  with naming_tfds(path):
+    count = len(_tfds_source(path))
   if not count:
     raise CorpusError(f"--input={path} holds no record")
   return [
@@ -476,7 +542,8 @@ def _tfds_units(path: str, unit_bytes: int) -> list[Unit]:
 def _tfds_texts(unit: Unit, text_key: str, digest) -> Iterator[str]:
   source = _tfds_source(unit.path)
   for i in range(unit.start, unit.end):
-    record = source[i]
+    with naming_tfds(unit.path):
+      record = source[i]
     if text_key not in record:
       raise CorpusError(
         f"{unit.path}: record {i} has no {text_key!r} but "
@@ -484,6 +551,11 @@ def _tfds_texts(unit: Unit, text_key: str, digest) -> Iterator[str]:
       )
     raw = record[text_key]
     raw = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
+    if not isinstance(raw, bytes):
+      raise CorpusError(
+        f"{unit.path}: record {i} has no text under {text_key!r}; set "
+        "--config.prepare.text_key"
+      )
     digest.update(raw)
     try:
       yield raw.decode("utf-8")

@@ -193,7 +193,7 @@ class FineTuning:
     labels = self.task.labels if self.task.kind in ("classify", "tag") else ()
     return {"task": {"kind": self.task.kind, "labels": list(labels)}}
 
-  def batches(self, mesh: jax.sharding.Mesh) -> batching.Batches:
+  def batches(self, mesh: jax.sharding.Mesh) -> batching.TrainBatches:
     """The training batches by step, of this host's rows."""
     config = self.config
     place = sharding.batch_sharding(mesh)

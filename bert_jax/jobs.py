@@ -58,7 +58,7 @@ class Job(Protocol):
     """What run.json says of it beside the config."""
     ...
 
-  def batches(self, mesh: jax.sharding.Mesh) -> batching.Batches:
+  def batches(self, mesh: jax.sharding.Mesh) -> batching.TrainBatches:
     """The training batches by step, of this host's rows."""
     ...
 

@@ -3,6 +3,7 @@
   bert-jax --mode=prepare  --config=configs/pretrain.py --input=T --output=D
   bert-jax --mode=train    --config=configs/pretrain.py --workdir=RUN
   bert-jax --mode=plan     --config=configs/pretrain.py --topology=v5e:4x4
+  bert-jax --mode=doctor   --config=configs/pretrain.py --workdir=RUN
   bert-jax --mode=evaluate --workdir=RUN
   bert-jax --mode=convert  --config=configs/convert.py --input=D --output=D2
   bert-jax --mode=predict  --workdir=RUN --input=LINES.jsonl --output=OUT.jsonl
@@ -31,7 +32,7 @@ from ml_collections import config_flags
 FLAGS = flags.FLAGS
 USAGE_ERROR = 2
 PREEMPTED = 75
-COMPUTING_MODES = ("train", "evaluate", "predict")
+COMPUTING_MODES = ("train", "evaluate", "predict", "doctor")
 
 
 class UsageError(ValueError):
@@ -55,7 +56,7 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_string(
     "topology",
     None,
-    "plan: TPU slice, such as v5e:4x4.",
+    "plan, doctor: TPU slice, such as v5e:4x4.",
     flag_values=flag_values,
   )
   flags.DEFINE_integer(
@@ -77,6 +78,10 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
   )
   flags.DEFINE_string(
     "dump", None, "plan: file for the text of the compiled program.",
+    flag_values=flag_values,
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    "replay_step", None, "train: look into a step of the run, change nothing.",
     flag_values=flag_values,
   )  # fmt: skip
   flags.DEFINE_string(
@@ -151,6 +156,18 @@ def _meet(flag_values: flags.FlagValues) -> None:
 
 def _train(flag_values: flags.FlagValues) -> None:
   _meet(flag_values)
+  if flag_values.replay_step is not None:
+    from bert_jax import replay
+    from bert_jax import run_log
+
+    workdir, config = _workdir(flag_values), flag_values.config
+    if config is None:  # as the run was, its mesh included
+      config = ml_collections.ConfigDict(
+        run_log.read_run(workdir)["config"], convert_dict=True
+      )
+    step, output = flag_values.replay_step, flag_values.output
+    replay.replay(config, workdir, step, output)
+    return
   from bert_jax import train
 
   train.train(_config(flag_values), _workdir(flag_values))
@@ -216,6 +233,22 @@ def _plan(flag_values: flags.FlagValues) -> None:
     sys.exit(status)
 
 
+def _doctor(flag_values: flags.FlagValues) -> None:
+  config, workdir = _run_config(flag_values), _workdir(flag_values)
+  from bert_jax import doctor
+
+  sound = doctor.examine(
+    config,
+    workdir,
+    flag_values.coordinator,
+    flag_values.process_id,
+    flag_values.topology,
+    ["-m", "bert_jax.main", *sys.argv[1:], "--mode=plan"],
+  )
+  if not sound:
+    sys.exit(1)
+
+
 def _convert(flag_values: flags.FlagValues) -> None:
   from bert_jax import convert
 
@@ -250,6 +283,7 @@ MODES: dict[str, Callable[[flags.FlagValues], None]] = {
   "evaluate": _evaluate,
   "predict": _predict,
   "convert": _convert,
+  "doctor": _doctor,
 }
 
 

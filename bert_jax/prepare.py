@@ -364,8 +364,12 @@ def _units_hash(units: list[corpus.Unit]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check_same(found: dict, asked: dict, path: str) -> None:
+def _check_same(found: Any, asked: dict, path: str) -> None:
   """Raises DataError where a folder was made with other settings."""
+  if not isinstance(found, dict):
+    raise records.DataError(
+      f"{path}: its settings are damaged; delete that folder to make it anew"
+    )
   differs = [
     f"{k}: {found.get(k)!r} there, {asked.get(k)!r} asked"
     for k in sorted(found.keys() | asked.keys())
@@ -445,9 +449,10 @@ def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
     shards[split] = [row for r in results for row in r[split]]
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for s in shards[split]:
-      counts += np.load(
+      counts += records.read_array(
         records.shard_path(progress_folder, split, s["shard"], "npy"),
-        allow_pickle=False,
+        np.int64,
+        1,
       )
     counts[special] = 0
     records.write_array(
@@ -884,7 +889,7 @@ def _packed_share(data: Any, folder: str, split: str) -> str:
     split: one of records.SPLITS.
   """
   path = records.lengths_folder(folder, records.examples_name(data))
-  table = np.load(os.path.join(path, f"{split}.npy"), allow_pickle=False)
+  table = records.read_array(os.path.join(path, f"{split}.npy"), np.int64, 2)
   patterns = packing.pack_histogram(
     table.sum(0), data.seq_len, data.max_sequences
   )

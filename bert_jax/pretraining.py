@@ -65,7 +65,7 @@ class Pretraining:
     """Nothing: the config says all."""
     return {}
 
-  def batches(self, mesh: jax.sharding.Mesh) -> batching.Batches:
+  def batches(self, mesh: jax.sharding.Mesh) -> batching.TrainBatches:
     """The training batches by step, of this host's rows.
 
     Raises:
@@ -220,10 +220,12 @@ def _check_model_fits(config: Any) -> bert.ModelConfig:
 def unigram_log_probs(folder: str, size: int) -> np.ndarray:
   """Log-probabilities [size] of tokens in the training text, one added."""
   path = os.path.join(folder, "tokens", "train.counts.npy")
-  try:
-    counts = np.load(path, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise records.DataError(f"{path} cannot be read: {error}") from error
+  counts = records.read_array(path, np.int64, 1)
+  if len(counts) > size or counts.min(initial=0) < 0:
+    raise records.DataError(
+      f"{path} is damaged: {len(counts)} counts, the least of them "
+      f"{counts.min(initial=0)}; prepare the data again"
+    )
   padded = np.ones(size) + np.pad(counts, (0, size - len(counts)))
   return np.log(padded / padded.sum()).astype(np.float32)
 

@@ -33,6 +33,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from typing import Any
@@ -372,6 +373,12 @@ class TokenStore:
     )
     slots = np.cumsum(count) - count
     keys = np.repeat(first - slots, count) + np.arange(count.sum())
+    if len(keys) and not 0 <= keys.min() <= keys.max() < len(self._records):
+      raise DataError(
+        f"an example has tokens {starts.min()} to {(starts + lengths).max()}, "
+        f"but there are {len(self._records) * RECORD_TOKENS}; the examples are "
+        "damaged, prepare them again"
+      )
     tokens = self._records.read(keys, self.dtype, RECORD_TOKENS)
     return tokens.reshape(-1), slots * RECORD_TOKENS + starts % RECORD_TOKENS
 
@@ -394,8 +401,8 @@ class DocumentTable:
     self._boundaries, self._documents = [], []
     for s in shards:
       path = functools.partial(shard_path, folder, split, s["shard"])
-      self._boundaries.append(_map_array(path("boundaries.npy")))
-      self._documents.append(_map_array(path("documents.npy")))
+      self._boundaries.append(read_array(path("boundaries.npy"), np.int64, 1))
+      self._documents.append(read_array(path("documents.npy"), np.int64, 1))
 
   def __len__(self) -> int:
     return self._ends[-1] if self._ends else 0
@@ -417,16 +424,15 @@ class DocumentTable:
     return self._boundaries[shard][start:end] + self._bases[shard]
 
 
-def _map_array(path: str) -> np.ndarray:
-  """A one-dimensional int64 .npy file, mapped, never unpickled."""
-  return _read_array(path, np.int64, 1)
+def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
+  """A .npy file of known type and dimensions, mapped, never unpickled.
 
-
-def _read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
-  """A .npy file of known type and dimensions, mapped, never unpickled."""
+  Raises:
+    DataError: it is missing, damaged or of another kind.
+  """
   try:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
+  except Exception as error:  # of numpy's header: a dozen, which have no base
     raise DataError(
       f"{path} is missing or damaged: {error}; prepare the data again"
     ) from error
@@ -470,8 +476,10 @@ class ExampleStore:
 
 def example_lengths(examples: np.ndarray) -> np.ndarray:
   """Tokens [M] of examples [M], with [CLS] and one or two [SEP]."""
-  b_length = examples["b_length"].astype(np.int64)
-  return examples["a_length"] + 2 + np.where(b_length > 0, b_length + 1, 0)
+  a_length, b_length = (
+    examples[name].astype(np.int64) for name in ("a_length", "b_length")
+  )
+  return a_length + 2 + np.where(b_length > 0, b_length + 1, 0)
 
 
 def lengths_folder(folder: str, name: str) -> str:
@@ -503,11 +511,11 @@ class LengthIndex:
     paths = [
       shard_path(target, split, s["shard"], "npy") for s in shards[split]
     ]
-    table = _read_array(os.path.join(target, f"{split}.npy"), np.int64, 2)
+    table = read_array(os.path.join(target, f"{split}.npy"), np.int64, 2)
     sizes = [s["examples"] for s in shards[split]]
     if table.min(initial=0) < 0 or table.sum(1).tolist() != sizes:
       raise DataError(f"{target}/{split}.npy is damaged; {_DELETE_LENGTHS}")
-    self._ids = [_read_array(path, np.uint32, 1) for path in paths]
+    self._ids = [read_array(path, np.uint32, 1) for path in paths]
     if [len(ids) for ids in self._ids] != sizes:
       raise DataError(
         f"{target}: the files of {split} do not have as many numbers as there "
@@ -599,7 +607,78 @@ def read_manifest(folder: str) -> Any:
       f"{path} is not of version {VERSION}, which this release reads; run "
       "--mode=prepare into an empty folder"
     )
+  if not any(_has_form(manifest, form) for form in _MANIFESTS):
+    raise DataError(
+      f"{path} is damaged: a key is missing or has another kind of value; put "
+      "a copy back, or run --mode=prepare into an empty folder"
+    )
   return manifest
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and 0 <= value < 1 << 48
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+def _is_shard(value: Any) -> bool:
+  is_part = isinstance(value, str) and re.fullmatch(r"\d{5,}-\d{5,}", value)
+  return bool(is_part) or _is_count(value)
+
+
+def _each_split(form: Any) -> dict:
+  return dict.fromkeys(SPLITS, form)
+
+
+# What is read of a manifest: of the tokens, of examples, and of their lengths.
+_MANIFESTS: tuple[dict, ...] = (
+  {
+    "settings": {"vocab": _is_text},
+    "vocab_size": _is_count,
+    "totals": _each_split(
+      dict.fromkeys(("documents", "sentences", "tokens", "unknown"), _is_count)
+    ),
+    "shards": _each_split(
+      [
+        {
+          "shard": _is_shard,
+          "documents": _is_count,
+          "tokens": _is_count,
+          "records": _is_count,
+          "sha256": dict.fromkeys(
+            ("array_record", "boundaries.npy", "documents.npy"), _is_text
+          ),
+        }
+      ]
+    ),
+  },
+  {
+    "settings": {"tokens": _is_text, "seq_len": _is_count},
+    "totals": _each_split(dict.fromkeys(("examples", "tokens"), _is_count)),
+    "shards": _each_split(
+      [{"shard": _is_shard, "examples": _is_count, "sha256": _is_text}]
+    ),
+  },
+  {
+    "examples": _is_text,
+    "sha256": _each_split(_is_text),
+    "shards": _each_split([{"shard": _is_shard, "sha256": _is_text}]),
+  },
+)
+
+
+def _has_form(value: Any, form: Any) -> bool:
+  """Whether JSON has the keys of a form, and values of their kinds."""
+  if isinstance(form, dict):
+    return isinstance(value, dict) and all(
+      key in value and _has_form(value[key], inner)
+      for key, inner in form.items()
+    )
+  if isinstance(form, list):
+    return isinstance(value, list) and all(_has_form(x, form[0]) for x in value)
+  return form(value)
 
 
 def verify(
@@ -733,7 +812,7 @@ def _check_counts(folder: str) -> None:
   manifest = read_manifest(folder)
   for split, totals in manifest["totals"].items():
     path = os.path.join(folder, "tokens", f"{split}.counts.npy")
-    counts = _map_array(path)
+    counts = read_array(path, np.int64, 1)
     found = (len(counts), int(counts.sum()), int(counts.min(initial=0)) >= 0)
     wanted = (
       manifest["vocab_size"],

@@ -29,6 +29,8 @@ FREE_KEYS = (
     "mesh.spread_optimizer",
     "data.dir", "data.prefetch_batches", "data.num_threads",
     "train.log_every_steps", "train.tensorboard", "train.profile_steps",
+    "train.on_bad_step", "train.spike_factor", "train.max_skipped_steps",
+    "data.max_bad_records",
     "checkpoint.", "eval.", "prepare.", "predict.", "convert.",
     "data.verify", "task.dir", "task.files.", "task.vocab",
     "task.predict_splits", "task.eval_splits", "task.n_best",
@@ -39,8 +41,12 @@ FREE_KEYS = (
 # Keys that came later, with what was done before there was a choice.
 _ADDED = {
   "data.max_sequences": 1,
+  "data.max_bad_records": 0,
   "mesh.spread_optimizer": False,
+  "train.max_skipped_steps": 0,
+  "train.on_bad_step": "stop",
   "train.profile_steps": [],
+  "train.spike_factor": 0.0,
 }
 
 # What may differ between the sessions of a run that was stopped and went on.
@@ -177,20 +183,35 @@ def read_run(workdir: str) -> dict:
   try:
     with open(path, encoding="utf-8") as f:
       run = json.load(f)
-    if not isinstance(run.get("config"), dict) or "data_hash" not in run:
+    if not isinstance(run.get("config"), dict) or not isinstance(
+      run.get("data_hash"), str
+    ):
       raise ValueError("it has no config and data_hash")
+    if not isinstance(run.get("sessions", []), list):
+      raise ValueError("its sessions are no list")
+    # Records of older releases have no sum.
+    if (wanted := run.pop("sha256", None)) not in (None, _digest(run)):
+      raise ValueError(
+        f"it is not what was written ({wanted!r:.20}); put a copy back, or "
+        "take the key sha256 out if it was changed on purpose"
+      )
   except FileNotFoundError as error:
     raise RunError(
       f"{workdir} holds no run (no run.json); train one with --mode=train "
       f"--workdir={workdir}"
     ) from error
-  except (ValueError, AttributeError, OSError) as error:
+  except (ValueError, AttributeError, RecursionError, OSError) as error:
     raise RunError(f"{path} is damaged: {error}") from error
   for key, value in _ADDED.items():
     group, name = key.split(".")
     if isinstance(run["config"].get(group), dict):
       run["config"][group].setdefault(name, value)
   return run
+
+
+def _digest(run: dict) -> str:
+  """SHA-256 of what a record says, however it is laid out."""
+  return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 def write_run(workdir: str, run: dict) -> None:
@@ -208,6 +229,7 @@ def write_run(workdir: str, run: dict) -> None:
       "resumed": datetime.datetime.now(datetime.UTC).isoformat("T"),
       "sessions": [*before.get("sessions", []), session],
     }
+  run = run | {"sha256": _digest(run)}
   with open(path + ".tmp", "w", encoding="utf-8") as f:
     json.dump(run, f, indent=1, sort_keys=True)
     f.write("\n")
@@ -264,6 +286,8 @@ class MetricsLog:
       tensorboard: also write event files, if tensorboardX is installed.
     """
     path = os.path.join(workdir, "metrics.jsonl")
+    self._bad_steps = os.path.join(workdir, "bad_steps.jsonl")
+    _keep_until(self._bad_steps, start_step)
     self._last = _keep_until(path, start_step)
     self._file = open(path, "a", encoding="utf-8")
     self._board = None
@@ -294,6 +318,11 @@ class MetricsLog:
       if self._board:
         self._board.add_scalar(key, value, step)
 
+  def write_bad_step(self, step: int, facts: Mapping[str, Any]) -> None:
+    """Writes a line of bad_steps.jsonl, which is there only if there is one."""
+    with open(self._bad_steps, "a", encoding="utf-8") as f:
+      f.write(json.dumps({"step": step} | dict(facts)) + "\n")
+
   def close(self) -> None:
     """Flushes to disk."""
     self._file.flush()
@@ -308,19 +337,18 @@ def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
   if not os.path.exists(path):
     return []
   kept, last = [], []
-  with open(path, encoding="utf-8") as f:
+  with open(path, "rb") as f:
     for line in f:
       try:
-        row = json.loads(line)
-        if row["step"] > step:
-          continue
-        if row["step"] == step:
-          last.append(row)
-      except (ValueError, KeyError, TypeError):
-        _log.warning("%s: dropped a broken line: %.80s", path, line)
+        row = _parse_row(line)
+      except (ValueError, RecursionError):
+        _log.warning("%s: dropped a broken line: %.80r", path, line)
         continue
-      kept.append(line)
-  with open(path + ".tmp", "w", encoding="utf-8") as f:
+      if row["step"] == step:
+        last.append(row)
+      if row["step"] <= step:
+        kept.append(line.rstrip(b"\r\n") + b"\n")  # the last may have no end
+  with open(path + ".tmp", "wb") as f:
     f.writelines(kept)
     f.flush()
     os.fsync(f.fileno())
@@ -331,8 +359,21 @@ def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
 def read_metrics(workdir: str) -> list[dict]:
   """All lines of workdir/metrics.jsonl."""
   path = os.path.join(workdir, "metrics.jsonl")
+  rows: list[dict] = []
   try:
-    with open(path, encoding="utf-8") as f:
-      return [json.loads(line) for line in f]
-  except (OSError, ValueError) as error:
+    with open(path, "rb") as f:
+      for number, line in enumerate(f, 1):
+        rows.append(_parse_row(line))
+  except OSError as error:
     raise RunError(f"{path} cannot be read: {error}") from error
+  except (ValueError, RecursionError) as error:
+    raise RunError(f"{path}:{number} cannot be read: {error}") from error
+  return rows
+
+
+def _parse_row(line: bytes) -> dict:
+  """A line of metrics.jsonl: an object with the number of its step."""
+  row = json.loads(line)
+  if not isinstance(row, dict) or type(row.get("step")) is not int:
+    raise ValueError("it has no step")
+  return row

@@ -23,20 +23,73 @@ from bert_jax.models import bert
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
+# The mean that a loss is held against forgets a half in 34 steps, and is held
+# against nothing before it knows of 20.
+_MEAN_DECAY = 0.98
+_LEAST_STEPS = 20
+
+
+@flax.struct.dataclass
+class Guard:
+  """What a step's loss is held against. All are scalars.
+
+  Attributes:
+    total: decayed sum of the losses of good steps, float32.
+    weight: the same sum of ones, float32.
+    skipped: steps that changed nothing, int32.
+  """
+
+  total: jax.Array
+  weight: jax.Array
+  skipped: jax.Array
+
+  @classmethod
+  def fresh(cls) -> "Guard":
+    """That of a run before its first step."""
+    zero = jnp.zeros((), jnp.float32)
+    return cls(zero, zero, jnp.zeros((), jnp.int32))
+
+  def is_bad(
+    self, loss: jax.Array, grad_norm: jax.Array, spike_factor: float
+  ) -> jax.Array:
+    """Whether a step is bad: no finite numbers, or a loss out of proportion.
+
+    Args:
+      loss: of the step.
+      grad_norm: of the step.
+      spike_factor: a loss above so many times the mean is bad; 0 = none is.
+    """
+    bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+    if spike_factor:
+      known = self.weight >= 1 - _MEAN_DECAY**_LEAST_STEPS
+      bad |= known & (loss * self.weight > spike_factor * self.total)
+    return bad
+
+  def after(self, bad: jax.Array, loss: jax.Array) -> "Guard":
+    """The guard after a step."""
+    new = 1 - _MEAN_DECAY
+    return Guard(
+      jnp.where(bad, self.total, _MEAN_DECAY * self.total + new * loss),
+      jnp.where(bad, self.weight, _MEAN_DECAY * self.weight + new),
+      self.skipped + bad,
+    )
+
 
 @flax.struct.dataclass
 class TrainState:
   """All that training changes.
 
   Attributes:
-    step: number of updates made, int32 scalar.
+    step: number of steps made, int32 scalar.
     params: parameters, in model.param_dtype.
     opt_state: the optimizer's moments and counts.
+    guard: knows bad steps.
   """
 
   step: jax.Array
   params: Any
   opt_state: Any
+  guard: Guard
 
 
 def init_state(
@@ -61,6 +114,7 @@ def init_state(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=optimizer.init(params),
+    guard=Guard.fresh(),
   )
 
 
@@ -92,27 +146,24 @@ def _sum_over_parts(compute, variables, batch, count, rng):
   return jax.lax.scan(add, zeros, (jnp.arange(count), parts))[0]
 
 
-def make_train_step(
+def make_gradients(
   model: nn.Module,
   objective: objectives.Objective,
-  optimizer: optax.GradientTransformationExtraArgs,
-  schedule: optax.Schedule,
   rng: jax.Array,
   num_micro_batches: int = 1,
   sparse_words: bool = False,
   place: Any = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """Returns (state, batch) -> (state, metrics), to be jitted.
+) -> Callable[..., tuple[jax.Array, Metrics, Any, dict[str, Any]]]:
+  """Returns (params, batch, step) -> (loss, terms of it, gradients, extra).
 
   With micro-batches the gradient is that of the whole batch: each term of the
   loss is divided by its weight in the whole batch before gradients are added.
   Rows are dealt out to the micro-batches in turns, so none leaves its device.
+  `extra` goes to the optimizer's update.
 
   Args:
     model: takes objective.inputs and a `dropout` rng.
     objective: losses and their weights.
-    optimizer: of the parameters.
-    schedule: step -> learning rate, for the log.
     rng: key that dropout is derived from, with the step folded in.
     num_micro_batches: k; k > 1 computes B / k rows at a time.
     sparse_words: the model only looks words up, so that the gradient of the
@@ -121,10 +172,6 @@ def make_train_step(
     place: shardings of the parameters, which gradients that are added up over
       micro-batches keep: moments that are cut further would have the compiler
       send every micro-batch's.
-
-  Returns:
-    The step. Its metrics are float32 scalars: loss, each term of it, grad_norm,
-    learning_rate.
 
   Source: BERT paper, appendix A.2; accumulation as users asked of the original.
   """
@@ -185,8 +232,7 @@ def make_train_step(
     loss, grads = gradients(few, batch, weights, rng)
     return loss, as_stored(grads)
 
-  def train_step(state, batch):
-    step_rng = jax.random.fold_in(rng, state.step)
+  def gradients(params, batch, step):
     weights = objective.weights(batch)
     num_words = batch["input_ids"].size
     compute, extra = directly, {}
@@ -195,22 +241,64 @@ def make_train_step(
     elif sparse_words and 2 * num_words <= model.config.vocab_size:
       compute, extra = of_words, {"rows": batch["input_ids"].reshape(-1)}
     # What a loss is differentiated by has matrices for the heads' projections.
-    flat = attention.flatten_heads(state.params, join)
-    (loss, terms), grads = compute(flat, batch, weights, step_rng)
+    flat = attention.flatten_heads(params, join)
+    (loss, terms), grads = compute(
+      flat, batch, weights, jax.random.fold_in(rng, step)
+    )
+    return loss, terms, grads, extra
+
+  return gradients
+
+
+def make_train_step(
+  gradients: Callable,
+  optimizer: optax.GradientTransformationExtraArgs,
+  schedule: optax.Schedule,
+  skip_bad: bool = False,
+  spike_factor: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """Returns (state, batch) -> (state, metrics), to be jitted.
+
+  Args:
+    gradients: from `make_gradients`.
+    optimizer: of the parameters.
+    schedule: step -> learning rate, for the log.
+    skip_bad: a bad step leaves parameters and moments as they are. It counts as
+      a step all the same: the learning rate and the data go on.
+    spike_factor: see `Guard.is_bad`.
+
+  Returns:
+    The step. Its metrics are float32 scalars: loss, each term of it, grad_norm,
+    learning_rate; of the guard bad_step (0 or 1), mean_loss before the step,
+    and skipped_steps so far.
+  """
+
+  def train_step(state, batch):
+    loss, terms, grads, extra = gradients(state.params, batch, state.step)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params, **extra
     )
+    params = optax.apply_updates(state.params, updates)
+    bad = state.guard.is_bad(loss, grad_norm, spike_factor)
+    guard = state.guard.after(bad, loss)
+    if skip_bad:
+
+      def keep(old, new):  # counts of steps go on
+        counts = jnp.issubdtype(old.dtype, jnp.integer)
+        return new if counts else jnp.where(bad, old, new)
+
+      params = jax.tree.map(keep, state.params, params)
+      opt_state = jax.tree.map(keep, state.opt_state, opt_state)
     metrics = terms | {
       "loss": loss,
-      "grad_norm": optax.tree.norm(grads),
+      "grad_norm": grad_norm,
       "learning_rate": schedule(state.step),
+      "bad_step": bad.astype(jnp.float32),
+      "mean_loss": losses.mean(state.guard.total, state.guard.weight),
+      "skipped_steps": guard.skipped.astype(jnp.float32),
     }
-    state = TrainState(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
-    )
-    return state, metrics
+    return TrainState(state.step + 1, params, opt_state, guard), metrics
 
   return train_step
 
@@ -229,7 +317,7 @@ def jit_train_step(
 
   Args:
     config: the whole configuration.
-    model: as for `make_train_step`, like the four that follow.
+    model: as for `make_gradients`.
     objective: losses and their weights.
     optimizer: of the parameters.
     schedule: step -> learning rate.
@@ -241,16 +329,21 @@ def jit_train_step(
     The jitted step; it takes the memory of the state that it is given.
   """
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  gradients = make_gradients(
+    model,
+    objective,
+    rng,
+    config.optim.num_micro_batches,
+    sparse_words=config.objective == "task" and mesh.size == 1,
+    place=place.params,
+  )
   return jax.jit(
     make_train_step(
-      model,
-      objective,
+      gradients,
       optimizer,
       schedule,
-      rng,
-      config.optim.num_micro_batches,
-      sparse_words=config.objective == "task" and mesh.size == 1,
-      place=place.params,
+      skip_bad=config.train.on_bad_step == "skip",
+      spike_factor=config.train.spike_factor,
     ),
     donate_argnums=0,
     in_shardings=(place, sharding.batch_sharding(mesh)),

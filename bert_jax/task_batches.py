@@ -218,6 +218,7 @@ class TaskBatches:
         shape is compiled.
       local_rows: number of rows -> those that this host makes.
     """
+    self._features = features
     self._order = Order(len(features.example), seed)
     self._batch_size, self._num_steps = batch_size, num_steps
     self._local_rows, self._multiple = local_rows, multiple
@@ -272,6 +273,10 @@ class TaskBatches:
 
   def __len__(self) -> int:
     return self._num_steps
+
+  def examples(self, step: int) -> list[list[int]]:
+    """Numbers of the examples of a step, one after another in one list."""
+    return [self._features.example[self._units(step)].tolist()]
 
   def _units(self, step: int) -> np.ndarray:
     """The units [N] of a step."""

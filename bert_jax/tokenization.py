@@ -658,13 +658,13 @@ class SentencePieceTokenizer(Tokenizer):
       if not self._model:
         raise RuntimeError("no content")
       processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
-    except RuntimeError as error:
+      size = processor.get_piece_size()
+      pieces = [processor.id_to_piece(i) for i in range(size)]
+    except (RuntimeError, UnicodeDecodeError) as error:
       raise ValueError(
         f"{source} is not a SentencePiece model ({error}); wanted the .model"
         " file that training wrote"
       ) from None
-    size = processor.get_piece_size()
-    pieces = [processor.id_to_piece(i) for i in range(size)]
     super().__init__(pieces, _special_ids(processor, pieces, source))
     self._processor = processor
 
@@ -871,7 +871,7 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
     return {}
   try:
     settings = json.loads(path.read_bytes())
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{path} is not JSON: {error}") from None
   if isinstance(settings, dict) and "model" in settings:
     return {}  # a Hugging Face checkpoint has another file of this name
@@ -885,6 +885,17 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
     raise ValueError(
       f"{path}: kind={settings['kind']!r}; wanted wordpiece or sentencepiece"
     )
+  is_word_piece = settings["kind"] == "wordpiece"
+  for name, wanted_type in (
+    ("lower_case", bool if is_word_piece else type(None)),
+    ("max_input_chars_per_word", int if is_word_piece else type(None)),
+    ("fingerprint", str),
+  ):
+    if type(settings[name]) is not wanted_type:
+      raise ValueError(
+        f"{path}: {name}={settings[name]!r:.60} is damaged; restore the file,"
+        " or delete it to load the vocabulary alone"
+      )
   return settings
 
 

@@ -6,11 +6,10 @@ import logging
 import math
 import os
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 import optax
 from rich import progress
@@ -19,10 +18,10 @@ from bert_jax import batching
 from bert_jax import checkpoint
 from bert_jax import flops
 from bert_jax import jobs
-from bert_jax import optim
 from bert_jax import preemption
 from bert_jax import profiling
 from bert_jax import run_log
+from bert_jax import session
 from bert_jax import sharding
 from bert_jax import steps
 
@@ -48,97 +47,49 @@ def train(config: Any, workdir: str) -> dict[str, float]:
 
   Raises:
     ValueError: config, data or workdir do not fit; nothing was changed.
-    DivergedError: a loss is NaN or infinite; the last checkpoint is sound.
+    DivergedError: a loss is NaN, infinite or a spike; the last checkpoint is
+      sound.
     preemption.PreemptedError: SIGTERM came; the last step is saved.
   """
   # The mesh, the model and the data; whatever does not fit is found here.
-  check_steps(config)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
-                            config.mesh.tensor)  # fmt: skip
-  sharding.check_heads(config.model, mesh)
-  if config.objective != "task":  # which fills its rows up by itself
-    sharding.check_batch_size(
-      config.data.batch_size, mesh, config.optim.num_micro_batches
-    )
-  job, pretrained = jobs.open_job(config, workdir)
-  config, model, objective = job.config, job.model, job.objective
-  total = job.total_steps
-  profiling.check_steps(config.train.profile_steps, total)
-  optimizer, schedule = optim.make_optimizer(config.optim, total)
-  place = sharding.batch_sharding(mesh)
-  batches = job.batches(mesh)
-  evaluator = job.evaluator(mesh)
-  first_batch = batches[0]
-
-  # What the state is made of, and where each part of it lies.
-  init_rng, dropout_rng = jax.random.split(jax.random.key(config.seed))
-
-  def init(batch):
-    return steps.init_state(model, objective, optimizer, init_rng, batch)
-
-  row = {k: jnp.asarray(v[:1]) for k, v in first_batch.items()}
-  abstract = jax.eval_shape(init, row)
-  state_place = sharding.place_state(abstract, mesh, config.mesh)
-  checkpoint.check_settings(config.checkpoint, evaluator.names(abstract.params))
-  imported = fit_weights(job, pretrained, abstract.params)
-
-  # The record of the run.
-  run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
-  run |= job.facts | {"total_steps": total}
-  run_log.check_workdir(workdir, run)
+  run = session.open_session(config, workdir)
+  config, mesh, total = run.config, run.mesh, run.total_steps
   os.makedirs(workdir, exist_ok=True)
-  writes = jax.process_index() == 0
 
   # The state: from the newest checkpoint, from the weights of `init_from`, or
   # fresh. Whatever happens, what is being written is finished and closed.
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-    _lock(workdir, stack)
-    checkpoints = checkpoint.Checkpoints(
-      workdir,
-      keep=config.checkpoint.keep,
-      best_metric=config.checkpoint.best_metric,
-      best_mode=config.checkpoint.best_mode,
-    )
+    stack.enter_context(session.lock(workdir))
+    checkpoints = run.checkpoints()
     stack.enter_context(contextlib.closing(checkpoints))
-    start = checkpoints.latest_step() or 0
+    start, state = run.restore(checkpoints)
+    if start >= total:
+      _log.info("%s is trained already: step %d", workdir, start)
+      return {}
     if start:
-      start, state = restore(checkpoints, abstract, state_place)
-      if start >= total:
-        _log.info("%s is trained already: step %d", workdir, start)
-        return {}
       _log.info("going on from step %d of %s", start, workdir)
-    else:
-      state = jax.jit(init, out_shardings=state_place)(row)
-      if imported is not None:
-        state = state.replace(params=place_params(state.params, imported))
-    if writes:
-      job.tokenizer.save(os.path.join(workdir, "vocab"))
-      run_log.write_run(workdir, run)
+
+    # The record of the run, by the first host.
     log = None
-    if writes:
+    if jax.process_index() == 0:
+      run.job.tokenizer.save(os.path.join(workdir, "vocab"))
+      run_log.write_run(workdir, run.run)
       log = run_log.MetricsLog(workdir, start, config.train.tensorboard)
       stack.enter_context(contextlib.closing(log))
-    # The step, compiled once.
-    train_step = steps.jit_train_step(
-      config,
-      model,
-      objective,
-      optimizer,
-      schedule,
-      dropout_rng,
-      mesh,
-      state_place,
-    )
+
+    # The step, compiled once, and who looks after it.
+    train_step = run.train_step()
+    place = sharding.batch_sharding(mesh)
     param_norm = jax.jit(optax.tree.norm)
-    meter = Meter(job, mesh, start)
+    meter = Meter(run.job, mesh, start)
     profile = profiling.Profile(
       config.train.profile_steps, workdir, meter.paused
     )
     stack.enter_context(contextlib.closing(profile))
-    pending = Pending(workdir, checkpoints)
+    pending = Pending(run, checkpoints, log)
     notice = stack.enter_context(preemption.Notice())
     clock = preemption.SaveClock(config.checkpoint.max_lost_secs, start)
-    keeper = Keeper(evaluator, checkpoints, meter, log, clock)
+    keeper = Keeper(run.evaluator, checkpoints, meter, log, clock)
     keeper.catch_up(start, state, config.eval.every_steps)
     evaluation: dict[str, float] = {}
 
@@ -146,7 +97,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     with meter.bar:
       for step, batch in enumerate(
         batching.prefetch(
-          batches,
+          run.batches,
           start,
           num_threads=config.data.num_threads,
           buffer_size=config.data.prefetch_batches,
@@ -182,39 +133,6 @@ def train(config: Any, workdir: str) -> dict[str, float]:
           )
 
   return evaluation
-
-
-def check_steps(config: Any) -> None:
-  """Raises ValueError for settings of the loop that cannot be."""
-  for key, value, least in (
-    # Tasks may count epochs instead.
-    (
-      "train.total_steps",
-      config.train.total_steps,
-      0 if config.train.num_epochs else 1,
-    ),
-    ("train.num_epochs", config.train.num_epochs, 0),
-    ("optim.num_micro_batches", config.optim.num_micro_batches, 1),
-    ("task.max_train_examples", config.task.max_train_examples, 0),
-    ("task.n_best", config.task.n_best, 1),
-    ("task.max_answer_len", config.task.max_answer_len, 1),
-    ("train.log_every_steps", config.train.log_every_steps, 1),
-    ("eval.every_steps", config.eval.every_steps, 0),
-    ("checkpoint.every_steps", config.checkpoint.every_steps, 0),
-    ("checkpoint.max_lost_secs", config.checkpoint.max_lost_secs, 0),
-    ("data.num_threads", config.data.num_threads, 0),
-    ("data.prefetch_batches", config.data.prefetch_batches, 1),
-    ("data.max_predictions", config.data.max_predictions, 0),
-  ):
-    if value < least:
-      raise ValueError(f"{key}={value}; it must be {least} or more")
-  for key in ("mask_rate", "mask_token_rate", "random_token_rate"):
-    if not 0 <= config.data[key] <= 1:
-      raise ValueError(f"data.{key}={config.data[key]} is no share of 0 to 1")
-  if config.data.mask_token_rate + config.data.random_token_rate > 1:
-    raise ValueError(
-      "data.mask_token_rate and data.random_token_rate add up to more than 1"
-    )
 
 
 def _due(step: int, every: int) -> bool:
@@ -253,7 +171,7 @@ class Keeper:
     only_best: bool = False,
   ) -> None:
     """Saves a state; with `only_best`, only if the evaluation says best."""
-    rest = {"step": state.step, "opt_state": state.opt_state}
+    rest = session.rest_of(state)
     if only_best:
       self.checkpoints.save_if_best(step, state.params, rest, evaluation)
       return
@@ -272,88 +190,23 @@ class Keeper:
       self.save(start, state, evaluation, only_best=True)
 
 
-def _lock(workdir: str, stack: contextlib.ExitStack) -> None:
-  """Takes the workdir for this job; all hosts are told if it is taken."""
-  refused = None
-  if jax.process_index() == 0:
-    try:
-      stack.enter_context(run_log.lock(workdir))
-    except run_log.RunError as error:
-      refused = error
-  if jax.process_count() > 1:
-    taken = multihost_utils.broadcast_one_to_all(np.int32(refused is not None))
-    if taken and refused is None:
-      raise run_log.RunError(f"--workdir={workdir} is in use, says process 0")
-  if refused is not None:
-    raise refused
-
-
-def restore(checkpoints, abstract, state_place) -> tuple[int, steps.TrainState]:
-  """Reads the newest sound checkpoint into the places of a mesh."""
-  wanted = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    abstract,
-    state_place,
-  )
-  step, params, rest = checkpoints.restore_newest(
-    wanted.params, {"step": wanted.step, "opt_state": wanted.opt_state}
-  )
-  return step, steps.TrainState(
-    step=rest["step"], params=params, opt_state=rest["opt_state"]
-  )
-
-
-def fit_weights(job: jobs.Job, pretrained: Any, params: Any) -> Any:
-  """The weights to start from, as the model's tree has them.
-
-  Args:
-    job: what is trained; a head is kept only if it is of the same kind and
-      has the same labels.
-    pretrained: weights.Pretrained, or None.
-    params: the model's parameters, or their shapes.
-
-  Returns:
-    The tree, None in it where a parameter starts fresh; or None.
-
-  Raises:
-    weights.WeightsError: a shape differs.
-  """
-  if pretrained is None:
-    return None
-  given, source = dict(pretrained.params), job.config.init_from
-  head = {"kind": pretrained.kind, "labels": list(pretrained.labels)}
-  if "task" in given and head != job.facts.get("task"):
-    del given["task"]
-    _log.info("%s, not used: the head of another task, %s", source, head)
-  from bert_jax import weights  # slow to import, and not always needed
-
-  tree, added, dropped = weights.fit(given, params)
-  for what, names in (("fresh", added), ("not used", dropped)):
-    if names:
-      _log.info("%s, %s: %s", source, what, ", ".join(sorted(names)))
-  return tree
-
-
-def place_params(fresh: Any, values: Any) -> Any:
-  """Puts host arrays where fresh parameters lie; None keeps the fresh one."""
-
-  def place(old, value):
-    if value is None:
-      return old
-    value = value.astype(old.dtype)
-    return jax.make_array_from_callback(
-      old.shape, old.sharding, lambda index: value[index]
-    )
-
-  return jax.tree.map(place, fresh, values)
-
-
 class Pending:
   """Metrics of steps that nobody has looked at yet."""
 
-  def __init__(self, workdir: str, checkpoints: checkpoint.Checkpoints):
-    self._workdir = workdir
-    self._checkpoints = checkpoints
+  def __init__(
+    self,
+    run: session.Session,
+    checkpoints: checkpoint.Checkpoints,
+    log: run_log.MetricsLog | None,
+  ):
+    """Notes nothing yet.
+
+    Args:
+      run: what is trained.
+      checkpoints: of the workdir.
+      log: gets the bad steps, on the first host.
+    """
+    self._run, self._checkpoints, self._log = run, checkpoints, log
     self._steps: list[tuple[int, steps.Metrics]] = []
 
   def add(self, step: int, metrics: steps.Metrics) -> None:
@@ -365,36 +218,76 @@ class Pending:
   def check(self, param_norm: jax.Array) -> dict[str, float]:
     """Returns the newest step's metrics and param_norm, after a look at all.
 
+    What is no number is left out, and so is what only the guard needs.
+
     Args:
       param_norm: of the parameters that the newest step left. Its own loss was
         that of the parameters before.
 
     Raises:
-      DivergedError: a loss or a norm is no finite number.
+      DivergedError: a step was bad, or a norm is no finite number.
     """
+    settings = self._run.config.train
     values: dict[str, float] = {}
     for step, metrics in self._steps:
       values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-      self._check_finite(step, values, ("loss", "grad_norm"))
+      if values.pop("bad_step"):
+        self._refuse(step, values)
+      del values["mean_loss"]
+    if settings.on_bad_step == "stop":
+      values.pop("skipped_steps", None)
     values["param_norm"] = float(param_norm)
-    self._check_finite(step, values, ("param_norm",))
+    if not math.isfinite(values["param_norm"]):
+      self._stop(f"train/param_norm is {values['param_norm']} at step {step}")
     self._steps = []
-    return values
+    return {k: v for k, v in values.items() if math.isfinite(v)}
 
-  def _check_finite(self, step, values, names) -> None:
-    for name in names:
-      if not math.isfinite(values[name]):
-        saved = self._checkpoints.latest_step()
-        raise DivergedError(
-          f"train/{name} is {values[name]} at step {step}; stopped. "
-          + (
-            f"The last checkpoint, step {saved}, is sound. "
-            if saved
-            else "There is no checkpoint before it. "
-          )
-          + "Lower optim.learning_rate, raise optim.warmup_rate or set "
-          f"optim.clip_norm, with another --workdir than {self._workdir}"
-        )
+  def _refuse(self, step: int, values: dict[str, float]) -> None:
+    """Writes a bad step down, and stops or goes on as the config says."""
+    settings = self._run.config.train
+    skips = settings.on_bad_step == "skip"
+    odd = [k for k in ("loss", "grad_norm") if not math.isfinite(values[k])]
+    if odd:
+      reason = f"train/{odd[0]} is {values[odd[0]]} at step {step}"
+    else:
+      reason = (
+        f"train/loss is {values['loss']:.4g} at step {step}, more than "
+        f"{settings.spike_factor:g} times the mean of {values['mean_loss']:.4g}"
+      )
+    if self._log:
+      self._log.write_bad_step(
+        step,
+        {
+          "reason": reason,
+          "action": "skipped" if skips else "stopped",
+          **{k: v if math.isfinite(v) else None for k, v in values.items()},
+          "examples": self._run.batches.examples(step - 1),
+        },
+      )
+    if not skips:
+      self._stop(reason)
+    if values["skipped_steps"] > settings.max_skipped_steps:
+      self._stop(
+        f"{reason}; it is one more than train.max_skipped_steps="
+        f"{settings.max_skipped_steps} that may be skipped"
+      )
+    _log.warning("%s; skipped", reason)
+
+  def _stop(self, reason: str) -> NoReturn:
+    saved, workdir = self._checkpoints.latest_step(), self._run.workdir
+    raise DivergedError(
+      f"{reason}; stopped. "
+      + (
+        f"The last checkpoint, step {saved}, is sound. "
+        if saved
+        else "There is no checkpoint before it. "
+      )
+      + f"Which examples it had is in {workdir}/bad_steps.jsonl; "
+      "--replay_step=N with the same command looks into step N. The same "
+      "command with --config.train.on_bad_step=skip goes on without it; or "
+      "lower optim.learning_rate, raise optim.warmup_rate or set "
+      "optim.clip_norm, with another --workdir"
+    )
 
 
 @dataclasses.dataclass

@@ -168,6 +168,9 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   d.static_masks = False  # the same masks in every epoch
   d.prefetch_batches = 4  # batches made ahead of the step
   d.num_threads = 1  # threads that make batches
+  # Pre-training: damaged examples that are left out, each named in a warning;
+  # one more, in a process, is an error. See also data.verify.
+  d.max_bad_records = 0
 
   d.pack = True  # tasks: sequences share rows; False = one a row, padded
 
@@ -235,6 +238,12 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   t.num_epochs = 0.0
   t.log_every_steps = 100  # steps between lines of metrics.jsonl
   t.tensorboard = True  # also write TensorBoard event files
+  # A step whose loss or gradient is no finite number, or a spike: "stop", or
+  # "skip" it, so that it changes nothing. bad_steps.jsonl has its examples.
+  t.on_bad_step = "stop"
+  # A loss above so many times the mean of those before is a spike; 0 = none is.
+  t.spike_factor = 0.0
+  t.max_skipped_steps = 100  # of a run; one more stops it
   # First and last step of a trace for TensorBoard's profiler; () = none.
   t.profile_steps = ()
 

@@ -768,6 +768,8 @@ def test_missing_and_truncated_examples_are_errors_that_name_them(copy):
     dict(b_length=-1),
     dict(a_start=-500),
     dict(b_start=10**9),
+    dict(a_length=2**31 - 1),  # 2 more are no int32
+    dict(is_random=2),
   ],
 )
 def test_examples_that_cannot_be_are_refused(copy, change):
@@ -786,6 +788,82 @@ def test_examples_that_cannot_be_are_refused(copy, change):
   with pytest.raises(records.DataError, match="damaged"):
     for step in range(len(batches)):
       batches[step]
+
+
+def damage_examples(folder, settings, places):
+  """Gives some examples of the first shard a length that cannot be."""
+  (path,) = folder.glob(
+    f"examples/{records.examples_name(settings)}/train-00000.array_record"
+  )
+  shards = records.read_manifest(str(path.parent))["shards"]["train"]
+  count = shards[0]["examples"]
+  examples = batching.open_examples(settings, "train").read(np.arange(count))
+  examples = examples.copy()
+  examples["a_length"][list(places)] = 5000
+  with records.RecordWriter(str(path)) as writer:
+    writer.write_rows(examples)
+
+
+def test_damaged_examples_are_left_out_up_to_a_number_and_named(copy, caplog):
+  clean = open_batches(copy, batch_size=8, num_steps=90)
+  wanted = [clean[step] for step in range(90)]
+  damage_examples(copy, settings(copy), [3, 5])
+  found = open_batches(
+    copy, batch_size=8, num_steps=90, data__max_bad_records=2
+  )
+  batches = [found[step] for step in range(90)]
+  num_bad = 0
+  for step, (batch, good) in enumerate(zip(batches, wanted, strict=True)):
+    bad = np.isin(found.examples(step), (3, 5))[:, 0]
+    num_bad += bad.sum()
+    np.testing.assert_array_equal(batch["weight"], good["weight"] * ~bad)
+    assert not batch["masked_weights"][bad].any()
+    for name, value in batch.items():
+      np.testing.assert_array_equal(value[~bad], good[name][~bad])
+  assert num_bad > 2  # both, and in more than one epoch
+  named = [r.getMessage() for r in caplog.records if "left out" in r.message]
+  assert len(named) == 2  # each once
+  assert all("tokens, more than data.seq_len=32" in x for x in named)
+  with pytest.raises(
+    records.DataError, match=r"damaged example 2, and .*max_bad_records=1 may"
+  ):
+    one = open_batches(
+      copy, batch_size=8, num_steps=90, data__max_bad_records=1
+    )
+    for step in range(90):
+      one[step]
+  # An evaluation is of all examples or an error.
+  whole = open_batches(copy, data__max_bad_records=9)
+  with pytest.raises(records.DataError, match="more than data.seq_len"):
+    for step in range(len(whole)):
+      whole[step]
+
+
+def test_damaged_records_are_left_out_of_shared_rows(short_copy):
+  """Bytes that cannot be read, where nobody looked at the hashes."""
+  data = dict(data__seq_len=64, data__max_sequences=4)
+  clean = open_batches(short_copy, batch_size=4, num_steps=80, **data)
+  wanted = [clean[step] for step in range(80)]
+  name = records.examples_name(settings(short_copy, **data))
+  path = short_copy / "examples" / name / "train-00000.array_record"
+  content = bytearray(path.read_bytes())
+  content[150] ^= 0x55
+  path.write_bytes(bytes(content))
+  found = open_batches(
+    short_copy, batch_size=4, num_steps=80, data__max_bad_records=20, **data
+  )
+  lost = 0
+  for step, good in enumerate(wanted):
+    batch = found[step]
+    ids = found._order(step * 4 + np.arange(4))[0]
+    assert (batch["weight"] <= good["weight"]).all()
+    lost += int((good["weight"] - batch["weight"]).sum())
+    kept = batch["weight"].sum(1) == good["weight"].sum(1)
+    for key, value in batch.items():
+      np.testing.assert_array_equal(value[kept], good[key][kept])
+    for row in np.nonzero(~kept)[0]:  # the others of the row are there
+      assert batch["weight"][row].sum() == (ids[row] >= 0).sum() - 1
+  assert lost > 0
 
 
 def test_a_token_that_is_in_no_vocabulary_is_refused(copy):

@@ -396,7 +396,9 @@ def test_losses_and_gradients_follow_the_reference_step_by_step(
   )(batches[0])
   step = jax.jit(
     steps.make_train_step(
-      job.model, job.objective, optimizer, schedule, dropout_rng
+      steps.make_gradients(job.model, job.objective, dropout_rng),
+      optimizer,
+      schedule,
     )
   )
   host = jax.tree.map(np.asarray, state.params)

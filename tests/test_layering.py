@@ -12,7 +12,9 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "bert_jax"
 # From the top floor to the ground. A room (a subpackage) is named as a whole.
 FLOORS = (
   {"main"},
-  {"train", "plan", "evaluate", "predict", "prepare", "convert"},
+  {"train", "plan", "evaluate", "predict", "prepare", "convert", "replay"}
+  | {"doctor"},
+  {"session"},
   {"jobs"},
   {"pretraining", "finetuning"},
   {"steps"},

@@ -220,7 +220,9 @@ def test_all_packed_steps_are_one_program(config):
   )  # fmt: skip
   step = jax.jit(
     steps.make_train_step(
-      model, objective, optimizer, schedule, jax.random.key(1)
+      steps.make_gradients(model, objective, jax.random.key(1)),
+      optimizer,
+      schedule,
     )
   )
   for i in (0, 13, 29):

@@ -41,11 +41,23 @@ def write_store(folder, shards, vocab_size=100):
         writer.add(document)
     records.write_array(path("boundaries.npy"), writer.boundaries)
     records.write_array(path("documents.npy"), writer.documents)
-    row = dict(shard=i, records=writer.num_records, documents=len(documents))
+    suffixes = ("array_record", "boundaries.npy", "documents.npy")
+    row = dict(
+      shard=i,
+      records=writer.num_records,
+      documents=len(documents),
+      tokens=writer.num_tokens,
+      sha256=dict.fromkeys(suffixes, ""),
+    )
     rows.append(row)
     counts = counts + writer.counts
+  totals = dict.fromkeys(("documents", "sentences", "tokens", "unknown"), 0)
   manifest = dict(
-    version=records.VERSION, vocab_size=vocab_size, shards={"train": rows}
+    version=records.VERSION,
+    settings={"vocab": ""},
+    vocab_size=vocab_size,
+    totals=dict.fromkeys(records.SPLITS, totals),
+    shards={"train": rows, "validation": []},
   )
   records.write_json(str(folder / "manifest.json"), manifest)
   return rows, counts
@@ -289,12 +301,13 @@ def test_a_folder_without_data_says_how_to_make_it(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_a_changed_manifest_is_read_anew(tmp_path):
-  path = tmp_path / "manifest.json"
+def test_a_changed_manifest_is_read_anew(store):
+  path = store / "manifest.json"
+  manifest = json.loads(path.read_text())
   for x in ("one", "two"):
-    path.write_text(json.dumps({"version": 1, "x": x}))
+    path.write_text(json.dumps(manifest | {"x": x}))
     os.utime(path, ns=(len(x), ord(x[0])))
-    assert records.read_manifest(str(tmp_path))["x"] == x
+    assert records.read_manifest(str(store))["x"] == x
 
 
 # -- whether files are as written ---

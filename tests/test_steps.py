@@ -75,13 +75,18 @@ class Training:
       self.optimizer,
       jax.random.key(0),
     )
-    self.step = steps.make_train_step(
+    gradients = steps.make_gradients(
       self.model,
       self.objective,
-      self.optimizer,
-      self.schedule,
       jax.random.key(1),
       config.optim.num_micro_batches,
+    )
+    self.step = steps.make_train_step(
+      gradients,
+      self.optimizer,
+      self.schedule,
+      skip_bad=config.train.on_bad_step == "skip",
+      spike_factor=config.train.spike_factor,
     )
 
 
@@ -145,6 +150,59 @@ def test_micro_batches_equal_the_full_batch_where_their_mean_would_not(
   ]
   naive = np.mean([step(before, half)[1]["mlm_loss"] for half in halves])
   assert abs(naive - metrics["mlm_loss"]) > 1e-3 * metrics["mlm_loss"]
+
+
+def test_a_step_that_is_skipped_changes_counts_and_nothing_else(config):
+  config.optim.name = "adamw"
+  config.train.on_bad_step = "skip"
+  training, batch = Training(config), make_batch(8)
+  poisoned = batch | {"masked_weights": batch["masked_weights"] * np.nan}
+  step = jax.jit(training.step)
+  before, _ = step(jax.jit(training.init)(batch), batch)
+  after, metrics = step(before, poisoned)
+  assert np.isnan(metrics["loss"]) and metrics["bad_step"] == 1
+  assert metrics["skipped_steps"] == 1
+  assert int(after.step) == int(before.step) + 1
+  kept = (before.params, before.guard.total, before.guard.weight)
+  found = (after.params, after.guard.total, after.guard.weight)
+  assert_trees_equal(found, kept)
+  for old, new in zip(
+    jax.tree.leaves(before.opt_state),
+    jax.tree.leaves(after.opt_state),
+    strict=True,
+  ):
+    if old.dtype == np.int32:  # the learning rate goes on with the step
+      assert int(new) == int(old) + 1
+    else:
+      np.testing.assert_array_equal(new, old)
+  # A good step is the very same whether bad ones would be skipped or not.
+  config.train.on_bad_step = "stop"
+  plain, _ = jax.jit(Training(config).step)(before, batch)
+  assert_trees_equal(plain, step(before, batch)[0])
+
+
+def assert_trees_equal(got, want):
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_a_spike_is_a_loss_above_so_many_times_the_mean_of_good_ones():
+  guard, losses = steps.Guard.fresh(), np.linspace(4, 2, 30)
+  mean = 0.0
+  for i, loss in enumerate(losses):
+    if i:  # a mean that halves the past every 34 steps, by hand
+      weights = 0.98 ** np.arange(i)[::-1]
+      mean = np.average(losses[:i], weights=weights)
+      np.testing.assert_allclose(guard.total / guard.weight, mean, rtol=1e-5)
+    is_spike = guard.is_bad(jnp.float32(3.1 * mean), jnp.float32(1), 3.0)
+    assert bool(is_spike) == (i >= 20)  # too little is known before
+    assert not guard.is_bad(jnp.float32(2.9 * mean), jnp.float32(1), 3.0)
+    assert not guard.is_bad(jnp.float32(1e9), jnp.float32(1), 0.0)
+    assert guard.is_bad(jnp.float32(1), jnp.float32(np.inf), 0.0)
+    guard = guard.after(jnp.bool(False), jnp.float32(loss))
+  assert int(guard.skipped) == 0
+  bad = guard.after(jnp.bool(True), jnp.float32(np.nan))
+  assert int(bad.skipped) == 1
+  assert bad.total == guard.total and bad.weight == guard.weight
 
 
 def test_losses_of_a_step_equal_numpy_on_the_logits(plain_sgd):
@@ -229,12 +287,10 @@ def test_the_gradient_of_the_words_of_a_batch_alone_makes_the_same_step(
     bert, "only_words", lambda *args: calls.append(1) or only_words(*args)
   )
   for sparse in (False, True):
-    step = jax.jit(
-      steps.make_train_step(
-        model, objective, optimizer, schedule, jax.random.key(1),
-        sparse_words=sparse,
-      )
-    )  # fmt: skip
+    gradients = steps.make_gradients(
+      model, objective, jax.random.key(1), sparse_words=sparse
+    )
+    step = jax.jit(steps.make_train_step(gradients, optimizer, schedule))
     state, metrics = None, []
     for seed, rows in enumerate((3, 3, 4)):  # 4 x 15 are most of 104 words
       batch = make_batch(rows, seed)

@@ -22,6 +22,7 @@ from bert_jax import batching
 from bert_jax import preemption
 from bert_jax import pretraining
 from bert_jax import run_log
+from bert_jax import session
 from bert_jax import train
 from configs import base
 from tests import test_main
@@ -365,11 +366,89 @@ def test_nan_names_its_step_and_leaves_the_last_checkpoint(
   assert_same_state(workdir, finished_run.workdir, 8)
 
 
+def test_a_bad_step_is_skipped_written_down_and_the_same_after_a_kill(
+  finished_run, tmp_path, poison, stop_after, monkeypatch
+):
+  config = finished_run.config.copy_and_resolve_references()
+  config.train.on_bad_step = "skip"
+  config.train.log_every_steps = 1
+  whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+  poison(5)
+  train.train(config, whole)
+  assert saved_steps(whole)[-1] == 8
+  found = rows(whole)
+  counts = [
+    r["train/skipped_steps"] for r in found if "train/skipped_steps" in r
+  ]
+  assert counts == [0, 0, 0, 0, 1, 1, 1, 1]
+  skipped = next(
+    r for r in found if r["step"] == 5 and "train/skipped_steps" in r
+  )
+  assert "train/loss" not in skipped  # it was no number
+  assert json.loads(json.dumps(found, allow_nan=False)) == found
+  with open(os.path.join(whole, "bad_steps.jsonl")) as f:
+    (bad,) = map(json.loads, f)
+  assert bad["step"] == 5 and bad["action"] == "skipped"
+  assert bad["loss"] is None and "nan at step 5" in bad["reason"]
+  data = config.data
+  batches = batching.PretrainBatches(
+    data, "train", seed=config.seed, batch_size=16, num_steps=8
+  )
+  assert bad["examples"] == batches.examples(4)
+  assert np.shape(bad["examples"]) == (16, 1)
+  # Killed after it was logged but not saved, and done again.
+  stop_after(5)
+  with pytest.raises(Stopped):
+    train.train(config, parts)
+  monkeypatch.undo()
+  poison(5)
+  train.train(config, parts)
+  assert_same_state(parts, whole, 8)
+  assert rows(parts) == found
+  with open(os.path.join(parts, "bad_steps.jsonl")) as f:
+    assert json.loads(f.read()) == bad
+
+
+def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
+  tmp_path, tiny_config, prepared, monkeypatch
+):
+  config = tiny_config(prepared)
+  config.train.total_steps = 32
+  config.optim.learning_rate = 1e-9  # losses go up and down, nothing else
+  config.train.spike_factor = 1.0 + 1e-6  # so that any rise is one
+  config.eval.every_steps = 0
+  monkeypatch.setattr(session, "check_settings", lambda config: None)
+  workdir = str(tmp_path / "run")
+  with pytest.raises(
+    train.DivergedError, match=r"train/loss is .* more than 1 times the mean"
+  ) as error:
+    train.train(config, workdir)
+  step = int(re.search("at step ([0-9]+)", str(error.value))[1])
+  assert step > 20  # too little is known before
+  assert max(saved_steps(workdir)) < step
+  config.train.on_bad_step = "skip"
+  config.train.max_skipped_steps = 0
+  with pytest.raises(
+    train.DivergedError, match="one more than train.max_skipped_steps=0"
+  ):
+    train.train(config, workdir)
+  config.train.max_skipped_steps = 32
+  train.train(config, workdir)
+  with open(os.path.join(workdir, "bad_steps.jsonl")) as f:
+    lines = [json.loads(line) for line in f]
+  assert lines[0]["step"] == step
+  last = [r for r in rows(workdir) if "train/skipped_steps" in r][-1]
+  assert len(lines) == last["train/skipped_steps"]
+
+
 def test_parameters_that_are_no_numbers_stop_the_run(tmp_path):
   """Though the losses and gradients that led to them were."""
+  config = base.get_config()
+  run = types.SimpleNamespace(config=config, workdir=str(tmp_path))
   saved = types.SimpleNamespace(latest_step=lambda: 3)
-  pending = train.Pending(str(tmp_path), saved)
+  pending = train.Pending(run, saved, None)
   metrics = {"loss": np.float32(1), "grad_norm": np.float32(2)}
+  metrics |= dict.fromkeys(("bad_step", "mean_loss"), np.float32(0))
   pending.add(4, metrics)
   assert pending.check(np.float32(3))["param_norm"] == 3
   pending.add(5, metrics)
@@ -432,6 +511,9 @@ def test_a_predictable_text_is_learned(tmp_path, tiny_config, prepared):
     ("data.dir", "/nowhere", "/nowhere"),
     ("data.mask_rate", 1.5, "mask_rate=1.5"),
     ("data.num_threads", -1, "data.num_threads=-1"),
+    ("data.max_bad_records", -1, "data.max_bad_records=-1"),
+    ("train.on_bad_step", "go on", "on_bad_step='go on'; use stop or skip"),
+    ("train.spike_factor", 0.5, "spike_factor=0.5 calls every other loss"),
     ("model.vocab_size", 16, "set --config.model.vocab_size=21"),
     ("model.num_heads", 5, "num_heads=5"),
     ("objective", "nsp", "objective='nsp'"),

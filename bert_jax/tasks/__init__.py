@@ -72,12 +72,19 @@ def _read_tfds(
 ) -> list[Any]:
   records = tables.read_records(task, folder, split)
   assert task.read_record is not None, task.name
-  found = [
-    task.read_record(task, split, number, record)
-    for number, record in enumerate(
-      itertools.islice(records, max_examples or None)
-    )
-  ]
+  found = []
+  for number, record in enumerate(
+    itertools.islice(records, max_examples or None)
+  ):
+    try:
+      found.append(task.read_record(task, split, number, record))
+    except spec.TaskError as error:
+      raise spec.TaskError(f"{folder}: {error}") from error
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+      raise spec.TaskError(
+        f"{folder}: record {number} of {split} is damaged: {error!r:.500};"
+        " prepare the data again"
+      ) from error
   examples = [example for example in found if example is not None]
   if len(examples) < len(found):
     _log.warning(

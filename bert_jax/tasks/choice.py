@@ -22,7 +22,7 @@ def choice_label(value: Any, num_choices: int, where: str) -> int:
   """
   try:
     label = int(value)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     label = -1
   if not 0 <= label < num_choices:
     raise spec.TaskError(

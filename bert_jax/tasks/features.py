@@ -518,11 +518,13 @@ def _best_windows(windows: Sequence[tuple[int, int]], size: int) -> list[int]:
   """For each token the first window that shows most on its poorer side."""
   if len(windows) == 1:
     return [0] * size
-  at = np.arange(size)[None, :]  # [1, tokens]
-  start, end = np.array(windows).T[:, :, None]  # each [windows, 1]
-  score = np.minimum(at - start, end - 1 - at) + 0.01 * (end - start)
-  score = np.where((at >= start) & (at < end), score, -np.inf)
-  return np.argmax(score, axis=0).tolist()
+  best, top = np.zeros(size, np.int64), np.full(size, -np.inf)
+  for number, (start, end) in enumerate(windows):
+    at = np.arange(start, end)
+    score = np.minimum(at - start, end - 1 - at) + 0.01 * (end - start)
+    better = at[score > top[start:end]]  # of equals the first stays
+    top[better], best[better] = score[better - start], number
+  return best.tolist()
 
 
 def _answer_tokens(

@@ -245,7 +245,7 @@ def _start(row: Mapping[str, Any], where: str) -> int:
   value = row.get("answer_start", "")
   try:
     return int(value) if value not in ("", None) else -1
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     raise spec.TaskError(
       f"{where}: answer_start is {value!r}; wanted the place of a character"
     ) from None

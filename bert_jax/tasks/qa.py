@@ -166,7 +166,7 @@ def _example(
       answers,
       is_impossible,
     )
-  except (KeyError, TypeError, ValueError) as error:
+  except (KeyError, TypeError, ValueError, OverflowError) as error:
     raise spec.TaskError(
       f"{where}: {error!r}; wanted question, and answers with text and"
       " answer_start"

@@ -500,14 +500,18 @@ def evaluate_files(
   """
   is_v2, golds = read_golds(data)
   answers = _read_object(predictions, str)
-  if is_v2:
-    odds = _read_object(na_probs, (int, float)) if na_probs else None
-    return evaluate_v2(golds, answers, odds, na_prob_thresh)
-  if na_probs:
+  if na_probs and not is_v2:
     raise spec.TaskError(
       f"--na-prob-file is for version 2.0, but {data} is of version 1.1"
     )
-  return evaluate_v1(golds, answers)
+  odds = _read_object(na_probs, (int, float)) if na_probs else None
+  try:
+    if is_v2:
+      return evaluate_v2(golds, answers, odds, na_prob_thresh)
+    return evaluate_v1(golds, answers)
+  except spec.TaskError as error:
+    files = ", ".join(filter(None, (data, predictions, na_probs)))
+    raise spec.TaskError(f"{files}: {error}") from error
 
 
 def _read_object(path: str, kind: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import zipfile
 from bert_jax import records
 from bert_jax.tasks import glue
 from bert_jax.tasks import spec
+from bert_jax.tasks import tables
 
 # What the server wants, and how many rows the test sets have.
 GLUE_ROWS = {
@@ -90,8 +91,7 @@ def zip_runs(
         continue
       if name in files:
         raise spec.TaskError(f"{name} is in {workdir} and in another; drop one")
-      with open(source, encoding="utf-8") as f:
-        files[name] = f.read()
+      files[name] = tables.read_text(source)
   _write_zip(path, files, partial)
   return sorted(files)
 

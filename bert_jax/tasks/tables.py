@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax import corpus
 from bert_jax.tasks import spec
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
@@ -153,7 +154,7 @@ def read_json(path: str) -> Any:
   """
   try:
     return json.loads(read_text(path))
-  except (json.JSONDecodeError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:
     raise spec.TaskError(
       f"{path} is broken off or is no JSON: {error}; fetch it again"
     ) from None
@@ -180,10 +181,10 @@ def read_records(
   """
   root = location.removeprefix(_TFDS)
   folder = _prepared_folder(task, root)
-  os.environ.setdefault("TFDS_NO_GCS", "1")
-  import tensorflow_datasets as tfds  # slow to import: only where it is used
-
-  builder = tfds.builder_from_directory(folder)
+  try:
+    builder = corpus.open_tfds(folder)
+  except corpus.CorpusError as error:
+    raise spec.TaskError(str(error)) from error
   name = task.tfds_splits.get(split, split)
   if name not in builder.info.splits:
     raise spec.TaskError(
@@ -191,20 +192,28 @@ def read_records(
       f" {', '.join(builder.info.splits)}"
     )
   file_format = builder.info.file_format
-  if file_format != tfds.core.FileFormat.ARRAY_RECORD:
+  file_format = file_format and file_format.value
+  if file_format != "array_record":
     raise spec.TaskError(
-      f"{folder} is in the format {file_format and file_format.value}, which"
-      f" only TensorFlow reads; {_how_to_prepare(task, root)}"
+      f"{folder} is in the format {file_format}, which only TensorFlow reads;"
+      f" {_how_to_prepare(task, root)}"
     )
-  return _in_blocks(builder.as_data_source(split=name))
+  return _in_blocks(builder, name, folder)
 
 
-def _in_blocks(source: Any) -> Iterator[Mapping[str, Any]]:
-  """The records of a source; one at a time they come ten times slower."""
-  for start in range(0, len(source), _BLOCK):
-    yield from source.__getitems__(
-      range(start, min(start + _BLOCK, len(source)))
-    )
+def _in_blocks(
+  builder: Any, split: str, folder: str
+) -> Iterator[Mapping[str, Any]]:
+  """The records of a split; one at a time they come ten times slower."""
+  try:
+    with corpus.naming_tfds(folder):
+      source = builder.as_data_source(split=split)
+      for start in range(0, len(source), _BLOCK):
+        yield from source.__getitems__(
+          range(start, min(start + _BLOCK, len(source)))
+        )
+  except corpus.CorpusError as error:
+    raise spec.TaskError(str(error)) from error
 
 
 def _prepared_folder(task: spec.Task, root: str) -> str:

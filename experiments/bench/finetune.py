@@ -115,7 +115,7 @@ def make_ours(args):
   from bert_jax import optim
   from bert_jax import sharding
   from bert_jax import steps
-  from bert_jax import train
+  from bert_jax import session
 
   job, pretrained = make_job(args)
   mesh = sharding.make_mesh(-1, 1, 1)
@@ -127,18 +127,13 @@ def make_ours(args):
       job.model, job.objective, optimizer, init_rng, batch
     )
   )(batches[0])
-  imported = train.fit_weights(job, pretrained, state.params)
-  state = state.replace(params=train.place_params(state.params, imported))
+  imported = session.fit_weights(job, pretrained, state.params)
+  state = state.replace(params=session.place_params(state.params, imported))
+  gradients = steps.make_gradients(
+    job.model, job.objective, dropout_rng, sparse_words=True
+  )
   step = jax.jit(
-    steps.make_train_step(
-      job.model,
-      job.objective,
-      optimizer,
-      schedule,
-      dropout_rng,
-      sparse_words=True,
-    ),
-    donate_argnums=0,
+    steps.make_train_step(gradients, optimizer, schedule), donate_argnums=0
   )
   # Every shape is compiled before the first turn.
   shapes: dict[tuple[int, ...], dict] = {}

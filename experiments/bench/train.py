@@ -199,9 +199,9 @@ def make_ours(args, batch):
   state = jax.jit(
     lambda: steps.init_state(model, objective, optimizer, init_rng, batch)
   )()
+  gradients = steps.make_gradients(model, objective, dropout_rng)
   step = jax.jit(
-    steps.make_train_step(model, objective, optimizer, schedule, dropout_rng),
-    donate_argnums=0,
+    steps.make_train_step(gradients, optimizer, schedule), donate_argnums=0
   )
 
   def run():

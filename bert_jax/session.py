@@ -1,0 +1,319 @@
+"""A training run before its first step: what can be refused is refused here."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bert_jax import batching
+from bert_jax import checkpoint
+from bert_jax import jobs
+from bert_jax import optim
+from bert_jax import profiling
+from bert_jax import run_log
+from bert_jax import sharding
+from bert_jax import steps
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """What training consists of. Nothing is compiled or written yet.
+
+  Attributes:
+    config: the whole configuration, with the shape of the model.
+    workdir: of the run.
+    mesh: of devices.
+    job: what is trained.
+    batches: of training, by step.
+    evaluator: of the job.
+    optimizer: of the parameters.
+    schedule: step -> learning rate.
+    abstract: shapes of the train state.
+    place: its shardings.
+    imported: parameters to start from, None in it where they start fresh; or
+      None.
+    run: what run.json is to say.
+  """
+
+  config: Any
+  workdir: str
+  mesh: jax.sharding.Mesh
+  job: jobs.Job
+  batches: batching.TrainBatches
+  evaluator: jobs.Evaluator
+  optimizer: optax.GradientTransformationExtraArgs
+  schedule: optax.Schedule
+  abstract: steps.TrainState
+  place: Any
+  imported: Any
+  run: dict[str, Any]
+
+  @property
+  def total_steps(self) -> int:
+    """Steps of the training."""
+    return self.job.total_steps
+
+  @property
+  def rngs(self) -> tuple[jax.Array, jax.Array]:
+    """The keys of initialisation and of dropout."""
+    init, dropout = jax.random.split(jax.random.key(self.config.seed))
+    return init, dropout
+
+  def checkpoints(self) -> checkpoint.Checkpoints:
+    """Opens those of the workdir; close them."""
+    settings = self.config.checkpoint
+    return checkpoint.Checkpoints(
+      self.workdir,
+      keep=settings.keep,
+      best_metric=settings.best_metric,
+      best_mode=settings.best_mode,
+    )
+
+  def fresh_state(self) -> steps.TrainState:
+    """The state at step 0: of the weights to start from, or random."""
+    job, rng = self.job, self.rngs[0]
+
+    def init(batch):
+      return steps.init_state(
+        job.model, job.objective, self.optimizer, rng, batch
+      )
+
+    state = jax.jit(init, out_shardings=self.place)(_row(self.batches))
+    if self.imported is not None:
+      state = state.replace(params=place_params(state.params, self.imported))
+    return state
+
+  def restore(
+    self, checkpoints: checkpoint.Checkpoints, before: int | None = None
+  ) -> tuple[int, steps.TrainState]:
+    """Reads the newest sound checkpoint onto the mesh.
+
+    Args:
+      checkpoints: of the workdir.
+      before: a step; only those of earlier ones are looked at.
+
+    Returns:
+      The step and the state; that of step 0 where there is no checkpoint.
+
+    Raises:
+      checkpoint.CheckpointError: there are some, and none can be read.
+    """
+    if checkpoints.latest_step(before) is None:
+      return 0, self.fresh_state()
+    wanted = self._placed()
+    step, params, rest = checkpoints.restore_newest(
+      wanted.params, rest_of(wanted), before
+    )
+    return step, steps.TrainState(params=params, **rest)
+
+  def find_sound(
+    self, checkpoints: checkpoint.Checkpoints
+  ) -> tuple[int | None, dict[int, str]]:
+    """The newest sound checkpoint, and what is wrong with newer ones."""
+    wanted = self._placed()
+    return checkpoints.find_sound(wanted.params, rest_of(wanted))
+
+  def _placed(self) -> steps.TrainState:
+    """Shapes and shardings of the state in one tree."""
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      self.abstract,
+      self.place,
+    )
+
+  def train_step(self) -> Any:
+    """The jitted step: (state, device batch) -> (state, metrics)."""
+    return steps.jit_train_step(
+      self.config,
+      self.job.model,
+      self.job.objective,
+      self.optimizer,
+      self.schedule,
+      self.rngs[1],
+      self.mesh,
+      self.place,
+    )
+
+
+@contextlib.contextmanager
+def lock(workdir: str) -> Iterator[None]:
+  """A context in which no other job has the workdir.
+
+  Raises:
+    run_log.RunError: another has it; on every host.
+  """
+  with contextlib.ExitStack() as stack:
+    refused = None
+    if jax.process_index() == 0:
+      try:
+        stack.enter_context(run_log.lock(workdir))
+      except run_log.RunError as error:
+        refused = error
+    if jax.process_count() > 1:
+      taken = multihost_utils.broadcast_one_to_all(np.int32(bool(refused)))
+      if taken and refused is None:
+        raise run_log.RunError(f"--workdir={workdir} is in use, says process 0")
+    if refused is not None:
+      raise refused
+    yield
+
+
+def rest_of(state: steps.TrainState) -> dict[str, Any]:
+  """What a checkpoint keeps beside the parameters."""
+  return {
+    "step": state.step, "opt_state": state.opt_state, "guard": state.guard
+  }  # fmt: skip
+
+
+def _row(batches: batching.Batches) -> dict[str, jax.Array]:
+  return {k: jnp.asarray(v[:1]) for k, v in batches[0].items()}
+
+
+def open_session(config: Any, workdir: str) -> Session:
+  """Makes what a config describes, and finds what does not fit.
+
+  Args:
+    config: the whole configuration (configs/base.py).
+    workdir: of the run, which need not exist yet.
+
+  Raises:
+    ValueError: config, data, weights or workdir do not fit; nothing was
+      changed.
+  """
+  check_settings(config)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
+                            config.mesh.tensor)  # fmt: skip
+  sharding.check_heads(config.model, mesh)
+  if config.objective != "task":  # which fills its rows up by itself
+    sharding.check_batch_size(
+      config.data.batch_size, mesh, config.optim.num_micro_batches
+    )
+  job, pretrained = jobs.open_job(config, workdir)
+  config = job.config
+  profiling.check_steps(config.train.profile_steps, job.total_steps)
+  optimizer, schedule = optim.make_optimizer(config.optim, job.total_steps)
+  batches, evaluator = job.batches(mesh), job.evaluator(mesh)
+  abstract = jax.eval_shape(
+    lambda row: steps.init_state(
+      job.model, job.objective, optimizer, jax.random.key(0), row
+    ),
+    _row(batches),
+  )
+  checkpoint.check_settings(config.checkpoint, evaluator.names(abstract.params))
+  imported = fit_weights(job, pretrained, abstract.params)
+  run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
+  run |= job.facts | {"total_steps": job.total_steps}
+  run_log.check_workdir(workdir, run)
+  return Session(
+    config=config,
+    workdir=workdir,
+    mesh=mesh,
+    job=job,
+    batches=batches,
+    evaluator=evaluator,
+    optimizer=optimizer,
+    schedule=schedule,
+    abstract=abstract,
+    place=sharding.place_state(abstract, mesh, config.mesh),
+    imported=imported,
+    run=run,
+  )
+
+
+def check_settings(config: Any) -> None:
+  """Raises ValueError for settings of training that cannot be."""
+  for key, value, least in (
+    # Tasks may count epochs instead.
+    (
+      "train.total_steps",
+      config.train.total_steps,
+      0 if config.train.num_epochs else 1,
+    ),
+    ("train.num_epochs", config.train.num_epochs, 0),
+    ("optim.num_micro_batches", config.optim.num_micro_batches, 1),
+    ("task.max_train_examples", config.task.max_train_examples, 0),
+    ("task.n_best", config.task.n_best, 1),
+    ("task.max_answer_len", config.task.max_answer_len, 1),
+    ("train.log_every_steps", config.train.log_every_steps, 1),
+    ("eval.every_steps", config.eval.every_steps, 0),
+    ("checkpoint.every_steps", config.checkpoint.every_steps, 0),
+    ("checkpoint.max_lost_secs", config.checkpoint.max_lost_secs, 0),
+    ("train.spike_factor", config.train.spike_factor, 0),
+    ("train.max_skipped_steps", config.train.max_skipped_steps, 0),
+    ("data.max_bad_records", config.data.max_bad_records, 0),
+    ("data.num_threads", config.data.num_threads, 0),
+    ("data.prefetch_batches", config.data.prefetch_batches, 1),
+    ("data.max_predictions", config.data.max_predictions, 0),
+  ):
+    if value < least:
+      raise ValueError(f"{key}={value}; it must be {least} or more")
+  for key in ("mask_rate", "mask_token_rate", "random_token_rate"):
+    if not 0 <= config.data[key] <= 1:
+      raise ValueError(f"data.{key}={config.data[key]} is no share of 0 to 1")
+  if config.data.mask_token_rate + config.data.random_token_rate > 1:
+    raise ValueError(
+      "data.mask_token_rate and data.random_token_rate add up to more than 1"
+    )
+  if config.train.on_bad_step not in ("stop", "skip"):
+    raise ValueError(
+      f"train.on_bad_step={config.train.on_bad_step!r}; use stop or skip"
+    )
+  if 0 < config.train.spike_factor <= 1:
+    raise ValueError(
+      f"train.spike_factor={config.train.spike_factor} calls every other loss "
+      "a spike; use 2 or more, or 0 for none"
+    )
+
+
+def fit_weights(job: jobs.Job, pretrained: Any, params: Any) -> Any:
+  """The weights to start from, as the model's tree has them.
+
+  Args:
+    job: what is trained; a head is kept only if it is of the same kind and
+      has the same labels.
+    pretrained: weights.Pretrained, or None.
+    params: the model's parameters, or their shapes.
+
+  Returns:
+    The tree, None in it where a parameter starts fresh; or None.
+
+  Raises:
+    weights.WeightsError: a shape differs.
+  """
+  if pretrained is None:
+    return None
+  given, source = dict(pretrained.params), job.config.init_from
+  head = {"kind": pretrained.kind, "labels": list(pretrained.labels)}
+  if "task" in given and head != job.facts.get("task"):
+    del given["task"]
+    _log.info("%s, not used: the head of another task, %s", source, head)
+  from bert_jax import weights  # slow to import, and not always needed
+
+  tree, added, dropped = weights.fit(given, params)
+  for what, names in (("fresh", added), ("not used", dropped)):
+    if names:
+      _log.info("%s, %s: %s", source, what, ", ".join(sorted(names)))
+  return tree
+
+
+def place_params(fresh: Any, values: Any) -> Any:
+  """Puts host arrays where fresh parameters lie; None keeps the fresh one."""
+
+  def place(old, value):
+    if value is None:
+      return old
+    value = value.astype(old.dtype)
+    return jax.make_array_from_callback(
+      old.shape, old.sharding, lambda index: value[index]
+    )
+
+  return jax.tree.map(place, fresh, values)
