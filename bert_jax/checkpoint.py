@@ -25,6 +25,12 @@ import orbax.checkpoint as ocp
 _log = logging.getLogger(__name__)
 
 
+# What the storage says of itself, not of what it holds.
+_NO_DAMAGE = (
+  "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED"
+)  # fmt: skip
+
+
 class CheckpointError(ValueError):
   """A checkpoint is missing or damaged."""
 
@@ -201,7 +207,7 @@ class Checkpoints:
         ),
       )
     except Exception as error:  # tensorstore's and orbax's errors have no base
-      if "RESOURCE_EXHAUSTED" in str(error):  # nobody's damage
+      if _is_no_damage(error):
         raise
       problem = error
     if not _on_all_hosts(found is not None) or found is None:
@@ -321,6 +327,13 @@ def _set_aside(folder: str, step: int) -> None:
     os.rename(os.path.join(folder, str(step)), path)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f"damaged {step}")
+
+
+def _is_no_damage(error: Exception) -> bool:
+  """Whether a checkpoint may well be sound that could not be read."""
+  if isinstance(error, PermissionError | MemoryError | TimeoutError):
+    return True
+  return any(code in str(error) for code in _NO_DAMAGE)
 
 
 def _first_line(error: Exception) -> str:

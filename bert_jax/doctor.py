@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterator
 import contextlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 from typing import Any
 
@@ -30,6 +27,7 @@ from bert_jax import jobs
 from bert_jax import run_log
 from bert_jax import session
 from bert_jax import sharding
+from bert_jax import sweep
 
 GIB = 2**30
 _CONNECT_SECS = 5.0
@@ -83,7 +81,7 @@ def examine(
   coordinator: str | None = None,
   process_id: int | None = None,
   topology: str | None = None,
-  plan_command: list[str] | None = None,
+  plan_arguments: list[str] | None = None,
 ) -> bool:
   """Checks a training before it is started, and prints what it finds.
 
@@ -93,7 +91,7 @@ def examine(
     coordinator: HOST:PORT of process 0, where there are several.
     process_id: which this one is.
     topology: TPU slice to plan for, such as "v5e:4x4"; None = what is here.
-    plan_command: makes a plan for it, written to the path that is appended.
+    plan_arguments: of the launcher, which describe the training.
 
   Returns:
     Whether the training would start.
@@ -114,7 +112,7 @@ def examine(
     exam.check("disk", lambda: _disk(config, workdir))
     exam.check("memory", lambda: _memory(config, workdir, topology is not None))
   if topology:
-    exam.check("plan", lambda: _plan(plan_command or [], topology))
+    exam.check("plan", lambda: _plan(plan_arguments or [], topology))
   print(
     "a training would start" if exam.sound else "a training would not start"
   )
@@ -268,12 +266,9 @@ def _run(config: Any, workdir: str) -> str:
   run = session.open_session(config, workdir)
   if not os.path.exists(os.path.join(workdir, "run.json")):
     return f"a new one, of {run.total_steps} steps"
-  before = run_log.read_run(workdir)
-  commit, now = before.get("commit"), run.run["commit"]
-  note = ""
-  if commit != now:
-    note = f"; begun by commit {str(commit)[:12]}, this is {str(now)[:12]}"
-  return f"goes on with that of {before.get('started')}{note}"
+  started = run_log.read_run(workdir).get("started")
+  other = run_log.other_code(workdir, run.run)
+  return f"goes on with that of {started}" + (f"; {other}" if other else "")
 
 
 def _checkpoint(config: Any, workdir: str) -> str:
@@ -343,27 +338,11 @@ def _memory(config: Any, workdir: str, planned: bool) -> str:
   return text
 
 
-def _plan(command: list[str], topology: str) -> str:
+def _plan(arguments: list[str], topology: str) -> str:
   """Makes a plan in a process of its own, which is a TPU's as jax sees it."""
   if not importlib.util.find_spec("libtpu"):
     raise _SkippedError("the extra `tpu` is not installed (`make tpu`)")
-  with tempfile.TemporaryDirectory() as folder:
-    path = os.path.join(folder, "plan.json")
-    done = subprocess.run(
-      [sys.executable, *command, f"--output={path}"],
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    if not os.path.exists(path):
-      lines = done.stderr.strip().splitlines()
-      raise ValueError(lines[-1] if lines else f"status {done.returncode}")
-    with open(path, encoding="utf-8") as file:
-      plan = json.load(file)
-  if not plan["fits"]:
-    raise ValueError(
-      f"it does not fit {topology}: see --mode=plan --topology={topology}"
-    )
+  plan = sweep.make_plan([*arguments, f"--topology={topology}"])
   return (
     f"{plan['hbm_bytes_per_device'] / GIB:.2f} of "
     f"{plan['hbm_available_bytes'] / GIB:.2f} GiB a device of {topology}, "

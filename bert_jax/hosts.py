@@ -7,16 +7,20 @@ how many there are and which it is (--coordinator, --num_processes,
 """
 
 from collections.abc import Mapping
+import faulthandler
 import logging
 import os
+import sys
+from typing import NoReturn
 
 _log = logging.getLogger(__name__)
 
 # A process that is not heard of for this long ends the whole job: the others
 # would wait for it for ever.
 HEARTBEAT_SECS = 60
-# How long to wait for all to be there, at the start.
+# How long to wait for all to be there, at the start and at the end.
 _START_SECS = 300
+_END_SECS = 120
 
 
 class HostsError(ValueError):
@@ -75,6 +79,9 @@ def start(
     return
   import jax
 
+  # Where another process dies, jax ends this one and says so; a list of all
+  # threads below would only hide it.
+  faulthandler.disable()
   jax.config.update("jax_enable_preemption_service", stops_in_order)
   try:
     jax.distributed.initialize(
@@ -83,6 +90,7 @@ def start(
       process_id,
       initialization_timeout=_START_SECS,
       heartbeat_timeout_seconds=HEARTBEAT_SECS,
+      shutdown_timeout_seconds=_END_SECS,
     )
   except (RuntimeError, ValueError, OSError) as error:
     reason = (str(error).strip().splitlines() or [repr(error)])[0]
@@ -97,3 +105,36 @@ def start(
     jax.process_index(), jax.process_count(),
     jax.local_device_count(), jax.device_count(),
   )  # fmt: skip
+
+
+def are_several() -> bool:
+  """Whether this process was connected to others."""
+  if "jax" not in sys.modules:  # a mode that computes nothing
+    return False
+  import jax
+
+  return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def leave(error: Exception) -> NoReturn:
+  """Ends this process of several at once, with status 1.
+
+  In order it cannot end: the others, which may be dead, would be waited for.
+
+  Args:
+    error: why.
+  """
+  import jax
+
+  reason = " ".join(str(error).split())[:500]
+  print(
+    f"bert-jax: process {jax.process_index()} of {jax.process_count()} cannot "
+    f"go on: {reason}. If a connection broke or nothing was heard of a process,"
+    " that one ended: its own output says why. Start all again with the same "
+    "command, or with another number of processes: the job goes on from its "
+    "last checkpoint",
+    file=sys.stderr,
+    flush=True,
+  )
+  sys.stdout.flush()
+  os._exit(1)

@@ -4,6 +4,7 @@
   bert-jax --mode=train    --config=configs/pretrain.py --workdir=RUN
   bert-jax --mode=plan     --config=configs/pretrain.py --topology=v5e:4x4
   bert-jax --mode=doctor   --config=configs/pretrain.py --workdir=RUN
+  bert-jax --mode=sweep    --config=experiments/X/sweep.py --workdir=RUNS
   bert-jax --mode=evaluate --workdir=RUN
   bert-jax --mode=convert  --config=configs/convert.py --input=D --output=D2
   bert-jax --mode=predict  --workdir=RUN --input=LINES.jsonl --output=OUT.jsonl
@@ -78,6 +79,22 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
   )
   flags.DEFINE_string(
     "dump", None, "plan: file for the text of the compiled program.",
+    flag_values=flag_values,
+  )  # fmt: skip
+  flags.DEFINE_boolean(
+    "dry_run", False, "sweep: list the trials and what they cost.",
+    flag_values=flag_values,
+  )  # fmt: skip
+  flags.DEFINE_integer(
+    "num_parallel", 1, "sweep: trials at a time.", flag_values=flag_values
+  )
+  flags.DEFINE_boolean(
+    "retry_failed", False, "sweep: also trials that failed before.",
+    flag_values=flag_values,
+  )  # fmt: skip
+  flags.DEFINE_enum(
+    "engine", "here", ["here", "commands"],
+    "sweep: run the trials here, or write their commands to --output.",
     flag_values=flag_values,
   )  # fmt: skip
   flags.DEFINE_integer(
@@ -243,7 +260,7 @@ def _doctor(flag_values: flags.FlagValues) -> None:
     flag_values.coordinator,
     flag_values.process_id,
     flag_values.topology,
-    ["-m", "bert_jax.main", *sys.argv[1:], "--mode=plan"],
+    sys.argv[1:],
   )
   if not sound:
     sys.exit(1)
@@ -257,6 +274,27 @@ def _convert(flag_values: flags.FlagValues) -> None:
   convert.convert(
     _config(flag_values), flag_values.input[0], flag_values.output
   )
+
+
+def _sweep(flag_values: flags.FlagValues) -> None:
+  from bert_jax import sweep
+
+  config, workdir = _config(flag_values), _workdir(flag_values)
+  trials = sweep.read_trials(config, workdir)
+  if flag_values.dry_run:
+    costs = sweep.Costs(trials, workdir, flag_values.topology)
+    sweep.show(sweep.listing(trials, workdir, costs))
+  elif flag_values.engine == "commands":
+    if not flag_values.output:
+      raise UsageError("--engine=commands needs --output=FILE")
+    count = sweep.write_commands(trials, flag_values.output)
+    logging.getLogger("bert_jax").info(
+      "wrote %d commands to %s", count, flag_values.output
+    )
+  else:
+    sweep.run(
+      trials, workdir, flag_values.num_parallel, flag_values.retry_failed
+    )
 
 
 @contextlib.contextmanager
@@ -284,6 +322,7 @@ MODES: dict[str, Callable[[flags.FlagValues], None]] = {
   "predict": _predict,
   "convert": _convert,
   "doctor": _doctor,
+  "sweep": _sweep,
 }
 
 
@@ -309,16 +348,38 @@ def main(argv: Sequence[str]) -> int:
     return _refuse(str(error))
   except OSError as error:  # a full disk, say
     log.debug("raised here", exc_info=True)
+    if _is_of_several():  # the others know nothing of it
+      _leave(error)
     print(f"bert-jax: {error}", file=sys.stderr)
     return 1
   except RuntimeError as error:
     # Known by name: their modules load jax.
-    statuses = {"DivergedError": 1, "PreemptedError": PREEMPTED}
+    if type(error).__name__ == "JaxRuntimeError" and _is_of_several():
+      _leave(error)
+    statuses = {
+      "DivergedError": 1,
+      "FailedError": 1,
+      "PreemptedError": PREEMPTED,
+      "StoppedError": PREEMPTED,
+    }
     if type(error).__name__ not in statuses:
       raise
     print(f"bert-jax: {error}", file=sys.stderr)
     return statuses[type(error).__name__]
   return 0
+
+
+def _is_of_several() -> bool:
+  """Whether this is one process of a job of several."""
+  from bert_jax import hosts
+
+  return hosts.are_several()
+
+
+def _leave(error: Exception) -> None:
+  from bert_jax import hosts
+
+  hosts.leave(error)
 
 
 def _refuse(message: str) -> int:

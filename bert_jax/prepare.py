@@ -41,6 +41,16 @@ _log = logging.getLogger(__name__)
 
 _PROGRESS = ".progress"  # folder of what finished shards report
 _TABLES = ("boundaries.npy", "documents.npy")
+# The forms of what finished shards report.
+_TOKENS_ROW = dict.fromkeys(("sentences", "unknown"), records.is_count)
+_TOKENISED = {
+  "sha256": records.is_text,
+  **records.each_split([records.TOKENS_ROW | _TOKENS_ROW]),
+}
+_PAIRED = records.EXAMPLES_ROW | dict.fromkeys(
+  ("random_next", "tokens"), records.is_count
+)
+_SORTED = records.LENGTHS_ROW | {"counts": [records.is_count]}
 _RANDOM_DOCUMENT_TRIES = 10  # create_pretraining_data.py:279
 
 
@@ -136,6 +146,7 @@ def _run(
   progress_folder: str,
   config: Any,
   title: str,
+  form: dict,
 ) -> list[dict]:
   """Maps a function over the jobs that are not done yet, in any order.
 
@@ -147,9 +158,13 @@ def _run(
     progress_folder: where finished jobs report.
     config: `prepare.num_workers` and `prepare.runner` are read.
     title: of the progress bar.
+    form: of a result, for records.has_form.
 
   Returns:
     The results, in the order of the jobs.
+
+  Raises:
+    records.DataError: a result that was kept is damaged.
   """
   os.makedirs(progress_folder, exist_ok=True)
   task = functools.partial(_run_job, function, progress_folder)
@@ -162,10 +177,13 @@ def _run(
     _run_beam(task, left, config.prepare.num_workers)
   else:
     _run_processes(task, left, config.prepare.num_workers, title)
-  return [
-    records.read_json(os.path.join(progress_folder, j["name"] + ".json"))
-    for j in jobs
-  ]
+  results = []
+  for j in jobs:
+    path = os.path.join(progress_folder, j["name"] + ".json")
+    results.append(records.read_json(path))
+    if not records.has_form(results[-1], form):
+      raise records.DataError(f"{path} is damaged; delete it, and try again")
+  return results
 
 
 def _run_job(
@@ -439,7 +457,9 @@ def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
     | settings
     for i, u in enumerate(units)
   ]
-  results = _run(tokenize_unit, jobs, progress_folder, config, "tokenise")
+  results = _run(
+    tokenize_unit, jobs, progress_folder, config, "tokenise", _TOKENISED
+  )
   shards: dict[str, list] = {}
   special = [
     getattr(tokenizer, f"{name}_id")
@@ -644,7 +664,7 @@ def _write_examples(config: Any, folder: str) -> dict:
       for split in records.SPLITS
       for i, s in enumerate(tokens["shards"][split])
   ]  # fmt: skip
-  results = _run(pair_shard, jobs, progress_folder, config, name)
+  results = _run(pair_shard, jobs, progress_folder, config, name, _PAIRED)
   shards = {
     split: [
       r for j, r in zip(jobs, results, strict=True) if j["split"] == split
@@ -708,7 +728,8 @@ def _write_lengths(config: Any, folder: str) -> None:
     for split, rows in records.read_manifest(examples)["shards"].items()
     for s in rows
   ]
-  results = _run(sort_shard, jobs, progress_folder, config, "sort by length")
+  title = "sort by length"
+  results = _run(sort_shard, jobs, progress_folder, config, title, _SORTED)
   shards: dict[str, list] = {split: [] for split in records.SPLITS}
   counts: dict[str, list] = {split: [] for split in records.SPLITS}
   for job, result in zip(jobs, results, strict=True):

@@ -346,6 +346,7 @@ class TokenStore:
       folder: DATA, with a manifest.json.
       split: one of SPLITS.
     """
+    self._folder = folder
     self.manifest = read_manifest(folder)
     self.dtype = token_dtype(self.manifest["vocab_size"])
     shards = self.manifest["shards"][split]
@@ -375,9 +376,9 @@ class TokenStore:
     keys = np.repeat(first - slots, count) + np.arange(count.sum())
     if len(keys) and not 0 <= keys.min() <= keys.max() < len(self._records):
       raise DataError(
-        f"an example has tokens {starts.min()} to {(starts + lengths).max()}, "
-        f"but there are {len(self._records) * RECORD_TOKENS}; the examples are "
-        "damaged, prepare them again"
+        f"{self._folder}: an example is damaged: it has tokens {starts.min()} "
+        f"to {(starts + lengths).max()}, but there are "
+        f"{len(self._records) * RECORD_TOKENS}; prepare the data again"
       )
     tokens = self._records.read(keys, self.dtype, RECORD_TOKENS)
     return tokens.reshape(-1), slots * RECORD_TOKENS + starts % RECORD_TOKENS
@@ -607,7 +608,7 @@ def read_manifest(folder: str) -> Any:
       f"{path} is not of version {VERSION}, which this release reads; run "
       "--mode=prepare into an empty folder"
     )
-  if not any(_has_form(manifest, form) for form in _MANIFESTS):
+  if not any(has_form(manifest, form) for form in _MANIFESTS):
     raise DataError(
       f"{path} is damaged: a key is missing or has another kind of value; put "
       "a copy back, or run --mode=prepare into an empty folder"
@@ -615,69 +616,75 @@ def read_manifest(folder: str) -> Any:
   return manifest
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+  """Whether JSON is a number of things."""
   return type(value) is int and 0 <= value < 1 << 48
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+  """Whether JSON is a text."""
   return isinstance(value, str)
 
 
 def _is_shard(value: Any) -> bool:
   is_part = isinstance(value, str) and re.fullmatch(r"\d{5,}-\d{5,}", value)
-  return bool(is_part) or _is_count(value)
+  return bool(is_part) or is_count(value)
 
 
-def _each_split(form: Any) -> dict:
+def each_split(form: Any) -> dict:
+  """The form that has one for each split."""
   return dict.fromkeys(SPLITS, form)
 
 
-# What is read of a manifest: of the tokens, of examples, and of their lengths.
+# What is read of a shard's row in the manifest of the tokens, of examples, and
+# of their lengths; then of these manifests.
+TOKENS_ROW = {
+  "shard": _is_shard,
+  "documents": is_count,
+  "tokens": is_count,
+  "records": is_count,
+  "sha256": dict.fromkeys(
+    ("array_record", "boundaries.npy", "documents.npy"), is_text
+  ),
+}
+EXAMPLES_ROW = {"shard": _is_shard, "examples": is_count, "sha256": is_text}
+LENGTHS_ROW = {"shard": _is_shard, "sha256": is_text}
 _MANIFESTS: tuple[dict, ...] = (
   {
-    "settings": {"vocab": _is_text},
-    "vocab_size": _is_count,
-    "totals": _each_split(
-      dict.fromkeys(("documents", "sentences", "tokens", "unknown"), _is_count)
+    "settings": {"vocab": is_text},
+    "vocab_size": is_count,
+    "totals": each_split(
+      dict.fromkeys(("documents", "sentences", "tokens", "unknown"), is_count)
     ),
-    "shards": _each_split(
-      [
-        {
-          "shard": _is_shard,
-          "documents": _is_count,
-          "tokens": _is_count,
-          "records": _is_count,
-          "sha256": dict.fromkeys(
-            ("array_record", "boundaries.npy", "documents.npy"), _is_text
-          ),
-        }
-      ]
-    ),
+    "shards": each_split([TOKENS_ROW]),
   },
   {
-    "settings": {"tokens": _is_text, "seq_len": _is_count},
-    "totals": _each_split(dict.fromkeys(("examples", "tokens"), _is_count)),
-    "shards": _each_split(
-      [{"shard": _is_shard, "examples": _is_count, "sha256": _is_text}]
-    ),
+    "settings": {"tokens": is_text, "seq_len": is_count},
+    "totals": each_split(dict.fromkeys(("examples", "tokens"), is_count)),
+    "shards": each_split([EXAMPLES_ROW]),
   },
   {
-    "examples": _is_text,
-    "sha256": _each_split(_is_text),
-    "shards": _each_split([{"shard": _is_shard, "sha256": _is_text}]),
+    "examples": is_text,
+    "sha256": each_split(is_text),
+    "shards": each_split([LENGTHS_ROW]),
   },
 )
 
 
-def _has_form(value: Any, form: Any) -> bool:
-  """Whether JSON has the keys of a form, and values of their kinds."""
+def has_form(value: Any, form: Any) -> bool:
+  """Whether JSON has the keys of a form, and values of their kinds.
+
+  Args:
+    value: as read.
+    form: a dict of forms, a list of one form, or a function that judges.
+  """
   if isinstance(form, dict):
     return isinstance(value, dict) and all(
-      key in value and _has_form(value[key], inner)
+      key in value and has_form(value[key], inner)
       for key, inner in form.items()
     )
   if isinstance(form, list):
-    return isinstance(value, list) and all(_has_form(x, form[0]) for x in value)
+    return isinstance(value, list) and all(has_form(x, form[0]) for x in value)
   return form(value)
 
 

@@ -173,6 +173,28 @@ def check_workdir(
     )
 
 
+def other_code(workdir: str, run: dict) -> str:
+  """What differs in the code between a run and who goes on with it, or "".
+
+  Args:
+    workdir: of the run.
+    run: from `describe`.
+  """
+  if not os.path.exists(os.path.join(workdir, "run.json")):
+    return ""
+  before = read_run(workdir)
+  pairs = {"commit": (before.get("commit"), run["commit"])}
+  old, new = before.get("versions") or {}, run["versions"]
+  pairs |= {
+    k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys())
+  }
+  return ", ".join(
+    f"{name} {str(a)[:12]} there, {str(b)[:12]} here"
+    for name, (a, b) in pairs.items()
+    if a != b
+  )
+
+
 def read_run(workdir: str) -> dict:
   """Reads workdir/run.json; its config has the keys that came later.
 
@@ -362,12 +384,12 @@ def read_metrics(workdir: str) -> list[dict]:
   rows: list[dict] = []
   try:
     with open(path, "rb") as f:
-      for number, line in enumerate(f, 1):
+      for line in f:
         rows.append(_parse_row(line))
   except OSError as error:
     raise RunError(f"{path} cannot be read: {error}") from error
   except (ValueError, RecursionError) as error:
-    raise RunError(f"{path}:{number} cannot be read: {error}") from error
+    raise RunError(f"{path}:{len(rows) + 1} cannot be read: {error}") from error
   return rows
 
 

@@ -379,10 +379,11 @@ class WordPieceTokenizer(Tokenizer):
     max_input_chars_per_word: int = MAX_INPUT_CHARS_PER_WORD,
     source: str = "the vocabulary",
   ):
-    if max_input_chars_per_word < 1:
+    if not 1 <= max_input_chars_per_word < 1 << 31:
       raise ValueError(
-        f"max_input_chars_per_word={max_input_chars_per_word} would make every"
-        f" word [UNK]; the original has {MAX_INPUT_CHARS_PER_WORD}"
+        f"{source}: max_input_chars_per_word={max_input_chars_per_word} cannot"
+        " be; below 1 every word is [UNK], and the original has"
+        f" {MAX_INPUT_CHARS_PER_WORD}"
       )
     _check_pieces(pieces, source)
     self.lower_case = _resolve_lower_case(pieces, lower_case, source)
@@ -519,24 +520,25 @@ def _check_pieces(pieces: Sequence[str], source: str) -> None:
   for line, piece in enumerate(pieces, 1):
     if piece != _piece_of_line(piece) or not piece:
       raise ValueError(
-        f"{source}, line {line}: {piece!r} is blank or has whitespace around"
-        " it; wanted one piece a line (remove empty lines, also at the end)"
+        f"{source}, line {line}: {piece!r:.60} is blank or has whitespace"
+        " around it; wanted one piece a line (remove empty lines, also at the"
+        " end)"
       )
     if _SURROGATE.search(piece):
       raise ValueError(
-        f"{source}, line {line}: {piece!r} has half of a surrogate pair, which"
-        " no UTF-8 file can hold; remove it"
+        f"{source}, line {line}: {piece!r:.60} has half of a surrogate pair,"
+        " which no UTF-8 file can hold; remove it"
       )
     if piece in first_line:
       raise ValueError(
-        f"{source}, line {line}: piece {piece!r} stands already on line"
+        f"{source}, line {line}: piece {piece!r:.60} stands already on line"
         f" {first_line[piece]}; an id must be one piece, so change one of them"
       )
     first_line[piece] = line
   missing = [name for name in SPECIAL_TOKENS if name not in first_line]
   if missing:
     raise ValueError(
-      f"{source} ({len(pieces)} pieces, the first is {pieces[0]!r}) lacks"
+      f"{source} ({len(pieces)} pieces, the first is {pieces[0]!r:.60}) lacks"
       f" {', '.join(missing)}; BERT needs {' '.join(SPECIAL_TOKENS)}, each on a"
       " line of its own"
     )
@@ -577,7 +579,7 @@ def _resolve_lower_case(
 
 def _examples(pieces: Sequence[str]) -> str:
   longest = sorted(pieces, key=len, reverse=True)[:4]
-  return ", ".join(repr(piece) for piece in longest)
+  return ", ".join(f"{piece!r:.60}" for piece in longest)
 
 
 def _piece_of_line(line: str) -> str:
@@ -758,8 +760,8 @@ def _special_ids(
   ]
   if typed:
     raise ValueError(
-      f"{source}: text that spells {', '.join(typed)} would become that special"
-      f" token, because it is not a control symbol{how}"
+      f"{source}: text that spells {', '.join(typed):.200} would become that"
+      f" special token, because it is not a control symbol{how}"
     )
   return ids
 
@@ -883,7 +885,8 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
     )
   if settings["kind"] not in ("wordpiece", "sentencepiece"):
     raise ValueError(
-      f"{path}: kind={settings['kind']!r}; wanted wordpiece or sentencepiece"
+      f"{path}: kind={settings['kind']!r:.60}; wanted wordpiece or"
+      " sentencepiece"
     )
   is_word_piece = settings["kind"] == "wordpiece"
   for name, wanted_type in (

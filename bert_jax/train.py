@@ -68,6 +68,12 @@ def train(config: Any, workdir: str) -> dict[str, float]:
       return {}
     if start:
       _log.info("going on from step %d of %s", start, workdir)
+      if other := run_log.other_code(workdir, run.run):
+        _log.warning(
+          "%s: %s; to go on to the bit, use what it was begun with",
+          workdir,
+          other,
+        )
 
     # The record of the run, by the first host.
     log = None

@@ -96,12 +96,14 @@ def _naming(path: str) -> Iterator[None]:
   """Turns what goes wrong with a file into a WeightsError that names it."""
   try:
     yield
-  except WeightsError:
-    raise
   except Exception as error:  # readers of other packages, on damaged bytes
     if isinstance(error, FileNotFoundError) and not os.path.exists(path):
       raise WeightsError(f"{path} does not exist") from error
-    raise WeightsError(f"{path}: {error}") from error
+    text = str(error)
+    if isinstance(error, (LookupError, TypeError, AttributeError)):
+      text = f"it is damaged, or laid out in another way: {error!r}"
+    text = f"{text:.1000}"
+    raise WeightsError(text if path in text else f"{path}: {text}") from error
 
 
 def _read_json(path: str) -> dict[str, Any]:
@@ -196,17 +198,23 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
     with _naming(path), safetensors.safe_open(path, "np") as f:
       return {name: f.get_tensor(name) for name in f.keys()}
   files = _read_json(path).get("weight_map")
-  if not isinstance(files, dict) or not files:
+  if (
+    not isinstance(files, dict)
+    or not files
+    or not all(isinstance(name, str) for name in files.values())
+  ):
     raise WeightsError(f"{path} has no weight_map of tensors and files")
   tensors: dict[str, np.ndarray] = {}
-  for name in sorted(map(str, set(files.values()))):
+  for name in sorted(set(files.values())):
     if name != os.path.basename(name) or not name.endswith(".safetensors"):
       raise WeightsError(
-        f"{path} names {name!r}; a .safetensors file beside it was wanted"
+        f"{path} names {name!r:.100}; a .safetensors file beside it was wanted"
       )
     tensors |= _read_safetensors(os.path.join(os.path.dirname(path), name))
   if absent := sorted(files.keys() - tensors.keys()):
-    raise WeightsError(f"{path} names {absent[0]}, which none of its files has")
+    raise WeightsError(
+      f"{path} names {absent[0]:.100}, which none of its files has"
+    )
   return tensors
 
 
@@ -354,7 +362,7 @@ def _check_hf_tokenizer(
 ) -> None:
   """Refuses settings that give other ids than the original's rules."""
   if lower_case not in (None, True, False):
-    raise WeightsError(f"{path}: do_lower_case is {lower_case!r}")
+    raise WeightsError(f"{path}: do_lower_case is {lower_case!r:.100}")
   strip = config.get("strip_accents")
   if strip is not None and strip != (lower_case is not False):
     raise WeightsError(
@@ -518,7 +526,7 @@ def _check_task(pretrained: Pretrained) -> None:
     return
   if kind not in convert.KINDS:
     raise WeightsError(
-      f"kind {kind!r} is not one of {', '.join(convert.KINDS)}"
+      f"kind {kind!r:.100} is not one of {', '.join(convert.KINDS)}"
     )
   if "task" not in pretrained.params:
     raise WeightsError(f"kind is {kind}, but there is no head of a task")

@@ -297,3 +297,32 @@ def test_settings_that_cannot_be_are_refused(changed, message):
     checkpoint.check_settings(
       types.SimpleNamespace(**good | changed), ["eval/loss"]
     )
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    PermissionError(13, "Permission denied", "x"),
+    MemoryError(),
+    ValueError("RESOURCE_EXHAUSTED: out of memory"),
+    ValueError("UNAVAILABLE: the storage does not answer"),
+  ],
+)
+def test_storage_that_does_not_answer_is_no_damage(
+  tmp_path, monkeypatch, error
+):
+  """Nothing is set aside, so that the next start may read it."""
+  _two_steps(tmp_path)
+  manager = open_checkpoints(tmp_path)
+  wanted = list(map(abstract, state_at(2)))
+
+  def fail(*args, **kwargs):
+    raise error
+
+  monkeypatch.setattr(manager._newest, "restore", fail)
+  with pytest.raises(type(error)):
+    manager.restore_newest(*wanted)
+  monkeypatch.undo()
+  assert manager.restore_newest(*wanted)[0] == 2
+  manager.close()
+  assert not (tmp_path / "damaged").exists()

@@ -3,7 +3,10 @@
 import gzip
 import hashlib
 import json
+import pathlib
 import random
+import sys
+import time
 
 import pytest
 
@@ -95,6 +98,26 @@ def test_prepared_tfds_text(tmp_path):
       read(pattern, "tfds")
   with pytest.raises(corpus.CorpusError, match="record 0 has no 'body' but"):
     read(folder, "tfds", key="body")
+
+
+@TFDS_WARNING
+@pytest.mark.parametrize(
+  "key", ["pythonClassName", "python_class_name", "type"]
+)
+def test_prepared_tfds_data_cannot_name_code_to_import(
+  tmp_path, monkeypatch, key
+):
+  folder = tfds_builder(tmp_path).data_dir
+  path = pathlib.Path(folder, "features.json")
+  inner = {key: "named_by_data.Feature", "content": {}, "text": {}}
+  features = json.loads(path.read_text())
+  features["featuresDict"]["features"]["text"] = inner
+  path.write_text(json.dumps(inner if key == "type" else features))
+  (tmp_path / "named_by_data.py").write_text("")
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(corpus.CorpusError, match="'named_by_data.Feature', whic"):
+    read(str(folder), "tfds")
+  assert "named_by_data" not in sys.modules
 
 
 def tfds_builder(folder):
@@ -315,6 +338,16 @@ def test_long_documents_are_cut(tmp_path, monkeypatch):
 
 
 # -- bad input ---
+
+
+def test_quotes_that_nobody_closes_do_not_hold_up_the_splitter(tmp_path):
+  """As one paragraph these would take the splitter a minute."""
+  text = "\u201c" * 100_000 + " word" * 100_000
+  start = time.monotonic()
+  (document,) = read(write(tmp_path / "a.txt", text), "paragraphs")
+  assert time.monotonic() - start < 10
+  assert "".join(document).replace(" ", "") == text.replace(" ", "")
+  assert all(s.strip("\u201c") in ("", "word") or " " in s for s in document)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])

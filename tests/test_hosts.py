@@ -76,8 +76,11 @@ SETTINGS = {
 }
 
 
-def start(prepared, workdir, num_processes, num_devices):
-  """Starts the processes of a job, with some devices each."""
+def start(prepared, workdir, num_processes, num_devices, **changes):
+  """Starts the processes of a job, with some devices each.
+
+  What they say goes to WORKDIR-NUMBER.txt.
+  """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -85,6 +88,7 @@ def start(prepared, workdir, num_processes, num_devices):
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
   }
+  settings = SETTINGS | {k.replace("__", "."): v for k, v in changes.items()}
   jobs = []
   for i in range(num_processes):
     several = (
@@ -92,25 +96,26 @@ def start(prepared, workdir, num_processes, num_devices):
       f"--num_processes={num_processes}",
       f"--process_id={i}",
     )
-    jobs.append(
-      subprocess.Popen(
-        [
-          sys.executable,
-          "-m",
-          "bert_jax.main",
-          "--mode=train",
-          "--config=configs/base.py",
-          f"--workdir={workdir}",
-          f"--config.data.dir={prepared}",
-          *(f"--config.{k}={v}" for k, v in SETTINGS.items()),
-          *(several if num_processes > 1 else ()),
-        ],
-        cwd=ROOT,
-        env=environ,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    with open(f"{workdir}-{i}.txt", "w") as said:
+      jobs.append(
+        subprocess.Popen(
+          [
+            sys.executable,
+            "-m",
+            "bert_jax.main",
+            "--mode=train",
+            "--config=configs/base.py",
+            f"--workdir={workdir}",
+            f"--config.data.dir={prepared}",
+            *(f"--config.{k}={v}" for k, v in settings.items()),
+            *(several if num_processes > 1 else ()),
+          ],
+          cwd=ROOT,
+          env=environ,
+          stdout=subprocess.DEVNULL,
+          stderr=said,
+        )
       )
-    )
   return jobs
 
 
@@ -123,8 +128,19 @@ def finish(jobs):
       job.kill()
 
 
-def assert_same_rows(found, wanted, rtol):
-  found, wanted = (run_log.read_metrics(str(x)) for x in (found, wanted))
+def wait_for_lines(workdir, count, jobs):
+  """Until the log has so many."""
+  log = workdir / "metrics.jsonl"
+  while not (log.exists() and log.read_text().count("\n") > count):
+    time.sleep(0.05)
+    assert all(job.poll() is None for job in jobs)
+
+
+def assert_same_rows(found, wanted, rtol, num_steps=10**9):
+  found, wanted = (
+    [r for r in run_log.read_metrics(str(x)) if r["step"] <= num_steps]
+    for x in (found, wanted)
+  )
   assert [r["step"] for r in found] == [r["step"] for r in wanted]
   for a, b in zip(found, wanted, strict=True):
     for key in ("train/loss", "train/mlm_loss", "train/nsp_loss", "eval/loss"):
@@ -140,10 +156,7 @@ def test_several_processes_are_one_and_stop_and_go_on_as_one(
   assert finish(start(prepared, alone, 1, 8)) == [0]
   # Two processes; one of them is told to stop, and both do at the same step.
   jobs = start(prepared, several, 2, 4)
-  log = several / "metrics.jsonl"
-  while not (log.exists() and log.read_text().count("\n") > 20):
-    time.sleep(0.05)
-    assert all(job.poll() is None for job in jobs)
+  wait_for_lines(several, 20, jobs)
   jobs[1].send_signal(signal.SIGTERM)
   assert finish(jobs) == [75, 75]
   stopped = run_log.read_metrics(str(several))[-1]["step"]
@@ -151,6 +164,7 @@ def test_several_processes_are_one_and_stop_and_go_on_as_one(
   assert (several / "checkpoints" / str(stopped)).is_dir()
   copy = tmp_path / "copy"
   shutil.copytree(several, copy)
+  assert_same_rows(several, alone, rtol=1e-6, num_steps=12)
   # One process with as many devices goes on.
   assert finish(start(prepared, several, 1, 8)) == [0]
   assert_same_rows(several, alone, rtol=1e-5)
@@ -162,3 +176,43 @@ def test_several_processes_are_one_and_stop_and_go_on_as_one(
   assert finish(start(prepared, copy, 2, 4)) == [0, 0]
   assert (copy / "damaged" / str(stopped)).is_dir()
   assert_same_rows(copy, alone, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_is_left_of_a_job_ends_soon_and_goes_on_in_any_shape(
+  tmp_path, prepared
+):
+  """Four processes of two devices, one of them killed; then other shapes."""
+  short = dict(train__total_steps=48, checkpoint__every_steps=12)
+  short |= dict(eval__every_steps=24)
+  alone, four = tmp_path / "alone", tmp_path / "four"
+  assert finish(start(prepared, alone, 1, 8, **short)) == [0]
+  jobs = start(prepared, four, 4, 2, **short)
+  wait_for_lines(four, 14, jobs)
+  jobs[2].kill()
+  begin = time.monotonic()
+  statuses = finish(jobs)
+  assert time.monotonic() - begin < hosts.HEARTBEAT_SECS + 30
+  assert statuses[2] == -signal.SIGKILL
+  assert all(status != 0 for status in statuses)
+  for i in (0, 1, 3):
+    said = pathlib.Path(f"{four}-{i}.txt").read_text()
+    # Ours, or that of jax, where its own watch was faster.
+    assert "cannot go on" in said or "another task died" in said
+    assert "Fatal Python error" not in said
+  assert_same_rows(four, alone, rtol=1e-6, num_steps=12)
+  saved = sorted(int(p.name) for p in (four / "checkpoints").glob("[0-9]*"))
+  assert saved and saved[-1] in (12, 24, 36)
+  for name, shape, changes in (
+    ("one_by_eight", (1, 8), {}),
+    ("two_by_two", (2, 2), {}),
+    ("other_mesh", (1, 8), dict(mesh__fsdp=2, mesh__tensor=2)),
+    ("four_by_two", (4, 2), {}),
+  ):
+    copy = shutil.copytree(four, tmp_path / name)
+    assert (
+      finish(start(prepared, copy, *shape, **short, **changes))
+      == [0] * (shape[0])
+    )
+    assert_same_rows(copy, alone, rtol=1e-5, num_steps=48)
+    assert run_log.read_metrics(str(copy))[-1]["step"] == 48

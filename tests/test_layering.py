@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "bert_jax"
 FLOORS = (
   {"main"},
   {"train", "plan", "evaluate", "predict", "prepare", "convert", "replay"}
-  | {"doctor"},
+  | {"doctor", "sweep"},
   {"session"},
   {"jobs"},
   {"pretraining", "finetuning"},
@@ -30,6 +30,7 @@ FLOORS = (
 # Imports within a floor: nothing but these, and modules of one room.
 SIDEWAYS = {
   "train": {"evaluate"},
+  "doctor": {"sweep"},
   "batching": {"masking", "packing", "records", "tokenization"},
   "task_batches": {"batching", "packing"},
   "flops": {"chips"},

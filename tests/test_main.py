@@ -52,7 +52,7 @@ def message(capsys):
   [
     (
       (),
-      "give --mode, one of convert, evaluate, plan, predict, prepare, train",
+      "give --mode, one of convert, doctor, evaluate, plan, predict",
     ),
     (("--mode=plan", DEMO), "--mode=plan needs --topology, such as v5e:4x4"),
     (("--mode=plan", DEMO, "--search=size"), "search"),

@@ -267,6 +267,24 @@ def test_a_damaged_table_is_an_error_that_names_it(store, suffix, cut):
   assert str(path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+  "header",
+  ["-" * 9000, "(" * 90, "{[]: 1}", "1+" * 4000 + "1", "'''", ""]
+  + [f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+     for descr, shape in (("'<i8'", "(1" + "0" * 30 + ",)"), ("'i8,,'", "(1,)"),
+                          ("('<i8',)", "(1,)"), ("'<i8'", "(True,)"))],
+)  # fmt: skip
+def test_a_header_that_numpy_chokes_on_is_an_error_that_names_the_file(
+  store, header
+):
+  path = store / "tokens" / "train-00000.documents.npy"
+  data = header.ljust(9014).encode() + b"\n"
+  path.write_bytes(b"\x93NUMPY\1\0" + len(data).to_bytes(2, "little") + data)
+  rows = records.read_manifest(str(store))["shards"]["train"]
+  with pytest.raises(records.DataError, match="documents.npy is missing or"):
+    records.DocumentTable(str(store / "tokens"), "train", rows)
+
+
 def test_a_table_with_pickled_objects_is_not_loaded(store):
   path = store / "tokens" / "train-00000.documents.npy"
   np.save(path, np.array([{}]), allow_pickle=True)
@@ -339,6 +357,23 @@ def verify(data, tiny_config, monkeypatch):
     return sorted(os.path.relpath(path, data) for path in hashed)
 
   return run
+
+
+@pytest.mark.parametrize("folder", ["", "examples/*", "examples/*/lengths"])
+@pytest.mark.parametrize("value", [None, -1, [], {}, "1"])
+def test_a_manifest_with_another_kind_of_value_is_damaged(data, folder, value):
+  (path,) = data.glob(f"{folder}/manifest.json".lstrip("/"))
+  manifest = json.loads(path.read_text())
+  shards = manifest["shards"]
+  for changed in (
+    manifest | {"shards": value},
+    manifest | {"shards": shards | {"train": value or [value]}},
+    manifest | {"shards": shards | {"train": [{"shard": value}]}},
+    {key: x for key, x in manifest.items() if key != "shards"},
+  ):
+    path.write_text(json.dumps(changed))
+    with pytest.raises(records.DataError, match="manifest.json is damaged: a"):
+      records.read_manifest(str(path.parent))
 
 
 def test_packing_also_checks_the_order_by_length(data, tiny_config):

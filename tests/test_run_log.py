@@ -171,6 +171,19 @@ def test_a_damaged_run_is_said_to_be_damaged(text, tmp_path, run):
   assert (tmp_path / "run.json").read_text() == text
 
 
+def test_a_record_that_is_not_what_was_written_is_refused(tmp_path, run):
+  run_log.write_run(str(tmp_path), run)
+  path = tmp_path / "run.json"
+  content = json.loads(path.read_text())
+  content["config"]["optim"]["learning_rate"] = "fast"
+  path.write_text(json.dumps(content))
+  with pytest.raises(run_log.RunError, match="damaged: it is not what was wri"):
+    run_log.read_run(str(tmp_path))
+  del content["sha256"]  # by somebody who means it, or an older release
+  path.write_text(json.dumps(content))
+  assert run_log.read_run(str(tmp_path)) == content
+
+
 def test_no_run_says_how_to_make_one(tmp_path):
   with pytest.raises(run_log.RunError, match="no run.json.*--mode=train"):
     run_log.read_run(str(tmp_path))
@@ -190,6 +203,27 @@ def test_lines_after_the_step_to_go_on_from_are_dropped(tmp_path):
   _log(tmp_path, 2, [3, 4, 5])
   rows = run_log.read_metrics(str(tmp_path))
   assert rows == [{"step": s, "train/loss": 1 / s} for s in range(1, 6)]
+
+
+def test_lines_that_are_broken_are_dropped_and_the_last_gets_an_end(tmp_path):
+  good = [b'{"step": 1}', b'{"step": 2, "train/loss": 0.5}']
+  bad = [
+    b"",
+    b'{"step": 1',
+    b"\xff",
+    b"[" * 5000,
+    b'{"a": 1}',
+    b'{"step": "1"}',
+  ]
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(b"\n".join([good[0], *bad, good[1]]))
+  _log(tmp_path, 2, [3])
+  assert path.read_bytes().splitlines()[:2] == good
+  assert [row["step"] for row in run_log.read_metrics(str(tmp_path))] == [
+    1,
+    2,
+    3,
+  ]
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
@@ -214,3 +248,15 @@ def test_checkpoints_of_nobody_knows_which_run_are_not_gone_on_from(
   (tmp_path / name / "10").mkdir(parents=True)
   with pytest.raises(run_log.RunError, match="no run.json"):
     run_log.check_workdir(str(tmp_path), run)
+
+
+def test_who_goes_on_with_other_code_is_told_what_differs(tmp_path):
+  run = {"commit": "a" * 40, "versions": {"jax": "1.0", "numpy": "2.0"}}
+  assert run_log.other_code(str(tmp_path), run) == ""  # nothing begun
+  record = run | {"config": {}, "data_hash": "0"}
+  run_log.write_run(str(tmp_path), record)
+  assert run_log.other_code(str(tmp_path), run) == ""
+  other = {"commit": "b" * 40, "versions": {"jax": "1.1", "numpy": "2.0"}}
+  assert run_log.other_code(str(tmp_path), other) == (
+    "commit aaaaaaaaaaaa there, bbbbbbbbbbbb here, jax 1.0 there, 1.1 here"
+  )

@@ -15,6 +15,11 @@ KINDS = ("classify", "regress", "tag", "span", "choice")
 class TaskError(ValueError):
   """Task data cannot be used; says where and what to change."""
 
+  def __init__(self, message: str):
+    if len(message) > 1000:  # it quotes the data: the ends say what is wrong
+      message = f"{message[:700]} ... {message[-200:]}"
+    super().__init__(message)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PairExample:

@@ -476,6 +476,9 @@ def read_golds(path: str) -> tuple[bool, Golds]:
       for question in paragraph["qas"]
     ]
     golds = [(q["id"], [a["text"] for a in q["answers"]]) for q in questions]
+    for id, answers in golds:
+      if not all(isinstance(text, str) for text in (id, *answers)):
+        raise TypeError(f"question {id!r:.60}: the id or an answer is no text")
     version = str(content.get("version", ""))
   except (KeyError, TypeError, AttributeError) as error:
     raise spec.TaskError(

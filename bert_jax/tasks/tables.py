@@ -152,8 +152,9 @@ def read_json(path: str) -> Any:
   Raises:
     spec.TaskError: it is broken off or is no JSON.
   """
+  text = read_text(path)
   try:
-    return json.loads(read_text(path))
+    return json.loads(text)
   except (ValueError, RecursionError) as error:
     raise spec.TaskError(
       f"{path} is broken off or is no JSON: {error}; fetch it again"

@@ -113,9 +113,9 @@ def make_ours(args):
 
   from bert_jax import batching
   from bert_jax import optim
+  from bert_jax import session
   from bert_jax import sharding
   from bert_jax import steps
-  from bert_jax import session
 
   job, pretrained = make_job(args)
   mesh = sharding.make_mesh(-1, 1, 1)

@@ -297,6 +297,15 @@ def test_every_token_has_one_best_window(size, width, stride):
   ]
 
 
+def test_the_windows_of_a_long_text_take_memory_by_its_length():
+  """All tokens times all windows would be 10 GB."""
+  size = 100_000
+  windows = list(features.window_spans(size, 16, 8))
+  best = features._best_windows(windows, size)
+  assert len(best) == size
+  assert best[:13] == [0] * 12 + [1]  # 8 .. 11 see more in the first
+
+
 def test_questions_without_answers_point_at_cls_or_have_no_label():
   example = spec.SpanExample("x", "a", "b c", (), True)
   assert make("squad_v2", [example], max_query_len=1).label.tolist() == [[0, 0]]

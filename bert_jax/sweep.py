@@ -1,0 +1,590 @@
+"""Runs many trainings: a grid or a list of trials, each in its own workdir.
+
+A sweep is a config file in plain Python whose get_config returns
+`sweep.make(trials)`:
+
+  from bert_jax import sweep
+
+  def get_config():
+    return sweep.make(
+      sweep.trial(
+        f"configs/finetune.py:task={task},from=runs/base",
+        {"optim.learning_rate": rate, "seed": seed},
+      )
+      for task in ("mrpc", "rte")
+      for rate in (5e-5, 3e-5)
+      for seed in range(5)
+    )
+
+A trial is named by what differs between the trials. What is done is known from
+the workdirs alone, so a sweep goes on where it stopped, and one that was
+changed runs what is new.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import datetime
+import json
+import logging
+import os
+import re
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from absl import flags
+import ml_collections
+from ml_collections import config_flags
+from rich import console
+from rich import markup
+from rich import table
+
+from bert_jax import run_log
+
+_log = logging.getLogger(__name__)
+
+PREEMPTED = 75  # exit status of a training that was told to stop and has saved
+_MOST_PREEMPTIONS = 100  # of a trial in one sweep
+_WAIT_SECS = 0.2
+_BATCHES_LOOKED_AT = 20
+_NAME_CHARS = 120
+
+
+class SweepError(ValueError):
+  """The sweep cannot be run as it is."""
+
+
+class FailedError(RuntimeError):
+  """Some trials failed; the others are done."""
+
+
+class StoppedError(RuntimeError):
+  """The sweep was told to stop; its trials have saved."""
+
+
+def trial(config: str, settings: Mapping[str, Any] | None = None) -> dict:
+  """A trial of a sweep.
+
+  Args:
+    config: as --config takes it, such as "configs/finetune.py:task=mrpc".
+    settings: key -> value, as --config.KEY=VALUE takes them.
+  """
+  return {"config": config, "settings": json.dumps(dict(settings or {}))}
+
+
+def make(trials: Iterable[dict]) -> ml_collections.ConfigDict:
+  """The config of a sweep.
+
+  Args:
+    trials: from `trial`.
+  """
+  config = ml_collections.ConfigDict()
+  config.trials = tuple(ml_collections.ConfigDict(t) for t in trials)
+  return config
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trial:
+  """One training.
+
+  Attributes:
+    name: what differs from the other trials, also its folder's name.
+    config: as --config takes it.
+    settings: key -> value.
+    workdir: of the run.
+  """
+
+  name: str
+  config: str
+  settings: Mapping[str, Any]
+  workdir: str
+
+  def arguments(self) -> list[str]:
+    """Those of the launcher."""
+    return [
+      "--mode=train",
+      f"--config={self.config}",
+      *(f"--config.{k}={_flag(v)}" for k, v in self.settings.items()),
+      f"--workdir={self.workdir}",
+    ]
+
+  def program(self) -> tuple[str, ...]:
+    """The arguments without those that leave steps and their work as is."""
+    same = re.compile(r"--(config\.(seed|optim\.learning_rate)|workdir)=")
+    return tuple(a for a in self.arguments() if not same.match(a))
+
+  def load_config(self) -> ml_collections.ConfigDict:
+    """The whole configuration, as the launcher reads it.
+
+    Raises:
+      SweepError: there is no such file, key or value.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, flag_values=values)
+    argv = ["bert-jax", *self.arguments()[1:-1]]
+    before, sys.argv = sys.argv, argv  # ml_collections looks there
+    try:
+      values(argv)
+      values.config.keys()  # a file that cannot be read raises only when used
+      return values.config
+    except Exception as error:  # a config file may raise anything
+      lines = str(error).strip().splitlines() or [repr(error)]
+      raise SweepError(f"trial {self.name}: {lines[-1]}") from error
+    finally:
+      sys.argv = before
+
+  def is_done(self) -> bool:
+    """Whether the workdir holds this very training, finished."""
+    return self.state() == "done"
+
+  def state(self) -> str:
+    """How far it is: "new", "begun" or "done".
+
+    Raises:
+      SweepError: the workdir holds another run.
+    """
+    if not os.path.exists(os.path.join(self.workdir, "run.json")):
+      return "new"
+    run = run_log.read_run(self.workdir)
+    wanted = run_log.flatten(run_log.plain(self.load_config()))
+    found = run_log.flatten(run["config"])
+    # The shape of a model comes from its weights, not from the config.
+    others = ("model.", "task.labels") if wanted.get("init_from") else ()
+    differs = [
+      f"{k}: {found.get(k)!r} there, {wanted[k]!r} asked"
+      for k in sorted(wanted)
+      if found.get(k) != wanted[k]
+      and not k.startswith(run_log.FREE_KEYS + others)
+    ]
+    if differs:
+      raise SweepError(
+        f"{self.workdir} holds another run than trial {self.name} "
+        f"({'; '.join(differs)}); give another --workdir"
+      )
+    log = os.path.join(self.workdir, "metrics.jsonl")
+    rows = run_log.read_metrics(self.workdir) if os.path.exists(log) else []
+    last = [r["step"] for r in rows if any(k.startswith("eval/") for k in r)]
+    finished = bool(last) and last[-1] == run.get("total_steps")
+    return "done" if finished else "begun"
+
+
+def _flag(value: Any) -> str:
+  return str(tuple(value)) if isinstance(value, list) else str(value)
+
+
+def read_trials(config: Any, workdir: str) -> list[Trial]:
+  """The trials of a sweep, checked.
+
+  Args:
+    config: from `make`.
+    workdir: of the sweep; each trial has a folder in it.
+
+  Raises:
+    SweepError: there is none, or two are the same, or a config cannot be read.
+  """
+  if "trials" not in config or not len(config.trials):
+    raise SweepError(
+      "the config is no sweep: its get_config returns bert_jax.sweep.make(...)"
+      " of one trial or more"
+    )
+  given = [(t.config, json.loads(t.settings)) for t in config.trials]
+  names = _names([_facts(config, settings) for config, settings in given])
+  seen: dict[str, int] = {}
+  for i, name in enumerate(names):
+    if name in seen:
+      raise SweepError(
+        f"trials {seen[name]} and {i} are the same: {name}; drop one of them"
+      )
+    seen[name] = i
+  trials = [
+    Trial(name, config, settings, os.path.join(workdir, name))
+    for name, (config, settings) in zip(names, given, strict=True)
+  ]
+  for one in trials:
+    one.load_config()
+  return trials
+
+
+def _facts(config: str, settings: Mapping[str, Any]) -> dict[str, str]:
+  """What a trial is made of, by short names."""
+  path, _, arguments = config.partition(":")
+  facts = {"config": os.path.splitext(os.path.basename(path))[0]}
+  for pair in filter(None, arguments.split(",")):
+    name, _, value = pair.partition("=")
+    facts[name] = os.path.basename(value.rstrip("/"))
+  return facts | {key: _flag(value) for key, value in settings.items()}
+
+
+def _names(facts: Sequence[Mapping[str, str]]) -> list[str]:
+  """Names made of the facts that differ."""
+  keys = list(dict.fromkeys(key for one in facts for key in one))
+  differing = [k for k in keys if len({one.get(k) for one in facts}) > 1]
+  short = [key.rpartition(".")[2] for key in differing]
+  # The whole key where its last part is not enough.
+  labels = [
+    s if short.count(s) == 1 else key
+    for key, s in zip(differing, short, strict=True)
+  ]
+  names = []
+  for one in facts:
+    parts = [
+      f"{label}={one[key]}"
+      for key, label in zip(differing, labels, strict=True)
+      if key in one
+    ]
+    name = re.sub(r"[^\w=.,+-]+", "-", ",".join(parts))[:_NAME_CHARS]
+    names.append(name.strip("-") or "trial")
+  return names
+
+
+# --- running ------------------------------------------------------------------
+
+
+class Journal:
+  """What happened in a sweep: WORKDIR/sweep.jsonl, a line an event."""
+
+  def __init__(self, workdir: str):
+    """Opens the journal of a sweep; it is made with its first event."""
+    self._path = os.path.join(workdir, "sweep.jsonl")
+
+  def write(self, one: Trial, event: str, **facts: Any) -> None:
+    """Adds an event of a trial."""
+    os.makedirs(os.path.dirname(self._path), exist_ok=True)
+    now = datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
+    row = {"time": now, "trial": one.name, "event": event} | facts
+    with open(self._path, "a", encoding="utf-8") as f:
+      f.write(json.dumps(row) + "\n")
+
+  def read(self) -> list[dict[str, Any]]:
+    """All events; a line that a kill cut off is left out."""
+    rows = []
+    if os.path.exists(self._path):
+      with open(self._path, encoding="utf-8") as f:
+        for line in f:
+          try:
+            rows.append(json.loads(line))
+          except ValueError:
+            continue
+    return rows
+
+  def failed(self) -> set[str]:
+    """Names of the trials whose last event is a failure."""
+    last = {row["trial"]: row["event"] for row in self.read()}
+    return {name for name, event in last.items() if event == "failed"}
+
+  def seconds(self) -> dict[str, float]:
+    """Seconds that each trial ran, over all its sessions."""
+    found: dict[str, float] = {}
+    for row in self.read():
+      if "seconds" in row:
+        found[row["trial"]] = found.get(row["trial"], 0.0) + row["seconds"]
+    return found
+
+
+def run(
+  trials: Sequence[Trial],
+  workdir: str,
+  num_parallel: int = 1,
+  retry_failed: bool = False,
+  launcher: Sequence[str] = (sys.executable, "-m", "bert_jax.main"),
+) -> None:
+  """Runs what is not done, some at a time, on this machine.
+
+  A trial that was preempted goes on at once. One that failed is not tried
+  again, unless asked to. SIGTERM is passed on: the trials save and end.
+
+  Args:
+    trials: from `read_trials`.
+    workdir: of the sweep.
+    num_parallel: trials at a time.
+    retry_failed: also those that failed in an earlier sweep.
+    launcher: what is run with the arguments of a trial.
+
+  Raises:
+    FailedError: trials failed; names them.
+    StoppedError: the sweep was told to stop.
+    ValueError: a workdir holds another run.
+  """
+  if num_parallel < 1:
+    raise SweepError(f"--num_parallel={num_parallel}; it must be 1 or more")
+  journal = Journal(workdir)
+  failed = set() if retry_failed else journal.failed()
+  waiting = [t for t in trials if not t.is_done() and t.name not in failed]
+  _log.info(
+    "%d trials: %d are done, %d failed before, %d to run",
+    len(trials), len(trials) - len(waiting) - len(failed), len(failed),
+    len(waiting),
+  )  # fmt: skip
+  with _Pool(journal, num_parallel, launcher) as pool:
+    pool.run(waiting)
+  failed |= pool.failed
+  if failed:
+    raise FailedError(
+      f"{len(failed)} of {len(trials)} trials failed: "
+      f"{', '.join(sorted(failed))}; what each said is in its log.txt. Try "
+      "them again with --retry_failed"
+    )
+
+
+class _Pool:
+  """Processes that run trials."""
+
+  def __init__(self, journal: Journal, size: int, launcher: Sequence[str]):
+    self.failed: set[str] = set()
+    self._journal, self._size, self._launcher = journal, size, launcher
+    self._running: dict[Trial, tuple[subprocess.Popen, float]] = {}
+    self._stops = False
+    self._before: Any = None
+
+  def __enter__(self) -> "_Pool":
+    self._before = signal.signal(signal.SIGTERM, self._stop)
+    return self
+
+  def _stop(self, number: int, frame: Any) -> None:
+    del number, frame
+    self._stops = True
+
+  def __exit__(self, *error: object) -> None:
+    signal.signal(signal.SIGTERM, self._before)
+    for process, _ in self._running.values():
+      process.terminate()
+    for process, _ in self._running.values():
+      process.wait()
+
+  def run(self, trials: Sequence[Trial]) -> None:
+    """Runs all of them."""
+    waiting = list(trials)
+    preemptions: dict[str, int] = {}
+    while waiting or self._running:
+      if self._stops:
+        break
+      while waiting and len(self._running) < self._size:
+        self._start(waiting.pop(0))
+      time.sleep(_WAIT_SECS)
+      for one in [t for t, (p, _) in self._running.items() if _ended(p)]:
+        status = self._finish(one)
+        if status == PREEMPTED:
+          preemptions[one.name] = preemptions.get(one.name, 0) + 1
+          if preemptions[one.name] <= _MOST_PREEMPTIONS:
+            waiting.insert(0, one)
+            continue
+        if status:
+          self.failed.add(one.name)
+    if self._stops:
+      for process, _ in self._running.values():
+        process.terminate()
+      for one in list(self._running):
+        self._running[one][0].wait()
+        self._finish(one)
+      raise StoppedError(
+        "the sweep was told to stop; its trials have saved, and the same "
+        "command goes on"
+      )
+
+  def _start(self, one: Trial) -> None:
+    os.makedirs(one.workdir, exist_ok=True)
+    self._journal.write(one, "started")
+    _log.info("started  %s", one.name)
+    with open(os.path.join(one.workdir, "log.txt"), "a") as log:
+      process = subprocess.Popen(
+        [*self._launcher, *one.arguments()],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+      )
+    self._running[one] = (process, time.monotonic())
+
+  def _finish(self, one: Trial) -> int:
+    """Notes how a trial ended; returns its exit status."""
+    process, since = self._running.pop(one)
+    seconds = round(time.monotonic() - since, 1)
+    status = process.returncode
+    event = {0: "done", PREEMPTED: "preempted"}.get(status, "failed")
+    self._journal.write(one, event, status=status, seconds=seconds)
+    _log.info("%-8s %s, %.0f s", event, one.name, seconds)
+    if event == "failed":
+      with open(os.path.join(one.workdir, "log.txt"), errors="replace") as f:
+        lines = f.read().strip().splitlines()
+      _log.warning("  status %d: %s", status, lines[-1] if lines else "")
+    return status
+
+
+def _ended(process: subprocess.Popen) -> bool:
+  return process.poll() is not None
+
+
+# --- listing ------------------------------------------------------------------
+
+
+def listing(
+  trials: Sequence[Trial],
+  workdir: str,
+  cost: Callable[[Trial], str],
+) -> list[tuple[str, str, str]]:
+  """Rows of (name, state, cost) for --dry_run.
+
+  Args:
+    trials: from `read_trials`.
+    workdir: of the sweep.
+    cost: of a trial that is to run.
+  """
+  failed, secs = Journal(workdir).failed(), Journal(workdir).seconds()
+  rows = []
+  for one in trials:
+    state = one.state()
+    if state != "done" and one.name in failed:
+      state = "failed"
+    if state == "done":
+      took = secs.get(one.name)
+      text = f"took {took:,.0f} s" if took is not None else ""
+    else:
+      text = cost(one)
+    rows.append((one.name, state, text))
+  return rows
+
+
+def show(rows: Sequence[tuple[str, str, str]]) -> None:
+  """Prints a listing as a table."""
+  grid = table.Table(box=None, pad_edge=False)
+  for heading in ("trial", "state", "cost"):
+    grid.add_column(heading, overflow="fold")
+  for row in rows:
+    grid.add_row(*map(markup.escape, row))
+  console.Console(highlight=False).print(grid)
+  states = [state for _, state, _ in rows]
+  counts = (f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+  print(f"{len(rows)} trials: {', '.join(counts)}")
+
+
+class Costs:
+  """What trials are predicted to cost, by their FLOPs.
+
+  Their time is that of the FLOPs as fast as the trials of the sweep that are
+  done, or, for a TPU slice, what a plan predicts for a step.
+  """
+
+  def __init__(
+    self, trials: Sequence[Trial], workdir: str, topology: str | None
+  ):
+    """Measures the trials that are done.
+
+    Args:
+      trials: of the sweep.
+      workdir: of the sweep.
+      topology: TPU slice to plan for, such as "v5e:4x4", or None.
+    """
+    self._topology = topology
+    self._plans: dict[tuple[str, ...], dict] = {}
+    self._flops: dict[tuple[str, ...], tuple[int, float]] = {}
+    secs = Journal(workdir).seconds()
+    speeds = []
+    for one in trials:
+      if not topology and one.name in secs and one.is_done():
+        speeds.append(self.flops(one)[1] / secs[one.name])
+    self._speed = statistics.median(speeds) if speeds else None
+    self._num_done = len(speeds)
+
+  def flops(self, one: Trial) -> tuple[int, float]:
+    """Steps, and model FLOPs of all of them, of a trial.
+
+    Raises:
+      ValueError: its config or its data do not fit.
+    """
+    from bert_jax import jobs  # loads jax, which a sweep itself does without
+    from bert_jax import session
+    from bert_jax import sharding
+
+    key = one.program()
+    if key in self._flops:
+      return self._flops[key]
+    config = one.load_config()
+    session.check_settings(config)
+    job, _ = jobs.open_job(config, "")
+    m = config.mesh
+    batches = job.batches(sharding.make_mesh(m.data, m.fsdp, m.tensor))
+    # Of tasks the shapes of batches differ: the first few stand for all.
+    count = min(len(batches), _BATCHES_LOOKED_AT)
+    mean = statistics.mean(job.step_flops(batches[i]) for i in range(count))
+    self._flops[key] = job.total_steps, mean * job.total_steps
+    return self._flops[key]
+
+  def __call__(self, one: Trial) -> str:
+    """The cost of a trial in words, or why it cannot be told."""
+    try:
+      if self._topology:
+        return self._planned(one)
+      num_steps, flops = self.flops(one)
+    except ValueError as error:
+      return f"unknown: {error}"
+    text = f"{num_steps:,} steps, {flops:.2g} model FLOPs"
+    if self._speed:
+      text += (
+        f", about {flops / self._speed / 60:,.1f} min as fast as the "
+        f"{self._num_done} done"
+      )
+    return text
+
+  def _planned(self, one: Trial) -> str:
+    key = one.program()
+    if key not in self._plans:
+      self._plans[key] = make_plan([*key, f"--topology={self._topology}"])
+    plan = self._plans[key]
+    num_steps = one.load_config().train.total_steps or self.flops(one)[0]
+    secs = plan["predicted_step_secs"] * num_steps
+    return (
+      f"{num_steps:,} steps, predicted {secs / 3600:,.2f} h on "
+      f"{self._topology}, {secs * plan['num_devices'] / 3600:,.1f} chip-hours"
+    )
+
+
+def make_plan(arguments: Sequence[str]) -> dict:
+  """A plan, made by a process of its own, which sees TPUs where jax looks.
+
+  Args:
+    arguments: of the launcher, those of a training and --topology.
+
+  Raises:
+    SweepError: it does not fit, or cannot be made.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    path = os.path.join(folder, "plan.json")
+    command = [sys.executable, "-m", "bert_jax.main", *arguments]
+    done = subprocess.run(
+      [*command, "--mode=plan", f"--output={path}"],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    if not os.path.exists(path):
+      lines = done.stderr.strip().splitlines()
+      raise SweepError(lines[-1] if lines else f"status {done.returncode}")
+    with open(path, encoding="utf-8") as file:
+      plan = json.load(file)
+  if not plan["fits"]:
+    raise SweepError("it does not fit the memory; see --mode=plan")
+  return plan
+
+
+def write_commands(trials: Sequence[Trial], path: str) -> int:
+  """Writes the commands of what is not done, one a line, for any engine.
+
+  Args:
+    trials: from `read_trials`.
+    path: of the file.
+
+  Returns:
+    How many.
+  """
+  lines = [
+    shlex.join(["bert-jax", *one.arguments()]) + "\n"
+    for one in trials
+    if not one.is_done()
+  ]
+  with open(path + ".tmp", "w", encoding="utf-8") as f:
+    f.writelines(lines)
+  os.replace(path + ".tmp", path)
+  return len(lines)

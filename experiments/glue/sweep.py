@@ -1,0 +1,32 @@
+"""The paper's grid for GLUE: four learning rates, and as many seeds as asked.
+
+  bert-jax --mode=sweep --workdir=runs/glue \
+    --config=experiments/glue/sweep.py:from=WEIGHTS,data=DATA,seeds=5
+
+WEIGHTS as for configs/finetune.py; DATA has a folder a task, as GLUE comes. The
+learning rate is chosen on the development set (section 4.1), so one seed a rate
+chooses, and more seeds show the spread. `tasks=mrpc+rte` takes some only.
+"""
+
+from bert_jax import sweep
+from configs import base
+
+TASKS = "cola+sst2+mrpc+stsb+qqp+mnli+qnli+rte+wnli"
+LEARNING_RATES = (5e-5, 4e-5, 3e-5, 2e-5)
+
+
+def get_config(text=None):
+  """Arguments: from, data, tasks, seeds, random (fresh weights)."""
+  args = base.arguments(
+    text, data="data/glue", tasks=TASKS, seeds=1, random=False, **{"from": ""}
+  )
+  config = "configs/finetune.py:task={},from={},random={}"
+  return sweep.make(
+    sweep.trial(
+      config.format(task, args["from"], str(args.random).lower()),
+      {"task.dir": args.data, "optim.learning_rate": rate, "seed": seed},
+    )
+    for task in args.tasks.split("+")
+    for rate in LEARNING_RATES
+    for seed in range(args.seeds)
+  )

@@ -1,0 +1,26 @@
+"""The paper's recipes for SQuAD 1.1 and 2.0, some seeds each.
+
+  bert-jax --mode=sweep --workdir=runs/squad \
+    --config=experiments/squad/sweep.py:from=WEIGHTS,data=DATA,seeds=5
+
+WEIGHTS as for configs/finetune.py; DATA has the official JSON files. Batches of
+32 for 3 epochs, of 48 for 2 with 2.0; learning rate 5e-5 (sections 4.2, 4.3).
+"""
+
+from bert_jax import sweep
+from configs import base
+
+
+def get_config(text=None):
+  """Arguments: from, data, tasks, seeds."""
+  args = base.arguments(
+    text, data="data/squad", tasks="squad_v1+squad_v2", seeds=1, **{"from": ""}
+  )
+  return sweep.make(
+    sweep.trial(
+      f"configs/finetune.py:task={task},from={args['from']}",
+      {"task.dir": args.data, "seed": seed},
+    )
+    for task in args.tasks.split("+")
+    for seed in range(args.seeds)
+  )

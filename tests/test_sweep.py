@@ -1,0 +1,227 @@
+"""Tests of sweep.py: names, what is run and what is not, failures, costs."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bert_jax import run_log
+from bert_jax import sweep
+from configs import base
+from tests import test_main
+
+ROOT = pathlib.Path(__file__).parents[1]
+launch = test_main.launch
+
+# Stands for the launcher: reads what it is to do from the trial's seed, and
+# leaves what a training would leave.
+FAKE = """
+import json, os, sys, time
+args = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
+workdir, seed = args["workdir"], int(args["config.seed"])
+with open(os.path.join(os.path.dirname(workdir), "calls"), "a") as f:
+  f.write(f"{seed} ")
+before = os.path.exists(os.path.join(workdir, "run.json"))
+sys.path.insert(0, os.getcwd())
+from bert_jax import run_log
+from configs import base
+config = base.get_config()
+config.seed = seed
+run = {"config": run_log.plain(config), "data_hash": "0", "total_steps": 7}
+run_log.write_run(workdir, run)
+if seed == 3 and not before:
+  sys.exit(75)  # preempted once
+if seed == 5:
+  sys.exit("it cannot be")
+if seed == 8:
+  import signal
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+  time.sleep(60)
+with open(os.path.join(workdir, "metrics.jsonl"), "w") as f:
+  f.write(json.dumps({"step": 7, "eval/loss": 1.0}) + "\\n")
+"""
+
+
+@pytest.fixture
+def launcher(tmp_path):
+  path = tmp_path / "fake.py"
+  path.write_text(FAKE)
+  return [sys.executable, str(path)]
+
+
+def seeds(*numbers, workdir):
+  config = sweep.make(
+    sweep.trial("configs/base.py", {"seed": n}) for n in numbers
+  )
+  return sweep.read_trials(config, str(workdir))
+
+
+def calls(workdir):
+  return [int(n) for n in (workdir / "calls").read_text().split()]
+
+
+def test_trials_are_named_by_what_differs(tmp_path):
+  config = sweep.make(
+    sweep.trial(
+      f"configs/finetune.py:task={task},from=runs/base",
+      {"optim.learning_rate": rate, "task.dir": "a/b"},
+    )
+    for task in ("mrpc", "rte")
+    for rate in (5e-5, 3e-5)
+  )
+  trials = sweep.read_trials(config, str(tmp_path))
+  assert [t.name for t in trials] == [
+    "task=mrpc,learning_rate=5e-05",
+    "task=mrpc,learning_rate=3e-05",
+    "task=rte,learning_rate=5e-05",
+    "task=rte,learning_rate=3e-05",
+  ]
+  assert trials[0].workdir == str(tmp_path / trials[0].name)
+  loaded = trials[3].load_config()
+  assert loaded.task.name == "rte" and loaded.init_from == "runs/base"
+  assert loaded.optim.learning_rate == 3e-5 and loaded.task.dir == "a/b"
+
+
+@pytest.mark.parametrize(
+  ("trials", "message"),
+  [
+    ([], "of one trial or more"),
+    ([("configs/base.py", {})] * 2, "trials 0 and 1 are the same"),
+    ([("configs/base.py", {"optim.rate": 1})], "trial trial: .*rate"),
+    ([("configs/none.py", {})], "trial trial: .*none.py"),
+    ([("configs/base.py", {"seed": "x"})], "trial trial: .*seed"),
+    ([("configs/finetune.py:tusk=1", {})], "tusk=1' is not known"),
+  ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_it_runs(
+  tmp_path, trials, message
+):
+  config = sweep.make(sweep.trial(*t) for t in trials)
+  with pytest.raises(sweep.SweepError, match=message):
+    sweep.read_trials(config, str(tmp_path))
+
+
+def test_every_trial_runs_once_and_failures_stay_visible(tmp_path, launcher):
+  trials = seeds(1, 2, 3, 5, 6, workdir=tmp_path)
+  with pytest.raises(sweep.FailedError, match="1 of 5 .*seed=5.*retry_failed"):
+    sweep.run(trials, str(tmp_path), 2, launcher=launcher)
+  assert sorted(calls(tmp_path)) == [1, 2, 3, 3, 5, 6]  # 3 was preempted once
+  states = [state for _, state, _ in sweep.listing(trials, str(tmp_path), str)]
+  assert states == ["done", "done", "done", "failed", "done"]
+  assert "it cannot be" in (tmp_path / "seed=5" / "log.txt").read_text()
+  # Again: nothing is left to do, and the failure is still one.
+  with pytest.raises(sweep.FailedError, match="seed=5"):
+    sweep.run(trials, str(tmp_path), launcher=launcher)
+  assert len(calls(tmp_path)) == 6
+  # A trial more, and the failed one if asked to.
+  more = seeds(1, 2, 3, 5, 6, 9, workdir=tmp_path)
+  with pytest.raises(sweep.FailedError, match="1 of 6"):
+    sweep.run(more, str(tmp_path), retry_failed=True, launcher=launcher)
+  assert calls(tmp_path)[6:] == [5, 9]
+  events = sweep.Journal(str(tmp_path)).read()
+  assert [e["event"] for e in events if e["trial"] == "seed=3"] == [
+    "started", "preempted", "started", "done",
+  ]  # fmt: skip
+  assert all(
+    secs > 0 for secs in sweep.Journal(str(tmp_path)).seconds().values()
+  )
+
+
+def test_a_sweep_that_is_told_to_stop_tells_its_trials(tmp_path, launcher):
+  code = (
+    "import sys; from tests import test_sweep; import pathlib;"
+    "from bert_jax import sweep; w = pathlib.Path(sys.argv[1]);"
+    "sweep.run(test_sweep.seeds(8, 9, workdir=w), str(w),"
+    " launcher=sys.argv[2:])"
+  )
+  process = subprocess.Popen(
+    [sys.executable, "-c", code, str(tmp_path), *launcher],
+    cwd=ROOT,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  while not (tmp_path / "seed=8" / "run.json").exists():
+    time.sleep(0.05)
+    assert process.poll() is None
+  time.sleep(0.5)
+  process.send_signal(signal.SIGTERM)
+  said = process.communicate(timeout=60)[1]
+  assert "StoppedError" in said
+  assert calls(tmp_path) == [8]  # 9 was not begun
+  last = sweep.Journal(str(tmp_path)).read()[-1]
+  assert (last["event"], last["status"]) == ("preempted", 75)
+
+
+def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
+  (one,) = trials = seeds(1, workdir=tmp_path)
+  os.makedirs(one.workdir)
+  config = base.get_config()
+  config.seed, config.data.seq_len = 1, 64
+  run = {"config": run_log.plain(config), "data_hash": "0", "total_steps": 7}
+  run_log.write_run(one.workdir, run)
+  with pytest.raises(sweep.SweepError, match="another run .*seq_len: 64 there"):
+    sweep.run(trials, str(tmp_path), launcher=launcher)
+  assert not (tmp_path / "calls").exists()
+
+
+def test_commands_are_those_of_what_is_not_done(tmp_path, launcher):
+  trials = seeds(1, 2, workdir=tmp_path)
+  sweep.run(trials[:1], str(tmp_path), launcher=launcher)
+  path = tmp_path / "commands.txt"
+  assert sweep.write_commands(trials, str(path)) == 1
+  (line,) = path.read_text().splitlines()
+  assert shlex.split(line) == ["bert-jax", *trials[1].arguments()]
+
+
+@pytest.mark.parametrize("name", ["glue", "squad", "swag", "ner"])
+def test_the_grids_of_the_paper_can_be_read(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  path = ROOT / "experiments" / name / "sweep.py"
+  spec = importlib.util.spec_from_file_location("sweep_config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  trials = sweep.read_trials(module.get_config("seeds=2"), str(tmp_path))
+  wanted = {"glue": 9 * 4 * 2, "squad": 2 * 2, "swag": 2, "ner": 2 * 3 * 3 * 2}
+  assert len(trials) == wanted[name]
+  assert all("/" not in t.name for t in trials)
+
+
+@pytest.mark.slow
+def test_real_trials_run_and_the_next_ones_cost_is_predicted(
+  tmp_path, finished_run, launch, capsys, monkeypatch
+):
+  monkeypatch.chdir(ROOT)
+  (tmp_path / "study").mkdir()
+  path = tmp_path / "study" / "sweep.py"
+  settings = {
+    k: v
+    for k, v in run_log.flatten(run_log.plain(finished_run.config)).items()
+    if v != run_log.flatten(run_log.plain(base.get_config())).get(k)
+    and k != "mesh.rules"
+  }
+  path.write_text(
+    "from bert_jax import sweep\n"
+    "def get_config(count='1'):\n"
+    f"  settings = {settings!r}\n"
+    "  return sweep.make(\n"
+    "    sweep.trial('configs/base.py', settings | {'seed': seed})\n"
+    "    for seed in range(int(count)))\n"
+  )
+  args = ("--mode=sweep", f"--workdir={tmp_path / 'runs'}")
+  assert launch(*args, f"--config={path}:2", "--num_parallel=2") == 0
+  done = [tmp_path / "runs" / f"seed={seed}" for seed in (0, 1)]
+  assert all(run_log.read_metrics(str(d))[-1]["step"] == 8 for d in done)
+  capsys.readouterr()
+  assert launch(*args, f"--config={path}:3", "--dry_run") == 0
+  text = " ".join(capsys.readouterr().out.split())
+  assert "3 trials: 2 done, 1 new" in text
+  assert "8 steps," in text and "as fast as the 2 done" in text
+  assert not (tmp_path / "runs" / "seed=2").exists()
+  assert json.loads((done[0] / "run.json").read_text())["seed"] == 0
