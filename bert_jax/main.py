@@ -5,6 +5,7 @@
   bert-jax --mode=plan     --config=configs/pretrain.py --topology=v5e:4x4
   bert-jax --mode=doctor   --config=configs/pretrain.py --workdir=RUN
   bert-jax --mode=sweep    --config=experiments/X/sweep.py --workdir=RUNS
+  bert-jax --mode=report   --input=experiments/X --output=REPORT
   bert-jax --mode=evaluate --workdir=RUN
   bert-jax --mode=convert  --config=configs/convert.py --input=D --output=D2
   bert-jax --mode=predict  --workdir=RUN --input=LINES.jsonl --output=OUT.jsonl
@@ -22,6 +23,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import sys
 
 from absl import app
@@ -292,9 +294,32 @@ def _sweep(flag_values: flags.FlagValues) -> None:
       "wrote %d commands to %s", count, flag_values.output
     )
   else:
-    sweep.run(
-      trials, workdir, flag_values.num_parallel, flag_values.retry_failed
-    )
+    try:
+      sweep.run(
+        trials, workdir, flag_values.num_parallel, flag_values.retry_failed
+      )
+    finally:
+      if flag_values.output:
+        _record(trials, workdir, flag_values.output)
+
+
+def _record(trials, workdir: str, folder: str) -> None:
+  """Writes down what is finished of a sweep."""
+  from bert_jax import results
+
+  command = shlex.join(["bert-jax", *sys.argv[1:]])
+  count = results.record(trials, workdir, folder, command)
+  log = logging.getLogger("bert_jax")
+  log.info("%d new results in %s/results.jsonl", count, folder)
+
+
+def _report(flag_values: flags.FlagValues) -> None:
+  from bert_jax import report
+
+  if len(flag_values.input) != 1 or not flag_values.output:
+    raise UsageError("--mode=report needs --input=DIR and --output=DIR")
+  for path in report.report(flag_values.input[0], flag_values.output):
+    logging.getLogger("bert_jax").info("wrote %s", path)
 
 
 @contextlib.contextmanager
@@ -323,6 +348,7 @@ MODES: dict[str, Callable[[flags.FlagValues], None]] = {
   "convert": _convert,
   "doctor": _doctor,
   "sweep": _sweep,
+  "report": _report,
 }
 
 

@@ -116,16 +116,18 @@ def start(prepared, workdir, num_processes, num_devices, **changes):
           stderr=said,
         )
       )
+    jobs[-1].said = pathlib.Path(said.name)
   return jobs
 
 
 def finish(jobs):
-  """Their exit statuses."""
+  """Their exit statuses; shows what they said, for where a test fails."""
   try:
     return [job.wait(300) for job in jobs]
   finally:
     for job in jobs:
       job.kill()
+      print(f"--- {job.args[-1]}", job.said.read_text()[-2000:], sep="\n")
 
 
 def wait_for_lines(workdir, count, jobs):

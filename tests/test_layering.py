@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "bert_jax"
 FLOORS = (
   {"main"},
   {"train", "plan", "evaluate", "predict", "prepare", "convert", "replay"}
-  | {"doctor", "sweep"},
+  | {"doctor", "sweep", "results", "report"},
   {"session"},
   {"jobs"},
   {"pretraining", "finetuning"},
@@ -31,6 +31,8 @@ FLOORS = (
 SIDEWAYS = {
   "train": {"evaluate"},
   "doctor": {"sweep"},
+  "results": {"sweep"},
+  "report": {"results"},
   "batching": {"masking", "packing", "records", "tokenization"},
   "task_batches": {"batching", "packing"},
   "flops": {"chips"},

@@ -1,0 +1,369 @@
+"""A report of what a sweep found: Markdown, and one HTML page with plots.
+
+Everything comes from results.jsonl and trials.json (results.py). Runs that
+differ by their seed alone are one line of a table.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+import dataclasses
+import html
+import io
+import json
+import logging
+import os
+import statistics
+from typing import Any
+
+import numpy as np
+from rich import console as rich_console
+from rich import markup
+from rich import table as rich_table
+from scipy import stats
+
+from bert_jax import results
+from bert_jax import tasks
+
+_log = logging.getLogger(__name__)
+
+# Of a development set, by BERT-base; arXiv 1810.04805v2, tables 5, 2 and 4, and
+# where the paper has only the test set, that (table 1).
+PAPER = {
+  "mnli": (84.4, "dev, table 5"),
+  "qnli": (88.4, "dev, table 5"),
+  "mrpc": (86.7, "dev accuracy, table 5"),
+  "sst2": (92.7, "dev, table 5"),
+  "squad_v1": (88.5, "dev F1, table 2"),
+  "swag": (81.6, "dev, table 4"),
+  "conll2003": (96.4, "dev F1, table 7"),
+  "cola": (52.1, "test, table 1"),
+  "stsb": (85.8, "test, table 1"),
+  "rte": (66.4, "test, table 1"),
+}
+_RESAMPLES = 9_999
+_LEVEL = 0.95
+# Settings that the runs of one line differ by.
+_OF_A_RUN = ("seed",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """Runs that differ by their seed alone.
+
+  Attributes:
+    task: its name.
+    label: what differs from other lines of the task.
+    metric: name of the metric that counts.
+    values: of it, in per cent, a run each.
+    degenerate: runs that are no better than always the same answer.
+    rows: of results.jsonl.
+  """
+
+  task: str
+  label: str
+  metric: str
+  values: tuple[float, ...]
+  degenerate: int
+  rows: tuple[Mapping[str, Any], ...]
+
+  @property
+  def median(self) -> float:
+    """Of the runs."""
+    return statistics.median(self.values)
+
+
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
+  """Groups the rows of results.jsonl.
+
+  Where a run was recorded at several commits, the last line counts.
+  """
+  groups: dict[tuple[str, str], dict[Any, Mapping]] = {}
+  for row in rows:
+    settings = {k: v for k, v in row["settings"].items() if k not in _OF_A_RUN}
+    key = (row["task"], json.dumps(settings, sort_keys=True))
+    groups.setdefault(key, {})[row["seed"]] = row
+  labels = _labels([json.loads(settings) for _, settings in groups])
+  found = []
+  for ((task, _), runs), label in zip(groups.items(), labels, strict=True):
+    metric, scale = _metric(task, next(iter(runs.values()))["metrics"])
+    chosen = tuple(runs.values())
+    values = tuple(r["metrics"][f"eval/{metric}"] * scale for r in chosen)
+    bad = sum(
+      _is_degenerate(r, v / scale) for r, v in zip(chosen, values, strict=True)
+    )
+    found.append(Line(task, label, metric, values, bad, chosen))
+  return sorted(found, key=lambda line: (line.task, line.label))
+
+
+def _metric(task: str, metrics: Mapping[str, float]) -> tuple[str, float]:
+  """The metric that counts, and what makes per cent of it."""
+  if task in tasks.TASKS:
+    known = tasks.TASKS[task]
+    return known.main_metric, 1.0 if known.kind == "span" else 100.0
+  for name in ("accuracy", "f1", "mlm_accuracy"):
+    if f"eval/{name}" in metrics:
+      return name, 100.0
+  return "loss", 1.0
+
+
+def _is_degenerate(row: Mapping[str, Any], value: float) -> bool:
+  accuracy = row["metrics"].get("eval/accuracy")
+  floor = row.get("most_frequent")
+  if floor is not None and accuracy is not None:
+    return accuracy <= floor
+  return value == 0.0 or not np.isfinite(value)
+
+
+def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+  keys = sorted({key for one in settings for key in one})
+  differ = [
+    k for k in keys if len({json.dumps(one.get(k)) for one in settings}) > 1
+  ]
+  return [
+    ", ".join(
+      f"{k.rpartition('.')[2]}={one[k]}" for k in differ if k in one
+    ) or "all"
+    for one in settings
+  ]  # fmt: skip
+
+
+def interval(values: Sequence[float], offset: float) -> tuple[float, float]:
+  """Bootstrap interval (95 %) of the mean of some runs minus a number.
+
+  Args:
+    values: of two runs or more.
+    offset: the number, taken as known exactly.
+  """
+  array = np.asarray(values) - offset
+  if np.ptp(array) == 0:
+    return float(array[0]), float(array[0])
+  found = stats.bootstrap(
+    (array,),
+    np.mean,
+    n_resamples=_RESAMPLES,
+    confidence_level=_LEVEL,
+    method="percentile",
+    rng=np.random.default_rng(0),
+  ).confidence_interval
+  return float(found.low), float(found.high)
+
+
+HEADINGS = (
+  "task", "settings", "metric", "median", "mean", "std", "min", "max", "runs",
+  "degenerate", "minus the paper's", "s a run", "useful tokens/s", "hardware",
+)  # fmt: skip
+
+
+def cells(line: Line, is_best: bool) -> list[str]:
+  """A row of the table."""
+  values = line.values
+  spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+  speeds = [r["useful_tokens_per_sec"] for r in line.rows]
+  known = [s for s in speeds if s]
+  secs = statistics.median(r["seconds"] for r in line.rows)
+  return [
+    line.task,
+    line.label + (" (best by dev)" if is_best else ""),
+    line.metric,
+    f"{line.median:.2f}",
+    f"{statistics.mean(values):.2f}",
+    spread,
+    f"{min(values):.2f}",
+    f"{max(values):.2f}",
+    str(len(values)),
+    str(line.degenerate),
+    _difference(line),
+    f"{secs:,.0f}",
+    f"{statistics.median(known):,.0f}" if known else "-",
+    ", ".join(sorted({r["hardware"] for r in line.rows})),
+  ]
+
+
+def _difference(line: Line) -> str:
+  if line.task not in PAPER:
+    return "-"
+  number, where = PAPER[line.task]
+  text = f"{statistics.mean(line.values) - number:+.1f}"
+  if len(line.values) > 1:
+    low, high = interval(line.values, number)
+    text += f" [{low:+.1f}, {high:+.1f}]"
+  return f"{text} ({number}, {where})"
+
+
+def missing(folder: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Names of trials that were planned and have no result."""
+  there = {row["trial"] for row in rows}
+  planned = results.read_planned(folder)["trials"]
+  return [t["trial"] for t in planned if t["trial"] not in there]
+
+
+def best_lines(lines: Sequence[Line]) -> set[tuple[str, str]]:
+  """(task, settings) of the highest median of each task."""
+  best: dict[str, Line] = {}
+  for line in lines:
+    sign = -1.0 if line.metric == "loss" else 1.0
+    if (
+      line.task not in best
+      or sign * line.median > sign * best[line.task].median
+    ):
+      best[line.task] = line
+  return {(line.task, line.label) for line in best.values()}
+
+
+def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
+  """Learning curves of each task with their spread, as (title, PNG)."""
+  import matplotlib
+
+  matplotlib.use("Agg")  # no screen
+  import matplotlib.pyplot as plt
+
+  plots = []
+  for task in dict.fromkeys(line.task for line in lines):
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for line in (one for one in lines if one.task == task):
+      points = [r["curves"].get("train/loss") for r in line.rows]
+      curves = [np.asarray(c, float) for c in points if c]
+      if not curves:
+        continue
+      steps = curves[0][:, 0]
+      values = np.stack([np.interp(steps, c[:, 0], c[:, 1]) for c in curves])
+      (drawn,) = axes.plot(steps, np.median(values, 0), label=line.label)
+      axes.fill_between(
+        steps, values.min(0), values.max(0), alpha=0.2, color=drawn.get_color()
+      )
+    axes.set(xlabel="step", ylabel="training loss", title=task)
+    if axes.lines:
+      axes.legend(fontsize="x-small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    plots.append(
+      (f"{task}: training loss, median and range", buffer.getvalue())
+    )
+  return plots
+
+
+_NOTE = (
+  "Numbers are in per cent, of the development set. The best settings of a "
+  "task are those with the highest median there, so their own number is an "
+  "optimistic one. A run is degenerate if it is no better than always the same "
+  "answer. The paper's numbers are BERT-base's; in brackets a bootstrap "
+  "interval (95 %) of the difference of the mean, the paper's number taken as "
+  "exact."
+)
+_STYLE = (
+  "body{font:15px/1.5 sans-serif;max-width:80em;margin:2em auto;padding:0 1em}"
+  "table{border-collapse:collapse;display:block;overflow-x:auto}"
+  "th,td{border-bottom:1px solid #ccc;padding:.3em .7em;text-align:left}"
+  "th{background:#f4f4f4}img{max-width:100%}pre{background:#f4f4f4;padding:1em;"
+  "white-space:pre-wrap}"
+)
+
+
+def report(folder: str, output: str) -> list[str]:
+  """Writes OUTPUT/report.md and report.html, and prints the table.
+
+  Args:
+    folder: with results.jsonl and, of a sweep, trials.json.
+    output: folder to write to.
+
+  Returns:
+    The paths written.
+
+  Raises:
+    results.ResultsError: there are no results, or they are damaged.
+  """
+  rows = results.read(folder)
+  if not rows:
+    raise results.ResultsError(f"{folder}/results.jsonl holds no result yet")
+  lines = lines_of(rows)
+  best = best_lines(lines)
+  table = [cells(line, (line.task, line.label) in best) for line in lines]
+  lost, planned = missing(folder, rows), results.read_planned(folder)
+  commits = sorted(
+    {str(r["commit"])[:10] + ("+" if r["dirty"] else "") for r in rows}
+  )
+  facts = (
+    f"{len(rows)} runs of {len(planned['trials']) or len(rows)}; commits "
+    f"{', '.join(commits)} (+: with changes)."
+  )
+  title = os.path.basename(os.path.abspath(folder))
+  os.makedirs(output, exist_ok=True)
+  texts = {
+    "report.md": _markdown(title, facts, table, lost, planned["command"]),
+    "report.html": _html(
+      title, facts, table, lost, planned["command"], _plots(lines)
+    ),
+  }
+  paths = []
+  for name, text in texts.items():
+    path = os.path.join(output, name)
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+      f.write(text)
+    os.replace(path + ".tmp", path)
+    paths.append(path)
+  _print(table, facts, lost, planned["command"])
+  return paths
+
+
+def _markdown(title, facts, table, lost, command) -> str:
+  parts = [
+    f"# {title}", facts, _NOTE,
+    "\n".join(
+      [
+        f"| {' | '.join(HEADINGS)} |",
+        "|---" * len(HEADINGS) + "|",
+        *(f"| {' | '.join(row)} |" for row in table),
+      ]
+    ),
+  ]  # fmt: skip
+  if lost:
+    names = "\n".join(f"- {name}" for name in lost)
+    parts += [f"Missing, {len(lost)}:\n\n{names}", f"```sh\n{command}\n```"]
+  return "\n\n".join(parts) + "\n"
+
+
+def _html(title, facts, table, lost, command, plots) -> str:
+  def row(tag, texts):
+    inner = "".join(f"<{tag}>{html.escape(t)}</{tag}>" for t in texts)
+    return f"<tr>{inner}</tr>"
+
+  parts = [
+    "<!doctype html>",
+    '<html lang="en"><head><meta charset="utf-8">',
+    f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
+    f"<h1>{html.escape(title)}</h1>",
+    f"<p>{html.escape(facts)}</p><p>{html.escape(_NOTE)}</p>",
+    f"<table>{row('th', HEADINGS)}",
+    *(row("td", texts) for texts in table),
+    "</table>",
+  ]
+  if lost:
+    items = "".join(f"<li>{html.escape(name)}</li>" for name in lost)
+    parts.append(
+      f"<h2>Missing: {len(lost)}</h2><ul>{items}</ul>"
+      f"<pre>{html.escape(command)}</pre>"
+    )
+  for caption, png in plots:
+    data = base64.b64encode(png).decode()
+    parts.append(
+      f"<figure><img alt='{html.escape(caption)}' "
+      f"src='data:image/png;base64,{data}'>"
+      f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+  return "\n".join([*parts, "</body></html>"]) + "\n"
+
+
+def _print(table, facts, lost, command) -> None:
+  # What a terminal has room for.
+  shown = [HEADINGS.index(h) for h in HEADINGS[:10]]
+  grid = rich_table.Table(box=None, pad_edge=False)
+  for i in shown:
+    grid.add_column(HEADINGS[i], overflow="fold")
+  for row in table:
+    grid.add_row(*(markup.escape(row[i]) for i in shown))
+  out = rich_console.Console(highlight=False)
+  out.print(grid)
+  out.print(markup.escape(facts))
+  if lost:
+    out.print(markup.escape(f"missing: {len(lost)}, by {command}"))

@@ -1,0 +1,193 @@
+"""What finished trials found: DIR/results.jsonl, a line a run.
+
+A number enters only from a workdir whose run is finished. Lines are sorted and
+none is there twice, so that recording again changes nothing. Beside it lies
+trials.json, what the sweep was to run: a report tells from it what is missing.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from bert_jax import run_log
+from bert_jax import sweep
+
+_CURVE_POINTS = 100  # of a curve that is kept
+_CURVES = ("train/loss", "eval/loss", "eval/mlm_loss")
+
+
+class ResultsError(ValueError):
+  """The results cannot be read."""
+
+
+def record(
+  trials: Sequence[sweep.Trial], workdir: str, folder: str, command: str
+) -> int:
+  """Writes down what the finished ones of some trials found.
+
+  Args:
+    trials: of a sweep.
+    workdir: of the sweep.
+    folder: gets results.jsonl and trials.json.
+    command: that runs the sweep.
+
+  Returns:
+    How many lines are new.
+  """
+  path = os.path.join(folder, "results.jsonl")
+  rows = {row["id"]: row for row in read(folder)} if _is_there(path) else {}
+  before = len(rows)
+  secs = sweep.Journal(workdir).seconds()
+  for one in trials:
+    if one.is_done():
+      row = row_of(one, secs.get(one.name))
+      rows.setdefault(row["id"], row)
+  os.makedirs(folder, exist_ok=True)
+  lines = [
+    json.dumps(row, sort_keys=True) + "\n"
+    for row in sorted(rows.values(), key=lambda r: (r["trial"], r["id"]))
+  ]
+  _write(path, "".join(lines))
+  planned = {
+    "command": command,
+    "trials": [
+      {"trial": t.name, "config": t.config, "settings": dict(t.settings)}
+      for t in trials
+    ],
+  }
+  text = json.dumps(planned, indent=1, sort_keys=True) + "\n"
+  _write(os.path.join(folder, "trials.json"), text)
+  return len(rows) - before
+
+
+def _is_there(path: str) -> bool:
+  return os.path.exists(path)
+
+
+def _write(path: str, text: str) -> None:
+  with open(path + ".tmp", "w", encoding="utf-8") as f:
+    f.write(text)
+  os.replace(path + ".tmp", path)
+
+
+def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
+  """The line of a finished trial.
+
+  Args:
+    one: a trial that is done.
+    seconds: that it ran, start-up included; None = what its steps took.
+  """
+  run = run_log.read_run(one.workdir)
+  rows = run_log.read_metrics(one.workdir)
+  final = [r for r in rows if any(k.startswith("eval/") for k in r)][-1]
+  metrics = {k: v for k, v in final.items() if k.startswith("eval/")}
+  speeds = [r for r in rows if r.get("train/steps_per_sec")]
+  if seconds is None:
+    gaps = np.diff([0, *(r["step"] for r in speeds)])
+    seconds = float(
+      sum(
+        gap / r["train/steps_per_sec"]
+        for gap, r in zip(gaps, speeds, strict=True)
+      )
+    )
+  config, devices = run["config"], run["devices"]
+  useful = [r["train/useful_tokens_per_sec"] for r in speeds]
+  identity = [run["config"], run["data_hash"], run["commit"], one.name]
+  text = json.dumps(identity, sort_keys=True)
+  return {
+    "id": hashlib.sha256(text.encode()).hexdigest()[:16],
+    "trial": one.name,
+    "task": config["task"]["name"] or config["objective"],
+    "seed": run["seed"],
+    "settings": dict(one.settings) | {"config": one.config},
+    "config": config,
+    "commit": run["commit"],
+    "dirty": run["dirty"],
+    "data_hash": run["data_hash"],
+    "hardware": f"{devices['count']} x {', '.join(devices['kind'])}",
+    "seconds": round(seconds, 1),
+    "steps": run["total_steps"],
+    "useful_tokens_per_sec": float(np.median(useful)) if useful else None,
+    "metrics": metrics,
+    "most_frequent": most_frequent(one),
+    "curves": {
+      name: curve for name in _CURVES if (curve := _curve(rows, name))
+    },
+  }
+
+
+def _curve(rows: Sequence[Mapping], name: str) -> list[list[float]]:
+  """Points (step, value), evenly chosen where they are many."""
+  points = [[r["step"], r[name]] for r in rows if name in r]
+  if len(points) > _CURVE_POINTS:
+    chosen = np.linspace(0, len(points) - 1, _CURVE_POINTS).round().astype(int)
+    points = [points[i] for i in chosen]
+  return points
+
+
+def most_frequent(one: sweep.Trial) -> float | None:
+  """The accuracy of always giving the most frequent label; None = no such.
+
+  A run that is no better did not learn its task.
+  """
+  from bert_jax import jobs  # loads jax
+
+  config = one.load_config()
+  if config.objective != "task":
+    return None
+  job, _ = jobs.open_job(config, "")
+  task: Any = getattr(job, "task")  # noqa: B009  (of fine-tuning jobs)
+  if task.kind != "classify":
+    return None
+  split: Any = getattr(job, "split")(task.eval_splits[0])  # noqa: B009
+  counts = collections.Counter(e.label for e in split.examples)
+  return max(counts.values()) / sum(counts.values())
+
+
+def read(folder: str) -> list[dict[str, Any]]:
+  """The lines of a results.jsonl.
+
+  Args:
+    folder: that it lies in.
+
+  Raises:
+    ResultsError: it is missing or damaged.
+  """
+  path = os.path.join(folder, "results.jsonl")
+  rows = []
+  try:
+    with open(path, encoding="utf-8") as f:
+      for number, line in enumerate(f, 1):
+        row = json.loads(line)
+        missing = {"id", "trial", "task", "seed", "metrics"} - set(row)
+        if missing:
+          raise ValueError(f"line {number} has no {', '.join(sorted(missing))}")
+        rows.append(row)
+  except FileNotFoundError as error:
+    raise ResultsError(
+      f"{folder} holds no results.jsonl; --mode=sweep --output={folder} writes "
+      "it from runs that are finished"
+    ) from error
+  except (ValueError, TypeError, OSError) as error:
+    raise ResultsError(f"{path} is damaged: {error}") from error
+  return rows
+
+
+def read_planned(folder: str) -> dict[str, Any]:
+  """trials.json, or nothing planned where it is not there."""
+  path = os.path.join(folder, "trials.json")
+  if not os.path.exists(path):
+    return {"command": "", "trials": []}
+  try:
+    with open(path, encoding="utf-8") as f:
+      planned = json.load(f)
+    if not {"command", "trials"} <= set(planned):
+      raise ValueError("it has no command and trials")
+  except (ValueError, TypeError) as error:
+    raise ResultsError(f"{path} is damaged: {error}") from error
+  return planned

@@ -1,0 +1,158 @@
+"""Tests of results.py and report.py: what is recorded, and what is said."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from bert_jax import report
+from bert_jax import results
+from bert_jax import run_log
+from bert_jax import sweep
+from configs import base
+from tests import test_main
+
+launch = test_main.launch
+
+
+@pytest.fixture
+def trials(finished_run, tmp_path):
+  """Two trials of pre-training, the first of which is done."""
+  plain = run_log.flatten(run_log.plain(finished_run.config))
+  default = run_log.flatten(run_log.plain(base.get_config()))
+  settings = {
+    k: v for k, v in plain.items() if v != default[k] and k != "mesh.rules"
+  }
+  workdir = tmp_path / "runs"
+  config = sweep.make(
+    sweep.trial("configs/base.py", settings | {"seed": seed})
+    for seed in (finished_run.config.seed, 7)
+  )
+  found = sweep.read_trials(config, str(workdir))
+  shutil.copytree(finished_run.workdir, found[0].workdir)
+  return found, str(workdir)
+
+
+def test_only_finished_runs_are_recorded_and_only_once(
+  trials, finished_run, tmp_path
+):
+  (done, _), workdir = trials[0], trials[1]
+  folder = str(tmp_path / "study")
+  assert results.record(trials[0], workdir, folder, "the command") == 1
+  before = (tmp_path / "study" / "results.jsonl").read_bytes()
+  (row,) = results.read(folder)
+  run = run_log.read_run(finished_run.workdir)
+  for key in ("commit", "data_hash", "seed", "config"):
+    assert row[key] == run[key]
+  assert row["hardware"] == "8 x cpu" and row["task"] == "mlm_nsp"
+  assert row["seconds"] > 0 and row["steps"] == 8 and row["trial"] == done.name
+  assert row["metrics"] == finished_run.result
+  assert [step for step, _ in row["curves"]["train/loss"]] == [
+    r["step"]
+    for r in run_log.read_metrics(finished_run.workdir)
+    if "train/loss" in r
+  ]
+  assert results.record(trials[0], workdir, folder, "the command") == 0
+  assert (tmp_path / "study" / "results.jsonl").read_bytes() == before
+  # A run that is not finished any more is no result.
+  log = os.path.join(done.workdir, "metrics.jsonl")
+  with open(log) as f:
+    lines = f.readlines()
+  with open(log, "w") as f:
+    f.writelines(line for line in lines if "eval/" not in line)
+  assert results.record(trials[0], workdir, str(tmp_path / "none"), "") == 0
+
+
+def make_row(task, seed, value, rate=5e-5, **changes):
+  metric, scale = report._metric(task, {})
+  return {
+    "id": f"{task}{seed}{rate}",
+    "trial": f"task={task},rate={rate},seed={seed}",
+    "task": task, "seed": seed,
+    "settings": {"optim.learning_rate": rate, "seed": seed, "config": "c.py"},
+    "config": {}, "commit": "a" * 40, "dirty": False, "data_hash": "0",
+    "hardware": "1 x cpu", "seconds": 60.0, "steps": 9,
+    "useful_tokens_per_sec": 1000.0, "most_frequent": None,
+    "metrics": {f"eval/{metric}": value / scale},
+    "curves": {"train/loss": [[1, 2.0], [9, 1.0]]},
+  } | changes  # fmt: skip
+
+
+def write(folder, rows, planned=()):
+  folder.mkdir(exist_ok=True)
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  (folder / "results.jsonl").write_text(text)
+  if planned:
+    trials = {"command": "bert-jax --mode=sweep", "trials": list(planned)}
+    (folder / "trials.json").write_text(json.dumps(trials))
+
+
+def test_runs_of_one_line_differ_by_their_seed(tmp_path, capsys):
+  """Median, mean, deviation, and the best by dev, by hand."""
+  rows = [make_row("rte", s, v) for s, v in enumerate((60.0, 70.0, 62.0))]
+  rows += [make_row("rte", s, v, rate=3e-5) for s, v in enumerate((65.0, 64.0))]
+  rows[0]["most_frequent"] = 0.6  # and its accuracy is that
+  rows[0]["metrics"]["eval/accuracy"] = 0.6
+  write(tmp_path / "x", rows, [{"trial": r["trial"]} for r in rows[:1]])
+  lines = report.lines_of(results.read(str(tmp_path / "x")))
+  slow, fast = sorted(lines, key=lambda line: len(line.values))
+  assert fast.values == pytest.approx((60, 70, 62))
+  assert (fast.degenerate, slow.degenerate) == (1, 0)
+  row = dict(zip(report.HEADINGS, report.cells(fast, False), strict=True))
+  assert row["median"] == "62.00" and row["mean"] == "64.00"
+  assert row["std"] == "5.29" and (row["min"], row["max"]) == ("60.00", "70.00")
+  assert row["minus the paper's"].startswith("-2.4 [")  # the paper's is 66.4
+  assert report.best_lines(lines) == {("rte", slow.label)}
+  paths = report.report(str(tmp_path / "x"), str(tmp_path / "out"))
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert [os.path.basename(p) for p in paths] == ["report.md", "report.html"]
+  assert page.count("<tr>") == 3 and "data:image/png;base64," in page
+  assert "http" not in page.replace("http-equiv", "")  # self-contained
+  assert "5 runs of 1" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_named_with_the_command(tmp_path, capsys):
+  rows = [make_row("mrpc", 0, 80.0)]
+  planned = [{"trial": rows[0]["trial"]}, {"trial": "task=mrpc,<b>,seed=1"}]
+  write(tmp_path / "x", rows, planned)
+  report.report(str(tmp_path / "x"), str(tmp_path / "out"))
+  text = (tmp_path / "out" / "report.md").read_text()
+  assert "Missing, 1:\n\n- task=mrpc,<b>,seed=1" in text
+  assert "bert-jax --mode=sweep" in text
+  page = (tmp_path / "out" / "report.html").read_text()
+  assert "task=mrpc,&lt;b&gt;,seed=1" in page
+  assert "missing: 1" in capsys.readouterr().out
+
+
+def test_the_interval_covers_the_true_mean_as_often_as_it_says():
+  generator = np.random.default_rng(0)
+  covered = 0
+  for _ in range(60):
+    low, high = report.interval(generator.normal(3.0, 1.0, 40), 1.0)
+    covered += low < 2.0 < high
+  assert covered > 0.85 * 60
+  assert report.interval([5.0, 5.0], 1.0) == (4.0, 4.0)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (None, "holds no results.jsonl; --mode=sweep"),
+    ("", "holds no result yet"),
+    ("{", "is damaged"),
+    ('{"id": 1}\n', "line 1 has no metrics, seed, task, trial"),
+    ("3\n", "is damaged"),
+  ],
+)
+def test_results_that_cannot_be_read_are_refused(
+  tmp_path, launch, text, message
+):
+  if text is not None:
+    (tmp_path / "results.jsonl").write_text(text)
+  with pytest.raises(results.ResultsError, match=message):
+    report.report(str(tmp_path), str(tmp_path / "out"))
+  assert not (tmp_path / "out").exists()
+  args = (f"--input={tmp_path}", f"--output={tmp_path / 'out'}")
+  assert launch("--mode=report", *args) == 2
