@@ -71,6 +71,9 @@ EXTRAS = {
     "onnx>=1.19,<2",  # torch's export asks for it
     "onnxruntime>=1.23,<2",
   ],
+  # Clusters that run the trials of a sweep.
+  "slurm": ["submitit>=1.5.3,<2"],
+  "xpk": ["xpk>=1.16,<2"],
   # Preparing a corpus on more than one machine.
   "beam": ["apache-beam>=2.77,<3"],
 }

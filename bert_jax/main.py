@@ -95,8 +95,8 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
     flag_values=flag_values,
   )  # fmt: skip
   flags.DEFINE_enum(
-    "engine", "here", ["here", "commands"],
-    "sweep: run the trials here, or write their commands to --output.",
+    "engine", "here", ["here", "commands", "slurm", "xpk"],
+    "sweep: run the trials here, by a cluster, or write commands to --output.",
     flag_values=flag_values,
   )  # fmt: skip
   flags.DEFINE_integer(
@@ -293,6 +293,14 @@ def _sweep(flag_values: flags.FlagValues) -> None:
     logging.getLogger("bert_jax").info(
       "wrote %d commands to %s", count, flag_values.output
     )
+  elif flag_values.engine in ("slurm", "xpk"):
+    from bert_jax import engines
+
+    settings = sweep.engine_settings(config, flag_values.engine)
+    if flag_values.engine == "slurm":
+      engines.submit(trials, workdir, settings)
+    else:
+      engines.send(trials, settings)
   else:
     try:
       sweep.run(

@@ -77,15 +77,27 @@ def trial(config: str, settings: Mapping[str, Any] | None = None) -> dict:
   return {"config": config, "settings": json.dumps(dict(settings or {}))}
 
 
-def make(trials: Iterable[dict]) -> ml_collections.ConfigDict:
+def make(
+  trials: Iterable[dict],
+  slurm: Mapping[str, Any] | None = None,
+  xpk: Mapping[str, Any] | None = None,
+) -> ml_collections.ConfigDict:
   """The config of a sweep.
 
   Args:
     trials: from `trial`.
+    slurm: settings of submitit, for --engine=slurm.
+    xpk: options of `xpk workload create`, for --engine=xpk.
   """
   config = ml_collections.ConfigDict()
   config.trials = tuple(ml_collections.ConfigDict(t) for t in trials)
+  config.engines = json.dumps({"slurm": slurm or {}, "xpk": xpk or {}})
   return config
+
+
+def engine_settings(config: Any, engine: str) -> dict[str, Any]:
+  """The settings of an engine in the config of a sweep."""
+  return json.loads(config.engines)[engine]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

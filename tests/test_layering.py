@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "bert_jax"
 FLOORS = (
   {"main"},
   {"train", "plan", "evaluate", "predict", "prepare", "convert", "replay"}
-  | {"doctor", "sweep", "results", "report"},
+  | {"doctor", "sweep", "results", "report", "engines"},
   {"session"},
   {"jobs"},
   {"pretraining", "finetuning"},
@@ -31,6 +31,7 @@ FLOORS = (
 SIDEWAYS = {
   "train": {"evaluate"},
   "doctor": {"sweep"},
+  "engines": {"sweep"},
   "results": {"sweep"},
   "report": {"results"},
   "batching": {"masking", "packing", "records", "tokenization"},

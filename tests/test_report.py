@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -17,9 +18,16 @@ from tests import test_main
 launch = test_main.launch
 
 
+ROOT = pathlib.Path(__file__).parents[1]
+
+
 @pytest.fixture
 def trials(finished_run, tmp_path):
-  """Two trials of pre-training, the first of which is done."""
+  return make_trials(finished_run, tmp_path)
+
+
+def make_trials(finished_run, tmp_path):
+  """Two trials of pre-training, the first of which is done; their workdir."""
   plain = run_log.flatten(run_log.plain(finished_run.config))
   default = run_log.flatten(run_log.plain(base.get_config()))
   settings = {
