@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format types check \
+.PHONY: help setup demo test test-slow test-faults lint format types check \
   plan-table plan-meshes bench-train bench-data bench-prepare bench-packing \
   bench-finetune bench-predict minilm tpu lock clean
 
@@ -26,6 +26,9 @@ test: setup  ## the default tests, on two cores (PYTEST_ARGS="-n 0": on one)
 
 test-slow: $(VENV)/.extra-reference $(VENV)/.extra-beam  ## every test, also slow
 	@$(PY) -m pytest -m "" $(PYTEST_ARGS)
+
+test-faults: setup  ## kill real runs 100 times (FAULTS_KILLS), fill their disk
+	@$(PY) -m pytest -m slow -n 0 -s tests/test_faults.py $(PYTEST_ARGS)
 
 lint: setup  ## ruff: rules and format
 	@$(PY) -m ruff check .

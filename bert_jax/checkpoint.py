@@ -9,11 +9,16 @@ change of any one element changes. They are compared with what is read, whatever
 mesh wrote it and whatever mesh reads it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+import contextlib
+import functools
 import json
 import logging
 import math
 import os
+import re
+import shutil
+import sys
 from typing import Any
 
 import jax
@@ -33,6 +38,10 @@ _NO_DAMAGE = (
 
 class CheckpointError(ValueError):
   """A checkpoint is missing or damaged."""
+
+
+class SaveError(OSError):
+  """A checkpoint cannot be written; those before are as they were."""
 
 
 def check_settings(settings: Any, metrics: Collection[str]) -> None:
@@ -72,7 +81,9 @@ class Checkpoints:
       best_metric: name of the metric that decides the best; "" = keep no best.
       best_mode: "min" or "max".
     """
+    _tell_once()
     self._newest = _manager(workdir, "checkpoints", max_to_keep=keep)
+    self._keep, self._best_is_tidy = keep, False
     self._best_metric, self._best_mode = best_metric, best_mode
     self._best = None
     if best_metric:
@@ -99,11 +110,20 @@ class Checkpoints:
       params: tree of arrays.
       rest: what else the state has.
       metrics: of an evaluation at this step; empty = there was none.
+
+    Raises:
+      SaveError: this step, or one before, cannot be written.
     """
-    # The best first: a run that is killed in between computes this step again.
     self.save_if_best(step, params, rest, metrics)
-    if step not in self._newest.all_steps():
-      self._newest.save(step, args=_items(params, rest))
+    if step in self._newest.all_steps():
+      return
+    items = _items(params, rest)
+    if self._best:
+      # Only then this: a run that is killed in between makes the best again.
+      with _telling(self._best):
+        self._best.wait_until_finished()
+    with _telling(self._newest):
+      self._newest.save(step, args=items)
 
   def save_if_best(
     self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
@@ -111,15 +131,18 @@ class Checkpoints:
     """Saves a step as the best, where it is; arguments as those of save."""
     if not self._best or not metrics:
       return
+    self._tidy_best()
     value = metrics[self._best_metric]
     if self._is_best(value) and step not in self._best.all_steps():
       self._best_value = value
-      self._best.save(
-        step,
-        args=_items(params, rest),
-        metrics=dict(metrics),
-        force=True,  # also before a step that was the best, after a kill
-      )
+      items = _items(params, rest)
+      with _telling(self._best):
+        self._best.save(
+          step,
+          args=items,
+          metrics=dict(metrics),
+          force=True,  # also before a step that was the best, after a kill
+        )
 
   def _is_best(self, value: float) -> bool:
     if not math.isfinite(value):
@@ -167,7 +190,16 @@ class Checkpoints:
       _set_aside(folder, bad)
     if problems:
       self._newest.reload()
+    if before is None:
+      _remove_others(self._newest, sorted(self._steps(None))[-self._keep :])
+      self._tidy_best()
     return found
+
+  def _tidy_best(self) -> None:
+    """Leaves one best, before this session saves another."""
+    if self._best and not self._best_is_tidy:
+      _remove_others(self._best, [self._best.best_step()])
+      self._best_is_tidy = True
 
   def find_sound(
     self, params: Any, rest: Any
@@ -218,11 +250,88 @@ class Checkpoints:
     _check_sums(folder, params=found.params, rest=found.rest)
     return found.params, found.rest
 
+  def check(self) -> None:
+    """Raises SaveError if the last save has failed; waits for none."""
+    for manager in self._managers():
+      if not manager.is_saving_in_progress():
+        with _telling(manager):
+          manager.wait_until_finished()
+
   def close(self) -> None:
-    """Waits until all is on disk."""
-    for manager in filter(None, (self._newest, self._best)):
-      manager.wait_until_finished()
-      manager.close()
+    """Waits until all is on disk.
+
+    Raises:
+      SaveError: it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+      for manager in self._managers():
+        stack.enter_context(_telling(manager))
+        stack.callback(manager.close)
+
+  def _managers(self) -> list[ocp.CheckpointManager]:
+    return [m for m in (self._newest, self._best) if m]
+
+
+def _remove_others(
+  manager: ocp.CheckpointManager, kept: Collection[int | None]
+) -> None:
+  """Removes the steps that a kill kept Orbax from removing."""
+  others = set(manager.all_steps()).difference(kept)
+  if others and jax.process_index() == 0:
+    for step in others:
+      shutil.rmtree(os.path.join(manager.directory, str(step)))
+    manager.reload()
+
+
+@contextlib.contextmanager
+def _telling(manager: ocp.CheckpointManager) -> Iterator[None]:
+  """Says in a line what Orbax raises for a save, be it an earlier one."""
+  try:
+    yield
+  except SaveError:
+    raise
+  except Exception as error:  # tensorstore's and orbax's have no base
+    folder = str(manager.directory)
+    steps = ocp.utils.checkpoint_steps(folder) if os.path.isdir(folder) else []
+    saved = max(steps, default=None)
+    last = f"The last one there is step {saved}" if saved else "There is none"
+    raise SaveError(
+      f"no checkpoint can be written to {folder}: {_cause(error)}. {last}; "
+      "once that is mended, the same command goes on"
+    ) from error
+
+
+def _cause(error: Exception) -> str:
+  code = re.search(r"os_error_code='(\d+)'", str(error))  # tensorstore's
+  if code:
+    return os.strerror(int(code[1]))
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return _first_line(error)
+
+
+@functools.cache
+def _tell_once() -> None:
+  """Keeps out of the logs what is raised as well, unless --verbosity=1.
+
+  Of a save that fails Orbax logs a stack trace for every array, and tensorstore
+  prints one for every answer that Orbax no longer waits for.
+  """
+  print_trace = sys.unraisablehook
+
+  def is_news(record: logging.LogRecord) -> bool:
+    if record.levelno < logging.ERROR or _log.isEnabledFor(logging.DEBUG):
+      return True
+    by_orbax = f"{os.sep}orbax{os.sep}" in record.pathname
+    return not by_orbax and "exception was never retrieved" not in record.msg
+
+  def hook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+      print_trace(unraisable)
+
+  for logger in ("absl", "asyncio"):
+    logging.getLogger(logger).addFilter(is_news)
+  sys.unraisablehook = hook
 
 
 def _items(params: Any, rest: Any) -> ocp.args.Composite:
@@ -344,7 +453,11 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
   return ocp.CheckpointManager(
     os.path.abspath(os.path.join(workdir, name)),
     options=ocp.CheckpointManagerOptions(
-      cleanup_tmp_directories=True, **options
+      cleanup_tmp_directories=True,
+      # Where a folder cannot be made in the background, those who wait for it
+      # keep the process from ending for minutes.
+      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+      **options,
     ),
   )
 

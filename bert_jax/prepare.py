@@ -9,6 +9,7 @@ shard appears whole or not at all, and a finished shard is not made again.
 import bisect
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from concurrent.futures import process
 import contextlib
 import fcntl
 import functools
@@ -23,6 +24,7 @@ import os
 import random
 import re
 import shutil
+import tempfile
 import threading
 import time
 from typing import Any
@@ -127,17 +129,20 @@ def _lock(folder: str) -> Iterator[None]:
       raise records.DataError(
         f"{folder} is being prepared by another process; wait for it"
       ) from error
+    # Better now than after an hour of reading.
+    tempfile.TemporaryFile(dir=folder).close()
     yield
 
 
 def _remove_leftovers(folder: str) -> None:
   """Deletes the temporary files of ours that a kill left behind."""
-  for part in ("vocab", "tokens", "examples", _PROGRESS):
-    for root, _, names in os.walk(os.path.join(folder, part)):
-      for name in names:
-        if re.search(r"\.\d+\.tmp$", name):  # as records.replacing names them
-          with contextlib.suppress(FileNotFoundError):
-            os.remove(os.path.join(root, name))
+  for root, parts, names in os.walk(folder):
+    if root == folder:
+      parts[:] = {"vocab", "tokens", "examples", _PROGRESS}.intersection(parts)
+    for name in names:
+      if re.search(r"\.\d+\.tmp$", name):  # as records.replacing names them
+        with contextlib.suppress(FileNotFoundError):
+          os.remove(os.path.join(root, name))
 
 
 def _run(
@@ -229,6 +234,12 @@ def _run_processes(task, jobs: list[dict], workers: int, title: str) -> None:
       try:
         for future in futures.as_completed(waiting):
           advance(future.result())
+      except process.BrokenProcessPool as error:
+        raise ChildProcessError(
+          "a worker process was killed, perhaps for want of memory; the same "
+          f"command goes on, in less of it with fewer than {workers} "
+          "prepare.num_workers"
+        ) from error
       except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         raise
@@ -443,13 +454,14 @@ def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
     "vocab": tokenizer.fingerprint,
   }
   manifest_path = os.path.join(folder, "manifest.json")
+  progress_folder = os.path.join(folder, _PROGRESS, "tokens")
   if os.path.exists(manifest_path):
     manifest = records.read_manifest(folder)
     _check_same(manifest["settings"], settings, manifest_path)
     suffixes = ("array_record", *_TABLES)
     if _is_whole(os.path.join(folder, "tokens"), manifest, suffixes):
+      _remove_progress(folder, progress_folder)
       return
-  progress_folder = os.path.join(folder, _PROGRESS, "tokens")
   _keep_settings(progress_folder, settings)
   os.makedirs(os.path.join(folder, "tokens"), exist_ok=True)
   jobs = [
@@ -500,7 +512,7 @@ def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
           "shards": shards,
       },
   )  # fmt: skip
-  shutil.rmtree(progress_folder)
+  _remove_progress(folder, progress_folder)
 
 
 def _keep_settings(progress_folder: str, settings: dict) -> None:
@@ -639,10 +651,12 @@ def _write_examples(config: Any, folder: str) -> dict:
     "examples_seed": d.examples_seed,
     "tokens": records.file_hash(os.path.join(folder, "manifest.json")),
   }
+  progress_folder = os.path.join(folder, _PROGRESS, name)
   if os.path.exists(os.path.join(target, "manifest.json")):
     manifest = records.read_manifest(target)
     _check_same(manifest["settings"], settings, target)
     if _is_whole(target, manifest, ("array_record",)):
+      _remove_progress(folder, progress_folder)
       return manifest
   _check_tables(os.path.join(folder, "tokens"), tokens)
   for split, rows in tokens["shards"].items():
@@ -654,7 +668,6 @@ def _write_examples(config: Any, folder: str) -> dict:
         "more text, raise prepare.held_out_rate (into another --output), or "
         "set data.pairing=full_sentences"
       )
-  progress_folder = os.path.join(folder, _PROGRESS, name)
   _keep_settings(progress_folder, settings)
   os.makedirs(target, exist_ok=True)
   jobs = [
@@ -691,7 +704,15 @@ def _write_examples(config: Any, folder: str) -> dict:
 
 
 def _remove_progress(folder: str, progress_folder: str) -> None:
-  shutil.rmtree(progress_folder)
+  """Removes what a finished stage kept, all at once.
+
+  A kill would else leave half of it, or all, for a later stage to believe.
+  """
+  gone = os.path.join(folder, _PROGRESS, "gone")
+  shutil.rmtree(gone, ignore_errors=True)
+  with contextlib.suppress(FileNotFoundError):
+    os.rename(progress_folder, gone)
+    shutil.rmtree(gone)
   with contextlib.suppress(OSError):
     os.rmdir(os.path.join(folder, _PROGRESS))  # where nothing else is going on
 
@@ -704,14 +725,15 @@ def _write_lengths(config: Any, folder: str) -> None:
   name = records.examples_name(config.data)
   examples = os.path.join(folder, "examples", name)
   target = records.lengths_folder(folder, name)
+  progress_folder = os.path.join(folder, _PROGRESS, f"{name}.lengths")
   if os.path.exists(os.path.join(target, "manifest.json")):
     manifest = records.check_lengths(folder, name)
     tables = [os.path.join(target, f"{s}.npy") for s in records.SPLITS]
     if _is_whole(target, manifest, ("npy",)) and all(
       map(os.path.exists, tables)
     ):
+      _remove_progress(folder, progress_folder)
       return
-  progress_folder = os.path.join(folder, _PROGRESS, f"{name}.lengths")
   digest = records.file_hash(os.path.join(examples, "manifest.json"))
   _keep_settings(progress_folder, {"examples": digest})
   os.makedirs(target, exist_ok=True)

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 import contextlib
 import functools
+import glob
 import hashlib
 import itertools
 import json
@@ -36,6 +37,7 @@ import os
 import re
 import secrets
 import time
+import types
 from typing import Any
 
 from array_record.python import array_record_data_source
@@ -87,17 +89,30 @@ def replacing(path: str) -> Iterator[str]:
   temporary = f"{path}.{secrets.randbits(63)}.tmp"
   try:
     yield temporary
-    with open(temporary, "rb") as f:
-      os.fsync(f.fileno())
-    os.replace(temporary, path)
+    with _writing(path):
+      with open(temporary, "rb") as f:
+        os.fsync(f.fileno())
+      os.replace(temporary, path)
   finally:
     if os.path.exists(temporary):
       os.remove(temporary)
 
 
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+  """Names the file in the error of a write, which of itself names none."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or path
+    raise
+  except RuntimeError as error:  # of ArrayRecord's writer
+    raise OSError(f"{path} cannot be written: {error}") from error
+
+
 def write_json(path: str, value: Any) -> None:
   """Writes JSON in one piece, keys in order, a newline at the end."""
-  with replacing(path) as temporary:
+  with replacing(path) as temporary, _writing(path):
     with open(temporary, "w", encoding="utf-8") as f:
       json.dump(value, f, indent=1, sort_keys=True, ensure_ascii=False)
       f.write("\n")
@@ -122,9 +137,12 @@ def file_hash(path: str) -> str:
 
 def write_array(path: str, array: np.ndarray) -> None:
   """Writes a .npy file in one piece."""
-  with replacing(path) as temporary:
+  with replacing(path) as temporary, _writing(path):
     with open(temporary, "wb") as f:
-      np.save(f, array, allow_pickle=False)
+      # Into a real file numpy writes by itself, and says nothing of the cause
+      # where it cannot.
+      file: Any = types.SimpleNamespace(write=f.write)
+      np.save(file, array, allow_pickle=False)
 
 
 class RecordWriter:
@@ -133,24 +151,31 @@ class RecordWriter:
   def __init__(self, path: str):
     self._stack = contextlib.ExitStack()
     temporary = self._stack.enter_context(replacing(path))
-    self._writer = array_record_module.ArrayRecordWriter(
-      temporary, _WRITER_OPTIONS
-    )
+    self._path = path
+    with _writing(path):
+      self._writer = array_record_module.ArrayRecordWriter(
+        temporary, _WRITER_OPTIONS
+      )
     self.count = 0  # records written
 
   def __enter__(self):
     return self
 
   def __exit__(self, *error):
-    self._writer.close()
+    self._stack.callback(self._close)
     return self._stack.__exit__(*error)
+
+  def _close(self) -> None:
+    with _writing(self._path):
+      self._writer.close()
 
   def write_rows(self, rows: np.ndarray) -> None:
     """Writes each row (first axis) as a record."""
     data = rows.tobytes()
     size = len(data) // max(len(rows), 1)
-    for i in range(0, len(data), size or 1):
-      self._writer.write(data[i : i + size])
+    with _writing(self._path):
+      for i in range(0, len(data), size or 1):
+        self._writer.write(data[i : i + size])
     self.count += len(rows)
 
 
@@ -738,6 +763,8 @@ def verify(
   finally:
     if good:
       with contextlib.suppress(OSError):  # not ours to write: check again
+        for unfinished in glob.glob(f"{glob.escape(note)}.*.tmp"):
+          os.remove(unfinished)  # of a run that was killed
         write_json(note, _read_verified(note) | good)
 
 

@@ -10,8 +10,12 @@ import json
 import logging
 import os
 import platform
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
+import time
 from typing import Any
 
 _log = logging.getLogger(__name__)
@@ -57,6 +61,16 @@ _SESSION_KEYS = (
 
 class RunError(ValueError):
   """The workdir does not fit the run."""
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+  """Names the file in the error of a write, which of itself names none."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or path
+    raise
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -252,12 +266,13 @@ def write_run(workdir: str, run: dict) -> None:
       "sessions": [*before.get("sessions", []), session],
     }
   run = run | {"sha256": _digest(run)}
-  with open(path + ".tmp", "w", encoding="utf-8") as f:
-    json.dump(run, f, indent=1, sort_keys=True)
-    f.write("\n")
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(path + ".tmp", path)
+  with _writing(path):
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+      json.dump(run, f, indent=1, sort_keys=True)
+      f.write("\n")
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
 
 
 @contextlib.contextmanager
@@ -268,6 +283,7 @@ def lock(workdir: str) -> Iterator[None]:
 
   Raises:
     RunError: another process has it.
+    OSError: nothing can be written there.
   """
   path = os.path.join(workdir, ".lock")
   with open(path, "a+", encoding="utf-8") as file:
@@ -282,9 +298,12 @@ def lock(workdir: str) -> Iterator[None]:
     except OSError as error:  # a file system without locks
       _log.warning("%s cannot be locked (%s): start no second job", path, error)
     else:
-      file.truncate(0)
-      file.write(str(os.getpid()))
-      file.flush()
+      with _writing(path):
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+    # Better now than after an hour of compiling.
+    tempfile.TemporaryFile(dir=workdir).close()
     yield
 
 
@@ -314,11 +333,8 @@ class MetricsLog:
     self._file = open(path, "a", encoding="utf-8")
     self._board = None
     if tensorboard:
-      import tensorboardX  # slow to import: only where it is used
-
-      self._board = tensorboardX.SummaryWriter(
-        os.path.join(workdir, "tensorboard"), purge_step=start_step + 1
-      )
+      folder = os.path.join(workdir, "tensorboard")
+      self._board = _Board(folder, start_step + 1)
 
   def has(self, step: int, prefix: str) -> bool:
     """Whether the log had a line of the step that it was opened at.
@@ -334,24 +350,73 @@ class MetricsLog:
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one line; keys such as train/loss."""
-    self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
-    self._file.flush()
-    for key, value in values.items():
-      if self._board:
-        self._board.add_scalar(key, value, step)
+    with _writing(self._file.name):
+      self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
+      self._file.flush()
+    if self._board:
+      self._board.write(step, values)
 
   def write_bad_step(self, step: int, facts: Mapping[str, Any]) -> None:
     """Writes a line of bad_steps.jsonl, which is there only if there is one."""
-    with open(self._bad_steps, "a", encoding="utf-8") as f:
-      f.write(json.dumps({"step": step} | dict(facts)) + "\n")
+    with _writing(self._bad_steps):
+      with open(self._bad_steps, "a", encoding="utf-8") as f:
+        f.write(json.dumps({"step": step} | dict(facts)) + "\n")
 
   def close(self) -> None:
     """Flushes to disk."""
-    self._file.flush()
-    os.fsync(self._file.fileno())
-    self._file.close()
-    if self._board:
-      self._board.close()
+    with contextlib.ExitStack() as stack:
+      if self._board:
+        stack.callback(self._board.close)
+      stack.enter_context(_writing(self._file.name))
+      stack.callback(self._file.close)
+      self._file.flush()
+      os.fsync(self._file.fileno())
+
+
+class _Board:
+  """Writes scalars for TensorBoard.
+
+  Not by tensorboardX.SummaryWriter: its thread dies of a full disk, and who
+  gives it a scalar then waits for ever.
+  """
+
+  def __init__(self, folder: str, first_step: int):
+    """Opens a file of its own.
+
+    Args:
+      folder: with the files of the sessions before.
+      first_step: what they say of it and of later steps does not count.
+    """
+    from tensorboardX import record_writer  # slow: only where it is used
+    from tensorboardX.proto import event_pb2
+
+    self._crc, self._proto = record_writer.masked_crc32c, event_pb2
+    os.makedirs(folder, exist_ok=True)
+    name = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+    path = os.path.join(folder, f"events.out.tfevents.{name}")
+    self._file = open(path, "wb")
+    self._add(file_version="brain.Event:2")
+    log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(step=first_step, session_log=log)
+
+  def _add(self, **fields: Any) -> None:
+    event = self._proto.Event(wall_time=time.time(), **fields)
+    data = event.SerializeToString()
+    header = struct.pack("<Q", len(data))
+    for part in (header, data):
+      self._file.write(part + struct.pack("<I", self._crc(part)))
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes the scalars of a step."""
+    found = [{"tag": k, "simple_value": v} for k, v in values.items()]
+    with _writing(self._file.name):
+      self._add(step=step, summary={"value": found})
+      self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    with _writing(self._file.name):
+      self._file.close()
 
 
 def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
@@ -370,11 +435,12 @@ def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
         last.append(row)
       if row["step"] <= step:
         kept.append(line.rstrip(b"\r\n") + b"\n")  # the last may have no end
-  with open(path + ".tmp", "wb") as f:
-    f.writelines(kept)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(path + ".tmp", path)
+  with _writing(path):
+    with open(path + ".tmp", "wb") as f:
+      f.writelines(kept)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
   return last
 
 

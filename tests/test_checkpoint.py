@@ -1,8 +1,12 @@
 """Tests of checkpoint.py: what is kept, what is best, what is damaged."""
 
+import errno
+import logging
+import os
 import pathlib
 import shutil
 import threading
+import time
 import types
 
 import jax
@@ -326,3 +330,124 @@ def test_storage_that_does_not_answer_is_no_damage(
   assert manager.restore_newest(*wanted)[0] == 2
   manager.close()
   assert not (tmp_path / "damaged").exists()
+
+
+def test_the_best_is_on_disk_before_the_newest_is_begun(tmp_path, monkeypatch):
+  """Killed in between, a run would go on behind the best and never save it."""
+  finalize = ocp.CheckpointManager._finalize_checkpoint
+
+  def slow_finalize(self, *args, **kwargs):
+    time.sleep(0.2)
+    return finalize(self, *args, **kwargs)
+
+  monkeypatch.setattr(
+    ocp.CheckpointManager, "_finalize_checkpoint", slow_finalize
+  )
+  checkpoints = open_checkpoints(tmp_path)
+  params, rest = state_at(1)
+  checkpoints.save_if_best(1, params, rest, {"eval/loss": 1.0})
+  save(checkpoints, 2)
+  assert steps_in(tmp_path / "best") == [1]
+  save(checkpoints, 3, loss=0.5)
+  assert 3 in steps_in(tmp_path / "best")
+  checkpoints.close()
+
+
+def test_what_a_killed_run_could_not_remove_is_removed(tmp_path):
+  checkpoints = open_checkpoints(tmp_path, keep=4)
+  for step in (1, 2, 3, 4):
+    save(checkpoints, step, loss=1 / step)
+  checkpoints.close()
+  half = tmp_path / "best" / "2"
+  shutil.copytree(tmp_path / "best" / "4", half)
+  shutil.rmtree(half / "metrics")
+  checkpoints = open_checkpoints(tmp_path, keep=2)
+  assert checkpoints.find_sound(*map(abstract, state_at(0))) == (4, {})
+  assert steps_in(tmp_path / "checkpoints") == [1, 2, 3, 4]  # only looked at
+  assert checkpoints.restore_newest(*map(abstract, state_at(0)))[0] == 4
+  assert steps_in(tmp_path / "checkpoints") == [3, 4]
+  assert steps_in(tmp_path / "best") == [4]
+  save(checkpoints, 5, loss=0.1)
+  checkpoints.close()
+  assert steps_in(tmp_path / "checkpoints") == [4, 5]
+  assert steps_in(tmp_path / "best") == [5]
+
+
+def test_a_best_of_a_run_that_begins_anew_is_the_only_one(tmp_path):
+  """Killed before it had saved anything else."""
+  checkpoints = open_checkpoints(tmp_path)
+  params, rest = state_at(2)
+  checkpoints.save_if_best(2, params, rest, {"eval/loss": 1.0})
+  checkpoints.close()
+  shutil.copytree(tmp_path / "best" / "2", tmp_path / "best" / "1")
+  shutil.rmtree(tmp_path / "best" / "1" / "metrics")
+  checkpoints = open_checkpoints(tmp_path)
+  params, rest = state_at(1)
+  checkpoints.save_if_best(1, params, rest, {"eval/loss": 2.0})
+  checkpoints.close()
+  assert steps_in(tmp_path / "best") == [2]
+
+
+def test_a_save_that_fails_at_once_says_why_and_what_is_left(tmp_path):
+  checkpoints = open_checkpoints(tmp_path)
+  save(checkpoints, 1)
+  checkpoints.check()
+  checkpoints.close()
+  checkpoints = open_checkpoints(tmp_path)
+  (tmp_path / "checkpoints").rename(tmp_path / "saved")
+  (tmp_path / "checkpoints").write_text("")  # no folder
+  with pytest.raises(
+    checkpoint.SaveError,
+    match="written to .*checkpoints: Not a directory. There is none; once that",
+  ):
+    save(checkpoints, 2)
+  assert steps_in(tmp_path / "saved") == [1]
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+    ValueError("RESOURCE_EXHAUSTED: [file='x'] [os_error_code='28']"),
+  ],
+)
+@pytest.mark.parametrize("notice", ["check", "save", "close"])
+def test_a_save_that_fails_in_the_background_is_told(
+  tmp_path, monkeypatch, error, notice
+):
+  checkpoints = open_checkpoints(tmp_path, metric="")
+  save(checkpoints, 1)
+  checkpoints.check()
+  checkpoints._newest.wait_until_finished()
+
+  def fail(self, step):
+    raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.CheckpointManager, "_finalize_checkpoint", fail)
+    save(checkpoints, 2)
+    checkpoints._newest._finalize_thread.get_not_none()._started.wait()
+    while checkpoints._newest.is_saving_in_progress():
+      time.sleep(0.01)
+  with pytest.raises(
+    checkpoint.SaveError, match="No space left on device. The last one there is"
+  ):
+    {
+      "check": checkpoints.check,
+      "save": lambda: save(checkpoints, 3),
+      "close": checkpoints.close,
+    }[notice]()
+  checkpoints.close()
+
+
+def test_stack_traces_of_what_is_raised_are_not_logged(tmp_path, caplog):
+  checkpoints = open_checkpoints(tmp_path)
+  checkpoints.close()
+  absl = logging.getLogger("absl")
+  where = {"orbax": ocp.__file__, "other": __file__}
+  for name, path in where.items():
+    absl.handle(
+      absl.makeRecord("absl", logging.ERROR, path, 1, f"by {name}", (), None)
+    )
+  assert "by other" in caplog.text
+  assert "by orbax" not in caplog.text

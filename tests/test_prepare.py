@@ -25,6 +25,7 @@ from configs import base
 
 ROOT = pathlib.Path(__file__).parents[1]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+PAIRS = "pairs-32-dupe2-short0.1-seed0"  # the examples of `make_config`
 SYLLABLES = "ba do fi gu ka le mo nu pi ra se to".split()
 TFDS_WARNING = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
 
@@ -1171,6 +1172,23 @@ def test_files_of_others_in_the_folder_are_left_alone(inputs, tmp_path):
     path.write_text("mine")
   prepare.prepare(inputs.config(), [inputs.text], str(tmp_path))
   assert all(path.read_text() == "mine" for path in others)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_a_kill_left_of_finished_stages_is_removed(inputs, tmp_path, gone):
+  inputs.run(tmp_path)
+  names = sorted(p.name for p in tmp_path.iterdir())
+  for stage in ["gone"] if gone else ["tokens", PAIRS, f"{PAIRS}.lengths"]:
+    path = tmp_path / ".progress" / stage / "00002.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+  (tmp_path / "manifest.json.7.tmp").write_text("{")
+  inputs.run(tmp_path)
+  assert sorted(p.name for p in tmp_path.iterdir()) == names
+  # Nobody takes them for the progress of shards that are made anew.
+  (tmp_path / "tokens" / "train-00002.array_record").unlink()
+  inputs.run(tmp_path)
+  assert tree(tmp_path) == inputs.tree
 
 
 def test_a_vocabulary_folder_of_others_is_not_overwritten(inputs, tmp_path):

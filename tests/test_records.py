@@ -172,6 +172,35 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, kind):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def _write_records(path):
+  with records.RecordWriter(path) as writer:
+    writer.write_rows(np.zeros((1000, 1000)))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize(
+  "write",
+  [
+    lambda path: records.write_json(path, list(range(10_000))),
+    lambda path: records.write_array(path, np.zeros(10)),
+    lambda path: records.write_array(path, np.zeros(1_000_000)),
+    _write_records,
+  ],
+)
+def test_a_full_disk_is_told_with_the_name_of_the_file(
+  tmp_path, monkeypatch, write
+):
+  path = tmp_path / "file"
+  path.write_text("as it was")
+  monkeypatch.setattr(records.secrets, "randbits", lambda bits: 1)
+  (tmp_path / "file.1.tmp").symlink_to("/dev/full")
+  with pytest.raises(OSError, match="No space left on device") as error:
+    write(str(path))
+  assert str(path) in str(error.value)
+  assert [p.name for p in tmp_path.iterdir()] == ["file"]
+  assert path.read_text() == "as it was"
+
+
 def test_json_is_written_in_one_order(tmp_path):
   one, two = str(tmp_path / "1"), str(tmp_path / "2")
   records.write_json(one, {"b": 1, "a": "\u00e9"})
@@ -557,6 +586,12 @@ def test_a_long_check_says_how_far_it_is(data, verify, monkeypatch, caplog):
   assert len(caplog.messages) == 4
   assert "of 0.00 GB" in caplog.messages[-1]
   assert str(data) in caplog.messages[-1]
+
+
+def test_what_a_killed_check_left_is_removed(data, verify):
+  (data / ".verified.json.12.tmp").write_text("{")
+  verify()
+  assert [p.name for p in data.glob(".verified*")] == [".verified.json"]
 
 
 def test_processes_that_check_at_once_leave_a_sound_note(

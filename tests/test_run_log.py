@@ -1,6 +1,7 @@
 """Tests of run_log.py: run.json, metrics.jsonl, and refusing another run."""
 
 import json
+import os
 import subprocess
 
 import jax
@@ -231,6 +232,27 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
   log.write(1, {"train/loss": 2.0})
   assert run_log.read_metrics(str(tmp_path)) == [{"step": 1, "train/loss": 2.0}]
   log.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_full_disk_is_told_with_the_name_of_the_log(tmp_path, tensorboard):
+  log = run_log.MetricsLog(str(tmp_path), 0, tensorboard)
+  writer, mode = (log._board, "wb") if tensorboard else (log, "w")
+  writer._file.close()
+  writer._file = open("/dev/full", mode)
+  for act in (lambda: log.write(1, {"train/loss": 2.0}), log.close):
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+      act()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_leaves_the_record_as_it_was(run, tmp_path):
+  run_log.write_run(str(tmp_path), run)
+  (tmp_path / "run.json.tmp").symlink_to("/dev/full")
+  with pytest.raises(OSError, match=r"No space left on device: '.*/run.json'"):
+    run_log.write_run(str(tmp_path), run)
+  assert run_log.read_run(str(tmp_path)) == run
 
 
 def test_metrics_that_are_not_there_or_damaged_are_an_error(tmp_path):
