@@ -311,6 +311,8 @@ class PretrainBatches:
     if self._packed:
       return self._share_rows(np.where(used, ids, -1), epochs)
     filler = ids[used.argmax()]
+    if self._bad and not used.any():
+      filler = self._good_example()
     batch = self._make_sequences(np.where(used, ids, filler), epochs)
     weight = used.astype(np.float32)
     batch["masked_weights"] *= weight[:, None]
@@ -332,6 +334,13 @@ class PretrainBatches:
         good[place] = False
         self._note_bad(int(one[0]), str(error))
     return good
+
+  def _good_example(self) -> int:
+    """The first example that can be read, to fill up rows of weight 0."""
+    for i in range(len(self._examples)):
+      if self._are_good(np.array([i]), np.array([True]))[0]:
+        return i
+    raise records.DataError(f"{self._data.dir}: all examples are damaged")
 
   def _note_bad(self, example: int, reason: str) -> None:
     with self._bad_lock:

@@ -105,6 +105,8 @@ class Checkpoints:
   ) -> None:
     """Saves a step; also as the best where its metric says so.
 
+    The best is on disk when this returns; the newest is written meanwhile.
+
     Args:
       step: updates made.
       params: tree of arrays.
@@ -115,15 +117,14 @@ class Checkpoints:
       SaveError: this step, or one before, cannot be written.
     """
     self.save_if_best(step, params, rest, metrics)
-    if step in self._newest.all_steps():
-      return
-    items = _items(params, rest)
     if self._best:
       # Only then this: a run that is killed in between makes the best again.
       with _telling(self._best):
         self._best.wait_until_finished()
-    with _telling(self._newest):
-      self._newest.save(step, args=items)
+    if step not in self._newest.all_steps():
+      items = _items(params, rest)
+      with _telling(self._newest):
+        self._newest.save(step, args=items)
 
   def save_if_best(
     self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]

@@ -80,6 +80,7 @@ def examine(
   workdir: str,
   coordinator: str | None = None,
   process_id: int | None = None,
+  num_processes: int = 1,
   topology: str | None = None,
   plan_arguments: list[str] | None = None,
 ) -> bool:
@@ -90,6 +91,7 @@ def examine(
     workdir: of the run, which need not exist yet.
     coordinator: HOST:PORT of process 0, where there are several.
     process_id: which this one is.
+    num_processes: how many there will be, each with as many devices as this.
     topology: TPU slice to plan for, such as "v5e:4x4"; None = what is here.
     plan_arguments: of the launcher, which describe the training.
 
@@ -102,7 +104,10 @@ def examine(
   if coordinator:
     exam.check("coordinator", lambda: _coordinator(coordinator, process_id))
   exam.check("config", lambda: _config(config))
-  exam.check("mesh, batch", lambda: _mesh(config))
+  exam.check("mesh, batch", lambda: _mesh(config, num_processes))
+  if num_processes > 1:  # what follows is looked at on this machine alone
+    config = config.copy_and_resolve_references()
+    config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
   exam.check("vocabulary", lambda: _vocabulary(config, workdir))
   exam.check("data", lambda: _data(config, workdir))
   exam.check("workdir", lambda: _folder(workdir))
@@ -186,9 +191,11 @@ def _config(config: Any) -> str:
   return f"{what}, seed {config.seed}"
 
 
-def _mesh(config: Any) -> str:
+def _mesh(config: Any, num_processes: int) -> str:
   m = config.mesh
-  mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
+  # Of the others the devices are not here: as many times those that are.
+  devices = jax.devices() * num_processes
+  mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor, devices)
   sharding.check_heads(config.model, mesh)
   size = config.data.batch_size
   if config.objective != "task":
@@ -233,9 +240,7 @@ def _folder(workdir: str) -> str:
       f"{workdir} can be read and written, but a training writes to folders of "
       "the file system: mount it (gcsfuse) and give the mounted folder"
     )
-  place = os.path.abspath(workdir)
-  while not os.path.exists(place):
-    place = os.path.dirname(place)
+  place = _nearest_folder(workdir)
   try:
     with tempfile.NamedTemporaryFile(dir=place) as file:
       file.write(b"x" * 4096)
@@ -250,6 +255,14 @@ def _folder(workdir: str) -> str:
   return f"{place} can be written" + (
     "" if os.path.exists(workdir) else f"; {workdir} will be made"
   )
+
+
+def _nearest_folder(path: str) -> str:
+  """The folder, or the one above it that is there."""
+  place = os.path.abspath(path)
+  while not os.path.exists(place):
+    place = os.path.dirname(place)
+  return place
 
 
 @contextlib.contextmanager
@@ -293,10 +306,7 @@ def _disk(config: Any, workdir: str) -> str:
   best = bool(config.checkpoint.best_metric)
   # One more than is kept is on disk while it is written.
   wanted = one * (config.checkpoint.keep + 1 + 2 * best)
-  place = os.path.abspath(workdir)
-  while not os.path.exists(place):
-    place = os.path.dirname(place)
-  free = shutil.disk_usage(place).free
+  free = shutil.disk_usage(_nearest_folder(workdir)).free
   text = f"{free / GIB:.1f} GiB free; checkpoints take up to {wanted / GIB:.2f}"
   if checkpoint.exists(workdir):
     wanted = 2 * one  # most of them are there
@@ -325,7 +335,7 @@ def _memory(config: Any, workdir: str, planned: bool) -> str:
   if device.platform == "cpu":
     # Devices of one machine share its memory.
     wanted *= jax.local_device_count()
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = _available_memory()
     whose = "this machine has free"
   else:
     free = (device.memory_stats() or {}).get("bytes_limit", 0)
@@ -336,6 +346,16 @@ def _memory(config: Any, workdir: str, planned: bool) -> str:
       f"{text}: lower data.batch_size or raise optim.num_micro_batches"
     )
   return text
+
+
+def _available_memory() -> int:
+  """Bytes that Linux can give, caches included; 0 = not known."""
+  try:
+    with open("/proc/meminfo", encoding="ascii") as file:
+      rows = dict(line.split(":", 1) for line in file)
+    return int(rows["MemAvailable"].split()[0]) * 1024
+  except (OSError, LookupError, ValueError):
+    return 0
 
 
 def _plan(arguments: list[str], topology: str) -> str:

@@ -14,12 +14,14 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 from bert_jax import sweep
 
 _log = logging.getLogger(__name__)
 
+_POLL_SECS = 0.2
 _SAVE_SECS = 80  # of the 90 that submitit asks SLURM for before the end
 _WORKLOAD_CHARS = 40  # of a name, as xpk takes it
 _MOST_RESTARTS = 100
@@ -52,7 +54,10 @@ class Training:
         [sys.executable, "-m", "bert_jax.main", *self.arguments],
         start_new_session=True,
       )
-      status = self._process.wait()
+      # Not `wait`: `checkpoint`, called by a signal, could not wait then.
+      while (ended := self._process.poll()) is None:
+        time.sleep(_POLL_SECS)
+      status = ended
     if status:
       raise sweep.FailedError(f"status {status} of {self.arguments[-1]}")
     return status
@@ -100,13 +105,27 @@ def submit(
   waiting = [one for one in trials if not one.is_done()]
   folder = os.path.join(workdir, "slurm")
   try:
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster or "slurm")
+    executor = submitit.AutoExecutor(
+      folder=folder,
+      cluster=cluster or "slurm",
+      slurm_max_num_timeout=_MOST_RESTARTS,
+    )
     executor.update_parameters(name=os.path.basename(workdir), **settings)
   except (NameError, TypeError, RuntimeError, ValueError) as error:
     raise sweep.SweepError(f"submitit: {error}") from error
-  jobs = [executor.submit(Training(one.arguments())) for one in waiting]
-  for one, job in zip(waiting, jobs, strict=True):
+  journal, jobs = sweep.Journal(workdir), []
+  kind = submitit.LocalJob if cluster == "local" else submitit.SlurmJob
+  queued = journal.queued()
+  for one in waiting:
+    if one.name in queued:
+      before: Any = kind(folder=folder, job_id=queued[one.name])
+      if not before.done():
+        _log.info("job %s is not done yet: %s", before.job_id, one.name)
+        continue
+    job = executor.submit(Training(one.arguments()))
+    journal.write(one, "queued", job=job.job_id)
     _log.info("job %s: %s", job.job_id, one.name)
+    jobs.append(job)
   return jobs
 
 
@@ -158,6 +177,7 @@ def send(trials: Sequence[sweep.Trial], settings: Mapping[str, Any]) -> None:
   Raises:
     sweep.SweepError: xpk is not there, or refused a workload.
   """
+  refused = []
   for one in trials:
     if one.is_done():
       continue
@@ -168,7 +188,9 @@ def send(trials: Sequence[sweep.Trial], settings: Mapping[str, Any]) -> None:
       raise sweep.SweepError(
         "--engine=xpk needs xpk: pip install 'bert_jax[xpk]'"
       ) from error
-    if done.returncode:
-      raise sweep.SweepError(
-        f"xpk ended with {done.returncode}: {shlex.join(command)}"
-      )
+    if done.returncode:  # perhaps it was sent before
+      refused.append(f"{shlex.join(command)} ended with {done.returncode}")
+  if refused:
+    raise sweep.SweepError(
+      f"xpk refused {len(refused)} workloads, the first: {refused[0]}"
+    )

@@ -11,6 +11,7 @@ import faulthandler
 import logging
 import os
 import sys
+import time
 from typing import NoReturn
 
 _log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ HEARTBEAT_SECS = 60
 # How long to wait for all to be there, at the start and at the end.
 _START_SECS = 300
 _END_SECS = 120
+_LEAVE_SECS = 2
 
 
 class HostsError(ValueError):
@@ -116,25 +118,28 @@ def are_several() -> bool:
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def leave(error: Exception) -> NoReturn:
-  """Ends this process of several at once, with status 1.
+def leave(error: Exception, status: int = 1) -> NoReturn:
+  """Ends this process of several, without waiting for the others.
 
-  In order it cannot end: the others, which may be dead, would be waited for.
+  In order it cannot end: the others may be dead, or wait for this one.
 
   Args:
     error: why.
+    status: to exit with.
   """
   import jax
 
   reason = " ".join(str(error).split())[:500]
   print(
     f"bert-jax: process {jax.process_index()} of {jax.process_count()} cannot "
-    f"go on: {reason}. If a connection broke or nothing was heard of a process,"
-    " that one ended: its own output says why. Start all again with the same "
-    "command, or with another number of processes: the job goes on from its "
-    "last checkpoint",
+    f"go on: {reason} -- if a connection broke or nothing was heard of a "
+    "process, that one ended: its own output says why. Start all again with "
+    "the same command, or with another number of processes: the job goes on "
+    "from its last checkpoint",
     file=sys.stderr,
     flush=True,
   )
   sys.stdout.flush()
-  os._exit(1)
+  # Whoever meets the same says so, too, before the end of this one ends it.
+  time.sleep(_LEAVE_SECS)
+  os._exit(status)

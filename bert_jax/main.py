@@ -140,6 +140,16 @@ def _run_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(config, convert_dict=True)
 
 
+def _same_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
+  """The config given, or else that of the workdir's run, its mesh included."""
+  if flag_values.config is not None:
+    return flag_values.config
+  from bert_jax import run_log
+
+  config = run_log.read_run(_workdir(flag_values))["config"]
+  return ml_collections.ConfigDict(config, convert_dict=True)
+
+
 def _workdir(flag_values: flags.FlagValues) -> str:
   if not flag_values.workdir:
     raise UsageError("this mode needs --workdir=DIR")
@@ -169,7 +179,9 @@ def _meet(flag_values: flags.FlagValues) -> None:
     flag_values.num_processes,
     flag_values.process_id,
     on_tpu=_on_tpu(),
-    stops_in_order=flag_values.mode == "train",
+    stops_in_order=(
+      flag_values.mode == "train" and flag_values.replay_step is None
+    ),
   )
 
 
@@ -177,15 +189,9 @@ def _train(flag_values: flags.FlagValues) -> None:
   _meet(flag_values)
   if flag_values.replay_step is not None:
     from bert_jax import replay
-    from bert_jax import run_log
 
-    workdir, config = _workdir(flag_values), flag_values.config
-    if config is None:  # as the run was, its mesh included
-      config = ml_collections.ConfigDict(
-        run_log.read_run(workdir)["config"], convert_dict=True
-      )
-    step, output = flag_values.replay_step, flag_values.output
-    replay.replay(config, workdir, step, output)
+    workdir, step = _workdir(flag_values), flag_values.replay_step
+    replay.replay(_same_config(flag_values), workdir, step, flag_values.output)
     return
   from bert_jax import train
 
@@ -253,7 +259,9 @@ def _plan(flag_values: flags.FlagValues) -> None:
 
 
 def _doctor(flag_values: flags.FlagValues) -> None:
-  config, workdir = _run_config(flag_values), _workdir(flag_values)
+  config, workdir = _same_config(flag_values), _workdir(flag_values)
+  if flag_values.topology and flag_values.config is None:
+    raise UsageError("--topology needs --config: a plan is made for that")
   from bert_jax import doctor
 
   sound = doctor.examine(
@@ -261,6 +269,7 @@ def _doctor(flag_values: flags.FlagValues) -> None:
     workdir,
     flag_values.coordinator,
     flag_values.process_id,
+    flag_values.num_processes or 1,
     flag_values.topology,
     sys.argv[1:],
   )
@@ -302,20 +311,27 @@ def _sweep(flag_values: flags.FlagValues) -> None:
     else:
       engines.send(trials, settings)
   else:
+    failure = None
     try:
       sweep.run(
         trials, workdir, flag_values.num_parallel, flag_values.retry_failed
       )
-    finally:
-      if flag_values.output:
-        _record(trials, workdir, flag_values.output)
+    except sweep.FailedError as error:
+      failure = error
+    if flag_values.output:
+      _record(trials, workdir, flag_values.output)
+    if failure:
+      raise failure
 
 
 def _record(trials, workdir: str, folder: str) -> None:
   """Writes down what is finished of a sweep."""
   from bert_jax import results
 
-  command = shlex.join(["bert-jax", *sys.argv[1:]])
+  # How often and how fast it was run is no part of it; failures are to go on.
+  ways = ("--num_parallel", "--retry_failed", "--engine", "--verbosity")
+  arguments = [a for a in sys.argv[1:] if not a.startswith(ways)]
+  command = shlex.join(["bert-jax", *arguments, "--retry_failed"])
   count = results.record(trials, workdir, folder, command)
   log = logging.getLogger("bert_jax")
   log.info("%d new results in %s/results.jsonl", count, folder)
@@ -379,6 +395,8 @@ def main(argv: Sequence[str]) -> int:
   except (ValueError, FileNotFoundError, PermissionError) as error:
     # What was asked for cannot be: say so, without a stack of frames.
     log.debug("raised here", exc_info=True)
+    if _is_of_several():  # perhaps this one alone met it
+      _leave(error, USAGE_ERROR)
     return _refuse(str(error))
   except OSError as error:  # a full disk, say
     log.debug("raised here", exc_info=True)
@@ -410,10 +428,10 @@ def _is_of_several() -> bool:
   return hosts.are_several()
 
 
-def _leave(error: Exception) -> None:
+def _leave(error: Exception, status: int = 1) -> None:
   from bert_jax import hosts
 
-  hosts.leave(error)
+  hosts.leave(error, status)
 
 
 def _refuse(message: str) -> int:
@@ -433,7 +451,11 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     if name == "config":
       path = path if equals else following
       folder = os.path.dirname(os.path.abspath(path.split(":")[0]))
-      sys.path.insert(0, os.path.dirname(folder))
+      while folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+        if os.path.isdir(os.path.join(folder, "configs")):
+          sys.path.insert(0, folder)
+          break
   try:
     rest = FLAGS(argv)
     if FLAGS.config is not None:

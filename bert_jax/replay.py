@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import batching
+from bert_jax import run_log
 from bert_jax import session
 from bert_jax import sharding
 from bert_jax import steps
@@ -40,8 +41,9 @@ def replay(config: Any, workdir: str, step: int, output: str | None) -> dict:
 
   Returns:
     What is written: `metrics` of the step (what is no finite number as text),
-    `rows` with the loss of each row of the batch without dropout, the examples
-    in it and their text, worst first, and `parameters` with the norms of each
+    `examples` of its batch, `rows` with the loss of each row without dropout,
+    the examples in it (null for tasks, whose rows hold several) and its text,
+    worst first, and `parameters` with the norms of each
     one and of its gradient, those that are no numbers first.
 
   Raises:
@@ -60,6 +62,7 @@ def replay(config: Any, workdir: str, step: int, output: str | None) -> dict:
     device_batch = sharding.put_global_batch(batch, place)
     found = {
       "step": step,
+      "examples": run.batches.examples(step - 1),
       "parameters": _look_at_parameters(run, state, device_batch),
       "rows": _look_at_rows(run, state, device_batch, step),
     }
@@ -67,10 +70,7 @@ def replay(config: Any, workdir: str, step: int, output: str | None) -> dict:
     found["metrics"] = {k: _number(v) for k, v in metrics.items()}
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, f"replay-{step}.json")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-      json.dump(found, f, indent=1)
-      f.write("\n")
-    os.replace(path + ".tmp", path)
+    run_log.write_text(path, json.dumps(found, indent=1) + "\n")
     _show(found)
     _log.info("wrote %s", path)
   return found

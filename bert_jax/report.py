@@ -10,7 +10,6 @@ import dataclasses
 import html
 import io
 import json
-import logging
 import os
 import statistics
 from typing import Any
@@ -22,23 +21,22 @@ from rich import table as rich_table
 from scipy import stats
 
 from bert_jax import results
+from bert_jax import run_log
 from bert_jax import tasks
 
-_log = logging.getLogger(__name__)
-
-# Of a development set, by BERT-base; arXiv 1810.04805v2, tables 5, 2 and 4, and
-# where the paper has only the test set, that (table 1).
+# By BERT-base: of a development set where the paper has that, else of the test
+# set; arXiv 1810.04805v2.
 PAPER = {
-  "mnli": (84.4, "dev, table 5"),
-  "qnli": (88.4, "dev, table 5"),
-  "mrpc": (86.7, "dev accuracy, table 5"),
-  "sst2": (92.7, "dev, table 5"),
-  "squad_v1": (88.5, "dev F1, table 2"),
-  "swag": (81.6, "dev, table 4"),
-  "conll2003": (96.4, "dev F1, table 7"),
-  "cola": (52.1, "test, table 1"),
-  "stsb": (85.8, "test, table 1"),
-  "rte": (66.4, "test, table 1"),
+  "mnli": ("accuracy", 84.4, "dev, table 5"),
+  "qnli": ("accuracy", 88.4, "dev, table 5"),
+  "mrpc": ("accuracy", 86.7, "dev, table 5"),
+  "sst2": ("accuracy", 92.7, "dev, table 5"),
+  "squad_v1": ("f1", 88.5, "dev, table 2"),
+  "swag": ("accuracy", 81.6, "dev, table 4"),
+  "conll2003": ("entity_f1", 96.4, "dev, table 7"),
+  "cola": ("matthews", 52.1, "test, table 1"),
+  "stsb": ("spearman", 85.8, "test, table 1"),
+  "rte": ("accuracy", 66.4, "test, table 1"),
 }
 _RESAMPLES = 9_999
 _LEVEL = 0.95
@@ -75,7 +73,7 @@ class Line:
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
   """Groups the rows of results.jsonl.
 
-  Where a run was recorded at several commits, the last line counts.
+  Of a trial that was run at several commits, the newest run counts.
   """
   groups: dict[tuple[str, str], dict[Any, Mapping]] = {}
   for row in rows:
@@ -182,12 +180,17 @@ def cells(line: Line, is_best: bool) -> list[str]:
 def _difference(line: Line) -> str:
   if line.task not in PAPER:
     return "-"
-  number, where = PAPER[line.task]
-  text = f"{statistics.mean(line.values) - number:+.1f}"
-  if len(line.values) > 1:
-    low, high = interval(line.values, number)
+  metric, number, where = PAPER[line.task]
+  scale = _metric(line.task, {})[1]
+  found = [r["metrics"].get(f"eval/{metric}") for r in line.rows]
+  values = [v * scale for v in found if v is not None]
+  if not values:
+    return "-"
+  text = f"{statistics.mean(values) - number:+.1f}"
+  if len(values) > 1:
+    low, high = interval(values, number)
     text += f" [{low:+.1f}, {high:+.1f}]"
-  return f"{text} ({number}, {where})"
+  return f"{text} ({metric} {number}, {where})"
 
 
 def missing(folder: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -281,7 +284,11 @@ def report(folder: str, output: str) -> list[str]:
   table = [cells(line, (line.task, line.label) in best) for line in lines]
   lost, planned = missing(folder, rows), results.read_planned(folder)
   commits = sorted(
-    {str(r["commit"])[:10] + ("+" if r["dirty"] else "") for r in rows}
+    {
+      str(commit)[:10] + ("+" if r["dirty"] else "")
+      for r in rows
+      for commit in r["commits"]
+    }
   )
   facts = (
     f"{len(rows)} runs of {len(planned['trials']) or len(rows)}; commits "
@@ -298,9 +305,7 @@ def report(folder: str, output: str) -> list[str]:
   paths = []
   for name, text in texts.items():
     path = os.path.join(output, name)
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-      f.write(text)
-    os.replace(path + ".tmp", path)
+    run_log.write_text(path, text)
     paths.append(path)
   _print(table, facts, lost, planned["command"])
   return paths

@@ -17,6 +17,8 @@ import numpy as np
 from bert_jax import run_log
 from bert_jax import sweep
 
+# Without which a line is none.
+_KEYS = {"id", "trial", "task", "seed", "metrics", "settings"}
 _CURVE_POINTS = 100  # of a curve that is kept
 _CURVES = ("train/loss", "eval/loss", "eval/mlm_loss")
 
@@ -40,19 +42,21 @@ def record(
     How many lines are new.
   """
   path = os.path.join(folder, "results.jsonl")
-  rows = {row["id"]: row for row in read(folder)} if _is_there(path) else {}
+  there = read(folder) if os.path.exists(path) else []
+  rows = {row["id"]: row for row in there}
   before = len(rows)
   secs = sweep.Journal(workdir).seconds()
   for one in trials:
-    if one.is_done():
-      row = row_of(one, secs.get(one.name))
-      rows.setdefault(row["id"], row)
+    if one.is_done() and (key := _id(one)) not in rows:
+      rows[key] = row_of(one, secs.get(one.name)) | {"id": key}
   os.makedirs(folder, exist_ok=True)
   lines = [
     json.dumps(row, sort_keys=True) + "\n"
-    for row in sorted(rows.values(), key=lambda r: (r["trial"], r["id"]))
+    for row in sorted(
+      rows.values(), key=lambda r: (r["trial"], r["finished"], r["id"])
+    )
   ]
-  _write(path, "".join(lines))
+  run_log.write_text(path, "".join(lines))
   planned = {
     "command": command,
     "trials": [
@@ -61,18 +65,17 @@ def record(
     ],
   }
   text = json.dumps(planned, indent=1, sort_keys=True) + "\n"
-  _write(os.path.join(folder, "trials.json"), text)
+  run_log.write_text(os.path.join(folder, "trials.json"), text)
   return len(rows) - before
 
 
-def _is_there(path: str) -> bool:
-  return os.path.exists(path)
-
-
-def _write(path: str, text: str) -> None:
-  with open(path + ".tmp", "w", encoding="utf-8") as f:
-    f.write(text)
-  os.replace(path + ".tmp", path)
+def _id(one: sweep.Trial) -> str:
+  """What identifies a run, whatever its trial is called."""
+  run = run_log.read_run(one.workdir)
+  text = json.dumps(
+    [run["config"], run["data_hash"], run["commit"]], sort_keys=True
+  )
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
@@ -97,16 +100,16 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
     )
   config, devices = run["config"], run["devices"]
   useful = [r["train/useful_tokens_per_sec"] for r in speeds]
-  identity = [run["config"], run["data_hash"], run["commit"], one.name]
-  text = json.dumps(identity, sort_keys=True)
+  sessions = [*run.get("sessions", []), run]
   return {
-    "id": hashlib.sha256(text.encode()).hexdigest()[:16],
     "trial": one.name,
     "task": config["task"]["name"] or config["objective"],
     "seed": run["seed"],
     "settings": dict(one.settings) | {"config": one.config},
     "config": config,
     "commit": run["commit"],
+    "commits": list(dict.fromkeys(s.get("commit") for s in sessions)),
+    "finished": run.get("resumed") or run["started"],
     "dirty": run["dirty"],
     "data_hash": run["data_hash"],
     "hardware": f"{devices['count']} x {', '.join(devices['kind'])}",
@@ -164,7 +167,7 @@ def read(folder: str) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8") as f:
       for number, line in enumerate(f, 1):
         row = json.loads(line)
-        missing = {"id", "trial", "task", "seed", "metrics"} - set(row)
+        missing = _KEYS - set(row)
         if missing:
           raise ValueError(f"line {number} has no {', '.join(sorted(missing))}")
         rows.append(row)

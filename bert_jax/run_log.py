@@ -275,6 +275,15 @@ def write_run(workdir: str, run: dict) -> None:
     os.replace(path + ".tmp", path)
 
 
+def write_text(path: str, text: str) -> None:
+  """Writes a file in one piece: a kill leaves the old one or the new one."""
+  with open(path + ".tmp", "w", encoding="utf-8") as f:
+    f.write(text)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(path + ".tmp", path)
+
+
 @contextlib.contextmanager
 def lock(workdir: str) -> Iterator[None]:
   """A context in which no other process of this machine may have the workdir.

@@ -99,7 +99,8 @@ class Session:
 
     Args:
       checkpoints: of the workdir.
-      before: a step; only those of earlier ones are looked at.
+      before: a step; only those of earlier ones are looked at, and none that
+        is damaged is set aside.
 
     Returns:
       The step and the state; that of step 0 where there is no checkpoint.
@@ -113,6 +114,7 @@ class Session:
     step, params, rest = checkpoints.restore_newest(
       wanted.params, rest_of(wanted), before
     )
+    rest.setdefault("guard", steps.Guard.fresh())
     return step, steps.TrainState(params=params, **rest)
 
   def find_sound(
@@ -152,16 +154,18 @@ def lock(workdir: str) -> Iterator[None]:
     run_log.RunError: another has it; on every host.
   """
   with contextlib.ExitStack() as stack:
-    refused = None
+    refused: Exception | None = None
     if jax.process_index() == 0:
       try:
         stack.enter_context(run_log.lock(workdir))
-      except run_log.RunError as error:
+      except (run_log.RunError, OSError) as error:
         refused = error
     if jax.process_count() > 1:
       taken = multihost_utils.broadcast_one_to_all(np.int32(bool(refused)))
       if taken and refused is None:
-        raise run_log.RunError(f"--workdir={workdir} is in use, says process 0")
+        raise run_log.RunError(
+          f"--workdir={workdir} cannot be taken, says process 0"
+        )
     if refused is not None:
       raise refused
     yield

@@ -16,14 +16,15 @@ A sweep is a config file in plain Python whose get_config returns
       for seed in range(5)
     )
 
-A trial is named by what differs between the trials. What is done is known from
-the workdirs alone, so a sweep goes on where it stopped, and one that was
-changed runs what is new.
+A trial is named by its seed and by what else differs between the trials. What
+is done is known from the workdirs alone, so a sweep goes on where it stopped,
+and one that has more seeds or values runs what is new.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import datetime
+import hashlib
 import json
 import logging
 import os
@@ -53,6 +54,8 @@ _MOST_PREEMPTIONS = 100  # of a trial in one sweep
 _WAIT_SECS = 0.2
 _BATCHES_LOOKED_AT = 20
 _NAME_CHARS = 120
+# A run may go on with its data elsewhere; of a trial it says which data.
+_DATA_KEYS = ("data.dir", "task.dir", "task.files.")
 
 
 class SweepError(ValueError):
@@ -167,22 +170,28 @@ class Trial:
     found = run_log.flatten(run["config"])
     # The shape of a model comes from its weights, not from the config.
     others = ("model.", "task.labels") if wanted.get("init_from") else ()
+    free = tuple(k for k in run_log.FREE_KEYS if k not in _DATA_KEYS) + others
     differs = [
-      f"{k}: {found.get(k)!r} there, {wanted[k]!r} asked"
-      for k in sorted(wanted)
-      if found.get(k) != wanted[k]
-      and not k.startswith(run_log.FREE_KEYS + others)
+      f"{k}: {found[k]!r} there, {wanted[k]!r} asked"
+      for k in sorted(wanted.keys() & found.keys())
+      if found[k] != wanted[k] and not k.startswith(free)
     ]
     if differs:
       raise SweepError(
         f"{self.workdir} holds another run than trial {self.name} "
         f"({'; '.join(differs)}); give another --workdir"
       )
-    log = os.path.join(self.workdir, "metrics.jsonl")
-    rows = run_log.read_metrics(self.workdir) if os.path.exists(log) else []
+    total = run.get("total_steps")
+    # The last thing that a training does is to save its last step.
+    saved = os.path.join(self.workdir, "checkpoints", str(total))
+    if not os.path.isdir(saved):
+      return "begun"
+    try:
+      rows = run_log.read_metrics(self.workdir)
+    except run_log.RunError:  # broken off; training mends it
+      return "begun"
     last = [r["step"] for r in rows if any(k.startswith("eval/") for k in r)]
-    finished = bool(last) and last[-1] == run.get("total_steps")
-    return "done" if finished else "begun"
+    return "done" if last and last[-1] == total else "begun"
 
 
 def _flag(value: Any) -> str:
@@ -205,20 +214,20 @@ def read_trials(config: Any, workdir: str) -> list[Trial]:
       " of one trial or more"
     )
   given = [(t.config, json.loads(t.settings)) for t in config.trials]
-  names = _names([_facts(config, settings) for config, settings in given])
-  seen: dict[str, int] = {}
-  for i, name in enumerate(names):
-    if name in seen:
+  facts = [_facts(config, settings) for config, settings in given]
+  for i, one in enumerate(facts):
+    if one in facts[:i]:
       raise SweepError(
-        f"trials {seen[name]} and {i} are the same: {name}; drop one of them"
+        f"trials {facts.index(one)} and {i} are the same: {given[i][0]}, "
+        f"{given[i][1]}; drop one of them"
       )
-    seen[name] = i
+  names = _names(facts)
   trials = [
     Trial(name, config, settings, os.path.join(workdir, name))
     for name, (config, settings) in zip(names, given, strict=True)
   ]
-  for one in trials:
-    one.load_config()
+  for checked in trials:
+    checked.load_config()
   return trials
 
 
@@ -228,30 +237,43 @@ def _facts(config: str, settings: Mapping[str, Any]) -> dict[str, str]:
   facts = {"config": os.path.splitext(os.path.basename(path))[0]}
   for pair in filter(None, arguments.split(",")):
     name, _, value = pair.partition("=")
-    facts[name] = os.path.basename(value.rstrip("/"))
+    facts[name] = value
   return facts | {key: _flag(value) for key, value in settings.items()}
 
 
 def _names(facts: Sequence[Mapping[str, str]]) -> list[str]:
-  """Names made of the facts that differ."""
+  """Names made of the facts that differ; seeds always, as more may come."""
   keys = list(dict.fromkeys(key for one in facts for key in one))
-  differing = [k for k in keys if len({one.get(k) for one in facts}) > 1]
-  short = [key.rpartition(".")[2] for key in differing]
-  # The whole key where its last part is not enough.
-  labels = [
-    s if short.count(s) == 1 else key
-    for key, s in zip(differing, short, strict=True)
+  differing = [
+    k for k in keys if len({one.get(k) for one in facts}) > 1 or k == "seed"
   ]
+  labels = {key: key.rpartition(".")[2] for key in differing}
   names = []
   for one in facts:
-    parts = [
-      f"{label}={one[key]}"
-      for key, label in zip(differing, labels, strict=True)
-      if key in one
-    ]
-    name = re.sub(r"[^\w=.,+-]+", "-", ",".join(parts))[:_NAME_CHARS]
-    names.append(name.strip("-") or "trial")
-  return names
+    parts = []
+    for key in differing:
+      # The whole key, and the whole path, where the last part is not enough.
+      same = [k for k in differing if labels[k] == labels[key]]
+      label = labels[key] if len(same) == 1 else key
+      values = {other[key] for other in facts if key in other}
+      tails = {os.path.basename(v.rstrip("/")) for v in values}
+      if key in one:
+        value = one[key].rstrip("/")
+        short = len(tails) == len(values)
+        parts.append(f"{label}={os.path.basename(value) if short else value}")
+    name = re.sub(r"[^\w=.,+-]+", "-", ",".join(parts)).strip("-") or "trial"
+    names.append(name)
+  return [
+    name
+    if len(name) <= _NAME_CHARS and names.count(name) == 1
+    else f"{name[: _NAME_CHARS - 7]}-{_digest(one)}"
+    for name, one in zip(names, facts, strict=True)
+  ]
+
+
+def _digest(facts: Mapping[str, str]) -> str:
+  text = json.dumps(dict(facts), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 # --- running ------------------------------------------------------------------
@@ -289,12 +311,25 @@ class Journal:
     last = {row["trial"]: row["event"] for row in self.read()}
     return {name for name, event in last.items() if event == "failed"}
 
+  def queued(self) -> dict[str, str]:
+    """The job that a trial was last queued as, by the trial's name."""
+    rows = (row for row in self.read() if row["event"] == "queued")
+    return {row["trial"]: row["job"] for row in rows}
+
   def seconds(self) -> dict[str, float]:
-    """Seconds that each trial ran, over all its sessions."""
-    found: dict[str, float] = {}
+    """Seconds that each trial ran, over all its sessions, where all is known.
+
+    A sweep that was killed does not know how long its trials had run.
+    """
+    events: dict[str, list[dict]] = {}
     for row in self.read():
-      if "seconds" in row:
-        found[row["trial"]] = found.get(row["trial"], 0.0) + row["seconds"]
+      events.setdefault(row["trial"], []).append(row)
+    found = {}
+    for name, rows in events.items():
+      ends = [row["seconds"] for row in rows if "seconds" in row]
+      starts = [row for row in rows if row["event"] == "started"]
+      if rows[-1]["event"] == "done" and len(ends) == len(starts):
+        found[name] = sum(ends)
     return found
 
 
@@ -325,16 +360,19 @@ def run(
   if num_parallel < 1:
     raise SweepError(f"--num_parallel={num_parallel}; it must be 1 or more")
   journal = Journal(workdir)
-  failed = set() if retry_failed else journal.failed()
-  waiting = [t for t in trials if not t.is_done() and t.name not in failed]
-  _log.info(
-    "%d trials: %d are done, %d failed before, %d to run",
-    len(trials), len(trials) - len(waiting) - len(failed), len(failed),
-    len(waiting),
-  )  # fmt: skip
-  with _Pool(journal, num_parallel, launcher) as pool:
-    pool.run(waiting)
-  failed |= pool.failed
+  os.makedirs(workdir, exist_ok=True)
+  with run_log.lock(workdir):
+    left = [t for t in trials if not t.is_done()]
+    failed = set() if retry_failed else journal.failed()
+    failed &= {t.name for t in left}
+    waiting = [t for t in left if t.name not in failed]
+    _log.info(
+      "%d trials: %d are done, %d failed before, %d to run",
+      len(trials), len(trials) - len(left), len(failed), len(waiting),
+    )  # fmt: skip
+    with _Pool(journal, num_parallel, launcher) as pool:
+      pool.run(waiting)
+    failed |= pool.failed
   if failed:
     raise FailedError(
       f"{len(failed)} of {len(trials)} trials failed: "
@@ -407,6 +445,8 @@ class _Pool:
         [*self._launcher, *one.arguments()],
         stdout=log,
         stderr=subprocess.STDOUT,
+        # Its own group: what stops the sweep tells the trial to save once.
+        start_new_session=True,
       )
     self._running[one] = (process, time.monotonic())
 
@@ -415,14 +455,17 @@ class _Pool:
     process, since = self._running.pop(one)
     seconds = round(time.monotonic() - since, 1)
     status = process.returncode
-    event = {0: "done", PREEMPTED: "preempted"}.get(status, "failed")
+    # By SIGTERM a trial ends that has nothing to save yet.
+    stopped = (PREEMPTED, -signal.SIGTERM)
+    event = "done" if status == 0 else "failed"
+    event = "preempted" if status in stopped else event
     self._journal.write(one, event, status=status, seconds=seconds)
     _log.info("%-8s %s, %.0f s", event, one.name, seconds)
     if event == "failed":
       with open(os.path.join(one.workdir, "log.txt"), errors="replace") as f:
         lines = f.read().strip().splitlines()
       _log.warning("  status %d: %s", status, lines[-1] if lines else "")
-    return status
+    return PREEMPTED if event == "preempted" else status
 
 
 def _ended(process: subprocess.Popen) -> bool:
@@ -596,7 +639,5 @@ def write_commands(trials: Sequence[Trial], path: str) -> int:
     for one in trials
     if not one.is_done()
   ]
-  with open(path + ".tmp", "w", encoding="utf-8") as f:
-    f.writelines(lines)
-  os.replace(path + ".tmp", path)
+  run_log.write_text(path, "".join(lines))
   return len(lines)

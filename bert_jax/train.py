@@ -244,7 +244,9 @@ class Pending:
       values.pop("skipped_steps", None)
     values["param_norm"] = float(param_norm)
     if not math.isfinite(values["param_norm"]):
-      self._stop(f"train/param_norm is {values['param_norm']} at step {step}")
+      self._stop(
+        f"train/param_norm is {values['param_norm']} at step {step}", ""
+      )
     self._steps = []
     return {k: v for k, v in values.items() if math.isfinite(v)}
 
@@ -270,16 +272,25 @@ class Pending:
           "examples": self._run.batches.examples(step - 1),
         },
       )
+    which = (
+      f"Which examples it had is in {self._run.workdir}/bad_steps.jsonl; "
+      f"--replay_step={step} with the same command looks into it. "
+    )
     if not skips:
-      self._stop(reason)
+      self._stop(
+        reason,
+        which + "The same command with --config.train.on_bad_step=skip goes on "
+        "without it. ",
+      )
     if values["skipped_steps"] > settings.max_skipped_steps:
       self._stop(
         f"{reason}; it is one more than train.max_skipped_steps="
-        f"{settings.max_skipped_steps} that may be skipped"
+        f"{settings.max_skipped_steps} that may be skipped",
+        which + "Raise that number to go on. ",
       )
     _log.warning("%s; skipped", reason)
 
-  def _stop(self, reason: str) -> NoReturn:
+  def _stop(self, reason: str, what_to_do: str) -> NoReturn:
     saved, workdir = self._checkpoints.latest_step(), self._run.workdir
     raise DivergedError(
       f"{reason}; stopped. "
@@ -288,11 +299,9 @@ class Pending:
         if saved
         else "There is no checkpoint before it. "
       )
-      + f"Which examples it had is in {workdir}/bad_steps.jsonl; "
-      "--replay_step=N with the same command looks into step N. The same "
-      "command with --config.train.on_bad_step=skip goes on without it; or "
-      "lower optim.learning_rate, raise optim.warmup_rate or set "
-      "optim.clip_norm, with another --workdir"
+      + what_to_do
+      + "Or lower optim.learning_rate, raise optim.warmup_rate or set "
+      f"optim.clip_norm, with another --workdir than {workdir}"
     )
 
 

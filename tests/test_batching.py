@@ -832,6 +832,12 @@ def test_damaged_examples_are_left_out_up_to_a_number_and_named(copy, caplog):
     )
     for step in range(90):
       one[step]
+  # Nothing is left of a batch of one.
+  alone = open_batches(
+    copy, batch_size=1, num_steps=340, data__max_bad_records=2
+  )
+  weights = [alone[step]["weight"].item() for step in range(340)]
+  assert weights.count(0.0) == 2
   # An evaluation is of all examples or an error.
   whole = open_batches(copy, data__max_bad_records=9)
   with pytest.raises(records.DataError, match="more than data.seq_len"):

@@ -59,7 +59,7 @@ def test_a_new_run_and_one_to_go_on_with_are_sound(
   ("key", "value", "check", "message"),
   [
     ("train.spike_factor", 0.5, "config", "spike_factor=0.5"),
-    ("mesh.data", 3, "mesh, batch", "8"),
+    ("mesh.data", 3, "mesh, batch", "needs 3 devices, 8 are"),
     ("data.batch_size", 20, "mesh, batch", "use 16 or 24"),
     ("eval.batch_size", 20, "mesh, batch", "use 16 or 24"),
     ("model.vocab_size", 16, "vocabulary", "model.vocab_size=21"),
@@ -160,3 +160,15 @@ def test_the_launcher_says_by_its_status_whether_it_would_start(
   config = "--config=configs/base.py"
   assert launch("--mode=doctor", config, data, workdir) == 1
   assert "BAD" in capsys.readouterr().out
+
+
+def test_a_mesh_of_several_processes_is_checked_from_one(
+  finished_run, tmp_path, capsys
+):
+  config = finished_run.config.copy_and_resolve_references()
+  config.mesh.fsdp, workdir = 16, str(tmp_path / "run")
+  assert not doctor.examine(config, workdir)
+  capsys.readouterr()
+  assert doctor.examine(config, workdir, "localhost:0123", 1, 2)
+  found, _ = lines(capsys)
+  assert "data 1, fsdp 16, tensor 1" in found["mesh, batch"][1]

@@ -1,9 +1,12 @@
 """Tests of engines.py: what clusters are asked to run."""
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -58,12 +61,14 @@ def test_what_xpk_refuses_is_said(trials, monkeypatch):
 
   def run(command, check):
     sent.append(command)
-    return subprocess.CompletedProcess(command, len(sent) - 1)
+    return subprocess.CompletedProcess(command, len(sent) == 1)
 
   monkeypatch.setattr(engines.subprocess, "run", run)
-  with pytest.raises(sweep.SweepError, match="xpk ended with 1: xpk workload"):
+  with pytest.raises(
+    sweep.SweepError, match="refused 1 workloads, the first: xpk workload"
+  ):
     engines.send(trials, XPK)
-  assert len(sent) == 2
+  assert len(sent) == len(trials)  # one that was sent before stops no other
   monkeypatch.undo()
   monkeypatch.setenv("PATH", "")
   with pytest.raises(sweep.SweepError, match=r"pip install 'bert_jax\[xpk\]'"):
@@ -111,16 +116,34 @@ def test_a_preempted_trial_saves_and_is_queued_again(
   )
   fake_launcher(monkeypatch, code)
   training = engines.Training(trials[0].arguments())
-  training._process = engines.subprocess.Popen(
-    [sys.executable, "-m", "bert_jax.main", *training.arguments],
-    start_new_session=True,
-  )
-  while not (tmp_path / "saved.begun").exists():
-    time.sleep(0.02)
-  again = training.checkpoint()
+  found = []
+
+  def interrupt(*_):  # where submitit calls it: while the trial is waited for
+    begin = time.monotonic()
+    found.append(training.checkpoint())
+    found.append(time.monotonic() - begin)
+    raise InterruptedError
+
+  before = signal.signal(signal.SIGUSR2, interrupt)
+  timer = threading.Thread(target=interrupt_when, args=(tmp_path,))
+  timer.start()
+  try:
+    with pytest.raises(InterruptedError):
+      training()
+  finally:
+    signal.signal(signal.SIGUSR2, before)
+    timer.join()
+  again, secs = found
   assert path.exists() and training._process.returncode == 75
+  assert secs < 20
   assert isinstance(again, helpers.DelayedSubmission)
   assert again.function.arguments == training.arguments
+
+
+def interrupt_when(folder):
+  while not (folder / "saved.begun").exists():
+    time.sleep(0.02)
+  os.kill(os.getpid(), signal.SIGUSR2)
 
 
 @pytest.mark.slow

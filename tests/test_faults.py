@@ -127,7 +127,8 @@ class Killer:
     """
     aim = self._aim() if strike else None
     passes = self.rng.randrange(4) if aim in self.returning else 0
-    last, since, moment = None, 0.0, float("inf")
+    last, since, moment = "", 0.0, float("inf")
+    is_struck = False
     give_up = time.monotonic() + LIFE_SECS
     try:
       while process.poll() is None:
@@ -141,13 +142,16 @@ class Killer:
             passes -= 1
         if now >= moment:
           strike(process)
-          self.kills[phase_of()] += 1
+          is_struck = True
           break
         assert now < give_up, f"hangs, {phase}"
         time.sleep(POLL_SECS)
-      return process.wait(LIFE_SECS)
+      status = process.wait(LIFE_SECS)
     finally:
       kill(process)
+    if is_struck and status:  # else it had ended just before
+      self.kills[phase_of()] += 1
+    return status
 
   def _aim(self):
     aim = min(self.shares, key=lambda p: (self._aims[p] + 0.5) / self.shares[p])
@@ -187,7 +191,7 @@ SETTINGS = {
   "train.total_steps": TOTAL,
   "train.log_every_steps": 1,
   "eval.every_steps": EVALUATED,
-  "eval.batch_size": 16,
+  "eval.batch_size": 4,
   "checkpoint.every_steps": SAVED,
   "checkpoint.keep": KEPT,
 }
@@ -285,10 +289,9 @@ def assert_sound(workdir, straight):
       assert found.keys() == wanted.keys()
       assert len(found) > 60
       for name, x in found.items():
-        assert x.dtype == wanted[name].dtype
-        np.testing.assert_array_equal(
-          x, wanted[name], err_msg=f"{where} {name}"
-        )
+        y = wanted[name]
+        assert (x.dtype, x.shape) == (y.dtype, y.shape), f"{where} {name}"
+        assert x.tobytes() == y.tobytes(), f"{where} {name}"
 
 
 def rows(workdir):

@@ -71,6 +71,7 @@ def test_the_row_and_the_parameters_that_are_no_numbers_come_first(
   assert found["rows"][0]["loss"] == "nan"
   assert all(isinstance(r["loss"], float) for r in found["rows"][1:])
   assert found["parameters"][0]["grad_norm"] == "nan"
+  assert found["examples"][11] == found["rows"][0]["examples"]
   assert f"examples {found['rows'][0]['examples']}" in capsys.readouterr().out
 
 

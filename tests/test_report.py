@@ -12,6 +12,7 @@ from bert_jax import report
 from bert_jax import results
 from bert_jax import run_log
 from bert_jax import sweep
+from bert_jax import tasks
 from configs import base
 from tests import test_main
 
@@ -64,7 +65,12 @@ def test_only_finished_runs_are_recorded_and_only_once(
   ]
   assert results.record(trials[0], workdir, folder, "the command") == 0
   assert (tmp_path / "study" / "results.jsonl").read_bytes() == before
-  # A run that is not finished any more is no result.
+  # Nor is one whose last step is not saved, or not evaluated.
+  last = pathlib.Path(done.workdir, "checkpoints", "8")
+  last.rename(tmp_path / "8")
+  assert done.state() == "begun"
+  assert results.record(trials[0], workdir, str(tmp_path / "none"), "") == 0
+  (tmp_path / "8").rename(last)
   log = os.path.join(done.workdir, "metrics.jsonl")
   with open(log) as f:
     lines = f.readlines()
@@ -84,6 +90,7 @@ def make_row(task, seed, value, rate=5e-5, **changes):
     "hardware": "1 x cpu", "seconds": 60.0, "steps": 9,
     "useful_tokens_per_sec": 1000.0, "most_frequent": None,
     "metrics": {f"eval/{metric}": value / scale},
+    "commits": ["a" * 40], "finished": "2026-01-01",
     "curves": {"train/loss": [[1, 2.0], [9, 1.0]]},
   } | changes  # fmt: skip
 
@@ -134,13 +141,33 @@ def test_what_is_missing_is_named_with_the_command(tmp_path, capsys):
   assert "missing: 1" in capsys.readouterr().out
 
 
+def test_the_papers_number_is_compared_with_the_same_metric(tmp_path):
+  row = make_row("mrpc", 0, 88.0)
+  row["metrics"]["eval/accuracy"] = 0.8
+  (line,) = report.lines_of([row])
+  assert (line.metric, line.values) == ("f1", (88.0,))
+  said = dict(zip(report.HEADINGS, report.cells(line, False), strict=True))
+  assert said["minus the paper's"] == "-6.7 (accuracy 86.7, dev, table 5)"
+  for task, (metric, _, _) in report.PAPER.items():
+    assert metric in tasks.TASKS[task].metrics
+
+
+def test_the_newest_run_of_a_trial_counts():
+  old, new = make_row("rte", 0, 60.0), make_row("rte", 0, 70.0)
+  new["commit"] = "b" * 40
+  (line,) = report.lines_of([old, new])
+  assert line.values == pytest.approx((70.0,))
+
+
 def test_the_interval_covers_the_true_mean_as_often_as_it_says():
   generator = np.random.default_rng(0)
-  covered = 0
+  covered, widths = 0, []
   for _ in range(60):
     low, high = report.interval(generator.normal(3.0, 1.0, 40), 1.0)
     covered += low < 2.0 < high
+    widths.append(high - low)
   assert covered > 0.85 * 60
+  np.testing.assert_allclose(np.mean(widths), 2 * 1.96 / 40**0.5, rtol=0.1)
   assert report.interval([5.0, 5.0], 1.0) == (4.0, 4.0)
 
 
@@ -150,7 +177,7 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says():
     (None, "holds no results.jsonl; --mode=sweep"),
     ("", "holds no result yet"),
     ("{", "is damaged"),
-    ('{"id": 1}\n', "line 1 has no metrics, seed, task, trial"),
+    ('{"id": 1}\n', "line 1 has no metrics, seed, settings, task, trial"),
     ("3\n", "is damaged"),
   ],
 )

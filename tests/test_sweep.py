@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ args = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
 workdir, seed = args["workdir"], int(args["config.seed"])
 with open(os.path.join(os.path.dirname(workdir), "calls"), "a") as f:
   f.write(f"{seed} ")
+if seed == 8:
+  time.sleep(1)
 before = os.path.exists(os.path.join(workdir, "run.json"))
 sys.path.insert(0, os.getcwd())
 from bert_jax import run_log
@@ -43,7 +46,9 @@ if seed == 5:
 if seed == 8:
   import signal
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+  open(os.path.join(os.path.dirname(workdir), "waits"), "w").close()
   time.sleep(60)
+os.makedirs(os.path.join(workdir, "checkpoints", "7"))
 with open(os.path.join(workdir, "metrics.jsonl"), "w") as f:
   f.write(json.dumps({"step": 7, "eval/loss": 1.0}) + "\\n")
 """
@@ -96,7 +101,7 @@ def test_trials_are_named_by_what_differs(tmp_path):
     ([("configs/base.py", {})] * 2, "trials 0 and 1 are the same"),
     ([("configs/base.py", {"optim.rate": 1})], "trial trial: .*rate"),
     ([("configs/none.py", {})], "trial trial: .*none.py"),
-    ([("configs/base.py", {"seed": "x"})], "trial trial: .*seed"),
+    ([("configs/base.py", {"seed": "x"})], "trial seed=x: "),
     ([("configs/finetune.py:tusk=1", {})], "tusk=1' is not known"),
   ],
 )
@@ -106,6 +111,26 @@ def test_a_sweep_that_cannot_be_is_refused_before_it_runs(
   config = sweep.make(sweep.trial(*t) for t in trials)
   with pytest.raises(sweep.SweepError, match=message):
     sweep.read_trials(config, str(tmp_path))
+
+
+def test_different_trials_have_different_names(tmp_path):
+  trials = [
+    ("configs/finetune.py:from=runs/nsp/best", {"task.dir": "a/b"}),
+    ("configs/finetune.py:from=runs/no/best", {"task.dir": "a/b"}),
+    ("configs/finetune.py:from=runs/no/best", {"task.dir": "a-b"}),
+    ("configs/finetune.py:from=runs/no/best", {"task.dir": "x" * 300}),
+    ("configs/finetune.py:from=runs/no/best", {"task.dir": "x" * 300 + "y"}),
+  ]
+  config = sweep.make(sweep.trial(*t) for t in trials)
+  names = [t.name for t in sweep.read_trials(config, str(tmp_path))]
+  assert len(set(names)) == 5
+  assert all("/" not in n and len(n) <= 120 for n in names)
+  assert names[0].startswith("from=runs-nsp-best,")
+
+
+def test_more_seeds_leave_the_names_of_the_others(tmp_path):
+  (one,), more = seeds(0, workdir=tmp_path), seeds(0, 1, workdir=tmp_path)
+  assert one.name == more[0].name == "seed=0"
 
 
 def test_every_trial_runs_once_and_failures_stay_visible(tmp_path, launcher):
@@ -134,7 +159,10 @@ def test_every_trial_runs_once_and_failures_stay_visible(tmp_path, launcher):
   )
 
 
-def test_a_sweep_that_is_told_to_stop_tells_its_trials(tmp_path, launcher):
+@pytest.mark.parametrize("early", [False, True])
+def test_a_sweep_that_is_told_to_stop_tells_its_trials(
+  tmp_path, launcher, early
+):
   code = (
     "import sys; from tests import test_sweep; import pathlib;"
     "from bert_jax import sweep; w = pathlib.Path(sys.argv[1]);"
@@ -146,17 +174,26 @@ def test_a_sweep_that_is_told_to_stop_tells_its_trials(tmp_path, launcher):
     cwd=ROOT,
     stderr=subprocess.PIPE,
     text=True,
+    start_new_session=True,
   )
-  while not (tmp_path / "seed=8" / "run.json").exists():
-    time.sleep(0.05)
+  waits = "calls" if early else "waits"  # has it a handler yet?
+  while not (tmp_path / waits).exists():
+    time.sleep(0.02)
     assert process.poll() is None
-  time.sleep(0.5)
-  process.send_signal(signal.SIGTERM)
+  os.killpg(process.pid, signal.SIGTERM)  # as machines that go down do
   said = process.communicate(timeout=60)[1]
   assert "StoppedError" in said
   assert calls(tmp_path) == [8]  # 9 was not begun
   last = sweep.Journal(str(tmp_path)).read()[-1]
-  assert (last["event"], last["status"]) == ("preempted", 75)
+  assert last["event"] == "preempted"
+  assert last["status"] == (-signal.SIGTERM if early else 75)
+  states = [
+    state
+    for _, state, _ in sweep.listing(
+      seeds(8, 9, workdir=tmp_path), str(tmp_path), str
+    )
+  ]
+  assert states == ["new" if early else "begun", "new"]
 
 
 def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
@@ -169,6 +206,64 @@ def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
   with pytest.raises(sweep.SweepError, match="another run .*seq_len: 64 there"):
     sweep.run(trials, str(tmp_path), launcher=launcher)
   assert not (tmp_path / "calls").exists()
+
+
+def test_a_failure_that_was_done_elsewhere_is_none_any_more(tmp_path, launcher):
+  trials = seeds(1, 5, workdir=tmp_path)
+  with pytest.raises(sweep.FailedError):
+    sweep.run(trials, str(tmp_path), launcher=launcher)
+  # Not in the sweep any more, and then finished by hand.
+  sweep.run(trials[:1], str(tmp_path), launcher=launcher)
+  done = pathlib.Path(trials[0].workdir)
+  for name in ("metrics.jsonl", "checkpoints"):
+    target = pathlib.Path(trials[1].workdir, name)
+    if name == "checkpoints":
+      shutil.copytree(done / name, target)
+    else:
+      shutil.copy(done / name, target)
+  sweep.run(trials, str(tmp_path), launcher=launcher)
+  assert calls(tmp_path) == [1, 5]
+
+
+def test_a_log_that_broke_off_holds_nothing_up(tmp_path, launcher):
+  trials = seeds(1, 2, workdir=tmp_path)
+  sweep.run(trials, str(tmp_path), launcher=launcher)
+  log = pathlib.Path(trials[0].workdir, "metrics.jsonl")
+  log.write_text('{"step": 7, "eval/lo')
+  assert [t.state() for t in trials] == ["begun", "done"]
+
+
+def test_what_was_trained_on_other_data_is_another_run(tmp_path, launcher):
+  (one,) = seeds(1, workdir=tmp_path)
+  sweep.run([one], str(tmp_path), launcher=launcher)
+  config = sweep.make(
+    [sweep.trial("configs/base.py", {"seed": 1, "data.dir": "elsewhere"})]
+  )
+  (other,) = sweep.read_trials(config, str(tmp_path))
+  assert other.workdir == one.workdir
+  with pytest.raises(sweep.SweepError, match="data.dir: None there, 'elsewher"):
+    other.state()
+
+
+def test_a_second_sweep_on_a_workdir_is_refused(tmp_path, launcher):
+  with run_log.lock(str(tmp_path)):
+    with pytest.raises(run_log.RunError, match="is in use by process"):
+      sweep.run(seeds(1, workdir=tmp_path), str(tmp_path), launcher=launcher)
+
+
+def test_how_long_a_trial_ran_is_known_only_where_all_of_it_is(tmp_path):
+  (one,) = seeds(1, workdir=tmp_path)
+  journal = sweep.Journal(str(tmp_path))
+  journal.write(one, "started")  # and killed with the sweep
+  journal.write(one, "started")
+  journal.write(one, "done", seconds=10.0)
+  assert journal.seconds() == {}
+  (two,) = seeds(2, workdir=tmp_path)
+  journal.write(two, "started")
+  journal.write(two, "preempted", seconds=5.0)
+  journal.write(two, "started")
+  journal.write(two, "done", seconds=7.0)
+  assert journal.seconds() == {"seed=2": 12.0}
 
 
 def test_commands_are_those_of_what_is_not_done(tmp_path, launcher):

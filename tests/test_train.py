@@ -409,6 +409,30 @@ def test_a_bad_step_is_skipped_written_down_and_the_same_after_a_kill(
     assert json.loads(f.read()) == bad
 
 
+def test_a_run_from_before_there_was_a_guard_goes_on(
+  finished_run, tmp_path, stop_after, monkeypatch
+):
+  workdir = str(tmp_path / "run")
+  rest_of = session.rest_of
+
+  def without_guard(state):
+    return {k: v for k, v in rest_of(state).items() if k != "guard"}
+
+  monkeypatch.setattr(session, "rest_of", without_guard)
+  stop_after(5)
+  with pytest.raises(Stopped):
+    train.train(finished_run.config, workdir)
+  monkeypatch.undo()
+  assert train.train(finished_run.config, workdir) == finished_run.result
+  found, wanted = (
+    {k: v for k, v in read_state(w, 8).items() if "guard" not in k[1]}
+    for w in (workdir, finished_run.workdir)
+  )
+  assert len(wanted) > 60 and found.keys() == wanted.keys()
+  for name, value in wanted.items():
+    np.testing.assert_array_equal(found[name], value)
+
+
 def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
   tmp_path, tiny_config, prepared, monkeypatch
 ):
