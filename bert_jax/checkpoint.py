@@ -169,10 +169,11 @@ class Checkpoints:
     Args:
       params: tree of jax.ShapeDtypeStruct with shardings.
       rest: the same for what else the state has.
-      before: a step; only earlier ones are looked at.
+      before: a step; only earlier ones are looked at, and none is set aside.
 
     Returns:
-      The step, the parameters and the rest.
+      The step, the parameters and the rest, without what the step is too old
+      to have.
 
     Raises:
       CheckpointError: there are steps, and none can be read as that. Nothing
@@ -188,10 +189,11 @@ class Checkpoints:
       )
     for bad, reason in problems.items():
       _log.warning("%s; going on from step %d instead", reason, found[0])
-      _set_aside(folder, bad)
-    if problems:
-      self._newest.reload()
+      if before is None:
+        _set_aside(folder, bad)
     if before is None:
+      if problems:
+        self._newest.reload()
       _remove_others(self._newest, sorted(self._steps(None))[-self._keep :])
       self._tidy_best()
     return found
@@ -236,7 +238,7 @@ class Checkpoints:
         step,
         args=ocp.args.Composite(
           params=ocp.args.StandardRestore(params),
-          rest=ocp.args.StandardRestore(rest),
+          rest=ocp.args.StandardRestore(_saved_part(folder, rest)),
         ),
       )
     except Exception as error:  # tensorstore's and orbax's errors have no base
@@ -278,9 +280,12 @@ def _remove_others(
 ) -> None:
   """Removes the steps that a kill kept Orbax from removing."""
   others = set(manager.all_steps()).difference(kept)
-  if others and jax.process_index() == 0:
+  if jax.process_index() == 0:
     for step in others:
       shutil.rmtree(os.path.join(manager.directory, str(step)))
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f"tidied {manager.directory}")
+  if others:
     manager.reload()
 
 
@@ -437,6 +442,20 @@ def _set_aside(folder: str, step: int) -> None:
     os.rename(os.path.join(folder, str(step)), path)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f"damaged {step}")
+
+
+def _saved_part(folder: str, rest: Any) -> Any:
+  """What a step has of the rest of a state, which has grown since the first."""
+  try:
+    with open(os.path.join(folder, "rest", "_METADATA")) as file:
+      keys = json.load(file)["tree_metadata"].values()
+    names = {key["key_metadata"][0]["key"] for key in keys}
+  except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    return rest  # reading it will say what is wrong
+  lacking = set(rest) - names
+  if lacking != {"guard"}:
+    return rest
+  return {name: value for name, value in rest.items() if name in names}
 
 
 def _is_no_damage(error: Exception) -> bool:

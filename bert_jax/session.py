@@ -114,7 +114,8 @@ class Session:
     step, params, rest = checkpoints.restore_newest(
       wanted.params, rest_of(wanted), before
     )
-    rest.setdefault("guard", steps.Guard.fresh())
+    if "guard" not in rest:  # of a run begun before there was one
+      rest["guard"] = jax.device_put(steps.Guard.fresh(), self.place.guard)
     return step, steps.TrainState(params=params, **rest)
 
   def find_sound(

@@ -46,8 +46,9 @@ class Guard:
   @classmethod
   def fresh(cls) -> "Guard":
     """That of a run before its first step."""
-    zero = jnp.zeros((), jnp.float32)
-    return cls(zero, zero, jnp.zeros((), jnp.int32))
+    # An array each: a step takes their memory, of each once.
+    kinds = (jnp.float32, jnp.float32, jnp.int32)
+    return cls(*(jnp.zeros((), kind) for kind in kinds))
 
   def is_bad(
     self, loss: jax.Array, grad_norm: jax.Array, spike_factor: float
