@@ -293,7 +293,11 @@ class PretrainBatches:
     except records.DataError:
       if not self._may_be_bad:
         raise
-    return self._make_batch(ids, epochs, used & self._are_good(ids, used))
+    used &= self._are_good(ids, used)
+    if not self._packed:  # what is left out is filled up with another
+      filler = ids[used.argmax()] if used.any() else self._good_example()
+      ids = np.where(used, ids, filler)
+    return self._make_batch(ids, epochs, used)
 
   def _make_batch(
     self, ids: np.ndarray, epochs: np.ndarray, used: np.ndarray
@@ -310,10 +314,7 @@ class PretrainBatches:
     """
     if self._packed:
       return self._share_rows(np.where(used, ids, -1), epochs)
-    filler = ids[used.argmax()]
-    if self._bad and not used.any():
-      filler = self._good_example()
-    batch = self._make_sequences(np.where(used, ids, filler), epochs)
+    batch = self._make_sequences(ids, epochs)
     weight = used.astype(np.float32)
     batch["masked_weights"] *= weight[:, None]
     batch["weight"] = weight

@@ -460,10 +460,10 @@ def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
   except Exception as error:  # of numpy's header: a dozen, which have no base
     raise DataError(
-      f"{path} is missing or damaged: {error}; prepare the data again"
+      f"{path} is missing or damaged: {error!s:.500}; prepare the data again"
     ) from error
   if array.ndim != ndim or array.dtype != dtype:
-    raise DataError(f"{path} is damaged: {array.dtype}{array.shape}")
+    raise DataError(f"{path} is damaged: {array.dtype!s:.200}{array.shape}")
   return np.asarray(array)
 
 

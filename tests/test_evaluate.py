@@ -117,5 +117,5 @@ def test_a_workdir_of_another_config_is_refused(finished_run, tmp_path):
 
 
 def test_counts_that_are_gone_are_named(tmp_path):
-  with pytest.raises(records.DataError, match="train.counts.npy cannot be"):
+  with pytest.raises(records.DataError, match="train.counts.npy is missing or"):
     pretraining.unigram_log_probs(str(tmp_path), 8)

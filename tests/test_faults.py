@@ -177,7 +177,7 @@ def assert_told(said, cause):
 
 # --- training -----------------------------------------------------------------
 
-TOTAL, EVALUATED, SAVED, KEPT = 240, 15, 20, 2  # steps
+TOTAL, EVALUATED, SAVED, KEPT = 240, 20, 30, 2  # steps
 SETTINGS = {
   "model.num_layers": 1,
   "model.hidden_size": 32,
@@ -317,7 +317,7 @@ def assert_same_run(workdir, straight):
 def straight(tmp_path_factory, prepared):
   """The workdir of a run that nothing happened to, with all it saved."""
   workdir = tmp_path_factory.mktemp("straight") / "run"
-  changes = {"checkpoint__keep": 1000, "checkpoint__every_steps": 5}
+  changes = {"checkpoint__keep": 1000, "checkpoint__every_steps": 10}
   status, said = run(train_command(prepared, workdir, **changes))
   assert status == 0, said
   steps = [row["step"] for row in rows(workdir) if "train/loss" in row]
