@@ -415,7 +415,7 @@ def _compare(folder: str, found: Mapping[str, int]) -> str:
     with open(path, encoding="utf-8") as file:
       wanted = json.load(file)
     bad = [name for name, value in found.items() if wanted[name] != value]
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
     return f"checkpoint {folder} is damaged: {error!r}"
   if not bad:
     return ""
@@ -450,7 +450,9 @@ def _saved_part(folder: str, rest: Any) -> Any:
     with open(os.path.join(folder, "rest", "_METADATA")) as file:
       keys = json.load(file)["tree_metadata"].values()
     names = {key["key_metadata"][0]["key"] for key in keys}
-  except (OSError, ValueError, LookupError, TypeError, AttributeError):
+  except (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
+  ):  # fmt: skip
     return rest  # reading it will say what is wrong
   lacking = set(rest) - names
   if lacking != {"guard"}:

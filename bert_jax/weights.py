@@ -258,6 +258,8 @@ def _read_orbax(step: str) -> dict[str, np.ndarray]:
   with _naming(path), ocp.PyTreeCheckpointer() as checkpointer:
     metadata = checkpointer.metadata(path)
     tree = getattr(metadata, "item_metadata", metadata)
+    if tree is None:
+      raise ValueError("its metadata cannot be read: the step is damaged")
     args = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree.tree
     )
@@ -363,11 +365,14 @@ def _check_hf_tokenizer(
   """Refuses settings that give other ids than the original's rules."""
   if lower_case not in (None, True, False):
     raise WeightsError(f"{path}: do_lower_case is {lower_case!r:.100}")
+  limit = config.get("max_input_chars_per_word", _HF_WORD_CHARS)
+  if type(limit) is not int:
+    raise WeightsError(f"{path}: max_input_chars_per_word is {limit!r:.100}")
   strip = config.get("strip_accents")
   if strip is not None and strip != (lower_case is not False):
     raise WeightsError(
-      f"{path}: strip_accents={strip} with do_lower_case={lower_case}; here "
-      "accents go where capitals go. Set strip_accents to null to accept that"
+      f"{path}: strip_accents={strip!r:.99} with do_lower_case={lower_case}; "
+      "here accents go where capitals go. Set strip_accents to null to accept that"
     )
   if config.get("tokenize_chinese_chars", True) is not True:
     raise WeightsError(
@@ -403,6 +408,12 @@ def _read_tf1_settings(prefix: str) -> _Settings:
   with _naming(path):
     model = convert.model_of("tf1", config)
     ours = dict(config.get(_OURS, {}))
+    for key, kind_of in (
+      ("lower_case", bool),
+      ("max_input_chars_per_word", int),
+    ):
+      if key in ours and type(ours[key]) is not kind_of:
+        raise ValueError(f"{_OURS}.{key} is {ours[key]!r:.100}")
     act = ours.get("hidden_act", model["hidden_act"])
     if convert.config_of("tf1", model | {"hidden_act": act})["hidden_act"] != (
       config.get("hidden_act", "gelu")
