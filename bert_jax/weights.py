@@ -371,8 +371,9 @@ def _check_hf_tokenizer(
   strip = config.get("strip_accents")
   if strip is not None and strip != (lower_case is not False):
     raise WeightsError(
-      f"{path}: strip_accents={strip!r:.99} with do_lower_case={lower_case}; "
-      "here accents go where capitals go. Set strip_accents to null to accept that"
+      f"{path}: strip_accents={strip!r:.100} with do_lower_case={lower_case}; "
+      "here accents go where capitals go. Set strip_accents to null to accept "
+      "that"
     )
   if config.get("tokenize_chinese_chars", True) is not True:
     raise WeightsError(
