@@ -87,6 +87,7 @@ class Checkpoints:
     self._best_metric, self._best_mode = best_metric, best_mode
     self._best = None
     if best_metric:
+      _check_metrics(workdir, best_metric)
       self._best = _manager(
         workdir,
         "best",
@@ -471,17 +472,57 @@ def _first_line(error: Exception) -> str:
   return (str(error).strip().splitlines() or [repr(error)])[0][:500]
 
 
+def _check_metrics(workdir: str, name: str) -> None:
+  """Checks what was noted of the best steps, which Orbax reads at the start.
+
+  Raises:
+    CheckpointError: a step lacks the metric, or it cannot be read.
+  """
+  folder = os.path.abspath(os.path.join(workdir, "best"))
+  steps = ocp.utils.checkpoint_steps(folder) if os.path.isdir(folder) else []
+  for step in steps:
+    path = os.path.join(folder, str(step), "metrics", "metrics")
+    try:
+      with open(path, encoding="utf-8") as file:
+        value = json.load(file)[name]
+      if not isinstance(value, int | float):
+        raise ValueError(f"{name} is {value!r:.60}")
+    except FileNotFoundError:
+      continue  # a kill, while the step was removed
+    except (
+      OSError, ValueError, LookupError, TypeError, RecursionError
+    ) as error:  # fmt: skip
+      raise CheckpointError(
+        f"{path} is damaged, or has no {name}: {error!r:.200}; put a copy back,"
+        f" or move {folder}/{step} away and do without that best step"
+      ) from error
+
+
 def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
-  return ocp.CheckpointManager(
-    os.path.abspath(os.path.join(workdir, name)),
-    options=ocp.CheckpointManagerOptions(
-      cleanup_tmp_directories=True,
-      # Where a folder cannot be made in the background, those who wait for it
-      # keep the process from ending for minutes.
-      async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-      **options,
-    ),
-  )
+  """Opens a folder of steps.
+
+  Raises:
+    CheckpointError: what Orbax noted of a step is damaged.
+  """
+  folder = os.path.abspath(os.path.join(workdir, name))
+  try:
+    return ocp.CheckpointManager(
+      folder,
+      options=ocp.CheckpointManagerOptions(
+        cleanup_tmp_directories=True,
+        # Where a folder cannot be made in the background, those who wait for
+        # it keep the process from ending for minutes.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        **options,
+      ),
+    )
+  except Exception as error:  # orbax's errors have no base
+    if isinstance(error, OSError) or _is_no_damage(error):
+      raise
+    raise CheckpointError(
+      f"{folder} cannot be opened: {_first_line(error)}; move the step away "
+      "whose _CHECKPOINT_METADATA is damaged"
+    ) from error
 
 
 def exists(workdir: str) -> bool:

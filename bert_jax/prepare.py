@@ -931,8 +931,8 @@ def _packed_share(data: Any, folder: str, split: str) -> str:
     folder: DATA.
     split: one of records.SPLITS.
   """
-  path = records.lengths_folder(folder, records.examples_name(data))
-  table = records.read_array(os.path.join(path, f"{split}.npy"), np.int64, 2)
+  name = records.examples_name(data)
+  table = records.read_length_counts(folder, name, split)
   patterns = packing.pack_histogram(
     table.sum(0), data.seq_len, data.max_sequences
   )

@@ -513,6 +513,31 @@ def lengths_folder(folder: str, name: str) -> str:
   return os.path.join(folder, "examples", name, "lengths")
 
 
+def read_length_counts(folder: str, name: str, split: str) -> np.ndarray:
+  """How many examples of each shard have 0, 1, .. L tokens: [shards, L + 1].
+
+  Args:
+    folder: DATA.
+    name: of the examples.
+    split: one of SPLITS.
+
+  Raises:
+    DataError: it is missing, damaged or of other examples.
+  """
+  manifest = read_manifest(os.path.join(folder, "examples", name))
+  path = os.path.join(lengths_folder(folder, name), f"{split}.npy")
+  table = read_array(path, np.int64, 2)
+  sizes = [s["examples"] for s in manifest["shards"][split]]
+  if (
+    table.shape != (len(sizes), manifest["settings"]["seq_len"] + 1)
+    or table.min(initial=0) < 0
+    or table[:, 0].any()
+    or table.sum(1).tolist() != sizes
+  ):
+    raise DataError(f"{path} is damaged; {_DELETE_LENGTHS}")
+  return table
+
+
 class LengthIndex:
   """Finds the examples of a length: the third of 40 tokens, and so on.
 
@@ -537,10 +562,8 @@ class LengthIndex:
     paths = [
       shard_path(target, split, s["shard"], "npy") for s in shards[split]
     ]
-    table = read_array(os.path.join(target, f"{split}.npy"), np.int64, 2)
+    table = read_length_counts(folder, name, split)
     sizes = [s["examples"] for s in shards[split]]
-    if table.min(initial=0) < 0 or table.sum(1).tolist() != sizes:
-      raise DataError(f"{target}/{split}.npy is damaged; {_DELETE_LENGTHS}")
     self._ids = [read_array(path, np.uint32, 1) for path in paths]
     if [len(ids) for ids in self._ids] != sizes:
       raise DataError(

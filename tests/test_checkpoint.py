@@ -1,6 +1,7 @@
 """Tests of checkpoint.py: what is kept, what is best, what is damaged."""
 
 import errno
+import json
 import logging
 import os
 import pathlib
@@ -451,3 +452,21 @@ def test_stack_traces_of_what_is_raised_are_not_logged(tmp_path, caplog):
     )
   assert "by other" in caplog.text
   assert "by orbax" not in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"eval/loss": "low"}', "{}"])
+def test_metrics_of_the_best_that_cannot_be_read_are_named(tmp_path, text):
+  checkpoints = open_checkpoints(tmp_path)
+  save(checkpoints, 1, loss=0.5)
+  checkpoints.close()
+  (tmp_path / "best" / "1" / "metrics" / "metrics").write_text(text)
+  with pytest.raises(checkpoint.CheckpointError, match="1/metrics/metrics is"):
+    open_checkpoints(tmp_path)
+
+
+def test_a_step_that_keeps_the_folder_from_being_opened_is_an_error(tmp_path):
+  path = _two_steps(tmp_path) / "_CHECKPOINT_METADATA"
+  noted = json.loads(path.read_text()) | {"init_timestamp_nsecs": {}}
+  path.write_text(json.dumps(noted))
+  with pytest.raises(checkpoint.CheckpointError, match="cannot be opened: Obj"):
+    open_checkpoints(tmp_path)
