@@ -417,7 +417,7 @@ def _compare(folder: str, found: Mapping[str, int]) -> str:
       wanted = json.load(file)
     bad = [name for name, value in found.items() if wanted[name] != value]
   except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-    return f"checkpoint {folder} is damaged: {error!r}"
+    return f"checkpoint {folder} is damaged: {error!r:.300}"
   if not bad:
     return ""
   more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
