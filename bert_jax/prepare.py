@@ -883,6 +883,8 @@ def _write_rows(writer, rows: list[pairing.Example]) -> np.ndarray:
 def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
   """Lists of examples of one pass over a shard."""
   first, end = table.shard(job["index"])
+  if first == end:
+    return
   if job["pairing"] == "full_sentences":
     starts: list[int] = []
     documents = []

@@ -419,6 +419,9 @@ class DocumentTable:
       folder: DATA/tokens.
       split: one of SPLITS.
       shards: the manifest's rows: shard, records, documents.
+
+    Raises:
+      DataError: a table is missing, or not of so many documents.
     """
     self._bases = (
       np.cumsum([0] + [s["records"] for s in shards])[:-1] * RECORD_TOKENS
@@ -428,7 +431,14 @@ class DocumentTable:
     for s in shards:
       path = functools.partial(shard_path, folder, split, s["shard"])
       self._boundaries.append(read_array(path("boundaries.npy"), np.int64, 1))
-      self._documents.append(read_array(path("documents.npy"), np.int64, 1))
+      documents = read_array(path("documents.npy"), np.int64, 1)
+      if len(documents) != s["documents"] + 1:
+        raise DataError(
+          f"{path('documents.npy')} has {len(documents) - 1} documents, the "
+          f"manifest says {s['documents']}; put a copy of both back, or run "
+          "--mode=prepare into an empty folder"
+        )
+      self._documents.append(documents)
 
   def __len__(self) -> int:
     return self._ends[-1] if self._ends else 0

@@ -101,7 +101,7 @@ def _naming(path: str) -> Iterator[None]:
       raise WeightsError(f"{path} does not exist") from error
     text = str(error)
     if isinstance(error, (LookupError, TypeError, AttributeError)):
-      text = f"it is damaged, or laid out in another way: {error!r}"
+      text = f"it is damaged, or laid out in another way: {error!r:.300}"
     text = f"{text:.1000}"
     raise WeightsError(text if path in text else f"{path}: {text}") from error
 

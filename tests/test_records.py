@@ -314,6 +314,13 @@ def test_a_header_that_numpy_chokes_on_is_an_error_that_names_the_file(
     records.DocumentTable(str(store / "tokens"), "train", rows)
 
 
+def test_a_manifest_of_other_documents_is_an_error_that_names_the_table(store):
+  rows = records.read_manifest(str(store))["shards"]["train"]
+  rows[1] = rows[1] | {"documents": rows[1]["documents"] + 1}
+  with pytest.raises(records.DataError, match="00001.documents.npy has"):
+    records.DocumentTable(str(store / "tokens"), "train", rows)
+
+
 def test_a_table_with_pickled_objects_is_not_loaded(store):
   path = store / "tokens" / "train-00000.documents.npy"
   np.save(path, np.array([{}]), allow_pickle=True)

@@ -137,8 +137,8 @@ def _questions(path: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
           )
   except (KeyError, TypeError) as error:
     raise spec.TaskError(
-      f"{path} is not laid out as SQuAD: {error!r}; wanted data, paragraphs,"
-      " context, qas, id, question, answers"
+      f"{path} is not laid out as SQuAD: {error!r:.300}; wanted data,"
+      " paragraphs, context, qas, id, question, answers"
     ) from error
 
 
@@ -168,7 +168,7 @@ def _example(
     )
   except (KeyError, TypeError, ValueError, OverflowError) as error:
     raise spec.TaskError(
-      f"{where}: {error!r}; wanted question, and answers with text and"
+      f"{where}: {error!r:.300}; wanted question, and answers with text and"
       " answer_start"
     ) from error
 

@@ -482,8 +482,8 @@ def read_golds(path: str) -> tuple[bool, Golds]:
     version = str(content.get("version", ""))
   except (KeyError, TypeError, AttributeError) as error:
     raise spec.TaskError(
-      f"{path} is not laid out as SQuAD: {error!r}; wanted data, paragraphs,"
-      " qas, id, answers, text"
+      f"{path} is not laid out as SQuAD: {error!r:.300}; wanted data,"
+      " paragraphs, qas, id, answers, text"
     ) from error
   is_v2 = version.lstrip("v").startswith("2")
   return is_v2 or any("is_impossible" in q for q in questions), golds
