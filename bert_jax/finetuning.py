@@ -193,19 +193,27 @@ class FineTuning:
     labels = self.task.labels if self.task.kind in ("classify", "tag") else ()
     return {"task": {"kind": self.task.kind, "labels": list(labels)}}
 
-  def batches(self, mesh: jax.sharding.Mesh) -> batching.TrainBatches:
-    """The training batches by step, of this host's rows."""
+  def batches(
+    self, mesh: jax.sharding.Mesh, seed: int | None = None
+  ) -> task_batches.TaskBatches:
+    """The training batches by step, of this host's rows.
+
+    Args:
+      mesh: that they are for.
+      seed: of their order; None = that of the config.
+    """
     config = self.config
     place = sharding.batch_sharding(mesh)
     devices = mesh.devices.flat
     return task_batches.TaskBatches(
       self._train_split().features,
-      seed=config.seed,
+      seed=config.seed if seed is None else seed,
       batch_size=config.data.batch_size,
       num_steps=self.total_steps,
       seq_len=config.data.seq_len,
       pad_id=self.tokenizer.pad_id,
       pack=config.data.pack,
+      one_row_len=config.data.one_row_len,
       length_unit=self.model.config.row_len_unit,
       multiple=num_groups(mesh) * config.optim.num_micro_batches,
       # Scores and softmax of L keys against 12 D^2 weights, as timed on a CPU.

@@ -58,8 +58,15 @@ class Job(Protocol):
     """What run.json says of it beside the config."""
     ...
 
-  def batches(self, mesh: jax.sharding.Mesh) -> batching.TrainBatches:
-    """The training batches by step, of this host's rows."""
+  def batches(
+    self, mesh: jax.sharding.Mesh, seed: int | None = None
+  ) -> batching.TrainBatches:
+    """The training batches by step, of this host's rows.
+
+    Args:
+      mesh: that they are for.
+      seed: of their order; None = that of the config.
+    """
     ...
 
   def evaluator(self, mesh: jax.sharding.Mesh) -> Evaluator:

@@ -25,12 +25,16 @@ import platform
 import re
 import shlex
 import sys
+from typing import TYPE_CHECKING, Any
 
 from absl import app
 from absl import flags
 from absl import logging as absl_logging
 import ml_collections
 from ml_collections import config_flags
+
+if TYPE_CHECKING:  # what a mode needs is imported when it runs
+  from bert_jax import members
 
 FLAGS = flags.FLAGS
 USAGE_ERROR = 2
@@ -90,6 +94,15 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_integer(
     "num_parallel", 1, "sweep: trials at a time.", flag_values=flag_values
   )
+  flags.DEFINE_integer(
+    "num_together", 1, "sweep, plan: seeds or rates trained in one program.",
+    flag_values=flag_values,
+  )  # fmt: skip
+  flags.DEFINE_multi_string(
+    "member", [],
+    "train: WORKDIR:seed=S,optim.learning_rate=R; several, in one program.",
+    flag_values=flag_values,
+  )  # fmt: skip
   flags.DEFINE_boolean(
     "retry_failed", False, "sweep: also trials that failed before.",
     flag_values=flag_values,
@@ -195,7 +208,38 @@ def _train(flag_values: flags.FlagValues) -> None:
     return
   from bert_jax import train
 
+  if flag_values.member:
+    if flag_values.workdir:
+      raise UsageError("give --workdir, or a --member for each workdir")
+    config = _config(flag_values)
+    wanted = [_member(config, text) for text in flag_values.member]
+    train.train_together(config, wanted)
+    return
   train.train(_config(flag_values), _workdir(flag_values))
+
+
+def _member(config: Any, text: str) -> "members.Member":
+  """Reads one --member."""
+  from bert_jax import members
+
+  workdir, _, pairs = text.rpartition(":")
+  found = {}
+  try:
+    for pair in pairs.split(","):
+      key, _, value = pair.partition("=")
+      found[key] = {"seed": int, "optim.learning_rate": float}[key](value)
+  except (KeyError, ValueError):
+    workdir = ""
+  if not workdir:
+    raise UsageError(
+      f"--member={text} is not WORKDIR:seed=S,optim.learning_rate=R, one of "
+      "them or both"
+    )
+  return members.Member(
+    workdir,
+    found.get("seed", config.seed),
+    found.get("optim.learning_rate", config.optim.learning_rate),
+  )
 
 
 def _evaluate(flag_values: flags.FlagValues) -> None:
@@ -253,6 +297,7 @@ def _plan(flag_values: flags.FlagValues) -> None:
     flag_values.search or "",
     flag_values.output or "",
     flag_values.dump or "",
+    flag_values.num_together if flag_values.num_together > 1 else 0,
   )
   if status:
     sys.exit(status)
@@ -314,7 +359,11 @@ def _sweep(flag_values: flags.FlagValues) -> None:
     failure = None
     try:
       sweep.run(
-        trials, workdir, flag_values.num_parallel, flag_values.retry_failed
+        trials,
+        workdir,
+        flag_values.num_parallel,
+        flag_values.retry_failed,
+        flag_values.num_together,
       )
     except sweep.FailedError as error:
       failure = error
@@ -329,7 +378,13 @@ def _record(trials, workdir: str, folder: str) -> None:
   from bert_jax import results
 
   # How often and how fast it was run is no part of it; failures are to go on.
-  ways = ("--num_parallel", "--retry_failed", "--engine", "--verbosity")
+  ways = (
+    "--num_parallel",
+    "--num_together",
+    "--retry_failed",
+    "--engine",
+    "--verbosity",
+  )
   arguments = [a for a in sys.argv[1:] if not a.startswith(ways)]
   command = shlex.join(["bert-jax", *arguments, "--retry_failed"])
   count = results.record(trials, workdir, folder, command)

@@ -26,7 +26,7 @@ _NO_DECAY = re.compile(r"norm|(^|/)bias$")
 
 
 def make_optimizer(
-  config: Any, total_steps: int
+  config: Any, total_steps: int, learning_rate: jax.Array | None = None
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
   """Returns the optimizer of `config.optim` and its learning rate.
 
@@ -46,6 +46,7 @@ def make_optimizer(
     config: name, learning_rate, schedule, warmup_rate, weight_decay, b1, b2,
       eps and clip_norm (0: no clipping).
     total_steps: Steps of the run, where the learning rate ends.
+    learning_rate: The peak, a scalar array, instead of the config's.
 
   Raises:
     ValueError: If a name is unknown or a number is out of its range.
@@ -73,7 +74,7 @@ def make_optimizer(
   _check_config(config, total_steps)
   schedule = make_schedule(
     config.schedule,
-    config.learning_rate,
+    config.learning_rate if learning_rate is None else learning_rate,
     int(config.warmup_rate * total_steps),
     total_steps,
   )
@@ -90,7 +91,10 @@ def make_optimizer(
 
 
 def make_schedule(
-  name: str, learning_rate: float, warmup_steps: int, total_steps: int
+  name: str,
+  learning_rate: float | jax.Array,
+  warmup_steps: int,
+  total_steps: int,
 ) -> optax.Schedule:
   """Returns the learning rate as a function of the number of steps taken.
 

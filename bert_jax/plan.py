@@ -12,6 +12,7 @@ and nothing here was timed on a TPU.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -36,6 +37,7 @@ from bert_jax import finetuning
 from bert_jax import flops
 from bert_jax import hlo
 from bert_jax import jobs
+from bert_jax import members
 from bert_jax import objectives
 from bert_jax import optim
 from bert_jax import packing
@@ -195,6 +197,8 @@ class Step:
     place: sharding of the train state.
     batch: shapes of a batch.
     traced: the step.
+    num_members: models that train together, on the first axis of all shapes;
+      0 = it is one, and there is no such axis.
   """
 
   config: Any
@@ -203,14 +207,24 @@ class Step:
   place: steps.TrainState
   batch: Mapping[str, jax.ShapeDtypeStruct]
   traced: Any
+  num_members: int = 0
+
+  @property
+  def batch_place(self) -> jax.sharding.NamedSharding:
+    """Sharding of a batch."""
+    rows = sharding.batch_sharding(self.mesh)
+    return sharding.of_members(rows, self.mesh) if self.num_members else rows
 
 
-def trace_step(config: Any, mesh: jax.sharding.Mesh) -> Step:
+def trace_step(
+  config: Any, mesh: jax.sharding.Mesh, num_members: int = 0
+) -> Step:
   """Traces the step that train.py runs.
 
   Args:
     config: the whole configuration; its model has the shape to plan for.
     mesh: over the devices of the topology.
+    num_members: models that train together; 0 = one, alone.
 
   Raises:
     ValueError: the config cannot be, or does not fit the mesh.
@@ -247,6 +261,10 @@ def trace_step(config: Any, mesh: jax.sharding.Mesh) -> Step:
       row,
     )
     place = sharding.place_state(abstract, mesh, config.mesh)
+    if num_members:
+      return _trace_together(
+        config, mesh, model, objective, (abstract, place, batch), num_members
+      )
     step = steps.jit_train_step(
       config,
       model,
@@ -259,6 +277,41 @@ def trace_step(config: Any, mesh: jax.sharding.Mesh) -> Step:
     )
     traced = step.trace(abstract, batch)
   return Step(config, mesh, abstract, place, batch, traced)
+
+
+def _trace_together(
+  config: Any,
+  mesh: jax.sharding.Mesh,
+  model: Any,
+  objective: objectives.Objective,
+  of_one: tuple[Any, Any, dict[str, jax.ShapeDtypeStruct]],
+  count: int,
+) -> Step:
+  """The step of several models; of_one: state, its places and batch of one."""
+  total = config.train.total_steps or 1000
+  step = steps.jit_members_step(
+    config,
+    model,
+    objective,
+    functools.partial(optim.make_optimizer, config.optim, total),
+    mesh,
+    of_one[1],
+  )
+  abstract, batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype),
+    (of_one[0], of_one[2]),
+  )
+  rngs = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+  rates = jax.ShapeDtypeStruct((count,), jnp.float32)
+  return Step(
+    config,
+    mesh,
+    abstract,
+    sharding.of_members(of_one[1], mesh),
+    batch,
+    step.trace(abstract, batch, rngs, rates),
+    count,
+  )
 
 
 # --- memory ------------------------------------------------------------------
@@ -341,8 +394,7 @@ def memory(step: Step, compiled: Any) -> dict[str, int]:
   analysis = compiled.memory_analysis()
   parameters = local_bytes(step.abstract.params, step.place.params)
   optimizer = local_bytes(step.abstract.opt_state, step.place.opt_state)
-  where = sharding.batch_sharding(step.mesh)
-  batch = local_bytes(step.batch, {k: where for k in step.batch})
+  batch = local_bytes(step.batch, {k: step.batch_place for k in step.batch})
   arguments = analysis.argument_size_in_bytes
   results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
   kinds = {
@@ -365,6 +417,7 @@ def make_plan(
   num_slices: int = 1,
   search: str = "",
   dump: str = "",
+  num_members: int = 0,
 ) -> dict[str, Any]:
   """Compiles a config's training step for a topology and reads the program.
 
@@ -374,6 +427,7 @@ def make_plan(
     num_slices: slices of that topology, connected by the data-centre network.
     search: "batch" also finds the largest batch that fits.
     dump: file for the text of the compiled program, or "".
+    num_members: models that train together; 0 = one, alone.
 
   Returns:
     The plan, as it is written to a file; `fits` says whether it does.
@@ -383,12 +437,20 @@ def make_plan(
   """
   config = _with_shape_of_weights(config)
   slices = open_slices(topology, num_slices)
+  seeds = None
+  if num_members:
+    members.check_config(config)
+    seeds = members.seed_axis(config.mesh, num_members, len(slices.devices))
   mesh = sharding.make_mesh(
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor, slices.devices
+    config.mesh.data,
+    config.mesh.fsdp,
+    config.mesh.tensor,
+    slices.devices,
+    seed=seeds,
   )
-  plan = _head(config, slices, mesh)
+  plan = _head(config, slices, mesh) | {"num_members": num_members or 1}
   sequence_lengths(config)  # what is wrong with the data is found here
-  step = trace_step(config, mesh)
+  step = trace_step(config, mesh, num_members)
   start = time.monotonic()
   points: dict[int, int] = {}  # batch size -> bytes a device
   try:
@@ -527,7 +589,8 @@ def _compiled(
     lambda i: kernels[i.name][0].secs(chip),
     network.secs,
   )
-  model = model_flops(config)
+  count = step.num_members or 1
+  model = {name: n * count for name, n in model_flops(config).items()}
   peak = chip.peak_flops * len(slices.devices)
   positions = step.batch["input_ids"].size
   useful = useful_share(config)
@@ -813,7 +876,7 @@ def largest_batch(
     _log.info("compiling for a batch of %d", size)
     other = config.copy_and_resolve_references()
     other.data.batch_size = size
-    trial = trace_step(other, mesh)
+    trial = trace_step(other, mesh, step.num_members)
     try:
       compiled = compile_step(trial)
     except OutOfMemoryError as error:
@@ -991,10 +1054,12 @@ def report(plan: Mapping[str, Any]) -> str:
   """A plan in words."""
   slices = f"{plan['num_slices']} x " if plan["num_slices"] > 1 else ""
   mesh = ", ".join(f"{k}={v}" for k, v in plan["mesh"].items())
+  together = plan.get("num_members", 1)
   lines = [
     f"{slices}{plan['topology']}: {plan['num_devices']} x "
     f"{plan['device_kind']}, mesh {mesh}; {plan['batch_size']} rows of "
-    f"{plan['seq_len']} a step",
+    f"{plan['seq_len']} a step"
+    + (f" for each of {together} models" if together > 1 else ""),
     f"compiled in {plan['compile_secs']:.0f} s; nothing was run: "
     "all times are predictions",
     "",
@@ -1097,6 +1162,7 @@ def run(
   search: str,
   output: str,
   dump: str,
+  num_members: int = 0,
 ) -> int:
   """Makes a plan, prints it and writes it.
 
@@ -1107,6 +1173,7 @@ def run(
     search: "" or "batch".
     output: file to write, or "".
     dump: file for the text of the compiled program, or "".
+    num_members: models that train together; 0 = one, alone.
 
   Returns:
     FITS or OUT_OF_MEMORY, the exit status.
@@ -1121,7 +1188,7 @@ def run(
       "(700 MB; no TPU is needed)"
     )
   absl_logging.set_verbosity(absl_logging.ERROR)
-  plan = make_plan(config, topology, num_slices, search, dump)
+  plan = make_plan(config, topology, num_slices, search, dump, num_members)
   print(report(plan))
   sys.stdout.flush()
   if output:

@@ -65,8 +65,14 @@ class Pretraining:
     """Nothing: the config says all."""
     return {}
 
-  def batches(self, mesh: jax.sharding.Mesh) -> batching.TrainBatches:
+  def batches(
+    self, mesh: jax.sharding.Mesh, seed: int | None = None
+  ) -> batching.TrainBatches:
     """The training batches by step, of this host's rows.
+
+    Args:
+      mesh: that they are for.
+      seed: of their order; None = that of the config.
 
     Raises:
       ValueError: there is no such data.
@@ -76,7 +82,7 @@ class Pretraining:
     return batching.PretrainBatches(
       config.data,
       "train",
-      seed=config.seed,
+      seed=config.seed if seed is None else seed,
       batch_size=size,
       num_steps=self.total_steps,
       rows=sharding.local_rows(sharding.batch_sharding(mesh), size),

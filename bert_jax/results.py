@@ -83,7 +83,8 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
 
   Args:
     one: a trial that is done.
-    seconds: that it ran, start-up included; None = what its steps took.
+    seconds: that it ran, start-up included; None = what its steps took. Of
+      what was trained together each has its share.
   """
   run = run_log.read_run(one.workdir)
   rows = run_log.read_metrics(one.workdir)
@@ -97,7 +98,7 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
         gap / r["train/steps_per_sec"]
         for gap, r in zip(gaps, speeds, strict=True)
       )
-    )
+    ) / run.get("together", 1)
   config, devices = run["config"], run["devices"]
   useful = [r["train/useful_tokens_per_sec"] for r in speeds]
   sessions = [*run.get("sessions", []), run]
@@ -115,6 +116,7 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
     "hardware": f"{devices['count']} x {', '.join(devices['kind'])}",
     "seconds": round(seconds, 1),
     "steps": run["total_steps"],
+    "together": run.get("together", 1),
     "useful_tokens_per_sec": float(np.median(useful)) if useful else None,
     "metrics": metrics,
     "most_frequent": most_frequent(one),

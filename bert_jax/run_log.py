@@ -29,7 +29,7 @@ _PACKAGES = (
 
 # Keys that do not change what is computed: a run may go on with other values.
 FREE_KEYS = (
-    "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.rules",
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.seed", "mesh.rules",
     "mesh.spread_optimizer",
     "data.dir", "data.prefetch_batches", "data.num_threads",
     "train.log_every_steps", "train.tensorboard", "train.profile_steps",
@@ -46,6 +46,8 @@ FREE_KEYS = (
 _ADDED = {
   "data.max_sequences": 1,
   "data.max_bad_records": 0,
+  "data.one_row_len": False,
+  "mesh.seed": 0,
   "mesh.spread_optimizer": False,
   "train.max_skipped_steps": 0,
   "train.on_bad_step": "stop",

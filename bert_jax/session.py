@@ -71,9 +71,11 @@ class Session:
   def checkpoints(self) -> checkpoint.Checkpoints:
     """Opens those of the workdir; close them."""
     settings = self.config.checkpoint
+    # Of models that train together one may be a save ahead of the others.
+    least = 2 if sharding.SEED_AXIS in self.mesh.shape else 1
     return checkpoint.Checkpoints(
       self.workdir,
-      keep=settings.keep,
+      keep=max(settings.keep, least),
       best_metric=settings.best_metric,
       best_mode=settings.best_mode,
     )
@@ -183,12 +185,16 @@ def _row(batches: batching.Batches) -> dict[str, jax.Array]:
   return {k: jnp.asarray(v[:1]) for k, v in batches[0].items()}
 
 
-def open_session(config: Any, workdir: str) -> Session:
+def open_session(
+  config: Any, workdir: str, seed_axis: int | None = None
+) -> Session:
   """Makes what a config describes, and finds what does not fit.
 
   Args:
     config: the whole configuration (configs/base.py).
     workdir: of the run, which need not exist yet.
+    seed_axis: size of the mesh axis of models that train together; None = the
+      run trains one, alone.
 
   Raises:
     ValueError: config, data, weights or workdir do not fit; nothing was
@@ -196,7 +202,7 @@ def open_session(config: Any, workdir: str) -> Session:
   """
   check_settings(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
-                            config.mesh.tensor)  # fmt: skip
+                            config.mesh.tensor, seed=seed_axis)  # fmt: skip
   sharding.check_heads(config.model, mesh)
   if config.objective != "task":  # which fills its rows up by itself
     sharding.check_batch_size(
@@ -237,6 +243,7 @@ def open_session(config: Any, workdir: str) -> Session:
 def check_settings(config: Any) -> None:
   """Raises ValueError for settings of training that cannot be."""
   for key, value, least in (
+    ("mesh.seed", config.mesh.seed, 0),
     # Tasks may count epochs instead.
     (
       "train.total_steps",

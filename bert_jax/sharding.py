@@ -1,11 +1,15 @@
 """Where arrays live: the mesh, the rule table, the batch.
 
-The mesh always has three axes, in this order; an axis of size 1 costs nothing:
+The mesh has three axes, in this order; an axis of size 1 costs nothing:
 
   data    a copy of the model a member, each with its own rows of the batch
   fsdp    rows of the batch too, and the parameters are cut into pieces which
           are gathered when they are used
   tensor  heads, the MLP and the vocabulary are cut, the rows are not
+
+Where several models train together (members.py) there is one more in front:
+
+  seed    models that have nothing to do with each other
 
 A rule is `(regex, axes)`. The regex is searched for in the path of a parameter
 (`encoder/layers/mlp/in/kernel`), the first rule that fits wins, and `axes` name
@@ -31,6 +35,7 @@ import numpy as np
 P = jax.sharding.PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
+SEED_AXIS = "seed"
 BATCH_AXES = ("data", "fsdp")
 
 # One entry per trailing dimension: not cut, cut over an axis, or over several.
@@ -44,6 +49,7 @@ def make_mesh(
   fsdp: int,
   tensor: int,
   devices: Sequence[Any] | None = None,
+  seed: int | None = None,
 ) -> jax.sharding.Mesh:
   """Returns a mesh with the axes ("data", "fsdp", "tensor").
 
@@ -57,6 +63,7 @@ def make_mesh(
     fsdp: Size of the "fsdp" axis, or -1.
     tensor: Size of the "tensor" axis, or -1. At most one size may be -1.
     devices: Devices to use, all of them. Default: `jax.devices()`.
+    seed: Size of one more axis, "seed", in front; None = there is none.
 
   Raises:
     ValueError: If the sizes do not multiply to the number of devices, or a copy
@@ -67,19 +74,23 @@ def make_mesh(
     ('data', 'fsdp', 'tensor')
   """
   devices = list(jax.devices() if devices is None else devices)
-  sizes = _fill_mesh_sizes((data, fsdp, tensor), len(devices))
+  axes: tuple[str, ...] = MESH_AXES
+  wanted: tuple[int, ...] = (data, fsdp, tensor)
+  if seed is not None:
+    axes, wanted = (SEED_AXIS, *axes), (seed, *wanted)
+  sizes = _fill_mesh_sizes(axes, wanted, len(devices))
   num_slices = len({getattr(d, "slice_index", 0) for d in devices})
   if devices[0].platform == "tpu" and num_slices > 1:
-    data, *rest = sizes
-    if data % num_slices:
+    first, *rest = sizes
+    if first % num_slices:
       raise ValueError(
         f"the devices belong to {num_slices} TPU slices, which do not divide"
-        f" mesh data={data}: only copies of the model may lie on different"
-        " slices; set data to a multiple of the slices"
+        f" mesh {axes[0]}={first}: only copies of the model may lie on"
+        f" different slices; set {axes[0]} to a multiple of the slices"
       )
     grid = mesh_utils.create_hybrid_device_mesh(
-      (data // num_slices, *rest),
-      (num_slices, 1, 1),
+      (first // num_slices, *rest),
+      (num_slices, *(1 for _ in rest)),
       devices,
       allow_split_physical_axes=True,
     )
@@ -87,15 +98,15 @@ def make_mesh(
     grid = mesh_utils.create_device_mesh(
       sizes, devices, allow_split_physical_axes=True
     )
-  auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-  return jax.sharding.Mesh(grid, MESH_AXES, axis_types=auto)
+  auto = (jax.sharding.AxisType.Auto,) * len(axes)
+  return jax.sharding.Mesh(grid, axes, axis_types=auto)
 
 
 def _fill_mesh_sizes(
-  sizes: tuple[int, int, int], num_devices: int
+  axes: Sequence[str], sizes: Sequence[int], num_devices: int
 ) -> tuple[int, ...]:
-  """Returns the three sizes with the -1 replaced."""
-  given = " x ".join(f"{a}={n}" for a, n in zip(MESH_AXES, sizes, strict=True))
+  """Returns the sizes with the -1 replaced."""
+  given = " x ".join(f"{a}={n}" for a, n in zip(axes, sizes, strict=True))
   if any(n == 0 or n < -1 for n in sizes):
     raise ValueError(f"mesh {given}: a size is at least 1, or -1 for the rest")
   num_free = sizes.count(-1)
@@ -144,6 +155,13 @@ def constrain_batch(x: jax.Array) -> jax.Array:
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   """Returns the sharding of a [B, ...] array: rows over "data" and "fsdp"."""
   return jax.sharding.NamedSharding(mesh, P(BATCH_AXES))
+
+
+def of_members(place: Tree, mesh: jax.sharding.Mesh) -> Tree:
+  """Shardings of arrays of one model -> those of many, stacked on axis 0."""
+  return jax.tree.map(
+    lambda one: jax.sharding.NamedSharding(mesh, P(SEED_AXIS, *one.spec)), place
+  )
 
 
 def check_heads(model: Any, mesh: jax.sharding.Mesh) -> None:

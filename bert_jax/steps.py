@@ -304,6 +304,34 @@ def make_train_step(
   return train_step
 
 
+def _make_step(
+  config: Any,
+  model: nn.Module,
+  objective: objectives.Objective,
+  optimizer: optax.GradientTransformationExtraArgs,
+  schedule: optax.Schedule,
+  rng: jax.Array,
+  mesh: jax.sharding.Mesh,
+  place: Any,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+  """The step that a config describes; arguments as of `jit_train_step`."""
+  gradients = make_gradients(
+    model,
+    objective,
+    rng,
+    config.optim.num_micro_batches,
+    sparse_words=config.objective == "task" and mesh.size == 1,
+    place=place.params,
+  )
+  return make_train_step(
+    gradients,
+    optimizer,
+    schedule,
+    skip_bad=config.train.on_bad_step == "skip",
+    spike_factor=config.train.spike_factor,
+  )
+
+
 def jit_train_step(
   config: Any,
   model: nn.Module,
@@ -330,25 +358,55 @@ def jit_train_step(
     The jitted step; it takes the memory of the state that it is given.
   """
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  gradients = make_gradients(
-    model,
-    objective,
-    rng,
-    config.optim.num_micro_batches,
-    sparse_words=config.objective == "task" and mesh.size == 1,
-    place=place.params,
-  )
   return jax.jit(
-    make_train_step(
-      gradients,
-      optimizer,
-      schedule,
-      skip_bad=config.train.on_bad_step == "skip",
-      spike_factor=config.train.spike_factor,
-    ),
+    _make_step(config, model, objective, optimizer, schedule, rng, mesh, place),
     donate_argnums=0,
     in_shardings=(place, sharding.batch_sharding(mesh)),
     out_shardings=(place, everywhere),
+  )
+
+
+def jit_members_step(
+  config: Any,
+  model: nn.Module,
+  objective: objectives.Objective,
+  make_optimizer: Callable[[jax.Array], tuple[Any, optax.Schedule]],
+  mesh: jax.sharding.Mesh,
+  place: Any,
+) -> Any:
+  """The step of K models at once, which differ in seed and learning rate.
+
+  Args:
+    config: the whole configuration, but for these two.
+    model: as for `make_gradients`.
+    objective: losses and their weights.
+    make_optimizer: peak of the learning rate, a scalar array -> as
+      `optim.make_optimizer`.
+    mesh: with the axis "seed", which the models are dealt out over.
+    place: shardings of the train state of one of them.
+
+  Returns:
+    The jitted step: (states, batches, keys of dropout [K], learning rates [K])
+    -> (states, metrics), all stacked on axis 0. It takes the states' memory.
+  """
+
+  def train_step(state, batch, rng, learning_rate):
+    optimizer, schedule = make_optimizer(learning_rate)
+    step = _make_step(
+      config, model, objective, optimizer, schedule, rng, mesh, place
+    )
+    return step(state, batch)
+
+  rows = sharding.batch_sharding(mesh)
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  states, batches, each = (
+    sharding.of_members(x, mesh) for x in (place, rows, everywhere)
+  )
+  return jax.jit(
+    jax.vmap(train_step, spmd_axis_name=sharding.SEED_AXIS),
+    donate_argnums=0,
+    in_shardings=(states, batches, each, each),
+    out_shardings=(states, everywhere),
   )
 
 

@@ -133,6 +133,14 @@ class Trial:
     same = re.compile(r"--(config\.(seed|optim\.learning_rate)|workdir)=")
     return tuple(a for a in self.arguments() if not same.match(a))
 
+  def member(self) -> str:
+    """The argument of the launcher that trains it with others."""
+    config = self.load_config()
+    return (
+      f"--member={self.workdir}:seed={config.seed},"
+      f"optim.learning_rate={config.optim.learning_rate}"
+    )
+
   def load_config(self) -> ml_collections.ConfigDict:
     """The whole configuration, as the launcher reads it.
 
@@ -168,8 +176,10 @@ class Trial:
     run = run_log.read_run(self.workdir)
     wanted = run_log.flatten(run_log.plain(self.load_config()))
     found = run_log.flatten(run["config"])
-    # The shape of a model comes from its weights, not from the config.
-    others = ("model.", "task.labels") if wanted.get("init_from") else ()
+    # The shape of a model comes from its weights, not from the config, and
+    # labels that are not given come from the data.
+    others: tuple[str, ...] = ("model.",) if wanted.get("init_from") else ()
+    others += () if wanted.get("task.labels") else ("task.labels",)
     free = tuple(k for k in run_log.FREE_KEYS if k not in _DATA_KEYS) + others
     differs = [
       f"{k}: {found[k]!r} there, {wanted[k]!r} asked"
@@ -338,18 +348,22 @@ def run(
   workdir: str,
   num_parallel: int = 1,
   retry_failed: bool = False,
+  num_together: int = 1,
   launcher: Sequence[str] = (sys.executable, "-m", "bert_jax.main"),
 ) -> None:
   """Runs what is not done, some at a time, on this machine.
 
   A trial that was preempted goes on at once. One that failed is not tried
-  again, unless asked to. SIGTERM is passed on: the trials save and end.
+  again, unless asked to. SIGTERM is passed on: the trials save and end. Where
+  trials fail that are trained in one program, each is tried alone.
 
   Args:
     trials: from `read_trials`.
     workdir: of the sweep.
     num_parallel: trials at a time.
     retry_failed: also those that failed in an earlier sweep.
+    num_together: trials that are trained in one program at most; they differ
+      in seed and learning rate only.
     launcher: what is run with the arguments of a trial.
 
   Raises:
@@ -359,6 +373,8 @@ def run(
   """
   if num_parallel < 1:
     raise SweepError(f"--num_parallel={num_parallel}; it must be 1 or more")
+  if num_together < 1:
+    raise SweepError(f"--num_together={num_together}; it must be 1 or more")
   journal = Journal(workdir)
   os.makedirs(workdir, exist_ok=True)
   with run_log.lock(workdir):
@@ -371,7 +387,7 @@ def run(
       len(trials), len(trials) - len(left), len(failed), len(waiting),
     )  # fmt: skip
     with _Pool(journal, num_parallel, launcher) as pool:
-      pool.run(waiting)
+      pool.run(put_together(waiting, num_together))
     failed |= pool.failed
   if failed:
     raise FailedError(
@@ -381,13 +397,51 @@ def run(
     )
 
 
+# Trials that one process trains.
+Batch = tuple[Trial, ...]
+
+
+def put_together(trials: Sequence[Trial], num_together: int) -> list[Batch]:
+  """Trials that one program can train at once, some at a time.
+
+  Args:
+    trials: to train.
+    num_together: in a program at most.
+
+  Raises:
+    SweepError: one of several cannot be trained with others.
+  """
+  alike: dict[tuple[str, ...], list[Trial]] = {}
+  for one in trials:
+    key = one.program() if num_together > 1 else (one.name,)
+    alike.setdefault(key, []).append(one)
+  batches = [
+    tuple(group[i : i + num_together])
+    for group in alike.values()
+    for i in range(0, len(group), num_together)
+  ]
+  for first in (batch[0] for batch in batches if len(batch) > 1):
+    config = first.load_config()
+    if config.objective != "task":
+      raise SweepError(
+        f"trial {first.name}: --num_together is for tasks, and its objective "
+        f"is {config.objective}"
+      )
+    if config.data.pack and not config.data.one_row_len:
+      raise SweepError(
+        f"trial {first.name}: --num_together needs rows of one length; add "
+        '"data.one_row_len": True to the settings of the trials'
+      )
+  return batches
+
+
 class _Pool:
   """Processes that run trials."""
 
   def __init__(self, journal: Journal, size: int, launcher: Sequence[str]):
     self.failed: set[str] = set()
     self._journal, self._size, self._launcher = journal, size, launcher
-    self._running: dict[Trial, tuple[subprocess.Popen, float]] = {}
+    self._running: dict[Batch, tuple[subprocess.Popen, float]] = {}
     self._stops = False
     self._before: Any = None
 
@@ -406,66 +460,87 @@ class _Pool:
     for process, _ in self._running.values():
       process.wait()
 
-  def run(self, trials: Sequence[Trial]) -> None:
+  def run(self, batches: Sequence[Batch]) -> None:
     """Runs all of them."""
-    waiting = list(trials)
-    preemptions: dict[str, int] = {}
+    waiting = list(batches)
+    preemptions: dict[Batch, int] = {}
     while waiting or self._running:
       if self._stops:
         break
       while waiting and len(self._running) < self._size:
         self._start(waiting.pop(0))
       time.sleep(_WAIT_SECS)
-      for one in [t for t, (p, _) in self._running.items() if _ended(p)]:
-        status = self._finish(one)
+      for batch in [b for b, (p, _) in self._running.items() if _ended(p)]:
+        status = self._finish(batch)
         if status == PREEMPTED:
-          preemptions[one.name] = preemptions.get(one.name, 0) + 1
-          if preemptions[one.name] <= _MOST_PREEMPTIONS:
-            waiting.insert(0, one)
+          preemptions[batch] = preemptions.get(batch, 0) + 1
+          if preemptions[batch] <= _MOST_PREEMPTIONS:
+            waiting.insert(0, batch)
             continue
-        if status:
-          self.failed.add(one.name)
+        if status and len(batch) > 1:
+          waiting[:0] = [(one,) for one in batch]
+        elif status:
+          self.failed.add(batch[0].name)
     if self._stops:
       for process, _ in self._running.values():
         process.terminate()
-      for one in list(self._running):
-        self._running[one][0].wait()
-        self._finish(one)
+      for batch in list(self._running):
+        self._running[batch][0].wait()
+        self._finish(batch)
       raise StoppedError(
         "the sweep was told to stop; its trials have saved, and the same "
         "command goes on"
       )
 
-  def _start(self, one: Trial) -> None:
-    os.makedirs(one.workdir, exist_ok=True)
-    self._journal.write(one, "started")
-    _log.info("started  %s", one.name)
-    with open(os.path.join(one.workdir, "log.txt"), "a") as log:
+  def _start(self, batch: Batch) -> None:
+    first, *others = batch
+    for one in batch:
+      os.makedirs(one.workdir, exist_ok=True)
+      self._journal.write(one, "started", together=len(batch))
+      _log.info("started  %s", one.name)
+    for one in others:
+      with open(_log_path(one), "a") as log:
+        log.write(f"trained with {first.name}: see {_log_path(first)}\n")
+    arguments = first.arguments()
+    if others:
+      arguments = [*first.program(), *(one.member() for one in batch)]
+    with open(_log_path(first), "a") as log:
       process = subprocess.Popen(
-        [*self._launcher, *one.arguments()],
+        [*self._launcher, *arguments],
         stdout=log,
         stderr=subprocess.STDOUT,
         # Its own group: what stops the sweep tells the trial to save once.
         start_new_session=True,
       )
-    self._running[one] = (process, time.monotonic())
+    self._running[batch] = (process, time.monotonic())
 
-  def _finish(self, one: Trial) -> int:
-    """Notes how a trial ended; returns its exit status."""
-    process, since = self._running.pop(one)
-    seconds = round(time.monotonic() - since, 1)
+  def _finish(self, batch: Batch) -> int:
+    """Notes how trials ended, each with its share of the time.
+
+    Returns:
+      The exit status.
+    """
+    process, since = self._running.pop(batch)
+    seconds = round((time.monotonic() - since) / len(batch), 1)
     status = process.returncode
     # By SIGTERM a trial ends that has nothing to save yet.
     stopped = (PREEMPTED, -signal.SIGTERM)
     event = "done" if status == 0 else "failed"
     event = "preempted" if status in stopped else event
-    self._journal.write(one, event, status=status, seconds=seconds)
-    _log.info("%-8s %s, %.0f s", event, one.name, seconds)
+    for one in batch:
+      self._journal.write(one, event, status=status, seconds=seconds)
+      _log.info("%-8s %s, %.0f s", event, one.name, seconds)
     if event == "failed":
-      with open(os.path.join(one.workdir, "log.txt"), errors="replace") as f:
+      with open(_log_path(batch[0]), errors="replace") as f:
         lines = f.read().strip().splitlines()
       _log.warning("  status %d: %s", status, lines[-1] if lines else "")
+      if len(batch) > 1:
+        _log.warning("  trying each of them alone")
     return PREEMPTED if event == "preempted" else status
+
+
+def _log_path(one: Trial) -> str:
+  return os.path.join(one.workdir, "log.txt")
 
 
 def _ended(process: subprocess.Popen) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax import packing
+from bert_jax.batching import EVAL_SEED
 from bert_jax.batching import Batch
 from bert_jax.batching import Order
 
@@ -193,6 +194,7 @@ class TaskBatches:
     seq_len: int,
     pad_id: int,
     pack: bool = True,
+    one_row_len: bool = False,
     multiple: int = 1,
     length_unit: int = 8,
     attention_len: float = 1000.0,
@@ -210,6 +212,9 @@ class TaskBatches:
       pad_id: of the vocabulary.
       pack: several units share a row; else one row each, of `seq_len` tokens
         for each of its choices.
+      one_row_len: rows of all steps have one length and as many slots, and so
+        have those of any other seed. What is dropped in a row then depends on
+        nothing but the row.
       multiple: number of rows is a multiple of it (devices, micro-batches).
       length_unit: L of packed rows is a multiple of it.
       attention_len: L at which attention costs as much as all the rest of a
@@ -228,31 +233,51 @@ class TaskBatches:
     if pack:
       rounded = {_up_to(longest * rate, length_unit) for rate in _LENGTH_RATES}
       lengths = sorted(n for n in rounded if n <= max(longest, _LONG_ROW))
+    candidates = [Rows(features, length, 1, pad_id) for length in lengths]
+    order = self._order
+    if one_row_len:  # neither the seed nor the devices matter
+      order = Order(len(features.example), EVAL_SEED)
+      candidates = [rows for rows in candidates if rows.row_len >= longest]
+      costs = [
+        self._least_cost(rows, order, attention_len) for rows in candidates
+      ]
+      candidates = [candidates[int(np.argmin(costs))]]
     self._shapes, self._largest = self._choose_shapes(
-      [Rows(features, length, 1, pad_id) for length in lengths],
-      longest,
-      attention_len,
-      shape_price,
+      candidates, order, longest, attention_len, shape_price
     )
+
+  def _sample(self, order: Order) -> list[np.ndarray]:
+    """The units of the first steps of an order."""
+    count = min(self._num_steps, _SHAPE_SAMPLE)
+    return [self._units(i, order) for i in range(count)]
+
+  def _least_cost(
+    self, rows: Rows, order: Order, attention_len: float
+  ) -> float:
+    """What the first steps cost in just as many rows as they need."""
+    layouts = [self._layout(units, rows, None) for units in self._sample(order)]
+    num_rows = sum(layout.num_rows for layout in layouts if layout)
+    return num_rows * rows.row_len * (1 + rows.row_len / attention_len)
 
   def _choose_shapes(
     self,
     candidates: list[Rows],
+    order: Order,
     longest: int,
     attention_len: float,
     price: float,
   ) -> tuple[list[tuple[Rows, int]], Rows]:
-    """Chooses shapes by what the first batches need.
+    """Chooses shapes by what the first batches of an order need.
 
     Returns:
       Rows and how many of them, the cheapest first; and rows that take any
       unit, of which there may be more than in any of these.
     """
-    count = min(self._num_steps, _SHAPE_SAMPLE)
+    sample = self._sample(order)
     shapes: list[tuple[Rows, int]] = []
     costs: list[np.ndarray] = []  # of the batches in each of the shapes
     for rows in candidates:
-      layouts = [self._layout(self._units(i), rows, None) for i in range(count)]
+      layouts = [self._layout(units, rows, None) for units in sample]
       slots = max((int(x.slot.max()) + 1 for x in layouts if x), default=1)
       rows = dataclasses.replace(rows, slots=slots)
       need = np.array([x.num_rows if x else np.inf for x in layouts])
@@ -263,7 +288,7 @@ class TaskBatches:
         costs.append(np.where(need <= num_rows, cost, np.inf))
     # What a shape saves counts over all steps, not only over the first.
     chosen = packing.choose_shapes(
-      np.stack(costs), price * count / self._num_steps
+      np.stack(costs), price * len(sample) / self._num_steps
     )
     by_cost = sorted(chosen, key=lambda i: float(costs[i].min()))
     # The first batches may all fit into rows that later ones do not.
@@ -276,12 +301,13 @@ class TaskBatches:
 
   def examples(self, step: int) -> list[list[int]]:
     """Numbers of the examples of a step, one after another in one list."""
-    return [self._features.example[self._units(step)].tolist()]
+    units = self._units(step, self._order)
+    return [self._features.example[units].tolist()]
 
-  def _units(self, step: int) -> np.ndarray:
+  def _units(self, step: int, order: Order) -> np.ndarray:
     """The units [N] of a step."""
     places = step * self._batch_size + np.arange(self._batch_size)
-    return self._order(places)[0]
+    return order(places)[0]
 
   def _layout(
     self, units: np.ndarray, rows: Rows, max_slots: int | None
@@ -295,7 +321,7 @@ class TaskBatches:
     return packing.pack(lengths, rows.row_len, max_slots)
 
   def __getitem__(self, step: int) -> Batch:
-    units = self._units(step)
+    units = self._units(step, self._order)
     layouts: dict[int, packing.Layout | None] = {}
     for rows, num_rows in self._shapes:
       if rows.row_len not in layouts:
@@ -311,6 +337,15 @@ class TaskBatches:
     batch = rows.fill(units, layout, num_rows)
     mine = self._local_rows(num_rows)
     return {name: value[mine] for name, value in batch.items()}
+
+  def fill_up(self, batch: Batch, num_rows: int) -> Batch:
+    """Adds empty rows to a batch until it has so many."""
+    filled = {}
+    for name, value in batch.items():
+      added = (num_rows - len(value), *value.shape[1:])
+      empty = self._largest.pad_id if name == "input_ids" else 0
+      filled[name] = np.concatenate([value, np.full(added, empty, value.dtype)])
+    return filled
 
 
 class TaskSplit:

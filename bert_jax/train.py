@@ -1,5 +1,6 @@
 """Trains a model: the loop, from top to bottom."""
 
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import logging
@@ -11,13 +12,13 @@ from typing import Any, NoReturn
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
-import optax
 from rich import progress
 
 from bert_jax import batching
 from bert_jax import checkpoint
 from bert_jax import flops
 from bert_jax import jobs
+from bert_jax import members
 from bert_jax import preemption
 from bert_jax import profiling
 from bert_jax import run_log
@@ -52,58 +53,80 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     preemption.PreemptedError: SIGTERM came; the last step is saved.
   """
   # The mesh, the model and the data; whatever does not fit is found here.
-  run = session.open_session(config, workdir)
-  config, mesh, total = run.config, run.mesh, run.total_steps
-  os.makedirs(workdir, exist_ok=True)
+  return _train(members.Alone(session.open_session(config, workdir)))[0]
+
+
+def train_together(
+  config: Any, wanted: Sequence[members.Member]
+) -> list[dict[str, float]]:
+  """Trains models that differ in seed and learning rate in one program.
+
+  Each has a workdir, which afterwards is as if it had been trained alone.
+
+  Args:
+    config: the whole configuration, but for what differs.
+    wanted: which models.
+
+  Returns:
+    Of each what `train` returns.
+
+  Raises:
+    ValueError: as `train`, or they cannot be trained together.
+    DivergedError: one of them did; the last checkpoints of all are sound.
+    preemption.PreemptedError: SIGTERM came; the last step is saved.
+  """
+  return _train(members.Together(members.open_members(config, wanted)))
+
+
+def _train(group: members.Group) -> list[dict[str, float]]:
+  runs = group.runs
+  config, mesh, total = runs[0].config, runs[0].mesh, runs[0].total_steps
+  for run in runs:
+    os.makedirs(run.workdir, exist_ok=True)
 
   # The state: from the newest checkpoint, from the weights of `init_from`, or
   # fresh. Whatever happens, what is being written is finished and closed.
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
-    stack.enter_context(session.lock(workdir))
-    checkpoints = run.checkpoints()
-    stack.enter_context(contextlib.closing(checkpoints))
-    start, state = run.restore(checkpoints)
+    checkpoints = []
+    for run in runs:
+      stack.enter_context(session.lock(run.workdir))
+      opened = run.checkpoints()
+      stack.enter_context(contextlib.closing(opened))
+      checkpoints.append(opened)
+    start, state = group.restore(checkpoints)
     if start >= total:
-      _log.info("%s is trained already: step %d", workdir, start)
-      return {}
-    if start:
-      _log.info("going on from step %d of %s", start, workdir)
-      if other := run_log.other_code(workdir, run.run):
-        _log.warning(
-          "%s: %s; to go on to the bit, use what it was begun with",
-          workdir,
-          other,
-        )
+      for run in runs:
+        _log.info("%s is trained already: step %d", run.workdir, start)
+      return [{} for _ in runs]
 
-    # The record of the run, by the first host.
-    log = None
-    if jax.process_index() == 0:
-      run.job.tokenizer.save(os.path.join(workdir, "vocab"))
-      run_log.write_run(workdir, run.run)
-      log = run_log.MetricsLog(workdir, start, config.train.tensorboard)
-      stack.enter_context(contextlib.closing(log))
+    # The record of each run, by the first host.
+    meter = Meter(runs[0].job, mesh, start, len(runs))
+    recorders = [
+      Recorder(run, saved, meter, start)
+      for run, saved in zip(runs, checkpoints, strict=True)
+    ]
+    for recorder in recorders:
+      stack.enter_context(contextlib.closing(recorder))
 
     # The step, compiled once, and who looks after it.
-    train_step = run.train_step()
-    place = sharding.batch_sharding(mesh)
-    param_norm = jax.jit(optax.tree.norm)
-    meter = Meter(run.job, mesh, start)
+    train_step, norms = group.train_step(), group.norms()
     profile = profiling.Profile(
-      config.train.profile_steps, workdir, meter.paused
+      config.train.profile_steps, runs[0].workdir, meter.paused
     )
     stack.enter_context(contextlib.closing(profile))
-    pending = Pending(run, checkpoints, log)
+    pending = Pending()
     notice = stack.enter_context(preemption.Notice())
     clock = preemption.SaveClock(config.checkpoint.max_lost_secs, start)
-    keeper = Keeper(run.evaluator, checkpoints, meter, log, clock)
-    keeper.catch_up(start, state, config.eval.every_steps)
-    evaluation: dict[str, float] = {}
+    if start and _due(start, config.eval.every_steps):
+      for recorder, own in zip(recorders, group.split(state), strict=True):
+        recorder.catch_up(start, own)
+    evaluations: list[dict[str, float]] = [{} for _ in runs]
 
     # The loop.
     with meter.bar:
       for step, batch in enumerate(
         batching.prefetch(
-          run.batches,
+          group.batches,
           start,
           num_threads=config.data.num_threads,
           buffer_size=config.data.prefetch_batches,
@@ -111,11 +134,11 @@ def train(config: Any, workdir: str) -> dict[str, float]:
         start + 1,
       ):
         profile.start(step, state)
-        device_batch = sharding.put_global_batch(batch, place)
+        device_batch = sharding.put_global_batch(batch, group.place)
         state, metrics = train_step(state, device_batch)
         profile.stop(step, state)
         pending.add(step, metrics)
-        meter.count(batch, metrics)
+        meter.count(group.parts(batch), metrics)
         last = step == total
         stops = not last and notice.stops_at(step)
         logs = last or _due(step, config.train.log_every_steps)
@@ -124,50 +147,115 @@ def train(config: Any, workdir: str) -> dict[str, float]:
         saves = last or _due(step, config.checkpoint.every_steps)
         saves = saves or stops or clock.is_due(step)
         if logs or evaluates or saves:
-          values = pending.check(param_norm(state.params))
+          found = [(i, group.parts(x)) for i, x in pending.take()]
+          found_norms = group.parts(jax.device_get(norms(state.params)))
+          for k, recorder in enumerate(recorders):
+            own_steps = [(i, parts[k]) for i, parts in found]
+            recorder.check(own_steps, float(found_norms[k]))
         if logs:
-          checkpoints.check()
-          meter.log(step, values, log)
+          speed = meter.speed()
+          for recorder in recorders:
+            recorder.log(step, speed)
           clock.plan(step)
         if evaluates or saves:
           with meter.paused():
-            evaluation = keeper.evaluate(step, state) if evaluates else {}
-            keeper.save(step, state, evaluation, only_best=not saves)
+            for k, own in enumerate(group.split(state)):
+              recorder = recorders[k]
+              found_now = recorder.evaluate(step, own) if evaluates else {}
+              recorder.save(step, own, found_now, only_best=not saves)
+              evaluations[k] = found_now
+          if saves:
+            clock.saved(step)
         if stops:
           raise preemption.PreemptedError(
             f"stopped after step {step} of {total}, which is saved in "
-            f"{workdir}; the same command goes on from there"
+            f"{', '.join(run.workdir for run in runs)}; the same command goes "
+            "on from there"
           )
 
-  return evaluation
+  return evaluations
 
 
 def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
 
 
-@dataclasses.dataclass
-class Keeper:
-  """Evaluates and saves the states of a run.
+class Pending:
+  """Metrics of steps that nobody has looked at yet."""
 
-  Attributes:
-    evaluator: of the job.
-    checkpoints: of the workdir.
-    meter: reports what was found.
-    log: of metrics, on the first host.
-    clock: is told of what is saved.
-  """
+  def __init__(self) -> None:
+    self._steps: list[tuple[int, steps.Metrics]] = []
 
-  evaluator: Any
-  checkpoints: checkpoint.Checkpoints
-  meter: "Meter"
-  log: run_log.MetricsLog | None
-  clock: preemption.SaveClock
+  def add(self, step: int, metrics: steps.Metrics) -> None:
+    """Adds a step's; waits for the device if it is too far behind."""
+    self._steps.append((step, metrics))
+    if len(self._steps) > _STEPS_AHEAD:
+      jax.block_until_ready(self._steps[-1 - _STEPS_AHEAD][1])
+
+  def take(self) -> list[tuple[int, Any]]:
+    """Returns all of them, on the host, and forgets them."""
+    found = [(step, jax.device_get(metrics)) for step, metrics in self._steps]
+    self._steps = []
+    return found
+
+
+class Recorder:
+  """Evaluates, saves and writes down one run."""
+
+  def __init__(
+    self,
+    run: session.Session,
+    checkpoints: checkpoint.Checkpoints,
+    meter: "Meter",
+    start: int,
+  ):
+    """Writes what is known of a run before its first step.
+
+    Args:
+      run: what is trained.
+      checkpoints: of its workdir.
+      meter: shows what was found.
+      start: the step that it goes on from.
+    """
+    self._run, self._checkpoints, self._meter = run, checkpoints, meter
+    self._values: dict[str, float] = {}
+    self._written: run_log.MetricsLog | None = None
+    workdir = run.workdir
+    if start:
+      _log.info("going on from step %d of %s", start, workdir)
+      if other := run_log.other_code(workdir, run.run):
+        _log.warning(
+          "%s: %s; to go on to the bit, use what it was begun with",
+          workdir,
+          other,
+        )
+    if jax.process_index() == 0:
+      run.job.tokenizer.save(os.path.join(workdir, "vocab"))
+      run_log.write_run(workdir, run.run)
+      self._written = run_log.MetricsLog(
+        workdir, start, run.config.train.tensorboard
+      )
+
+  def close(self) -> None:
+    """Flushes what was written."""
+    if self._written:
+      self._written.close()
+
+  def _report(self, step: int, row: dict[str, float]) -> None:
+    if self._written:
+      self._written.write(step, row)
+      self._meter.show(self._run.workdir, step, row)
+
+  def log(self, step: int, speed: dict[str, float]) -> None:
+    """Writes the train/ metrics of the step that was last looked at."""
+    self._checkpoints.check()
+    row = {f"train/{k}": v for k, v in self._values.items()}
+    self._report(step, row | speed)
 
   def evaluate(self, step: int, state: steps.TrainState) -> dict[str, float]:
     """Returns, and logs, what the evaluation of a state finds."""
-    found = self.evaluator(state.params)
-    self.meter.report(step, found, self.log)
+    found = self._run.evaluator(state.params)
+    self._report(step, found)
     return found
 
   def save(
@@ -179,79 +267,50 @@ class Keeper:
   ) -> None:
     """Saves a state; with `only_best`, only if the evaluation says best."""
     rest = session.rest_of(state)
-    if only_best:
-      self.checkpoints.save_if_best(step, state.params, rest, evaluation)
-      return
-    self.checkpoints.save(step, state.params, rest, evaluation)
-    self.clock.saved(step)
+    keep = self._checkpoints
+    save = keep.save_if_best if only_best else keep.save
+    save(step, state.params, rest, evaluation)
 
-  def catch_up(self, start: int, state: steps.TrainState, every: int) -> None:
+  def catch_up(self, start: int, state: steps.TrainState) -> None:
     """Does the evaluation that a run left to the next, being told to stop."""
-    if not start or not _due(start, every):
-      return
-    done = np.int32(self.log is not None and self.log.has(start, "eval/"))
+    done = np.int32(
+      self._written is not None and self._written.has(start, "eval/")
+    )
     if jax.process_count() > 1:  # the first host has the log
       done = multihost_utils.broadcast_one_to_all(done)
     if not done:
-      evaluation = self.evaluator(state.params)
+      evaluation = self._run.evaluator(state.params)
       # Saved before it is logged: killed in between, the next does it again.
       self.save(start, state, evaluation)
-      self.meter.report(start, evaluation, self.log)
+      self._report(start, evaluation)
 
-
-class Pending:
-  """Metrics of steps that nobody has looked at yet."""
-
-  def __init__(
-    self,
-    run: session.Session,
-    checkpoints: checkpoint.Checkpoints,
-    log: run_log.MetricsLog | None,
-  ):
-    """Notes nothing yet.
-
-    Args:
-      run: what is trained.
-      checkpoints: of the workdir.
-      log: gets the bad steps, on the first host.
-    """
-    self._run, self._checkpoints, self._log = run, checkpoints, log
-    self._steps: list[tuple[int, steps.Metrics]] = []
-
-  def add(self, step: int, metrics: steps.Metrics) -> None:
-    """Adds a step's; waits for the device if it is too far behind."""
-    self._steps.append((step, metrics))
-    if len(self._steps) > _STEPS_AHEAD:
-      jax.block_until_ready(self._steps[-1 - _STEPS_AHEAD][1])
-
-  def check(self, param_norm: jax.Array) -> dict[str, float]:
-    """Returns the newest step's metrics and param_norm, after a look at all.
+  def check(
+    self, found: Sequence[tuple[int, dict[str, Any]]], param_norm: float
+  ) -> None:
+    """Looks at all steps since the last look, and keeps the newest to log.
 
     What is no number is left out, and so is what only the guard needs.
 
     Args:
+      found: (step, metrics) of them.
       param_norm: of the parameters that the newest step left. Its own loss was
         that of the parameters before.
 
     Raises:
       DivergedError: a step was bad, or a norm is no finite number.
     """
-    settings = self._run.config.train
     values: dict[str, float] = {}
-    for step, metrics in self._steps:
-      values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    for step, metrics in found:
+      values = {k: float(v) for k, v in metrics.items()}
       if values.pop("bad_step"):
         self._refuse(step, values)
       del values["mean_loss"]
-    if settings.on_bad_step == "stop":
+    if self._run.config.train.on_bad_step == "stop":
       values.pop("skipped_steps", None)
-    values["param_norm"] = float(param_norm)
-    if not math.isfinite(values["param_norm"]):
-      self._stop(
-        f"train/param_norm is {values['param_norm']} at step {step}", ""
-      )
-    self._steps = []
-    return {k: v for k, v in values.items() if math.isfinite(v)}
+    values["param_norm"] = param_norm
+    if not math.isfinite(param_norm):
+      self._stop(f"train/param_norm is {param_norm} at step {step}", "")
+    self._values = {k: v for k, v in values.items() if math.isfinite(v)}
 
   def _refuse(self, step: int, values: dict[str, float]) -> None:
     """Writes a bad step down, and stops or goes on as the config says."""
@@ -265,8 +324,8 @@ class Pending:
         f"train/loss is {values['loss']:.4g} at step {step}, more than "
         f"{settings.spike_factor:g} times the mean of {values['mean_loss']:.4g}"
       )
-    if self._log:
-      self._log.write_bad_step(
+    if self._written:
+      self._written.write_bad_step(
         step,
         {
           "reason": reason,
@@ -315,6 +374,7 @@ class Meter:
   job: jobs.Job
   mesh: jax.sharding.Mesh
   start: int
+  num_runs: int
 
   def __post_init__(self):
     self.bar = progress.Progress(
@@ -334,8 +394,15 @@ class Meter:
     self._steps = self._useful = self._positions = self._flops = 0
     self._pause = 0.0
 
-  def count(self, batch: batching.Batch, metrics: steps.Metrics) -> None:
-    """Counts a step; the first, which compiles, only starts the clock."""
+  def count(
+    self, batches: Sequence[batching.Batch], metrics: steps.Metrics
+  ) -> None:
+    """Counts a step; the first, which compiles, only starts the clock.
+
+    Args:
+      batches: of each of the runs.
+      metrics: of the step.
+    """
     self.bar.advance(self._line)
     if self._since is None:
       jax.block_until_ready(metrics)
@@ -344,9 +411,10 @@ class Meter:
     self._steps += 1
     # Of this host's rows; all hosts have as many.
     hosts = jax.process_count()
-    self._useful += int(np.sum(batch["input_mask"])) * hosts
-    self._positions += batch["input_mask"].size * hosts
-    self._flops += self.job.step_flops(batch)
+    for batch in batches:
+      self._useful += int(np.sum(batch["input_mask"])) * hosts
+      self._positions += batch["input_mask"].size * hosts
+      self._flops += self.job.step_flops(batch)
 
   def paused(self):
     """A context whose time does not count as training."""
@@ -356,14 +424,17 @@ class Meter:
     """Leaves out some seconds."""
     self._pause += secs
 
-  def log(self, step: int, values: dict[str, float], log) -> None:
-    """Writes a line of train/ metrics."""
-    row = {f"train/{k}": v for k, v in values.items()}
+  def speed(self) -> dict[str, float]:
+    """Metrics of a run's speed since the last call.
+
+    Tokens are those of one run, the share of the devices' peak that of all.
+    """
+    row: dict[str, float] = {}
     now = time.monotonic()
     if self._steps:
       secs = now - (self._since or now) - self._pause
-      row["train/tokens_per_sec"] = self._positions / secs
-      row["train/useful_tokens_per_sec"] = self._useful / secs
+      row["train/tokens_per_sec"] = self._positions / secs / self.num_runs
+      row["train/useful_tokens_per_sec"] = self._useful / secs / self.num_runs
       row["train/steps_per_sec"] = self._steps / secs
       devices = self.mesh.devices.flat
       mfu = flops.mfu(
@@ -375,17 +446,15 @@ class Meter:
       if mfu is not None:
         row["train/mfu"] = mfu
     self._restart(now)
-    self.report(step, row, log)
+    return row
 
-  def report(self, step: int, row: dict[str, float], log) -> None:
-    """Writes a line to the log and the console."""
-    if not log:
-      return
-    log.write(step, row)
+  def show(self, workdir: str, step: int, row: dict[str, float]) -> None:
+    """Prints a line of a run's metrics."""
     text = "  ".join(
       f"{k} {v:,.0f}" if v >= 1000 else f"{k} {v:.4g}" for k, v in row.items()
     )
-    self.bar.console.print(f"step {step}: {text}", highlight=False)
+    name = f"{os.path.basename(workdir)} " if self.num_runs > 1 else ""
+    self.bar.console.print(f"{name}step {step}: {text}", highlight=False)
 
 
 class _Pause:

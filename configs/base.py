@@ -173,6 +173,9 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   d.max_bad_records = 0
 
   d.pack = True  # tasks: sequences share rows; False = one a row, padded
+  # Tasks: packed rows have one length in all steps, whatever the seed, which
+  # what trains together (--member) needs. It computes a little more padding.
+  d.one_row_len = False
 
   c.task = q = ml_collections.ConfigDict()
   q.name = ""  # a row of bert_jax/tasks, or "my-KIND" for data of your own
@@ -251,6 +254,9 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   h.data = -1  # replicas that split the batch; -1 = all devices left
   h.fsdp = 1  # split the batch and the parameters
   h.tensor = 1  # split heads, MLP and vocabulary
+  # Devices over which models that train together (--member) are dealt out; 0 =
+  # as many as there are and divide their number.
+  h.seed = 0
   # Each copy of the model keeps a share of the optimizer's moments, not all.
   h.spread_optimizer = True
   h.rules = SHARDING_RULES  # parameter path -> mesh axes; see above

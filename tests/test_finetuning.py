@@ -1,8 +1,8 @@
 """Tests of finetuning.py and jobs.py: tasks from files to scores."""
 
+import functools
 import json
 import os
-import random
 
 import jax
 import ml_collections
@@ -20,89 +20,13 @@ from bert_jax import tasks
 from bert_jax import train
 from bert_jax import weights
 from configs import finetune
-
-WORDS = "sun moon star sky rain wind snow hill lake tree bird".split()
-VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-
-
-def _lines(form, count, seed):
-  """Examples of a form, of which a small model can learn the rule."""
-  rng = random.Random(seed)
-
-  def words(number):
-    return [rng.choice(WORDS[2:]) for _ in range(number)]
-
-  for _ in range(count):
-    text = words(rng.randrange(1, 6))
-    place = rng.randrange(len(text) + 1)
-    special = rng.choice(WORDS[:2])  # sun or moon decides
-    text.insert(place, special)
-    line = " ".join(text)
-    if form == "classify":
-      yield {"text": line, "label": special}
-    elif form == "pairs":
-      yield {"text": line, "other": " ".join(words(2)), "label": special}
-    elif form == "regress":
-      yield {"text": line, "label": float(special == "sun")}
-    elif form == "tag":
-      tags = ["B-X" if w == "sun" else "O" for w in text]
-      yield {"text": text, "label": tags}
-    elif form == "choice":
-      right = rng.randrange(2)
-      ends = ["sun" if i == right else "moon" for i in range(2)]
-      yield {"text": words(2) and "hill", "a": ends[0], "b": ends[1],
-             "label": right}  # fmt: skip
-    elif form == "span":
-      yield {"text": "hill", "context": line, "label": special}
-
-
-COLUMNS = {
-  "classify": ("text",),
-  "pairs": ("text", "other"),
-  "regress": ("text",),
-  "tag": ("text",),
-  "choice": ("text", "a", "b"),
-  "span": ("text", "context"),
-}
+from tests import small_tasks
 
 
 @pytest.fixture
 def make_config(tmp_path):
   """A function (form) -> config of a run on data of that form, on disk."""
-
-  def make(form="classify", **changes):
-    for split, count, seed in (("train", 96, 0), ("validation", 40, 1)):
-      with open(tmp_path / f"{split}.jsonl", "w") as f:
-        for line in _lines(form, count, seed):
-          f.write(json.dumps(line) + "\n")
-    (tmp_path / "test.jsonl").write_text('{"text": "sun hill"}\n')
-    (tmp_path / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
-    c = finetune.get_config(f"task=my-{form}")
-    c.task.dir = str(tmp_path)
-    c.task.files.train = str(tmp_path / "train.jsonl")
-    c.task.text = COLUMNS[form]
-    c.task.label = "label"
-    c.task.vocab = str(tmp_path / "vocab.txt")
-    c.model.update(
-      vocab_size=len(VOCAB), num_layers=1, hidden_size=32, num_heads=8,
-      mlp_dim=64, max_len=16, dropout_rate=0.0, attention_dropout_rate=0.0,
-      init_stddev=0.1,
-    )  # fmt: skip
-    c.data.seq_len = 16
-    c.task.max_query_len = 8
-    c.data.batch_size = 16
-    c.optim.learning_rate = 3e-3
-    c.train.num_epochs = 8.0
-    c.train.total_steps = 0
-    c.train.log_every_steps = 4
-    c.train.tensorboard = False
-    c.eval.batch_size = 8
-    c.update_from_flattened_dict(
-      {k.replace("__", "."): v for k, v in changes.items()}
-    )
-    return c
-
-  return make
+  return functools.partial(small_tasks.make_config, tmp_path)
 
 
 def _params(workdir):
@@ -263,7 +187,7 @@ def test_other_data_is_scored_without_the_training_file(make_config, tmp_path):
   workdir = str(tmp_path / "run")
   train.train(config, workdir)
   with open(tmp_path / "other.jsonl", "w") as f:
-    for line in _lines("classify", 10, seed=5):
+    for line in small_tasks.lines("classify", 10, seed=5):
       f.write(json.dumps(line) + "\n")
   os.remove(tmp_path / "train.jsonl")
   config = ml_collections.ConfigDict(run_log.read_run(workdir)["config"])
@@ -282,7 +206,7 @@ def test_the_head_and_its_labels_are_kept_with_the_weights(
   found = weights.read(str(tmp_path / "run"))
   assert found.kind == "classify"
   assert found.labels == ("moon", "sun")
-  assert found.tokenizer.vocab_size == len(VOCAB)
+  assert found.tokenizer.vocab_size == len(small_tasks.VOCAB)
 
 
 def test_micro_batches_are_one_batch(make_config, tmp_path):

@@ -14,6 +14,7 @@ FLOORS = (
   {"main"},
   {"train", "plan", "evaluate", "predict", "prepare", "convert", "replay"}
   | {"doctor", "sweep", "results", "report", "engines"},
+  {"members"},
   {"session"},
   {"jobs"},
   {"pretraining", "finetuning"},

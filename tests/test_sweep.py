@@ -13,9 +13,12 @@ import time
 
 import pytest
 
+from bert_jax import results
 from bert_jax import run_log
 from bert_jax import sweep
 from configs import base
+from configs import finetune
+from tests import small_tasks
 from tests import test_main
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -286,6 +289,116 @@ def test_the_grids_of_the_paper_can_be_read(name, tmp_path, monkeypatch):
   wanted = {"glue": 9 * 4 * 2, "squad": 2 * 2, "swag": 2, "ner": 2 * 3 * 3 * 2}
   assert len(trials) == wanted[name]
   assert all("/" not in t.name for t in trials)
+
+
+def _trials_of_tasks(workdir, **settings):
+  config = sweep.make(
+    sweep.trial(
+      f"configs/finetune.py:task={task}",
+      {"seed": seed, "optim.learning_rate": rate, "data.one_row_len": True}
+      | settings,
+    )
+    for seed in (0, 1)
+    for task in ("mrpc", "rte")
+    for rate in (2e-5, 3e-5)
+  )
+  return sweep.read_trials(config, str(workdir))
+
+
+def test_only_trials_of_other_seeds_and_rates_are_put_together(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(ROOT)
+  trials = _trials_of_tasks(tmp_path)
+  batches = sweep.put_together(trials, 3)
+  assert [len(batch) for batch in batches] == [3, 1, 3, 1]
+  assert sorted(t.name for b in batches for t in b) == sorted(
+    t.name for t in trials
+  )
+  for batch in batches:
+    assert len({one.load_config().task.name for one in batch}) == 1
+  assert sweep.put_together(trials, 1) == [(one,) for one in trials]
+
+
+def test_a_member_is_its_workdir_seed_and_rate(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  one = _trials_of_tasks(tmp_path)[3]
+  assert one.member() == (
+    f"--member={one.workdir}:seed=0,optim.learning_rate=3e-05"
+  )
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"data.one_row_len": False}, '"data.one_row_len": True'),
+    ({"objective": "mlm"}, "is for tasks, and its objective is mlm"),
+  ],
+)
+def test_what_cannot_be_put_together_is_refused(
+  tmp_path, monkeypatch, settings, message
+):
+  monkeypatch.chdir(ROOT)
+  trials = _trials_of_tasks(tmp_path / "runs", **settings)
+  with pytest.raises(sweep.SweepError, match=message):
+    sweep.run(trials, str(tmp_path / "runs"), num_together=2)
+  sweep.put_together(trials, 1)
+
+
+def test_where_several_fail_together_each_is_tried_alone(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  script = tmp_path / "fake.py"
+  script.write_text(
+    "import sys\n"
+    f"with open({str(tmp_path / 'calls')!r}, 'a') as f:\n"
+    "  f.write(f'{sum(a.startswith(\"--member\") for a in sys.argv)} ')\n"
+    "sys.exit('no')\n"
+  )
+  trials = _trials_of_tasks(tmp_path / "runs")
+  launcher = [sys.executable, str(script)]
+  with pytest.raises(sweep.FailedError, match="8 of 8"):
+    sweep.run(trials, str(tmp_path / "runs"), num_together=4, launcher=launcher)
+  assert calls(tmp_path) == [4, 0, 0, 0, 0] * 2
+
+
+@pytest.mark.slow
+def test_trials_in_one_program_are_recorded_one_by_one(
+  tmp_path, launch, monkeypatch
+):
+  monkeypatch.chdir(ROOT)
+  data = tmp_path / "data"
+  data.mkdir()
+  (tmp_path / "study").mkdir()
+  flat, plain = (
+    run_log.flatten(run_log.plain(config))
+    for config in (
+      small_tasks.make_config(data, train__num_epochs=1.0),
+      finetune.get_config("task=my-classify"),
+    )
+  )
+  settings = {k: v for k, v in flat.items() if v != plain.get(k)}
+  settings |= {"data.one_row_len": True}
+  path = tmp_path / "study" / "sweep.py"
+  path.write_text(
+    "from bert_jax import sweep\n"
+    "def get_config():\n"
+    f"  settings = {settings!r}\n"
+    "  return sweep.make(\n"
+    "    sweep.trial('configs/finetune.py:task=my-classify',\n"
+    "                settings | {'seed': seed})\n"
+    "    for seed in range(3))\n"
+  )
+  command = (
+    "--mode=sweep", f"--config={path}", f"--workdir={tmp_path / 'runs'}",
+    f"--output={tmp_path / 'study'}", "--num_together=2",
+  )  # fmt: skip
+  assert launch(*command) == 0
+  rows = results.read(str(tmp_path / "study"))
+  assert [row["seed"] for row in rows] == [0, 1, 2]
+  assert [row["together"] for row in rows] == [2, 2, 1]
+  before = (tmp_path / "study" / "results.jsonl").read_text()
+  assert launch(*command) == 0
+  assert (tmp_path / "study" / "results.jsonl").read_text() == before
 
 
 @pytest.mark.slow

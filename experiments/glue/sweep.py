@@ -6,6 +6,8 @@
 WEIGHTS as for configs/finetune.py; DATA has a folder a task, as GLUE comes. The
 learning rate is chosen on the development set (section 4.1), so one seed a rate
 chooses, and more seeds show the spread. `tasks=mrpc+rte` takes some only.
+`together=true` has what --num_together=K needs: K trials of a task, of other
+rates and seeds, in one program.
 """
 
 from bert_jax import sweep
@@ -16,15 +18,23 @@ LEARNING_RATES = (5e-5, 4e-5, 3e-5, 2e-5)
 
 
 def get_config(text=None):
-  """Arguments: from, data, tasks, seeds, random (fresh weights)."""
+  """Arguments: from, data, tasks, seeds, random (fresh weights), together."""
   args = base.arguments(
-    text, data="data/glue", tasks=TASKS, seeds=1, random=False, **{"from": ""}
+    text,
+    data="data/glue",
+    tasks=TASKS,
+    seeds=1,
+    random=False,
+    together=False,
+    **{"from": ""},
   )
+  more = {"data.one_row_len": True} if args.together else {}
   config = "configs/finetune.py:task={},from={},random={}"
   return sweep.make(
     sweep.trial(
       config.format(task, args["from"], str(args.random).lower()),
-      {"task.dir": args.data, "optim.learning_rate": rate, "seed": seed},
+      {"task.dir": args.data, "optim.learning_rate": rate, "seed": seed}
+      | more,
     )
     for task in args.tasks.split("+")
     for rate in LEARNING_RATES
