@@ -301,13 +301,13 @@ class TaskBatches:
 
   def examples(self, step: int) -> list[list[int]]:
     """Numbers of the examples of a step, one after another in one list."""
-    units = self._units(step, self._order)
+    units = self._units(step)
     return [self._features.example[units].tolist()]
 
-  def _units(self, step: int, order: Order) -> np.ndarray:
-    """The units [N] of a step."""
+  def _units(self, step: int, order: Order | None = None) -> np.ndarray:
+    """The units [N] of a step, by default in the order of the batches."""
     places = step * self._batch_size + np.arange(self._batch_size)
-    return order(places)[0]
+    return (order or self._order)(places)[0]
 
   def _layout(
     self, units: np.ndarray, rows: Rows, max_slots: int | None
@@ -321,7 +321,7 @@ class TaskBatches:
     return packing.pack(lengths, rows.row_len, max_slots)
 
   def __getitem__(self, step: int) -> Batch:
-    units = self._units(step, self._order)
+    units = self._units(step)
     layouts: dict[int, packing.Layout | None] = {}
     for rows, num_rows in self._shapes:
       if rows.row_len not in layouts:

@@ -102,15 +102,15 @@ def test_stopped_and_resumed_is_bit_equal(make_config, tmp_path):
   class StopError(Exception):
     pass
 
-  report = train.Meter.report
+  log = train.Recorder.log
 
-  def stop(self, step, row, log):
+  def stop(self, step, speed):
     if step == 8:
       raise StopError
-    report(self, step, row, log)
+    log(self, step, speed)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.Meter, "report", stop)
+    patch.setattr(train.Recorder, "log", stop)
     with pytest.raises(StopError):
       train.train(config, parts)
   train.train(config, parts)
@@ -160,7 +160,7 @@ def test_a_run_that_never_saved_starts_from_its_weights_again(
     raise StopError
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.Meter, "report", stop)
+    patch.setattr(train.Recorder, "log", stop)
     with pytest.raises(StopError):
       train.train(config, run)
   assert os.path.exists(os.path.join(run, "run.json"))

@@ -468,18 +468,24 @@ def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
 def test_parameters_that_are_no_numbers_stop_the_run(tmp_path):
   """Though the losses and gradients that led to them were."""
   config = base.get_config()
-  run = types.SimpleNamespace(config=config, workdir=str(tmp_path))
+  run = types.SimpleNamespace(
+    config=config,
+    workdir=str(tmp_path),
+    run={"config": {}, "data_hash": ""},
+    job=types.SimpleNamespace(
+      tokenizer=types.SimpleNamespace(save=lambda folder: None)
+    ),
+  )
   saved = types.SimpleNamespace(latest_step=lambda: 3)
-  pending = train.Pending(run, saved, None)
+  recorder = train.Recorder(run, saved, None, 0)
   metrics = {"loss": np.float32(1), "grad_norm": np.float32(2)}
   metrics |= dict.fromkeys(("bad_step", "mean_loss"), np.float32(0))
-  pending.add(4, metrics)
-  assert pending.check(np.float32(3))["param_norm"] == 3
-  pending.add(5, metrics)
+  recorder.check([(4, metrics)], 3.0)
   with pytest.raises(
     train.DivergedError, match="param_norm is inf at step 5.*step 3, is sound"
   ):
-    pending.check(np.float32(np.inf))
+    recorder.check([(5, metrics)], np.inf)
+  recorder.close()
 
 
 @pytest.mark.slow

@@ -33,8 +33,7 @@ def get_config(text=None):
   return sweep.make(
     sweep.trial(
       config.format(task, args["from"], str(args.random).lower()),
-      {"task.dir": args.data, "optim.learning_rate": rate, "seed": seed}
-      | more,
+      {"task.dir": args.data, "optim.learning_rate": rate, "seed": seed} | more,
     )
     for task in args.tasks.split("+")
     for rate in LEARNING_RATES
