@@ -25,6 +25,7 @@ import hashlib
 import json
 from pathlib import Path
 import time
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -33,6 +34,7 @@ import numpy as np
 import optax
 from rich import progress
 
+from bert_jax import finetuning
 from bert_jax import jobs
 from bert_jax import run_log
 from bert_jax import task_batches
@@ -110,6 +112,7 @@ class Tagger(nn.Module):
     Returns:
       [B, W, num_labels] logits.
     """
+    x: Any
     if self.join == "weighted":
       weights = self.param("layers", nn.initializers.zeros, states.shape[2:3])
       x = jnp.einsum("bwkd,k->bwd", states, nn.softmax(weights))
@@ -140,7 +143,7 @@ def word_states(job, params, split, layers):
   Returns:
     [W, K, D] float32 for the W words of each example.
   """
-  encoder = bert.Encoder(job.model.config)
+  encoder: Any = bert.Encoder(job.model.config)
 
   @jax.jit
   def compute(params, batch):
@@ -232,7 +235,7 @@ def train_tagger(recipe, train, evaluate, num_labels, seed):
   """
   states, labels = train
   join = FEATURES[recipe.features][1]
-  model = Tagger(recipe.hidden, num_labels, join, recipe.dropout)
+  model: Any = Tagger(recipe.hidden, num_labels, join, recipe.dropout)
   init_rng, dropout_rng = jax.random.split(jax.random.key(seed))
   optimizer = optax.chain(
     optax.clip_by_global_norm(5.0), optax.adam(recipe.learning_rate)
@@ -279,7 +282,9 @@ def train_tagger(recipe, train, evaluate, num_labels, seed):
 
     return tag
 
-  rng, number, found, best = np.random.default_rng(seed), 0, [], None
+  rng, number = np.random.default_rng(seed), 0
+  best, best_epoch = params, 0
+  found: list[float] = []
   for epoch in progress.track(range(recipe.epochs), recipe.features):
     for _, x, y, n in batches(states, labels, recipe.batch_size, rng):
       params, opt_state, loss = step(params, opt_state, number, x, y, n)
@@ -287,9 +292,9 @@ def train_tagger(recipe, train, evaluate, num_labels, seed):
     if not np.isfinite(loss):
       raise SystemExit(f"the loss of epoch {epoch + 1} is {loss}")
     found.append(evaluate(tagger(params)))
-    if best is None or found[-1] > found[best[1] - 1]:
-      best = params, epoch + 1
-  return tagger(best[0]), best[1], found
+    if not best_epoch or found[-1] > found[best_epoch - 1]:
+      best, best_epoch = params, epoch + 1
+  return tagger(best), best_epoch, found
 
 
 def run(config, recipe, seeds, known=()):
@@ -305,6 +310,7 @@ def run(config, recipe, seeds, known=()):
     A row of results.jsonl for each.
   """
   job, pretrained = jobs.open_job(config, "")
+  assert isinstance(job, finetuning.FineTuning)
   if job.task.kind != "tag" or pretrained is None:
     raise SystemExit(
       f"task {job.task.name} is of the kind {job.task.kind}, and the weights "
