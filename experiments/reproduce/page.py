@@ -1,0 +1,439 @@
+"""The paper's tables: what reproduces each, and what it would take.
+
+  python -m experiments.reproduce.page           writes README.md
+  python -m experiments.reproduce.page --plan    makes the plans it lacks first
+
+A plan is compiled for a TPU slice (`--mode=plan`, which needs the extra `tpu`
+but no TPU); plans.json beside this file keeps what the page uses of it. Steps
+and examples are those of the official data. Every time is a prediction.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from bert_jax import sweep
+
+HERE = Path(__file__).parent
+
+PRETRAINING_SLICE, TASK_SLICE = "v5e:4x4", "v5e:2x2"
+
+# Training examples of the official data; questions with a second window of
+# their context count twice in SQuAD, here as of BERT's vocabulary.
+EXAMPLES = {
+  "cola": 8551, "sst2": 67_349, "mrpc": 3668, "stsb": 5749, "qqp": 363_846,
+  "mnli": 392_702, "qnli": 104_743, "rte": 2490, "wnli": 635,
+  "squad_v1": 88_641, "squad_v2": 132_035, "swag": 73_546, "conll2003": 14_041,
+}  # fmt: skip
+# Tasks that are planned by one of their kind, or of nearly the same program.
+KINDS = {
+  "classify": "cola sst2 mrpc qqp mnli qnli rte wnli".split(),
+  "regress": ["stsb"],
+  "span": ["squad_v1"],
+  "span v2": ["squad_v2"],
+  "choice": ["swag"],
+  "tag": ["conll2003"],
+}
+PLANNED_AS = {
+  "classify": "mrpc", "regress": "mrpc", "span": "squad_v1",
+  "span v2": "squad_v2", "choice": "swag", "tag": "conll2003",
+}  # fmt: skip
+# (batch size, epochs) of each, as configs/finetune.py has them.
+RECIPES = {
+  "classify": (32, 3), "regress": (32, 3), "span": (32, 3), "span v2": (48, 2),
+  "choice": (16, 3), "tag": (32, 3),
+}  # fmt: skip
+
+# Shapes of the ablation of table 6 -> settings beside size=base.
+SHAPES: dict[str, dict[str, Any]] = {
+  "3 x 768": {"model.num_layers": 3},
+  "6 x 768, 3 heads": {"model.num_layers": 6, "model.num_heads": 3},
+  "6 x 768": {"model.num_layers": 6},
+  "12 x 768": {},
+  "12 x 1024": {
+    "model.hidden_size": 1024,
+    "model.num_heads": 16,
+    "model.mlp_dim": 4096,
+  },
+  "24 x 1024": {"size": "large"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """Training that is planned.
+
+  Attributes:
+    topology: TPU slice.
+    arguments: of the launcher.
+    steps: of it, over all of its repetitions.
+  """
+
+  topology: str
+  arguments: tuple[str, ...]
+  steps: int
+
+  @property
+  def key(self) -> str:
+    """Its name in plans.json."""
+    return " ".join((self.topology, *self.arguments))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A result of the paper.
+
+  Attributes:
+    table: of the paper.
+    what: the rows of it.
+    paper: its numbers.
+    commands: that reproduce it, from weights or data that an earlier row makes.
+    work: what they train, empty = nothing that a plan can tell.
+    status: what was run here.
+  """
+
+  table: str
+  what: str
+  paper: str
+  commands: tuple[str, ...]
+  work: tuple[Work, ...]
+  status: str = "not run"
+
+
+def pretraining(shape="12 x 768", **settings) -> tuple[Work, ...]:
+  """The two phases of a million steps of 256 rows (appendix A.2)."""
+  changes = dict(SHAPES[shape]) | settings
+  size = changes.pop("size", "base")
+  common = (
+    "--config.model.dtype=bfloat16",
+    "--config.model.attention=fused",
+    *(f"--config.{k}={v}" for k, v in changes.items()),
+  )
+  config = f"--config=configs/pretrain.py:size={size}"
+  second = "--config.data.seq_len=512"
+  return (
+    Work(PRETRAINING_SLICE, (config, *common), 900_000),
+    Work(PRETRAINING_SLICE, (config, *common, second), 100_000),
+  )
+
+
+def finetuning(tasks, repeats, size="base") -> tuple[Work, ...]:
+  """Fine-tuning on tasks, so many times each."""
+  found = []
+  for kind, names in KINDS.items():
+    batch, epochs = RECIPES[kind]
+    steps = sum(
+      int(EXAMPLES[task] / batch * epochs) * repeats
+      for task in names
+      if task in tasks
+    )
+    if steps:
+      shape = {
+        "base": {},
+        "large": {
+          "num_layers": 24, "hidden_size": 1024, "num_heads": 16,
+          "mlp_dim": 4096,
+        },
+      }[size]  # fmt: skip
+      arguments = (
+        f"--config=configs/finetune.py:task={PLANNED_AS[kind]}",
+        "--config.model.dtype=bfloat16",
+        *(f"--config.model.{k}={v}" for k, v in shape.items()),
+      )
+      found.append(Work(TASK_SLICE, arguments, steps))
+  return tuple(found)
+
+
+GLUE = tuple(task for task in EXAMPLES if task in
+             "cola sst2 mrpc stsb qqp mnli qnli rte".split())  # fmt: skip
+DATA = "DATA"
+
+
+def command(mode, config, workdir, *more):
+  """A command as it is typed."""
+  head = f"bert-jax --mode={mode} --config={config} --workdir={workdir}"
+  return " ".join((head, *more))
+
+
+def pretrain_commands(name, *more):
+  """Those of the two phases; data of both lengths is in DATA."""
+  first, second = f"runs/{name}-128", f"runs/{name}"
+  config = "configs/pretrain.py:size=" + (
+    "large" if name == "large" else "base"
+  )
+  common = (
+    f"--config.data.dir={DATA}",
+    "--config.model.dtype=bfloat16",
+    "--config.model.attention=fused",
+    *more,
+  )
+  return (
+    command(
+      "train", config, first, "--config.train.total_steps=900000", *common
+    ),
+    command(
+      "train", config, second, "--config.train.total_steps=100000",
+      "--config.data.seq_len=512", f"--config.init_from={first}", *common,
+    ),
+  )  # fmt: skip
+
+
+def sweep_command(study, weights, *arguments, results=None):
+  """That of one of the grids, with its results recorded."""
+  text = ",".join((f"from={weights}", f"data={DATA}", *arguments))
+  folder = results or f"runs/{study}-{Path(weights).name}"
+  return command(
+    "sweep",
+    f"experiments/{study}/sweep.py:{text}",
+    folder,
+    f"--output={folder}/results",
+  )
+
+
+SMALL = (
+  "at paper size not run; with a small encoder on small data: "
+  "[minilm](../minilm/README.md)"
+)
+ABLATED = "mnli+qnli+mrpc+sst2"
+
+
+def rows() -> list[Row]:
+  """All of them, those first that others start from."""
+  found = [
+    Row(
+      "Appendix A.2",
+      f"pre-training {name}",
+      "4 days on 16 TPU chips" if name == "base" else "4 days on 64 TPU chips",
+      pretrain_commands(name),
+      pretraining("12 x 768" if name == "base" else "24 x 1024"),
+      "at paper size not run; tiny and mini on novels: "
+      "[novels](../novels/README.md)",
+    )
+    for name in ("base", "large")
+  ]
+  glue = {"base": "average 79.6 (test)", "large": "average 82.1 (test)"}
+  squad = {"base": "EM 80.8, F1 88.5", "large": "EM 84.1, F1 90.9"}
+  swag = {"base": "81.6", "large": "86.6"}
+  conll = {"base": "F1 96.4, test 92.4", "large": "F1 96.6, test 92.8"}
+  for size in ("base", "large"):
+    weights = f"runs/{size}"
+    found += [
+      Row(
+        "Table 1", f"GLUE, {size}", glue[size],
+        (sweep_command("glue", weights, "seeds=5"),),
+        finetuning(GLUE, 4 * 5, size), SMALL,
+      ),
+      Row(
+        "Table 2", f"SQuAD 1.1, {size}, one model", squad[size],
+        (sweep_command("squad", weights, "tasks=squad_v1", "seeds=5"),),
+        finetuning(("squad_v1",), 5, size), SMALL,
+      ),
+      Row(
+        "Table 4", f"SWAG, {size}", swag[size],
+        (sweep_command("swag", weights, "seeds=5"),),
+        finetuning(("swag",), 5, size), SMALL,
+      ),
+      Row(
+        "Table 7", f"CoNLL-2003 fine-tuned, {size}", conll[size],
+        (sweep_command("ner", weights, "seeds=5"),),
+        finetuning(("conll2003",), 5, size), SMALL,
+      ),
+    ]  # fmt: skip
+  found += [
+    Row(
+      "Table 2", "SQuAD 1.1 with TriviaQA, and ensembles", "F1 91.1 to 92.2",
+      (), (), "not built: neither data from TriviaQA nor ensembles",
+    ),
+    Row(
+      "Table 3", "SQuAD 2.0, large", "EM 78.7, F1 81.9",
+      (sweep_command("squad", "runs/large", "tasks=squad_v2", "seeds=5"),),
+      finetuning(("squad_v2",), 5, "large"), SMALL,
+    ),
+    Row(
+      "Table 5", "no NSP", "MNLI 83.9, QNLI 84.9, MRPC 86.5, SST-2 92.6, "
+      "SQuAD F1 87.9",
+      (
+        *pretrain_commands("no-nsp", "--config.objective=mlm"),
+        sweep_command("glue", "runs/no-nsp", f"tasks={ABLATED}", "seeds=5"),
+        sweep_command("squad", "runs/no-nsp", "tasks=squad_v1", "seeds=5"),
+      ),
+      (
+        *pretraining(objective="mlm"),
+        *finetuning(ABLATED.split("+"), 20), *finetuning(("squad_v1",), 5),
+      ),
+    ),
+    Row(
+      "Table 5", "left-to-right, with and without BiLSTM", "MNLI 82.1 and 82.1",
+      (), (), "not built: attention here sees both sides",
+    ),
+  ]  # fmt: skip
+  sizes = {
+    "3 x 768": "MNLI 77.9, MRPC 79.8, SST-2 88.4",
+    "6 x 768, 3 heads": "MNLI 80.6, MRPC 82.2, SST-2 90.7",
+    "6 x 768": "MNLI 81.9, MRPC 84.8, SST-2 91.3",
+    "12 x 768": "MNLI 84.4, MRPC 86.7, SST-2 92.9",
+    "12 x 1024": "MNLI 85.7, MRPC 86.9, SST-2 93.3",
+    "24 x 1024": "MNLI 86.6, MRPC 87.8, SST-2 93.7",
+  }
+  for shape, paper in sizes.items():
+    name = shape.replace(" ", "").replace(",", "-")
+    changes = [
+      f"--config.{k}={v}" for k, v in SHAPES[shape].items() if k != "size"
+    ]
+    own = {"12 x 768": "base", "24 x 1024": "large"}.get(shape, name)
+    trains = own == name
+    found.append(
+      Row(
+        "Table 6", shape, paper,
+        (
+          *(pretrain_commands(name, *changes) if trains else ()),
+          sweep_command(
+            "glue", f"runs/{own}", "tasks=mnli+mrpc+sst2", "seeds=5",
+            results=f"runs/glue-size-{own}",
+          ),
+        ),
+        pretraining(shape) if trains else (),
+      )
+    )  # fmt: skip
+  layers = "embeddings last second_to_last concat_last_4 weighted_last_4 "
+  layers += "weighted_all"
+  found.append(
+    Row(
+      "Table 7", "CoNLL-2003 from frozen features, base",
+      "F1 91.0 (embeddings) to 96.1 (last four joined)",
+      (
+        "python -m experiments.feature_ner.run --task=conll2003 --seeds=5 "
+        f"--data={DATA} --from=runs/base {layers}",
+      ),
+      (), "at paper size not run; a tagger on one host, which no plan is for",
+    )
+  )  # fmt: skip
+  masks = {
+    "80/10/10": (0.8, 0.1, "MNLI 84.2, NER 95.4, features 94.9"),
+    "100/0/0": (1.0, 0.0, "MNLI 84.3, NER 94.9, features 94.0"),
+  }
+  for name, (mask, random, paper) in masks.items():
+    own = "base" if name == "80/10/10" else "masks-100"
+    settings = {
+      "data.mask_token_rate": mask,
+      "data.random_token_rate": random,
+    }
+    trains = own != "base"
+    changes = [f"--config.{k}={v}" for k, v in settings.items()]
+    found.append(
+      Row(
+        "Table 8", f"masks {name}", paper,
+        (
+          *(pretrain_commands(own, *changes) if trains else ()),
+          sweep_command("glue", f"runs/{own}", "tasks=mnli", "seeds=5",
+                        results=f"runs/glue-{own}-mnli"),
+          sweep_command("ner", f"runs/{own}", "seeds=5"),
+          "python -m experiments.feature_ner.run --task=conll2003 --seeds=5 "
+          f"--data={DATA} --from=runs/{own} concat_last_4",
+        ),
+        # The host masks: the program is the same.
+        pretraining() if trains else (),
+      )
+    )  # fmt: skip
+  return found
+
+
+def cost(work, plans):
+  """Predicted hours on the slice and chip-hours of some work, or None."""
+  hours, chip_hours = 0.0, 0.0
+  for one in work:
+    plan = plans.get(one.key)
+    if plan is None:
+      return None
+    took = plan["predicted_step_secs"] * one.steps / 3600
+    hours += took
+    chip_hours += took * plan["num_devices"]
+  return hours, chip_hours
+
+
+def page(plans) -> str:
+  """The page, in Markdown."""
+  lines = [
+    "# The paper's tables",
+    "",
+    "What reproduces each result of arXiv 1810.04805, on which TPU slice, and "
+    "what a plan predicts for it. **Nothing of this was run on a TPU**: hours "
+    "are those of compiled programs (`--mode=plan`), of steps alone, without "
+    "data, evaluations and checkpoints. A chip-hour times its price is the "
+    "cost. Fine-tuning is planned at the maximum length, a sequence a row; "
+    "training packs rows and takes less. `WEIGHTS` and `DATA` stand for what "
+    "an earlier row or `--mode=prepare` made; results are recorded by the "
+    "sweeps and shown by `--mode=report --input=RESULTS --output=DIR`.",
+    "",
+    "| paper | result | there | slice | hours, predicted | chip-hours | status "
+    "|",
+    "|---|---|---|---|---|---|---|",
+  ]
+  for row in rows():
+    found = cost(row.work, plans)
+    slices = ", ".join(dict.fromkeys(w.topology for w in row.work))
+    hours = ["not planned yet"] * 2 if found is None else _numbers(found)
+    if not row.work:
+      hours = ["", ""]
+    cells = [row.table, row.what, row.paper, slices, *hours, row.status]
+    lines.append(f"| {' | '.join(cells)} |")
+  lines += ["", "## Commands", ""]
+  for row in rows():
+    if row.commands:
+      lines += [f"{row.table}, {row.what}:", "", "```sh"]
+      lines += [_wrap(text) for text in row.commands]
+      lines += ["```", ""]
+  if plans:
+    commits = sorted({plan["commit"][:12] for plan in plans.values()})
+    lines += [f"Plans were made from commit {', '.join(commits)}.", ""]
+  return "\n".join(lines)
+
+
+def _numbers(found):
+  return [f"{x:,.1f}" if x < 100 else f"{x:,.0f}" for x in found]
+
+
+def _wrap(text):
+  """A command over several lines."""
+  lines, line = [], ""
+  for word in text.split():
+    if line and len(line) + len(word) > 76:
+      lines.append(line + " \\")
+      line = " "
+    line = f"{line} {word}" if line else word
+  return "\n".join([*lines, line])
+
+
+def missing(plans) -> list[Work]:
+  """Work whose plan is not made yet, each program once."""
+  work = {one.key: one for row in rows() for one in row.work}
+  return [one for key, one in work.items() if key not in plans]
+
+
+def main(argv=None):
+  """Makes plans, and the page."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--plan", action="store_true", help="make plans first")
+  parser.add_argument("--max", type=int, default=math.inf, help="so many plans")
+  args = parser.parse_args(argv)
+  path = HERE / "plans.json"
+  plans = json.loads(path.read_text()) if path.exists() else {}
+  for i, one in enumerate(missing(plans) if args.plan else ()):
+    if i >= args.max:
+      break
+    print(one.key, flush=True)
+    plan = sweep.make_plan([*one.arguments, f"--topology={one.topology}"])
+    kept = ("predicted_step_secs", "predicted_mfu", "num_devices", "commit",
+            "versions", "compile_secs")  # fmt: skip
+    plans[one.key] = {name: plan[name] for name in kept}
+    path.write_text(json.dumps(plans, indent=1, sort_keys=True) + "\n")
+  (HERE / "README.md").write_text(page(plans))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,95 @@
+"""Tests of experiments/reproduce: commands that can be typed, a new page."""
+
+import json
+from pathlib import Path
+import shlex
+
+import pytest
+
+from bert_jax import main
+from bert_jax import sweep
+from experiments.reproduce import page
+
+ROOT = Path(page.__file__).parents[2]
+ROWS = page.rows()
+COMMANDS = sorted({text for row in ROWS for text in row.commands})
+
+
+def _settings(arguments):
+  """The --config of some arguments, and what changes it."""
+  named = dict(a.removeprefix("--").split("=", 1) for a in arguments)
+  path = named.pop("config")
+  prefix = "config."
+  changes = {
+    k.removeprefix(prefix): v for k, v in named.items() if k.startswith(prefix)
+  }
+  return path, changes, {k for k in named if not k.startswith(prefix)}
+
+
+@pytest.mark.parametrize("work", page.missing({}), ids=lambda work: work.key)
+def test_what_is_planned_is_a_config(work, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  path, changes, others = _settings(work.arguments)
+  config = sweep.Trial("planned", path, changes, "nowhere").load_config()
+  assert config.model.dtype == "bfloat16"
+  assert not others
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_can_be_typed(command, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  program, *arguments = shlex.split(command)
+  if program == "python":
+    assert arguments[:2] == ["-m", "experiments.feature_ner.run"]
+    return
+  assert program == "bert-jax"
+  path, changes, flags = _settings(arguments)
+  assert flags <= {"mode", "workdir", "output"}
+  assert {"train", "sweep"} & set(main.MODES)
+  config = sweep.Trial("typed", path, changes, "nowhere").load_config()
+  if "mode=sweep" in command:
+    assert len(config.trials) >= 5
+    trials = sweep.read_trials(config, "runs/x")
+    config = trials[0].load_config()
+  assert config.data.batch_size in (16, 32, 48, 256)
+
+
+def test_the_sizes_are_those_of_the_paper(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  for name in page.SHAPES:
+    layers, width = name.split(",")[0].split(" x ")
+    path, changes, _ = _settings(page.pretraining(name)[0].arguments)
+    model = sweep.Trial("x", path, changes, "nowhere").load_config().model
+    assert (model.num_layers, model.hidden_size) == (int(layers), int(width))
+    assert model.mlp_dim == 4 * model.hidden_size
+    heads = 3 if "3 heads" in name else model.hidden_size // 64
+    assert model.num_heads == heads
+
+
+def test_recipes_are_those_of_the_config(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  for kind, tasks in page.KINDS.items():
+    for task in tasks:
+      path = f"configs/finetune.py:task={task}"
+      config = sweep.Trial("x", path, {}, "nowhere").load_config()
+      found = config.data.batch_size, config.train.num_epochs
+      assert found == page.RECIPES[kind], task
+
+
+def test_hours_are_steps_times_their_plan():
+  work = (
+    page.Work("v5e:4x4", ("a",), 3600),
+    page.Work("v5e:2x2", ("b",), 7200),
+  )
+  plans = {
+    "v5e:4x4 a": {"predicted_step_secs": 0.5, "num_devices": 16},
+    "v5e:2x2 b": {"predicted_step_secs": 0.25, "num_devices": 4},
+  }
+  assert page.cost(work, plans) == (1.0, 10.0)
+  assert page.cost(work, {"v5e:4x4 a": plans["v5e:4x4 a"]}) is None
+
+
+def test_the_page_is_that_of_the_plans_there_are():
+  path = page.HERE / "plans.json"
+  plans = json.loads(path.read_text()) if path.exists() else {}
+  assert (page.HERE / "README.md").read_text() == page.page(plans)
