@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bert_jax import bars
 from bert_jax import batching
 from bert_jax import flops
 from bert_jax import metrics
@@ -416,9 +417,10 @@ class TaskEvaluator:
       local_rows=lambda count: sharding.local_rows(self._place, count),
     )
     outputs, totals = [], metrics.add({}, {})
-    for batch in batching.prefetch(
+    batches = batching.prefetch(
       rows, 0, num_threads=data.num_threads, buffer_size=data.prefetch_batches
-    ):
+    )
+    for batch in bars.track(batches, split.name, len(rows)):
       device_batch = sharding.put_global_batch(batch, self._place)
       output, sums = jax.device_get(self._step(params, device_batch))
       outputs.append(output)

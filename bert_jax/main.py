@@ -1,14 +1,21 @@
-"""The launcher: one command for everything.
+r"""bert-jax: BERT from raw text to the tables of its paper, on TPU slices.
 
-  bert-jax --mode=prepare  --config=configs/pretrain.py --input=T --output=D
-  bert-jax --mode=train    --config=configs/pretrain.py --workdir=RUN
-  bert-jax --mode=plan     --config=configs/pretrain.py --topology=v5e:4x4
-  bert-jax --mode=doctor   --config=configs/pretrain.py --workdir=RUN
-  bert-jax --mode=sweep    --config=experiments/X/sweep.py --workdir=RUNS
-  bert-jax --mode=report   --input=experiments/X --output=REPORT
-  bert-jax --mode=evaluate --workdir=RUN
-  bert-jax --mode=convert  --config=configs/convert.py --input=D --output=D2
-  bert-jax --mode=predict  --workdir=RUN --input=LINES.jsonl --output=OUT.jsonl
+What most people need:
+
+  bert-jax --mode=prepare --config=configs/pretrain.py --input=TEXT \
+    --output=DATA
+  bert-jax --mode=train --config=configs/pretrain.py --config.data.dir=DATA \
+    --workdir=RUN
+  bert-jax --mode=train --config=configs/finetune.py:task=mrpc,from=RUN \
+    --config.task.dir=GLUE --workdir=RUN2
+  bert-jax --mode=evaluate --workdir=RUN2
+  bert-jax --mode=predict --workdir=RUN2 --input=LINES.jsonl --output=OUT.jsonl
+
+Other modes: plan (compile for a TPU slice before it is paid for), doctor (would
+it start?), sweep, report, convert. What each takes: bert-jax --helpfull.
+
+A config file is Python: --config=configs/X.py:argument=value,... and any key of
+it changes by --config.group.key=value; configs/base.py says what each means.
 
 Exit status: 0 the job was done, 1 it failed (of a plan: it does not fit the
 memory), 2 it was asked for wrongly, 75 it was told to stop (SIGTERM) and has
@@ -40,6 +47,23 @@ FLAGS = flags.FLAGS
 USAGE_ERROR = 2
 PREEMPTED = 75
 COMPUTING_MODES = ("train", "evaluate", "predict", "doctor")
+
+
+_MORE_HELP = """
+Modes and what each reads and writes:
+
+  prepare   --config --input=TEXT,... --output=DATA
+  train     --config --workdir, or --member of several; --replay_step=N
+  evaluate  --workdir; --output=FILE.json
+  predict   --workdir or --config=configs/predict.py:from=DIR; --input --output
+  plan      --config --topology=v5e:4x4; --num_slices --search=batch
+            --num_together=K --output=FILE.json --dump=FILE
+  convert   --config=configs/convert.py --input=DIR --output=DIR
+  doctor    --config --workdir; --topology
+  sweep     --config=experiments/X/sweep.py --workdir; --output=RESULTS
+            --dry_run --num_parallel --num_together --retry_failed --engine
+  report    --input=RESULTS --output=DIR
+"""
 
 
 class UsageError(ValueError):
@@ -110,6 +134,11 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_enum(
     "engine", "here", ["here", "commands", "slurm", "xpk"],
     "sweep: run the trials here, by a cluster, or write commands to --output.",
+    flag_values=flag_values,
+  )  # fmt: skip
+  flags.DEFINE_enum(
+    "completion", None, ["bash", "zsh"],
+    "Print what completes options: source <(bert-jax --completion=bash)",
     flag_values=flag_values,
   )  # fmt: skip
   flags.DEFINE_integer(
@@ -435,6 +464,9 @@ def main(argv: Sequence[str]) -> int:
   """Runs a mode; returns the exit status."""
   if len(argv) > 1:
     return _refuse(f"what is {argv[1]!r}? Options start with --")
+  if FLAGS.completion:
+    print(_completion(FLAGS, FLAGS.completion), end="")
+    return 0
   if FLAGS.mode is None:
     return _refuse(f"give --mode, one of {', '.join(sorted(MODES))}")
   log = logging.getLogger("bert_jax")
@@ -497,7 +529,10 @@ def _refuse(message: str) -> int:
 def _parse(argv: Sequence[str]) -> Sequence[str]:
   """Parses flags; what is wrong with them is said in one line, status 2."""
   if {"--help", "-h", "-help"} & set(argv):
-    print(__doc__)
+    print(__doc__, end="")
+    sys.exit(0)
+  if "--helpfull" in argv:
+    print(__doc__ + _MORE_HELP)
     print(FLAGS.module_help("bert_jax.main") or FLAGS.main_module_help())
     sys.exit(0)
   # Configs import each other as `configs.NAME`.
@@ -518,6 +553,37 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     return rest
   except Exception as error:  # a config file may raise anything
     sys.exit(_refuse(_explain(error, argv)))
+
+
+def _completion(flag_values: flags.FlagValues, shell: str) -> str:
+  from bert_jax import completion
+  from bert_jax import run_log
+
+  config = flag_values.config
+  own = flag_values.flags_by_module_dict()
+  found = {
+    flag.name: flag
+    for named in own.values()
+    for flag in named
+    if flag.name in _own_flags()
+  }
+  choices = {
+    name: getattr(flag.parser, "enum_values", ())
+    for name, flag in found.items()
+  }
+  return completion.script(
+    shell,
+    sorted(found),
+    {name: values for name, values in choices.items() if values},
+    sorted(run_log.flatten(run_log.plain(config))) if config else [],
+  )
+
+
+def _own_flags() -> set[str]:
+  """Names of the launcher's flags, without those of its libraries."""
+  values = flags.FlagValues()
+  define_flags(values)
+  return set(values)
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax import bars
 from bert_jax import objectives
 from bert_jax import packing
 from bert_jax import records
@@ -1022,7 +1023,9 @@ def predict(
   total = failed = 0
   with _reading(source) as lines, _writing(target) as out:
     predictor = Predictor.load(path, config)
-    for result in predictor.run(_parse_lines(lines)):
+    size = None if source in ("", "-") else os.path.getsize(source)
+    watched = bars.track(lines, "predict", size, size=len)
+    for result in predictor.run(_parse_lines(watched)):
       total += 1
       failed += "error" in result
       line = json.dumps(result, ensure_ascii=False) + "\n"

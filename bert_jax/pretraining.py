@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax import bars
 from bert_jax import batching
 from bert_jax import flops
 from bert_jax import metrics
@@ -177,9 +178,10 @@ class Evaluator:
     """Returns eval/NAME of every metric, over the global split."""
     totals: metrics.Totals = {}
     log_probs = jnp.asarray(self._unigram)
-    for batch in batching.prefetch(
+    batches = batching.prefetch(
       self._batches, 0, num_threads=self._threads, buffer_size=self._buffer
-    ):
+    )
+    for batch in bars.track(batches, "validation", len(self._batches)):
       device_batch = sharding.put_global_batch(batch, self._place)
       sums = jax.device_get(self._step(params, device_batch, log_probs))
       totals = metrics.add(totals, sums)

@@ -1,6 +1,6 @@
 """What a run writes down: run.json, metrics.jsonl, TensorBoard, the console."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import datetime
 import fcntl
@@ -54,6 +54,13 @@ _ADDED = {
   "train.profile_steps": [],
   "train.spike_factor": 0.0,
 }
+
+# What TensorBoard shows runs by.
+_HPARAMS = (
+  "data.batch_size", "data.seq_len", "data.mask", "data.max_sequences",
+  "data.pairing", "data.random", "init_", "model.", "objective", "optim.",
+  "seed", "task.name", "train.num_epochs", "train.total_steps",
+)  # fmt: skip
 
 # What may differ between the sessions of a run that was stopped and went on.
 _SESSION_KEYS = (
@@ -328,7 +335,14 @@ def file_hash(path: str) -> str:
 class MetricsLog:
   """Appends to metrics.jsonl and TensorBoard: one line a step and kind."""
 
-  def __init__(self, workdir: str, start_step: int, tensorboard: bool):
+  def __init__(
+    self,
+    workdir: str,
+    start_step: int,
+    tensorboard: bool,
+    config: Mapping[str, Any] | None = None,
+    metrics: Sequence[str] = (),
+  ):
     """Opens the log and drops what was written after `start_step`.
 
     So a run that was killed and goes on has no step twice and none missing.
@@ -337,6 +351,8 @@ class MetricsLog:
       workdir: of the run.
       start_step: the step that the run goes on from.
       tensorboard: also write event files, if tensorboardX is installed.
+      config: of the run, as in run.json, for TensorBoard's table of runs.
+      metrics: that the table is to show.
     """
     path = os.path.join(workdir, "metrics.jsonl")
     self._bad_steps = os.path.join(workdir, "bad_steps.jsonl")
@@ -347,6 +363,8 @@ class MetricsLog:
     if tensorboard:
       folder = os.path.join(workdir, "tensorboard")
       self._board = _Board(folder, start_step + 1)
+      if config is not None:
+        self._board.write_hparams(config, metrics)
 
   def has(self, step: int, prefix: str) -> bool:
     """Whether the log had a line of the step that it was opened at.
@@ -417,6 +435,28 @@ class _Board:
     header = struct.pack("<Q", len(data))
     for part in (header, data):
       self._file.write(part + struct.pack("<I", self._crc(part)))
+
+  def write_hparams(
+    self, config: Mapping[str, Any], metrics: Sequence[str]
+  ) -> None:
+    """Writes what TensorBoard shows runs by, one beside the other.
+
+    Args:
+      config: of the run, as in run.json.
+      metrics: names of scalars.
+    """
+    from tensorboardX import summary
+
+    flat = flatten(config)
+    values = {k: v for k, v in flat.items() if k.startswith(_HPARAMS)}
+    values = {
+      k: v for k, v in values.items() if isinstance(v, bool | int | float | str)
+    }
+    found = summary.hparams(values, dict.fromkeys(metrics))
+    with _writing(self._file.name):
+      for part in found[:2]:  # the third says that the run has ended
+        self._add(summary=part)
+      self._file.flush()
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes the scalars of a step."""

@@ -42,6 +42,7 @@ class Session:
     imported: parameters to start from, None in it where they start fresh; or
       None.
     run: what run.json is to say.
+    metrics: names of what an evaluation finds.
   """
 
   config: Any
@@ -56,6 +57,7 @@ class Session:
   place: Any
   imported: Any
   run: dict[str, Any]
+  metrics: list[str]
 
   @property
   def total_steps(self) -> int:
@@ -219,7 +221,8 @@ def open_session(
     ),
     _row(batches),
   )
-  checkpoint.check_settings(config.checkpoint, evaluator.names(abstract.params))
+  metrics = evaluator.names(abstract.params)
+  checkpoint.check_settings(config.checkpoint, metrics)
   imported = fit_weights(job, pretrained, abstract.params)
   run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
   run |= job.facts | {"total_steps": job.total_steps}
@@ -237,6 +240,7 @@ def open_session(
     place=sharding.place_state(abstract, mesh, config.mesh),
     imported=imported,
     run=run,
+    metrics=metrics,
   )
 
 

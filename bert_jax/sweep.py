@@ -463,6 +463,8 @@ class _Pool:
   def run(self, batches: Sequence[Batch]) -> None:
     """Runs all of them."""
     waiting = list(batches)
+    self._since, self._ended = time.monotonic(), 0
+    self._total = sum(map(len, batches))
     preemptions: dict[Batch, int] = {}
     while waiting or self._running:
       if self._stops:
@@ -491,6 +493,14 @@ class _Pool:
         "the sweep was told to stop; its trials have saved, and the same "
         "command goes on"
       )
+
+  def _left(self) -> str:
+    """What is still to do, and how long it takes at the speed so far."""
+    left = self._total - self._ended
+    if not left or not self._ended:
+      return ""
+    secs = (time.monotonic() - self._since) / self._ended * left
+    return f"; {left} of {self._total} left, about {secs / 60:.0f} min"
 
   def _start(self, batch: Batch) -> None:
     first, *others = batch
@@ -527,9 +537,11 @@ class _Pool:
     stopped = (PREEMPTED, -signal.SIGTERM)
     event = "done" if status == 0 else "failed"
     event = "preempted" if status in stopped else event
+    if event != "preempted" and (event == "done" or len(batch) == 1):
+      self._ended += len(batch)
     for one in batch:
       self._journal.write(one, event, status=status, seconds=seconds)
-      _log.info("%-8s %s, %.0f s", event, one.name, seconds)
+      _log.info("%-8s %s, %.0f s%s", event, one.name, seconds, self._left())
     if event == "failed":
       with open(_log_path(batch[0]), errors="replace") as f:
         lines = f.read().strip().splitlines()

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 from rich import progress
 
+from bert_jax import bars
 from bert_jax import batching
 from bert_jax import checkpoint
 from bert_jax import flops
@@ -123,7 +124,7 @@ def _train(group: members.Group) -> list[dict[str, float]]:
     evaluations: list[dict[str, float]] = [{} for _ in runs]
 
     # The loop.
-    with meter.bar:
+    with bars.showing(meter.bar):
       for step, batch in enumerate(
         batching.prefetch(
           group.batches,
@@ -233,7 +234,11 @@ class Recorder:
       run.job.tokenizer.save(os.path.join(workdir, "vocab"))
       run_log.write_run(workdir, run.run)
       self._written = run_log.MetricsLog(
-        workdir, start, run.config.train.tensorboard
+        workdir,
+        start,
+        run.config.train.tensorboard,
+        run.run["config"],
+        run.metrics,
       )
 
   def close(self) -> None:

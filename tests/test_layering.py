@@ -26,7 +26,7 @@ FLOORS = (
   | {"batching", "losses", "optim", "sharding", "checkpoint", "records"}
   | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
   | {"hlo", "chips", "costs", "profiling", "compile_cache"}
-  | {"hosts", "preemption"},
+  | {"hosts", "preemption", "bars", "completion"},
 )
 # Imports within a floor: nothing but these, and modules of one room.
 SIDEWAYS = {

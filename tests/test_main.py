@@ -241,12 +241,28 @@ def _process(*args, cwd=ROOT):
   )
 
 
-def test_help_shows_every_mode_and_flag():
-  done = _process("--help")
+@pytest.mark.parametrize("flag", ["--help", "--helpfull"])
+def test_help_shows_every_mode(flag):
+  done = _process(flag)
   assert done.returncode == 0
   for word in (*main.MODES, "--config", "--workdir", "--input", "--output"):
     assert word in done.stdout, word
   assert not done.stderr
+
+
+def test_help_fits_a_screen_and_the_rest_has_every_flag():
+  lines = _process("--help").stdout.splitlines()
+  assert len(lines) <= 24 and max(map(len, lines)) <= 80
+  assert sum("bert-jax --mode=" in line for line in lines) == 5
+  everything = _process("--helpfull").stdout
+  for name in main._own_flags():
+    assert name in everything, name
+
+
+def test_colours_are_for_terminals_only(tmp_path):
+  done = _process("--mode=train", "--config=configs/nothing.py")
+  assert "\x1b" not in done.stdout + done.stderr
+  assert done.returncode == 2
 
 
 def test_the_process_exits_with_the_status(tmp_path):

@@ -2,12 +2,14 @@
 
 import json
 import os
+import struct
 import subprocess
 
 import jax
 import pytest
 
 from bert_jax import run_log
+from configs import base
 
 
 @pytest.fixture
@@ -253,6 +255,34 @@ def test_a_full_disk_leaves_the_record_as_it_was(run, tmp_path):
   with pytest.raises(OSError, match=r"No space left on device: '.*/run.json'"):
     run_log.write_run(str(tmp_path), run)
   assert run_log.read_run(str(tmp_path)) == run
+
+
+def test_tensorboard_gets_what_runs_differ_in(tmp_path):
+  from tensorboardX.proto import event_pb2
+  from tensorboardX.proto import plugin_hparams_pb2
+
+  config = run_log.plain(base.get_config())
+  log = run_log.MetricsLog(str(tmp_path), 0, True, config, ["eval/loss"])
+  log.write(1, {"eval/loss": 2.0})
+  log.close()
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  data, found = path.read_bytes(), {}
+  while data:
+    (length,) = struct.unpack("<Q", data[:8])
+    event = event_pb2.Event.FromString(data[12 : 12 + length])
+    data = data[16 + length :]
+    for value in event.summary.value:
+      plugin = value.metadata.plugin_data
+      if plugin.plugin_name == "hparams":
+        found[value.tag] = plugin_hparams_pb2.HParamsPluginData.FromString(
+          plugin.content
+        )
+  start = found["_hparams_/session_start_info"].session_start_info.hparams
+  assert start["optim.learning_rate"].number_value == 1e-4
+  assert start["objective"].string_value == "mlm_nsp"
+  assert "checkpoint.keep" not in start
+  shown = found["_hparams_/experiment"].experiment.metric_infos
+  assert [info.name.tag for info in shown] == ["eval/loss"]
 
 
 def test_metrics_that_are_not_there_or_damaged_are_an_error(tmp_path):

@@ -1,0 +1,69 @@
+"""Completion of the launcher's options in a shell.
+
+  source <(bert-jax --completion=bash --config=configs/pretrain.py)
+
+Completes options, their values (modes, engines), config files, and after
+--config. the keys of the config that is named there; files and folders
+elsewhere.
+"""
+
+from collections.abc import Mapping, Sequence
+import shlex
+
+SHELLS = ("bash", "zsh")
+
+_SCRIPT = """\
+_bert_jax() {{
+  local IFS=$'\\n' word=${{COMP_LINE:0:COMP_POINT}} value
+  word=${{word##* }}
+  value=${{word#*=}}
+  COMPREPLY=()
+  case $word in
+{cases}
+    --config=*) COMPREPLY=($(compgen -d -S / -- "$value"
+      compgen -f -X '!*.py' -- "$value"
+      [ -n "$value" ] || compgen -G 'experiments/*/sweep.py')) ;;
+    --*=*) COMPREPLY=($(compgen -f -- "$value")) ;;
+    --config.*) COMPREPLY=($(compgen -W {keys} -- "$word")) ;;
+    *) COMPREPLY=($(compgen -W {options} -- "$word")) ;;
+  esac
+  # bash takes the sign = for the end of a word, and completes what follows.
+  [[ $COMP_WORDBREAKS == *=* || $word != *=* ]] ||
+    COMPREPLY=("${{COMPREPLY[@]/#/${{word%%=*}}=}}")
+  compopt -o nospace 2>/dev/null
+}}
+complete -F _bert_jax bert-jax
+"""
+# zsh reads completions of bash after this.
+_ZSH = "autoload -U +X compinit && compinit\n"
+_ZSH += "autoload -U +X bashcompinit && bashcompinit\n"
+
+
+def script(
+  shell: str,
+  options: Sequence[str],
+  choices: Mapping[str, Sequence[str]],
+  keys: Sequence[str],
+) -> str:
+  """The text that a shell is to read.
+
+  Args:
+    shell: one of SHELLS.
+    options: names, such as "mode".
+    choices: the values of those that have few.
+    keys: of a config.
+  """
+
+  def words(found):
+    return "$" + shlex.quote("\\n".join(found)) if found else "''"
+
+  cases = "\n".join(
+    f'    --{name}=*) COMPREPLY=($(compgen -W {words(values)} -- "$value")) ;;'
+    for name, values in choices.items()
+  )
+  text = _SCRIPT.format(
+    cases=cases,
+    keys=words([f"--config.{key}=" for key in keys]),
+    options=words([f"--{name}=" for name in options] + ["--config."]),
+  )
+  return (_ZSH if shell == "zsh" else "") + text

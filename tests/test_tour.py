@@ -1,0 +1,38 @@
+"""The quick tour of the README, as a new user types it."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+from bert_jax import run_log
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_the_tour_of_the_readme(tmp_path):
+  text = (ROOT / "README.md").read_text()
+  (commands,) = re.findall(
+    r"^## A quick tour$.*?^```sh$(.*?)^```$", text, re.M | re.S
+  )[:1]
+  for name in ("README.md", "experiments", "configs"):
+    (tmp_path / name).symlink_to(ROOT / name)
+  launcher = f"'{sys.executable}' -m bert_jax.main"
+  commands = commands.replace(".venv/bin/bert-jax", launcher)
+  assert commands.count(launcher) == 5
+  done = subprocess.run(
+    ["bash", "-e", "-o", "pipefail", "-c", commands],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  rows = run_log.read_metrics(str(tmp_path / "runs/tour/run"))
+  assert rows[-1]["step"] == 40
+  (line,) = [x for x in done.stdout.splitlines() if x.startswith("{")]
+  (mask,) = json.loads(line)["masks"]
+  assert len(mask) > 1 and all(0 < guess["score"] < 1 for guess in mask)
