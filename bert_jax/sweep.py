@@ -70,14 +70,26 @@ class StoppedError(RuntimeError):
   """The sweep was told to stop; its trials have saved."""
 
 
-def trial(config: str, settings: Mapping[str, Any] | None = None) -> dict:
+def trial(
+  config: str, settings: Mapping[str, Any] | None = None, name: str = ""
+) -> dict:
   """A trial of a sweep.
 
   Args:
     config: as --config takes it, such as "configs/finetune.py:task=mrpc".
     settings: key -> value, as --config.KEY=VALUE takes them.
+    name: of its workdir; "" = made of what differs from the other trials.
+
+  Raises:
+    SweepError: the name is none of a folder.
   """
-  return {"config": config, "settings": json.dumps(dict(settings or {}))}
+  if name and not re.fullmatch(r"[\w=+-][\w=.,+-]*", name):
+    raise SweepError(
+      f"the name {name!r} of a trial is to be a folder's, of letters, digits "
+      "and =.,+-_"
+    )
+  settings = json.dumps(dict(settings or {}))
+  return {"config": config, "settings": settings, "name": name}
 
 
 def make(
@@ -224,14 +236,19 @@ def read_trials(config: Any, workdir: str) -> list[Trial]:
       " of one trial or more"
     )
   given = [(t.config, json.loads(t.settings)) for t in config.trials]
-  facts = [_facts(config, settings) for config, settings in given]
+  facts = [facts_of(config, settings) for config, settings in given]
   for i, one in enumerate(facts):
     if one in facts[:i]:
       raise SweepError(
         f"trials {facts.index(one)} and {i} are the same: {given[i][0]}, "
         f"{given[i][1]}; drop one of them"
       )
-  names = _names(facts)
+  names = [
+    t.get("name") or made
+    for t, made in zip(config.trials, _names(facts), strict=True)
+  ]
+  if len(set(names)) < len(names):
+    raise SweepError(f"two trials have one name: {', '.join(sorted(names))}")
   trials = [
     Trial(name, config, settings, os.path.join(workdir, name))
     for name, (config, settings) in zip(names, given, strict=True)
@@ -241,8 +258,13 @@ def read_trials(config: Any, workdir: str) -> list[Trial]:
   return trials
 
 
-def _facts(config: str, settings: Mapping[str, Any]) -> dict[str, str]:
-  """What a trial is made of, by short names."""
+def facts_of(config: str, settings: Mapping[str, Any]) -> dict[str, str]:
+  """What a trial is made of: arguments of its config, and its settings.
+
+  Example:
+    >>> facts_of("configs/finetune.py:task=rte,from=runs/a", {"seed": 1})
+    {'config': 'finetune', 'task': 'rte', 'from': 'runs/a', 'seed': '1'}
+  """
   path, _, arguments = config.partition(":")
   facts = {"config": os.path.splitext(os.path.basename(path))[0]}
   for pair in filter(None, arguments.split(",")):

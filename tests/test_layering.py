@@ -34,7 +34,7 @@ SIDEWAYS = {
   "doctor": {"sweep"},
   "engines": {"sweep"},
   "results": {"sweep"},
-  "report": {"results"},
+  "report": {"results", "sweep"},
   "batching": {"masking", "packing", "records", "tokenization"},
   "task_batches": {"batching", "packing"},
   "flops": {"chips"},

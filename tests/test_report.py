@@ -104,6 +104,17 @@ def write(folder, rows, planned=()):
     (folder / "trials.json").write_text(json.dumps(trials))
 
 
+def test_lines_are_named_by_the_arguments_that_differ(tmp_path):
+  rows = []
+  for start in ("a", "b"):
+    row = make_row("rte", 0, 60.0)
+    path = f"configs/finetune.py:task=rte,from=runs/{start}"
+    rows.append(row | {"settings": row["settings"] | {"config": path}})
+  write(tmp_path / "x", rows, [])
+  lines = report.lines_of(results.read(str(tmp_path / "x")))
+  assert [line.label for line in lines] == ["from=runs/a", "from=runs/b"]
+
+
 def test_runs_of_one_line_differ_by_their_seed(tmp_path, capsys):
   """Median, mean, deviation, and the best by dev, by hand."""
   rows = [make_row("rte", s, v) for s, v in enumerate((60.0, 70.0, 62.0))]

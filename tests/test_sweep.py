@@ -278,6 +278,18 @@ def test_commands_are_those_of_what_is_not_done(tmp_path, launcher):
   assert shlex.split(line) == ["bert-jax", *trials[1].arguments()]
 
 
+def test_the_ablations_can_be_read(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  monkeypatch.syspath_prepend(ROOT)
+  names = {}
+  for name in ("pretrain", "sweep"):
+    path = f"experiments/ablations/{name}.py"
+    config = sweep.Trial("x", path, {}, "").load_config()
+    names[name] = [t.name for t in sweep.read_trials(config, str(tmp_path))]
+  assert names["pretrain"] == ["nsp", "no-nsp", "masks-100"]
+  assert len(names["sweep"]) == 4 * 4 * 2 * 3
+
+
 @pytest.mark.parametrize("name", ["glue", "squad", "swag", "ner"])
 def test_the_grids_of_the_paper_can_be_read(name, tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
@@ -289,6 +301,23 @@ def test_the_grids_of_the_paper_can_be_read(name, tmp_path, monkeypatch):
   wanted = {"glue": 9 * 4 * 2, "squad": 2 * 2, "swag": 2, "ner": 2 * 3 * 3 * 2}
   assert len(trials) == wanted[name]
   assert all("/" not in t.name for t in trials)
+
+
+def test_a_trial_may_have_a_name_of_its_own(tmp_path):
+  def trials(*names):
+    return sweep.make(
+      sweep.trial("configs/base.py", {"seed": i}, name)
+      for i, name in enumerate(names)
+    )
+
+  found = sweep.read_trials(trials("no-nsp", ""), str(tmp_path))
+  assert [t.name for t in found] == ["no-nsp", "seed=1"]
+  assert found[0].workdir == str(tmp_path / "no-nsp")
+  with pytest.raises(sweep.SweepError, match="two trials have one name"):
+    sweep.read_trials(trials("a", "a"), str(tmp_path))
+  for name in ("../a", "a b", ".a"):
+    with pytest.raises(sweep.SweepError, match="is to be a folder's"):
+      trials(name)
 
 
 def _trials_of_tasks(workdir, **settings):
