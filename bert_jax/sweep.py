@@ -88,8 +88,8 @@ def trial(
       f"the name {name!r} of a trial is to be a folder's, of letters, digits "
       "and =.,+-_"
     )
-  settings = json.dumps(dict(settings or {}))
-  return {"config": config, "settings": settings, "name": name}
+  text = json.dumps(dict(settings or {}))
+  return {"config": config, "settings": text, "name": name}
 
 
 def make(
