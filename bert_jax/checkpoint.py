@@ -125,7 +125,11 @@ class Checkpoints:
     if step not in self._newest.all_steps():
       items = _items(params, rest)
       with _telling(self._newest):
-        self._newest.save(step, args=items)
+        if not self._newest.save(step, args=items):
+          raise SaveError(
+            f"step {step} is not saved: {self._newest.directory} has step "
+            f"{self.latest_step()}; move it away"
+          )
 
   def save_if_best(
     self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
@@ -157,6 +161,24 @@ class Checkpoints:
   def latest_step(self, before: int | None = None) -> int | None:
     """The newest step saved, or None; with `before`, of the earlier ones."""
     return max(self._steps(before), default=None)
+
+  def steps(self) -> list[int]:
+    """All that are saved."""
+    return sorted(self._steps(None))
+
+  def drop_after(self, step: int) -> None:
+    """Removes what was saved after a step that a run goes back to."""
+    _remove_others(self._newest, self._steps(step + 1))
+
+  def wait(self) -> None:
+    """Waits until all that is being saved is on disk.
+
+    Raises:
+      SaveError: it cannot be written.
+    """
+    for manager in self._managers():
+      with _telling(manager):
+        manager.wait_until_finished()
 
   def _steps(self, before: int | None) -> list[int]:
     steps = self._newest.all_steps()

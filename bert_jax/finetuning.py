@@ -352,24 +352,29 @@ def num_groups(mesh: jax.sharding.Mesh) -> int:
 class TaskEvaluator:
   """Predicts whole splits and scores the predictions."""
 
-  def __init__(self, job: FineTuning, mesh: jax.sharding.Mesh):
+  def __init__(
+    self, job: FineTuning, mesh: jax.sharding.Mesh, num_members: int = 0
+  ):
     """Prepares for a mesh.
 
     Args:
       job: what is evaluated.
       mesh: that the parameters live on.
+      num_members: models whose parameters are stacked; 0 = it is one.
 
     Raises:
       ValueError: `eval.batch_size` does not fit the mesh.
     """
     sharding.check_batch_size(job.config.eval.batch_size, mesh)
-    self._job = job
+    self._job, self._num_members = job, num_members
     self._place = sharding.batch_sharding(mesh)
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    self._step = jax.jit(
-      steps.make_predict_step(job.model, job.objective),
-      out_shardings=everywhere,
-    )
+    step = steps.make_predict_step(job.model, job.objective)
+    if num_members:
+      step = jax.vmap(
+        step, in_axes=(0, None), spmd_axis_name=sharding.SEED_AXIS
+      )
+    self._step = jax.jit(step, out_shardings=everywhere)
 
   def names(self, params: Any) -> list[str]:
     """The keys of what a call returns."""
@@ -386,14 +391,19 @@ class TaskEvaluator:
 
   def __call__(self, params: Any) -> dict[str, float]:
     """Returns eval/NAME of every metric of every split with labels."""
-    values: dict[str, float] = {}
+    return self.evaluate_all(params)[0]
+
+  def evaluate_all(self, params: Any) -> list[dict[str, float]]:
+    """The same for each of the models whose parameters are stacked."""
+    every: list[dict[str, float]] = [{} for _ in range(self._num_members or 1)]
     for name in self._job.eval_splits:
       split = self._job.split(name)
-      predictions, totals = self.predict(params, split)
-      found = scores.score(split.task, predictions, split.examples)
-      found["loss"] = metrics.finish(totals)["task_loss"]
-      values |= {self._prefix(name) + k: v for k, v in found.items()}
-    return dict(sorted(values.items()))
+      predicted = self._predict_all(params, split)
+      for values, (predictions, totals) in zip(every, predicted, strict=True):
+        found = scores.score(split.task, predictions, split.examples)
+        found["loss"] = metrics.finish(totals)["task_loss"]
+        values |= {self._prefix(name) + k: v for k, v in found.items()}
+    return [dict(sorted(values.items())) for values in every]
 
   def predict(self, params: Any, split: Split) -> tuple[list, metrics.Totals]:
     """Predicts every example of a split.
@@ -406,6 +416,12 @@ class TaskEvaluator:
       A prediction an example (see tasks/scores.py), and the loss as (sum,
       weight), {} without labels.
     """
+    return self._predict_all(params, split)[0]
+
+  def _predict_all(
+    self, params: Any, split: Split
+  ) -> list[tuple[list, metrics.Totals]]:
+    """What `predict` returns, of each of the models."""
     job, data = self._job, self._job.config.data
     rows = task_batches.TaskSplit(
       split.features,
@@ -416,22 +432,37 @@ class TaskEvaluator:
       length_unit=job.model.config.row_len_unit,
       local_rows=lambda count: sharding.local_rows(self._place, count),
     )
-    outputs, totals = [], metrics.add({}, {})
+    members = range(self._num_members or 1)
+    outputs: list[list] = [[] for _ in members]
+    totals = [metrics.add({}, {}) for _ in members]
     batches = batching.prefetch(
       rows, 0, num_threads=data.num_threads, buffer_size=data.prefetch_batches
     )
     for batch in bars.track(batches, split.name, len(rows)):
       device_batch = sharding.put_global_batch(batch, self._place)
-      output, sums = jax.device_get(self._step(params, device_batch))
-      outputs.append(output)
-      totals = metrics.add(totals, sums)
-    flat = rows.collect(outputs)
-    options = {}
-    if job.task.kind == "choice":
+      found = jax.device_get(self._step(params, device_batch))
+      for k in members:
+        output, sums = self._part(found, k)
+        outputs[k].append(output)
+        totals[k] = metrics.add(totals[k], sums)
+    return [
+      (self._decode(split, rows.collect(outputs[k])), totals[k])
+      for k in members
+    ]
+
+  def _part(self, arrays: Any, k: int) -> Any:
+    """What model k has of a tree of arrays."""
+    if not self._num_members:
+      return arrays
+    return jax.tree.map(lambda x: x[k], arrays)
+
+  def _decode(self, split: Split, flat: np.ndarray) -> list:
+    """Predictions of a split's examples from a model's outputs."""
+    settings, options = self._job.config.task, {}
+    if split.task.kind == "choice":
       flat = flat.reshape(len(split.examples), -1)
-    if job.task.kind == "span":
+    if split.task.kind == "span":
       flat = flat.T
       names = ("n_best", "max_answer_len", "null_threshold")
-      options = {name: job.config.task[name] for name in names}
-    predictions = scores.decode(split.task, split.features, flat, **options)
-    return predictions, totals
+      options = {name: settings[name] for name in names}
+    return scores.decode(split.task, split.features, flat, **options)

@@ -228,6 +228,8 @@ def _meet(flag_values: flags.FlagValues) -> None:
 
 
 def _train(flag_values: flags.FlagValues) -> None:
+  if flag_values.member and flag_values.replay_step is not None:
+    raise UsageError("--replay_step looks into one run: give its --workdir")
   _meet(flag_values)
   if flag_values.replay_step is not None:
     from bert_jax import replay
@@ -366,6 +368,10 @@ def _sweep(flag_values: flags.FlagValues) -> None:
 
   config, workdir = _config(flag_values), _workdir(flag_values)
   trials = sweep.read_trials(config, workdir)
+  if flag_values.num_together > 1 and flag_values.engine != "here":
+    raise UsageError(
+      "--num_together is for --engine=here; elsewhere every trial is a job"
+    )
   if flag_values.dry_run:
     costs = sweep.Costs(trials, workdir, flag_values.topology)
     sweep.show(sweep.listing(trials, workdir, costs))
@@ -464,6 +470,8 @@ def main(argv: Sequence[str]) -> int:
   """Runs a mode; returns the exit status."""
   if len(argv) > 1:
     return _refuse(f"what is {argv[1]!r}? Options start with --")
+  if FLAGS.member and FLAGS.mode != "train":
+    return _refuse("--member is for --mode=train")
   if FLAGS.completion:
     print(_completion(FLAGS, FLAGS.completion), end="")
     return 0

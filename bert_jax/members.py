@@ -10,6 +10,7 @@ it is when it is trained alone.
 from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
+import logging
 import math
 import os
 from typing import Any, Protocol
@@ -27,6 +28,8 @@ from bert_jax import session
 from bert_jax import sharding
 from bert_jax import steps
 from bert_jax import task_batches
+
+_log = logging.getLogger(__name__)
 
 
 class MembersError(ValueError):
@@ -80,6 +83,10 @@ class Group(Protocol):
     """A jitted function: parameters -> norm, of each run."""
     ...
 
+  def evaluate(self, params: Any) -> list[dict[str, float]]:
+    """What an evaluation finds, of each run."""
+    ...
+
   def split(self, state: steps.TrainState) -> Iterator[steps.TrainState]:
     """The state of each run."""
     ...
@@ -112,6 +119,10 @@ class Alone:
     """See Group."""
     return jax.jit(optax.tree.norm)
 
+  def evaluate(self, params: Any) -> list[dict[str, float]]:
+    """See Group."""
+    return [self.runs[0].evaluator(params)]
+
   def split(self, state: steps.TrainState) -> Iterator[steps.TrainState]:
     """See Group."""
     yield state
@@ -133,6 +144,21 @@ class Together:
     mesh = runs[0].mesh
     self.place = sharding.of_members(sharding.batch_sharding(mesh), mesh)
     self._places = sharding.of_members(runs[0].place, mesh)
+    self._owners = _own_meshes(mesh)
+    self._takes = [
+      jax.jit(
+        lambda states, k: jax.tree.map(lambda x: x[k], states),
+        out_shardings=jax.tree.map(
+          lambda one, own=own: jax.sharding.NamedSharding(own, one.spec),
+          runs[0].place,
+        ),
+      )
+      for own in self._owners
+    ]
+    from bert_jax import finetuning  # slow to import, and not always needed
+
+    job: Any = runs[0].job
+    self._evaluator = finetuning.TaskEvaluator(job, mesh, len(runs))
 
   def restore(
     self, checkpoints: Sequence[checkpoint.Checkpoints]
@@ -140,31 +166,56 @@ class Together:
     """See Group; a run that is ahead of the others goes back to their step.
 
     Raises:
-      checkpoint.CheckpointError: there are some, and not one that all have.
+      checkpoint.CheckpointError: some have begun, and there is no sound step
+        that all have; nothing was changed.
     """
-    if any(opened.latest_step() is None for opened in checkpoints):
+    saved = [set(opened.steps()) for opened in checkpoints]
+    if not any(saved):
       return 0, self._fresh()
-    limit = None
-    while True:
-      found = [
-        run.restore(opened, limit)
-        for run, opened in zip(self.runs, checkpoints, strict=True)
-      ]
-      start = min(step for step, _ in found)
-      if not start:
-        raise checkpoint.CheckpointError(
-          f"{', '.join(run.workdir for run in self.runs)} have no checkpoint "
-          "of one step; train each alone, or give other workdirs"
-        )
-      if all(step == start for step, _ in found):
-        break
-      limit = start + 1
+    for step in sorted(set.intersection(*saved), reverse=True):
+      states = self._read(checkpoints, step)
+      if states is None:
+        continue
+      for opened in checkpoints:  # what is computed again is saved again
+        opened.drop_after(step)
+      return step, self._stack(states)
+    have = (
+      f"{run.workdir}: {', '.join(map(str, sorted(own))) or 'none'}"
+      for run, own in zip(self.runs, saved, strict=True)
+    )
+    raise checkpoint.CheckpointError(
+      "there is no step that all members have a sound checkpoint of "
+      f"({'; '.join(have)}); train those together that have one, or each alone"
+    )
 
-    def stack(*states):
-      return jax.tree.map(lambda *x: jnp.stack(x), *states)
+  def _read(
+    self, checkpoints: Sequence[checkpoint.Checkpoints], step: int
+  ) -> list[steps.TrainState] | None:
+    """The states of a step, on the host; None: one is damaged."""
+    states = []
+    for run, opened in zip(self.runs, checkpoints, strict=True):
+      try:
+        found, state = run.restore(opened, step + 1)
+      except checkpoint.CheckpointError as error:
+        _log.warning("%s", error)
+        return None
+      if found != step:
+        _log.warning("step %d of %s is damaged", step, run.workdir)
+        return None
+      # Of K states on the devices at once there might be no room.
+      states.append(jax.device_get(state))
+    return states
 
-    states = [state for _, state in found]
-    return start, jax.jit(stack, out_shardings=self._places)(*states)
+  def _stack(self, states: Sequence[steps.TrainState]) -> steps.TrainState:
+    def stack(place, *own):
+      shape = (len(own), *own[0].shape)
+
+      def part(index):
+        return np.stack([x[index[1:]] for x in own[index[0]]])
+
+      return jax.make_array_from_callback(shape, place, part)
+
+    return jax.tree.map(stack, self._places, *states)
 
   def _fresh(self) -> steps.TrainState:
     """The states at step 0."""
@@ -211,14 +262,22 @@ class Together:
     """See Group."""
     return jax.jit(jax.vmap(optax.tree.norm))
 
+  def evaluate(self, params: Any) -> list[dict[str, float]]:
+    """See Group."""
+    return self._evaluator.evaluate_all(params)
+
   def split(self, state: steps.TrainState) -> Iterator[steps.TrainState]:
-    """See Group; one at a time, as each is a copy."""
-    take = jax.jit(
-      lambda state, k: jax.tree.map(lambda x: x[k], state),
-      out_shardings=self.runs[0].place,
-    )
-    for k in range(len(self.runs)):
-      yield take(state, k)
+    """See Group; one at a time, each a copy on the devices that have it."""
+    each = len(self.runs) // len(self._owners)
+    for owner, mesh in enumerate(self._owners):
+      with jax.set_mesh(mesh):
+        states = jax.tree.map(
+          functools.partial(_of_devices, mesh=mesh), state, self._places
+        )
+      for k in range(each):
+        with jax.set_mesh(mesh):
+          own = self._takes[owner](states, k)
+        yield own
 
   def parts(self, arrays: Any) -> list[Any]:
     """See Group."""
@@ -227,6 +286,29 @@ class Together:
       return jax.tree.map(lambda x: x[k], arrays)
 
     return [part(k) for k in range(len(self.runs))]
+
+
+def _own_meshes(mesh: jax.sharding.Mesh) -> list[jax.sharding.Mesh]:
+  """The parts of a mesh along "seed", without that axis."""
+  return [
+    jax.sharding.Mesh(
+      devices, mesh.axis_names[1:], axis_types=mesh.axis_types[1:]
+    )
+    for devices in mesh.devices
+  ]
+
+
+def _of_devices(
+  x: jax.Array, place: jax.sharding.NamedSharding, mesh: jax.sharding.Mesh
+) -> jax.Array:
+  """What the devices of a part of a mesh have of a stacked array; no copy."""
+  devices = set(mesh.devices.flat)
+  shards = [s.data for s in x.addressable_shards if s.device in devices]
+  return jax.make_array_from_single_device_arrays(
+    (len(shards[0]), *x.shape[1:]),
+    jax.sharding.NamedSharding(mesh, sharding.P(None, *place.spec[1:])),
+    shards,
+  )
 
 
 class StackedBatches:

@@ -21,7 +21,7 @@ is done is known from the workdirs alone, so a sweep goes on where it stopped,
 and one that has more seeds or values runs what is new.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import dataclasses
 import datetime
 import hashlib
@@ -172,6 +172,12 @@ class Trial:
       raise SweepError(f"trial {self.name}: {lines[-1]}") from error
     finally:
       sys.argv = before
+
+  def saved_steps(self) -> set[int]:
+    """Steps that there is a checkpoint of."""
+    folder = os.path.join(self.workdir, "checkpoints")
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return {int(name) for name in names if name.isdigit()}
 
   def is_done(self) -> bool:
     """Whether the workdir holds this very training, finished."""
@@ -340,8 +346,15 @@ class Journal:
 
   def failed(self) -> set[str]:
     """Names of the trials whose last event is a failure."""
+    return self._last("failed")
+
+  def parted(self) -> set[str]:
+    """Names of those that failed together, and were not tried alone yet."""
+    return self._last("parted")
+
+  def _last(self, event: str) -> set[str]:
     last = {row["trial"]: row["event"] for row in self.read()}
-    return {name for name, event in last.items() if event == "failed"}
+    return {name for name, found in last.items() if found == event}
 
   def queued(self) -> dict[str, str]:
     """The job that a trial was last queued as, by the trial's name."""
@@ -409,7 +422,7 @@ def run(
       len(trials), len(trials) - len(left), len(failed), len(waiting),
     )  # fmt: skip
     with _Pool(journal, num_parallel, launcher) as pool:
-      pool.run(put_together(waiting, num_together))
+      pool.run(put_together(waiting, num_together, alone=journal.parted()))
     failed |= pool.failed
   if failed:
     raise FailedError(
@@ -423,25 +436,36 @@ def run(
 Batch = tuple[Trial, ...]
 
 
-def put_together(trials: Sequence[Trial], num_together: int) -> list[Batch]:
+def put_together(
+  trials: Sequence[Trial], num_together: int, alone: Collection[str] = ()
+) -> list[Batch]:
   """Trials that one program can train at once, some at a time.
+
+  Those that have begun go on with others that have a checkpoint of the same
+  step, so that none loses what it has.
 
   Args:
     trials: to train.
     num_together: in a program at most.
+    alone: names of trials that have a program each.
 
   Raises:
     SweepError: one of several cannot be trained with others.
   """
-  alike: dict[tuple[str, ...], list[Trial]] = {}
+  # (program, steps that all of a group have, its trials)
+  groups: list[tuple[tuple[str, ...], set[int], list[Trial]]] = []
   for one in trials:
-    key = one.program() if num_together > 1 else (one.name,)
-    alike.setdefault(key, []).append(one)
-  batches = [
-    tuple(group[i : i + num_together])
-    for group in alike.values()
-    for i in range(0, len(group), num_together)
-  ]
+    program, saved = one.program(), one.saved_steps()
+    for key, steps, group in groups:
+      fits = bool(steps & saved) if steps or saved else True
+      single = one.name in alone or group[0].name in alone
+      if key == program and fits and not single and len(group) < num_together:
+        group.append(one)
+        steps &= saved
+        break
+    else:
+      groups.append((program, saved, [one]))
+  batches = [tuple(group) for _, _, group in groups]
   for first in (batch[0] for batch in batches if len(batch) > 1):
     config = first.load_config()
     if config.objective != "task":
@@ -557,19 +581,20 @@ class _Pool:
     status = process.returncode
     # By SIGTERM a trial ends that has nothing to save yet.
     stopped = (PREEMPTED, -signal.SIGTERM)
-    event = "done" if status == 0 else "failed"
+    event = "failed" if len(batch) == 1 else "parted"
+    event = "done" if status == 0 else event
     event = "preempted" if status in stopped else event
-    if event != "preempted" and (event == "done" or len(batch) == 1):
+    if event in ("done", "failed"):
       self._ended += len(batch)
     for one in batch:
       self._journal.write(one, event, status=status, seconds=seconds)
       _log.info("%-8s %s, %.0f s%s", event, one.name, seconds, self._left())
-    if event == "failed":
+    if event in ("failed", "parted"):
       with open(_log_path(batch[0]), errors="replace") as f:
         lines = f.read().strip().splitlines()
       _log.warning("  status %d: %s", status, lines[-1] if lines else "")
-      if len(batch) > 1:
-        _log.warning("  trying each of them alone")
+    if event == "parted":
+      _log.warning("  trying each of them alone")
     return PREEMPTED if event == "preempted" else status
 
 

@@ -395,7 +395,8 @@ class TaskSplit:
   def __len__(self) -> int:
     return -(-self._layout.num_rows // self._num_rows)
 
-  def _part(self, step: int) -> tuple[np.ndarray, packing.Layout]:
+  def units(self, step: int) -> tuple[np.ndarray, packing.Layout]:
+    """The units [N] of a batch, and where they lie in it."""
     units = self._order[self._bounds[step] : self._bounds[step + 1]]
     row = self._layout.row[units] - step * self._num_rows
     return units, packing.Layout(
@@ -403,9 +404,20 @@ class TaskSplit:
     )
 
   def __getitem__(self, step: int) -> Batch:
-    batch = self._rows.fill(*self._part(step), self._num_rows)
+    batch = self._rows.fill(*self.units(step), self._num_rows)
     mine = self._local_rows(self._num_rows)
     return {name: value[mine] for name, value in batch.items()}
+
+  @property
+  def unit_lengths(self) -> np.ndarray:
+    """Tokens [N] of every unit of the features."""
+    return self._rows.unit_lengths
+
+  def token_places(
+    self, units: np.ndarray, layout: packing.Layout
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the tokens of some units are; as Rows.token_places."""
+    return self._rows.token_places(units, layout)
 
   def collect(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
     """Joins a model's outputs of all batches in the order of the features.
@@ -421,7 +433,7 @@ class TaskSplit:
     count = len(features.token_ids) if by_token else len(features.offsets) - 1
     result = np.zeros((count, outputs[0].shape[-1]), np.float32)
     for step, part in enumerate(outputs):
-      units, layout = self._part(step)
+      units, layout = self.units(step)
       values = self._rows.take(np.asarray(part), units, layout)
       if by_token:
         places = self._rows.token_places(units, layout)[0]

@@ -103,11 +103,11 @@ def _train(group: members.Group) -> list[dict[str, float]]:
     # The record of each run, by the first host.
     meter = Meter(runs[0].job, mesh, start, len(runs))
     recorders = [
-      Recorder(run, saved, meter, start)
+      stack.enter_context(contextlib.closing(Recorder(run, saved, meter)))
       for run, saved in zip(runs, checkpoints, strict=True)
     ]
     for recorder in recorders:
-      stack.enter_context(contextlib.closing(recorder))
+      recorder.begin(start)
 
     # The step, compiled once, and who looks after it.
     train_step, norms = group.train_step(), group.norms()
@@ -119,8 +119,7 @@ def _train(group: members.Group) -> list[dict[str, float]]:
     notice = stack.enter_context(preemption.Notice())
     clock = preemption.SaveClock(config.checkpoint.max_lost_secs, start)
     if start and _due(start, config.eval.every_steps):
-      for recorder, own in zip(recorders, group.split(state), strict=True):
-        recorder.catch_up(start, own)
+      _catch_up(group, recorders, start, state)
     evaluations: list[dict[str, float]] = [{} for _ in runs]
 
     # The loop.
@@ -160,11 +159,12 @@ def _train(group: members.Group) -> list[dict[str, float]]:
           clock.plan(step)
         if evaluates or saves:
           with meter.paused():
-            for k, own in enumerate(group.split(state)):
-              recorder = recorders[k]
-              found_now = recorder.evaluate(step, own) if evaluates else {}
-              recorder.save(step, own, found_now, only_best=not saves)
-              evaluations[k] = found_now
+            evaluations = [{} for _ in runs]
+            if evaluates:
+              evaluations = group.evaluate(state.params)
+              for recorder, values in zip(recorders, evaluations, strict=True):
+                recorder.report(step, values)
+            _save(group, recorders, step, state, evaluations, saves)
           if saves:
             clock.saved(step)
         if stops:
@@ -179,6 +179,52 @@ def _train(group: members.Group) -> list[dict[str, float]]:
 
 def _due(step: int, every: int) -> bool:
   return every > 0 and step % every == 0
+
+
+def _save(
+  group: members.Group,
+  recorders: "Sequence[Recorder]",
+  step: int,
+  state: steps.TrainState,
+  evaluations: Sequence[dict[str, float]],
+  always: bool,
+) -> None:
+  """Saves a state; without `always`, only where its evaluation says best."""
+  if len(recorders) > 1:
+    # None is two saves ahead of another: all keep the step to go back to.
+    for recorder in recorders:
+      recorder.checkpoints.wait()
+  for recorder, own, values in zip(
+    recorders, group.split(state), evaluations, strict=True
+  ):
+    save = recorder.checkpoints.save
+    if not always:
+      save = recorder.checkpoints.save_if_best
+    mesh: Any = getattr(own.step.sharding, "mesh")  # noqa: B009
+    with jax.set_mesh(mesh):
+      save(step, own.params, session.rest_of(own), values)
+
+
+def _catch_up(
+  group: members.Group,
+  recorders: "Sequence[Recorder]",
+  start: int,
+  state: steps.TrainState,
+) -> None:
+  """Does the evaluation that a run left to the next, being told to stop."""
+  done = np.array([recorder.has_evaluation(start) for recorder in recorders])
+  if jax.process_count() > 1:  # the first host has the log
+    done = multihost_utils.broadcast_one_to_all(done)
+  if done.all():
+    return
+  evaluations = group.evaluate(state.params)
+  # Saved before it is logged: killed in between, the next does it again.
+  _save(group, recorders, start, state, evaluations, True)
+  for recorder, values, is_done in zip(
+    recorders, evaluations, done, strict=True
+  ):
+    if not is_done:
+      recorder.report(start, values)
 
 
 class Pending:
@@ -201,27 +247,38 @@ class Pending:
 
 
 class Recorder:
-  """Evaluates, saves and writes down one run."""
+  """Looks at the steps of one run, and writes them down.
+
+  Attributes:
+    checkpoints: of the run.
+  """
 
   def __init__(
     self,
     run: session.Session,
     checkpoints: checkpoint.Checkpoints,
     meter: "Meter",
-    start: int,
   ):
-    """Writes what is known of a run before its first step.
+    """Writes nothing yet.
 
     Args:
       run: what is trained.
       checkpoints: of its workdir.
       meter: shows what was found.
-      start: the step that it goes on from.
     """
-    self._run, self._checkpoints, self._meter = run, checkpoints, meter
+    self.checkpoints = checkpoints
+    self._run, self._meter = run, meter
     self._values: dict[str, float] = {}
     self._written: run_log.MetricsLog | None = None
-    workdir = run.workdir
+
+  def begin(self, start: int) -> None:
+    """Writes what is known before the first step, on the first host.
+
+    Args:
+      start: the step that the run goes on from; what the log says of later
+        ones is dropped.
+    """
+    run, workdir = self._run, self._run.workdir
     if start:
       _log.info("going on from step %d of %s", start, workdir)
       if other := run_log.other_code(workdir, run.run):
@@ -246,48 +303,21 @@ class Recorder:
     if self._written:
       self._written.close()
 
-  def _report(self, step: int, row: dict[str, float]) -> None:
+  def report(self, step: int, row: dict[str, float]) -> None:
+    """Writes a line of metrics, and shows it."""
     if self._written:
       self._written.write(step, row)
       self._meter.show(self._run.workdir, step, row)
 
   def log(self, step: int, speed: dict[str, float]) -> None:
     """Writes the train/ metrics of the step that was last looked at."""
-    self._checkpoints.check()
+    self.checkpoints.check()
     row = {f"train/{k}": v for k, v in self._values.items()}
-    self._report(step, row | speed)
+    self.report(step, row | speed)
 
-  def evaluate(self, step: int, state: steps.TrainState) -> dict[str, float]:
-    """Returns, and logs, what the evaluation of a state finds."""
-    found = self._run.evaluator(state.params)
-    self._report(step, found)
-    return found
-
-  def save(
-    self,
-    step: int,
-    state: steps.TrainState,
-    evaluation: dict[str, float],
-    only_best: bool = False,
-  ) -> None:
-    """Saves a state; with `only_best`, only if the evaluation says best."""
-    rest = session.rest_of(state)
-    keep = self._checkpoints
-    save = keep.save_if_best if only_best else keep.save
-    save(step, state.params, rest, evaluation)
-
-  def catch_up(self, start: int, state: steps.TrainState) -> None:
-    """Does the evaluation that a run left to the next, being told to stop."""
-    done = np.int32(
-      self._written is not None and self._written.has(start, "eval/")
-    )
-    if jax.process_count() > 1:  # the first host has the log
-      done = multihost_utils.broadcast_one_to_all(done)
-    if not done:
-      evaluation = self._run.evaluator(state.params)
-      # Saved before it is logged: killed in between, the next does it again.
-      self.save(start, state, evaluation)
-      self._report(start, evaluation)
+  def has_evaluation(self, start: int) -> bool:
+    """Whether the log, on the first host, has that of the step it began at."""
+    return self._written is not None and self._written.has(start, "eval/")
 
   def check(
     self, found: Sequence[tuple[int, dict[str, Any]]], param_norm: float
@@ -341,7 +371,8 @@ class Recorder:
       )
     which = (
       f"Which examples it had is in {self._run.workdir}/bad_steps.jsonl; "
-      f"--replay_step={step} with the same command looks into it. "
+      f"--mode=train --replay_step={step} --workdir={self._run.workdir} looks "
+      "into it. "
     )
     if not skips:
       self._stop(
@@ -358,7 +389,7 @@ class Recorder:
     _log.warning("%s; skipped", reason)
 
   def _stop(self, reason: str, what_to_do: str) -> NoReturn:
-    saved, workdir = self._checkpoints.latest_step(), self._run.workdir
+    saved, workdir = self.checkpoints.latest_step(), self._run.workdir
     raise DivergedError(
       f"{reason}; stopped. "
       + (

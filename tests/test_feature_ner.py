@@ -43,7 +43,7 @@ def test_states_are_those_of_the_first_pieces(config, layers):
       jnp.zeros_like(row),
       return_layers=True,
     )
-    chosen = states if layers is None else [states[i] for i in layers]
+    chosen = states[1:] if layers is None else [states[i] for i in layers]
     want = np.stack([x[0, 1:-1] for x in chosen], axis=1)
     assert found[k].shape == want.shape
     np.testing.assert_allclose(found[k], want, atol=2e-5)

@@ -1,12 +1,14 @@
 """Tests of members.py: models trained together are those trained alone."""
 
 import os
+import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from bert_jax import checkpoint
 from bert_jax import jobs
 from bert_jax import members
 from bert_jax import preemption
@@ -19,6 +21,7 @@ from tests import small_tasks
 # The order of sums differs, and Adam's step is as long for tiny gradients:
 # parameters drift apart by small parts of a learning rate.
 LEARNING_RATE = 3e-4
+FORMS = ("regress", "span", "tag", "choice")
 TOLERANCE = {"rtol": 1e-3, "atol": LEARNING_RATE / 10}
 
 
@@ -64,7 +67,10 @@ def assert_same_runs(one, other):
   )
 
 
-@pytest.mark.parametrize("form", ["classify", "regress", "span", "tag"])
+@pytest.mark.parametrize(
+  "form",
+  ["classify", *(pytest.param(x, marks=pytest.mark.slow) for x in FORMS)],
+)
 def test_each_is_what_it_is_alone(tmp_path, form):
   config = _config(tmp_path, form)
   together = [
@@ -83,7 +89,9 @@ def test_each_is_what_it_is_alone(tmp_path, form):
   assert len(losses) == len(together)
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 8, 1)])
+@pytest.mark.parametrize(
+  "sizes", [(2, 2, 2), pytest.param((1, 8, 1), marks=pytest.mark.slow)]
+)
 def test_over_devices_too(tmp_path, sizes):
   seed, data, fsdp = sizes
   config = _config(tmp_path, train__num_epochs=1.0)
@@ -97,6 +105,7 @@ def test_over_devices_too(tmp_path, sizes):
     assert_same_runs(member.workdir, lone.workdir)
 
 
+@pytest.mark.slow
 def test_they_start_from_weights(tmp_path):
   config = _config(tmp_path, train__num_epochs=1.0)
   _alone(config, members.Member(f"{tmp_path}/first", 7, LEARNING_RATE))
@@ -109,28 +118,73 @@ def test_they_start_from_weights(tmp_path):
     assert_same_runs(member.workdir, lone.workdir)
 
 
+def _stop_at(step, monkeypatch, do):
+  """Runs something that is told to stop after a step."""
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption.Notice, "stops_at", lambda _, now: now == step)
+    with pytest.raises(preemption.PreemptedError):
+      do()
+
+
+def _saved(member):
+  return sorted(map(int, os.listdir(f"{member.workdir}/checkpoints")))
+
+
+@pytest.mark.parametrize(
+  "next_stop", [8, pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_what_was_stopped_goes_on_from_the_step_that_all_have(
-  tmp_path, monkeypatch
+  tmp_path, monkeypatch, next_stop
 ):
-  config = _config(tmp_path, train__num_epochs=4.0)
+  config = _config(tmp_path, train__num_epochs=4.0, checkpoint__keep=3)
   whole, broken = (
     [_member(tmp_path / n, s) for s in (0, 1, 2)] for n in ("whole", "broken")
   )
   train.train_together(config, whole)
-  with monkeypatch.context() as patch:
-    patch.setattr(preemption.Notice, "stops_at", lambda _, step: step == 13)
-    with pytest.raises(preemption.PreemptedError, match="broken/2"):
-      train.train_together(config, broken)
-  # One was killed before it had saved what the others have, and another
-  # logged on.
-  shutil.rmtree(f"{broken[1].workdir}/checkpoints/13")
-  left = os.listdir(f"{broken[0].workdir}/checkpoints")
-  assert sorted(left) == ["12", "13"]
-  train.train_together(config, broken)
+
+  def go_on():
+    train.train_together(config, broken)
+
+  _stop_at(13, monkeypatch, go_on)
+  assert [_saved(member) for member in broken] == [[6, 12, 13]] * 3
+  # One was killed before it had saved what the others have, twice.
+  for step in (12, 13):
+    shutil.rmtree(f"{broken[1].workdir}/checkpoints/{step}")
+  if next_stop:  # before the step that some had reached
+    _stop_at(next_stop, monkeypatch, go_on)
+    assert [_saved(member) for member in broken] == [[6, next_stop]] * 3
+    for member in broken:
+      steps = [r["step"] for r in _rows(member.workdir) if "train/loss" in r]
+      assert steps == list(range(1, next_stop + 1))
+  go_on()
   for one, other in zip(whole, broken, strict=True):
     assert _rows(one.workdir) == _rows(other.workdir)
     got, want = (weights.read(m.workdir).params for m in (one, other))
     jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+@pytest.mark.slow
+def test_a_damaged_step_of_one_sends_all_back(tmp_path, monkeypatch):
+  config = _config(tmp_path, train__num_epochs=4.0, checkpoint__keep=3)
+  together = [_member(tmp_path, s) for s in (0, 1)]
+  _stop_at(13, monkeypatch, lambda: train.train_together(config, together))
+  (path,) = pathlib.Path(together[0].workdir).glob(
+    "checkpoints/13/params/manifest.ocdbt"
+  )
+  path.write_bytes(b"nothing")
+  _stop_at(14, monkeypatch, lambda: train.train_together(config, together))
+  assert [_saved(member) for member in together] == [[6, 12, 14]] * 2
+
+
+def test_who_has_begun_is_not_sent_back_to_the_start(tmp_path, monkeypatch):
+  config = _config(tmp_path)
+  together = [_member(tmp_path, s) for s in (0, 1)]
+  _stop_at(7, monkeypatch, lambda: _alone(config, together[1]))
+  before = _rows(together[1].workdir)
+  with pytest.raises(checkpoint.CheckpointError, match=r"/0: none; .*/1: 7\)"):
+    train.train_together(config, together)
+  assert _saved(together[1]) == [7]
+  assert _rows(together[1].workdir) == before
 
 
 def test_two_saves_are_kept_though_one_is_asked_for(tmp_path):
@@ -141,13 +195,12 @@ def test_two_saves_are_kept_though_one_is_asked_for(tmp_path):
     assert len(os.listdir(f"{member.workdir}/checkpoints")) == 2
 
 
-def test_a_run_that_began_alone_goes_on_with_others(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_runs_that_began_alone_go_on_together(tmp_path, monkeypatch):
   config = _config(tmp_path)
   together = [_member(tmp_path, s) for s in (0, 1)]
-  with monkeypatch.context() as patch:
-    patch.setattr(preemption.Notice, "stops_at", lambda _, step: step == 7)
-    with pytest.raises(preemption.PreemptedError):
-      _alone(config, together[1])
+  for member in together:
+    _stop_at(7, monkeypatch, lambda member=member: _alone(config, member))
   train.train_together(config, together)
   for member in together:
     lone = _member(tmp_path / "alone", member.seed)

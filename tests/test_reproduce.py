@@ -76,6 +76,30 @@ def test_recipes_are_those_of_the_config(monkeypatch):
       assert found == page.RECIPES[kind], task
 
 
+def test_a_workdir_is_of_one_run(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  known = {}
+  for command in COMMANDS:
+    program, *arguments = shlex.split(command)
+    if program != "bert-jax":
+      continue
+    named = dict(a.removeprefix("--").split("=", 1) for a in arguments)
+    workdir = named.pop("workdir")
+    assert known.setdefault(workdir, named) == named, workdir
+
+
+def test_the_grid_of_ner_is_that_of_its_sweep(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  path = "experiments/ner/sweep.py:from=x,seeds=1"
+  config = sweep.Trial("x", path, {}, "nowhere").load_config()
+  trials = sweep.read_trials(config, "runs/x")
+  found = [
+    (c.data.batch_size, c.train.num_epochs)
+    for c in (one.load_config() for one in trials)
+  ]
+  assert sorted(found) == sorted(page.NER_GRID)
+
+
 def test_hours_are_steps_times_their_plan():
   work = (
     page.Work("v5e:4x4", ("a",), 3600),

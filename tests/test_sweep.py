@@ -340,13 +340,32 @@ def test_only_trials_of_other_seeds_and_rates_are_put_together(
   monkeypatch.chdir(ROOT)
   trials = _trials_of_tasks(tmp_path)
   batches = sweep.put_together(trials, 3)
-  assert [len(batch) for batch in batches] == [3, 1, 3, 1]
+  assert sorted(len(batch) for batch in batches) == [1, 1, 3, 3]
   assert sorted(t.name for b in batches for t in b) == sorted(
     t.name for t in trials
   )
   for batch in batches:
     assert len({one.load_config().task.name for one in batch}) == 1
   assert sweep.put_together(trials, 1) == [(one,) for one in trials]
+
+
+def test_trials_that_have_begun_go_on_with_those_of_the_same_step(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(ROOT)
+  trials = [t for t in _trials_of_tasks(tmp_path) if "mrpc" in t.config]
+  for one, saved in zip(trials, ((), (10, 20), (), (10,)), strict=True):
+    for step in saved:
+      os.makedirs(f"{one.workdir}/checkpoints/{step}")
+  found = sweep.put_together(trials, 4)
+  assert [[trials.index(one) for one in batch] for batch in found] == [
+    [0, 2], [1, 3]
+  ]  # fmt: skip
+  os.rename(f"{trials[3].workdir}/checkpoints/10", tmp_path / "away")
+  os.makedirs(f"{trials[3].workdir}/checkpoints/15")
+  assert len(sweep.put_together(trials, 4)) == 3
+  apart = sweep.put_together(trials, 4, alone={trials[0].name})
+  assert [len(batch) for batch in apart] == [1] * 4
 
 
 def test_a_member_is_its_workdir_seed_and_rate(tmp_path, monkeypatch):
@@ -388,6 +407,24 @@ def test_where_several_fail_together_each_is_tried_alone(tmp_path, monkeypatch):
   with pytest.raises(sweep.FailedError, match="8 of 8"):
     sweep.run(trials, str(tmp_path / "runs"), num_together=4, launcher=launcher)
   assert calls(tmp_path) == [4, 0, 0, 0, 0] * 2
+  events = [
+    row["event"] for row in sweep.Journal(str(tmp_path / "runs")).read()
+  ]
+  assert events.count("parted") == events.count("failed") == 8
+
+
+def test_what_failed_together_only_is_tried_alone_by_the_next_sweep(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(ROOT)
+  trials = [t for t in _trials_of_tasks(tmp_path) if "mrpc" in t.config]
+  journal = sweep.Journal(str(tmp_path))
+  for one in trials:
+    journal.write(one, "started", together=4)
+    journal.write(one, "parted", status=1, seconds=1.0)
+  assert not journal.failed()
+  found = sweep.put_together(trials, 4, alone=journal.parted())
+  assert [len(batch) for batch in found] == [1] * 4
 
 
 @pytest.mark.slow

@@ -44,7 +44,8 @@ from configs import finetune
 
 HERE = Path(__file__).parent
 
-# Row of table 7 -> (layers from the last, None = all, and how they are joined).
+# Row of table 7 -> (layers, None = all but the embeddings, and how they are
+# joined).
 FEATURES = {
   "embeddings": ((0,), "concat"),
   "last": ((-1,), "concat"),
@@ -138,7 +139,7 @@ def word_states(job, params, split, layers):
     job: the fine-tuning of a task of tags; its head is not used.
     params: of the encoder.
     split: of the job.
-    layers: numbers of hidden states, 0 = the embeddings; None = all.
+    layers: numbers of hidden states, 0 = the embeddings; None = all others.
 
   Returns:
     [W, K, D] float32 for the W words of each example.
@@ -156,8 +157,8 @@ def word_states(job, params, split, layers):
       sequence_ids=batch["sequence_ids"],
       return_layers=True,
     )
-    chosen = states if layers is None else [states[i] for i in layers]
-    return jnp.concatenate(chosen, axis=-1)
+    chosen = states[1:] if layers is None else [states[i] for i in layers]
+    return jnp.stack(chosen, axis=-2)
 
   features, data = split.features, job.config.data
   rows = task_batches.TaskSplit(
@@ -168,19 +169,26 @@ def word_states(job, params, split, layers):
     pack=data.pack,
     length_unit=job.model.config.row_len_unit,
   )
-  found = []
+  # Only words are kept: with its document around it, a sentence is a small part
+  # of its row.
+  kept: dict[tuple[int, int], np.ndarray] = {}
   for i in progress.track(range(len(rows)), f"reading {split.name}"):
+    units, layout = rows.units(i)
+    source, row, column = rows.token_places(units, layout)
+    is_word = features.words[source] >= 0
     batch = {k: v for k, v in rows[i].items() if k not in ("label", "weight")}
-    found.append(np.asarray(compute(params, batch)))
-  states = rows.collect(found)  # [T, K * D]
-  example = np.repeat(features.example, features.lengths)
-  is_word = features.words >= 0
-  example, words = example[is_word], features.words[is_word]
-  order = np.lexsort((words, example))
-  size = encoder.config.hidden_size
-  states = states[is_word][order].reshape(len(order), -1, size)
-  bounds = np.searchsorted(example[order], np.arange(len(split.examples) + 1))
-  return [states[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    states = np.asarray(compute(params, batch))[row[is_word], column[is_word]]
+    lengths = rows.unit_lengths[units]
+    examples = np.repeat(features.example[units], lengths)[is_word]
+    words = features.words[source][is_word]
+    for example, word, state in zip(
+      examples.tolist(), words.tolist(), states, strict=True
+    ):
+      kept[example, word] = state
+  return [
+    np.stack([kept.pop((i, word)) for word in range(len(example.words))])
+    for i, example in enumerate(split.examples)
+  ]
 
 
 # --- training -----------------------------------------------------------------
