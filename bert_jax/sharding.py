@@ -51,7 +51,7 @@ def make_mesh(
   devices: Sequence[Any] | None = None,
   seed: int | None = None,
 ) -> jax.sharding.Mesh:
-  """Returns a mesh with the axes ("data", "fsdp", "tensor").
+  """Returns a mesh with the axes ("data", "fsdp", "tensor"), or one more.
 
   The axes are of type Auto, so the compiler places whatever is not constrained.
   Devices are ordered so that neighbours on an axis are neighbours on the chip
