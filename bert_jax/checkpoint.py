@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from bert_jax import hosts
+
 _log = logging.getLogger(__name__)
 
 
@@ -520,6 +522,18 @@ def _check_metrics(workdir: str, name: str) -> None:
       ) from error
 
 
+def _meet(*, key: str, timeout_ms: int) -> None:
+  """Waits for the other hosts, unless a save has failed here.
+
+  Orbax, whose barrier this is, has one after a save that failed, too, and then
+  waits ten minutes for hosts that themselves wait for this one.
+  """
+  error = sys.exception()
+  if isinstance(error, Exception):
+    hosts.leave(SaveError(f"no checkpoint can be written: {_cause(error)}"))
+  ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
 def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
   """Opens a folder of steps.
 
@@ -534,7 +548,10 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
         cleanup_tmp_directories=True,
         # Where a folder cannot be made in the background, those who wait for
         # it keep the process from ending for minutes.
-        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+        async_options=ocp.AsyncOptions(
+          create_directories_asynchronously=False,
+          barrier_sync_fn=_meet if jax.process_count() > 1 else None,
+        ),
         **options,
       ),
     )

@@ -1,7 +1,9 @@
 """Tests of hosts.py and preemption.py: several processes, as one job."""
 
+import functools
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import socket
@@ -76,10 +78,13 @@ SETTINGS = {
 }
 
 
-def start(prepared, workdir, num_processes, num_devices, **changes):
+def start(
+  prepared, workdir, num_processes, num_devices, odd=None, limit=None, **changes
+):
   """Starts the processes of a job, with some devices each.
 
-  What they say goes to WORKDIR-NUMBER.txt.
+  What they say goes to WORKDIR-NUMBER.txt. The last one has settings of its
+  own, `odd`, and may write files of `limit` bytes at most.
   """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -91,6 +96,7 @@ def start(prepared, workdir, num_processes, num_devices, **changes):
   settings = SETTINGS | {k.replace("__", "."): v for k, v in changes.items()}
   jobs = []
   for i in range(num_processes):
+    is_last = i == num_processes - 1
     several = (
       f"--coordinator=127.0.0.1:{port}",
       f"--num_processes={num_processes}",
@@ -108,8 +114,12 @@ def start(prepared, workdir, num_processes, num_devices, **changes):
             f"--workdir={workdir}",
             f"--config.data.dir={prepared}",
             *(f"--config.{k}={v}" for k, v in settings.items()),
+            *(f"--config.{k}={v}" for k, v in (odd or {}).items() if is_last),
             *(several if num_processes > 1 else ()),
           ],
+          preexec_fn=functools.partial(_limit_files, limit)
+          if limit and is_last
+          else None,
           cwd=ROOT,
           env=environ,
           stdout=subprocess.DEVNULL,
@@ -118,6 +128,10 @@ def start(prepared, workdir, num_processes, num_devices, **changes):
       )
     jobs[-1].said = pathlib.Path(said.name)
   return jobs
+
+
+def _limit_files(size):
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def finish(jobs):
@@ -218,3 +232,36 @@ def test_what_is_left_of_a_job_ends_soon_and_goes_on_in_any_shape(
     )
     assert_same_rows(copy, alone, rtol=1e-5, num_steps=48)
     assert run_log.read_metrics(str(copy))[-1]["step"] == 48
+
+
+@pytest.mark.slow
+def test_what_one_process_alone_cannot_do_ends_all_soon(tmp_path, prepared):
+  begin = time.monotonic()
+  odd = {"data.dir": str(tmp_path / "nowhere")}
+  jobs = start(prepared, tmp_path / "run", 2, 2, odd=odd)
+  statuses = finish(jobs)
+  assert statuses[1] == 2 and statuses[0] != 0
+  assert time.monotonic() - begin < hosts.HEARTBEAT_SECS + 60
+  said = jobs[1].said.read_text()
+  assert "nowhere holds no prepared data" in said
+  assert "Fatal Python error" not in said + jobs[0].said.read_text()
+  assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_on_one_process_ends_all_and_goes_on(
+  tmp_path, prepared
+):
+  """Its files of arrays do not fit; of the first one they do."""
+  short = dict(train__total_steps=24, checkpoint__every_steps=12)
+  short |= dict(eval__every_steps=0, checkpoint__best_metric="")
+  short |= dict(mesh__fsdp=4, mesh__data=1)  # each has parts to write
+  alone, run = tmp_path / "alone", tmp_path / "run"
+  assert finish(start(prepared, alone, 1, 4, **short)) == [0]
+  jobs = start(prepared, run, 2, 2, limit=3000, **short)
+  statuses = finish(jobs)
+  assert all(status != 0 for status in statuses)
+  said = jobs[1].said.read_text()
+  assert "no checkpoint can be written" in said or "File too large" in said
+  assert finish(start(prepared, run, 2, 2, **short)) == [0, 0]
+  assert_same_rows(run, alone, rtol=1e-5)

@@ -36,6 +36,7 @@ SIDEWAYS = {
   "results": {"sweep"},
   "report": {"results", "sweep"},
   "batching": {"masking", "packing", "records", "tokenization"},
+  "checkpoint": {"hosts"},
   "task_batches": {"batching", "packing"},
   "flops": {"chips"},
   "costs": {"chips", "hlo"},
