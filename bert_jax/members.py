@@ -167,7 +167,7 @@ class Together:
 
     Raises:
       checkpoint.CheckpointError: some have begun, and there is no sound step
-        that all have; nothing was changed.
+        that all have; nothing was removed.
     """
     saved = [set(opened.steps()) for opened in checkpoints]
     if not any(saved):
@@ -196,14 +196,15 @@ class Together:
     for run, opened in zip(self.runs, checkpoints, strict=True):
       try:
         found, state = run.restore(opened, step + 1)
-      except checkpoint.CheckpointError as error:
-        _log.warning("%s", error)
+      except checkpoint.CheckpointError:
+        opened.set_aside(step)
         return None
       if found != step:
-        _log.warning("step %d of %s is damaged", step, run.workdir)
+        opened.set_aside(step)
         return None
       # Of K states on the devices at once there might be no room.
       states.append(jax.device_get(state))
+      del state
     return states
 
   def _stack(self, states: Sequence[steps.TrainState]) -> steps.TrainState:
@@ -278,6 +279,7 @@ class Together:
         with jax.set_mesh(mesh):
           own = self._takes[owner](states, k)
         yield own
+        del own
 
   def parts(self, arrays: Any) -> list[Any]:
     """See Group."""

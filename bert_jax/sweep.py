@@ -349,11 +349,15 @@ class Journal:
     return self._last("failed")
 
   def parted(self) -> set[str]:
-    """Names of those that failed together, and were not tried alone yet."""
-    return self._last("parted")
+    """Names of those that failed together and have not ended alone."""
+    return self._last("parted", ("parted", "done", "failed"))
 
-  def _last(self, event: str) -> set[str]:
-    last = {row["trial"]: row["event"] for row in self.read()}
+  def _last(self, event: str, among: Collection[str] = ()) -> set[str]:
+    last = {
+      row["trial"]: row["event"]
+      for row in self.read()
+      if not among or row["event"] in among
+    }
     return {name for name, found in last.items() if found == event}
 
   def queued(self) -> dict[str, str]:
@@ -442,7 +446,7 @@ def put_together(
   """Trials that one program can train at once, some at a time.
 
   Those that have begun go on with others that have a checkpoint of the same
-  step, so that none loses what it has.
+  step, the newest of which they go on from.
 
   Args:
     trials: to train.

@@ -203,6 +203,7 @@ def _save(
     mesh: Any = getattr(own.step.sharding, "mesh")  # noqa: B009
     with jax.set_mesh(mesh):
       save(step, own.params, session.rest_of(own), values)
+    del own  # on the devices there may be no room for two
 
 
 def _catch_up(
@@ -489,7 +490,9 @@ class Meter:
     text = "  ".join(
       f"{k} {v:,.0f}" if v >= 1000 else f"{k} {v:.4g}" for k, v in row.items()
     )
-    name = f"{os.path.basename(workdir)} " if self.num_runs > 1 else ""
+    name = (
+      f"{os.path.basename(workdir.rstrip('/'))} " if self.num_runs > 1 else ""
+    )
     self.bar.console.print(f"{name}step {step}: {text}", highlight=False)
 
 

@@ -174,6 +174,7 @@ def test_a_damaged_step_of_one_sends_all_back(tmp_path, monkeypatch):
   path.write_bytes(b"nothing")
   _stop_at(14, monkeypatch, lambda: train.train_together(config, together))
   assert [_saved(member) for member in together] == [[6, 12, 14]] * 2
+  assert os.listdir(f"{together[0].workdir}/damaged") == ["13"]
 
 
 def test_who_has_begun_is_not_sent_back_to_the_start(tmp_path, monkeypatch):

@@ -45,6 +45,10 @@ def test_the_table_has_median_and_range_of_what_was_run(tmp_path):
   assert len({line.count("|") for line in lines[2:]}) == 1
 
 
+def test_the_table_is_that_of_the_records_there_are():
+  assert (run.HERE / "results.md").read_text() == run.table()
+
+
 def test_settings_are_those_of_the_command():
   for task in run.TRIALS:
     changes = run.settings(task, 3, "DATA")

@@ -423,8 +423,13 @@ def test_what_failed_together_only_is_tried_alone_by_the_next_sweep(
     journal.write(one, "started", together=4)
     journal.write(one, "parted", status=1, seconds=1.0)
   assert not journal.failed()
+  journal.write(trials[0], "started", together=1)
+  journal.write(trials[0], "preempted", status=75, seconds=1.0)
+  journal.write(trials[1], "started", together=1)
   found = sweep.put_together(trials, 4, alone=journal.parted())
   assert [len(batch) for batch in found] == [1] * 4
+  journal.write(trials[1], "done", status=0, seconds=1.0)
+  assert journal.parted() == {trials[i].name for i in (0, 2, 3)}
 
 
 @pytest.mark.slow

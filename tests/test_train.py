@@ -468,16 +468,9 @@ def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
 def test_parameters_that_are_no_numbers_stop_the_run(tmp_path):
   """Though the losses and gradients that led to them were."""
   config = base.get_config()
-  run = types.SimpleNamespace(
-    config=config,
-    workdir=str(tmp_path),
-    run={"config": {}, "data_hash": ""},
-    job=types.SimpleNamespace(
-      tokenizer=types.SimpleNamespace(save=lambda folder: None)
-    ),
-  )
+  run = types.SimpleNamespace(config=config, workdir=str(tmp_path))
   saved = types.SimpleNamespace(latest_step=lambda: 3)
-  recorder = train.Recorder(run, saved, None, 0)
+  recorder = train.Recorder(run, saved, None)
   metrics = {"loss": np.float32(1), "grad_norm": np.float32(2)}
   metrics |= dict.fromkeys(("bad_step", "mean_loss"), np.float32(0))
   recorder.check([(4, metrics)], 3.0)
@@ -485,7 +478,6 @@ def test_parameters_that_are_no_numbers_stop_the_run(tmp_path):
     train.DivergedError, match="param_norm is inf at step 5.*step 3, is sound"
   ):
     recorder.check([(5, metrics)], np.inf)
-  recorder.close()
 
 
 @pytest.mark.slow
