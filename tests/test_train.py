@@ -177,6 +177,8 @@ def read_events(folder):
       (length,) = struct.unpack_from("<Q", data, at)
       event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
       for value in event.summary.value:
+        if value.metadata.plugin_data.plugin_name:
+          continue  # of the run, not of a step
         found[event.step, value.tag] = value.simple_value
       at += length + 16
   return found
