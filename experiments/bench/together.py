@@ -10,7 +10,6 @@ Prints a line a way and, as the last line, a summary as JSON.
 
 import argparse
 import json
-import os
 from pathlib import Path
 import subprocess
 import sys
@@ -46,9 +45,7 @@ def launch(args, cache, *more):
     f"--compile_cache={cache}",
     *more,
   ]
-  subprocess.run(
-    command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, env=os.environ
-  )
+  subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def scores_of(folder, seeds):
