@@ -484,6 +484,7 @@ def main(argv: Sequence[str]) -> int:
   log.propagate = False
   if FLAGS.verbosity < 1:  # of the libraries, only warnings
     absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_logger().addFilter(_is_news)
   try:
     with _keeping_programs(FLAGS):
       MODES[FLAGS.mode](FLAGS)
@@ -521,6 +522,11 @@ def _is_of_several() -> bool:
   from bert_jax import hosts
 
   return hosts.are_several()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Orbax looks for metadata beside parameters that are read by themselves."""
+  return "Metadata file does not exist" not in str(record.msg)
 
 
 def _leave(error: Exception, status: int = 1) -> None:

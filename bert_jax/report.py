@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import html
 import io
+import itertools
 import json
 import os
 import statistics
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from rich import console as rich_console
 from rich import markup
+from rich import measure
 from rich import table as rich_table
 from scipy import stats
 
@@ -51,7 +53,7 @@ class Line:
 
   Attributes:
     task: its name.
-    label: what differs from other lines of the task.
+    settings: (name, value) of what differs between lines, in one order for all.
     metric: name of the metric that counts.
     values: of it, in per cent, a run each.
     degenerate: runs that are no better than always the same answer.
@@ -59,7 +61,7 @@ class Line:
   """
 
   task: str
-  label: str
+  settings: tuple[tuple[str, str], ...]
   metric: str
   values: tuple[float, ...]
   degenerate: int
@@ -69,6 +71,11 @@ class Line:
   def median(self) -> float:
     """Of the runs."""
     return statistics.median(self.values)
+
+  @property
+  def label(self) -> str:
+    """The settings in a word."""
+    return ", ".join(f"{k}={v}" for k, v in self.settings if v) or "all"
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
@@ -81,16 +88,18 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     settings = {k: v for k, v in row["settings"].items() if k not in _OF_A_RUN}
     key = (row["task"], json.dumps(settings, sort_keys=True))
     groups.setdefault(key, {})[row["seed"]] = row
-  labels = _labels([_facts(json.loads(settings)) for _, settings in groups])
+  all_settings = _differing([_facts(json.loads(text)) for _, text in groups])
   found = []
-  for ((task, _), runs), label in zip(groups.items(), labels, strict=True):
+  for ((task, _), runs), settings in zip(
+    groups.items(), all_settings, strict=True
+  ):
     metric, scale = _metric(task, next(iter(runs.values()))["metrics"])
     chosen = tuple(runs.values())
     values = tuple(r["metrics"][f"eval/{metric}"] * scale for r in chosen)
     bad = sum(
       _is_degenerate(r, v / scale) for r, v in zip(chosen, values, strict=True)
     )
-    found.append(Line(task, label, metric, values, bad, chosen))
+    found.append(Line(task, settings, metric, values, bad, chosen))
   return sorted(found, key=lambda line: (line.task, line.label))
 
 
@@ -119,17 +128,28 @@ def _is_degenerate(row: Mapping[str, Any], value: float) -> bool:
   return value == 0.0 or not np.isfinite(value)
 
 
-def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-  keys = sorted({key for one in settings for key in one})
-  differ = [
-    k for k in keys if len({json.dumps(one.get(k)) for one in settings}) > 1
-  ]
-  return [
-    ", ".join(
-      f"{k.rpartition('.')[2]}={one[k]}" for k in differ if k in one
-    ) or "all"
-    for one in settings
-  ]  # fmt: skip
+def _differing(
+  settings: Sequence[Mapping[str, Any]],
+) -> list[tuple[tuple[str, str], ...]]:
+  """What is not the same in all, but the task; "" stands for what one lacks."""
+  keys = sorted({key for one in settings for key in one} - {"task"})
+  names, columns = [], []
+  for key in keys:
+    values = [one.get(key, "") for one in settings]
+    if len({json.dumps(value) for value in values}) > 1:
+      folder, column = _without_common_folder([str(v) for v in values])
+      names.append(" ".join(filter(None, (key.rpartition(".")[2], folder))))
+      columns.append(column)
+  rows = zip(*columns, strict=True) if columns else [()] * len(settings)
+  return [tuple(zip(names, row, strict=True)) for row in rows]
+
+
+def _without_common_folder(paths: list[str]) -> tuple[str, list[str]]:
+  """Of relative paths that share one, their folder and what follows it."""
+  folders = {os.path.dirname(path) for path in paths}
+  if len(folders) > 1 or not all(folders):
+    return "", paths
+  return folders.pop(), [os.path.basename(path) for path in paths]
 
 
 def interval(values: Sequence[float], offset: float) -> tuple[float, float]:
@@ -153,41 +173,37 @@ def interval(values: Sequence[float], offset: float) -> tuple[float, float]:
   return float(found.low), float(found.high)
 
 
-HEADINGS = (
-  "task", "settings", "metric", "median", "mean", "std", "min", "max", "runs",
-  "degenerate", "minus the paper's", "s a run", "useful tokens/s", "hardware",
-)  # fmt: skip
-
-
-def cells(line: Line, is_best: bool) -> list[str]:
-  """A row of the table."""
+def cells(line: Line, is_best: bool) -> dict[str, str]:
+  """A row of the table, by its headings."""
   values = line.values
   spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
   speeds = [r["useful_tokens_per_sec"] for r in line.rows]
   known = [s for s in speeds if s]
   secs = statistics.median(r["seconds"] for r in line.rows)
-  return [
-    line.task,
-    line.label + (" (best by dev)" if is_best else ""),
-    line.metric,
-    f"{line.median:.2f}",
-    f"{statistics.mean(values):.2f}",
-    spread,
-    f"{min(values):.2f}",
-    f"{max(values):.2f}",
-    str(len(values)),
-    str(line.degenerate),
-    _difference(line),
-    f"{secs:,.0f}",
-    f"{statistics.median(known):,.0f}" if known else "-",
-    ", ".join(sorted({r["hardware"] for r in line.rows})),
-  ]
+  return {
+    "task": line.task,
+    **dict(line.settings),
+    "metric": line.metric,
+    "median": f"{line.median:.2f}",
+    "mean": f"{statistics.mean(values):.2f}",
+    "std": spread,
+    "min": f"{min(values):.2f}",
+    "max": f"{max(values):.2f}",
+    "runs": str(len(values)),
+    "degenerate": str(line.degenerate),
+    "best by dev": "best" if is_best else "",
+    "minus the paper's": _difference(line),
+    "the paper's": _papers(line.task),
+    "s a run": f"{secs:,.0f}",
+    "useful tokens/s": f"{statistics.median(known):,.0f}" if known else "-",
+    "hardware": ", ".join(sorted({r["hardware"] for r in line.rows})),
+  }
 
 
 def _difference(line: Line) -> str:
   if line.task not in PAPER:
     return "-"
-  metric, number, where = PAPER[line.task]
+  metric, number, _ = PAPER[line.task]
   scale = _metric(line.task, {})[1]
   found = [r["metrics"].get(f"eval/{metric}") for r in line.rows]
   values = [v * scale for v in found if v is not None]
@@ -197,7 +213,14 @@ def _difference(line: Line) -> str:
   if len(values) > 1:
     low, high = interval(values, number)
     text += f" [{low:+.1f}, {high:+.1f}]"
-  return f"{text} ({metric} {number}, {where})"
+  return text
+
+
+def _papers(task: str) -> str:
+  if task not in PAPER:
+    return "-"
+  metric, number, where = PAPER[task]
+  return f"{metric} {number}, {where}"
 
 
 def missing(folder: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -229,42 +252,55 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
 
   plots = []
   for task in dict.fromkeys(line.task for line in lines):
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for line in (one for one in lines if one.task == task):
-      points = [r["curves"].get("train/loss") for r in line.rows]
-      curves = [np.asarray(c, float) for c in points if c]
-      if not curves:
-        continue
-      steps = curves[0][:, 0]
-      values = np.stack([np.interp(steps, c[:, 0], c[:, 1]) for c in curves])
-      (drawn,) = axes.plot(steps, np.median(values, 0), label=line.label)
-      axes.fill_between(
-        steps, values.min(0), values.max(0), alpha=0.2, color=drawn.get_color()
-      )
-    axes.set(xlabel="step", ylabel="training loss", title=task)
-    if axes.lines:
-      axes.legend(fontsize="x-small")
+    chosen = [line for line in lines if line.task == task]
+    names = {"train/loss": "training loss"}
+    metric = f"eval/{chosen[0].metric}"
+    if any(len(r["curves"].get(metric, ())) > 1 for r in chosen[0].rows):
+      names[metric] = f"{chosen[0].metric}, dev"
+    figure, panels = plt.subplots(
+      1, len(names), figsize=(10, 3.6), layout="constrained", squeeze=False
+    )
+    for axes, (name, what) in zip(panels[0], names.items(), strict=True):
+      for line in chosen:
+        _draw(axes, [r["curves"].get(name) for r in line.rows], line.label)
+      axes.set(xlabel="step", ylabel=what, title=task)
+    if panels[0][0].lines:
+      panels[0][0].legend(fontsize="x-small")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
-    plots.append(
-      (f"{task}: training loss, median and range", buffer.getvalue())
-    )
+    caption = f"{task}: {' and '.join(names.values())}, median and range"
+    plots.append((caption, buffer.getvalue()))
   return plots
+
+
+def _draw(axes, points: Sequence[Sequence | None], label: str) -> None:
+  """A line of runs: the median at every step, and what they span."""
+  curves = [np.asarray(c, float) for c in points if c]
+  if not curves:
+    return
+  steps = curves[0][:, 0]
+  values = np.stack([np.interp(steps, c[:, 0], c[:, 1]) for c in curves])
+  (drawn,) = axes.plot(steps, np.median(values, 0), label=label)
+  axes.fill_between(
+    steps, values.min(0), values.max(0), alpha=0.2, color=drawn.get_color()
+  )
 
 
 _NOTE = (
   "Numbers are in per cent, of the development set. The best settings of a "
   "task are those with the highest median there, so their own number is an "
-  "optimistic one. A run is degenerate if it is no better than always the same "
-  "answer. The paper's numbers are BERT-base's; in brackets a bootstrap "
-  "interval (95 %) of the difference of the mean, the paper's number taken as "
-  "exact."
+  "optimistic one (the first of several that are equal). A run is degenerate "
+  "if it is no better than always the same answer. The paper's numbers are "
+  "BERT-base's; in brackets a bootstrap interval (95 %) of the difference of "
+  "the mean, the paper's number taken as exact."
 )
 _STYLE = (
-  "body{font:15px/1.5 sans-serif;max-width:80em;margin:2em auto;padding:0 1em}"
-  "table{border-collapse:collapse;display:block;overflow-x:auto}"
-  "th,td{border-bottom:1px solid #ccc;padding:.3em .7em;text-align:left}"
+  "body{font:15px/1.5 sans-serif;max-width:88em;margin:2em auto;padding:0 1em}"
+  "table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px}"
+  "th,td{border-bottom:1px solid #ccc;padding:.3em .6em;text-align:left;"
+  "white-space:nowrap;font-variant-numeric:tabular-nums}"
+  "td.number{text-align:right}tr.best td{background:#eef6ee}"
   "th{background:#f4f4f4}img{max-width:100%}pre{background:#f4f4f4;padding:1em;"
   "white-space:pre-wrap}"
 )
@@ -323,9 +359,9 @@ def _markdown(title, facts, table, lost, command) -> str:
     f"# {title}", facts, _NOTE,
     "\n".join(
       [
-        f"| {' | '.join(HEADINGS)} |",
-        "|---" * len(HEADINGS) + "|",
-        *(f"| {' | '.join(row)} |" for row in table),
+        f"| {' | '.join(table[0])} |",
+        "|---" * len(table[0]) + "|",
+        *(f"| {' | '.join(row.values())} |" for row in table),
       ]
     ),
   ]  # fmt: skip
@@ -336,9 +372,16 @@ def _markdown(title, facts, table, lost, command) -> str:
 
 
 def _html(title, facts, table, lost, command, plots) -> str:
-  def row(tag, texts):
-    inner = "".join(f"<{tag}>{html.escape(t)}</{tag}>" for t in texts)
-    return f"<tr>{inner}</tr>"
+  def row(texts):
+    inner = "".join(
+      f"<td{' class=number' if text[:1] in '+-0123456789' and text else ''}>"
+      f"{html.escape(text)}</td>"
+      for text in texts.values()
+    )
+    best = " class=best" if texts["best by dev"] else ""
+    return f"<tr{best}>{inner}</tr>"
+
+  headings = "".join(f"<th>{html.escape(text)}</th>" for text in table[0])
 
   parts = [
     "<!doctype html>",
@@ -346,8 +389,8 @@ def _html(title, facts, table, lost, command, plots) -> str:
     f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
     f"<h1>{html.escape(title)}</h1>",
     f"<p>{html.escape(facts)}</p><p>{html.escape(_NOTE)}</p>",
-    f"<table>{row('th', HEADINGS)}",
-    *(row("td", texts) for texts in table),
+    f"<table><tr>{headings}</tr>",
+    *(row(texts) for texts in table),
     "</table>",
   ]
   if lost:
@@ -367,15 +410,25 @@ def _html(title, facts, table, lost, command, plots) -> str:
 
 
 def _print(table, facts, lost, command) -> None:
-  # What a terminal has room for.
-  shown = [HEADINGS.index(h) for h in HEADINGS[:10]]
-  grid = rich_table.Table(box=None, pad_edge=False)
-  for i in shown:
-    grid.add_column(HEADINGS[i], overflow="fold")
-  for row in table:
-    grid.add_row(*(markup.escape(row[i]) for i in shown))
   out = rich_console.Console(highlight=False)
+  if not out.is_terminal:  # nothing is cut in a file or a pipe
+    out = rich_console.Console(highlight=False, width=200)
+  shown = itertools.takewhile(lambda h: h != "minus the paper's", table[0])
+  headings, unlimited = list(shown), out.options.update_width(10_000)
+  for heading in ("", "metric", "mean", "std", "runs", "degenerate"):
+    if heading:
+      headings.remove(heading)
+    grid = _grid(table, headings)
+    if measure.Measurement.get(out, unlimited, grid).maximum <= out.width:
+      break
   out.print(grid)
   out.print(markup.escape(facts))
   if lost:
     out.print(markup.escape(f"missing: {len(lost)}, by {command}"))
+
+
+def _grid(table, headings) -> rich_table.Table:
+  grid = rich_table.Table(*headings, box=None, pad_edge=False)
+  for row in table:
+    grid.add_row(*(markup.escape(row[heading]) for heading in headings))
+  return grid

@@ -16,6 +16,7 @@ import numpy as np
 
 from bert_jax import run_log
 from bert_jax import sweep
+from bert_jax import tasks
 
 # Without which a line is none.
 _KEYS = {"id", "trial", "task", "seed", "metrics", "settings"}
@@ -102,9 +103,13 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
   config, devices = run["config"], run["devices"]
   useful = [r["train/useful_tokens_per_sec"] for r in speeds]
   sessions = [*run.get("sessions", []), run]
+  task = config["task"]["name"] or config["objective"]
+  drawn = list(_CURVES)
+  if task in tasks.TASKS:
+    drawn.append(f"eval/{tasks.TASKS[task].main_metric}")
   return {
     "trial": one.name,
-    "task": config["task"]["name"] or config["objective"],
+    "task": task,
     "seed": run["seed"],
     "settings": dict(one.settings) | {"config": one.config},
     "config": config,
@@ -120,9 +125,7 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
     "useful_tokens_per_sec": float(np.median(useful)) if useful else None,
     "metrics": metrics,
     "most_frequent": most_frequent(one),
-    "curves": {
-      name: curve for name in _CURVES if (curve := _curve(rows, name))
-    },
+    "curves": {name: curve for name in drawn if (curve := _curve(rows, name))},
   }
 
 

@@ -429,10 +429,12 @@ def run(
       pool.run(put_together(waiting, num_together, alone=journal.parted()))
     failed |= pool.failed
   if failed:
+    names = sorted(failed)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     raise FailedError(
-      f"{len(failed)} of {len(trials)} trials failed: "
-      f"{', '.join(sorted(failed))}; what each said is in its log.txt. Try "
-      "them again with --retry_failed"
+      f"{len(names)} of {len(trials)} trials failed: {', '.join(names[:5])}"
+      f"{more}; what each said is in its log.txt. Try them again with "
+      "--retry_failed"
     )
 
 
