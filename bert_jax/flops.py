@@ -22,7 +22,7 @@ Padding counts like any other position.
 
 from typing import Protocol
 
-from bert_jax import chips
+from bert_jax.tpu import chips
 
 
 class ModelSizes(Protocol):

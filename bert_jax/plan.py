@@ -31,11 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import batching
-from bert_jax import chips
-from bert_jax import costs
 from bert_jax import finetuning
 from bert_jax import flops
-from bert_jax import hlo
 from bert_jax import jobs
 from bert_jax import members
 from bert_jax import objectives
@@ -46,6 +43,9 @@ from bert_jax import run_log
 from bert_jax import sharding
 from bert_jax import steps
 from bert_jax.models import bert
+from bert_jax.tpu import chips
+from bert_jax.tpu import costs
+from bert_jax.tpu import hlo
 
 _log = logging.getLogger(__name__)
 
@@ -1031,7 +1031,7 @@ def _program_warnings(program: hlo.Program, found_kernels: bool) -> list[str]:
   if copies > 0.05 * program.cycles:
     found.append(
       f"{copies / program.cycles:.0%} of the cycles go into copies from one "
-      "layout to another; `python -m bert_jax.hlo` on the program's text "
+      "layout to another; `python -m bert_jax.tpu.hlo` on the program's text "
       "(--dump) names them"
     )
   if program.unknown_loops:

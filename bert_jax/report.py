@@ -90,7 +90,7 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     groups.setdefault(key, {})[row["seed"]] = row
   all_settings = _differing([_facts(json.loads(text)) for _, text in groups])
   found = []
-  for ((task, _), runs), settings in zip(
+  for ((task, _), runs), differing in zip(
     groups.items(), all_settings, strict=True
   ):
     metric, scale = _metric(task, next(iter(runs.values()))["metrics"])
@@ -99,7 +99,7 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     bad = sum(
       _is_degenerate(r, v / scale) for r, v in zip(chosen, values, strict=True)
     )
-    found.append(Line(task, settings, metric, values, bad, chosen))
+    found.append(Line(task, differing, metric, values, bad, chosen))
   return sorted(found, key=lambda line: (line.task, line.label))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bert_jax import chips
+from bert_jax.tpu import chips
 
 
 def test_published_peaks_of_a_device():

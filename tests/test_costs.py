@@ -7,9 +7,9 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 import pytest
 
-from bert_jax import chips
-from bert_jax import costs
-from bert_jax import hlo
+from bert_jax.tpu import chips
+from bert_jax.tpu import costs
+from bert_jax.tpu import hlo
 
 V5E = chips.parse_topology("v5e:4x4").chip
 

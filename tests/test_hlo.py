@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import hlo
+from bert_jax.tpu import hlo
 
 LOOP = """HloModule jit_step, is_scheduled=true
 

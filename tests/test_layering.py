@@ -17,7 +17,7 @@ FLOORS = (
   {"members"},
   {"session"},
   {"jobs"},
-  {"pretraining", "finetuning"},
+  {"pretraining", "finetuning", "kinds"},
   {"steps"},
   {"objectives"},
   {"weights"},
@@ -25,7 +25,7 @@ FLOORS = (
   {"tokenization", "pairing", "masking", "packing", "metrics", "flops"}
   | {"batching", "losses", "optim", "sharding", "checkpoint", "records"}
   | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
-  | {"hlo", "chips", "costs", "profiling", "compile_cache"}
+  | {"tpu", "profiling", "compile_cache"}
   | {"hosts", "preemption", "bars", "completion"},
 )
 # Imports within a floor: nothing but these, and modules of one room.
@@ -38,13 +38,12 @@ SIDEWAYS = {
   "batching": {"masking", "packing", "records", "tokenization"},
   "checkpoint": {"hosts"},
   "task_batches": {"batching", "packing"},
-  "flops": {"chips"},
-  "costs": {"chips", "hlo"},
+  "flops": {"tpu.chips"},
 }
 # They run in the many processes that prepare data, which must start fast and
 # must not claim the accelerator.
 HOST_ONLY = {"tokenization", "pairing", "masking", "packing", "metrics"} | {
-  "flops", "corpus", "records", "prepare", "tasks", "hlo", "chips", "costs"
+  "flops", "corpus", "records", "prepare", "tasks", "tpu"
 }  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain"}
 # Feeding has no use for jax itself; grain imports it.

@@ -17,12 +17,12 @@ import jax
 import pytest
 
 from bert_jax import batching
-from bert_jax import chips
-from bert_jax import costs
 from bert_jax import flops
-from bert_jax import hlo
 from bert_jax import plan
 from bert_jax import sharding
+from bert_jax.tpu import chips
+from bert_jax.tpu import costs
+from bert_jax.tpu import hlo
 from configs import base
 from experiments.plan import table
 

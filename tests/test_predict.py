@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax import kinds
 from bert_jax import main
 from bert_jax import objectives
 from bert_jax import predict
@@ -146,7 +147,7 @@ def predictors():
     kind: make_predictor(
       kind, **({"concat_last": 2} if kind == "embed" else {})
     )
-    for kind in predict.KINDS
+    for kind in kinds.KINDS
   }
 
 
@@ -333,7 +334,7 @@ WANTED = {
 }
 
 
-@pytest.mark.parametrize("kind", predict.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 def test_records_equal_those_of_the_unpacked_model(kind, predictors):
   got = list(predictors[kind](RECORDS[kind]))
   want = [WANTED[kind](record) for record in RECORDS[kind]]
@@ -341,7 +342,7 @@ def test_records_equal_those_of_the_unpacked_model(kind, predictors):
   assert len({json.dumps(record) for record in got}) > 1
 
 
-@pytest.mark.parametrize("kind", predict.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 def test_other_lines_do_not_change_a_record(kind, predictors):
   """Nor does their order, nor where a window or a batch ends."""
   many = RECORDS[kind] * 7
@@ -531,7 +532,7 @@ def test_a_run_stopped_halfway_leaves_the_old_output(tmp_path):
   params["task"]["bias"][0] = np.nan
   broken = dataclasses.replace(pretrained("classify"), params=params)
   (tmp_path / "out.jsonl").write_text("of old\n")
-  with pytest.raises(predict.PredictError, match="are not finite numbers"):
+  with pytest.raises(kinds.PredictError, match="are not finite numbers"):
     run(tmp_path, b'{"text": "sun"}\n', broken)
   assert (tmp_path / "out.jsonl").read_text() == "of old\n"
   names = {p.name for p in tmp_path.iterdir()}
@@ -635,7 +636,7 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
 )
 def test_settings_that_cannot_be_are_refused(kind, changes, message):
   config = new_config(**({"kind": kind} | changes))
-  with pytest.raises(predict.PredictError, match=message):
+  with pytest.raises(kinds.PredictError, match=message):
     predict.Predictor(pretrained(kind), config, "MODEL")
 
 
@@ -644,9 +645,9 @@ def test_without_a_pooler_there_is_no_pooled():
   params["encoder"] = dict(params["encoder"])
   del params["encoder"]["pooler"]
   bare = dataclasses.replace(pretrained("embed"), params=params)
-  assert predict.kinds_of(bare) == ["fill-mask", "embed"]
+  assert kinds.kinds_of(bare) == ["fill-mask", "embed"]
   message = "no pooler, so there is no pooled; .*fields=tokens,mean,layers$"
-  with pytest.raises(predict.PredictError, match=message):
+  with pytest.raises(kinds.PredictError, match=message):
     predict.Predictor(bare, new_config(kind="embed"), "MODEL")
   config = new_config(kind="embed", fields=("mean",))
   (got,) = predict.Predictor(bare, config, "MODEL")([{"text": "sun"}])
@@ -656,20 +657,18 @@ def test_without_a_pooler_there_is_no_pooled():
 def test_a_head_of_no_known_task_needs_to_be_told():
   unknown = dataclasses.replace(pretrained("regress"), kind=None)
   message = "does not tell what its head is for; give --config.predict.kind"
-  with pytest.raises(predict.PredictError, match=message):
+  with pytest.raises(kinds.PredictError, match=message):
     predict.Predictor(unknown, new_config(), "MODEL")
   told = predict.Predictor(unknown, new_config(kind="regress"), "MODEL")
   (got,) = told([{"text": "sun"}])
   assert_close(got, want_pooled("regress")({"text": "sun"}))
-  with pytest.raises(
-    predict.PredictError, match="1 outputs.* answer: that has"
-  ):
+  with pytest.raises(kinds.PredictError, match="1 outputs.* answer: that has"):
     predict.Predictor(unknown, new_config(kind="answer"), "MODEL")
 
 
 def test_a_model_without_vocabulary_is_refused():
   bare = dataclasses.replace(pretrained("tag"), tokenizer=None)
-  with pytest.raises(predict.PredictError, match="MODEL has no vocabulary"):
+  with pytest.raises(kinds.PredictError, match="MODEL has no vocabulary"):
     predict.Predictor(bare, new_config(), "MODEL")
 
 
@@ -688,9 +687,7 @@ def test_where_there_is_no_model_nothing_is_written(tmp_path):
 def test_the_config_of_an_older_run_is_named_as_such():
   config = new_config()
   del config.predict.batch_tokens
-  with pytest.raises(
-    predict.PredictError, match="no .*batch_tokens.*older run"
-  ):
+  with pytest.raises(kinds.PredictError, match="no .*batch_tokens.*older run"):
     predict.Predictor.load("nowhere", config)
 
 

@@ -1,6 +1,6 @@
 """Reads the text of a compiled program: what runs, how often, how long.
 
-  python -m bert_jax.hlo FILE [--top=25]
+  python -m bert_jax.tpu.hlo FILE [--top=25]
 
 The text is that of `compiled.as_text()`. A program for a TPU carries the
 compiler's own estimate of the cycles of every instruction that it schedules;
@@ -1005,7 +1005,7 @@ def report(program: Program, top: int = 25) -> str:
 
 def main(argv: list[str] | None = None) -> int:
   """Prints the report of a file."""
-  parser = argparse.ArgumentParser(prog="python -m bert_jax.hlo")
+  parser = argparse.ArgumentParser(prog="python -m bert_jax.tpu.hlo")
   parser.add_argument("file", help="text of compiled.as_text()")
   parser.add_argument("--top", type=int, default=25, help="instructions shown")
   args = parser.parse_args(argv)

@@ -15,8 +15,8 @@ import math
 import re
 from typing import Any
 
-from bert_jax import chips
-from bert_jax import hlo
+from bert_jax.tpu import chips
+from bert_jax.tpu import hlo
 
 # What part of a unit's peak a Pallas kernel is taken to reach, over the padded
 # sizes that the unit works on. Memory: what the compiler itself counts with.

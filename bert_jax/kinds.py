@@ -1,0 +1,674 @@
+"""Kinds of prediction: what a record asks, and what is answered.
+
+fill-mask, embed, classify, regress, answer, tag and choose: each turns a record
+into sequences for the model, and the model's outputs into a record. predict.py
+has the table of their fields, and runs them.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax import objectives
+from bert_jax import tokenization
+from bert_jax import weights
+from bert_jax.models import bert
+from bert_jax.models import heads
+from bert_jax.tasks import features as task_features
+from bert_jax.tasks import spec
+from bert_jax.tasks import squad
+
+MASK = "[MASK]"
+FIELDS = ("tokens", "pooled", "mean", "layers", "concat")
+
+Outputs = dict[str, np.ndarray]
+
+
+class PredictError(ValueError):
+  """Something is asked for that the model or the settings do not allow."""
+
+
+class RecordError(ValueError):
+  """A line of the input cannot be used; the others can."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The group `predict` of a config, and what `task` says about questions.
+
+  Attributes are explained in configs/base.py.
+  """
+
+  kind: str
+  seq_len: int
+  batch_tokens: int
+  top_k: int
+  fields: tuple[str, ...]
+  layers: tuple[int, ...]
+  concat_last: int
+  decimals: int
+  allow_null: bool
+  null_threshold: float
+  max_query_len: int
+  doc_stride: int
+  n_best: int
+  max_answer_len: int
+
+  @classmethod
+  def from_config(cls, config: Any) -> "Settings":
+    """Reads them out of a whole configuration.
+
+    Raises:
+      PredictError: a key is not there, or a value cannot be.
+    """
+    of_task = ("max_query_len", "doc_stride", "n_best", "max_answer_len")
+    names = [field.name for field in dataclasses.fields(cls)]
+    try:
+      values = {
+        name: config["task" if name in of_task else "predict"][name]
+        for name in names
+      }
+    except KeyError as error:
+      key = str(error).strip("'\"")
+      raise PredictError(
+        f"the config has no {key}: it is that of an older run; give "
+        "--config=configs/predict.py:from=RUN"
+      ) from error
+    # On a command line a tuple of words is one word with commas.
+    values["fields"] = tuple(
+      name for field in values["fields"] for name in field.split(",")
+    )
+    values["layers"] = tuple(values["layers"])
+    return cls(**values)
+
+  def __post_init__(self):
+    if self.batch_tokens < 1:
+      raise PredictError(
+        f"predict.batch_tokens={self.batch_tokens}; it must be 1 or more"
+      )
+    if not 0 <= self.decimals <= 12:
+      raise PredictError(
+        f"predict.decimals={self.decimals}; give 1 to 12, or 0 for all"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedText:
+  """A text or a pair as the encoder reads it.
+
+  Attributes:
+    ids: with [CLS] and [SEP].
+    first: tokens of the first segment.
+    truncated: whether tokens were lost to the length.
+  """
+
+  ids: list[int]
+  first: int
+  truncated: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a kind is made of.
+
+  Attributes:
+    settings: as given.
+    seq_len: tokens a sequence has at most.
+    model: shape and arithmetic.
+    tokenizer: the vocabulary.
+    pretrained: the weights, which the parameters come from.
+    name: where they were read.
+  """
+
+  settings: Settings
+  seq_len: int
+  model: bert.ModelConfig
+  tokenizer: tokenization.Tokenizer
+  pretrained: weights.Pretrained
+  name: str
+
+
+@dataclasses.dataclass
+class Window:
+  """Lines that are computed together.
+
+  Attributes:
+    entries: (id or nothing, number of examples or what is wrong) of each line.
+    examples: of the good lines, one after the other.
+    size: tokens that they have, about.
+    features: of the examples.
+  """
+
+  entries: list[tuple[dict, int | RecordError]]
+  examples: list[Any]
+  size: int = 0
+  features: Any = None
+
+
+class Kind:
+  """From a record to examples, from the model's outputs to a record.
+
+  Attributes:
+    needs: parts of the parameters without which it cannot be.
+    objective: of the model, a key of objectives.OBJECTIVES.
+    levels: output -> what has one: "sequence", "token" or "mask".
+  """
+
+  needs: tuple[str, ...]
+  objective: str
+  levels: dict[str, str]
+
+  def __init__(self, context: Context):
+    self.context = context
+    self.tokenizer = context.tokenizer
+    self.settings = context.settings
+    self._objective = objectives.get_objective(self.objective)
+    self._model = self._make_model()
+
+  def _make_model(self) -> Any:
+    return self._objective.make_model(self.context.model)
+
+  def init_params(self) -> Any:
+    """Parameters of the model; only their shapes are read."""
+    row = jnp.zeros((1, 8), jnp.int32)
+    inputs = dict.fromkeys(self._objective.inputs, row)
+    return self._model.init(jax.random.key(0), **inputs)["params"]
+
+  def parse(self, record: Mapping[str, Any]) -> list[Any]:
+    """The examples of a record, nearly always one.
+
+    Raises:
+      RecordError: a field is missing or of a wrong kind.
+    """
+    text, text_b = _text(record, "text"), None
+    if record.get("text_b") is not None:
+      text_b = _text(record, "text_b")
+    return [self.pair(text, text_b)]
+
+  def size(self, example: Any) -> int:
+    """Tokens of an example, about."""
+    return len(example.ids)
+
+  def pair(self, text: str, text_b: str | None) -> EncodedText:
+    """[CLS] a [SEP] or [CLS] a [SEP] b [SEP], cut as fine-tuning cuts it."""
+    cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
+    a = self.tokenizer.encode(text)
+    b = [] if text_b is None else self.tokenizer.encode(text_b)
+    room = self.context.seq_len - (2 if text_b is None else 3)
+    keep_a, keep_b = task_features.truncated_lengths(len(a), len(b), room)
+    ids = [cls, *a[:keep_a], sep]
+    if text_b is not None:
+      ids += [*b[:keep_b], sep]
+    return EncodedText(ids, keep_a + 2, keep_a + keep_b < len(a) + len(b))
+
+  def features(self, examples: Sequence[Any]) -> task_features.Features:
+    """The features of examples; one unit an example, or several."""
+    lengths = np.array([len(example.ids) for example in examples])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    first = np.array([example.first for example in examples])
+    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    return task_features.Features(
+      token_ids=np.array([i for e in examples for i in e.ids], np.int32),
+      segment_ids=(within >= np.repeat(first, lengths)).astype(np.int8),
+      offsets=offsets.astype(np.int64),
+      example=np.arange(len(examples), dtype=np.int32),
+      label=None,
+    )
+
+  def step(self, params: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    """Params and a batch of packed rows to outputs; to be jitted."""
+    return {"logits": self._objective.apply(self._model, params, batch)}
+
+  def results(
+    self, window: Window, outputs: Sequence[Outputs]
+  ) -> Iterator[dict]:
+    """What is written for each good line of a window.
+
+    Args:
+      window: with its features.
+      outputs: of each unit of the features.
+    """
+    for example, output in zip(window.examples, outputs, strict=True):
+      result = self.result(example, output)
+      yield result | ({"truncated": True} if example.truncated else {})
+
+  def result(self, example: Any, output: Outputs) -> dict:
+    """The same for one sequence."""
+    raise NotImplementedError
+
+
+class _FillMask(Kind):
+  """The best tokens for every [MASK]."""
+
+  needs = ("mlm",)
+  objective = "mlm"
+  levels = {"scores": "mask", "ids": "mask"}
+
+  def __init__(self, context: Context):
+    super().__init__(context)
+    top_k, size = self.settings.top_k, self.tokenizer.vocab_size
+    if not 1 <= top_k <= size:
+      raise PredictError(f"predict.top_k={top_k}; give 1 to {size}")
+
+  def parse(self, record: Mapping[str, Any]) -> list[Any]:
+    tokenizer, longest = self.tokenizer, self.context.seq_len
+    parts = _text(record, "text").split(MASK)
+    if len(parts) < 2:
+      raise RecordError(f"its text has no {MASK}; write {MASK} for each gap")
+    ids = [tokenizer.cls_id]
+    for i, part in enumerate(parts):
+      ids += [tokenizer.mask_id] * (i > 0) + tokenizer.encode(part)
+    ids.append(tokenizer.sep_id)
+    if len(ids) > longest:
+      raise RecordError(
+        f"its text has {len(ids)} tokens, the model takes {longest}; shorten it"
+      )
+    return [EncodedText(ids, len(ids))]
+
+  def step(self, params: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    logits, _ = self._objective.apply(self._model, params, batch)
+    # The model's table may have rows that no token has.
+    known = jax.nn.softmax(logits[..., : self.tokenizer.vocab_size])
+    scores, ids = jax.lax.top_k(known, self.settings.top_k)
+    return {"scores": scores, "ids": ids}
+
+  def result(self, example: Any, output: Outputs) -> dict:
+    return {
+      "masks": [
+        [
+          {"token": self.tokenizer.token(i), "id": i, "score": score}
+          for i, score in zip(ids, scores, strict=True)
+        ]
+        for ids, scores in zip(
+          output["ids"].tolist(), output["scores"].tolist(), strict=True
+        )
+      ]
+    }
+
+
+class _Embed(Kind):
+  """Vectors of the tokens and of the whole.
+
+  Source: BERT paper, section 5.3, for the last layers joined.
+  """
+
+  needs = ()
+  objective = "mlm"  # not read
+
+  def __init__(self, context: Context):
+    settings = context.settings
+    fields = dict.fromkeys(settings.fields)
+    if settings.concat_last:
+      fields |= {"concat": None}
+    depth = context.model.num_layers
+    if unknown := fields.keys() - set(FIELDS):
+      raise PredictError(
+        f"predict.fields has {', '.join(sorted(unknown))}; there is: "
+        f"{', '.join(FIELDS)}"
+      )
+    if "concat" in fields and not 1 <= settings.concat_last <= depth:
+      raise PredictError(
+        f"predict.concat_last={settings.concat_last}; the model has layers to "
+        f"join, 1 to {depth}"
+      )
+    if (
+      "pooled" in fields
+      and "pooler" not in context.pretrained.params["encoder"]
+    ):
+      rest = ",".join(name for name in fields if name != "pooled")
+      raise PredictError(
+        f"{context.name} has no pooler, so there is no pooled; give "
+        f"--config.predict.fields={rest or 'mean'}"
+      )
+    for layer in settings.layers:
+      if not -depth - 1 <= layer <= depth:
+        raise PredictError(
+          f"predict.layers has {layer}; the model has 0 (the embeddings) to "
+          f"{depth}, or -1 (the last) to {-depth - 1}"
+        )
+    self.fields = tuple(fields)
+    self.layers = settings.layers if "layers" in fields else ()
+    self.levels = {f"layer {layer}": "token" for layer in self.layers}
+    self.levels |= {"concat": "token", "pooled": "sequence", "mean": "sequence"}
+    super().__init__(context)
+
+  def _make_model(self) -> Any:
+    return bert.Encoder(self.context.model)
+
+  def init_params(self) -> Any:
+    row = jnp.zeros((1, 8), jnp.int32)
+    params = self._model.init(jax.random.key(0), row, row, row)["params"]
+    return {"encoder": params}
+
+  def step(self, params: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    variables = {"params": params["encoder"]}
+    last, _, layers = self._model.apply(
+      variables,
+      batch["input_ids"],
+      batch["input_mask"],
+      batch["segment_ids"],
+      positions=batch["positions"],
+      sequence_ids=batch["sequence_ids"],
+      return_layers=True,
+    )
+    outputs = {f"layer {layer}": layers[layer] for layer in self.layers}
+    if "concat" in self.fields:
+      count = self.settings.concat_last
+      outputs["concat"] = jnp.concatenate(list(layers[-count:]), axis=-1)
+    if "pooled" in self.fields:
+      first = heads.gather_positions(last, batch["cls_positions"])
+      outputs["pooled"] = self._model.apply(variables, first, method="pool")
+    if "mean" in self.fields:
+      slots = batch["cls_positions"].shape[1]
+      outputs["mean"] = _means(last, batch["sequence_ids"], slots)
+    return {k: value.astype(jnp.float32) for k, value in outputs.items()}
+
+  def result(self, example: Any, output: Outputs) -> dict:
+    rounded = {k: self._numbers(value) for k, value in output.items()}
+    found = {
+      "tokens": [self.tokenizer.token(i) for i in example.ids],
+      "layers": {str(k): rounded[f"layer {k}"] for k in self.layers},
+    } | rounded
+    return {name: found[name] for name in self.fields}
+
+  def _numbers(self, array: np.ndarray) -> list:
+    wide = array.astype(np.float64)
+    places = self.settings.decimals
+    return (wide.round(places) if places else wide).tolist()
+
+
+def _means(x: jax.Array, sequence_ids: jax.Array, slots: int) -> jax.Array:
+  """[B, L, D] -> [B, S, D], the mean over the tokens of each sequence."""
+  numbers = jnp.arange(1, slots + 1)[None, :, None]
+  members = (sequence_ids[:, None, :] == numbers).astype(jnp.float32)
+  total = jnp.einsum("BSL,BLD->BSD", members, x.astype(jnp.float32))
+  return total / jnp.maximum(members.sum(-1, keepdims=True), 1.0)
+
+
+class _TaskKind(Kind):
+  """What the head of a task is for; `objective` is the kind of the task."""
+
+  needs: tuple[str, ...] = ("task", "pooler")
+  levels = {"logits": "sequence"}
+
+  def __init__(self, context: Context):
+    head = context.pretrained.params["task"]["bias"].size
+    given = context.pretrained.labels
+    self.labels = given or tuple(f"LABEL_{i}" for i in range(head))
+    wanted = {"regress": 1, "choice": 1, "span": 2}.get(self.objective, head)
+    if head != wanted:
+      raise PredictError(
+        f"{context.name} has a head with {head} outputs, which cannot "
+        f"{context.settings.kind}: that has {wanted}; give another "
+        "--config.predict.kind"
+      )
+    self.task = spec.Task(
+      name=context.settings.kind, kind=self.objective, text=(),
+      labels=self.labels, metrics=("accuracy",), main_metric="accuracy",
+      train_split="", eval_splits=(), test_splits=(), source="", files={},
+      read=lambda task, path, split: [],
+    )  # fmt: skip
+    super().__init__(context)
+
+  def _make_model(self) -> Any:
+    return self._objective.make_model(
+      self.context.model, num_labels=len(self.labels)
+    )
+
+
+class _Classify(_TaskKind):
+  """A label of a text or a pair, and how likely each is."""
+
+  objective = "classify"
+
+  def result(self, example: Any, output: Outputs) -> dict:
+    scores = _softmax(output["logits"])
+    return {
+      "label": self.labels[int(scores.argmax())],
+      "scores": dict(zip(self.labels, scores.tolist(), strict=True)),
+    }
+
+
+class _Regress(_TaskKind):
+  """A number for a text or a pair."""
+
+  objective = "regress"
+
+  def result(self, example: Any, output: Outputs) -> dict:
+    return {"score": float(output["logits"][0])}
+
+
+class _Choose(_TaskKind):
+  """Which of some texts goes best with the first."""
+
+  objective = "choice"
+
+  def parse(self, record: Mapping[str, Any]) -> list[Any]:
+    text, choices = _text(record, "text"), _texts(record, "choices")
+    if not choices:
+      raise RecordError("its choices are none; give one or more")
+    return [self.pair(text, choice) for choice in choices]
+
+  def results(
+    self, window: Window, outputs: Sequence[Outputs]
+  ) -> Iterator[dict]:
+    end = 0
+    for _, count in window.entries:
+      if isinstance(count, RecordError):
+        continue
+      start, end = end, end + count
+      scores = _softmax(
+        np.concatenate([o["logits"] for o in outputs[start:end]])
+      )
+      result = {"choice": int(scores.argmax()), "scores": scores.tolist()}
+      if any(example.truncated for example in window.examples[start:end]):
+        result["truncated"] = True
+      yield result
+
+
+class _Tag(_TaskKind):
+  """A label for every word; long sentences are read in parts."""
+
+  needs = ("task",)
+  objective = "tag"
+  levels = {"logits": "token"}
+
+  def parse(self, record: Mapping[str, Any]) -> list[Any]:
+    if record.get("words") is not None:
+      words = _texts(record, "words")
+    else:
+      words = _text(record, "text").split()
+    return [spec.TagExample("", tuple(words), None, 0)]
+
+  def size(self, example: Any) -> int:
+    return sum(map(len, example.words))
+
+  def features(self, examples: Sequence[Any]) -> task_features.Features:
+    return task_features.make_features(
+      self.task, examples, self.tokenizer, seq_len=self.context.seq_len
+    )
+
+  def results(
+    self, window: Window, outputs: Sequence[Outputs]
+  ) -> Iterator[dict]:
+    features = window.features
+    labels: list[list[str]] = [[] for _ in window.examples]
+    for unit, output in enumerate(outputs):
+      at = slice(features.offsets[unit], features.offsets[unit + 1])
+      is_word = features.words[at] != task_features.IGNORED
+      labels[features.example[unit]] += [
+        self.labels[i] for i in output["logits"][is_word].argmax(-1)
+      ]
+    for example, found in zip(window.examples, labels, strict=True):
+      yield {"words": list(example.words), "labels": found}
+
+
+class _Answer(_TaskKind):
+  """The part of a text that answers a question."""
+
+  needs = ("task",)
+  objective = "span"
+  levels = {"logits": "token"}
+
+  def parse(self, record: Mapping[str, Any]) -> list[Any]:
+    question, context = _text(record, "question"), _text(record, "context")
+    return [spec.SpanExample("", question, context, (), False)]
+
+  def size(self, example: Any) -> int:
+    return len(example.context)
+
+  def features(self, examples: Sequence[Any]) -> task_features.Features:
+    return task_features.make_features(
+      self.task,
+      examples,
+      self.tokenizer,
+      seq_len=self.context.seq_len,
+      max_query_len=self.settings.max_query_len,
+      doc_stride=self.settings.doc_stride,
+    )
+
+  def results(
+    self, window: Window, outputs: Sequence[Outputs]
+  ) -> Iterator[dict]:
+    features, settings = window.features, self.settings
+    start, end = np.concatenate([o["logits"] for o in outputs]).T
+    found = squad.decode(
+      features,
+      start,
+      end,
+      has_null=settings.allow_null,
+      n_best=settings.n_best,
+      max_answer_len=settings.max_answer_len,
+      null_threshold=settings.null_threshold,
+    )
+    bounds = np.searchsorted(features.example, np.arange(len(found) + 1))
+    places = features.offsets[bounds]
+    for i, prediction in enumerate(found):
+      best = next(c for c in prediction.nbest if c.text == prediction.text)
+      at = slice(places[i], places[i + 1])
+      first, last = -1, -1
+      if best.text:
+        first, last = _characters(
+          features, at, start[at], end[at], best, window.examples[i].context
+        )
+      yield {
+        "answer": best.text,
+        "start": first,
+        "end": last,
+        "score": best.probability,
+      }
+
+
+def _characters(
+  features: task_features.Features,
+  at: slice,
+  start: np.ndarray,
+  end: np.ndarray,
+  best: squad.Candidate,
+  context: str,
+) -> tuple[int, int]:
+  """Where in its context an answer stands: first character, and past the last.
+
+  Args:
+    features: of kind "span".
+    at: the tokens of an example, all its windows.
+    start: logits of these tokens.
+    end: the same.
+    best: the answer, which has the logits of its ends.
+    context: that it was cut out of.
+  """
+  assert features.char_starts is not None
+  assert features.char_ends is not None
+  for i in np.flatnonzero(start == best.start_logit):
+    for j in np.flatnonzero(end == best.end_logit):
+      first = int(features.char_starts[at][i])
+      last = int(features.char_ends[at][j])
+      if 0 <= first < last and context[first:last] == best.text:
+        return first, last
+  raise AssertionError(f"{best} is nowhere in its text")
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+  weight = np.exp(logits.astype(np.float64) - logits.max())
+  return weight / weight.sum()
+
+
+def _text(record: Mapping[str, Any], name: str) -> str:
+  """A field that must be text."""
+  if name not in record:
+    raise RecordError(f"it has no field {name!r}, only {list(record)}")
+  return _checked(record[name], f"its {name}")
+
+
+def _texts(record: Mapping[str, Any], name: str) -> list[str]:
+  """A field that must be a list of texts."""
+  value = record.get(name)
+  if not isinstance(value, list | tuple):
+    raise RecordError(f"its {name} is {value!r:.60}; wanted a list of texts")
+  return [_checked(x, f"one of its {name}") for x in value]
+
+
+def _checked(value: Any, what: str) -> str:
+  if not isinstance(value, str):
+    raise RecordError(f"{what} is {value!r:.60}; wanted text")
+  try:
+    value.encode("utf-8")
+  except UnicodeEncodeError as error:
+    raise RecordError(f"{what} has half a character (a surrogate)") from error
+  return value
+
+
+# The most special first: what a model is for, unless another is asked for.
+KINDS: dict[str, type[Kind]] = {
+  "classify": _Classify,
+  "regress": _Regress,
+  "answer": _Answer,
+  "tag": _Tag,
+  "choose": _Choose,
+  "fill-mask": _FillMask,
+  "embed": _Embed,
+}
+
+
+def kinds_of(pretrained: weights.Pretrained) -> list[str]:
+  """The kinds that a model has the parts for, in the order of KINDS."""
+  parts = set(pretrained.params) | set(pretrained.params["encoder"])
+  return [
+    name
+    for name, kind in KINDS.items()
+    if parts.issuperset(kind.needs)
+    and ("task" not in kind.needs
+         or pretrained.kind in (None, kind.objective))
+  ]  # fmt: skip
+
+
+def choose_kind(
+  asked: str, pretrained: weights.Pretrained, name: str
+) -> type[Kind]:
+  """The kind asked for, or the one that the model is for."""
+  there_are = kinds_of(pretrained)
+  if not asked:
+    if "task" in pretrained.params and pretrained.kind is None:
+      raise PredictError(
+        f"{name} does not tell what its head is for; give "
+        f"--config.predict.kind, one of {', '.join(there_are)}"
+      )
+    return KINDS[there_are[0]]
+  if asked not in KINDS:
+    raise PredictError(
+      f"predict.kind={asked!r} is not known; there is: {', '.join(KINDS)}"
+    )
+  if asked not in there_are:
+    parts = [*pretrained.params["encoder"].keys() & {"pooler"}]
+    parts += [p for p in ("mlm", "nsp", "task") if p in pretrained.params]
+    of_task = f" (of kind {pretrained.kind})" if pretrained.kind else ""
+    raise PredictError(
+      f"{name} has no head for predict.kind={asked}: on the encoder it has "
+      f"{', '.join(parts) or 'nothing'}{of_task}; give one of "
+      f"{', '.join(there_are)}, or other weights"
+    )
+  return KINDS[asked]

@@ -1,0 +1,1 @@
+"""What a plan knows of TPUs: chips, compiled programs, what they cost."""
