@@ -1,5 +1,6 @@
 """Weights of one format to another, with what was left behind named."""
 
+import dataclasses
 from typing import Any
 
 from bert_jax import weights
@@ -9,7 +10,7 @@ def convert(config: Any, source: str, target: str) -> weights.Pretrained:
   """Reads a model in any format and writes it in another.
 
   Args:
-    config: `convert.to` is read.
+    config: the group `convert` is read.
     source: a Hugging Face directory, an original checkpoint or a workdir.
     target: the folder to write; it must be new or empty.
 
@@ -20,7 +21,7 @@ def convert(config: Any, source: str, target: str) -> weights.Pretrained:
     weights.WeightsError: it cannot be read, or not be written in that format;
       nothing was written.
   """
-  pretrained = weights.read(source)
+  pretrained = _settled(weights.read(source), config.convert)
   weights.write(pretrained, target, config.convert.to)
   tensors = sum(1 for _ in _leaves(pretrained.params))
   values = sum(array.size for array in _leaves(pretrained.params))
@@ -33,6 +34,25 @@ def convert(config: Any, source: str, target: str) -> weights.Pretrained:
   ):
     print(f"{what:8} {', '.join(names) or 'nothing'}")
   return pretrained
+
+
+def _settled(pretrained: weights.Pretrained, settings: Any):
+  """The model, its head named or taken out as the settings say."""
+  if settings.drop_head:
+    params = {k: v for k, v in pretrained.params.items() if k != "task"}
+    return dataclasses.replace(pretrained, params=params, kind=None, labels=())
+  if not settings.kind:
+    return pretrained
+  if "task" not in pretrained.params:
+    raise weights.WeightsError(
+      f"convert.kind={settings.kind!r}, but the model has no head of a task"
+    )
+  if pretrained.kind not in (None, settings.kind):
+    raise weights.WeightsError(
+      f"convert.kind={settings.kind!r}, but the model says that its head is "
+      f"for {pretrained.kind}; leave convert.kind out"
+    )
+  return dataclasses.replace(pretrained, kind=settings.kind)
 
 
 def _leaves(tree: Any):

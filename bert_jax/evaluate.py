@@ -3,11 +3,12 @@
 import json
 import logging
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bert_jax import checkpoint
 from bert_jax import jobs
@@ -15,11 +16,17 @@ from bert_jax import objectives
 from bert_jax import run_log
 from bert_jax import sharding
 
+if TYPE_CHECKING:
+  from bert_jax import weights
+
 _log = logging.getLogger(__name__)
 
 
 def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
   """Evaluates the newest checkpoint of a workdir on its held-out split.
+
+  In a workdir without a checkpoint the weights of `init_from` are evaluated as
+  they are, their head included.
 
   Args:
     config: the run's configuration, evaluation settings changed at will.
@@ -30,18 +37,30 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     eval/NAME of every metric.
 
   Raises:
-    ValueError: no run, no checkpoint, or a config that does not fit it.
+    ValueError: no run, no checkpoint, or a config that does not fit it; or
+      the weights have no head for the task.
   """
-  job, _ = jobs.open_job(config, workdir)
+  as_given = bool(config.get("init_from")) and not checkpoint.exists(workdir)
+  if not as_given and "converted_from" in run_log.read_run(workdir):
+    raise ValueError(
+      f"{workdir} holds converted weights, not a run; give a new --workdir and "
+      f"--config=configs/finetune.py:task=TASK,from={workdir}"
+    )
+  job, pretrained = jobs.open_job(config, workdir)
   config = job.config
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor)  # fmt: skip
-  # What a task was trained on need not be here to score another split.
-  data_hash = None if config.objective == "task" else job.data_hash
-  run = run_log.describe(config, data_hash, list(mesh.devices.flat))
-  run_log.check_workdir(workdir, run, free_keys=("data.pack",))
+  if not as_given:
+    # What a task was trained on need not be here to score another split.
+    data_hash = None if config.objective == "task" else job.data_hash
+    run = run_log.describe(config, data_hash, list(mesh.devices.flat))
+    run_log.check_workdir(workdir, run, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
-  step, params = load_params(config, workdir, mesh, job.model, job.objective)
+  if as_given:
+    step, params = 0, given_params(job, pretrained, mesh)
+    os.makedirs(workdir, exist_ok=True)
+  else:
+    step, params = load_params(config, workdir, mesh, job.model, job.objective)
   with jax.set_mesh(mesh):
     values = evaluator(params)
   if jax.process_index() == 0:
@@ -81,15 +100,77 @@ def load_params(
   Returns:
     The step and the parameters.
   """
+  wanted = _wanted_params(config, mesh, model, objective)
+  return checkpoint.restore_params(workdir, wanted, best=best)
+
+
+def given_params(
+  job: jobs.Job, pretrained: "weights.Pretrained | None", mesh: Any
+) -> Any:
+  """Puts weights that were trained elsewhere onto a mesh, all of the model's.
+
+  The outputs of a head whose labels have names are put into the order of the
+  task's; one without names is taken to have that order.
+
+  Args:
+    job: what is evaluated.
+    pretrained: the weights of `init_from`.
+    mesh: where they go.
+
+  Raises:
+    ValueError: a part is missing, or the head is that of another task.
+  """
+  from bert_jax import weights  # slow to import, and not always needed
+
+  source = job.config.init_from
+  if pretrained is None:
+    raise ValueError("init_random=True leaves nothing to evaluate; train first")
+  given = dict(pretrained.params)
+  if "task" in given and (task := job.facts.get("task")):
+    given["task"] = _head_of(pretrained, task, source)
+  wanted = _wanted_params(job.config, mesh, job.model, job.objective)
+  tree, added, _ = weights.fit(given, wanted)
+  if added:
+    raise ValueError(
+      f"{source} has no {', '.join(sorted(added))}: it can be trained, with "
+      "--mode=train, but not evaluated as it is"
+    )
+  _log.info("evaluating the weights of %s as they are", source)
+  return jax.tree.map(
+    lambda x, leaf: jax.make_array_from_callback(
+      leaf.shape, leaf.sharding, lambda index: x[index]
+    ),
+    tree,
+    wanted,
+  )
+
+
+def _head_of(pretrained: Any, task: Any, source: str) -> Any:
+  """The head of a task, its outputs in the order of the task's labels."""
+  head, labels = pretrained.params["task"], list(task["labels"])
+  theirs = list(pretrained.labels)
+  is_ours = pretrained.kind in (None, task["kind"])
+  if not is_ours or (theirs and sorted(theirs) != sorted(labels)):
+    raise ValueError(
+      f"the head of {source} is for {pretrained.kind} with labels {theirs}, "
+      f"the task is {task['kind']} with labels {labels}; train first, or name "
+      "the task that it is for"
+    )
+  if not theirs:
+    return head
+  order = np.array([theirs.index(label) for label in labels])
+  return jax.tree.map(lambda x: np.asarray(x)[..., order], head)
+
+
+def _wanted_params(config: Any, mesh: Any, model: Any, objective: Any) -> Any:
+  """Shapes, types and places of the parameters of a model."""
   row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   inputs = dict.fromkeys(objective.inputs, row)
   abstract = jax.eval_shape(
     lambda **kw: model.init(jax.random.key(0), **kw)["params"], **inputs
   )
-  places = sharding.state_sharding(abstract, mesh, config.mesh.rules)
-  wanted = jax.tree.map(
+  return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     abstract,
-    places,
+    sharding.state_sharding(abstract, mesh, config.mesh.rules),
   )
-  return checkpoint.restore_params(workdir, wanted, best=best)

@@ -3,6 +3,7 @@
 The other job is in pretraining.py; both look the same to train.py.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -60,6 +61,9 @@ class FineTuning:
       ValueError: the task's files or the model's sizes do not fit.
     """
     self.config, self.tokenizer = config, tokenizer
+    for key in _LISTS:
+      if key in config.task:
+        config.task[key] = _split_words(config.task[key])
     model_config = bert.ModelConfig.from_config(config.model)
     if config.data.seq_len > model_config.max_len:
       raise ValueError(
@@ -298,6 +302,17 @@ class FineTuning:
     return written
 
 
+# Keys of the group `task` that are lists of words.
+_LISTS = ("text", "labels", "columns", "eval_splits", "predict_splits")
+
+
+def _split_words(words: Sequence[str]) -> tuple[str, ...]:
+  """On a command line a list of words is one word with commas."""
+  if len(words) == 1 and "," in words[0]:
+    return tuple(word.strip() for word in words[0].split(","))
+  return tuple(words)
+
+
 def get_task(settings: Any) -> spec.Task:
   """The row of facts of a task.
 
@@ -315,6 +330,7 @@ def get_task(settings: Any) -> spec.Task:
       label=settings.label,
       labels=settings.labels,
       train_path=settings.files.train or own.find_train(settings.dir or ""),
+      columns=settings.get("columns", ()),
       has_null=settings.has_null,
       name=settings.name,
     )

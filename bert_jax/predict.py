@@ -368,6 +368,10 @@ def predict(
     raise kinds.PredictError(
       "give --workdir=RUN, or --config=configs/predict.py:from=DIR"
     )
+  if "-" not in (source, target) and _is_one_file(source, target):
+    raise kinds.PredictError(
+      f"--output={target} is the input; name another file"
+    )
   total = failed = 0
   with _reading(source) as lines, _writing(target) as out:
     predictor = Predictor.load(path, config)
@@ -396,9 +400,18 @@ def _parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
     value: Any
     try:
       value = json.loads(content.decode("utf-8"))
+    except json.JSONDecodeError as error:
+      value = kinds.RecordError(
+        f"{error.msg} at column {error.colno}; wanted a JSON object"
+      )
     except (ValueError, RecursionError) as error:
       value = kinds.RecordError(f"{error}; wanted a JSON object")
     yield f"line {number}", value
+
+
+def _is_one_file(source: str, target: str) -> bool:
+  there = os.path.exists(source) and os.path.exists(target)
+  return there and os.path.samefile(source, target)
 
 
 @contextlib.contextmanager
@@ -407,6 +420,8 @@ def _reading(source: str) -> Iterator[Iterable[bytes]]:
   if source in ("", "-"):
     yield sys.stdin.buffer
     return
+  if os.path.isdir(source):
+    raise kinds.PredictError(f"--input={source} is a folder; name a file")
   with open(source, "rb") as f:
     yield f
 
@@ -420,5 +435,8 @@ def _writing(target: str) -> Iterator[BinaryIO]:
     return
   if os.path.isdir(target):
     raise kinds.PredictError(f"--output={target} is a folder; name a file")
+  folder = os.path.dirname(target)
+  if folder and not os.path.isdir(folder):
+    raise kinds.PredictError(f"--output={target}: there is no folder {folder}")
   with records.replacing(target) as part, open(part, "wb") as f:
     yield f

@@ -133,13 +133,19 @@ def _differing(
 ) -> list[tuple[tuple[str, str], ...]]:
   """What is not the same in all, but the task; "" stands for what one lacks."""
   keys = sorted({key for one in settings for key in one} - {"task"})
+  found = {key: [one.get(key, "") for one in settings] for key in keys}
+  found = {
+    key: values
+    for key, values in found.items()
+    if len({json.dumps(value) for value in values}) > 1
+  }
+  last = [key.rpartition(".")[2] for key in found]
   names, columns = [], []
-  for key in keys:
-    values = [one.get(key, "") for one in settings]
-    if len({json.dumps(value) for value in values}) > 1:
-      folder, column = _without_common_folder([str(v) for v in values])
-      names.append(" ".join(filter(None, (key.rpartition(".")[2], folder))))
-      columns.append(column)
+  for key, word in zip(found, last, strict=True):
+    folder, column = _without_common_folder([str(v) for v in found[key]])
+    name = word if last.count(word) == 1 and word not in HEADINGS else key
+    names.append(" ".join(filter(None, (name, folder))))
+    columns.append(column)
   rows = zip(*columns, strict=True) if columns else [()] * len(settings)
   return [tuple(zip(names, row, strict=True)) for row in rows]
 
@@ -173,6 +179,13 @@ def interval(values: Sequence[float], offset: float) -> tuple[float, float]:
   return float(found.low), float(found.high)
 
 
+HEADINGS = (
+  "task", "metric", "median", "mean", "std", "min", "max", "runs",
+  "degenerate", "best by dev", "minus the paper's", "the paper's", "s a run",
+  "useful tokens/s", "hardware",
+)  # fmt: skip
+
+
 def cells(line: Line, is_best: bool) -> dict[str, str]:
   """A row of the table, by its headings."""
   values = line.values
@@ -180,24 +193,24 @@ def cells(line: Line, is_best: bool) -> dict[str, str]:
   speeds = [r["useful_tokens_per_sec"] for r in line.rows]
   known = [s for s in speeds if s]
   secs = statistics.median(r["seconds"] for r in line.rows)
-  return {
-    "task": line.task,
-    **dict(line.settings),
-    "metric": line.metric,
-    "median": f"{line.median:.2f}",
-    "mean": f"{statistics.mean(values):.2f}",
-    "std": spread,
-    "min": f"{min(values):.2f}",
-    "max": f"{max(values):.2f}",
-    "runs": str(len(values)),
-    "degenerate": str(line.degenerate),
-    "best by dev": "best" if is_best else "",
-    "minus the paper's": _difference(line),
-    "the paper's": _papers(line.task),
-    "s a run": f"{secs:,.0f}",
-    "useful tokens/s": f"{statistics.median(known):,.0f}" if known else "-",
-    "hardware": ", ".join(sorted({r["hardware"] for r in line.rows})),
-  }
+  shown = (
+    line.metric,
+    f"{line.median:.2f}",
+    f"{statistics.mean(values):.2f}",
+    spread,
+    f"{min(values):.2f}",
+    f"{max(values):.2f}",
+    str(len(values)),
+    str(line.degenerate),
+    "best" if is_best else "",
+    _difference(line),
+    _papers(line.task),
+    f"{secs:,.0f}",
+    f"{statistics.median(known):,.0f}" if known else "-",
+    ", ".join(sorted({r["hardware"] for r in line.rows})),
+  )
+  own = {"task": line.task} | dict(line.settings)
+  return own | dict(zip(HEADINGS[1:], shown, strict=True))
 
 
 def _difference(line: Line) -> str:
@@ -254,15 +267,21 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
   for task in dict.fromkeys(line.task for line in lines):
     chosen = [line for line in lines if line.task == task]
     names = {"train/loss": "training loss"}
-    metric = f"eval/{chosen[0].metric}"
-    if any(len(r["curves"].get(metric, ())) > 1 for r in chosen[0].rows):
+    metric, scale = f"eval/{chosen[0].metric}", _metric(task, {})[1]
+    points = [r["curves"].get(metric, ()) for one in chosen for r in one.rows]
+    if any(len(curve) > 1 for curve in points):
       names[metric] = f"{chosen[0].metric}, dev"
     figure, panels = plt.subplots(
       1, len(names), figsize=(10, 3.6), layout="constrained", squeeze=False
     )
     for axes, (name, what) in zip(panels[0], names.items(), strict=True):
       for line in chosen:
-        _draw(axes, [r["curves"].get(name) for r in line.rows], line.label)
+        _draw(
+          axes,
+          [r["curves"].get(name) for r in line.rows],
+          line.label,
+          scale if name == metric else 1.0,
+        )
       axes.set(xlabel="step", ylabel=what, title=task)
     if panels[0][0].lines:
       panels[0][0].legend(fontsize="x-small")
@@ -274,9 +293,11 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
   return plots
 
 
-def _draw(axes, points: Sequence[Sequence | None], label: str) -> None:
+def _draw(
+  axes, points: Sequence[Sequence | None], label: str, scale: float
+) -> None:
   """A line of runs: the median at every step, and what they span."""
-  curves = [np.asarray(c, float) for c in points if c]
+  curves = [np.asarray(c, float) * (1.0, scale) for c in points if c]
   if not curves:
     return
   steps = curves[0][:, 0]

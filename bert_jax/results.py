@@ -93,13 +93,7 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
   metrics = {k: v for k, v in final.items() if k.startswith("eval/")}
   speeds = [r for r in rows if r.get("train/steps_per_sec")]
   if seconds is None:
-    gaps = np.diff([0, *(r["step"] for r in speeds)])
-    seconds = float(
-      sum(
-        gap / r["train/steps_per_sec"]
-        for gap, r in zip(gaps, speeds, strict=True)
-      )
-    ) / run.get("together", 1)
+    seconds = run_log.train_secs(rows) / run.get("together", 1)
   config, devices = run["config"], run["devices"]
   useful = [r["train/useful_tokens_per_sec"] for r in speeds]
   sessions = [*run.get("sessions", []), run]

@@ -44,11 +44,12 @@ FREE_KEYS = (
 
 # Keys that came later, with what was done before there was a choice.
 _ADDED = {
-  "data.max_sequences": 1,
   "data.max_bad_records": 0,
+  "data.max_sequences": 1,
   "data.one_row_len": False,
   "mesh.seed": 0,
   "mesh.spread_optimizer": False,
+  "task.columns": [],
   "train.max_skipped_steps": 0,
   "train.on_bad_step": "stop",
   "train.profile_steps": [],
@@ -494,6 +495,20 @@ def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
       os.fsync(f.fileno())
     os.replace(path + ".tmp", path)
   return last
+
+
+def train_secs(rows: Sequence[Mapping[str, Any]]) -> float:
+  """Seconds that the steps of a run took, by the speeds it logged.
+
+  Args:
+    rows: of metrics.jsonl.
+  """
+  total, before = 0.0, 0
+  for row in rows:
+    if row.get("train/steps_per_sec"):
+      total += (row["step"] - before) / row["train/steps_per_sec"]
+      before = row["step"]
+  return total
 
 
 def read_metrics(workdir: str) -> list[dict]:

@@ -312,6 +312,8 @@ def fit_weights(job: jobs.Job, pretrained: Any, params: Any) -> Any:
   if "task" in given and head != job.facts.get("task"):
     del given["task"]
     _log.info("%s, not used: the head of another task, %s", source, head)
+  elif "task" in given:
+    _log.info("%s: its head is trained on, too, %s", source, head)
   from bert_jax import weights  # slow to import, and not always needed
 
   tree, added, dropped = weights.fit(given, params)

@@ -700,7 +700,7 @@ def _write_bert_jax(
     "attention": "plain",
   }
   has_both = {"mlm", "nsp"} <= pretrained.params.keys()
-  objective = kind or ("mlm_nsp" if has_both else None)
+  objective = "task" if kind else "mlm_nsp" if has_both else None
   commit, dirty = run_log.commit()
   run = {
     "config": {"model": model, "objective": objective, "data": {"dir": None}},
@@ -746,7 +746,10 @@ def _whole_folder(folder: str) -> Iterator[str]:
     yield temporary
     for parent, _, names in os.walk(temporary):
       for name in names:
-        with open(os.path.join(parent, name), "rb") as f:
+        path = os.path.join(parent, name)
+        # As readable as the folder; safetensors keeps others out.
+        os.chmod(path, os.stat(temporary).st_mode & 0o666)
+        with open(path, "rb") as f:
           os.fsync(f.fileno())
     os.replace(temporary, folder)
   finally:
@@ -777,8 +780,9 @@ def write(
   folder = os.fspath(folder)
   if "task" in pretrained.params and pretrained.kind is None:
     raise WeightsError(
-      "the model has the head of a task, but no kind; set kind to one of "
-      f"{', '.join(convert.KINDS)}, or take params['task'] out"
+      "the model has the head of a task, and does not say of what kind; give "
+      f"--config.convert.kind, one of {', '.join(convert.KINDS)}, or "
+      "--config.convert.drop_head=True"
     )
   with _naming(folder):
     tensors = convert.from_ours(
@@ -805,7 +809,8 @@ def _misfit(
   if path.startswith("task/"):
     how = (
       f"its head has {shapes[0][-1]} outputs, the task {shapes[1][-1]}: take "
-      "params['task'] out to begin with a fresh one"
+      "it out by --mode=convert --config.convert.drop_head=True to begin with "
+      "a fresh one"
     )
   else:
     how = "set " + ", ".join(

@@ -188,6 +188,7 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   q.text = ()  # own data: columns of the text, in the order of the segments
   q.label = ""  # own data: column of the label
   q.labels = ()  # own data: the labels; () = those of the training file
+  q.columns = ()  # own data: names of all columns, of files without a header
   q.vocab = ""  # vocab.txt, where init_from has none
   q.eval_splits = ()  # to report; () = all that have labels
   q.predict_splits = ()  # --mode=evaluate writes predictions of; TASK:SPLIT too
@@ -276,6 +277,10 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
 
   c.convert = v = ml_collections.ConfigDict()
   v.to = "bert_jax"  # what to write: "bert_jax", "huggingface", "flax", "tf1"
+  # What the head of a task is for, where the model does not say it: "classify",
+  # "regress", "span", "choice", "tag". "" = as the model says.
+  v.kind = ""
+  v.drop_head = False  # leave the head of a task out
 
   c.predict = r = ml_collections.ConfigDict()
   # What to do with each line of --input: "fill-mask", "embed", "classify",

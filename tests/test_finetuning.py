@@ -1,5 +1,6 @@
 """Tests of finetuning.py and jobs.py: tasks from files to scores."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -60,6 +61,59 @@ def test_a_rule_of_the_words_is_learned(
   again = evaluate.evaluate(config, str(tmp_path / "run"), None)
   for name, value in result.items():
     np.testing.assert_allclose(again[name], value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("format", ["huggingface", "tf1", "bert_jax"])
+@pytest.mark.parametrize("form", ["classify", "span"])
+def test_weights_trained_elsewhere_are_evaluated_as_they_are(
+  form, format, make_config, tmp_path
+):
+  """The same scores from every format, also with labels in another order."""
+  config = make_config(form, train__num_epochs=3.0)
+  want = train.train(config, str(tmp_path / "run"))
+  found = weights.read(str(tmp_path / "run"))
+  if form == "classify":
+    assert found.labels == ("moon", "sun")
+    head = jax.tree.map(lambda x: x[..., ::-1].copy(), found.params["task"])
+    found = dataclasses.replace(
+      found, labels=("sun", "moon"), params=found.params | {"task": head}
+    )
+  source = str(tmp_path / "given")
+  weights.write(found, source, format)
+  config.init_from, config.task.vocab = source, ""
+  got = evaluate.evaluate(config, str(tmp_path / "new"), None)
+  for name, value in want.items():
+    np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
+  assert json.loads((tmp_path / "new" / "evaluation.json").read_text()) == (
+    got | {"step": 0}
+  )
+  if format == "bert_jax":
+    with pytest.raises(ValueError, match="holds converted weights, not a run"):
+      evaluate.evaluate(config, source, None)
+
+
+def test_weights_without_the_head_of_the_task_are_not_evaluated(
+  make_config, tmp_path
+):
+  config = make_config("classify", train__num_epochs=1.0)
+  train.train(config, str(tmp_path / "run"))
+  found = weights.read(str(tmp_path / "run"))
+  other = dataclasses.replace(found, labels=("rain", "sun"))
+  params = {k: v for k, v in found.params.items() if k != "task"}
+  bare = dataclasses.replace(found, params=params, kind=None, labels=())
+  config.task.vocab = ""
+  for given, message in (
+    (other, r"is for classify with labels \['rain', 'sun'\], the task is"),
+    (bare, "has no task/bias, task/kernel: it can be trained"),
+  ):
+    config.init_from = str(tmp_path / f"given{given is bare}")
+    weights.write(given, config.init_from, "huggingface")
+    with pytest.raises(ValueError, match=message):
+      evaluate.evaluate(config, str(tmp_path / "new"), None)
+  config.init_random = True
+  with pytest.raises(ValueError, match="init_random=True leaves nothing"):
+    evaluate.evaluate(config, str(tmp_path / "new"), None)
+  assert not (tmp_path / "new").exists()
 
 
 def test_scores_do_not_depend_on_rows_packing_or_mesh(make_config, tmp_path):

@@ -526,6 +526,22 @@ def test_a_line_in_is_a_line_out(tmp_path):
   assert got[3]["error"].startswith("line 6: 'utf-8' codec can't decode")
 
 
+def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
+  source = tmp_path / "in.jsonl"
+  source.write_text('{"text": "sun"}\n')
+  weights.write(pretrained("classify"), tmp_path / "model", "huggingface")
+  config = new_config(model=str(tmp_path / "model"))
+  for given, target, message in (
+    (source, source, "is the input; name another file"),
+    (source, tmp_path, "is a folder; name a file"),
+    (source, tmp_path / "no" / "out", "there is no folder .*/no"),
+    (tmp_path, tmp_path / "out", "--input=.* is a folder"),
+  ):
+    with pytest.raises(kinds.PredictError, match=message):
+      predict.predict(config, "", str(given), str(target))
+  assert source.read_text() == '{"text": "sun"}\n'
+
+
 def test_a_run_stopped_halfway_leaves_the_old_output(tmp_path):
   """Here by weights that are not finite."""
   params = jax.tree.map(np.copy, pretrained("classify").params)

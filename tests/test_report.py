@@ -115,6 +115,21 @@ def test_lines_are_named_by_the_arguments_that_differ(tmp_path):
   assert [line.label for line in lines] == ["from runs=a", "from runs=b"]
 
 
+def test_settings_of_the_same_last_word_keep_their_columns():
+  rows = []
+  for train, test in ((16, 8), (16, 16), (32, 8)):
+    sizes = {"data.batch_size": train, "eval.batch_size": test, "x.runs": train}
+    row = make_row("rte", 0, 60.0, settings=sizes)
+    rows.append(row)
+  lines = report.lines_of(rows)
+  found = [report.cells(line, False) for line in lines]
+  assert [
+    (c["data.batch_size"], c["eval.batch_size"], c["x.runs"]) for c in found
+  ] == [("16", "16", "16"), ("16", "8", "16"), ("32", "8", "32")]
+  assert {c["runs"] for c in found} == {"1"}
+  assert all(set(report.HEADINGS) < set(c) for c in found)
+
+
 def test_runs_of_one_line_differ_by_their_seed(tmp_path, capsys):
   """Median, mean, deviation, and the best by dev, by hand."""
   rows = [make_row("rte", s, v) for s, v in enumerate((60.0, 70.0, 62.0))]

@@ -353,7 +353,9 @@ def test_a_head_of_unknown_use_has_no_kind(tmp_path, changes, kind):
   assert got.kind == kind
   assert "task" in got.params
   if kind is None:
-    with pytest.raises(weights.WeightsError, match="but no kind; set kind"):
+    with pytest.raises(
+      weights.WeightsError, match="of what kind; give --config"
+    ):
       weights.write(got, tmp_path / "y", "tf1")
 
 
@@ -571,7 +573,7 @@ def test_the_folder_appears_in_one_step(tmp_path, monkeypatch):
   ("change", "message"),
   [
     ({"kind": "rank"}, "kind 'rank' is not one of classify"),
-    ({"kind": None}, "but no kind"),
+    ({"kind": None}, "does not say of what kind"),
     ({"kind": "span"}, "3 outputs, but a span task"),
     ({"kind": "regress"}, "3 outputs, but a regress task"),
     ({"labels": ("a", "b")}, "3 outputs, but a classify task"),

@@ -5,6 +5,7 @@ Source: section 4.4; https://aclanthology.org/D18-1009,
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import operator
 from typing import Any
 
 from bert_jax.tasks import spec
@@ -21,8 +22,11 @@ def choice_label(value: Any, num_choices: int, where: str) -> int:
     spec.TaskError: no whole number, or none of the choices.
   """
   try:
-    label = int(value)
+    # Not int(): that reads 1.7 and True as 1.
+    label = int(value, 10) if isinstance(value, str) else operator.index(value)
   except (TypeError, ValueError, OverflowError):
+    label = -1
+  if isinstance(value, bool):
     label = -1
   if not 0 <= label < num_choices:
     raise spec.TaskError(
@@ -77,6 +81,23 @@ def _hellaswag_pairs(row, where) -> tuple[tuple[str, str], ...]:
   return tuple((first, f"{start} {end}".strip()) for end in ends)
 
 
+def _hellaswag_record(
+  task: spec.Task, split: str, number: int, record: Mapping[str, Any]
+) -> spec.ChoiceExample:
+  """The context with each ending; TFDS joins the two parts of the context."""
+  del split
+  where = f"{task.tfds}, record {number}"
+  context = tables.text_field(record, "context", where)
+  endings = tables.field(record, "endings", where)
+  ends = [tables.text_field({"ending": e}, "ending", where) for e in endings]
+  label = int(tables.field(record, "label", where))
+  return spec.ChoiceExample(
+    str(number),
+    tuple((context, end) for end in ends),
+    None if label < 0 else choice_label(label, len(ends), where),
+  )
+
+
 def _codah_pairs(row, where) -> tuple[tuple[str, str], ...]:
   """The prompt with each completion."""
   prompt = tables.text_field(row, "prompt", where)
@@ -126,6 +147,8 @@ ROWS = (
     },
     folders=("hellaswag", "data"),
     read=make_reader(_hellaswag_pairs, "ind"),
+    tfds="hellaswag",
+    read_record=_hellaswag_record,
     **_FACTS,
   ),
   spec.Task(

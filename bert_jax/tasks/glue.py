@@ -106,10 +106,11 @@ def parse_label(task: spec.Task, text: str, where: str) -> int | float:
 
 def _read_stsb(task: spec.Task, path: str, split: str) -> list[Any]:
   examples = make_reader()(task, path, split)
-  for e in examples:
+  # No row is left out, and the first line has the names.
+  for line, e in enumerate(examples, 2):
     if e.label is not None and not 0 <= e.label <= _MAX_SCORE:
       raise spec.TaskError(
-        f"{path}: row {e.id}: score {e.label} is not between 0 and 5"
+        f"{path}:{line}: score {e.label} is not between 0 and 5"
       )
   return examples
 

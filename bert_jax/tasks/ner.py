@@ -64,7 +64,7 @@ def to_iob2(
       if scheme == "iob2":
         raise spec.TaskError(
           f"{place}: tag {tag!r} continues no entity, so the file is not IOB2;"
-          " use scheme='iob1' or 'auto'"
+          " write B- where an entity begins"
         )
       tag = f"B-{kind}"
     entity = kind

@@ -519,13 +519,15 @@ def evaluate_files(
 
 def _read_object(path: str, kind: Any) -> dict[str, Any]:
   content = tables.read_json(path)
-  if not isinstance(content, dict) or not all(
-    isinstance(value, kind) for value in content.values()
-  ):
-    raise spec.TaskError(
-      f"{path}: wanted a JSON object with the id of each question and its"
-      " answer (a text) or odds (a number)"
-    )
+  wanted = (
+    "wanted a JSON object with the id of each question and its answer (a text)"
+    " or odds (a number)"
+  )
+  if not isinstance(content, dict):
+    raise spec.TaskError(f"{path}: {wanted}")
+  for id, value in content.items():
+    if not isinstance(value, kind):
+      raise spec.TaskError(f"{path}: {id} has {value!r:.60}; {wanted}")
   return content
 
 

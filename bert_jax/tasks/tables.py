@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import csv
 import io
 import json
+import logging
 import os
 import re
 from typing import Any
@@ -18,6 +19,8 @@ from etils import epath
 
 from bert_jax import corpus
 from bert_jax.tasks import spec
+
+_log = logging.getLogger(__name__)
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 _TFDS = "tfds:"
@@ -50,9 +53,17 @@ def read_text(path: str) -> str:
 def read_lines(path: str) -> list[str]:
   """The lines of a file without their ends; blank ones at its end are cut.
 
-  Not str.splitlines(): a line separator (U+2028) is text here.
+  Not str.splitlines(): a line separator (U+2028) is text here. A last line
+  that does not end is told: text that was cut off cannot be seen otherwise.
   """
-  lines = read_text(path).rstrip("\r\n").split("\n")
+  text = read_text(path)
+  lines = text.rstrip("\r\n").split("\n")
+  is_json = os.path.splitext(path)[1].lower() in JSON_LINES  # sees it itself
+  if not text.endswith("\n") and not is_json:
+    _log.warning(
+      "%s:%d: the last line does not end; if the file was cut off, fetch it"
+      " again", path, len(lines),
+    )  # fmt: skip
   return [line.removesuffix("\r") for line in lines]
 
 
@@ -64,7 +75,8 @@ def read_rows(
   Args:
     path: the ending decides the format; what is neither CSV nor JSON is TSV.
     names: of the columns, where the file has no header line.
-    skip_broken: leave out rows with too few or too many columns.
+    skip_broken: leave out rows with too few or too many columns, but for the
+      last one, with which a file was cut off.
 
   Returns:
     For each row "PATH:LINE" and its fields by name.
@@ -79,14 +91,22 @@ def read_rows(
   if not names:
     _, names = next(cells)
   rows: list[tuple[str, Mapping[str, Any]]] = []
+  broken: tuple[int, list[str]] | None = None
   for line, row in cells:
+    broken = None
     if len(row) == len(names):
       rows.append((f"{path}:{line}", dict(zip(names, row, strict=True))))
-    elif not skip_broken:
-      raise spec.TaskError(
-        f"{path}:{line}: {len(row)} columns, wanted {len(names)}"
-        f" ({', '.join(names)}); is there a tab or a line break in a text?"
-      )
+    else:
+      broken = line, row
+      if not skip_broken:
+        break
+  if broken:
+    line, row = broken
+    hint = "is there a tab or a line break in a text, or is the file cut off?"
+    raise spec.TaskError(
+      f"{path}:{line}: {len(row)} columns, wanted {len(names)}"
+      f" ({', '.join(names)}); {hint}"
+    )
   if not rows:
     raise spec.TaskError(f"{path} has a header but no examples")
   return rows

@@ -34,6 +34,8 @@ from configs import finetune
 from experiments.minilm import run as ours
 
 HERE = Path(__file__).parent
+# Of a batch: its gradients are added up over so many.
+NUM_PARTS = 4
 PACKAGES = ("torch", "transformers", "numpy", "scikit-learn", "tokenizers")
 
 
@@ -128,10 +130,10 @@ def make_batch(features, units, pad_id):
   return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def parts(features, units, num_parts=4):
+def parts(features, units):
   """Cuts the examples of a batch into parts of like lengths."""
   shortest_first = units[np.argsort(features.lengths[units], kind="stable")]
-  return np.array_split(shortest_first, min(num_parts, len(units)))
+  return np.array_split(shortest_first, min(NUM_PARTS, len(units)))
 
 
 def train(job, num_steps=None):
@@ -205,6 +207,7 @@ def run_trial(task, seed, data):
   return {
     "task": task, "seed": seed, "final": evaluate(job, model),
     "train_secs": secs, "total_steps": job.total_steps,
+    "parts_of_a_batch": NUM_PARTS,
     "run": {
       "argv": ["python", "-m", "experiments.minilm.reference", *sys.argv[1:]],
       "commit": commit, "dirty": dirty, "data_hash": job.data_hash,

@@ -19,6 +19,8 @@ import statistics
 import subprocess
 import sys
 
+from bert_jax import run_log
+
 HERE = Path(__file__).parent
 WEIGHTS = "runs/minilm"
 
@@ -82,15 +84,16 @@ def keep(task, start, seed):
   name = trial_name(task, start, seed)
   (HERE / "runs").mkdir(exist_ok=True)
   workdir = Path("runs/finetune") / name
-  run = json.loads((workdir / "run.json").read_text())
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
+  run = run_log.read_run(str(workdir))
+  rows = run_log.read_metrics(str(workdir))
   final = [row for row in rows if any(k.startswith("eval/") for k in row)][-1]
   speed = [r["train/useful_tokens_per_sec"] for r in rows
            if "train/useful_tokens_per_sec" in r]  # fmt: skip
   kept = {
     "task": task, "start": start, "seed": seed, "final": final,
     "useful_tokens_per_sec": statistics.median(speed) if speed else None,
+    "train_secs": run_log.train_secs(rows),
+    "losses": [(r["step"], r["train/loss"]) for r in rows if "train/loss" in r],
     "run": run,
   }  # fmt: skip
   (HERE / "runs" / f"{name}.json").write_text(
@@ -130,8 +133,8 @@ def table(folder=HERE):
   lines = [
     "<!-- Made by: python -m experiments.minilm.run --table -->",
     "",
-    f"| task | metric | {' | '.join(columns)} | seeds |",
-    "|---|---|" + "---|" * len(columns) + "---|",
+    f"| task | metric | {' | '.join(columns)} | seeds | minutes |",
+    "|---|---|" + "---|" * len(columns) + "---|---|",
   ]
   for task in TRIALS:
     scale = 1 if tasks.TASKS[task].kind == "span" else 100
@@ -144,8 +147,24 @@ def table(folder=HERE):
         for column in found
       ]
       seeds = " / ".join(str(len(column)) for column in found)
-      lines.append(f"| {task} | {metric} | {' | '.join(cells)} | {seeds} |")
+      minutes = " / ".join(map(_minutes, found))
+      lines.append(
+        f"| {task} | {metric} | {' | '.join(cells)} | {seeds} | {minutes} |"
+      )
+  lines += [
+    "",
+    "Minutes are those of the training steps, the median of the runs that "
+    "logged them, on two cores that did other work, too: no comparison.",
+  ]
   return "\n".join(lines) + "\n"
+
+
+def _minutes(records):
+  """Median minutes of training; "?" where none were logged."""
+  secs = [r["train_secs"] for r in records if r.get("train_secs")]
+  if not secs:
+    return "?" if records else "-"
+  return f"{statistics.median(secs) / 60:.0f}"
 
 
 def _cell(values):

@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from bert_jax.tasks import TASKS
+from bert_jax.tasks import choice
 from bert_jax.tasks import read_examples
 from bert_jax.tasks import spec
 
@@ -61,6 +62,12 @@ def test_codah_has_no_header(tmp_path):
   )
   assert example.pairs == tuple(('The "dog', x) for x in "abcd")
   assert example.label == 1
+
+
+@pytest.mark.parametrize("label", [1.7, True, "1.0", None])
+def test_a_label_that_is_no_whole_number_is_refused(label):
+  with pytest.raises(spec.TaskError, match="is not known; the 4 choices are"):
+    choice.choice_label(label, 4, "a.jsonl:1")
 
 
 @pytest.mark.parametrize("label", ["4", "-1", "x", ""])

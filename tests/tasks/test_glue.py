@@ -69,7 +69,7 @@ def test_stsb_scores_are_numbers_from_0_to_5(tmp_path):
   for bad, message in (
     ("x", "file.tsv:2: score 'x' is no finite number"),
     ("nan", "score 'nan' is no finite number"),
-    ("5.5", "row 3: score 5.5 is not between 0 and 5"),
+    ("5.5", "file.tsv:2: score 5.5 is not between 0 and 5"),
   ):
     with pytest.raises(spec.TaskError, match=message):
       read(tmp_path, "stsb", "validation", f"{head}{row}\t{bad}\n")
@@ -98,6 +98,35 @@ def test_broken_rows_of_qqp_are_left_out_and_counted(tmp_path, caplog):
   examples = read(tmp_path, "qqp", "train", head + rows)
   assert [e.id for e in examples] == ["5", "7"]
   assert "left out 1 broken rows" in caplog.text
+  with pytest.raises(spec.TaskError, match=":5: 4 columns, wanted 6.*cut off"):
+    read(tmp_path, "qqp", "train", head + rows + "8\t1\t2\te")
+
+
+@pytest.mark.parametrize("name", ["cola", "sst2", "mrpc", "rte", "stsb"])
+def test_a_file_that_was_cut_off_is_told(tmp_path, name, caplog):
+  """By a row without all columns, else by a last line that does not end."""
+  texts = {
+    "cola": "s\t1\t\tHe ate.\ns\t0\t*\tHe ate and slept.\n",
+    "sst2": "sentence\tlabel\na film\t1\nanother film\t0\n",
+    "mrpc": "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+            "1\t1\t2\ta b\tc d\n0\t3\t4\te f\tg h\n",
+    "rte": "index\tsentence1\tsentence2\tlabel\n"
+           "0\ta b\tc d\tentailment\n1\te f\tg h\tnot_entailment\n",
+    "stsb": "index\tsentence1\tsentence2\tscore\n"
+            "0\ta b\tc d\t3.2\n1\te f\tg h\t4.25\n",
+  }  # fmt: skip
+  whole = texts[name]
+  read(tmp_path, name, "train", whole)
+  assert "does not end" not in caplog.text
+  last = whole.rstrip("\n").rfind("\n") + 1
+  for cut in range(last + 1, len(whole)):
+    caplog.clear()
+    try:
+      read(tmp_path, name, "train", whole[:cut])
+    except spec.TaskError as error:
+      assert f":{whole.count(chr(10))}: " in str(error)  # the line
+    else:
+      assert "the last line does not end" in caplog.text
 
 
 def test_numbers_that_repeat_are_replaced_by_places(tmp_path):

@@ -53,15 +53,23 @@ def test_an_answer_is_found_in_the_words_it_is_said_to_stand_in(
 
 
 def test_lost_answers_are_left_out_of_training_and_counted(tmp_path, caplog):
-  content = squad(question("a"), question("b", [("Jane", 16)]))
-  (example,) = read(tmp_path, "squad_v1", content)
-  assert example == spec.SpanExample(
-    "a", "Who?", CONTEXT, (("John", 16),), False
+  """A hundredth of them; more are refused, wherever the answer is learned."""
+  many = [question(f"a{i}") for i in range(99)]
+  content = squad(*many, question("b", [("Jane", 16)]))
+  examples = read(tmp_path, "squad_v1", content)
+  assert examples[0] == spec.SpanExample(
+    "a0", "Who?", CONTEXT, (("John", 16),), False
   )
-  assert "left out 1 of 2 questions" in caplog.text
-  assert "first b" in caplog.text
+  assert [e.id for e in examples] == [f"a{i}" for i in range(99)]
+  assert "left out 1 of 100 questions" in caplog.text
+  assert "question b: answer 'Jane' is not in its context" in caplog.text
+  content = squad(*many[1:], question("b", [("Jane", 16)]))
+  with pytest.raises(spec.TaskError, match="question b: .*1 of 99 questions"):
+    read(tmp_path, "squad_v1", content)
+  caplog.clear()
   found = read(tmp_path, "squad_v1", content, "validation")
-  assert [e.answers for e in found] == [(("John", 16),), (("Jane", 16),)]
+  assert found[-1].answers == (("Jane", 16),)
+  assert "of 1 of 99 questions an answer is not in the context" in caplog.text
 
 
 def test_several_answers_are_kept_for_scoring(tmp_path):
@@ -106,7 +114,11 @@ def test_answers_may_be_missing_where_nothing_is_learned(tmp_path):
       "question q: context is 1; wanted text",
     ),
     (squad({"id": "q", "answers": []}), "question q: KeyError.'question'"),
-    (squad(question(answers=[("Jane", 0)])), "no questions, after 1 without"),
+    (
+      squad(question(answers=[("Jane", 0)])),
+      "question q: answer 'Jane' is not in its context at character 0;",
+    ),
+    (squad(question("a"), question("a")), "question a is there twice"),
     ("", "file.json is empty"),
   ],
 )

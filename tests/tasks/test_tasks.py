@@ -276,6 +276,27 @@ def test_tfds_sentences_have_words_and_tags(tmp_path):
   assert example.labels == ("B-ORG", "O")
 
 
+@TFDS_WARNING
+def test_tfds_contexts_have_endings(tmp_path):
+  row = {"context": "A man sits.", "endings": ["He eats.", "It flies."]}
+  prepare(
+    tmp_path,
+    "hellaswag",
+    lambda tfds: {
+      "context": tfds.features.Text(),
+      "endings": tfds.features.Sequence(tfds.features.Text()),
+      "label": np.int32,
+    },
+    {"train": [row | {"label": 1}], "test": [row | {"label": -1}]},
+  )
+  task, location = TASKS["hellaswag"], f"tfds:{tmp_path}"
+  (example,) = read_examples(task, location, "train")
+  pairs = (("A man sits.", "He eats."), ("A man sits.", "It flies."))
+  assert (example.pairs, example.label) == (pairs, 1)
+  (example,) = read_examples(task, location, "test")
+  assert (example.pairs, example.label) == (pairs, None)
+
+
 def test_missing_tfds_data_says_at_once_how_to_prepare_it(tmp_path):
   with pytest.raises(
     spec.TaskError,
