@@ -38,21 +38,28 @@ def convert(config: Any, source: str, target: str) -> weights.Pretrained:
 
 def _settled(pretrained: weights.Pretrained, settings: Any):
   """The model, its head named or taken out as the settings say."""
-  if settings.drop_head:
-    params = {k: v for k, v in pretrained.params.items() if k != "task"}
-    return dataclasses.replace(pretrained, params=params, kind=None, labels=())
-  if not settings.kind:
+  if not settings.drop_head and not settings.kind:
     return pretrained
+  given = f"convert.kind={settings.kind!r}, drop_head={settings.drop_head}"
+  if settings.drop_head and settings.kind:
+    raise weights.WeightsError(f"{given}: give one of them")
   if "task" not in pretrained.params:
-    raise weights.WeightsError(
-      f"convert.kind={settings.kind!r}, but the model has no head of a task"
-    )
+    raise weights.WeightsError(f"{given}: the model has no head of a task")
+  if settings.drop_head:
+    params = dict(pretrained.params)
+    names = tuple(f"task/{name}" for name in sorted(params.pop("task")))
+    return dataclasses.replace(
+      pretrained, params=params, kind=None, labels=(),
+      ignored=pretrained.ignored + names,
+    )  # fmt: skip
   if pretrained.kind not in (None, settings.kind):
     raise weights.WeightsError(
       f"convert.kind={settings.kind!r}, but the model says that its head is "
       f"for {pretrained.kind}; leave convert.kind out"
     )
-  return dataclasses.replace(pretrained, kind=settings.kind)
+  named = settings.kind in ("classify", "tag")
+  labels = pretrained.labels if named else ()
+  return dataclasses.replace(pretrained, kind=settings.kind, labels=labels)
 
 
 def _leaves(tree: Any):

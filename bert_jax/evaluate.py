@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flax import linen as nn
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
   """Evaluates the newest checkpoint of a workdir on its held-out split.
 
-  In a workdir without a checkpoint the weights of `init_from` are evaluated as
+  With a workdir that holds no run the weights of `init_from` are evaluated as
   they are, their head included.
 
   Args:
@@ -40,24 +41,24 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     ValueError: no run, no checkpoint, or a config that does not fit it; or
       the weights have no head for the task.
   """
-  as_given = bool(config.get("init_from")) and not checkpoint.exists(workdir)
-  if not as_given and "converted_from" in run_log.read_run(workdir):
-    raise ValueError(
-      f"{workdir} holds converted weights, not a run; give a new --workdir and "
-      f"--config=configs/finetune.py:task=TASK,from={workdir}"
-    )
+  as_given = bool(config.init_from) and not _holds_run(workdir)
+  if os.path.exists(os.path.join(workdir, "run.json")):
+    run_log.refuse_converted(workdir)
   job, pretrained = jobs.open_job(config, workdir)
   config = job.config
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor)  # fmt: skip
-  if not as_given:
+  facts: dict[str, Any] = {}
+  if as_given:
+    params, facts = given_params(job, pretrained, mesh)
+    step = 0
+  else:
     # What a task was trained on need not be here to score another split.
     data_hash = None if config.objective == "task" else job.data_hash
     run = run_log.describe(config, data_hash, list(mesh.devices.flat))
     run_log.check_workdir(workdir, run, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
   if as_given:
-    step, params = 0, given_params(job, pretrained, mesh)
     os.makedirs(workdir, exist_ok=True)
   else:
     step, params = load_params(config, workdir, mesh, job.model, job.objective)
@@ -66,7 +67,7 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
     with open(path + ".tmp", "w", encoding="utf-8") as f:
-      json.dump({"step": step} | values, f, indent=1)
+      json.dump({"step": step} | facts | values, f, indent=1)
       f.write("\n")
     os.replace(path + ".tmp", path)
     for name, value in values.items():
@@ -76,6 +77,20 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     for path in job.write_predictions(evaluator, params, workdir):
       _log.info("wrote %s", path)
   return values
+
+
+def _holds_run(workdir: str) -> bool:
+  """Whether a workdir is that of a run, as all hosts see it."""
+  names = ("run.json", "checkpoints", "best")
+  found = any(os.path.exists(os.path.join(workdir, name)) for name in names)
+  if jax.process_count() > 1:
+    seen = multihost_utils.process_allgather(np.int32(found))
+    if seen.min() != seen.max():
+      raise ValueError(
+        f"some hosts see a run in {workdir}, others do not; give a folder that "
+        "they share"
+      )
+  return found
 
 
 def load_params(
@@ -106,7 +121,7 @@ def load_params(
 
 def given_params(
   job: jobs.Job, pretrained: "weights.Pretrained | None", mesh: Any
-) -> Any:
+) -> tuple[Any, dict[str, Any]]:
   """Puts weights that were trained elsewhere onto a mesh, all of the model's.
 
   The outputs of a head whose labels have names are put into the order of the
@@ -117,6 +132,9 @@ def given_params(
     pretrained: the weights of `init_from`.
     mesh: where they go.
 
+  Returns:
+    The parameters, and what they are: "weights", "task", "commit".
+
   Raises:
     ValueError: a part is missing, or the head is that of another task.
   """
@@ -126,7 +144,8 @@ def given_params(
   if pretrained is None:
     raise ValueError("init_random=True leaves nothing to evaluate; train first")
   given = dict(pretrained.params)
-  if "task" in given and (task := job.facts.get("task")):
+  task = job.facts.get("task")
+  if "task" in given and task:
     given["task"] = _head_of(pretrained, task, source)
   wanted = _wanted_params(job.config, mesh, job.model, job.objective)
   tree, added, _ = weights.fit(given, wanted)
@@ -136,27 +155,43 @@ def given_params(
       "--mode=train, but not evaluated as it is"
     )
   _log.info("evaluating the weights of %s as they are", source)
-  return jax.tree.map(
+  placed = jax.tree.map(
     lambda x, leaf: jax.make_array_from_callback(
       leaf.shape, leaf.sharding, lambda index: x[index]
     ),
     tree,
     wanted,
   )
+  commit, dirty = run_log.commit()
+  name = job.config.task.name or job.config.objective
+  return placed, {
+    "weights": source, "task": name, "commit": commit, "dirty": dirty
+  }  # fmt: skip
 
 
 def _head_of(pretrained: Any, task: Any, source: str) -> Any:
   """The head of a task, its outputs in the order of the task's labels."""
   head, labels = pretrained.params["task"], list(task["labels"])
   theirs = list(pretrained.labels)
-  is_ours = pretrained.kind in (None, task["kind"])
-  if not is_ours or (theirs and sorted(theirs) != sorted(labels)):
+  if pretrained.kind is None:
+    raise ValueError(
+      f"{source} does not say what its head is for; write it out by "
+      f"--mode=convert --config.convert.kind={task['kind']}, if that is it"
+    )
+  if pretrained.kind != task["kind"] or (
+    theirs and sorted(theirs) != sorted(labels)
+  ):
     raise ValueError(
       f"the head of {source} is for {pretrained.kind} with labels {theirs}, "
-      f"the task is {task['kind']} with labels {labels}; train first, or name "
-      "the task that it is for"
+      f"the task is {task['kind']} with labels {labels}; name the task that it "
+      "is for, correct the labels beside the weights, or train first"
     )
   if not theirs:
+    if labels:
+      _log.warning(
+        "%s does not name the outputs of its head; they are taken as %s",
+        source, ", ".join(labels),
+      )  # fmt: skip
     return head
   order = np.array([theirs.index(label) for label in labels])
   return jax.tree.map(lambda x: np.asarray(x)[..., order], head)

@@ -62,8 +62,7 @@ class FineTuning:
     """
     self.config, self.tokenizer = config, tokenizer
     for key in _LISTS:
-      if key in config.task:
-        config.task[key] = _split_words(config.task[key])
+      config.task[key] = _split_words(config.task[key])
     model_config = bert.ModelConfig.from_config(config.model)
     if config.data.seq_len > model_config.max_len:
       raise ValueError(
@@ -307,10 +306,11 @@ _LISTS = ("text", "labels", "columns", "eval_splits", "predict_splits")
 
 
 def _split_words(words: Sequence[str]) -> tuple[str, ...]:
-  """On a command line a list of words is one word with commas."""
-  if len(words) == 1 and "," in words[0]:
-    return tuple(word.strip() for word in words[0].split(","))
-  return tuple(words)
+  """On a command line a list of words is one word with commas, or numbers."""
+  given = [str(word) for word in words]
+  if len(given) == 1 and "," in given[0]:
+    given = [word.strip() for word in given[0].split(",")]
+  return tuple(word for word in given if word)
 
 
 def get_task(settings: Any) -> spec.Task:
@@ -330,7 +330,7 @@ def get_task(settings: Any) -> spec.Task:
       label=settings.label,
       labels=settings.labels,
       train_path=settings.files.train or own.find_train(settings.dir or ""),
-      columns=settings.get("columns", ()),
+      columns=settings.columns,
       has_null=settings.has_null,
       name=settings.name,
     )

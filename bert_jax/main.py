@@ -177,6 +177,8 @@ def _run_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
   from bert_jax import run_log
 
   config = run_log.read_run(_workdir(flag_values))["config"]
+  if flag_values.mode == "evaluate":
+    run_log.refuse_converted(flag_values.workdir)
   # The devices here need not be those of the training.
   config["mesh"] |= {"data": -1, "fsdp": 1, "tensor": 1}
   return ml_collections.ConfigDict(config, convert_dict=True)

@@ -410,7 +410,7 @@ def _parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
 
 
 def _is_one_file(source: str, target: str) -> bool:
-  there = os.path.exists(source) and os.path.exists(target)
+  there = os.path.isfile(source) and os.path.isfile(target)
   return there and os.path.samefile(source, target)
 
 

@@ -267,7 +267,7 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
   for task in dict.fromkeys(line.task for line in lines):
     chosen = [line for line in lines if line.task == task]
     names = {"train/loss": "training loss"}
-    metric, scale = f"eval/{chosen[0].metric}", _metric(task, {})[1]
+    metric, scale = f"eval/{chosen[0].metric}", _scale(chosen[0])
     points = [r["curves"].get(metric, ()) for one in chosen for r in one.rows]
     if any(len(curve) > 1 for curve in points):
       names[metric] = f"{chosen[0].metric}, dev"
@@ -291,6 +291,11 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
     caption = f"{task}: {' and '.join(names.values())}, median and range"
     plots.append((caption, buffer.getvalue()))
   return plots
+
+
+def _scale(line: Line) -> float:
+  """What makes per cent of its metric."""
+  return _metric(line.task, line.rows[0]["metrics"])[1]
 
 
 def _draw(

@@ -497,6 +497,16 @@ def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
   return last
 
 
+def refuse_converted(workdir: str) -> None:
+  """Raises RunError if a workdir holds weights that were never trained here."""
+  if "converted_from" in read_run(workdir):
+    raise RunError(
+      f"{workdir} holds converted weights, not a run; give a new --workdir and "
+      f"the weights by --config, as in configs/finetune.py:task=TASK,"
+      f"from={workdir}"
+    )
+
+
 def train_secs(rows: Sequence[Mapping[str, Any]]) -> float:
   """Seconds that the steps of a run took, by the speeds it logged.
 

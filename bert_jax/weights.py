@@ -511,7 +511,9 @@ def read(path: str | os.PathLike[str]) -> Pretrained:
     kind, labels = None, ()
     if bias is not None:
       kind = settings.kind(bias.size, bool(found.is_span))
-      labels = settings.labels if kind in ("classify", "tag") else ()
+      # Of an unknown kind they are kept for whoever names it.
+      named = kind in ("classify", "tag", None)
+      labels = settings.labels if named else ()
     pretrained = Pretrained(
       format=format,
       model=settings.model,
@@ -808,9 +810,9 @@ def _misfit(
   ours, theirs = convert.sizes_of(given), convert.sizes_of(model)
   if path.startswith("task/"):
     how = (
-      f"its head has {shapes[0][-1]} outputs, the task {shapes[1][-1]}: take "
-      "it out by --mode=convert --config.convert.drop_head=True to begin with "
-      "a fresh one"
+      f"its head has {shapes[0][-1]} outputs, the task {shapes[1][-1]}: to "
+      "train a fresh one, take it out by --mode=convert "
+      "--config.convert.drop_head=True"
     )
   else:
     how = "set " + ", ".join(

@@ -185,6 +185,7 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   f.train = ""  # path of the training file
   f.validation = ""  # path of the file that is evaluated
   f.test = ""  # path of a file to predict, or to evaluate if it has labels
+  # Lists of words may be given as one, with commas, as in text=premise,claim.
   q.text = ()  # own data: columns of the text, in the order of the segments
   q.label = ""  # own data: column of the label
   q.labels = ()  # own data: the labels; () = those of the training file

@@ -12,6 +12,7 @@ import pytest
 
 from bert_jax import batching
 from bert_jax import evaluate
+from bert_jax import finetuning
 from bert_jax import jobs
 from bert_jax import optim
 from bert_jax import run_log
@@ -63,6 +64,21 @@ def test_a_rule_of_the_words_is_learned(
     np.testing.assert_allclose(again[name], value, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize(
+  ("given", "wanted"),
+  [
+    (("no,yes",), ("no", "yes")),
+    (("no", "yes"), ("no", "yes")),
+    ((0, 1), ("0", "1")),
+    ((1,), ("1",)),
+    (("a, b,",), ("a", "b")),
+    ((), ()),
+  ],
+)
+def test_lists_of_words_as_a_command_line_has_them(given, wanted):
+  assert finetuning._split_words(given) == wanted
+
+
 @pytest.mark.parametrize("format", ["huggingface", "tf1", "bert_jax"])
 @pytest.mark.parametrize("form", ["classify", "span"])
 def test_weights_trained_elsewhere_are_evaluated_as_they_are(
@@ -84,9 +100,17 @@ def test_weights_trained_elsewhere_are_evaluated_as_they_are(
   got = evaluate.evaluate(config, str(tmp_path / "new"), None)
   for name, value in want.items():
     np.testing.assert_allclose(got[name], value, rtol=1e-5, err_msg=name)
-  assert json.loads((tmp_path / "new" / "evaluation.json").read_text()) == (
-    got | {"step": 0}
-  )
+  written = json.loads((tmp_path / "new" / "evaluation.json").read_text())
+  assert written.pop("weights") == source
+  assert written.pop("task") == f"my-{form}"
+  assert written.pop("commit") == run_log.commit()[0]
+  del written["dirty"]
+  assert written == got | {"step": 0}
+  # A run without a checkpoint is no new workdir.
+  os.mkdir(tmp_path / "begun")
+  (tmp_path / "begun" / "checkpoints").mkdir()
+  with pytest.raises(ValueError, match="begun"):
+    evaluate.evaluate(config, str(tmp_path / "begun"), None)
   if format == "bert_jax":
     with pytest.raises(ValueError, match="holds converted weights, not a run"):
       evaluate.evaluate(config, source, None)
@@ -102,12 +126,20 @@ def test_weights_without_the_head_of_the_task_are_not_evaluated(
   params = {k: v for k, v in found.params.items() if k != "task"}
   bare = dataclasses.replace(found, params=params, kind=None, labels=())
   config.task.vocab = ""
+  unknown = dataclasses.replace(found)
   for given, message in (
+    (unknown, "does not say what its head is for; write it out by"),
     (other, r"is for classify with labels \['rain', 'sun'\], the task is"),
     (bare, "has no task/bias, task/kernel: it can be trained"),
   ):
-    config.init_from = str(tmp_path / f"given{given is bare}")
+    config.init_from = str(tmp_path / str(len(list(tmp_path.iterdir()))))
     weights.write(given, config.init_from, "huggingface")
+    if given is unknown:
+      path = os.path.join(config.init_from, "config.json")
+      with open(path) as f:
+        settings = json.load(f)
+      with open(path, "w") as f:
+        json.dump(settings | {"architectures": None}, f)
     with pytest.raises(ValueError, match=message):
       evaluate.evaluate(config, str(tmp_path / "new"), None)
   config.init_random = True

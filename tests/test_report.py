@@ -115,6 +115,14 @@ def test_lines_are_named_by_the_arguments_that_differ(tmp_path):
   assert [line.label for line in lines] == ["from runs=a", "from runs=b"]
 
 
+def test_curves_of_own_tasks_are_in_per_cent_too():
+  row = make_row("my-pairs", 0, 80.0)
+  row["metrics"] = {"eval/accuracy": 0.8}
+  (line,) = report.lines_of([row])
+  assert line.values == (80.0,)
+  assert report._scale(line) == 100.0
+
+
 def test_settings_of_the_same_last_word_keep_their_columns():
   rows = []
   for train, test in ((16, 8), (16, 16), (32, 8)):

@@ -15,12 +15,14 @@ import pytest
 import safetensors.numpy
 
 from bert_jax import checkpoint
+from bert_jax import convert as convert_mode
 from bert_jax import run_log
 from bert_jax import tf_checkpoint
 from bert_jax import tokenization
 from bert_jax import weights
 from bert_jax.models import bert
 from bert_jax.models import convert
+from configs import convert as convert_config
 
 MODEL = {
   "vocab_size": 20,
@@ -359,6 +361,35 @@ def test_a_head_of_unknown_use_has_no_kind(tmp_path, changes, kind):
       weights.write(got, tmp_path / "y", "tf1")
 
 
+@pytest.mark.parametrize(
+  ("changes", "said"),
+  [
+    ({"kind": "classify"}, ("classify", LABELS["classify"])),
+    ({"drop_head": True}, (None, ())),
+    ({"kind": "span"}, "3 outputs, but a span task"),
+    ({"kind": "span", "drop_head": True}, "give one of them"),
+  ],
+)
+def test_convert_names_or_drops_a_head(tmp_path, capsys, changes, said):
+  folder = write(make("classify"), tmp_path / "x", "huggingface")
+  change_json(folder / "config.json", architectures=None)
+  config = convert_config.get_config("to=tf1")
+  config.convert.update(changes)
+  if isinstance(said, str):
+    with pytest.raises(weights.WeightsError, match=said):
+      convert_mode.convert(config, str(folder), str(tmp_path / "y"))
+    return
+  convert_mode.convert(config, str(folder), str(tmp_path / "y"))
+  got = weights.read(tmp_path / "y")
+  assert (got.kind, got.labels) == said
+  dropped = [f"task/{n}" in capsys.readouterr().out for n in ("bias",)]
+  assert dropped == ["drop_head" in changes]
+  again = tmp_path / "z"
+  if "drop_head" in changes:
+    with pytest.raises(weights.WeightsError, match="no head of a task"):
+      convert_mode.convert(config, str(tmp_path / "y"), str(again))
+
+
 def test_a_vocabulary_in_tokenizer_json_alone_is_read(tmp_path):
   folder = write(make(), tmp_path / "x", "huggingface")
   (folder / "vocab.txt").unlink()
@@ -687,7 +718,7 @@ def test_fit_refuses_another_shape(model, message, scan_layers):
 
 
 def test_fit_says_how_to_begin_with_a_fresh_head():
-  with pytest.raises(weights.WeightsError, match="3 outputs, the task 1: take"):
+  with pytest.raises(weights.WeightsError, match="3 outputs, the task 1: to"):
     weights.fit(make("tag").params, wanted_shapes(make("regress").params))
 
 

@@ -4,6 +4,7 @@ task = TASKS["mnli"]
 examples = read_examples(task, "glue_data", "validation_matched")
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 import itertools
 import logging
@@ -63,7 +64,16 @@ def read_examples(
   if not path and tables.is_tfds(folder):
     examples = _read_tfds(task, folder, split, max_examples)
   else:
-    examples = task.read(task, path or find_file(task, folder, split), split)
+    path = path or find_file(task, folder, split)
+    examples = task.read(task, path, split)
+  if task.kind == "span":
+    ids = collections.Counter(example.id for example in examples)
+    twice = [id for id, count in ids.items() if count > 1]
+    if twice:
+      raise spec.TaskError(
+        f"{path or folder}: question {twice[0]} is there twice; answers are "
+        "scored by the id of their question"
+      )
   return examples[:max_examples] if max_examples else examples
 
 

@@ -93,6 +93,8 @@ def make_reader(
     sentences = list(_sentences(path, num_columns))
     if not sentences:
       raise spec.TaskError(f"{path} has no sentences")
+    if not tables.read_text(path).endswith("\n"):
+      tables.warn_of_cut(path)
     has_documents = any(s.document for s in sentences)
     examples = []
     for number, s in enumerate(sentences):

@@ -1,9 +1,9 @@
 """Lines, columns, JSON and TFDS records of task data.
 
 Every error names the file and the line, and says what to change. Text is UTF-8
-with or without a byte order mark; lines end in LF or CR LF, the last one need
-not end. A quote is a character like any other in a TSV, and quotes a field in
-a CSV.
+with or without a byte order mark; lines end in LF or CR LF, and a last one that
+does not is told, since a text that was cut off looks so. A quote is a character
+like any other in a TSV, and quotes a field in a CSV.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,17 +53,9 @@ def read_text(path: str) -> str:
 def read_lines(path: str) -> list[str]:
   """The lines of a file without their ends; blank ones at its end are cut.
 
-  Not str.splitlines(): a line separator (U+2028) is text here. A last line
-  that does not end is told: text that was cut off cannot be seen otherwise.
+  Not str.splitlines(): a line separator (U+2028) is text here.
   """
-  text = read_text(path)
-  lines = text.rstrip("\r\n").split("\n")
-  is_json = os.path.splitext(path)[1].lower() in JSON_LINES  # sees it itself
-  if not text.endswith("\n") and not is_json:
-    _log.warning(
-      "%s:%d: the last line does not end; if the file was cut off, fetch it"
-      " again", path, len(lines),
-    )  # fmt: skip
+  lines = read_text(path).rstrip("\r\n").split("\n")
   return [line.removesuffix("\r") for line in lines]
 
 
@@ -75,8 +67,8 @@ def read_rows(
   Args:
     path: the ending decides the format; what is neither CSV nor JSON is TSV.
     names: of the columns, where the file has no header line.
-    skip_broken: leave out rows with too few or too many columns, but for the
-      last one, with which a file was cut off.
+    skip_broken: leave out rows with too few or too many columns, but for a
+      last one that does not end: there the file was cut off.
 
   Returns:
     For each row "PATH:LINE" and its fields by name.
@@ -100,7 +92,8 @@ def read_rows(
       broken = line, row
       if not skip_broken:
         break
-  if broken:
+  is_cut = not read_text(path).endswith("\n")
+  if broken and (is_cut or not skip_broken):
     line, row = broken
     hint = "is there a tab or a line break in a text, or is the file cut off?"
     raise spec.TaskError(
@@ -109,7 +102,17 @@ def read_rows(
     )
   if not rows:
     raise spec.TaskError(f"{path} has a header but no examples")
+  if is_cut:
+    warn_of_cut(path)
   return rows
+
+
+def warn_of_cut(path: str) -> None:
+  """Says that the last line of a file does not end."""
+  _log.warning(
+    "%s: its last line does not end; if the file was cut off, fetch it again",
+    path,
+  )
 
 
 def _tsv_cells(path: str) -> Iterator[tuple[int, list[str]]]:

@@ -84,7 +84,7 @@ def keep(task, start, seed):
   name = trial_name(task, start, seed)
   (HERE / "runs").mkdir(exist_ok=True)
   workdir = Path("runs/finetune") / name
-  run = run_log.read_run(str(workdir))
+  run = json.loads((workdir / "run.json").read_text())
   rows = run_log.read_metrics(str(workdir))
   final = [row for row in rows if any(k.startswith("eval/") for k in row)][-1]
   speed = [r["train/useful_tokens_per_sec"] for r in rows

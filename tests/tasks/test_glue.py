@@ -126,7 +126,7 @@ def test_a_file_that_was_cut_off_is_told(tmp_path, name, caplog):
     except spec.TaskError as error:
       assert f":{whole.count(chr(10))}: " in str(error)  # the line
     else:
-      assert "the last line does not end" in caplog.text
+      assert "its last line does not end" in caplog.text
 
 
 def test_numbers_that_repeat_are_replaced_by_places(tmp_path):
