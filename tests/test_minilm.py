@@ -61,18 +61,18 @@ def test_settings_are_those_of_the_command():
       assert f"--config.{key}={value}" in command
 
 
-@pytest.fixture
-def config(tmp_path):
+@pytest.fixture(params=["classify", "regress"])
+def config(tmp_path, request):
   """A run from a small model in Hugging Face format, without dropout."""
   for split, count in (("train", 48), ("validation", 40)):
     with open(tmp_path / f"{split}.jsonl", "w") as f:
       for i in range(count):
         label = WORDS[i % 2]
         line = {"text": " ".join([label, *WORDS[i % 9 :][: i % 4]])}
-        line["label"] = label
+        line["label"] = label if request.param == "classify" else i % 2
         f.write(json.dumps(line) + "\n")
   (tmp_path / "vocab.txt").write_text("\n".join(VOCAB) + "\n")
-  config = finetune.get_config("task=my-classify")
+  config = finetune.get_config(f"task=my-{request.param}")
   config.task.dir = str(tmp_path)
   config.task.files.train = str(tmp_path / "train.jsonl")
   config.task.files.validation = str(tmp_path / "validation.jsonl")

@@ -123,9 +123,11 @@ def make_batch(features, units, pad_id):
     ids[row, : end - start] = features.token_ids[start:end]
     segments[row, : end - start] = features.segment_ids[start:end]
     mask[row, : end - start] = 1
+  labels = features.label[units]
+  kind = np.float32 if labels.dtype.kind == "f" else np.int64
   arrays = {
     "input_ids": ids, "attention_mask": mask, "token_type_ids": segments,
-    "labels": np.asarray(features.label[units], np.int64),
+    "labels": np.asarray(labels, kind),
   }  # fmt: skip
   return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -140,7 +142,7 @@ def train(job, num_steps=None):
   """Trains on a job's examples in its order.
 
   Args:
-    job: of a task that classifies.
+    job: of a task that classifies or scores.
     num_steps: stop after so many of its steps; None = all.
 
   Returns:
@@ -222,7 +224,7 @@ def main(argv=None):
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("tasks", nargs="+", choices=["cola", "mrpc", "rte"])
+  parser.add_argument("tasks", nargs="+", choices=["cola", "mrpc", "rte", "stsb"])
   parser.add_argument("--data", default="data")
   parser.add_argument("--seeds", type=int, default=1)
   args = parser.parse_args(argv)
