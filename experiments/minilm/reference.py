@@ -224,7 +224,9 @@ def main(argv=None):
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
-  parser.add_argument("tasks", nargs="+", choices=["cola", "mrpc", "rte", "stsb"])
+  parser.add_argument(
+    "tasks", nargs="+", choices=["cola", "mrpc", "rte", "stsb"]
+  )
   parser.add_argument("--data", default="data")
   parser.add_argument("--seeds", type=int, default=1)
   args = parser.parse_args(argv)

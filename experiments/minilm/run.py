@@ -44,6 +44,7 @@ FILES = {
   "codah": ("fold_0_train.tsv", "fold_0_dev.tsv"),
 }
 STARTS = ("minilm", "random")
+_BY_SPEED = "train_secs_by_median_speed"
 
 
 def trial_name(task, start, seed):
@@ -154,17 +155,21 @@ def table(folder=HERE):
   lines += [
     "",
     "Minutes are those of the training steps, the median of the runs that "
-    "logged them, on two cores that did other work, too: no comparison.",
+    "logged them (~: by the run's median tokens/s), on cores that did other "
+    "work, too: no comparison.",
   ]
   return "\n".join(lines) + "\n"
 
 
 def _minutes(records):
-  """Median minutes of training; "?" where none were logged."""
-  secs = [r["train_secs"] for r in records if r.get("train_secs")]
-  if not secs:
+  """Median minutes of training; "?" where no run knows it."""
+  known = [r["train_secs"] for r in records if "train_secs" in r]
+  # Early records have no times; theirs are tokens by the median speed.
+  by_speed = [r[_BY_SPEED] for r in records if _BY_SPEED in r]
+  if not known + by_speed:
     return "?" if records else "-"
-  return f"{statistics.median(secs) / 60:.0f}"
+  about = "" if known else "~"
+  return f"{about}{statistics.median(known or by_speed) / 60:.0f}"
 
 
 def _cell(values):
