@@ -3,12 +3,17 @@
 import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from bert_jax import jobs
+from bert_jax import objectives
 from bert_jax import run_log
 from bert_jax import train
 from bert_jax import weights
+from bert_jax.models import bert
+from bert_jax.models import convert
 from configs import finetune
 from experiments.minilm import run
 
@@ -139,3 +144,50 @@ def test_a_head_that_the_weights_lack_is_drawn_within_two_deviations(
   assert kernel.abs().max() <= 0.2
   assert float(kernel.std()) == pytest.approx(0.088, rel=0.02)
   assert not model.classifier.bias.any()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_dropout_spreads_scores_as_in_the_other_library(tmp_path):
+  """Mean and deviation over many draws: every dropout is there, at its rate."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  model = finetune.get_config().model
+  model.update(
+    vocab_size=50, num_layers=2, hidden_size=64, num_heads=4, mlp_dim=128,
+    max_len=16, dropout_rate=0.2, attention_dropout_rate=0.2,
+    init_stddev=0.3, hidden_act="gelu_erf",
+  )  # fmt: skip
+  objective = objectives.get_objective("classify")
+  ours = objective.make_model(bert.ModelConfig.from_config(model), num_labels=2)
+  draws, rng = 4096, np.random.default_rng(0)
+  row = rng.integers(5, 50, (1, 12)).astype(np.int32)
+  inputs = {
+    "input_ids": np.repeat(row, draws, 0),
+    "input_mask": np.ones((draws, 12), np.int32),
+    "segment_ids": np.zeros((draws, 12), np.int32),
+    "cls_positions": np.zeros((draws, 1), np.int32),
+  }
+  params = ours.init(jax.random.key(0), **inputs)["params"]
+  apply = jax.jit(ours.apply, static_argnames="deterministic")
+  scores = apply(
+    {"params": params}, **inputs, deterministic=False,
+    rngs={"dropout": jax.random.key(1)},
+  )[:, 0]  # fmt: skip
+  shape = {key: model[key] for key in convert.MODEL_KEYS}
+  given = weights.Pretrained(
+    format="bert_jax", model=shape, kind="classify", labels=("no", "yes"),
+    params=jax.tree.map(np.asarray, params),
+  )  # fmt: skip
+  weights.write(given, tmp_path / "x", "huggingface")
+  theirs = transformers.BertForSequenceClassification.from_pretrained(
+    tmp_path / "x", hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2
+  ).train()
+  torch.manual_seed(0)
+  with torch.no_grad():
+    tokens = torch.tensor(inputs["input_ids"], dtype=torch.long)
+    wanted = theirs(input_ids=tokens).logits.numpy()
+  spread = wanted.std(0)
+  error = spread * (2 / draws) ** 0.5
+  assert (abs(scores.mean(0) - wanted.mean(0)) < 4 * error).all()
+  np.testing.assert_allclose(scores.std(0), spread, rtol=4 * draws**-0.5)
