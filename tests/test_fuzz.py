@@ -600,7 +600,7 @@ READERS |= {
     "question context answer",
     json.dumps(
       {
-        "id": 1,
+        "id": "q",
         "question": "Where?",
         "context": "The cat sat on the mat.",
         "answer": "on the mat",

@@ -612,11 +612,14 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
   folder = str(tmp_path / "model")
   weights.write(pretrained("regress"), folder, "bert_jax")
   flags = types.SimpleNamespace(
-    config=None, workdir=folder, input=[], output=None
+    mode="predict", config=None, workdir=folder, input=[], output=None
   )
   message = f"no 'mesh'; give --config=configs/predict.py:from={folder}$"
   with pytest.raises(main.UsageError, match=message):
     main._predict(flags)
+  flags.mode = "evaluate"
+  with pytest.raises(ValueError, match="holds converted weights, not a run"):
+    main._run_config(flags)
 
 
 # --- what cannot be ----------------------------------------------------------
