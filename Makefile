@@ -63,9 +63,9 @@ bench-prepare: setup  ## examples/s from text to disk
 bench-packing: setup  ## what share of a row is text, padded and packed
 	@$(PY) experiments/bench/packing.py
 
-bench-finetune: $(VENV)/.extra-reference minilm  ## fine-tuning against torch
-	@$(PY) experiments/bench/finetune.py --task=mrpc
-	@$(PY) experiments/bench/finetune.py --task=sst2
+bench-finetune: $(VENV)/.extra-reference minilm  ## against torch: DATA=folder of GLUE
+	@$(PY) experiments/bench/finetune.py --task=mrpc --data=$(or $(DATA),data/glue)
+	@$(PY) experiments/bench/finetune.py --task=sst2 --data=$(or $(DATA),data/glue)
 
 bench-predict: $(VENV)/.extra-reference minilm  ## embeddings against torch, ONNX
 	@$(PY) experiments/bench/predict.py
