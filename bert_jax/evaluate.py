@@ -41,11 +41,11 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     ValueError: no run, no checkpoint, or a config that does not fit it; or
       the weights have no head for the task.
   """
-  as_given = bool(config.init_from) and not _holds_run(workdir)
   if os.path.exists(os.path.join(workdir, "run.json")):
     run_log.refuse_converted(workdir)
   job, pretrained = jobs.open_job(config, workdir)
   config = job.config
+  as_given = bool(config.init_from) and not _holds_run(workdir)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor)  # fmt: skip
   facts: dict[str, Any] = {}
