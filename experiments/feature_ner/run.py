@@ -395,6 +395,9 @@ def main(argv=None, path=HERE / "results.jsonl"):
   parser.add_argument(
     "--context", default="document", choices=("document", "sentence")
   )
+  parser.add_argument(
+    "--seq_len", type=int, default=512, help="tokens of a sentence's context"
+  )
   parser.add_argument("--seeds", type=int, default=5)
   settings = dataclasses.fields(Recipe)[1:]
   for field in settings:
@@ -404,6 +407,7 @@ def main(argv=None, path=HERE / "results.jsonl"):
   args = parser.parse_args(argv)
   config = finetune.get_config(f"task={args.task},from={args.weights}")
   config.task.dir, config.task.context = args.data, args.context
+  config.data.seq_len = args.seq_len
   for features in args.features:
     recipe = Recipe(
       features, **{f.name: getattr(args, f.name) for f in settings}

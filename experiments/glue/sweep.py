@@ -7,7 +7,7 @@ WEIGHTS as for configs/finetune.py; DATA has a folder a task, as GLUE comes. The
 learning rate is chosen on the development set (section 4.1), so one seed a rate
 chooses, and more seeds show the spread. `tasks=mrpc+rte` takes some only.
 `together=true` has what --num_together=K needs: K trials of a task, of other
-rates and seeds, in one program.
+rates and seeds, in one program. `dtype=bfloat16` is for TPUs.
 """
 
 from bert_jax import sweep
@@ -18,7 +18,7 @@ LEARNING_RATES = (5e-5, 4e-5, 3e-5, 2e-5)
 
 
 def get_config(text=None):
-  """Arguments: from, data, tasks, seeds, random (fresh weights), together."""
+  """Arguments: from, data, tasks, seeds, random weights, together, dtype."""
   args = base.arguments(
     text,
     data="data/glue",
@@ -26,6 +26,7 @@ def get_config(text=None):
     seeds=1,
     random=False,
     together=False,
+    dtype="float32",
     **{"from": ""},
   )
   more = {"data.one_row_len": True} if args.together else {}
@@ -33,7 +34,13 @@ def get_config(text=None):
   return sweep.make(
     sweep.trial(
       config.format(task, args["from"], str(args.random).lower()),
-      {"task.dir": args.data, "optim.learning_rate": rate, "seed": seed} | more,
+      {
+        "task.dir": args.data,
+        "model.dtype": args.dtype,
+        "optim.learning_rate": rate,
+        "seed": seed,
+      }
+      | more,
     )
     for task in args.tasks.split("+")
     for rate in LEARNING_RATES

@@ -5,8 +5,9 @@
 
 WEIGHTS as for configs/finetune.py, of a cased model; DATA has the files in
 CoNLL format. The paper gives each sentence the maximal context of its document
-(section 5.3), batch sizes 16 and 32, learning rates 5e-5, 3e-5 and 2e-5, and 2
-to 4 epochs (appendix A.3); scores are means of five seeds.
+(section 5.3), here rows of 512 tokens (`seq_len` where the encoder takes
+fewer); batch sizes 16 and 32, learning rates 5e-5, 3e-5 and 2e-5, and 2 to 4
+epochs (appendix A.3); scores are means of five seeds.
 """
 
 from bert_jax import sweep
@@ -18,10 +19,10 @@ EPOCHS = (2.0, 3.0, 4.0)
 
 
 def get_config(text=None):
-  """Arguments: from, data, task, seeds, context."""
+  """Arguments: from, data, task, seeds, context, seq_len, dtype."""
   args = base.arguments(
     text, data="data/ner", task="conll2003", seeds=5, context="document",
-    **{"from": ""},
+    seq_len=512, dtype="float32", **{"from": ""},
   )  # fmt: skip
   return sweep.make(
     sweep.trial(
@@ -29,6 +30,8 @@ def get_config(text=None):
       {
         "task.dir": args.data,
         "task.context": args.context,
+        "data.seq_len": args.seq_len,
+        "model.dtype": args.dtype,
         "data.batch_size": size,
         "optim.learning_rate": rate,
         "train.num_epochs": epochs,

@@ -13,9 +13,9 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 from bert_jax import sweep
+from configs import base
 
 HERE = Path(__file__).parent
 
@@ -43,7 +43,7 @@ PLANNED_AS = {
 # (batch size, epochs) of each, as configs/finetune.py has them.
 RECIPES = {
   "classify": (32, 3), "regress": (32, 3), "span": (32, 3), "span v2": (48, 2),
-  "choice": (16, 3), "tag": (32, 3),
+  "choice": (16, 3),
 }  # fmt: skip
 
 # Batch sizes and epochs of experiments/ner/sweep.py, each with three rates.
@@ -51,18 +51,14 @@ NER_GRID = tuple(
   (batch, epochs) for batch in (16, 32) for epochs in (2, 3, 4) for _ in "123"
 )
 
-# Shapes of the ablation of table 6 -> settings beside size=base.
-SHAPES: dict[str, dict[str, Any]] = {
-  "3 x 768": {"model.num_layers": 3},
-  "6 x 768, 3 heads": {"model.num_layers": 6, "model.num_heads": 3},
-  "6 x 768": {"model.num_layers": 6},
-  "12 x 768": {},
-  "12 x 1024": {
-    "model.hidden_size": 1024,
-    "model.num_heads": 16,
-    "model.mlp_dim": 4096,
-  },
-  "24 x 1024": {"size": "large"},
+# Shapes of the ablation of table 6 -> their names in configs/base.py.
+SHAPES = {
+  "3 x 768": "L3_H768",
+  "6 x 768, 3 heads": "L6_H768_A3",
+  "6 x 768": "L6_H768",
+  "12 x 768": "base",
+  "12 x 1024": "L12_H1024",
+  "24 x 1024": "large",
 }
 
 
@@ -107,14 +103,12 @@ class Row:
   status: str = "not run"
 
 
-def pretraining(shape="12 x 768", **settings) -> tuple[Work, ...]:
+def pretraining(size="base", **settings) -> tuple[Work, ...]:
   """The two phases of a million steps of 256 rows (appendix A.2)."""
-  changes = dict(SHAPES[shape]) | settings
-  size = changes.pop("size", "base")
   common = (
     "--config.model.dtype=bfloat16",
     "--config.model.attention=fused",
-    *(f"--config.{k}={v}" for k, v in changes.items()),
+    *(f"--config.{k}={v}" for k, v in settings.items()),
   )
   config = f"--config=configs/pretrain.py:size={size}"
   second = "--config.data.seq_len=512"
@@ -129,32 +123,44 @@ def finetuning(tasks, repeats, size="base") -> tuple[Work, ...]:
   found = []
   for kind, names in KINDS.items():
     recipes = NER_GRID if kind == "tag" else (RECIPES[kind],)
-    steps = sum(
-      int(EXAMPLES[task] / batch * epochs) * repeats
-      for task in names
-      if task in tasks
-      for batch, epochs in recipes
-    )
-    if steps:
-      shape = {
-        "base": {},
-        "large": {
-          "num_layers": 24, "hidden_size": 1024, "num_heads": 16,
-          "mlp_dim": 4096,
-        },
-      }[size]  # fmt: skip
-      arguments = (
-        f"--config=configs/finetune.py:task={PLANNED_AS[kind]}",
-        "--config.model.dtype=bfloat16",
-        *(f"--config.model.{k}={v}" for k, v in shape.items()),
+    for rows_a_step in sorted({batch for batch, _ in recipes}):
+      steps = sum(
+        int(EXAMPLES[task] / batch * epochs) * repeats
+        for task in names
+        if task in tasks
+        for batch, epochs in recipes
+        if batch == rows_a_step
       )
-      found.append(Work(TASK_SLICE, arguments, steps))
+      if steps:
+        arguments = [
+          f"--config=configs/finetune.py:task={PLANNED_AS[kind]}",
+          "--config.model.dtype=bfloat16",
+          *_shape(size),
+        ]
+        if kind == "tag":
+          arguments += [
+            f"--config.data.batch_size={rows_a_step}",
+            "--config.data.seq_len=512",
+          ]
+        found.append(Work(TASK_SLICE, tuple(arguments), steps))
   return tuple(found)
 
 
-GLUE = tuple(task for task in EXAMPLES if task in
-             "cola sst2 mrpc stsb qqp mnli qnli rte".split())  # fmt: skip
-DATA = "DATA"
+def _shape(size):
+  """What makes the encoder of a config, which is base, one of a size."""
+  layers, hidden, heads = base.SIZES[size]
+  shape = {
+    "num_layers": layers,
+    "hidden_size": hidden,
+    "num_heads": heads,
+    "mlp_dim": 4 * hidden,
+  }
+  normal = base.get_config().model
+  return [f"--config.model.{k}={v}" for k, v in shape.items() if normal[k] != v]
+
+
+# Without WNLI, as in the paper.
+GLUE = tuple("cola sst2 mrpc stsb qqp mnli qnli rte".split())
 
 
 def command(mode, config, workdir, *more):
@@ -163,14 +169,22 @@ def command(mode, config, workdir, *more):
   return " ".join((head, *more))
 
 
-def pretrain_commands(name, *more):
-  """Those of the two phases; data of both lengths is in DATA."""
+def prepare_command(output, *more):
+  """Makes pre-training data of both lengths."""
+  return " ".join((
+    "bert-jax --mode=prepare --config=configs/pretrain.py:size=base",
+    f"--input=TEXT/*.txt --output={output}",
+    *more,
+  ))  # fmt: skip
+
+
+def pretrain_commands(name, *more, size="base"):
+  """Those of the two phases; `name` ends in -cased if its text is."""
   first, second = f"runs/{name}-128", f"runs/{name}"
-  config = "configs/pretrain.py:size=" + (
-    "large" if name == "large" else "base"
-  )
+  data = "runs/text" + ("-cased" if name.endswith("-cased") else "")
+  config = f"configs/pretrain.py:size={size}"
   common = (
-    f"--config.data.dir={DATA}",
+    f"--config.data.dir={data}",
     "--config.model.dtype=bfloat16",
     "--config.model.attention=fused",
     *more,
@@ -188,64 +202,109 @@ def pretrain_commands(name, *more):
 
 def sweep_command(study, weights, *arguments, results=None):
   """That of one of the grids, with its results recorded."""
-  text = ",".join((f"from={weights}", f"data={DATA}", *arguments))
+  text = (f"from={weights}", f"data={study.upper()}", "dtype=bfloat16")
   folder = results or f"runs/{study}-{Path(weights).name}"
   return command(
     "sweep",
-    f"experiments/{study}/sweep.py:{text}",
+    f"experiments/{study}/sweep.py:{','.join(text + arguments)}",
     folder,
     f"--output={folder}/results",
   )
 
 
-SMALL = (
-  "at paper size not run; with a small encoder on small data: "
-  "[minilm](../minilm/README.md)"
-)
+LAYERS = (
+  "embeddings", "last", "second_to_last", "concat_last_4", "weighted_last_4",
+  "weighted_all",
+)  # fmt: skip
+
+
+def feature_command(weights, *layers):
+  """Taggers on frozen hidden states, a row of table 7 each."""
+  return " ".join((
+    "python -m experiments.feature_ner.run --task=conll2003 --seeds=5",
+    f"--data=NER --from={weights}",
+    *layers,
+  ))  # fmt: skip
+
+
+def small(*tasks):
+  """The status of what was tried with a small encoder, by task."""
+  return (
+    f"at paper size not run; with MiniLM's encoder: {', '.join(tasks)} "
+    "([minilm](../minilm/results.md))"
+  )
+
+
 ABLATED = "mnli+qnli+mrpc+sst2"
+TINY = (
+  "at paper size not run; with tiny encoders on novels: "
+  "[ablations](../ablations/README.md)"
+)
 
 
 def rows() -> list[Row]:
   """All of them, those first that others start from."""
   found = [
     Row(
-      "Appendix A.2",
-      f"pre-training {name}",
-      "4 days on 16 TPU chips" if name == "base" else "4 days on 64 TPU chips",
-      pretrain_commands(name),
-      pretraining("12 x 768" if name == "base" else "24 x 1024"),
-      "at paper size not run; tiny and mini on novels: "
-      "[novels](../novels/README.md)",
+      "Section 3.1", "text: BooksCorpus and English Wikipedia, uncased and "
+      "cased", "3,300 M words",
+      (
+        prepare_command("runs/text"),
+        prepare_command("runs/text-cased", "--config.prepare.lower_case=false"),
+      ),
+      (),
+      "not run; 14 M words of novels: [novels](../novels/README.md)",
     )
-    for name in ("base", "large")
-  ]
-  glue = {"base": "average 79.6 (test)", "large": "average 82.1 (test)"}
+  ]  # fmt: skip
+  for name in ("base", "large", "base-cased", "large-cased"):
+    size = name.removesuffix("-cased")
+    found.append(
+      Row(
+        "Appendix A.2",
+        f"pre-training {name}",
+        "4 days on 16 TPU chips" if size == "base" else
+        "4 days on 64 TPU chips",
+        pretrain_commands(name, size=size),
+        pretraining(size),
+        "at paper size not run; tiny and mini on novels: "
+        "[novels](../novels/README.md)" if name == "base" else "not run",
+      )
+    )  # fmt: skip
+  glue = {
+    "base": "MNLI 84.6/83.4, QQP 71.2, QNLI 90.5, SST-2 93.5, CoLA 52.1, "
+    "STS-B 85.8, MRPC 88.9, RTE 66.4, average 79.6",
+    "large": "MNLI 86.7/85.9, QQP 72.1, QNLI 92.7, SST-2 94.9, CoLA 60.5, "
+    "STS-B 86.5, MRPC 89.3, RTE 70.1, average 82.1",
+  }
   squad = {"base": "EM 80.8, F1 88.5", "large": "EM 84.1, F1 90.9"}
-  swag = {"base": "81.6", "large": "86.6"}
+  swag = {"base": "81.6", "large": "86.6, test 86.3"}
   conll = {"base": "F1 96.4, test 92.4", "large": "F1 96.6, test 92.8"}
   for size in ("base", "large"):
     weights = f"runs/{size}"
     found += [
       Row(
-        "Table 1", f"GLUE, {size}; the paper's are test scores", glue[size],
-        (sweep_command("glue", weights, "seeds=5"),),
-        finetuning(GLUE, 4 * 5, size), SMALL,
+        "Table 1", f"GLUE, {size}; all of the paper's are test scores",
+        glue[size],
+        (sweep_command("glue", weights, f"tasks={'+'.join(GLUE)}", "seeds=5"),),
+        finetuning(GLUE, 4 * 5, size),
+        small("cola", "sst2", "mrpc", "stsb", "rte"),
       ),
       Row(
         "Table 2", f"SQuAD 1.1, {size}, one model", squad[size],
         (sweep_command("squad", weights, "tasks=squad_v1", "seeds=5",
                        results=f"runs/squad_v1-{size}"),),
-        finetuning(("squad_v1",), 5, size), SMALL,
+        finetuning(("squad_v1",), 5, size), small("squad_v1"),
       ),
       Row(
         "Table 4", f"SWAG, {size}", swag[size],
         (sweep_command("swag", weights, "seeds=5"),),
-        finetuning(("swag",), 5, size), SMALL,
+        finetuning(("swag",), 5, size), small("codah") + ", a task of its kind",
       ),
       Row(
         "Table 7", f"CoNLL-2003 fine-tuned, {size}, cased", conll[size],
         (sweep_command("ner", f"{weights}-cased", "seeds=5"),),
-        finetuning(("conll2003",), 5, size), SMALL,
+        finetuning(("conll2003",), 5, size),
+        small("wnut17") + ", a task of its kind",
       ),
     ]  # fmt: skip
   found += [
@@ -254,10 +313,15 @@ def rows() -> list[Row]:
       (), (), "not built: neither data from TriviaQA nor ensembles",
     ),
     Row(
-      "Table 3", "SQuAD 2.0, large", "EM 78.7, F1 81.9",
+      "Table 3", "SQuAD 2.0, large", "EM 78.7, F1 81.9, test 80.0, 83.1",
       (sweep_command("squad", "runs/large", "tasks=squad_v2", "seeds=5",
                      results="runs/squad_v2-large"),),
-      finetuning(("squad_v2",), 5, "large"), SMALL,
+      finetuning(("squad_v2",), 5, "large"), small("squad_v2"),
+    ),
+    Row(
+      "Table 5", "base, dev", "MNLI 84.4, QNLI 88.4, MRPC 86.7, SST-2 92.7, "
+      "SQuAD F1 88.5",
+      (), (), "the runs of tables 1 and 2",
     ),
     Row(
       "Table 5", "no NSP", "MNLI 83.9, QNLI 84.9, MRPC 86.5, SST-2 92.6, "
@@ -271,58 +335,48 @@ def rows() -> list[Row]:
         *pretraining(objective="mlm"),
         *finetuning(ABLATED.split("+"), 20), *finetuning(("squad_v1",), 5),
       ),
+      TINY,
     ),
     Row(
-      "Table 5", "left-to-right, with and without BiLSTM", "MNLI 82.1 and 82.1",
+      "Table 5", "left-to-right, no NSP, with and without BiLSTM",
+      "MNLI 82.1 and 82.1, MRPC 77.5 and 75.7, SQuAD F1 77.8 and 84.9",
       (), (), "not built: attention here sees both sides",
     ),
   ]  # fmt: skip
   sizes = {
-    "3 x 768": "MNLI 77.9, MRPC 79.8, SST-2 88.4",
-    "6 x 768, 3 heads": "MNLI 80.6, MRPC 82.2, SST-2 90.7",
-    "6 x 768": "MNLI 81.9, MRPC 84.8, SST-2 91.3",
-    "12 x 768": "MNLI 84.4, MRPC 86.7, SST-2 92.9",
-    "12 x 1024": "MNLI 85.7, MRPC 86.9, SST-2 93.3",
-    "24 x 1024": "MNLI 86.6, MRPC 87.8, SST-2 93.7",
+    "3 x 768": "perplexity 5.84, MNLI 77.9, MRPC 79.8, SST-2 88.4",
+    "6 x 768, 3 heads": "perplexity 5.24, MNLI 80.6, MRPC 82.2, SST-2 90.7",
+    "6 x 768": "perplexity 4.68, MNLI 81.9, MRPC 84.8, SST-2 91.3",
+    "12 x 768": "perplexity 3.99, MNLI 84.4, MRPC 86.7, SST-2 92.9",
+    "12 x 1024": "perplexity 3.54, MNLI 85.7, MRPC 86.9, SST-2 93.3",
+    "24 x 1024": "perplexity 3.23, MNLI 86.6, MRPC 87.8, SST-2 93.7",
   }
   for shape, paper in sizes.items():
-    name = shape.replace(" ", "").replace(",", "-")
-    changes = [
-      f"--config.{k}={v}" for k, v in SHAPES[shape].items() if k != "size"
-    ]
-    own = {"12 x 768": "base", "24 x 1024": "large"}.get(shape, name)
-    trains = own == name
+    size = SHAPES[shape]
+    trains = size not in ("base", "large")
     found.append(
       Row(
         "Table 6", shape, paper,
         (
-          *(pretrain_commands(name, *changes) if trains else ()),
+          *(pretrain_commands(size, size=size) if trains else ()),
           sweep_command(
-            "glue", f"runs/{own}", "tasks=mnli+mrpc+sst2", "seeds=5",
-            results=f"runs/glue-size-{own}",
+            "glue", f"runs/{size}", "tasks=mnli+mrpc+sst2", "seeds=5",
+            results=f"runs/glue-size-{size}",
           ),
         ),
         (
-          *(pretraining(shape) if trains else ()),
-          *(finetuning(("mnli", "mrpc", "sst2"), 20,
-                       "large" if own == "large" else "base")
-            if own in ("base", "large") else ()),
+          *(pretraining(size) if trains else ()),
+          *finetuning(("mnli", "mrpc", "sst2"), 20, size),
         ),
-        "not run" if own in ("base", "large") else
-        "not run; hours without fine-tuning, which is as for 12 x 768 or less",
       )
     )  # fmt: skip
-  layers = "embeddings last second_to_last concat_last_4 weighted_last_4 "
-  layers += "weighted_all"
   found.append(
     Row(
       "Table 7", "CoNLL-2003 from frozen features, base, cased",
-      "F1 91.0 (embeddings) to 96.1 (last four joined)",
-      (
-        "python -m experiments.feature_ner.run --task=conll2003 --seeds=5 "
-        f"--data={DATA} --from=runs/base-cased {layers}",
-      ),
-      (), "at paper size not run; a tagger on one host, which no plan is for",
+      "F1 embeddings 91.0, last 94.9, second-to-last 95.6, last four joined "
+      "96.1 or weighted 95.9, all weighted 95.5",
+      (feature_command("runs/base-cased", *LAYERS),),
+      (), "not run; a tagger on one host, which no plan is for",
     )
   )  # fmt: skip
   # [MASK], the same, a random token.
@@ -350,14 +404,14 @@ def rows() -> list[Row]:
           sweep_command("glue", f"runs/{own}", "tasks=mnli", "seeds=5",
                         results=f"runs/glue-{own}-mnli"),
           sweep_command("ner", f"runs/{own}", "seeds=5"),
-          "python -m experiments.feature_ner.run --task=conll2003 --seeds=5 "
-          f"--data={DATA} --from=runs/{own} concat_last_4",
+          feature_command(f"runs/{own}", "concat_last_4"),
         ),
         # The host masks: the program is the same.
         (
           *(pretraining() if trains else ()),
           *finetuning(("mnli",), 20), *finetuning(("conll2003",), 5),
         ),
+        TINY if name in ("80/10/10", "100/0/0") else "not run",
       )
     )  # fmt: skip
   return found
@@ -388,11 +442,15 @@ def page(plans) -> str:
     "cost. Fine-tuning is planned at the maximum length, a sequence a row; "
     "training packs rows and takes less. The second phase of pre-training is a "
     "run of its own here, from the weights of the first: its learning rate "
-    "warms up again, where the paper has one schedule over both. The encoders "
-    "of table 7 are cased: the same pre-training on data prepared with "
-    "`--config.prepare.lower_case=false`. `DATA` stands for what "
-    "`--mode=prepare` made, or the official files; results are recorded by the "
-    "sweeps and shown by `--mode=report --input=RESULTS --output=DIR`.",
+    "warms up again, where the paper has one schedule over both. Fine-tuning "
+    "has every learning rate of the grid with five seeds, in bfloat16.",
+    "",
+    "`TEXT` stands for files of text, a sentence a line (or see "
+    "`prepare.format`); `GLUE`, `SQUAD`, `SWAG` and `NER` for folders of the "
+    "official files. Results are recorded by the sweeps and shown by "
+    "`--mode=report --input=RESULTS --output=DIR`. For scores on a test set, "
+    "evaluate the run that is best by dev with `task.predict_splits=test`; the "
+    "GLUE server takes what `python -m bert_jax.tasks.submission` makes of it.",
     "",
     "| paper | result | there | slice | hours, predicted | chip-hours | status "
     "|",

@@ -12,14 +12,15 @@ from configs import base
 
 
 def get_config(text=None):
-  """Arguments: from, data, tasks, seeds."""
+  """Arguments: from, data, tasks, seeds, dtype."""
   args = base.arguments(
-    text, data="data/squad", tasks="squad_v1+squad_v2", seeds=1, **{"from": ""}
-  )
+    text, data="data/squad", tasks="squad_v1+squad_v2", seeds=1,
+    dtype="float32", **{"from": ""},
+  )  # fmt: skip
   return sweep.make(
     sweep.trial(
       f"configs/finetune.py:task={task},from={args['from']}",
-      {"task.dir": args.data, "seed": seed},
+      {"task.dir": args.data, "model.dtype": args.dtype, "seed": seed},
     )
     for task in args.tasks.split("+")
     for seed in range(args.seeds)
