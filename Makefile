@@ -90,12 +90,20 @@ ablations: setup  ## NSP and masking on small models: NOVELS=files GLUE=folder
 	@$(PY) -m bert_jax.main --mode=prepare --config=configs/novels.py \
 	  --input='$(NOVELS)' --output=$(ABLATIONS)/data
 	@$(PY) -m bert_jax.main --mode=sweep --workdir=$(ABLATIONS)/pretrained \
-	  --config=experiments/ablations/pretrain.py:data=$(ABLATIONS)/data
+	  --config=experiments/ablations/pretrain.py:data=$(ABLATIONS)/data \
+	  --retry_failed --output=experiments/ablations/encoders
+	@set -e; for name in nsp no-nsp masks-100; do \
+	  $(PY) -m bert_jax.main --mode=evaluate \
+	    --config=configs/novels.py:size=tiny --config.objective=mlm \
+	    --config.data.dir=$(ABLATIONS)/data \
+	    --config.init_from=$(ABLATIONS)/pretrained/$$name \
+	    --workdir=$(ABLATIONS)/same-masks/$$name; done
 	@$(PY) -m bert_jax.main --mode=sweep --workdir=$(ABLATIONS)/tuned \
-	  --config=experiments/ablations/sweep.py:data=$(GLUE) \
-	  --num_together=6 --output=experiments/ablations
+	  --config=experiments/ablations/sweep.py:data=$(GLUE),from=$(ABLATIONS)/pretrained \
+	  --num_together=6 --retry_failed --output=experiments/ablations
 	@$(PY) -m bert_jax.main --mode=report --input=experiments/ablations \
 	  --output=experiments/ablations/report
+	@$(PY) -m experiments.ablations.table --evaluations=$(ABLATIONS)/same-masks
 
 # Versions are resolved with the extras that are installed beside the tests, so
 # that installing one later changes nothing that is pinned here.

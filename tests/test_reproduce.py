@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+import re
 import shlex
 
 import pytest
 
 from bert_jax import main
 from bert_jax import sweep
+from experiments.feature_ner import run
 from experiments.reproduce import page
 
 ROOT = Path(page.__file__).parents[2]
@@ -40,11 +42,16 @@ def test_commands_can_be_typed(command, monkeypatch):
   monkeypatch.chdir(ROOT)
   program, *arguments = shlex.split(command)
   if program == "python":
-    assert arguments[:2] == ["-m", "experiments.feature_ner.run"]
+    module, *others = arguments[1:]
+    assert (arguments[0], module) == ("-m", "experiments.feature_ner.run")
+    args = run.parse_args(others)
+    assert (args.task, args.context, args.seq_len) == (
+      "conll2003", "document", 512
+    )  # fmt: skip
     return
   assert program == "bert-jax"
   path, changes, flags = _settings(arguments)
-  assert flags <= {"mode", "workdir", "output"}
+  assert flags <= {"mode", "workdir", "output", "input"}
   named = dict(a.removeprefix("--").split("=", 1) for a in arguments)
   assert named["mode"] in main.MODES
   config = sweep.Trial("typed", path, changes, "nowhere").load_config()
@@ -55,26 +62,87 @@ def test_commands_can_be_typed(command, monkeypatch):
   assert config.data.batch_size in (16, 32, 48, 256)
 
 
+def _starts(command):
+  """Folders of runs/ that a command reads."""
+  found = re.findall(
+    r"(?:[:,]from|--from|init_from|data\.dir)=(runs/[\w.-]+)", command
+  )
+  assert found or "mode=prepare" in command, command
+  return found
+
+
+def test_what_a_command_starts_from_an_earlier_one_makes():
+  made = set()
+  for row in ROWS:
+    for command in row.commands:
+      assert set(_starts(command)) <= made, command
+      made.update(re.findall(r"--(?:workdir|output)=(\S+)", command))
+
+
+def test_what_is_planned_is_what_is_trained(monkeypatch):
+  """The arithmetic, attention, lengths and batches; shapes below."""
+  monkeypatch.chdir(ROOT)
+  for row in ROWS:
+    planned, trained = set(), set()
+    for work in row.work:
+      path, changes, _ = _settings(work.arguments)
+      config = sweep.Trial("x", path, changes, "nowhere").load_config()
+      planned.add(_program(config))
+    for command in row.commands:
+      if "mode=sweep" not in command and "mode=train" not in command:
+        continue
+      path, changes, _ = _settings(shlex.split(command)[1:])
+      config = sweep.Trial("x", path, changes, "nowhere").load_config()
+      trials = sweep.read_trials(config, "x") if "trials" in config else ()
+      configs = [one.load_config() for one in trials] or [config]
+      trained.update(map(_program, configs))
+    assert planned == trained, row
+
+
+def _program(config):
+  kind = config.task.name and next(
+    kind for kind, names in page.KINDS.items() if config.task.name in names
+  )
+  data, model = config.data, config.model
+  return (
+    page.PLANNED_AS.get(kind, ""), model.dtype, model.attention,
+    data.seq_len, data.batch_size,
+  )  # fmt: skip
+
+
+def test_a_status_names_what_the_linked_page_has():
+  linked = 0
+  for row in ROWS:
+    for name in re.findall(r"\]\(([^)]+)\)", row.status):
+      text = (page.HERE / name).read_text()
+      for task in re.findall(r"encoder: ([\w, ]+) \(", row.status):
+        for one in task.split(", "):
+          assert f"| {one} |" in text
+          linked += 1
+  assert linked > 10
+
+
 def test_the_sizes_are_those_of_the_paper(monkeypatch):
   monkeypatch.chdir(ROOT)
-  for name in page.SHAPES:
+  for name, size in page.SHAPES.items():
     layers, width = name.split(",")[0].split(" x ")
-    path, changes, _ = _settings(page.pretraining(name)[0].arguments)
-    model = sweep.Trial("x", path, changes, "nowhere").load_config().model
-    assert (model.num_layers, model.hidden_size) == (int(layers), int(width))
-    assert model.mlp_dim == 4 * model.hidden_size
-    heads = 3 if "3 heads" in name else model.hidden_size // 64
-    assert model.num_heads == heads
+    heads = 3 if "3 heads" in name else int(width) // 64
+    for work in (*page.pretraining(size), *page.finetuning(["mrpc"], 1, size)):
+      path, changes, _ = _settings(work.arguments)
+      model = sweep.Trial("x", path, changes, "nowhere").load_config().model
+      assert (model.num_layers, model.hidden_size) == (int(layers), int(width))
+      assert model.mlp_dim == 4 * model.hidden_size
+      assert model.num_heads == heads
 
 
 def test_recipes_are_those_of_the_config(monkeypatch):
   monkeypatch.chdir(ROOT)
-  for kind, tasks in page.KINDS.items():
-    for task in tasks:
+  for kind, recipe in page.RECIPES.items():
+    for task in page.KINDS[kind]:
       path = f"configs/finetune.py:task={task}"
       config = sweep.Trial("x", path, {}, "nowhere").load_config()
       found = config.data.batch_size, config.train.num_epochs
-      assert found == page.RECIPES[kind], task
+      assert found == recipe, task
 
 
 def test_a_workdir_is_of_one_run(monkeypatch):
@@ -85,7 +153,7 @@ def test_a_workdir_is_of_one_run(monkeypatch):
     if program != "bert-jax":
       continue
     named = dict(a.removeprefix("--").split("=", 1) for a in arguments)
-    workdir = named.pop("workdir")
+    workdir = named.pop("workdir", named.get("output"))
     assert known.setdefault(workdir, named) == named, workdir
 
 

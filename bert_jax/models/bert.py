@@ -52,7 +52,9 @@ def _from_parts(parts):
 
   def backward(x, grad):
     if x.dtype == jnp.float32:
-      # Or the compiler has the forward pass keep a part after all.
+      # Or the CPU compiler finds parts of both passes equal and keeps them (a
+      # step of SST-2: 1.02 times). TPUs train in bfloat16, where the slope is
+      # best computed inside of the matmul behind it.
       x, grad = jax.lax.optimization_barrier((x, grad))
     slope = parts(x.astype(jnp.float32))[1]
     return ((grad.astype(jnp.float32) * slope).astype(x.dtype),)
