@@ -14,9 +14,9 @@ The paper says of the tagger that it has two layers of 768 and starts at random,
 and no more; here each direction has --hidden units, Adam trains at 1e-3 with
 dropout of a half between layers, and the epoch is the best one of the
 development set. The hidden states of all words are held in memory: 4 bytes
-times their width, times the layers that are weighted, a word. A result is a line
-of results.jsonl beside this file, written once the training is finished; one
-that is there is not computed again.
+times their width, times the layers that are weighted, a word. A result is a
+line of results.jsonl beside this file, written once the training is finished;
+one that is there is not computed again.
 
 Source: section 5.3, table 7.
 """
