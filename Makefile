@@ -83,6 +83,7 @@ runs/minilm: $(VENV)/.installed
 
 # Some hours on two cores; what is done is not done again.
 ABLATIONS = runs/ablations
+RESULTS = $(ABLATIONS)/results
 ablations: setup  ## NSP and masking on small models: NOVELS=files GLUE=folder
 	@test -n "$(NOVELS)" -a -n "$(GLUE)" || { echo >&2 \
 	  "give NOVELS='text/*.txt' and GLUE=folder with RTE, MRPC, CoLA, STS-B"; \
@@ -91,7 +92,7 @@ ablations: setup  ## NSP and masking on small models: NOVELS=files GLUE=folder
 	  --input='$(NOVELS)' --output=$(ABLATIONS)/data
 	@$(PY) -m bert_jax.main --mode=sweep --workdir=$(ABLATIONS)/pretrained \
 	  --config=experiments/ablations/pretrain.py:data=$(ABLATIONS)/data \
-	  --retry_failed --output=experiments/ablations/encoders
+	  --retry_failed --output=$(RESULTS)/encoders
 	@set -e; for name in nsp no-nsp masks-100; do \
 	  $(PY) -m bert_jax.main --mode=evaluate \
 	    --config=configs/novels.py:size=tiny --config.objective=mlm \
@@ -100,10 +101,11 @@ ablations: setup  ## NSP and masking on small models: NOVELS=files GLUE=folder
 	    --workdir=$(ABLATIONS)/same-masks/$$name; done
 	@$(PY) -m bert_jax.main --mode=sweep --workdir=$(ABLATIONS)/tuned \
 	  --config=experiments/ablations/sweep.py:data=$(GLUE),from=$(ABLATIONS)/pretrained \
-	  --num_together=6 --retry_failed --output=experiments/ablations
-	@$(PY) -m bert_jax.main --mode=report --input=experiments/ablations \
-	  --output=experiments/ablations/report
-	@$(PY) -m experiments.ablations.table --evaluations=$(ABLATIONS)/same-masks
+	  --num_together=6 --retry_failed --output=$(RESULTS)
+	@$(PY) -m bert_jax.main --mode=report --input=$(RESULTS) \
+	  --output=$(RESULTS)/report
+	@$(PY) -m experiments.ablations.table --results=$(RESULTS) \
+	  --evaluations=$(ABLATIONS)/same-masks
 
 # Versions are resolved with the extras that are installed beside the tests, so
 # that installing one later changes nothing that is pinned here.

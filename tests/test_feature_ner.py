@@ -1,5 +1,6 @@
 """Tests of experiments/feature_ner: a tagger on hidden states."""
 
+import dataclasses
 import json
 
 import jax
@@ -102,3 +103,25 @@ def test_another_kind_of_task_is_refused(tmp_path):
   config = small_tasks.make_config(tmp_path, "classify")
   with pytest.raises(SystemExit, match="give a task of tags"):
     list(feature_ner.run(config, feature_ner.Recipe("last"), (0,)))
+
+
+def test_the_mean_is_of_one_encoder():
+  config = feature_ner.finetune.get_config("task=wnut17,from=a")
+  config.task.dir = "data"
+  recipe = feature_ner.Recipe("last")
+
+  def row(seed, f1, weights="a", features="last", seq_len=128):
+    other = feature_ner.finetune.get_config(f"task=wnut17,from={weights}")
+    other.task.dir, other.data.seq_len = "data", seq_len
+    return {
+      "config": json.loads(other.to_json_best_effort()),
+      "recipe": dataclasses.asdict(feature_ner.Recipe(features)),
+      "seed": seed,
+      "metrics": {"eval/entity_f1": f1},
+    }
+
+  rows = [
+    row(0, 0.1), row(0, 0.3), row(1, 0.5), row(0, 0.9, weights="b"),
+    row(2, 0.9, features="embeddings"), row(3, 0.9, seq_len=64),
+  ]  # fmt: skip
+  assert feature_ner.summary(rows, config, recipe) == pytest.approx([30, 50])

@@ -1,5 +1,6 @@
 """Tests of experiments/reproduce: commands that can be typed, a new page."""
 
+import collections
 import json
 from pathlib import Path
 import re
@@ -72,22 +73,30 @@ def _starts(command):
 
 
 def test_what_a_command_starts_from_an_earlier_one_makes():
-  made = set()
+  made, lengths = set(), set()
   for row in ROWS:
     for command in row.commands:
       assert set(_starts(command)) <= made, command
-      made.update(re.findall(r"--(?:workdir|output)=(\S+)", command))
+      outputs = re.findall(r"--(?:workdir|output)=(\S+)", command)
+      length = re.findall(r"data\.seq_len=(\d+)", command)
+      if "mode=prepare" in command:
+        assert "--input=" in command or outputs[0] in made
+        lengths.add((outputs[0], *length))
+      if "mode=train" in command:
+        data = re.findall(r"data\.dir=(\S+)", command)
+        assert (*data, *length) in lengths
+      made.update(outputs)
 
 
 def test_what_is_planned_is_what_is_trained(monkeypatch):
-  """The arithmetic, attention, lengths and batches; shapes below."""
+  """The steps of each program; the shape of tasks comes with the weights."""
   monkeypatch.chdir(ROOT)
   for row in ROWS:
-    planned, trained = set(), set()
+    planned, trained = collections.Counter(), collections.Counter()
     for work in row.work:
       path, changes, _ = _settings(work.arguments)
       config = sweep.Trial("x", path, changes, "nowhere").load_config()
-      planned.add(_program(config))
+      planned[_program(config)] += work.steps
     for command in row.commands:
       if "mode=sweep" not in command and "mode=train" not in command:
         continue
@@ -95,8 +104,16 @@ def test_what_is_planned_is_what_is_trained(monkeypatch):
       config = sweep.Trial("x", path, changes, "nowhere").load_config()
       trials = sweep.read_trials(config, "x") if "trials" in config else ()
       configs = [one.load_config() for one in trials] or [config]
-      trained.update(map(_program, configs))
+      for config in configs:
+        trained[_program(config)] += _steps(config)
     assert planned == trained, row
+
+
+def _steps(config):
+  if not config.task.name:
+    return config.train.total_steps
+  examples = page.EXAMPLES[config.task.name]
+  return int(examples / config.data.batch_size * config.train.num_epochs)
 
 
 def _program(config):
@@ -104,9 +121,10 @@ def _program(config):
     kind for kind, names in page.KINDS.items() if config.task.name in names
   )
   data, model = config.data, config.model
+  shape = (model.num_layers, model.hidden_size, model.num_heads)
   return (
     page.PLANNED_AS.get(kind, ""), model.dtype, model.attention,
-    data.seq_len, data.batch_size,
+    data.seq_len, data.batch_size, *(() if kind else shape),
   )  # fmt: skip
 
 
@@ -115,7 +133,7 @@ def test_a_status_names_what_the_linked_page_has():
   for row in ROWS:
     for name in re.findall(r"\]\(([^)]+)\)", row.status):
       text = (page.HERE / name).read_text()
-      for task in re.findall(r"encoder: ([\w, ]+) \(", row.status):
+      for task in re.findall(r"(?:encoder|novels): ([\w, ]+) \(", row.status):
         for one in task.split(", "):
           assert f"| {one} |" in text
           linked += 1
@@ -153,7 +171,9 @@ def test_a_workdir_is_of_one_run(monkeypatch):
     if program != "bert-jax":
       continue
     named = dict(a.removeprefix("--").split("=", 1) for a in arguments)
-    workdir = named.pop("workdir", named.get("output"))
+    if named["mode"] == "prepare":
+      continue
+    workdir = named.pop("workdir")
     assert known.setdefault(workdir, named) == named, workdir
 
 

@@ -2,11 +2,11 @@
 
   python -m experiments.ablations.table --evaluations=runs/ablations/same-masks
 
-Takes evaluation.json of each encoder from that folder into encoders.json beside
-this file, and writes table.md from it, from encoders/results.jsonl of the
-pre-training and results.jsonl of the fine-tuning. Of the learning rates of an
-encoder and a task the one with the highest median on the development set
-counts, and that set is the one that is shown.
+Takes evaluation.json of each encoder from that folder into encoders.json of the
+results' folder, this one unless `--results` names another, and writes table.md
+from it, encoders/results.jsonl of the pre-training and results.jsonl of the
+fine-tuning. Of the learning rates of an encoder and a task the one with the
+highest median on the development set counts, and that set is the one shown.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def encoder_of(line):
 
 def chosen(lines):
   """(task, encoder) -> its line of the better learning rate."""
-  found = {}
+  found: dict[tuple[str, str], report.Line] = {}
   for line in lines:
     key = line.task, encoder_of(line)
     if key not in found or line.median > found[key].median:
@@ -75,29 +75,40 @@ def table(evaluations, pretraining, lines) -> str:
   ]
   for task in dict.fromkeys(task for task, _ in found):
     metric = next(line.metric for (t, _), line in found.items() if t == task)
-    cells = [
+    scores = [
       _cell(found[task, name]) if (task, name) in found else "-"
       for name in ENCODERS
     ]
-    text.append(f"| {' | '.join((task, metric, *cells))} |")
+    text.append(f"| {' | '.join((task, metric, *scores))} |")
   return "\n".join([*text, ""])
 
 
 def _cell(line):
-  rate = dict(line.settings)["learning_rate"]
+  rate = line.rows[0]["settings"]["optim.learning_rate"]
   low, high = min(line.values), max(line.values)
   bad = f", {line.degenerate} of {len(line.values)}" * bool(line.degenerate)
   return f"{line.median:.1f} ({low:.1f} to {high:.1f}) [{rate}{bad}]"
 
 
-def main(argv=None, here=HERE):
+def page(folder) -> str:
+  """The table of the records in a folder."""
+  pretraining = results.read(str(folder / "encoders"))
+  return table(
+    json.loads((folder / "encoders.json").read_text()),
+    {row["trial"]: row["metrics"] for row in pretraining},
+    report.lines_of(results.read(str(folder))),
+  )
+
+
+def main(argv=None):
   """Writes encoders.json, where it is asked to, and table.md."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--evaluations", help="folder of an evaluation each")
+  parser.add_argument("--results", default=HERE, help="folder of the records")
   args = parser.parse_args(argv)
-  path = here / "encoders.json"
+  folder = Path(args.results)
   if args.evaluations:
     found = {
       name: json.loads(
@@ -105,16 +116,8 @@ def main(argv=None, here=HERE):
       )
       for name in pretrain.VARIANTS
     }
-    path.write_text(json.dumps(found, indent=1) + "\n")
-  page = table(
-    json.loads(path.read_text()),
-    {
-      row["trial"]: row["metrics"]
-      for row in results.read(str(here / "encoders"))
-    },
-    report.lines_of(results.read(str(here))),
-  )
-  (here / "table.md").write_text(page)
+    (folder / "encoders.json").write_text(json.dumps(found, indent=1) + "\n")
+  (folder / "table.md").write_text(page(folder))
 
 
 if __name__ == "__main__":

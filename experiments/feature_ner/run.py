@@ -385,6 +385,31 @@ def identity(row):
   return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read(path):
+  """The rows of a results.jsonl, none where there is no file."""
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [json.loads(line) for line in lines]
+
+
+def summary(rows, config, recipe):
+  """F1 in per cent of one encoder with one recipe, the newest run of a seed."""
+  wanted = json.loads(config.to_json_best_effort())
+  found = {}
+  for row in rows:
+    alike = [
+      row["config"]["init_from"] == wanted["init_from"],
+      row["config"]["data"]["seq_len"] == wanted["data"]["seq_len"],
+      row["recipe"] == dataclasses.asdict(recipe),
+      *(
+        row["config"]["task"][key] == wanted["task"][key]
+        for key in ("name", "dir", "context")
+      ),
+    ]
+    if all(alike):
+      found[row["seed"]] = 100 * row["metrics"]["eval/entity_f1"]
+  return list(found.values())
+
+
 def parse_args(argv=None):
   """The command line; a `Recipe` but for `features` is part of it."""
   parser = argparse.ArgumentParser(
@@ -419,25 +444,18 @@ def main(argv=None, path=HERE / "results.jsonl"):
     recipe = Recipe(
       features, **{name: getattr(args, name) for name in settings}
     )
-    lines = path.read_text().splitlines() if path.exists() else []
-    known = {identity(json.loads(line)) for line in lines}
+    known = {identity(row) for row in read(path)}
     for row in run(config, recipe, range(args.seeds), known):
       with path.open("a") as file:
         file.write(json.dumps(row, sort_keys=True) + "\n")
       f1 = 100 * row["metrics"]["eval/entity_f1"]
       beside = f" (the paper: {PAPER[features]})" * (args.task == "conll2003")
       print(f"{features}, seed {row['seed']}: F1 {f1:.1f}{beside}")
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = [
-      100 * row["metrics"]["eval/entity_f1"]
-      for row in map(json.loads, lines)
-      if row["task"] == args.task
-      and row["recipe"] == dataclasses.asdict(recipe)
-    ]
-    if found:
+    found = summary(read(path), config, recipe)
+    if len(found) > 1:
       print(
         f"{features}: mean F1 {np.mean(found):.1f} ({min(found):.1f} to "
-        f"{max(found):.1f}) of {len(found)}"
+        f"{max(found):.1f}) of {len(found)} seeds"
       )
 
 
