@@ -284,7 +284,11 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
         )
       axes.set(xlabel="step", ylabel=what, title=task)
     if panels[0][0].lines:
-      panels[0][0].legend(fontsize="x-small")
+      handles, labels = panels[0][0].get_legend_handles_labels()
+      figure.set_figheight(3.6 + 0.16 * len(labels))  # inches
+      figure.legend(
+        handles, labels, loc="outside lower center", fontsize="x-small"
+      )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
