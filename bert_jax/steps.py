@@ -170,14 +170,15 @@ def make_gradients(
     sparse_words: the model only looks words up, so that the gradient of the
       word table is 0 but for those of the batch. They alone are then computed,
       unless they are many; the numbers are the same. For one device.
-    place: shardings of the parameters, which gradients that are added up over
-      micro-batches keep: moments that are cut further would have the compiler
-      send every micro-batch's.
+    place: shardings of the parameters, which gradients keep until they are
+      whole: moments that are cut further would have the compiler send some of
+      them several times, and those of every micro-batch.
 
   Source: BERT paper, appendix A.2; accumulation as users asked of the original.
   """
   num_heads = model.config.num_heads
   join = model.config.attention == "fused_qkv"
+  on_several = place is not None and jax.tree.leaves(place)[0].mesh.size > 1
 
   def loss_fn(params, batch, weights, rng, model=model, output=None):
     outputs = objective.apply(
@@ -200,19 +201,24 @@ def make_gradients(
     mixed = model.config.dtype != model.config.param_dtype
     return attention.unflatten_heads(grads, num_heads, separately=mixed)
 
-  def accumulate(params, batch, weights, rng):
-    # The table that scores words is a parameter of its own in the loop: each
-    # of its two gradients is then summed over the devices once, at the end.
-    def loss_of(untied, rows, rng):
-      return loss_fn(untied[0], rows, weights, rng, output=untied[1])
+  def loss_of(variables, batch, weights, rng):
+    return loss_fn(variables[0], batch, weights, rng, output=variables[1])
 
-    loss, (grads, extra) = _sum_over_parts(
-      jax.value_and_grad(loss_of, has_aux=True),
-      (params, objective.output_variables(params)),
-      batch,
-      num_micro_batches,
-      rng,
-    )
+  def untied(params, batch, weights, rng):
+    # The table that scores words is a parameter of its own: each of its two
+    # gradients is then summed over the devices once, after the last
+    # micro-batch.
+    variables = (params, objective.output_variables(params))
+
+    def compute(variables, rows, rng):
+      compute_part = jax.value_and_grad(loss_of, has_aux=True)
+      return compute_part(variables, rows, weights, rng)
+
+    if num_micro_batches > 1:
+      found = _sum_over_parts(compute, variables, batch, num_micro_batches, rng)
+    else:
+      found = compute(variables, batch, rng)
+    loss, (grads, extra) = found
     grads = as_stored(grads)
     if place is not None:
       places = (place, objective.output_variables(place))
@@ -237,8 +243,8 @@ def make_gradients(
     weights = objective.weights(batch)
     num_words = batch["input_ids"].size
     compute, extra = directly, {}
-    if num_micro_batches > 1:
-      compute = accumulate
+    if num_micro_batches > 1 or on_several:
+      compute = untied
     elif sparse_words and 2 * num_words <= model.config.vocab_size:
       compute, extra = of_words, {"rows": batch["input_ids"].reshape(-1)}
     # What a loss is differentiated by has matrices for the heads' projections.

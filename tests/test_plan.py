@@ -493,6 +493,26 @@ def test_every_kind_of_chip_has_its_plan(tmp_path, topology, num_devices):
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_gradients_and_new_parameters_travel_once(tmp_path, micro_batches):
+  """The word table, which has two gradients, as well as all others."""
+  done, made = run_plan(
+    tmp_path,
+    "--config=configs/pretrain.py:size=L2_H512",
+    "--config.model.dtype=bfloat16",
+    "--config.data.batch_size=512",
+    f"--config.optim.num_micro_batches={micro_batches}",
+    "--topology=v5e:4x4",
+  )
+  assert done.returncode == 0, done.stderr
+  # Moments are cut over the 16 copies: each device computes a share of the new
+  # parameters. An all-reduce sends twice, an all-gather once.
+  size = made["hbm_bytes_by_kind"]["parameters"]
+  assert made["collective_bytes_per_step"] < 3.1 * 15 / 16 * size
+
+
+@pytest.mark.slow
+@needs_compiler
 def test_a_topology_that_the_compiler_refuses_exits_with_2(tmp_path):
   done, made = run_plan(tmp_path, *SMALL[:-1], "--topology=v5e:3x3")
   assert (done.returncode, made) == (2, None)

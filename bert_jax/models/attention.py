@@ -322,7 +322,7 @@ class SelfAttention(nn.Module):
     Args:
       x: [B, L, D] hidden states.
       bias: float32, broadcastable to [B, N, Q, L], see `attention_bias`; or
-        `Visible`, which leaves it to the fused kernel.
+        `Visible`, which leaves it to a kernel.
       deterministic: True switches dropout off.
       queries: [B, Q, D], the hidden states that ask; None: all of `x`.
 
@@ -340,11 +340,17 @@ class SelfAttention(nn.Module):
 
     rate = 0.0 if deterministic else cfg.attention_dropout_rate
     rng = self.make_rng("dropout") if rate else None
-    if isinstance(bias, Visible) and queries is None:
+    by_kernel = isinstance(bias, Visible) and queries is None
+    if by_kernel and cfg.attention != "splash":
       return self.out(self._fused(x, bias, rng, rate))
     query = project(x if queries is None else queries, self.query)
     key, value = project(x, self.key), project(x, self.value)
-    context = attend(query, key, value, bias, rng, rate)
+    if by_kernel:
+      from bert_jax.models import splash_attention  # slow to import
+
+      context = splash_attention.attend(query, key, value, bias)
+    else:
+      context = attend(query, key, value, bias, rng, rate)
     return self.out(jnp.swapaxes(context, 1, 2))  # [B, N, Q, H] -> [B, Q, D]
 
   def _fused(self, x, visible, rng, rate):

@@ -167,7 +167,7 @@ ACTIVATIONS = {
   "tanh": jnp.tanh,
 }
 DTYPES = ("float32", "bfloat16", "float16")
-ATTENTIONS = ("plain", "fused", "fused_qkv")
+ATTENTIONS = ("plain", "fused", "fused_qkv", "splash")
 REMATS = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -286,10 +286,21 @@ class ModelConfig:
           f"model.{name}={getattr(self, name)!r} is unknown; choose one of "
           f"{', '.join(known)}"
         )
+    if self.attention == "splash" and self.attention_dropout_rate:
+      raise ValueError(
+        "model.attention=splash knows no dropout of attention probabilities, "
+        f"but model.attention_dropout_rate={self.attention_dropout_rate}; set "
+        "that to 0.0, which gives up a part of the paper's regularisation, or "
+        "use model.attention=fused or plain, which have it"
+      )
 
   def check_row_len(self, length):
     """Raises ValueError if the attention program takes no rows of a length."""
-    if self.attention != "plain":
+    if self.attention == "splash":
+      from bert_jax.models import splash_attention  # slow to import
+
+      splash_attention.check_shapes(length)
+    elif self.attention != "plain":
       from bert_jax.models import fused_attention  # slow to import
 
       fused_attention.check_shapes(length, self.hidden_size, self.head_dim)

@@ -591,7 +591,8 @@ def parse_groups(rest: str) -> tuple[tuple[int, ...], ...]:
 
   Four ways to write them are known: lists, `[2,2]<=[4]` and
   `[2,2]<=[2,2]T(1,0)` (an enumeration, reshaped and transposed), and
-  `mesh['a'=2,'b'=2] {'b'}` (the devices that differ in the axes named).
+  `mesh['a'=2,'b'=2] {'b'}` (the devices that differ in the axes named), which
+  may name the devices of its mesh, `device_ids=([2,2]T(1,0))`.
 
   Args:
     rest: what follows the operands of the instruction.
@@ -599,6 +600,9 @@ def parse_groups(rest: str) -> tuple[tuple[int, ...], ...]:
   Returns:
     Groups of indices, or of a collective-permute (source, target) pairs; () for
     one group of all.
+
+  Raises:
+    HloError: they are written in another way.
 
   Example:
     >>> parse_groups("replica_groups=[2,2]<=[2,2]T(1,0)")
@@ -618,15 +622,28 @@ def parse_groups(rest: str) -> tuple[tuple[int, ...], ...]:
     width = shape[-1]
     return tuple(tuple(flat[i : i + width]) for i in range(0, len(flat), width))
   match = re.search(
-    r"replica_groups=(?:@\w+|mesh)\[([^\]]*)\](?:,\s*device_ids=\(([^)]*)\))?"
-    r"\s*\{([^}]*)\}",
+    r"replica_groups=(?:@\w+|mesh)\[([^\]]*)\]"
+    r"(?:,\s*device_ids=\(([^{]*)\))?\s*\{([^}]*)\}",
     rest,
   )
   if match:
     axes = [(n, int(s)) for n, s in re.findall(r"'([^']+)'=(\d+)", match[1])]
-    ids = _ints(match[2]) if match[2] else None
-    return _mesh_groups(axes, ids, match[3])
+    return _mesh_groups(axes, _device_ids(match[2] or ""), match[3])
+  if match := re.search(r"replica_groups=.{0,80}", rest):
+    raise HloError(f"these device groups cannot be read: {match[0]}")
   return ()
+
+
+def _device_ids(text: str) -> list[int]:
+  """The devices of a mesh in its order: a list, or `[4,4]T(1,0)`; [] = all.
+
+  The second is an enumeration, reshaped and transposed.
+  """
+  if match := re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text.strip()):
+    shape = _ints(match[1])
+    order = _ints(match[2]) if match[2] else list(range(len(shape)))
+    return _transposed(shape, order)
+  return _ints(text)
 
 
 def _ints(text: str) -> list[int]:
@@ -648,7 +665,7 @@ def _transposed(shape: list[int], order: list[int]) -> list[int]:
 
 
 def _mesh_groups(
-  axes: list[tuple[str, int]], ids: list[int] | None, named: str
+  axes: list[tuple[str, int]], ids: list[int], named: str
 ) -> tuple[tuple[int, ...], ...]:
   """Groups along axes of a mesh; `'x':(2)4` is the part of x that ...
 

@@ -152,11 +152,36 @@ def test_a_loop_of_unknown_length_is_named_and_counted_once():
     ),
     ("replica_groups=mesh['a'=4] {'a':(2)2}, c", ((0, 1), (2, 3))),
     ("replica_groups=mesh['a'=4] {'a':(1)2}, c", ((0, 2), (1, 3))),
+    (
+      "replica_groups=mesh['a'=1,'b'=2,'c'=3], device_ids=([3,2]T(1,0)) {'b'}",
+      ((0, 1), (2, 3), (4, 5)),
+    ),
+    (
+      "replica_groups=mesh['a'=1,'b'=2,'c'=3], device_ids=([3,2]T(1,0)) {'c'}",
+      ((0, 2, 4), (1, 3, 5)),
+    ),
+    (
+      "replica_groups=mesh['a'=2,'b'=2], device_ids=([4]) {'b'}, e",
+      ((0, 1), (2, 3)),
+    ),
+    (
+      "replica_groups=mesh['a'=2,'b'=2], device_ids=(0,2,1,3) {'b'}, e",
+      ((0, 2), (1, 3)),
+    ),
     ("source_target_pairs={{0,1},{1,0}}, d", ((0, 1), (1, 0))),
   ],
 )
 def test_device_groups(text, groups):
   assert hlo.parse_groups(text) == groups
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["replica_groups=torus(2,2)", "replica_groups=mesh['a'=2], ids=(x) {'a'}"],
+)
+def test_device_groups_that_cannot_be_read_are_no_group_of_all(text):
+  with pytest.raises(hlo.HloError, match="cannot be read: replica_groups="):
+    hlo.parse_groups(text)
 
 
 def collective(kind, **kwargs):
