@@ -140,6 +140,9 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   # the same, slower: their backward pass computes the scores again.
   # "fused_qkv": that, with query, key and value from one product. Faster where
   # matrix units wait for memory (v6e), slower elsewhere; needs mesh.tensor=1.
+  # "splash": on a TPU, JAX's kernel of that name, for rows of any multiple of
+  # 128 tokens. It has no dropout of attention probabilities: that part of the
+  # paper's regularisation is given up, by attention_dropout_rate = 0.0.
   m.attention = "plain"
 
   c.data = d = ml_collections.ConfigDict()

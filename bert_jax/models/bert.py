@@ -288,7 +288,7 @@ class ModelConfig:
         )
     if self.attention == "splash" and self.attention_dropout_rate:
       raise ValueError(
-        "model.attention=splash knows no dropout of attention probabilities, "
+        "model.attention=splash has no dropout of attention probabilities, "
         f"but model.attention_dropout_rate={self.attention_dropout_rate}; set "
         "that to 0.0, which gives up a part of the paper's regularisation, or "
         "use model.attention=fused or plain, which have it"

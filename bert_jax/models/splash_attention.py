@@ -1,0 +1,149 @@
+"""Self-attention by the splash kernel of JAX, for rows of any length.
+
+The kernel goes through the keys block by block and keeps running sums, so its
+memory on chip does not grow with the row: it takes rows that
+`fused_attention`, which keeps whole score matrices, does not. It knows no
+dropout of attention probabilities; a config that asks for both is refused.
+
+Every token has a segment id and sees its own segment alone: a packed sequence
+is one, and so is the padding of a row, which keeps a row of padding from
+dividing by zero. What padding computes is read by nobody.
+"""
+
+import math
+
+import jax
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+import jax.numpy as jnp
+
+from bert_jax.models import attention
+
+P = jax.sharding.PartitionSpec
+
+LANES = 128
+# Queries and keys in a block: what fits on chip with heads of up to 256. Longer
+# blocks have fewer steps, and of rows no longer than one the backward pass
+# computes the scores once, not twice.
+_MAX_BLOCK = 512
+_HEADS = P(("data", "fsdp"), "tensor")
+_ROWS = P(("data", "fsdp"))
+
+
+def check_shapes(length: int) -> None:
+  """Raises ValueError for rows that the kernel does not take."""
+  if length % LANES:
+    raise ValueError(
+      f"model.attention=splash takes rows of a multiple of {LANES} tokens, not "
+      f"{length}; use data.seq_len={-(-length // LANES) * LANES}, or "
+      "model.attention=plain"
+    )
+
+
+def segment_ids(visible: attention.Visible) -> jax.Array:
+  """Returns which segment of its row a token is in: int32 [B, L], 0 = padding.
+
+  Args:
+    visible: who sees whom.
+  """
+  seen = visible.key_bias[:, 0, 0] == 0.0
+  if visible.sequence_ids is None:
+    return seen.astype(jnp.int32)
+  return jnp.where(seen, visible.sequence_ids, 0)
+
+
+def _block(length: int) -> int:
+  """The longest block of whole registers that divides a row."""
+  sizes = range(LANES, min(length, _MAX_BLOCK) + 1, LANES)
+  return max(size for size in sizes if length % size == 0)
+
+
+def kernel(query, key, value, ids, interpret=False):
+  """The context, by the kernel, on one device.
+
+  Args:
+    query: [B, N, L, H]; key and value alike.
+    key: see query.
+    value: see query.
+    ids: from `segment_ids`.
+    interpret: as plain operations, on any machine.
+
+  Returns:
+    [B, N, L, H] in the dtype of `query`.
+  """
+  num_heads, length, head_dim = query.shape[1:]
+  block = _block(length)
+  masks = [splash.FullMask((length, length))] * num_heads
+  attend_row = splash.make_splash_mha(
+    splash.MultiHeadMask(masks),
+    block_sizes=splash.BlockSizes(
+      block_q=block,
+      block_kv=block,
+      block_q_dkv=block,
+      block_kv_dkv=block,
+      use_fused_bwd_kernel=True,
+    ),
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
+  )
+
+  def of_row(query, key, value, ids):
+    return attend_row(query, key, value, splash.SegmentIds(ids, ids))
+
+  query = query * jnp.asarray(1.0 / math.sqrt(head_dim), query.dtype)
+  return jax.vmap(of_row)(query, key, value, ids).astype(query.dtype)
+
+
+def _over_mesh(query, key, value, ids, interpret=False):
+  """The kernel on every device, on its rows and its heads."""
+
+  def local(*args):
+    return kernel(*args, interpret=interpret)
+
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return local(query, key, value, ids)
+  return jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(_HEADS, _HEADS, _HEADS, _ROWS),
+    out_specs=_HEADS,
+    check_vma=False,
+  )(query, key, value, ids)
+
+
+def _for_tpu() -> bool:
+  """Whether the program that is traced is for a TPU, here or to be planned."""
+  mesh = jax.sharding.get_abstract_mesh()
+  device = None if mesh.empty else mesh.abstract_device
+  if device is None:
+    return jax.default_backend() == "tpu"
+  return device.platform == "tpu"
+
+
+def attend(query, key, value, visible):
+  """Returns softmax(query key / sqrt(H)) value within each segment.
+
+  On a TPU by the kernel, elsewhere by `attention.attend`.
+
+  Args:
+    query: [B, N, L, H].
+    key: [B, N, L, H].
+    value: [B, N, L, H].
+    visible: who sees whom; padding sees padding.
+
+  Returns:
+    [B, N, L, H] in the dtype of `query`. The softmax is float32 throughout.
+
+  Raises:
+    ValueError: the kernel does not take rows of this length.
+
+  Source: Dao et al. 2022, arXiv:2205.14135; jax.experimental.pallas.ops.tpu.
+  """
+  check_shapes(query.shape[2])
+  ids = segment_ids(visible)
+  if _for_tpu():
+    return _over_mesh(query, key, value, ids)
+  same = ids[:, None, :, None] == ids[:, None, None, :]
+  bias = jnp.where(same, 0.0, attention.MASKED_SCORE)
+  return attention.attend(query, key, value, bias, None, 0.0)

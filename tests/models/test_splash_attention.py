@@ -1,0 +1,186 @@
+"""Tests of models/splash_attention.py: the kernel, as plain operations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bert_jax import sharding
+from bert_jax.models import attention
+from bert_jax.models import bert
+from bert_jax.models import splash_attention
+from configs import base
+
+B, N = 2, 4
+
+
+@functools.cache
+def _case(head_dim, length, packed, dtype="float32"):
+  """Query, key, value, a gradient of the tokens, and who sees whom."""
+  rng = np.random.default_rng(head_dim + length + packed)
+  arrays = [
+    jnp.asarray(rng.normal(size=(B, N, length, head_dim)), dtype)
+    for _ in range(4)
+  ]
+  # Descending, so that the padding, 0, is last; the second row is all padding
+  # but for one token.
+  ids = np.sort(rng.integers(0, 4, (B, length)))[:, ::-1].copy()
+  ids[1, 1:] = 0
+  ids = jnp.asarray(ids if packed else ids > 0, jnp.int32)
+  real = ids > 0
+  arrays[3] = arrays[3] * real[:, None, :, None].astype(dtype)
+  visible = attention.Visible(
+    attention.attention_bias(real.astype(jnp.int32)), ids if packed else None
+  )
+  return arrays, visible, real
+
+
+def _plain(visible, real, *inputs):
+  bias = attention.attention_bias(real.astype(jnp.int32), visible.sequence_ids)
+  return attention.attend(*inputs, bias, None, 0.0)
+
+
+def _kernel(visible, *inputs):
+  ids = splash_attention.segment_ids(visible)
+  return splash_attention.kernel(*inputs, ids, interpret=True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+  ("head_dim", "length"), [(32, 128), (64, 384), (128, 128), (64, 1024)]
+)
+def test_the_kernel_equals_plain_attention_at_every_token(
+  head_dim, length, packed
+):
+  arrays, visible, real = _case(head_dim, length, packed)
+  found, vjp = jax.vjp(functools.partial(_kernel, visible), *arrays[:3])
+  wanted, plain_vjp = jax.vjp(
+    functools.partial(_plain, visible, real), *arrays[:3]
+  )
+  tokens = np.broadcast_to(np.asarray(real)[:, None, :, None], found.shape)
+  np.testing.assert_allclose(found[tokens], wanted[tokens], atol=5e-6)
+  # Nothing reads what padding computes, so no gradient comes from there.
+  for got, want in zip(vjp(arrays[3]), plain_vjp(arrays[3]), strict=True):
+    np.testing.assert_allclose(got, want, atol=5e-6)
+
+
+def test_rows_of_several_blocks_were_among_these():
+  assert [splash_attention._block(n) for n in (128, 384, 640, 1024)] == [
+    128, 384, 128, 512,
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_attend_on_this_machine_equals_the_kernel_padding_included(packed):
+  arrays, visible, _ = _case(64, 384, packed)
+  found, vjp = jax.vjp(
+    lambda *x: splash_attention.attend(*x, visible), *arrays[:3]
+  )
+  wanted, kernel_vjp = jax.vjp(functools.partial(_kernel, visible), *arrays[:3])
+  np.testing.assert_allclose(found, wanted, atol=5e-6)
+  grad = jnp.ones_like(found)
+  for got, want in zip(vjp(grad), kernel_vjp(grad), strict=True):
+    np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_the_bfloat16_kernel_is_as_near_to_float32_as_plain_attention_is():
+  arrays, visible, real = _case(64, 384, True, "bfloat16")
+  exact = [x.astype(jnp.float32) for x in arrays]
+  right = _plain(visible, real, *exact[:3])
+  tokens = np.broadcast_to(np.asarray(real)[:, None, :, None], right.shape)
+
+  def error(x):
+    return jnp.abs(x.astype(jnp.float32) - right)[tokens].mean()
+
+  found = _kernel(visible, *arrays[:3])
+  assert found.dtype == jnp.bfloat16
+  plain = error(_plain(visible, real, *arrays[:3]))
+  assert 0 < error(found) <= 1.2 * plain
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 1), (1, 2, 2), (1, 1, 4)])
+def test_the_kernel_on_a_mesh_equals_that_on_one_device(sizes):
+  arrays, visible, _ = _case(64, 384, True)
+  ids = splash_attention.segment_ids(visible)
+  wanted = _kernel(visible, *arrays[:3])
+  mesh = sharding.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
+  run = functools.partial(splash_attention._over_mesh, interpret=True)
+  with jax.set_mesh(mesh):
+    found = jax.jit(run)(*arrays[:3], ids)
+  np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def _model(attention):
+  config = base.get_config().model
+  config.update(
+    vocab_size=120, hidden_size=128, num_layers=2, num_heads=2, mlp_dim=64,
+    max_len=128, attention_dropout_rate=0.0, attention=attention,
+  )  # fmt: skip
+  return bert.PreTrainingModel(bert.ModelConfig.from_config(config))
+
+
+def test_a_model_trains_by_the_kernel_as_by_plain_attention(monkeypatch):
+  """Of packed rows with padding, hidden dropout among it."""
+  rng = np.random.default_rng(0)
+  ids = np.sort(rng.integers(0, 4, (3, 128)))[:, ::-1].copy()
+  batch = {
+    "input_ids": rng.integers(0, 120, (3, 128)),
+    "input_mask": ids > 0,
+    "segment_ids": rng.integers(0, 2, (3, 128)),
+    "sequence_ids": ids,
+    "masked_positions": np.arange(0, 60, 6)[None].repeat(3, 0),
+  }
+  batch = {k: jnp.asarray(x, jnp.int32) for k, x in batch.items()}
+  params = _model("plain").init(jax.random.key(1), **batch)
+
+  def run(attention):
+    def loss(params):
+      mlm, nsp = _model(attention).apply(
+        params,
+        **batch,
+        deterministic=False,
+        rngs={"dropout": jax.random.key(2)},
+      )
+      return jnp.mean(mlm**2) + jnp.mean(nsp**2)
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  wanted, here = run("plain"), run("splash")
+  calls = []
+
+  def by_kernel(*args):
+    calls.append(args)
+    return splash_attention.kernel(*args, interpret=True)
+
+  monkeypatch.setattr(splash_attention, "_for_tpu", lambda: True)
+  monkeypatch.setattr(splash_attention, "_over_mesh", by_kernel)
+  found = run("splash")
+  assert calls, "the kernel was not used"
+  for other in (here, found):
+    for a, b in zip(
+      jax.tree.leaves(other), jax.tree.leaves(wanted), strict=True
+    ):
+      np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_dropout_of_probabilities_is_refused_and_says_what_is_given_up():
+  config = base.get_config().model
+  config.attention = "splash"
+  with pytest.raises(
+    ValueError, match=r"no dropout of attention.*=0.1; set that to 0.0.*fused"
+  ):
+    bert.ModelConfig.from_config(config)
+  config.attention_dropout_rate = 0.0
+  assert bert.ModelConfig.from_config(config).row_len_unit == 128
+
+
+@pytest.mark.parametrize(("length", "nearest"), [(96, 128), (2000, 2048)])
+def test_rows_that_do_not_fill_registers_are_refused(length, nearest):
+  config = base.get_config().model
+  config.update(attention="splash", attention_dropout_rate=0.0)
+  model = bert.ModelConfig.from_config(config)
+  with pytest.raises(ValueError, match=f"data.seq_len={nearest}"):
+    model.check_row_len(length)
+  model.check_row_len(nearest)
