@@ -97,8 +97,8 @@ def kernel(query, key, value, ids, interpret=False):
 def _over_mesh(query, key, value, ids, interpret=False):
   """The kernel on every device, on its rows and its heads."""
 
-  def local(*args):
-    return kernel(*args, interpret=interpret)
+  def local(query, key, value, ids):
+    return kernel(query, key, value, ids, interpret=interpret)
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:

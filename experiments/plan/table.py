@@ -75,9 +75,18 @@ SLICES = {
   "v5p:4x4x4": 64,
   "v5e:16x16": 256,
 }
-# Also without dropout of attention probabilities, which other kernels lack.
-WITHOUT = {("v5e:2x2", "base", 512), ("v5e:4x4", "base", 512),
-           ("v6e:2x2", "large", 128)}  # fmt: skip
+# Other settings of some entries: (topology, size, seq_len) -> each of them.
+# Without dropout of attention probabilities, and other programs of attention.
+_NO_DROPOUT = ("model.attention_dropout_rate", 0.0)
+VARIANTS = {
+  ("v5e:2x2", "base", 512): ((_NO_DROPOUT,),),
+  ("v5e:2x2", "large", 512): (
+    (_NO_DROPOUT, ("model.attention", "splash")),
+    (("model.attention", "plain"),),
+  ),
+  ("v5e:4x4", "base", 512): ((_NO_DROPOUT,),),
+  ("v6e:2x2", "large", 128): ((_NO_DROPOUT,),),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +143,10 @@ def entries() -> list[Entry]:
           f"configs/tpu.py:size={size},seq_len={seq_len},chip={chip},"
           f"devices={devices}"
         )
-        found.append(Entry(config, (), topology, f"phase {phase}"))
-        if (topology, size, seq_len) in WITHOUT:
-          rate = (("model.attention_dropout_rate", 0.0),)
-          found.append(Entry(config, rate, topology, f"phase {phase}"))
+        settings = ((), *VARIANTS.get((topology, size, seq_len), ()))
+        found += [
+          Entry(config, more, topology, f"phase {phase}") for more in settings
+        ]
   return found
 
 
