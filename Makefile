@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow test-faults lint format types check \
-  plan-table plan-meshes bench-train bench-data bench-prepare bench-packing \
+  plan-table plan-meshes plan-depth bench-train bench-data bench-prepare bench-packing \
   bench-finetune bench-predict bench-together minilm tpu ablations lock clean
 
 help:  ## list the targets
@@ -50,6 +50,9 @@ plan-table: $(VENV)/.extra-tpu  ## predicted TPU speed of the shipped configs
 
 plan-meshes: $(VENV)/.extra-tpu  ## predicted cost of FSDP and tensor parallelism
 	@$(PY) -m experiments.plan.table meshes
+
+plan-depth: $(VENV)/.extra-tpu  ## how long layers take to compile, scanned or not
+	@$(PY) -m experiments.plan.table depth
 
 bench-train: $(VENV)/.extra-reference  ## training step against torch, interleaved
 	@$(PY) experiments/bench/train.py

@@ -100,6 +100,16 @@ def test_recomputing_layers_adds_their_forward_pass(config, scan_layers):
   assert 0.5 * layers < matmul_flops(config) - plain <= layers
 
 
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_a_scanned_program_does_not_grow_with_depth(config, scan_layers):
+  sizes = []
+  for config.model.num_layers in (2, 6):
+    config.model.scan_layers = scan_layers
+    traced = plan.trace_step(config, cpu_mesh()).traced
+    sizes.append(traced.lower().as_text().count("\n"))
+  assert (sizes[1] == sizes[0]) is scan_layers
+
+
 def test_micro_batches_change_nothing_in_the_arithmetic(config):
   whole = matmul_flops(config)
   config.optim.num_micro_batches = 4
