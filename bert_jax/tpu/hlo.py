@@ -73,6 +73,7 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _RENDEZVOUS = re.compile(r'_xla_host_transfer_rendezvous="([^"]+)"')
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
+_ASYNC_START = 'custom_call_target="AsyncCollectiveStart"'
 _INDEX = re.compile(r"\bindex=(\d+)")
 
 # Searched in the path of names from the first to the last; the first that is
@@ -708,11 +709,27 @@ def parse(text: str) -> Program:
   return _Reader(_Text(text)).read()
 
 
+def _scopes_of_starts(text: _Text) -> dict[str, set[str]]:
+  """Channel of a collective -> the computations in which it is started."""
+  started = {
+    name: {c[1] for line in lines if (c := _CHANNEL.search(line.rest))}
+    for name, lines in text.computations.items()
+    if any(_ASYNC_START in line.rest for line in lines)
+  }
+  scopes: dict[str, set[str]] = {}
+  for scope, lines in text.computations.items():
+    for line in lines:
+      for channel in started.get(text.called(line).get("calls", ""), ()):
+        scopes.setdefault(channel, set()).add(scope)
+  return scopes
+
+
 class _Reader:
   """Walks the schedule from the entry computation."""
 
   def __init__(self, text: _Text):
     self._text = text
+    self._scopes = _scopes_of_starts(text)
     self._collectives: list[Collective] = []
     self._unknown: list[str] = []
 
@@ -807,7 +824,8 @@ class _Reader:
     """The collectives of one schedule, each once.
 
     One that is spread over a start, matmuls that carry it on and an end is
-    written into each of these fusions, with one channel.
+    written into each of these fusions, with one channel. Where these matmuls
+    are in a loop between start and end, it is no exchange of the loop.
     """
     lines = self._text.computations[scope]
     names = self._text.by_name[scope]
@@ -846,7 +864,12 @@ class _Reader:
             kind = "reduce-scatter"
           channel = _CHANNEL.search(inner.rest)
           chained = "async_collective_fusion_config" in inner.rest
-          key = f"#{channel[1]}" if channel and chained else line.name
+          key = line.name
+          if channel and chained:
+            key = f"#{channel[1]}"
+            scopes = self._scopes.get(channel[1])
+            if scopes and scope not in scopes:
+              continue
           if key in found:
             found[key][1] = place
           else:

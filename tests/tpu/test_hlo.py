@@ -254,6 +254,60 @@ backend_config={"estimated_cycles":"60"}
 """
 
 
+CARRIED = ASYNC.replace(
+  "ENTRY %main",
+  """%body (t: (s32[], f32[4], f32[8])) -> (s32[], f32[4], f32[8]) {
+  %t = (s32[], f32[4]{0}, f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %a = f32[4]{0} get-tuple-element(%t), index=1
+  %b = f32[8]{0} get-tuple-element(%t), index=2
+  %on = f32[8]{0} fusion(%a, %b), kind=kCustom, calls=%middle, \
+backend_config={"estimated_cycles":"10"}
+  ROOT %out = (s32[], f32[4]{0}, f32[8]{0}) tuple(%i, %a, %on)
+}
+
+%condition (t.2: (s32[], f32[4], f32[8])) -> pred[] {
+  %t.2 = (s32[], f32[4]{0}, f32[8]{0}) parameter(0)
+  ROOT %true = pred[] constant(true)
+}
+
+ENTRY %main""",
+).replace(
+  "  %f2 =",
+  """  %zero = s32[] constant(0)
+  %init = (s32[], f32[4]{0}, f32[8]{0}) tuple(%zero, %x, %y)
+  %loop = (s32[], f32[4]{0}, f32[8]{0}) while(%init), \
+condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"5"}}
+  %f2 =""",
+)
+
+
+def test_a_collective_that_a_loop_carries_on_is_none_of_the_loop():
+  program = hlo.parse(CARRIED)
+  assert not program.unknown_loops
+  (gather,) = [c for c in program.collectives if c.kind == "all-gather"]
+  assert (gather.count, gather.schedule[0]) == (1, "main")
+  # It hides behind the loop, which is between its start and its end.
+  (loop,) = [s for s in program.schedule if s.body is not None]
+  assert loop.runs == 5 and loop.body[0].instruction.cycles == 10
+  assert loop.body[0].starts is None and loop.body[0].waits is None
+  # One that a loop starts itself runs as often as the loop.
+  inside = CARRIED.replace(
+    "%f1 = (", "%f1.x = f32[8]{0} negate(%y)\n  %old = ("
+  )
+  inside = inside.replace("fusion(%x), kind=kCustom, calls=%start", "tuple(%y)")
+  inside = inside.replace(
+    "  %on = ",
+    "  %s = (f32[4]{0}, f32[8]{0}, u32[]) fusion(%a), kind=kCustom, "
+    "calls=%start\n  %on = ",
+  )
+  (gather,) = [
+    c for c in hlo.parse(inside).collectives if c.schedule[0] == "body"
+  ]
+  assert (gather.kind, gather.count) == ("all-gather", 5)
+
+
 def test_a_collective_spread_over_instructions_counts_once():
   program = hlo.parse(ASYNC)
   kinds = {c.kind: c for c in program.collectives}
