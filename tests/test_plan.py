@@ -503,6 +503,27 @@ def test_every_kind_of_chip_has_its_plan(tmp_path, topology, num_devices):
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.parametrize("attention", ["fused", "splash"])
+def test_kernels_are_used_and_their_time_is_counted(tmp_path, attention):
+  done, made = run_plan(
+    tmp_path,
+    *SMALL,
+    f"--config.model.attention={attention}",
+    "--config.model.attention_dropout_rate=0.0",
+  )
+  assert done.returncode == 0, done.stderr
+  kernels = made["pallas_kernels"]
+  assert {k["phase"] for k in kernels} == {"forward", "backward"}
+  # The last layer is plain: it is computed where it is read.
+  assert all(k["runs"] == 3 and k["code_found"] for k in kernels)
+  assert all(k["secs_per_run"] > 0 and k["matmul_flops"] > 0 for k in kernels)
+  total = sum(k["runs"] * k["secs_per_run"] for k in kernels)
+  assert made["secs_by_kind"]["pallas_kernels"] == pytest.approx(total)
+  assert any(attention in k["name"] or attention == "fused" for k in kernels)
+
+
+@pytest.mark.slow
+@needs_compiler
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_gradients_and_new_parameters_travel_once(tmp_path, micro_batches):
   """The word table, which has two gradients, as well as all others."""
