@@ -989,6 +989,9 @@ def _exchange_warnings(step: Step, program: hlo.Program) -> list[str]:
   rows //= config.optim.num_micro_batches
   length = config.data.seq_len
   table = model.vocab_size * model.hidden_size / mesh.shape["tensor"]
+  # A kernel may be as long as the rows of a device have tokens.
+  kernels = {tuple(x.shape) for x in jax.tree.leaves(step.abstract.params)}
+  kernels |= {shape[1:] for shape in kernels}  # of one of stacked layers
   summed = 0.0
   for c in program.collectives:
     if c.over_dcn:
@@ -1004,11 +1007,12 @@ def _exchange_warnings(step: Step, program: hlo.Program) -> list[str]:
       if largest > 0.9 * table and part in ("embedding", "vocabulary"):
         found.append(
           f"a vocabulary table is gathered whole on every device ({c.count} "
-          f"times a step, {c.operand_bytes * parties / 1e6:.0f} MB, {part}): "
-          "mesh.fsdp cuts it"
+          f"times a step, {c.operand_bytes * parties / 1e6:.0f} MB, {part}), "
+          "because mesh.fsdp cuts it"
         )
     elif c.kind in ("all-reduce", "reduce-scatter") and any(
       shape[:2] in ((rows, length), (rows * length, model.hidden_size))
+      and shape not in kernels
       for shape in shapes
     ):
       summed += c.count * c.bytes_sent(parties)

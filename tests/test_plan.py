@@ -395,6 +395,33 @@ def test_sizes_that_do_not_fill_the_tiles_are_named(config):
   assert len(plan._size_warnings(config, mesh, chip)) == 2
 
 
+def _exchange(kind, shape, op_name=""):
+  return hlo.Collective(
+    "c", kind, shape, hlo.shape_bytes(shape), ((0, 1, 2, 3),), 2, False,
+    op_name, ("main", 0, 0),
+  )  # fmt: skip
+
+
+def test_tables_gathered_and_activations_summed_are_named(config):
+  config.model.mlp_dim = 128  # as many as the tokens of a device
+  step = plan.trace_step(config, cpu_mesh())
+
+  def warn(*exchanges):
+    return plan._exchange_warnings(step, hlo.Program((), exchanges, ()))
+
+  (text,) = warn(_exchange("all-gather", "f32[48,8]", "jit(f)/mlm/dot_general"))
+  assert "vocabulary table is gathered whole" in text and "mesh.fsdp" in text
+  # 2 runs, each sends 2 * 3 / 4 of 4 rows x 32 tokens x 32 x 4 bytes.
+  (text,) = warn(_exchange("all-reduce", "f32[4,32,32]"))
+  assert "activations are summed over devices, 0 MB" in text
+  assert "nothing in the config asks for it" in text
+  # Gradients of kernels are no activations, whatever their sizes.
+  assert not warn(
+    _exchange("all-reduce", "f32[128,32]"),
+    _exchange("all-gather", "f32[32,8]", "jit(f)/mlp/out/dot_general"),
+  )
+
+
 def test_without_the_compiler_one_line_says_what_to_install(
   config, monkeypatch
 ):
@@ -583,6 +610,18 @@ def test_the_table_shows_what_fits_and_what_does_not():
     " 12.5 | 50.0% (53.0%) | 60.0% | 12,346 | 7 |" in text
   )
   assert "does not fit" in text and "aaaaaaaaaaaa" in text
+
+
+def test_what_the_page_on_meshes_says_is_in_the_table():
+  rows = json.loads((table.FOLDER / "meshes.json").read_text()).values()
+  page = (table.FOLDER / "choosing.md").read_text()
+  times = {f"{r['predicted_step_secs'] * 1e3:.0f}" for r in rows if r["fits"]}
+  needed = {f"{r['hbm_bytes_per_device'] / GIB:.1f}" for r in rows}
+  said = [int(x.replace(",", "")) for x in re.findall(r"([\d,]+) ms", page)]
+  assert said and {str(x) for x in said} <= times
+  sizes = re.findall(r"(?:takes|take|needs|need|it needs) ([\d.]+)", page)
+  sizes = [x for x in sizes if "." in x]
+  assert sizes and set(sizes) <= needed
 
 
 def test_every_entry_of_the_table_is_a_config_that_exists():

@@ -334,7 +334,8 @@ def meshes_to_markdown(table: dict[str, dict[str, Any]]) -> str:
         ", ".join(f"{x / 1e6:,.0f}" for x in sent.values()),
       ]
     else:
-      cells += ["does not fit", "", "", ""]
+      needed = row["hbm_bytes_per_device"] / 2**30
+      cells += [f"does not fit: {needed:.1f} GiB", "", "", ""]
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines + _origin(table)) + "\n"
 
