@@ -9,8 +9,9 @@ PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow test-faults lint format types check \
-  plan-table plan-meshes plan-depth bench-train bench-data bench-prepare bench-packing \
-  bench-finetune bench-predict bench-together minilm tpu ablations lock clean
+  plan-table plan-meshes plan-depth bench-train bench-data bench-prepare \
+  bench-packing bench-finetune bench-predict bench-together minilm tpu \
+  ablations lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / {printf "  %-14s %s\n", $$1, $$2}' \
@@ -51,11 +52,14 @@ plan-table: $(VENV)/.extra-tpu  ## predicted TPU speed of the shipped configs
 plan-meshes: $(VENV)/.extra-tpu  ## predicted cost of FSDP and tensor parallelism
 	@$(PY) -m experiments.plan.table meshes
 
-plan-depth: $(VENV)/.extra-tpu  ## how long layers take to compile, scanned or not
+plan-depth: $(VENV)/.extra-tpu  ## seconds that layers take to compile
 	@$(PY) -m experiments.plan.table depth
 
-bench-train: $(VENV)/.extra-reference  ## training step against torch, interleaved
-	@$(PY) experiments/bench/train.py
+bench-train: $(VENV)/.extra-reference  ## against torch: NOVELS=file VOCAB=file
+	@$(PY) experiments/bench/train.py --size=4x512
+	@$(PY) experiments/bench/train.py --size=base
+	@$(PY) experiments/bench/train.py --size=4x512 --compare=packed --steps=2 \
+	  $(if $(NOVELS),--input=$(NOVELS) --vocab=$(VOCAB))
 
 bench-data: setup  ## tokens/s from disk to batch, with masking
 	@$(PY) experiments/bench/data.py
@@ -71,7 +75,7 @@ bench-finetune: $(VENV)/.extra-reference minilm  ## against torch: DATA=folder o
 	@$(PY) experiments/bench/finetune.py --task=sst2 --data=$(or $(DATA),data/glue)
 
 bench-predict: $(VENV)/.extra-reference minilm  ## embeddings against torch, ONNX
-	@$(PY) experiments/bench/predict.py
+	@$(PY) experiments/bench/predict.py $(if $(NOVELS),--input=$(NOVELS))
 
 bench-together: minilm  ## four seeds in one program: DATA=folder of GLUE
 	@$(PY) experiments/bench/together.py --data=$(or $(DATA),data/glue)

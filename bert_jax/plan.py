@@ -534,13 +534,22 @@ def advice(
   """
   found = []
   resident = sum(state.values())
+  # Gradients are as large as the parameters.
+  cut = resident + state["parameters"]
   rows = config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
   micro = config.optim.num_micro_batches
-  if resident > error.available / 2 and mesh.shape["data"] > 1:
+  copies = mesh.shape["data"]
+  if cut > error.available / 2 and copies > 1:
+    # The fewest devices that leave most of the memory to activations.
+    parts = next(
+      (k for k in range(2, copies) if copies % k == 0
+       and cut / k < error.available / 8),
+      copies,
+    )  # fmt: skip
     found.append(
-      f"--config.mesh.data=1 --config.mesh.fsdp={mesh.shape['data']}: "
-      f"parameters and optimizer take {resident / GIB:.2f} GiB of a device, "
-      "cut over all of them a part of it"
+      f"--config.mesh.data={copies // parts} --config.mesh.fsdp={parts}: "
+      f"parameters, gradients and optimizer take {cut / GIB:.2f} GiB of a "
+      f"device, cut over {parts} of them a part of it"
     )
   if config.model.dtype == "float32":
     found.append("--config.model.dtype=bfloat16: activations of half the size")
@@ -566,8 +575,10 @@ def advice(
       f"a smaller --config.data.batch_size than {config.data.batch_size}; "
       "--search=batch finds the largest that fits"
     )
-  if mesh.shape["tensor"] == 1:
-    found.append("--config.mesh.tensor=2 or more: heads and MLP cut as well")
+  elif mesh.shape["tensor"] == 1:
+    found.append(
+      "--config.mesh.tensor=2 or more: heads and MLP of the one row are cut"
+    )
   return found
 
 
@@ -989,9 +1000,7 @@ def _exchange_warnings(step: Step, program: hlo.Program) -> list[str]:
   rows //= config.optim.num_micro_batches
   length = config.data.seq_len
   table = model.vocab_size * model.hidden_size / mesh.shape["tensor"]
-  # A kernel may be as long as the rows of a device have tokens.
-  kernels = {tuple(x.shape) for x in jax.tree.leaves(step.abstract.params)}
-  kernels |= {shape[1:] for shape in kernels}  # of one of stacked layers
+  kernels = _kernel_shapes(step.abstract.params)
   summed = 0.0
   for c in program.collectives:
     if c.over_dcn:
@@ -1012,7 +1021,8 @@ def _exchange_warnings(step: Step, program: hlo.Program) -> list[str]:
         )
     elif c.kind in ("all-reduce", "reduce-scatter") and any(
       shape[:2] in ((rows, length), (rows * length, model.hidden_size))
-      and shape not in kernels
+      # A kernel may be as long as the rows of a device have tokens.
+      and (shape not in kernels or mesh_axes_of(c, mesh) == "tensor")
       for shape in shapes
     ):
       summed += c.count * c.bytes_sent(parties)
@@ -1027,6 +1037,18 @@ def _exchange_warnings(step: Step, program: hlo.Program) -> list[str]:
       f"each a step; {reason}"
     )
   return list(dict.fromkeys(found))
+
+
+def _kernel_shapes(params: Any) -> set[tuple[int, ...]]:
+  """Shapes in which gradients of parameters may travel, as matrices too."""
+  whole = {tuple(x.shape) for x in jax.tree.leaves(params)}
+  whole |= {shape[1:] for shape in whole}  # of one of stacked layers
+  matrices = {
+    (math.prod(shape[:i]), math.prod(shape[i:]))
+    for shape in whole
+    for i in range(1, len(shape))
+  }
+  return whole | matrices
 
 
 def _program_warnings(program: hlo.Program, found_kernels: bool) -> list[str]:

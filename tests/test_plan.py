@@ -103,7 +103,8 @@ def test_recomputing_layers_adds_their_forward_pass(config, scan_layers):
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_a_scanned_program_does_not_grow_with_depth(config, scan_layers):
   sizes = []
-  for config.model.num_layers in (2, 6):
+  for num_layers in (2, 6):
+    config.model.num_layers = num_layers
     config.model.scan_layers = scan_layers
     traced = plan.trace_step(config, cpu_mesh()).traced
     sizes.append(traced.lower().as_text().count("\n"))
@@ -324,6 +325,13 @@ def test_a_state_that_does_not_fit_is_to_be_cut(config):
   state = {"parameters": 4 * GIB, "optimizer": 8 * GIB}
   advice = plan.advice(config, cpu_mesh(), state, error)
   assert "--config.mesh.data=1 --config.mesh.fsdp=4" in advice[0]
+  # Over no more devices than it takes; gradients count.
+  state = {"parameters": 2 * GIB, "optimizer": GIB}
+  error = plan.OutOfMemoryError(20 * GIB, 9 * GIB)
+  mesh = types.SimpleNamespace(shape={"data": 16, "fsdp": 1, "tensor": 1})
+  advice = plan.advice(config, mesh, state, error)
+  assert "--config.mesh.data=2 --config.mesh.fsdp=8" in advice[0]
+  assert "5.00 GiB" in advice[0]
 
 
 def test_a_kernel_too_large_for_the_chip_is_no_lack_of_memory(config):
@@ -420,6 +428,14 @@ def test_tables_gathered_and_activations_summed_are_named(config):
     _exchange("all-reduce", "f32[128,32]"),
     _exchange("all-gather", "f32[32,8]", "jit(f)/mlp/out/dot_general"),
   )
+
+
+def test_gradients_of_head_kernels_are_no_activations_either(config):
+  config.data.batch_size = 4  # 32 tokens a device, as wide as the model
+  step = plan.trace_step(config, cpu_mesh())
+  exchanges = (_exchange("all-reduce", "f32[32,32]"),)
+  program = hlo.Program((), exchanges, ())
+  assert not plan._exchange_warnings(step, program)
 
 
 def test_without_the_compiler_one_line_says_what_to_install(
@@ -543,10 +559,15 @@ def test_kernels_are_used_and_their_time_is_counted(tmp_path, attention):
   assert {k["phase"] for k in kernels} == {"forward", "backward"}
   # The last layer is plain: it is computed where it is read.
   assert all(k["runs"] == 3 and k["code_found"] for k in kernels)
-  assert all(k["secs_per_run"] > 0 and k["matmul_flops"] > 0 for k in kernels)
-  total = sum(k["runs"] * k["secs_per_run"] for k in kernels)
-  assert made["secs_by_kind"]["pallas_kernels"] == pytest.approx(total)
-  assert any(attention in k["name"] or attention == "fused" for k in kernels)
+  assert all(k["secs_per_run"] > 0 for k in kernels)
+  # 64 rows a device, 2 heads: two products of 128 x 128 x 64 forward, five
+  # backward.
+  product = 64 * 2 * 2 * 128 * 128 * 64
+  found = {k["phase"]: (k["name"], k["matmul_flops"]) for k in kernels}
+  prefix = "splash_mha" if attention == "splash" else "attention_"
+  for phase, count in (("forward", 2), ("backward", 5)):
+    name, done_flops = found[phase]
+    assert name.startswith(prefix) and done_flops == count * product
 
 
 @pytest.mark.slow
@@ -565,8 +586,8 @@ def test_gradients_and_new_parameters_travel_once(tmp_path, micro_batches):
   assert done.returncode == 0, done.stderr
   # Moments are cut over the 16 copies: each device computes a share of the new
   # parameters. An all-reduce sends twice, an all-gather once.
-  size = made["hbm_bytes_by_kind"]["parameters"]
-  assert made["collective_bytes_per_step"] < 3.1 * 15 / 16 * size
+  size = made["hbm_bytes_by_kind"]["parameters"] * 15 / 16
+  assert 2.9 * size < made["collective_bytes_per_step"] < 3.1 * size
 
 
 @pytest.mark.slow
@@ -614,14 +635,45 @@ def test_the_table_shows_what_fits_and_what_does_not():
 
 def test_what_the_page_on_meshes_says_is_in_the_table():
   rows = json.loads((table.FOLDER / "meshes.json").read_text()).values()
-  page = (table.FOLDER / "choosing.md").read_text()
-  times = {f"{r['predicted_step_secs'] * 1e3:.0f}" for r in rows if r["fits"]}
-  needed = {f"{r['hbm_bytes_per_device'] / GIB:.1f}" for r in rows}
-  said = [int(x.replace(",", "")) for x in re.findall(r"([\d,]+) ms", page)]
-  assert said and {str(x) for x in said} <= times
-  sizes = re.findall(r"(?:takes|take|needs|need|it needs) ([\d.]+)", page)
-  sizes = [x for x in sizes if "." in x]
-  assert sizes and set(sizes) <= needed
+  found = {}
+  for row in rows:
+    size = re.search(r"size=(\w+)", row["argv"][0])[1]
+    mesh = tuple(row["mesh"][axis] for axis in ("data", "fsdp", "tensor"))
+    found[size, row["topology"][:3], mesh] = row
+
+  def figures(*key):
+    row = found[key]
+    sent = row.get("collective_bytes_per_step", 0) / 1e9
+    ms = row.get("predicted_step_secs", 0) * 1e3
+    gib = row["hbm_bytes_per_device"] / GIB
+    return f"{ms:,.0f}", f"{gib:.1f}", f"{sent:.1f}"
+
+  page = " ".join((table.FOLDER / "choosing.md").read_text().split())
+  ms, gib, sent = figures("large", "v5e", (256, 1, 1))
+  assert f"BERT-large needs {gib} of the 15.8 GiB of a v5e" in page
+  assert f"gathered once, {sent} GB a step" in page
+  fsdp = figures("large", "v5e", (16, 16, 1))
+  assert f"{fsdp[0]} ms with `mesh.fsdp=16` and {ms} with data alone" in page
+  tensor = figures("large", "v5e", (64, 1, 4))
+  assert f"`mesh.tensor=4` takes {tensor[0]} ms for BERT-large on v5e" in page
+  assert f"needs more memory, too, {tensor[1]} GiB" in page
+  times = [figures("large", "v5p", m)[0] for m in ((16, 1, 4), (64, 1, 1))]
+  assert f"{times[0]} in place of {times[1]} on v5p" in page
+  big = "L24_H2048"
+  assert f"needs {figures(big, 'v5e', (256, 1, 1))[1]} GiB of a v5e" in page
+  ms, gib, sent = figures(big, "v5e", (16, 16, 1))
+  assert f"it needs {gib} and takes {ms} ms" in page and f"{sent} GB." in page
+  ms, gib, sent = figures(big, "v5e", (1, 256, 1))
+  assert f"all 256 it needs {gib}, hardly less" in page
+  assert f"takes {ms} ms with {sent} GB" in page
+  too_much = [
+    figures(big, *key)[1] for key in (("v5e", (64, 1, 4)), ("v5p", (16, 1, 4)))
+  ]
+  assert f"v5e ({too_much[0]} of 15.8) nor on v5p ({too_much[1]} of" in page
+  ms, gib, _ = figures(big, "v5p", (64, 1, 1))
+  assert f"need {gib} of 95.7 GiB whole and take {ms} ms" in page
+  ms, gib, _ = figures(big, "v5p", (1, 64, 1))
+  assert f"they need {gib} and take {ms} ms" in page
 
 
 def test_every_entry_of_the_table_is_a_config_that_exists():

@@ -528,17 +528,20 @@ def test_a_mesh_changes_neither_losses_nor_dropout(dropout_config):
     _assert_cut_as_the_rules_say(state, sharded.mesh)
 
 
-@pytest.mark.parametrize("attention", ["fused", "fused_qkv"])
-def test_fused_attention_makes_the_same_steps_on_any_mesh(config, attention):
+@pytest.mark.parametrize("attention", ["fused", "fused_qkv", "splash"])
+def test_kernels_of_attention_make_the_same_steps_on_any_mesh(
+  config, attention
+):
   """With dropout, in micro-batches; the heads of a layer cut where they may."""
   config.model.update(
     hidden_size=256, num_heads=4, mlp_dim=256, max_len=128, num_layers=2,
-    dropout_rate=0.1, attention_dropout_rate=0.1,
+    dropout_rate=0.1,
+    attention_dropout_rate=0.0 if attention == "splash" else 0.1,
   )  # fmt: skip
   config.optim.num_micro_batches = 2
   _, want = Sharded(config, one_device()).run(3, rows=16, length=128)
   config.model.attention = attention
-  cut = 2 if attention == "fused" else 1
+  cut = 1 if attention == "fused_qkv" else 2
   for sizes in ((1, 1, 1), (2, 4 // cut, cut), (8, 1, 1)):
     devices = jax.devices()[: np.prod(sizes)]
     mesh = sharding.make_mesh(*sizes, devices=devices)

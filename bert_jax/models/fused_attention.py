@@ -46,8 +46,9 @@ def check_shapes(length: int, hidden_size: int, head_dim: int) -> None:
   if length % LANES or length > MAX_LEN:
     raise ValueError(
       f"model.attention=fused takes rows of a multiple of {LANES} tokens up to "
-      f"{MAX_LEN}, not {length}; use data.seq_len="
-      f"{min(-(-length // LANES) * LANES, MAX_LEN)}, or model.attention=plain"
+      f"{MAX_LEN}, not {length}; use rows of "
+      f"{min(-(-length // LANES) * LANES, MAX_LEN)} (data.seq_len, in "
+      "prediction model.max_len), or model.attention=plain"
     )
   if LANES % head_dim and head_dim % LANES:
     raise ValueError(

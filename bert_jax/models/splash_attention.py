@@ -16,17 +16,20 @@ import jax
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 
+from bert_jax import sharding
 from bert_jax.models import attention
 
 P = jax.sharding.PartitionSpec
 
 LANES = 128
-# Queries and keys in a block: what fits on chip with heads of up to 256. Longer
-# blocks have fewer steps, and of rows no longer than one the backward pass
-# computes the scores once, not twice.
+# Queries and keys in a block: what fits on chip with heads of up to 256.
 _MAX_BLOCK = 512
-_HEADS = P(("data", "fsdp"), "tensor")
-_ROWS = P(("data", "fsdp"))
+# Blocks of a row up to which the backward pass computes the scores once. It
+# then writes a gradient of the queries for each block of keys, which are added
+# up; for more blocks it computes the scores twice and writes one.
+_MAX_FUSED_BLOCKS = 2
+_HEADS = P(sharding.BATCH_AXES, "tensor")
+_ROWS = P(sharding.BATCH_AXES)
 
 
 def check_shapes(length: int) -> None:
@@ -34,8 +37,8 @@ def check_shapes(length: int) -> None:
   if length % LANES:
     raise ValueError(
       f"model.attention=splash takes rows of a multiple of {LANES} tokens, not "
-      f"{length}; use data.seq_len={-(-length // LANES) * LANES}, or "
-      "model.attention=plain"
+      f"{length}; use rows of {-(-length // LANES) * LANES} (data.seq_len, in "
+      "prediction model.max_len), or model.attention=plain"
     )
 
 
@@ -72,6 +75,7 @@ def kernel(query, key, value, ids, interpret=False):
   """
   num_heads, length, head_dim = query.shape[1:]
   block = _block(length)
+  fused = length // block <= _MAX_FUSED_BLOCKS
   masks = [splash.FullMask((length, length))] * num_heads
   attend_row = splash.make_splash_mha(
     splash.MultiHeadMask(masks),
@@ -80,7 +84,9 @@ def kernel(query, key, value, ids, interpret=False):
       block_kv=block,
       block_q_dkv=block,
       block_kv_dkv=block,
-      use_fused_bwd_kernel=True,
+      block_q_dq=None if fused else block,
+      block_kv_dq=None if fused else block,
+      use_fused_bwd_kernel=fused,
     ),
     head_shards=1,
     q_seq_shards=1,

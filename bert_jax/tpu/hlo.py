@@ -711,16 +711,22 @@ def parse(text: str) -> Program:
 
 def _scopes_of_starts(text: _Text) -> dict[str, set[str]]:
   """Channel of a collective -> the computations in which it is started."""
-  started = {
-    name: {c[1] for line in lines if (c := _CHANNEL.search(line.rest))}
-    for name, lines in text.computations.items()
-    if any(_ASYNC_START in line.rest for line in lines)
-  }
+  channels: dict[int, str] = {}  # id of a start -> channel that it starts
+  for name, lines in text.computations.items():
+    for line in lines:
+      if _ASYNC_START not in line.rest:
+        continue
+      for operand in line.operands:
+        started = text.by_name[name].get(operand)
+        if started and (found := _CHANNEL.search(started.rest)):
+          channels[id(line)] = found[1]
   scopes: dict[str, set[str]] = {}
   for scope, lines in text.computations.items():
     for line in lines:
-      for channel in started.get(text.called(line).get("calls", ""), ()):
-        scopes.setdefault(channel, set()).add(scope)
+      if called := text.called(line).get("calls"):
+        for inner in text.inside(called):
+          if id(inner) in channels:
+            scopes.setdefault(channels[id(inner)], set()).add(scope)
   return scopes
 
 

@@ -173,7 +173,7 @@ def mesh_entries() -> list[Entry]:
               ("model.dtype", "bfloat16"),
               ("model.attention", "fused"),
               ("model.scan_layers", True),
-              ("model.vocab_size", 30_528),  # divisible by the mesh
+              ("model.vocab_size", 30_528),  # divisible by fsdp and tensor
               ("data.batch_size", rows),
               ("mesh.data", devices // (fsdp * tensor)),
               ("mesh.fsdp", fsdp),
@@ -206,15 +206,6 @@ def depth_entries() -> list[Entry]:
   ]  # fmt: skip
 
 
-def _is_changed() -> bool:
-  """Whether what a program is made of differs from the commit."""
-  done = subprocess.run(
-    ["git", "status", "--porcelain", "--", "bert_jax", "configs"],
-    cwd=ROOT, capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  return done.returncode != 0 or bool(done.stdout)
-
-
 def compile_entry(entry: Entry) -> dict[str, Any]:
   """Runs --mode=plan; returns what the table keeps of its plan.
 
@@ -234,8 +225,6 @@ def compile_entry(entry: Entry) -> dict[str, Any]:
       raise RuntimeError(f"{entry.key}: no plan was made: {done.stderr[-800:]}")
     plan = json.loads(path.read_text())
   row = {name: plan[name] for name in KEPT if name in plan}
-  # The plan's own flag is also for the tables, which this command writes.
-  row["dirty"] = _is_changed()
   return {"phase": entry.phase, "argv": entry.arguments()} | row
 
 

@@ -188,7 +188,7 @@ def test_attend_on_this_machine_equals_plain_attention(joined, packed, rate):
 @pytest.mark.parametrize(
   ("length", "hidden", "head_dim", "wanted"),
   [
-    (96, 256, 64, "data.seq_len=128"),
+    (96, 256, 64, "use rows of 128 .data.seq_len"),
     (2048, 256, 64, "up to 1024"),
     (128, 240, 48, "width that divides 128"),
     (128, 192, 64, "multiple of 128, not 192"),

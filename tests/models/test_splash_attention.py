@@ -72,6 +72,26 @@ def test_rows_of_several_blocks_were_among_these():
   ]  # fmt: skip
 
 
+@pytest.mark.parametrize("length", [640, 1024])
+def test_bfloat16_gradients_over_blocks_are_as_near_as_plain_ones(length):
+  """Rows of five blocks, whose scores are computed twice, and of two."""
+  arrays, visible, real = _case(64, length, True, "bfloat16")
+  exact = [x.astype(jnp.float32) for x in arrays]
+
+  def gradients(function, arrays):
+    return jax.vjp(function, *arrays[:3])[1](arrays[3])
+
+  plain = functools.partial(_plain, visible, real)
+  right = gradients(plain, exact)
+  wanted = gradients(plain, arrays)
+  found = gradients(functools.partial(_kernel, visible), arrays)
+  for got, other, exactly in zip(found, wanted, right, strict=True):
+    error, usual = (
+      jnp.abs(x.astype(jnp.float32) - exactly).mean() for x in (got, other)
+    )
+    assert 0 < error <= 1.3 * usual
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_attend_on_this_machine_equals_the_kernel_padding_included(packed):
   arrays, visible, _ = _case(64, 384, packed)
@@ -104,12 +124,17 @@ def test_the_bfloat16_kernel_is_as_near_to_float32_as_plain_attention_is():
 def test_the_kernel_on_a_mesh_equals_that_on_one_device(sizes):
   arrays, visible, _ = _case(64, 384, True)
   ids = splash_attention.segment_ids(visible)
-  wanted = _kernel(visible, *arrays[:3])
   mesh = sharding.make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
-  run = functools.partial(splash_attention._over_mesh, interpret=True)
+
+  def with_gradients(run):
+    out, vjp = jax.vjp(lambda *x: run(*x, ids, interpret=True), *arrays[:3])
+    return out, *vjp(arrays[3])
+
+  wanted = with_gradients(splash_attention.kernel)
   with jax.set_mesh(mesh):
-    found = jax.jit(run)(*arrays[:3], ids)
-  np.testing.assert_allclose(found, wanted, atol=1e-6)
+    found = jax.jit(lambda: with_gradients(splash_attention._over_mesh))()
+  for got, want in zip(found, wanted, strict=True):
+    np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def _model(attention):
@@ -181,6 +206,6 @@ def test_rows_that_do_not_fill_registers_are_refused(length, nearest):
   config = base.get_config().model
   config.update(attention="splash", attention_dropout_rate=0.0)
   model = bert.ModelConfig.from_config(config)
-  with pytest.raises(ValueError, match=f"data.seq_len={nearest}"):
+  with pytest.raises(ValueError, match=f"use rows of {nearest} .data.seq_len"):
     model.check_row_len(length)
   model.check_row_len(nearest)
