@@ -2,7 +2,7 @@
 
 The kernel goes through the keys block by block and keeps running sums, so its
 memory on chip does not grow with the row: it takes rows that
-`fused_attention`, which keeps whole score matrices, does not. It knows no
+`fused_attention`, which keeps whole score matrices, does not. It has no
 dropout of attention probabilities; a config that asks for both is refused.
 
 Every token has a segment id and sees its own segment alone: a packed sequence
@@ -64,9 +64,9 @@ def kernel(query, key, value, ids, interpret=False):
   """The context, by the kernel, on one device.
 
   Args:
-    query: [B, N, L, H]; key and value alike.
-    key: see query.
-    value: see query.
+    query: [B, N, L, H].
+    key: [B, N, L, H].
+    value: [B, N, L, H].
     ids: from `segment_ids`.
     interpret: as plain operations, on any machine.
 
