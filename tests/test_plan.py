@@ -489,9 +489,12 @@ def test_scanned_and_unrolled_plans_agree(tmp_path):
     assert found["fits"] and "MFU, predicted" in done.stdout
     made.append(found)
   unrolled, scanned = made
-  for kind in ("parameters", "optimizer", "batch"):
+  for kind in ("parameters", "batch"):
     sizes = [p["hbm_bytes_by_kind"][kind] for p in made]
     assert sizes[0] == sizes[1]
+  # Stacked vectors have one dimension more that moments can be cut along.
+  sizes = [p["hbm_bytes_by_kind"]["optimizer"] for p in made]
+  assert 0.95 * sizes[0] < sizes[1] <= sizes[0]
   for part in ("mlp", "attention"):
     cycles = [sum(p["cycles_by_part"][part].values()) for p in made]
     # One of four layers is computed at a sixth of the positions if unrolled.
