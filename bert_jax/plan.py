@@ -437,6 +437,7 @@ def make_plan(
   """
   config = _with_shape_of_weights(config)
   slices = open_slices(topology, num_slices)
+  check_compiler(config, slices.topology.chip.name)
   seeds = None
   if num_members:
     members.check_config(config)
@@ -470,6 +471,32 @@ def make_plan(
   if search == "batch":
     plan |= largest_batch(step, plan, points)
   return plan
+
+
+def check_compiler(config: Any, chip: str) -> None:
+  """Raises PlanError for what makes the compiler itself crash.
+
+  It takes the whole process with it, so that nothing could be said afterwards.
+
+  Args:
+    config: the whole configuration.
+    chip: name of the chip.
+  """
+  version = importlib.metadata.version("libtpu")
+  model = config.model
+  if (
+    (chip, version) == ("tpu7x", "0.0.42.1")
+    and model.dtype == "bfloat16"
+    and model.attention_dropout_rate
+    and not model.scan_layers
+  ):
+    raise PlanError(
+      f"libtpu {version} crashes (segmentation fault) where it compiles "
+      "unrolled layers with dropout of attention probabilities in bfloat16 for "
+      "tpu7x; "
+      "use --config.model.scan_layers=True or "
+      "--config.model.attention_dropout_rate=0.0"
+    )
 
 
 def _with_shape_of_weights(config: Any) -> Any:

@@ -4,6 +4,7 @@ The others compile for the CPU: its programs have no cycles, but memory, loops
 and exchanges as those for a TPU have them.
 """
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -448,6 +449,19 @@ def test_without_the_compiler_one_line_says_what_to_install(
     plan.run(config, "v5e:2x2", 1, "", "", "")
 
 
+def test_what_crashes_the_compiler_is_refused_before(config, monkeypatch):
+  installed = "0.0.42.1"
+  monkeypatch.setattr(importlib.metadata, "version", lambda name: installed)
+  config.model.dtype = "bfloat16"
+  with pytest.raises(plan.PlanError, match="crashes.*scan_layers=True"):
+    plan.check_compiler(config, "tpu7x")
+  plan.check_compiler(config, "v5e")
+  config.model.scan_layers = True
+  plan.check_compiler(config, "tpu7x")
+  config.model.scan_layers, installed = False, "0.0.43"
+  plan.check_compiler(config, "tpu7x")
+
+
 def test_an_unknown_topology_lists_those_there_are():
   with pytest.raises(ValueError, match=r"v5e:2x2.*tpu7x:2x2x1"):
     plan.open_slices("v9:2x2")
@@ -541,7 +555,12 @@ def test_several_slices_exchange_over_the_data_centre_network(tmp_path):
   [("v4:2x2x1", 4), ("v5p:2x2x1", 4), ("v6e:2x2", 4), ("tpu7x:2x2x1", 8)],
 )
 def test_every_kind_of_chip_has_its_plan(tmp_path, topology, num_devices):
-  done, made = run_plan(tmp_path, *SMALL[:-1], f"--topology={topology}")
+  done, made = run_plan(
+    tmp_path,
+    *SMALL[:-1],
+    f"--topology={topology}",
+    "--config.model.attention_dropout_rate=0.0",
+  )
   assert done.returncode == 0, done.stderr
   assert made["fits"] and made["num_devices"] == num_devices
   assert made["cycles_per_step"] > 0 and 0 < made["predicted_mfu"] < 1
