@@ -29,9 +29,9 @@ import jax
 import numpy as np
 
 from bert_jax import bars
+from bert_jax import files
 from bert_jax import kinds
 from bert_jax import packing
-from bert_jax import records
 from bert_jax import sharding
 from bert_jax import task_batches
 from bert_jax import tokenization
@@ -433,10 +433,5 @@ def _writing(target: str) -> Iterator[BinaryIO]:
     sys.stdout.flush()
     yield sys.stdout.buffer
     return
-  if os.path.isdir(target):
-    raise kinds.PredictError(f"--output={target} is a folder; name a file")
-  folder = os.path.dirname(target)
-  if folder and not os.path.isdir(folder):
-    raise kinds.PredictError(f"--output={target}: there is no folder {folder}")
-  with records.replacing(target) as part, open(part, "wb") as f:
+  with files.writing(target) as f:
     yield f

@@ -22,8 +22,8 @@ from rich import measure
 from rich import table as rich_table
 from scipy import stats
 
+from bert_jax import files
 from bert_jax import results
-from bert_jax import run_log
 from bert_jax import sweep
 from bert_jax import tasks
 
@@ -368,7 +368,7 @@ def report(folder: str, output: str) -> list[str]:
     f"{', '.join(commits)} (+: with changes)."
   )
   title = os.path.basename(os.path.abspath(folder))
-  os.makedirs(output, exist_ok=True)
+  files.make_folder(output)
   texts = {
     "report.md": _markdown(title, facts, table, lost, planned["command"]),
     "report.html": _html(
@@ -378,7 +378,7 @@ def report(folder: str, output: str) -> list[str]:
   paths = []
   for name, text in texts.items():
     path = os.path.join(output, name)
-    run_log.write_text(path, text)
+    files.write_text(path, text)
     paths.append(path)
   _print(table, facts, lost, planned["command"])
   return paths

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax import files
 from bert_jax import run_log
 from bert_jax import sweep
 from bert_jax import tasks
@@ -50,14 +51,14 @@ def record(
   for one in trials:
     if one.is_done() and (key := _id(one)) not in rows:
       rows[key] = row_of(one, secs.get(one.name)) | {"id": key}
-  os.makedirs(folder, exist_ok=True)
+  files.make_folder(folder)
   lines = [
     json.dumps(row, sort_keys=True) + "\n"
     for row in sorted(
       rows.values(), key=lambda r: (r["trial"], r["finished"], r["id"])
     )
   ]
-  run_log.write_text(path, "".join(lines))
+  files.write_text(path, "".join(lines))
   planned = {
     "command": command,
     "trials": [
@@ -66,7 +67,7 @@ def record(
     ],
   }
   text = json.dumps(planned, indent=1, sort_keys=True) + "\n"
-  run_log.write_text(os.path.join(folder, "trials.json"), text)
+  files.write_text(os.path.join(folder, "trials.json"), text)
   return len(rows) - before
 
 
