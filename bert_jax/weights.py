@@ -100,7 +100,8 @@ def _naming(path: str) -> Iterator[None]:
     if isinstance(error, FileNotFoundError) and not os.path.exists(path):
       raise WeightsError(f"{path} does not exist") from error
     text = str(error)
-    if isinstance(error, (LookupError, TypeError, AttributeError)):
+    odd = (LookupError, TypeError, AttributeError, RecursionError)
+    if isinstance(error, odd) or not text:
       text = f"it is damaged, or laid out in another way: {error!r:.300}"
     text = f"{text:.1000}"
     raise WeightsError(text if path in text else f"{path}: {text}") from error

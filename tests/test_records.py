@@ -1,10 +1,12 @@
 """Tests of records.py."""
 
 from concurrent import futures
+import contextlib
 import json
 import logging
 import os
 import pathlib
+import resource
 import shutil
 
 from hypothesis import given

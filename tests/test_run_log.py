@@ -10,6 +10,7 @@ import pytest
 
 from bert_jax import run_log
 from configs import base
+from tests import test_records
 
 
 @pytest.fixture
