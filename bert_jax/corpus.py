@@ -130,7 +130,7 @@ def _expand(pattern: str) -> list[str]:
   """Files a glob names; a plain path names itself; a folder its files."""
   if problem := files.scheme_problem("--input", pattern):
     raise CorpusError(problem)
-  files.check_readable("--input", pattern)
+  files.check_readable(pattern)
   path = epath.Path(pattern)
   if path.is_dir():
     found = [str(p) for p in path.iterdir() if p.is_file()]

@@ -56,19 +56,18 @@ def scheme_problem(name: str, value: Any) -> str:
   if not found:
     return ""
   return (
-    f"{name}={value}: paths that begin with {found[1]} cannot be used yet; give "
-    "a path of the file system, such as that of a bucket mounted with gcsfuse"
+    f"{name}={value}: paths that begin with {found[1]} cannot be used yet; "
+    "give a path of the file system, as of a bucket mounted with gcsfuse"
   )
 
 
-def check_readable(name: str, path: str) -> None:
-  """Raises FilesError for a FIFO, device or socket, which is read only once.
+def check_readable(path: str) -> None:
+  """Raises FilesError for a FIFO, device or socket.
 
-  Opening one may also wait for ever. A path that does not exist is left to
-  whoever opens it.
+  These can be read only once, and opening one may wait for ever. A path that
+  does not exist is left to whoever opens it.
 
   Args:
-    name: what gave the path, such as "--input".
     path: of a file or folder that is to be read.
   """
   try:
@@ -77,8 +76,8 @@ def check_readable(name: str, path: str) -> None:
     return
   if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
     raise FilesError(
-      f"{name}={path} is a {_kind(mode)}; copy what it gives into a regular "
-      "file, which can be read more than once, and give that"
+      f"{path} is a {_kind(mode)}; copy what it gives into a regular file, "
+      "which can be read more than once, and name that"
     )
 
 

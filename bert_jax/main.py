@@ -540,6 +540,8 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
   if flag_values.config is not None:
     config = run_log.flatten(run_log.plain(flag_values.config))
     config.pop("engines", None)  # of a sweep: for its cluster, not read here
+    if "trials" in config:
+      config["trials"] = [t.to_dict() for t in flag_values.config.trials]
     named |= {f"--config.{key}": value for key, value in config.items()}
   problems = (files.scheme_problem(*pair) for pair in named.items())
   return next(filter(None, problems), "")

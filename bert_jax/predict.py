@@ -375,7 +375,7 @@ def predict(
   total = failed = 0
   with _reading(source) as lines, _writing(target) as out:
     predictor = Predictor.load(path, config)
-    size = None if source in ("", "-") else os.path.getsize(source)
+    size = os.path.getsize(source) if os.path.isfile(source) else None
     watched = bars.track(lines, "predict", size, size=len)
     for result in predictor.run(_parse_lines(watched)):
       total += 1

@@ -617,7 +617,7 @@ def check_lengths(folder: str, name: str) -> Any:
 
 
 @functools.cache
-def _manifest_text(path: str, stamp: tuple[int, int]) -> Any:
+def _manifest_text(path: str, stamp: tuple[int, int, int]) -> Any:
   del stamp  # only so that a changed file is read anew
   return read_json(path)
 
@@ -636,7 +636,8 @@ def read_manifest(folder: str) -> Any:
       f"{folder} holds no prepared data (no manifest.json); make it with "
       f"--mode=prepare --output={folder} --input=TEXT"
     ) from error
-  manifest = _manifest_text(path, (stat.st_mtime_ns, stat.st_size))
+  stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+  manifest = _manifest_text(path, stamp)
   if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
     raise DataError(
       f"{path} is not of version {VERSION}, which this release reads; run "
@@ -729,9 +730,9 @@ def verify(
 
   A damaged record is an error only when it is read, perhaps days into a run;
   this finds it at the start. What was found good is noted in the folder, if it
-  can be written, by path, size and time of the last change, so that the next
-  start need not read it again. Every process of a run checks for itself: no
-  host sees through another's eyes.
+  can be written, by path, size and the times of the last change of content and
+  of its inode, so that the next start need not read it again. Every process of
+  a run checks for itself: no host sees through another's eyes.
 
   Args:
     folder: DATA.
@@ -783,7 +784,9 @@ def _entry(path: str, digest: str) -> tuple[str, list]:
     raise DataError(
       f"{path} is missing; run --mode=prepare again ({error.strerror})"
     ) from error
-  return os.path.realpath(path), [stat.st_size, stat.st_mtime_ns, digest]
+  # Of a copy that has the times of the original only the last one differs.
+  stamps = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+  return os.path.realpath(path), [*stamps, digest]
 
 
 def _read_verified(path: str) -> dict[str, list]:

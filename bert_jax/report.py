@@ -12,6 +12,7 @@ import io
 import itertools
 import json
 import os
+import re
 import statistics
 from typing import Any
 
@@ -95,6 +96,13 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
   ):
     metric, scale = _metric(task, next(iter(runs.values()))["metrics"])
     chosen = tuple(runs.values())
+    for row in chosen:
+      if f"eval/{metric}" not in row["metrics"]:
+        raise results.ResultsError(
+          f"results.jsonl: the run {row['id']} of trial {row['trial']} has no "
+          f"metric eval/{metric}, which counts for task {task}; take that line "
+          "out"
+        )
     values = tuple(r["metrics"][f"eval/{metric}"] * scale for r in chosen)
     bad = sum(
       _is_degenerate(r, v / scale) for r, v in zip(chosen, values, strict=True)
@@ -384,20 +392,29 @@ def report(folder: str, output: str) -> list[str]:
   return paths
 
 
+# What Markdown would take for markup. An underscore within a word and a bracket
+# that begins no link are none.
+_MARKUP = re.compile(r"[\\`*|<>&#~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
+
+
+def _plain(text: str) -> str:
+  """Text on one line whose every character Markdown shows as it is."""
+  return _MARKUP.sub(r"\\\g<0>", " ".join(text.splitlines()))
+
+
 def _markdown(title, facts, table, lost, command) -> str:
-  parts = [
-    f"# {title}", facts, _NOTE,
-    "\n".join(
-      [
-        f"| {' | '.join(table[0])} |",
-        "|---" * len(table[0]) + "|",
-        *(f"| {' | '.join(row.values())} |" for row in table),
-      ]
-    ),
-  ]  # fmt: skip
+  def row(texts):
+    return f"| {' | '.join(map(_plain, texts))} |"
+
+  rules = "|---" * len(table[0]) + "|"
+  rows = [row(table[0]), rules, *(row(cells.values()) for cells in table)]
+  parts = [f"# {_plain(title)}", _plain(facts), _NOTE, "\n".join(rows)]
   if lost:
-    names = "\n".join(f"- {name}" for name in lost)
-    parts += [f"Missing, {len(lost)}:\n\n{names}", f"```sh\n{command}\n```"]
+    names = "\n".join(f"- {_plain(name)}" for name in lost)
+    ticks = max(map(len, re.findall("`+", command)), default=0) + 1
+    fence = "`" * max(ticks, 3)  # longer than any that the command holds
+    parts.append(f"Missing, {len(lost)}:\n\n{names}")
+    parts.append(f"{fence}sh\n{command}\n{fence}")
   return "\n\n".join(parts) + "\n"
 
 

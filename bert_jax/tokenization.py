@@ -809,6 +809,7 @@ def load_tokenizer(
       f"{path} does not exist; wanted a vocab.txt, a .model file or a directory"
       " that holds one"
     )
+  files.check_readable(str(file))
   asked = {
     "lower_case": lower_case,
     "max_input_chars_per_word": max_input_chars_per_word,

@@ -501,8 +501,10 @@ def read(path: str | os.PathLike[str]) -> Pretrained:
 
   Raises:
     WeightsError: no weights, damaged ones, or not those of a BERT.
+    files.FilesError: the file is a FIFO or device.
   """
   format, file = _find(os.fspath(path))
+  files.check_readable(file)
   read_settings, read_tensors = _READERS[format]
   settings = read_settings(file)
   tensors, unread = read_tensors(file)
