@@ -11,6 +11,7 @@ import html
 import io
 import itertools
 import json
+import math
 import os
 import re
 import statistics
@@ -172,8 +173,13 @@ def interval(values: Sequence[float], offset: float) -> tuple[float, float]:
   Args:
     values: of two runs or more.
     offset: the number, taken as known exactly.
+
+  Returns:
+    Its ends; NaN where a run is not finite.
   """
   array = np.asarray(values) - offset
+  if not np.isfinite(array).all():
+    return math.nan, math.nan
   if np.ptp(array) == 0:
     return float(array[0]), float(array[0])
   found = stats.bootstrap(
@@ -197,7 +203,10 @@ HEADINGS = (
 def cells(line: Line, is_best: bool) -> dict[str, str]:
   """A row of the table, by its headings."""
   values = line.values
-  spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+  spread = "-"
+  if len(values) > 1:
+    is_finite = np.isfinite(values).all()
+    spread = f"{statistics.stdev(values) if is_finite else math.nan:.2f}"
   speeds = [r["useful_tokens_per_sec"] for r in line.rows]
   known = [s for s in speeds if s]
   secs = statistics.median(r["seconds"] for r in line.rows)
