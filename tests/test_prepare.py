@@ -1351,7 +1351,9 @@ def test_the_hash_of_a_unit_is_that_of_what_reading_it_reads(
   tmp_path, monkeypatch, text_format, suffix
 ):
   monkeypatch.setattr(corpus, "MAX_LINE_BYTES", 64)
-  lines = ["", "x" * 500, " " * 700, "y", "", "", "z" * 90, "the end"] * 9
+  # A unit then ends within a piece of the last of these lines.
+  lines = ["", "x" * 500, " " * 700, "y", "", "", "z" * 190, "the end"]
+  lines = (lines + ["x" * 63 + "\u00e9" + " " * 700]) * 9
   if text_format == "jsonl":
     lines = [json.dumps({"text": line, "pad": " " * 80}) for line in lines]
   path = tmp_path / f"text{suffix}"
