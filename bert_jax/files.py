@@ -94,7 +94,7 @@ def check_writable(path: str) -> None:
       raise FilesError(f"{path}: there is no folder {folder}; make it first")
   elif stat.S_ISDIR(mode):
     raise FilesError(f"{path} is a folder; name a file")
-  elif stat.S_ISSOCK(mode) and not _own_descriptor(target):
+  elif stat.S_ISSOCK(mode) and _own_descriptor(target) is None:
     raise FilesError(f"{path} is a socket, which cannot be opened; name a file")
 
 
