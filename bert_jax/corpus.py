@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from typing import Any
@@ -22,6 +23,8 @@ import zlib
 
 from etils import epath
 import sentencex
+
+from bert_jax import files
 
 FORMATS = ("sentences", "paragraphs", "jsonl", "tfds")
 
@@ -36,6 +39,7 @@ _TFDS_UNIT_RECORDS = 5_000
 # Looked at to guess how much text an input holds.
 _RATE_BYTES = 1 << 18
 _RATE_RECORDS = 64
+_HASH_BYTES = 1 << 20  # read at a time
 
 # Blank lines in a row that end a document.
 _BLANK_LINES = {"sentences": 1, "paragraphs": 2}
@@ -100,6 +104,7 @@ def list_units(
 
   Raises:
     CorpusError: no file, an empty or binary one, or an unknown format.
+    files.FilesError: an input is a FIFO or device.
   """
   if text_format not in FORMATS:
     raise CorpusError(
@@ -123,21 +128,16 @@ def list_units(
 
 def _expand(pattern: str) -> list[str]:
   """Files a glob names; a plain path names itself; a folder its files."""
+  if problem := files.scheme_problem("--input", pattern):
+    raise CorpusError(problem)
+  files.check_readable(pattern)
   path = epath.Path(pattern)
   if path.is_dir():
     found = [str(p) for p in path.iterdir() if p.is_file()]
   elif path.exists():  # also where its name has the marks of a glob
     found = [pattern]
   elif any(c in pattern for c in "*?["):
-    root, _, rest = pattern.rpartition("/")
-    while any(c in root for c in "*?["):
-      root, _, more = root.rpartition("/")
-      rest = f"{more}/{rest}"
-    if "://" in pattern:
-      found = [str(p) for p in epath.Path(root).glob(rest)]
-    else:
-      found = glob.glob(pattern, recursive=True)
-    found = [p for p in found if epath.Path(p).is_file()]
+    found = [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
   else:
     found = []
   if not found:
@@ -233,6 +233,36 @@ def read_documents(
       sentences = _split(re.split(r"\n\s*", piece), language)
       if sentences:
         yield sentences
+
+
+def hash_unit(unit: Unit, text_format: str, text_key: str) -> str:
+  """SHA-256 of the text of a unit, as a Reading of all its documents has it.
+
+  Args:
+    unit: what to read.
+    text_format: as in read_documents.
+    text_key: as in read_documents.
+
+  Raises:
+    CorpusError: an input is damaged.
+  """
+  digest = hashlib.sha256()
+  if text_format == "tfds":
+    for _ in _tfds_texts(unit, text_key, digest):
+      pass
+    return digest.hexdigest()
+  try:
+    with _open(unit.path) as f:
+      f.seek(unit.start)
+      left = unit.end - unit.start if unit.end >= 0 else math.inf
+      while left and (block := f.read(int(min(left, _HASH_BYTES)))):
+        digest.update(block)
+        left -= len(block)
+  except (OSError, EOFError, zlib.error) as error:
+    raise CorpusError(
+      f"{unit.path} breaks off or is damaged: {error}"
+    ) from error
+  return digest.hexdigest()
 
 
 def read_parts(
@@ -359,7 +389,8 @@ def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
         ) from error
       if not line:
         return
-      digest.update(line)
+      # A unit may end within a line that is longer than MAX_LINE_BYTES.
+      digest.update(line if unit.end < 0 else line[: unit.end - at])
       try:
         text = line.decode("utf-8")
       except UnicodeDecodeError as error:

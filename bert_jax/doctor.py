@@ -16,7 +16,6 @@ import socket
 import tempfile
 from typing import Any
 
-from etils import epath
 import jax
 from packaging import requirements
 from rich import console as rich_console
@@ -231,15 +230,6 @@ def _data(config: Any, workdir: str) -> str:
 
 def _folder(workdir: str) -> str:
   """Writes, reads and removes a file where the workdir is or will be."""
-  if "://" in workdir:
-    path = epath.Path(workdir) / f".doctor-{os.getpid()}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("x")
-    path.unlink()
-    raise ValueError(
-      f"{workdir} can be read and written, but a training writes to folders of "
-      "the file system: mount it (gcsfuse) and give the mounted folder"
-    )
   place = _nearest_folder(workdir)
   try:
     with tempfile.NamedTemporaryFile(dir=place) as file:

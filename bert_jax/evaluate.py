@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import checkpoint
+from bert_jax import files
 from bert_jax import jobs
 from bert_jax import objectives
 from bert_jax import run_log
@@ -43,6 +44,8 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
   """
   if os.path.exists(os.path.join(workdir, "run.json")):
     run_log.refuse_converted(workdir)
+  if output and jax.process_index() == 0:
+    files.check_writable(output)
   job, pretrained = jobs.open_job(config, workdir)
   config = job.config
   as_given = bool(config.init_from) and not _holds_run(workdir)
@@ -66,10 +69,8 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     values = evaluator(params)
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-      json.dump({"step": step} | facts | values, f, indent=1)
-      f.write("\n")
-    os.replace(path + ".tmp", path)
+    text = json.dumps({"step": step} | facts | values, indent=1)
+    files.write_text(path, text + "\n")
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")
     _log.info("wrote %s", path)

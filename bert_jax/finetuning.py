@@ -15,11 +15,11 @@ import numpy as np
 
 from bert_jax import bars
 from bert_jax import batching
+from bert_jax import files
 from bert_jax import flops
 from bert_jax import metrics
 from bert_jax import objectives
 from bert_jax import packing
-from bert_jax import records
 from bert_jax import sharding
 from bert_jax import steps
 from bert_jax import task_batches
@@ -294,9 +294,7 @@ class FineTuning:
         written.append(stem)
       if split.name in task.submission:
         path = os.path.join(folder, task.submission[split.name])
-        with records.replacing(path) as temporary:
-          with open(temporary, "w", encoding="utf-8") as f:
-            f.write(submission.glue_tsv(task, examples, predictions))
+        files.write_text(path, submission.glue_tsv(task, examples, predictions))
         written.append(path)
     return written
 

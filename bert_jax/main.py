@@ -40,6 +40,8 @@ from absl import logging as absl_logging
 import ml_collections
 from ml_collections import config_flags
 
+from bert_jax import files
+
 if TYPE_CHECKING:  # what a mode needs is imported when it runs
   from bert_jax import members
 
@@ -479,6 +481,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
   if FLAGS.mode is None:
     return _refuse(f"give --mode, one of {', '.join(sorted(MODES))}")
+  if reason := _scheme_in(FLAGS):
+    return _refuse(reason)
   log = logging.getLogger("bert_jax")
   log.addHandler(logging.StreamHandler())  # plain lines on standard error
   # --verbosity=1 also shows where an error was raised.
@@ -519,6 +523,30 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
+def _scheme_in(flag_values: flags.FlagValues) -> str:
+  """Why gs://bucket/run or the like, given somewhere as a path, is refused.
+
+  Returns:
+    A message that names the flag or key and the path; "" if there is none.
+  """
+  from bert_jax import run_log
+
+  own = ("workdir", "input", "output", "dump", "member", "compile_cache")
+  named = {f"--{name}": flag_values[name].value for name in own}
+  computes = flag_values.mode in COMPUTING_MODES
+  if computes and flag_values.compile_cache == "auto":
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+      named[name] = os.environ.get(name)
+  if flag_values.config is not None:
+    config = run_log.flatten(run_log.plain(flag_values.config))
+    config.pop("engines", None)  # of a sweep: for its cluster, not read here
+    if "trials" in config:
+      config["trials"] = [t.to_dict() for t in flag_values.config.trials]
+    named |= {f"--config.{key}": value for key, value in config.items()}
+  problems = (files.scheme_problem(*pair) for pair in named.items())
+  return next(filter(None, problems), "")
+
+
 def _is_of_several() -> bool:
   """Whether this is one process of a job of several."""
   from bert_jax import hosts
@@ -556,6 +584,8 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     name, equals, path = arg.lstrip("-").partition("=")
     if name == "config":
       path = path if equals else following
+      if problem := files.scheme_problem("--config", path):
+        sys.exit(_refuse(problem))
       folder = os.path.dirname(os.path.abspath(path.split(":")[0]))
       while folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import batching
+from bert_jax import files
 from bert_jax import finetuning
 from bert_jax import flops
 from bert_jax import jobs
@@ -462,8 +463,7 @@ def make_plan(
   else:
     text = compiled.as_text()
     if dump:
-      with open(dump, "w", encoding="utf-8") as file:
-        file.write(text)
+      files.write_text(dump, text)
     plan |= _compiled(step, slices, compiled, text)
     points[config.data.batch_size] = plan["hbm_bytes_per_device"]
     del compiled
@@ -1240,15 +1240,14 @@ def run(
       "`make tpu` in the project's folder, or pip install -e '.[tpu]' there "
       "(700 MB; no TPU is needed)"
     )
+  if folder := os.path.dirname(output):
+    files.make_folder(folder)
+  for path in filter(None, (output, dump)):
+    files.check_writable(path)
   absl_logging.set_verbosity(absl_logging.ERROR)
   plan = make_plan(config, topology, num_slices, search, dump, num_members)
   print(report(plan))
   sys.stdout.flush()
   if output:
-    folder = os.path.dirname(output)
-    if folder:
-      os.makedirs(folder, exist_ok=True)
-    with open(output, "w", encoding="utf-8") as file:
-      json.dump(plan, file, indent=2)
-      file.write("\n")
+    files.write_text(output, json.dumps(plan, indent=2) + "\n")
   return FITS if plan["fits"] else OUT_OF_MEMORY

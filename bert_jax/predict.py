@@ -29,9 +29,9 @@ import jax
 import numpy as np
 
 from bert_jax import bars
+from bert_jax import files
 from bert_jax import kinds
 from bert_jax import packing
-from bert_jax import records
 from bert_jax import sharding
 from bert_jax import task_batches
 from bert_jax import tokenization
@@ -375,7 +375,7 @@ def predict(
   total = failed = 0
   with _reading(source) as lines, _writing(target) as out:
     predictor = Predictor.load(path, config)
-    size = None if source in ("", "-") else os.path.getsize(source)
+    size = os.path.getsize(source) if os.path.isfile(source) else None
     watched = bars.track(lines, "predict", size, size=len)
     for result in predictor.run(_parse_lines(watched)):
       total += 1
@@ -433,10 +433,5 @@ def _writing(target: str) -> Iterator[BinaryIO]:
     sys.stdout.flush()
     yield sys.stdout.buffer
     return
-  if os.path.isdir(target):
-    raise kinds.PredictError(f"--output={target} is a folder; name a file")
-  folder = os.path.dirname(target)
-  if folder and not os.path.isdir(folder):
-    raise kinds.PredictError(f"--output={target}: there is no folder {folder}")
-  with records.replacing(target) as part, open(part, "wb") as f:
+  with files.writing(target) as f:
     yield f

@@ -7,7 +7,7 @@ shard appears whole or not at all, and a finished shard is not made again.
 """
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import process
 import contextlib
@@ -33,6 +33,7 @@ import numpy as np
 from rich import progress
 
 from bert_jax import corpus
+from bert_jax import files
 from bert_jax import masking
 from bert_jax import packing
 from bert_jax import pairing
@@ -79,13 +80,14 @@ def prepare(config: Any, patterns: Sequence[str], folder: str) -> None:
     if patterns
     else []
   )
-  os.makedirs(folder, exist_ok=True)
+  files.make_folder(folder)
+  inputs = Inputs(units, config.prepare.format, config.prepare.text_key)
   with _lock(folder):
     _remove_leftovers(folder)
     start = time.monotonic()
     if units:
-      _write_vocabulary(config, units, folder)
-      _write_tokens(config, units, folder)
+      _write_vocabulary(config, inputs, folder)
+      _write_tokens(config, inputs, folder)
     seconds = time.monotonic() - start
     summary = _write_examples(config, folder)
     _write_lengths(config, folder)
@@ -122,7 +124,7 @@ def check_settings(config: Any) -> None:
 @contextlib.contextmanager
 def _lock(folder: str) -> Iterator[None]:
   """Refuses a second preparation of the same folder at the same time."""
-  with open(os.path.join(folder, ".lock"), "w") as f:
+  with files.open_lock(os.path.join(folder, ".lock")) as f:
     try:
       fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -140,9 +142,12 @@ def _remove_leftovers(folder: str) -> None:
     if root == folder:
       parts[:] = {"vocab", "tokens", "examples", _PROGRESS}.intersection(parts)
     for name in names:
-      if re.search(r"\.\d+\.tmp$", name):  # as records.replacing names them
+      path = os.path.join(root, name)
+      if files.is_temporary(name):
+        files.remove_abandoned(path)
+      elif re.search(r"\.\d+\.tmp$", name):  # of releases before these names
         with contextlib.suppress(FileNotFoundError):
-          os.remove(os.path.join(root, name))
+          os.remove(path)
 
 
 def _run(
@@ -182,13 +187,26 @@ def _run(
     _run_beam(task, left, config.prepare.num_workers)
   else:
     _run_processes(task, left, config.prepare.num_workers, title)
-  results = []
-  for j in jobs:
-    path = os.path.join(progress_folder, j["name"] + ".json")
-    results.append(records.read_json(path))
-    if not records.has_form(results[-1], form):
-      raise records.DataError(f"{path} is damaged; delete it, and try again")
-  return results
+  return [
+    _read_result(os.path.join(progress_folder, j["name"] + ".json"), form)
+    for j in jobs
+  ]
+
+
+def _read_result(path: str, form: dict) -> Any:
+  """Reads what a finished job reported.
+
+  Args:
+    path: of the report.
+    form: that it must have, for records.has_form.
+
+  Raises:
+    records.DataError: it is damaged.
+  """
+  result = records.read_json(path)
+  if not records.has_form(result, form):
+    raise records.DataError(f"{path} is damaged; delete it, and try again")
+  return result
 
 
 def _run_job(
@@ -292,14 +310,49 @@ def is_held_out(document: Sequence[str], rate: float, seed: int) -> bool:
   return int.from_bytes(digest, "big") < rate * 2**64
 
 
+class Inputs:
+  """The units of text of a preparation, known by their content.
+
+  Attributes:
+    units: as corpus.list_units cut them.
+  """
+
+  def __init__(
+    self, units: Sequence[corpus.Unit], text_format: str, text_key: str
+  ):
+    """Reads nothing yet.
+
+    Args:
+      units: of corpus.list_units.
+      text_format: one of corpus.FORMATS.
+      text_key: the field that holds the text ("tfds").
+    """
+    self.units = list(units)
+    self._hash = functools.partial(
+      corpus.hash_unit, text_format=text_format, text_key=text_key
+    )
+    self._known: dict[int, str] = {}
+
+  def hashes(self, numbers: Sequence[int]) -> list[str]:
+    """SHA-256 of some units, by their numbers; each is read once at most."""
+    unknown = [i for i in numbers if i not in self._known]
+    with futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+      found = pool.map(self._hash, [self.units[i] for i in unknown])
+      self._known |= dict(zip(unknown, found, strict=True))
+    return [self._known[i] for i in numbers]
+
+  def sha256(self) -> str:
+    """One SHA-256 that stands for the content of all units."""
+    hashes = self.hashes(range(len(self.units)))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
 # -- vocabulary ---------------------------------------------------------------
 
 
-def _write_vocabulary(
-  config: Any, units: list[corpus.Unit], folder: str
-) -> None:
+def _write_vocabulary(config: Any, inputs: Inputs, folder: str) -> None:
   """Copies the vocabulary into DATA/vocab, or learns it there."""
-  p = config.prepare
+  p, units = config.prepare, inputs.units
   target = os.path.join(folder, "vocab")
   done = os.path.join(target, "settings.json")
   keys = ("vocab", "vocab_kind", "vocab_size", "lower_case")
@@ -317,9 +370,18 @@ def _write_vocabulary(
       "sample_bytes": p.vocab_sample_bytes,
       "held_out": f"{p.held_out_rate:g} by {p.held_out_seed}",
       "units": _units_hash(units),
+      "sha256": inputs.sha256(),
     }
   if os.path.exists(done):
-    _check_same(records.read_json(done), asked, target)
+    found = records.read_json(done)
+    if (
+      not p.vocab
+      and isinstance(found, dict)
+      and "sha256" not in found  # an older release learned it
+      and os.path.exists(os.path.join(folder, "manifest.json"))
+    ):
+      del asked["sha256"]  # the record of the tokens has it
+    _check_same(found, asked, target)
     return
   if os.path.exists(target):
     raise records.DataError(
@@ -330,12 +392,9 @@ def _write_vocabulary(
     tokenizer = loaded
   else:
     tokenizer = _learn_vocabulary(config, units)
-  whole = os.path.join(folder, _PROGRESS, "vocab")  # a kill leaves all or none
-  shutil.rmtree(whole, ignore_errors=True)
-  os.makedirs(whole)
-  tokenizer.save(whole)
-  records.write_json(os.path.join(whole, "settings.json"), asked)
-  os.rename(whole, target)
+  with files.whole_folder(target) as whole:
+    tokenizer.save(whole)
+    records.write_json(os.path.join(whole, "settings.json"), asked)
 
 
 def _learn_vocabulary(config: Any, units: list[corpus.Unit]):
@@ -440,9 +499,9 @@ def _check_tables(folder: str, manifest: dict) -> None:
 # -- tokens -------------------------------------------------------------------
 
 
-def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
+def _write_tokens(config: Any, inputs: Inputs, folder: str) -> None:
   """Tokenises every unit into one shard a split, or one a part."""
-  p = config.prepare
+  p, units = config.prepare, inputs.units
   tokenizer = tokenization.load_tokenizer(os.path.join(folder, "vocab"))
   settings = {
     "format": p.format,
@@ -458,6 +517,7 @@ def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
   if os.path.exists(manifest_path):
     manifest = records.read_manifest(folder)
     _check_same(manifest["settings"], settings, manifest_path)
+    _check_inputs(inputs, _recorded_hashes(manifest, folder), folder)
     suffixes = ("array_record", *_TABLES)
     if _is_whole(os.path.join(folder, "tokens"), manifest, suffixes):
       _remove_progress(folder, progress_folder)
@@ -469,6 +529,7 @@ def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
     | settings
     for i, u in enumerate(units)
   ]
+  _check_inputs(inputs, _finished_hashes(jobs, progress_folder), folder)
   results = _run(
     tokenize_unit, jobs, progress_folder, config, "tokenise", _TOKENISED
   )
@@ -513,6 +574,60 @@ def _write_tokens(config: Any, units: list[corpus.Unit], folder: str) -> None:
       },
   )  # fmt: skip
   _remove_progress(folder, progress_folder)
+
+
+def _recorded_hashes(manifest: dict, folder: str) -> dict[int, str]:
+  """The SHA-256 of the text of each unit, as the record of the tokens has it.
+
+  Args:
+    manifest: of the tokens.
+    folder: DATA.
+
+  Raises:
+    records.DataError: the record does not say it.
+  """
+  if not records.has_form(manifest, {"inputs": [{"sha256": records.is_text}]}):
+    raise records.DataError(
+      f"{folder}/manifest.json does not record the content of its inputs; give "
+      "another --output, or no --input to add examples to its tokens"
+    )
+  return {i: row["sha256"] for i, row in enumerate(manifest["inputs"])}
+
+
+def _finished_hashes(
+  jobs: Sequence[dict], progress_folder: str
+) -> dict[int, str]:
+  """The same of the units that were tokenised before a kill."""
+  found = {}
+  for job in jobs:
+    path = os.path.join(progress_folder, job["name"] + ".json")
+    if os.path.exists(path):
+      found[job["shard"]] = _read_result(path, _TOKENISED)["sha256"]
+  return found
+
+
+def _check_inputs(
+  inputs: Inputs, wanted: Mapping[int, str], folder: str
+) -> None:
+  """Refuses text that changed since it was tokenised.
+
+  Args:
+    inputs: as they are now.
+    wanted: number of a unit -> SHA-256 of the text that was tokenised.
+    folder: DATA.
+
+  Raises:
+    records.DataError: the content of a unit is another; names its file.
+  """
+  given = {i: unit for i, unit in enumerate(inputs.units) if i in wanted}
+  for i, found in zip(given, inputs.hashes(list(given)), strict=True):
+    unit, digest = given[i], wanted[i]
+    if found != digest:
+      raise records.DataError(
+        f"{unit.path} is not the text that {folder} was prepared from: its "
+        f"sha256 is {found} (of the part from {unit.start} on), and it was "
+        f"{digest}; put that text back, or give another --output for this one"
+      )
 
 
 def _keep_settings(progress_folder: str, settings: dict) -> None:

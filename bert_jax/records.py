@@ -28,14 +28,12 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 import contextlib
 import functools
-import glob
 import hashlib
 import itertools
 import json
 import logging
 import os
 import re
-import secrets
 import time
 import types
 from typing import Any
@@ -43,6 +41,8 @@ from typing import Any
 from array_record.python import array_record_data_source
 from array_record.python import array_record_module
 import numpy as np
+
+from bert_jax import files
 
 _log = logging.getLogger(__name__)
 
@@ -79,43 +79,11 @@ class DataError(ValueError):
   """Prepared data is missing, damaged or does not fit."""
 
 
-@contextlib.contextmanager
-def replacing(path: str) -> Iterator[str]:
-  """Yields a temporary name that becomes `path` when all went well.
-
-  A reader, or a run after a kill, sees the whole file or none. Processes, also
-  of several hosts, may write the same file: the last one wins.
-  """
-  temporary = f"{path}.{secrets.randbits(63)}.tmp"
-  try:
-    yield temporary
-    with _writing(path):
-      with open(temporary, "rb") as f:
-        os.fsync(f.fileno())
-      os.replace(temporary, path)
-  finally:
-    if os.path.exists(temporary):
-      os.remove(temporary)
-
-
-@contextlib.contextmanager
-def _writing(path: str) -> Iterator[None]:
-  """Names the file in the error of a write, which of itself names none."""
-  try:
-    yield
-  except OSError as error:
-    error.filename = error.filename or path
-    raise
-  except RuntimeError as error:  # of ArrayRecord's writer
-    raise OSError(f"{path} cannot be written: {error}") from error
-
-
 def write_json(path: str, value: Any) -> None:
   """Writes JSON in one piece, keys in order, a newline at the end."""
-  with replacing(path) as temporary, _writing(path):
-    with open(temporary, "w", encoding="utf-8") as f:
-      json.dump(value, f, indent=1, sort_keys=True, ensure_ascii=False)
-      f.write("\n")
+  with files.writing(path, "w") as f:
+    json.dump(value, f, indent=1, sort_keys=True, ensure_ascii=False)
+    f.write("\n")
 
 
 def read_json(path: str) -> Any:
@@ -137,12 +105,20 @@ def file_hash(path: str) -> str:
 
 def write_array(path: str, array: np.ndarray) -> None:
   """Writes a .npy file in one piece."""
-  with replacing(path) as temporary, _writing(path):
-    with open(temporary, "wb") as f:
-      # Into a real file numpy writes by itself, and says nothing of the cause
-      # where it cannot.
-      file: Any = types.SimpleNamespace(write=f.write)
-      np.save(file, array, allow_pickle=False)
+  with files.writing(path) as f:
+    # Into a real file numpy writes by itself, and says nothing of the cause
+    # where it cannot.
+    file: Any = types.SimpleNamespace(write=f.write)
+    np.save(file, array, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Names the file in an error of ArrayRecord's writer."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise OSError(f"{path} cannot be written: {error}") from error
 
 
 class RecordWriter:
@@ -150,9 +126,9 @@ class RecordWriter:
 
   def __init__(self, path: str):
     self._stack = contextlib.ExitStack()
-    temporary = self._stack.enter_context(replacing(path))
+    temporary = self._stack.enter_context(files.replacing(path))
     self._path = path
-    with _writing(path):
+    with _naming(path):
       self._writer = array_record_module.ArrayRecordWriter(
         temporary, _WRITER_OPTIONS
       )
@@ -166,14 +142,14 @@ class RecordWriter:
     return self._stack.__exit__(*error)
 
   def _close(self) -> None:
-    with _writing(self._path):
+    with _naming(self._path):
       self._writer.close()
 
   def write_rows(self, rows: np.ndarray) -> None:
     """Writes each row (first axis) as a record."""
     data = rows.tobytes()
     size = len(data) // max(len(rows), 1)
-    with _writing(self._path):
+    with _naming(self._path):
       for i in range(0, len(data), size or 1):
         self._writer.write(data[i : i + size])
     self.count += len(rows)
@@ -641,7 +617,7 @@ def check_lengths(folder: str, name: str) -> Any:
 
 
 @functools.cache
-def _manifest_text(path: str, stamp: tuple[int, int]) -> Any:
+def _manifest_text(path: str, stamp: tuple[int, int, int]) -> Any:
   del stamp  # only so that a changed file is read anew
   return read_json(path)
 
@@ -660,7 +636,8 @@ def read_manifest(folder: str) -> Any:
       f"{folder} holds no prepared data (no manifest.json); make it with "
       f"--mode=prepare --output={folder} --input=TEXT"
     ) from error
-  manifest = _manifest_text(path, (stat.st_mtime_ns, stat.st_size))
+  stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+  manifest = _manifest_text(path, stamp)
   if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
     raise DataError(
       f"{path} is not of version {VERSION}, which this release reads; run "
@@ -753,9 +730,9 @@ def verify(
 
   A damaged record is an error only when it is read, perhaps days into a run;
   this finds it at the start. What was found good is noted in the folder, if it
-  can be written, by path, size and time of the last change, so that the next
-  start need not read it again. Every process of a run checks for itself: no
-  host sees through another's eyes.
+  can be written, by path, size and the times of the last change of content and
+  of its inode, so that the next start need not read it again. Every process of
+  a run checks for itself: no host sees through another's eyes.
 
   Args:
     folder: DATA.
@@ -796,8 +773,6 @@ def verify(
   finally:
     if good:
       with contextlib.suppress(OSError):  # not ours to write: check again
-        for unfinished in glob.glob(f"{glob.escape(note)}.*.tmp"):
-          os.remove(unfinished)  # of a run that was killed
         write_json(note, _read_verified(note) | good)
 
 
@@ -809,7 +784,9 @@ def _entry(path: str, digest: str) -> tuple[str, list]:
     raise DataError(
       f"{path} is missing; run --mode=prepare again ({error.strerror})"
     ) from error
-  return os.path.realpath(path), [stat.st_size, stat.st_mtime_ns, digest]
+  # Of a copy that has the times of the original only the last one differs.
+  stamps = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+  return os.path.realpath(path), [*stamps, digest]
 
 
 def _read_verified(path: str) -> dict[str, list]:

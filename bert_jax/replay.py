@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import batching
-from bert_jax import run_log
+from bert_jax import files
 from bert_jax import session
 from bert_jax import sharding
 from bert_jax import steps
@@ -51,6 +51,8 @@ def replay(config: Any, workdir: str, step: int, output: str | None) -> dict:
   """
   if not os.path.exists(os.path.join(workdir, "run.json")):
     raise ReplayError(f"{workdir} holds no run (no run.json) to replay")
+  if output and jax.process_index() == 0:
+    files.check_writable(output)
   run = session.open_session(config, workdir)
   if not 1 <= step <= run.total_steps:
     raise ReplayError(
@@ -70,7 +72,7 @@ def replay(config: Any, workdir: str, step: int, output: str | None) -> dict:
     found["metrics"] = {k: _number(v) for k, v in metrics.items()}
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, f"replay-{step}.json")
-    run_log.write_text(path, json.dumps(found, indent=1) + "\n")
+    files.write_text(path, json.dumps(found, indent=1) + "\n")
     _show(found)
     _log.info("wrote %s", path)
   return found

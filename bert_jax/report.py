@@ -11,7 +11,9 @@ import html
 import io
 import itertools
 import json
+import math
 import os
+import re
 import statistics
 from typing import Any
 
@@ -22,8 +24,8 @@ from rich import measure
 from rich import table as rich_table
 from scipy import stats
 
+from bert_jax import files
 from bert_jax import results
-from bert_jax import run_log
 from bert_jax import sweep
 from bert_jax import tasks
 
@@ -95,6 +97,13 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
   ):
     metric, scale = _metric(task, next(iter(runs.values()))["metrics"])
     chosen = tuple(runs.values())
+    for row in chosen:
+      if f"eval/{metric}" not in row["metrics"]:
+        raise results.ResultsError(
+          f"results.jsonl: the run {row['id']} of trial {row['trial']} has no "
+          f"metric eval/{metric}, which counts for task {task}; take that line "
+          "out"
+        )
     values = tuple(r["metrics"][f"eval/{metric}"] * scale for r in chosen)
     bad = sum(
       _is_degenerate(r, v / scale) for r, v in zip(chosen, values, strict=True)
@@ -164,8 +173,13 @@ def interval(values: Sequence[float], offset: float) -> tuple[float, float]:
   Args:
     values: of two runs or more.
     offset: the number, taken as known exactly.
+
+  Returns:
+    Its ends; NaN where a run is not finite.
   """
   array = np.asarray(values) - offset
+  if not np.isfinite(array).all():
+    return math.nan, math.nan
   if np.ptp(array) == 0:
     return float(array[0]), float(array[0])
   found = stats.bootstrap(
@@ -189,7 +203,10 @@ HEADINGS = (
 def cells(line: Line, is_best: bool) -> dict[str, str]:
   """A row of the table, by its headings."""
   values = line.values
-  spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+  spread = "-"
+  if len(values) > 1:
+    is_finite = np.isfinite(values).all()
+    spread = f"{statistics.stdev(values) if is_finite else math.nan:.2f}"
   speeds = [r["useful_tokens_per_sec"] for r in line.rows]
   known = [s for s in speeds if s]
   secs = statistics.median(r["seconds"] for r in line.rows)
@@ -368,7 +385,7 @@ def report(folder: str, output: str) -> list[str]:
     f"{', '.join(commits)} (+: with changes)."
   )
   title = os.path.basename(os.path.abspath(folder))
-  os.makedirs(output, exist_ok=True)
+  files.make_folder(output)
   texts = {
     "report.md": _markdown(title, facts, table, lost, planned["command"]),
     "report.html": _html(
@@ -378,26 +395,35 @@ def report(folder: str, output: str) -> list[str]:
   paths = []
   for name, text in texts.items():
     path = os.path.join(output, name)
-    run_log.write_text(path, text)
+    files.write_text(path, text)
     paths.append(path)
   _print(table, facts, lost, planned["command"])
   return paths
 
 
+# What Markdown would take for markup. An underscore within a word and a bracket
+# that begins no link are none.
+_MARKUP = re.compile(r"[\\`*|<>&#~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
+
+
+def _plain(text: str) -> str:
+  """Text on one line whose every character Markdown shows as it is."""
+  return _MARKUP.sub(r"\\\g<0>", " ".join(text.splitlines()))
+
+
 def _markdown(title, facts, table, lost, command) -> str:
-  parts = [
-    f"# {title}", facts, _NOTE,
-    "\n".join(
-      [
-        f"| {' | '.join(table[0])} |",
-        "|---" * len(table[0]) + "|",
-        *(f"| {' | '.join(row.values())} |" for row in table),
-      ]
-    ),
-  ]  # fmt: skip
+  def row(texts):
+    return f"| {' | '.join(map(_plain, texts))} |"
+
+  rules = "|---" * len(table[0]) + "|"
+  rows = [row(table[0]), rules, *(row(cells.values()) for cells in table)]
+  parts = [f"# {_plain(title)}", _plain(facts), _NOTE, "\n".join(rows)]
   if lost:
-    names = "\n".join(f"- {name}" for name in lost)
-    parts += [f"Missing, {len(lost)}:\n\n{names}", f"```sh\n{command}\n```"]
+    names = "\n".join(f"- {_plain(name)}" for name in lost)
+    ticks = max(map(len, re.findall("`+", command)), default=0) + 1
+    fence = "`" * max(ticks, 3)  # longer than any that the command holds
+    parts.append(f"Missing, {len(lost)}:\n\n{names}")
+    parts.append(f"{fence}sh\n{command}\n{fence}")
   return "\n\n".join(parts) + "\n"
 
 

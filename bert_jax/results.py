@@ -8,18 +8,78 @@ trials.json, what the sweep was to run: a report tells from it what is missing.
 import collections
 from collections.abc import Mapping, Sequence
 import hashlib
+import itertools
 import json
 import os
 from typing import Any
 
 import numpy as np
 
+from bert_jax import files
+from bert_jax import records
 from bert_jax import run_log
 from bert_jax import sweep
 from bert_jax import tasks
 
-# Without which a line is none.
-_KEYS = {"id", "trial", "task", "seed", "metrics", "settings"}
+
+def _is_number(value: Any) -> bool:
+  """Whether JSON is a number that a float holds; also NaN and infinity."""
+  return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+
+
+def _is_number_or_null(value: Any) -> bool:
+  return value is None or _is_number(value)
+
+
+def _is_commit(value: Any) -> bool:
+  return value is None or records.is_text(value)
+
+
+def _are_numbers(value: Any) -> bool:
+  """Whether JSON is an object of numbers."""
+  return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _are_settings(value: Any) -> bool:
+  """Whether JSON is an object of texts, numbers and lists, with a config."""
+  if not isinstance(value, dict) or not records.is_text(
+    value.get("config", "")
+  ):
+    return False
+  lists = [x if isinstance(x, list) else [x] for x in value.values()]
+  return not any(
+    isinstance(x, dict | list) for x in itertools.chain.from_iterable(lists)
+  )
+
+
+def _are_curves(value: Any) -> bool:
+  """Whether JSON is an object of lists of points (step, value)."""
+  return isinstance(value, dict) and all(
+    isinstance(curve, list)
+    and all(isinstance(p, list) and len(p) == 2 for p in curve)
+    and all(map(_is_number, itertools.chain(*curve)))
+    for curve in value.values()
+  )
+
+
+# What a line must have, with the check of its value: records.has_form.
+_ROW: dict[str, Any] = {
+  "id": records.is_text,
+  "trial": records.is_text,
+  "task": records.is_text,
+  "seed": lambda value: type(value) is int,
+  "metrics": _are_numbers,
+  "settings": _are_settings,
+  "commits": [_is_commit],
+  "dirty": lambda value: value is None or isinstance(value, bool),
+  "finished": records.is_text,
+  "hardware": records.is_text,
+  "seconds": _is_number,
+  "useful_tokens_per_sec": _is_number_or_null,
+  "most_frequent": _is_number_or_null,
+  "curves": _are_curves,
+}
+_PLANNED = {"command": records.is_text, "trials": [{"trial": records.is_text}]}
 _CURVE_POINTS = 100  # of a curve that is kept
 _CURVES = ("train/loss", "eval/loss", "eval/mlm_loss")
 
@@ -50,14 +110,14 @@ def record(
   for one in trials:
     if one.is_done() and (key := _id(one)) not in rows:
       rows[key] = row_of(one, secs.get(one.name)) | {"id": key}
-  os.makedirs(folder, exist_ok=True)
+  files.make_folder(folder)
   lines = [
     json.dumps(row, sort_keys=True) + "\n"
     for row in sorted(
       rows.values(), key=lambda r: (r["trial"], r["finished"], r["id"])
     )
   ]
-  run_log.write_text(path, "".join(lines))
+  files.write_text(path, "".join(lines))
   planned = {
     "command": command,
     "trials": [
@@ -66,7 +126,7 @@ def record(
     ],
   }
   text = json.dumps(planned, indent=1, sort_keys=True) + "\n"
-  run_log.write_text(os.path.join(folder, "trials.json"), text)
+  files.write_text(os.path.join(folder, "trials.json"), text)
   return len(rows) - before
 
 
@@ -162,22 +222,37 @@ def read(folder: str) -> list[dict[str, Any]]:
   """
   path = os.path.join(folder, "results.jsonl")
   rows = []
+  files.check_readable(path)
   try:
     with open(path, encoding="utf-8") as f:
       for number, line in enumerate(f, 1):
-        row = json.loads(line)
-        missing = _KEYS - set(row)
-        if missing:
-          raise ValueError(f"line {number} has no {', '.join(sorted(missing))}")
-        rows.append(row)
+        try:
+          rows.append(_checked_row(json.loads(line)))
+        except (ValueError, RecursionError) as error:
+          raise ValueError(f"line {number}: {error}") from error
   except FileNotFoundError as error:
     raise ResultsError(
       f"{folder} holds no results.jsonl; --mode=sweep --output={folder} writes "
       "it from runs that are finished"
     ) from error
-  except (ValueError, TypeError, OSError) as error:
-    raise ResultsError(f"{path} is damaged: {error}") from error
+  except (ValueError, OSError) as error:
+    raise ResultsError(
+      f"{path} is damaged: {error}; take that line out, or record the sweep "
+      f"again with --mode=sweep --output={folder}"
+    ) from error
   return rows
+
+
+def _checked_row(row: Any) -> dict[str, Any]:
+  """A line of results.jsonl, if it has all keys and values of their kinds."""
+  if not isinstance(row, dict):
+    raise ValueError("it is not a JSON object")
+  if missing := sorted(_ROW.keys() - row.keys()):
+    raise ValueError(f"it has no {', '.join(missing)}")
+  for key, form in _ROW.items():
+    if not records.has_form(row[key], form):
+      raise ValueError(f"{key} is {row[key]!r:.60}, which is of another kind")
+  return row
 
 
 def read_planned(folder: str) -> dict[str, Any]:
@@ -185,11 +260,12 @@ def read_planned(folder: str) -> dict[str, Any]:
   path = os.path.join(folder, "trials.json")
   if not os.path.exists(path):
     return {"command": "", "trials": []}
+  files.check_readable(path)
   try:
     with open(path, encoding="utf-8") as f:
       planned = json.load(f)
-    if not {"command", "trials"} <= set(planned):
-      raise ValueError("it has no command and trials")
-  except (ValueError, TypeError) as error:
+    if not records.has_form(planned, _PLANNED):
+      raise ValueError("it has no command and trials with names")
+  except (ValueError, RecursionError, OSError) as error:
     raise ResultsError(f"{path} is damaged: {error}") from error
   return planned

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import secrets
 import socket
 import struct
 import subprocess
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import time
 from typing import Any
+
+from bert_jax import files
 
 _log = logging.getLogger(__name__)
 
@@ -71,16 +74,6 @@ _SESSION_KEYS = (
 
 class RunError(ValueError):
   """The workdir does not fit the run."""
-
-
-@contextlib.contextmanager
-def _writing(path: str) -> Iterator[None]:
-  """Names the file in the error of a write, which of itself names none."""
-  try:
-    yield
-  except OSError as error:
-    error.filename = error.filename or path
-    raise
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -276,23 +269,9 @@ def write_run(workdir: str, run: dict) -> None:
       "sessions": [*before.get("sessions", []), session],
     }
   run = run | {"sha256": _digest(run)}
-  with _writing(path):
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-      json.dump(run, f, indent=1, sort_keys=True)
-      f.write("\n")
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(path + ".tmp", path)
-
-
-def write_text(path: str, text: str) -> None:
-  """Writes a file in one piece: a kill leaves the old one or the new one."""
-  with _writing(path):
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-      f.write(text)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(path + ".tmp", path)
+  with files.writing(path, "w") as f:
+    json.dump(run, f, indent=1, sort_keys=True)
+    f.write("\n")
 
 
 @contextlib.contextmanager
@@ -306,7 +285,7 @@ def lock(workdir: str) -> Iterator[None]:
     OSError: nothing can be written there.
   """
   path = os.path.join(workdir, ".lock")
-  with open(path, "a+", encoding="utf-8") as file:
+  with files.open_lock(path) as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -318,7 +297,7 @@ def lock(workdir: str) -> Iterator[None]:
     except OSError as error:  # a file system without locks
       _log.warning("%s cannot be locked (%s): start no second job", path, error)
     else:
-      with _writing(path):
+      with files.naming(path):
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -381,7 +360,7 @@ class MetricsLog:
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one line; keys such as train/loss."""
-    with _writing(self._file.name):
+    with files.naming(self._file.name):
       self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
       self._file.flush()
     if self._board:
@@ -389,7 +368,7 @@ class MetricsLog:
 
   def write_bad_step(self, step: int, facts: Mapping[str, Any]) -> None:
     """Writes a line of bad_steps.jsonl, which is there only if there is one."""
-    with _writing(self._bad_steps):
+    with files.naming(self._bad_steps):
       with open(self._bad_steps, "a", encoding="utf-8") as f:
         f.write(json.dumps({"step": step} | dict(facts)) + "\n")
 
@@ -398,7 +377,7 @@ class MetricsLog:
     with contextlib.ExitStack() as stack:
       if self._board:
         stack.callback(self._board.close)
-      stack.enter_context(_writing(self._file.name))
+      stack.enter_context(files.naming(self._file.name))
       stack.callback(self._file.close)
       self._file.flush()
       os.fsync(self._file.fileno())
@@ -424,8 +403,8 @@ class _Board:
     self._crc, self._proto = record_writer.masked_crc32c, event_pb2
     os.makedirs(folder, exist_ok=True)
     name = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
-    path = os.path.join(folder, f"events.out.tfevents.{name}")
-    self._file = open(path, "wb")
+    name = f"events.out.tfevents.{name}.{secrets.token_hex(4)}"
+    self._file = open(os.path.join(folder, name), "xb")  # follows no link
     self._add(file_version="brain.Event:2")
     log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add(step=first_step, session_log=log)
@@ -454,7 +433,7 @@ class _Board:
       k: v for k, v in values.items() if isinstance(v, bool | int | float | str)
     }
     found = summary.hparams(values, dict.fromkeys(metrics))
-    with _writing(self._file.name):
+    with files.naming(self._file.name):
       for part in found[:2]:  # the third says that the run has ended
         self._add(summary=part)
       self._file.flush()
@@ -462,13 +441,13 @@ class _Board:
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes the scalars of a step."""
     found = [{"tag": k, "simple_value": v} for k, v in values.items()]
-    with _writing(self._file.name):
+    with files.naming(self._file.name):
       self._add(step=step, summary={"value": found})
       self._file.flush()
 
   def close(self) -> None:
     """Closes the file."""
-    with _writing(self._file.name):
+    with files.naming(self._file.name):
       self._file.close()
 
 
@@ -488,12 +467,8 @@ def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
         last.append(row)
       if row["step"] <= step:
         kept.append(line.rstrip(b"\r\n") + b"\n")  # the last may have no end
-  with _writing(path):
-    with open(path + ".tmp", "wb") as f:
-      f.writelines(kept)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(path + ".tmp", path)
+  with files.writing(path) as f:
+    f.writelines(kept)
   return last
 
 

@@ -45,6 +45,7 @@ from rich import console
 from rich import markup
 from rich import table
 
+from bert_jax import files
 from bert_jax import run_log
 
 _log = logging.getLogger(__name__)
@@ -779,5 +780,5 @@ def write_commands(trials: Sequence[Trial], path: str) -> int:
     for one in trials
     if not one.is_done()
   ]
-  run_log.write_text(path, "".join(lines))
+  files.write_text(path, "".join(lines))
   return len(lines)

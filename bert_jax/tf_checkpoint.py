@@ -25,6 +25,8 @@ import struct
 import ml_dtypes
 import numpy as np
 
+from bert_jax import files
+
 # Reading goes on unchecked without it; writing needs it.
 _crc32c: Callable[[bytes | np.ndarray], int] | None = None
 try:
@@ -572,8 +574,10 @@ def write(prefix: str, tensors: Mapping[str, np.ndarray]) -> None:
   entries = [(b"", bytes.fromhex("08011a020801"))]  # 1 data file, version 1
   _masked_crc(b"")  # says what is missing before a file is opened
   offset = 0
-  data_path = _data_path(prefix, 0, 1)
-  with open(data_path + ".tmp", "wb") as f:
+  with (
+    files.writing(_index_path(prefix)) as index,  # has its name last
+    files.writing(_data_path(prefix, 0, 1)) as f,
+  ):
     for key, name in sorted(names.items()):
       array = tensors[name]
       dtype = array.dtype.newbyteorder("<")
@@ -583,11 +587,5 @@ def write(prefix: str, tensors: Mapping[str, np.ndarray]) -> None:
       checksum = struct.pack("<I", _masked_crc(data))
       entries.append((key, message + _to_varint(6 << 3 | 5) + checksum))
       offset += len(data)
-    f.flush()
-    os.fsync(f.fileno())
-  with open(_index_path(prefix) + ".tmp", "wb") as f:
-    f.write(_to_table(entries))
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(data_path + ".tmp", data_path)
-  os.replace(_index_path(prefix) + ".tmp", _index_path(prefix))
+    index.write(_to_table(entries))
+    index.flush()

@@ -35,6 +35,8 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from bert_jax import files
+
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_INPUT_CHARS_PER_WORD = 200
 
@@ -167,7 +169,7 @@ class Tokenizer(abc.ABC):
   def _write_settings(self, directory: pathlib.Path, **settings: Any) -> None:
     settings = {"kind": self.kind, **settings, "fingerprint": self.fingerprint}
     text = json.dumps(settings, indent=2) + "\n"
-    (directory / _SETTINGS_FILE).write_text(text, encoding="utf-8")
+    files.write_text(str(directory / _SETTINGS_FILE), text)
 
   def __repr__(self) -> str:
     return (
@@ -433,7 +435,7 @@ class WordPieceTokenizer(Tokenizer):
     folder = pathlib.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(piece + "\n" for piece in self._pieces)
-    (folder / _VOCAB_FILE).write_bytes(text.encode("utf-8"))
+    files.write_text(str(folder / _VOCAB_FILE), text)
     self._write_settings(folder, **self._settings())
 
   def _content(self) -> bytes:
@@ -722,7 +724,7 @@ class SentencePieceTokenizer(Tokenizer):
     """Writes sentencepiece.model and tokenizer.json."""
     folder = pathlib.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MODEL_FILE).write_bytes(self._model)
+    files.write_bytes(str(folder / _MODEL_FILE), self._model)
     self._write_settings(folder, lower_case=None, max_input_chars_per_word=None)
 
   def _content(self) -> bytes:
@@ -807,6 +809,7 @@ def load_tokenizer(
       f"{path} does not exist; wanted a vocab.txt, a .model file or a directory"
       " that holds one"
     )
+  files.check_readable(str(file))
   asked = {
     "lower_case": lower_case,
     "max_input_chars_per_word": max_input_chars_per_word,

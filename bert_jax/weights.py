@@ -24,7 +24,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
 from typing import Any
 
@@ -35,6 +34,7 @@ import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
+from bert_jax import files
 from bert_jax import run_log
 from bert_jax import tf_checkpoint
 from bert_jax import tokenization
@@ -100,7 +100,8 @@ def _naming(path: str) -> Iterator[None]:
     if isinstance(error, FileNotFoundError) and not os.path.exists(path):
       raise WeightsError(f"{path} does not exist") from error
     text = str(error)
-    if isinstance(error, (LookupError, TypeError, AttributeError)):
+    odd = (LookupError, TypeError, AttributeError, RecursionError)
+    if isinstance(error, odd) or not text:
       text = f"it is damaged, or laid out in another way: {error!r:.300}"
     text = f"{text:.1000}"
     raise WeightsError(text if path in text else f"{path}: {text}") from error
@@ -197,21 +198,21 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
   if not path.endswith(".json"):
     with _naming(path), safetensors.safe_open(path, "np") as f:
       return {name: f.get_tensor(name) for name in f.keys()}
-  files = _read_json(path).get("weight_map")
+  places = _read_json(path).get("weight_map")
   if (
-    not isinstance(files, dict)
-    or not files
-    or not all(isinstance(name, str) for name in files.values())
+    not isinstance(places, dict)
+    or not places
+    or not all(isinstance(name, str) for name in places.values())
   ):
     raise WeightsError(f"{path} has no weight_map of tensors and files")
   tensors: dict[str, np.ndarray] = {}
-  for name in sorted(set(files.values())):
+  for name in sorted(set(places.values())):
     if name != os.path.basename(name) or not name.endswith(".safetensors"):
       raise WeightsError(
         f"{path} names {name!r:.100}; a .safetensors file beside it was wanted"
       )
     tensors |= _read_safetensors(os.path.join(os.path.dirname(path), name))
-  if absent := sorted(files.keys() - tensors.keys()):
+  if absent := sorted(places.keys() - tensors.keys()):
     raise WeightsError(
       f"{path} names {absent[0]:.100}, which none of its files has"
     )
@@ -500,8 +501,10 @@ def read(path: str | os.PathLike[str]) -> Pretrained:
 
   Raises:
     WeightsError: no weights, damaged ones, or not those of a BERT.
+    files.FilesError: the file is a FIFO or device.
   """
   format, file = _find(os.fspath(path))
+  files.check_readable(file)
   read_settings, read_tensors = _READERS[format]
   settings = read_settings(file)
   tensors, unread = read_tensors(file)
@@ -563,9 +566,8 @@ def _check_vocabulary(pretrained: Pretrained) -> None:
 
 
 def _write_json(path: str, value: Any) -> None:
-  with open(path, "w", encoding="utf-8") as f:
-    json.dump(value, f, indent=2, sort_keys=True, ensure_ascii=False)
-    f.write("\n")
+  text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+  files.write_text(path, text + "\n")
 
 
 def _word_piece(pretrained: Pretrained, format: str) -> Any:
@@ -582,8 +584,8 @@ def _word_piece(pretrained: Pretrained, format: str) -> Any:
 def _write_vocab(tokenizer: tokenization.Tokenizer, folder: str) -> None:
   """Writes vocab.txt alone: one piece a line."""
   path = os.path.join(folder, "vocab.txt")
-  with open(path, "w", encoding="utf-8", newline="\n") as f:
-    f.writelines(f"{tokenizer.token(i)}\n" for i in range(tokenizer.vocab_size))
+  pieces = map(tokenizer.token, range(tokenizer.vocab_size))
+  files.write_text(path, "".join(f"{piece}\n" for piece in pieces))
 
 
 def _architecture(pretrained: Pretrained) -> str:
@@ -658,8 +660,8 @@ def _write_flax(
   pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
 ) -> None:
   _write_hf_settings(pretrained, folder)
-  with open(os.path.join(folder, _MSGPACK), "wb") as f:
-    f.write(serialization.msgpack_serialize(convert.nest(tensors)))
+  content = serialization.msgpack_serialize(convert.nest(tensors))
+  files.write_bytes(os.path.join(folder, _MSGPACK), content)
 
 
 def _write_tf1(
@@ -732,30 +734,14 @@ _WRITERS = {
 }
 
 
-@contextlib.contextmanager
-def _whole_folder(folder: str) -> Iterator[str]:
-  """Yields a temporary folder that takes the name when all went well."""
-  folder = os.path.abspath(folder)
+def _check_empty(folder: str) -> None:
+  """Raises WeightsError where a folder cannot be made, or holds something."""
   if os.path.exists(folder) and (
     not os.path.isdir(folder) or os.listdir(folder)
   ):
     raise WeightsError(
       f"{folder} exists and is not an empty folder; give a new one"
     )
-  temporary = f"{folder}.{os.getpid()}.tmp"
-  os.makedirs(temporary)
-  try:
-    yield temporary
-    for parent, _, names in os.walk(temporary):
-      for name in names:
-        path = os.path.join(parent, name)
-        # As readable as the folder; safetensors keeps others out.
-        os.chmod(path, os.stat(temporary).st_mode & 0o666)
-        with open(path, "rb") as f:
-          os.fsync(f.fileno())
-    os.replace(temporary, folder)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write(
@@ -795,7 +781,8 @@ def write(
     )
     _check_task(pretrained)
     _check_vocabulary(pretrained)
-    with _whole_folder(folder) as temporary:
+    _check_empty(folder)
+    with files.whole_folder(folder) as temporary:
       _WRITERS[format](pretrained, tensors, temporary)
 
 

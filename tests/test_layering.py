@@ -27,6 +27,7 @@ FLOORS = (
   | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
   | {"tpu", "profiling", "compile_cache"}
   | {"hosts", "preemption", "bars", "completion"},
+  {"files"},
 )
 # Imports within a floor: nothing but these, and modules of one room.
 SIDEWAYS = {
@@ -43,7 +44,7 @@ SIDEWAYS = {
 # They run in the many processes that prepare data, which must start fast and
 # must not claim the accelerator.
 HOST_ONLY = {"tokenization", "pairing", "masking", "packing", "metrics"} | {
-  "flops", "corpus", "records", "prepare", "tasks", "tpu"
+  "flops", "corpus", "records", "prepare", "tasks", "tpu", "files"
 }  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain"}
 # Feeding has no use for jax itself; grain imports it.

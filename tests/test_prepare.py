@@ -1197,3 +1197,188 @@ def test_a_vocabulary_folder_of_others_is_not_overwritten(inputs, tmp_path):
   with pytest.raises(records.DataError, match="did not make it"):
     prepare.prepare(inputs.config(), [inputs.text], str(tmp_path))
   assert (tmp_path / "vocab" / "vocab.txt").read_text() == "mine"
+
+
+# -- inputs are known by their content ---
+
+
+def edit(path):
+  """Changes letters of a file, and neither its size nor its times."""
+  path = pathlib.Path(path)
+  before = path.stat()
+  content = path.read_bytes()
+  if path.suffix == ".gz":  # the least that changes the text, not the size
+    text = bytearray(gzip.decompress(content))
+    for i in range(len(text)):
+      changed = bytes(text[:i]) + b"%c" % (text[i] ^ 1) + bytes(text[i + 1 :])
+      packed = gzip.compress(changed)
+      if text[i : i + 1].isalpha() and len(packed) == len(content):
+        break
+    path.write_bytes(packed)
+  else:
+    at = len(content) // 2
+    swapped = content[at:].replace(b"a", b"o", 1)
+    path.write_bytes(content[:at] + swapped)
+  assert path.read_bytes() != content
+  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+  assert path.stat().st_size == before.st_size
+
+
+@pytest.fixture(params=["text.txt", "text.txt.gz"])
+def editable(inputs, tmp_path, request):
+  """A corpus in one file that a test may edit."""
+  path = tmp_path / request.param
+  content = pathlib.Path(inputs.text).read_bytes()
+  if path.suffix == ".gz":
+    content = gzip.compress(content)
+  path.write_bytes(content)
+  return path
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_an_edited_text_of_the_same_size_is_refused(
+  inputs, editable, tmp_path, learns
+):
+  changes = {"prepare__vocab": ""} if learns else {}
+  config = inputs.config(prepare__vocab_size=90, **changes)
+  data = tmp_path / "data"
+  prepare.prepare(config, [str(editable)], str(data))
+  kept, content = tree(data), editable.read_bytes()
+  edit(editable)
+  match = "sha256: .* there" if learns else "is not the text that .*sha256"
+  said = refuse(config, [str(editable)], data, records.DataError, match)
+  assert "give another --output" in said
+  assert learns or str(editable) in said
+  prepare.prepare(config, [], str(data))  # no text is asked for
+  editable.write_bytes(content)
+  prepare.prepare(config, [str(editable)], str(data))
+  assert tree(data) == kept
+
+
+def test_an_edit_between_a_kill_and_its_resumption_is_refused(
+  inputs, editable, tmp_path, monkeypatch
+):
+  data = tmp_path / "data"
+  write_json = records.write_json
+
+  def die(path, value):
+    if path.endswith("data/manifest.json"):
+      raise KeyboardInterrupt
+    write_json(path, value)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(records, "write_json", die)
+    with pytest.raises(KeyboardInterrupt):
+      prepare.prepare(inputs.config(), [str(editable)], str(data))
+  content = editable.read_bytes()
+  edit(editable)
+  refuse(
+    inputs.config(), [str(editable)], data, records.DataError,
+    "is not the text that .*sha256",
+  )  # fmt: skip
+  editable.write_bytes(content)
+  prepare.prepare(inputs.config(), [str(editable)], str(data))
+  straight = tmp_path / "straight"
+  prepare.prepare(inputs.config(), [str(editable)], str(straight))
+  assert tree(data) == tree(straight)
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_vocabulary_that_an_older_release_learned(
+  inputs, tmp_path, is_finished
+):
+  """Its record says nothing of the content; that of the tokens does."""
+  text = write_text(tmp_path / "text.txt", inputs.documents)
+  config = make_config(prepare__vocab_size=90)
+  data = tmp_path / "data"
+  prepare.prepare(config, [text], str(data))
+  path = data / "vocab" / "settings.json"
+  old = json.loads(path.read_text())
+  del old["sha256"]
+  path.write_text(json.dumps(old))
+  if is_finished:
+    kept = tree(data)
+    prepare.prepare(config, [text], str(data))
+    assert tree(data) == kept
+    edit(text)
+    refuse(config, [text], data, records.DataError, "is not the text that")
+  else:  # it was killed before the tokens were all there
+    (data / "manifest.json").unlink()
+    refuse(config, [text], data, records.DataError, "delete that folder")
+
+
+def test_a_record_without_the_content_of_its_inputs_is_refused(
+  inputs, tmp_path
+):
+  data = shutil.copytree(inputs.data, tmp_path / "data")
+  path = data / "manifest.json"
+  manifest = json.loads(path.read_text())
+  del manifest["inputs"]
+  path.write_text(json.dumps(manifest))
+  refuse(
+    inputs.config(), [inputs.text], data, records.DataError,
+    "does not record the content of its inputs",
+  )  # fmt: skip
+
+
+def test_an_input_is_hashed_once_in_a_run_and_only_where_needed(
+  inputs, tmp_path, monkeypatch
+):
+  hashed, hash_unit = [], corpus.hash_unit
+
+  def count(unit, **kwargs):
+    hashed.append(unit)
+    return hash_unit(unit, **kwargs)
+
+  monkeypatch.setattr(corpus, "hash_unit", count)
+  units = corpus.list_units([inputs.text], "sentences", 6_000)
+  data = tmp_path / "data"
+  prepare.prepare(inputs.config(), [inputs.text], str(data))
+  assert not hashed  # tokenising reads, and hashes, all of it
+  prepare.prepare(inputs.config(), [inputs.text], str(data))
+  assert sorted(u.start for u in hashed) == [u.start for u in units]
+  hashed.clear()
+  config = make_config(prepare__vocab_size=90)
+  prepare.prepare(config, [inputs.text], str(tmp_path / "learned"))
+  assert len(hashed) == len(units)
+  prepare.prepare(config, [inputs.text], str(tmp_path / "learned"))
+  assert len(hashed) == 2 * len(units)
+
+
+@pytest.mark.parametrize("text_format", ["sentences", "paragraphs", "jsonl"])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_the_hash_of_a_unit_is_that_of_what_reading_it_reads(
+  tmp_path, monkeypatch, text_format, suffix
+):
+  monkeypatch.setattr(corpus, "MAX_LINE_BYTES", 64)
+  # A unit then ends within a piece of the last of these lines.
+  lines = ["", "x" * 500, " " * 700, "y", "", "", "z" * 190, "the end"]
+  lines = (lines + ["x" * 63 + "\u00e9" + " " * 700]) * 9
+  if text_format == "jsonl":
+    lines = [json.dumps({"text": line, "pad": " " * 80}) for line in lines]
+  path = tmp_path / f"text{suffix}"
+  content = "\r\n".join(lines).encode()
+  path.write_bytes(gzip.compress(content) if suffix else content)
+  units = corpus.list_units([str(path)], text_format, 200)
+  assert suffix or len(units) > 3
+  for unit in units:
+    reading = corpus.Reading()
+    for _ in corpus.read_documents(unit, text_format, "text", "en", reading):
+      pass
+    found = corpus.hash_unit(unit, text_format, "text")
+    assert found == reading.hexdigest()
+
+
+@TFDS_WARNING
+def test_an_edited_tfds_data_set_is_refused(inputs, tmp_path):
+  documents = [[f"Number {i} is so here."] for i in range(100)]
+  folder = tfds_builder(tmp_path / "a", documents).data_dir
+  edited = [[f"Number {i} is no here."] for i in range(100)]
+  other = tfds_builder(tmp_path / "b", edited).data_dir
+  config = inputs.config(prepare__format="tfds")
+  data = tmp_path / "data"
+  prepare.prepare(config, [str(folder)], str(data))
+  prepare.prepare(config, [str(folder)], str(data))
+  refuse(
+    config, [str(other)], data, records.DataError, "is not the text that"
+  )  # fmt: skip

@@ -4,7 +4,9 @@ import json
 import os
 import pathlib
 import shutil
+from xml.etree import ElementTree
 
+import markdown_it
 import numpy as np
 import pytest
 
@@ -182,7 +184,7 @@ def test_what_is_missing_is_named_with_the_command(tmp_path, capsys):
   write(tmp_path / "x", rows, planned)
   report.report(str(tmp_path / "x"), str(tmp_path / "out"))
   text = (tmp_path / "out" / "report.md").read_text()
-  assert "Missing, 1:\n\n- task=mrpc,<b>,seed=1" in text
+  assert "Missing, 1:\n\n- task=mrpc,\\<b\\>,seed=1" in text
   assert "bert-jax --mode=sweep" in text
   page = (tmp_path / "out" / "report.html").read_text()
   assert "task=mrpc,&lt;b&gt;,seed=1" in page
@@ -225,9 +227,10 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says():
   [
     (None, "holds no results.jsonl; --mode=sweep"),
     ("", "holds no result yet"),
-    ("{", "is damaged"),
-    ('{"id": 1}\n', "line 1 has no metrics, seed, settings, task, trial"),
-    ("3\n", "is damaged"),
+    ("{", "is damaged: line 1: "),
+    ('{"id": 1}\n', "line 1: it has no .*metrics, .*seed, .*settings, "),
+    ("3\n", "line 1: it is not a JSON object"),
+    ("[" * 200_000 + "\n", "is damaged: line 1: "),
   ],
 )
 def test_results_that_cannot_be_read_are_refused(
@@ -240,3 +243,91 @@ def test_results_that_cannot_be_read_are_refused(
   assert not (tmp_path / "out").exists()
   args = (f"--input={tmp_path}", f"--output={tmp_path / 'out'}")
   assert launch("--mode=report", *args) == 2
+
+
+BAD_VALUES = (
+  None, True, 0, -1, 10**400, 1.5, "x", "", [], {}, [1], ["x"], {"x": 1},
+  {"x": "y"}, {"x": None}, [[1, 2]], [None], {"x": [[1]]}, {"x": [["a", "b"]]},
+  {"x": [1, 2]}, {"x": {"y": 1}}, {"eval/accuracy": 1},
+  {"eval/accuracy": float("inf")}, {"eval/accuracy": float("nan")},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", sorted(make_row("rte", 0, 60.0)))
+def test_a_damaged_line_is_told_or_reported_without_a_traceback(
+  tmp_path, key, monkeypatch
+):
+  """Whatever stands there; each line of two, as runs are put together."""
+  monkeypatch.setattr(report, "_plots", lambda lines: [])  # slow; see below
+  rows = [make_row("rte", seed, 60.0) for seed in (0, 1)]
+  told = 0
+  for value in (*BAD_VALUES, ...):
+    damaged = dict(rows[0])
+    if value is ...:
+      del damaged[key]
+    else:
+      damaged[key] = value
+    write(tmp_path / "x", [damaged, rows[1]])
+    try:
+      report.report(str(tmp_path / "x"), str(tmp_path / "out"))
+    except results.ResultsError as error:
+      assert "results.jsonl" in str(error)
+      told += 1
+  assert told or key in ("commit", "config", "data_hash", "steps")
+
+
+@pytest.mark.parametrize("value", [[], [[1, 2]], [[1, float("nan")]]])
+def test_odd_curves_are_drawn(tmp_path, value):
+  row = make_row("rte", 0, 60.0)
+  row["curves"] = {"train/loss": value, "eval/accuracy": [[1, 2.0]] * 2}
+  write(tmp_path / "x", [row])
+  assert report.report(str(tmp_path / "x"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "{", "3", "[]", "null", "[" * 200_000, '{"command": 1, "trials": []}',
+    '{"command": "", "trials": [1]}', '{"command": "", "trials": {}}',
+    '{"command": "", "trials": [{"trial": null}]}',
+  ],
+)  # fmt: skip
+def test_damaged_plans_of_a_sweep_are_told(tmp_path, text):
+  write(tmp_path / "x", [make_row("rte", 0, 60.0)])
+  (tmp_path / "x" / "trials.json").write_text(text)
+  with pytest.raises(results.ResultsError, match=r"trials\.json is damaged"):
+    report.report(str(tmp_path / "x"), str(tmp_path / "out"))
+  assert not (tmp_path / "out").exists()
+
+
+ODD = "a|b<i>`c` _d_ *e* [f](g) \\ & # ~~h~~\n| k |"
+
+
+def test_names_cannot_change_the_layout_of_a_page(tmp_path):
+  """Neither of Markdown nor of HTML."""
+  settings = {"optim.learning_rate": ODD, "config": "c.py"}
+  rows = [
+    make_row(ODD, 0, 0.6, settings=settings, hardware=ODD),
+    make_row("rte", 0, 60.0),
+  ]
+  for row in rows:
+    row["metrics"] = {"eval/accuracy": 0.6}
+  folder = tmp_path / "x_y"
+  write(folder, rows, [{"trial": f"{ODD}{i}"} for i in range(2)])
+  planned = {"command": f"a\n```\n# b {ODD}", "trials": [{"trial": ODD}]}
+  (folder / "trials.json").write_text(json.dumps(planned))
+  report.report(str(folder), str(tmp_path / "out"))
+  text = (tmp_path / "out" / "report.md").read_text()
+  parser = markdown_it.MarkdownIt().enable(["table", "strikethrough"])
+  root = ElementTree.fromstring(f"<page>{parser.render(text)}</page>")
+  tags = [element.tag for element in root.iter()]
+  assert not {"i", "em", "strong", "a", "h2", "del"} & set(tags)
+  assert tags.count("h1") == tags.count("table") == tags.count("code") == 1
+  lengths = {len(row) for row in root.iter("tr")}
+  assert len(lengths) == 1 and tags.count("tr") == 3
+  line = " ".join(ODD.splitlines())
+  cells = ["".join(cell.itertext()) for cell in root.iter("td")]
+  assert cells.count(line) == 3
+  assert [e.text for e in root.iter("li")] == [line]
+  (code,) = root.iter("code")
+  assert code.text.strip() == planned["command"]

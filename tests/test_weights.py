@@ -10,6 +10,7 @@ import struct
 import jax
 import jax.numpy as jnp
 import ml_dtypes
+import msgpack
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -590,7 +591,11 @@ def test_the_folder_appears_in_one_step(tmp_path, monkeypatch):
     seen.append((sorted(os.listdir(source)), target))
     raise OSError("no")
 
-  monkeypatch.setattr(os, "replace", fail)
+  replace = os.replace
+  monkeypatch.setattr(
+    os, "replace",
+    lambda a, b: fail(a, b) if os.path.isdir(a) else replace(a, b),
+  )  # fmt: skip
   with pytest.raises(weights.WeightsError, match="x: no"):
     weights.write(make(), tmp_path / "x", "huggingface")
   files = [
@@ -989,3 +994,27 @@ def test_the_real_encoder_comes_back_byte_by_byte(tmp_path):
   after = safetensors.numpy.load_file(tmp_path / "x" / "model.safetensors")
   assert_same(after, before)
   assert os.path.getsize(tmp_path / "x" / "model.safetensors") > 90_000_000
+
+
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1a", b"\xc7\x00\x01"])
+@pytest.mark.parametrize("depth", [700, 200_000])
+def test_a_file_that_is_nested_too_deeply_is_told(tmp_path, opening, depth):
+  weights.write(make(), tmp_path / "x", "flax")
+  path = tmp_path / "x" / "flax_model.msgpack"
+  path.write_bytes(opening * depth + b"\xc0")
+  with pytest.raises(weights.WeightsError, match=r"flax_model\.msgpack: ."):
+    weights.read(tmp_path / "x")
+  (tmp_path / "x" / "config.json").write_text("[" * depth + "]" * depth)
+  with pytest.raises(weights.WeightsError, match=r"config\.json: ."):
+    weights.read(tmp_path / "x")
+
+
+def test_arrays_within_arrays_of_a_msgpack_are_told(tmp_path):
+  """Each is unpacked by a call of its own."""
+  weights.write(make(), tmp_path / "x", "flax")
+  inner = b"\xc0"
+  for _ in range(2_000):
+    inner = msgpack.packb(msgpack.ExtType(1, inner))
+  (tmp_path / "x" / "flax_model.msgpack").write_bytes(inner)
+  with pytest.raises(weights.WeightsError, match=r"flax_model\.msgpack: ."):
+    weights.read(tmp_path / "x")

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax import records
+from bert_jax import files
 from bert_jax.tasks import features as features_lib
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
@@ -239,10 +239,9 @@ def write_files(
   }
   for name, content in answers.items():
     if content:
-      with records.replacing(os.path.join(folder, name)) as temporary:
-        with open(temporary, "w", encoding="utf-8") as f:
-          json.dump(content, f, indent=4)
-          f.write("\n")
+      with files.writing(os.path.join(folder, name), "w") as f:
+        json.dump(content, f, indent=4)
+        f.write("\n")
 
 
 # --- Scores of one answer ---

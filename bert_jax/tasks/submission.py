@@ -16,7 +16,7 @@ import sys
 from typing import Any
 import zipfile
 
-from bert_jax import records
+from bert_jax import files
 from bert_jax.tasks import glue
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
@@ -54,7 +54,7 @@ def write_glue(path: str, results: Results, *, partial: bool = False) -> None:
       test set, or a task is none of GLUE's.
   """
   rows = {row.name: row for row in glue.ROWS}
-  files: dict[str, str] = {}
+  texts: dict[str, str] = {}
   for (name, split), (examples, predictions) in results.items():
     if name not in rows or split not in rows[name].submission:
       known = [f"{r.name} {s}" for r in glue.ROWS for s in r.submission]
@@ -63,8 +63,8 @@ def write_glue(path: str, results: Results, *, partial: bool = False) -> None:
         f" {', '.join(known)}"
       )
     task = rows[name]
-    files[task.submission[split]] = glue_tsv(task, examples, predictions)
-  _write_zip(path, files, partial)
+    texts[task.submission[split]] = glue_tsv(task, examples, predictions)
+  _write_zip(path, texts, partial)
 
 
 def zip_runs(
@@ -83,39 +83,40 @@ def zip_runs(
   Raises:
     spec.TaskError: a file is missing, short, or in two workdirs.
   """
-  files: dict[str, str] = {}
+  texts: dict[str, str] = {}
   for workdir in workdirs:
     for name in GLUE_ROWS:
       source = os.path.join(workdir, "predictions", name)
       if not os.path.exists(source):
         continue
-      if name in files:
+      if name in texts:
         raise spec.TaskError(f"{name} is in {workdir} and in another; drop one")
-      files[name] = tables.read_text(source)
-  _write_zip(path, files, partial)
-  return sorted(files)
+      texts[name] = tables.read_text(source)
+  _write_zip(path, texts, partial)
+  return sorted(texts)
 
 
-def _write_zip(path: str, files: Mapping[str, str], partial: bool) -> None:
+def _write_zip(path: str, texts: Mapping[str, str], partial: bool) -> None:
   if not partial:
-    _check_complete(files)
-  with records.replacing(path) as temporary:
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-      for file in GLUE_ROWS:
-        if file in files:
-          # A fixed date, so that equal predictions give equal bytes.
-          archive.writestr(zipfile.ZipInfo(file), files[file])
+    _check_complete(texts)
+  content = io.BytesIO()
+  with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+    for name in GLUE_ROWS:
+      if name in texts:
+        # A fixed date, so that equal predictions give equal bytes.
+        archive.writestr(zipfile.ZipInfo(name), texts[name])
+  files.write_bytes(path, content.getvalue())
 
 
-def _check_complete(files: Mapping[str, str]) -> None:
-  missing = [name for name in GLUE_ROWS if name not in files]
+def _check_complete(texts: Mapping[str, str]) -> None:
+  missing = [name for name in GLUE_ROWS if name not in texts]
   if missing:
     raise spec.TaskError(
       f"GLUE wants eleven files; missing: {', '.join(missing)}. MNLI's model"
       " predicts MNLI-m, MNLI-mm and AX"
     )
   for name, wanted in GLUE_ROWS.items():
-    found = files[name].count("\n") - 1
+    found = texts[name].count("\n") - 1
     if found != wanted:
       raise spec.TaskError(
         f"{name}: {found} predictions, wanted {wanted}; predict the whole test"
@@ -173,11 +174,10 @@ def write_predictions(
     path: of the file.
   """
   rows = prediction_rows(task, examples, predictions)
-  with records.replacing(path) as temporary:
-    # Half of a surrogate pair, which JSON may hold, is in no UTF-8 file.
-    with open(temporary, "w", encoding="utf-8", errors="replace") as f:
-      for row in rows:
-        f.write(json.dumps(row, ensure_ascii=False) + "\n")
+  # Half of a surrogate pair, which JSON may hold, is in no UTF-8 file.
+  with files.writing(path, "w", errors="replace") as f:
+    for row in rows:
+      f.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def prediction_rows(

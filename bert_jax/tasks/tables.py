@@ -18,6 +18,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax import corpus
+from bert_jax import files
 from bert_jax.tasks import spec
 
 _log = logging.getLogger(__name__)
@@ -32,7 +33,9 @@ def read_text(path: str) -> str:
 
   Raises:
     spec.TaskError: it cannot be read, is empty or is not UTF-8.
+    files.FilesError: it is a FIFO or device.
   """
+  files.check_readable(path)
   try:
     content = epath.Path(path).read_bytes()
   except OSError as error:

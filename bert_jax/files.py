@@ -1,0 +1,478 @@
+"""Writes whole files and folders.
+
+  with files.writing("evaluation.json", "w") as f:
+    json.dump(values, f)
+
+A reader, or a run after a kill, finds what was there before or all that was
+written, never a part of it. The content goes to a temporary file in the folder
+of the target, which takes the target's name at the end. A symbolic link stays:
+what it stands for is replaced. A device or a FIFO is written directly.
+
+The temporary name is `.NAME.RANDOM.tmp`. It cannot be guessed, so nobody can
+put a link there in advance, and its writer holds a lock on it. The lock of a
+writer that was killed is gone, by which the next writer of the same target
+recognises what it may delete.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import re
+import secrets
+import shutil
+import stat
+import sys
+from typing import Any, cast
+
+_RANDOM_BYTES = 8  # of a temporary name
+# Of NAME in a temporary name, so that it fits where NAME itself just fits.
+_NAME_BYTES = 64
+_MAX_LINKS = 40  # as the kernel follows
+_TRIES = 100  # names tried until one is locked
+_SCHEME = re.compile(r"(?:^|[=,\"]|tfds:)([a-zA-Z][a-zA-Z0-9+.-]*://)")
+_FD_FOLDER = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
+
+
+class FilesError(ValueError):
+  """A path cannot be read or written as it was asked for."""
+
+
+def scheme_problem(name: str, value: Any) -> str:
+  """Why a path such as gs://bucket/run cannot be used; "" for other values.
+
+  Args:
+    name: the flag or config key that gave the path, such as "--workdir".
+    value: a path, `tfds:PATH`, or text with paths in it, such as
+      configs/finetune.py:task=rte,from=PATH; or a list or dict of such values.
+      What is no text is no path.
+  """
+  if isinstance(value, dict | list | tuple):
+    inner = value.values() if isinstance(value, dict) else value
+    return next(filter(None, (scheme_problem(name, x) for x in inner)), "")
+  found = _SCHEME.search(value) if isinstance(value, str) else None
+  if not found:
+    return ""
+  return (
+    f"{name}={value}: paths that begin with {found[1]} cannot be used yet; "
+    "give a path of the file system, as of a bucket mounted with gcsfuse"
+  )
+
+
+def check_readable(path: str) -> None:
+  """Raises FilesError for a FIFO, device or socket.
+
+  These can be read only once, and opening one may wait for ever. A path that
+  does not exist is left to whoever opens it.
+
+  Args:
+    path: of a file or folder that is to be read.
+  """
+  try:
+    mode = os.stat(path).st_mode
+  except (OSError, ValueError):
+    return
+  if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+    raise FilesError(
+      f"{path} is a {_kind(mode)}; copy what it gives into a regular file, "
+      "which can be read more than once, and name that"
+    )
+
+
+def check_writable(path: str) -> None:
+  """Raises FilesError where `writing` could not write, before any work is done.
+
+  Args:
+    path: of a file to write.
+  """
+  target, mode = _resolve(path)
+  if mode is None:
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+      raise FilesError(f"{path}: there is no folder {folder}; make it first")
+  elif stat.S_ISDIR(mode):
+    raise FilesError(f"{path} is a folder; name a file")
+  elif stat.S_ISSOCK(mode) and _own_descriptor(target) is None:
+    raise FilesError(f"{path} is a socket, which cannot be opened; name a file")
+
+
+def make_folder(path: str) -> None:
+  """Makes a folder with its parents; one that exists is left as it is.
+
+  A symbolic link to a folder that does not exist makes that folder.
+
+  Raises:
+    FilesError: something else has that name.
+  """
+  try:
+    os.makedirs(os.path.realpath(path), exist_ok=True)
+  except (FileExistsError, NotADirectoryError) as error:
+    raise FilesError(
+      f"{path} cannot be a folder: {error.filename} is something else; name "
+      "another"
+    ) from error
+
+
+@contextlib.contextmanager
+def writing(
+  path: str, mode: str = "wb", errors: str = "strict"
+) -> Iterator[Any]:
+  """Yields a file object whose content `path` has when all went well.
+
+  Args:
+    path: of the file; see above for what is no regular file.
+    mode: "wb", or "w" for text in UTF-8.
+    errors: how text that is not Unicode is encoded, as for `open`.
+
+  Raises:
+    FilesError: it is a folder or a socket.
+    OSError: it cannot be written; the error names it.
+  """
+  check_writable(path)
+  target, there = _resolve(path)
+  with contextlib.ExitStack() as stack:
+    if (own := _own_descriptor(target)) is not None:
+      descriptor = _duplicate(path, own)
+    elif there is not None and not stat.S_ISREG(there):
+      descriptor = _open(path, target, os.O_WRONLY)  # makes and cuts nothing
+    elif _is_descriptor(target):  # of another process: it has no other name
+      descriptor = _open(path, target, os.O_WRONLY | os.O_TRUNC)
+    else:
+      _, lock = stack.enter_context(_replacing(path, target, there))
+      descriptor = os.dup(lock)
+    raw = _File(descriptor, path)
+    file: Any = io.BufferedWriter(cast(io.RawIOBase, raw))
+    if mode == "w":
+      file = io.TextIOWrapper(file, encoding="utf-8", errors=errors)
+    try:
+      yield file
+      file.flush()
+    except BaseException:
+      with contextlib.suppress(OSError):  # it would fail once more
+        file.close()
+      raw.close()
+      raise
+    file.close()
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+  """Yields a temporary path whose file becomes `path` when all went well.
+
+  This is for writers that open their file themselves; they must not replace it
+  by another. The target must be a regular file or not exist yet.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    FilesError: it is something else than a regular file.
+    OSError: it cannot be written; the error names it.
+  """
+  check_writable(path)
+  target, there = _resolve(path)
+  if (there is not None and not stat.S_ISREG(there)) or _is_descriptor(target):
+    kind = _kind(there) if there is not None else "descriptor"
+    raise FilesError(f"{path} is a {kind}; a regular file is needed here")
+  with _replacing(path, target, there) as (temporary, _):
+    yield temporary
+
+
+@contextlib.contextmanager
+def whole_folder(path: str) -> Iterator[str]:
+  """Yields a temporary folder that becomes `path` when all went well.
+
+  Whoever may read the folder may then read its files, too.
+
+  Args:
+    path: of the folder; it must not exist, or be empty. Its parents are made.
+
+  Raises:
+    OSError: it cannot be written, or is there and not empty.
+  """
+  target, there = _resolve(path)
+  parent = os.path.dirname(target)
+  make_folder(parent)
+  _remove_abandoned(target)
+  with naming(path):
+    temporary, lock = _create(target, _make_locked_folder)
+  try:
+    yield temporary
+    with naming(path):
+      if there is not None:
+        os.chmod(temporary, stat.S_IMODE(there))
+      mode = os.stat(temporary).st_mode & 0o666
+      for folder, _, names in os.walk(temporary):
+        for name in names:
+          with open(os.path.join(folder, name), "rb") as f:
+            os.fchmod(f.fileno(), mode)  # safetensors keeps others out
+            os.fsync(f.fileno())
+      os.replace(temporary, target)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.close(lock)
+
+
+def write_bytes(path: str, content: bytes) -> None:
+  """Writes a file of some bytes."""
+  with writing(path) as f:
+    f.write(content)
+
+
+def write_text(path: str, text: str, errors: str = "strict") -> None:
+  """Writes a file of some text, in UTF-8."""
+  with writing(path, "w", errors) as f:
+    f.write(text)
+
+
+def open_lock(path: str) -> Any:
+  """Opens a file to be locked, for text; it is made where it is missing.
+
+  A symbolic link is not followed: the file gets the number of the process, and
+  who made the link might have meant another file to be overwritten.
+
+  Raises:
+    OSError: it cannot be opened; the error names it.
+  """
+  flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+  return open(_open(path, path, flags), "r+", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+  """Names a file in the error of a write, which itself may name none."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is None:
+      raise
+    raise OSError(error.errno, error.strerror, path) from error
+
+
+# --- what a path stands for --------------------------------------------------
+
+
+def _kind(mode: int) -> str:
+  """The name of what is no regular file."""
+  kinds = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFSOCK: "socket",
+  }
+  return kinds.get(stat.S_IFMT(mode), "file")
+
+
+def _resolve(path: str) -> tuple[str, int | None]:
+  """Follows symbolic links, also those to what does not exist yet.
+
+  Args:
+    path: as given.
+
+  Returns:
+    The absolute path of the file itself, and its mode; None: it is not there.
+    What /dev/stdout stands for keeps its path below /proc.
+
+  Raises:
+    OSError: the links lead in a circle, or cannot be followed.
+  """
+  if not os.path.basename(path) and os.path.dirname(path):  # a slash at the end
+    path = path.rstrip("/") or "/"
+  with naming(path):
+    target = path
+    for _ in range(_MAX_LINKS):
+      parent, name = os.path.split(target)
+      target = os.path.join(os.path.realpath(parent), name)
+      if _is_descriptor(target) or not os.path.islink(target):
+        break
+      target = os.path.join(os.path.dirname(target), os.readlink(target))
+    else:
+      raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    try:
+      return target, os.stat(target).st_mode
+    except FileNotFoundError:
+      return target, None
+
+
+def _is_descriptor(target: str) -> bool:
+  """Whether a resolved path is that of an open file, below /proc/PID/fd."""
+  parent, name = os.path.split(target)
+  return name.isdecimal() and bool(_FD_FOLDER.fullmatch(parent))
+
+
+def _own_descriptor(target: str) -> int | None:
+  """The number of a descriptor of this process that a path stands for."""
+  parent, name = os.path.split(target)
+  found = _FD_FOLDER.fullmatch(parent)
+  if found and name.isdecimal() and int(found[1]) == os.getpid():
+    return int(name)
+  return None
+
+
+# --- opening -----------------------------------------------------------------
+
+
+class _File(io.FileIO):
+  """A file whose failed writes name the path that the user gave."""
+
+  def __init__(self, descriptor: int, path: str):
+    super().__init__(descriptor, "wb")
+    self._path = path
+
+  def write(self, data: Any) -> int:
+    with naming(self._path):
+      return super().write(data)
+
+
+def _open(path: str, target: str, flags: int) -> int:
+  with naming(path):
+    return os.open(target, flags | os.O_CLOEXEC, 0o666)
+
+
+def _duplicate(path: str, descriptor: int) -> int:
+  """Another descriptor of an open file, which goes on where that one is."""
+  for stream in (sys.stdout, sys.stderr):
+    if stream is not None and not stream.closed:
+      stream.flush()  # comes before what is written now
+  with naming(path):
+    return os.dup(descriptor)
+
+
+@contextlib.contextmanager
+def _replacing(
+  path: str, target: str, there: int | None
+) -> Iterator[tuple[str, int]]:
+  """Yields a temporary file that is renamed to a resolved target.
+
+  Args:
+    path: as the user gave it.
+    target: what it stands for.
+    there: the mode of the target; None: it does not exist.
+
+  Yields:
+    The path of the temporary file and a locked descriptor of it.
+  """
+  _remove_abandoned(target)
+  with naming(path):
+    temporary, lock = _create(target, _make_locked_file)
+  try:
+    yield temporary, lock
+    with naming(path):
+      if there is not None:
+        os.fchmod(lock, stat.S_IMODE(there) & 0o777)
+      os.fsync(lock)
+      os.replace(temporary, target)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      os.remove(temporary)
+    raise
+  finally:
+    os.close(lock)
+
+
+# --- temporary names ---------------------------------------------------------
+
+
+def _stem(target: str) -> str:
+  """How the temporary names of a target begin, with the dot at the end."""
+  name = os.path.basename(target)
+  while len(os.fsencode(name)) > _NAME_BYTES:
+    name = name[:-1]
+  return f".{name}."
+
+
+def is_temporary(name: str) -> bool:
+  """Whether a file or folder is named as temporary ones are here."""
+  return bool(_TEMPORARY.fullmatch(name))
+
+
+_TEMPORARY = re.compile(
+  rf"\..*\.[0-9a-f]{{{2 * _RANDOM_BYTES}}}\.tmp", re.DOTALL
+)
+
+
+def _create(target: str, make: Any) -> tuple[str, int]:
+  """Makes a temporary file or folder; returns its path and its open lock."""
+  folder, stem = os.path.dirname(target), _stem(target)
+  for _ in range(_TRIES):
+    name = f"{stem}{secrets.token_hex(_RANDOM_BYTES)}.tmp"
+    temporary = os.path.join(folder, name)
+    lock = make(temporary, os.path.exists(target))
+    if _lock(lock) and _is_still(lock, temporary):
+      return temporary, lock
+    os.close(lock)  # another writer took it for abandoned, and deletes it
+  raise OSError(errno.EAGAIN, "temporary files vanish as they are made")
+
+
+def _make_locked_file(temporary: str, is_private: bool) -> int:
+  # What replaces a file must not be readable by more than that one.
+  flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+  return os.open(temporary, flags, 0o600 if is_private else 0o666)
+
+
+def _make_locked_folder(temporary: str, is_private: bool) -> int:
+  del is_private  # what is in it has the mode that its writer chose
+  os.mkdir(temporary)
+  return os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _lock(descriptor: int, *, must: bool = False) -> bool:
+  """Locks a file or folder; False if another process has it.
+
+  Args:
+    descriptor: that is open.
+    must: whether a file system without locks counts as locked by others.
+  """
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError:  # a file system without locks
+    return not must
+  return True
+
+
+def _is_still(descriptor: int, path: str) -> bool:
+  """Whether a path names what a descriptor has open."""
+  try:
+    return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+  except FileNotFoundError:
+    return False
+
+
+def _remove_abandoned(target: str) -> None:
+  """Deletes what killed writers of a target left behind."""
+  folder, stem = os.path.dirname(target), _stem(target)
+  try:
+    names = os.listdir(folder)
+  except OSError:
+    return  # it can be written all the same, or the write says why not
+  for name in names:
+    if name.startswith(stem) and is_temporary(name):
+      if len(name) == len(stem) + 2 * _RANDOM_BYTES + len(".tmp"):
+        remove_abandoned(os.path.join(folder, name))
+
+
+def remove_abandoned(path: str) -> None:
+  """Deletes a temporary file or folder, unless its writer still lives."""
+  try:
+    mode = os.lstat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+      return  # not of ours
+    kind = os.O_RDONLY if stat.S_ISDIR(mode) else os.O_RDWR
+    flags = kind | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags)
+  except OSError:
+    return  # gone by now, or not ours to delete
+  try:
+    if _lock(descriptor, must=True) and _is_still(descriptor, path):
+      if stat.S_ISDIR(mode):
+        shutil.rmtree(path, ignore_errors=True)
+      else:
+        with contextlib.suppress(OSError):
+          os.remove(path)
+  finally:
+    os.close(descriptor)
