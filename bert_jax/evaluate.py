@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax import bounds
 from bert_jax import checkpoint
 from bert_jax import jobs
 from bert_jax import objectives
@@ -41,6 +42,7 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     ValueError: no run, no checkpoint, or a config that does not fit it; or
       the weights have no head for the task.
   """
+  bounds.check(config)
   if os.path.exists(os.path.join(workdir, "run.json")):
     run_log.refuse_converted(workdir)
   job, pretrained = jobs.open_job(config, workdir)
