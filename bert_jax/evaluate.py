@@ -1,6 +1,5 @@
 """Scores a model on a whole held-out split, whatever the batch and the mesh."""
 
-import json
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -69,7 +68,7 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
     with open(path + ".tmp", "w", encoding="utf-8") as f:
-      json.dump({"step": step} | facts | values, f, indent=1)
+      f.write(run_log.to_json({"step": step} | facts | values, indent=1))
       f.write("\n")
     os.replace(path + ".tmp", path)
     for name, value in values.items():

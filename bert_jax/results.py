@@ -9,6 +9,7 @@ import collections
 from collections.abc import Mapping, Sequence
 import hashlib
 import json
+import math
 import os
 from typing import Any
 
@@ -52,7 +53,7 @@ def record(
       rows[key] = row_of(one, secs.get(one.name)) | {"id": key}
   os.makedirs(folder, exist_ok=True)
   lines = [
-    json.dumps(row, sort_keys=True) + "\n"
+    run_log.to_json(row, sort_keys=True) + "\n"
     for row in sorted(
       rows.values(), key=lambda r: (r["trial"], r["finished"], r["id"])
     )
@@ -169,13 +170,16 @@ def read(folder: str) -> list[dict[str, Any]]:
         missing = _KEYS - set(row)
         if missing:
           raise ValueError(f"line {number} has no {', '.join(sorted(missing))}")
+        row["metrics"] = {  # what was not finite is null
+          k: math.nan if v is None else v for k, v in row["metrics"].items()
+        }
         rows.append(row)
   except FileNotFoundError as error:
     raise ResultsError(
       f"{folder} holds no results.jsonl; --mode=sweep --output={folder} writes "
       "it from runs that are finished"
     ) from error
-  except (ValueError, TypeError, OSError) as error:
+  except (ValueError, TypeError, AttributeError, OSError) as error:
     raise ResultsError(f"{path} is damaged: {error}") from error
   return rows
 

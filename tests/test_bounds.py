@@ -85,9 +85,7 @@ def test_a_model_that_no_machine_holds_is_refused(launch, capsys, tmp_path):
   """Each size is within its range, but not all of them together."""
   sizes = ("hidden_size=262144", "num_layers=10000", "num_heads=64")
   changes = [f"--config.model.{size}" for size in sizes]
-  status = launch(
-    "--mode=train", DEMO, *changes, f"--workdir={tmp_path}/run"
-  )
+  status = launch("--mode=train", DEMO, *changes, f"--workdir={tmp_path}/run")
   assert status == 2
   assert "model.num_layers=10000" in test_main.message(capsys)
   assert not list(tmp_path.iterdir())

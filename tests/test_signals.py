@@ -118,8 +118,7 @@ def test_a_signal_that_is_ignored_from_the_start_stays_ignored(number):
 
 def test_once_the_status_is_known_a_signal_changes_nothing():
   process = start(
-    "signals.finish()\nprint('ready', flush=True)\n"
-    "time.sleep(1)\nsys.exit(7)"
+    "signals.finish()\nprint('ready', flush=True)\ntime.sleep(1)\nsys.exit(7)"
   )
   process.send_signal(signal.SIGINT)
   assert finish(process) == (7, "", "")
