@@ -4,6 +4,7 @@ Bounds are wide: they refuse what no run can mean, in no time, before anything
 is compiled or written. What fits together is checked where it is used.
 """
 
+import math
 import numbers
 from typing import Any
 
@@ -105,9 +106,11 @@ def check_value(key: str, value: Any) -> None:
     raise ValueError(
       f"{key}={value!r:.60}; it must be {'an integer' if whole else 'a number'}"
     )
+  if not isinstance(value, int) and not math.isfinite(value):
+    raise ValueError(f"{key}={value}; it must be a finite number")
   if value < least:
     raise ValueError(f"{key}={value!r:.60}; it must be {least} or more")
-  if not value <= most:  # NaN neither
+  if value > most:
     raise ValueError(f"{key}={value!r:.60}; it must be {most} or less")
 
 

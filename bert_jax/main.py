@@ -193,14 +193,13 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
 def _config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
   if flag_values.config is None:
     raise UsageError("this mode needs --config, such as configs/pretrain.py")
-  bounds.check(flag_values.config)  # before jax is loaded, which takes seconds
   return flag_values.config
 
 
 def _run_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
   """The config given, or else that of the workdir's run."""
   if flag_values.config is not None:
-    return _config(flag_values)
+    return flag_values.config
   from bert_jax import run_log
 
   config = run_log.read_run(_workdir(flag_values))["config"]
@@ -214,7 +213,7 @@ def _run_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
 def _same_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
   """The config given, or else that of the workdir's run, its mesh included."""
   if flag_values.config is not None:
-    return _config(flag_values)
+    return flag_values.config
   from bert_jax import run_log
 
   config = run_log.read_run(_workdir(flag_values))["config"]
@@ -517,6 +516,8 @@ def main(argv: Sequence[str]) -> int:
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_logger().addFilter(_is_news)
   try:
+    if FLAGS.config is not None:
+      bounds.check(FLAGS.config)  # before jax is loaded, which takes seconds
     with _keeping_programs(FLAGS):
       MODES[FLAGS.mode](FLAGS)
   except (ValueError, FileNotFoundError, PermissionError) as error:
