@@ -195,6 +195,8 @@ def _mesh(config: Any, num_processes: int) -> str:
   # Of the others the devices are not here: as many times those that are.
   devices = jax.devices() * num_processes
   mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor, devices)
+  if num_processes == 1:  # of others the memory is not known here
+    session.check_memory(config, mesh)
   sharding.check_heads(config.model, mesh)
   size = config.data.batch_size
   if config.objective != "task":

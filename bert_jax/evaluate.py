@@ -1,6 +1,5 @@
 """Scores a model on a whole held-out split, whatever the batch and the mesh."""
 
-import json
 import logging
 import os
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax import bounds
 from bert_jax import checkpoint
 from bert_jax import files
 from bert_jax import jobs
@@ -42,6 +42,7 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     ValueError: no run, no checkpoint, or a config that does not fit it; or
       the weights have no head for the task.
   """
+  bounds.check(config)
   if os.path.exists(os.path.join(workdir, "run.json")):
     run_log.refuse_converted(workdir)
   if output and jax.process_index() == 0:
@@ -69,7 +70,7 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     values = evaluator(params)
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
-    text = json.dumps({"step": step} | facts | values, indent=1)
+    text = run_log.to_json({"step": step} | facts | values, indent=1)
     files.write_text(path, text + "\n")
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")

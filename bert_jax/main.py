@@ -17,21 +17,27 @@ it start?), sweep, report, convert. What each takes: bert-jax --helpfull.
 A config file is Python: --config=configs/X.py:argument=value,... and any key of
 it changes by --config.group.key=value; configs/base.py says what each means.
 
-Exit status: 0 the job was done, 1 it failed (of a plan: it does not fit the
-memory), 2 it was asked for wrongly, 75 it was told to stop (SIGTERM) and has
-saved: the same command goes on.
+Exit status: 0 done, 1 failed (of a plan: it does not fit the memory), 2 asked
+for wrongly, 75 told to stop and saved, 130 told to stop with nothing to save.
+--helpfull explains all of them.
 """
+
+import os
+import sys
+
+from bert_jax import signals
+
+if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "bert-jax":
+  signals.hold()  # `run` handles them; until then there are only imports
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import glob
 import importlib.util
 import logging
-import os
 import platform
 import re
 import shlex
-import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import app
@@ -40,15 +46,21 @@ from absl import logging as absl_logging
 import ml_collections
 from ml_collections import config_flags
 
+from bert_jax import bounds
 from bert_jax import files
+from bert_jax import streams
 
 if TYPE_CHECKING:  # what a mode needs is imported when it runs
   from bert_jax import members
 
 FLAGS = flags.FLAGS
 USAGE_ERROR = 2
-PREEMPTED = 75
 COMPUTING_MODES = ("train", "evaluate", "predict", "doctor")
+# What is left of a mode that is interrupted; of the others, nothing.
+_LEAVES = {
+  "prepare": "what was finished is kept, and the same command goes on",
+  "train": "no step was taken; the same command starts or goes on",
+}
 
 
 _MORE_HELP = """
@@ -65,6 +77,19 @@ Modes and what each reads and writes:
   sweep     --config=experiments/X/sweep.py --workdir; --output=RESULTS
             --dry_run --num_parallel --num_together --retry_failed --engine
   report    --input=RESULTS --output=DIR
+
+Exit status:
+
+  0    The job was done.
+  1    It failed. Of a plan: the training does not fit the memory.
+  2    The command, its settings or its files cannot be used.
+  69   Another process of this job died or stood still: start the job again.
+  75   It was told to stop and has saved: the same command goes on.
+  130  It was told to stop and had nothing to save, or was told twice.
+  141  Nobody reads its standard output any more.
+
+A process is told to stop by SIGTERM, SIGINT (Ctrl-C) or SIGHUP (a closed
+terminal; nohup keeps it away). The second signal ends it at once.
 """
 
 
@@ -297,12 +322,13 @@ def _predict(flag_values: flags.FlagValues) -> None:
     ) from error
   if len(flag_values.input) > 1:
     raise UsageError(f"--mode=predict reads one file, not {flag_values.input}")
-  total, failed = predict.predict(
-    config,
-    flag_values.workdir or "",
-    "".join(flag_values.input),
-    flag_values.output or "",
-  )
+  with streams.ending_with_reader():
+    total, failed = predict.predict(
+      config,
+      flag_values.workdir or "",
+      "".join(flag_values.input),
+      flag_values.output or "",
+    )
   if failed and failed == total:
     sys.exit(1)
 
@@ -479,6 +505,7 @@ def main(argv: Sequence[str]) -> int:
   if FLAGS.completion:
     print(_completion(FLAGS, FLAGS.completion), end="")
     return 0
+  signals.leaves(_LEAVES.get(FLAGS.mode, "nothing was saved"))
   if FLAGS.mode is None:
     return _refuse(f"give --mode, one of {', '.join(sorted(MODES))}")
   if reason := _scheme_in(FLAGS):
@@ -492,14 +519,20 @@ def main(argv: Sequence[str]) -> int:
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_logger().addFilter(_is_news)
   try:
+    if FLAGS.config is not None:
+      bounds.check(FLAGS.config)  # before jax is loaded, which takes seconds
     with _keeping_programs(FLAGS):
       MODES[FLAGS.mode](FLAGS)
   except (ValueError, FileNotFoundError, PermissionError) as error:
     # What was asked for cannot be: say so, without a stack of frames.
     log.debug("raised here", exc_info=True)
+    status = getattr(error, "exit_status", USAGE_ERROR)
     if _is_of_several():  # perhaps this one alone met it
-      _leave(error, USAGE_ERROR)
-    return _refuse(str(error))
+      _leave(error, status)
+    return _refuse(str(error), status)
+  except BrokenPipeError:  # what reads standard output has read enough
+    log.debug("raised here", exc_info=True)
+    return streams.BROKEN_PIPE
   except OSError as error:  # a full disk, say
     log.debug("raised here", exc_info=True)
     if _is_of_several():  # the others know nothing of it
@@ -507,19 +540,13 @@ def main(argv: Sequence[str]) -> int:
     print(f"bert-jax: {error}", file=sys.stderr)
     return 1
   except RuntimeError as error:
-    # Known by name: their modules load jax.
+    # Known by name: its module loads jax.
     if type(error).__name__ == "JaxRuntimeError" and _is_of_several():
       _leave(error)
-    statuses = {
-      "DivergedError": 1,
-      "FailedError": 1,
-      "PreemptedError": PREEMPTED,
-      "StoppedError": PREEMPTED,
-    }
-    if type(error).__name__ not in statuses:
+    status = getattr(error, "exit_status", None)
+    if status is None:  # a bug
       raise
-    print(f"bert-jax: {error}", file=sys.stderr)
-    return statuses[type(error).__name__]
+    return _refuse(str(error), status)
   return 0
 
 
@@ -565,9 +592,9 @@ def _leave(error: Exception, status: int = 1) -> None:
   hosts.leave(error, status)
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, status: int = USAGE_ERROR) -> int:
   print(f"bert-jax: {message}", file=sys.stderr)
-  return USAGE_ERROR
+  return status
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
@@ -699,14 +726,22 @@ def _restart_with_huge_pages() -> None:
     and platform.libc_ver()[0] == "glibc"
     and environ != dict(os.environ)
   ):
+    # Or the new program would meet them before it can handle them.
+    signals.hold()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
 
 
 def run() -> None:
   """The console script."""
   _restart_with_huge_pages()
-  define_flags()
-  app.run(main, flags_parser=_parse)
+  streams.guard()
+  try:
+    signals.guard()
+    define_flags()
+    app.run(main, flags_parser=_parse)
+  finally:  # whatever an interruption has turned into on its way
+    signals.finish()
+    signals.end_if_interrupted()
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import batching
+from bert_jax import bounds
 from bert_jax import files
 from bert_jax import finetuning
 from bert_jax import flops
@@ -436,6 +437,7 @@ def make_plan(
   Raises:
     ValueError: the config or the topology cannot be.
   """
+  bounds.check(config)
   config = _with_shape_of_weights(config)
   slices = open_slices(topology, num_slices)
   check_compiler(config, slices.topology.chip.name)

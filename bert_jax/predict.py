@@ -29,6 +29,7 @@ import jax
 import numpy as np
 
 from bert_jax import bars
+from bert_jax import bounds
 from bert_jax import files
 from bert_jax import kinds
 from bert_jax import packing
@@ -221,7 +222,8 @@ class Predictor:
     Raises:
       ValueError: there is no model, or it cannot do what is asked.
     """
-    kinds.Settings.from_config(config)  # before gigabytes are read
+    bounds.check(config)  # before gigabytes are read
+    kinds.Settings.from_config(config)
     return cls(weights.read(path), config, path)
 
   def _put_params(self, given: Any, rules: Any, name: str) -> Any:
@@ -380,7 +382,7 @@ def predict(
     for result in predictor.run(_parse_lines(watched)):
       total += 1
       failed += "error" in result
-      line = json.dumps(result, ensure_ascii=False) + "\n"
+      line = json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n"
       # Half a character in an id becomes the escape that JSON has for it.
       out.write(line.encode("utf-8", "backslashreplace"))
     out.flush()
@@ -400,13 +402,31 @@ def _parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
     value: Any
     try:
       value = json.loads(content.decode("utf-8"))
+      if isinstance(value, dict):
+        _check_id(value.get("id"))
     except json.JSONDecodeError as error:
       value = kinds.RecordError(
         f"{error.msg} at column {error.colno}; wanted a JSON object"
       )
+    except kinds.RecordError as error:
+      value = error
     except (ValueError, RecursionError) as error:
       value = kinds.RecordError(f"{error}; wanted a JSON object")
     yield f"line {number}", value
+
+
+def _check_id(value: Any) -> None:
+  """Raises RecordError if an id cannot be copied: NaN and Infinity are no JSON.
+
+  Python reads them, and numbers too large for it, such as 1e999, as infinite.
+  """
+  try:
+    json.dumps(value, allow_nan=False)
+  except (ValueError, RecursionError) as error:
+    raise kinds.RecordError(
+      f"its id cannot be written as JSON: {error}; wanted strings and finite "
+      "numbers"
+    ) from error
 
 
 def _is_one_file(source: str, target: str) -> bool:
@@ -418,6 +438,8 @@ def _is_one_file(source: str, target: str) -> bool:
 def _reading(source: str) -> Iterator[Iterable[bytes]]:
   """A file's lines, or those of standard input."""
   if source in ("", "-"):
+    if sys.stdin is None:
+      raise kinds.PredictError("standard input is closed; give --input=FILE")
     yield sys.stdin.buffer
     return
   if os.path.isdir(source):
@@ -430,6 +452,8 @@ def _reading(source: str) -> Iterator[Iterable[bytes]]:
 def _writing(target: str) -> Iterator[BinaryIO]:
   """A file that appears whole or not at all, or standard output."""
   if target in ("", "-"):
+    if sys.__stdout__ is None:
+      raise kinds.PredictError("standard output is closed; give --output=FILE")
     sys.stdout.flush()
     yield sys.stdout.buffer
     return

@@ -1,22 +1,20 @@
 """When to save: at a preemption notice, and before too much work is at risk.
 
-A machine that is about to be taken away says so by SIGTERM. `Notice` notes it;
-the loop then saves at its next step, the same on every host, and stops. On
-several hosts the notice is jax's own (`jax.distributed` listens for SIGTERM and
-agrees on a step); on one it is a signal handler here.
+A machine that is about to be taken away says so by SIGTERM, a user by Ctrl-C.
+`Notice` notes it; the loop then saves after the step under way, the same step
+on every host, and stops. On several hosts `jax.distributed` listens for SIGTERM
+and agrees on the step; other signals are passed on to it.
 """
 
 import logging
-import signal
-import threading
 import time
-from types import FrameType
 from types import TracebackType
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+
+from bert_jax import signals
 
 _log = logging.getLogger(__name__)
 
@@ -28,32 +26,26 @@ _CAUTION = 0.9
 class PreemptedError(RuntimeError):
   """The run was told to stop; what it has done is saved."""
 
+  exit_status = 75
+
 
 class Notice:
-  """A context that notes SIGTERM instead of dying from it.
+  """A context that notes a signal to stop instead of dying from it.
 
-  On one host a second SIGTERM ends the process as if there were no such
-  context. In another thread than the main one, where Python allows no handlers,
-  nothing is noted.
+  It notes them from `listen` on until it is left; see `signals.Listener`.
   """
 
   def __init__(self) -> None:
-    self._given = False
+    self._listener = signals.Listener("saving after the step under way")
     self._calls = 0
-    self._before: Any = None
-    self._handles = False
+
+  def listen(self) -> None:
+    """Notes signals from now on: there is a state to save."""
+    self._listener.listen(forwards=jax.process_count() > 1)
 
   def __enter__(self) -> "Notice":
-    main = threading.current_thread() is threading.main_thread()
-    self._handles = main and jax.process_count() == 1
-    if self._handles:
-      self._before = signal.signal(signal.SIGTERM, self._note)
+    self._listener.__enter__()
     return self
-
-  def _note(self, number: int, frame: FrameType | None) -> None:
-    del number, frame
-    self._given = True
-    signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
   def __exit__(
     self,
@@ -61,19 +53,20 @@ class Notice:
     error: BaseException | None,
     trace: TracebackType | None,
   ) -> None:
-    if self._handles:
-      signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
+    self._listener.__exit__(kind, error, trace)
 
   def stops_at(self, step: int) -> bool:
     """Whether to save and stop after this step; call it after every step."""
     self._calls += 1
+    stops = bool(self._listener.given)
     if jax.process_count() > 1:
       # Counted from 1 in every session: a notice that came before the first
       # call names the first.
-      self._given = multihost_utils.reached_preemption_sync_point(self._calls)
-    if self._given:
-      _log.info("told to stop (SIGTERM); saving step %d", step)
-    return self._given
+      stops = multihost_utils.reached_preemption_sync_point(self._calls)
+    if stops:
+      name = self._listener.given or "SIGTERM"
+      _log.info("told to stop (%s); saving step %d", name, step)
+    return stops
 
 
 class SaveClock:

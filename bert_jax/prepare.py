@@ -24,6 +24,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -32,12 +33,14 @@ from typing import Any
 import numpy as np
 from rich import progress
 
+from bert_jax import bounds
 from bert_jax import corpus
 from bert_jax import files
 from bert_jax import masking
 from bert_jax import packing
 from bert_jax import pairing
 from bert_jax import records
+from bert_jax import signals
 from bert_jax import tokenization
 
 _log = logging.getLogger(__name__)
@@ -96,22 +99,18 @@ def prepare(config: Any, patterns: Sequence[str], folder: str) -> None:
 
 def check_settings(config: Any) -> None:
   """Raises ValueError for settings of `prepare` and `data` that cannot be."""
+  bounds.check(config)
   p, d = config.prepare, config.data
   wanted = (
       (p.runner in ("processes", "beam"), "prepare.runner", p.runner,
        "processes or beam"),
       (p.vocab_kind in ("wordpiece", "sentencepiece"), "prepare.vocab_kind",
        p.vocab_kind, "wordpiece or sentencepiece"),
-      (p.num_workers >= 0, "prepare.num_workers", p.num_workers, "0 or more"),
-      (p.unit_bytes > 0, "prepare.unit_bytes", p.unit_bytes, "1 or more"),
       (0 <= p.held_out_rate < 1, "prepare.held_out_rate", p.held_out_rate,
        "a share from 0 to below 1"),
       (d.pairing in ("pairs", "full_sentences"), "data.pairing", d.pairing,
        "pairs or full_sentences"),
       (d.seq_len >= 8, "data.seq_len", d.seq_len, "8 tokens or more"),
-      (d.dupe_factor >= 1, "data.dupe_factor", d.dupe_factor, "1 or more"),
-      (0 <= d.short_seq_rate <= 1, "data.short_seq_rate", d.short_seq_rate,
-       "a probability"),
       (1 <= d.max_sequences <= d.seq_len // masking.SHORTEST,
        "data.max_sequences", d.max_sequences,
        f"1 to {d.seq_len // masking.SHORTEST} in rows of {d.seq_len}"),
@@ -248,7 +247,8 @@ def _run_processes(task, jobs: list[dict], workers: int, title: str) -> None:
     with futures.ProcessPoolExecutor(
       workers, context, _end_with_parent
     ) as pool:
-      waiting = [pool.submit(task, job) for job in jobs]
+      with signals.kept_from_children():
+        waiting = [pool.submit(task, job) for job in jobs]
       try:
         for future in futures.as_completed(waiting):
           advance(future.result())
@@ -271,6 +271,7 @@ def _end_with_parent() -> None:
   parent = multiprocessing.parent_process()
   if parent is None:
     return
+  signals.release([signal.SIGTERM])  # by which a broken pool ends its workers
 
   def wait():
     parent.join()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import hashlib
 import itertools
 import json
+import math
 import os
 from typing import Any
 
@@ -112,7 +113,7 @@ def record(
       rows[key] = row_of(one, secs.get(one.name)) | {"id": key}
   files.make_folder(folder)
   lines = [
-    json.dumps(row, sort_keys=True) + "\n"
+    run_log.to_json(row, sort_keys=True) + "\n"
     for row in sorted(
       rows.values(), key=lambda r: (r["trial"], r["finished"], r["id"])
     )
@@ -227,7 +228,7 @@ def read(folder: str) -> list[dict[str, Any]]:
     with open(path, encoding="utf-8") as f:
       for number, line in enumerate(f, 1):
         try:
-          rows.append(_checked_row(json.loads(line)))
+          rows.append(_checked_row(_with_nan(json.loads(line))))
         except (ValueError, RecursionError) as error:
           raise ValueError(f"line {number}: {error}") from error
   except FileNotFoundError as error:
@@ -241,6 +242,15 @@ def read(folder: str) -> list[dict[str, Any]]:
       f"again with --mode=sweep --output={folder}"
     ) from error
   return rows
+
+
+def _with_nan(row: Any) -> Any:
+  """A line of results.jsonl, whose metrics that were not finite are NaN again."""
+  metrics = row.get("metrics") if isinstance(row, dict) else None
+  if not isinstance(metrics, dict):
+    return row
+  known = {k: math.nan if v is None else v for k, v in metrics.items()}
+  return row | {"metrics": known}
 
 
 def _checked_row(row: Any) -> dict[str, Any]:

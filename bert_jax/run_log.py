@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import platform
 import secrets
@@ -90,6 +91,25 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def plain(config: Any) -> dict:
   """A config as JSON has it: dicts, lists, numbers, strings."""
   return json.loads(json.dumps(config.to_dict(), default=list))
+
+
+def to_json(value: Any, **kwargs: Any) -> str:
+  """JSON as other programs read it: a number that is not finite is null.
+
+  Args:
+    value: of dicts, lists and what `json.dumps` takes.
+    **kwargs: for `json.dumps`.
+  """
+  return json.dumps(_finite(value), allow_nan=False, **kwargs)
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {k: _finite(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_finite(v) for v in value]
+  is_odd = isinstance(value, float) and not math.isfinite(value)
+  return None if is_odd else value
 
 
 def commit() -> tuple[str | None, bool | None]:
@@ -361,7 +381,7 @@ class MetricsLog:
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes one line; keys such as train/loss."""
     with files.naming(self._file.name):
-      self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
+      self._file.write(to_json({"step": step} | dict(values)) + "\n")
       self._file.flush()
     if self._board:
       self._board.write(step, values)
@@ -370,7 +390,7 @@ class MetricsLog:
     """Writes a line of bad_steps.jsonl, which is there only if there is one."""
     with files.naming(self._bad_steps):
       with open(self._bad_steps, "a", encoding="utf-8") as f:
-        f.write(json.dumps({"step": step} | dict(facts)) + "\n")
+        f.write(to_json({"step": step} | dict(facts)) + "\n")
 
   def close(self) -> None:
     """Flushes to disk."""
@@ -497,7 +517,7 @@ def train_secs(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def read_metrics(workdir: str) -> list[dict]:
-  """All lines of workdir/metrics.jsonl."""
+  """All lines of workdir/metrics.jsonl; a metric that is null is NaN."""
   path = os.path.join(workdir, "metrics.jsonl")
   rows: list[dict] = []
   try:
@@ -516,4 +536,4 @@ def _parse_row(line: bytes) -> dict:
   row = json.loads(line)
   if not isinstance(row, dict) or type(row.get("step")) is not int:
     raise ValueError("it has no step")
-  return row
+  return {k: math.nan if v is None else v for k, v in row.items()}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import logging
+import os
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 
 from bert_jax import batching
+from bert_jax import bounds
 from bert_jax import checkpoint
 from bert_jax import jobs
 from bert_jax import optim
@@ -205,6 +207,7 @@ def open_session(
   check_settings(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor, seed=seed_axis)  # fmt: skip
+  check_memory(config, mesh)
   sharding.check_heads(config.model, mesh)
   if config.objective != "task":  # which fills its rows up by itself
     sharding.check_batch_size(
@@ -245,36 +248,12 @@ def open_session(
 
 
 def check_settings(config: Any) -> None:
-  """Raises ValueError for settings of training that cannot be."""
-  for key, value, least in (
-    ("mesh.seed", config.mesh.seed, 0),
-    # Tasks may count epochs instead.
-    (
-      "train.total_steps",
-      config.train.total_steps,
-      0 if config.train.num_epochs else 1,
-    ),
-    ("train.num_epochs", config.train.num_epochs, 0),
-    ("optim.num_micro_batches", config.optim.num_micro_batches, 1),
-    ("task.max_train_examples", config.task.max_train_examples, 0),
-    ("task.n_best", config.task.n_best, 1),
-    ("task.max_answer_len", config.task.max_answer_len, 1),
-    ("train.log_every_steps", config.train.log_every_steps, 1),
-    ("eval.every_steps", config.eval.every_steps, 0),
-    ("checkpoint.every_steps", config.checkpoint.every_steps, 0),
-    ("checkpoint.max_lost_secs", config.checkpoint.max_lost_secs, 0),
-    ("train.spike_factor", config.train.spike_factor, 0),
-    ("train.max_skipped_steps", config.train.max_skipped_steps, 0),
-    ("data.max_bad_records", config.data.max_bad_records, 0),
-    ("data.num_threads", config.data.num_threads, 0),
-    ("data.prefetch_batches", config.data.prefetch_batches, 1),
-    ("data.max_predictions", config.data.max_predictions, 0),
-  ):
-    if value < least:
-      raise ValueError(f"{key}={value}; it must be {least} or more")
-  for key in ("mask_rate", "mask_token_rate", "random_token_rate"):
-    if not 0 <= config.data[key] <= 1:
-      raise ValueError(f"data.{key}={config.data[key]} is no share of 0 to 1")
+  """Raises ValueError if a training setting is out of range."""
+  bounds.check(config)
+  if not config.train.num_epochs and config.train.total_steps < 1:
+    raise ValueError(  # tasks may count epochs instead
+      f"train.total_steps={config.train.total_steps}; it must be 1 or more"
+    )
   if config.data.mask_token_rate + config.data.random_token_rate > 1:
     raise ValueError(
       "data.mask_token_rate and data.random_token_rate add up to more than 1"
@@ -288,6 +267,50 @@ def check_settings(config: Any) -> None:
       f"train.spike_factor={config.train.spike_factor} calls every other loss "
       "a spike; use 2 or more, or 0 for none"
     )
+
+
+def check_memory(config: Any, mesh: jax.sharding.Mesh) -> None:
+  """Refuses what no arrangement could fit into the memory of the devices.
+
+  What counts is the least that a step holds, evenly cut over all devices: the
+  parameters with both moments, and one layer's hidden states of a micro-batch.
+
+  Args:
+    config: the whole configuration.
+    mesh: of devices of this job.
+
+  Raises:
+    ValueError: it does not fit; says how much there is.
+  """
+  available = _memory(mesh)
+  if available is None or config.init_from:  # which says the model's shape
+    return
+  model = config.model
+  size = jnp.dtype(model.param_dtype).itemsize
+  state = 3 * size * bounds.num_parameters(model)
+  hidden = 0
+  if config.objective != "task":  # whose sequences share rows
+    tokens = config.data.batch_size * config.data.seq_len
+    width = jnp.dtype(model.dtype).itemsize * model.hidden_size
+    hidden = tokens * width // config.optim.num_micro_batches
+  if state + hidden > available:
+    raise ValueError(
+      f"this training needs {(state + hidden) / 1e9:,.0f} GB or more, and its "
+      f"{mesh.devices.size} devices have {available / 1e9:,.0f} GB: parameters "
+      f"and moments take {state / 1e9:,.0f} GB, the hidden states of a layer "
+      f"{hidden / 1e9:,.0f} GB; lower model.num_layers, model.hidden_size or "
+      "data.batch_size, or raise optim.num_micro_batches"
+    )
+
+
+def _memory(mesh: jax.sharding.Mesh) -> int | None:
+  """Bytes of all devices of a mesh together; None = not known."""
+  device = mesh.local_devices[0]
+  if device.platform == "cpu":  # those of a process share its machine's
+    processes = len({d.process_index for d in mesh.devices.flat})
+    return processes * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  limit = (device.memory_stats() or {}).get("bytes_limit")
+  return limit and limit * mesh.devices.size
 
 
 def fit_weights(job: jobs.Job, pretrained: Any, params: Any) -> Any:

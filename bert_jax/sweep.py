@@ -18,12 +18,17 @@ A sweep is a config file in plain Python whose get_config returns
 
 A trial is named by its seed and by what else differs between the trials. What
 is done is known from the workdirs alone, so a sweep goes on where it stopped,
-and one that has more seeds or values runs what is new.
+and one that has more seeds or values runs what is new. A trial that still runs,
+of a sweep that was killed or by hand, is waited for: each holds a lock on
+`.trial.lock` in its workdir for as long as its process lives.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import contextlib
 import dataclasses
 import datetime
+import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -36,7 +41,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import IO, Any
 
 from absl import flags
 import ml_collections
@@ -45,12 +50,16 @@ from rich import console
 from rich import markup
 from rich import table
 
+from bert_jax import bounds
 from bert_jax import files
 from bert_jax import run_log
+from bert_jax import signals
 
 _log = logging.getLogger(__name__)
 
 PREEMPTED = 75  # exit status of a training that was told to stop and has saved
+# How a trial ends that was told to stop, also one that had nothing to save yet.
+_STOPPED = (PREEMPTED, signals.INTERRUPTED, *(-n for n in signals.STOPPING))
 _MOST_PREEMPTIONS = 100  # of a trial in one sweep
 _WAIT_SECS = 0.2
 _BATCHES_LOOKED_AT = 20
@@ -66,9 +75,13 @@ class SweepError(ValueError):
 class FailedError(RuntimeError):
   """Some trials failed; the others are done."""
 
+  exit_status = 1
+
 
 class StoppedError(RuntimeError):
   """The sweep was told to stop; its trials have saved."""
+
+  exit_status = PREEMPTED
 
 
 def trial(
@@ -166,7 +179,7 @@ class Trial:
     before, sys.argv = sys.argv, argv  # ml_collections looks there
     try:
       values(argv)
-      values.config.keys()  # a file that cannot be read raises only when used
+      bounds.check(values.config)  # reads the file, which may raise, too
       return values.config
     except Exception as error:  # a config file may raise anything
       lines = str(error).strip().splitlines() or [repr(error)]
@@ -394,8 +407,10 @@ def run(
   """Runs what is not done, some at a time, on this machine.
 
   A trial that was preempted goes on at once. One that failed is not tried
-  again, unless asked to. SIGTERM is passed on: the trials save and end. Where
-  trials fail that are trained in one program, each is tried alone.
+  again, unless asked to. A signal that tells the sweep to stop is passed on:
+  the trials save and end. Where trials fail that are trained in one program,
+  each is tried alone. A trial that runs already is waited for; if it ends
+  without being done, it is run again.
 
   Args:
     trials: from `read_trials`.
@@ -419,15 +434,21 @@ def run(
   os.makedirs(workdir, exist_ok=True)
   with run_log.lock(workdir):
     left = [t for t in trials if not t.is_done()]
+    alive = {t: pid for t in left if (pid := _holder(t)) is not None}
     failed = set() if retry_failed else journal.failed()
-    failed &= {t.name for t in left}
-    waiting = [t for t in left if t.name not in failed]
+    failed &= {t.name for t in left if t not in alive}
+    waiting = [t for t in left if t.name not in failed and t not in alive]
     _log.info(
-      "%d trials: %d are done, %d failed before, %d to run",
-      len(trials), len(trials) - len(left), len(failed), len(waiting),
+      "%d trials: %d are done, %d run already, %d failed before, %d to run",
+      len(trials), len(trials) - len(left), len(alive), len(failed),
+      len(waiting),
     )  # fmt: skip
-    with _Pool(journal, num_parallel, launcher) as pool:
-      pool.run(put_together(waiting, num_together, alone=journal.parted()))
+    group = functools.partial(
+      put_together, num_together=num_together, alone=journal.parted()
+    )
+    with _Pool(journal, num_parallel, launcher, group) as pool:
+      pool.adopt(alive)
+      pool.run(waiting)
     failed |= pool.failed
   if failed:
     names = sorted(failed)
@@ -488,45 +509,137 @@ def put_together(
   return batches
 
 
-class _Pool:
-  """Processes that run trials."""
+def _claim_path(one: Trial) -> str:
+  return os.path.join(one.workdir, ".trial.lock")
 
-  def __init__(self, journal: Journal, size: int, launcher: Sequence[str]):
+
+def _claim(one: Trial) -> IO[str]:
+  """Locks a trial; whoever inherits the file keeps the lock until it ends."""
+  file = open(_claim_path(one), "w", encoding="utf-8")
+  with contextlib.suppress(OSError):  # a file system without locks
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  return file
+
+
+def _holder(one: Trial) -> int | None:
+  """The process that runs a trial; 0 = its number is not known; None = none.
+
+  The trial's own lock comes first, as it is there before the process has
+  started. A run that was started by hand locks its workdir only.
+  """
+  for path in (_claim_path(one), os.path.join(one.workdir, ".lock")):
+    try:
+      with open(path, encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+      with open(path, encoding="utf-8") as file:
+        text = file.read().strip()
+      return int(text) if text.isdecimal() else 0
+    except OSError:  # no such file, or a file system without locks
+      continue
+  return None
+
+
+class _Adopted:
+  """Trials in a process that is no child of this one, as a `Popen`.
+
+  What it exits with is not known. Whether trials are done is seen in their
+  workdirs; the others are taken to have been stopped, and run again.
+  """
+
+  def __init__(self, batch: Batch, pid: int):
+    self.returncode: int | None = None
+    self._batch, self._pid = batch, pid
+
+  def poll(self) -> int | None:
+    is_free = all(_holder(one) is None for one in self._batch)
+    if self.returncode is None and is_free:
+      self.returncode = PREEMPTED  # also where a workdir holds another run
+      if all(t.is_done() for t in self._batch):
+        self.returncode = 0
+    return self.returncode
+
+  def wait(self) -> int:
+    while (status := self.poll()) is None:
+      time.sleep(_WAIT_SECS)
+    return status
+
+  def terminate(self) -> None:
+    if self._pid and self.poll() is None:
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(self._pid, signal.SIGTERM)
+
+
+class _Pool:
+  """Processes that run trials.
+
+  Attributes:
+    failed: names of the trials that have.
+  """
+
+  def __init__(
+    self,
+    journal: Journal,
+    size: int,
+    launcher: Sequence[str],
+    group: Callable[[Sequence[Trial]], list[Batch]],
+  ):
     self.failed: set[str] = set()
     self._journal, self._size, self._launcher = journal, size, launcher
-    self._running: dict[Batch, tuple[subprocess.Popen, float]] = {}
-    self._stops = False
-    self._before: Any = None
+    self._group = group
+    self._running: dict[Batch, tuple[subprocess.Popen | _Adopted, float]] = {}
+    self._listener = signals.Listener(
+      "its trials save and end, which is waited for"
+    )
 
   def __enter__(self) -> "_Pool":
-    self._before = signal.signal(signal.SIGTERM, self._stop)
+    self._listener.listen()
     return self
 
-  def _stop(self, number: int, frame: Any) -> None:
-    del number, frame
-    self._stops = True
+  def __exit__(self, *error: Any) -> None:
+    with self._listener:
+      for process, _ in self._running.values():
+        process.terminate()
+      for process, _ in self._running.values():
+        process.wait()
 
-  def __exit__(self, *error: object) -> None:
-    signal.signal(signal.SIGTERM, self._before)
-    for process, _ in self._running.values():
-      process.terminate()
-    for process, _ in self._running.values():
-      process.wait()
+  def adopt(self, alive: Mapping[Trial, int]) -> None:
+    """Takes over trials that run already.
 
-  def run(self, batches: Sequence[Batch]) -> None:
-    """Runs all of them."""
-    waiting = list(batches)
+    Args:
+      alive: the process of each; 0 = not known.
+    """
+    batches: dict[Any, list[Trial]] = {}
+    for one, pid in alive.items():
+      batches.setdefault(pid or one, []).append(one)
+    for batch in map(tuple, batches.values()):
+      pid = alive[batch[0]]
+      self._running[batch] = (_Adopted(batch, pid), time.monotonic())
+      for one in batch:
+        _log.info(
+          "waiting  %s, which runs already%s",
+          one.name,
+          f" as process {pid}" if pid else "",
+        )
+
+  def run(self, trials: Sequence[Trial]) -> None:
+    """Runs all of them, and waits for those that run already."""
+    waiting = self._group(trials)
     self._since, self._ended = time.monotonic(), 0
-    self._total = sum(map(len, batches))
+    self._total = len(trials) + sum(map(len, self._running))
     preemptions: dict[Batch, int] = {}
     while waiting or self._running:
-      if self._stops:
+      if self._listener.given:
         break
       while waiting and len(self._running) < self._size:
         self._start(waiting.pop(0))
       time.sleep(_WAIT_SECS)
       for batch in [b for b, (p, _) in self._running.items() if _ended(p)]:
+        adopted = isinstance(self._running[batch][0], _Adopted)
         status = self._finish(batch)
+        if adopted:
+          waiting[:0] = self._group([t for t in batch if not t.is_done()])
+          continue
         if status == PREEMPTED:
           preemptions[batch] = preemptions.get(batch, 0) + 1
           if preemptions[batch] <= _MOST_PREEMPTIONS:
@@ -536,7 +649,7 @@ class _Pool:
           waiting[:0] = [(one,) for one in batch]
         elif status:
           self.failed.add(batch[0].name)
-    if self._stops:
+    if self._listener.given:
       for process, _ in self._running.values():
         process.terminate()
       for batch in list(self._running):
@@ -567,14 +680,19 @@ class _Pool:
     arguments = first.arguments()
     if others:
       arguments = [*first.program(), *(one.member() for one in batch)]
-    with open(_log_path(first), "a") as log:
+    with contextlib.ExitStack() as stack:
+      log = stack.enter_context(open(_log_path(first), "a"))
+      claims = [stack.enter_context(_claim(one)) for one in batch]
       process = subprocess.Popen(
         [*self._launcher, *arguments],
         stdout=log,
         stderr=subprocess.STDOUT,
         # Its own group: what stops the sweep tells the trial to save once.
         start_new_session=True,
+        pass_fds=[claim.fileno() for claim in claims],
       )
+      for claim in claims:
+        claim.write(str(process.pid))
     self._running[batch] = (process, time.monotonic())
 
   def _finish(self, batch: Batch) -> int:
@@ -584,18 +702,23 @@ class _Pool:
       The exit status.
     """
     process, since = self._running.pop(batch)
-    seconds = round((time.monotonic() - since) / len(batch), 1)
     status = process.returncode
-    # By SIGTERM a trial ends that has nothing to save yet.
-    stopped = (PREEMPTED, -signal.SIGTERM)
+    assert status is not None  # it has ended
     event = "failed" if len(batch) == 1 else "parted"
     event = "done" if status == 0 else event
-    event = "preempted" if status in stopped else event
-    if event in ("done", "failed"):
-      self._ended += len(batch)
+    event = "preempted" if status in _STOPPED else event
+    # How long an adopted one ran is not known, nor that all ended alike.
+    seconds = round((time.monotonic() - since) / len(batch), 1)
+    facts: dict[str, Any] = {"status": status, "seconds": seconds}
+    if isinstance(process, _Adopted):
+      facts = {"adopted": True}
     for one in batch:
-      self._journal.write(one, event, status=status, seconds=seconds)
-      _log.info("%-8s %s, %.0f s%s", event, one.name, seconds, self._left())
+      own = event
+      if isinstance(process, _Adopted):
+        own = "done" if one.is_done() else "preempted"
+      self._ended += own in ("done", "failed")
+      self._journal.write(one, own, **facts)
+      _log.info("%-8s %s, %.0f s%s", own, one.name, seconds, self._left())
     if event in ("failed", "parted"):
       with open(_log_path(batch[0]), errors="replace") as f:
         lines = f.read().strip().splitlines()
@@ -609,7 +732,7 @@ def _log_path(one: Trial) -> str:
   return os.path.join(one.workdir, "log.txt")
 
 
-def _ended(process: subprocess.Popen) -> bool:
+def _ended(process: subprocess.Popen | _Adopted) -> bool:
   return process.poll() is not None
 
 

@@ -34,7 +34,9 @@ _STEPS_AHEAD = 2
 
 
 class DivergedError(RuntimeError):
-  """A loss or gradient is no number any more."""
+  """The loss or a gradient became NaN or infinite, or the loss a spike."""
+
+  exit_status = 1
 
 
 def train(config: Any, workdir: str) -> dict[str, float]:
@@ -51,7 +53,8 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     ValueError: config, data or workdir do not fit; nothing was changed.
     DivergedError: a loss is NaN, infinite or a spike; the last checkpoint is
       sound.
-    preemption.PreemptedError: SIGTERM came; the last step is saved.
+    preemption.PreemptedError: a signal told it to stop (SIGTERM, SIGINT or
+      SIGHUP); the last step is saved.
   """
   # The mesh, the model and the data; whatever does not fit is found here.
   return _train(members.Alone(session.open_session(config, workdir)))[0]
@@ -74,7 +77,8 @@ def train_together(
   Raises:
     ValueError: as `train`, or they cannot be trained together.
     DivergedError: one of them did; the last checkpoints of all are sound.
-    preemption.PreemptedError: SIGTERM came; the last step is saved.
+    preemption.PreemptedError: a signal told it to stop (SIGTERM, SIGINT or
+      SIGHUP); the last step is saved.
   """
   return _train(members.Together(members.open_members(config, wanted)))
 
@@ -88,6 +92,8 @@ def _train(group: members.Group) -> list[dict[str, float]]:
   # The state: from the newest checkpoint, from the weights of `init_from`, or
   # fresh. Whatever happens, what is being written is finished and closed.
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
+    # Left last: a signal does not interrupt the end of a save either.
+    notice = stack.enter_context(preemption.Notice())
     checkpoints = []
     for run in runs:
       stack.enter_context(session.lock(run.workdir))
@@ -116,7 +122,7 @@ def _train(group: members.Group) -> list[dict[str, float]]:
     )
     stack.enter_context(contextlib.closing(profile))
     pending = Pending()
-    notice = stack.enter_context(preemption.Notice())
+    notice.listen()
     clock = preemption.SaveClock(config.checkpoint.max_lost_secs, start)
     if start and _due(start, config.eval.every_steps):
       _catch_up(group, recorders, start, state)

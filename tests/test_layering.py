@@ -26,7 +26,8 @@ FLOORS = (
   | {"batching", "losses", "optim", "sharding", "checkpoint", "records"}
   | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
   | {"tpu", "profiling", "compile_cache"}
-  | {"hosts", "preemption", "bars", "completion"},
+  | {"hosts", "preemption", "bars", "completion"}
+  | {"bounds", "signals", "streams"},
   {"files"},
 )
 # Imports within a floor: nothing but these, and modules of one room.
@@ -40,12 +41,13 @@ SIDEWAYS = {
   "checkpoint": {"hosts"},
   "task_batches": {"batching", "packing"},
   "flops": {"tpu.chips"},
+  "preemption": {"signals"},
 }
 # They run in the many processes that prepare data, which must start fast and
 # must not claim the accelerator.
 HOST_ONLY = {"tokenization", "pairing", "masking", "packing", "metrics"} | {
   "flops", "corpus", "records", "prepare", "tasks", "tpu", "files"
-}  # fmt: skip
+} | {"bounds", "signals", "streams"}  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain"}
 # Feeding has no use for jax itself; grain imports it.
 JAX_OF = dict.fromkeys(HOST_ONLY, JAX) | {"batching": JAX - {"grain"}}

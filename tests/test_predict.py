@@ -526,6 +526,29 @@ def test_a_line_in_is_a_line_out(tmp_path):
   assert got[3]["error"].startswith("line 6: 'utf-8' codec can't decode")
 
 
+@pytest.mark.parametrize(
+  "odd", [b"NaN", b"Infinity", b"-1e999", b'[1, {"a": [NaN]}]', b"[" * 900]
+)
+def test_an_id_that_is_no_json_is_an_error_of_its_line(tmp_path, odd):
+  """Python reads NaN and 1e999, and would write what others cannot read."""
+  odd += b"]" * odd.count(b"[" * 900) * 900
+  content = b'{"text": "sun", "id": %s}\n{"text": "sun", "id": 1.5}\n' % odd
+
+  def refuse(name):
+    raise AssertionError(f"{name} is no JSON")
+
+  got, counts = run(tmp_path, content, pretrained("classify"))
+  for line in (tmp_path / "out.jsonl").read_bytes().splitlines():
+    json.loads(line, parse_constant=refuse)
+  assert got[1]["id"] == 1.5
+  if odd.startswith(b"[" * 900):  # deep, but JSON
+    assert counts == (2, 0)
+  else:
+    assert counts == (2, 1)
+    assert got[0].keys() == {"error"}
+    assert got[0]["error"].startswith("line 1: its id")
+
+
 def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
   source = tmp_path / "in.jsonl"
   source.write_text('{"text": "sun"}\n')

@@ -64,6 +64,7 @@ def test_a_notice_is_seen_once_and_a_second_signal_is_the_usual_one():
   before = signal.signal(signal.SIGTERM, lambda *_: taken.append(1))
   try:
     with preemption.Notice() as notice:
+      notice.listen()
       assert not notice.stops_at(1)
       signal.raise_signal(signal.SIGTERM)
       assert notice.stops_at(2) and not taken
@@ -84,5 +85,6 @@ def test_several_hosts_are_asked_by_the_calls_of_this_session(monkeypatch):
     lambda step: asked.append(step) or step == 2,
   )
   with preemption.Notice() as notice:
+    notice.listen()
     assert [notice.stops_at(step) for step in (501, 502)] == [False, True]
   assert asked == [1, 2]

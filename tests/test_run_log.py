@@ -1,6 +1,7 @@
 """Tests of run_log.py: run.json, metrics.jsonl, and refusing another run."""
 
 import json
+import math
 import os
 import struct
 import subprocess
@@ -235,6 +236,23 @@ def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
   log.write(1, {"train/loss": 2.0})
   assert run_log.read_metrics(str(tmp_path)) == [{"step": 1, "train/loss": 2.0}]
   log.close()
+
+
+def test_metrics_that_are_not_finite_are_null_in_the_file(tmp_path):
+  """So that other programs can read it; read back, they are NaN."""
+  log = run_log.MetricsLog(str(tmp_path), 0, False)
+  log.write(1, {"eval/a": math.nan, "eval/b": math.inf, "eval/c": 0.5})
+  log.write_bad_step(2, {"loss": math.inf, "examples": [1, math.nan]})
+  log.close()
+  assert (tmp_path / "metrics.jsonl").read_text() == (
+    '{"step": 1, "eval/a": null, "eval/b": null, "eval/c": 0.5}\n'
+  )
+  assert (tmp_path / "bad_steps.jsonl").read_text() == (
+    '{"step": 2, "loss": null, "examples": [1, null]}\n'
+  )
+  (row,) = run_log.read_metrics(str(tmp_path))
+  assert math.isnan(row["eval/a"]) and math.isnan(row["eval/b"])
+  assert row["eval/c"] == 0.5
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")

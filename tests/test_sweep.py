@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -51,6 +52,11 @@ if seed == 8:
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
   open(os.path.join(os.path.dirname(workdir), "waits"), "w").close()
   time.sleep(60)
+if seed in (6, 7):
+  while not os.path.exists(os.path.join(os.path.dirname(workdir), "go")):
+    time.sleep(0.02)
+  if seed == 6 and not before:
+    sys.exit("died")
 os.makedirs(os.path.join(workdir, "checkpoints", "7"))
 with open(os.path.join(workdir, "metrics.jsonl"), "w") as f:
   f.write(json.dumps({"step": 7, "eval/loss": 1.0}) + "\\n")
@@ -137,10 +143,10 @@ def test_more_seeds_leave_the_names_of_the_others(tmp_path):
 
 
 def test_every_trial_runs_once_and_failures_stay_visible(tmp_path, launcher):
-  trials = seeds(1, 2, 3, 5, 6, workdir=tmp_path)
+  trials = seeds(1, 2, 3, 5, 4, workdir=tmp_path)
   with pytest.raises(sweep.FailedError, match="1 of 5 .*seed=5.*retry_failed"):
     sweep.run(trials, str(tmp_path), 2, launcher=launcher)
-  assert sorted(calls(tmp_path)) == [1, 2, 3, 3, 5, 6]  # 3 was preempted once
+  assert sorted(calls(tmp_path)) == [1, 2, 3, 3, 4, 5]  # 3 was preempted once
   states = [state for _, state, _ in sweep.listing(trials, str(tmp_path), str)]
   assert states == ["done", "done", "done", "failed", "done"]
   assert "it cannot be" in (tmp_path / "seed=5" / "log.txt").read_text()
@@ -149,7 +155,7 @@ def test_every_trial_runs_once_and_failures_stay_visible(tmp_path, launcher):
     sweep.run(trials, str(tmp_path), launcher=launcher)
   assert len(calls(tmp_path)) == 6
   # A trial more, and the failed one if asked to.
-  more = seeds(1, 2, 3, 5, 6, 9, workdir=tmp_path)
+  more = seeds(1, 2, 3, 5, 4, 9, workdir=tmp_path)
   with pytest.raises(sweep.FailedError, match="1 of 6"):
     sweep.run(more, str(tmp_path), retry_failed=True, launcher=launcher)
   assert calls(tmp_path)[6:] == [5, 9]
@@ -162,28 +168,138 @@ def test_every_trial_runs_once_and_failures_stay_visible(tmp_path, launcher):
   )
 
 
-@pytest.mark.parametrize("early", [False, True])
-def test_a_sweep_that_is_told_to_stop_tells_its_trials(
-  tmp_path, launcher, early
-):
+def start_sweep(tmp_path, launcher, *numbers, num_parallel=1):
+  """A process that runs the trials of some seeds."""
   code = (
-    "import sys; from tests import test_sweep; import pathlib;"
+    "import sys; from tests import test_sweep; import logging, pathlib;"
     "from bert_jax import sweep; w = pathlib.Path(sys.argv[1]);"
-    "sweep.run(test_sweep.seeds(8, 9, workdir=w), str(w),"
-    " launcher=sys.argv[2:])"
+    "logging.basicConfig(level=logging.INFO, force=True);"
+    f"sweep.run(test_sweep.seeds(*{numbers}, workdir=w), str(w),"
+    f" {num_parallel}, launcher=sys.argv[2:])"
   )
-  process = subprocess.Popen(
+  return subprocess.Popen(
     [sys.executable, "-c", code, str(tmp_path), *launcher],
     cwd=ROOT,
     stderr=subprocess.PIPE,
     text=True,
     start_new_session=True,
   )
+
+
+def wait_until_it_waits(process):
+  """Until the sweep says that a trial runs already."""
+  while "runs already as process" not in (line := process.stderr.readline()):
+    assert line
+
+
+def killed_sweep(tmp_path, launcher, *numbers):
+  """Starts a sweep whose trials all run, and kills its main process."""
+  process = start_sweep(tmp_path, launcher, *numbers, num_parallel=9)
+  path = tmp_path / "calls"
+  while not path.exists() or len(calls(tmp_path)) < len(numbers):
+    time.sleep(0.02)
+    assert process.poll() is None
+  process.kill()
+  process.communicate()
+
+
+def test_trials_of_a_killed_sweep_are_waited_for(tmp_path, launcher):
+  """They have not even locked their workdirs when it is killed."""
+  killed_sweep(tmp_path, launcher, 7)
+  trials = seeds(7, 1, workdir=tmp_path)
+  (pid,) = (tmp_path / "seed=7" / ".trial.lock").read_text().split()
+  assert sweep._holder(trials[0]) == int(pid)
+  assert sweep._holder(trials[1]) is None
+  timer = threading.Timer(1.0, (tmp_path / "go").touch)
+  timer.start()
+  sweep.run(trials, str(tmp_path), launcher=launcher)
+  assert calls(tmp_path) == [7, 1]  # it was not started again
+  assert [t.state() for t in trials] == ["done", "done"]
+  journal = sweep.Journal(str(tmp_path))
+  assert [e["event"] for e in journal.read()] == [
+    "started", "done", "started", "done",
+  ]  # fmt: skip
+  # How long the first one ran is not known.
+  assert journal.seconds().keys() == {"seed=1"}
+  timer.join()
+
+
+def test_a_trial_that_outlives_its_sweep_and_is_not_done_is_run_again(
+  tmp_path, launcher
+):
+  killed_sweep(tmp_path, launcher, 6)
+  trials = seeds(6, workdir=tmp_path)
+  timer = threading.Timer(0.5, (tmp_path / "go").touch)
+  timer.start()
+  sweep.run(trials, str(tmp_path), launcher=launcher)
+  timer.join()
+  assert calls(tmp_path) == [6, 6]
+  events = [e["event"] for e in sweep.Journal(str(tmp_path)).read()]
+  assert events == ["started", "preempted", "started", "done"]
+
+
+def test_trials_that_run_already_count_as_parallel_ones(tmp_path, launcher):
+  killed_sweep(tmp_path, launcher, 7, 6)
+  go = tmp_path / "go"
+  process = start_sweep(tmp_path, launcher, 7, 6, 1, num_parallel=2)
+  wait_until_it_waits(process)
+  time.sleep(1)
+  assert sorted(calls(tmp_path)) == [6, 7]
+  go.touch()
+  process.communicate(timeout=60)
+  assert sorted(calls(tmp_path)) == [1, 6, 6, 7]
+
+
+def test_a_run_by_hand_in_the_workdir_of_a_trial_is_waited_for(
+  tmp_path, launcher
+):
+  (one,) = trials = seeds(1, workdir=tmp_path)
+  os.makedirs(one.workdir)
+  with run_log.lock(one.workdir):
+    assert sweep._holder(one) == os.getpid()
+    process = start_sweep(tmp_path, launcher, 1)
+    wait_until_it_waits(process)
+    time.sleep(1)
+    assert process.poll() is None and not (tmp_path / "calls").exists()
+  process.communicate(timeout=60)
+  assert calls(tmp_path) == [1]
+  assert trials[0].is_done()
+
+
+def test_a_stopped_sweep_stops_the_trials_that_it_waits_for(tmp_path, launcher):
+  process = start_sweep(tmp_path, launcher, 8)
+  while not (tmp_path / "waits").exists():
+    time.sleep(0.02)
+    assert process.poll() is None
+  process.kill()
+  process.communicate()
+  process = start_sweep(tmp_path, launcher, 8)
+  wait_until_it_waits(process)
+  time.sleep(0.5)
+  process.send_signal(signal.SIGINT)
+  assert "StoppedError" in process.communicate(timeout=60)[1]
+  assert calls(tmp_path) == [8]
+  last = sweep.Journal(str(tmp_path)).read()[-1]
+  assert last["event"] == "preempted" and last["adopted"]
+
+
+@pytest.mark.parametrize(
+  ("early", "number"),
+  [
+    (False, signal.SIGTERM),
+    (True, signal.SIGTERM),
+    (False, signal.SIGINT),
+  ],
+)
+def test_a_sweep_that_is_told_to_stop_tells_its_trials(
+  tmp_path, launcher, early, number
+):
+  process = start_sweep(tmp_path, launcher, 8, 9)
   waits = "calls" if early else "waits"  # has it a handler yet?
   while not (tmp_path / waits).exists():
     time.sleep(0.02)
     assert process.poll() is None
-  os.killpg(process.pid, signal.SIGTERM)  # as machines that go down do
+  os.killpg(process.pid, number)  # as machines that go down do
   said = process.communicate(timeout=60)[1]
   assert "StoppedError" in said
   assert calls(tmp_path) == [8]  # 9 was not begun

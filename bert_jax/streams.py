@@ -1,0 +1,69 @@
+"""Standard streams that are closed, or whose reader is gone, lose no work."""
+
+import contextlib
+import errno
+import io
+import os
+import sys
+
+# The reader of the pipe, or the terminal, is gone.
+_GONE = (errno.EPIPE, errno.EIO)
+
+BROKEN_PIPE = 141  # exit status of a program that SIGPIPE ends: 128 + 13
+
+
+class _Lasting(io.FileIO):
+  """A descriptor to write to; what nobody can read any more is dropped.
+
+  Attributes:
+    lasts: False = the write fails as usual instead.
+  """
+
+  lasts = True
+
+  def write(self, data):
+    """Writes bytes; see `io.RawIOBase.write`."""
+    try:
+      return super().write(data)
+    except OSError as error:
+      if not self.lasts or error.errno not in _GONE:
+        raise
+      return memoryview(data).nbytes
+
+
+def guard() -> None:
+  """Has the launcher go on where a standard stream is closed or closes.
+
+  A closed one is replaced by the null device, or else the next file that is
+  opened would get its number, and everything that is printed. `sys.stdin` and
+  `sys.__stdout__` remain None then, which tells a mode that needs them.
+  """
+  for number, mode in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.set_inheritable(os.open(os.devnull, mode), True)
+  for number, name in ((1, "stdout"), (2, "stderr")):
+    old = getattr(sys, name)
+    stream = io.TextIOWrapper(
+      io.BufferedWriter(_Lasting(number, "w", closefd=False)),
+      encoding=old.encoding if old else "utf-8",
+      errors=old.errors if old else "backslashreplace",
+      line_buffering=name == "stderr" or bool(old and old.line_buffering),
+      write_through=bool(old and old.write_through),
+    )
+    setattr(sys, name, stream)
+
+
+@contextlib.contextmanager
+def ending_with_reader():
+  """A context in which a write to standard output fails without a reader."""
+  raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+  if not isinstance(raw, _Lasting):
+    yield
+    return
+  raw.lasts = False
+  try:
+    yield
+  finally:
+    raw.lasts = True

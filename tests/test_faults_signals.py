@@ -1,0 +1,294 @@
+"""Real processes that are told to stop at any moment.
+
+FAULTS_KILLS says how often training is told (preparing data: a fifth of that),
+FAULTS_SEED which moments are drawn.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from bert_jax import signals
+from bert_jax import sweep
+from tests import test_faults
+from tests import test_prepare
+
+pytestmark = pytest.mark.slow
+
+straight = test_faults.straight
+TOLD = max(test_faults.KILLS // 2, 4)
+# Before Python can handle a signal, the signal ends it as any program.
+BARE = tuple(-number for number in signals.STOPPING)
+
+
+def strike_with(number):
+  """A function that tells a process, and those that it started, to stop."""
+
+  def strike(process):
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, number)
+
+  return strike
+
+
+def assert_told_once(status, said, allowed):
+  """It ended as it should, without a traceback, unless before it began."""
+  if said.startswith("Fatal Python error: init_import_site"):
+    return
+  assert status in allowed or (status in BARE and not said), (status, said)
+  assert "Traceback" not in said and "Exception ignored" not in said, said
+
+
+def test_a_run_that_is_told_to_stop_ends_as_if_never_told(
+  tmp_path, prepared, straight
+):
+  rng = random.Random(test_faults.SEED)
+  killer = test_faults.Killer(test_faults.PHASES, test_faults.RETURNING, rng)
+  statuses = []
+  while killer.kills.total() < TOLD:
+    workdir = tmp_path / f"run-{len(statuses)}"
+    status = None
+    while status != 0:
+      watched = test_faults.Training(workdir)
+      args = test_faults.train_command(prepared, workdir)
+      process = test_faults.start(args, tmp_path / "said")
+      told = killer.kills.total() < TOLD
+      number = rng.choice(signals.STOPPING)
+      status = killer.watch(
+        process, watched.phase, strike_with(number) if told else None
+      )
+      said = (tmp_path / "said").read_text()
+      assert_told_once(status, said, (0, 75, 130))
+      statuses.append(status)
+      if status == 75:  # saved where it stopped
+        step = test_faults.saved_steps(workdir, "checkpoints")[-1]
+        assert f"saving step {step}" in said
+    assert test_faults.rows(workdir) == test_faults.rows(straight)
+    found, wanted = (
+      test_faults.read_step(x / "checkpoints" / str(test_faults.TOTAL))
+      for x in (workdir, straight)
+    )
+    assert found.keys() == wanted.keys()
+    assert all(found[k].tobytes() == wanted[k].tobytes() for k in wanted)
+    killer.report(f"told to stop ({statuses})")
+  assert {75, 130} <= set(statuses)
+
+
+@pytest.mark.parametrize("phase", ["start-up", "compiling", "mid-step"])
+def test_a_second_signal_ends_training_at_once(phase, tmp_path, prepared):
+  workdir = tmp_path / "run"
+  args = test_faults.train_command(
+    prepared, workdir, "--compile_cache=off", model__num_layers=12
+  )
+  process = test_faults.start(args, tmp_path / "said")
+  watched = test_faults.Training(workdir)
+  try:
+    while watched.phase() != phase:
+      assert process.poll() is None
+      time.sleep(0.001)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    status = process.wait(60)
+    assert time.monotonic() - began < 3
+  finally:
+    test_faults.kill(process)
+  # It may have saved before the second one came.
+  allowed = (75, 130) if phase == "mid-step" else (130,)
+  assert_told_once(status, (tmp_path / "said").read_text(), allowed)
+
+
+def test_training_under_nohup_outlives_its_terminal(tmp_path, prepared):
+  args = test_faults.train_command(
+    prepared, tmp_path / "run", train__total_steps=30
+  )
+  with open(tmp_path / "said", "w") as said:
+    process = subprocess.Popen(
+      ["nohup", *args],
+      cwd=test_faults.ROOT,
+      env=test_faults.environ(),
+      stdout=subprocess.DEVNULL,
+      stderr=said,
+    )
+  watched = test_faults.Training(tmp_path / "run")
+  while watched.phase() != "mid-step" and process.poll() is None:
+    time.sleep(0.001)
+  process.send_signal(signal.SIGHUP)
+  assert process.wait(test_faults.LIFE_SECS) == 0
+
+
+def test_training_goes_on_when_nobody_reads_what_it_prints(tmp_path, prepared):
+  args = test_faults.train_command(
+    prepared, tmp_path / "run", train__total_steps=30
+  )
+  process = subprocess.Popen(
+    args,
+    cwd=test_faults.ROOT,
+    env=test_faults.environ(),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
+  process.stdout.readline()
+  process.stdout.close()
+  assert process.wait(test_faults.LIFE_SECS) == 0
+  assert test_faults.saved_steps(tmp_path / "run", "checkpoints") == [30]
+
+
+def test_predicting_ends_when_nobody_reads_it(tmp_path, finished_run):
+  lines = tmp_path / "lines.jsonl"
+  lines.write_text('{"text": "sun [MASK] sun"}\n' * 20_000)
+  command = [*test_faults.command("predict", {}), "--config"]
+  command = [a for a in command if not a.startswith("--config")]
+  done = subprocess.run(
+    f"{' '.join(command)} --workdir={finished_run.workdir} --input={lines} "
+    "| head -1; echo ${PIPESTATUS[0]}",
+    shell=True,
+    executable="/bin/bash",
+    cwd=test_faults.ROOT,
+    env=test_faults.environ(),
+    capture_output=True,
+    text=True,
+  )
+  assert done.stdout.splitlines()[1] == "141", done
+  assert done.stderr == ""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_training_with_closed_streams_is_as_with_open_ones(
+  closed, tmp_path, prepared
+):
+  args = test_faults.train_command(
+    prepared, tmp_path / "run", train__total_steps=10
+  )
+  done = subprocess.run(
+    f"exec {' '.join(args)} {closed}",
+    shell=True,
+    cwd=test_faults.ROOT,
+    env=test_faults.environ(),
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "Traceback" not in done.stderr
+  assert test_faults.saved_steps(tmp_path / "run", "checkpoints") == [10]
+
+
+# --- preparing data -----------------------------------------------------------
+
+
+def test_preparation_that_is_told_to_stop_ends_as_if_never_told(tmp_path):
+  documents = test_prepare.make_documents(1200)
+  text = test_prepare.write_text(tmp_path / "text.txt", documents)
+  straight = tmp_path / "straight"
+  assert test_faults.run(test_faults.prepare_command(text, straight))[0] == 0
+  rng = random.Random(test_faults.SEED)
+  killer = test_faults.Killer(
+    test_faults.STAGES, frozenset({"manifest", "tidying"}), rng
+  )
+  data, status, statuses = tmp_path / "data", None, []
+  while status != 0 or killer.kills.total() < max(TOLD // 5, 2):
+    if status == 0:
+      assert test_prepare.tree(data) == test_prepare.tree(straight)
+      data.rename(tmp_path / f"data-{len(statuses)}")
+    told = killer.kills.total() < max(TOLD // 5, 2)
+    process = test_faults.start(
+      test_faults.prepare_command(text, data), tmp_path / "said"
+    )
+    status = killer.watch(
+      process,
+      lambda: test_faults.stage_of(data),
+      strike_with(rng.choice(signals.STOPPING)) if told else None,
+    )
+    said = (tmp_path / "said").read_text()
+    assert_told_once(status, said, (0, 130))
+    statuses.append(status)
+  assert test_prepare.tree(data) == test_prepare.tree(straight)
+  killer.report(f"preparation told to stop ({statuses})")
+
+
+# --- sweeps -------------------------------------------------------------------
+
+
+def sweep_of(tmp_path, prepared):
+  """The command of a sweep of two trials, and the trials."""
+  settings = test_faults.SETTINGS | {"data.dir": str(prepared)}
+  path = tmp_path / "sweep.py"
+  path.write_text(
+    "from bert_jax import sweep\n"
+    "def get_config():\n"
+    f"  settings = {settings!r}\n"
+    "  return sweep.make(\n"
+    "    sweep.trial('configs/base.py', settings | {'seed': seed})\n"
+    "    for seed in (0, 1))\n"
+  )
+  workdir = tmp_path / "runs"
+  command = test_faults.command("sweep", {}, f"--workdir={workdir}")
+  command = [a for a in command if not a.startswith("--config")]
+  command += [f"--config={path}", "--num_parallel=2"]
+  return command, [workdir / f"seed={seed}" for seed in (0, 1)]
+
+
+def wait_for_steps(workdirs, process):
+  """Until every trial is in its steps."""
+  for workdir in workdirs:
+    log = workdir / "metrics.jsonl"
+    while not (log.exists() and log.stat().st_size):
+      assert process.poll() is None
+      time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_sweep_that_is_told_to_stop_has_its_trials_save(
+  number, early, tmp_path, prepared, straight
+):
+  command, workdirs = sweep_of(tmp_path, prepared)
+  process = test_faults.start(command, tmp_path / "said")
+  if early:
+    while not (tmp_path / "runs" / "sweep.jsonl").exists():
+      assert process.poll() is None
+      time.sleep(0.01)
+  else:
+    wait_for_steps(workdirs, process)
+  strike_with(number)(process)
+  status = process.wait(test_faults.LIFE_SECS)
+  assert_told_once(status, (tmp_path / "said").read_text(), (75,))
+  events = [e["event"] for e in sweep.Journal(str(tmp_path / "runs")).read()]
+  assert "failed" not in events and events[-1] == "preempted"
+  if not early:
+    for workdir in workdirs:
+      assert test_faults.saved_steps(workdir, "checkpoints")
+  status, said = test_faults.run(command)
+  assert status == 0, said
+  assert test_faults.rows(workdirs[0]) == test_faults.rows(straight)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_sweep_whose_main_process_is_killed_waits_for_its_trials(
+  early, tmp_path, prepared, straight
+):
+  command, workdirs = sweep_of(tmp_path, prepared)
+  process = test_faults.start(command, tmp_path / "said")
+  if early:
+    while len(sweep.Journal(str(tmp_path / "runs")).read()) < 2:
+      assert process.poll() is None
+      time.sleep(0.01)
+  else:
+    wait_for_steps(workdirs, process)
+  process.kill()
+  process.wait()
+  status, said = test_faults.run(command)
+  assert status == 0, said
+  assert "which runs already as process" in said
+  events = sweep.Journal(str(tmp_path / "runs")).read()
+  assert "failed" not in [e["event"] for e in events]
+  adopted = [e["trial"] for e in events if e.get("adopted")]
+  assert adopted if early else sorted(adopted) == ["seed=0", "seed=1"]
+  assert test_faults.rows(workdirs[0]) == test_faults.rows(straight)
