@@ -417,8 +417,12 @@ def test_a_run_from_before_there_was_a_guard_goes_on(
   workdir = str(tmp_path / "run")
   rest_of = session.rest_of
 
-  def without_guard(state):
-    return {k: v for k, v in rest_of(state).items() if k != "guard"}
+  def without_guard(*args):
+    return {
+      k: v
+      for k, v in rest_of(*args).items()
+      if k not in ("guard", "train_loss")
+    }
 
   monkeypatch.setattr(session, "rest_of", without_guard)
   stop_after(5)
@@ -472,7 +476,7 @@ def test_parameters_that_are_no_numbers_stop_the_run(tmp_path):
   config = base.get_config()
   run = types.SimpleNamespace(config=config, workdir=str(tmp_path))
   saved = types.SimpleNamespace(latest_step=lambda: 3)
-  recorder = train.Recorder(run, saved, None)
+  recorder = train.Recorder(run, saved, session.MeanLoss(), None)
   metrics = {"loss": np.float32(1), "grad_norm": np.float32(2)}
   metrics |= dict.fromkeys(("bad_step", "mean_loss"), np.float32(0))
   recorder.check([(4, metrics)], 3.0)
