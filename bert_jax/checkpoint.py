@@ -664,7 +664,7 @@ def _missing(folder: str) -> str:
     found: set[str] = set()
     for item in ("params", "rest"):
       shapes = _tree_of(os.path.join(folder, item))
-      for path, leaf in jax.tree_util.tree_leaves_with_path({item: shapes}):
+      for path, _ in jax.tree_util.tree_leaves_with_path({item: shapes}):
         found.add(jax.tree_util.keystr(path, simple=True, separator="/"))
   except Exception as error:  # tensorstore's and orbax's errors have no base
     return _first_line(error)
@@ -682,7 +682,7 @@ def _tree_of(path: str) -> Any:
     metadata = checkpointer.metadata(path)
   tree = getattr(metadata, "item_metadata", metadata)
   if tree is None:
-    raise ValueError("its metadata cannot be read")
+    raise ValueError(f"the metadata of {path} cannot be read")
   return tree.tree
 
 

@@ -240,6 +240,7 @@ def _folder(workdir: str) -> str:
       f"{workdir} can be read and written, but a training writes to folders of "
       "the file system: mount it (gcsfuse) and give the mounted folder"
     )
+  checkpoint.check_path(workdir)
   place = _nearest_folder(workdir)
   try:
     with tempfile.NamedTemporaryFile(dir=place) as file:

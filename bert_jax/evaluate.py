@@ -41,6 +41,7 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     ValueError: no run, no checkpoint, or a config that does not fit it; or
       the weights have no head for the task.
   """
+  checkpoint.check_path(workdir)
   if os.path.exists(os.path.join(workdir, "run.json")):
     run_log.refuse_converted(workdir)
   job, pretrained = jobs.open_job(config, workdir)

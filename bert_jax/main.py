@@ -472,6 +472,11 @@ def main(argv: Sequence[str]) -> int:
   """Runs a mode; returns the exit status."""
   if len(argv) > 1:
     return _refuse(f"what is {argv[1]!r}? Options start with --")
+  if odd := [arg for arg in sys.argv[1:] if not _is_text(arg)]:
+    return _refuse(
+      f"{odd[0]!r} is not UTF-8, so that it could not be written down; rename "
+      "the file or folder"
+    )
   if FLAGS.member and FLAGS.mode != "train":
     return _refuse("--member is for --mode=train")
   if FLAGS.completion:
@@ -517,6 +522,11 @@ def main(argv: Sequence[str]) -> int:
     print(f"bert-jax: {error}", file=sys.stderr)
     return statuses[type(error).__name__]
   return 0
+
+
+def _is_text(text: str) -> bool:
+  """Whether an argument was UTF-8; Python keeps other bytes as surrogates."""
+  return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _is_of_several() -> bool:

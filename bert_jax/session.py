@@ -262,6 +262,7 @@ def open_session(
       changed.
   """
   check_settings(config)
+  checkpoint.check_path(workdir)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor, seed=seed_axis)  # fmt: skip
   sharding.check_heads(config.model, mesh)

@@ -321,9 +321,12 @@ class Recorder:
     that were skipped. Where all were, the line has none.
     """
     self.checkpoints.check()
-    means = {"loss": self.mean_loss.take()}
-    row = {f"train/{k}": means.get(k, v) for k, v in self._values.items()}
-    row = {k: v for k, v in row.items() if v is not None}
+    values, mean = dict(self._values), self.mean_loss.take()
+    if mean is None:
+      del values["loss"]
+    else:
+      values["loss"] = mean
+    row = {f"train/{k}": v for k, v in values.items()}
     self.report(step, row | speed)
 
   def has_evaluation(self, start: int) -> bool:

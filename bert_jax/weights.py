@@ -767,6 +767,8 @@ def write(
       f"{', '.join(sorted(convert.MODEL_KEYS))}"
     )
   folder = os.fspath(folder)
+  if format == "bert_jax":
+    checkpoint.check_path(folder)
   if "task" in pretrained.params and pretrained.kind is None:
     raise WeightsError(
       "the model has the head of a task, and does not say of what kind; give "
