@@ -72,7 +72,8 @@ def assert_works(folder, run, launch):
   data, workdir = folder / "data", folder / "run"
   shutil.copytree(run.config.data.dir, data)
   config = folder.parent / "config.py"
-  settings = json.dumps(run_log.plain(run.config))
+  # An option that is None there cannot be set on the command line.
+  settings = json.dumps(run_log.plain(run.config) | {"init_from": ""})
   config.write_text(
     "import json, ml_collections\n"
     "def get_config():\n"
@@ -121,6 +122,7 @@ def assert_works(folder, run, launch):
   )
 
 
+@pytest.mark.slow
 def test_a_folder_named_with_all_characters_works_in_every_mode(
   finished_run, tmp_path, launch
 ):
@@ -130,8 +132,9 @@ def test_a_folder_named_with_all_characters_works_in_every_mode(
 @pytest.mark.parametrize(
   "name",
   [
-    pytest.param(name, marks=() if name in "[a]*?" else pytest.mark.slow)
-    for name in CHARACTERS
+    ALL,
+    "[a]",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in CHARACTERS),
   ],
 )
 def test_checkpoints_are_kept_below_a_folder_of_any_name(name, tmp_path):
