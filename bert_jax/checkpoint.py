@@ -4,14 +4,16 @@ WORKDIR/checkpoints/STEP   the newest few, to go on from
 WORKDIR/best/STEP          the best by a metric, where the run names one
 WORKDIR/damaged/STEP       what could not be read, set aside
 
-Beside the arrays a step has their sums: of every array one number, which a
-change of any one element changes. They are compared with what is read, whatever
-mesh wrote it and whatever mesh reads it.
+Beside the arrays a step has their checksums: one number for every array, which
+a change of any one element changes. Whoever reads a step, all of it or only its
+parameters, compares them with what was read, whatever mesh wrote the step and
+whatever mesh reads it.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
 import functools
+import glob
 import json
 import logging
 import math
@@ -21,6 +23,7 @@ import shutil
 import sys
 from typing import Any
 
+from etils import epath
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -28,8 +31,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bert_jax import hosts
+from bert_jax import run_log
 
 _log = logging.getLogger(__name__)
+
+# Keys of the rest of a state that came after the checksums.
+_ADDED_KEYS = frozenset({"guard", "train_loss"})
+_CHUNK = 1 << 16  # elements whose checksum is computed in the processor's cache
 
 
 # What the storage says of itself, not of what it holds.
@@ -44,6 +52,64 @@ class CheckpointError(ValueError):
 
 class SaveError(OSError):
   """A checkpoint cannot be written; those before are as they were."""
+
+
+def _glob_below(self: Any, pattern: str) -> Iterator[Any]:
+  """Finds what matches a pattern below a path, which itself is no pattern.
+
+  Orbax lists by `epath.Path.glob` what every process has written of an array.
+  The original takes the path for a part of the pattern: below a folder whose
+  name has brackets it finds nothing, and Orbax then saves a step without data.
+  """
+  if "://" in os.fspath(self):
+    return _glob_with_path(self, pattern)
+  found = glob.glob(pattern, root_dir=os.fspath(self))
+  return (self / name for name in found)
+
+
+_PATH_CLASS: Any = type(epath.Path("/"))
+_glob_with_path = _PATH_CLASS.glob
+_PATH_CLASS.glob = _glob_below
+
+
+def check_path(path: str) -> None:
+  """Refuses a path below which tensorstore writes no checkpoint.
+
+  It takes a backslash for a slash, and writes to another folder.
+
+  Args:
+    path: of a workdir, or of a step in one; relative ones are completed.
+
+  Raises:
+    CheckpointError: the path has such characters.
+  """
+  whole = os.path.abspath(path)
+  for text, name in (("\\", "a backslash"), ("gs:/", "a folder named gs:")):
+    if text in whole:
+      raise CheckpointError(
+        f"{whole!r}: checkpoints cannot be kept below {name}; rename the "
+        "folder, or give another path"
+      )
+  try:
+    whole.encode()
+  except UnicodeEncodeError as error:
+    raise CheckpointError(
+      f"{whole!r} is not UTF-8, so that no checkpoint can be kept below it; "
+      "rename the folder, or give another path"
+    ) from error
+
+
+def steps_in(folder: str) -> list[int]:
+  """The steps that a folder of checkpoints holds, in order; [] if none."""
+  try:
+    with os.scandir(folder) as entries:
+      return sorted(
+        int(entry.name)
+        for entry in entries
+        if re.fullmatch("0|[1-9][0-9]*", entry.name) and entry.is_dir()
+      )
+  except (FileNotFoundError, NotADirectoryError):
+    return []
 
 
 def check_settings(settings: Any, metrics: Collection[str]) -> None:
@@ -84,6 +150,8 @@ class Checkpoints:
       best_mode: "min" or "max".
     """
     _tell_once()
+    # Folders of steps that were saved and have not been looked at yet.
+    self._unseen: list[str] = []
     self._newest = _manager(workdir, "checkpoints", max_to_keep=keep)
     self._keep, self._best_is_tidy = keep, False
     self._best_metric, self._best_mode = best_metric, best_mode
@@ -122,9 +190,9 @@ class Checkpoints:
     self.save_if_best(step, params, rest, metrics)
     if self._best:
       # Only then this: a run that is killed in between makes the best again.
-      with _telling(self._best):
-        self._best.wait_until_finished()
+      self._finish(self._best)
     if step not in self._newest.all_steps():
+      self._finish(self._newest)
       items = _items(params, rest)
       with _telling(self._newest):
         if not self._newest.save(step, args=items):
@@ -132,6 +200,7 @@ class Checkpoints:
             f"step {step} is not saved: {self._newest.directory} has step "
             f"{self.latest_step()}; move it away"
           )
+      self._unseen.append(os.path.join(self._newest.directory, str(step)))
 
   def save_if_best(
     self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
@@ -142,6 +211,7 @@ class Checkpoints:
     self._tidy_best()
     value = metrics[self._best_metric]
     if self._is_best(value) and step not in self._best.all_steps():
+      self._finish(self._best)
       self._best_value = value
       items = _items(params, rest)
       with _telling(self._best):
@@ -151,6 +221,7 @@ class Checkpoints:
           metrics=dict(metrics),
           force=True,  # also before a step that was the best, after a kill
         )
+      self._unseen.append(os.path.join(self._best.directory, str(step)))
 
   def _is_best(self, value: float) -> bool:
     if not math.isfinite(value):
@@ -186,8 +257,25 @@ class Checkpoints:
       SaveError: it cannot be written.
     """
     for manager in self._managers():
-      with _telling(manager):
-        manager.wait_until_finished()
+      self._finish(manager)
+
+  def _finish(self, manager: ocp.CheckpointManager) -> None:
+    """Waits until a manager's saves are on disk, and looks whether they are.
+
+    Raises:
+      SaveError: a step could not be written, or it is not there.
+    """
+    folder = str(manager.directory)
+    saved = [path for path in self._unseen if os.path.dirname(path) == folder]
+    self._unseen = [path for path in self._unseen if path not in saved]
+    with _telling(manager):
+      manager.wait_until_finished()
+    for path in saved:
+      if problem := _missing(path):
+        raise SaveError(
+          f"{path} was saved, but cannot be read back: {problem}. Give another "
+          "--workdir, on another disk if this one is unreliable"
+        )
 
   def _steps(self, before: int | None) -> list[int]:
     steps = self._newest.all_steps()
@@ -264,8 +352,8 @@ class Checkpoints:
 
   def _restore(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
     folder = os.path.join(str(self._newest.directory), str(step))
-    found, problem = None, None
-    try:
+
+    def read():
       found = self._newest.restore(
         step,
         args=ocp.args.Composite(
@@ -273,24 +361,16 @@ class Checkpoints:
           rest=ocp.args.StandardRestore(_saved_part(folder, rest)),
         ),
       )
-    except Exception as error:  # tensorstore's and orbax's errors have no base
-      if _is_no_damage(error):
-        raise
-      problem = error
-    if not _on_all_hosts(found is not None) or found is None:
-      reason = _first_line(problem) if problem else "another host says so"
-      raise CheckpointError(
-        f"checkpoint {folder} cannot be read: {reason}"
-      ) from problem
-    _check_sums(folder, params=found.params, rest=found.rest)
-    return found.params, found.rest
+      return {"params": found.params, "rest": found.rest}
+
+    found = _read_sound(folder, read)
+    return found["params"], found["rest"]
 
   def check(self) -> None:
     """Raises SaveError if the last save has failed; waits for none."""
     for manager in self._managers():
       if not manager.is_saving_in_progress():
-        with _telling(manager):
-          manager.wait_until_finished()
+        self._finish(manager)
 
   def close(self) -> None:
     """Waits until all is on disk.
@@ -302,6 +382,7 @@ class Checkpoints:
       for manager in self._managers():
         stack.enter_context(_telling(manager))
         stack.callback(manager.close)
+        stack.callback(self._finish, manager)
 
   def _managers(self) -> list[ocp.CheckpointManager]:
     return [m for m in (self._newest, self._best) if m]
@@ -330,8 +411,7 @@ def _telling(manager: ocp.CheckpointManager) -> Iterator[None]:
     raise
   except Exception as error:  # tensorstore's and orbax's have no base
     folder = str(manager.directory)
-    steps = ocp.utils.checkpoint_steps(folder) if os.path.isdir(folder) else []
-    saved = max(steps, default=None)
+    saved = max(steps_in(folder), default=None)
     last = f"The last one there is step {saved}" if saved else "There is none"
     raise SaveError(
       f"no checkpoint can be written to {folder}: {_cause(error)}. {last}; "
@@ -398,61 +478,212 @@ def _sum(x: jax.Array) -> jax.Array:
   return jnp.sum(bits ^ (bits >> 16), dtype=jnp.uint32)
 
 
+def _sum_on_host(x: np.ndarray) -> int:
+  """The checksum of `_sum`, of an array on the host."""
+  flat = np.ascontiguousarray(x).reshape(-1)
+  size = min(flat.dtype.itemsize, 4)  # wider ones are taken in two halves
+  flat = flat.view(f"uint{8 * size}")
+  places = np.arange(_CHUNK, dtype=np.uint32) * np.uint32(0x9E3779B9)
+  total = 0
+  for start in range(0, flat.size, _CHUNK):
+    bits = flat[start : start + _CHUNK].astype(np.uint32)
+    shift = np.uint32(start * 0x9E3779B9 & 0xFFFFFFFF)
+    bits ^= places[: bits.size] + shift
+    bits ^= bits >> 16
+    bits *= np.uint32(0x7FEB352D)
+    bits ^= bits >> 15
+    bits *= np.uint32(0x846CA68B)
+    bits ^= bits >> 16
+    total += int(np.sum(bits, dtype=np.uint64))
+  return total & 0xFFFFFFFF
+
+
 def sums(**trees: Any) -> dict[str, int]:
   """One number for each array, which depends on all of its bits.
 
   Args:
-    **trees: of arrays of 4 bytes an element or less, over any mesh.
+    **trees: of numpy arrays, or of jax's, over any mesh. An element of a jax
+      array has 4 bytes or less.
 
   Returns:
     {"params/encoder/...": sum}.
   """
   paths = jax.tree_util.tree_leaves_with_path(trees)
-  names = [
-    jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths
-  ]
+  found: dict[str, int] = {}
   # One program for all arrays of a mesh: several at once, each with its own
   # exchange between hosts, may wait for each other for ever.
   groups: dict[frozenset, dict[str, jax.Array]] = {}
-  for name, (_, x) in zip(names, paths, strict=True):
-    groups.setdefault(frozenset(x.sharding.device_set), {})[name] = x
-  found: dict[str, int] = {}
+  for path, x in paths:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    found[name] = 0  # in the order of the tree
+    if isinstance(x, jax.Array):
+      groups.setdefault(frozenset(x.sharding.device_set), {})[name] = x
+    else:
+      found[name] = _sum_on_host(np.asarray(x))
   for group in groups.values():
     values = jax.device_get(_sums(list(group.values())))
     found |= {n: int(x) for n, x in zip(group, values, strict=True)}
-  return {name: found[name] for name in names}
+  return found
 
 
-def _check_sums(folder: str, **trees: Any) -> None:
-  """Compares what was read from a step with the sums that were saved.
+def _read_sound(
+  folder: str, read: Callable[[], dict[str, Any]], *, alone: bool = False
+) -> dict[str, Any]:
+  """Reads parts of a step, and compares them with the recorded checksums.
+
+  Args:
+    folder: of the step.
+    read: a function () -> {"params": tree, ...}.
+    alone: whether this process reads by itself, and the others know nothing
+      of it.
+
+  Returns:
+    What was read.
 
   Raises:
-    CheckpointError: an array differs; names it.
+    CheckpointError: it cannot be read, or is not what was saved; on every
+      host.
   """
-  found = sums(**trees)  # by all hosts, whatever the first then reads
-  problem = _compare(folder, found) if jax.process_index() == 0 else ""
-  if not _on_all_hosts(not problem):
-    raise CheckpointError(problem or f"{folder} is damaged, says process 0")
+  found, problem = None, None
+  try:
+    found = read()
+  except Exception as error:  # tensorstore's and orbax's errors have no base
+    if _is_no_damage(error):
+      raise
+    problem = error
+  if not (alone or _on_all_hosts(found is not None)) or found is None:
+    reason = _first_line(problem) if problem else "another host says so"
+    raise CheckpointError(
+      f"checkpoint {folder} cannot be read: {reason}"
+    ) from problem
+  values = sums(**found)  # by all hosts, whatever the first then reads
+  damage = _damage(folder, values) if alone or jax.process_index() == 0 else ""
+  if not (not damage if alone else _on_all_hosts(not damage)):
+    damage = damage or "process 0 says so; see its log"
+    raise CheckpointError(f"checkpoint {folder} is damaged: {damage}")
+  return found
 
 
-def _compare(folder: str, found: Mapping[str, int]) -> str:
-  """What is wrong with a step of these sums, or ""."""
-  path = os.path.join(folder, "sums", "metadata")
+def _damage(folder: str, found: Mapping[str, int]) -> str:
+  """Says what is wrong with parts of a step that have these sums, or "".
+
+  Args:
+    folder: of the step.
+    found: of whole items, as `sums` returns it.
+  """
   try:
     with open(os.path.join(folder, "_CHECKPOINT_METADATA")) as file:
       items = json.load(file)["item_handlers"]
-    if "sums" not in items:
-      _log.info("%s is of a time without sums; not checked", folder)
+    if "sums" not in items and not os.path.exists(os.path.join(folder, "sums")):
+      if not _predates_sums(folder, items):
+        return "its checksums are gone"
+      _tell_of_old(folder)
       return ""
+    path = os.path.join(folder, "sums", "metadata")
     with open(path, encoding="utf-8") as file:
-      wanted = json.load(file)
-    bad = [name for name, value in found.items() if wanted[name] != value]
-  except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-    return f"checkpoint {folder} is damaged: {error!r:.300}"
-  if not bad:
+      saved = dict(json.load(file))
+  except (
+    OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
+  ) as error:  # fmt: skip
+    return f"{error!r:.300}"
+  read = {name.partition("/")[0] for name in found}
+  names = {name for name in saved if name.partition("/")[0] in read}
+  bad = sorted(
+    name for name in names | set(found) if saved.get(name) != found.get(name)
+  )
+  if bad:
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f"{bad[0]}{more} is not what was saved"
+  # The sum of a number depends on nothing else.
+  step = os.path.basename(folder)
+  wanted = _sum_on_host(np.array(int(step), np.int32))
+  if saved.get("rest/step") != wanted:
+    return (
+      f"it is not of step {step}, but a copy of another step, or another one "
+      "that was renamed"
+    )
+  return ""
+
+
+def _predates_sums(folder: str, items: Collection[str]) -> bool:
+  """Whether a step without checksums is of a release that wrote none.
+
+  Records of runs say since which step there are checksums. Those of earlier
+  releases do not; but a state with a guard, which came later than checksums,
+  is of a release that wrote them.
+
+  Args:
+    folder: of the step.
+    items: names of what was saved.
+  """
+  workdir = os.path.dirname(os.path.dirname(folder))
+  run: dict[str, Any] = {}
+  if os.path.exists(os.path.join(workdir, "run.json")):
+    run = run_log.read_run(workdir)
+  if int(os.path.basename(folder)) >= run.get("checksums_since", math.inf):
+    return False
+  if "rest" not in items:
+    return "converted_from" in run
+  return not _ADDED_KEYS & _keys_of_rest(folder)
+
+
+@functools.cache
+def _tell_of_old(folder: str) -> None:
+  """Logs once that a step is not checked."""
+  _log.info("%s predates checksums; skipping its verification", folder)
+
+
+def _keys_of_rest(folder: str) -> set[str]:
+  """The keys of what a step has beside its parameters.
+
+  Raises:
+    OSError, ValueError, LookupError, TypeError, AttributeError or
+      RecursionError: its metadata is damaged.
+  """
+  with open(os.path.join(folder, "rest", "_METADATA")) as file:
+    keys = json.load(file)["tree_metadata"].values()
+  return {key["key_metadata"][0]["key"] for key in keys}
+
+
+def _missing(folder: str) -> str:
+  """Says what a step that has just been saved lacks, or "".
+
+  Only the first host looks, at names and metadata: a cut in the power or a bad
+  disk is found by the checksums, when the step is read.
+
+  Args:
+    folder: of the step.
+  """
+  if jax.process_index() != 0:
     return ""
-  more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-  return f"checkpoint {folder} is damaged: {bad[0]}{more} is not what was saved"
+  if int(os.path.basename(folder)) not in steps_in(os.path.dirname(folder)):
+    return f"{folder} is not there"
+  try:
+    with open(os.path.join(folder, "sums", "metadata")) as file:
+      wanted = set(json.load(file))
+    found: set[str] = set()
+    for item in ("params", "rest"):
+      shapes = _tree_of(os.path.join(folder, item))
+      for path, _ in jax.tree_util.tree_leaves_with_path({item: shapes}):
+        found.add(jax.tree_util.keystr(path, simple=True, separator="/"))
+  except Exception as error:  # tensorstore's and orbax's errors have no base
+    return _first_line(error)
+  lost = sorted(wanted ^ found)
+  return f"it has no {', '.join(lost)}"[:500] if lost else ""
+
+
+def _tree_of(path: str) -> Any:
+  """Shapes and types of the arrays of an item, by their own metadata.
+
+  Raises:
+    ValueError: there is none; tensorstore and Orbax raise other errors.
+  """
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    metadata = checkpointer.metadata(path)
+  tree = getattr(metadata, "item_metadata", metadata)
+  if tree is None:
+    raise ValueError(f"the metadata of {path} cannot be read")
+  return tree.tree
 
 
 def _on_all_hosts(is_good: bool) -> bool:
@@ -479,15 +710,12 @@ def _set_aside(folder: str, step: int) -> None:
 def _saved_part(folder: str, rest: Any) -> Any:
   """What a step has of the rest of a state, which has grown since the first."""
   try:
-    with open(os.path.join(folder, "rest", "_METADATA")) as file:
-      keys = json.load(file)["tree_metadata"].values()
-    names = {key["key_metadata"][0]["key"] for key in keys}
+    names = _keys_of_rest(folder)
   except (
     OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
   ):  # fmt: skip
     return rest  # reading it will say what is wrong
-  lacking = set(rest) - names
-  if lacking != {"guard"}:
+  if not set(rest) - names <= _ADDED_KEYS:
     return rest
   return {name: value for name, value in rest.items() if name in names}
 
@@ -510,8 +738,7 @@ def _check_metrics(workdir: str, name: str) -> None:
     CheckpointError: a step lacks the metric, or it cannot be read.
   """
   folder = os.path.abspath(os.path.join(workdir, "best"))
-  steps = ocp.utils.checkpoint_steps(folder) if os.path.isdir(folder) else []
-  for step in steps:
+  for step in steps_in(folder):
     path = os.path.join(folder, str(step), "metrics", "metrics")
     try:
       with open(path, encoding="utf-8") as file:
@@ -549,6 +776,7 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
     CheckpointError: what Orbax noted of a step is damaged.
   """
   folder = os.path.abspath(os.path.join(workdir, name))
+  check_path(folder)
   try:
     return ocp.CheckpointManager(
       folder,
@@ -575,7 +803,7 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
 def exists(workdir: str) -> bool:
   """Whether a run can go on from its workdir."""
   folder = os.path.join(workdir, "checkpoints")
-  return os.path.isdir(folder) and bool(ocp.utils.checkpoint_steps(folder))
+  return bool(steps_in(folder))
 
 
 def restore_params(
@@ -597,7 +825,7 @@ def restore_params(
   folder = os.path.abspath(
     os.path.join(workdir, "best" if best else "checkpoints")
   )
-  steps = ocp.utils.checkpoint_steps(folder) if os.path.isdir(folder) else []
+  steps = steps_in(folder)
   if not steps:
     raise CheckpointError(
       f"{folder} holds no checkpoint; train with --mode=train "
@@ -605,14 +833,64 @@ def restore_params(
     )
   step = max(steps)
   _log.info("reading the parameters of step %d from %s", step, folder)
-  with ocp.StandardCheckpointer() as checkpointer:
-    path = os.path.join(folder, str(step))
-    try:
-      found = checkpointer.restore(os.path.join(path, "params"), params)
-    except Exception as error:  # tensorstore's and orbax's have no base
-      raise CheckpointError(
-        f"{path} cannot be read: {_first_line(error)}; --mode=train would go "
-        "on from the one before"
-      ) from error
-  _check_sums(path, params=found)
-  return step, found
+  return step, read_params(os.path.join(folder, str(step)), params)
+
+
+def read_params(folder: str, wanted: Any = None) -> Any:
+  """Reads the parameters of a step, and compares them with their checksums.
+
+  Args:
+    folder: of the step: WORKDIR/checkpoints/STEP or WORKDIR/best/STEP.
+    wanted: tree of jax.ShapeDtypeStruct with shardings, the same on all hosts;
+      None = whatever is there, on this host alone.
+
+  Returns:
+    A tree like `wanted`, or nested dicts of numpy arrays.
+
+  Raises:
+    CheckpointError: there is none, it does not fit, or it is damaged.
+  """
+  folder = os.path.abspath(folder)
+  check_path(folder)
+  path = os.path.join(folder, "params")
+
+  def read():
+    if not os.path.isdir(path):
+      raise ValueError(f"{path} does not exist")
+    if wanted is not None:
+      with ocp.StandardCheckpointer() as checkpointer:
+        return {"params": checkpointer.restore(path, wanted)}
+    args = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _tree_of(path)
+    )
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      return {"params": checkpointer.restore(path, restore_args=args)}
+
+  try:
+    return _read_sound(folder, read, alone=wanted is None)["params"]
+  except CheckpointError as error:
+    parent = os.path.dirname(folder)
+    others = [
+      os.path.join(parent, str(step))
+      for step in steps_in(parent)
+      if str(step) != os.path.basename(folder)
+    ]
+    other = f", such as {others[-1]}" if others else ""
+    raise CheckpointError(
+      f"{error}. Put a copy of it back, or give another step{other}"
+    ) from error
+
+
+def write_params(workdir: str, params: Any) -> None:
+  """Writes parameters that were not trained here, as step 0 of a workdir.
+
+  Args:
+    workdir: of a new run.
+    params: nested dicts of numpy arrays.
+
+  Raises:
+    SaveError: they cannot be written.
+  """
+  saved = Checkpoints(workdir, keep=1, best_metric="", best_mode="min")
+  with contextlib.closing(saved):
+    saved.save(0, params, {"step": np.zeros((), np.int32)}, {})

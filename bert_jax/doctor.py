@@ -232,6 +232,7 @@ def _data(config: Any, workdir: str) -> str:
 
 def _folder(workdir: str) -> str:
   """Writes, reads and removes a file where the workdir is or will be."""
+  checkpoint.check_path(workdir)
   place = _nearest_folder(workdir)
   try:
     with tempfile.NamedTemporaryFile(dir=place) as file:

@@ -43,6 +43,7 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
       the weights have no head for the task.
   """
   bounds.check(config)
+  checkpoint.check_path(workdir)
   if os.path.exists(os.path.join(workdir, "run.json")):
     run_log.refuse_converted(workdir)
   if output and jax.process_index() == 0:

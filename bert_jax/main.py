@@ -500,6 +500,11 @@ def main(argv: Sequence[str]) -> int:
   """Runs a mode; returns the exit status."""
   if len(argv) > 1:
     return _refuse(f"what is {argv[1]!r}? Options start with --")
+  if odd := [arg for arg in sys.argv[1:] if not _is_text(arg)]:
+    return _refuse(
+      f"{odd[0]!r} is not UTF-8, so that it could not be written down; rename "
+      "the file or folder"
+    )
   if FLAGS.member and FLAGS.mode != "train":
     return _refuse("--member is for --mode=train")
   if FLAGS.completion:
@@ -572,6 +577,11 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
     named |= {f"--config.{key}": value for key, value in config.items()}
   problems = (files.scheme_problem(*pair) for pair in named.items())
   return next(filter(None, problems), "")
+
+
+def _is_text(text: str) -> bool:
+  """Whether an argument was UTF-8; Python keeps other bytes as surrogates."""
+  return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _is_of_several() -> bool:

@@ -71,7 +71,7 @@ class Group(Protocol):
 
   def restore(
     self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState]:
+  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
     """Reads the newest step that all have, or starts; as Session.restore."""
     ...
 
@@ -107,9 +107,10 @@ class Alone:
 
   def restore(
     self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState]:
+  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
     """See Group."""
-    return self.runs[0].restore(checkpoints[0])
+    start, state, mean_loss = self.runs[0].restore(checkpoints[0])
+    return start, state, [mean_loss]
 
   def train_step(self) -> Any:
     """See Group."""
@@ -162,7 +163,7 @@ class Together:
 
   def restore(
     self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState]:
+  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
     """See Group; a run that is ahead of the others goes back to their step.
 
     Raises:
@@ -171,14 +172,15 @@ class Together:
     """
     saved = [set(opened.steps()) for opened in checkpoints]
     if not any(saved):
-      return 0, self._fresh()
+      return 0, self._fresh(), [session.MeanLoss() for _ in self.runs]
     for step in sorted(set.intersection(*saved), reverse=True):
-      states = self._read(checkpoints, step)
-      if states is None:
+      found = self._read(checkpoints, step)
+      if found is None:
         continue
       for opened in checkpoints:  # what is computed again is saved again
         opened.drop_after(step)
-      return step, self._stack(states)
+      states, mean_losses = zip(*found, strict=True)
+      return step, self._stack(states), list(mean_losses)
     have = (
       f"{run.workdir}: {', '.join(map(str, sorted(own))) or 'none'}"
       for run, own in zip(self.runs, saved, strict=True)
@@ -190,12 +192,12 @@ class Together:
 
   def _read(
     self, checkpoints: Sequence[checkpoint.Checkpoints], step: int
-  ) -> list[steps.TrainState] | None:
-    """The states of a step, on the host; None: one is damaged."""
+  ) -> list[tuple[steps.TrainState, session.MeanLoss]] | None:
+    """What each run has saved of a step, on the host; None: one is damaged."""
     states = []
     for run, opened in zip(self.runs, checkpoints, strict=True):
       try:
-        found, state = run.restore(opened, step + 1)
+        found, state, mean_loss = run.restore(opened, step + 1)
       except checkpoint.CheckpointError:
         opened.set_aside(step)
         return None
@@ -203,7 +205,7 @@ class Together:
         opened.set_aside(step)
         return None
       # Of K states on the devices at once there might be no room.
-      states.append(jax.device_get(state))
+      states.append((jax.device_get(state), mean_loss))
       del state
     return states
 

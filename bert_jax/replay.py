@@ -84,7 +84,7 @@ def _state_before(
   """The state before a step, and this host's rows of the step's batch."""
   with session.lock(run.workdir):
     with contextlib.closing(run.checkpoints()) as checkpoints:
-      start, state = run.restore(checkpoints, before=step)
+      start, state, _ = run.restore(checkpoints, before=step)
   if start + 1 < step:
     _log.info("computing the steps %d to %d again", start + 1, step - 1)
   train_step, place = run.train_step(), sharding.batch_sharding(run.mesh)

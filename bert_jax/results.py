@@ -245,7 +245,7 @@ def read(folder: str) -> list[dict[str, Any]]:
 
 
 def _with_nan(row: Any) -> Any:
-  """A line of results.jsonl, whose metrics that were not finite are NaN again."""
+  """A line of results.jsonl; metrics that are null were NaN or infinite."""
   metrics = row.get("metrics") if isinstance(row, dict) else None
   if not isinstance(metrics, dict):
     return row

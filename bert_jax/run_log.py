@@ -288,6 +288,8 @@ def write_run(workdir: str, run: dict) -> None:
       "resumed": datetime.datetime.now(datetime.UTC).isoformat("T"),
       "sessions": [*before.get("sessions", []), session],
     }
+    if "checksums_since" in before:
+      run["checksums_since"] = before["checksums_since"]
   run = run | {"sha256": _digest(run)}
   with files.writing(path, "w") as f:
     json.dump(run, f, indent=1, sort_keys=True)

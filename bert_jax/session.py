@@ -26,6 +26,47 @@ from bert_jax import steps
 _log = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass
+class MeanLoss:
+  """The mean of the losses of steps, summed up one by one in float64.
+
+  A checkpoint keeps its bits, so that a run that goes on logs what one that was
+  never interrupted logs.
+
+  Attributes:
+    total: sum of the losses.
+    count: how many steps they are of.
+  """
+
+  total: float = 0.0
+  count: int = 0
+
+  def add(self, loss: float) -> None:
+    """Adds the loss of a step."""
+    self.total += loss
+    self.count += 1
+
+  def take(self) -> float | None:
+    """Returns the mean and starts anew; None if no step was added."""
+    mean = self.total / self.count if self.count else None
+    self.total, self.count = 0.0, 0
+    return mean
+
+  def bits(self) -> np.ndarray:
+    """The sum's two halves and the count, uint32 [3]."""
+    halves = np.array([self.total], "<f8").view("<u4")
+    return np.append(halves, self.count).astype(np.uint32)
+
+  @classmethod
+  def from_bits(cls, bits: Any) -> "MeanLoss":
+    """Reads what `bits` returns; None is of a release that kept no sum."""
+    if bits is None:
+      return cls()
+    low, high, count = np.asarray(bits).astype("<u4")
+    total = np.array([low, high], "<u4").view("<f8")
+    return cls(float(total[0]), int(count))
+
+
 @dataclasses.dataclass(frozen=True)
 class Session:
   """What training consists of. Nothing is compiled or written yet.
@@ -100,7 +141,7 @@ class Session:
 
   def restore(
     self, checkpoints: checkpoint.Checkpoints, before: int | None = None
-  ) -> tuple[int, steps.TrainState]:
+  ) -> tuple[int, steps.TrainState, MeanLoss]:
     """Reads the newest sound checkpoint onto the mesh.
 
     Args:
@@ -109,27 +150,29 @@ class Session:
         is damaged is set aside.
 
     Returns:
-      The step and the state; that of step 0 where there is no checkpoint.
+      The step, the state and the sum of the losses that are not logged yet;
+      those of step 0 where there is no checkpoint.
 
     Raises:
       checkpoint.CheckpointError: there are some, and none can be read.
     """
     if checkpoints.latest_step(before) is None:
-      return 0, self.fresh_state()
+      return 0, self.fresh_state(), MeanLoss()
     wanted = self._placed()
     step, params, rest = checkpoints.restore_newest(
-      wanted.params, rest_of(wanted), before
+      wanted.params, rest_of(wanted, None), before
     )
     if "guard" not in rest:  # of a run begun before there was one
       rest["guard"] = jax.device_put(steps.Guard.fresh(), self.place.guard)
-    return step, steps.TrainState(params=params, **rest)
+    mean_loss = MeanLoss.from_bits(rest.pop("train_loss", None))
+    return step, steps.TrainState(params=params, **rest), mean_loss
 
   def find_sound(
     self, checkpoints: checkpoint.Checkpoints
   ) -> tuple[int | None, dict[int, str]]:
     """The newest sound checkpoint, and what is wrong with newer ones."""
     wanted = self._placed()
-    return checkpoints.find_sound(wanted.params, rest_of(wanted))
+    return checkpoints.find_sound(wanted.params, rest_of(wanted, None))
 
   def _placed(self) -> steps.TrainState:
     """Shapes and shardings of the state in one tree."""
@@ -178,11 +221,27 @@ def lock(workdir: str) -> Iterator[None]:
     yield
 
 
-def rest_of(state: steps.TrainState) -> dict[str, Any]:
-  """What a checkpoint keeps beside the parameters."""
+def rest_of(
+  state: steps.TrainState, mean_loss: MeanLoss | None
+) -> dict[str, Any]:
+  """Returns what a checkpoint keeps beside the parameters.
+
+  Args:
+    state: of the training: arrays, or their shapes with shardings.
+    mean_loss: of the same run; None where `state` has shapes.
+  """
+  place = state.step.sharding  # replicated
+  if mean_loss is None:
+    bits: Any = jax.ShapeDtypeStruct((3,), jnp.uint32, sharding=place)
+  else:
+    values = mean_loss.bits()
+    bits = jax.make_array_from_callback((3,), place, lambda i: values[i])
   return {
-    "step": state.step, "opt_state": state.opt_state, "guard": state.guard
-  }  # fmt: skip
+    "step": state.step,
+    "opt_state": state.opt_state,
+    "guard": state.guard,
+    "train_loss": bits,
+  }
 
 
 def _row(batches: batching.Batches) -> dict[str, jax.Array]:
@@ -205,6 +264,7 @@ def open_session(
       changed.
   """
   check_settings(config)
+  checkpoint.check_path(workdir)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor, seed=seed_axis)  # fmt: skip
   check_memory(config, mesh)

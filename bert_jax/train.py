@@ -100,7 +100,7 @@ def _train(group: members.Group) -> list[dict[str, float]]:
       opened = run.checkpoints()
       stack.enter_context(contextlib.closing(opened))
       checkpoints.append(opened)
-    start, state = group.restore(checkpoints)
+    start, state, mean_losses = group.restore(checkpoints)
     if start >= total:
       for run in runs:
         _log.info("%s is trained already: step %d", run.workdir, start)
@@ -109,8 +109,8 @@ def _train(group: members.Group) -> list[dict[str, float]]:
     # The record of each run, by the first host.
     meter = Meter(runs[0].job, mesh, start, len(runs))
     recorders = [
-      stack.enter_context(contextlib.closing(Recorder(run, saved, meter)))
-      for run, saved in zip(runs, checkpoints, strict=True)
+      stack.enter_context(contextlib.closing(Recorder(*own, meter)))
+      for own in zip(runs, checkpoints, mean_losses, strict=True)
     ]
     for recorder in recorders:
       recorder.begin(start)
@@ -208,7 +208,8 @@ def _save(
       save = recorder.checkpoints.save_if_best
     mesh: Any = getattr(own.step.sharding, "mesh")  # noqa: B009
     with jax.set_mesh(mesh):
-      save(step, own.params, session.rest_of(own), values)
+      rest = session.rest_of(own, recorder.mean_loss)
+      save(step, own.params, rest, values)
     del own  # on the devices there may be no room for two
 
 
@@ -258,12 +259,14 @@ class Recorder:
 
   Attributes:
     checkpoints: of the run.
+    mean_loss: of the steps since the last line of the log.
   """
 
   def __init__(
     self,
     run: session.Session,
     checkpoints: checkpoint.Checkpoints,
+    mean_loss: session.MeanLoss,
     meter: "Meter",
   ):
     """Writes nothing yet.
@@ -271,9 +274,10 @@ class Recorder:
     Args:
       run: what is trained.
       checkpoints: of its workdir.
+      mean_loss: of the steps before the first that were not logged yet.
       meter: shows what was found.
     """
-    self.checkpoints = checkpoints
+    self.checkpoints, self.mean_loss = checkpoints, mean_loss
     self._run, self._meter = run, meter
     self._values: dict[str, float] = {}
     self._written: run_log.MetricsLog | None = None
@@ -296,7 +300,7 @@ class Recorder:
         )
     if jax.process_index() == 0:
       run.job.tokenizer.save(os.path.join(workdir, "vocab"))
-      run_log.write_run(workdir, run.run)
+      run_log.write_run(workdir, run.run | {"checksums_since": start + 1})
       self._written = run_log.MetricsLog(
         workdir,
         start,
@@ -317,9 +321,18 @@ class Recorder:
       self._meter.show(self._run.workdir, step, row)
 
   def log(self, step: int, speed: dict[str, float]) -> None:
-    """Writes the train/ metrics of the step that was last looked at."""
+    """Writes the train/ metrics of the step that was last looked at.
+
+    train/loss is the mean over the steps since the last line, without those
+    that were skipped. Where all were, the line has none.
+    """
     self.checkpoints.check()
-    row = {f"train/{k}": v for k, v in self._values.items()}
+    values, mean = dict(self._values), self.mean_loss.take()
+    if mean is None:
+      del values["loss"]
+    else:
+      values["loss"] = mean
+    row = {f"train/{k}": v for k, v in values.items()}
     self.report(step, row | speed)
 
   def has_evaluation(self, start: int) -> bool:
@@ -331,7 +344,8 @@ class Recorder:
   ) -> None:
     """Looks at all steps since the last look, and keeps the newest to log.
 
-    What is no number is left out, and so is what only the guard needs.
+    Metrics that are NaN or infinite are left out of the log, and so are those
+    that only the guard needs. The losses of good steps are summed up.
 
     Args:
       found: (step, metrics) of them.
@@ -346,13 +360,17 @@ class Recorder:
       values = {k: float(v) for k, v in metrics.items()}
       if values.pop("bad_step"):
         self._refuse(step, values)
+      else:
+        self.mean_loss.add(values["loss"])
       del values["mean_loss"]
     if self._run.config.train.on_bad_step == "stop":
       values.pop("skipped_steps", None)
     values["param_norm"] = param_norm
     if not math.isfinite(param_norm):
       self._stop(f"train/param_norm is {param_norm} at step {step}", "")
-    self._values = {k: v for k, v in values.items() if math.isfinite(v)}
+    self._values = {
+      k: v for k, v in values.items() if k == "loss" or math.isfinite(v)
+    }
 
   def _refuse(self, step: int, values: dict[str, float]) -> None:
     """Writes a bad step down, and stops or goes on as the config says."""

@@ -28,12 +28,12 @@ import sys
 from typing import Any
 
 from flax import serialization
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
+from bert_jax import checkpoint
 from bert_jax import files
 from bert_jax import run_log
 from bert_jax import tf_checkpoint
@@ -253,18 +253,8 @@ def _read_tf1(prefix: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
 
 
 def _read_orbax(step: str) -> dict[str, np.ndarray]:
-  path = os.path.join(step, "params")
-  if not os.path.isdir(path):
-    raise WeightsError(f"{path} does not exist; {step} is not a checkpoint")
-  with _naming(path), ocp.PyTreeCheckpointer() as checkpointer:
-    metadata = checkpointer.metadata(path)
-    tree = getattr(metadata, "item_metadata", metadata)
-    if tree is None:
-      raise ValueError("its metadata cannot be read: the step is damaged")
-    args = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree.tree
-    )
-    tree = checkpointer.restore(path, restore_args=args)
+  with _naming(step):
+    tree = checkpoint.read_params(step)
     return convert.unstack(_check_arrays(convert.flatten(tree)))
 
 
@@ -711,6 +701,7 @@ def _write_bert_jax(
     "data_hash": "",  # no examples yet
     "task": {"kind": kind, "labels": list(pretrained.labels)} if kind else None,
     "converted_from": pretrained.format,
+    "checksums_since": 0,
     "commit": commit,
     "dirty": dirty,
     "argv": ["bert-jax", *sys.argv[1:]],
@@ -718,11 +709,7 @@ def _write_bert_jax(
   }
   if pretrained.tokenizer:
     pretrained.tokenizer.save(os.path.join(folder, "vocab"))
-  checkpoints = os.path.abspath(os.path.join(folder, "checkpoints"))
-  with ocp.CheckpointManager(checkpoints) as manager:
-    params = ocp.args.StandardSave(convert.nest(tensors))
-    manager.save(0, args=ocp.args.Composite(params=params))
-    manager.wait_until_finished()
+  checkpoint.write_params(folder, convert.nest(tensors))
   run_log.write_run(folder, run)
 
 
@@ -766,6 +753,8 @@ def write(
       f"{', '.join(sorted(convert.MODEL_KEYS))}"
     )
   folder = os.fspath(folder)
+  if format == "bert_jax":
+    checkpoint.check_path(folder)
   if "task" in pretrained.params and pretrained.kind is None:
     raise WeightsError(
       "the model has the head of a task, and does not say of what kind; give "

@@ -38,7 +38,7 @@ SIDEWAYS = {
   "results": {"sweep"},
   "report": {"results", "sweep"},
   "batching": {"masking", "packing", "records", "tokenization"},
-  "checkpoint": {"hosts"},
+  "checkpoint": {"hosts", "run_log"},
   "task_batches": {"batching", "packing"},
   "flops": {"tpu.chips"},
   "preemption": {"signals"},

@@ -136,7 +136,12 @@ def _saved(member):
 def test_what_was_stopped_goes_on_from_the_step_that_all_have(
   tmp_path, monkeypatch, next_stop
 ):
-  config = _config(tmp_path, train__num_epochs=4.0, checkpoint__keep=3)
+  config = _config(
+    tmp_path,
+    train__num_epochs=4.0,
+    train__log_every_steps=4,  # so that saves lie between two lines
+    checkpoint__keep=3,
+  )
   whole, broken = (
     [_member(tmp_path / n, s) for s in (0, 1, 2)] for n in ("whole", "broken")
   )
@@ -155,7 +160,7 @@ def test_what_was_stopped_goes_on_from_the_step_that_all_have(
     assert [_saved(member) for member in broken] == [[6, next_stop]] * 3
     for member in broken:
       steps = [r["step"] for r in _rows(member.workdir) if "train/loss" in r]
-      assert steps == list(range(1, next_stop + 1))
+      assert steps == list(range(4, next_stop + 1, 4))
   go_on()
   for one, other in zip(whole, broken, strict=True):
     assert _rows(one.workdir) == _rows(other.workdir)

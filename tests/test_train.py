@@ -51,11 +51,14 @@ def read_state(workdir, step):
   return found
 
 
-def assert_same_state(a, b, step):
+def assert_same_state(a, b, step, *, logs_alike=True):
+  """Runs that log at other steps have another sum of losses not yet logged."""
   a, b = read_state(a, step), read_state(b, step)
   assert a.keys() == b.keys()
   assert len(a) > 60
   for name, x in a.items():
+    if not logs_alike and "train_loss" in name[1]:
+      continue
     np.testing.assert_array_equal(x, b[name], err_msg=str(name))
 
 
@@ -361,7 +364,7 @@ def test_nan_names_its_step_and_leaves_the_last_checkpoint(
   ):
     train.train(config, workdir)
   assert saved_steps(workdir) == [4, 6]
-  assert_same_state(workdir, finished_run.workdir, 6)
+  assert_same_state(workdir, finished_run.workdir, 6, logs_alike=False)
   assert all(np.isfinite(x).all() for x in read_state(workdir, 6).values())
   monkeypatch.undo()
   assert train.train(config, workdir) == finished_run.result
@@ -411,14 +414,83 @@ def test_a_bad_step_is_skipped_written_down_and_the_same_after_a_kill(
     assert json.loads(f.read()) == bad
 
 
+def losses(workdir):
+  return {
+    row["step"]: row["train/loss"]
+    for row in rows(workdir)
+    if "train/loss" in row
+  }
+
+
+def test_the_logged_loss_is_the_mean_since_the_last_line_also_after_a_kill(
+  finished_run, tmp_path, stop_after, monkeypatch
+):
+  """Where it is killed, and where it has saved, lie between two lines."""
+  config = finished_run.config.copy_and_resolve_references()
+  config.train.log_every_steps = 3
+  whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+  train.train(config, whole)
+  of_steps = losses(finished_run.workdir)
+  assert losses(whole) == {
+    3: sum(of_steps[i] for i in (1, 2, 3)) / 3,
+    6: sum(of_steps[i] for i in (4, 5, 6)) / 3,
+    8: sum(of_steps[i] for i in (7, 8)) / 2,
+  }
+  for row in rows(whole):  # all others are those of the one step
+    if "train/loss" in row:
+      (other,) = (
+        r
+        for r in rows(finished_run.workdir)
+        if r["step"] == row["step"] and "train/loss" in r
+      )
+      assert row | {"train/loss": other["train/loss"]} == other
+  for step in (5, 7):  # saved are 4, which is after a line, and 6, which is one
+    stop_after(step)
+    with pytest.raises(Stopped):
+      train.train(config, parts)
+    monkeypatch.undo()
+  assert train.train(config, parts) == finished_run.result
+  assert rows(parts) == rows(whole)
+  assert_same_state(parts, whole, 8)
+  assert_same_state(parts, finished_run.workdir, 8, logs_alike=False)
+
+
+def test_the_logged_loss_leaves_skipped_steps_out(
+  finished_run, tmp_path, poison
+):
+  config = finished_run.config.copy_and_resolve_references()
+  config.train.on_bad_step = "skip"
+  each, all_ = str(tmp_path / "each"), str(tmp_path / "all")
+  poison(5)
+  train.train(config, each)
+  config.train.log_every_steps = 8
+  train.train(config, all_)
+  of_steps = losses(each)
+  assert sorted(of_steps) == [1, 2, 3, 4, 6, 7, 8]
+  assert losses(all_) == {8: sum(of_steps[i] for i in sorted(of_steps)) / 7}
+
+
+@pytest.mark.parametrize("total", [0.0, 1 / 3, 1e300, 5e-324])
+def test_the_sum_of_losses_is_kept_bit_by_bit(total):
+  found = session.MeanLoss.from_bits(session.MeanLoss(total, 7).bits())
+  assert (found.total, found.count) == (total, 7)
+  assert found.take() == total / 7
+  assert found.take() is None
+  assert session.MeanLoss.from_bits(None) == session.MeanLoss()
+
+
 def test_a_run_from_before_there_was_a_guard_goes_on(
   finished_run, tmp_path, stop_after, monkeypatch
 ):
   workdir = str(tmp_path / "run")
   rest_of = session.rest_of
 
-  def without_guard(state):
-    return {k: v for k, v in rest_of(state).items() if k != "guard"}
+  def without_guard(*args):
+    return {
+      k: v
+      for k, v in rest_of(*args).items()
+      if k not in ("guard", "train_loss")
+    }
 
   monkeypatch.setattr(session, "rest_of", without_guard)
   stop_after(5)
@@ -472,7 +544,7 @@ def test_parameters_that_are_no_numbers_stop_the_run(tmp_path):
   config = base.get_config()
   run = types.SimpleNamespace(config=config, workdir=str(tmp_path))
   saved = types.SimpleNamespace(latest_step=lambda: 3)
-  recorder = train.Recorder(run, saved, None)
+  recorder = train.Recorder(run, saved, session.MeanLoss(), None)
   metrics = {"loss": np.float32(1), "grad_norm": np.float32(2)}
   metrics |= dict.fromkeys(("bad_step", "mean_loss"), np.float32(0))
   recorder.check([(4, metrics)], 3.0)
