@@ -28,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bert_jax import hosts
+from bert_jax import saved_steps
 
 _log = logging.getLogger(__name__)
 
@@ -579,14 +580,14 @@ def exists(workdir: str) -> bool:
 
 
 def restore_params(
-  workdir: str, params: Any, *, best: bool = False
+  workdir: str, params: Any, checkpoint: str = ""
 ) -> tuple[int, Any]:
   """Reads the parameters alone of a finished or running run.
 
   Args:
     workdir: of the run.
     params: tree of jax.ShapeDtypeStruct with shardings.
-    best: of the best checkpoint, not of the newest.
+    checkpoint: which step, as for `saved_steps.choose`.
 
   Returns:
     The step and the parameters.
@@ -594,25 +595,44 @@ def restore_params(
   Raises:
     CheckpointError: there is none, or it does not fit.
   """
-  folder = os.path.abspath(
-    os.path.join(workdir, "best" if best else "checkpoints")
-  )
-  steps = ocp.utils.checkpoint_steps(folder) if os.path.isdir(folder) else []
-  if not steps:
-    raise CheckpointError(
-      f"{folder} holds no checkpoint; train with --mode=train "
-      f"--workdir={workdir}"
+
+  def read(path: str) -> Any:
+    with ocp.StandardCheckpointer() as checkpointer:
+      try:
+        found = checkpointer.restore(os.path.join(path, "params"), params)
+      except Exception as error:  # tensorstore's and orbax's have no base
+        raise CheckpointError(
+          f"{path} cannot be read: {_first_line(error)}; --mode=train would go "
+          "on from the one before"
+        ) from error
+    _check_sums(path, params=found)
+    return found
+
+  try:
+    if jax.process_count() > 1:
+      chosen = _choose_together(workdir, checkpoint)
+      return chosen.step, read(chosen.path)
+    chosen, found = saved_steps.read(workdir, checkpoint, read)
+  except saved_steps.StepError as error:
+    raise CheckpointError(str(error)) from error
+  return chosen.step, found
+
+
+def _choose_together(workdir: str, checkpoint: str) -> saved_steps.SavedStep:
+  """The step that process 0 chooses, whatever the others see by then."""
+  problem, mine = None, (-1, 0)
+  try:
+    chosen = saved_steps.choose(workdir, checkpoint)
+    mine = chosen.step, int(chosen.is_best)
+  except saved_steps.StepError as error:
+    problem = error
+  steps = multihost_utils.process_allgather(np.array(mine, np.int64))
+  if (steps[:, 0] < 0).any():
+    raise problem or saved_steps.StepError(
+      f"not every process of this job sees a saved step in {workdir}; give a "
+      "folder that all of them share"
     )
-  step = max(steps)
-  _log.info("reading the parameters of step %d from %s", step, folder)
-  with ocp.StandardCheckpointer() as checkpointer:
-    path = os.path.join(folder, str(step))
-    try:
-      found = checkpointer.restore(os.path.join(path, "params"), params)
-    except Exception as error:  # tensorstore's and orbax's have no base
-      raise CheckpointError(
-        f"{path} cannot be read: {_first_line(error)}; --mode=train would go "
-        "on from the one before"
-      ) from error
-  _check_sums(path, params=found)
-  return step, found
+  if mine != tuple(steps[0]):
+    chosen = saved_steps.of(workdir, int(steps[0, 0]), bool(steps[0, 1]))
+  _log.info("reading step %d of %s, %s", chosen.step, workdir, chosen.reason)
+  return chosen

@@ -270,7 +270,7 @@ def check_settings(config: Any) -> None:
     ("data.prefetch_batches", config.data.prefetch_batches, 1),
     ("data.max_predictions", config.data.max_predictions, 0),
   ):
-    if value < least:
+    if value is None or value < least:
       raise ValueError(f"{key}={value}; it must be {least} or more")
   for key in ("mask_rate", "mask_token_rate", "random_token_rate"):
     if not 0 <= config.data[key] <= 1:
