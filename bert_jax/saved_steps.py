@@ -85,7 +85,6 @@ def choose(workdir: str, checkpoint: str = "") -> SavedStep:
   """
   check(checkpoint)
   newest, best = _steps(workdir, _NEWEST), _steps(workdir, _BEST)
-  metric, mode = _best_by(workdir)
   if checkpoint.isdecimal():
     step = int(checkpoint)
     if step not in (*newest, *best):
@@ -95,6 +94,7 @@ def choose(workdir: str, checkpoint: str = "") -> SavedStep:
       )
     folder = _NEWEST if step in newest else _BEST
     return _saved(workdir, folder, step, "as --checkpoint says")
+  metric, mode = _best_by(workdir) if best else (None, "min")
   # A run that went on without a best metric has outgrown its last best.
   if checkpoint == "best" or (not checkpoint and best and metric != ""):
     if not best:

@@ -541,7 +541,7 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
         "--checkpoint out"
       )
     return _read(*_find(path))
-  except saved_steps.StepError as error:
+  except (saved_steps.StepError, run_log.RunError) as error:
     raise WeightsError(str(error)) from error
 
 

@@ -10,6 +10,8 @@ Keys that are not set here are as the run of the weights says in its run.json,
 so that it predicts what it is evaluated by; --config.task.n_best=5 changes one.
 """
 
+import ml_collections
+
 from configs import base
 
 # Weights of others say nothing of these; they then are as configs/base.py has
@@ -27,7 +29,8 @@ def get_config(text=None):
   c = base.get_config()
   for group, names in AS_THE_RUN_SAYS.items():
     for name in names:
-      c[group][name] = None
+      of_type = ml_collections.config_dict.placeholder(type(c[group][name]))
+      c[group][name] = of_type
   c.predict.kind = args.kind
   if args["from"]:
     c.predict.model = args["from"]
