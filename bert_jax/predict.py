@@ -11,10 +11,11 @@ classify   text, text_b or not           label, scores
 regress    text, text_b or not           score
 answer     question, context             answer, start, end, score
 tag        words, or text to split       words, labels
-           (document: of which it is)
 choose     text, choices                 choice, scores
 
-An `id` is copied. What cannot be used becomes {"error": ...} in its place.
+An `id` is copied. Where a tagger was trained with task.context=document,
+neighbouring lines with the same `document` are one document. What cannot be
+used becomes {"error": ...} in its place.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
