@@ -204,6 +204,14 @@ def _same_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
 def _workdir(flag_values: flags.FlagValues) -> str:
   if not flag_values.workdir:
     raise UsageError("this mode needs --workdir=DIR")
+  from bert_jax import saved_steps
+
+  if run := saved_steps.run_of(flag_values.workdir):
+    step = os.path.basename(os.path.abspath(flag_values.workdir))
+    raise UsageError(
+      f"--workdir={flag_values.workdir} is a step of a run; give --workdir="
+      f"{run}, with --checkpoint={step} to evaluate or predict with this step"
+    )
   return flag_values.workdir
 
 

@@ -203,7 +203,10 @@ class Predictor:
     Raises:
       ValueError: the model lacks a part, or a setting cannot be.
     """
-    own = {**pretrained.settings, "data.seq_len": pretrained.seq_len}
+    own = dict(pretrained.settings)
+    if pretrained.seq_len:
+      longest = pretrained.model["max_len"]
+      own["data.seq_len"] = min(pretrained.seq_len, longest)
     settings = kinds.Settings.from_config(config, own, given)
     if pretrained.tokenizer is None:
       raise kinds.PredictError(

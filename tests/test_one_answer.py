@@ -565,6 +565,32 @@ def test_a_step_that_goes_while_it_is_read_is_chosen_anew(workdir):
   assert len(seen) == 1  # what is there and damaged is not read again
 
 
+def test_all_processes_of_a_job_read_the_step_that_the_first_chose(
+  workdir, monkeypatch
+):
+  """A run that still trains may look different to each of them."""
+  set_best(workdir, "eval/loss")
+  gather = checkpoint.multihost_utils
+  for first, want in (((4, 1), "best/4"), ((10, 0), "checkpoints/10")):
+    monkeypatch.setattr(
+      gather, "process_allgather", lambda x, first=first: np.stack([first, x])
+    )
+    chosen = checkpoint._choose_together(str(workdir), "")
+    assert chosen.path == str(workdir / want)
+  monkeypatch.setattr(
+    gather, "process_allgather", lambda x: np.stack([(-1, 0), x])
+  )
+  with pytest.raises(saved_steps.StepError, match="not every process"):
+    checkpoint._choose_together(str(workdir), "")
+
+
+def test_every_setting_of_a_run_can_be_left_to_it():
+  config = predict_config.get_config()
+  for key in weights.SETTINGS:
+    group, name = key.split(".")
+    assert config[group][name] is None, key
+
+
 @pytest.mark.parametrize(
   "args",
   [
@@ -611,5 +637,12 @@ def test_a_step_of_a_run_is_evaluated(finished_run, tmp_path):
   assert got == pytest.approx(want)
   with pytest.raises(ValueError, match=f"--workdir=.* --checkpoint={step}$"):
     evaluate.evaluate(config, f"{run}/best/{step}", str(output))
+  for mode in ("evaluate", "predict", "train"):
+    with pytest.raises(ValueError, match=f"{run}, with --checkpoint={step}"):
+      launch(
+        mode,
+        f"--workdir={run}/best/{step}",
+        *([f"--config={ROOT}/configs/demo.py"] if mode == "train" else []),
+      )
   with pytest.raises(checkpoint.CheckpointError, match="checkpoints holds"):
     launch("evaluate", f"--workdir={run}", "--checkpoint=7")
