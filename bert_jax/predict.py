@@ -212,10 +212,12 @@ class Predictor:
       raise kinds.PredictError(
         f"{name} has no vocabulary; put its vocab.txt there"
       )
-    arithmetic = {
+    arithmetic: dict[str, Any] = {
       name: kinds.value_of([f"model.{name}"], config, own, given) or default
       for name, default in (("dtype", "float32"), ("attention", "plain"))
     }
+    # Nothing is dropped, and some programs of attention have no dropout.
+    arithmetic |= {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
     model = bert.ModelConfig.from_config(
       config.model.to_dict() | pretrained.model | arithmetic
     )
