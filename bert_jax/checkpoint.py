@@ -32,6 +32,7 @@ import orbax.checkpoint as ocp
 
 from bert_jax import hosts
 from bert_jax import run_log
+from bert_jax import saved_steps
 
 _log = logging.getLogger(__name__)
 
@@ -97,19 +98,6 @@ def check_path(path: str) -> None:
       f"{whole!r} is not UTF-8, so that no checkpoint can be kept below it; "
       "rename the folder, or give another path"
     ) from error
-
-
-def steps_in(folder: str) -> list[int]:
-  """The steps that a folder of checkpoints holds, in order; [] if none."""
-  try:
-    with os.scandir(folder) as entries:
-      return sorted(
-        int(entry.name)
-        for entry in entries
-        if re.fullmatch("0|[1-9][0-9]*", entry.name) and entry.is_dir()
-      )
-  except (FileNotFoundError, NotADirectoryError):
-    return []
 
 
 def check_settings(settings: Any, metrics: Collection[str]) -> None:
@@ -411,7 +399,7 @@ def _telling(manager: ocp.CheckpointManager) -> Iterator[None]:
     raise
   except Exception as error:  # tensorstore's and orbax's have no base
     folder = str(manager.directory)
-    saved = max(steps_in(folder), default=None)
+    saved = max(saved_steps.steps_in(folder), default=None)
     last = f"The last one there is step {saved}" if saved else "There is none"
     raise SaveError(
       f"no checkpoint can be written to {folder}: {_cause(error)}. {last}; "
@@ -656,7 +644,9 @@ def _missing(folder: str) -> str:
   """
   if jax.process_index() != 0:
     return ""
-  if int(os.path.basename(folder)) not in steps_in(os.path.dirname(folder)):
+  if int(os.path.basename(folder)) not in saved_steps.steps_in(
+    os.path.dirname(folder)
+  ):
     return f"{folder} is not there"
   try:
     with open(os.path.join(folder, "sums", "metadata")) as file:
@@ -738,7 +728,7 @@ def _check_metrics(workdir: str, name: str) -> None:
     CheckpointError: a step lacks the metric, or it cannot be read.
   """
   folder = os.path.abspath(os.path.join(workdir, "best"))
-  for step in steps_in(folder):
+  for step in saved_steps.steps_in(folder):
     path = os.path.join(folder, str(step), "metrics", "metrics")
     try:
       with open(path, encoding="utf-8") as file:
@@ -803,18 +793,18 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
 def exists(workdir: str) -> bool:
   """Whether a run can go on from its workdir."""
   folder = os.path.join(workdir, "checkpoints")
-  return bool(steps_in(folder))
+  return bool(saved_steps.steps_in(folder))
 
 
 def restore_params(
-  workdir: str, params: Any, *, best: bool = False
+  workdir: str, params: Any, checkpoint: str = ""
 ) -> tuple[int, Any]:
   """Reads the parameters alone of a finished or running run.
 
   Args:
     workdir: of the run.
     params: tree of jax.ShapeDtypeStruct with shardings.
-    best: of the best checkpoint, not of the newest.
+    checkpoint: which step, as for `saved_steps.choose`.
 
   Returns:
     The step and the parameters.
@@ -822,18 +812,38 @@ def restore_params(
   Raises:
     CheckpointError: there is none, or it does not fit.
   """
-  folder = os.path.abspath(
-    os.path.join(workdir, "best" if best else "checkpoints")
-  )
-  steps = steps_in(folder)
-  if not steps:
-    raise CheckpointError(
-      f"{folder} holds no checkpoint; train with --mode=train "
-      f"--workdir={workdir}"
+
+  def read(path: str) -> Any:
+    return read_params(path, params)
+
+  try:
+    if jax.process_count() > 1:
+      chosen = _choose_together(workdir, checkpoint)
+      return chosen.step, read(chosen.path)
+    chosen, found = saved_steps.read(workdir, checkpoint, read)
+  except saved_steps.StepError as error:
+    raise CheckpointError(str(error)) from error
+  return chosen.step, found
+
+
+def _choose_together(workdir: str, checkpoint: str) -> saved_steps.SavedStep:
+  """The step that process 0 chooses, whatever the others see by then."""
+  problem, mine = None, (-1, 0)
+  try:
+    chosen = saved_steps.choose(workdir, checkpoint)
+    mine = chosen.step, int(chosen.is_best)
+  except saved_steps.StepError as error:
+    problem = error
+  steps = multihost_utils.process_allgather(np.array(mine, np.int64))
+  if (steps[:, 0] < 0).any():
+    raise problem or saved_steps.StepError(
+      f"not every process of this job sees a saved step in {workdir}; give a "
+      "folder that all of them share"
     )
-  step = max(steps)
-  _log.info("reading the parameters of step %d from %s", step, folder)
-  return step, read_params(os.path.join(folder, str(step)), params)
+  if mine != tuple(steps[0]):
+    chosen = saved_steps.of(workdir, int(steps[0, 0]), bool(steps[0, 1]))
+  _log.info("reading step %d of %s, %s", chosen.step, workdir, chosen.reason)
+  return chosen
 
 
 def read_params(folder: str, wanted: Any = None) -> Any:
@@ -872,7 +882,7 @@ def read_params(folder: str, wanted: Any = None) -> Any:
     parent = os.path.dirname(folder)
     others = [
       os.path.join(parent, str(step))
-      for step in steps_in(parent)
+      for step in saved_steps.steps_in(parent)
       if str(step) != os.path.basename(folder)
     ]
     other = f", such as {others[-1]}" if others else ""

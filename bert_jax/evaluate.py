@@ -4,18 +4,17 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from flax import linen as nn
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import bounds
-from bert_jax import checkpoint
+from bert_jax import checkpoint as checkpoint_lib
 from bert_jax import files
 from bert_jax import jobs
-from bert_jax import objectives
 from bert_jax import run_log
+from bert_jax import saved_steps
 from bert_jax import sharding
 
 if TYPE_CHECKING:
@@ -24,8 +23,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
-  """Evaluates the newest checkpoint of a workdir on its held-out split.
+def evaluate(
+  config: Any, workdir: str, output: str | None, checkpoint: str = ""
+) -> dict[str, float]:
+  """Evaluates a saved step of a run on its held-out split.
 
   With a workdir that holds no run the weights of `init_from` are evaluated as
   they are, their head included.
@@ -34,6 +35,8 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     config: the run's configuration, evaluation settings changed at will.
     workdir: of the run.
     output: a JSON file to write; None = workdir/evaluation.json.
+    checkpoint: which step, "best", "newest" or its number; "" = the best where
+      the run keeps one, else the newest. See `saved_steps.choose`.
 
   Returns:
     eval/NAME of every metric.
@@ -43,12 +46,17 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
       the weights have no head for the task.
   """
   bounds.check(config)
-  checkpoint.check_path(workdir)
+  checkpoint_lib.check_path(workdir)
   if os.path.exists(os.path.join(workdir, "run.json")):
     run_log.refuse_converted(workdir)
+  if run := saved_steps.run_of(workdir):
+    raise saved_steps.StepError(
+      f"--workdir={workdir} is a step of a run; give --workdir={run} "
+      f"--checkpoint={os.path.basename(os.path.abspath(workdir))}"
+    )
   if output and jax.process_index() == 0:
     files.check_writable(output)
-  job, pretrained = jobs.open_job(config, workdir)
+  job, pretrained = jobs.open_job(config, workdir, checkpoint)
   config = job.config
   as_given = bool(config.init_from) and not _holds_run(workdir)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
@@ -60,13 +68,14 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
   else:
     # What a task was trained on need not be here to score another split.
     data_hash = None if config.objective == "task" else job.data_hash
-    run = run_log.describe(config, data_hash, list(mesh.devices.flat))
-    run_log.check_workdir(workdir, run, free_keys=("data.pack",))
+    asked = run_log.describe(config, data_hash, list(mesh.devices.flat))
+    run_log.check_workdir(workdir, asked, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
   if as_given:
     os.makedirs(workdir, exist_ok=True)
   else:
-    step, params = load_params(config, workdir, mesh, job.model, job.objective)
+    wanted = _wanted_params(config, mesh, job.model, job.objective)
+    step, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
   with jax.set_mesh(mesh):
     values = evaluator(params)
   if jax.process_index() == 0:
@@ -94,32 +103,6 @@ def _holds_run(workdir: str) -> bool:
         "they share"
       )
   return found
-
-
-def load_params(
-  config: Any,
-  workdir: str,
-  mesh: jax.sharding.Mesh,
-  model: nn.Module,
-  objective: objectives.Objective,
-  *,
-  best: bool = False,
-) -> tuple[int, Any]:
-  """Reads the parameters of a run's checkpoint onto a mesh.
-
-  Args:
-    config: with `mesh.rules` and `data.seq_len`.
-    workdir: of the run.
-    mesh: where they go.
-    model: whose parameters they are.
-    objective: of the model.
-    best: of the best checkpoint, not of the newest.
-
-  Returns:
-    The step and the parameters.
-  """
-  wanted = _wanted_params(config, mesh, model, objective)
-  return checkpoint.restore_params(workdir, wanted, best=best)
 
 
 def given_params(
@@ -158,6 +141,12 @@ def given_params(
       "--mode=train, but not evaluated as it is"
     )
   _log.info("evaluating the weights of %s as they are", source)
+  seq_len = job.config.data.seq_len
+  if pretrained.seq_len not in (None, seq_len):
+    _log.warning(
+      "%s says that it is for data.seq_len=%d; this evaluates it at %d",
+      source, pretrained.seq_len, seq_len,
+    )  # fmt: skip
   placed = jax.tree.map(
     lambda x, leaf: jax.make_array_from_callback(
       leaf.shape, leaf.sharding, lambda index: x[index]

@@ -329,7 +329,7 @@ def get_task(settings: Any) -> spec.Task:
       labels=settings.labels,
       train_path=settings.files.train or own.find_train(settings.dir or ""),
       columns=settings.columns,
-      has_null=settings.has_null,
+      has_null=tasks.has_null(settings.name, settings.has_null),
       name=settings.name,
     )
   if settings.name not in tasks.TASKS:

@@ -7,10 +7,11 @@ from flax import linen as nn
 import jax
 
 from bert_jax import batching
-from bert_jax import checkpoint
+from bert_jax import checkpoint as checkpoint_lib
 from bert_jax import objectives
 from bert_jax import pretraining
 from bert_jax import run_log
+from bert_jax import saved_steps
 from bert_jax import tokenization
 
 if TYPE_CHECKING:  # imported where they are used: their libraries are slow to
@@ -85,7 +86,7 @@ class Job(Protocol):
 
 
 def open_job(
-  config: Any, workdir: str
+  config: Any, workdir: str, checkpoint: str | None = None
 ) -> "tuple[Job, weights.Pretrained | None]":
   """Opens what a config describes, with weights to start from if it names any.
 
@@ -95,6 +96,9 @@ def open_job(
   Args:
     config: the whole configuration.
     workdir: of the run, which need not exist yet.
+    checkpoint: the saved step that is to be evaluated, as for
+      `saved_steps.choose`; None = the run is to be trained, so that only what
+      it can go on from counts as begun.
 
   Returns:
     The job, whose config is the one given with the shape filled in, and the
@@ -111,14 +115,17 @@ def open_job(
       )
   config = config.copy_and_resolve_references()
   pretrained = None
-  begun = bool(workdir) and checkpoint.exists(workdir)
+  is_run = (
+    saved_steps.exists if checkpoint is not None else checkpoint_lib.exists
+  )
+  begun = bool(workdir) and is_run(workdir)
   if begun and config.init_from:
     shape = run_log.read_run(workdir)["config"]["model"]
     config.model.update({k: shape[k] for k in SHAPE_KEYS if k in shape})
   elif config.init_from:
     from bert_jax import weights
 
-    pretrained = weights.read(config.init_from)
+    pretrained = weights.read(config.init_from, checkpoint or "")
     config.model.update({k: pretrained.model[k] for k in SHAPE_KEYS})
   job: Job
   if config.objective == "task":

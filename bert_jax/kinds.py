@@ -5,8 +5,9 @@ into sequences for the model, and the model's outputs into a record. predict.py
 has the table of their fields, and runs them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
+import logging
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import objectives
+from bert_jax import tasks
 from bert_jax import tokenization
 from bert_jax import weights
 from bert_jax.models import bert
@@ -21,6 +23,8 @@ from bert_jax.models import heads
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 from bert_jax.tasks import squad
+
+_log = logging.getLogger(__name__)
 
 MASK = "[MASK]"
 FIELDS = ("tokens", "pooled", "mean", "layers", "concat")
@@ -36,54 +40,124 @@ class RecordError(ValueError):
   """A line of the input cannot be used; the others can."""
 
 
+def value_of(
+  keys: Sequence[str],
+  config: Any,
+  own: Mapping[str, Any],
+  given: Collection[str] | None,
+) -> Any:
+  """The value of a setting that the run of some weights has decided already.
+
+  What the user asked for comes first, then what the run says, then what the
+  config happens to hold.
+
+  Args:
+    keys: names of the setting in a config, such as "predict.null_threshold" and
+      "task.null_threshold". All but the first are settings of a task: without
+      `task.name` they mean nothing, unless they are given.
+    config: the whole configuration.
+    own: key -> value, as the run says.
+    given: keys that the user named; None = what the first key holds, if it is
+      not None, was asked for.
+
+  Returns:
+    The value; None where nothing says it.
+  """
+
+  def held(key):
+    group, _, name = key.partition(".")
+    value = config.get(group, {}).get(name)
+    if key == "predict.seq_len":
+      return value or None
+    if key == "task.has_null" and config.get("task", {}).get("name"):
+      return tasks.has_null(config.task.name, value)
+    return value
+
+  def first(values):
+    return next((value for value in values if value is not None), None)
+
+  asked = keys[:1] if given is None else [k for k in keys if k in given]
+  of_task = bool(config.get("task", {}).get("name"))
+  return first(
+    [
+      *(held(key) for key in asked),
+      *(own.get(key) for key in keys),
+      *(held(key) for key in (keys if of_task else keys[:1])),
+    ]
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """The group `predict` of a config, and what `task` says about questions.
+  """The group `predict` of a config, and how outputs become predictions.
 
-  Attributes are explained in configs/base.py.
+  Attributes are explained in configs/base.py. Those that may be None are then
+  the defaults of the functions that take them.
   """
 
   kind: str
-  seq_len: int
+  seq_len: int | None
   batch_tokens: int
   top_k: int
   fields: tuple[str, ...]
   layers: tuple[int, ...]
   concat_last: int
   decimals: int
-  allow_null: bool
-  null_threshold: float
-  max_query_len: int
-  doc_stride: int
-  n_best: int
-  max_answer_len: int
+  has_null: bool
+  null_threshold: float | None
+  max_query_len: int | None
+  doc_stride: int | None
+  n_best: int | None
+  max_answer_len: int | None
+  context: str | None
 
   @classmethod
-  def from_config(cls, config: Any) -> "Settings":
-    """Reads them out of a whole configuration.
+  def from_config(
+    cls,
+    config: Any,
+    own: Mapping[str, Any] | None = None,
+    given: Collection[str] | None = None,
+  ) -> "Settings":
+    """Reads them out of a whole configuration and what a run says.
+
+    Args:
+      config: the whole configuration.
+      own: what the run of the weights says, key -> value.
+      given: as for `value_of`.
 
     Raises:
       PredictError: a key is not there, or a value cannot be.
     """
-    of_task = ("max_query_len", "doc_stride", "n_best", "max_answer_len")
-    names = [field.name for field in dataclasses.fields(cls)]
+
+    def find(*keys):
+      return value_of(keys, config, own or {}, given)
+
+    names = ("kind", "batch_tokens", "top_k", "concat_last", "decimals")
     try:
-      values = {
-        name: config["task" if name in of_task else "predict"][name]
-        for name in names
-      }
-    except KeyError as error:
+      values = {name: config.predict[name] for name in names}
+      # On a command line a tuple of words is one word with commas.
+      values["fields"] = tuple(
+        name for field in config.predict.fields for name in field.split(",")
+      )
+      values["layers"] = tuple(config.predict.layers)
+    except (KeyError, AttributeError) as error:
       key = str(error).strip("'\"")
       raise PredictError(
         f"the config has no {key}: it is that of an older run; give "
         "--config=configs/predict.py:from=RUN"
       ) from error
-    # On a command line a tuple of words is one word with commas.
-    values["fields"] = tuple(
-      name for field in values["fields"] for name in field.split(",")
-    )
-    values["layers"] = tuple(values["layers"])
-    return cls(**values)
+    return cls(
+      **values,
+      seq_len=find("predict.seq_len", "data.seq_len"),
+      has_null=bool(find("predict.allow_null", "task.has_null")),
+      null_threshold=find("predict.null_threshold", "task.null_threshold"),
+      **{
+        name: find(f"task.{name}")
+        for name in (
+          "max_query_len", "doc_stride", "n_best", "max_answer_len", "context"
+        )
+      },
+    )  # fmt: skip
 
   def __post_init__(self):
     if self.batch_tokens < 1:
@@ -94,6 +168,15 @@ class Settings:
       raise PredictError(
         f"predict.decimals={self.decimals}; give 1 to 12, or 0 for all"
       )
+    for name in ("n_best", "max_answer_len"):
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise PredictError(f"task.{name}={value}; it must be 1 or more")
+
+  def options(self, *names: str) -> dict[str, Any]:
+    """Those of some settings that are not None, as keyword arguments."""
+    values = {name: getattr(self, name) for name in names}
+    return {name: x for name, x in values.items() if x is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,11 +239,14 @@ class Kind:
     needs: parts of the parameters without which it cannot be.
     objective: of the model, a key of objectives.OBJECTIVES.
     levels: output -> what has one: "sequence", "token" or "mask".
+    in_documents: whether neighbouring examples with one `document` must be
+      computed together.
   """
 
   needs: tuple[str, ...]
   objective: str
   levels: dict[str, str]
+  in_documents: bool = False
 
   def __init__(self, context: Context):
     self.context = context
@@ -256,6 +342,7 @@ class _FillMask(Kind):
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     tokenizer, longest = self.tokenizer, self.context.seq_len
+    most = self.context.model.max_len
     parts = _text(record, "text").split(MASK)
     if len(parts) < 2:
       raise RecordError(f"its text has no {MASK}; write {MASK} for each gap")
@@ -265,7 +352,8 @@ class _FillMask(Kind):
     ids.append(tokenizer.sep_id)
     if len(ids) > longest:
       raise RecordError(
-        f"its text has {len(ids)} tokens, the model takes {longest}; shorten it"
+        f"its text has {len(ids)} tokens, predict.seq_len is {longest}; shorten"
+        f" it, or set predict.seq_len, which may be up to {most}"
       )
     return [EncodedText(ids, len(ids))]
 
@@ -471,25 +559,57 @@ class _Choose(_TaskKind):
 
 
 class _Tag(_TaskKind):
-  """A label for every word; long sentences are read in parts."""
+  """A label for every word; long sentences are read in parts.
+
+  A model that was trained with `task.context=document` reads neighbouring lines
+  whose `document` is the same as one document.
+  """
 
   needs = ("task",)
   objective = "tag"
   levels = {"logits": "token"}
+
+  def __init__(self, context: Context):
+    super().__init__(context)
+    self.in_documents = self.settings.context == "document"
+    self._last: tuple[Any, int] = (None, 0)  # its `document`, and its number
+    self._warned = False
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     if record.get("words") is not None:
       words = _texts(record, "words")
     else:
       words = _text(record, "text").split()
-    return [spec.TagExample("", tuple(words), None, 0)]
+    return [spec.TagExample("", tuple(words), None, self._document(record))]
+
+  def _document(self, record: Mapping[str, Any]) -> int:
+    """The number of the document that a line belongs to."""
+    name, number = record.get("document"), self._last[1]
+    if name is None and self.in_documents and not self._warned:
+      self._warned = True
+      _log.warning(
+        "%s reads each sentence within its document (task.context=document), "
+        "but a line has no `document`; lines without one are read alone",
+        self.context.name,
+      )
+    if name is None or name != self._last[0]:
+      number += 1
+    self._last = name, number
+    return number
 
   def size(self, example: Any) -> int:
     return sum(map(len, example.words))
 
   def features(self, examples: Sequence[Any]) -> task_features.Features:
+    # Sentences that are documents of their own have nothing around them.
+    documents = len({example.document for example in examples})
+    in_documents = self.in_documents and documents < len(examples)
     return task_features.make_features(
-      self.task, examples, self.tokenizer, seq_len=self.context.seq_len
+      self.task,
+      examples,
+      self.tokenizer,
+      seq_len=self.context.seq_len,
+      context="document" if in_documents else "sentence",
     )
 
   def results(
@@ -527,8 +647,7 @@ class _Answer(_TaskKind):
       examples,
       self.tokenizer,
       seq_len=self.context.seq_len,
-      max_query_len=self.settings.max_query_len,
-      doc_stride=self.settings.doc_stride,
+      **self.settings.options("max_query_len", "doc_stride"),
     )
 
   def results(
@@ -540,10 +659,8 @@ class _Answer(_TaskKind):
       features,
       start,
       end,
-      has_null=settings.allow_null,
-      n_best=settings.n_best,
-      max_answer_len=settings.max_answer_len,
-      null_threshold=settings.null_threshold,
+      has_null=settings.has_null,
+      **settings.options("n_best", "max_answer_len", "null_threshold"),
     )
     bounds = np.searchsorted(features.example, np.arange(len(found) + 1))
     places = features.offsets[bounds]
@@ -587,8 +704,9 @@ def _characters(
     for j in np.flatnonzero(end == best.end_logit):
       first = int(features.char_starts[at][i])
       last = int(features.char_ends[at][j])
-      if 0 <= first < last and context[first:last] == best.text:
-        return first, last
+      if 0 <= first < last and context[first:last].strip() == best.text:
+        first += len(context[first:last]) - len(context[first:last].lstrip())
+        return first, first + len(best.text)
   raise AssertionError(f"{best} is nowhere in its text")
 
 

@@ -68,8 +68,9 @@ Modes and what each reads and writes:
 
   prepare   --config --input=TEXT,... --output=DATA
   train     --config --workdir, or --member of several; --replay_step=N
-  evaluate  --workdir; --output=FILE.json
+  evaluate  --workdir; --output=FILE.json --checkpoint=best|newest|STEP
   predict   --workdir or --config=configs/predict.py:from=DIR; --input --output
+            --checkpoint=best|newest|STEP
   plan      --config --topology=v5e:4x4; --num_slices --search=batch
             --num_together=K --output=FILE.json --dump=FILE
   convert   --config=configs/convert.py --input=DIR --output=DIR
@@ -111,6 +112,12 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_string(
     "output", None, "File or folder to write.", flag_values=flag_values
   )
+  flags.DEFINE_string(
+    "checkpoint", None,
+    "evaluate, predict: the step of the run to read: best, newest or its "
+    "number. Default: best where the run keeps one, else newest.",
+    flag_values=flag_values,
+  )  # fmt: skip
   flags.DEFINE_string(
     "topology",
     None,
@@ -224,6 +231,14 @@ def _same_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
 def _workdir(flag_values: flags.FlagValues) -> str:
   if not flag_values.workdir:
     raise UsageError("this mode needs --workdir=DIR")
+  from bert_jax import saved_steps
+
+  if run := saved_steps.run_of(flag_values.workdir):
+    step = os.path.basename(os.path.abspath(flag_values.workdir))
+    raise UsageError(
+      f"--workdir={flag_values.workdir} is a step of a run; give --workdir="
+      f"{run}, with --checkpoint={step} to evaluate or predict with this step"
+    )
   return flag_values.workdir
 
 
@@ -307,7 +322,12 @@ def _evaluate(flag_values: flags.FlagValues) -> None:
   from bert_jax import evaluate
 
   config = _run_config(flag_values)
-  evaluate.evaluate(config, _workdir(flag_values), flag_values.output)
+  evaluate.evaluate(
+    config,
+    _workdir(flag_values),
+    flag_values.output,
+    flag_values.checkpoint or "",
+  )
 
 
 def _predict(flag_values: flags.FlagValues) -> None:
@@ -328,9 +348,19 @@ def _predict(flag_values: flags.FlagValues) -> None:
       flag_values.workdir or "",
       "".join(flag_values.input),
       flag_values.output or "",
+      flag_values.checkpoint or "",
+      _given_keys(flag_values),
     )
   if failed and failed == total:
     sys.exit(1)
+
+
+def _given_keys(flag_values: flags.FlagValues) -> frozenset[str]:
+  """Keys of the config that the command line names."""
+  if flag_values.config is None:
+    return frozenset()
+  values = config_flags.get_override_values(flag_values["config"])
+  return frozenset(values)
 
 
 def _plan(flag_values: flags.FlagValues) -> None:
@@ -507,6 +537,15 @@ def main(argv: Sequence[str]) -> int:
     )
   if FLAGS.member and FLAGS.mode != "train":
     return _refuse("--member is for --mode=train")
+  if FLAGS.checkpoint is not None:
+    if FLAGS.mode not in ("evaluate", "predict"):
+      return _refuse("--checkpoint is for --mode=evaluate and --mode=predict")
+    from bert_jax import saved_steps
+
+    try:
+      saved_steps.check(FLAGS.checkpoint)
+    except saved_steps.StepError as error:
+      return _refuse(str(error))
   if FLAGS.completion:
     print(_completion(FLAGS, FLAGS.completion), end="")
     return 0

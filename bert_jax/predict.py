@@ -13,10 +13,12 @@ answer     question, context             answer, start, end, score
 tag        words, or text to split       words, labels
 choose     text, choices                 choice, scores
 
-An `id` is copied. What cannot be used becomes {"error": ...} in its place.
+An `id` is copied. Where a tagger was trained with task.context=document,
+neighbouring lines with the same `document` are one document. What cannot be
+used becomes {"error": ...} in its place.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -69,6 +71,18 @@ class _Rows:
   layout: packing.Layout
   batch: dict[str, np.ndarray]
   is_mask: np.ndarray
+
+
+def _row_lengths(model: bert.ModelConfig, seq_len: int) -> tuple[int, ...]:
+  """Lengths of the rows that sequences of a length are packed into."""
+  longest = model.max_len
+  if model.attention != "plain":  # takes multiples of its unit alone
+    longest = -(-longest // model.row_len_unit) * model.row_len_unit
+  shorter = tuple(n for n in _ROW_LENGTHS if n < longest)
+  lengths = (*shorter, longest)
+  return tuple(
+    n for n in lengths if n <= min(m for m in lengths if m >= seq_len)
+  )
 
 
 def _num_rows(count: int, most: int, multiple: int) -> int:
@@ -167,25 +181,46 @@ class Predictor:
     tokenizer: its vocabulary.
   """
 
-  def __init__(self, pretrained: weights.Pretrained, config: Any, name: str):
+  def __init__(
+    self,
+    pretrained: weights.Pretrained,
+    config: Any,
+    name: str,
+    given: Collection[str] | None = None,
+  ):
     """Puts a model onto the devices.
+
+    What the run of the weights was evaluated with, such as its length and how
+    it answers questions, is used here, too, so that both give one answer.
 
     Args:
       pretrained: the model, with its vocabulary.
-      config: the whole configuration. Groups `predict`, `mesh`, and the part of
-        `task` about questions are read, and of `model` what is not its shape.
+      config: the whole configuration, as of configs/predict.py. Groups
+        `predict` and `mesh` are read, and the keys of weights.SETTINGS.
       name: of the model, for messages.
+      given: keys of the config that the user named, which win over what the
+        run says; None = those of weights.SETTINGS that are not None.
 
     Raises:
       ValueError: the model lacks a part, or a setting cannot be.
     """
-    settings = kinds.Settings.from_config(config)
+    own = dict(pretrained.settings)
+    if pretrained.seq_len:
+      longest = pretrained.model["max_len"]
+      own["data.seq_len"] = min(pretrained.seq_len, longest)
+    settings = kinds.Settings.from_config(config, own, given)
     if pretrained.tokenizer is None:
       raise kinds.PredictError(
         f"{name} has no vocabulary; put its vocab.txt there"
       )
+    arithmetic: dict[str, Any] = {
+      name: kinds.value_of([f"model.{name}"], config, own, given) or default
+      for name, default in (("dtype", "float32"), ("attention", "plain"))
+    }
+    # Nothing is dropped, and some programs of attention have no dropout.
+    arithmetic |= {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
     model = bert.ModelConfig.from_config(
-      config.model.to_dict() | pretrained.model
+      config.model.to_dict() | pretrained.model | arithmetic
     )
     make = kinds.choose_kind(settings.kind, pretrained, name)
     self.kind = next(key for key, value in kinds.KINDS.items() if value is make)
@@ -201,9 +236,9 @@ class Predictor:
         self._settings, seq_len, model, self.tokenizer, pretrained, name
       )
     )
-    model.check_row_len(model.max_len)
-    shorter = (n for n in _ROW_LENGTHS if n < model.max_len)
-    self._row_lengths = (*shorter, model.max_len)
+    self._row_lengths = _row_lengths(model, seq_len)
+    for length in self._row_lengths:
+      model.check_row_len(length)
     self._mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                                     config.mesh.tensor)  # fmt: skip
     self._place = sharding.batch_sharding(self._mesh)
@@ -211,20 +246,28 @@ class Predictor:
     self._step = jax.jit(self._kind.step)
 
   @classmethod
-  def load(cls, path: str, config: Any) -> "Predictor":
+  def load(
+    cls,
+    path: str,
+    config: Any,
+    checkpoint: str = "",
+    given: Collection[str] | None = None,
+  ) -> "Predictor":
     """Reads a model.
 
     Args:
       path: what weights.read takes: a Hugging Face or Flax directory, a TF1
         checkpoint or a workdir.
       config: the whole configuration; see `__init__`.
+      checkpoint: of a workdir the step, as for `saved_steps.choose`.
+      given: see `__init__`.
 
     Raises:
       ValueError: there is no model, or it cannot do what is asked.
     """
     bounds.check(config)  # before gigabytes are read
     kinds.Settings.from_config(config)
-    return cls(weights.read(path), config, path)
+    return cls(weights.read(path, checkpoint), config, path, given)
 
   def _put_params(self, given: Any, rules: Any, name: str) -> Any:
     """The parameters of the model on the mesh; zeros for heads not used."""
@@ -278,8 +321,14 @@ class Predictor:
     """Parses records and groups them."""
     limit = _WINDOW_BATCHES * self._settings.batch_tokens
     window = kinds.Window([], [])
+
+    def is_full():
+      return len(window.entries) >= _WINDOW_LINES or window.size >= limit
+
     for name, record in numbered:
-      kept = {}
+      kept: dict[str, Any] = {}
+      examples: list[Any] = []
+      found: int | kinds.RecordError
       try:
         if isinstance(record, kinds.RecordError):
           raise record
@@ -288,12 +337,19 @@ class Predictor:
         kept = {"id": record["id"]} if "id" in record else {}
         examples = self._kind.parse(record)
       except kinds.RecordError as error:
-        window.entries.append((kept, kinds.RecordError(f"{name}: {error}")))
+        found = kinds.RecordError(f"{name}: {error}")
       else:
-        window.entries.append((kept, len(examples)))
-        window.examples += examples
-        window.size += sum(map(self._kind.size, examples))
-      if len(window.entries) >= _WINDOW_LINES or window.size >= limit:
+        found = len(examples)
+      in_documents = self._kind.in_documents and bool(examples)
+      if in_documents and is_full():
+        # What is read in one document is computed in one window.
+        if examples[0].document != window.examples[-1].document:
+          yield window
+          window = kinds.Window([], [])
+      window.entries.append((kept, found))
+      window.examples += examples
+      window.size += sum(map(self._kind.size, examples))
+      if is_full() and not in_documents:
         yield window
         window = kinds.Window([], [])
     if window.entries:
@@ -348,7 +404,12 @@ def _check_finite(output: kinds.Outputs) -> None:
 
 
 def predict(
-  config: Any, workdir: str, source: str, target: str
+  config: Any,
+  workdir: str,
+  source: str,
+  target: str,
+  checkpoint: str = "",
+  given: Collection[str] | None = None,
 ) -> tuple[int, int]:
   """Reads JSON lines, writes JSON lines.
 
@@ -358,6 +419,8 @@ def predict(
     source: a file of JSON objects; "-" or "" = standard input.
     target: the file to write, whole or not at all; "-" or "" = standard
       output.
+    checkpoint: of a workdir the step, as for `saved_steps.choose`.
+    given: keys of the config that the user named; see `Predictor`.
 
   Returns:
     How many lines there were, and how many could not be used.
@@ -376,7 +439,7 @@ def predict(
     )
   total = failed = 0
   with _reading(source) as lines, _writing(target) as out:
-    predictor = Predictor.load(path, config)
+    predictor = Predictor.load(path, config, checkpoint, given)
     size = os.path.getsize(source) if os.path.isfile(source) else None
     watched = bars.track(lines, "predict", size, size=len)
     for result in predictor.run(_parse_lines(watched)):

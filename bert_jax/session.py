@@ -310,6 +310,9 @@ def open_session(
 def check_settings(config: Any) -> None:
   """Raises ValueError if a training setting is out of range."""
   bounds.check(config)
+  for key in ("max_query_len", "doc_stride", "n_best", "max_answer_len"):
+    if config.task[key] is None:  # as in configs/predict.py
+      raise ValueError(f"task.{key} is not set; training needs a number")
   if not config.train.num_epochs and config.train.total_steps < 1:
     raise ValueError(  # tasks may count epochs instead
       f"train.total_steps={config.train.total_steps}; it must be 1 or more"

@@ -29,13 +29,14 @@ from typing import Any
 
 from flax import serialization
 import numpy as np
-import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
 
 from bert_jax import checkpoint
 from bert_jax import files
 from bert_jax import run_log
+from bert_jax import saved_steps
+from bert_jax import tasks
 from bert_jax import tf_checkpoint
 from bert_jax import tokenization
 from bert_jax.models import convert
@@ -58,6 +59,14 @@ _MSGPACK = "flax_model.msgpack"
 _CKPT = "bert_model.ckpt"
 _OURS = "bert_jax"  # key of our own settings in bert_config.json
 
+# Keys of a run's config, beside the shape of the model and data.seq_len, that
+# its predictions depend on.
+SETTINGS = (
+  "model.dtype", "model.attention", "task.context", "task.max_query_len",
+  "task.doc_stride", "task.n_best", "task.max_answer_len", "task.has_null",
+  "task.null_threshold",
+)  # fmt: skip
+
 
 class WeightsError(ValueError):
   """Weights are missing, damaged, or do not fit."""
@@ -78,6 +87,11 @@ class Pretrained:
     lower_case: whether text is lower-cased; None where nothing says so.
     ignored: names of tensors in the file that have no place in our tree.
     missing: paths of a full encoder that the file does not have.
+    seq_len: tokens that a sequence has at most where the model was trained or
+      is meant to be used; None where nothing says so.
+    settings: values of the keys in SETTINGS that the run used, as far as the
+      folder says them. `task.has_null` is the fact that evaluation goes by,
+      which for a benchmark is that of the benchmark.
   """
 
   format: str
@@ -89,6 +103,8 @@ class Pretrained:
   lower_case: bool | None = None
   ignored: tuple[str, ...] = ()
   missing: tuple[str, ...] = ()
+  seq_len: int | None = None
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -127,18 +143,25 @@ _TO_SAFETENSORS = (
 )
 
 
+def _workdir(path: str) -> str | None:
+  """The workdir that a path names, as a folder or by its run.json."""
+  if os.path.basename(path) == "run.json":
+    return os.path.dirname(path) or "."
+  return path if os.path.exists(os.path.join(path, "run.json")) else None
+
+
 def _find(path: str) -> tuple[str, str]:
   """Returns the format and the file (for ours: the step) of some weights."""
   if os.path.isdir(path):
     return _find_in(path)
+  if workdir := saved_steps.run_of(path):
+    saved_steps.choose(workdir, os.path.basename(path))  # lists what there is
   if path.endswith((".safetensors", _SHARDS)):
     return "huggingface", path
   if path.endswith(".msgpack"):
     return "flax", path
   if path.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt.pt")):
     raise WeightsError(f"{path}: {_TO_SAFETENSORS}")
-  if os.path.basename(path) == "run.json":
-    return _find_in(os.path.dirname(path) or ".")
   prefix = re.sub(r"\.(index|data-\d+-of-\d+|meta)$", "", path)
   if os.path.exists(prefix + ".index"):
     return "tf1", prefix
@@ -154,8 +177,6 @@ def _find_in(folder: str) -> tuple[str, str]:
   def holds(name):
     return os.path.exists(os.path.join(folder, name))
 
-  if holds("run.json"):
-    return "bert_jax", _newest_step(folder)
   if holds("params") and os.path.basename(os.path.abspath(folder)).isdecimal():
     return "bert_jax", os.path.abspath(folder)
   for name, format in (
@@ -180,14 +201,6 @@ def _find_in(folder: str) -> tuple[str, str]:
     f"{folder} holds no weights that are read ({names}); wanted "
     f"{_SAFETENSORS}, {_MSGPACK}, {_CKPT}.index or run.json"
   )
-
-
-def _newest_step(workdir: str) -> str:
-  folder = os.path.join(os.path.abspath(workdir), "checkpoints")
-  steps = ocp.utils.checkpoint_steps(folder) if os.path.isdir(folder) else []
-  if not steps:
-    raise WeightsError(f"{folder} holds no checkpoint; train, or give another")
-  return os.path.join(folder, str(max(steps)))
 
 
 # --- reading tensors ---------------------------------------------------------
@@ -270,6 +283,8 @@ class _Settings:
   labels: tuple[str, ...]
   tokenizer: tokenization.Tokenizer | None
   lower_case: bool | None
+  seq_len: int | None = None
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -452,9 +467,18 @@ def _read_own_settings(step: str) -> _Settings:
     labels = tuple(map(str, task.get("labels") or ()))
     objective = config.get("objective")
     default = objective if objective in convert.KINDS else None
-    data = (config.get("data") or {}).get("dir")
+    data = config.get("data") or {}
+    seq_len = data.get("seq_len")
+    if seq_len is not None and type(seq_len) is not int:
+      raise ValueError(f"data.seq_len is {seq_len!r:.100}")
+    flat = run_log.flatten(config)
+    settings = {key: flat[key] for key in SETTINGS if key in flat}
+    if "task.has_null" in settings:
+      settings["task.has_null"] = tasks.has_null(
+        flat.get("task.name", ""), settings["task.has_null"]
+      )
   tokenizer = None
-  for folder in filter(None, (workdir, data)):
+  for folder in filter(None, (workdir, data.get("dir"))):
     vocab = os.path.join(folder, "vocab")
     if os.path.isdir(vocab):
       with _naming(vocab):
@@ -466,6 +490,8 @@ def _read_own_settings(step: str) -> _Settings:
     labels=labels,
     tokenizer=tokenizer,
     lower_case=tokenizer.lower_case if tokenizer else None,
+    seq_len=seq_len,
+    settings=settings,
   )
 
 
@@ -479,12 +505,13 @@ _READERS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
-def read(path: str | os.PathLike[str]) -> Pretrained:
+def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
   """Reads a model.
 
   Args:
     path: a folder (its content tells the format), a file of weights in one,
       or a step of a workdir (WORKDIR/best/STEP).
+    checkpoint: of a workdir the step, as for `saved_steps.choose`.
 
   Returns:
     The model; see `Pretrained` for what may be left over or missing.
@@ -493,7 +520,24 @@ def read(path: str | os.PathLike[str]) -> Pretrained:
     WeightsError: no weights, damaged ones, or not those of a BERT.
     files.FilesError: the file is a FIFO or device.
   """
-  format, file = _find(os.fspath(path))
+  path = os.fspath(path)
+  try:
+    if workdir := _workdir(path):
+      return saved_steps.read(
+        workdir, checkpoint, lambda step: _read("bert_jax", step)
+      )[1]
+    if checkpoint:
+      raise WeightsError(
+        f"--checkpoint={checkpoint}: {path} is not the workdir of a run; leave "
+        "--checkpoint out"
+      )
+    return _read(*_find(path))
+  except (saved_steps.StepError, run_log.RunError) as error:
+    raise WeightsError(str(error)) from error
+
+
+def _read(format: str, file: str) -> Pretrained:
+  """Reads what `_find` found."""
   files.check_readable(file)
   read_settings, read_tensors = _READERS[format]
   settings = read_settings(file)
@@ -517,6 +561,8 @@ def read(path: str | os.PathLike[str]) -> Pretrained:
       lower_case=settings.lower_case,
       ignored=found.ignored + unread,
       missing=found.missing,
+      seq_len=settings.seq_len,
+      settings=settings.settings,
     )
     _check_task(pretrained)
     _check_vocabulary(pretrained)
@@ -693,11 +739,17 @@ def _write_bert_jax(
     "remat": "none",
     "attention": "plain",
   }
+  config: dict[str, Any] = {"model": model, "data": {"dir": None}}
+  if pretrained.seq_len:
+    config["data"]["seq_len"] = pretrained.seq_len
+  for key, value in pretrained.settings.items():
+    group, _, name = key.partition(".")
+    config.setdefault(group, {})[name] = value
   has_both = {"mlm", "nsp"} <= pretrained.params.keys()
   objective = "task" if kind else "mlm_nsp" if has_both else None
   commit, dirty = run_log.commit()
   run = {
-    "config": {"model": model, "objective": objective, "data": {"dir": None}},
+    "config": config | {"objective": objective},
     "data_hash": "",  # no examples yet
     "task": {"kind": kind, "labels": list(pretrained.labels)} if kind else None,
     "converted_from": pretrained.format,

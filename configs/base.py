@@ -111,8 +111,10 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   c.seed = 0  # of initialisation, dropout, order of examples and masks
   # What is trained: "mlm_nsp", "mlm" alone, or "task": that of the group task.
   c.objective = "mlm_nsp"
-  # Weights to start from: an HF directory, a TF1 checkpoint or a workdir. They
-  # decide the shape of the model, and its vocabulary where a task is trained.
+  # Weights to start from: an HF directory, a TF1 checkpoint, a workdir (its
+  # best step where it keeps one, else its newest) or WORKDIR/checkpoints/STEP.
+  # They decide the shape of the model, and its vocabulary where a task is
+  # trained.
   c.init_from = ml_collections.config_dict.placeholder(str)
   c.init_random = False  # shape and vocabulary of init_from, but fresh weights
 
@@ -290,10 +292,12 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   # What to do with each line of --input: "fill-mask", "embed", "classify",
   # "regress", "answer", "tag" or "choose"; "" = what the model has a head for.
   r.kind = ""
-  # Weights to read: an HF directory, a TF1 checkpoint, a workdir (its newest
-  # checkpoint) or WORKDIR/best/STEP; --workdir if not set.
+  # Weights to read: an HF directory, a TF1 checkpoint, a workdir (the step that
+  # --checkpoint says) or WORKDIR/best/STEP; --workdir if not set.
   r.model = ml_collections.config_dict.placeholder(str)
-  r.seq_len = 0  # tokens a sequence; longer text is cut. 0 = model.max_len
+  # Tokens a sequence; longer text is cut. 0 = as the run was trained and is
+  # evaluated; where the weights do not say it, model.max_len.
+  r.seq_len = 0
   r.batch_tokens = 2048  # tokens computed together, padding included
   r.top_k = 5  # fill-mask: candidates for each [MASK]
   # embed: what to write, of "tokens", "pooled", "mean", "layers", "concat".
@@ -301,7 +305,10 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   r.layers = (-1,)  # embed: 0 = the embeddings, 1 = first layer, -1 = last
   r.concat_last = 0  # embed: also the last n layers of each token joined
   r.decimals = 6  # embed: digits after the point; 0 = all
-  r.allow_null = False  # answer: there may be none, as in SQuAD 2
-  # answer: no answer where its score leads by more than this.
-  r.null_threshold = 0.0
+  # answer: there may be none, as in SQuAD 2. Another name for task.has_null:
+  # not set = as the run was trained and is evaluated, else False.
+  r.allow_null = ml_collections.config_dict.placeholder(bool)
+  # answer: no answer where its score leads by more than this. Another name for
+  # task.null_threshold: not set = as the run says, else 0.0.
+  r.null_threshold = ml_collections.config_dict.placeholder(float)
   return c

@@ -53,7 +53,6 @@ def get_config(text=None):
   c.data.seq_len = seq_len
   c.train.num_epochs = epochs
   c.train.total_steps = 0
-  c.predict.allow_null = args.task == "squad_v2"
   c.train.log_every_steps = 20
   c.optim.learning_rate = learning_rate
   c.optim.warmup_rate = 0.1

@@ -75,7 +75,7 @@ def test_a_worse_evaluation_does_not_replace_the_best(
   assert steps_in(tmp_path / "checkpoints") == [3]
   assert steps_in(tmp_path / "best") == [best]
   step, params = checkpoint.restore_params(
-    str(tmp_path), abstract(state_at(0)[0]), best=True
+    str(tmp_path), abstract(state_at(0)[0]), "best"
   )
   assert step == best
   np.testing.assert_array_equal(params["w"], np.full((8, 4), best))

@@ -771,8 +771,8 @@ def _restore(folder):
     checkpoints.close()
   jax.tree.map(np.testing.assert_array_equal, tuple(found), _state(step))
   params = _abstract(_state(0)[0])
-  checkpoint.restore_params(str(folder), params)
-  checkpoint.restore_params(str(folder), params, best=True)
+  checkpoint.restore_params(str(folder), params, "newest")
+  checkpoint.restore_params(str(folder), params, "best")
 
 
 def _make_run(folder):

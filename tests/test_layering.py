@@ -24,6 +24,7 @@ FLOORS = (
   {"models", "tasks"},
   {"tokenization", "pairing", "masking", "packing", "metrics", "flops"}
   | {"batching", "losses", "optim", "sharding", "checkpoint", "records"}
+  | {"saved_steps"}
   | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
   | {"tpu", "profiling", "compile_cache"}
   | {"hosts", "preemption", "bars", "completion"}
@@ -38,7 +39,8 @@ SIDEWAYS = {
   "results": {"sweep"},
   "report": {"results", "sweep"},
   "batching": {"masking", "packing", "records", "tokenization"},
-  "checkpoint": {"hosts", "run_log"},
+  "checkpoint": {"hosts", "run_log", "saved_steps"},
+  "saved_steps": {"run_log"},
   "task_batches": {"batching", "packing"},
   "flops": {"tpu.chips"},
   "preemption": {"signals"},

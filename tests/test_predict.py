@@ -12,6 +12,7 @@ import subprocess
 import sys
 import types
 
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +30,7 @@ from bert_jax.models import convert
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 from configs import base
+from configs import predict as predict_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 WORDS = "sun moon star sky rain wind snow hill ##s ##y . ?".split()
@@ -77,7 +79,7 @@ RECORDS["classify"] = RECORDS["regress"] = RECORDS["embed"]
 
 
 def new_config(**changes):
-  config = base.get_config()
+  config = predict_config.get_config()
   config.task.max_query_len, config.task.doc_stride = 8, 4
   config.predict.update({"batch_tokens": 512, "decimals": 0} | changes)
   return config
@@ -447,7 +449,7 @@ BAD = {
     ({"text": "no gap"}, "its text has no [MASK]; write [MASK] for each gap"),
     (
       {"text": "sun " * 20 + "[MASK]"},
-      "its text has 23 tokens, the model takes 20; shorten it",
+      "its text has 23 tokens, predict.seq_len is 20; shorten it",
     ),
     ([1], "it is [1]; wanted a JSON object"),
   ],
@@ -616,12 +618,18 @@ def test_the_launcher_reads_and_writes_standard_streams(tmp_path):
 def test_the_job_failed_where_all_lines_did(tmp_path, content, status):
   weights.write(pretrained("regress"), tmp_path / "model", "tf1")
   (tmp_path / "in.jsonl").write_bytes(content)
-  flags = types.SimpleNamespace(
-    config=new_config(model=str(tmp_path / "model")), workdir=None,
-    input=[str(tmp_path / "in.jsonl")], output=str(tmp_path / "out.jsonl"),
-  )  # fmt: skip
+  values = flags.FlagValues()
+  main.define_flags(values)
+  values(
+    [
+      "bert-jax",
+      f"--input={tmp_path}/in.jsonl",
+      f"--output={tmp_path}/out.jsonl",
+      f"--config={ROOT}/configs/predict.py:from={tmp_path}/model",
+    ]
+  )
   try:
-    main._predict(flags)
+    main._predict(values)
     got = None
   except SystemExit as error:
     got = error.code
@@ -634,15 +642,15 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
   """Their run.json is not that of a training: it has no settings of ours."""
   folder = str(tmp_path / "model")
   weights.write(pretrained("regress"), folder, "bert_jax")
-  flags = types.SimpleNamespace(
+  values = types.SimpleNamespace(
     mode="predict", config=None, workdir=folder, input=[], output=None
   )
   message = f"no 'mesh'; give --config=configs/predict.py:from={folder}$"
   with pytest.raises(main.UsageError, match=message):
-    main._predict(flags)
-  flags.mode = "evaluate"
+    main._predict(values)
+  values.mode = "evaluate"
   with pytest.raises(ValueError, match="holds converted weights, not a run"):
-    main._run_config(flags)
+    main._run_config(values)
 
 
 # --- what cannot be ----------------------------------------------------------

@@ -278,13 +278,16 @@ def test_a_runs_checkpoints_are_read(tmp_path, scan_layers):
   run = {"config": config, "data_hash": "", "task": task}
   run_log.write_run(str(tmp_path / "x"), run)
   for path, times in (
-    (".", 4), ("run.json", 4), ("best/2", 2), ("checkpoints/2", 2),
+    (".", 2), ("run.json", 2), ("best/2", 2), ("checkpoints/2", 2),
+    ("checkpoints/4", 4),
   ):  # fmt: skip
     got = weights.read(tmp_path / "x" / path)
     want = jax.tree.map(lambda x, times=times: x * times, pretrained.params)
     assert_same(got.params, want)
     assert (got.kind, got.labels) == ("classify", LABELS["classify"])
     assert got.tokenizer.fingerprint == pretrained.tokenizer.fingerprint
+  with pytest.raises(weights.WeightsError, match="holds 2, 4, best holds 2"):
+    weights.read(tmp_path / "x" / "best" / "3")
 
 
 # --- Hugging Face's folders --------------------------------------------------

@@ -27,6 +27,16 @@ TASKS: dict[str, spec.Task] = {
 }
 
 
+def has_null(name: str, own: bool) -> bool:
+  """Whether questions of a task may have no answer.
+
+  Args:
+    name: as `task.name` of a config has it.
+    own: `task.has_null`, which is about data of one's own alone.
+  """
+  return TASKS[name].has_null if name in TASKS else own
+
+
 def read_examples(
   task: spec.Task,
   folder: str,

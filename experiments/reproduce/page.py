@@ -186,6 +186,8 @@ def pretrain_commands(name, *more, size="base"):
     f"--config.data.dir={data}",
     "--config.model.dtype=bfloat16",
     "--config.model.attention=fused",
+    # The paper goes on from the last step, not from the best: keep no best.
+    "--config.checkpoint.best_metric=",
     *more,
   )
   return (
