@@ -22,7 +22,8 @@ FLOORS = (
   {"objectives"},
   {"weights"},
   {"models", "tasks"},
-  {"tokenization", "pairing", "masking", "packing", "metrics", "flops"}
+  {"tokenization", "hf_tokenizer", "added_tokens", "pairing", "masking"}
+  | {"packing", "metrics", "flops"}
   | {"batching", "losses", "optim", "sharding", "checkpoint", "records"}
   | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
   | {"tpu", "profiling", "compile_cache"}
@@ -37,7 +38,9 @@ SIDEWAYS = {
   "report": {"results", "sweep"},
   "batching": {"masking", "packing", "records", "tokenization"},
   "checkpoint": {"hosts"},
+  "hf_tokenizer": {"added_tokens"},
   "task_batches": {"batching", "packing"},
+  "tokenization": {"added_tokens", "hf_tokenizer"},
   "flops": {"tpu.chips"},
 }
 # They run in the many processes that prepare data, which must start fast and
