@@ -59,7 +59,7 @@ class AddedToken:
 
 
 def _is_word_character(char: str) -> bool:
-  """Whether a regular expression's \\w matches, by Unicode's definition."""
+  """Whether a character is one of words, as regular expressions see it."""
   category = unicodedata.category(char)
   return (
     category[0] in "LM"
@@ -88,9 +88,7 @@ class Finder:
   ):
     self._ids = ids
     self._normalize = normalize
-    self._raw = _by_content(
-      token for token in ids if not token.normalized
-    )
+    self._raw = _by_content(token for token in ids if not token.normalized)
     self._normal = _by_content(
       (token for token in ids if token.normalized),
       lambda content: content.translate(normalize),
@@ -134,9 +132,7 @@ class Finder:
       return
     # For each character of `normal` the one of `text` that it comes from.
     source = [
-      i
-      for i, char in enumerate(text)
-      for _ in char.translate(self._normalize)
+      i for i, char in enumerate(text) for _ in char.translate(self._normalize)
     ]
     for id, start, end in self._matches(self._normal, normal):
       first, last = source[start], source[end - 1]

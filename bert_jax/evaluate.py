@@ -164,9 +164,7 @@ def given_params(
       leaf.shape, leaf.sharding, lambda index: x[index]
     )
 
-  placed = jax.tree.map(
-    place, tree, wanted, is_leaf=lambda leaf: leaf is None
-  )
+  placed = jax.tree.map(place, tree, wanted, is_leaf=lambda leaf: leaf is None)
   commit, dirty = run_log.commit()
   name = job.config.task.name or job.config.objective
   return placed, {

@@ -12,7 +12,7 @@ AutoTokenizer gives. Differs from it: the five special tokens of BERT are text
 where a text spells them, as in the original.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
 import json
 import logging
@@ -196,9 +196,7 @@ def check_keys(path: str, config: Mapping[str, Any]) -> None:
     )  # fmt: skip
 
 
-def _refusal(
-  path: str, key: str, value: Any, accepted: tuple[Any, ...]
-) -> str:
+def _refusal(path: str, key: str, value: Any, accepted: tuple[Any, ...]) -> str:
   wanted = ", ".join(json.dumps(x) for x in accepted if x is not None)
   return (
     f"{path}: {key} is {value!r:.100}, which gives other tokens than there "
@@ -207,9 +205,7 @@ def _refusal(
   )
 
 
-def _check_words(
-  path: str, config: Mapping[str, Any], lower_case: Any
-) -> None:
+def _check_words(path: str, config: Mapping[str, Any], lower_case: Any) -> None:
   """Refuses settings that cut a text into other words."""
   if lower_case not in (None, True, False):
     raise ValueError(f"{path}: do_lower_case is {lower_case!r:.100}")
@@ -424,9 +420,13 @@ class _Collected:
         f"{path} gives the added token {token.content!r:.60} the id {id}, "
         f"{old_path} the id {old_id}; correct one of them"
       )
-    if id is not None and isinstance(value, dict) and (
-      (old.single_word, old.normalized)
-      != (token.single_word, token.normalized)
+    if (
+      id is not None
+      and isinstance(value, dict)
+      and (
+        (old.single_word, old.normalized)
+        != (token.single_word, token.normalized)
+      )
     ):
       raise ValueError(
         f"{path} and {old_path} give the added token {token.content!r:.60} "
@@ -443,8 +443,8 @@ class _Collected:
       for id, token, _ in self._found.values()
       if token.content not in SPECIAL_TOKENS.values()
     ]
-    by_id: Callable[[tuple], bool] = lambda row: row[0] is not None
-    yield from sorted(filter(by_id, rows), key=lambda row: row[0])
+    placed = [(id, token) for id, token in rows if id is not None]
+    yield from sorted(placed, key=lambda row: row[0])
     yield from (row for row in rows if row[0] is None)
 
 
@@ -460,12 +460,11 @@ def _added_tokens(
   of_added = os.path.join(folder, _ADDED)
   special = {"special": True, "normalized": False}
   found = _Collected()
-  for token in _list(os.path.join(folder, WHOLE), whole, "added_tokens"):
+  of_whole = os.path.join(folder, WHOLE)
+  for token in _list(of_whole, whole, "added_tokens"):
     if not isinstance(token, dict):
-      raise ValueError(
-        f"{os.path.join(folder, WHOLE)}: {token!r:.100} is no added token"
-      )
-    found.add(os.path.join(folder, WHOLE), token.get("id"), token, {})
+      raise ValueError(f"{of_whole}: added_tokens has {token!r:.100}")
+    found.add(of_whole, token.get("id"), token, {})
   decoder = config.get("added_tokens_decoder") or {}
   if not isinstance(decoder, dict):
     raise ValueError(f"{of_config}: added_tokens_decoder is not an object")

@@ -509,7 +509,7 @@ class WordPieceTokenizer(Tokenizer):
     return json.dumps(content).encode("utf-8")
 
   def _settings(self) -> dict[str, Any]:
-    settings = {
+    settings: dict[str, Any] = {
       "lower_case": self.lower_case,
       "max_input_chars_per_word": self.max_input_chars_per_word,
     }
@@ -626,9 +626,7 @@ def _check_pieces(pieces: Sequence[str], source: str) -> None:
     )
 
 
-def _check_added(
-  added: Sequence[added_tokens.AddedToken], source: str
-) -> None:
+def _check_added(added: Sequence[added_tokens.AddedToken], source: str) -> None:
   """Refuses added tokens that no text can give or that mean something else."""
   seen = set()
   for token in added:
@@ -1005,11 +1003,16 @@ def load_hugging_faces(
     file = whole
   if pieces is None:
     raise FileNotFoundError(f"{folder} holds no {_VOCAB_FILE}")
-  if lower_case is None:
-    lower_case = settings.lower_case
+  if None not in (lower_case, settings.lower_case) and (
+    lower_case != settings.lower_case
+  ):
+    raise ValueError(
+      f"lower_case={lower_case}, but the files of {folder} say "
+      f"{settings.lower_case}; leave it unset, or give that"
+    )
   return WordPieceTokenizer(
     pieces,
-    lower_case=lower_case,
+    lower_case=settings.lower_case if lower_case is None else lower_case,
     max_input_chars_per_word=(
       MAX_INPUT_CHARS_PER_WORD
       if max_input_chars_per_word is None

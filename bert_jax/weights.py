@@ -539,9 +539,7 @@ def read(path: str | os.PathLike[str]) -> Pretrained:
   settings = read_settings(file)
   tensors, unread = read_tensors(file)
   with _naming(file):
-    found = convert.to_ours(
-      format, tensors, settings.model, tied=settings.tied
-    )
+    found = convert.to_ours(format, tensors, settings.model, tied=settings.tied)
     bias = found.params.get("task/bias")
     kind, labels = None, ()
     refused = {}
@@ -753,8 +751,8 @@ def _write_tf1(
     names = ", ".join(token.content for token in tokenizer.added)
     raise WeightsError(
       f"the vocabulary has added tokens ({names:.200}), which the original's "
-      "vocab.txt cannot hold: it would cut them into pieces; write huggingface, "
-      "flax or bert_jax"
+      "vocab.txt cannot hold: it would cut them into pieces; write "
+      "huggingface, flax or bert_jax"
     )
   model = pretrained.model
   config = convert.config_of("tf1", model) | {

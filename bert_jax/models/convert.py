@@ -420,7 +420,7 @@ def _untied_name(
   tensors: Mapping[str, np.ndarray],
   tied: bool,
 ) -> str:
-  """The decoder of masked words, where it differs from the word table; or ""."""
+  """The decoder of masked words where it is not the word table; or ""."""
   name, is_transposed = _DECODERS.get(format, ("", False))
   word = their_name(format, "encoder/embeddings/word/embedding", False)[0]
   pairs = [(name, word, is_transposed)]
