@@ -199,9 +199,9 @@ def check_keys(path: str, config: Mapping[str, Any]) -> None:
 def _refusal(path: str, key: str, value: Any, accepted: tuple[Any, ...]) -> str:
   wanted = ", ".join(json.dumps(x) for x in accepted if x is not None)
   return (
-    f"{path}: {key} is {value!r:.100}, which gives other tokens than there "
-    f"are here; wanted {wanted or 'no such key'}. If the model is meant to be "
-    "used without it, correct the file"
+    f"{path}: {key} is {value!r:.100}, which gives other tokens than this "
+    f"program can make; it accepts {wanted or 'no such key'}. To use the model "
+    "by those rules, write that into the file"
   )
 
 
@@ -437,7 +437,7 @@ class _Collected:
     )  # fmt: skip
 
   def tokens(self) -> Iterator[tuple[int | None, added_tokens.AddedToken]]:
-    """Them all, but for BERT's five: first by id, then as they came."""
+    """Yields all but BERT's five: by id, then those without one in order."""
     rows = [
       (id, token)
       for id, token, _ in self._found.values()

@@ -429,40 +429,44 @@ class WordPieceTokenizer(Tokenizer):
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`: of its words, the longest piece first."""
-    if self.added:
-      ids: list[int] = []
-      for id, start, end in self._find_added(text):
-        ids += self._encode_words(text[start:end]) if id is None else [id]
-      return ids
-    return self._encode_words(text)
-
-  def _encode_words(self, text: str) -> list[int]:
-    """The ids of a text without added tokens."""
-    # The one hot line of the host: a look-up a word.
     lookup = self._chunk_ids.__getitem__
-    return list(itertools.chain.from_iterable(map(lookup, _chunks(text))))
+    if not self.added:
+      # The one hot line of the host: a look-up a word.
+      return list(itertools.chain.from_iterable(map(lookup, _chunks(text))))
+    ids: list[int] = []
+    for id, start, end in self._find_added(text):
+      if id is None:
+        words = map(lookup, _chunks(text[start:end]))
+        ids += itertools.chain.from_iterable(words)
+      else:
+        ids.append(id)
+    return ids
 
   def encode_with_offsets(self, text: str) -> Encoding:
     """Returns the ids of `text`, and which characters each stands for."""
-    ids: list[int] = []
-    starts: list[int] = []
-    ends: list[int] = []
-    segments: Iterable[added_tokens.Segment] = (
-      self._find_added(text) if self.added else [(None, 0, len(text))]
-    )
-    for id, first, last in segments:
-      if id is not None:
-        ids.append(id)
-        starts.append(first)
-        ends.append(last)
-        continue
-      for match in _CHUNK.finditer(text, first, last):
-        at = match.start()
-        chunk_ids, chunk_starts, chunk_ends = self._chunk_offsets[match.group()]
-        ids += chunk_ids
-        starts += [at + start for start in chunk_starts]
-        ends += [at + end for end in chunk_ends]
-    return ids, starts, ends
+    encoding: Encoding = ([], [], [])
+    if not self.added:
+      self._add_words(_CHUNK.finditer(text), encoding)
+      return encoding
+    for id, first, last in self._find_added(text):
+      if id is None:
+        self._add_words(_CHUNK.finditer(text, first, last), encoding)
+      else:
+        for column, value in zip(encoding, (id, first, last), strict=True):
+          column.append(value)
+    return encoding
+
+  def _add_words(
+    self, matches: Iterable[re.Match[str]], encoding: Encoding
+  ) -> None:
+    """Adds the ids of chunks of a text, and their characters."""
+    ids, starts, ends = encoding
+    for match in matches:
+      at = match.start()
+      chunk_ids, chunk_starts, chunk_ends = self._chunk_offsets[match.group()]
+      ids += chunk_ids
+      starts += [at + start for start in chunk_starts]
+      ends += [at + end for end in chunk_ends]
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns words with spaces between them, punctuation being words."""

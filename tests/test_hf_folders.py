@@ -636,7 +636,8 @@ def test_keys_of_real_folders_are_known(caplog):
   config = {
     "_name_or_path": "x", "gradient_checkpointing": False, "use_cache": True,
     "transformers_version": "4.8.2", "torch_dtype": "float16",
-    "pad_token_id": 9, "finetuning_task": "mrpc", "task_specific_params": {}, "_num_labels": 2,
+    "pad_token_id": 9, "finetuning_task": "mrpc", "_num_labels": 2,
+    "task_specific_params": {},
     "directionality": "bidi", "pooler_fc_size": 768, "classifier_dropout": 0.3,
     "chunk_size_feed_forward": 4, "output_hidden_states": True,
     "label2id": {}, "pruned_heads": {}, "language": "english",
