@@ -48,10 +48,16 @@ def _settled(pretrained: weights.Pretrained, settings: Any):
   if settings.drop_head:
     params = dict(pretrained.params)
     names = tuple(f"task/{name}" for name in sorted(params.pop("task")))
+    refused = {k: v for k, v in pretrained.refused.items() if k != "task"}
     return dataclasses.replace(
       pretrained, params=params, kind=None, labels=(),
-      ignored=pretrained.ignored + names,
+      ignored=pretrained.ignored + names, refused=refused,
     )  # fmt: skip
+  if why := pretrained.refused.get("task"):
+    raise weights.WeightsError(
+      f"convert.kind={settings.kind!r}, but {why}; give "
+      "--config.convert.drop_head=True to leave the head out"
+    )
   if pretrained.kind not in (None, settings.kind):
     raise weights.WeightsError(
       f"convert.kind={settings.kind!r}, but the model says that its head is "

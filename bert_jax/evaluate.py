@@ -135,9 +135,10 @@ def given_params(
     given["task"] = _head_of(pretrained, task, source)
   wanted = _wanted_params(job.config, mesh, job.model, job.objective)
   tree, added, _ = weights.fit(given, wanted)
-  if added:
+  if missing := sorted(filter(job.objective.needs, added)):
+    why = "".join(f" ({reason})" for reason in pretrained.refused.values())
     raise ValueError(
-      f"{source} has no {', '.join(sorted(added))}: it can be trained, with "
+      f"{source} has no {', '.join(missing)}{why}: it can be trained, with "
       "--mode=train, but not evaluated as it is"
     )
   _log.info("evaluating the weights of %s as they are", source)
@@ -147,13 +148,15 @@ def given_params(
       "%s says that it is for data.seq_len=%d; this evaluates it at %d",
       source, pretrained.seq_len, seq_len,
     )  # fmt: skip
-  placed = jax.tree.map(
-    lambda x, leaf: jax.make_array_from_callback(
+
+  def place(x, leaf):
+    if x is None:  # nothing that is scored depends on it
+      x = np.zeros(leaf.shape, leaf.dtype)
+    return jax.make_array_from_callback(
       leaf.shape, leaf.sharding, lambda index: x[index]
-    ),
-    tree,
-    wanted,
-  )
+    )
+
+  placed = jax.tree.map(place, tree, wanted, is_leaf=lambda leaf: leaf is None)
   commit, dirty = run_log.commit()
   name = job.config.task.name or job.config.objective
   return placed, {
@@ -165,6 +168,11 @@ def _head_of(pretrained: Any, task: Any, source: str) -> Any:
   """The head of a task, its outputs in the order of the task's labels."""
   head, labels = pretrained.params["task"], list(task["labels"])
   theirs = list(pretrained.labels)
+  if why := pretrained.refused.get("task"):
+    raise ValueError(
+      f"the head of {source} cannot be evaluated: {why}; train a head of this "
+      "task on its encoder, with --mode=train"
+    )
   if pretrained.kind is None:
     raise ValueError(
       f"{source} does not say what its head is for; write it out by "

@@ -155,6 +155,14 @@ class FineTuning:
       doc_stride=settings.doc_stride,
       context=settings.context,
     )
+    types = self.model.config.type_vocab_size
+    if features.segment_ids.max() >= types:
+      raise spec.TaskError(
+        f"task {task.name} has pairs of texts, but the model has "
+        f"{types} token type (model.type_vocab_size), so it cannot tell them "
+        "apart; start from weights with two, or train with "
+        "--config.model.type_vocab_size=2"
+      )
     return Split(task, name_there, examples, features)
 
   @property

@@ -183,4 +183,5 @@ def _check_vocabulary(
 def _meaning(tokenizer: tokenization.Tokenizer) -> tuple:
   """What the ids of a vocabulary stand for."""
   pieces = tuple(tokenizer.token(i) for i in range(tokenizer.vocab_size))
-  return getattr(tokenizer, "lower_case", None), pieces
+  added = getattr(tokenizer, "added", ())
+  return getattr(tokenizer, "lower_case", None), pieces, added

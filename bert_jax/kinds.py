@@ -241,14 +241,23 @@ class Kind:
     levels: output -> what has one: "sequence", "token" or "mask".
     in_documents: whether neighbouring examples with one `document` must be
       computed together.
+    two_texts: whether every record holds two texts that the model must tell
+      apart.
   """
 
   needs: tuple[str, ...]
   objective: str
   levels: dict[str, str]
   in_documents: bool = False
+  two_texts = False
 
   def __init__(self, context: Context):
+    if self.two_texts and context.model.type_vocab_size < 2:
+      raise PredictError(
+        f"{context.name} has one token type (type_vocab_size=1), so it cannot "
+        f"tell the two texts of predict.kind={context.settings.kind} apart; "
+        "give a model with two"
+      )
     self.context = context
     self.tokenizer = context.tokenizer
     self.settings = context.settings
@@ -257,6 +266,10 @@ class Kind:
 
   def _make_model(self) -> Any:
     return self._objective.make_model(self.context.model)
+
+  def uses(self, path: str) -> bool:
+    """Whether what is predicted depends on the parameter with this path."""
+    return self._objective.needs(path)
 
   def init_params(self) -> Any:
     """Parameters of the model; only their shapes are read."""
@@ -281,6 +294,11 @@ class Kind:
 
   def pair(self, text: str, text_b: str | None) -> EncodedText:
     """[CLS] a [SEP] or [CLS] a [SEP] b [SEP], cut as fine-tuning cuts it."""
+    if text_b is not None and self.context.model.type_vocab_size < 2:
+      raise RecordError(
+        f"it is a pair of texts, but {self.context.name} has one token type "
+        "(type_vocab_size=1), so it cannot tell them apart; give one text"
+      )
     cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
     a = self.tokenizer.encode(text)
     b = [] if text_b is None else self.tokenizer.encode(text_b)
@@ -534,6 +552,7 @@ class _Choose(_TaskKind):
   """Which of some texts goes best with the first."""
 
   objective = "choice"
+  two_texts = True
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     text, choices = _text(record, "text"), _texts(record, "choices")
@@ -632,6 +651,7 @@ class _Answer(_TaskKind):
 
   needs = ("task",)
   objective = "span"
+  two_texts = True
   levels = {"logits": "token"}
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
@@ -752,6 +772,9 @@ KINDS: dict[str, type[Kind]] = {
 }
 
 
+_OF_TASKS = [name for name, kind in KINDS.items() if "task" in kind.needs]
+
+
 def kinds_of(pretrained: weights.Pretrained) -> list[str]:
   """The kinds that a model has the parts for, in the order of KINDS."""
   parts = set(pretrained.params) | set(pretrained.params["encoder"])
@@ -759,6 +782,7 @@ def kinds_of(pretrained: weights.Pretrained) -> list[str]:
     name
     for name, kind in KINDS.items()
     if parts.issuperset(kind.needs)
+    and pretrained.refused.keys().isdisjoint(kind.needs)
     and ("task" not in kind.needs
          or pretrained.kind in (None, kind.objective))
   ]  # fmt: skip
@@ -769,6 +793,13 @@ def choose_kind(
 ) -> type[Kind]:
   """The kind asked for, or the one that the model is for."""
   there_are = kinds_of(pretrained)
+  for head, why in pretrained.refused.items():
+    wanted = [k for k, v in KINDS.items() if head in v.needs]
+    if asked in wanted or (not asked and there_are[0] not in _OF_TASKS):
+      raise PredictError(
+        f"the head of {name} cannot be used: {why}; there is: "
+        f"--config.predict.kind={', '.join(there_are)}"
+      )
   if not asked:
     if "task" in pretrained.params and pretrained.kind is None:
       raise PredictError(

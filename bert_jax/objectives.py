@@ -33,6 +33,8 @@ class Objective:
       Of a task only its loss: the rest needs decoded predictions.
     packed_inputs: batch keys that the module takes where a batch has them:
       only where sequences share rows.
+    unused: parts of the module's parameters, as prefixes of their paths, that
+      its outputs do not depend on: weights may come without them.
   """
 
   make_model: Callable[..., nn.Module]
@@ -41,6 +43,11 @@ class Objective:
   weights: Callable[[Batch], dict[str, jax.Array]]
   metrics: Callable[[Any, Batch], Sums]
   packed_inputs: tuple[str, ...] = ("positions", "sequence_ids")
+  unused: tuple[str, ...] = ()
+
+  def needs(self, path: str) -> bool:
+    """Whether the outputs depend on the parameter with this path."""
+    return not path.startswith(self.unused)
 
   def arguments(self, batch: Batch) -> dict[str, jax.Array]:
     """What the module takes of a batch; of packed rows also how they are."""
@@ -151,6 +158,7 @@ def _task(
     losses=lambda o, b: {"task_loss": loss(o, b)},
     weights=lambda b: {"task_loss": b["weight"].sum()},
     metrics=lambda o, b: {"task_loss": loss(o, b)},
+    unused=() if pooled else ("encoder/pooler/",),
   )
 
 
@@ -211,6 +219,7 @@ OBJECTIVES = {
     losses=_mlm_losses,
     weights=_mlm_weights,
     metrics=_mlm_metrics,
+    unused=("encoder/pooler/", "nsp/"),
   ),
   # A label of a sentence or a pair (paper, 4.1).
   "classify": _task(_class_loss, pooled=True),

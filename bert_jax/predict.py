@@ -273,10 +273,7 @@ class Predictor:
     """The parameters of the model on the mesh; zeros for heads not used."""
     wanted = jax.eval_shape(self._kind.init_params)
     params, added, _ = weights.fit(given, wanted)
-    missing = [
-      path for path in added if not path.startswith(("encoder/pooler", "nsp/"))
-    ]
-    if missing:
+    if missing := [path for path in added if self._kind.uses(path)]:
       raise kinds.PredictError(f"{name} has no {', '.join(missing)}")
     filled = jax.tree.map(
       lambda leaf, x: np.zeros(leaf.shape, leaf.dtype) if x is None else x,

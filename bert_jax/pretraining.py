@@ -216,6 +216,12 @@ def _check_model_fits(config: Any) -> bert.ModelConfig:
       f"objective=mlm_nsp needs data.pairing=pairs, not {config.data.pairing}: "
       "there is no next sentence to predict; set --config.objective=mlm"
     )
+  if config.data.pairing == "pairs" and model_config.type_vocab_size < 2:
+    raise ValueError(
+      "data.pairing=pairs gives two token types, model.type_vocab_size="
+      f"{model_config.type_vocab_size} has one; start from weights with two, "
+      "or prepare and train with another data.pairing and objective=mlm"
+    )
   vocab_size = records.read_manifest(config.data.dir)["vocab_size"]
   if vocab_size > model_config.vocab_size:
     raise ValueError(

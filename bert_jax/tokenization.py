@@ -18,6 +18,7 @@ examples are made.
 import abc
 import collections
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+import dataclasses
 import functools
 import hashlib
 import io
@@ -35,7 +36,9 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from bert_jax import added_tokens
 from bert_jax import files
+from bert_jax import hf_tokenizer
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_INPUT_CHARS_PER_WORD = 200
@@ -43,6 +46,7 @@ MAX_INPUT_CHARS_PER_WORD = 200
 _VOCAB_FILE = "vocab.txt"
 _MODEL_FILE = "sentencepiece.model"
 _SETTINGS_FILE = "tokenizer.json"
+_ADDED = "added_tokens"  # its key for tokens that were added
 
 # Bounds of the dictionaries: some 60 MB when full, and a chunk longer than
 # this (a Chinese paragraph, a URL) is unlikely to come twice.
@@ -277,6 +281,21 @@ def _drop_mark_or_set_apart(code: int) -> str:
   return _set_punctuation_apart(code)
 
 
+def _normalize_char(code: int, lower_case: bool) -> str:
+  """What a character becomes in normalised text, which is not cut yet."""
+  char = chr(code)
+  if char in "\t\n\r\u2028\u2029" or unicodedata.category(char) == "Zs":
+    return " "
+  text = _clean_char(code)
+  if lower_case:
+    text = "".join(
+      c
+      for c in unicodedata.normalize("NFD", text.lower())
+      if unicodedata.category(c) != "Mn"
+    )
+  return text
+
+
 class _WordSplitter:
   """Cuts a chunk of text, without whitespace, into words and punctuation.
 
@@ -351,11 +370,17 @@ class WordPieceTokenizer(Tokenizer):
       accuracy without an error anywhere.
     max_input_chars_per_word: a longer word becomes [UNK]. 200 in the original
       since November 2018, 100 before that and in Hugging Face's tokenizers.
+    added: tokens that are matched in the text itself, before it is cut into
+      words. One that is a piece, too, has the id of that piece; the others
+      follow the pieces, in this order.
     source: what errors call the vocabulary, such as a file name.
 
+  Attributes:
+    added: as given.
+
   Raises:
-    ValueError: a special token missing, a piece twice, or a contradicted
-      `lower_case`.
+    ValueError: a special token missing, a piece twice, a contradicted
+      `lower_case`, or an added token that cannot be one.
 
   Example:
     >>> tokenizer = WordPieceTokenizer(
@@ -379,6 +404,7 @@ class WordPieceTokenizer(Tokenizer):
     *,
     lower_case: bool | None = None,
     max_input_chars_per_word: int = MAX_INPUT_CHARS_PER_WORD,
+    added: Sequence[added_tokens.AddedToken] = (),
     source: str = "the vocabulary",
   ):
     if not 1 <= max_input_chars_per_word < 1 << 31:
@@ -390,26 +416,58 @@ class WordPieceTokenizer(Tokenizer):
     _check_pieces(pieces, source)
     self.lower_case = _resolve_lower_case(pieces, lower_case, source)
     self.max_input_chars_per_word = max_input_chars_per_word
-    super().__init__(pieces, [pieces.index(name) for name in SPECIAL_TOKENS])
+    self.added = tuple(added)
+    self._words = tuple(pieces)  # without what was added
+    known = set(pieces)
+    beyond = [t.content for t in self.added if t.content not in known]
+    super().__init__(
+      [*pieces, *beyond], [pieces.index(name) for name in SPECIAL_TOKENS]
+    )
+    _check_added(self.added, source)
+    self._added_ids = {t: self._ids[t.content] for t in self.added}
+    # These neither continue a word nor are continued.
+    self._apart = self._special_ids.union(self._added_ids.values())
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`: of its words, the longest piece first."""
-    # The one hot line of the host: a look-up a word.
     lookup = self._chunk_ids.__getitem__
-    return list(itertools.chain.from_iterable(map(lookup, _chunks(text))))
+    if not self.added:
+      # The one hot line of the host: a look-up a word.
+      return list(itertools.chain.from_iterable(map(lookup, _chunks(text))))
+    ids: list[int] = []
+    for id, start, end in self._find_added(text):
+      if id is None:
+        words = map(lookup, _chunks(text[start:end]))
+        ids += itertools.chain.from_iterable(words)
+      else:
+        ids.append(id)
+    return ids
 
   def encode_with_offsets(self, text: str) -> Encoding:
     """Returns the ids of `text`, and which characters each stands for."""
-    ids: list[int] = []
-    starts: list[int] = []
-    ends: list[int] = []
-    for match in _CHUNK.finditer(text):
+    encoding: Encoding = ([], [], [])
+    if not self.added:
+      self._add_words(_CHUNK.finditer(text), encoding)
+      return encoding
+    for id, first, last in self._find_added(text):
+      if id is None:
+        self._add_words(_CHUNK.finditer(text, first, last), encoding)
+      else:
+        for column, value in zip(encoding, (id, first, last), strict=True):
+          column.append(value)
+    return encoding
+
+  def _add_words(
+    self, matches: Iterable[re.Match[str]], encoding: Encoding
+  ) -> None:
+    """Adds the ids of chunks of a text, and their characters."""
+    ids, starts, ends = encoding
+    for match in matches:
       at = match.start()
       chunk_ids, chunk_starts, chunk_ends = self._chunk_offsets[match.group()]
       ids += chunk_ids
       starts += [at + start for start in chunk_starts]
       ends += [at + end for end in chunk_ends]
-    return ids, starts, ends
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns words with spaces between them, punctuation being words."""
@@ -423,35 +481,62 @@ class WordPieceTokenizer(Tokenizer):
         words[-1] += piece[2:]
       else:
         words.append(piece)
-      follows_word = i not in self._special_ids
+      follows_word = i not in self._apart
     return " ".join(words)
 
   def continues_word(self) -> np.ndarray:
     """Returns [V] bool: the pieces that begin with "##"."""
-    return np.array([piece.startswith("##") for piece in self._pieces])
+    return np.array(
+      [
+        piece.startswith("##") and i not in self._apart
+        for i, piece in enumerate(self._pieces)
+      ]
+    )
 
   def save(self, directory: Path) -> None:
-    """Writes vocab.txt and tokenizer.json."""
+    """Writes vocab.txt, without added tokens, and tokenizer.json."""
     folder = pathlib.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    text = "".join(piece + "\n" for piece in self._pieces)
-    files.write_text(str(folder / _VOCAB_FILE), text)
+    self.write_pieces(folder / _VOCAB_FILE)
     self._write_settings(folder, **self._settings())
 
+  def write_pieces(self, path: Path) -> None:
+    """Writes a vocab.txt: one piece a line, without added tokens."""
+    text = "".join(piece + "\n" for piece in self._words)
+    files.write_text(str(path), text)
+
+  def added_ids(self) -> dict[added_tokens.AddedToken, int]:
+    """Returns the id of each added token."""
+    return dict(self._added_ids)
+
   def _content(self) -> bytes:
-    content = [self.kind, self._settings(), self._pieces]
+    content = [self.kind, self._settings(), self._words]
     return json.dumps(content).encode("utf-8")
 
   def _settings(self) -> dict[str, Any]:
-    return {
+    settings: dict[str, Any] = {
       "lower_case": self.lower_case,
       "max_input_chars_per_word": self.max_input_chars_per_word,
     }
+    if self.added:  # without them a vocabulary keeps its old fingerprint
+      settings[_ADDED] = [dataclasses.asdict(token) for token in self.added]
+    return settings
 
   def __reduce__(self):
     # The dictionaries and the Rust object are rebuilt where they are needed.
-    build = functools.partial(WordPieceTokenizer, **self._settings())
-    return build, (self._pieces,)
+    build = functools.partial(
+      WordPieceTokenizer,
+      lower_case=self.lower_case,
+      max_input_chars_per_word=self.max_input_chars_per_word,
+      added=self.added,
+    )
+    return build, (self._words,)
+
+  @functools.cached_property
+  def _find_added(self) -> added_tokens.Finder:
+    """What cuts a text at the added tokens in it."""
+    normalize = functools.partial(_normalize_char, lower_case=self.lower_case)
+    return added_tokens.Finder(self._added_ids, _Memo(normalize))
 
   @functools.cached_property
   def _chunk_ids(self) -> _Memo[str, tuple[int, ...]]:
@@ -496,7 +581,7 @@ class WordPieceTokenizer(Tokenizer):
   @functools.cached_property
   def _matcher(self) -> tokenizers.models.WordPiece:
     return tokenizers.models.WordPiece(
-      self._ids,
+      {piece: i for i, piece in enumerate(self._words)},
       unk_token="[UNK]",
       max_input_chars_per_word=self.max_input_chars_per_word,
     )
@@ -544,6 +629,28 @@ def _check_pieces(pieces: Sequence[str], source: str) -> None:
       f" {', '.join(missing)}; BERT needs {' '.join(SPECIAL_TOKENS)}, each on a"
       " line of its own"
     )
+
+
+def _check_added(added: Sequence[added_tokens.AddedToken], source: str) -> None:
+  """Refuses added tokens that no text can give or that mean something else."""
+  seen = set()
+  for token in added:
+    if token.content in SPECIAL_TOKENS:
+      raise ValueError(
+        f"{source}: {token.content} cannot be an added token; a text that "
+        "spells it is text here"
+      )
+    if token.content in seen:
+      raise ValueError(
+        f"{source}: the added token {token.content!r:.60} is there twice; "
+        "leave one out"
+      )
+    if _SURROGATE.search(token.content):
+      raise ValueError(
+        f"{source}: the added token {token.content!r:.60} has half of a "
+        "surrogate pair, which no UTF-8 file can hold; remove it"
+      )
+    seen.add(token.content)
 
 
 def _resolve_lower_case(
@@ -786,7 +893,9 @@ def load_tokenizer(
 
   Args:
     path: directory written by `save`, directory of a released checkpoint
-      (with vocab.txt), a bare vocabulary file, or a .model file.
+      (with vocab.txt, or as Hugging Face writes one: what its files say is
+      checked, and added tokens are read), a bare vocabulary file, or a .model
+      file.
     lower_case: WordPiece only. None: as saved, else decided by the vocabulary.
     max_input_chars_per_word: WordPiece only. None: as saved, else 200.
 
@@ -803,6 +912,13 @@ def load_tokenizer(
   file = path
   if path.is_dir():
     saved = _read_settings(path / _SETTINGS_FILE)
+    if not saved and _is_hugging_faces(path):
+      return load_hugging_faces(
+        path,
+        hf_tokenizer.read(path),
+        lower_case=lower_case,
+        max_input_chars_per_word=max_input_chars_per_word,
+      )
     file = _vocabulary_file(path, saved)
   elif not path.exists():
     raise FileNotFoundError(
@@ -849,7 +965,110 @@ def _agreed_settings(
         f" {_SETTINGS_FILE}); leave it unset, or make a new vocabulary"
       )
   names = ("lower_case", "max_input_chars_per_word")
-  return {name: saved[name] for name in names if saved} | asked
+  added = [added_tokens.AddedToken(**token) for token in saved.get(_ADDED, ())]
+  kept = {"added": added} if added else {}
+  return {name: saved[name] for name in names if saved} | kept | asked
+
+
+def _is_hugging_faces(folder: pathlib.Path) -> bool:
+  """Whether a folder that `save` did not write is a Hugging Face one."""
+  names = (hf_tokenizer.CONFIG, hf_tokenizer.WHOLE)
+  return not (folder / _MODEL_FILE).exists() and any(
+    (folder / name).exists() for name in names
+  )
+
+
+def load_hugging_faces(
+  folder: Path,
+  settings: hf_tokenizer.Settings,
+  *,
+  lower_case: bool | None = None,
+  max_input_chars_per_word: int | None = None,
+) -> WordPieceTokenizer:
+  """Makes the tokenizer of a Hugging Face folder.
+
+  Args:
+    folder: with vocab.txt, or a tokenizer.json that holds the vocabulary.
+    settings: what its files say.
+    lower_case: None: as they say, else decided by the vocabulary.
+    max_input_chars_per_word: None: 200.
+
+  Raises:
+    ValueError: as `load_tokenizer`, or files that disagree.
+    FileNotFoundError: it has no vocabulary.
+  """
+  file = pathlib.Path(folder) / _VOCAB_FILE
+  whole = pathlib.Path(folder) / _SETTINGS_FILE
+  pieces = settings.pieces
+  if file.exists():
+    listed = _read_pieces(file)
+    if pieces is not None:
+      _check_equal(listed, pieces, file, whole)
+    pieces = tuple(listed)
+  else:
+    file = whole
+  if pieces is None:
+    raise FileNotFoundError(f"{folder} holds no {_VOCAB_FILE}")
+  if None not in (lower_case, settings.lower_case) and (
+    lower_case != settings.lower_case
+  ):
+    raise ValueError(
+      f"lower_case={lower_case}, but the files of {folder} say "
+      f"{settings.lower_case}; leave it unset, or give that"
+    )
+  return WordPieceTokenizer(
+    pieces,
+    lower_case=settings.lower_case if lower_case is None else lower_case,
+    max_input_chars_per_word=(
+      MAX_INPUT_CHARS_PER_WORD
+      if max_input_chars_per_word is None
+      else max_input_chars_per_word
+    ),
+    added=_placed(settings.added, pieces, str(folder)),
+    source=str(file),
+  )
+
+
+def _check_equal(
+  listed: Sequence[str], pieces: Sequence[str], file: Path, whole: Path
+) -> None:
+  """Refuses two vocabularies in one folder that differ."""
+  for i, (one, other) in enumerate(itertools.zip_longest(listed, pieces)):
+    if one is None or other is None or one != _piece_of_line(other):
+      raise ValueError(
+        f"{file} and {whole} differ: id {i} is {one!r:.60} in one and "
+        f"{other!r:.60} in the other; remove the file that is not the model's"
+      )
+
+
+def _placed(
+  added: Iterable[tuple[int | None, added_tokens.AddedToken]],
+  pieces: Sequence[str],
+  source: str,
+) -> list[added_tokens.AddedToken]:
+  """Added tokens in the order of their ids, which must leave no hole."""
+  ids = {piece: i for i, piece in enumerate(pieces)}
+  following = len(pieces)
+  placed = []
+  for id, token in added:
+    known = ids.get(token.content)
+    wanted = following if known is None else known
+    if id is not None and id != wanted:
+      what = (
+        f"the next id is {wanted}: ids must follow the vocabulary without a "
+        "hole"
+        if known is None and id >= len(pieces)
+        else f"in the vocabulary that is {pieces[id]!r:.60}"
+        if id < len(pieces)
+        else f"the vocabulary has it as {known}"
+      )
+      raise ValueError(
+        f"{source}: the added token {token.content!r:.60} has the id {id}, but "
+        f"{what}; correct the files"
+      )
+    following += known is None
+    placed.append(token)
+  return placed
 
 
 def _vocabulary_file(
@@ -881,7 +1100,7 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
   if isinstance(settings, dict) and "model" in settings:
     return {}  # a Hugging Face checkpoint has another file of this name
   wanted = {"kind", "lower_case", "max_input_chars_per_word", "fingerprint"}
-  if not isinstance(settings, dict) or set(settings) != wanted:
+  if not isinstance(settings, dict) or set(settings) - {_ADDED} != wanted:
     raise ValueError(
       f"{path} was not written by Tokenizer.save: wanted the keys"
       f" {', '.join(sorted(wanted))}; delete it to load the vocabulary alone"
@@ -902,6 +1121,14 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
         f"{path}: {name}={settings[name]!r:.60} is damaged; restore the file,"
         " or delete it to load the vocabulary alone"
       )
+  if _ADDED in settings:
+    try:
+      for token in settings[_ADDED]:
+        added_tokens.AddedToken(**token)
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f"{path}: {_ADDED} is damaged ({error}); restore the file"
+      ) from None
   return settings
 
 

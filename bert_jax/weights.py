@@ -32,8 +32,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from bert_jax import added_tokens
 from bert_jax import checkpoint
 from bert_jax import files
+from bert_jax import hf_tokenizer
 from bert_jax import run_log
 from bert_jax import saved_steps
 from bert_jax import tasks
@@ -92,6 +94,8 @@ class Pretrained:
     settings: values of the keys in SETTINGS that the run used, as far as the
       folder says them. `task.has_null` is the fact that evaluation goes by,
       which for a benchmark is that of the benchmark.
+    refused: head ("mlm", "task") -> why it cannot be used as it is: "mlm" is
+      then not among the parameters, "task" is, without a kind.
   """
 
   format: str
@@ -105,6 +109,7 @@ class Pretrained:
   missing: tuple[str, ...] = ()
   seq_len: int | None = None
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -285,6 +290,9 @@ class _Settings:
   lower_case: bool | None
   seq_len: int | None = None
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  tied: bool = True  # the head of masked words shares the word table
+  # K -> why the head of its task cannot be used; "" where it can.
+  refused_task: Callable[[int], str] = lambda num_labels: ""
 
 
 def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -295,6 +303,13 @@ def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
   by_id = {int(i): str(name) for i, name in names.items()}
   if sorted(by_id) != list(range(len(by_id))):
     raise ValueError(f"id2label has ids {sorted(by_id)}; wanted 0, 1, 2, ..")
+  for key in ("num_labels", "_num_labels"):
+    count = config.get(key)
+    if names and count is not None and count != len(by_id):
+      raise ValueError(
+        f"{key} is {count!r:.60}, but id2label names {len(by_id)} labels; "
+        "correct one of them"
+      )
   labels = tuple(by_id[i] for i in range(len(by_id)))
   return () if all(map(_MADE_UP_LABEL.fullmatch, labels)) else labels
 
@@ -319,6 +334,24 @@ def _hf_kind(
   return None
 
 
+def _refused_problem(config: Mapping[str, Any], num_labels: int) -> str:
+  """Why the head of a classification cannot be used; "" where it can.
+
+  Args:
+    config: of config.json, whose problem_type tells what the outputs mean.
+    num_labels: outputs of the head, K.
+  """
+  problem = config.get("problem_type")
+  if problem in (None, "single_label_classification") or (
+    problem == "regression" and num_labels == 1
+  ):
+    return ""
+  return (
+    f"problem_type is {problem!r:.60} with {num_labels} outputs; a head here "
+    "gives one label of several, or one number"
+  )
+
+
 def _read_hf_settings(file: str) -> _Settings:
   folder = os.path.dirname(file)
   path = os.path.join(folder, "config.json")
@@ -326,81 +359,65 @@ def _read_hf_settings(file: str) -> _Settings:
   with _naming(path):
     model = convert.model_of("huggingface", config)
     labels = _labels_of(config)
-  tokenizer, lower_case = _read_hf_tokenizer(folder)
+    hf_tokenizer.check_keys(
+      path, {"tokenizer_class": config.get("tokenizer_class")}
+    )
+  _say_what_differs(path, config)
+  adapter = os.path.join(folder, "adapter_config.json")
+  if os.path.exists(adapter):
+    raise WeightsError(
+      f"{adapter} stands beside the weights, so transformers would put an "
+      "adapter into the model; merge it there (merge_and_unload), or remove "
+      "the file"
+    )
+  with _naming(folder):
+    says = hf_tokenizer.read(folder)
+    tokenizer = _hf_tokenizer(folder, says)
+  seq_len = says.seq_len
   return _Settings(
     model=model,
     kind=lambda num_labels, is_span: _hf_kind(config, num_labels, is_span),
     labels=labels,
     tokenizer=tokenizer,
-    lower_case=lower_case,
+    lower_case=tokenizer.lower_case if tokenizer else says.lower_case,
+    # The model's own length is no news.
+    seq_len=seq_len if seq_len and seq_len < model["max_len"] else None,
+    tied=config.get("tie_word_embeddings") is not False,
+    refused_task=lambda num_labels: _refused_problem(config, num_labels),
   )
 
 
-def _read_hf_tokenizer(
-  folder: str,
-) -> tuple[tokenization.Tokenizer | None, bool | None]:
-  """Reads vocab.txt, or else the vocabulary in tokenizer.json."""
-  path = os.path.join(folder, "tokenizer_config.json")
-  config = _read_json(path) if os.path.exists(path) else {}
-  lower_case = config.get("do_lower_case")
-  _check_hf_tokenizer(path, config, lower_case)
-  # Its own limit, unless we wrote ours beside it.
-  limit = config.get("max_input_chars_per_word", _HF_WORD_CHARS)
-  vocab = os.path.join(folder, "vocab.txt")
-  whole = os.path.join(folder, "tokenizer.json")
-  tokenizer: tokenization.Tokenizer | None = None
-  if os.path.exists(vocab):
-    with _naming(vocab):
-      tokenizer = tokenization.load_tokenizer(
-        vocab, lower_case=lower_case, max_input_chars_per_word=limit
-      )
-  elif os.path.exists(whole):
-    settings = _read_json(whole)
-    with _naming(whole):
-      pieces, lower_case = _pieces_of(settings, lower_case)
-      tokenizer = tokenization.WordPieceTokenizer(
-        pieces, lower_case=lower_case, max_input_chars_per_word=limit,
-        source=whole,
+def _say_what_differs(path: str, config: Mapping[str, Any]) -> None:
+  """Logs keys that are not known, and those that training here sets itself."""
+  if unknown := convert.unknown_keys(config):
+    _log.warning(
+      "%s has keys that are not known here and were not read: %s; check that "
+      "they change no number",
+      path, ", ".join(unknown),
+    )  # fmt: skip
+  usual = {"init_stddev": 0.02}
+  for theirs, ours in convert.TRAINING_KEYS.items():
+    value = config.get(theirs)
+    if value not in (None, usual.get(ours, 0.1)):
+      _log.info(
+        "%s has %s=%s; training here takes --config.model.%s",
+        path, theirs, value, ours,
       )  # fmt: skip
-  return tokenizer, tokenizer.lower_case if tokenizer else lower_case
 
 
-def _check_hf_tokenizer(
-  path: str, config: Mapping[str, Any], lower_case: Any
-) -> None:
-  """Refuses settings that give other ids than the original's rules."""
-  if lower_case not in (None, True, False):
-    raise WeightsError(f"{path}: do_lower_case is {lower_case!r:.100}")
-  limit = config.get("max_input_chars_per_word", _HF_WORD_CHARS)
-  if type(limit) is not int:
-    raise WeightsError(f"{path}: max_input_chars_per_word is {limit!r:.100}")
-  strip = config.get("strip_accents")
-  if strip is not None and strip != (lower_case is not False):
-    raise WeightsError(
-      f"{path}: strip_accents={strip!r:.100} with do_lower_case={lower_case}; "
-      "here accents go where capitals go. Set strip_accents to null to accept "
-      "that"
-    )
-  if config.get("tokenize_chinese_chars", True) is not True:
-    raise WeightsError(
-      f"{path}: tokenize_chinese_chars is off; here each Chinese character is "
-      "a word. Set it to true to accept that"
-    )
-
-
-def _pieces_of(
-  settings: Mapping[str, Any], lower_case: bool | None
-) -> tuple[list[str], bool | None]:
-  """The pieces in tokenizer.json, and whether it lower-cases."""
-  model = settings.get("model") or {}
-  if model.get("type", "WordPiece") != "WordPiece":
-    raise ValueError(f"a {model['type']} vocabulary; WordPiece was wanted")
-  ids = model["vocab"]
-  if sorted(ids.values()) != list(range(len(ids))):
-    raise ValueError("the ids of its vocabulary are not 0, 1, 2, ..")
-  if lower_case is None:
-    lower_case = (settings.get("normalizer") or {}).get("lowercase")
-  return sorted(ids, key=ids.__getitem__), lower_case
+def _hf_tokenizer(
+  folder: str, says: hf_tokenizer.Settings
+) -> tokenization.Tokenizer | None:
+  """The tokenizer of a folder; None where that has no vocabulary."""
+  if says.pieces is None and not os.path.exists(
+    os.path.join(folder, "vocab.txt")
+  ):
+    return None
+  limit = says.max_input_chars_per_word
+  return tokenization.load_hugging_faces(
+    folder, says,
+    max_input_chars_per_word=_HF_WORD_CHARS if limit is None else limit,
+  )  # fmt: skip
 
 
 def _read_tf1_settings(prefix: str) -> _Settings:
@@ -431,6 +448,7 @@ def _read_tf1_settings(prefix: str) -> _Settings:
       )
     model["hidden_act"] = act
     labels = tuple(map(str, ours.get("labels", ())))
+    seq_len = _length_of(ours)
   tokenizer = None
   vocab = os.path.join(folder, "vocab.txt")
   if os.path.exists(vocab):
@@ -453,7 +471,16 @@ def _read_tf1_settings(prefix: str) -> _Settings:
     labels=labels,
     tokenizer=tokenizer,
     lower_case=tokenizer.lower_case if tokenizer else ours.get("lower_case"),
+    seq_len=seq_len,
   )
+
+
+def _length_of(settings: Mapping[str, Any]) -> int | None:
+  """`seq_len` of settings of ours; None where they do not say."""
+  length = settings.get("seq_len")
+  if length is not None and (type(length) is not int or length < 3):
+    raise ValueError(f"seq_len is {length!r:.100}; wanted 3 or more")
+  return length
 
 
 def _read_own_settings(step: str) -> _Settings:
@@ -468,9 +495,7 @@ def _read_own_settings(step: str) -> _Settings:
     objective = config.get("objective")
     default = objective if objective in convert.KINDS else None
     data = config.get("data") or {}
-    seq_len = data.get("seq_len")
-    if seq_len is not None and type(seq_len) is not int:
-      raise ValueError(f"data.seq_len is {seq_len!r:.100}")
+    seq_len = _length_of(data)
     flat = run_log.flatten(config)
     settings = {key: flat[key] for key in SETTINGS if key in flat}
     if "task.has_null" in settings:
@@ -543,11 +568,20 @@ def _read(format: str, file: str) -> Pretrained:
   settings = read_settings(file)
   tensors, unread = read_tensors(file)
   with _naming(file):
-    found = convert.to_ours(format, tensors, settings.model)
+    found = convert.to_ours(format, tensors, settings.model, tied=settings.tied)
     bias = found.params.get("task/bias")
     kind, labels = None, ()
+    refused = {}
+    if found.untied:
+      refused["mlm"] = (
+        f"its decoder {found.untied} is not tied to the word table "
+        f"(tie_word_embeddings is {settings.tied}); the head of masked words "
+        "here always is"
+      )
     if bias is not None:
       kind = settings.kind(bias.size, bool(found.is_span))
+      if kind is None and (why := settings.refused_task(bias.size)):
+        refused["task"] = why
       # Of an unknown kind they are kept for whoever names it.
       named = kind in ("classify", "tag", None)
       labels = settings.labels if named else ()
@@ -563,9 +597,19 @@ def _read(format: str, file: str) -> Pretrained:
       missing=found.missing,
       seq_len=settings.seq_len,
       settings=settings.settings,
+      refused=refused,
     )
     _check_task(pretrained)
     _check_vocabulary(pretrained)
+  for head, why in refused.items():
+    _log.warning("%s: its head %r cannot be used: %s", file, head, why)
+  if format in ("huggingface", "flax"):
+    unused = [n for n in found.ignored if not n.endswith(convert.BUFFERS)]
+    if unused:
+      _log.warning(
+        "%s: there is no place here for its tensors %.1000s; what they do in "
+        "their model is not done", file, ", ".join(unused),
+      )  # fmt: skip
   return pretrained
 
 
@@ -617,11 +661,48 @@ def _word_piece(pretrained: Pretrained, format: str) -> Any:
   )
 
 
-def _write_vocab(tokenizer: tokenization.Tokenizer, folder: str) -> None:
-  """Writes vocab.txt alone: one piece a line."""
-  path = os.path.join(folder, "vocab.txt")
-  pieces = map(tokenizer.token, range(tokenizer.vocab_size))
-  files.write_text(path, "".join(f"{piece}\n" for piece in pieces))
+def _write_hf_tokenizer(
+  tokenizer: tokenization.WordPieceTokenizer, folder: str, max_len: int
+) -> None:
+  """Writes vocab.txt, tokenizer_config.json and, if there are any, the rest.
+
+  Args:
+    tokenizer: which to write.
+    folder: where to.
+    max_len: tokens of a sequence, at most.
+  """
+  tokenizer.write_pieces(os.path.join(folder, "vocab.txt"))
+  config: dict[str, Any] = {
+    "tokenizer_class": "BertTokenizer",
+    "do_lower_case": tokenizer.lower_case,
+    "strip_accents": None,
+    "tokenize_chinese_chars": True,
+    "model_max_length": max_len,
+    "max_input_chars_per_word": tokenizer.max_input_chars_per_word,
+  }
+  if tokenizer.added:
+    ids = tokenizer.added_ids()
+    marks = [t.content for t in tokenizer.added if t.special]
+    usual = {
+      tokenizer.id(name): added_tokens.AddedToken(
+        name, normalized=False, special=True
+      )
+      for name in tokenization.SPECIAL_TOKENS
+    }
+    tokens = usual | {i: token for token, i in ids.items()}
+    config["added_tokens_decoder"] = {
+      str(i): dataclasses.asdict(tokens[i]) for i in sorted(tokens)
+    }
+    config["additional_special_tokens"] = marks
+    # Where versions of transformers before 4.34 look for them.
+    by_content = {token.content: i for token, i in ids.items()}
+    _write_json(os.path.join(folder, "added_tokens.json"), by_content)
+    names = dict(hf_tokenizer.SPECIAL_TOKENS)
+    _write_json(
+      os.path.join(folder, "special_tokens_map.json"),
+      names | {"additional_special_tokens": marks},
+    )
+  _write_json(os.path.join(folder, hf_tokenizer.CONFIG), config)
 
 
 def _architecture(pretrained: Pretrained) -> str:
@@ -663,18 +744,8 @@ def _write_hf_settings(pretrained: Pretrained, folder: str) -> None:
     )
   _write_json(os.path.join(folder, "config.json"), config)
   if tokenizer:
-    _write_vocab(tokenizer, folder)
-    _write_json(
-      os.path.join(folder, "tokenizer_config.json"),
-      {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": tokenizer.lower_case,
-        "strip_accents": None,
-        "tokenize_chinese_chars": True,
-        "model_max_length": pretrained.model["max_len"],
-        "max_input_chars_per_word": tokenizer.max_input_chars_per_word,
-      },
-    )
+    length = pretrained.seq_len or pretrained.model["max_len"]
+    _write_hf_tokenizer(tokenizer, folder, length)
 
 
 def _dtype_name(params: Mapping[str, Any]) -> str:
@@ -705,6 +776,13 @@ def _write_tf1(
 ) -> None:
   """Writes the original's files; what it has no key for goes under ours."""
   tokenizer = _word_piece(pretrained, "tf1")
+  if tokenizer and tokenizer.added:
+    names = ", ".join(token.content for token in tokenizer.added)
+    raise WeightsError(
+      f"the vocabulary has added tokens ({names:.200}), which the original's "
+      "vocab.txt cannot hold: it would cut them into pieces; write "
+      "huggingface, flax or bert_jax"
+    )
   model = pretrained.model
   config = convert.config_of("tf1", model) | {
     "hidden_dropout_prob": 0.1,
@@ -712,12 +790,14 @@ def _write_tf1(
     "initializer_range": 0.02,
   }
   ours: dict[str, Any] = {"hidden_act": model["hidden_act"]}
+  if pretrained.seq_len:
+    ours["seq_len"] = pretrained.seq_len
   if pretrained.kind is not None:
     ours |= {"kind": pretrained.kind, "labels": list(pretrained.labels)}
   if tokenizer:
     ours["lower_case"] = tokenizer.lower_case
     ours["max_input_chars_per_word"] = tokenizer.max_input_chars_per_word
-    _write_vocab(tokenizer, folder)
+    tokenizer.write_pieces(os.path.join(folder, "vocab.txt"))
   elif pretrained.lower_case is not None:
     ours["lower_case"] = pretrained.lower_case
   _write_json(os.path.join(folder, "bert_config.json"), config | {_OURS: ours})
@@ -808,6 +888,11 @@ def write(
   if format == "bert_jax":
     checkpoint.check_path(folder)
   if "task" in pretrained.params and pretrained.kind is None:
+    if why := pretrained.refused.get("task"):
+      raise WeightsError(
+        f"the head of the model cannot be written: {why}; give "
+        "--config.convert.drop_head=True to leave it out"
+      )
     raise WeightsError(
       "the model has the head of a task, and does not say of what kind; give "
       f"--config.convert.kind, one of {', '.join(convert.KINDS)}, or "

@@ -22,7 +22,8 @@ FLOORS = (
   {"objectives"},
   {"weights"},
   {"models", "tasks"},
-  {"tokenization", "pairing", "masking", "packing", "metrics", "flops"}
+  {"tokenization", "hf_tokenizer", "added_tokens", "pairing", "masking"}
+  | {"packing", "metrics", "flops"}
   | {"batching", "losses", "optim", "sharding", "checkpoint", "records"}
   | {"saved_steps"}
   | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
@@ -40,8 +41,10 @@ SIDEWAYS = {
   "report": {"results", "sweep"},
   "batching": {"masking", "packing", "records", "tokenization"},
   "checkpoint": {"hosts", "run_log", "saved_steps"},
+  "hf_tokenizer": {"added_tokens"},
   "saved_steps": {"run_log"},
   "task_batches": {"batching", "packing"},
+  "tokenization": {"added_tokens", "hf_tokenizer"},
   "flops": {"tpu.chips"},
   "preemption": {"signals"},
 }

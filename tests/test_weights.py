@@ -348,7 +348,6 @@ def test_made_up_labels_are_no_labels(tmp_path):
   [
     ({"architectures": None}, None),
     ({"architectures": ["BertLMHeadModel"]}, None),
-    ({"problem_type": "multi_label_classification"}, None),
     ({"architectures": ["FlaxBertForTokenClassification"]}, "tag"),
   ],
 )
@@ -418,7 +417,7 @@ def test_a_vocabulary_in_tokenizer_json_alone_is_read(tmp_path):
   ("changes", "message"),
   [
     ({"strip_accents": False}, "Set strip_accents to null"),
-    ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars is off"),
+    ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars is False"),
     ({"do_lower_case": "yes"}, "do_lower_case is 'yes'"),
     ({"do_lower_case": False}, "vocab.txt is uncased"),
   ],

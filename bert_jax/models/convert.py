@@ -70,6 +70,9 @@ _DECODERS = {
 _TIED_BIAS = "cls.predictions.decoder.bias"
 
 _LAYER = re.compile(r"encoder/layer_(\d+)/(.+)/(kernel|bias|scale)")
+_THEIR_ENCODER = re.compile(r"bert[./](embeddings|encoder)[./]")
+# Tensors of the encoder that hold positions, which are not learned.
+BUFFERS = ("position_ids", "token_type_ids")
 _THEIR_LAYER = re.compile(r"(bert[./])?encoder[./]layer[._/](\d+)[./]")
 _FLOATS = frozenset(
   map(np.dtype, ("float16", "float32", "float64", ml_dtypes.bfloat16))
@@ -90,8 +93,12 @@ MODEL_KEYS = (*_SIZES, "hidden_act", "layer_norm_eps")
 _ACTIVATIONS = {
   "huggingface": {
     "gelu": "gelu_erf",
+    "gelu_python": "gelu_erf",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
@@ -100,6 +107,58 @@ _ACTIVATIONS = {
   # Its gelu is the error function before February 2019, tanh since then.
   "tf1": {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "tanh": "tanh"},
 }
+# Keys of config.json -> the values that are accepted; any other would give
+# other numbers. `None` is how these files say that a key is not set.
+_ONLY: dict[str, tuple[Any, ...]] = {
+  "model_type": ("bert",),
+  "position_embedding_type": (None, "absolute"),
+  "is_decoder": (None, False),
+  "is_encoder_decoder": (None, False),
+  "add_cross_attention": (None, False),
+  "tie_encoder_decoder": (None, False),
+  "pruned_heads": (None, {}),
+  "quantization_config": (None, {}),
+  "auto_map": (None, {}),  # code of its own computes the model
+  "adapters": (None, {}),
+  "embedding_size": (None,),
+}
+# Read by `model_of`, and by weights.py.
+_READ = frozenset({*_SIZES.values(), "hidden_act", "layer_norm_eps"}) | {
+  "architectures", "problem_type", "id2label", "num_labels", "_num_labels",
+  "tie_word_embeddings", "tokenizer_class",
+}  # fmt: skip
+# Of training: here they are keys of the config group `model`.
+TRAINING_KEYS = {
+  "hidden_dropout_prob": "dropout_rate",
+  "attention_probs_dropout_prob": "attention_dropout_rate",
+  "classifier_dropout": "dropout_rate",
+  "initializer_range": "init_stddev",
+}
+# They change no number that is computed here: names, files, what a call
+# returns, how text is generated, how memory is used.
+_WITHOUT_EFFECT = frozenset({
+  "_name_or_path", "name_or_path", "transformers_version", "_commit_hash",
+  "_attn_implementation", "_attn_implementation_autoset", "attn_implementation",
+  "torch_dtype", "dtype", "use_bfloat16", "torchscript", "tf_legacy_loss",
+  "return_dict", "use_return_dict", "output_attentions", "output_hidden_states",
+  "output_past", "use_cache", "chunk_size_feed_forward",
+  "gradient_checkpointing", "finetuning_task", "task_specific_params",
+  "label2id", "prefix", "cross_attention_hidden_size", "pad_token_id",
+  "bos_token_id", "eos_token_id", "sep_token_id", "decoder_start_token_id",
+  "max_length", "min_length", "do_sample", "early_stopping", "num_beams",
+  "temperature", "top_k", "top_p", "typical_p", "repetition_penalty",
+  "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size",
+  "bad_words_ids", "num_return_sequences", "output_scores",
+  "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id",
+  "remove_invalid_values", "exponential_decay_length_penalty",
+  "suppress_tokens", "begin_suppress_tokens", "num_beam_groups",
+  "diversity_penalty", "directionality", "pooler_fc_size",
+  "pooler_num_attention_heads", "pooler_num_fc_layers",
+  "pooler_size_per_head", "pooler_type", "summary_activation",
+  "summary_first_dropout", "summary_last_dropout", "summary_proj_to_labels",
+  "summary_type", "summary_use_proj", "language", "model_name",
+  "sbert_ce_default_activation_function", "sentence_transformers", "bert_jax",
+})  # fmt: skip
 _TF1_NAMES = {"gelu_erf": "gelu", "gelu_tanh": "gelu"}
 
 
@@ -114,12 +173,15 @@ class Converted:
   Attributes:
     params: path -> array, layers unrolled.
     is_span: whether the head of its task is that of spans; None: no head.
+    untied: why the head of masked words was left out: the name of a tensor
+      that is not the word table, or "" where it was not.
     ignored: names of tensors that have no place here.
     missing: paths of a full encoder that are not there.
   """
 
   params: dict[str, np.ndarray]
   is_span: bool | None
+  untied: str
   ignored: tuple[str, ...]
   missing: tuple[str, ...]
 
@@ -352,10 +414,13 @@ def _part_of(path: str) -> str:
   return next((p for p in OPTIONAL if path.startswith(f"{p}/")), "encoder")
 
 
-def _is_untied(
-  format: str, found: Mapping[str, str], tensors: Mapping[str, np.ndarray]
-) -> bool:
-  """Whether the decoder of masked words differs from the word table."""
+def _untied_name(
+  format: str,
+  found: Mapping[str, str],
+  tensors: Mapping[str, np.ndarray],
+  tied: bool,
+) -> str:
+  """The decoder of masked words where it is not the word table; or ""."""
   name, is_transposed = _DECODERS.get(format, ("", False))
   word = their_name(format, "encoder/embeddings/word/embedding", False)[0]
   pairs = [(name, word, is_transposed)]
@@ -366,8 +431,23 @@ def _is_untied(
       array = tensors[found[one]]
       array = array.T if is_transposed else array
       if not np.array_equal(array, tensors[found[other]]):
-        return True
-  return False
+        return one
+  has_head = their_name(format, "mlm/bias", False)[0] in found
+  return name if has_head and not tied and name not in found else ""
+
+
+def _check_encoder(format: str, ignored: Collection[str]) -> None:
+  """Refuses tensors of the encoder that would change what it computes."""
+  if format not in ("huggingface", "flax"):
+    return
+  for name in ignored:
+    match = _THEIR_ENCODER.match(_canonical(format, name))
+    if match and not name.endswith(BUFFERS):
+      raise ConvertError(
+        f"{name} is a part of the encoder that a BERT does not have, so its "
+        "outputs would be others here; take it out of the file where the "
+        "encoder is meant to be used without it"
+      )
 
 
 def _tied_names(format: str) -> set[str]:
@@ -416,7 +496,11 @@ def _to_ours(
 
 
 def to_ours(
-  format: str, tensors: Mapping[str, np.ndarray], model: Mapping[str, Any]
+  format: str,
+  tensors: Mapping[str, np.ndarray],
+  model: Mapping[str, Any],
+  *,
+  tied: bool = True,
 ) -> Converted:
   """Converts the tensors of a format to our parameters.
 
@@ -424,13 +508,15 @@ def to_ours(
     format: one of `FORMATS`.
     tensors: name -> array; names with or without the prefix of the encoder.
     model: sizes, as in the config group `model`.
+    tied: whether the settings let the head of masked words share the word
+      table. A head that does not is left out: ours always does.
 
   Returns:
     The parameters, and what was left over.
 
   Raises:
-    ConvertError: a tensor is missing, is there twice, or has another shape
-      than the sizes make it.
+    ConvertError: a tensor is missing, is there twice, has another shape than
+      the sizes make it, or is a part of an encoder that is not here.
   """
   _check_layers(tensors, model["num_layers"])
   found = _by_canonical_name(format, tensors)
@@ -445,7 +531,8 @@ def to_ours(
     if not any(n in found for p, n in wanted.items() if _part_of(p) == part)
   }
   used = _tied_names(format)
-  if _is_untied(format, found, tensors):
+  untied = _untied_name(format, found, tensors, tied)
+  if untied:
     left_out.add("mlm")  # our head of masked words shares the word table
     used = set()
   params = {}
@@ -462,10 +549,13 @@ def to_ours(
     params[path] = _to_ours(path, given, tensors[given], shape, format)
     used.add(name)
   missing = [f"{POOLER}/kernel", f"{POOLER}/bias"] if POOLER in left_out else []
+  ignored = tuple(n for n in tensors if _canonical(format, n) not in used)
+  _check_encoder(format, ignored)
   return Converted(
     params=params,
     is_span=is_span,
-    ignored=tuple(n for n in tensors if _canonical(format, n) not in used),
+    untied=untied,
+    ignored=ignored,
     missing=tuple(missing),
   )
 
@@ -537,15 +627,12 @@ def model_of(format: str, config: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ConvertError: a key is missing, or it is no BERT that we have.
   """
-  for key, wanted in (
-    ("model_type", "bert"),
-    ("position_embedding_type", "absolute"),
-    ("is_decoder", False),
-    ("add_cross_attention", False),
-  ):
-    if config.get(key, wanted) != wanted:
+  for key, accepted in _ONLY.items():
+    if config.get(key, accepted[0]) not in accepted:
+      wanted = [x for x in accepted if x is not None] or ["no such key"]
       raise ConvertError(
-        f"{key} is {config[key]!r}; only a BERT with {wanted!r} is read"
+        f"{key} is {config[key]!r:.100}; only a BERT with {wanted[-1]!r} is "
+        "read"
       )
   model: dict[str, Any] = {}
   for ours, theirs in _SIZES.items():
@@ -571,6 +658,12 @@ def model_of(format: str, config: Mapping[str, Any]) -> dict[str, Any]:
     raise ConvertError(f"layer_norm_eps is {eps!r}; a number above 0 is wanted")
   model["layer_norm_eps"] = float(eps)
   return model
+
+
+def unknown_keys(config: Mapping[str, Any]) -> list[str]:
+  """The keys of a config.json that nothing here knows, sorted."""
+  known = _ONLY.keys() | _READ | TRAINING_KEYS.keys() | _WITHOUT_EFFECT
+  return sorted(map(str, config.keys() - known))
 
 
 def config_of(format: str, model: Mapping[str, Any]) -> dict[str, Any]:
