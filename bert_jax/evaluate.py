@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from flax import linen as nn
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import checkpoint
+from bert_jax import hosts
 from bert_jax import jobs
 from bert_jax import objectives
 from bert_jax import run_log
+from bert_jax import session
 from bert_jax import sharding
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     ValueError: no run, no checkpoint, or a config that does not fit it; or
       the weights have no head for the task.
   """
+  session.meet("evaluate", config, [workdir])
   if os.path.exists(os.path.join(workdir, "run.json")):
     run_log.refuse_converted(workdir)
   job, pretrained = jobs.open_job(config, workdir)
@@ -58,11 +60,15 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     run = run_log.describe(config, data_hash, list(mesh.devices.flat))
     run_log.check_workdir(workdir, run, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
+  session.meet_opened(
+    job, pretrained, job.facts | {"holds a run": not as_given}
+  )
   if as_given:
     os.makedirs(workdir, exist_ok=True)
   else:
     step, params = load_params(config, workdir, mesh, job.model, job.objective)
-  with jax.set_mesh(mesh):
+  stall = config.train.get("max_stall_secs", 0)  # older runs have none
+  with jax.set_mesh(mesh), hosts.watching(stall):
     values = evaluator(params)
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
@@ -73,24 +79,16 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")
     _log.info("wrote %s", path)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), hosts.watching(stall):
     for path in job.write_predictions(evaluator, params, workdir):
       _log.info("wrote %s", path)
   return values
 
 
 def _holds_run(workdir: str) -> bool:
-  """Whether a workdir is that of a run, as all hosts see it."""
+  """Whether a workdir is that of a run."""
   names = ("run.json", "checkpoints", "best")
-  found = any(os.path.exists(os.path.join(workdir, name)) for name in names)
-  if jax.process_count() > 1:
-    seen = multihost_utils.process_allgather(np.int32(found))
-    if seen.min() != seen.max():
-      raise ValueError(
-        f"some hosts see a run in {workdir}, others do not; give a folder that "
-        "they share"
-      )
-  return found
+  return any(os.path.exists(os.path.join(workdir, name)) for name in names)
 
 
 def load_params(

@@ -19,7 +19,8 @@ it changes by --config.group.key=value; configs/base.py says what each means.
 
 Exit status: 0 the job was done, 1 it failed (of a plan: it does not fit the
 memory), 2 it was asked for wrongly, 75 it was told to stop (SIGTERM) and has
-saved: the same command goes on.
+saved: the same command goes on, 69 another process of the same job died, stood
+still or did not come: all processes have ended and can be started again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -504,7 +505,8 @@ def main(argv: Sequence[str]) -> int:
     return 1
   except RuntimeError as error:
     # Known by name: their modules load jax.
-    if type(error).__name__ == "JaxRuntimeError" and _is_of_several():
+    is_broken = type(error).__name__ in ("JaxRuntimeError", "PeerError")
+    if is_broken and _is_of_several():
       _leave(error)
     statuses = {
       "DivergedError": 1,

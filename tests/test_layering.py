@@ -26,7 +26,7 @@ FLOORS = (
   | {"batching", "losses", "optim", "sharding", "checkpoint", "records"}
   | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
   | {"tpu", "profiling", "compile_cache"}
-  | {"hosts", "preemption", "bars", "completion"},
+  | {"hosts", "watchdog", "preemption", "bars", "completion"},
 )
 # Imports within a floor: nothing but these, and modules of one room.
 SIDEWAYS = {
@@ -37,6 +37,7 @@ SIDEWAYS = {
   "report": {"results", "sweep"},
   "batching": {"masking", "packing", "records", "tokenization"},
   "checkpoint": {"hosts"},
+  "hosts": {"watchdog"},
   "task_batches": {"batching", "packing"},
   "flops": {"tpu.chips"},
 }
