@@ -60,9 +60,8 @@ def evaluate(config: Any, workdir: str, output: str | None) -> dict[str, float]:
     run = run_log.describe(config, data_hash, list(mesh.devices.flat))
     run_log.check_workdir(workdir, run, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
-  session.meet_opened(
-    job, pretrained, job.facts | {"holds a run": not as_given}
-  )
+  facts_of_job = job.facts | {"holds a run": not as_given}
+  session.meet_opened(job, pretrained, mesh, facts_of_job)
   if as_given:
     os.makedirs(workdir, exist_ok=True)
   else:

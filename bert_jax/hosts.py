@@ -11,10 +11,12 @@ that cannot hang where they differ, and works while a device computes.
 
 Where a process fails, it says so in the store and ends with its own status. The
 others find that within seconds, each prints one line with the cause and ends
-with PeerError.exit_status. A process that was killed says nothing; then those
-whose connection to it broke ask all to answer, and who does not is named.
+with PeerError.exit_status. A process that was killed says nothing, but the
+connection that every process keeps to process 0 then ends, at once. Of one that
+is stopped, or whose host is gone, jax hears no heartbeat any more.
 """
 
+import atexit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import ctypes
@@ -26,6 +28,7 @@ import logging
 import os
 import re
 import secrets
+import selectors
 import signal
 import socket
 import sys
@@ -145,6 +148,7 @@ def start(
   # Where another process dies, this one says so in a line; a list of all
   # threads below would only hide it.
   faulthandler.disable()
+  _catch_aborts()
   jax.config.update("jax_enable_preemption_service", stops_in_order)
   try:
     jax.distributed.initialize(
@@ -157,12 +161,7 @@ def start(
     )
   except (RuntimeError, ValueError, OSError) as error:
     reason = (str(error).strip().splitlines() or [repr(error)])[0]
-    raise HostsError(
-      f"the processes of this job did not find each other: {reason}; see that "
-      "all run, that they reach the coordinator's port, and that each has its "
-      "own --process_id. For one process alone give "
-      "--coordinator=localhost:12345 --num_processes=1 --process_id=0"
-    ) from error
+    raise HostsError(_not_met(reason)) from error
   if jax.process_count() > 1:
     _Monitor.begin()
   _log.info(
@@ -170,6 +169,15 @@ def start(
     jax.process_index(), jax.process_count(),
     jax.local_device_count(), jax.device_count(),
   )  # fmt: skip
+
+
+def _not_met(reason: str) -> str:
+  return (
+    f"the processes of this job did not find each other: {reason}; see that "
+    "all run, that they reach the coordinator's port, and that each has its "
+    "own --process_id. For one process alone give "
+    "--coordinator=localhost:12345 --num_processes=1 --process_id=0"
+  )
 
 
 def are_several() -> bool:
@@ -395,11 +403,13 @@ def _is_seen(workdir: str, name: str) -> bool:
 
 
 class _Monitor:
-  """A thread that finds out whether another process has failed.
+  """Finds out, in threads, whether another process has failed.
 
-  Keys below _MONITORED: `beat/I` is a sign of life of process I; `trouble/I`
-  says that it fails and why; `here/I` answers to that; `silent` names those of
-  whom process 0 has not seen a sign of life for a while.
+  Keys below _MONITORED: `port` is where process 0 waits for the connections of
+  the others; `lost/I` says that the one of process I has ended; `beat/I` is a
+  sign of life of process I; `silent` names those of whom process 0 has not seen
+  one for a while; `trouble/I` says that process I fails and why; `here/I` is
+  the answer of process I to one of `lost` or `trouble`.
   """
 
   current: "_Monitor | None" = None
@@ -421,8 +431,9 @@ class _Monitor:
   def begin(cls) -> None:
     """Starts the one of this process."""
     cls.current = monitor = cls()
-    threading.Thread(target=monitor.run, name="monitor", daemon=True).start()
-    _catch_aborts(monitor)
+    hold = monitor.listen if monitor.index == 0 else monitor.hold
+    for act in (monitor.run, hold):
+      threading.Thread(target=act, name="monitor", daemon=True).start()
     show = sys.excepthook
 
     def hook(kind: Any, error: BaseException, trace: Any) -> None:
@@ -454,10 +465,71 @@ class _Monitor:
       self._watch_beats(rows)
     else:
       self._silent = json.loads(rows.get("silent", "[]"))
-    if not any(key.startswith("trouble/") for key in rows):
+    if not any(key.startswith(("trouble/", "lost/")) for key in rows):
       return False
     self._set(f"here/{self.index}", "")
     return True
+
+  def listen(self) -> None:
+    """Process 0: holds a connection to every other, until it ends."""
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    server = socket.create_server(
+      ("", 0), family=family, dualstack_ipv6=family == socket.AF_INET6
+    )
+    secret = secrets.token_hex(16)
+    self._set("port", f"{server.getsockname()[1]} {secret}")
+    selector = selectors.DefaultSelector()
+    selector.register(server, selectors.EVENT_READ)
+    atexit.register(self._part, selector)
+    names: dict[Any, int] = {}
+    while True:
+      for key, _ in selector.select():
+        line: Any = key.fileobj
+        if line is server:
+          line = server.accept()[0]
+          _keep_alive(line)
+          selector.register(line, selectors.EVENT_READ)
+          continue
+        said = _receive(line)
+        given, _, index = said.partition(" ")
+        if line not in names and given == secret:
+          names[line] = int(index)
+          continue
+        selector.unregister(line)
+        line.close()
+        if line in names and said != _BYE:
+          with contextlib.suppress(Exception):
+            self._set(f"lost/{names[line]}", "")
+
+  def hold(self) -> None:
+    """The others: hold a connection to process 0, until it ends."""
+    host = self.address.rpartition(":")[0].strip("[]")
+    try:
+      found = self.store.blocking_key_value_get(
+        f"{_MONITORED}port", HEARTBEAT_SECS * 1000
+      )
+      port, secret = found.split()
+      line = socket.create_connection((host, int(port)), HEARTBEAT_SECS)
+    except Exception as error:  # jax's, or a firewall
+      _log.info(
+        "no connection to watch process 0 by (%s); should a process be killed, "
+        "the others find out by jax's heartbeats, in %d s",
+        str(error)[:200], HEARTBEAT_SECS,
+      )  # fmt: skip
+      return
+    line.settimeout(None)
+    _keep_alive(line)
+    atexit.register(_send, line, _BYE)
+    _send(line, f"{secret} {self.index}")
+    if _receive(line) != _BYE:
+      time.sleep(_POLL_SECS)  # the main thread may know why
+      if self.is_leaving.acquire(blocking=False):
+        self.say_and_exit(self._of_process_0())
+
+  def _part(self, selector: selectors.BaseSelector) -> None:
+    """Tells the others that process 0 ends in order."""
+    for key in list(selector.get_map().values()):
+      _send(key.fileobj, _BYE)
 
   def _watch_beats(self, rows: Mapping[str, str]) -> None:
     now = time.monotonic()
@@ -509,6 +581,7 @@ class _Monitor:
       if known["is_own"] and i != self.index:
         return f"process {i} failed: {known['reason']}"
     answered = {int(key[5:]) for key in rows if key.startswith("here/")}
+    answered -= {int(key[5:]) for key in rows if key.startswith("lost/")}
     missing = set(range(self.count)) - answered - set(trouble) - {self.index}
     if missing:
       names = ", ".join(f"process {i}" for i in sorted(missing)[:_SHOWN])
@@ -546,6 +619,30 @@ class _Monitor:
     os._exit(PeerError.exit_status)
 
 
+_BYE = "bye"  # says a process that ends in order
+
+
+def _send(line: Any, text: str) -> None:
+  with contextlib.suppress(OSError):  # it is no longer there
+    line.send(text.encode())
+
+
+def _receive(line: socket.socket) -> str:
+  """What was said, at most a short line; "" = the connection has ended."""
+  try:
+    return line.recv(100).decode(errors="replace")
+  except OSError:
+    return ""
+
+
+def _keep_alive(line: socket.socket) -> None:
+  """Keeps a connection from being dropped on its way for saying nothing."""
+  line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+  for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 30)):
+    if hasattr(socket, name):  # Linux
+      line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def _within(secs: float, act: Callable[[], Any]) -> bool:
   """Does something in a thread; returns whether it was done in that time."""
   done = threading.Event()
@@ -561,7 +658,7 @@ def _within(secs: float, act: Callable[[], Any]) -> bool:
   return done.is_set()
 
 
-def _catch_aborts(monitor: _Monitor) -> None:
+def _catch_aborts() -> None:
   """Has the process end in order where jax's coordination service aborts it.
 
   jax offers no other way (0.10: a `missed_heartbeat_callback` written in Python
@@ -574,6 +671,10 @@ def _catch_aborts(monitor: _Monitor) -> None:
   library.signal.restype = ctypes.c_void_p
 
   def handle(number: int) -> None:
+    monitor = _Monitor.current
+    if monitor is None:
+      _say(_not_met(f"not all came within {_START_SECS} s"))
+      os._exit(PeerError.exit_status)
     if not monitor.is_leaving.acquire(blocking=False):
       time.sleep(2 * _ANSWER_SECS)  # another thread is at it
       os._exit(PeerError.exit_status)

@@ -48,6 +48,7 @@ FLAGS = flags.FLAGS
 USAGE_ERROR = 2
 PREEMPTED = 75
 COMPUTING_MODES = ("train", "evaluate", "predict", "doctor")
+MODES_OF_SEVERAL = ("train", "evaluate", "doctor")
 
 
 _MORE_HELP = """
@@ -475,6 +476,11 @@ def main(argv: Sequence[str]) -> int:
     return _refuse(f"what is {argv[1]!r}? Options start with --")
   if FLAGS.member and FLAGS.mode != "train":
     return _refuse("--member is for --mode=train")
+  if FLAGS.num_processes and FLAGS.mode not in MODES_OF_SEVERAL:
+    return _refuse(
+      f"--mode={FLAGS.mode} runs in one process: --coordinator, --num_processes"
+      f" and --process_id are for --mode={', '.join(MODES_OF_SEVERAL)}"
+    )
   if FLAGS.completion:
     print(_completion(FLAGS, FLAGS.completion), end="")
     return 0

@@ -225,13 +225,17 @@ def meet(mode: str, config: Any, workdirs: Sequence[str], **more: Any) -> None:
 
 
 def meet_opened(
-  job: jobs.Job, pretrained: Any, more: Mapping[str, Any]
+  job: jobs.Job,
+  pretrained: Any,
+  mesh: jax.sharding.Mesh,
+  more: Mapping[str, Any],
 ) -> None:
   """Checks that all processes have read the same; see `meet`.
 
   Args:
     job: that was opened.
     pretrained: weights to start from, or None.
+    mesh: of all devices. The processes are connected along it afterwards.
     more: facts that must be equal, too, as JSON has them.
 
   Raises:
@@ -249,6 +253,8 @@ def meet_opened(
     }
     | more
   )
+  if mesh.devices.flat[0].platform == "cpu":
+    sharding.connect(mesh)
 
 
 def _hash(tree: Any) -> str:
@@ -301,7 +307,7 @@ def open_session(
   run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
   run |= job.facts | {"total_steps": job.total_steps}
   facts = job.facts | {"total_steps": job.total_steps, "metrics": metrics}
-  meet_opened(job, pretrained, facts)
+  meet_opened(job, pretrained, mesh, facts)
   run_log.check_workdir(workdir, run)
   return Session(
     config=config,

@@ -49,6 +49,7 @@ from bert_jax import run_log
 
 _log = logging.getLogger(__name__)
 
+PEER_LOST = 69  # exit status where another process of the same job was lost
 PREEMPTED = 75  # exit status of a training that was told to stop and has saved
 _MOST_PREEMPTIONS = 100  # of a trial in one sweep
 _WAIT_SECS = 0.2
