@@ -673,7 +673,7 @@ def _catch_aborts() -> None:
   def handle(number: int) -> None:
     monitor = _Monitor.current
     if monitor is None:
-      _say(_not_met(f"not all came within {_START_SECS} s"))
+      _say(_not_met(f"one ended, or did not come in {_START_SECS} s"))
       os._exit(PeerError.exit_status)
     if not monitor.is_leaving.acquire(blocking=False):
       time.sleep(2 * _ANSWER_SECS)  # another thread is at it
