@@ -251,7 +251,7 @@ def meet_opened(
       "vocabulary": job.tokenizer.fingerprint,
       "weights": _hash(pretrained.params) if pretrained else None,
     }
-    | more
+    | dict(more)
   )
   if mesh.devices.flat[0].platform == "cpu":
     sharding.connect(mesh)
@@ -263,7 +263,7 @@ def _hash(tree: Any) -> str:
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
     array = np.ascontiguousarray(x)
     digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
-    digest.update(array.view(np.uint8).reshape(-1))
+    digest.update(array.tobytes())
   return digest.hexdigest()
 
 
