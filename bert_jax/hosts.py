@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import ctypes
 import faulthandler
+import glob
 import importlib.metadata
 import itertools
 import json
@@ -52,6 +53,7 @@ _POLL_SECS = 1.0  # between looks at whether another process has failed
 _ANSWER_SECS = 3.0  # for all to answer, after one has failed
 _SILENT_SECS = 10.0  # without a sign of life: suspicious, if jax gives up
 _SEE_SECS = 10.0  # for a new file to be seen on all hosts
+_TOKEN = ".shared-"  # names of those files begin so
 _SHOWN = 10  # differences
 _SHOWN_CHARS = 200  # of a value
 
@@ -294,18 +296,21 @@ def differences(facts: Sequence[Mapping[str, Any]]) -> str:
   first, found = facts[0], []
   for i, own in enumerate(facts):
     for name in sorted(own.keys() | first.keys()):
-      pair = [_shown(x[name]) if name in x else "not set" for x in (own, first)]
-      if name in _WHERE_KNOWN and None in (own.get(name), first.get(name)):
+      pair = [
+        json.dumps(x[name], sort_keys=True) if name in x else "not set"
+        for x in (own, first)
+      ]
+      if name in _WHERE_KNOWN and "null" in pair:
         continue
-      if own.get(name) != first.get(name) or (name in own) != (name in first):
-        found.append(f"process {i}: {name}={pair[0]}, process 0: {pair[1]}")
+      if pair[0] != pair[1]:  # as text, in which NaN equals NaN
+        mine, theirs = map(_cut, pair)
+        found.append(f"process {i}: {name}={mine}, process 0: {theirs}")
   if len(found) > _SHOWN:
     found[_SHOWN:] = [f"and {len(found) - _SHOWN} more"]
   return "; ".join(found)
 
 
-def _shown(value: Any) -> str:
-  text = json.dumps(value)
+def _cut(text: str) -> str:
   return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
@@ -365,16 +370,21 @@ def check_shared(workdir: str, must_write: bool = True) -> None:
 def _token(workdir: str) -> Iterator[str]:
   """A context with a new file in a folder; yields its name.
 
-  Folders that had to be made for it are removed afterwards.
+  Folders that had to be made for it are removed afterwards, and so is what a
+  process left that was killed meanwhile.
   """
   made, folder = [], os.path.abspath(workdir)
   while not os.path.isdir(folder):
     made.append(folder)
     folder = os.path.dirname(folder)
-  name = f".shared-{secrets.token_hex(16)}"
+  name = f"{_TOKEN}{secrets.token_hex(16)}"
   path = os.path.join(os.path.abspath(workdir), name)
   try:
     os.makedirs(workdir, exist_ok=True)
+    for old in glob.glob(f"{glob.escape(workdir)}/{_TOKEN}*"):
+      with contextlib.suppress(OSError):
+        if time.time() - os.path.getmtime(old) > LATE_SECS:
+          os.unlink(old)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     yield name
   finally:

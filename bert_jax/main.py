@@ -229,6 +229,18 @@ def _meet(flag_values: flags.FlagValues) -> None:
       flag_values.mode == "train" and flag_values.replay_step is None
     ),
   )
+  if not hosts.are_several():
+    return
+  reads_config = flag_values.config is None
+  hosts.compare(
+    {
+      "--mode": flag_values.mode,
+      "--replay_step": flag_values.replay_step,
+      "config of the workdir": reads_config,
+    }
+  )
+  if reads_config:  # which the workdir is needed for
+    hosts.check_shared(_workdir(flag_values), must_write=False)
 
 
 def _train(flag_values: flags.FlagValues) -> None:

@@ -142,6 +142,16 @@ def test_looking_whether_a_workdir_is_shared_leaves_nothing(made, tmp_path):
   assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_what_a_killed_process_left_in_the_workdir_is_removed(tmp_path):
+  old, new = tmp_path / f"{hosts._TOKEN}0", tmp_path / f"{hosts._TOKEN}1"
+  for path in (old, new):
+    path.touch()
+  os.utime(old, (0, 0))
+  with hosts._token(str(tmp_path)):
+    pass
+  assert list(tmp_path.iterdir()) == [new]  # perhaps of another job
+
+
 def test_an_unshared_workdir_is_not_seen(monkeypatch, tmp_path):
   monkeypatch.setattr(hosts, "_SEE_SECS", 0.3)
   with hosts._token(str(tmp_path / "mine")) as name:
@@ -293,7 +303,7 @@ SETTINGS = {
 def start(
   prepared, workdir, num_processes, num_devices, odd=None, limit=None,
   program=("-m", "bert_jax.main"), folder=ROOT, other_workdir=None,
-  mode="train", more=(), **changes,
+  mode="train", config="configs/base.py", **changes,
 ):  # fmt: skip
   """Starts the processes of a job, with some devices each.
 
@@ -308,7 +318,8 @@ def start(
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
   }
-  settings = SETTINGS | {k.replace("__", "."): v for k, v in changes.items()}
+  settings = SETTINGS | {"data.dir": prepared}
+  settings |= {k.replace("__", "."): v for k, v in changes.items()}
   jobs = []
   for i in range(num_processes):
     is_last = i == num_processes - 1
@@ -324,11 +335,9 @@ def start(
             sys.executable,
             *(program if is_last else ("-m", "bert_jax.main")),
             f"--mode={mode}",
-            "--config=configs/base.py",
             f"--workdir={is_last and other_workdir or workdir}",
-            *more,
-            f"--config.data.dir={prepared}",
-            *(f"--config.{k}={v}" for k, v in settings.items()),
+            *([f"--config={config}"] if config else []),
+            *(f"--config.{k}={v}" for k, v in settings.items() if config),
             *(f"--config.{k}={v}" for k, v in (odd or {}).items() if is_last),
             *(several if num_processes > 1 else ()),
           ],
@@ -553,17 +562,27 @@ def test_processes_with_other_code_are_refused_by_all(tmp_path, prepared):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["train", "evaluate"])
+@pytest.mark.parametrize(
+  ("mode", "config"),
+  [
+    ("train", "configs/base.py"),
+    ("evaluate", "configs/base.py"),
+    ("evaluate", None),
+  ],
+)
 def test_a_workdir_that_is_not_shared_is_refused_by_all(
-  mode, tmp_path, prepared, finished_run
+  mode, config, tmp_path, prepared, finished_run
 ):
   """Whether it is there already, or is yet to be made."""
   mine, other = tmp_path / "mine", tmp_path / "other"
   if mode == "evaluate":
     shutil.copytree(finished_run.workdir, mine)
+  if config and mode == "evaluate":
     shutil.copytree(finished_run.workdir, other)
   before = sorted(tmp_path.rglob("*"))
-  jobs = start(prepared, mine, 2, 1, other_workdir=other, mode=mode)
+  jobs = start(
+    prepared, mine, 2, 1, other_workdir=other, mode=mode, config=config
+  )
   assert finish(jobs) == [2, 2]
   for job in jobs:
     assert_told(job, "process 1 cannot see --workdir=")
