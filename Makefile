@@ -28,8 +28,8 @@ test: setup  ## the default tests, on two cores (PYTEST_ARGS="-n 0": on one)
 test-slow: $(VENV)/.extra-reference $(VENV)/.extra-beam  ## every test, also slow
 	@$(PY) -m pytest -m "" $(PYTEST_ARGS)
 
-test-faults: setup  ## kill real runs 100 times (FAULTS_KILLS), fill their disk
-	@$(PY) -m pytest -m slow -n 0 -s tests/test_faults.py $(PYTEST_ARGS)
+test-faults: setup  ## kill real runs 100 times (FAULTS_KILLS), fill disks
+	@$(PY) -m pytest -m slow -n 0 -s tests/test_faults*.py $(PYTEST_ARGS)
 
 lint: setup  ## ruff: rules and format
 	@$(PY) -m ruff check .

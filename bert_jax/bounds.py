@@ -74,6 +74,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
   "train.log_every_steps": (1, _INT32),
   "train.spike_factor": (0.0, _FLOAT),
   "train.max_skipped_steps": (0, _INT32),
+  "train.max_stall_secs": (0.0, 1e9),
   # -1 = all devices that are left; sharding says what fits those here.
   "mesh.data": (-1, _PIECES),
   "mesh.fsdp": (-1, _PIECES),

@@ -755,7 +755,9 @@ def _meet(*, key: str, timeout_ms: int) -> None:
   """
   error = sys.exception()
   if isinstance(error, Exception):
-    hosts.leave(SaveError(f"no checkpoint can be written: {_cause(error)}"))
+    failure = SaveError(f"no checkpoint can be written: {_cause(error)}")
+    failure.__cause__ = error
+    hosts.leave(failure)
   ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 

@@ -2,7 +2,8 @@
 
 SLURM through submitit (the extra `slurm`): a job a trial, whose settings are
 submitit's. GKE through xpk (the extra `xpk`): a workload a trial. Both start a
-trial again that was preempted, by its exit status 75.
+trial again that was preempted, by its exit status 75; GKE also one of which a
+process was lost, by the status 69 of the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -150,7 +151,7 @@ def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
     "workload": workload_name(one.name),
     "num-slices": 1,
     "max-restarts": _MOST_RESTARTS,
-    "restart-on-exit-codes": sweep.PREEMPTED,
+    "restart-on-exit-codes": f"{sweep.PREEMPTED},{sweep.PEER_LOST}",
   } | dict(settings)
   return [
     "xpk", "workload", "create",

@@ -5,16 +5,17 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import bounds
 from bert_jax import checkpoint as checkpoint_lib
 from bert_jax import files
+from bert_jax import hosts
 from bert_jax import jobs
 from bert_jax import run_log
 from bert_jax import saved_steps
+from bert_jax import session
 from bert_jax import sharding
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def evaluate(
   """
   bounds.check(config)
   checkpoint_lib.check_path(workdir)
+  session.meet("evaluate", config, [workdir], checkpoint=checkpoint)
   if os.path.exists(os.path.join(workdir, "run.json")):
     run_log.refuse_converted(workdir)
   if run := saved_steps.run_of(workdir):
@@ -71,12 +73,15 @@ def evaluate(
     asked = run_log.describe(config, data_hash, list(mesh.devices.flat))
     run_log.check_workdir(workdir, asked, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
+  facts_of_job = job.facts | {"holds a run": not as_given}
+  session.meet_opened(job, pretrained, mesh, facts_of_job)
   if as_given:
     os.makedirs(workdir, exist_ok=True)
   else:
     wanted = _wanted_params(config, mesh, job.model, job.objective)
     step, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
-  with jax.set_mesh(mesh):
+  stall = config.train.get("max_stall_secs", 0)  # older runs have none
+  with jax.set_mesh(mesh), hosts.watching(stall):
     values = evaluator(params)
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
@@ -85,24 +90,16 @@ def evaluate(
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")
     _log.info("wrote %s", path)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), hosts.watching(stall):
     for path in job.write_predictions(evaluator, params, workdir):
       _log.info("wrote %s", path)
   return values
 
 
 def _holds_run(workdir: str) -> bool:
-  """Whether a workdir is that of a run, as all hosts see it."""
+  """Whether a workdir is that of a run."""
   names = ("run.json", "checkpoints", "best")
-  found = any(os.path.exists(os.path.join(workdir, name)) for name in names)
-  if jax.process_count() > 1:
-    seen = multihost_utils.process_allgather(np.int32(found))
-    if seen.min() != seen.max():
-      raise ValueError(
-        f"some hosts see a run in {workdir}, others do not; give a folder that "
-        "they share"
-      )
-  return found
+  return any(os.path.exists(os.path.join(workdir, name)) for name in names)
 
 
 def given_params(

@@ -25,6 +25,7 @@ from bert_jax import steps
 from bert_jax import task_batches
 from bert_jax import tasks
 from bert_jax import tokenization
+from bert_jax import watchdog
 from bert_jax.models import bert
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
@@ -173,11 +174,17 @@ class FineTuning:
   @functools.cached_property
   def data_hash(self) -> str:
     """Hash of the features of the training split."""
-    digest = hashlib.sha256()
-    features = self._train_split().features
-    for array in (features.token_ids, features.offsets, features.label):
-      digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    return _hash(self._train_split().features).hexdigest()
+
+  def read_hashes(self) -> dict[str, str]:
+    """Hashes of the features and the examples of every split read so far."""
+    found = {}
+    for name, split in sorted(self._splits.items()):
+      digest = _hash(split.features)
+      for example in split.examples:
+        digest.update(repr(example).encode())
+      found[name] = digest.hexdigest()
+    return found
 
   def _train_split(self) -> "Split":
     """The split with the examples to train on.
@@ -305,6 +312,15 @@ class FineTuning:
         files.write_text(path, submission.glue_tsv(task, examples, predictions))
         written.append(path)
     return written
+
+
+def _hash(features: Any) -> Any:
+  """A digest of the tokens and labels of a split."""
+  digest = hashlib.sha256()
+  for array in (features.token_ids, features.offsets, features.label):
+    if array is not None:
+      digest.update(np.ascontiguousarray(array).tobytes())
+  return digest
 
 
 # Keys of the group `task` that are lists of words.
@@ -461,6 +477,7 @@ class TaskEvaluator:
       rows, 0, num_threads=data.num_threads, buffer_size=data.prefetch_batches
     )
     for batch in bars.track(batches, split.name, len(rows)):
+      watchdog.note(f"evaluating {split.name}")
       device_batch = sharding.put_global_batch(batch, self._place)
       found = jax.device_get(self._step(params, device_batch))
       for k in members:

@@ -54,6 +54,10 @@ class Job(Protocol):
     """What identifies the data."""
     ...
 
+  def read_hashes(self) -> dict[str, str]:
+    """Hashes of all data read so far, held-out splits included, by name."""
+    ...
+
   @property
   def facts(self) -> dict[str, Any]:
     """What run.json says of it beside the config."""

@@ -18,8 +18,8 @@ A config file is Python: --config=configs/X.py:argument=value,... and any key of
 it changes by --config.group.key=value; configs/base.py says what each means.
 
 Exit status: 0 done, 1 failed (of a plan: it does not fit the memory), 2 asked
-for wrongly, 75 told to stop and saved, 130 told to stop with nothing to save.
---helpfull explains all of them.
+for wrongly, 69 another process of the job died, 75 told to stop and saved, 130
+told to stop with nothing to save. --helpfull explains all of them.
 """
 
 import os
@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # what a mode needs is imported when it runs
 FLAGS = flags.FLAGS
 USAGE_ERROR = 2
 COMPUTING_MODES = ("train", "evaluate", "predict", "doctor")
+MODES_OF_SEVERAL = ("train", "evaluate", "doctor")
 # What is left of a mode that is interrupted; of the others, nothing.
 _LEAVES = {
   "prepare": "what was finished is kept, and the same command goes on",
@@ -269,6 +270,18 @@ def _meet(flag_values: flags.FlagValues) -> None:
       flag_values.mode == "train" and flag_values.replay_step is None
     ),
   )
+  if not hosts.are_several():
+    return
+  reads_config = flag_values.config is None
+  hosts.compare(
+    {
+      "--mode": flag_values.mode,
+      "--replay_step": flag_values.replay_step,
+      "config of the workdir": reads_config,
+    }
+  )
+  if reads_config:  # which the workdir is needed for
+    hosts.check_shared(_workdir(flag_values), must_write=False)
 
 
 def _train(flag_values: flags.FlagValues) -> None:
@@ -546,6 +559,11 @@ def main(argv: Sequence[str]) -> int:
       saved_steps.check(FLAGS.checkpoint)
     except saved_steps.StepError as error:
       return _refuse(str(error))
+  if FLAGS.num_processes and FLAGS.mode not in MODES_OF_SEVERAL:
+    return _refuse(
+      f"--mode={FLAGS.mode} runs in one process: --coordinator, --num_processes"
+      f" and --process_id are for --mode={', '.join(MODES_OF_SEVERAL)}"
+    )
   if FLAGS.completion:
     print(_completion(FLAGS, FLAGS.completion), end="")
     return 0
@@ -584,8 +602,9 @@ def main(argv: Sequence[str]) -> int:
     print(f"bert-jax: {error}", file=sys.stderr)
     return 1
   except RuntimeError as error:
-    # Known by name: its module loads jax.
-    if type(error).__name__ == "JaxRuntimeError" and _is_of_several():
+    # Known by name: their modules load jax.
+    is_broken = type(error).__name__ in ("JaxRuntimeError", "PeerError")
+    if is_broken and _is_of_several():
       _leave(error)
     status = getattr(error, "exit_status", None)
     if status is None:  # a bug

@@ -21,6 +21,7 @@ from bert_jax import records
 from bert_jax import run_log
 from bert_jax import sharding
 from bert_jax import steps
+from bert_jax import watchdog
 from bert_jax.models import bert
 
 
@@ -60,6 +61,10 @@ class Pretraining:
   def data_hash(self) -> str:
     """Hash of the manifest of the examples that are read."""
     return _data_hash(self.config)
+
+  def read_hashes(self) -> dict[str, str]:
+    """Hashes of what was read; see jobs.Job."""
+    return {"examples": self.data_hash}
 
   @property
   def facts(self) -> dict[str, Any]:
@@ -182,6 +187,7 @@ class Evaluator:
       self._batches, 0, num_threads=self._threads, buffer_size=self._buffer
     )
     for batch in bars.track(batches, "validation", len(self._batches)):
+      watchdog.note("evaluating")
       device_batch = sharding.put_global_batch(batch, self._place)
       sums = jax.device_get(self._step(params, device_batch, log_probs))
       totals = metrics.add(totals, sums)

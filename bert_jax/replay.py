@@ -17,9 +17,11 @@ import numpy as np
 
 from bert_jax import batching
 from bert_jax import files
+from bert_jax import hosts
 from bert_jax import session
 from bert_jax import sharding
 from bert_jax import steps
+from bert_jax import watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def replay(config: Any, workdir: str, step: int, output: str | None) -> dict:
   Raises:
     ValueError: the run has no such step, or config and workdir do not fit.
   """
+  session.meet("replay", config, [workdir], step=step)
   if not os.path.exists(os.path.join(workdir, "run.json")):
     raise ReplayError(f"{workdir} holds no run (no run.json) to replay")
   if output and jax.process_index() == 0:
@@ -59,7 +62,8 @@ def replay(config: Any, workdir: str, step: int, output: str | None) -> dict:
       f"--replay_step={step}: the run has the steps 1 to {run.total_steps}"
     )
   place = sharding.batch_sharding(run.mesh)
-  with jax.set_mesh(run.mesh):
+  stall = config.train.get("max_stall_secs", 0)  # older runs have none
+  with jax.set_mesh(run.mesh), hosts.watching(stall):
     state, batch = _state_before(run, step)
     device_batch = sharding.put_global_batch(batch, place)
     found = {
@@ -94,7 +98,8 @@ def _state_before(
     num_threads=run.config.data.num_threads,
     buffer_size=run.config.data.prefetch_batches,
   )
-  for _ in range(start + 1, step):
+  for i in range(start + 1, step):
+    watchdog.note("computing steps again", i)
     batch = sharding.put_global_batch(next(batches), place)
     state, metrics = train_step(state, batch)
     jax.block_until_ready(metrics)

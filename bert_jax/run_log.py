@@ -38,7 +38,7 @@ FREE_KEYS = (
     "data.dir", "data.prefetch_batches", "data.num_threads",
     "train.log_every_steps", "train.tensorboard", "train.profile_steps",
     "train.on_bad_step", "train.spike_factor", "train.max_skipped_steps",
-    "data.max_bad_records",
+    "train.max_stall_secs", "data.max_bad_records",
     "checkpoint.", "eval.", "prepare.", "predict.", "convert.",
     "data.verify", "task.dir", "task.files.", "task.vocab",
     "task.predict_splits", "task.eval_splits", "task.n_best",
@@ -55,6 +55,7 @@ _ADDED = {
   "mesh.spread_optimizer": False,
   "task.columns": [],
   "train.max_skipped_steps": 0,
+  "train.max_stall_secs": 1800.0,
   "train.on_bad_step": "stop",
   "train.profile_steps": [],
   "train.spike_factor": 0.0,
@@ -132,6 +133,18 @@ def commit() -> tuple[str | None, bool | None]:
     return git("rev-parse", "HEAD"), bool(changed or new)
   except (OSError, subprocess.CalledProcessError):
     return None, None  # installed from a package, or no git
+
+
+def code_hash() -> str:
+  """SHA-256 of the package's own Python files, by name."""
+  folder, digest = os.path.dirname(os.path.abspath(__file__)), hashlib.sha256()
+  for parent, folders, names in os.walk(folder):
+    folders.sort()
+    for name in sorted(n for n in names if n.endswith(".py")):
+      path = os.path.join(parent, name)
+      line = f"{os.path.relpath(path, folder)} {file_hash(path)}\n"
+      digest.update(line.encode())
+  return digest.hexdigest()
 
 
 def describe(config: Any, data_hash: str | None, devices: list[Any]) -> dict:

@@ -1,14 +1,14 @@
 """A training run before its first step: what can be refused is refused here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import os
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -16,12 +16,14 @@ import optax
 from bert_jax import batching
 from bert_jax import bounds
 from bert_jax import checkpoint
+from bert_jax import hosts
 from bert_jax import jobs
 from bert_jax import optim
 from bert_jax import profiling
 from bert_jax import run_log
 from bert_jax import sharding
 from bert_jax import steps
+from bert_jax import watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -156,6 +158,7 @@ class Session:
     Raises:
       checkpoint.CheckpointError: there are some, and none can be read.
     """
+    watchdog.note("restoring or initialising the state")
     if checkpoints.latest_step(before) is None:
       return 0, self.fresh_state(), MeanLoss()
     wanted = self._placed()
@@ -210,14 +213,13 @@ def lock(workdir: str) -> Iterator[None]:
         stack.enter_context(run_log.lock(workdir))
       except (run_log.RunError, OSError) as error:
         refused = error
-    if jax.process_count() > 1:
-      taken = multihost_utils.broadcast_one_to_all(np.int32(bool(refused)))
-      if taken and refused is None:
-        raise run_log.RunError(
-          f"--workdir={workdir} cannot be taken, says process 0"
-        )
+    reason = hosts.from_first(str(refused) if refused else "")
     if refused is not None:
       raise refused
+    if reason:
+      raise run_log.RunError(
+        f"process 0 could not lock --workdir={workdir}: {reason}"
+      )
     yield
 
 
@@ -246,6 +248,84 @@ def rest_of(
 
 def _row(batches: batching.Batches) -> dict[str, jax.Array]:
   return {k: jnp.asarray(v[:1]) for k, v in batches[0].items()}
+
+
+def meet(mode: str, config: Any, workdirs: Sequence[str], **more: Any) -> None:
+  """Checks, before anything is read, that all processes run the same.
+
+  Does nothing for a process alone. What hosts.PER_HOST_KEYS names may differ.
+
+  Args:
+    mode: of the launcher.
+    config: the whole configuration.
+    workdirs: of the runs, which need not exist yet.
+    **more: facts that must be equal, too, as JSON has them.
+
+  Raises:
+    hosts.DifferError: they differ, or do not share a workdir.
+    OSError: process 0 cannot write to a workdir.
+  """
+  if not hosts.are_several():
+    return
+  commit, dirty = run_log.commit()
+  settings = run_log.flatten(run_log.plain(config))
+  hosts.compare(
+    hosts.facts_of_process()
+    | {"mode": mode, "code": run_log.code_hash()}
+    | {"commit": commit, "dirty": dirty}
+    | {
+      name: value
+      for name, value in settings.items()
+      if not name.startswith(hosts.PER_HOST_KEYS)
+    }
+    | more
+  )
+  for workdir in workdirs:
+    # An evaluation need not write there.
+    hosts.check_shared(workdir, must_write=mode == "train")
+
+
+def meet_opened(
+  job: jobs.Job,
+  pretrained: Any,
+  mesh: jax.sharding.Mesh,
+  more: Mapping[str, Any],
+) -> None:
+  """Checks that all processes have read the same; see `meet`.
+
+  Args:
+    job: that was opened.
+    pretrained: weights to start from, or None.
+    mesh: of all devices. The processes are connected along it afterwards.
+    more: facts that must be equal, too, as JSON has them.
+
+  Raises:
+    hosts.DifferError: they differ.
+  """
+  if not hosts.are_several():
+    return
+  config = run_log.plain(job.config)
+  hosts.compare(
+    run_log.flatten(config["model"], "model.")
+    | run_log.flatten(job.read_hashes(), "data.")
+    | {
+      "vocabulary": job.tokenizer.fingerprint,
+      "weights": _hash(pretrained.params) if pretrained else None,
+    }
+    | dict(more)
+  )
+  if mesh.devices.flat[0].platform == "cpu":
+    sharding.connect(mesh)
+
+
+def _hash(tree: Any) -> str:
+  """Hash of arrays on the host, for equality alone."""
+  digest = hashlib.blake2b(digest_size=16)
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.ascontiguousarray(x)
+    digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
 
 
 def open_session(
@@ -289,6 +369,8 @@ def open_session(
   imported = fit_weights(job, pretrained, abstract.params)
   run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
   run |= job.facts | {"total_steps": job.total_steps}
+  facts = job.facts | {"total_steps": job.total_steps, "metrics": metrics}
+  meet_opened(job, pretrained, mesh, facts)
   run_log.check_workdir(workdir, run)
   return Session(
     config=config,

@@ -24,12 +24,14 @@ may choose to gather the batch rather than the parameters.
 """
 
 from collections.abc import Sequence
+import itertools
 import math
 import re
 from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
+from jax.experimental import multihost_utils
 import numpy as np
 
 P = jax.sharding.PartitionSpec
@@ -100,6 +102,28 @@ def make_mesh(
     )
   auto = (jax.sharding.AxisType.Auto,) * len(axes)
   return jax.sharding.Mesh(grid, axes, axis_types=auto)
+
+
+def connect(mesh: jax.sharding.Mesh) -> None:
+  """Connects the processes of a mesh, along its axes and any group of them.
+
+  Where CPUs of several processes compute together, the first exchange of a
+  group connects it, and gives up after 30 seconds; later ones wait for as long
+  as it takes. So it has to happen when all processes are there, not after
+  compiling, which takes one longer than another.
+  """
+  multihost_utils.sync_global_devices("connect")
+  axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+  for size in range(1, len(axes) + 1):
+    for group in itertools.combinations(axes, size):
+      exchange = jax.shard_map(
+        lambda group=group: jax.lax.psum(jax.lax.axis_index(group), group),
+        mesh=mesh,
+        in_specs=(),
+        out_specs=P(),
+        check_vma=False,
+      )
+      jax.block_until_ready(jax.jit(exchange)())
 
 
 def _fill_mesh_sizes(

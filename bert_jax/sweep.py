@@ -57,6 +57,7 @@ from bert_jax import signals
 
 _log = logging.getLogger(__name__)
 
+PEER_LOST = 69  # exit status where another process of the same job was lost
 PREEMPTED = 75  # exit status of a training that was told to stop and has saved
 # How a trial ends that was told to stop, also one that had nothing to save yet.
 _STOPPED = (PREEMPTED, signals.INTERRUPTED, *(-n for n in signals.STOPPING))

@@ -10,7 +10,6 @@ import time
 from typing import Any, NoReturn
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 from rich import progress
 
@@ -18,6 +17,7 @@ from bert_jax import bars
 from bert_jax import batching
 from bert_jax import checkpoint
 from bert_jax import flops
+from bert_jax import hosts
 from bert_jax import jobs
 from bert_jax import members
 from bert_jax import preemption
@@ -26,6 +26,7 @@ from bert_jax import run_log
 from bert_jax import session
 from bert_jax import sharding
 from bert_jax import steps
+from bert_jax import watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     preemption.PreemptedError: a signal told it to stop (SIGTERM, SIGINT or
       SIGHUP); the last step is saved.
   """
+  session.meet("train", config, [workdir])
   # The mesh, the model and the data; whatever does not fit is found here.
   return _train(members.Alone(session.open_session(config, workdir)))[0]
 
@@ -80,6 +82,8 @@ def train_together(
     preemption.PreemptedError: a signal told it to stop (SIGTERM, SIGINT or
       SIGHUP); the last step is saved.
   """
+  facts = {"members": [[x.seed, x.learning_rate] for x in wanted]}
+  session.meet("train", config, [x.workdir for x in wanted], **facts)
   return _train(members.Together(members.open_members(config, wanted)))
 
 
@@ -94,6 +98,7 @@ def _train(group: members.Group) -> list[dict[str, float]]:
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     # Left last: a signal does not interrupt the end of a save either.
     notice = stack.enter_context(preemption.Notice())
+    stack.enter_context(hosts.watching(config.train.max_stall_secs))
     checkpoints = []
     for run in runs:
       stack.enter_context(session.lock(run.workdir))
@@ -116,6 +121,7 @@ def _train(group: members.Group) -> list[dict[str, float]]:
       recorder.begin(start)
 
     # The step, compiled once, and who looks after it.
+    stack.enter_context(hosts.leaving_if_broken())
     train_step, norms = group.train_step(), group.norms()
     profile = profiling.Profile(
       config.train.profile_steps, runs[0].workdir, meter.paused
@@ -139,6 +145,7 @@ def _train(group: members.Group) -> list[dict[str, float]]:
         ),
         start + 1,
       ):
+        watchdog.note("training", step)
         profile.start(step, state)
         device_batch = sharding.put_global_batch(batch, group.place)
         state, metrics = train_step(state, device_batch)
@@ -196,6 +203,7 @@ def _save(
   always: bool,
 ) -> None:
   """Saves a state; without `always`, only where its evaluation says best."""
+  watchdog.note("saving", step)
   if len(recorders) > 1:
     # None is two saves ahead of another: all keep the step to go back to.
     for recorder in recorders:
@@ -220,10 +228,9 @@ def _catch_up(
   state: steps.TrainState,
 ) -> None:
   """Does the evaluation that a run left to the next, being told to stop."""
-  done = np.array([recorder.has_evaluation(start) for recorder in recorders])
-  if jax.process_count() > 1:  # the first host has the log
-    done = multihost_utils.broadcast_one_to_all(done)
-  if done.all():
+  # The first host has the log.
+  done = hosts.from_first([x.has_evaluation(start) for x in recorders])
+  if all(done):
     return
   evaluations = group.evaluate(state.params)
   # Saved before it is logged: killed in between, the next does it again.
@@ -471,10 +478,10 @@ class Meter:
       return
     self._steps += 1
     # Of this host's rows; all hosts have as many.
-    hosts = jax.process_count()
+    count = jax.process_count()
     for batch in batches:
-      self._useful += int(np.sum(batch["input_mask"])) * hosts
-      self._positions += batch["input_mask"].size * hosts
+      self._useful += int(np.sum(batch["input_mask"])) * count
+      self._positions += batch["input_mask"].size * count
       self._flops += self.job.step_flops(batch)
 
   def paused(self):

@@ -254,6 +254,10 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   # A loss above so many times the mean of those before is a spike; 0 = none is.
   t.spike_factor = 0.0
   t.max_skipped_steps = 100  # of a run; one more stops it
+  # Of a job of several processes: seconds without a finished step, batch of an
+  # evaluation, save or restore after which it ends, so that it can be started
+  # again; 0 = no limit. The longest of these has to fit, compiling included.
+  t.max_stall_secs = 1800.0
   # First and last step of a trace for TensorBoard's profiler; () = none.
   t.profile_steps = ()
 

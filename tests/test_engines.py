@@ -35,7 +35,7 @@ def test_a_workload_of_xpk_starts_again_after_a_preemption(trials):
   command = engines.xpk_command(trials[0], XPK)
   assert command[:3] == ["xpk", "workload", "create"]
   options = dict(part.removeprefix("--").split("=", 1) for part in command[3:])
-  assert options.pop("restart-on-exit-codes") == "75"
+  assert options.pop("restart-on-exit-codes") == "75,69"
   assert int(options.pop("max-restarts")) > 0
   inner = shlex.split(options.pop("command"))
   assert inner == ["bert-jax", *trials[0].arguments()]

@@ -791,8 +791,8 @@ def test_a_head_needs_only_what_it_uses(tmp_path, form):
   """The case `poolerless`: the same scores without a pooler, or a refusal."""
   config = small_tasks.make_config(tmp_path, form, train__num_epochs=1.0)
   whole = make(
-    form, without=("nsp", "mlm"), num_labels=3 if form == "tag" else 2, hidden_size=32, num_heads=8,
-    mlp_dim=64, vocab_size=len(small_tasks.VOCAB),
+    form, without=("nsp", "mlm"), num_labels=3 if form == "tag" else 2,
+    hidden_size=32, num_heads=8, mlp_dim=64, vocab_size=len(small_tasks.VOCAB),
   )  # fmt: skip
   vocabulary = tokenization.WordPieceTokenizer(small_tasks.VOCAB)
   whole = dataclasses.replace(whole, tokenizer=vocabulary, labels=())

@@ -1,6 +1,8 @@
 """Tests of hosts.py and preemption.py: several processes, as one job."""
 
+import errno
 import functools
+import json
 import os
 import pathlib
 import resource
@@ -15,8 +17,13 @@ import jax
 import numpy as np
 import pytest
 
+from bert_jax import checkpoint
 from bert_jax import hosts
+from bert_jax import prepare
 from bert_jax import run_log
+from bert_jax import session
+from bert_jax import watchdog
+from configs import base
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -58,6 +65,221 @@ def test_one_process_starts_nothing(monkeypatch):
   assert not jax.distributed.is_initialized()
 
 
+@pytest.mark.parametrize(
+  ("facts", "wanted"),
+  [
+    ([{"a": 1}, {"a": 1}, {"a": 1}], ""),
+    (
+      [{"optim.learning_rate": 1e-4}, {"optim.learning_rate": 1e-3}],
+      "process 1: optim.learning_rate=0.001, process 0: 0.0001",
+    ),
+    (
+      [{"a": 1, "b": "x"}, {"a": 1, "b": "x"}, {"a": 2, "b": "y"}],
+      'process 2: a=2, process 0: 1; process 2: b="y", process 0: "x"',
+    ),
+    ([{"a": None}, {}], "process 1: a=not set, process 0: null"),
+    ([{}, {"a": None}], "process 1: a=null, process 0: not set"),
+    # Without git there is no commit, which says nothing.
+    ([{"commit": "0a", "dirty": True}, {"commit": None, "dirty": None}], ""),
+    (
+      [{"commit": "0a"}, {"commit": "0b"}],
+      'process 1: commit="0b", process 0: "0a"',
+    ),
+  ],
+)
+def test_a_difference_names_the_process_and_both_values(facts, wanted):
+  assert hosts.differences(facts) == wanted
+
+
+def test_of_many_differences_some_are_named():
+  found = hosts.differences([{"a": 0}] + [{"a": i} for i in range(1, 1001)])
+  assert found.startswith("process 1: a=1, ") and len(found) < 1000
+  assert found.endswith("and 990 more")
+
+
+def test_what_is_compared_is_all_but_what_a_host_may_have_of_its_own(
+  monkeypatch, tiny_config
+):
+  found = {}
+  monkeypatch.setattr(hosts, "are_several", lambda: True)
+  monkeypatch.setattr(hosts, "compare", found.update)
+  monkeypatch.setattr(hosts, "check_shared", lambda *_, **__: None)
+  config = tiny_config("here")
+  session.meet("train", config, ["there"], members=[1])
+  settings = set(run_log.flatten(run_log.plain(config)))
+  free = {"data.dir", "data.num_threads", "data.prefetch_batches", "task.dir"}
+  free |= {"task.vocab"} | {k for k in settings if k.startswith("task.files.")}
+  assert settings - set(found) == free
+  assert found["mode"] == "train" and found["members"] == [1]
+  assert {"jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"} <= set(
+    found
+  )
+  assert {"code", "commit", "dirty", "number of devices"} <= set(found)
+
+
+def test_the_code_is_known_by_the_content_of_its_files(monkeypatch, tmp_path):
+  folder = shutil.copytree(ROOT / "bert_jax", tmp_path / "bert_jax")
+  before = run_log.code_hash()
+  monkeypatch.setattr(run_log, "__file__", str(folder / "run_log.py"))
+  assert run_log.code_hash() == before
+  path = folder / "models" / "heads.py"
+  path.write_text(path.read_text() + "# changed\n")
+  assert run_log.code_hash() != before
+
+
+def test_one_process_agrees_with_itself():
+  hosts.compare({"a": 1})
+  assert hosts.from_first([True, "x"]) == [True, "x"]
+
+
+@pytest.mark.parametrize("made", ["", "a", "a/b"])
+def test_looking_whether_a_workdir_is_shared_leaves_nothing(made, tmp_path):
+  (tmp_path / made).mkdir(parents=True, exist_ok=True)
+  before = sorted(tmp_path.rglob("*"))
+  workdir = str(tmp_path / "a" / "b")
+  with hosts._token(workdir) as name:
+    assert hosts._is_seen(workdir, name)
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_killed_process_left_in_the_workdir_is_removed(tmp_path):
+  old, new = tmp_path / f"{hosts._TOKEN}0", tmp_path / f"{hosts._TOKEN}1"
+  for path in (old, new):
+    path.touch()
+  os.utime(old, (0, 0))
+  with hosts._token(str(tmp_path)):
+    pass
+  assert list(tmp_path.iterdir()) == [new]  # perhaps of another job
+
+
+def test_an_unshared_workdir_is_not_seen(monkeypatch, tmp_path):
+  monkeypatch.setattr(hosts, "_SEE_SECS", 0.3)
+  with hosts._token(str(tmp_path / "mine")) as name:
+    assert not hosts._is_seen(str(tmp_path / "other"), name)
+
+
+def _caused(error, cause):
+  error.__cause__ = cause
+  return error
+
+
+@pytest.mark.parametrize(
+  ("error", "wanted"),
+  [
+    (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed"), True),
+    (jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), True),
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
+    (hosts.PeerError("process 1 did not come"), True),
+    (hosts.DifferError("barrier"), False),
+    (checkpoint.SaveError("no checkpoint can be written"), False),
+    (
+      _caused(
+        checkpoint.SaveError("no checkpoint can be written"),
+        RuntimeError("DEADLINE_EXCEEDED: Barrier timed out"),
+      ),
+      True,
+    ),
+    (FileNotFoundError(errno.ENOENT, "none", "/data/gloo/barrier"), False),
+    (run_log.RunError("--workdir=/runs/heartbeat is in use"), False),
+  ],
+)
+def test_errors_that_may_come_from_another_process(error, wanted):
+  assert hosts.is_of_peer(error) == wanted
+
+
+class _Store:
+  """The key-value store of a job, as far as it is used to find who failed."""
+
+  def __init__(self, **rows):
+    self.rows = rows
+
+  def key_value_dir_get(self, prefix):
+    return [(prefix + k, v) for k, v in self.rows.items()]
+
+
+@pytest.mark.parametrize(
+  ("rows", "wanted"),
+  [
+    (
+      {"trouble/1": {"reason": "no data", "is_own": True}, "here/2": ""},
+      "process 1 failed: no data",
+    ),
+    ({"lost/2": "", "here/1": "", "beat/2": "7"}, "process 2 was killed"),
+    (
+      {"trouble/1": {"reason": "reset", "is_own": False}},
+      "process 2 was killed",
+    ),
+    (
+      {"trouble/1": {"reason": "reset", "is_own": False}, "here/2": ""},
+      "a connection between the processes broke: reset",
+    ),
+  ],
+)
+def test_the_line_of_a_survivor_names_the_process_that_failed(rows, wanted):
+  monitor = object.__new__(hosts._Monitor)
+  monitor.index, monitor.count = 0, 3
+  texts = {
+    k: v if isinstance(v, str) else json.dumps(v) for k, v in rows.items()
+  }
+  monitor.store = _Store(**texts)
+  assert monitor.verdict("unknown").startswith(wanted)
+
+
+def test_statuses_of_a_job_of_several_are_those_that_are_documented():
+  from bert_jax import main
+  from bert_jax import sweep
+
+  assert hosts.PeerError.exit_status == sweep.PEER_LOST == 69
+  assert hosts.DifferError.exit_status == main.USAGE_ERROR == 2
+  assert "69 another process" in main.__doc__
+  assert " 69 " in (ROOT / "README.md").read_text()
+
+
+# --- watchdog -----------------------------------------------------------------
+
+
+def test_the_watchdog_says_what_stood_still_and_for_how_long():
+  now, said = [100.0], []
+  dog = watchdog.Watchdog(60, said.append, clock=lambda: now[0])
+  dog.note("training", 7)
+  now[0] += 59
+  assert not dog.look()
+  dog.note("saving")  # the step is still that
+  now[0] += 60
+  assert not dog.look()
+  now[0] += 1
+  assert dog.look() and len(said) == 1
+  for part in ("61 s", "saving", "step 7", "train.max_stall_secs=60"):
+    assert part in said[0]
+
+
+def test_the_watchdog_is_off_at_0_and_outside_of_its_context():
+  now, said = [0.0], []
+  with watchdog.Watchdog(0, said.append, clock=lambda: now[0]) as dog:
+    now[0] += 1e9
+    assert not dog.look() and not said
+  watchdog.note("training", 1)  # of nobody who is watched
+  assert hosts.watching(5).__enter__() is None  # one process alone
+
+
+def test_the_thread_of_the_watchdog_barks_once():
+  said = []
+  with watchdog.Watchdog(0.2, said.append):
+    give_up = time.monotonic() + 30
+    while not said and time.monotonic() < give_up:
+      time.sleep(0.02)
+  assert len(said) == 1
+
+
+def test_the_limit_of_the_watchdog_is_a_key_that_is_free_to_change(tiny_config):
+  config = tiny_config()
+  assert config.train.max_stall_secs == 1800
+  assert "train.max_stall_secs" in run_log.FREE_KEYS
+  config.train.max_stall_secs = -1.0
+  with pytest.raises(ValueError, match="train.max_stall_secs=-1"):
+    session.check_settings(config)
+
+
 # --- real processes -----------------------------------------------------------
 
 SETTINGS = {
@@ -79,12 +301,15 @@ SETTINGS = {
 
 
 def start(
-  prepared, workdir, num_processes, num_devices, odd=None, limit=None, **changes
-):
+  prepared, workdir, num_processes, num_devices, odd=None, limit=None,
+  program=("-m", "bert_jax.main"), folder=ROOT, other_workdir=None,
+  mode="train", config="configs/base.py", **changes,
+):  # fmt: skip
   """Starts the processes of a job, with some devices each.
 
   What they say goes to WORKDIR-NUMBER.txt. The last one has settings of its
-  own, `odd`, and may write files of `limit` bytes at most.
+  own, `odd`, may write files of `limit` bytes at most, and may run another
+  `program`, in another `folder`, with another workdir.
   """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -93,7 +318,8 @@ def start(
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
   }
-  settings = SETTINGS | {k.replace("__", "."): v for k, v in changes.items()}
+  settings = SETTINGS | {"data.dir": prepared}
+  settings |= {k.replace("__", "."): v for k, v in changes.items()}
   jobs = []
   for i in range(num_processes):
     is_last = i == num_processes - 1
@@ -107,20 +333,18 @@ def start(
         subprocess.Popen(
           [
             sys.executable,
-            "-m",
-            "bert_jax.main",
-            "--mode=train",
-            "--config=configs/base.py",
-            f"--workdir={workdir}",
-            f"--config.data.dir={prepared}",
-            *(f"--config.{k}={v}" for k, v in settings.items()),
+            *(program if is_last else ("-m", "bert_jax.main")),
+            f"--mode={mode}",
+            f"--workdir={is_last and other_workdir or workdir}",
+            *([f"--config={config}"] if config else []),
+            *(f"--config.{k}={v}" for k, v in settings.items() if config),
             *(f"--config.{k}={v}" for k, v in (odd or {}).items() if is_last),
             *(several if num_processes > 1 else ()),
           ],
           preexec_fn=functools.partial(_limit_files, limit)
           if limit and is_last
           else None,
-          cwd=ROOT,
+          cwd=folder if is_last else ROOT,
           env=environ,
           stdout=subprocess.DEVNULL,
           stderr=said,
@@ -137,11 +361,20 @@ def _limit_files(size):
 def finish(jobs):
   """Their exit statuses; shows what they said, for where a test fails."""
   try:
-    return [job.wait(300) for job in jobs]
+    return [job.wait(600) for job in jobs]
   finally:
     for job in jobs:
       job.kill()
       print(f"--- {job.args[-1]}", job.said.read_text()[-2000:], sep="\n")
+
+
+def assert_told(job, *parts):
+  """It said the cause in one line, its last, and without a list of threads."""
+  said = job.said.read_text()
+  ours = [x for x in said.splitlines() if x.startswith("bert-jax: ")]
+  assert len(ours) == 1 and said.splitlines()[-1] == ours[0], said
+  assert all(part in ours[0] for part in parts), said
+  assert "Fatal Python error" not in said and "Traceback" not in said
 
 
 def wait_for_lines(workdir, count, jobs):
@@ -209,13 +442,9 @@ def test_what_is_left_of_a_job_ends_soon_and_goes_on_in_any_shape(
   begin = time.monotonic()
   statuses = finish(jobs)
   assert time.monotonic() - begin < hosts.HEARTBEAT_SECS + 30
-  assert statuses[2] == -signal.SIGKILL
-  assert all(status != 0 for status in statuses)
+  assert statuses == [69, 69, -signal.SIGKILL, 69]
   for i in (0, 1, 3):
-    said = pathlib.Path(f"{four}-{i}.txt").read_text()
-    # Ours, or that of jax, where its own watch was faster.
-    assert "cannot go on" in said or "another task died" in said
-    assert "Fatal Python error" not in said
+    assert_told(jobs[i], "process 2 was killed")
   assert_same_rows(four, alone, rtol=1e-6, num_steps=12)
   saved = sorted(int(p.name) for p in (four / "checkpoints").glob("[0-9]*"))
   assert saved and saved[-1] in (12, 24, 36)
@@ -240,12 +469,11 @@ def test_what_one_process_alone_cannot_do_ends_all_soon(tmp_path, prepared):
   odd = {"data.dir": str(tmp_path / "nowhere")}
   jobs = start(prepared, tmp_path / "run", 2, 2, odd=odd)
   statuses = finish(jobs)
-  assert statuses[1] == 2 and statuses[0] != 0
+  assert statuses == [69, 2]
   assert time.monotonic() - begin < hosts.HEARTBEAT_SECS + 60
-  said = jobs[1].said.read_text()
-  assert "nowhere holds no prepared data" in said
-  assert "Fatal Python error" not in said + jobs[0].said.read_text()
-  assert not (tmp_path / "run" / "run.json").exists()
+  assert_told(jobs[1], "nowhere holds no prepared data")
+  assert_told(jobs[0], "process 1 failed: ", "nowhere holds no prepared data")
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -260,8 +488,204 @@ def test_a_save_that_fails_on_one_process_ends_all_and_goes_on(
   assert finish(start(prepared, alone, 1, 4, **short)) == [0]
   jobs = start(prepared, run, 2, 2, limit=3000, **short)
   statuses = finish(jobs)
-  assert all(status != 0 for status in statuses)
+  assert statuses[1] == 1 and statuses[0] in (1, 69)
   said = jobs[1].said.read_text()
   assert "no checkpoint can be written" in said or "File too large" in said
   assert finish(start(prepared, run, 2, 2, **short)) == [0, 0]
   assert_same_rows(run, alone, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def other_data(tmp_path_factory, prepared):
+  """Data of another seed, prepared with the same vocabulary."""
+  text = pathlib.Path(prepared).parent / "text.txt"
+  folder = tmp_path_factory.mktemp("other")
+  (folder / "text.txt").write_text(text.read_text().replace("sun", "moon"))
+  config = base.get_config()
+  config.data.seq_len, config.data.dupe_factor = 16, 4
+  config.prepare.held_out_rate, config.prepare.num_workers = 0.2, 1
+  config.prepare.vocab = str(text.parent / "vocab.txt")
+  data = str(folder / "data")
+  prepare.prepare(config, [str(folder / "text.txt")], data)
+  return data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("key", "value", "first"),
+  [
+    ("optim.learning_rate", "0.001", "0.0001"),
+    ("seed", "1", "0"),
+    ("eval.every_steps", "7", "50"),
+    ("train.log_every_steps", "3", "1"),
+    ("checkpoint.every_steps", "9", "20"),
+  ],
+)
+def test_processes_with_other_settings_are_refused_by_all(
+  key, value, first, tmp_path, prepared
+):
+  workdir = tmp_path / "run"
+  jobs = start(prepared, workdir, 2, 1, odd={key: value})
+  assert finish(jobs) == [2, 2]
+  for job in jobs:
+    assert_told(job, f"process 1: {key}={value}, process 0: {first}")
+  assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_processes_with_other_data_are_refused_and_with_a_copy_are_not(
+  tmp_path, prepared, other_data
+):
+  workdir = tmp_path / "run"
+  jobs = start(prepared, workdir, 2, 1, odd={"data.dir": other_data})
+  assert finish(jobs) == [2, 2]
+  for job in jobs:
+    assert_told(job, "process 1: data.examples=")
+  assert not workdir.exists()
+  copy = {"data.dir": shutil.copytree(prepared, tmp_path / "copy")}
+  jobs = start(prepared, workdir, 2, 1, odd=copy, train__total_steps=2)
+  assert finish(jobs) == [0, 0]
+
+
+@pytest.mark.slow
+def test_processes_with_other_code_are_refused_by_all(tmp_path, prepared):
+  for name in ("bert_jax", "configs"):
+    shutil.copytree(ROOT / name, tmp_path / "copy" / name)
+  path = tmp_path / "copy" / "bert_jax" / "losses.py"
+  path.write_text(path.read_text() + "# changed\n")
+  workdir = tmp_path / "run"
+  jobs = start(prepared, workdir, 2, 1, folder=tmp_path / "copy")
+  assert finish(jobs) == [2, 2]
+  for job in jobs:
+    assert_told(job, "process 1: code=")
+  assert not workdir.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("mode", "config"),
+  [
+    ("train", "configs/base.py"),
+    ("evaluate", "configs/base.py"),
+    ("evaluate", None),
+  ],
+)
+def test_a_workdir_that_is_not_shared_is_refused_by_all(
+  mode, config, tmp_path, prepared, finished_run
+):
+  """Whether it is there already, or is yet to be made."""
+  mine, other = tmp_path / "mine", tmp_path / "other"
+  if mode == "evaluate":
+    shutil.copytree(finished_run.workdir, mine)
+  if config and mode == "evaluate":
+    shutil.copytree(finished_run.workdir, other)
+  before = sorted(tmp_path.rglob("*"))
+  jobs = start(
+    prepared, mine, 2, 1, other_workdir=other, mode=mode, config=config
+  )
+  assert finish(jobs) == [2, 2]
+  for job in jobs:
+    assert_told(job, "process 1 cannot see --workdir=")
+  said = {job.said for job in jobs}
+  assert [x for x in sorted(tmp_path.rglob("*")) if x not in said] == before
+
+
+# Starts the launcher, but reads its data late.
+LATE = """
+import time
+from bert_jax import jobs, main
+before = jobs.open_job
+def open_job(*args):
+  time.sleep({secs})
+  return before(*args)
+jobs.open_job = open_job
+main.run()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_may_come_later_than_collectives_wait(tmp_path, prepared):
+  """Those of CPUs wait for 30 seconds."""
+  program = ("-c", LATE.format(secs=70))
+  jobs = start(
+    prepared, tmp_path / "run", 2, 2, program=program, train__total_steps=4
+  )
+  assert finish(jobs) == [0, 0]
+  assert "waiting for process 1" in jobs[0].said.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_is_named_by_the_other_within_seconds(
+  victim, tmp_path, prepared
+):
+  jobs = start(prepared, tmp_path / "run", 2, 2)
+  wait_for_lines(tmp_path / "run", 10, jobs)
+  jobs[victim].kill()
+  begin = time.monotonic()
+  jobs[1 - victim].wait(hosts.HEARTBEAT_SECS)
+  secs = time.monotonic() - begin
+  statuses = finish(jobs)
+  print(f"survivor of process {victim} left after {secs:.1f} s")
+  assert statuses[1 - victim] == 69
+  assert_told(jobs[1 - victim], f"process {victim} was killed", "same command")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_process_is_named_by_the_other(victim, tmp_path, prepared):
+  jobs = start(prepared, tmp_path / "run", 2, 2)
+  wait_for_lines(tmp_path / "run", 10, jobs)
+  jobs[victim].send_signal(signal.SIGSTOP)
+  jobs[1 - victim].wait(hosts.HEARTBEAT_SECS + 120)
+  jobs[victim].kill()
+  assert finish(jobs)[1 - victim] == 69
+  assert_told(jobs[1 - victim], f"process {victim} was killed, is stopped")
+
+
+@pytest.mark.slow
+def test_a_stopped_process_is_found_by_the_watchdog_where_that_is_sooner(
+  tmp_path, prepared
+):
+  jobs = start(prepared, tmp_path / "run", 2, 2, train__max_stall_secs=30.0)
+  wait_for_lines(tmp_path / "run", 10, jobs)
+  jobs[1].send_signal(signal.SIGSTOP)
+  begin = time.monotonic()
+  jobs[0].wait(hosts.HEARTBEAT_SECS + 120)
+  assert time.monotonic() - begin < hosts.HEARTBEAT_SECS
+  jobs[1].kill()
+  assert finish(jobs)[0] == 69
+  assert_told(
+    jobs[0], "while training at step", "process 1 was killed, is stop"
+  )
+
+
+# Starts the launcher, where a step fails as no one foresaw.
+ODD = """
+from bert_jax import main, train
+def count(self, batches, metrics):
+  raise KeyError("odd")
+train.Meter.count = count
+main.run()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_with_an_error_of_its_own_keeps_its_status(
+  tmp_path, prepared
+):
+  jobs = start(prepared, tmp_path / "run", 2, 2, program=("-c", ODD))
+  assert finish(jobs) == [69, 1]
+  assert "KeyError: 'odd'" in jobs[1].said.read_text()
+  assert_told(jobs[0], "process 1 failed: KeyError: 'odd'")
+
+
+@pytest.mark.slow
+def test_a_workdir_in_use_is_refused_by_all_with_the_reason(tmp_path, prepared):
+  run = tmp_path / "run"
+  run.mkdir()
+  with run_log.lock(str(run)):
+    jobs = start(prepared, run, 2, 1)
+    assert finish(jobs) == [2, 2]
+  for job in jobs:
+    assert_told(job, f"in use by process {os.getpid()}")

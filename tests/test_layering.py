@@ -28,7 +28,7 @@ FLOORS = (
   | {"saved_steps"}
   | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
   | {"tpu", "profiling", "compile_cache"}
-  | {"hosts", "preemption", "bars", "completion"}
+  | {"hosts", "watchdog", "preemption", "bars", "completion"}
   | {"bounds", "signals", "streams"},
   {"files"},
 )
@@ -42,6 +42,7 @@ SIDEWAYS = {
   "batching": {"masking", "packing", "records", "tokenization"},
   "checkpoint": {"hosts", "run_log", "saved_steps"},
   "hf_tokenizer": {"added_tokens"},
+  "hosts": {"watchdog"},
   "saved_steps": {"run_log"},
   "task_batches": {"batching", "packing"},
   "tokenization": {"added_tokens", "hf_tokenizer"},

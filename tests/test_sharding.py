@@ -362,3 +362,17 @@ def test_what_a_rule_cuts_over_the_copies_is_not_cut_again(first):
   rules = (("kernel$", (first, None)),)
   placed = sharding.state_sharding(state, mesh, rules, spread="^opt_state/")
   assert placed["opt_state"]["kernel"].spec == P(first, None)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
+def test_devices_are_connected_along_any_group_of_axes(sizes, monkeypatch):
+  groups = []
+  psum = jax.lax.psum
+  monkeypatch.setattr(
+    jax.lax, "psum", lambda x, axes: groups.append(axes) or psum(x, axes)
+  )
+  mesh = sharding.make_mesh(*sizes)
+  sharding.connect(mesh)
+  axes = [a for a in mesh.axis_names if mesh.shape[a] > 1]
+  assert len(set(groups)) == 2 ** len(axes) - 1
+  assert tuple(axes) in groups

@@ -1,0 +1,90 @@
+"""Jobs of two processes, one of which is killed at any moment.
+
+FAULTS_KILLS and FAULTS_SEED as in test_faults.py; a twentieth of the kills are
+made here.
+"""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from bert_jax import hosts
+from tests import test_faults
+from tests import test_hosts
+
+pytestmark = pytest.mark.slow
+
+KILLS = max(test_faults.KILLS // 20, 3)
+TOTAL, SAVED = 60, 12  # steps
+SETTINGS = {
+  "train__total_steps": TOTAL,
+  "eval__every_steps": 20,
+  "checkpoint__every_steps": SAVED,
+  "checkpoint__best_metric": "",
+}
+# A process that was killed is found at once, unless the other one is not yet,
+# or no longer, connected to it.
+MOST_SECS = hosts.HEARTBEAT_SECS + 60
+
+
+def wait_until_connected(jobs):
+  """Until all know each other; before, there is no job yet."""
+  while not all("devices" in job.said.read_text() for job in jobs):
+    time.sleep(0.02)
+    assert all(job.poll() is None for job in jobs), test_hosts.finish(jobs)
+
+
+def assert_same_run(workdir, straight):
+  assert test_faults.rows(workdir) == test_faults.rows(straight)
+  step = os.path.join("checkpoints", str(TOTAL))
+  found = test_faults.read_step(workdir / step)
+  wanted = test_faults.read_step(straight / step)
+  assert found.keys() == wanted.keys() and len(found) > 60
+  for name, x in found.items():
+    assert x.tobytes() == wanted[name].tobytes(), name
+
+
+def test_a_job_of_which_a_process_is_killed_ends_as_if_never_killed(
+  tmp_path, prepared
+):
+  """The other one leaves soon, with a status and a line of its own."""
+  rng = random.Random(test_faults.SEED)
+  straight = tmp_path / "straight"
+  jobs = test_hosts.start(prepared, straight, 2, 1, **SETTINGS)
+  wait_until_connected(jobs)
+  begin = time.monotonic()
+  assert test_hosts.finish(jobs) == [0, 0]
+  whole = time.monotonic() - begin
+
+  kills, number, secs = 0, 0, []
+  while kills < KILLS:
+    number += 1
+    workdir = tmp_path / f"run-{number}"
+    is_done = False
+    while True:
+      jobs = test_hosts.start(prepared, workdir, 2, 1, **SETTINGS)
+      if kills >= KILLS or is_done:
+        assert test_hosts.finish(jobs) == [0, 0]
+        break
+      wait_until_connected(jobs)
+      victim = rng.randrange(2)
+      time.sleep(rng.uniform(0, 0.9 * whole))
+      jobs[victim].kill()
+      begin = time.monotonic()
+      survivor = jobs[1 - victim]
+      survivor.wait(MOST_SECS)
+      secs.append(time.monotonic() - begin)
+      statuses = test_hosts.finish(jobs)
+      is_done = TOTAL in test_faults.saved_steps(workdir, "checkpoints")
+      if statuses[victim] != -signal.SIGKILL:
+        assert is_done, statuses
+        continue  # it had ended just before
+      kills += 1
+      assert statuses[1 - victim] == 69 or is_done, statuses
+      if statuses[1 - victim] == 69:
+        test_hosts.assert_told(survivor, f"process {victim} was killed")
+    assert_same_run(workdir, straight)
+  print(f"\n{kills} kills, survivors left after {max(secs):.1f} s at most")
