@@ -481,7 +481,7 @@ HARMLESS = {
   "never_split": None,
   "do_basic_tokenize": True,
   "name_or_path": "nreimers/MiniLM-L6-H384-uncased",
-  "special_tokens_map_file": "/root/special_tokens_map.json",
+  "special_tokens_map_file": "special_tokens_map.json",
   "clean_up_tokenization_spaces": True,
   "model_max_length": 10**30,
   "max_length": 128,
@@ -791,8 +791,8 @@ def test_a_head_needs_only_what_it_uses(tmp_path, form):
   """The case `poolerless`: the same scores without a pooler, or a refusal."""
   config = small_tasks.make_config(tmp_path, form, train__num_epochs=1.0)
   whole = make(
-    form, without=("nsp", "mlm"), num_labels=3 if form == "tag" else 2, hidden_size=32, num_heads=8,
-    mlp_dim=64, vocab_size=len(small_tasks.VOCAB),
+    form, without=("nsp", "mlm"), num_labels=3 if form == "tag" else 2,
+    hidden_size=32, num_heads=8, mlp_dim=64, vocab_size=len(small_tasks.VOCAB),
   )  # fmt: skip
   vocabulary = tokenization.WordPieceTokenizer(small_tasks.VOCAB)
   whole = dataclasses.replace(whole, tokenizer=vocabulary, labels=())
