@@ -481,7 +481,7 @@ HARMLESS = {
   "never_split": None,
   "do_basic_tokenize": True,
   "name_or_path": "nreimers/MiniLM-L6-H384-uncased",
-  "special_tokens_map_file": "/root/special_tokens_map.json",
+  "special_tokens_map_file": "special_tokens_map.json",
   "clean_up_tokenization_spaces": True,
   "model_max_length": 10**30,
   "max_length": 128,

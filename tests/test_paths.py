@@ -155,9 +155,8 @@ def test_checkpoints_are_kept_below_a_folder_of_any_name(name, tmp_path):
     saved.save(step, params, {"step": jnp.int32(step)}, {"loss": 1 / step})
     saved.close()
   assert checkpoint.steps_in(f"{workdir}/checkpoints") == [2, 3]
-  for best in (False, True):
-    step, found = checkpoint.restore_params(workdir, shapes, best=best)
-    assert step == 3
+  for folder in ("checkpoints", "best"):
+    found = checkpoint.read_params(f"{workdir}/{folder}/3", shapes)
     np.testing.assert_array_equal(found["w"], params["w"])
   assert os.listdir(tmp_path) == [name]
 
