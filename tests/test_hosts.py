@@ -444,7 +444,7 @@ def test_what_is_left_of_a_job_ends_soon_and_goes_on_in_any_shape(
   assert time.monotonic() - begin < hosts.HEARTBEAT_SECS + 30
   assert statuses == [69, 69, -signal.SIGKILL, 69]
   for i in (0, 1, 3):
-    assert_told(jobs[i], "process 2 was killed")
+    assert_told(jobs[i], "because process 2 was killed")
   assert_same_rows(four, alone, rtol=1e-6, num_steps=12)
   saved = sorted(int(p.name) for p in (four / "checkpoints").glob("[0-9]*"))
   assert saved and saved[-1] in (12, 24, 36)
