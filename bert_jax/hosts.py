@@ -433,6 +433,7 @@ class _Monitor:
     # Held by the thread that ends this process, until it has.
     self.is_leaving = threading.Lock()
     self._contact = time.monotonic()  # with process 0
+    self._line: socket.socket | None = None  # to process 0
     self._silent: list[int] = []  # of the other processes
     self._beats: dict[int, tuple[str, float]] = {}
     self._posted_silent: list[int] = []
@@ -527,6 +528,7 @@ class _Monitor:
         str(error)[:200], HEARTBEAT_SECS,
       )  # fmt: skip
       return
+    self._line = line
     line.settimeout(None)
     _keep_alive(line)
     atexit.register(_send, line, _BYE)
@@ -594,13 +596,12 @@ class _Monitor:
     answered -= {int(key[5:]) for key in rows if key.startswith("lost/")}
     missing = set(range(self.count)) - answered - set(trouble) - {self.index}
     if missing:
-      names = ", ".join(f"process {i}" for i in sorted(missing)[:_SHOWN])
-      return f"{names} was killed, is stopped or cannot be reached"
+      return _gone(sorted(missing))
     reasons = [known["reason"] for known in trouble.values()] or [reason]
     return f"a connection between the processes broke: {reasons[0]}"
 
   def _of_process_0(self) -> str:
-    return "process 0 was killed, is stopped or cannot be reached"
+    return _gone([0])
 
   def suspect(self) -> str:
     """Says which process is likely to have failed, asking none; or ""."""
@@ -612,10 +613,8 @@ class _Monitor:
         socket.create_connection((host.strip("[]"), int(port)), 2).close()
       except OSError:
         return self._of_process_0()
-    if others := [i for i in self._silent if i != self.index]:
-      names = ", ".join(f"process {i}" for i in others[:_SHOWN])
-      return f"{names} was killed, is stopped or cannot be reached"
-    return ""
+    others = [i for i in self._silent if i != self.index]
+    return _gone(others) if others else ""
 
   def say_and_exit(self, cause: str) -> NoReturn:
     """Prints the line of a process that another one ends, and ends it."""
@@ -624,9 +623,19 @@ class _Monitor:
       "this job with the same command, or with another number of processes; it "
       "goes on from its last checkpoint"
     )
+    if self._line:  # this one is not to be taken for the one that failed
+      _send(self._line, _BYE)
     if self.index == 0:  # the others still have to read who failed
       time.sleep(_POLL_SECS + 1)
     os._exit(PeerError.exit_status)
+
+
+def _gone(indices: Sequence[int]) -> str:
+  """A sentence about processes that do not answer."""
+  names = ", ".join(f"process {i}" for i in indices[:_SHOWN])
+  if len(indices) > 1:
+    return f"{names} were killed, are stopped or cannot be reached"
+  return f"{names} was killed, is stopped or cannot be reached"
 
 
 _BYE = "bye"  # says a process that ends in order

@@ -4,11 +4,13 @@ FAULTS_KILLS and FAULTS_SEED as in test_faults.py; a twentieth of the kills are
 made here.
 """
 
-import os
 import random
 import signal
 import time
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from bert_jax import hosts
@@ -37,11 +39,25 @@ def wait_until_connected(jobs):
     assert all(job.poll() is None for job in jobs), test_hosts.finish(jobs)
 
 
+def read_step(folder):
+  """All arrays of a checkpoint of two processes, by item and path."""
+  here, found = jax.sharding.SingleDeviceSharding(jax.devices()[0]), {}
+  for item in ("params", "rest"):
+    with ocp.StandardCheckpointer() as reader:
+      saved = reader.metadata(folder / item).item_metadata.tree
+      wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved
+      )
+      tree = reader.restore(folder / item, wanted)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+      found[item, jax.tree_util.keystr(path)] = np.asarray(leaf)
+  return found
+
+
 def assert_same_run(workdir, straight):
   assert test_faults.rows(workdir) == test_faults.rows(straight)
-  step = os.path.join("checkpoints", str(TOTAL))
-  found = test_faults.read_step(workdir / step)
-  wanted = test_faults.read_step(straight / step)
+  step = f"checkpoints/{TOTAL}"
+  found, wanted = read_step(workdir / step), read_step(straight / step)
   assert found.keys() == wanted.keys() and len(found) > 60
   for name, x in found.items():
     assert x.tobytes() == wanted[name].tobytes(), name
