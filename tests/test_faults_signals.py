@@ -16,6 +16,7 @@ import pytest
 from bert_jax import signals
 from bert_jax import sweep
 from tests import test_faults
+from tests import test_hosts
 from tests import test_prepare
 
 pytestmark = pytest.mark.slow
@@ -301,3 +302,23 @@ def test_a_sweep_whose_main_process_is_killed_waits_for_its_trials(
   adopted = [e["trial"] for e in events if e.get("adopted")]
   assert adopted if early else sorted(adopted) == ["seed=0", "seed=1"]
   assert test_faults.rows(workdirs[0]) == test_faults.rows(straight)
+
+
+# --- several processes --------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_all_processes_of_a_job_save_one_step_whichever_is_told(
+  number, tmp_path, prepared
+):
+  jobs = test_hosts.start(prepared, tmp_path / "run", 2, 4)
+  test_hosts.wait_for_lines(tmp_path / "run", 20, jobs)
+  jobs[1].send_signal(number)
+  assert test_hosts.finish(jobs) == [75, 75]
+  (step,) = {
+    int(line.rsplit(" ", 1)[1])
+    for job in jobs
+    for line in job.said.read_text().splitlines()
+    if "saving step" in line
+  }
+  assert test_faults.saved_steps(tmp_path / "run", "checkpoints")[-1] == step
