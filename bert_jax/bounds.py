@@ -101,7 +101,7 @@ def check_value(key: str, value: Any) -> None:
   """Raises ValueError if a number is not what its key may be."""
   least, most = BOUNDS[key]
   whole = isinstance(most, int)
-  kind = numbers.Integral if whole else numbers.Real
+  kind: Any = numbers.Integral if whole else numbers.Real
   if isinstance(value, bool) or not isinstance(value, kind):
     raise ValueError(
       f"{key}={value!r:.60}; it must be {'an integer' if whole else 'a number'}"
