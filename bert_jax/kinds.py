@@ -69,8 +69,12 @@ def value_of(
     value = config.get(group, {}).get(name)
     if key == "predict.seq_len":
       return value or None
-    if key == "task.has_null" and config.get("task", {}).get("name"):
-      return tasks.has_null(config.task.name, value)
+    return of_benchmark(key, value, config.get("task", {}).get("name"))
+
+  def of_benchmark(key, value, name):
+    # Whether questions may have no answer is a fact of a benchmark.
+    if key == "task.has_null" and name:
+      return tasks.has_null(name, value)
     return value
 
   def first(values):
@@ -81,7 +85,7 @@ def value_of(
   return first(
     [
       *(held(key) for key in asked),
-      *(own.get(key) for key in keys),
+      *(of_benchmark(key, own.get(key), own.get("task.name")) for key in keys),
       *(held(key) for key in (keys if of_task else keys[:1])),
     ]
   )

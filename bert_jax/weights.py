@@ -38,7 +38,6 @@ from bert_jax import files
 from bert_jax import hf_tokenizer
 from bert_jax import run_log
 from bert_jax import saved_steps
-from bert_jax import tasks
 from bert_jax import tf_checkpoint
 from bert_jax import tokenization
 from bert_jax.models import convert
@@ -64,9 +63,9 @@ _OURS = "bert_jax"  # key of our own settings in bert_config.json
 # Keys of a run's config, beside the shape of the model and data.seq_len, that
 # its predictions depend on.
 SETTINGS = (
-  "model.dtype", "model.attention", "task.context", "task.max_query_len",
-  "task.doc_stride", "task.n_best", "task.max_answer_len", "task.has_null",
-  "task.null_threshold",
+  "model.dtype", "model.attention", "task.name", "task.context",
+  "task.max_query_len", "task.doc_stride", "task.n_best",
+  "task.max_answer_len", "task.has_null", "task.null_threshold",
 )  # fmt: skip
 
 
@@ -92,8 +91,7 @@ class Pretrained:
     seq_len: tokens that a sequence has at most where the model was trained or
       is meant to be used; None where nothing says so.
     settings: values of the keys in SETTINGS that the run used, as far as the
-      folder says them. `task.has_null` is the fact that evaluation goes by,
-      which for a benchmark is that of the benchmark.
+      folder says them.
     refused: head ("mlm", "task") -> why it cannot be used as it is: "mlm" is
       then not among the parameters, "task" is, without a kind.
   """
@@ -498,10 +496,6 @@ def _read_own_settings(step: str) -> _Settings:
     seq_len = _length_of(data)
     flat = run_log.flatten(config)
     settings = {key: flat[key] for key in SETTINGS if key in flat}
-    if "task.has_null" in settings:
-      settings["task.has_null"] = tasks.has_null(
-        flat.get("task.name", ""), settings["task.has_null"]
-      )
   tokenizer = None
   for folder in filter(None, (workdir, data.get("dir"))):
     vocab = os.path.join(folder, "vocab")
