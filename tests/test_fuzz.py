@@ -707,7 +707,7 @@ def _make_shards(folder):
   (folder / "tokenizer_config.json").unlink()
   vocab = {piece: i for i, piece in enumerate(PIECES)}
   settings = {
-    "normalizer": {"lowercase": True},
+    "normalizer": {"type": "BertNormalizer", "lowercase": True},
     "model": {"type": "WordPiece", "vocab": vocab},
   }
   (folder / "tokenizer.json").write_text(json.dumps(settings))

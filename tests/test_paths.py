@@ -14,6 +14,7 @@ import pytest
 
 from bert_jax import checkpoint
 from bert_jax import run_log
+from bert_jax import saved_steps
 from bert_jax import weights
 from bert_jax.models import convert as names
 from tests import test_main
@@ -115,7 +116,7 @@ def assert_works(folder, run, launch):
   new = folder / "new"
   starts = (f"--config.init_from={folder / 'bert_jax'}", f"--workdir={new}")
   assert launch("--mode=train", *common, *starts) == 0
-  assert checkpoint.steps_in(str(new / "checkpoints")) == [6, 8]
+  assert saved_steps.steps_in(str(new / "checkpoints")) == [6, 8]
   # Nothing was written beside it.
   assert sorted(p.name for p in folder.parent.iterdir()) == sorted(
     ["config.py", folder.name]
@@ -154,7 +155,7 @@ def test_checkpoints_are_kept_below_a_folder_of_any_name(name, tmp_path):
       assert saved.restore_newest(shapes, rest_shapes)[0] == step - 1
     saved.save(step, params, {"step": jnp.int32(step)}, {"loss": 1 / step})
     saved.close()
-  assert checkpoint.steps_in(f"{workdir}/checkpoints") == [2, 3]
+  assert saved_steps.steps_in(f"{workdir}/checkpoints") == [2, 3]
   for folder in ("checkpoints", "best"):
     found = checkpoint.read_params(f"{workdir}/{folder}/3", shapes)
     np.testing.assert_array_equal(found["w"], params["w"])
