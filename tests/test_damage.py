@@ -408,7 +408,7 @@ def test_a_step_that_may_have_had_checksums_is_refused(check):
     make_old(step)
     workdir = str(step.parents[1])
     run_log.write_run(
-      workdir, run_log.read_run(workdir) | {"checksums_since": 8}
+      workdir, run_log.read_run(workdir) | {"checksums_since": STEP}
     )
 
   def lose(step):
