@@ -181,8 +181,10 @@ def test_data_is_prepared_below_any_folder(tmp_path, launch):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_path_that_cannot_hold_checkpoints_is_refused_before_all_else(
-  name, finished_run, tmp_path, launch, capsys
+  name, finished_run, tmp_path, launch, capsys, caplog
 ):
+  # Reports of tests that several processes run hold text that is UTF-8.
+  caplog.set_level("WARNING", "bert_jax")
   folder = tmp_path / REFUSED[name]
   data = finished_run.config.data.dir
   common = (f"--config={test_main.ROOT}/configs/base.py",)
