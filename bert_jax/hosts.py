@@ -616,8 +616,13 @@ class _Monitor:
     others = [i for i in self._silent if i != self.index]
     return _gone(others) if others else ""
 
-  def say_and_exit(self, cause: str) -> NoReturn:
-    """Prints the line of a process that another one ends, and ends it."""
+  def say_and_exit(self, cause: str, is_first: bool = False) -> NoReturn:
+    """Prints the line of a process that another one ends, and ends it.
+
+    Args:
+      cause: what has happened.
+      is_first: the others begin only now to find out.
+    """
     _say(
       f"process {self.index} of {self.count} stops because {cause}. Restart "
       "this job with the same command, or with another number of processes; it "
@@ -625,7 +630,9 @@ class _Monitor:
     )
     if self._line:  # this one is not to be taken for the one that failed
       _send(self._line, _BYE)
-    if self.index == 0:  # the others still have to read who failed
+    if is_first:
+      _linger(self)
+    elif self.index == 0:  # the others still have to read who failed
       time.sleep(_POLL_SECS + 1)
     os._exit(PeerError.exit_status)
 
@@ -743,7 +750,8 @@ def _stalled(what: str) -> None:
   if monitor.is_leaving.acquire(blocking=False):
     monitor.post(what, is_own=True)
     suspect = monitor.suspect()
-    monitor.say_and_exit(what + (f" ({suspect})" if suspect else ""))
+    more = f" ({suspect})" if suspect else ""
+    monitor.say_and_exit(what + more, is_first=True)
 
 
 def leave(error: BaseException, status: int = 1) -> NoReturn:
