@@ -537,7 +537,7 @@ def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):
     (source, tmp_path / "no" / "out", "there is no folder .*/no"),
     (tmp_path, tmp_path / "out", "--input=.* is a folder"),
   ):
-    with pytest.raises(kinds.PredictError, match=message):
+    with pytest.raises(ValueError, match=message):
       predict.predict(config, "", str(given), str(target))
   assert source.read_text() == '{"text": "sun"}\n'
 
