@@ -666,10 +666,8 @@ def test_a_job_that_stands_still_is_ended_by_the_watchdog(tmp_path, prepared):
     train__max_stall_secs=limit,
   )  # fmt: skip
   assert finish(jobs) == [69, 69]
-  assert_told(
-    jobs[1], "no progress for", "while training at step 3", "max_stall"
-  )
-  assert_told(jobs[0], "no progress for")
+  for job in jobs:  # whichever of them noticed first
+    assert_told(job, "no progress for", "training at step", "max_stall_secs")
 
 
 # Starts the launcher, where a step fails as no one foresaw.
