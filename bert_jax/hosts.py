@@ -507,6 +507,7 @@ class _Monitor:
           names[line] = int(index)
           continue
         selector.unregister(line)
+        _send(line, _BYE)  # that it closes is no failure of this process
         line.close()
         if line in names and said != _BYE:
           with contextlib.suppress(Exception):
@@ -533,7 +534,9 @@ class _Monitor:
     _keep_alive(line)
     atexit.register(_send, line, _BYE)
     _send(line, f"{secret} {self.index}")
-    if _receive(line) != _BYE:
+    with line:
+      said = _receive(line)
+    if said != _BYE:
       time.sleep(_POLL_SECS)  # the main thread may know why
       if self.is_leaving.acquire(blocking=False):
         self.say_and_exit(self._of_process_0())

@@ -11,7 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 
 import jax
 import numpy as np
@@ -223,6 +225,78 @@ def test_the_line_of_a_survivor_names_the_process_that_failed(rows, wanted):
   }
   monitor.store = _Store(**texts)
   assert monitor.verdict("unknown").startswith(wanted)
+
+
+class _SharedStore:
+  """A store that threads share as processes do."""
+
+  def __init__(self):
+    self.rows = {}
+
+  def key_value_set(self, key, value, allow_overwrite=False):
+    assert allow_overwrite or key not in self.rows
+    self.rows[key] = value
+
+  def blocking_key_value_get(self, key, timeout_ms):
+    wait_until(lambda: key in self.rows)
+    return self.rows[key]
+
+
+def wait_until(is_true):
+  give_up = time.monotonic() + 30
+  while not is_true():
+    assert time.monotonic() < give_up
+    time.sleep(0.01)
+
+
+@pytest.fixture
+def connected(monkeypatch):
+  """The monitors of two processes, whose connection stands; what they said."""
+  store, said = _SharedStore(), []
+  monkeypatch.setattr(hosts.atexit, "register", lambda *_: None)
+  monkeypatch.setattr(hosts, "_POLL_SECS", 0.01)
+  monkeypatch.setattr(
+    hosts._Monitor, "say_and_exit", lambda self, cause: said.append(cause)
+  )
+  monitors = []
+  for index in range(2):
+    monitor = object.__new__(hosts._Monitor)
+    monitor.index, monitor.count, monitor.store = index, 2, store
+    monitor.address, monitor.is_leaving = "127.0.0.1:1", threading.Lock()
+    monitor._line = None
+    monitors.append(monitor)
+  threading.Thread(target=monitors[0].listen, daemon=True).start()
+  holding = threading.Thread(target=monitors[1].hold, daemon=True)
+  holding.start()
+  wait_until(lambda: monitors[1]._line)
+  return types.SimpleNamespace(
+    line=monitors[1]._line, holding=holding, rows=store.rows, said=said
+  )
+
+
+def test_a_process_that_says_goodbye_has_not_failed_nor_has_0(
+  connected,
+):
+  time.sleep(0.1)  # what it says first comes by itself
+  hosts._send(connected.line, hosts._BYE)
+  connected.holding.join(30)
+  assert not connected.holding.is_alive()
+  assert not connected.said
+  assert f"{hosts._MONITORED}lost/1" not in connected.rows
+
+
+def test_a_connection_that_ends_without_goodbye_is_a_process_that_was_killed(
+  connected,
+):
+  time.sleep(0.1)
+  connected.line.shutdown(socket.SHUT_WR)  # as the system does for it
+  wait_until(lambda: f"{hosts._MONITORED}lost/1" in connected.rows)
+
+
+def test_process_0_that_ends_without_goodbye_was_killed(connected):
+  connected.line.shutdown(socket.SHUT_RD)
+  wait_until(lambda: connected.said)
+  assert connected.said[0].startswith("process 0 was killed")
 
 
 def test_statuses_of_a_job_of_several_are_those_that_are_documented():
