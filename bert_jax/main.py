@@ -621,12 +621,14 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
   """
   from bert_jax import run_log
 
-  own = ("workdir", "input", "output", "dump", "member", "compile_cache")
+  cache = flag_values.compile_cache
+  if problem := files.scheme_problem("--compile_cache", cache):
+    # jax itself reads that variable, and can write to buckets.
+    return f"{problem}, or leave it out and set JAX_COMPILATION_CACHE_DIR"
+  own = ("workdir", "input", "output", "dump", "member")
   named = {f"--{name}": flag_values[name].value for name in own}
-  computes = flag_values.mode in COMPUTING_MODES
-  if computes and flag_values.compile_cache == "auto":
-    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
-      named[name] = os.environ.get(name)
+  if flag_values.mode in COMPUTING_MODES and cache == "auto":
+    named["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME")
   if flag_values.config is not None:
     config = run_log.flatten(run_log.plain(flag_values.config))
     config.pop("engines", None)  # of a sweep: for its cluster, not read here
