@@ -213,8 +213,8 @@ def test_an_error_that_was_hidden_on_purpose_is_not_a_lost_process():
 def test_process_0_outlives_every_greeting(monkeypatch):
   """Nothing that is sent to its port ends the detection of lost processes."""
 
-  class Ends(Exception):
-    """Ends the endless loop of the test."""
+  class EndsError(Exception):
+    """EndsError the endless loop of the test."""
 
   rows, made = {}, []
   create = socket.create_server
@@ -231,7 +231,7 @@ def test_process_0_outlives_every_greeting(monkeypatch):
   ended = threading.Event()
 
   def listen():
-    with contextlib.suppress(Ends):
+    with contextlib.suppress(EndsError):
       monitor.listen()
     ended.set()
 
@@ -239,7 +239,7 @@ def test_process_0_outlives_every_greeting(monkeypatch):
 
   def limited(self, timeout=None):
     if rows.get("stop"):
-      raise Ends
+      raise EndsError
     return select(self, 0.05)
 
   monkeypatch.setattr(hosts.selectors.DefaultSelector, "select", limited)
