@@ -114,14 +114,16 @@ def test_names_of_scores_are_known_without_computing(finished_run):
 
 
 def test_a_step_and_converted_weights_are_refused_before_processes_meet(
-  finished_run, tmp_path, monkeypatch
+  tiny_config, tmp_path, monkeypatch
 ):
   def meet(*_, **__):
     pytest.fail("the processes were compared first")
 
   monkeypatch.setattr(evaluate.session, "meet", meet)
-  config = finished_run.config
-  step = os.path.join(finished_run.workdir, "checkpoints", "8")
+  config = tiny_config("data")
+  run, step = tmp_path / "run", str(tmp_path / "run" / "checkpoints" / "8")
+  os.makedirs(step)
+  (run / "run.json").write_text("{}")
   with pytest.raises(ValueError, match="--checkpoint=8") as refused:
     evaluate.evaluate(config, step, None)
   values = flags.FlagValues()
@@ -130,7 +132,9 @@ def test_a_step_and_converted_weights_are_refused_before_processes_meet(
   with pytest.raises(ValueError, match="--checkpoint=8") as by_launcher:
     main._evaluate(values)
   assert str(by_launcher.value) == str(refused.value)
-  run_log.write_run(str(tmp_path), {"config": {}, "converted_from": "x"})
+  run_log.write_run(
+    str(tmp_path), {"config": {}, "data_hash": None, "converted_from": "x"}
+  )
   with pytest.raises(run_log.RunError, match="converted weights"):
     evaluate.evaluate(config, str(tmp_path), None)
   values = flags.FlagValues()
