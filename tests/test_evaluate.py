@@ -133,7 +133,7 @@ def test_a_step_and_converted_weights_are_refused_before_processes_meet(
     main._evaluate(values)
   assert str(by_launcher.value) == str(refused.value)
   run_log.write_run(
-    str(tmp_path), {"config": {}, "data_hash": None, "converted_from": "x"}
+    str(tmp_path), {"config": {}, "data_hash": "0", "converted_from": "x"}
   )
   with pytest.raises(run_log.RunError, match="converted weights"):
     evaluate.evaluate(config, str(tmp_path), None)
