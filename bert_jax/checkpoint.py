@@ -41,7 +41,8 @@ _ADDED_KEYS = frozenset({"guard", "train_loss"})
 _CHUNK = 1 << 16  # elements whose checksum is computed in the processor's cache
 
 
-# What the storage says of itself, not of what it holds.
+# Status codes of storage that cannot be read now. They do not mean that the
+# checkpoint in it is damaged.
 _NO_DAMAGE = (
   "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 )  # fmt: skip
@@ -74,9 +75,11 @@ _PATH_CLASS.glob = _glob_below
 
 
 def check_path(path: str) -> None:
-  """Refuses a path below which tensorstore writes no checkpoint.
+  """Refuses a path below which no checkpoint can be written.
 
-  It takes a backslash for a slash, and writes to another folder.
+  Tensorstore takes a backslash for a slash, and writes to another folder. The
+  paths that Orbax uses (epath) turn every "gs:/" into "gs://", also that of a
+  folder named "logs:".
 
   Args:
     path: of a workdir, or of a step in one; relative ones are completed.
@@ -85,8 +88,11 @@ def check_path(path: str) -> None:
     CheckpointError: the path has such characters.
   """
   whole = os.path.abspath(path)
-  for text, name in (("\\", "a backslash"), ("gs:/", "a folder named gs:")):
-    if text in whole:
+  for is_there, name in (
+    ("\\" in whole, "a backslash"),
+    ("gs:/" in f"{whole}/", 'a folder whose name ends in "gs:"'),
+  ):
+    if is_there:
       raise CheckpointError(
         f"{whole!r}: checkpoints cannot be kept below {name}; rename the "
         "folder, or give another path"

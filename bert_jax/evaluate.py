@@ -47,15 +47,8 @@ def evaluate(
       the weights have no head for the task.
   """
   bounds.check(config)
-  checkpoint_lib.check_path(workdir)
+  check_workdir(workdir)
   session.meet("evaluate", config, [workdir], checkpoint=checkpoint)
-  if os.path.exists(os.path.join(workdir, "run.json")):
-    run_log.refuse_converted(workdir)
-  if run := saved_steps.run_of(workdir):
-    raise saved_steps.StepError(
-      f"--workdir={workdir} is a step of a run; give --workdir={run} "
-      f"--checkpoint={os.path.basename(os.path.abspath(workdir))}"
-    )
   if output and jax.process_index() == 0:
     files.check_writable(output)
   job, pretrained = jobs.open_job(config, workdir, checkpoint)
@@ -94,6 +87,22 @@ def evaluate(
     for path in job.write_predictions(evaluator, params, workdir):
       _log.info("wrote %s", path)
   return values
+
+
+def check_workdir(workdir: str) -> None:
+  """Refuses a workdir that can never be evaluated, whatever the config.
+
+  Args:
+    workdir: of --workdir, which need not exist yet.
+
+  Raises:
+    ValueError: no checkpoint can be kept there, it is a step of a run, or it
+      holds converted weights.
+  """
+  checkpoint_lib.check_path(workdir)
+  saved_steps.refuse_step(workdir)
+  if os.path.exists(os.path.join(workdir, "run.json")):
+    run_log.refuse_converted(workdir)
 
 
 def _holds_run(workdir: str) -> bool:

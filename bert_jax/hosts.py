@@ -77,6 +77,10 @@ _BROKEN = re.compile(
   r"|coordination service|heartbeat|barrier|DEADLINE_EXCEEDED|UNAVAILABLE",
   re.IGNORECASE,
 )
+# Paths, quoted text and file names in an error: they may hold any word.
+_NAMES = re.compile(
+  r"""(?<!\w)"[^"\n]*"(?!\w)|(?<!\w)'[^'\n]*'(?!\w)|\S*[/\\]\S*"""
+)
 
 
 class HostsError(ValueError):
@@ -492,26 +496,30 @@ class _Monitor:
     selector = selectors.DefaultSelector()
     selector.register(server, selectors.EVENT_READ)
     atexit.register(self._part, selector)
-    names: dict[Any, int] = {}
+    callers: dict[Any, _Caller] = {}
     while True:
       for key, _ in selector.select():
         line: Any = key.fileobj
         if line is server:
-          line = server.accept()[0]
-          _keep_alive(line)
+          try:
+            line = server.accept()[0]
+            _keep_alive(line)
+          except OSError:  # such as too many open files, or it has gone again
+            time.sleep(_POLL_SECS)
+            continue
+          callers[line] = _Caller(secret, self.count)
           selector.register(line, selectors.EVENT_READ)
           continue
-        said = _receive(line)
-        given, _, index = said.partition(" ")
-        if line not in names and given == secret:
-          names[line] = int(index)
+        caller = callers[line]
+        if caller.hear(_receive(line)):
           continue
         selector.unregister(line)
         _send(line, _BYE)  # that it closes is no failure of this process
         line.close()
-        if line in names and said != _BYE:
+        del callers[line]
+        if caller.index is not None and not caller.is_done:
           with contextlib.suppress(Exception):
-            self._set(f"lost/{names[line]}", "")
+            self._set(f"lost/{caller.index}", "")
 
   def hold(self) -> None:
     """The others: hold a connection to process 0, until it ends."""
@@ -535,7 +543,7 @@ class _Monitor:
     atexit.register(_send, line, _BYE)
     _send(line, f"{secret} {self.index}")
     with line:
-      said = _receive(line)
+      said = _receive(line).strip()
     if said != _BYE:
       time.sleep(_POLL_SECS)  # the main thread may know why
       if self.is_leaving.acquire(blocking=False):
@@ -649,11 +657,48 @@ def _gone(indices: Sequence[int]) -> str:
 
 
 _BYE = "bye"  # says a process that ends in order
+_MOST_CHARS = 200  # of a message
+
+
+class _Caller:
+  """What process 0 knows of a connection; anybody may open one.
+
+  Attributes:
+    index: of the process, once it has greeted with the secret; else None.
+    is_done: it has said that it ends in order.
+  """
+
+  def __init__(self, secret: str, count: int):
+    """Takes the secret of the job and its number of processes."""
+    self.index: int | None = None
+    self.is_done = False
+    self._secret, self._count = secret, count
+    self._rest = ""  # of a message that has not ended yet
+
+  def hear(self, text: str) -> bool:
+    """Takes what was received; returns whether to go on listening.
+
+    Args:
+      text: any part of messages, each of which ends in a newline; "" = the
+        connection has ended.
+    """
+    *messages, self._rest = (self._rest + text).split("\n")
+    for message in messages:
+      if self.index is None:
+        given, _, index = message.partition(" ")
+        if given != self._secret or index not in map(str, range(self._count)):
+          return False
+        self.index = int(index)
+      else:
+        self.is_done = message == _BYE
+        return False
+    return bool(text) and len(self._rest) <= _MOST_CHARS
 
 
 def _send(line: Any, text: str) -> None:
-  with contextlib.suppress(OSError):  # it is no longer there
-    line.send(text.encode())
+  """Sends a message, if the connection is still there."""
+  with contextlib.suppress(OSError):
+    line.send(f"{text}\n".encode())
 
 
 def _receive(line: socket.socket) -> str:
@@ -805,17 +850,27 @@ def is_of_peer(error: BaseException) -> bool:
   """Whether an error says that another process is gone, or may be."""
   if isinstance(error, PeerError):
     return True
-  # Of the errors of jax and Orbax the class says little: a collective that
-  # breaks may be a ValueError.
   cause: BaseException | None = error
   while cause is not None:
-    is_own = type(cause).__module__.startswith("bert_jax") or getattr(
-      cause, "errno", None
-    )  # whose text may hold any path
-    if not is_own and _BROKEN.search(str(cause)):
+    text = _NAMES.sub(" ", str(cause))
+    if _may_be_of_jax(type(cause)) and _BROKEN.search(text):
       return True
-    cause = cause.__cause__ or cause.__context__
+    hidden = None if cause.__suppress_context__ else cause.__context__
+    cause = cause.__cause__ or hidden
   return False
+
+
+def _may_be_of_jax(kind: type[BaseException]) -> bool:
+  """Returns whether jax or Orbax may raise this class for a lost process.
+
+  A collective that breaks may be a plain ValueError, and a barrier a plain
+  RuntimeError. Subclasses of other packages, such as a JSON error, and errors
+  of the system are never about another process.
+  """
+  package = kind.__module__.partition(".")[0]
+  return kind in (ValueError, RuntimeError) or package in (
+    "jax", "jaxlib", "orbax"
+  )  # fmt: skip
 
 
 def _say(text: str) -> None:

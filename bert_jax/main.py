@@ -212,8 +212,6 @@ def _run_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
   from bert_jax import run_log
 
   config = run_log.read_run(_workdir(flag_values))["config"]
-  if flag_values.mode == "evaluate":
-    run_log.refuse_converted(flag_values.workdir)
   # The devices here need not be those of the training.
   config["mesh"] |= {"data": -1, "fsdp": 1, "tensor": 1}
   return ml_collections.ConfigDict(config, convert_dict=True)
@@ -234,12 +232,7 @@ def _workdir(flag_values: flags.FlagValues) -> str:
     raise UsageError("this mode needs --workdir=DIR")
   from bert_jax import saved_steps
 
-  if run := saved_steps.run_of(flag_values.workdir):
-    step = os.path.basename(os.path.abspath(flag_values.workdir))
-    raise UsageError(
-      f"--workdir={flag_values.workdir} is a step of a run; give --workdir="
-      f"{run}, with --checkpoint={step} to evaluate or predict with this step"
-    )
+  saved_steps.refuse_step(flag_values.workdir)
   return flag_values.workdir
 
 
@@ -334,10 +327,11 @@ def _evaluate(flag_values: flags.FlagValues) -> None:
   _meet(flag_values)
   from bert_jax import evaluate
 
-  config = _run_config(flag_values)
+  workdir = _workdir(flag_values)
+  evaluate.check_workdir(workdir)  # the run.json there may have no config
   evaluate.evaluate(
-    config,
-    _workdir(flag_values),
+    _run_config(flag_values),
+    workdir,
     flag_values.output,
     flag_values.checkpoint or "",
   )
@@ -621,12 +615,14 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
   """
   from bert_jax import run_log
 
-  own = ("workdir", "input", "output", "dump", "member", "compile_cache")
+  cache = flag_values.compile_cache
+  if problem := files.scheme_problem("--compile_cache", cache):
+    # jax itself reads that variable, and can write to buckets.
+    return f"{problem}, or leave it out and set JAX_COMPILATION_CACHE_DIR"
+  own = ("workdir", "input", "output", "dump", "member")
   named = {f"--{name}": flag_values[name].value for name in own}
-  computes = flag_values.mode in COMPUTING_MODES
-  if computes and flag_values.compile_cache == "auto":
-    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
-      named[name] = os.environ.get(name)
+  if flag_values.mode in COMPUTING_MODES and cache == "auto":
+    named["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME")
   if flag_values.config is not None:
     config = run_log.flatten(run_log.plain(flag_values.config))
     config.pop("engines", None)  # of a sweep: for its cluster, not read here

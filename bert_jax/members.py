@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from bert_jax import batching
+from bert_jax import bounds
 from bert_jax import checkpoint
 from bert_jax import optim
 from bert_jax import run_log
@@ -421,6 +422,11 @@ def _check(config: Any, wanted: Sequence[Member]) -> None:
       "trains one model: leave --member out"
     )
   check_config(config)
+  for member in wanted:
+    try:
+      bounds.check(_config_of(config, member))
+    except ValueError as error:
+      raise MembersError(f"--member={member.workdir}: {error}") from error
   workdirs = [os.path.abspath(member.workdir) for member in wanted]
   if len(set(workdirs)) < len(workdirs):
     raise MembersError(f"two members have one workdir: {', '.join(workdirs)}")

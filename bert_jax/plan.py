@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -1251,5 +1250,5 @@ def run(
   print(report(plan))
   sys.stdout.flush()
   if output:
-    files.write_text(output, json.dumps(plan, indent=2) + "\n")
+    files.write_text(output, run_log.to_json(plan, indent=2) + "\n")
   return FITS if plan["fits"] else OUT_OF_MEMORY

@@ -98,7 +98,7 @@ def prepare(config: Any, patterns: Sequence[str], folder: str) -> None:
 
 
 def check_settings(config: Any) -> None:
-  """Raises ValueError for settings of `prepare` and `data` that cannot be."""
+  """Raises ValueError if a setting of `prepare` or `data` is out of range."""
   bounds.check(config)
   p, d = config.prepare, config.data
   wanted = (
@@ -375,14 +375,18 @@ def _write_vocabulary(config: Any, inputs: Inputs, folder: str) -> None:
     }
   if os.path.exists(done):
     found = records.read_json(done)
-    if (
-      not p.vocab
-      and isinstance(found, dict)
-      and "sha256" not in found  # an older release learned it
-      and os.path.exists(os.path.join(folder, "manifest.json"))
-    ):
-      del asked["sha256"]  # the record of the tokens has it
+    is_older = not p.vocab and isinstance(found, dict) and "sha256" not in found
+    if is_older:
+      del asked["sha256"]
     _check_same(found, asked, target)
+    # The record of finished tokens says what text it was.
+    if is_older and not os.path.exists(os.path.join(folder, "manifest.json")):
+      raise records.DataError(
+        f"an older release learned {target} and did not record its text (by "
+        "sha256), so that this preparation cannot go on with it; delete that "
+        "folder, which learns the vocabulary anew and keeps finished shards of "
+        "the same text, or give another --output"
+      )
     return
   if os.path.exists(target):
     raise records.DataError(
@@ -598,7 +602,16 @@ def _recorded_hashes(manifest: dict, folder: str) -> dict[int, str]:
 def _finished_hashes(
   jobs: Sequence[dict], progress_folder: str
 ) -> dict[int, str]:
-  """The same of the units that were tokenised before a kill."""
+  """The SHA-256 of the text of each unit that is tokenised already.
+
+  Args:
+    jobs: of the token stage, one for each unit.
+    progress_folder: where finished jobs report.
+
+  Returns:
+    Number of a unit -> SHA-256. Units that are still to be tokenised are left
+    out.
+  """
   found = {}
   for job in jobs:
     path = os.path.join(progress_folder, job["name"] + ".json")

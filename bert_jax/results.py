@@ -80,6 +80,18 @@ _ROW: dict[str, Any] = {
   "most_frequent": _is_number_or_null,
   "curves": _are_curves,
 }
+# The same in words.
+_WANTED = dict.fromkeys(_ROW, "a text") | {
+  "seed": "an integer",
+  "metrics": "an object of numbers",
+  "settings": "an object of texts, numbers and lists",
+  "commits": "a list of commits",
+  "dirty": "true, false or null",
+  "seconds": "a number",
+  "useful_tokens_per_sec": "a number or null",
+  "most_frequent": "a number or null",
+  "curves": "an object of lists of points (step, value)",
+}
 _PLANNED = {"command": records.is_text, "trials": [{"trial": records.is_text}]}
 _CURVE_POINTS = 100  # of a curve that is kept
 _CURVES = ("train/loss", "eval/loss", "eval/mlm_loss")
@@ -261,7 +273,7 @@ def _checked_row(row: Any) -> dict[str, Any]:
     raise ValueError(f"it has no {', '.join(missing)}")
   for key, form in _ROW.items():
     if not records.has_form(row[key], form):
-      raise ValueError(f"{key} is {row[key]!r:.60}, which is of another kind")
+      raise ValueError(f"{key} is {row[key]!r:.60}; {_WANTED[key]} was wanted")
   return row
 
 

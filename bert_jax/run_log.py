@@ -105,6 +105,7 @@ def to_json(value: Any, **kwargs: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
+  """A copy in which None stands for NaN and infinity."""
   if isinstance(value, Mapping):
     return {k: _finite(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
@@ -303,10 +304,9 @@ def write_run(workdir: str, run: dict) -> None:
     }
     if "checksums_since" in before:
       run["checksums_since"] = before["checksums_since"]
-  run = run | {"sha256": _digest(run)}
-  with files.writing(path, "w") as f:
-    json.dump(run, f, indent=1, sort_keys=True)
-    f.write("\n")
+  run = _finite(run)  # what is written is what is hashed
+  run |= {"sha256": _digest(run)}
+  files.write_text(path, to_json(run, indent=1, sort_keys=True) + "\n")
 
 
 @contextlib.contextmanager

@@ -74,6 +74,20 @@ def run_of(path: str) -> str | None:
   return workdir if os.path.exists(os.path.join(workdir, "run.json")) else None
 
 
+def refuse_step(workdir: str) -> None:
+  """Raises StepError if a workdir is a path to a step of a run.
+
+  Args:
+    workdir: of --workdir.
+  """
+  if run := run_of(workdir):
+    step = os.path.basename(os.path.abspath(workdir))
+    raise StepError(
+      f"--workdir={workdir} is a step of a run; give --workdir={run}, with "
+      f"--checkpoint={step} to evaluate or predict with this step"
+    )
+
+
 def choose(workdir: str, checkpoint: str = "") -> SavedStep:
   """Chooses the step that stands for a run.
 

@@ -61,7 +61,12 @@ class MeanLoss:
 
   @classmethod
   def from_bits(cls, bits: Any) -> "MeanLoss":
-    """Reads what `bits` returns; None is of a release that kept no sum."""
+    """Reads what `bits` returns.
+
+    Args:
+      bits: uint32 [3]; None = the checkpoint predates this sum, which then
+        starts at 0.
+    """
     if bits is None:
       return cls()
     low, high, count = np.asarray(bits).astype("<u4")
@@ -368,9 +373,9 @@ def open_session(
   checkpoint.check_settings(config.checkpoint, metrics)
   imported = fit_weights(job, pretrained, abstract.params)
   run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
-  run |= job.facts | {"total_steps": job.total_steps}
-  facts = job.facts | {"total_steps": job.total_steps, "metrics": metrics}
-  meet_opened(job, pretrained, mesh, facts)
+  facts = job.facts | {"total_steps": job.total_steps}
+  meet_opened(job, pretrained, mesh, facts | {"metrics": metrics})
+  run |= facts
   run_log.check_workdir(workdir, run)
   return Session(
     config=config,

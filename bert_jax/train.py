@@ -74,7 +74,7 @@ def train_together(
     wanted: which models.
 
   Returns:
-    Of each what `train` returns.
+    The final metrics of each run, one dict per run.
 
   Raises:
     ValueError: as `train`, or they cannot be trained together.

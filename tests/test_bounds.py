@@ -1,7 +1,10 @@
 """Tests of bounds.py: every number of a config has a range."""
 
 import math
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -85,6 +88,31 @@ def test_absurd_settings_are_refused_by_every_mode(
   assert status == 2
   assert change.partition("=")[0] in test_main.message(capsys)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_number_out_of_range_is_refused_before_jax_is_loaded(tmp_path):
+  """Jax takes seconds to load; the refusal does not wait for it."""
+  program = (
+    "import sys\n"
+    "from bert_jax import main\n"
+    "try:\n"
+    "  main.run()\n"
+    "except SystemExit as end:\n"
+    "  print(end.code, 'jax' in sys.modules)\n"
+  )
+  done = subprocess.run(
+    [
+      sys.executable, "-c", program, "--mode=train", DEMO,
+      "--config.optim.learning_rate=nan", f"--workdir={tmp_path}/run",
+      "--compile_cache=off",
+    ],
+    cwd=test_main.ROOT,
+    # Otherwise the program starts itself anew, without the lines above.
+    env=dict(os.environ) | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
+    capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.stdout.split() == ["2", "False"], done.stderr
+  assert "optim.learning_rate=nan" in done.stderr
 
 
 def test_a_model_that_no_machine_holds_is_refused(launch, capsys, tmp_path):

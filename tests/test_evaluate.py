@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 
+from absl import flags
 import jax
 import numpy as np
 import pytest
 
 from bert_jax import batching
 from bert_jax import evaluate
+from bert_jax import main
 from bert_jax import pretraining
 from bert_jax import records
 from bert_jax import run_log
@@ -108,6 +111,37 @@ def test_names_of_scores_are_known_without_computing(finished_run):
     **dict.fromkeys(job.objective.inputs, row),
   )
   assert evaluator.names(shapes) == sorted(finished_run.result)
+
+
+def test_a_step_and_converted_weights_are_refused_before_processes_meet(
+  tiny_config, tmp_path, monkeypatch
+):
+  def meet(*_, **__):
+    pytest.fail("the processes were compared first")
+
+  monkeypatch.setattr(evaluate.session, "meet", meet)
+  config = tiny_config("data")
+  run, step = tmp_path / "run", str(tmp_path / "run" / "checkpoints" / "8")
+  os.makedirs(step)
+  (run / "run.json").write_text("{}")
+  with pytest.raises(ValueError, match="--checkpoint=8") as refused:
+    evaluate.evaluate(config, step, None)
+  values = flags.FlagValues()
+  main.define_flags(values)
+  values(["bert-jax", "--mode=evaluate", f"--workdir={step}"])
+  with pytest.raises(ValueError, match="--checkpoint=8") as by_launcher:
+    main._evaluate(values)
+  assert str(by_launcher.value) == str(refused.value)
+  run_log.write_run(
+    str(tmp_path), {"config": {}, "data_hash": "0", "converted_from": "x"}
+  )
+  with pytest.raises(run_log.RunError, match="converted weights"):
+    evaluate.evaluate(config, str(tmp_path), None)
+  values = flags.FlagValues()
+  main.define_flags(values)
+  values(["bert-jax", "--mode=evaluate", f"--workdir={tmp_path}"])
+  with pytest.raises(run_log.RunError, match="converted weights"):
+    main._evaluate(values)
 
 
 def test_a_workdir_of_another_config_is_refused(finished_run, tmp_path):

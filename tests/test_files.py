@@ -577,7 +577,12 @@ def test_schemes_are_found_in_members_and_arguments_and_the_environment(
   for given in ("tfds:gs://b/words:train", "x.py:task=rte,from=gs://b/run"):
     assert "gs://" in files.scheme_problem("--config", given)
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://b/programs")
-  assert "JAX_COMPILATION_CACHE_DIR=gs://" in main._scheme_in(parse())
+  assert not main._scheme_in(parse())  # jax reads that by itself
+  assert "JAX_COMPILATION_CACHE_DIR" in main._scheme_in(
+    parse("--compile_cache=gs://b/programs")
+  )
+  monkeypatch.setenv("XDG_CACHE_HOME", "gs://b/cache")
+  assert "XDG_CACHE_HOME=gs://" in main._scheme_in(parse())
   assert not main._scheme_in(parse(mode="prepare"))  # it compiles nothing
   assert not main._scheme_in(parse("--compile_cache=off"))
 

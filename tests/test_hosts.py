@@ -1,5 +1,6 @@
 """Tests of hosts.py and preemption.py: several processes, as one job."""
 
+import contextlib
 import errno
 import functools
 import json
@@ -182,11 +183,112 @@ def _caused(error, cause):
       True,
     ),
     (FileNotFoundError(errno.ENOENT, "none", "/data/gloo/barrier"), False),
+    (
+      _caused(
+        checkpoint.CheckpointError("step 8 is damaged"),
+        ValueError('DATA_LOSS: Error reading "/data/heartbeat ecg/run/8/d/0"'),
+      ),
+      False,
+    ),
+    (ValueError("NOT_FOUND: file:///data/heartbeat-ecg/run is empty"), False),
+    (ValueError("could not convert string to float: 'heartbeat'"), False),
+    (json.JSONDecodeError("no barrier", "", 0), False),
+    (jax.errors.JaxRuntimeError("INTERNAL: cannot open /runs/nccl/x"), False),
     (run_log.RunError("--workdir=/runs/heartbeat is in use"), False),
   ],
 )
 def test_errors_that_may_come_from_another_process(error, wanted):
   assert hosts.is_of_peer(error) == wanted
+
+
+def test_an_error_that_was_hidden_on_purpose_is_not_a_lost_process():
+  try:
+    try:
+      raise RuntimeError("UNAVAILABLE: Socket closed")
+    except RuntimeError:
+      raise ValueError("the labels differ") from None
+  except ValueError as error:
+    assert not hosts.is_of_peer(error)
+
+
+def test_process_0_outlives_every_greeting(monkeypatch):
+  """Nothing that is sent to its port ends the detection of lost processes."""
+
+  class EndsError(Exception):
+    """EndsError the endless loop of the test."""
+
+  rows, made = {}, []
+  create = socket.create_server
+
+  def create_server(*args, **kwargs):
+    made.append(create(*args, **kwargs))
+    return made[0]
+
+  monkeypatch.setattr(socket, "create_server", create_server)
+  monkeypatch.setattr(hosts.atexit, "register", lambda *_: None)
+  monitor = object.__new__(hosts._Monitor)
+  monitor.index, monitor.count = 0, 5
+  monitor._set = rows.__setitem__
+  ended = threading.Event()
+
+  def listen():
+    with contextlib.suppress(EndsError):
+      monitor.listen()
+    ended.set()
+
+  select = hosts.selectors.DefaultSelector.select
+
+  def limited(self, timeout=None):
+    if rows.get("stop"):
+      raise EndsError
+    return select(self, 0.05)
+
+  monkeypatch.setattr(hosts.selectors.DefaultSelector, "select", limited)
+  thread = threading.Thread(target=listen, daemon=True)
+  thread.start()
+  try:
+    wait_until(lambda: "port" in rows)
+    port, secret = rows["port"].split()
+
+    def call(*parts, close=True):
+      line = socket.create_connection(("127.0.0.1", int(port)), 5)
+      for part in parts:
+        line.sendall(part)
+        time.sleep(0.05)
+      return line.close() if close else line
+
+    known = secret.encode()
+    for text in (
+      b"", b"\n", b"\xff\n", b"GET / HTTP/1.1\r\n\r\n", b"x" * 5000,
+      known, known + b"\n", known + b" x\n", known + b" 7\n",
+      known + b" -1\n", known + b" 1bye\n", b"0" * 32 + b" 1\n",
+    ):  # fmt: skip
+      call(text)
+    call(known + b" 1\nbye\n")  # all at once
+    call(known[:7], known[7:] + b" 2", b"\nby", b"e\n")  # in pieces
+    assert not ended.is_set() and set(rows) == {"port"}
+    call(known + b" 3\n")  # and is gone
+    wait_until(lambda: "lost/3" in rows)
+    assert set(rows) == {"port", "lost/3"}
+    line = call(known + b" 4\n", close=False)
+    time.sleep(0.2)
+    assert "lost/4" not in rows
+    line.close()
+    wait_until(lambda: "lost/4" in rows)
+  finally:
+    rows["stop"] = "now"
+    thread.join(5)
+    for server in made:
+      server.close()
+  assert ended.is_set()
+
+
+def wait_until(is_so, secs=10.0):
+  """Waits until something is so."""
+  give_up = time.monotonic() + secs
+  while not is_so():
+    assert time.monotonic() < give_up
+    time.sleep(0.02)
 
 
 class _Store:

@@ -1,5 +1,7 @@
 """Tests of members.py: models trained together are those trained alone."""
 
+import dataclasses
+import math
 import os
 import pathlib
 import shutil
@@ -240,6 +242,26 @@ def test_what_cannot_be_together_is_refused(tmp_path, changes, message):
   before = sorted(os.listdir(tmp_path))
   with pytest.raises(ValueError, match=message):
     train.train_together(config, [_member(tmp_path, s) for s in (0, 1)])
+  assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+  ("key", "change"),
+  [
+    ("seed", {"seed": 99999999999999999999}),
+    ("optim.learning_rate", {"learning_rate": math.nan}),
+    ("optim.learning_rate", {"learning_rate": -1.0}),
+  ],
+)
+def test_a_member_out_of_range_is_refused_before_anything_is_made(
+  tmp_path, key, change
+):
+  config = _config(tmp_path)
+  before = sorted(os.listdir(tmp_path))
+  wanted = [_member(tmp_path, s) for s in (0, 1)]
+  wanted[1] = dataclasses.replace(wanted[1], **change)
+  with pytest.raises(members.MembersError, match=rf"/1: {key}="):
+    train.train_together(config, wanted)
   assert sorted(os.listdir(tmp_path)) == before
 
 

@@ -179,6 +179,14 @@ def test_data_is_prepared_below_any_folder(tmp_path, launch):
   assert sorted(p.name for p in tmp_path.iterdir()) == [ALL]
 
 
+def test_a_folder_that_ends_in_gs_and_a_colon_is_refused_with_that_reason():
+  for path in ("/data/gs:", "/data/gs:/run", "/data/logs:", "/data/logs:/run"):
+    with pytest.raises(checkpoint.CheckpointError, match='name ends in "gs:"'):
+      checkpoint.check_path(path)
+  for path in ("/data/gs", "/data/gs:x/run", "/data/logs:x", "/data/log:/run"):
+    checkpoint.check_path(path)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_path_that_cannot_hold_checkpoints_is_refused_before_all_else(
   name, finished_run, tmp_path, launch, capsys, caplog

@@ -1303,8 +1303,23 @@ def test_a_vocabulary_that_an_older_release_learned(
     edit(text)
     refuse(config, [text], data, records.DataError, "is not the text that")
   else:  # it was killed before the tokens were all there
+    want = tree(data)
     (data / "manifest.json").unlink()
-    refuse(config, [text], data, records.DataError, "delete that folder")
+    refuse(
+      config, [text], data, records.DataError,
+      "older release .*vocab.*sha256.*delete that folder",
+    )  # fmt: skip
+    # Other settings are named as such.
+    other = make_config(prepare__vocab_size=80)
+    refuse(other, [text], data, records.DataError, "vocab_size: 90 there")
+    # What the message says to do leads to the data of a straight run.
+    shutil.rmtree(data / "vocab")
+    prepare.prepare(config, [text], str(data))
+    straight = tmp_path / "straight"
+    prepare.prepare(config, [text], str(straight))
+    assert tree(data) == tree(straight)
+    del want["vocab/settings.json"]
+    assert want.items() <= tree(data).items()
 
 
 def test_a_record_without_the_content_of_its_inputs_is_refused(

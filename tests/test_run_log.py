@@ -75,6 +75,15 @@ def test_a_run_is_read_as_it_was_written(run, tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
+def test_a_run_with_a_number_that_is_not_finite_is_json_and_can_be_read(
+  run, tmp_path
+):
+  run_log.write_run(str(tmp_path), run | {"odd": [math.nan, math.inf]})
+  text = (tmp_path / "run.json").read_text()
+  json.loads(text, parse_constant=pytest.fail)
+  assert run_log.read_run(str(tmp_path)) == run | {"odd": [None, None]}
+
+
 def test_a_run_that_goes_on_keeps_when_it_started(run, tmp_path):
   run_log.write_run(str(tmp_path), run | {"started": "then"})
   run_log.write_run(str(tmp_path), run)

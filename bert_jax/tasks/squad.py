@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax import files
+from bert_jax import run_log
 from bert_jax.tasks import features as features_lib
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
@@ -240,8 +241,7 @@ def write_files(
   for name, content in answers.items():
     if content:
       with files.writing(os.path.join(folder, name), "w") as f:
-        json.dump(content, f, indent=4)
-        f.write("\n")
+        f.write(run_log.to_json(content, indent=4) + "\n")
 
 
 # --- Scores of one answer ---

@@ -10,13 +10,13 @@ Source: https://gluebenchmark.com/faq
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 import io
-import json
 import os
 import sys
 from typing import Any
 import zipfile
 
 from bert_jax import files
+from bert_jax import run_log
 from bert_jax.tasks import glue
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
@@ -177,7 +177,7 @@ def write_predictions(
   # Half of a surrogate pair, which JSON may hold, is in no UTF-8 file.
   with files.writing(path, "w", errors="replace") as f:
     for row in rows:
-      f.write(json.dumps(row, ensure_ascii=False) + "\n")
+      f.write(run_log.to_json(row, ensure_ascii=False) + "\n")
 
 
 def prediction_rows(

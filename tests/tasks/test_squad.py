@@ -1,6 +1,7 @@
 """Tests of tasks/squad.py: decoding, the official scores, the script."""
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -217,6 +218,24 @@ def test_files_have_the_names_and_shapes_of_the_original(tmp_path):
   )
   assert {p.name for p in (tmp_path / "v1").iterdir()} == {
     "predictions.json", "nbest_predictions.json"
+  }  # fmt: skip
+
+
+def test_scores_that_are_not_finite_are_null_in_the_files(tmp_path):
+  """NaN is not JSON; other programs could not read the file."""
+  (example, *_), _ = make("a b", "c")
+  odd = squad.Candidate("a", math.nan, math.inf, -math.inf)
+  answer = squad.SpanPrediction("a", "a", math.nan, (odd,))
+  squad.write_files(str(tmp_path), [example], [answer])
+
+  def read(name):
+    text = (tmp_path / name).read_text()
+    return json.loads(text, parse_constant=pytest.fail)
+
+  assert read("null_odds.json") == {"q0": None}
+  (row,) = read("nbest_predictions.json")["q0"]
+  assert row == {
+    "text": "a", "probability": None, "start_logit": None, "end_logit": None
   }  # fmt: skip
 
 

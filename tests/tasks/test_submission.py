@@ -1,6 +1,7 @@
 """Tests of tasks/submission.py."""
 
 import json
+import math
 import zipfile
 
 import pytest
@@ -35,6 +36,15 @@ def test_labels_are_spelled_as_in_the_files_and_scores_are_clipped():
   assert submission.glue_tsv(TASKS["stsb"], three, [5.2, -0.1, 1.23456]) == (
     "index\tprediction\n0\t5.000\n1\t0.000\n2\t1.235\n"
   )
+
+
+def test_predictions_that_are_not_finite_are_null_in_the_file(tmp_path):
+  path = tmp_path / "predictions.jsonl"
+  submission.write_predictions(
+    TASKS["cola"], pairs("0"), [guess(0, math.nan, math.inf)], str(path)
+  )
+  row = json.loads(path.read_text(), parse_constant=pytest.fail)
+  assert None in row["probabilities"].values()
 
 
 def test_rows_are_in_the_order_of_the_file():
