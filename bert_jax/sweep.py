@@ -61,7 +61,7 @@ from bert_jax import signals
 _log = logging.getLogger(__name__)
 
 PEER_LOST = 69  # exit status where another process of the same job was lost
-PREEMPTED = 75  # exit status of a training that was told to stop and has saved
+PREEMPTED = signals.SAVED  # exit status of a training that was told to stop
 # How a trial ends that was told to stop, also one that had nothing to save yet.
 _STOPPED = (PREEMPTED, signals.INTERRUPTED, *(-n for n in signals.STOPPING))
 _MOST_PREEMPTIONS = 100  # of a trial in one sweep
@@ -83,7 +83,7 @@ class FailedError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-  """The sweep was told to stop; its trials have saved."""
+  """The sweep was told to stop; the same command goes on."""
 
   exit_status = PREEMPTED
 
@@ -716,8 +716,8 @@ class _Pool:
       for batch in out_of_reach:
         del self._running[batch]
       raise StoppedError(
-        "the sweep was told to stop; its trials have saved, and the same "
-        "command goes on"
+        "the sweep was told to stop; what its trials had saved is kept, and the "
+        "same command goes on"
       )
 
   def _left(self) -> str:
