@@ -2,8 +2,8 @@
 
 SLURM through submitit (the extra `slurm`): a job a trial, whose settings are
 submitit's. GKE through xpk (the extra `xpk`): a workload a trial. Both start a
-trial again that was preempted, by its exit status 75; GKE also one of which a
-process was lost, by the status 69 of the others.
+trial again that was preempted, by its exit status 75, and one of which another
+process was lost, by the status 69.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,8 +48,10 @@ class Training:
     Raises:
       sweep.FailedError: it failed.
     """
-    status = sweep.PREEMPTED
-    while status == sweep.PREEMPTED:
+    again = (sweep.PREEMPTED, sweep.PEER_LOST)
+    status, starts = sweep.PREEMPTED, 0
+    while status in again and starts < _MOST_RESTARTS:
+      starts += 1
       # Its own group: what SLURM sends the job is for `checkpoint` alone.
       self._process = subprocess.Popen(
         [sys.executable, "-m", "bert_jax.main", *self.arguments],

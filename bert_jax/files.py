@@ -18,13 +18,16 @@ from collections.abc import Iterator
 import contextlib
 import errno
 import fcntl
+import functools
 import io
 import os
 import re
 import secrets
 import shutil
+import socket
 import stat
 import sys
+import time
 from typing import Any, cast
 
 _RANDOM_BYTES = 8  # of a temporary name
@@ -238,6 +241,74 @@ def open_lock(path: str) -> Any:
   """
   flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
   return open(_open(path, path, flags), "r+", encoding="utf-8")
+
+
+def take_lock(file: Any, secs: float = 1.0) -> None:
+  """Locks a file for this process alone.
+
+  It waits a little, because whoever asks whether the file is locked holds a
+  lock of its own for an instant.
+
+  Args:
+    file: from `open_lock`.
+    secs: how long to wait for another holder.
+
+  Raises:
+    BlockingIOError: another process holds the lock.
+    OSError: the file system has no locks.
+  """
+  give_up = time.monotonic() + secs
+  while True:
+    try:
+      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      if time.monotonic() > give_up:
+        raise
+    time.sleep(0.02)
+
+
+def process_name(pid: int) -> str:
+  """Names a process of this machine, as lock files do.
+
+  Processes of two containers or machines that share a file system may have the
+  same number, so the name also has the host, its boot and the PID namespace.
+
+  Args:
+    pid: its number.
+  """
+  return f"{pid} {_machine()}"
+
+
+def pid_of(name: str) -> int | None:
+  """The number of a process, if it is one that this process can signal.
+
+  Args:
+    name: from `process_name`, or what else was found in a lock file.
+
+  Returns:
+    The number; None for a process of another machine or container, and where
+    the name does not say which machine it is of.
+  """
+  pid, _, machine = name.partition(" ")
+  return int(pid) if pid.isdecimal() and machine == _machine() else None
+
+
+def describe_process(name: str) -> str:
+  """A process in words, such as "process 17 on host a"; see `pid_of`."""
+  pid, *machine = name.split()[:2] or [""]
+  if not pid.isdecimal():
+    return "a process whose number is not known"
+  return f"process {pid} on host {machine[0]}" if machine else f"process {pid}"
+
+
+@functools.cache
+def _machine() -> str:
+  boot, namespace = "-", "-"
+  with contextlib.suppress(OSError):  # no Linux
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as f:
+      boot = f.read().strip()
+    namespace = os.readlink("/proc/self/ns/pid")
+  return f"{socket.gethostname()} {boot} {namespace}"
 
 
 @contextlib.contextmanager

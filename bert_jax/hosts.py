@@ -37,6 +37,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
+from bert_jax import signals
 from bert_jax import watchdog
 
 _log = logging.getLogger(__name__)
@@ -157,14 +158,15 @@ def start(
   _catch_aborts()
   jax.config.update("jax_enable_preemption_service", stops_in_order)
   try:
-    jax.distributed.initialize(
-      coordinator,
-      num_processes,
-      process_id,
-      initialization_timeout=_START_SECS,
-      heartbeat_timeout_seconds=HEARTBEAT_SECS,
-      shutdown_timeout_seconds=_END_SECS,
-    )
+    with signals.keeping_handler():  # jax's would swallow every SIGTERM
+      jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        initialization_timeout=_START_SECS,
+        heartbeat_timeout_seconds=HEARTBEAT_SECS,
+        shutdown_timeout_seconds=_END_SECS,
+      )
   except (RuntimeError, ValueError, OSError) as error:
     reason = (str(error).strip().splitlines() or [repr(error)])[0]
     raise HostsError(_not_met(reason)) from error

@@ -60,6 +60,7 @@ MODES_OF_SEVERAL = ("train", "evaluate", "doctor")
 # What is left of a mode that is interrupted; of the others, nothing.
 _LEAVES = {
   "prepare": "what was finished is kept, and the same command goes on",
+  "sweep": "what its trials had saved is kept, and the same command goes on",
   "train": "no step was taken; the same command starts or goes on",
 }
 
@@ -86,8 +87,9 @@ Exit status:
   1    It failed. Of a plan: the training does not fit the memory.
   2    The command, its settings or its files cannot be used.
   69   Another process of this job died or stood still: start the job again.
-  75   It was told to stop and has saved: the same command goes on.
-  130  It was told to stop and had nothing to save, or was told twice.
+  75   It was told to stop and has saved, now or earlier: the same command
+       goes on from there.
+  130  It was told to stop and nothing is saved, or it was told twice.
   141  Nobody reads its standard output any more.
 
 A process is told to stop by SIGTERM, SIGINT (Ctrl-C) or SIGHUP (a closed
@@ -561,7 +563,7 @@ def main(argv: Sequence[str]) -> int:
   if FLAGS.completion:
     print(_completion(FLAGS, FLAGS.completion), end="")
     return 0
-  signals.leaves(_LEAVES.get(FLAGS.mode, "nothing was saved"))
+  _say_what_is_left(FLAGS)
   if FLAGS.mode is None:
     return _refuse(f"give --mode, one of {', '.join(sorted(MODES))}")
   if reason := _scheme_in(FLAGS):
@@ -605,6 +607,22 @@ def main(argv: Sequence[str]) -> int:
       raise
     return _refuse(str(error), status)
   return 0
+
+
+def _say_what_is_left(flag_values: flags.FlagValues) -> None:
+  """Says what an interruption of the mode leaves behind, and its status."""
+  left = _LEAVES.get(flag_values.mode, "nothing was saved")
+  status = signals.INTERRUPTED
+  if flag_values.mode == "train" and flag_values.replay_step is None:
+    from bert_jax import saved_steps
+
+    members = (text.rpartition(":")[0] for text in flag_values.member)
+    workdirs = [*filter(None, [flag_values.workdir, *members])]
+    step = saved_steps.newest_common(workdirs)
+    if step is not None:
+      left = f"nothing new to save; the same command goes on from step {step}"
+      status = signals.SAVED
+  signals.leaves(left, status)
 
 
 def _scheme_in(flag_values: flags.FlagValues) -> str:

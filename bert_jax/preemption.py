@@ -2,8 +2,8 @@
 
 A machine that is about to be taken away says so by SIGTERM, a user by Ctrl-C.
 `Notice` notes it; the loop then saves after the step under way, the same step
-on every host, and stops. On several hosts `jax.distributed` listens for SIGTERM
-and agrees on the step; other signals are passed on to it.
+on every host, and stops. On several hosts `jax.distributed` agrees on the step;
+every signal is passed on to it, once there is a state to save.
 """
 
 import logging
@@ -26,7 +26,7 @@ _CAUTION = 0.9
 class PreemptedError(RuntimeError):
   """The run was told to stop; what it has done is saved."""
 
-  exit_status = 75
+  exit_status = signals.SAVED
 
 
 class Notice:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import datetime
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -322,19 +321,19 @@ def lock(workdir: str) -> Iterator[None]:
   path = os.path.join(workdir, ".lock")
   with files.open_lock(path) as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      files.take_lock(file)
     except BlockingIOError as error:
-      file.seek(0)
+      holder = files.describe_process(file.read())
       raise RunError(
-        f"--workdir={workdir} is in use by process {file.read().strip()}; "
-        "wait for it, stop it, or give another --workdir"
+        f"--workdir={workdir} is in use by {holder}; wait for it, stop it, or "
+        "give another --workdir"
       ) from error
     except OSError as error:  # a file system without locks
       _log.warning("%s cannot be locked (%s): start no second job", path, error)
     else:
       with files.naming(path):
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(files.process_name(os.getpid()))
         file.flush()
     # Better now than after an hour of compiling.
     tempfile.TemporaryFile(dir=workdir).close()

@@ -7,7 +7,7 @@ Evaluation, prediction, conversion and `init_from` all choose by `choose`, so
 that they speak of one model. Nothing here loads jax.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import json
 import logging
@@ -63,6 +63,12 @@ def check(checkpoint: str) -> None:
 def exists(workdir: str) -> bool:
   """Whether a workdir holds any saved step."""
   return bool(_steps(workdir, _NEWEST) or _steps(workdir, _BEST))
+
+
+def newest_common(workdirs: Sequence[str]) -> int | None:
+  """The newest step that each of some runs can go on from; None = none."""
+  found = [set(_steps(workdir, _NEWEST)) for workdir in workdirs]
+  return max(set.intersection(*found), default=None) if found else None
 
 
 def run_of(path: str) -> str | None:

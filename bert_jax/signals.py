@@ -11,7 +11,7 @@ would delay them. The launcher therefore also has a thread (`guard`) that the
 operating system tells about each signal at once.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import os
 import select
@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SAVED = 75  # exit status: told to stop; the same command goes on from a save
 INTERRUPTED = 130  # exit status: told to stop, and there was nothing to save
 
 # How long an interrupted process may take to tidy up.
@@ -31,6 +32,8 @@ _GRACE_SECS = 3.0
 # A terminal that closes sends SIGHUP twice, and some supervisors send SIGTERM
 # and SIGHUP: so soon after each other they count once.
 _SAME_SECS = 1.0
+# A wrapper that passes Ctrl-C on sends a second SIGINT at once; a user does not.
+_SAME_INTERRUPT_SECS = 0.3
 
 
 class Interrupted(KeyboardInterrupt):
@@ -66,8 +69,8 @@ class Listener:
     """Notes signals from now on.
 
     Args:
-      forwards: someone else listens for SIGTERM; the other signals are passed
-        on as SIGTERM.
+      forwards: a library listens for SIGTERM, too; every signal is passed on
+        to it as SIGTERM. See `keeping_handler`.
     """
     if threading.current_thread() is not threading.main_thread():
       return
@@ -76,14 +79,18 @@ class Listener:
       self._outer, _guard.listener = _guard.listener, self
       return
     for number in STOPPING:
-      theirs = forwards and number == signal.SIGTERM
+      theirs = forwards and number == signal.SIGTERM and _theirs is None
       if not theirs and _is_heard(number):
         self._before[number] = signal.signal(number, self._handle)
 
   def note(self, number: int) -> None:
     """Notes a signal."""
     self.given = self.given or signal.Signals(number).name
-    if self._forwards and number != signal.SIGTERM:
+    if not self._forwards:
+      return
+    if _theirs is not None:
+      _theirs(signal.SIGTERM)
+    elif number != signal.SIGTERM:
       signal.raise_signal(signal.SIGTERM)
 
   def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -109,6 +116,40 @@ class Listener:
     self._restore()
 
 
+_theirs: Callable[[int], Any] | None = None  # a library's handler of SIGTERM
+
+
+@contextlib.contextmanager
+def keeping_handler() -> Iterator[None]:
+  """A context in which a library may replace the handler of SIGTERM.
+
+  Afterwards the handler from before is back, so that signals are counted as the
+  top of this file says. A `Listener` that forwards calls the library's handler.
+  """
+  global _theirs
+  before = signal.getsignal(signal.SIGTERM)
+  if threading.current_thread() is not threading.main_thread() or (
+    before in (signal.SIG_IGN, None)
+  ):
+    yield
+    return
+  import ctypes
+
+  # Handlers of the C library, which Python's own `signal` knows nothing of.
+  exchange = ctypes.CDLL(None).signal
+  exchange.argtypes = (ctypes.c_int, ctypes.c_void_p)
+  exchange.restype = ctypes.c_void_p
+  ours = exchange(signal.SIGTERM, None)
+  exchange(signal.SIGTERM, ours)
+  try:
+    yield
+  finally:
+    theirs = exchange(signal.SIGTERM, ours)
+    signal.signal(signal.SIGTERM, before)  # with the flags that Python sets
+    if theirs and theirs != ours:
+      _theirs = ctypes.CFUNCTYPE(None, ctypes.c_int)(theirs)
+
+
 def _is_heard(number: int) -> bool:
   """Whether a signal is neither ignored nor handled outside of Python."""
   return signal.getsignal(number) not in (signal.SIG_IGN, None)
@@ -123,6 +164,7 @@ class _Guard:
     is_ending: the work is done and its status known; one signal changes
       nothing any more.
     left: what an interrupted process leaves behind, for the message.
+    status: exit status of an interrupted process.
   """
 
   def __init__(self) -> None:
@@ -130,6 +172,7 @@ class _Guard:
     self.interrupted = ""
     self.is_ending = False
     self.left = "nothing was saved"
+    self.status = INTERRUPTED
     self._reads, writes = os.pipe()
     os.set_blocking(writes, False)
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
@@ -170,7 +213,8 @@ class _Guard:
           continue
         now = time.monotonic()
         if first is not None:
-          if number == signal.SIGINT or now - first > _SAME_SECS:
+          is_key = number == signal.SIGINT
+          if now - first > (_SAME_INTERRUPT_SECS if is_key else _SAME_SECS):
             say("told to stop again: ended at once")
             os._exit(INTERRUPTED)
           continue
@@ -185,12 +229,12 @@ class _Guard:
           deadline = now + _GRACE_SECS
 
   def end(self, name: str) -> NoReturn:
-    """Ends the process with status 130, without waiting for anybody."""
+    """Ends an interrupted process, without waiting for anybody."""
     say(f"interrupted ({name}); {self.left}")
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(Exception):
         stream.flush()
-    os._exit(INTERRUPTED)
+    os._exit(self.status)
 
 
 _guard: _Guard | None = None
@@ -207,14 +251,19 @@ def guard() -> None:
   release()
 
 
-def leaves(left: str) -> None:
-  """Says what an interruption leaves behind, to complete its message."""
+def leaves(left: str, status: int = INTERRUPTED) -> None:
+  """Says what an interruption leaves behind.
+
+  Args:
+    left: completes its message.
+    status: exit status of the process that is interrupted.
+  """
   if _guard is not None:
-    _guard.left = left
+    _guard.left, _guard.status = left, status
 
 
 def end_if_interrupted() -> None:
-  """Ends the process with status 130 if a signal has interrupted it."""
+  """Ends the process if a signal has interrupted it; see `leaves`."""
   if _guard is not None and _guard.interrupted:
     _guard.end(_guard.interrupted)
 

@@ -23,10 +23,13 @@ of a sweep that was killed or by hand, is waited for: each holds a lock on
 `.trial.lock` in its workdir for as long as its process lives.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+  Callable, Collection, Iterable, Iterator, Mapping, Sequence,
+)  # fmt: skip
 import contextlib
 import dataclasses
 import datetime
+import errno
 import fcntl
 import functools
 import hashlib
@@ -58,7 +61,7 @@ from bert_jax import signals
 _log = logging.getLogger(__name__)
 
 PEER_LOST = 69  # exit status where another process of the same job was lost
-PREEMPTED = 75  # exit status of a training that was told to stop and has saved
+PREEMPTED = signals.SAVED  # exit status of a training that was told to stop
 # How a trial ends that was told to stop, also one that had nothing to save yet.
 _STOPPED = (PREEMPTED, signals.INTERRUPTED, *(-n for n in signals.STOPPING))
 _MOST_PREEMPTIONS = 100  # of a trial in one sweep
@@ -80,7 +83,7 @@ class FailedError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-  """The sweep was told to stop; its trials have saved."""
+  """The sweep was told to stop; the same command goes on."""
 
   exit_status = PREEMPTED
 
@@ -435,7 +438,7 @@ def run(
   os.makedirs(workdir, exist_ok=True)
   with run_log.lock(workdir):
     left = [t for t in trials if not t.is_done()]
-    alive = {t: pid for t in left if (pid := _holder(t)) is not None}
+    alive = {t: name for t in left if (name := _holder(t)) is not None}
     failed = set() if retry_failed else journal.failed()
     failed &= {t.name for t in left if t not in alive}
     waiting = [t for t in left if t.name not in failed and t not in alive]
@@ -514,30 +517,51 @@ def _claim_path(one: Trial) -> str:
   return os.path.join(one.workdir, ".trial.lock")
 
 
-def _claim(one: Trial) -> IO[str]:
-  """Locks a trial; whoever inherits the file keeps the lock until it ends."""
-  file = open(_claim_path(one), "w", encoding="utf-8")
-  with contextlib.suppress(OSError):  # a file system without locks
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  return file
+@contextlib.contextmanager
+def _claim(one: Trial) -> Iterator[IO[str] | None]:
+  """Locks a trial; whoever inherits the file keeps the lock until it ends.
+
+  Yields:
+    The file, empty, for the name of the process that runs the trial; None
+    where it cannot be locked.
+  """
+  with files.open_lock(_claim_path(one)) as file:
+    try:
+      files.take_lock(file)
+    except OSError:  # a file system without locks, or another has it
+      yield None
+      return
+    file.truncate(0)
+    yield file
 
 
-def _holder(one: Trial) -> int | None:
-  """The process that runs a trial; 0 = its number is not known; None = none.
+def _holder(one: Trial) -> str | None:
+  """The process that runs a trial.
 
   The trial's own lock comes first, as it is there before the process has
   started. A run that was started by hand locks its workdir only.
+
+  Returns:
+    A name for `files.pid_of`; "" = it is not known; None = no process does.
+
+  Raises:
+    OSError: one of the two lock files is a symbolic link.
   """
   for path in (_claim_path(one), os.path.join(one.workdir, ".lock")):
     try:
-      with open(path, encoding="utf-8") as file:
+      flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+      file = open(os.open(path, flags), encoding="utf-8", errors="replace")
+    except OSError as error:
+      if error.errno == errno.ELOOP:
+        raise
+      continue  # no such file, or it is not ours to read
+    with file:
+      try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-      with open(path, encoding="utf-8") as file:
-        text = file.read().strip()
-      return int(text) if text.isdecimal() else 0
-    except OSError:  # no such file, or a file system without locks
-      continue
+      except BlockingIOError:
+        return file.read(1000).strip()
+      except OSError:  # a file system without locks
+        continue
   return None
 
 
@@ -546,11 +570,22 @@ class _Adopted:
 
   What it exits with is not known. Whether trials are done is seen in their
   workdirs; the others are taken to have been stopped, and run again.
+
+  Attributes:
+    returncode: as of a `Popen`.
+    is_out_of_reach: whether it was to be stopped and cannot be told so.
   """
 
-  def __init__(self, batch: Batch, pid: int):
+  def __init__(self, batch: Batch, holder: str):
+    """Sends no signal yet.
+
+    Args:
+      batch: the trials.
+      holder: from `_holder`.
+    """
     self.returncode: int | None = None
-    self._batch, self._pid = batch, pid
+    self.is_out_of_reach = False
+    self._batch, self._holder = batch, holder
 
   def poll(self) -> int | None:
     is_free = all(_holder(one) is None for one in self._batch)
@@ -566,9 +601,23 @@ class _Adopted:
     return status
 
   def terminate(self) -> None:
-    if self._pid and self.poll() is None:
-      with contextlib.suppress(ProcessLookupError):
-        os.kill(self._pid, signal.SIGTERM)
+    """Tells the process to stop, if it is one of this machine."""
+    if self.poll() is not None:
+      return
+    pid = files.pid_of(self._holder)
+    try:
+      if pid is None:
+        raise PermissionError
+      os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+      pass
+    except PermissionError:  # or another machine's, another container's
+      self.is_out_of_reach = True
+      _log.warning(
+        "%s runs on: this sweep cannot stop %s; stop it by hand",
+        ", ".join(one.name for one in self._batch),
+        files.describe_process(self._holder),
+      )
 
 
 class _Pool:
@@ -599,28 +648,36 @@ class _Pool:
 
   def __exit__(self, *error: Any) -> None:
     with self._listener:
-      for process, _ in self._running.values():
-        process.terminate()
-      for process, _ in self._running.values():
-        process.wait()
+      for batch in self._stop():
+        self._running[batch][0].wait()
 
-  def adopt(self, alive: Mapping[Trial, int]) -> None:
+  def _stop(self) -> list[Batch]:
+    """Tells all trials to stop; returns those whose end can be waited for."""
+    for process, _ in self._running.values():
+      process.terminate()
+    return [
+      batch
+      for batch, (process, _) in self._running.items()
+      if not (isinstance(process, _Adopted) and process.is_out_of_reach)
+    ]
+
+  def adopt(self, alive: Mapping[Trial, str]) -> None:
     """Takes over trials that run already.
 
     Args:
-      alive: the process of each; 0 = not known.
+      alive: the process of each, from `_holder`.
     """
     batches: dict[Any, list[Trial]] = {}
-    for one, pid in alive.items():
-      batches.setdefault(pid or one, []).append(one)
+    for one, holder in alive.items():
+      batches.setdefault(holder or one, []).append(one)
     for batch in map(tuple, batches.values()):
-      pid = alive[batch[0]]
-      self._running[batch] = (_Adopted(batch, pid), time.monotonic())
+      holder = alive[batch[0]]
+      self._running[batch] = (_Adopted(batch, holder), time.monotonic())
       for one in batch:
         _log.info(
-          "waiting  %s, which runs already%s",
+          "waiting  %s, which runs already as %s",
           one.name,
-          f" as process {pid}" if pid else "",
+          files.describe_process(holder),
         )
 
   def run(self, trials: Sequence[Trial]) -> None:
@@ -651,14 +708,16 @@ class _Pool:
         elif status:
           self.failed.add(batch[0].name)
     if self._listener.given:
-      for process, _ in self._running.values():
-        process.terminate()
-      for batch in list(self._running):
+      stopping = self._stop()
+      out_of_reach = set(self._running) - set(stopping)
+      for batch in stopping:
         self._running[batch][0].wait()
         self._finish(batch)
+      for batch in out_of_reach:
+        del self._running[batch]
       raise StoppedError(
-        "the sweep was told to stop; its trials have saved, and the same "
-        "command goes on"
+        "the sweep was told to stop; what its trials had saved is kept, and the "
+        "same command goes on"
       )
 
   def _left(self) -> str:
@@ -690,10 +749,10 @@ class _Pool:
         stderr=subprocess.STDOUT,
         # Its own group: what stops the sweep tells the trial to save once.
         start_new_session=True,
-        pass_fds=[claim.fileno() for claim in claims],
+        pass_fds=[claim.fileno() for claim in claims if claim],
       )
-      for claim in claims:
-        claim.write(str(process.pid))
+      for claim in filter(None, claims):
+        claim.write(files.process_name(process.pid))
     self._running[batch] = (process, time.monotonic())
 
   def _finish(self, batch: Batch) -> int:

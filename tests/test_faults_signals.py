@@ -7,6 +7,7 @@ FAULTS_SEED which moments are drawn.
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -75,9 +76,11 @@ def test_a_run_that_is_told_to_stop_ends_as_if_never_told(
       said = (tmp_path / "said").read_text()
       assert_told_once(status, said, (0, 75, 130))
       statuses.append(status)
-      if status == 75:  # saved where it stopped
+      if status == 75:  # saved where it stopped, or by an earlier start
         step = test_faults.saved_steps(workdir, "checkpoints")[-1]
-        assert f"saving step {step}" in said
+        assert re.search(rf"(saving|goes on from) step {step}\b", said)
+      elif status == 130:
+        assert not test_faults.saved_steps(workdir, "checkpoints")
     assert test_faults.rows(workdir) == test_faults.rows(straight)
     found, wanted = (
       test_faults.read_step(x / "checkpoints" / str(test_faults.TOTAL))
@@ -103,7 +106,7 @@ def test_a_second_signal_ends_training_at_once(phase, tmp_path, prepared):
       time.sleep(0.001)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.1)
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
     status = process.wait(60)
@@ -322,3 +325,51 @@ def test_all_processes_of_a_job_save_one_step_whichever_is_told(
     if "saving step" in line
   }
   assert test_faults.saved_steps(tmp_path / "run", "checkpoints")[-1] == step
+
+
+# Connects to the others, and then says nothing to them.
+SILENT = (
+  "-c",
+  "import time; from bert_jax import hosts, main;"
+  "hosts.decide = lambda *_: time.sleep(1000); main.run()",
+)
+
+
+def test_a_process_that_waits_for_another_ends_at_the_first_signal(
+  tmp_path, prepared
+):
+  jobs = test_hosts.start(prepared, tmp_path / "run", 2, 2, program=SILENT)
+  try:
+    while "process 0 of 2" not in jobs[0].said.read_text():
+      time.sleep(0.05)
+      assert jobs[0].poll() is None
+    time.sleep(3)  # it waits for what the other never says
+    began = time.monotonic()
+    jobs[0].send_signal(signal.SIGTERM)
+    status = jobs[0].wait(60)
+    assert time.monotonic() - began < 10
+    assert_told_once(status, jobs[0].said.read_text(), (130,))
+  finally:
+    for job in jobs:
+      job.kill()
+
+
+def test_the_second_signal_ends_a_process_of_several_at_once(
+  tmp_path, prepared
+):
+  """The first has no effect, as the process that would agree stands still."""
+  jobs = test_hosts.start(prepared, tmp_path / "run", 2, 2)
+  try:
+    test_hosts.wait_for_lines(tmp_path / "run", 3, jobs)
+    jobs[0].send_signal(signal.SIGSTOP)
+    time.sleep(0.5)
+    jobs[1].send_signal(signal.SIGTERM)
+    time.sleep(2)
+    assert jobs[1].poll() is None
+    began = time.monotonic()
+    jobs[1].send_signal(signal.SIGTERM)
+    assert jobs[1].wait(60) == 130
+    assert time.monotonic() - began < 3
+  finally:
+    for job in jobs:
+      job.kill()

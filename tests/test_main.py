@@ -321,3 +321,30 @@ def test_convert_names_what_it_dropped(launch, finished_run, tmp_path, capsys):
   assert "dropped  nothing" in said
   assert launch("--mode=convert", config, "--input=nowhere") == 2
   assert "needs --input=DIR and --output=DIR" in capsys.readouterr().err
+
+
+def test_what_an_interruption_leaves_is_what_an_earlier_start_has_saved(
+  launch, monkeypatch, tmp_path
+):
+  """Before the first step; a training then goes on, so it has not failed."""
+  left = []
+  monkeypatch.setattr(main.signals, "leaves", lambda *args: left.append(args))
+
+  def interrupted(*args):
+    assert launch(*args) == 2  # there is no --config
+    text, status = left.pop()
+    return text.rpartition(" ")[2], status
+
+  for name, steps in (("a", (2, 10, 30)), ("b", (2, 10)), ("c", (5,))):
+    for step in steps:
+      (tmp_path / name / "checkpoints" / str(step)).mkdir(parents=True)
+  a, b, c, new = (f"{tmp_path}/{name}" for name in ("a", "b", "c", "new"))
+  assert interrupted("--mode=train", f"--workdir={a}") == ("30", 75)
+  both = [f"--member={a}:seed=1", f"--member={b}:seed=2"]
+  assert interrupted("--mode=train", *both) == ("10", 75)
+  assert interrupted("--mode=train", *both, f"--member={c}:seed=3")[1] == 130
+  assert interrupted("--mode=train", f"--workdir={new}")[1] == 130
+  assert interrupted("--mode=train")[1] == 130
+  replays = ("--mode=train", f"--workdir={a}", "--replay_step=3")
+  assert interrupted(*replays)[1] == 130
+  assert interrupted("--mode=sweep", f"--workdir={a}") != ("saved", 130)

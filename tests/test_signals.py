@@ -77,18 +77,73 @@ def test_the_second_signal_ends_a_process_that_runs_no_bytecode():
   process.send_signal(signal.SIGINT)
   said = process.stderr.readline()  # at once, not behind the compilation
   assert "SIGINT" in said
+  time.sleep(0.5)  # or it would count as the first one, passed on twice
   began = time.monotonic()
   process.send_signal(signal.SIGINT)
   assert finish(process)[0] == 130
   assert time.monotonic() - began < 3
 
 
-def test_signals_of_a_closing_terminal_count_once():
-  process = start(LISTENS.format("time.sleep(0.5)"))
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_signals_that_follow_each_other_at_once_count_once(number):
+  """Of a closing terminal, or of a wrapper that passes Ctrl-C on."""
+  assert 0.1 < signals._SAME_INTERRUPT_SECS < 0.5 < signals._SAME_SECS < 2
+  process = start(
+    "signals._SAME_SECS = signals._SAME_INTERRUPT_SECS = 60\n"  # for slow CPUs
+    "with signals.Listener('saving') as listener:\n"
+    "  listener.listen()\n"
+    "  print('ready', flush=True)\n"
+    "  sys.stdin.readline()\n"
+    "  print('saved', listener.given, flush=True)\n"
+    "sys.exit(75)\n",
+    stdin=subprocess.PIPE,
+  )
   for _ in range(3):
-    process.send_signal(signal.SIGHUP)
+    process.send_signal(number)
     time.sleep(0.05)
-  assert finish(process)[:2] == (75, "saved SIGHUP\n")
+  process.stdin.write("\n")
+  process.stdin.flush()
+  assert finish(process)[:2] == (75, f"saved {number.name}\n")
+
+
+# A library in C that takes SIGTERM for itself, as jax does in a job of several.
+LIBRARY = """
+import ctypes
+told = []
+kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+theirs = kind(told.append)
+with signals.keeping_handler():
+  libc = ctypes.CDLL(None)
+  libc.signal.argtypes = (ctypes.c_int, kind)
+  libc.signal(signal.SIGTERM, theirs)
+"""
+
+
+@pytest.mark.parametrize("number", signals.STOPPING)
+def test_a_library_that_takes_sigterm_is_told_of_it_once_we_listen(number):
+  listens = LISTENS.replace("listen()", "listen(forwards=True)")
+  listens = listens.replace("given, flush", "given, told, flush")
+  process = start(LIBRARY + listens.format(""))
+  process.send_signal(number)
+  status, out, _ = finish(process)
+  assert (status, out) == (75, f"saved {number.name} [15]\n")
+  process = start(LIBRARY + listens.format(BUSY))
+  process.send_signal(number)
+  assert number.name in process.stderr.readline()
+  time.sleep(1.5)
+  process.send_signal(number)
+  assert finish(process)[0] == 130
+  # Before anybody listens, the signal ends the process.
+  process = start(LIBRARY + INTERRUPTED.format(""))
+  process.send_signal(number)
+  assert finish(process)[0] == 130
+
+
+def test_the_status_of_an_interrupted_process_can_be_chosen():
+  process = start("signals.leaves('as before', 75)\n" + INTERRUPTED.format(""))
+  process.send_signal(signal.SIGTERM)
+  status, _, said = finish(process)
+  assert status == 75 and "as before" in said
 
 
 @pytest.mark.parametrize("busy", ["", BUSY])

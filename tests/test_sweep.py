@@ -1,9 +1,11 @@
 """Tests of sweep.py: names, what is run and what is not, failures, costs."""
 
+import fcntl
 import importlib.util
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -14,6 +16,7 @@ import time
 
 import pytest
 
+from bert_jax import files
 from bert_jax import results
 from bert_jax import run_log
 from bert_jax import sweep
@@ -207,8 +210,9 @@ def test_trials_of_a_killed_sweep_are_waited_for(tmp_path, launcher):
   """They have not even locked their workdirs when it is killed."""
   killed_sweep(tmp_path, launcher, 7)
   trials = seeds(7, 1, workdir=tmp_path)
-  (pid,) = (tmp_path / "seed=7" / ".trial.lock").read_text().split()
-  assert sweep._holder(trials[0]) == int(pid)
+  name = (tmp_path / "seed=7" / ".trial.lock").read_text()
+  assert sweep._holder(trials[0]) == name
+  os.kill(files.pid_of(name), 0)
   assert sweep._holder(trials[1]) is None
   timer = threading.Timer(1.0, (tmp_path / "go").touch)
   timer.start()
@@ -256,7 +260,7 @@ def test_a_run_by_hand_in_the_workdir_of_a_trial_is_waited_for(
   (one,) = trials = seeds(1, workdir=tmp_path)
   os.makedirs(one.workdir)
   with run_log.lock(one.workdir):
-    assert sweep._holder(one) == os.getpid()
+    assert files.pid_of(sweep._holder(one)) == os.getpid()
     process = start_sweep(tmp_path, launcher, 1)
     wait_until_it_waits(process)
     time.sleep(1)
@@ -313,6 +317,73 @@ def test_a_sweep_that_is_told_to_stop_tells_its_trials(
     )
   ]
   assert states == ["new" if early else "begun", "new"]
+
+
+@pytest.mark.parametrize(
+  "holder",
+  ["1", "", "{pid}", "{pid} elsewhere - -", "{pid} {machine}-other"],
+)
+def test_a_process_of_another_machine_or_container_is_never_signalled(
+  tmp_path, monkeypatch, caplog, holder
+):
+  """Its number may be that of an unrelated process here."""
+  told = []
+  monkeypatch.setattr(sweep.os, "kill", lambda *a: told.append(a))
+  pid, machine = files.process_name(os.getpid()).split(" ", 1)
+  (one,) = seeds(1, workdir=tmp_path)
+  os.makedirs(one.workdir)
+  with run_log.lock(one.workdir):
+    path = pathlib.Path(one.workdir, ".lock")
+    own = sweep._Adopted((one,), path.read_text())
+    own.terminate()
+    assert told == [(os.getpid(), signal.SIGTERM)]
+    path.write_text(holder.format(pid=pid, machine=machine))
+    other = sweep._Adopted((one,), sweep._holder(one))
+    other.terminate()
+  assert len(told) == 1
+  assert other.is_out_of_reach and not own.is_out_of_reach
+  assert "seed=1" in caplog.text
+
+
+def test_a_process_of_another_user_raises_nothing(tmp_path, monkeypatch):
+  def kill(*_):
+    raise PermissionError
+
+  monkeypatch.setattr(sweep.os, "kill", kill)
+  (one,) = seeds(1, workdir=tmp_path)
+  os.makedirs(one.workdir)
+  with run_log.lock(one.workdir):
+    adopted = sweep._Adopted((one,), sweep._holder(one))
+    adopted.terminate()
+  assert adopted.is_out_of_reach
+
+
+@pytest.mark.parametrize("name", [".trial.lock", ".lock"])
+def test_a_link_in_the_place_of_a_lock_overwrites_nothing(
+  tmp_path, launcher, name
+):
+  victim = tmp_path / "victim"
+  victim.write_text("precious")
+  (one,) = seeds(1, workdir=tmp_path)
+  os.makedirs(one.workdir)
+  pathlib.Path(one.workdir, name).symlink_to(victim)
+  with pytest.raises(OSError, match=re.escape(name)):
+    sweep.run([one], str(tmp_path), launcher=launcher)
+  assert not (tmp_path / "calls").exists()
+  assert victim.read_text() == "precious"
+  if name == ".trial.lock":
+    with pytest.raises(OSError, match=name), sweep._claim(one):
+      pass
+    assert victim.read_text() == "precious"
+
+
+def test_asking_whether_a_trial_runs_refuses_no_run(tmp_path):
+  with open(tmp_path / ".lock", "w") as file:
+    fcntl.flock(file, fcntl.LOCK_SH)
+    timer = threading.Timer(0.2, fcntl.flock, (file, fcntl.LOCK_UN))
+    timer.start()
+    with run_log.lock(str(tmp_path)):
+      assert not timer.is_alive()
 
 
 def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
