@@ -18,7 +18,7 @@ neighbouring lines with the same `document` are one document. What cannot be
 used becomes {"error": ...} in its place.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -186,7 +186,7 @@ class Predictor:
     pretrained: weights.Pretrained,
     config: Any,
     name: str,
-    given: Collection[str] | None = None,
+    given: Sequence[str] | None = None,
   ):
     """Puts a model onto the devices.
 
@@ -198,8 +198,8 @@ class Predictor:
       config: the whole configuration, as of configs/predict.py. Groups
         `predict` and `mesh` are read, and the keys of weights.SETTINGS.
       name: of the model, for messages.
-      given: keys of the config that the user named, which win over what the
-        run says; None = those of weights.SETTINGS that are not None.
+      given: keys of the config that the user named, the more important first,
+        which win over what the run says; None = those of weights.SETTINGS that are not None.
 
     Raises:
       ValueError: the model lacks a part, or a setting cannot be.
@@ -251,7 +251,7 @@ class Predictor:
     path: str,
     config: Any,
     checkpoint: str = "",
-    given: Collection[str] | None = None,
+    given: Sequence[str] | None = None,
   ) -> "Predictor":
     """Reads a model.
 
@@ -406,7 +406,7 @@ def predict(
   source: str,
   target: str,
   checkpoint: str = "",
-  given: Collection[str] | None = None,
+  given: Sequence[str] | None = None,
 ) -> tuple[int, int]:
   """Reads JSON lines, writes JSON lines.
 

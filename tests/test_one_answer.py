@@ -416,6 +416,52 @@ def test_a_record_of_an_older_release_is_read_as_evaluation_reads_it(
   assert found.has_null is not want
 
 
+@pytest.mark.parametrize(
+  ("key", "value", "attribute"),
+  [
+    ("predict.seq_len", 16, "seq_len"),
+    ("predict.allow_null", False, "has_null"),
+    ("predict.null_threshold", 0.0, "null_threshold"),
+    ("task.has_null", False, "has_null"),
+    ("task.n_best", 3, "n_best"),
+  ],
+)
+def test_what_a_config_file_sets_wins_over_the_run(
+  key, value, attribute, tmp_path
+):
+  """The launcher honours it, as the Python API does."""
+  file = tmp_path / "mine.py"
+  file.write_text(
+    "from configs import predict\n\n\ndef get_config():\n"
+    f"  c = predict.get_config()\n  c.{key} = {value!r}\n  return c\n"
+  )
+  of_run = small_tasks.make_config(tmp_path, "span").to_dict()
+  of_run["data"]["seq_len"] = 8
+  of_run["task"] |= {"has_null": True, "null_threshold": 1.5, "n_best": 7}
+  run = {"folder": tmp_path / "run", "config": json.loads(json.dumps(of_run))}
+
+  def found(*args):
+    values = flags.FlagValues()
+    main.define_flags(values)
+    argv = ["bert-jax", "--mode=predict", f"--config={file}", *args]
+    with mock.patch.object(sys, "argv", argv):
+      values(argv)
+      given = main._given_keys(values)
+    return getattr(settings_of(run, values.config, given), attribute)
+
+  assert found() == value
+  if key == "predict.null_threshold":  # the command line comes first
+    assert found("--config.task.null_threshold=2.5") == 2.5
+
+
+def test_a_config_of_a_training_does_not_win_over_the_run():
+  config = finetune.get_config("task=squad_v2")
+  assert kinds.asked_in(config) == []
+  config.predict.seq_len = 64
+  assert kinds.asked_in(config) == ["predict.seq_len"]
+  assert kinds.asked_in(predict_config.get_config()) == []
+
+
 def test_weights_of_others_have_the_defaults_or_what_a_config_says():
   found = kinds.Settings.from_config(predict_config.get_config(), {}, ())
   assert (found.has_null, found.null_threshold) == (False, None)
