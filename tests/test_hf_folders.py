@@ -569,6 +569,28 @@ def test_its_length_of_words_is_taken_where_nothing_else_is_said(folder):
   assert got.tokenize("walk the") == ["[UNK]", "the"]
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "tokenizer.json"])
+def test_prepare_and_the_model_take_the_same_length_of_words(folder, file):
+  """`load_tokenizer`, which prepares data, reads what `weights.read` reads."""
+  path = folder / "tokenizer_config.json"
+  config = json.loads(path.read_text())
+  del config["max_input_chars_per_word"]
+  path.write_text(json.dumps(config))
+  # Where nothing is said, data that was prepared before keeps its hash.
+  assert tokenization.load_tokenizer(folder).max_input_chars_per_word == 200
+  if file == path.name:
+    path.write_text(json.dumps(config | {"max_input_chars_per_word": 3}))
+  else:
+    (folder / file).write_text(
+      json.dumps(changed("model.max_input_chars_per_word", 3))
+    )
+  got = tokenization.load_tokenizer(folder)
+  assert got.tokenize("walk the") == ["[UNK]", "the"]
+  assert got.fingerprint == weights.read(folder).tokenizer.fingerprint
+  with pytest.raises(ValueError, match="max_input_chars_per_word=9.* say 3"):
+    tokenization.load_tokenizer(folder, max_input_chars_per_word=9)
+
+
 def test_two_vocabularies_that_differ_are_refused(folder):
   vocab = {piece: i for i, piece in enumerate([*PIECES[:-1], "other"])}
   (folder / "tokenizer.json").write_text(
@@ -600,7 +622,11 @@ def test_the_length_that_a_model_is_meant_for_is_read(
   assert got.seq_len == want
   for format in convert.FORMATS:
     again = write(got, tmp_path / format, format)
-    assert weights.read(again).seq_len == want
+    keeps = format in ("tf1", "bert_jax")
+    assert weights.read(again).seq_len == (want if keeps else None)
+    if not keeps:  # transformers would cut text at a shorter one
+      config = json.loads((again / "tokenizer_config.json").read_text())
+      assert config["model_max_length"] == got.model["max_len"]
 
 
 # --- keys of the model -------------------------------------------------------
