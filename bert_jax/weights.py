@@ -393,6 +393,13 @@ def _say_what_differs(path: str, config: Mapping[str, Any]) -> None:
       "they change no number",
       path, ", ".join(unknown),
     )  # fmt: skip
+  if activation := convert.output_activation(config):
+    _log.warning(
+      "%s says that sentence-transformers puts the outputs of the head through "
+      "%s; this program does not: a regression gives the raw output (the "
+      "logit), a classification the softmax",
+      path, activation,
+    )  # fmt: skip
   usual = {"init_stddev": 0.02}
   for theirs, ours in convert.TRAINING_KEYS.items():
     value = config.get(theirs)

@@ -507,7 +507,9 @@ def test_keys_without_effect_are_read_in_silence(folder, caplog):
   assert not caplog.records
 
 
-@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize(
+  "file", ["tokenizer_config.json", "config.json", "sentence_bert_config.json"]
+)
 def test_a_key_that_nobody_knows_is_named_once(folder, caplog, file):
   change_json(folder / file, do_sparkle=True)
   weights.read(folder)
@@ -657,6 +659,52 @@ def test_a_key_that_changes_numbers_is_refused_by_name(tmp_path, key, value):
   change_json(folder / "config.json", **{key: value})
   with pytest.raises(weights.WeightsError, match=key):
     weights.read(folder)
+
+
+def test_what_cannot_be_read_says_what_to_change():
+  """No message asks for a value that no file can hold."""
+  good = convert.config_of("huggingface", make().model)
+  for key, accepted in convert._ONLY.items():
+    with pytest.raises(convert.ConvertError) as raised:
+      convert.model_of("huggingface", good | {key: {"0": [1]}})
+    text = str(raised.value)
+    assert key in text and "no such key" not in text and "{}" not in text
+    # Either a value that can be written, or a remedy.
+    assert (accepted[-1] in (None, {})) == (key in convert._REMEDIES)
+
+
+def test_a_key_that_only_its_absence_makes_right_is_to_be_removed(folder):
+  change_json(folder / "tokenizer_config.json", spm_file="x.model")
+  with pytest.raises(weights.WeightsError, match="spm_file.*remove the key"):
+    weights.read(folder)
+
+
+@pytest.mark.parametrize(
+  ("keys", "want"),
+  [
+    ({"sbert_ce_default_activation_function": "torch.nn.Sigmoid"}, "Sigmoid"),
+    ({"sentence_transformers": {"activation_fn": "torch.nn.Tanh"}}, "Tanh"),
+    ({"sentence_transformers": {"version": "4.1.0"}}, ""),
+    (
+      {
+        "sbert_ce_default_activation_function":
+          "torch.nn.modules.linear.Identity"
+      },
+      "",
+    ),
+  ],
+)  # fmt: skip
+def test_an_activation_of_outputs_that_is_not_applied_is_said(
+  tmp_path, caplog, keys, want
+):
+  """A cross-encoder gives raw scores here, and sigmoids elsewhere."""
+  folder = write(make("regress"), tmp_path / "x")
+  change_json(folder / "config.json", **keys)
+  caplog.set_level(logging.WARNING)
+  weights.read(folder)
+  lines = [r.getMessage() for r in caplog.records]
+  assert len(lines) == bool(want)
+  assert all(want in line and "raw output" in line for line in lines)
 
 
 def test_keys_of_real_folders_are_known(caplog):

@@ -582,6 +582,23 @@ def test_the_best_stands_for_a_run_else_the_newest(
     assert metric in chosen.reason
 
 
+@pytest.mark.parametrize("checkpoint", ["", "best"])
+def test_the_log_names_the_newest_step_where_the_best_is_read(
+  workdir, caplog, checkpoint
+):
+  """As a path that `init_from` and `convert` take."""
+  set_best(workdir, "eval/loss")
+  caplog.set_level("INFO", logger="bert_jax")
+  saved_steps.read(str(workdir), checkpoint, str)
+  newest = workdir / "checkpoints" / "10"
+  assert "step 2 " in caplog.text and str(newest) in caplog.text
+  for step in newest.parent.iterdir():
+    if not step.name.startswith("12."):
+      step.rename(workdir / f"gone-{step.name}")
+  (newest.parent / "2").mkdir()  # the best is the newest
+  assert "newest" not in saved_steps.choose(str(workdir), checkpoint).reason
+
+
 def test_a_step_that_is_not_there_lists_those_that_are(workdir):
   with pytest.raises(saved_steps.StepError, match="4, 6, 10, best holds 2, 4"):
     saved_steps.choose(str(workdir), "7")
