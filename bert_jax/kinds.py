@@ -596,7 +596,7 @@ class _Choose(_TaskKind):
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     text, choices = _text(record, "text"), _texts(record, "choices")
     if not choices:
-      raise RecordError("its choices are none; give one or more")
+      raise RecordError("`choices` is empty; give at least one choice")
     return [self.pair(text, choice) for choice in choices]
 
   def results(

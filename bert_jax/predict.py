@@ -52,6 +52,8 @@ _TOKENS_A_SLOT = 8
 # What is read before it is computed and written: so many lines, or batches.
 _WINDOW_LINES = 4096
 _WINDOW_BATCHES = 32
+# Lines of one document, which are computed together and so held in memory.
+_DOCUMENT_LINES = 65536
 
 # --- the rows of a window ----------------------------------------------------
 
@@ -315,9 +317,16 @@ class Predictor:
   def _windows(
     self, numbered: Iterable[tuple[str, Any]]
   ) -> Iterator[kinds.Window]:
-    """Parses records and groups them."""
+    """Parses records and groups them.
+
+    What is read in one document is computed in one window, with the lines in
+    error that stand between its lines.
+    """
     limit = _WINDOW_BATCHES * self._settings.batch_tokens
     window = kinds.Window([], [])
+    names: list[str] = []  # of the lines of the window
+    begin = 0  # line of the window at which its last document begins
+    refused = None  # the document that was refused for its length
 
     def is_full():
       return len(window.entries) >= _WINDOW_LINES or window.size >= limit
@@ -337,18 +346,31 @@ class Predictor:
         found = kinds.RecordError(f"{name}: {error}")
       else:
         found = len(examples)
-      in_documents = self._kind.in_documents and bool(examples)
-      if in_documents and is_full():
-        # What is read in one document is computed in one window.
-        if examples[0].document != window.examples[-1].document:
-          yield window
-          window = kinds.Window([], [])
+      if self._kind.in_documents and examples:
+        document = examples[0].document
+        if document == refused:
+          examples, found = [], _too_long(name)
+        elif (
+          not window.examples or document != window.examples[-1].document
+        ):
+          if is_full():
+            yield window
+            window, names = kinds.Window([], []), []
+          begin = len(window.entries)
+      names.append(name)
       window.entries.append((kept, found))
       window.examples += examples
       window.size += sum(map(self._kind.size, examples))
-      if is_full() and not in_documents:
-        yield window
-        window = kinds.Window([], [])
+      # The next line may belong to the same document.
+      is_open = self._kind.in_documents and bool(window.examples)
+      if is_open and len(window.entries) - begin > _DOCUMENT_LINES:
+        refused = window.examples[-1].document
+        if examples:  # else the document may have ended before this line
+          _refuse_document(window, names, refused)
+      elif is_open or not is_full():
+        continue
+      yield window
+      window, names = kinds.Window([], []), []
     if window.entries:
       yield window
 
@@ -389,6 +411,32 @@ class Predictor:
         yield kept | {"error": str(found)}
       else:
         yield kept | next(results)
+
+
+def _too_long(name: str) -> kinds.RecordError:
+  return kinds.RecordError(
+    f"{name}: its document has more than {_DOCUMENT_LINES} lines, which would "
+    "be computed together; give its parts other names in `document`"
+  )
+
+
+def _refuse_document(
+  window: kinds.Window, names: Sequence[str], document: Any
+) -> None:
+  """Makes the lines of the last document of a window lines in error.
+
+  Args:
+    window: whose last examples are of this document, one a line.
+    names: of the lines of the window, for their errors.
+    document: as the examples have it.
+  """
+  line = len(window.entries)
+  while window.examples and window.examples[-1].document == document:
+    line -= 1
+    kept, found = window.entries[line]
+    if not isinstance(found, kinds.RecordError):
+      window.entries[line] = kept, _too_long(names[line])
+      window.examples.pop()
 
 
 def _check_finite(output: kinds.Outputs) -> None:

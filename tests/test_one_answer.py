@@ -532,6 +532,62 @@ def test_a_document_is_computed_in_one_window(monkeypatch):
   assert windows(True) == [[1, 1, 1], [2, 3, 3, 3, 3], [4]]
 
 
+def windows_of(lines, in_documents=True):
+  """Windows of (document, "" or an error) of some lines, None in error."""
+
+  def parse(record):
+    if record["n"] is None:
+      raise kinds.RecordError("bad")
+    return [types.SimpleNamespace(document=record["n"])]
+
+  kind = types.SimpleNamespace(
+    in_documents=in_documents, size=lambda example: 1, parse=parse
+  )
+  settings = types.SimpleNamespace(batch_tokens=1000)
+  predictor = types.SimpleNamespace(_kind=kind, _settings=settings)
+  records = [(f"line {i}", {"n": n}) for i, n in enumerate(lines)]
+  for window in predict.Predictor._windows(predictor, records):
+    examples = iter(window.examples)
+    yield [
+      str(found)
+      if isinstance(found, kinds.RecordError)
+      else next(examples).document
+      for _, found in window.entries
+    ]
+    assert not list(examples)
+
+
+def test_a_bad_line_does_not_cut_a_document(monkeypatch):
+  monkeypatch.setattr(predict, "_WINDOW_LINES", 2)
+  found = [
+    ["-" if isinstance(x, str) else x for x in window]
+    for window in windows_of([1, None, 1, None, None, 1, 2, None, None, None])
+  ]
+  assert found == [[1, "-", 1, "-", "-", 1], [2, "-", "-", "-"]]
+  # Without a good line there is no document to keep together.
+  assert [len(w) for w in windows_of([None] * 5 + [1, 1])] == [2, 2, 3]
+
+
+def test_a_document_that_is_too_long_is_refused_whole(monkeypatch):
+  monkeypatch.setattr(predict, "_WINDOW_LINES", 2)
+  monkeypatch.setattr(predict, "_DOCUMENT_LINES", 4)
+  (first, *rest) = windows_of([0, 1, 1, None, 1, 1, 1, 1, 2, 2, 2, 2])
+  assert first[0] == 0
+  lines = [line for window in [first[1:], *rest] for line in window]
+  assert lines[7:] == [2, 2, 2, 2]  # four lines are not too many
+  for i, line in enumerate(lines[:7], 1):
+    assert line == f"line {i}: bad" if i == 3 else f"line {i}: its" in line
+    assert i == 3 or ("4 lines" in line and "document" in line)
+
+
+def test_lines_in_error_after_a_document_are_not_held_for_ever(monkeypatch):
+  monkeypatch.setattr(predict, "_WINDOW_LINES", 2)
+  monkeypatch.setattr(predict, "_DOCUMENT_LINES", 4)
+  found = list(windows_of([1, 1, *[None] * 20]))
+  assert found[0][:2] == [1, 1]
+  assert max(map(len, found)) <= 5
+
+
 # --- which step --------------------------------------------------------------
 
 
