@@ -45,11 +45,6 @@ class SavedStep:
   step: int
   reason: str
 
-  @property
-  def is_best(self) -> bool:
-    """Whether it lies among the best, not among the newest."""
-    return os.path.basename(os.path.dirname(self.path)) == _BEST
-
 
 def check(checkpoint: str) -> None:
   """Raises StepError unless it is "", "best", "newest" or a step."""
@@ -119,12 +114,6 @@ def choose(workdir: str, checkpoint: str = "") -> SavedStep:
       f"--mode=train --workdir={workdir}, or give another folder"
     )
   return _saved(workdir, _NEWEST, max(newest), "the newest")
-
-
-def of(workdir: str, step: int, is_best: bool) -> SavedStep:
-  """A step that another process has chosen."""
-  folder = _BEST if is_best else _NEWEST
-  return _saved(workdir, folder, step, "as process 0 chose")
 
 
 def read(

@@ -33,7 +33,6 @@ from configs import predict as predict_config
 from tests import small_tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
-CASE = ROOT.parent / "shared" / "cases" / "60"
 SEQ_LEN = 8
 CHANGES = {
   "model__max_len": 32,
@@ -347,14 +346,28 @@ def test_the_arithmetic_is_that_of_the_run(attention, dtype, tmp_path):
 
 def test_questions_without_an_answer(tmp_path):
   """A run on questions of which none has an answer predicts none."""
-  if not CASE.is_dir():
-    pytest.skip("shared/cases is not here")
+  context = (
+    "The bridge was built in 1894 by engineers from Leeds and it opened to "
+    "trams in 1896. The toll was two pence."
+  )
+  questions = (
+    "Who painted it?", "When did it close?", "How long is it?",
+    "What does it weigh?", "Who was the mayor?", "How many lamps?",
+    "Which king came?", "What colour is it?",
+  ) * 4  # fmt: skip
+  asked = [
+    {"id": str(i), "question": text, "answers": [], "is_impossible": True}
+    for i, text in enumerate(questions)
+  ]
+  paragraphs = [{"context": context, "qas": asked}]
+  data = {"version": "v2.0", "data": [{"title": "b", "paragraphs": paragraphs}]}
+  file = tmp_path / "questions.json"
+  file.write_text(json.dumps(data))
   config = small_tasks.make_config(tmp_path, "span")
   config.update_from_flattened_dict(
     {key.replace("__", "."): value for key, value in CHANGES.items()}
   )
-  config.task.files.train = str(CASE / "train.json")
-  config.task.files.validation = str(CASE / "dev.json")
+  config.task.files.train = config.task.files.validation = str(file)
   config.checkpoint.best_metric = ""
   config.eval.every_steps = 0
   config.train.num_epochs = 20.0
@@ -362,7 +375,7 @@ def test_questions_without_an_answer(tmp_path):
   train.train(config, workdir)
   want = evaluated(config, workdir)
   assert {answer for answer, _ in want.values()} == {""}
-  record = read_lines(CASE / "in.jsonl")[0] | {"id": "0"}
+  record = {"id": "0", "question": questions[0], "context": context}
   for args in ([f"--workdir={workdir}"], from_run(workdir)):
     assert predicted(tmp_path, [record], *args)["0"][0] == ""
   # What the command line says wins, by either name.
@@ -697,18 +710,36 @@ def test_all_processes_of_a_job_read_the_step_that_the_first_chose(
 ):
   """A run that still trains may look different to each of them."""
   set_best(workdir, "eval/loss")
-  gather = checkpoint.multihost_utils
-  for first, want in (((4, 1), "best/4"), ((10, 0), "checkpoints/10")):
+  choice = {}
+  for first in (True, False):
     monkeypatch.setattr(
-      gather, "process_allgather", lambda x, first=first: np.stack([first, x])
+      checkpoint.hosts,
+      "decide",
+      lambda mine, judge, first=first: (
+        choice.setdefault("first", mine)
+        if first
+        else json.loads(json.dumps(judge([choice["first"], mine])))
+      ),
     )
     chosen = checkpoint._choose_together(str(workdir), "")
-    assert chosen.path == str(workdir / want)
+    assert (chosen.path, chosen.step) == (str(workdir / "best" / "2"), 2)
+    if first:  # by the time that the other one looks
+      os.rename(workdir / "best" / "2", workdir / "gone")
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_what_one_process_cannot_find_is_said_by_all(
+  process, workdir, monkeypatch
+):
+  good = ["checkpoints/10", 10, "the newest", ""]
+  bad = ["", 0, "", "--checkpoint=7: it holds 4, 6, 10"]
+  values = [bad, good] if process == 0 else [good, bad]
   monkeypatch.setattr(
-    gather, "process_allgather", lambda x: np.stack([(-1, 0), x])
+    checkpoint.hosts, "decide", lambda mine, judge: judge(values)
   )
-  with pytest.raises(saved_steps.StepError, match="not every process"):
+  with pytest.raises(saved_steps.StepError, match="it holds 4, 6, 10") as error:
     checkpoint._choose_together(str(workdir), "")
+  assert ("process 1" in str(error.value)) == (process == 1)
 
 
 def test_every_setting_of_a_run_can_be_left_to_it():
