@@ -9,7 +9,8 @@ added_tokens.json, sentence_bert_config.json.
 
 Where transformers' two tokenizers differ, the fast one is followed, which its
 AutoTokenizer gives. One thing differs from the fast tokenizer: where a text
-spells one of BERT's five special tokens, it is read as text, as in the original.
+spells one of BERT's five special tokens, it is read as text, as the original
+does.
 """
 
 from collections.abc import Collection, Iterator, Mapping

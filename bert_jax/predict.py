@@ -201,7 +201,8 @@ class Predictor:
         `predict` and `mesh` are read, and the keys of weights.SETTINGS.
       name: of the model, for messages.
       given: keys of the config that the user named, the more important first,
-        which win over what the run says; None = those of weights.SETTINGS that are not None.
+        which win over what the run says; None = those of weights.SETTINGS that
+        are not None.
 
     Raises:
       ValueError: the model lacks a part, or a setting cannot be.
@@ -350,9 +351,7 @@ class Predictor:
         document = examples[0].document
         if document == refused:
           examples, found = [], _too_long(name)
-        elif (
-          not window.examples or document != window.examples[-1].document
-        ):
+        elif not window.examples or document != window.examples[-1].document:
           if is_full():
             yield window
             window, names = kinds.Window([], []), []
