@@ -835,23 +835,42 @@ def restore_params(
 
 
 def _choose_together(workdir: str, checkpoint: str) -> saved_steps.SavedStep:
-  """The step that process 0 chooses, whatever the others see by then."""
-  problem, mine = None, (-1, 0)
+  """Chooses a step on process 0, for all processes of the job.
+
+  A run that still trains may look different to each of them.
+
+  Args:
+    workdir: of the run.
+    checkpoint: as for `saved_steps.choose`.
+
+  Raises:
+    saved_steps.StepError: on every process, what one of them could not find.
+  """
   try:
     chosen = saved_steps.choose(workdir, checkpoint)
-    mine = chosen.step, int(chosen.is_best)
+    folder = os.path.relpath(chosen.path, os.path.abspath(workdir))
+    mine: list[Any] = [folder, chosen.step, chosen.reason, ""]
   except saved_steps.StepError as error:
-    problem = error
-  steps = multihost_utils.process_allgather(np.array(mine, np.int64))
-  if (steps[:, 0] < 0).any():
-    raise problem or saved_steps.StepError(
-      f"not every process of this job sees a saved step in {workdir}; give a "
-      "folder that all of them share"
-    )
-  if mine != tuple(steps[0]):
-    chosen = saved_steps.of(workdir, int(steps[0, 0]), bool(steps[0, 1]))
-  _log.info("reading step %d of %s, %s", chosen.step, workdir, chosen.reason)
-  return chosen
+    mine = ["", 0, "", str(error)]
+  folder, step, reason, problem = hosts.decide(mine, _first_choice)
+  if problem:
+    raise saved_steps.StepError(problem)
+  _log.info("reading step %d of %s, %s", step, workdir, reason)
+  path = os.path.join(os.path.abspath(workdir), folder)
+  return saved_steps.SavedStep(path, step, reason)
+
+
+def _first_choice(choices: list[list[Any]]) -> list[Any]:
+  """The choice of process 0, or what another process could not find."""
+  for i, (*_, problem) in enumerate(choices):
+    if problem and i:
+      problem = (
+        f"process {i} does not see what process 0 sees, so give a folder that "
+        f"all processes share: {problem}"
+      )
+    if problem:
+      return ["", 0, "", problem]
+  return choices[0]
 
 
 def read_params(folder: str, wanted: Any = None) -> Any:

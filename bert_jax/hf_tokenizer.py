@@ -8,11 +8,12 @@ Files: tokenizer_config.json, tokenizer.json, special_tokens_map.json,
 added_tokens.json, sentence_bert_config.json.
 
 Where transformers' two tokenizers differ, the fast one is followed, which its
-AutoTokenizer gives. Differs from it: the five special tokens of BERT are text
-where a text spells them, as in the original.
+AutoTokenizer gives. One thing differs from the fast tokenizer: where a text
+spells one of BERT's five special tokens, it is read as text, as the original
+does.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 import dataclasses
 import json
 import logging
@@ -187,7 +188,11 @@ def check_keys(path: str, config: Mapping[str, Any]) -> None:
       value = value["content"]
     if value not in accepted:
       raise ValueError(_refusal(path, key, value, accepted))
-  unknown = config.keys() - _ONLY.keys() - _READ - _WITHOUT_EFFECT
+  _warn_of(path, config.keys() - _ONLY.keys() - _READ - _WITHOUT_EFFECT)
+
+
+def _warn_of(path: str, unknown: Collection[str]) -> None:
+  """Logs the keys of a file that are not known here, if there are any."""
   if unknown:
     _log.warning(
       "%s has keys that are not known here and were not read: %s; check that "
@@ -198,10 +203,15 @@ def check_keys(path: str, config: Mapping[str, Any]) -> None:
 
 def _refusal(path: str, key: str, value: Any, accepted: tuple[Any, ...]) -> str:
   wanted = ", ".join(json.dumps(x) for x in accepted if x is not None)
+  remedy = (
+    f"it accepts {wanted}. To use the model by those rules, write that into "
+    "the file"
+    if wanted
+    else "remove the key to use the model without it"
+  )
   return (
     f"{path}: {key} is {value!r:.100}, which gives other tokens than this "
-    f"program can make; it accepts {wanted or 'no such key'}. To use the model "
-    "by those rules, write that into the file"
+    f"program can make; {remedy}"
   )
 
 
@@ -247,6 +257,7 @@ def _seq_len(
   """
   path = os.path.join(folder, _SENTENCES)
   sentences = _read_json(folder, _SENTENCES)
+  _warn_of(path, sentences.keys() - {"max_seq_length", "do_lower_case"})
   if sentences.get("do_lower_case") and lower_case is False:
     raise ValueError(
       f"{path}: do_lower_case is true, but the tokenizer keeps capitals; here "

@@ -5,7 +5,7 @@ into sequences for the model, and the model's outputs into a record. predict.py
 has the table of their fields, and runs them.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import logging
 from typing import Any
@@ -27,6 +27,10 @@ from bert_jax.tasks import squad
 _log = logging.getLogger(__name__)
 
 MASK = "[MASK]"
+# Settings of predict that have another name in a run.
+_OF_PREDICT = (
+  "predict.seq_len", "predict.allow_null", "predict.null_threshold"
+)  # fmt: skip
 FIELDS = ("tokens", "pooled", "mean", "layers", "concat")
 
 Outputs = dict[str, np.ndarray]
@@ -40,11 +44,41 @@ class RecordError(ValueError):
   """A line of the input cannot be used; the others can."""
 
 
+def asked_in(config: Any) -> list[str]:
+  """The settings of predict that a config file sets for every run.
+
+  The keys of the group `predict` that have another name in the run are not set
+  unless the user sets them. Other keys count only in a config that leaves some
+  of them to the run, as configs/predict.py does: one of a training has a value
+  for each, of which nobody knows whether it was meant for predict.
+
+  Args:
+    config: the whole configuration.
+
+  Returns:
+    Keys, such as "predict.seq_len".
+  """
+
+  def value(key):
+    group, _, name = key.partition(".")
+    return config.get(group, {}).get(name, "")  # "": there is no such key
+
+  def is_set(key):
+    if key == "predict.seq_len":  # 0 means that it is not set
+      return bool(value(key))
+    return value(key) not in (None, "")
+
+  keys = [key for key in weights.SETTINGS if key != "task.name"]
+  if all(value(key) is not None for key in keys):
+    keys = []
+  return [key for key in (*_OF_PREDICT, *keys) if is_set(key)]
+
+
 def value_of(
   keys: Sequence[str],
   config: Any,
   own: Mapping[str, Any],
-  given: Collection[str] | None,
+  given: Sequence[str] | None,
 ) -> Any:
   """The value of a setting that the run of some weights has decided already.
 
@@ -57,8 +91,9 @@ def value_of(
       `task.name` they mean nothing, unless they are given.
     config: the whole configuration.
     own: key -> value, as the run says.
-    given: keys that the user named; None = what the first key holds, if it is
-      not None, was asked for.
+    given: keys that the user named, of which the first that is one of `keys`
+      wins; None = what the first of `keys` holds, if it is not None, was asked
+      for.
 
   Returns:
     The value; None where nothing says it.
@@ -80,7 +115,7 @@ def value_of(
   def first(values):
     return next((value for value in values if value is not None), None)
 
-  asked = keys[:1] if given is None else [k for k in keys if k in given]
+  asked = keys[:1] if given is None else [k for k in given if k in keys]
   of_task = bool(config.get("task", {}).get("name"))
   return first(
     [
@@ -120,7 +155,7 @@ class Settings:
     cls,
     config: Any,
     own: Mapping[str, Any] | None = None,
-    given: Collection[str] | None = None,
+    given: Sequence[str] | None = None,
   ) -> "Settings":
     """Reads them out of a whole configuration and what a run says.
 
@@ -561,7 +596,7 @@ class _Choose(_TaskKind):
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     text, choices = _text(record, "text"), _texts(record, "choices")
     if not choices:
-      raise RecordError("its choices are none; give one or more")
+      raise RecordError("`choices` is empty; give at least one choice")
     return [self.pair(text, choice) for choice in choices]
 
   def results(

@@ -364,12 +364,20 @@ def _predict(flag_values: flags.FlagValues) -> None:
     sys.exit(1)
 
 
-def _given_keys(flag_values: flags.FlagValues) -> frozenset[str]:
-  """Keys of the config that the command line names."""
+def _given_keys(flag_values: flags.FlagValues) -> tuple[str, ...]:
+  """Keys of the config that the user sets; the more important ones first.
+
+  Those of the command line come before those of the config file. The config of
+  a run alone says nothing that the user sets.
+  """
   if flag_values.config is None:
-    return frozenset()
-  values = config_flags.get_override_values(flag_values["config"])
-  return frozenset(values)
+    return ()
+  from bert_jax import kinds
+
+  named = config_flags.get_override_values(flag_values["config"])
+  # A setting may have a name in the group `predict` and one in another.
+  named = sorted(named, key=lambda key: not key.startswith("predict."))
+  return (*named, *kinds.asked_in(flag_values.config))
 
 
 def _plan(flag_values: flags.FlagValues) -> None:

@@ -18,7 +18,7 @@ neighbouring lines with the same `document` are one document. What cannot be
 used becomes {"error": ...} in its place.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -52,6 +52,8 @@ _TOKENS_A_SLOT = 8
 # What is read before it is computed and written: so many lines, or batches.
 _WINDOW_LINES = 4096
 _WINDOW_BATCHES = 32
+# Lines of one document, which are computed together and so held in memory.
+_DOCUMENT_LINES = 65536
 
 # --- the rows of a window ----------------------------------------------------
 
@@ -186,7 +188,7 @@ class Predictor:
     pretrained: weights.Pretrained,
     config: Any,
     name: str,
-    given: Collection[str] | None = None,
+    given: Sequence[str] | None = None,
   ):
     """Puts a model onto the devices.
 
@@ -198,8 +200,9 @@ class Predictor:
       config: the whole configuration, as of configs/predict.py. Groups
         `predict` and `mesh` are read, and the keys of weights.SETTINGS.
       name: of the model, for messages.
-      given: keys of the config that the user named, which win over what the
-        run says; None = those of weights.SETTINGS that are not None.
+      given: keys of the config that the user named, the more important first,
+        which win over what the run says; None = those of weights.SETTINGS that
+        are not None.
 
     Raises:
       ValueError: the model lacks a part, or a setting cannot be.
@@ -251,7 +254,7 @@ class Predictor:
     path: str,
     config: Any,
     checkpoint: str = "",
-    given: Collection[str] | None = None,
+    given: Sequence[str] | None = None,
   ) -> "Predictor":
     """Reads a model.
 
@@ -315,9 +318,16 @@ class Predictor:
   def _windows(
     self, numbered: Iterable[tuple[str, Any]]
   ) -> Iterator[kinds.Window]:
-    """Parses records and groups them."""
+    """Parses records and groups them.
+
+    What is read in one document is computed in one window, with the lines in
+    error that stand between its lines.
+    """
     limit = _WINDOW_BATCHES * self._settings.batch_tokens
     window = kinds.Window([], [])
+    names: list[str] = []  # of the lines of the window
+    begin = 0  # line of the window at which its last document begins
+    refused = None  # the document that was refused for its length
 
     def is_full():
       return len(window.entries) >= _WINDOW_LINES or window.size >= limit
@@ -337,18 +347,29 @@ class Predictor:
         found = kinds.RecordError(f"{name}: {error}")
       else:
         found = len(examples)
-      in_documents = self._kind.in_documents and bool(examples)
-      if in_documents and is_full():
-        # What is read in one document is computed in one window.
-        if examples[0].document != window.examples[-1].document:
-          yield window
-          window = kinds.Window([], [])
+      if self._kind.in_documents and examples:
+        document = examples[0].document
+        if document == refused:
+          examples, found = [], _too_long(name)
+        elif not window.examples or document != window.examples[-1].document:
+          if is_full():
+            yield window
+            window, names = kinds.Window([], []), []
+          begin = len(window.entries)
+      names.append(name)
       window.entries.append((kept, found))
       window.examples += examples
       window.size += sum(map(self._kind.size, examples))
-      if is_full() and not in_documents:
-        yield window
-        window = kinds.Window([], [])
+      # The next line may belong to the same document.
+      is_open = self._kind.in_documents and bool(window.examples)
+      if is_open and len(window.entries) - begin > _DOCUMENT_LINES:
+        refused = window.examples[-1].document
+        if examples:  # else the document may have ended before this line
+          _refuse_document(window, names, refused)
+      elif is_open or not is_full():
+        continue
+      yield window
+      window, names = kinds.Window([], []), []
     if window.entries:
       yield window
 
@@ -391,6 +412,32 @@ class Predictor:
         yield kept | next(results)
 
 
+def _too_long(name: str) -> kinds.RecordError:
+  return kinds.RecordError(
+    f"{name}: its document has more than {_DOCUMENT_LINES} lines, which would "
+    "be computed together; give its parts other names in `document`"
+  )
+
+
+def _refuse_document(
+  window: kinds.Window, names: Sequence[str], document: Any
+) -> None:
+  """Makes the lines of the last document of a window lines in error.
+
+  Args:
+    window: whose last examples are of this document, one a line.
+    names: of the lines of the window, for their errors.
+    document: as the examples have it.
+  """
+  line = len(window.entries)
+  while window.examples and window.examples[-1].document == document:
+    line -= 1
+    kept, found = window.entries[line]
+    if not isinstance(found, kinds.RecordError):
+      window.entries[line] = kept, _too_long(names[line])
+      window.examples.pop()
+
+
 def _check_finite(output: kinds.Outputs) -> None:
   for name, array in output.items():
     if not np.isfinite(array).all():
@@ -406,7 +453,7 @@ def predict(
   source: str,
   target: str,
   checkpoint: str = "",
-  given: Collection[str] | None = None,
+  given: Sequence[str] | None = None,
 ) -> tuple[int, int]:
   """Reads JSON lines, writes JSON lines.
 

@@ -37,17 +37,13 @@ class SavedStep:
   Attributes:
     path: its folder, absolute.
     step: its number.
-    reason: why it was chosen, such as "the best by eval/loss".
+    reason: why it was chosen, such as "the best by eval/loss"; where the best
+      was chosen and the newest is another step, also which that is.
   """
 
   path: str
   step: int
   reason: str
-
-  @property
-  def is_best(self) -> bool:
-    """Whether it lies among the best, not among the newest."""
-    return os.path.basename(os.path.dirname(self.path)) == _BEST
 
 
 def check(checkpoint: str) -> None:
@@ -117,16 +113,20 @@ def choose(workdir: str, checkpoint: str = "") -> SavedStep:
     folder = _NEWEST if step in newest else _BEST
     return _saved(workdir, folder, step, "as --checkpoint says")
   metric, mode = _best_by(workdir) if best else (None, "min")
-  # A run that went on without a best metric has outgrown its last best.
+  # A run that went on without a best metric may be better than its last best,
+  # which it then no longer updates.
   if checkpoint == "best" or (not checkpoint and best and metric != ""):
     if not best:
       raise StepError(
         f"--checkpoint=best: {workdir} keeps no best step; give "
         f"--checkpoint=newest, or a step of checkpoints: {_listed(newest)}"
       )
-    by = f" by {metric}" if metric else ""
+    reason = f"the best by {metric}" if metric else "the best"
     step = _best_of(workdir, best, metric, mode)
-    return _saved(workdir, _BEST, step, f"the best{by}")
+    if newest and newest[-1] != step:
+      path = _saved(workdir, _NEWEST, newest[-1], "").path
+      reason += f"; the newest is step {newest[-1]} ({path})"
+    return _saved(workdir, _BEST, step, reason)
   if not newest:
     also = f"; best holds {_listed(best)}" if best else ""
     raise StepError(
@@ -134,12 +134,6 @@ def choose(workdir: str, checkpoint: str = "") -> SavedStep:
       f"--mode=train --workdir={workdir}, or give another folder"
     )
   return _saved(workdir, _NEWEST, max(newest), "the newest")
-
-
-def of(workdir: str, step: int, is_best: bool) -> SavedStep:
-  """A step that another process has chosen."""
-  folder = _BEST if is_best else _NEWEST
-  return _saved(workdir, folder, step, "as process 0 chose")
 
 
 def read(

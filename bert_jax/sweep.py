@@ -24,7 +24,12 @@ of a sweep that was killed or by hand, is waited for: each holds a lock on
 """
 
 from collections.abc import (
-  Callable, Collection, Iterable, Iterator, Mapping, Sequence,
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
 )  # fmt: skip
 import contextlib
 import dataclasses

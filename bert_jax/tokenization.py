@@ -897,7 +897,8 @@ def load_tokenizer(
       checked, and added tokens are read), a bare vocabulary file, or a .model
       file.
     lower_case: WordPiece only. None: as saved, else decided by the vocabulary.
-    max_input_chars_per_word: WordPiece only. None: as saved, else 200.
+    max_input_chars_per_word: WordPiece only. None: as saved, or as the files
+      of a Hugging Face directory say, else 200.
 
   Returns:
     A `WordPieceTokenizer` or a `SentencePieceTokenizer`.
@@ -991,7 +992,7 @@ def load_hugging_faces(
     folder: with vocab.txt, or a tokenizer.json that holds the vocabulary.
     settings: what its files say.
     lower_case: None: as they say, else decided by the vocabulary.
-    max_input_chars_per_word: None: 200.
+    max_input_chars_per_word: None: as they say, else 200.
 
   Raises:
     ValueError: as `load_tokenizer`, or files that disagree.
@@ -1009,20 +1010,22 @@ def load_hugging_faces(
     file = whole
   if pieces is None:
     raise FileNotFoundError(f"{folder} holds no {_VOCAB_FILE}")
-  if None not in (lower_case, settings.lower_case) and (
-    lower_case != settings.lower_case
-  ):
-    raise ValueError(
-      f"lower_case={lower_case}, but the files of {folder} say "
-      f"{settings.lower_case}; leave it unset, or give that"
-    )
+
+  def agreed(name, asked):
+    said = getattr(settings, name)
+    if None not in (asked, said) and asked != said:
+      raise ValueError(
+        f"{name}={asked}, but the files of {folder} say {said}; leave it "
+        "unset, or give that"
+      )
+    return said if asked is None else asked
+
+  limit = agreed("max_input_chars_per_word", max_input_chars_per_word)
   return WordPieceTokenizer(
     pieces,
-    lower_case=settings.lower_case if lower_case is None else lower_case,
+    lower_case=agreed("lower_case", lower_case),
     max_input_chars_per_word=(
-      MAX_INPUT_CHARS_PER_WORD
-      if max_input_chars_per_word is None
-      else max_input_chars_per_word
+      MAX_INPUT_CHARS_PER_WORD if limit is None else limit
     ),
     added=_placed(settings.added, pieces, str(folder)),
     source=str(file),

@@ -378,7 +378,7 @@ def _read_hf_settings(file: str) -> _Settings:
     labels=labels,
     tokenizer=tokenizer,
     lower_case=tokenizer.lower_case if tokenizer else says.lower_case,
-    # The model's own length is no news.
+    # A length that is not shorter than max_len limits nothing.
     seq_len=seq_len if seq_len and seq_len < model["max_len"] else None,
     tied=config.get("tie_word_embeddings") is not False,
     refused_task=lambda num_labels: _refused_problem(config, num_labels),
@@ -392,6 +392,13 @@ def _say_what_differs(path: str, config: Mapping[str, Any]) -> None:
       "%s has keys that are not known here and were not read: %s; check that "
       "they change no number",
       path, ", ".join(unknown),
+    )  # fmt: skip
+  if activation := convert.output_activation(config):
+    _log.warning(
+      "%s says that sentence-transformers puts the outputs of the head through "
+      "%s; this program does not: a regression gives the raw output (the "
+      "logit), a classification the softmax",
+      path, activation,
     )  # fmt: skip
   usual = {"init_stddev": 0.02}
   for theirs, ours in convert.TRAINING_KEYS.items():
@@ -411,11 +418,9 @@ def _hf_tokenizer(
     os.path.join(folder, "vocab.txt")
   ):
     return None
-  limit = says.max_input_chars_per_word
-  return tokenization.load_hugging_faces(
-    folder, says,
-    max_input_chars_per_word=_HF_WORD_CHARS if limit is None else limit,
-  )  # fmt: skip
+  if says.max_input_chars_per_word is None:
+    says = dataclasses.replace(says, max_input_chars_per_word=_HF_WORD_CHARS)
+  return tokenization.load_hugging_faces(folder, says)
 
 
 def _read_tf1_settings(prefix: str) -> _Settings:
@@ -738,8 +743,8 @@ def _write_hf_settings(pretrained: Pretrained, folder: str) -> None:
     )
   _write_json(os.path.join(folder, "config.json"), config)
   if tokenizer:
-    length = pretrained.seq_len or pretrained.model["max_len"]
-    _write_hf_tokenizer(tokenizer, folder, length)
+    # Not seq_len: transformers cuts text at this length without a word.
+    _write_hf_tokenizer(tokenizer, folder, pretrained.model["max_len"])
 
 
 def _dtype_name(params: Mapping[str, Any]) -> str:

@@ -507,7 +507,9 @@ def test_keys_without_effect_are_read_in_silence(folder, caplog):
   assert not caplog.records
 
 
-@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize(
+  "file", ["tokenizer_config.json", "config.json", "sentence_bert_config.json"]
+)
 def test_a_key_that_nobody_knows_is_named_once(folder, caplog, file):
   change_json(folder / file, do_sparkle=True)
   weights.read(folder)
@@ -569,6 +571,28 @@ def test_its_length_of_words_is_taken_where_nothing_else_is_said(folder):
   assert got.tokenize("walk the") == ["[UNK]", "the"]
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "tokenizer.json"])
+def test_prepare_and_the_model_take_the_same_length_of_words(folder, file):
+  """`load_tokenizer`, which prepares data, reads what `weights.read` reads."""
+  path = folder / "tokenizer_config.json"
+  config = json.loads(path.read_text())
+  del config["max_input_chars_per_word"]
+  path.write_text(json.dumps(config))
+  # Where nothing is said, data that was prepared before keeps its hash.
+  assert tokenization.load_tokenizer(folder).max_input_chars_per_word == 200
+  if file == path.name:
+    path.write_text(json.dumps(config | {"max_input_chars_per_word": 3}))
+  else:
+    (folder / file).write_text(
+      json.dumps(changed("model.max_input_chars_per_word", 3))
+    )
+  got = tokenization.load_tokenizer(folder)
+  assert got.tokenize("walk the") == ["[UNK]", "the"]
+  assert got.fingerprint == weights.read(folder).tokenizer.fingerprint
+  with pytest.raises(ValueError, match="max_input_chars_per_word=9.* say 3"):
+    tokenization.load_tokenizer(folder, max_input_chars_per_word=9)
+
+
 def test_two_vocabularies_that_differ_are_refused(folder):
   vocab = {piece: i for i, piece in enumerate([*PIECES[:-1], "other"])}
   (folder / "tokenizer.json").write_text(
@@ -600,7 +624,11 @@ def test_the_length_that_a_model_is_meant_for_is_read(
   assert got.seq_len == want
   for format in convert.FORMATS:
     again = write(got, tmp_path / format, format)
-    assert weights.read(again).seq_len == want
+    keeps = format in ("tf1", "bert_jax")
+    assert weights.read(again).seq_len == (want if keeps else None)
+    if not keeps:  # transformers would cut text at a shorter one
+      config = json.loads((again / "tokenizer_config.json").read_text())
+      assert config["model_max_length"] == got.model["max_len"]
 
 
 # --- keys of the model -------------------------------------------------------
@@ -631,6 +659,52 @@ def test_a_key_that_changes_numbers_is_refused_by_name(tmp_path, key, value):
   change_json(folder / "config.json", **{key: value})
   with pytest.raises(weights.WeightsError, match=key):
     weights.read(folder)
+
+
+def test_what_cannot_be_read_says_what_to_change():
+  """No message asks for a value that no file can hold."""
+  good = convert.config_of("huggingface", make().model)
+  for key, accepted in convert._ONLY.items():
+    with pytest.raises(convert.ConvertError) as raised:
+      convert.model_of("huggingface", good | {key: {"0": [1]}})
+    text = str(raised.value)
+    assert key in text and "no such key" not in text and "{}" not in text
+    # Either a value that can be written, or a remedy.
+    assert (accepted[-1] in (None, {})) == (key in convert._REMEDIES)
+
+
+def test_a_key_that_only_its_absence_makes_right_is_to_be_removed(folder):
+  change_json(folder / "tokenizer_config.json", spm_file="x.model")
+  with pytest.raises(weights.WeightsError, match="spm_file.*remove the key"):
+    weights.read(folder)
+
+
+@pytest.mark.parametrize(
+  ("keys", "want"),
+  [
+    ({"sbert_ce_default_activation_function": "torch.nn.Sigmoid"}, "Sigmoid"),
+    ({"sentence_transformers": {"activation_fn": "torch.nn.Tanh"}}, "Tanh"),
+    ({"sentence_transformers": {"version": "4.1.0"}}, ""),
+    (
+      {
+        "sbert_ce_default_activation_function":
+          "torch.nn.modules.linear.Identity"
+      },
+      "",
+    ),
+  ],
+)  # fmt: skip
+def test_an_activation_of_outputs_that_is_not_applied_is_said(
+  tmp_path, caplog, keys, want
+):
+  """A cross-encoder gives raw scores here, and sigmoids elsewhere."""
+  folder = write(make("regress"), tmp_path / "x")
+  change_json(folder / "config.json", **keys)
+  caplog.set_level(logging.WARNING)
+  weights.read(folder)
+  lines = [r.getMessage() for r in caplog.records]
+  assert len(lines) == bool(want)
+  assert all(want in line and "raw output" in line for line in lines)
 
 
 def test_keys_of_real_folders_are_known(caplog):

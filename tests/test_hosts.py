@@ -283,7 +283,7 @@ def test_process_0_outlives_every_greeting(monkeypatch):
   assert ended.is_set()
 
 
-def wait_until(is_so, secs=10.0):
+def wait_until(is_so, secs=30.0):
   """Waits until something is so."""
   give_up = time.monotonic() + secs
   while not is_so():
@@ -342,13 +342,6 @@ class _SharedStore:
   def blocking_key_value_get(self, key, timeout_ms):
     wait_until(lambda: key in self.rows)
     return self.rows[key]
-
-
-def wait_until(is_true):
-  give_up = time.monotonic() + 30
-  while not is_true():
-    assert time.monotonic() < give_up
-    time.sleep(0.01)
 
 
 @pytest.fixture

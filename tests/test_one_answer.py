@@ -33,7 +33,6 @@ from configs import predict as predict_config
 from tests import small_tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
-CASE = ROOT.parent / "shared" / "cases" / "60"
 SEQ_LEN = 8
 CHANGES = {
   "model__max_len": 32,
@@ -347,14 +346,28 @@ def test_the_arithmetic_is_that_of_the_run(attention, dtype, tmp_path):
 
 def test_questions_without_an_answer(tmp_path):
   """A run on questions of which none has an answer predicts none."""
-  if not CASE.is_dir():
-    pytest.skip("shared/cases is not here")
+  context = (
+    "The bridge was built in 1894 by engineers from Leeds and it opened to "
+    "trams in 1896. The toll was two pence."
+  )
+  questions = (
+    "Who painted it?", "When did it close?", "How long is it?",
+    "What does it weigh?", "Who was the mayor?", "How many lamps?",
+    "Which king came?", "What colour is it?",
+  ) * 4  # fmt: skip
+  asked = [
+    {"id": str(i), "question": text, "answers": [], "is_impossible": True}
+    for i, text in enumerate(questions)
+  ]
+  paragraphs = [{"context": context, "qas": asked}]
+  data = {"version": "v2.0", "data": [{"title": "b", "paragraphs": paragraphs}]}
+  file = tmp_path / "questions.json"
+  file.write_text(json.dumps(data))
   config = small_tasks.make_config(tmp_path, "span")
   config.update_from_flattened_dict(
     {key.replace("__", "."): value for key, value in CHANGES.items()}
   )
-  config.task.files.train = str(CASE / "train.json")
-  config.task.files.validation = str(CASE / "dev.json")
+  config.task.files.train = config.task.files.validation = str(file)
   config.checkpoint.best_metric = ""
   config.eval.every_steps = 0
   config.train.num_epochs = 20.0
@@ -362,7 +375,7 @@ def test_questions_without_an_answer(tmp_path):
   train.train(config, workdir)
   want = evaluated(config, workdir)
   assert {answer for answer, _ in want.values()} == {""}
-  record = read_lines(CASE / "in.jsonl")[0] | {"id": "0"}
+  record = {"id": "0", "question": questions[0], "context": context}
   for args in ([f"--workdir={workdir}"], from_run(workdir)):
     assert predicted(tmp_path, [record], *args)["0"][0] == ""
   # What the command line says wins, by either name.
@@ -414,6 +427,52 @@ def test_a_record_of_an_older_release_is_read_as_evaluation_reads_it(
     assert found.seq_len == config["data"]["seq_len"]
   found = settings_of(run, of_run, {"predict.allow_null"})
   assert found.has_null is not want
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "attribute"),
+  [
+    ("predict.seq_len", 16, "seq_len"),
+    ("predict.allow_null", False, "has_null"),
+    ("predict.null_threshold", 0.0, "null_threshold"),
+    ("task.has_null", False, "has_null"),
+    ("task.n_best", 3, "n_best"),
+  ],
+)
+def test_what_a_config_file_sets_wins_over_the_run(
+  key, value, attribute, tmp_path
+):
+  """The launcher honours it, as the Python API does."""
+  file = tmp_path / "mine.py"
+  file.write_text(
+    "from configs import predict\n\n\ndef get_config():\n"
+    f"  c = predict.get_config()\n  c.{key} = {value!r}\n  return c\n"
+  )
+  of_run = small_tasks.make_config(tmp_path, "span").to_dict()
+  of_run["data"]["seq_len"] = 8
+  of_run["task"] |= {"has_null": True, "null_threshold": 1.5, "n_best": 7}
+  run = {"folder": tmp_path / "run", "config": json.loads(json.dumps(of_run))}
+
+  def found(*args):
+    values = flags.FlagValues()
+    main.define_flags(values)
+    argv = ["bert-jax", "--mode=predict", f"--config={file}", *args]
+    with mock.patch.object(sys, "argv", argv):
+      values(argv)
+      given = main._given_keys(values)
+    return getattr(settings_of(run, values.config, given), attribute)
+
+  assert found() == value
+  if key == "predict.null_threshold":  # the command line comes first
+    assert found("--config.task.null_threshold=2.5") == 2.5
+
+
+def test_a_config_of_a_training_does_not_win_over_the_run():
+  config = finetune.get_config("task=squad_v2")
+  assert kinds.asked_in(config) == []
+  config.predict.seq_len = 64
+  assert kinds.asked_in(config) == ["predict.seq_len"]
+  assert kinds.asked_in(predict_config.get_config()) == []
 
 
 def test_weights_of_others_have_the_defaults_or_what_a_config_says():
@@ -486,6 +545,62 @@ def test_a_document_is_computed_in_one_window(monkeypatch):
   assert windows(True) == [[1, 1, 1], [2, 3, 3, 3, 3], [4]]
 
 
+def windows_of(lines, in_documents=True):
+  """Windows of (document, "" or an error) of some lines, None in error."""
+
+  def parse(record):
+    if record["n"] is None:
+      raise kinds.RecordError("bad")
+    return [types.SimpleNamespace(document=record["n"])]
+
+  kind = types.SimpleNamespace(
+    in_documents=in_documents, size=lambda example: 1, parse=parse
+  )
+  settings = types.SimpleNamespace(batch_tokens=1000)
+  predictor = types.SimpleNamespace(_kind=kind, _settings=settings)
+  records = [(f"line {i}", {"n": n}) for i, n in enumerate(lines)]
+  for window in predict.Predictor._windows(predictor, records):
+    examples = iter(window.examples)
+    yield [
+      str(found)
+      if isinstance(found, kinds.RecordError)
+      else next(examples).document
+      for _, found in window.entries
+    ]
+    assert not list(examples)
+
+
+def test_a_bad_line_does_not_cut_a_document(monkeypatch):
+  monkeypatch.setattr(predict, "_WINDOW_LINES", 2)
+  found = [
+    ["-" if isinstance(x, str) else x for x in window]
+    for window in windows_of([1, None, 1, None, None, 1, 2, None, None, None])
+  ]
+  assert found == [[1, "-", 1, "-", "-", 1], [2, "-", "-", "-"]]
+  # Without a good line there is no document to keep together.
+  assert [len(w) for w in windows_of([None] * 5 + [1, 1])] == [2, 2, 3]
+
+
+def test_a_document_that_is_too_long_is_refused_whole(monkeypatch):
+  monkeypatch.setattr(predict, "_WINDOW_LINES", 2)
+  monkeypatch.setattr(predict, "_DOCUMENT_LINES", 4)
+  (first, *rest) = windows_of([0, 1, 1, None, 1, 1, 1, 1, 2, 2, 2, 2])
+  assert first[0] == 0
+  lines = [line for window in [first[1:], *rest] for line in window]
+  assert lines[7:] == [2, 2, 2, 2]  # four lines are not too many
+  for i, line in enumerate(lines[:7], 1):
+    assert line == f"line {i}: bad" if i == 3 else f"line {i}: its" in line
+    assert i == 3 or ("4 lines" in line and "document" in line)
+
+
+def test_lines_in_error_after_a_document_are_not_held_for_ever(monkeypatch):
+  monkeypatch.setattr(predict, "_WINDOW_LINES", 2)
+  monkeypatch.setattr(predict, "_DOCUMENT_LINES", 4)
+  found = list(windows_of([1, 1, *[None] * 20]))
+  assert found[0][:2] == [1, 1]
+  assert max(map(len, found)) <= 5
+
+
 # --- which step --------------------------------------------------------------
 
 
@@ -536,6 +651,23 @@ def test_the_best_stands_for_a_run_else_the_newest(
     assert metric in chosen.reason
 
 
+@pytest.mark.parametrize("checkpoint", ["", "best"])
+def test_the_log_names_the_newest_step_where_the_best_is_read(
+  workdir, caplog, checkpoint
+):
+  """As a path that `init_from` and `convert` take."""
+  set_best(workdir, "eval/loss")
+  caplog.set_level("INFO", logger="bert_jax")
+  saved_steps.read(str(workdir), checkpoint, str)
+  newest = workdir / "checkpoints" / "10"
+  assert "step 2 " in caplog.text and str(newest) in caplog.text
+  for step in newest.parent.iterdir():
+    if not step.name.startswith("12."):
+      step.rename(workdir / f"gone-{step.name}")
+  (newest.parent / "2").mkdir()  # the best is the newest
+  assert "newest" not in saved_steps.choose(str(workdir), checkpoint).reason
+
+
 def test_a_step_that_is_not_there_lists_those_that_are(workdir):
   with pytest.raises(saved_steps.StepError, match="4, 6, 10, best holds 2, 4"):
     saved_steps.choose(str(workdir), "7")
@@ -578,18 +710,36 @@ def test_all_processes_of_a_job_read_the_step_that_the_first_chose(
 ):
   """A run that still trains may look different to each of them."""
   set_best(workdir, "eval/loss")
-  gather = checkpoint.multihost_utils
-  for first, want in (((4, 1), "best/4"), ((10, 0), "checkpoints/10")):
+  choice = {}
+  for first in (True, False):
     monkeypatch.setattr(
-      gather, "process_allgather", lambda x, first=first: np.stack([first, x])
+      checkpoint.hosts,
+      "decide",
+      lambda mine, judge, first=first: (
+        choice.setdefault("first", mine)
+        if first
+        else json.loads(json.dumps(judge([choice["first"], mine])))
+      ),
     )
     chosen = checkpoint._choose_together(str(workdir), "")
-    assert chosen.path == str(workdir / want)
+    assert (chosen.path, chosen.step) == (str(workdir / "best" / "2"), 2)
+    if first:  # by the time that the other one looks
+      os.rename(workdir / "best" / "2", workdir / "gone")
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_what_one_process_cannot_find_is_said_by_all(
+  process, workdir, monkeypatch
+):
+  good = ["checkpoints/10", 10, "the newest", ""]
+  bad = ["", 0, "", "--checkpoint=7: it holds 4, 6, 10"]
+  values = [bad, good] if process == 0 else [good, bad]
   monkeypatch.setattr(
-    gather, "process_allgather", lambda x: np.stack([(-1, 0), x])
+    checkpoint.hosts, "decide", lambda mine, judge: judge(values)
   )
-  with pytest.raises(saved_steps.StepError, match="not every process"):
+  with pytest.raises(saved_steps.StepError, match="it holds 4, 6, 10") as error:
     checkpoint._choose_together(str(workdir), "")
+  assert ("process 1" in str(error.value)) == (process == 1)
 
 
 def test_every_setting_of_a_run_can_be_left_to_it():

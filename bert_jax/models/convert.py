@@ -108,7 +108,8 @@ _ACTIVATIONS = {
   "tf1": {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "tanh": "tanh"},
 }
 # Keys of config.json -> the values that are accepted; any other would give
-# other numbers. `None` is how these files say that a key is not set.
+# other numbers. `None` is how these files say that a key is not set. Where no
+# other value is accepted, `_REMEDIES` says what can be done.
 _ONLY: dict[str, tuple[Any, ...]] = {
   "model_type": ("bert",),
   "position_embedding_type": (None, "absolute"),
@@ -118,14 +119,36 @@ _ONLY: dict[str, tuple[Any, ...]] = {
   "tie_encoder_decoder": (None, False),
   "pruned_heads": (None, {}),
   "quantization_config": (None, {}),
-  "auto_map": (None, {}),  # code of its own computes the model
+  "auto_map": (None, {}),
   "adapters": (None, {}),
   "embedding_size": (None,),
+}
+_REMEDIES = {
+  "pruned_heads": (
+    "this program reads no BERT with pruned heads. Save the model without "
+    "pruning"
+  ),
+  "quantization_config": (
+    "this program reads no quantized weights. Save the model with float weights"
+  ),
+  "auto_map": (
+    "code of the folder's own computes the model, and it is not run here. "
+    "Remove the key if the model is a plain BERT"
+  ),
+  "adapters": (
+    "this program reads no adapters. Merge them into the weights, and save the "
+    "model without them"
+  ),
+  "embedding_size": (
+    "this program reads no BERT whose embeddings have a size of their own. "
+    "Remove the key if the word table is as wide as hidden_size"
+  ),
 }
 # Read by `model_of`, and by weights.py.
 _READ = frozenset({*_SIZES.values(), "hidden_act", "layer_norm_eps"}) | {
   "architectures", "problem_type", "id2label", "num_labels", "_num_labels",
   "tie_word_embeddings", "tokenizer_class",
+  "sbert_ce_default_activation_function", "sentence_transformers",
 }  # fmt: skip
 # Of training: here they are keys of the config group `model`.
 TRAINING_KEYS = {
@@ -157,7 +180,7 @@ _WITHOUT_EFFECT = frozenset({
   "pooler_size_per_head", "pooler_type", "summary_activation",
   "summary_first_dropout", "summary_last_dropout", "summary_proj_to_labels",
   "summary_type", "summary_use_proj", "language", "model_name",
-  "sbert_ce_default_activation_function", "sentence_transformers", "bert_jax",
+  "bert_jax",
 })  # fmt: skip
 _TF1_NAMES = {"gelu_erf": "gelu", "gelu_tanh": "gelu"}
 
@@ -629,11 +652,10 @@ def model_of(format: str, config: Mapping[str, Any]) -> dict[str, Any]:
   """
   for key, accepted in _ONLY.items():
     if config.get(key, accepted[0]) not in accepted:
-      wanted = [x for x in accepted if x is not None] or ["no such key"]
-      raise ConvertError(
-        f"{key} is {config[key]!r:.100}; only a BERT with {wanted[-1]!r} is "
-        "read"
+      remedy = _REMEDIES.get(
+        key, f"this program reads only a BERT with {accepted[-1]!r}"
       )
+      raise ConvertError(f"{key} is {config[key]!r:.100}: {remedy}")
   model: dict[str, Any] = {}
   for ours, theirs in _SIZES.items():
     value = config.get(theirs)
@@ -664,6 +686,22 @@ def unknown_keys(config: Mapping[str, Any]) -> list[str]:
   """The keys of a config.json that nothing here knows, sorted."""
   known = _ONLY.keys() | _READ | TRAINING_KEYS.keys() | _WITHOUT_EFFECT
   return sorted(map(str, config.keys() - known))
+
+
+def output_activation(config: Mapping[str, Any]) -> str:
+  """What sentence-transformers puts the outputs of a cross-encoder through.
+
+  Args:
+    config: the content of config.json.
+
+  Returns:
+    The class of an activation, such as "torch.nn.modules.activation.Sigmoid";
+    "" where the file names none, or the identity.
+  """
+  newer = config.get("sentence_transformers")
+  name = newer.get("activation_fn") if isinstance(newer, Mapping) else None
+  name = str(name or config.get("sbert_ce_default_activation_function") or "")
+  return "" if name.rpartition(".")[2] == "Identity" else name
 
 
 def config_of(format: str, model: Mapping[str, Any]) -> dict[str, Any]:
