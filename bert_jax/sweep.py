@@ -721,8 +721,8 @@ class _Pool:
       for batch in out_of_reach:
         del self._running[batch]
       raise StoppedError(
-        "the sweep was told to stop; what its trials had saved is kept, and the "
-        "same command goes on"
+        "the sweep was told to stop; what its trials had saved is kept, and "
+        "the same command goes on"
       )
 
   def _left(self) -> str:
