@@ -25,7 +25,7 @@ told to stop with nothing to save. --helpfull explains all of them.
 import os
 import sys
 
-from bert_jax import signals
+from bert_jax.runtime import signals
 
 if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "bert-jax":
   signals.hold()  # `run` handles them; until then there are only imports
@@ -46,12 +46,12 @@ from absl import logging as absl_logging
 import ml_collections
 from ml_collections import config_flags
 
-from bert_jax import bounds
-from bert_jax import files
-from bert_jax import streams
+from bert_jax.runtime import bounds
+from bert_jax.runtime import files
+from bert_jax.runtime import streams
 
 if TYPE_CHECKING:  # what a mode needs is imported when it runs
-  from bert_jax import members
+  from bert_jax.training import members
 
 FLAGS = flags.FLAGS
 USAGE_ERROR = 2
@@ -211,7 +211,7 @@ def _run_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
   """The config given, or else that of the workdir's run."""
   if flag_values.config is not None:
     return flag_values.config
-  from bert_jax import run_log
+  from bert_jax.runtime import run_log
 
   config = run_log.read_run(_workdir(flag_values))["config"]
   # The devices here need not be those of the training.
@@ -223,7 +223,7 @@ def _same_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
   """The config given, or else that of the workdir's run, its mesh included."""
   if flag_values.config is not None:
     return flag_values.config
-  from bert_jax import run_log
+  from bert_jax.runtime import run_log
 
   config = run_log.read_run(_workdir(flag_values))["config"]
   return ml_collections.ConfigDict(config, convert_dict=True)
@@ -232,7 +232,7 @@ def _same_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
 def _workdir(flag_values: flags.FlagValues) -> str:
   if not flag_values.workdir:
     raise UsageError("this mode needs --workdir=DIR")
-  from bert_jax import saved_steps
+  from bert_jax.runtime import saved_steps
 
   saved_steps.refuse_step(flag_values.workdir)
   return flag_values.workdir
@@ -243,7 +243,7 @@ def _workdir(flag_values: flags.FlagValues) -> str:
 
 
 def _prepare(flag_values: flags.FlagValues) -> None:
-  from bert_jax import prepare
+  from bert_jax.data import prepare
 
   config = _config(flag_values)
   folder = flag_values.output or config.data.dir
@@ -254,7 +254,7 @@ def _prepare(flag_values: flags.FlagValues) -> None:
 
 def _meet(flag_values: flags.FlagValues) -> None:
   """Connects the processes of a job of several."""
-  from bert_jax import hosts
+  from bert_jax.runtime import hosts
 
   hosts.start(
     flag_values.coordinator,
@@ -284,12 +284,12 @@ def _train(flag_values: flags.FlagValues) -> None:
     raise UsageError("--replay_step looks into one run: give its --workdir")
   _meet(flag_values)
   if flag_values.replay_step is not None:
-    from bert_jax import replay
+    from bert_jax.training import replay
 
     workdir, step = _workdir(flag_values), flag_values.replay_step
     replay.replay(_same_config(flag_values), workdir, step, flag_values.output)
     return
-  from bert_jax import train
+  from bert_jax.training import train
 
   if flag_values.member:
     if flag_values.workdir:
@@ -303,7 +303,7 @@ def _train(flag_values: flags.FlagValues) -> None:
 
 def _member(config: Any, text: str) -> "members.Member":
   """Reads one --member."""
-  from bert_jax import members
+  from bert_jax.training import members
 
   workdir, _, pairs = text.rpartition(":")
   found = {}
@@ -327,7 +327,7 @@ def _member(config: Any, text: str) -> "members.Member":
 
 def _evaluate(flag_values: flags.FlagValues) -> None:
   _meet(flag_values)
-  from bert_jax import evaluate
+  from bert_jax.training import evaluate
 
   workdir = _workdir(flag_values)
   evaluate.check_workdir(workdir)  # the run.json there may have no config
@@ -340,7 +340,7 @@ def _evaluate(flag_values: flags.FlagValues) -> None:
 
 
 def _predict(flag_values: flags.FlagValues) -> None:
-  from bert_jax import predict
+  from bert_jax.prediction import predict
 
   try:
     config = _run_config(flag_values)
@@ -372,7 +372,7 @@ def _given_keys(flag_values: flags.FlagValues) -> tuple[str, ...]:
   """
   if flag_values.config is None:
     return ()
-  from bert_jax import kinds
+  from bert_jax.kinds import kinds
 
   named = config_flags.get_override_values(flag_values["config"])
   # A setting may have a name in the group `predict` and one in another.
@@ -396,7 +396,7 @@ def _plan(flag_values: flags.FlagValues) -> None:
     # Without a TPU its compiler cannot read back a program that was kept.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
   }
-  from bert_jax import plan
+  from bert_jax.planning import plan
 
   status = plan.run(
     config,
@@ -415,7 +415,7 @@ def _doctor(flag_values: flags.FlagValues) -> None:
   config, workdir = _same_config(flag_values), _workdir(flag_values)
   if flag_values.topology and flag_values.config is None:
     raise UsageError("--topology needs --config: a plan is made for that")
-  from bert_jax import doctor
+  from bert_jax.planning import doctor
 
   sound = doctor.examine(
     config,
@@ -431,7 +431,7 @@ def _doctor(flag_values: flags.FlagValues) -> None:
 
 
 def _convert(flag_values: flags.FlagValues) -> None:
-  from bert_jax import convert
+  from bert_jax.weights import convert
 
   if len(flag_values.input) != 1 or not flag_values.output:
     raise UsageError("--mode=convert needs --input=DIR and --output=DIR")
@@ -441,7 +441,7 @@ def _convert(flag_values: flags.FlagValues) -> None:
 
 
 def _sweep(flag_values: flags.FlagValues) -> None:
-  from bert_jax import sweep
+  from bert_jax.sweeps import sweep
 
   config, workdir = _config(flag_values), _workdir(flag_values)
   trials = sweep.read_trials(config, workdir)
@@ -460,7 +460,7 @@ def _sweep(flag_values: flags.FlagValues) -> None:
       "wrote %d commands to %s", count, flag_values.output
     )
   elif flag_values.engine in ("slurm", "xpk"):
-    from bert_jax import engines
+    from bert_jax.sweeps import engines
 
     settings = sweep.engine_settings(config, flag_values.engine)
     if flag_values.engine == "slurm":
@@ -487,7 +487,7 @@ def _sweep(flag_values: flags.FlagValues) -> None:
 
 def _record(trials, workdir: str, folder: str) -> None:
   """Writes down what is finished of a sweep."""
-  from bert_jax import results
+  from bert_jax.sweeps import results
 
   # How often and how fast it was run is no part of it; failures are to go on.
   ways = (
@@ -505,7 +505,7 @@ def _record(trials, workdir: str, folder: str) -> None:
 
 
 def _report(flag_values: flags.FlagValues) -> None:
-  from bert_jax import report
+  from bert_jax.sweeps import report
 
   if len(flag_values.input) != 1 or not flag_values.output:
     raise UsageError("--mode=report needs --input=DIR and --output=DIR")
@@ -519,7 +519,7 @@ def _keeping_programs(flag_values: flags.FlagValues) -> Iterator[None]:
   if flag_values.mode not in COMPUTING_MODES:
     yield
     return
-  from bert_jax import compile_cache
+  from bert_jax.runtime import compile_cache
 
   folder = compile_cache.enable(flag_values.compile_cache, _on_cpu())
   try:
@@ -557,7 +557,7 @@ def main(argv: Sequence[str]) -> int:
   if FLAGS.checkpoint is not None:
     if FLAGS.mode not in ("evaluate", "predict"):
       return _refuse("--checkpoint is for --mode=evaluate and --mode=predict")
-    from bert_jax import saved_steps
+    from bert_jax.runtime import saved_steps
 
     try:
       saved_steps.check(FLAGS.checkpoint)
@@ -622,7 +622,7 @@ def _say_what_is_left(flag_values: flags.FlagValues) -> None:
   left = _LEAVES.get(flag_values.mode, "nothing was saved")
   status = signals.INTERRUPTED
   if flag_values.mode == "train" and flag_values.replay_step is None:
-    from bert_jax import saved_steps
+    from bert_jax.runtime import saved_steps
 
     members = (text.rpartition(":")[0] for text in flag_values.member)
     workdirs = [*filter(None, [flag_values.workdir, *members])]
@@ -639,7 +639,7 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
   Returns:
     A message that names the flag or key and the path; "" if there is none.
   """
-  from bert_jax import run_log
+  from bert_jax.runtime import run_log
 
   cache = flag_values.compile_cache
   if problem := files.scheme_problem("--compile_cache", cache):
@@ -666,7 +666,7 @@ def _is_text(text: str) -> bool:
 
 def _is_of_several() -> bool:
   """Whether this is one process of a job of several."""
-  from bert_jax import hosts
+  from bert_jax.runtime import hosts
 
   return hosts.are_several()
 
@@ -677,7 +677,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _leave(error: Exception, status: int = 1) -> None:
-  from bert_jax import hosts
+  from bert_jax.runtime import hosts
 
   hosts.leave(error, status)
 
@@ -719,8 +719,8 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _completion(flag_values: flags.FlagValues, shell: str) -> str:
-  from bert_jax import completion
-  from bert_jax import run_log
+  from bert_jax.runtime import completion
+  from bert_jax.runtime import run_log
 
   config = flag_values.config
   own = flag_values.flags_by_module_dict()

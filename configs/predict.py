@@ -4,7 +4,8 @@
     --input=LINES.jsonl --output=OUT.jsonl
 
 DIR is a Hugging Face or Flax directory, an original TensorFlow checkpoint or
-the workdir of a run. bert_jax/predict.py lists the fields of each kind.
+the workdir of a run. bert_jax/prediction/predict.py lists the fields of each
+kind.
 
 Keys that are not set here are as the run of the weights says in its run.json,
 so that it predicts what it is evaluated by; --config.task.n_best=5 changes one.

@@ -9,7 +9,7 @@ import statistics
 
 import matplotlib
 
-from bert_jax import run_log
+from bert_jax.runtime import run_log
 
 matplotlib.use("Agg")  # no screen
 import matplotlib.pyplot as plt

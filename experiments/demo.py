@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 
-from bert_jax import corpus
-from bert_jax import prepare
+from bert_jax.data import corpus
+from bert_jax.data import prepare
 from configs import demo
 
 COMMAND = os.path.relpath(

@@ -18,8 +18,8 @@ import jax  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 import pytest  # noqa: E402
 
-from bert_jax import prepare  # noqa: E402
-from bert_jax import train  # noqa: E402
+from bert_jax.data import prepare  # noqa: E402
+from bert_jax.training import train  # noqa: E402
 from configs import base  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bert_jax import report
-from bert_jax import results
+from bert_jax.sweeps import report
+from bert_jax.sweeps import results
 from experiments.ablations import pretrain
 from experiments.ablations import table
 

@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from bert_jax import batching
-from bert_jax import prepare
+from bert_jax.data import batching
+from bert_jax.data import prepare
 from experiments.bench import predict as bench_predict
 from experiments.bench import train as bench_train
 from experiments.bench import wikipedia
-from tests import test_batching
-from tests import test_prepare
+from tests.data import test_batching
+from tests.data import test_prepare
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax import checkpoint
-from bert_jax import convert
-from bert_jax import evaluate
-from bert_jax import run_log
-from bert_jax import session
-from bert_jax import train
-from bert_jax import weights
 from bert_jax.models import convert as names
+from bert_jax.runtime import checkpoint
+from bert_jax.runtime import run_log
+from bert_jax.training import evaluate
+from bert_jax.training import session
+from bert_jax.training import train
+from bert_jax.weights import convert
+from bert_jax.weights import weights
 from configs import base
 from tests import conftest
 

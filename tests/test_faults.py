@@ -22,8 +22,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from bert_jax import run_log
-from tests import test_prepare
+from bert_jax.runtime import run_log
+from tests.data import test_prepare
 
 pytestmark = pytest.mark.slow
 

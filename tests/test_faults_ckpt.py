@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests import test_faults
-from tests import test_prepare
+from tests.data import test_prepare
 
 pytestmark = pytest.mark.slow
 

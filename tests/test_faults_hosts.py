@@ -13,9 +13,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from bert_jax import hosts
+from bert_jax.runtime import hosts
 from tests import test_faults
-from tests import test_hosts
+from tests.runtime import test_hosts
 
 pytestmark = pytest.mark.slow
 

@@ -14,11 +14,11 @@ import time
 
 import pytest
 
-from bert_jax import signals
-from bert_jax import sweep
+from bert_jax.runtime import signals
+from bert_jax.sweeps import sweep
 from tests import test_faults
-from tests import test_hosts
-from tests import test_prepare
+from tests.data import test_prepare
+from tests.runtime import test_hosts
 
 pytestmark = pytest.mark.slow
 
@@ -234,7 +234,7 @@ def sweep_of(tmp_path, prepared):
   settings = test_faults.SETTINGS | {"data.dir": str(prepared)}
   path = tmp_path / "sweep.py"
   path.write_text(
-    "from bert_jax import sweep\n"
+    "from bert_jax.sweeps import sweep\n"
     "def get_config():\n"
     f"  settings = {settings!r}\n"
     "  return sweep.make(\n"
@@ -330,7 +330,7 @@ def test_all_processes_of_a_job_save_one_step_whichever_is_told(
 # Connects to the others, and then says nothing to them.
 SILENT = (
   "-c",
-  "import time; from bert_jax import hosts, main;"
+  "import time; from bert_jax.runtime import hosts, main;"
   "hosts.decide = lambda *_: time.sleep(1000); main.run()",
 )
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import jobs
-from bert_jax import train
 from bert_jax.models import bert
+from bert_jax.training import jobs
+from bert_jax.training import train
 from experiments.feature_ner import run as feature_ner
 from tests import small_tasks
 

@@ -31,24 +31,24 @@ import pytest
 import safetensors.numpy
 import sentencepiece
 
-from bert_jax import batching
-from bert_jax import checkpoint
-from bert_jax import corpus
-from bert_jax import predict
-from bert_jax import prepare
-from bert_jax import pretraining
-from bert_jax import records
-from bert_jax import run_log
 from bert_jax import tasks
-from bert_jax import tf_checkpoint
-from bert_jax import tokenization
-from bert_jax import weights
+from bert_jax.data import batching
+from bert_jax.data import corpus
+from bert_jax.data import prepare
+from bert_jax.data import records
+from bert_jax.data import tokenization
 from bert_jax.models import convert
+from bert_jax.prediction import predict
+from bert_jax.runtime import checkpoint
+from bert_jax.runtime import run_log
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
 from bert_jax.tasks import squad
 from bert_jax.tasks import submission
+from bert_jax.training import pretraining
+from bert_jax.weights import tf_checkpoint
+from bert_jax.weights import weights
 from configs import base
 from tests import test_layering
 

@@ -17,22 +17,22 @@ import string
 import numpy as np
 import pytest
 
-from bert_jax import added_tokens
-from bert_jax import convert as convert_mode
-from bert_jax import evaluate
-from bert_jax import hf_tokenizer
-from bert_jax import jobs
-from bert_jax import kinds
-from bert_jax import predict
-from bert_jax import prepare
-from bert_jax import records
-from bert_jax import sharding
-from bert_jax import tokenization
-from bert_jax import train
-from bert_jax import weights
+from bert_jax.data import added_tokens
+from bert_jax.data import hf_tokenizer
+from bert_jax.data import prepare
+from bert_jax.data import records
+from bert_jax.data import tokenization
+from bert_jax.kinds import kinds
 from bert_jax.models import bert
 from bert_jax.models import convert
+from bert_jax.prediction import predict
+from bert_jax.runtime import sharding
 from bert_jax.tasks import spec
+from bert_jax.training import evaluate
+from bert_jax.training import jobs
+from bert_jax.training import train
+from bert_jax.weights import convert as convert_mode
+from bert_jax.weights import weights
 from configs import base
 from configs import convert as convert_config
 from configs import pretrain

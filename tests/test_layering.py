@@ -1,4 +1,4 @@
-"""Imports point down: every module of bert_jax has a floor and keeps to it."""
+"""Imports point down: rooms are layered, and no room has a circle inside."""
 
 import ast
 import pathlib
@@ -9,54 +9,23 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "bert_jax"
 
-# From the top floor to the ground. A room (a subpackage) is named as a whole.
-FLOORS = (
-  {"main"},
-  {"train", "plan", "evaluate", "predict", "prepare", "convert", "replay"}
-  | {"doctor", "sweep", "results", "report", "engines"},
-  {"members"},
-  {"session"},
-  {"jobs"},
-  {"pretraining", "finetuning", "kinds"},
-  {"steps"},
-  {"objectives"},
-  {"weights"},
-  {"models", "tasks"},
-  {"tokenization", "hf_tokenizer", "added_tokens", "pairing", "masking"}
-  | {"packing", "metrics", "flops"}
-  | {"batching", "losses", "optim", "sharding", "checkpoint", "records"}
-  | {"saved_steps"}
-  | {"task_batches", "tf_checkpoint", "corpus", "run_log", "bert_jax"}
-  | {"tpu", "profiling", "compile_cache"}
-  | {"hosts", "watchdog", "preemption", "bars", "completion"}
-  | {"bounds", "signals", "streams"},
-  {"files"},
-)
-# Imports within a floor: nothing but these, and modules of one room.
-SIDEWAYS = {
-  "train": {"evaluate"},
-  "doctor": {"sweep"},
-  "engines": {"sweep"},
-  "results": {"sweep"},
-  "report": {"results", "sweep"},
-  "batching": {"masking", "packing", "records", "tokenization"},
-  "checkpoint": {"hosts", "run_log", "saved_steps"},
-  "hf_tokenizer": {"added_tokens"},
-  "hosts": {"watchdog"},
-  "saved_steps": {"run_log"},
-  "task_batches": {"batching", "packing"},
-  "tokenization": {"added_tokens", "hf_tokenizer"},
-  "flops": {"tpu.chips"},
-  "preemption": {"signals"},
-}
-# They run in the many processes that prepare data, which must start fast and
-# must not claim the accelerator.
-HOST_ONLY = {"tokenization", "pairing", "masking", "packing", "metrics"} | {
-  "flops", "corpus", "records", "prepare", "tasks", "tpu", "files"
-} | {"bounds", "signals", "streams"}  # fmt: skip
+# From the ground up: a room imports rooms before it, and itself.
+ROOMS = (
+  "runtime", "data", "models", "weights", "tasks", "kinds", "training",
+  "prediction", "sweeps", "planning",
+)  # fmt: skip
+# They may import every room; no room imports them.
+FLAT = ("bert_jax", "main")
+MOST_FLAT_FILES = 6
+# Modules and rooms that run in the many processes that prepare data, which must
+# start fast and must not claim the accelerator, or that only compute numbers.
+HOST_ONLY = (
+  "data", "tasks", "models.flops", "runtime.chips", "planning.hlo",
+  "planning.costs", "training.metrics",
+)  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain"}
 # Feeding has no use for jax itself; grain imports it.
-JAX_OF = dict.fromkeys(HOST_ONLY, JAX) | {"batching": JAX - {"grain"}}
+MAY_IMPORT = {"data.batching": {"grain"}, "data.task_batches": {"grain"}}
 NEVER = {"configs", "experiments", "tests"}
 
 
@@ -95,91 +64,121 @@ def room_of(module: str) -> str:
   return module.split(".")[0]
 
 
-def floor_of(module: str) -> int | None:
-  """Counts floors from the top, 0; None for a module without a floor."""
-  floors = (i for i, names in enumerate(FLOORS) if room_of(module) in names)
-  return next(floors, None)
+def is_host_only(module: str) -> bool:
+  return any(f"{module}.".startswith(f"{name}.") for name in HOST_ONLY)
 
 
-def way_to(banned: set[str], module: str, modules) -> list[str] | None:
-  """Returns the shortest chain of imports from a module to a banned package."""
-  chains, seen = [[module]], {module}
+def way_to(banned, start: str, goes_to) -> list[str] | None:
+  """Returns the shortest chain from a module to a name in `banned`.
+
+  Args:
+    banned: a function (name) -> True at the end of a chain.
+    start: a module.
+    goes_to: a function (module) -> the names that it imports, in order.
+  """
+  chains, seen = [[start]], {start}
   for chain in chains:  # grows while it is walked: breadth first
-    for name in sorted(modules[chain[-1]]):
-      if name.split(".")[0] in banned:
+    for name in goes_to(chain[-1]):
+      if banned(name):
         return [*chain, name]
-      below = own_module(name, modules)
-      if below is not None and below not in seen:
-        seen.add(below)
-        chains.append([*chain, below])
+      if name not in seen:
+        seen.add(name)
+        chains.append([*chain, name])
   return None
 
 
 def problems(modules: dict[str, set[str]]) -> list[str]:
   """Returns what is wrong with the imports of a package, and what to do."""
   found = []
+  below = {
+    module: sorted({own_module(name, modules) for name in names} - {None})
+    for module, names in modules.items()
+  }
   for module, names in modules.items():
-    floor = floor_of(module)
-    if floor is None:
-      found.append(f"{module} has no floor: give it one in FLOORS")
-      continue
+    room = room_of(module)
     for name in sorted(names):
       if name.startswith("."):
         found.append(f"{module} imports {name}: write it from bert_jax on")
       if name.split(".")[0] in NEVER:
         found.append(f"{module} imports {name}: the package must not")
-      below = own_module(name, modules)
-      if below is None or floor_of(below) is None:
-        continue
-      same_room = room_of(module) == room_of(below)
-      allowed = same_room or below in SIDEWAYS.get(module, ())
-      if floor_of(below) < floor or (floor_of(below) == floor and not allowed):
-        found.append(
-          f"{module} imports {below}, which is not on a lower floor: "
-          "move what it needs down, or list the pair in SIDEWAYS"
-        )
-    chain = way_to(JAX_OF.get(room_of(module), set()), module, modules)
-    if chain:
-      found.append(f"{module} is host-only, but: {' -> '.join(chain)}")
+    if module not in FLAT and room not in ROOMS:
+      found.append(f"{module} is in no room: move it into one of {ROOMS}")
+    if room in ROOMS:
+      higher = (*ROOMS[ROOMS.index(room) + 1 :], "main")
+      found += [
+        f"{module} imports {other}, which is in a higher room: move what it "
+        "needs down"
+        for other in below[module]
+        if room_of(other) in higher
+      ]
+
+    def inside(name, room=room):
+      return [n for n in below.get(name, ()) if room_of(n) == room]
+
+    circle = way_to(lambda n, start=module: n == start, module, inside)
+    if circle:
+      found.append(f"{room} has a circle: {' -> '.join(circle)}")
+    if is_host_only(module):
+      banned = JAX - MAY_IMPORT.get(module, set())
+
+      def goes_to(name, own=module):
+        imports = modules.get(name, ())
+        ours = [n for n in below.get(name, ()) if n != "bert_jax"]
+        allowed = MAY_IMPORT.get(own, set())
+        others = {n.split(".")[0] for n in imports} - allowed - {"bert_jax"}
+        return sorted(others) + ours
+
+      chain = way_to(lambda n, banned=banned: n in banned, module, goes_to)
+      if chain:
+        found.append(f"{module} is host-only, but: {' -> '.join(chain)}")
   return found
 
 
-def test_imports_point_down():
+def test_imports_point_down_and_in_no_circle():
   modules = read_package(PACKAGE)
   assert modules
   assert not problems(modules), "\n".join(["", *problems(modules)])
 
 
+def test_few_files_lie_flat():
+  flat = sorted(path.name for path in PACKAGE.glob("*.py"))
+  assert len(flat) <= MOST_FLAT_FILES, flat
+
+
 @pytest.mark.parametrize(
   ("module", "imported", "message"),
   [
-    ("losses", "bert_jax.steps.TrainState", "losses imports steps"),
-    ("losses", "bert_jax.optim", "losses imports optim"),
-    ("models.bert", "bert_jax.tasks.spec", "models.bert imports tasks.spec"),
-    ("evaluate", "bert_jax.train", "evaluate imports train"),
-    ("pairing", "jax.numpy", "pairing is host-only, but: pairing -> jax"),
-    ("prepare", "bert_jax.losses", "prepare -> losses -> jax.numpy"),
-    ("prepare", "bert_jax.batching", "prepare -> batching -> grain"),
-    ("batching", "optax", "batching is host-only, but: batching -> optax"),
+    ("kinds.losses", "bert_jax.training.steps.f", "kinds.losses imports"),
+    ("models.encoder", "bert_jax.tasks.spec", "models.encoder imports tasks"),
+    ("runtime.files", "bert_jax.main", "runtime.files imports main"),
+    ("models.heads", "bert_jax.models.encoder", "models has a circle"),
+    ("data.pairing", "jax.numpy", "host-only, but: data.pairing -> jax"),
+    ("data.prepare", "bert_jax.runtime.hosts", "runtime.hosts -> jax"),
+    ("data.prepare", "bert_jax.data.batching", "data.batching -> grain"),
+    ("data.batching", "optax", "host-only, but: data.batching -> optax"),
     ("tasks.spec", "flax.linen", "tasks.spec is host-only"),
-    ("train", "configs.base", "the package must not"),
-    ("models.bert", ".heads", "write it from bert_jax on"),
-    ("helpers", "os", "helpers has no floor: give it one in FLOORS"),
+    ("training.train", "configs.base", "the package must not"),
+    ("models.encoder", ".heads", "write it from bert_jax on"),
+    ("helpers", "os", "helpers is in no room"),
   ],
 )
 def test_the_checker_finds_a_bad_import(module, imported, message):
   good = {
-    "train": {"bert_jax.evaluate.evaluate", "bert_jax.steps"},
-    "evaluate": {"bert_jax.models.bert"},
-    "prepare": {"bert_jax.pairing", "bert_jax.__version__"},
-    "steps": {"bert_jax.losses", "jax"},
-    "models.bert": {"bert_jax.models.heads.MlmHead", "flax.linen"},
+    "bert_jax": {"bert_jax.prediction.predict"},
+    "main": {"bert_jax.training.train"},
+    "training.train": {"bert_jax.training.steps", "bert_jax.kinds.losses"},
+    "training.steps": {"jax"},
+    "prediction.predict": {"bert_jax.models.encoder"},
+    "data.prepare": {"bert_jax.data.pairing", "bert_jax.runtime.files"},
+    "data.pairing": {"numpy"},
+    "data.batching": {"grain", "numpy"},
+    "runtime.files": {"os"},
+    "runtime.hosts": {"jax"},
+    "kinds.losses": {"jax.numpy"},
+    "models.encoder": {"bert_jax.models.heads.MlmHead", "flax.linen"},
     "models.heads": set(),
     "tasks.spec": {"dataclasses"},
-    "batching": {"bert_jax.masking", "grain"},
-    "losses": {"jax.numpy"},
-    "bert_jax": set(),
-  } | {name: {"numpy"} for name in ("optim", "pairing", "masking")}
+  }
   assert not problems(good)
   bad = {**good, module: {*good.get(module, ()), imported}}
   assert any(message in problem for problem in problems(bad)), problems(bad)
@@ -197,7 +196,11 @@ def test_the_checker_reads_every_form_of_import():
 
 
 def test_importing_every_host_only_module_does_not_load_jax():
-  modules = [m for m in read_package(PACKAGE) if room_of(m) in HOST_ONLY]
+  modules = [
+    module
+    for module in read_package(PACKAGE)
+    if is_host_only(module) and module not in MAY_IMPORT
+  ]
   lines = [f"import bert_jax.{module}" for module in modules]
   loaded = f"print(*sorted(set(sys.modules) & {JAX}))"
   program = "\n".join(["import sys", *lines, loaded])

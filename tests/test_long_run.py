@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from bert_jax import run_log
-from tests import test_hosts
+from bert_jax.runtime import run_log
+from tests.runtime import test_hosts
 
 NUM_STEPS = 20_000
 

@@ -10,7 +10,7 @@ from absl import flags
 import pytest
 
 from bert_jax import main
-from bert_jax import train
+from bert_jax.training import train
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEMO = f"--config={ROOT}/configs/demo.py"

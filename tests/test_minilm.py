@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax import jobs
-from bert_jax import objectives
-from bert_jax import run_log
-from bert_jax import train
-from bert_jax import weights
+from bert_jax.kinds import objectives
 from bert_jax.models import bert
 from bert_jax.models import convert
+from bert_jax.runtime import run_log
+from bert_jax.training import jobs
+from bert_jax.training import train
+from bert_jax.weights import weights
 from configs import finetune
 from experiments.minilm import run
 

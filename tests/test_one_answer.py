@@ -17,17 +17,17 @@ import ml_collections
 import numpy as np
 import pytest
 
-from bert_jax import checkpoint
-from bert_jax import evaluate
-from bert_jax import finetuning
-from bert_jax import kinds
 from bert_jax import main
-from bert_jax import predict
-from bert_jax import run_log
-from bert_jax import saved_steps
 from bert_jax import tasks
-from bert_jax import train
-from bert_jax import weights
+from bert_jax.kinds import kinds
+from bert_jax.prediction import predict
+from bert_jax.runtime import checkpoint
+from bert_jax.runtime import run_log
+from bert_jax.runtime import saved_steps
+from bert_jax.training import evaluate
+from bert_jax.training import finetuning
+from bert_jax.training import train
+from bert_jax.weights import weights
 from configs import finetune
 from configs import predict as predict_config
 from tests import small_tasks

@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from bert_jax import main
-from bert_jax import sweep
+from bert_jax.sweeps import sweep
 from experiments.feature_ner import run
 from experiments.reproduce import page
 

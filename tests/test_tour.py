@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-from bert_jax import run_log
+from bert_jax.runtime import run_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 

@@ -12,10 +12,10 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from bert_jax import sharding
 from bert_jax.models import attention
 from bert_jax.models import heads
 from bert_jax.models.dropout import Dropout
+from bert_jax.runtime import sharding
 
 # --- pieces with their gradients written out ---------------------------------
 

@@ -16,8 +16,8 @@ import jax
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 
-from bert_jax import sharding
 from bert_jax.models import attention
+from bert_jax.runtime import sharding
 
 P = jax.sharding.PartitionSpec
 

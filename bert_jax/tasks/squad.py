@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax import files
-from bert_jax import run_log
+from bert_jax.runtime import files
+from bert_jax.runtime import run_log
 from bert_jax.tasks import features as features_lib
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables

@@ -15,8 +15,8 @@ import sys
 from typing import Any
 import zipfile
 
-from bert_jax import files
-from bert_jax import run_log
+from bert_jax.runtime import files
+from bert_jax.runtime import run_log
 from bert_jax.tasks import glue
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables

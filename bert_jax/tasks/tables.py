@@ -17,8 +17,8 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax import corpus
-from bert_jax import files
+from bert_jax.data import corpus
+from bert_jax.runtime import files
 from bert_jax.tasks import spec
 
 _log = logging.getLogger(__name__)

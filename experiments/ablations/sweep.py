@@ -7,7 +7,7 @@
 A trial has its encoder, learning rate and seed; six of a task are one program.
 """
 
-from bert_jax import sweep
+from bert_jax.sweeps import sweep
 from configs import base
 from experiments.ablations import pretrain
 

@@ -13,9 +13,9 @@ import argparse
 import json
 from pathlib import Path
 
-from bert_jax import report
-from bert_jax import results
-from bert_jax import sweep
+from bert_jax.sweeps import report
+from bert_jax.sweeps import results
+from bert_jax.sweeps import sweep
 from experiments.ablations import pretrain
 
 HERE = Path(__file__).parent

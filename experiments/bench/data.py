@@ -22,9 +22,9 @@ import time
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bert_jax import batching
-from bert_jax import prepare
-from bert_jax import records
+from bert_jax.data import batching
+from bert_jax.data import prepare
+from bert_jax.data import records
 from configs import base
 from experiments.bench import prepare as bench_prepare
 

@@ -59,7 +59,7 @@ def parse_args(argv=None):
 
 def make_job(args):
   """The fine-tuning of ours; its features and order are everybody's."""
-  from bert_jax import jobs
+  from bert_jax.training import jobs
   from configs import finetune
 
   config = finetune.get_config(f"task={args.task},from={args.model}")
@@ -75,7 +75,7 @@ def pick_steps(job, args):
   """The steps of a turn: one that is not counted, then `args.steps` others."""
   import numpy as np
 
-  from bert_jax.batching import Order
+  from bert_jax.data.batching import Order
 
   features = job.split(job.task.train_split).features
   count = len(features) // args.batch_size
@@ -111,11 +111,11 @@ def make_ours(args):
   """Returns a function that trains on the next batch, and one to start over."""
   import jax
 
-  from bert_jax import batching
-  from bert_jax import optim
-  from bert_jax import session
-  from bert_jax import sharding
-  from bert_jax import steps
+  from bert_jax.data import batching
+  from bert_jax.runtime import sharding
+  from bert_jax.training import optim
+  from bert_jax.training import session
+  from bert_jax.training import steps
 
   job, pretrained = make_job(args)
   mesh = sharding.make_mesh(-1, 1, 1)
@@ -162,7 +162,7 @@ def make_reference(args):
   import torch
   import transformers
 
-  from bert_jax.batching import Order
+  from bert_jax.data.batching import Order
 
   job, _ = make_job(args)
   features = job.split(job.task.train_split).features

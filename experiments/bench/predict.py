@@ -5,7 +5,7 @@ and the mean of each one's last hidden states, tokenising and making batches
 included, in float32 with the same weights. Reading the weights, compiling and
 writing to a file are not.
 
-  ours         bert_jax.predict.Predictor, what --mode=predict runs
+  ours         bert_jax.prediction.predict.Predictor, what --mode=predict runs
   hf           Hugging Face transformers with `sdpa` attention; each batch is
                padded to its longest sentence, in the order given
   hf_sorted    the same, sorted by length before batches are made
@@ -35,7 +35,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bert_jax import corpus
+from bert_jax.data import corpus
 from experiments import demo
 from experiments.bench import prepare as bench_prepare
 from experiments.bench import sides as sides_lib
@@ -110,7 +110,7 @@ def split_batches(lengths, batch_size, by_length):
 
 def make_ours(args):
   """Returns a function from sentences to vectors [N, D]."""
-  from bert_jax import predict
+  from bert_jax.prediction import predict
   from configs import predict as predict_config
 
   config = predict_config.get_config("kind=embed,fields=mean")

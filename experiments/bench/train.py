@@ -113,8 +113,8 @@ def packed_batch(args, num_rows, folder):
   It is that one of the first, whose sequences padded would be useful to a
   share nearest to that of all examples.
   """
-  from bert_jax import batching
-  from bert_jax import records
+  from bert_jax.data import batching
+  from bert_jax.data import records
   from experiments.bench import packing
 
   text, vocab, _ = bench_prepare.default_corpus(args.input, args.vocab, folder)
@@ -178,10 +178,10 @@ def make_ours(args, batch):
   import jax
   import jax.numpy as jnp
 
-  from bert_jax import objectives
-  from bert_jax import optim
-  from bert_jax import steps
+  from bert_jax.kinds import objectives
   from bert_jax.models import bert
+  from bert_jax.training import optim
+  from bert_jax.training import steps
   from configs import base
 
   config = base.get_config()

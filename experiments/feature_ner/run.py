@@ -36,12 +36,12 @@ import numpy as np
 import optax
 from rich import progress
 
-from bert_jax import finetuning
-from bert_jax import jobs
-from bert_jax import run_log
-from bert_jax import task_batches
+from bert_jax.data import task_batches
 from bert_jax.models import bert
+from bert_jax.runtime import run_log
 from bert_jax.tasks import scores
+from bert_jax.training import finetuning
+from bert_jax.training import jobs
 from configs import finetune
 
 HERE = Path(__file__).parent

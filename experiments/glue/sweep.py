@@ -10,7 +10,7 @@ chooses, and more seeds show the spread. `tasks=mrpc+rte` takes some only.
 rates and seeds, in one program. `dtype=bfloat16` is for TPUs.
 """
 
-from bert_jax import sweep
+from bert_jax.sweeps import sweep
 from configs import base
 
 TASKS = "cola+sst2+mrpc+stsb+qqp+mnli+qnli+rte+wnli"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 
-from bert_jax import predict
+from bert_jax.prediction import predict
 from configs import predict as predict_config
 
 TOLERANCE = 1e-5

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 import transformers
 
-from bert_jax import batching
-from bert_jax import jobs
-from bert_jax import run_log
+from bert_jax.data import batching
+from bert_jax.runtime import run_log
 from bert_jax.tasks import scores
+from bert_jax.training import jobs
 from configs import finetune
 from experiments.minilm import run as ours
 

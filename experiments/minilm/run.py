@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 
-from bert_jax import run_log
+from bert_jax.runtime import run_log
 
 HERE = Path(__file__).parent
 WEIGHTS = "runs/minilm"

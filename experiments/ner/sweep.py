@@ -10,7 +10,7 @@ fewer); batch sizes 16 and 32, learning rates 5e-5, 3e-5 and 2e-5, and 2 to 4
 epochs (appendix A.3); scores are means of five seeds.
 """
 
-from bert_jax import sweep
+from bert_jax.sweeps import sweep
 from configs import base
 
 BATCH_SIZES = (16, 32)

@@ -245,8 +245,8 @@ def to_markdown(table: dict[str, dict[str, Any]]) -> str:
     "Made by `make plan-table` from compiled programs; nothing was run on a",
     "TPU, and every time here is a prediction. What it rests on and leaves out",
     "is in the plans themselves (`--mode=plan`). MFU counts what the",
-    "mathematics needs (bert_jax/flops.py); with the last layer counted at all",
-    "positions it is the figure in parentheses.",
+    "mathematics needs (bert_jax/models/flops.py); with the last layer counted",
+    "at all positions it is the figure in parentheses.",
     "",
     "| config | topology | rows x tokens | memory, GiB | step, ms | MFU |"
     " without communication | tokens/s | sent, MB |",

@@ -14,7 +14,7 @@ import json
 import math
 from pathlib import Path
 
-from bert_jax import sweep
+from bert_jax.sweeps import sweep
 from configs import base
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ WEIGHTS as for configs/finetune.py; DATA has the official CSV files. Batches of
 takes those instead.
 """
 
-from bert_jax import sweep
+from bert_jax.sweeps import sweep
 from configs import base
 
 

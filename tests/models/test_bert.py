@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import scipy.special
 
-from bert_jax import sharding
 from bert_jax.models import bert
+from bert_jax.runtime import sharding
 from configs import base
 from tests.models import make_golden
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import sharding
 from bert_jax.models import dropout
+from bert_jax.runtime import sharding
 
 ROWS, COLUMNS = 512, 2048
 SIGMAS = 5.0

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import sharding
 from bert_jax.models import attention
 from bert_jax.models import dropout
 from bert_jax.models import fused_attention
+from bert_jax.runtime import sharding
 
 B, L, N = 4, 128, 4
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import sharding
 from bert_jax.models import attention
 from bert_jax.models import bert
 from bert_jax.models import splash_attention
+from bert_jax.runtime import sharding
 from configs import base
 
 B, N = 2, 4

@@ -1,0 +1,1 @@
+"""Text to documents to tokens to examples to batches; imports no jax."""

@@ -1,0 +1,592 @@
+"""Batches for the model, from prepared data and from the features of tasks.
+
+Batch keys, the same everywhere. B rows, L tokens, P masked slots, S sequences
+packed into a row, G groups of them (a group is the C choices of a question,
+or else one sequence):
+
+  input_ids         [B, L] int32    token ids, some replaced by masking
+  input_mask        [B, L] int32    1 = a real token, 0 = padding
+  segment_ids       [B, L] int32    0 = segment A, 1 = segment B
+  positions         [B, L] int32    packed rows only: place in its sequence
+  sequence_ids      [B, L] int32    packed rows only: which sequence of the row
+                                    a token belongs to, 0 = padding
+  masked_positions  [B, P] int32    places to predict, ascending; the slots
+                                    of all sequences of a row, one after another
+  masked_ids        [B, P] int32    what stood there
+  masked_weights    [B, P] float32  1 = a slot in use
+  nsp_label         [B]    int32    0 = B follows A, 1 = B is random text;
+                    [B, S]          of each sequence of packed rows
+  weight            [B]    float32  0 = a filler row of a last batch
+                    [B, S]          packed rows: 0 = no such sequence
+  cls_positions     [B, S] int32    tasks and packed rows: where the sequences
+                                    of a row begin
+  label             [B, G] int32    tasks: class or right choice; [B, L] of tags
+                    [B, G] float32  the number of a regression
+  start, end        [B, S] int32    spans: ends of the answer, places in the row
+  weight            [B, G] float32  tasks: 0 = no such group; [B, L] of tags
+
+The batch at a step is a pure function of (seed, step): nothing needs saving,
+and it does not matter how many hosts or threads make it. An epoch is a pass
+over all examples, each in one row, and one is followed by the next in the
+middle of a batch. Packed (data.max_sequences > 1), what is permuted is rows:
+how many rows hold which lengths is the same in every epoch, but which of the
+examples of a length stands where is drawn anew. An example has the same masks
+in an epoch, packed or not.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import logging
+import os
+import threading
+from typing import Any, Protocol
+
+import grain
+from grain.experimental import index_shuffle
+import numpy as np
+
+from bert_jax.data import masking
+from bert_jax.data import packing
+from bert_jax.data import records
+from bert_jax.data import tokenization
+
+_log = logging.getLogger(__name__)
+
+Batch = dict[str, np.ndarray]
+
+
+class Batches(Protocol):
+  """Batches by step."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, step: int, /) -> Batch: ...
+
+
+class TrainBatches(Batches, Protocol):
+  """Those of a training, which say what they are made of."""
+
+  def examples(self, step: int, /) -> list[list[int]]:
+    """Numbers of the examples of a step, of all hosts, row by row."""
+    ...
+
+
+# Evaluation uses one choice of masks and of examples, whatever the run's seed,
+# so that numbers of different runs compare.
+EVAL_SEED = 0
+_ROUNDS = 6  # of the Feistel network: enough also where it has few bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+  """Which example stands in which row, for ever: epochs of permutations.
+
+  Attributes:
+    num_examples: of the split.
+    seed: of the permutations; every epoch has its own.
+  """
+
+  num_examples: int
+  seed: int
+
+  def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The examples at global places [M]: (example ids [M], epochs [M])."""
+    epochs, offsets = np.divmod(places, self.num_examples)
+    seeds = masking.hash_uniform(self.seed, epochs) >> np.uint64(32)
+    ids = [
+      index_shuffle(index=i, max_index=self.num_examples - 1, seed=s, rounds=4)
+      for i, s in zip(offsets.tolist(), seeds.tolist(), strict=True)
+    ]
+    return np.array(ids, np.int64), epochs
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedOrder:
+  """Which examples share which row, for ever: epochs of permutations.
+
+  In an epoch the rows of all patterns are permuted, and so are the examples of
+  each length; to know one row takes no other.
+
+  Attributes:
+    patterns: the rows of an epoch.
+    index: of the examples by length.
+    seed: of the permutations; every epoch has its own.
+  """
+
+  patterns: packing.Patterns
+  index: records.LengthIndex
+  seed: int
+
+  def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows at global places [M].
+
+    Returns:
+      Example ids [M, S], -1 = no more in the row, and epochs [M].
+    """
+    num_rows = self.patterns.num_rows
+    epochs, offsets = np.divmod(places, num_rows)
+    keys = masking.hash_uniform(self.seed, epochs)
+    rows = permute(offsets, np.full(len(places), num_rows), keys)
+    lengths, ranks = self.patterns.find(rows)
+    ids = np.full(lengths.shape, -1, np.int64)
+    used = lengths > 0
+    lengths, ranks = lengths[used], ranks[used]
+    epoch = np.broadcast_to(epochs[:, None], used.shape)[used]
+    keys = masking.hash_uniform(self.seed, epoch, lengths)
+    ranks = permute(ranks, self.index.histogram[lengths], keys)
+    ids[used] = self.index.find(lengths, ranks)
+    return ids, epochs
+
+
+def permute(
+  places: np.ndarray, sizes: np.ndarray, keys: np.ndarray
+) -> np.ndarray:
+  """Where permutations of 0 .. size - 1, one a key, send places.
+
+  A Feistel network over the next power of four, walked until it comes back
+  below the size; for few places in each of many small sets, where grain's
+  index_shuffle walks through 2^16 numbers.
+
+  Args:
+    places: [M] of 0 .. size - 1.
+    sizes: [M] integers, 1 or more.
+    keys: [M] uint64.
+
+  Returns:
+    [M] of 0 .. size - 1.
+
+  Source: Black, Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002.
+  """
+  half = np.searchsorted(4 ** np.arange(31, dtype=np.int64), sizes)
+  found, walking = places.copy(), np.arange(len(places))
+  while len(walking):
+    bits, key = half[walking], keys[walking]
+    low = (1 << bits) - 1
+    left, right = found[walking] >> bits, found[walking] & low
+    for i in range(_ROUNDS):
+      mixed = masking.hash_uniform(key, i, right)
+      left, right = right, left ^ (mixed.astype(np.int64) & low)
+    found[walking] = (left << bits) | right
+    walking = walking[found[walking] >= sizes[walking]]
+  return found
+
+
+class PretrainBatches:
+  """Batches of masked examples by step: `batches[step]`."""
+
+  def __init__(
+    self,
+    data: Any,
+    split: str,
+    *,
+    seed: int,
+    batch_size: int,
+    num_steps: int | None = None,
+    max_examples: int = 0,
+    rows: np.ndarray | None = None,
+  ):
+    """Opens prepared data.
+
+    Args:
+      data: the `data` group of a config.
+      split: one of records.SPLITS.
+      seed: of order and masks.
+      batch_size: B over all hosts.
+      num_steps: how many batches; None = one epoch, the last batch filled up
+        with rows of weight 0.
+      max_examples: of that epoch, at most; 0 = all. They are the same ones
+        packed or not.
+      rows: which of the B rows this host makes; None = all.
+
+    Raises:
+      records.DataError: the data is missing, damaged or of other settings.
+      ValueError: so many sequences cannot share a row.
+    """
+    check_max_sequences(data)
+    if not data.dir:
+      raise records.DataError(
+        "data.dir is not set; give --config.data.dir=DATA, a folder made by "
+        "--mode=prepare"
+      )
+    self._data = data
+    self._examples = open_examples(data, split)
+    self._tokens = records.TokenStore(data.dir, split)
+    self._tokenizer = load_vocabulary(data.dir)
+    total = len(self._examples)
+    self._order: Any = Order(total, seed)
+    self._seed = seed
+    self._batch_size = batch_size
+    self._rows = np.arange(batch_size) if rows is None else rows
+    self._slots = masking.num_slots(
+      data.seq_len, data.mask_rate, data.max_predictions
+    )
+    self._continues_word = (
+      self._tokenizer.continues_word() if data.whole_word else None
+    )
+    self._packed = data.max_sequences > 1
+    self._row_slots = num_masked_slots(data)
+    # An evaluation is of all examples or an error.
+    self._may_be_bad = 0 if num_steps is None else data.max_bad_records
+    self._bad: dict[int, str] = {}
+    self._bad_lock = threading.Lock()  # threads make batches
+    if num_steps is None:
+      self._limit = min(total, max_examples or total)
+      if self._packed:
+        self._order = self._lay_out(self._order(np.arange(self._limit))[0])
+        self._limit = len(self._order.ids)
+      num_steps = -(-self._limit // batch_size)
+    else:
+      self._limit = num_steps * batch_size
+      if self._packed:
+        self._order = self._pack(split)
+    self._num_steps = num_steps
+
+  def __len__(self) -> int:
+    return self._num_steps
+
+  @property
+  def num_examples(self) -> int:
+    """Examples of the split."""
+    return len(self._examples)
+
+  def _pack(self, split: str) -> PackedOrder:
+    """The rows of an epoch over all examples of a split."""
+    data = self._data
+    name = records.examples_name(data)
+    index = records.LengthIndex(data.dir, name, split)
+    patterns = packing.pack_histogram(
+      index.histogram, data.seq_len, data.max_sequences
+    )
+    return PackedOrder(patterns, index, self._seed)
+
+  def _lay_out(self, ids: np.ndarray) -> "_ListedRows":
+    """The rows of some examples [M], which are read for their lengths."""
+    lengths = np.concatenate(
+      [
+        records.example_lengths(self._examples.read(ids[i : i + 65536]))
+        for i in range(0, len(ids), 65536)
+      ]
+    )
+    slots = self._data.max_sequences
+    layout = packing.pack(lengths, self._data.seq_len, slots)
+    table = np.full((layout.num_rows, slots), -1, np.int64)
+    table[layout.row, layout.slot] = ids
+    return _ListedRows(table)
+
+  def examples(self, step: int) -> list[list[int]]:
+    """Numbers of the examples of a step, of all hosts, row by row."""
+    places = step * self._batch_size + np.arange(self._batch_size)
+    ids = self._order(places[places < self._limit])[0]
+    rows = ids.reshape(len(ids), -1).tolist()
+    return [[i for i in row if i >= 0] for row in rows]
+
+  def __getitem__(self, step: int) -> Batch:
+    places = step * self._batch_size + self._rows
+    real = places < self._limit
+    ids, epochs = self._order(np.where(real, places, 0))
+    if self._data.static_masks:
+      epochs = np.zeros_like(epochs)
+    used = ids >= 0
+    used &= real.reshape(-1, *(1,) * (ids.ndim - 1))
+    try:
+      return self._make_batch(ids, epochs, used)
+    except records.DataError:
+      if not self._may_be_bad:
+        raise
+    used &= self._are_good(ids, used)
+    if not self._packed:  # what is left out is filled up with another
+      filler = ids[used.argmax()] if used.any() else self._good_example()
+      ids = np.where(used, ids, filler)
+    return self._make_batch(ids, epochs, used)
+
+  def _make_batch(
+    self, ids: np.ndarray, epochs: np.ndarray, used: np.ndarray
+  ) -> Batch:
+    """A batch of the examples in use; the rest of it has weight 0.
+
+    Args:
+      ids: [B] examples, or of packed rows [B, S].
+      epochs: [B].
+      used: of each of the ids.
+
+    Raises:
+      records.DataError: an example in use is damaged.
+    """
+    if self._packed:
+      return self._share_rows(np.where(used, ids, -1), epochs)
+    batch = self._make_sequences(ids, epochs)
+    weight = used.astype(np.float32)
+    batch["masked_weights"] *= weight[:, None]
+    batch["weight"] = weight
+    return batch
+
+  def _are_good(self, ids: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Which examples of a batch can be read; counts and names the others.
+
+    Raises:
+      records.DataError: they are more than `data.max_bad_records`.
+    """
+    good = np.ones(ids.shape, bool)
+    for place in zip(*np.nonzero(used), strict=True):
+      one = ids[place][None]
+      try:
+        self._make_sequences(one, np.zeros(1, np.int64))
+      except records.DataError as error:
+        good[place] = False
+        self._note_bad(int(one[0]), str(error))
+    return good
+
+  def _good_example(self) -> int:
+    """The first example that can be read, to fill up rows of weight 0."""
+    for i in range(len(self._examples)):
+      if self._are_good(np.array([i]), np.array([True]))[0]:
+        return i
+    raise records.DataError(f"{self._data.dir}: all examples are damaged")
+
+  def _note_bad(self, example: int, reason: str) -> None:
+    with self._bad_lock:
+      if example in self._bad:
+        return
+      self._bad[example] = reason
+      count = len(self._bad)
+    if count > self._may_be_bad:
+      raise records.DataError(
+        f"{reason}; it is damaged example {count}, and data.max_bad_records="
+        f"{self._may_be_bad} may be left out: {sorted(self._bad)}"
+      )
+    _log.warning("left out example %d, bad one %d: %s", example, count, reason)
+
+  def _make_sequences(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
+    """Rows of one sequence each, masked, for examples [B] in epochs [B]."""
+    examples = self._examples.read(ids)
+    batch, candidates, lengths = self._assemble(examples)
+    masked = masking.mask_batch(
+      batch["input_ids"],
+      candidates,
+      lengths,
+      ids,
+      epochs,
+      seed=self._seed,
+      slots=self._slots,
+      vocab_size=self._tokenizer.vocab_size,
+      mask_id=self._tokenizer.mask_id,
+      mask_rate=self._data.mask_rate,
+      mask_token_rate=self._data.mask_token_rate,
+      random_token_rate=self._data.random_token_rate,
+      continues_word=self._continues_word,
+    )
+    names = ("input_ids", "masked_positions", "masked_ids", "masked_weights")
+    return batch | dict(zip(names, masked, strict=True))
+
+  def _share_rows(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
+    """Rows of several sequences, each made and masked as if it had its own.
+
+    Args:
+      ids: [B, S] examples, -1 = none.
+      epochs: [B].
+
+    Raises:
+      records.DataError: more tokens than a row has; the index is damaged.
+    """
+    used = ids >= 0
+    shape = (len(ids), self._data.seq_len)
+    slots = self._row_slots
+    batch: Batch = {
+      "input_ids": np.full(shape, self._tokenizer.pad_id, np.int32),
+      **{
+        name: np.zeros(shape, np.int32)
+        for name in ("input_mask", "segment_ids", "positions", "sequence_ids")
+      },
+      **{
+        name: np.zeros((len(ids), slots), np.int32)
+        for name in ("masked_positions", "masked_ids")
+      },
+      "masked_weights": np.zeros((len(ids), slots), np.float32),
+      "nsp_label": np.zeros(ids.shape, np.int32),
+      "weight": used.astype(np.float32),
+      "cls_positions": np.zeros(ids.shape, np.int32),
+    }
+    if not used.any():
+      return batch
+    row, slot = np.nonzero(used)  # of each sequence, row by row
+    alone = self._make_sequences(ids[used], epochs[row])
+    lengths = np.zeros(ids.shape, np.int64)
+    lengths[used] = alone["input_mask"].sum(1)
+    if lengths.sum(1).max() > shape[1]:
+      raise records.DataError(
+        f"{self._data.dir}: sequences of {lengths.sum(1).max()} tokens share a "
+        f"row of {shape[1]}; the order of the examples by length is damaged: "
+        "delete the folder lengths and run --mode=prepare again"
+      )
+    start = (np.cumsum(lengths, axis=1) - lengths)[used]
+    batch["cls_positions"][used] = start
+    batch["nsp_label"][used] = alone["nsp_label"]
+
+    sequence, column = np.nonzero(alone["input_mask"])
+    place = (row[sequence], start[sequence] + column)
+    for name in ("input_ids", "input_mask", "segment_ids"):
+      batch[name][place] = alone[name][sequence, column]
+    batch["positions"][place] = column
+    batch["sequence_ids"][place] = slot[sequence] + 1
+
+    source = np.nonzero(alone["masked_weights"])
+    sequence = source[0]
+    before = np.searchsorted(row[sequence], row[sequence])  # in earlier rows
+    place = (row[sequence], np.arange(len(sequence)) - before)
+    batch["masked_weights"][place] = 1
+    batch["masked_ids"][place] = alone["masked_ids"][source]
+    batch["masked_positions"][place] = (
+      alone["masked_positions"][source] + start[sequence]
+    )
+    return batch
+
+  def _assemble(self, examples) -> tuple[Batch, np.ndarray, np.ndarray]:
+    """Makes rows [CLS] A [SEP] B [SEP] of examples [B].
+
+    Returns:
+      The batch, which tokens may be masked [B, L], and how many tokens each row
+      has [B].
+    """
+    tokenizer = self._tokenizer
+    count, length = len(examples), self._data.seq_len
+    a_length, b_length = examples["a_length"], examples["b_length"]
+    lengths = records.example_lengths(examples)
+    if lengths.max() > length or a_length.min() < 1 or b_length.min() < 0:
+      raise records.DataError(
+        f"an example has {lengths.max()} tokens, more than data.seq_len="
+        f"{length}, or none; the examples are damaged, prepare them again"
+      )
+    if not np.isin(examples["is_random"], (0, 1)).all():
+      raise records.DataError(
+        f"{self._data.dir}: an example has no yes or no for its next sentence; "
+        "the examples are damaged, prepare them again"
+      )
+    tokens, offsets = self._tokens.read_spans(
+      np.concatenate([examples["a_start"], examples["b_start"]]),
+      np.concatenate([a_length, b_length]).astype(np.int64),
+    )
+    # Places of the rows' parts, all [B, 1]; the columns are [1, L].
+    columns = np.arange(length)[None, :]
+    a_end = a_length[:, None] + 1
+    end = lengths[:, None]
+    in_a = (columns >= 1) & (columns < a_end)
+    in_b = (columns > a_end) & (columns < end - 1)
+    source = np.where(
+      in_a,
+      offsets[:count, None] + columns - 1,
+      np.where(in_b, offsets[count:, None] + columns - a_end - 1, 0),
+    )
+    text = in_a | in_b
+    input_ids = np.where(text, tokens[source], tokenizer.pad_id)
+    input_ids = input_ids.astype(np.int32)
+    if input_ids.max() >= tokenizer.vocab_size:
+      raise records.DataError(
+        f"{self._data.dir} holds token {input_ids.max()}, but its vocabulary "
+        f"has {tokenizer.vocab_size}; prepare the data again"
+      )
+    input_ids[:, 0] = tokenizer.cls_id
+    separators = (columns == a_end) | (columns == end - 1)
+    input_ids[separators] = tokenizer.sep_id
+    candidates = text & (input_ids != tokenizer.sep_id)
+    batch = {
+      "input_ids": input_ids,
+      "input_mask": (columns < end).astype(np.int32),
+      "segment_ids": ((columns > a_end) & (columns < end)).astype(np.int32),
+      "nsp_label": examples["is_random"].astype(np.int32),
+    }
+    return batch, candidates, lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class _ListedRows:
+  """The rows of one epoch, written out: ids [R, S], -1 = no more in a row."""
+
+  ids: np.ndarray
+
+  def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return self.ids[places], np.zeros_like(places)
+
+
+def check_max_sequences(data: Any) -> None:
+  """Raises ValueError if data.max_sequences cannot be."""
+  most = data.seq_len // masking.SHORTEST
+  if not 1 <= data.max_sequences <= most:
+    raise ValueError(
+      f"data.max_sequences={data.max_sequences}; a row of data.seq_len="
+      f"{data.seq_len} takes 1 to {most} sequences; use 1 for no packing, 8 to "
+      "fill rows of 512"
+    )
+
+
+def num_masked_slots(data: Any) -> int:
+  """Masked slots P of a row, for the settings of a config's `data` group."""
+  slots = masking.num_slots(data.seq_len, data.mask_rate, data.max_predictions)
+  if data.max_sequences == 1:
+    return slots
+  return masking.num_packed_slots(
+    data.seq_len, data.max_sequences, data.mask_rate, slots
+  )
+
+
+def open_examples(data: Any, split: str) -> records.ExampleStore:
+  """Opens the examples that a config's `data` group asks for.
+
+  Raises:
+    records.DataError: they were not made, or they or their tokens are damaged;
+      says with which command they are made.
+  """
+  name = records.examples_name(data)
+  records.read_manifest(data.dir)  # says how to make it where it is missing
+  folder = os.path.join(data.dir, "examples")
+  if not os.path.exists(os.path.join(folder, name, "manifest.json")):
+    found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    raise records.DataError(
+      f"{data.dir} has no examples {name}, only {', '.join(found) or 'none'};"
+      " add them with --mode=prepare, the same --config and no --input"
+    )
+  manifest = records.read_manifest(os.path.join(folder, name))
+  tokens = records.file_hash(os.path.join(data.dir, "manifest.json"))
+  if manifest["settings"]["tokens"] != tokens:
+    raise records.DataError(
+      f"{folder}/{name} was made of other tokens than {data.dir}/tokens; "
+      "delete it and run --mode=prepare again"
+    )
+  records.verify(
+    data.dir, name, split, data.verify, packed=data.max_sequences > 1
+  )
+  return records.ExampleStore(data.dir, name, split)
+
+
+def load_vocabulary(folder: str) -> tokenization.Tokenizer:
+  """The vocabulary of prepared data, checked against its manifest."""
+  tokenizer = tokenization.load_tokenizer(os.path.join(folder, "vocab"))
+  wanted = records.read_manifest(folder)["settings"]["vocab"]
+  if tokenizer.fingerprint != wanted:
+    raise records.DataError(
+      f"{folder}/vocab is not the vocabulary its tokens were made with "
+      f"({tokenizer.fingerprint[:12]}, not {wanted[:12]}); put it back or "
+      "prepare the data again"
+    )
+  return tokenizer
+
+
+def prefetch(
+  batches: Batches,
+  start: int,
+  *,
+  num_threads: int,
+  buffer_size: int,
+) -> Iterator[Batch]:
+  """Yields batches[start], batches[start + 1], ... made ahead by Grain.
+
+  Args:
+    batches: by step.
+    start: the first step.
+    num_threads: that make batches; 0 = the caller's own.
+    buffer_size: batches held ready.
+  """
+  steps = grain.MapDataset.range(start, len(batches)).map(batches.__getitem__)
+  options = grain.ReadOptions(
+    num_threads=num_threads, prefetch_buffer_size=buffer_size
+  )
+  return iter(steps.to_iter_dataset(options))

@@ -1,0 +1,594 @@
+"""Reads raw text as documents, each a list of sentences, in bounded memory.
+
+A corpus is cut into units: stretches of a file that begin and end between two
+documents. A compressed file is one unit, as nobody can begin in its middle; who
+reads it cuts the documents into parts instead. Where the cuts fall depends on
+the files and `unit_bytes` alone, so whatever is made a unit or a part at a time
+does not depend on who makes it.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import glob
+import gzip
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+from typing import Any
+import zlib
+
+from etils import epath
+import sentencex
+
+from bert_jax.runtime import files
+
+FORMATS = ("sentences", "paragraphs", "jsonl", "tfds")
+
+# Longer lines and documents are cut, so that no input can fill the memory.
+MAX_LINE_BYTES = 1 << 20
+MAX_DOCUMENT_BYTES = 1 << 24
+# The splitter takes time with the square of what opens quotes and closes none.
+_MAX_PARAGRAPH_CHARS = 1 << 14
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_TFDS_UNIT_RECORDS = 5_000
+
+# Looked at to guess how much text an input holds.
+_RATE_BYTES = 1 << 18
+_RATE_RECORDS = 64
+_HASH_BYTES = 1 << 20  # read at a time
+
+# Blank lines in a row that end a document.
+_BLANK_LINES = {"sentences": 1, "paragraphs": 2}
+
+
+class CorpusError(ValueError):
+  """The text cannot be read; says where and what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+  """A stretch of one input.
+
+  Attributes:
+    path: the file, or `tfds:NAME:SPLIT`.
+    start: first byte (text), or first record (TFDS).
+    end: the byte or record after the last; -1 = to the end (compressed files,
+      which cannot be cut).
+    size: bytes of text the unit stands for, for progress (compressed size, or
+      records, where the text's is not known).
+    part_bytes: of text after which a part of the unit ends, where the unit
+      itself could not be cut to size; 0 = it is one part.
+  """
+
+  path: str
+  start: int
+  end: int
+  size: int
+  part_bytes: int = 0
+
+
+class Reading:
+  """Counts and hashes what was read of a unit."""
+
+  def __init__(self):
+    self._hash = hashlib.sha256()
+    self.num_bytes = 0
+
+  def update(self, data: bytes) -> None:
+    """Adds bytes, the next that were read."""
+    self._hash.update(data)
+    self.num_bytes += len(data)
+
+  def hexdigest(self) -> str:
+    """SHA-256 of all bytes, in hexadecimal."""
+    return self._hash.hexdigest()
+
+
+def list_units(
+  patterns: Sequence[str], text_format: str, unit_bytes: int
+) -> list[Unit]:
+  """Cuts the inputs into units, in the order of their sorted paths.
+
+  Args:
+    patterns: globs; `.gz` files are read through gzip. For the format "tfds":
+      `NAME` or `NAME:SPLIT`, or the folder of a prepared data set.
+    text_format: one of FORMATS.
+    unit_bytes: the size to aim at.
+
+  Returns:
+    The units. Together they cover every byte once.
+
+  Raises:
+    CorpusError: no file, an empty or binary one, or an unknown format.
+    files.FilesError: an input is a FIFO or device.
+  """
+  if text_format not in FORMATS:
+    raise CorpusError(
+      f"prepare.format={text_format!r} is not known; use one of "
+      f"{', '.join(FORMATS)}"
+    )
+  if text_format == "tfds":
+    return [u for p in patterns for u in _tfds_units(p, unit_bytes)]
+  paths = sorted({p for pattern in patterns for p in _expand(pattern)})
+  units = []
+  for path in paths:
+    _check_text(path)
+    size = epath.Path(path).stat().length
+    if path.endswith(".gz"):
+      units.append(Unit(path, 0, -1, size, unit_bytes))
+    else:
+      cuts = _cuts(path, size, text_format, unit_bytes)
+      units += [Unit(path, a, b, b - a) for a, b in itertools.pairwise(cuts)]
+  return units
+
+
+def _expand(pattern: str) -> list[str]:
+  """Files a glob names; a plain path names itself; a folder its files."""
+  if problem := files.scheme_problem("--input", pattern):
+    raise CorpusError(problem)
+  files.check_readable(pattern)
+  path = epath.Path(pattern)
+  if path.is_dir():
+    found = [str(p) for p in path.iterdir() if p.is_file()]
+  elif path.exists():  # also where its name has the marks of a glob
+    found = [pattern]
+  elif any(c in pattern for c in "*?["):
+    found = [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
+  else:
+    found = []
+  if not found:
+    raise CorpusError(
+      f"--input={pattern} names no file; give text files, globs or folders, "
+      "separated by commas"
+    )
+  return found
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[Any]:
+  """Opens a file for its bytes, unpacked where it is compressed."""
+  with epath.Path(path).open("rb") as raw:
+    if path.endswith(".gz"):
+      with gzip.open(raw) as f:  # closing it would leave `raw` open
+        yield f
+    else:
+      yield raw
+
+
+def _check_text(path: str) -> None:
+  """Raises CorpusError for a file that is empty or is no text."""
+  try:
+    with _open(path) as f:
+      head = f.read(1 << 16)
+  except (OSError, EOFError, zlib.error) as error:
+    raise CorpusError(f"{path} cannot be read: {error}") from error
+  if not head.strip():
+    raise CorpusError(f"{path} is empty; leave it out or fill it")
+  if b"\0" in head:
+    raise CorpusError(
+      f"{path} holds zero bytes, so it is no UTF-8 text (binary, or UTF-16?);"
+      " convert it, for example with iconv -t UTF-8"
+    )
+
+
+def _cuts(path: str, size: int, text_format: str, step: int) -> list[int]:
+  """Byte positions between documents, the nearest after each `step` bytes."""
+  if step < 1:
+    raise CorpusError(f"prepare.unit_bytes={step} must be at least 1")
+  cuts = [0]
+  with _open(path) as f:
+    at = step
+    while at < size:
+      f.seek(at)
+      while (line := f.readline(MAX_LINE_BYTES)) and line[-1:] != b"\n":
+        pass  # to the end of the line `at` fell in
+      if text_format != "jsonl":
+        _skip_to_blank(f, _BLANK_LINES[text_format])
+      if f.tell() >= size:
+        break
+      cuts.append(f.tell())
+      at = f.tell() + step
+  return cuts + [size]
+
+
+def _skip_to_blank(f, count: int) -> None:
+  """Reads on until `count` blank lines in a row were read, or the end."""
+  blank = 0
+  for line in iter(lambda: f.readline(MAX_LINE_BYTES), b""):
+    blank = 0 if line.strip() else blank + 1
+    if blank == count:
+      return
+
+
+def read_documents(
+  unit: Unit, text_format: str, text_key: str, language: str, digest=None
+) -> Iterator[list[str]]:
+  """Yields the documents of a unit as lists of non-empty sentences.
+
+  Args:
+    unit: what to read.
+    text_format: one of FORMATS.
+    text_key: the field that holds the text ("jsonl", "tfds").
+    language: of the sentence splitter, such as "en" (all but "sentences").
+    digest: a Reading or hashlib object to feed with the bytes read, or None.
+
+  Raises:
+    CorpusError: bytes that are not UTF-8, or a record without its text; the
+      message names the file and the byte.
+  """
+  digest = digest or hashlib.sha256()
+  if text_format == "tfds":
+    texts: Iterator[str] = _tfds_texts(unit, text_key, digest)
+  elif text_format == "jsonl":
+    texts = _json_texts(unit, text_key, digest)
+  else:
+    yield from _blank_line_documents(unit, text_format, language, digest)
+    return
+  for text in texts:
+    for piece in _bounded(text):
+      sentences = _split(re.split(r"\n\s*", piece), language)
+      if sentences:
+        yield sentences
+
+
+def hash_unit(unit: Unit, text_format: str, text_key: str) -> str:
+  """SHA-256 of the text of a unit, as a Reading of all its documents has it.
+
+  Args:
+    unit: what to read.
+    text_format: as in read_documents.
+    text_key: as in read_documents.
+
+  Raises:
+    CorpusError: an input is damaged.
+  """
+  digest = hashlib.sha256()
+  if text_format == "tfds":
+    for _ in _tfds_texts(unit, text_key, digest):
+      pass
+    return digest.hexdigest()
+  try:
+    with _open(unit.path) as f:
+      f.seek(unit.start)
+      left = unit.end - unit.start if unit.end >= 0 else math.inf
+      while left and (block := f.read(int(min(left, _HASH_BYTES)))):
+        digest.update(block)
+        left -= len(block)
+  except (OSError, EOFError, zlib.error) as error:
+    raise CorpusError(
+      f"{unit.path} breaks off or is damaged: {error}"
+    ) from error
+  return digest.hexdigest()
+
+
+def read_parts(
+  unit: Unit, text_format: str, text_key: str, language: str, reading: Reading
+) -> Iterator[Iterator[list[str]]]:
+  """Yields the documents of a unit in parts, each of which bounds the memory.
+
+  A part ends with the document in which `part_bytes` of text were read since
+  the part before. Each must be used up before the next is asked for.
+
+  Args:
+    unit: what to read.
+    text_format: as in read_documents.
+    text_key: as in read_documents.
+    language: as in read_documents.
+    reading: is fed with the bytes read.
+
+  Raises:
+    CorpusError: as in read_documents.
+  """
+  documents = read_documents(unit, text_format, text_key, language, reading)
+  start = 0
+
+  def part(document: list[str] | None) -> Iterator[list[str]]:
+    nonlocal start
+    while document is not None:
+      yield document
+      if 0 < unit.part_bytes <= reading.num_bytes - start:
+        break
+      document = next(documents, None)
+    start = reading.num_bytes
+
+  for document in documents:
+    yield part(document)
+
+
+def text_sizes(
+  units: Sequence[Unit], text_format: str, text_key: str
+) -> list[int]:
+  """Bytes of text in each unit, guessed where `size` counts something else.
+
+  Args:
+    units: of list_units.
+    text_format: one of FORMATS.
+    text_key: the field that holds the text ("tfds").
+
+  Raises:
+    CorpusError: an input is damaged or lacks the field.
+  """
+  rates = {}
+  for path in {u.path for u in units}:
+    if text_format == "tfds":
+      rates[path] = _tfds_rate(path, text_key)
+    else:
+      rates[path] = _gzip_rate(path) if path.endswith(".gz") else 1
+  return [round(u.size * rates[u.path]) for u in units]
+
+
+def _gzip_rate(path: str) -> float:
+  """How many bytes a packed byte becomes, judged by the head of a file."""
+  with epath.Path(path).open("rb") as f:
+    head = f.read(_RATE_BYTES)
+  unpacker = zlib.decompressobj(wbits=31)  # gzip
+  try:
+    text = unpacker.decompress(head, 8 * _RATE_BYTES)
+  except zlib.error as error:
+    raise CorpusError(f"{path} breaks off or is damaged: {error}") from error
+  rest = len(unpacker.unused_data) + len(unpacker.unconsumed_tail)
+  return max(1.0, len(text) / (len(head) - rest))
+
+
+def _tfds_rate(path: str, text_key: str) -> float:
+  """Bytes of text in a record, the mean of some from all over the data."""
+  count = len(_tfds_source(path))
+  places = range(0, count, -(-count // _RATE_RECORDS))
+  reading = Reading()
+  for i in places:
+    for _ in _tfds_texts(Unit(path, i, i + 1, 1), text_key, reading):
+      pass
+  return reading.num_bytes / len(places)
+
+
+def _bounded(text: str) -> Iterator[str]:
+  return (
+    text[i : i + MAX_DOCUMENT_BYTES]
+    for i in range(0, len(text), MAX_DOCUMENT_BYTES)
+  )
+
+
+def _split(paragraphs: Sequence[str], language: str) -> list[str]:
+  return [
+    sentence
+    for paragraph in paragraphs
+    for piece in _short(paragraph.strip())
+    for s in sentencex.segment(language, piece)
+    if (sentence := s.strip())
+  ]
+
+
+def _short(paragraph: str) -> Iterator[str]:
+  """Pieces of a paragraph that are not too long, cut between words."""
+  while len(paragraph) > _MAX_PARAGRAPH_CHARS:
+    cut = paragraph.rfind(" ", 1, _MAX_PARAGRAPH_CHARS)
+    cut = cut if cut > 0 else _MAX_PARAGRAPH_CHARS
+    yield paragraph[:cut]
+    paragraph = paragraph[cut:]
+  if paragraph:
+    yield paragraph
+
+
+def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
+  """(byte position, line without its end) of a unit, long lines in pieces."""
+  with _open(unit.path) as f:
+    f.seek(unit.start)
+    at = unit.start
+    while unit.end < 0 or at < unit.end:
+      try:
+        line = f.readline(MAX_LINE_BYTES)
+        if len(line) == MAX_LINE_BYTES:  # never cut within a character
+          line += f.read(_missing_bytes(line))
+      except (OSError, EOFError, zlib.error) as error:
+        raise CorpusError(
+          f"{unit.path} breaks off or is damaged: {error}"
+        ) from error
+      if not line:
+        return
+      # A unit may end within a line that is longer than MAX_LINE_BYTES.
+      digest.update(line if unit.end < 0 else line[: unit.end - at])
+      try:
+        text = line.decode("utf-8")
+      except UnicodeDecodeError as error:
+        raise CorpusError(
+          f"{unit.path}: byte {at + error.start} is not UTF-8; convert the "
+          "file, or drop such bytes with iconv -c -t UTF-8"
+        ) from error
+      yield at, text
+      at += len(line)
+
+
+def _missing_bytes(line: bytes) -> int:
+  """Bytes that the last character of a piece of UTF-8 still lacks."""
+  for back, byte in enumerate(reversed(line[-4:]), 1):
+    if byte & 0xC0 != 0x80:  # the first byte of that character
+      size = 1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
+      return max(size - back, 0)
+  return 0
+
+
+def _blank_line_documents(unit, text_format, language, digest):
+  """Documents that blank lines end: "sentences" and "paragraphs"."""
+  document: list[str] = []
+  paragraph: list[str] = []
+  blank = size = 0
+
+  def close_paragraph():
+    if paragraph:
+      document.extend(_split([" ".join(paragraph)], language))
+      paragraph.clear()
+
+  for _, line in _lines(unit, digest):
+    line = line.strip()
+    blank = 0 if line else blank + 1
+    size += len(line)
+    if line:
+      (document if text_format == "sentences" else paragraph).append(line)
+    else:
+      close_paragraph()
+    if blank >= _BLANK_LINES[text_format] or size > MAX_DOCUMENT_BYTES:
+      close_paragraph()
+      if document:
+        yield document
+      document = []
+      size = 0
+  close_paragraph()
+  if document:
+    yield document
+
+
+def _json_texts(unit: Unit, text_key: str, digest) -> Iterator[str]:
+  """The texts of a JSONL unit."""
+  held, start = "", unit.start
+  for at, line in _lines(unit, digest):
+    start = start if held else at
+    held += line
+    if not line.endswith("\n") and len(held) < MAX_DOCUMENT_BYTES:
+      continue  # a piece of a long line, or the last one
+    if held.strip():
+      yield _json_text(held, unit.path, start, text_key)
+    held = ""
+  if held.strip():
+    yield _json_text(held, unit.path, start, text_key)
+
+
+def _json_text(line: str, path: str, at: int, text_key: str) -> str:
+  try:
+    record = json.loads(line)
+  except (ValueError, RecursionError) as error:
+    raise CorpusError(f"{path}: the line at byte {at}: {error}") from error
+  text = record.get(text_key) if isinstance(record, dict) else None
+  if not isinstance(text, str):
+    raise CorpusError(
+      f"{path}: the line at byte {at} has no text under {text_key!r}; name "
+      "the field with --config.prepare.text_key"
+    )
+  return _LONE_SURROGATE.sub("\ufffd", text)  # JSON may hold half a character
+
+
+@contextlib.contextmanager
+def naming_tfds(path: str) -> Iterator[None]:
+  """Turns what goes wrong with prepared TFDS data into an error that names it.
+
+  Raises:
+    CorpusError: the data is damaged.
+  """
+  try:
+    yield
+  except (CorpusError, MemoryError):
+    raise
+  except Exception as error:  # of protobuf, TFDS, ArrayRecord: without a base
+    raise CorpusError(
+      f"{path} is damaged, or no prepared TFDS data: {error!r:.500}; prepare "
+      "it again"
+    ) from error
+
+
+def open_tfds(folder: str) -> Any:
+  """The builder of prepared TFDS data, which is read without TensorFlow.
+
+  Args:
+    folder: with a dataset_info.json.
+
+  Raises:
+    CorpusError: the data is damaged, or wants code that is not TFDS's own.
+  """
+  os.environ.setdefault("TFDS_NO_GCS", "1")
+  import tensorflow_datasets as tfds  # slow to import: only where it is used
+
+  with naming_tfds(folder):
+    features = epath.Path(folder) / "features.json"
+    for name in _class_names(json.loads(features.read_bytes())):
+      if not name.startswith("tensorflow_datasets."):  # it would be imported
+        raise CorpusError(
+          f"{features} names {name!r:.100}, which is no feature of TFDS; such "
+          "data is not read"
+        )
+    return tfds.builder_from_directory(folder)
+
+
+def _class_names(value: Any) -> Iterator[str]:
+  """The Python classes that a features.json names, in any of its forms."""
+  inner = value.values() if isinstance(value, dict) else value
+  for key in ("pythonClassName", "python_class_name", "type"):
+    if isinstance(value, dict) and isinstance(value.get(key), str):
+      yield value[key]
+  for item in inner if isinstance(value, dict | list) else ():
+    yield from _class_names(item)
+
+
+def _tfds_source(path: str):
+  """The random-access source of prepared TFDS data, without TensorFlow."""
+  os.environ.setdefault("TFDS_NO_GCS", "1")
+  import tensorflow_datasets as tfds  # slow to import: only where it is used
+
+  name, _, split = path.removeprefix("tfds:").rpartition(":")
+  if not name or "/" in split:  # no split, perhaps the colon of gs://
+    name, split = path.removeprefix("tfds:"), ""
+  folder = epath.Path(name)
+  if (folder / "dataset_info.json").exists():
+    builder = open_tfds(name)
+  else:
+    if name.startswith("wikipedia"):
+      import tensorflow_datasets.text.wikipedia
+    try:
+      builder = tfds.builder(name)
+    except tfds.core.registered.DatasetNotFoundError as error:
+      raise CorpusError(
+        f"--input={path}: TFDS knows no data set {name!r}, and it is no "
+        "folder with a dataset_info.json"
+      ) from error
+  if not builder.info.splits:
+    raise CorpusError(
+      f"--input={path}: not prepared in {builder.data_dir}; run "
+      f"tfds build {name} --file_format=array_record, with TensorFlow "
+      "and a network, or give the folder of prepared data"
+    )
+  split = split or "train"
+  if split not in builder.info.splits:
+    raise CorpusError(
+      f"--input={path}: no split {split!r}; there are "
+      f"{', '.join(builder.info.splits)}"
+    )
+  with naming_tfds(path):
+    return builder.as_data_source(split=split)
+
+
+def _tfds_units(path: str, unit_bytes: int) -> list[Unit]:
+  with naming_tfds(path):
+    count = len(_tfds_source(path))
+  if not count:
+    raise CorpusError(f"--input={path} holds no record")
+  return [
+      Unit(path, i, min(i + _TFDS_UNIT_RECORDS, count),
+           min(_TFDS_UNIT_RECORDS, count - i), unit_bytes)
+      for i in range(0, count, _TFDS_UNIT_RECORDS)
+  ]  # fmt: skip
+
+
+def _tfds_texts(unit: Unit, text_key: str, digest) -> Iterator[str]:
+  source = _tfds_source(unit.path)
+  for i in range(unit.start, unit.end):
+    with naming_tfds(unit.path):
+      record = source[i]
+    if text_key not in record:
+      raise CorpusError(
+        f"{unit.path}: record {i} has no {text_key!r} but "
+        f"{', '.join(record)}; set --config.prepare.text_key"
+      )
+    raw = record[text_key]
+    raw = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
+    if not isinstance(raw, bytes):
+      raise CorpusError(
+        f"{unit.path}: record {i} has no text under {text_key!r}; set "
+        "--config.prepare.text_key"
+      )
+    digest.update(raw)
+    try:
+      yield raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+      raise CorpusError(f"{unit.path}: record {i}: {error}") from error

@@ -1,0 +1,444 @@
+"""Batches of a task: features packed into rows, and outputs taken out again.
+
+Batch keys are those of batching.py. A unit of the features is C sequences, the
+choices of one question, or else one sequence; it never spans two rows.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data import packing
+from bert_jax.data.batching import EVAL_SEED
+from bert_jax.data.batching import Batch
+from bert_jax.data.batching import Order
+
+# Steps that are laid out to choose the shapes of all, and what L is tried, as
+# shares of the longest unit. Short rows leave less of the last one empty, but
+# not every batch fits into them.
+_SHAPE_SAMPLE = 256
+_LENGTH_RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)
+# Rows longer than this are not made to leave less empty.
+_LONG_ROW = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Puts units of a task's features into the rows of a batch.
+
+  Attributes:
+    features: of a split.
+    row_len: L.
+    slots: G, groups that a row takes at most.
+    pad_id: of the vocabulary.
+  """
+
+  features: Any
+  row_len: int
+  slots: int
+  pad_id: int
+
+  def fill(
+    self, units: np.ndarray, layout: packing.Layout, num_rows: int
+  ) -> Batch:
+    """Makes a batch.
+
+    Args:
+      units: [N] units of the features, each of C sequences.
+      layout: of these units.
+      num_rows: B; rows behind those of the layout stay empty.
+    """
+    features, count = self.features, self.features.num_choices
+    source, rows, columns = self.token_places(units, layout)
+    lengths, starts, slots, sequence_rows = self._sequences(units, layout)
+    shape = (num_rows, self.row_len)
+    batch: Batch = {
+      "input_ids": np.full(shape, self.pad_id, np.int32),
+      **{
+        name: np.zeros(shape, np.int32)
+        for name in ("input_mask", "segment_ids", "positions", "sequence_ids")
+      },
+      "cls_positions": np.zeros((num_rows, self.slots * count), np.int32),
+    }
+    batch["input_ids"][rows, columns] = features.token_ids[source]
+    batch["input_mask"][rows, columns] = 1
+    batch["segment_ids"][rows, columns] = features.segment_ids[source]
+    batch["positions"][rows, columns] = columns - np.repeat(starts, lengths)
+    batch["sequence_ids"][rows, columns] = np.repeat(slots + 1, lengths)
+    batch["cls_positions"][sequence_rows, slots] = starts
+    if features.label is not None:
+      self._label(batch, units, layout, (source, rows, columns))
+    return batch
+
+  def _label(self, batch, units, layout, tokens) -> None:
+    features, (source, rows, columns) = self.features, tokens
+    if self.label_of == "token":
+      label = np.full(batch["input_ids"].shape, -1, np.int32)
+      label[rows, columns] = features.label[source]
+      batch["weight"] = (label >= 0).astype(np.float32)
+      batch["label"] = np.maximum(label, 0)
+      return
+    groups = (len(batch["input_ids"]), self.slots)
+    place = (layout.row, layout.slot)
+    batch["weight"] = np.zeros(groups, np.float32)
+    batch["weight"][place] = 1
+    label = features.label[units]
+    if self.label_of == "span":
+      for side, name in enumerate(("start", "end")):
+        batch[name] = np.zeros(groups, np.int32)
+        batch[name][place] = layout.start + label[:, side]
+      return
+    batch["label"] = np.zeros(groups, label.dtype)
+    batch["label"][place] = label
+
+  def _sequences(self, units, layout):
+    """Of all sequences [N * C] of N units: length, start, slot and row."""
+    count = self.features.num_choices
+    ids = (units[:, None] * count + np.arange(count)).ravel()
+    lengths = np.diff(self.features.offsets)[ids]
+    before = np.cumsum(lengths.reshape(-1, count), axis=1)
+    before = np.pad(before[:, :-1], ((0, 0), (1, 0)))
+    starts = (layout.start[:, None] + before).ravel()
+    slots = (layout.slot[:, None] * count + np.arange(count)).ravel()
+    return lengths, starts, slots, np.repeat(layout.row, count)
+
+  def token_places(self, units, layout):
+    """Where the tokens of some units are.
+
+    Args:
+      units: [N] units of the features.
+      layout: of these units.
+
+    Returns:
+      Of all their tokens [T]: place in the features, row, column.
+    """
+    lengths = self.unit_lengths[units]
+    first = self.features.offsets[units * self.features.num_choices]
+    within = np.arange(lengths.sum()) - np.repeat(
+      np.cumsum(lengths) - lengths, lengths
+    )
+    return (
+      np.repeat(first, lengths) + within,
+      np.repeat(layout.row, lengths),
+      np.repeat(layout.start, lengths) + within,
+    )
+
+  @property
+  def label_of(self) -> str:
+    """What has a label and an output: "token", "span" or "sequence"."""
+    if self.features.words is not None:
+      return "token"
+    return "sequence" if self.features.char_starts is None else "span"
+
+  @functools.cached_property
+  def unit_lengths(self) -> np.ndarray:
+    """Tokens [N] of every unit of the features, all its choices together."""
+    return np.diff(self.features.offsets[:: self.features.num_choices])
+
+  def take(
+    self, outputs: np.ndarray, units: np.ndarray, layout: packing.Layout
+  ) -> np.ndarray:
+    """Picks what belongs to some units out of a model's outputs.
+
+    Args:
+      outputs: [B, S, K] of sequences, or [B, L, K] of tokens.
+      units: as for `fill`.
+      layout: as for `fill`.
+
+    Returns:
+      [N * C, K] of sequences, or [T, K] of tokens, in the order of the units.
+    """
+    if self.label_of in ("token", "span"):
+      _, rows, columns = self.token_places(units, layout)
+      return outputs[rows, columns]
+    _, _, slots, rows = self._sequences(units, layout)
+    return outputs[rows, slots]
+
+
+def longest_row(features: Any, seq_len: int, pack: bool, unit: int) -> int:
+  """The L that a row needs for any unit.
+
+  Args:
+    features: of a split.
+    seq_len: tokens a sequence has at most.
+    pack: False = rows of one unit, as long as `seq_len` times C.
+    unit: of packed rows, whose length is a multiple of it.
+  """
+  count = features.num_choices
+  if not pack:
+    return seq_len * count
+  return _up_to(int(np.diff(features.offsets[::count]).max()), unit)
+
+
+def _up_to(number: float, multiple: int) -> int:
+  """The next multiple of a number."""
+  return -(-int(number) // multiple) * multiple
+
+
+class TaskBatches:
+  """Training batches of a task by step: `batches[step]`.
+
+  A batch holds the same examples however they are laid out in rows.
+  """
+
+  def __init__(
+    self,
+    features: Any,
+    *,
+    seed: int,
+    batch_size: int,
+    num_steps: int,
+    seq_len: int,
+    pad_id: int,
+    pack: bool = True,
+    one_row_len: bool = False,
+    multiple: int = 1,
+    length_unit: int = 8,
+    attention_len: float = 1000.0,
+    shape_price: float = 10_000.0,
+    local_rows: Callable[[int], np.ndarray] = np.arange,
+  ):
+    """Chooses the shapes of the batches.
+
+    Args:
+      features: of the training split, with labels.
+      seed: of the order.
+      batch_size: units a step.
+      num_steps: how many batches there are.
+      seq_len: tokens a sequence has at most.
+      pad_id: of the vocabulary.
+      pack: several units share a row; else one row each, of `seq_len` tokens
+        for each of its choices.
+      one_row_len: rows of all steps have one length and as many slots, and so
+        have those of any other seed. What is dropped in a row then depends on
+        nothing but the row.
+      multiple: number of rows is a multiple of it (devices, micro-batches).
+      length_unit: L of packed rows is a multiple of it.
+      attention_len: L at which attention costs as much as all the rest of a
+        layer; longer rows leave less empty, but attend over more.
+      shape_price: positions that are computed in the time in which one more
+        shape is compiled.
+      local_rows: number of rows -> those that this host makes.
+    """
+    self._features = features
+    self._order = Order(len(features.example), seed)
+    self._batch_size, self._num_steps = batch_size, num_steps
+    self._local_rows, self._multiple = local_rows, multiple
+    self._pack = pack
+    longest = longest_row(features, seq_len, pack, length_unit)
+    lengths = [longest]
+    if pack:
+      rounded = {_up_to(longest * rate, length_unit) for rate in _LENGTH_RATES}
+      lengths = sorted(n for n in rounded if n <= max(longest, _LONG_ROW))
+    candidates = [Rows(features, length, 1, pad_id) for length in lengths]
+    order = self._order
+    if one_row_len:  # neither the seed nor the devices matter
+      order = Order(len(features.example), EVAL_SEED)
+      candidates = [rows for rows in candidates if rows.row_len >= longest]
+      costs = [
+        self._least_cost(rows, order, attention_len) for rows in candidates
+      ]
+      candidates = [candidates[int(np.argmin(costs))]]
+    self._shapes, self._largest = self._choose_shapes(
+      candidates, order, longest, attention_len, shape_price
+    )
+
+  def _sample(self, order: Order) -> list[np.ndarray]:
+    """The units of the first steps of an order."""
+    count = min(self._num_steps, _SHAPE_SAMPLE)
+    return [self._units(i, order) for i in range(count)]
+
+  def _least_cost(
+    self, rows: Rows, order: Order, attention_len: float
+  ) -> float:
+    """What the first steps cost in just as many rows as they need."""
+    layouts = [self._layout(units, rows, None) for units in self._sample(order)]
+    num_rows = sum(layout.num_rows for layout in layouts if layout)
+    return num_rows * rows.row_len * (1 + rows.row_len / attention_len)
+
+  def _choose_shapes(
+    self,
+    candidates: list[Rows],
+    order: Order,
+    longest: int,
+    attention_len: float,
+    price: float,
+  ) -> tuple[list[tuple[Rows, int]], Rows]:
+    """Chooses shapes by what the first batches of an order need.
+
+    Returns:
+      Rows and how many of them, the cheapest first; and rows that take any
+      unit, of which there may be more than in any of these.
+    """
+    sample = self._sample(order)
+    shapes: list[tuple[Rows, int]] = []
+    costs: list[np.ndarray] = []  # of the batches in each of the shapes
+    for rows in candidates:
+      layouts = [self._layout(units, rows, None) for units in sample]
+      slots = max((int(x.slot.max()) + 1 for x in layouts if x), default=1)
+      rows = dataclasses.replace(rows, slots=slots)
+      need = np.array([x.num_rows if x else np.inf for x in layouts])
+      need = np.ceil(need / self._multiple) * self._multiple
+      for num_rows in np.unique(need[np.isfinite(need)]).tolist():
+        cost = num_rows * rows.row_len * (1 + rows.row_len / attention_len)
+        shapes.append((rows, int(num_rows)))
+        costs.append(np.where(need <= num_rows, cost, np.inf))
+    # What a shape saves counts over all steps, not only over the first.
+    chosen = packing.choose_shapes(
+      np.stack(costs), price * len(sample) / self._num_steps
+    )
+    by_cost = sorted(chosen, key=lambda i: float(costs[i].min()))
+    # The first batches may all fit into rows that later ones do not.
+    largest = [shapes[i][0] for i in chosen] + [rows for rows, _ in shapes]
+    largest = [rows for rows in largest if rows.row_len >= longest]
+    return [shapes[i] for i in by_cost], largest[0]
+
+  def __len__(self) -> int:
+    return self._num_steps
+
+  def examples(self, step: int) -> list[list[int]]:
+    """Numbers of the examples of a step, one after another in one list."""
+    units = self._units(step)
+    return [self._features.example[units].tolist()]
+
+  def _units(self, step: int, order: Order | None = None) -> np.ndarray:
+    """The units [N] of a step, by default in the order of the batches."""
+    places = step * self._batch_size + np.arange(self._batch_size)
+    return (order or self._order)(places)[0]
+
+  def _layout(
+    self, units: np.ndarray, rows: Rows, max_slots: int | None
+  ) -> packing.Layout | None:
+    """Where units lie in rows; None: one is longer than a row."""
+    lengths = rows.unit_lengths[units]
+    if not self._pack:
+      return packing.one_a_row(lengths)
+    if lengths.max() > rows.row_len:
+      return None
+    return packing.pack(lengths, rows.row_len, max_slots)
+
+  def __getitem__(self, step: int) -> Batch:
+    units = self._units(step)
+    layouts: dict[int, packing.Layout | None] = {}
+    for rows, num_rows in self._shapes:
+      if rows.row_len not in layouts:
+        layouts[rows.row_len] = self._layout(units, rows, rows.slots)
+      layout = layouts[rows.row_len]
+      if layout is not None and layout.num_rows <= num_rows:
+        break
+    else:  # it is unlike all of the first batches
+      rows = self._largest
+      layout = self._layout(units, rows, rows.slots)
+      assert layout is not None  # these rows take any unit
+      num_rows = _up_to(layout.num_rows, self._multiple)
+    batch = rows.fill(units, layout, num_rows)
+    mine = self._local_rows(num_rows)
+    return {name: value[mine] for name, value in batch.items()}
+
+  def fill_up(self, batch: Batch, num_rows: int) -> Batch:
+    """Adds empty rows to a batch until it has so many."""
+    filled = {}
+    for name, value in batch.items():
+      added = (num_rows - len(value), *value.shape[1:])
+      empty = self._largest.pad_id if name == "input_ids" else 0
+      filled[name] = np.concatenate([value, np.full(added, empty, value.dtype)])
+    return filled
+
+
+class TaskSplit:
+  """A whole split of a task in rows, for evaluation and prediction.
+
+  Every unit is in one batch, once; all batches have one shape.
+  """
+
+  def __init__(
+    self,
+    features: Any,
+    *,
+    num_rows: int,
+    seq_len: int,
+    pad_id: int,
+    pack: bool = True,
+    length_unit: int = 8,
+    local_rows: Callable[[int], np.ndarray] = np.arange,
+  ):
+    """Lays the split out; arguments as those of TaskBatches.
+
+    Args:
+      features: of the split, with labels or without.
+      num_rows: B of every batch.
+      seq_len: tokens a sequence has at most.
+      pad_id: of the vocabulary.
+      pack: several units share a row.
+      length_unit: L of packed rows is a multiple of it.
+      local_rows: number of rows -> those that this host makes.
+    """
+    row_len = longest_row(features, seq_len, pack, length_unit)
+    rows = Rows(features, row_len, 1, pad_id)
+    if pack:
+      layout = packing.pack(rows.unit_lengths, row_len)
+    else:
+      layout = packing.one_a_row(rows.unit_lengths)
+    self._rows = dataclasses.replace(rows, slots=int(layout.slot.max()) + 1)
+    self._num_rows, self._local_rows = num_rows, local_rows
+    # Units by batch, and where each lies in it.
+    self._order = np.argsort(layout.row, kind="stable")
+    self._bounds = np.searchsorted(
+      layout.row[self._order],
+      np.arange(0, layout.num_rows + num_rows, num_rows),
+    )
+    self._layout = layout
+
+  def __len__(self) -> int:
+    return -(-self._layout.num_rows // self._num_rows)
+
+  def units(self, step: int) -> tuple[np.ndarray, packing.Layout]:
+    """The units [N] of a batch, and where they lie in it."""
+    units = self._order[self._bounds[step] : self._bounds[step + 1]]
+    row = self._layout.row[units] - step * self._num_rows
+    return units, packing.Layout(
+      row, self._layout.start[units], self._layout.slot[units], self._num_rows
+    )
+
+  def __getitem__(self, step: int) -> Batch:
+    batch = self._rows.fill(*self.units(step), self._num_rows)
+    mine = self._local_rows(self._num_rows)
+    return {name: value[mine] for name, value in batch.items()}
+
+  @property
+  def unit_lengths(self) -> np.ndarray:
+    """Tokens [N] of every unit of the features."""
+    return self._rows.unit_lengths
+
+  def token_places(
+    self, units: np.ndarray, layout: packing.Layout
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where the tokens of some units are; as Rows.token_places."""
+    return self._rows.token_places(units, layout)
+
+  def collect(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins a model's outputs of all batches in the order of the features.
+
+    Args:
+      outputs: of each batch, [B, S, K] of sequences or [B, L, K] of tokens.
+
+    Returns:
+      [N * C, K] of sequences, or [T, K] of tokens.
+    """
+    features = self._rows.features
+    by_token = self._rows.label_of in ("token", "span")
+    count = len(features.token_ids) if by_token else len(features.offsets) - 1
+    result = np.zeros((count, outputs[0].shape[-1]), np.float32)
+    for step, part in enumerate(outputs):
+      units, layout = self.units(step)
+      values = self._rows.take(np.asarray(part), units, layout)
+      if by_token:
+        places = self._rows.token_places(units, layout)[0]
+      else:
+        choices = np.arange(features.num_choices)
+        places = (units[:, None] * features.num_choices + choices).ravel()
+      result[places] = values
+    return result

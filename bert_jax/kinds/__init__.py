@@ -1,0 +1,1 @@
+"""What each kind of task needs: its head, loss and predictions."""

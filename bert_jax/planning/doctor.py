@@ -1,0 +1,363 @@
+"""Checks whether a training would start here: one line a thing, and what to do.
+
+Nothing of a run is changed. A file is written and removed in the workdir, or in
+the folder above it, and what data is found good is noted beside it, as training
+does.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import tempfile
+from typing import Any
+
+import jax
+from packaging import requirements
+from rich import console as rich_console
+from rich import markup
+
+from bert_jax.runtime import checkpoint
+from bert_jax.runtime import run_log
+from bert_jax.runtime import sharding
+from bert_jax.sweeps import sweep
+from bert_jax.training import jobs
+from bert_jax.training import session
+
+GIB = 2**30
+_CONNECT_SECS = 5.0
+_SHOWN_CHARS = 400  # of a message; it is to be one screen
+
+
+class _SkippedError(Exception):
+  """A check that cannot be made; says why."""
+
+
+class _Exam:
+  """Checks by name, and what was found."""
+
+  def __init__(self) -> None:
+    self.sound = True
+    self._console = rich_console.Console(soft_wrap=True, highlight=False)
+
+  def check(self, name: str, look: Callable[[], str]) -> bool:
+    """Makes a check and prints its line.
+
+    Args:
+      name: of what is looked at.
+      look: returns what is well, or raises.
+
+    Returns:
+      Whether it is well.
+    """
+    word, style, well = "OK", "green", True
+    try:
+      text = look()
+    except _SkippedError as error:
+      word, style, text = "--", "dim", f"not checked: {error}"
+    except Exception as error:  # whatever it is, training would meet it
+      word, style, text, well = "BAD", "bold red", _words(error), False
+    self.sound &= well
+    text = markup.escape(text[:_SHOWN_CHARS])
+    self._console.print(f"[{style}]{word:4}[/] {name:12} {text}")
+    return well
+
+
+def _words(error: Exception) -> str:
+  text = " ".join(str(error).split())
+  if isinstance(error, ValueError | OSError) and text:
+    return text
+  return f"{type(error).__name__}: {text}"
+
+
+def examine(
+  config: Any,
+  workdir: str,
+  coordinator: str | None = None,
+  process_id: int | None = None,
+  num_processes: int = 1,
+  topology: str | None = None,
+  plan_arguments: list[str] | None = None,
+) -> bool:
+  """Checks a training before it is started, and prints what it finds.
+
+  Args:
+    config: the whole configuration.
+    workdir: of the run, which need not exist yet.
+    coordinator: HOST:PORT of process 0, where there are several.
+    process_id: which this one is.
+    num_processes: how many there will be, each with as many devices as this.
+    topology: TPU slice to plan for, such as "v5e:4x4"; None = what is here.
+    plan_arguments: of the launcher, which describe the training.
+
+  Returns:
+    Whether the training would start.
+  """
+  exam = _Exam()
+  exam.check("versions", _versions)
+  exam.check("devices", _devices)
+  if coordinator:
+    exam.check("coordinator", lambda: _coordinator(coordinator, process_id))
+  exam.check("config", lambda: _config(config))
+  exam.check("mesh, batch", lambda: _mesh(config, num_processes))
+  if num_processes > 1:  # what follows is looked at on this machine alone
+    config = config.copy_and_resolve_references()
+    config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
+  exam.check("vocabulary", lambda: _vocabulary(config, workdir))
+  exam.check("data", lambda: _data(config, workdir))
+  exam.check("workdir", lambda: _folder(workdir))
+  starts = exam.sound and exam.check("run", lambda: _run(config, workdir))
+  if starts:
+    exam.check("checkpoint", lambda: _checkpoint(config, workdir))
+    exam.check("disk", lambda: _disk(config, workdir))
+    exam.check("memory", lambda: _memory(config, workdir, topology is not None))
+  if topology:
+    exam.check("plan", lambda: _plan(plan_arguments or [], topology))
+  print(
+    "a training would start" if exam.sound else "a training would not start"
+  )
+  return exam.sound
+
+
+def _versions() -> str:
+  """Compares what is installed with what the package asks for."""
+  wrong = []
+  for line in importlib.metadata.requires("bert_jax") or []:
+    wanted = requirements.Requirement(line)
+    if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
+      continue
+    try:
+      found = importlib.metadata.version(wanted.name)
+    except importlib.metadata.PackageNotFoundError:
+      wrong.append(f"{wanted} is not installed")
+      continue
+    if not wanted.specifier.contains(found, prereleases=True):
+      wrong.append(f"{wanted.name} is {found}, wanted {wanted.specifier}")
+  if wrong:
+    raise ValueError(f"{'; '.join(wrong)}: run `make setup` or pip install .")
+  names = ("jax", "flax", "optax", "orbax-checkpoint")
+  versions = (f"{name} {importlib.metadata.version(name)}" for name in names)
+  return f"Python {platform.python_version()}, {', '.join(versions)}"
+
+
+def _devices() -> str:
+  devices = jax.devices()
+  kinds = sorted({d.device_kind for d in devices})
+  return f"{len(devices)} x {', '.join(kinds)} ({devices[0].platform})"
+
+
+def _coordinator(address: str, process_id: int | None) -> str:
+  """Whether the port is free here, or else can be reached."""
+  host, colon, port = address.rpartition(":")
+  if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+    raise ValueError(f"--coordinator={address}: give HOST:PORT")
+  try:
+    socket.getaddrinfo(host, int(port))
+  except OSError as error:
+    raise ValueError(
+      f"--coordinator={address}: the name {host} is not known here ({error})"
+    ) from error
+  if not process_id:
+    try:
+      with socket.create_server(("", int(port))):
+        pass
+    except OSError as error:
+      raise ValueError(
+        f"--coordinator={address}: port {port} cannot be opened here "
+        f"({error.strerror}); choose another"
+      ) from error
+    return f"port {port} is free for the other processes to connect to"
+  try:
+    with socket.create_connection((host, int(port)), _CONNECT_SECS):
+      return f"{address} answers"
+  except ConnectionRefusedError:
+    # The machine is there; process 0 opens the port when it starts.
+    return f"{host} is there; nobody listens on port {port} yet"
+  except OSError as error:
+    raise ValueError(
+      f"--coordinator={address} cannot be reached: {error}; see that a "
+      "firewall lets the processes of a job connect"
+    ) from error
+
+
+def _config(config: Any) -> str:
+  session.check_settings(config)
+  what = config.task.name if config.objective == "task" else config.objective
+  return f"{what}, seed {config.seed}"
+
+
+def _mesh(config: Any, num_processes: int) -> str:
+  m = config.mesh
+  # Of the others the devices are not here: as many times those that are.
+  devices = jax.devices() * num_processes
+  mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor, devices)
+  if num_processes == 1:  # of others the memory is not known here
+    session.check_memory(config, mesh)
+  sharding.check_heads(config.model, mesh)
+  size = config.data.batch_size
+  if config.objective != "task":
+    sharding.check_batch_size(size, mesh, config.optim.num_micro_batches)
+  sharding.check_batch_size(config.eval.batch_size, mesh)
+  shape = ", ".join(f"{axis} {n}" for axis, n in mesh.shape.items())
+  return f"{shape}; batches of {size}"
+
+
+def _vocabulary(config: Any, workdir: str) -> str:
+  job, _ = jobs.open_job(config, workdir)
+  model = job.config.model
+  return (
+    f"{job.tokenizer.vocab_size} pieces, model.vocab_size={model.vocab_size}"
+    + (f", weights of {config.init_from}" if config.init_from else "")
+  )
+
+
+def _data(config: Any, workdir: str) -> str:
+  m = config.mesh
+  mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
+  job, _ = jobs.open_job(config, workdir)
+  batch = job.batches(mesh)[0]
+  job.evaluator(mesh)
+  checked = ""
+  if config.objective != "task":
+    checked = f", hashes checked ({config.data.verify})"
+    if config.data.verify == "never":
+      checked = ", hashes not checked (data.verify=never)"
+  shape = " x ".join(map(str, batch["input_ids"].shape))
+  return f"{job.data_hash[:12]}, the first batch is {shape}{checked}"
+
+
+def _folder(workdir: str) -> str:
+  """Writes, reads and removes a file where the workdir is or will be."""
+  checkpoint.check_path(workdir)
+  place = _nearest_folder(workdir)
+  try:
+    with tempfile.NamedTemporaryFile(dir=place) as file:
+      file.write(b"x" * 4096)
+      file.flush()
+      os.fsync(file.fileno())
+  except OSError as error:
+    raise ValueError(
+      f"{place} cannot be written: {error.strerror}; give another --workdir"
+    ) from error
+  with _workdir_lock(workdir):
+    pass
+  return f"{place} can be written" + (
+    "" if os.path.exists(workdir) else f"; {workdir} will be made"
+  )
+
+
+def _nearest_folder(path: str) -> str:
+  """The folder, or the one above it that is there."""
+  place = os.path.abspath(path)
+  while not os.path.exists(place):
+    place = os.path.dirname(place)
+  return place
+
+
+@contextlib.contextmanager
+def _workdir_lock(workdir: str) -> Iterator[None]:
+  if os.path.exists(os.path.join(workdir, ".lock")):
+    with run_log.lock(workdir):
+      yield
+  else:
+    yield
+
+
+def _run(config: Any, workdir: str) -> str:
+  """All that training checks before it begins, in its own words."""
+  run = session.open_session(config, workdir)
+  if not os.path.exists(os.path.join(workdir, "run.json")):
+    return f"a new one, of {run.total_steps} steps"
+  started = run_log.read_run(workdir).get("started")
+  other = run_log.other_code(workdir, run.run)
+  return f"goes on with that of {started}" + (f"; {other}" if other else "")
+
+
+def _checkpoint(config: Any, workdir: str) -> str:
+  if not checkpoint.exists(workdir):
+    raise _SkippedError("there is none yet")
+  run = session.open_session(config, workdir)
+  with (
+    jax.set_mesh(run.mesh),
+    contextlib.closing(run.checkpoints()) as checkpoints,
+  ):
+    step, problems = run.find_sound(checkpoints)
+  if step is None:
+    raise ValueError("; ".join(problems.values()))
+  if problems:
+    return f"step {step}, sound, but {'; '.join(problems.values())}"
+  return f"step {step} of {run.total_steps}, sound"
+
+
+def _disk(config: Any, workdir: str) -> str:
+  run = session.open_session(config, workdir)
+  one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.abstract))
+  best = bool(config.checkpoint.best_metric)
+  # One more than is kept is on disk while it is written.
+  wanted = one * (config.checkpoint.keep + 1 + 2 * best)
+  free = shutil.disk_usage(_nearest_folder(workdir)).free
+  text = f"{free / GIB:.1f} GiB free; checkpoints take up to {wanted / GIB:.2f}"
+  if checkpoint.exists(workdir):
+    wanted = 2 * one  # most of them are there
+  if free < wanted:
+    raise ValueError(
+      f"{text}: make room, lower checkpoint.keep or give another --workdir"
+    )
+  return text
+
+
+def _memory(config: Any, workdir: str, planned: bool) -> str:
+  """Compiles the step for the devices here and asks what it needs."""
+  if planned:
+    raise _SkippedError("the plan below says")
+  run = session.open_session(config, workdir)
+  with jax.set_mesh(run.mesh):
+    place = sharding.batch_sharding(run.mesh)
+    batch = sharding.put_global_batch(run.batches[0], place)
+    compiled = run.train_step().lower(run.abstract, batch).compile()
+  stats = compiled.memory_analysis()
+  if stats is None:
+    raise _SkippedError("the compiler does not say")
+  wanted = stats.argument_size_in_bytes + stats.temp_size_in_bytes
+  wanted += stats.output_size_in_bytes - stats.alias_size_in_bytes
+  device = run.mesh.devices.flat[0]
+  if device.platform == "cpu":
+    # Devices of one machine share its memory.
+    wanted *= jax.local_device_count()
+    free = _available_memory()
+    whose = "this machine has free"
+  else:
+    free = (device.memory_stats() or {}).get("bytes_limit", 0)
+    whose = "a device has"
+  text = f"a step needs {wanted / GIB:.2f} GiB, {whose} {free / GIB:.2f}"
+  if free and wanted > free:
+    raise ValueError(
+      f"{text}: lower data.batch_size or raise optim.num_micro_batches"
+    )
+  return text
+
+
+def _available_memory() -> int:
+  """Bytes that Linux can give, caches included; 0 = not known."""
+  try:
+    with open("/proc/meminfo", encoding="ascii") as file:
+      rows = dict(line.split(":", 1) for line in file)
+    return int(rows["MemAvailable"].split()[0]) * 1024
+  except (OSError, LookupError, ValueError):
+    return 0
+
+
+def _plan(arguments: list[str], topology: str) -> str:
+  """Makes a plan in a process of its own, which is a TPU's as jax sees it."""
+  if not importlib.util.find_spec("libtpu"):
+    raise _SkippedError("the extra `tpu` is not installed (`make tpu`)")
+  plan = sweep.make_plan([*arguments, f"--topology={topology}"])
+  return (
+    f"{plan['hbm_bytes_per_device'] / GIB:.2f} of "
+    f"{plan['hbm_available_bytes'] / GIB:.2f} GiB a device of {topology}, "
+    f"{plan['predicted_step_secs']:.3f} s a step predicted"
+  )

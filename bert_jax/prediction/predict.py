@@ -1,0 +1,568 @@
+"""A trained model on new text: one JSON object a line in, one a line out.
+
+predictor = Predictor.load("bert-base-uncased", config)
+for answer in predictor([{"text": "Paris is the [MASK] of France."}]):
+  print(answer["masks"][0])
+
+kind       a line in                     a line out
+fill-mask  text, with [MASK]             masks: for each the best tokens
+embed      text, text_b or not           tokens, pooled, mean, layers, concat
+classify   text, text_b or not           label, scores
+regress    text, text_b or not           score
+answer     question, context             answer, start, end, score
+tag        words, or text to split       words, labels
+choose     text, choices                 choice, scores
+
+An `id` is copied. Where a tagger was trained with task.context=document,
+neighbouring lines with the same `document` are one document. What cannot be
+used becomes {"error": ...} in its place.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import sys
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+
+from bert_jax.data import packing
+from bert_jax.data import task_batches
+from bert_jax.data import tokenization
+from bert_jax.kinds import kinds
+from bert_jax.models import bert
+from bert_jax.runtime import bars
+from bert_jax.runtime import bounds
+from bert_jax.runtime import files
+from bert_jax.runtime import sharding
+from bert_jax.tasks import features as task_features
+from bert_jax.weights import weights
+
+_log = logging.getLogger(__name__)
+
+# Lengths of rows, beside the model's longest: few, since each is a program to
+# compile. Shorter ones would gain nothing: several short texts share a row.
+_ROW_LENGTHS = (128, 256)
+# A row has a slot for every so many tokens; shorter texts leave some unused.
+_TOKENS_A_SLOT = 8
+# What is read before it is computed and written: so many lines, or batches.
+_WINDOW_LINES = 4096
+_WINDOW_BATCHES = 32
+# Lines of one document, which are computed together and so held in memory.
+_DOCUMENT_LINES = 65536
+
+# --- the rows of a window ----------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """A batch of packed rows.
+
+  Attributes:
+    units: [N] of the features.
+    layout: where they lie.
+    batch: for the model.
+    is_mask: [B, L], the positions to predict.
+  """
+
+  units: np.ndarray
+  layout: packing.Layout
+  batch: dict[str, np.ndarray]
+  is_mask: np.ndarray
+
+
+def _row_lengths(model: bert.ModelConfig, seq_len: int) -> tuple[int, ...]:
+  """Lengths of the rows that sequences of a length are packed into."""
+  longest = model.max_len
+  if model.attention != "plain":  # takes multiples of its unit alone
+    longest = -(-longest // model.row_len_unit) * model.row_len_unit
+  shorter = tuple(n for n in _ROW_LENGTHS if n < longest)
+  lengths = (*shorter, longest)
+  return tuple(
+    n for n in lengths if n <= min(m for m in lengths if m >= seq_len)
+  )
+
+
+def _num_rows(count: int, most: int, multiple: int) -> int:
+  """Rows of a batch for `count` of them: one of few numbers."""
+  size = most
+  while size > multiple and size // 4 >= count:
+    size = max(-(-size // 4 // multiple) * multiple, multiple)
+  return size
+
+
+def _lay_out(
+  features: task_features.Features,
+  row_lengths: Sequence[int],
+  batch_tokens: int,
+  multiple: int,
+  tokenizer: tokenization.Tokenizer,
+) -> Iterator[_Rows]:
+  """Packs sequences into batches, each into rows of the shortest length.
+
+  Args:
+    features: of a window.
+    row_lengths: ascending.
+    batch_tokens: of a batch, at most but for the multiple.
+    multiple: of the rows of a batch.
+    tokenizer: whose special tokens are in the features.
+  """
+  lengths = features.lengths
+  shorter = 0
+  for row_len in row_lengths:
+    units = np.flatnonzero((lengths > shorter) & (lengths <= row_len))
+    shorter = row_len
+    slots = max(1, row_len // _TOKENS_A_SLOT)
+    rows = task_batches.Rows(features, row_len, slots, tokenizer.pad_id)
+    whole = packing.pack(lengths[units], row_len, slots)
+    most = max(batch_tokens // row_len // multiple, 1) * multiple
+    for first in range(0, whole.num_rows, most):
+      count = min(most, whole.num_rows - first)
+      inside = (whole.row >= first) & (whole.row < first + count)
+      layout = packing.Layout(
+        whole.row[inside] - first,
+        whole.start[inside],
+        whole.slot[inside],
+        count,
+      )
+      size = _num_rows(count, most, multiple)
+      batch = rows.fill(units[inside], layout, size)
+      is_mask = batch["input_ids"] == tokenizer.mask_id
+      batch["masked_positions"] = _masked_positions(is_mask)
+      yield _Rows(units[inside], layout, batch, is_mask)
+
+
+def _masked_positions(is_mask: np.ndarray) -> np.ndarray:
+  """[B, L] bool -> [B, P] where they are, P a power of two."""
+  counts = is_mask.sum(axis=1)
+  slots = 1 << (int(max(counts.max(), 1)) - 1).bit_length()
+  positions = np.zeros((len(is_mask), slots), np.int32)
+  row, column = np.nonzero(is_mask)
+  first = np.cumsum(counts) - counts
+  positions[row, np.arange(len(row)) - first[row]] = column
+  return positions
+
+
+def _take(
+  rows: _Rows,
+  lengths: np.ndarray,
+  outputs: Mapping[str, np.ndarray],
+  levels: Mapping[str, str],
+) -> Iterator[tuple[int, kinds.Outputs]]:
+  """(unit, its own outputs) of all units of a batch."""
+  for unit, row, start, slot in zip(
+    rows.units.tolist(),
+    rows.layout.row.tolist(),
+    rows.layout.start.tolist(),
+    rows.layout.slot.tolist(),
+    strict=True,
+  ):
+    end = start + lengths[unit]
+    before = np.count_nonzero(rows.is_mask[row, :start])
+    inside = np.count_nonzero(rows.is_mask[row, start:end])
+    places: dict[str, Any] = {
+      "sequence": (row, slot),
+      "token": (row, slice(start, end)),
+      "mask": (row, slice(before, before + inside)),
+    }
+    yield unit, {k: x[places[levels[k]]] for k, x in outputs.items()}
+
+
+# --- all of it ---------------------------------------------------------------
+
+
+class Predictor:
+  """A model that answers records.
+
+  Attributes:
+    kind: what it predicts, a key of kinds.KINDS.
+    tokenizer: its vocabulary.
+  """
+
+  def __init__(
+    self,
+    pretrained: weights.Pretrained,
+    config: Any,
+    name: str,
+    given: Sequence[str] | None = None,
+  ):
+    """Puts a model onto the devices.
+
+    What the run of the weights was evaluated with, such as its length and how
+    it answers questions, is used here, too, so that both give one answer.
+
+    Args:
+      pretrained: the model, with its vocabulary.
+      config: the whole configuration, as of configs/predict.py. Groups
+        `predict` and `mesh` are read, and the keys of weights.SETTINGS.
+      name: of the model, for messages.
+      given: keys of the config that the user named, the more important first,
+        which win over what the run says; None = those of weights.SETTINGS that
+        are not None.
+
+    Raises:
+      ValueError: the model lacks a part, or a setting cannot be.
+    """
+    own = dict(pretrained.settings)
+    if pretrained.seq_len:
+      longest = pretrained.model["max_len"]
+      own["data.seq_len"] = min(pretrained.seq_len, longest)
+    settings = kinds.Settings.from_config(config, own, given)
+    if pretrained.tokenizer is None:
+      raise kinds.PredictError(
+        f"{name} has no vocabulary; put its vocab.txt there"
+      )
+    arithmetic: dict[str, Any] = {
+      name: kinds.value_of([f"model.{name}"], config, own, given) or default
+      for name, default in (("dtype", "float32"), ("attention", "plain"))
+    }
+    # Nothing is dropped, and some programs of attention have no dropout.
+    arithmetic |= {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
+    model = bert.ModelConfig.from_config(
+      config.model.to_dict() | pretrained.model | arithmetic
+    )
+    make = kinds.choose_kind(settings.kind, pretrained, name)
+    self.kind = next(key for key, value in kinds.KINDS.items() if value is make)
+    seq_len = settings.seq_len or model.max_len
+    if not 5 <= seq_len <= model.max_len:
+      raise kinds.PredictError(
+        f"predict.seq_len={seq_len}; the model takes 5 to {model.max_len}"
+      )
+    self.tokenizer = pretrained.tokenizer
+    self._settings = dataclasses.replace(settings, kind=self.kind)
+    self._kind = make(
+      kinds.Context(
+        self._settings, seq_len, model, self.tokenizer, pretrained, name
+      )
+    )
+    self._row_lengths = _row_lengths(model, seq_len)
+    for length in self._row_lengths:
+      model.check_row_len(length)
+    self._mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
+                                    config.mesh.tensor)  # fmt: skip
+    self._place = sharding.batch_sharding(self._mesh)
+    self._params = self._put_params(pretrained.params, config.mesh.rules, name)
+    self._step = jax.jit(self._kind.step)
+
+  @classmethod
+  def load(
+    cls,
+    path: str,
+    config: Any,
+    checkpoint: str = "",
+    given: Sequence[str] | None = None,
+  ) -> "Predictor":
+    """Reads a model.
+
+    Args:
+      path: what weights.read takes: a Hugging Face or Flax directory, a TF1
+        checkpoint or a workdir.
+      config: the whole configuration; see `__init__`.
+      checkpoint: of a workdir the step, as for `saved_steps.choose`.
+      given: see `__init__`.
+
+    Raises:
+      ValueError: there is no model, or it cannot do what is asked.
+    """
+    bounds.check(config)  # before gigabytes are read
+    kinds.Settings.from_config(config)
+    return cls(weights.read(path, checkpoint), config, path, given)
+
+  def _put_params(self, given: Any, rules: Any, name: str) -> Any:
+    """The parameters of the model on the mesh; zeros for heads not used."""
+    wanted = jax.eval_shape(self._kind.init_params)
+    params, added, _ = weights.fit(given, wanted)
+    if missing := [path for path in added if self._kind.uses(path)]:
+      raise kinds.PredictError(f"{name} has no {', '.join(missing)}")
+    filled = jax.tree.map(
+      lambda leaf, x: np.zeros(leaf.shape, leaf.dtype) if x is None else x,
+      wanted,
+      params,
+    )
+    return jax.device_put(
+      filled, sharding.state_sharding(wanted, self._mesh, rules)
+    )
+
+  def __call__(self, given: Iterable[Mapping[str, Any]]) -> Iterator[dict]:
+    """Answers records, in their order, some thousand at a time.
+
+    Args:
+      given: with the fields of the kind; see the table at the top.
+
+    Yields:
+      For each what was predicted, or {"error": ...}.
+    """
+    return self.run(
+      (f"record {i}", record) for i, record in enumerate(given, 1)
+    )
+
+  def run(self, numbered: Iterable[tuple[str, Any]]) -> Iterator[dict]:
+    """The same for records with names, some of which are already wrong.
+
+    Args:
+      numbered: (what to call it in an error, record or RecordError).
+    """
+    computing = None
+    for window in self._windows(numbered):
+      launched = window, self._launch(window)
+      if computing:  # the one before; this one is computed meanwhile
+        yield from self._finish(*computing)
+      computing = launched
+    if computing:
+      yield from self._finish(*computing)
+
+  def _windows(
+    self, numbered: Iterable[tuple[str, Any]]
+  ) -> Iterator[kinds.Window]:
+    """Parses records and groups them.
+
+    What is read in one document is computed in one window, with the lines in
+    error that stand between its lines.
+    """
+    limit = _WINDOW_BATCHES * self._settings.batch_tokens
+    window = kinds.Window([], [])
+    names: list[str] = []  # of the lines of the window
+    begin = 0  # line of the window at which its last document begins
+    refused = None  # the document that was refused for its length
+
+    def is_full():
+      return len(window.entries) >= _WINDOW_LINES or window.size >= limit
+
+    for name, record in numbered:
+      kept: dict[str, Any] = {}
+      examples: list[Any] = []
+      found: int | kinds.RecordError
+      try:
+        if isinstance(record, kinds.RecordError):
+          raise record
+        if not isinstance(record, Mapping):
+          raise kinds.RecordError(f"it is {record!r:.60}; wanted a JSON object")
+        kept = {"id": record["id"]} if "id" in record else {}
+        examples = self._kind.parse(record)
+      except kinds.RecordError as error:
+        found = kinds.RecordError(f"{name}: {error}")
+      else:
+        found = len(examples)
+      if self._kind.in_documents and examples:
+        document = examples[0].document
+        if document == refused:
+          examples, found = [], _too_long(name)
+        elif not window.examples or document != window.examples[-1].document:
+          if is_full():
+            yield window
+            window, names = kinds.Window([], []), []
+          begin = len(window.entries)
+      names.append(name)
+      window.entries.append((kept, found))
+      window.examples += examples
+      window.size += sum(map(self._kind.size, examples))
+      # The next line may belong to the same document.
+      is_open = self._kind.in_documents and bool(window.examples)
+      if is_open and len(window.entries) - begin > _DOCUMENT_LINES:
+        refused = window.examples[-1].document
+        if examples:  # else the document may have ended before this line
+          _refuse_document(window, names, refused)
+      elif is_open or not is_full():
+        continue
+      yield window
+      window, names = kinds.Window([], []), []
+    if window.entries:
+      yield window
+
+  def _launch(self, window: kinds.Window) -> list[tuple[_Rows, Any]]:
+    """Starts to compute a window; the results come later."""
+    if not window.examples:
+      return []
+    window.features = self._kind.features(window.examples)
+    launched = []
+    with jax.set_mesh(self._mesh):
+      for rows in _lay_out(
+        window.features,
+        self._row_lengths,
+        self._settings.batch_tokens,
+        self._mesh.shape["data"] * self._mesh.shape["fsdp"],
+        self.tokenizer,
+      ):
+        batch = sharding.put_global_batch(rows.batch, self._place)
+        launched.append((rows, self._step(self._params, batch)))
+    return launched
+
+  def _finish(
+    self, window: kinds.Window, launched: list[tuple[_Rows, Any]]
+  ) -> Iterator[dict]:
+    """Waits for a window, and writes its records."""
+    results: Iterator[dict] = iter(())
+    if launched:
+      lengths = window.features.lengths
+      outputs: list[kinds.Outputs] = [{}] * len(lengths)
+      for rows, on_device in launched:
+        arrays = jax.device_get(on_device)
+        for unit, output in _take(rows, lengths, arrays, self._kind.levels):
+          _check_finite(output)
+          outputs[unit] = output
+      results = self._kind.results(window, outputs)
+    for kept, found in window.entries:
+      if isinstance(found, kinds.RecordError):
+        yield kept | {"error": str(found)}
+      else:
+        yield kept | next(results)
+
+
+def _too_long(name: str) -> kinds.RecordError:
+  return kinds.RecordError(
+    f"{name}: its document has more than {_DOCUMENT_LINES} lines, which would "
+    "be computed together; give its parts other names in `document`"
+  )
+
+
+def _refuse_document(
+  window: kinds.Window, names: Sequence[str], document: Any
+) -> None:
+  """Makes the lines of the last document of a window lines in error.
+
+  Args:
+    window: whose last examples are of this document, one a line.
+    names: of the lines of the window, for their errors.
+    document: as the examples have it.
+  """
+  line = len(window.entries)
+  while window.examples and window.examples[-1].document == document:
+    line -= 1
+    kept, found = window.entries[line]
+    if not isinstance(found, kinds.RecordError):
+      window.entries[line] = kept, _too_long(names[line])
+      window.examples.pop()
+
+
+def _check_finite(output: kinds.Outputs) -> None:
+  for name, array in output.items():
+    if not np.isfinite(array).all():
+      raise kinds.PredictError(
+        f"the model's {name} are not finite numbers: its training diverged, or "
+        "its weights are damaged; use an earlier checkpoint"
+      )
+
+
+def predict(
+  config: Any,
+  workdir: str,
+  source: str,
+  target: str,
+  checkpoint: str = "",
+  given: Sequence[str] | None = None,
+) -> tuple[int, int]:
+  """Reads JSON lines, writes JSON lines.
+
+  Args:
+    config: the whole configuration; see `Predictor`.
+    workdir: of the run, unless predict.model names a model.
+    source: a file of JSON objects; "-" or "" = standard input.
+    target: the file to write, whole or not at all; "-" or "" = standard
+      output.
+    checkpoint: of a workdir the step, as for `saved_steps.choose`.
+    given: keys of the config that the user named; see `Predictor`.
+
+  Returns:
+    How many lines there were, and how many could not be used.
+
+  Raises:
+    ValueError: no model, or it cannot do what is asked.
+  """
+  path = config.predict.model or workdir
+  if not path:
+    raise kinds.PredictError(
+      "give --workdir=RUN, or --config=configs/predict.py:from=DIR"
+    )
+  if "-" not in (source, target) and _is_one_file(source, target):
+    raise kinds.PredictError(
+      f"--output={target} is the input; name another file"
+    )
+  total = failed = 0
+  with _reading(source) as lines, _writing(target) as out:
+    predictor = Predictor.load(path, config, checkpoint, given)
+    size = os.path.getsize(source) if os.path.isfile(source) else None
+    watched = bars.track(lines, "predict", size, size=len)
+    for result in predictor.run(_parse_lines(watched)):
+      total += 1
+      failed += "error" in result
+      line = json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n"
+      # Half a character in an id becomes the escape that JSON has for it.
+      out.write(line.encode("utf-8", "backslashreplace"))
+    out.flush()
+  if failed:
+    _log.warning(
+      "%d of %d lines could not be used; see their error", failed, total
+    )
+  return total, failed
+
+
+def _parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+  """("line N", JSON value or error) of all that are not blank."""
+  for number, line in enumerate(lines, 1):
+    content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+    if not content.strip():
+      continue
+    value: Any
+    try:
+      value = json.loads(content.decode("utf-8"))
+      if isinstance(value, dict):
+        _check_id(value.get("id"))
+    except json.JSONDecodeError as error:
+      value = kinds.RecordError(
+        f"{error.msg} at column {error.colno}; wanted a JSON object"
+      )
+    except kinds.RecordError as error:
+      value = error
+    except (ValueError, RecursionError) as error:
+      value = kinds.RecordError(f"{error}; wanted a JSON object")
+    yield f"line {number}", value
+
+
+def _check_id(value: Any) -> None:
+  """Raises RecordError if an id cannot be copied: NaN and Infinity are no JSON.
+
+  Python reads them, and numbers too large for it, such as 1e999, as infinite.
+  """
+  try:
+    json.dumps(value, allow_nan=False)
+  except (ValueError, RecursionError) as error:
+    raise kinds.RecordError(
+      f"its id cannot be written as JSON: {error}; wanted strings and finite "
+      "numbers"
+    ) from error
+
+
+def _is_one_file(source: str, target: str) -> bool:
+  there = os.path.isfile(source) and os.path.isfile(target)
+  return there and os.path.samefile(source, target)
+
+
+@contextlib.contextmanager
+def _reading(source: str) -> Iterator[Iterable[bytes]]:
+  """A file's lines, or those of standard input."""
+  if source in ("", "-"):
+    if sys.stdin is None:
+      raise kinds.PredictError("standard input is closed; give --input=FILE")
+    yield sys.stdin.buffer
+    return
+  if os.path.isdir(source):
+    raise kinds.PredictError(f"--input={source} is a folder; name a file")
+  with open(source, "rb") as f:
+    yield f
+
+
+@contextlib.contextmanager
+def _writing(target: str) -> Iterator[BinaryIO]:
+  """A file that appears whole or not at all, or standard output."""
+  if target in ("", "-"):
+    if sys.__stdout__ is None:
+      raise kinds.PredictError("standard output is closed; give --output=FILE")
+    sys.stdout.flush()
+    yield sys.stdout.buffer
+    return
+  with files.writing(target) as f:
+    yield f

@@ -1,0 +1,227 @@
+"""The saved steps of a run, and which of them stands for the run.
+
+WORKDIR/checkpoints/STEP   the newest few
+WORKDIR/best/STEP          the best by a metric, where the run keeps one
+
+Evaluation, prediction, conversion and `init_from` all choose by `choose`, so
+that they speak of one model. Nothing here loads jax.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import json
+import logging
+import math
+import os
+import re
+from typing import Any, TypeVar
+
+from bert_jax.runtime import run_log
+
+_log = logging.getLogger(__name__)
+
+_NEWEST, _BEST = "checkpoints", "best"  # folders of a workdir
+_STEP = re.compile("0|[1-9][0-9]*")
+
+T = TypeVar("T")
+
+
+class StepError(ValueError):
+  """A run has no saved step, or not the one that is asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedStep:
+  """A step of a run that is on disk.
+
+  Attributes:
+    path: its folder, absolute.
+    step: its number.
+    reason: why it was chosen, such as "the best by eval/loss"; where the best
+      was chosen and the newest is another step, also which that is.
+  """
+
+  path: str
+  step: int
+  reason: str
+
+
+def check(checkpoint: str) -> None:
+  """Raises StepError unless it is "", "best", "newest" or a step."""
+  if checkpoint not in ("", "best", "newest") and not (
+    checkpoint.isascii() and checkpoint.isdecimal()
+  ):
+    raise StepError(
+      f"--checkpoint={checkpoint} is not best, newest or the number of a step"
+    )
+
+
+def exists(workdir: str) -> bool:
+  """Whether a workdir holds any saved step."""
+  return bool(_steps(workdir, _NEWEST) or _steps(workdir, _BEST))
+
+
+def newest_common(workdirs: Sequence[str]) -> int | None:
+  """The newest step that each of some runs can go on from; None = none."""
+  found = [set(_steps(workdir, _NEWEST)) for workdir in workdirs]
+  return max(set.intersection(*found), default=None) if found else None
+
+
+def run_of(path: str) -> str | None:
+  """The workdir that a path to a step lies in; None if it is no such path."""
+  parent, name = os.path.split(os.path.abspath(path))
+  workdir, folder = os.path.split(parent)
+  if not name.isdecimal() or folder not in (_NEWEST, _BEST):
+    return None
+  return workdir if os.path.exists(os.path.join(workdir, "run.json")) else None
+
+
+def refuse_step(workdir: str) -> None:
+  """Raises StepError if a workdir is a path to a step of a run.
+
+  Args:
+    workdir: of --workdir.
+  """
+  if run := run_of(workdir):
+    step = os.path.basename(os.path.abspath(workdir))
+    raise StepError(
+      f"--workdir={workdir} is a step of a run; give --workdir={run}, with "
+      f"--checkpoint={step} to evaluate or predict with this step"
+    )
+
+
+def choose(workdir: str, checkpoint: str = "") -> SavedStep:
+  """Chooses the step that stands for a run.
+
+  Args:
+    workdir: of the run, which may still be training.
+    checkpoint: "best", "newest" or the number of a step; "" = the best where
+      the run keeps one, else the newest.
+
+  Raises:
+    StepError: there is no such step; lists those that there are.
+  """
+  check(checkpoint)
+  newest, best = _steps(workdir, _NEWEST), _steps(workdir, _BEST)
+  if checkpoint.isdecimal():
+    step = int(checkpoint)
+    if step not in (*newest, *best):
+      raise StepError(
+        f"--checkpoint={checkpoint}: {workdir} does not hold this step. "
+        f"checkpoints holds {_listed(newest)}, best holds {_listed(best)}"
+      )
+    folder = _NEWEST if step in newest else _BEST
+    return _saved(workdir, folder, step, "as --checkpoint says")
+  metric, mode = _best_by(workdir) if best else (None, "min")
+  # A run that went on without a best metric may be better than its last best,
+  # which it then no longer updates.
+  if checkpoint == "best" or (not checkpoint and best and metric != ""):
+    if not best:
+      raise StepError(
+        f"--checkpoint=best: {workdir} keeps no best step; give "
+        f"--checkpoint=newest, or a step of checkpoints: {_listed(newest)}"
+      )
+    reason = f"the best by {metric}" if metric else "the best"
+    step = _best_of(workdir, best, metric, mode)
+    if newest and newest[-1] != step:
+      path = _saved(workdir, _NEWEST, newest[-1], "").path
+      reason += f"; the newest is step {newest[-1]} ({path})"
+    return _saved(workdir, _BEST, step, reason)
+  if not newest:
+    also = f"; best holds {_listed(best)}" if best else ""
+    raise StepError(
+      f"{os.path.join(workdir, _NEWEST)} holds no checkpoint{also}; train with "
+      f"--mode=train --workdir={workdir}, or give another folder"
+    )
+  return _saved(workdir, _NEWEST, max(newest), "the newest")
+
+
+def read(
+  workdir: str, checkpoint: str, read_step: Callable[[str], T]
+) -> tuple[SavedStep, T]:
+  """Chooses a step and reads it, of a run that may still be training.
+
+  The run removes steps as it saves newer ones. If the chosen step is gone
+  before it has been read, the choice is made once more.
+
+  Args:
+    workdir: of the run.
+    checkpoint: as for `choose`.
+    read_step: reads the folder of a step, and raises ValueError if it cannot.
+
+  Returns:
+    The step that was read, and what `read_step` returned for it.
+  """
+  chosen = choose(workdir, checkpoint)
+  _log.info("reading step %d of %s, %s", chosen.step, workdir, chosen.reason)
+  try:
+    return chosen, read_step(chosen.path)
+  except ValueError:
+    again = choose(workdir, checkpoint)
+    if again.path == chosen.path:
+      raise
+  _log.info(
+    "step %d was removed meanwhile; reading step %d, %s",
+    chosen.step, again.step, again.reason,
+  )  # fmt: skip
+  return again, read_step(again.path)
+
+
+def _saved(workdir: str, folder: str, step: int, reason: str) -> SavedStep:
+  path = os.path.join(os.path.abspath(workdir), folder, str(step))
+  return SavedStep(path, step, reason)
+
+
+def steps_in(folder: str) -> list[int]:
+  """The steps that a folder of checkpoints holds, in order; [] if none.
+
+  Only a step that is completely written has a number for a name.
+  """
+  try:
+    with os.scandir(folder) as entries:
+      return sorted(
+        int(entry.name)
+        for entry in entries
+        if _STEP.fullmatch(entry.name) and entry.is_dir()
+      )
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+
+
+def _steps(workdir: str, folder: str) -> list[int]:
+  return steps_in(os.path.join(workdir, folder))
+
+
+def _best_by(workdir: str) -> tuple[str | None, str]:
+  """What the run calls the best: metric ("" = no best is kept) and mode."""
+  if not os.path.exists(os.path.join(workdir, "run.json")):
+    return None, "min"
+  settings = run_log.read_run(workdir)["config"].get("checkpoint")
+  if not isinstance(settings, dict):
+    return None, "min"
+  return settings.get("best_metric"), settings.get("best_mode", "min")
+
+
+def _best_of(
+  workdir: str, steps: list[int], metric: str | None, mode: str
+) -> int:
+  """The best of several steps, which a killed run may have left.
+
+  Where the values of the metric cannot be read, the last step counts as best:
+  a step is saved there only if it is better than those before.
+  """
+  values: dict[int, float] = {}
+  for step in steps:
+    path = os.path.join(workdir, _BEST, str(step), "metrics", "metrics")
+    try:
+      with open(path, encoding="utf-8") as f:
+        value: Any = json.load(f)[metric]
+      if math.isfinite(value):
+        values[step] = value if mode == "max" else -value
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+      continue
+  return max(values, key=lambda step: (values[step], step), default=max(steps))
+
+
+def _listed(steps: list[int]) -> str:
+  return ", ".join(map(str, steps)) or "none"

@@ -1,0 +1,1 @@
+"""Many trainings: trials, engines, results and reports."""

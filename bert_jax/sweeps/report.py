@@ -1,0 +1,490 @@
+"""A report of what a sweep found: Markdown, and one HTML page with plots.
+
+Everything comes from results.jsonl and trials.json (results.py). Runs that
+differ by their seed alone are one line of a table.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+import dataclasses
+import html
+import io
+import itertools
+import json
+import math
+import os
+import re
+import statistics
+from typing import Any
+
+import numpy as np
+from rich import console as rich_console
+from rich import markup
+from rich import measure
+from rich import table as rich_table
+from scipy import stats
+
+from bert_jax import tasks
+from bert_jax.runtime import files
+from bert_jax.sweeps import results
+from bert_jax.sweeps import sweep
+
+# By BERT-base: of a development set where the paper has that, else of the test
+# set; arXiv 1810.04805v2.
+PAPER = {
+  "mnli": ("accuracy", 84.4, "dev, table 5"),
+  "qnli": ("accuracy", 88.4, "dev, table 5"),
+  "mrpc": ("accuracy", 86.7, "dev, table 5"),
+  "sst2": ("accuracy", 92.7, "dev, table 5"),
+  "squad_v1": ("f1", 88.5, "dev, table 2"),
+  "swag": ("accuracy", 81.6, "dev, table 4"),
+  "conll2003": ("entity_f1", 96.4, "dev, table 7"),
+  "cola": ("matthews", 52.1, "test, table 1"),
+  "stsb": ("spearman", 85.8, "test, table 1"),
+  "rte": ("accuracy", 66.4, "test, table 1"),
+}
+_RESAMPLES = 9_999
+_LEVEL = 0.95
+# Settings that the runs of one line differ by.
+_OF_A_RUN = ("seed",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """Runs that differ by their seed alone.
+
+  Attributes:
+    task: its name.
+    settings: (name, value) of what differs between lines, in one order for all.
+    metric: name of the metric that counts.
+    values: of it, in per cent, a run each.
+    degenerate: runs that are no better than always the same answer.
+    rows: of results.jsonl.
+  """
+
+  task: str
+  settings: tuple[tuple[str, str], ...]
+  metric: str
+  values: tuple[float, ...]
+  degenerate: int
+  rows: tuple[Mapping[str, Any], ...]
+
+  @property
+  def median(self) -> float:
+    """Of the runs."""
+    return statistics.median(self.values)
+
+  @property
+  def label(self) -> str:
+    """The settings in a word."""
+    return ", ".join(f"{k}={v}" for k, v in self.settings if v) or "all"
+
+
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
+  """Groups the rows of results.jsonl.
+
+  Of a trial that was run at several commits, the newest run counts.
+  """
+  groups: dict[tuple[str, str], dict[Any, Mapping]] = {}
+  for row in rows:
+    settings = {k: v for k, v in row["settings"].items() if k not in _OF_A_RUN}
+    key = (row["task"], json.dumps(settings, sort_keys=True))
+    groups.setdefault(key, {})[row["seed"]] = row
+  all_settings = _differing([_facts(json.loads(text)) for _, text in groups])
+  found = []
+  for ((task, _), runs), differing in zip(
+    groups.items(), all_settings, strict=True
+  ):
+    metric, scale = _metric(task, next(iter(runs.values()))["metrics"])
+    chosen = tuple(runs.values())
+    for row in chosen:
+      if f"eval/{metric}" not in row["metrics"]:
+        raise results.ResultsError(
+          f"results.jsonl: the run {row['id']} of trial {row['trial']} has no "
+          f"metric eval/{metric}, which counts for task {task}; take that line "
+          "out"
+        )
+    values = tuple(r["metrics"][f"eval/{metric}"] * scale for r in chosen)
+    bad = sum(
+      _is_degenerate(r, v / scale) for r, v in zip(chosen, values, strict=True)
+    )
+    found.append(Line(task, differing, metric, values, bad, chosen))
+  return sorted(found, key=lambda line: (line.task, line.label))
+
+
+def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Settings of a row, with the arguments of its config one by one."""
+  others = {k: v for k, v in settings.items() if k != "config"}
+  return sweep.facts_of(settings.get("config", ""), others)
+
+
+def _metric(task: str, metrics: Mapping[str, float]) -> tuple[str, float]:
+  """The metric that counts, and what makes per cent of it."""
+  if task in tasks.TASKS:
+    known = tasks.TASKS[task]
+    return known.main_metric, 1.0 if known.kind == "span" else 100.0
+  for name in ("accuracy", "f1", "mlm_accuracy"):
+    if f"eval/{name}" in metrics:
+      return name, 100.0
+  return "loss", 1.0
+
+
+def _is_degenerate(row: Mapping[str, Any], value: float) -> bool:
+  accuracy = row["metrics"].get("eval/accuracy")
+  floor = row.get("most_frequent")
+  if floor is not None and accuracy is not None:
+    return accuracy <= floor
+  return value == 0.0 or not np.isfinite(value)
+
+
+def _differing(
+  settings: Sequence[Mapping[str, Any]],
+) -> list[tuple[tuple[str, str], ...]]:
+  """What is not the same in all, but the task; "" stands for what one lacks."""
+  keys = sorted({key for one in settings for key in one} - {"task"})
+  found = {key: [one.get(key, "") for one in settings] for key in keys}
+  found = {
+    key: values
+    for key, values in found.items()
+    if len({json.dumps(value) for value in values}) > 1
+  }
+  last = [key.rpartition(".")[2] for key in found]
+  names, columns = [], []
+  for key, word in zip(found, last, strict=True):
+    folder, column = _without_common_folder([str(v) for v in found[key]])
+    name = word if last.count(word) == 1 and word not in HEADINGS else key
+    names.append(" ".join(filter(None, (name, folder))))
+    columns.append(column)
+  rows = zip(*columns, strict=True) if columns else [()] * len(settings)
+  return [tuple(zip(names, row, strict=True)) for row in rows]
+
+
+def _without_common_folder(paths: list[str]) -> tuple[str, list[str]]:
+  """Of relative paths that share one, their folder and what follows it."""
+  folders = {os.path.dirname(path) for path in paths}
+  if len(folders) > 1 or not all(folders):
+    return "", paths
+  return folders.pop(), [os.path.basename(path) for path in paths]
+
+
+def interval(values: Sequence[float], offset: float) -> tuple[float, float]:
+  """Bootstrap interval (95 %) of the mean of some runs minus a number.
+
+  Args:
+    values: of two runs or more.
+    offset: the number, taken as known exactly.
+
+  Returns:
+    Its ends; NaN where a run is not finite.
+  """
+  array = np.asarray(values) - offset
+  if not np.isfinite(array).all():
+    return math.nan, math.nan
+  if np.ptp(array) == 0:
+    return float(array[0]), float(array[0])
+  found = stats.bootstrap(
+    (array,),
+    np.mean,
+    n_resamples=_RESAMPLES,
+    confidence_level=_LEVEL,
+    method="percentile",
+    rng=np.random.default_rng(0),
+  ).confidence_interval
+  return float(found.low), float(found.high)
+
+
+HEADINGS = (
+  "task", "metric", "median", "mean", "std", "min", "max", "runs",
+  "degenerate", "best by dev", "minus the paper's", "the paper's", "s a run",
+  "useful tokens/s", "hardware",
+)  # fmt: skip
+
+
+def cells(line: Line, is_best: bool) -> dict[str, str]:
+  """A row of the table, by its headings."""
+  values = line.values
+  spread = "-"
+  if len(values) > 1:
+    is_finite = np.isfinite(values).all()
+    spread = f"{statistics.stdev(values) if is_finite else math.nan:.2f}"
+  speeds = [r["useful_tokens_per_sec"] for r in line.rows]
+  known = [s for s in speeds if s]
+  secs = statistics.median(r["seconds"] for r in line.rows)
+  shown = (
+    line.metric,
+    f"{line.median:.2f}",
+    f"{statistics.mean(values):.2f}",
+    spread,
+    f"{min(values):.2f}",
+    f"{max(values):.2f}",
+    str(len(values)),
+    str(line.degenerate),
+    "best" if is_best else "",
+    _difference(line),
+    _papers(line.task),
+    f"{secs:,.0f}",
+    f"{statistics.median(known):,.0f}" if known else "-",
+    ", ".join(sorted({r["hardware"] for r in line.rows})),
+  )
+  own = {"task": line.task} | dict(line.settings)
+  return own | dict(zip(HEADINGS[1:], shown, strict=True))
+
+
+def _difference(line: Line) -> str:
+  if line.task not in PAPER:
+    return "-"
+  metric, number, _ = PAPER[line.task]
+  scale = _metric(line.task, {})[1]
+  found = [r["metrics"].get(f"eval/{metric}") for r in line.rows]
+  values = [v * scale for v in found if v is not None]
+  if not values:
+    return "-"
+  text = f"{statistics.mean(values) - number:+.1f}"
+  if len(values) > 1:
+    low, high = interval(values, number)
+    text += f" [{low:+.1f}, {high:+.1f}]"
+  return text
+
+
+def _papers(task: str) -> str:
+  if task not in PAPER:
+    return "-"
+  metric, number, where = PAPER[task]
+  return f"{metric} {number}, {where}"
+
+
+def missing(folder: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Names of trials that were planned and have no result."""
+  there = {row["trial"] for row in rows}
+  planned = results.read_planned(folder)["trials"]
+  return [t["trial"] for t in planned if t["trial"] not in there]
+
+
+def best_lines(lines: Sequence[Line]) -> set[tuple[str, str]]:
+  """(task, settings) of the highest median of each task."""
+  best: dict[str, Line] = {}
+  for line in lines:
+    sign = -1.0 if line.metric == "loss" else 1.0
+    if (
+      line.task not in best
+      or sign * line.median > sign * best[line.task].median
+    ):
+      best[line.task] = line
+  return {(line.task, line.label) for line in best.values()}
+
+
+def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
+  """Learning curves of each task with their spread, as (title, PNG)."""
+  import matplotlib
+
+  matplotlib.use("Agg")  # no screen
+  import matplotlib.pyplot as plt
+
+  plots = []
+  for task in dict.fromkeys(line.task for line in lines):
+    chosen = [line for line in lines if line.task == task]
+    names = {"train/loss": "training loss"}
+    metric, scale = f"eval/{chosen[0].metric}", _scale(chosen[0])
+    points = [r["curves"].get(metric, ()) for one in chosen for r in one.rows]
+    if any(len(curve) > 1 for curve in points):
+      names[metric] = f"{chosen[0].metric}, dev"
+    figure, panels = plt.subplots(
+      1, len(names), figsize=(10, 3.6), layout="constrained", squeeze=False
+    )
+    for axes, (name, what) in zip(panels[0], names.items(), strict=True):
+      for line in chosen:
+        _draw(
+          axes,
+          [r["curves"].get(name) for r in line.rows],
+          line.label,
+          scale if name == metric else 1.0,
+        )
+      axes.set(xlabel="step", ylabel=what, title=task)
+    if panels[0][0].lines:
+      handles, labels = panels[0][0].get_legend_handles_labels()
+      figure.set_figheight(3.6 + 0.16 * len(labels))  # inches
+      figure.legend(
+        handles, labels, loc="outside lower center", fontsize="x-small"
+      )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    caption = f"{task}: {' and '.join(names.values())}, median and range"
+    plots.append((caption, buffer.getvalue()))
+  return plots
+
+
+def _scale(line: Line) -> float:
+  """What makes per cent of its metric."""
+  return _metric(line.task, line.rows[0]["metrics"])[1]
+
+
+def _draw(
+  axes, points: Sequence[Sequence | None], label: str, scale: float
+) -> None:
+  """A line of runs: the median at every step, and what they span."""
+  curves = [np.asarray(c, float) * (1.0, scale) for c in points if c]
+  if not curves:
+    return
+  steps = curves[0][:, 0]
+  values = np.stack([np.interp(steps, c[:, 0], c[:, 1]) for c in curves])
+  (drawn,) = axes.plot(steps, np.median(values, 0), label=label)
+  axes.fill_between(
+    steps, values.min(0), values.max(0), alpha=0.2, color=drawn.get_color()
+  )
+
+
+_NOTE = (
+  "Numbers are in per cent, of the development set. The best settings of a "
+  "task are those with the highest median there, so their own number is an "
+  "optimistic one (the first of several that are equal). A run is degenerate "
+  "if it is no better than always the same answer. The paper's numbers are "
+  "BERT-base's; in brackets a bootstrap interval (95 %) of the difference of "
+  "the mean, the paper's number taken as exact."
+)
+_STYLE = (
+  "body{font:15px/1.5 sans-serif;max-width:88em;margin:2em auto;padding:0 1em}"
+  "table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px}"
+  "th,td{border-bottom:1px solid #ccc;padding:.3em .6em;text-align:left;"
+  "white-space:nowrap;font-variant-numeric:tabular-nums}"
+  "td.number{text-align:right}tr.best td{background:#eef6ee}"
+  "th{background:#f4f4f4}img{max-width:100%}pre{background:#f4f4f4;padding:1em;"
+  "white-space:pre-wrap}"
+)
+
+
+def report(folder: str, output: str) -> list[str]:
+  """Writes OUTPUT/report.md and report.html, and prints the table.
+
+  Args:
+    folder: with results.jsonl and, of a sweep, trials.json.
+    output: folder to write to.
+
+  Returns:
+    The paths written.
+
+  Raises:
+    results.ResultsError: there are no results, or they are damaged.
+  """
+  rows = results.read(folder)
+  if not rows:
+    raise results.ResultsError(f"{folder}/results.jsonl holds no result yet")
+  lines = lines_of(rows)
+  best = best_lines(lines)
+  table = [cells(line, (line.task, line.label) in best) for line in lines]
+  lost, planned = missing(folder, rows), results.read_planned(folder)
+  commits = sorted(
+    {
+      str(commit)[:10] + ("+" if r["dirty"] else "")
+      for r in rows
+      for commit in r["commits"]
+    }
+  )
+  facts = (
+    f"{len(rows)} runs of {len(planned['trials']) or len(rows)}; commits "
+    f"{', '.join(commits)} (+: with changes)."
+  )
+  title = os.path.basename(os.path.abspath(folder))
+  files.make_folder(output)
+  texts = {
+    "report.md": _markdown(title, facts, table, lost, planned["command"]),
+    "report.html": _html(
+      title, facts, table, lost, planned["command"], _plots(lines)
+    ),
+  }
+  paths = []
+  for name, text in texts.items():
+    path = os.path.join(output, name)
+    files.write_text(path, text)
+    paths.append(path)
+  _print(table, facts, lost, planned["command"])
+  return paths
+
+
+# What Markdown would take for markup. An underscore within a word and a bracket
+# that begins no link are none.
+_MARKUP = re.compile(r"[\\`*|<>&#~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
+
+
+def _plain(text: str) -> str:
+  """Text on one line whose every character Markdown shows as it is."""
+  return _MARKUP.sub(r"\\\g<0>", " ".join(text.splitlines()))
+
+
+def _markdown(title, facts, table, lost, command) -> str:
+  def row(texts):
+    return f"| {' | '.join(map(_plain, texts))} |"
+
+  rules = "|---" * len(table[0]) + "|"
+  rows = [row(table[0]), rules, *(row(cells.values()) for cells in table)]
+  parts = [f"# {_plain(title)}", _plain(facts), _NOTE, "\n".join(rows)]
+  if lost:
+    names = "\n".join(f"- {_plain(name)}" for name in lost)
+    ticks = max(map(len, re.findall("`+", command)), default=0) + 1
+    fence = "`" * max(ticks, 3)  # longer than any that the command holds
+    parts.append(f"Missing, {len(lost)}:\n\n{names}")
+    parts.append(f"{fence}sh\n{command}\n{fence}")
+  return "\n\n".join(parts) + "\n"
+
+
+def _html(title, facts, table, lost, command, plots) -> str:
+  def row(texts):
+    inner = "".join(
+      f"<td{' class=number' if text[:1] in '+-0123456789' and text else ''}>"
+      f"{html.escape(text)}</td>"
+      for text in texts.values()
+    )
+    best = " class=best" if texts["best by dev"] else ""
+    return f"<tr{best}>{inner}</tr>"
+
+  headings = "".join(f"<th>{html.escape(text)}</th>" for text in table[0])
+
+  parts = [
+    "<!doctype html>",
+    '<html lang="en"><head><meta charset="utf-8">',
+    f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
+    f"<h1>{html.escape(title)}</h1>",
+    f"<p>{html.escape(facts)}</p><p>{html.escape(_NOTE)}</p>",
+    f"<table><tr>{headings}</tr>",
+    *(row(texts) for texts in table),
+    "</table>",
+  ]
+  if lost:
+    items = "".join(f"<li>{html.escape(name)}</li>" for name in lost)
+    parts.append(
+      f"<h2>Missing: {len(lost)}</h2><ul>{items}</ul>"
+      f"<pre>{html.escape(command)}</pre>"
+    )
+  for caption, png in plots:
+    data = base64.b64encode(png).decode()
+    parts.append(
+      f"<figure><img alt='{html.escape(caption)}' "
+      f"src='data:image/png;base64,{data}'>"
+      f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+  return "\n".join([*parts, "</body></html>"]) + "\n"
+
+
+def _print(table, facts, lost, command) -> None:
+  out = rich_console.Console(highlight=False)
+  if not out.is_terminal:  # nothing is cut in a file or a pipe
+    out = rich_console.Console(highlight=False, width=200)
+  shown = itertools.takewhile(lambda h: h != "minus the paper's", table[0])
+  headings, unlimited = list(shown), out.options.update_width(10_000)
+  for heading in ("", "metric", "mean", "std", "runs", "degenerate"):
+    if heading:
+      headings.remove(heading)
+    grid = _grid(table, headings)
+    if measure.Measurement.get(out, unlimited, grid).maximum <= out.width:
+      break
+  out.print(grid)
+  out.print(markup.escape(facts))
+  if lost:
+    out.print(markup.escape(f"missing: {len(lost)}, by {command}"))
+
+
+def _grid(table, headings) -> rich_table.Table:
+  grid = rich_table.Table(*headings, box=None, pad_edge=False)
+  for row in table:
+    grid.add_row(*(markup.escape(row[heading]) for heading in headings))
+  return grid

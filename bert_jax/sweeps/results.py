@@ -1,0 +1,293 @@
+"""What finished trials found: DIR/results.jsonl, a line a run.
+
+A number enters only from a workdir whose run is finished. Lines are sorted and
+none is there twice, so that recording again changes nothing. Beside it lies
+trials.json, what the sweep was to run: a report tells from it what is missing.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+import hashlib
+import itertools
+import json
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from bert_jax import tasks
+from bert_jax.data import records
+from bert_jax.runtime import files
+from bert_jax.runtime import run_log
+from bert_jax.sweeps import sweep
+
+
+def _is_number(value: Any) -> bool:
+  """Whether JSON is a number that a float holds; also NaN and infinity."""
+  return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
+
+
+def _is_number_or_null(value: Any) -> bool:
+  return value is None or _is_number(value)
+
+
+def _is_commit(value: Any) -> bool:
+  return value is None or records.is_text(value)
+
+
+def _are_numbers(value: Any) -> bool:
+  """Whether JSON is an object of numbers."""
+  return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _are_settings(value: Any) -> bool:
+  """Whether JSON is an object of texts, numbers and lists, with a config."""
+  if not isinstance(value, dict) or not records.is_text(
+    value.get("config", "")
+  ):
+    return False
+  lists = [x if isinstance(x, list) else [x] for x in value.values()]
+  return not any(
+    isinstance(x, dict | list) for x in itertools.chain.from_iterable(lists)
+  )
+
+
+def _are_curves(value: Any) -> bool:
+  """Whether JSON is an object of lists of points (step, value)."""
+  return isinstance(value, dict) and all(
+    isinstance(curve, list)
+    and all(isinstance(p, list) and len(p) == 2 for p in curve)
+    and all(map(_is_number, itertools.chain(*curve)))
+    for curve in value.values()
+  )
+
+
+# What a line must have, with the check of its value: records.has_form.
+_ROW: dict[str, Any] = {
+  "id": records.is_text,
+  "trial": records.is_text,
+  "task": records.is_text,
+  "seed": lambda value: type(value) is int,
+  "metrics": _are_numbers,
+  "settings": _are_settings,
+  "commits": [_is_commit],
+  "dirty": lambda value: value is None or isinstance(value, bool),
+  "finished": records.is_text,
+  "hardware": records.is_text,
+  "seconds": _is_number,
+  "useful_tokens_per_sec": _is_number_or_null,
+  "most_frequent": _is_number_or_null,
+  "curves": _are_curves,
+}
+# The same in words.
+_WANTED = dict.fromkeys(_ROW, "a text") | {
+  "seed": "an integer",
+  "metrics": "an object of numbers",
+  "settings": "an object of texts, numbers and lists",
+  "commits": "a list of commits",
+  "dirty": "true, false or null",
+  "seconds": "a number",
+  "useful_tokens_per_sec": "a number or null",
+  "most_frequent": "a number or null",
+  "curves": "an object of lists of points (step, value)",
+}
+_PLANNED = {"command": records.is_text, "trials": [{"trial": records.is_text}]}
+_CURVE_POINTS = 100  # of a curve that is kept
+_CURVES = ("train/loss", "eval/loss", "eval/mlm_loss")
+
+
+class ResultsError(ValueError):
+  """The results cannot be read."""
+
+
+def record(
+  trials: Sequence[sweep.Trial], workdir: str, folder: str, command: str
+) -> int:
+  """Writes down what the finished ones of some trials found.
+
+  Args:
+    trials: of a sweep.
+    workdir: of the sweep.
+    folder: gets results.jsonl and trials.json.
+    command: that runs the sweep.
+
+  Returns:
+    How many lines are new.
+  """
+  path = os.path.join(folder, "results.jsonl")
+  there = read(folder) if os.path.exists(path) else []
+  rows = {row["id"]: row for row in there}
+  before = len(rows)
+  secs = sweep.Journal(workdir).seconds()
+  for one in trials:
+    if one.is_done() and (key := _id(one)) not in rows:
+      rows[key] = row_of(one, secs.get(one.name)) | {"id": key}
+  files.make_folder(folder)
+  lines = [
+    run_log.to_json(row, sort_keys=True) + "\n"
+    for row in sorted(
+      rows.values(), key=lambda r: (r["trial"], r["finished"], r["id"])
+    )
+  ]
+  files.write_text(path, "".join(lines))
+  planned = {
+    "command": command,
+    "trials": [
+      {"trial": t.name, "config": t.config, "settings": dict(t.settings)}
+      for t in trials
+    ],
+  }
+  text = json.dumps(planned, indent=1, sort_keys=True) + "\n"
+  files.write_text(os.path.join(folder, "trials.json"), text)
+  return len(rows) - before
+
+
+def _id(one: sweep.Trial) -> str:
+  """What identifies a run, whatever its trial is called."""
+  run = run_log.read_run(one.workdir)
+  text = json.dumps(
+    [run["config"], run["data_hash"], run["commit"]], sort_keys=True
+  )
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
+  """The line of a finished trial.
+
+  Args:
+    one: a trial that is done.
+    seconds: that it ran, start-up included; None = what its steps took. Of
+      what was trained together each has its share.
+  """
+  run = run_log.read_run(one.workdir)
+  rows = run_log.read_metrics(one.workdir)
+  final = [r for r in rows if any(k.startswith("eval/") for k in r)][-1]
+  metrics = {k: v for k, v in final.items() if k.startswith("eval/")}
+  speeds = [r for r in rows if r.get("train/steps_per_sec")]
+  if seconds is None:
+    seconds = run_log.train_secs(rows) / run.get("together", 1)
+  config, devices = run["config"], run["devices"]
+  useful = [r["train/useful_tokens_per_sec"] for r in speeds]
+  sessions = [*run.get("sessions", []), run]
+  task = config["task"]["name"] or config["objective"]
+  drawn = list(_CURVES)
+  if task in tasks.TASKS:
+    drawn.append(f"eval/{tasks.TASKS[task].main_metric}")
+  return {
+    "trial": one.name,
+    "task": task,
+    "seed": run["seed"],
+    "settings": dict(one.settings) | {"config": one.config},
+    "config": config,
+    "commit": run["commit"],
+    "commits": list(dict.fromkeys(s.get("commit") for s in sessions)),
+    "finished": run.get("resumed") or run["started"],
+    "dirty": run["dirty"],
+    "data_hash": run["data_hash"],
+    "hardware": f"{devices['count']} x {', '.join(devices['kind'])}",
+    "seconds": round(seconds, 1),
+    "steps": run["total_steps"],
+    "together": run.get("together", 1),
+    "useful_tokens_per_sec": float(np.median(useful)) if useful else None,
+    "metrics": metrics,
+    "most_frequent": most_frequent(one),
+    "curves": {name: curve for name in drawn if (curve := _curve(rows, name))},
+  }
+
+
+def _curve(rows: Sequence[Mapping], name: str) -> list[list[float]]:
+  """Points (step, value), evenly chosen where they are many."""
+  points = [[r["step"], r[name]] for r in rows if name in r]
+  if len(points) > _CURVE_POINTS:
+    chosen = np.linspace(0, len(points) - 1, _CURVE_POINTS).round().astype(int)
+    points = [points[i] for i in chosen]
+  return points
+
+
+def most_frequent(one: sweep.Trial) -> float | None:
+  """The accuracy of always giving the most frequent label; None = no such.
+
+  A run that is no better did not learn its task.
+  """
+  from bert_jax.training import jobs  # loads jax
+
+  config = one.load_config()
+  if config.objective != "task":
+    return None
+  job, _ = jobs.open_job(config, "")
+  task: Any = getattr(job, "task")  # noqa: B009  (of fine-tuning jobs)
+  if task.kind != "classify":
+    return None
+  split: Any = getattr(job, "split")(task.eval_splits[0])  # noqa: B009
+  counts = collections.Counter(e.label for e in split.examples)
+  return max(counts.values()) / sum(counts.values())
+
+
+def read(folder: str) -> list[dict[str, Any]]:
+  """The lines of a results.jsonl.
+
+  Args:
+    folder: that it lies in.
+
+  Raises:
+    ResultsError: it is missing or damaged.
+  """
+  path = os.path.join(folder, "results.jsonl")
+  rows = []
+  files.check_readable(path)
+  try:
+    with open(path, encoding="utf-8") as f:
+      for number, line in enumerate(f, 1):
+        try:
+          rows.append(_checked_row(_with_nan(json.loads(line))))
+        except (ValueError, RecursionError) as error:
+          raise ValueError(f"line {number}: {error}") from error
+  except FileNotFoundError as error:
+    raise ResultsError(
+      f"{folder} holds no results.jsonl; --mode=sweep --output={folder} writes "
+      "it from runs that are finished"
+    ) from error
+  except (ValueError, OSError) as error:
+    raise ResultsError(
+      f"{path} is damaged: {error}; take that line out, or record the sweep "
+      f"again with --mode=sweep --output={folder}"
+    ) from error
+  return rows
+
+
+def _with_nan(row: Any) -> Any:
+  """A line of results.jsonl; metrics that are null were NaN or infinite."""
+  metrics = row.get("metrics") if isinstance(row, dict) else None
+  if not isinstance(metrics, dict):
+    return row
+  known = {k: math.nan if v is None else v for k, v in metrics.items()}
+  return row | {"metrics": known}
+
+
+def _checked_row(row: Any) -> dict[str, Any]:
+  """A line of results.jsonl, if it has all keys and values of their kinds."""
+  if not isinstance(row, dict):
+    raise ValueError("it is not a JSON object")
+  if missing := sorted(_ROW.keys() - row.keys()):
+    raise ValueError(f"it has no {', '.join(missing)}")
+  for key, form in _ROW.items():
+    if not records.has_form(row[key], form):
+      raise ValueError(f"{key} is {row[key]!r:.60}; {_WANTED[key]} was wanted")
+  return row
+
+
+def read_planned(folder: str) -> dict[str, Any]:
+  """trials.json, or nothing planned where it is not there."""
+  path = os.path.join(folder, "trials.json")
+  if not os.path.exists(path):
+    return {"command": "", "trials": []}
+  files.check_readable(path)
+  try:
+    with open(path, encoding="utf-8") as f:
+      planned = json.load(f)
+    if not records.has_form(planned, _PLANNED):
+      raise ValueError("it has no command and trials with names")
+  except (ValueError, RecursionError, OSError) as error:
+    raise ResultsError(f"{path} is damaged: {error}") from error
+  return planned

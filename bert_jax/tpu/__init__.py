@@ -1,1 +1,0 @@
-"""What a plan knows of TPUs: chips, compiled programs, what they cost."""

@@ -1,0 +1,217 @@
+"""Scores a model on a whole held-out split, whatever the batch and the mesh."""
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax.runtime import bounds
+from bert_jax.runtime import checkpoint as checkpoint_lib
+from bert_jax.runtime import files
+from bert_jax.runtime import hosts
+from bert_jax.runtime import run_log
+from bert_jax.runtime import saved_steps
+from bert_jax.runtime import sharding
+from bert_jax.training import jobs
+from bert_jax.training import session
+
+if TYPE_CHECKING:
+  from bert_jax.weights import weights
+
+_log = logging.getLogger(__name__)
+
+
+def evaluate(
+  config: Any, workdir: str, output: str | None, checkpoint: str = ""
+) -> dict[str, float]:
+  """Evaluates a saved step of a run on its held-out split.
+
+  With a workdir that holds no run the weights of `init_from` are evaluated as
+  they are, their head included.
+
+  Args:
+    config: the run's configuration, evaluation settings changed at will.
+    workdir: of the run.
+    output: a JSON file to write; None = workdir/evaluation.json.
+    checkpoint: which step, "best", "newest" or its number; "" = the best where
+      the run keeps one, else the newest. See `saved_steps.choose`.
+
+  Returns:
+    eval/NAME of every metric.
+
+  Raises:
+    ValueError: no run, no checkpoint, or a config that does not fit it; or
+      the weights have no head for the task.
+  """
+  bounds.check(config)
+  check_workdir(workdir)
+  session.meet("evaluate", config, [workdir], checkpoint=checkpoint)
+  if output and jax.process_index() == 0:
+    files.check_writable(output)
+  job, pretrained = jobs.open_job(config, workdir, checkpoint)
+  config = job.config
+  as_given = bool(config.init_from) and not _holds_run(workdir)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
+                            config.mesh.tensor)  # fmt: skip
+  facts: dict[str, Any] = {}
+  if as_given:
+    params, facts = given_params(job, pretrained, mesh)
+    step = 0
+  else:
+    # What a task was trained on need not be here to score another split.
+    data_hash = None if config.objective == "task" else job.data_hash
+    asked = run_log.describe(config, data_hash, list(mesh.devices.flat))
+    run_log.check_workdir(workdir, asked, free_keys=("data.pack",))
+  evaluator = job.evaluator(mesh)
+  facts_of_job = job.facts | {"holds a run": not as_given}
+  session.meet_opened(job, pretrained, mesh, facts_of_job)
+  if as_given:
+    os.makedirs(workdir, exist_ok=True)
+  else:
+    wanted = _wanted_params(config, mesh, job.model, job.objective)
+    step, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
+  stall = config.train.get("max_stall_secs", 0)  # older runs have none
+  with jax.set_mesh(mesh), hosts.watching(stall):
+    values = evaluator(params)
+  if jax.process_index() == 0:
+    path = output or os.path.join(workdir, "evaluation.json")
+    text = run_log.to_json({"step": step} | facts | values, indent=1)
+    files.write_text(path, text + "\n")
+    for name, value in values.items():
+      print(f"{name:36} {value:.4f}")
+    _log.info("wrote %s", path)
+  with jax.set_mesh(mesh), hosts.watching(stall):
+    for path in job.write_predictions(evaluator, params, workdir):
+      _log.info("wrote %s", path)
+  return values
+
+
+def check_workdir(workdir: str) -> None:
+  """Refuses a workdir that can never be evaluated, whatever the config.
+
+  Args:
+    workdir: of --workdir, which need not exist yet.
+
+  Raises:
+    ValueError: no checkpoint can be kept there, it is a step of a run, or it
+      holds converted weights.
+  """
+  checkpoint_lib.check_path(workdir)
+  saved_steps.refuse_step(workdir)
+  if os.path.exists(os.path.join(workdir, "run.json")):
+    run_log.refuse_converted(workdir)
+
+
+def _holds_run(workdir: str) -> bool:
+  """Whether a workdir is that of a run."""
+  names = ("run.json", "checkpoints", "best")
+  return any(os.path.exists(os.path.join(workdir, name)) for name in names)
+
+
+def given_params(
+  job: jobs.Job, pretrained: "weights.Pretrained | None", mesh: Any
+) -> tuple[Any, dict[str, Any]]:
+  """Puts weights that were trained elsewhere onto a mesh, all of the model's.
+
+  The outputs of a head whose labels have names are put into the order of the
+  task's; one without names is taken to have that order.
+
+  Args:
+    job: what is evaluated.
+    pretrained: the weights of `init_from`.
+    mesh: where they go.
+
+  Returns:
+    The parameters, and what they are: "weights", "task", "commit".
+
+  Raises:
+    ValueError: a part is missing, or the head is that of another task.
+  """
+  from bert_jax.weights import weights  # slow to import, and not always needed
+
+  source = job.config.init_from
+  if pretrained is None:
+    raise ValueError("init_random=True leaves nothing to evaluate; train first")
+  given = dict(pretrained.params)
+  task = job.facts.get("task")
+  if "task" in given and task:
+    given["task"] = _head_of(pretrained, task, source)
+  wanted = _wanted_params(job.config, mesh, job.model, job.objective)
+  tree, added, _ = weights.fit(given, wanted)
+  if missing := sorted(filter(job.objective.needs, added)):
+    why = "".join(f" ({reason})" for reason in pretrained.refused.values())
+    raise ValueError(
+      f"{source} has no {', '.join(missing)}{why}: it can be trained, with "
+      "--mode=train, but not evaluated as it is"
+    )
+  _log.info("evaluating the weights of %s as they are", source)
+  seq_len = job.config.data.seq_len
+  if pretrained.seq_len not in (None, seq_len):
+    _log.warning(
+      "%s says that it is for data.seq_len=%d; this evaluates it at %d",
+      source, pretrained.seq_len, seq_len,
+    )  # fmt: skip
+
+  def place(x, leaf):
+    if x is None:  # nothing that is scored depends on it
+      x = np.zeros(leaf.shape, leaf.dtype)
+    return jax.make_array_from_callback(
+      leaf.shape, leaf.sharding, lambda index: x[index]
+    )
+
+  placed = jax.tree.map(place, tree, wanted, is_leaf=lambda leaf: leaf is None)
+  commit, dirty = run_log.commit()
+  name = job.config.task.name or job.config.objective
+  return placed, {
+    "weights": source, "task": name, "commit": commit, "dirty": dirty
+  }  # fmt: skip
+
+
+def _head_of(pretrained: Any, task: Any, source: str) -> Any:
+  """The head of a task, its outputs in the order of the task's labels."""
+  head, labels = pretrained.params["task"], list(task["labels"])
+  theirs = list(pretrained.labels)
+  if why := pretrained.refused.get("task"):
+    raise ValueError(
+      f"the head of {source} cannot be evaluated: {why}; train a head of this "
+      "task on its encoder, with --mode=train"
+    )
+  if pretrained.kind is None:
+    raise ValueError(
+      f"{source} does not say what its head is for; write it out by "
+      f"--mode=convert --config.convert.kind={task['kind']}, if that is it"
+    )
+  if pretrained.kind != task["kind"] or (
+    theirs and sorted(theirs) != sorted(labels)
+  ):
+    raise ValueError(
+      f"the head of {source} is for {pretrained.kind} with labels {theirs}, "
+      f"the task is {task['kind']} with labels {labels}; name the task that it "
+      "is for, correct the labels beside the weights, or train first"
+    )
+  if not theirs:
+    if labels:
+      _log.warning(
+        "%s does not name the outputs of its head; they are taken as %s",
+        source, ", ".join(labels),
+      )  # fmt: skip
+    return head
+  order = np.array([theirs.index(label) for label in labels])
+  return jax.tree.map(lambda x: np.asarray(x)[..., order], head)
+
+
+def _wanted_params(config: Any, mesh: Any, model: Any, objective: Any) -> Any:
+  """Shapes, types and places of the parameters of a model."""
+  row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+  inputs = dict.fromkeys(objective.inputs, row)
+  abstract = jax.eval_shape(
+    lambda **kw: model.init(jax.random.key(0), **kw)["params"], **inputs
+  )
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    abstract,
+    sharding.state_sharding(abstract, mesh, config.mesh.rules),
+  )

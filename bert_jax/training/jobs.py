@@ -1,0 +1,191 @@
+"""From a config to what is trained: pre-training, or a task."""
+
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flax import linen as nn
+import jax
+
+from bert_jax.data import batching
+from bert_jax.data import tokenization
+from bert_jax.kinds import objectives
+from bert_jax.runtime import checkpoint as checkpoint_lib
+from bert_jax.runtime import run_log
+from bert_jax.runtime import saved_steps
+from bert_jax.training import pretraining
+
+if TYPE_CHECKING:  # imported where they are used: their libraries are slow to
+  from bert_jax.weights import weights
+
+# What imported weights decide about a model; the rest is the config's.
+SHAPE_KEYS = (
+  "vocab_size", "num_layers", "hidden_size", "num_heads", "mlp_dim",
+  "max_len", "type_vocab_size", "hidden_act", "layer_norm_eps",
+)  # fmt: skip
+
+
+class Evaluator(Protocol):
+  """Held-out evaluation, ready to be called again and again."""
+
+  def names(self, params: Any) -> list[str]:
+    """The keys of what a call returns; needs only the parameters' shapes."""
+    ...
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    """Returns eval/NAME of every metric."""
+    ...
+
+
+class Job(Protocol):
+  """What the loop needs to know: `Pretraining` or `FineTuning`."""
+
+  config: Any
+  objective: objectives.Objective
+  model: nn.Module
+  tokenizer: tokenization.Tokenizer
+
+  @property
+  def total_steps(self) -> int:
+    """Optimizer steps of the training."""
+    ...
+
+  @property
+  def data_hash(self) -> str:
+    """What identifies the data."""
+    ...
+
+  def read_hashes(self) -> dict[str, str]:
+    """Hashes of all data read so far, held-out splits included, by name."""
+    ...
+
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What run.json says of it beside the config."""
+    ...
+
+  def batches(
+    self, mesh: jax.sharding.Mesh, seed: int | None = None
+  ) -> batching.TrainBatches:
+    """The training batches by step, of this host's rows.
+
+    Args:
+      mesh: that they are for.
+      seed: of their order; None = that of the config.
+    """
+    ...
+
+  def evaluator(self, mesh: jax.sharding.Mesh) -> Evaluator:
+    """The held-out evaluation on a mesh."""
+    ...
+
+  def write_predictions(
+    self, evaluator: Any, params: Any, workdir: str
+  ) -> list[str]:
+    """Writes predictions that the config asks for; returns their paths."""
+    ...
+
+  def step_flops(self, batch: batching.Batch) -> int:
+    """Model FLOPs of a training step on such a batch."""
+    ...
+
+
+def open_job(
+  config: Any, workdir: str, checkpoint: str | None = None
+) -> "tuple[Job, weights.Pretrained | None]":
+  """Opens what a config describes, with weights to start from if it names any.
+
+  The shape of the model is that of the run in the workdir, if there is one, or
+  of the weights in `init_from`, or else the config's.
+
+  Args:
+    config: the whole configuration.
+    workdir: of the run, which need not exist yet.
+    checkpoint: the saved step that is to be evaluated, as for
+      `saved_steps.choose`; None = the run is to be trained, so that only what
+      it can go on from counts as begun.
+
+  Returns:
+    The job, whose config is the one given with the shape filled in, and the
+    weights of `init_from` where the run has not begun.
+
+  Raises:
+    ValueError: the config cannot be, or does not fit weights or data.
+  """
+  for key in ("init_from", "init_random", "task"):
+    if key not in config:
+      raise ValueError(
+        f"the config has no {key}: it is that of an older run; give --config="
+        "configs/pretrain.py or whichever it was, with the same settings"
+      )
+  config = config.copy_and_resolve_references()
+  pretrained = None
+  is_run = (
+    saved_steps.exists if checkpoint is not None else checkpoint_lib.exists
+  )
+  begun = bool(workdir) and is_run(workdir)
+  if begun and config.init_from:
+    shape = run_log.read_run(workdir)["config"]["model"]
+    config.model.update({k: shape[k] for k in SHAPE_KEYS if k in shape})
+  elif config.init_from:
+    from bert_jax.weights import weights
+
+    pretrained = weights.read(config.init_from, checkpoint or "")
+    config.model.update({k: pretrained.model[k] for k in SHAPE_KEYS})
+  job: Job
+  if config.objective == "task":
+    from bert_jax.training import finetuning
+
+    vocabulary = _vocabulary(config, workdir if begun else "", pretrained)
+    job = finetuning.FineTuning(config, vocabulary)
+  else:
+    _check_vocabulary(config, pretrained)
+    job = pretraining.Pretraining(config)
+  return job, None if config.init_random else pretrained
+
+
+def _vocabulary(
+  config: Any, workdir: str, pretrained: "weights.Pretrained | None"
+) -> tokenization.Tokenizer:
+  """That of the run that goes on, of the weights, or of `task.vocab`."""
+  if workdir:
+    return tokenization.load_tokenizer(os.path.join(workdir, "vocab"))
+  own = config.task.vocab and tokenization.load_tokenizer(config.task.vocab)
+  theirs = pretrained.tokenizer if pretrained else None
+  if own and theirs and _meaning(own) != _meaning(theirs):
+    raise ValueError(
+      f"task.vocab={config.task.vocab} is another vocabulary than that of "
+      f"{config.init_from}; leave task.vocab out"
+    )
+  if found := own or theirs:
+    return found
+  where = config.init_from or "init_from, which is not set,"
+  raise ValueError(
+    f"there is no vocabulary: {where} holds none; give --config.task.vocab="
+    "vocab.txt, or --config.init_from=DIR with weights and vocab.txt"
+  )
+
+
+def _check_vocabulary(
+  config: Any, pretrained: "weights.Pretrained | None"
+) -> None:
+  """Raises ValueError if prepared data has other ids than the weights."""
+  if not config.data.dir or pretrained is None or pretrained.tokenizer is None:
+    return
+  given = batching.load_vocabulary(config.data.dir)
+  # Fingerprints would also tell apart how long a word may be, which differs
+  # between libraries and leaves the meaning of every id as it is.
+  if _meaning(pretrained.tokenizer) != _meaning(given):
+    folder = os.path.join(config.init_from, "vocab")
+    folder = folder if os.path.isdir(folder) else config.init_from
+    raise ValueError(
+      f"{config.data.dir} was prepared with another vocabulary than that "
+      f"of {config.init_from}; prepare it again with --config.prepare."
+      f"vocab={folder}"
+    )
+
+
+def _meaning(tokenizer: tokenization.Tokenizer) -> tuple:
+  """What the ids of a vocabulary stand for."""
+  pieces = tuple(tokenizer.token(i) for i in range(tokenizer.vocab_size))
+  added = getattr(tokenizer, "added", ())
+  return getattr(tokenizer, "lower_case", None), pieces, added

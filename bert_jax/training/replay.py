@@ -1,0 +1,199 @@
+"""Looks into one step of a run: what its batch was, and what it did.
+
+Nothing of the run is changed. The state before the step comes from the newest
+checkpoint before it, and from the very steps in between.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax.data import batching
+from bert_jax.runtime import files
+from bert_jax.runtime import hosts
+from bert_jax.runtime import sharding
+from bert_jax.runtime import watchdog
+from bert_jax.training import session
+from bert_jax.training import steps
+
+_log = logging.getLogger(__name__)
+
+_SHOWN = 5  # rows, and parameters, of which a line is printed
+
+
+class ReplayError(ValueError):
+  """There is no such step to look into."""
+
+
+def replay(config: Any, workdir: str, step: int, output: str | None) -> dict:
+  """Computes a step of a run again, and writes down what it is made of.
+
+  Args:
+    config: the configuration of the run.
+    workdir: of the run.
+    step: the step, from 1.
+    output: a JSON file to write; None = workdir/replay-STEP.json.
+
+  Returns:
+    What is written: `metrics` of the step (what is no finite number as text),
+    `examples` of its batch, `rows` with the loss of each row without dropout,
+    the examples in it (null for tasks, whose rows hold several) and its text,
+    worst first, and `parameters` with the norms of each
+    one and of its gradient, those that are no numbers first.
+
+  Raises:
+    ValueError: the run has no such step, or config and workdir do not fit.
+  """
+  session.meet("replay", config, [workdir], step=step)
+  if not os.path.exists(os.path.join(workdir, "run.json")):
+    raise ReplayError(f"{workdir} holds no run (no run.json) to replay")
+  if output and jax.process_index() == 0:
+    files.check_writable(output)
+  run = session.open_session(config, workdir)
+  if not 1 <= step <= run.total_steps:
+    raise ReplayError(
+      f"--replay_step={step}: the run has the steps 1 to {run.total_steps}"
+    )
+  place = sharding.batch_sharding(run.mesh)
+  stall = config.train.get("max_stall_secs", 0)  # older runs have none
+  with jax.set_mesh(run.mesh), hosts.watching(stall):
+    state, batch = _state_before(run, step)
+    device_batch = sharding.put_global_batch(batch, place)
+    found = {
+      "step": step,
+      "examples": run.batches.examples(step - 1),
+      "parameters": _look_at_parameters(run, state, device_batch),
+      "rows": _look_at_rows(run, state, device_batch, step),
+    }
+    _, metrics = run.train_step()(state, device_batch)
+    found["metrics"] = {k: _number(v) for k, v in metrics.items()}
+  if jax.process_index() == 0:
+    path = output or os.path.join(workdir, f"replay-{step}.json")
+    files.write_text(path, json.dumps(found, indent=1) + "\n")
+    _show(found)
+    _log.info("wrote %s", path)
+  return found
+
+
+def _state_before(
+  run: session.Session, step: int
+) -> tuple[steps.TrainState, batching.Batch]:
+  """The state before a step, and this host's rows of the step's batch."""
+  with session.lock(run.workdir):
+    with contextlib.closing(run.checkpoints()) as checkpoints:
+      start, state, _ = run.restore(checkpoints, before=step)
+  if start + 1 < step:
+    _log.info("computing the steps %d to %d again", start + 1, step - 1)
+  train_step, place = run.train_step(), sharding.batch_sharding(run.mesh)
+  batches = batching.prefetch(
+    run.batches,
+    start,
+    num_threads=run.config.data.num_threads,
+    buffer_size=run.config.data.prefetch_batches,
+  )
+  for i in range(start + 1, step):
+    watchdog.note("computing steps again", i)
+    batch = sharding.put_global_batch(next(batches), place)
+    state, metrics = train_step(state, batch)
+    jax.block_until_ready(metrics)
+  return state, next(batches)
+
+
+def _look_at_parameters(
+  run: session.Session, state: steps.TrainState, batch: steps.Batch
+) -> list[dict[str, Any]]:
+  """Norms of every parameter and of its gradient, the oddest first."""
+  gradients = steps.make_gradients(
+    run.job.model,
+    run.job.objective,
+    run.rngs[1],
+    run.config.optim.num_micro_batches,
+    place=run.place.params,
+  )
+
+  @jax.jit
+  def norms(state, batch):
+    grads = gradients(state.params, batch, state.step)[2]
+    return [
+      jax.tree.map(jnp.linalg.norm, jax.tree.map(jnp.ravel, tree))
+      for tree in (state.params, grads)
+    ]
+
+  params, grads = jax.device_get(norms(state, batch))
+  named = jax.tree_util.tree_leaves_with_path(params)
+  rows = [
+    {
+      "name": jax.tree_util.keystr(path, simple=True, separator="/"),
+      "norm": _number(norm),
+      "grad_norm": _number(grad),
+    }
+    for (path, norm), grad in zip(named, jax.tree.leaves(grads), strict=True)
+  ]
+  return sorted(rows, key=lambda row: _oddness(row["grad_norm"]), reverse=True)
+
+
+def _look_at_rows(
+  run: session.Session, state: steps.TrainState, batch: steps.Batch, step: int
+) -> list[dict[str, Any]]:
+  """Loss, examples and text of every row, the oddest first."""
+  objective, model = run.job.objective, run.job.model
+
+  @jax.jit
+  def compute(params, batch):
+    outputs = objective.apply(model, params, batch, deterministic=True)
+
+    def loss_of(outputs, row):
+      outputs, row = jax.tree.map(lambda x: x[None], (outputs, row))
+      terms = objective.losses(outputs, row)
+      return sum(total / jnp.maximum(w, 1e-9) for total, w in terms.values())
+
+    return jax.vmap(loss_of)(outputs, batch), batch["input_ids"]
+
+  everywhere = jax.sharding.NamedSharding(
+    run.mesh, jax.sharding.PartitionSpec()
+  )
+  found = jax.jit(compute, out_shardings=everywhere)(state.params, batch)
+  row_losses, input_ids = jax.device_get(found)
+  examples = run.batches.examples(step - 1)
+  token, pad = run.job.tokenizer.token, run.job.tokenizer.pad_id
+  rows = [
+    {
+      "row": i,
+      "loss": _number(loss),
+      # Of tasks, whose rows hold several, all examples are in one list.
+      "examples": examples[i] if len(examples) == len(row_losses) else None,
+      "tokens": " ".join(token(int(x)) for x in ids if x != pad),
+    }
+    for i, (loss, ids) in enumerate(zip(row_losses, input_ids, strict=True))
+  ]
+  return sorted(rows, key=lambda row: _oddness(row["loss"]), reverse=True)
+
+
+def _number(x: Any) -> float | str:
+  """A number as JSON has it; "nan" or "inf" as text."""
+  value = float(np.asarray(x))
+  return value if math.isfinite(value) else str(value)
+
+
+def _oddness(x: float | str) -> float:
+  return math.inf if isinstance(x, str) else x
+
+
+def _show(found: dict[str, Any]) -> None:
+  print(f"step {found['step']}")
+  for name, value in sorted(found["metrics"].items()):
+    print(f"  {name:28} {value}")
+  print("rows, worst first:")
+  for row in found["rows"][:_SHOWN]:
+    print(f"  loss {row['loss']}  examples {row['examples']}")
+    print(f"    {row['tokens'][:200]}")
+  print("parameters, by the norm of their gradient:")
+  for row in found["parameters"][:_SHOWN]:
+    print(f"  {row['grad_norm']}  {row['name']}, itself {row['norm']}")

@@ -1,0 +1,1 @@
+"""Reads and writes the parameters of released models."""

@@ -1,0 +1,870 @@
+"""Tests of hosts.py and preemption.py: several processes, as one job."""
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax.data import prepare
+from bert_jax.runtime import checkpoint
+from bert_jax.runtime import hosts
+from bert_jax.runtime import run_log
+from bert_jax.runtime import watchdog
+from bert_jax.training import session
+from configs import base
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+  ("environ", "on_tpu", "wanted"),
+  [
+    ({}, False, False),
+    ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "a"}, False, False),
+    ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "a"}, False, True),
+    ({"SLURM_NTASKS": "4"}, False, False),  # an allocation, no step of it
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, False, True),
+    ({}, True, True),
+  ],
+)
+def test_clusters_that_jax_connects_by_itself(environ, on_tpu, wanted):
+  assert hosts.is_cluster(environ, on_tpu) == wanted
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    (("localhost:1", None, None), "go together; given: localhost:1, None"),
+    ((None, 2, 0), "go together"),
+    (("localhost:1", 2, 2), "--process_id=2 is not among 0 to 2 - 1"),
+    (("localhost:1", 0, 0), "--process_id=0 is not among"),
+  ],
+)
+def test_what_cannot_be_is_refused(given, message):
+  with pytest.raises(hosts.HostsError, match=message):
+    hosts.start(*given, on_tpu=False, stops_in_order=True)
+
+
+def test_one_process_starts_nothing(monkeypatch):
+  for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+    monkeypatch.delenv(name, raising=False)
+  hosts.start(None, None, None, on_tpu=False, stops_in_order=True)
+  assert jax.process_count() == 1
+  assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+  ("facts", "wanted"),
+  [
+    ([{"a": 1}, {"a": 1}, {"a": 1}], ""),
+    (
+      [{"optim.learning_rate": 1e-4}, {"optim.learning_rate": 1e-3}],
+      "process 1: optim.learning_rate=0.001, process 0: 0.0001",
+    ),
+    (
+      [{"a": 1, "b": "x"}, {"a": 1, "b": "x"}, {"a": 2, "b": "y"}],
+      'process 2: a=2, process 0: 1; process 2: b="y", process 0: "x"',
+    ),
+    ([{"a": None}, {}], "process 1: a=not set, process 0: null"),
+    ([{}, {"a": None}], "process 1: a=null, process 0: not set"),
+    # Without git there is no commit, which says nothing.
+    ([{"commit": "0a", "dirty": True}, {"commit": None, "dirty": None}], ""),
+    (
+      [{"commit": "0a"}, {"commit": "0b"}],
+      'process 1: commit="0b", process 0: "0a"',
+    ),
+  ],
+)
+def test_a_difference_names_the_process_and_both_values(facts, wanted):
+  assert hosts.differences(facts) == wanted
+
+
+def test_of_many_differences_some_are_named():
+  found = hosts.differences([{"a": 0}] + [{"a": i} for i in range(1, 1001)])
+  assert found.startswith("process 1: a=1, ") and len(found) < 1000
+  assert found.endswith("and 990 more")
+
+
+def test_what_is_compared_is_all_but_what_a_host_may_have_of_its_own(
+  monkeypatch, tiny_config
+):
+  found = {}
+  monkeypatch.setattr(hosts, "are_several", lambda: True)
+  monkeypatch.setattr(hosts, "compare", found.update)
+  monkeypatch.setattr(hosts, "check_shared", lambda *_, **__: None)
+  config = tiny_config("here")
+  session.meet("train", config, ["there"], members=[1])
+  settings = set(run_log.flatten(run_log.plain(config)))
+  free = {"data.dir", "data.num_threads", "data.prefetch_batches", "task.dir"}
+  free |= {"task.vocab"} | {k for k in settings if k.startswith("task.files.")}
+  assert settings - set(found) == free
+  assert found["mode"] == "train" and found["members"] == [1]
+  assert {"jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"} <= set(
+    found
+  )
+  assert {"code", "commit", "dirty", "number of devices"} <= set(found)
+
+
+def test_the_code_is_known_by_the_content_of_its_files(monkeypatch, tmp_path):
+  folder = shutil.copytree(ROOT / "bert_jax", tmp_path / "bert_jax")
+  before = run_log.code_hash()
+  monkeypatch.setattr(run_log, "__file__", str(folder / "run_log.py"))
+  assert run_log.code_hash() == before
+  path = folder / "models" / "heads.py"
+  path.write_text(path.read_text() + "# changed\n")
+  assert run_log.code_hash() != before
+
+
+def test_one_process_agrees_with_itself():
+  hosts.compare({"a": 1})
+  assert hosts.from_first([True, "x"]) == [True, "x"]
+
+
+@pytest.mark.parametrize("made", ["", "a", "a/b"])
+def test_looking_whether_a_workdir_is_shared_leaves_nothing(made, tmp_path):
+  (tmp_path / made).mkdir(parents=True, exist_ok=True)
+  before = sorted(tmp_path.rglob("*"))
+  workdir = str(tmp_path / "a" / "b")
+  with hosts._token(workdir) as name:
+    assert hosts._is_seen(workdir, name)
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_killed_process_left_in_the_workdir_is_removed(tmp_path):
+  old, new = tmp_path / f"{hosts._TOKEN}0", tmp_path / f"{hosts._TOKEN}1"
+  for path in (old, new):
+    path.touch()
+  os.utime(old, (0, 0))
+  with hosts._token(str(tmp_path)):
+    pass
+  assert list(tmp_path.iterdir()) == [new]  # perhaps of another job
+
+
+def test_an_unshared_workdir_is_not_seen(monkeypatch, tmp_path):
+  monkeypatch.setattr(hosts, "_SEE_SECS", 0.3)
+  with hosts._token(str(tmp_path / "mine")) as name:
+    assert not hosts._is_seen(str(tmp_path / "other"), name)
+
+
+def _caused(error, cause):
+  error.__cause__ = cause
+  return error
+
+
+@pytest.mark.parametrize(
+  ("error", "wanted"),
+  [
+    (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed"), True),
+    (jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), True),
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
+    (hosts.PeerError("process 1 did not come"), True),
+    (hosts.DifferError("barrier"), False),
+    (checkpoint.SaveError("no checkpoint can be written"), False),
+    (
+      _caused(
+        checkpoint.SaveError("no checkpoint can be written"),
+        RuntimeError("DEADLINE_EXCEEDED: Barrier timed out"),
+      ),
+      True,
+    ),
+    (FileNotFoundError(errno.ENOENT, "none", "/data/gloo/barrier"), False),
+    (
+      _caused(
+        checkpoint.CheckpointError("step 8 is damaged"),
+        ValueError('DATA_LOSS: Error reading "/data/heartbeat ecg/run/8/d/0"'),
+      ),
+      False,
+    ),
+    (ValueError("NOT_FOUND: file:///data/heartbeat-ecg/run is empty"), False),
+    (ValueError("could not convert string to float: 'heartbeat'"), False),
+    (json.JSONDecodeError("no barrier", "", 0), False),
+    (jax.errors.JaxRuntimeError("INTERNAL: cannot open /runs/nccl/x"), False),
+    (run_log.RunError("--workdir=/runs/heartbeat is in use"), False),
+  ],
+)
+def test_errors_that_may_come_from_another_process(error, wanted):
+  assert hosts.is_of_peer(error) == wanted
+
+
+def test_an_error_that_was_hidden_on_purpose_is_not_a_lost_process():
+  try:
+    try:
+      raise RuntimeError("UNAVAILABLE: Socket closed")
+    except RuntimeError:
+      raise ValueError("the labels differ") from None
+  except ValueError as error:
+    assert not hosts.is_of_peer(error)
+
+
+def test_process_0_outlives_every_greeting(monkeypatch):
+  """Nothing that is sent to its port ends the detection of lost processes."""
+
+  class EndsError(Exception):
+    """EndsError the endless loop of the test."""
+
+  rows, made = {}, []
+  create = socket.create_server
+
+  def create_server(*args, **kwargs):
+    made.append(create(*args, **kwargs))
+    return made[0]
+
+  monkeypatch.setattr(socket, "create_server", create_server)
+  monkeypatch.setattr(hosts.atexit, "register", lambda *_: None)
+  monitor = object.__new__(hosts._Monitor)
+  monitor.index, monitor.count = 0, 5
+  monitor._set = rows.__setitem__
+  ended = threading.Event()
+
+  def listen():
+    with contextlib.suppress(EndsError):
+      monitor.listen()
+    ended.set()
+
+  select = hosts.selectors.DefaultSelector.select
+
+  def limited(self, timeout=None):
+    if rows.get("stop"):
+      raise EndsError
+    return select(self, 0.05)
+
+  monkeypatch.setattr(hosts.selectors.DefaultSelector, "select", limited)
+  thread = threading.Thread(target=listen, daemon=True)
+  thread.start()
+  try:
+    wait_until(lambda: "port" in rows)
+    port, secret = rows["port"].split()
+
+    def call(*parts, close=True):
+      line = socket.create_connection(("127.0.0.1", int(port)), 5)
+      for part in parts:
+        line.sendall(part)
+        time.sleep(0.05)
+      return line.close() if close else line
+
+    known = secret.encode()
+    for text in (
+      b"", b"\n", b"\xff\n", b"GET / HTTP/1.1\r\n\r\n", b"x" * 5000,
+      known, known + b"\n", known + b" x\n", known + b" 7\n",
+      known + b" -1\n", known + b" 1bye\n", b"0" * 32 + b" 1\n",
+    ):  # fmt: skip
+      call(text)
+    call(known + b" 1\nbye\n")  # all at once
+    call(known[:7], known[7:] + b" 2", b"\nby", b"e\n")  # in pieces
+    assert not ended.is_set() and set(rows) == {"port"}
+    call(known + b" 3\n")  # and is gone
+    wait_until(lambda: "lost/3" in rows)
+    assert set(rows) == {"port", "lost/3"}
+    line = call(known + b" 4\n", close=False)
+    time.sleep(0.2)
+    assert "lost/4" not in rows
+    line.close()
+    wait_until(lambda: "lost/4" in rows)
+  finally:
+    rows["stop"] = "now"
+    thread.join(5)
+    for server in made:
+      server.close()
+  assert ended.is_set()
+
+
+def wait_until(is_so, secs=30.0):
+  """Waits until something is so."""
+  give_up = time.monotonic() + secs
+  while not is_so():
+    assert time.monotonic() < give_up
+    time.sleep(0.02)
+
+
+class _Store:
+  """The key-value store of a job, as far as it is used to find who failed."""
+
+  def __init__(self, **rows):
+    self.rows = rows
+
+  def key_value_dir_get(self, prefix):
+    return [(prefix + k, v) for k, v in self.rows.items()]
+
+
+@pytest.mark.parametrize(
+  ("rows", "wanted"),
+  [
+    (
+      {"trouble/1": {"reason": "no data", "is_own": True}, "here/2": ""},
+      "process 1 failed: no data",
+    ),
+    ({"lost/2": "", "here/1": "", "beat/2": "7"}, "process 2 was killed"),
+    (
+      {"trouble/1": {"reason": "reset", "is_own": False}},
+      "process 2 was killed",
+    ),
+    (
+      {"trouble/1": {"reason": "reset", "is_own": False}, "here/2": ""},
+      "a connection between the processes broke: reset",
+    ),
+  ],
+)
+def test_the_line_of_a_survivor_names_the_process_that_failed(rows, wanted):
+  monitor = object.__new__(hosts._Monitor)
+  monitor.index, monitor.count = 0, 3
+  texts = {
+    k: v if isinstance(v, str) else json.dumps(v) for k, v in rows.items()
+  }
+  monitor.store = _Store(**texts)
+  assert monitor.verdict("unknown").startswith(wanted)
+
+
+class _SharedStore:
+  """A store that threads share as processes do."""
+
+  def __init__(self):
+    self.rows = {}
+
+  def key_value_set(self, key, value, allow_overwrite=False):
+    assert allow_overwrite or key not in self.rows
+    self.rows[key] = value
+
+  def blocking_key_value_get(self, key, timeout_ms):
+    wait_until(lambda: key in self.rows)
+    return self.rows[key]
+
+
+@pytest.fixture
+def connected(monkeypatch):
+  """The monitors of two processes, whose connection stands; what they said."""
+  store, said = _SharedStore(), []
+  monkeypatch.setattr(hosts.atexit, "register", lambda *_: None)
+  monkeypatch.setattr(hosts, "_POLL_SECS", 0.01)
+  monkeypatch.setattr(
+    hosts._Monitor, "say_and_exit", lambda self, cause: said.append(cause)
+  )
+  monitors = []
+  for index in range(2):
+    monitor = object.__new__(hosts._Monitor)
+    monitor.index, monitor.count, monitor.store = index, 2, store
+    monitor.address, monitor.is_leaving = "127.0.0.1:1", threading.Lock()
+    monitor._line = None
+    monitors.append(monitor)
+  threading.Thread(target=monitors[0].listen, daemon=True).start()
+  holding = threading.Thread(target=monitors[1].hold, daemon=True)
+  holding.start()
+  wait_until(lambda: monitors[1]._line)
+  return types.SimpleNamespace(
+    line=monitors[1]._line, holding=holding, rows=store.rows, said=said
+  )
+
+
+def test_a_process_that_says_goodbye_has_not_failed_nor_has_0(
+  connected,
+):
+  time.sleep(0.1)  # what it says first comes by itself
+  hosts._send(connected.line, hosts._BYE)
+  connected.holding.join(30)
+  assert not connected.holding.is_alive()
+  assert not connected.said
+  assert f"{hosts._MONITORED}lost/1" not in connected.rows
+
+
+def test_a_connection_that_ends_without_goodbye_is_a_process_that_was_killed(
+  connected,
+):
+  time.sleep(0.1)
+  connected.line.shutdown(socket.SHUT_WR)  # as the system does for it
+  wait_until(lambda: f"{hosts._MONITORED}lost/1" in connected.rows)
+
+
+def test_process_0_that_ends_without_goodbye_was_killed(connected):
+  connected.line.shutdown(socket.SHUT_RD)
+  wait_until(lambda: connected.said)
+  assert connected.said[0].startswith("process 0 was killed")
+
+
+def test_statuses_of_a_job_of_several_are_those_that_are_documented():
+  from bert_jax import main
+  from bert_jax.sweeps import sweep
+
+  assert hosts.PeerError.exit_status == sweep.PEER_LOST == 69
+  assert hosts.DifferError.exit_status == main.USAGE_ERROR == 2
+  assert "69 another process" in main.__doc__
+  assert " 69 " in (ROOT / "README.md").read_text()
+
+
+# --- watchdog -----------------------------------------------------------------
+
+
+def test_the_watchdog_says_what_stood_still_and_for_how_long():
+  now, said = [100.0], []
+  dog = watchdog.Watchdog(60, said.append, clock=lambda: now[0])
+  dog.note("training", 7)
+  now[0] += 59
+  assert not dog.look()
+  dog.note("saving")  # the step is still that
+  now[0] += 60
+  assert not dog.look()
+  now[0] += 1
+  assert dog.look() and len(said) == 1
+  for part in ("61 s", "saving", "step 7", "train.max_stall_secs=60"):
+    assert part in said[0]
+
+
+def test_the_watchdog_is_off_at_0_and_outside_of_its_context():
+  now, said = [0.0], []
+  with watchdog.Watchdog(0, said.append, clock=lambda: now[0]) as dog:
+    now[0] += 1e9
+    assert not dog.look() and not said
+  watchdog.note("training", 1)  # of nobody who is watched
+  assert hosts.watching(5).__enter__() is None  # one process alone
+
+
+def test_the_thread_of_the_watchdog_barks_once():
+  said = []
+  with watchdog.Watchdog(0.2, said.append):
+    give_up = time.monotonic() + 30
+    while not said and time.monotonic() < give_up:
+      time.sleep(0.02)
+  assert len(said) == 1
+
+
+def test_the_limit_of_the_watchdog_is_a_key_that_is_free_to_change(tiny_config):
+  config = tiny_config()
+  assert config.train.max_stall_secs == 1800
+  assert "train.max_stall_secs" in run_log.FREE_KEYS
+  config.train.max_stall_secs = -1.0
+  with pytest.raises(ValueError, match="train.max_stall_secs=-1"):
+    session.check_settings(config)
+
+
+# --- real processes -----------------------------------------------------------
+
+SETTINGS = {
+  "model.num_layers": 1,
+  "model.hidden_size": 32,
+  "model.num_heads": 2,
+  "model.mlp_dim": 64,
+  "model.vocab_size": 32,
+  "model.max_len": 16,
+  "data.seq_len": 16,
+  "data.batch_size": 16,
+  "data.dupe_factor": 4,
+  "train.total_steps": 120,
+  "train.log_every_steps": 1,
+  "eval.every_steps": 50,
+  "eval.batch_size": 16,
+  "checkpoint.every_steps": 20,
+}
+
+
+def start(
+  prepared, workdir, num_processes, num_devices, odd=None, limit=None,
+  program=("-m", "bert_jax.main"), folder=ROOT, other_workdir=None,
+  mode="train", config="configs/base.py", **changes,
+):  # fmt: skip
+  """Starts the processes of a job, with some devices each.
+
+  What they say goes to WORKDIR-NUMBER.txt. The last one has settings of its
+  own, `odd`, may write files of `limit` bytes at most, and may run another
+  `program`, in another `folder`, with another workdir.
+  """
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  environ = dict(os.environ) | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+  }
+  settings = SETTINGS | {"data.dir": prepared}
+  settings |= {k.replace("__", "."): v for k, v in changes.items()}
+  jobs = []
+  for i in range(num_processes):
+    is_last = i == num_processes - 1
+    several = (
+      f"--coordinator=127.0.0.1:{port}",
+      f"--num_processes={num_processes}",
+      f"--process_id={i}",
+    )
+    with open(f"{workdir}-{i}.txt", "w") as said:
+      jobs.append(
+        subprocess.Popen(
+          [
+            sys.executable,
+            *(program if is_last else ("-m", "bert_jax.main")),
+            f"--mode={mode}",
+            f"--workdir={is_last and other_workdir or workdir}",
+            *([f"--config={config}"] if config else []),
+            *(f"--config.{k}={v}" for k, v in settings.items() if config),
+            *(f"--config.{k}={v}" for k, v in (odd or {}).items() if is_last),
+            *(several if num_processes > 1 else ()),
+          ],
+          preexec_fn=functools.partial(_limit_files, limit)
+          if limit and is_last
+          else None,
+          cwd=folder if is_last else ROOT,
+          env=environ,
+          stdout=subprocess.DEVNULL,
+          stderr=said,
+        )
+      )
+    jobs[-1].said = pathlib.Path(said.name)
+  return jobs
+
+
+def _limit_files(size):
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def finish(jobs):
+  """Their exit statuses; shows what they said, for where a test fails."""
+  try:
+    return [job.wait(600) for job in jobs]
+  finally:
+    for job in jobs:
+      job.kill()
+      print(f"--- {job.args[-1]}", job.said.read_text()[-2000:], sep="\n")
+
+
+def assert_told(job, *parts):
+  """It said the cause in one line, its last, and without a list of threads."""
+  said = job.said.read_text()
+  ours = [x for x in said.splitlines() if x.startswith("bert-jax: ")]
+  assert len(ours) == 1 and said.splitlines()[-1] == ours[0], said
+  assert all(part in ours[0] for part in parts), said
+  assert "Fatal Python error" not in said and "Traceback" not in said
+
+
+def wait_for_lines(workdir, count, jobs):
+  """Until the log has so many."""
+  log = workdir / "metrics.jsonl"
+  while not (log.exists() and log.read_text().count("\n") > count):
+    time.sleep(0.05)
+    assert all(job.poll() is None for job in jobs)
+
+
+def assert_same_rows(found, wanted, rtol, num_steps=10**9):
+  found, wanted = (
+    [r for r in run_log.read_metrics(str(x)) if r["step"] <= num_steps]
+    for x in (found, wanted)
+  )
+  assert [r["step"] for r in found] == [r["step"] for r in wanted]
+  for a, b in zip(found, wanted, strict=True):
+    for key in ("train/loss", "train/mlm_loss", "train/nsp_loss", "eval/loss"):
+      if key in a:
+        np.testing.assert_allclose(a[key], b[key], rtol=rtol, err_msg=key)
+
+
+@pytest.mark.slow
+def test_several_processes_are_one_and_stop_and_go_on_as_one(
+  tmp_path, prepared
+):
+  alone, several = tmp_path / "alone", tmp_path / "several"
+  assert finish(start(prepared, alone, 1, 8)) == [0]
+  # Two processes; one of them is told to stop, and both do at the same step.
+  jobs = start(prepared, several, 2, 4)
+  wait_for_lines(several, 20, jobs)
+  jobs[1].send_signal(signal.SIGTERM)
+  assert finish(jobs) == [75, 75]
+  stopped = run_log.read_metrics(str(several))[-1]["step"]
+  assert 20 <= stopped < 120
+  assert (several / "checkpoints" / str(stopped)).is_dir()
+  copy = tmp_path / "copy"
+  shutil.copytree(several, copy)
+  assert_same_rows(several, alone, rtol=1e-6, num_steps=12)
+  # One process with as many devices goes on.
+  assert finish(start(prepared, several, 1, 8)) == [0]
+  assert_same_rows(several, alone, rtol=1e-5)
+  # So do two, which agree on what is damaged, from the step before.
+  saved = sorted(int(p.name) for p in (copy / "checkpoints").iterdir())
+  assert saved[-1] == stopped and len(saved) > 1
+  for path in (copy / "checkpoints" / str(stopped)).rglob("manifest.*"):
+    path.write_bytes(b"")
+  assert finish(start(prepared, copy, 2, 4)) == [0, 0]
+  assert (copy / "damaged" / str(stopped)).is_dir()
+  assert_same_rows(copy, alone, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_what_is_left_of_a_job_ends_soon_and_goes_on_in_any_shape(
+  tmp_path, prepared
+):
+  """Four processes of two devices, one of them killed; then other shapes."""
+  short = dict(train__total_steps=48, checkpoint__every_steps=12)
+  short |= dict(eval__every_steps=24)
+  alone, four = tmp_path / "alone", tmp_path / "four"
+  assert finish(start(prepared, alone, 1, 8, **short)) == [0]
+  jobs = start(prepared, four, 4, 2, **short)
+  wait_for_lines(four, 14, jobs)
+  jobs[2].kill()
+  begin = time.monotonic()
+  statuses = finish(jobs)
+  assert time.monotonic() - begin < hosts.HEARTBEAT_SECS + 30
+  assert statuses == [69, 69, -signal.SIGKILL, 69]
+  for i in (0, 1, 3):
+    assert_told(jobs[i], "because process 2 was killed")
+  assert_same_rows(four, alone, rtol=1e-6, num_steps=12)
+  saved = sorted(int(p.name) for p in (four / "checkpoints").glob("[0-9]*"))
+  assert saved and saved[-1] in (12, 24, 36)
+  for name, shape, changes in (
+    ("one_by_eight", (1, 8), {}),
+    ("two_by_two", (2, 2), {}),
+    ("other_mesh", (1, 8), dict(mesh__fsdp=2, mesh__tensor=2)),
+    ("four_by_two", (4, 2), {}),
+  ):
+    copy = shutil.copytree(four, tmp_path / name)
+    assert (
+      finish(start(prepared, copy, *shape, **short, **changes))
+      == [0] * (shape[0])
+    )
+    assert_same_rows(copy, alone, rtol=1e-5, num_steps=48)
+    assert run_log.read_metrics(str(copy))[-1]["step"] == 48
+
+
+@pytest.mark.slow
+def test_what_one_process_alone_cannot_do_ends_all_soon(tmp_path, prepared):
+  begin = time.monotonic()
+  odd = {"data.dir": str(tmp_path / "nowhere")}
+  jobs = start(prepared, tmp_path / "run", 2, 2, odd=odd)
+  statuses = finish(jobs)
+  assert statuses == [69, 2]
+  assert time.monotonic() - begin < hosts.HEARTBEAT_SECS + 60
+  assert_told(jobs[1], "nowhere holds no prepared data")
+  assert_told(jobs[0], "process 1 failed: ", "nowhere holds no prepared data")
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_on_one_process_ends_all_and_goes_on(
+  tmp_path, prepared
+):
+  """Its files of arrays do not fit; of the first one they do."""
+  short = dict(train__total_steps=24, checkpoint__every_steps=12)
+  short |= dict(eval__every_steps=0, checkpoint__best_metric="")
+  short |= dict(mesh__fsdp=4, mesh__data=1)  # each has parts to write
+  alone, run = tmp_path / "alone", tmp_path / "run"
+  assert finish(start(prepared, alone, 1, 4, **short)) == [0]
+  jobs = start(prepared, run, 2, 2, limit=3000, **short)
+  statuses = finish(jobs)
+  assert statuses[1] == 1 and statuses[0] in (1, 69)
+  said = jobs[1].said.read_text()
+  assert "no checkpoint can be written" in said or "File too large" in said
+  assert finish(start(prepared, run, 2, 2, **short)) == [0, 0]
+  assert_same_rows(run, alone, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def other_data(tmp_path_factory, prepared):
+  """Data of another seed, prepared with the same vocabulary."""
+  text = pathlib.Path(prepared).parent / "text.txt"
+  folder = tmp_path_factory.mktemp("other")
+  (folder / "text.txt").write_text(text.read_text().replace("sun", "moon"))
+  config = base.get_config()
+  config.data.seq_len, config.data.dupe_factor = 16, 4
+  config.prepare.held_out_rate, config.prepare.num_workers = 0.2, 1
+  config.prepare.vocab = str(text.parent / "vocab.txt")
+  data = str(folder / "data")
+  prepare.prepare(config, [str(folder / "text.txt")], data)
+  return data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("key", "value", "first"),
+  [
+    ("optim.learning_rate", "0.001", "0.0001"),
+    ("seed", "1", "0"),
+    ("eval.every_steps", "7", "50"),
+    ("train.log_every_steps", "3", "1"),
+    ("checkpoint.every_steps", "9", "20"),
+  ],
+)
+def test_processes_with_other_settings_are_refused_by_all(
+  key, value, first, tmp_path, prepared
+):
+  workdir = tmp_path / "run"
+  jobs = start(prepared, workdir, 2, 1, odd={key: value})
+  assert finish(jobs) == [2, 2]
+  for job in jobs:
+    assert_told(job, f"process 1: {key}={value}, process 0: {first}")
+  assert not workdir.exists()
+
+
+@pytest.mark.slow
+def test_processes_with_other_data_are_refused_and_with_a_copy_are_not(
+  tmp_path, prepared, other_data
+):
+  workdir = tmp_path / "run"
+  jobs = start(prepared, workdir, 2, 1, odd={"data.dir": other_data})
+  assert finish(jobs) == [2, 2]
+  for job in jobs:
+    assert_told(job, "process 1: data.examples=")
+  assert not workdir.exists()
+  copy = {"data.dir": shutil.copytree(prepared, tmp_path / "copy")}
+  jobs = start(prepared, workdir, 2, 1, odd=copy, train__total_steps=2)
+  assert finish(jobs) == [0, 0]
+
+
+@pytest.mark.slow
+def test_processes_with_other_code_are_refused_by_all(tmp_path, prepared):
+  for name in ("bert_jax", "configs"):
+    shutil.copytree(ROOT / name, tmp_path / "copy" / name)
+  path = tmp_path / "copy" / "bert_jax" / "losses.py"
+  path.write_text(path.read_text() + "# changed\n")
+  workdir = tmp_path / "run"
+  jobs = start(prepared, workdir, 2, 1, folder=tmp_path / "copy")
+  assert finish(jobs) == [2, 2]
+  for job in jobs:
+    assert_told(job, "process 1: code=")
+  assert not workdir.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("mode", "config"),
+  [
+    ("train", "configs/base.py"),
+    ("evaluate", "configs/base.py"),
+    ("evaluate", None),
+  ],
+)
+def test_a_workdir_that_is_not_shared_is_refused_by_all(
+  mode, config, tmp_path, prepared, finished_run
+):
+  """Whether it is there already, or is yet to be made."""
+  mine, other = tmp_path / "mine", tmp_path / "other"
+  if mode == "evaluate":
+    shutil.copytree(finished_run.workdir, mine)
+  if config and mode == "evaluate":
+    shutil.copytree(finished_run.workdir, other)
+  before = sorted(tmp_path.rglob("*"))
+  jobs = start(
+    prepared, mine, 2, 1, other_workdir=other, mode=mode, config=config
+  )
+  assert finish(jobs) == [2, 2]
+  for job in jobs:
+    assert_told(job, "process 1 cannot see --workdir=")
+  said = {job.said for job in jobs}
+  assert [x for x in sorted(tmp_path.rglob("*")) if x not in said] == before
+
+
+# Starts the launcher, but reads its data late.
+LATE = """
+import time
+from bert_jax.training import jobs, main
+before = jobs.open_job
+def open_job(*args):
+  time.sleep({secs})
+  return before(*args)
+jobs.open_job = open_job
+main.run()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_may_come_later_than_collectives_wait(tmp_path, prepared):
+  """Those of CPUs wait for 30 seconds."""
+  program = ("-c", LATE.format(secs=70))
+  jobs = start(
+    prepared, tmp_path / "run", 2, 2, program=program, train__total_steps=4
+  )
+  assert finish(jobs) == [0, 0]
+  assert "waiting for process 1" in jobs[0].said.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_is_named_by_the_other_within_seconds(
+  victim, tmp_path, prepared
+):
+  jobs = start(prepared, tmp_path / "run", 2, 2)
+  wait_for_lines(tmp_path / "run", 10, jobs)
+  jobs[victim].kill()
+  begin = time.monotonic()
+  jobs[1 - victim].wait(hosts.HEARTBEAT_SECS)
+  secs = time.monotonic() - begin
+  statuses = finish(jobs)
+  print(f"survivor of process {victim} left after {secs:.1f} s")
+  assert statuses[1 - victim] == 69
+  assert_told(jobs[1 - victim], f"process {victim} was killed", "same command")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_stopped_process_is_named_by_the_other(victim, tmp_path, prepared):
+  jobs = start(prepared, tmp_path / "run", 2, 2)
+  wait_for_lines(tmp_path / "run", 10, jobs)
+  jobs[victim].send_signal(signal.SIGSTOP)
+  jobs[1 - victim].wait(hosts.HEARTBEAT_SECS + 120)
+  jobs[victim].kill()
+  assert finish(jobs)[1 - victim] == 69
+  assert_told(jobs[1 - victim], f"process {victim} was killed, is stopped")
+
+
+# Starts the launcher, whose third step does not end, while jax's heartbeats go
+# on.
+STILL = """
+import time
+from bert_jax import main, train
+before = train.Meter.count
+def count(self, batches, metrics):
+  before(self, batches, metrics)
+  if self.bar.tasks[0].completed == 3:
+    time.sleep(10000)
+train.Meter.count = count
+main.run()
+"""
+
+
+@pytest.mark.slow
+def test_a_job_that_stands_still_is_ended_by_the_watchdog(tmp_path, prepared):
+  limit = 90.0  # compiling has to fit
+  jobs = start(
+    prepared, tmp_path / "run", 2, 2, program=("-c", STILL),
+    train__max_stall_secs=limit,
+  )  # fmt: skip
+  assert finish(jobs) == [69, 69]
+  for job in jobs:  # whichever of them noticed first
+    assert_told(job, "no progress for", "training at step", "max_stall_secs")
+
+
+# Starts the launcher, where a step fails as no one foresaw.
+ODD = """
+from bert_jax import main, train
+def count(self, batches, metrics):
+  raise KeyError("odd")
+train.Meter.count = count
+main.run()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_with_an_error_of_its_own_keeps_its_status(
+  tmp_path, prepared
+):
+  jobs = start(prepared, tmp_path / "run", 2, 2, program=("-c", ODD))
+  assert finish(jobs) == [69, 1]
+  assert "KeyError: 'odd'" in jobs[1].said.read_text()
+  assert_told(jobs[0], "process 1 failed: KeyError: 'odd'")
+
+
+@pytest.mark.slow
+def test_a_workdir_in_use_is_refused_by_all_with_the_reason(tmp_path, prepared):
+  run = tmp_path / "run"
+  run.mkdir()
+  with run_log.lock(str(run)):
+    jobs = start(prepared, run, 2, 1)
+    assert finish(jobs) == [2, 2]
+  for job in jobs:
+    assert_told(job, f"in use by process {os.getpid()}")

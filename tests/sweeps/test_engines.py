@@ -1,0 +1,164 @@
+"""Tests of engines.py: what clusters are asked to run."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from bert_jax.sweeps import engines
+from bert_jax.sweeps import sweep
+
+POPEN = subprocess.Popen
+XPK = {
+  "cluster": "slices", "tpu-type": "v5litepod-16", "docker-image": "gcr/bert",
+  "zone": "us-west4-a", "num-slices": 2,
+}  # fmt: skip
+
+
+@pytest.fixture
+def trials(tmp_path):
+  config = sweep.make(
+    sweep.trial("configs/base.py", {"optim.learning_rate": rate, "seed": seed})
+    for rate in (1e-4, 5e-5)
+    for seed in (0, 1)
+  )
+  return sweep.read_trials(config, str(tmp_path / "runs"))
+
+
+def test_a_workload_of_xpk_starts_again_after_a_preemption(trials):
+  command = engines.xpk_command(trials[0], XPK)
+  assert command[:3] == ["xpk", "workload", "create"]
+  options = dict(part.removeprefix("--").split("=", 1) for part in command[3:])
+  assert options.pop("restart-on-exit-codes") == "75,69"
+  assert int(options.pop("max-restarts")) > 0
+  inner = shlex.split(options.pop("command"))
+  assert inner == ["bert-jax", *trials[0].arguments()]
+  name = options.pop("workload")
+  assert options == {k: str(v) for k, v in XPK.items()}
+  assert re.fullmatch("[a-z][-a-z0-9]*[a-z0-9]", name) and len(name) <= 40
+  names = {engines.workload_name(one.name) for one in trials}
+  names |= {engines.workload_name("x" * 200), engines.workload_name("é=ü")}
+  assert len(names) == len(trials) + 2
+  assert all(re.fullmatch("[a-z][-a-z0-9]*[a-z0-9]", n) for n in names)
+  assert all(len(n) <= 40 for n in names)
+
+
+@pytest.mark.parametrize("lost", ["cluster", "tpu-type", "docker-image"])
+def test_xpk_is_not_asked_without_what_it_needs(trials, lost):
+  settings = {k: v for k, v in XPK.items() if k != lost}
+  with pytest.raises(sweep.SweepError, match=f"names no {lost}"):
+    engines.xpk_command(trials[0], settings)
+
+
+def test_what_xpk_refuses_is_said(trials, monkeypatch):
+  sent = []
+
+  def run(command, check):
+    sent.append(command)
+    return subprocess.CompletedProcess(command, len(sent) == 1)
+
+  monkeypatch.setattr(engines.subprocess, "run", run)
+  with pytest.raises(
+    sweep.SweepError, match="refused 1 workloads, the first: xpk workload"
+  ):
+    engines.send(trials, XPK)
+  assert len(sent) == len(trials)  # one that was sent before stops no other
+  monkeypatch.undo()
+  monkeypatch.setenv("PATH", "")
+  with pytest.raises(sweep.SweepError, match=r"pip install 'bert_jax\[xpk\]'"):
+    engines.send(trials, XPK)
+
+
+def fake_launcher(monkeypatch, code):
+  """Has trials run a piece of Python, given their workdir."""
+
+  def start(command, **kwargs):
+    assert command[1:3] == ["-m", "bert_jax.main"]
+    workdir = command[-1].removeprefix("--workdir=")
+    return POPEN([sys.executable, "-c", code, workdir], **kwargs)
+
+  monkeypatch.setattr(engines.subprocess, "Popen", start)
+
+
+def test_a_trial_goes_on_until_it_is_done_or_fails(
+  trials, tmp_path, monkeypatch
+):
+  path = tmp_path / "count"
+  code = (
+    f"import sys; f = open({str(path)!r}, 'a'); f.write('x'); f.close();"
+    f" sys.exit([75, 69, 0][len(open({str(path)!r}).read()) - 1])"
+  )
+  fake_launcher(monkeypatch, code)
+  assert engines.Training(trials[0].arguments())() == 0
+  assert path.read_text() == "xxx"
+  fake_launcher(monkeypatch, "import sys; sys.exit(2)")
+  with pytest.raises(sweep.FailedError, match="status 2 of --workdir="):
+    engines.Training(trials[0].arguments())()
+
+
+def test_a_preempted_trial_saves_and_is_queued_again(
+  trials, tmp_path, monkeypatch
+):
+  helpers = pytest.importorskip("submitit.helpers")
+  path = tmp_path / "saved"
+  code = (
+    "import signal, sys, time\n"
+    f"def save(*_): open({str(path)!r}, 'w').close(); sys.exit(75)\n"
+    "signal.signal(signal.SIGTERM, save)\n"
+    f"open({str(path)!r} + '.begun', 'w').close()\n"
+    "time.sleep(60)"
+  )
+  fake_launcher(monkeypatch, code)
+  training = engines.Training(trials[0].arguments())
+  found = []
+
+  def interrupt(*_):  # where submitit calls it: while the trial is waited for
+    begin = time.monotonic()
+    found.append(training.checkpoint())
+    found.append(time.monotonic() - begin)
+    raise InterruptedError
+
+  before = signal.signal(signal.SIGUSR2, interrupt)
+  timer = threading.Thread(target=interrupt_when, args=(tmp_path,))
+  timer.start()
+  try:
+    with pytest.raises(InterruptedError):
+      training()
+  finally:
+    signal.signal(signal.SIGUSR2, before)
+    timer.join()
+  again, secs = found
+  assert path.exists() and training._process.returncode == 75
+  assert secs < 20
+  assert isinstance(again, helpers.DelayedSubmission)
+  assert again.function.arguments == training.arguments
+
+
+def interrupt_when(folder):
+  while not (folder / "saved.begun").exists():
+    time.sleep(0.02)
+  os.kill(os.getpid(), signal.SIGUSR2)
+
+
+@pytest.mark.slow
+def test_submitit_runs_real_trials_on_this_machine(
+  tmp_path, finished_run, monkeypatch
+):
+  pytest.importorskip("submitit")
+  from tests.sweeps import test_report
+
+  trials, workdir = test_report.make_trials(finished_run, tmp_path)
+  monkeypatch.chdir(test_report.ROOT)
+  jobs = engines.submit(trials, workdir, {"timeout_min": 5}, cluster="local")
+  assert len(jobs) == 1  # the other is done
+  assert jobs[0].result() == 0
+  assert all(one.is_done() for one in trials)
+  assert engines.submit(trials, workdir, {}, cluster="local") == []
+  with pytest.raises(sweep.SweepError, match="submitit: .*no_such_thing"):
+    engines.submit(trials, workdir, {"no_such_thing": 1}, cluster="local")
