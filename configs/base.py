@@ -227,13 +227,16 @@ def get_config(text: str | None = None) -> ml_collections.ConfigDict:
   p.runner = "processes"  # or "beam", with the extra of that name
 
   c.optim = o = ml_collections.ConfigDict()
-  # "bert_adam": no bias correction (the original's). "adamw". "lamb".
+  # "bert_adam": no bias correction (the original's). "adamw". "lamb". "lion".
+  # "stable_adamw": AdamW whose update is clipped by its root mean square.
   o.name = "bert_adam"
   o.learning_rate = 1e-4  # the highest
   o.warmup_rate = 0.01  # share of train.total_steps that warms up, from 0
   # "bert": decay runs from step 0, so the rate falls a little after warm-up
   # (original optimization.py). "linear": no jump. "cosine". "constant".
+  # "trapezoid": constant until the cool-down, then 1 - sqrt.
   o.schedule = "bert"
+  o.cooldown_rate = 0.0  # trapezoid: share of the steps that fall, at the end
   o.weight_decay = 0.01  # decoupled; not of biases and LayerNorm
   o.b1 = 0.9  # decay of the mean of gradients
   o.b2 = 0.999  # decay of the mean of squared gradients

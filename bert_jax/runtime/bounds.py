@@ -63,6 +63,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
   "prepare.num_workers": (0, _NUM_THREADS),
   "optim.learning_rate": (0.0, _FLOAT),
   "optim.warmup_rate": (0.0, 1.0),
+  "optim.cooldown_rate": (0.0, 1.0),
   "optim.weight_decay": (0.0, _FLOAT),
   "optim.b1": (0.0, 1.0),
   "optim.b2": (0.0, 1.0),

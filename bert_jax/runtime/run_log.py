@@ -50,6 +50,7 @@ _ADDED = {
   "data.max_bad_records": 0,
   "data.max_sequences": 1,
   "data.one_row_len": False,
+  "optim.cooldown_rate": 0.0,
   "mesh.seed": 0,
   "mesh.spread_optimizer": False,
   "task.columns": [],

@@ -1,14 +1,16 @@
-"""The optimizers BERT is trained with, and their learning rates.
+"""The optimizers that encoders are trained with, and their learning rates.
 
-An optimizer is one optax chain, the same four steps for each:
+An optimizer is one optax chain:
 
-  clip by the global norm -> Adam's direction -> + weight decay
-  (-> trust ratio of LAMB) -> * -learning rate
+  clip by the global norm -> the steps of its row -> * -learning rate
 
-All arithmetic and both moments are float32.
+The steps of a row find a direction and add weight decay to it. All arithmetic
+and all moments are float32. To add an optimizer or a schedule, add a row to
+`OPTIMIZERS` or to `SCHEDULES`.
 """
 
 from collections.abc import Callable
+import dataclasses
 import re
 from typing import Any, NamedTuple
 
@@ -17,9 +19,6 @@ import jax.numpy as jnp
 import optax
 
 Tree = Any
-
-OPTIMIZERS = ("bert_adam", "adamw", "lamb")
-SCHEDULES = ("bert", "linear", "cosine", "constant")
 
 # Biases, and all of a layer norm; the bias of the vocabulary is one of them.
 _NO_DECAY = re.compile(r"norm|(^|/)bias$")
@@ -30,21 +29,17 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
   """Returns the optimizer of `config.optim` and its learning rate.
 
-  - bert_adam: Adam as in the original code, without bias correction.
-  - adamw: the same with bias correction (arXiv 1711.05101).
-  - lamb: adamw whose update is scaled, matrix by matrix, to the norm of the
-    parameter (arXiv 1904.00962); for large batches.
-
-  Weight decay is added to the direction before the learning rate. It applies to
-  kernels and embeddings; see `decay_mask`.
+  `OPTIMIZERS` and `SCHEDULES` say what each name means. Weight decay is added
+  to the direction before the learning rate. It applies to kernels and
+  embeddings; see `decay_mask`.
 
   Differs from BERT: the gradient that is clipped is the mean over the global
   batch. The original clips on each replica, and on TPU adds the replicas up
   (optimization.py:71-74).
 
   Args:
-    config: name, learning_rate, schedule, warmup_rate, weight_decay, b1, b2,
-      eps and clip_norm (0: no clipping).
+    config: name, learning_rate, schedule, warmup_rate, cooldown_rate,
+      weight_decay, b1, b2, eps and clip_norm (0: no clipping).
     total_steps: Steps of the run, where the learning rate ends.
     learning_rate: The peak, a scalar array, instead of the config's.
 
@@ -58,6 +53,7 @@ def make_optimizer(
     ...   learning_rate=1e-4,
     ...   schedule="bert",
     ...   warmup_rate=0.1,
+    ...   cooldown_rate=0.0,
     ...   weight_decay=0.01,
     ...   b1=0.9,
     ...   b2=0.999,
@@ -77,15 +73,12 @@ def make_optimizer(
     config.learning_rate if learning_rate is None else learning_rate,
     int(config.warmup_rate * total_steps),
     total_steps,
+    int(config.cooldown_rate * total_steps),
   )
   steps = []
   if config.clip_norm:
     steps.append(clip_by_global_norm(config.clip_norm))
-  corrects_bias = config.name != "bert_adam"
-  steps.append(scale_by_adam(config.b1, config.b2, config.eps, corrects_bias))
-  steps.append(optax.add_decayed_weights(config.weight_decay, decay_mask))
-  if config.name == "lamb":
-    steps.append(scale_by_trust_ratio())
+  steps += OPTIMIZERS[config.name].make_steps(config)
   steps.append(optax.scale_by_learning_rate(schedule))
   return _in_float32(optax.chain(*steps)), schedule
 
@@ -95,36 +88,21 @@ def make_schedule(
   learning_rate: float | jax.Array,
   warmup_steps: int,
   total_steps: int,
+  cooldown_steps: int = 0,
 ) -> optax.Schedule:
   """Returns the learning rate as a function of the number of steps taken.
 
-  All rise in a line from 0, at the first step, and would reach the peak at
-  `warmup_steps`. From there on:
-
-  - bert: the line that falls from the peak *at step 0* to 0 at `total_steps`.
-    So there is a jump: at the end of a warm-up of 10% the rate drops by 10%.
-  - linear: the line from the peak at `warmup_steps` to 0 at `total_steps`.
-  - cosine: half a cosine between the same two points.
-  - constant: the peak.
+  Every schedule rises in a line from 0, at the first step, and would reach the
+  peak at `warmup_steps`. What it does from there on is its row of `SCHEDULES`.
 
   Args:
     name: One of `SCHEDULES`.
     learning_rate: The peak.
     warmup_steps: Length of the rise; 0 for none.
     total_steps: Where the fall ends; the rate stays there afterwards.
-
-  Source: bert is google-research/bert optimization.py:29-54.
+    cooldown_steps: Length of the fall of a trapezoid.
   """
-  rest = max(total_steps - warmup_steps, 1)
-  decays: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "bert": lambda step: 1 - step / total_steps,
-    "linear": lambda step: (total_steps - step) / rest,
-    "cosine": lambda step: (
-      0.5 + 0.5 * jnp.cos(jnp.pi * (step - warmup_steps) / rest)
-    ),
-    "constant": jnp.ones_like,
-  }
-  decay = decays[name]
+  decay = SCHEDULES[name](warmup_steps, total_steps, cooldown_steps)
 
   def schedule(count: jax.typing.ArrayLike) -> jax.Array:
     step = jnp.minimum(jnp.asarray(count, jnp.float32), total_steps)
@@ -239,8 +217,7 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
     name = _name(path)
     if _NO_DECAY.search(name):
       return update
-    first = 1 if "layers" in name.split("/") else 0
-    axes = tuple(range(first, param.ndim))
+    axes = _own_axes(name, param.ndim)
     param_norm = jnp.sqrt(jnp.sum(param**2, axis=axes, keepdims=True))
     update_norm = jnp.sqrt(jnp.sum(update**2, axis=axes, keepdims=True))
     usable = (param_norm > 0) & (update_norm > 0)
@@ -248,6 +225,133 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
     return update * jnp.where(usable, ratio, 1.0)
 
   return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def scale_by_stable_adam(
+  b1: float, b2: float, eps: float, weight_decay: float
+) -> optax.GradientTransformationExtraArgs:
+  """Returns AdamW's direction, scaled down where it would be too large.
+
+  An array whose gradients g outgrow their moving average v has an update that
+  is too large. With RMS = sqrt(mean(g^2 / max(v, eps^2))) over the array, v
+  with bias correction, direction and weight decay are divided by max(1, RMS).
+  Scanned layers, those under "layers", are stacked on axis 0: each has an RMS
+  of its own.
+
+  Args:
+    b1: Decay rate of the average of gradients.
+    b2: Decay rate of the average of their squares.
+    eps: Added outside of the root.
+    weight_decay: Times the parameter; see `decay_mask`.
+
+  Source: arXiv 2304.13013, algorithm 2.
+  """
+  adam = scale_by_adam(b1, b2, eps, corrects_bias=True)
+  decay = optax.add_decayed_weights(weight_decay, decay_mask)
+
+  def update(
+    grads: Tree, state: Any, params: Tree = None, **_: Any
+  ) -> tuple[Tree, Any]:
+    if params is None:
+      raise ValueError(
+        "stable_adamw needs the parameters: tx.update(grads, state, params)"
+      )
+    updates, state = adam.update(grads, state, params)
+    updates, _ = decay.update(updates, decay.init(params), params)
+    correction = 1 - jnp.float32(b2) ** state.count
+
+    def scale(path: Any, update: jax.Array, grad: jax.Array, nu: jax.Array):
+      squares = grad**2 / jnp.maximum(nu / correction, eps**2)
+      axes = _own_axes(_name(path), grad.ndim)
+      rms = jnp.sqrt(jnp.mean(squares, axis=axes, keepdims=True))
+      return update / jnp.maximum(1.0, rms)
+
+    scaled = jax.tree_util.tree_map_with_path(scale, updates, grads, state.nu)
+    return scaled, state
+
+  return optax.GradientTransformationExtraArgs(adam.init, update)
+
+
+def _own_axes(name: str, ndim: int) -> tuple[int, ...]:
+  """The axes of one array of one layer: scanned layers lie on axis 0."""
+  return tuple(range(1 if "layers" in name.split("/") else 0, ndim))
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """A row of `OPTIMIZERS`.
+
+  Attributes:
+    make_steps: config.optim -> transformations from the clipped gradient to the
+      direction, weight decay included.
+    takes_rows: the update takes `rows`, see `scale_by_adam`; a model may then
+      give the gradient of its word table for the words of the batch alone.
+  """
+
+  make_steps: Callable[[Any], list[Any]]
+  takes_rows: bool
+
+
+def _adam_steps(config: Any, corrects_bias: bool) -> list[Any]:
+  return [
+    scale_by_adam(config.b1, config.b2, config.eps, corrects_bias),
+    optax.add_decayed_weights(config.weight_decay, decay_mask),
+  ]
+
+
+OPTIMIZERS = {
+  # Adam as in the original code, without bias correction.
+  "bert_adam": Optimizer(lambda c: _adam_steps(c, False), takes_rows=True),
+  # The same with bias correction (arXiv 1711.05101).
+  "adamw": Optimizer(lambda c: _adam_steps(c, True), takes_rows=True),
+  # AdamW whose update is scaled, matrix by matrix, to the norm of the parameter
+  # (arXiv 1904.00962); for large batches.
+  "lamb": Optimizer(
+    lambda c: [*_adam_steps(c, True), scale_by_trust_ratio()], takes_rows=True
+  ),
+  # AdamW whose update is clipped, array by array, by its root mean square.
+  "stable_adamw": Optimizer(
+    lambda c: [scale_by_stable_adam(c.b1, c.b2, c.eps, c.weight_decay)],
+    takes_rows=False,
+  ),
+  # The sign of an average (arXiv 2302.06675); eps is not used.
+  "lion": Optimizer(
+    lambda c: [
+      optax.scale_by_lion(c.b1, c.b2),
+      optax.add_decayed_weights(c.weight_decay, decay_mask),
+    ],
+    takes_rows=False,
+  ),
+}
+
+# Name -> a function of the numbers of steps of the warm-up, of the whole run
+# and of the cool-down, which returns a function: a step after the warm-up ->
+# share of the peak.
+SCHEDULES: dict[str, Callable[..., Callable[[jax.Array], jax.Array]]] = {
+  # The line that falls from the peak *at step 0* to 0 at the last step. So the
+  # rate jumps: at the end of a warm-up of 10% it drops by 10%. Source:
+  # google-research/bert optimization.py:29-54.
+  "bert": lambda warmup, total, cooldown: lambda step: 1 - step / total,
+  # The line from the peak at the end of the warm-up to 0 at the last step.
+  "linear": lambda warmup, total, cooldown: (
+    lambda step: (total - step) / max(total - warmup, 1)
+  ),
+  # Half a cosine between the same two points.
+  "cosine": lambda warmup, total, cooldown: (
+    lambda step: (
+      0.5 + 0.5 * jnp.cos(jnp.pi * (step - warmup) / max(total - warmup, 1))
+    )
+  ),
+  # The peak.
+  "constant": lambda warmup, total, cooldown: jnp.ones_like,
+  # The peak until the cool-down, then 1 - sqrt(share of the cool-down) of it
+  # (arXiv 2405.18392, section 3).
+  "trapezoid": lambda warmup, total, cooldown: (
+    lambda step: (
+      1 - jnp.sqrt(jnp.maximum(step - (total - cooldown), 0) / max(cooldown, 1))
+    )
+  ),
+}
 
 
 def decay_mask(params: Tree) -> Tree:
@@ -312,4 +416,16 @@ def _check_config(config: Any, total_steps: int) -> None:
     raise ValueError(
       f"optim.warmup_rate={config.warmup_rate} is no share of the steps; use 0"
       " to 1, such as 0.01 for the paper's 10,000 of 1,000,000 steps"
+    )
+  if (config.schedule == "trapezoid") != (config.cooldown_rate > 0):
+    raise ValueError(
+      f"optim.cooldown_rate={config.cooldown_rate} with optim.schedule="
+      f"{config.schedule}; the schedule trapezoid needs a cool-down, such as "
+      "0.1, and the others have none: set it to 0.0"
+    )
+  if not 0 <= config.cooldown_rate <= 1 - config.warmup_rate:
+    raise ValueError(
+      f"optim.cooldown_rate={config.cooldown_rate} is no share of the steps "
+      f"beside optim.warmup_rate={config.warmup_rate}; together they must be "
+      "at most 1"
     )

@@ -26,6 +26,7 @@ def _config(**changes):
     learning_rate=0.1,
     schedule="constant",
     warmup_rate=0.0,
+    cooldown_rate=0.0,
     weight_decay=0.3,
     b1=0.9,
     b2=0.99,
@@ -70,7 +71,7 @@ def _run(config, params, grads, total_steps=10):
 
 
 def _by_hand(config, params, grads, rates):
-  """The three optimizers in float64, one entry after the other."""
+  """Every optimizer in float64, one entry after the other."""
   params = _flat(params)
   mu = {k: np.zeros_like(p) for k, p in params.items()}
   nu = {k: np.zeros_like(p) for k, p in params.items()}
@@ -81,14 +82,22 @@ def _by_hand(config, params, grads, rates):
     if config.clip_norm and norm > config.clip_norm:
       factor = config.clip_norm / norm
     for key, p in params.items():
-      u = np.zeros_like(p)
+      u, squares = np.zeros_like(p), np.zeros_like(p)
       for i in np.ndindex(p.shape):
         g = grad[key][i] * factor
+        if config.name == "lion":
+          mixed = config.b1 * mu[key][i] + (1 - config.b1) * g
+          mu[key][i] = config.b2 * mu[key][i] + (1 - config.b2) * g
+          u[i] = math.copysign(1, mixed)
+          if key in DECAYED:
+            u[i] += config.weight_decay * p[i]
+          continue
         m = mu[key][i] = config.b1 * mu[key][i] + (1 - config.b1) * g
         v = nu[key][i] = config.b2 * nu[key][i] + (1 - config.b2) * g**2
         if config.name != "bert_adam":
           m = m / (1 - config.b1**t)
           v = v / (1 - config.b2**t)
+        squares[i] = g**2 / max(v, config.eps**2)
         u[i] = m / (math.sqrt(v) + config.eps)
         if key in DECAYED:
           u[i] += config.weight_decay * p[i]
@@ -97,6 +106,8 @@ def _by_hand(config, params, grads, rates):
         u_norm = math.sqrt(sum(x**2 for x in u.flat))
         if p_norm > 0 and u_norm > 0:
           u *= p_norm / u_norm
+      if config.name == "stable_adamw":
+        u /= max(1.0, math.sqrt(np.mean(squares)))
       params[key] = p - rate * u
   return params
 
@@ -157,6 +168,7 @@ def test_learning_rate_zero_at_the_first_step_still_moves_the_moments():
     ("bert", [0, 0.05, 0.95, 0.8, 0.79, 0, 0]),
     ("linear", [0, 0.05, 0.95, 1, 79 / 80, 0, 0]),
     ("constant", [0, 0.05, 0.95, 1, 1, 1, 1]),
+    ("trapezoid", [0, 0.05, 0.95, 1, 1, 0, 0]),
     (
       "cosine",
       [0, 0.05, 0.95, 1, (1 + math.cos(math.pi / 80)) / 2, 0, 0],
@@ -164,12 +176,36 @@ def test_learning_rate_zero_at_the_first_step_still_moves_the_moments():
   ],
 )
 def test_schedule_values(name, want):
-  schedule = optim.make_schedule(name, 2.0, warmup_steps=20, total_steps=100)
+  schedule = optim.make_schedule(
+    name, 2.0, warmup_steps=20, total_steps=100, cooldown_steps=40
+  )
   steps = [0, 1, 19, 20, 21, 100, 105]
   got = [float(schedule(step)) for step in steps]
   np.testing.assert_allclose(got, 2 * np.array(want), atol=1e-6)
   traced = [float(jax.jit(schedule)(jnp.int32(step))) for step in steps]
   np.testing.assert_allclose(traced, got, atol=1e-6)
+
+
+def test_a_trapezoid_is_flat_and_then_falls_by_the_root_of_the_cool_down():
+  schedule = optim.make_schedule("trapezoid", 2.0, 20, 100, cooldown_steps=40)
+  got = [float(schedule(step)) for step in (20, 40, 60, 64, 70, 90, 100)]
+  shares = [0, 0, 0, 4 / 40, 10 / 40, 30 / 40, 1]
+  want = [2 * (1 - math.sqrt(share)) for share in shares]
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_a_sudden_gradient_moves_stable_adamw_less_than_adamw():
+  params = {"kernel": jnp.zeros([3])}
+  usual, sudden = np.full(3, 0.01, np.float32), np.full(3, 10.0, np.float32)
+  grads = [{"kernel": usual}] * 5 + [{"kernel": sudden}]
+  moves = {}
+  for name in ("adamw", "stable_adamw"):
+    config = _config(name=name, weight_decay=0.0, eps=1e-8, b2=0.999)
+    before = _run(config, params, grads[:-1])[0]["kernel"]
+    after = _run(config, params, grads)[0]["kernel"]
+    moves[name] = float(jnp.abs(after - before)[0])
+  # Six corrections of 1: v = 10^2 / 6 or so, so that RMS = sqrt(6).
+  assert moves["adamw"] / moves["stable_adamw"] == pytest.approx(6**0.5, 1e-2)
 
 
 @pytest.mark.parametrize("name", optim.SCHEDULES)
@@ -268,8 +304,10 @@ def test_bfloat16_parameters_have_float32_moments(name):
   grads = [{"kernel": np.ones([2, 2], jnp.bfloat16)}]
   params, state = _run(_config(name=name), params, grads)
   assert params["kernel"].dtype == jnp.bfloat16
-  adam = next(s for s in state if hasattr(s, "mu"))
-  assert adam.mu["kernel"].dtype == adam.nu["kernel"].dtype == jnp.float32
+  moments = next(s for s in state if hasattr(s, "mu"))
+  for field in ("mu", "nu"):
+    if hasattr(moments, field):  # Lion has one
+      assert getattr(moments, field)["kernel"].dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -286,6 +324,12 @@ def test_bfloat16_parameters_have_float32_moments(name):
     ({"b2": -0.5}, "optim.b2=-0.5"),
     ({"eps": 0.0}, "optim.eps=0.0 is not above 0"),
     ({"warmup_rate": 1.1}, "optim.warmup_rate=1.1 is no share of the steps"),
+    ({"cooldown_rate": 0.1}, "optim.cooldown_rate=0.1 .*schedule=constant"),
+    ({"schedule": "trapezoid"}, "optim.cooldown_rate=0.0 .*=trapezoid"),
+    (
+      {"schedule": "trapezoid", "cooldown_rate": 0.6, "warmup_rate": 0.5},
+      "optim.cooldown_rate=0.6 is no share .*warmup_rate=0.5",
+    ),
   ],
 )
 def test_bad_config_is_refused(changes, message):
