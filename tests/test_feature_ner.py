@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.models import bert
+from bert_jax.models import encoder as encoders
 from bert_jax.training import jobs
 from bert_jax.training import train
 from experiments.feature_ner import run as feature_ner
@@ -37,7 +37,7 @@ def test_states_are_those_of_the_first_pieces(config, layers):
     # Every word of this vocabulary is one piece, between [CLS] and [SEP].
     ids = [job.tokenizer.id(w) for w in words]
     row = jnp.array([[2, *ids, 3]])
-    _, _, states = bert.Encoder(job.model.config).apply(
+    _, _, states = encoders.Encoder(job.model.config).apply(
       {"params": params},
       row,
       jnp.ones_like(row),

@@ -23,8 +23,8 @@ from bert_jax.data import prepare
 from bert_jax.data import records
 from bert_jax.data import tokenization
 from bert_jax.kinds import kinds
-from bert_jax.models import bert
 from bert_jax.models import convert
+from bert_jax.models import layers
 from bert_jax.prediction import predict
 from bert_jax.runtime import sharding
 from bert_jax.tasks import spec
@@ -1078,7 +1078,7 @@ def test_activations_are_those_of_the_reference(reference):
         convert.model_of("huggingface", config | {"hidden_act": name})
       continue
     theirs = activations.get_activation(name)(torch.tensor(x)).numpy()
-    ours = bert.ACTIVATIONS[known[name]](x)
+    ours = layers.ACTIVATIONS[known[name]](x)
     np.testing.assert_allclose(ours, theirs, atol=3e-6, err_msg=name)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bert_jax.kinds import objectives
-from bert_jax.models import bert
+from bert_jax.models import config as model_config
 from bert_jax.models import convert
 from bert_jax.runtime import run_log
 from bert_jax.training import jobs
@@ -159,7 +159,9 @@ def test_dropout_spreads_scores_as_in_the_other_library(tmp_path):
     init_stddev=0.3, hidden_act="gelu_erf",
   )  # fmt: skip
   objective = objectives.get_objective("classify")
-  ours = objective.make_model(bert.ModelConfig.from_config(model), num_labels=2)
+  ours = objective.make_model(
+    model_config.ModelConfig.from_config(model), num_labels=2
+  )
   draws, rng = 4096, np.random.default_rng(0)
   row = rng.integers(5, 50, (1, 12)).astype(np.int32)
   inputs = {

@@ -17,8 +17,9 @@ import numpy as np
 from bert_jax import tasks
 from bert_jax.data import tokenization
 from bert_jax.kinds import objectives
-from bert_jax.models import bert
-from bert_jax.models import heads
+from bert_jax.models import encoder
+from bert_jax.models.config import ModelConfig
+from bert_jax.models.layers import gather_positions
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 from bert_jax.tasks import squad
@@ -248,7 +249,7 @@ class Context:
 
   settings: Settings
   seq_len: int
-  model: bert.ModelConfig
+  model: ModelConfig
   tokenizer: tokenization.Tokenizer
   pretrained: weights.Pretrained
   name: str
@@ -482,7 +483,7 @@ class _Embed(Kind):
     super().__init__(context)
 
   def _make_model(self) -> Any:
-    return bert.Encoder(self.context.model)
+    return encoder.Encoder(self.context.model)
 
   def init_params(self) -> Any:
     row = jnp.zeros((1, 8), jnp.int32)
@@ -505,7 +506,7 @@ class _Embed(Kind):
       count = self.settings.concat_last
       outputs["concat"] = jnp.concatenate(list(layers[-count:]), axis=-1)
     if "pooled" in self.fields:
-      first = heads.gather_positions(last, batch["cls_positions"])
+      first = gather_positions(last, batch["cls_positions"])
       outputs["pooled"] = self._model.apply(variables, first, method="pool")
     if "mean" in self.fields:
       slots = batch["cls_positions"].shape[1]

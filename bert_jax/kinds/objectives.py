@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.kinds import losses
-from bert_jax.models import bert
+from bert_jax.models import heads
+from bert_jax.models import params as param_trees
+from bert_jax.models.config import ModelConfig
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -87,7 +89,7 @@ class Objective:
     """
     if "masked_positions" not in self.inputs:
       return {}
-    return {"word_table": bert.word_table(params)}
+    return {"word_table": param_trees.word_table(params)}
 
 
 def _mlm_weights(batch: Batch) -> dict[str, jax.Array]:
@@ -146,8 +148,8 @@ def _task(
     head_dropout: dropout before the head.
   """
 
-  def make_model(config: bert.ModelConfig, num_labels: int) -> nn.Module:
-    return bert.TaskModel(
+  def make_model(config: ModelConfig, num_labels: int) -> nn.Module:
+    return heads.TaskModel(
       config, num_outputs or num_labels, pooled, head_dropout
     )
 
@@ -205,7 +207,7 @@ _PRETRAIN_INPUTS = (
 OBJECTIVES = {
   # Masked language modelling and next sentence prediction (paper, 3.1).
   "mlm_nsp": Objective(
-    make_model=bert.PreTrainingModel,
+    make_model=heads.PreTrainingModel,
     inputs=_PRETRAIN_INPUTS,
     losses=lambda o, b: _mlm_losses(o, b) | _nsp_losses(o, b),
     weights=lambda b: _mlm_weights(b) | {"nsp_loss": b["weight"].sum()},
@@ -214,7 +216,7 @@ OBJECTIVES = {
   ),
   # Masked language modelling alone: the paper's "No NSP" (section 5.1).
   "mlm": Objective(
-    make_model=bert.PreTrainingModel,
+    make_model=heads.PreTrainingModel,
     inputs=_PRETRAIN_INPUTS,
     losses=_mlm_losses,
     weights=_mlm_weights,

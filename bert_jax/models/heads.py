@@ -1,25 +1,20 @@
 """What stands on the encoder: masked words, and linear scores of classes."""
 
-from typing import TYPE_CHECKING
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-if TYPE_CHECKING:  # bert.py imports this file
-  from bert_jax.models.bert import ModelConfig
-
-
-def gather_positions(x, positions):
-  """Picks positions of every row: [B, L, D], [B, P] -> [B, P, D]."""
-  return jnp.take_along_axis(x, positions[:, :, None], axis=1)
+from bert_jax.models import layers
+from bert_jax.models.config import ModelConfig
+from bert_jax.models.dropout import Dropout
+from bert_jax.models.encoder import Encoder
 
 
 @jax.custom_vjp
 def vocab_logits(x, table, bias):
   """Returns float32 `x @ table.T + bias`: a score for every word.
 
-  As in `attention.dense`, the gradient of the table is laid out and stored as
+  As in `layers.dense`, the gradient of the table is laid out and stored as
   the table is.
 
   Args:
@@ -70,7 +65,7 @@ class MlmHead(nn.Module):
     config: a `ModelConfig`.
   """
 
-  config: "ModelConfig"
+  config: ModelConfig
 
   @nn.compact
   def __call__(self, hidden, masked_positions, word_table):
@@ -90,11 +85,15 @@ class MlmHead(nn.Module):
     cfg = self.config
     x = hidden
     if masked_positions is not None:
-      x = gather_positions(x, masked_positions)
-    x = cfg.dense(cfg.hidden_size, name="dense")(x)
-    x = cfg.layer_norm(name="norm")(cfg.activation(x))
+      x = layers.gather_positions(x, masked_positions)
+    x = layers.Dense(cfg, cfg.hidden_size, name="dense")(x)
+    x = layers.ACTIVATIONS[cfg.hidden_act](x)
+    x = layers.LayerNorm(cfg, name="norm")(x)
     bias = self.param(
-      "bias", nn.initializers.zeros_init(), (cfg.vocab_size,), cfg.storage_dtype
+      "bias",
+      nn.initializers.zeros_init(),
+      (cfg.vocab_size,),
+      layers.storage_dtype(cfg),
     )
     return vocab_logits(x, word_table, bias)
 
@@ -107,7 +106,7 @@ class LinearHead(nn.Module):
     num_outputs: K.
   """
 
-  config: "ModelConfig"
+  config: ModelConfig
   num_outputs: int
 
   @nn.compact
@@ -120,15 +119,15 @@ class LinearHead(nn.Module):
     cfg = self.config
     kernel = self.param(
       "kernel",
-      cfg.kernel_init,
+      layers.kernel_init(cfg),
       (cfg.hidden_size, self.num_outputs),
-      cfg.storage_dtype,
+      layers.storage_dtype(cfg),
     )
     bias = self.param(
       "bias",
       nn.initializers.zeros_init(),
       (self.num_outputs,),
-      cfg.storage_dtype,
+      layers.storage_dtype(cfg),
     )
     logits = jax.lax.dot_general(
       x,
@@ -141,3 +140,135 @@ class LinearHead(nn.Module):
 
 def _last_axis(vector, ndim):
   return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
+
+
+class PreTrainingModel(nn.Module):
+  """The encoder with both pre-training heads.
+
+  Attributes:
+    config: a `ModelConfig`.
+
+  Source: BERT paper, section 3.1.
+  """
+
+  config: ModelConfig
+
+  def setup(self):
+    self.encoder = Encoder(self.config)
+    self.mlm = MlmHead(self.config)
+    self.nsp = LinearHead(self.config, 2)
+
+  def __call__(
+    self,
+    input_ids,
+    input_mask,
+    segment_ids,
+    masked_positions,
+    *,
+    positions=None,
+    sequence_ids=None,
+    cls_positions=None,
+    deterministic=True,
+  ):
+    """Returns the logits of both objectives.
+
+    Args:
+      input_ids: [B, L] int32; this and the rest as in `Encoder`.
+      input_mask: [B, L] int32.
+      segment_ids: [B, L] int32.
+      masked_positions: [B, P] int32, the positions to predict.
+      positions: [B, L] int32 or None.
+      sequence_ids: [B, L] int32 or None.
+      cls_positions: [B, S] int32, where the sequences of a packed row begin;
+        None: a row is one sequence.
+      deterministic: False switches dropout on; needs the rng "dropout".
+
+    Returns:
+      (mlm_logits float32 [B, P, V], nsp_logits float32 [B, 2]), with
+      `cls_positions` nsp_logits [B, S, 2].
+    """
+    only = masked_positions
+    if cls_positions is not None:
+      only = jnp.concatenate([masked_positions, cls_positions], axis=1)
+    hidden, pooled = self.encoder(
+      input_ids,
+      input_mask,
+      segment_ids,
+      positions=positions,
+      sequence_ids=sequence_ids,
+      deterministic=deterministic,
+      only_positions=only,
+    )
+    if cls_positions is not None:
+      num_masked = masked_positions.shape[1]
+      pooled = self.encoder.pool(hidden[:, num_masked:])  # [B, S, D]
+      hidden = hidden[:, :num_masked]
+    word_table = self.encoder.embeddings.word.embedding
+    if self.has_variable("output", "word_table"):
+      word_table = self.get_variable("output", "word_table")
+    return self.mlm(hidden, None, word_table), self.nsp(pooled)
+
+
+class TaskModel(nn.Module):
+  """The encoder with the head of a task.
+
+  Attributes:
+    config: a `ModelConfig`.
+    num_outputs: K; 1 of a number or a choice, 2 of a span.
+    pooled: the head reads the pooled [CLS] of every sequence, not all tokens.
+    head_dropout: dropout before the head, at `config.dropout_rate`.
+
+  Source: BERT paper, section 4 and figure 4; google-research/bert
+  run_classifier.py:574-616, run_squad.py:557-600.
+  """
+
+  config: ModelConfig
+  num_outputs: int
+  pooled: bool
+  head_dropout: bool = True
+
+  def setup(self):
+    self.encoder = Encoder(self.config)
+    self.task = LinearHead(self.config, self.num_outputs)
+    self.dropout = Dropout(
+      self.config.dropout_rate if self.head_dropout else 0.0
+    )
+
+  def __call__(
+    self,
+    input_ids,
+    input_mask,
+    segment_ids,
+    cls_positions=None,
+    *,
+    positions=None,
+    sequence_ids=None,
+    deterministic=True,
+  ):
+    """Returns the scores of every sequence, or of every token.
+
+    Args:
+      input_ids: [B, L] int32; this and the rest as in `Encoder`.
+      input_mask: [B, L] int32.
+      segment_ids: [B, L] int32.
+      cls_positions: [B, S] int32, where the sequences of a row begin; not
+        read unless the head reads the pooled output.
+      positions: [B, L] int32 or None.
+      sequence_ids: [B, L] int32 or None.
+      deterministic: False switches dropout on; needs the rng "dropout".
+
+    Returns:
+      float32 [B, S, K] with `pooled`, else [B, L, K].
+    """
+    x, _ = self.encoder(
+      input_ids,
+      input_mask,
+      segment_ids,
+      positions=positions,
+      sequence_ids=sequence_ids,
+      deterministic=deterministic,
+      only_positions=cls_positions if self.pooled else None,
+    )
+    if self.pooled:
+      x = self.encoder.pool(x)
+    return self.task(self.dropout(x, deterministic=deterministic))

@@ -21,6 +21,7 @@ from packaging import requirements
 from rich import console as rich_console
 from rich import markup
 
+from bert_jax.models.attention import programs
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
@@ -197,7 +198,7 @@ def _mesh(config: Any, num_processes: int) -> str:
   mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor, devices)
   if num_processes == 1:  # of others the memory is not known here
     session.check_memory(config, mesh)
-  sharding.check_heads(config.model, mesh)
+  programs.check_parts(config.model.attention, mesh.shape["tensor"])
   size = config.data.batch_size
   if config.objective != "task":
     sharding.check_batch_size(size, mesh, config.optim.num_micro_batches)

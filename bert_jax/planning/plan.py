@@ -33,8 +33,9 @@ from bert_jax.data import batching
 from bert_jax.data import packing
 from bert_jax.data import records
 from bert_jax.kinds import objectives
-from bert_jax.models import bert
+from bert_jax.models import encoder
 from bert_jax.models import flops
+from bert_jax.models.config import ModelConfig
 from bert_jax.planning import costs
 from bert_jax.planning import hlo
 from bert_jax.runtime import bounds
@@ -233,7 +234,7 @@ def trace_step(
   sharding.check_batch_size(
     config.data.batch_size, mesh, config.optim.num_micro_batches
   )
-  model_config = bert.ModelConfig.from_config(config.model)
+  model_config = ModelConfig.from_config(config.model)
   if config.data.seq_len > model_config.max_len:
     raise PlanError(
       f"data.seq_len={config.data.seq_len} is longer than model.max_len="
@@ -593,7 +594,7 @@ def advice(
       f"{rows // wanted} rows at a time instead of {rows // micro}"
     )
   if config.model.remat == "none":
-    policies = ", ".join(name for name in bert.REMATS if name != "none")
+    policies = ", ".join(name for name in encoder.REMATS if name != "none")
     found.append(
       f"--config.model.remat=NAME ({policies}): activations are computed again "
       "in the backward pass; full takes the least memory and a third more time"

@@ -34,7 +34,8 @@ from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data import tokenization
 from bert_jax.kinds import kinds
-from bert_jax.models import bert
+from bert_jax.models.attention import programs
+from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import bars
 from bert_jax.runtime import bounds
 from bert_jax.runtime import files
@@ -75,11 +76,12 @@ class _Rows:
   is_mask: np.ndarray
 
 
-def _row_lengths(model: bert.ModelConfig, seq_len: int) -> tuple[int, ...]:
+def _row_lengths(model: ModelConfig, seq_len: int) -> tuple[int, ...]:
   """Lengths of the rows that sequences of a length are packed into."""
   longest = model.max_len
-  if model.attention != "plain":  # takes multiples of its unit alone
-    longest = -(-longest // model.row_len_unit) * model.row_len_unit
+  program = programs.program_of(model)
+  if not program.takes_bias:  # a kernel takes multiples of its unit alone
+    longest = -(-longest // program.row_unit) * program.row_unit
   shorter = tuple(n for n in _ROW_LENGTHS if n < longest)
   lengths = (*shorter, longest)
   return tuple(
@@ -222,7 +224,7 @@ class Predictor:
     }
     # Nothing is dropped, and some programs of attention have no dropout.
     arithmetic |= {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
-    model = bert.ModelConfig.from_config(
+    model = ModelConfig.from_config(
       config.model.to_dict() | pretrained.model | arithmetic
     )
     make = kinds.choose_kind(settings.kind, pretrained, name)
@@ -241,7 +243,7 @@ class Predictor:
     )
     self._row_lengths = _row_lengths(model, seq_len)
     for length in self._row_lengths:
-      model.check_row_len(length)
+      programs.check(model, length)
     self._mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                                     config.mesh.tensor)  # fmt: skip
     self._place = sharding.batch_sharding(self._mesh)

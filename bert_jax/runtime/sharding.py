@@ -188,15 +188,6 @@ def of_members(place: Tree, mesh: jax.sharding.Mesh) -> Tree:
   )
 
 
-def check_heads(model: Any, mesh: jax.sharding.Mesh) -> None:
-  """Raises ValueError if an attention program cannot be cut over a mesh."""
-  if model.attention == "fused_qkv" and mesh.shape["tensor"] > 1:
-    raise ValueError(
-      "model.attention=fused_qkv needs whole heads, but "
-      f"mesh.tensor={mesh.shape['tensor']} cuts them; use model.attention=fused"
-    )
-
-
 def check_batch_size(
   batch_size: int, mesh: jax.sharding.Mesh, num_micro_batches: int = 1
 ) -> None:

@@ -19,8 +19,9 @@ from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data import tokenization
 from bert_jax.kinds import objectives
-from bert_jax.models import bert
 from bert_jax.models import flops
+from bert_jax.models.attention import programs
+from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import bars
 from bert_jax.runtime import files
 from bert_jax.runtime import sharding
@@ -64,14 +65,14 @@ class FineTuning:
     self.config, self.tokenizer = config, tokenizer
     for key in _LISTS:
       config.task[key] = _split_words(config.task[key])
-    model_config = bert.ModelConfig.from_config(config.model)
+    model_config = ModelConfig.from_config(config.model)
     if config.data.seq_len > model_config.max_len:
       raise ValueError(
         f"data.seq_len={config.data.seq_len} is longer than model.max_len="
         f"{model_config.max_len}; lower it"
       )
-    unit = model_config.row_len_unit if config.data.pack else 1
-    model_config.check_row_len(-(-config.data.seq_len // unit) * unit)
+    unit = programs.program_of(model_config).row_unit if config.data.pack else 1
+    programs.check(model_config, -(-config.data.seq_len // unit) * unit)
     if tokenizer.vocab_size > model_config.vocab_size:
       raise ValueError(
         f"the vocabulary has {tokenizer.vocab_size} pieces, model.vocab_size="
@@ -233,7 +234,7 @@ class FineTuning:
       pad_id=self.tokenizer.pad_id,
       pack=config.data.pack,
       one_row_len=config.data.one_row_len,
-      length_unit=self.model.config.row_len_unit,
+      length_unit=programs.program_of(self.model.config).row_unit,
       multiple=num_groups(mesh) * config.optim.num_micro_batches,
       # Scores and softmax of L keys against 12 D^2 weights, as timed on a CPU.
       attention_len=2.5 * config.model.hidden_size,
@@ -467,7 +468,7 @@ class TaskEvaluator:
       seq_len=data.seq_len,
       pad_id=job.tokenizer.pad_id,
       pack=data.pack,
-      length_unit=job.model.config.row_len_unit,
+      length_unit=programs.program_of(job.model.config).row_unit,
       local_rows=lambda count: sharding.local_rows(self._place, count),
     )
     members = range(self._num_members or 1)

@@ -15,8 +15,9 @@ from bert_jax.data import batching
 from bert_jax.data import packing
 from bert_jax.data import records
 from bert_jax.kinds import objectives
-from bert_jax.models import bert
 from bert_jax.models import flops
+from bert_jax.models.attention import programs
+from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import bars
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
@@ -198,14 +199,14 @@ class Evaluator:
     return {f"eval/{name}": means[name] for name in sorted(means)}
 
 
-def _check_model_fits(config: Any) -> bert.ModelConfig:
+def _check_model_fits(config: Any) -> ModelConfig:
   """The checked model config, if the prepared data fits the model.
 
   Raises:
     ValueError: the model is impossible, or its tables are too small.
   """
-  model_config = bert.ModelConfig.from_config(config.model)
-  model_config.check_row_len(config.data.seq_len)
+  model_config = ModelConfig.from_config(config.model)
+  programs.check(model_config, config.data.seq_len)
   if config.data.seq_len > model_config.max_len:
     raise ValueError(
       f"data.seq_len={config.data.seq_len} is longer than model.max_len="

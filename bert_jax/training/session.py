@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from bert_jax.data import batching
+from bert_jax.models.attention import programs
 from bert_jax.runtime import bounds
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import hosts
@@ -353,7 +354,7 @@ def open_session(
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                             config.mesh.tensor, seed=seed_axis)  # fmt: skip
   check_memory(config, mesh)
-  sharding.check_heads(config.model, mesh)
+  programs.check_parts(config.model.attention, mesh.shape["tensor"])
   if config.objective != "task":  # which fills its rows up by itself
     sharding.check_batch_size(
       config.data.batch_size, mesh, config.optim.num_micro_batches

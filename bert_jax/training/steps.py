@@ -16,9 +16,10 @@ import optax
 
 from bert_jax.kinds import losses
 from bert_jax.kinds import objectives
-from bert_jax.models import attention
-from bert_jax.models import bert
+from bert_jax.models import params as param_trees
+from bert_jax.models.attention import programs
 from bert_jax.runtime import sharding
+from bert_jax.training import optim
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -177,13 +178,13 @@ def make_gradients(
   Source: BERT paper, appendix A.2; accumulation as users asked of the original.
   """
   num_heads = model.config.num_heads
-  join = model.config.attention == "fused_qkv"
+  join = programs.program_of(model.config).layout == "joined"
   on_several = place is not None and jax.tree.leaves(place)[0].mesh.size > 1
 
   def loss_fn(params, batch, weights, rng, model=model, output=None):
     outputs = objective.apply(
       model,
-      attention.unflatten_heads(params, num_heads),
+      param_trees.unflatten_heads(params, num_heads),
       batch,
       output,
       deterministic=False,
@@ -199,7 +200,7 @@ def make_gradients(
 
   def as_stored(grads):
     mixed = model.config.dtype != model.config.param_dtype
-    return attention.unflatten_heads(grads, num_heads, separately=mixed)
+    return param_trees.unflatten_heads(grads, num_heads, separately=mixed)
 
   def loss_of(variables, batch, weights, rng):
     return loss_fn(variables[0], batch, weights, rng, output=variables[1])
@@ -223,7 +224,7 @@ def make_gradients(
     if place is not None:
       places = (place, objective.output_variables(place))
       grads, extra = jax.lax.with_sharding_constraint((grads, extra), places)
-    return loss, bert.tie_gradients(grads, extra)
+    return loss, param_trees.tie_gradients(grads, extra)
 
   def directly(params, batch, weights, rng):
     loss, grads = gradients_of(params, batch, weights, rng)
@@ -231,7 +232,7 @@ def make_gradients(
 
   def of_words(params, batch, weights, rng):
     input_ids = batch["input_ids"]
-    small, few, places = bert.only_words(model, params, input_ids)
+    small, few, places = param_trees.only_words(model, params, input_ids)
     gradients = jax.value_and_grad(
       functools.partial(loss_fn, model=small), has_aux=True
     )
@@ -248,7 +249,7 @@ def make_gradients(
     elif sparse_words and 2 * num_words <= model.config.vocab_size:
       compute, extra = of_words, {"rows": batch["input_ids"].reshape(-1)}
     # What a loss is differentiated by has matrices for the heads' projections.
-    flat = attention.flatten_heads(params, join)
+    flat = param_trees.flatten_heads(params, join)
     (loss, terms), grads = compute(
       flat, batch, weights, jax.random.fold_in(rng, step)
     )
@@ -326,7 +327,9 @@ def _make_step(
     objective,
     rng,
     config.optim.num_micro_batches,
-    sparse_words=config.objective == "task" and mesh.size == 1,
+    sparse_words=config.objective == "task"
+    and mesh.size == 1
+    and optim.OPTIMIZERS[config.optim.name].takes_rows,
     place=place.params,
   )
   return make_train_step(

@@ -37,7 +37,8 @@ import optax
 from rich import progress
 
 from bert_jax.data import task_batches
-from bert_jax.models import bert
+from bert_jax.models import encoder as encoders
+from bert_jax.models.attention import programs
 from bert_jax.runtime import run_log
 from bert_jax.tasks import scores
 from bert_jax.training import finetuning
@@ -146,7 +147,7 @@ def word_states(job, params, split, layers):
   Returns:
     [W, K, D] float32 for the W words of each example.
   """
-  encoder: Any = bert.Encoder(job.model.config)
+  encoder: Any = encoders.Encoder(job.model.config)
 
   @jax.jit
   def compute(params, batch):
@@ -169,7 +170,7 @@ def word_states(job, params, split, layers):
     seq_len=data.seq_len,
     pad_id=job.tokenizer.pad_id,
     pack=data.pack,
-    length_unit=job.model.config.row_len_unit,
+    length_unit=programs.program_of(job.model.config).row_unit,
   )
   # Only words are kept: with its document around it, a sentence is a small part
   # of its row.

@@ -10,7 +10,7 @@ import pytest
 from bert_jax.data import task_batches
 from bert_jax.kinds import losses
 from bert_jax.kinds import objectives
-from bert_jax.models import bert
+from bert_jax.models.config import ModelConfig
 from bert_jax.tasks import features as task_features
 from configs import base
 
@@ -55,7 +55,7 @@ def _model(kind):
     init_stddev=0.5,
   )  # fmt: skip
   objective = objectives.get_objective(kind)
-  model_config = bert.ModelConfig.from_config(config)
+  model_config = ModelConfig.from_config(config)
   return objective, objective.make_model(model_config, num_labels=3)
 
 

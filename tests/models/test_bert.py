@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 import scipy.special
 
-from bert_jax.models import bert
+from bert_jax.models import config as model_config
+from bert_jax.models import encoder as encoders
+from bert_jax.models import heads
+from bert_jax.models import layers
+from bert_jax.models import params as param_trees
 from bert_jax.runtime import sharding
 from configs import base
 from tests.models import make_golden
@@ -31,7 +35,7 @@ def _config(**changes):
     }
     | changes
   )
-  return bert.ModelConfig.from_config(config)
+  return model_config.ModelConfig.from_config(config)
 
 
 def _batch(batch_size=3, length=12, num_masked=4):
@@ -59,7 +63,7 @@ def _noise(rng, shape, stddev=1.0):
   jax.jit, static_argnames=("config", "deterministic", "return_layers")
 )
 def _run_encoder(params, config, batch, rngs=None, **kwargs):
-  return bert.Encoder(config).apply(
+  return encoders.Encoder(config).apply(
     {"params": params}, **batch, rngs=rngs, **kwargs
   )
 
@@ -72,12 +76,12 @@ def _encode(batch, params=None, config=None, **kwargs):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(params, config, batch):
-  return bert.PreTrainingModel(config).apply({"params": params}, **batch)
+  return heads.PreTrainingModel(config).apply({"params": params}, **batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(config, rng):
-  model = bert.PreTrainingModel(config)
+  model = heads.PreTrainingModel(config)
   return model.init(rng, **_batch())["params"]
 
 
@@ -108,7 +112,7 @@ def test_golden_outputs_of_the_reference_are_reproduced(
   batch = make_golden.unflatten(arrays, "batch")
   outputs = make_golden.unflatten(arrays, hidden_act)
   if scan_layers:
-    params = bert.stack_layers(params)
+    params = param_trees.stack_layers(params)
   config = _config(hidden_act=hidden_act, scan_layers=scan_layers)
   _assert_equal_to_reference(config, params, batch, outputs)
 
@@ -186,7 +190,7 @@ def test_packed_sequences_are_encoded_as_they_are_apart(scan_layers):
   first, second, row = _packed()
   config, params = _config(scan_layers=scan_layers), _params()
   if scan_layers:
-    params = bert.stack_layers(params)
+    params = param_trees.stack_layers(params)
   hidden, _ = _encode(row, params, config)
   apart = [_encode(x, params, config)[0] for x in (first, second)]
   np.testing.assert_allclose(
@@ -226,7 +230,7 @@ def _loss_and_gradient(config, params, batch, rng=None):
 
 
 def _loss(config, params, batch, rng=None):
-  mlm, nsp = bert.PreTrainingModel(config).apply(
+  mlm, nsp = heads.PreTrainingModel(config).apply(
     {"params": params},
     **batch,
     deterministic=rng is None,
@@ -237,32 +241,32 @@ def _loss(config, params, batch, rng=None):
 
 def test_stacking_and_unstacking_are_inverse():
   params = _params()
-  stacked = bert.stack_layers(params)
+  stacked = param_trees.stack_layers(params)
   assert "layer_0" not in stacked["encoder"]
   for leaf in jax.tree.leaves(stacked["encoder"]["layers"]):
     assert leaf.shape[0] == 2
-  again = bert.unstack_layers(stacked)
+  again = param_trees.unstack_layers(stacked)
   jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 def test_layers_are_stacked_in_the_order_of_their_numbers():
   params = {f"layer_{i}": {"bias": jnp.full(1, i)} for i in (10, 2, 0, 1)}
-  stacked = bert.stack_layers(params)["layers"]["bias"]
+  stacked = param_trees.stack_layers(params)["layers"]["bias"]
   assert stacked.ravel().tolist() == [0, 1, 2, 10]
 
 
-@pytest.mark.parametrize("remat", list(bert.REMATS))
+@pytest.mark.parametrize("remat", list(encoders.REMATS))
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_scan_and_remat_change_neither_loss_nor_gradient(scan_layers, remat):
   batch, params = _batch(), _params()
   want, want_grads = _loss_and_gradient(_config(), params, batch)
   config = _config(scan_layers=scan_layers, remat=remat)
   if scan_layers:
-    params = bert.stack_layers(params)
+    params = param_trees.stack_layers(params)
   got, grads = _loss_and_gradient(config, params, batch)
   np.testing.assert_allclose(got, want, rtol=1e-6)
   if scan_layers:
-    grads = bert.unstack_layers(grads)
+    grads = param_trees.unstack_layers(grads)
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, atol=2e-6, rtol=1e-4),
     grads,
@@ -276,7 +280,7 @@ def test_scan_and_remat_change_neither_loss_nor_gradient(scan_layers, remat):
 def test_remat_repeats_the_dropout_masks(scan_layers):
   batch, params = _batch(), _params()
   if scan_layers:
-    params = bert.stack_layers(params)
+    params = param_trees.stack_layers(params)
   results = [
     _loss_and_gradient(
       _config(scan_layers=scan_layers, remat=remat),
@@ -297,7 +301,7 @@ def test_dropout_differs_from_layer_to_layer_when_scanned():
   config = _config(
     scan_layers=True, num_layers=6, dropout_rate=0.5, attention_dropout_rate=0.0
   )
-  model, batch = bert.Encoder(config), _inputs(_batch())
+  model, batch = encoders.Encoder(config), _inputs(_batch())
   params = jax.jit(model.init)(jax.random.key(0), **batch)["params"]
   zeros = jax.tree.map(jnp.zeros_like, params["layers"])
   zeros["mlp"]["out"]["bias"] += 1.0  # a layer only adds dropout(1)
@@ -336,7 +340,7 @@ def test_parameter_tree_is_the_documented_one(bert_shapes):
       max_len=12,
       scan_layers=scan_layers,
     )
-    model = bert.PreTrainingModel(config)
+    model = heads.PreTrainingModel(config)
     params = jax.eval_shape(model.init, jax.random.key(0), **_batch())
     shapes = jax.tree.map(jnp.shape, params["params"])
     assert shapes == bert_shapes(scan_layers)
@@ -349,7 +353,7 @@ def test_sharding_changes_nothing(scan_layers):
   batch, params = _batch(8), _params()
   config = _config(scan_layers=scan_layers)
   if scan_layers:
-    params = bert.stack_layers(params)
+    params = param_trees.stack_layers(params)
   rng = jax.random.key(3)
   want = _loss_and_gradient(config, params, batch, rng)
   mesh = sharding.make_mesh(2, 2, 2)
@@ -373,7 +377,7 @@ def test_sharding_changes_nothing(scan_layers):
 
 @pytest.mark.parametrize("hidden_act", ACTS)
 def test_gelu_is_that_of_jax_and_so_is_its_slope(hidden_act):
-  gelu = bert.ACTIVATIONS[hidden_act]
+  gelu = layers.ACTIVATIONS[hidden_act]
   x = jnp.linspace(-9, 9, 2001)
   plain = functools.partial(jax.nn.gelu, approximate=hidden_act == "gelu_tanh")
   np.testing.assert_allclose(gelu(x), plain(x), atol=2e-6)
@@ -384,7 +388,7 @@ def test_gelu_is_that_of_jax_and_so_is_its_slope(hidden_act):
 def test_gelu_erf_is_x_times_the_normal_distribution():
   x = np.linspace(-6, 6, 101)
   want = x * scipy.special.ndtr(x)
-  got = bert.ACTIVATIONS["gelu_erf"](jnp.asarray(x, jnp.float32))
+  got = layers.ACTIVATIONS["gelu_erf"](jnp.asarray(x, jnp.float32))
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
@@ -399,14 +403,14 @@ def test_layer_norm_by_hand():
   wide = np.asarray(x, np.float64)
   want = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
   want = want * np.asarray(scale) + np.asarray(bias)
-  got = bert.layer_norm(x, scale, bias, 1e-12)
+  got = layers.layer_norm(x, scale, bias, 1e-12)
   np.testing.assert_allclose(got, want, atol=5e-6)
 
 
 def test_gradient_of_layer_norm_against_finite_differences():
   x, (scale, bias) = _norm_inputs()
   check_grads(
-    lambda *args: bert.layer_norm(*args, 1e-12),
+    lambda *args: layers.layer_norm(*args, 1e-12),
     (x, scale, bias),
     order=1,
     modes=["rev"],
@@ -419,9 +423,9 @@ def test_layer_norm_of_bfloat16_has_float32_statistics():
   # Around 256, bfloat16 has steps of 2: a mean in bfloat16 would be far off.
   rng = np.random.default_rng(0)
   x = jnp.asarray(256 + 8 * rng.normal(size=(64, 512)), jnp.bfloat16)
-  got = bert.layer_norm(x, jnp.ones(512), jnp.zeros(512), 1e-12)
+  got = layers.layer_norm(x, jnp.ones(512), jnp.zeros(512), 1e-12)
   assert got.dtype == jnp.bfloat16
-  want = bert.layer_norm(
+  want = layers.layer_norm(
     x.astype(jnp.float32), jnp.ones(512), jnp.zeros(512), 1e-12
   )
   # One step of bfloat16, where a tie is rounded the other way.
@@ -517,7 +521,7 @@ def test_missing_and_unknown_keys_are_named():
   del config["num_layers"]
   config["num_layer"] = 2
   with pytest.raises(ValueError, match=r"lacks \['num_layers'\] .*'num_layer'"):
-    bert.ModelConfig.from_config(config)
+    model_config.ModelConfig.from_config(config)
 
 
 def test_input_longer_than_the_position_table_is_refused():
@@ -545,7 +549,7 @@ def test_all_layers_of_some_positions_is_refused():
 
 def test_layer_norm_of_float16_keeps_small_differences_of_large_numbers():
   x = jnp.tile(jnp.asarray([100, 100.0625], jnp.float16), 512)[None]
-  got = bert.layer_norm(x, jnp.ones(1024), jnp.zeros(1024), 1e-12)
+  got = layers.layer_norm(x, jnp.ones(1024), jnp.zeros(1024), 1e-12)
   np.testing.assert_allclose(got, jnp.tile(jnp.asarray([-1.0, 1.0]), 512)[None])
 
 
@@ -553,7 +557,7 @@ def test_gradients_of_a_frequent_word_do_not_stop_growing_in_bfloat16():
   table, ids = jnp.ones((3, 4)), jnp.ones((100, 50), jnp.int32)
 
   def total(table):
-    return bert.look_up(table, ids, jnp.bfloat16).astype(jnp.float32).sum()
+    return layers.look_up(table, ids, jnp.bfloat16).astype(jnp.float32).sum()
 
   grad = jax.grad(total)(table)
   np.testing.assert_array_equal(grad, [[0] * 4, [5000] * 4, [0] * 4])
@@ -571,12 +575,12 @@ def test_fused_attention_trains_as_plain_attention_does(packed, scan_layers):
     ids = np.sort(rng.integers(0, 4, (3, 128)))[:, ::-1].copy()
     batch["input_mask"] = jnp.asarray(ids > 0, jnp.int32)
     kwargs["sequence_ids"] = jnp.asarray(ids, jnp.int32)
-  params = bert.PreTrainingModel(config).init(jax.random.key(1), **batch)
+  params = heads.PreTrainingModel(config).init(jax.random.key(1), **batch)
 
   @functools.partial(jax.jit, static_argnames="attention")
   def run(params, attention):
     def loss(params):
-      model = bert.PreTrainingModel(
+      model = heads.PreTrainingModel(
         dataclasses.replace(config, attention=attention)
       )
       mlm, nsp = model.apply(

@@ -4,8 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from bert_jax.models import bert
 from bert_jax.models import convert
+from bert_jax.models import layers
+from bert_jax.models import params as param_trees
 
 MODEL = {
   "vocab_size": 13,
@@ -389,7 +390,7 @@ def test_stacking_is_that_of_the_model():
   stacked = convert.stack(flat)
   theirs = {
     path: np.asarray(x)
-    for path, x in convert.flatten(bert.stack_layers(tree)).items()
+    for path, x in convert.flatten(param_trees.stack_layers(tree)).items()
   }
   assert_same(stacked, theirs)
   assert_same(convert.unstack(stacked), flat)
@@ -425,7 +426,7 @@ def test_settings_come_back(format, act, theirs):
 
 
 def test_every_activation_of_the_model_has_a_name_there():
-  for act in bert.ACTIVATIONS:
+  for act in layers.ACTIVATIONS:
     for format in ("huggingface", "tf1"):
       model = MODEL | {"hidden_act": act}
       assert convert.config_of(format, model)["hidden_act"]

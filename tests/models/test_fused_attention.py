@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.models import attention
 from bert_jax.models import dropout
-from bert_jax.models import fused_attention
+from bert_jax.models.attention import fused as fused_attention
+from bert_jax.models.attention import masks
+from bert_jax.models.attention import plain
 from bert_jax.runtime import sharding
 
 B, L, N = 4, 128, 4
@@ -26,26 +27,24 @@ def _case(head_dim, packed, dtype="float32", length=L):
   # Descending, so that the padding, 0, is last.
   ids = np.sort(rng.integers(0, 4, (B, length)))[:, ::-1]
   ids = jnp.asarray(ids.copy(), jnp.int32)
-  visible = attention.Visible(
-    attention.attention_bias((ids > 0).astype(jnp.int32)),
+  visible = masks.Visible(
+    masks.attention_bias((ids > 0).astype(jnp.int32)),
     ids if packed else None,
   )
   return arrays, visible
 
 
 def _plain(query, key, value, visible, rng, rate, head_dim):
-  """`attention.attend` with heads side by side."""
+  """`plain.attend` with heads side by side."""
   ids = visible.sequence_ids
   bias = visible.key_bias
   if ids is not None:
-    bias = attention.attention_bias((ids > 0).astype(jnp.int32), ids)
+    bias = masks.attention_bias((ids > 0).astype(jnp.int32), ids)
 
   def split(x):
     return jnp.swapaxes(x.reshape(*x.shape[:2], -1, head_dim), 1, 2)
 
-  out = attention.attend(
-    split(query), split(key), split(value), bias, rng, rate
-  )
+  out = plain.attend(split(query), split(key), split(value), bias, rng, rate)
   return jnp.swapaxes(out, 1, 2).reshape(query.shape)
 
 
@@ -196,17 +195,17 @@ def test_attend_on_this_machine_equals_plain_attention(joined, packed, rate):
 )
 def test_sizes_that_do_not_fit_are_refused(length, hidden, head_dim, wanted):
   x = jnp.zeros((1, length, hidden))
-  visible = attention.Visible(jnp.zeros((1, 1, 1, length)), None)
+  visible = masks.Visible(jnp.zeros((1, 1, 1, length)), None)
   with pytest.raises(ValueError, match=wanted):
     fused_attention.attend((x, x, x), (), visible, None, 0.0, head_dim)
 
 
 def test_one_projection_of_cut_heads_is_refused():
   x = jnp.zeros((2, 128, 3 * 256))
-  visible = attention.Visible(jnp.zeros((2, 1, 1, 128)), None)
+  visible = masks.Visible(jnp.zeros((2, 1, 1, 128)), None)
   mesh = sharding.make_mesh(1, 1, 2, devices=jax.devices()[:2])
   with (
     jax.set_mesh(mesh),
-    pytest.raises(ValueError, match="fused_qkv needs whole heads.*tensor=2"),
+    pytest.raises(ValueError, match="need whole heads.*tensor=2"),
   ):
     fused_attention.attend((x,), (x[0, 0],), visible, None, 0.0, 64)

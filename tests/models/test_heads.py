@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.models import bert
+from bert_jax.models import config as model_config
 from bert_jax.models import heads
 from configs import base
 
@@ -19,7 +19,7 @@ def _config(**changes):
     {"vocab_size": 50, "hidden_size": 8, "num_heads": 2, "mlp_dim": 16}
     | changes
   )
-  return bert.ModelConfig.from_config(config)
+  return model_config.ModelConfig.from_config(config)
 
 
 def test_vocab_logits_and_gradient_are_those_of_the_matmul():

@@ -7,9 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.models import attention
-from bert_jax.models import bert
-from bert_jax.models import splash_attention
+from bert_jax.models import config as model_config
+from bert_jax.models import heads
+from bert_jax.models.attention import masks
+from bert_jax.models.attention import plain
+from bert_jax.models.attention import programs
+from bert_jax.models.attention import self_attention
+from bert_jax.models.attention import splash as splash_attention
 from bert_jax.runtime import sharding
 from configs import base
 
@@ -31,15 +35,15 @@ def _case(head_dim, length, packed, dtype="float32"):
   ids = jnp.asarray(ids if packed else ids > 0, jnp.int32)
   real = ids > 0
   arrays[3] = arrays[3] * real[:, None, :, None].astype(dtype)
-  visible = attention.Visible(
-    attention.attention_bias(real.astype(jnp.int32)), ids if packed else None
+  visible = masks.Visible(
+    masks.attention_bias(real.astype(jnp.int32)), ids if packed else None
   )
   return arrays, visible, real
 
 
 def _plain(visible, real, *inputs):
-  bias = attention.attention_bias(real.astype(jnp.int32), visible.sequence_ids)
-  return attention.attend(*inputs, bias, None, 0.0)
+  bias = masks.attention_bias(real.astype(jnp.int32), visible.sequence_ids)
+  return plain.attend(*inputs, bias, None, 0.0)
 
 
 def _kernel(visible, *inputs):
@@ -143,7 +147,7 @@ def _model(attention):
     vocab_size=120, hidden_size=128, num_layers=2, num_heads=2, mlp_dim=64,
     max_len=128, attention_dropout_rate=0.0, attention=attention,
   )  # fmt: skip
-  return bert.PreTrainingModel(bert.ModelConfig.from_config(config))
+  return heads.PreTrainingModel(model_config.ModelConfig.from_config(config))
 
 
 def test_a_model_trains_by_the_kernel_as_by_plain_attention(monkeypatch):
@@ -196,16 +200,36 @@ def test_dropout_of_probabilities_is_refused_and_says_what_is_given_up():
   with pytest.raises(
     ValueError, match=r"no dropout of attention.*=0.1; set that to 0.0.*fused"
   ):
-    bert.ModelConfig.from_config(config)
+    programs.check(model_config.ModelConfig.from_config(config), 128)
   config.attention_dropout_rate = 0.0
-  assert bert.ModelConfig.from_config(config).row_len_unit == 128
+  model = model_config.ModelConfig.from_config(config)
+  programs.check(model, 128)
+  assert programs.program_of(model).row_unit == 128
+
+
+def test_a_program_without_dropout_does_not_train_silently_without_it():
+  config = base.get_config().model
+  config.update(attention="splash", hidden_size=64, num_heads=1)
+  module = self_attention.SelfAttention(
+    model_config.ModelConfig.from_config(config)
+  )
+  x, mask = jnp.zeros((1, 128, 64)), jnp.zeros((1, 1, 1, 128))
+  variables = module.init(jax.random.key(0), x, mask, deterministic=True)
+  with pytest.raises(ValueError, match="attention_dropout_rate=0.0, not 0.1"):
+    module.apply(
+      variables,
+      x,
+      masks.Visible(mask, None),
+      deterministic=False,
+      rngs={"dropout": jax.random.key(1)},
+    )
 
 
 @pytest.mark.parametrize(("length", "nearest"), [(96, 128), (2000, 2048)])
 def test_rows_that_do_not_fill_registers_are_refused(length, nearest):
   config = base.get_config().model
   config.update(attention="splash", attention_dropout_rate=0.0)
-  model = bert.ModelConfig.from_config(config)
+  model = model_config.ModelConfig.from_config(config)
   with pytest.raises(ValueError, match=f"use rows of {nearest} .data.seq_len"):
-    model.check_row_len(length)
-  model.check_row_len(nearest)
+    programs.check(model, length)
+  programs.check(model, nearest)

@@ -23,8 +23,9 @@ from bert_jax import tasks
 from bert_jax.data import tokenization
 from bert_jax.kinds import kinds
 from bert_jax.kinds import objectives
-from bert_jax.models import bert
 from bert_jax.models import convert
+from bert_jax.models import encoder as encoders
+from bert_jax.models.config import ModelConfig
 from bert_jax.prediction import predict
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
@@ -92,7 +93,7 @@ def model_config():
     mlp_dim=32, max_len=MAX_LEN, dropout_rate=0.0, attention_dropout_rate=0.0,
     init_stddev=0.7,
   )  # fmt: skip
-  return bert.ModelConfig.from_config(config)
+  return ModelConfig.from_config(config)
 
 
 def make_model(kind):
@@ -179,7 +180,7 @@ def reference(kind):
   model, params = make_model(task), pretrained(kind).params
   kwargs = {"return_layers": True} if kind == "embed" else {}
   if kind == "embed":
-    model, params = bert.Encoder(model_config()), params["encoder"]
+    model, params = encoders.Encoder(model_config()), params["encoder"]
   elif kind == "fill-mask":
     kwargs["masked_positions"] = jnp.arange(MAX_LEN)[None]
   elif task in ("classify", "regress", "choice"):

@@ -13,7 +13,7 @@ from bert_jax.data import masking
 from bert_jax.data import prepare
 from bert_jax.kinds import losses
 from bert_jax.kinds import objectives
-from bert_jax.models import bert
+from bert_jax.models import config as model_config
 from bert_jax.models import flops
 from bert_jax.runtime import sharding
 from bert_jax.training import optim
@@ -67,7 +67,7 @@ def whole_split(config, max_sequences):
 def make_model(config):
   objective = objectives.get_objective(config.objective)
   return objective, objective.make_model(
-    bert.ModelConfig.from_config(config.model)
+    model_config.ModelConfig.from_config(config.model)
   )
 
 

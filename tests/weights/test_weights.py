@@ -16,8 +16,12 @@ import pytest
 import safetensors.numpy
 
 from bert_jax.data import tokenization
-from bert_jax.models import bert
+from bert_jax.models import config as model_config
 from bert_jax.models import convert
+from bert_jax.models import encoder as encoders
+from bert_jax.models import heads
+from bert_jax.models import layers
+from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.weights import convert as convert_mode
@@ -101,7 +105,7 @@ def test_everything_comes_back(tmp_path, format, kind):
 
 
 @pytest.mark.parametrize("format", convert.FORMATS)
-@pytest.mark.parametrize("act", list(bert.ACTIVATIONS))
+@pytest.mark.parametrize("act", list(layers.ACTIVATIONS))
 def test_arithmetic_comes_back(tmp_path, format, act):
   wanted = make(without=("mlm", "nsp"), hidden_act=act, layer_norm_eps=1e-5)
   got = weights.read(write(wanted, tmp_path / "x", format))
@@ -238,7 +242,7 @@ def test_a_converted_workdir_is_read_as_a_run(tmp_path):
   pretrained = make()
   folder = str(write(pretrained, tmp_path / "x", "bert_jax"))
   run = run_log.read_run(folder)
-  config = bert.ModelConfig.from_config(run["config"]["model"])
+  config = model_config.ModelConfig.from_config(run["config"]["model"])
   assert config.hidden_act == "gelu_erf"
   assert run["config"]["objective"] == "mlm_nsp"
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -259,7 +263,7 @@ def test_a_runs_checkpoints_are_read(tmp_path, scan_layers):
   )
   place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   tree = jax.device_put(pretrained.params, place)
-  tree = bert.stack_layers(tree) if scan_layers else tree
+  tree = param_trees.stack_layers(tree) if scan_layers else tree
   checkpoints = checkpoint.Checkpoints(
     str(tmp_path / "x"), keep=2, best_metric="eval/loss", best_mode="min"
   )
@@ -661,7 +665,7 @@ def wanted_shapes(params, dtype=np.float32):
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_fit_lays_weights_out_as_the_model_wants(scan_layers):
   params = make("classify").params
-  form = bert.stack_layers if scan_layers else lambda tree: tree
+  form = param_trees.stack_layers if scan_layers else lambda tree: tree
   want = form(jax.tree.map(jnp.asarray, params))
   merged, added, dropped = weights.fit(params, wanted_shapes(want))
   assert added == dropped == ()
@@ -672,7 +676,7 @@ def test_fit_lays_weights_out_as_the_model_wants(scan_layers):
 def test_fit_names_what_is_fresh_and_what_has_no_place(scan_layers):
   given = make(without=("encoder/pooler",)).params
   model = make("span", without=("mlm", "nsp")).params
-  model = bert.stack_layers(model) if scan_layers else model
+  model = param_trees.stack_layers(model) if scan_layers else model
   merged, added, dropped = weights.fit(given, wanted_shapes(model))
   assert set(added) == {
     "encoder/pooler/kernel", "encoder/pooler/bias", "task/kernel", "task/bias",
@@ -719,7 +723,7 @@ def test_fit_gives_the_models_dtype():
 )
 def test_fit_refuses_another_shape(model, message, scan_layers):
   want = make(**model).params
-  want = bert.stack_layers(want) if scan_layers else want
+  want = param_trees.stack_layers(want) if scan_layers else want
   with pytest.raises(weights.WeightsError, match=message):
     weights.fit(make().params, wanted_shapes(want))
 
@@ -734,12 +738,12 @@ def test_fit_says_how_to_begin_with_a_fresh_head():
 
 def run_encoder(pretrained, input_ids, input_mask, segment_ids):
   """Hidden states [B, L, D] and pooled output [B, D] of our encoder."""
-  config = bert.ModelConfig(
+  config = model_config.ModelConfig(
     **pretrained.model, dropout_rate=0.0, attention_dropout_rate=0.0,
     init_stddev=0.02, dtype="float32", param_dtype="float32",
     scan_layers=False, remat="none", attention="plain",
   )  # fmt: skip
-  encoder = bert.Encoder(config)
+  encoder = encoders.Encoder(config)
   params = pretrained.params["encoder"]
   if "pooler" not in params:
     D = config.hidden_size
@@ -836,14 +840,14 @@ def test_pre_training_heads_give_the_same_here(tmp_path, reference):
   model = reference_model(reference, "BertForPreTraining", "gelu")
   model.save_pretrained(tmp_path, safe_serialization=True)
   got = weights.read(tmp_path)
-  config = bert.ModelConfig(
+  config = model_config.ModelConfig(
     **got.model, dropout_rate=0.0, attention_dropout_rate=0.0,
     init_stddev=0.02, dtype="float32", param_dtype="float32",
     scan_layers=False, remat="none", attention="plain",
   )  # fmt: skip
   rows = some_rows(20, 12)
   positions = np.tile(np.arange(12, dtype=np.int32), (3, 1))
-  mlm, nsp = jax.jit(bert.PreTrainingModel(config).apply)(
+  mlm, nsp = jax.jit(heads.PreTrainingModel(config).apply)(
     {"params": got.params}, *rows, positions
   )
   with torch.no_grad():

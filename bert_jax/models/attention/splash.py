@@ -2,7 +2,7 @@
 
 The kernel goes through the keys block by block and keeps running sums, so its
 memory on chip does not grow with the row: it takes rows that
-`fused_attention`, which keeps whole score matrices, does not. It has no
+`fused`, which keeps whole score matrices, does not. It has no
 dropout of attention probabilities; a config that asks for both is refused.
 
 Every token has a segment id and sees its own segment alone: a packed sequence
@@ -16,7 +16,8 @@ import jax
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 import jax.numpy as jnp
 
-from bert_jax.models import attention
+from bert_jax.models.attention import masks
+from bert_jax.models.attention import plain
 from bert_jax.runtime import sharding
 
 P = jax.sharding.PartitionSpec
@@ -42,7 +43,7 @@ def check_shapes(length: int) -> None:
     )
 
 
-def segment_ids(visible: attention.Visible) -> jax.Array:
+def segment_ids(visible: masks.Visible) -> jax.Array:
   """Returns which segment of its row a token is in: int32 [B, L], 0 = padding.
 
   Args:
@@ -130,7 +131,7 @@ def _for_tpu() -> bool:
 def attend(query, key, value, visible):
   """Returns softmax(query key / sqrt(H)) value within each segment.
 
-  On a TPU by the kernel, elsewhere by `attention.attend`.
+  On a TPU by the kernel, elsewhere by `plain.attend`.
 
   Args:
     query: [B, N, L, H].
@@ -151,5 +152,5 @@ def attend(query, key, value, visible):
   if _for_tpu():
     return _over_mesh(query, key, value, ids)
   same = ids[:, None, :, None] == ids[:, None, None, :]
-  bias = jnp.where(same, 0.0, attention.MASKED_SCORE)
-  return attention.attend(query, key, value, bias, None, 0.0)
+  bias = jnp.where(same, 0.0, masks.MASKED_SCORE)
+  return plain.attend(query, key, value, bias, None, 0.0)

@@ -25,9 +25,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
-from bert_jax.models import attention
 from bert_jax.models import dropout
-from bert_jax.models.attention import MASKED_SCORE
+from bert_jax.models.attention import plain
+from bert_jax.models.attention.masks import MASKED_SCORE
 
 P = jax.sharding.PartitionSpec
 
@@ -402,7 +402,7 @@ def _plain(sizes, qkv, bias, ids, words):
   if ids is not None:
     same = ids == jnp.swapaxes(ids, 1, 2)  # [B, L, L]
     bias = jnp.where(same[:, None], bias, jnp.minimum(bias, MASKED_SCORE))
-  context = attention.attend(
+  context = plain.attend(
     split(query), split(key), split(value), bias, words, sizes.rate
   )
   return jnp.swapaxes(context, 1, 2).reshape(query.shape)
@@ -424,7 +424,7 @@ def _attend_forward(sizes, qkv, added, *args):
 
 
 def _attend_backward(sizes, residuals, grad):
-  def plain(qkv, bias, ids, words, out, grad):
+  def by_plain(qkv, bias, ids, words, out, grad):
     del out
     vjp = jax.vjp(lambda x: _plain(sizes, x, bias, ids, words), qkv)[1]
     (grads,) = vjp(grad)
@@ -436,7 +436,7 @@ def _attend_backward(sizes, residuals, grad):
     *residuals,
     grad,
     tpu=_over_mesh(kernel_backward, sizes),
-    default=plain,
+    default=by_plain,
   )
   sums = tuple(
     jnp.sum(x, (0, 1)).astype(b.dtype) for x, b in zip(sums, added, strict=True)
@@ -450,7 +450,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def attend(qkv, biases, visible, rng, rate, head_dim):
   """Returns dropout(softmax(query key / sqrt(H) + bias)) value.
 
-  On a TPU by the kernels of this file; elsewhere by `attention.attend`, with
+  On a TPU by the kernels of this file; elsewhere by `plain.attend`, with
   the scores computed again for the gradient. The dropout mask is the same.
 
   Args:
@@ -459,7 +459,7 @@ def attend(qkv, biases, visible, rng, rate, head_dim):
     biases: as many vectors [D] or [3 D], which have been added to `qkv` under
       `stop_gradient`: the kernel adds up their gradients while it has them on
       chip, where another pass would read all of those of `qkv` again.
-    visible: `attention.Visible`.
+    visible: `masks.Visible`.
     rng: typed key of the dropout; not used, and may be None, at rate 0.
     rate: dropout rate of the probabilities, a Python float.
     head_dim: H; D is N * H.
@@ -479,8 +479,8 @@ def attend(qkv, biases, visible, rng, rate, head_dim):
   num_parts = 1 if mesh.empty else mesh.shape[_HEAD_AXIS]
   if len(qkv) == 1 and num_parts > 1:
     raise ValueError(
-      "model.attention=fused_qkv needs whole heads, but "
-      f"mesh.tensor={num_parts} cuts them; use model.attention=fused"
+      f"query, key and value in one array need whole heads, but mesh.tensor="
+      f"{num_parts} cuts them; use model.attention=fused"
     )
   check_shapes(length, width // num_parts, head_dim)
   sizes = Sizes(head_dim, rate, (rows, width // head_dim, length, length))

@@ -1,0 +1,1 @@
+"""Self-attention: its masks, its programs, and the module that uses them."""

@@ -1,0 +1,114 @@
+"""Multi-head self-attention as a module, whichever program computes it."""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from bert_jax.models import layers
+from bert_jax.models.attention import masks
+from bert_jax.models.attention import programs
+from bert_jax.models.config import ModelConfig
+
+
+class HeadKernel(nn.Module):
+  """The parameters of one projection to heads: kernel [D, N, H], bias [N, H].
+
+  Attributes:
+    config: a `ModelConfig`.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self):
+    cfg = self.config
+    heads = (cfg.num_heads, cfg.head_dim)
+    flat = (cfg.hidden_size, cfg.hidden_size)
+    kernel = self.param(
+      "kernel",
+      lambda rng, shape, dtype: layers.kernel_init(cfg)(
+        rng, flat, dtype
+      ).reshape(shape),
+      (cfg.hidden_size, *heads),
+      layers.storage_dtype(cfg),
+    )
+    bias = self.param(
+      "bias", nn.initializers.zeros_init(), heads, layers.storage_dtype(cfg)
+    )
+    return kernel, bias
+
+
+class SelfAttention(nn.Module):
+  """Every position attends to every visible position of its row.
+
+  Attributes:
+    config: a `ModelConfig`, whose `attention` names the program.
+
+  Source: Vaswani et al. 2017, section 3.2.
+  """
+
+  config: ModelConfig
+
+  def setup(self):
+    self.query = HeadKernel(self.config)
+    self.key = HeadKernel(self.config)
+    self.value = HeadKernel(self.config)
+    self.out = layers.Dense(self.config, self.config.hidden_size, heads=True)
+
+  def __call__(self, x, mask, *, deterministic, queries=None):
+    """Maps hidden states [B, L, D] to [B, L, D].
+
+    Args:
+      x: [B, L, D] hidden states.
+      mask: a float32 bias, broadcastable to [B, N, Q, L], which plain attention
+        adds to the scores; or `masks.Visible`, which the program named by the
+        config turns into one.
+      deterministic: True switches dropout off.
+      queries: [B, Q, D], the hidden states that ask; None: all of `x`. The mask
+        is then a bias.
+
+    Returns:
+      [B, Q, D], before dropout, residual and LayerNorm.
+
+    Raises:
+      ValueError: the program has no dropout, and the config asks for it.
+    """
+    cfg = self.config
+    program = programs.program_of(cfg)
+    rate = 0.0 if deterministic else cfg.attention_dropout_rate
+    rng = self.make_rng("dropout") if rate else None
+    if not isinstance(mask, masks.Visible):
+      program = programs.PROGRAMS["plain"]
+    if rate and not program.has_dropout:
+      raise ValueError(
+        f"model.attention={cfg.attention} has no dropout of attention "
+        f"probabilities; set model.attention_dropout_rate=0.0, not {rate}"
+      )
+    if program.layout != "heads":
+      return self.out(self._flat(program, x, mask, rng, rate))
+
+    # [B, L, D] -> [B, N, L, H]. A matmul each: on a CPU one for all three takes
+    # longer to put their kernels together than it spares.
+    def project(x, module):
+      kernel, bias = module()
+      return jnp.swapaxes(layers.dense(x, kernel, bias), 1, 2)
+
+    query = project(x if queries is None else queries, self.query)
+    key, value = project(x, self.key), project(x, self.value)
+    context = program.attend(query, key, value, mask, rng, rate)
+    return self.out(jnp.swapaxes(context, 1, 2))  # [B, N, Q, H] -> [B, Q, D]
+
+  def _flat(self, program, x, mask, rng, rate):
+    """The context [B, L, N, H], by a program that takes heads side by side."""
+    head_dim = self.config.head_dim
+    pairs = []
+    for module in (self.query, self.key, self.value):
+      kernel, bias = module()
+      pairs.append((kernel.reshape(x.shape[-1], -1), bias.reshape(-1)))
+    if program.layout == "joined":
+      kernels, biases = zip(*pairs, strict=True)
+      pairs = [(jnp.concatenate(kernels, 1), jnp.concatenate(biases))]
+    qkv = tuple(layers.dense(x, w, jax.lax.stop_gradient(b)) for w, b in pairs)
+    biases = tuple(bias for _, bias in pairs)
+    context = program.attend(qkv, biases, mask, rng, rate, head_dim)
+    return context.reshape(*context.shape[:2], -1, head_dim)

@@ -1,0 +1,133 @@
+"""The shape and the arithmetic of a model: plain data, checked, without jax.
+
+The names that a key may have stand here; what each name does is a row of a
+table in `layers.py`, `attention/programs.py` or `encoder.py`.
+"""
+
+import dataclasses
+
+# Each is a key of `layers.ACTIVATIONS`.
+ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu", "silu", "tanh")
+# Each is a key of `attention.programs.PROGRAMS`.
+ATTENTIONS = ("plain", "fused", "fused_qkv", "splash")
+# Each is a key of `encoder.REMATS`.
+REMATS = ("none", "full", "dots")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Shape and arithmetic of one model; the config group `model`, checked.
+
+  Attributes:
+    vocab_size: V, rows of the word embedding.
+    num_layers: number of Transformer layers.
+    hidden_size: D, width of the hidden states.
+    num_heads: N, attention heads; divides `hidden_size`.
+    mlp_dim: F, width of the inner layer of the MLP.
+    max_len: rows of the position embedding, the longest L.
+    type_vocab_size: T, rows of the segment type embedding.
+    hidden_act: a key of `ACTIVATIONS`.
+    dropout_rate: after the embeddings, the attention and the MLP.
+    attention_dropout_rate: on the attention probabilities.
+    layer_norm_eps: added to the variance.
+    init_stddev: standard deviation before truncation at two of them.
+    dtype: computes.
+    param_dtype: is stored.
+    scan_layers: one compiled layer, looped over stacked parameters.
+    remat: what the backward pass computes again, a key of `REMATS`.
+    attention: implementation of attention, one of `ATTENTIONS`.
+  """
+
+  vocab_size: int
+  num_layers: int
+  hidden_size: int
+  num_heads: int
+  mlp_dim: int
+  max_len: int
+  type_vocab_size: int
+  hidden_act: str
+  dropout_rate: float
+  attention_dropout_rate: float
+  layer_norm_eps: float
+  init_stddev: float
+  dtype: str
+  param_dtype: str
+  scan_layers: bool
+  remat: str
+  attention: str
+
+  @classmethod
+  def from_config(cls, config_model):
+    """Builds the checked dataclass from a mapping with exactly its keys.
+
+    Args:
+      config_model: `ml_collections.ConfigDict` or dict, the group `model`.
+
+    Returns:
+      A `ModelConfig`.
+
+    Raises:
+      ValueError: if a key is missing, unknown or has an impossible value.
+    """
+    wanted = {field.name for field in dataclasses.fields(cls)}
+    given = set(config_model.keys())
+    if wanted != given:
+      raise ValueError(
+        f"config.model lacks {sorted(wanted - given)} and has unknown "
+        f"{sorted(given - wanted)}; its keys must be {sorted(wanted)}"
+      )
+    return cls(**{name: config_model[name] for name in wanted})
+
+  def __post_init__(self):
+    for name in (
+      "vocab_size",
+      "num_layers",
+      "hidden_size",
+      "num_heads",
+      "mlp_dim",
+      "max_len",
+      "type_vocab_size",
+    ):
+      value = getattr(self, name)
+      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"model.{name}={value!r} is not a positive integer")
+    if self.hidden_size % self.num_heads:
+      fits = [
+        n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0
+      ]
+      near = sorted(fits, key=lambda n: abs(n - self.num_heads))[:3]
+      raise ValueError(
+        f"model.hidden_size={self.hidden_size} is not divisible by "
+        f"model.num_heads={self.num_heads}; use num_heads in "
+        f"{sorted(near)}, or change hidden_size"
+      )
+    for name in ("dropout_rate", "attention_dropout_rate"):
+      if not 0.0 <= getattr(self, name) < 1.0:
+        raise ValueError(
+          f"model.{name}={getattr(self, name)} is not a probability below "
+          "1; use 0.0 to switch it off, 0.1 for the paper's value"
+        )
+    for name in ("layer_norm_eps", "init_stddev"):
+      if not getattr(self, name) > 0.0:
+        raise ValueError(
+          f"model.{name}={getattr(self, name)} is not positive; BERT uses "
+          "layer_norm_eps=1e-12 and init_stddev=0.02"
+        )
+    for name, known in (
+      ("hidden_act", ACTIVATIONS),
+      ("dtype", DTYPES),
+      ("param_dtype", DTYPES),
+      ("remat", REMATS),
+      ("attention", ATTENTIONS),
+    ):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f"model.{name}={getattr(self, name)!r} is unknown; choose one of "
+          f"{', '.join(known)}"
+        )
+
+  @property
+  def head_dim(self):
+    """H, the width of one attention head."""
+    return self.hidden_size // self.num_heads

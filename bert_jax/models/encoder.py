@@ -1,0 +1,279 @@
+"""BERT: embeddings, a stack of Transformer layers, and a pooler.
+
+Shapes: B batch, L length, P masked slots, D hidden, N heads, H head_dim,
+F mlp, V vocab, T segment types.
+"""
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from bert_jax.models import layers
+from bert_jax.models.attention import masks
+from bert_jax.models.attention import programs
+from bert_jax.models.attention.self_attention import SelfAttention
+from bert_jax.models.config import ModelConfig
+from bert_jax.models.dropout import Dropout
+from bert_jax.runtime import sharding
+
+# What the backward pass computes again, by the name of `model.remat`.
+REMATS = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Embeddings(nn.Module):
+  """Sum of word, position and segment type, normalised, with dropout.
+
+  Attributes:
+    config: a `ModelConfig`.
+
+  Source: google-research/bert modeling.py:391-521.
+  """
+
+  config: ModelConfig
+
+  def setup(self):
+    cfg = self.config
+    self.word = layers.embed(cfg, cfg.vocab_size)
+    self.position = layers.embed(cfg, cfg.max_len)
+    self.type = layers.embed(cfg, cfg.type_vocab_size)
+    self.norm = layers.LayerNorm(cfg)
+    self.dropout = Dropout(cfg.dropout_rate)
+
+  def __call__(self, input_ids, segment_ids, positions, *, deterministic):
+    """Maps token ids [B, L] to [B, L, D]; see `Encoder` for the arguments."""
+    cfg = self.config
+    length = input_ids.shape[1]
+    if positions is None and length > cfg.max_len:
+      raise ValueError(
+        f"input_ids has length {length}, but model.max_len={cfg.max_len} "
+        "positions have an embedding; shorten the input or raise max_len"
+      )
+    if positions is None:
+      position = self.position.embedding[:length].astype(
+        layers.compute_dtype(cfg)
+      )
+      position = position[None]  # [1, L, D]
+    else:
+      position = layers.look_up(
+        self.position.embedding, positions, layers.compute_dtype(cfg)
+      )  # [B, L, D]
+    # Few rows: a matmul, whose transpose is a matmul and not a scatter.
+    one_hot = jax.nn.one_hot(
+      segment_ids.reshape(-1),
+      cfg.type_vocab_size,
+      dtype=layers.compute_dtype(cfg),
+    )
+    kind = one_hot @ self.type.embedding.astype(layers.compute_dtype(cfg))
+    word = layers.look_up(
+      self.word.embedding, input_ids, layers.compute_dtype(cfg)
+    )
+    x = self.norm(word + kind.reshape(word.shape) + position)
+    return self.dropout(x, deterministic=deterministic)
+
+
+class Mlp(nn.Module):
+  """Two dense layers with an activation between: D -> F -> D.
+
+  Attributes:
+    config: a `ModelConfig`.
+  """
+
+  config: ModelConfig
+
+  def setup(self):
+    cfg = self.config
+    # `in` is a keyword, so that the two cannot be plain attributes.
+    setattr(self, "in", layers.Dense(cfg, cfg.mlp_dim))
+    self.out = layers.Dense(cfg, cfg.hidden_size)
+
+  def __call__(self, x):
+    return self.out(
+      layers.ACTIVATIONS[self.config.hidden_act](getattr(self, "in")(x))
+    )
+
+
+class Layer(nn.Module):
+  """One Transformer layer, normalised after each residual sum.
+
+  Attributes:
+    config: a `ModelConfig`.
+
+  Source: Vaswani et al. 2017, section 3.1; google-research/bert
+  modeling.py:754-891.
+  """
+
+  config: ModelConfig
+
+  def setup(self):
+    cfg = self.config
+    self.attention = SelfAttention(cfg)
+    self.attention_norm = layers.LayerNorm(cfg)
+    self.mlp = Mlp(cfg)
+    self.mlp_norm = layers.LayerNorm(cfg)
+    self.dropout = Dropout(cfg.dropout_rate)
+
+  def __call__(self, x, bias, deterministic, only=None):
+    """Maps hidden states to hidden states.
+
+    Args:
+      x: [B, L, D].
+      bias: float32, broadcastable to [B, N, L, L], from `attention_bias`; or
+        `masks.Visible`.
+      deterministic: True switches dropout off.
+      only: [B, Q] positions to compute; None: all. These see all positions.
+
+    Returns:
+      [B, L, D], or [B, Q, D] with `only`.
+    """
+    if only is None:
+      y = self.attention(x, bias, deterministic=deterministic)
+    else:
+      queries = layers.gather_positions(x, only)
+      bias = masks.bias_of_queries(bias, only)
+      y = self.attention(x, bias, deterministic=deterministic, queries=queries)
+      x = queries
+    x = self.attention_norm(x + self.dropout(y, deterministic=deterministic))
+    y = self.mlp(x)
+    x = self.mlp_norm(x + self.dropout(y, deterministic=deterministic))
+    return sharding.constrain_batch(x)
+
+
+def _scan_body(layer, x, bias, deterministic):
+  x = layer(x, bias, deterministic)
+  return x, x
+
+
+class Encoder(nn.Module):
+  """Token ids to contextual vectors.
+
+  Attributes:
+    config: a `ModelConfig`.
+
+  Example:
+    variables = Encoder(config).init(rng, input_ids, input_mask, segment_ids)
+    hidden, pooled = Encoder(config).apply(
+        variables, input_ids, input_mask, segment_ids)
+
+  Source: BERT paper, section 3; google-research/bert modeling.py:107-232.
+  """
+
+  config: ModelConfig
+
+  def setup(self):
+    cfg = self.config
+    self.embeddings = Embeddings(cfg)
+    layer = Layer
+    if REMATS[cfg.remat] is not None:
+      # CSE must be prevented outside of a scan, or XLA undoes the remat.
+      layer = nn.remat(
+        Layer,
+        policy=REMATS[cfg.remat],
+        static_argnums=(3,),
+        prevent_cse=not cfg.scan_layers,
+      )
+    if cfg.scan_layers:
+      self.layers = layer(cfg)
+    else:
+      self.layer = [layer(cfg) for _ in range(cfg.num_layers)]
+    self.pooler = layers.Dense(cfg, cfg.hidden_size)
+
+  def __call__(
+    self,
+    input_ids,
+    input_mask,
+    segment_ids,
+    *,
+    positions=None,
+    sequence_ids=None,
+    deterministic=True,
+    return_layers=False,
+    only_positions=None,
+  ):
+    """Encodes a batch of rows.
+
+    Args:
+      input_ids: [B, L] int32 token ids.
+      input_mask: [B, L] int32, 1 = real token, 0 = padding.
+      segment_ids: [B, L] int32, 0 = first segment, 1 = second.
+      positions: [B, L] int32, position of a token in its sequence, for packed
+        rows. None: 0..L-1.
+      sequence_ids: [B, L] int32, which packed sequence of the row a token
+        belongs to, 0 = padding; attention stays within a sequence. None: one
+        sequence to a row.
+      deterministic: False switches dropout on; needs the rng "dropout".
+      return_layers: True adds all hidden states to the result.
+      only_positions: [B, P] int32, the only positions whose hidden states the
+        caller reads. The last layer is then not computed elsewhere (but in
+        the scanned form, where all layers are one program).
+
+    Returns:
+      (hidden [B, L, D], pooled [B, D]), with `only_positions` hidden
+      [B, P, D]; with `return_layers` also layers [num_layers + 1, B, L, D], the
+      output of the embeddings first and `hidden` last. `pooled` is from token
+      0 of the row.
+
+    Raises:
+      ValueError: if the shapes disagree or L is longer than `max_len`.
+    """
+    given = {
+      "input_mask": input_mask,
+      "segment_ids": segment_ids,
+      "positions": positions,
+      "sequence_ids": sequence_ids,
+    }
+    for name, value in given.items():
+      if value is not None and value.shape != input_ids.shape:
+        raise ValueError(
+          f"{name} has shape {value.shape}, but input_ids has shape "
+          f"{input_ids.shape}; both must be [batch, length]"
+        )
+    if return_layers and only_positions is not None:
+      raise ValueError(
+        "return_layers=True gives all positions, but only_positions asks for "
+        "some; leave one of them out"
+      )
+    x = self.embeddings(
+      input_ids, segment_ids, positions, deterministic=deterministic
+    )
+    x = sharding.constrain_batch(x)
+    if programs.program_of(self.config).takes_bias or self.is_initializing():
+      bias = masks.attention_bias(input_mask, sequence_ids)
+    else:
+      bias = masks.Visible(masks.attention_bias(input_mask), sequence_ids)
+    only = only_positions
+    if only is not None:
+      only = jnp.pad(only, ((0, 0), (1, 0)))  # the pooler reads token 0
+    states = [x]
+    if self.config.scan_layers:
+      run = nn.scan(
+        _scan_body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast, nn.broadcast),
+        length=self.config.num_layers,
+      )
+      x, outputs = run(self.layers, x, bias, deterministic)
+      states.extend(outputs if return_layers else ())
+      x = x if only is None else layers.gather_positions(x, only)
+    else:
+      for i, layer in enumerate(self.layer):
+        is_last = i == self.config.num_layers - 1
+        x = layer(x, bias, deterministic, only if is_last else None)
+        states.append(x)
+    pooled = self.pool(x[:, 0])
+    if only is not None:
+      return x[:, 1:], pooled
+    if not return_layers:
+      return x, pooled
+    return x, pooled, jnp.stack(states)
+
+  def pool(self, hidden):
+    """What stands for a sequence: the hidden states [..., D] of its [CLS].
+
+    Source: google-research/bert modeling.py:224-232.
+    """
+    return jnp.tanh(self.pooler(hidden))
