@@ -24,7 +24,12 @@ of a sweep that was killed or by hand, is waited for: each holds a lock on
 """
 
 from collections.abc import (
-  Callable, Collection, Iterable, Iterator, Mapping, Sequence,
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
 )  # fmt: skip
 import contextlib
 import dataclasses
@@ -716,8 +721,8 @@ class _Pool:
       for batch in out_of_reach:
         del self._running[batch]
       raise StoppedError(
-        "the sweep was told to stop; what its trials had saved is kept, and the "
-        "same command goes on"
+        "the sweep was told to stop; what its trials had saved is kept, and "
+        "the same command goes on"
       )
 
   def _left(self) -> str:
