@@ -32,7 +32,7 @@ _GRACE_SECS = 3.0
 # A terminal that closes sends SIGHUP twice, and some supervisors send SIGTERM
 # and SIGHUP: so soon after each other they count once.
 _SAME_SECS = 1.0
-# A wrapper that passes Ctrl-C on sends a second SIGINT at once; no user does.
+# A wrapper that passes Ctrl-C on sends a second SIGINT at once; users do not.
 _SAME_INTERRUPT_SECS = 0.3
 
 
