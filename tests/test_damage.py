@@ -344,7 +344,7 @@ def test_no_damage_of_any_file_gives_other_numbers(
   for path in paths:
     for _ in range(1 if make in (delete, replace) else 2):
       refused += not check(lambda step: make(step / path, rng), reader)  # noqa: B023
-  assert refused >= 5
+  assert refused >= 3
 
 
 @pytest.mark.slow

@@ -352,6 +352,7 @@ def test_a_process_that_waits_for_another_ends_at_the_first_signal(
   finally:
     for job in jobs:
       job.kill()
+      job.wait()
 
 
 def test_the_second_signal_ends_a_process_of_several_at_once(
@@ -373,3 +374,4 @@ def test_the_second_signal_ends_a_process_of_several_at_once(
   finally:
     for job in jobs:
       job.kill()
+      job.wait()

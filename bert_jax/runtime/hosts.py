@@ -438,6 +438,7 @@ class _Monitor:
     self.index, self.count = jax.process_index(), jax.process_count()
     # Held by the thread that ends this process, until it has.
     self.is_leaving = threading.Lock()
+    self.is_ending = threading.Event()  # in order
     self._contact = time.monotonic()  # with process 0
     self._line: socket.socket | None = None  # to process 0
     self._silent: list[int] = []  # of the other processes
@@ -449,8 +450,17 @@ class _Monitor:
     """Starts the one of this process."""
     cls.current = monitor = cls()
     hold = monitor.listen if monitor.index == 0 else monitor.hold
-    for act in (monitor.run, hold):
-      threading.Thread(target=act, name="monitor", daemon=True).start()
+    looking = threading.Thread(target=monitor.run, name="monitor", daemon=True)
+    looking.start()
+    threading.Thread(target=hold, name="monitor", daemon=True).start()
+
+    def stop() -> None:
+      # jax's own end, which comes after this, takes the store away: nobody may
+      # use it then.
+      monitor.is_ending.set()
+      looking.join(_ANSWER_SECS)
+
+    atexit.register(stop)
     show = sys.excepthook
 
     def hook(kind: Any, error: BaseException, trace: Any) -> None:
@@ -467,9 +477,11 @@ class _Monitor:
       with contextlib.suppress(Exception):  # process 0 cannot be reached
         if self._look(number):
           break
-      time.sleep(_POLL_SECS)
+      if self.is_ending.wait(_POLL_SECS):
+        return
     # The main thread may be about to find its own error, or to end well.
-    time.sleep(_ANSWER_SECS)
+    if self.is_ending.wait(_ANSWER_SECS):
+      return
     if self.is_leaving.acquire(blocking=False):
       self.say_and_exit(self.verdict("it failed"))
 
@@ -519,7 +531,8 @@ class _Monitor:
         _send(line, _BYE)  # that it closes is no failure of this process
         line.close()
         del callers[line]
-        if caller.index is not None and not caller.is_done:
+        is_lost = caller.index is not None and not caller.is_done
+        if is_lost and not self.is_ending.is_set():
           with contextlib.suppress(Exception):
             self._set(f"lost/{caller.index}", "")
 
@@ -754,7 +767,10 @@ def _catch_aborts() -> None:
     if not monitor.is_leaving.acquire(blocking=False):
       time.sleep(2 * _ANSWER_SECS)  # another thread is at it
       os._exit(PeerError.exit_status)
-    if cause := monitor.suspect():
+    cause = monitor.suspect()
+    if monitor.is_ending.is_set():
+      cause = cause or "another process did not end in order"
+    if cause:
       monitor.say_and_exit(cause)
     library.signal(number, None)  # the default: the abort goes on
 

@@ -358,7 +358,7 @@ def connected(monkeypatch):
     monitor = object.__new__(hosts._Monitor)
     monitor.index, monitor.count, monitor.store = index, 2, store
     monitor.address, monitor.is_leaving = "127.0.0.1:1", threading.Lock()
-    monitor._line = None
+    monitor._line, monitor.is_ending = None, threading.Event()
     monitors.append(monitor)
   threading.Thread(target=monitors[0].listen, daemon=True).start()
   holding = threading.Thread(target=monitors[1].hold, daemon=True)
