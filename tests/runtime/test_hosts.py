@@ -215,7 +215,7 @@ def test_process_0_outlives_every_greeting(monkeypatch):
   """Nothing that is sent to its port ends the detection of lost processes."""
 
   class EndsError(Exception):
-    """EndsError the endless loop of the test."""
+    """Ends the endless loop of the test."""
 
   rows, made = {}, []
   create = socket.create_server
@@ -228,7 +228,7 @@ def test_process_0_outlives_every_greeting(monkeypatch):
   monkeypatch.setattr(hosts.atexit, "register", lambda *_: None)
   monitor = object.__new__(hosts._Monitor)
   monitor.index, monitor.count = 0, 5
-  monitor._set = rows.__setitem__
+  monitor._set, monitor.is_ending = rows.__setitem__, threading.Event()
   ended = threading.Event()
 
   def listen():
