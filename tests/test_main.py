@@ -293,6 +293,8 @@ def test_only_computing_on_the_cpu_starts_again_with_huge_pages(
 ):
   started = []
   monkeypatch.setattr(main.os, "execve", lambda *args: started.append(args))
+  # They would stay held back here, where no program takes the place of this.
+  monkeypatch.setattr(main.signals, "hold", lambda: None)
   monkeypatch.setattr(main.platform, "libc_ver", lambda: ("glibc", "2.36"))
   monkeypatch.setattr(main.importlib.util, "find_spec", lambda name: name)
   monkeypatch.setattr(sys, "argv", ["bert-jax", f"--mode={mode}"])

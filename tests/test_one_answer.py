@@ -793,7 +793,7 @@ def test_a_step_of_a_run_is_evaluated(finished_run, tmp_path):
   config.init_from = f"{run}/best/{step}"
   got = evaluate.evaluate(config, str(tmp_path / "new"), str(output))
   assert got == pytest.approx(want)
-  with pytest.raises(ValueError, match=f"--workdir=.* --checkpoint={step}$"):
+  with pytest.raises(ValueError, match=f"--workdir=.* --checkpoint={step} "):
     evaluate.evaluate(config, f"{run}/best/{step}", str(output))
   for mode in ("evaluate", "predict", "train"):
     with pytest.raises(ValueError, match=f"{run}, with --checkpoint={step}"):

@@ -463,7 +463,7 @@ BAD = {
   ],
   "choose": [
     ({"text": "sun"}, "its choices is None; wanted a list of texts"),
-    ({"text": "sun", "choices": []}, "its choices are none"),
+    ({"text": "sun", "choices": []}, "`choices` is empty; give at least one choice"),
   ],
 }
 
@@ -649,9 +649,10 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
   message = f"no 'mesh'; give --config=configs/predict.py:from={folder}$"
   with pytest.raises(main.UsageError, match=message):
     main._predict(values)
-  values.mode = "evaluate"
+  values.mode, values.coordinator = "evaluate", None
+  values.num_processes = values.process_id = None
   with pytest.raises(ValueError, match="holds converted weights, not a run"):
-    main._run_config(values)
+    main._evaluate(values)
 
 
 # --- what cannot be ----------------------------------------------------------
