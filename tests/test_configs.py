@@ -148,6 +148,6 @@ def test_configs_import_nothing_that_imports_jax():
   package = test_layering.read_package(test_layering.PACKAGE)
   for path in CONFIGS.glob("*.py"):
     imports = test_layering.imports_of(path.read_text())
-    modules = {**package, path.stem: imports}
-    chain = test_layering.way_to(test_layering.JAX, path.stem, modules)
+    modules = {**package, f"configs.{path.stem}": imports}
+    chain = test_layering.way_to_jax(f"configs.{path.stem}", modules)
     assert chain is None, " -> ".join(chain)

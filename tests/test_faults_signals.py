@@ -330,7 +330,7 @@ def test_all_processes_of_a_job_save_one_step_whichever_is_told(
 # Connects to the others, and then says nothing to them.
 SILENT = (
   "-c",
-  "import time; from bert_jax.runtime import hosts, main;"
+  "import time; from bert_jax import main; from bert_jax.runtime import hosts;"
   "hosts.decide = lambda *_: time.sleep(1000); main.run()",
 )
 

@@ -87,6 +87,19 @@ def way_to(banned, start: str, goes_to) -> list[str] | None:
   return None
 
 
+def way_to_jax(module: str, modules) -> list[str] | None:
+  """Returns the shortest chain of imports from a module to a name in JAX."""
+  banned = JAX - MAY_IMPORT.get(module, set())
+
+  def goes_to(name):
+    imports = modules.get(name, ())
+    ours = {own_module(n, modules) for n in imports} - {None, "bert_jax"}
+    others = {n.split(".")[0] for n in imports} - {"bert_jax"}
+    return sorted(others & banned) + sorted(ours)
+
+  return way_to(lambda name: name in banned, module, goes_to)
+
+
 def problems(modules: dict[str, set[str]]) -> list[str]:
   """Returns what is wrong with the imports of a package, and what to do."""
   found = []
@@ -118,19 +131,9 @@ def problems(modules: dict[str, set[str]]) -> list[str]:
     circle = way_to(lambda n, start=module: n == start, module, inside)
     if circle:
       found.append(f"{room} has a circle: {' -> '.join(circle)}")
-    if is_host_only(module):
-      banned = JAX - MAY_IMPORT.get(module, set())
-
-      def goes_to(name, own=module):
-        imports = modules.get(name, ())
-        ours = [n for n in below.get(name, ()) if n != "bert_jax"]
-        allowed = MAY_IMPORT.get(own, set())
-        others = {n.split(".")[0] for n in imports} - allowed - {"bert_jax"}
-        return sorted(others) + ours
-
-      chain = way_to(lambda n, banned=banned: n in banned, module, goes_to)
-      if chain:
-        found.append(f"{module} is host-only, but: {' -> '.join(chain)}")
+    chain = way_to_jax(module, modules) if is_host_only(module) else None
+    if chain:
+      found.append(f"{module} is host-only, but: {' -> '.join(chain)}")
   return found
 
 

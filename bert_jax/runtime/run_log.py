@@ -138,7 +138,8 @@ def commit() -> tuple[str | None, bool | None]:
 
 def code_hash() -> str:
   """SHA-256 of the package's own Python files, by name."""
-  folder, digest = os.path.dirname(os.path.abspath(__file__)), hashlib.sha256()
+  folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  digest = hashlib.sha256()
   for parent, folders, names in os.walk(folder):
     folders.sort()
     for name in sorted(n for n in names if n.endswith(".py")):

@@ -123,7 +123,9 @@ def test_what_is_compared_is_all_but_what_a_host_may_have_of_its_own(
 def test_the_code_is_known_by_the_content_of_its_files(monkeypatch, tmp_path):
   folder = shutil.copytree(ROOT / "bert_jax", tmp_path / "bert_jax")
   before = run_log.code_hash()
-  monkeypatch.setattr(run_log, "__file__", str(folder / "run_log.py"))
+  monkeypatch.setattr(
+    run_log, "__file__", str(folder / "runtime" / "run_log.py")
+  )
   assert run_log.code_hash() == before
   path = folder / "models" / "heads.py"
   path.write_text(path.read_text() + "# changed\n")
@@ -762,7 +764,8 @@ def test_a_workdir_that_is_not_shared_is_refused_by_all(
 # Starts the launcher, but reads its data late.
 LATE = """
 import time
-from bert_jax.training import jobs, main
+from bert_jax import main
+from bert_jax.training import jobs
 before = jobs.open_job
 def open_job(*args):
   time.sleep({secs})
@@ -816,7 +819,8 @@ def test_a_stopped_process_is_named_by_the_other(victim, tmp_path, prepared):
 # on.
 STILL = """
 import time
-from bert_jax import main, train
+from bert_jax import main
+from bert_jax.training import train
 before = train.Meter.count
 def count(self, batches, metrics):
   before(self, batches, metrics)
@@ -841,7 +845,8 @@ def test_a_job_that_stands_still_is_ended_by_the_watchdog(tmp_path, prepared):
 
 # Starts the launcher, where a step fails as no one foresaw.
 ODD = """
-from bert_jax import main, train
+from bert_jax import main
+from bert_jax.training import train
 def count(self, batches, metrics):
   raise KeyError("odd")
 train.Meter.count = count

@@ -228,6 +228,7 @@ def test_rules_cover_every_parameter_and_moment(bert_shapes, mesh, scan_layers):
     learning_rate=1.0,
     schedule="bert",
     warmup_rate=0.1,
+    cooldown_rate=0.0,
     weight_decay=0.01,
     b1=0.9,
     b2=0.999,
