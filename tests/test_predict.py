@@ -462,7 +462,10 @@ BAD = {
   ],
   "choose": [
     ({"text": "sun"}, "its choices is None; wanted a list of texts"),
-    ({"text": "sun", "choices": []}, "`choices` is empty; give at least one choice"),
+    (
+      {"text": "sun", "choices": []},
+      "`choices` is empty; give at least one choice",
+    ),
   ],
 }
 
