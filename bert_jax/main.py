@@ -255,6 +255,7 @@ def _prepare(flag_values: flags.FlagValues) -> None:
 def _meet(flag_values: flags.FlagValues) -> None:
   """Connects the processes of a job of several."""
   from bert_jax.runtime import hosts
+  from bert_jax.runtime import peers
 
   hosts.start(
     flag_values.coordinator,
@@ -265,7 +266,7 @@ def _meet(flag_values: flags.FlagValues) -> None:
       flag_values.mode == "train" and flag_values.replay_step is None
     ),
   )
-  if not hosts.are_several():
+  if not peers.are_several():
     return
   reads_config = flag_values.config is None
   hosts.compare(
@@ -666,9 +667,9 @@ def _is_text(text: str) -> bool:
 
 def _is_of_several() -> bool:
   """Whether this is one process of a job of several."""
-  from bert_jax.runtime import hosts
+  from bert_jax.runtime import peers
 
-  return hosts.are_several()
+  return peers.are_several()
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -677,9 +678,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _leave(error: Exception, status: int = 1) -> None:
-  from bert_jax.runtime import hosts
+  from bert_jax.runtime import peers
 
-  hosts.leave(error, status)
+  peers.leave(error, status)
 
 
 def _refuse(message: str, status: int = USAGE_ERROR) -> int:

@@ -31,6 +31,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bert_jax.runtime import hosts
+from bert_jax.runtime import peers
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
 
@@ -763,7 +764,7 @@ def _meet(*, key: str, timeout_ms: int) -> None:
   if isinstance(error, Exception):
     failure = SaveError(f"no checkpoint can be written: {_cause(error)}")
     failure.__cause__ = error
-    hosts.leave(failure)
+    peers.leave(failure)
   ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 

@@ -18,6 +18,7 @@ from bert_jax.models.attention import programs
 from bert_jax.runtime import bounds
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import hosts
+from bert_jax.runtime import peers
 from bert_jax.runtime import profiling
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
@@ -271,7 +272,7 @@ def meet(mode: str, config: Any, workdirs: Sequence[str], **more: Any) -> None:
     hosts.DifferError: they differ, or do not share a workdir.
     OSError: process 0 cannot write to a workdir.
   """
-  if not hosts.are_several():
+  if not peers.are_several():
     return
   commit, dirty = run_log.commit()
   settings = run_log.flatten(run_log.plain(config))
@@ -308,7 +309,7 @@ def meet_opened(
   Raises:
     hosts.DifferError: they differ.
   """
-  if not hosts.are_several():
+  if not peers.are_several():
     return
   config = run_log.plain(job.config)
   hosts.compare(

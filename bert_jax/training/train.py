@@ -18,6 +18,7 @@ from bert_jax.models import flops
 from bert_jax.runtime import bars
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import hosts
+from bert_jax.runtime import peers
 from bert_jax.runtime import preemption
 from bert_jax.runtime import profiling
 from bert_jax.runtime import run_log
@@ -98,7 +99,7 @@ def _train(group: members.Group) -> list[dict[str, float]]:
   with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
     # Left last: a signal does not interrupt the end of a save either.
     notice = stack.enter_context(preemption.Notice())
-    stack.enter_context(hosts.watching(config.train.max_stall_secs))
+    stack.enter_context(peers.watching(config.train.max_stall_secs))
     checkpoints = []
     for run in runs:
       stack.enter_context(session.lock(run.workdir))
@@ -121,7 +122,7 @@ def _train(group: members.Group) -> list[dict[str, float]]:
       recorder.begin(start)
 
     # The step, compiled once, and who looks after it.
-    stack.enter_context(hosts.leaving_if_broken())
+    stack.enter_context(peers.leaving_if_broken())
     train_step, norms = group.train_step(), group.norms()
     profile = profiling.Profile(
       config.train.profile_steps, runs[0].workdir, meter.paused
