@@ -10,6 +10,7 @@ from absl import flags
 import pytest
 
 from bert_jax import main
+from bert_jax.training import run as run_lib
 from bert_jax.training import train
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -190,7 +191,7 @@ def test_predicting_needs_no_more_than_the_model(
 
 def test_divergence_returns_1(launch, capsys, monkeypatch):
   def diverge(config, workdir):
-    raise train.DivergedError("train/loss is nan at step 7; stopped.")
+    raise run_lib.DivergedError("train/loss is nan at step 7; stopped.")
 
   monkeypatch.setattr(train, "train", diverge)
   assert launch("--mode=train", DEMO, "--workdir=W") == 1

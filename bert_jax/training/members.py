@@ -8,12 +8,13 @@ it is when it is trained alone.
 """
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
 import os
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,9 @@ from bert_jax.runtime import bounds
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
+from bert_jax.training import meter as meter_lib
 from bert_jax.training import optim
+from bert_jax.training import run as run_lib
 from bert_jax.training import session
 from bert_jax.training import steps
 
@@ -52,167 +55,105 @@ class Member:
   learning_rate: float
 
 
-class Group(Protocol):
-  """One run or several, as the loop of training needs them."""
-
-  @property
-  def runs(self) -> Sequence[session.Session]:
-    """Its runs."""
-    ...
-
-  @property
-  def batches(self) -> batching.Batches:
-    """Of training, by step."""
-    ...
-
-  @property
-  def place(self) -> jax.sharding.NamedSharding:
-    """Where batches go."""
-    ...
-
-  def restore(
-    self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
-    """Reads the newest step that all have, or starts; as Session.restore."""
-    ...
-
-  def train_step(self) -> Any:
-    """The jitted step: (state, device batch) -> (state, metrics)."""
-    ...
-
-  def norms(self) -> Any:
-    """A jitted function: parameters -> norm, of each run."""
-    ...
-
-  def evaluate(self, params: Any) -> list[dict[str, float]]:
-    """What an evaluation finds, of each run."""
-    ...
-
-  def split(self, state: steps.TrainState) -> Iterator[steps.TrainState]:
-    """The state of each run."""
-    ...
-
-  def parts(self, arrays: Any) -> list[Any]:
-    """What each run has of a tree of arrays on the host."""
-    ...
-
-
-class Alone:
-  """A group of one."""
-
-  def __init__(self, run: session.Session):
-    """Takes a session."""
-    self.runs = [run]
-    self.batches: batching.Batches = run.batches
-    self.place = sharding.batch_sharding(run.mesh)
-
-  def restore(
-    self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
-    """See Group."""
-    start, state, mean_loss = self.runs[0].restore(checkpoints[0])
-    return start, state, [mean_loss]
-
-  def train_step(self) -> Any:
-    """See Group."""
-    return self.runs[0].train_step()
-
-  def norms(self) -> Any:
-    """See Group."""
-    return jax.jit(optax.tree.norm)
-
-  def evaluate(self, params: Any) -> list[dict[str, float]]:
-    """See Group."""
-    return [self.runs[0].evaluator(params)]
-
-  def split(self, state: steps.TrainState) -> Iterator[steps.TrainState]:
-    """See Group."""
-    yield state
-
-  def parts(self, arrays: Any) -> list[Any]:
-    """See Group."""
-    return [arrays]
-
-
 class Together:
-  """K runs whose arrays are stacked on axis 0."""
+  """K runs whose arrays are stacked on axis 0; has the methods of run.Run.
 
-  def __init__(self, runs: Sequence[session.Session]):
+  Attributes:
+    config: that of the first, of which the others differ in seed and learning
+      rate.
+    mesh: of devices, with the axis "seed".
+    total_steps: the last step, which is that of all.
+    batches: the batches of all, by step.
+    batch_place: their sharding on the mesh.
+    workdir: the names of all workdirs.
+    profile_folder: the workdir of the first.
+  """
+
+  def __init__(self, opened: Sequence[session.Session]):
     """Takes sessions from `open_members`."""
-    self.runs = runs
+    first = opened[0]
+    self._first = first
+    self._runs = [run_lib.Run(one) for one in opened]
+    self.config, self.mesh = first.config, first.mesh
+    self.total_steps, self.profile_folder = first.total_steps, first.workdir
+    self.workdir = ", ".join(one.workdir for one in opened)
     self.batches: batching.Batches = StackedBatches(
-      [_task_batches(run) for run in runs]
+      [_task_batches(one) for one in opened]
     )
-    mesh = runs[0].mesh
-    self.place = sharding.of_members(sharding.batch_sharding(mesh), mesh)
-    self._places = sharding.of_members(runs[0].place, mesh)
-    self._owners = _own_meshes(mesh)
+    self.batch_place = sharding.of_members(
+      sharding.batch_sharding(self.mesh), self.mesh
+    )
+    self._places = sharding.of_members(first.place, self.mesh)
+    self._owners = _own_meshes(self.mesh)
     self._takes = [
       jax.jit(
         lambda states, k: jax.tree.map(lambda x: x[k], states),
         out_shardings=jax.tree.map(
           lambda one, own=own: jax.sharding.NamedSharding(own, one.spec),
-          runs[0].place,
+          first.place,
         ),
       )
       for own in self._owners
     ]
+    self._norms = jax.jit(jax.vmap(optax.tree.norm))
     from bert_jax.training import (
       finetuning,  # slow to import, and not always needed
     )
 
-    job: Any = runs[0].job
-    self._evaluator = finetuning.TaskEvaluator(job, mesh, len(runs))
+    job: Any = first.job
+    self._evaluator = finetuning.TaskEvaluator(job, self.mesh, len(opened))
 
-  def restore(
-    self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
-    """See Group; a run that is ahead of the others goes back to their step.
+  @contextlib.contextmanager
+  def open(self) -> Iterator[None]:
+    """A context in which the runs have their workdirs for themselves."""
+    with contextlib.ExitStack() as stack:
+      for run in self._runs:
+        stack.enter_context(run.open())
+      yield
+
+  def restore(self) -> tuple[int, steps.TrainState]:
+    """Returns the newest step that all have saved, and its states.
+
+    A run that is ahead of the others goes back to their step.
 
     Raises:
       checkpoint.CheckpointError: some have begun, and there is no sound step
         that all have; nothing was removed.
     """
-    saved = [set(opened.steps()) for opened in checkpoints]
+    saved = [set(run.checkpoints.steps()) for run in self._runs]
     if not any(saved):
-      return 0, self._fresh(), [session.MeanLoss() for _ in self.runs]
+      return 0, self._fresh()
     for step in sorted(set.intersection(*saved), reverse=True):
-      found = self._read(checkpoints, step)
-      if found is None:
+      states = [self._read(run, step) for run in self._runs]
+      if None in states:
         continue
-      for opened in checkpoints:  # what is computed again is saved again
-        opened.drop_after(step)
-      states, mean_losses = zip(*found, strict=True)
-      return step, self._stack(states), list(mean_losses)
+      for run in self._runs:  # what is computed again is saved again
+        run.checkpoints.drop_after(step)
+      return step, self._stack(states)
     have = (
       f"{run.workdir}: {', '.join(map(str, sorted(own))) or 'none'}"
-      for run, own in zip(self.runs, saved, strict=True)
+      for run, own in zip(self._runs, saved, strict=True)
     )
     raise checkpoint.CheckpointError(
       "there is no step that all members have a sound checkpoint of "
       f"({'; '.join(have)}); train those together that have one, or each alone"
     )
 
-  def _read(
-    self, checkpoints: Sequence[checkpoint.Checkpoints], step: int
-  ) -> list[tuple[steps.TrainState, session.MeanLoss]] | None:
-    """What each run has saved of a step, on the host; None: one is damaged."""
-    states = []
-    for run, opened in zip(self.runs, checkpoints, strict=True):
-      try:
-        found, state, mean_loss = run.restore(opened, step + 1)
-      except checkpoint.CheckpointError:
-        opened.set_aside(step)
-        return None
-      if found != step:
-        opened.set_aside(step)
-        return None
-      # Of K states on the devices at once there might be no room.
-      states.append((jax.device_get(state), mean_loss))
-      del state
-    return states
+  def _read(self, run: run_lib.Run, step: int) -> steps.TrainState | None:
+    """Returns what a run saved of a step, on the host; None: it is damaged.
 
-  def _stack(self, states: Sequence[steps.TrainState]) -> steps.TrainState:
+    A damaged step is set aside.
+    """
+    found = None
+    with contextlib.suppress(checkpoint.CheckpointError):
+      found, state = run.restore(before=step + 1)
+    if found != step:
+      run.checkpoints.set_aside(step)
+      return None
+    # The devices may have no room for K separate states at once.
+    return jax.device_get(state)
+
+  def _stack(self, states: Sequence[Any]) -> steps.TrainState:
     def stack(place, *own):
       shape = (len(own), *own[0].shape)
 
@@ -224,8 +165,8 @@ class Together:
     return jax.tree.map(stack, self._places, *states)
 
   def _fresh(self) -> steps.TrainState:
-    """The states at step 0."""
-    run = self.runs[0]
+    """Returns the states at step 0."""
+    run = self._first
     row = {k: jnp.asarray(v[:1]) for k, v in run.batches[0].items()}
 
     def init(rng):
@@ -233,11 +174,11 @@ class Together:
         run.job.model, run.job.objective, run.optimizer, rng, row
       )
 
-    rngs = jnp.stack([run.rngs[0] for run in self.runs])
+    rngs = jnp.stack([one.session.rngs[0] for one in self._runs])
     state = jax.jit(jax.vmap(init), out_shardings=self._places)(rngs)
     if run.imported is None:
       return state
-    count = len(self.runs)
+    count = len(self._runs)
     imported = jax.tree.map(
       lambda x: None if x is None else np.broadcast_to(x, (count, *x.shape)),
       run.imported,
@@ -245,9 +186,23 @@ class Together:
     )
     return state.replace(params=session.place_params(state.params, imported))
 
+  def begin(self, start: int) -> meter_lib.Meter:
+    """Writes what is known before the first step; see run.Run."""
+    step_flops = self._first.job.step_flops
+
+    def flops(batch):
+      return sum(map(step_flops, self._parts(batch)))
+
+    meter = meter_lib.Meter(
+      start, self.total_steps, self.mesh, flops, len(self._runs)
+    )
+    for run in self._runs:
+      run.begin_log(start, meter)
+    return meter
+
   def train_step(self) -> Any:
-    """See Group."""
-    run = self.runs[0]
+    """Returns the step: (states, batches) -> (states, metrics)."""
+    run = self._first
     step = steps.jit_members_step(
       run.config,
       run.job.model,
@@ -258,23 +213,61 @@ class Together:
       run.mesh,
       run.place,
     )
-    rngs = jnp.stack([run.rngs[1] for run in self.runs])
-    rates = [run.config.optim.learning_rate for run in self.runs]
+    rngs = jnp.stack([one.session.rngs[1] for one in self._runs])
+    rates = [one.config.optim.learning_rate for one in self._runs]
     each = jax.sharding.NamedSharding(run.mesh, sharding.P(sharding.SEED_AXIS))
     rngs, rates = jax.device_put((rngs, np.array(rates, np.float32)), each)
     return lambda state, batch: step(state, batch, rngs, rates)
 
-  def norms(self) -> Any:
-    """See Group."""
-    return jax.jit(jax.vmap(optax.tree.norm))
-
   def evaluate(self, params: Any) -> list[dict[str, float]]:
-    """See Group."""
+    """Returns eval/NAME of every metric, of each run."""
     return self._evaluator.evaluate_all(params)
 
-  def split(self, state: steps.TrainState) -> Iterator[steps.TrainState]:
-    """See Group; one at a time, each a copy on the devices that have it."""
-    each = len(self.runs) // len(self._owners)
+  def has_evaluation(self, start: int) -> bool:
+    """Returns whether the logs of all have that of the step they began at."""
+    return all(run.has_evaluation(start) for run in self._runs)
+
+  def report(self, step: int, rows: Sequence[dict[str, float]]) -> None:
+    """Writes and shows an evaluation of each run, unless its log has it."""
+    for run, row in zip(self._runs, rows, strict=True):
+      if not run.has_evaluation(step):
+        run.report(step, row)
+
+  def log(self, step: int, speed: dict[str, float]) -> None:
+    """Writes the train/ metrics of each run."""
+    for run in self._runs:
+      run.log(step, speed)
+
+  def look(self, found: Sequence[tuple[int, Any]], params: Any) -> None:
+    """Looks at the steps since the last look; see run.Run."""
+    norms = jax.device_get(self._norms(params))
+    parts = [(step, self._parts(metrics)) for step, metrics in found]
+    for k, run in enumerate(self._runs):
+      run.check([(step, own[k]) for step, own in parts], float(norms[k]))
+
+  def save(
+    self,
+    step: int,
+    state: steps.TrainState,
+    evaluations: Sequence[dict[str, float]],
+    always: bool = True,
+  ) -> None:
+    """Saves the state of each run; see run.Run."""
+    # None is two saves ahead of another: all keep the step to go back to.
+    for run in self._runs:
+      run.checkpoints.wait()
+    for run, own, values in zip(
+      self._runs,
+      self._split(state),
+      evaluations or [{}] * len(self._runs),
+      strict=True,
+    ):
+      run.save(step, own, values, always)
+      del own  # on the devices there may be no room for two
+
+  def _split(self, state: steps.TrainState) -> Iterator[steps.TrainState]:
+    """Yields the state of each run, a copy on the devices that have it."""
+    each = len(self._runs) // len(self._owners)
     for owner, mesh in enumerate(self._owners):
       with jax.set_mesh(mesh):
         states = jax.tree.map(
@@ -286,13 +279,11 @@ class Together:
         yield own
         del own
 
-  def parts(self, arrays: Any) -> list[Any]:
-    """See Group."""
-
-    def part(k):
-      return jax.tree.map(lambda x: x[k], arrays)
-
-    return [part(k) for k in range(len(self.runs))]
+  def _parts(self, arrays: Any) -> list[Any]:
+    """Returns what each run has of a tree of arrays on the host."""
+    return [
+      jax.tree.map(lambda x, k=k: x[k], arrays) for k in range(len(self._runs))
+    ]
 
 
 def _own_meshes(mesh: jax.sharding.Mesh) -> list[jax.sharding.Mesh]:

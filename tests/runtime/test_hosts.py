@@ -536,13 +536,13 @@ def test_a_stopped_process_is_named_by_the_other(victim, tmp_path, prepared):
 STILL = """
 import time
 from bert_jax import main
-from bert_jax.training import train
-before = train.Meter.count
-def count(self, batches, metrics):
-  before(self, batches, metrics)
+from bert_jax.training import meter
+before = meter.Meter.count
+def count(self, batch, metrics):
+  before(self, batch, metrics)
   if self.bar.tasks[0].completed == 3:
     time.sleep(10000)
-train.Meter.count = count
+meter.Meter.count = count
 main.run()
 """
 
@@ -562,10 +562,10 @@ def test_a_job_that_stands_still_is_ended_by_the_watchdog(tmp_path, prepared):
 # Starts the launcher, where a step fails as no one foresaw.
 ODD = """
 from bert_jax import main
-from bert_jax.training import train
-def count(self, batches, metrics):
+from bert_jax.training import meter
+def count(self, batch, metrics):
   raise KeyError("odd")
-train.Meter.count = count
+meter.Meter.count = count
 main.run()
 """
 

@@ -22,6 +22,7 @@ from bert_jax.data import batching
 from bert_jax.runtime import preemption
 from bert_jax.runtime import run_log
 from bert_jax.training import pretraining
+from bert_jax.training import run as run_lib
 from bert_jax.training import session
 from bert_jax.training import train
 from configs import base
@@ -360,7 +361,8 @@ def test_nan_names_its_step_and_leaves_the_last_checkpoint(
   workdir = str(tmp_path / "run")
   poison(7)
   with pytest.raises(
-    train.DivergedError, match=r"train/loss is nan at step 7.*step 6, is sound"
+    run_lib.DivergedError,
+    match=r"train/loss is nan at step 7.*step 6, is sound",
   ):
     train.train(config, workdir)
   assert saved_steps(workdir) == [4, 6]
@@ -518,7 +520,7 @@ def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
   monkeypatch.setattr(session, "check_settings", lambda config: None)
   workdir = str(tmp_path / "run")
   with pytest.raises(
-    train.DivergedError, match=r"train/loss is .* more than 1 times the mean"
+    run_lib.DivergedError, match=r"train/loss is .* more than 1 times the mean"
   ) as error:
     train.train(config, workdir)
   step = int(re.search("at step ([0-9]+)", str(error.value))[1])
@@ -527,7 +529,7 @@ def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
   config.train.on_bad_step = "skip"
   config.train.max_skipped_steps = 0
   with pytest.raises(
-    train.DivergedError, match="one more than train.max_skipped_steps=0"
+    run_lib.DivergedError, match="one more than train.max_skipped_steps=0"
   ):
     train.train(config, workdir)
   config.train.max_skipped_steps = 32
@@ -542,16 +544,17 @@ def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
 def test_parameters_that_are_no_numbers_stop_the_run(tmp_path):
   """Though the losses and gradients that led to them were."""
   config = base.get_config()
-  run = types.SimpleNamespace(config=config, workdir=str(tmp_path))
-  saved = types.SimpleNamespace(latest_step=lambda: 3)
-  recorder = train.Recorder(run, saved, session.MeanLoss(), None)
+  run = object.__new__(run_lib.Run)
+  run.config, run.workdir, run._written = config, str(tmp_path), None
+  run.checkpoints = types.SimpleNamespace(latest_step=lambda: 3)
+  run.mean_loss = session.MeanLoss()
   metrics = {"loss": np.float32(1), "grad_norm": np.float32(2)}
   metrics |= dict.fromkeys(("bad_step", "mean_loss"), np.float32(0))
-  recorder.check([(4, metrics)], 3.0)
+  run.check([(4, metrics)], 3.0)
   with pytest.raises(
-    train.DivergedError, match="param_norm is inf at step 5.*step 3, is sound"
+    run_lib.DivergedError, match="param_norm is inf at step 5.*step 3, is sound"
   ):
-    recorder.check([(5, metrics)], np.inf)
+    run.check([(5, metrics)], np.inf)
 
 
 @pytest.mark.slow
@@ -568,7 +571,7 @@ def test_an_update_that_is_infinite_is_never_saved(
   config.checkpoint.every_steps = 1
   workdir = str(tmp_path / "run")
   with pytest.raises(
-    train.DivergedError,
+    run_lib.DivergedError,
     match="param_norm is inf at step 1.*no checkpoint",
   ):
     train.train(config, workdir)
