@@ -442,6 +442,9 @@ def _convert(flag_values: flags.FlagValues) -> None:
 
 
 def _sweep(flag_values: flags.FlagValues) -> None:
+  from bert_jax.sweeps import costs
+  from bert_jax.sweeps import engines
+  from bert_jax.sweeps import running
   from bert_jax.sweeps import sweep
 
   config, workdir = _config(flag_values), _workdir(flag_values)
@@ -451,18 +454,16 @@ def _sweep(flag_values: flags.FlagValues) -> None:
       "--num_together is for --engine=here; elsewhere every trial is a job"
     )
   if flag_values.dry_run:
-    costs = sweep.Costs(trials, workdir, flag_values.topology)
-    sweep.show(sweep.listing(trials, workdir, costs))
+    cost = costs.Costs(trials, workdir, flag_values.topology)
+    costs.show(costs.listing(trials, workdir, cost))
   elif flag_values.engine == "commands":
     if not flag_values.output:
       raise UsageError("--engine=commands needs --output=FILE")
-    count = sweep.write_commands(trials, flag_values.output)
+    count = engines.write_commands(trials, flag_values.output)
     logging.getLogger("bert_jax").info(
       "wrote %d commands to %s", count, flag_values.output
     )
   elif flag_values.engine in ("slurm", "xpk"):
-    from bert_jax.sweeps import engines
-
     settings = sweep.engine_settings(config, flag_values.engine)
     if flag_values.engine == "slurm":
       engines.submit(trials, workdir, settings)
@@ -471,14 +472,14 @@ def _sweep(flag_values: flags.FlagValues) -> None:
   else:
     failure = None
     try:
-      sweep.run(
+      running.run(
         trials,
         workdir,
         flag_values.num_parallel,
         flag_values.retry_failed,
         flag_values.num_together,
       )
-    except sweep.FailedError as error:
+    except running.FailedError as error:
       failure = error
     if flag_values.output:
       _record(trials, workdir, flag_values.output)

@@ -18,6 +18,10 @@ import sys
 import time
 from typing import Any
 
+from bert_jax.runtime import files
+from bert_jax.runtime import peers
+from bert_jax.runtime import signals
+from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
 _log = logging.getLogger(__name__)
@@ -46,10 +50,10 @@ class Training:
     """Runs the trial to its end.
 
     Raises:
-      sweep.FailedError: it failed.
+      running.FailedError: it failed.
     """
-    again = (sweep.PREEMPTED, sweep.PEER_LOST)
-    status, starts = sweep.PREEMPTED, 0
+    again = (signals.SAVED, peers.PeerError.exit_status)
+    status, starts = signals.SAVED, 0
     while status in again and starts < _MOST_RESTARTS:
       starts += 1
       # Its own group: what SLURM sends the job is for `checkpoint` alone.
@@ -62,7 +66,7 @@ class Training:
         time.sleep(_POLL_SECS)
       status = ended
     if status:
-      raise sweep.FailedError(f"status {status} of {self.arguments[-1]}")
+      raise running.FailedError(f"status {status} of {self.arguments[-1]}")
     return status
 
   def checkpoint(self) -> Any:
@@ -116,7 +120,7 @@ def submit(
     executor.update_parameters(name=os.path.basename(workdir), **settings)
   except (NameError, TypeError, RuntimeError, ValueError) as error:
     raise sweep.SweepError(f"submitit: {error}") from error
-  journal, jobs = sweep.Journal(workdir), []
+  journal, jobs = running.Journal(workdir), []
   kind = submitit.LocalJob if cluster == "local" else submitit.SlurmJob
   queued = journal.queued()
   for one in waiting:
@@ -153,7 +157,7 @@ def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
     "workload": workload_name(one.name),
     "num-slices": 1,
     "max-restarts": _MOST_RESTARTS,
-    "restart-on-exit-codes": f"{sweep.PREEMPTED},{sweep.PEER_LOST}",
+    "restart-on-exit-codes": f"{signals.SAVED},{peers.PeerError.exit_status}",
   } | dict(settings)
   return [
     "xpk", "workload", "create",
@@ -197,3 +201,22 @@ def send(trials: Sequence[sweep.Trial], settings: Mapping[str, Any]) -> None:
     raise sweep.SweepError(
       f"xpk refused {len(refused)} workloads, the first: {refused[0]}"
     )
+
+
+def write_commands(trials: Sequence[sweep.Trial], path: str) -> int:
+  """Writes the commands of what is not done, one a line, for any engine.
+
+  Args:
+    trials: from `read_trials`.
+    path: of the file.
+
+  Returns:
+    How many.
+  """
+  lines = [
+    shlex.join(["bert-jax", *one.arguments()]) + "\n"
+    for one in trials
+    if not one.is_done()
+  ]
+  files.write_text(path, "".join(lines))
+  return len(lines)

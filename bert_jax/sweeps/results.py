@@ -20,6 +20,7 @@ from bert_jax import tasks
 from bert_jax.data import records
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
+from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
 
@@ -119,7 +120,7 @@ def record(
   there = read(folder) if os.path.exists(path) else []
   rows = {row["id"]: row for row in there}
   before = len(rows)
-  secs = sweep.Journal(workdir).seconds()
+  secs = running.Journal(workdir).seconds()
   for one in trials:
     if one.is_done() and (key := _id(one)) not in rows:
       rows[key] = row_of(one, secs.get(one.name)) | {"id": key}

@@ -159,9 +159,8 @@ def test_an_unshared_workdir_is_not_seen(monkeypatch, tmp_path):
 
 def test_statuses_of_a_job_of_several_are_those_that_are_documented():
   from bert_jax import main
-  from bert_jax.sweeps import sweep
 
-  assert peers.PeerError.exit_status == sweep.PEER_LOST == 69
+  assert peers.PeerError.exit_status == 69
   assert hosts.DifferError.exit_status == main.USAGE_ERROR == 2
   assert "69 another process" in main.__doc__
   assert " 69 " in (ROOT / "README.md").read_text()

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from bert_jax.sweeps import engines
+from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
 POPEN = subprocess.Popen
@@ -98,7 +99,7 @@ def test_a_trial_goes_on_until_it_is_done_or_fails(
   assert engines.Training(trials[0].arguments())() == 0
   assert path.read_text() == "xxx"
   fake_launcher(monkeypatch, "import sys; sys.exit(2)")
-  with pytest.raises(sweep.FailedError, match="status 2 of --workdir="):
+  with pytest.raises(running.FailedError, match="status 2 of --workdir="):
     engines.Training(trials[0].arguments())()
 
 

@@ -18,7 +18,10 @@ import pytest
 
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
+from bert_jax.sweeps import costs
+from bert_jax.sweeps import engines
 from bert_jax.sweeps import results
+from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 from configs import base
 from configs import finetune
@@ -147,27 +150,29 @@ def test_more_seeds_leave_the_names_of_the_others(tmp_path):
 
 def test_every_trial_runs_once_and_failures_stay_visible(tmp_path, launcher):
   trials = seeds(1, 2, 3, 5, 4, workdir=tmp_path)
-  with pytest.raises(sweep.FailedError, match="1 of 5 .*seed=5.*retry_failed"):
-    sweep.run(trials, str(tmp_path), 2, launcher=launcher)
+  with pytest.raises(
+    running.FailedError, match="1 of 5 .*seed=5.*retry_failed"
+  ):
+    running.run(trials, str(tmp_path), 2, launcher=launcher)
   assert sorted(calls(tmp_path)) == [1, 2, 3, 3, 4, 5]  # 3 was preempted once
-  states = [state for _, state, _ in sweep.listing(trials, str(tmp_path), str)]
+  states = [state for _, state, _ in costs.listing(trials, str(tmp_path), str)]
   assert states == ["done", "done", "done", "failed", "done"]
   assert "it cannot be" in (tmp_path / "seed=5" / "log.txt").read_text()
   # Again: nothing is left to do, and the failure is still one.
-  with pytest.raises(sweep.FailedError, match="seed=5"):
-    sweep.run(trials, str(tmp_path), launcher=launcher)
+  with pytest.raises(running.FailedError, match="seed=5"):
+    running.run(trials, str(tmp_path), launcher=launcher)
   assert len(calls(tmp_path)) == 6
   # A trial more, and the failed one if asked to.
   more = seeds(1, 2, 3, 5, 4, 9, workdir=tmp_path)
-  with pytest.raises(sweep.FailedError, match="1 of 6"):
-    sweep.run(more, str(tmp_path), retry_failed=True, launcher=launcher)
+  with pytest.raises(running.FailedError, match="1 of 6"):
+    running.run(more, str(tmp_path), retry_failed=True, launcher=launcher)
   assert calls(tmp_path)[6:] == [5, 9]
-  events = sweep.Journal(str(tmp_path)).read()
+  events = running.Journal(str(tmp_path)).read()
   assert [e["event"] for e in events if e["trial"] == "seed=3"] == [
     "started", "preempted", "started", "done",
   ]  # fmt: skip
   assert all(
-    secs > 0 for secs in sweep.Journal(str(tmp_path)).seconds().values()
+    secs > 0 for secs in running.Journal(str(tmp_path)).seconds().values()
   )
 
 
@@ -175,9 +180,9 @@ def start_sweep(tmp_path, launcher, *numbers, num_parallel=1):
   """A process that runs the trials of some seeds."""
   code = (
     "import sys; from tests.sweeps import test_sweep; import logging, pathlib;"
-    "from bert_jax.sweeps import sweep; w = pathlib.Path(sys.argv[1]);"
+    "from bert_jax.sweeps import running; w = pathlib.Path(sys.argv[1]);"
     "logging.basicConfig(level=logging.INFO, force=True);"
-    f"sweep.run(test_sweep.seeds(*{numbers}, workdir=w), str(w),"
+    f"running.run(test_sweep.seeds(*{numbers}, workdir=w), str(w),"
     f" {num_parallel}, launcher=sys.argv[2:])"
   )
   return subprocess.Popen(
@@ -211,15 +216,15 @@ def test_trials_of_a_killed_sweep_are_waited_for(tmp_path, launcher):
   killed_sweep(tmp_path, launcher, 7)
   trials = seeds(7, 1, workdir=tmp_path)
   name = (tmp_path / "seed=7" / ".trial.lock").read_text()
-  assert sweep._holder(trials[0]) == name
+  assert running._holder(trials[0]) == name
   os.kill(files.pid_of(name), 0)
-  assert sweep._holder(trials[1]) is None
+  assert running._holder(trials[1]) is None
   timer = threading.Timer(1.0, (tmp_path / "go").touch)
   timer.start()
-  sweep.run(trials, str(tmp_path), launcher=launcher)
+  running.run(trials, str(tmp_path), launcher=launcher)
   assert calls(tmp_path) == [7, 1]  # it was not started again
   assert [t.state() for t in trials] == ["done", "done"]
-  journal = sweep.Journal(str(tmp_path))
+  journal = running.Journal(str(tmp_path))
   assert [e["event"] for e in journal.read()] == [
     "started", "done", "started", "done",
   ]  # fmt: skip
@@ -235,10 +240,10 @@ def test_a_trial_that_outlives_its_sweep_and_is_not_done_is_run_again(
   trials = seeds(6, workdir=tmp_path)
   timer = threading.Timer(0.5, (tmp_path / "go").touch)
   timer.start()
-  sweep.run(trials, str(tmp_path), launcher=launcher)
+  running.run(trials, str(tmp_path), launcher=launcher)
   timer.join()
   assert calls(tmp_path) == [6, 6]
-  events = [e["event"] for e in sweep.Journal(str(tmp_path)).read()]
+  events = [e["event"] for e in running.Journal(str(tmp_path)).read()]
   assert events == ["started", "preempted", "started", "done"]
 
 
@@ -260,7 +265,7 @@ def test_a_run_by_hand_in_the_workdir_of_a_trial_is_waited_for(
   (one,) = trials = seeds(1, workdir=tmp_path)
   os.makedirs(one.workdir)
   with run_log.lock(one.workdir):
-    assert files.pid_of(sweep._holder(one)) == os.getpid()
+    assert files.pid_of(running._holder(one)) == os.getpid()
     process = start_sweep(tmp_path, launcher, 1)
     wait_until_it_waits(process)
     time.sleep(1)
@@ -283,7 +288,7 @@ def test_a_stopped_sweep_stops_the_trials_that_it_waits_for(tmp_path, launcher):
   process.send_signal(signal.SIGINT)
   assert "StoppedError" in process.communicate(timeout=60)[1]
   assert calls(tmp_path) == [8]
-  last = sweep.Journal(str(tmp_path)).read()[-1]
+  last = running.Journal(str(tmp_path)).read()[-1]
   assert last["event"] == "preempted" and last["adopted"]
 
 
@@ -307,12 +312,12 @@ def test_a_sweep_that_is_told_to_stop_tells_its_trials(
   said = process.communicate(timeout=60)[1]
   assert "StoppedError" in said
   assert calls(tmp_path) == [8]  # 9 was not begun
-  last = sweep.Journal(str(tmp_path)).read()[-1]
+  last = running.Journal(str(tmp_path)).read()[-1]
   assert last["event"] == "preempted"
   assert last["status"] == (-signal.SIGTERM if early else 75)
   states = [
     state
-    for _, state, _ in sweep.listing(
+    for _, state, _ in costs.listing(
       seeds(8, 9, workdir=tmp_path), str(tmp_path), str
     )
   ]
@@ -328,17 +333,17 @@ def test_a_process_of_another_machine_or_container_is_never_signalled(
 ):
   """Its number may be that of an unrelated process here."""
   told = []
-  monkeypatch.setattr(sweep.os, "kill", lambda *a: told.append(a))
+  monkeypatch.setattr(running.os, "kill", lambda *a: told.append(a))
   pid, machine = files.process_name(os.getpid()).split(" ", 1)
   (one,) = seeds(1, workdir=tmp_path)
   os.makedirs(one.workdir)
   with run_log.lock(one.workdir):
     path = pathlib.Path(one.workdir, ".lock")
-    own = sweep._Adopted((one,), path.read_text())
+    own = running._Adopted((one,), path.read_text())
     own.terminate()
     assert told == [(os.getpid(), signal.SIGTERM)]
     path.write_text(holder.format(pid=pid, machine=machine))
-    other = sweep._Adopted((one,), sweep._holder(one))
+    other = running._Adopted((one,), running._holder(one))
     other.terminate()
   assert len(told) == 1
   assert other.is_out_of_reach and not own.is_out_of_reach
@@ -349,11 +354,11 @@ def test_a_process_of_another_user_raises_nothing(tmp_path, monkeypatch):
   def kill(*_):
     raise PermissionError
 
-  monkeypatch.setattr(sweep.os, "kill", kill)
+  monkeypatch.setattr(running.os, "kill", kill)
   (one,) = seeds(1, workdir=tmp_path)
   os.makedirs(one.workdir)
   with run_log.lock(one.workdir):
-    adopted = sweep._Adopted((one,), sweep._holder(one))
+    adopted = running._Adopted((one,), running._holder(one))
     adopted.terminate()
   assert adopted.is_out_of_reach
 
@@ -368,11 +373,11 @@ def test_a_link_in_the_place_of_a_lock_overwrites_nothing(
   os.makedirs(one.workdir)
   pathlib.Path(one.workdir, name).symlink_to(victim)
   with pytest.raises(OSError, match=re.escape(name)):
-    sweep.run([one], str(tmp_path), launcher=launcher)
+    running.run([one], str(tmp_path), launcher=launcher)
   assert not (tmp_path / "calls").exists()
   assert victim.read_text() == "precious"
   if name == ".trial.lock":
-    with pytest.raises(OSError, match=name), sweep._claim(one):
+    with pytest.raises(OSError, match=name), running._claim(one):
       pass
     assert victim.read_text() == "precious"
 
@@ -394,16 +399,16 @@ def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
   run = {"config": run_log.plain(config), "data_hash": "0", "total_steps": 7}
   run_log.write_run(one.workdir, run)
   with pytest.raises(sweep.SweepError, match="another run .*seq_len: 64 there"):
-    sweep.run(trials, str(tmp_path), launcher=launcher)
+    running.run(trials, str(tmp_path), launcher=launcher)
   assert not (tmp_path / "calls").exists()
 
 
 def test_a_failure_that_was_done_elsewhere_is_none_any_more(tmp_path, launcher):
   trials = seeds(1, 5, workdir=tmp_path)
-  with pytest.raises(sweep.FailedError):
-    sweep.run(trials, str(tmp_path), launcher=launcher)
+  with pytest.raises(running.FailedError):
+    running.run(trials, str(tmp_path), launcher=launcher)
   # Not in the sweep any more, and then finished by hand.
-  sweep.run(trials[:1], str(tmp_path), launcher=launcher)
+  running.run(trials[:1], str(tmp_path), launcher=launcher)
   done = pathlib.Path(trials[0].workdir)
   for name in ("metrics.jsonl", "checkpoints"):
     target = pathlib.Path(trials[1].workdir, name)
@@ -411,13 +416,13 @@ def test_a_failure_that_was_done_elsewhere_is_none_any_more(tmp_path, launcher):
       shutil.copytree(done / name, target)
     else:
       shutil.copy(done / name, target)
-  sweep.run(trials, str(tmp_path), launcher=launcher)
+  running.run(trials, str(tmp_path), launcher=launcher)
   assert calls(tmp_path) == [1, 5]
 
 
 def test_a_log_that_broke_off_holds_nothing_up(tmp_path, launcher):
   trials = seeds(1, 2, workdir=tmp_path)
-  sweep.run(trials, str(tmp_path), launcher=launcher)
+  running.run(trials, str(tmp_path), launcher=launcher)
   log = pathlib.Path(trials[0].workdir, "metrics.jsonl")
   log.write_text('{"step": 7, "eval/lo')
   assert [t.state() for t in trials] == ["begun", "done"]
@@ -425,7 +430,7 @@ def test_a_log_that_broke_off_holds_nothing_up(tmp_path, launcher):
 
 def test_what_was_trained_on_other_data_is_another_run(tmp_path, launcher):
   (one,) = seeds(1, workdir=tmp_path)
-  sweep.run([one], str(tmp_path), launcher=launcher)
+  running.run([one], str(tmp_path), launcher=launcher)
   config = sweep.make(
     [sweep.trial("configs/base.py", {"seed": 1, "data.dir": "elsewhere"})]
   )
@@ -438,12 +443,12 @@ def test_what_was_trained_on_other_data_is_another_run(tmp_path, launcher):
 def test_a_second_sweep_on_a_workdir_is_refused(tmp_path, launcher):
   with run_log.lock(str(tmp_path)):
     with pytest.raises(run_log.RunError, match="is in use by process"):
-      sweep.run(seeds(1, workdir=tmp_path), str(tmp_path), launcher=launcher)
+      running.run(seeds(1, workdir=tmp_path), str(tmp_path), launcher=launcher)
 
 
 def test_how_long_a_trial_ran_is_known_only_where_all_of_it_is(tmp_path):
   (one,) = seeds(1, workdir=tmp_path)
-  journal = sweep.Journal(str(tmp_path))
+  journal = running.Journal(str(tmp_path))
   journal.write(one, "started")  # and killed with the sweep
   journal.write(one, "started")
   journal.write(one, "done", seconds=10.0)
@@ -458,9 +463,9 @@ def test_how_long_a_trial_ran_is_known_only_where_all_of_it_is(tmp_path):
 
 def test_commands_are_those_of_what_is_not_done(tmp_path, launcher):
   trials = seeds(1, 2, workdir=tmp_path)
-  sweep.run(trials[:1], str(tmp_path), launcher=launcher)
+  running.run(trials[:1], str(tmp_path), launcher=launcher)
   path = tmp_path / "commands.txt"
-  assert sweep.write_commands(trials, str(path)) == 1
+  assert engines.write_commands(trials, str(path)) == 1
   (line,) = path.read_text().splitlines()
   assert shlex.split(line) == ["bert-jax", *trials[1].arguments()]
 
@@ -526,14 +531,14 @@ def test_only_trials_of_other_seeds_and_rates_are_put_together(
 ):
   monkeypatch.chdir(ROOT)
   trials = _trials_of_tasks(tmp_path)
-  batches = sweep.put_together(trials, 3)
+  batches = running.put_together(trials, 3)
   assert sorted(len(batch) for batch in batches) == [1, 1, 3, 3]
   assert sorted(t.name for b in batches for t in b) == sorted(
     t.name for t in trials
   )
   for batch in batches:
     assert len({one.load_config().task.name for one in batch}) == 1
-  assert sweep.put_together(trials, 1) == [(one,) for one in trials]
+  assert running.put_together(trials, 1) == [(one,) for one in trials]
 
 
 def test_trials_that_have_begun_go_on_with_those_of_the_same_step(
@@ -544,14 +549,14 @@ def test_trials_that_have_begun_go_on_with_those_of_the_same_step(
   for one, saved in zip(trials, ((), (10, 20), (), (10,)), strict=True):
     for step in saved:
       os.makedirs(f"{one.workdir}/checkpoints/{step}")
-  found = sweep.put_together(trials, 4)
+  found = running.put_together(trials, 4)
   assert [[trials.index(one) for one in batch] for batch in found] == [
     [0, 2], [1, 3]
   ]  # fmt: skip
   os.rename(f"{trials[3].workdir}/checkpoints/10", tmp_path / "away")
   os.makedirs(f"{trials[3].workdir}/checkpoints/15")
-  assert len(sweep.put_together(trials, 4)) == 3
-  apart = sweep.put_together(trials, 4, alone={trials[0].name})
+  assert len(running.put_together(trials, 4)) == 3
+  apart = running.put_together(trials, 4, alone={trials[0].name})
   assert [len(batch) for batch in apart] == [1] * 4
 
 
@@ -576,8 +581,8 @@ def test_what_cannot_be_put_together_is_refused(
   monkeypatch.chdir(ROOT)
   trials = _trials_of_tasks(tmp_path / "runs", **settings)
   with pytest.raises(sweep.SweepError, match=message):
-    sweep.run(trials, str(tmp_path / "runs"), num_together=2)
-  sweep.put_together(trials, 1)
+    running.run(trials, str(tmp_path / "runs"), num_together=2)
+  running.put_together(trials, 1)
 
 
 def test_where_several_fail_together_each_is_tried_alone(tmp_path, monkeypatch):
@@ -591,11 +596,13 @@ def test_where_several_fail_together_each_is_tried_alone(tmp_path, monkeypatch):
   )
   trials = _trials_of_tasks(tmp_path / "runs")
   launcher = [sys.executable, str(script)]
-  with pytest.raises(sweep.FailedError, match="8 of 8"):
-    sweep.run(trials, str(tmp_path / "runs"), num_together=4, launcher=launcher)
+  with pytest.raises(running.FailedError, match="8 of 8"):
+    running.run(
+      trials, str(tmp_path / "runs"), num_together=4, launcher=launcher
+    )
   assert calls(tmp_path) == [4, 0, 0, 0, 0] * 2
   events = [
-    row["event"] for row in sweep.Journal(str(tmp_path / "runs")).read()
+    row["event"] for row in running.Journal(str(tmp_path / "runs")).read()
   ]
   assert events.count("parted") == events.count("failed") == 8
 
@@ -605,7 +612,7 @@ def test_what_failed_together_only_is_tried_alone_by_the_next_sweep(
 ):
   monkeypatch.chdir(ROOT)
   trials = [t for t in _trials_of_tasks(tmp_path) if "mrpc" in t.config]
-  journal = sweep.Journal(str(tmp_path))
+  journal = running.Journal(str(tmp_path))
   for one in trials:
     journal.write(one, "started", together=4)
     journal.write(one, "parted", status=1, seconds=1.0)
@@ -613,7 +620,7 @@ def test_what_failed_together_only_is_tried_alone_by_the_next_sweep(
   journal.write(trials[0], "started", together=1)
   journal.write(trials[0], "preempted", status=75, seconds=1.0)
   journal.write(trials[1], "started", together=1)
-  found = sweep.put_together(trials, 4, alone=journal.parted())
+  found = running.put_together(trials, 4, alone=journal.parted())
   assert [len(batch) for batch in found] == [1] * 4
   journal.write(trials[1], "done", status=0, seconds=1.0)
   assert journal.parted() == {trials[i].name for i in (0, 2, 3)}
