@@ -4,16 +4,15 @@ WORKDIR/checkpoints/STEP   the newest few, to go on from
 WORKDIR/best/STEP          the best by a metric, where the run names one
 WORKDIR/damaged/STEP       what could not be read, set aside
 
-Beside the arrays a step has their checksums: one number for every array, which
-a change of any one element changes. Whoever reads a step, all of it or only its
-parameters, compares them with what was read, whatever mesh wrote the step and
-whatever mesh reads it.
+Beside the arrays a step has their checksums (checksums.py). Whoever reads a
+step, all of it or only its parameters, compares them with what was read.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
 import functools
 import glob
+import itertools
 import json
 import logging
 import math
@@ -26,21 +25,15 @@ from typing import Any
 from etils import epath
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from bert_jax.runtime import checksums
 from bert_jax.runtime import hosts
 from bert_jax.runtime import peers
-from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
 
 _log = logging.getLogger(__name__)
-
-# Keys of the rest of a state that came after the checksums.
-_ADDED_KEYS = frozenset({"guard", "train_loss"})
-_CHUNK = 1 << 16  # elements whose checksum is computed in the processor's cache
-
 
 # Status codes of storage that cannot be read now. They do not mean that the
 # checkpoint in it is damaged.
@@ -187,15 +180,7 @@ class Checkpoints:
       # Only then this: a run that is killed in between makes the best again.
       self._finish(self._best)
     if step not in self._newest.all_steps():
-      self._finish(self._newest)
-      items = _items(params, rest)
-      with _telling(self._newest):
-        if not self._newest.save(step, args=items):
-          raise SaveError(
-            f"step {step} is not saved: {self._newest.directory} has step "
-            f"{self.latest_step()}; move it away"
-          )
-      self._unseen.append(os.path.join(self._newest.directory, str(step)))
+      self._write(self._newest, step, params, rest)
 
   def save_if_best(
     self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
@@ -206,17 +191,34 @@ class Checkpoints:
     self._tidy_best()
     value = metrics[self._best_metric]
     if self._is_best(value) and step not in self._best.all_steps():
-      self._finish(self._best)
       self._best_value = value
-      items = _items(params, rest)
-      with _telling(self._best):
-        self._best.save(
-          step,
-          args=items,
-          metrics=dict(metrics),
-          force=True,  # also before a step that was the best, after a kill
+      # By force: also before a step that was the best, after a kill.
+      self._write(
+        self._best, step, params, rest, metrics=dict(metrics), force=True
+      )
+
+  def _write(
+    self,
+    manager: ocp.CheckpointManager,
+    step: int,
+    params: Any,
+    rest: Any,
+    **options: Any,
+  ) -> None:
+    """Begins to write a step, once the one before is on disk."""
+    self._finish(manager)
+    items = ocp.args.Composite(
+      params=ocp.args.StandardSave(params),
+      rest=ocp.args.StandardSave(rest),
+      sums=ocp.args.JsonSave(checksums.sums(params=params, rest=rest)),
+    )
+    with _telling(manager):
+      if not manager.save(step, args=items, **options):
+        raise SaveError(
+          f"step {step} is not saved: {manager.directory} has step "
+          f"{manager.latest_step()}; move it away"
         )
-      self._unseen.append(os.path.join(self._best.directory, str(step)))
+    self._unseen.append(os.path.join(manager.directory, str(step)))
 
   def _is_best(self, value: float) -> bool:
     if not math.isfinite(value):
@@ -239,10 +241,17 @@ class Checkpoints:
     _remove_others(self._newest, self._steps(step + 1))
 
   def set_aside(self, step: int) -> None:
-    """Moves a damaged step to WORKDIR/damaged."""
+    """Moves a damaged step from WORKDIR/checkpoints to WORKDIR/damaged."""
     folder = str(self._newest.directory)
     _log.warning("step %d of %s is damaged", step, folder)
-    _set_aside(folder, step)
+    if jax.process_index() == 0:
+      target = os.path.join(os.path.dirname(folder), "damaged")
+      os.makedirs(target, exist_ok=True)
+      numbers = itertools.chain([""], map("-{}".format, itertools.count(1)))
+      paths = (os.path.join(target, f"{step}{x}") for x in numbers)
+      free = next(path for path in paths if not os.path.exists(path))
+      os.rename(os.path.join(folder, str(step)), free)
+    _wait_for_all(f"damaged {step}")
     self._newest.reload()
 
   def wait(self) -> None:
@@ -266,7 +275,7 @@ class Checkpoints:
     with _telling(manager):
       manager.wait_until_finished()
     for path in saved:
-      if problem := _missing(path):
+      if problem := checksums.find_missing(path):
         raise SaveError(
           f"{path} was saved, but cannot be read back: {problem}. Give another "
           "--workdir, on another disk if this one is unreliable"
@@ -305,10 +314,8 @@ class Checkpoints:
     for bad, reason in problems.items():
       _log.warning("%s; going on from step %d instead", reason, found[0])
       if before is None:
-        _set_aside(folder, bad)
+        self.set_aside(bad)
     if before is None:
-      if problems:
-        self._newest.reload()
       _remove_others(self._newest, sorted(self._steps(None))[-self._keep :])
       self._tidy_best()
     return found
@@ -353,7 +360,7 @@ class Checkpoints:
         step,
         args=ocp.args.Composite(
           params=ocp.args.StandardRestore(params),
-          rest=ocp.args.StandardRestore(_saved_part(folder, rest)),
+          rest=ocp.args.StandardRestore(checksums.saved_part(folder, rest)),
         ),
       )
       return {"params": found.params, "rest": found.rest}
@@ -391,10 +398,14 @@ def _remove_others(
   if jax.process_index() == 0:
     for step in others:
       shutil.rmtree(os.path.join(manager.directory, str(step)))
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f"tidied {manager.directory}")
+  _wait_for_all(f"tidied {manager.directory}")
   if others:
     manager.reload()
+
+
+def _wait_for_all(what: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(what)
 
 
 @contextlib.contextmanager
@@ -420,7 +431,7 @@ def _cause(error: Exception) -> str:
     return os.strerror(int(code[1]))
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
-  return _first_line(error)
+  return checksums.first_line(error)
 
 
 @functools.cache
@@ -445,80 +456,6 @@ def _tell_once() -> None:
   for logger in ("absl", "asyncio"):
     logging.getLogger(logger).addFilter(is_news)
   sys.unraisablehook = hook
-
-
-def _items(params: Any, rest: Any) -> ocp.args.Composite:
-  return ocp.args.Composite(
-    params=ocp.args.StandardSave(params),
-    rest=ocp.args.StandardSave(rest),
-    sums=ocp.args.JsonSave(sums(params=params, rest=rest)),
-  )
-
-
-@jax.jit
-def _sums(arrays: list[jax.Array]) -> list[jax.Array]:
-  return [_sum(x) for x in arrays]
-
-
-def _sum(x: jax.Array) -> jax.Array:
-  wide = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
-  index = jnp.zeros(x.shape, jnp.uint32)
-  for axis, size in enumerate(x.shape):
-    index = index * size + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-  # Different bits stay different (multiplication by an odd number and the
-  # shifts can be undone), so one changed element always shows in the sum.
-  bits = wide.astype(jnp.uint32) ^ (index * jnp.uint32(0x9E3779B9))
-  bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D)
-  bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
-  return jnp.sum(bits ^ (bits >> 16), dtype=jnp.uint32)
-
-
-def _sum_on_host(x: np.ndarray) -> int:
-  """The checksum of `_sum`, of an array on the host."""
-  flat = np.ascontiguousarray(x).reshape(-1)
-  size = min(flat.dtype.itemsize, 4)  # wider ones are taken in two halves
-  flat = flat.view(f"uint{8 * size}")
-  places = np.arange(_CHUNK, dtype=np.uint32) * np.uint32(0x9E3779B9)
-  total = 0
-  for start in range(0, flat.size, _CHUNK):
-    bits = flat[start : start + _CHUNK].astype(np.uint32)
-    shift = np.uint32(start * 0x9E3779B9 & 0xFFFFFFFF)
-    bits ^= places[: bits.size] + shift
-    bits ^= bits >> 16
-    bits *= np.uint32(0x7FEB352D)
-    bits ^= bits >> 15
-    bits *= np.uint32(0x846CA68B)
-    bits ^= bits >> 16
-    total += int(np.sum(bits, dtype=np.uint64))
-  return total & 0xFFFFFFFF
-
-
-def sums(**trees: Any) -> dict[str, int]:
-  """One number for each array, which depends on all of its bits.
-
-  Args:
-    **trees: of numpy arrays, or of jax's, over any mesh. An element of a jax
-      array has 4 bytes or less.
-
-  Returns:
-    {"params/encoder/...": sum}.
-  """
-  paths = jax.tree_util.tree_leaves_with_path(trees)
-  found: dict[str, int] = {}
-  # One program for all arrays of a mesh: several at once, each with its own
-  # exchange between hosts, may wait for each other for ever.
-  groups: dict[frozenset, dict[str, jax.Array]] = {}
-  for path, x in paths:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    found[name] = 0  # in the order of the tree
-    if isinstance(x, jax.Array):
-      groups.setdefault(frozenset(x.sharding.device_set), {})[name] = x
-    else:
-      found[name] = _sum_on_host(np.asarray(x))
-  for group in groups.values():
-    values = jax.device_get(_sums(list(group.values())))
-    found |= {n: int(x) for n, x in zip(group, values, strict=True)}
-  return found
 
 
 def _read_sound(
@@ -546,175 +483,31 @@ def _read_sound(
     if _is_no_damage(error):
       raise
     problem = error
-  if not (alone or _on_all_hosts(found is not None)) or found is None:
-    reason = _first_line(problem) if problem else "another host says so"
+  several = jax.process_count() > 1 and not alone
+  if not _all_agree(found is not None, several) or found is None:
+    reason = "another host says so"
+    if problem:
+      reason = checksums.first_line(problem)
     raise CheckpointError(
       f"checkpoint {folder} cannot be read: {reason}"
     ) from problem
-  values = sums(**found)  # by all hosts, whatever the first then reads
-  damage = _damage(folder, values) if alone or jax.process_index() == 0 else ""
-  if not (not damage if alone else _on_all_hosts(not damage)):
+  values = checksums.sums(
+    **found
+  )  # by all hosts, whatever the first then reads
+  damage = ""
+  if not several or jax.process_index() == 0:
+    damage = checksums.find_damage(folder, values)
+  if not _all_agree(not damage, several):
     damage = damage or "process 0 says so; see its log"
     raise CheckpointError(f"checkpoint {folder} is damaged: {damage}")
   return found
 
 
-def _damage(folder: str, found: Mapping[str, int]) -> str:
-  """Says what is wrong with parts of a step that have these sums, or "".
-
-  Args:
-    folder: of the step.
-    found: of whole items, as `sums` returns it.
-  """
-  try:
-    with open(os.path.join(folder, "_CHECKPOINT_METADATA")) as file:
-      items = json.load(file)["item_handlers"]
-    if "sums" not in items and not os.path.exists(os.path.join(folder, "sums")):
-      if not _predates_sums(folder, items):
-        return "its checksums are gone"
-      _tell_of_old(folder)
-      return ""
-    path = os.path.join(folder, "sums", "metadata")
-    with open(path, encoding="utf-8") as file:
-      saved = dict(json.load(file))
-  except (
-    OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
-  ) as error:  # fmt: skip
-    return f"{error!r:.300}"
-  read = {name.partition("/")[0] for name in found}
-  names = {name for name in saved if name.partition("/")[0] in read}
-  bad = sorted(
-    name for name in names | set(found) if saved.get(name) != found.get(name)
-  )
-  if bad:
-    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    return f"{bad[0]}{more} is not what was saved"
-  # The sum of a number depends on nothing else.
-  step = os.path.basename(folder)
-  wanted = _sum_on_host(np.array(int(step), np.int32))
-  if saved.get("rest/step") != wanted:
-    return (
-      f"it is not of step {step}, but a copy of another step, or another one "
-      "that was renamed"
-    )
-  return ""
-
-
-def _predates_sums(folder: str, items: Collection[str]) -> bool:
-  """Whether a step without checksums is of a release that wrote none.
-
-  Records of runs say since which step there are checksums. Those of earlier
-  releases do not; but a state with a guard, which came later than checksums,
-  is of a release that wrote them.
-
-  Args:
-    folder: of the step.
-    items: names of what was saved.
-  """
-  workdir = os.path.dirname(os.path.dirname(folder))
-  run: dict[str, Any] = {}
-  if os.path.exists(os.path.join(workdir, "run.json")):
-    run = run_log.read_run(workdir)
-  if int(os.path.basename(folder)) >= run.get("checksums_since", math.inf):
-    return False
-  if "rest" not in items:
-    return "converted_from" in run
-  return not _ADDED_KEYS & _keys_of_rest(folder)
-
-
-@functools.cache
-def _tell_of_old(folder: str) -> None:
-  """Logs once that a step is not checked."""
-  _log.info("%s predates checksums; skipping its verification", folder)
-
-
-def _keys_of_rest(folder: str) -> set[str]:
-  """The keys of what a step has beside its parameters.
-
-  Raises:
-    OSError, ValueError, LookupError, TypeError, AttributeError or
-      RecursionError: its metadata is damaged.
-  """
-  with open(os.path.join(folder, "rest", "_METADATA")) as file:
-    keys = json.load(file)["tree_metadata"].values()
-  return {key["key_metadata"][0]["key"] for key in keys}
-
-
-def _missing(folder: str) -> str:
-  """Says what a step that has just been saved lacks, or "".
-
-  Only the first host looks, at names and metadata: a cut in the power or a bad
-  disk is found by the checksums, when the step is read.
-
-  Args:
-    folder: of the step.
-  """
-  if jax.process_index() != 0:
-    return ""
-  if int(os.path.basename(folder)) not in saved_steps.steps_in(
-    os.path.dirname(folder)
-  ):
-    return f"{folder} is not there"
-  try:
-    with open(os.path.join(folder, "sums", "metadata")) as file:
-      wanted = set(json.load(file))
-    found: set[str] = set()
-    for item in ("params", "rest"):
-      shapes = _tree_of(os.path.join(folder, item))
-      for path, _ in jax.tree_util.tree_leaves_with_path({item: shapes}):
-        found.add(jax.tree_util.keystr(path, simple=True, separator="/"))
-  except Exception as error:  # tensorstore's and orbax's errors have no base
-    return _first_line(error)
-  lost = sorted(wanted ^ found)
-  return f"it has no {', '.join(lost)}"[:500] if lost else ""
-
-
-def _tree_of(path: str) -> Any:
-  """Shapes and types of the arrays of an item, by their own metadata.
-
-  Raises:
-    ValueError: there is none; tensorstore and Orbax raise other errors.
-  """
-  with ocp.PyTreeCheckpointer() as checkpointer:
-    metadata = checkpointer.metadata(path)
-  tree = getattr(metadata, "item_metadata", metadata)
-  if tree is None:
-    raise ValueError(f"the metadata of {path} cannot be read")
-  return tree.tree
-
-
-def _on_all_hosts(is_good: bool) -> bool:
-  if jax.process_count() == 1:
+def _all_agree(is_good: bool, several: bool) -> bool:
+  """Returns whether all processes find a step good, if there are several."""
+  if not several:
     return is_good
   return bool(multihost_utils.process_allgather(np.int32(is_good)).all())
-
-
-def _set_aside(folder: str, step: int) -> None:
-  """Moves a step from WORKDIR/checkpoints to WORKDIR/damaged."""
-  if jax.process_index() == 0:
-    target = os.path.join(os.path.dirname(folder), "damaged")
-    os.makedirs(target, exist_ok=True)
-    number = 0
-    while os.path.exists(
-      path := os.path.join(target, f"{step}{f'-{number}' if number else ''}")
-    ):
-      number += 1
-    os.rename(os.path.join(folder, str(step)), path)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f"damaged {step}")
-
-
-def _saved_part(folder: str, rest: Any) -> Any:
-  """What a step has of the rest of a state, which has grown since the first."""
-  try:
-    names = _keys_of_rest(folder)
-  except (
-    OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
-  ):  # fmt: skip
-    return rest  # reading it will say what is wrong
-  if not set(rest) - names <= _ADDED_KEYS:
-    return rest
-  return {name: value for name, value in rest.items() if name in names}
 
 
 def _is_no_damage(error: Exception) -> bool:
@@ -722,10 +515,6 @@ def _is_no_damage(error: Exception) -> bool:
   if isinstance(error, PermissionError | MemoryError | TimeoutError):
     return True
   return any(code in str(error) for code in _NO_DAMAGE)
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip().splitlines() or [repr(error)])[0][:500]
 
 
 def _check_metrics(workdir: str, name: str) -> None:
@@ -794,8 +583,8 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
     if isinstance(error, OSError) or _is_no_damage(error):
       raise
     raise CheckpointError(
-      f"{folder} cannot be opened: {_first_line(error)}; move the step away "
-      "whose _CHECKPOINT_METADATA is damaged"
+      f"{folder} cannot be opened: {checksums.first_line(error)}; move the "
+      "step away whose _CHECKPOINT_METADATA is damaged"
     ) from error
 
 
@@ -853,16 +642,7 @@ def _choose_together(workdir: str, checkpoint: str) -> saved_steps.SavedStep:
     mine: list[Any] = [folder, chosen.step, chosen.reason, ""]
   except saved_steps.StepError as error:
     mine = ["", 0, "", str(error)]
-  folder, step, reason, problem = hosts.decide(mine, _first_choice)
-  if problem:
-    raise saved_steps.StepError(problem)
-  _log.info("reading step %d of %s, %s", step, workdir, reason)
-  path = os.path.join(os.path.abspath(workdir), folder)
-  return saved_steps.SavedStep(path, step, reason)
-
-
-def _first_choice(choices: list[list[Any]]) -> list[Any]:
-  """The choice of process 0, or what another process could not find."""
+  choices = hosts.decide(mine, list)
   for i, (*_, problem) in enumerate(choices):
     if problem and i:
       problem = (
@@ -870,8 +650,11 @@ def _first_choice(choices: list[list[Any]]) -> list[Any]:
         f"all processes share: {problem}"
       )
     if problem:
-      return ["", 0, "", problem]
-  return choices[0]
+      raise saved_steps.StepError(problem)
+  folder, step, reason, _ = choices[0]
+  _log.info("reading step %d of %s, %s", step, workdir, reason)
+  path = os.path.join(os.path.abspath(workdir), folder)
+  return saved_steps.SavedStep(path, step, reason)
 
 
 def read_params(folder: str, wanted: Any = None) -> Any:
@@ -899,7 +682,8 @@ def read_params(folder: str, wanted: Any = None) -> Any:
       with ocp.StandardCheckpointer() as checkpointer:
         return {"params": checkpointer.restore(path, wanted)}
     args = jax.tree.map(
-      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), _tree_of(path)
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+      checksums.shapes_of(path),
     )
     with ocp.PyTreeCheckpointer() as checkpointer:
       return {"params": checkpointer.restore(path, restore_args=args)}

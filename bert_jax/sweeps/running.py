@@ -181,7 +181,7 @@ Batch = tuple[sweep.Trial, ...]
 def put_together(
   trials: Sequence[sweep.Trial], num_together: int, alone: Collection[str] = ()
 ) -> list[Batch]:
-  """Returns batches of trials that one program can train at once, some at a time.
+  """Returns batches of trials, each of which one program can train at once.
 
   Those that have begun go on with others that have a checkpoint of the same
   step, the newest of which they go on from.
