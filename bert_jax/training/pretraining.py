@@ -22,6 +22,7 @@ from bert_jax.runtime import bars
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
 from bert_jax.training import metrics
 from bert_jax.training import steps
 
@@ -38,7 +39,7 @@ class Pretraining:
     tokenizer: the vocabulary.
   """
 
-  def __init__(self, config: Any):
+  def __init__(self, config: Config):
     """Checks what can be checked without reading examples.
 
     Args:
@@ -128,7 +129,7 @@ class Evaluator:
 
   def __init__(
     self,
-    config: Any,
+    config: Config,
     mesh: jax.sharding.Mesh,
     model: nn.Module,
     objective: objectives.Objective,
@@ -199,7 +200,7 @@ class Evaluator:
     return {f"eval/{name}": means[name] for name in sorted(means)}
 
 
-def _check_model_fits(config: Any) -> ModelConfig:
+def _check_model_fits(config: Config) -> ModelConfig:
   """The checked model config, if the prepared data fits the model.
 
   Raises:
@@ -251,7 +252,7 @@ def unigram_log_probs(folder: str, size: int) -> np.ndarray:
   return np.log(padded / padded.sum()).astype(np.float32)
 
 
-def _data_hash(config: Any) -> str:
+def _data_hash(config: Config) -> str:
   """Hash of the manifest of the examples a config reads."""
   return run_log.file_hash(
     os.path.join(

@@ -22,6 +22,7 @@ from bert_jax.runtime import profiling
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
 from bert_jax.training import jobs
 from bert_jax.training import optim
 from bert_jax.training import steps
@@ -96,7 +97,7 @@ class Session:
     metrics: names of what an evaluation finds.
   """
 
-  config: Any
+  config: Config
   workdir: str
   mesh: jax.sharding.Mesh
   job: jobs.Job
@@ -256,7 +257,9 @@ def _row(batches: batching.Batches) -> dict[str, jax.Array]:
   return {k: jnp.asarray(v[:1]) for k, v in batches[0].items()}
 
 
-def meet(mode: str, config: Any, workdirs: Sequence[str], **more: Any) -> None:
+def meet(
+  mode: str, config: Config, workdirs: Sequence[str], **more: Any
+) -> None:
   """Checks, before anything is read, that all processes run the same.
 
   Does nothing for a process alone. What hosts.PER_HOST_KEYS names may differ.
@@ -335,7 +338,7 @@ def _hash(tree: Any) -> str:
 
 
 def open_session(
-  config: Any, workdir: str, seed_axis: int | None = None
+  config: Config, workdir: str, seed_axis: int | None = None
 ) -> Session:
   """Makes what a config describes, and finds what does not fit.
 
@@ -395,7 +398,7 @@ def open_session(
   )
 
 
-def check_settings(config: Any) -> None:
+def check_settings(config: Config) -> None:
   """Raises ValueError if a training setting is out of range."""
   bounds.check(config)
   for key in ("max_query_len", "doc_stride", "n_best", "max_answer_len"):
@@ -420,7 +423,7 @@ def check_settings(config: Any) -> None:
     )
 
 
-def check_memory(config: Any, mesh: jax.sharding.Mesh) -> None:
+def check_memory(config: Config, mesh: jax.sharding.Mesh) -> None:
   """Refuses what no arrangement could fit into the memory of the devices.
 
   What counts is the least that a step holds, evenly cut over all devices: the
