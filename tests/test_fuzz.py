@@ -35,8 +35,8 @@ from bert_jax import tasks
 from bert_jax.data import batching
 from bert_jax.data import corpus
 from bert_jax.data import prepare
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import tokenization
 from bert_jax.models import convert
 from bert_jax.prediction import predict
 from bert_jax.runtime import checkpoint

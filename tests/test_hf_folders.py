@@ -17,11 +17,11 @@ import string
 import numpy as np
 import pytest
 
-from bert_jax.data import added_tokens
-from bert_jax.data import hf_tokenizer
 from bert_jax.data import prepare
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import hf_tokenizer
+from bert_jax.data.tokenizers import tokenization
 from bert_jax.kinds import kinds
 from bert_jax.models import convert
 from bert_jax.models import layers

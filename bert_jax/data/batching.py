@@ -47,8 +47,8 @@ import numpy as np
 
 from bert_jax.data import masking
 from bert_jax.data import packing
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import tokenization
 
 _log = logging.getLogger(__name__)
 

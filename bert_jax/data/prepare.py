@@ -37,8 +37,8 @@ from bert_jax.data import corpus
 from bert_jax.data import masking
 from bert_jax.data import packing
 from bert_jax.data import pairing
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import tokenization
 from bert_jax.runtime import bounds
 from bert_jax.runtime import files
 from bert_jax.runtime import signals

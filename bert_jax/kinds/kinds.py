@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import tasks
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import tokenization
 from bert_jax.kinds import objectives
 from bert_jax.models import encoder
 from bert_jax.models.config import ModelConfig

@@ -32,7 +32,7 @@ import numpy as np
 
 from bert_jax.data import packing
 from bert_jax.data import task_batches
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import tokenization
 from bert_jax.kinds import kinds
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax import tasks
-from bert_jax.data import records
+from bert_jax.data.store import records
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
 from bert_jax.sweeps import sweep

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import tokenization
 from bert_jax.tasks import spec
 
 IGNORED = -1  # a token without a label

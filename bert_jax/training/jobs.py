@@ -7,7 +7,7 @@ from flax import linen as nn
 import jax
 
 from bert_jax.data import batching
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import tokenization
 from bert_jax.kinds import objectives
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import run_log

@@ -13,7 +13,7 @@ import numpy as np
 
 from bert_jax.data import batching
 from bert_jax.data import packing
-from bert_jax.data import records
+from bert_jax.data.store import records
 from bert_jax.kinds import objectives
 from bert_jax.models import flops
 from bert_jax.models.attention import programs

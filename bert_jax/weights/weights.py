@@ -32,9 +32,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bert_jax.data import added_tokens
-from bert_jax.data import hf_tokenizer
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import hf_tokenizer
+from bert_jax.data.tokenizers import tokenization
 from bert_jax.models import convert
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import files

@@ -29,7 +29,7 @@ import numpy as np
 from bert_jax.data import batching
 from bert_jax.data import packing
 from bert_jax.data import prepare
-from bert_jax.data import records
+from bert_jax.data.store import records
 from configs import base
 from experiments.bench import prepare as bench_prepare
 from experiments.bench import wikipedia

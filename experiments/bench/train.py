@@ -114,7 +114,7 @@ def packed_batch(args, num_rows, folder):
   share nearest to that of all examples.
   """
   from bert_jax.data import batching
-  from bert_jax.data import records
+  from bert_jax.data.store import records
   from experiments.bench import packing
 
   text, vocab, _ = bench_prepare.default_corpus(args.input, args.vocab, folder)

@@ -12,8 +12,8 @@ from bert_jax.data import batching
 from bert_jax.data import masking
 from bert_jax.data import packing
 from bert_jax.data import prepare
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import tokenization
 from tests.data import test_prepare
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4

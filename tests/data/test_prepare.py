@@ -19,8 +19,8 @@ from scipy import stats
 from bert_jax.data import corpus
 from bert_jax.data import packing
 from bert_jax.data import prepare
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import tokenization
 from configs import base
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -353,7 +353,8 @@ def start(script, inputs, folder, *args):
   """Starts a process that prepares `folder` with a piece of script before."""
   code = (
     "import os, signal, sys\n"
-    "from bert_jax.data import prepare, records\n"
+    "from bert_jax.data import prepare\n"
+    "from bert_jax.data.store import records\n"
     "from tests.data import test_prepare\n"
     "text, vocab, folder, *args = sys.argv[1:]\n"
     f"{script}\n"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from bert_jax.data import records
+from bert_jax.data.store import records
 
 SEP = 3
 DOCUMENTS = st.lists(

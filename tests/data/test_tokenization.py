@@ -18,13 +18,13 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from bert_jax.data import tokenization
-from bert_jax.data.tokenization import SPECIAL_TOKENS
-from bert_jax.data.tokenization import SentencePieceTokenizer
-from bert_jax.data.tokenization import WordPieceTokenizer
-from bert_jax.data.tokenization import load_tokenizer
-from bert_jax.data.tokenization import train_sentencepiece
-from bert_jax.data.tokenization import train_wordpiece
+from bert_jax.data.tokenizers import tokenization
+from bert_jax.data.tokenizers.tokenization import SPECIAL_TOKENS
+from bert_jax.data.tokenizers.tokenization import SentencePieceTokenizer
+from bert_jax.data.tokenizers.tokenization import WordPieceTokenizer
+from bert_jax.data.tokenizers.tokenization import load_tokenizer
+from bert_jax.data.tokenizers.tokenization import train_sentencepiece
+from bert_jax.data.tokenizers.tokenization import train_wordpiece
 from tests import wordpiece_reference
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -593,7 +593,7 @@ def test_order_of_text_does_not_change_the_vocabulary():
 _LEARN = """
 import sys
 sys.path.insert(0, {root!r})
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import tokenization
 from tests.data.test_tokenization import story
 wordpiece = tokenization.train_wordpiece(story(300), 400, True)
 model = tokenization.train_sentencepiece(

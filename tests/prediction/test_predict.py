@@ -20,7 +20,7 @@ import pytest
 
 from bert_jax import main
 from bert_jax import tasks
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import tokenization
 from bert_jax.kinds import kinds
 from bert_jax.kinds import objectives
 from bert_jax.models import convert

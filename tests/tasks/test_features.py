@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import tokenization
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import features
 from bert_jax.tasks import read_examples

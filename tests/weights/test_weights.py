@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import tokenization
 from bert_jax.models import config as model_config
 from bert_jax.models import convert
 from bert_jax.models import encoder as encoders

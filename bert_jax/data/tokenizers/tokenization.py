@@ -36,8 +36,8 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from bert_jax.data import added_tokens
-from bert_jax.data import hf_tokenizer
+from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import hf_tokenizer
 from bert_jax.runtime import files
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -846,7 +846,7 @@ def _special_ids(
 ) -> list[int]:
   """Ids of pad, unk, cls, sep, mask; refuses a model that cannot be BERT's."""
   how = (
-    "; train with bert_jax.data.tokenization.train_sentencepiece, or pass"
+    "; learn one with bert_jax.data.tokenizers, or pass"
     " pad_id=0, unk_id=1, bos_id=-1, eos_id=-1,"
     " control_symbols=['[CLS]','[SEP]','[MASK]'] to SentencePieceTrainer"
   )
