@@ -38,6 +38,7 @@ import tokenizers
 
 from bert_jax.data import added_tokens
 from bert_jax.data import hf_tokenizer
+from bert_jax.data import templates
 from bert_jax.runtime import files
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -73,10 +74,12 @@ class Tokenizer(abc.ABC):
     pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
     lower_case: whether text is lower-cased and loses its accents; None for
       SentencePiece, whose model file carries its own normalisation.
+    template: how sequences are put together for the models of this vocabulary.
   """
 
   kind: str
   lower_case: bool | None
+  template: templates.Template = templates.CLS_SEP
 
   def __init__(self, pieces: Sequence[str], special_ids: Sequence[int]):
     self._pieces = tuple(pieces)
