@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.data import templates
 from bert_jax.runtime import files
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -40,10 +41,12 @@ class Tokenizer(abc.ABC):
     pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
     lower_case: whether text is lower-cased and loses its accents; None for
       SentencePiece, whose model file carries its own normalisation.
+    template: how sequences are put together for the models of this vocabulary.
   """
 
   kind: str
   lower_case: bool | None
+  template: templates.Template = templates.CLS_SEP
 
   def __init__(self, pieces: Sequence[str], special_ids: Sequence[int]):
     self._pieces = tuple(pieces)
