@@ -1,15 +1,15 @@
 """What can be refused of a config before any data is read."""
 
 import os
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bert_jax.runtime import bounds
+from bert_jax.runtime.settings import Config
 
 
-def check_settings(config: Any) -> None:
+def check_settings(config: Config) -> None:
   """Raises ValueError if a training setting is out of range."""
   bounds.check(config)
   for key in ("max_query_len", "doc_stride", "n_best", "max_answer_len"):
@@ -34,7 +34,7 @@ def check_settings(config: Any) -> None:
     )
 
 
-def check_memory(config: Any, mesh: jax.sharding.Mesh) -> None:
+def check_memory(config: Config, mesh: jax.sharding.Mesh) -> None:
   """Refuses what no arrangement could fit into the memory of the devices.
 
   What counts is the least that a step holds, evenly cut over all devices: the

@@ -15,6 +15,7 @@ from bert_jax.runtime import hosts
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
 from bert_jax.training import jobs
 from bert_jax.training import meeting
 
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def evaluate(
-  config: Any, workdir: str, output: str | None, checkpoint: str = ""
+  config: Config, workdir: str, output: str | None, checkpoint: str = ""
 ) -> dict[str, float]:
   """Evaluates a saved step of a run on its held-out split.
 
@@ -203,7 +204,9 @@ def _head_of(pretrained: Any, task: Any, source: str) -> Any:
   return jax.tree.map(lambda x: np.asarray(x)[..., order], head)
 
 
-def _wanted_params(config: Any, mesh: Any, model: Any, objective: Any) -> Any:
+def _wanted_params(
+  config: Config, mesh: Any, model: Any, objective: Any
+) -> Any:
   """Shapes, types and places of the parameters of a model."""
   row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   inputs = dict.fromkeys(objective.inputs, row)

@@ -11,6 +11,7 @@ import numpy as np
 from bert_jax.runtime import hosts
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
 from bert_jax.training import jobs
 
 
@@ -38,7 +39,9 @@ def lock(workdir: str) -> Iterator[None]:
     yield
 
 
-def meet(mode: str, config: Any, workdirs: Sequence[str], **more: Any) -> None:
+def meet(
+  mode: str, config: Config, workdirs: Sequence[str], **more: Any
+) -> None:
   """Checks, before anything is read, that all processes run the same.
 
   Does nothing for a process alone. What hosts.PER_HOST_KEYS names may differ.

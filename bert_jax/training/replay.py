@@ -20,6 +20,7 @@ from bert_jax.runtime import files
 from bert_jax.runtime import hosts
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
 from bert_jax.training import meeting
 from bert_jax.training import session
 from bert_jax.training import steps
@@ -33,7 +34,7 @@ class ReplayError(ValueError):
   """There is no such step to look into."""
 
 
-def replay(config: Any, workdir: str, step: int, output: str | None) -> dict:
+def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
   """Computes a step of a run again, and writes down what it is made of.
 
   Args:

@@ -15,6 +15,7 @@ from bert_jax.runtime import profiling
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
 from bert_jax.training import averages
 from bert_jax.training import checks
 from bert_jax.training import init_from
@@ -47,7 +48,7 @@ class Session:
     metrics: names of what an evaluation finds.
   """
 
-  config: Any
+  config: Config
   workdir: str
   mesh: jax.sharding.Mesh
   job: jobs.Job
@@ -186,7 +187,7 @@ def _row(batches: batching.Batches) -> dict[str, jax.Array]:
 
 
 def open_session(
-  config: Any, workdir: str, seed_axis: int | None = None
+  config: Config, workdir: str, seed_axis: int | None = None
 ) -> Session:
   """Makes what a config describes, and finds what does not fit.
 

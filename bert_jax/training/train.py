@@ -23,6 +23,7 @@ from bert_jax.runtime import profiling
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
 from bert_jax.training import averages
 from bert_jax.training import jobs
 from bert_jax.training import meeting
@@ -42,7 +43,7 @@ class DivergedError(RuntimeError):
   exit_status = 1
 
 
-def train(config: Any, workdir: str) -> dict[str, float]:
+def train(config: Config, workdir: str) -> dict[str, float]:
   """Runs, or goes on with, the training that a config describes.
 
   Args:
@@ -65,7 +66,7 @@ def train(config: Any, workdir: str) -> dict[str, float]:
 
 
 def train_together(
-  config: Any, wanted: Sequence[members.Member]
+  config: Config, wanted: Sequence[members.Member]
 ) -> list[dict[str, float]]:
   """Trains models that differ in seed and learning rate in one program.
 
