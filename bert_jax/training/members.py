@@ -26,7 +26,10 @@ from bert_jax.data import task_batches
 from bert_jax.runtime import bounds
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
+from bert_jax.training import init_from
 from bert_jax.training import meter as meter_lib
 from bert_jax.training import optim
 from bert_jax.training import run as run_lib
@@ -184,7 +187,7 @@ class Together:
       run.imported,
       is_leaf=lambda x: x is None,
     )
-    return state.replace(params=session.place_params(state.params, imported))
+    return state.replace(params=init_from.place_params(state.params, imported))
 
   def begin(self, start: int) -> meter_lib.Meter:
     """Writes what is known before the first step; see run.Run."""
@@ -335,7 +338,7 @@ def _task_batches(run: session.Session) -> task_batches.TaskBatches:
 
 
 def open_members(
-  config: Any, wanted: Sequence[Member]
+  config: Config, wanted: Sequence[Member]
 ) -> list[session.Session]:
   """Opens the runs of models that are trained together.
 
@@ -357,7 +360,7 @@ def open_members(
   return [_open(first, member, len(wanted)) for member in wanted]
 
 
-def _config_of(config: Any, member: Member) -> Any:
+def _config_of(config: Config, member: Member) -> Any:
   own = config.copy_and_resolve_references()
   own.seed, own.optim.learning_rate = member.seed, member.learning_rate
   return own
@@ -385,7 +388,7 @@ def _open(
   )
 
 
-def seed_axis(config: Any, num_members: int, num_devices: int) -> int:
+def seed_axis(config: settings.Mesh, num_members: int, num_devices: int) -> int:
   """Size of the mesh axis "seed": that of the config, or the most there can be.
 
   Args:
@@ -407,7 +410,7 @@ def seed_axis(config: Any, num_members: int, num_devices: int) -> int:
   return math.gcd(num_members, max(num_devices // taken, 1))
 
 
-def _check(config: Any, wanted: Sequence[Member]) -> None:
+def _check(config: Config, wanted: Sequence[Member]) -> None:
   """Raises MembersError for what cannot be trained together."""
   if jax.process_count() > 1:
     raise MembersError(
@@ -425,7 +428,7 @@ def _check(config: Any, wanted: Sequence[Member]) -> None:
     raise MembersError(f"two members have one workdir: {', '.join(workdirs)}")
 
 
-def check_config(config: Any) -> None:
+def check_config(config: Config) -> None:
   """Raises MembersError for a config that cannot be trained together."""
   if config.objective != "task":
     raise MembersError(

@@ -16,6 +16,8 @@ from bert_jax.runtime import hosts
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.training import averages
+from bert_jax.training import meeting
 from bert_jax.training import meter as meter_lib
 from bert_jax.training import session
 from bert_jax.training import steps
@@ -54,7 +56,7 @@ class Run:
     self.total_steps = opened.total_steps
     self.batches: batching.Batches = opened.batches
     self.batch_place = sharding.batch_sharding(opened.mesh)
-    self.mean_loss = session.MeanLoss()
+    self.mean_loss = averages.MeanLoss()
     self._norm = jax.jit(optax.tree.norm)
     self._values: dict[str, float] = {}
     self._written: run_log.MetricsLog | None = None
@@ -66,7 +68,7 @@ class Run:
     At its end, what is being written is finished and closed.
     """
     os.makedirs(self.workdir, exist_ok=True)
-    with session.lock(self.workdir):
+    with meeting.lock(self.workdir):
       self.checkpoints = self.session.checkpoints()
       with contextlib.closing(self.checkpoints):
         try:

@@ -14,6 +14,8 @@ from bert_jax.runtime import preemption
 from bert_jax.runtime import profiling
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
+from bert_jax.training import meeting
 from bert_jax.training import members
 from bert_jax.training import meter as meter_lib
 from bert_jax.training import run as run_lib
@@ -22,7 +24,7 @@ from bert_jax.training import session
 _log = logging.getLogger(__name__)
 
 
-def train(config: Any, workdir: str) -> dict[str, float]:
+def train(config: Config, workdir: str) -> dict[str, float]:
   """Runs, or goes on with, the training that a config describes.
 
   Args:
@@ -39,13 +41,13 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     preemption.PreemptedError: a signal told it to stop (SIGTERM, SIGINT or
       SIGHUP); the last step is saved.
   """
-  session.meet("train", config, [workdir])
+  meeting.meet("train", config, [workdir])
   # The mesh, the model and the data; whatever does not fit is found here.
   return _train(run_lib.Run(session.open_session(config, workdir)))
 
 
 def train_together(
-  config: Any, wanted: Sequence[members.Member]
+  config: Config, wanted: Sequence[members.Member]
 ) -> list[dict[str, float]]:
   """Trains models that differ in seed and learning rate in one program.
 
@@ -65,7 +67,7 @@ def train_together(
       SIGHUP); the last step is saved.
   """
   facts = {"members": [[x.seed, x.learning_rate] for x in wanted]}
-  session.meet("train", config, [x.workdir for x in wanted], **facts)
+  meeting.meet("train", config, [x.workdir for x in wanted], **facts)
   evaluations = _train(members.Together(members.open_members(config, wanted)))
   return evaluations or [{} for _ in wanted]
 

@@ -19,7 +19,7 @@ from bert_jax.data import prepare
 from bert_jax.runtime import hosts
 from bert_jax.runtime import peers
 from bert_jax.runtime import run_log
-from bert_jax.training import session
+from bert_jax.training import meeting
 from configs import base
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -102,7 +102,7 @@ def test_what_is_compared_is_all_but_what_a_host_may_have_of_its_own(
   monkeypatch.setattr(hosts, "compare", found.update)
   monkeypatch.setattr(hosts, "check_shared", lambda *_, **__: None)
   config = tiny_config("here")
-  session.meet("train", config, ["there"], members=[1])
+  meeting.meet("train", config, ["there"], members=[1])
   settings = set(run_log.flatten(run_log.plain(config)))
   free = {"data.dir", "data.num_threads", "data.prefetch_batches", "task.dir"}
   free |= {"task.vocab"} | {k for k in settings if k.startswith("task.files.")}

@@ -7,7 +7,7 @@ import pytest
 from bert_jax.runtime import peers
 from bert_jax.runtime import run_log
 from bert_jax.runtime import watchdog
-from bert_jax.training import session
+from bert_jax.training import checks
 
 
 def test_the_watchdog_says_what_stood_still_and_for_how_long():
@@ -49,4 +49,4 @@ def test_the_limit_of_the_watchdog_is_a_key_that_is_free_to_change(tiny_config):
   assert "train.max_stall_secs" in run_log.FREE_KEYS
   config.train.max_stall_secs = -1.0
   with pytest.raises(ValueError, match="train.max_stall_secs=-1"):
-    session.check_settings(config)
+    checks.check_settings(config)
