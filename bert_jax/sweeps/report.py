@@ -90,7 +90,12 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     settings = {k: v for k, v in row["settings"].items() if k not in _OF_A_RUN}
     key = (row["task"], json.dumps(settings, sort_keys=True))
     groups.setdefault(key, {})[row["seed"]] = row
-  all_settings = _differing([_facts(json.loads(text)) for _, text in groups])
+  all_settings = _differing(
+    [
+      sweep.facts_of(settings.pop("config", ""), settings)
+      for settings in (json.loads(text) for _, text in groups)
+    ]
+  )
   found = []
   for ((task, _), runs), differing in zip(
     groups.items(), all_settings, strict=True
@@ -110,12 +115,6 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     )
     found.append(Line(task, differing, metric, values, bad, chosen))
   return sorted(found, key=lambda line: (line.task, line.label))
-
-
-def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Settings of a row, with the arguments of its config one by one."""
-  others = {k: v for k, v in settings.items() if k != "config"}
-  return sweep.facts_of(settings.get("config", ""), others)
 
 
 def _metric(task: str, metrics: Mapping[str, float]) -> tuple[str, float]:
@@ -231,9 +230,7 @@ def cells(line: Line, is_best: bool) -> dict[str, str]:
 
 
 def _difference(line: Line) -> str:
-  if line.task not in PAPER:
-    return "-"
-  metric, number, _ = PAPER[line.task]
+  metric, number, _ = PAPER.get(line.task, ("", 0.0, ""))
   scale = _metric(line.task, {})[1]
   found = [r["metrics"].get(f"eval/{metric}") for r in line.rows]
   values = [v * scale for v in found if v is not None]
@@ -265,10 +262,8 @@ def best_lines(lines: Sequence[Line]) -> set[tuple[str, str]]:
   best: dict[str, Line] = {}
   for line in lines:
     sign = -1.0 if line.metric == "loss" else 1.0
-    if (
-      line.task not in best
-      or sign * line.median > sign * best[line.task].median
-    ):
+    so_far = best.setdefault(line.task, line)
+    if sign * line.median > sign * so_far.median:
       best[line.task] = line
   return {(line.task, line.label) for line in best.values()}
 
@@ -284,7 +279,8 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
   for task in dict.fromkeys(line.task for line in lines):
     chosen = [line for line in lines if line.task == task]
     names = {"train/loss": "training loss"}
-    metric, scale = f"eval/{chosen[0].metric}", _scale(chosen[0])
+    _, scale = _metric(task, chosen[0].rows[0]["metrics"])
+    metric = f"eval/{chosen[0].metric}"
     points = [r["curves"].get(metric, ()) for one in chosen for r in one.rows]
     if any(len(curve) > 1 for curve in points):
       names[metric] = f"{chosen[0].metric}, dev"
@@ -312,11 +308,6 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
     caption = f"{task}: {' and '.join(names.values())}, median and range"
     plots.append((caption, buffer.getvalue()))
   return plots
-
-
-def _scale(line: Line) -> float:
-  """What makes per cent of its metric."""
-  return _metric(line.task, line.rows[0]["metrics"])[1]
 
 
 def _draw(
@@ -373,31 +364,22 @@ def report(folder: str, output: str) -> list[str]:
   best = best_lines(lines)
   table = [cells(line, (line.task, line.label) in best) for line in lines]
   lost, planned = missing(folder, rows), results.read_planned(folder)
-  commits = sorted(
-    {
-      str(commit)[:10] + ("+" if r["dirty"] else "")
-      for r in rows
-      for commit in r["commits"]
-    }
-  )
+  commits = {
+    str(commit)[:10] + ("+" if r["dirty"] else "")
+    for r in rows
+    for commit in r["commits"]
+  }
   facts = (
     f"{len(rows)} runs of {len(planned['trials']) or len(rows)}; commits "
-    f"{', '.join(commits)} (+: with changes)."
+    f"{', '.join(sorted(commits))} (+: with changes)."
   )
+  page = (facts, table, lost, planned["command"])
   title = os.path.basename(os.path.abspath(folder))
   files.make_folder(output)
-  texts = {
-    "report.md": _markdown(title, facts, table, lost, planned["command"]),
-    "report.html": _html(
-      title, facts, table, lost, planned["command"], _plots(lines)
-    ),
-  }
-  paths = []
-  for name, text in texts.items():
-    path = os.path.join(output, name)
-    files.write_text(path, text)
-    paths.append(path)
-  _print(table, facts, lost, planned["command"])
+  paths = [os.path.join(output, f"report.{end}") for end in ("md", "html")]
+  files.write_text(paths[0], _markdown(title, *page))
+  files.write_text(paths[1], _html(title, *page, _plots(lines)))
+  _print(*page)
   return paths
 
 
@@ -465,7 +447,7 @@ def _html(title, facts, table, lost, command, plots) -> str:
   return "\n".join([*parts, "</body></html>"]) + "\n"
 
 
-def _print(table, facts, lost, command) -> None:
+def _print(facts, table, lost, command) -> None:
   out = rich_console.Console(highlight=False)
   if not out.is_terminal:  # nothing is cut in a file or a pipe
     out = rich_console.Console(highlight=False, width=200)

@@ -25,25 +25,15 @@ from bert_jax.sweeps import sweep
 
 
 def _is_number(value: Any) -> bool:
-  """Whether JSON is a number that a float holds; also NaN and infinity."""
+  """Returns whether a float holds the JSON value; also NaN and infinity."""
   return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
 
 
-def _is_number_or_null(value: Any) -> bool:
-  return value is None or _is_number(value)
-
-
-def _is_commit(value: Any) -> bool:
-  return value is None or manifests.is_text(value)
-
-
 def _are_numbers(value: Any) -> bool:
-  """Whether JSON is an object of numbers."""
   return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
 def _are_settings(value: Any) -> bool:
-  """Whether JSON is an object of texts, numbers and lists, with a config."""
   if not isinstance(value, dict) or not manifests.is_text(
     value.get("config", "")
   ):
@@ -55,7 +45,6 @@ def _are_settings(value: Any) -> bool:
 
 
 def _are_curves(value: Any) -> bool:
-  """Whether JSON is an object of lists of points (step, value)."""
   return isinstance(value, dict) and all(
     isinstance(curve, list)
     and all(isinstance(p, list) and len(p) == 2 for p in curve)
@@ -64,34 +53,28 @@ def _are_curves(value: Any) -> bool:
   )
 
 
-# What a line must have, with the check of its value: manifests.has_form.
-_ROW: dict[str, Any] = {
-  "id": manifests.is_text,
-  "trial": manifests.is_text,
-  "task": manifests.is_text,
-  "seed": lambda value: type(value) is int,
-  "metrics": _are_numbers,
-  "settings": _are_settings,
-  "commits": [_is_commit],
-  "dirty": lambda value: value is None or isinstance(value, bool),
-  "finished": manifests.is_text,
-  "hardware": manifests.is_text,
-  "seconds": _is_number,
-  "useful_tokens_per_sec": _is_number_or_null,
-  "most_frequent": _is_number_or_null,
-  "curves": _are_curves,
-}
-# The same in words.
-_WANTED = dict.fromkeys(_ROW, "a text") | {
-  "seed": "an integer",
-  "metrics": "an object of numbers",
-  "settings": "an object of texts, numbers and lists",
-  "commits": "a list of commits",
-  "dirty": "true, false or null",
-  "seconds": "a number",
-  "useful_tokens_per_sec": "a number or null",
-  "most_frequent": "a number or null",
-  "curves": "an object of lists of points (step, value)",
+def _or_null(form: Any) -> Any:
+  return lambda value: value is None or form(value)
+
+
+_TEXT = (manifests.is_text, "a text")
+_NUMBER_OR_NULL = (_or_null(_is_number), "a number or null")
+# What a line must have: the form of the value (manifests.has_form), in words.
+_ROW: dict[str, tuple[Any, str]] = {
+  "id": _TEXT,
+  "trial": _TEXT,
+  "task": _TEXT,
+  "seed": (lambda value: type(value) is int, "an integer"),
+  "metrics": (_are_numbers, "an object of numbers"),
+  "settings": (_are_settings, "an object of texts, numbers and lists"),
+  "commits": ([_or_null(manifests.is_text)], "a list of commits"),
+  "dirty": (_or_null(lambda x: isinstance(x, bool)), "true, false or null"),
+  "finished": _TEXT,
+  "hardware": _TEXT,
+  "seconds": (_is_number, "a number"),
+  "useful_tokens_per_sec": _NUMBER_OR_NULL,
+  "most_frequent": _NUMBER_OR_NULL,
+  "curves": (_are_curves, "an object of lists of points (step, value)"),
 }
 _PLANNED = {
   "command": manifests.is_text,
@@ -275,9 +258,9 @@ def _checked_row(row: Any) -> dict[str, Any]:
     raise ValueError("it is not a JSON object")
   if missing := sorted(_ROW.keys() - row.keys()):
     raise ValueError(f"it has no {', '.join(missing)}")
-  for key, form in _ROW.items():
+  for key, (form, wanted) in _ROW.items():
     if not manifests.has_form(row[key], form):
-      raise ValueError(f"{key} is {row[key]!r:.60}; {_WANTED[key]} was wanted")
+      raise ValueError(f"{key} is {row[key]!r:.60}; {wanted} was wanted")
   return row
 
 
