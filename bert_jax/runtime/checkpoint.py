@@ -110,8 +110,6 @@ def check_settings(settings: Any, metrics: Collection[str]) -> None:
   Raises:
     ValueError: a value cannot be.
   """
-  if settings.keep < 1:
-    raise ValueError(f"checkpoint.keep={settings.keep}; it must be 1 or more")
   if settings.best_mode not in ("min", "max"):
     raise ValueError(
       f"checkpoint.best_mode={settings.best_mode!r}; use min or max"
@@ -228,22 +226,22 @@ class Checkpoints:
     sign = 1 if self._best_mode == "min" else -1
     return sign * value < sign * self._best_value
 
-  def latest_step(self, before: int | None = None) -> int | None:
-    """The newest step saved, or None; with `before`, of the earlier ones."""
-    return max(self._steps(before), default=None)
+  def steps(self, before: int | None = None) -> list[int]:
+    """Returns all steps that are saved; with `before`, the earlier ones."""
+    steps = sorted(self._newest.all_steps())
+    return [step for step in steps if before is None or step < before]
 
-  def steps(self) -> list[int]:
-    """All that are saved."""
-    return sorted(self._steps(None))
+  def latest_step(self, before: int | None = None) -> int | None:
+    """Returns the newest step of `steps`, or None."""
+    return max(self.steps(before), default=None)
 
   def drop_after(self, step: int) -> None:
     """Removes what was saved after a step that a run goes back to."""
-    _remove_others(self._newest, self._steps(step + 1))
+    _remove_others(self._newest, self.steps(step + 1))
 
   def set_aside(self, step: int) -> None:
     """Moves a damaged step from WORKDIR/checkpoints to WORKDIR/damaged."""
     folder = str(self._newest.directory)
-    _log.warning("step %d of %s is damaged", step, folder)
     if jax.process_index() == 0:
       target = os.path.join(os.path.dirname(folder), "damaged")
       os.makedirs(target, exist_ok=True)
@@ -281,10 +279,6 @@ class Checkpoints:
           "--workdir, on another disk if this one is unreliable"
         )
 
-  def _steps(self, before: int | None) -> list[int]:
-    steps = self._newest.all_steps()
-    return [step for step in steps if before is None or step < before]
-
   def restore_newest(
     self, params: Any, rest: Any, before: int | None = None
   ) -> tuple[int, Any, Any]:
@@ -304,7 +298,7 @@ class Checkpoints:
         was set aside.
     """
     folder = str(self._newest.directory)
-    problems, found = self._find_sound(params, rest, before)
+    found, problems = self.find_sound(params, rest, before)
     if found is None:
       raise CheckpointError(
         f"no checkpoint of {folder} can be read: "
@@ -316,7 +310,7 @@ class Checkpoints:
       if before is None:
         self.set_aside(bad)
     if before is None:
-      _remove_others(self._newest, sorted(self._steps(None))[-self._keep :])
+      _remove_others(self._newest, self.steps()[-self._keep :])
       self._tidy_best()
     return found
 
@@ -327,46 +321,37 @@ class Checkpoints:
       self._best_is_tidy = True
 
   def find_sound(
-    self, params: Any, rest: Any
-  ) -> tuple[int | None, dict[int, str]]:
+    self, params: Any, rest: Any, before: int | None = None
+  ) -> tuple[tuple[int, Any, Any] | None, dict[int, str]]:
     """Reads the newest step that is sound, and changes nothing.
 
     Args:
       params: as for restore_newest.
       rest: as for restore_newest.
+      before: as for restore_newest.
 
     Returns:
-      The step, or None if there is none, and what is wrong with newer ones.
+      The step, the parameters and the rest, or None if no step is sound; and
+      what is wrong with newer ones, by step.
     """
-    problems, found = self._find_sound(params, rest, None)
-    return found[0] if found else None, problems
-
-  def _find_sound(
-    self, params: Any, rest: Any, before: int | None
-  ) -> tuple[dict[int, str], tuple[int, Any, Any] | None]:
     problems: dict[int, str] = {}
-    for step in sorted(self._steps(before), reverse=True):
+    for step in reversed(self.steps(before)):
+      folder = os.path.join(str(self._newest.directory), str(step))
+      items = ocp.args.Composite(
+        params=ocp.args.StandardRestore(params),
+        rest=ocp.args.StandardRestore(checksums.saved_part(folder, rest)),
+      )
+
+      def read(step=step, items=items):
+        found = self._newest.restore(step, args=items)
+        return {"params": found.params, "rest": found.rest}
+
       try:
-        return problems, (step, *self._restore(step, params, rest))
+        found = _read_sound(folder, read)
+        return (step, found["params"], found["rest"]), problems
       except CheckpointError as error:
         problems[step] = str(error)
-    return problems, None
-
-  def _restore(self, step: int, params: Any, rest: Any) -> tuple[Any, Any]:
-    folder = os.path.join(str(self._newest.directory), str(step))
-
-    def read():
-      found = self._newest.restore(
-        step,
-        args=ocp.args.Composite(
-          params=ocp.args.StandardRestore(params),
-          rest=ocp.args.StandardRestore(checksums.saved_part(folder, rest)),
-        ),
-      )
-      return {"params": found.params, "rest": found.rest}
-
-    found = _read_sound(folder, read)
-    return found["params"], found["rest"]
+    return None, problems
 
   def check(self) -> None:
     """Raises SaveError if the last save has failed; waits for none."""

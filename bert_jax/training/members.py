@@ -151,6 +151,7 @@ class Together:
     with contextlib.suppress(checkpoint.CheckpointError):
       found, state = run.restore(before=step + 1)
     if found != step:
+      _log.warning("step %d of %s is damaged", step, run.workdir)
       run.checkpoints.set_aside(step)
       return None
     # The devices may have no room for K separate states at once.

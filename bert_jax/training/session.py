@@ -135,7 +135,10 @@ class Session:
   ) -> tuple[int | None, dict[int, str]]:
     """The newest sound checkpoint, and what is wrong with newer ones."""
     wanted = self._placed()
-    return checkpoints.find_sound(wanted.params, rest_of(wanted, None))
+    found, problems = checkpoints.find_sound(
+      wanted.params, rest_of(wanted, None)
+    )
+    return found[0] if found else None, problems
 
   def _placed(self) -> steps.TrainState:
     """Shapes and shardings of the state in one tree."""

@@ -288,13 +288,12 @@ def test_a_folder_without_checkpoints_says_how_to_make_one(tmp_path):
 @pytest.mark.parametrize(
   ("changed", "message"),
   [
-    ({"keep": 0}, "checkpoint.keep=0; it must be 1 or more"),
     ({"best_mode": "least"}, "best_mode='least'; use min or max"),
     ({"best_metric": "eval/f1"}, "'eval/f1' is not evaluated; use one of "),
   ],
 )
 def test_settings_that_cannot_be_are_refused(changed, message):
-  good = {"keep": 1, "best_mode": "max", "best_metric": "eval/loss"}
+  good = {"best_mode": "max", "best_metric": "eval/loss"}
   checkpoint.check_settings(types.SimpleNamespace(**good), ["eval/loss"])
   checkpoint.check_settings(
     types.SimpleNamespace(**good | {"best_metric": ""}), ["eval/loss"]
@@ -364,7 +363,8 @@ def test_what_a_killed_run_could_not_remove_is_removed(tmp_path):
   shutil.copytree(tmp_path / "best" / "4", half)
   shutil.rmtree(half / "metrics")
   checkpoints = open_checkpoints(tmp_path, keep=2)
-  assert checkpoints.find_sound(*map(abstract, state_at(0))) == (4, {})
+  found, problems = checkpoints.find_sound(*map(abstract, state_at(0)))
+  assert (found[0], problems) == (4, {})
   assert steps_in(tmp_path / "checkpoints") == [1, 2, 3, 4]  # only looked at
   assert checkpoints.restore_newest(*map(abstract, state_at(0)))[0] == 4
   assert steps_in(tmp_path / "checkpoints") == [3, 4]
