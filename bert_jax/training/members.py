@@ -87,17 +87,6 @@ class Together:
       sharding.batch_sharding(self.mesh), self.mesh
     )
     self._places = sharding.of_members(first.place, self.mesh)
-    self._owners = _own_meshes(self.mesh)
-    self._takes = [
-      jax.jit(
-        lambda states, k: jax.tree.map(lambda x: x[k], states),
-        out_shardings=jax.tree.map(
-          lambda one, own=own: jax.sharding.NamedSharding(own, one.spec),
-          first.place,
-        ),
-      )
-      for own in self._owners
-    ]
     self._norms = jax.jit(jax.vmap(optax.tree.norm))
     from bert_jax.training import (
       finetuning,  # slow to import, and not always needed
@@ -262,55 +251,18 @@ class Together:
       run.checkpoints.wait()
     for run, own, values in zip(
       self._runs,
-      self._split(state),
+      self._parts(jax.device_get(state)),
       evaluations or [{}] * len(self._runs),
       strict=True,
     ):
       run.save(step, own, values, always)
-      del own  # on the devices there may be no room for two
-
-  def _split(self, state: steps.TrainState) -> Iterator[steps.TrainState]:
-    """Yields the state of each run, a copy on the devices that have it."""
-    each = len(self._runs) // len(self._owners)
-    for owner, mesh in enumerate(self._owners):
-      with jax.set_mesh(mesh):
-        states = jax.tree.map(
-          functools.partial(_of_devices, mesh=mesh), state, self._places
-        )
-      for k in range(each):
-        with jax.set_mesh(mesh):
-          own = self._takes[owner](states, k)
-        yield own
-        del own
 
   def _parts(self, arrays: Any) -> list[Any]:
     """Returns what each run has of a tree of arrays on the host."""
     return [
-      jax.tree.map(lambda x, k=k: x[k], arrays) for k in range(len(self._runs))
+      jax.tree.map(lambda x, k=k: np.array(x[k]), arrays)
+      for k in range(len(self._runs))
     ]
-
-
-def _own_meshes(mesh: jax.sharding.Mesh) -> list[jax.sharding.Mesh]:
-  """The parts of a mesh along "seed", without that axis."""
-  return [
-    jax.sharding.Mesh(
-      devices, mesh.axis_names[1:], axis_types=mesh.axis_types[1:]
-    )
-    for devices in mesh.devices
-  ]
-
-
-def _of_devices(
-  x: jax.Array, place: jax.sharding.NamedSharding, mesh: jax.sharding.Mesh
-) -> jax.Array:
-  """What the devices of a part of a mesh have of a stacked array; no copy."""
-  devices = set(mesh.devices.flat)
-  shards = [s.data for s in x.addressable_shards if s.device in devices]
-  return jax.make_array_from_single_device_arrays(
-    (len(shards[0]), *x.shape[1:]),
-    jax.sharding.NamedSharding(mesh, sharding.P(None, *place.spec[1:])),
-    shards,
-  )
 
 
 class StackedBatches:

@@ -182,10 +182,8 @@ class Run:
     """
     watchdog.note("saving", step)
     save = self.checkpoints.save if always else self.checkpoints.save_if_best
-    mesh: Any = getattr(state.step.sharding, "mesh")  # noqa: B009
-    with jax.set_mesh(mesh):
-      rest = session.rest_of(state, self.mean_loss)
-      save(step, state.params, rest, evaluation)
+    rest = session.rest_of(state, self.mean_loss)
+    save(step, state.params, rest, evaluation)
 
   def look(self, found: Sequence[tuple[int, Any]], params: Any) -> None:
     """Looks at the steps since the last look; see `check`.

@@ -168,15 +168,16 @@ def rest_of(
   """Returns what a checkpoint keeps beside the parameters.
 
   Args:
-    state: of the training: arrays, or their shapes with shardings.
+    state: of the training: arrays of jax or numpy, or shapes with shardings.
     mean_loss: of the same run; None where `state` has shapes.
   """
-  place = state.step.sharding  # replicated
+  place = getattr(state.step, "sharding", None)  # replicated; None = of numpy
   if mean_loss is None:
     bits: Any = jax.ShapeDtypeStruct((3,), jnp.uint32, sharding=place)
   else:
-    values = mean_loss.bits()
-    bits = jax.make_array_from_callback((3,), place, lambda i: values[i])
+    values = bits = mean_loss.bits()
+    if place is not None:
+      bits = jax.make_array_from_callback((3,), place, lambda i: values[i])
   return {
     "step": state.step,
     "opt_state": state.opt_state,
