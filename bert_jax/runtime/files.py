@@ -37,7 +37,7 @@ _MAX_LINKS = 40  # as the kernel follows
 _TRIES = 100  # names tried until one is locked
 _SCHEME = re.compile(r"(?:^|[=,\"]|tfds:)([a-zA-Z][a-zA-Z0-9+.-]*://)")
 # The path of an open file: the process, and the number of its descriptor.
-_DESCRIPTOR = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)")
+_descriptor = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)").fullmatch
 
 
 class FilesError(ValueError):
@@ -141,9 +141,7 @@ def writing(
       descriptor = _duplicate(path, own)
     elif there is not None and not stat.S_ISREG(there):
       descriptor = _open(path, target, os.O_WRONLY)  # makes and cuts nothing
-    elif _DESCRIPTOR.fullmatch(
-      target
-    ):  # of another process: it has no other name
+    elif _descriptor(target):  # of another process: it has no other name
       descriptor = _open(path, target, os.O_WRONLY | os.O_TRUNC)
     else:
       _, lock = stack.enter_context(_replacing(path, target, there))
@@ -179,9 +177,7 @@ def replacing(path: str) -> Iterator[str]:
   """
   check_writable(path)
   target, there = _resolve(path)
-  if (there is not None and not stat.S_ISREG(there)) or _DESCRIPTOR.fullmatch(
-    target
-  ):
+  if (there is not None and not stat.S_ISREG(there)) or _descriptor(target):
     kind = _kind(there) if there is not None else "descriptor"
     raise FilesError(f"{path} is a {kind}; a regular file is needed here")
   with _replacing(path, target, there) as (temporary, _):
@@ -362,7 +358,7 @@ def _resolve(path: str) -> tuple[str, int | None]:
     for _ in range(_MAX_LINKS):
       parent, name = os.path.split(target)
       target = os.path.join(os.path.realpath(parent), name)
-      if _DESCRIPTOR.fullmatch(target) or not os.path.islink(target):
+      if _descriptor(target) or not os.path.islink(target):
         break
       target = os.path.join(os.path.dirname(target), os.readlink(target))
     else:
@@ -375,7 +371,7 @@ def _resolve(path: str) -> tuple[str, int | None]:
 
 def _own_descriptor(target: str) -> int | None:
   """The number of a descriptor of this process that a path stands for."""
-  found = _DESCRIPTOR.fullmatch(target)
+  found = _descriptor(target)
   return int(found[2]) if found and int(found[1]) == os.getpid() else None
 
 
