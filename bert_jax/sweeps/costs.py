@@ -1,4 +1,4 @@
-"""Lists the trials of a sweep: how far each is, and what it will cost."""
+"""Lists the trials of a sweep: how far each is, and what it is to cost."""
 
 from collections.abc import Callable, Sequence
 import json
@@ -15,7 +15,7 @@ from rich import table
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
-_BATCHES_LOOKED_AT = 20
+_BATCHES_LOOKED_AT = 20  # to estimate the FLOPs of a step
 
 
 def listing(
@@ -23,12 +23,12 @@ def listing(
   workdir: str,
   cost: Callable[[sweep.Trial], str],
 ) -> list[tuple[str, str, str]]:
-  """Rows of (name, state, cost) for --dry_run.
+  """Returns rows of (name, state, cost), for --dry_run.
 
   Args:
     trials: from `read_trials`.
-    workdir: of the sweep.
-    cost: of a trial that is to run.
+    workdir: the folder of the sweep.
+    cost: says in words what a trial that is not done will cost.
   """
   journal = running.Journal(workdir)
   failed, secs = journal.failed(), journal.seconds()
@@ -60,21 +60,21 @@ def show(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 class Costs:
-  """What trials are predicted to cost, by their FLOPs.
+  """Predicts what trials will cost, by their FLOPs.
 
-  Their time is that of the FLOPs as fast as the trials of the sweep that are
-  done, or, for a TPU slice, what a plan predicts for a step.
+  The predicted time assumes the speed of the trials of the sweep that are done.
+  For a TPU slice it is the time that a plan predicts for a step.
   """
 
   def __init__(
     self, trials: Sequence[sweep.Trial], workdir: str, topology: str | None
   ):
-    """Measures the trials that are done.
+    """Measures the speed of the trials that are done.
 
     Args:
-      trials: of the sweep.
-      workdir: of the sweep.
-      topology: TPU slice to plan for, such as "v5e:4x4", or None.
+      trials: all trials of the sweep.
+      workdir: the folder of the sweep.
+      topology: the TPU slice to plan for, such as "v5e:4x4", or None.
     """
     self._topology = topology
     self._plans: dict[tuple[str, ...], dict] = {}
@@ -88,10 +88,10 @@ class Costs:
     self._num_done = len(speeds)
 
   def flops(self, one: sweep.Trial) -> tuple[int, float]:
-    """Steps, and model FLOPs of all of them, of a trial.
+    """Returns the number of steps of a trial, and their model FLOPs in all.
 
     Raises:
-      ValueError: its config or its data do not fit.
+      ValueError: the config or the data of the trial cannot be used.
     """
     from bert_jax.runtime import sharding
     from bert_jax.training import checks
@@ -107,14 +107,14 @@ class Costs:
     job, _ = jobs.open_job(config, "")
     m = config.mesh
     batches = job.batches(sharding.make_mesh(m.data, m.fsdp, m.tensor))
-    # Of tasks the shapes of batches differ: the first few stand for all.
+    # The shapes of a task's batches differ: the first few stand for all.
     count = min(len(batches), _BATCHES_LOOKED_AT)
     mean = statistics.mean(job.step_flops(batches[i]) for i in range(count))
     self._flops[key] = job.total_steps, mean * job.total_steps
     return self._flops[key]
 
   def __call__(self, one: sweep.Trial) -> str:
-    """The cost of a trial in words, or why it cannot be told."""
+    """Says what a trial will cost, or why that is unknown."""
     try:
       if self._topology:
         return self._planned(one)
@@ -143,13 +143,15 @@ class Costs:
 
 
 def make_plan(arguments: Sequence[str]) -> dict:
-  """A plan, made by a process of its own, which sees TPUs where jax looks.
+  """Makes a plan in a process of its own, and returns it.
+
+  Only a new process can have jax see the devices of a TPU slice.
 
   Args:
-    arguments: of the launcher, those of a training and --topology.
+    arguments: those of the launcher for a training, and --topology.
 
   Raises:
-    sweep.SweepError: it does not fit, or cannot be made.
+    sweep.SweepError: the training does not fit the memory, or the plan failed.
   """
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, "plan.json")

@@ -1,8 +1,8 @@
-"""What finished trials found: DIR/results.jsonl, a line a run.
+"""Results of finished trials: DIR/results.jsonl, one line per run.
 
-A number enters only from a workdir whose run is finished. Lines are sorted and
-none is there twice, so that recording again changes nothing. Beside it lies
-trials.json, what the sweep was to run: a report tells from it what is missing.
+Only a finished run enters. Lines are sorted, and no run has two, so that
+recording again changes nothing. The file trials.json beside it lists the trials
+of the sweep, from which a report tells which are missing.
 """
 
 import collections
@@ -59,7 +59,7 @@ def _or_null(form: Any) -> Any:
 
 _TEXT = (manifests.is_text, "a text")
 _NUMBER_OR_NULL = (_or_null(_is_number), "a number or null")
-# What a line must have: the form of the value (manifests.has_form), in words.
+# The keys of a line, with the form of each value (manifests.has_form), in words.
 _ROW: dict[str, tuple[Any, str]] = {
   "id": _TEXT,
   "trial": _TEXT,
@@ -91,13 +91,13 @@ class ResultsError(ValueError):
 def record(
   trials: Sequence[sweep.Trial], workdir: str, folder: str, command: str
 ) -> int:
-  """Writes down what the finished ones of some trials found.
+  """Adds the results of finished trials to a folder.
 
   Args:
-    trials: of a sweep.
-    workdir: of the sweep.
-    folder: gets results.jsonl and trials.json.
-    command: that runs the sweep.
+    trials: all trials of a sweep.
+    workdir: the folder of the sweep.
+    folder: where results.jsonl and trials.json go.
+    command: the command that runs the sweep.
 
   Returns:
     How many lines are new.
@@ -131,7 +131,7 @@ def record(
 
 
 def _id(one: sweep.Trial) -> str:
-  """What identifies a run, whatever its trial is called."""
+  """Returns a hash that identifies a run, whatever its trial is called."""
   run = run_log.read_run(one.workdir)
   text = json.dumps(
     [run["config"], run["data_hash"], run["commit"]], sort_keys=True
@@ -140,12 +140,12 @@ def _id(one: sweep.Trial) -> str:
 
 
 def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
-  """The line of a finished trial.
+  """Returns the line of a finished trial, without its "id".
 
   Args:
     one: a trial that is done.
-    seconds: that it ran, start-up included; None = what its steps took. Of
-      what was trained together each has its share.
+    seconds: how long it ran, start-up included; None = take the time of its
+      steps. Trials that were trained together share the time.
   """
   run = run_log.read_run(one.workdir)
   rows = run_log.read_metrics(one.workdir)
@@ -184,7 +184,7 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
 
 
 def _curve(rows: Sequence[Mapping], name: str) -> list[list[float]]:
-  """Points (step, value), evenly chosen where they are many."""
+  """Returns points (step, value) of a metric, evenly chosen if many."""
   points = [[r["step"], r[name]] for r in rows if name in r]
   if len(points) > _CURVE_POINTS:
     chosen = np.linspace(0, len(points) - 1, _CURVE_POINTS).round().astype(int)
@@ -193,9 +193,10 @@ def _curve(rows: Sequence[Mapping], name: str) -> list[list[float]]:
 
 
 def most_frequent(one: sweep.Trial) -> float | None:
-  """The accuracy of always giving the most frequent label; None = no such.
+  """Returns the accuracy of always giving the most frequent label.
 
-  A run that is no better did not learn its task.
+  A run that is no better did not learn its task. None = the trial is not one
+  of classification.
   """
   from bert_jax.training import jobs  # loads jax
 
@@ -212,13 +213,10 @@ def most_frequent(one: sweep.Trial) -> float | None:
 
 
 def read(folder: str) -> list[dict[str, Any]]:
-  """The lines of a results.jsonl.
-
-  Args:
-    folder: that it lies in.
+  """Returns the lines of the results.jsonl of a folder.
 
   Raises:
-    ResultsError: it is missing or damaged.
+    ResultsError: the file is missing or damaged.
   """
   path = os.path.join(folder, "results.jsonl")
   rows = []
@@ -244,7 +242,7 @@ def read(folder: str) -> list[dict[str, Any]]:
 
 
 def _with_nan(row: Any) -> Any:
-  """A line of results.jsonl; metrics that are null were NaN or infinite."""
+  """Turns metrics that are null back into NaN, which JSON cannot hold."""
   metrics = row.get("metrics") if isinstance(row, dict) else None
   if not isinstance(metrics, dict):
     return row
@@ -253,7 +251,7 @@ def _with_nan(row: Any) -> Any:
 
 
 def _checked_row(row: Any) -> dict[str, Any]:
-  """A line of results.jsonl, if it has all keys and values of their kinds."""
+  """Returns a line if it has all keys of _ROW, with values of their forms."""
   if not isinstance(row, dict):
     raise ValueError("it is not a JSON object")
   if missing := sorted(_ROW.keys() - row.keys()):
@@ -265,7 +263,7 @@ def _checked_row(row: Any) -> dict[str, Any]:
 
 
 def read_planned(folder: str) -> dict[str, Any]:
-  """trials.json, or nothing planned where it is not there."""
+  """Returns the content of trials.json; no trials if there is no file."""
   path = os.path.join(folder, "trials.json")
   if not os.path.exists(path):
     return {"command": "", "trials": []}

@@ -1,8 +1,9 @@
-"""Runs the trials of a sweep on this machine, some at a time.
+"""Runs the trials of a sweep on this machine, several at a time.
 
-What is done is known from the workdirs alone. A trial that still runs, of a
-sweep that was killed or by hand, is waited for: each holds a lock on
-`.trial.lock` in its workdir for as long as its process lives.
+The workdirs alone say which trials are done. A trial may still run because its
+sweep was killed or because someone started it by hand. The sweep then waits for
+it: the process of a trial holds a lock on `.trial.lock` in the workdir for as
+long as it lives.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -27,9 +28,9 @@ from bert_jax.sweeps import sweep
 
 _log = logging.getLogger(__name__)
 
-PREEMPTED = signals.SAVED  # exit status of a training that was told to stop
-# How a trial ends that was told to stop, also one that had nothing to save yet.
-_STOPPED = (PREEMPTED, signals.INTERRUPTED, *(-n for n in signals.STOPPING))
+# Exit statuses of a trial that was told to stop, whether or not it had anything
+# to save yet.
+_STOPPED = (signals.SAVED, signals.INTERRUPTED, *(-n for n in signals.STOPPING))
 _MOST_PREEMPTIONS = 100  # of a trial in one sweep
 _WAIT_SECS = 0.2
 
@@ -43,14 +44,14 @@ class FailedError(RuntimeError):
 class StoppedError(RuntimeError):
   """The sweep was told to stop; the same command goes on."""
 
-  exit_status = PREEMPTED
+  exit_status = signals.SAVED
 
 
 class Journal:
-  """What happened in a sweep: WORKDIR/sweep.jsonl, a line an event."""
+  """The events of a sweep: WORKDIR/sweep.jsonl, one line per event."""
 
   def __init__(self, workdir: str):
-    """Opens the journal of a sweep; it is made with its first event."""
+    """Names the journal of a sweep; the first event creates the file."""
     self._path = os.path.join(workdir, "sweep.jsonl")
 
   def write(self, one: sweep.Trial, event: str, **facts: Any) -> None:
@@ -62,7 +63,7 @@ class Journal:
       f.write(json.dumps(row) + "\n")
 
   def read(self) -> list[dict[str, Any]]:
-    """All events; a line that a kill cut off is left out."""
+    """Returns all events, without a line that a kill cut off."""
     rows = []
     if os.path.exists(self._path):
       with open(self._path, encoding="utf-8") as f:
@@ -74,11 +75,14 @@ class Journal:
     return rows
 
   def failed(self) -> set[str]:
-    """Names of the trials whose last event is a failure."""
+    """Returns the names of the trials whose last event is a failure."""
     return self._last("failed")
 
   def parted(self) -> set[str]:
-    """Names of those that failed together and have not ended alone."""
+    """Returns the names of trials that failed together, to be run alone.
+
+    A trial that has ended alone since then is not among them.
+    """
     return self._last("parted", ("parted", "done", "failed"))
 
   def _last(self, event: str, among: Collection[str] = ()) -> set[str]:
@@ -90,14 +94,15 @@ class Journal:
     return {name for name, found in last.items() if found == event}
 
   def queued(self) -> dict[str, str]:
-    """The job that a trial was last queued as, by the trial's name."""
+    """Returns the job that each trial was last queued as, by its name."""
     rows = (row for row in self.read() if row["event"] == "queued")
     return {row["trial"]: row["job"] for row in rows}
 
   def seconds(self) -> dict[str, float]:
-    """Seconds that each trial ran, over all its sessions, where all is known.
+    """Returns how many seconds each trial ran, over all of its sessions.
 
-    A sweep that was killed does not know how long its trials had run.
+    A sweep that was killed did not note how long its trials had run; those
+    trials are left out.
     """
     events: dict[str, list[dict]] = {}
     for row in self.read():
@@ -119,25 +124,26 @@ def run(
   num_together: int = 1,
   launcher: Sequence[str] = (sys.executable, "-m", "bert_jax.main"),
 ) -> None:
-  """Runs what is not done, some at a time, on this machine.
+  """Runs the trials that are not done, on this machine.
 
-  A trial that was preempted goes on at once. One that failed is not tried
-  again, unless asked to. A signal that tells the sweep to stop is passed on:
-  the trials save and end. Where trials fail that are trained in one program,
-  each is tried alone. A trial that runs already is waited for; if it ends
-  without being done, it is run again.
+  A trial that was preempted is started again at once. A trial that failed in an
+  earlier sweep is not tried again unless `retry_failed` is set. A signal that
+  tells the sweep to stop is passed on, so that the trials save and end. If
+  trials fail that are trained in one program, each is tried alone. The sweep
+  waits for a trial that runs already, and runs it again if it ends without
+  being done.
 
   Args:
     trials: from `read_trials`.
-    workdir: of the sweep.
-    num_parallel: trials at a time.
-    retry_failed: also those that failed in an earlier sweep.
-    num_together: trials that are trained in one program at most; they differ
+    workdir: the folder of the sweep.
+    num_parallel: how many processes run at a time.
+    retry_failed: whether to run trials that failed in an earlier sweep.
+    num_together: how many trials one program may train at once; these differ
       in seed and learning rate only.
-    launcher: what is run with the arguments of a trial.
+    launcher: the command that is run with the arguments of a trial.
 
   Raises:
-    FailedError: trials failed; names them.
+    FailedError: trials failed; the message names them.
     StoppedError: the sweep was told to stop.
     ValueError: a workdir holds another run.
   """
@@ -181,18 +187,18 @@ Batch = tuple[sweep.Trial, ...]
 def put_together(
   trials: Sequence[sweep.Trial], num_together: int, alone: Collection[str] = ()
 ) -> list[Batch]:
-  """Returns batches of trials, each of which one program can train at once.
+  """Returns batches of trials; one program can train the trials of a batch.
 
-  Those that have begun go on with others that have a checkpoint of the same
-  step, the newest of which they go on from.
+  Trials that have begun share a batch if they have a checkpoint of the same
+  step. They continue from the newest such step.
 
   Args:
-    trials: to train.
-    num_together: in a program at most.
-    alone: names of trials that have a program each.
+    trials: the trials to train.
+    num_together: the largest size of a batch.
+    alone: names of trials that must not share a batch.
 
   Raises:
-    sweep.SweepError: one of several cannot be trained with others.
+    sweep.SweepError: a trial of a larger batch cannot be trained with others.
   """
   # (program, steps that all of a group have, its trials)
   groups: list[tuple[tuple[str, ...], set[int], list[sweep.Trial]]] = []
@@ -229,11 +235,11 @@ def _claim_path(one: sweep.Trial) -> str:
 
 @contextlib.contextmanager
 def _claim(one: sweep.Trial) -> Iterator[IO[str] | None]:
-  """Locks a trial; whoever inherits the file keeps the lock until it ends.
+  """Locks a trial; a process that inherits the file keeps the lock.
 
   Yields:
-    The file, empty, for the name of the process that runs the trial; None
-    where it cannot be locked.
+    The empty lock file, for the name of the process that runs the trial; None
+    if it cannot be locked.
   """
   with files.open_lock(_claim_path(one)) as file:
     try:
@@ -246,13 +252,14 @@ def _claim(one: sweep.Trial) -> Iterator[IO[str] | None]:
 
 
 def _holder(one: sweep.Trial) -> str | None:
-  """The process that runs a trial.
+  """Finds the process that runs a trial.
 
-  The trial's own lock comes first, as it is there before the process has
-  started. A run that was started by hand locks its workdir only.
+  The lock of the trial is looked at first, because it is taken before the
+  process starts. A run that was started by hand locks its workdir only.
 
   Returns:
-    A name for `files.pid_of`; "" = it is not known; None = no process does.
+    A name for `files.pid_of`, "" if the name is not known, and None if no
+    process runs the trial.
 
   Raises:
     OSError: one of the two lock files is a symbolic link.
@@ -276,33 +283,30 @@ def _holder(one: sweep.Trial) -> str | None:
 
 
 class _Adopted:
-  """Trials in a process that is no child of this one, as a `Popen`.
+  """A process that is not a child of this one, with the methods of a `Popen`.
 
-  What it exits with is not known. Whether trials are done is seen in their
-  workdirs; the others are taken to have been stopped, and run again.
+  Its exit status is not known. The workdirs say which of its trials are done;
+  the others are taken to have been stopped, and are run again.
 
   Attributes:
-    returncode: as of a `Popen`.
-    is_out_of_reach: whether it was to be stopped and cannot be told so.
+    returncode: 0 once the process has ended, else None.
+    is_out_of_reach: whether this process could not tell it to stop.
   """
 
   def __init__(self, batch: Batch, holder: str):
     """Sends no signal yet.
 
     Args:
-      batch: the trials.
-      holder: from `_holder`.
+      batch: the trials that the process runs.
+      holder: the name of the process, from `_holder`.
     """
     self.returncode: int | None = None
     self.is_out_of_reach = False
     self._batch, self._holder = batch, holder
 
   def poll(self) -> int | None:
-    is_free = all(_holder(one) is None for one in self._batch)
-    if self.returncode is None and is_free:
-      self.returncode = PREEMPTED  # also where a workdir holds another run
-      if all(t.is_done() for t in self._batch):
-        self.returncode = 0
+    if all(_holder(one) is None for one in self._batch):
+      self.returncode = 0
     return self.returncode
 
   def wait(self) -> int:
@@ -311,7 +315,7 @@ class _Adopted:
     return status
 
   def terminate(self) -> None:
-    """Tells the process to stop, if it is one of this machine."""
+    """Tells the process to stop, if it runs on this machine."""
     if self.poll() is not None:
       return
     pid = files.pid_of(self._holder)
@@ -331,10 +335,10 @@ class _Adopted:
 
 
 class _Pool:
-  """Processes that run trials.
+  """Runs trials in processes of their own, a limited number at a time.
 
   Attributes:
-    failed: names of the trials that have.
+    failed: the names of the trials that failed.
   """
 
   def __init__(
@@ -347,18 +351,18 @@ class _Pool:
     self.failed: set[str] = set()
     self._journal, self._size, self._launcher = journal, size, launcher
     self._group = group
-    # Each with the time at which it was started.
+    # Each process, and the time at which it was started.
     self._running: dict[Batch, tuple[subprocess.Popen | _Adopted, float]] = {}
     self._preemptions: dict[Batch, int] = {}
 
   def run(
     self, trials: Sequence[sweep.Trial], alive: Mapping[sweep.Trial, str]
   ) -> None:
-    """Runs trials, and waits for those that run already.
+    """Runs trials, and waits for trials that run already.
 
     Args:
-      trials: to run.
-      alive: those that run already: the process of each, from `_holder`.
+      trials: the trials to run.
+      alive: the trials that run already, each with its process (`_holder`).
 
     Raises:
       StoppedError: the sweep was told to stop.
@@ -389,7 +393,7 @@ class _Pool:
       )
 
   def _adopt(self, alive: Mapping[sweep.Trial, str]) -> None:
-    """Takes over trials that run already, together those of one process."""
+    """Takes over the processes of trials that run already."""
     batches: dict[Any, list[sweep.Trial]] = {}
     for one, holder in alive.items():
       batches.setdefault(holder or one, []).append(one)
@@ -403,7 +407,11 @@ class _Pool:
       self._running[batch] = (adopted, time.monotonic())
 
   def _stop(self) -> list[Batch]:
-    """Tells all to stop; returns those whose end could be waited for."""
+    """Tells all processes to stop, and waits for those that it can reach.
+
+    Returns:
+      The batches of the processes that have ended.
+    """
     for process, _ in self._running.values():
       process.terminate()
     stopped = [
@@ -416,7 +424,7 @@ class _Pool:
     return stopped
 
   def _left(self) -> str:
-    """What is still to do, and how long it takes at the speed so far."""
+    """Says what is left to do and how long it will take at this speed."""
     left = self._total - self._ended
     if not left or not self._ended:
       return ""
@@ -451,17 +459,17 @@ class _Pool:
     self._running[batch] = (process, time.monotonic())
 
   def _finish(self, batch: Batch) -> list[Batch]:
-    """Notes how trials ended, each with its share of the time.
+    """Writes down how trials ended, each with its share of the time.
 
     Returns:
-      What is to be run next because of that.
+      The batches that have to be run because of that.
     """
     process, since = self._running.pop(batch)
     status = process.returncode
     assert status is not None  # it has ended
     seconds = round((time.monotonic() - since) / len(batch), 1)
     if isinstance(process, _Adopted):
-      # How long it ran is not known, nor whether all of its trials ended alike.
+      # Nobody knows how long it ran, and its trials may have ended differently.
       left = [one for one in batch if not one.is_done()]
       for one in batch:
         self._note(one, "preempted" if one in left else "done", adopted=True)

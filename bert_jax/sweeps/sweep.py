@@ -1,4 +1,4 @@
-"""Describes many trainings: a grid or a list of trials, each with a workdir.
+"""Describes a sweep: a grid or a list of trials, each with its own workdir.
 
 A sweep is a config file in plain Python whose get_config returns
 `sweep.make(trials)`:
@@ -16,9 +16,9 @@ A sweep is a config file in plain Python whose get_config returns
       for seed in range(5)
     )
 
-A trial is named by its seed and by what else differs between the trials. What
-is done is known from the workdirs alone, so a sweep goes on where it stopped,
-and one that has more seeds or values runs what is new.
+A trial is named by its seed and by the settings that differ between the trials.
+The workdirs alone say which trials are done. So a sweep goes on where it
+stopped, and a sweep with more seeds or values runs only the new trials.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,26 +39,27 @@ from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
 
 _NAME_CHARS = 120
-# A run may go on with its data elsewhere; of a trial it says which data.
+# A run may move its data folder, but a trial is named by it.
 _DATA_KEYS = ("data.dir", "task.dir", "task.files.")
 
 
 class SweepError(ValueError):
-  """The sweep cannot be run as it is."""
+  """The sweep cannot be run as it is described."""
 
 
 def trial(
   config: str, settings: Mapping[str, Any] | None = None, name: str = ""
 ) -> dict:
-  """A trial of a sweep.
+  """Describes one trial of a sweep, for `make`.
 
   Args:
     config: as --config takes it, such as "configs/finetune.py:task=mrpc".
-    settings: key -> value, as --config.KEY=VALUE takes them.
-    name: of its workdir; "" = made of what differs from the other trials.
+    settings: values by key, as --config.KEY=VALUE takes them.
+    name: the name of the workdir; "" = made of the settings that differ from
+      those of other trials.
 
   Raises:
-    SweepError: the name is none of a folder.
+    SweepError: the name cannot be that of a folder.
   """
   if name and not re.fullmatch(r"[\w=+-][\w=.,+-]*", name):
     raise SweepError(
@@ -74,7 +75,7 @@ def make(
   slurm: Mapping[str, Any] | None = None,
   xpk: Mapping[str, Any] | None = None,
 ) -> ml_collections.ConfigDict:
-  """The config of a sweep.
+  """Makes the config of a sweep.
 
   Args:
     trials: from `trial`.
@@ -88,19 +89,19 @@ def make(
 
 
 def engine_settings(config: Any, engine: str) -> dict[str, Any]:
-  """The settings of an engine in the config of a sweep."""
+  """Returns the settings that the config of a sweep has for an engine."""
   return json.loads(config.engines)[engine]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-  """One training.
+  """One training of a sweep.
 
   Attributes:
-    name: what differs from the other trials, also its folder's name.
+    name: its settings that differ from other trials; also the folder's name.
     config: as --config takes it.
-    settings: key -> value.
-    workdir: of the run.
+    settings: values by key.
+    workdir: the folder of the run.
   """
 
   name: str
@@ -109,7 +110,7 @@ class Trial:
   workdir: str
 
   def arguments(self) -> list[str]:
-    """Those of the launcher."""
+    """Returns the arguments with which the launcher trains it."""
     return [
       "--mode=train",
       f"--config={self.config}",
@@ -118,12 +119,15 @@ class Trial:
     ]
 
   def program(self) -> tuple[str, ...]:
-    """The arguments without those that leave steps and their work as is."""
+    """Returns the arguments that decide how many steps there are, and of what.
+
+    Trials with the same ones differ in seed, learning rate and workdir only.
+    """
     same = re.compile(r"--(config\.(seed|optim\.learning_rate)|workdir)=")
     return tuple(a for a in self.arguments() if not same.match(a))
 
   def member(self) -> str:
-    """The argument of the launcher that trains it with others."""
+    """Returns the argument with which the launcher trains it among others."""
     config = self.load_config()
     return (
       f"--member={self.workdir}:seed={config.seed},"
@@ -131,10 +135,10 @@ class Trial:
     )
 
   def load_config(self) -> ml_collections.ConfigDict:
-    """The whole configuration, as the launcher reads it.
+    """Returns the whole configuration, as the launcher reads it.
 
     Raises:
-      SweepError: there is no such file, key or value.
+      SweepError: the file does not exist, or a key or value is wrong.
     """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, flag_values=values)
@@ -155,11 +159,11 @@ class Trial:
     return set(saved_steps.steps_in(os.path.join(self.workdir, "checkpoints")))
 
   def is_done(self) -> bool:
-    """Whether the workdir holds this very training, finished."""
+    """Returns whether the workdir holds this training, finished."""
     return self.state() == "done"
 
   def state(self) -> str:
-    """How far it is: "new", "begun" or "done".
+    """Returns how far the training is: "new", "begun" or "done".
 
     Raises:
       SweepError: the workdir holds another run.
@@ -191,7 +195,7 @@ class Trial:
       return "begun"
     try:
       rows = run_log.read_metrics(self.workdir)
-    except run_log.RunError:  # broken off; training mends it
+    except run_log.RunError:  # its last line is cut; training repairs that
       return "begun"
     last = [r["step"] for r in rows if any(k.startswith("eval/") for k in r)]
     return "done" if last and last[-1] == total else "begun"
@@ -202,14 +206,15 @@ def _flag(value: Any) -> str:
 
 
 def read_trials(config: Any, workdir: str) -> list[Trial]:
-  """The trials of a sweep, checked.
+  """Returns the trials of a sweep, after checking them.
 
   Args:
     config: from `make`.
-    workdir: of the sweep; each trial has a folder in it.
+    workdir: the folder of the sweep; each trial gets a folder in it.
 
   Raises:
-    SweepError: there is none, or two are the same, or a config cannot be read.
+    SweepError: there are no trials, two are the same, or the config of one
+      cannot be read.
   """
   if "trials" not in config or not len(config.trials):
     raise SweepError(
@@ -240,7 +245,7 @@ def read_trials(config: Any, workdir: str) -> list[Trial]:
 
 
 def facts_of(config: str, settings: Mapping[str, Any]) -> dict[str, str]:
-  """What a trial is made of: arguments of its config, and its settings.
+  """Returns what a trial consists of: arguments of its config, and settings.
 
   Example:
     >>> facts_of("configs/finetune.py:task=rte,from=runs/a", {"seed": 1})
@@ -255,7 +260,10 @@ def facts_of(config: str, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _names(facts: Sequence[Mapping[str, str]]) -> list[str]:
-  """Names made of the facts that differ; seeds always, as more may come."""
+  """Makes names of the facts that differ, and of the seed in any case.
+
+  The seed is always part of the name because more seeds may be added later.
+  """
   keys = list(dict.fromkeys(key for one in facts for key in one))
   differing = [
     k for k in keys if len({one.get(k) for one in facts}) > 1 or k == "seed"
@@ -265,7 +273,7 @@ def _names(facts: Sequence[Mapping[str, str]]) -> list[str]:
   for one in facts:
     parts = []
     for key in differing:
-      # The whole key, and the whole path, where the last part is not enough.
+      # The last part of a key or path, if that is enough to tell them apart.
       same = [k for k in differing if labels[k] == labels[key]]
       label = labels[key] if len(same) == 1 else key
       values = {other[key] for other in facts if key in other}
