@@ -274,7 +274,7 @@ def test_what_is_not_damaged_is_read(reader, check):
 def read_unchecked(step):
   """The parameters, whatever they are; None where Orbax finds the damage."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(checkpoint, "_damage", lambda *args: "")
+    patch.setattr(checksums, "find_damage", lambda *args: "")
     try:
       return flat(checkpoint.read_params(str(step)))
     except checkpoint.CheckpointError:
