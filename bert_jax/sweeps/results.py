@@ -59,7 +59,7 @@ def _or_null(form: Any) -> Any:
 
 _TEXT = (manifests.is_text, "a text")
 _NUMBER_OR_NULL = (_or_null(_is_number), "a number or null")
-# The keys of a line. Forms of values (manifests.has_form) are also put in words.
+# The keys of a line: the form of each value (manifests.has_form) and its words.
 _ROW: dict[str, tuple[Any, str]] = {
   "id": _TEXT,
   "trial": _TEXT,
