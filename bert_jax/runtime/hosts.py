@@ -1,13 +1,14 @@
-"""Starts a job of several processes, and ends it where one of them fails.
+"""Joins the processes of a job, and compares what they are about to run.
 
 Every process runs the same command. On TPU slices, under SLURM and Open MPI
-they find each other by themselves; elsewhere each is told where process 0 is,
-how many there are and which it is (--coordinator, --num_processes,
---process_id).
+they find each other by themselves. Elsewhere each process is told where process
+0 is, how many processes there are and which of them it is (--coordinator,
+--num_processes, --process_id).
 
-What the processes tell each other goes through the key-value store of
-jax's coordination service, in process 0, and not through a compiled program:
-that cannot hang where they differ, and works while a device computes.
+The processes talk to each other through the key-value store of jax's
+coordination service, which runs in process 0, and not through a compiled
+program. The store works while a device computes, and it cannot hang if the
+processes run different programs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,16 +29,16 @@ from bert_jax.runtime import watchdog
 
 _log = logging.getLogger(__name__)
 
-# How long to wait for all processes to be started, and to end.
+# How long to wait until all processes have started, and until all have ended.
 _START_SECS = 600
 _END_SECS = 120
-# How long to wait for a process that is late, because it imports or reads data
-# slowly. Collectives wait less: those of CPUs give up after 30 seconds.
+# How long to wait for a process that is late because it imports or reads data
+# slowly. Collectives wait less; those of CPUs give up after 30 seconds.
 LATE_SECS = 1800
-_SEE_SECS = 10.0  # for a new file to be seen on all hosts
-_TOKEN = ".shared-"  # names of those files begin so
-_SHOWN = 10  # differences
-_SHOWN_CHARS = 200  # of a value
+_SEE_SECS = 10.0  # until a new file must be visible on all hosts
+_TOKEN = ".shared-"  # the names of such files begin with this
+_SHOWN = 10  # differences that a message lists at most
+_SHOWN_CHARS = 200  # characters of a value that a message shows at most
 
 # Settings that may differ between the processes of a job: where a host has its
 # copy of the data, which is compared by its hash, and what only changes how
@@ -46,32 +47,33 @@ PER_HOST_KEYS = (
   "data.dir", "data.num_threads", "data.prefetch_batches",
   "task.dir", "task.files.", "task.vocab",
 )  # fmt: skip
-# Facts that are not known everywhere: without git, None.
+# Facts that may be None because a host does not know them, without git.
 _WHERE_KNOWN = ("commit", "dirty")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class HostsError(ValueError):
-  """The processes cannot find each other, or do not fit together."""
+  """The processes cannot find each other, or run different things."""
 
 
 class DifferError(HostsError):
-  """The processes of a job differ; all of them know it and say the same."""
+  """The processes of a job differ; every process raises this error."""
 
   exit_status = 2
   is_known_to_all = True
 
 
 def is_cluster(environ: Mapping[str, str], on_tpu: bool) -> bool:
-  """Whether several processes were started that jax can connect by itself.
+  """Returns whether jax can find the other processes of the job by itself.
 
   Args:
-    environ: variables of this process.
-    on_tpu: there are TPUs here; whether of a slice of several hosts, jax knows.
+    environ: the environment variables of this process.
+    on_tpu: whether this host has TPUs. Only jax knows whether they belong to a
+      slice of several hosts.
   """
   if on_tpu or int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
     return True
-  # An allocation of several tasks is no job of several; a step of it is.
+  # Several tasks are several processes only within a step of an allocation.
   in_step = "SLURM_STEP_NODELIST" in environ
   return in_step and int(environ.get("SLURM_NTASKS", "1")) > 1
 
@@ -85,19 +87,19 @@ def start(
 ) -> None:
   """Connects this process to the others, if there are any.
 
-  To be called before anything else is asked of jax.
+  This must be called before anything else that uses jax.
 
   Args:
-    coordinator: HOST:PORT of process 0; None = jax looks for it.
-    num_processes: how many there are, with `coordinator`.
-    process_id: which this is, with `coordinator`.
+    coordinator: HOST:PORT of process 0; None = jax finds it.
+    num_processes: the number of processes; given with `coordinator`.
+    process_id: the number of this process; given with `coordinator`.
     on_tpu: see `is_cluster`.
-    stops_in_order: the caller asks for SIGTERM after every step; otherwise it
-      ends the process as usual.
+    stops_in_order: whether the caller asks after every step if SIGTERM came. If
+      not, SIGTERM ends the process as usual.
 
   Raises:
-    HostsError: one of the three is missing or cannot be, or the others did not
-      come.
+    HostsError: one of the three values is missing or out of range, or the other
+      processes did not come.
   """
   given = (coordinator, num_processes, process_id)
   if any(x is not None for x in given):
@@ -149,19 +151,19 @@ def _not_met(reason: str) -> str:
 
 # --- agreeing -----------------------------------------------------------------
 
-_rounds = itertools.count()  # of `decide`; all processes count alike
+_rounds = itertools.count()  # calls of `decide`, equal on all processes
 
 
 def decide(value: Any, judge: Callable[[list[Any]], Any]) -> Any:
   """Has process 0 judge what all processes say, and tells it to all.
 
-  All processes have to call this, in the same order. It waits for one that is
-  late for LATE_SECS.
+  All processes must call this in the same order. A process that is late is
+  waited for, up to LATE_SECS.
 
   Args:
-    value: of this process, as JSON has it.
-    judge: a function: the values of all processes -> a verdict, as JSON has it.
-      Only process 0 calls it.
+    value: what this process says; any JSON value.
+    judge: returns a verdict, any JSON value, for the list of all values. Only
+      process 0 calls it.
 
   Returns:
     The verdict.
@@ -185,13 +187,13 @@ def decide(value: Any, judge: Callable[[list[Any]], Any]) -> Any:
 
 
 def _wait_for(store: Any, key: str, process: int) -> str:
-  """The value of a key that a process sets, which may be late."""
+  """Waits for a key that another process sets, and returns its value."""
   import jax
 
   begin, warned = time.monotonic(), False
   while True:
     try:
-      # A little at a time, so that signals are handled in between.
+      # In short waits, so that signals are handled in between.
       return store.blocking_key_value_get(key, 2000)
     except jax.errors.JaxRuntimeError as error:
       if "DEADLINE_EXCEEDED" not in str(error):
@@ -209,18 +211,19 @@ def _wait_for(store: Any, key: str, process: int) -> str:
 
 
 def from_first(value: Any) -> Any:
-  """What process 0 says, as JSON has it, on all processes."""
+  """Returns the value of process 0, any JSON value, on all processes."""
   return decide(value, lambda values: values[0])
 
 
 def compare(facts: Mapping[str, Any]) -> None:
-  """Checks that all processes of this job run the same.
+  """Checks that all processes of this job have the same facts.
 
   Args:
-    facts: by name, as JSON has them.
+    facts: JSON values by name.
 
   Raises:
-    DifferError: on every process, which process differs from process 0 in what.
+    DifferError: a process differs from process 0. Every process raises it, and
+      the message names the process and both values.
   """
   if problem := decide(dict(facts), differences):
     raise DifferError(
@@ -230,14 +233,14 @@ def compare(facts: Mapping[str, Any]) -> None:
 
 
 def differences(facts: Sequence[Mapping[str, Any]]) -> str:
-  """Says in what processes differ from process 0.
+  """Lists the facts in which processes differ from process 0.
 
   Args:
-    facts: of each process, by name.
+    facts: the facts of each process, by name.
 
   Returns:
-    Such as "process 1: optim.learning_rate=0.001, process 0: 0.0001", the
-    differences apart by semicolons; "" = there are none.
+    The differences, such as "process 1: optim.learning_rate=0.001, process 0:
+    0.0001", separated by semicolons; "" = there are none.
   """
   first, found = facts[0], []
   for i, own in enumerate(facts):
@@ -261,7 +264,7 @@ def _cut(text: str) -> str:
 
 
 def facts_of_process() -> dict[str, Any]:
-  """What a process must have in common with the others, whatever it runs."""
+  """Returns the facts of this process that must be equal in every mode."""
   import jax
 
   packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
@@ -275,16 +278,16 @@ def facts_of_process() -> dict[str, Any]:
 def check_shared(workdir: str, must_write: bool = True) -> None:
   """Checks that all processes see the workdir of process 0.
 
-  Process 0 makes a file with a name that nobody can guess, the others look for
-  it; afterwards everything is as before.
+  Process 0 creates a file with a random name and the others look for it. The
+  file is removed afterwards.
 
   Args:
-    workdir: of the run, which need not exist yet.
-    must_write: False = where process 0 cannot write there, nothing is checked.
+    workdir: the folder of the run, which need not exist yet.
+    must_write: False = check nothing if process 0 cannot write there.
 
   Raises:
-    DifferError: on every process, which one does not see the workdir.
-    OSError: on every process, process 0 cannot write there.
+    DifferError: a process does not see the workdir. Every process raises it.
+    OSError: process 0 cannot write there. Every process raises it.
   """
   if not peers.are_several():
     return
@@ -316,8 +319,8 @@ def check_shared(workdir: str, must_write: bool = True) -> None:
 def _token(workdir: str) -> Iterator[str]:
   """A context with a new file in a folder; yields its name.
 
-  Folders that had to be made for it are removed afterwards, and so is what a
-  process left that was killed meanwhile.
+  Afterwards the file is removed, and so are folders that had to be created. Old
+  files that a killed process left are removed, too.
   """
   made, folder = [], os.path.abspath(workdir)
   while not os.path.isdir(folder):
@@ -342,10 +345,10 @@ def _token(workdir: str) -> Iterator[str]:
 
 
 def _is_seen(workdir: str, name: str) -> bool:
-  """Whether a file can be seen; new ones may take a little over a network."""
+  """Returns whether a file is visible, after waiting for a slow network."""
   give_up = time.monotonic() + _SEE_SECS
   while True:
-    # Listing folders makes NFS look anew, asking for one name does not.
+    # NFS looks again if folders are listed, not if one name is asked for.
     for folder in (os.path.dirname(os.path.abspath(workdir)), workdir):
       with contextlib.suppress(OSError):
         if name in os.listdir(folder):

@@ -93,9 +93,10 @@ def _end(text: str, status: int, secs: float = 0.0) -> NoReturn:
 class _Monitor:
   """Finds out, in a thread, whether another process has failed.
 
-  Keys below _MONITORED: `beat/I` is a sign of life of process I; `silent` names
-  those of whom process 0 has not seen one for a while; `trouble/I` says that
-  process I fails and why; `here/I` is the answer of process I to that.
+  It uses these keys below _MONITORED: `beat/I` is a sign of life of process I.
+  `silent` lists the processes of which process 0 has not seen one for a while.
+  `trouble/I` says that process I is failing, and why. `here/I` is the answer of
+  process I to any `trouble`.
   """
 
   current: "_Monitor | None" = None
@@ -104,9 +105,9 @@ class _Monitor:
     job = service()
     self.store, self.address = job.client, job.coordinator_address
     self.index, self.count = job.process_id, job.num_processes
-    self.is_ending = threading.Event()  # in order
-    self._contact = time.monotonic()  # with process 0
-    self._silent: list[int] = []  # of the other processes
+    self.is_ending = threading.Event()  # this process ends as it should
+    self._contact = time.monotonic()  # the last answer of process 0
+    self._silent: list[int] = []  # processes without a recent sign of life
     self._beats: dict[int, tuple[str, float]] = {}
 
   def run(self) -> None:
@@ -160,15 +161,15 @@ class _Monitor:
       reason: why it fails.
       is_own: False if the reason is another process.
     """
-    # In a thread: a process 0 that stands still does not answer.
+    # In a thread, because process 0 may stand still and never answer.
     text = json.dumps({"reason": reason, "is_own": is_own})
     return _within(2, lambda: self._set(f"trouble/{self.index}", text))
 
   def verdict(self, reason: str) -> str:
-    """Says which process has failed.
+    """Says which process has failed, after asking all of them.
 
     Args:
-      reason: what this process knows by itself.
+      reason: what this process knows about it.
     """
     found: list[dict[str, str]] = []
     if not _within(2, lambda: found.append(self._rows())):
@@ -190,7 +191,7 @@ class _Monitor:
     return f"a connection between the processes broke: {reasons[0]}"
 
   def suspect(self) -> str:
-    """Says which process is likely to have failed, asking none; or ""."""
+    """Says which process has probably failed, without asking; "" = none."""
     if self.index:
       if time.monotonic() - self._contact > _SILENT_SECS:
         return _gone([0])
@@ -203,11 +204,11 @@ class _Monitor:
     return _gone(others) if others else ""
 
   def end(self, cause: str, is_first: bool = False) -> NoReturn:
-    """Prints the line of a process that another one ends, and ends it.
+    """Ends this process because another process has failed.
 
     Args:
       cause: what has happened.
-      is_first: the others begin only now to find out.
+      is_first: whether the others do not know it yet.
     """
     _end(
       f"process {self.index} of {self.count} stops because {cause}. Restart "
@@ -218,23 +219,23 @@ class _Monitor:
     )
 
   def linger(self, secs: float) -> float:
-    """How long this process has to outlive its last line, in seconds.
+    """Returns for how many seconds this process must outlive its last line.
 
-    The others still have to read in the store of process 0 what was said, so
-    that one ends last.
+    The store is in process 0, which therefore ends after the others have read
+    there what happened.
     """
     return secs + 1 if self.index == 0 else 0
 
 
 def _gone(indices: Sequence[int]) -> str:
-  """A sentence about processes that do not answer."""
+  """Returns a sentence about processes that do not answer."""
   names = ", ".join(f"process {i}" for i in indices[:_SHOWN])
   verb = "were killed, are" if len(indices) > 1 else "was killed, is"
   return f"{names} {verb} stopped or cannot be reached"
 
 
 def _within(secs: float, act: Callable[[], Any]) -> bool:
-  """Does something in a thread; returns whether it was done in that time."""
+  """Calls a function in a thread; returns whether it succeeded in time."""
   done = threading.Event()
 
   def run() -> None:
@@ -255,8 +256,7 @@ def begin_watch() -> None:
   looking.start()
 
   def stop() -> None:
-    # jax's own end, which comes after this, takes the store away: nobody may
-    # use it then.
+    # jax closes the store after this; nobody may use it then.
     monitor.is_ending.set()
     looking.join(_ANSWER_SECS)
 
@@ -265,7 +265,7 @@ def begin_watch() -> None:
 
   def hook(kind: Any, error: BaseException, trace: Any) -> None:
     show(kind, error, trace)
-    # In order this process cannot end: the others wait for it.
+    # This process cannot end as usual, because the others wait for it.
     if not isinstance(error, KeyboardInterrupt):
       leave(error)
 
@@ -273,7 +273,7 @@ def begin_watch() -> None:
 
 
 def catch_aborts(not_met: str) -> None:
-  """Has the process end in order where jax's coordination service aborts it.
+  """Turns an abort by jax's coordination service into an exit with a message.
 
   jax offers no other way: a `missed_heartbeat_callback` written in Python
   cannot be called (jax 0.10). The thread that aborts is one of C++ and must run
@@ -310,10 +310,11 @@ def catch_aborts(not_met: str) -> None:
 
 
 def watching(max_secs: float) -> contextlib.AbstractContextManager[Any]:
-  """A context in which a job of several ends that makes no progress.
+  """A context in which a job of several processes must make progress.
 
   Args:
-    max_secs: the longest time between two calls of watchdog.note; 0 = any.
+    max_secs: the longest time between two calls of watchdog.note, after which
+      this process ends; 0 = no limit.
   """
   if not are_several():
     return contextlib.nullcontext()
@@ -322,10 +323,10 @@ def watching(max_secs: float) -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def leaving_if_broken() -> Iterator[None]:
-  """A context that ends the process at once where another one is gone.
+  """A context that ends this process at once if another process is gone.
 
-  What is closed outside of it, such as checkpoints that are being written,
-  could otherwise wait for that process for minutes.
+  Otherwise whatever is closed outside of it, such as checkpoints that are being
+  written, could wait for that process for minutes.
   """
   try:
     yield
@@ -336,7 +337,7 @@ def leaving_if_broken() -> Iterator[None]:
 
 
 def _stalled(what: str) -> None:
-  """Ends this process, which has stood still."""
+  """Ends this process, which has made no progress."""
   monitor = _Monitor.current
   if monitor is None:
     text = f"{what}. Restart this job with the same command"
@@ -349,7 +350,7 @@ def _stalled(what: str) -> None:
 def leave(error: BaseException, status: int = 1) -> NoReturn:
   """Ends this process of several, without waiting for the others.
 
-  In order it cannot end: the others may be dead, or wait for this one.
+  It cannot end as usual: the others may be dead, or wait for this one.
 
   Args:
     error: why. If all processes raise it, its class says so by
@@ -362,7 +363,7 @@ def leave(error: BaseException, status: int = 1) -> NoReturn:
     reason = f"{type(error).__name__}: {reason}"
   status = getattr(error, "exit_status", status)
   monitor = _Monitor.current
-  if monitor is None:  # the processes were connected by somebody else
+  if monitor is None:  # the caller connected the processes in another way
     _end(reason, status)
   if getattr(error, "is_known_to_all", False):
     _end(reason, status, monitor.linger(_POLL_SECS))
@@ -379,7 +380,7 @@ def leave(error: BaseException, status: int = 1) -> NoReturn:
 
 
 def is_of_peer(error: BaseException) -> bool:
-  """Returns whether an error says that another process is gone, or may be."""
+  """Returns whether an error means that another process may be gone."""
   if isinstance(error, PeerError):
     return True
   cause: BaseException | None = error
