@@ -1,11 +1,11 @@
-"""Checkpoints: parameters and the rest of the state, kept apart, by Orbax.
+"""Checkpoints by Orbax; parameters and the rest of the state lie apart.
 
-WORKDIR/checkpoints/STEP   the newest few, to go on from
-WORKDIR/best/STEP          the best by a metric, where the run names one
-WORKDIR/damaged/STEP       what could not be read, set aside
+WORKDIR/checkpoints/STEP   the newest steps, from which a run can be resumed
+WORKDIR/best/STEP          the best step by a metric, if the run names a metric
+WORKDIR/damaged/STEP       steps that could not be read, set aside
 
-Beside the arrays a step has their checksums (checksums.py). Whoever reads a
-step, all of it or only its parameters, compares them with what was read.
+A step also holds the checksums of its arrays (checksums.py). Every reader of a
+step, or of its parameters alone, compares them with what it has read.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -35,8 +35,8 @@ from bert_jax.runtime import saved_steps
 
 _log = logging.getLogger(__name__)
 
-# Status codes of storage that cannot be read now. They do not mean that the
-# checkpoint in it is damaged.
+# Status codes of storage that cannot be read for the moment. They do not mean
+# that a checkpoint is damaged.
 _NO_DAMAGE = (
   "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 )  # fmt: skip
@@ -47,15 +47,16 @@ class CheckpointError(ValueError):
 
 
 class SaveError(OSError):
-  """A checkpoint cannot be written; those before are as they were."""
+  """A checkpoint cannot be written; earlier ones are unchanged."""
 
 
 def _glob_below(self: Any, pattern: str) -> Iterator[Any]:
-  """Finds what matches a pattern below a path, which itself is no pattern.
+  """Finds what matches a pattern below a path, which is not a pattern itself.
 
-  Orbax lists by `epath.Path.glob` what every process has written of an array.
-  The original takes the path for a part of the pattern: below a folder whose
-  name has brackets it finds nothing, and Orbax then saves a step without data.
+  Orbax uses `epath.Path.glob` to list what every process has written of an
+  array. The original takes the path for a part of the pattern. Below a folder
+  with brackets in its name it finds nothing, and Orbax saves a step without
+  data.
   """
   if "://" in os.fspath(self):
     return _glob_with_path(self, pattern)
@@ -71,15 +72,15 @@ _PATH_CLASS.glob = _glob_below
 def check_path(path: str) -> None:
   """Refuses a path below which no checkpoint can be written.
 
-  Tensorstore takes a backslash for a slash, and writes to another folder. The
-  paths that Orbax uses (epath) turn every "gs:/" into "gs://", also that of a
+  Tensorstore takes a backslash for a slash and writes to another folder. The
+  paths of Orbax (epath) turn every "gs:/" into "gs://", even in the path of a
   folder named "logs:".
 
   Args:
-    path: of a workdir, or of a step in one; relative ones are completed.
+    path: the path of a workdir or of a step; it may be relative.
 
   Raises:
-    CheckpointError: the path has such characters.
+    CheckpointError: the path cannot be used.
   """
   whole = os.path.abspath(path)
   for is_there, name in (
@@ -105,10 +106,10 @@ def check_settings(settings: Any, metrics: Collection[str]) -> None:
 
   Args:
     settings: the group.
-    metrics: names that an evaluation reports.
+    metrics: the names of the metrics that an evaluation reports.
 
   Raises:
-    ValueError: a value cannot be.
+    ValueError: a value is not one of its choices.
   """
   if settings.best_mode not in ("min", "max"):
     raise ValueError(
@@ -127,16 +128,17 @@ class Checkpoints:
   def __init__(
     self, workdir: str, *, keep: int, best_metric: str, best_mode: str
   ):
-    """Opens (and creates) the folders.
+    """Opens the folders, and creates them if necessary.
 
     Args:
-      workdir: of the run.
-      keep: how many of the newest to keep.
-      best_metric: name of the metric that decides the best; "" = keep no best.
-      best_mode: "min" or "max".
+      workdir: the folder of the run.
+      keep: how many of the newest steps to keep.
+      best_metric: the metric that decides which step is the best; "" = keep no
+        best step.
+      best_mode: which value of it is the best, "min" or "max".
     """
     _tell_once()
-    # Folders of steps that were saved and have not been looked at yet.
+    # Folders of steps that were saved but not yet checked.
     self._unseen: list[str] = []
     self._newest = _manager(workdir, "checkpoints", max_to_keep=keep)
     self._keep, self._best_is_tidy = keep, False
@@ -152,7 +154,7 @@ class Checkpoints:
         best_mode=best_mode,
         keep_checkpoints_without_metrics=False,
       )
-    # Kept here: Orbax knows the metrics of a step only once it is on disk.
+    # Orbax itself knows the metrics of a step only once it is on disk.
     self._best_value: float | None = None
     if self._best and (step := self._best.best_step()) is not None:
       self._best_value = self._best.metrics(step)[best_metric]
@@ -160,22 +162,24 @@ class Checkpoints:
   def save(
     self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
   ) -> None:
-    """Saves a step; also as the best where its metric says so.
+    """Saves a step, also as the best step if its metric is the best.
 
-    The best is on disk when this returns; the newest is written meanwhile.
+    When this returns, the best step is on disk. The newest step is still being
+    written in the background.
 
     Args:
-      step: updates made.
-      params: tree of arrays.
-      rest: what else the state has.
-      metrics: of an evaluation at this step; empty = there was none.
+      step: the number of updates.
+      params: the parameters, a tree of arrays.
+      rest: the rest of the state, by key.
+      metrics: the metrics of an evaluation at this step; {} if there was none.
 
     Raises:
-      SaveError: this step, or one before, cannot be written.
+      SaveError: this step, or one before it, cannot be written.
     """
     self.save_if_best(step, params, rest, metrics)
     if self._best:
-      # Only then this: a run that is killed in between makes the best again.
+      # In this order, so that a run that is killed in between saves the best
+      # step again.
       self._finish(self._best)
     if step not in self._newest.all_steps():
       self._write(self._newest, step, params, rest)
@@ -183,14 +187,14 @@ class Checkpoints:
   def save_if_best(
     self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
   ) -> None:
-    """Saves a step as the best, where it is; arguments as those of save."""
+    """Saves a step if it is the best so far; arguments as those of `save`."""
     if not self._best or not metrics:
       return
     self._tidy_best()
     value = metrics[self._best_metric]
     if self._is_best(value) and step not in self._best.all_steps():
       self._best_value = value
-      # By force: also before a step that was the best, after a kill.
+      # A run that was killed may be at a step before the best one.
       self._write(
         self._best, step, params, rest, metrics=dict(metrics), force=True
       )
@@ -236,7 +240,7 @@ class Checkpoints:
     return max(self.steps(before), default=None)
 
   def drop_after(self, step: int) -> None:
-    """Removes what was saved after a step that a run goes back to."""
+    """Removes the steps after one that a run goes back to."""
     _remove_others(self._newest, self.steps(step + 1))
 
   def set_aside(self, step: int) -> None:
@@ -253,19 +257,19 @@ class Checkpoints:
     self._newest.reload()
 
   def wait(self) -> None:
-    """Waits until all that is being saved is on disk.
+    """Waits until all steps are on disk.
 
     Raises:
-      SaveError: it cannot be written.
+      SaveError: a step cannot be written.
     """
     for manager in self._managers():
       self._finish(manager)
 
   def _finish(self, manager: ocp.CheckpointManager) -> None:
-    """Waits until a manager's saves are on disk, and looks whether they are.
+    """Waits until the steps of a manager are on disk, and checks that they are.
 
     Raises:
-      SaveError: a step could not be written, or it is not there.
+      SaveError: a step could not be written, or is not there.
     """
     folder = str(manager.directory)
     saved = [path for path in self._unseen if os.path.dirname(path) == folder]
@@ -282,20 +286,19 @@ class Checkpoints:
   def restore_newest(
     self, params: Any, rest: Any, before: int | None = None
   ) -> tuple[int, Any, Any]:
-    """Reads the newest step that is sound, and sets newer ones aside.
+    """Reads the newest step that is sound, and sets damaged newer ones aside.
 
     Args:
-      params: tree of jax.ShapeDtypeStruct with shardings.
-      rest: the same for what else the state has.
-      before: a step; only earlier ones are looked at, and none is set aside.
+      params: a tree of jax.ShapeDtypeStruct with shardings.
+      rest: the same for the rest of the state, by key.
+      before: only steps before this one are read, and none is set aside.
 
     Returns:
-      The step, the parameters and the rest, without what the step is too old
-      to have.
+      The step, the parameters and the rest. Keys that a step of an earlier
+      release does not have are left out of the rest.
 
     Raises:
-      CheckpointError: there are steps, and none can be read as that. Nothing
-        was set aside.
+      CheckpointError: no step can be read. Nothing was set aside.
     """
     folder = str(self._newest.directory)
     found, problems = self.find_sound(params, rest, before)
@@ -315,7 +318,7 @@ class Checkpoints:
     return found
 
   def _tidy_best(self) -> None:
-    """Leaves one best, before this session saves another."""
+    """Removes best steps but the last, before this session saves another."""
     if self._best and not self._best_is_tidy:
       _remove_others(self._best, [self._best.best_step()])
       self._best_is_tidy = True
@@ -323,7 +326,7 @@ class Checkpoints:
   def find_sound(
     self, params: Any, rest: Any, before: int | None = None
   ) -> tuple[tuple[int, Any, Any] | None, dict[int, str]]:
-    """Reads the newest step that is sound, and changes nothing.
+    """Reads the newest step that is sound; changes nothing on disk.
 
     Args:
       params: as for restore_newest.
@@ -354,16 +357,16 @@ class Checkpoints:
     return None, problems
 
   def check(self) -> None:
-    """Raises SaveError if the last save has failed; waits for none."""
+    """Raises SaveError if the last save has failed; does not wait."""
     for manager in self._managers():
       if not manager.is_saving_in_progress():
         self._finish(manager)
 
   def close(self) -> None:
-    """Waits until all is on disk.
+    """Waits until all steps are on disk, and closes the folders.
 
     Raises:
-      SaveError: it cannot be written.
+      SaveError: a step cannot be written.
     """
     with contextlib.ExitStack() as stack:
       for manager in self._managers():
@@ -378,7 +381,7 @@ class Checkpoints:
 def _remove_others(
   manager: ocp.CheckpointManager, kept: Collection[int | None]
 ) -> None:
-  """Removes the steps that a kill kept Orbax from removing."""
+  """Removes steps that Orbax could not remove because the run was killed."""
   others = set(manager.all_steps()).difference(kept)
   if jax.process_index() == 0:
     for step in others:
@@ -395,7 +398,7 @@ def _wait_for_all(what: str) -> None:
 
 @contextlib.contextmanager
 def _telling(manager: ocp.CheckpointManager) -> Iterator[None]:
-  """Says in a line what Orbax raises for a save, be it an earlier one."""
+  """Turns any error of Orbax about a save into a SaveError of one line."""
   try:
     yield
   except SaveError:
@@ -421,9 +424,9 @@ def _cause(error: Exception) -> str:
 
 @functools.cache
 def _tell_once() -> None:
-  """Keeps out of the logs what is raised as well, unless --verbosity=1.
+  """Keeps errors that are also raised out of the logs, unless --verbosity=1.
 
-  Of a save that fails Orbax logs a stack trace for every array, and tensorstore
+  When a save fails, Orbax logs a stack trace for every array, and tensorstore
   prints one for every answer that Orbax no longer waits for.
   """
   print_trace = sys.unraisablehook
@@ -446,20 +449,19 @@ def _tell_once() -> None:
 def _read_sound(
   folder: str, read: Callable[[], dict[str, Any]], *, alone: bool = False
 ) -> dict[str, Any]:
-  """Reads parts of a step, and compares them with the recorded checksums.
+  """Reads parts of a step, and compares them with the saved checksums.
 
   Args:
-    folder: of the step.
+    folder: the folder of the step.
     read: a function () -> {"params": tree, ...}.
-    alone: whether this process reads by itself, and the others know nothing
-      of it.
+    alone: whether only this process reads, without the other processes.
 
   Returns:
     What was read.
 
   Raises:
-    CheckpointError: it cannot be read, or is not what was saved; on every
-      host.
+    CheckpointError: the step cannot be read, or is not what was saved. All
+      processes that read raise it.
   """
   found, problem = None, None
   try:
@@ -496,17 +498,17 @@ def _all_agree(is_good: bool, several: bool) -> bool:
 
 
 def _is_no_damage(error: Exception) -> bool:
-  """Whether a checkpoint may well be sound that could not be read."""
+  """Returns whether an error says nothing about damage of a checkpoint."""
   if isinstance(error, PermissionError | MemoryError | TimeoutError):
     return True
   return any(code in str(error) for code in _NO_DAMAGE)
 
 
 def _check_metrics(workdir: str, name: str) -> None:
-  """Checks what was noted of the best steps, which Orbax reads at the start.
+  """Checks the metrics of the best steps, which Orbax reads when it opens them.
 
   Raises:
-    CheckpointError: a step lacks the metric, or it cannot be read.
+    CheckpointError: the metrics of a step cannot be read, or lack this metric.
   """
   folder = os.path.abspath(os.path.join(workdir, "best"))
   for step in saved_steps.steps_in(folder):
@@ -517,7 +519,7 @@ def _check_metrics(workdir: str, name: str) -> None:
       if not isinstance(value, int | float):
         raise ValueError(f"{name} is {value!r:.60}")
     except FileNotFoundError:
-      continue  # a kill, while the step was removed
+      continue  # the run was killed while it removed the step
     except (
       OSError, ValueError, LookupError, TypeError, RecursionError
     ) as error:  # fmt: skip
@@ -530,9 +532,9 @@ def _check_metrics(workdir: str, name: str) -> None:
 def _meet(*, key: str, timeout_ms: int) -> None:
   """Waits for the other hosts, unless a save has failed here.
 
-  Orbax, whose barrier this is, has one after a save that failed, too, and then
-  waits ten minutes for hosts that themselves wait for this one. Nothing may be
-  saved while an exception is handled.
+  Orbax calls this barrier even after a save that failed, and then waits ten
+  minutes for hosts that wait for this one. Therefore no code may save a step
+  while it handles an exception.
   """
   error = sys.exception()
   if isinstance(error, Exception):
@@ -546,7 +548,7 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
   """Opens a folder of steps.
 
   Raises:
-    CheckpointError: what Orbax noted of a step is damaged.
+    CheckpointError: the metadata of a step is damaged.
   """
   folder = os.path.abspath(os.path.join(workdir, name))
   check_path(folder)
@@ -555,8 +557,8 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
       folder,
       options=ocp.CheckpointManagerOptions(
         cleanup_tmp_directories=True,
-        # Where a folder cannot be made in the background, those who wait for
-        # it keep the process from ending for minutes.
+        # If a folder could not be created in the background, the threads that
+        # wait for it would keep the process from ending for minutes.
         async_options=ocp.AsyncOptions(
           create_directories_asynchronously=False,
           barrier_sync_fn=_meet if jax.process_count() > 1 else None,
@@ -574,7 +576,7 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
 
 
 def exists(workdir: str) -> bool:
-  """Whether a run can go on from its workdir."""
+  """Returns whether a workdir has a checkpoint to resume from."""
   folder = os.path.join(workdir, "checkpoints")
   return bool(saved_steps.steps_in(folder))
 
@@ -582,18 +584,18 @@ def exists(workdir: str) -> bool:
 def restore_params(
   workdir: str, params: Any, checkpoint: str = ""
 ) -> tuple[int, Any]:
-  """Reads the parameters alone of a finished or running run.
+  """Reads only the parameters of a run, which may still be training.
 
   Args:
-    workdir: of the run.
-    params: tree of jax.ShapeDtypeStruct with shardings.
+    workdir: the folder of the run.
+    params: a tree of jax.ShapeDtypeStruct with shardings.
     checkpoint: which step, as for `saved_steps.choose`.
 
   Returns:
     The step and the parameters.
 
   Raises:
-    CheckpointError: there is none, or it does not fit.
+    CheckpointError: there is no such step, or its shapes differ.
   """
 
   def read(path: str) -> Any:
@@ -612,14 +614,14 @@ def restore_params(
 def _choose_together(workdir: str, checkpoint: str) -> saved_steps.SavedStep:
   """Chooses a step on process 0, for all processes of the job.
 
-  A run that still trains may look different to each of them.
+  Each process may see another state of a run that is still training.
 
   Args:
-    workdir: of the run.
+    workdir: the folder of the run.
     checkpoint: as for `saved_steps.choose`.
 
   Raises:
-    saved_steps.StepError: on every process, what one of them could not find.
+    saved_steps.StepError: a process does not find the step. All raise it.
   """
   try:
     chosen = saved_steps.choose(workdir, checkpoint)
@@ -646,15 +648,15 @@ def read_params(folder: str, wanted: Any = None) -> Any:
   """Reads the parameters of a step, and compares them with their checksums.
 
   Args:
-    folder: of the step: WORKDIR/checkpoints/STEP or WORKDIR/best/STEP.
-    wanted: tree of jax.ShapeDtypeStruct with shardings, the same on all hosts;
-      None = whatever is there, on this host alone.
+    folder: the folder of the step, such as WORKDIR/checkpoints/STEP.
+    wanted: a tree of jax.ShapeDtypeStruct with shardings, the same on all
+      hosts. None = read all parameters of the step, on this host only.
 
   Returns:
     A tree like `wanted`, or nested dicts of numpy arrays.
 
   Raises:
-    CheckpointError: there is none, it does not fit, or it is damaged.
+    CheckpointError: there is no such step, its shapes differ, or it is damaged.
   """
   folder = os.path.abspath(folder)
   check_path(folder)
@@ -689,14 +691,14 @@ def read_params(folder: str, wanted: Any = None) -> Any:
 
 
 def write_params(workdir: str, params: Any) -> None:
-  """Writes parameters that were not trained here, as step 0 of a workdir.
+  """Writes imported parameters as step 0 of a workdir.
 
   Args:
-    workdir: of a new run.
+    workdir: the folder of a new run.
     params: nested dicts of numpy arrays.
 
   Raises:
-    SaveError: they cannot be written.
+    SaveError: the step cannot be written.
   """
   saved = Checkpoints(workdir, keep=1, best_metric="", best_mode="min")
   with contextlib.closing(saved):

@@ -155,7 +155,7 @@ _rounds = itertools.count()  # calls of `decide`, equal on all processes
 
 
 def decide(value: Any, judge: Callable[[list[Any]], Any]) -> Any:
-  """Has process 0 judge what all processes say, and tells it to all.
+  """Collects a value of every process; all get the verdict of process 0.
 
   All processes must call this in the same order. A process that is late is
   waited for, up to LATE_SECS.
