@@ -1,10 +1,10 @@
-"""Several models in one program: they differ in seed and learning rate.
+"""Trains several models in one program, which differ in seed and learning rate.
 
-Fine-tuning on a small task leaves most of a chip idle. K models that are
-stacked on a new axis in front fill it, in a step that is compiled once; over
-several devices they are dealt out along the mesh axis "seed". Each keeps its
-order of examples, its dropout and its workdir, and is to float tolerance what
-it is when it is trained alone.
+Fine-tuning on a small task leaves most of a chip idle. K models, stacked on a
+new first axis, fill it with a step that is compiled once. Several devices share
+the models along the mesh axis "seed". Each model keeps its order of examples,
+its dropout and its workdir, and equals the model that is trained alone up to
+rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,17 +40,17 @@ _log = logging.getLogger(__name__)
 
 
 class MembersError(ValueError):
-  """These models cannot be trained together."""
+  """The given models cannot be trained together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-  """What is a model's own.
+  """One of the models: what distinguishes it from the others.
 
   Attributes:
-    workdir: of its run.
-    seed: of everything random.
-    learning_rate: the peak.
+    workdir: the folder of its run.
+    seed: the seed of everything random.
+    learning_rate: its highest learning rate.
   """
 
   workdir: str
@@ -266,10 +266,10 @@ class Together:
 
 
 class StackedBatches:
-  """The batches of K runs by step: [K, B, ...] each."""
+  """The batches of K runs by step; each array is [K, B, ...]."""
 
   def __init__(self, batches: Sequence[task_batches.TaskBatches]):
-    """Takes those of each run, with rows of one length."""
+    """Takes the batches of each run, with rows of the same length."""
     self._batches = batches
 
   def __len__(self) -> int:
@@ -296,15 +296,15 @@ def open_members(
   """Opens the runs of models that are trained together.
 
   Args:
-    config: the whole configuration, but for what differs.
-    wanted: which models.
+    config: the whole configuration, without what the models differ in.
+    wanted: the models.
 
   Raises:
     ValueError: they cannot be trained together, or one of them cannot be
-      trained at all; nothing was changed.
+      trained at all. Nothing was changed.
   """
   _check(config, wanted)
-  # The weights to start from are read by a run that has not begun.
+  # Only a run that has not begun reads the weights to start from.
   by_need = sorted(wanted, key=lambda m: checkpoint.exists(m.workdir))
   size = seed_axis(config.mesh, len(wanted), jax.device_count())
   first = session.open_session(
@@ -322,7 +322,7 @@ def _config_of(config: Config, member: Member) -> Any:
 def _open(
   first: session.Session, member: Member, count: int
 ) -> session.Session:
-  """The session of one of some members, which shares what it can."""
+  """Returns the session of a member, which shares what it can with `first`."""
   config = _config_of(first.config, member)
   total = first.total_steps
   optimizer, schedule = optim.make_optimizer(config.optim, total)
@@ -342,15 +342,17 @@ def _open(
 
 
 def seed_axis(config: settings.Mesh, num_members: int, num_devices: int) -> int:
-  """Size of the mesh axis "seed": that of the config, or the most there can be.
+  """Returns the size of the mesh axis "seed".
+
+  It is that of the config, or, if that is 0, the largest possible one.
 
   Args:
     config: the group `mesh`.
-    num_members: K.
-    num_devices: of the mesh.
+    num_members: the number of models, K.
+    num_devices: the number of devices of the mesh.
 
   Raises:
-    MembersError: it does not divide the models.
+    MembersError: the size does not divide K.
   """
   if config.seed:
     if num_members % config.seed:

@@ -92,11 +92,11 @@ class Run:
     return start, state
 
   def begin(self, start: int) -> meter_lib.Meter:
-    """Writes what is known before the first step, on the first host.
+    """Writes run.json and the vocabulary, and opens the log, on the first host.
 
     Args:
-      start: the step that the run goes on from; what the log says of later
-        ones is dropped.
+      start: the step from which the run is resumed. Later steps are removed
+        from the log.
 
     Returns:
       The meter of its speed.
@@ -151,10 +151,10 @@ class Run:
       self._meter.show(self.workdir, step, row)
 
   def log(self, step: int, speed: dict[str, float]) -> None:
-    """Writes the train/ metrics of the step that was last looked at.
+    """Writes the train/ metrics of the newest step that was checked.
 
-    train/loss is the mean over the steps since the last line, without those
-    that were skipped. Where all were, the line has none.
+    train/loss is the mean over the steps since the last line, without skipped
+    steps. If all were skipped, the line has no train/loss.
     """
     self.checkpoints.check()
     values, mean = dict(self._values), self.mean_loss.take()
@@ -172,13 +172,13 @@ class Run:
     evaluation: dict[str, float],
     always: bool = True,
   ) -> None:
-    """Saves a state; without `always`, only where its evaluation says best.
+    """Saves a state.
 
     Args:
-      step: updates made.
-      state: what they left.
-      evaluation: of that state; {} if there was none.
-      always: False = only if it is the best.
+      step: the number of updates.
+      state: the state after them.
+      evaluation: the metrics of that state; {} if it was not evaluated.
+      always: False = save it only if its evaluation is the best so far.
     """
     watchdog.note("saving", step)
     save = self.checkpoints.save if always else self.checkpoints.save_if_best
@@ -186,29 +186,29 @@ class Run:
     save(step, state.params, rest, evaluation)
 
   def look(self, found: Sequence[tuple[int, Any]], params: Any) -> None:
-    """Looks at the steps since the last look; see `check`.
+    """Checks the steps since the last check; see `check`.
 
     Args:
-      found: (step, metrics) of them, on the host.
-      params: that the newest step left.
+      found: (step, metrics) of these steps, on the host.
+      params: the parameters after the newest step.
     """
     self.check(found, float(jax.device_get(self._norm(params))))
 
   def check(
     self, found: Sequence[tuple[int, dict[str, Any]]], param_norm: float
   ) -> None:
-    """Looks at all steps since the last look, and keeps the newest to log.
+    """Checks the steps since the last check, and keeps the newest to be logged.
 
-    Metrics that are NaN or infinite are left out of the log, and so are those
-    that only the guard needs. The losses of good steps are summed up.
+    Metrics that are NaN or infinite are not logged, and neither are those that
+    only the guard needs. The losses of good steps are added up.
 
     Args:
-      found: (step, metrics) of them.
-      param_norm: of the parameters that the newest step left. Its own loss was
-        that of the parameters before.
+      found: (step, metrics) of these steps.
+      param_norm: the norm of the parameters after the newest step. (The loss of
+        that step is one of the parameters before it.)
 
     Raises:
-      DivergedError: a step was bad, or a norm is NaN or infinite.
+      DivergedError: a step was bad, or the norm is NaN or infinite.
     """
     values: dict[str, float] = {}
     for step, metrics in found:
@@ -228,7 +228,7 @@ class Run:
     }
 
   def _refuse(self, step: int, values: dict[str, float]) -> None:
-    """Writes a bad step down, and stops or goes on as the config says."""
+    """Records a bad step, and stops or skips it as the config says."""
     settings = self.config.train
     skips = settings.on_bad_step == "skip"
     odd = [k for k in ("loss", "grad_norm") if not math.isfinite(values[k])]

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def train(config: Config, workdir: str) -> dict[str, float]:
-  """Runs, or goes on with, the training that a config describes.
+  """Runs or resumes the training that a config describes.
 
   Args:
     config: the whole configuration (configs/base.py).
@@ -35,7 +35,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     The metrics of the last evaluation; {} if the run was finished before.
 
   Raises:
-    ValueError: config, data or workdir do not fit; nothing was changed.
+    ValueError: config, data or workdir cannot be used; nothing was changed.
     run.DivergedError: a loss is NaN, infinite or a spike; the last checkpoint
       is sound.
     preemption.PreemptedError: a signal told it to stop (SIGTERM, SIGINT or
@@ -54,15 +54,16 @@ def train_together(
   Each has a workdir, which afterwards is as if it had been trained alone.
 
   Args:
-    config: the whole configuration, but for what differs.
-    wanted: which models.
+    config: the whole configuration, without what the models differ in.
+    wanted: the models.
 
   Returns:
     The final metrics of each run, one dict per run.
 
   Raises:
     ValueError: as `train`, or they cannot be trained together.
-    run.DivergedError: one of them did; the last checkpoints of all are sound.
+    run.DivergedError: one of them diverged; the last checkpoints of all are
+      sound.
     preemption.PreemptedError: a signal told it to stop (SIGTERM, SIGINT or
       SIGHUP); the last step is saved.
   """
@@ -76,7 +77,7 @@ def _train(run: run_lib.Run | members.Together) -> Any:
   """Trains to the last step; returns its evaluation, {} if none was made."""
   config, total = run.config, run.total_steps
   with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
-    # Left last: a signal does not interrupt the end of a save either.
+    # This context is left last, so that no signal interrupts the last save.
     notice = stack.enter_context(preemption.Notice())
     stack.enter_context(peers.watching(config.train.max_stall_secs))
     stack.enter_context(run.open())
