@@ -22,6 +22,7 @@ from bert_jax.data import batching
 from bert_jax.runtime import preemption
 from bert_jax.runtime import run_log
 from bert_jax.training import averages
+from bert_jax.training import checks
 from bert_jax.training import pretraining
 from bert_jax.training import run as run_lib
 from bert_jax.training import session
@@ -518,7 +519,7 @@ def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
   config.optim.learning_rate = 1e-9  # losses go up and down, nothing else
   config.train.spike_factor = 1.0 + 1e-6  # so that any rise is one
   config.eval.every_steps = 0
-  monkeypatch.setattr(session, "check_settings", lambda config: None)
+  monkeypatch.setattr(checks, "check_settings", lambda config: None)
   workdir = str(tmp_path / "run")
   with pytest.raises(
     run_lib.DivergedError, match=r"train/loss is .* more than 1 times the mean"
