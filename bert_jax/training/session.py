@@ -15,11 +15,11 @@ import optax
 
 from bert_jax.data import batching
 from bert_jax.models.attention import programs
-from bert_jax.runtime import bounds
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import hosts
 from bert_jax.runtime import profiling
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
@@ -262,7 +262,7 @@ def meet(
 ) -> None:
   """Checks, before anything is read, that all processes run the same.
 
-  Does nothing for a process alone. What hosts.PER_HOST_KEYS names may differ.
+  Does nothing for a process alone. Keys of the scope "host" may differ.
 
   Args:
     mode: of the launcher.
@@ -277,15 +277,15 @@ def meet(
   if not hosts.are_several():
     return
   commit, dirty = run_log.commit()
-  settings = run_log.flatten(run_log.plain(config))
+  may_differ = settings.names("host")
   hosts.compare(
     hosts.facts_of_process()
     | {"mode": mode, "code": run_log.code_hash()}
     | {"commit": commit, "dirty": dirty}
     | {
       name: value
-      for name, value in settings.items()
-      if not name.startswith(hosts.PER_HOST_KEYS)
+      for name, value in settings.flatten(settings.plain(config)).items()
+      if name not in may_differ
     }
     | more
   )
@@ -313,10 +313,10 @@ def meet_opened(
   """
   if not hosts.are_several():
     return
-  config = run_log.plain(job.config)
+  config = settings.plain(job.config)
   hosts.compare(
-    run_log.flatten(config["model"], "model.")
-    | run_log.flatten(job.read_hashes(), "data.")
+    settings.flatten(config["model"], "model.")
+    | settings.flatten(job.read_hashes(), "data.")
     | {
       "vocabulary": job.tokenizer.fingerprint,
       "weights": _hash(pretrained.params) if pretrained else None,
@@ -400,7 +400,7 @@ def open_session(
 
 def check_settings(config: Config) -> None:
   """Raises ValueError if a training setting is out of range."""
-  bounds.check(config)
+  settings.check(config)
   for key in ("max_query_len", "doc_stride", "n_best", "max_answer_len"):
     if config.task[key] is None:  # as in configs/predict.py
       raise ValueError(f"task.{key} is not set; training needs a number")
@@ -411,10 +411,6 @@ def check_settings(config: Config) -> None:
   if config.data.mask_token_rate + config.data.random_token_rate > 1:
     raise ValueError(
       "data.mask_token_rate and data.random_token_rate add up to more than 1"
-    )
-  if config.train.on_bad_step not in ("stop", "skip"):
-    raise ValueError(
-      f"train.on_bad_step={config.train.on_bad_step!r}; use stop or skip"
     )
   if 0 < config.train.spike_factor <= 1:
     raise ValueError(
@@ -441,7 +437,7 @@ def check_memory(config: Config, mesh: jax.sharding.Mesh) -> None:
     return
   model = config.model
   size = jnp.dtype(model.param_dtype).itemsize
-  state = 3 * size * bounds.num_parameters(model)
+  state = 3 * size * settings.num_parameters(model)
   hidden = 0
   if config.objective != "task":  # whose sequences share rows
     tokens = config.data.batch_size * config.data.seq_len
