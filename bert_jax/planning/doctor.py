@@ -26,6 +26,7 @@ from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.sweeps import sweep
+from bert_jax.training import checks
 from bert_jax.training import jobs
 from bert_jax.training import session
 
@@ -186,7 +187,7 @@ def _coordinator(address: str, process_id: int | None) -> str:
 
 
 def _config(config: Config) -> str:
-  session.check_settings(config)
+  checks.check_settings(config)
   what = config.task.name if config.objective == "task" else config.objective
   return f"{what}, seed {config.seed}"
 
@@ -197,7 +198,7 @@ def _mesh(config: Config, num_processes: int) -> str:
   devices = jax.devices() * num_processes
   mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor, devices)
   if num_processes == 1:  # of others the memory is not known here
-    session.check_memory(config, mesh)
+    checks.check_memory(config, mesh)
   programs.check_parts(config.model.attention, mesh.shape["tensor"])
   size = config.data.batch_size
   if config.objective != "task":

@@ -17,7 +17,7 @@ from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import jobs
-from bert_jax.training import session
+from bert_jax.training import meeting
 
 if TYPE_CHECKING:
   from bert_jax.weights import weights
@@ -49,7 +49,7 @@ def evaluate(
   """
   settings.check(config)
   check_workdir(workdir)
-  session.meet("evaluate", config, [workdir], checkpoint=checkpoint)
+  meeting.meet("evaluate", config, [workdir], checkpoint=checkpoint)
   if output and jax.process_index() == 0:
     files.check_writable(output)
   job, pretrained = jobs.open_job(config, workdir, checkpoint)
@@ -68,7 +68,7 @@ def evaluate(
     run_log.check_workdir(workdir, asked, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
   facts_of_job = job.facts | {"holds a run": not as_given}
-  session.meet_opened(job, pretrained, mesh, facts_of_job)
+  meeting.meet_opened(job, pretrained, mesh, facts_of_job)
   if as_given:
     os.makedirs(workdir, exist_ok=True)
   else:

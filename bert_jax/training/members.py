@@ -27,6 +27,8 @@ from bert_jax.runtime import run_log
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
+from bert_jax.training import averages
+from bert_jax.training import init_from
 from bert_jax.training import optim
 from bert_jax.training import session
 from bert_jax.training import steps
@@ -73,7 +75,7 @@ class Group(Protocol):
 
   def restore(
     self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
+  ) -> tuple[int, steps.TrainState, list[averages.MeanLoss]]:
     """Reads the newest step that all have, or starts; as Session.restore."""
     ...
 
@@ -109,7 +111,7 @@ class Alone:
 
   def restore(
     self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
+  ) -> tuple[int, steps.TrainState, list[averages.MeanLoss]]:
     """See Group."""
     start, state, mean_loss = self.runs[0].restore(checkpoints[0])
     return start, state, [mean_loss]
@@ -167,7 +169,7 @@ class Together:
 
   def restore(
     self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
+  ) -> tuple[int, steps.TrainState, list[averages.MeanLoss]]:
     """See Group; a run that is ahead of the others goes back to their step.
 
     Raises:
@@ -176,7 +178,7 @@ class Together:
     """
     saved = [set(opened.steps()) for opened in checkpoints]
     if not any(saved):
-      return 0, self._fresh(), [session.MeanLoss() for _ in self.runs]
+      return 0, self._fresh(), [averages.MeanLoss() for _ in self.runs]
     for step in sorted(set.intersection(*saved), reverse=True):
       found = self._read(checkpoints, step)
       if found is None:
@@ -196,7 +198,7 @@ class Together:
 
   def _read(
     self, checkpoints: Sequence[checkpoint.Checkpoints], step: int
-  ) -> list[tuple[steps.TrainState, session.MeanLoss]] | None:
+  ) -> list[tuple[steps.TrainState, averages.MeanLoss]] | None:
     """What each run has saved of a step, on the host; None: one is damaged."""
     states = []
     for run, opened in zip(self.runs, checkpoints, strict=True):
@@ -244,7 +246,7 @@ class Together:
       run.imported,
       is_leaf=lambda x: x is None,
     )
-    return state.replace(params=session.place_params(state.params, imported))
+    return state.replace(params=init_from.place_params(state.params, imported))
 
   def train_step(self) -> Any:
     """See Group."""
