@@ -40,13 +40,6 @@ _TOKEN = ".shared-"  # the names of such files begin with this
 _SHOWN = 10  # differences that a message lists at most
 _SHOWN_CHARS = 200  # characters of a value that a message shows at most
 
-# Settings that may differ between the processes of a job: where a host has its
-# copy of the data, which is compared by its hash, and what only changes how
-# fast a host is. A key that ends in a point stands for its group.
-PER_HOST_KEYS = (
-  "data.dir", "data.num_threads", "data.prefetch_batches",
-  "task.dir", "task.files.", "task.vocab",
-)  # fmt: skip
 # Facts that may be None because a host does not know them, without git.
 _WHERE_KNOWN = ("commit", "dirty")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from bert_jax.runtime import peers
-from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.runtime import watchdog
 from bert_jax.training import checks
 
@@ -46,7 +46,7 @@ def test_the_thread_of_the_watchdog_barks_once():
 def test_the_limit_of_the_watchdog_is_a_key_that_is_free_to_change(tiny_config):
   config = tiny_config()
   assert config.train.max_stall_secs == 1800
-  assert "train.max_stall_secs" in run_log.FREE_KEYS
+  assert settings.KEYS["train.max_stall_secs"].scope == "session"
   config.train.max_stall_secs = -1.0
   with pytest.raises(ValueError, match="train.max_stall_secs=-1"):
     checks.check_settings(config)

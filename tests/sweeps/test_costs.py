@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from configs import base
 from tests import test_main
 from tests.sweeps import test_running
@@ -20,16 +21,16 @@ def test_real_trials_run_and_the_next_ones_cost_is_predicted(
   monkeypatch.chdir(ROOT)
   (tmp_path / "study").mkdir()
   path = tmp_path / "study" / "sweep.py"
-  settings = {
+  changes = {
     k: v
-    for k, v in run_log.flatten(run_log.plain(finished_run.config)).items()
-    if v != run_log.flatten(run_log.plain(base.get_config())).get(k)
+    for k, v in settings.flatten(settings.plain(finished_run.config)).items()
+    if v != settings.flatten(settings.plain(base.get_config())).get(k)
     and k != "mesh.rules"
   }
   path.write_text(
     "from bert_jax.sweeps import sweep\n"
     "def get_config(count='1'):\n"
-    f"  settings = {settings!r}\n"
+    f"  settings = {changes!r}\n"
     "  return sweep.make(\n"
     "    sweep.trial('configs/base.py', settings | {'seed': seed})\n"
     "    for seed in range(int(count)))\n"

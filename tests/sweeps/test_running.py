@@ -15,6 +15,7 @@ import pytest
 
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.sweeps import costs
 from bert_jax.sweeps import results
 from bert_jax.sweeps import running
@@ -42,10 +43,11 @@ if seed == 8:
 before = os.path.exists(os.path.join(workdir, "run.json"))
 sys.path.insert(0, os.getcwd())
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from configs import base
 config = base.get_config()
 config.seed = seed
-run = {"config": run_log.plain(config), "data_hash": "0", "total_steps": 7}
+run = {"config": settings.plain(config), "data_hash": "0", "total_steps": 7}
 run_log.write_run(workdir, run)
 if seed == 3 and not before:
   sys.exit(75)  # preempted once
@@ -481,19 +483,19 @@ def test_trials_in_one_program_are_recorded_one_by_one(
   data.mkdir()
   (tmp_path / "study").mkdir()
   flat, plain = (
-    run_log.flatten(run_log.plain(config))
+    settings.flatten(settings.plain(config))
     for config in (
       small_tasks.make_config(data, train__num_epochs=1.0),
       finetune.get_config("task=my-classify"),
     )
   )
-  settings = {k: v for k, v in flat.items() if v != plain.get(k)}
-  settings |= {"data.one_row_len": True}
+  changes = {k: v for k, v in flat.items() if v != plain.get(k)}
+  changes |= {"data.one_row_len": True}
   path = tmp_path / "study" / "sweep.py"
   path.write_text(
     "from bert_jax.sweeps import sweep\n"
     "def get_config():\n"
-    f"  settings = {settings!r}\n"
+    f"  settings = {changes!r}\n"
     "  return sweep.make(\n"
     "    sweep.trial('configs/finetune.py:task=my-classify',\n"
     "                settings | {'seed': seed})\n"
