@@ -223,12 +223,9 @@ class Checkpoints:
     self._unseen.append(os.path.join(manager.directory, str(step)))
 
   def _is_best(self, value: float) -> bool:
-    if not math.isfinite(value):
-      return False
-    if self._best_value is None:
-      return True
     sign = 1 if self._best_mode == "min" else -1
-    return sign * value < sign * self._best_value
+    before = sign * math.inf if self._best_value is None else self._best_value
+    return math.isfinite(value) and sign * value < sign * before
 
   def steps(self, before: int | None = None) -> list[int]:
     """Returns all steps that are saved; with `before`, the earlier ones."""

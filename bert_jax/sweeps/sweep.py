@@ -273,22 +273,22 @@ def _names(facts: Sequence[Mapping[str, str]]) -> list[str]:
   differing = [
     k for k in keys if len({one.get(k) for one in facts}) > 1 or k == "seed"
   ]
-  labels = {key: key.rpartition(".")[2] for key in differing}
-  names = []
-  for one in facts:
-    parts = []
-    for key in differing:
-      # The last part of a key or path, if that is enough to tell them apart.
-      same = [k for k in differing if labels[k] == labels[key]]
-      label = labels[key] if len(same) == 1 else key
-      values = {other[key] for other in facts if key in other}
-      tails = {os.path.basename(v.rstrip("/")) for v in values}
+  last = [key.rpartition(".")[2] for key in differing]
+  parts: list[list[str]] = [[] for _ in facts]
+  for key, word in zip(differing, last, strict=True):
+    # The last part of a key or path, if that is enough to tell them apart.
+    label = word if last.count(word) == 1 else key
+    values = {one[key] for one in facts if key in one}
+    tails = {os.path.basename(value.rstrip("/")) for value in values}
+    short = len(tails) == len(values)
+    for one, own in zip(facts, parts, strict=True):
       if key in one:
         value = one[key].rstrip("/")
-        short = len(tails) == len(values)
-        parts.append(f"{label}={os.path.basename(value) if short else value}")
-    name = re.sub(r"[^\w=.,+-]+", "-", ",".join(parts)).strip("-") or "trial"
-    names.append(name)
+        own.append(f"{label}={os.path.basename(value) if short else value}")
+  names = [
+    re.sub(r"[^\w=.,+-]+", "-", ",".join(own)).strip("-") or "trial"
+    for own in parts
+  ]
   return [
     name
     if len(name) <= _NAME_CHARS and names.count(name) == 1
