@@ -181,7 +181,7 @@ def test_added_tokens_are_neither_parts_of_words_nor_joined():
 @pytest.mark.parametrize(
   ("added", "message"),
   [
-    ((AddedToken("[MASK]"),), r"\[MASK\] cannot be an added token"),
+    ((AddedToken("[MASK]"),), r"\[MASK\] .*is a special token"),
     ((MARKERS[0], MARKERS[0]), "is there twice"),
     ((AddedToken("\ud800"),), "half of a surrogate pair"),
   ],
@@ -226,7 +226,7 @@ def test_added_tokens_are_saved_and_pickled(tmp_path):
   settings = json.loads((tmp_path / "tokenizer.json").read_text())
   settings["added_tokens"][0]["single_word"] = "no"
   (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
-  with pytest.raises(ValueError, match="added_tokens is damaged"):
+  with pytest.raises(ValueError, match="the added token .*single_word='no'"):
     load.load_tokenizer(tmp_path)
 
 
@@ -385,10 +385,10 @@ def test_a_special_token_without_an_id_gets_the_next_one(folder):
   [
     (
       {"added_tokens.json": {"<x>": V + 1}},
-      f"'<x>' has the id {V + 1}, but the next id is {V}.* hole",
+      f"'<x>' has the id {V + 1}, .*should be {V}.* hole",
     ),
-    ({"added_tokens.json": {"<x>": 5}}, "in the vocabulary that is 'the'"),
-    ({"added_tokens.json": {"the": V}}, "the vocabulary has it as 5"),
+    ({"added_tokens.json": {"<x>": 5}}, "the id 5, which is 'the'"),
+    ({"added_tokens.json": {"the": V}}, "should be 5"),
     ({"added_tokens.json": {"<x>": "5"}}, "has id '5'; wanted a number"),
     (
       {
@@ -592,7 +592,7 @@ def test_prepare_and_the_model_take_the_same_length_of_words(folder, file):
   got = load.load_tokenizer(folder)
   assert got.tokenize("walk the") == ["[UNK]", "the"]
   assert got.fingerprint == weights.read(folder).tokenizer.fingerprint
-  with pytest.raises(ValueError, match="max_input_chars_per_word=9.* say 3"):
+  with pytest.raises(ValueError, match="max_input_chars_per_word=9.*=3"):
     load.load_tokenizer(folder, max_input_chars_per_word=9)
 
 

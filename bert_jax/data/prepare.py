@@ -40,7 +40,6 @@ from bert_jax.data import pairing
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
-from bert_jax.data.tokenizers import learn
 from bert_jax.data.tokenizers import load
 from bert_jax.runtime import bounds
 from bert_jax.runtime import files
@@ -107,8 +106,8 @@ def check_settings(config: Any) -> None:
   wanted = (
       (p.runner in ("processes", "beam"), "prepare.runner", p.runner,
        "processes or beam"),
-      (p.vocab_kind in ("wordpiece", "sentencepiece"), "prepare.vocab_kind",
-       p.vocab_kind, "wordpiece or sentencepiece"),
+      (p.vocab_kind in load.KINDS, "prepare.vocab_kind", p.vocab_kind,
+       " or ".join(load.KINDS)),
       (0 <= p.held_out_rate < 1, "prepare.held_out_rate", p.held_out_rate,
        "a share from 0 to below 1"),
       (d.pairing in ("pairs", "full_sentences"), "data.pairing", d.pairing,
@@ -409,11 +408,7 @@ def _learn_vocabulary(config: Any, units: list[corpus.Unit]):
   p = config.prepare
   _log.info("learning a %s vocabulary of %d", p.vocab_kind, p.vocab_size)
   texts = _sample_text(config, units)
-  if p.vocab_kind == "wordpiece":
-    return learn.train_wordpiece(
-      texts, vocab_size=p.vocab_size, lower_case=p.lower_case
-    )
-  return learn.train_sentencepiece(
+  return load.KINDS[p.vocab_kind].learn(
     texts, vocab_size=p.vocab_size, lower_case=p.lower_case
   )
 

@@ -672,7 +672,7 @@ def _write_hf_tokenizer(
     folder: where to.
     max_len: tokens of a sequence, at most.
   """
-  tokenizer.write_pieces(os.path.join(folder, "vocab.txt"))
+  tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
   config: dict[str, Any] = {
     "tokenizer_class": "BertTokenizer",
     "do_lower_case": tokenizer.lower_case,
@@ -798,7 +798,7 @@ def _write_tf1(
   if tokenizer:
     ours["lower_case"] = tokenizer.lower_case
     ours["max_input_chars_per_word"] = tokenizer.max_input_chars_per_word
-    tokenizer.write_pieces(os.path.join(folder, "vocab.txt"))
+    tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
   elif pretrained.lower_case is not None:
     ours["lower_case"] = pretrained.lower_case
   _write_json(os.path.join(folder, "bert_config.json"), config | {_OURS: ours})

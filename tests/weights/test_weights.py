@@ -16,8 +16,8 @@ import pytest
 import safetensors.numpy
 
 from bert_jax.data.tokenizers import interface
-from bert_jax.data.tokenizers import learn
 from bert_jax.data.tokenizers import wordpiece
+from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bert_jax.models import config as model_config
 from bert_jax.models import convert
 from bert_jax.models import encoder as encoders
@@ -645,7 +645,7 @@ def test_a_kind_needs_a_head(tmp_path):
 
 def test_a_sentencepiece_vocabulary_has_no_place_elsewhere(tmp_path):
   pretrained = make(vocab_size=60)
-  pretrained.tokenizer = learn.train_sentencepiece(
+  pretrained.tokenizer = SentencePieceTokenizer.learn(
     ["the sun and the moon and the stars", "rain falls on the hill"] * 20,
     vocab_size=23,
   )

@@ -22,28 +22,18 @@ _Value = TypeVar("_Value")
 
 
 class Memo(dict[_Key, _Value]):
-  """A dictionary that computes what it lacks, and stops growing when full."""
+  """A dictionary that computes missing values and keeps a bounded number."""
 
-  def __init__(
-    self,
-    compute: Callable[[_Key], _Value],
-    *,
-    is_kept: Callable[[_Key], bool] = lambda key: True,
-  ):
+  def __init__(self, compute: Callable[[_Key], _Value]):
     super().__init__()
     self._compute = compute
-    self._is_kept = is_kept
 
   def __missing__(self, key: _Key) -> _Value:
     value = self._compute(key)
-    if len(self) < _MAX_CACHED and self._is_kept(key):
+    is_long = isinstance(key, str) and len(key) > _MAX_CACHED_CHARS
+    if len(self) < _MAX_CACHED and not is_long:
       self[key] = value
     return value
-
-
-def is_short(text: str) -> bool:
-  """Returns whether a text is short enough to be worth remembering."""
-  return len(text) <= _MAX_CACHED_CHARS
 
 
 # str.split() breaks at these control characters; BERT drops them, which joins
@@ -71,15 +61,10 @@ CHUNK = re.compile(r"[\S\x0b\x0c\x1c-\x1f\x85]+")
 
 # The blocks BERT calls CJK ideographs. Not Hangul, Hiragana or Katakana, which
 # are written with spaces or treated as words like any other.
-_CJK_RANGES = (
-  (0x4E00, 0x9FFF),
-  (0x3400, 0x4DBF),
-  (0x20000, 0x2A6DF),
-  (0x2A700, 0x2B73F),
-  (0x2B740, 0x2B81F),
-  (0x2B820, 0x2CEAF),
-  (0xF900, 0xFAFF),
-  (0x2F800, 0x2FA1F),
+_CJK = re.compile(
+  r"[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f"
+  r"\U0002b740-\U0002b81f\U0002b820-\U0002ceaf\uf900-\ufaff"
+  r"\U0002f800-\U0002fa1f]"
 )
 
 
@@ -88,9 +73,7 @@ def _clean_char(code: int) -> str:
   char = chr(code)
   if char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf"):
     return ""
-  if any(first <= code <= last for first, last in _CJK_RANGES):
-    return f" {char} "
-  return char
+  return f" {char} " if _CJK.match(char) else char
 
 
 def _set_punctuation_apart(code: int) -> str:
