@@ -40,6 +40,7 @@ from bert_jax.runtime import bars
 from bert_jax.runtime import bounds
 from bert_jax.runtime import files
 from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
 from bert_jax.weights import weights
 
@@ -188,7 +189,7 @@ class Predictor:
   def __init__(
     self,
     pretrained: weights.Pretrained,
-    config: Any,
+    config: Config,
     name: str,
     given: Sequence[str] | None = None,
   ):
@@ -254,7 +255,7 @@ class Predictor:
   def load(
     cls,
     path: str,
-    config: Any,
+    config: Config,
     checkpoint: str = "",
     given: Sequence[str] | None = None,
   ) -> "Predictor":
@@ -450,7 +451,7 @@ def _check_finite(output: kinds.Outputs) -> None:
 
 
 def predict(
-  config: Any,
+  config: Config,
   workdir: str,
   source: str,
   target: str,

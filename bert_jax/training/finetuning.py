@@ -26,6 +26,7 @@ from bert_jax.runtime import bars
 from bert_jax.runtime import files
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import scores
@@ -52,7 +53,7 @@ class FineTuning:
     tokenizer: the vocabulary.
   """
 
-  def __init__(self, config: Any, tokenizer: interface.Tokenizer):
+  def __init__(self, config: Config, tokenizer: interface.Tokenizer):
     """Reads the training split, if there is one.
 
     Args:

@@ -23,6 +23,7 @@ from bert_jax.runtime import bars
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
 from bert_jax.training import metrics
 from bert_jax.training import steps
 
@@ -39,7 +40,7 @@ class Pretraining:
     tokenizer: the vocabulary.
   """
 
-  def __init__(self, config: Any):
+  def __init__(self, config: Config):
     """Checks what can be checked without reading examples.
 
     Args:
@@ -129,7 +130,7 @@ class Evaluator:
 
   def __init__(
     self,
-    config: Any,
+    config: Config,
     mesh: jax.sharding.Mesh,
     model: nn.Module,
     objective: objectives.Objective,
@@ -200,7 +201,7 @@ class Evaluator:
     return {f"eval/{name}": means[name] for name in sorted(means)}
 
 
-def _check_model_fits(config: Any) -> ModelConfig:
+def _check_model_fits(config: Config) -> ModelConfig:
   """The checked model config, if the prepared data fits the model.
 
   Raises:
@@ -252,7 +253,7 @@ def unigram_log_probs(folder: str, size: int) -> np.ndarray:
   return np.log(padded / padded.sum()).astype(np.float32)
 
 
-def _data_hash(config: Any) -> str:
+def _data_hash(config: Config) -> str:
   """Hash of the manifest of the examples a config reads."""
   return run_log.file_hash(
     os.path.join(

@@ -3,10 +3,11 @@
 import dataclasses
 from typing import Any
 
+from bert_jax.runtime.settings import Config
 from bert_jax.weights import weights
 
 
-def convert(config: Any, source: str, target: str) -> weights.Pretrained:
+def convert(config: Config, source: str, target: str) -> weights.Pretrained:
   """Reads a model in any format and writes it in another.
 
   Args:
