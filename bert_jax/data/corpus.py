@@ -299,6 +299,19 @@ def read_parts(
     yield part(document)
 
 
+def is_held_out(document: Sequence[str], rate: float, seed: int) -> bool:
+  """Whether a document is kept for evaluation: a function of its text.
+
+  Copies of one text thus never end up on both sides.
+  """
+  digest = hashlib.blake2b(
+    "\n".join(document).encode("utf-8", "replace"),
+    digest_size=8,
+    key=str(seed).encode(),
+  ).digest()
+  return int.from_bytes(digest, "big") < rate * 2**64
+
+
 def text_sizes(
   units: Sequence[Unit], text_format: str, text_key: str
 ) -> list[int]:

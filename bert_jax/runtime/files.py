@@ -313,9 +313,15 @@ def _machine() -> str:
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-  """Names a file in the error of a write, which itself may name none."""
+  """Names a file in the error of a write, which itself may name none.
+
+  Raises:
+    OSError: also for a RuntimeError, which is what ArrayRecord's writer raises.
+  """
   try:
     yield
+  except RuntimeError as error:
+    raise OSError(f"{path} cannot be written: {error}") from error
   except OSError as error:
     if error.errno is None:
       raise

@@ -19,6 +19,7 @@ from scipy import stats
 from bert_jax.data import corpus
 from bert_jax.data import packing
 from bert_jax.data import prepare
+from bert_jax.data.stages import vocabulary
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
@@ -183,7 +184,7 @@ def test_sentences_come_back_from_the_token_store(inputs):
   tokenizer = load.load_tokenizer(inputs.vocab)
   sides = {"train": [], "validation": []}
   for document in inputs.documents:
-    held_out = prepare.is_held_out(document, 0.15, 0)
+    held_out = corpus.is_held_out(document, 0.15, 0)
     sides["validation" if held_out else "train"].append(document)
   assert min(map(len, sides.values())) > 5
   for split, documents in sides.items():
@@ -614,15 +615,15 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, kind):
 
 def test_held_out_documents_are_a_share_and_depend_on_their_text_alone():
   documents = [[str(i), "text"] for i in range(4_000)]
-  held = [prepare.is_held_out(d, 0.05, 0) for d in documents]
+  held = [corpus.is_held_out(d, 0.05, 0) for d in documents]
   assert stats.binomtest(sum(held), 4_000, 0.05).pvalue > 0.001
-  assert held == [prepare.is_held_out(tuple(d), 0.05, 0) for d in documents]
-  more = [prepare.is_held_out(d, 0.2, 0) for d in documents]
+  assert held == [corpus.is_held_out(tuple(d), 0.05, 0) for d in documents]
+  more = [corpus.is_held_out(d, 0.2, 0) for d in documents]
   assert all(b for a, b in zip(held, more, strict=True) if a)
-  other = [prepare.is_held_out(d, 0.05, 1) for d in documents]
+  other = [corpus.is_held_out(d, 0.05, 1) for d in documents]
   both = sum(a and b for a, b in zip(held, other, strict=True))
   assert both < 0.2 * sum(held)
-  assert not any(prepare.is_held_out(d, 0.0, 0) for d in documents)
+  assert not any(corpus.is_held_out(d, 0.0, 0) for d in documents)
 
 
 def test_no_text_is_on_both_sides_though_it_comes_twice(tmp_path):
@@ -731,7 +732,7 @@ def test_a_vocabulary_is_learned_and_can_be_given_again(inputs, tmp_path, kind):
   assert (tokenizer.kind, tokenizer.vocab_size) == (kind, size)
   manifest = manifests.read_manifest(str(learned))
   assert manifest["vocab_size"] == size
-  (held, *_) = (d for d in inputs.documents if prepare.is_held_out(d, 0.15, 0))
+  (held, *_) = (d for d in inputs.documents if corpus.is_held_out(d, 0.15, 0))
   assert stored_documents(str(learned), "validation")[0] == [
     tokenizer.encode(s) for s in held
   ]
@@ -749,7 +750,7 @@ def test_a_vocabulary_is_learned_and_can_be_given_again(inputs, tmp_path, kind):
 def test_held_out_text_is_not_learned_from(tmp_path):
   documents = make_documents(60)
   secret = [["zzzz zzzz zzzz", str(i)] for i in range(60)]
-  secret = [d for d in secret if prepare.is_held_out(d, 0.15, 0)]
+  secret = [d for d in secret if corpus.is_held_out(d, 0.15, 0)]
   assert secret
   text = write_text(tmp_path / "text.txt", documents + secret)
   config = make_config(prepare__vocab_size=60)
@@ -770,7 +771,7 @@ def sample(config, patterns):
     patch.setattr(corpus, "Reading", Counting)
     p = config.prepare
     units = corpus.list_units(patterns, p.format, p.unit_bytes)
-    return list(prepare._sample_text(config, units)), read[0]
+    return list(vocabulary.sample_text(config.prepare, units)), read[0]
 
 
 def test_a_sample_of_plain_text_is_of_evenly_spread_units(inputs):
@@ -784,7 +785,7 @@ def test_a_sample_of_plain_text_is_of_evenly_spread_units(inputs):
     for unit in units[::stride]
     for document in corpus.read_documents(unit, "sentences", "", "")
   ]
-  kept = [d for d in documents if not prepare.is_held_out(d, 0.15, 0)]
+  kept = [d for d in documents if not corpus.is_held_out(d, 0.15, 0)]
   assert found == sum(kept, [])[: len(found)]
   assert read <= 9_000 + 6_000
 
@@ -821,7 +822,7 @@ def test_all_text_is_sampled_where_there_is_little(inputs, tmp_path, packing):
   if packing == "gz":
     text.write_bytes(gzip.compress(text.read_bytes()))
   found, _ = sample(inputs.config(), [str(text)])
-  kept = [d for d in inputs.documents if not prepare.is_held_out(d, 0.15, 0)]
+  kept = [d for d in inputs.documents if not corpus.is_held_out(d, 0.15, 0)]
   assert found == sum(kept, [])
 
 

@@ -28,10 +28,7 @@ class TokenStore:
     shards = self.manifest["shards"][split]
     tokens = os.path.join(folder, "tokens")
     self._records = records.Records(
-      [
-        records.shard_path(tokens, split, s["shard"], "array_record")
-        for s in shards
-      ],
+      records.shard_paths(tokens, split, shards, "array_record"),
       sum(s["records"] for s in shards),
     )
 
@@ -126,9 +123,8 @@ class ExampleStore:
 
   def __init__(self, folder: str, name: str, split: str):
     """Opens DATA/examples/NAME."""
-    self.manifest = manifests.read_manifest(
-      os.path.join(folder, "examples", name)
-    )
+    target = records.examples_folder(folder, name)
+    self.manifest = manifests.read_manifest(target)
     shards = self.manifest["shards"][split]
     if not shards:
       raise records.DataError(
@@ -136,15 +132,7 @@ class ExampleStore:
         "prepare.held_out_rate or give more text"
       )
     self._records = records.Records(
-      [
-        records.shard_path(
-          os.path.join(folder, "examples", name),
-          split,
-          s["shard"],
-          "array_record",
-        )
-        for s in shards
-      ],
+      records.shard_paths(target, split, shards, "array_record"),
       sum(s["examples"] for s in shards),
     )
 
@@ -167,7 +155,7 @@ def read_length_counts(folder: str, name: str, split: str) -> np.ndarray:
   Raises:
     DataError: it is missing, damaged or of other examples.
   """
-  manifest = manifests.read_manifest(os.path.join(folder, "examples", name))
+  manifest = manifests.read_manifest(records.examples_folder(folder, name))
   path = os.path.join(records.lengths_folder(folder, name), f"{split}.npy")
   table = records.read_array(path, np.int64, 2)
   sizes = [s["examples"] for s in manifest["shards"][split]]
@@ -200,16 +188,10 @@ class LengthIndex:
       DataError: it is missing, damaged or of other examples.
     """
     target = records.lengths_folder(folder, name)
-    check_lengths(folder, name)
-    shards = manifests.read_manifest(os.path.join(folder, "examples", name))[
-      "shards"
-    ]
-    paths = [
-      records.shard_path(target, split, s["shard"], "npy")
-      for s in shards[split]
-    ]
+    shards = check_lengths(folder, name)["shards"][split]
+    paths = records.shard_paths(target, split, shards, "npy")
     table = read_length_counts(folder, name, split)
-    sizes = [s["examples"] for s in shards[split]]
+    sizes = table.sum(1).tolist()
     self._ids = [records.read_array(path, np.uint32, 1) for path in paths]
     if [len(ids) for ids in self._ids] != sizes:
       raise records.DataError(

@@ -23,8 +23,9 @@ A unit of text that could not be cut, such as a compressed file, makes several
 shards: SPLIT-00000, SPLIT-00000-00001, SPLIT-00000-00002.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -41,6 +42,8 @@ from bert_jax.runtime import files
 VERSION = 1
 RECORD_TOKENS = 256
 SPLITS = ("train", "validation")
+# The tables beside the tokens of a shard.
+TABLES = ("boundaries.npy", "documents.npy")
 
 # The number of a unit, or its number and that of a later part as text.
 Shard = int | str
@@ -99,15 +102,6 @@ def write_array(path: str, array: np.ndarray) -> None:
     np.save(file, array, allow_pickle=False)
 
 
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-  """Names the file in an error of ArrayRecord's writer."""
-  try:
-    yield
-  except RuntimeError as error:
-    raise OSError(f"{path} cannot be written: {error}") from error
-
-
 class RecordWriter:
   """Writes an ArrayRecord file in one piece; the same records, same bytes."""
 
@@ -115,7 +109,7 @@ class RecordWriter:
     self._stack = contextlib.ExitStack()
     temporary = self._stack.enter_context(files.replacing(path))
     self._path = path
-    with _naming(path):
+    with files.naming(path):
       self._writer = array_record_module.ArrayRecordWriter(
         temporary, _WRITER_OPTIONS
       )
@@ -129,14 +123,14 @@ class RecordWriter:
     return self._stack.__exit__(*error)
 
   def _close(self) -> None:
-    with _naming(self._path):
+    with files.naming(self._path):
       self._writer.close()
 
   def write_rows(self, rows: np.ndarray) -> None:
     """Writes each row (first axis) as a record."""
     data = rows.tobytes()
     size = len(data) // max(len(rows), 1)
-    with _naming(self._path):
+    with files.naming(self._path):
       for i in range(0, len(data), size or 1):
         self._writer.write(data[i : i + size])
     self.count += len(rows)
@@ -148,17 +142,28 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class TokenWriter:
-  """Writes one shard of the token store, a document at a time."""
+  """Writes one shard of the token store, a document at a time.
 
-  def __init__(self, path: str, vocab_size: int, sep_id: int):
-    self._writer = RecordWriter(path)
+  A shard that got no document leaves no file.
+
+  Attributes:
+    counts: [V] how often each id was written.
+    num_documents: documents written.
+  """
+
+  def __init__(
+    self, folder: str, split: str, shard: Shard, vocab_size: int, sep_id: int
+  ):
+    self._shard = shard
+    self._path = functools.partial(shard_path, folder, split, shard)
+    self._writer = RecordWriter(self._path("array_record"))
     self._dtype = token_dtype(vocab_size)
     self._sep_id = sep_id
     self._held: list[int] = []
     self._boundaries: list[np.ndarray] = []
     self._documents = [0]
+    self._num_tokens = 0
     self.counts = np.zeros(vocab_size, np.int64)
-    self.num_tokens = 0
 
   def __enter__(self):
     return self
@@ -169,17 +174,26 @@ class TokenWriter:
       self._held.extend([0] * padding)
       self._flush()
       self.counts[0] -= padding
-    return self._writer.__exit__(*error)
+    self._writer.__exit__(*error)
+    if error[0] is None and self.num_documents:
+      write_array(self._path(TABLES[0]), np.concatenate(self._boundaries))
+      write_array(self._path(TABLES[1]), np.array(self._documents, np.int64))
+    elif error[0] is None:
+      os.remove(self._path("array_record"))
+
+  @property
+  def num_documents(self) -> int:
+    return len(self._boundaries)
 
   def add(self, sentences: Sequence[Sequence[int]]) -> None:
     """Adds a document, a list of sentences that are non-empty id lists."""
     lengths = [0, *map(len, sentences)]
-    boundaries = np.cumsum(lengths, dtype=np.int64) + self.num_tokens
+    boundaries = np.cumsum(lengths, dtype=np.int64) + self._num_tokens
     self._boundaries.append(boundaries)
     self._documents.append(self._documents[-1] + len(boundaries))
     self._held.extend(itertools.chain.from_iterable(sentences))
     self._held.append(self._sep_id)
-    self.num_tokens = int(boundaries[-1]) + 1
+    self._num_tokens = int(boundaries[-1]) + 1
     if len(self._held) >= 1 << 16:
       self._flush()
 
@@ -190,20 +204,18 @@ class TokenWriter:
     self._writer.write_rows(block.reshape(-1, RECORD_TOKENS))
     self.counts += np.bincount(block, minlength=len(self.counts))
 
-  @property
-  def num_records(self) -> int:
-    """Records the shard has when it is closed."""
-    return -(-self.num_tokens // RECORD_TOKENS)
-
-  @property
-  def documents(self) -> np.ndarray:
-    """Where in `boundaries` each document starts, and their number."""
-    return np.array(self._documents, np.int64)
-
-  @property
-  def boundaries(self) -> np.ndarray:
-    """Of each document: where its sentences start, and where it ends."""
-    return np.concatenate([np.zeros(0, np.int64), *self._boundaries])
+  def row(self) -> dict[str, Any]:
+    """Returns the row of the manifest for the shard, once it is closed."""
+    return {
+      "shard": self._shard,
+      "documents": self.num_documents,
+      "sentences": self._documents[-1] - self.num_documents,
+      "tokens": self._num_tokens - self.num_documents,
+      "records": self._writer.count,
+      "sha256": {
+        x: file_hash(self._path(x)) for x in ("array_record", *TABLES)
+      },
+    }
 
 
 def examples_name(data: Any) -> str:
@@ -227,6 +239,23 @@ def shard_name(shard: Shard) -> str:
 def shard_path(folder: str, split: str, shard: Shard, suffix: str) -> str:
   """`folder/SPLIT-00007.suffix`."""
   return os.path.join(folder, f"{split}-{shard_name(shard)}.{suffix}")
+
+
+def shard_paths(
+  folder: str, split: str, rows: Iterable[dict], suffix: str
+) -> list[str]:
+  """The files of the shards that a manifest lists in `rows`."""
+  return [shard_path(folder, split, row["shard"], suffix) for row in rows]
+
+
+def examples_folder(folder: str, name: str) -> str:
+  """DATA/examples/NAME."""
+  return os.path.join(folder, "examples", name)
+
+
+def lengths_folder(folder: str, name: str) -> str:
+  """DATA/examples/NAME/lengths."""
+  return os.path.join(folder, "examples", name, "lengths")
 
 
 class Records:
@@ -349,6 +378,10 @@ def example_lengths(examples: np.ndarray) -> np.ndarray:
   return a_length + 2 + np.where(b_length > 0, b_length + 1, 0)
 
 
-def lengths_folder(folder: str, name: str) -> str:
-  """DATA/examples/NAME/lengths."""
-  return os.path.join(folder, "examples", name, "lengths")
+def read_lengths(store: Records, ids: np.ndarray) -> np.ndarray:
+  """Reads the tokens [M] of examples [M], by their numbers, in blocks."""
+  blocks = [
+    example_lengths(store.read(ids[i : i + 65536], EXAMPLE, 1)[:, 0])
+    for i in range(0, len(ids), 65536)
+  ]
+  return np.concatenate([np.zeros(0, np.int64), *blocks])

@@ -53,9 +53,8 @@ def verify(
   _check_counts(folder)
   note = os.path.join(folder, _VERIFIED)
   known = _read_verified(note) if mode == "once" else {}
-  wanted = _wanted_hashes(folder, name, split)
-  if packed:
-    wanted |= _lengths_hashes(folder, name, split)
+  wanted = table_hashes(folder, split, ("array_record", *records.TABLES))
+  wanted |= _example_hashes(folder, name, split, packed)
   entries = {path: _entry(path, digest) for path, digest in wanted.items()}
   good = {}
   try:
@@ -97,31 +96,37 @@ def _read_verified(path: str) -> dict[str, list]:
   return known if isinstance(known, dict) else {}
 
 
-def _wanted_hashes(folder: str, name: str, split: str) -> dict[str, str]:
-  """Path -> SHA-256 of the token and example files of a split."""
+def table_hashes(
+  folder: str, split: str, suffixes: Sequence[str] = records.TABLES
+) -> dict[str, str]:
+  """Returns path -> SHA-256 of files of the token store, by their endings."""
   tokens = os.path.join(folder, "tokens")
-  examples = os.path.join(folder, "examples", name)
-  wanted = {}
-  for s in manifests.read_manifest(folder)["shards"][split]:
-    for suffix, digest in s["sha256"].items():
-      wanted[records.shard_path(tokens, split, s["shard"], suffix)] = digest
-  for s in manifests.read_manifest(examples)["shards"][split]:
-    path = records.shard_path(examples, split, s["shard"], "array_record")
-    wanted[path] = s["sha256"]
-  return wanted
-
-
-def _lengths_hashes(folder: str, name: str, split: str) -> dict[str, str]:
-  """Path -> SHA-256 of the files of the order by length."""
-  target = records.lengths_folder(folder, name)
-  manifest = indexes.check_lengths(folder, name)
   return {
-    os.path.join(target, f"{split}.npy"): manifest["sha256"][split],
-    **{
-      records.shard_path(target, split, s["shard"], "npy"): s["sha256"]
-      for s in manifest["shards"][split]
-    },
+    records.shard_path(tokens, split, row["shard"], suffix): digest
+    for row in manifests.read_manifest(folder)["shards"][split]
+    for suffix, digest in row["sha256"].items()
+    if suffix in suffixes
   }
+
+
+def _example_hashes(
+  folder: str, name: str, split: str, packed: bool
+) -> dict[str, str]:
+  """Returns path -> SHA-256 of examples and, if packed, of their order."""
+  target = records.examples_folder(folder, name)
+  parts = [(target, manifests.read_manifest(target), "array_record")]
+  wanted = {}
+  if packed:
+    lengths = records.lengths_folder(folder, name)
+    manifest = indexes.check_lengths(folder, name)
+    parts.append((lengths, manifest, "npy"))
+    wanted[os.path.join(lengths, f"{split}.npy")] = manifest["sha256"][split]
+  for target, manifest, suffix in parts:
+    rows = manifest["shards"][split]
+    paths = records.shard_paths(target, split, rows, suffix)
+    hashes = [row["sha256"] for row in rows]
+    wanted |= dict(zip(paths, hashes, strict=True))
+  return wanted
 
 
 def _hash_files(paths: Sequence[str], folder: str) -> Iterator[tuple[str, str]]:
