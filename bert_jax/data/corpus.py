@@ -149,6 +149,15 @@ def _expand(pattern: str) -> list[str]:
 
 
 @contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Raises CorpusError, which names the file, if reading it fails."""
+  try:
+    yield
+  except (OSError, EOFError, zlib.error) as error:
+    raise CorpusError(f"{path} breaks off or is damaged: {error}") from error
+
+
+@contextlib.contextmanager
 def _open(path: str) -> Iterator[Any]:
   """Opens a file for its bytes, unpacked where it is compressed."""
   with epath.Path(path).open("rb") as raw:
@@ -161,11 +170,8 @@ def _open(path: str) -> Iterator[Any]:
 
 def _check_text(path: str) -> None:
   """Raises CorpusError for a file that is empty or is no text."""
-  try:
-    with _open(path) as f:
-      head = f.read(1 << 16)
-  except (OSError, EOFError, zlib.error) as error:
-    raise CorpusError(f"{path} cannot be read: {error}") from error
+  with _naming(path), _open(path) as f:
+    head = f.read(1 << 16)
   if not head.strip():
     raise CorpusError(f"{path} is empty; leave it out or fill it")
   if b"\0" in head:
@@ -251,17 +257,12 @@ def hash_unit(unit: Unit, text_format: str, text_key: str) -> str:
     for _ in _tfds_texts(unit, text_key, digest):
       pass
     return digest.hexdigest()
-  try:
-    with _open(unit.path) as f:
-      f.seek(unit.start)
-      left = unit.end - unit.start if unit.end >= 0 else math.inf
-      while left and (block := f.read(int(min(left, _HASH_BYTES)))):
-        digest.update(block)
-        left -= len(block)
-  except (OSError, EOFError, zlib.error) as error:
-    raise CorpusError(
-      f"{unit.path} breaks off or is damaged: {error}"
-    ) from error
+  with _naming(unit.path), _open(unit.path) as f:
+    f.seek(unit.start)
+    left = unit.end - unit.start if unit.end >= 0 else math.inf
+    while left and (block := f.read(int(min(left, _HASH_BYTES)))):
+      digest.update(block)
+      left -= len(block)
   return digest.hexdigest()
 
 
@@ -339,10 +340,8 @@ def _gzip_rate(path: str) -> float:
   with epath.Path(path).open("rb") as f:
     head = f.read(_RATE_BYTES)
   unpacker = zlib.decompressobj(wbits=31)  # gzip
-  try:
+  with _naming(path):
     text = unpacker.decompress(head, 8 * _RATE_BYTES)
-  except zlib.error as error:
-    raise CorpusError(f"{path} breaks off or is damaged: {error}") from error
   rest = len(unpacker.unused_data) + len(unpacker.unconsumed_tail)
   return max(1.0, len(text) / (len(head) - rest))
 
@@ -392,14 +391,10 @@ def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
     f.seek(unit.start)
     at = unit.start
     while unit.end < 0 or at < unit.end:
-      try:
+      with _naming(unit.path):
         line = f.readline(MAX_LINE_BYTES)
         if len(line) == MAX_LINE_BYTES:  # never cut within a character
           line += f.read(_missing_bytes(line))
-      except (OSError, EOFError, zlib.error) as error:
-        raise CorpusError(
-          f"{unit.path} breaks off or is damaged: {error}"
-        ) from error
       if not line:
         return
       # A unit may end within a line that is longer than MAX_LINE_BYTES.

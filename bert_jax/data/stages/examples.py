@@ -53,13 +53,9 @@ def write(config: Config, folder: str) -> None:
       return
   _check_tokens(folder, tokens, d.pairing)
   work.begin(settings)
-  jobs = [
-      dict(name=f"{split}-{records.shard_name(s['shard'])}", index=i,
-           split=split, folder=folder, examples=name, size=s["tokens"])
-      | settings
-      for split in records.SPLITS
-      for i, s in enumerate(tokens["shards"][split])
-  ]  # fmt: skip
+  jobs = stage.shard_jobs(
+    tokens["shards"], "tokens", folder=folder, target=target, **settings
+  )
   shards = work.run_by_split(pair_shard, jobs, config.prepare, name, _REPORT)
   manifest = {
     "version": records.VERSION,
@@ -95,29 +91,27 @@ def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
 def _document_table(folder: str, split: str, tokens: str):
   del tokens  # only so that other data is read anew
   shards = manifests.read_manifest(folder)["shards"][split]
-  table = indexes.DocumentTable(os.path.join(folder, "tokens"), split, shards)
-  return table, [s["shard"] for s in shards]
+  return indexes.DocumentTable(os.path.join(folder, "tokens"), split, shards)
 
 
 def pair_shard(job: dict) -> dict:
   """Writes the examples whose first segment lies in one shard.
 
   Args:
-    job: folder, split, index of the shard, examples (their name) and the
-      settings of the example stage.
+    job: of stage.shard_jobs, with folder (DATA), target and the settings of
+      the example stage.
 
   Returns:
     shard, examples, random_next, tokens ([CLS], [SEP] counted), sha256.
   """
-  table, numbers = _document_table(job["folder"], job["split"], job["tokens"])
-  shard = numbers[job["index"]]
-  folder = records.examples_folder(job["folder"], job["examples"])
-  path = records.shard_path(folder, job["split"], shard, "array_record")
+  table = _document_table(job["folder"], job["split"], job["tokens"])
+  where = (job["target"], job["split"], job["shard"])
+  path = records.shard_path(*where, "array_record")
   totals = np.zeros(2, np.int64)
   with records.RecordWriter(path) as writer:
     for dupe in range(job["dupe_factor"]):
       rng = random.Random(
-        f"{job['examples_seed']}/{job['split']}/{shard}/{dupe}"
+        f"{job['examples_seed']}/{job['split']}/{job['shard']}/{dupe}"
       )
       rows: list[pairing.Example] = []
       for batch in _examples_of(job, table, rng, dupe):
@@ -130,7 +124,7 @@ def pair_shard(job: dict) -> dict:
     pairing.PAIR_SPECIALS if job["pairing"] == "pairs" else pairing.ROW_SPECIALS
   )
   return {
-    "shard": shard,
+    "shard": job["shard"],
     "examples": writer.count,
     "random_next": int(totals[0]),
     "tokens": int(totals[1]) + writer.count * specials,

@@ -31,18 +31,14 @@ class Inputs:
       self.units = corpus.list_units(
         patterns, prepare.format, prepare.unit_bytes
       )
-    self._hash = functools.partial(
-      corpus.hash_unit, text_format=prepare.format, text_key=prepare.text_key
+    self._hash = functools.cache(
+      lambda unit: corpus.hash_unit(unit, prepare.format, prepare.text_key)
     )
-    self._known: dict[int, str] = {}
 
   def _hashes(self, numbers: Sequence[int]) -> list[str]:
     """SHA-256 of some units, by their numbers; each is read once at most."""
-    unknown = [i for i in numbers if i not in self._known]
     with futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-      found = pool.map(self._hash, [self.units[i] for i in unknown])
-      self._known |= dict(zip(unknown, found, strict=True))
-    return [self._known[i] for i in numbers]
+      return list(pool.map(self._hash, [self.units[i] for i in numbers]))
 
   def sha256(self) -> str:
     """One SHA-256 that stands for the content of all units."""

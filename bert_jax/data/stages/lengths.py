@@ -38,13 +38,13 @@ def write(config: Config, folder: str) -> None:
       return
   digest = records.file_hash(os.path.join(examples, "manifest.json"))
   work.begin({"examples": digest})
-  jobs = [
-      dict(name=f"{split}-{records.shard_name(s['shard'])}", split=split,
-           shard=s["shard"], size=s["examples"], examples=examples,
-           target=target, seq_len=config.data.seq_len)
-      for split, rows in manifests.read_manifest(examples)["shards"].items()
-      for s in rows
-  ]  # fmt: skip
+  jobs = stage.shard_jobs(
+    manifests.read_manifest(examples)["shards"],
+    "examples",
+    examples=examples,
+    target=target,
+    seq_len=config.data.seq_len,
+  )
   shards = work.run_by_split(
     sort_shard, jobs, config.prepare, "sort by length", _REPORT
   )
@@ -68,8 +68,7 @@ def sort_shard(job: dict) -> dict:
   """Writes the numbers of a shard's examples, the shortest first.
 
   Args:
-    job: split, shard, size (its examples), seq_len, and the folders: examples
-      and target.
+    job: of stage.shard_jobs, with seq_len and the folders examples and target.
 
   Returns:
     shard; counts [L + 1], how many examples have 0, 1, ... L tokens; sha256.

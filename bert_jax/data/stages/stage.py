@@ -40,6 +40,27 @@ def check_same(found: Any, asked: dict, path: str) -> None:
     )
 
 
+def shard_jobs(
+  shards: dict[str, list[dict]], size: str, **settings: Any
+) -> list[workers.Job]:
+  """Returns a job for each shard of a manifest.
+
+  Args:
+    shards: split -> rows of the manifest.
+    size: the key of a row that says how much work it is.
+    **settings: given to all jobs.
+
+  Returns:
+    Jobs with name, split, shard, index (of the row), size and the settings.
+  """
+  return [
+      dict(name=f"{split}-{records.shard_name(row['shard'])}", split=split,
+           shard=row["shard"], index=i, size=row[size], **settings)
+      for split, rows in shards.items()
+      for i, row in enumerate(rows)
+  ]  # fmt: skip
+
+
 def sum_rows(shards: dict[str, list[dict]], keys: Sequence[str]) -> dict:
   """Returns the totals of some keys of the rows of shards, for each split."""
   return {

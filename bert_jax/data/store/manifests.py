@@ -1,17 +1,10 @@
 """Manifests: what prepared data must say about itself, and reading it."""
 
-import functools
 import os
 import re
 from typing import Any
 
 from bert_jax.data.store import records
-
-
-@functools.cache
-def _manifest_text(path: str, stamp: tuple[int, int, int]) -> Any:
-  del stamp  # only so that a changed file is read anew
-  return records.read_json(path)
 
 
 def read_manifest(folder: str) -> Any:
@@ -22,14 +15,12 @@ def read_manifest(folder: str) -> Any:
   """
   path = os.path.join(folder, "manifest.json")
   try:
-    stat = os.stat(path)
+    manifest = records.read_json(path)
   except OSError as error:
     raise records.DataError(
       f"{folder} holds no prepared data (no manifest.json); make it with "
       f"--mode=prepare --output={folder} --input=TEXT"
     ) from error
-  stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-  manifest = _manifest_text(path, stamp)
   if (
     not isinstance(manifest, dict) or manifest.get("version") != records.VERSION
   ):

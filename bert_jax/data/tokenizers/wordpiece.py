@@ -465,10 +465,7 @@ def read_pieces(path: pathlib.Path) -> list[str]:
 
 
 def _merge_pairs(
-  counts: dict[str, int],
-  first: list[str],
-  vocab_size: int,
-  min_frequency: int,
+  counts: dict[str, int], first: list[str], vocab_size: int, min_frequency: int
 ) -> list[str]:
   """Grows the pieces `first` by merging pairs, up to `vocab_size` of them."""
   learner = tokenizers.Tokenizer(tokenizers.models.WordPiece())
