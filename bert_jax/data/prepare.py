@@ -25,9 +25,8 @@ from bert_jax.data.stages import vocabulary
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
-from bert_jax.data.tokenizers import load
-from bert_jax.runtime import bounds
 from bert_jax.runtime import files
+from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
 
 
@@ -63,17 +62,11 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
 
 def check_settings(config: Config) -> None:
   """Raises ValueError if a setting of `prepare` or `data` is out of range."""
-  bounds.check(config)
+  settings.check(config)
   p, d = config.prepare, config.data
   wanted = (
-      (p.runner in ("processes", "beam"), "prepare.runner", p.runner,
-       "processes or beam"),
-      (p.vocab_kind in load.KINDS, "prepare.vocab_kind", p.vocab_kind,
-       " or ".join(load.KINDS)),
-      (0 <= p.held_out_rate < 1, "prepare.held_out_rate", p.held_out_rate,
+      (p.held_out_rate < 1, "prepare.held_out_rate", p.held_out_rate,
        "a share from 0 to below 1"),
-      (d.pairing in ("pairs", "full_sentences"), "data.pairing", d.pairing,
-       "pairs or full_sentences"),
       (d.seq_len >= 8, "data.seq_len", d.seq_len, "8 tokens or more"),
       (1 <= d.max_sequences <= d.seq_len // masking.SHORTEST,
        "data.max_sequences", d.max_sequences,

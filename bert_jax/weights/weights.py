@@ -42,6 +42,7 @@ from bert_jax.runtime import checkpoint
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
+from bert_jax.runtime import settings
 from bert_jax.weights import tf_checkpoint
 
 _log = logging.getLogger(__name__)
@@ -501,8 +502,8 @@ def _read_own_settings(step: str) -> _Settings:
     default = objective if objective in convert.KINDS else None
     data = config.get("data") or {}
     seq_len = _length_of(data)
-    flat = run_log.flatten(config)
-    settings = {key: flat[key] for key in SETTINGS if key in flat}
+    flat = settings.flatten(config)
+    own = {key: flat[key] for key in SETTINGS if key in flat}
   tokenizer = None
   for folder in filter(None, (workdir, data.get("dir"))):
     vocab = os.path.join(folder, "vocab")
@@ -517,7 +518,7 @@ def _read_own_settings(step: str) -> _Settings:
     tokenizer=tokenizer,
     lower_case=tokenizer.lower_case if tokenizer else None,
     seq_len=seq_len,
-    settings=settings,
+    settings=own,
   )
 
 

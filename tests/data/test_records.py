@@ -618,8 +618,3 @@ def test_processes_that_check_at_once_leave_a_sound_note(
   known = json.loads((data / ".verified.json").read_text())
   assert all(os.path.exists(path) for path in known)
   assert len(known) in (4, 8)  # who writes last wins
-
-
-def test_an_unknown_way_to_verify_is_refused(verify):
-  with pytest.raises(ValueError, match="data.verify='yes' is not known; use"):
-    verify("yes")
