@@ -39,7 +39,7 @@ from bert_jax.weights import weights
 from configs import base
 from configs import convert as convert_config
 from configs import pretrain
-from tests import small_tasks
+from tests.support import small_tasks
 
 AddedToken = added_tokens.AddedToken
 WORDS = "the acquired walk ##ed e1 ent karl a b [ ] < > / . ##1".split()

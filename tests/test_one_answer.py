@@ -30,7 +30,7 @@ from bert_jax.training import train
 from bert_jax.weights import weights
 from configs import finetune
 from configs import predict as predict_config
-from tests import small_tasks
+from tests.support import small_tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
 SEQ_LEN = 8

@@ -24,7 +24,7 @@ from bert_jax.data.tokenizers.interface import SPECIAL_TOKENS
 from bert_jax.data.tokenizers.load import load_tokenizer
 from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
-from tests import wordpiece_reference
+from tests.support import wordpiece_reference
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"

@@ -23,7 +23,7 @@ from bert_jax.sweeps import results
 from bert_jax.sweeps import sweep
 from configs import base
 from configs import finetune
-from tests import small_tasks
+from tests.support import small_tasks
 from tests import test_main
 
 ROOT = pathlib.Path(__file__).parents[2]

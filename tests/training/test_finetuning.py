@@ -23,7 +23,7 @@ from bert_jax.training import steps
 from bert_jax.training import train
 from bert_jax.weights import weights
 from configs import finetune
-from tests import small_tasks
+from tests.support import small_tasks
 
 
 @pytest.fixture
