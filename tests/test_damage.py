@@ -21,7 +21,7 @@ from bert_jax.training import train
 from bert_jax.weights import convert
 from bert_jax.weights import weights
 from configs import base
-from tests import conftest
+from tests.support import tiny_run
 
 STEP, BEFORE = 2, 1  # the two that the run has kept
 
@@ -219,7 +219,7 @@ def trained(tmp_path_factory, prepared):
 
   These have checksums by themselves; files of larger arrays have none.
   """
-  config = conftest._tiny_config(prepared)
+  config = tiny_run.tiny_config(prepared)
   config.model.hidden_size = 128
   config.train.total_steps = STEP
   config.checkpoint.every_steps = 1

@@ -53,7 +53,7 @@ from bert_jax.training import pretraining
 from bert_jax.weights import tf_checkpoint
 from bert_jax.weights import weights
 from configs import base
-from tests import test_layering
+from tests.support import import_graph
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "bert_jax"
 
@@ -991,7 +991,7 @@ def ways_to_run(source: str) -> list[str]:
   """What of a module could run code that it has read."""
   found = [
     name
-    for name in test_layering.imports_of(source)
+    for name in import_graph.imports_of(source)
     if name.split(".")[0] in BANNED_MODULES
   ]
   for node in ast.walk(ast.parse(source)):

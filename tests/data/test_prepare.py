@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
 import subprocess
@@ -24,75 +23,23 @@ from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import load
-from configs import base
+from tests.support.corpora import SPECIALS
+from tests.support.corpora import make_config
+from tests.support.corpora import make_documents
+from tests.support.corpora import open_split
+from tests.support.corpora import span
+from tests.support.corpora import tree
+from tests.support.corpora import write_text
+from tests.support.corpora import write_vocabulary
 
 ROOT = pathlib.Path(__file__).parents[2]
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PAIRS = "pairs-32-dupe2-short0.1-seed0"  # the examples of `make_config`
-SYLLABLES = "ba do fi gu ka le mo nu pi ra se to".split()
 TFDS_WARNING = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
-
-
-def make_documents(count, seed=0, max_sentences=12):
-  """Documents of sentences of words of one to three syllables."""
-  rng = random.Random(seed)
-  words = [
-    "".join(rng.choices(SYLLABLES, k=rng.randint(1, 3))) for _ in "x" * 90
-  ]
-
-  def sentence():
-    found = rng.choices(words, k=rng.randint(2, 14))
-    if rng.random() < 0.1:
-      found[0] = "qq"  # in no vocabulary
-    return " ".join(found).capitalize() + rng.choice(".!?")
-
-  return [
-    [sentence() for _ in range(rng.randint(1, max_sentences))]
-    for _ in range(count)
-  ]
-
-
-def write_text(path, documents):
-  path.write_text("\n".join("\n".join(d) + "\n" for d in documents))
-  return str(path)
-
-
-def write_vocabulary(path):
-  """Whole syllables; words of more than one are several pieces."""
-  pieces = [*SPECIALS, ".", "!", "?"]
-  pieces += SYLLABLES + ["##" + s for s in SYLLABLES]
-  path.write_text("\n".join(pieces) + "\n")
-  return str(path)
-
-
-def make_config(vocab="", **changes):
-  """A config of small units; changes by `group.key`, dots as double bars."""
-  config = base.get_config()
-  config.data.seq_len = 32
-  config.data.dupe_factor = 2
-  config.data.verify = "never"  # so that readers meet the damage themselves
-  config.prepare.vocab = vocab
-  config.prepare.unit_bytes = 6_000
-  config.prepare.num_workers = 1
-  config.prepare.held_out_rate = 0.15
-  for key, value in changes.items():
-    group, _, name = key.partition("__")
-    config[group][name] = value
-  return config
 
 
 def identity(path):
   """What changes when a file is written again."""
   return path.stat().st_ino, path.stat().st_mtime_ns
-
-
-def tree(folder):
-  """sha256 of every file below a folder, the lock apart."""
-  return {
-    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted(pathlib.Path(folder).rglob("*"))
-    if path.is_file() and path.name != ".lock"
-  }
 
 
 class Inputs:
@@ -147,19 +94,6 @@ def inputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
   return Packed(tmp_path_factory.mktemp("packed"))
-
-
-def open_split(folder, split):
-  """Token store, table and manifest rows of a split."""
-  rows = manifests.read_manifest(folder)["shards"][split]
-  tokens = os.path.join(folder, "tokens")
-  table = indexes.DocumentTable(tokens, split, rows)
-  return indexes.TokenStore(folder, split), table
-
-
-def span(store, start, length):
-  tokens, at = store.read_spans(np.array([start]), np.array([length]))
-  return tokens[at[0] : at[0] + length].tolist()
 
 
 def stored_documents(folder, split):
@@ -360,10 +294,10 @@ def start(script, inputs, folder, *args):
     "import os, signal, sys\n"
     "from bert_jax.data import prepare\n"
     "from bert_jax.data.store import records\n"
-    "from tests.data import test_prepare\n"
+    "from tests.support import corpora\n"
     "text, vocab, folder, *args = sys.argv[1:]\n"
     f"{script}\n"
-    "config = test_prepare.make_config(vocab, prepare__num_workers=workers)\n"
+    "config = corpora.make_config(vocab, prepare__num_workers=workers)\n"
     "if __name__ == '__main__':\n"
     "  prepare.prepare(config, [text], folder)\n"
   )
@@ -556,9 +490,9 @@ def test_beam_gives_the_same_bytes(inputs, tmp_path):
 MEMORY = """
 import re, sys
 from bert_jax.data import prepare
-from tests.data import test_prepare
+from tests.support import corpora
 text, vocab, folder, pairing = sys.argv[1:]
-config = test_prepare.make_config(
+config = corpora.make_config(
   vocab, prepare__unit_bytes=500_000, data__pairing=pairing)
 prepare.prepare(config, [text], folder)
 # Not getrusage, whose peak is that of the parent before exec if that is larger.

@@ -1,12 +1,10 @@
 """Tests of records.py."""
 
 from concurrent import futures
-import contextlib
 import json
 import logging
 import os
 import pathlib
-import resource
 import shutil
 
 from hypothesis import given
@@ -19,6 +17,7 @@ from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.store import verification
+from tests.support.full_disk import no_room
 
 SEP = 3
 DOCUMENTS = st.lists(
@@ -170,17 +169,6 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, kind):
 def _write_records(path):
   with records.RecordWriter(path) as writer:
     writer.write_rows(np.zeros((1000, 1000)))
-
-
-@contextlib.contextmanager
-def no_room():
-  """As on a full disk: nothing can be written behind the first 16 bytes."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from bert_jax.models import convert
 from bert_jax.models import layers
 from bert_jax.models import params as param_trees
+from tests.support.bert_shapes import bert_shapes
 
 MODEL = {
   "vocab_size": 13,
@@ -182,7 +183,7 @@ def test_no_two_parameters_share_a_name(format):
     assert len(names) == len(paths)
 
 
-def test_the_shapes_are_those_of_the_model(bert_shapes):
+def test_the_shapes_are_those_of_the_model():
   model = MODEL | {
     "vocab_size": 32, "num_layers": 2, "hidden_size": 8, "num_heads": 2,
     "mlp_dim": 16, "max_len": 12,
