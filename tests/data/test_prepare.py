@@ -279,7 +279,9 @@ def test_shards_of_a_compressed_file_are_shards_like_any_other(packed):
 @pytest.mark.parametrize(
   "workers", [pytest.param(2, marks=pytest.mark.slow), 3]
 )
-@pytest.mark.parametrize("kind", ["inputs", "packed"])
+@pytest.mark.parametrize(
+  "kind", ["inputs", pytest.param("packed", marks=pytest.mark.slow)]
+)
 def test_bytes_do_not_depend_on_the_number_of_workers(
   kind, tmp_path, workers, request
 ):
@@ -331,7 +333,7 @@ setattr(module, name, wrapped)
   [
     ("numpy", "save", 15, "tokens"),
     (
-      "bert_jax.data.prepare",
+      "bert_jax.data.stages.examples",
       "_write_rows",
       9,
       "pairs-32-dupe2-short0.1-seed0",
@@ -849,7 +851,9 @@ def test_no_folder_is_made_for_a_bad_input(inputs, tmp_path, content, match):
   assert not data.exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+  "workers", [1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_bad_bytes_in_the_middle_are_named_whoever_reads_them(
   inputs, tmp_path, workers
 ):
@@ -862,8 +866,12 @@ def test_bad_bytes_in_the_middle_are_named_whoever_reads_them(
   assert not (tmp_path / "d" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("damage", ["truncated", "checksum"])
+@pytest.mark.parametrize(
+  "workers", [1, pytest.param(2, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+  "damage", ["truncated", pytest.param("checksum", marks=pytest.mark.slow)]
+)
 def test_a_damaged_compressed_file_is_named_and_nothing_of_it_is_finished(
   inputs, tmp_path, workers, damage
 ):

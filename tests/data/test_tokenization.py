@@ -239,8 +239,9 @@ def test_ids_equal_the_reference_on_any_text(pair, text):
   assert tokenizer.encode(text) == wanted  # and again from the dictionary
 
 
+@pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("lower_case", [True, False])
-def test_every_code_point_gives_the_reference_ids(lower_case):
+def test_every_code_point_gives_the_reference_ids(lower_case, stride):
   # Planes 0 to 3 and the tags: all that is assigned and not private.
   codes = itertools.chain(range(0x32400), range(0xE0000, 0xE0200))
   characters = [chr(code) for code in codes]
@@ -254,13 +255,14 @@ def test_every_code_point_gives_the_reference_ids(lower_case):
   pieces = [*SPECIAL_TOKENS, *kept, *("##" + char for char in kept)]
   tokenizer = WordPieceTokenizer(pieces, lower_case=lower_case)
   vocabulary = {piece: i for i, piece in enumerate(pieces)}
-  for start in range(0, len(characters), 512):
+  for start in range(0, len(characters), 512 * stride):
     block = characters[start : start + 512]
     text = " ".join(f"a{char}b" for char in block)
     wanted = wordpiece_reference.encode(text, vocabulary, lower_case)
     assert tokenizer.encode(text) == wanted, hex(start)
 
 
+@pytest.mark.slow
 def test_ids_of_novels_equal_the_reference():
   path = released("bert-base-uncased")
   if not NOVELS.exists():
