@@ -96,7 +96,9 @@ def test_prepared_tfds_text(tmp_path):
   ):
     with pytest.raises(corpus.CorpusError, match=message):
       read(pattern, "tfds")
-  with pytest.raises(corpus.CorpusError, match="record 0 has no 'body' but"):
+  with pytest.raises(
+    corpus.CorpusError, match="record 0 has no text under 'body'; it has"
+  ):
     read(folder, "tfds", key="body")
 
 

@@ -1,4 +1,4 @@
-"""The token store and the examples on disk.
+"""The format of prepared data: the token store and the examples on disk.
 
 Text is tokenised once. Its ids lie in ArrayRecord files, RECORD_TOKENS a
 record, one stream a shard, a [SEP] after each document; all shards of a split
@@ -45,7 +45,7 @@ SPLITS = ("train", "validation")
 # The tables beside the tokens of a shard.
 TABLES = ("boundaries.npy", "documents.npy")
 
-# The number of a unit, or its number and that of a later part as text.
+# The number of a unit (int), or of a unit and a later part of it (text).
 Shard = int | str
 
 # Token spans of the two segments; lengths in tokens; a full-sentence row has
@@ -60,24 +60,29 @@ EXAMPLE = np.dtype(
   ]
 )
 
-# What the reader of ArrayRecord raises for a damaged file.
+# The exceptions that ArrayRecord's reader raises for a damaged file.
 _READ_ERRORS = (RuntimeError, ValueError, OSError, IndexError)
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 class DataError(ValueError):
-  """Prepared data is missing, damaged or does not fit."""
+  """Prepared data is missing, damaged, or was made with other settings."""
 
 
 def write_json(path: str, value: Any) -> None:
-  """Writes JSON in one piece, keys in order, a newline at the end."""
+  """Writes JSON atomically, with sorted keys and a newline at the end."""
   with files.writing(path, "w") as f:
     json.dump(value, f, indent=1, sort_keys=True, ensure_ascii=False)
     f.write("\n")
 
 
 def read_json(path: str) -> Any:
-  """Reads JSON; a damaged file is a DataError that names it."""
+  """Reads a JSON file.
+
+  Raises:
+    DataError: the file is damaged or cannot be read.
+    FileNotFoundError: there is no such file.
+  """
   try:
     with open(path, encoding="utf-8") as f:
       return json.load(f)
@@ -88,22 +93,25 @@ def read_json(path: str) -> Any:
 
 
 def file_hash(path: str) -> str:
-  """SHA-256 of a file, in hexadecimal."""
+  """Returns the SHA-256 of a file, in hexadecimal."""
   with open(path, "rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_array(path: str, array: np.ndarray) -> None:
-  """Writes a .npy file in one piece."""
+  """Writes a .npy file atomically."""
   with files.writing(path) as f:
-    # Into a real file numpy writes by itself, and says nothing of the cause
-    # where it cannot.
+    # numpy would write to a real file itself, and its error would not say why
+    # writing failed.
     file: Any = types.SimpleNamespace(write=f.write)
     np.save(file, array, allow_pickle=False)
 
 
 class RecordWriter:
-  """Writes an ArrayRecord file in one piece; the same records, same bytes."""
+  """Writes an ArrayRecord file atomically.
+
+  Equal records give equal bytes.
+  """
 
   def __init__(self, path: str):
     self._stack = contextlib.ExitStack()
@@ -137,7 +145,7 @@ class RecordWriter:
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-  """The smallest unsigned integer that holds every id, little-endian."""
+  """Returns the smallest little-endian unsigned type that holds every id."""
   return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
@@ -219,7 +227,7 @@ class TokenWriter:
 
 
 def examples_name(data: Any) -> str:
-  """Folder name of the examples that a config's `data` group asks for."""
+  """Returns the folder name of the examples that `config.data` asks for."""
   name = f"{data.pairing}-{data.seq_len}-dupe{data.dupe_factor}"
   if data.pairing == "pairs":
     name += f"-short{data.short_seq_rate:g}"
@@ -227,42 +235,42 @@ def examples_name(data: Any) -> str:
 
 
 def shard_of_part(unit: int, part: int) -> Shard:
-  """The shard that part 0, 1, ... of a unit makes: 7, "00007-00001", ..."""
+  """Returns the shard of part 0, 1, ... of a unit: 7, "00007-00001", ..."""
   return f"{unit:05d}-{part:05d}" if part else unit
 
 
 def shard_name(shard: Shard) -> str:
-  """The shard as file names have it: "00007" or "00007-00001"."""
+  """Returns how file names spell a shard: "00007" or "00007-00001"."""
   return f"{shard:05d}" if isinstance(shard, int) else shard
 
 
 def shard_path(folder: str, split: str, shard: Shard, suffix: str) -> str:
-  """`folder/SPLIT-00007.suffix`."""
+  """Returns the path `folder/SPLIT-00007.suffix`."""
   return os.path.join(folder, f"{split}-{shard_name(shard)}.{suffix}")
 
 
 def shard_paths(
   folder: str, split: str, rows: Iterable[dict], suffix: str
 ) -> list[str]:
-  """The files of the shards that a manifest lists in `rows`."""
+  """Returns the paths of the shards that a manifest lists in `rows`."""
   return [shard_path(folder, split, row["shard"], suffix) for row in rows]
 
 
 def examples_folder(folder: str, name: str) -> str:
-  """DATA/examples/NAME."""
+  """Returns the path DATA/examples/NAME."""
   return os.path.join(folder, "examples", name)
 
 
 def lengths_folder(folder: str, name: str) -> str:
-  """DATA/examples/NAME/lengths."""
+  """Returns the path DATA/examples/NAME/lengths."""
   return os.path.join(folder, "examples", name, "lengths")
 
 
 class Records:
-  """Random access to the records of some ArrayRecord files, by block.
+  """Random access to the records of several ArrayRecord files.
 
-  Reading many records in one call is two orders of magnitude faster than one
-  by one.
+  Reading many records in one call is two orders of magnitude faster than
+  reading them one by one.
   """
 
   def __init__(self, paths: Sequence[str], count: int):
@@ -321,18 +329,16 @@ class Records:
         f"{keys.max()} is damaged: {error}; delete the file and run "
         "--mode=prepare again with the same --input"
       ) from error
-    if any(len(row) != size for row in rows):
-      bad = next(
-        k for k, r in zip(keys.tolist(), rows, strict=True) if len(r) != size
-      )
+    wrong = [i for i, row in enumerate(rows) if len(row) != size]
+    if wrong:
       raise DataError(
-        f"{self._folder}: record {bad} does not have {size} bytes; delete the"
-        " file and run --mode=prepare again"
+        f"{self._folder}: record {keys[wrong[0]]} does not have {size} bytes; "
+        "delete the file and run --mode=prepare again"
       )
     return np.frombuffer(b"".join(rows), dtype).reshape(len(keys), width)
 
   def _file_of_damage(self, keys: list[int]) -> str:
-    """The file with the first of the records that cannot be read."""
+    """Returns the file of the first of these records that cannot be read."""
     for key in keys:
       try:
         self._source.__getitems__([key])
@@ -343,7 +349,7 @@ class Records:
       if 0 <= key < count:
         return path
       key -= count
-    return self._folder  # no such record: what asked for it is damaged
+    return self._folder  # there is no such record: its number is damaged
 
 
 def _is_readable(path: str) -> bool:
@@ -354,14 +360,14 @@ def _is_readable(path: str) -> bool:
 
 
 def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
-  """A .npy file of known type and dimensions, mapped, never unpickled.
+  """Maps a .npy file of known type and dimensions; nothing is unpickled.
 
   Raises:
     DataError: it is missing, damaged or of another kind.
   """
   try:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-  except Exception as error:  # of numpy's header: a dozen, which have no base
+  except Exception as error:  # numpy raises a dozen unrelated types
     raise DataError(
       f"{path} is missing or damaged: {error!s:.500}; prepare the data again"
     ) from error
@@ -371,7 +377,7 @@ def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
 
 
 def example_lengths(examples: np.ndarray) -> np.ndarray:
-  """Tokens [M] of examples [M], with [CLS] and one or two [SEP]."""
+  """Returns the lengths [M] of examples [M] in tokens, specials included."""
   a_length, b_length = (
     examples[name].astype(np.int64) for name in ("a_length", "b_length")
   )
@@ -379,7 +385,7 @@ def example_lengths(examples: np.ndarray) -> np.ndarray:
 
 
 def read_lengths(store: Records, ids: np.ndarray) -> np.ndarray:
-  """Reads the tokens [M] of examples [M], by their numbers, in blocks."""
+  """Reads the lengths [M] in tokens of the examples with numbers `ids` [M]."""
   blocks = [
     example_lengths(store.read(ids[i : i + 65536], EXAMPLE, 1)[:, 0])
     for i in range(0, len(ids), 65536)

@@ -17,27 +17,27 @@ _log = logging.getLogger(__name__)
 
 
 _VERIFIED = ".verified.json"
-_HASH_THREADS = 16  # at most; more only wait for the disk
-_REPORT_SECS = 3.0  # between lines that say how far a check is
+_HASH_THREADS = 16  # the most; more would only wait for the disk
+_REPORT_SECS = 3.0  # between lines of progress
 
 
 def verify(
   folder: str, name: str, split: str, mode: str, packed: bool = False
 ) -> None:
-  """Checks all files that batches of a split are made of.
+  """Checks the checksums of all files that batches of a split are made of.
 
   A damaged record is an error only when it is read, perhaps days into a run;
-  this finds it at the start. What was found good is noted in the folder, if it
-  can be written, by path, size and the times of the last change of content and
-  of its inode, so that the next start need not read it again. Every process of
-  a run checks for itself: no host sees through another's eyes.
+  this finds it at the start. Sound files are noted in the folder, if it is
+  writable, with their path, size, mtime and ctime, so that the next start need
+  not read them again. Every process of a run checks for itself, because two
+  hosts may see different files.
 
   Args:
     folder: DATA.
     name: of the examples.
     split: one of records.SPLITS.
-    mode: "once": what is not noted as good; "always": everything; "never".
-    packed: the order by length is read, too.
+    mode: "once": files that are not noted as sound; "always": all; "never".
+    packed: whether the order by length is read, too.
 
   Raises:
     DataError: a file is missing, or is not what its manifest says.
@@ -64,25 +64,25 @@ def verify(
       good[key] = entry
   finally:
     if good:
-      with contextlib.suppress(OSError):  # not ours to write: check again
+      with contextlib.suppress(OSError):  # read-only: the next start checks
         records.write_json(note, _read_verified(note) | good)
 
 
 def _entry(path: str, digest: str) -> tuple[str, list]:
-  """What is noted of a good file: under its full path, stamps and SHA-256."""
+  """Returns the note of a sound file: its full path; stamps and SHA-256."""
   try:
     stat = os.stat(path)
   except OSError as error:
     raise records.DataError(
       f"{path} is missing; run --mode=prepare again ({error.strerror})"
     ) from error
-  # Of a copy that has the times of the original only the last one differs.
+  # A copy that keeps the times of the original still has another ctime.
   stamps = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
   return os.path.realpath(path), [*stamps, digest]
 
 
 def _read_verified(path: str) -> dict[str, list]:
-  """The files noted as good; none if there is no such note, or no sound one."""
+  """Reads which files were noted as sound; {} if there is no readable note."""
   try:
     known = records.read_json(path)
   except (OSError, records.DataError):
@@ -146,7 +146,7 @@ def _hash_files(paths: Sequence[str], folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_counts(folder: str) -> None:
-  """Checks the counts of ids, which have no hash, by what they add up to.
+  """Checks the counts of ids, which have no checksum, by their sum.
 
   Text never becomes a special token other than [UNK], and special tokens are
   not counted: the sum is known.
@@ -155,15 +155,13 @@ def _check_counts(folder: str) -> None:
   for split, totals in manifest["totals"].items():
     path = os.path.join(folder, "tokens", f"{split}.counts.npy")
     counts = records.read_array(path, np.int64, 1)
-    found = (len(counts), int(counts.sum()), int(counts.min(initial=0)) >= 0)
-    wanted = (
-      manifest["vocab_size"],
-      totals["tokens"] - totals["unknown"],
-      True,
-    )
-    if found != wanted:
+    num_ids = manifest["vocab_size"]
+    total = totals["tokens"] - totals["unknown"]
+    is_right = len(counts) == num_ids and int(counts.sum()) == total
+    if not is_right or counts.min(initial=0) < 0:
       raise records.DataError(
-        f"{path} is damaged: {found[0]} counts that add up to {found[1]}, but "
-        f"the manifest says {wanted[0]} and {wanted[1]}; delete the folder "
-        "tokens and run --mode=prepare again with the same --config and --input"
+        f"{path} is damaged: {len(counts)} counts that add up to "
+        f"{counts.sum()}, but the manifest says {num_ids} and {total}; delete "
+        "the folder tokens and run --mode=prepare again with the same --config "
+        "and --input"
       )

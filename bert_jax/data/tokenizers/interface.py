@@ -1,4 +1,4 @@
-"""What every tokenizer offers, whatever its kind.
+"""The interface of all tokenizers.
 
 No method adds special tokens: what surrounds a sentence is decided where
 examples are made.
@@ -157,7 +157,7 @@ class Tokenizer(abc.ABC):
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """sha256, in hex, of the vocabulary and every setting that changes ids.
+    """The SHA-256, in hex, of the vocabulary and all settings that change ids.
 
     Equal fingerprints give equal ids.
     """

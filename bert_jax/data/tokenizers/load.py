@@ -177,7 +177,7 @@ def _check_equal(
   file: interface.Path,
   whole: interface.Path,
 ) -> None:
-  """Refuses two vocabularies in one folder that differ."""
+  """Raises ValueError if two vocabularies in one folder differ."""
   for i, (one, other) in enumerate(itertools.zip_longest(listed, pieces)):
     if one is None or other is None or one != wordpiece.piece_of_line(other):
       raise ValueError(
@@ -191,7 +191,7 @@ def _placed(
   pieces: Sequence[str],
   source: str,
 ) -> list[added_tokens.AddedToken]:
-  """Added tokens in the order of their ids, which must leave no hole."""
+  """Returns added tokens in the order of their ids, which must have no gap."""
   ids = {piece: i for i, piece in enumerate(pieces)}
   following = len(pieces)
   placed = []

@@ -160,16 +160,12 @@ class SentencePieceTokenizer(interface.Tokenizer):
 
   def continues_word(self) -> np.ndarray:
     """Returns [V] bool: the pieces without the mark of a word's start."""
-    is_apart = (
-      self._processor.is_control,
-      self._processor.is_unknown,
-      self._processor.is_unused,
-    )
+    p = self._processor
     return np.array(
       [
         not piece.startswith(_WORD_START)
         and i not in self._special_ids
-        and not any(check(i) for check in is_apart)
+        and not (p.is_control(i) or p.is_unknown(i) or p.is_unused(i))
         for i, piece in enumerate(self._pieces)
       ]
     )
@@ -188,7 +184,7 @@ class SentencePieceTokenizer(interface.Tokenizer):
 def _special_ids(
   processor: Any, pieces: Sequence[str], source: str
 ) -> list[int]:
-  """Ids of pad, unk, cls, sep, mask; refuses a model that cannot be BERT's."""
+  """Returns the ids of pad, unk, cls, sep, mask; refuses an unfit model."""
   how = (
     "; learn one with bert_jax.data.tokenizers, or pass"
     " pad_id=0, unk_id=1, bos_id=-1, eos_id=-1,"
@@ -220,7 +216,7 @@ def _special_ids(
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-  """Lines in a form that the library accepts, blank ones left out."""
+  """Yields lines in a form that the library accepts, without blank ones."""
   for text in texts:
     text = interface.SURROGATE.sub("\ufffd", text).replace("\n", " ").strip()
     if text:
@@ -228,7 +224,7 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _sample(texts: Iterable[str], size: int) -> list[str]:
-  """At most `size` texts, each with the same chance, in their order."""
+  """Draws at most `size` texts uniformly, and keeps their order."""
   rng = random.Random(0)
   sample: list[tuple[int, str]] = []
   for number, text in enumerate(texts):
@@ -240,7 +236,7 @@ def _sample(texts: Iterable[str], size: int) -> list[str]:
 
 
 def _explain_training(message: str, vocab_size: int) -> str:
-  """Says what size the text allows, where SentencePiece says it."""
+  """Rewords an error of SentencePiece to say which size the text allows."""
   if found := re.search(r"value <= (\d+)", message):
     return (
       f"vocab_size={vocab_size}, but this text gives at most {found[1]} pieces;"

@@ -54,8 +54,8 @@ def chunks(text: str) -> list[str]:
   return text.split()
 
 
-# What `chunks` makes of a text, in the text as it was; the controls are still
-# in it, and cleaning a chunk drops them.
+# Matches, in the original text, what `chunks` returns; the controls are still
+# in a match, and cleaning drops them.
 CHUNK = re.compile(r"[\S\x0b\x0c\x1c-\x1f\x85]+")
 
 
@@ -69,7 +69,7 @@ _CJK = re.compile(
 
 
 def _clean_char(code: int) -> str:
-  """What cleaning makes of a character: dropped, set apart, or itself."""
+  """Returns what cleaning makes of a character: "", " x " or itself."""
   char = chr(code)
   if char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf"):
     return ""
@@ -77,10 +77,10 @@ def _clean_char(code: int) -> str:
 
 
 def _set_punctuation_apart(code: int) -> str:
-  """Spaces around punctuation: all ASCII symbols, and Unicode's P* elsewhere.
+  """Puts spaces around punctuation: ASCII symbols, elsewhere Unicode's P*.
 
-  ASCII has the exception because "$", "+", "^" and the like are symbols to
-  Unicode and should still not stick to words.
+  ASCII is an exception because Unicode calls "$", "+", "^" and the like
+  symbols, and they should still not stick to words.
   """
   char = chr(code)
   is_ascii_symbol = 33 <= code <= 126 and not char.isalnum()
@@ -90,14 +90,14 @@ def _set_punctuation_apart(code: int) -> str:
 
 
 def _drop_mark_or_set_apart(code: int) -> str:
-  """As `_set_punctuation_apart`, and drops accents (Mn) of decomposed text."""
+  """The same, and drops accents (Mn) of decomposed text."""
   if unicodedata.category(chr(code)) == "Mn":
     return ""
   return _set_punctuation_apart(code)
 
 
 def normalize_char(code: int, lower_case: bool) -> str:
-  """What a character becomes in normalised text, which is not cut yet."""
+  """Returns what a character becomes in normalised text that is not cut yet."""
   char = chr(code)
   if char in "\t\n\r\u2028\u2029" or unicodedata.category(char) == "Zs":
     return " "
@@ -138,7 +138,7 @@ class WordSplitter:
     return text.translate(self._set_apart).split()
 
   def sources(self, chunk: str) -> tuple[list[int], list[int]]:
-    """Where the characters of the words of a chunk come from.
+    """Returns where the characters of the words of a chunk come from.
 
     One character may become several (a syllable of Hangul) or none (a control,
     an accent). An accent that was dropped counts to what it stood on.

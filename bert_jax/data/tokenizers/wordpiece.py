@@ -23,7 +23,7 @@ from bert_jax.data.tokenizers import word_rules
 from bert_jax.runtime import files
 
 MAX_INPUT_CHARS_PER_WORD = 200
-ADDED = "added_tokens"  # its key for tokens that were added
+ADDED = "added_tokens"  # key of tokenizer.json
 
 _HALF_A_PAIR = (
   "has half of a surrogate pair, which no UTF-8 file can hold; remove it"
@@ -269,7 +269,7 @@ class WordPieceTokenizer(interface.Tokenizer):
 
   @functools.cached_property
   def _find_added(self) -> added_tokens.Finder:
-    """What cuts a text at the added tokens in it."""
+    """Cuts a text at the added tokens in it."""
     normalize = functools.partial(
       word_rules.normalize_char, lower_case=self.lower_case
     )
@@ -388,13 +388,13 @@ def _check_added(added: Sequence[added_tokens.AddedToken], source: str) -> None:
 def resolve_lower_case(
   pieces: Iterable[str], lower_case: bool | None, source: str
 ) -> bool:
-  """Decides casing by the pieces, and refuses a flag they contradict.
+  """Decides casing by the pieces, and refuses a flag that they contradict.
 
   A vocabulary is cased when more than one in a thousand of its pieces with
   cased letters changes under lower-casing. Not "any": released uncased
   vocabularies hold "<S>" and letters that only a later Unicode version knows
-  to be capitals, and people put a few names into the unused slots. Such a one
-  may be used either way.
+  to be capitals, and people put a few names into the unused slots. Such a
+  vocabulary may be used either way.
   """
   words = [piece for piece in pieces if not _BRACKETED.fullmatch(piece)]
   upper = [word for word in words if word != word.lower()]
@@ -424,7 +424,7 @@ def _examples(pieces: Sequence[str]) -> str:
 
 
 def piece_of_line(line: str) -> str:
-  """A line of a vocabulary file without the whitespace around it.
+  """Strips the whitespace around a line of a vocabulary file.
 
   The original strips every line. Where only "" or "##" would be left (the
   Chinese vocabulary has U+2028 on a line, and "##" with U+2028 on another),
@@ -484,7 +484,7 @@ def _merge_pairs(
 def _count_words(
   texts: Iterable[str], lower_case: bool
 ) -> collections.Counter[str]:
-  """How often each word occurs that could become anything but [UNK]."""
+  """Counts the words of texts, except those that can only become [UNK]."""
   chunks: collections.Counter[str] = collections.Counter()
   for text in texts:
     chunks.update(word_rules.chunks(text))
@@ -502,7 +502,7 @@ def _count_words(
 def _frequent_characters(
   counts: collections.Counter[str], limit: int
 ) -> set[str]:
-  """The `limit` most frequent characters; of equals, the lower code point."""
+  """Returns the most frequent characters; ties go to the lower code point."""
   characters: collections.Counter[str] = collections.Counter()
   for word, count in counts.items():
     for char in word:
@@ -514,7 +514,7 @@ def _frequent_characters(
 def _repeat_words(
   counts: dict[str, int], per_text: int = 1000
 ) -> Iterator[str]:
-  """Texts that hold every word as often as counted."""
+  """Yields texts that hold every word as often as counted."""
   for word, count in counts.items():
     full, rest = divmod(count, per_text)
     yield from itertools.repeat(" ".join([word] * per_text), full)
