@@ -83,3 +83,18 @@ def open_split(folder, split):
 def span(store, start, length):
   tokens, at = store.read_spans(np.array([start]), np.array([length]))
   return tokens[at[0] : at[0] + length].tolist()
+
+
+def story(num_lines, seed=0):
+  """Made-up lines whose words share stems and endings."""
+  rng = random.Random(seed)
+  stems = ["walk", "talk", "jump", "sing", "Lond", "caf\u00e9", "\u4e2d\u6587"]
+  stems += ["".join(rng.choices("abcdefghijklmnop", k=4)) for _ in range(200)]
+  ends = ["", "s", "ed", "ing", "er", "on", "'s"]
+  return [
+    " ".join(
+      rng.choice(stems) + rng.choice(ends) for _ in range(rng.randint(3, 9))
+    )
+    + "."
+    for _ in range(num_lines)
+  ]

@@ -1,4 +1,4 @@
-"""Tests of records.py."""
+"""Prepared data on disk: written whole, read back, and damage is named."""
 
 from concurrent import futures
 import json

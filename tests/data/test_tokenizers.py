@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import pickle
-import random
 import subprocess
 import sys
 import unicodedata
@@ -25,6 +24,7 @@ from bert_jax.data.tokenizers.load import load_tokenizer
 from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
 from tests.support import wordpiece_reference
+from tests.support.corpora import story
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -552,21 +552,6 @@ def test_pickled_tokenizer_gives_the_same_ids():
 # --- Learning WordPiece ---
 
 
-def story(num_lines, seed=0):
-  """Made-up lines whose words share stems and endings."""
-  rng = random.Random(seed)
-  stems = ["walk", "talk", "jump", "sing", "Lond", "caf\u00e9", "\u4e2d\u6587"]
-  stems += ["".join(rng.choices("abcdefghijklmnop", k=4)) for _ in range(200)]
-  ends = ["", "s", "ed", "ing", "er", "on", "'s"]
-  return [
-    " ".join(
-      rng.choice(stems) + rng.choice(ends) for _ in range(rng.randint(3, 9))
-    )
-    + "."
-    for _ in range(num_lines)
-  ]
-
-
 def test_learned_vocabulary_has_the_size_asked_and_specials_first():
   tokenizer = WordPieceTokenizer.learn(story(300), 300, lower_case=True)
   assert tokenizer.vocab_size == 300
@@ -604,7 +589,7 @@ import sys
 sys.path.insert(0, {root!r})
 from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
-from tests.data.test_tokenization import story
+from tests.support.corpora import story
 wordpiece = WordPieceTokenizer.learn(story(300), 400, True)
 model = SentencePieceTokenizer.learn(
     story(600), 300, input_sentence_size=500)
