@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.models import convert as names
+from bert_jax import weights
+from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
-from bert_jax.weights import weights
 from tests import test_main
 
 launch = test_main.launch
@@ -43,7 +43,7 @@ REFUSED = {
 
 
 def flat(pretrained):
-  return names.flatten(pretrained.params)
+  return param_trees.flatten(pretrained.params)
 
 
 def assert_same_weights(got, want):

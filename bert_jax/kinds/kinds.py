@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import tasks
+from bert_jax import weights
 from bert_jax.data import tokenization
 from bert_jax.kinds import objectives
 from bert_jax.models import encoder
@@ -23,7 +24,6 @@ from bert_jax.models.layers import gather_positions
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 from bert_jax.tasks import squad
-from bert_jax.weights import weights
 
 _log = logging.getLogger(__name__)
 

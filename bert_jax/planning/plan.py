@@ -504,7 +504,7 @@ def check_compiler(config: Any, chip: str) -> None:
 def _with_shape_of_weights(config: Any) -> Any:
   config = config.copy_and_resolve_references()
   if config.init_from:
-    from bert_jax.weights import weights
+    from bert_jax import weights
 
     shape = weights.read(config.init_from).model
     config.model.update({k: shape[k] for k in jobs.SHAPE_KEYS})

@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
+from bert_jax import weights
 from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data import tokenization
@@ -41,7 +42,6 @@ from bert_jax.runtime import bounds
 from bert_jax.runtime import files
 from bert_jax.runtime import sharding
 from bert_jax.tasks import features as task_features
-from bert_jax.weights import weights
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from bert_jax.runtime import saved_steps
 from bert_jax.training import pretraining
 
 if TYPE_CHECKING:  # imported where they are used: their libraries are slow to
-  from bert_jax.weights import weights
+  from bert_jax import weights
 
 # What imported weights decide about a model; the rest is the config's.
 SHAPE_KEYS = (
@@ -127,7 +127,7 @@ def open_job(
     shape = run_log.read_run(workdir)["config"]["model"]
     config.model.update({k: shape[k] for k in SHAPE_KEYS if k in shape})
   elif config.init_from:
-    from bert_jax.weights import weights
+    from bert_jax import weights
 
     pretrained = weights.read(config.init_from, checkpoint or "")
     config.model.update({k: pretrained.model[k] for k in SHAPE_KEYS})
