@@ -38,7 +38,7 @@ import logging
 import platform
 import re
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import app
 from absl import flags
@@ -49,6 +49,7 @@ from ml_collections import config_flags
 from bert_jax.runtime import bounds
 from bert_jax.runtime import files
 from bert_jax.runtime import streams
+from bert_jax.runtime.settings import Config
 
 if TYPE_CHECKING:  # what a mode needs is imported when it runs
   from bert_jax.training import members
@@ -301,7 +302,7 @@ def _train(flag_values: flags.FlagValues) -> None:
   train.train(_config(flag_values), _workdir(flag_values))
 
 
-def _member(config: Any, text: str) -> "members.Member":
+def _member(config: Config, text: str) -> "members.Member":
   """Reads one --member."""
   from bert_jax.training import members
 

@@ -16,11 +16,12 @@ import numpy as np
 
 from bert_jax import tasks
 from bert_jax import weights
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import objectives
 from bert_jax.models import encoder
 from bert_jax.models.config import ModelConfig
 from bert_jax.models.layers import gather_positions
+from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 from bert_jax.tasks import squad
@@ -45,7 +46,7 @@ class RecordError(ValueError):
   """A line of the input cannot be used; the others can."""
 
 
-def asked_in(config: Any) -> list[str]:
+def asked_in(config: Config) -> list[str]:
   """The settings of predict that a config file sets for every run.
 
   The keys of the group `predict` that have another name in the run are not set
@@ -77,7 +78,7 @@ def asked_in(config: Any) -> list[str]:
 
 def value_of(
   keys: Sequence[str],
-  config: Any,
+  config: Config,
   own: Mapping[str, Any],
   given: Sequence[str] | None,
 ) -> Any:
@@ -154,7 +155,7 @@ class Settings:
   @classmethod
   def from_config(
     cls,
-    config: Any,
+    config: Config,
     own: Mapping[str, Any] | None = None,
     given: Sequence[str] | None = None,
   ) -> "Settings":
@@ -250,7 +251,7 @@ class Context:
   settings: Settings
   seq_len: int
   model: ModelConfig
-  tokenizer: tokenization.Tokenizer
+  tokenizer: interface.Tokenizer
   pretrained: weights.Pretrained
   name: str
 

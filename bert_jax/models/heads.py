@@ -279,17 +279,21 @@ class TaskModel(nn.Module):
     return self.task(self.dropout(x, deterministic=deterministic))
 
 
-class _AllHeads(PreTrainingModel):
+class _AllHeads(nn.Module):
   """The encoder with every head there is, to learn what parameters they have.
 
   Attributes:
+    config: a `ModelConfig`.
     num_outputs: K, of the head of a task.
   """
 
-  num_outputs: int = 1
+  config: ModelConfig
+  num_outputs: int
 
   def setup(self):
-    super().setup()
+    self.encoder = Encoder(self.config)
+    self.mlm = MlmHead(self.config)
+    self.nsp = LinearHead(self.config, 2)
     self.task = LinearHead(self.config, self.num_outputs)
 
   def __call__(self, ids):

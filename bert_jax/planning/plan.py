@@ -31,7 +31,8 @@ import numpy as np
 
 from bert_jax.data import batching
 from bert_jax.data import packing
-from bert_jax.data import records
+from bert_jax.data.store import indexes
+from bert_jax.data.store import records
 from bert_jax.kinds import objectives
 from bert_jax.models import encoder
 from bert_jax.models import flops
@@ -43,6 +44,7 @@ from bert_jax.runtime import chips
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
 from bert_jax.training import finetuning
 from bert_jax.training import jobs
 from bert_jax.training import members
@@ -132,7 +134,7 @@ def open_slices(name: str, num_slices: int = 1) -> Slices:
   )
 
 
-def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
   """The shapes of a training batch, without any data.
 
   Pre-training has one shape, which the config decides. Of a task it depends on
@@ -203,7 +205,7 @@ class Step:
       0 = it is one, and there is no such axis.
   """
 
-  config: Any
+  config: Config
   mesh: jax.sharding.Mesh
   abstract: steps.TrainState
   place: steps.TrainState
@@ -219,7 +221,7 @@ class Step:
 
 
 def trace_step(
-  config: Any, mesh: jax.sharding.Mesh, num_members: int = 0
+  config: Config, mesh: jax.sharding.Mesh, num_members: int = 0
 ) -> Step:
   """Traces the step that train.py runs.
 
@@ -282,7 +284,7 @@ def trace_step(
 
 
 def _trace_together(
-  config: Any,
+  config: Config,
   mesh: jax.sharding.Mesh,
   model: Any,
   objective: objectives.Objective,
@@ -414,7 +416,7 @@ def memory(step: Step, compiled: Any) -> dict[str, int]:
 
 
 def make_plan(
-  config: Any,
+  config: Config,
   topology: str,
   num_slices: int = 1,
   search: str = "",
@@ -475,7 +477,7 @@ def make_plan(
   return plan
 
 
-def check_compiler(config: Any, chip: str) -> None:
+def check_compiler(config: Config, chip: str) -> None:
   """Raises PlanError for what makes the compiler itself crash.
 
   It takes the whole process with it, so that nothing could be said afterwards.
@@ -501,7 +503,7 @@ def check_compiler(config: Any, chip: str) -> None:
     )
 
 
-def _with_shape_of_weights(config: Any) -> Any:
+def _with_shape_of_weights(config: Config) -> Any:
   config = config.copy_and_resolve_references()
   if config.init_from:
     from bert_jax import weights
@@ -511,7 +513,7 @@ def _with_shape_of_weights(config: Any) -> Any:
   return config
 
 
-def _head(config: Any, slices: Slices, mesh) -> dict[str, Any]:
+def _head(config: Config, slices: Slices, mesh) -> dict[str, Any]:
   """What the plan is for."""
   names = ("jax", "jaxlib", "libtpu", "flax", "optax")
   revision, dirty = run_log.commit()
@@ -551,7 +553,7 @@ def _out_of_memory(step: Step, error: OutOfMemoryError) -> dict[str, Any]:
 
 
 def advice(
-  config: Any, mesh, state: Mapping[str, int], error: OutOfMemoryError
+  config: Config, mesh, state: Mapping[str, int], error: OutOfMemoryError
 ) -> list[str]:
   """Settings that would take less memory, those that cost least first.
 
@@ -688,7 +690,7 @@ def make_network(mesh, slices: Slices) -> costs.Network:
   )
 
 
-def model_flops(config: Any) -> dict[str, int]:
+def model_flops(config: Config) -> dict[str, int]:
   """Model FLOPs of a step of the global batch; see flops.py.
 
   Args:
@@ -741,7 +743,7 @@ def model_flops(config: Any) -> dict[str, int]:
   }
 
 
-def sequence_lengths(config: Any) -> tuple[float, float, int] | None:
+def sequence_lengths(config: Config) -> tuple[float, float, int] | None:
   """Of prepared data: tokens, their squares by sequence, and rows they fill.
 
   Returns:
@@ -753,7 +755,7 @@ def sequence_lengths(config: Any) -> tuple[float, float, int] | None:
   name = records.examples_name(data)
   examples = batching.open_examples(data, "train")
   if data.max_sequences > 1:
-    histogram = records.LengthIndex(data.dir, name, "train").histogram
+    histogram = indexes.LengthIndex(data.dir, name, "train").histogram
     rows = packing.pack_histogram(
       histogram, data.seq_len, data.max_sequences
     ).num_rows
@@ -767,7 +769,7 @@ def sequence_lengths(config: Any) -> tuple[float, float, int] | None:
   return float(found.sum()), float((found**2).sum()), len(found)
 
 
-def useful_share(config: Any) -> float | None:
+def useful_share(config: Config) -> float | None:
   """Share of the positions that hold a token; None where no data says."""
   lengths = sequence_lengths(config)
   if lengths is None:
@@ -847,7 +849,7 @@ def describe_exchanges(
   return sorted(table.values(), key=lambda row: -row["bytes_sent"])
 
 
-def assumptions(config: Any, slices: Slices) -> list[str]:
+def assumptions(config: Config, slices: Slices) -> list[str]:
   """What a prediction rests on, in words."""
   chip = slices.chip
   found = [
@@ -987,7 +989,7 @@ def warnings(
   )
 
 
-def _size_warnings(config: Any, mesh, chip: chips.Chip) -> list[str]:
+def _size_warnings(config: Config, mesh, chip: chips.Chip) -> list[str]:
   """Of dimensions that do not fill the tiles of the chip."""
   found = []
   model, tensor = config.model, mesh.shape["tensor"]
@@ -1211,7 +1213,7 @@ def _report_time(plan: Mapping[str, Any]) -> list[str]:
 
 
 def run(
-  config: Any,
+  config: Config,
   topology: str,
   num_slices: int,
   search: str,

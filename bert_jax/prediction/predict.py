@@ -33,7 +33,7 @@ import numpy as np
 from bert_jax import weights
 from bert_jax.data import packing
 from bert_jax.data import task_batches
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import kinds
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
@@ -41,6 +41,7 @@ from bert_jax.runtime import bars
 from bert_jax.runtime import bounds
 from bert_jax.runtime import files
 from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
 
 _log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def _lay_out(
   row_lengths: Sequence[int],
   batch_tokens: int,
   multiple: int,
-  tokenizer: tokenization.Tokenizer,
+  tokenizer: interface.Tokenizer,
 ) -> Iterator[_Rows]:
   """Packs sequences into batches, each into rows of the shortest length.
 
@@ -188,7 +189,7 @@ class Predictor:
   def __init__(
     self,
     pretrained: weights.Pretrained,
-    config: Any,
+    config: Config,
     name: str,
     given: Sequence[str] | None = None,
   ):
@@ -254,7 +255,7 @@ class Predictor:
   def load(
     cls,
     path: str,
-    config: Any,
+    config: Config,
     checkpoint: str = "",
     given: Sequence[str] | None = None,
   ) -> "Predictor":
@@ -450,7 +451,7 @@ def _check_finite(output: kinds.Outputs) -> None:
 
 
 def predict(
-  config: Any,
+  config: Config,
   workdir: str,
   source: str,
   target: str,

@@ -17,7 +17,7 @@ from bert_jax import tasks
 from bert_jax.data import batching
 from bert_jax.data import packing
 from bert_jax.data import task_batches
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import objectives
 from bert_jax.models import flops
 from bert_jax.models.attention import programs
@@ -26,6 +26,7 @@ from bert_jax.runtime import bars
 from bert_jax.runtime import files
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import scores
@@ -52,7 +53,7 @@ class FineTuning:
     tokenizer: the vocabulary.
   """
 
-  def __init__(self, config: Any, tokenizer: tokenization.Tokenizer):
+  def __init__(self, config: Config, tokenizer: interface.Tokenizer):
     """Reads the training split, if there is one.
 
     Args:

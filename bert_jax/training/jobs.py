@@ -7,11 +7,13 @@ from flax import linen as nn
 import jax
 
 from bert_jax.data import batching
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import load
 from bert_jax.kinds import objectives
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
+from bert_jax.runtime.settings import Config
 from bert_jax.training import pretraining
 
 if TYPE_CHECKING:  # imported where they are used: their libraries are slow to
@@ -39,10 +41,10 @@ class Evaluator(Protocol):
 class Job(Protocol):
   """What the loop needs to know: `Pretraining` or `FineTuning`."""
 
-  config: Any
+  config: Config
   objective: objectives.Objective
   model: nn.Module
-  tokenizer: tokenization.Tokenizer
+  tokenizer: interface.Tokenizer
 
   @property
   def total_steps(self) -> int:
@@ -90,7 +92,7 @@ class Job(Protocol):
 
 
 def open_job(
-  config: Any, workdir: str, checkpoint: str | None = None
+  config: Config, workdir: str, checkpoint: str | None = None
 ) -> "tuple[Job, weights.Pretrained | None]":
   """Opens what a config describes, with weights to start from if it names any.
 
@@ -144,12 +146,12 @@ def open_job(
 
 
 def _vocabulary(
-  config: Any, workdir: str, pretrained: "weights.Pretrained | None"
-) -> tokenization.Tokenizer:
+  config: Config, workdir: str, pretrained: "weights.Pretrained | None"
+) -> interface.Tokenizer:
   """That of the run that goes on, of the weights, or of `task.vocab`."""
   if workdir:
-    return tokenization.load_tokenizer(os.path.join(workdir, "vocab"))
-  own = config.task.vocab and tokenization.load_tokenizer(config.task.vocab)
+    return load.load_tokenizer(os.path.join(workdir, "vocab"))
+  own = config.task.vocab and load.load_tokenizer(config.task.vocab)
   theirs = pretrained.tokenizer if pretrained else None
   if own and theirs and _meaning(own) != _meaning(theirs):
     raise ValueError(
@@ -166,7 +168,7 @@ def _vocabulary(
 
 
 def _check_vocabulary(
-  config: Any, pretrained: "weights.Pretrained | None"
+  config: Config, pretrained: "weights.Pretrained | None"
 ) -> None:
   """Raises ValueError if prepared data has other ids than the weights."""
   if not config.data.dir or pretrained is None or pretrained.tokenizer is None:
@@ -184,7 +186,7 @@ def _check_vocabulary(
     )
 
 
-def _meaning(tokenizer: tokenization.Tokenizer) -> tuple:
+def _meaning(tokenizer: interface.Tokenizer) -> tuple:
   """What the ids of a vocabulary stand for."""
   pieces = tuple(tokenizer.token(i) for i in range(tokenizer.vocab_size))
   added = getattr(tokenizer, "added", ())

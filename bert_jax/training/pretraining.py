@@ -13,7 +13,8 @@ import numpy as np
 
 from bert_jax.data import batching
 from bert_jax.data import packing
-from bert_jax.data import records
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
 from bert_jax.kinds import objectives
 from bert_jax.models import flops
 from bert_jax.models.attention import programs
@@ -22,6 +23,7 @@ from bert_jax.runtime import bars
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
 from bert_jax.training import metrics
 from bert_jax.training import steps
 
@@ -38,7 +40,7 @@ class Pretraining:
     tokenizer: the vocabulary.
   """
 
-  def __init__(self, config: Any):
+  def __init__(self, config: Config):
     """Checks what can be checked without reading examples.
 
     Args:
@@ -128,7 +130,7 @@ class Evaluator:
 
   def __init__(
     self,
-    config: Any,
+    config: Config,
     mesh: jax.sharding.Mesh,
     model: nn.Module,
     objective: objectives.Objective,
@@ -199,7 +201,7 @@ class Evaluator:
     return {f"eval/{name}": means[name] for name in sorted(means)}
 
 
-def _check_model_fits(config: Any) -> ModelConfig:
+def _check_model_fits(config: Config) -> ModelConfig:
   """The checked model config, if the prepared data fits the model.
 
   Raises:
@@ -229,7 +231,7 @@ def _check_model_fits(config: Any) -> ModelConfig:
       f"{model_config.type_vocab_size} has one; start from weights with two, "
       "or prepare and train with another data.pairing and objective=mlm"
     )
-  vocab_size = records.read_manifest(config.data.dir)["vocab_size"]
+  vocab_size = manifests.read_manifest(config.data.dir)["vocab_size"]
   if vocab_size > model_config.vocab_size:
     raise ValueError(
       f"{config.data.dir} has a vocabulary of {vocab_size}, model.vocab_size="
@@ -251,7 +253,7 @@ def unigram_log_probs(folder: str, size: int) -> np.ndarray:
   return np.log(padded / padded.sum()).astype(np.float32)
 
 
-def _data_hash(config: Any) -> str:
+def _data_hash(config: Config) -> str:
   """Hash of the manifest of the examples a config reads."""
   return run_log.file_hash(
     os.path.join(

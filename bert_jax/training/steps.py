@@ -19,6 +19,7 @@ from bert_jax.kinds import objectives
 from bert_jax.models import params as param_trees
 from bert_jax.models.attention import programs
 from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
 from bert_jax.training import optim
 
 Batch = dict[str, jax.Array]
@@ -312,7 +313,7 @@ def make_train_step(
 
 
 def _make_step(
-  config: Any,
+  config: Config,
   model: nn.Module,
   objective: objectives.Objective,
   optimizer: optax.GradientTransformationExtraArgs,
@@ -342,7 +343,7 @@ def _make_step(
 
 
 def jit_train_step(
-  config: Any,
+  config: Config,
   model: nn.Module,
   objective: objectives.Objective,
   optimizer: optax.GradientTransformationExtraArgs,
@@ -376,7 +377,7 @@ def jit_train_step(
 
 
 def jit_members_step(
-  config: Any,
+  config: Config,
   model: nn.Module,
   objective: objectives.Objective,
   make_optimizer: Callable[[jax.Array], tuple[Any, optax.Schedule]],

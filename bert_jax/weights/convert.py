@@ -4,13 +4,14 @@ import dataclasses
 from typing import Any
 
 from bert_jax.models import params as param_trees
+from bert_jax.runtime.settings import Config
 from bert_jax.weights import folders
 from bert_jax.weights import task_heads
 from bert_jax.weights.pretrained import Pretrained
 from bert_jax.weights.pretrained import WeightsError
 
 
-def convert(config: Any, source: str, target: str) -> Pretrained:
+def convert(config: Config, source: str, target: str) -> Pretrained:
   """Reads a model in any format and writes it in another.
 
   Args:

@@ -16,10 +16,12 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bert_jax.data import added_tokens
-from bert_jax.data import hf_tokenizer
 from bert_jax.data import templates
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import hf_tokenizer
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import load
+from bert_jax.data.tokenizers import wordpiece
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import files
@@ -163,7 +165,7 @@ def _say_what_differs(
 
 def _tokenizer(
   folder: str, says: hf_tokenizer.Settings
-) -> tokenization.Tokenizer | None:
+) -> interface.Tokenizer | None:
   """The tokenizer of a folder; None where that has no vocabulary."""
   if says.pieces is None and not os.path.exists(
     os.path.join(folder, "vocab.txt")
@@ -171,7 +173,7 @@ def _tokenizer(
     return None
   if says.max_input_chars_per_word is None:
     says = dataclasses.replace(says, max_input_chars_per_word=_WORD_CHARS)
-  return tokenization.load_hugging_faces(folder, says)
+  return load.load_hugging_faces(folder, says)
 
 
 # --- writing -----------------------------------------------------------------
@@ -254,7 +256,7 @@ def _architecture(family: families.Family, pretrained: Pretrained) -> str:
 
 def _write_tokenizer(
   spec: templates.TokenizerSpec,
-  tokenizer: tokenization.WordPieceTokenizer,
+  tokenizer: wordpiece.WordPieceTokenizer,
   folder: str,
   max_len: int,
 ) -> None:

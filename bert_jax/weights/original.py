@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import load
 from bert_jax.models import families
 from bert_jax.runtime import files
 from bert_jax.weights import hugging_face
@@ -113,13 +114,13 @@ def _model_of(
 
 def _read_tokenizer(
   folder: str, ours: Mapping[str, Any]
-) -> tokenization.Tokenizer | None:
+) -> interface.Tokenizer | None:
   """The vocabulary beside a checkpoint; None where there is none."""
   vocab = os.path.join(folder, "vocab.txt")
   if not os.path.exists(vocab):
     return None
   with naming(vocab):
-    return tokenization.load_tokenizer(
+    return load.load_tokenizer(
       vocab,
       lower_case=ours.get("lower_case"),
       max_input_chars_per_word=ours.get("max_input_chars_per_word"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.weights import task_heads
@@ -56,7 +56,7 @@ class Pretrained:
   params: dict[str, Any]
   kind: str | None = None
   labels: tuple[str, ...] = ()
-  tokenizer: tokenization.Tokenizer | None = None
+  tokenizer: interface.Tokenizer | None = None
   lower_case: bool | None = None
   ignored: tuple[str, ...] = ()
   missing: tuple[str, ...] = ()
@@ -130,7 +130,7 @@ class FolderSettings:
   model: dict[str, Any]
   kind: Callable[[int, bool], str | None]
   labels: tuple[str, ...]
-  tokenizer: tokenization.Tokenizer | None
+  tokenizer: interface.Tokenizer | None
   lower_case: bool | None = None
   seq_len: int | None = None
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import load
 from bert_jax.models import config as model_config
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
@@ -54,7 +54,7 @@ def read_settings(step: str) -> FolderSettings:
     vocab = os.path.join(folder, "vocab")
     if os.path.isdir(vocab):
       with naming(vocab):
-        tokenizer = tokenization.load_tokenizer(vocab)
+        tokenizer = load.load_tokenizer(vocab)
       break
   return FolderSettings(
     family=family,

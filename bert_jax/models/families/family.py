@@ -331,7 +331,7 @@ class Family:
       theirs: model[ours] for ours, theirs in self.sizes.items()
     }
     act, known = model["hidden_act"], self.activations[format]
-    names = {ours: name for name, ours in reversed(known.items())}
+    names = {ours: name for name, ours in reversed(list(known.items()))}
     names |= self.lossy_activations.get(format, {})
     if act not in names:
       raise ConvertError(

@@ -18,9 +18,9 @@ import dataclasses
 import os
 from typing import Any
 
-from bert_jax.data import added_tokens
 from bert_jax.data import key_table
 from bert_jax.data import templates
+from bert_jax.data.tokenizers import added_tokens
 from bert_jax.runtime import files
 
 CONFIG = "tokenizer_config.json"
