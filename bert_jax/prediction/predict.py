@@ -38,8 +38,8 @@ from bert_jax.kinds import kinds
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import bars
-from bert_jax.runtime import bounds
 from bert_jax.runtime import files
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
@@ -271,7 +271,7 @@ class Predictor:
     Raises:
       ValueError: there is no model, or it cannot do what is asked.
     """
-    bounds.check(config)  # before gigabytes are read
+    settings.check(config)  # before gigabytes are read
     kinds.Settings.from_config(config)
     return cls(weights.read(path, checkpoint), config, path, given)
 

@@ -14,6 +14,7 @@ from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.weights import task_heads
 from bert_jax.weights.pretrained import SETTINGS
 from bert_jax.weights.pretrained import FolderSettings
@@ -47,8 +48,8 @@ def read_settings(step: str) -> FolderSettings:
     default = objective if objective in task_heads.TASK_HEADS else None
     data = config.get("data") or {}
     seq_len = checked_length(data)
-    flat = run_log.flatten(config)
-    settings = {key: flat[key] for key in SETTINGS if key in flat}
+    flat = settings.flatten(config)
+    own = {key: flat[key] for key in SETTINGS if key in flat}
   tokenizer = None
   for folder in filter(None, (workdir, data.get("dir"))):
     vocab = os.path.join(folder, "vocab")
@@ -64,7 +65,7 @@ def read_settings(step: str) -> FolderSettings:
     tokenizer=tokenizer,
     lower_case=tokenizer.lower_case if tokenizer else None,
     seq_len=seq_len,
-    settings=settings,
+    settings=own,
   )
 
 
