@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from bert_jax import weights
 from bert_jax.runtime import files
-from bert_jax.weights import weights
 from tests.support import corpora
 from tests.support import fault_runs
 from tests.support import small_models

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.models import convert as names
+from bert_jax import weights
+from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
-from bert_jax.weights import weights
 from tests.support import launching
 
 launch = launching.launch
@@ -44,7 +44,7 @@ REFUSED = {
 
 
 def flat(pretrained):
-  return names.flatten(pretrained.params)
+  return param_trees.flatten(pretrained.params)
 
 
 def assert_same_weights(got, want):

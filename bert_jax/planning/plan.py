@@ -505,7 +505,7 @@ def check_compiler(config: Config, chip: str) -> None:
 def _with_shape_of_weights(config: Config) -> Any:
   config = config.copy_and_resolve_references()
   if config.init_from:
-    from bert_jax.weights import weights
+    from bert_jax import weights
 
     shape = weights.read(config.init_from).model
     config.model.update({k: shape[k] for k in settings.SHAPE_KEYS})

@@ -18,7 +18,7 @@ from bert_jax.runtime.settings import Config
 from bert_jax.training import pretraining
 
 if TYPE_CHECKING:  # imported where they are used: their libraries are slow to
-  from bert_jax.weights import weights
+  from bert_jax import weights
 
 
 class Evaluator(Protocol):
@@ -125,7 +125,7 @@ def open_job(
     known = [key for key in settings.SHAPE_KEYS if key in shape]
     config.model.update({key: shape[key] for key in known})
   elif config.init_from:
-    from bert_jax.weights import weights
+    from bert_jax import weights
 
     pretrained = weights.read(config.init_from, checkpoint or "")
     config.model.update({k: pretrained.model[k] for k in settings.SHAPE_KEYS})

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from bert_jax import weights
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import wordpiece
-from bert_jax.models import convert
-from bert_jax.weights import weights
+from bert_jax.models import heads
+from bert_jax.models import params as param_trees
 
 MODEL = {
   "vocab_size": 20,
@@ -28,13 +29,13 @@ def make(kind=None, without=(), dtype=np.float32, **model):
   model = MODEL | model
   flat = {
     path: rng.normal(size=shape).astype(dtype)
-    for path, shape in convert.shapes(model, OUTPUTS.get(kind, 1)).items()
+    for path, shape in heads.param_shapes(model, OUTPUTS.get(kind, 1)).items()
     if not path.startswith(tuple(without)) and (kind or "task" not in path)
   }
   return weights.Pretrained(
     format="bert_jax",
     model=model,
-    params=convert.nest(flat),
+    params=param_trees.nest(flat),
     kind=kind,
     labels=LABELS.get(kind, ()),
     tokenizer=wordpiece.WordPieceTokenizer(PIECES, lower_case=True),
@@ -43,7 +44,7 @@ def make(kind=None, without=(), dtype=np.float32, **model):
 
 
 def assert_same(got, want):
-  got, want = convert.flatten(got), convert.flatten(want)
+  got, want = param_trees.flatten(got), param_trees.flatten(want)
   assert got.keys() == want.keys()
   for name, array in want.items():
     assert got[name].dtype == array.dtype, name
