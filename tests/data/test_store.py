@@ -576,7 +576,7 @@ def test_a_long_check_says_how_far_it_is(data, verify, monkeypatch, caplog):
   caplog.set_level(logging.INFO, "bert_jax")
   verify()
   assert not caplog.messages
-  monkeypatch.setattr(records, "_REPORT_SECS", -1)
+  monkeypatch.setattr(verification, "_REPORT_SECS", -1)
   verify("always")
   assert len(caplog.messages) == 4
   assert "of 0.00 GB" in caplog.messages[-1]

@@ -108,15 +108,11 @@ def _recorded_hashes(manifest: dict, folder: str) -> dict[int, str]:
 
 def _write_counts(work: stage.Stage, shards: dict, tokenizer) -> None:
   """Writes how often each id occurs in a split; special tokens count 0."""
-  special = [
-    getattr(tokenizer, f"{name}_id")
-    for name in ("pad", "unk", "cls", "sep", "mask")
-  ]
   for split, rows in shards.items():
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for path in records.shard_paths(work.progress, split, rows, "npy"):
       counts += records.read_array(path, np.int64, 1)
-    counts[special] = 0
+    counts[list(tokenizer.special_ids)] = 0
     path = os.path.join(work.target, f"{split}.counts.npy")
     records.write_array(path, counts)
 

@@ -41,6 +41,7 @@ class Tokenizer(abc.ABC):
     settings: the arguments of `read` that change ids, and their types.
     vocab_size: number of pieces, V.
     pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
+    special_ids: all of these.
     lower_case: whether text is lower-cased and loses its accents; None for
       SentencePiece, whose model file carries its own normalisation.
     template: how sequences are put together for the models of this vocabulary.
@@ -59,7 +60,7 @@ class Tokenizer(abc.ABC):
     self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
       special_ids
     )
-    self._special_ids = frozenset(special_ids)
+    self.special_ids = frozenset(special_ids)
 
   @abc.abstractmethod
   def encode(self, text: str) -> list[int]:

@@ -151,7 +151,7 @@ class SentencePieceTokenizer(interface.Tokenizer):
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text that the pieces spell."""
     words: list[str] = []
-    named = self._special_ids
+    named = self.special_ids
     for is_special, run in itertools.groupby(ids, key=named.__contains__):
       run_ids = [int(i) for i in run]
       pieces = [self.token(i) for i in run_ids if i != self.pad_id]
@@ -164,7 +164,7 @@ class SentencePieceTokenizer(interface.Tokenizer):
     return np.array(
       [
         not piece.startswith(_WORD_START)
-        and i not in self._special_ids
+        and i not in self.special_ids
         and not (p.is_control(i) or p.is_unknown(i) or p.is_unused(i))
         for i, piece in enumerate(self._pieces)
       ]

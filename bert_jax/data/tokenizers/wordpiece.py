@@ -103,7 +103,7 @@ class WordPieceTokenizer(interface.Tokenizer):
     _check_added(self.added, source)
     self._added_ids = {t: self._ids[t.content] for t in self.added}
     # These neither continue a word nor are continued.
-    self._apart = self._special_ids.union(self._added_ids.values())
+    self._apart = self.special_ids.union(self._added_ids.values())
 
   @classmethod
   def learn(
