@@ -24,13 +24,13 @@ from bert_jax.models.attention import programs
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
+from bert_jax.runtime.chips import GIB
 from bert_jax.runtime.settings import Config
 from bert_jax.sweeps import sweep
 from bert_jax.training import checks
 from bert_jax.training import jobs
 from bert_jax.training import session
 
-GIB = 2**30
 _CONNECT_SECS = 5.0
 _SHOWN_CHARS = 400  # of a message; it is to be one screen
 
