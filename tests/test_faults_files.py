@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from bert_jax import weights
 from bert_jax.runtime import files
-from bert_jax.weights import weights
 from tests import test_faults
 from tests.data import test_prepare
 from tests.weights import test_weights

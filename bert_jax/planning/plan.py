@@ -34,6 +34,7 @@ from bert_jax.planning import slices
 from bert_jax.planning import traffic
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
 from bert_jax.training import members
 from bert_jax.training import session
@@ -153,7 +154,7 @@ def _head(program: session.Program, where: slices.Slices) -> dict[str, Any]:
     "mesh": dict(program.mesh.shape),
     "batch_size": config.data.batch_size,
     "seq_len": config.data.seq_len,
-    "config": run_log.plain(config),
+    "config": settings.plain(config),
     "commit": revision,
     "dirty": dirty,
     "versions": {name: importlib.metadata.version(name) for name in names},

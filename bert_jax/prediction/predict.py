@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
+from bert_jax import weights
 from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
@@ -37,12 +38,11 @@ from bert_jax.kinds import kinds
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import bars
-from bert_jax.runtime import bounds
 from bert_jax.runtime import files
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
-from bert_jax.weights import weights
 
 _log = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ class Predictor:
     Raises:
       ValueError: there is no model, or it cannot do what is asked.
     """
-    bounds.check(config)  # before gigabytes are read
+    settings.check(config)  # before gigabytes are read
     kinds.Settings.from_config(config)
     return cls(weights.read(path, checkpoint), config, path, given)
 

@@ -8,19 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.runtime import bounds
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import files
 from bert_jax.runtime import hosts
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import jobs
 from bert_jax.training import meeting
 
 if TYPE_CHECKING:
-  from bert_jax.weights import weights
+  from bert_jax import weights
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def evaluate(
     ValueError: no run, no checkpoint, or a config that does not fit it; or
       the weights have no head for the task.
   """
-  bounds.check(config)
+  settings.check(config)
   check_workdir(workdir)
   meeting.meet("evaluate", config, [workdir], checkpoint=checkpoint)
   if output and jax.process_index() == 0:
@@ -131,7 +131,7 @@ def given_params(
   Raises:
     ValueError: a part is missing, or the head is that of another task.
   """
-  from bert_jax.weights import weights  # slow to import, and not always needed
+  from bert_jax import weights  # slow to import, and not always needed
 
   source = job.config.init_from
   if pretrained is None:

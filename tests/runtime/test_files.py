@@ -15,12 +15,12 @@ from absl import flags
 import pytest
 
 from bert_jax import main
+from bert_jax import weights
 from bert_jax.data import prepare
 from bert_jax.planning import plan
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
 from bert_jax.sweeps import sweep
-from bert_jax.weights import weights
 from configs import base
 from tests import test_main
 from tests.sweeps import test_report

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from bert_jax import tasks
+from bert_jax import weights
 from bert_jax.data import batching
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.training import evaluate
 from bert_jax.training import finetuning
@@ -20,7 +22,6 @@ from bert_jax.training import jobs
 from bert_jax.training import optim
 from bert_jax.training import steps
 from bert_jax.training import train
-from bert_jax.weights import weights
 from configs import finetune
 from tests import small_tasks
 
@@ -412,7 +413,7 @@ def test_losses_and_gradients_follow_the_reference_step_by_step(
     )
   )
   host = jax.tree.map(np.asarray, state.params)
-  shape = {k: config.model[k] for k in jobs.SHAPE_KEYS}
+  shape = {k: config.model[k] for k in settings.SHAPE_KEYS}
   weights.write(
     weights.Pretrained(
       "bert_jax", shape, host, "classify", job.task.labels, job.tokenizer
