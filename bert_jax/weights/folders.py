@@ -234,9 +234,11 @@ def _heads_of(
   if kind is None and (why := settings.refused_task(bias.size)):
     refused["task"] = why
   # Of an unknown kind they are kept for whoever names it.
+  head = task_heads.HEADS.get(kind or "")
+  named = kind is None or (head is not None and head.has_names)
   return {
     "kind": kind,
-    "labels": settings.labels if task_heads.may_have_labels(kind) else (),
+    "labels": settings.labels if named else (),
     "refused": refused,
   }
 
@@ -301,7 +303,7 @@ def write(
       )
     raise WeightsError(
       "the model has the head of a task, and does not say of what kind; give "
-      f"--config.convert.kind, one of {', '.join(task_heads.TASK_HEADS)}, or "
+      f"--config.convert.kind, one of {', '.join(task_heads.HEADS)}, or "
       "--config.convert.drop_head=True"
     )
   with naming(folder):

@@ -35,7 +35,7 @@ class Pretrained:
     model: `config.MODEL_KEYS`, and those of `config.SWITCHES` that the family
       sets.
     params: nested dict of numpy arrays, our tree with layers unrolled.
-    kind: of the task of its head, a key of `task_heads.TASK_HEADS`; None: no
+    kind: of the task of its head, a key of `task_heads.HEADS`; None: no
       head, or one whose task the folder does not tell.
     labels: of its head, in order; () where they have no names.
     tokenizer: None where the folder has no vocabulary.
@@ -93,15 +93,14 @@ class Pretrained:
       )
 
   def _check_task(self) -> None:
-    if self.kind not in task_heads.TASK_HEADS:
+    if self.kind not in task_heads.HEADS:
       raise WeightsError(
-        f"kind {self.kind!r:.100} is not one of "
-        f"{', '.join(task_heads.TASK_HEADS)}"
+        f"kind {self.kind!r:.100} is not one of {', '.join(task_heads.HEADS)}"
       )
     if "task" not in self.params:
       raise WeightsError(f"kind is {self.kind}, but there is no head of a task")
-    head = task_heads.TASK_HEADS[self.kind]
-    wanted = head.num_outputs or len(self.labels) or self.num_outputs
+    head = task_heads.HEADS[self.kind]
+    wanted = head.width or len(self.labels) or self.num_outputs
     if wanted != self.num_outputs:
       raise WeightsError(
         f"the head has {self.num_outputs} outputs, but a {self.kind} task with "

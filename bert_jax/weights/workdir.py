@@ -45,7 +45,7 @@ def read_settings(step: str) -> FolderSettings:
     task = run.get("task") or {}
     labels = tuple(map(str, task.get("labels") or ()))
     objective = config.get("objective")
-    default = objective if objective in task_heads.TASK_HEADS else None
+    default = objective if objective in task_heads.HEADS else None
     data = config.get("data") or {}
     seq_len = checked_length(data)
     flat = settings.flatten(config)

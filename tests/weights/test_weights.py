@@ -29,6 +29,7 @@ from bert_jax.models.families import bert
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.weights import convert as convert_mode
+from bert_jax.weights import task_heads
 from bert_jax.weights import tf_checkpoint
 from configs import convert as convert_config
 from tests.support.small_models import LABELS
@@ -57,7 +58,7 @@ def change_json(path, **changes):
 
 
 @pytest.mark.parametrize("format", families.FORMATS)
-@pytest.mark.parametrize("kind", [None, *weights.TASK_HEADS])
+@pytest.mark.parametrize("kind", [None, *task_heads.HEADS])
 def test_everything_comes_back(tmp_path, format, kind):
   wanted = make(kind)
   got = weights.read(write(wanted, tmp_path / "x", format))
