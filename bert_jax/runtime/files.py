@@ -20,6 +20,7 @@ import errno
 import fcntl
 import functools
 import io
+import json
 import os
 import re
 import secrets
@@ -232,6 +233,31 @@ def write_text(path: str, text: str, errors: str = "strict") -> None:
     f.write(text)
 
 
+def read_json(
+  path: str, default: dict[str, Any] | None = None
+) -> dict[str, Any]:
+  """Reads a file that is one JSON object.
+
+  Args:
+    path: the file.
+    default: what to return if the file does not exist; None = raise.
+
+  Raises:
+    ValueError: the file is not JSON, or not an object; names the file.
+    FileNotFoundError: there is no file, and no default.
+  """
+  if default is not None and not os.path.exists(path):
+    return default
+  try:
+    with open(path, encoding="utf-8") as f:
+      value = json.load(f)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: it is not JSON: {error}") from None
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}: it is not a JSON object")
+  return value
+
+
 def open_lock(path: str) -> Any:
   """Opens a text file to be locked, and creates it if it is missing.
 
@@ -316,9 +342,16 @@ def _machine() -> str:
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-  """A context that adds the name of a file to an OSError raised in it."""
+  """A context that adds the name of a file to an error of writing it.
+
+  Raises:
+    OSError: the write failed; also for a RuntimeError, as ArrayRecord's writer
+      raises.
+  """
   try:
     yield
+  except RuntimeError as error:
+    raise OSError(f"{path} cannot be written: {error}") from error
   except OSError as error:
     if error.errno is None:
       raise

@@ -14,7 +14,6 @@ from bert_jax.data import batching
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import hosts
 from bert_jax.runtime import run_log
-from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.training import averages
 from bert_jax.training import meeting
@@ -55,7 +54,7 @@ class Run:
     self.config, self.mesh = opened.config, opened.mesh
     self.total_steps = opened.total_steps
     self.batches: batching.Batches = opened.batches
-    self.batch_place = sharding.batch_sharding(opened.mesh)
+    self.batch_place = opened.batch_place
     self.mean_loss = averages.MeanLoss()
     self._norm = jax.jit(optax.tree.norm)
     self._values: dict[str, float] = {}

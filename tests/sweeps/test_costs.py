@@ -7,11 +7,11 @@ import pytest
 from bert_jax.runtime import run_log
 from bert_jax.runtime import settings
 from configs import base
-from tests import test_main
-from tests.sweeps import test_running
+from tests.support import launching
+from tests.support import sweep_trials
 
-launch = test_main.launch
-ROOT = test_running.ROOT
+launch = launching.launch
+ROOT = sweep_trials.ROOT
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ import pytest
 from bert_jax.sweeps import engines
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
-from tests.sweeps import test_running
+from tests.support import sweep_trials
 
-launcher = test_running.launcher
+launcher = sweep_trials.launcher
 POPEN = subprocess.Popen
 XPK = {
   "cluster": "slices", "tpu-type": "v5litepod-16", "docker-image": "gcr/bert",
@@ -154,10 +154,10 @@ def test_submitit_runs_real_trials_on_this_machine(
   tmp_path, finished_run, monkeypatch
 ):
   pytest.importorskip("submitit")
-  from tests.sweeps import test_report
+  from tests.support import sweep_folders
 
-  trials, workdir = test_report.make_trials(finished_run, tmp_path)
-  monkeypatch.chdir(test_report.ROOT)
+  trials, workdir = sweep_folders.make_trials(finished_run, tmp_path)
+  monkeypatch.chdir(sweep_folders.ROOT)
   jobs = engines.submit(trials, workdir, {"timeout_min": 5}, cluster="local")
   assert len(jobs) == 1  # the other is done
   assert jobs[0].result() == 0
@@ -168,7 +168,7 @@ def test_submitit_runs_real_trials_on_this_machine(
 
 
 def test_commands_are_those_of_what_is_not_done(tmp_path, launcher):
-  trials = test_running.seeds(1, 2, workdir=tmp_path)
+  trials = sweep_trials.seeds(1, 2, workdir=tmp_path)
   running.run(trials[:1], str(tmp_path), launcher=launcher)
   path = tmp_path / "commands.txt"
   assert engines.write_commands(trials, str(path)) == 1

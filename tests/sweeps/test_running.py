@@ -21,70 +21,18 @@ from bert_jax.sweeps import results
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 from configs import finetune
-from tests import small_tasks
-from tests import test_main
+from tests.support import launching
+from tests.support import small_tasks
+from tests.support import sweep_trials
+from tests.support.sweep_trials import calls
+from tests.support.sweep_trials import seeds
+from tests.support.sweep_trials import trials_of_tasks
 
-ROOT = pathlib.Path(__file__).parents[2]
-
-
-launch = test_main.launch
-
-
-# Stands for the launcher: reads what it is to do from the trial's seed, and
-# leaves what a training would leave.
-FAKE = """
-import json, os, sys, time
-args = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
-workdir, seed = args["workdir"], int(args["config.seed"])
-with open(os.path.join(os.path.dirname(workdir), "calls"), "a") as f:
-  f.write(f"{seed} ")
-if seed == 8:
-  time.sleep(1)
-before = os.path.exists(os.path.join(workdir, "run.json"))
-sys.path.insert(0, os.getcwd())
-from bert_jax.runtime import run_log
-from bert_jax.runtime import settings
-from configs import base
-config = base.get_config()
-config.seed = seed
-run = {"config": settings.plain(config), "data_hash": "0", "total_steps": 7}
-run_log.write_run(workdir, run)
-if seed == 3 and not before:
-  sys.exit(75)  # preempted once
-if seed == 5:
-  sys.exit("it cannot be")
-if seed == 8:
-  import signal
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-  open(os.path.join(os.path.dirname(workdir), "waits"), "w").close()
-  time.sleep(60)
-if seed in (6, 7):
-  while not os.path.exists(os.path.join(os.path.dirname(workdir), "go")):
-    time.sleep(0.02)
-  if seed == 6 and not before:
-    sys.exit("died")
-os.makedirs(os.path.join(workdir, "checkpoints", "7"))
-with open(os.path.join(workdir, "metrics.jsonl"), "w") as f:
-  f.write(json.dumps({"step": 7, "eval/loss": 1.0}) + "\\n")
-"""
+ROOT = sweep_trials.ROOT
+launcher = sweep_trials.launcher
 
 
-@pytest.fixture
-def launcher(tmp_path):
-  path = tmp_path / "fake.py"
-  path.write_text(FAKE)
-  return [sys.executable, str(path)]
-
-
-def seeds(*numbers, workdir):
-  config = sweep.make(
-    sweep.trial("configs/base.py", {"seed": n}) for n in numbers
-  )
-  return sweep.read_trials(config, str(workdir))
-
-
-def calls(workdir):
-  return [int(n) for n in (workdir / "calls").read_text().split()]
+launch = launching.launch
 
 
 def test_every_trial_runs_once_and_failures_stay_visible(tmp_path, launcher):
@@ -93,7 +41,14 @@ def test_every_trial_runs_once_and_failures_stay_visible(tmp_path, launcher):
     running.FailedError, match="1 of 5 .*seed=5.*retry_failed"
   ):
     running.run(trials, str(tmp_path), 2, launcher=launcher)
-  assert sorted(calls(tmp_path)) == [1, 2, 3, 3, 4, 5]  # 3 was preempted once
+  assert sorted(calls(tmp_path)) == [
+    1,
+    2,
+    3,
+    3,
+    4,
+    5,
+  ]  # 3 was preempted once
   states = [state for _, state, _ in costs.listing(trials, str(tmp_path), str)]
   assert states == ["done", "done", "done", "failed", "done"]
   assert "it cannot be" in (tmp_path / "seed=5" / "log.txt").read_text()
@@ -118,10 +73,10 @@ def test_every_trial_runs_once_and_failures_stay_visible(tmp_path, launcher):
 def start_sweep(tmp_path, launcher, *numbers, num_parallel=1):
   """A process that runs the trials of some seeds."""
   code = (
-    "import logging, pathlib, sys; from tests.sweeps import test_running;"
+    "import logging, pathlib, sys; from tests.support import sweep_trials;"
     "from bert_jax.sweeps import running; w = pathlib.Path(sys.argv[1]);"
     "logging.basicConfig(level=logging.INFO, force=True);"
-    f"running.run(test_running.seeds(*{numbers}, workdir=w), str(w),"
+    f"running.run(sweep_trials.seeds(*{numbers}, workdir=w), str(w),"
     f" {num_parallel}, launcher=sys.argv[2:])"
   )
   return subprocess.Popen(
@@ -350,7 +305,11 @@ def test_a_failure_that_was_done_elsewhere_is_none_any_more(tmp_path, launcher):
 def test_a_second_sweep_on_a_workdir_is_refused(tmp_path, launcher):
   with run_log.lock(str(tmp_path)):
     with pytest.raises(run_log.RunError, match="is in use by process"):
-      running.run(seeds(1, workdir=tmp_path), str(tmp_path), launcher=launcher)
+      running.run(
+        seeds(1, workdir=tmp_path),
+        str(tmp_path),
+        launcher=launcher,
+      )
 
 
 def test_how_long_a_trial_ran_is_known_only_where_all_of_it_is(tmp_path):
@@ -368,25 +327,11 @@ def test_how_long_a_trial_ran_is_known_only_where_all_of_it_is(tmp_path):
   assert journal.seconds() == {"seed=2": 12.0}
 
 
-def _trials_of_tasks(workdir, **settings):
-  config = sweep.make(
-    sweep.trial(
-      f"configs/finetune.py:task={task}",
-      {"seed": seed, "optim.learning_rate": rate, "data.one_row_len": True}
-      | settings,
-    )
-    for seed in (0, 1)
-    for task in ("mrpc", "rte")
-    for rate in (2e-5, 3e-5)
-  )
-  return sweep.read_trials(config, str(workdir))
-
-
 def test_only_trials_of_other_seeds_and_rates_are_put_together(
   tmp_path, monkeypatch
 ):
   monkeypatch.chdir(ROOT)
-  trials = _trials_of_tasks(tmp_path)
+  trials = trials_of_tasks(tmp_path)
   batches = running.put_together(trials, 3)
   assert sorted(len(batch) for batch in batches) == [1, 1, 3, 3]
   assert sorted(t.name for b in batches for t in b) == sorted(
@@ -401,7 +346,7 @@ def test_trials_that_have_begun_go_on_with_those_of_the_same_step(
   tmp_path, monkeypatch
 ):
   monkeypatch.chdir(ROOT)
-  trials = [t for t in _trials_of_tasks(tmp_path) if "mrpc" in t.config]
+  trials = [t for t in trials_of_tasks(tmp_path) if "mrpc" in t.config]
   for one, saved in zip(trials, ((), (10, 20), (), (10,)), strict=True):
     for step in saved:
       os.makedirs(f"{one.workdir}/checkpoints/{step}")
@@ -427,7 +372,7 @@ def test_what_cannot_be_put_together_is_refused(
   tmp_path, monkeypatch, settings, message
 ):
   monkeypatch.chdir(ROOT)
-  trials = _trials_of_tasks(tmp_path / "runs", **settings)
+  trials = trials_of_tasks(tmp_path / "runs", **settings)
   with pytest.raises(sweep.SweepError, match=message):
     running.run(trials, str(tmp_path / "runs"), num_together=2)
   running.put_together(trials, 1)
@@ -442,7 +387,7 @@ def test_where_several_fail_together_each_is_tried_alone(tmp_path, monkeypatch):
     "  f.write(f'{sum(a.startswith(\"--member\") for a in sys.argv)} ')\n"
     "sys.exit('no')\n"
   )
-  trials = _trials_of_tasks(tmp_path / "runs")
+  trials = trials_of_tasks(tmp_path / "runs")
   launcher = [sys.executable, str(script)]
   with pytest.raises(running.FailedError, match="8 of 8"):
     running.run(
@@ -459,7 +404,7 @@ def test_what_failed_together_only_is_tried_alone_by_the_next_sweep(
   tmp_path, monkeypatch
 ):
   monkeypatch.chdir(ROOT)
-  trials = [t for t in _trials_of_tasks(tmp_path) if "mrpc" in t.config]
+  trials = [t for t in trials_of_tasks(tmp_path) if "mrpc" in t.config]
   journal = running.Journal(str(tmp_path))
   for one in trials:
     journal.write(one, "started", together=4)

@@ -11,10 +11,12 @@ from bert_jax.runtime import settings
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 from configs import base
-from tests.sweeps import test_running
+from tests.support import sweep_trials
+from tests.support.sweep_trials import seeds
+from tests.support.sweep_trials import trials_of_tasks
 
-ROOT = test_running.ROOT
-launcher = test_running.launcher
+ROOT = sweep_trials.ROOT
+launcher = sweep_trials.launcher
 
 
 def test_trials_are_named_by_what_differs(tmp_path):
@@ -75,8 +77,8 @@ def test_different_trials_have_different_names(tmp_path):
 
 def test_more_seeds_leave_the_names_of_the_others(tmp_path):
   (one,), more = (
-    test_running.seeds(0, workdir=tmp_path),
-    test_running.seeds(0, 1, workdir=tmp_path),
+    seeds(0, workdir=tmp_path),
+    seeds(0, 1, workdir=tmp_path),
   )
   assert one.name == more[0].name == "seed=0"
 
@@ -125,14 +127,14 @@ def test_a_trial_may_have_a_name_of_its_own(tmp_path):
 
 def test_a_member_is_its_workdir_seed_and_rate(tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
-  one = test_running._trials_of_tasks(tmp_path)[3]
+  one = trials_of_tasks(tmp_path)[3]
   assert one.member() == (
     f"--member={one.workdir}:seed=0,optim.learning_rate=3e-05"
   )
 
 
 def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
-  (one,) = trials = test_running.seeds(1, workdir=tmp_path)
+  (one,) = trials = seeds(1, workdir=tmp_path)
   os.makedirs(one.workdir)
   config = base.get_config()
   config.seed, config.data.seq_len = 1, 64
@@ -144,7 +146,7 @@ def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
 
 
 def test_a_log_that_broke_off_holds_nothing_up(tmp_path, launcher):
-  trials = test_running.seeds(1, 2, workdir=tmp_path)
+  trials = seeds(1, 2, workdir=tmp_path)
   running.run(trials, str(tmp_path), launcher=launcher)
   log = pathlib.Path(trials[0].workdir, "metrics.jsonl")
   log.write_text('{"step": 7, "eval/lo')
@@ -152,7 +154,7 @@ def test_a_log_that_broke_off_holds_nothing_up(tmp_path, launcher):
 
 
 def test_what_was_trained_on_other_data_is_another_run(tmp_path, launcher):
-  (one,) = test_running.seeds(1, workdir=tmp_path)
+  (one,) = seeds(1, workdir=tmp_path)
   running.run([one], str(tmp_path), launcher=launcher)
   config = sweep.make(
     [sweep.trial("configs/base.py", {"seed": 1, "data.dir": "elsewhere"})]
