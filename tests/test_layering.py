@@ -25,7 +25,9 @@ HOST_ONLY = (
 )  # fmt: skip
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain"}
 # Feeding has no use for jax itself; grain imports it.
-MAY_IMPORT = {"data.batching": {"grain"}, "data.task_batches": {"grain"}}
+MAY_IMPORT = dict.fromkeys(
+  ("data.batching", "data.orders", "data.task_batches"), {"grain"}
+)
 NEVER = {"configs", "experiments", "tests"}
 
 

@@ -12,10 +12,14 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from bert_jax.data import batch_keys
+from bert_jax.data import batching
+from bert_jax.data import task_batches
 from bert_jax.kinds import losses
 from bert_jax.models import heads
 from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
+from bert_jax.tasks import features
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -37,6 +41,8 @@ class Objective:
       only where sequences share rows.
     unused: parts of the module's parameters, as prefixes of their paths, that
       its outputs do not depend on: weights may come without them.
+    labels: where the labels of a kind of task stand in a batch; None of
+      pre-training.
   """
 
   make_model: Callable[..., nn.Module]
@@ -46,6 +52,33 @@ class Objective:
   metrics: Callable[[Any, Batch], Sums]
   packed_inputs: tuple[str, ...] = ("positions", "sequence_ids")
   unused: tuple[str, ...] = ()
+  labels: batch_keys.Labels | None = None
+
+  def batch_shapes(
+    self, config: Any, num_choices: int = 1, num_labels: int = 1
+  ) -> batch_keys.Shapes:
+    """Returns the shape and dtype of all that a training batch holds.
+
+    Pre-training has one shape, which the config decides. How many examples of a
+    task share a row depends on the examples; here each has a row of its own, of
+    data.seq_len tokens a sequence, as with data.pack=False.
+
+    Args:
+      config: the whole configuration.
+      num_choices: C, the choices of a question.
+      num_labels: K, the labels of the task.
+    """
+    data = config.data
+    if self.labels is None:
+      return batching.pretraining_shapes(data, data.batch_size)
+    return task_batches.task_shapes(
+      self.labels,
+      data.batch_size,
+      data.seq_len * num_choices,
+      1,
+      num_choices,
+      num_labels,
+    )
 
   def needs(self, path: str) -> bool:
     """Whether the outputs depend on the parameter with this path."""
@@ -134,6 +167,7 @@ def _nsp_metrics(outputs: Any, batch: Batch) -> Sums:
 
 def _task(
   loss: Callable[[Any, Batch], tuple],
+  labels: batch_keys.Labels,
   *,
   pooled: bool,
   num_outputs: int | None = None,
@@ -143,6 +177,7 @@ def _task(
 
   Args:
     loss: (outputs, batch) -> (sum, weight).
+    labels: where the labels stand in a batch.
     pooled: the head reads [CLS] of every sequence, not all tokens.
     num_outputs: of the head; None = the number of labels.
     head_dropout: dropout before the head.
@@ -161,6 +196,7 @@ def _task(
     weights=lambda b: {"task_loss": b["weight"].sum()},
     metrics=lambda o, b: {"task_loss": loss(o, b)},
     unused=() if pooled else ("encoder/pooler/",),
+    labels=labels,
   )
 
 
@@ -224,15 +260,17 @@ OBJECTIVES = {
     unused=("encoder/pooler/", "nsp/"),
   ),
   # A label of a sentence or a pair (paper, 4.1).
-  "classify": _task(_class_loss, pooled=True),
+  "classify": _task(_class_loss, features.CLASSES, pooled=True),
   # A number for it; the original has none (GLUE's STS-B).
-  "regress": _task(_number_loss, pooled=True, num_outputs=1),
+  "regress": _task(_number_loss, features.NUMBERS, pooled=True, num_outputs=1),
   # One of several endings, each scored by a vector (paper, 4.4).
-  "choice": _task(_choice_loss, pooled=True, num_outputs=1),
+  "choice": _task(_choice_loss, features.CLASSES, pooled=True, num_outputs=1),
   # A label of every word, read at its first piece (paper, 5.3).
-  "tag": _task(_class_loss, pooled=False),
+  "tag": _task(_class_loss, features.TAGS, pooled=False),
   # The two ends of an answer (paper, 4.2); without dropout before the head.
-  "span": _task(_span_loss, pooled=False, num_outputs=2, head_dropout=False),
+  "span": _task(
+    _span_loss, features.SPANS, pooled=False, num_outputs=2, head_dropout=False
+  ),
 }
 
 

@@ -135,57 +135,19 @@ def open_slices(name: str, num_slices: int = 1) -> Slices:
 def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
   """The shapes of a training batch, without any data.
 
-  Pre-training has one shape, which the config decides. Of a task it depends on
-  the examples how many share a row; here each has its own, as with
-  data.pack=False, of data.seq_len tokens.
-
   Args:
-    config: the whole configuration.
+    config: the whole configuration; see `Objective.batch_shapes`.
   """
-  data = config.data
-  rows, length = data.batch_size, data.seq_len
-
-  def shape(*sizes, dtype="int32"):
-    return jax.ShapeDtypeStruct((rows, *sizes), jnp.dtype(dtype))
-
-  batch = {
-    name: shape(length) for name in ("input_ids", "input_mask", "segment_ids")
-  }
-  packed = {name: shape(length) for name in ("positions", "sequence_ids")}
-  if config.objective != "task":
-    slots = batching.num_masked_slots(data)
-    batch |= {
-      "masked_positions": shape(slots),
-      "masked_ids": shape(slots),
-      "masked_weights": shape(slots, dtype="float32"),
-    }
-    if data.max_sequences == 1:
-      return batch | {"nsp_label": shape(), "weight": shape(dtype="float32")}
-    many = data.max_sequences
-    return (
-      batch
-      | packed
-      | {
-        "nsp_label": shape(many),
-        "weight": shape(many, dtype="float32"),
-        "cls_positions": shape(many),
-      }
+  if config.objective == "task":
+    task = finetuning.get_task(config.task)
+    choices = _NUM_CHOICES if task.kind == "choice" else 1
+    shapes = objectives.get_objective(task.kind).batch_shapes(
+      config, choices, task.num_outputs
     )
-  kind = finetuning.get_task(config.task).kind
-  choices = _NUM_CHOICES if kind == "choice" else 1
-  batch = {name: shape(length * choices) for name in (*batch, *packed)} | {
-    "cls_positions": shape(choices)
-  }
-  if kind == "tag":
-    return batch | {
-      "label": shape(length),
-      "weight": shape(length, dtype="float32"),
-    }
-  batch["weight"] = shape(1, dtype="float32")
-  if kind == "span":
-    return batch | {"start": shape(1), "end": shape(1)}
-  dtype = "float32" if kind == "regress" else "int32"
-  return batch | {"label": shape(1, dtype=dtype)}
+  else:
+    objective = objectives.get_objective(config.objective)
+    shapes = objective.batch_shapes(config)
+  return {k: jax.ShapeDtypeStruct(*of_key) for k, of_key in shapes.items()}
 
 
 @dataclasses.dataclass(frozen=True)

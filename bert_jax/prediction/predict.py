@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
+from bert_jax.data import batch_keys
 from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data import tokenization
@@ -142,7 +143,11 @@ def _masked_positions(is_mask: np.ndarray) -> np.ndarray:
   """[B, L] bool -> [B, P] where they are, P a power of two."""
   counts = is_mask.sum(axis=1)
   slots = 1 << (int(max(counts.max(), 1)) - 1).bit_length()
-  positions = np.zeros((len(is_mask), slots), np.int32)
+  wanted = {"masked_positions": batch_keys.MASKED["masked_positions"]}
+  shape, dtype = batch_keys.shapes(wanted, B=len(is_mask), P=slots)[
+    "masked_positions"
+  ]
+  positions = np.zeros(shape, dtype)
   row, column = np.nonzero(is_mask)
   first = np.cumsum(counts) - counts
   positions[row, np.arange(len(row)) - first[row]] = column

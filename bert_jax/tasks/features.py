@@ -12,12 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.data import batch_keys
 from bert_jax.data import tokenization
 from bert_jax.tasks import spec
 
 IGNORED = -1  # a token without a label
 
 CONTEXTS = ("sentence", "document")
+
+CLASSES = batch_keys.Labels({"label": ("BG", np.int32)})
+NUMBERS = batch_keys.Labels({"label": ("BG", np.float32)})
+TAGS = batch_keys.Labels({"label": ("BL", np.int32)})
+SPANS = batch_keys.Labels(
+  {"start": ("BG", np.int32), "end": ("BG", np.int32)}, are_places=True
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Features:
     is_max_context: [T] bool, no other window shows the token with more on its
       poorer side (span).
     contexts: the text of each example, which answers are cut from (span).
+    labels: where `label` stands in a batch.
   """
 
   token_ids: np.ndarray
@@ -55,6 +64,7 @@ class Features:
   char_ends: np.ndarray | None = None
   is_max_context: np.ndarray | None = None
   contexts: tuple[str, ...] = ()
+  labels: batch_keys.Labels = CLASSES
 
   @property
   def lengths(self) -> np.ndarray:
@@ -140,6 +150,7 @@ def _pair_features(task, examples, tokenizer, *, seq_len) -> Features:
     **sequences,
     example=np.arange(len(examples), dtype=np.int32),
     label=_labels(task, examples, dtype),
+    labels=NUMBERS if dtype is np.float32 else CLASSES,
   )
 
 
@@ -302,6 +313,7 @@ def _tag_features(task, examples, tokenizer, *, seq_len, context) -> Features:
     label=None if labels is None else np.array(label, np.int32),
     num_truncated=num_truncated,
     words=np.array(words, np.int32),
+    labels=TAGS,
   )
 
 
@@ -484,6 +496,7 @@ class _SpanColumns:
       char_ends=np.array(self.ends, np.int32),
       is_max_context=np.array(self.is_best, bool),
       contexts=texts,
+      labels=SPANS,
     )
 
 

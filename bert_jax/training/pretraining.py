@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.data import batching
+from bert_jax.data import orders
 from bert_jax.data import packing
 from bert_jax.data import records
 from bert_jax.kinds import objectives
@@ -151,7 +152,7 @@ class Evaluator:
     self._batches = batching.PretrainBatches(
       config.data,
       "validation",
-      seed=batching.EVAL_SEED,
+      seed=orders.EVAL_SEED,
       batch_size=config.eval.batch_size,
       max_examples=config.eval.max_examples,
       rows=sharding.local_rows(self._place, config.eval.batch_size),

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 
-from bert_jax.data import batching
+from bert_jax.data import orders
 from bert_jax.runtime import run_log
 from bert_jax.tasks import scores
 from bert_jax.training import jobs
@@ -153,7 +153,7 @@ def train(job, num_steps=None):
   model = make_model(config, job.task.num_outputs)
   optimizer = make_optimizer(model, settings)
   features = job.split(job.task.train_split).features
-  order = batching.Order(len(features), config.seed)
+  order = orders.Order(len(features), config.seed)
   losses = []
   model.train()
   for step in range(job.total_steps if num_steps is None else num_steps):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bert_jax import tasks
-from bert_jax.data import batching
+from bert_jax.data import orders
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.training import evaluate
@@ -438,7 +438,7 @@ def test_losses_and_gradients_follow_the_reference_step_by_step(
     lr=1e-3, eps=config.optim.eps,
   )  # fmt: skip
   features = job.split("train").features
-  order = batching.Order(len(features), config.seed)
+  order = orders.Order(len(features), config.seed)
   for number in range(8):
     state, metrics = step(state, batches[number])
     units, _ = order(number * 16 + np.arange(16))
