@@ -35,8 +35,11 @@ from bert_jax import tasks
 from bert_jax.data import batching
 from bert_jax.data import corpus
 from bert_jax.data import prepare
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import load
+from bert_jax.data.tokenizers import wordpiece
+from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bert_jax.models import convert
 from bert_jax.prediction import predict
 from bert_jax.runtime import checkpoint
@@ -58,7 +61,7 @@ MAX_SECS = 5.0  # of the processor, for one input
 HANG_SECS = 60.0  # after which a reader that never comes back is ended
 MAX_BYTES = 1 << 30  # that one input may ask for
 
-PIECES = [*tokenization.SPECIAL_TOKENS, *"the cat sat on mat ##s . ?".split()]
+PIECES = [*interface.SPECIAL_TOKENS, *"the cat sat on mat ##s . ?".split()]
 MODEL = {
   "vocab_size": len(PIECES) + 1,
   "num_layers": 1,
@@ -391,7 +394,7 @@ def _read_tfds_task(folder):
 
 def _use_tokenizer(path):
   """Loads a tokenizer and calls all that needs no more than itself."""
-  tokenizer = tokenization.load_tokenizer(path)
+  tokenizer = load.load_tokenizer(path)
   text = "The cats \u00e9\u4e2d sat. [MASK]\u2581 \ud800"
   ids = tokenizer.encode(text)
   assert tokenizer.encode_with_offsets(text)[0] == ids
@@ -404,13 +407,13 @@ def _make_vocab(folder):
 
 
 def _make_saved_vocab(folder):
-  tokenization.WordPieceTokenizer(PIECES).save(folder)
+  wordpiece.WordPieceTokenizer(PIECES).save(folder)
 
 
 @functools.cache
 def _sentencepiece(rules: str) -> bytes:
   model = io.BytesIO()
-  pad, unk, *control = tokenization.SPECIAL_TOKENS
+  pad, unk, *control = interface.SPECIAL_TOKENS
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(["the cat sat on the mat", "cats on mats"] * 20),
     model_writer=model, vocab_size=19, model_type="unigram",
@@ -428,7 +431,7 @@ def _model_maker(rules: str):
 
 
 def _make_saved_model(folder):
-  tokenization.SentencePieceTokenizer(_sentencepiece("identity")).save(folder)
+  SentencePieceTokenizer(_sentencepiece("identity")).save(folder)
 
 
 READERS |= {
@@ -448,7 +451,7 @@ READERS |= {
 
 # --- tasks -------------------------------------------------------------------
 
-TOKENIZER = tokenization.WordPieceTokenizer(PIECES)
+TOKENIZER = wordpiece.WordPieceTokenizer(PIECES)
 
 
 def _features(task: spec.Task, examples) -> None:

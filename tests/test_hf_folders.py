@@ -17,11 +17,14 @@ import string
 import numpy as np
 import pytest
 
-from bert_jax.data import added_tokens
-from bert_jax.data import hf_tokenizer
 from bert_jax.data import prepare
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import hf_tokenizer
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import load
+from bert_jax.data.tokenizers import wordpiece
 from bert_jax.kinds import kinds
 from bert_jax.models import convert
 from bert_jax.models import layers
@@ -40,7 +43,7 @@ from tests import small_tasks
 
 AddedToken = added_tokens.AddedToken
 WORDS = "the acquired walk ##ed e1 ent karl a b [ ] < > / . ##1".split()
-PIECES = [*tokenization.SPECIAL_TOKENS, *WORDS]
+PIECES = [*interface.SPECIAL_TOKENS, *WORDS]
 V = len(PIECES)
 SHARED = pathlib.Path(__file__).parents[1] / ".." / "shared" / "data"
 MARKERS = (
@@ -52,7 +55,7 @@ MARKERS = (
 
 
 def tokenizer_of(*added, lower_case=True):
-  return tokenization.WordPieceTokenizer(
+  return wordpiece.WordPieceTokenizer(
     PIECES, lower_case=lower_case, max_input_chars_per_word=100, added=added
   )
 
@@ -214,7 +217,7 @@ def test_added_tokens_are_saved_and_pickled(tmp_path):
   assert (tmp_path / "vocab.txt").read_text().split() == PIECES
   text = "the [E1] acquired <ent> <W> [E2]"
   for again in (
-    tokenization.load_tokenizer(tmp_path),
+    load.load_tokenizer(tmp_path),
     pickle.loads(pickle.dumps(tokenizer)),  # noqa: S301
   ):
     assert again.encode(text) == tokenizer.encode(text)
@@ -224,7 +227,7 @@ def test_added_tokens_are_saved_and_pickled(tmp_path):
   settings["added_tokens"][0]["single_word"] = "no"
   (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
   with pytest.raises(ValueError, match="added_tokens is damaged"):
-    tokenization.load_tokenizer(tmp_path)
+    load.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("format", ["huggingface", "flax", "bert_jax"])
@@ -268,7 +271,7 @@ def test_data_is_prepared_with_added_tokens(tmp_path):
   )
   data = str(tmp_path / "data")
   prepare.prepare(config, [str(text)], data)
-  vocabulary = tokenization.load_tokenizer(os.path.join(data, "vocab"))
+  vocabulary = load.load_tokenizer(os.path.join(data, "vocab"))
   assert vocabulary.added == MARKERS
   counts = records.read_array(
     os.path.join(data, "tokens", "train.counts.npy"), np.int64, 1
@@ -276,7 +279,7 @@ def test_data_is_prepared_with_added_tokens(tmp_path):
   by_name = {name: counts[vocabulary.id(name)] for name in ("[e1]", "<ent>")}
   assert by_name == {"[e1]": 40, "<ent>": 40}
   assert counts[vocabulary.id("[E2]")] == 40
-  assert records.read_manifest(data)["vocab_size"] == V + len(MARKERS)
+  assert manifests.read_manifest(data)["vocab_size"] == V + len(MARKERS)
 
 
 @pytest.mark.slow
@@ -286,7 +289,7 @@ def test_a_task_is_trained_with_added_tokens(tmp_path):
   config = small_tasks.make_config(
     tmp_path / "data", "classify", train__num_epochs=1.0
   )
-  vocabulary = tokenization.WordPieceTokenizer(
+  vocabulary = wordpiece.WordPieceTokenizer(
     small_tasks.VOCAB, added=MARKERS, max_input_chars_per_word=100
   )
   given = make(without=("nsp", "mlm"), vocab_size=vocabulary.vocab_size)
@@ -468,7 +471,7 @@ def test_a_key_that_changes_tokens_is_refused_by_name(folder, key):
   with pytest.raises(weights.WeightsError, match=key):
     weights.read(folder)
   with pytest.raises(ValueError, match=key):
-    tokenization.load_tokenizer(folder)
+    load.load_tokenizer(folder)
 
 
 def test_every_key_with_an_effect_is_refused_in_a_test():
@@ -579,18 +582,18 @@ def test_prepare_and_the_model_take_the_same_length_of_words(folder, file):
   del config["max_input_chars_per_word"]
   path.write_text(json.dumps(config))
   # Where nothing is said, data that was prepared before keeps its hash.
-  assert tokenization.load_tokenizer(folder).max_input_chars_per_word == 200
+  assert load.load_tokenizer(folder).max_input_chars_per_word == 200
   if file == path.name:
     path.write_text(json.dumps(config | {"max_input_chars_per_word": 3}))
   else:
     (folder / file).write_text(
       json.dumps(changed("model.max_input_chars_per_word", 3))
     )
-  got = tokenization.load_tokenizer(folder)
+  got = load.load_tokenizer(folder)
   assert got.tokenize("walk the") == ["[UNK]", "the"]
   assert got.fingerprint == weights.read(folder).tokenizer.fingerprint
   with pytest.raises(ValueError, match="max_input_chars_per_word=9.* say 3"):
-    tokenization.load_tokenizer(folder, max_input_chars_per_word=9)
+    load.load_tokenizer(folder, max_input_chars_per_word=9)
 
 
 def test_two_vocabularies_that_differ_are_refused(folder):
@@ -868,7 +871,7 @@ def test_a_head_needs_only_what_it_uses(tmp_path, form):
     form, without=("nsp", "mlm"), num_labels=3 if form == "tag" else 2,
     hidden_size=32, num_heads=8, mlp_dim=64, vocab_size=len(small_tasks.VOCAB),
   )  # fmt: skip
-  vocabulary = tokenization.WordPieceTokenizer(small_tasks.VOCAB)
+  vocabulary = wordpiece.WordPieceTokenizer(small_tasks.VOCAB)
   whole = dataclasses.replace(whole, tokenizer=vocabulary, labels=())
   encoder = {k: v for k, v in whole.params["encoder"].items() if k != "pooler"}
   bare = dataclasses.replace(whole, params=whole.params | {"encoder": encoder})
@@ -939,11 +942,11 @@ def fast_and_ours(transformers, tmp_path, lower_case):
   fast = transformers.BertTokenizerFast.from_pretrained(tmp_path / "slow")
   fast.save_pretrained(tmp_path / "fast")
   ours = [
-    tokenization.load_tokenizer(tmp_path / name, max_input_chars_per_word=100)
+    load.load_tokenizer(tmp_path / name, max_input_chars_per_word=100)
     for name in ("slow", "fast")
   ]
   ours[0].save(tmp_path / "ours")
-  ours.append(tokenization.load_tokenizer(tmp_path / "ours"))
+  ours.append(load.load_tokenizer(tmp_path / "ours"))
   model = make(without=("nsp", "mlm"), vocab_size=len(fast))
   write(dataclasses.replace(model, tokenizer=ours[0]), tmp_path / "export")
   again = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")

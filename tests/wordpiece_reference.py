@@ -1,7 +1,7 @@
 """BERT's tokenisation once more, slowly: what the fast one is held against.
 
 One character at a time, in the order of the original's rules and without any
-of its short cuts or ours. It shares no code with `bert_jax.data.tokenization`.
+of its short cuts or ours. It shares no code with `bert_jax.data.tokenizers`.
 """
 
 import unicodedata

@@ -22,8 +22,12 @@ from bert_jax.data import batch_keys
 from bert_jax.data import masking
 from bert_jax.data import orders
 from bert_jax.data import packing
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import indexes
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
+from bert_jax.data.store import verification
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import load
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +89,7 @@ class PretrainBatches:
       )
     self._data = data
     self._examples = open_examples(data, split)
-    self._tokens = records.TokenStore(data.dir, split)
+    self._tokens = indexes.TokenStore(data.dir, split)
     self._tokenizer = load_vocabulary(data.dir)
     total = len(self._examples)
     self._order: Any = orders.Order(total, seed)
@@ -127,7 +131,7 @@ class PretrainBatches:
     """The rows of an epoch over all examples of a split."""
     data = self._data
     name = records.examples_name(data)
-    index = records.LengthIndex(data.dir, name, split)
+    index = indexes.LengthIndex(data.dir, name, split)
     patterns = packing.pack_histogram(
       index.histogram, data.seq_len, data.max_sequences
     )
@@ -397,7 +401,7 @@ def pretraining_shapes(data: Any, num_rows: int) -> batch_keys.Shapes:
   )
 
 
-def open_examples(data: Any, split: str) -> records.ExampleStore:
+def open_examples(data: Any, split: str) -> indexes.ExampleStore:
   """Opens the examples that a config's `data` group asks for.
 
   Raises:
@@ -405,7 +409,7 @@ def open_examples(data: Any, split: str) -> records.ExampleStore:
       says with which command they are made.
   """
   name = records.examples_name(data)
-  records.read_manifest(data.dir)  # says how to make it where it is missing
+  manifests.read_manifest(data.dir)  # says how to make it where it is missing
   folder = os.path.join(data.dir, "examples")
   if not os.path.exists(os.path.join(folder, name, "manifest.json")):
     found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -413,23 +417,23 @@ def open_examples(data: Any, split: str) -> records.ExampleStore:
       f"{data.dir} has no examples {name}, only {', '.join(found) or 'none'};"
       " add them with --mode=prepare, the same --config and no --input"
     )
-  manifest = records.read_manifest(os.path.join(folder, name))
+  manifest = manifests.read_manifest(os.path.join(folder, name))
   tokens = records.file_hash(os.path.join(data.dir, "manifest.json"))
   if manifest["settings"]["tokens"] != tokens:
     raise records.DataError(
       f"{folder}/{name} was made of other tokens than {data.dir}/tokens; "
       "delete it and run --mode=prepare again"
     )
-  records.verify(
+  verification.verify(
     data.dir, name, split, data.verify, packed=data.max_sequences > 1
   )
-  return records.ExampleStore(data.dir, name, split)
+  return indexes.ExampleStore(data.dir, name, split)
 
 
-def load_vocabulary(folder: str) -> tokenization.Tokenizer:
+def load_vocabulary(folder: str) -> interface.Tokenizer:
   """The vocabulary of prepared data, checked against its manifest."""
-  tokenizer = tokenization.load_tokenizer(os.path.join(folder, "vocab"))
-  wanted = records.read_manifest(folder)["settings"]["vocab"]
+  tokenizer = load.load_tokenizer(os.path.join(folder, "vocab"))
+  wanted = manifests.read_manifest(folder)["settings"]["vocab"]
   if tokenizer.fingerprint != wanted:
     raise records.DataError(
       f"{folder}/vocab is not the vocabulary its tokens were made with "

@@ -5,6 +5,7 @@ these numbers replaces a generator, so nothing random is stored, no order of
 reading matters and a whole batch is masked at once.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -21,6 +22,7 @@ def num_slots(seq_len: int, mask_rate: float, max_predictions: int) -> int:
   return max_predictions or math.ceil(seq_len * mask_rate)
 
 
+@functools.cache
 def num_packed_slots(
   seq_len: int, max_sequences: int, mask_rate: float, slots: int
 ) -> int:

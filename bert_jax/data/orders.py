@@ -13,7 +13,7 @@ import numpy as np
 
 from bert_jax.data import masking
 from bert_jax.data import packing
-from bert_jax.data import records
+from bert_jax.data.store import indexes
 
 # Evaluation uses one choice of masks and of examples, whatever the run's seed,
 # so that numbers of different runs compare.
@@ -58,7 +58,7 @@ class PackedOrder:
   """
 
   patterns: packing.Patterns
-  index: records.LengthIndex
+  index: indexes.LengthIndex
   seed: int
 
   def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

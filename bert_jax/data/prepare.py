@@ -37,8 +37,11 @@ from bert_jax.data import corpus
 from bert_jax.data import masking
 from bert_jax.data import packing
 from bert_jax.data import pairing
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import indexes
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import learn
+from bert_jax.data.tokenizers import load
 from bert_jax.runtime import bounds
 from bert_jax.runtime import files
 from bert_jax.runtime import signals
@@ -48,15 +51,15 @@ _log = logging.getLogger(__name__)
 _PROGRESS = ".progress"  # folder of what finished shards report
 _TABLES = ("boundaries.npy", "documents.npy")
 # The forms of what finished shards report.
-_TOKENS_ROW = dict.fromkeys(("sentences", "unknown"), records.is_count)
+_TOKENS_ROW = dict.fromkeys(("sentences", "unknown"), manifests.is_count)
 _TOKENISED = {
-  "sha256": records.is_text,
-  **records.each_split([records.TOKENS_ROW | _TOKENS_ROW]),
+  "sha256": manifests.is_text,
+  **manifests.each_split([manifests.TOKENS_ROW | _TOKENS_ROW]),
 }
-_PAIRED = records.EXAMPLES_ROW | dict.fromkeys(
-  ("random_next", "tokens"), records.is_count
+_PAIRED = manifests.EXAMPLES_ROW | dict.fromkeys(
+  ("random_next", "tokens"), manifests.is_count
 )
-_SORTED = records.LENGTHS_ROW | {"counts": [records.is_count]}
+_SORTED = manifests.LENGTHS_ROW | {"counts": [manifests.is_count]}
 _RANDOM_DOCUMENT_TRIES = 10  # create_pretraining_data.py:279
 
 
@@ -75,7 +78,7 @@ def prepare(config: Any, patterns: Sequence[str], folder: str) -> None:
   """
   check_settings(config)
   if not patterns:
-    records.read_manifest(folder)  # says how to make it where it is missing
+    manifests.read_manifest(folder)  # says how to make it where it is missing
   units = (
     corpus.list_units(
       patterns, config.prepare.format, config.prepare.unit_bytes
@@ -167,7 +170,7 @@ def _run(
     progress_folder: where finished jobs report.
     config: `prepare.num_workers` and `prepare.runner` are read.
     title: of the progress bar.
-    form: of a result, for records.has_form.
+    form: of a result, for manifests.has_form.
 
   Returns:
     The results, in the order of the jobs.
@@ -197,13 +200,13 @@ def _read_result(path: str, form: dict) -> Any:
 
   Args:
     path: of the report.
-    form: that it must have, for records.has_form.
+    form: that it must have, for manifests.has_form.
 
   Raises:
     records.DataError: it is damaged.
   """
   result = records.read_json(path)
-  if not records.has_form(result, form):
+  if not manifests.has_form(result, form):
     raise records.DataError(f"{path} is damaged; delete it, and try again")
   return result
 
@@ -362,7 +365,7 @@ def _write_vocabulary(config: Any, inputs: Inputs, folder: str) -> None:
     is_model = p.vocab.endswith(".model") or glob.glob(
       os.path.join(glob.escape(p.vocab), "*.model")
     )
-    loaded = tokenization.load_tokenizer(
+    loaded = load.load_tokenizer(
       p.vocab, lower_case=None if is_model else p.lower_case
     )
     asked: dict[str, Any] = {"fingerprint": loaded.fingerprint}
@@ -407,10 +410,10 @@ def _learn_vocabulary(config: Any, units: list[corpus.Unit]):
   _log.info("learning a %s vocabulary of %d", p.vocab_kind, p.vocab_size)
   texts = _sample_text(config, units)
   if p.vocab_kind == "wordpiece":
-    return tokenization.train_wordpiece(
+    return learn.train_wordpiece(
       texts, vocab_size=p.vocab_size, lower_case=p.lower_case
     )
-  return tokenization.train_sentencepiece(
+  return learn.train_sentencepiece(
     texts, vocab_size=p.vocab_size, lower_case=p.lower_case
   )
 
@@ -507,7 +510,7 @@ def _check_tables(folder: str, manifest: dict) -> None:
 def _write_tokens(config: Any, inputs: Inputs, folder: str) -> None:
   """Tokenises every unit into one shard a split, or one a part."""
   p, units = config.prepare, inputs.units
-  tokenizer = tokenization.load_tokenizer(os.path.join(folder, "vocab"))
+  tokenizer = load.load_tokenizer(os.path.join(folder, "vocab"))
   settings = {
     "format": p.format,
     "held_out_rate": p.held_out_rate,
@@ -520,7 +523,7 @@ def _write_tokens(config: Any, inputs: Inputs, folder: str) -> None:
   manifest_path = os.path.join(folder, "manifest.json")
   progress_folder = os.path.join(folder, _PROGRESS, "tokens")
   if os.path.exists(manifest_path):
-    manifest = records.read_manifest(folder)
+    manifest = manifests.read_manifest(folder)
     _check_same(manifest["settings"], settings, manifest_path)
     _check_inputs(inputs, _recorded_hashes(manifest, folder), folder)
     suffixes = ("array_record", *_TABLES)
@@ -591,7 +594,9 @@ def _recorded_hashes(manifest: dict, folder: str) -> dict[int, str]:
   Raises:
     records.DataError: the record does not say it.
   """
-  if not records.has_form(manifest, {"inputs": [{"sha256": records.is_text}]}):
+  if not manifests.has_form(
+    manifest, {"inputs": [{"sha256": manifests.is_text}]}
+  ):
     raise records.DataError(
       f"{folder}/manifest.json does not record the content of its inputs; give "
       "another --output, or no --input to add examples to its tokens"
@@ -670,7 +675,7 @@ def _check_documents(shards: dict[str, list], held_out_rate: float) -> None:
 @functools.lru_cache(1)
 def _tokenizer(folder: str, fingerprint: str):
   del fingerprint  # only so that another vocabulary is loaded anew
-  return tokenization.load_tokenizer(os.path.join(folder, "vocab"))
+  return load.load_tokenizer(os.path.join(folder, "vocab"))
 
 
 def tokenize_unit(job: dict) -> dict:
@@ -771,7 +776,7 @@ def _write_examples(config: Any, folder: str) -> dict:
   d = config.data
   name = records.examples_name(d)
   target = os.path.join(folder, "examples", name)
-  tokens = records.read_manifest(folder)
+  tokens = manifests.read_manifest(folder)
   settings = {
     "pairing": d.pairing,
     "seq_len": d.seq_len,
@@ -782,7 +787,7 @@ def _write_examples(config: Any, folder: str) -> dict:
   }
   progress_folder = os.path.join(folder, _PROGRESS, name)
   if os.path.exists(os.path.join(target, "manifest.json")):
-    manifest = records.read_manifest(target)
+    manifest = manifests.read_manifest(target)
     _check_same(manifest["settings"], settings, target)
     if _is_whole(target, manifest, ("array_record",)):
       _remove_progress(folder, progress_folder)
@@ -856,7 +861,7 @@ def _write_lengths(config: Any, folder: str) -> None:
   target = records.lengths_folder(folder, name)
   progress_folder = os.path.join(folder, _PROGRESS, f"{name}.lengths")
   if os.path.exists(os.path.join(target, "manifest.json")):
-    manifest = records.check_lengths(folder, name)
+    manifest = indexes.check_lengths(folder, name)
     tables = [os.path.join(target, f"{s}.npy") for s in records.SPLITS]
     if _is_whole(target, manifest, ("npy",)) and all(
       map(os.path.exists, tables)
@@ -876,7 +881,7 @@ def _write_lengths(config: Any, folder: str) -> None:
       target=target,
       seq_len=config.data.seq_len,
     )
-    for split, rows in records.read_manifest(examples)["shards"].items()
+    for split, rows in manifests.read_manifest(examples)["shards"].items()
     for s in rows
   ]
   title = "sort by length"
@@ -950,8 +955,8 @@ def sort_shard(job: dict) -> dict:
 @functools.lru_cache(2)
 def _document_table(folder: str, split: str, tokens: str):
   del tokens  # only so that other data is read anew
-  shards = records.read_manifest(folder)["shards"][split]
-  table = records.DocumentTable(os.path.join(folder, "tokens"), split, shards)
+  shards = manifests.read_manifest(folder)["shards"][split]
+  table = indexes.DocumentTable(os.path.join(folder, "tokens"), split, shards)
   return table, [s["shard"] for s in shards]
 
 
@@ -1063,7 +1068,7 @@ def _packed_share(data: Any, folder: str, split: str) -> str:
     split: one of records.SPLITS.
   """
   name = records.examples_name(data)
-  table = records.read_length_counts(folder, name, split)
+  table = indexes.read_length_counts(folder, name, split)
   patterns = packing.pack_histogram(
     table.sum(0), data.seq_len, data.max_sequences
   )
@@ -1080,7 +1085,7 @@ def _report(
   data: Any, folder: str, manifest: dict, token_secs: float, secs: float
 ) -> None:
   """Prints what was made and what to run next."""
-  totals, tokens = manifest["totals"], records.read_manifest(folder)["totals"]
+  totals, tokens = manifest["totals"], manifests.read_manifest(folder)["totals"]
   for split in records.SPLITS:
     t, e = tokens[split], totals[split]
     if not t["documents"]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import tasks
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import objectives
 from bert_jax.models import encoder
 from bert_jax.models.config import ModelConfig
@@ -250,7 +250,7 @@ class Context:
   settings: Settings
   seq_len: int
   model: ModelConfig
-  tokenizer: tokenization.Tokenizer
+  tokenizer: interface.Tokenizer
   pretrained: weights.Pretrained
   name: str
 

@@ -31,7 +31,8 @@ import numpy as np
 
 from bert_jax.data import batching
 from bert_jax.data import packing
-from bert_jax.data import records
+from bert_jax.data.store import indexes
+from bert_jax.data.store import records
 from bert_jax.kinds import objectives
 from bert_jax.models import encoder
 from bert_jax.models import flops
@@ -715,7 +716,7 @@ def sequence_lengths(config: Any) -> tuple[float, float, int] | None:
   name = records.examples_name(data)
   examples = batching.open_examples(data, "train")
   if data.max_sequences > 1:
-    histogram = records.LengthIndex(data.dir, name, "train").histogram
+    histogram = indexes.LengthIndex(data.dir, name, "train").histogram
     rows = packing.pack_histogram(
       histogram, data.seq_len, data.max_sequences
     ).num_rows

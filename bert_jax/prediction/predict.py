@@ -33,7 +33,7 @@ import numpy as np
 from bert_jax.data import batch_keys
 from bert_jax.data import packing
 from bert_jax.data import task_batches
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import kinds
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
@@ -103,7 +103,7 @@ def _lay_out(
   row_lengths: Sequence[int],
   batch_tokens: int,
   multiple: int,
-  tokenizer: tokenization.Tokenizer,
+  tokenizer: interface.Tokenizer,
 ) -> Iterator[_Rows]:
   """Packs sequences into batches, each into rows of the shortest length.
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax import tasks
-from bert_jax.data import records
+from bert_jax.data.store import manifests
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
 from bert_jax.sweeps import sweep
@@ -33,7 +33,7 @@ def _is_number_or_null(value: Any) -> bool:
 
 
 def _is_commit(value: Any) -> bool:
-  return value is None or records.is_text(value)
+  return value is None or manifests.is_text(value)
 
 
 def _are_numbers(value: Any) -> bool:
@@ -43,7 +43,7 @@ def _are_numbers(value: Any) -> bool:
 
 def _are_settings(value: Any) -> bool:
   """Whether JSON is an object of texts, numbers and lists, with a config."""
-  if not isinstance(value, dict) or not records.is_text(
+  if not isinstance(value, dict) or not manifests.is_text(
     value.get("config", "")
   ):
     return False
@@ -63,18 +63,18 @@ def _are_curves(value: Any) -> bool:
   )
 
 
-# What a line must have, with the check of its value: records.has_form.
+# What a line must have, with the check of its value: manifests.has_form.
 _ROW: dict[str, Any] = {
-  "id": records.is_text,
-  "trial": records.is_text,
-  "task": records.is_text,
+  "id": manifests.is_text,
+  "trial": manifests.is_text,
+  "task": manifests.is_text,
   "seed": lambda value: type(value) is int,
   "metrics": _are_numbers,
   "settings": _are_settings,
   "commits": [_is_commit],
   "dirty": lambda value: value is None or isinstance(value, bool),
-  "finished": records.is_text,
-  "hardware": records.is_text,
+  "finished": manifests.is_text,
+  "hardware": manifests.is_text,
   "seconds": _is_number,
   "useful_tokens_per_sec": _is_number_or_null,
   "most_frequent": _is_number_or_null,
@@ -92,7 +92,10 @@ _WANTED = dict.fromkeys(_ROW, "a text") | {
   "most_frequent": "a number or null",
   "curves": "an object of lists of points (step, value)",
 }
-_PLANNED = {"command": records.is_text, "trials": [{"trial": records.is_text}]}
+_PLANNED = {
+  "command": manifests.is_text,
+  "trials": [{"trial": manifests.is_text}],
+}
 _CURVE_POINTS = 100  # of a curve that is kept
 _CURVES = ("train/loss", "eval/loss", "eval/mlm_loss")
 
@@ -272,7 +275,7 @@ def _checked_row(row: Any) -> dict[str, Any]:
   if missing := sorted(_ROW.keys() - row.keys()):
     raise ValueError(f"it has no {', '.join(missing)}")
   for key, form in _ROW.items():
-    if not records.has_form(row[key], form):
+    if not manifests.has_form(row[key], form):
       raise ValueError(f"{key} is {row[key]!r:.60}; {_WANTED[key]} was wanted")
   return row
 
@@ -286,7 +289,7 @@ def read_planned(folder: str) -> dict[str, Any]:
   try:
     with open(path, encoding="utf-8") as f:
       planned = json.load(f)
-    if not records.has_form(planned, _PLANNED):
+    if not manifests.has_form(planned, _PLANNED):
       raise ValueError("it has no command and trials with names")
   except (ValueError, RecursionError, OSError) as error:
     raise ResultsError(f"{path} is damaged: {error}") from error

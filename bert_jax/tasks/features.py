@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.data import batch_keys
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
 from bert_jax.tasks import spec
 
 IGNORED = -1  # a token without a label
@@ -83,7 +83,7 @@ class Features:
 def make_features(
   task: spec.Task,
   examples: Sequence[Any],
-  tokenizer: tokenization.Tokenizer,
+  tokenizer: interface.Tokenizer,
   *,
   seq_len: int,
   max_query_len: int = 64,
@@ -183,7 +183,7 @@ def _labels(task, examples, dtype) -> np.ndarray | None:
 def _pair_sequences(
   first: Sequence[str],
   second: Sequence[str | None],
-  tokenizer: tokenization.Tokenizer,
+  tokenizer: interface.Tokenizer,
   seq_len: int,
 ) -> dict[str, Any]:
   """The columns of M sequences, long ones truncated."""
@@ -240,7 +240,7 @@ def truncated_lengths(a: int, b: int, room: int) -> tuple[int, int]:
 
 
 def _encode(
-  tokenizer: tokenization.Tokenizer, texts: Sequence[str]
+  tokenizer: interface.Tokenizer, texts: Sequence[str]
 ) -> list[list[int]]:
   """Ids of many texts; one that comes again, such as a context, once."""
   distinct = list(dict.fromkeys(texts))

@@ -17,7 +17,7 @@ from bert_jax import tasks
 from bert_jax.data import batching
 from bert_jax.data import packing
 from bert_jax.data import task_batches
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import objectives
 from bert_jax.models import flops
 from bert_jax.models.attention import programs
@@ -52,7 +52,7 @@ class FineTuning:
     tokenizer: the vocabulary.
   """
 
-  def __init__(self, config: Any, tokenizer: tokenization.Tokenizer):
+  def __init__(self, config: Any, tokenizer: interface.Tokenizer):
     """Reads the training split, if there is one.
 
     Args:

@@ -7,7 +7,8 @@ from flax import linen as nn
 import jax
 
 from bert_jax.data import batching
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import load
 from bert_jax.kinds import objectives
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import run_log
@@ -42,7 +43,7 @@ class Job(Protocol):
   config: Any
   objective: objectives.Objective
   model: nn.Module
-  tokenizer: tokenization.Tokenizer
+  tokenizer: interface.Tokenizer
 
   @property
   def total_steps(self) -> int:
@@ -145,11 +146,11 @@ def open_job(
 
 def _vocabulary(
   config: Any, workdir: str, pretrained: "weights.Pretrained | None"
-) -> tokenization.Tokenizer:
+) -> interface.Tokenizer:
   """That of the run that goes on, of the weights, or of `task.vocab`."""
   if workdir:
-    return tokenization.load_tokenizer(os.path.join(workdir, "vocab"))
-  own = config.task.vocab and tokenization.load_tokenizer(config.task.vocab)
+    return load.load_tokenizer(os.path.join(workdir, "vocab"))
+  own = config.task.vocab and load.load_tokenizer(config.task.vocab)
   theirs = pretrained.tokenizer if pretrained else None
   if own and theirs and _meaning(own) != _meaning(theirs):
     raise ValueError(
@@ -184,7 +185,7 @@ def _check_vocabulary(
     )
 
 
-def _meaning(tokenizer: tokenization.Tokenizer) -> tuple:
+def _meaning(tokenizer: interface.Tokenizer) -> tuple:
   """What the ids of a vocabulary stand for."""
   pieces = tuple(tokenizer.token(i) for i in range(tokenizer.vocab_size))
   added = getattr(tokenizer, "added", ())

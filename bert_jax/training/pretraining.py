@@ -14,7 +14,8 @@ import numpy as np
 from bert_jax.data import batching
 from bert_jax.data import orders
 from bert_jax.data import packing
-from bert_jax.data import records
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
 from bert_jax.kinds import objectives
 from bert_jax.models import flops
 from bert_jax.models.attention import programs
@@ -230,7 +231,7 @@ def _check_model_fits(config: Any) -> ModelConfig:
       f"{model_config.type_vocab_size} has one; start from weights with two, "
       "or prepare and train with another data.pairing and objective=mlm"
     )
-  vocab_size = records.read_manifest(config.data.dir)["vocab_size"]
+  vocab_size = manifests.read_manifest(config.data.dir)["vocab_size"]
   if vocab_size > model_config.vocab_size:
     raise ValueError(
       f"{config.data.dir} has a vocabulary of {vocab_size}, model.vocab_size="

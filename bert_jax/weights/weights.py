@@ -32,9 +32,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bert_jax.data import added_tokens
-from bert_jax.data import hf_tokenizer
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import hf_tokenizer
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import load
+from bert_jax.data.tokenizers import wordpiece
 from bert_jax.models import convert
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import files
@@ -101,7 +103,7 @@ class Pretrained:
   params: dict[str, Any]
   kind: str | None = None
   labels: tuple[str, ...] = ()
-  tokenizer: tokenization.Tokenizer | None = None
+  tokenizer: interface.Tokenizer | None = None
   lower_case: bool | None = None
   ignored: tuple[str, ...] = ()
   missing: tuple[str, ...] = ()
@@ -284,7 +286,7 @@ class _Settings:
   model: dict[str, Any]
   kind: Callable[[int, bool], str | None]  # (K, head of spans) -> kind
   labels: tuple[str, ...]
-  tokenizer: tokenization.Tokenizer | None
+  tokenizer: interface.Tokenizer | None
   lower_case: bool | None
   seq_len: int | None = None
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -412,7 +414,7 @@ def _say_what_differs(path: str, config: Mapping[str, Any]) -> None:
 
 def _hf_tokenizer(
   folder: str, says: hf_tokenizer.Settings
-) -> tokenization.Tokenizer | None:
+) -> interface.Tokenizer | None:
   """The tokenizer of a folder; None where that has no vocabulary."""
   if says.pieces is None and not os.path.exists(
     os.path.join(folder, "vocab.txt")
@@ -420,7 +422,7 @@ def _hf_tokenizer(
     return None
   if says.max_input_chars_per_word is None:
     says = dataclasses.replace(says, max_input_chars_per_word=_HF_WORD_CHARS)
-  return tokenization.load_hugging_faces(folder, says)
+  return load.load_hugging_faces(folder, says)
 
 
 def _read_tf1_settings(prefix: str) -> _Settings:
@@ -456,7 +458,7 @@ def _read_tf1_settings(prefix: str) -> _Settings:
   vocab = os.path.join(folder, "vocab.txt")
   if os.path.exists(vocab):
     with _naming(vocab):
-      tokenizer = tokenization.load_tokenizer(
+      tokenizer = load.load_tokenizer(
         vocab,
         lower_case=ours.get("lower_case"),
         max_input_chars_per_word=ours.get("max_input_chars_per_word"),
@@ -506,7 +508,7 @@ def _read_own_settings(step: str) -> _Settings:
     vocab = os.path.join(folder, "vocab")
     if os.path.isdir(vocab):
       with _naming(vocab):
-        tokenizer = tokenization.load_tokenizer(vocab)
+        tokenizer = load.load_tokenizer(vocab)
       break
   return _Settings(
     model=model,
@@ -661,7 +663,7 @@ def _word_piece(pretrained: Pretrained, format: str) -> Any:
 
 
 def _write_hf_tokenizer(
-  tokenizer: tokenization.WordPieceTokenizer, folder: str, max_len: int
+  tokenizer: wordpiece.WordPieceTokenizer, folder: str, max_len: int
 ) -> None:
   """Writes vocab.txt, tokenizer_config.json and, if there are any, the rest.
 
@@ -686,7 +688,7 @@ def _write_hf_tokenizer(
       tokenizer.id(name): added_tokens.AddedToken(
         name, normalized=False, special=True
       )
-      for name in tokenization.SPECIAL_TOKENS
+      for name in interface.SPECIAL_TOKENS
     }
     tokens = usual | {i: token for token, i in ids.items()}
     config["added_tokens_decoder"] = {

@@ -29,7 +29,8 @@ import numpy as np
 from bert_jax.data import batching
 from bert_jax.data import packing
 from bert_jax.data import prepare
-from bert_jax.data import records
+from bert_jax.data.store import indexes
+from bert_jax.data.store import records
 from configs import base
 from experiments.bench import prepare as bench_prepare
 from experiments.bench import wikipedia
@@ -143,7 +144,7 @@ def main(argv=None):
       )
       data = make_data(text, vocab, folder, seed=args.seed)
     first = records.examples_name(make_config("", data).data)
-    index = records.LengthIndex(data, first, "train")
+    index = indexes.LengthIndex(data, first, "train")
     summary["lengths"] = compare_lengths(index)
     header = ("useful", "rows", "seq/row", "secs", "batches", "slots", "used")
     for pairing, length in KINDS:
@@ -152,7 +153,7 @@ def main(argv=None):
       for count in SEQUENCES:
         settings = make_config("", data, pairing, length, count).data
         name = records.examples_name(settings)
-        index = records.LengthIndex(data, name, "train")
+        index = indexes.LengthIndex(data, name, "train")
         row = share_of_epoch(index, length, count)
         row |= share_of_batches(args, settings)
         print(

@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bert_jax.data import corpus
 from bert_jax.data import prepare
-from bert_jax.data import records
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
 from configs import base
 from configs import demo as demo_config
 from experiments import demo
@@ -126,7 +127,7 @@ def run_once(args, patterns, folder, changes):
     prepare.prepare(config, patterns, folder)
   secs = time.perf_counter() - start
   name = records.examples_name(config.data)
-  manifest = records.read_manifest(os.path.join(folder, "examples", name))
+  manifest = manifests.read_manifest(os.path.join(folder, "examples", name))
   totals = manifest["totals"].values()
   return secs, sum(t["examples"] for t in totals)
 

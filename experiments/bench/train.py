@@ -114,7 +114,8 @@ def packed_batch(args, num_rows, folder):
   share nearest to that of all examples.
   """
   from bert_jax.data import batching
-  from bert_jax.data import records
+  from bert_jax.data.store import indexes
+  from bert_jax.data.store import records
   from experiments.bench import packing
 
   text, vocab, _ = bench_prepare.default_corpus(args.input, args.vocab, folder)
@@ -124,7 +125,7 @@ def packed_batch(args, num_rows, folder):
     settings, "train", seed=0, batch_size=num_rows, num_steps=NUM_CANDIDATES
   )
   name = records.examples_name(settings)
-  histogram = records.LengthIndex(data, name, "train").histogram
+  histogram = indexes.LengthIndex(data, name, "train").histogram
   wanted = (histogram @ np.arange(MAX_LEN + 1)) / histogram.sum() / MAX_LEN
 
   def distance(batch):

@@ -13,8 +13,10 @@ from bert_jax.data import masking
 from bert_jax.data import orders
 from bert_jax.data import packing
 from bert_jax.data import prepare
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import indexes
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import load
 from tests.data import test_prepare
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
@@ -201,7 +203,7 @@ def test_no_special_token_is_predicted_and_the_number_is_right(folder, kind):
 def test_whole_words_are_chosen_whole(folder):
   batch = open_batches(folder, num_steps=1, data__whole_word=True,
                        batch_size=128)[0]  # fmt: skip
-  vocab = tokenization.load_tokenizer(os.path.join(folder, "vocab"))
+  vocab = load.load_tokenizer(os.path.join(folder, "vocab"))
   ids = restore(batch)
   chosen = np.zeros(ids.shape, bool)
   rows, slots = np.nonzero(batch["masked_weights"])
@@ -462,7 +464,7 @@ def epochs_of(batches, rows, take, epochs=2):
 
 def rows_of_epoch(short, most, **changes):
   data = settings(short, data__seq_len=64, **changes)
-  index = records.LengthIndex(
+  index = indexes.LengthIndex(
     data.dir, records.examples_name(data), "train"
   )  # fmt: skip
   patterns = packing.pack_histogram(index.histogram, data.seq_len, most)
@@ -785,7 +787,7 @@ def test_examples_that_cannot_be_are_refused(copy, change):
   # Well-formed records with wrong numbers.
   path = examples_file(copy)
   data = settings(copy)
-  count = records.read_manifest(
+  count = manifests.read_manifest(
     str(path.parent)
   )["shards"]["train"][0]["examples"]  # fmt: skip
   examples = batching.open_examples(data, "train").read(np.arange(count)).copy()
@@ -804,7 +806,7 @@ def damage_examples(folder, settings, places):
   (path,) = folder.glob(
     f"examples/{records.examples_name(settings)}/train-00000.array_record"
   )
-  shards = records.read_manifest(str(path.parent))["shards"]["train"]
+  shards = manifests.read_manifest(str(path.parent))["shards"]["train"]
   count = shards[0]["examples"]
   examples = batching.open_examples(settings, "train").read(np.arange(count))
   examples = examples.copy()
@@ -883,7 +885,7 @@ def test_damaged_records_are_left_out_of_shared_rows(short_copy):
 
 def test_a_token_that_is_in_no_vocabulary_is_refused(copy):
   path = copy / "tokens" / "train-00000.array_record"
-  row = records.read_manifest(str(copy))["shards"]["train"][0]
+  row = manifests.read_manifest(str(copy))["shards"]["train"][0]
   with records.RecordWriter(str(path)) as writer:
     tokens = np.full((row["records"], records.RECORD_TOKENS), 999, "<u2")
     writer.write_rows(tokens)

@@ -19,8 +19,10 @@ from scipy import stats
 from bert_jax.data import corpus
 from bert_jax.data import packing
 from bert_jax.data import prepare
-from bert_jax.data import records
-from bert_jax.data import tokenization
+from bert_jax.data.store import indexes
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import load
 from configs import base
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -148,10 +150,10 @@ def packed(tmp_path_factory):
 
 def open_split(folder, split):
   """Token store, table and manifest rows of a split."""
-  rows = records.read_manifest(folder)["shards"][split]
+  rows = manifests.read_manifest(folder)["shards"][split]
   tokens = os.path.join(folder, "tokens")
-  table = records.DocumentTable(tokens, split, rows)
-  return records.TokenStore(folder, split), table
+  table = indexes.DocumentTable(tokens, split, rows)
+  return indexes.TokenStore(folder, split), table
 
 
 def span(store, start, length):
@@ -170,7 +172,7 @@ def stored_documents(folder, split):
 
 def read_examples(folder, config, split):
   name = records.examples_name(config.data)
-  store = records.ExampleStore(folder, name, split)
+  store = indexes.ExampleStore(folder, name, split)
   return store.read(np.arange(len(store)))
 
 
@@ -178,7 +180,7 @@ def read_examples(folder, config, split):
 
 
 def test_sentences_come_back_from_the_token_store(inputs):
-  tokenizer = tokenization.load_tokenizer(inputs.vocab)
+  tokenizer = load.load_tokenizer(inputs.vocab)
   sides = {"train": [], "validation": []}
   for document in inputs.documents:
     held_out = prepare.is_held_out(document, 0.15, 0)
@@ -193,7 +195,7 @@ def test_sentences_come_back_from_the_token_store(inputs):
 
 
 def test_the_manifest_counts_what_is_there(inputs):
-  manifest = records.read_manifest(inputs.data)
+  manifest = manifests.read_manifest(inputs.data)
   assert len(manifest["inputs"]) > 5
   with open(inputs.text, "rb") as f:
     text = f.read()
@@ -226,7 +228,9 @@ def test_the_manifest_counts_what_is_there(inputs):
 def test_the_manifest_of_examples_counts_what_is_there(inputs, kind):
   config = inputs.config(data__pairing=kind)
   name = records.examples_name(config.data)
-  manifest = records.read_manifest(os.path.join(inputs.data, "examples", name))
+  manifest = manifests.read_manifest(
+    os.path.join(inputs.data, "examples", name)
+  )
   specials = 3 if kind == "pairs" else 2
   for split in records.SPLITS:
     examples = read_examples(inputs.data, config, split)
@@ -265,7 +269,7 @@ def test_pairs_lie_within_documents_and_random_text_in_another(inputs, split):
   assert 0.5 < examples["is_random"].mean() < 0.85
   # Random text comes from every shard of the split.
   if split == "train":
-    shards = records.read_manifest(inputs.data)["shards"][split]
+    shards = manifests.read_manifest(inputs.data)["shards"][split]
     edges = np.cumsum([0] + [s["records"] for s in shards]) * 256
     counts, _ = np.histogram(examples["b_start"][~follows], edges)
     assert counts.min() > 0
@@ -289,7 +293,7 @@ def test_full_sentences_hold_every_token_once_a_pass(inputs):
 
 
 def shard_names(folder, split):
-  rows = records.read_manifest(folder)["shards"][split]
+  rows = manifests.read_manifest(folder)["shards"][split]
   return [records.shard_name(s["shard"]) for s in rows]
 
 
@@ -311,7 +315,7 @@ def test_a_compressed_file_makes_a_shard_every_so_many_bytes(packed):
 def test_shards_of_a_compressed_file_are_shards_like_any_other(packed):
   """In sentences, counts, hashes and examples."""
   test_sentences_come_back_from_the_token_store(packed)
-  manifest = records.read_manifest(packed.data)
+  manifest = manifests.read_manifest(packed.data)
   assert [row["end"] == -1 for row in manifest["inputs"]] == [True, False, True]
   with gzip.open(os.path.join(packed.text, "c.txt.gz")) as f:
     digest = hashlib.sha256(f.read()).hexdigest()
@@ -353,7 +357,8 @@ def start(script, inputs, folder, *args):
   """Starts a process that prepares `folder` with a piece of script before."""
   code = (
     "import os, signal, sys\n"
-    "from bert_jax.data import prepare, records\n"
+    "from bert_jax.data import prepare\n"
+    "from bert_jax.data.store import records\n"
     "from tests.data import test_prepare\n"
     "text, vocab, folder, *args = sys.argv[1:]\n"
     f"{script}\n"
@@ -432,7 +437,9 @@ def test_a_run_killed_within_a_compressed_file_makes_all_of_it_again(
   units = [
     sum(records.shard_name(s["shard"]).startswith(f"0000{i}") for s in rows)
     for i in range(3)
-    for rows in [sum(records.read_manifest(packed.data)["shards"].values(), [])]
+    for rows in [
+      sum(manifests.read_manifest(packed.data)["shards"].values(), [])
+    ]
   ]
   calls = (
     3 * (sum(units) - 1) - 1
@@ -629,14 +636,14 @@ def test_no_text_is_on_both_sides_though_it_comes_twice(tmp_path):
     {str(d) for d in stored_documents(data, split)} for split in records.SPLITS
   )
   assert train and held and not train & held
-  totals = records.read_manifest(data)["totals"]
+  totals = manifests.read_manifest(data)["totals"]
   assert sum(t["documents"] for t in totals.values()) == 160
 
 
 def test_without_held_out_documents_all_are_for_training(inputs, tmp_path):
   config = inputs.config(prepare__held_out_rate=0.0)
   prepare.prepare(config, [inputs.text], str(tmp_path))
-  manifest = records.read_manifest(str(tmp_path))
+  manifest = manifests.read_manifest(str(tmp_path))
   assert manifest["totals"]["train"]["documents"] == len(inputs.documents)
   assert manifest["shards"]["validation"] == []
   with pytest.raises(records.DataError, match="no validation examples under"):
@@ -684,7 +691,7 @@ def test_every_format_gives_the_same_sentences(inputs, tmp_path, text_format):
   )  # fmt: skip
   data = str(tmp_path / "data")
   prepare.prepare(config, [pattern], data)
-  tokenizer = tokenization.load_tokenizer(inputs.vocab)
+  tokenizer = load.load_tokenizer(inputs.vocab)
   expected = [[tokenizer.encode(s) for s in d] for d in documents]
   found = stored_documents(data, "train")
   if text_format == "tfds":  # which shuffles
@@ -720,9 +727,9 @@ def test_a_vocabulary_is_learned_and_can_be_given_again(inputs, tmp_path, kind):
   config = make_config(prepare__vocab_kind=kind, prepare__vocab_size=size)
   learned = tmp_path / "learned"
   prepare.prepare(config, [inputs.text], str(learned))
-  tokenizer = tokenization.load_tokenizer(learned / "vocab")
+  tokenizer = load.load_tokenizer(learned / "vocab")
   assert (tokenizer.kind, tokenizer.vocab_size) == (kind, size)
-  manifest = records.read_manifest(str(learned))
+  manifest = manifests.read_manifest(str(learned))
   assert manifest["vocab_size"] == size
   (held, *_) = (d for d in inputs.documents if prepare.is_held_out(d, 0.15, 0))
   assert stored_documents(str(learned), "validation")[0] == [
@@ -1074,7 +1081,7 @@ def test_beam_without_its_extra_says_how_to_get_it(
 def test_the_report_says_what_was_made_and_what_is_next(inputs, capsys):
   prepare.prepare(inputs.config(), [], inputs.data)
   out = " ".join(capsys.readouterr().out.split())
-  totals = records.read_manifest(inputs.data)["totals"]
+  totals = manifests.read_manifest(inputs.data)["totals"]
   assert f"train: {totals['train']['documents']} documents" in out
   assert "validation: " in out and "examples of 32" in out
   assert f"--config.data.dir={inputs.data}" in out
@@ -1084,7 +1091,7 @@ def test_the_report_says_what_packing_would_make_of_it(inputs, capsys):
   config = inputs.config(data__max_sequences=4)
   prepare.prepare(config, [], inputs.data)
   out = " ".join(capsys.readouterr().out.split())
-  index = records.LengthIndex(
+  index = indexes.LengthIndex(
     inputs.data, records.examples_name(config.data), "train"
   )
   patterns = packing.pack_histogram(index.histogram, 32, 4)
@@ -1103,7 +1110,7 @@ def test_the_report_says_what_packing_would_make_of_it(inputs, capsys):
 def test_every_example_is_found_once_under_its_length(inputs, kind, split):
   config = inputs.config(data__pairing=kind)
   examples = read_examples(inputs.data, config, split)
-  index = records.LengthIndex(
+  index = indexes.LengthIndex(
     inputs.data, records.examples_name(config.data), split
   )
   lengths = records.example_lengths(examples)
@@ -1167,7 +1174,7 @@ def test_an_order_of_other_examples_is_refused(inputs, tmp_path):
   with pytest.raises(records.DataError, match="made of other examples than"):
     prepare.prepare(inputs.config(), [], str(data))
   with pytest.raises(records.DataError, match="made of other examples than"):
-    records.LengthIndex(str(data), folder, "train")
+    indexes.LengthIndex(str(data), folder, "train")
 
 
 def test_files_of_others_in_the_folder_are_left_alone(inputs, tmp_path):

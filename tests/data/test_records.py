@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from bert_jax.data import records
+from bert_jax.data.store import indexes
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
+from bert_jax.data.store import verification
 
 SEP = 3
 DOCUMENTS = st.lists(
@@ -77,8 +80,8 @@ def test_every_sentence_is_read_back_by_its_boundaries(
 ):
   folder = tmp_path_factory.mktemp("store")
   rows, counts = write_store(folder, shards)
-  store = records.TokenStore(str(folder), "train")
-  table = records.DocumentTable(str(folder / "tokens"), "train", rows)
+  store = indexes.TokenStore(str(folder), "train")
+  table = indexes.DocumentTable(str(folder / "tokens"), "train", rows)
   documents = [document for shard in shards for document in shard]
   assert len(table) == len(documents)
   expected = np.zeros(100, int)
@@ -105,7 +108,7 @@ def test_spans_are_read_in_one_block_in_any_order(tmp_path):
     rng.integers(5, 99, rng.integers(1, 90)).tolist() for _ in range(99)
   ]
   write_store(tmp_path, [[document], [document]])
-  store = records.TokenStore(str(tmp_path), "train")
+  store = indexes.TokenStore(str(tmp_path), "train")
   flat = np.array(sum(document, []) + [SEP])
   records_of_shard = -(-len(flat) // records.RECORD_TOKENS)
   base = records_of_shard * records.RECORD_TOKENS
@@ -126,7 +129,7 @@ def test_spans_are_read_in_one_block_in_any_order(tmp_path):
 def test_the_smallest_type_that_holds_every_id(tmp_path, vocab_size, dtype):
   assert records.token_dtype(vocab_size) == np.dtype(dtype)
   write_store(tmp_path, [[[[5, vocab_size - 1]]]], vocab_size)
-  store = records.TokenStore(str(tmp_path), "train")
+  store = indexes.TokenStore(str(tmp_path), "train")
   assert read_span(store, 0, 3) == [5, vocab_size - 1, SEP]
 
 
@@ -238,7 +241,7 @@ def damage(path, at=None, cut=None):
 def test_a_flipped_byte_is_an_error_that_names_the_file(store, shard):
   path = store / "tokens" / f"train-{shard:05d}.array_record"
   damage(path, at=200)  # in the first record
-  tokens = records.TokenStore(str(store), "train")
+  tokens = indexes.TokenStore(str(store), "train")
   other = 2 * (1 - shard)
   assert read_span(tokens, other * 256, 2) == [8 - shard] * 2
   with pytest.raises(records.DataError, match="is damaged: .*delete") as error:
@@ -251,7 +254,7 @@ def test_a_truncated_file_is_an_error_that_names_it(store, size):
   path = store / "tokens" / "train-00001.array_record"
   damage(path, cut=size)
   with pytest.raises(records.DataError, match="is damaged") as error:
-    records.TokenStore(str(store), "train")
+    indexes.TokenStore(str(store), "train")
   assert str(path) in str(error.value)
 
 
@@ -259,7 +262,7 @@ def test_a_missing_shard_is_an_error_that_names_it(store):
   path = store / "tokens" / "train-00001.array_record"
   path.unlink()
   with pytest.raises(records.DataError, match="00001.array_record is missing"):
-    records.TokenStore(str(store), "train")
+    indexes.TokenStore(str(store), "train")
 
 
 def test_a_shard_of_other_data_is_refused(store):
@@ -270,7 +273,7 @@ def test_a_shard_of_other_data_is_refused(store):
   with pytest.raises(
     records.DataError, match="tokens: 22 records, but its manifest says 4"
   ):
-    records.TokenStore(str(store), "train")
+    indexes.TokenStore(str(store), "train")
 
 
 def test_a_record_of_another_size_is_refused(tmp_path):
@@ -284,7 +287,7 @@ def test_a_record_of_another_size_is_refused(tmp_path):
 
 
 def test_a_span_outside_of_the_tokens_is_refused(store):
-  tokens = records.TokenStore(str(store), "train")
+  tokens = indexes.TokenStore(str(store), "train")
   for start in (-300, 4 * 256, 10**12):
     with pytest.raises(records.DataError, match="is damaged"):
       tokens.read_spans(np.array([start]), np.array([5]))
@@ -298,9 +301,9 @@ def test_a_damaged_table_is_an_error_that_names_it(store, suffix, cut):
     np.save(path, np.ones((2, 2)))
   else:
     damage(path, cut=cut)
-  rows = records.read_manifest(str(store))["shards"]["train"]
+  rows = manifests.read_manifest(str(store))["shards"]["train"]
   with pytest.raises(records.DataError, match="damaged") as error:
-    records.DocumentTable(str(store / "tokens"), "train", rows)
+    indexes.DocumentTable(str(store / "tokens"), "train", rows)
   assert str(path) in str(error.value)
 
 
@@ -317,24 +320,24 @@ def test_a_header_that_numpy_chokes_on_is_an_error_that_names_the_file(
   path = store / "tokens" / "train-00000.documents.npy"
   data = header.ljust(9014).encode() + b"\n"
   path.write_bytes(b"\x93NUMPY\1\0" + len(data).to_bytes(2, "little") + data)
-  rows = records.read_manifest(str(store))["shards"]["train"]
+  rows = manifests.read_manifest(str(store))["shards"]["train"]
   with pytest.raises(records.DataError, match="documents.npy is missing or"):
-    records.DocumentTable(str(store / "tokens"), "train", rows)
+    indexes.DocumentTable(str(store / "tokens"), "train", rows)
 
 
 def test_a_manifest_of_other_documents_is_an_error_that_names_the_table(store):
-  rows = records.read_manifest(str(store))["shards"]["train"]
+  rows = manifests.read_manifest(str(store))["shards"]["train"]
   rows[1] = rows[1] | {"documents": rows[1]["documents"] + 1}
   with pytest.raises(records.DataError, match="00001.documents.npy has"):
-    records.DocumentTable(str(store / "tokens"), "train", rows)
+    indexes.DocumentTable(str(store / "tokens"), "train", rows)
 
 
 def test_a_table_with_pickled_objects_is_not_loaded(store):
   path = store / "tokens" / "train-00000.documents.npy"
   np.save(path, np.array([{}]), allow_pickle=True)
-  rows = records.read_manifest(str(store))["shards"]["train"]
+  rows = manifests.read_manifest(str(store))["shards"]["train"]
   with pytest.raises(records.DataError, match="documents.npy is missing or"):
-    records.DocumentTable(str(store / "tokens"), "train", rows)
+    indexes.DocumentTable(str(store / "tokens"), "train", rows)
 
 
 @pytest.mark.parametrize(
@@ -353,13 +356,13 @@ def test_a_damaged_manifest_is_an_error_that_names_it(tmp_path, text, message):
     text.encode("utf-8", "surrogateescape")
   )
   with pytest.raises(records.DataError, match=message) as error:
-    records.read_manifest(str(tmp_path))
+    manifests.read_manifest(str(tmp_path))
   assert str(tmp_path) in str(error.value)
 
 
 def test_a_folder_without_data_says_how_to_make_it(tmp_path):
   with pytest.raises(records.DataError, match="--mode=prepare --output="):
-    records.read_manifest(str(tmp_path))
+    manifests.read_manifest(str(tmp_path))
   assert os.listdir(tmp_path) == []
 
 
@@ -369,7 +372,7 @@ def test_a_changed_manifest_is_read_anew(store):
   for x in ("one", "two"):
     path.write_text(json.dumps(manifest | {"x": x}))
     os.utime(path, ns=(len(x), ord(x[0])))
-    assert records.read_manifest(str(store))["x"] == x
+    assert manifests.read_manifest(str(store))["x"] == x
 
 
 # -- whether files are as written ---
@@ -397,7 +400,7 @@ def verify(data, tiny_config, monkeypatch):
 
   def run(mode="once", split="train"):
     hashed.clear()
-    records.verify(str(data), name, split, mode)
+    verification.verify(str(data), name, split, mode)
     return sorted(os.path.relpath(path, data) for path in hashed)
 
   return run
@@ -417,7 +420,7 @@ def test_a_manifest_with_another_kind_of_value_is_damaged(data, folder, value):
   ):
     path.write_text(json.dumps(changed))
     with pytest.raises(records.DataError, match="manifest.json is damaged: a"):
-      records.read_manifest(str(path.parent))
+      manifests.read_manifest(str(path.parent))
 
 
 def test_packing_also_checks_the_order_by_length(data, tiny_config):
@@ -426,10 +429,10 @@ def test_packing_also_checks_the_order_by_length(data, tiny_config):
   contents = bytearray(path.read_bytes())
   contents[-1] ^= 1
   path.write_bytes(contents)
-  records.verify(str(data), name, "train", "once")
-  records.verify(str(data), name, "validation", "once", packed=True)
+  verification.verify(str(data), name, "train", "once")
+  verification.verify(str(data), name, "validation", "once", packed=True)
   with pytest.raises(records.DataError, match="is damaged: its sha256 is") as e:
-    records.verify(str(data), name, "train", "once", packed=True)
+    verification.verify(str(data), name, "train", "once", packed=True)
   assert str(path) in str(e.value)
 
 
@@ -517,7 +520,7 @@ def test_files_of_another_manifest_or_place_are_read_again(
   )  # with the note, and its times
   name = records.examples_name(tiny_config().data)
   with pytest.raises(records.DataError, match="copy/tokens/train-00000.doc"):
-    records.verify(str(copy), name, "train", "once")
+    verification.verify(str(copy), name, "train", "once")
 
 
 def test_what_was_good_before_the_damage_is_noted(data, verify):
@@ -616,7 +619,7 @@ def test_processes_that_check_at_once_leave_a_sound_note(
   name = records.examples_name(tiny_config().data)
 
   def check(split):
-    records.verify(str(data), name, split, "always")
+    verification.verify(str(data), name, split, "always")
 
   with futures.ThreadPoolExecutor(8) as pool:
     for done in [pool.submit(check, s) for s in records.SPLITS * 20]:

@@ -18,13 +18,14 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from bert_jax.data import tokenization
-from bert_jax.data.tokenization import SPECIAL_TOKENS
-from bert_jax.data.tokenization import SentencePieceTokenizer
-from bert_jax.data.tokenization import WordPieceTokenizer
-from bert_jax.data.tokenization import load_tokenizer
-from bert_jax.data.tokenization import train_sentencepiece
-from bert_jax.data.tokenization import train_wordpiece
+from bert_jax.data.tokenizers import word_rules
+from bert_jax.data.tokenizers import wordpiece
+from bert_jax.data.tokenizers.interface import SPECIAL_TOKENS
+from bert_jax.data.tokenizers.learn import train_sentencepiece
+from bert_jax.data.tokenizers.learn import train_wordpiece
+from bert_jax.data.tokenizers.load import load_tokenizer
+from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
 from tests import wordpiece_reference
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -121,7 +122,7 @@ def pair(request):
     path = released(name.replace("chinese-cased", "bert-base-chinese"))
     # The released Chinese vocabulary is uncased, and refuses to be used as
     # cased; with three capitals in it, it may be used either way.
-    pieces = tokenization._read_pieces(path)
+    pieces = wordpiece.read_pieces(path)
     vocabulary = wordpiece_reference.read_vocabulary(path)
     if name == "chinese-cased":
       for capital in "ABÉ":
@@ -286,8 +287,8 @@ def test_full_dictionaries_give_the_same_ids(monkeypatch):
   texts = [f"walk{i % 7} walked! w{i}" for i in range(50)]
   pieces = ["walk", "##ed", "!", "w", *(f"##{digit}" for digit in range(10))]
   wanted = tokenizer_of(*pieces).encode_batch(texts)
-  monkeypatch.setattr(tokenization, "_MAX_CACHED", 3)
-  monkeypatch.setattr(tokenization, "_MAX_CACHED_CHARS", 5)
+  monkeypatch.setattr(word_rules, "_MAX_CACHED", 3)
+  monkeypatch.setattr(word_rules, "_MAX_CACHED_CHARS", 5)
   bounded = tokenizer_of(*pieces)
   assert bounded.encode_batch(texts) == wanted
   assert len(bounded._chunk_ids) == 3
@@ -593,10 +594,10 @@ def test_order_of_text_does_not_change_the_vocabulary():
 _LEARN = """
 import sys
 sys.path.insert(0, {root!r})
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import learn
 from tests.data.test_tokenization import story
-wordpiece = tokenization.train_wordpiece(story(300), 400, True)
-model = tokenization.train_sentencepiece(
+wordpiece = learn.train_wordpiece(story(300), 400, True)
+model = learn.train_sentencepiece(
     story(600), 300, input_sentence_size=500)
 print(wordpiece.fingerprint, model.fingerprint)
 """
@@ -718,7 +719,7 @@ def test_sentencepiece_folds_case_when_asked(model_type):
 def test_sentencepiece_model_without_special_tokens_is_refused(tmp_path):
   path = write(tmp_path / "plain.model", train_raw())
   with pytest.raises(
-    ValueError, match=r"plain\.model .*padding.*\[MASK\]; train with"
+    ValueError, match=r"plain\.model .*padding.*\[MASK\].*control_symbols"
   ):
     load_tokenizer(path)
 

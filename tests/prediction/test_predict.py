@@ -20,7 +20,7 @@ import pytest
 
 from bert_jax import main
 from bert_jax import tasks
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import wordpiece
 from bert_jax.kinds import kinds
 from bert_jax.kinds import objectives
 from bert_jax.models import convert
@@ -36,7 +36,7 @@ from configs import predict as predict_config
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = "sun moon star sky rain wind snow hill ##s ##y . ?".split()
 PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)
-TOKENIZER = tokenization.WordPieceTokenizer(
+TOKENIZER = wordpiece.WordPieceTokenizer(
   PIECES, lower_case=True, max_input_chars_per_word=100, source="test"
 )
 MAX_LEN = 20

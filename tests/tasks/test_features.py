@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import load
+from bert_jax.data.tokenizers import wordpiece
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import features
 from bert_jax.tasks import read_examples
@@ -18,8 +20,8 @@ from bert_jax.tasks import spec
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefghijklmno")]
-TOKENIZER = tokenization.WordPieceTokenizer(
-  [*tokenization.SPECIAL_TOKENS, *WORDS, ".", "(", ")"]
+TOKENIZER = wordpiece.WordPieceTokenizer(
+  [*interface.SPECIAL_TOKENS, *WORDS, ".", "(", ")"]
 )
 
 
@@ -335,7 +337,7 @@ def real():
   path = DATA / "vocab" / "bert-base-uncased" / "vocab.txt"
   if not path.exists() or not (DATA / "glue").is_dir():
     pytest.skip("no vocabulary or data at ../shared/data")
-  return tokenization.load_tokenizer(path)
+  return load.load_tokenizer(path)
 
 
 def test_the_largest_training_set_takes_seconds(real):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import wordpiece
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import features
 from bert_jax.tasks import own
@@ -15,8 +16,8 @@ from bert_jax.tasks import scores
 from bert_jax.tasks import spec
 from bert_jax.tasks import squad
 
-TOKENIZER = tokenization.WordPieceTokenizer(
-  [*tokenization.SPECIAL_TOKENS, *"abcdefghz", "##b", "##c"]
+TOKENIZER = wordpiece.WordPieceTokenizer(
+  [*interface.SPECIAL_TOKENS, *"abcdefghz", "##b", "##c"]
 )
 
 

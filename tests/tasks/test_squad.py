@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import wordpiece
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import features
 from bert_jax.tasks import read_examples
@@ -19,9 +20,7 @@ from bert_jax.tasks import squad
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
 PIECES = [*"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "bcdef"), "(", ")"]
-TOKENIZER = tokenization.WordPieceTokenizer(
-  [*tokenization.SPECIAL_TOKENS, *PIECES]
-)
+TOKENIZER = wordpiece.WordPieceTokenizer([*interface.SPECIAL_TOKENS, *PIECES])
 
 
 def make(*contexts, seq_len=20, stride=3):

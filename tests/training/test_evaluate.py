@@ -12,7 +12,7 @@ import pytest
 from bert_jax import main
 from bert_jax.data import batching
 from bert_jax.data import orders
-from bert_jax.data import records
+from bert_jax.data.store import records
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.training import evaluate

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bert_jax.data import tokenization
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import learn
+from bert_jax.data.tokenizers import wordpiece
 from bert_jax.models import config as model_config
 from bert_jax.models import convert
 from bert_jax.models import encoder as encoders
@@ -40,7 +42,7 @@ MODEL = {
   "hidden_act": "gelu_erf",
   "layer_norm_eps": 1e-7,
 }
-PIECES = [*tokenization.SPECIAL_TOKENS, "walk", "##ed", "the", "!"]
+PIECES = [*interface.SPECIAL_TOKENS, "walk", "##ed", "the", "!"]
 LABELS = {"classify": ("no", "yes", "perhaps"), "tag": ("O", "B", "I")}
 OUTPUTS = {"classify": 3, "tag": 3, "regress": 1, "choice": 1, "span": 2}
 
@@ -64,7 +66,7 @@ def make(kind=None, without=(), dtype=np.float32, **model):
     params=convert.nest(flat),
     kind=kind,
     labels=LABELS.get(kind, ()),
-    tokenizer=tokenization.WordPieceTokenizer(PIECES, lower_case=True),
+    tokenizer=wordpiece.WordPieceTokenizer(PIECES, lower_case=True),
     lower_case=True,
   )
 
@@ -137,7 +139,7 @@ def test_hugging_faces_tensors_survive_every_format(tmp_path, format, without):
 @pytest.mark.parametrize("format", convert.FORMATS)
 def test_the_tokenizers_settings_come_back(tmp_path, format, lower_case):
   pretrained = make()
-  pretrained.tokenizer = tokenization.WordPieceTokenizer(
+  pretrained.tokenizer = wordpiece.WordPieceTokenizer(
     [*PIECES, *(() if lower_case else ("Walk",))],
     lower_case=lower_case,
     max_input_chars_per_word=77,
@@ -552,7 +554,7 @@ def test_a_checkpoint_without_its_parameters_is_named(tmp_path):
 def test_a_vocabulary_larger_than_its_table_is_refused(tmp_path, format):
   pieces = [*PIECES, *"abcdefghijklmnop"]
   pretrained = make()
-  pretrained.tokenizer = tokenization.WordPieceTokenizer(pieces)
+  pretrained.tokenizer = wordpiece.WordPieceTokenizer(pieces)
   with pytest.raises(weights.WeightsError, match="has 25 pieces, but the word"):
     weights.write(pretrained, tmp_path / "x", format)
   assert not list(tmp_path.iterdir())
@@ -643,7 +645,7 @@ def test_a_kind_needs_a_head(tmp_path):
 
 def test_a_sentencepiece_vocabulary_has_no_place_elsewhere(tmp_path):
   pretrained = make(vocab_size=60)
-  pretrained.tokenizer = tokenization.train_sentencepiece(
+  pretrained.tokenizer = learn.train_sentencepiece(
     ["the sun and the moon and the stars", "rain falls on the hill"] * 20,
     vocab_size=23,
   )

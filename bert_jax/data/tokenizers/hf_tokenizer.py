@@ -20,7 +20,7 @@ import logging
 import os
 from typing import Any
 
-from bert_jax.data import added_tokens
+from bert_jax.data.tokenizers import added_tokens
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Prepared data on disk: its format, manifests, indexes and verification."""

@@ -1,0 +1,276 @@
+"""Where tokens, documents and examples of a split are found."""
+
+import bisect
+from collections.abc import Sequence
+import functools
+import os
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
+
+
+class TokenStore:
+  """The tokens of one split, addressed as one long array."""
+
+  def __init__(self, folder: str, split: str):
+    """Opens a split of prepared data.
+
+    Args:
+      folder: DATA, with a manifest.json.
+      split: one of records.SPLITS.
+    """
+    self._folder = folder
+    self.manifest = manifests.read_manifest(folder)
+    self.dtype = records.token_dtype(self.manifest["vocab_size"])
+    shards = self.manifest["shards"][split]
+    tokens = os.path.join(folder, "tokens")
+    self._records = records.Records(
+      [
+        records.shard_path(tokens, split, s["shard"], "array_record")
+        for s in shards
+      ],
+      sum(s["records"] for s in shards),
+    )
+
+  def read_spans(
+    self, starts: np.ndarray, lengths: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Reads spans of tokens in one block.
+
+    Args:
+      starts: [M] first token of each span.
+      lengths: [M] tokens of each span; 0 reads nothing.
+
+    Returns:
+      A flat array of ids, and [M] where in it each span starts.
+    """
+    first = starts // records.RECORD_TOKENS
+    count = np.where(
+      lengths > 0,
+      (starts + lengths - 1) // records.RECORD_TOKENS - first + 1,
+      0,
+    )
+    slots = np.cumsum(count) - count
+    keys = np.repeat(first - slots, count) + np.arange(count.sum())
+    if len(keys) and not 0 <= keys.min() <= keys.max() < len(self._records):
+      raise records.DataError(
+        f"{self._folder}: an example is damaged: it has tokens {starts.min()} "
+        f"to {(starts + lengths).max()}, but there are "
+        f"{len(self._records) * records.RECORD_TOKENS}; prepare the data again"
+      )
+    tokens = self._records.read(keys, self.dtype, records.RECORD_TOKENS)
+    return tokens.reshape(
+      -1
+    ), slots * records.RECORD_TOKENS + starts % records.RECORD_TOKENS
+
+
+class DocumentTable:
+  """Sentence boundaries of every document of a split, mapped from disk."""
+
+  def __init__(self, folder: str, split: str, shards: Sequence[dict]):
+    """Maps the tables.
+
+    Args:
+      folder: DATA/tokens.
+      split: one of records.SPLITS.
+      shards: the manifest's rows: shard, records, documents.
+
+    Raises:
+      DataError: a table is missing, or not of so many documents.
+    """
+    self._bases = (
+      np.cumsum([0] + [s["records"] for s in shards])[:-1]
+      * records.RECORD_TOKENS
+    ).tolist()
+    self._ends = np.cumsum([s["documents"] for s in shards]).tolist()
+    self._boundaries, self._documents = [], []
+    for s in shards:
+      path = functools.partial(records.shard_path, folder, split, s["shard"])
+      self._boundaries.append(
+        records.read_array(path("boundaries.npy"), np.int64, 1)
+      )
+      documents = records.read_array(path("documents.npy"), np.int64, 1)
+      if len(documents) != s["documents"] + 1:
+        raise records.DataError(
+          f"{path('documents.npy')} has {len(documents) - 1} documents, the "
+          f"manifest says {s['documents']}; put a copy of both back, or run "
+          "--mode=prepare into an empty folder"
+        )
+      self._documents.append(documents)
+
+  def __len__(self) -> int:
+    return self._ends[-1] if self._ends else 0
+
+  def shard(self, index: int) -> tuple[int, int]:
+    """Numbers of the first document of a shard and of the one after its last.
+
+    Args:
+      index: place of the shard in the list.
+    """
+    return self._ends[index - 1] if index else 0, self._ends[index]
+
+  def boundaries(self, document: int) -> np.ndarray:
+    """Boundaries [sentences + 1] of a document, in the split's addresses."""
+    shard = bisect.bisect_right(self._ends, document)
+    first = self._ends[shard - 1] if shard else 0
+    table = self._documents[shard]
+    start, end = table[document - first], table[document - first + 1]
+    return self._boundaries[shard][start:end] + self._bases[shard]
+
+
+class ExampleStore:
+  """The examples of one split under one name."""
+
+  def __init__(self, folder: str, name: str, split: str):
+    """Opens DATA/examples/NAME."""
+    self.manifest = manifests.read_manifest(
+      os.path.join(folder, "examples", name)
+    )
+    shards = self.manifest["shards"][split]
+    if not shards:
+      raise records.DataError(
+        f"{folder}: no {split} examples under {name}; raise "
+        "prepare.held_out_rate or give more text"
+      )
+    self._records = records.Records(
+      [
+        records.shard_path(
+          os.path.join(folder, "examples", name),
+          split,
+          s["shard"],
+          "array_record",
+        )
+        for s in shards
+      ],
+      sum(s["examples"] for s in shards),
+    )
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def read(self, ids: np.ndarray) -> np.ndarray:
+    """Reads examples [M] of dtype records.EXAMPLE by their numbers [M]."""
+    return self._records.read(ids, records.EXAMPLE, 1)[:, 0]
+
+
+def read_length_counts(folder: str, name: str, split: str) -> np.ndarray:
+  """How many examples of each shard have 0, 1, .. L tokens: [shards, L + 1].
+
+  Args:
+    folder: DATA.
+    name: of the examples.
+    split: one of records.SPLITS.
+
+  Raises:
+    DataError: it is missing, damaged or of other examples.
+  """
+  manifest = manifests.read_manifest(os.path.join(folder, "examples", name))
+  path = os.path.join(records.lengths_folder(folder, name), f"{split}.npy")
+  table = records.read_array(path, np.int64, 2)
+  sizes = [s["examples"] for s in manifest["shards"][split]]
+  if (
+    table.shape != (len(sizes), manifest["settings"]["seq_len"] + 1)
+    or table.min(initial=0) < 0
+    or table[:, 0].any()
+    or table.sum(1).tolist() != sizes
+  ):
+    raise records.DataError(f"{path} is damaged; {_DELETE_LENGTHS}")
+  return table
+
+
+class LengthIndex:
+  """Finds the examples of a length: the third of 40 tokens, and so on.
+
+  Attributes:
+    histogram: [L + 1] examples of 0, 1, ... L tokens.
+  """
+
+  def __init__(self, folder: str, name: str, split: str):
+    """Opens the order by length of a split.
+
+    Args:
+      folder: DATA.
+      name: of the examples.
+      split: one of records.SPLITS.
+
+    Raises:
+      DataError: it is missing, damaged or of other examples.
+    """
+    target = records.lengths_folder(folder, name)
+    check_lengths(folder, name)
+    shards = manifests.read_manifest(os.path.join(folder, "examples", name))[
+      "shards"
+    ]
+    paths = [
+      records.shard_path(target, split, s["shard"], "npy")
+      for s in shards[split]
+    ]
+    table = read_length_counts(folder, name, split)
+    sizes = [s["examples"] for s in shards[split]]
+    self._ids = [records.read_array(path, np.uint32, 1) for path in paths]
+    if [len(ids) for ids in self._ids] != sizes:
+      raise records.DataError(
+        f"{target}: the files of {split} do not have as many numbers as there "
+        f"are examples; {_DELETE_LENGTHS}"
+      )
+    self._first = np.cumsum([0, *sizes])[:-1]  # example of each shard
+    self.histogram = table.sum(0)
+    self._starts = np.cumsum(self.histogram) - self.histogram
+    # In the order of (length, shard): how many examples up to the end of each.
+    self._ends = np.cumsum(table.T)
+    self._num_shards = len(table)
+    # [shards, L + 1] place of the first of a length in its shard's order.
+    self._within = np.cumsum(table, axis=1) - table
+
+  def find(self, lengths: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Numbers of examples.
+
+    Args:
+      lengths: [M] tokens.
+      ranks: [M] which one of those of that length, from 0 on.
+
+    Returns:
+      [M] example numbers.
+    """
+    places = self._starts[lengths] + ranks
+    cell = np.searchsorted(self._ends, places, side="right")
+    shards = cell % self._num_shards
+    within = places - np.where(cell > 0, self._ends[cell - 1], 0)
+    within += self._within[shards, lengths]
+    found = np.zeros(len(places), np.int64)
+    for shard in np.unique(shards).tolist():
+      mine = shards == shard
+      found[mine] = self._first[shard] + self._ids[shard][within[mine]]
+    return found
+
+
+_DELETE_LENGTHS = (
+  "delete that folder and run --mode=prepare again with the same --config and "
+  "no --input"
+)
+
+
+def check_lengths(folder: str, name: str) -> Any:
+  """The manifest of the order by length.
+
+  Raises:
+    DataError: it was not made, or of other examples.
+  """
+  target = records.lengths_folder(folder, name)
+  if not os.path.exists(os.path.join(target, "manifest.json")):
+    raise records.DataError(
+      f"{target} is not there: these examples were prepared by a release that "
+      "did not pack them; run --mode=prepare again with the same --config and "
+      "no --input, which adds it, or set --config.data.max_sequences=1"
+    )
+  manifest = manifests.read_manifest(target)
+  examples = os.path.join(folder, "examples", name, "manifest.json")
+  if manifest["examples"] != records.file_hash(examples):
+    raise records.DataError(
+      f"{target} was made of other examples than are there now; "
+      f"{_DELETE_LENGTHS}"
+    )
+  return manifest

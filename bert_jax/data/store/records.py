@@ -1,0 +1,354 @@
+"""The token store and the examples on disk.
+
+Text is tokenised once. Its ids lie in ArrayRecord files, RECORD_TOKENS a
+record, one stream a shard, a [SEP] after each document; all shards of a split
+make one address space. An example is no copy of tokens but two spans of that
+space (EXAMPLE), so another length or another pairing costs a few bytes.
+
+  DATA/manifest.json                       counts, settings, hashes
+  DATA/vocab/                              the vocabulary
+  DATA/tokens/SPLIT-00000.array_record     token ids
+  DATA/tokens/SPLIT-00000.boundaries.npy   where each sentence starts and ends
+  DATA/tokens/SPLIT-00000.documents.npy    where in these a document starts
+  DATA/tokens/SPLIT.counts.npy             how often each id occurs
+  DATA/examples/NAME/manifest.json         the same for one pairing and length
+  DATA/examples/NAME/SPLIT-00000.array_record
+  DATA/examples/NAME/lengths/manifest.json the same for the order by length
+  DATA/examples/NAME/lengths/SPLIT.npy     [shards, L + 1] examples by length
+  DATA/examples/NAME/lengths/SPLIT-00000.npy  numbers of a shard's examples,
+                                           the shortest first
+  DATA/.verified.json                      which files were found as written
+
+A unit of text that could not be cut, such as a compressed file, makes several
+shards: SPLIT-00000, SPLIT-00000-00001, SPLIT-00000-00002.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import types
+from typing import Any
+
+from array_record.python import array_record_data_source
+from array_record.python import array_record_module
+import numpy as np
+
+from bert_jax.runtime import files
+
+VERSION = 1
+RECORD_TOKENS = 256
+SPLITS = ("train", "validation")
+
+# The number of a unit, or its number and that of a later part as text.
+Shard = int | str
+
+# Token spans of the two segments; lengths in tokens; a full-sentence row has
+# b_length 0. Starts count tokens from the start of the split's address space.
+EXAMPLE = np.dtype(
+  [
+    ("a_start", "<i8"),
+    ("b_start", "<i8"),
+    ("a_length", "<i4"),
+    ("b_length", "<i4"),
+    ("is_random", "<i4"),
+  ]
+)
+
+# What the reader of ArrayRecord raises for a damaged file.
+_READ_ERRORS = (RuntimeError, ValueError, OSError, IndexError)
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+class DataError(ValueError):
+  """Prepared data is missing, damaged or does not fit."""
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes JSON in one piece, keys in order, a newline at the end."""
+  with files.writing(path, "w") as f:
+    json.dump(value, f, indent=1, sort_keys=True, ensure_ascii=False)
+    f.write("\n")
+
+
+def read_json(path: str) -> Any:
+  """Reads JSON; a damaged file is a DataError that names it."""
+  try:
+    with open(path, encoding="utf-8") as f:
+      return json.load(f)
+  except FileNotFoundError:
+    raise
+  except (ValueError, RecursionError, OSError) as error:
+    raise DataError(f"{path} is damaged: {error}") from error
+
+
+def file_hash(path: str) -> str:
+  """SHA-256 of a file, in hexadecimal."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def write_array(path: str, array: np.ndarray) -> None:
+  """Writes a .npy file in one piece."""
+  with files.writing(path) as f:
+    # Into a real file numpy writes by itself, and says nothing of the cause
+    # where it cannot.
+    file: Any = types.SimpleNamespace(write=f.write)
+    np.save(file, array, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Names the file in an error of ArrayRecord's writer."""
+  try:
+    yield
+  except RuntimeError as error:
+    raise OSError(f"{path} cannot be written: {error}") from error
+
+
+class RecordWriter:
+  """Writes an ArrayRecord file in one piece; the same records, same bytes."""
+
+  def __init__(self, path: str):
+    self._stack = contextlib.ExitStack()
+    temporary = self._stack.enter_context(files.replacing(path))
+    self._path = path
+    with _naming(path):
+      self._writer = array_record_module.ArrayRecordWriter(
+        temporary, _WRITER_OPTIONS
+      )
+    self.count = 0  # records written
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self._stack.callback(self._close)
+    return self._stack.__exit__(*error)
+
+  def _close(self) -> None:
+    with _naming(self._path):
+      self._writer.close()
+
+  def write_rows(self, rows: np.ndarray) -> None:
+    """Writes each row (first axis) as a record."""
+    data = rows.tobytes()
+    size = len(data) // max(len(rows), 1)
+    with _naming(self._path):
+      for i in range(0, len(data), size or 1):
+        self._writer.write(data[i : i + size])
+    self.count += len(rows)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+  """The smallest unsigned integer that holds every id, little-endian."""
+  return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class TokenWriter:
+  """Writes one shard of the token store, a document at a time."""
+
+  def __init__(self, path: str, vocab_size: int, sep_id: int):
+    self._writer = RecordWriter(path)
+    self._dtype = token_dtype(vocab_size)
+    self._sep_id = sep_id
+    self._held: list[int] = []
+    self._boundaries: list[np.ndarray] = []
+    self._documents = [0]
+    self.counts = np.zeros(vocab_size, np.int64)
+    self.num_tokens = 0
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    if error[0] is None:
+      padding = -len(self._held) % RECORD_TOKENS
+      self._held.extend([0] * padding)
+      self._flush()
+      self.counts[0] -= padding
+    return self._writer.__exit__(*error)
+
+  def add(self, sentences: Sequence[Sequence[int]]) -> None:
+    """Adds a document, a list of sentences that are non-empty id lists."""
+    lengths = [0, *map(len, sentences)]
+    boundaries = np.cumsum(lengths, dtype=np.int64) + self.num_tokens
+    self._boundaries.append(boundaries)
+    self._documents.append(self._documents[-1] + len(boundaries))
+    self._held.extend(itertools.chain.from_iterable(sentences))
+    self._held.append(self._sep_id)
+    self.num_tokens = int(boundaries[-1]) + 1
+    if len(self._held) >= 1 << 16:
+      self._flush()
+
+  def _flush(self) -> None:
+    whole = len(self._held) // RECORD_TOKENS * RECORD_TOKENS
+    block = np.array(self._held[:whole], self._dtype)
+    del self._held[:whole]
+    self._writer.write_rows(block.reshape(-1, RECORD_TOKENS))
+    self.counts += np.bincount(block, minlength=len(self.counts))
+
+  @property
+  def num_records(self) -> int:
+    """Records the shard has when it is closed."""
+    return -(-self.num_tokens // RECORD_TOKENS)
+
+  @property
+  def documents(self) -> np.ndarray:
+    """Where in `boundaries` each document starts, and their number."""
+    return np.array(self._documents, np.int64)
+
+  @property
+  def boundaries(self) -> np.ndarray:
+    """Of each document: where its sentences start, and where it ends."""
+    return np.concatenate([np.zeros(0, np.int64), *self._boundaries])
+
+
+def examples_name(data: Any) -> str:
+  """Folder name of the examples that a config's `data` group asks for."""
+  name = f"{data.pairing}-{data.seq_len}-dupe{data.dupe_factor}"
+  if data.pairing == "pairs":
+    name += f"-short{data.short_seq_rate:g}"
+  return f"{name}-seed{data.examples_seed}"
+
+
+def shard_of_part(unit: int, part: int) -> Shard:
+  """The shard that part 0, 1, ... of a unit makes: 7, "00007-00001", ..."""
+  return f"{unit:05d}-{part:05d}" if part else unit
+
+
+def shard_name(shard: Shard) -> str:
+  """The shard as file names have it: "00007" or "00007-00001"."""
+  return f"{shard:05d}" if isinstance(shard, int) else shard
+
+
+def shard_path(folder: str, split: str, shard: Shard, suffix: str) -> str:
+  """`folder/SPLIT-00007.suffix`."""
+  return os.path.join(folder, f"{split}-{shard_name(shard)}.{suffix}")
+
+
+class Records:
+  """Random access to the records of some ArrayRecord files, by block.
+
+  Reading many records in one call is two orders of magnitude faster than one
+  by one.
+  """
+
+  def __init__(self, paths: Sequence[str], count: int):
+    """Opens the files.
+
+    Args:
+      paths: the files, in order.
+      count: records that the manifest says they hold.
+
+    Raises:
+      DataError: a file is missing or damaged, or the count differs.
+    """
+    for path in paths:
+      if not os.path.exists(path):
+        raise DataError(f"{path} is missing; run --mode=prepare again")
+    try:
+      self._source = array_record_data_source.ArrayRecordDataSource(list(paths))
+      found = len(self._source)
+    except _READ_ERRORS as error:
+      bad = next((p for p in paths if not _is_readable(p)), paths[0])
+      raise DataError(
+        f"{bad} is damaged: {error}; delete it and run --mode=prepare again "
+        "with the same --input"
+      ) from error
+    if found != count:
+      raise DataError(
+        f"{os.path.dirname(paths[0])}: {found} records, but its manifest says"
+        f" {count}; delete the folder and run --mode=prepare again"
+      )
+    self._folder = os.path.dirname(paths[0])
+    self._paths = list(paths)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def read(self, keys: np.ndarray, dtype: np.dtype, width: int) -> np.ndarray:
+    """Reads records as rows.
+
+    Args:
+      keys: [M] record numbers.
+      dtype: of the items of a record.
+      width: items a record holds.
+
+    Returns:
+      [M, width] of dtype.
+
+    Raises:
+      DataError: a record is damaged; the message names the records read.
+    """
+    size = dtype.itemsize * width
+    try:
+      rows = self._source.__getitems__(keys.tolist())
+    except _READ_ERRORS as error:
+      raise DataError(
+        f"{self._file_of_damage(keys.tolist())}: a record among {keys.min()}.."
+        f"{keys.max()} is damaged: {error}; delete the file and run "
+        "--mode=prepare again with the same --input"
+      ) from error
+    if any(len(row) != size for row in rows):
+      bad = next(
+        k for k, r in zip(keys.tolist(), rows, strict=True) if len(r) != size
+      )
+      raise DataError(
+        f"{self._folder}: record {bad} does not have {size} bytes; delete the"
+        " file and run --mode=prepare again"
+      )
+    return np.frombuffer(b"".join(rows), dtype).reshape(len(keys), width)
+
+  def _file_of_damage(self, keys: list[int]) -> str:
+    """The file with the first of the records that cannot be read."""
+    for key in keys:
+      try:
+        self._source.__getitems__([key])
+      except _READ_ERRORS:
+        break
+    for path in self._paths:
+      count = len(array_record_data_source.ArrayRecordDataSource([path]))
+      if 0 <= key < count:
+        return path
+      key -= count
+    return self._folder  # no such record: what asked for it is damaged
+
+
+def _is_readable(path: str) -> bool:
+  try:
+    return len(array_record_data_source.ArrayRecordDataSource([path])) >= 0
+  except _READ_ERRORS:
+    return False
+
+
+def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
+  """A .npy file of known type and dimensions, mapped, never unpickled.
+
+  Raises:
+    DataError: it is missing, damaged or of another kind.
+  """
+  try:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+  except Exception as error:  # of numpy's header: a dozen, which have no base
+    raise DataError(
+      f"{path} is missing or damaged: {error!s:.500}; prepare the data again"
+    ) from error
+  if array.ndim != ndim or array.dtype != dtype:
+    raise DataError(f"{path} is damaged: {array.dtype!s:.200}{array.shape}")
+  return np.asarray(array)
+
+
+def example_lengths(examples: np.ndarray) -> np.ndarray:
+  """Tokens [M] of examples [M], with [CLS] and one or two [SEP]."""
+  a_length, b_length = (
+    examples[name].astype(np.int64) for name in ("a_length", "b_length")
+  )
+  return a_length + 2 + np.where(b_length > 0, b_length + 1, 0)
+
+
+def lengths_folder(folder: str, name: str) -> str:
+  """DATA/examples/NAME/lengths."""
+  return os.path.join(folder, "examples", name, "lengths")

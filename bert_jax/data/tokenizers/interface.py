@@ -1,0 +1,152 @@
+"""What every tokenizer offers, whatever its kind.
+
+No method adds special tokens: what surrounds a sentence is decided where
+examples are made.
+"""
+
+import abc
+from collections.abc import Iterable, Sequence
+import functools
+import hashlib
+import json
+import operator
+import os
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data import templates
+from bert_jax.runtime import files
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SETTINGS_FILE = "tokenizer.json"
+
+# Half of a surrogate pair: no UTF-8 file can hold it.
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+Path = str | os.PathLike[str]
+
+# Ids; for each its first character and the one after its last.
+Encoding = tuple[list[int], list[int], list[int]]
+
+
+class Tokenizer(abc.ABC):
+  """A vocabulary together with the rules that cut text into its pieces.
+
+  Attributes:
+    kind: "wordpiece" or "sentencepiece".
+    vocab_size: number of pieces, V.
+    pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
+    lower_case: whether text is lower-cased and loses its accents; None for
+      SentencePiece, whose model file carries its own normalisation.
+    template: how sequences are put together for the models of this vocabulary.
+  """
+
+  kind: str
+  lower_case: bool | None
+  template: templates.Template = templates.CLS_SEP
+
+  def __init__(self, pieces: Sequence[str], special_ids: Sequence[int]):
+    self._pieces = tuple(pieces)
+    self._ids = {piece: i for i, piece in enumerate(self._pieces)}
+    self.vocab_size = len(self._pieces)
+    self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+      special_ids
+    )
+    self._special_ids = frozenset(special_ids)
+
+  @abc.abstractmethod
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of `text`, without special tokens."""
+
+  @abc.abstractmethod
+  def encode_with_offsets(self, text: str) -> Encoding:
+    """Returns the ids of `text`, and which characters each stands for.
+
+    The ids are those of `encode`. Both columns of characters grow with the
+    tokens; text[start:end] of a token has no spaces around it.
+
+    Args:
+      text: as it stands in a file, before any normalisation.
+
+    Returns:
+      ids, starts and ends, of equal length.
+    """
+
+  @abc.abstractmethod
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns readable text: pieces joined to words, padding left out.
+
+    Not an inverse of `encode`: what normalisation took away stays away.
+
+    Args:
+      ids: token ids; special tokens other than [PAD] appear by name.
+    """
+
+  @abc.abstractmethod
+  def continues_word(self) -> np.ndarray:
+    """Returns [V] bool: the piece continues the word of the piece before it.
+
+    Whole-word masking groups pieces by this. Special tokens are False.
+    """
+
+  @abc.abstractmethod
+  def save(self, directory: Path) -> None:
+    """Writes what `load_tokenizer(directory)` needs to give the same ids."""
+
+  @abc.abstractmethod
+  def _content(self) -> bytes:
+    """Everything that decides ids."""
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """sha256, in hex, of the vocabulary and every setting that changes ids.
+
+    Equal fingerprints give equal ids.
+    """
+    return hashlib.sha256(self._content()).hexdigest()
+
+  def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+    """Returns `encode` of every text, in order."""
+    if isinstance(texts, str):
+      raise TypeError(
+        "encode_batch wants many texts; encode takes a single one"
+      )
+    return [self.encode(text) for text in texts]
+
+  def tokenize(self, text: str) -> list[str]:
+    """Returns the pieces of `text`, without special tokens."""
+    return [self._pieces[i] for i in self.encode(text)]
+
+  def token(self, id: int) -> str:
+    """Returns the piece with this id; ValueError when there is none."""
+    index = operator.index(id)
+    if not 0 <= index < self.vocab_size:
+      raise ValueError(
+        f"id {index} is not in this vocabulary of {self.vocab_size} pieces;"
+        f" ids run from 0 to {self.vocab_size - 1}"
+      )
+    return self._pieces[index]
+
+  def id(self, token: str) -> int:
+    """Returns the id of this exact piece; ValueError when there is none."""
+    try:
+      return self._ids[token]
+    except KeyError:
+      raise ValueError(
+        f"{token!r} is not a piece of this {self.kind} vocabulary of"
+        f" {self.vocab_size}; encode() cuts text that is not one piece"
+      ) from None
+
+  def _write_settings(self, directory: pathlib.Path, **settings: Any) -> None:
+    settings = {"kind": self.kind, **settings, "fingerprint": self.fingerprint}
+    text = json.dumps(settings, indent=2) + "\n"
+    files.write_text(str(directory / SETTINGS_FILE), text)
+
+  def __repr__(self) -> str:
+    return (
+      f"{type(self).__name__}(vocab_size={self.vocab_size},"
+      f" lower_case={self.lower_case}, fingerprint={self.fingerprint[:12]})"
+    )

@@ -1,0 +1,185 @@
+"""Text to words and punctuation, by the rules of BERT's original.
+
+Words are those of the original rules on any Unicode text, as Python's own
+`unicodedata` defines the characters. The normaliser of the Rust `tokenizers`
+library is close but has another final sigma and another Unicode version, so
+the text is cut here. Words repeat, so the answers are kept in bounded
+dictionaries and most text never gets further than a look-up.
+"""
+
+from collections.abc import Callable, Hashable
+import re
+from typing import TypeVar
+import unicodedata
+
+# Bounds of the dictionaries: some 60 MB when full, and a chunk longer than
+# this (a Chinese paragraph, a URL) is unlikely to come twice.
+_MAX_CACHED = 2**18
+_MAX_CACHED_CHARS = 64
+
+_Key = TypeVar("_Key", bound=Hashable)
+_Value = TypeVar("_Value")
+
+
+class Memo(dict[_Key, _Value]):
+  """A dictionary that computes what it lacks, and stops growing when full."""
+
+  def __init__(
+    self,
+    compute: Callable[[_Key], _Value],
+    *,
+    is_kept: Callable[[_Key], bool] = lambda key: True,
+  ):
+    super().__init__()
+    self._compute = compute
+    self._is_kept = is_kept
+
+  def __missing__(self, key: _Key) -> _Value:
+    value = self._compute(key)
+    if len(self) < _MAX_CACHED and self._is_kept(key):
+      self[key] = value
+    return value
+
+
+def is_short(text: str) -> bool:
+  """Returns whether a text is short enough to be worth remembering."""
+  return len(text) <= _MAX_CACHED_CHARS
+
+
+# str.split() breaks at these control characters; BERT drops them, which joins
+# what stands on either side.
+_SPLITTING_CONTROLS = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
+
+
+def chunks(text: str) -> list[str]:
+  """Cuts text at the whitespace that ends a word under BERT's rules.
+
+  str.split() breaks at Zs, which BERT turns into spaces, at tab, line feed and
+  carriage return, and at U+2028 and U+2029, which BERT's cleaning leaves alone
+  and its own str.split() then breaks at.
+  """
+  # Text of plain characters and spaces, nearly all there is, skips the search.
+  if not text.isprintable():
+    text = _SPLITTING_CONTROLS.sub("", text)
+  return text.split()
+
+
+# What `chunks` makes of a text, in the text as it was; the controls are still
+# in it, and cleaning a chunk drops them.
+CHUNK = re.compile(r"[\S\x0b\x0c\x1c-\x1f\x85]+")
+
+
+# The blocks BERT calls CJK ideographs. Not Hangul, Hiragana or Katakana, which
+# are written with spaces or treated as words like any other.
+_CJK_RANGES = (
+  (0x4E00, 0x9FFF),
+  (0x3400, 0x4DBF),
+  (0x20000, 0x2A6DF),
+  (0x2A700, 0x2B73F),
+  (0x2B740, 0x2B81F),
+  (0x2B820, 0x2CEAF),
+  (0xF900, 0xFAFF),
+  (0x2F800, 0x2FA1F),
+)
+
+
+def _clean_char(code: int) -> str:
+  """What cleaning makes of a character: dropped, set apart, or itself."""
+  char = chr(code)
+  if char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf"):
+    return ""
+  if any(first <= code <= last for first, last in _CJK_RANGES):
+    return f" {char} "
+  return char
+
+
+def _set_punctuation_apart(code: int) -> str:
+  """Spaces around punctuation: all ASCII symbols, and Unicode's P* elsewhere.
+
+  ASCII has the exception because "$", "+", "^" and the like are symbols to
+  Unicode and should still not stick to words.
+  """
+  char = chr(code)
+  is_ascii_symbol = 33 <= code <= 126 and not char.isalnum()
+  if is_ascii_symbol or unicodedata.category(char).startswith("P"):
+    return f" {char} "
+  return char
+
+
+def _drop_mark_or_set_apart(code: int) -> str:
+  """As `_set_punctuation_apart`, and drops accents (Mn) of decomposed text."""
+  if unicodedata.category(chr(code)) == "Mn":
+    return ""
+  return _set_punctuation_apart(code)
+
+
+def normalize_char(code: int, lower_case: bool) -> str:
+  """What a character becomes in normalised text, which is not cut yet."""
+  char = chr(code)
+  if char in "\t\n\r\u2028\u2029" or unicodedata.category(char) == "Zs":
+    return " "
+  text = _clean_char(code)
+  if lower_case:
+    text = "".join(
+      c
+      for c in unicodedata.normalize("NFD", text.lower())
+      if unicodedata.category(c) != "Mn"
+    )
+  return text
+
+
+class WordSplitter:
+  """Cuts a chunk of text, without whitespace, into words and punctuation.
+
+  The order is the original's: clean, set ideographs apart, then per token
+  lower-case, decompose, drop accents and set punctuation apart. Lower-casing a
+  whole chunk equals lower-casing its tokens: a space ends the context that
+  decides a final sigma, and no combining mark moves across it.
+
+  Source: google-research/bert tokenization.py:161-284
+  """
+
+  def __init__(self, lower_case: bool):
+    self._lower_case = lower_case
+    self._clean = Memo(_clean_char)
+    self._set_apart = Memo(
+      _drop_mark_or_set_apart if lower_case else _set_punctuation_apart
+    )
+
+  def __call__(self, chunk: str) -> list[str]:
+    if chunk.isascii() and chunk.isalnum():
+      return [chunk.lower() if self._lower_case else chunk]
+    text = chunk.translate(self._clean)
+    if self._lower_case:
+      text = unicodedata.normalize("NFD", text.lower())
+    return text.translate(self._set_apart).split()
+
+  def sources(self, chunk: str) -> tuple[list[int], list[int]]:
+    """Where the characters of the words of a chunk come from.
+
+    One character may become several (a syllable of Hangul) or none (a control,
+    an accent). An accent that was dropped counts to what it stood on.
+
+    Args:
+      chunk: as it stood in the text.
+
+    Returns:
+      For each character of the words, one after the other: the first character
+      of the chunk that it stands for, and the one after the last.
+    """
+    starts: list[int] = []
+    ends: list[int] = []
+    for at, char in enumerate(chunk):
+      text = char.translate(self._clean)
+      if self._lower_case:
+        text = unicodedata.normalize("NFD", text.lower())
+      count = len("".join(text.translate(self._set_apart).split()))
+      if not count and starts and unicodedata.combining(char):
+        first = starts[-1]
+        for i in range(len(starts) - 1, -1, -1):
+          if starts[i] != first:
+            break
+          ends[i] = at + 1
+      starts += [at] * count
+      ends += [at + 1] * count
+    return starts, ends

@@ -1,0 +1,410 @@
+"""WordPiece, the tokenizer of BERT itself.
+
+Text is cut into words here; only the greedy match of one word against the
+vocabulary is left to the Rust `tokenizers` library.
+"""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import word_rules
+from bert_jax.runtime import files
+
+MAX_INPUT_CHARS_PER_WORD = 200
+VOCAB_FILE = "vocab.txt"
+ADDED = "added_tokens"  # its key for tokens that were added
+
+# Pieces that stand for something other than their own characters.
+_BRACKETED = re.compile(r"\[.*\]|<.*>", re.DOTALL)
+
+
+class WordPieceTokenizer(interface.Tokenizer):
+  """BERT's own tokenizer: words, then the longest piece first.
+
+  Args:
+    pieces: the vocabulary, id by position. Pieces that continue a word begin
+      with "##"; the five special tokens must be among them.
+    lower_case: lower-case and drop accents; both belong together in BERT, and
+      a cased vocabulary keeps both. None: decided by the vocabulary. A flag
+      that contradicts the vocabulary is refused, for that mistake costs
+      accuracy without an error anywhere.
+    max_input_chars_per_word: a longer word becomes [UNK]. 200 in the original
+      since November 2018, 100 before that and in Hugging Face's tokenizers.
+    added: tokens that are matched in the text itself, before it is cut into
+      words. One that is a piece, too, has the id of that piece; the others
+      follow the pieces, in this order.
+    source: what errors call the vocabulary, such as a file name.
+
+  Attributes:
+    added: as given.
+
+  Raises:
+    ValueError: a special token missing, a piece twice, a contradicted
+      `lower_case`, or an added token that cannot be one.
+
+  Example:
+    >>> tokenizer = WordPieceTokenizer(
+    ...   [*SPECIAL_TOKENS, "walk", "##ed", "!"], lower_case=True
+    ... )
+    >>> tokenizer.encode("Walked!")
+    [5, 6, 7]
+    >>> tokenizer.tokenize("walk away")
+    ['walk', '[UNK]']
+
+  Source: section 3, "Input/Output Representations";
+    google-research/bert tokenization.py
+  """
+
+  kind = "wordpiece"
+  lower_case: bool
+
+  def __init__(
+    self,
+    pieces: Sequence[str],
+    *,
+    lower_case: bool | None = None,
+    max_input_chars_per_word: int = MAX_INPUT_CHARS_PER_WORD,
+    added: Sequence[added_tokens.AddedToken] = (),
+    source: str = "the vocabulary",
+  ):
+    if not 1 <= max_input_chars_per_word < 1 << 31:
+      raise ValueError(
+        f"{source}: max_input_chars_per_word={max_input_chars_per_word} cannot"
+        " be; below 1 every word is [UNK], and the original has"
+        f" {MAX_INPUT_CHARS_PER_WORD}"
+      )
+    _check_pieces(pieces, source)
+    self.lower_case = resolve_lower_case(pieces, lower_case, source)
+    self.max_input_chars_per_word = max_input_chars_per_word
+    self.added = tuple(added)
+    self._words = tuple(pieces)  # without what was added
+    known = set(pieces)
+    beyond = [t.content for t in self.added if t.content not in known]
+    super().__init__(
+      [*pieces, *beyond],
+      [pieces.index(name) for name in interface.SPECIAL_TOKENS],
+    )
+    _check_added(self.added, source)
+    self._added_ids = {t: self._ids[t.content] for t in self.added}
+    # These neither continue a word nor are continued.
+    self._apart = self._special_ids.union(self._added_ids.values())
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of `text`: of its words, the longest piece first."""
+    lookup = self._chunk_ids.__getitem__
+    if not self.added:
+      # The one hot line of the host: a look-up a word.
+      return list(
+        itertools.chain.from_iterable(map(lookup, word_rules.chunks(text)))
+      )
+    ids: list[int] = []
+    for id, start, end in self._find_added(text):
+      if id is None:
+        words = map(lookup, word_rules.chunks(text[start:end]))
+        ids += itertools.chain.from_iterable(words)
+      else:
+        ids.append(id)
+    return ids
+
+  def encode_with_offsets(self, text: str) -> interface.Encoding:
+    """Returns the ids of `text`, and which characters each stands for."""
+    encoding: interface.Encoding = ([], [], [])
+    if not self.added:
+      self._add_words(word_rules.CHUNK.finditer(text), encoding)
+      return encoding
+    for id, first, last in self._find_added(text):
+      if id is None:
+        self._add_words(word_rules.CHUNK.finditer(text, first, last), encoding)
+      else:
+        for column, value in zip(encoding, (id, first, last), strict=True):
+          column.append(value)
+    return encoding
+
+  def _add_words(
+    self, matches: Iterable[re.Match[str]], encoding: interface.Encoding
+  ) -> None:
+    """Adds the ids of chunks of a text, and their characters."""
+    ids, starts, ends = encoding
+    for match in matches:
+      at = match.start()
+      chunk_ids, chunk_starts, chunk_ends = self._chunk_offsets[match.group()]
+      ids += chunk_ids
+      starts += [at + start for start in chunk_starts]
+      ends += [at + end for end in chunk_ends]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns words with spaces between them, punctuation being words."""
+    words: list[str] = []
+    follows_word = False  # "##x" after a special token stays as it is
+    for i in ids:
+      piece = self.token(i)
+      if i == self.pad_id:
+        continue
+      if follows_word and piece.startswith("##"):
+        words[-1] += piece[2:]
+      else:
+        words.append(piece)
+      follows_word = i not in self._apart
+    return " ".join(words)
+
+  def continues_word(self) -> np.ndarray:
+    """Returns [V] bool: the pieces that begin with "##"."""
+    return np.array(
+      [
+        piece.startswith("##") and i not in self._apart
+        for i, piece in enumerate(self._pieces)
+      ]
+    )
+
+  def save(self, directory: interface.Path) -> None:
+    """Writes vocab.txt, without added tokens, and tokenizer.json."""
+    folder = pathlib.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    self.write_pieces(folder / VOCAB_FILE)
+    self._write_settings(folder, **self._settings())
+
+  def write_pieces(self, path: interface.Path) -> None:
+    """Writes a vocab.txt: one piece a line, without added tokens."""
+    text = "".join(piece + "\n" for piece in self._words)
+    files.write_text(str(path), text)
+
+  def added_ids(self) -> dict[added_tokens.AddedToken, int]:
+    """Returns the id of each added token."""
+    return dict(self._added_ids)
+
+  def _content(self) -> bytes:
+    content = [self.kind, self._settings(), self._words]
+    return json.dumps(content).encode("utf-8")
+
+  def _settings(self) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+      "lower_case": self.lower_case,
+      "max_input_chars_per_word": self.max_input_chars_per_word,
+    }
+    if self.added:  # without them a vocabulary keeps its old fingerprint
+      settings[ADDED] = [dataclasses.asdict(token) for token in self.added]
+    return settings
+
+  def __reduce__(self):
+    # The dictionaries and the Rust object are rebuilt where they are needed.
+    build = functools.partial(
+      WordPieceTokenizer,
+      lower_case=self.lower_case,
+      max_input_chars_per_word=self.max_input_chars_per_word,
+      added=self.added,
+    )
+    return build, (self._words,)
+
+  @functools.cached_property
+  def _find_added(self) -> added_tokens.Finder:
+    """What cuts a text at the added tokens in it."""
+    normalize = functools.partial(
+      word_rules.normalize_char, lower_case=self.lower_case
+    )
+    return added_tokens.Finder(self._added_ids, word_rules.Memo(normalize))
+
+  @functools.cached_property
+  def _chunk_ids(self) -> word_rules.Memo[str, tuple[int, ...]]:
+    """The ids of a chunk of text without whitespace."""
+    split = word_rules.WordSplitter(self.lower_case)
+    # Chunks without spaces, as in Chinese, rarely repeat; their words do.
+    word_ids = word_rules.Memo(self._match, is_kept=word_rules.is_short)
+
+    def chunk_ids(chunk: str) -> tuple[int, ...]:
+      words = map(word_ids.__getitem__, split(chunk))
+      return tuple(itertools.chain.from_iterable(words))
+
+    return word_rules.Memo(chunk_ids, is_kept=word_rules.is_short)
+
+  @functools.cached_property
+  def _chunk_offsets(self) -> word_rules.Memo[str, interface.Encoding]:
+    """The ids of a chunk of text, and their characters within it."""
+    split = word_rules.WordSplitter(self.lower_case)
+
+    def chunk_offsets(chunk: str) -> interface.Encoding:
+      source_starts, source_ends = split.sources(chunk)
+      ids: list[int] = []
+      starts: list[int] = []
+      ends: list[int] = []
+      at = 0
+      for word in split(chunk):
+        rest = len(word)
+        for i in self._match(word):
+          piece = self._pieces[i]
+          size = len(piece) - 2 if rest < len(word) else len(piece)
+          if i == self.unk_id:  # stands for the whole word
+            size = rest
+          ids.append(i)
+          starts.append(source_starts[at])
+          ends.append(source_ends[at + size - 1])
+          at += size
+          rest -= size
+      return ids, starts, ends
+
+    return word_rules.Memo(chunk_offsets, is_kept=word_rules.is_short)
+
+  @functools.cached_property
+  def _matcher(self) -> tokenizers.models.WordPiece:
+    return tokenizers.models.WordPiece(
+      {piece: i for i, piece in enumerate(self._words)},
+      unk_token="[UNK]",
+      max_input_chars_per_word=self.max_input_chars_per_word,
+    )
+
+  def _match(self, word: str) -> tuple[int, ...]:
+    """Greedy longest match of one word; [UNK] when any part is not found."""
+    if not word.isascii() and interface.SURROGATE.search(word):
+      # Half of a surrogate pair: in no UTF-8 file, so in no vocabulary.
+      return (self.unk_id,)
+    return tuple([token.id for token in self._matcher.tokenize(word)])
+
+
+def _check_pieces(pieces: Sequence[str], source: str) -> None:
+  """Refuses a vocabulary that would give wrong ids or no ids at all.
+
+  Differs from BERT: where a piece stands twice the original takes the later
+  line in silence, and it finds out about a missing special token when it
+  comes to need one.
+  """
+  if not pieces:
+    raise ValueError(f"{source} is empty; wanted one piece a line")
+  first_line: dict[str, int] = {}
+  for line, piece in enumerate(pieces, 1):
+    if piece != piece_of_line(piece) or not piece:
+      raise ValueError(
+        f"{source}, line {line}: {piece!r:.60} is blank or has whitespace"
+        " around it; wanted one piece a line (remove empty lines, also at the"
+        " end)"
+      )
+    if interface.SURROGATE.search(piece):
+      raise ValueError(
+        f"{source}, line {line}: {piece!r:.60} has half of a surrogate pair,"
+        " which no UTF-8 file can hold; remove it"
+      )
+    if piece in first_line:
+      raise ValueError(
+        f"{source}, line {line}: piece {piece!r:.60} stands already on line"
+        f" {first_line[piece]}; an id must be one piece, so change one of them"
+      )
+    first_line[piece] = line
+  missing = [
+    name for name in interface.SPECIAL_TOKENS if name not in first_line
+  ]
+  if missing:
+    raise ValueError(
+      f"{source} ({len(pieces)} pieces, the first is {pieces[0]!r:.60}) lacks"
+      f" {', '.join(missing)}; BERT needs"
+      f" {' '.join(interface.SPECIAL_TOKENS)}, each on a line of its own"
+    )
+
+
+def _check_added(added: Sequence[added_tokens.AddedToken], source: str) -> None:
+  """Refuses added tokens that no text can give or that mean something else."""
+  seen = set()
+  for token in added:
+    if token.content in interface.SPECIAL_TOKENS:
+      raise ValueError(
+        f"{source}: {token.content} cannot be an added token; a text that "
+        "spells it is text here"
+      )
+    if token.content in seen:
+      raise ValueError(
+        f"{source}: the added token {token.content!r:.60} is there twice; "
+        "leave one out"
+      )
+    if interface.SURROGATE.search(token.content):
+      raise ValueError(
+        f"{source}: the added token {token.content!r:.60} has half of a "
+        "surrogate pair, which no UTF-8 file can hold; remove it"
+      )
+    seen.add(token.content)
+
+
+def resolve_lower_case(
+  pieces: Iterable[str], lower_case: bool | None, source: str
+) -> bool:
+  """Decides casing by the pieces, and refuses a flag they contradict.
+
+  A vocabulary is cased when more than one in a thousand of its pieces with
+  cased letters changes under lower-casing. Not "any": released uncased
+  vocabularies hold "<S>" and letters that only a later Unicode version knows
+  to be capitals, and people put a few names into the unused slots. Such a one
+  may be used either way.
+  """
+  words = [piece for piece in pieces if not _BRACKETED.fullmatch(piece)]
+  upper = [word for word in words if word != word.lower()]
+  lower = [word for word in words if word == word.lower() != word.upper()]
+  is_cased = 1000 * len(upper) > len(upper) + len(lower)
+  if lower_case is None:
+    return not is_cased
+  if lower_case and is_cased:
+    raise ValueError(
+      f"lower_case=True, but {source} is cased: {len(upper)} pieces have"
+      f" upper-case letters ({_examples(upper)}) and could never be used; pass"
+      " lower_case=False, or take the uncased vocabulary"
+    )
+  if not lower_case and lower and not upper:
+    raise ValueError(
+      f"lower_case=False, but {source} is uncased: none of its"
+      f" {len(lower)} pieces with letters ({_examples(lower)}) has an"
+      " upper-case one, so every capital would become [UNK]; pass"
+      " lower_case=True, or take the cased vocabulary"
+    )
+  return lower_case
+
+
+def _examples(pieces: Sequence[str]) -> str:
+  longest = sorted(pieces, key=len, reverse=True)[:4]
+  return ", ".join(f"{piece!r:.60}" for piece in longest)
+
+
+def piece_of_line(line: str) -> str:
+  """A line of a vocabulary file without the whitespace around it.
+
+  The original strips every line. Where only "" or "##" would be left (the
+  Chinese vocabulary has U+2028 on a line, and "##" with U+2028 on another),
+  the line is kept as it is: neither form can match any text, and two such
+  lines stay two pieces.
+
+  Source: google-research/bert tokenization.py:121-133
+  """
+  line = line.strip(" \t\r\n")
+  piece = line.strip()
+  return line if piece in ("", "##") else piece
+
+
+def read_pieces(path: pathlib.Path) -> list[str]:
+  """Reads a vocabulary file; ValueError names the line that is not text."""
+  content = path.read_bytes()
+  try:
+    text = content.decode("utf-8")
+  except UnicodeDecodeError as error:
+    line = content.count(b"\n", 0, error.start) + 1
+    raise ValueError(
+      f"{path}, line {line}: byte {content[error.start]:#04x} is not UTF-8;"
+      " wanted a text file with one piece a line (a .model file is"
+      " SentencePiece and must keep that ending)"
+    ) from None
+  for char, name in (("\0", "a NUL byte"), ("\ufeff", "a byte order mark")):
+    if char in text:
+      line = text.count("\n", 0, text.index(char)) + 1
+      raise ValueError(
+        f"{path}, line {line}: has {name}; save it as plain UTF-8 text with"
+        " one piece a line"
+      )
+  # Not splitlines(): U+2028 and U+0085 do not end a line of a vocabulary.
+  lines = text.split("\n")
+  if not lines[-1]:
+    lines.pop()  # what follows the last line feed
+  return [piece_of_line(line) for line in lines]
