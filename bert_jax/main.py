@@ -38,7 +38,7 @@ import logging
 import platform
 import re
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from absl import app
 from absl import flags
@@ -49,6 +49,7 @@ from ml_collections import config_flags
 from bert_jax.runtime import bounds
 from bert_jax.runtime import files
 from bert_jax.runtime import streams
+from bert_jax.runtime.settings import Config
 
 if TYPE_CHECKING:  # what a mode needs is imported when it runs
   from bert_jax.training import members
@@ -301,7 +302,7 @@ def _train(flag_values: flags.FlagValues) -> None:
   train.train(_config(flag_values), _workdir(flag_values))
 
 
-def _member(config: Any, text: str) -> "members.Member":
+def _member(config: Config, text: str) -> "members.Member":
   """Reads one --member."""
   from bert_jax.training import members
 
@@ -372,12 +373,12 @@ def _given_keys(flag_values: flags.FlagValues) -> tuple[str, ...]:
   """
   if flag_values.config is None:
     return ()
-  from bert_jax.kinds import kinds
+  from bert_jax.prediction import settings
 
   named = config_flags.get_override_values(flag_values["config"])
   # A setting may have a name in the group `predict` and one in another.
   named = sorted(named, key=lambda key: not key.startswith("predict."))
-  return (*named, *kinds.asked_in(flag_values.config))
+  return (*named, *settings.asked_in(flag_values.config))
 
 
 def _plan(flag_values: flags.FlagValues) -> None:

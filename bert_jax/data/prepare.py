@@ -45,6 +45,7 @@ from bert_jax.data.tokenizers import load
 from bert_jax.runtime import bounds
 from bert_jax.runtime import files
 from bert_jax.runtime import signals
+from bert_jax.runtime.settings import Config
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ _SORTED = manifests.LENGTHS_ROW | {"counts": [manifests.is_count]}
 _RANDOM_DOCUMENT_TRIES = 10  # create_pretraining_data.py:279
 
 
-def prepare(config: Any, patterns: Sequence[str], folder: str) -> None:
+def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
   """Makes or completes prepared data.
 
   Args:
@@ -100,7 +101,7 @@ def prepare(config: Any, patterns: Sequence[str], folder: str) -> None:
   _report(config.data, folder, summary, seconds, time.monotonic() - start)
 
 
-def check_settings(config: Any) -> None:
+def check_settings(config: Config) -> None:
   """Raises ValueError if a setting of `prepare` or `data` is out of range."""
   bounds.check(config)
   p, d = config.prepare, config.data
@@ -156,7 +157,7 @@ def _run(
   function: Callable[[dict], dict],
   jobs: list[dict],
   progress_folder: str,
-  config: Any,
+  config: Config,
   title: str,
   form: dict,
 ) -> list[dict]:
@@ -354,7 +355,7 @@ class Inputs:
 # -- vocabulary ---------------------------------------------------------------
 
 
-def _write_vocabulary(config: Any, inputs: Inputs, folder: str) -> None:
+def _write_vocabulary(config: Config, inputs: Inputs, folder: str) -> None:
   """Copies the vocabulary into DATA/vocab, or learns it there."""
   p, units = config.prepare, inputs.units
   target = os.path.join(folder, "vocab")
@@ -405,7 +406,7 @@ def _write_vocabulary(config: Any, inputs: Inputs, folder: str) -> None:
     records.write_json(os.path.join(whole, "settings.json"), asked)
 
 
-def _learn_vocabulary(config: Any, units: list[corpus.Unit]):
+def _learn_vocabulary(config: Config, units: list[corpus.Unit]):
   p = config.prepare
   _log.info("learning a %s vocabulary of %d", p.vocab_kind, p.vocab_size)
   texts = _sample_text(config, units)
@@ -418,7 +419,7 @@ def _learn_vocabulary(config: Any, units: list[corpus.Unit]):
   )
 
 
-def _sample_text(config: Any, units: list[corpus.Unit]) -> Iterator[str]:
+def _sample_text(config: Config, units: list[corpus.Unit]) -> Iterator[str]:
   """Sentences from all over the text, held-out documents left out.
 
   Of the units that were cut, evenly spread ones are read; of every compressed
@@ -507,7 +508,7 @@ def _check_tables(folder: str, manifest: dict) -> None:
 # -- tokens -------------------------------------------------------------------
 
 
-def _write_tokens(config: Any, inputs: Inputs, folder: str) -> None:
+def _write_tokens(config: Config, inputs: Inputs, folder: str) -> None:
   """Tokenises every unit into one shard a split, or one a part."""
   p, units = config.prepare, inputs.units
   tokenizer = load.load_tokenizer(os.path.join(folder, "vocab"))
@@ -771,7 +772,7 @@ def _write_shard(
 # -- examples -----------------------------------------------------------------
 
 
-def _write_examples(config: Any, folder: str) -> dict:
+def _write_examples(config: Config, folder: str) -> dict:
   """Writes the examples that config.data asks for; returns their manifest."""
   d = config.data
   name = records.examples_name(d)
@@ -851,7 +852,7 @@ def _remove_progress(folder: str, progress_folder: str) -> None:
     os.rmdir(os.path.join(folder, _PROGRESS))  # where nothing else is going on
 
 
-def _write_lengths(config: Any, folder: str) -> None:
+def _write_lengths(config: Config, folder: str) -> None:
   """Writes in what order the examples are by length, for packing.
 
   It is kept apart from the examples, which older releases wrote without it.

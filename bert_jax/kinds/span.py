@@ -355,7 +355,6 @@ class Span(task_kind.TaskKind):
   width = 2
   head_dropout = False
   hf_class = "ForQuestionAnswering"
-  percent = 1.0
   forms = {
     "span": own.Form("span", (2, 2), ("f1", "exact"), own.read_spans)
   }

@@ -47,7 +47,6 @@ class TaskKind(kind.Kind):
       no name for it.
     is_implied: a config.json without problem_type may mean this kind.
     scores: metric -> how it is computed.
-    percent: what makes per cent of a score.
     forms: own data of this kind, by the FORM of task.name=my-FORM.
     feature_settings: keys of the group `task` that `make_features` takes.
     decode_settings: keys of the group `task` that `decode` takes.
@@ -63,7 +62,6 @@ class TaskKind(kind.Kind):
   problem_type: str | None = None
   is_implied = True
   scores: Mapping[str, Score] = {}
-  percent = 100.0
   forms: Mapping[str, own.Form] = {}
   feature_settings: tuple[str, ...] = ()
   decode_settings: tuple[str, ...] = ()

@@ -23,7 +23,6 @@ import ml_dtypes
 import numpy as np
 
 FORMATS = ("huggingface", "flax", "tf1", "bert_jax")
-KINDS = ("classify", "regress", "tag", "span", "choice")
 # Parts that a model may come without, each whole or not at all.
 POOLER = "encoder/pooler"
 OPTIONAL = (POOLER, "mlm", "nsp", "task")
@@ -613,7 +612,7 @@ def from_ours(
     format: one of `FORMATS`.
     params: path -> array, layers unrolled.
     model: sizes, as in the config group `model`.
-    kind: of the task of its head, one of `KINDS`; None: no head.
+    kind: of the task of its head; None: no head.
 
   Returns:
     Name -> array.

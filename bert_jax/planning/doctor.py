@@ -14,7 +14,6 @@ import platform
 import shutil
 import socket
 import tempfile
-from typing import Any
 
 import jax
 from packaging import requirements
@@ -25,7 +24,9 @@ from bert_jax.models.attention import programs
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
 from bert_jax.sweeps import sweep
+from bert_jax.training import checks
 from bert_jax.training import jobs
 from bert_jax.training import session
 
@@ -76,7 +77,7 @@ def _words(error: Exception) -> str:
 
 
 def examine(
-  config: Any,
+  config: Config,
   workdir: str,
   coordinator: str | None = None,
   process_id: int | None = None,
@@ -185,19 +186,19 @@ def _coordinator(address: str, process_id: int | None) -> str:
     ) from error
 
 
-def _config(config: Any) -> str:
-  session.check_settings(config)
+def _config(config: Config) -> str:
+  checks.check_settings(config)
   what = config.task.name if config.objective == "task" else config.objective
   return f"{what}, seed {config.seed}"
 
 
-def _mesh(config: Any, num_processes: int) -> str:
+def _mesh(config: Config, num_processes: int) -> str:
   m = config.mesh
   # Of the others the devices are not here: as many times those that are.
   devices = jax.devices() * num_processes
   mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor, devices)
   if num_processes == 1:  # of others the memory is not known here
-    session.check_memory(config, mesh)
+    checks.check_memory(config, mesh)
   programs.check_parts(config.model.attention, mesh.shape["tensor"])
   size = config.data.batch_size
   if config.objective != "task":
@@ -207,7 +208,7 @@ def _mesh(config: Any, num_processes: int) -> str:
   return f"{shape}; batches of {size}"
 
 
-def _vocabulary(config: Any, workdir: str) -> str:
+def _vocabulary(config: Config, workdir: str) -> str:
   job, _ = jobs.open_job(config, workdir)
   model = job.config.model
   return (
@@ -216,7 +217,7 @@ def _vocabulary(config: Any, workdir: str) -> str:
   )
 
 
-def _data(config: Any, workdir: str) -> str:
+def _data(config: Config, workdir: str) -> str:
   m = config.mesh
   mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
   job, _ = jobs.open_job(config, workdir)
@@ -268,7 +269,7 @@ def _workdir_lock(workdir: str) -> Iterator[None]:
     yield
 
 
-def _run(config: Any, workdir: str) -> str:
+def _run(config: Config, workdir: str) -> str:
   """All that training checks before it begins, in its own words."""
   run = session.open_session(config, workdir)
   if not os.path.exists(os.path.join(workdir, "run.json")):
@@ -278,7 +279,7 @@ def _run(config: Any, workdir: str) -> str:
   return f"goes on with that of {started}" + (f"; {other}" if other else "")
 
 
-def _checkpoint(config: Any, workdir: str) -> str:
+def _checkpoint(config: Config, workdir: str) -> str:
   if not checkpoint.exists(workdir):
     raise _SkippedError("there is none yet")
   run = session.open_session(config, workdir)
@@ -294,7 +295,7 @@ def _checkpoint(config: Any, workdir: str) -> str:
   return f"step {step} of {run.total_steps}, sound"
 
 
-def _disk(config: Any, workdir: str) -> str:
+def _disk(config: Config, workdir: str) -> str:
   run = session.open_session(config, workdir)
   one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.abstract))
   best = bool(config.checkpoint.best_metric)
@@ -311,7 +312,7 @@ def _disk(config: Any, workdir: str) -> str:
   return text
 
 
-def _memory(config: Any, workdir: str, planned: bool) -> str:
+def _memory(config: Config, workdir: str, planned: bool) -> str:
   """Compiles the step for the devices here and asks what it needs."""
   if planned:
     raise _SkippedError("the plan below says")

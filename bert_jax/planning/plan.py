@@ -33,7 +33,8 @@ from bert_jax.data import batching
 from bert_jax.data import packing
 from bert_jax.data.store import indexes
 from bert_jax.data.store import records
-from bert_jax.kinds import objectives
+from bert_jax.kinds import kind as kind_lib
+from bert_jax.kinds import table
 from bert_jax.models import encoder
 from bert_jax.models import flops
 from bert_jax.models.config import ModelConfig
@@ -44,6 +45,7 @@ from bert_jax.runtime import chips
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
 from bert_jax.training import finetuning
 from bert_jax.training import jobs
 from bert_jax.training import members
@@ -54,8 +56,6 @@ _log = logging.getLogger(__name__)
 
 GIB = 2**30
 FITS, OUT_OF_MEMORY = 0, 1
-# Choices of a question where no data says how many: those of SWAG.
-_NUM_CHOICES = 4
 # Compilations that a search for the largest batch takes at most.
 _SEARCH_COMPILES = 6
 
@@ -133,21 +133,17 @@ def open_slices(name: str, num_slices: int = 1) -> Slices:
   )
 
 
-def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
   """The shapes of a training batch, without any data.
 
   Args:
-    config: the whole configuration; see `Objective.batch_shapes`.
+    config: the whole configuration; see `Kind.batch_shapes`.
   """
   if config.objective == "task":
     task = finetuning.get_task(config.task)
-    choices = _NUM_CHOICES if task.kind == "choice" else 1
-    shapes = objectives.get_objective(task.kind).batch_shapes(
-      config, choices, task.num_outputs
-    )
+    shapes = table.of_task(task).batch_shapes(config, len(task.labels) or 1)
   else:
-    objective = objectives.get_objective(config.objective)
-    shapes = objective.batch_shapes(config)
+    shapes = table.get(config.objective).batch_shapes(config)
   return {k: jax.ShapeDtypeStruct(*of_key) for k, of_key in shapes.items()}
 
 
@@ -166,7 +162,7 @@ class Step:
       0 = it is one, and there is no such axis.
   """
 
-  config: Any
+  config: Config
   mesh: jax.sharding.Mesh
   abstract: steps.TrainState
   place: steps.TrainState
@@ -182,7 +178,7 @@ class Step:
 
 
 def trace_step(
-  config: Any, mesh: jax.sharding.Mesh, num_members: int = 0
+  config: Config, mesh: jax.sharding.Mesh, num_members: int = 0
 ) -> Step:
   """Traces the step that train.py runs.
 
@@ -205,11 +201,11 @@ def trace_step(
     )
   if config.objective == "task":
     task = finetuning.get_task(config.task)
-    objective = objectives.get_objective(task.kind)
-    model = objective.make_model(model_config, num_labels=task.num_outputs)
+    objective: kind_lib.Kind = table.of_task(task)
+    model = objective.make_model(model_config, len(task.labels))
   else:
     batching.check_max_sequences(config.data)
-    objective = objectives.get_objective(config.objective)
+    objective = table.get(config.objective)
     model = objective.make_model(model_config)
   # The number of steps is a constant of the learning rate, nothing else.
   total = config.train.total_steps or 1000
@@ -245,10 +241,10 @@ def trace_step(
 
 
 def _trace_together(
-  config: Any,
+  config: Config,
   mesh: jax.sharding.Mesh,
   model: Any,
-  objective: objectives.Objective,
+  objective: kind_lib.Kind,
   of_one: tuple[Any, Any, dict[str, jax.ShapeDtypeStruct]],
   count: int,
 ) -> Step:
@@ -377,7 +373,7 @@ def memory(step: Step, compiled: Any) -> dict[str, int]:
 
 
 def make_plan(
-  config: Any,
+  config: Config,
   topology: str,
   num_slices: int = 1,
   search: str = "",
@@ -438,7 +434,7 @@ def make_plan(
   return plan
 
 
-def check_compiler(config: Any, chip: str) -> None:
+def check_compiler(config: Config, chip: str) -> None:
   """Raises PlanError for what makes the compiler itself crash.
 
   It takes the whole process with it, so that nothing could be said afterwards.
@@ -464,7 +460,7 @@ def check_compiler(config: Any, chip: str) -> None:
     )
 
 
-def _with_shape_of_weights(config: Any) -> Any:
+def _with_shape_of_weights(config: Config) -> Any:
   config = config.copy_and_resolve_references()
   if config.init_from:
     from bert_jax.weights import weights
@@ -474,7 +470,7 @@ def _with_shape_of_weights(config: Any) -> Any:
   return config
 
 
-def _head(config: Any, slices: Slices, mesh) -> dict[str, Any]:
+def _head(config: Config, slices: Slices, mesh) -> dict[str, Any]:
   """What the plan is for."""
   names = ("jax", "jaxlib", "libtpu", "flax", "optax")
   revision, dirty = run_log.commit()
@@ -514,7 +510,7 @@ def _out_of_memory(step: Step, error: OutOfMemoryError) -> dict[str, Any]:
 
 
 def advice(
-  config: Any, mesh, state: Mapping[str, int], error: OutOfMemoryError
+  config: Config, mesh, state: Mapping[str, int], error: OutOfMemoryError
 ) -> list[str]:
   """Settings that would take less memory, those that cost least first.
 
@@ -651,7 +647,7 @@ def make_network(mesh, slices: Slices) -> costs.Network:
   )
 
 
-def model_flops(config: Any) -> dict[str, int]:
+def model_flops(config: Config) -> dict[str, int]:
   """Model FLOPs of a step of the global batch; see flops.py.
 
   Args:
@@ -663,9 +659,8 @@ def model_flops(config: Any) -> dict[str, int]:
   """
   data = config.data
   if config.objective == "task":
-    kind = finetuning.get_task(config.task).kind
-    choices = _NUM_CHOICES if kind == "choice" else 1
-    pooled = objectives.is_pooled(kind)
+    kind = table.of_task(finetuning.get_task(config.task))
+    choices, pooled = kind.num_choices, kind.pooled
     shape = (config.model, data.batch_size, data.seq_len * choices)
     return {
       "needed": flops.task_step_flops(
@@ -704,7 +699,7 @@ def model_flops(config: Any) -> dict[str, int]:
   }
 
 
-def sequence_lengths(config: Any) -> tuple[float, float, int] | None:
+def sequence_lengths(config: Config) -> tuple[float, float, int] | None:
   """Of prepared data: tokens, their squares by sequence, and rows they fill.
 
   Returns:
@@ -730,7 +725,7 @@ def sequence_lengths(config: Any) -> tuple[float, float, int] | None:
   return float(found.sum()), float((found**2).sum()), len(found)
 
 
-def useful_share(config: Any) -> float | None:
+def useful_share(config: Config) -> float | None:
   """Share of the positions that hold a token; None where no data says."""
   lengths = sequence_lengths(config)
   if lengths is None:
@@ -810,7 +805,7 @@ def describe_exchanges(
   return sorted(table.values(), key=lambda row: -row["bytes_sent"])
 
 
-def assumptions(config: Any, slices: Slices) -> list[str]:
+def assumptions(config: Config, slices: Slices) -> list[str]:
   """What a prediction rests on, in words."""
   chip = slices.chip
   found = [
@@ -950,7 +945,7 @@ def warnings(
   )
 
 
-def _size_warnings(config: Any, mesh, chip: chips.Chip) -> list[str]:
+def _size_warnings(config: Config, mesh, chip: chips.Chip) -> list[str]:
   """Of dimensions that do not fill the tiles of the chip."""
   found = []
   model, tensor = config.model, mesh.shape["tensor"]
@@ -1174,7 +1169,7 @@ def _report_time(plan: Mapping[str, Any]) -> list[str]:
 
 
 def run(
-  config: Any,
+  config: Config,
   topology: str,
   num_slices: int,
   search: str,

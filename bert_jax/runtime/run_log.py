@@ -20,6 +20,7 @@ import time
 from typing import Any
 
 from bert_jax.runtime import files
+from bert_jax.runtime.settings import Config
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def plain(config: Any) -> dict:
+def plain(config: Config) -> dict:
   """A config as JSON has it: dicts, lists, numbers, strings."""
   return json.loads(json.dumps(config.to_dict(), default=list))
 
@@ -149,7 +150,7 @@ def code_hash() -> str:
   return digest.hexdigest()
 
 
-def describe(config: Any, data_hash: str | None, devices: list[Any]) -> dict:
+def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
   """What makes a run what it is.
 
   Args:

@@ -34,6 +34,8 @@ from jax.experimental import mesh_utils
 from jax.experimental import multihost_utils
 import numpy as np
 
+from bert_jax.runtime import settings
+
 P = jax.sharding.PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -310,7 +312,7 @@ def state_sharding(
 
 
 def place_state(
-  abstract_state: Tree, mesh: jax.sharding.Mesh, config: Any
+  abstract_state: Tree, mesh: jax.sharding.Mesh, config: settings.Mesh
 ) -> Tree:
   """Places a train state as a config says.
 

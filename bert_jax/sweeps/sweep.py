@@ -879,16 +879,16 @@ class Costs:
       ValueError: its config or its data do not fit.
     """
     from bert_jax.runtime import sharding
+    from bert_jax.training import checks
     from bert_jax.training import (
       jobs,  # loads jax, which a sweep itself does without
     )
-    from bert_jax.training import session
 
     key = one.program()
     if key in self._flops:
       return self._flops[key]
     config = one.load_config()
-    session.check_settings(config)
+    checks.check_settings(config)
     job, _ = jobs.open_job(config, "")
     m = config.mesh
     batches = job.batches(sharding.make_mesh(m.data, m.fsdp, m.tensor))

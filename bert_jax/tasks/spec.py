@@ -140,6 +140,7 @@ class Task:
     label: column of the label, or "".
     label_separator: what stands between several labels in one column.
     has_null: questions may have no answer (kind "span").
+    percent: what makes per cent of its scores.
     submission: split -> file name on the GLUE server.
     trained_as: the task whose model is evaluated; "" = this one.
   """
@@ -166,6 +167,7 @@ class Task:
   label: str = ""
   label_separator: str = ","
   has_null: bool = False
+  percent: float = 100.0
   submission: Mapping[str, str] = dataclasses.field(default_factory=dict)
   trained_as: str = ""
 

@@ -15,8 +15,9 @@ from bert_jax.runtime import hosts
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
 from bert_jax.training import jobs
-from bert_jax.training import session
+from bert_jax.training import meeting
 
 if TYPE_CHECKING:
   from bert_jax.weights import weights
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def evaluate(
-  config: Any, workdir: str, output: str | None, checkpoint: str = ""
+  config: Config, workdir: str, output: str | None, checkpoint: str = ""
 ) -> dict[str, float]:
   """Evaluates a saved step of a run on its held-out split.
 
@@ -48,7 +49,7 @@ def evaluate(
   """
   bounds.check(config)
   check_workdir(workdir)
-  session.meet("evaluate", config, [workdir], checkpoint=checkpoint)
+  meeting.meet("evaluate", config, [workdir], checkpoint=checkpoint)
   if output and jax.process_index() == 0:
     files.check_writable(output)
   job, pretrained = jobs.open_job(config, workdir, checkpoint)
@@ -67,7 +68,7 @@ def evaluate(
     run_log.check_workdir(workdir, asked, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
   facts_of_job = job.facts | {"holds a run": not as_given}
-  session.meet_opened(job, pretrained, mesh, facts_of_job)
+  meeting.meet_opened(job, pretrained, mesh, facts_of_job)
   if as_given:
     os.makedirs(workdir, exist_ok=True)
   else:
@@ -203,7 +204,9 @@ def _head_of(pretrained: Any, task: Any, source: str) -> Any:
   return jax.tree.map(lambda x: np.asarray(x)[..., order], head)
 
 
-def _wanted_params(config: Any, mesh: Any, model: Any, objective: Any) -> Any:
+def _wanted_params(
+  config: Config, mesh: Any, model: Any, objective: Any
+) -> Any:
   """Shapes, types and places of the parameters of a model."""
   row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   inputs = dict.fromkeys(objective.inputs, row)

@@ -18,7 +18,7 @@ from bert_jax.data import batching
 from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
-from bert_jax.kinds import objectives
+from bert_jax.kinds import table
 from bert_jax.models import flops
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
@@ -26,11 +26,10 @@ from bert_jax.runtime import bars
 from bert_jax.runtime import files
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
-from bert_jax.tasks import scores
 from bert_jax.tasks import spec
-from bert_jax.tasks import squad
 from bert_jax.tasks import submission
 from bert_jax.training import metrics
 from bert_jax.training import steps
@@ -52,7 +51,7 @@ class FineTuning:
     tokenizer: the vocabulary.
   """
 
-  def __init__(self, config: Any, tokenizer: interface.Tokenizer):
+  def __init__(self, config: Config, tokenizer: interface.Tokenizer):
     """Reads the training split, if there is one.
 
     Args:
@@ -100,9 +99,9 @@ class FineTuning:
     if config.task.name.startswith("my-"):
       config.task.labels = self.task.labels  # the run's record has them
     self._splits: dict[str, Split] = {}
-    self.objective = objectives.get_objective(self.task.kind)
+    self.objective = table.of_task(self.task)
     self.model = self.objective.make_model(
-      model_config, num_labels=self.task.num_outputs
+      model_config, num_labels=len(self.task.labels)
     )
 
   @functools.cached_property
@@ -148,14 +147,12 @@ class FineTuning:
       max_examples=settings.max_train_examples if is_train else 0,
       files={} if other else {k: v for k, v in settings.files.items() if v},
     )
-    features = task_features.make_features(
+    features = self.objective.make_features(
       task,
       examples,
       self.tokenizer,
       seq_len=self.config.data.seq_len,
-      max_query_len=settings.max_query_len,
-      doc_stride=settings.doc_stride,
-      context=settings.context,
+      **{name: settings[name] for name in self.objective.feature_settings},
     )
     types = self.model.config.type_vocab_size
     if features.segment_ids.max() >= types:
@@ -210,7 +207,7 @@ class FineTuning:
   @property
   def facts(self) -> dict[str, Any]:
     """The kind and the labels of the head, for whoever reads the weights."""
-    labels = self.task.labels if self.task.kind in ("classify", "tag") else ()
+    labels = self.task.labels if self.objective.has_names else ()
     return {"task": {"kind": self.task.kind, "labels": list(labels)}}
 
   def batches(
@@ -270,7 +267,7 @@ class FineTuning:
       self.config.model,
       rows * jax.process_count(),
       length,
-      objectives.is_pooled(self.task.kind),
+      self.objective.pooled,
       num_sequences=starts.shape[1],
       attended=packing.attended(batch.get("sequence_ids")),
     )
@@ -303,11 +300,9 @@ class FineTuning:
       task, examples = split.task, split.examples
       os.makedirs(folder, exist_ok=True)
       stem = os.path.join(folder, f"{task.name}-{split.name}")
-      submission.write_predictions(task, examples, predictions, f"{stem}.jsonl")
-      written.append(f"{stem}.jsonl")
-      if task.kind == "span":
-        squad.write_files(stem, examples, predictions)
-        written.append(stem)
+      written += self.objective.write_predictions(
+        task, examples, predictions, stem
+      )
       if split.name in task.submission:
         path = os.path.join(folder, task.submission[split.name])
         files.write_text(path, submission.glue_tsv(task, examples, predictions))
@@ -347,21 +342,22 @@ def get_task(settings: Any) -> spec.Task:
     spec.TaskError: no such task; lists those there are.
   """
   if settings.name.startswith("my-"):
-    return own.make_task(
+    return table.make_task(
       settings.name.removeprefix("my-"),
       text=settings.text,
       label=settings.label,
       labels=settings.labels,
       train_path=settings.files.train or own.find_train(settings.dir or ""),
       columns=settings.columns,
-      has_null=tasks.has_null(settings.name, settings.has_null),
+      has_null=settings.has_null,
+      label_separator=settings.get("label_separator", ","),
       name=settings.name,
     )
   if settings.name not in tasks.TASKS:
     raise spec.TaskError(
       f"task.name={settings.name!r} is not known; use one of "
       f"{', '.join(tasks.TASKS)}, or my-FORM with FORM one of "
-      f"{', '.join(own.FORMS)}"
+      f"{', '.join(table.FORMS)}"
     )
   return tasks.TASKS[settings.name]
 
@@ -439,7 +435,9 @@ class TaskEvaluator:
       split = self._job.split(name)
       predicted = self._predict_all(params, split)
       for values, (predictions, totals) in zip(every, predicted, strict=True):
-        found = scores.score(split.task, predictions, split.examples)
+        found = self._job.objective.score(
+          split.task, predictions, split.examples
+        )
         found["loss"] = metrics.finish(totals)["task_loss"]
         values |= {self._prefix(name) + k: v for k, v in found.items()}
     return [dict(sorted(values.items())) for values in every]
@@ -452,7 +450,7 @@ class TaskEvaluator:
       split: with labels or without.
 
     Returns:
-      A prediction an example (see tasks/scores.py), and the loss as (sum,
+      A prediction an example (see its kind), and the loss as (sum,
       weight), {} without labels.
     """
     return self._predict_all(params, split)[0]
@@ -498,11 +496,6 @@ class TaskEvaluator:
 
   def _decode(self, split: Split, flat: np.ndarray) -> list:
     """Predictions of a split's examples from a model's outputs."""
-    settings, options = self._job.config.task, {}
-    if split.task.kind == "choice":
-      flat = flat.reshape(len(split.examples), -1)
-    if split.task.kind == "span":
-      flat = flat.T
-      names = ("n_best", "max_answer_len", "null_threshold")
-      options = {name: settings[name] for name in names}
-    return scores.decode(split.task, split.features, flat, **options)
+    settings, kind = self._job.config.task, self._job.objective
+    options = {name: settings[name] for name in kind.decode_settings}
+    return kind.decode(split.task, split.features, flat, **options)

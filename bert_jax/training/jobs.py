@@ -9,10 +9,11 @@ import jax
 from bert_jax.data import batching
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
-from bert_jax.kinds import objectives
+from bert_jax.kinds import kind
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
+from bert_jax.runtime.settings import Config
 from bert_jax.training import pretraining
 
 if TYPE_CHECKING:  # imported where they are used: their libraries are slow to
@@ -40,8 +41,8 @@ class Evaluator(Protocol):
 class Job(Protocol):
   """What the loop needs to know: `Pretraining` or `FineTuning`."""
 
-  config: Any
-  objective: objectives.Objective
+  config: Config
+  objective: kind.Kind
   model: nn.Module
   tokenizer: interface.Tokenizer
 
@@ -91,7 +92,7 @@ class Job(Protocol):
 
 
 def open_job(
-  config: Any, workdir: str, checkpoint: str | None = None
+  config: Config, workdir: str, checkpoint: str | None = None
 ) -> "tuple[Job, weights.Pretrained | None]":
   """Opens what a config describes, with weights to start from if it names any.
 
@@ -145,7 +146,7 @@ def open_job(
 
 
 def _vocabulary(
-  config: Any, workdir: str, pretrained: "weights.Pretrained | None"
+  config: Config, workdir: str, pretrained: "weights.Pretrained | None"
 ) -> interface.Tokenizer:
   """That of the run that goes on, of the weights, or of `task.vocab`."""
   if workdir:
@@ -167,7 +168,7 @@ def _vocabulary(
 
 
 def _check_vocabulary(
-  config: Any, pretrained: "weights.Pretrained | None"
+  config: Config, pretrained: "weights.Pretrained | None"
 ) -> None:
   """Raises ValueError if prepared data has other ids than the weights."""
   if not config.data.dir or pretrained is None or pretrained.tokenizer is None:

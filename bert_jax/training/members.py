@@ -25,7 +25,11 @@ from bert_jax.data import task_batches
 from bert_jax.runtime import bounds
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
+from bert_jax.training import averages
+from bert_jax.training import init_from
 from bert_jax.training import optim
 from bert_jax.training import session
 from bert_jax.training import steps
@@ -72,7 +76,7 @@ class Group(Protocol):
 
   def restore(
     self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
+  ) -> tuple[int, steps.TrainState, list[averages.MeanLoss]]:
     """Reads the newest step that all have, or starts; as Session.restore."""
     ...
 
@@ -108,7 +112,7 @@ class Alone:
 
   def restore(
     self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
+  ) -> tuple[int, steps.TrainState, list[averages.MeanLoss]]:
     """See Group."""
     start, state, mean_loss = self.runs[0].restore(checkpoints[0])
     return start, state, [mean_loss]
@@ -166,7 +170,7 @@ class Together:
 
   def restore(
     self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[session.MeanLoss]]:
+  ) -> tuple[int, steps.TrainState, list[averages.MeanLoss]]:
     """See Group; a run that is ahead of the others goes back to their step.
 
     Raises:
@@ -175,7 +179,7 @@ class Together:
     """
     saved = [set(opened.steps()) for opened in checkpoints]
     if not any(saved):
-      return 0, self._fresh(), [session.MeanLoss() for _ in self.runs]
+      return 0, self._fresh(), [averages.MeanLoss() for _ in self.runs]
     for step in sorted(set.intersection(*saved), reverse=True):
       found = self._read(checkpoints, step)
       if found is None:
@@ -195,7 +199,7 @@ class Together:
 
   def _read(
     self, checkpoints: Sequence[checkpoint.Checkpoints], step: int
-  ) -> list[tuple[steps.TrainState, session.MeanLoss]] | None:
+  ) -> list[tuple[steps.TrainState, averages.MeanLoss]] | None:
     """What each run has saved of a step, on the host; None: one is damaged."""
     states = []
     for run, opened in zip(self.runs, checkpoints, strict=True):
@@ -243,7 +247,7 @@ class Together:
       run.imported,
       is_leaf=lambda x: x is None,
     )
-    return state.replace(params=session.place_params(state.params, imported))
+    return state.replace(params=init_from.place_params(state.params, imported))
 
   def train_step(self) -> Any:
     """See Group."""
@@ -344,7 +348,7 @@ def _task_batches(run: session.Session) -> task_batches.TaskBatches:
 
 
 def open_members(
-  config: Any, wanted: Sequence[Member]
+  config: Config, wanted: Sequence[Member]
 ) -> list[session.Session]:
   """Opens the runs of models that are trained together.
 
@@ -366,7 +370,7 @@ def open_members(
   return [_open(first, member, len(wanted)) for member in wanted]
 
 
-def _config_of(config: Any, member: Member) -> Any:
+def _config_of(config: Config, member: Member) -> Any:
   own = config.copy_and_resolve_references()
   own.seed, own.optim.learning_rate = member.seed, member.learning_rate
   return own
@@ -394,7 +398,7 @@ def _open(
   )
 
 
-def seed_axis(config: Any, num_members: int, num_devices: int) -> int:
+def seed_axis(config: settings.Mesh, num_members: int, num_devices: int) -> int:
   """Size of the mesh axis "seed": that of the config, or the most there can be.
 
   Args:
@@ -416,7 +420,7 @@ def seed_axis(config: Any, num_members: int, num_devices: int) -> int:
   return math.gcd(num_members, max(num_devices // taken, 1))
 
 
-def _check(config: Any, wanted: Sequence[Member]) -> None:
+def _check(config: Config, wanted: Sequence[Member]) -> None:
   """Raises MembersError for what cannot be trained together."""
   if jax.process_count() > 1:
     raise MembersError(
@@ -434,7 +438,7 @@ def _check(config: Any, wanted: Sequence[Member]) -> None:
     raise MembersError(f"two members have one workdir: {', '.join(workdirs)}")
 
 
-def check_config(config: Any) -> None:
+def check_config(config: Config) -> None:
   """Raises MembersError for a config that cannot be trained together."""
   if config.objective != "task":
     raise MembersError(

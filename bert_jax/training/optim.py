@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bert_jax.runtime import settings
+
 Tree = Any
 
 # Biases, and all of a layer norm; the bias of the vocabulary is one of them.
@@ -25,7 +27,9 @@ _NO_DECAY = re.compile(r"norm|(^|/)bias$")
 
 
 def make_optimizer(
-  config: Any, total_steps: int, learning_rate: jax.Array | None = None
+  config: settings.Optim,
+  total_steps: int,
+  learning_rate: jax.Array | None = None,
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
   """Returns the optimizer of `config.optim` and its learning rate.
 
@@ -292,7 +296,7 @@ class Optimizer:
   takes_rows: bool
 
 
-def _adam_steps(config: Any, corrects_bias: bool) -> list[Any]:
+def _adam_steps(config: settings.Optim, corrects_bias: bool) -> list[Any]:
   return [
     scale_by_adam(config.b1, config.b2, config.eps, corrects_bias),
     optax.add_decayed_weights(config.weight_decay, decay_mask),
@@ -392,7 +396,7 @@ def _in_float32(
   )
 
 
-def _check_config(config: Any, total_steps: int) -> None:
+def _check_config(config: settings.Optim, total_steps: int) -> None:
   """Raises ValueError where a value cannot be meant."""
   for key, choices in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
     if getattr(config, key) not in choices:

@@ -16,7 +16,8 @@ from bert_jax.data import orders
 from bert_jax.data import packing
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
-from bert_jax.kinds import objectives
+from bert_jax.kinds import kind
+from bert_jax.kinds import table
 from bert_jax.models import flops
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
@@ -24,6 +25,7 @@ from bert_jax.runtime import bars
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
 from bert_jax.training import metrics
 from bert_jax.training import steps
 
@@ -40,7 +42,7 @@ class Pretraining:
     tokenizer: the vocabulary.
   """
 
-  def __init__(self, config: Any):
+  def __init__(self, config: Config):
     """Checks what can be checked without reading examples.
 
     Args:
@@ -50,7 +52,7 @@ class Pretraining:
       ValueError: the model is impossible, or does not fit the data.
     """
     self.config = config
-    self.objective = objectives.get_objective(config.objective)
+    self.objective = table.get(config.objective)
     self.model = self.objective.make_model(_check_model_fits(config))
     self.total_steps = config.train.total_steps
     if config.train.num_epochs:
@@ -130,10 +132,10 @@ class Evaluator:
 
   def __init__(
     self,
-    config: Any,
+    config: Config,
     mesh: jax.sharding.Mesh,
     model: nn.Module,
-    objective: objectives.Objective,
+    objective: kind.Kind,
   ):
     """Opens the held-out split.
 
@@ -201,7 +203,7 @@ class Evaluator:
     return {f"eval/{name}": means[name] for name in sorted(means)}
 
 
-def _check_model_fits(config: Any) -> ModelConfig:
+def _check_model_fits(config: Config) -> ModelConfig:
   """The checked model config, if the prepared data fits the model.
 
   Raises:
@@ -253,7 +255,7 @@ def unigram_log_probs(folder: str, size: int) -> np.ndarray:
   return np.log(padded / padded.sum()).astype(np.float32)
 
 
-def _data_hash(config: Any) -> str:
+def _data_hash(config: Config) -> str:
   """Hash of the manifest of the examples a config reads."""
   return run_log.file_hash(
     os.path.join(

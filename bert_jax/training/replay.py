@@ -20,6 +20,8 @@ from bert_jax.runtime import files
 from bert_jax.runtime import hosts
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
+from bert_jax.training import meeting
 from bert_jax.training import session
 from bert_jax.training import steps
 
@@ -32,7 +34,7 @@ class ReplayError(ValueError):
   """There is no such step to look into."""
 
 
-def replay(config: Any, workdir: str, step: int, output: str | None) -> dict:
+def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
   """Computes a step of a run again, and writes down what it is made of.
 
   Args:
@@ -51,7 +53,7 @@ def replay(config: Any, workdir: str, step: int, output: str | None) -> dict:
   Raises:
     ValueError: the run has no such step, or config and workdir do not fit.
   """
-  session.meet("replay", config, [workdir], step=step)
+  meeting.meet("replay", config, [workdir], step=step)
   if not os.path.exists(os.path.join(workdir, "run.json")):
     raise ReplayError(f"{workdir} holds no run (no run.json) to replay")
   if output and jax.process_index() == 0:
@@ -86,7 +88,7 @@ def _state_before(
   run: session.Session, step: int
 ) -> tuple[steps.TrainState, batching.Batch]:
   """The state before a step, and this host's rows of the step's batch."""
-  with session.lock(run.workdir):
+  with meeting.lock(run.workdir):
     with contextlib.closing(run.checkpoints()) as checkpoints:
       start, state, _ = run.restore(checkpoints, before=step)
   if start + 1 < step:

@@ -23,7 +23,10 @@ from bert_jax.runtime import profiling
 from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
+from bert_jax.runtime.settings import Config
+from bert_jax.training import averages
 from bert_jax.training import jobs
+from bert_jax.training import meeting
 from bert_jax.training import members
 from bert_jax.training import session
 from bert_jax.training import steps
@@ -40,7 +43,7 @@ class DivergedError(RuntimeError):
   exit_status = 1
 
 
-def train(config: Any, workdir: str) -> dict[str, float]:
+def train(config: Config, workdir: str) -> dict[str, float]:
   """Runs, or goes on with, the training that a config describes.
 
   Args:
@@ -57,13 +60,13 @@ def train(config: Any, workdir: str) -> dict[str, float]:
     preemption.PreemptedError: a signal told it to stop (SIGTERM, SIGINT or
       SIGHUP); the last step is saved.
   """
-  session.meet("train", config, [workdir])
+  meeting.meet("train", config, [workdir])
   # The mesh, the model and the data; whatever does not fit is found here.
   return _train(members.Alone(session.open_session(config, workdir)))[0]
 
 
 def train_together(
-  config: Any, wanted: Sequence[members.Member]
+  config: Config, wanted: Sequence[members.Member]
 ) -> list[dict[str, float]]:
   """Trains models that differ in seed and learning rate in one program.
 
@@ -83,7 +86,7 @@ def train_together(
       SIGHUP); the last step is saved.
   """
   facts = {"members": [[x.seed, x.learning_rate] for x in wanted]}
-  session.meet("train", config, [x.workdir for x in wanted], **facts)
+  meeting.meet("train", config, [x.workdir for x in wanted], **facts)
   return _train(members.Together(members.open_members(config, wanted)))
 
 
@@ -101,7 +104,7 @@ def _train(group: members.Group) -> list[dict[str, float]]:
     stack.enter_context(hosts.watching(config.train.max_stall_secs))
     checkpoints = []
     for run in runs:
-      stack.enter_context(session.lock(run.workdir))
+      stack.enter_context(meeting.lock(run.workdir))
       opened = run.checkpoints()
       stack.enter_context(contextlib.closing(opened))
       checkpoints.append(opened)
@@ -273,7 +276,7 @@ class Recorder:
     self,
     run: session.Session,
     checkpoints: checkpoint.Checkpoints,
-    mean_loss: session.MeanLoss,
+    mean_loss: averages.MeanLoss,
     meter: "Meter",
   ):
     """Writes nothing yet.

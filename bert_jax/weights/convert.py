@@ -3,10 +3,12 @@
 import dataclasses
 from typing import Any
 
+from bert_jax.runtime.settings import Config
+from bert_jax.weights import task_heads
 from bert_jax.weights import weights
 
 
-def convert(config: Any, source: str, target: str) -> weights.Pretrained:
+def convert(config: Config, source: str, target: str) -> weights.Pretrained:
   """Reads a model in any format and writes it in another.
 
   Args:
@@ -63,8 +65,8 @@ def _settled(pretrained: weights.Pretrained, settings: Any):
       f"convert.kind={settings.kind!r}, but the model says that its head is "
       f"for {pretrained.kind}; leave convert.kind out"
     )
-  named = settings.kind in ("classify", "tag")
-  labels = pretrained.labels if named else ()
+  head = task_heads.HEADS.get(settings.kind)  # writing refuses an unknown one
+  labels = pretrained.labels if head and head.has_names else ()
   return dataclasses.replace(pretrained, kind=settings.kind, labels=labels)
 
 

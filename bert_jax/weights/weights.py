@@ -42,17 +42,11 @@ from bert_jax.runtime import checkpoint
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
+from bert_jax.weights import task_heads
 from bert_jax.weights import tf_checkpoint
 
 _log = logging.getLogger(__name__)
 
-_CLASSES = {
-  "classify": "BertForSequenceClassification",
-  "regress": "BertForSequenceClassification",
-  "tag": "BertForTokenClassification",
-  "span": "BertForQuestionAnswering",
-  "choice": "BertForMultipleChoice",
-}
 # Labels that transformers makes up where there are none.
 _MADE_UP_LABEL = re.compile(r"LABEL_\d+")
 _HF_WORD_CHARS = 100  # a longer word is [UNK] there
@@ -68,6 +62,7 @@ SETTINGS = (
   "model.dtype", "model.attention", "task.name", "task.context",
   "task.max_query_len", "task.doc_stride", "task.n_best",
   "task.max_answer_len", "task.has_null", "task.null_threshold",
+  "task.thresholds",
 )  # fmt: skip
 
 
@@ -83,7 +78,7 @@ class Pretrained:
     format: one of `convert.FORMATS`; where it came from.
     model: exactly `convert.MODEL_KEYS`.
     params: nested dict of numpy arrays, our tree with layers unrolled.
-    kind: of the task of its head, one of `convert.KINDS`; None: no head, or
+    kind: of the task of its head, a key of `task_heads.HEADS`; None: no head, or
       one whose task the folder does not tell.
     labels: of its head, in order; () where they have no names.
     tokenizer: None where the folder has no vocabulary.
@@ -318,20 +313,7 @@ def _hf_kind(
   config: Mapping[str, Any], num_labels: int, is_span: bool
 ) -> str | None:
   """The kind of task that the classes in config.json are for."""
-  if is_span:
-    return "span"
-  problem = config.get("problem_type")
-  for name in config.get("architectures") or ():
-    name = str(name).removeprefix("Flax").removeprefix("TF")
-    if name == _CLASSES["classify"]:
-      if num_labels == 1 and problem in (None, "regression"):
-        return "regress"
-      is_single = problem in (None, "single_label_classification")
-      return "classify" if is_single else None
-    for kind in ("tag", "choice"):
-      if name == _CLASSES[kind]:
-        return kind
-  return None
+  return "span" if is_span else task_heads.of_config(config, num_labels)
 
 
 def _refused_problem(config: Mapping[str, Any], num_labels: int) -> str:
@@ -342,13 +324,14 @@ def _refused_problem(config: Mapping[str, Any], num_labels: int) -> str:
     num_labels: outputs of the head, K.
   """
   problem = config.get("problem_type")
-  if problem in (None, "single_label_classification") or (
-    problem == "regression" and num_labels == 1
+  if problem is None or any(
+    head.problem_type == problem and head.fits(problem, num_labels)
+    for head in task_heads.HEADS.values()
   ):
     return ""
   return (
     f"problem_type is {problem!r:.60} with {num_labels} outputs; a head here "
-    "gives one label of several, or one number"
+    "gives labels, or one number"
   )
 
 
@@ -498,7 +481,7 @@ def _read_own_settings(step: str) -> _Settings:
     task = run.get("task") or {}
     labels = tuple(map(str, task.get("labels") or ()))
     objective = config.get("objective")
-    default = objective if objective in convert.KINDS else None
+    default = objective if objective in task_heads.HEADS else None
     data = config.get("data") or {}
     seq_len = _length_of(data)
     flat = run_log.flatten(config)
@@ -584,7 +567,8 @@ def _read(format: str, file: str) -> Pretrained:
       if kind is None and (why := settings.refused_task(bias.size)):
         refused["task"] = why
       # Of an unknown kind they are kept for whoever names it.
-      named = kind in ("classify", "tag", None)
+      head = task_heads.HEADS.get(kind or "")
+      named = kind is None or (head is not None and head.has_names)
       labels = settings.labels if named else ()
     pretrained = Pretrained(
       format=format,
@@ -622,14 +606,15 @@ def _check_task(pretrained: Pretrained) -> None:
   kind, labels = pretrained.kind, pretrained.labels
   if kind is None:
     return
-  if kind not in convert.KINDS:
+  head = task_heads.HEADS.get(kind)
+  if head is None:
     raise WeightsError(
-      f"kind {kind!r:.100} is not one of {', '.join(convert.KINDS)}"
+      f"kind {kind!r:.100} is not one of {', '.join(task_heads.HEADS)}"
     )
   if "task" not in pretrained.params:
     raise WeightsError(f"kind is {kind}, but there is no head of a task")
   K = pretrained.params["task"]["bias"].size
-  wanted = {"regress": 1, "choice": 1, "span": 2}.get(kind, len(labels) or K)
+  wanted = head.width or len(labels) or K
   if wanted != K:
     raise WeightsError(
       f"the head has {K} outputs, but a {kind} task with labels "
@@ -709,7 +694,7 @@ def _write_hf_tokenizer(
 def _architecture(pretrained: Pretrained) -> str:
   """The class of transformers that has the same heads."""
   if pretrained.kind is not None:
-    return _CLASSES[pretrained.kind]
+    return f"Bert{task_heads.HEADS[pretrained.kind].hf_class}"
   heads = {"mlm", "nsp"} & pretrained.params.keys()
   return {
     frozenset(): "BertModel",
@@ -732,17 +717,14 @@ def _write_hf_settings(pretrained: Pretrained, folder: str) -> None:
     "pad_token_id": tokenizer.pad_id if tokenizer else 0,
     "torch_dtype": _dtype_name(pretrained.params),
   }
-  if pretrained.kind in ("classify", "regress", "tag"):
+  head = task_heads.HEADS.get(pretrained.kind or "")
+  if head and head.has_config_labels:
     K = pretrained.params["task"]["bias"].size
     labels = pretrained.labels or [f"LABEL_{i}" for i in range(K)]
     config["id2label"] = {str(i): name for i, name in enumerate(labels)}
     config["label2id"] = {name: i for i, name in enumerate(labels)}
-  if pretrained.kind in ("classify", "regress"):
-    config["problem_type"] = (
-      "regression"
-      if pretrained.kind == "regress"
-      else "single_label_classification"
-    )
+  if head and head.problem_type:
+    config["problem_type"] = head.problem_type
   _write_json(os.path.join(folder, "config.json"), config)
   if tokenizer:
     # Not seq_len: transformers cuts text at this length without a word.
@@ -896,7 +878,7 @@ def write(
       )
     raise WeightsError(
       "the model has the head of a task, and does not say of what kind; give "
-      f"--config.convert.kind, one of {', '.join(convert.KINDS)}, or "
+      f"--config.convert.kind, one of {', '.join(task_heads.HEADS)}, or "
       "--config.convert.drop_head=True"
     )
   with _naming(folder):

@@ -113,8 +113,8 @@ def make_ours(args):
 
   from bert_jax.data import batching
   from bert_jax.runtime import sharding
+  from bert_jax.training import init_from
   from bert_jax.training import optim
-  from bert_jax.training import session
   from bert_jax.training import steps
 
   job, pretrained = make_job(args)
@@ -127,8 +127,8 @@ def make_ours(args):
       job.model, job.objective, optimizer, init_rng, batch
     )
   )(batches[0])
-  imported = session.fit_weights(job, pretrained, state.params)
-  state = state.replace(params=session.place_params(state.params, imported))
+  imported = init_from.fit_weights(job, pretrained, state.params)
+  state = state.replace(params=init_from.place_params(state.params, imported))
   gradients = steps.make_gradients(
     job.model, job.objective, dropout_rng, sparse_words=True
   )

@@ -25,7 +25,8 @@ from bert_jax.runtime import checkpoint
 from bert_jax.runtime import hosts
 from bert_jax.runtime import run_log
 from bert_jax.runtime import watchdog
-from bert_jax.training import session
+from bert_jax.training import checks
+from bert_jax.training import meeting
 from configs import base
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -108,7 +109,7 @@ def test_what_is_compared_is_all_but_what_a_host_may_have_of_its_own(
   monkeypatch.setattr(hosts, "compare", found.update)
   monkeypatch.setattr(hosts, "check_shared", lambda *_, **__: None)
   config = tiny_config("here")
-  session.meet("train", config, ["there"], members=[1])
+  meeting.meet("train", config, ["there"], members=[1])
   settings = set(run_log.flatten(run_log.plain(config)))
   free = {"data.dir", "data.num_threads", "data.prefetch_batches", "task.dir"}
   free |= {"task.vocab"} | {k for k in settings if k.startswith("task.files.")}
@@ -448,7 +449,7 @@ def test_the_limit_of_the_watchdog_is_a_key_that_is_free_to_change(tiny_config):
   assert "train.max_stall_secs" in run_log.FREE_KEYS
   config.train.max_stall_secs = -1.0
   with pytest.raises(ValueError, match="train.max_stall_secs=-1"):
-    session.check_settings(config)
+    checks.check_settings(config)
 
 
 # --- real processes -----------------------------------------------------------

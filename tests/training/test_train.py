@@ -21,6 +21,7 @@ from tensorboardX.proto import event_pb2
 from bert_jax.data import batching
 from bert_jax.runtime import preemption
 from bert_jax.runtime import run_log
+from bert_jax.training import averages
 from bert_jax.training import pretraining
 from bert_jax.training import session
 from bert_jax.training import train
@@ -472,11 +473,11 @@ def test_the_logged_loss_leaves_skipped_steps_out(
 
 @pytest.mark.parametrize("total", [0.0, 1 / 3, 1e300, 5e-324])
 def test_the_sum_of_losses_is_kept_bit_by_bit(total):
-  found = session.MeanLoss.from_bits(session.MeanLoss(total, 7).bits())
+  found = averages.MeanLoss.from_bits(averages.MeanLoss(total, 7).bits())
   assert (found.total, found.count) == (total, 7)
   assert found.take() == total / 7
   assert found.take() is None
-  assert session.MeanLoss.from_bits(None) == session.MeanLoss()
+  assert averages.MeanLoss.from_bits(None) == averages.MeanLoss()
 
 
 def test_a_run_from_before_there_was_a_guard_goes_on(
@@ -544,7 +545,7 @@ def test_parameters_that_are_no_numbers_stop_the_run(tmp_path):
   config = base.get_config()
   run = types.SimpleNamespace(config=config, workdir=str(tmp_path))
   saved = types.SimpleNamespace(latest_step=lambda: 3)
-  recorder = train.Recorder(run, saved, session.MeanLoss(), None)
+  recorder = train.Recorder(run, saved, averages.MeanLoss(), None)
   metrics = {"loss": np.float32(1), "grad_norm": np.float32(2)}
   metrics |= dict.fromkeys(("bad_step", "mean_loss"), np.float32(0))
   recorder.check([(4, metrics)], 3.0)

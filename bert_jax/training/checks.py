@@ -1,0 +1,78 @@
+"""What can be refused of a config before any data is read."""
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax.runtime import bounds
+from bert_jax.runtime.settings import Config
+
+
+def check_settings(config: Config) -> None:
+  """Raises ValueError if a training setting is out of range."""
+  bounds.check(config)
+  for key in ("max_query_len", "doc_stride", "n_best", "max_answer_len"):
+    if config.task[key] is None:  # as in configs/predict.py
+      raise ValueError(f"task.{key} is not set; training needs a number")
+  if not config.train.num_epochs and config.train.total_steps < 1:
+    raise ValueError(  # tasks may count epochs instead
+      f"train.total_steps={config.train.total_steps}; it must be 1 or more"
+    )
+  if config.data.mask_token_rate + config.data.random_token_rate > 1:
+    raise ValueError(
+      "data.mask_token_rate and data.random_token_rate add up to more than 1"
+    )
+  if config.train.on_bad_step not in ("stop", "skip"):
+    raise ValueError(
+      f"train.on_bad_step={config.train.on_bad_step!r}; use stop or skip"
+    )
+  if 0 < config.train.spike_factor <= 1:
+    raise ValueError(
+      f"train.spike_factor={config.train.spike_factor} calls every other loss "
+      "a spike; use 2 or more, or 0 for none"
+    )
+
+
+def check_memory(config: Config, mesh: jax.sharding.Mesh) -> None:
+  """Refuses what no arrangement could fit into the memory of the devices.
+
+  What counts is the least that a step holds, evenly cut over all devices: the
+  parameters with both moments, and one layer's hidden states of a micro-batch.
+
+  Args:
+    config: the whole configuration.
+    mesh: of devices of this job.
+
+  Raises:
+    ValueError: it does not fit; says how much there is.
+  """
+  available = _memory(mesh)
+  if available is None or config.init_from:  # which says the model's shape
+    return
+  model = config.model
+  size = jnp.dtype(model.param_dtype).itemsize
+  state = 3 * size * bounds.num_parameters(model)
+  hidden = 0
+  if config.objective != "task":  # whose sequences share rows
+    tokens = config.data.batch_size * config.data.seq_len
+    width = jnp.dtype(model.dtype).itemsize * model.hidden_size
+    hidden = tokens * width // config.optim.num_micro_batches
+  if state + hidden > available:
+    raise ValueError(
+      f"this training needs {(state + hidden) / 1e9:,.0f} GB or more, and its "
+      f"{mesh.devices.size} devices have {available / 1e9:,.0f} GB: parameters "
+      f"and moments take {state / 1e9:,.0f} GB, the hidden states of a layer "
+      f"{hidden / 1e9:,.0f} GB; lower model.num_layers, model.hidden_size or "
+      "data.batch_size, or raise optim.num_micro_batches"
+    )
+
+
+def _memory(mesh: jax.sharding.Mesh) -> int | None:
+  """Bytes of all devices of a mesh together; None = not known."""
+  device = mesh.local_devices[0]
+  if device.platform == "cpu":  # those of a process share its machine's
+    processes = len({d.process_index for d in mesh.devices.flat})
+    return processes * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  limit = (device.memory_stats() or {}).get("bytes_limit")
+  return limit and limit * mesh.devices.size

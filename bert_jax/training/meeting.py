@@ -1,0 +1,119 @@
+"""Processes of one job meet before they train: they run and read the same."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from bert_jax.runtime import hosts
+from bert_jax.runtime import run_log
+from bert_jax.runtime import sharding
+from bert_jax.runtime.settings import Config
+from bert_jax.training import jobs
+
+
+@contextlib.contextmanager
+def lock(workdir: str) -> Iterator[None]:
+  """A context in which no other job has the workdir.
+
+  Raises:
+    run_log.RunError: another has it; on every host.
+  """
+  with contextlib.ExitStack() as stack:
+    refused: Exception | None = None
+    if jax.process_index() == 0:
+      try:
+        stack.enter_context(run_log.lock(workdir))
+      except (run_log.RunError, OSError) as error:
+        refused = error
+    reason = hosts.from_first(str(refused) if refused else "")
+    if refused is not None:
+      raise refused
+    if reason:
+      raise run_log.RunError(
+        f"process 0 could not lock --workdir={workdir}: {reason}"
+      )
+    yield
+
+
+def meet(
+  mode: str, config: Config, workdirs: Sequence[str], **more: Any
+) -> None:
+  """Checks, before anything is read, that all processes run the same.
+
+  Does nothing for a process alone. What hosts.PER_HOST_KEYS names may differ.
+
+  Args:
+    mode: of the launcher.
+    config: the whole configuration.
+    workdirs: of the runs, which need not exist yet.
+    **more: facts that must be equal, too, as JSON has them.
+
+  Raises:
+    hosts.DifferError: they differ, or do not share a workdir.
+    OSError: process 0 cannot write to a workdir.
+  """
+  if not hosts.are_several():
+    return
+  commit, dirty = run_log.commit()
+  settings = run_log.flatten(run_log.plain(config))
+  hosts.compare(
+    hosts.facts_of_process()
+    | {"mode": mode, "code": run_log.code_hash()}
+    | {"commit": commit, "dirty": dirty}
+    | {
+      name: value
+      for name, value in settings.items()
+      if not name.startswith(hosts.PER_HOST_KEYS)
+    }
+    | more
+  )
+  for workdir in workdirs:
+    # An evaluation need not write there.
+    hosts.check_shared(workdir, must_write=mode == "train")
+
+
+def meet_opened(
+  job: jobs.Job,
+  pretrained: Any,
+  mesh: jax.sharding.Mesh,
+  more: Mapping[str, Any],
+) -> None:
+  """Checks that all processes have read the same; see `meet`.
+
+  Args:
+    job: that was opened.
+    pretrained: weights to start from, or None.
+    mesh: of all devices. The processes are connected along it afterwards.
+    more: facts that must be equal, too, as JSON has them.
+
+  Raises:
+    hosts.DifferError: they differ.
+  """
+  if not hosts.are_several():
+    return
+  config = run_log.plain(job.config)
+  hosts.compare(
+    run_log.flatten(config["model"], "model.")
+    | run_log.flatten(job.read_hashes(), "data.")
+    | {
+      "vocabulary": job.tokenizer.fingerprint,
+      "weights": _hash(pretrained.params) if pretrained else None,
+    }
+    | dict(more)
+  )
+  if mesh.devices.flat[0].platform == "cpu":
+    sharding.connect(mesh)
+
+
+def _hash(tree: Any) -> str:
+  """Hash of arrays on the host, for equality alone."""
+  digest = hashlib.blake2b(digest_size=16)
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.ascontiguousarray(x)
+    digest.update(f"{jax.tree_util.keystr(path)} {array.shape}".encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
