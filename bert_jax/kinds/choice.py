@@ -83,9 +83,7 @@ class Answerer(answers.TaskAnswerer):
     text = answers.text_of(record, "text")
     choices = answers.texts_of(record, "choices")
     if not choices:
-      raise answers.RecordError(
-        "`choices` is empty; give at least one choice"
-      )
+      raise answers.RecordError("`choices` is empty; give at least one choice")
     return [self.pair(text, choice) for choice in choices]
 
   def results(

@@ -28,7 +28,9 @@ class Embed(answers.Answerer):
     settings, depth = context.settings.predict, context.model.num_layers
     fields = dict.fromkeys(
       # On a command line a tuple of words is one word with commas.
-      name for field in settings["fields"] for name in field.split(",")
+      name
+      for field in settings["fields"]
+      for name in field.split(",")
     )
     self._concat_last = settings["concat_last"]
     self._layers = tuple(settings["layers"])

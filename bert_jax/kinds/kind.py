@@ -44,9 +44,7 @@ class Kind:
     """
     raise NotImplementedError
 
-  def batch_shapes(
-    self, config: Any, num_labels: int = 1
-  ) -> batch_keys.Shapes:
+  def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
     """Returns the shape and dtype of all that a training batch holds.
 
     Pre-training has one shape, which the config decides. How many examples of a

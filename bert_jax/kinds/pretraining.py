@@ -27,15 +27,13 @@ class Mlm(kind.Kind):
 
   name = "mlm"
   inputs = (*kind.Kind.inputs, "masked_positions")
-  unused = ("encoder/pooler/", "nsp/")
+  unused: tuple[str, ...] = ("encoder/pooler/", "nsp/")
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     del num_labels
     return heads.PreTrainingModel(config)
 
-  def batch_shapes(
-    self, config: Any, num_labels: int = 1
-  ) -> batch_keys.Shapes:
+  def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
     del num_labels
     return batching.pretraining_shapes(config.data, config.data.batch_size)
 
@@ -111,7 +109,8 @@ class FillMask(answers.Answerer):
 
   def __init__(self, context: answers.Context):
     super().__init__(context)
-    self._top_k, size = self.settings.predict["top_k"], self.tokenizer.vocab_size
+    self._top_k = self.settings.predict["top_k"]
+    size = self.tokenizer.vocab_size
     if not 1 <= self._top_k <= size:
       raise answers.PredictError(
         f"predict.top_k={self._top_k}; give 1 to {size}"

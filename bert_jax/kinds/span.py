@@ -355,9 +355,7 @@ class Span(task_kind.TaskKind):
   width = 2
   head_dropout = False
   hf_class = "ForQuestionAnswering"
-  forms = {
-    "span": own.Form("span", (2, 2), ("f1", "exact"), own.read_spans)
-  }
+  forms = {"span": own.Form("span", (2, 2), ("f1", "exact"), own.read_spans)}
   feature_settings = ("max_query_len", "doc_stride")
   decode_settings = ("n_best", "max_answer_len", "null_threshold")
 
@@ -498,7 +496,12 @@ class Answerer(answers.TaskAnswerer):
       first, last = -1, -1
       if best.text:
         first, last = _characters(
-          features, at, *flat[at].T, best, window.examples[i].context
+          features,
+          at,
+          flat[at, 0],
+          flat[at, 1],
+          best,
+          window.examples[i].context,
         )
       yield {
         "answer": best.text,
@@ -513,7 +516,7 @@ def _characters(
   at: slice,
   start: np.ndarray,
   end: np.ndarray,
-  best: squad.Candidate,
+  best: Candidate,
   context: str,
 ) -> tuple[int, int]:
   """Where in its context an answer stands: first character, and past the last.

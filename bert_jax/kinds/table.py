@@ -32,8 +32,9 @@ TASK_KINDS: dict[str, task_kind.TaskKind] = {
   )
 }
 KINDS: dict[str, kind.Kind] = {
-  one.name: one for one in (pretraining.MLM_NSP, pretraining.MLM)
-} | TASK_KINDS
+  one.name: one
+  for one in (pretraining.MLM_NSP, pretraining.MLM, *TASK_KINDS.values())
+}
 
 # The most special first: what a model is for, unless another is asked for.
 ANSWERERS: dict[str, type[answers.Answerer]] = {

@@ -94,9 +94,7 @@ class TaskKind(kind.Kind):
       config, self.width or num_labels, self.pooled, self.head_dropout
     )
 
-  def batch_shapes(
-    self, config: Any, num_labels: int = 1
-  ) -> batch_keys.Shapes:
+  def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
     return task_batches.task_shapes(
       self.labels,
       config.data.batch_size,

@@ -228,9 +228,8 @@ class Predictor:
         f"{name} has no vocabulary; put its vocab.txt there"
       )
     arithmetic: dict[str, Any] = {
-      name: predict_settings.value_of(
-        [f"model.{name}"], config, own, given
-      ) or default
+      name: predict_settings.value_of([f"model.{name}"], config, own, given)
+      or default
       for name, default in (("dtype", "float32"), ("attention", "plain"))
     }
     # Nothing is dropped, and some programs of attention have no dropout.
@@ -287,7 +286,7 @@ class Predictor:
     """The parameters of the model on the mesh; zeros for heads not used."""
     wanted = jax.eval_shape(self._answerer.init_params)
     params, added, _ = weights.fit(given, wanted)
-    if missing := [path for path in added if self._answerer.uses(path)]:
+    if missing := [path for path in added if self._answerer.kind.needs(path)]:
       raise answers.PredictError(f"{name} has no {', '.join(missing)}")
     filled = jax.tree.map(
       lambda leaf, x: np.zeros(leaf.shape, leaf.dtype) if x is None else x,
@@ -351,7 +350,9 @@ class Predictor:
         if isinstance(record, answers.RecordError):
           raise record
         if not isinstance(record, Mapping):
-          raise answers.RecordError(f"it is {record!r:.60}; wanted a JSON object")
+          raise answers.RecordError(
+            f"it is {record!r:.60}; wanted a JSON object"
+          )
         kept = {"id": record["id"]} if "id" in record else {}
         examples = self._answerer.parse(record)
       except answers.RecordError as error:
@@ -571,7 +572,9 @@ def _writing(target: str) -> Iterator[BinaryIO]:
   """A file that appears whole or not at all, or standard output."""
   if target in ("", "-"):
     if sys.__stdout__ is None:
-      raise answers.PredictError("standard output is closed; give --output=FILE")
+      raise answers.PredictError(
+        "standard output is closed; give --output=FILE"
+      )
     sys.stdout.flush()
     yield sys.stdout.buffer
     return

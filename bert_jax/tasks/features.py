@@ -14,9 +14,9 @@ import numpy as np
 
 from bert_jax.data import batch_keys
 from bert_jax.data.tokenizers import interface
-from bert_jax.tasks import spec
 
 IGNORED = -1  # a token without a label
+
 
 @dataclasses.dataclass(frozen=True)
 class Features:
@@ -54,9 +54,7 @@ class Features:
   char_ends: np.ndarray | None = None
   is_max_context: np.ndarray | None = None
   contexts: tuple[str, ...] = ()
-  labels: batch_keys.Labels = batch_keys.Labels(
-    {"label": ("BG", np.int32)}
-  )
+  labels: batch_keys.Labels = batch_keys.Labels({"label": ("BG", np.int32)})
 
   @property
   def lengths(self) -> np.ndarray:
@@ -127,15 +125,14 @@ def build_sequence(
 
 def columns_of(
   sequences: Sequence[tuple[list[int], list[int]]],
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
   """Returns the columns of sequences that templates have built.
 
   Args:
     sequences: the ids and the token types of each.
   """
   ids, types = (
-    itertools.chain.from_iterable(part)
-    for part in zip(*sequences, strict=True)
+    itertools.chain.from_iterable(part) for part in zip(*sequences, strict=True)
   )
   return {
     "token_ids": np.fromiter(ids, np.int32),

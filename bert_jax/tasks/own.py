@@ -152,7 +152,9 @@ def read_pairs(
   split: str,
   columns: Sequence[str] = (),
   parse: Callable[..., Any] = lambda task, value, where: glue.parse_label(
-    task, str(value), where  # JSON has numbers and truth values too
+    task,
+    str(value),
+    where,  # JSON has numbers and truth values too
   ),
   missing: tuple[Any, ...] = (None, ""),
 ) -> list[spec.PairExample]:
@@ -178,6 +180,7 @@ def read_pairs(
 
 def read_choices(task, path, split, columns) -> list[spec.ChoiceExample]:
   """Reads a text and its choices, of which one fits."""
+
   def pairs_of(row, where):
     first, *choices = (
       tables.text_field(row, name, where) for name in task.text

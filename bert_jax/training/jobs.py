@@ -42,9 +42,13 @@ class Job(Protocol):
   """What the loop needs to know: `Pretraining` or `FineTuning`."""
 
   config: Config
-  objective: kind.Kind
   model: nn.Module
   tokenizer: interface.Tokenizer
+
+  @property
+  def objective(self) -> kind.Kind:
+    """What the model is trained on."""
+    ...
 
   @property
   def total_steps(self) -> int:

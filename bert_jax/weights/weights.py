@@ -78,8 +78,8 @@ class Pretrained:
     format: one of `convert.FORMATS`; where it came from.
     model: exactly `convert.MODEL_KEYS`.
     params: nested dict of numpy arrays, our tree with layers unrolled.
-    kind: of the task of its head, a key of `task_heads.HEADS`; None: no head, or
-      one whose task the folder does not tell.
+    kind: of the task of its head, a key of `task_heads.HEADS`; None: no head,
+      or one whose task the folder does not tell.
     labels: of its head, in order; () where they have no names.
     tokenizer: None where the folder has no vocabulary.
     lower_case: whether text is lower-cased; None where nothing says so.
@@ -567,8 +567,8 @@ def _read(format: str, file: str) -> Pretrained:
       if kind is None and (why := settings.refused_task(bias.size)):
         refused["task"] = why
       # Of an unknown kind they are kept for whoever names it.
-      head = task_heads.HEADS.get(kind or "")
-      named = kind is None or (head is not None and head.has_names)
+      of_kind = task_heads.HEADS.get(kind or "")
+      named = kind is None or (of_kind is not None and of_kind.has_names)
       labels = settings.labels if named else ()
     pretrained = Pretrained(
       format=format,

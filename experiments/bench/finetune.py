@@ -170,7 +170,9 @@ def make_reference(args):
   torch.set_num_threads(args.threads)
   torch.manual_seed(0)
   model = transformers.BertForSequenceClassification.from_pretrained(
-    args.model, num_labels=job.task.num_outputs, attn_implementation="sdpa"
+    args.model,
+    num_labels=job.objective.num_outputs(job.task),
+    attn_implementation="sdpa",
   )
   model.train()
   optimizer = torch.optim.AdamW(

@@ -28,7 +28,6 @@ import transformers
 
 from bert_jax.data import orders
 from bert_jax.runtime import run_log
-from bert_jax.tasks import scores
 from bert_jax.training import jobs
 from configs import finetune
 from experiments.minilm import run as ours
@@ -150,7 +149,7 @@ def train(job, num_steps=None):
   """
   config, settings = job.config, job.config.optim
   torch.manual_seed(config.seed)
-  model = make_model(config, job.task.num_outputs)
+  model = make_model(config, job.objective.num_outputs(job.task))
   optimizer = make_optimizer(model, settings)
   features = job.split(job.task.train_split).features
   order = orders.Order(len(features), config.seed)
@@ -191,8 +190,10 @@ def evaluate(job, model):
       result = model(**batch)
       outputs.append(result.logits.numpy())
       total += result.loss.item() * len(units)
-  predictions = scores.decode(job.task, features, np.concatenate(outputs))
-  found = scores.score(job.task, predictions, split.examples)
+  predictions = job.objective.decode(
+    job.task, features, np.concatenate(outputs)
+  )
+  found = job.objective.score(job.task, predictions, split.examples)
   found["loss"] = total / len(features)
   return {f"eval/{name}": value for name, value in found.items()}
 

@@ -1,6 +1,7 @@
 """Tests of task_batches.py: the same numbers however units share rows."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from bert_jax.data import task_batches
 from bert_jax.kinds import losses
-from bert_jax.kinds import objectives
+from bert_jax.kinds import table
 from bert_jax.models.config import ModelConfig
 from bert_jax.tasks import features as task_features
 from configs import base
@@ -40,7 +41,7 @@ def _features(kind, count=13, seed=0):
     example=np.arange(count),
     label=label,
     num_choices=choices,
-    labels=objectives.get_objective(kind).labels,
+    labels=table.get(kind).labels,
   )
 
 
@@ -51,7 +52,7 @@ def _model(kind):
     max_len=SEQ_LEN, dropout_rate=0.0, attention_dropout_rate=0.0,
     init_stddev=0.5,
   )  # fmt: skip
-  objective = objectives.get_objective(kind)
+  objective = table.get(kind)
   model_config = ModelConfig.from_config(config)
   return objective, objective.make_model(model_config, num_labels=3)
 
@@ -234,9 +235,9 @@ def test_unpacked_batches_have_the_shapes_that_are_declared(kind):
   )  # fmt: skip
   config = base.get_config()
   config.data.update(batch_size=8, seq_len=SEQ_LEN)
-  declared = objectives.get_objective(kind).batch_shapes(
-    config, features.num_choices
-  )
+  objective = table.get(kind)
+  with mock.patch.object(objective, "num_choices", features.num_choices):
+    declared = objective.batch_shapes(config)
   assert {k: (x.shape, x.dtype) for k, x in batches[1].items()} == declared
 
 
@@ -247,7 +248,7 @@ def test_the_places_of_labels_by_hand():
     offsets=np.array([0, 3, 5]),
     example=np.arange(2),
     label=np.array([[1, 2], [0, 1]], np.int32),
-    labels=task_features.SPANS,
+    labels=table.TASK_KINDS["span"].labels,
   )
   split = task_batches.TaskSplit(features, num_rows=2, seq_len=8, pad_id=0)
   batch = split[0]
@@ -269,8 +270,8 @@ def test_span_loss_by_hand():
     "end": jnp.array([[1, 2]]),
     "weight": jnp.array([[1.0, 1.0]]),
   }
-  sum_, weight = objectives.get_objective("span").losses(
-    jnp.zeros([1, 4, 2]), batch
-  )["task_loss"]
+  sum_, weight = table.get("span").losses(jnp.zeros([1, 4, 2]), batch)[
+    "task_loss"
+  ]
   np.testing.assert_allclose(sum_, np.log(2), rtol=1e-6)
   assert weight == 2

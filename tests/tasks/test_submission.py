@@ -6,11 +6,12 @@ import zipfile
 
 import pytest
 
+from bert_jax.kinds import classify
+from bert_jax.kinds import span
+from bert_jax.kinds import table
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import glue
-from bert_jax.tasks import scores
 from bert_jax.tasks import spec
-from bert_jax.tasks import squad
 from bert_jax.tasks import submission
 
 
@@ -19,7 +20,7 @@ def pairs(*ids, label=None):
 
 
 def guess(label, *probabilities):
-  return scores.ClassPrediction(label, probabilities)
+  return classify.ClassPrediction(label, probabilities)
 
 
 def test_labels_are_spelled_as_in_the_files_and_scores_are_clipped():
@@ -40,8 +41,11 @@ def test_labels_are_spelled_as_in_the_files_and_scores_are_clipped():
 
 def test_predictions_that_are_not_finite_are_null_in_the_file(tmp_path):
   path = tmp_path / "predictions.jsonl"
-  submission.write_predictions(
-    TASKS["cola"], pairs("0"), [guess(0, math.nan, math.inf)], str(path)
+  table.TASK_KINDS["classify"].write_predictions(
+    TASKS["cola"],
+    pairs("0"),
+    [guess(0, math.nan, math.inf)],
+    str(path.with_suffix("")),
   )
   row = json.loads(path.read_text(), parse_constant=pytest.fail)
   assert None in row["probabilities"].values()
@@ -141,7 +145,7 @@ def test_missing_and_short_files_are_refused(tmp_path):
     (
       "squad_v2",
       spec.SpanExample("4", "a", "b", (), True),
-      squad.SpanPrediction("", "b", 1.5, ()),
+      span.SpanPrediction("", "b", 1.5, ()),
       {
         "id": "4",
         "answer": "",
@@ -156,8 +160,8 @@ def test_predictions_are_a_json_object_a_line(
   tmp_path, name, example, prediction, row
 ):
   path = tmp_path / "predictions.jsonl"
-  submission.write_predictions(
-    TASKS[name], [example] * 2, [prediction] * 2, str(path)
+  table.of_task(TASKS[name]).write_predictions(
+    TASKS[name], [example] * 2, [prediction] * 2, str(path.with_suffix(""))
   )
   lines = path.read_text(encoding="utf-8").splitlines()
   assert [json.loads(line) for line in lines] == [row, row]

@@ -18,6 +18,7 @@ import safetensors.numpy
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import learn
 from bert_jax.data.tokenizers import wordpiece
+from bert_jax.kinds import table  # noqa: F401 (registers the heads)
 from bert_jax.models import config as model_config
 from bert_jax.models import convert
 from bert_jax.models import encoder as encoders
@@ -27,6 +28,7 @@ from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.weights import convert as convert_mode
+from bert_jax.weights import task_heads
 from bert_jax.weights import tf_checkpoint
 from bert_jax.weights import weights
 from configs import convert as convert_config
@@ -94,7 +96,7 @@ def change_json(path, **changes):
 
 
 @pytest.mark.parametrize("format", convert.FORMATS)
-@pytest.mark.parametrize("kind", [None, *convert.KINDS])
+@pytest.mark.parametrize("kind", [None, *task_heads.HEADS])
 def test_everything_comes_back(tmp_path, format, kind):
   wanted = make(kind)
   got = weights.read(write(wanted, tmp_path / "x", format))
