@@ -10,6 +10,7 @@ from bert_jax.kinds import choice
 from bert_jax.kinds import classify
 from bert_jax.kinds import embed
 from bert_jax.kinds import kind
+from bert_jax.kinds import multi_label
 from bert_jax.kinds import pretraining
 from bert_jax.kinds import regress
 from bert_jax.kinds import span
@@ -25,6 +26,7 @@ TASK_KINDS: dict[str, task_kind.TaskKind] = {
   one.name: one
   for one in (
     classify.CLASSIFY,
+    multi_label.MULTI_LABEL,
     regress.REGRESS,
     choice.CHOICE,
     tag.TAG,
@@ -41,6 +43,7 @@ ANSWERERS: dict[str, type[answers.Answerer]] = {
   one.name: one
   for one in (
     classify.Answerer,
+    multi_label.Answerer,
     regress.Answerer,
     span.Answerer,
     tag.Answerer,

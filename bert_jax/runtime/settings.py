@@ -328,6 +328,9 @@ class Task(Group):
   labels: tuple[str, ...] = of_run(())
   """Own data: the labels; () = those of the training file."""
 
+  label_separator: str = of_run(",")
+  """Own data: what stands between several labels in one column."""
+
   columns: tuple[str, ...] = of_run((), before=[])
   """Own data: the names of all columns, for files without a header."""
 
@@ -364,6 +367,10 @@ class Task(Group):
 
   null_threshold: float = of_session(0.0, -_FLOAT, _FLOAT)
   """There is no answer where its score leads by more than this."""
+
+  thresholds: tuple[float, ...] = of_session((0.5,))
+  """Of several labels: those with a probability above this are given. One
+  number from 0 to 1, or one for each label."""
 
 
 class Prepare(Group):

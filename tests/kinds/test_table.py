@@ -39,6 +39,7 @@ def _task_case(name):
   length, groups, choices, labels = 6, 2, 3, 4
   shapes = {
     "classify": (B, groups, labels),
+    "multi_label": (B, groups, labels),
     "regress": (B, groups, 1),
     "choice": (B, groups * choices, 1),
     "tag": (B, length, labels),
@@ -49,6 +50,8 @@ def _task_case(name):
     "label": rng.integers(0, choices, slots),
     "weight": rng.integers(0, 2, slots).astype(np.float32),
   }
+  if name == "multi_label":
+    batch["label"] = rng.integers(0, 2, (*slots, labels)).astype(np.float32)
   if name == "span":
     start = rng.integers(0, 3, slots) + [0, 3]
     batch |= {

@@ -40,7 +40,14 @@ TOKENIZER = wordpiece.WordPieceTokenizer(
 )
 MAX_LEN = 20
 LABELS = ("yes", "no", "maybe")
-TASKS = {"classify": 3, "regress": 1, "tag": 3, "span": 2, "choice": 1}
+TASKS = {
+  "classify": 3,
+  "multi_label": 3,
+  "regress": 1,
+  "tag": 3,
+  "span": 2,
+  "choice": 1,
+}
 KINDS = {"answer": "span", "choose": "choice"}  # the rest is called the same
 
 LONG = " ".join(WORDS[:8] * 4)
@@ -75,7 +82,8 @@ RECORDS = {
     {"text": LONG, "choices": ["star", "suns"]},
   ],
 }
-RECORDS["classify"] = RECORDS["regress"] = RECORDS["embed"]
+for name in ("classify", "multi_label", "regress"):
+  RECORDS[name] = RECORDS["embed"]
 
 
 def new_config(**changes):
@@ -125,7 +133,7 @@ def make_pretrained(kind):
     model={key: config[key] for key in convert.MODEL_KEYS},
     params=params,
     kind=kind if kind in TASKS else None,
-    labels=LABELS if kind in ("classify", "tag") else (),
+    labels=LABELS if kind in ("classify", "multi_label", "tag") else (),
     tokenizer=TOKENIZER,
     lower_case=True,
   )
@@ -250,6 +258,11 @@ def want_pooled(kind):
     logits = alone(kind, ids, segments)[0, 0]
     if kind == "regress":
       result = {"score": float(logits[0])}
+    elif kind == "multi_label":
+      scores = dict(zip(LABELS, (1 / (1 + np.exp(-logits))).tolist(),
+                        strict=True))  # fmt: skip
+      result = {"labels": [x for x in LABELS if scores[x] > 0.5],
+                "scores": scores}  # fmt: skip
     else:
       scores = dict(zip(LABELS, softmax(logits).tolist(), strict=True))
       result = {"label": max(scores, key=scores.get), "scores": scores}
@@ -329,6 +342,7 @@ WANTED = {
   "fill-mask": want_fill_mask,
   "embed": want_embed,
   "classify": want_pooled("classify"),
+  "multi_label": want_pooled("multi_label"),
   "regress": want_pooled("regress"),
   "choose": want_choose,
   "tag": want_tag,
