@@ -4,10 +4,12 @@ Each label has a probability of its own, the sigmoid of its output, and is given
 where that is above a threshold: one for all labels, or one for each.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from bert_jax.data import batch_keys
 from bert_jax.kinds import answers
@@ -62,6 +64,34 @@ def _labels_in(task, path, columns) -> tuple[str, ...]:
     for where, row in tables.read_rows(path, columns)
     for name in _names(task, tables.field(row, task.label, where), where)
   )
+
+
+def decode(
+  logits: np.ndarray, thresholds: Sequence[float] = (0.5,)
+) -> list[LabelsPrediction]:
+  """Gives the labels whose probability is above their threshold.
+
+  Args:
+    logits: [N, K].
+    thresholds: one number from 0 to 1, or one for each of the K labels.
+
+  Raises:
+    spec.TaskError: the thresholds are neither.
+  """
+  least = np.asarray(thresholds, np.float64)
+  in_range = np.all((least >= 0) & (least <= 1))
+  if least.size not in (1, logits.shape[1]) or not in_range:
+    raise spec.TaskError(
+      f"task.thresholds={tuple(thresholds)}; give one number from 0 to 1, or"
+      f" one for each of the {logits.shape[1]} labels"
+    )
+  probabilities = special.expit(logits)
+  return [
+    LabelsPrediction(
+      tuple(np.flatnonzero(row > least).tolist()), tuple(row.tolist())
+    )
+    for row in probabilities
+  ]
 
 
 # --- Metrics ---
@@ -150,24 +180,8 @@ class MultiLabel(task_kind.TaskKind):
     labels = [example.label for example in examples]
     return _indicators(task, labels).astype(np.float32)
 
-  def _decode(self, task, features, outputs, thresholds=(0.5,)):
-    least = np.asarray(thresholds, np.float64)
-    if least.size not in (1, outputs.shape[1]) or not np.all(
-      (least >= 0) & (least <= 1)
-    ):
-      raise spec.TaskError(
-        f"task.thresholds={tuple(thresholds)}; give one number from 0 to 1, or"
-        f" one for each of the {outputs.shape[1]} labels"
-      )
-    # exp cannot overflow: its argument is 0 or less.
-    e = np.exp(-np.abs(outputs))
-    probabilities = np.where(outputs >= 0, 1.0, e) / (1.0 + e)
-    return [
-      LabelsPrediction(
-        tuple(np.flatnonzero(row > least).tolist()), tuple(row.tolist())
-      )
-      for row in probabilities
-    ]
+  def _decode(self, task, features, outputs, **options):
+    return decode(outputs, **options)
 
   def _columns(self, task, predictions, examples):
     return list(predictions), [e.label for e in examples]

@@ -250,8 +250,8 @@ def test_every_epoch_is_a_permutation(count, seed):
 
 
 def test_epochs_and_seeds_have_unlike_orders():
-  orders = [orders.Order(1000, seed)(np.arange(2000))[0] for seed in (0, 1)]
-  first, second, other = orders[0][:1000], orders[0][1000:], orders[1][:1000]
+  found = [orders.Order(1000, seed)(np.arange(2000))[0] for seed in (0, 1)]
+  first, second, other = found[0][:1000], found[0][1000:], found[1][:1000]
   pairs = [(first, second), (first, other), (first, np.arange(1000))]
   for a, b in pairs:
     assert (a == b).sum() < 10  # 1 expected

@@ -230,7 +230,8 @@ def test_logits_and_loss_equal_those_of_transformers(tmp_path):
   transformers = pytest.importorskip("transformers")
   torch.manual_seed(0)
   config = transformers.BertConfig(
-    vocab_size=TOKENIZER.vocab_size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+    vocab_size=TOKENIZER.vocab_size, hidden_size=16,
+    num_hidden_layers=2, num_attention_heads=2,
     intermediate_size=32, max_position_embeddings=16, num_labels=3,
     id2label={0: "x", 1: "y", 2: "z"}, label2id={"x": 0, "y": 1, "z": 2},
     problem_type="multi_label_classification",
