@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-faults lint format types check \
+.PHONY: help setup demo test test-slow test-faults lint format types check docs \
   plan-table plan-meshes plan-depth bench-train bench-data bench-prepare \
   bench-packing bench-finetune bench-predict bench-together minilm tpu \
   ablations lock clean
@@ -43,6 +43,9 @@ types: setup  ## mypy
 	@$(PY) -m mypy bert_jax configs experiments
 
 check: lint types test  ## lint, types and the default test suite
+
+docs: $(VENV)/.extra-docs  ## the documentation as a website, in runs/docs
+	@$(PY) -m mkdocs build --strict --quiet && echo runs/docs/index.html
 
 tpu: $(VENV)/.extra-tpu  ## the compiler for TPUs, 700 MB, for --mode=plan
 

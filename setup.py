@@ -71,6 +71,8 @@ EXTRAS = {
     "onnx>=1.19,<2",  # torch's export asks for it
     "onnxruntime>=1.23,<2",
   ],
+  # The documentation as a website.
+  "docs": ["mkdocs-material>=9.6,<10"],
   # Clusters that run the trials of a sweep.
   "slurm": ["submitit>=1.5.3,<2"],
   "xpk": ["xpk>=1.16,<2"],

@@ -12,7 +12,11 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
-GUIDES = [README, *sorted((ROOT / "experiments").rglob("README.md"))]
+GUIDES = [
+  README,
+  *sorted((ROOT / "docs").rglob("*.md")),
+  *sorted((ROOT / "experiments").rglob("README.md")),
+]
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 # Programs of other people; only that the shell can read the line is checked.

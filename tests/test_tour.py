@@ -1,4 +1,4 @@
-"""The quick tour of the README, as a new user types it."""
+"""The first commands of the tutorial, as a new user types them."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from bert_jax.runtime import run_log
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def test_the_tour_of_the_readme(tmp_path):
-  text = (ROOT / "README.md").read_text()
+def test_the_first_run_of_the_tutorial(tmp_path):
+  text = (ROOT / "docs/tutorials/pretrain.md").read_text()
   (commands,) = re.findall(
-    r"^## A quick tour$.*?^```sh$(.*?)^```$", text, re.M | re.S
+    r"^## A first run in a minute$.*?^```sh$(.*?)^```$", text, re.M | re.S
   )[:1]
   for name in ("README.md", "experiments", "configs"):
     (tmp_path / name).symlink_to(ROOT / name)

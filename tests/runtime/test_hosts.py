@@ -404,7 +404,7 @@ def test_statuses_of_a_job_of_several_are_those_that_are_documented():
   assert hosts.PeerError.exit_status == sweep.PEER_LOST == 69
   assert hosts.DifferError.exit_status == main.USAGE_ERROR == 2
   assert "69 another process" in main.__doc__
-  assert " 69 " in (ROOT / "README.md").read_text()
+  assert "| 69 |" in (ROOT / "docs/reference/modes.md").read_text()
 
 
 # --- watchdog -----------------------------------------------------------------
