@@ -266,7 +266,10 @@ class TaskAnswerer(Answerer):
 
   def answer(self, example: Any, prediction: Any) -> dict:
     """Returns what is written for one decoded prediction."""
-    raise NotImplementedError
+    del example
+    said = self.kind.row(self._task, prediction)
+    names = {"probabilities": "scores"}
+    return {names.get(key, key): value for key, value in said.items()}
 
 
 def _cut(example: Any) -> dict[str, bool]:

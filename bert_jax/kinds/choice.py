@@ -98,7 +98,5 @@ class Answerer(answers.TaskAnswerer):
       (best,) = classify.most_likely(
         np.concatenate(logits)[None].astype(np.float64)
       )
-      result = {"choice": best.label, "scores": list(best.probabilities)}
-      if any(example.truncated for example in window.examples[start:end]):
-        result["truncated"] = True
-      yield result
+      cut = any(example.truncated for example in window.examples[start:end])
+      yield self.answer(None, best) | ({"truncated": True} if cut else {})

@@ -137,7 +137,3 @@ class Answerer(answers.TaskAnswerer):
 
   name = "classify"
   kind = CLASSIFY
-
-  def answer(self, example, prediction):
-    said = self.kind.row(self._task, prediction)
-    return {"label": said["label"], "scores": said["probabilities"]}

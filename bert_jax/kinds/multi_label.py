@@ -206,7 +206,3 @@ class Answerer(answers.TaskAnswerer):
 
   name = "multi_label"
   kind = MULTI_LABEL
-
-  def answer(self, example, prediction):
-    said = self.kind.row(self._task, prediction)
-    return {"labels": said["labels"], "scores": said["probabilities"]}

@@ -69,6 +69,3 @@ class Answerer(answers.TaskAnswerer):
 
   name = "regress"
   kind = REGRESS
-
-  def answer(self, example, prediction):
-    return {"score": prediction}

@@ -19,8 +19,20 @@ class TaskError(ValueError):
     super().__init__(message)
 
 
+class _Labelled:
+  """An example with one label, or None where it is not known."""
+
+  __slots__ = ()
+  label: Any
+
+  @property
+  def is_labelled(self) -> bool:
+    """Whether the right answer is known."""
+    return self.label is not None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
-class PairExample:
+class PairExample(_Labelled):
   """A text, or two, with a label.
 
   Attributes:
@@ -36,14 +48,9 @@ class PairExample:
   text_b: str | None
   label: int | float | tuple[int, ...] | None
 
-  @property
-  def is_labelled(self) -> bool:
-    """Whether the right answer is known."""
-    return self.label is not None
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ChoiceExample:
+class ChoiceExample(_Labelled):
   """Several pairs of texts of which one fits; kind "choice".
 
   Attributes:
@@ -55,11 +62,6 @@ class ChoiceExample:
   id: str
   pairs: tuple[tuple[str, str], ...]
   label: int | None
-
-  @property
-  def is_labelled(self) -> bool:
-    """Whether the right answer is known."""
-    return self.label is not None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

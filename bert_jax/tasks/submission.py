@@ -16,7 +16,6 @@ from typing import Any
 import zipfile
 
 from bert_jax.runtime import files
-from bert_jax.tasks import glue
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
 
@@ -35,52 +34,24 @@ GLUE_ROWS = {
   "AX.tsv": 1104,
 }
 
-# (task, split) -> its examples and their predictions.
-Results = Mapping[tuple[str, str], tuple[Sequence[Any], Sequence[Any]]]
-
-
-def write_glue(path: str, results: Results, *, partial: bool = False) -> None:
-  """Writes the zip of eleven TSVs that the GLUE server scores.
-
-  Args:
-    path: of the zip.
-    results: (task, test split) -> (examples, decoded predictions).
-    partial: allow files to be missing or short, for a look at the format; the
-      server takes only all of them.
-
-  Raises:
-    spec.TaskError: a file is missing or has another number of rows than its
-      test set, or a task is none of GLUE's.
-  """
-  rows = {row.name: row for row in glue.ROWS}
-  texts: dict[str, str] = {}
-  for (name, split), (examples, predictions) in results.items():
-    if name not in rows or split not in rows[name].submission:
-      known = [f"{r.name} {s}" for r in glue.ROWS for s in r.submission]
-      raise spec.TaskError(
-        f"{name} {split}: GLUE takes no predictions of this split; it takes"
-        f" {', '.join(known)}"
-      )
-    task = rows[name]
-    texts[task.submission[split]] = glue_tsv(task, examples, predictions)
-  _write_zip(path, texts, partial)
-
 
 def zip_runs(
   path: str, workdirs: Sequence[str], *, partial: bool = False
 ) -> list[str]:
-  """Writes that zip from the TSVs that evaluation left in some workdirs.
+  """Writes the zip of eleven TSVs that the GLUE server scores.
 
   Args:
     path: of the zip.
     workdirs: of fine-tuned models; their folders predictions/ are read.
-    partial: as for `write_glue`.
+    partial: allow files to be missing or short, for a look at the format; the
+      server takes only all of them.
 
   Returns:
     The names of the files in it.
 
   Raises:
-    spec.TaskError: a file is missing, short, or in two workdirs.
+    spec.TaskError: a file is missing, has another number of rows than its
+      test set, or is in two workdirs.
   """
   texts: dict[str, str] = {}
   for workdir in workdirs:
