@@ -103,7 +103,7 @@ def mask_batch(
   mask_token_rate: float = 0.8,
   random_token_rate: float = 0.1,
   continues_word: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
   """Masks a batch of rows.
 
   Of the chosen tokens, mask_token_rate become [MASK], random_token_rate a token
