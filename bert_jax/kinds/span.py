@@ -94,20 +94,6 @@ def _place(
   return answer[0] - start + shift, answer[1] - start + shift
 
 
-@dataclasses.dataclass
-class _Columns:
-  """Columns of span features while they grow."""
-
-  built: list[tuple[list[int], list[int]]] = dataclasses.field(
-    default_factory=list
-  )
-  starts: list[int] = dataclasses.field(default_factory=list)
-  ends: list[int] = dataclasses.field(default_factory=list)
-  is_best: list[bool] = dataclasses.field(default_factory=list)
-  owners: list[int] = dataclasses.field(default_factory=list)
-  labels: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-
-
 def _check_ids(task: spec.Task, examples: Sequence[spec.SpanExample]) -> None:
   """Raises spec.TaskError if two questions to score have one id."""
   counts = collections.Counter(example.id for example in examples if example.id)
@@ -142,12 +128,15 @@ class SpanPrediction:
     null_odds: logits of no answer less those of the best answer; None where
       every question has an answer.
     nbest: the best answers, best first.
+    place: where `text` stands in the context: its first character, and the one
+      after its last; -1 where there is no answer.
   """
 
   text: str
   best_text: str
   null_odds: float | None
   nbest: tuple[Candidate, ...]
+  place: tuple[int, int] = (-1, -1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,6 +144,7 @@ class _Span:
   text: str
   start_logit: float
   end_logit: float
+  place: tuple[int, int] = (-1, -1)
 
   @property
   def score(self) -> float:
@@ -242,9 +232,12 @@ def _window_spans(
   spans = []
   for i, j in zip(*np.nonzero(allowed), strict=True):
     first, last = starts[i], ends[j]
-    text = context[char_starts[first] : char_ends[last]].strip()
+    begin, stop = int(char_starts[first]), int(char_ends[last])
+    begin += len(context[begin:stop]) - len(context[begin:stop].lstrip())
+    text = context[begin:stop].strip()
     if text:
-      spans.append(_Span(text, float(start[first]), float(end[last])))
+      place = begin, begin + len(text)
+      spans.append(_Span(text, float(start[first]), float(end[last]), place))
   return spans
 
 
@@ -270,18 +263,19 @@ def _choose(
     nbest.append(null)
   nbest = nbest or [_Span("", 0.0, 0.0)]
   best = next((span for span in nbest if span.text), None)
-  text = best.text if best else ""
-  odds = None
+  answer = best or _Span("", 0.0, 0.0)
+  best_text, odds = answer.text, None
   if null:
-    odds = null.score - (best.score if best else 0.0)
+    odds = null.score - answer.score
     if odds > threshold:
-      text = ""
+      answer = null
   scores = np.array([span.score for span in nbest])
   weights = np.exp(scores - scores.max())
   return SpanPrediction(
-    text=text,
-    best_text=best.text if best else "",
+    text=answer.text,
+    best_text=best_text,
     null_odds=odds,
+    place=answer.place,
     nbest=tuple(
       Candidate(span.text, probability, span.start_logit, span.end_logit)
       for span, probability in zip(
@@ -381,7 +375,6 @@ class Span(task_kind.TaskKind):
         f" leaves a token of the text in seq_len={seq_len}"
       )
     _check_ids(task, examples)
-    columns = _Columns()
     has_labels = spec.have_labels(task, examples)
     questions = task_features.encode(tokenizer, [e.question for e in examples])
     contexts = {
@@ -389,30 +382,33 @@ class Span(task_kind.TaskKind):
       for text in dict.fromkeys(e.context for e in examples)
     }
     before, between, after = template.around(is_pair=True)
-    num_special = len(before) + len(between)
+    tail = [IGNORED] * len(after)
+    built, owners, labels = [], [], []
+    char_starts: list[int] = []
+    char_ends: list[int] = []
+    is_best: list[bool] = []
     for owner, example in enumerate(examples):
       query = questions[owner][:max_query_len]
       ids, starts, ends = contexts[example.context]
       windows = list(window_spans(len(ids), room - len(query), doc_stride))
       best = _best_windows(windows, len(ids))
       answer = _answer_tokens(example, starts, ends)
-      shift = num_special + len(query)
-      head, tail = [IGNORED] * shift, [IGNORED] * len(after)
+      head = [IGNORED] * (len(before) + len(query) + len(between))
       for number, (start, end) in enumerate(windows):
-        columns.built.append(template.build(tokenizer, query, ids[start:end]))
-        columns.starts += [*head, *starts[start:end], *tail]
-        columns.ends += [*head, *ends[start:end], *tail]
-        is_best = [window == number for window in best[start:end]]
-        columns.is_best += [False] * shift + is_best + [False] * len(after)
-        columns.owners.append(owner)
-        columns.labels.append(_place(answer, start, end, shift))
+        built.append(template.build(tokenizer, query, ids[start:end]))
+        char_starts += [*head, *starts[start:end], *tail]
+        char_ends += [*head, *ends[start:end], *tail]
+        shown = [*head, *best[start:end], *tail]
+        is_best += [window == number for window in shown]
+        owners.append(owner)
+        labels.append(_place(answer, start, end, len(head)))
     return task_features.Features(
-      **task_features.columns_of(columns.built),
-      example=np.array(columns.owners, np.int32),
-      label=np.array(columns.labels, np.int32) if has_labels else None,
-      char_starts=np.array(columns.starts, np.int32),
-      char_ends=np.array(columns.ends, np.int32),
-      is_max_context=np.array(columns.is_best, bool),
+      **task_features.columns_of(built),
+      example=np.array(owners, np.int32),
+      label=np.array(labels, np.int32) if has_labels else None,
+      char_starts=np.array(char_starts, np.int32),
+      char_ends=np.array(char_ends, np.int32),
+      is_max_context=np.array(is_best, bool),
       contexts=tuple(e.context for e in examples),
       labels=self.labels,
     )
@@ -482,60 +478,12 @@ class Answerer(answers.TaskAnswerer):
   def size(self, example: Any) -> int:
     return len(example.context)
 
-  def results(
-    self, window: answers.Window, outputs: Sequence[answers.Outputs]
-  ) -> Iterator[dict]:
-    features = window.features
-    flat = np.concatenate([output["logits"] for output in outputs])
-    found = self.kind.decode(self._task, features, flat, **self._options)
-    bounds = np.searchsorted(features.example, np.arange(len(found) + 1))
-    places = features.offsets[bounds]
-    for i, prediction in enumerate(found):
-      best = next(c for c in prediction.nbest if c.text == prediction.text)
-      at = slice(places[i], places[i + 1])
-      first, last = -1, -1
-      if best.text:
-        first, last = _characters(
-          features,
-          at,
-          flat[at, 0],
-          flat[at, 1],
-          best,
-          window.examples[i].context,
-        )
-      yield {
-        "answer": best.text,
-        "start": first,
-        "end": last,
-        "score": best.probability,
-      }
-
-
-def _characters(
-  features: task_features.Features,
-  at: slice,
-  start: np.ndarray,
-  end: np.ndarray,
-  best: Candidate,
-  context: str,
-) -> tuple[int, int]:
-  """Where in its context an answer stands: first character, and past the last.
-
-  Args:
-    features: of kind "span".
-    at: the tokens of an example, all its windows.
-    start: logits of these tokens.
-    end: the same.
-    best: the answer, which has the logits of its ends.
-    context: that it was cut out of.
-  """
-  assert features.char_starts is not None
-  assert features.char_ends is not None
-  for i in np.flatnonzero(start == best.start_logit):
-    for j in np.flatnonzero(end == best.end_logit):
-      first = int(features.char_starts[at][i])
-      last = int(features.char_ends[at][j])
-      if 0 <= first < last and context[first:last].strip() == best.text:
-        first += len(context[first:last]) - len(context[first:last].lstrip())
-        return first, first + len(best.text)
-  raise AssertionError(f"{best} is nowhere in its text")
+  def answer(self, example, prediction):
+    best = next(c for c in prediction.nbest if c.text == prediction.text)
+    first, last = prediction.place
+    return {
+      "answer": best.text,
+      "start": first,
+      "end": last,
+      "score": best.probability,
+    }

@@ -8,6 +8,7 @@ kind       a line in                     a line out
 fill-mask  text, with [MASK]             masks: for each the best tokens
 embed      text, text_b or not           tokens, pooled, mean, layers, concat
 classify   text, text_b or not           label, scores
+multi_label text, text_b or not          labels, scores
 regress    text, text_b or not           score
 answer     question, context             answer, start, end, score
 tag        words, or text to split       words, labels
@@ -146,11 +147,8 @@ def _masked_positions(is_mask: np.ndarray) -> np.ndarray:
   """[B, L] bool -> [B, P] where they are, P a power of two."""
   counts = is_mask.sum(axis=1)
   slots = 1 << (int(max(counts.max(), 1)) - 1).bit_length()
-  wanted = {"masked_positions": batch_keys.MASKED["masked_positions"]}
-  shape, dtype = batch_keys.shapes(wanted, B=len(is_mask), P=slots)[
-    "masked_positions"
-  ]
-  positions = np.zeros(shape, dtype)
+  _, dtype = batch_keys.MASKED["masked_positions"]
+  positions = np.zeros((len(is_mask), slots), dtype)
   row, column = np.nonzero(is_mask)
   first = np.cumsum(counts) - counts
   positions[row, np.arange(len(row)) - first[row]] = column

@@ -579,7 +579,8 @@ class Predict(Group):
 
   kind: str = of_session("")
   """What to do with each line of --input: "fill-mask", "embed", "classify",
-  "regress", "answer", "tag" or "choose"; "" = what the model has a head for."""
+  "multi_label", "regress", "answer", "tag" or "choose"; "" = what the model has
+  a head for."""
 
   model: str = of_session(None)
   """Weights to read: an HF directory, a TF1 checkpoint, a workdir (of which
