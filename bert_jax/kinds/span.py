@@ -4,7 +4,6 @@ A long text is read in windows. An answer is the best pair of a first and a last
 token, over all windows of the text.
 """
 
-import collections
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import os
@@ -92,17 +91,6 @@ def _place(
   if answer is None or answer[0] < start or answer[1] >= end:
     return 0, 0
   return answer[0] - start + shift, answer[1] - start + shift
-
-
-def _check_ids(task: spec.Task, examples: Sequence[spec.SpanExample]) -> None:
-  """Raises spec.TaskError if two questions to score have one id."""
-  counts = collections.Counter(example.id for example in examples if example.id)
-  for id, count in counts.items():
-    if count > 1:
-      raise spec.TaskError(
-        f"task {task.name}: question {id} is there twice; answers are scored by"
-        " the id of their question"
-      )
 
 
 # --- Decoding ---
@@ -374,7 +362,6 @@ class Span(task_kind.TaskKind):
         f"max_query_len={max_query_len} must be between 1 and {room - 1}, which"
         f" leaves a token of the text in seq_len={seq_len}"
       )
-    _check_ids(task, examples)
     has_labels = spec.have_labels(task, examples)
     questions = task_features.encode(tokenizer, [e.question for e in examples])
     contexts = {

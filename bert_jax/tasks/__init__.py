@@ -4,6 +4,7 @@ task = TASKS["mnli"]
 examples = read_examples(task, "glue_data", "validation_matched")
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 import itertools
 import logging
@@ -75,6 +76,12 @@ def read_examples(
   else:
     path = path or find_file(task, folder, split)
     examples = task.read(task, path, split)
+  questions = (e.id for e in examples if isinstance(e, spec.SpanExample))
+  if twice := [id for id, n in collections.Counter(questions).items() if n > 1]:
+    raise spec.TaskError(
+      f"{path or folder}: question {twice[0]} is there twice; answers are scored"
+      " by the id of their question"
+    )
   return examples[:max_examples] if max_examples else examples
 
 

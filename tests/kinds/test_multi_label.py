@@ -109,7 +109,7 @@ def test_the_loss_is_that_of_each_label_and_the_mean_over_all():
   [
     ((0.5,), GIVEN),
     ((0.35,), ((0, 1), (0, 2), ())),
-    ((0.7, 0.3, 0.05), ((0, 1, 2), (2,), (2,))),
+    ((0.7, 0.35, 0.05), ((0, 1, 2), (2,), (2,))),
   ],
 )
 def test_labels_above_their_threshold_are_given(thresholds, given):

@@ -160,9 +160,9 @@ def test_any_number_of_choices(tmp_path):
     (
       "guess",
       ["a"],
-      "form='guess' of the task own; use one of classify, pairs",
+      "form='guess' .* use one of classify, pairs",
     ),
-    ("pairs", ["a"], "form pairs: 1 text columns .a., wanted 2"),
+    ("pairs", ["a"], "task own: 1 text columns .a., wanted 2"),
     ("regress", ["a", "b", "c"], "3 text columns .*, wanted 1 to 2"),
     ("classify", ["a"], "its labels are not known; give labels, or the train"),
     ("tag", ["a"], "its labels are not known"),
