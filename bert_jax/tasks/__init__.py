@@ -77,7 +77,8 @@ def read_examples(
     path = path or find_file(task, folder, split)
     examples = task.read(task, path, split)
   questions = (e.id for e in examples if isinstance(e, spec.SpanExample))
-  if twice := [id for id, n in collections.Counter(questions).items() if n > 1]:
+  counts = collections.Counter(questions).items()
+  if twice := [id for id, count in counts if count > 1]:
     raise spec.TaskError(
       f"{path or folder}: question {twice[0]} is there twice; answers are scored"
       " by the id of their question"

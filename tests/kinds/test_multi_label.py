@@ -191,7 +191,9 @@ def test_a_task_from_files_to_predictions_and_to_other_formats(tmp_path):
   assert set(result) >= {"eval/macro_f1", "eval/average_precision", "eval/loss"}
   scores = evaluate.evaluate(config, run, None)
   assert scores["eval/micro_f1"] > 0.95
-  lines = (tmp_path / "run/predictions/own-validation.jsonl").read_text()
+  lines = (
+    tmp_path / "run/predictions/my-multi_label-validation.jsonl"
+  ).read_text()
   rows = [json.loads(line) for line in lines.splitlines()]
   assert rows[0].keys() == {"id", "labels", "probabilities", "gold"}
   assert sum(r["labels"] == sorted(r["gold"]) for r in rows) >= 36
