@@ -46,8 +46,8 @@ from absl import logging as absl_logging
 import ml_collections
 from ml_collections import config_flags
 
-from bert_jax.runtime import bounds
 from bert_jax.runtime import files
+from bert_jax.runtime import settings
 from bert_jax.runtime import streams
 from bert_jax.runtime.settings import Config
 
@@ -587,7 +587,10 @@ def main(argv: Sequence[str]) -> int:
     absl_logging.get_absl_logger().addFilter(_is_news)
   try:
     if FLAGS.config is not None:
-      bounds.check(FLAGS.config)  # before jax is loaded, which takes seconds
+      # Before jax is loaded, which takes seconds.
+      settings.check(FLAGS.config)
+      if "trials" not in FLAGS.config:  # the config of a sweep
+        settings.check_names(FLAGS.config)
     with _keeping_programs(FLAGS):
       MODES[FLAGS.mode](FLAGS)
   except (ValueError, FileNotFoundError, PermissionError) as error:
@@ -640,8 +643,6 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
   Returns:
     A message that names the flag or key and the path; "" if there is none.
   """
-  from bert_jax.runtime import run_log
-
   cache = flag_values.compile_cache
   if problem := files.scheme_problem("--compile_cache", cache):
     # jax itself reads that variable, and can write to buckets.
@@ -651,7 +652,7 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
   if flag_values.mode in COMPUTING_MODES and cache == "auto":
     named["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME")
   if flag_values.config is not None:
-    config = run_log.flatten(run_log.plain(flag_values.config))
+    config = settings.flatten(settings.plain(flag_values.config))
     config.pop("engines", None)  # of a sweep: for its cluster, not read here
     if "trials" in config:
       config["trials"] = [t.to_dict() for t in flag_values.config.trials]
@@ -721,7 +722,6 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
 
 def _completion(flag_values: flags.FlagValues, shell: str) -> str:
   from bert_jax.runtime import completion
-  from bert_jax.runtime import run_log
 
   config = flag_values.config
   own = flag_values.flags_by_module_dict()
@@ -739,7 +739,7 @@ def _completion(flag_values: flags.FlagValues, shell: str) -> str:
     shell,
     sorted(found),
     {name: values for name, values in choices.items() if values},
-    sorted(run_log.flatten(run_log.plain(config))) if config else [],
+    sorted(settings.flatten(settings.plain(config))) if config else [],
   )
 
 
@@ -753,12 +753,11 @@ def _own_flags() -> set[str]:
 def _explain(error: Exception, argv: Sequence[str]) -> str:
   """What was wrong with the flags, in a line or two."""
   if isinstance(error, KeyError | AttributeError) and error.args:
-    # 'KEY', or 'KEY' and a guess of what was meant; with quotes of its own.
-    key, *guess = re.findall(r"\w+", str(error.args[0]).replace("\\n", " "))
-    culprits = [a for a in argv if a.startswith("--config.") and key in a]
-    if culprits:
-      meant = f" (did you mean {guess[3]}?)" if len(guess) > 3 else ""
-      return f"{culprits[0]}: there is no such key{meant}; see configs/base.py"
+    key = re.findall(r"\w+", str(error.args[0]))[0]
+    for arg in argv:
+      if arg.startswith("--config.") and key in arg:
+        name = arg.partition("=")[0].removeprefix("--config.")
+        return f"{arg}: {settings.unknown(name)}"
   # ml_collections puts the whole traceback of a config file into its message.
   lines = str(error).strip().splitlines() or [repr(error)]
   if "Traceback" in str(error):

@@ -71,12 +71,12 @@ def message(capsys):
     (("--mode=evaluate", "--workdir=W"), "W holds no run"),
     (
       ("--mode=train", DEMO, "--config.optim.learnrate=1"),
-      "--config.optim.learnrate=1: there is no such key (did you mean"
-      " learning_rate?); see configs/base.py",
+      "--config.optim.learnrate=1: there is no such key. Did you mean "
+      "optim.learning_rate (float, ",
     ),
     (
       ("--mode=train", DEMO, "--config.nothing=1"),
-      "--config.nothing=1: there is no such key; see",
+      "--config.nothing=1: there is no such key. All keys are in docs/",
     ),
     (("--mode=train", DEMO, "--config.train.total_steps=1e3"), "1e3"),
     (("--mode=train", "--workdir=W", "--config=none.py"), "none.py"),

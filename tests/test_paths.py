@@ -16,6 +16,7 @@ from bert_jax.models import convert as names
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
+from bert_jax.runtime import settings
 from bert_jax.weights import weights
 from tests import test_main
 
@@ -74,11 +75,11 @@ def assert_works(folder, run, launch):
   shutil.copytree(run.config.data.dir, data)
   config = folder.parent / "config.py"
   # An option that is None there cannot be set on the command line.
-  settings = json.dumps(run_log.plain(run.config) | {"init_from": ""})
+  text = json.dumps(settings.plain(run.config) | {"init_from": ""})
   config.write_text(
     "import json, ml_collections\n"
     "def get_config():\n"
-    f"  return ml_collections.ConfigDict(json.loads({settings!r}))\n"
+    f"  return ml_collections.ConfigDict(json.loads({text!r}))\n"
   )
   common = (f"--config={config}", f"--config.data.dir={data}")
   common += (f"--workdir={workdir}", "--compile_cache=off")

@@ -42,8 +42,8 @@ from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import learn
 from bert_jax.data.tokenizers import load
-from bert_jax.runtime import bounds
 from bert_jax.runtime import files
+from bert_jax.runtime import settings
 from bert_jax.runtime import signals
 from bert_jax.runtime.settings import Config
 
@@ -103,17 +103,11 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
 
 def check_settings(config: Config) -> None:
   """Raises ValueError if a setting of `prepare` or `data` is out of range."""
-  bounds.check(config)
+  settings.check(config)
   p, d = config.prepare, config.data
   wanted = (
-      (p.runner in ("processes", "beam"), "prepare.runner", p.runner,
-       "processes or beam"),
-      (p.vocab_kind in ("wordpiece", "sentencepiece"), "prepare.vocab_kind",
-       p.vocab_kind, "wordpiece or sentencepiece"),
       (0 <= p.held_out_rate < 1, "prepare.held_out_rate", p.held_out_rate,
        "a share from 0 to below 1"),
-      (d.pairing in ("pairs", "full_sentences"), "data.pairing", d.pairing,
-       "pairs or full_sentences"),
       (d.seq_len >= 8, "data.seq_len", d.seq_len, "8 tokens or more"),
       (1 <= d.max_sequences <= d.seq_len // masking.SHORTEST,
        "data.max_sequences", d.max_sequences,

@@ -40,14 +40,13 @@ from bert_jax.models import flops
 from bert_jax.models.config import ModelConfig
 from bert_jax.planning import costs
 from bert_jax.planning import hlo
-from bert_jax.runtime import bounds
 from bert_jax.runtime import chips
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import finetuning
-from bert_jax.training import jobs
 from bert_jax.training import members
 from bert_jax.training import optim
 from bert_jax.training import steps
@@ -396,7 +395,7 @@ def make_plan(
   Raises:
     ValueError: the config or the topology cannot be.
   """
-  bounds.check(config)
+  settings.check(config)
   config = _with_shape_of_weights(config)
   slices = open_slices(topology, num_slices)
   check_compiler(config, slices.topology.chip.name)
@@ -466,7 +465,7 @@ def _with_shape_of_weights(config: Config) -> Any:
     from bert_jax.weights import weights
 
     shape = weights.read(config.init_from).model
-    config.model.update({k: shape[k] for k in jobs.SHAPE_KEYS})
+    config.model.update({k: shape[k] for k in settings.SHAPE_KEYS})
   return config
 
 
@@ -482,7 +481,7 @@ def _head(config: Config, slices: Slices, mesh) -> dict[str, Any]:
     "mesh": dict(mesh.shape),
     "batch_size": config.data.batch_size,
     "seq_len": config.data.seq_len,
-    "config": run_log.plain(config),
+    "config": settings.plain(config),
     "commit": revision,
     "dirty": dirty,
     "versions": {name: importlib.metadata.version(name) for name in names},

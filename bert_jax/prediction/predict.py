@@ -41,8 +41,8 @@ from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
 from bert_jax.prediction import settings as predict_settings
 from bert_jax.runtime import bars
-from bert_jax.runtime import bounds
 from bert_jax.runtime import files
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
@@ -219,7 +219,7 @@ class Predictor:
     if pretrained.seq_len:
       longest = pretrained.model["max_len"]
       own["data.seq_len"] = min(pretrained.seq_len, longest)
-    bounds.check(config)
+    settings.check(config)
     asked = predict_settings.read(config, own, given)
     if pretrained.tokenizer is None:
       raise answers.PredictError(
@@ -276,7 +276,7 @@ class Predictor:
     Raises:
       ValueError: there is no model, or it cannot do what is asked.
     """
-    bounds.check(config)  # before gigabytes are read
+    settings.check(config)  # before gigabytes are read
     predict_settings.read(config)
     return cls(weights.read(path, checkpoint), config, path, given)
 

@@ -58,13 +58,6 @@ _TOKEN = ".shared-"  # names of those files begin so
 _SHOWN = 10  # differences
 _SHOWN_CHARS = 200  # of a value
 
-# Settings that may differ between the processes of a job: where a host has its
-# copy of the data, which is compared by its hash, and what only changes how
-# fast a host is. A key that ends in a point stands for its group.
-PER_HOST_KEYS = (
-  "data.dir", "data.num_threads", "data.prefetch_batches",
-  "task.dir", "task.files.", "task.vocab",
-)  # fmt: skip
 # Facts that are not known everywhere: without git, None.
 _WHERE_KNOWN = ("commit", "dirty")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -20,6 +20,7 @@ import time
 from typing import Any
 
 from bert_jax.runtime import files
+from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
 
 _log = logging.getLogger(__name__)
@@ -31,44 +32,6 @@ _PACKAGES = (
     "scikit-learn", "seqeval", "safetensors",
 )  # fmt: skip
 
-# Keys that do not change what is computed: a run may go on with other values.
-FREE_KEYS = (
-    "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.seed", "mesh.rules",
-    "mesh.spread_optimizer",
-    "data.dir", "data.prefetch_batches", "data.num_threads",
-    "train.log_every_steps", "train.tensorboard", "train.profile_steps",
-    "train.on_bad_step", "train.spike_factor", "train.max_skipped_steps",
-    "train.max_stall_secs", "data.max_bad_records",
-    "checkpoint.", "eval.", "prepare.", "predict.", "convert.",
-    "data.verify", "task.dir", "task.files.", "task.vocab",
-    "task.predict_splits", "task.eval_splits", "task.n_best",
-    "task.max_answer_len", "task.null_threshold",
-)  # fmt: skip
-
-
-# Keys that came later, with what was done before there was a choice.
-_ADDED = {
-  "data.max_bad_records": 0,
-  "data.max_sequences": 1,
-  "data.one_row_len": False,
-  "optim.cooldown_rate": 0.0,
-  "mesh.seed": 0,
-  "mesh.spread_optimizer": False,
-  "task.columns": [],
-  "train.max_skipped_steps": 0,
-  "train.max_stall_secs": 1800.0,
-  "train.on_bad_step": "stop",
-  "train.profile_steps": [],
-  "train.spike_factor": 0.0,
-}
-
-# What TensorBoard shows runs by.
-_HPARAMS = (
-  "data.batch_size", "data.seq_len", "data.mask", "data.max_sequences",
-  "data.pairing", "data.random", "init_", "model.", "objective", "optim.",
-  "seed", "task.name", "train.num_epochs", "train.total_steps",
-)  # fmt: skip
-
 # What may differ between the sessions of a run that was stopped and went on.
 _SESSION_KEYS = (
   "argv", "commit", "dirty", "devices", "resumed", "started", "versions",
@@ -77,22 +40,6 @@ _SESSION_KEYS = (
 
 class RunError(ValueError):
   """The workdir does not fit the run."""
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """{"a": {"b": 1}} -> {"a.b": 1}."""
-  flat: dict[str, Any] = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping):
-      flat |= flatten(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
-def plain(config: Config) -> dict:
-  """A config as JSON has it: dicts, lists, numbers, strings."""
-  return json.loads(json.dumps(config.to_dict(), default=list))
 
 
 def to_json(value: Any, **kwargs: Any) -> str:
@@ -164,7 +111,7 @@ def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
     versions[name] = importlib.metadata.version(name)
   kinds = sorted({d.device_kind for d in devices})
   return {
-    "config": plain(config),
+    "config": settings.plain(config),
     "commit": revision,
     "dirty": dirty,
     "argv": ["bert-jax", *sys.argv[1:]],
@@ -189,7 +136,8 @@ def check_workdir(
   Args:
     workdir: of the run.
     run: from `describe`, what is asked for.
-    free_keys: beside FREE_KEYS, those that do not matter here.
+    free_keys: names of keys that may differ, beside those that a resumed run
+      may change.
 
   Raises:
     RunError: run.json there names another config or other data; says what
@@ -206,14 +154,12 @@ def check_workdir(
         )
     return
   before = read_run(workdir)
-  old, new = flatten(before["config"]), flatten(run["config"])
+  old, new = (settings.flatten(r["config"]) for r in (before, run))
   differs = [
-    f"{k}: {old.get(k)!r} there, {new.get(k)!r} asked"
-    for k in sorted(old.keys() | new.keys())
-    # Other keys than `_ADDED` that came later change nothing.
-    if k in old
-    and old[k] != new.get(k)
-    and not k.startswith(FREE_KEYS + free_keys)
+    f"{k}: {old[k]!r} there, {new.get(k)!r} asked"
+    # A key that came later, and does not say what was before, changes nothing.
+    for k in sorted(settings.names("weights", "run") & old.keys())
+    if old[k] != new.get(k) and k not in free_keys
   ]
   if run["data_hash"] not in (None, before["data_hash"]):
     differs.append(
@@ -277,10 +223,10 @@ def read_run(workdir: str) -> dict:
     ) from error
   except (ValueError, AttributeError, RecursionError, OSError) as error:
     raise RunError(f"{path} is damaged: {error}") from error
-  for key, value in _ADDED.items():
-    group, name = key.split(".")
-    if isinstance(run["config"].get(group), dict):
-      run["config"][group].setdefault(name, value)
+  for key in settings.KEYS.values():
+    group, _, name = key.name.rpartition(".")
+    if key.before is not None and isinstance(run["config"].get(group), dict):
+      run["config"][group].setdefault(name, key.before)
   return run
 
 
@@ -464,10 +410,11 @@ class _Board:
     """
     from tensorboardX import summary
 
-    flat = flatten(config)
-    values = {k: v for k, v in flat.items() if k.startswith(_HPARAMS)}
+    shown = settings.names("weights", "run")  # what makes a run what it is
     values = {
-      k: v for k, v in values.items() if isinstance(v, bool | int | float | str)
+      k: v
+      for k, v in settings.flatten(config).items()
+      if k in shown and isinstance(v, bool | int | float | str)
     }
     found = summary.hparams(values, dict.fromkeys(metrics))
     with files.naming(self._file.name):

@@ -26,7 +26,10 @@ set until a config sets it.
 import ast
 from collections.abc import Iterator, Mapping
 import dataclasses
+import difflib
 import functools
+import inspect
+import json
 import math
 import numbers
 import pathlib
@@ -75,6 +78,9 @@ SHARDING_RULES = (
 )
 
 
+FIRST_VERSION = "0.1.0"
+
+
 @dataclasses.dataclass(frozen=True)
 class Key:
   """A configuration key.
@@ -98,7 +104,7 @@ class Key:
   least: float | None = None
   most: float | None = None
   choices: tuple[str, ...] = ()
-  since: str = "0.1.0"
+  since: str = FIRST_VERSION
   before: Any = None
   name: str = ""
   type: Any = str
@@ -126,6 +132,11 @@ class Key:
     if not wanted:
       return ""
     return f"{self.name}={value!r:.60}; it must be {wanted}"
+
+  def explain(self) -> str:
+    """Returns a sentence about the key: its name, type, default and meaning."""
+    default = "not set" if self.default is None else f"{self.default!r:.60}"
+    return f"{self.name} ({self.type.__name__}, {default})? {self.meaning}"
 
 
 # A row is a Key at run time, and for a type checker a value of its key.
@@ -225,7 +236,7 @@ class Data(Group):
   dir: str = of_host(None)
   """Folder of prepared data, as --mode=prepare makes it."""
 
-  verify: str = of_session("once")
+  verify: str = of_session("once", choices=("once", "always", "never"))
   """When to check the checksums of data files at the start: "once"
   (DATA/.verified.json notes which were sound), "always" or "never"."""
 
@@ -241,7 +252,7 @@ class Data(Group):
   itself. 1 = one sequence in a row, padded. 8 fill 99 % of rows of 512 tokens
   with Wikipedia's lengths."""
 
-  pairing: str = of_run("pairs")
+  pairing: str = of_run("pairs", choices=("pairs", "full_sentences"))
   """What a pre-training example is. "pairs": two segments, for next-sentence
   prediction. "full_sentences": one run of text, without that task."""
 
@@ -392,7 +403,9 @@ class Prepare(Group):
   """A vocab.txt, a SentencePiece .model or a folder with one; "" = learn a
   vocabulary from the text."""
 
-  vocab_kind: str = of_session("wordpiece")
+  vocab_kind: str = of_session(
+    "wordpiece", choices=("wordpiece", "sentencepiece")
+  )
   """What to learn: "wordpiece" or "sentencepiece"."""
 
   vocab_size: int = of_session(30522, 1, _PIECES)
@@ -416,7 +429,7 @@ class Prepare(Group):
   num_workers: int = of_session(0, 0, _NUM_THREADS)
   """Processes; 0 = one for each core. The data does not depend on it."""
 
-  runner: str = of_session("processes")
+  runner: str = of_session("processes", choices=("processes", "beam"))
   """What runs the work: "processes", or "beam", which needs that extra."""
 
 
@@ -479,7 +492,7 @@ class Train(Group):
   tensorboard: bool = of_session(True)
   """Whether to write event files for TensorBoard, too."""
 
-  on_bad_step: str = of_session("stop", before="stop")
+  on_bad_step: str = of_session("stop", choices=("stop", "skip"), before="stop")
   """What to do about a step whose loss or gradient is NaN or infinite, or whose
   loss is a spike: "stop", or "skip" it, so that it changes nothing.
   bad_steps.jsonl has its examples."""
@@ -556,7 +569,7 @@ class Checkpoint(Group):
   best_metric: str = of_session("eval/loss")
   """The metric whose best checkpoint is kept, too; "" = no such."""
 
-  best_mode: str = of_session("min")
+  best_mode: str = of_session("min", choices=("min", "max"))
   """Which value of that metric is the best: "min" or "max"."""
 
 
@@ -701,6 +714,11 @@ SHAPE_KEYS = tuple(
 )
 
 
+def meaning_of_group(name: str) -> str:
+  """Returns what the keys of a group are about, in a sentence or two."""
+  return inspect.getdoc(typing.get_type_hints(Config)[name]) or ""
+
+
 def make_config() -> ml_collections.ConfigDict:
   """Returns a config in which every key has its default."""
   config = ml_collections.ConfigDict()
@@ -715,3 +733,82 @@ def make_config() -> ml_collections.ConfigDict:
     if key.default is None:
       group[name] = ml_collections.config_dict.placeholder(key.type)
   return config
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+  """Returns the values of a config or dict by name: {"a": {"b": 1}} -> a.b."""
+  flat: dict[str, Any] = {}
+  for name, value in config.items():
+    if hasattr(value, "items"):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def plain(config: Config) -> dict[str, Any]:
+  """Returns a config as JSON has it: dicts, lists, numbers and strings."""
+  return json.loads(json.dumps(config.to_dict(), default=list))
+
+
+def check(config: Config | Mapping[str, Any]) -> None:
+  """Checks every value of a config by itself, and its sizes together.
+
+  Args:
+    config: the whole configuration or a part of it, also of an older run. A key
+      that is not there, or not set, is not checked.
+
+  Raises:
+    ValueError: a value is none that its key may have, or the model or its
+      batches are larger than any machine; names the key.
+  """
+  values = {k: v for k, v in flatten(config).items() if v is not None}
+  for name in KEYS.keys() & values.keys():
+    if problem := KEYS[name].problem(values[name]):
+      raise ValueError(problem)
+  seq_len = values.get("data.seq_len", 1)
+  for name in ("data.batch_size", "eval.batch_size"):
+    tokens = values.get(name, 1) * seq_len
+    if tokens > _INT32:
+      raise ValueError(
+        f"{name}={values[name]} rows of data.seq_len={seq_len} are {tokens} "
+        f"tokens; a step takes at most {_INT32}"
+      )
+  if "model" in config and num_parameters(config["model"]) > MOST_PARAMETERS:
+    sizes = ("num_layers", "hidden_size", "mlp_dim", "vocab_size")
+    raise ValueError(
+      f"the model has {num_parameters(config['model']):.2g} parameters: "
+      + ", ".join(f"model.{k}={config['model'][k]}" for k in sizes)
+      + f"; it may have {MOST_PARAMETERS:.0e}"
+    )
+
+
+def check_names(config: Config) -> None:
+  """Raises ValueError for a key that no row describes, as of a typing error."""
+  for name in flatten(config):
+    if name not in KEYS:
+      raise ValueError(f"{name}: {unknown(name)}")
+
+
+def unknown(name: str) -> str:
+  """Returns a message about a key that does not exist, with the one meant."""
+  group, _, leaf = name.rpartition(".")
+  named = [key.rpartition(".")[2] for key in KEYS]
+  near = difflib.get_close_matches(leaf, named, n=len(KEYS))
+  meant = [KEYS[k] for word in near for k in KEYS if k.split(".")[-1] == word]
+  # A key of the same group comes first.
+  meant.sort(key=lambda key: key.name.rpartition(".")[0] != group)
+  guess = f". Did you mean {meant[0].explain()}" if meant else "."
+  return f"there is no such key{guess} All keys are in docs/config.md"
+
+
+def num_parameters(model: Any) -> int:
+  """Returns the parameters of an encoder without biases and normalization.
+
+  Args:
+    model: the group `model` of a config.
+  """
+  hidden, mlp = model["hidden_size"], model["mlp_dim"]
+  rows = model["vocab_size"] + model["max_len"] + model["type_vocab_size"]
+  layer = 4 * hidden * hidden + 2 * hidden * mlp
+  return rows * hidden + model["num_layers"] * layer

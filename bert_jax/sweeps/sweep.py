@@ -58,9 +58,9 @@ from rich import console
 from rich import markup
 from rich import table
 
-from bert_jax.runtime import bounds
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.runtime import signals
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,10 @@ _WAIT_SECS = 0.2
 _BATCHES_LOOKED_AT = 20
 _NAME_CHARS = 120
 # A run may go on with its data elsewhere; of a trial it says which data.
-_DATA_KEYS = ("data.dir", "task.dir", "task.files.")
+_DATA_KEYS = {
+  "data.dir", "task.dir",
+  "task.files.train", "task.files.validation", "task.files.test",
+}  # fmt: skip
 
 
 class SweepError(ValueError):
@@ -188,7 +191,7 @@ class Trial:
     before, sys.argv = sys.argv, argv  # ml_collections looks there
     try:
       values(argv)
-      bounds.check(values.config)  # reads the file, which may raise, too
+      settings.check(values.config)  # reads the file, which may raise, too
       return values.config
     except Exception as error:  # a config file may raise anything
       lines = str(error).strip().splitlines() or [repr(error)]
@@ -215,17 +218,19 @@ class Trial:
     if not os.path.exists(os.path.join(self.workdir, "run.json")):
       return "new"
     run = run_log.read_run(self.workdir)
-    wanted = run_log.flatten(run_log.plain(self.load_config()))
-    found = run_log.flatten(run["config"])
+    wanted = settings.flatten(settings.plain(self.load_config()))
+    found = settings.flatten(run["config"])
+    fixed = {*settings.names("weights", "run"), *_DATA_KEYS}
     # The shape of a model comes from its weights, not from the config, and
     # labels that are not given come from the data.
-    others: tuple[str, ...] = ("model.",) if wanted.get("init_from") else ()
-    others += () if wanted.get("task.labels") else ("task.labels",)
-    free = tuple(k for k in run_log.FREE_KEYS if k not in _DATA_KEYS) + others
+    if wanted.get("init_from"):
+      fixed = {key for key in fixed if not key.startswith("model.")}
+    if not wanted.get("task.labels"):
+      fixed -= {"task.labels"}
     differs = [
       f"{k}: {found[k]!r} there, {wanted[k]!r} asked"
-      for k in sorted(wanted.keys() & found.keys())
-      if found[k] != wanted[k] and not k.startswith(free)
+      for k in sorted(fixed & wanted.keys() & found.keys())
+      if found[k] != wanted[k]
     ]
     if differs:
       raise SweepError(

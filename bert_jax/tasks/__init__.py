@@ -80,8 +80,8 @@ def read_examples(
   counts = collections.Counter(questions).items()
   if twice := [id for id, count in counts if count > 1]:
     raise spec.TaskError(
-      f"{path or folder}: question {twice[0]} is there twice; answers are scored"
-      " by the id of their question"
+      f"{path or folder}: question {twice[0]} is there twice; answers are"
+      " scored by the id of their question"
     )
   return examples[:max_examples] if max_examples else examples
 

@@ -5,13 +5,13 @@ import os
 import jax
 import jax.numpy as jnp
 
-from bert_jax.runtime import bounds
+from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
 
 
 def check_settings(config: Config) -> None:
   """Raises ValueError if a training setting is out of range."""
-  bounds.check(config)
+  settings.check(config)
   for key in ("max_query_len", "doc_stride", "n_best", "max_answer_len"):
     if config.task[key] is None:  # as in configs/predict.py
       raise ValueError(f"task.{key} is not set; training needs a number")
@@ -22,10 +22,6 @@ def check_settings(config: Config) -> None:
   if config.data.mask_token_rate + config.data.random_token_rate > 1:
     raise ValueError(
       "data.mask_token_rate and data.random_token_rate add up to more than 1"
-    )
-  if config.train.on_bad_step not in ("stop", "skip"):
-    raise ValueError(
-      f"train.on_bad_step={config.train.on_bad_step!r}; use stop or skip"
     )
   if 0 < config.train.spike_factor <= 1:
     raise ValueError(
@@ -52,7 +48,7 @@ def check_memory(config: Config, mesh: jax.sharding.Mesh) -> None:
     return
   model = config.model
   size = jnp.dtype(model.param_dtype).itemsize
-  state = 3 * size * bounds.num_parameters(model)
+  state = 3 * size * settings.num_parameters(model)
   hidden = 0
   if config.objective != "task":  # whose sequences share rows
     tokens = config.data.batch_size * config.data.seq_len

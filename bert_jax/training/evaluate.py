@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.runtime import bounds
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import files
 from bert_jax.runtime import hosts
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import jobs
@@ -47,7 +47,7 @@ def evaluate(
     ValueError: no run, no checkpoint, or a config that does not fit it; or
       the weights have no head for the task.
   """
-  bounds.check(config)
+  settings.check(config)
   check_workdir(workdir)
   meeting.meet("evaluate", config, [workdir], checkpoint=checkpoint)
   if output and jax.process_index() == 0:

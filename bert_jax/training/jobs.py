@@ -13,17 +13,12 @@ from bert_jax.kinds import kind
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
+from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
 from bert_jax.training import pretraining
 
 if TYPE_CHECKING:  # imported where they are used: their libraries are slow to
   from bert_jax.weights import weights
-
-# What imported weights decide about a model; the rest is the config's.
-SHAPE_KEYS = (
-  "vocab_size", "num_layers", "hidden_size", "num_heads", "mlp_dim",
-  "max_len", "type_vocab_size", "hidden_act", "layer_norm_eps",
-)  # fmt: skip
 
 
 class Evaluator(Protocol):
@@ -131,12 +126,13 @@ def open_job(
   begun = bool(workdir) and is_run(workdir)
   if begun and config.init_from:
     shape = run_log.read_run(workdir)["config"]["model"]
-    config.model.update({k: shape[k] for k in SHAPE_KEYS if k in shape})
+    known = [key for key in settings.SHAPE_KEYS if key in shape]
+    config.model.update({key: shape[key] for key in known})
   elif config.init_from:
     from bert_jax.weights import weights
 
     pretrained = weights.read(config.init_from, checkpoint or "")
-    config.model.update({k: pretrained.model[k] for k in SHAPE_KEYS})
+    config.model.update({k: pretrained.model[k] for k in settings.SHAPE_KEYS})
   job: Job
   if config.objective == "task":
     from bert_jax.training import finetuning

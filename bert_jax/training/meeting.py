@@ -10,6 +10,7 @@ import numpy as np
 
 from bert_jax.runtime import hosts
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import jobs
@@ -44,7 +45,7 @@ def meet(
 ) -> None:
   """Checks, before anything is read, that all processes run the same.
 
-  Does nothing for a process alone. What hosts.PER_HOST_KEYS names may differ.
+  Does nothing for a process alone. Keys of the scope "host" may differ.
 
   Args:
     mode: of the launcher.
@@ -59,15 +60,15 @@ def meet(
   if not hosts.are_several():
     return
   commit, dirty = run_log.commit()
-  settings = run_log.flatten(run_log.plain(config))
+  may_differ = settings.names("host")
   hosts.compare(
     hosts.facts_of_process()
     | {"mode": mode, "code": run_log.code_hash()}
     | {"commit": commit, "dirty": dirty}
     | {
       name: value
-      for name, value in settings.items()
-      if not name.startswith(hosts.PER_HOST_KEYS)
+      for name, value in settings.flatten(settings.plain(config)).items()
+      if name not in may_differ
     }
     | more
   )
@@ -95,10 +96,10 @@ def meet_opened(
   """
   if not hosts.are_several():
     return
-  config = run_log.plain(job.config)
+  config = settings.plain(job.config)
   hosts.compare(
-    run_log.flatten(config["model"], "model.")
-    | run_log.flatten(job.read_hashes(), "data.")
+    settings.flatten(config["model"], "model.")
+    | settings.flatten(job.read_hashes(), "data.")
     | {
       "vocabulary": job.tokenizer.fingerprint,
       "weights": _hash(pretrained.params) if pretrained else None,

@@ -22,7 +22,6 @@ import optax
 
 from bert_jax.data import batching
 from bert_jax.data import task_batches
-from bert_jax.runtime import bounds
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.runtime import settings
@@ -430,7 +429,7 @@ def _check(config: Config, wanted: Sequence[Member]) -> None:
   check_config(config)
   for member in wanted:
     try:
-      bounds.check(_config_of(config, member))
+      settings.check(_config_of(config, member))
     except ValueError as error:
       raise MembersError(f"--member={member.workdir}: {error}") from error
   workdirs = [os.path.abspath(member.workdir) for member in wanted]

@@ -42,6 +42,7 @@ from bert_jax.runtime import checkpoint
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
+from bert_jax.runtime import settings
 from bert_jax.weights import task_heads
 from bert_jax.weights import tf_checkpoint
 
@@ -484,8 +485,8 @@ def _read_own_settings(step: str) -> _Settings:
     default = objective if objective in task_heads.HEADS else None
     data = config.get("data") or {}
     seq_len = _length_of(data)
-    flat = run_log.flatten(config)
-    settings = {key: flat[key] for key in SETTINGS if key in flat}
+    flat = settings.flatten(config)
+    own = {key: flat[key] for key in SETTINGS if key in flat}
   tokenizer = None
   for folder in filter(None, (workdir, data.get("dir"))):
     vocab = os.path.join(folder, "vocab")
@@ -500,7 +501,7 @@ def _read_own_settings(step: str) -> _Settings:
     tokenizer=tokenizer,
     lower_case=tokenizer.lower_case if tokenizer else None,
     seq_len=seq_len,
-    settings=settings,
+    settings=own,
   )
 
 

@@ -28,6 +28,7 @@ import transformers
 
 from bert_jax.data import orders
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.training import jobs
 from configs import finetune
 from experiments.minilm import run as ours
@@ -214,7 +215,7 @@ def run_trial(task, seed, data):
     "run": {
       "argv": ["python", "-m", "experiments.minilm.reference", *sys.argv[1:]],
       "commit": commit, "dirty": dirty, "data_hash": job.data_hash,
-      "config": run_log.plain(job.config),
+      "config": settings.plain(job.config),
       "threads": torch.get_num_threads(),
       "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
     },

@@ -191,9 +191,8 @@ def test_a_task_from_files_to_predictions_and_to_other_formats(tmp_path):
   assert set(result) >= {"eval/macro_f1", "eval/average_precision", "eval/loss"}
   scores = evaluate.evaluate(config, run, None)
   assert scores["eval/micro_f1"] > 0.95
-  lines = (
-    tmp_path / "run/predictions/my-multi_label-validation.jsonl"
-  ).read_text()
+  name = "run/predictions/my-multi_label-validation.jsonl"
+  lines = (tmp_path / name).read_text()
   rows = [json.loads(line) for line in lines.splitlines()]
   assert rows[0].keys() == {"id", "labels", "probabilities", "gold"}
   assert sum(r["labels"] == sorted(r["gold"]) for r in rows) >= 36

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from configs import base
 from tests.data import test_records
 
@@ -32,7 +33,7 @@ def test_a_run_says_what_made_it(run, tiny_config):
     "started",
   }
   assert json.loads(json.dumps(run)) == run
-  assert run_log.flatten(run["config"])["optim.learning_rate"] == 1e-2
+  assert settings.flatten(run["config"])["optim.learning_rate"] == 1e-2
   assert run["devices"]["count"] == 8
   assert len(run["commit"] or "0" * 40) == 40
 
@@ -288,7 +289,7 @@ def test_tensorboard_gets_what_runs_differ_in(tmp_path):
   from tensorboardX.proto import event_pb2
   from tensorboardX.proto import plugin_hparams_pb2
 
-  config = run_log.plain(base.get_config())
+  config = settings.plain(base.get_config())
   log = run_log.MetricsLog(str(tmp_path), 0, True, config, ["eval/loss"])
   log.write(1, {"eval/loss": 2.0})
   log.close()

@@ -12,6 +12,7 @@ import pytest
 
 from bert_jax import tasks
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.sweeps import report
 from bert_jax.sweeps import results
 from bert_jax.sweeps import sweep
@@ -31,14 +32,14 @@ def trials(finished_run, tmp_path):
 
 def make_trials(finished_run, tmp_path):
   """Two trials of pre-training, the first of which is done; their workdir."""
-  plain = run_log.flatten(run_log.plain(finished_run.config))
-  default = run_log.flatten(run_log.plain(base.get_config()))
-  settings = {
+  plain = settings.flatten(settings.plain(finished_run.config))
+  default = settings.flatten(settings.plain(base.get_config()))
+  changes = {
     k: v for k, v in plain.items() if v != default[k] and k != "mesh.rules"
   }
   workdir = tmp_path / "runs"
   config = sweep.make(
-    sweep.trial("configs/base.py", settings | {"seed": seed})
+    sweep.trial("configs/base.py", changes | {"seed": seed})
     for seed in (finished_run.config.seed, 7)
   )
   found = sweep.read_trials(config, str(workdir))

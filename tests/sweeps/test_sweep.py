@@ -18,6 +18,7 @@ import pytest
 
 from bert_jax.runtime import files
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.sweeps import results
 from bert_jax.sweeps import sweep
 from configs import base
@@ -41,10 +42,11 @@ if seed == 8:
 before = os.path.exists(os.path.join(workdir, "run.json"))
 sys.path.insert(0, os.getcwd())
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from configs import base
 config = base.get_config()
 config.seed = seed
-run = {"config": run_log.plain(config), "data_hash": "0", "total_steps": 7}
+run = {"config": settings.plain(config), "data_hash": "0", "total_steps": 7}
 run_log.write_run(workdir, run)
 if seed == 3 and not before:
   sys.exit(75)  # preempted once
@@ -391,7 +393,7 @@ def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
   os.makedirs(one.workdir)
   config = base.get_config()
   config.seed, config.data.seq_len = 1, 64
-  run = {"config": run_log.plain(config), "data_hash": "0", "total_steps": 7}
+  run = {"config": settings.plain(config), "data_hash": "0", "total_steps": 7}
   run_log.write_run(one.workdir, run)
   with pytest.raises(sweep.SweepError, match="another run .*seq_len: 64 there"):
     sweep.run(trials, str(tmp_path), launcher=launcher)
@@ -628,7 +630,7 @@ def test_trials_in_one_program_are_recorded_one_by_one(
   data.mkdir()
   (tmp_path / "study").mkdir()
   flat, plain = (
-    run_log.flatten(run_log.plain(config))
+    settings.flatten(settings.plain(config))
     for config in (
       small_tasks.make_config(data, train__num_epochs=1.0),
       finetune.get_config("task=my-classify"),
@@ -666,16 +668,16 @@ def test_real_trials_run_and_the_next_ones_cost_is_predicted(
   monkeypatch.chdir(ROOT)
   (tmp_path / "study").mkdir()
   path = tmp_path / "study" / "sweep.py"
-  settings = {
+  changes = {
     k: v
-    for k, v in run_log.flatten(run_log.plain(finished_run.config)).items()
-    if v != run_log.flatten(run_log.plain(base.get_config())).get(k)
+    for k, v in settings.flatten(settings.plain(finished_run.config)).items()
+    if v != settings.flatten(settings.plain(base.get_config())).get(k)
     and k != "mesh.rules"
   }
   path.write_text(
     "from bert_jax.sweeps import sweep\n"
     "def get_config(count='1'):\n"
-    f"  settings = {settings!r}\n"
+    f"  settings = {changes!r}\n"
     "  return sweep.make(\n"
     "    sweep.trial('configs/base.py', settings | {'seed': seed})\n"
     "    for seed in range(int(count)))\n"

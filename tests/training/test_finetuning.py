@@ -13,6 +13,7 @@ import pytest
 from bert_jax import tasks
 from bert_jax.data import orders
 from bert_jax.runtime import run_log
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.training import evaluate
 from bert_jax.training import finetuning
@@ -412,7 +413,7 @@ def test_losses_and_gradients_follow_the_reference_step_by_step(
     )
   )
   host = jax.tree.map(np.asarray, state.params)
-  shape = {k: config.model[k] for k in jobs.SHAPE_KEYS}
+  shape = {k: config.model[k] for k in settings.SHAPE_KEYS}
   weights.write(
     weights.Pretrained(
       "bert_jax", shape, host, "classify", job.task.labels, job.tokenizer
