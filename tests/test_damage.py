@@ -12,16 +12,16 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax.models import convert as names
+from bert_jax import weights
+from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import run_log
 from bert_jax.training import evaluate
 from bert_jax.training import session
 from bert_jax.training import train
 from bert_jax.weights import convert
-from bert_jax.weights import weights
 from configs import base
-from tests import conftest
+from tests.support import tiny_run
 
 STEP, BEFORE = 2, 1  # the two that the run has kept
 
@@ -31,7 +31,9 @@ STEP, BEFORE = 2, 1  # the two that the run has kept
 
 def flat(tree):
   """Arrays of parameters by path, on the host."""
-  return names.unstack(names.flatten(jax.tree.map(np.asarray, tree)))
+  return param_trees.unstack(
+    param_trees.flatten(jax.tree.map(np.asarray, tree))
+  )
 
 
 def read_weights(run, workdir):
@@ -219,7 +221,7 @@ def trained(tmp_path_factory, prepared):
 
   These have checksums by themselves; files of larger arrays have none.
   """
-  config = conftest._tiny_config(prepared)
+  config = tiny_run.tiny_config(prepared)
   config.model.hidden_size = 128
   config.train.total_steps = STEP
   config.checkpoint.every_steps = 1

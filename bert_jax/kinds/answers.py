@@ -20,7 +20,7 @@ from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 
 if TYPE_CHECKING:  # its libraries are slow to import
-  from bert_jax.weights import weights
+  from bert_jax import weights
 
 Outputs = dict[str, np.ndarray]
 

@@ -20,7 +20,7 @@ from bert_jax.tasks import own
 from bert_jax.tasks import spec
 
 if TYPE_CHECKING:
-  from bert_jax.weights import weights
+  from bert_jax import weights
 
 TASK_KINDS: dict[str, task_kind.TaskKind] = {
   one.name: one

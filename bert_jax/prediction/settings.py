@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bert_jax import tasks
+from bert_jax import weights
 from bert_jax.kinds import answers
 from bert_jax.kinds import table
 from bert_jax.runtime.settings import Config
-from bert_jax.weights import weights
 
 # Settings of a task that have another name in the group `predict`.
 _OWN_NAMES = {

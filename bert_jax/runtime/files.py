@@ -20,6 +20,7 @@ import errno
 import fcntl
 import functools
 import io
+import json
 import os
 import re
 import secrets
@@ -230,6 +231,31 @@ def write_text(path: str, text: str, errors: str = "strict") -> None:
     f.write(text)
 
 
+def read_json(
+  path: str, default: dict[str, Any] | None = None
+) -> dict[str, Any]:
+  """Reads a file that is one JSON object.
+
+  Args:
+    path: of the file.
+    default: what stands for a file that is not there; None: it must be there.
+
+  Raises:
+    ValueError: the file is not JSON, or not an object; names the file.
+    FileNotFoundError: there is no file, and no default.
+  """
+  if default is not None and not os.path.exists(path):
+    return default
+  try:
+    with open(path, encoding="utf-8") as f:
+      value = json.load(f)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: it is not JSON: {error}") from None
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}: it is not a JSON object")
+  return value
+
+
 def open_lock(path: str) -> Any:
   """Opens a file to be locked, for text; it is made where it is missing.
 
@@ -313,9 +339,15 @@ def _machine() -> str:
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-  """Names a file in the error of a write, which itself may name none."""
+  """Names a file in the error of a write, which itself may name none.
+
+  Raises:
+    OSError: also for a RuntimeError, which is what ArrayRecord's writer raises.
+  """
   try:
     yield
+  except RuntimeError as error:
+    raise OSError(f"{path} cannot be written: {error}") from error
   except OSError as error:
     if error.errno is None:
       raise

@@ -20,7 +20,7 @@ from bert_jax.training import jobs
 from bert_jax.training import meeting
 
 if TYPE_CHECKING:
-  from bert_jax.weights import weights
+  from bert_jax import weights
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def given_params(
   Raises:
     ValueError: a part is missing, or the head is that of another task.
   """
-  from bert_jax.weights import weights  # slow to import, and not always needed
+  from bert_jax import weights  # slow to import, and not always needed
 
   source = job.config.init_from
   if pretrained is None:

@@ -3,7 +3,7 @@
 The other job is in pretraining.py; both look the same to train.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -37,6 +37,9 @@ from bert_jax.training import steps
 # Positions that one device computes while a shape is compiled: on a CPU as
 # timed (6 layers x 384, two cores), elsewhere as 40 s and 100,000 a second.
 _SHAPE_PRICE = {"cpu": 1e4}
+# Of a training by epochs where no examples say how many steps these are: of
+# what is compiled it is a constant of the learning rate.
+_UNKNOWN_STEPS = 1000
 
 
 class FineTuning:
@@ -48,20 +51,20 @@ class FineTuning:
     objective: its kind.
     model: the module.
     total_steps: of the training.
-    tokenizer: the vocabulary.
   """
 
-  def __init__(self, config: Config, tokenizer: interface.Tokenizer):
-    """Reads the training split, if there is one.
+  def __init__(self, config: Config, tokenizer: interface.Tokenizer | None):
+    """Checks what can be checked without reading examples.
 
     Args:
       config: the whole configuration, with the shape of the model.
-      tokenizer: whose ids the model knows.
+      tokenizer: whose ids the model knows; None = no examples will be read,
+        see `jobs.open_job`.
 
     Raises:
       ValueError: the task's files or the model's sizes do not fit.
     """
-    self.config, self.tokenizer = config, tokenizer
+    self.config, self._tokenizer = config, tokenizer
     for key in _LISTS:
       config.task[key] = _split_words(config.task[key])
     model_config = ModelConfig.from_config(config.model)
@@ -72,7 +75,7 @@ class FineTuning:
       )
     unit = programs.program_of(model_config).row_unit if config.data.pack else 1
     programs.check(model_config, -(-config.data.seq_len // unit) * unit)
-    if tokenizer.vocab_size > model_config.vocab_size:
+    if tokenizer and tokenizer.vocab_size > model_config.vocab_size:
       raise ValueError(
         f"the vocabulary has {tokenizer.vocab_size} pieces, model.vocab_size="
         f"{model_config.vocab_size}; give --config.task.vocab of the weights"
@@ -104,6 +107,12 @@ class FineTuning:
       model_config, num_labels=len(self.task.labels)
     )
 
+  @property
+  def tokenizer(self) -> interface.Tokenizer:
+    """The vocabulary."""
+    assert self._tokenizer is not None
+    return self._tokenizer
+
   @functools.cached_property
   def total_steps(self) -> int:
     """Of `train.total_steps`, or of `train.num_epochs` over the examples.
@@ -112,6 +121,8 @@ class FineTuning:
     """
     if not self.config.train.num_epochs:
       return self.config.train.total_steps
+    if self._tokenizer is None:
+      return _UNKNOWN_STEPS
     count = len(self._train_split().examples)
     size = self.config.data.batch_size
     return max(1, int(count / size * self.config.train.num_epochs))
@@ -255,12 +266,21 @@ class FineTuning:
       self.split(name)
     return TaskEvaluator(self, mesh)
 
-  def step_flops(self, batch: batching.Batch) -> int:
-    """Model FLOPs of a training step.
+  def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Declares a global batch of training; see jobs.Job."""
+    found = self.objective.batch_shapes(self.config, len(self.task.labels))
+    return {k: jax.ShapeDtypeStruct(*of_key) for k, of_key in found.items()}
 
-    Args:
-      batch: of this step; of packed rows the lengths of sequences count.
-    """
+  def mean_row(self) -> None:
+    """Returns None: the rows of a task depend on how examples are packed."""
+
+  def step_flops(
+    self,
+    batch: Mapping[str, Any],
+    attended: float | None = None,
+    all_positions: bool = False,
+  ) -> int:
+    """Counts the model FLOPs of a training step; see jobs.Job."""
     rows, length = batch["input_ids"].shape
     starts = batch.get("cls_positions", np.zeros([rows, 1]))
     return flops.task_step_flops(
@@ -269,7 +289,8 @@ class FineTuning:
       length,
       self.objective.pooled,
       num_sequences=starts.shape[1],
-      attended=packing.attended(batch.get("sequence_ids")),
+      attended=attended or packing.attended(batch.get("sequence_ids")),
+      all_positions=all_positions,
     )
 
   def write_predictions(

@@ -229,15 +229,9 @@ class Together:
   def _fresh(self) -> steps.TrainState:
     """The states at step 0."""
     run = self.runs[0]
-    row = {k: jnp.asarray(v[:1]) for k, v in run.batches[0].items()}
-
-    def init(rng):
-      return steps.init_state(
-        run.job.model, run.job.objective, run.optimizer, rng, row
-      )
-
     rngs = jnp.stack([run.rngs[0] for run in self.runs])
-    state = jax.jit(jax.vmap(init), out_shardings=self._places)(rngs)
+    init = jax.jit(jax.vmap(run.init_state), out_shardings=self._places)
+    state = init(rngs)
     if run.imported is None:
       return state
     count = len(self.runs)
@@ -251,16 +245,7 @@ class Together:
   def train_step(self) -> Any:
     """See Group."""
     run = self.runs[0]
-    step = steps.jit_members_step(
-      run.config,
-      run.job.model,
-      run.job.objective,
-      functools.partial(
-        optim.make_optimizer, run.config.optim, run.total_steps
-      ),
-      run.mesh,
-      run.place,
-    )
+    step = jit_step(run)
     rngs = jnp.stack([run.rngs[1] for run in self.runs])
     rates = [run.config.optim.learning_rate for run in self.runs]
     each = jax.sharding.NamedSharding(run.mesh, sharding.P(sharding.SEED_AXIS))
@@ -296,6 +281,81 @@ class Together:
       return jax.tree.map(lambda x: x[k], arrays)
 
     return [part(k) for k in range(len(self.runs))]
+
+
+def jit_step(run: session.Program) -> Any:
+  """Jits the step of K models of which one is given.
+
+  Returns:
+    (states, batches, keys of dropout [K], learning rates [K]) -> (states,
+    metrics), all stacked on axis 0.
+  """
+  return steps.jit_members_step(
+    run.config,
+    run.job.model,
+    run.job.objective,
+    functools.partial(optim.make_optimizer, run.config.optim, run.total_steps),
+    run.mesh,
+    run.place,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class StackedProgram(session.Program):
+  """What the training of K models compiles: state and batch are stacked.
+
+  Attributes:
+    one: of one of the models.
+    num_members: K.
+  """
+
+  one: session.Program
+  num_members: int
+
+  @property
+  def batch_place(self) -> jax.sharding.NamedSharding:
+    """The sharding of every array of a batch."""
+    return sharding.of_members(self.one.batch_place, self.mesh)
+
+  def train_step(self) -> Any:
+    """See `jit_step`."""
+    return jit_step(self.one)
+
+  def trace(self) -> Any:
+    """Traces the step, to be lowered and compiled; nothing is computed."""
+    count = self.num_members
+    rngs = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
+    rates = jax.ShapeDtypeStruct((count,), jnp.float32)
+    with jax.set_mesh(self.mesh):
+      return self.train_step().trace(self.abstract, self.batch, rngs, rates)
+
+
+def open_abstract(
+  config: Config, devices: Sequence[Any], num_members: int
+) -> StackedProgram:
+  """Makes the program of K models without their data; see session.py.
+
+  Args:
+    config: the whole configuration, but for what differs.
+    devices: all of them, which need not be here.
+    num_members: K.
+
+  Raises:
+    ValueError: as `session.open_abstract`, or they cannot train together.
+  """
+  check_config(config)
+  size = seed_axis(config.mesh, num_members, len(devices))
+  one = session.open_abstract(config, devices, size)
+  abstract, batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((num_members, *x.shape), x.dtype),
+    (one.abstract, one.batch),
+  )
+  stacked = vars(one) | {
+    "abstract": abstract,
+    "batch": batch,
+    "place": sharding.of_members(one.place, one.mesh),
+  }
+  return StackedProgram(**stacked, one=one, num_members=num_members)
 
 
 def _own_meshes(mesh: jax.sharding.Mesh) -> list[jax.sharding.Mesh]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax import weights
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.kinds import multi_label
@@ -17,7 +18,6 @@ from bert_jax.tasks import spec
 from bert_jax.training import evaluate
 from bert_jax.training import train
 from bert_jax.weights import convert
-from bert_jax.weights import weights
 from configs import base
 from configs import convert as convert_config
 from configs import predict as predict_config

@@ -12,7 +12,7 @@ import pytest
 from bert_jax.runtime import run_log
 from bert_jax.runtime import settings
 from configs import base
-from tests.data import test_records
+from tests.support import full_disk
 
 
 @pytest.fixture
@@ -280,7 +280,7 @@ def test_a_full_disk_is_told_with_the_name_of_the_log(tmp_path, tensorboard):
 def test_a_full_disk_leaves_the_record_as_it_was(run, tmp_path):
   run_log.write_run(str(tmp_path), run)
   full = pytest.raises(OSError, match=r"File too large: '.*/run.json'")
-  with test_records.no_room(), full:
+  with full_disk.no_room(), full:
     run_log.write_run(str(tmp_path), run)
   assert run_log.read_run(str(tmp_path)) == run
 

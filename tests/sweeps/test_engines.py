@@ -151,10 +151,10 @@ def test_submitit_runs_real_trials_on_this_machine(
   tmp_path, finished_run, monkeypatch
 ):
   pytest.importorskip("submitit")
-  from tests.sweeps import test_report
+  from tests.support import sweep_folders
 
-  trials, workdir = test_report.make_trials(finished_run, tmp_path)
-  monkeypatch.chdir(test_report.ROOT)
+  trials, workdir = sweep_folders.make_trials(finished_run, tmp_path)
+  monkeypatch.chdir(sweep_folders.ROOT)
   jobs = engines.submit(trials, workdir, {"timeout_min": 5}, cluster="local")
   assert len(jobs) == 1  # the other is done
   assert jobs[0].result() == 0

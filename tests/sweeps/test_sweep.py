@@ -23,11 +23,11 @@ from bert_jax.sweeps import results
 from bert_jax.sweeps import sweep
 from configs import base
 from configs import finetune
-from tests import small_tasks
-from tests import test_main
+from tests.support import launching
+from tests.support import small_tasks
 
 ROOT = pathlib.Path(__file__).parents[2]
-launch = test_main.launch
+launch = launching.launch
 
 # Stands for the launcher: reads what it is to do from the trial's seed, and
 # leaves what a training would leave.

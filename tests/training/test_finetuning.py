@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bert_jax import tasks
+from bert_jax import weights
 from bert_jax.data import orders
 from bert_jax.runtime import run_log
 from bert_jax.runtime import settings
@@ -21,9 +22,8 @@ from bert_jax.training import jobs
 from bert_jax.training import optim
 from bert_jax.training import steps
 from bert_jax.training import train
-from bert_jax.weights import weights
 from configs import finetune
-from tests import small_tasks
+from tests.support import small_tasks
 
 
 @pytest.fixture
