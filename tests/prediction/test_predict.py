@@ -678,11 +678,11 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
 @pytest.mark.parametrize(
   ("kind", "changes", "message"),
   [
-    ("fill-mask", {"top_k": 0}, "predict.top_k=0; give 1 to 17"),
+    ("fill-mask", {"top_k": 0}, "predict.top_k=0; it must be 1 or more"),
     ("fill-mask", {"top_k": 18}, "predict.top_k=18; give 1 to 17"),
     ("fill-mask", {"batch_tokens": 0}, "batch_tokens=0; it must be 1 or more"),
     ("fill-mask", {"seq_len": 21}, "seq_len=21; the model takes 5 to 20"),
-    ("embed", {"decimals": 13}, "decimals=13; give 1 to 12, or 0 for all"),
+    ("embed", {"decimals": 13}, "decimals=13; it must be 12 or less"),
     ("embed", {"fields": ("mode",)}, "fields has mode; there is: tokens, po"),
     ("embed", {"fields": ("concat",)}, "concat_last=0; .* to join, 1 to 2"),
     ("embed", {"concat_last": 3}, "concat_last=3; .* to join, 1 to 2"),
@@ -705,7 +705,7 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
 )
 def test_settings_that_cannot_be_are_refused(kind, changes, message):
   config = new_config(**({"kind": kind} | changes))
-  with pytest.raises(answers.PredictError, match=message):
+  with pytest.raises(ValueError, match=message):
     predict.Predictor(pretrained(kind), config, "MODEL")
 
 
