@@ -256,6 +256,7 @@ def _prepare(flag_values: flags.FlagValues) -> None:
 def _meet(flag_values: flags.FlagValues) -> None:
   """Connects the processes of a job of several."""
   from bert_jax.runtime import hosts
+  from bert_jax.runtime import peers
 
   hosts.start(
     flag_values.coordinator,
@@ -266,7 +267,7 @@ def _meet(flag_values: flags.FlagValues) -> None:
       flag_values.mode == "train" and flag_values.replay_step is None
     ),
   )
-  if not hosts.are_several():
+  if not peers.are_several():
     return
   reads_config = flag_values.config is None
   hosts.compare(
@@ -443,6 +444,9 @@ def _convert(flag_values: flags.FlagValues) -> None:
 
 
 def _sweep(flag_values: flags.FlagValues) -> None:
+  from bert_jax.sweeps import costs
+  from bert_jax.sweeps import engines
+  from bert_jax.sweeps import running
   from bert_jax.sweeps import sweep
 
   config, workdir = _config(flag_values), _workdir(flag_values)
@@ -452,18 +456,16 @@ def _sweep(flag_values: flags.FlagValues) -> None:
       "--num_together is for --engine=here; elsewhere every trial is a job"
     )
   if flag_values.dry_run:
-    costs = sweep.Costs(trials, workdir, flag_values.topology)
-    sweep.show(sweep.listing(trials, workdir, costs))
+    cost = costs.Costs(trials, workdir, flag_values.topology)
+    costs.show(costs.listing(trials, workdir, cost))
   elif flag_values.engine == "commands":
     if not flag_values.output:
       raise UsageError("--engine=commands needs --output=FILE")
-    count = sweep.write_commands(trials, flag_values.output)
+    count = engines.write_commands(trials, flag_values.output)
     logging.getLogger("bert_jax").info(
       "wrote %d commands to %s", count, flag_values.output
     )
   elif flag_values.engine in ("slurm", "xpk"):
-    from bert_jax.sweeps import engines
-
     settings = sweep.engine_settings(config, flag_values.engine)
     if flag_values.engine == "slurm":
       engines.submit(trials, workdir, settings)
@@ -472,14 +474,14 @@ def _sweep(flag_values: flags.FlagValues) -> None:
   else:
     failure = None
     try:
-      sweep.run(
+      running.run(
         trials,
         workdir,
         flag_values.num_parallel,
         flag_values.retry_failed,
         flag_values.num_together,
       )
-    except sweep.FailedError as error:
+    except running.FailedError as error:
       failure = error
     if flag_values.output:
       _record(trials, workdir, flag_values.output)
@@ -669,9 +671,9 @@ def _is_text(text: str) -> bool:
 
 def _is_of_several() -> bool:
   """Whether this is one process of a job of several."""
-  from bert_jax.runtime import hosts
+  from bert_jax.runtime import peers
 
-  return hosts.are_several()
+  return peers.are_several()
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -680,9 +682,9 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _leave(error: Exception, status: int = 1) -> None:
-  from bert_jax.runtime import hosts
+  from bert_jax.runtime import peers
 
-  hosts.leave(error, status)
+  peers.leave(error, status)
 
 
 def _refuse(message: str, status: int = USAGE_ERROR) -> int:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from bert_jax import main
+from bert_jax.training import run as run_lib
 from bert_jax.training import train
 from tests.support import launching
 from tests.support.launching import DEMO
@@ -160,7 +161,7 @@ def test_predicting_needs_no_more_than_the_model(
 
 def test_divergence_returns_1(launch, capsys, monkeypatch):
   def diverge(config, workdir):
-    raise train.DivergedError("train/loss is nan at step 7; stopped.")
+    raise run_lib.DivergedError("train/loss is nan at step 7; stopped.")
 
   monkeypatch.setattr(train, "train", diverge)
   assert launch("--mode=train", DEMO, "--workdir=W") == 1

@@ -719,7 +719,7 @@ def test_all_processes_of_a_job_read_the_step_that_the_first_chose(
       checkpoint.hosts,
       "decide",
       lambda mine, judge, first=first: (
-        choice.setdefault("first", mine)
+        [choice.setdefault("first", mine)]
         if first
         else json.loads(json.dumps(judge([choice["first"], mine])))
       ),

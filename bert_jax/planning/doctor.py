@@ -28,7 +28,7 @@ from bert_jax.runtime import run_log
 from bert_jax.runtime import sharding
 from bert_jax.runtime.chips import GIB
 from bert_jax.runtime.settings import Config
-from bert_jax.sweeps import sweep
+from bert_jax.sweeps import costs
 from bert_jax.training import checks
 from bert_jax.training import jobs
 from bert_jax.training import session
@@ -369,7 +369,7 @@ def _plan(arguments: list[str], topology: str) -> str:
   """Makes a plan in a process of its own, which is a TPU's as jax sees it."""
   if not importlib.util.find_spec("libtpu"):
     raise _SkippedError("the extra `tpu` is not installed (`make tpu`)")
-  plan = sweep.make_plan([*arguments, f"--topology={topology}"])
+  plan = costs.make_plan([*arguments, f"--topology={topology}"])
   return (
     f"{plan['hbm_bytes_per_device'] / GIB:.2f} of "
     f"{plan['hbm_available_bytes'] / GIB:.2f} GiB a device of {topology}, "

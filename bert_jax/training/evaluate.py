@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import files
-from bert_jax.runtime import hosts
+from bert_jax.runtime import peers
 from bert_jax.runtime import run_log
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
@@ -75,7 +75,7 @@ def evaluate(
     wanted = _wanted_params(config, mesh, job.model, job.objective)
     step, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
   stall = config.train.get("max_stall_secs", 0)  # older runs have none
-  with jax.set_mesh(mesh), hosts.watching(stall):
+  with jax.set_mesh(mesh), peers.watching(stall):
     values = evaluator(params)
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
@@ -84,7 +84,7 @@ def evaluate(
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")
     _log.info("wrote %s", path)
-  with jax.set_mesh(mesh), hosts.watching(stall):
+  with jax.set_mesh(mesh), peers.watching(stall):
     for path in job.write_predictions(evaluator, params, workdir):
       _log.info("wrote %s", path)
   return values

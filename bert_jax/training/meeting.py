@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from bert_jax.runtime import hosts
+from bert_jax.runtime import peers
 from bert_jax.runtime import run_log
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
@@ -57,7 +58,7 @@ def meet(
     hosts.DifferError: they differ, or do not share a workdir.
     OSError: process 0 cannot write to a workdir.
   """
-  if not hosts.are_several():
+  if not peers.are_several():
     return
   commit, dirty = run_log.commit()
   may_differ = settings.names("host")
@@ -94,7 +95,7 @@ def meet_opened(
   Raises:
     hosts.DifferError: they differ.
   """
-  if not hosts.are_several():
+  if not peers.are_several():
     return
   config = settings.plain(job.config)
   hosts.compare(

@@ -168,7 +168,10 @@ class Session(Program):
   ) -> tuple[int | None, dict[int, str]]:
     """The newest sound checkpoint, and what is wrong with newer ones."""
     wanted = self._placed()
-    return checkpoints.find_sound(wanted.params, rest_of(wanted, None))
+    found, problems = checkpoints.find_sound(
+      wanted.params, rest_of(wanted, None)
+    )
+    return found[0] if found else None, problems
 
   def _placed(self) -> steps.TrainState:
     """Shapes and shardings of the state in one tree."""
@@ -185,15 +188,16 @@ def rest_of(
   """Returns what a checkpoint keeps beside the parameters.
 
   Args:
-    state: of the training: arrays, or their shapes with shardings.
+    state: of the training: arrays of jax or numpy, or shapes with shardings.
     mean_loss: of the same run; None where `state` has shapes.
   """
-  place = state.step.sharding  # replicated
+  place = getattr(state.step, "sharding", None)  # replicated; None = of numpy
   if mean_loss is None:
     bits: Any = jax.ShapeDtypeStruct((3,), jnp.uint32, sharding=place)
   else:
-    values = mean_loss.bits()
-    bits = jax.make_array_from_callback((3,), place, lambda i: values[i])
+    values = bits = mean_loss.bits()
+    if place is not None:
+      bits = jax.make_array_from_callback((3,), place, lambda i: values[i])
   return {
     "step": state.step,
     "opt_state": state.opt_state,

@@ -77,7 +77,7 @@ def test_curves_of_own_tasks_are_in_per_cent_too():
   row["metrics"] = {"eval/accuracy": 0.8}
   (line,) = report.lines_of([row])
   assert line.values == (80.0,)
-  assert report._scale(line) == 100.0
+  assert report._metric(line.task, row["metrics"])[1] == 100.0
 
 
 def test_settings_of_the_same_last_word_keep_their_columns():

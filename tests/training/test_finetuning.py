@@ -20,6 +20,7 @@ from bert_jax.training import evaluate
 from bert_jax.training import finetuning
 from bert_jax.training import jobs
 from bert_jax.training import optim
+from bert_jax.training import run as run_lib
 from bert_jax.training import steps
 from bert_jax.training import train
 from configs import finetune
@@ -189,7 +190,7 @@ def test_stopped_and_resumed_is_bit_equal(make_config, tmp_path):
   class StopError(Exception):
     pass
 
-  log = train.Recorder.log
+  log = run_lib.Run.log
 
   def stop(self, step, speed):
     if step == 8:
@@ -197,7 +198,7 @@ def test_stopped_and_resumed_is_bit_equal(make_config, tmp_path):
     log(self, step, speed)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.Recorder, "log", stop)
+    patch.setattr(run_lib.Run, "log", stop)
     with pytest.raises(StopError):
       train.train(config, parts)
   train.train(config, parts)
@@ -247,7 +248,7 @@ def test_a_run_that_never_saved_starts_from_its_weights_again(
     raise StopError
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.Recorder, "log", stop)
+    patch.setattr(run_lib.Run, "log", stop)
     with pytest.raises(StopError):
       train.train(config, run)
   assert os.path.exists(os.path.join(run, "run.json"))
