@@ -21,7 +21,7 @@ from bert_jax.weights import convert
 from configs import base
 from configs import convert as convert_config
 from configs import predict as predict_config
-from tests import small_tasks
+from tests.support import small_tasks
 
 KIND = multi_label.MULTI_LABEL
 TOKENIZER = wordpiece.WordPieceTokenizer(
