@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 from tests.data import test_prepare
 
 pytestmark = pytest.mark.slow
@@ -298,7 +298,7 @@ def rows(workdir):
   """metrics.jsonl, without what depends on the clock."""
   return [
     {k: v for k, v in row.items() if "_per_sec" not in k and k != "train/mfu"}
-    for row in run_log.read_metrics(str(workdir))
+    for row in metrics_log.read_metrics(str(workdir))
   ]
 
 

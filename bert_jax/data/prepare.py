@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import process
 import contextlib
-import fcntl
 import functools
 import glob
 import hashlib
@@ -25,7 +24,6 @@ import random
 import re
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from typing import Any
@@ -43,6 +41,7 @@ from bert_jax.data.store import records
 from bert_jax.data.tokenizers import learn
 from bert_jax.data.tokenizers import load
 from bert_jax.runtime import files
+from bert_jax.runtime import locks
 from bert_jax.runtime import settings
 from bert_jax.runtime import signals
 from bert_jax.runtime.settings import Config
@@ -89,7 +88,7 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
   )
   files.make_folder(folder)
   inputs = Inputs(units, config.prepare.format, config.prepare.text_key)
-  with _lock(folder):
+  with locks.lock(folder, "--output"):
     _remove_leftovers(folder)
     start = time.monotonic()
     if units:
@@ -116,21 +115,6 @@ def check_settings(config: Config) -> None:
   for good, key, value, need in wanted:
     if not good:
       raise ValueError(f"{key}={value!r}; it must be {need}")
-
-
-@contextlib.contextmanager
-def _lock(folder: str) -> Iterator[None]:
-  """Refuses a second preparation of the same folder at the same time."""
-  with files.open_lock(os.path.join(folder, ".lock")) as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      raise records.DataError(
-        f"{folder} is being prepared by another process; wait for it"
-      ) from error
-    # Better now than after an hour of reading.
-    tempfile.TemporaryFile(dir=folder).close()
-    yield
 
 
 def _remove_leftovers(folder: str) -> None:

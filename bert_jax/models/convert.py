@@ -22,6 +22,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from bert_jax.runtime import errors
+
 FORMATS = ("huggingface", "flax", "tf1", "bert_jax")
 KINDS = ("classify", "regress", "tag", "span", "choice")
 # Parts that a model may come without, each whole or not at all.
@@ -185,7 +187,7 @@ _WITHOUT_EFFECT = frozenset({
 _TF1_NAMES = {"gelu_erf": "gelu", "gelu_tanh": "gelu"}
 
 
-class ConvertError(ValueError):
+class ConvertError(errors.UserError):
   """Names, shapes or settings that do not make a BERT of ours."""
 
 

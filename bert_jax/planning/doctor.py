@@ -22,7 +22,9 @@ from rich import markup
 
 from bert_jax.models.attention import programs
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import locks
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.sweeps import sweep
@@ -263,7 +265,7 @@ def _nearest_folder(path: str) -> str:
 @contextlib.contextmanager
 def _workdir_lock(workdir: str) -> Iterator[None]:
   if os.path.exists(os.path.join(workdir, ".lock")):
-    with run_log.lock(workdir):
+    with locks.lock(workdir, "--workdir"):
       yield
   else:
     yield
@@ -274,8 +276,8 @@ def _run(config: Config, workdir: str) -> str:
   run = session.open_session(config, workdir)
   if not os.path.exists(os.path.join(workdir, "run.json")):
     return f"a new one, of {run.total_steps} steps"
-  started = run_log.read_run(workdir).get("started")
-  other = run_log.other_code(workdir, run.run)
+  started = runs.read_run(workdir).get("started")
+  other = resume.other_code(workdir, run.run)
   return f"goes on with that of {started}" + (f"; {other}" if other else "")
 
 

@@ -40,8 +40,9 @@ from bert_jax.models.config import ModelConfig
 from bert_jax.planning import costs
 from bert_jax.planning import hlo
 from bert_jax.runtime import chips
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
@@ -67,7 +68,7 @@ LEFT_OUT = (
 )
 
 
-class PlanError(ValueError):
+class PlanError(errors.UserError):
   """There is no plan for what was asked for; says why."""
 
 
@@ -515,7 +516,7 @@ def _with_shape_of_weights(config: Config) -> Any:
 def _head(config: Config, slices: Slices, mesh) -> dict[str, Any]:
   """What the plan is for."""
   names = ("jax", "jaxlib", "libtpu", "flax", "optax")
-  revision, dirty = run_log.commit()
+  revision, dirty = runs.commit()
   return {
     "topology": slices.topology.name,
     "num_slices": slices.num_slices,
@@ -1252,5 +1253,5 @@ def run(
   print(report(plan))
   sys.stdout.flush()
   if output:
-    files.write_text(output, run_log.to_json(plan, indent=2) + "\n")
+    files.write_text(output, files.to_json(plan, indent=2) + "\n")
   return FITS if plan["fits"] else OUT_OF_MEMORY

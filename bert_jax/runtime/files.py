@@ -14,21 +14,23 @@ writer that was killed is gone, by which the next writer of the same target
 recognises what it may delete.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import errno
 import fcntl
-import functools
+import hashlib
 import io
+import json
+import math
 import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 import sys
-import time
 from typing import Any, cast
+
+from bert_jax.runtime import errors
 
 _RANDOM_BYTES = 8  # of a temporary name
 # Of NAME in a temporary name, so that it fits where NAME itself just fits.
@@ -39,7 +41,7 @@ _SCHEME = re.compile(r"(?:^|[=,\"]|tfds:)([a-zA-Z][a-zA-Z0-9+.-]*://)")
 _FD_FOLDER = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
 
 
-class FilesError(ValueError):
+class FilesError(errors.UserError):
   """A path cannot be read or written as it was asked for."""
 
 
@@ -230,85 +232,30 @@ def write_text(path: str, text: str, errors: str = "strict") -> None:
     f.write(text)
 
 
-def open_lock(path: str) -> Any:
-  """Opens a file to be locked, for text; it is made where it is missing.
-
-  A symbolic link is not followed: the file gets the number of the process, and
-  who made the link might have meant another file to be overwritten.
-
-  Raises:
-    OSError: it cannot be opened; the error names it.
-  """
-  flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-  return open(_open(path, path, flags), "r+", encoding="utf-8")
+def file_hash(path: str) -> str:
+  """SHA-256 of a file."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def take_lock(file: Any, secs: float = 1.0) -> None:
-  """Locks a file for this process alone.
-
-  It waits a little, because whoever asks whether the file is locked holds a
-  lock of its own for an instant.
+def to_json(value: Any, **kwargs: Any) -> str:
+  """JSON as other programs read it: a number that is not finite is null.
 
   Args:
-    file: from `open_lock`.
-    secs: how long to wait for another holder.
-
-  Raises:
-    BlockingIOError: another process holds the lock.
-    OSError: the file system has no locks.
+    value: of dicts, lists and what `json.dumps` takes.
+    **kwargs: for `json.dumps`.
   """
-  give_up = time.monotonic() + secs
-  while True:
-    try:
-      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      if time.monotonic() > give_up:
-        raise
-    time.sleep(0.02)
+  return json.dumps(without_nan(value), allow_nan=False, **kwargs)
 
 
-def process_name(pid: int) -> str:
-  """Names a process of this machine, as lock files do.
-
-  Processes of two containers or machines that share a file system may have the
-  same number, so the name also has the host, its boot and the PID namespace.
-
-  Args:
-    pid: its number.
-  """
-  return f"{pid} {_machine()}"
-
-
-def pid_of(name: str) -> int | None:
-  """The number of a process, if it is one that this process can signal.
-
-  Args:
-    name: from `process_name`, or what else was found in a lock file.
-
-  Returns:
-    The number; None for a process of another machine or container, and where
-    the name does not say which machine it is of.
-  """
-  pid, _, machine = name.partition(" ")
-  return int(pid) if pid.isdecimal() and machine == _machine() else None
-
-
-def describe_process(name: str) -> str:
-  """A process in words, such as "process 17 on host a"; see `pid_of`."""
-  pid, *machine = name.split()[:2] or [""]
-  if not pid.isdecimal():
-    return "a process whose number is not known"
-  return f"process {pid} on host {machine[0]}" if machine else f"process {pid}"
-
-
-@functools.cache
-def _machine() -> str:
-  boot, namespace = "-", "-"
-  with contextlib.suppress(OSError):  # no Linux
-    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as f:
-      boot = f.read().strip()
-    namespace = os.readlink("/proc/self/ns/pid")
-  return f"{socket.gethostname()} {boot} {namespace}"
+def without_nan(value: Any) -> Any:
+  """A copy in which None stands for NaN and infinity."""
+  if isinstance(value, Mapping):
+    return {k: without_nan(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [without_nan(v) for v in value]
+  is_odd = isinstance(value, float) and not math.isfinite(value)
+  return None if is_odd else value
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import signals
 from bert_jax.runtime import watchdog
 
@@ -77,20 +78,18 @@ _NAMES = re.compile(
 )
 
 
-class HostsError(ValueError):
+class HostsError(errors.UserError):
   """The processes cannot find each other, or do not fit together."""
 
 
 class DifferError(HostsError):
   """The processes of a job differ; all of them know it and say the same."""
 
-  exit_status = 2
-
 
 class PeerError(RuntimeError):
   """Another process of the job died, stood still or did not come."""
 
-  exit_status = 69
+  exit_status = errors.PEER_LOST
 
 
 def is_cluster(environ: Mapping[str, str], on_tpu: bool) -> bool:
@@ -811,6 +810,17 @@ def _stalled(what: str) -> None:
     suspect = monitor.suspect()
     more = f" ({suspect})" if suspect else ""
     monitor.say_and_exit(what + more, is_first=True)
+
+
+def must_leave(error: BaseException) -> bool:
+  """Returns whether a job of several must be ended here for an error.
+
+  That is so where this process alone may have met it. Errors of training, such
+  as a divergence, are met by all alike, and a bug is to be traced.
+  """
+  is_ours = isinstance(error, ValueError | OSError | PeerError)
+  package = type(error).__module__.partition(".")[0]
+  return are_several() and (is_ours or package in ("jax", "jaxlib"))
 
 
 def leave(error: BaseException, status: int = 1) -> NoReturn:

@@ -18,6 +18,7 @@ import sys
 import time
 from typing import Any
 
+from bert_jax.runtime import errors
 from bert_jax.sweeps import sweep
 
 _log = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ class Training:
     Raises:
       sweep.FailedError: it failed.
     """
-    again = (sweep.PREEMPTED, sweep.PEER_LOST)
-    status, starts = sweep.PREEMPTED, 0
+    again = (errors.SAVED, errors.PEER_LOST)
+    status, starts = errors.SAVED, 0
     while status in again and starts < _MOST_RESTARTS:
       starts += 1
       # Its own group: what SLURM sends the job is for `checkpoint` alone.
@@ -153,7 +154,7 @@ def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
     "workload": workload_name(one.name),
     "num-slices": 1,
     "max-restarts": _MOST_RESTARTS,
-    "restart-on-exit-codes": f"{sweep.PREEMPTED},{sweep.PEER_LOST}",
+    "restart-on-exit-codes": f"{errors.SAVED},{errors.PEER_LOST}",
   } | dict(settings)
   return [
     "xpk", "workload", "create",

@@ -27,15 +27,12 @@ from collections.abc import (
   Callable,
   Collection,
   Iterable,
-  Iterator,
   Mapping,
   Sequence,
 )  # fmt: skip
 import contextlib
 import dataclasses
 import datetime
-import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -49,7 +46,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import IO, Any
+from typing import Any
 
 from absl import flags
 import ml_collections
@@ -58,17 +55,18 @@ from rich import console
 from rich import markup
 from rich import table
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import locks
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.runtime import signals
 
 _log = logging.getLogger(__name__)
 
-PEER_LOST = 69  # exit status where another process of the same job was lost
-PREEMPTED = signals.SAVED  # exit status of a training that was told to stop
 # How a trial ends that was told to stop, also one that had nothing to save yet.
-_STOPPED = (PREEMPTED, signals.INTERRUPTED, *(-n for n in signals.STOPPING))
+_STOPPED = (errors.SAVED, errors.INTERRUPTED, *(-n for n in signals.STOPPING))
 _MOST_PREEMPTIONS = 100  # of a trial in one sweep
 _WAIT_SECS = 0.2
 _BATCHES_LOOKED_AT = 20
@@ -80,7 +78,7 @@ _DATA_KEYS = {
 }  # fmt: skip
 
 
-class SweepError(ValueError):
+class SweepError(errors.UserError):
   """The sweep cannot be run as it is."""
 
 
@@ -93,7 +91,7 @@ class FailedError(RuntimeError):
 class StoppedError(RuntimeError):
   """The sweep was told to stop; the same command goes on."""
 
-  exit_status = PREEMPTED
+  exit_status = errors.SAVED
 
 
 def trial(
@@ -217,7 +215,7 @@ class Trial:
     """
     if not os.path.exists(os.path.join(self.workdir, "run.json")):
       return "new"
-    run = run_log.read_run(self.workdir)
+    run = runs.read_run(self.workdir)
     wanted = settings.flatten(settings.plain(self.load_config()))
     found = settings.flatten(run["config"])
     fixed = {*settings.names("weights", "run"), *_DATA_KEYS}
@@ -243,8 +241,8 @@ class Trial:
     if not os.path.isdir(saved):
       return "begun"
     try:
-      rows = run_log.read_metrics(self.workdir)
-    except run_log.RunError:  # broken off; training mends it
+      rows = metrics_log.read_metrics(self.workdir)
+    except runs.RunError:  # broken off; training mends it
       return "begun"
     last = [r["step"] for r in rows if any(k.startswith("eval/") for k in r)]
     return "done" if last and last[-1] == total else "begun"
@@ -446,7 +444,7 @@ def run(
     raise SweepError(f"--num_together={num_together}; it must be 1 or more")
   journal = Journal(workdir)
   os.makedirs(workdir, exist_ok=True)
-  with run_log.lock(workdir):
+  with locks.lock(workdir, "--workdir"):
     left = [t for t in trials if not t.is_done()]
     alive = {t: name for t in left if (name := _holder(t)) is not None}
     failed = set() if retry_failed else journal.failed()
@@ -527,52 +525,16 @@ def _claim_path(one: Trial) -> str:
   return os.path.join(one.workdir, ".trial.lock")
 
 
-@contextlib.contextmanager
-def _claim(one: Trial) -> Iterator[IO[str] | None]:
-  """Locks a trial; whoever inherits the file keeps the lock until it ends.
-
-  Yields:
-    The file, empty, for the name of the process that runs the trial; None
-    where it cannot be locked.
-  """
-  with files.open_lock(_claim_path(one)) as file:
-    try:
-      files.take_lock(file)
-    except OSError:  # a file system without locks, or another has it
-      yield None
-      return
-    file.truncate(0)
-    yield file
-
-
 def _holder(one: Trial) -> str | None:
-  """The process that runs a trial.
+  """The process that runs a trial, as of `locks.holder`.
 
   The trial's own lock comes first, as it is there before the process has
   started. A run that was started by hand locks its workdir only.
-
-  Returns:
-    A name for `files.pid_of`; "" = it is not known; None = no process does.
-
-  Raises:
-    OSError: one of the two lock files is a symbolic link.
   """
-  for path in (_claim_path(one), os.path.join(one.workdir, ".lock")):
-    try:
-      flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-      file = open(os.open(path, flags), encoding="utf-8", errors="replace")
-    except OSError as error:
-      if error.errno == errno.ELOOP:
-        raise
-      continue  # no such file, or it is not ours to read
-    with file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-      except BlockingIOError:
-        return file.read(1000).strip()
-      except OSError:  # a file system without locks
-        continue
-  return None
+  own = locks.holder(_claim_path(one))
+  if own is not None:
+    return own
+  return locks.holder(os.path.join(one.workdir, ".lock"))
 
 
 class _Adopted:
@@ -600,7 +562,7 @@ class _Adopted:
   def poll(self) -> int | None:
     is_free = all(_holder(one) is None for one in self._batch)
     if self.returncode is None and is_free:
-      self.returncode = PREEMPTED  # also where a workdir holds another run
+      self.returncode = errors.SAVED  # also where a workdir holds another run
       if all(t.is_done() for t in self._batch):
         self.returncode = 0
     return self.returncode
@@ -614,7 +576,7 @@ class _Adopted:
     """Tells the process to stop, if it is one of this machine."""
     if self.poll() is not None:
       return
-    pid = files.pid_of(self._holder)
+    pid = locks.pid_of(self._holder)
     try:
       if pid is None:
         raise PermissionError
@@ -626,7 +588,7 @@ class _Adopted:
       _log.warning(
         "%s runs on: this sweep cannot stop %s; stop it by hand",
         ", ".join(one.name for one in self._batch),
-        files.describe_process(self._holder),
+        locks.describe_process(self._holder),
       )
 
 
@@ -687,7 +649,7 @@ class _Pool:
         _log.info(
           "waiting  %s, which runs already as %s",
           one.name,
-          files.describe_process(holder),
+          locks.describe_process(holder),
         )
 
   def run(self, trials: Sequence[Trial]) -> None:
@@ -708,7 +670,7 @@ class _Pool:
         if adopted:
           waiting[:0] = self._group([t for t in batch if not t.is_done()])
           continue
-        if status == PREEMPTED:
+        if status == errors.SAVED:
           preemptions[batch] = preemptions.get(batch, 0) + 1
           if preemptions[batch] <= _MOST_PREEMPTIONS:
             waiting.insert(0, batch)
@@ -752,7 +714,9 @@ class _Pool:
       arguments = [*first.program(), *(one.member() for one in batch)]
     with contextlib.ExitStack() as stack:
       log = stack.enter_context(open(_log_path(first), "a"))
-      claims = [stack.enter_context(_claim(one)) for one in batch]
+      claims = [
+        stack.enter_context(locks.claim(_claim_path(one))) for one in batch
+      ]
       process = subprocess.Popen(
         [*self._launcher, *arguments],
         stdout=log,
@@ -762,7 +726,7 @@ class _Pool:
         pass_fds=[claim.fileno() for claim in claims if claim],
       )
       for claim in filter(None, claims):
-        claim.write(files.process_name(process.pid))
+        claim.write(locks.process_name(process.pid))
     self._running[batch] = (process, time.monotonic())
 
   def _finish(self, batch: Batch) -> int:
@@ -795,7 +759,7 @@ class _Pool:
       _log.warning("  status %d: %s", status, lines[-1] if lines else "")
     if event == "parted":
       _log.warning("  trying each of them alone")
-    return PREEMPTED if event == "preempted" else status
+    return errors.SAVED if event == "preempted" else status
 
 
 def _log_path(one: Trial) -> str:

@@ -18,9 +18,11 @@ from bert_jax.models import flops
 from bert_jax.runtime import bars
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import hosts
+from bert_jax.runtime import metrics_log
 from bert_jax.runtime import preemption
 from bert_jax.runtime import profiling
-from bert_jax.runtime import run_log
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
@@ -290,7 +292,7 @@ class Recorder:
     self.checkpoints, self.mean_loss = checkpoints, mean_loss
     self._run, self._meter = run, meter
     self._values: dict[str, float] = {}
-    self._written: run_log.MetricsLog | None = None
+    self._written: metrics_log.MetricsLog | None = None
 
   def begin(self, start: int) -> None:
     """Writes what is known before the first step, on the first host.
@@ -302,7 +304,7 @@ class Recorder:
     run, workdir = self._run, self._run.workdir
     if start:
       _log.info("going on from step %d of %s", start, workdir)
-      if other := run_log.other_code(workdir, run.run):
+      if other := resume.other_code(workdir, run.run):
         _log.warning(
           "%s: %s; to go on to the bit, use what it was begun with",
           workdir,
@@ -310,8 +312,8 @@ class Recorder:
         )
     if jax.process_index() == 0:
       run.job.tokenizer.save(os.path.join(workdir, "vocab"))
-      run_log.write_run(workdir, run.run | {"checksums_since": start + 1})
-      self._written = run_log.MetricsLog(
+      runs.write_run(workdir, run.run | {"checksums_since": start + 1})
+      self._written = metrics_log.MetricsLog(
         workdir,
         start,
         run.config.train.tensorboard,

@@ -39,8 +39,9 @@ from bert_jax.data.tokenizers import load
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.models import convert
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from bert_jax.weights import tf_checkpoint
@@ -72,7 +73,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-class WeightsError(ValueError):
+class WeightsError(errors.UserError):
   """Weights are missing, damaged, or do not fit."""
 
 
@@ -493,7 +494,7 @@ def _read_own_settings(step: str) -> _Settings:
   workdir = os.path.dirname(os.path.dirname(step))
   path = os.path.join(workdir, "run.json")
   with _naming(path):
-    run = run_log.read_run(workdir)
+    run = runs.read_run(workdir)
     config = run["config"]
     model = {key: config["model"][key] for key in convert.MODEL_KEYS}
     task = run.get("task") or {}
@@ -559,7 +560,7 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
         "--checkpoint out"
       )
     return _read(*_find(path))
-  except (saved_steps.StepError, run_log.RunError) as error:
+  except (saved_steps.StepError, runs.RunError) as error:
     raise WeightsError(str(error)) from error
 
 
@@ -829,7 +830,7 @@ def _write_bert_jax(
     config.setdefault(group, {})[name] = value
   has_both = {"mlm", "nsp"} <= pretrained.params.keys()
   objective = "task" if kind else "mlm_nsp" if has_both else None
-  commit, dirty = run_log.commit()
+  commit, dirty = runs.commit()
   run = {
     "config": config | {"objective": objective},
     "data_hash": "",  # no examples yet
@@ -844,7 +845,7 @@ def _write_bert_jax(
   if pretrained.tokenizer:
     pretrained.tokenizer.save(os.path.join(folder, "vocab"))
   checkpoint.write_params(folder, convert.nest(tensors))
-  run_log.write_run(folder, run)
+  runs.write_run(folder, run)
 
 
 _WRITERS = {

@@ -16,8 +16,9 @@ import time
 
 import pytest
 
-from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import locks
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.sweeps import results
 from bert_jax.sweeps import sweep
@@ -41,13 +42,12 @@ if seed == 8:
   time.sleep(1)
 before = os.path.exists(os.path.join(workdir, "run.json"))
 sys.path.insert(0, os.getcwd())
-from bert_jax.runtime import run_log
 from bert_jax.runtime import settings
 from configs import base
 config = base.get_config()
 config.seed = seed
 run = {"config": settings.plain(config), "data_hash": "0", "total_steps": 7}
-run_log.write_run(workdir, run)
+runs.write_run(workdir, run)
 if seed == 3 and not before:
   sys.exit(75)  # preempted once
 if seed == 5:
@@ -214,7 +214,7 @@ def test_trials_of_a_killed_sweep_are_waited_for(tmp_path, launcher):
   trials = seeds(7, 1, workdir=tmp_path)
   name = (tmp_path / "seed=7" / ".trial.lock").read_text()
   assert sweep._holder(trials[0]) == name
-  os.kill(files.pid_of(name), 0)
+  os.kill(locks.pid_of(name), 0)
   assert sweep._holder(trials[1]) is None
   timer = threading.Timer(1.0, (tmp_path / "go").touch)
   timer.start()
@@ -261,8 +261,8 @@ def test_a_run_by_hand_in_the_workdir_of_a_trial_is_waited_for(
 ):
   (one,) = trials = seeds(1, workdir=tmp_path)
   os.makedirs(one.workdir)
-  with run_log.lock(one.workdir):
-    assert files.pid_of(sweep._holder(one)) == os.getpid()
+  with locks.lock(one.workdir):
+    assert locks.pid_of(sweep._holder(one)) == os.getpid()
     process = start_sweep(tmp_path, launcher, 1)
     wait_until_it_waits(process)
     time.sleep(1)
@@ -331,10 +331,10 @@ def test_a_process_of_another_machine_or_container_is_never_signalled(
   """Its number may be that of an unrelated process here."""
   told = []
   monkeypatch.setattr(sweep.os, "kill", lambda *a: told.append(a))
-  pid, machine = files.process_name(os.getpid()).split(" ", 1)
+  pid, machine = locks.process_name(os.getpid()).split(" ", 1)
   (one,) = seeds(1, workdir=tmp_path)
   os.makedirs(one.workdir)
-  with run_log.lock(one.workdir):
+  with locks.lock(one.workdir):
     path = pathlib.Path(one.workdir, ".lock")
     own = sweep._Adopted((one,), path.read_text())
     own.terminate()
@@ -354,7 +354,7 @@ def test_a_process_of_another_user_raises_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(sweep.os, "kill", kill)
   (one,) = seeds(1, workdir=tmp_path)
   os.makedirs(one.workdir)
-  with run_log.lock(one.workdir):
+  with locks.lock(one.workdir):
     adopted = sweep._Adopted((one,), sweep._holder(one))
     adopted.terminate()
   assert adopted.is_out_of_reach
@@ -374,7 +374,10 @@ def test_a_link_in_the_place_of_a_lock_overwrites_nothing(
   assert not (tmp_path / "calls").exists()
   assert victim.read_text() == "precious"
   if name == ".trial.lock":
-    with pytest.raises(OSError, match=name), sweep._claim(one):
+    with (
+      pytest.raises(OSError, match=name),
+      locks.claim(sweep._claim_path(one)),
+    ):
       pass
     assert victim.read_text() == "precious"
 
@@ -384,7 +387,7 @@ def test_asking_whether_a_trial_runs_refuses_no_run(tmp_path):
     fcntl.flock(file, fcntl.LOCK_SH)
     timer = threading.Timer(0.2, fcntl.flock, (file, fcntl.LOCK_UN))
     timer.start()
-    with run_log.lock(str(tmp_path)):
+    with locks.lock(str(tmp_path)):
       assert not timer.is_alive()
 
 
@@ -394,7 +397,7 @@ def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
   config = base.get_config()
   config.seed, config.data.seq_len = 1, 64
   run = {"config": settings.plain(config), "data_hash": "0", "total_steps": 7}
-  run_log.write_run(one.workdir, run)
+  runs.write_run(one.workdir, run)
   with pytest.raises(sweep.SweepError, match="another run .*seq_len: 64 there"):
     sweep.run(trials, str(tmp_path), launcher=launcher)
   assert not (tmp_path / "calls").exists()
@@ -438,8 +441,8 @@ def test_what_was_trained_on_other_data_is_another_run(tmp_path, launcher):
 
 
 def test_a_second_sweep_on_a_workdir_is_refused(tmp_path, launcher):
-  with run_log.lock(str(tmp_path)):
-    with pytest.raises(run_log.RunError, match="is in use by process"):
+  with locks.lock(str(tmp_path)):
+    with pytest.raises(locks.LockedError, match="is in use by process"):
       sweep.run(seeds(1, workdir=tmp_path), str(tmp_path), launcher=launcher)
 
 
@@ -685,7 +688,7 @@ def test_real_trials_run_and_the_next_ones_cost_is_predicted(
   args = ("--mode=sweep", f"--workdir={tmp_path / 'runs'}")
   assert launch(*args, f"--config={path}:2", "--num_parallel=2") == 0
   done = [tmp_path / "runs" / f"seed={seed}" for seed in (0, 1)]
-  assert all(run_log.read_metrics(str(d))[-1]["step"] == 8 for d in done)
+  assert all(metrics_log.read_metrics(str(d))[-1]["step"] == 8 for d in done)
   capsys.readouterr()
   assert launch(*args, f"--config={path}:3", "--dry_run") == 0
   text = " ".join(capsys.readouterr().out.split())
