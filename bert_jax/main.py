@@ -174,6 +174,7 @@ def _prepare(flag_values: flags.FlagValues) -> None:
 def _meet(flag_values: flags.FlagValues) -> None:
   """Connects the processes of a job of several."""
   from bert_jax.runtime import hosts
+  from bert_jax.runtime import peers
 
   hosts.start(
     flag_values.coordinator,
@@ -184,7 +185,7 @@ def _meet(flag_values: flags.FlagValues) -> None:
       flag_values.mode == "train" and flag_values.replay_step is None
     ),
   )
-  if not hosts.are_several():
+  if not peers.are_several():
     return
   reads_config = flag_values.config is None
   hosts.compare(
@@ -360,6 +361,9 @@ def _convert(flag_values: flags.FlagValues) -> None:
 
 
 def _sweep(flag_values: flags.FlagValues) -> None:
+  from bert_jax.sweeps import costs
+  from bert_jax.sweeps import engines
+  from bert_jax.sweeps import running
   from bert_jax.sweeps import sweep
 
   config, workdir = _config(flag_values), _workdir(flag_values)
@@ -369,18 +373,16 @@ def _sweep(flag_values: flags.FlagValues) -> None:
       "--num_together is for --engine=here; elsewhere every trial is a job"
     )
   if flag_values.dry_run:
-    costs = sweep.Costs(trials, workdir, flag_values.topology)
-    sweep.show(sweep.listing(trials, workdir, costs))
+    cost = costs.Costs(trials, workdir, flag_values.topology)
+    costs.show(costs.listing(trials, workdir, cost))
   elif flag_values.engine == "commands":
     if not flag_values.output:
       raise UsageError("--engine=commands needs --output=FILE")
-    count = sweep.write_commands(trials, flag_values.output)
+    count = engines.write_commands(trials, flag_values.output)
     logging.getLogger("bert_jax").info(
       "wrote %d commands to %s", count, flag_values.output
     )
   elif flag_values.engine in ("slurm", "xpk"):
-    from bert_jax.sweeps import engines
-
     settings = sweep.engine_settings(config, flag_values.engine)
     if flag_values.engine == "slurm":
       engines.submit(trials, workdir, settings)
@@ -389,14 +391,14 @@ def _sweep(flag_values: flags.FlagValues) -> None:
   else:
     failure = None
     try:
-      sweep.run(
+      running.run(
         trials,
         workdir,
         flag_values.num_parallel,
         flag_values.retry_failed,
         flag_values.num_together,
       )
-    except sweep.FailedError as error:
+    except running.FailedError as error:
       failure = error
     if flag_values.output:
       from bert_jax.sweeps import results
@@ -564,11 +566,11 @@ def main(argv: Sequence[str]) -> int:
     log.debug("raised here", exc_info=True)
     if isinstance(error, BrokenPipeError):  # its reader has read enough
       return errors.BROKEN_PIPE
-    from bert_jax.runtime import hosts
+    from bert_jax.runtime import peers
 
     status = errors.status_of(error)
-    if hosts.must_leave(error):  # the other processes know nothing of it
-      hosts.leave(error, errors.FAILED if status is None else status)
+    if peers.must_leave(error):  # the other processes know nothing of it
+      peers.leave(error, errors.FAILED if status is None else status)
     if status is None:  # a bug
       raise
     return _refuse(str(error), status)

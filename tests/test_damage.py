@@ -12,16 +12,17 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax.models import convert as names
+from bert_jax import weights
+from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import checksums
 from bert_jax.runtime import runs
 from bert_jax.training import evaluate
 from bert_jax.training import session
 from bert_jax.training import train
 from bert_jax.weights import convert
-from bert_jax.weights import weights
 from configs import base
-from tests import conftest
+from tests.support import tiny_run
 
 STEP, BEFORE = 2, 1  # the two that the run has kept
 
@@ -31,7 +32,9 @@ STEP, BEFORE = 2, 1  # the two that the run has kept
 
 def flat(tree):
   """Arrays of parameters by path, on the host."""
-  return names.unstack(names.flatten(jax.tree.map(np.asarray, tree)))
+  return param_trees.unstack(
+    param_trees.flatten(jax.tree.map(np.asarray, tree))
+  )
 
 
 def read_weights(run, workdir):
@@ -219,7 +222,7 @@ def trained(tmp_path_factory, prepared):
 
   These have checksums by themselves; files of larger arrays have none.
   """
-  config = conftest._tiny_config(prepared)
+  config = tiny_run.tiny_config(prepared)
   config.model.hidden_size = 128
   config.train.total_steps = STEP
   config.checkpoint.every_steps = 1
@@ -273,7 +276,7 @@ def test_what_is_not_damaged_is_read(reader, check):
 def read_unchecked(step):
   """The parameters, whatever they are; None where Orbax finds the damage."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(checkpoint, "_damage", lambda *args: "")
+    patch.setattr(checksums, "find_damage", lambda *args: "")
     try:
       return flat(checkpoint.read_params(str(step)))
     except checkpoint.CheckpointError:
@@ -395,7 +398,7 @@ def make_old(step):
 
 def test_a_step_of_before_there_were_checksums_is_read(check, caplog):
   caplog.set_level("INFO", "bert_jax")
-  checkpoint._tell_of_old.cache_clear()
+  checksums._tell_of_old.cache_clear()
   for reader in ("predict", "predict", "evaluate"):
     assert check(make_old, reader)
   assert caplog.text.count("predates checksums") == 1
@@ -476,6 +479,6 @@ def numbers(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32"])
 def test_the_host_and_the_devices_compute_the_same_checksum(dtype):
   x = np.asarray(jax.numpy.asarray(numbers("float32"), dtype))
-  assert checkpoint.sums(x=x, y=x[:0]) == checkpoint.sums(
+  assert checksums.sums(x=x, y=x[:0]) == checksums.sums(
     x=jax.device_put(x), y=jax.device_put(x[:0])
   )

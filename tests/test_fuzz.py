@@ -32,6 +32,7 @@ import safetensors.numpy
 import sentencepiece
 
 from bert_jax import tasks
+from bert_jax import weights
 from bert_jax.data import batching
 from bert_jax.data import corpus
 from bert_jax.data import prepare
@@ -40,7 +41,8 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
-from bert_jax.models import convert
+from bert_jax.models import heads
+from bert_jax.models import params as param_trees
 from bert_jax.prediction import predict
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import metrics_log
@@ -53,9 +55,8 @@ from bert_jax.tasks import squad
 from bert_jax.tasks import submission
 from bert_jax.training import pretraining
 from bert_jax.weights import tf_checkpoint
-from bert_jax.weights import weights
 from configs import base
-from tests import test_layering
+from tests.support import import_graph
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "bert_jax"
 
@@ -672,13 +673,13 @@ def _pretrained(kind: str = "classify") -> weights.Pretrained:
   count = {"span": 2}.get(kind, len(labels) or 1)
   flat = {
     path: rng.normal(size=shape).astype(np.float32)
-    for path, shape in convert.shapes(MODEL, count).items()
+    for path, shape in heads.param_shapes(MODEL, count).items()
     if kind or not path.startswith("task")
   }
   return weights.Pretrained(
     format="bert_jax",
     model=MODEL,
-    params=convert.nest(flat),
+    params=param_trees.nest(flat),
     kind=kind or None,
     labels=labels,
     tokenizer=TOKENIZER,
@@ -993,7 +994,7 @@ def ways_to_run(source: str) -> list[str]:
   """What of a module could run code that it has read."""
   found = [
     name
-    for name in test_layering.imports_of(source)
+    for name in import_graph.imports_of(source)
     if name.split(".")[0] in BANNED_MODULES
   ]
   for node in ast.walk(ast.parse(source)):

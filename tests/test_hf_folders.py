@@ -17,7 +17,9 @@ import string
 import numpy as np
 import pytest
 
+from bert_jax import weights
 from bert_jax.data import prepare
+from bert_jax.data import templates
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import added_tokens
@@ -26,8 +28,11 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.kinds import kinds
-from bert_jax.models import convert
+from bert_jax.models import families
+from bert_jax.models import heads
 from bert_jax.models import layers
+from bert_jax.models import params as param_trees
+from bert_jax.models.families import bert
 from bert_jax.prediction import predict
 from bert_jax.runtime import sharding
 from bert_jax.tasks import spec
@@ -35,11 +40,10 @@ from bert_jax.training import evaluate
 from bert_jax.training import jobs
 from bert_jax.training import train
 from bert_jax.weights import convert as convert_mode
-from bert_jax.weights import weights
 from configs import base
 from configs import convert as convert_config
 from configs import pretrain
-from tests import small_tasks
+from tests.support import small_tasks
 
 AddedToken = added_tokens.AddedToken
 WORDS = "the acquired walk ##ed e1 ent karl a b [ ] < > / . ##1".split()
@@ -72,11 +76,11 @@ def make(kind=None, added=(), without=("nsp",), num_labels=3, **model):
   outputs = {"regress": 1, "choice": 1, "span": 2}.get(kind, num_labels)
   flat = {
     path: rng.normal(size=shape).astype(np.float32)
-    for path, shape in convert.shapes(model, outputs).items()
+    for path, shape in heads.param_shapes(model, outputs).items()
     if not path.startswith(tuple(without)) and (kind or "task" not in path)
   }
   return weights.Pretrained(
-    format="bert_jax", model=model, params=convert.nest(flat), kind=kind,
+    format="bert_jax", model=model, params=param_trees.nest(flat), kind=kind,
     labels=("x", "y", "z") if kind in ("classify", "tag") else (),
     tokenizer=tokenizer, lower_case=True,
   )  # fmt: skip
@@ -181,7 +185,7 @@ def test_added_tokens_are_neither_parts_of_words_nor_joined():
 @pytest.mark.parametrize(
   ("added", "message"),
   [
-    ((AddedToken("[MASK]"),), r"\[MASK\] cannot be an added token"),
+    ((AddedToken("[MASK]"),), r"\[MASK\] .*is a special token"),
     ((MARKERS[0], MARKERS[0]), "is there twice"),
     ((AddedToken("\ud800"),), "half of a surrogate pair"),
   ],
@@ -226,7 +230,7 @@ def test_added_tokens_are_saved_and_pickled(tmp_path):
   settings = json.loads((tmp_path / "tokenizer.json").read_text())
   settings["added_tokens"][0]["single_word"] = "no"
   (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
-  with pytest.raises(ValueError, match="added_tokens is damaged"):
+  with pytest.raises(ValueError, match="the added token .*single_word='no'"):
     load.load_tokenizer(tmp_path)
 
 
@@ -321,6 +325,15 @@ def added_in(file):
   return {"additional_special_tokens": [as_dict(t) for t in MARKERS]}
 
 
+def template(*names, ones=0):
+  """Parts of a sequence as tokenizer.json has them, the last of type 1."""
+  types = [0] * (len(names) - ones) + [1] * ones
+  return [
+    {"Sequence" if n in "AB" else "SpecialToken": {"id": n, "type_id": t}}
+    for n, t in zip(names, types, strict=True)
+  ]
+
+
 def whole():
   """A tokenizer.json as transformers writes it for BERT."""
   return {
@@ -335,8 +348,8 @@ def whole():
     "pre_tokenizer": {"type": "BertPreTokenizer"},
     "post_processor": {
       "type": "TemplateProcessing",
-      "single": hf_tokenizer._template((0, 0, 0)),
-      "pair": hf_tokenizer._template((0, 0, 0, 1, 1)),
+      "single": template("[CLS]", "A", "[SEP]"),
+      "pair": template("[CLS]", "A", "[SEP]", "B", "[SEP]", ones=2),
       "special_tokens": {},
     },
     "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
@@ -385,10 +398,10 @@ def test_a_special_token_without_an_id_gets_the_next_one(folder):
   [
     (
       {"added_tokens.json": {"<x>": V + 1}},
-      f"'<x>' has the id {V + 1}, but the next id is {V}.* hole",
+      f"'<x>' has the id {V + 1}, .*should be {V}.* hole",
     ),
-    ({"added_tokens.json": {"<x>": 5}}, "in the vocabulary that is 'the'"),
-    ({"added_tokens.json": {"the": V}}, "the vocabulary has it as 5"),
+    ({"added_tokens.json": {"<x>": 5}}, "the id 5, which is 'the'"),
+    ({"added_tokens.json": {"the": V}}, "should be 5"),
     ({"added_tokens.json": {"<x>": "5"}}, "has id '5'; wanted a number"),
     (
       {
@@ -475,7 +488,7 @@ def test_a_key_that_changes_tokens_is_refused_by_name(folder, key):
 
 
 def test_every_key_with_an_effect_is_refused_in_a_test():
-  assert hf_tokenizer._ONLY.keys() <= REFUSED.keys()
+  assert hf_tokenizer.keys_of(templates.WORDPIECE).only.keys() <= REFUSED.keys()
 
 
 # As transformers 4.57 and sentence-transformers write it, and older versions.
@@ -544,8 +557,11 @@ def changed(path, value):
     ("pre_tokenizer.type", "Whitespace"),
     ("post_processor", None),
     ("post_processor.type", "RobertaProcessing"),
-    ("post_processor.single", hf_tokenizer._template((0, 0))),
-    ("post_processor.pair", hf_tokenizer._template((0,) * 5)),
+    (
+      "post_processor.single",
+      [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}],
+    ),
+    ("post_processor.pair", template("[CLS]", "A", "[SEP]", "B", "[SEP]")),
     ("truncation.direction", "Left"),
     ("model.type", "BPE"),
     ("model.unk_token", "<unk>"),
@@ -592,7 +608,7 @@ def test_prepare_and_the_model_take_the_same_length_of_words(folder, file):
   got = load.load_tokenizer(folder)
   assert got.tokenize("walk the") == ["[UNK]", "the"]
   assert got.fingerprint == weights.read(folder).tokenizer.fingerprint
-  with pytest.raises(ValueError, match="max_input_chars_per_word=9.* say 3"):
+  with pytest.raises(ValueError, match="max_input_chars_per_word=9.*=3"):
     load.load_tokenizer(folder, max_input_chars_per_word=9)
 
 
@@ -625,7 +641,7 @@ def test_the_length_that_a_model_is_meant_for_is_read(
   change_json(folder / "tokenizer_config.json", model_max_length=tokens)
   got = weights.read(folder)
   assert got.seq_len == want
-  for format in convert.FORMATS:
+  for format in families.FORMATS:
     again = write(got, tmp_path / format, format)
     keeps = format in ("tf1", "bert_jax")
     assert weights.read(again).seq_len == (want if keeps else None)
@@ -666,14 +682,15 @@ def test_a_key_that_changes_numbers_is_refused_by_name(tmp_path, key, value):
 
 def test_what_cannot_be_read_says_what_to_change():
   """No message asks for a value that no file can hold."""
-  good = convert.config_of("huggingface", make().model)
-  for key, accepted in convert._ONLY.items():
-    with pytest.raises(convert.ConvertError) as raised:
-      convert.model_of("huggingface", good | {key: {"0": [1]}})
+  good = bert.FAMILY.config_of("huggingface", make().model)
+  keys = bert.FAMILY.config_keys
+  for key, accepted in keys.only.items():
+    with pytest.raises(families.ConvertError) as raised:
+      bert.FAMILY.model_of("huggingface", good | {key: {"0": [1]}})
     text = str(raised.value)
     assert key in text and "no such key" not in text and "{}" not in text
     # Either a value that can be written, or a remedy.
-    assert (accepted[-1] in (None, {})) == (key in convert._REMEDIES)
+    assert (accepted[-1] in (None, {})) == (key in keys.remedies)
 
 
 def test_a_key_that_only_its_absence_makes_right_is_to_be_removed(folder):
@@ -720,10 +737,10 @@ def test_keys_of_real_folders_are_known(caplog):
     "chunk_size_feed_forward": 4, "output_hidden_states": True,
     "label2id": {}, "pruned_heads": {}, "language": "english",
   }  # fmt: skip
-  assert convert.unknown_keys(config) == []
+  assert bert.FAMILY.config_keys.unknown(config) == []
   model = make().model
-  convert.model_of(
-    "huggingface", convert.config_of("huggingface", model) | config
+  bert.FAMILY.model_of(
+    "huggingface", bert.FAMILY.config_of("huggingface", model) | config
   )
 
 
@@ -783,7 +800,7 @@ def test_an_untied_decoder_is_refused_by_name(folder, tmp_path, stored):
   """The head of masked words shares the word table here; embedding goes on."""
   change_json(folder / "config.json", tie_word_embeddings=False)
   name = "cls__predictions__decoder__weight"
-  flat = convert.flatten(weights.read(folder).params)
+  flat = param_trees.flatten(weights.read(folder).params)
   word = flat["encoder/embeddings/word/embedding"]
   if stored != "none":
     add_tensors(folder, **{name: word + (stored == "other")})
@@ -1048,9 +1065,9 @@ def test_keys_of_the_reference_are_known(reference, tmp_path, caplog):
   """All that its classes write, and all that they read from such files."""
   _, transformers = reference
   for config in (transformers.BertConfig(), transformers.PretrainedConfig()):
-    assert not convert.unknown_keys(config.to_dict())
+    assert not bert.FAMILY.config_keys.unknown(config.to_dict())
   names = set(inspect.signature(transformers.BertConfig).parameters)
-  assert not convert.unknown_keys(dict.fromkeys(names - {"kwargs"}))
+  assert not bert.FAMILY.config_keys.unknown(dict.fromkeys(names - {"kwargs"}))
   vocab = tmp_path / "vocab.txt"
   vocab.write_text("\n".join(PIECES) + "\n")
   for name in ("BertTokenizer", "BertTokenizerFast"):
@@ -1072,13 +1089,13 @@ def test_activations_are_those_of_the_reference(reference):
   from transformers import activations
 
   x = np.linspace(-12, 12, 4001, dtype=np.float32)
-  known = convert._ACTIVATIONS["huggingface"]
+  known = bert.FAMILY.activations["huggingface"]
   assert known.keys() <= activations.ACT2CLS.keys()
   for name in activations.ACT2CLS:
     if name not in known:
-      config = convert.config_of("huggingface", make().model)
-      with pytest.raises(convert.ConvertError, match=f"'{name}' is not one"):
-        convert.model_of("huggingface", config | {"hidden_act": name})
+      config = bert.FAMILY.config_of("huggingface", make().model)
+      with pytest.raises(families.ConvertError, match=f"'{name}' is not one"):
+        bert.FAMILY.model_of("huggingface", config | {"hidden_act": name})
       continue
     theirs = activations.get_activation(name)(torch.tensor(x)).numpy()
     ours = layers.ACTIVATIONS[known[name]](x)

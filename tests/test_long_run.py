@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bert_jax.runtime import metrics_log
-from tests.runtime import test_hosts
+from tests.support import host_processes
 
 NUM_STEPS = 20_000
 
@@ -28,7 +28,7 @@ def last_step(log):
 def test_a_long_run_grows_in_nothing(tmp_path, prepared):
   """Memory, open files, threads and what lies in the workdir."""
   workdir = tmp_path / "run"
-  (job,) = test_hosts.start(
+  (job,) = host_processes.start(
     prepared,
     workdir,
     1,

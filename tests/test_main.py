@@ -1,50 +1,21 @@
 """Tests of main.py: what a command does, says and returns."""
 
 import json
-import logging
 import pathlib
 import subprocess
 import sys
 
-from absl import flags
 import pytest
 
 from bert_jax import main
+from bert_jax.training import run as run_lib
 from bert_jax.training import train
+from tests.support import launching
+from tests.support.launching import DEMO
+from tests.support.launching import ROOT
+from tests.support.launching import message
 
-ROOT = pathlib.Path(__file__).parents[1]
-DEMO = f"--config={ROOT}/configs/demo.py"
-
-
-@pytest.fixture
-def launch(monkeypatch):
-  """A function (arguments) -> exit status, in this process."""
-  log = logging.getLogger("bert_jax")
-  before = (list(log.handlers), log.level, log.propagate)
-
-  def run(*args):
-    flag_values = flags.FlagValues()
-    main.define_flags(flag_values)
-    flags.DEFINE_integer("verbosity", 0, "absl's", flag_values=flag_values)
-    argv = ["bert-jax", *map(str, args)]
-    monkeypatch.setattr(main, "FLAGS", flag_values)
-    monkeypatch.setattr(sys, "argv", argv)  # ml_collections reads it
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    try:
-      return main.main(main._parse(argv))
-    except SystemExit as stop:
-      return stop.code
-
-  yield run
-  log.handlers[:], log.level, log.propagate = before
-
-
-def message(capsys):
-  """What was said on standard error: one line that says who speaks."""
-  text = capsys.readouterr().err
-  assert text.startswith("bert-jax: "), text
-  assert text.count("\n") == 1, text
-  return text
+launch = launching.launch
 
 
 @pytest.mark.parametrize(
@@ -190,7 +161,7 @@ def test_predicting_needs_no_more_than_the_model(
 
 def test_divergence_returns_1(launch, capsys, monkeypatch):
   def diverge(config, workdir):
-    raise train.DivergedError("train/loss is nan at step 7; stopped.")
+    raise run_lib.DivergedError("train/loss is nan at step 7; stopped.")
 
   monkeypatch.setattr(train, "train", diverge)
   assert launch("--mode=train", DEMO, "--workdir=W") == 1

@@ -7,13 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from bert_jax import weights
 from bert_jax.kinds import objectives
 from bert_jax.models import config as model_config
-from bert_jax.models import convert
 from bert_jax.runtime import metrics_log
 from bert_jax.training import jobs
 from bert_jax.training import train
-from bert_jax.weights import weights
 from configs import finetune
 from experiments.minilm import run
 
@@ -176,7 +175,7 @@ def test_dropout_spreads_scores_as_in_the_other_library(tmp_path):
     {"params": params}, **inputs, deterministic=False,
     rngs={"dropout": jax.random.key(1)},
   )[:, 0]  # fmt: skip
-  shape = {key: model[key] for key in convert.MODEL_KEYS}
+  shape = {key: model[key] for key in model_config.MODEL_KEYS}
   given = weights.Pretrained(
     format="bert_jax", model=shape, kind="classify", labels=("no", "yes"),
     params=jax.tree.map(np.asarray, params),

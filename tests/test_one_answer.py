@@ -19,6 +19,7 @@ import pytest
 
 from bert_jax import main
 from bert_jax import tasks
+from bert_jax import weights
 from bert_jax.kinds import kinds
 from bert_jax.prediction import predict
 from bert_jax.runtime import checkpoint
@@ -28,10 +29,10 @@ from bert_jax.runtime import saved_steps
 from bert_jax.training import evaluate
 from bert_jax.training import finetuning
 from bert_jax.training import train
-from bert_jax.weights import weights
+from bert_jax.weights import workdir as workdirs
 from configs import finetune
 from configs import predict as predict_config
-from tests import small_tasks
+from tests.support import small_tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
 SEQ_LEN = 8
@@ -397,7 +398,7 @@ def settings_of(run, config=None, given=()):
   folder.mkdir(exist_ok=True)
   record = {"data_hash": "", "config": run["config"], "task": None}
   runs.write_run(str(folder), record)
-  found = weights._read_own_settings(str(folder / "checkpoints" / "1"))
+  found = workdirs.read_settings(str(folder / "checkpoints" / "1"))
   own = {**found.settings, "data.seq_len": found.seq_len}
   config = config or predict_config.get_config()
   return kinds.Settings.from_config(config, own, given)
@@ -717,7 +718,7 @@ def test_all_processes_of_a_job_read_the_step_that_the_first_chose(
       checkpoint.hosts,
       "decide",
       lambda mine, judge, first=first: (
-        choice.setdefault("first", mine)
+        [choice.setdefault("first", mine)]
         if first
         else json.loads(json.dumps(judge([choice["first"], mine])))
       ),

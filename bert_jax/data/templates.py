@@ -107,3 +107,43 @@ CLS_SEP = Template(
   single=(("cls", 0), ("A", 0), ("sep", 0)),
   pair=(("cls", 0), ("A", 0), ("sep", 0), ("B", 1), ("sep", 1)),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSpec:
+  """What a family of models says about its tokenizer.
+
+  Attributes:
+    kind: how text is cut, "wordpiece"; see `tokenization.Tokenizer.kind`.
+    special_tokens: role -> how the special token is written.
+    template: how sequences are put together.
+    hf_class: the class of transformers that a folder is written for.
+    hf_classes: the classes of transformers that cut text in the same way and
+      give a pair of texts the same token types.
+  """
+
+  kind: str
+  special_tokens: Mapping[str, str]
+  template: Template
+  hf_class: str
+  hf_classes: tuple[str, ...]
+
+
+WORDPIECE = TokenizerSpec(
+  kind="wordpiece",
+  special_tokens={
+    "pad": "[PAD]",
+    "unk": "[UNK]",
+    "cls": "[CLS]",
+    "sep": "[SEP]",
+    "mask": "[MASK]",
+  },
+  template=CLS_SEP,
+  hf_class="BertTokenizer",
+  hf_classes=tuple(
+    name + speed
+    for name in ("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
+    for speed in ("", "Fast")
+  )
+  + ("PreTrainedTokenizerFast",),
+)

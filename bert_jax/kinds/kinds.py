@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax import tasks
+from bert_jax import weights
 from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import objectives
 from bert_jax.models import encoder
@@ -24,7 +25,6 @@ from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 from bert_jax.tasks import squad
-from bert_jax.weights import weights
 
 _log = logging.getLogger(__name__)
 

@@ -6,6 +6,14 @@ table in `layers.py`, `attention/programs.py` or `encoder.py`.
 
 import dataclasses
 
+from bert_jax.models import families
+
+SIZES = (
+  "vocab_size", "num_layers", "hidden_size", "num_heads", "mlp_dim", "max_len",
+  "type_vocab_size",
+)  # fmt: skip
+# What weights tell of the model that they are of, beside family and switches.
+MODEL_KEYS = (*SIZES, "hidden_act", "layer_norm_eps")
 # Each is a key of `layers.ACTIVATIONS`.
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu", "silu", "tanh")
 # Each is a key of `attention.programs.PROGRAMS`.
@@ -13,6 +21,15 @@ ATTENTIONS = ("plain", "fused", "fused_qkv", "splash")
 # Each is a key of `encoder.REMATS`.
 REMATS = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16", "float16")
+# Switches of the encoder: key -> names, each of which is a key of a table.
+# BERT's names are the defaults, so that configs of older runs need no more.
+SWITCHES = {
+  "norm": ("layer_norm",),  # layers.NORMS
+  "norm_place": ("post",),  # encoder.NORM_PLACES
+  "positions": ("learned",),  # encoder.POSITIONS
+  "feed_forward": ("mlp",),  # encoder.FEED_FORWARDS
+  "attention_pattern": ("full",),  # attention.masks.PATTERNS
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,15 +45,21 @@ class ModelConfig:
     max_len: rows of the position embedding, the longest L.
     type_vocab_size: T, rows of the segment type embedding.
     hidden_act: a key of `ACTIVATIONS`.
+    layer_norm_eps: added to the variance.
     dropout_rate: after the embeddings, the attention and the MLP.
     attention_dropout_rate: on the attention probabilities.
-    layer_norm_eps: added to the variance.
     init_stddev: standard deviation before truncation at two of them.
     dtype: computes.
     param_dtype: is stored.
     scan_layers: one compiled layer, looped over stacked parameters.
     remat: what the backward pass computes again, a key of `REMATS`.
     attention: implementation of attention, one of `ATTENTIONS`.
+    family: a key of `families.FAMILIES`, whose names files of weights have.
+    norm: how hidden states are normalised.
+    norm_place: where they are, seen from a residual sum.
+    positions: how a token's position is told.
+    feed_forward: the layer behind attention.
+    attention_pattern: which tokens of a sequence a token sees.
   """
 
   vocab_size: int
@@ -47,22 +70,29 @@ class ModelConfig:
   max_len: int
   type_vocab_size: int
   hidden_act: str
-  dropout_rate: float
-  attention_dropout_rate: float
   layer_norm_eps: float
-  init_stddev: float
-  dtype: str
-  param_dtype: str
-  scan_layers: bool
-  remat: str
-  attention: str
+  dropout_rate: float = 0.1
+  attention_dropout_rate: float = 0.1
+  init_stddev: float = 0.02
+  dtype: str = "float32"
+  param_dtype: str = "float32"
+  scan_layers: bool = False
+  remat: str = "none"
+  attention: str = "plain"
+  family: str = "bert"
+  norm: str = "layer_norm"
+  norm_place: str = "post"
+  positions: str = "learned"
+  feed_forward: str = "mlp"
+  attention_pattern: str = "full"
 
   @classmethod
   def from_config(cls, config_model):
-    """Builds the checked dataclass from a mapping with exactly its keys.
+    """Builds the checked dataclass from a mapping with its keys.
 
     Args:
-      config_model: `ml_collections.ConfigDict` or dict, the group `model`.
+      config_model: `ml_collections.ConfigDict` or dict, the group `model`. It
+        has all keys; the family and `SWITCHES` may be missing.
 
     Returns:
       A `ModelConfig`.
@@ -72,23 +102,16 @@ class ModelConfig:
     """
     wanted = {field.name for field in dataclasses.fields(cls)}
     given = set(config_model.keys())
-    if wanted != given:
+    missing = wanted - given - {"family", *SWITCHES}
+    if missing or given - wanted:
       raise ValueError(
-        f"config.model lacks {sorted(wanted - given)} and has unknown "
+        f"config.model lacks {sorted(missing)} and has unknown "
         f"{sorted(given - wanted)}; its keys must be {sorted(wanted)}"
       )
-    return cls(**{name: config_model[name] for name in wanted})
+    return cls(**{name: config_model[name] for name in given})
 
   def __post_init__(self):
-    for name in (
-      "vocab_size",
-      "num_layers",
-      "hidden_size",
-      "num_heads",
-      "mlp_dim",
-      "max_len",
-      "type_vocab_size",
-    ):
+    for name in SIZES:
       value = getattr(self, name)
       if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"model.{name}={value!r} is not a positive integer")
@@ -120,6 +143,8 @@ class ModelConfig:
       ("param_dtype", DTYPES),
       ("remat", REMATS),
       ("attention", ATTENTIONS),
+      ("family", tuple(families.FAMILIES)),
+      *SWITCHES.items(),
     ):
       if getattr(self, name) not in known:
         raise ValueError(

@@ -1,10 +1,15 @@
 """What stands on the encoder: masked words, and linear scores of classes."""
 
+from collections.abc import Mapping
+import functools
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from bert_jax.models import layers
+from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
 from bert_jax.models.dropout import Dropout
 from bert_jax.models.encoder import Encoder
@@ -272,3 +277,64 @@ class TaskModel(nn.Module):
     if self.pooled:
       x = self.encoder.pool(x)
     return self.task(self.dropout(x, deterministic=deterministic))
+
+
+class _AllHeads(nn.Module):
+  """The encoder with every head there is, to learn what parameters they have.
+
+  Attributes:
+    config: a `ModelConfig`.
+    num_outputs: K, of the head of a task.
+  """
+
+  config: ModelConfig
+  num_outputs: int
+
+  def setup(self):
+    self.encoder = Encoder(self.config)
+    self.mlm = MlmHead(self.config)
+    self.nsp = LinearHead(self.config, 2)
+    self.task = LinearHead(self.config, self.num_outputs)
+
+  def __call__(self, ids):
+    hidden, pooled = self.encoder(ids, ids, ids)
+    self.mlm(hidden, None, self.encoder.embeddings.word.embedding)
+    self.nsp(pooled)
+    self.task(pooled)
+
+
+def param_shapes(
+  model: Mapping[str, Any], num_labels: int
+) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of every parameter that a model may have.
+
+  Args:
+    model: sizes and switches, as in the config group `model`.
+    num_labels: K, of the head of its task.
+
+  Returns:
+    Path -> shape, layers unrolled, heads and pooler included.
+  """
+  first = ModelConfig(**{**model, "num_layers": 1})
+  shapes = _shapes_of_one_layer(first, num_labels)
+  return {
+    path.replace("encoder/layer_0/", f"encoder/layer_{i}/"): shape
+    for i in range(model["num_layers"])
+    for path, shape in shapes.items()
+    if i == 0 or path.startswith("encoder/layer_0/")
+  }
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes_of_one_layer(
+  config: ModelConfig, num_labels: int
+) -> dict[str, tuple[int, ...]]:
+  """The shapes of a model with one layer; all layers are alike."""
+  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  rng = jax.ShapeDtypeStruct((2,), jnp.uint32)
+  with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+    tree = jax.eval_shape(_AllHeads(config, num_labels).init, rng, ids)
+  flat = param_trees.flatten(tree["params"])
+  # A kernel before its bias: errors name the first that does not fit.
+  paths = sorted(flat, key=lambda p: (p.rpartition("/")[0], p.endswith("bias")))
+  return {path: flat[path].shape for path in paths}

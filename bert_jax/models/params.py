@@ -2,11 +2,19 @@
 
 from collections.abc import Mapping
 import dataclasses
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 _HEAD_MODULES = ("query", "key", "value")
+_LAYER = re.compile(r"((?:.+/)?)layer_(\d+)/(.+)")
+_STACKED = re.compile(r"((?:.+/)?)layers/(.+)")
+
+
+# --- the word table ----------------------------------------------------------
 
 
 def word_table(params):
@@ -62,64 +70,112 @@ def only_words(model, params, input_ids):
   )
 
 
-def stack_layers(params):
-  """Converts parameters from one tree per layer to the scanned form.
+# --- trees, nested and flat --------------------------------------------------
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns a flat tree: {"a": {"b": 1}} -> {"a/b": 1}."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{key}/")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a nested tree: the inverse of `flatten`."""
+  tree: dict[str, Any] = {}
+  for path, value in flat.items():
+    *parents, name = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = value
+  return tree
+
+
+def stack(flat: Mapping[str, Any], join: Any = np.stack) -> dict[str, Any]:
+  """Converts a flat tree from one entry for each layer to the scanned form.
 
   Args:
-    params: parameters of any model with an `Encoder` at any depth: a dict with
-      keys "layer_0", "layer_1", ... becomes one with "layers", whose leaves
-      have a leading axis [num_layers].
-
-  Returns:
-    A new tree; leaves outside of the layers are passed on unchanged.
+    flat: a path with "layer_0" becomes one with "layers", whose leaf has a
+      leading axis [num_layers]. Others are passed on.
+    join: arrays of all layers, in order -> the stacked array.
 
   Example:
-    >>> stack_layers(
-    ...   {"layer_0": {"b": jnp.ones(2)}, "layer_1": {"b": jnp.ones(2)}}
-    ... )["layers"]["b"].shape
+    >>> stack({"layer_0/b": np.ones(2), "layer_1/b": np.ones(2)})[
+    ...   "layers/b"
+    ... ].shape
     (2, 2)
   """
-  if not isinstance(params, dict):
-    return params
-  names = [name for name in params if name.startswith("layer_")]
-  result = {
-    name: stack_layers(value)
-    for name, value in params.items()
-    if name not in names
-  }
-  if names:
-    names.sort(key=lambda name: int(name.removeprefix("layer_")))
-    result["layers"] = jax.tree.map(
-      lambda *leaves: jnp.stack(leaves), *[params[name] for name in names]
-    )
+  layers: dict[str, dict[int, Any]] = {}
+  result = {}
+  for path, array in flat.items():
+    if match := _LAYER.fullmatch(path):
+      name = f"{match[1]}layers/{match[3]}"
+      layers.setdefault(name, {})[int(match[2])] = array
+    else:
+      result[path] = array
+  for name, arrays in layers.items():
+    result[name] = join([arrays[i] for i in sorted(arrays)])
   return result
+
+
+def unstack(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Converts a flat tree from the scanned form: the inverse of `stack`."""
+  result = {}
+  for path, array in flat.items():
+    if match := _STACKED.fullmatch(path):
+      for i in range(array.shape[0]):
+        result[f"{match[1]}layer_{i}/{match[2]}"] = array[i]
+    else:
+      result[path] = array
+  return result
+
+
+def stack_layers(params):
+  """Does the same as `stack` to a nested tree of jax arrays."""
+  return nest(stack(flatten(params), jnp.stack))
 
 
 def unstack_layers(params):
-  """Converts parameters from the scanned form to one tree per layer.
+  """Does the same as `unstack` to a nested tree: inverse of `stack_layers`."""
+  return nest(unstack(flatten(params)))
 
-  Args:
-    params: as `stack_layers` returns them.
 
-  Returns:
-    A new tree: the inverse of `stack_layers`.
+def num_layers(flat: Mapping[str, Any]) -> int:
+  """Returns how many layers a flat tree has, whether unrolled or scanned."""
+  count = 0
+  for path, leaf in flat.items():
+    if match := _LAYER.fullmatch(path):
+      count = max(count, int(match[2]) + 1)
+    elif _STACKED.fullmatch(path):
+      count = max(count, leaf.shape[0] if leaf.shape else 0)
+  return count
 
-  Example:
-    >>> sorted(unstack_layers({"layers": {"b": jnp.ones((2, 3))}}))
-    ['layer_0', 'layer_1']
-  """
-  if not isinstance(params, dict):
-    return params
-  result = {
-    name: unstack_layers(value)
-    for name, value in params.items()
-    if name != "layers"
-  }
-  if "layers" in params:
-    stacked = params["layers"]
-    for i in range(jax.tree.leaves(stacked)[0].shape[0]):
-      result[f"layer_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
-  return result
+
+def sizes_of(flat: Mapping[str, Any]) -> dict[str, int]:
+  """Returns sizes of the group `model` that the shapes of a tree tell."""
+  sizes = {"num_layers": num_layers(flat)}
+  for end, names in (
+    ("embeddings/word/embedding", ("vocab_size", "hidden_size")),
+    ("embeddings/position/embedding", ("max_len",)),
+    ("embeddings/type/embedding", ("type_vocab_size",)),
+    ("attention/query/bias", ("num_heads",)),
+    ("mlp/in/kernel", ("mlp_dim",)),
+  ):
+    path = next((path for path in flat if path.endswith(end)), None)
+    if path is not None:
+      shape = flat[path].shape
+      # Layers may be stacked, so these are counted from the end.
+      values = shape[-1:] if end.startswith("mlp") else shape[-2:]
+      sizes |= dict(zip(names, values, strict=False))
+  return sizes
+
+
+# --- heads as matrices -------------------------------------------------------
 
 
 def _map_attention(fn, params):

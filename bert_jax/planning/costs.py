@@ -8,7 +8,7 @@ Three things, all of them estimates to be stated with what they assume:
 - `timeline`: seconds of a step, where exchanges hide behind other work.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import math
@@ -391,6 +391,35 @@ def kernel_cost(
     bytes=call.cost.get("bytes_accessed", 0) or moved,
   )
   return cost, False
+
+
+def describe_kernels(
+  program: hlo.Program,
+  kernels: Mapping[str, tuple[KernelCost, bool]],
+  chip: chips.Chip,
+) -> list[dict[str, Any]]:
+  """The Pallas kernels of a program; equal calls are one entry."""
+  table: dict[tuple, dict[str, Any]] = {}
+  for call in program.pallas_calls:
+    cost, known = kernels[call.name]
+    row = table.setdefault(
+      (call.kernel, call.shape, call.part, call.phase),
+      {
+        "name": call.kernel,
+        "part": call.part,
+        "phase": call.phase,
+        "runs": 0,
+        "secs_per_run": cost.secs(chip),
+        "matmul_flops": cost.flops,
+        "matmul_flops_padded": cost.matrix_flops,
+        "vector_ops": cost.vector_ops,
+        "bytes": cost.bytes,
+        "grid_steps": cost.grid_steps,
+        "code_found": known,
+      },
+    )
+    row["runs"] += call.count
+  return list(table.values())
 
 
 # --- exchanges ---------------------------------------------------------------

@@ -7,6 +7,7 @@ does.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -14,25 +15,26 @@ import platform
 import shutil
 import socket
 import tempfile
+from typing import Any
 
 import jax
 from packaging import requirements
 from rich import console as rich_console
 from rich import markup
 
-from bert_jax.models.attention import programs
+from bert_jax.planning import memory
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import locks
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
+from bert_jax.runtime.chips import GIB
 from bert_jax.runtime.settings import Config
-from bert_jax.sweeps import sweep
+from bert_jax.sweeps import costs
 from bert_jax.training import checks
 from bert_jax.training import jobs
 from bert_jax.training import session
 
-GIB = 2**30
 _CONNECT_SECS = 5.0
 _SHOWN_CHARS = 400  # of a message; it is to be one screen
 
@@ -111,14 +113,14 @@ def examine(
   if num_processes > 1:  # what follows is looked at on this machine alone
     config = config.copy_and_resolve_references()
     config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
-  exam.check("vocabulary", lambda: _vocabulary(config, workdir))
-  exam.check("data", lambda: _data(config, workdir))
+  training = _Opening(config, workdir)
+  exam.check("vocabulary", lambda: _vocabulary(training))
+  exam.check("data", lambda: _data(training))
   exam.check("workdir", lambda: _folder(workdir))
-  starts = exam.sound and exam.check("run", lambda: _run(config, workdir))
-  if starts:
-    exam.check("checkpoint", lambda: _checkpoint(config, workdir))
-    exam.check("disk", lambda: _disk(config, workdir))
-    exam.check("memory", lambda: _memory(config, workdir, topology is not None))
+  if exam.sound and exam.check("run", lambda: _run(training.run)):
+    exam.check("checkpoint", lambda: _checkpoint(training.run))
+    exam.check("disk", lambda: _disk(training.run))
+    exam.check("memory", lambda: _memory(training.run, topology is not None))
   if topology:
     exam.check("plan", lambda: _plan(plan_arguments or [], topology))
   print(
@@ -195,23 +197,44 @@ def _config(config: Config) -> str:
 
 
 def _mesh(config: Config, num_processes: int) -> str:
-  m = config.mesh
-  # Of the others the devices are not here: as many times those that are.
-  devices = jax.devices() * num_processes
-  mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor, devices)
-  if num_processes == 1:  # of others the memory is not known here
-    checks.check_memory(config, mesh)
-  programs.check_parts(config.model.attention, mesh.shape["tensor"])
-  size = config.data.batch_size
-  if config.objective != "task":
-    sharding.check_batch_size(size, mesh, config.optim.num_micro_batches)
+  # The devices of other processes are not here: these stand for them.
+  devices = jax.devices() * num_processes if num_processes > 1 else None
+  mesh = session.open_mesh(config, devices)
   sharding.check_batch_size(config.eval.batch_size, mesh)
   shape = ", ".join(f"{axis} {n}" for axis, n in mesh.shape.items())
-  return f"{shape}; batches of {size}"
+  return f"{shape}; batches of {config.data.batch_size}"
 
 
-def _vocabulary(config: Config, workdir: str) -> str:
-  job, _ = jobs.open_job(config, workdir)
+class _Opening:
+  """A session as training opens it, once, part by part as checks ask for it."""
+
+  def __init__(self, config: Config, workdir: str):
+    self.config, self.workdir = config, workdir
+
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh:
+    return session.open_mesh(self.config)
+
+  @functools.cached_property
+  def job(self) -> tuple[jobs.Job, Any]:
+    """The job, and the weights that it starts from."""
+    return jobs.open_job(self.config, self.workdir)
+
+  @functools.cached_property
+  def data(self) -> tuple[Any, jobs.Evaluator]:
+    """The batches of training, and the evaluator."""
+    job, _ = self.job
+    return job.batches(self.mesh), job.evaluator(self.mesh)
+
+  @functools.cached_property
+  def run(self) -> session.Session:
+    return session.open_with_data(
+      self.workdir, self.mesh, *self.job, *self.data
+    )
+
+
+def _vocabulary(training: _Opening) -> str:
+  (job, _), config = training.job, training.config
   model = job.config.model
   return (
     f"{job.tokenizer.vocab_size} pieces, model.vocab_size={model.vocab_size}"
@@ -219,19 +242,16 @@ def _vocabulary(config: Config, workdir: str) -> str:
   )
 
 
-def _data(config: Config, workdir: str) -> str:
-  m = config.mesh
-  mesh = sharding.make_mesh(m.data, m.fsdp, m.tensor)
-  job, _ = jobs.open_job(config, workdir)
-  batch = job.batches(mesh)[0]
-  job.evaluator(mesh)
-  checked = ""
+def _data(training: _Opening) -> str:
+  config, (batches, _) = training.config, training.data
+  batch, checked = batches[0], ""
   if config.objective != "task":
     checked = f", hashes checked ({config.data.verify})"
     if config.data.verify == "never":
       checked = ", hashes not checked (data.verify=never)"
   shape = " x ".join(map(str, batch["input_ids"].shape))
-  return f"{job.data_hash[:12]}, the first batch is {shape}{checked}"
+  data_hash = training.job[0].data_hash
+  return f"{data_hash[:12]}, the first batch is {shape}{checked}"
 
 
 def _folder(workdir: str) -> str:
@@ -271,20 +291,17 @@ def _workdir_lock(workdir: str) -> Iterator[None]:
     yield
 
 
-def _run(config: Config, workdir: str) -> str:
-  """All that training checks before it begins, in its own words."""
-  run = session.open_session(config, workdir)
-  if not os.path.exists(os.path.join(workdir, "run.json")):
+def _run(run: session.Session) -> str:
+  if not os.path.exists(os.path.join(run.workdir, "run.json")):
     return f"a new one, of {run.total_steps} steps"
-  started = runs.read_run(workdir).get("started")
-  other = resume.other_code(workdir, run.run)
+  started = runs.read_run(run.workdir).get("started")
+  other = resume.other_code(run.workdir, run.run)
   return f"goes on with that of {started}" + (f"; {other}" if other else "")
 
 
-def _checkpoint(config: Config, workdir: str) -> str:
-  if not checkpoint.exists(workdir):
+def _checkpoint(run: session.Session) -> str:
+  if not checkpoint.exists(run.workdir):
     raise _SkippedError("there is none yet")
-  run = session.open_session(config, workdir)
   with (
     jax.set_mesh(run.mesh),
     contextlib.closing(run.checkpoints()) as checkpoints,
@@ -297,15 +314,15 @@ def _checkpoint(config: Config, workdir: str) -> str:
   return f"step {step} of {run.total_steps}, sound"
 
 
-def _disk(config: Config, workdir: str) -> str:
-  run = session.open_session(config, workdir)
+def _disk(run: session.Session) -> str:
+  settings = run.config.checkpoint
   one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.abstract))
-  best = bool(config.checkpoint.best_metric)
+  best = bool(settings.best_metric)
   # One more than is kept is on disk while it is written.
-  wanted = one * (config.checkpoint.keep + 1 + 2 * best)
-  free = shutil.disk_usage(_nearest_folder(workdir)).free
+  wanted = one * (settings.keep + 1 + 2 * best)
+  free = shutil.disk_usage(_nearest_folder(run.workdir)).free
   text = f"{free / GIB:.1f} GiB free; checkpoints take up to {wanted / GIB:.2f}"
-  if checkpoint.exists(workdir):
+  if checkpoint.exists(run.workdir):
     wanted = 2 * one  # most of them are there
   if free < wanted:
     raise ValueError(
@@ -314,16 +331,11 @@ def _disk(config: Config, workdir: str) -> str:
   return text
 
 
-def _memory(config: Config, workdir: str, planned: bool) -> str:
+def _memory(run: session.Session, planned: bool) -> str:
   """Compiles the step for the devices here and asks what it needs."""
   if planned:
     raise _SkippedError("the plan below says")
-  run = session.open_session(config, workdir)
-  with jax.set_mesh(run.mesh):
-    place = sharding.batch_sharding(run.mesh)
-    batch = sharding.put_global_batch(run.batches[0], place)
-    compiled = run.train_step().lower(run.abstract, batch).compile()
-  stats = compiled.memory_analysis()
+  stats = memory.compile_step(run.trace(), run.mesh).memory_analysis()
   if stats is None:
     raise _SkippedError("the compiler does not say")
   wanted = stats.argument_size_in_bytes + stats.temp_size_in_bytes
@@ -359,7 +371,7 @@ def _plan(arguments: list[str], topology: str) -> str:
   """Makes a plan in a process of its own, which is a TPU's as jax sees it."""
   if not importlib.util.find_spec("libtpu"):
     raise _SkippedError("the extra `tpu` is not installed (`make tpu`)")
-  plan = sweep.make_plan([*arguments, f"--topology={topology}"])
+  plan = costs.make_plan([*arguments, f"--topology={topology}"])
   return (
     f"{plan['hbm_bytes_per_device'] / GIB:.2f} of "
     f"{plan['hbm_available_bytes'] / GIB:.2f} GiB a device of {topology}, "

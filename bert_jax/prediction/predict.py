@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
+from bert_jax import weights
 from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
@@ -42,7 +43,6 @@ from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
-from bert_jax.weights import weights
 
 _log = logging.getLogger(__name__)
 

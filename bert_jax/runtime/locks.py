@@ -121,12 +121,12 @@ def open_lock(path: str) -> IO[str]:
 def take_lock(file: IO[str], secs: float = 1.0) -> None:
   """Locks a file for this process alone.
 
-  It waits a little, because whoever asks whether the file is locked holds a
-  lock of its own for an instant.
+  It waits a little, because a process that asks whether the file is locked
+  holds a lock for an instant.
 
   Args:
     file: from `open_lock`.
-    secs: how long to wait for another holder.
+    secs: how long to wait for another process.
 
   Raises:
     BlockingIOError: another process holds the lock.
@@ -143,33 +143,34 @@ def take_lock(file: IO[str], secs: float = 1.0) -> None:
 
 
 def process_name(pid: int) -> str:
-  """Names a process of this machine, as lock files do.
+  """Returns the name of a process of this machine, for lock files.
 
   Processes of two containers or machines that share a file system may have the
-  same number, so the name also has the host, its boot and the PID namespace.
+  same number. So the name also contains the host, its boot and the namespace of
+  process numbers.
 
   Args:
-    pid: its number.
+    pid: the number of the process.
   """
   return f"{pid} {_machine()}"
 
 
 def pid_of(name: str) -> int | None:
-  """The number of a process, if it is one that this process can signal.
+  """Returns the number of a process, if this process can send it signals.
 
   Args:
-    name: from `process_name`, or what else was found in a lock file.
+    name: the content of a lock file, such as the result of `process_name`.
 
   Returns:
-    The number; None for a process of another machine or container, and where
-    the name does not say which machine it is of.
+    The number, or None if the process belongs to another machine or container,
+    or the name does not say to which.
   """
   pid, _, machine = name.partition(" ")
   return int(pid) if pid.isdecimal() and machine == _machine() else None
 
 
 def describe_process(name: str) -> str:
-  """A process in words, such as "process 17 on host a"; see `pid_of`."""
+  """Describes a process in words, such as "process 17 on host a"."""
   pid, *machine = name.split()[:2] or [""]
   if not pid.isdecimal():
     return "a process whose number is not known"

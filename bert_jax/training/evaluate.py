@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import files
-from bert_jax.runtime import hosts
+from bert_jax.runtime import peers
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
@@ -21,7 +21,7 @@ from bert_jax.training import jobs
 from bert_jax.training import meeting
 
 if TYPE_CHECKING:
-  from bert_jax.weights import weights
+  from bert_jax import weights
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def evaluate(
     wanted = _wanted_params(config, mesh, job.model, job.objective)
     step, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
   stall = config.train.get("max_stall_secs", 0)  # older runs have none
-  with jax.set_mesh(mesh), hosts.watching(stall):
+  with jax.set_mesh(mesh), peers.watching(stall):
     values = evaluator(params)
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
@@ -85,7 +85,7 @@ def evaluate(
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")
     _log.info("wrote %s", path)
-  with jax.set_mesh(mesh), hosts.watching(stall):
+  with jax.set_mesh(mesh), peers.watching(stall):
     for path in job.write_predictions(evaluator, params, workdir):
       _log.info("wrote %s", path)
   return values
@@ -132,7 +132,7 @@ def given_params(
   Raises:
     ValueError: a part is missing, or the head is that of another task.
   """
-  from bert_jax.weights import weights  # slow to import, and not always needed
+  from bert_jax import weights  # slow to import, and not always needed
 
   source = job.config.init_from
   if pretrained is None:

@@ -3,7 +3,7 @@
 The other job is in pretraining.py; both look the same to train.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -39,6 +39,11 @@ from bert_jax.training import steps
 # Positions that one device computes while a shape is compiled: on a CPU as
 # timed (6 layers x 384, two cores), elsewhere as 40 s and 100,000 a second.
 _SHAPE_PRICE = {"cpu": 1e4}
+# Of a training by epochs where no examples say how many steps these are: of
+# what is compiled it is a constant of the learning rate.
+_UNKNOWN_STEPS = 1000
+# Choices of a question where no data says how many: those of SWAG.
+_NUM_CHOICES = 4
 
 
 class FineTuning:
@@ -50,20 +55,20 @@ class FineTuning:
     objective: its kind.
     model: the module.
     total_steps: of the training.
-    tokenizer: the vocabulary.
   """
 
-  def __init__(self, config: Config, tokenizer: interface.Tokenizer):
-    """Reads the training split, if there is one.
+  def __init__(self, config: Config, tokenizer: interface.Tokenizer | None):
+    """Checks what can be checked without reading examples.
 
     Args:
       config: the whole configuration, with the shape of the model.
-      tokenizer: whose ids the model knows.
+      tokenizer: whose ids the model knows; None = no examples will be read,
+        see `jobs.open_job`.
 
     Raises:
       ValueError: the task's files or the model's sizes do not fit.
     """
-    self.config, self.tokenizer = config, tokenizer
+    self.config, self._tokenizer = config, tokenizer
     for key in _LISTS:
       config.task[key] = _split_words(config.task[key])
     model_config = ModelConfig.from_config(config.model)
@@ -74,7 +79,7 @@ class FineTuning:
       )
     unit = programs.program_of(model_config).row_unit if config.data.pack else 1
     programs.check(model_config, -(-config.data.seq_len // unit) * unit)
-    if tokenizer.vocab_size > model_config.vocab_size:
+    if tokenizer and tokenizer.vocab_size > model_config.vocab_size:
       raise ValueError(
         f"the vocabulary has {tokenizer.vocab_size} pieces, model.vocab_size="
         f"{model_config.vocab_size}; give --config.task.vocab of the weights"
@@ -106,6 +111,12 @@ class FineTuning:
       model_config, num_labels=self.task.num_outputs
     )
 
+  @property
+  def tokenizer(self) -> interface.Tokenizer:
+    """The vocabulary."""
+    assert self._tokenizer is not None
+    return self._tokenizer
+
   @functools.cached_property
   def total_steps(self) -> int:
     """Of `train.total_steps`, or of `train.num_epochs` over the examples.
@@ -114,6 +125,8 @@ class FineTuning:
     """
     if not self.config.train.num_epochs:
       return self.config.train.total_steps
+    if self._tokenizer is None:
+      return _UNKNOWN_STEPS
     count = len(self._train_split().examples)
     size = self.config.data.batch_size
     return max(1, int(count / size * self.config.train.num_epochs))
@@ -259,12 +272,39 @@ class FineTuning:
       self.split(name)
     return TaskEvaluator(self, mesh)
 
-  def step_flops(self, batch: batching.Batch) -> int:
-    """Model FLOPs of a training step.
+  def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Declares a global batch of training; see jobs.Job."""
+    data, kind = self.config.data, self.task.kind
+    choices = _NUM_CHOICES if kind == "choice" else 1
+    length = data.seq_len * choices
 
-    Args:
-      batch: of this step; of packed rows the lengths of sequences count.
-    """
+    def shape(size, dtype="int32"):
+      return jax.ShapeDtypeStruct((data.batch_size, size), np.dtype(dtype))
+
+    batch = {
+      name: shape(length)
+      for name in (
+        "input_ids", "input_mask", "segment_ids", "positions", "sequence_ids"
+      )
+    }  # fmt: skip
+    batch["cls_positions"] = shape(choices)
+    labels = length if kind == "tag" else 1
+    batch["weight"] = shape(labels, "float32")
+    if kind == "span":
+      return batch | {"start": shape(1), "end": shape(1)}
+    dtype = "float32" if kind == "regress" else "int32"
+    return batch | {"label": shape(labels, dtype)}
+
+  def mean_row(self) -> None:
+    """Returns None: the rows of a task depend on how examples are packed."""
+
+  def step_flops(
+    self,
+    batch: Mapping[str, Any],
+    attended: float | None = None,
+    all_positions: bool = False,
+  ) -> int:
+    """Counts the model FLOPs of a training step; see jobs.Job."""
     rows, length = batch["input_ids"].shape
     starts = batch.get("cls_positions", np.zeros([rows, 1]))
     return flops.task_step_flops(
@@ -273,7 +313,8 @@ class FineTuning:
       length,
       objectives.is_pooled(self.task.kind),
       num_sequences=starts.shape[1],
-      attended=packing.attended(batch.get("sequence_ids")),
+      attended=attended or packing.attended(batch.get("sequence_ids")),
+      all_positions=all_positions,
     )
 
   def write_predictions(

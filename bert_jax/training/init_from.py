@@ -34,7 +34,7 @@ def fit_weights(job: jobs.Job, pretrained: Any, params: Any) -> Any:
     _log.info("%s, not used: the head of another task, %s", source, head)
   elif "task" in given:
     _log.info("%s: its head is trained on, too, %s", source, head)
-  from bert_jax.weights import weights  # slow to import, and not always needed
+  from bert_jax import weights  # slow to import, and not always needed
 
   tree, added, dropped = weights.fit(given, params)
   for what, names in (("fresh", added), ("not used", dropped)):

@@ -1,5 +1,6 @@
 """From a config to what is trained: pre-training, or a task."""
 
+from collections.abc import Mapping
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +19,7 @@ from bert_jax.runtime.settings import Config
 from bert_jax.training import pretraining
 
 if TYPE_CHECKING:  # imported where they are used: their libraries are slow to
-  from bert_jax.weights import weights
+  from bert_jax import weights
 
 
 class Evaluator(Protocol):
@@ -39,7 +40,11 @@ class Job(Protocol):
   config: Config
   objective: objectives.Objective
   model: nn.Module
-  tokenizer: interface.Tokenizer
+
+  @property
+  def tokenizer(self) -> interface.Tokenizer:
+    """The vocabulary of the data."""
+    ...
 
   @property
   def total_steps(self) -> int:
@@ -81,13 +86,46 @@ class Job(Protocol):
     """Writes predictions that the config asks for; returns their paths."""
     ...
 
-  def step_flops(self, batch: batching.Batch) -> int:
-    """Model FLOPs of a training step on such a batch."""
+  def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Declares a global batch of training without reading any data.
+
+    Pre-training has one shape, which the config decides. How many examples of
+    a task share a row depends on the examples; here each has a row of its own,
+    as with data.pack=False.
+    """
+    ...
+
+  def mean_row(self) -> tuple[float, float] | None:
+    """Returns what a row of training data holds on average.
+
+    Returns:
+      Its tokens, and its pairs of tokens that see each other; None where no
+      data was prepared that says so.
+    """
+    ...
+
+  def step_flops(
+    self,
+    batch: Mapping[str, Any],
+    attended: float | None = None,
+    all_positions: bool = False,
+  ) -> int:
+    """Counts the model FLOPs of a training step; see models/flops.py.
+
+    Args:
+      batch: of this host, or shapes of it.
+      attended: pairs of tokens of a row that see each other; None = as in the
+        batch, which then must have values.
+      all_positions: count the last layer, and attention, at all positions.
+    """
     ...
 
 
 def open_job(
-  config: Config, workdir: str, checkpoint: str | None = None
+  config: Config,
+  workdir: str,
+  checkpoint: str | None = None,
+  is_abstract: bool = False,
 ) -> "tuple[Job, weights.Pretrained | None]":
   """Opens what a config describes, with weights to start from if it names any.
 
@@ -100,6 +138,8 @@ def open_job(
     checkpoint: the saved step that is to be evaluated, as for
       `saved_steps.choose`; None = the run is to be trained, so that only what
       it can go on from counts as begun.
+    is_abstract: nothing of the data is read, for a plan. The job has shapes of
+      batches, and no tokenizer, batches or evaluator.
 
   Returns:
     The job, whose config is the one given with the shape filled in, and the
@@ -125,7 +165,7 @@ def open_job(
     known = [key for key in settings.SHAPE_KEYS if key in shape]
     config.model.update({key: shape[key] for key in known})
   elif config.init_from:
-    from bert_jax.weights import weights
+    from bert_jax import weights
 
     pretrained = weights.read(config.init_from, checkpoint or "")
     config.model.update({k: pretrained.model[k] for k in settings.SHAPE_KEYS})
@@ -133,11 +173,13 @@ def open_job(
   if config.objective == "task":
     from bert_jax.training import finetuning
 
-    vocabulary = _vocabulary(config, workdir if begun else "", pretrained)
+    vocabulary = None
+    if not is_abstract:
+      vocabulary = _vocabulary(config, workdir if begun else "", pretrained)
     job = finetuning.FineTuning(config, vocabulary)
   else:
     _check_vocabulary(config, pretrained)
-    job = pretraining.Pretraining(config)
+    job = pretraining.Pretraining(config, is_abstract)
   return job, None if config.init_random else pretrained
 
 

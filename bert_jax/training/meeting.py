@@ -10,6 +10,7 @@ import numpy as np
 
 from bert_jax.runtime import hosts
 from bert_jax.runtime import locks
+from bert_jax.runtime import peers
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
@@ -58,7 +59,7 @@ def meet(
     hosts.DifferError: they differ, or do not share a workdir.
     OSError: process 0 cannot write to a workdir.
   """
-  if not hosts.are_several():
+  if not peers.are_several():
     return
   commit, dirty = runs.commit()
   may_differ = settings.names("host")
@@ -95,7 +96,7 @@ def meet_opened(
   Raises:
     hosts.DifferError: they differ.
   """
-  if not hosts.are_several():
+  if not peers.are_several():
     return
   config = settings.plain(job.config)
   hosts.compare(

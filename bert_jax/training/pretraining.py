@@ -3,6 +3,8 @@
 The other job is in finetuning.py; both look the same to train.py.
 """
 
+from collections.abc import Mapping
+import functools
 import os
 from typing import Any
 
@@ -13,8 +15,10 @@ import numpy as np
 
 from bert_jax.data import batching
 from bert_jax.data import packing
+from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
+from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import objectives
 from bert_jax.models import flops
 from bert_jax.models.attention import programs
@@ -37,28 +41,34 @@ class Pretraining:
     model: the module.
     total_steps: of the training.
     data_hash: of the manifest of the examples.
-    tokenizer: the vocabulary.
   """
 
-  def __init__(self, config: Config):
+  def __init__(self, config: Config, is_abstract: bool = False):
     """Checks what can be checked without reading examples.
 
     Args:
       config: the whole configuration.
+      is_abstract: data.dir need not be set; see `jobs.open_job`.
 
     Raises:
       ValueError: the model is impossible, or does not fit the data.
     """
     self.config = config
     self.objective = objectives.get_objective(config.objective)
-    self.model = self.objective.make_model(_check_model_fits(config))
+    self.model = self.objective.make_model(
+      _check_model_fits(config, is_abstract)
+    )
     self.total_steps = config.train.total_steps
     if config.train.num_epochs:
       raise ValueError(
         f"train.num_epochs={config.train.num_epochs} is for tasks; give "
         "--config.train.total_steps"
       )
-    self.tokenizer = batching.load_vocabulary(config.data.dir)
+
+  @functools.cached_property
+  def tokenizer(self) -> interface.Tokenizer:
+    """The vocabulary that the data was prepared with."""
+    return batching.load_vocabulary(self.config.data.dir)
 
   @property
   def data_hash(self) -> str:
@@ -108,12 +118,63 @@ class Pretraining:
     del evaluator, params, workdir
     return []
 
-  def step_flops(self, batch: batching.Batch) -> int:
-    """Model FLOPs of a training step.
+  def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Declares a global batch of training; see jobs.Job."""
+    data = self.config.data
+    rows, length = data.batch_size, data.seq_len
 
-    Args:
-      batch: of this step; of packed rows the lengths of sequences count.
+    def shape(*sizes, dtype="int32"):
+      return jax.ShapeDtypeStruct((rows, *sizes), jnp.dtype(dtype))
+
+    slots, many = batching.num_masked_slots(data), data.max_sequences
+    batch = {
+      name: shape(length) for name in ("input_ids", "input_mask", "segment_ids")
+    }
+    batch |= {
+      "masked_positions": shape(slots),
+      "masked_ids": shape(slots),
+      "masked_weights": shape(slots, dtype="float32"),
+    }
+    if many == 1:
+      return batch | {"nsp_label": shape(), "weight": shape(dtype="float32")}
+    return batch | {
+      "positions": shape(length),
+      "sequence_ids": shape(length),
+      "nsp_label": shape(many),
+      "weight": shape(many, dtype="float32"),
+      "cls_positions": shape(many),
+    }
+
+  def mean_row(self) -> tuple[float, float] | None:
+    """Returns what a row of prepared text holds on average; see jobs.Job.
+
+    Packed rows are counted from the lengths of all examples, others from the
+    first 65,536.
     """
+    data = self.config.data
+    if not data.dir:
+      return None
+    examples = batching.open_examples(data, "train")
+    if data.max_sequences > 1:
+      name = records.examples_name(data)
+      histogram = indexes.LengthIndex(data.dir, name, "train").histogram
+      num_rows = packing.pack_histogram(
+        histogram, data.seq_len, data.max_sequences
+      ).num_rows
+    else:
+      num_rows = min(len(examples), 65536)
+      lengths = records.example_lengths(examples.read(np.arange(num_rows)))
+      histogram = np.bincount(lengths)
+    sizes = np.arange(len(histogram), dtype=float)
+    return sizes @ histogram / num_rows, sizes**2 @ histogram / num_rows
+
+  def step_flops(
+    self,
+    batch: Mapping[str, Any],
+    attended: float | None = None,
+    all_positions: bool = False,
+  ) -> int:
+    """Counts the model FLOPs of a training step; see jobs.Job."""
     data = self.config.data
     return flops.pretrain_step_flops(
       self.config.model,
@@ -121,7 +182,8 @@ class Pretraining:
       data.seq_len,
       batching.num_masked_slots(data),
       num_sequences=data.max_sequences,
-      attended=packing.attended(batch.get("sequence_ids")),
+      attended=attended or packing.attended(batch.get("sequence_ids")),
+      all_positions=all_positions,
     )
 
 
@@ -201,7 +263,7 @@ class Evaluator:
     return {f"eval/{name}": means[name] for name in sorted(means)}
 
 
-def _check_model_fits(config: Config) -> ModelConfig:
+def _check_model_fits(config: Config, is_abstract: bool) -> ModelConfig:
   """The checked model config, if the prepared data fits the model.
 
   Raises:
@@ -214,7 +276,7 @@ def _check_model_fits(config: Config) -> ModelConfig:
       f"data.seq_len={config.data.seq_len} is longer than model.max_len="
       f"{model_config.max_len}; lower the one or raise the other"
     )
-  if not config.data.dir:
+  if not config.data.dir and not is_abstract:
     raise records.DataError(
       "data.dir is not set; give --config.data.dir=DATA, a folder made by "
       "--mode=prepare"
@@ -231,6 +293,8 @@ def _check_model_fits(config: Config) -> ModelConfig:
       f"{model_config.type_vocab_size} has one; start from weights with two, "
       "or prepare and train with another data.pairing and objective=mlm"
     )
+  if not config.data.dir:
+    return model_config
   vocab_size = manifests.read_manifest(config.data.dir)["vocab_size"]
   if vocab_size > model_config.vocab_size:
     raise ValueError(

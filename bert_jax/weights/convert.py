@@ -3,11 +3,15 @@
 import dataclasses
 from typing import Any
 
+from bert_jax.models import params as param_trees
 from bert_jax.runtime.settings import Config
-from bert_jax.weights import weights
+from bert_jax.weights import folders
+from bert_jax.weights import task_heads
+from bert_jax.weights.pretrained import Pretrained
+from bert_jax.weights.pretrained import WeightsError
 
 
-def convert(config: Config, source: str, target: str) -> weights.Pretrained:
+def convert(config: Config, source: str, target: str) -> Pretrained:
   """Reads a model in any format and writes it in another.
 
   Args:
@@ -19,16 +23,16 @@ def convert(config: Config, source: str, target: str) -> weights.Pretrained:
     What was read.
 
   Raises:
-    weights.WeightsError: it cannot be read, or not be written in that format;
+    WeightsError: it cannot be read, or not be written in that format;
       nothing was written.
   """
-  pretrained = _settled(weights.read(source), config.convert)
-  weights.write(pretrained, target, config.convert.to)
-  tensors = sum(1 for _ in _leaves(pretrained.params))
-  values = sum(array.size for array in _leaves(pretrained.params))
+  pretrained = _settled(folders.read(source), config.convert)
+  folders.write(pretrained, target, config.convert.to)
+  flat = param_trees.flatten(pretrained.params)
+  values = sum(array.size for array in flat.values())
   print(f"read     {source} ({pretrained.format})")
   print(f"wrote    {target} ({config.convert.to})")
-  print(f"tensors  {tensors}, {values:,} values: {_parts(pretrained)}")
+  print(f"tensors  {len(flat)}, {values:,} values: {_parts(pretrained)}")
   for what, names in (
     ("dropped", pretrained.ignored),
     ("missing", pretrained.missing),
@@ -37,15 +41,15 @@ def convert(config: Config, source: str, target: str) -> weights.Pretrained:
   return pretrained
 
 
-def _settled(pretrained: weights.Pretrained, settings: Any):
+def _settled(pretrained: Pretrained, settings: Any):
   """The model, its head named or taken out as the settings say."""
   if not settings.drop_head and not settings.kind:
     return pretrained
   given = f"convert.kind={settings.kind!r}, drop_head={settings.drop_head}"
   if settings.drop_head and settings.kind:
-    raise weights.WeightsError(f"{given}: give one of them")
+    raise WeightsError(f"{given}: give one of them")
   if "task" not in pretrained.params:
-    raise weights.WeightsError(f"{given}: the model has no head of a task")
+    raise WeightsError(f"{given}: the model has no head of a task")
   if settings.drop_head:
     params = dict(pretrained.params)
     names = tuple(f"task/{name}" for name in sorted(params.pop("task")))
@@ -55,29 +59,21 @@ def _settled(pretrained: weights.Pretrained, settings: Any):
       ignored=pretrained.ignored + names, refused=refused,
     )  # fmt: skip
   if why := pretrained.refused.get("task"):
-    raise weights.WeightsError(
+    raise WeightsError(
       f"convert.kind={settings.kind!r}, but {why}; give "
       "--config.convert.drop_head=True to leave the head out"
     )
   if pretrained.kind not in (None, settings.kind):
-    raise weights.WeightsError(
+    raise WeightsError(
       f"convert.kind={settings.kind!r}, but the model says that its head is "
       f"for {pretrained.kind}; leave convert.kind out"
     )
-  named = settings.kind in ("classify", "tag")
-  labels = pretrained.labels if named else ()
+  head = task_heads.HEADS.get(settings.kind)  # writing refuses an unknown one
+  labels = pretrained.labels if head and head.has_names else ()
   return dataclasses.replace(pretrained, kind=settings.kind, labels=labels)
 
 
-def _leaves(tree: Any):
-  if isinstance(tree, dict):
-    for child in tree.values():
-      yield from _leaves(child)
-  else:
-    yield tree
-
-
-def _parts(pretrained: weights.Pretrained) -> str:
+def _parts(pretrained: Pretrained) -> str:
   """The encoder and heads that there are."""
   head = f" ({pretrained.kind})" if pretrained.kind else ""
   names: list[str] = [

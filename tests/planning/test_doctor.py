@@ -10,9 +10,9 @@ import pytest
 from bert_jax.planning import doctor
 from bert_jax.runtime import locks
 from bert_jax.training import train
-from tests import test_main
+from tests.support import launching
 
-launch = test_main.launch
+launch = launching.launch
 
 
 def lines(capsys):

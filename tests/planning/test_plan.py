@@ -21,7 +21,13 @@ from bert_jax.data import batching
 from bert_jax.models import flops
 from bert_jax.planning import costs
 from bert_jax.planning import hlo
+from bert_jax.planning import memory
 from bert_jax.planning import plan
+from bert_jax.planning import remarks
+from bert_jax.planning import report
+from bert_jax.planning import search
+from bert_jax.planning import slices
+from bert_jax.planning import traffic
 from bert_jax.runtime import chips
 from bert_jax.runtime import sharding
 from configs import base
@@ -56,9 +62,21 @@ def cpu_mesh(data=4, fsdp=1, tensor=1):
   )
 
 
-def matmul_flops(config, mesh=None):
-  step = plan.trace_step(config, mesh or cpu_mesh())
-  return costs.count_program(step.traced.jaxpr).matmul_flops
+def open_program(config, data=4, fsdp=1, tensor=1):
+  config.mesh.update({"data": data, "fsdp": fsdp, "tensor": tensor})
+  return plan.open_program(config, jax.devices()[: data * fsdp * tensor])
+
+
+def matmul_flops(config):
+  traced = open_program(config).trace()
+  return costs.count_program(traced.jaxpr).matmul_flops
+
+
+def model_flops(config):
+  """FLOPs that the mathematics needs, and with all positions counted."""
+  program = open_program(config)
+  rates = plan._rates(program, costs.Times(compute=1.0), 0, 1, None)
+  return rates["model_flops_per_step"], rates["model_flops_all_positions"]
 
 
 def one_hot_flops(config):
@@ -78,13 +96,13 @@ def one_hot_flops(config):
 
 def test_the_unrolled_step_computes_what_the_mathematics_needs(config):
   got = matmul_flops(config) - one_hot_flops(config)
-  assert got == plan.model_flops(config)["needed"]
+  assert got == model_flops(config)[0]
 
 
 def test_the_scanned_step_computes_the_last_layer_everywhere(config):
   config.model.scan_layers = True
   got = matmul_flops(config) - one_hot_flops(config)
-  assert got == plan.model_flops(config)["all_positions"]
+  assert got == model_flops(config)[1]
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -107,7 +125,7 @@ def test_a_scanned_program_does_not_grow_with_depth(config, scan_layers):
   for num_layers in (2, 6):
     config.model.num_layers = num_layers
     config.model.scan_layers = scan_layers
-    traced = plan.trace_step(config, cpu_mesh()).traced
+    traced = open_program(config).trace()
     sizes.append(traced.lower().as_text().count("\n"))
   assert (sizes[1] == sizes[0]) is scan_layers
 
@@ -119,14 +137,14 @@ def test_micro_batches_change_nothing_in_the_arithmetic(config):
 
 
 def test_packed_rows_without_data_count_the_least_attention(config):
-  alone = plan.model_flops(config)
+  alone = model_flops(config)
   config.data.max_sequences = 4
-  packed = plan.model_flops(config)
+  packed = model_flops(config)
   sizes = (config.model, 16, 32, batching.num_masked_slots(config.data))
-  assert packed["needed"] == flops.pretrain_step_flops(
+  assert packed[0] == flops.pretrain_step_flops(
     *sizes, num_sequences=4, attended=4 * 8**2
   )
-  assert packed["needed"] != alone["needed"]
+  assert packed[0] != alone[0]
 
 
 # --- batches ------------------------------------------------------------------
@@ -146,7 +164,7 @@ def test_batches_have_the_shapes_of_real_ones(
     config.data, "train", seed=0, batch_size=8, num_steps=1
   )
   config.data.batch_size = 8
-  assert shapes(plan.batch_shapes(config)) == shapes(batches[0])
+  assert shapes(open_program(config).batch) == shapes(batches[0])
 
 
 @pytest.mark.parametrize(
@@ -157,8 +175,8 @@ def test_a_step_of_every_kind_of_task_is_traced(config, task):
   config.task.name = task
   config.model.max_len = 128
   config.train.num_epochs, config.train.total_steps = 3.0, 0
-  assert plan.trace_step(config, cpu_mesh()).traced
-  assert plan.model_flops(config)["needed"] > 0
+  assert open_program(config).trace()
+  assert model_flops(config)[0] > 0
 
 
 # --- a whole plan, compiled for the CPU ---------------------------------------
@@ -169,17 +187,18 @@ def make_cpu_plan(monkeypatch):
   """A function (config, data, fsdp, tensor) -> plan of a CPU program."""
 
   def make(config, **axes):
-    mesh = cpu_mesh(**axes)
+    program = open_program(config, **axes)
+    mesh = program.mesh
     chip = chips.parse_topology("v5e:2x2").chip
     places = tuple((i // 2, i % 2) for i in range(mesh.devices.size))
     shape = (-(-mesh.devices.size // 2), 2)
     network = costs.Network(chip, shape, places)
-    monkeypatch.setattr(plan, "make_network", lambda *_: network)
-    slices = plan.Slices(
+    monkeypatch.setattr(slices, "make_network", lambda *_: network)
+    where = slices.Slices(
       chips.parse_topology("v5e:2x2"), 1, chip, tuple(mesh.devices.flat), 1
     )
-    step = plan.trace_step(config, mesh)
-    compiled = plan.compile_step(step)
+    traced = program.trace()
+    compiled = memory.compile_step(traced, mesh)
     # Cycles such as the TPU's compiler writes them.
     text = re.sub(
       r"^( .* fusion\(.*)$",
@@ -193,7 +212,7 @@ def make_cpu_plan(monkeypatch):
       "batch_size": config.data.batch_size, "seq_len": config.data.seq_len,
       "hbm_available_bytes": chip.hbm_bytes,
     }  # fmt: skip
-    return made | plan._compiled(step, slices, compiled, text)
+    return made | plan.describe(program, where, traced, compiled, text)
 
   return make
 
@@ -207,15 +226,15 @@ def test_a_plan_says_what_is_asked_of_it(config, make_cpu_plan):
     assert key in made
   assert made["hbm_bytes_per_device"] == sum(made["hbm_bytes_by_kind"].values())
   assert json.loads(json.dumps(made)) == made
-  text = plan.report(made)
+  text = report.report(made)
   assert "MFU, predicted" in text and "all times are predictions" in text
   assert "model.dtype=float32" in text
 
 
 def test_gradients_are_summed_over_the_data_axis(config, make_cpu_plan):
   made = make_cpu_plan(config, data=4)
-  step = plan.trace_step(config, cpu_mesh())
-  params = plan.local_bytes(step.abstract.params, step.place.params)
+  program = open_program(config)
+  params = memory.local_bytes(program.abstract.params, program.place.params)
   # On a ring each device sends 2 * 3 / 4 of what is summed: the gradients,
   # that of the word table once for each of its two uses.
   sent = made["collective_bytes_per_step"]
@@ -256,10 +275,9 @@ def test_moments_spread_over_the_copies_take_less_memory(config):
   sizes = []
   for spread in (False, True):
     config.mesh.spread_optimizer = spread
-    step = plan.trace_step(config, cpu_mesh())
-    sizes.append(
-      plan.local_bytes(step.abstract.opt_state, step.place.opt_state)
-    )
+    program = open_program(config)
+    state, place = program.abstract.opt_state, program.place.opt_state
+    sizes.append(memory.local_bytes(state, place))
   assert sizes[1] < sizes[0]
 
 
@@ -282,14 +300,14 @@ def test_moments_spread_over_the_copies_take_less_memory(config):
   ],
 )  # fmt: skip
 def test_the_compilers_message_is_understood(message, used, available):
-  error = plan.read_out_of_memory(message)
+  error = memory.read_out_of_memory(message)
   assert error is not None
   assert (error.used, error.available) == (used * GIB, int(available * GIB))
 
 
 def test_other_errors_are_not_taken_for_it():
   text = "Ran out of memory in memory space vmem. Used 17M of 16M vmem."
-  assert plan.read_out_of_memory(text) is None
+  assert memory.read_out_of_memory(text) is None
 
 
 class Refuses:
@@ -307,13 +325,11 @@ class Refuses:
 
 def test_out_of_memory_is_an_answer(config):
   config.optim.num_micro_batches = 2
-  step = plan.trace_step(config, cpu_mesh(data=2))
-  step = plan.dataclasses.replace(
-    step, traced=Refuses("Used 31.0G of 15.75G hbm. Exceeded")
-  )
-  with pytest.raises(plan.OutOfMemoryError) as caught:
-    plan.compile_step(step)
-  made = plan._out_of_memory(step, caught.value)
+  program = open_program(config, data=2)
+  traced = Refuses("Used 31.0G of 15.75G hbm. Exceeded")
+  with pytest.raises(memory.OutOfMemoryError) as caught:
+    memory.compile_step(traced, program.mesh)
+  made = memory.out_of_memory(program, caught.value)
   assert made["fits"] is False
   advice = " ".join(made["to_make_it_fit"])
   assert "--config.optim.num_micro_batches=4" in advice
@@ -322,26 +338,23 @@ def test_out_of_memory_is_an_answer(config):
 
 
 def test_a_state_that_does_not_fit_is_to_be_cut(config):
-  error = plan.OutOfMemoryError(20 * GIB, 16 * GIB)
+  error = memory.OutOfMemoryError(20 * GIB, 16 * GIB)
   state = {"parameters": 4 * GIB, "optimizer": 8 * GIB}
-  advice = plan.advice(config, cpu_mesh(), state, error)
+  advice = memory.advice(config, cpu_mesh(), state, error)
   assert "--config.mesh.data=1 --config.mesh.fsdp=4" in advice[0]
   # Over no more devices than it takes; gradients count.
   state = {"parameters": 2 * GIB, "optimizer": GIB}
-  error = plan.OutOfMemoryError(20 * GIB, 9 * GIB)
+  error = memory.OutOfMemoryError(20 * GIB, 9 * GIB)
   mesh = types.SimpleNamespace(shape={"data": 16, "fsdp": 1, "tensor": 1})
-  advice = plan.advice(config, mesh, state, error)
+  advice = memory.advice(config, mesh, state, error)
   assert "--config.mesh.data=2 --config.mesh.fsdp=8" in advice[0]
   assert "5.00 GiB" in advice[0]
 
 
-def test_a_kernel_too_large_for_the_chip_is_no_lack_of_memory(config):
-  step = plan.dataclasses.replace(
-    plan.trace_step(config, cpu_mesh()),
-    traced=Refuses("Scoped allocation exceeded the vmem limit"),
-  )
-  with pytest.raises(plan.PlanError, match="smaller blocks"):
-    plan.compile_step(step)
+def test_a_kernel_too_large_for_the_chip_is_no_lack_of_memory():
+  traced = Refuses("Scoped allocation exceeded the vmem limit")
+  with pytest.raises(slices.PlanError, match="smaller blocks"):
+    memory.compile_step(traced, cpu_mesh())
 
 
 @pytest.mark.parametrize("first", [64, 1024, 4096, 100_000])
@@ -352,22 +365,16 @@ def test_the_largest_batch_is_found_in_few_trials(first, curve):
   def need(rows):
     return int(state + 2.5e6 * rows + curve * 2e2 * rows**1.5)
 
-  points: dict[int, int] = {}
-  fits: set[int] = set()
-  fails: set[int] = set()
+  def measure(size):
+    assert size % unit == 0 and size not in known
+    return need(size), need(size) <= available
 
-  def try_out(size):
-    points[size] = need(size)
-    (fits if need(size) <= available else fails).add(size)
-
-  try_out(first // unit * unit)
-  for _ in range(plan._SEARCH_COMPILES):
-    size = plan.next_batch(points, fits, fails, state, available, unit)
-    if size is None:
-      break
-    assert size % unit == 0 and size not in points
-    try_out(size)
-  best = max(fits)
+  first = first // unit * unit
+  known: dict[int, tuple[int, bool]] = {}
+  known[first] = measure(first)
+  found = search.largest_batch(measure, known, state, available, unit)
+  best = found["largest_batch_size"]
+  assert len(known) <= 1 + search.MOST_COMPILES
   assert need(best) <= available < need(best + max(unit, best // 10))
 
 
@@ -382,7 +389,7 @@ def test_which_axes_an_exchange_goes_over():
 
   def axes(*groups, kind="all-reduce"):
     c = hlo.Collective("c", kind, "f32[]", 4, groups, 1, False, "", ("", 0, 0))
-    return plan.mesh_axes_of(c, mesh)
+    return traffic.mesh_axes_of(c, mesh)
 
   assert axes((0, 1), (2, 3)) == "tensor"
   assert axes((0, 4), (1, 5)) == "data"
@@ -398,10 +405,10 @@ def test_sizes_that_do_not_fill_the_tiles_are_named(config):
   config.model.hidden_size, config.model.num_heads = 768, 12
   config.model.vocab_size, config.model.mlp_dim = 30592, 3072
   config.data.seq_len = 128
-  (only,) = plan._size_warnings(config, mesh, chip)
+  (only,) = remarks._size_warnings(config, mesh, chip)
   assert "head_dim = 64 is padded to 128" in only
   config.model.vocab_size = 30522
-  assert len(plan._size_warnings(config, mesh, chip)) == 2
+  assert len(remarks._size_warnings(config, mesh, chip)) == 2
 
 
 def _exchange(kind, shape, op_name=""):
@@ -413,10 +420,10 @@ def _exchange(kind, shape, op_name=""):
 
 def test_tables_gathered_and_activations_summed_are_named(config):
   config.model.mlp_dim = 128  # as many as the tokens of a device
-  step = plan.trace_step(config, cpu_mesh())
+  program = open_program(config)
 
   def warn(*exchanges):
-    return plan._exchange_warnings(step, hlo.Program((), exchanges, ()))
+    return remarks._exchange_warnings(program, hlo.Program((), exchanges, ()))
 
   (text,) = warn(_exchange("all-gather", "f32[48,8]", "jit(f)/mlm/dot_general"))
   assert "vocabulary table is gathered whole" in text and "mesh.fsdp" in text
@@ -433,10 +440,10 @@ def test_tables_gathered_and_activations_summed_are_named(config):
 
 def test_gradients_of_head_kernels_are_no_activations_either(config):
   config.data.batch_size = 4  # 32 tokens a device, as wide as the model
-  step = plan.trace_step(config, cpu_mesh())
+  program = open_program(config)
   exchanges = (_exchange("all-reduce", "f32[32,32]"),)
-  program = hlo.Program((), exchanges, ())
-  assert not plan._exchange_warnings(step, program)
+  compiled = hlo.Program((), exchanges, ())
+  assert not remarks._exchange_warnings(program, compiled)
 
 
 def test_without_the_compiler_one_line_says_what_to_install(
@@ -444,7 +451,7 @@ def test_without_the_compiler_one_line_says_what_to_install(
 ):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(
-    plan.PlanError, match=r"`make tpu`.*pip install -e '.\[tpu\]'"
+    slices.PlanError, match=r"`make tpu`.*pip install -e '.\[tpu\]'"
   ):
     plan.run(config, "v5e:2x2", 1, "", "", "")
 
@@ -453,18 +460,18 @@ def test_what_crashes_the_compiler_is_refused_before(config, monkeypatch):
   installed = "0.0.42.1"
   monkeypatch.setattr(importlib.metadata, "version", lambda name: installed)
   config.model.dtype = "bfloat16"
-  with pytest.raises(plan.PlanError, match="crashes.*scan_layers=True"):
-    plan.check_compiler(config, "tpu7x")
-  plan.check_compiler(config, "v5e")
+  with pytest.raises(slices.PlanError, match="crashes.*scan_layers=True"):
+    slices.check_compiler(config, "tpu7x")
+  slices.check_compiler(config, "v5e")
   config.model.scan_layers = True
-  plan.check_compiler(config, "tpu7x")
+  slices.check_compiler(config, "tpu7x")
   config.model.scan_layers, installed = False, "0.0.43"
-  plan.check_compiler(config, "tpu7x")
+  slices.check_compiler(config, "tpu7x")
 
 
 def test_an_unknown_topology_lists_those_there_are():
   with pytest.raises(ValueError, match=r"v5e:2x2.*tpu7x:2x2x1"):
-    plan.open_slices("v9:2x2")
+    slices.open_slices("v9:2x2")
 
 
 # --- with the compiler of the TPU ---------------------------------------------

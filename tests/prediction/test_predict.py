@@ -20,16 +20,17 @@ import pytest
 
 from bert_jax import main
 from bert_jax import tasks
+from bert_jax import weights
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.kinds import kinds
 from bert_jax.kinds import objectives
-from bert_jax.models import convert
 from bert_jax.models import encoder as encoders
+from bert_jax.models import families
+from bert_jax.models.config import MODEL_KEYS
 from bert_jax.models.config import ModelConfig
 from bert_jax.prediction import predict
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
-from bert_jax.weights import weights
 from configs import base
 from configs import predict as predict_config
 
@@ -123,7 +124,7 @@ def make_pretrained(kind):
   config = dataclasses.asdict(model_config())
   return weights.Pretrained(
     format="bert_jax",
-    model={key: config[key] for key in convert.MODEL_KEYS},
+    model={key: config[key] for key in MODEL_KEYS},
     params=params,
     kind=kind if kind in TASKS else None,
     labels=LABELS if kind in ("classify", "tag") else (),
@@ -424,7 +425,7 @@ def test_labels_without_names_are_numbered():
   assert got["label"] in got["scores"]
 
 
-@pytest.mark.parametrize("format", convert.FORMATS)
+@pytest.mark.parametrize("format", families.FORMATS)
 def test_all_formats_give_the_same(format, tmp_path, predictors):
   weights.write(pretrained("classify"), tmp_path / "model", format)
   predictor = predict.Predictor.load(str(tmp_path / "model"), new_config())

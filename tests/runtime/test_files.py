@@ -15,21 +15,21 @@ from absl import flags
 import pytest
 
 from bert_jax import main
+from bert_jax import weights
 from bert_jax.planning import plan
 from bert_jax.runtime import files
 from bert_jax.runtime import locks
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
 from bert_jax.sweeps import sweep
-from bert_jax.weights import weights
 from configs import base
-from tests import test_main
-from tests.sweeps import test_report
-from tests.weights import test_weights
+from tests.support import launching
+from tests.support import small_models
+from tests.support import sweep_folders
 
 ROOT = pathlib.Path(__file__).parents[2]
 RANDOM = "0123456789abcdef"
-launch = test_main.launch
+launch = launching.launch
 
 
 @pytest.fixture
@@ -443,8 +443,10 @@ def test_a_mode_keeps_a_link_and_writes_into_a_fifo(
 @pytest.fixture
 def folder_modes(tmp_path):
   """Mode -> its arguments, but --output; each writes a folder."""
-  test_report.write(tmp_path / "study", [test_report.make_row("rte", 0, 60.0)])
-  weights.write(test_weights.make(), tmp_path / "model", "flax")
+  sweep_folders.write(
+    tmp_path / "study", [sweep_folders.make_row("rte", 0, 60.0)]
+  )
+  weights.write(small_models.make(), tmp_path / "model", "flax")
   (tmp_path / "text.txt").write_text("a b\n\nb a\n\na\n\nb\n")
   return {
     "report": [f"--input={tmp_path}/study"],
@@ -464,7 +466,7 @@ def folder_modes(tmp_path):
 def test_a_mode_that_writes_a_folder_refuses_what_is_none(
   mode, folder_modes, launch, tmp_path, capfd
 ):
-  test_weights.make().tokenizer.save(tmp_path / "vocab")
+  small_models.make().tokenizer.save(tmp_path / "vocab")
   arguments = [f"--mode={mode}", *folder_modes[mode]]
   os.mkfifo(tmp_path / "pipe")
   (tmp_path / "file").write_text("mine")

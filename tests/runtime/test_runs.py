@@ -14,7 +14,7 @@ from bert_jax.runtime import resume
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from configs import base
-from tests.data import test_records
+from tests.support import full_disk
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_a_full_disk_is_told_with_the_name_of_the_log(tmp_path, tensorboard):
 def test_a_full_disk_leaves_the_record_as_it_was(run, tmp_path):
   runs.write_run(str(tmp_path), run)
   full = pytest.raises(OSError, match=r"File too large: '.*/run.json'")
-  with test_records.no_room(), full:
+  with full_disk.no_room(), full:
     runs.write_run(str(tmp_path), run)
   assert runs.read_run(str(tmp_path)) == run
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bert_jax import tasks
+from bert_jax import weights
 from bert_jax.data import batching
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
@@ -20,11 +21,11 @@ from bert_jax.training import evaluate
 from bert_jax.training import finetuning
 from bert_jax.training import jobs
 from bert_jax.training import optim
+from bert_jax.training import run as run_lib
 from bert_jax.training import steps
 from bert_jax.training import train
-from bert_jax.weights import weights
 from configs import finetune
-from tests import small_tasks
+from tests.support import small_tasks
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def test_stopped_and_resumed_is_bit_equal(make_config, tmp_path):
   class StopError(Exception):
     pass
 
-  log = train.Recorder.log
+  log = run_lib.Run.log
 
   def stop(self, step, speed):
     if step == 8:
@@ -198,7 +199,7 @@ def test_stopped_and_resumed_is_bit_equal(make_config, tmp_path):
     log(self, step, speed)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.Recorder, "log", stop)
+    patch.setattr(run_lib.Run, "log", stop)
     with pytest.raises(StopError):
       train.train(config, parts)
   train.train(config, parts)
@@ -248,7 +249,7 @@ def test_a_run_that_never_saved_starts_from_its_weights_again(
     raise StopError
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.Recorder, "log", stop)
+    patch.setattr(run_lib.Run, "log", stop)
     with pytest.raises(StopError):
       train.train(config, run)
   assert os.path.exists(os.path.join(run, "run.json"))

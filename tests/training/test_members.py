@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from bert_jax import weights
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import preemption
@@ -18,8 +19,7 @@ from bert_jax.runtime import sharding
 from bert_jax.training import jobs
 from bert_jax.training import members
 from bert_jax.training import train
-from bert_jax.weights import weights
-from tests import small_tasks
+from tests.support import small_tasks
 
 # The order of sums differs, and Adam's step is as long for tiny gradients:
 # parameters drift apart by small parts of a learning rate.

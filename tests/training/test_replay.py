@@ -9,9 +9,9 @@ import pytest
 from bert_jax.data import batching
 from bert_jax.runtime import metrics_log
 from bert_jax.training import replay
-from tests import test_main
+from tests.support import launching
 
-launch = test_main.launch
+launch = launching.launch
 
 
 def logged(run, step):

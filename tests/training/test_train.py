@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import numpy as np
@@ -25,53 +24,23 @@ from bert_jax.runtime import preemption
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.training import averages
+from bert_jax.training import checks
 from bert_jax.training import pretraining
+from bert_jax.training import run as run_lib
 from bert_jax.training import session
 from bert_jax.training import train
 from configs import base
-from tests import test_main
+from tests.support import launching
+from tests.support.run_checks import assert_same_state
+from tests.support.run_checks import read_state
+from tests.support.run_checks import rows
 
 ROOT = pathlib.Path(__file__).parents[2]
-launch = test_main.launch
+launch = launching.launch
 
 
 class Stopped(Exception):  # noqa: N818  (it stands for a kill, not an error)
   pass
-
-
-def read_state(workdir, step):
-  """All arrays of a checkpoint, by item and path."""
-  found = {}
-  for item in ("params", "rest"):
-    with ocp.StandardCheckpointer() as reader:
-      tree = reader.restore(
-        os.path.abspath(os.path.join(workdir, "checkpoints", str(step), item))
-      )
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    found |= {
-      (item, jax.tree_util.keystr(path)): np.asarray(leaf)
-      for path, leaf in leaves
-    }
-  return found
-
-
-def assert_same_state(a, b, step, *, logs_alike=True):
-  """Runs that log at other steps have another sum of losses not yet logged."""
-  a, b = read_state(a, step), read_state(b, step)
-  assert a.keys() == b.keys()
-  assert len(a) > 60
-  for name, x in a.items():
-    if not logs_alike and "train_loss" in name[1]:
-      continue
-    np.testing.assert_array_equal(x, b[name], err_msg=str(name))
-
-
-def rows(workdir, *, timing=False):
-  """metrics.jsonl, without what depends on the clock."""
-  return [
-    {k: v for k, v in row.items() if timing or "_per_sec" not in k}
-    for row in metrics_log.read_metrics(workdir)
-  ]
 
 
 def saved_steps(workdir, folder="checkpoints"):
@@ -364,7 +333,8 @@ def test_nan_names_its_step_and_leaves_the_last_checkpoint(
   workdir = str(tmp_path / "run")
   poison(7)
   with pytest.raises(
-    train.DivergedError, match=r"train/loss is nan at step 7.*step 6, is sound"
+    run_lib.DivergedError,
+    match=r"train/loss is nan at step 7.*step 6, is sound",
   ):
     train.train(config, workdir)
   assert saved_steps(workdir) == [4, 6]
@@ -519,10 +489,10 @@ def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
   config.optim.learning_rate = 1e-9  # losses go up and down, nothing else
   config.train.spike_factor = 1.0 + 1e-6  # so that any rise is one
   config.eval.every_steps = 0
-  monkeypatch.setattr(session, "check_settings", lambda config: None)
+  monkeypatch.setattr(checks, "check_settings", lambda config: None)
   workdir = str(tmp_path / "run")
   with pytest.raises(
-    train.DivergedError, match=r"train/loss is .* more than 1 times the mean"
+    run_lib.DivergedError, match=r"train/loss is .* more than 1 times the mean"
   ) as error:
     train.train(config, workdir)
   step = int(re.search("at step ([0-9]+)", str(error.value))[1])
@@ -531,7 +501,7 @@ def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
   config.train.on_bad_step = "skip"
   config.train.max_skipped_steps = 0
   with pytest.raises(
-    train.DivergedError, match="one more than train.max_skipped_steps=0"
+    run_lib.DivergedError, match="one more than train.max_skipped_steps=0"
   ):
     train.train(config, workdir)
   config.train.max_skipped_steps = 32
@@ -541,21 +511,6 @@ def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
   assert lines[0]["step"] == step
   last = [r for r in rows(workdir) if "train/skipped_steps" in r][-1]
   assert len(lines) == last["train/skipped_steps"]
-
-
-def test_parameters_that_are_no_numbers_stop_the_run(tmp_path):
-  """Though the losses and gradients that led to them were."""
-  config = base.get_config()
-  run = types.SimpleNamespace(config=config, workdir=str(tmp_path))
-  saved = types.SimpleNamespace(latest_step=lambda: 3)
-  recorder = train.Recorder(run, saved, averages.MeanLoss(), None)
-  metrics = {"loss": np.float32(1), "grad_norm": np.float32(2)}
-  metrics |= dict.fromkeys(("bad_step", "mean_loss"), np.float32(0))
-  recorder.check([(4, metrics)], 3.0)
-  with pytest.raises(
-    train.DivergedError, match="param_norm is inf at step 5.*step 3, is sound"
-  ):
-    recorder.check([(5, metrics)], np.inf)
 
 
 @pytest.mark.slow
@@ -572,7 +527,7 @@ def test_an_update_that_is_infinite_is_never_saved(
   config.checkpoint.every_steps = 1
   workdir = str(tmp_path / "run")
   with pytest.raises(
-    train.DivergedError,
+    run_lib.DivergedError,
     match="param_norm is inf at step 1.*no checkpoint",
   ):
     train.train(config, workdir)

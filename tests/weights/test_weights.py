@@ -15,69 +15,33 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bert_jax.data.tokenizers import interface
-from bert_jax.data.tokenizers import learn
+from bert_jax import weights
 from bert_jax.data.tokenizers import wordpiece
+from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bert_jax.models import config as model_config
-from bert_jax.models import convert
+from bert_jax.models import conversion
 from bert_jax.models import encoder as encoders
+from bert_jax.models import families
 from bert_jax.models import heads
 from bert_jax.models import layers
 from bert_jax.models import params as param_trees
+from bert_jax.models.families import bert
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import runs
 from bert_jax.weights import convert as convert_mode
+from bert_jax.weights import task_heads
 from bert_jax.weights import tf_checkpoint
-from bert_jax.weights import weights
 from configs import convert as convert_config
-
-MODEL = {
-  "vocab_size": 20,
-  "num_layers": 2,
-  "hidden_size": 8,
-  "num_heads": 2,
-  "mlp_dim": 16,
-  "max_len": 12,
-  "type_vocab_size": 2,
-  "hidden_act": "gelu_erf",
-  "layer_norm_eps": 1e-7,
-}
-PIECES = [*interface.SPECIAL_TOKENS, "walk", "##ed", "the", "!"]
-LABELS = {"classify": ("no", "yes", "perhaps"), "tag": ("O", "B", "I")}
-OUTPUTS = {"classify": 3, "tag": 3, "regress": 1, "choice": 1, "span": 2}
+from tests.support.small_models import LABELS
+from tests.support.small_models import MODEL
+from tests.support.small_models import PIECES
+from tests.support.small_models import assert_same
+from tests.support.small_models import make
 
 
 @pytest.fixture(autouse=True)
 def needs_checksums():
   pytest.importorskip("google_crc32c")
-
-
-def make(kind=None, without=(), dtype=np.float32, **model):
-  rng = np.random.default_rng(0)
-  model = MODEL | model
-  flat = {
-    path: rng.normal(size=shape).astype(dtype)
-    for path, shape in convert.shapes(model, OUTPUTS.get(kind, 1)).items()
-    if not path.startswith(tuple(without)) and (kind or "task" not in path)
-  }
-  return weights.Pretrained(
-    format="bert_jax",
-    model=model,
-    params=convert.nest(flat),
-    kind=kind,
-    labels=LABELS.get(kind, ()),
-    tokenizer=wordpiece.WordPieceTokenizer(PIECES, lower_case=True),
-    lower_case=True,
-  )
-
-
-def assert_same(got, want):
-  got, want = convert.flatten(got), convert.flatten(want)
-  assert got.keys() == want.keys()
-  for name, array in want.items():
-    assert got[name].dtype == array.dtype, name
-    assert got[name].shape == array.shape, name
-    assert got[name].tobytes() == array.tobytes(), name
 
 
 def write(pretrained, folder, format):
@@ -93,8 +57,8 @@ def change_json(path, **changes):
 # --- round trips -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", convert.FORMATS)
-@pytest.mark.parametrize("kind", [None, *convert.KINDS])
+@pytest.mark.parametrize("format", families.FORMATS)
+@pytest.mark.parametrize("kind", [None, *task_heads.HEADS])
 def test_everything_comes_back(tmp_path, format, kind):
   wanted = make(kind)
   got = weights.read(write(wanted, tmp_path / "x", format))
@@ -106,7 +70,7 @@ def test_everything_comes_back(tmp_path, format, kind):
   assert got.tokenizer.fingerprint == wanted.tokenizer.fingerprint
 
 
-@pytest.mark.parametrize("format", convert.FORMATS)
+@pytest.mark.parametrize("format", families.FORMATS)
 @pytest.mark.parametrize("act", list(layers.ACTIVATIONS))
 def test_arithmetic_comes_back(tmp_path, format, act):
   wanted = make(without=("mlm", "nsp"), hidden_act=act, layer_norm_eps=1e-5)
@@ -114,7 +78,7 @@ def test_arithmetic_comes_back(tmp_path, format, act):
   assert got.model == wanted.model
 
 
-@pytest.mark.parametrize("format", convert.FORMATS)
+@pytest.mark.parametrize("format", families.FORMATS)
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_narrow_numbers_come_back(tmp_path, format, dtype):
   wanted = make("tag", without=("encoder/pooler",), dtype=dtype)
@@ -136,7 +100,7 @@ def test_hugging_faces_tensors_survive_every_format(tmp_path, format, without):
 
 
 @pytest.mark.parametrize("lower_case", [True, False])
-@pytest.mark.parametrize("format", convert.FORMATS)
+@pytest.mark.parametrize("format", families.FORMATS)
 def test_the_tokenizers_settings_come_back(tmp_path, format, lower_case):
   pretrained = make()
   pretrained.tokenizer = wordpiece.WordPieceTokenizer(
@@ -149,7 +113,7 @@ def test_the_tokenizers_settings_come_back(tmp_path, format, lower_case):
   assert got.lower_case is lower_case
 
 
-@pytest.mark.parametrize("format", convert.FORMATS)
+@pytest.mark.parametrize("format", families.FORMATS)
 def test_a_vocabulary_is_not_needed(tmp_path, format):
   pretrained = dataclasses.replace(make(), tokenizer=None, lower_case=None)
   got = weights.read(write(pretrained, tmp_path / "x", format))
@@ -550,7 +514,7 @@ def test_a_checkpoint_without_its_parameters_is_named(tmp_path):
     weights.read(folder)
 
 
-@pytest.mark.parametrize("format", convert.FORMATS)
+@pytest.mark.parametrize("format", families.FORMATS)
 def test_a_vocabulary_larger_than_its_table_is_refused(tmp_path, format):
   pieces = [*PIECES, *"abcdefghijklmnop"]
   pretrained = make()
@@ -563,23 +527,23 @@ def test_a_vocabulary_larger_than_its_table_is_refused(tmp_path, format):
 # --- writing -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", convert.FORMATS)
+@pytest.mark.parametrize("format", families.FORMATS)
 def test_a_folder_is_written_whole_or_not_at_all(tmp_path, format, monkeypatch):
   target = tmp_path / "x"
   pretrained = make()
   with monkeypatch.context() as patch:
     # The last thing that each writer does fails.
     name = {
-      "huggingface": "safetensors.numpy.save_file",
-      "flax": "serialization.msgpack_serialize",
-      "tf1": "tf_checkpoint.write",
-      "bert_jax": "runs.write_run",
+      "huggingface": "hugging_face.safetensors.numpy.save_file",
+      "flax": "hugging_face.serialization.msgpack_serialize",
+      "tf1": "original.tf_checkpoint.write",
+      "bert_jax": "workdir.runs.write_run",
     }[format]
 
     def fail(*args, **kwargs):
       raise OSError("disk full")
 
-    patch.setattr(f"bert_jax.weights.weights.{name}", fail)
+    patch.setattr(f"bert_jax.weights.{name}", fail)
     with pytest.raises(weights.WeightsError, match="x: disk full"):
       weights.write(pretrained, target, format)
   assert not list(tmp_path.iterdir())
@@ -645,7 +609,7 @@ def test_a_kind_needs_a_head(tmp_path):
 
 def test_a_sentencepiece_vocabulary_has_no_place_elsewhere(tmp_path):
   pretrained = make(vocab_size=60)
-  pretrained.tokenizer = learn.train_sentencepiece(
+  pretrained.tokenizer = SentencePieceTokenizer.learn(
     ["the sun and the moon and the stars", "rain falls on the hill"] * 20,
     vocab_size=23,
   )
@@ -683,17 +647,19 @@ def test_fit_names_what_is_fresh_and_what_has_no_place(scan_layers):
   assert set(added) == {
     "encoder/pooler/kernel", "encoder/pooler/bias", "task/kernel", "task/bias",
   }  # fmt: skip
-  flat = convert.flatten(merged)
+  flat = param_trees.flatten(merged)
   assert {path for path, array in flat.items() if array is None} == set(added)
   assert set(dropped) == {
-    path for path in convert.flatten(given) if path.startswith(("mlm", "nsp"))
+    path
+    for path in param_trees.flatten(given)
+    if path.startswith(("mlm", "nsp"))
   }
 
 
 def test_fit_gives_the_models_dtype():
   params = make().params
   merged, _, _ = weights.fit(params, wanted_shapes(params, jnp.bfloat16))
-  for array in convert.flatten(merged).values():
+  for array in param_trees.flatten(merged).values():
     assert array.dtype == jnp.bfloat16
   word = params["encoder"]["embeddings"]["word"]["embedding"]
   np.testing.assert_array_equal(
@@ -895,11 +861,13 @@ def test_a_whole_state_dict_is_read(reference):
   model = reference_model(reference, "BertForPreTraining", "gelu")
   state = {k: v.numpy() for k, v in model.state_dict().items()}
   assert "cls.predictions.decoder.weight" in state
-  sizes = convert.model_of("huggingface", model.config.to_dict())
-  found = convert.to_ours("huggingface", state, sizes)
+  sizes = bert.FAMILY.model_of("huggingface", model.config.to_dict())
+  found = conversion.to_ours(bert.FAMILY, "huggingface", state, sizes)
   assert found.ignored == found.missing == ()
   assert "mlm/bias" in found.params
-  again = convert.from_ours("huggingface", found.params, sizes, None)
+  again = conversion.from_ours(
+    bert.FAMILY, "huggingface", found.params, sizes, None
+  )
   assert_same(again, {k: v for k, v in state.items() if ".decoder." not in k})
 
 

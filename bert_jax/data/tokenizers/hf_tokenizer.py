@@ -13,83 +13,74 @@ spells one of BERT's five special tokens, it is read as text, as the original
 does.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import dataclasses
-import json
-import logging
 import os
 from typing import Any
 
+from bert_jax.data import key_table
+from bert_jax.data import templates
 from bert_jax.data.tokenizers import added_tokens
+from bert_jax.runtime import files
 
-_log = logging.getLogger(__name__)
-
-SPECIAL_TOKENS = {
-  "pad_token": "[PAD]",
-  "unk_token": "[UNK]",
-  "cls_token": "[CLS]",
-  "sep_token": "[SEP]",
-  "mask_token": "[MASK]",
-}
 CONFIG = "tokenizer_config.json"
 WHOLE = "tokenizer.json"
 _MAP = "special_tokens_map.json"
 _ADDED = "added_tokens.json"
 _SENTENCES = "sentence_bert_config.json"
 
-# Classes that tokenise as BERT does and give a pair two token types.
-CLASSES = tuple(
-  name + speed
-  for name in ("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
-  for speed in ("", "Fast")
-) + ("PreTrainedTokenizerFast",)
-
-# Key -> the values that are accepted; any other is refused by name. `None` is
-# how these files say that a key is not set.
-_ONLY: dict[str, tuple[Any, ...]] = {
-  "tokenizer_class": (None, *CLASSES),
-  "auto_map": (None, {}),
-  "do_basic_tokenize": (None, True),
-  "tokenize_chinese_chars": (None, True),
-  "clean_text": (None, True),
-  "split_special_tokens": (None, False),
-  "wordpieces_prefix": (None, "##"),
-  "padding_side": (None, "right"),
-  "truncation_side": (None, "right"),
-  # Of the Japanese tokenizer, which cuts words by a dictionary.
-  "do_word_tokenize": (None, True),
-  "do_subword_tokenize": (None, True),
-  "word_tokenizer_type": (None, "basic"),
-  "subword_tokenizer_type": (None, "wordpiece"),
-  "mecab_kwargs": (None, {}),
-  "sudachi_kwargs": (None, {}),
-  "jumanpp_kwargs": (None, {}),
-  "spm_file": (None,),
-} | {key: (None, name) for key, name in SPECIAL_TOKENS.items()}
-# Read below.
-_READ = frozenset({
-  "do_lower_case", "strip_accents", "never_split", "model_max_length",
-  "max_len", "model_input_names", "max_input_chars_per_word", "bos_token",
-  "eos_token", "additional_special_tokens", "extra_special_tokens",
-  "added_tokens_decoder",
-})  # fmt: skip
-# They change no id: names, decoding, chat, and how calls pad and cut, which is
-# decided by the caller.
-_WITHOUT_EFFECT = frozenset({
-  "name_or_path", "_name_or_path", "special_tokens_map_file", "tokenizer_file",
-  "vocab_file", "full_tokenizer_file", "init_inputs", "__slow_tokenizer",
-  "clean_up_tokenization_spaces", "add_prefix_space", "add_special_tokens",
-  "chat_template", "max_length", "stride", "truncation", "truncation_strategy",
-  "padding", "pad_to_multiple_of", "pad_token_type_id", "pad_token_type",
-  "return_tensors", "return_token_type_ids", "return_attention_mask",
-  "use_fast", "trust_remote_code", "from_slow", "legacy", "verbose", "errors",
-  "processor_class", "backend", "is_local", "local_files_only",
-  "transformers_version", "tokenizer_version", "model_specific_special_tokens",
-  "fix_mistral_regex", "cache_dir", "revision", "use_auth_token", "token",
-  "unk_id", "device_map", "__version__", "pad_token_id", "unk_token_id",
-  "cls_token_id", "sep_token_id", "mask_token_id", "bos_token_id",
-  "eos_token_id", "vocab_size", "do_split_on_punc",
-})  # fmt: skip
+_KEYS = key_table.KeyTable(
+  only={
+    "auto_map": (None, {}),
+    "do_basic_tokenize": (None, True),
+    "tokenize_chinese_chars": (None, True),
+    "clean_text": (None, True),
+    "split_special_tokens": (None, False),
+    "wordpieces_prefix": (None, "##"),
+    "padding_side": (None, "right"),
+    "truncation_side": (None, "right"),
+    # Of the Japanese tokenizer, which cuts words by a dictionary.
+    "do_word_tokenize": (None, True),
+    "do_subword_tokenize": (None, True),
+    "word_tokenizer_type": (None, "basic"),
+    "subword_tokenizer_type": (None, "wordpiece"),
+    "mecab_kwargs": (None, {}),
+    "sudachi_kwargs": (None, {}),
+    "jumanpp_kwargs": (None, {}),
+    "spm_file": (None,),
+  },
+  read=frozenset({
+    "do_lower_case", "strip_accents", "never_split", "model_max_length",
+    "max_len", "model_input_names", "max_input_chars_per_word", "bos_token",
+    "eos_token", "additional_special_tokens", "extra_special_tokens",
+    "added_tokens_decoder",
+  }),
+  # Names, decoding, chat, and how calls pad and cut, which the caller decides.
+  ignored=frozenset({
+    "name_or_path", "_name_or_path", "special_tokens_map_file",
+    "tokenizer_file", "vocab_file", "full_tokenizer_file", "init_inputs",
+    "__slow_tokenizer", "clean_up_tokenization_spaces", "add_prefix_space",
+    "add_special_tokens", "chat_template", "max_length", "stride", "truncation",
+    "truncation_strategy", "padding", "pad_to_multiple_of", "pad_token_type_id",
+    "pad_token_type", "return_tensors", "return_token_type_ids",
+    "return_attention_mask", "use_fast", "trust_remote_code", "from_slow",
+    "legacy", "verbose", "errors", "processor_class", "backend", "is_local",
+    "local_files_only", "transformers_version", "tokenizer_version",
+    "model_specific_special_tokens", "fix_mistral_regex", "cache_dir",
+    "revision", "use_auth_token", "token", "unk_id", "device_map",
+    "__version__", "pad_token_id", "unk_token_id", "cls_token_id",
+    "sep_token_id", "mask_token_id", "bos_token_id", "eos_token_id",
+    "vocab_size", "do_split_on_punc",
+  }),
+  effect="tokens",
+  advice=". To use the model by those rules, write that into the file",
+)  # fmt: skip
+_SENTENCE_KEYS = key_table.KeyTable(
+  only={},
+  read=frozenset({"max_seq_length", "do_lower_case"}),
+  ignored=frozenset(),
+  effect="tokens",
+)
 _MODEL_INPUT = "token_type_ids"
 # A number so large means that no length was set.
 _NO_LENGTH = 10**9
@@ -116,11 +107,15 @@ class Settings:
   seq_len: int | None = None
 
 
-def read(folder: str | os.PathLike[str]) -> Settings:
+def read(
+  folder: str | os.PathLike[str],
+  spec: templates.TokenizerSpec = templates.WORDPIECE,
+) -> Settings:
   """Reads and checks what a folder says about its tokenizer.
 
   Args:
     folder: it need not hold any of the files.
+    spec: what the family of the model says about its tokenizer.
 
   Raises:
     ValueError: names the file, the key and what would be accepted.
@@ -132,10 +127,10 @@ def read(folder: str | os.PathLike[str]) -> Settings:
   if "model" not in whole:
     whole = {}  # one of ours has the same name
   for file, found in ((CONFIG, config), (_MAP, names)):
-    check_keys(os.path.join(folder, file), found)
+    check_keys(os.path.join(folder, file), found, spec)
   path = os.path.join(folder, CONFIG)
   lower_case = config.get("do_lower_case")
-  _check_words(path, config, lower_case)
+  _check_words(path, config, lower_case, spec)
   limit = config.get("max_input_chars_per_word")
   if limit is not None and type(limit) is not int:
     raise ValueError(f"{path}: max_input_chars_per_word is {limit!r:.100}")
@@ -143,7 +138,7 @@ def read(folder: str | os.PathLike[str]) -> Settings:
   if whole:
     own = os.path.join(folder, WHOLE)
     pieces = _pieces_of(own, whole)
-    theirs = _check_whole(own, whole)
+    theirs = _check_whole(own, whole, spec)
     lower_case = _agreed(own, "lowercase", lower_case, theirs["lowercase"])
     limit = _agreed(
       own, "max_input_chars_per_word", limit, theirs["max_input_chars_per_word"]
@@ -152,70 +147,51 @@ def read(folder: str | os.PathLike[str]) -> Settings:
     lower_case=lower_case,
     max_input_chars_per_word=limit,
     pieces=pieces,
-    added=tuple(_added_tokens(folder, config, names, whole)),
+    added=tuple(_added_tokens(folder, config, names, whole, spec)),
     seq_len=_seq_len(folder, config, lower_case),
   )
 
 
 def _read_json(folder: str, name: str) -> dict[str, Any]:
   """A file that is one JSON object; {} where there is none."""
-  path = os.path.join(folder, name)
-  if not os.path.exists(path):
-    return {}
-  try:
-    with open(path, encoding="utf-8") as f:
-      value = json.load(f)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path} is not JSON: {error}") from None
-  if not isinstance(value, dict):
-    raise ValueError(f"{path} is not a JSON object")
-  return value
+  return files.read_json(os.path.join(folder, name), default={})
 
 
 # --- settings ----------------------------------------------------------------
 
 
-def check_keys(path: str, config: Mapping[str, Any]) -> None:
+def keys_of(spec: templates.TokenizerSpec) -> key_table.KeyTable:
+  """Returns what tokenizer_config.json may say for a tokenizer."""
+  special = {f"{k}_token": (None, v) for k, v in spec.special_tokens.items()}
+  return _KEYS.extended({"tokenizer_class": (None, *spec.hf_classes)} | special)
+
+
+def check_keys(
+  path: str,
+  config: Mapping[str, Any],
+  spec: templates.TokenizerSpec = templates.WORDPIECE,
+) -> None:
   """Refuses values that change ids, and warns of keys that are not known.
 
   Args:
     path: of the file, for messages.
     config: its content.
+    spec: what the family of the model says about its tokenizer.
   """
-  for key, accepted in _ONLY.items():
-    value = config.get(key)
-    if isinstance(value, dict) and "content" in value:
-      value = value["content"]
-    if value not in accepted:
-      raise ValueError(_refusal(path, key, value, accepted))
-  _warn_of(path, config.keys() - _ONLY.keys() - _READ - _WITHOUT_EFFECT)
+  keys = keys_of(spec)
+  try:
+    keys.check(config)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
+  keys.warn(path, config)
 
 
-def _warn_of(path: str, unknown: Collection[str]) -> None:
-  """Logs the keys of a file that are not known here, if there are any."""
-  if unknown:
-    _log.warning(
-      "%s has keys that are not known here and were not read: %s; check that "
-      "they change no token",
-      path, ", ".join(sorted(map(str, unknown))),
-    )  # fmt: skip
-
-
-def _refusal(path: str, key: str, value: Any, accepted: tuple[Any, ...]) -> str:
-  wanted = ", ".join(json.dumps(x) for x in accepted if x is not None)
-  remedy = (
-    f"it accepts {wanted}. To use the model by those rules, write that into "
-    "the file"
-    if wanted
-    else "remove the key to use the model without it"
-  )
-  return (
-    f"{path}: {key} is {value!r:.100}, which gives other tokens than this "
-    f"program can make; {remedy}"
-  )
-
-
-def _check_words(path: str, config: Mapping[str, Any], lower_case: Any) -> None:
+def _check_words(
+  path: str,
+  config: Mapping[str, Any],
+  lower_case: Any,
+  spec: templates.TokenizerSpec,
+) -> None:
   """Refuses settings that cut a text into other words."""
   if lower_case not in (None, True, False):
     raise ValueError(f"{path}: do_lower_case is {lower_case!r:.100}")
@@ -227,8 +203,10 @@ def _check_words(path: str, config: Mapping[str, Any], lower_case: Any) -> None:
       "that"
     )
   kept = config.get("never_split")
-  if kept and not set(map(str, kept)) <= set(SPECIAL_TOKENS.values()):
-    raise ValueError(_refusal(path, "never_split", kept, (None, [])))
+  if kept and not set(map(str, kept)) <= set(spec.special_tokens.values()):
+    raise ValueError(
+      f"{path}: {_KEYS.refusal('never_split', kept, (None, []))}"
+    )
   inputs = config.get("model_input_names")
   if inputs is not None and _MODEL_INPUT not in inputs:
     raise ValueError(
@@ -257,7 +235,7 @@ def _seq_len(
   """
   path = os.path.join(folder, _SENTENCES)
   sentences = _read_json(folder, _SENTENCES)
-  _warn_of(path, sentences.keys() - {"max_seq_length", "do_lower_case"})
+  _SENTENCE_KEYS.warn(path, sentences)
   if sentences.get("do_lower_case") and lower_case is False:
     raise ValueError(
       f"{path}: do_lower_case is true, but the tokenizer keeps capitals; here "
@@ -302,21 +280,22 @@ def _pieces_of(path: str, whole: Mapping[str, Any]) -> tuple[str, ...] | None:
   return tuple(sorted(ids, key=ids.__getitem__))
 
 
-def _template(types: tuple[int, ...]) -> list[dict[str, Any]]:
-  """[CLS] A [SEP], or [CLS] A [SEP] B [SEP], as tokenizer.json writes it."""
-  names = ("[CLS]", "A", "[SEP]", "B", "[SEP]")
+def _template(
+  spec: templates.TokenizerSpec, is_pair: bool
+) -> list[dict[str, Any]]:
+  """The template of a sequence as tokenizer.json writes it."""
   return [
-    {
-      "Sequence" if name in "AB" else "SpecialToken": {
-        "id": name, "type_id": type_id
-      }
-    }
-    for name, type_id in zip(names, types, strict=False)
-  ]  # fmt: skip
+    {"Sequence": {"id": name, "type_id": type_id}}
+    if name in templates.TEXTS
+    else {"SpecialToken": {"id": spec.special_tokens[name], "type_id": type_id}}
+    for name, type_id in spec.template.parts(is_pair)
+  ]
 
 
-def _check_whole(path: str, whole: Mapping[str, Any]) -> dict[str, Any]:
-  """Refuses a tokenizer.json whose rules are not BERT's.
+def _check_whole(
+  path: str, whole: Mapping[str, Any], spec: templates.TokenizerSpec
+) -> dict[str, Any]:
+  """Refuses a tokenizer.json whose rules are not those of a spec.
 
   A file without one of the parts says nothing about it, as some that only
   carry a vocabulary do; where a part is null there is no such step.
@@ -325,69 +304,63 @@ def _check_whole(path: str, whole: Mapping[str, Any]) -> dict[str, Any]:
     lowercase and max_input_chars_per_word, None where they are not said.
   """
   model = whole["model"]
-  checks: list[tuple[str, Any, tuple[Any, ...]]] = [
-    ("model.unk_token", model.get("unk_token", "[UNK]"), ("[UNK]",)),
-    (
-      "model.continuing_subword_prefix",
-      model.get("continuing_subword_prefix", "##"),
-      ("##",),
-    ),
-  ]
   limit = model.get("max_input_chars_per_word")
   if limit is not None and type(limit) is not int:
     raise ValueError(
       f"{path}: model.max_input_chars_per_word is {limit!r:.100}"
     )
-  lowercase = None
-  if "normalizer" in whole:
-    normal = whole["normalizer"] or {}
-    lowercase = normal.get("lowercase")
-    checks += [
-      ("normalizer.type", normal.get("type"), ("BertNormalizer",)),
-      ("normalizer.clean_text", normal.get("clean_text", True), (True,)),
-      (
-        "normalizer.handle_chinese_chars",
-        normal.get("handle_chinese_chars", True),
-        (True,),
-      ),
-      ("normalizer.lowercase", lowercase, (None, True, False)),
-      (
-        "normalizer.strip_accents",
-        normal.get("strip_accents"),
-        (None, lowercase is not False),
-      ),
-    ]
-  if "pre_tokenizer" in whole:
-    words = whole["pre_tokenizer"] or {}
-    checks.append(("pre_tokenizer.type", words.get("type"),
-                   ("BertPreTokenizer",)))  # fmt: skip
-  if "post_processor" in whole:
-    after = whole["post_processor"] or {}
-    kind = after.get("type")
-    checks.append(
-      ("post_processor.type", kind, ("TemplateProcessing", "BertProcessing"))
-    )
-    if kind == "TemplateProcessing":
-      checks += [
-        ("post_processor.single", after.get("single"), (_template((0,) * 3),)),
-        (
-          "post_processor.pair",
-          after.get("pair"),
-          (_template((0, 0, 0, 1, 1)),),
-        ),
-      ]
-    elif kind == "BertProcessing":
-      checks += [
-        (f"post_processor.{name}", list(after.get(name) or [None])[0], (token,))
-        for name, token in (("cls", "[CLS]"), ("sep", "[SEP]"))
-      ]
+  lowercase = (whole.get("normalizer") or {}).get("lowercase")
+  # Part -> key -> (what stands where the key is missing, what is accepted).
+  unk = spec.special_tokens["unk"]
+  rules: dict[str, dict[str, tuple[Any, ...]]] = {
+    "model": {
+      "unk_token": (unk, unk),
+      "continuing_subword_prefix": ("##", "##"),
+    },
+    "normalizer": {
+      "type": (None, "BertNormalizer"),
+      "clean_text": (True, True),
+      "handle_chinese_chars": (True, True),
+      "lowercase": (None, None, True, False),
+      "strip_accents": (None, None, lowercase is not False),
+    },
+    "pre_tokenizer": {"type": (None, "BertPreTokenizer")},
+    "post_processor": _post_processor_rules(whole, spec),
+  }
+  for part, keys in rules.items():
+    if part in whole:
+      values = whole[part] or {}
+      for key, (default, *accepted) in keys.items():
+        _check_rule(path, f"{part}.{key}", values.get(key, default), accepted)
   for part in ("truncation", "padding"):
     side = (whole.get(part) or {}).get("direction", "Right")
-    checks.append((f"{part}.direction", side, ("Right",)))
-  for key, value, accepted in checks:
-    if value not in accepted:
-      raise ValueError(_refusal(path, key, value, accepted))
+    _check_rule(path, f"{part}.direction", side, ["Right"])
   return {"lowercase": lowercase, "max_input_chars_per_word": limit}
+
+
+def _post_processor_rules(
+  whole: Mapping[str, Any], spec: templates.TokenizerSpec
+) -> dict[str, tuple[Any, ...]]:
+  """What the part that adds special tokens may say, by its type."""
+  rules: dict[str, tuple[Any, ...]] = {
+    "type": (None, "TemplateProcessing", "BertProcessing")
+  }
+  kind = (whole.get("post_processor") or {}).get("type")
+  if kind == "TemplateProcessing":
+    rules["single"] = (None, _template(spec, is_pair=False))
+    rules["pair"] = (None, _template(spec, is_pair=True))
+  elif kind == "BertProcessing":
+    rules |= {
+      name: (None, spec.special_tokens[name]) for name in ("cls", "sep")
+    }
+  return rules
+
+
+def _check_rule(path: str, key: str, value: Any, accepted: list[Any]) -> None:
+  if key in ("post_processor.cls", "post_processor.sep"):
+    value = list(value or [None])[0]  # a token and its id
+  if value not in accepted:
+    raise ValueError(f"{path}: {_KEYS.refusal(key, value, tuple(accepted))}")
 
 
 # --- added tokens ------------------------------------------------------------
@@ -396,7 +369,8 @@ def _check_whole(path: str, whole: Mapping[str, Any]) -> dict[str, Any]:
 class _Collected:
   """Added tokens by content, from several files that must agree."""
 
-  def __init__(self):
+  def __init__(self, spec: templates.TokenizerSpec):
+    self._own = set(spec.special_tokens.values())
     self._found: dict[str, tuple[int | None, added_tokens.AddedToken, str]] = {}
 
   def add(
@@ -448,11 +422,11 @@ class _Collected:
     )  # fmt: skip
 
   def tokens(self) -> Iterator[tuple[int | None, added_tokens.AddedToken]]:
-    """Yields all but BERT's five: by id, then those without one in order."""
+    """Yields all but special tokens of the spec: by id, then those without."""
     rows = [
       (id, token)
       for id, token, _ in self._found.values()
-      if token.content not in SPECIAL_TOKENS.values()
+      if token.content not in self._own
     ]
     placed = [(id, token) for id, token in rows if id is not None]
     yield from sorted(placed, key=lambda row: row[0])
@@ -464,13 +438,14 @@ def _added_tokens(
   config: Mapping[str, Any],
   names: Mapping[str, Any],
   whole: Mapping[str, Any],
+  spec: templates.TokenizerSpec,
 ) -> Iterator[tuple[int | None, added_tokens.AddedToken]]:
   """Tokens that the files of a folder add to the vocabulary."""
   of_config = os.path.join(folder, CONFIG)
   of_names = os.path.join(folder, _MAP)
   of_added = os.path.join(folder, _ADDED)
   special = {"special": True, "normalized": False}
-  found = _Collected()
+  found = _Collected(spec)
   of_whole = os.path.join(folder, WHOLE)
   for token in _list(of_whole, whole, "added_tokens"):
     if not isinstance(token, dict):

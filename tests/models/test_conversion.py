@@ -1,12 +1,17 @@
-"""Tests of models/convert.py: names by hand, layouts by hand, refusals."""
+"""Tests of conversion.py and of BERT: names and layouts by hand, refusals."""
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from bert_jax.models import convert
+from bert_jax.models import config as model_config
+from bert_jax.models import conversion
+from bert_jax.models import families
+from bert_jax.models import heads
 from bert_jax.models import layers
 from bert_jax.models import params as param_trees
+from bert_jax.models.families import bert
+from tests.support.bert_shapes import bert_shapes
 
 MODEL = {
   "vocab_size": 13,
@@ -145,7 +150,7 @@ def make_params(num_labels=3, dtype=np.float32, without=()):
   rng = np.random.default_rng(0)
   return {
     path: rng.normal(size=shape).astype(dtype)
-    for path, shape in convert.shapes(MODEL, num_labels).items()
+    for path, shape in heads.param_shapes(MODEL, num_labels).items()
     if not path.startswith(tuple(without))
   }
 
@@ -158,10 +163,16 @@ def assert_same(got, want):
     assert got[name].tobytes() == array.tobytes(), name
 
 
+def to_ours(*args, **kwargs):
+  return conversion.to_ours(bert.FAMILY, *args, **kwargs)
+
+
+def from_ours(*args):
+  return conversion.from_ours(bert.FAMILY, *args)
+
+
 def hf(**options):
-  return convert.from_ours(
-    "huggingface", make_params(**options), MODEL, "classify"
-  )
+  return from_ours("huggingface", make_params(**options), MODEL, "classify")
 
 
 @pytest.mark.parametrize("format", OTHERS)
@@ -169,7 +180,7 @@ def test_names_are_those_of_the_other_implementations(format):
   column = OTHERS.index(format)
   for names, is_span in ((NAMES, False), (SPAN_NAMES, True)):
     for path, theirs in names.items():
-      name, is_transposed = convert.their_name(format, path, is_span)
+      name, is_transposed = bert.FAMILY.names[format].of(path, is_span)
       assert name == theirs[column]
       assert is_transposed == TRANSPOSED[format](path)
 
@@ -177,25 +188,25 @@ def test_names_are_those_of_the_other_implementations(format):
 @pytest.mark.parametrize("format", OTHERS)
 def test_no_two_parameters_share_a_name(format):
   for is_span in (False, True):
-    paths = list(convert.shapes(MODEL, 2))
-    names = {convert.their_name(format, path, is_span)[0] for path in paths}
+    paths = list(heads.param_shapes(MODEL, 2))
+    names = {bert.FAMILY.names[format].of(path, is_span)[0] for path in paths}
     assert len(names) == len(paths)
 
 
-def test_the_shapes_are_those_of_the_model(bert_shapes):
+def test_the_shapes_are_those_of_the_model():
   model = MODEL | {
     "vocab_size": 32, "num_layers": 2, "hidden_size": 8, "num_heads": 2,
     "mlp_dim": 16, "max_len": 12,
   }  # fmt: skip
-  shapes = convert.shapes(model, 3)
+  shapes = heads.param_shapes(model, 3)
   assert shapes.pop("task/kernel") == (8, 3)
   assert shapes.pop("task/bias") == (3,)
-  assert shapes == convert.flatten(bert_shapes(False))
+  assert shapes == param_trees.flatten(bert_shapes(False))
 
 
 def test_a_heads_columns_are_the_rows_of_a_transposed_kernel():
   params = make_params()
-  tensors = convert.from_ours("huggingface", params, MODEL, "classify")
+  tensors = from_ours("huggingface", params, MODEL, "classify")
   D, H = 6, 3
   query = tensors["bert.encoder.layer.0.attention.self.query.weight"]
   ours = params["encoder/layer_0/attention/query/kernel"]
@@ -208,23 +219,26 @@ def test_a_heads_columns_are_the_rows_of_a_transposed_kernel():
       np.testing.assert_array_equal(out[:, n * H + h], our_out[n, h])
 
 
-@pytest.mark.parametrize("format", convert.FORMATS)
+@pytest.mark.parametrize("format", families.FORMATS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize(
   ("kind", "num_labels"), [("classify", 3), ("span", 2), ("choice", 1)]
 )
 def test_a_round_trip_keeps_every_bit(format, dtype, kind, num_labels):
   params = make_params(num_labels, dtype)
-  tensors = convert.from_ours(format, params, MODEL, kind)
-  found = convert.to_ours(format, tensors, MODEL)
+  tensors = from_ours(format, params, MODEL, kind)
+  found = to_ours(format, tensors, MODEL)
   assert_same(found.params, params)
   assert found.ignored == found.missing == ()
   if format != "bert_jax":
     assert found.is_span == (kind == "span")
-  assert_same(convert.from_ours(format, found.params, MODEL, kind), tensors)
+  assert_same(
+    from_ours(format, found.params, MODEL, kind),
+    tensors,
+  )
 
 
-@pytest.mark.parametrize("format", convert.FORMATS)
+@pytest.mark.parametrize("format", families.FORMATS)
 @pytest.mark.parametrize(
   "without",
   [
@@ -237,8 +251,8 @@ def test_a_round_trip_keeps_every_bit(format, dtype, kind, num_labels):
 def test_parts_may_be_missing(format, without):
   params = make_params(without=without)
   kind = None if "task" in without else "classify"
-  tensors = convert.from_ours(format, params, MODEL, kind)
-  found = convert.to_ours(format, tensors, MODEL)
+  tensors = from_ours(format, params, MODEL, kind)
+  found = to_ours(format, tensors, MODEL)
   assert_same(found.params, params)
   assert found.ignored == ()
   has_pooler = "encoder/pooler" not in without
@@ -248,22 +262,25 @@ def test_parts_may_be_missing(format, without):
 
 def test_a_bare_encoder_has_names_without_prefix():
   params = make_params(without=("mlm", "nsp", "task"))
-  tensors = convert.from_ours("huggingface", params, MODEL, None)
+  tensors = from_ours("huggingface", params, MODEL, None)
   assert "pooler.dense.weight" in tensors
   assert not [name for name in tensors if name.startswith("bert.")]
-  assert_same(convert.to_ours("huggingface", tensors, MODEL).params, params)
+  assert_same(
+    to_ours("huggingface", tensors, MODEL).params,
+    params,
+  )
 
 
 @pytest.mark.parametrize("format", ["huggingface", "flax", "tf1"])
 def test_the_prefix_of_the_encoder_may_be_missing(format):
   params = make_params()
-  tensors = convert.from_ours(format, params, MODEL, "classify")
+  tensors = from_ours(format, params, MODEL, "classify")
   bare = {
     name.removeprefix("bert.").removeprefix("bert/"): array
     for name, array in tensors.items()
   }
   assert bare.keys() != tensors.keys()
-  assert_same(convert.to_ours(format, bare, MODEL).params, params)
+  assert_same(to_ours(format, bare, MODEL).params, params)
 
 
 def test_gamma_and_beta_are_old_names_of_weight_and_bias():
@@ -275,7 +292,7 @@ def test_gamma_and_beta_are_old_names_of_weight_and_bias():
     for name, array in hf().items()
   }
   assert "bert.embeddings.LayerNorm.gamma" in old
-  assert_same(convert.to_ours("huggingface", old, MODEL).params, params)
+  assert_same(to_ours("huggingface", old, MODEL).params, params)
 
 
 def test_what_is_not_used_is_named():
@@ -283,15 +300,15 @@ def test_what_is_not_used_is_named():
     "bert.embeddings.position_ids": np.arange(7)[None],
     "something.else": np.zeros(3, np.float32),
   }
-  found = convert.to_ours("huggingface", tensors, MODEL)
+  found = to_ours("huggingface", tensors, MODEL)
   assert found.ignored == ("bert.embeddings.position_ids", "something.else")
 
 
 def test_the_optimizers_slots_and_the_step_are_not_used():
-  tensors = convert.from_ours("tf1", make_params(), MODEL, "classify")
+  tensors = from_ours("tf1", make_params(), MODEL, "classify")
   name = "bert/pooler/dense/kernel/adam_m"
   extra = {"global_step": np.int64(3), name: np.zeros((6, 6), np.float32)}
-  found = convert.to_ours("tf1", tensors | extra, MODEL)
+  found = to_ours("tf1", tensors | extra, MODEL)
   assert sorted(found.ignored) == sorted(extra)
 
 
@@ -303,12 +320,12 @@ def test_a_tied_decoder_is_no_parameter_of_its_own():
     "cls.predictions.decoder.weight": word.copy(),
     "cls.predictions.decoder.bias": bias.copy(),
   }
-  found = convert.to_ours("huggingface", tensors | tied, MODEL)
+  found = to_ours("huggingface", tensors | tied, MODEL)
   assert_same(found.params, params)
   assert found.ignored == ()
   alone = tensors | {"cls.predictions.decoder.bias": bias}
   del alone["cls.predictions.bias"]
-  found = convert.to_ours("huggingface", alone, MODEL)
+  found = to_ours("huggingface", alone, MODEL)
   assert_same(found.params, params)
   assert found.ignored == ()
 
@@ -317,15 +334,15 @@ def test_an_untied_decoder_leaves_its_head_out():
   tensors = hf()
   other = tensors["bert.embeddings.word_embeddings.weight"] + 1
   tensors["cls.predictions.decoder.weight"] = other
-  found = convert.to_ours("huggingface", tensors, MODEL)
+  found = to_ours("huggingface", tensors, MODEL)
   assert not [path for path in found.params if path.startswith("mlm/")]
   assert "nsp/kernel" in found.params
   assert set(found.ignored) == {
     name for name in tensors if name.startswith("cls.predictions.")
   }
-  flax = convert.from_ours("flax", make_params(), MODEL, "classify")
+  flax = from_ours("flax", make_params(), MODEL, "classify")
   flax["cls/predictions/decoder/kernel"] = other.T
-  found = convert.to_ours("flax", flax, MODEL)
+  found = to_ours("flax", flax, MODEL)
   assert not [path for path in found.params if path.startswith("mlm/")]
 
 
@@ -367,39 +384,39 @@ def test_an_untied_decoder_leaves_its_head_out():
 def test_what_is_not_a_whole_model_is_refused(change, message):
   tensors = hf()
   change(tensors)
-  with pytest.raises(convert.ConvertError, match=message):
-    convert.to_ours("huggingface", tensors, MODEL)
+  with pytest.raises(families.ConvertError, match=message):
+    to_ours("huggingface", tensors, MODEL)
 
 
 def test_a_claim_of_a_billion_layers_costs_nothing():
   model = MODEL | {"num_layers": 10**9}
-  with pytest.raises(convert.ConvertError, match="1000000000 layers, but"):
-    convert.to_ours("huggingface", hf(), model)
+  with pytest.raises(families.ConvertError, match="1000000000 layers, but"):
+    to_ours("huggingface", hf(), model)
 
 
 def test_parameters_that_no_model_has_are_not_written():
   params = make_params() | {"encoder/extra/bias": np.zeros(2, np.float32)}
-  with pytest.raises(convert.ConvertError, match="encoder/extra/bias are no"):
-    convert.from_ours("tf1", params, MODEL, "classify")
+  with pytest.raises(families.ConvertError, match="encoder/extra/bias are no"):
+    from_ours("tf1", params, MODEL, "classify")
 
 
 def test_stacking_is_that_of_the_model():
   flat = make_params()
-  tree = convert.nest(flat)
-  assert convert.flatten(tree) == flat
-  stacked = convert.stack(flat)
+  tree = param_trees.nest(flat)
+  assert param_trees.flatten(tree) == flat
+  stacked = param_trees.stack(flat)
   theirs = {
     path: np.asarray(x)
-    for path, x in convert.flatten(param_trees.stack_layers(tree)).items()
+    for path, x in param_trees.flatten(param_trees.stack_layers(tree)).items()
   }
   assert_same(stacked, theirs)
-  assert_same(convert.unstack(stacked), flat)
-  assert convert.num_layers(flat) == convert.num_layers(stacked) == 2
+  assert_same(param_trees.unstack(stacked), flat)
+  assert param_trees.num_layers(flat) == param_trees.num_layers(stacked) == 2
 
 
 def test_layers_are_stacked_by_number_not_by_name():
   flat = {f"encoder/layer_{i}/mlp_norm/bias": np.full(1, i) for i in range(11)}
-  stacked = convert.stack(dict(sorted(flat.items())))
+  stacked = param_trees.stack(dict(sorted(flat.items())))
   want = np.arange(11)[:, None]
   np.testing.assert_array_equal(stacked["encoder/layers/mlp_norm/bias"], want)
 
@@ -416,26 +433,25 @@ def test_layers_are_stacked_by_number_not_by_name():
 )
 def test_settings_come_back(format, act, theirs):
   model = MODEL | {"hidden_act": act}
-  config = convert.config_of(format, model)
+  config = bert.FAMILY.config_of(format, model)
   assert config["hidden_act"] == theirs
   assert config["num_hidden_layers"] == 2
   assert config["intermediate_size"] == 10
   assert config["max_position_embeddings"] == 7
-  assert convert.model_of(format, config) == model
-  assert tuple(model) == convert.MODEL_KEYS
+  assert bert.FAMILY.model_of(format, config) == model
+  assert tuple(model) == model_config.MODEL_KEYS
 
 
 def test_every_activation_of_the_model_has_a_name_there():
   for act in layers.ACTIVATIONS:
     for format in ("huggingface", "tf1"):
       model = MODEL | {"hidden_act": act}
-      assert convert.config_of(format, model)["hidden_act"]
+      assert bert.FAMILY.config_of(format, model)["hidden_act"]
 
 
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"model_type": "roberta"}, "model_type is 'roberta'"),
     ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
     ({"is_decoder": True}, "is_decoder is True"),
     ({"vocab_size": 0}, "vocab_size is 0"),
@@ -449,6 +465,6 @@ def test_every_activation_of_the_model_has_a_name_there():
   ],
 )
 def test_settings_of_other_models_are_refused(change, message):
-  config = convert.config_of("huggingface", MODEL) | change
-  with pytest.raises(convert.ConvertError, match=message):
-    convert.model_of("huggingface", config)
+  config = bert.FAMILY.config_of("huggingface", MODEL) | change
+  with pytest.raises(families.ConvertError, match=message):
+    bert.FAMILY.model_of("huggingface", config)

@@ -1,0 +1,94 @@
+"""Which keys of another program's settings are accepted, read or ignored.
+
+A file that transformers wrote has dozens of keys. Each is in one of three
+places: it may have certain values only, because any other would change what is
+computed; it is read by code; or it changes nothing here. A key in none of them
+is new, so its name is logged.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import logging
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class KeyTable:
+  """The keys of one kind of file.
+
+  Attributes:
+    only: key -> the values that are accepted. None is how such files say that
+      a key is not set.
+    read: the keys that code reads.
+    ignored: the keys that change nothing here.
+    effect: what other values would change, a noun for messages.
+    advice: what is said behind the values that are accepted.
+    remedies: key -> what to do, where no other value can be written.
+  """
+
+  only: Mapping[str, tuple[Any, ...]]
+  read: frozenset[str]
+  ignored: frozenset[str]
+  effect: str
+  advice: str = ""
+  remedies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  def extended(
+    self,
+    only: Mapping[str, tuple[Any, ...]] | None = None,
+    read: frozenset[str] = frozenset(),
+    ignored: frozenset[str] = frozenset(),
+    remedies: Mapping[str, str] | None = None,
+  ) -> "KeyTable":
+    """Returns this table with more keys."""
+    return dataclasses.replace(
+      self,
+      only={**self.only, **(only or {})},
+      read=self.read | read,
+      ignored=self.ignored | ignored,
+      remedies={**self.remedies, **(remedies or {})},
+    )
+
+  def check(self, config: Mapping[str, Any]) -> None:
+    """Raises ValueError if a key of `only` has another value.
+
+    Args:
+      config: the content of the file. A special token may be an object, of
+        which the field "content" is compared.
+    """
+    for key, accepted in self.only.items():
+      value = config.get(key)
+      if isinstance(value, dict) and "content" in value:
+        value = value["content"]
+      if value is not None and value not in accepted:
+        raise ValueError(self.refusal(key, value, accepted))
+
+  def refusal(self, key: str, value: Any, accepted: tuple[Any, ...]) -> str:
+    """Returns why a value is refused, and what would be accepted."""
+    wanted = ", ".join(json.dumps(x) for x in accepted if x not in (None, {}))
+    remedy = f"it accepts {wanted}{self.advice}"
+    if not wanted:
+      remedy = self.remedies.get(
+        key, "remove the key to use the model without it"
+      )
+    return (
+      f"{key} is {value!r:.100}, which gives other {self.effect} than this "
+      f"program can make; {remedy}"
+    )
+
+  def unknown(self, config: Mapping[str, Any]) -> list[str]:
+    """Returns the keys that are nowhere in this table, sorted."""
+    known = self.only.keys() | self.read | self.ignored
+    return sorted(map(str, config.keys() - known))
+
+  def warn(self, path: str, config: Mapping[str, Any]) -> None:
+    """Logs the keys of a file that are nowhere in this table."""
+    if unknown := self.unknown(config):
+      _log.warning(
+        "%s has keys that are not known here and were not read: %s; check that "
+        "they change no %s",
+        path, ", ".join(unknown), self.effect,
+      )  # fmt: skip

@@ -1,0 +1,185 @@
+"""BERT: the names of its parameters, its settings, its tokenizer, its sizes.
+
+Formats:
+  huggingface  the state dict of transformers' PyTorch classes
+  flax         the parameters of its Flax classes
+  tf1          the variables of the original
+
+Source: google-research/bert modeling.py, run_pretraining.py:240-304,
+  run_classifier.py:590-616, run_squad.py:546-567
+"""
+
+from bert_jax.data import templates
+from bert_jax.models.families import family
+
+# Ours -> what the original's scopes are called; the other formats follow these.
+_MODULES = {
+  "encoder/embeddings/word": "bert/embeddings/word_embeddings",
+  "encoder/embeddings/position": "bert/embeddings/position_embeddings",
+  "encoder/embeddings/type": "bert/embeddings/token_type_embeddings",
+  "encoder/embeddings/norm": "bert/embeddings/LayerNorm",
+  family.POOLER: "bert/pooler/dense",
+  "mlm/dense": "cls/predictions/transform/dense",
+  "mlm/norm": "cls/predictions/transform/LayerNorm",
+  "mlm": "cls/predictions",
+  "nsp": "cls/seq_relationship",
+  "task": "classifier",
+} | {
+  f"encoder/layer_{{}}/{ours}": f"bert/encoder/layer/{{}}/{theirs}"
+  for ours, theirs in {
+    "attention/query": "attention/self/query",
+    "attention/key": "attention/self/key",
+    "attention/value": "attention/self/value",
+    "attention/out": "attention/output/dense",
+    "attention_norm": "attention/output/LayerNorm",
+    "mlp/in": "intermediate/dense",
+    "mlp/out": "output/dense",
+    "mlp_norm": "output/LayerNorm",
+  }.items()
+}
+_NAMES = {
+  "huggingface": family.Names(
+    modules=_MODULES,
+    separator=".",
+    prefix="bert",
+    from_classes=True,
+    span_head="qa_outputs",
+    leaves=family.TORCH_LEAVES,
+    copies=(
+      ("cls.predictions.decoder.weight", family.WORDS, False),
+      ("cls.predictions.decoder.bias", "mlm/bias", False),
+    ),
+    spellings=family.TORCH_SPELLINGS,
+  ),
+  "flax": family.Names(
+    modules=_MODULES,
+    prefix="bert",
+    from_classes=True,
+    span_head="qa_outputs",
+    copies=(("cls/predictions/decoder/kernel", family.WORDS, True),),
+  ),
+  "tf1": family.Names(
+    modules={
+      ours: theirs.replace("layer/{}", "layer_{}")
+      for ours, theirs in _MODULES.items()
+    }
+    | {"task": ""},
+    prefix="bert",
+    span_head="cls/squad",
+    leaves=(
+      (r"^(nsp|task)/kernel$", "output_weights", True),
+      (r"^(nsp|task|mlm)/bias$", "output_bias", False),
+      (r"norm/scale$", "gamma", False),
+      (r"norm/bias$", "beta", False),
+      (r"embedding$", "", False),
+    ),
+  ),
+}
+
+
+def _preset(num_layers: int, hidden_size: int, num_heads: int = 0):
+  """A size whose heads are 64 wide, unless their number is given."""
+  return {
+    "num_layers": num_layers,
+    "hidden_size": hidden_size,
+    "num_heads": num_heads or hidden_size // 64,
+    "mlp_dim": 4 * hidden_size,
+  }
+
+
+# tiny .. medium and every "L_H" are the 24 released small models
+# (arXiv:1908.08962, table 1); base and large are the paper's (section 3).
+PRESETS = (
+  {
+    "tiny": _preset(2, 128),
+    "mini": _preset(4, 256),
+    "small": _preset(4, 512),
+    "medium": _preset(8, 512),
+    "base": _preset(12, 768),
+    "large": _preset(24, 1024),
+  }
+  | {
+    f"L{layers}_H{hidden}": _preset(layers, hidden)
+    for layers in (2, 4, 6, 8, 10, 12)
+    for hidden in (128, 256, 512, 768)
+  }
+  | {
+    # The rest of the paper's size ablation (table 6).
+    "L3_H768": _preset(3, 768),
+    "L6_H768_A3": _preset(6, 768, num_heads=3),
+    "L12_H1024": _preset(12, 1024),
+    # 1.3 billion parameters.
+    "L24_H2048": _preset(24, 2048),
+  }
+)
+
+_SIZES = {
+  "vocab_size": "vocab_size",
+  "num_layers": "num_hidden_layers",
+  "hidden_size": "hidden_size",
+  "num_heads": "num_attention_heads",
+  "mlp_dim": "intermediate_size",
+  "max_len": "max_position_embeddings",
+  "type_vocab_size": "type_vocab_size",
+}
+# They are set by the config of a training here.
+_TRAINING_KEYS = {
+  "hidden_dropout_prob": "dropout_rate",
+  "attention_probs_dropout_prob": "attention_dropout_rate",
+  "classifier_dropout": "dropout_rate",
+  "initializer_range": "init_stddev",
+}
+
+FAMILY = family.Family(
+  name="bert",
+  model_types=("bert",),
+  hf_class="Bert",
+  pretraining_classes={
+    (): "Model",
+    ("mlm",): "ForMaskedLM",
+    ("nsp",): "ForNextSentencePrediction",
+    ("mlm", "nsp"): "ForPreTraining",
+  },
+  names=_NAMES,
+  sizes=_SIZES,
+  activations={
+    "huggingface": family.TORCH_ACTIVATIONS,
+    "flax": family.TORCH_ACTIVATIONS,
+    # Its gelu is the error function before February 2019, tanh since then.
+    "tf1": {
+      "gelu": "gelu_tanh",
+      "relu": "relu",
+      "silu": "silu",
+      "tanh": "tanh",
+    },
+  },
+  lossy_activations={"tf1": {"gelu_erf": "gelu"}},
+  config_keys=family.CONFIG_KEYS.extended(
+    only={
+      "position_embedding_type": (None, "absolute"),
+      "embedding_size": (None,),
+    },
+    read=frozenset({*_SIZES.values(), "hidden_act", "layer_norm_eps"})
+    | _TRAINING_KEYS.keys(),
+    ignored=frozenset({
+      "directionality", "pooler_fc_size", "pooler_num_attention_heads",
+      "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
+    }),
+    remedies={
+      "embedding_size": (
+        "this program reads no BERT whose embeddings have a size of their "
+        "own. Remove the key if the word table is as wide as hidden_size"
+      )
+    },
+  ),
+  tokenizer=templates.WORDPIECE,
+  presets=PRESETS,
+  training_keys=_TRAINING_KEYS,
+  written={
+    "model_type": "bert",
+    "position_embedding_type": "absolute",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.02,
+  },
+)  # fmt: skip

@@ -1,0 +1,108 @@
+"""A plan as a page of text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bert_jax.runtime.chips import GIB
+
+
+def report(plan: Mapping[str, Any]) -> str:
+  """A plan in words."""
+  slices = f"{plan['num_slices']} x " if plan["num_slices"] > 1 else ""
+  mesh = ", ".join(f"{k}={v}" for k, v in plan["mesh"].items())
+  together = plan.get("num_members", 1)
+  lines = [
+    f"{slices}{plan['topology']}: {plan['num_devices']} x "
+    f"{plan['device_kind']}, mesh {mesh}; {plan['batch_size']} rows of "
+    f"{plan['seq_len']} a step"
+    + (f" for each of {together} models" if together > 1 else ""),
+    f"compiled in {plan['compile_secs']:.0f} s; nothing was run: "
+    "all times are predictions",
+    "",
+  ]
+  available = plan["hbm_available_bytes"]
+  used = plan["hbm_bytes_per_device"]
+  fits = "fits" if plan["fits"] else "DOES NOT FIT"
+  lines.append(f"memory of a device: {_gib(used)} of {_gib(available)}: {fits}")
+  for kind, size in plan["hbm_bytes_by_kind"].items():
+    lines.append(f"  {kind:<14}{_gib(size):>12}")
+  if plan["fits"]:
+    lines += _report_time(plan)
+  else:
+    lines += ["", "what would make it fit:"]
+    lines += [f"  {text}" for text in plan["to_make_it_fit"]]
+  if "largest_batch_size" in plan:
+    size, over = (
+      plan["largest_batch_size"], plan["smallest_batch_too_large"]
+    )  # fmt: skip
+    text = "none was found" if size is None else f"{size} rows over all devices"
+    end = "larger ones were not tried" if over is None else f"{over} do not fit"
+    lines += ["", f"largest batch that fits: {text}; {end}"]
+  return "\n".join(lines)
+
+
+def _gib(size: float) -> str:
+  return f"{size / GIB:.3f} GiB"
+
+
+def _report_time(plan: Mapping[str, Any]) -> list[str]:
+  secs = plan["secs_by_kind"]
+  step = plan["predicted_step_secs"]
+  lines = ["", f"a step, predicted: {step * 1e3:.2f} ms"]
+  for kind, value in secs.items():
+    hidden = kind == "communication_hidden"
+    share = "(not added)" if hidden else f"{value / step:>6.1%}"
+    lines.append(f"  {kind:<24}{value * 1e3:>10.2f} ms {share}")
+  useful = plan["predicted_useful_tokens_per_sec"]
+  useful_text = (
+    "not known without data; give --config.data.dir=DATA"
+    if useful is None
+    else f"{useful:,.0f} ({plan['useful_token_share']:.1%} of positions)"
+  )
+  lines += [
+    f"  tokens/s, predicted       {plan['predicted_tokens_per_sec']:,.0f}",
+    f"  useful tokens/s           {useful_text}",
+    f"  MFU, predicted            {plan['predicted_mfu']:.1%}; without "
+    f"communication {plan['predicted_mfu_without_communication']:.1%}",
+    "    with the last layer and attention counted at all positions "
+    f"{plan['predicted_mfu_all_positions']:.1%}",
+    f"  model FLOPs               {plan['model_flops_per_step']:.4g}",
+    f"  hardware FLOPs            {plan['hardware_flops_per_step']:.4g} "
+    f"({plan['predicted_hardware_utilisation']:.1%} of peak)",
+    "",
+    f"cycles by part, estimated by the compiler ({plan['cycles_per_step']:,}):",
+  ]
+  parts = plan["cycles_by_part"]
+  total = max(plan["cycles_per_step"], 1)
+  for part in sorted(parts, key=lambda p: -sum(parts[p].values())):
+    cycles = sum(parts[part].values())
+    phases = ", ".join(
+      f"{k} {v / total:.1%}" for k, v in parts[part].items() if v
+    )
+    lines.append(f"  {part:<12}{cycles:>14,}{cycles / total:>8.1%}  {phases}")
+  if plan["pallas_kernels"]:
+    lines += ["", "Pallas kernels, beside these cycles:"]
+  for kernel in plan["pallas_kernels"]:
+    lines.append(
+      f"  {kernel['runs']} x {kernel['name']} ({kernel['phase']}): "
+      f"{kernel['secs_per_run'] * 1e6:.1f} us each, "
+      f"{kernel['runs'] * kernel['secs_per_run'] * 1e3:.2f} ms a step"
+    )
+  sent = plan["collective_bytes_per_step"]
+  lines += ["", f"sent by a device to others: {sent / 1e6:,.1f} MB a step"]
+  for row in plan["collectives"]:
+    if row["bytes_sent"] < 0.001 * sent:
+      continue
+    lines.append(
+      f"  {row['count']:>4} x {row['kind']:<19} over {row['mesh_axes']} "
+      f"({row['links']}): {row['bytes_sent'] / 1e6:,.1f} MB, "
+      f"{row['secs'] * 1e3:.2f} ms, {row['async_count']} may overlap"
+    )
+  for title, key in (
+    ("warnings", "warnings"),
+    ("assumed", "assumptions"),
+    ("left out", "left_out"),
+  ):
+    if plan[key]:
+      lines += ["", f"{title}:"] + [f"  {text}" for text in plan[key]]
+  return lines

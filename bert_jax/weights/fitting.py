@@ -1,0 +1,74 @@
+"""Weights laid out as the tree of a model wants them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bert_jax.models import params as param_trees
+from bert_jax.weights.pretrained import WeightsError
+
+
+def _misfit(
+  path: str, given: Mapping[str, Any], model: Mapping[str, Any]
+) -> WeightsError:
+  """The error for a parameter of another shape; says what to change."""
+  shapes = [list(tree[path].shape) for tree in (given, model)]
+  ours, theirs = param_trees.sizes_of(given), param_trees.sizes_of(model)
+  if path.startswith("task/"):
+    how = (
+      f"its head has {shapes[0][-1]} outputs, the task {shapes[1][-1]}: to "
+      "train a fresh one, take it out by --mode=convert "
+      "--config.param_trees.drop_head=True"
+    )
+  else:
+    how = "set " + ", ".join(
+      f"model.{key}={size} (it is {theirs[key]})"
+      for key, size in ours.items()
+      if theirs.get(key, size) != size
+    )
+  return WeightsError(
+    f"{path} has shape {shapes[0]} in the weights, but {shapes[1]} in the "
+    f"model; {how}"
+  )
+
+
+def fit(
+  params: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+  """Lays weights out as a model wants them.
+
+  Args:
+    params: nested, layers unrolled: `Pretrained.params`.
+    wanted: nested; leaves with .shape and .dtype, such as
+      jax.ShapeDtypeStruct. Layers unrolled or scanned.
+
+  Returns:
+    A tree like `wanted` of arrays of its dtypes, None where the weights have
+    nothing; the paths of these; the paths of weights that the model has no
+    place for.
+
+  Raises:
+    WeightsError: a shape or the number of layers differs.
+  """
+  given, model = param_trees.flatten(params), param_trees.flatten(wanted)
+  layers, wanted_layers = (
+    param_trees.num_layers(given),
+    param_trees.num_layers(model),
+  )
+  if layers and wanted_layers and layers != wanted_layers:
+    raise WeightsError(
+      f"the weights have {layers} layers, the model {wanted_layers}; set "
+      f"model.num_layers={layers}"
+    )
+  if any(path.startswith("encoder/layers/") for path in model):
+    given = param_trees.stack(given)
+  merged: dict[str, np.ndarray | None] = {}
+  for path, leaf in model.items():
+    array = given.get(path)
+    if array is not None and array.shape != tuple(leaf.shape):
+      raise _misfit(path, given, model)
+    merged[path] = None if array is None else array.astype(leaf.dtype)
+  added = tuple(path for path, array in merged.items() if array is None)
+  dropped = tuple(path for path in given if path not in model)
+  return param_trees.nest(merged), added, dropped

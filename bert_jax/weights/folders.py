@@ -1,0 +1,320 @@
+"""Weights in any format: found, read, checked, written.
+
+  weights = read("bert-base-uncased")   # Hugging Face, Flax, TF1 or a workdir
+  write(weights, "converted", "tf1")
+
+Format       what its folder holds
+huggingface  config.json, model.safetensors (or shards and their index)
+flax         config.json, flax_model.msgpack
+tf1          bert_config.json, bert_model.ckpt.index and .data-*
+bert_jax     run.json, checkpoints/STEP/params, vocab/
+
+Nothing is unpickled. What a file says about sizes is compared with the size
+of the file before anything is allocated, but for our own checkpoints, which
+are compressed.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import glob
+import logging
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from bert_jax.models import config as model_config
+from bert_jax.models import conversion
+from bert_jax.models import families
+from bert_jax.models import params as param_trees
+from bert_jax.runtime import checkpoint as checkpoints
+from bert_jax.runtime import files
+from bert_jax.runtime import runs
+from bert_jax.runtime import saved_steps
+from bert_jax.weights import hugging_face
+from bert_jax.weights import original
+from bert_jax.weights import task_heads
+from bert_jax.weights import workdir as workdirs
+from bert_jax.weights.pretrained import FolderSettings
+from bert_jax.weights.pretrained import Pretrained
+from bert_jax.weights.pretrained import WeightsError
+from bert_jax.weights.pretrained import naming
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Format:
+  """How weights are read and written in one format.
+
+  Attributes:
+    read_settings: file of weights -> what its folder says.
+    read_tensors: file -> its tensors, and the names of those it left unread.
+    write: (model, tensors, folder) -> None.
+  """
+
+  read_settings: Callable[[str], FolderSettings]
+  read_tensors: Callable[[str], tuple[dict[str, np.ndarray], tuple[str, ...]]]
+  write: Callable[[Pretrained, dict[str, np.ndarray], str], None]
+
+
+_FORMATS = {
+  "huggingface": _Format(
+    hugging_face.read_settings,
+    lambda file: (hugging_face.read_safetensors(file), ()),
+    hugging_face.write_safetensors,
+  ),
+  "flax": _Format(
+    hugging_face.read_settings,
+    lambda file: (hugging_face.read_msgpack(file), ()),
+    hugging_face.write_msgpack,
+  ),
+  "tf1": _Format(original.read_settings, original.read_tensors, original.write),
+  "bert_jax": _Format(
+    workdirs.read_settings,
+    lambda step: (workdirs.read_tensors(step), ()),
+    workdirs.write,
+  ),
+}
+
+
+# --- which format ------------------------------------------------------------
+
+_WANTED = (
+  f"{hugging_face.SAFETENSORS}, {hugging_face.MSGPACK}, "
+  f"{original.CHECKPOINT}.index"
+)
+_TO_SAFETENSORS = (
+  "it holds pytorch_model.bin, a pickle, which can run code and is not read; "
+  "make a safetensors file where you trust it: "
+  "transformers.AutoModelForPreTraining.from_pretrained(FOLDER)"
+  ".save_pretrained(NEW_FOLDER, safe_serialization=True), with the class of "
+  "its head"
+)
+
+
+def _workdir(path: str) -> str | None:
+  """The workdir that a path names, as a folder or by its run.json."""
+  if os.path.basename(path) == "run.json":
+    return os.path.dirname(path) or "."
+  return path if os.path.exists(os.path.join(path, "run.json")) else None
+
+
+def _find(path: str) -> tuple[str, str]:
+  """Returns the format and the file (for ours: the step) of some weights."""
+  if os.path.isdir(path):
+    return _find_in(path)
+  if workdir := saved_steps.run_of(path):
+    saved_steps.choose(workdir, os.path.basename(path))  # lists what there is
+  if path.endswith((".safetensors", hugging_face.SHARDS)):
+    return "huggingface", path
+  if path.endswith(".msgpack"):
+    return "flax", path
+  if path.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt.pt")):
+    raise WeightsError(f"{path}: {_TO_SAFETENSORS}")
+  prefix = re.sub(r"\.(index|data-\d+-of-\d+|meta)$", "", path)
+  if os.path.exists(prefix + ".index"):
+    return "tf1", prefix
+  raise WeightsError(
+    f"{path} does not exist, or is no file of weights; give a folder or one "
+    f"of {_WANTED}, run.json"
+  )
+
+
+def _find_in(folder: str) -> tuple[str, str]:
+  """`_find` for a folder."""
+
+  def holds(name):
+    return os.path.exists(os.path.join(folder, name))
+
+  if holds("params") and os.path.basename(os.path.abspath(folder)).isdecimal():
+    return "bert_jax", os.path.abspath(folder)
+  for name, format in (
+    (hugging_face.SAFETENSORS, "huggingface"),
+    (hugging_face.SHARDS, "huggingface"),
+    (hugging_face.MSGPACK, "flax"),
+  ):
+    if holds(name):
+      return format, os.path.join(folder, name)
+  tables = sorted(glob.glob(os.path.join(glob.escape(folder), "*.index")))
+  if len(tables) > 1:
+    raise WeightsError(
+      f"{folder} holds {len(tables)} checkpoints; give the path of one, such "
+      f"as {tables[-1]}"
+    )
+  if tables:
+    return "tf1", tables[0].removesuffix(".index")
+  if holds("pytorch_model.bin") or holds("pytorch_model.bin.index.json"):
+    raise WeightsError(f"{folder}: {_TO_SAFETENSORS}")
+  names = ", ".join(sorted(os.listdir(folder))[:8]) or "nothing"
+  raise WeightsError(
+    f"{folder} holds no weights that are read ({names}); wanted "
+    f"{_WANTED} or run.json"
+  )
+
+
+# --- reading -----------------------------------------------------------------
+
+
+def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
+  """Reads a model.
+
+  Args:
+    path: a folder (its content tells the format), a file of weights in one,
+      or a step of a workdir (WORKDIR/best/STEP).
+    checkpoint: of a workdir the step, as for `saved_steps.choose`.
+
+  Returns:
+    The model; see `Pretrained` for what may be left over or missing.
+
+  Raises:
+    WeightsError: no weights, damaged ones, or not those of a known family.
+    files.FilesError: the file is a FIFO or device.
+  """
+  path = os.fspath(path)
+  try:
+    if workdir := _workdir(path):
+      return saved_steps.read(
+        workdir, checkpoint, lambda step: _read("bert_jax", step)
+      )[1]
+    if checkpoint:
+      raise WeightsError(
+        f"--checkpoint={checkpoint}: {path} is not the workdir of a run; leave "
+        "--checkpoint out"
+      )
+    return _read(*_find(path))
+  except (saved_steps.StepError, runs.RunError) as error:
+    raise WeightsError(str(error)) from error
+
+
+def _read(format: str, file: str) -> Pretrained:
+  """Reads what `_find` found."""
+  files.check_readable(file)
+  row = _FORMATS[format]
+  settings = row.read_settings(file)
+  tensors, unread = row.read_tensors(file)
+  with naming(file):
+    found = conversion.to_ours(
+      settings.family, format, tensors, settings.model, tied=settings.tied
+    )
+    pretrained = Pretrained(
+      format=format,
+      family=settings.family.name,
+      model=settings.model,
+      params=param_trees.nest(found.params),
+      tokenizer=settings.tokenizer,
+      lower_case=settings.lower_case,
+      ignored=found.ignored + unread,
+      missing=found.missing,
+      seq_len=settings.seq_len,
+      settings=settings.settings,
+      **_heads_of(settings, found),
+    )
+    pretrained.check()
+  _warn_of_unused(file, format, pretrained, found)
+  return pretrained
+
+
+def _heads_of(
+  settings: FolderSettings, found: conversion.Converted
+) -> dict[str, Any]:
+  """The kind and labels of the task's head, and the heads that are refused."""
+  refused = {}
+  if found.untied:
+    refused["mlm"] = (
+      f"its decoder {found.untied} is not tied to the word table "
+      f"(tie_word_embeddings is {settings.tied}); the head of masked words "
+      "here always is"
+    )
+  bias = found.params.get("task/bias")
+  if bias is None:
+    return {"refused": refused}
+  kind = settings.kind(bias.size, bool(found.is_span))
+  if kind is None and (why := settings.refused_task(bias.size)):
+    refused["task"] = why
+  # Of an unknown kind they are kept for whoever names it.
+  head = task_heads.HEADS.get(kind or "")
+  named = kind is None or (head is not None and head.has_names)
+  return {
+    "kind": kind,
+    "labels": settings.labels if named else (),
+    "refused": refused,
+  }
+
+
+def _warn_of_unused(
+  file: str, format: str, pretrained: Pretrained, found: conversion.Converted
+) -> None:
+  """Logs heads that are refused, and tensors of no known part."""
+  for head, why in pretrained.refused.items():
+    _log.warning("%s: its head %r cannot be used: %s", file, head, why)
+  unused = [n for n in found.ignored if not n.endswith(conversion.BUFFERS)]
+  if unused and format in ("huggingface", "flax"):
+    _log.warning(
+      "%s: there is no place here for its tensors %.1000s; what they do in "
+      "their model is not done", file, ", ".join(unused),
+    )  # fmt: skip
+
+
+# --- writing -----------------------------------------------------------------
+
+
+def _check_empty(folder: str) -> None:
+  """Raises WeightsError where a folder cannot be made, or holds something."""
+  if os.path.exists(folder) and (
+    not os.path.isdir(folder) or os.listdir(folder)
+  ):
+    raise WeightsError(
+      f"{folder} exists and is not an empty folder; give a new one"
+    )
+
+
+def write(
+  pretrained: Pretrained, folder: str | os.PathLike[str], format: str
+) -> None:
+  """Writes a model: whole, or not at all.
+
+  Args:
+    pretrained: what to write; its `format`, `ignored` and `missing` are not.
+    folder: to make; it may exist where it is empty.
+    format: one of `families.FORMATS`.
+
+  Raises:
+    WeightsError: the folder is not empty, or the model is not one that the
+      format can hold.
+  """
+  if format not in _FORMATS:
+    raise WeightsError(f"format {format!r} is not one of {', '.join(_FORMATS)}")
+  given, wanted = set(pretrained.model), set(model_config.MODEL_KEYS)
+  if given - set(model_config.SWITCHES) != wanted:
+    raise WeightsError(
+      f"model has keys {', '.join(sorted(given))}; wanted "
+      f"{', '.join(sorted(wanted))}"
+    )
+  folder = os.fspath(folder)
+  if format == "bert_jax":
+    checkpoints.check_path(folder)
+  if "task" in pretrained.params and pretrained.kind is None:
+    if why := pretrained.refused.get("task"):
+      raise WeightsError(
+        f"the head of the model cannot be written: {why}; give "
+        "--config.convert.drop_head=True to leave it out"
+      )
+    raise WeightsError(
+      "the model has the head of a task, and does not say of what kind; give "
+      f"--config.convert.kind, one of {', '.join(task_heads.HEADS)}, or "
+      "--config.convert.drop_head=True"
+    )
+  with naming(folder):
+    tensors = conversion.from_ours(
+      families.get_family(pretrained.family),
+      format,
+      param_trees.flatten(pretrained.params),
+      pretrained.model,
+      pretrained.kind,
+    )
+    pretrained.check()
+    _check_empty(folder)
+    with files.whole_folder(folder) as temporary:
+      _FORMATS[format].write(pretrained, tensors, temporary)

@@ -1,0 +1,344 @@
+"""Folders of transformers: config.json, a tokenizer, safetensors or msgpack.
+
+Nothing is unpickled. What a file says about sizes is compared with the size of
+the file before anything is allocated.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import logging
+import os
+import re
+from typing import Any
+
+from flax import serialization
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from bert_jax.data import templates
+from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import hf_tokenizer
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import load
+from bert_jax.data.tokenizers import wordpiece
+from bert_jax.models import families
+from bert_jax.models import params as param_trees
+from bert_jax.runtime import files
+from bert_jax.weights import task_heads
+from bert_jax.weights.pretrained import FolderSettings
+from bert_jax.weights.pretrained import Pretrained
+from bert_jax.weights.pretrained import WeightsError
+from bert_jax.weights.pretrained import check_arrays
+from bert_jax.weights.pretrained import naming
+
+_log = logging.getLogger(__name__)
+
+SAFETENSORS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"
+MSGPACK = "flax_model.msgpack"
+# Labels that transformers makes up where there are none.
+_MADE_UP_LABEL = re.compile(r"LABEL_\d+")
+_WORD_CHARS = 100  # a longer word is [UNK] there
+# Values of training that need not be said.
+_USUAL = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1,
+          "init_stddev": 0.02}  # fmt: skip
+
+
+# --- reading -----------------------------------------------------------------
+
+
+def read_safetensors(path: str) -> dict[str, np.ndarray]:
+  """Reads one file, or the shards that an index names."""
+  if not path.endswith(".json"):
+    with naming(path), safetensors.safe_open(path, "np") as f:
+      return {name: f.get_tensor(name) for name in f.keys()}
+  with naming(path):
+    places = files.read_json(path).get("weight_map")
+  if (
+    not isinstance(places, dict)
+    or not places
+    or not all(isinstance(name, str) for name in places.values())
+  ):
+    raise WeightsError(f"{path} has no weight_map of tensors and files")
+  tensors: dict[str, np.ndarray] = {}
+  for name in sorted(set(places.values())):
+    if name != os.path.basename(name) or not name.endswith(".safetensors"):
+      raise WeightsError(
+        f"{path} names {name!r:.100}; a .safetensors file beside it was wanted"
+      )
+    tensors |= read_safetensors(os.path.join(os.path.dirname(path), name))
+  if absent := sorted(places.keys() - tensors.keys()):
+    raise WeightsError(
+      f"{path} names {absent[0]:.100}, which none of its files has"
+    )
+  return tensors
+
+
+def read_msgpack(path: str) -> dict[str, np.ndarray]:
+  """Reads the parameters of a Flax class."""
+  with naming(path), open(path, "rb") as f:
+    tree = serialization.msgpack_restore(f.read())
+    if not isinstance(tree, dict):
+      raise ValueError("it is not a tree of parameters")
+    if set(tree) == {"params"}:
+      tree = tree["params"]
+    return check_arrays(param_trees.flatten(tree))
+
+
+def read_settings(file: str) -> FolderSettings:
+  """Reads what the files beside some weights say."""
+  folder = os.path.dirname(file)
+  path = os.path.join(folder, "config.json")
+  with naming(path):
+    config = files.read_json(path)
+    family = families.family_of(config.get("model_type"))
+    model = family.model_of("huggingface", config)
+    labels = _labels_of(config)
+    hf_tokenizer.keys_of(family.tokenizer).check(
+      {"tokenizer_class": config.get("tokenizer_class")}
+    )
+  family.config_keys.warn(path, config)
+  _say_what_differs(family, path, config)
+  adapter = os.path.join(folder, "adapter_config.json")
+  if os.path.exists(adapter):
+    raise WeightsError(
+      f"{adapter} stands beside the weights, so transformers would put an "
+      "adapter into the model; merge it there (merge_and_unload), or remove "
+      "the file"
+    )
+  with naming(folder):
+    says = hf_tokenizer.read(folder, family.tokenizer)
+    tokenizer = _tokenizer(folder, says)
+  seq_len = says.seq_len
+  return FolderSettings(
+    family=family,
+    model=model,
+    kind=lambda num_labels, is_span: (
+      "span" if is_span else task_heads.of_config(config, num_labels)
+    ),
+    labels=labels,
+    tokenizer=tokenizer,
+    lower_case=tokenizer.lower_case if tokenizer else says.lower_case,
+    # A length that is not shorter than max_len limits nothing.
+    seq_len=seq_len if seq_len and seq_len < model["max_len"] else None,
+    tied=config.get("tie_word_embeddings") is not False,
+    refused_task=lambda num_labels: _refused_problem(config, num_labels),
+  )
+
+
+def _refused_problem(config: Mapping[str, Any], num_outputs: int) -> str:
+  """Returns why the head of a classification cannot be used; "" if it can.
+
+  Args:
+    config: of config.json, whose problem_type tells what the outputs mean.
+    num_outputs: of the head, K.
+  """
+  problem = config.get("problem_type")
+  if problem is None or any(
+    head.problem_type == problem and head.fits(problem, num_outputs)
+    for head in task_heads.HEADS.values()
+  ):
+    return ""
+  return (
+    f"problem_type is {problem!r:.60} with {num_outputs} outputs; a head here "
+    "gives labels, or one number"
+  )
+
+
+def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns names of labels in order of their ids; () where none were given.
+
+  Raises:
+    ValueError: config.json contradicts itself.
+  """
+  names = config.get("id2label") or {}
+  if not isinstance(names, dict):
+    raise ValueError("id2label is not an object of ids and names")
+  by_id = {int(i): str(name) for i, name in names.items()}
+  if sorted(by_id) != list(range(len(by_id))):
+    raise ValueError(f"id2label has ids {sorted(by_id)}; wanted 0, 1, 2, ..")
+  for key in ("num_labels", "_num_labels"):
+    count = config.get(key)
+    if names and count is not None and count != len(by_id):
+      raise ValueError(
+        f"{key} is {count!r:.60}, but id2label names {len(by_id)} labels; "
+        "correct one of them"
+      )
+  labels = tuple(by_id[i] for i in range(len(by_id)))
+  return () if all(map(_MADE_UP_LABEL.fullmatch, labels)) else labels
+
+
+def output_activation(config: Mapping[str, Any]) -> str:
+  """Returns what sentence-transformers applies to a cross-encoder's outputs.
+
+  Args:
+    config: the content of config.json.
+
+  Returns:
+    The class of an activation, such as "torch.nn.modules.activation.Sigmoid";
+    "" where the file names none, or the identity.
+  """
+  newer = config.get("sentence_transformers")
+  name = newer.get("activation_fn") if isinstance(newer, Mapping) else None
+  name = str(name or config.get("sbert_ce_default_activation_function") or "")
+  return "" if name.rpartition(".")[2] == "Identity" else name
+
+
+def _say_what_differs(
+  family: families.Family, path: str, config: Mapping[str, Any]
+) -> None:
+  """Logs settings of others that are not followed here."""
+  if activation := output_activation(config):
+    _log.warning(
+      "%s says that sentence-transformers puts the outputs of the head through "
+      "%s; this program does not: a regression gives the raw output (the "
+      "logit), a classification the softmax",
+      path, activation,
+    )  # fmt: skip
+  for theirs, ours in family.training_keys.items():
+    value = config.get(theirs)
+    if value not in (None, _USUAL[ours]):
+      _log.info(
+        "%s has %s=%s; training here takes --config.model.%s",
+        path, theirs, value, ours,
+      )  # fmt: skip
+
+
+def _tokenizer(
+  folder: str, says: hf_tokenizer.Settings
+) -> interface.Tokenizer | None:
+  """The tokenizer of a folder; None where that has no vocabulary."""
+  if says.pieces is None and not os.path.exists(
+    os.path.join(folder, "vocab.txt")
+  ):
+    return None
+  if says.max_input_chars_per_word is None:
+    says = dataclasses.replace(says, max_input_chars_per_word=_WORD_CHARS)
+  return load.load_hugging_faces(folder, says)
+
+
+# --- writing -----------------------------------------------------------------
+
+
+def write_safetensors(
+  pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
+) -> None:
+  """Writes a folder as transformers' PyTorch classes write it."""
+  _write_settings(pretrained, folder)
+  safetensors.numpy.save_file(
+    tensors, os.path.join(folder, SAFETENSORS), metadata={"format": "pt"}
+  )
+
+
+def write_msgpack(
+  pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
+) -> None:
+  """Writes a folder as transformers' Flax classes write it."""
+  _write_settings(pretrained, folder)
+  content = serialization.msgpack_serialize(param_trees.nest(tensors))
+  files.write_bytes(os.path.join(folder, MSGPACK), content)
+
+
+def write_json(path: str, value: Any) -> None:
+  """Writes a file of settings, its keys in order."""
+  text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+  files.write_text(path, text + "\n")
+
+
+def own_kind_of_tokenizer(pretrained: Pretrained, format: str) -> Any:
+  """Returns the tokenizer of a model, None if it has none.
+
+  Raises:
+    WeightsError: files of the format cannot hold a tokenizer of this kind.
+  """
+  tokenizer = pretrained.tokenizer
+  wanted = families.get_family(pretrained.family).tokenizer.kind
+  if tokenizer is None or tokenizer.kind == wanted:
+    return tokenizer
+  raise WeightsError(
+    f"a {tokenizer.kind} vocabulary cannot be written as {format}, which has "
+    f"{wanted}; set tokenizer to None, or write bert_jax"
+  )
+
+
+def _write_settings(pretrained: Pretrained, folder: str) -> None:
+  """Writes config.json and the tokenizer's files."""
+  tokenizer = own_kind_of_tokenizer(pretrained, "huggingface")
+  family = families.get_family(pretrained.family)
+  config = family.config_of("huggingface", pretrained.model) | {
+    **family.written,
+    "architectures": [_architecture(family, pretrained)],
+    "pad_token_id": tokenizer.pad_id if tokenizer else 0,
+    "torch_dtype": pretrained.dtype_name,
+  }
+  if head := task_heads.HEADS.get(pretrained.kind or ""):
+    if head.has_config_labels:
+      labels = pretrained.labels or [
+        f"LABEL_{i}" for i in range(pretrained.num_outputs)
+      ]
+      config["id2label"] = {str(i): name for i, name in enumerate(labels)}
+      config["label2id"] = {name: i for i, name in enumerate(labels)}
+    if head.problem_type:
+      config["problem_type"] = head.problem_type
+  write_json(os.path.join(folder, "config.json"), config)
+  if tokenizer:
+    # Not seq_len: transformers cuts text at this length without a word.
+    max_len = pretrained.model["max_len"]
+    _write_tokenizer(family.tokenizer, tokenizer, folder, max_len)
+
+
+def _architecture(family: families.Family, pretrained: Pretrained) -> str:
+  """The class of transformers that has the same heads."""
+  if pretrained.kind is not None:
+    return family.hf_class + task_heads.HEADS[pretrained.kind].hf_class
+  heads = tuple(sorted({"mlm", "nsp"} & pretrained.params.keys()))
+  return family.hf_class + family.pretraining_classes[heads]
+
+
+def _write_tokenizer(
+  spec: templates.TokenizerSpec,
+  tokenizer: wordpiece.WordPieceTokenizer,
+  folder: str,
+  max_len: int,
+) -> None:
+  """Writes vocab.txt, tokenizer_config.json and, if there are any, the rest.
+
+  Args:
+    spec: of the family.
+    tokenizer: which to write.
+    folder: where to.
+    max_len: tokens of a sequence, at most.
+  """
+  tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
+  config: dict[str, Any] = {
+    "tokenizer_class": spec.hf_class,
+    "do_lower_case": tokenizer.lower_case,
+    "strip_accents": None,
+    "tokenize_chinese_chars": True,
+    "model_max_length": max_len,
+    "max_input_chars_per_word": tokenizer.max_input_chars_per_word,
+  }
+  if tokenizer.added:
+    ids = tokenizer.added_ids()
+    marks = [t.content for t in tokenizer.added if t.special]
+    tokens = {
+      tokenizer.id(name): added_tokens.AddedToken(
+        name, normalized=False, special=True
+      )
+      for name in spec.special_tokens.values()
+    } | {i: token for token, i in ids.items()}
+    config["added_tokens_decoder"] = {
+      str(i): dataclasses.asdict(tokens[i]) for i in sorted(tokens)
+    }
+    config["additional_special_tokens"] = marks
+    # Where versions of transformers before 4.34 look for them.
+    by_content = {token.content: i for token, i in ids.items()}
+    write_json(os.path.join(folder, "added_tokens.json"), by_content)
+    names = {f"{k}_token": v for k, v in spec.special_tokens.items()}
+    write_json(
+      os.path.join(folder, "special_tokens_map.json"),
+      names | {"additional_special_tokens": marks},
+    )
+  write_json(os.path.join(folder, hf_tokenizer.CONFIG), config)

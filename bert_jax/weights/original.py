@@ -1,0 +1,161 @@
+"""Folders of the original code: bert_config.json and a TensorFlow 1 checkpoint.
+
+What the original has no key for stands under a key of ours in its settings.
+"""
+
+from collections.abc import Mapping
+import os
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import load
+from bert_jax.models import families
+from bert_jax.runtime import files
+from bert_jax.weights import hugging_face
+from bert_jax.weights import tf_checkpoint
+from bert_jax.weights.pretrained import FolderSettings
+from bert_jax.weights.pretrained import Pretrained
+from bert_jax.weights.pretrained import WeightsError
+from bert_jax.weights.pretrained import checked_length
+from bert_jax.weights.pretrained import naming
+
+CHECKPOINT = "bert_model.ckpt"
+_OURS = "bert_jax"  # key of our own settings in bert_config.json
+
+
+def _read_index(prefix: str) -> dict[str, tf_checkpoint.Entry]:
+  try:
+    return tf_checkpoint.read_index(prefix)
+  except tf_checkpoint.BundleError as error:
+    raise WeightsError(str(error)) from error
+
+
+def read_tensors(
+  prefix: str,
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+  """Reads a checkpoint; returns its tensors, and names of what is not read.
+
+  What the optimizer keeps is not read.
+  """
+  entries = _read_index(prefix)
+  unread = tuple(
+    name
+    for name, entry in entries.items()
+    if name.endswith(("/adam_m", "/adam_v")) or entry.type == tf_checkpoint.TEXT
+  )
+  names = [name for name in entries if name not in set(unread)]
+  try:
+    return tf_checkpoint.read(prefix, names), unread
+  except tf_checkpoint.BundleError as error:
+    raise WeightsError(str(error)) from error
+
+
+def read_settings(prefix: str) -> FolderSettings:
+  """Reads bert_config.json and the vocabulary beside a checkpoint."""
+  folder = os.path.dirname(prefix)
+  path = os.path.join(folder, "bert_config.json")
+  if not os.path.exists(path):
+    raise WeightsError(
+      f"{path} does not exist; put the bert_config.json that the model was "
+      "trained with beside its checkpoint"
+    )
+  family = families.family_of(None, _read_index(prefix))
+  with naming(path):
+    config = files.read_json(path)
+    ours = _own_settings(config)
+    model = _model_of(family, config, ours)
+    labels = tuple(map(str, ours.get("labels", ())))
+    seq_len = checked_length(ours)
+  tokenizer = _read_tokenizer(folder, ours)
+
+  def kind(num_labels: int, is_span: bool) -> str | None:
+    if "kind" in ours:
+      return ours["kind"]
+    # run_classifier.py has one output a class; other programs use its names.
+    return "span" if is_span else "classify" if num_labels > 1 else None
+
+  return FolderSettings(
+    family=family,
+    model=model,
+    kind=kind,
+    labels=labels,
+    tokenizer=tokenizer,
+    lower_case=tokenizer.lower_case if tokenizer else ours.get("lower_case"),
+    seq_len=seq_len,
+  )
+
+
+def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What `write` put under the key of ours, its types checked."""
+  ours = dict(config.get(_OURS, {}))
+  types = {"lower_case": bool, "max_input_chars_per_word": int}
+  for key, wanted in types.items():
+    if key in ours and type(ours[key]) is not wanted:
+      raise ValueError(f"{_OURS}.{key} is {ours[key]!r:.100}")
+  return ours
+
+
+def _model_of(
+  family: families.Family, config: Mapping[str, Any], ours: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Sizes and arithmetic; our key says which of two forms of gelu is meant."""
+  model = family.model_of("tf1", config)
+  act = ours.get("hidden_act", model["hidden_act"])
+  theirs = family.config_of("tf1", model | {"hidden_act": act})["hidden_act"]
+  if theirs != config.get("hidden_act", "gelu"):
+    raise ValueError(
+      f"hidden_act is {config['hidden_act']!r}, but {_OURS}.hidden_act is "
+      f"{act!r}; make them agree"
+    )
+  return model | {"hidden_act": act}
+
+
+def _read_tokenizer(
+  folder: str, ours: Mapping[str, Any]
+) -> interface.Tokenizer | None:
+  """The vocabulary beside a checkpoint; None where there is none."""
+  vocab = os.path.join(folder, "vocab.txt")
+  if not os.path.exists(vocab):
+    return None
+  with naming(vocab):
+    return load.load_tokenizer(
+      vocab,
+      lower_case=ours.get("lower_case"),
+      max_input_chars_per_word=ours.get("max_input_chars_per_word"),
+    )
+
+
+def write(
+  pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
+) -> None:
+  """Writes the original's files; what it has no key for goes under ours."""
+  tokenizer = hugging_face.own_kind_of_tokenizer(pretrained, "tf1")
+  if tokenizer and tokenizer.added:
+    names = ", ".join(token.content for token in tokenizer.added)
+    raise WeightsError(
+      f"the vocabulary has added tokens ({names:.200}), which the original's "
+      "vocab.txt cannot hold: it would cut them into pieces; write "
+      "huggingface, flax or bert_jax"
+    )
+  model = pretrained.model
+  config = families.get_family(pretrained.family).config_of("tf1", model) | {
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.02,
+  }
+  ours: dict[str, Any] = {"hidden_act": model["hidden_act"]}
+  if pretrained.seq_len:
+    ours["seq_len"] = pretrained.seq_len
+  if pretrained.kind is not None:
+    ours |= {"kind": pretrained.kind, "labels": list(pretrained.labels)}
+  if tokenizer:
+    ours["lower_case"] = tokenizer.lower_case
+    ours["max_input_chars_per_word"] = tokenizer.max_input_chars_per_word
+    tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
+  elif pretrained.lower_case is not None:
+    ours["lower_case"] = pretrained.lower_case
+  path = os.path.join(folder, "bert_config.json")
+  hugging_face.write_json(path, config | {_OURS: ours})
+  tf_checkpoint.write(os.path.join(folder, CHECKPOINT), tensors)

@@ -1,0 +1,87 @@
+"""What files of weights have to know about the heads of tasks.
+
+A kind of task registers its head; see bert_jax/kinds. Readers and writers of
+weights know the kinds from here alone.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskHead:
+  """The head of a kind of task.
+
+  Attributes:
+    name: of the kind.
+    hf_class: the class of transformers with this head, without the name of the
+      family of models in front, such as "ForTokenClassification".
+    problem_type: of config.json; None = transformers has no name for the kind.
+    is_implied: a config.json without problem_type may mean this kind.
+    width: K, outputs of the head; None = the number of labels.
+    has_names: the outputs are labels with names.
+  """
+
+  name: str
+  hf_class: str
+  problem_type: str | None = None
+  is_implied: bool = True
+  width: int | None = None
+  has_names: bool = False
+
+  @property
+  def has_config_labels(self) -> bool:
+    """Whether a config.json names the outputs."""
+    return self.has_names or self.problem_type is not None
+
+  def fits(self, problem_type: str | None, num_outputs: int) -> bool:
+    """Returns whether a config.json with that problem_type may mean this."""
+    if self.problem_type is None:
+      return True
+    is_this = problem_type == self.problem_type
+    is_this |= problem_type is None and self.is_implied
+    return is_this and self.width in (None, num_outputs)
+
+
+# By the name of the kind, in the order in which they registered.
+HEADS: dict[str, TaskHead] = {}
+
+
+def register(head: TaskHead) -> None:
+  """Makes a head known to readers and writers of weights."""
+  HEADS[head.name] = head
+
+
+def of_config(config: Mapping[str, Any], num_outputs: int) -> str | None:
+  """Returns the kind of task that a config.json of transformers is for.
+
+  Args:
+    config: of the file.
+    num_outputs: K of the head.
+
+  Returns:
+    The name of the kind; None where the file does not tell.
+  """
+  # A head of one output is more special than one of any number.
+  heads = sorted(HEADS.values(), key=lambda head: head.width is None)
+  for name in map(str, config.get("architectures") or ()):
+    for head in heads:
+      if name.endswith(head.hf_class) and head.fits(
+        config.get("problem_type"), num_outputs
+      ):
+        return head.name
+  return None
+
+
+for _head in (
+  TaskHead(
+    "classify", "ForSequenceClassification", "single_label_classification",
+    has_names=True,
+  ),
+  TaskHead("regress", "ForSequenceClassification", "regression", width=1),
+  TaskHead("tag", "ForTokenClassification", has_names=True),
+  TaskHead("span", "ForQuestionAnswering", width=2),
+  TaskHead("choice", "ForMultipleChoice", width=1),
+):  # fmt: skip
+  register(_head)

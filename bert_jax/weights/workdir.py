@@ -1,0 +1,108 @@
+"""Workdirs of runs of this program: run.json, vocab/ and checkpoints."""
+
+import dataclasses
+import datetime
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data.tokenizers import load
+from bert_jax.models import config as model_config
+from bert_jax.models import families
+from bert_jax.models import params as param_trees
+from bert_jax.runtime import checkpoint
+from bert_jax.runtime import runs
+from bert_jax.runtime import settings
+from bert_jax.weights import task_heads
+from bert_jax.weights.pretrained import SETTINGS
+from bert_jax.weights.pretrained import FolderSettings
+from bert_jax.weights.pretrained import Pretrained
+from bert_jax.weights.pretrained import check_arrays
+from bert_jax.weights.pretrained import checked_length
+from bert_jax.weights.pretrained import naming
+
+
+def read_tensors(step: str) -> dict[str, np.ndarray]:
+  """Reads the parameters of a saved step, layers unrolled."""
+  with naming(step):
+    tree = checkpoint.read_params(step)
+    return param_trees.unstack(check_arrays(param_trees.flatten(tree)))
+
+
+def read_settings(step: str) -> FolderSettings:
+  """Reads what run.json says of a saved step's run."""
+  workdir = os.path.dirname(os.path.dirname(step))
+  path = os.path.join(workdir, "run.json")
+  with naming(path):
+    run = runs.read_run(workdir)
+    config = run["config"]
+    group = config["model"]
+    family = families.get_family(group.get("family", "bert"))
+    model = {key: group[key] for key in model_config.MODEL_KEYS}
+    model |= {k: group[k] for k in family.switches if k in group}
+    task = run.get("task") or {}
+    labels = tuple(map(str, task.get("labels") or ()))
+    objective = config.get("objective")
+    default = objective if objective in task_heads.HEADS else None
+    data = config.get("data") or {}
+    seq_len = checked_length(data)
+    flat = settings.flatten(config)
+    own = {key: flat[key] for key in SETTINGS if key in flat}
+  tokenizer = None
+  for folder in filter(None, (workdir, data.get("dir"))):
+    vocab = os.path.join(folder, "vocab")
+    if os.path.isdir(vocab):
+      with naming(vocab):
+        tokenizer = load.load_tokenizer(vocab)
+      break
+  return FolderSettings(
+    family=family,
+    model=model,
+    kind=lambda num_labels, is_span: task.get("kind", default),
+    labels=labels,
+    tokenizer=tokenizer,
+    lower_case=tokenizer.lower_case if tokenizer else None,
+    seq_len=seq_len,
+    settings=own,
+  )
+
+
+def write(
+  pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
+) -> None:
+  """Writes a workdir with one checkpoint, of step 0."""
+  kind = pretrained.kind
+  model = model_config.ModelConfig(
+    **pretrained.model,
+    family=pretrained.family,
+    param_dtype=pretrained.dtype_name,
+  )
+  config: dict[str, Any] = {
+    "model": dataclasses.asdict(model),
+    "data": {"dir": None},
+  }
+  if pretrained.seq_len:
+    config["data"]["seq_len"] = pretrained.seq_len
+  for key, value in pretrained.settings.items():
+    group, _, name = key.partition(".")
+    config.setdefault(group, {})[name] = value
+  has_both = {"mlm", "nsp"} <= pretrained.params.keys()
+  objective = "task" if kind else "mlm_nsp" if has_both else None
+  commit, dirty = runs.commit()
+  run = {
+    "config": config | {"objective": objective},
+    "data_hash": "",  # no examples yet
+    "task": {"kind": kind, "labels": list(pretrained.labels)} if kind else None,
+    "converted_from": pretrained.format,
+    "checksums_since": 0,
+    "commit": commit,
+    "dirty": dirty,
+    "argv": ["bert-jax", *sys.argv[1:]],
+    "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+  }
+  if pretrained.tokenizer:
+    pretrained.tokenizer.save(os.path.join(folder, "vocab"))
+  checkpoint.write_params(folder, param_trees.nest(tensors))
+  runs.write_run(folder, run)
