@@ -16,6 +16,7 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import kind as kind_lib
 from bert_jax.kinds import task_kind
 from bert_jax.models.config import ModelConfig
+from bert_jax.runtime import errors
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # its libraries are slow to import
 Outputs = dict[str, np.ndarray]
 
 
-class PredictError(ValueError):
+class PredictError(errors.UserError):
   """The model or the settings do not allow what is asked for."""
 
 

@@ -16,7 +16,6 @@ from bert_jax.kinds import answers
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
@@ -309,7 +308,7 @@ def write_files(
   for name, content in answers.items():
     if content:
       with files.writing(os.path.join(folder, name), "w") as f:
-        f.write(run_log.to_json(content, indent=4) + "\n")
+        f.write(files.to_json(content, indent=4) + "\n")
 
 
 # --- The kind ---

@@ -20,7 +20,6 @@ from bert_jax.kinds import kind
 from bert_jax.models import heads
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
@@ -308,7 +307,7 @@ class TaskKind(kind.Kind):
         row = {"id": example.id, **self.row(task, prediction)}
         if example.is_labelled:
           row["gold"] = self.gold(task, example)
-        f.write(run_log.to_json(row, ensure_ascii=False) + "\n")
+        f.write(files.to_json(row, ensure_ascii=False) + "\n")
     return [path]
 
 

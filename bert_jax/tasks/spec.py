@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 from typing import Any, TypeAlias
 
+from bert_jax.runtime import errors
 
-class TaskError(ValueError):
+
+class TaskError(errors.UserError):
   """Task data cannot be used; says where and what to change."""
 
   def __init__(self, message: str):
