@@ -339,7 +339,7 @@ def test_the_arithmetic_is_that_of_the_run(attention, dtype, tmp_path):
   )  # fmt: skip
   given = predict_config.get_config()
   predictor = predict.Predictor.load(workdir, given)
-  model = predictor._kind.context.model
+  model = predictor._answerer.context.model
   assert (model.attention, model.dtype) == (attention, dtype)
   want = evaluated(config, workdir)
   got = predicted(tmp_path, records_of(config), *from_run(workdir))
@@ -506,7 +506,7 @@ def test_masked_words_are_filled_at_the_length_of_the_run(finished_run):
   """Length and step are those by which the run is evaluated."""
   c, workdir = finished_run.config, finished_run.workdir
   predictor = predict.Predictor.load(workdir, predict_config.get_config())
-  assert predictor._kind.context.seq_len == c.data.seq_len
+  assert predictor._answerer.context.seq_len == c.data.seq_len
   best = saved_steps.choose(workdir).path
   assert os.path.basename(os.path.dirname(best)) == "best"
   want = weights.read(best).params
