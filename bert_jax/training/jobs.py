@@ -10,7 +10,7 @@ import jax
 from bert_jax.data import batching
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
-from bert_jax.kinds import objectives
+from bert_jax.kinds import kind
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
@@ -37,12 +37,16 @@ class Job(Protocol):
   """What the loop needs to know: `Pretraining` or `FineTuning`."""
 
   config: Config
-  objective: objectives.Objective
   model: nn.Module
 
   @property
   def tokenizer(self) -> interface.Tokenizer:
     """The vocabulary of the data."""
+    ...
+
+  @property
+  def objective(self) -> kind.Kind:
+    """What the model is trained on."""
     ...
 
   @property
