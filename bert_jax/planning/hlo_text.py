@@ -5,6 +5,8 @@ import dataclasses
 import math
 import re
 
+from bert_jax.runtime import errors
+
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
 ARRAY = re.compile(r"\b([a-z]\w*)\[([0-9,<=]*)\]")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([^\s(]+) \(.*->.*\{\s*$")
@@ -21,7 +23,7 @@ _CALLED = re.compile(
 )
 
 
-class HloError(ValueError):
+class HloError(errors.UserError):
   """The text is not that of a compiled program."""
 
 

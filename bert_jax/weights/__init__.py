@@ -13,11 +13,9 @@ from bert_jax.weights.folders import write
 from bert_jax.weights.pretrained import SETTINGS
 from bert_jax.weights.pretrained import Pretrained
 from bert_jax.weights.pretrained import WeightsError
-from bert_jax.weights.task_heads import TASK_HEADS
 
 __all__ = [
   "SETTINGS",
-  "TASK_HEADS",
   "Pretrained",
   "WeightsError",
   "fit",

@@ -68,8 +68,8 @@ def _settled(pretrained: Pretrained, settings: Any):
       f"convert.kind={settings.kind!r}, but the model says that its head is "
       f"for {pretrained.kind}; leave convert.kind out"
     )
-  named = task_heads.may_have_labels(settings.kind)
-  labels = pretrained.labels if named else ()
+  head = task_heads.HEADS.get(settings.kind)  # writing refuses an unknown one
+  labels = pretrained.labels if head and head.has_names else ()
   return dataclasses.replace(pretrained, kind=settings.kind, labels=labels)
 
 

@@ -30,7 +30,7 @@ from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint as checkpoints
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.weights import hugging_face
 from bert_jax.weights import original
@@ -98,7 +98,7 @@ def _workdir(path: str) -> str | None:
   """The workdir that a path names, as a folder or by its run.json."""
   if os.path.basename(path) == "run.json":
     return os.path.dirname(path) or "."
-  return path if os.path.exists(os.path.join(path, "run.json")) else None
+  return path if runs.exists(path) else None
 
 
 def _find(path: str) -> tuple[str, str]:
@@ -184,7 +184,7 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
         "--checkpoint out"
       )
     return _read(*_find(path))
-  except (saved_steps.StepError, run_log.RunError) as error:
+  except (saved_steps.StepError, runs.RunError) as error:
     raise WeightsError(str(error)) from error
 
 
@@ -234,9 +234,11 @@ def _heads_of(
   if kind is None and (why := settings.refused_task(bias.size)):
     refused["task"] = why
   # Of an unknown kind they are kept for whoever names it.
+  head = task_heads.HEADS.get(kind or "")
+  named = kind is None or (head is not None and head.has_names)
   return {
     "kind": kind,
-    "labels": settings.labels if task_heads.may_have_labels(kind) else (),
+    "labels": settings.labels if named else (),
     "refused": refused,
   }
 
@@ -301,7 +303,7 @@ def write(
       )
     raise WeightsError(
       "the model has the head of a task, and does not say of what kind; give "
-      f"--config.convert.kind, one of {', '.join(task_heads.TASK_HEADS)}, or "
+      f"--config.convert.kind, one of {', '.join(task_heads.HEADS)}, or "
       "--config.convert.drop_head=True"
     )
   with naming(folder):

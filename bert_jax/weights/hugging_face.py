@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 from typing import Any
 
 from flax import serialization
@@ -37,6 +38,8 @@ _log = logging.getLogger(__name__)
 SAFETENSORS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 MSGPACK = "flax_model.msgpack"
+# Labels that transformers makes up where there are none.
+_MADE_UP_LABEL = re.compile(r"LABEL_\d+")
 _WORD_CHARS = 100  # a longer word is [UNK] there
 # Values of training that need not be said.
 _USUAL = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1,
@@ -92,7 +95,7 @@ def read_settings(file: str) -> FolderSettings:
     config = files.read_json(path)
     family = families.family_of(config.get("model_type"))
     model = family.model_of("huggingface", config)
-    labels = task_heads.labels_of(config)
+    labels = _labels_of(config)
     hf_tokenizer.keys_of(family.tokenizer).check(
       {"tokenizer_class": config.get("tokenizer_class")}
     )
@@ -112,8 +115,8 @@ def read_settings(file: str) -> FolderSettings:
   return FolderSettings(
     family=family,
     model=model,
-    kind=lambda num_labels, is_span: task_heads.kind_of(
-      config, family.hf_class, num_labels, is_span
+    kind=lambda num_labels, is_span: (
+      "span" if is_span else task_heads.of_config(config, num_labels)
     ),
     labels=labels,
     tokenizer=tokenizer,
@@ -121,10 +124,50 @@ def read_settings(file: str) -> FolderSettings:
     # A length that is not shorter than max_len limits nothing.
     seq_len=seq_len if seq_len and seq_len < model["max_len"] else None,
     tied=config.get("tie_word_embeddings") is not False,
-    refused_task=lambda num_labels: task_heads.refused_problem(
-      config, num_labels
-    ),
+    refused_task=lambda num_labels: _refused_problem(config, num_labels),
   )
+
+
+def _refused_problem(config: Mapping[str, Any], num_outputs: int) -> str:
+  """Returns why the head of a classification cannot be used; "" if it can.
+
+  Args:
+    config: of config.json, whose problem_type tells what the outputs mean.
+    num_outputs: of the head, K.
+  """
+  problem = config.get("problem_type")
+  if problem is None or any(
+    head.problem_type == problem and head.fits(problem, num_outputs)
+    for head in task_heads.HEADS.values()
+  ):
+    return ""
+  return (
+    f"problem_type is {problem!r:.60} with {num_outputs} outputs; a head here "
+    "gives labels, or one number"
+  )
+
+
+def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns names of labels in order of their ids; () where none were given.
+
+  Raises:
+    ValueError: config.json contradicts itself.
+  """
+  names = config.get("id2label") or {}
+  if not isinstance(names, dict):
+    raise ValueError("id2label is not an object of ids and names")
+  by_id = {int(i): str(name) for i, name in names.items()}
+  if sorted(by_id) != list(range(len(by_id))):
+    raise ValueError(f"id2label has ids {sorted(by_id)}; wanted 0, 1, 2, ..")
+  for key in ("num_labels", "_num_labels"):
+    count = config.get(key)
+    if names and count is not None and count != len(by_id):
+      raise ValueError(
+        f"{key} is {count!r:.60}, but id2label names {len(by_id)} labels; "
+        "correct one of them"
+      )
+  labels = tuple(by_id[i] for i in range(len(by_id)))
+  return () if all(map(_MADE_UP_LABEL.fullmatch, labels)) else labels
 
 
 def output_activation(config: Mapping[str, Any]) -> str:
@@ -230,8 +273,8 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
     "pad_token_id": tokenizer.pad_id if tokenizer else 0,
     "torch_dtype": pretrained.dtype_name,
   }
-  if head := task_heads.TASK_HEADS.get(pretrained.kind or ""):
-    if head.has_labels or head.problem_type:
+  if head := task_heads.HEADS.get(pretrained.kind or ""):
+    if head.has_config_labels:
       labels = pretrained.labels or [
         f"LABEL_{i}" for i in range(pretrained.num_outputs)
       ]
@@ -249,7 +292,7 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
 def _architecture(family: families.Family, pretrained: Pretrained) -> str:
   """The class of transformers that has the same heads."""
   if pretrained.kind is not None:
-    return family.hf_class + task_heads.TASK_HEADS[pretrained.kind].hf_class
+    return family.hf_class + task_heads.HEADS[pretrained.kind].hf_class
   heads = tuple(sorted({"mlm", "nsp"} & pretrained.params.keys()))
   return family.hf_class + family.pretraining_classes[heads]
 
@@ -268,7 +311,7 @@ def _write_tokenizer(
     folder: where to.
     max_len: tokens of a sequence, at most.
   """
-  tokenizer.write_pieces(os.path.join(folder, "vocab.txt"))
+  tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
   config: dict[str, Any] = {
     "tokenizer_class": spec.hf_class,
     "do_lower_case": tokenizer.lower_case,

@@ -11,6 +11,7 @@ import numpy as np
 from bert_jax.data.tokenizers import interface
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
+from bert_jax.runtime import errors
 from bert_jax.weights import task_heads
 
 # Keys of a run's config, beside the shape of the model and data.seq_len, that
@@ -19,10 +20,11 @@ SETTINGS = (
   "model.dtype", "model.attention", "task.name", "task.context",
   "task.max_query_len", "task.doc_stride", "task.n_best",
   "task.max_answer_len", "task.has_null", "task.null_threshold",
+  "task.thresholds",
 )  # fmt: skip
 
 
-class WeightsError(ValueError):
+class WeightsError(errors.UserError):
   """Weights are missing, damaged, or do not fit."""
 
 
@@ -35,7 +37,7 @@ class Pretrained:
     model: `config.MODEL_KEYS`, and those of `config.SWITCHES` that the family
       sets.
     params: nested dict of numpy arrays, our tree with layers unrolled.
-    kind: of the task of its head, a key of `task_heads.TASK_HEADS`; None: no
+    kind: of the task of its head, a key of `task_heads.HEADS`; None: no
       head, or one whose task the folder does not tell.
     labels: of its head, in order; () where they have no names.
     tokenizer: None where the folder has no vocabulary.
@@ -93,15 +95,14 @@ class Pretrained:
       )
 
   def _check_task(self) -> None:
-    if self.kind not in task_heads.TASK_HEADS:
+    if self.kind not in task_heads.HEADS:
       raise WeightsError(
-        f"kind {self.kind!r:.100} is not one of "
-        f"{', '.join(task_heads.TASK_HEADS)}"
+        f"kind {self.kind!r:.100} is not one of {', '.join(task_heads.HEADS)}"
       )
     if "task" not in self.params:
       raise WeightsError(f"kind is {self.kind}, but there is no head of a task")
-    head = task_heads.TASK_HEADS[self.kind]
-    wanted = head.num_outputs or len(self.labels) or self.num_outputs
+    head = task_heads.HEADS[self.kind]
+    wanted = head.width or len(self.labels) or self.num_outputs
     if wanted != self.num_outputs:
       raise WeightsError(
         f"the head has {self.num_outputs} outputs, but a {self.kind} task with "
