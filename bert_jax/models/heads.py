@@ -94,7 +94,7 @@ class MlmHead(nn.Module):
       x = layers.gather_positions(x, masked_positions)
     x = layers.Dense(cfg, cfg.hidden_size, name="dense")(x)
     x = layers.ACTIVATIONS[cfg.hidden_act](x)
-    x = layers.LayerNorm(cfg, name="norm")(x)
+    x = layers.NORMS[cfg.norm](cfg, name="norm")(x)
     bias = self.param(
       "bias",
       nn.initializers.zeros_init(),
