@@ -16,7 +16,6 @@ import sys
 import time
 
 from bert_jax.data import corpus
-from bert_jax.data import prepare
 from configs import demo
 
 COMMAND = os.path.relpath(
@@ -54,7 +53,7 @@ def held_out_sentences(config, text: str, count: int) -> list[dict]:
   units = corpus.list_units([text], "paragraphs", config.prepare.unit_bytes)
   for unit in units:
     for document in corpus.read_documents(unit, "paragraphs", "", "en"):
-      if prepare.is_held_out(
+      if corpus.is_held_out(
         document, config.prepare.held_out_rate, config.prepare.held_out_seed
       ):
         good = [

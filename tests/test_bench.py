@@ -12,18 +12,18 @@ from bert_jax.data import prepare
 from experiments.bench import predict as bench_predict
 from experiments.bench import train as bench_train
 from experiments.bench import wikipedia
-from tests.data import test_batching
-from tests.data import test_prepare
+from tests.support import batch_checks
+from tests.support import corpora
 
 
 @pytest.fixture(scope="module")
 def batches(tmp_path_factory):
   """One epoch of the same examples, several to a row and one a row."""
   folder = tmp_path_factory.mktemp("bench")
-  documents = test_prepare.make_documents(60, seed=5, max_sentences=2)
-  text = test_prepare.write_text(folder / "text.txt", documents)
-  vocab = test_prepare.write_vocabulary(folder / "vocab.txt")
-  config = test_prepare.make_config(vocab, data__seq_len=64)
+  documents = corpora.make_documents(60, seed=5, max_sentences=2)
+  text = corpora.write_text(folder / "text.txt", documents)
+  vocab = corpora.write_vocabulary(folder / "vocab.txt")
+  config = corpora.make_config(vocab, data__seq_len=64)
   config.data.dir = str(folder / "data")
   prepare.prepare(config, [text], config.data.dir)
   made = []
@@ -59,7 +59,7 @@ def test_labels_of_the_reference_are_the_masked_tokens(batches):
   _, plain = batches
   fields = bench_train.one_a_row(plain)
   whole = np.where(fields["labels"] >= 0, fields["labels"], fields["input_ids"])
-  np.testing.assert_array_equal(whole, test_batching.restore(plain))
+  np.testing.assert_array_equal(whole, batch_checks.restore(plain))
 
 
 def test_cut_documents_hold_every_sentence_in_order():

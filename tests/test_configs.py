@@ -7,7 +7,7 @@ import re
 import ml_collections
 import pytest
 
-from tests import test_layering
+from tests.support import import_graph
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 BASE = CONFIGS / "base.py"
@@ -75,9 +75,9 @@ def test_config_says_what_it_is(name):
 
 
 def test_configs_import_nothing_that_imports_jax():
-  package = test_layering.read_package(test_layering.PACKAGE)
+  package = import_graph.read_package(import_graph.PACKAGE)
   for path in CONFIGS.glob("*.py"):
-    imports = test_layering.imports_of(path.read_text())
+    imports = import_graph.imports_of(path.read_text())
     modules = {**package, f"configs.{path.stem}": imports}
-    chain = test_layering.way_to_jax(f"configs.{path.stem}", modules)
+    chain = import_graph.way_to_jax(f"configs.{path.stem}", modules)
     assert chain is None, " -> ".join(chain)

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from tests import test_faults
-from tests.data import test_prepare
+from tests.support import corpora
+from tests.support import fault_runs
 
 pytestmark = pytest.mark.slow
 
-KILLS = max(test_faults.KILLS // 10, 3)
+KILLS = max(fault_runs.KILLS // 10, 3)
 LOGGED = 7  # steps; no save but the last lies at a line of the log
 SETTINGS = {"train__log_every_steps": LOGGED}
 PHASES = {"mid-step": 5, "evaluating": 1, "saving": 3, "ending": 1}
@@ -23,8 +23,8 @@ def straight(tmp_path_factory, prepared):
   """The workdir of a run that nothing happened to, with all it saved."""
   workdir = tmp_path_factory.mktemp("straight") / "run"
   changes = {"checkpoint__keep": 1000, "checkpoint__every_steps": 10}
-  args = test_faults.train_command(prepared, workdir, **SETTINGS | changes)
-  status, said = test_faults.run(args)
+  args = fault_runs.train_command(prepared, workdir, **SETTINGS | changes)
+  status, said = fault_runs.run(args)
   assert status == 0, said
   return workdir
 
@@ -33,25 +33,25 @@ def test_a_run_below_brackets_that_is_killed_ends_as_if_never_killed(
   tmp_path, prepared, straight
 ):
   """Its log, too, whose lines are means over steps before and after a kill."""
-  killer = test_faults.Killer(
+  killer = fault_runs.Killer(
     PHASES,
     frozenset({"mid-step", "evaluating", "saving"}),
-    random.Random(test_faults.SEED),
+    random.Random(fault_runs.SEED),
   )
   while killer.kills.total() < KILLS:
     folder = tmp_path / "a[a]*?"
     workdir = folder / "run"
-    args = test_faults.train_command(prepared, workdir, **SETTINGS)
+    args = fault_runs.train_command(prepared, workdir, **SETTINGS)
     status = None
     while status != 0:
-      watched = test_faults.Training(workdir)
-      strike = test_faults.kill if killer.kills.total() < KILLS else None
-      process = test_faults.start(args, tmp_path / "said")
+      watched = fault_runs.Training(workdir)
+      strike = fault_runs.kill if killer.kills.total() < KILLS else None
+      process = fault_runs.start(args, tmp_path / "said")
       status = killer.watch(process, watched.phase, strike)
       said = (tmp_path / "said").read_text()
       assert status in (0, -signal.SIGKILL), said
       assert "damaged" not in said, said
-    test_faults.assert_same_run(workdir, straight)
+    fault_runs.assert_same_run(workdir, straight)
     shutil.rmtree(folder)
     killer.report("training below brackets")
 
@@ -60,7 +60,7 @@ def test_a_run_below_brackets_that_is_killed_ends_as_if_never_killed(
 def flipped(tmp_path, straight):
   """A copy of the run; in the largest file of its newest step a bit differs."""
   workdir = tmp_path / "run"
-  step = f"checkpoints/{test_faults.TOTAL}"
+  step = f"checkpoints/{fault_runs.TOTAL}"
   shutil.copytree(straight / step, workdir / step)
   shutil.copytree(straight / "vocab", workdir / "vocab")
   for name in ("run.json", "metrics.jsonl"):
@@ -94,13 +94,13 @@ def test_one_flipped_bit_is_one_line_and_nothing_is_written(
       f"--input={flipped}", f"--output={new}",
     ],
     "evaluate": [*start, "--mode=evaluate", f"--workdir={flipped}"],
-    "init_from": test_faults.train_command(
+    "init_from": fault_runs.train_command(
       prepared, new, f"--config.init_from={flipped}"
     ),
   }[mode]  # fmt: skip
-  before = test_prepare.tree(flipped)
-  status, said = test_faults.run(args)
+  before = corpora.tree(flipped)
+  status, said = fault_runs.run(args)
   assert status in (1, 2), said
-  test_faults.assert_told(said, f"checkpoints/{test_faults.TOTAL} is damaged")
-  assert test_prepare.tree(flipped) == before
+  fault_runs.assert_told(said, f"checkpoints/{fault_runs.TOTAL} is damaged")
+  assert corpora.tree(flipped) == before
   assert not new.exists()

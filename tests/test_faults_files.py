@@ -12,14 +12,14 @@ import pytest
 
 from bert_jax import weights
 from bert_jax.runtime import files
-from tests import test_faults
-from tests.data import test_prepare
-from tests.weights import test_weights
+from tests.support import corpora
+from tests.support import fault_runs
+from tests.support import small_models
 
 pytestmark = pytest.mark.slow
 
-ROOT = test_faults.ROOT
-KILLS = max(test_faults.KILLS // 10, 2)
+ROOT = fault_runs.ROOT
+KILLS = max(fault_runs.KILLS // 10, 2)
 WORDS = 20_000  # lines to predict: some seconds of writing
 
 
@@ -47,22 +47,22 @@ def kill_while_it_writes(command, folder, rng, secs):
     were there before it are still there.
   """
   before = set(temporary(folder))
-  process = test_faults.start(command, os.path.join(folder, "..", "said"))
-  give_up = time.monotonic() + test_faults.LIFE_SECS
+  process = fault_runs.start(command, os.path.join(folder, "..", "said"))
+  give_up = time.monotonic() + fault_runs.LIFE_SECS
   try:
     while process.poll() is None and not set(temporary(folder)) - before:
       assert time.monotonic() < give_up, "it hangs"
-      time.sleep(test_faults.POLL_SECS)
+      time.sleep(fault_runs.POLL_SECS)
     time.sleep(rng.uniform(0, secs))
     is_killed = process.poll() is None
     left = before & set(temporary(folder))
   finally:
-    test_faults.kill(process)
+    fault_runs.kill(process)
   return is_killed, len(left)
 
 
 def launcher(mode, config, *arguments):
-  command = test_faults.command(mode, {}, *arguments)
+  command = fault_runs.command(mode, {}, *arguments)
   return [
     f"--config={ROOT}/{config}" if a.startswith("--config=") else a
     for a in command
@@ -72,7 +72,7 @@ def launcher(mode, config, *arguments):
 def test_a_file_is_old_or_new_whenever_its_writer_was_killed(tmp_path):
   """Of --mode=predict; nothing of the killed ones is left in the end."""
   model, out = tmp_path / "model", tmp_path / "out"
-  weights.write(test_weights.make(), model, "flax")
+  weights.write(small_models.make(), model, "flax")
   lines = tmp_path / "lines.jsonl"
   lines.write_text('{"text": "a [MASK] b"}\n' * WORDS)
   out.mkdir()
@@ -82,11 +82,11 @@ def test_a_file_is_old_or_new_whenever_its_writer_was_killed(tmp_path):
     "predict", f"configs/predict.py:from={model}", f"--input={lines}",
     f"--output={out}/link.jsonl",
   )  # fmt: skip
-  assert test_faults.run(command)[0] == 0
+  assert fault_runs.run(command)[0] == 0
   new = target.read_bytes()
   assert new.count(b"\n") == WORDS
   target.write_text("old\n")
-  rng, kills = random.Random(test_faults.SEED), 0
+  rng, kills = random.Random(fault_runs.SEED), 0
   while kills < KILLS:
     is_killed, left = kill_while_it_writes(command, out, rng, 1.5)
     kills += is_killed
@@ -94,7 +94,7 @@ def test_a_file_is_old_or_new_whenever_its_writer_was_killed(tmp_path):
     assert target.read_bytes() in (b"old\n", new)
     if not is_killed:
       target.write_text("old\n")
-  assert test_faults.run(command)[0] == 0
+  assert fault_runs.run(command)[0] == 0
   assert target.read_bytes() == new
   assert sorted(os.listdir(out)) == ["link.jsonl", "target.jsonl"]
   assert (out / "link.jsonl").is_symlink()
@@ -106,36 +106,36 @@ def test_a_folder_is_whole_or_not_there_whenever_its_writer_was_killed(
 ):
   """Of --mode=convert."""
   model, out = tmp_path / "model", tmp_path / "out"
-  weights.write(test_weights.make(), model, "flax")
+  weights.write(small_models.make(), model, "flax")
   out.mkdir()
   command = launcher(
     "convert", "configs/convert.py", f"--config.convert.to={to}",
     f"--input={model}", f"--output={out}/folder",
   )  # fmt: skip
-  rng, kills = random.Random(test_faults.SEED), 0
+  rng, kills = random.Random(fault_runs.SEED), 0
   secs = 0.05 if to == "huggingface" else 1.0
   while kills < KILLS:
     is_killed, left = kill_while_it_writes(command, out, rng, secs)
     kills += is_killed
     assert not left, "the one before left something that is still there"
     if (out / "folder").exists():
-      test_weights.assert_same(
-        weights.read(out / "folder").params, test_weights.make().params
+      small_models.assert_same(
+        weights.read(out / "folder").params, small_models.make().params
       )
       (out / "folder").rename(tmp_path / f"done-{time.monotonic_ns()}")
-  assert test_faults.run(command)[0] == 0
+  assert fault_runs.run(command)[0] == 0
   assert os.listdir(out) == ["folder"]
 
 
 def test_nothing_temporary_is_left_of_preparations_that_were_killed(tmp_path):
   """And the data is that of a preparation that was not killed."""
-  documents = test_prepare.make_documents(400)
-  text = test_prepare.write_text(tmp_path / "text.txt", documents)
+  documents = corpora.make_documents(400)
+  text = corpora.write_text(tmp_path / "text.txt", documents)
   data, straight = tmp_path / "data", tmp_path / "straight"
-  assert test_faults.run(test_faults.prepare_command(text, straight))[0] == 0
-  command = test_faults.prepare_command(text, data)
+  assert fault_runs.run(fault_runs.prepare_command(text, straight))[0] == 0
+  command = fault_runs.prepare_command(text, data)
   data.mkdir()
-  rng, kills = random.Random(test_faults.SEED), 0
+  rng, kills = random.Random(fault_runs.SEED), 0
   for _ in range(5 * KILLS):
     is_killed, left = kill_while_it_writes(command, data, rng, 0.3)
     kills += is_killed
@@ -143,6 +143,6 @@ def test_nothing_temporary_is_left_of_preparations_that_were_killed(tmp_path):
     if kills == KILLS:
       break
   assert kills
-  assert test_faults.run(command)[0] == 0
+  assert fault_runs.run(command)[0] == 0
   assert not temporary(data)
-  assert test_prepare.tree(data) == test_prepare.tree(straight)
+  assert corpora.tree(data) == corpora.tree(straight)

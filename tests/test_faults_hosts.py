@@ -13,13 +13,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from bert_jax.runtime import hosts
-from tests import test_faults
-from tests.runtime import test_hosts
+from bert_jax.runtime import peers
+from tests.support import fault_runs
+from tests.support import host_processes
 
 pytestmark = pytest.mark.slow
 
-KILLS = max(test_faults.KILLS // 20, 3)
+KILLS = max(fault_runs.KILLS // 20, 3)
 TOTAL, SAVED = 60, 12  # steps
 SETTINGS = {
   "train__total_steps": TOTAL,
@@ -29,14 +29,14 @@ SETTINGS = {
 }
 # A process that was killed is found at once, unless the other one is not yet,
 # or no longer, connected to it.
-MOST_SECS = hosts.HEARTBEAT_SECS + 60
+MOST_SECS = peers.HEARTBEAT_SECS + 60
 
 
 def wait_until_connected(jobs):
   """Until all know each other; before, there is no job yet."""
   while not all("devices" in job.said.read_text() for job in jobs):
     time.sleep(0.02)
-    assert all(job.poll() is None for job in jobs), test_hosts.finish(jobs)
+    assert all(job.poll() is None for job in jobs), host_processes.finish(jobs)
 
 
 def read_step(folder):
@@ -55,7 +55,7 @@ def read_step(folder):
 
 
 def assert_same_run(workdir, straight):
-  assert test_faults.rows(workdir) == test_faults.rows(straight)
+  assert fault_runs.rows(workdir) == fault_runs.rows(straight)
   step = f"checkpoints/{TOTAL}"
   found, wanted = read_step(workdir / step), read_step(straight / step)
   assert found.keys() == wanted.keys() and len(found) > 60
@@ -67,12 +67,12 @@ def test_a_job_of_which_a_process_is_killed_ends_as_if_never_killed(
   tmp_path, prepared
 ):
   """The other one leaves soon, with a status and a line of its own."""
-  rng = random.Random(test_faults.SEED)
+  rng = random.Random(fault_runs.SEED)
   straight = tmp_path / "straight"
-  jobs = test_hosts.start(prepared, straight, 2, 1, **SETTINGS)
+  jobs = host_processes.start(prepared, straight, 2, 1, **SETTINGS)
   wait_until_connected(jobs)
   begin = time.monotonic()
-  assert test_hosts.finish(jobs) == [0, 0]
+  assert host_processes.finish(jobs) == [0, 0]
   whole = time.monotonic() - begin
 
   kills, number, secs = 0, 0, []
@@ -81,9 +81,9 @@ def test_a_job_of_which_a_process_is_killed_ends_as_if_never_killed(
     workdir = tmp_path / f"run-{number}"
     is_done = False
     while True:
-      jobs = test_hosts.start(prepared, workdir, 2, 1, **SETTINGS)
+      jobs = host_processes.start(prepared, workdir, 2, 1, **SETTINGS)
       if kills >= KILLS or is_done:
-        assert test_hosts.finish(jobs) == [0, 0]
+        assert host_processes.finish(jobs) == [0, 0]
         break
       wait_until_connected(jobs)
       victim = rng.randrange(2)
@@ -93,14 +93,14 @@ def test_a_job_of_which_a_process_is_killed_ends_as_if_never_killed(
       survivor = jobs[1 - victim]
       survivor.wait(MOST_SECS)
       secs.append(time.monotonic() - begin)
-      statuses = test_hosts.finish(jobs)
-      is_done = TOTAL in test_faults.saved_steps(workdir, "checkpoints")
+      statuses = host_processes.finish(jobs)
+      is_done = TOTAL in fault_runs.saved_steps(workdir, "checkpoints")
       if statuses[victim] != -signal.SIGKILL:
         assert is_done, statuses
         continue  # it had ended just before
       kills += 1
       assert statuses[1 - victim] == 69 or is_done, statuses
       if statuses[1 - victim] == 69:
-        test_hosts.assert_told(survivor, f"process {victim} was killed")
+        host_processes.assert_told(survivor, f"process {victim} was killed")
     assert_same_run(workdir, straight)
   print(f"\n{kills} kills, survivors left after {max(secs):.1f} s at most")

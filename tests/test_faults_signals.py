@@ -15,15 +15,15 @@ import time
 import pytest
 
 from bert_jax.runtime import signals
-from bert_jax.sweeps import sweep
-from tests import test_faults
-from tests.data import test_prepare
-from tests.runtime import test_hosts
+from bert_jax.sweeps import running
+from tests.support import corpora
+from tests.support import fault_runs
+from tests.support import host_processes
 
 pytestmark = pytest.mark.slow
 
-straight = test_faults.straight
-TOLD = max(test_faults.KILLS // 2, 4)
+straight = fault_runs.straight
+TOLD = max(fault_runs.KILLS // 2, 4)
 
 
 def strike_with(number):
@@ -58,16 +58,16 @@ def assert_told_once(status, said, allowed):
 def test_a_run_that_is_told_to_stop_ends_as_if_never_told(
   tmp_path, prepared, straight
 ):
-  rng = random.Random(test_faults.SEED)
-  killer = test_faults.Killer(test_faults.PHASES, test_faults.RETURNING, rng)
+  rng = random.Random(fault_runs.SEED)
+  killer = fault_runs.Killer(fault_runs.PHASES, fault_runs.RETURNING, rng)
   statuses = []
   while killer.kills.total() < TOLD:
     workdir = tmp_path / f"run-{len(statuses)}"
     status = None
     while status != 0:
-      watched = test_faults.Training(workdir)
-      args = test_faults.train_command(prepared, workdir)
-      process = test_faults.start(args, tmp_path / "said")
+      watched = fault_runs.Training(workdir)
+      args = fault_runs.train_command(prepared, workdir)
+      process = fault_runs.start(args, tmp_path / "said")
       told = killer.kills.total() < TOLD
       number = rng.choice(signals.STOPPING)
       status = killer.watch(
@@ -77,13 +77,13 @@ def test_a_run_that_is_told_to_stop_ends_as_if_never_told(
       assert_told_once(status, said, (0, 75, 130))
       statuses.append(status)
       if status == 75:  # saved where it stopped, or by an earlier start
-        step = test_faults.saved_steps(workdir, "checkpoints")[-1]
+        step = fault_runs.saved_steps(workdir, "checkpoints")[-1]
         assert re.search(rf"(saving|goes on from) step {step}\b", said)
       elif status == 130:
-        assert not test_faults.saved_steps(workdir, "checkpoints")
-    assert test_faults.rows(workdir) == test_faults.rows(straight)
+        assert not fault_runs.saved_steps(workdir, "checkpoints")
+    assert fault_runs.rows(workdir) == fault_runs.rows(straight)
     found, wanted = (
-      test_faults.read_step(x / "checkpoints" / str(test_faults.TOTAL))
+      fault_runs.read_step(x / "checkpoints" / str(fault_runs.TOTAL))
       for x in (workdir, straight)
     )
     assert found.keys() == wanted.keys()
@@ -95,11 +95,11 @@ def test_a_run_that_is_told_to_stop_ends_as_if_never_told(
 @pytest.mark.parametrize("phase", ["start-up", "compiling", "mid-step"])
 def test_a_second_signal_ends_training_at_once(phase, tmp_path, prepared):
   workdir = tmp_path / "run"
-  args = test_faults.train_command(
+  args = fault_runs.train_command(
     prepared, workdir, "--compile_cache=off", model__num_layers=12
   )
-  process = test_faults.start(args, tmp_path / "said")
-  watched = test_faults.Training(workdir)
+  process = fault_runs.start(args, tmp_path / "said")
+  watched = fault_runs.Training(workdir)
   try:
     while watched.phase() != phase:
       assert process.poll() is None
@@ -112,60 +112,60 @@ def test_a_second_signal_ends_training_at_once(phase, tmp_path, prepared):
     status = process.wait(60)
     assert time.monotonic() - began < 3
   finally:
-    test_faults.kill(process)
+    fault_runs.kill(process)
   # It may have saved before the second one came.
   allowed = (75, 130) if phase == "mid-step" else (130,)
   assert_told_once(status, (tmp_path / "said").read_text(), allowed)
 
 
 def test_training_under_nohup_outlives_its_terminal(tmp_path, prepared):
-  args = test_faults.train_command(
+  args = fault_runs.train_command(
     prepared, tmp_path / "run", train__total_steps=30
   )
   with open(tmp_path / "said", "w") as said:
     process = subprocess.Popen(
       ["nohup", *args],
-      cwd=test_faults.ROOT,
-      env=test_faults.environ(),
+      cwd=fault_runs.ROOT,
+      env=fault_runs.environ(),
       stdout=subprocess.DEVNULL,
       stderr=said,
     )
-  watched = test_faults.Training(tmp_path / "run")
+  watched = fault_runs.Training(tmp_path / "run")
   while watched.phase() != "mid-step" and process.poll() is None:
     time.sleep(0.001)
   process.send_signal(signal.SIGHUP)
-  assert process.wait(test_faults.LIFE_SECS) == 0
+  assert process.wait(fault_runs.LIFE_SECS) == 0
 
 
 def test_training_goes_on_when_nobody_reads_what_it_prints(tmp_path, prepared):
-  args = test_faults.train_command(
+  args = fault_runs.train_command(
     prepared, tmp_path / "run", train__total_steps=30
   )
   process = subprocess.Popen(
     args,
-    cwd=test_faults.ROOT,
-    env=test_faults.environ(),
+    cwd=fault_runs.ROOT,
+    env=fault_runs.environ(),
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
   )
   process.stdout.readline()
   process.stdout.close()
-  assert process.wait(test_faults.LIFE_SECS) == 0
-  assert test_faults.saved_steps(tmp_path / "run", "checkpoints") == [30]
+  assert process.wait(fault_runs.LIFE_SECS) == 0
+  assert fault_runs.saved_steps(tmp_path / "run", "checkpoints") == [30]
 
 
 def test_predicting_ends_when_nobody_reads_it(tmp_path, finished_run):
   lines = tmp_path / "lines.jsonl"
   lines.write_text('{"text": "sun [MASK] sun"}\n' * 20_000)
-  command = [*test_faults.command("predict", {}), "--config"]
+  command = [*fault_runs.command("predict", {}), "--config"]
   command = [a for a in command if not a.startswith("--config")]
   done = subprocess.run(
     f"{' '.join(command)} --workdir={finished_run.workdir} --input={lines} "
     "| head -1; echo ${PIPESTATUS[0]}",
     shell=True,
     executable="/bin/bash",
-    cwd=test_faults.ROOT,
-    env=test_faults.environ(),
+    cwd=fault_runs.ROOT,
+    env=fault_runs.environ(),
     capture_output=True,
     text=True,
   )
@@ -177,52 +177,52 @@ def test_predicting_ends_when_nobody_reads_it(tmp_path, finished_run):
 def test_training_with_closed_streams_is_as_with_open_ones(
   closed, tmp_path, prepared
 ):
-  args = test_faults.train_command(
+  args = fault_runs.train_command(
     prepared, tmp_path / "run", train__total_steps=10
   )
   done = subprocess.run(
     f"exec {' '.join(args)} {closed}",
     shell=True,
-    cwd=test_faults.ROOT,
-    env=test_faults.environ(),
+    cwd=fault_runs.ROOT,
+    env=fault_runs.environ(),
     capture_output=True,
     text=True,
   )
   assert done.returncode == 0, done.stderr
   assert "Traceback" not in done.stderr
-  assert test_faults.saved_steps(tmp_path / "run", "checkpoints") == [10]
+  assert fault_runs.saved_steps(tmp_path / "run", "checkpoints") == [10]
 
 
 # --- preparing data -----------------------------------------------------------
 
 
 def test_preparation_that_is_told_to_stop_ends_as_if_never_told(tmp_path):
-  documents = test_prepare.make_documents(1200)
-  text = test_prepare.write_text(tmp_path / "text.txt", documents)
+  documents = corpora.make_documents(1200)
+  text = corpora.write_text(tmp_path / "text.txt", documents)
   straight = tmp_path / "straight"
-  assert test_faults.run(test_faults.prepare_command(text, straight))[0] == 0
-  rng = random.Random(test_faults.SEED)
-  killer = test_faults.Killer(
-    test_faults.STAGES, frozenset({"manifest", "tidying"}), rng
+  assert fault_runs.run(fault_runs.prepare_command(text, straight))[0] == 0
+  rng = random.Random(fault_runs.SEED)
+  killer = fault_runs.Killer(
+    fault_runs.STAGES, frozenset({"manifest", "tidying"}), rng
   )
   data, status, statuses = tmp_path / "data", None, []
   while status != 0 or killer.kills.total() < max(TOLD // 5, 2):
     if status == 0:
-      assert test_prepare.tree(data) == test_prepare.tree(straight)
+      assert corpora.tree(data) == corpora.tree(straight)
       data.rename(tmp_path / f"data-{len(statuses)}")
     told = killer.kills.total() < max(TOLD // 5, 2)
-    process = test_faults.start(
-      test_faults.prepare_command(text, data), tmp_path / "said"
+    process = fault_runs.start(
+      fault_runs.prepare_command(text, data), tmp_path / "said"
     )
     status = killer.watch(
       process,
-      lambda: test_faults.stage_of(data),
+      lambda: fault_runs.stage_of(data),
       strike_with(rng.choice(signals.STOPPING)) if told else None,
     )
     said = (tmp_path / "said").read_text()
     assert_told_once(status, said, (0, 130))
     statuses.append(status)
-  assert test_prepare.tree(data) == test_prepare.tree(straight)
+  assert corpora.tree(data) == corpora.tree(straight)
   killer.report(f"preparation told to stop ({statuses})")
 
 
@@ -231,7 +231,7 @@ def test_preparation_that_is_told_to_stop_ends_as_if_never_told(tmp_path):
 
 def sweep_of(tmp_path, prepared):
   """The command of a sweep of two trials, and the trials."""
-  settings = test_faults.SETTINGS | {"data.dir": str(prepared)}
+  settings = fault_runs.SETTINGS | {"data.dir": str(prepared)}
   path = tmp_path / "sweep.py"
   path.write_text(
     "from bert_jax.sweeps import sweep\n"
@@ -242,7 +242,7 @@ def sweep_of(tmp_path, prepared):
     "    for seed in (0, 1))\n"
   )
   workdir = tmp_path / "runs"
-  command = test_faults.command("sweep", {}, f"--workdir={workdir}")
+  command = fault_runs.command("sweep", {}, f"--workdir={workdir}")
   command = [a for a in command if not a.startswith("--config")]
   command += [f"--config={path}", "--num_parallel=2"]
   return command, [workdir / f"seed={seed}" for seed in (0, 1)]
@@ -263,7 +263,7 @@ def test_a_sweep_that_is_told_to_stop_has_its_trials_save(
   number, early, tmp_path, prepared, straight
 ):
   command, workdirs = sweep_of(tmp_path, prepared)
-  process = test_faults.start(command, tmp_path / "said")
+  process = fault_runs.start(command, tmp_path / "said")
   if early:
     while not (tmp_path / "runs" / "sweep.jsonl").exists():
       assert process.poll() is None
@@ -271,16 +271,16 @@ def test_a_sweep_that_is_told_to_stop_has_its_trials_save(
   else:
     wait_for_steps(workdirs, process)
   strike_with(number)(process)
-  status = process.wait(test_faults.LIFE_SECS)
+  status = process.wait(fault_runs.LIFE_SECS)
   assert_told_once(status, (tmp_path / "said").read_text(), (75,))
-  events = [e["event"] for e in sweep.Journal(str(tmp_path / "runs")).read()]
+  events = [e["event"] for e in running.Journal(str(tmp_path / "runs")).read()]
   assert "failed" not in events and events[-1] == "preempted"
   if not early:
     for workdir in workdirs:
-      assert test_faults.saved_steps(workdir, "checkpoints")
-  status, said = test_faults.run(command)
+      assert fault_runs.saved_steps(workdir, "checkpoints")
+  status, said = fault_runs.run(command)
   assert status == 0, said
-  assert test_faults.rows(workdirs[0]) == test_faults.rows(straight)
+  assert fault_runs.rows(workdirs[0]) == fault_runs.rows(straight)
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -288,23 +288,23 @@ def test_a_sweep_whose_main_process_is_killed_waits_for_its_trials(
   early, tmp_path, prepared, straight
 ):
   command, workdirs = sweep_of(tmp_path, prepared)
-  process = test_faults.start(command, tmp_path / "said")
+  process = fault_runs.start(command, tmp_path / "said")
   if early:
-    while len(sweep.Journal(str(tmp_path / "runs")).read()) < 2:
+    while len(running.Journal(str(tmp_path / "runs")).read()) < 2:
       assert process.poll() is None
       time.sleep(0.01)
   else:
     wait_for_steps(workdirs, process)
   process.kill()
   process.wait()
-  status, said = test_faults.run(command)
+  status, said = fault_runs.run(command)
   assert status == 0, said
   assert "which runs already as process" in said
-  events = sweep.Journal(str(tmp_path / "runs")).read()
+  events = running.Journal(str(tmp_path / "runs")).read()
   assert "failed" not in [e["event"] for e in events]
   adopted = [e["trial"] for e in events if e.get("adopted")]
   assert adopted if early else sorted(adopted) == ["seed=0", "seed=1"]
-  assert test_faults.rows(workdirs[0]) == test_faults.rows(straight)
+  assert fault_runs.rows(workdirs[0]) == fault_runs.rows(straight)
 
 
 # --- several processes --------------------------------------------------------
@@ -314,17 +314,17 @@ def test_a_sweep_whose_main_process_is_killed_waits_for_its_trials(
 def test_all_processes_of_a_job_save_one_step_whichever_is_told(
   number, tmp_path, prepared
 ):
-  jobs = test_hosts.start(prepared, tmp_path / "run", 2, 4)
-  test_hosts.wait_for_lines(tmp_path / "run", 20, jobs)
+  jobs = host_processes.start(prepared, tmp_path / "run", 2, 4)
+  host_processes.wait_for_lines(tmp_path / "run", 20, jobs)
   jobs[1].send_signal(number)
-  assert test_hosts.finish(jobs) == [75, 75]
+  assert host_processes.finish(jobs) == [75, 75]
   (step,) = {
     int(line.rsplit(" ", 1)[1])
     for job in jobs
     for line in job.said.read_text().splitlines()
     if "saving step" in line
   }
-  assert test_faults.saved_steps(tmp_path / "run", "checkpoints")[-1] == step
+  assert fault_runs.saved_steps(tmp_path / "run", "checkpoints")[-1] == step
 
 
 # Connects to the others, and then says nothing to them.
@@ -338,7 +338,7 @@ SILENT = (
 def test_a_process_that_waits_for_another_ends_at_the_first_signal(
   tmp_path, prepared
 ):
-  jobs = test_hosts.start(prepared, tmp_path / "run", 2, 2, program=SILENT)
+  jobs = host_processes.start(prepared, tmp_path / "run", 2, 2, program=SILENT)
   try:
     while "process 0 of 2" not in jobs[0].said.read_text():
       time.sleep(0.05)
@@ -359,9 +359,9 @@ def test_the_second_signal_ends_a_process_of_several_at_once(
   tmp_path, prepared
 ):
   """The first has no effect, as the process that would agree stands still."""
-  jobs = test_hosts.start(prepared, tmp_path / "run", 2, 2)
+  jobs = host_processes.start(prepared, tmp_path / "run", 2, 2)
   try:
-    test_hosts.wait_for_lines(tmp_path / "run", 3, jobs)
+    host_processes.wait_for_lines(tmp_path / "run", 3, jobs)
     jobs[0].send_signal(signal.SIGSTOP)
     time.sleep(0.5)
     jobs[1].send_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ from bert_jax.models import encoder as encoders
 from bert_jax.training import jobs
 from bert_jax.training import train
 from experiments.feature_ner import run as feature_ner
-from tests import small_tasks
+from tests.support import small_tasks
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ import pytest
 from bert_jax import weights
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
-from tests import test_main
+from tests.support import launching
 
-launch = test_main.launch
+launch = launching.launch
 
 CHARACTERS = (
   *"[]*? '\"#%&,:=@{}$~|;!^`()<>\t\n\x01-",
@@ -57,7 +57,7 @@ def assert_same_weights(got, want):
 def rows(workdir):
   return [
     {k: v for k, v in row.items() if "_per_sec" not in k}
-    for row in run_log.read_metrics(workdir)
+    for row in metrics_log.read_metrics(workdir)
   ]
 
 
@@ -102,7 +102,7 @@ def assert_works(folder, run, launch):
     (folder / "tf1", "flax"),
     (folder / "flax", "huggingface"),
   ):
-    args = ("--mode=convert", f"--config={test_main.ROOT}/configs/convert.py")
+    args = ("--mode=convert", f"--config={launching.ROOT}/configs/convert.py")
     args += (f"--input={listed(source)}", f"--output={folder / form}")
     assert launch(*args, f"--config.convert.to={form}") == 0
     assert_same_weights(weights.read(folder / form), want)
@@ -172,7 +172,7 @@ def test_data_is_prepared_below_any_folder(tmp_path, launch):
     "--config.prepare.vocab_size=18", "--config.data.seq_len=16",
     "--config.prepare.num_workers=1", "--config.prepare.held_out_rate=0.2",
   )  # fmt: skip
-  args = (f"--config={test_main.ROOT}/configs/base.py", *settings)
+  args = (f"--config={launching.ROOT}/configs/base.py", *settings)
   args += (f"--input={listed(text)}", f"--output={data}")
   for _ in range(2):
     assert launch("--mode=prepare", *args) == 0
@@ -196,12 +196,12 @@ def test_a_path_that_cannot_hold_checkpoints_is_refused_before_all_else(
   caplog.set_level("WARNING", "bert_jax")
   folder = tmp_path / REFUSED[name]
   data = finished_run.config.data.dir
-  common = (f"--config={test_main.ROOT}/configs/base.py",)
+  common = (f"--config={launching.ROOT}/configs/base.py",)
   common += (f"--config.data.dir={data}", "--compile_cache=off")
   for mode in ("train", "evaluate"):
     args = (f"--mode={mode}", *common, f"--workdir={folder / 'run'}")
     assert launch(*args) == 2
-    said = test_main.message(capsys)
+    said = launching.message(capsys)
     assert repr(str(folder))[1:-1] in said, said
   status = launch("--mode=doctor", *common, f"--workdir={folder / 'run'}")
   assert status == 2 or "BAD  workdir" in capsys.readouterr().out

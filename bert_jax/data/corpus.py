@@ -24,6 +24,7 @@ import zlib
 from etils import epath
 import sentencex
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
 
 FORMATS = ("sentences", "paragraphs", "jsonl", "tfds")
@@ -31,12 +32,12 @@ FORMATS = ("sentences", "paragraphs", "jsonl", "tfds")
 # Longer lines and documents are cut, so that no input can fill the memory.
 MAX_LINE_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 24
-# The splitter takes time with the square of what opens quotes and closes none.
+# The splitter takes quadratic time in text that opens quotes and closes none.
 _MAX_PARAGRAPH_CHARS = 1 << 14
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TFDS_UNIT_RECORDS = 5_000
 
-# Looked at to guess how much text an input holds.
+# How much of an input is read to estimate how much text it holds.
 _RATE_BYTES = 1 << 18
 _RATE_RECORDS = 64
 _HASH_BYTES = 1 << 20  # read at a time
@@ -45,8 +46,8 @@ _HASH_BYTES = 1 << 20  # read at a time
 _BLANK_LINES = {"sentences": 1, "paragraphs": 2}
 
 
-class CorpusError(ValueError):
-  """The text cannot be read; says where and what to change."""
+class CorpusError(errors.UserError):
+  """The text cannot be read; the message says where and what to change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +80,12 @@ class Reading:
     self.num_bytes = 0
 
   def update(self, data: bytes) -> None:
-    """Adds bytes, the next that were read."""
+    """Adds the next bytes that were read."""
     self._hash.update(data)
     self.num_bytes += len(data)
 
   def hexdigest(self) -> str:
-    """SHA-256 of all bytes, in hexadecimal."""
+    """Returns the SHA-256 of all bytes so far, in hexadecimal."""
     return self._hash.hexdigest()
 
 
@@ -127,7 +128,7 @@ def list_units(
 
 
 def _expand(pattern: str) -> list[str]:
-  """Files a glob names; a plain path names itself; a folder its files."""
+  """Returns the files of a glob, of a folder, or the path itself."""
   if problem := files.scheme_problem("--input", pattern):
     raise CorpusError(problem)
   files.check_readable(pattern)
@@ -149,8 +150,17 @@ def _expand(pattern: str) -> list[str]:
 
 
 @contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Raises CorpusError, which names the file, if reading it fails."""
+  try:
+    yield
+  except (OSError, EOFError, zlib.error) as error:
+    raise CorpusError(f"{path} breaks off or is damaged: {error}") from error
+
+
+@contextlib.contextmanager
 def _open(path: str) -> Iterator[Any]:
-  """Opens a file for its bytes, unpacked where it is compressed."""
+  """Opens a file for reading bytes; .gz is decompressed."""
   with epath.Path(path).open("rb") as raw:
     if path.endswith(".gz"):
       with gzip.open(raw) as f:  # closing it would leave `raw` open
@@ -160,12 +170,9 @@ def _open(path: str) -> Iterator[Any]:
 
 
 def _check_text(path: str) -> None:
-  """Raises CorpusError for a file that is empty or is no text."""
-  try:
-    with _open(path) as f:
-      head = f.read(1 << 16)
-  except (OSError, EOFError, zlib.error) as error:
-    raise CorpusError(f"{path} cannot be read: {error}") from error
+  """Raises CorpusError for a file that is empty or not text."""
+  with _naming(path), _open(path) as f:
+    head = f.read(1 << 16)
   if not head.strip():
     raise CorpusError(f"{path} is empty; leave it out or fill it")
   if b"\0" in head:
@@ -176,7 +183,7 @@ def _check_text(path: str) -> None:
 
 
 def _cuts(path: str, size: int, text_format: str, step: int) -> list[int]:
-  """Byte positions between documents, the nearest after each `step` bytes."""
+  """Returns byte positions between documents, one after each `step` bytes."""
   if step < 1:
     raise CorpusError(f"prepare.unit_bytes={step} must be at least 1")
   cuts = [0]
@@ -236,7 +243,7 @@ def read_documents(
 
 
 def hash_unit(unit: Unit, text_format: str, text_key: str) -> str:
-  """SHA-256 of the text of a unit, as a Reading of all its documents has it.
+  """Returns the SHA-256 of the text of a unit, as `Reading` computes it.
 
   Args:
     unit: what to read.
@@ -251,24 +258,19 @@ def hash_unit(unit: Unit, text_format: str, text_key: str) -> str:
     for _ in _tfds_texts(unit, text_key, digest):
       pass
     return digest.hexdigest()
-  try:
-    with _open(unit.path) as f:
-      f.seek(unit.start)
-      left = unit.end - unit.start if unit.end >= 0 else math.inf
-      while left and (block := f.read(int(min(left, _HASH_BYTES)))):
-        digest.update(block)
-        left -= len(block)
-  except (OSError, EOFError, zlib.error) as error:
-    raise CorpusError(
-      f"{unit.path} breaks off or is damaged: {error}"
-    ) from error
+  with _naming(unit.path), _open(unit.path) as f:
+    f.seek(unit.start)
+    left = unit.end - unit.start if unit.end >= 0 else math.inf
+    while left and (block := f.read(int(min(left, _HASH_BYTES)))):
+      digest.update(block)
+      left -= len(block)
   return digest.hexdigest()
 
 
 def read_parts(
   unit: Unit, text_format: str, text_key: str, language: str, reading: Reading
 ) -> Iterator[Iterator[list[str]]]:
-  """Yields the documents of a unit in parts, each of which bounds the memory.
+  """Yields the documents of a unit in parts of bounded size.
 
   A part ends with the document in which `part_bytes` of text were read since
   the part before. Each must be used up before the next is asked for.
@@ -299,10 +301,24 @@ def read_parts(
     yield part(document)
 
 
+def is_held_out(document: Sequence[str], rate: float, seed: int) -> bool:
+  """Returns whether a document is kept for evaluation.
+
+  It depends on the text alone, so that two copies of a text never end up in
+  different splits.
+  """
+  digest = hashlib.blake2b(
+    "\n".join(document).encode("utf-8", "replace"),
+    digest_size=8,
+    key=str(seed).encode(),
+  ).digest()
+  return int.from_bytes(digest, "big") < rate * 2**64
+
+
 def text_sizes(
   units: Sequence[Unit], text_format: str, text_key: str
 ) -> list[int]:
-  """Bytes of text in each unit, guessed where `size` counts something else.
+  """Returns the bytes of text in each unit; estimated for .gz and TFDS.
 
   Args:
     units: of list_units.
@@ -322,20 +338,18 @@ def text_sizes(
 
 
 def _gzip_rate(path: str) -> float:
-  """How many bytes a packed byte becomes, judged by the head of a file."""
+  """Returns bytes of text per compressed byte, judged by the first 256 KiB."""
   with epath.Path(path).open("rb") as f:
     head = f.read(_RATE_BYTES)
   unpacker = zlib.decompressobj(wbits=31)  # gzip
-  try:
+  with _naming(path):
     text = unpacker.decompress(head, 8 * _RATE_BYTES)
-  except zlib.error as error:
-    raise CorpusError(f"{path} breaks off or is damaged: {error}") from error
   rest = len(unpacker.unused_data) + len(unpacker.unconsumed_tail)
   return max(1.0, len(text) / (len(head) - rest))
 
 
 def _tfds_rate(path: str, text_key: str) -> float:
-  """Bytes of text in a record, the mean of some from all over the data."""
+  """Returns the mean bytes of text in a record, over an even sample."""
   count = len(_tfds_source(path))
   places = range(0, count, -(-count // _RATE_RECORDS))
   reading = Reading()
@@ -363,7 +377,7 @@ def _split(paragraphs: Sequence[str], language: str) -> list[str]:
 
 
 def _short(paragraph: str) -> Iterator[str]:
-  """Pieces of a paragraph that are not too long, cut between words."""
+  """Yields pieces of a paragraph of bounded length, cut between words."""
   while len(paragraph) > _MAX_PARAGRAPH_CHARS:
     cut = paragraph.rfind(" ", 1, _MAX_PARAGRAPH_CHARS)
     cut = cut if cut > 0 else _MAX_PARAGRAPH_CHARS
@@ -374,19 +388,15 @@ def _short(paragraph: str) -> Iterator[str]:
 
 
 def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
-  """(byte position, line without its end) of a unit, long lines in pieces."""
+  """Yields (byte position, line) of a unit; very long lines come in pieces."""
   with _open(unit.path) as f:
     f.seek(unit.start)
     at = unit.start
     while unit.end < 0 or at < unit.end:
-      try:
+      with _naming(unit.path):
         line = f.readline(MAX_LINE_BYTES)
         if len(line) == MAX_LINE_BYTES:  # never cut within a character
           line += f.read(_missing_bytes(line))
-      except (OSError, EOFError, zlib.error) as error:
-        raise CorpusError(
-          f"{unit.path} breaks off or is damaged: {error}"
-        ) from error
       if not line:
         return
       # A unit may end within a line that is longer than MAX_LINE_BYTES.
@@ -403,7 +413,7 @@ def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
 
 
 def _missing_bytes(line: bytes) -> int:
-  """Bytes that the last character of a piece of UTF-8 still lacks."""
+  """Returns how many bytes the last character of a piece of UTF-8 lacks."""
   for back, byte in enumerate(reversed(line[-4:]), 1):
     if byte & 0xC0 != 0x80:  # the first byte of that character
       size = 1 + (byte >= 0xC0) + (byte >= 0xE0) + (byte >= 0xF0)
@@ -412,7 +422,7 @@ def _missing_bytes(line: bytes) -> int:
 
 
 def _blank_line_documents(unit, text_format, language, digest):
-  """Documents that blank lines end: "sentences" and "paragraphs"."""
+  """Yields documents separated by blank lines: "sentences", "paragraphs"."""
   document: list[str] = []
   paragraph: list[str] = []
   blank = size = 0
@@ -442,7 +452,7 @@ def _blank_line_documents(unit, text_format, language, digest):
 
 
 def _json_texts(unit: Unit, text_key: str, digest) -> Iterator[str]:
-  """The texts of a JSONL unit."""
+  """Yields the texts of a JSONL unit."""
   held, start = "", unit.start
   for at, line in _lines(unit, digest):
     start = start if held else at
@@ -472,7 +482,7 @@ def _json_text(line: str, path: str, at: int, text_key: str) -> str:
 
 @contextlib.contextmanager
 def naming_tfds(path: str) -> Iterator[None]:
-  """Turns what goes wrong with prepared TFDS data into an error that names it.
+  """Turns any failure to read prepared TFDS data into an error that names it.
 
   Raises:
     CorpusError: the data is damaged.
@@ -481,7 +491,7 @@ def naming_tfds(path: str) -> Iterator[None]:
     yield
   except (CorpusError, MemoryError):
     raise
-  except Exception as error:  # of protobuf, TFDS, ArrayRecord: without a base
+  except Exception as error:  # protobuf, TFDS, ArrayRecord: unrelated types
     raise CorpusError(
       f"{path} is damaged, or no prepared TFDS data: {error!r:.500}; prepare "
       "it again"
@@ -489,7 +499,7 @@ def naming_tfds(path: str) -> Iterator[None]:
 
 
 def open_tfds(folder: str) -> Any:
-  """The builder of prepared TFDS data, which is read without TensorFlow.
+  """Opens prepared TFDS data, which is read without TensorFlow.
 
   Args:
     folder: with a dataset_info.json.
@@ -512,7 +522,7 @@ def open_tfds(folder: str) -> Any:
 
 
 def _class_names(value: Any) -> Iterator[str]:
-  """The Python classes that a features.json names, in any of its forms."""
+  """Yields the Python classes that a features.json names, in any form."""
   inner = value.values() if isinstance(value, dict) else value
   for key in ("pythonClassName", "python_class_name", "type"):
     if isinstance(value, dict) and isinstance(value.get(key), str):
@@ -522,7 +532,7 @@ def _class_names(value: Any) -> Iterator[str]:
 
 
 def _tfds_source(path: str):
-  """The random-access source of prepared TFDS data, without TensorFlow."""
+  """Returns the random-access source of prepared TFDS data."""
   os.environ.setdefault("TFDS_NO_GCS", "1")
   import tensorflow_datasets as tfds  # slow to import: only where it is used
 
@@ -575,17 +585,12 @@ def _tfds_texts(unit: Unit, text_key: str, digest) -> Iterator[str]:
   for i in range(unit.start, unit.end):
     with naming_tfds(unit.path):
       record = source[i]
-    if text_key not in record:
-      raise CorpusError(
-        f"{unit.path}: record {i} has no {text_key!r} but "
-        f"{', '.join(record)}; set --config.prepare.text_key"
-      )
-    raw = record[text_key]
+    raw = record.get(text_key)
     raw = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
     if not isinstance(raw, bytes):
       raise CorpusError(
-        f"{unit.path}: record {i} has no text under {text_key!r}; set "
-        "--config.prepare.text_key"
+        f"{unit.path}: record {i} has no text under {text_key!r}; it has "
+        f"{', '.join(record)}; set --config.prepare.text_key"
       )
     digest.update(raw)
     try:

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bert_jax.kinds import kind
 from bert_jax.kinds import losses
-from bert_jax.kinds import objectives
+from bert_jax.kinds import pretraining
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import optim
@@ -95,7 +96,7 @@ class TrainState:
 
 def init_state(
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   optimizer: optax.GradientTransformation,
   rng: jax.Array,
   batch: Batch,
@@ -149,7 +150,7 @@ def _sum_over_parts(compute, variables, batch, count, rng):
 
 def make_gradients(
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   rng: jax.Array,
   num_micro_batches: int = 1,
   sparse_words: bool = False,
@@ -317,7 +318,7 @@ def make_train_step(
 def _make_step(
   config: Config,
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   optimizer: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
   rng: jax.Array,
@@ -346,7 +347,7 @@ def _make_step(
 def jit_train_step(
   config: Config,
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   optimizer: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
   rng: jax.Array,
@@ -380,7 +381,7 @@ def jit_train_step(
 def jit_members_step(
   config: Config,
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   make_optimizer: Callable[[jax.Array], tuple[Any, optax.Schedule]],
   mesh: jax.sharding.Mesh,
   place: Any,
@@ -422,8 +423,8 @@ def jit_members_step(
 
 
 def make_eval_step(
-  model: nn.Module, objective: objectives.Objective
-) -> Callable[[Any, Batch, jax.Array], objectives.Sums]:
+  model: nn.Module, objective: kind.Kind
+) -> Callable[[Any, Batch, jax.Array], kind.Sums]:
   """Returns (params, batch, unigram log-probabilities [V]) -> sums.
 
   The sums are (sum, weight) pairs over the global batch: the objective's
@@ -432,7 +433,7 @@ def make_eval_step(
 
   def eval_step(params, batch, log_probs):
     outputs = objective.apply(model, params, batch, deterministic=True)
-    return objective.metrics(outputs, batch) | objectives.unigram_metrics(
+    return objective.metrics(outputs, batch) | pretraining.unigram_metrics(
       batch, log_probs
     )
 
@@ -440,8 +441,8 @@ def make_eval_step(
 
 
 def make_predict_step(
-  model: nn.Module, objective: objectives.Objective
-) -> Callable[[Any, Batch], tuple[Any, objectives.Sums]]:
+  model: nn.Module, objective: kind.Kind
+) -> Callable[[Any, Batch], tuple[Any, kind.Sums]]:
   """Returns (params, batch) -> (outputs, sums).
 
   The outputs are the model's, of every row; the sums are the objective's

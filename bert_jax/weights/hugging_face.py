@@ -311,7 +311,7 @@ def _write_tokenizer(
     folder: where to.
     max_len: tokens of a sequence, at most.
   """
-  tokenizer.write_pieces(os.path.join(folder, "vocab.txt"))
+  tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
   config: dict[str, Any] = {
     "tokenizer_class": spec.hf_class,
     "do_lower_case": tokenizer.lower_case,

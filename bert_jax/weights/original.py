@@ -153,7 +153,7 @@ def write(
   if tokenizer:
     ours["lower_case"] = tokenizer.lower_case
     ours["max_input_chars_per_word"] = tokenizer.max_input_chars_per_word
-    tokenizer.write_pieces(os.path.join(folder, "vocab.txt"))
+    tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
   elif pretrained.lower_case is not None:
     ours["lower_case"] = pretrained.lower_case
   path = os.path.join(folder, "bert_config.json")

@@ -10,13 +10,18 @@ from scipy import stats
 
 from bert_jax.data import batching
 from bert_jax.data import masking
+from bert_jax.data import orders
 from bert_jax.data import packing
 from bert_jax.data import prepare
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import load
-from tests.data import test_prepare
+from tests.support import corpora
+from tests.support.batch_checks import alone
+from tests.support.batch_checks import contents
+from tests.support.batch_checks import restore
+from tests.support.batch_checks import sequences
 
 PAD, CLS, SEP, MASK = 0, 2, 3, 4
 KINDS = {
@@ -31,13 +36,11 @@ KINDS = {
 def folder(tmp_path_factory):
   """Prepared data of both kinds, length 32."""
   folder = tmp_path_factory.mktemp("batches")
-  text = test_prepare.write_text(
-    folder / "text.txt", test_prepare.make_documents(50)
-  )
-  vocab = test_prepare.write_vocabulary(folder / "vocab.txt")
+  text = corpora.write_text(folder / "text.txt", corpora.make_documents(50))
+  vocab = corpora.write_vocabulary(folder / "vocab.txt")
   data = str(folder / "data")
   for kind in ("pairs", "full_sentences"):
-    config = test_prepare.make_config(vocab, data__pairing=kind)
+    config = corpora.make_config(vocab, data__pairing=kind)
     prepare.prepare(config, [text], data)
   return data
 
@@ -46,13 +49,11 @@ def folder(tmp_path_factory):
 def short(tmp_path_factory):
   """The same of short documents, so that sequences share rows."""
   folder = tmp_path_factory.mktemp("short")
-  documents = test_prepare.make_documents(240, seed=5, max_sentences=2)
-  text = test_prepare.write_text(folder / "text.txt", documents)
-  vocab = test_prepare.write_vocabulary(folder / "vocab.txt")
+  documents = corpora.make_documents(240, seed=5, max_sentences=2)
+  text = corpora.write_text(folder / "text.txt", documents)
+  vocab = corpora.write_vocabulary(folder / "vocab.txt")
   for kind in ("pairs", "full_sentences"):
-    config = test_prepare.make_config(
-      vocab, data__pairing=kind, data__seq_len=64
-    )
+    config = corpora.make_config(vocab, data__pairing=kind, data__seq_len=64)
     prepare.prepare(config, [text], str(folder / "data"))
   return str(folder / "data")
 
@@ -70,7 +71,7 @@ def short_copy(short, tmp_path):
 
 
 def settings(folder, **changes):
-  config = test_prepare.make_config("", **changes)
+  config = corpora.make_config("", **changes)
   config.data.dir = str(folder)
   return config.data
 
@@ -90,44 +91,21 @@ def assert_same(a, b):
     np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
-def restore(batch):
-  """input_ids before masking."""
-  ids = batch["input_ids"].copy()
-  rows, slots = np.nonzero(batch["masked_weights"])
-  positions = batch["masked_positions"][rows, slots]
-  ids[rows, positions] = batch["masked_ids"][rows, slots]
-  return ids
-
-
 def reconstruct(folder, data, split):
   """Every example of a split, token by token: (ids, segments, label)."""
-  store, _ = test_prepare.open_split(folder, split)
+  store, _ = corpora.open_split(folder, split)
   result = []
   for example in batching.open_examples(data, split).read(
     np.arange(len(batching.open_examples(data, split)))
   ):
     a_start, b_start, a_length, b_length, is_random = example.tolist()
-    a = test_prepare.span(store, a_start, a_length)
+    a = corpora.span(store, a_start, a_length)
     ids, segments = [CLS, *a, SEP], [0] * (a_length + 2)
     if b_length:
-      ids += [*test_prepare.span(store, b_start, b_length), SEP]
+      ids += [*corpora.span(store, b_start, b_length), SEP]
       segments += [1] * (b_length + 1)
     result.append((ids, segments, is_random))
   return result
-
-
-def contents(batch):
-  """Rows in use as hashable (ids, segments, label), padding cut off."""
-  ids = restore(batch)
-  return [
-    (
-      tuple(ids[row, :end].tolist()),
-      tuple(batch["segment_ids"][row, :end].tolist()),
-      int(batch["nsp_label"][row]),
-    )
-    for row, end in enumerate(batch["input_mask"].sum(1))
-    if batch["weight"][row]
-  ]
 
 
 # -- what a batch holds ---
@@ -171,6 +149,14 @@ def test_shapes_types_and_padding(folder, kind):
   assert (batch["input_ids"][:, 0] == CLS).all()
   last = batch["input_mask"].sum(1) - 1
   assert (batch["input_ids"][np.arange(B), last] == SEP).all()
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_batches_have_the_shapes_that_are_declared(short, most):
+  changes = dict(data__seq_len=64, data__max_sequences=most)
+  batch = open_batches(short, num_steps=2, **changes)[1]
+  declared = batching.pretraining_shapes(settings(short, **changes), 8)
+  assert {k: (x.shape, x.dtype) for k, x in batch.items()} == declared
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -229,7 +215,7 @@ def test_other_settings_of_masking_are_passed_on(folder):
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 64, 1000])
 @pytest.mark.parametrize("seed", [0, 1, 2**40])
 def test_every_epoch_is_a_permutation(count, seed):
-  order = batching.Order(count, seed)
+  order = orders.Order(count, seed)
   ids, epochs = order(np.arange(3 * count))
   np.testing.assert_array_equal(epochs, np.repeat(np.arange(3), count))
   for epoch in range(3):
@@ -241,8 +227,8 @@ def test_every_epoch_is_a_permutation(count, seed):
 
 
 def test_epochs_and_seeds_have_unlike_orders():
-  orders = [batching.Order(1000, seed)(np.arange(2000))[0] for seed in (0, 1)]
-  first, second, other = orders[0][:1000], orders[0][1000:], orders[1][:1000]
+  found = [orders.Order(1000, seed)(np.arange(2000))[0] for seed in (0, 1)]
+  first, second, other = found[0][:1000], found[0][1000:], found[1][:1000]
   pairs = [(first, second), (first, other), (first, np.arange(1000))]
   for a, b in pairs:
     assert (a == b).sum() < 10  # 1 expected
@@ -252,7 +238,7 @@ def test_epochs_and_seeds_have_unlike_orders():
 
 
 def test_every_example_comes_first_as_often_as_any_other():
-  order = batching.Order(20, 3)
+  order = orders.Order(20, 3)
   ids, _ = order(np.arange(0, 20 * 600, 20))
   counts = np.bincount(ids, minlength=20)
   assert stats.chisquare(counts).pvalue > 0.001
@@ -384,59 +370,6 @@ def open_short(short, *args, **kwargs):
 
 def open_packed(short, *args, most=4, **kwargs):
   return open_short(short, *args, data__max_sequences=most, **kwargs)
-
-
-def sequences(batch):
-  """Every sequence of packed rows: as contents() and masked_rows() have it.
-
-  Yields:
-    ((ids, segments, label), masked ids, masked (position, id) pairs).
-  """
-  whole = restore(batch)
-  for row, slot in np.argwhere(batch["weight"] > 0).tolist():
-    here = np.flatnonzero(batch["sequence_ids"][row] == slot + 1)
-    start, end = here[0], here[-1] + 1
-    assert len(here) == end - start
-    assert batch["cls_positions"][row, slot] == start
-    np.testing.assert_array_equal(
-      batch["positions"][row, here], np.arange(len(here))
-    )
-    used = batch["masked_weights"][row] > 0
-    places = batch["masked_positions"][row][used]
-    ids = batch["masked_ids"][row][used]
-    mine = (places >= start) & (places < end)
-    yield (
-      (
-        tuple(whole[row, here].tolist()),
-        tuple(batch["segment_ids"][row, here].tolist()),
-        int(batch["nsp_label"][row, slot]),
-      ),
-      tuple(batch["input_ids"][row, here].tolist()),
-      tuple(
-        zip(
-          (places[mine] - start).tolist(), ids[mine].tolist(), strict=True
-        )
-      ),
-    )  # fmt: skip
-
-
-def alone(batch):
-  """The same of rows that hold one sequence each."""
-  for row, content in zip(
-    np.flatnonzero(batch["weight"]), contents(batch), strict=True
-  ):
-    used = batch["masked_weights"][row] > 0
-    yield (
-      content,
-      tuple(batch["input_ids"][row, : len(content[0])].tolist()),
-      tuple(
-        zip(
-          batch["masked_positions"][row][used].tolist(),
-          batch["masked_ids"][row][used].tolist(),
-          strict=True,
-        )
-      ),
-    )
 
 
 def epochs_of(batches, rows, take, epochs=2):
@@ -601,7 +534,7 @@ def test_packed_rows_are_mixed_anew_in_every_epoch_and_by_every_seed(short):
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 100, 4096, 5000])
 def test_permute_is_a_permutation_for_every_key(size):
   for key in range(4):
-    found = batching.permute(
+    found = orders.permute(
       np.arange(size), np.full(size, size), np.full(size, key, np.uint64)
     )
     np.testing.assert_array_equal(np.sort(found), np.arange(size))
@@ -612,7 +545,7 @@ def test_permute_sends_a_place_everywhere_equally_often(size):
   keys = masking.hash_uniform(7, np.arange(600 * size))
   for place in (0, size - 1):
     places = np.full(len(keys), place)
-    found = batching.permute(places, np.full(len(keys), size), keys)
+    found = orders.permute(places, np.full(len(keys), size), keys)
     counts = np.bincount(found, minlength=size)
     assert stats.chisquare(counts).pvalue > 0.001
 
@@ -621,7 +554,7 @@ def test_permute_mixes_many_places():
   size = 200_000_000
   places = np.arange(1_000)
   keys = np.full(1_000, 3, np.uint64)
-  found = batching.permute(places, np.full(1_000, size), keys)
+  found = orders.permute(places, np.full(1_000, size), keys)
   assert len(set(found.tolist())) == 1_000
   assert found.min() >= 0 and found.max() < size
   assert stats.spearmanr(places, found).pvalue > 0.001
@@ -717,11 +650,11 @@ def test_a_swapped_vocabulary_is_refused(copy):
 def test_examples_of_other_tokens_are_refused(copy, tmp_path):
   (copy / "manifest.json").unlink()
   shutil.rmtree(copy / "tokens")
-  vocab = test_prepare.write_vocabulary(tmp_path / "vocab.txt")
-  text = test_prepare.write_text(
-    tmp_path / "other.txt", test_prepare.make_documents(40, seed=9)
+  vocab = corpora.write_vocabulary(tmp_path / "vocab.txt")
+  text = corpora.write_text(
+    tmp_path / "other.txt", corpora.make_documents(40, seed=9)
   )
-  config = test_prepare.make_config(vocab)
+  config = corpora.make_config(vocab)
   with pytest.raises(records.DataError, match="made with other settings"):
     prepare.prepare(config, [text], str(copy))
   with pytest.raises(records.DataError, match="was made of other tokens"):
@@ -889,7 +822,7 @@ def test_a_token_that_is_in_no_vocabulary_is_refused(copy):
 def test_a_split_without_examples_is_refused(folder, tmp_path):
   path = pathlib.Path(folder).parent
   data = str(tmp_path / "data")
-  config = test_prepare.make_config(
+  config = corpora.make_config(
     str(path / "vocab.txt"), prepare__held_out_rate=0.0
   )
   prepare.prepare(config, [str(path / "text.txt")], data)

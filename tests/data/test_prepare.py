@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
 import subprocess
@@ -19,79 +18,29 @@ from scipy import stats
 from bert_jax.data import corpus
 from bert_jax.data import packing
 from bert_jax.data import prepare
+from bert_jax.data.stages import vocabulary
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import load
-from configs import base
+from bert_jax.runtime import locks
+from tests.support.corpora import SPECIALS
+from tests.support.corpora import make_config
+from tests.support.corpora import make_documents
+from tests.support.corpora import open_split
+from tests.support.corpora import span
+from tests.support.corpora import tree
+from tests.support.corpora import write_text
+from tests.support.corpora import write_vocabulary
 
 ROOT = pathlib.Path(__file__).parents[2]
-SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PAIRS = "pairs-32-dupe2-short0.1-seed0"  # the examples of `make_config`
-SYLLABLES = "ba do fi gu ka le mo nu pi ra se to".split()
 TFDS_WARNING = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
-
-
-def make_documents(count, seed=0, max_sentences=12):
-  """Documents of sentences of words of one to three syllables."""
-  rng = random.Random(seed)
-  words = [
-    "".join(rng.choices(SYLLABLES, k=rng.randint(1, 3))) for _ in "x" * 90
-  ]
-
-  def sentence():
-    found = rng.choices(words, k=rng.randint(2, 14))
-    if rng.random() < 0.1:
-      found[0] = "qq"  # in no vocabulary
-    return " ".join(found).capitalize() + rng.choice(".!?")
-
-  return [
-    [sentence() for _ in range(rng.randint(1, max_sentences))]
-    for _ in range(count)
-  ]
-
-
-def write_text(path, documents):
-  path.write_text("\n".join("\n".join(d) + "\n" for d in documents))
-  return str(path)
-
-
-def write_vocabulary(path):
-  """Whole syllables; words of more than one are several pieces."""
-  pieces = [*SPECIALS, ".", "!", "?"]
-  pieces += SYLLABLES + ["##" + s for s in SYLLABLES]
-  path.write_text("\n".join(pieces) + "\n")
-  return str(path)
-
-
-def make_config(vocab="", **changes):
-  """A config of small units; changes by `group.key`, dots as double bars."""
-  config = base.get_config()
-  config.data.seq_len = 32
-  config.data.dupe_factor = 2
-  config.data.verify = "never"  # so that readers meet the damage themselves
-  config.prepare.vocab = vocab
-  config.prepare.unit_bytes = 6_000
-  config.prepare.num_workers = 1
-  config.prepare.held_out_rate = 0.15
-  for key, value in changes.items():
-    group, _, name = key.partition("__")
-    config[group][name] = value
-  return config
 
 
 def identity(path):
   """What changes when a file is written again."""
   return path.stat().st_ino, path.stat().st_mtime_ns
-
-
-def tree(folder):
-  """sha256 of every file below a folder, the lock apart."""
-  return {
-    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-    for path in sorted(pathlib.Path(folder).rglob("*"))
-    if path.is_file() and path.name != ".lock"
-  }
 
 
 class Inputs:
@@ -148,19 +97,6 @@ def packed(tmp_path_factory):
   return Packed(tmp_path_factory.mktemp("packed"))
 
 
-def open_split(folder, split):
-  """Token store, table and manifest rows of a split."""
-  rows = manifests.read_manifest(folder)["shards"][split]
-  tokens = os.path.join(folder, "tokens")
-  table = indexes.DocumentTable(tokens, split, rows)
-  return indexes.TokenStore(folder, split), table
-
-
-def span(store, start, length):
-  tokens, at = store.read_spans(np.array([start]), np.array([length]))
-  return tokens[at[0] : at[0] + length].tolist()
-
-
 def stored_documents(folder, split):
   """Documents of a split as lists of sentences of ids."""
   store, table = open_split(folder, split)
@@ -183,7 +119,7 @@ def test_sentences_come_back_from_the_token_store(inputs):
   tokenizer = load.load_tokenizer(inputs.vocab)
   sides = {"train": [], "validation": []}
   for document in inputs.documents:
-    held_out = prepare.is_held_out(document, 0.15, 0)
+    held_out = corpus.is_held_out(document, 0.15, 0)
     sides["validation" if held_out else "train"].append(document)
   assert min(map(len, sides.values())) > 5
   for split, documents in sides.items():
@@ -344,7 +280,9 @@ def test_shards_of_a_compressed_file_are_shards_like_any_other(packed):
 @pytest.mark.parametrize(
   "workers", [pytest.param(2, marks=pytest.mark.slow), 3]
 )
-@pytest.mark.parametrize("kind", ["inputs", "packed"])
+@pytest.mark.parametrize(
+  "kind", ["inputs", pytest.param("packed", marks=pytest.mark.slow)]
+)
 def test_bytes_do_not_depend_on_the_number_of_workers(
   kind, tmp_path, workers, request
 ):
@@ -359,10 +297,10 @@ def start(script, inputs, folder, *args):
     "import os, signal, sys\n"
     "from bert_jax.data import prepare\n"
     "from bert_jax.data.store import records\n"
-    "from tests.data import test_prepare\n"
+    "from tests.support import corpora\n"
     "text, vocab, folder, *args = sys.argv[1:]\n"
     f"{script}\n"
-    "config = test_prepare.make_config(vocab, prepare__num_workers=workers)\n"
+    "config = corpora.make_config(vocab, prepare__num_workers=workers)\n"
     "if __name__ == '__main__':\n"
     "  prepare.prepare(config, [text], folder)\n"
   )
@@ -396,7 +334,7 @@ setattr(module, name, wrapped)
   [
     ("numpy", "save", 15, "tokens"),
     (
-      "bert_jax.data.prepare",
+      "bert_jax.data.stages.examples",
       "_write_rows",
       9,
       "pairs-32-dupe2-short0.1-seed0",
@@ -555,9 +493,9 @@ def test_beam_gives_the_same_bytes(inputs, tmp_path):
 MEMORY = """
 import re, sys
 from bert_jax.data import prepare
-from tests.data import test_prepare
+from tests.support import corpora
 text, vocab, folder, pairing = sys.argv[1:]
-config = test_prepare.make_config(
+config = corpora.make_config(
   vocab, prepare__unit_bytes=500_000, data__pairing=pairing)
 prepare.prepare(config, [text], folder)
 # Not getrusage, whose peak is that of the parent before exec if that is larger.
@@ -614,15 +552,15 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path, kind):
 
 def test_held_out_documents_are_a_share_and_depend_on_their_text_alone():
   documents = [[str(i), "text"] for i in range(4_000)]
-  held = [prepare.is_held_out(d, 0.05, 0) for d in documents]
+  held = [corpus.is_held_out(d, 0.05, 0) for d in documents]
   assert stats.binomtest(sum(held), 4_000, 0.05).pvalue > 0.001
-  assert held == [prepare.is_held_out(tuple(d), 0.05, 0) for d in documents]
-  more = [prepare.is_held_out(d, 0.2, 0) for d in documents]
+  assert held == [corpus.is_held_out(tuple(d), 0.05, 0) for d in documents]
+  more = [corpus.is_held_out(d, 0.2, 0) for d in documents]
   assert all(b for a, b in zip(held, more, strict=True) if a)
-  other = [prepare.is_held_out(d, 0.05, 1) for d in documents]
+  other = [corpus.is_held_out(d, 0.05, 1) for d in documents]
   both = sum(a and b for a, b in zip(held, other, strict=True))
   assert both < 0.2 * sum(held)
-  assert not any(prepare.is_held_out(d, 0.0, 0) for d in documents)
+  assert not any(corpus.is_held_out(d, 0.0, 0) for d in documents)
 
 
 def test_no_text_is_on_both_sides_though_it_comes_twice(tmp_path):
@@ -731,7 +669,7 @@ def test_a_vocabulary_is_learned_and_can_be_given_again(inputs, tmp_path, kind):
   assert (tokenizer.kind, tokenizer.vocab_size) == (kind, size)
   manifest = manifests.read_manifest(str(learned))
   assert manifest["vocab_size"] == size
-  (held, *_) = (d for d in inputs.documents if prepare.is_held_out(d, 0.15, 0))
+  (held, *_) = (d for d in inputs.documents if corpus.is_held_out(d, 0.15, 0))
   assert stored_documents(str(learned), "validation")[0] == [
     tokenizer.encode(s) for s in held
   ]
@@ -749,7 +687,7 @@ def test_a_vocabulary_is_learned_and_can_be_given_again(inputs, tmp_path, kind):
 def test_held_out_text_is_not_learned_from(tmp_path):
   documents = make_documents(60)
   secret = [["zzzz zzzz zzzz", str(i)] for i in range(60)]
-  secret = [d for d in secret if prepare.is_held_out(d, 0.15, 0)]
+  secret = [d for d in secret if corpus.is_held_out(d, 0.15, 0)]
   assert secret
   text = write_text(tmp_path / "text.txt", documents + secret)
   config = make_config(prepare__vocab_size=60)
@@ -770,7 +708,7 @@ def sample(config, patterns):
     patch.setattr(corpus, "Reading", Counting)
     p = config.prepare
     units = corpus.list_units(patterns, p.format, p.unit_bytes)
-    return list(prepare._sample_text(config, units)), read[0]
+    return list(vocabulary.sample_text(config.prepare, units)), read[0]
 
 
 def test_a_sample_of_plain_text_is_of_evenly_spread_units(inputs):
@@ -784,7 +722,7 @@ def test_a_sample_of_plain_text_is_of_evenly_spread_units(inputs):
     for unit in units[::stride]
     for document in corpus.read_documents(unit, "sentences", "", "")
   ]
-  kept = [d for d in documents if not prepare.is_held_out(d, 0.15, 0)]
+  kept = [d for d in documents if not corpus.is_held_out(d, 0.15, 0)]
   assert found == sum(kept, [])[: len(found)]
   assert read <= 9_000 + 6_000
 
@@ -821,7 +759,7 @@ def test_all_text_is_sampled_where_there_is_little(inputs, tmp_path, packing):
   if packing == "gz":
     text.write_bytes(gzip.compress(text.read_bytes()))
   found, _ = sample(inputs.config(), [str(text)])
-  kept = [d for d in inputs.documents if not prepare.is_held_out(d, 0.15, 0)]
+  kept = [d for d in inputs.documents if not corpus.is_held_out(d, 0.15, 0)]
   assert found == sum(kept, [])
 
 
@@ -890,10 +828,10 @@ def test_another_vocabulary_for_the_same_folder_is_refused(inputs, tmp_path):
 
 
 def test_a_second_process_for_the_same_folder_is_refused(inputs):
-  with prepare._lock(inputs.data):
+  with locks.lock(inputs.data):
     refuse(
-      inputs.config(), [inputs.text], inputs.data, records.DataError,
-      "is being prepared by another process",
+      inputs.config(), [inputs.text], inputs.data, locks.LockedError,
+      "is in use by process",
     )  # fmt: skip
   prepare.prepare(inputs.config(), [inputs.text], inputs.data)
 
@@ -914,7 +852,9 @@ def test_no_folder_is_made_for_a_bad_input(inputs, tmp_path, content, match):
   assert not data.exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+  "workers", [1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_bad_bytes_in_the_middle_are_named_whoever_reads_them(
   inputs, tmp_path, workers
 ):
@@ -927,8 +867,12 @@ def test_bad_bytes_in_the_middle_are_named_whoever_reads_them(
   assert not (tmp_path / "d" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("damage", ["truncated", "checksum"])
+@pytest.mark.parametrize(
+  "workers", [1, pytest.param(2, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+  "damage", ["truncated", pytest.param("checksum", marks=pytest.mark.slow)]
+)
 def test_a_damaged_compressed_file_is_named_and_nothing_of_it_is_finished(
   inputs, tmp_path, workers, damage
 ):
@@ -1353,9 +1297,9 @@ def test_an_input_is_hashed_once_in_a_run_and_only_where_needed(
 ):
   hashed, hash_unit = [], corpus.hash_unit
 
-  def count(unit, **kwargs):
+  def count(unit, *args):
     hashed.append(unit)
-    return hash_unit(unit, **kwargs)
+    return hash_unit(unit, *args)
 
   monkeypatch.setattr(corpus, "hash_unit", count)
   units = corpus.list_units([inputs.text], "sentences", 6_000)

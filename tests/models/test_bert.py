@@ -18,6 +18,7 @@ from bert_jax.models import params as param_trees
 from bert_jax.runtime import sharding
 from configs import base
 from tests.models import make_golden
+from tests.support.bert_shapes import bert_shapes
 
 ACTS = ("gelu_erf", "gelu_tanh")
 
@@ -330,7 +331,7 @@ def test_only_positions_are_those_of_the_whole():
   np.testing.assert_allclose(same, pooled, atol=2e-6)
 
 
-def test_parameter_tree_is_the_documented_one(bert_shapes):
+def test_parameter_tree_is_the_documented_one():
   for scan_layers in (False, True):
     config = _config(
       hidden_size=8,

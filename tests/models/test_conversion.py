@@ -11,6 +11,7 @@ from bert_jax.models import heads
 from bert_jax.models import layers
 from bert_jax.models import params as param_trees
 from bert_jax.models.families import bert
+from tests.support.bert_shapes import bert_shapes
 
 MODEL = {
   "vocab_size": 13,
@@ -192,7 +193,7 @@ def test_no_two_parameters_share_a_name(format):
     assert len(names) == len(paths)
 
 
-def test_the_shapes_are_those_of_the_model(bert_shapes):
+def test_the_shapes_are_those_of_the_model():
   model = MODEL | {
     "vocab_size": 32, "num_layers": 2, "hidden_size": 8, "num_heads": 2,
     "mlp_dim": 16, "max_len": 12,

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from bert_jax.runtime import compile_cache
-from tests.training import test_train
+from tests.support import run_checks
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -150,9 +150,9 @@ def test_a_second_start_compiles_nothing_and_computes_the_same(
   assert compiled > 10
   assert second.startswith(f"programs: {read + compiled} read, 0 compiled")
   for name in ("first", "second"):
-    test_train.assert_same_state(
+    run_checks.assert_same_state(
       str(tmp_path / "none"), str(tmp_path / name), 8
     )
-    assert test_train.rows(tmp_path / name) == test_train.rows(
+    assert run_checks.rows(tmp_path / name) == run_checks.rows(
       tmp_path / "none"
     )

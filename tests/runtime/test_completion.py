@@ -8,10 +8,10 @@ import pytest
 
 from bert_jax import main
 from bert_jax.runtime import completion
-from tests import test_main
+from tests.support import launching
 
 ROOT = pathlib.Path(__file__).parents[2]
-launch = test_main.launch
+launch = launching.launch
 
 pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 

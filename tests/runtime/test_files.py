@@ -16,19 +16,20 @@ import pytest
 
 from bert_jax import main
 from bert_jax import weights
-from bert_jax.data import prepare
 from bert_jax.planning import plan
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import locks
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
 from bert_jax.sweeps import sweep
 from configs import base
-from tests import test_main
-from tests.sweeps import test_report
-from tests.weights import test_weights
+from tests.support import launching
+from tests.support import small_models
+from tests.support import sweep_folders
 
 ROOT = pathlib.Path(__file__).parents[2]
 RANDOM = "0123456789abcdef"
-launch = test_main.launch
+launch = launching.launch
 
 
 @pytest.fixture
@@ -184,22 +185,21 @@ def test_a_link_laid_where_a_name_could_be_guessed_is_not_followed(
     for suffix in (".tmp", f".{os.getpid()}.tmp", ".1.tmp"):
       (workdir / f"{name}{suffix}").symlink_to(victim)
   run = {"config": {}, "data_hash": "", "started": "now"}
-  run_log.write_run(str(workdir), run)
+  runs.write_run(str(workdir), run)
   (workdir / "metrics.jsonl").write_text('{"step": 1}\n{"step": 9}\n')
-  run_log.MetricsLog(str(workdir), 1, tensorboard=False).close()
+  metrics_log.MetricsLog(str(workdir), 1, tensorboard=False).close()
   files.write_text(str(workdir / "evaluation.json"), "{}")
   assert victim.read_text() == "precious"
   assert (workdir / "metrics.jsonl").read_text() == '{"step": 1}\n'
-  assert run_log.read_run(str(workdir))["config"] == {}
+  assert runs.read_run(str(workdir))["config"] == {}
 
 
 def test_a_lock_that_is_a_link_is_refused_and_not_followed(tmp_path):
   victim = tmp_path / "victim"
   victim.write_text("precious")
   (tmp_path / ".lock").symlink_to(victim)
-  for lock in (run_log.lock, prepare._lock):
-    with pytest.raises(OSError, match=r"\.lock"), lock(str(tmp_path)):
-      pass
+  with pytest.raises(OSError, match=r"\.lock"), locks.lock(str(tmp_path)):
+    pass
   assert victim.read_text() == "precious"
 
 
@@ -443,8 +443,10 @@ def test_a_mode_keeps_a_link_and_writes_into_a_fifo(
 @pytest.fixture
 def folder_modes(tmp_path):
   """Mode -> its arguments, but --output; each writes a folder."""
-  test_report.write(tmp_path / "study", [test_report.make_row("rte", 0, 60.0)])
-  weights.write(test_weights.make(), tmp_path / "model", "flax")
+  sweep_folders.write(
+    tmp_path / "study", [sweep_folders.make_row("rte", 0, 60.0)]
+  )
+  weights.write(small_models.make(), tmp_path / "model", "flax")
   (tmp_path / "text.txt").write_text("a b\n\nb a\n\na\n\nb\n")
   return {
     "report": [f"--input={tmp_path}/study"],
@@ -464,7 +466,7 @@ def folder_modes(tmp_path):
 def test_a_mode_that_writes_a_folder_refuses_what_is_none(
   mode, folder_modes, launch, tmp_path, capfd
 ):
-  test_weights.make().tokenizer.save(tmp_path / "vocab")
+  small_models.make().tokenizer.save(tmp_path / "vocab")
   arguments = [f"--mode={mode}", *folder_modes[mode]]
   os.mkfifo(tmp_path / "pipe")
   (tmp_path / "file").write_text("mine")

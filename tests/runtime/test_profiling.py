@@ -8,9 +8,9 @@ import pytest
 
 from bert_jax.runtime import profiling
 from bert_jax.training import train
-from tests import test_main
+from tests.support import launching
 
-launch = test_main.launch
+launch = launching.launch
 
 
 def traces(workdir):
@@ -107,5 +107,5 @@ def test_bad_steps_are_refused_before_anything_is_written(
     f"--workdir={workdir}",
   )
   assert status == 2
-  assert "the last step of this run is 12" in test_main.message(capsys)
+  assert "the last step of this run is 12" in launching.message(capsys)
   assert not workdir.exists()

@@ -11,10 +11,10 @@ import pytest
 from bert_jax.runtime import settings
 from configs import base
 from experiments import config_page
-from tests import test_main
+from tests.support import launching
 
-launch = test_main.launch
-DEMO = test_main.DEMO
+launch = launching.launch
+DEMO = launching.DEMO
 KEYS = settings.KEYS
 NUMBERS = [key.name for key in KEYS.values() if key.type in (int, float)]
 
@@ -131,7 +131,7 @@ def test_absurd_settings_are_refused_by_every_mode(
     "--topology=v5e:2x2", f"--output={tmp_path}/out", "--input=text",
   )  # fmt: skip
   assert status == 2
-  assert change.partition("=")[0] in test_main.message(capsys)
+  assert change.partition("=")[0] in launching.message(capsys)
   assert not list(tmp_path.iterdir())
 
 
@@ -151,7 +151,7 @@ def test_a_number_out_of_range_is_refused_before_jax_is_loaded(tmp_path):
       "--config.optim.learning_rate=nan", f"--workdir={tmp_path}/run",
       "--compile_cache=off",
     ],
-    cwd=test_main.ROOT,
+    cwd=launching.ROOT,
     # Otherwise the program starts itself anew, without the lines above.
     env=dict(os.environ) | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
     capture_output=True, text=True, check=False,
@@ -166,7 +166,7 @@ def test_a_model_that_no_machine_holds_is_refused(launch, capsys, tmp_path):
   changes = [f"--config.model.{size}" for size in sizes]
   status = launch("--mode=train", DEMO, *changes, f"--workdir={tmp_path}/run")
   assert status == 2
-  assert "model.num_layers=10000" in test_main.message(capsys)
+  assert "model.num_layers=10000" in launching.message(capsys)
   assert not list(tmp_path.iterdir())
 
 
@@ -185,7 +185,7 @@ def test_what_these_devices_cannot_hold_is_refused(
     "--config.model.num_heads=64", f"--workdir={tmp_path}/run",
   )  # fmt: skip
   assert status == 2
-  assert "GB" in test_main.message(capsys)
+  assert "GB" in launching.message(capsys)
   assert not pathlib.Path(tmp_path, "run").exists()
 
 
@@ -204,5 +204,5 @@ def test_a_trial_out_of_range_is_refused_before_any_trial_runs(
     "--mode=sweep", f"--config={path}", f"--workdir={tmp_path}/runs"
   )
   assert status == 2
-  assert f"seed={2**70}" in test_main.message(capsys)
+  assert f"seed={2**70}" in launching.message(capsys)
   assert not (tmp_path / "runs").exists()

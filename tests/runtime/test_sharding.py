@@ -9,6 +9,7 @@ import pytest
 
 from bert_jax.runtime import sharding
 from bert_jax.training import optim
+from tests.support.bert_shapes import bert_shapes
 
 P = jax.sharding.PartitionSpec
 
@@ -221,7 +222,7 @@ def test_put_global_batch_keeps_rows_in_order(mesh):
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_rules_cover_every_parameter_and_moment(bert_shapes, mesh, scan_layers):
+def test_rules_cover_every_parameter_and_moment(mesh, scan_layers):
   params = _abstract(bert_shapes(scan_layers))
   config = types.SimpleNamespace(
     name="lamb",

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 from xml.etree import ElementTree
 
 import markdown_it
@@ -11,40 +10,21 @@ import numpy as np
 import pytest
 
 from bert_jax import tasks
-from bert_jax.runtime import run_log
-from bert_jax.runtime import settings
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
 from bert_jax.sweeps import report
 from bert_jax.sweeps import results
-from bert_jax.sweeps import sweep
-from configs import base
-from tests import test_main
+from tests.support import launching
+from tests.support.sweep_folders import make_row
+from tests.support.sweep_folders import make_trials
+from tests.support.sweep_folders import write
 
-launch = test_main.launch
-
-
-ROOT = pathlib.Path(__file__).parents[2]
+launch = launching.launch
 
 
 @pytest.fixture
 def trials(finished_run, tmp_path):
   return make_trials(finished_run, tmp_path)
-
-
-def make_trials(finished_run, tmp_path):
-  """Two trials of pre-training, the first of which is done; their workdir."""
-  plain = settings.flatten(settings.plain(finished_run.config))
-  default = settings.flatten(settings.plain(base.get_config()))
-  changes = {
-    k: v for k, v in plain.items() if v != default[k] and k != "mesh.rules"
-  }
-  workdir = tmp_path / "runs"
-  config = sweep.make(
-    sweep.trial("configs/base.py", changes | {"seed": seed})
-    for seed in (finished_run.config.seed, 7)
-  )
-  found = sweep.read_trials(config, str(workdir))
-  shutil.copytree(finished_run.workdir, found[0].workdir)
-  return found, str(workdir)
 
 
 def test_only_finished_runs_are_recorded_and_only_once(
@@ -55,7 +35,7 @@ def test_only_finished_runs_are_recorded_and_only_once(
   assert results.record(trials[0], workdir, folder, "the command") == 1
   before = (tmp_path / "study" / "results.jsonl").read_bytes()
   (row,) = results.read(folder)
-  run = run_log.read_run(finished_run.workdir)
+  run = runs.read_run(finished_run.workdir)
   for key in ("commit", "data_hash", "seed", "config"):
     assert row[key] == run[key]
   assert row["hardware"] == "8 x cpu" and row["task"] == "mlm_nsp"
@@ -63,7 +43,7 @@ def test_only_finished_runs_are_recorded_and_only_once(
   assert row["metrics"] == finished_run.result
   assert [step for step, _ in row["curves"]["train/loss"]] == [
     r["step"]
-    for r in run_log.read_metrics(finished_run.workdir)
+    for r in metrics_log.read_metrics(finished_run.workdir)
     if "train/loss" in r
   ]
   assert results.record(trials[0], workdir, folder, "the command") == 0
@@ -82,31 +62,6 @@ def test_only_finished_runs_are_recorded_and_only_once(
   assert results.record(trials[0], workdir, str(tmp_path / "none"), "") == 0
 
 
-def make_row(task, seed, value, rate=5e-5, **changes):
-  metric, scale = report._metric(task, {})
-  return {
-    "id": f"{task}{seed}{rate}",
-    "trial": f"task={task},rate={rate},seed={seed}",
-    "task": task, "seed": seed,
-    "settings": {"optim.learning_rate": rate, "seed": seed, "config": "c.py"},
-    "config": {}, "commit": "a" * 40, "dirty": False, "data_hash": "0",
-    "hardware": "1 x cpu", "seconds": 60.0, "steps": 9,
-    "useful_tokens_per_sec": 1000.0, "most_frequent": None,
-    "metrics": {f"eval/{metric}": value / scale},
-    "commits": ["a" * 40], "finished": "2026-01-01",
-    "curves": {"train/loss": [[1, 2.0], [9, 1.0]]},
-  } | changes  # fmt: skip
-
-
-def write(folder, rows, planned=()):
-  folder.mkdir(exist_ok=True)
-  text = "".join(json.dumps(row) + "\n" for row in rows)
-  (folder / "results.jsonl").write_text(text)
-  if planned:
-    trials = {"command": "bert-jax --mode=sweep", "trials": list(planned)}
-    (folder / "trials.json").write_text(json.dumps(trials))
-
-
 def test_lines_are_named_by_the_arguments_that_differ(tmp_path):
   rows = []
   for start in ("a", "b"):
@@ -123,7 +78,7 @@ def test_curves_of_own_tasks_are_in_per_cent_too():
   row["metrics"] = {"eval/accuracy": 0.8}
   (line,) = report.lines_of([row])
   assert line.values == (80.0,)
-  assert report._scale(line) == 100.0
+  assert report._metric(line.task, row["metrics"])[1] == 100.0
 
 
 def test_settings_of_the_same_last_word_keep_their_columns():

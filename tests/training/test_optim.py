@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from bert_jax.training import optim
+from tests.support.bert_shapes import bert_shapes
 
 NUM_STEPS = 3
 SHAPES = {
@@ -222,7 +223,7 @@ def test_warm_up_may_fill_the_run(name):
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_decay_leaves_out_norms_and_biases_only(bert_shapes, scan_layers):
+def test_decay_leaves_out_norms_and_biases_only(scan_layers):
   mask = _flat(optim.decay_mask(_random(bert_shapes(scan_layers), seed=0)))
   for key, decays in mask.items():
     assert decays == key.endswith(("/kernel", "/embedding")), key
@@ -250,7 +251,7 @@ def _stack(unrolled):
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
-def test_scanned_and_unrolled_layers_train_alike(bert_shapes, name):
+def test_scanned_and_unrolled_layers_train_alike(name):
   config = _config(name=name, clip_norm=1.0)
   params = _random(bert_shapes(False), seed=0)
   # Layers of different size, so that a norm over both would show.

@@ -12,7 +12,7 @@ from bert_jax.data import batching
 from bert_jax.data import masking
 from bert_jax.data import prepare
 from bert_jax.kinds import losses
-from bert_jax.kinds import objectives
+from bert_jax.kinds import table
 from bert_jax.models import config as model_config
 from bert_jax.models import flops
 from bert_jax.runtime import sharding
@@ -20,8 +20,8 @@ from bert_jax.training import optim
 from bert_jax.training import pretraining
 from bert_jax.training import steps
 from bert_jax.training import train
-from tests.data import test_batching
-from tests.data import test_prepare
+from tests.support import batch_checks
+from tests.support import corpora
 
 LENGTH, MOST = 96, 4
 
@@ -30,10 +30,10 @@ LENGTH, MOST = 96, 4
 def folder(tmp_path_factory):
   """Prepared pairs of short documents."""
   folder = tmp_path_factory.mktemp("short")
-  documents = test_prepare.make_documents(120, seed=5, max_sentences=2)
-  text = test_prepare.write_text(folder / "text.txt", documents)
-  vocab = test_prepare.write_vocabulary(folder / "vocab.txt")
-  config = test_prepare.make_config(
+  documents = corpora.make_documents(120, seed=5, max_sentences=2)
+  text = corpora.write_text(folder / "text.txt", documents)
+  vocab = corpora.write_vocabulary(folder / "vocab.txt")
+  config = corpora.make_config(
     vocab, data__seq_len=LENGTH, data__short_seq_rate=0.6
   )
   prepare.prepare(config, [text], str(folder / "data"))
@@ -65,7 +65,7 @@ def whole_split(config, max_sequences):
 
 
 def make_model(config):
-  objective = objectives.get_objective(config.objective)
+  objective = table.get(config.objective)
   return objective, objective.make_model(
     model_config.ModelConfig.from_config(config.model)
   )
@@ -119,7 +119,7 @@ def test_packed_losses_and_gradients_are_those_of_a_sequence_a_row(
 
 def by_content(batch, packed, values):
   """Content of each sequence, with its masks -> its value of [B, S] or [B]."""
-  take = test_batching.sequences if packed else test_batching.alone
+  take = batch_checks.sequences if packed else batch_checks.alone
   keys = list(take(batch))
   used = values[batch["weight"] > 0]
   assert len(keys) == len(used) == len(set(keys))

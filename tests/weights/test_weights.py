@@ -16,9 +16,9 @@ import pytest
 import safetensors.numpy
 
 from bert_jax import weights
-from bert_jax.data.tokenizers import interface
-from bert_jax.data.tokenizers import learn
 from bert_jax.data.tokenizers import wordpiece
+from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from bert_jax.kinds import table  # noqa: F401 (kinds register their heads)
 from bert_jax.models import config as model_config
 from bert_jax.models import conversion
 from bert_jax.models import encoder as encoders
@@ -28,59 +28,21 @@ from bert_jax.models import layers
 from bert_jax.models import params as param_trees
 from bert_jax.models.families import bert
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.weights import convert as convert_mode
 from bert_jax.weights import task_heads
 from bert_jax.weights import tf_checkpoint
 from configs import convert as convert_config
-
-MODEL = {
-  "vocab_size": 20,
-  "num_layers": 2,
-  "hidden_size": 8,
-  "num_heads": 2,
-  "mlp_dim": 16,
-  "max_len": 12,
-  "type_vocab_size": 2,
-  "hidden_act": "gelu_erf",
-  "layer_norm_eps": 1e-7,
-}
-PIECES = [*interface.SPECIAL_TOKENS, "walk", "##ed", "the", "!"]
-LABELS = {"classify": ("no", "yes", "perhaps"), "tag": ("O", "B", "I")}
-OUTPUTS = {"classify": 3, "tag": 3, "regress": 1, "choice": 1, "span": 2}
+from tests.support.small_models import LABELS
+from tests.support.small_models import MODEL
+from tests.support.small_models import PIECES
+from tests.support.small_models import assert_same
+from tests.support.small_models import make
 
 
 @pytest.fixture(autouse=True)
 def needs_checksums():
   pytest.importorskip("google_crc32c")
-
-
-def make(kind=None, without=(), dtype=np.float32, **model):
-  rng = np.random.default_rng(0)
-  model = MODEL | model
-  flat = {
-    path: rng.normal(size=shape).astype(dtype)
-    for path, shape in heads.param_shapes(model, OUTPUTS.get(kind, 1)).items()
-    if not path.startswith(tuple(without)) and (kind or "task" not in path)
-  }
-  return weights.Pretrained(
-    format="bert_jax",
-    model=model,
-    params=param_trees.nest(flat),
-    kind=kind,
-    labels=LABELS.get(kind, ()),
-    tokenizer=wordpiece.WordPieceTokenizer(PIECES, lower_case=True),
-    lower_case=True,
-  )
-
-
-def assert_same(got, want):
-  got, want = param_trees.flatten(got), param_trees.flatten(want)
-  assert got.keys() == want.keys()
-  for name, array in want.items():
-    assert got[name].dtype == array.dtype, name
-    assert got[name].shape == array.shape, name
-    assert got[name].tobytes() == array.tobytes(), name
 
 
 def write(pretrained, folder, format):
@@ -246,7 +208,7 @@ def test_two_forms_of_gelu_must_agree(tmp_path):
 def test_a_converted_workdir_is_read_as_a_run(tmp_path):
   pretrained = make()
   folder = str(write(pretrained, tmp_path / "x", "bert_jax"))
-  run = run_log.read_run(folder)
+  run = runs.read_run(folder)
   config = model_config.ModelConfig.from_config(run["config"]["model"])
   assert config.hidden_act == "gelu_erf"
   assert run["config"]["objective"] == "mlm_nsp"
@@ -285,7 +247,7 @@ def test_a_runs_checkpoints_are_read(tmp_path, scan_layers):
   }
   task = {"kind": "classify", "labels": ["no", "yes", "perhaps"]}
   run = {"config": config, "data_hash": "", "task": task}
-  run_log.write_run(str(tmp_path / "x"), run)
+  runs.write_run(str(tmp_path / "x"), run)
   for path, times in (
     (".", 2), ("run.json", 2), ("best/2", 2), ("checkpoints/2", 2),
     ("checkpoints/4", 4),
@@ -576,7 +538,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, format, monkeypatch):
       "huggingface": "hugging_face.safetensors.numpy.save_file",
       "flax": "hugging_face.serialization.msgpack_serialize",
       "tf1": "original.tf_checkpoint.write",
-      "bert_jax": "workdir.run_log.write_run",
+      "bert_jax": "workdir.runs.write_run",
     }[format]
 
     def fail(*args, **kwargs):
@@ -648,7 +610,7 @@ def test_a_kind_needs_a_head(tmp_path):
 
 def test_a_sentencepiece_vocabulary_has_no_place_elsewhere(tmp_path):
   pretrained = make(vocab_size=60)
-  pretrained.tokenizer = learn.train_sentencepiece(
+  pretrained.tokenizer = SentencePieceTokenizer.learn(
     ["the sun and the moon and the stars", "rain falls on the hill"] * 20,
     vocab_size=23,
   )

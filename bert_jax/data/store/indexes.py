@@ -1,4 +1,4 @@
-"""Where tokens, documents and examples of a split are found."""
+"""Random access to the tokens, documents and examples of one split."""
 
 import bisect
 from collections.abc import Sequence
@@ -28,10 +28,7 @@ class TokenStore:
     shards = self.manifest["shards"][split]
     tokens = os.path.join(folder, "tokens")
     self._records = records.Records(
-      [
-        records.shard_path(tokens, split, s["shard"], "array_record")
-        for s in shards
-      ],
+      records.shard_paths(tokens, split, shards, "array_record"),
       sum(s["records"] for s in shards),
     )
 
@@ -68,7 +65,7 @@ class TokenStore:
 
 
 class DocumentTable:
-  """Sentence boundaries of every document of a split, mapped from disk."""
+  """The sentence boundaries of every document of a split, mapped from disk."""
 
   def __init__(self, folder: str, split: str, shards: Sequence[dict]):
     """Maps the tables.
@@ -105,15 +102,15 @@ class DocumentTable:
     return self._ends[-1] if self._ends else 0
 
   def shard(self, index: int) -> tuple[int, int]:
-    """Numbers of the first document of a shard and of the one after its last.
+    """Returns the first document of a shard and the one after its last.
 
     Args:
-      index: place of the shard in the list.
+      index: position of the shard in the list.
     """
     return self._ends[index - 1] if index else 0, self._ends[index]
 
   def boundaries(self, document: int) -> np.ndarray:
-    """Boundaries [sentences + 1] of a document, in the split's addresses."""
+    """Returns the boundaries [sentences + 1] of a document, in tokens."""
     shard = bisect.bisect_right(self._ends, document)
     first = self._ends[shard - 1] if shard else 0
     table = self._documents[shard]
@@ -126,9 +123,8 @@ class ExampleStore:
 
   def __init__(self, folder: str, name: str, split: str):
     """Opens DATA/examples/NAME."""
-    self.manifest = manifests.read_manifest(
-      os.path.join(folder, "examples", name)
-    )
+    target = records.examples_folder(folder, name)
+    self.manifest = manifests.read_manifest(target)
     shards = self.manifest["shards"][split]
     if not shards:
       raise records.DataError(
@@ -136,15 +132,7 @@ class ExampleStore:
         "prepare.held_out_rate or give more text"
       )
     self._records = records.Records(
-      [
-        records.shard_path(
-          os.path.join(folder, "examples", name),
-          split,
-          s["shard"],
-          "array_record",
-        )
-        for s in shards
-      ],
+      records.shard_paths(target, split, shards, "array_record"),
       sum(s["examples"] for s in shards),
     )
 
@@ -157,7 +145,7 @@ class ExampleStore:
 
 
 def read_length_counts(folder: str, name: str, split: str) -> np.ndarray:
-  """How many examples of each shard have 0, 1, .. L tokens: [shards, L + 1].
+  """Reads how many examples of each shard have 0, 1, ... L tokens.
 
   Args:
     folder: DATA.
@@ -167,7 +155,7 @@ def read_length_counts(folder: str, name: str, split: str) -> np.ndarray:
   Raises:
     DataError: it is missing, damaged or of other examples.
   """
-  manifest = manifests.read_manifest(os.path.join(folder, "examples", name))
+  manifest = manifests.read_manifest(records.examples_folder(folder, name))
   path = os.path.join(records.lengths_folder(folder, name), f"{split}.npy")
   table = records.read_array(path, np.int64, 2)
   sizes = [s["examples"] for s in manifest["shards"][split]]
@@ -182,7 +170,7 @@ def read_length_counts(folder: str, name: str, split: str) -> np.ndarray:
 
 
 class LengthIndex:
-  """Finds the examples of a length: the third of 40 tokens, and so on.
+  """Finds examples by length, such as the third one of 40 tokens.
 
   Attributes:
     histogram: [L + 1] examples of 0, 1, ... L tokens.
@@ -200,16 +188,10 @@ class LengthIndex:
       DataError: it is missing, damaged or of other examples.
     """
     target = records.lengths_folder(folder, name)
-    check_lengths(folder, name)
-    shards = manifests.read_manifest(os.path.join(folder, "examples", name))[
-      "shards"
-    ]
-    paths = [
-      records.shard_path(target, split, s["shard"], "npy")
-      for s in shards[split]
-    ]
+    shards = check_lengths(folder, name)["shards"][split]
+    paths = records.shard_paths(target, split, shards, "npy")
     table = read_length_counts(folder, name, split)
-    sizes = [s["examples"] for s in shards[split]]
+    sizes = table.sum(1).tolist()
     self._ids = [records.read_array(path, np.uint32, 1) for path in paths]
     if [len(ids) for ids in self._ids] != sizes:
       raise records.DataError(
@@ -226,11 +208,11 @@ class LengthIndex:
     self._within = np.cumsum(table, axis=1) - table
 
   def find(self, lengths: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """Numbers of examples.
+    """Returns the numbers of examples of given lengths.
 
     Args:
       lengths: [M] tokens.
-      ranks: [M] which one of those of that length, from 0 on.
+      ranks: [M] position among the examples of that length, from 0 on.
 
     Returns:
       [M] example numbers.
@@ -254,10 +236,10 @@ _DELETE_LENGTHS = (
 
 
 def check_lengths(folder: str, name: str) -> Any:
-  """The manifest of the order by length.
+  """Reads the manifest of the order by length.
 
   Raises:
-    DataError: it was not made, or of other examples.
+    DataError: it is missing, or was made from other examples.
   """
   target = records.lengths_folder(folder, name)
   if not os.path.exists(os.path.join(target, "manifest.json")):

@@ -1,6 +1,5 @@
-"""Manifests: what prepared data must say about itself, and reading it."""
+"""Reads the manifests of prepared data and checks that they are complete."""
 
-import functools
 import os
 import re
 from typing import Any
@@ -8,28 +7,20 @@ from typing import Any
 from bert_jax.data.store import records
 
 
-@functools.cache
-def _manifest_text(path: str, stamp: tuple[int, int, int]) -> Any:
-  del stamp  # only so that a changed file is read anew
-  return records.read_json(path)
-
-
 def read_manifest(folder: str) -> Any:
-  """The manifest of prepared data.
+  """Reads the manifest of a folder of prepared data.
 
   Raises:
     DataError: there is none, or another version wrote it.
   """
   path = os.path.join(folder, "manifest.json")
   try:
-    stat = os.stat(path)
+    manifest = records.read_json(path)
   except OSError as error:
     raise records.DataError(
       f"{folder} holds no prepared data (no manifest.json); make it with "
       f"--mode=prepare --output={folder} --input=TEXT"
     ) from error
-  stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-  manifest = _manifest_text(path, stamp)
   if (
     not isinstance(manifest, dict) or manifest.get("version") != records.VERSION
   ):
@@ -46,12 +37,12 @@ def read_manifest(folder: str) -> Any:
 
 
 def is_count(value: Any) -> bool:
-  """Whether JSON is a number of things."""
+  """Returns True for a non-negative integer below 2**48."""
   return type(value) is int and 0 <= value < 1 << 48
 
 
 def is_text(value: Any) -> bool:
-  """Whether JSON is a text."""
+  """Returns True for a string."""
   return isinstance(value, str)
 
 
@@ -61,12 +52,12 @@ def _is_shard(value: Any) -> bool:
 
 
 def each_split(form: Any) -> dict:
-  """The form that has one for each split."""
+  """Returns a form that requires `form` for each split."""
   return dict.fromkeys(records.SPLITS, form)
 
 
-# What is read of a shard's row in the manifest of the tokens, of examples, and
-# of their lengths; then of these manifests.
+# The keys that a row of a shard must have in the manifest of the tokens, of the
+# examples and of their order by length; then the same for whole manifests.
 TOKENS_ROW = {
   "shard": _is_shard,
   "documents": is_count,
@@ -101,11 +92,12 @@ _MANIFESTS: tuple[dict, ...] = (
 
 
 def has_form(value: Any, form: Any) -> bool:
-  """Whether JSON has the keys of a form, and values of their kinds.
+  """Returns whether parsed JSON has the keys and value types of a form.
 
   Args:
-    value: as read.
-    form: a dict of forms, a list of one form, or a function that judges.
+    value: parsed JSON.
+    form: a dict (these keys, each with its form), a list of one form (any
+      number of such values), or a function (value) -> whether it is right.
   """
   if isinstance(form, dict):
     return isinstance(value, dict) and all(

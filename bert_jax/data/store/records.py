@@ -1,4 +1,4 @@
-"""The token store and the examples on disk.
+"""The format of prepared data: the token store and the examples on disk.
 
 Text is tokenised once. Its ids lie in ArrayRecord files, RECORD_TOKENS a
 record, one stream a shard, a [SEP] after each document; all shards of a split
@@ -23,8 +23,9 @@ A unit of text that could not be cut, such as a compressed file, makes several
 shards: SPLIT-00000, SPLIT-00000-00001, SPLIT-00000-00002.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -36,13 +37,16 @@ from array_record.python import array_record_data_source
 from array_record.python import array_record_module
 import numpy as np
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
 
 VERSION = 1
 RECORD_TOKENS = 256
 SPLITS = ("train", "validation")
+# The tables beside the tokens of a shard.
+TABLES = ("boundaries.npy", "documents.npy")
 
-# The number of a unit, or its number and that of a later part as text.
+# The number of a unit (int), or of a unit and a later part of it (text).
 Shard = int | str
 
 # Token spans of the two segments; lengths in tokens; a full-sentence row has
@@ -57,24 +61,29 @@ EXAMPLE = np.dtype(
   ]
 )
 
-# What the reader of ArrayRecord raises for a damaged file.
+# The exceptions that ArrayRecord's reader raises for a damaged file.
 _READ_ERRORS = (RuntimeError, ValueError, OSError, IndexError)
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
-class DataError(ValueError):
-  """Prepared data is missing, damaged or does not fit."""
+class DataError(errors.UserError):
+  """Prepared data is missing, damaged, or was made with other settings."""
 
 
 def write_json(path: str, value: Any) -> None:
-  """Writes JSON in one piece, keys in order, a newline at the end."""
+  """Writes JSON atomically, with sorted keys and a newline at the end."""
   with files.writing(path, "w") as f:
     json.dump(value, f, indent=1, sort_keys=True, ensure_ascii=False)
     f.write("\n")
 
 
 def read_json(path: str) -> Any:
-  """Reads JSON; a damaged file is a DataError that names it."""
+  """Reads a JSON file.
+
+  Raises:
+    DataError: the file is damaged or cannot be read.
+    FileNotFoundError: there is no such file.
+  """
   try:
     with open(path, encoding="utf-8") as f:
       return json.load(f)
@@ -85,37 +94,31 @@ def read_json(path: str) -> Any:
 
 
 def file_hash(path: str) -> str:
-  """SHA-256 of a file, in hexadecimal."""
+  """Returns the SHA-256 of a file, in hexadecimal."""
   with open(path, "rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_array(path: str, array: np.ndarray) -> None:
-  """Writes a .npy file in one piece."""
+  """Writes a .npy file atomically."""
   with files.writing(path) as f:
-    # Into a real file numpy writes by itself, and says nothing of the cause
-    # where it cannot.
+    # numpy would write to a real file itself, and its error would not say why
+    # writing failed.
     file: Any = types.SimpleNamespace(write=f.write)
     np.save(file, array, allow_pickle=False)
 
 
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-  """Names the file in an error of ArrayRecord's writer."""
-  try:
-    yield
-  except RuntimeError as error:
-    raise OSError(f"{path} cannot be written: {error}") from error
-
-
 class RecordWriter:
-  """Writes an ArrayRecord file in one piece; the same records, same bytes."""
+  """Writes an ArrayRecord file atomically.
+
+  Equal records give equal bytes.
+  """
 
   def __init__(self, path: str):
     self._stack = contextlib.ExitStack()
     temporary = self._stack.enter_context(files.replacing(path))
     self._path = path
-    with _naming(path):
+    with files.naming(path):
       self._writer = array_record_module.ArrayRecordWriter(
         temporary, _WRITER_OPTIONS
       )
@@ -129,36 +132,47 @@ class RecordWriter:
     return self._stack.__exit__(*error)
 
   def _close(self) -> None:
-    with _naming(self._path):
+    with files.naming(self._path):
       self._writer.close()
 
   def write_rows(self, rows: np.ndarray) -> None:
     """Writes each row (first axis) as a record."""
     data = rows.tobytes()
     size = len(data) // max(len(rows), 1)
-    with _naming(self._path):
+    with files.naming(self._path):
       for i in range(0, len(data), size or 1):
         self._writer.write(data[i : i + size])
     self.count += len(rows)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-  """The smallest unsigned integer that holds every id, little-endian."""
+  """Returns the smallest little-endian unsigned type that holds every id."""
   return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 class TokenWriter:
-  """Writes one shard of the token store, a document at a time."""
+  """Writes one shard of the token store, a document at a time.
 
-  def __init__(self, path: str, vocab_size: int, sep_id: int):
-    self._writer = RecordWriter(path)
+  A shard that got no document leaves no file.
+
+  Attributes:
+    counts: [V] how often each id was written.
+    num_documents: documents written.
+  """
+
+  def __init__(
+    self, folder: str, split: str, shard: Shard, vocab_size: int, sep_id: int
+  ):
+    self._shard = shard
+    self._path = functools.partial(shard_path, folder, split, shard)
+    self._writer = RecordWriter(self._path("array_record"))
     self._dtype = token_dtype(vocab_size)
     self._sep_id = sep_id
     self._held: list[int] = []
     self._boundaries: list[np.ndarray] = []
     self._documents = [0]
+    self._num_tokens = 0
     self.counts = np.zeros(vocab_size, np.int64)
-    self.num_tokens = 0
 
   def __enter__(self):
     return self
@@ -169,17 +183,26 @@ class TokenWriter:
       self._held.extend([0] * padding)
       self._flush()
       self.counts[0] -= padding
-    return self._writer.__exit__(*error)
+    self._writer.__exit__(*error)
+    if error[0] is None and self.num_documents:
+      write_array(self._path(TABLES[0]), np.concatenate(self._boundaries))
+      write_array(self._path(TABLES[1]), np.array(self._documents, np.int64))
+    elif error[0] is None:
+      os.remove(self._path("array_record"))
+
+  @property
+  def num_documents(self) -> int:
+    return len(self._boundaries)
 
   def add(self, sentences: Sequence[Sequence[int]]) -> None:
     """Adds a document, a list of sentences that are non-empty id lists."""
     lengths = [0, *map(len, sentences)]
-    boundaries = np.cumsum(lengths, dtype=np.int64) + self.num_tokens
+    boundaries = np.cumsum(lengths, dtype=np.int64) + self._num_tokens
     self._boundaries.append(boundaries)
     self._documents.append(self._documents[-1] + len(boundaries))
     self._held.extend(itertools.chain.from_iterable(sentences))
     self._held.append(self._sep_id)
-    self.num_tokens = int(boundaries[-1]) + 1
+    self._num_tokens = int(boundaries[-1]) + 1
     if len(self._held) >= 1 << 16:
       self._flush()
 
@@ -190,24 +213,22 @@ class TokenWriter:
     self._writer.write_rows(block.reshape(-1, RECORD_TOKENS))
     self.counts += np.bincount(block, minlength=len(self.counts))
 
-  @property
-  def num_records(self) -> int:
-    """Records the shard has when it is closed."""
-    return -(-self.num_tokens // RECORD_TOKENS)
-
-  @property
-  def documents(self) -> np.ndarray:
-    """Where in `boundaries` each document starts, and their number."""
-    return np.array(self._documents, np.int64)
-
-  @property
-  def boundaries(self) -> np.ndarray:
-    """Of each document: where its sentences start, and where it ends."""
-    return np.concatenate([np.zeros(0, np.int64), *self._boundaries])
+  def row(self) -> dict[str, Any]:
+    """Returns the row of the manifest for the shard, once it is closed."""
+    return {
+      "shard": self._shard,
+      "documents": self.num_documents,
+      "sentences": self._documents[-1] - self.num_documents,
+      "tokens": self._num_tokens - self.num_documents,
+      "records": self._writer.count,
+      "sha256": {
+        x: file_hash(self._path(x)) for x in ("array_record", *TABLES)
+      },
+    }
 
 
 def examples_name(data: Any) -> str:
-  """Folder name of the examples that a config's `data` group asks for."""
+  """Returns the folder name of the examples that `config.data` asks for."""
   name = f"{data.pairing}-{data.seq_len}-dupe{data.dupe_factor}"
   if data.pairing == "pairs":
     name += f"-short{data.short_seq_rate:g}"
@@ -215,25 +236,42 @@ def examples_name(data: Any) -> str:
 
 
 def shard_of_part(unit: int, part: int) -> Shard:
-  """The shard that part 0, 1, ... of a unit makes: 7, "00007-00001", ..."""
+  """Returns the shard of part 0, 1, ... of a unit: 7, "00007-00001", ..."""
   return f"{unit:05d}-{part:05d}" if part else unit
 
 
 def shard_name(shard: Shard) -> str:
-  """The shard as file names have it: "00007" or "00007-00001"."""
+  """Returns how file names spell a shard: "00007" or "00007-00001"."""
   return f"{shard:05d}" if isinstance(shard, int) else shard
 
 
 def shard_path(folder: str, split: str, shard: Shard, suffix: str) -> str:
-  """`folder/SPLIT-00007.suffix`."""
+  """Returns the path `folder/SPLIT-00007.suffix`."""
   return os.path.join(folder, f"{split}-{shard_name(shard)}.{suffix}")
 
 
-class Records:
-  """Random access to the records of some ArrayRecord files, by block.
+def shard_paths(
+  folder: str, split: str, rows: Iterable[dict], suffix: str
+) -> list[str]:
+  """Returns the paths of the shards that a manifest lists in `rows`."""
+  return [shard_path(folder, split, row["shard"], suffix) for row in rows]
 
-  Reading many records in one call is two orders of magnitude faster than one
-  by one.
+
+def examples_folder(folder: str, name: str) -> str:
+  """Returns the path DATA/examples/NAME."""
+  return os.path.join(folder, "examples", name)
+
+
+def lengths_folder(folder: str, name: str) -> str:
+  """Returns the path DATA/examples/NAME/lengths."""
+  return os.path.join(folder, "examples", name, "lengths")
+
+
+class Records:
+  """Random access to the records of several ArrayRecord files.
+
+  Reading many records in one call is two orders of magnitude faster than
+  reading them one by one.
   """
 
   def __init__(self, paths: Sequence[str], count: int):
@@ -292,18 +330,16 @@ class Records:
         f"{keys.max()} is damaged: {error}; delete the file and run "
         "--mode=prepare again with the same --input"
       ) from error
-    if any(len(row) != size for row in rows):
-      bad = next(
-        k for k, r in zip(keys.tolist(), rows, strict=True) if len(r) != size
-      )
+    wrong = [i for i, row in enumerate(rows) if len(row) != size]
+    if wrong:
       raise DataError(
-        f"{self._folder}: record {bad} does not have {size} bytes; delete the"
-        " file and run --mode=prepare again"
+        f"{self._folder}: record {keys[wrong[0]]} does not have {size} bytes; "
+        "delete the file and run --mode=prepare again"
       )
     return np.frombuffer(b"".join(rows), dtype).reshape(len(keys), width)
 
   def _file_of_damage(self, keys: list[int]) -> str:
-    """The file with the first of the records that cannot be read."""
+    """Returns the file of the first of these records that cannot be read."""
     for key in keys:
       try:
         self._source.__getitems__([key])
@@ -314,7 +350,7 @@ class Records:
       if 0 <= key < count:
         return path
       key -= count
-    return self._folder  # no such record: what asked for it is damaged
+    return self._folder  # there is no such record: its number is damaged
 
 
 def _is_readable(path: str) -> bool:
@@ -325,14 +361,14 @@ def _is_readable(path: str) -> bool:
 
 
 def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
-  """A .npy file of known type and dimensions, mapped, never unpickled.
+  """Maps a .npy file of known type and dimensions; nothing is unpickled.
 
   Raises:
     DataError: it is missing, damaged or of another kind.
   """
   try:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-  except Exception as error:  # of numpy's header: a dozen, which have no base
+  except Exception as error:  # numpy raises a dozen unrelated types
     raise DataError(
       f"{path} is missing or damaged: {error!s:.500}; prepare the data again"
     ) from error
@@ -342,13 +378,17 @@ def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
 
 
 def example_lengths(examples: np.ndarray) -> np.ndarray:
-  """Tokens [M] of examples [M], with [CLS] and one or two [SEP]."""
+  """Returns the lengths [M] of examples [M] in tokens, specials included."""
   a_length, b_length = (
     examples[name].astype(np.int64) for name in ("a_length", "b_length")
   )
   return a_length + 2 + np.where(b_length > 0, b_length + 1, 0)
 
 
-def lengths_folder(folder: str, name: str) -> str:
-  """DATA/examples/NAME/lengths."""
-  return os.path.join(folder, "examples", name, "lengths")
+def read_lengths(store: Records, ids: np.ndarray) -> np.ndarray:
+  """Reads the lengths [M] in tokens of the examples with numbers `ids` [M]."""
+  blocks = [
+    example_lengths(store.read(ids[i : i + 65536], EXAMPLE, 1)[:, 0])
+    for i in range(0, len(ids), 65536)
+  ]
+  return np.concatenate([np.zeros(0, np.int64), *blocks])

@@ -15,47 +15,40 @@ from bert_jax.data.store import records
 
 _log = logging.getLogger(__name__)
 
-VERIFY = ("once", "always", "never")
 
 _VERIFIED = ".verified.json"
-_HASH_THREADS = 16  # at most; more only wait for the disk
-_REPORT_SECS = 3.0  # between lines that say how far a check is
+_HASH_THREADS = 16  # the most; more would only wait for the disk
+_REPORT_SECS = 3.0  # between lines of progress
 
 
 def verify(
   folder: str, name: str, split: str, mode: str, packed: bool = False
 ) -> None:
-  """Checks all files that batches of a split are made of.
+  """Checks the checksums of all files that batches of a split are made of.
 
   A damaged record is an error only when it is read, perhaps days into a run;
-  this finds it at the start. What was found good is noted in the folder, if it
-  can be written, by path, size and the times of the last change of content and
-  of its inode, so that the next start need not read it again. Every process of
-  a run checks for itself: no host sees through another's eyes.
+  this finds it at the start. Sound files are noted in the folder, if it is
+  writable, with their path, size, mtime and ctime, so that the next start need
+  not read them again. Every process of a run checks for itself, because two
+  hosts may see different files.
 
   Args:
     folder: DATA.
     name: of the examples.
     split: one of records.SPLITS.
-    mode: "once": what is not noted as good; "always": everything; "never".
-    packed: the order by length is read, too.
+    mode: "once": files that are not noted as sound; "always": all; "never".
+    packed: whether the order by length is read, too.
 
   Raises:
     DataError: a file is missing, or is not what its manifest says.
-    ValueError: no such mode.
   """
-  if mode not in VERIFY:
-    raise ValueError(
-      f"data.verify={mode!r} is not known; use one of {', '.join(VERIFY)}"
-    )
   if mode == "never":
     return
   _check_counts(folder)
   note = os.path.join(folder, _VERIFIED)
   known = _read_verified(note) if mode == "once" else {}
-  wanted = _wanted_hashes(folder, name, split)
-  if packed:
-    wanted |= _lengths_hashes(folder, name, split)
+  wanted = table_hashes(folder, split, ("array_record", *records.TABLES))
+  wanted |= _example_hashes(folder, name, split, packed)
   entries = {path: _entry(path, digest) for path, digest in wanted.items()}
   good = {}
   try:
@@ -71,25 +64,25 @@ def verify(
       good[key] = entry
   finally:
     if good:
-      with contextlib.suppress(OSError):  # not ours to write: check again
+      with contextlib.suppress(OSError):  # read-only: the next start checks
         records.write_json(note, _read_verified(note) | good)
 
 
 def _entry(path: str, digest: str) -> tuple[str, list]:
-  """What is noted of a good file: under its full path, stamps and SHA-256."""
+  """Returns the note of a sound file: its full path; stamps and SHA-256."""
   try:
     stat = os.stat(path)
   except OSError as error:
     raise records.DataError(
       f"{path} is missing; run --mode=prepare again ({error.strerror})"
     ) from error
-  # Of a copy that has the times of the original only the last one differs.
+  # A copy that keeps the times of the original still has another ctime.
   stamps = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
   return os.path.realpath(path), [*stamps, digest]
 
 
 def _read_verified(path: str) -> dict[str, list]:
-  """The files noted as good; none if there is no such note, or no sound one."""
+  """Reads which files were noted as sound; {} if there is no readable note."""
   try:
     known = records.read_json(path)
   except (OSError, records.DataError):
@@ -97,31 +90,37 @@ def _read_verified(path: str) -> dict[str, list]:
   return known if isinstance(known, dict) else {}
 
 
-def _wanted_hashes(folder: str, name: str, split: str) -> dict[str, str]:
-  """Path -> SHA-256 of the token and example files of a split."""
+def table_hashes(
+  folder: str, split: str, suffixes: Sequence[str] = records.TABLES
+) -> dict[str, str]:
+  """Returns path -> SHA-256 of files of the token store, by their endings."""
   tokens = os.path.join(folder, "tokens")
-  examples = os.path.join(folder, "examples", name)
-  wanted = {}
-  for s in manifests.read_manifest(folder)["shards"][split]:
-    for suffix, digest in s["sha256"].items():
-      wanted[records.shard_path(tokens, split, s["shard"], suffix)] = digest
-  for s in manifests.read_manifest(examples)["shards"][split]:
-    path = records.shard_path(examples, split, s["shard"], "array_record")
-    wanted[path] = s["sha256"]
-  return wanted
-
-
-def _lengths_hashes(folder: str, name: str, split: str) -> dict[str, str]:
-  """Path -> SHA-256 of the files of the order by length."""
-  target = records.lengths_folder(folder, name)
-  manifest = indexes.check_lengths(folder, name)
   return {
-    os.path.join(target, f"{split}.npy"): manifest["sha256"][split],
-    **{
-      records.shard_path(target, split, s["shard"], "npy"): s["sha256"]
-      for s in manifest["shards"][split]
-    },
+    records.shard_path(tokens, split, row["shard"], suffix): digest
+    for row in manifests.read_manifest(folder)["shards"][split]
+    for suffix, digest in row["sha256"].items()
+    if suffix in suffixes
   }
+
+
+def _example_hashes(
+  folder: str, name: str, split: str, packed: bool
+) -> dict[str, str]:
+  """Returns path -> SHA-256 of examples and, if packed, of their order."""
+  target = records.examples_folder(folder, name)
+  parts = [(target, manifests.read_manifest(target), "array_record")]
+  wanted = {}
+  if packed:
+    lengths = records.lengths_folder(folder, name)
+    manifest = indexes.check_lengths(folder, name)
+    parts.append((lengths, manifest, "npy"))
+    wanted[os.path.join(lengths, f"{split}.npy")] = manifest["sha256"][split]
+  for target, manifest, suffix in parts:
+    rows = manifest["shards"][split]
+    paths = records.shard_paths(target, split, rows, suffix)
+    hashes = [row["sha256"] for row in rows]
+    wanted |= dict(zip(paths, hashes, strict=True))
+  return wanted
 
 
 def _hash_files(paths: Sequence[str], folder: str) -> Iterator[tuple[str, str]]:
@@ -147,7 +146,7 @@ def _hash_files(paths: Sequence[str], folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_counts(folder: str) -> None:
-  """Checks the counts of ids, which have no hash, by what they add up to.
+  """Checks the counts of ids, which have no checksum, by their sum.
 
   Text never becomes a special token other than [UNK], and special tokens are
   not counted: the sum is known.
@@ -156,15 +155,13 @@ def _check_counts(folder: str) -> None:
   for split, totals in manifest["totals"].items():
     path = os.path.join(folder, "tokens", f"{split}.counts.npy")
     counts = records.read_array(path, np.int64, 1)
-    found = (len(counts), int(counts.sum()), int(counts.min(initial=0)) >= 0)
-    wanted = (
-      manifest["vocab_size"],
-      totals["tokens"] - totals["unknown"],
-      True,
-    )
-    if found != wanted:
+    num_ids = manifest["vocab_size"]
+    total = totals["tokens"] - totals["unknown"]
+    is_right = len(counts) == num_ids and int(counts.sum()) == total
+    if not is_right or counts.min(initial=0) < 0:
       raise records.DataError(
-        f"{path} is damaged: {found[0]} counts that add up to {found[1]}, but "
-        f"the manifest says {wanted[0]} and {wanted[1]}; delete the folder "
-        "tokens and run --mode=prepare again with the same --config and --input"
+        f"{path} is damaged: {len(counts)} counts that add up to "
+        f"{counts.sum()}, but the manifest says {num_ids} and {total}; delete "
+        "the folder tokens and run --mode=prepare again with the same --config "
+        "and --input"
       )

@@ -1,11 +1,11 @@
-"""What every tokenizer offers, whatever its kind.
+"""The interface of all tokenizers.
 
 No method adds special tokens: what surrounds a sentence is decided where
 examples are made.
 """
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import functools
 import hashlib
 import json
@@ -13,7 +13,7 @@ import operator
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -36,15 +36,20 @@ class Tokenizer(abc.ABC):
   """A vocabulary together with the rules that cut text into its pieces.
 
   Attributes:
-    kind: "wordpiece" or "sentencepiece".
+    kind: name of the kind, a key of `load.KINDS`.
+    file_name: name of the vocabulary file in a saved folder.
+    settings: the arguments of `read` that change ids, and their types.
     vocab_size: number of pieces, V.
     pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
+    special_ids: all of these.
     lower_case: whether text is lower-cased and loses its accents; None for
       SentencePiece, whose model file carries its own normalisation.
     template: how sequences are put together for the models of this vocabulary.
   """
 
   kind: str
+  file_name: str
+  settings: Mapping[str, type] = {}
   lower_case: bool | None
   template: templates.Template = templates.CLS_SEP
 
@@ -55,7 +60,7 @@ class Tokenizer(abc.ABC):
     self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
       special_ids
     )
-    self._special_ids = frozenset(special_ids)
+    self.special_ids = frozenset(special_ids)
 
   @abc.abstractmethod
   def encode(self, text: str) -> list[int]:
@@ -92,17 +97,68 @@ class Tokenizer(abc.ABC):
     Whole-word masking groups pieces by this. Special tokens are False.
     """
 
+  @classmethod
   @abc.abstractmethod
-  def save(self, directory: Path) -> None:
-    """Writes what `load_tokenizer(directory)` needs to give the same ids."""
+  def read(cls, file: pathlib.Path, **settings: Any) -> Self:
+    """Reads a vocabulary file.
+
+    Args:
+      file: the vocabulary, in the format of this kind.
+      **settings: those named in `settings`; the others are decided by the
+        vocabulary.
+
+    Raises:
+      ValueError: the file is no vocabulary of this kind, or contradicts a
+        setting.
+    """
+
+  @classmethod
+  @abc.abstractmethod
+  def learn(
+    cls, texts: Iterable[str], vocab_size: int, lower_case: bool
+  ) -> Self:
+    """Learns a vocabulary; the same texts give the same vocabulary.
+
+    Args:
+      texts: lines or documents, read once.
+      vocab_size: number of pieces to learn, special tokens included.
+      lower_case: whether letters lose their case, here and in the result.
+
+    Returns:
+      A tokenizer whose ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK].
+
+    Raises:
+      ValueError: the texts cannot give exactly `vocab_size` pieces.
+    """
+
+  @abc.abstractmethod
+  def write_vocabulary(self, path: Path) -> None:
+    """Writes the file that `read` reads."""
 
   @abc.abstractmethod
   def _content(self) -> bytes:
-    """Everything that decides ids."""
+    """Returns everything that decides ids, for the fingerprint."""
+
+  def _saved_settings(self) -> dict[str, Any]:
+    """Returns what tokenizer.json says beside kind and fingerprint."""
+    return {"lower_case": None, "max_input_chars_per_word": None}
+
+  def save(self, directory: Path) -> None:
+    """Writes what `load_tokenizer(directory)` needs to give the same ids."""
+    folder = pathlib.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    self.write_vocabulary(folder / self.file_name)
+    settings = {
+      "kind": self.kind,
+      **self._saved_settings(),
+      "fingerprint": self.fingerprint,
+    }
+    text = json.dumps(settings, indent=2) + "\n"
+    files.write_text(str(folder / SETTINGS_FILE), text)
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """sha256, in hex, of the vocabulary and every setting that changes ids.
+    """The SHA-256, in hex, of the vocabulary and all settings that change ids.
 
     Equal fingerprints give equal ids.
     """
@@ -139,14 +195,3 @@ class Tokenizer(abc.ABC):
         f"{token!r} is not a piece of this {self.kind} vocabulary of"
         f" {self.vocab_size}; encode() cuts text that is not one piece"
       ) from None
-
-  def _write_settings(self, directory: pathlib.Path, **settings: Any) -> None:
-    settings = {"kind": self.kind, **settings, "fingerprint": self.fingerprint}
-    text = json.dumps(settings, indent=2) + "\n"
-    files.write_text(str(directory / SETTINGS_FILE), text)
-
-  def __repr__(self) -> str:
-    return (
-      f"{type(self).__name__}(vocab_size={self.vocab_size},"
-      f" lower_case={self.lower_case}, fingerprint={self.fingerprint[:12]})"
-    )

@@ -4,7 +4,7 @@ tokenizer = load.load_tokenizer("uncased_L-12_H-768_A-12/vocab.txt")
 ids = tokenizer.encode("A sentence without [CLS] and [SEP].")
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import itertools
 import json
 import pathlib
@@ -16,6 +16,15 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import sentencepiece
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.runtime import files
+
+KINDS: Mapping[str, type[interface.Tokenizer]] = {
+  kind.kind: kind
+  for kind in (
+    wordpiece.WordPieceTokenizer,
+    sentencepiece.SentencePieceTokenizer,
+  )
+}
+_SETTINGS = tuple(wordpiece.WordPieceTokenizer.settings)
 
 
 def load_tokenizer(
@@ -47,17 +56,16 @@ def load_tokenizer(
     FileNotFoundError: nothing to read at `path`.
   """
   path = pathlib.Path(path)
+  asked = {
+    "lower_case": lower_case,
+    "max_input_chars_per_word": max_input_chars_per_word,
+  }
   saved: dict[str, Any] = {}
   file = path
   if path.is_dir():
     saved = _read_settings(path / interface.SETTINGS_FILE)
     if not saved and _is_hugging_faces(path):
-      return load_hugging_faces(
-        path,
-        hf_tokenizer.read(path),
-        lower_case=lower_case,
-        max_input_chars_per_word=max_input_chars_per_word,
-      )
+      return load_hugging_faces(path, hf_tokenizer.read(path), asked)
     file = _vocabulary_file(path, saved)
   elif not path.exists():
     raise FileNotFoundError(
@@ -65,20 +73,19 @@ def load_tokenizer(
       " that holds one"
     )
   files.check_readable(str(file))
-  asked = {
-    "lower_case": lower_case,
-    "max_input_chars_per_word": max_input_chars_per_word,
-  }
-  settings = _agreed_settings(asked, saved, file)
-  tokenizer: interface.Tokenizer
-  if file.suffix == ".model":
-    tokenizer = sentencepiece.SentencePieceTokenizer(
-      file.read_bytes(), source=str(file)
+  kind = next(
+    (k for k in KINDS.values() if k.file_name.endswith(file.suffix or "/")),
+    wordpiece.WordPieceTokenizer,
+  )
+  settings = _agreed(asked, saved, f"{path / interface.SETTINGS_FILE}")
+  if settings and not kind.settings:
+    raise ValueError(
+      f"{', '.join(settings)} given for {file}, but a {kind.kind} vocabulary"
+      " carries its own normalisation; leave it unset"
     )
-  else:
-    tokenizer = wordpiece.WordPieceTokenizer(
-      wordpiece.read_pieces(file), source=str(file), **settings
-    )
+  if wordpiece.ADDED in saved:
+    settings["added"] = _added_tokens(saved)
+  tokenizer = kind.read(file, **settings)
   if saved and saved["fingerprint"] != tokenizer.fingerprint:
     raise ValueError(
       f"{file} is not the vocabulary that {path / interface.SETTINGS_FILE} was"
@@ -89,34 +96,40 @@ def load_tokenizer(
   return tokenizer
 
 
-def _agreed_settings(
-  asked: dict[str, Any], saved: dict[str, Any], file: pathlib.Path
+def _agreed(
+  asked: Mapping[str, Any], said: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
-  """What is asked for and what was saved, refused where they contradict."""
-  asked = {name: value for name, value in asked.items() if value is not None}
-  if asked and file.suffix == ".model":
-    raise ValueError(
-      f"{', '.join(asked)} given for {file}, but a SentencePiece model carries"
-      " its own normalisation; leave it unset"
-    )
-  for name, value in asked.items():
-    if saved and saved[name] != value:
+  """Returns the settings that are given, by the caller or by a file.
+
+  Args:
+    asked: the settings of the caller; None = not given.
+    said: what the file says; None or missing = not given.
+    source: what errors call the file.
+
+  Raises:
+    ValueError: both are given and differ.
+  """
+  agreed = {}
+  for name in _SETTINGS:
+    value, other = asked.get(name), said.get(name)
+    if None not in (value, other) and value != other:
       raise ValueError(
-        f"{name}={value}, but {file} was saved with {name}={saved[name]} (in"
-        f" {interface.SETTINGS_FILE}); leave it unset, or make a new vocabulary"
+        f"{name}={value}, but {source} has {name}={other}; leave it unset, or"
+        " make a new vocabulary"
       )
-  names = ("lower_case", "max_input_chars_per_word")
-  added = [
-    added_tokens.AddedToken(**token) for token in saved.get(wordpiece.ADDED, ())
-  ]
-  kept = {"added": added} if added else {}
-  return {name: saved[name] for name in names if saved} | kept | asked
+    agreed[name] = other if value is None else value
+  return {name: value for name, value in agreed.items() if value is not None}
+
+
+def _added_tokens(saved: Mapping[str, Any]) -> list[added_tokens.AddedToken]:
+  return [added_tokens.AddedToken(**t) for t in saved.get(wordpiece.ADDED, ())]
 
 
 def _is_hugging_faces(folder: pathlib.Path) -> bool:
-  """Whether a folder that `save` did not write is a Hugging Face one."""
+  """Returns whether a folder that `save` did not write is Hugging Face's."""
+  model = sentencepiece.SentencePieceTokenizer.file_name
   names = (hf_tokenizer.CONFIG, hf_tokenizer.WHOLE)
-  return not (folder / sentencepiece.MODEL_FILE).exists() and any(
+  return not (folder / model).exists() and any(
     (folder / name).exists() for name in names
   )
 
@@ -124,23 +137,20 @@ def _is_hugging_faces(folder: pathlib.Path) -> bool:
 def load_hugging_faces(
   folder: interface.Path,
   settings: hf_tokenizer.Settings,
-  *,
-  lower_case: bool | None = None,
-  max_input_chars_per_word: int | None = None,
+  asked: Mapping[str, Any] | None = None,
 ) -> wordpiece.WordPieceTokenizer:
   """Makes the tokenizer of a Hugging Face folder.
 
   Args:
     folder: with vocab.txt, or a tokenizer.json that holds the vocabulary.
     settings: what its files say.
-    lower_case: None: as they say, else decided by the vocabulary.
-    max_input_chars_per_word: None: as they say, else 200.
+    asked: settings that must not contradict them; None = not given.
 
   Raises:
     ValueError: as `load_tokenizer`, or files that disagree.
     FileNotFoundError: it has no vocabulary.
   """
-  file = pathlib.Path(folder) / wordpiece.VOCAB_FILE
+  file = pathlib.Path(folder) / wordpiece.WordPieceTokenizer.file_name
   whole = pathlib.Path(folder) / interface.SETTINGS_FILE
   pieces = settings.pieces
   if file.exists():
@@ -148,29 +158,16 @@ def load_hugging_faces(
     if pieces is not None:
       _check_equal(listed, pieces, file, whole)
     pieces = tuple(listed)
+  elif pieces is None:
+    raise FileNotFoundError(f"{folder} holds no {file.name}")
   else:
     file = whole
-  if pieces is None:
-    raise FileNotFoundError(f"{folder} holds no {wordpiece.VOCAB_FILE}")
-
-  def agreed(name, asked):
-    said = getattr(settings, name)
-    if None not in (asked, said) and asked != said:
-      raise ValueError(
-        f"{name}={asked}, but the files of {folder} say {said}; leave it "
-        "unset, or give that"
-      )
-    return said if asked is None else asked
-
-  limit = agreed("max_input_chars_per_word", max_input_chars_per_word)
+  said = {name: getattr(settings, name) for name in _SETTINGS}
   return wordpiece.WordPieceTokenizer(
     pieces,
-    lower_case=agreed("lower_case", lower_case),
-    max_input_chars_per_word=(
-      wordpiece.MAX_INPUT_CHARS_PER_WORD if limit is None else limit
-    ),
     added=_placed(settings.added, pieces, str(folder)),
     source=str(file),
+    **_agreed(asked or {}, said, f"the tokenizer of {folder}"),
   )
 
 
@@ -180,7 +177,7 @@ def _check_equal(
   file: interface.Path,
   whole: interface.Path,
 ) -> None:
-  """Refuses two vocabularies in one folder that differ."""
+  """Raises ValueError if two vocabularies in one folder differ."""
   for i, (one, other) in enumerate(itertools.zip_longest(listed, pieces)):
     if one is None or other is None or one != wordpiece.piece_of_line(other):
       raise ValueError(
@@ -194,7 +191,7 @@ def _placed(
   pieces: Sequence[str],
   source: str,
 ) -> list[added_tokens.AddedToken]:
-  """Added tokens in the order of their ids, which must leave no hole."""
+  """Returns added tokens in the order of their ids, which must have no gap."""
   ids = {piece: i for i, piece in enumerate(pieces)}
   following = len(pieces)
   placed = []
@@ -202,17 +199,11 @@ def _placed(
     known = ids.get(token.content)
     wanted = following if known is None else known
     if id is not None and id != wanted:
-      what = (
-        f"the next id is {wanted}: ids must follow the vocabulary without a "
-        "hole"
-        if known is None and id >= len(pieces)
-        else f"in the vocabulary that is {pieces[id]!r:.60}"
-        if id < len(pieces)
-        else f"the vocabulary has it as {known}"
-      )
+      there = f" is {pieces[id]!r:.60} and" if id < len(pieces) else ""
       raise ValueError(
-        f"{source}: the added token {token.content!r:.60} has the id {id}, but "
-        f"{what}; correct the files"
+        f"{source}: the added token {token.content!r:.60} has the id {id}, "
+        f"which{there} should be {wanted}: a piece keeps its id, and other ids "
+        "follow the vocabulary without a hole; correct the files"
       )
     following += known is None
     placed.append(token)
@@ -220,16 +211,11 @@ def _placed(
 
 
 def _vocabulary_file(
-  directory: pathlib.Path, saved: dict[str, Any]
+  directory: pathlib.Path, saved: Mapping[str, Any]
 ) -> pathlib.Path:
-  """The one vocabulary file of a directory."""
-  names = [wordpiece.VOCAB_FILE, sentencepiece.MODEL_FILE]
-  if saved:
-    names = [
-      wordpiece.VOCAB_FILE
-      if saved["kind"] == "wordpiece"
-      else sentencepiece.MODEL_FILE
-    ]
+  """Returns the one vocabulary file of a directory."""
+  kinds = [KINDS[saved["kind"]]] if saved else KINDS.values()
+  names = [kind.file_name for kind in kinds]
   found = [directory / name for name in names if (directory / name).exists()]
   if not found:
     raise FileNotFoundError(f"{directory} holds no {' or '.join(names)}")
@@ -242,46 +228,39 @@ def _vocabulary_file(
 
 
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:
-  """Reads what `save` wrote; {} when the directory was not written by it."""
+  """Reads what `save` wrote; {} if `save` did not write the directory."""
   if not path.exists():
     return {}
   try:
     settings = json.loads(path.read_bytes())
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path} is not JSON: {error}") from None
-  if isinstance(settings, dict) and "model" in settings:
-    return {}  # a Hugging Face checkpoint has another file of this name
-  wanted = {"kind", "lower_case", "max_input_chars_per_word", "fingerprint"}
-  if (
-    not isinstance(settings, dict)
-    or set(settings) - {wordpiece.ADDED} != wanted
-  ):
+    if isinstance(settings, dict) and "model" in settings:
+      return {}  # a Hugging Face checkpoint has another file of this name
+    problem = _problem_of(settings)
+  except (TypeError, ValueError, RecursionError) as error:
+    problem = str(error)
+  if problem:
     raise ValueError(
-      f"{path} was not written by Tokenizer.save: wanted the keys"
-      f" {', '.join(sorted(wanted))}; delete it to load the vocabulary alone"
+      f"{path} was not written by Tokenizer.save: {problem}; restore the file,"
+      " or delete it to load the vocabulary alone"
     )
-  if settings["kind"] not in ("wordpiece", "sentencepiece"):
-    raise ValueError(
-      f"{path}: kind={settings['kind']!r:.60}; wanted wordpiece or"
-      " sentencepiece"
-    )
-  is_word_piece = settings["kind"] == "wordpiece"
-  for name, wanted_type in (
-    ("lower_case", bool if is_word_piece else type(None)),
-    ("max_input_chars_per_word", int if is_word_piece else type(None)),
-    ("fingerprint", str),
-  ):
-    if type(settings[name]) is not wanted_type:
-      raise ValueError(
-        f"{path}: {name}={settings[name]!r:.60} is damaged; restore the file,"
-        " or delete it to load the vocabulary alone"
-      )
-  if wordpiece.ADDED in settings:
-    try:
-      for token in settings[wordpiece.ADDED]:
-        added_tokens.AddedToken(**token)
-    except (TypeError, ValueError) as error:
-      raise ValueError(
-        f"{path}: {wordpiece.ADDED} is damaged ({error}); restore the file"
-      ) from None
   return settings
+
+
+def _problem_of(settings: Any) -> str:
+  """Returns what is wrong with the content of a saved tokenizer.json.
+
+  Raises:
+    TypeError, ValueError: an added token is damaged.
+  """
+  keys = {"kind", *_SETTINGS, "fingerprint"}
+  if not isinstance(settings, dict) or {*settings} - {wordpiece.ADDED} != keys:
+    return f"wanted the keys {', '.join(sorted(keys))}"
+  if settings["kind"] not in [*KINDS]:
+    return f"kind={settings['kind']!r:.60}; wanted {' or '.join(KINDS)}"
+  kind = KINDS[settings["kind"]]
+  types = dict.fromkeys(keys, str) | dict.fromkeys(_SETTINGS, type(None))
+  for name, wanted in {**types, **kind.settings}.items():
+    if type(settings[name]) is not wanted:
+      return f"{name}={settings[name]!r:.60} is damaged"
+  _added_tokens(settings)
+  return ""

@@ -22,28 +22,18 @@ _Value = TypeVar("_Value")
 
 
 class Memo(dict[_Key, _Value]):
-  """A dictionary that computes what it lacks, and stops growing when full."""
+  """A dictionary that computes missing values and keeps a bounded number."""
 
-  def __init__(
-    self,
-    compute: Callable[[_Key], _Value],
-    *,
-    is_kept: Callable[[_Key], bool] = lambda key: True,
-  ):
+  def __init__(self, compute: Callable[[_Key], _Value]):
     super().__init__()
     self._compute = compute
-    self._is_kept = is_kept
 
   def __missing__(self, key: _Key) -> _Value:
     value = self._compute(key)
-    if len(self) < _MAX_CACHED and self._is_kept(key):
+    is_long = isinstance(key, str) and len(key) > _MAX_CACHED_CHARS
+    if len(self) < _MAX_CACHED and not is_long:
       self[key] = value
     return value
-
-
-def is_short(text: str) -> bool:
-  """Returns whether a text is short enough to be worth remembering."""
-  return len(text) <= _MAX_CACHED_CHARS
 
 
 # str.split() breaks at these control characters; BERT drops them, which joins
@@ -64,40 +54,33 @@ def chunks(text: str) -> list[str]:
   return text.split()
 
 
-# What `chunks` makes of a text, in the text as it was; the controls are still
-# in it, and cleaning a chunk drops them.
+# Matches, in the original text, what `chunks` returns; the controls are still
+# in a match, and cleaning drops them.
 CHUNK = re.compile(r"[\S\x0b\x0c\x1c-\x1f\x85]+")
 
 
 # The blocks BERT calls CJK ideographs. Not Hangul, Hiragana or Katakana, which
 # are written with spaces or treated as words like any other.
-_CJK_RANGES = (
-  (0x4E00, 0x9FFF),
-  (0x3400, 0x4DBF),
-  (0x20000, 0x2A6DF),
-  (0x2A700, 0x2B73F),
-  (0x2B740, 0x2B81F),
-  (0x2B820, 0x2CEAF),
-  (0xF900, 0xFAFF),
-  (0x2F800, 0x2FA1F),
+_CJK = re.compile(
+  r"[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f"
+  r"\U0002b740-\U0002b81f\U0002b820-\U0002ceaf\uf900-\ufaff"
+  r"\U0002f800-\U0002fa1f]"
 )
 
 
 def _clean_char(code: int) -> str:
-  """What cleaning makes of a character: dropped, set apart, or itself."""
+  """Returns what cleaning makes of a character: "", " x " or itself."""
   char = chr(code)
   if char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf"):
     return ""
-  if any(first <= code <= last for first, last in _CJK_RANGES):
-    return f" {char} "
-  return char
+  return f" {char} " if _CJK.match(char) else char
 
 
 def _set_punctuation_apart(code: int) -> str:
-  """Spaces around punctuation: all ASCII symbols, and Unicode's P* elsewhere.
+  """Puts spaces around punctuation: ASCII symbols, elsewhere Unicode's P*.
 
-  ASCII has the exception because "$", "+", "^" and the like are symbols to
-  Unicode and should still not stick to words.
+  ASCII is an exception because Unicode calls "$", "+", "^" and the like
+  symbols, and they should still not stick to words.
   """
   char = chr(code)
   is_ascii_symbol = 33 <= code <= 126 and not char.isalnum()
@@ -107,14 +90,14 @@ def _set_punctuation_apart(code: int) -> str:
 
 
 def _drop_mark_or_set_apart(code: int) -> str:
-  """As `_set_punctuation_apart`, and drops accents (Mn) of decomposed text."""
+  """The same, and drops accents (Mn) of decomposed text."""
   if unicodedata.category(chr(code)) == "Mn":
     return ""
   return _set_punctuation_apart(code)
 
 
 def normalize_char(code: int, lower_case: bool) -> str:
-  """What a character becomes in normalised text, which is not cut yet."""
+  """Returns what a character becomes in normalised text that is not cut yet."""
   char = chr(code)
   if char in "\t\n\r\u2028\u2029" or unicodedata.category(char) == "Zs":
     return " "
@@ -155,7 +138,7 @@ class WordSplitter:
     return text.translate(self._set_apart).split()
 
   def sources(self, chunk: str) -> tuple[list[int], list[int]]:
-    """Where the characters of the words of a chunk come from.
+    """Returns where the characters of the words of a chunk come from.
 
     One character may become several (a syllable of Hangul) or none (a control,
     an accent). An accent that was dropped counts to what it stood on.

@@ -4,14 +4,15 @@ Text is cut into words here; only the greedy match of one word against the
 vocabulary is left to the Rust `tokenizers` library.
 """
 
-from collections.abc import Iterable, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import itertools
 import json
 import pathlib
 import re
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tokenizers
@@ -22,9 +23,11 @@ from bert_jax.data.tokenizers import word_rules
 from bert_jax.runtime import files
 
 MAX_INPUT_CHARS_PER_WORD = 200
-VOCAB_FILE = "vocab.txt"
-ADDED = "added_tokens"  # its key for tokens that were added
+ADDED = "added_tokens"  # key of tokenizer.json
 
+_HALF_A_PAIR = (
+  "has half of a surrogate pair, which no UTF-8 file can hold; remove it"
+)
 # Pieces that stand for something other than their own characters.
 _BRACKETED = re.compile(r"\[.*\]|<.*>", re.DOTALL)
 
@@ -67,6 +70,8 @@ class WordPieceTokenizer(interface.Tokenizer):
   """
 
   kind = "wordpiece"
+  file_name = "vocab.txt"
+  settings = {"lower_case": bool, "max_input_chars_per_word": int}
   lower_case: bool
 
   def __init__(
@@ -98,7 +103,77 @@ class WordPieceTokenizer(interface.Tokenizer):
     _check_added(self.added, source)
     self._added_ids = {t: self._ids[t.content] for t in self.added}
     # These neither continue a word nor are continued.
-    self._apart = self._special_ids.union(self._added_ids.values())
+    self._apart = self.special_ids.union(self._added_ids.values())
+
+  @classmethod
+  def learn(
+    cls,
+    texts: Iterable[str],
+    vocab_size: int,
+    lower_case: bool,
+    *,
+    min_frequency: int = 2,
+    limit_alphabet: int = 1000,
+  ) -> Self:
+    """Learns a WordPiece vocabulary; the same text gives the same vocabulary.
+
+    Words are those of this class, so every piece learned can occur.
+    The order of `texts` does not matter, only how often each word comes.
+
+    The authors never released their learner. This one merges the most frequent
+    pair first, as the `tokenizers` library does. That library numbers single
+    characters in the order of a randomised hash table and breaks ties by these
+    numbers; here they are numbered beforehand, which makes it reproducible.
+
+    Args:
+      texts: lines or documents, read once.
+      vocab_size: number of pieces to learn, special tokens included.
+      lower_case: lower-case and drop accents, here and in the result.
+      min_frequency: pairs rarer than this are not merged.
+      limit_alphabet: number of distinct characters to keep, the most frequent;
+        a word with any other becomes [UNK].
+
+    Returns:
+      A tokenizer whose ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK].
+
+    Raises:
+      ValueError: the text cannot give exactly `vocab_size` pieces.
+
+    Example:
+      >>> tokenizer = WordPieceTokenizer.learn(
+      ...   ["low lower lowest"] * 2, 24, True
+      ... )
+      >>> tokenizer.tokenize("Lowest")
+      ['lowest']
+    """
+    counts = _count_words(texts, lower_case)
+    alphabet = _frequent_characters(counts, limit_alphabet)
+    known = {w: n for w, n in sorted(counts.items()) if alphabet.issuperset(w)}
+    resolve_lower_case(alphabet, lower_case, "the text to learn from")
+    inner = {char for word in known for char in word[1:]}
+    first = [*interface.SPECIAL_TOKENS, *sorted(alphabet)]
+    first += ["##" + char for char in sorted(inner)]
+    if not known or vocab_size < len(first):
+      special = len(interface.SPECIAL_TOKENS)
+      raise ValueError(
+        f"vocab_size={vocab_size} cannot hold the {special} special"
+        f" tokens and {len(first) - special} single characters of"
+        f" this text of {len(known)} distinct words; use at least {len(first)}"
+        " or lower limit_alphabet, and check that the text is not empty"
+      )
+    pieces = _merge_pairs(known, first, vocab_size, min_frequency)
+    if len(pieces) != vocab_size:
+      raise ValueError(
+        f"vocab_size={vocab_size}, but this text gives only {len(pieces)}"
+        f" pieces with min_frequency={min_frequency}; lower vocab_size to"
+        f" {len(pieces)} or give more text"
+      )
+    return cls(pieces, lower_case=lower_case)
+
+  @classmethod
+  def read(cls, file: pathlib.Path, **settings: Any) -> Self:
+    """Reads a vocab.txt, one piece a line; see `interface.Tokenizer.read`."""
+    return cls(read_pieces(file), source=str(file), **settings)
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`: of its words, the longest piece first."""
@@ -119,29 +194,22 @@ class WordPieceTokenizer(interface.Tokenizer):
 
   def encode_with_offsets(self, text: str) -> interface.Encoding:
     """Returns the ids of `text`, and which characters each stands for."""
-    encoding: interface.Encoding = ([], [], [])
-    if not self.added:
-      self._add_words(word_rules.CHUNK.finditer(text), encoding)
-      return encoding
+    ids: list[int] = []
+    starts: list[int] = []
+    ends: list[int] = []
     for id, first, last in self._find_added(text):
-      if id is None:
-        self._add_words(word_rules.CHUNK.finditer(text, first, last), encoding)
-      else:
-        for column, value in zip(encoding, (id, first, last), strict=True):
-          column.append(value)
-    return encoding
-
-  def _add_words(
-    self, matches: Iterable[re.Match[str]], encoding: interface.Encoding
-  ) -> None:
-    """Adds the ids of chunks of a text, and their characters."""
-    ids, starts, ends = encoding
-    for match in matches:
-      at = match.start()
-      chunk_ids, chunk_starts, chunk_ends = self._chunk_offsets[match.group()]
-      ids += chunk_ids
-      starts += [at + start for start in chunk_starts]
-      ends += [at + end for end in chunk_ends]
+      if id is not None:
+        ids.append(id)
+        starts.append(first)
+        ends.append(last)
+        continue
+      for chunk in word_rules.CHUNK.finditer(text, first, last):
+        at = chunk.start()
+        chunk_ids, chunk_starts, chunk_ends = self._chunk_offsets[chunk.group()]
+        ids += chunk_ids
+        starts += [at + start for start in chunk_starts]
+        ends += [at + end for end in chunk_ends]
+    return ids, starts, ends
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns words with spaces between them, punctuation being words."""
@@ -167,15 +235,8 @@ class WordPieceTokenizer(interface.Tokenizer):
       ]
     )
 
-  def save(self, directory: interface.Path) -> None:
-    """Writes vocab.txt, without added tokens, and tokenizer.json."""
-    folder = pathlib.Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    self.write_pieces(folder / VOCAB_FILE)
-    self._write_settings(folder, **self._settings())
-
-  def write_pieces(self, path: interface.Path) -> None:
-    """Writes a vocab.txt: one piece a line, without added tokens."""
+  def write_vocabulary(self, path: interface.Path) -> None:
+    """Writes one piece a line, without the added tokens."""
     text = "".join(piece + "\n" for piece in self._words)
     files.write_text(str(path), text)
 
@@ -184,10 +245,10 @@ class WordPieceTokenizer(interface.Tokenizer):
     return dict(self._added_ids)
 
   def _content(self) -> bytes:
-    content = [self.kind, self._settings(), self._words]
+    content = [self.kind, self._saved_settings(), self._words]
     return json.dumps(content).encode("utf-8")
 
-  def _settings(self) -> dict[str, Any]:
+  def _saved_settings(self) -> dict[str, Any]:
     settings: dict[str, Any] = {
       "lower_case": self.lower_case,
       "max_input_chars_per_word": self.max_input_chars_per_word,
@@ -208,7 +269,7 @@ class WordPieceTokenizer(interface.Tokenizer):
 
   @functools.cached_property
   def _find_added(self) -> added_tokens.Finder:
-    """What cuts a text at the added tokens in it."""
+    """Cuts a text at the added tokens in it."""
     normalize = functools.partial(
       word_rules.normalize_char, lower_case=self.lower_case
     )
@@ -219,13 +280,13 @@ class WordPieceTokenizer(interface.Tokenizer):
     """The ids of a chunk of text without whitespace."""
     split = word_rules.WordSplitter(self.lower_case)
     # Chunks without spaces, as in Chinese, rarely repeat; their words do.
-    word_ids = word_rules.Memo(self._match, is_kept=word_rules.is_short)
+    word_ids = word_rules.Memo(self._match)
 
     def chunk_ids(chunk: str) -> tuple[int, ...]:
       words = map(word_ids.__getitem__, split(chunk))
       return tuple(itertools.chain.from_iterable(words))
 
-    return word_rules.Memo(chunk_ids, is_kept=word_rules.is_short)
+    return word_rules.Memo(chunk_ids)
 
   @functools.cached_property
   def _chunk_offsets(self) -> word_rules.Memo[str, interface.Encoding]:
@@ -252,7 +313,7 @@ class WordPieceTokenizer(interface.Tokenizer):
           rest -= size
       return ids, starts, ends
 
-    return word_rules.Memo(chunk_offsets, is_kept=word_rules.is_short)
+    return word_rules.Memo(chunk_offsets)
 
   @functools.cached_property
   def _matcher(self) -> tokenizers.models.WordPiece:
@@ -271,33 +332,32 @@ class WordPieceTokenizer(interface.Tokenizer):
 
 
 def _check_pieces(pieces: Sequence[str], source: str) -> None:
-  """Refuses a vocabulary that would give wrong ids or no ids at all.
+  """Raises ValueError for a vocabulary that would give wrong or no ids.
 
-  Differs from BERT: where a piece stands twice the original takes the later
-  line in silence, and it finds out about a missing special token when it
-  comes to need one.
+  Differs from BERT: where a piece stands twice the original silently takes the
+  later line, and it finds out about a missing special token only when it comes
+  to need one.
   """
   if not pieces:
     raise ValueError(f"{source} is empty; wanted one piece a line")
   first_line: dict[str, int] = {}
   for line, piece in enumerate(pieces, 1):
     if piece != piece_of_line(piece) or not piece:
-      raise ValueError(
-        f"{source}, line {line}: {piece!r:.60} is blank or has whitespace"
-        " around it; wanted one piece a line (remove empty lines, also at the"
-        " end)"
+      problem = (
+        "is blank or has whitespace around it; wanted one piece a line (remove"
+        " empty lines, also at the end)"
       )
-    if interface.SURROGATE.search(piece):
-      raise ValueError(
-        f"{source}, line {line}: {piece!r:.60} has half of a surrogate pair,"
-        " which no UTF-8 file can hold; remove it"
+    elif interface.SURROGATE.search(piece):
+      problem = _HALF_A_PAIR
+    elif piece in first_line:
+      problem = (
+        f"stands already on line {first_line[piece]}; an id must be one piece,"
+        " so change one of them"
       )
-    if piece in first_line:
-      raise ValueError(
-        f"{source}, line {line}: piece {piece!r:.60} stands already on line"
-        f" {first_line[piece]}; an id must be one piece, so change one of them"
-      )
-    first_line[piece] = line
+    else:
+      first_line[piece] = line
+      continue
+    raise ValueError(f"{source}, line {line}: piece {piece!r:.60} {problem}")
   missing = [
     name for name in interface.SPECIAL_TOKENS if name not in first_line
   ]
@@ -310,37 +370,31 @@ def _check_pieces(pieces: Sequence[str], source: str) -> None:
 
 
 def _check_added(added: Sequence[added_tokens.AddedToken], source: str) -> None:
-  """Refuses added tokens that no text can give or that mean something else."""
+  """Raises ValueError for added tokens that cannot be found in a text."""
   seen = set()
-  for token in added:
-    if token.content in interface.SPECIAL_TOKENS:
-      raise ValueError(
-        f"{source}: {token.content} cannot be an added token; a text that "
-        "spells it is text here"
-      )
-    if token.content in seen:
-      raise ValueError(
-        f"{source}: the added token {token.content!r:.60} is there twice; "
-        "leave one out"
-      )
-    if interface.SURROGATE.search(token.content):
-      raise ValueError(
-        f"{source}: the added token {token.content!r:.60} has half of a "
-        "surrogate pair, which no UTF-8 file can hold; remove it"
-      )
-    seen.add(token.content)
+  for content in [token.content for token in added]:
+    if content in interface.SPECIAL_TOKENS:
+      problem = "is a special token; a text that spells it is text here"
+    elif content in seen:
+      problem = "is there twice; leave one out"
+    elif interface.SURROGATE.search(content):
+      problem = _HALF_A_PAIR
+    else:
+      seen.add(content)
+      continue
+    raise ValueError(f"{source}: the added token {content!r:.60} {problem}")
 
 
 def resolve_lower_case(
   pieces: Iterable[str], lower_case: bool | None, source: str
 ) -> bool:
-  """Decides casing by the pieces, and refuses a flag they contradict.
+  """Decides casing by the pieces, and refuses a flag that they contradict.
 
   A vocabulary is cased when more than one in a thousand of its pieces with
   cased letters changes under lower-casing. Not "any": released uncased
   vocabularies hold "<S>" and letters that only a later Unicode version knows
-  to be capitals, and people put a few names into the unused slots. Such a one
-  may be used either way.
+  to be capitals, and people put a few names into the unused slots. Such a
+  vocabulary may be used either way.
   """
   words = [piece for piece in pieces if not _BRACKETED.fullmatch(piece)]
   upper = [word for word in words if word != word.lower()]
@@ -370,7 +424,7 @@ def _examples(pieces: Sequence[str]) -> str:
 
 
 def piece_of_line(line: str) -> str:
-  """A line of a vocabulary file without the whitespace around it.
+  """Strips the whitespace around a line of a vocabulary file.
 
   The original strips every line. Where only "" or "##" would be left (the
   Chinese vocabulary has U+2028 on a line, and "##" with U+2028 on another),
@@ -408,3 +462,60 @@ def read_pieces(path: pathlib.Path) -> list[str]:
   if not lines[-1]:
     lines.pop()  # what follows the last line feed
   return [piece_of_line(line) for line in lines]
+
+
+def _merge_pairs(
+  counts: dict[str, int], first: list[str], vocab_size: int, min_frequency: int
+) -> list[str]:
+  """Grows the pieces `first` by merging pairs, up to `vocab_size` of them."""
+  learner = tokenizers.Tokenizer(tokenizers.models.WordPiece())
+  learner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  trainer = tokenizers.trainers.WordPieceTrainer(
+    vocab_size=vocab_size,
+    min_frequency=min_frequency,
+    special_tokens=first,  # numbers them in this order
+    show_progress=False,
+  )
+  learner.train_from_iterator(_repeat_words(counts), trainer)
+  ids = learner.get_vocab()
+  return sorted(ids, key=ids.__getitem__)
+
+
+def _count_words(
+  texts: Iterable[str], lower_case: bool
+) -> collections.Counter[str]:
+  """Counts the words of texts, except those that can only become [UNK]."""
+  chunks: collections.Counter[str] = collections.Counter()
+  for text in texts:
+    chunks.update(word_rules.chunks(text))
+  split = word_rules.WordSplitter(lower_case)
+  words: collections.Counter[str] = collections.Counter()
+  for chunk, count in chunks.items():
+    for word in split(chunk):
+      if len(
+        word
+      ) <= MAX_INPUT_CHARS_PER_WORD and not interface.SURROGATE.search(word):
+        words[word] += count
+  return words
+
+
+def _frequent_characters(
+  counts: collections.Counter[str], limit: int
+) -> set[str]:
+  """Returns the most frequent characters; ties go to the lower code point."""
+  characters: collections.Counter[str] = collections.Counter()
+  for word, count in counts.items():
+    for char in word:
+      characters[char] += count
+  ranked = sorted(characters, key=lambda char: (-characters[char], char))
+  return set(ranked[:limit])
+
+
+def _repeat_words(
+  counts: dict[str, int], per_text: int = 1000
+) -> Iterator[str]:
+  """Yields texts that hold every word as often as counted."""
+  for word, count in counts.items():
+    full, rest = divmod(count, per_text)
+    yield from itertools.repeat(" ".join([word] * per_text), full)
+    yield " ".join([word] * rest)

@@ -1,12 +1,10 @@
-"""Tests of records.py."""
+"""Prepared data on disk: written whole, read back, and damage is named."""
 
 from concurrent import futures
-import contextlib
 import json
 import logging
 import os
 import pathlib
-import resource
 import shutil
 
 from hypothesis import given
@@ -19,6 +17,7 @@ from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.store import verification
+from tests.support.full_disk import no_room
 
 SEP = 3
 DOCUMENTS = st.lists(
@@ -37,24 +36,11 @@ def write_store(folder, shards, vocab_size=100):
   os.makedirs(folder / "tokens", exist_ok=True)
   rows, counts = [], 0
   for i, documents in enumerate(shards):
-
-    def path(suffix, i=i):
-      return records.shard_path(str(folder / "tokens"), "train", i, suffix)
-
-    with records.TokenWriter(path("array_record"), vocab_size, SEP) as writer:
+    where = (str(folder / "tokens"), "train", i)
+    with records.TokenWriter(*where, vocab_size, SEP) as writer:
       for document in documents:
         writer.add(document)
-    records.write_array(path("boundaries.npy"), writer.boundaries)
-    records.write_array(path("documents.npy"), writer.documents)
-    suffixes = ("array_record", "boundaries.npy", "documents.npy")
-    row = dict(
-      shard=i,
-      records=writer.num_records,
-      documents=len(documents),
-      tokens=writer.num_tokens,
-      sha256=dict.fromkeys(suffixes, ""),
-    )
-    rows.append(row)
+    rows.append(writer.row())
     counts = counts + writer.counts
   totals = dict.fromkeys(("documents", "sentences", "tokens", "unknown"), 0)
   manifest = dict(
@@ -164,33 +150,25 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, kind):
         if fail:
           raise StopError
     else:
-      with records.TokenWriter(path, 10, SEP) as writer:
+      with records.TokenWriter(str(tmp_path), "train", 0, 10, SEP) as writer:
         writer.add([[1, 2]])
         if fail:
           raise StopError
 
-  for before in ([], ["file"]):
+  before: set[str] = set()
+  for _ in range(2):
     with pytest.raises((StopError, TypeError, ValueError)):
       write(fail=True)
-    assert os.listdir(tmp_path) == before  # nor is anything left behind
+    assert set(os.listdir(tmp_path)) == before  # nor is anything left behind
     write(fail=False)
-    assert os.listdir(tmp_path) == ["file"]
+    before = set(os.listdir(tmp_path))
+    tables = {"train-00000." + x for x in ("array_record", *records.TABLES)}
+    assert before == (tables if kind == "tokens" else {"file"})
 
 
 def _write_records(path):
   with records.RecordWriter(path) as writer:
     writer.write_rows(np.zeros((1000, 1000)))
-
-
-@contextlib.contextmanager
-def no_room():
-  """As on a full disk: nothing can be written behind the first 16 bytes."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (16, before[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(
@@ -598,7 +576,7 @@ def test_a_long_check_says_how_far_it_is(data, verify, monkeypatch, caplog):
   caplog.set_level(logging.INFO, "bert_jax")
   verify()
   assert not caplog.messages
-  monkeypatch.setattr(records, "_REPORT_SECS", -1)
+  monkeypatch.setattr(verification, "_REPORT_SECS", -1)
   verify("always")
   assert len(caplog.messages) == 4
   assert "of 0.00 GB" in caplog.messages[-1]
@@ -628,8 +606,3 @@ def test_processes_that_check_at_once_leave_a_sound_note(
   known = json.loads((data / ".verified.json").read_text())
   assert all(os.path.exists(path) for path in known)
   assert len(known) in (4, 8)  # who writes last wins
-
-
-def test_an_unknown_way_to_verify_is_refused(verify):
-  with pytest.raises(ValueError, match="data.verify='yes' is not known; use"):
-    verify("yes")

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import pickle
-import random
 import subprocess
 import sys
 import unicodedata
@@ -21,14 +20,13 @@ import tokenizers
 from bert_jax.data.tokenizers import word_rules
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.data.tokenizers.interface import SPECIAL_TOKENS
-from bert_jax.data.tokenizers.learn import train_sentencepiece
-from bert_jax.data.tokenizers.learn import train_wordpiece
 from bert_jax.data.tokenizers.load import load_tokenizer
 from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
-from tests import wordpiece_reference
+from tests.support import wordpiece_reference
+from tests.support.corpora import story
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data"
 NOVELS = DATA / "corpus" / "novels.txt"
 
@@ -241,8 +239,9 @@ def test_ids_equal_the_reference_on_any_text(pair, text):
   assert tokenizer.encode(text) == wanted  # and again from the dictionary
 
 
+@pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("lower_case", [True, False])
-def test_every_code_point_gives_the_reference_ids(lower_case):
+def test_every_code_point_gives_the_reference_ids(lower_case, stride):
   # Planes 0 to 3 and the tags: all that is assigned and not private.
   codes = itertools.chain(range(0x32400), range(0xE0000, 0xE0200))
   characters = [chr(code) for code in codes]
@@ -256,13 +255,14 @@ def test_every_code_point_gives_the_reference_ids(lower_case):
   pieces = [*SPECIAL_TOKENS, *kept, *("##" + char for char in kept)]
   tokenizer = WordPieceTokenizer(pieces, lower_case=lower_case)
   vocabulary = {piece: i for i, piece in enumerate(pieces)}
-  for start in range(0, len(characters), 512):
+  for start in range(0, len(characters), 512 * stride):
     block = characters[start : start + 512]
     text = " ".join(f"a{char}b" for char in block)
     wanted = wordpiece_reference.encode(text, vocabulary, lower_case)
     assert tokenizer.encode(text) == wanted, hex(start)
 
 
+@pytest.mark.slow
 def test_ids_of_novels_equal_the_reference():
   path = released("bert-base-uncased")
   if not NOVELS.exists():
@@ -447,8 +447,8 @@ def write(path, content):
     (b"", "is empty"),
     ("\n".join(SPECIAL_TOKENS[:4]), r"4 pieces.*lacks \[MASK\]"),
     ("\n".join([*SPECIAL_TOKENS, "a", "b", "a"]), r"line 8: piece 'a'.*line 6"),
-    ("\n".join([*SPECIAL_TOKENS, "", "a"]), r"line 6: '' is blank"),
-    ("\n".join([*SPECIAL_TOKENS, "a", "", ""]), r"line 7: '' is blank"),
+    ("\n".join([*SPECIAL_TOKENS, "", "a"]), r"line 6: .*'' is blank"),
+    ("\n".join([*SPECIAL_TOKENS, "a", "", ""]), r"line 7: .*'' is blank"),
     ("\n".join([*SPECIAL_TOKENS]).encode("utf-16"), r"line 1: byte 0xff"),
     (b"[PAD]\n[UNK]\nna\xefve\n", r"line 3: byte 0xef is not UTF-8"),
     (b"[PAD]\n\0\1", r"line 2: has a NUL"),
@@ -494,7 +494,7 @@ def test_settings_survive_saving(tmp_path):
   assert again.lower_case is False
   assert again.max_input_chars_per_word == 100
   assert again.encode("Walked walk") == tokenizer.encode("Walked walk")
-  with pytest.raises(ValueError, match="saved with lower_case=False"):
+  with pytest.raises(ValueError, match="has lower_case=False"):
     load_tokenizer(tmp_path / "new" / "folder", lower_case=True)
 
 
@@ -552,52 +552,46 @@ def test_pickled_tokenizer_gives_the_same_ids():
 # --- Learning WordPiece ---
 
 
-def story(num_lines, seed=0):
-  """Made-up lines whose words share stems and endings."""
-  rng = random.Random(seed)
-  stems = ["walk", "talk", "jump", "sing", "Lond", "caf\u00e9", "\u4e2d\u6587"]
-  stems += ["".join(rng.choices("abcdefghijklmnop", k=4)) for _ in range(200)]
-  ends = ["", "s", "ed", "ing", "er", "on", "'s"]
-  return [
-    " ".join(
-      rng.choice(stems) + rng.choice(ends) for _ in range(rng.randint(3, 9))
-    )
-    + "."
-    for _ in range(num_lines)
-  ]
-
-
 def test_learned_vocabulary_has_the_size_asked_and_specials_first():
-  tokenizer = train_wordpiece(story(300), 300, lower_case=True)
+  tokenizer = WordPieceTokenizer.learn(story(300), 300, lower_case=True)
   assert tokenizer.vocab_size == 300
   assert [tokenizer.token(i) for i in range(5)] == list(SPECIAL_TOKENS)
   assert tokenizer.pad_id == 0
   known = tokenizer.encode("Walking, caf\u00e9!")
   assert tokenizer.decode(known) == "walking [UNK] cafe [UNK]"
   assert tokenizer.unk_id not in tokenizer.encode(" ".join(story(20)))
-  assert train_wordpiece(story(300), 300, lower_case=False).lower_case is False
+  assert (
+    WordPieceTokenizer.learn(story(300), 300, lower_case=False).lower_case
+    is False
+  )
 
 
 def test_most_frequent_pair_is_merged_first():
-  tokenizer = train_wordpiece(["ab " * 5, "ac " * 3, "xb"], 13, True)
+  tokenizer = WordPieceTokenizer.learn(["ab " * 5, "ac " * 3, "xb"], 13, True)
   pieces = [tokenizer.token(i) for i in range(5, 13)]
   assert pieces == ["a", "b", "c", "x", "##b", "##c", "ab", "ac"]
 
 
 def test_order_of_text_does_not_change_the_vocabulary():
   texts = story(300)
-  wanted = train_wordpiece(texts, 250, True).fingerprint
-  assert train_wordpiece(iter(texts[::-1]), 250, True).fingerprint == wanted
-  assert train_wordpiece(["\n".join(texts)], 250, True).fingerprint == wanted
+  wanted = WordPieceTokenizer.learn(texts, 250, True).fingerprint
+  assert (
+    WordPieceTokenizer.learn(iter(texts[::-1]), 250, True).fingerprint == wanted
+  )
+  assert (
+    WordPieceTokenizer.learn(["\n".join(texts)], 250, True).fingerprint
+    == wanted
+  )
 
 
 _LEARN = """
 import sys
 sys.path.insert(0, {root!r})
-from bert_jax.data.tokenizers import learn
-from tests.data.test_tokenization import story
-wordpiece = learn.train_wordpiece(story(300), 400, True)
-model = learn.train_sentencepiece(
+from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
+from tests.support.corpora import story
+wordpiece = WordPieceTokenizer.learn(story(300), 400, True)
+model = SentencePieceTokenizer.learn(
     story(600), 300, input_sentence_size=500)
 print(wordpiece.fingerprint, model.fingerprint)
 """
@@ -621,18 +615,18 @@ def test_learning_in_another_process_gives_the_same_bytes():
 
 def test_size_the_text_cannot_give_is_refused():
   with pytest.raises(ValueError, match=r"only 24 pieces .* to 24"):
-    train_wordpiece(["low lower lowest"] * 2, 1000, True)
+    WordPieceTokenizer.learn(["low lower lowest"] * 2, 1000, True)
   with pytest.raises(ValueError, match=r"vocab_size=10 .* at least 18"):
-    train_wordpiece(["low lower lowest"] * 2, 10, True)
+    WordPieceTokenizer.learn(["low lower lowest"] * 2, 10, True)
   with pytest.raises(ValueError, match=r"0 distinct words.* not empty"):
-    train_wordpiece([" ", ""], 100, True)
+    WordPieceTokenizer.learn([" ", ""], 100, True)
   with pytest.raises(ValueError, match="the text to learn from is uncased"):
-    train_wordpiece(["low lower lowest"] * 2, 18, False)
+    WordPieceTokenizer.learn(["low lower lowest"] * 2, 18, False)
 
 
 def test_rare_characters_and_surrogates_are_left_out_of_the_alphabet():
   texts = ["aab bba " * 3, "ab0", "a\ud800b", "b" * 201 + "q"]
-  tokenizer = train_wordpiece(texts, 11, True, limit_alphabet=2)
+  tokenizer = WordPieceTokenizer.learn(texts, 11, True, limit_alphabet=2)
   pieces = [tokenizer.token(i) for i in range(5, 11)]
   assert pieces[:4] == ["a", "b", "##a", "##b"]
   assert tokenizer.tokenize("ab0") == ["[UNK]"]
@@ -643,7 +637,7 @@ def test_rare_characters_and_surrogates_are_left_out_of_the_alphabet():
 
 @pytest.fixture(scope="module")
 def model():
-  return train_sentencepiece(story(400), 300)
+  return SentencePieceTokenizer.learn(story(400), 300)
 
 
 def train_raw(**settings):
@@ -709,7 +703,7 @@ def test_sentencepiece_survives_saving_and_pickling(model, tmp_path):
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 def test_sentencepiece_folds_case_when_asked(model_type):
-  folded = train_sentencepiece(
+  folded = SentencePieceTokenizer.learn(
     story(400), 200, lower_case=True, model_type=model_type
   )
   assert folded.encode("WALKED") == folded.encode("walked")
@@ -748,10 +742,10 @@ def test_file_that_is_no_sentencepiece_model_is_refused(tmp_path, content):
 
 def test_sentencepiece_size_the_text_cannot_give_is_refused():
   with pytest.raises(ValueError, match=r"vocab_size=5000.* lower .* to \d+"):
-    train_sentencepiece(story(50), 5000)
+    SentencePieceTokenizer.learn(story(50), 5000)
   with pytest.raises(ValueError, match=r"vocab_size=10 cannot .* at least \d+"):
-    train_sentencepiece(story(50), 10)
+    SentencePieceTokenizer.learn(story(50), 10)
   with pytest.raises(ValueError, match="no text"):
-    train_sentencepiece(["", "\n"], 100)
+    SentencePieceTokenizer.learn(["", "\n"], 100)
   with pytest.raises(ValueError, match="wanted unigram or bpe"):
-    train_sentencepiece(story(50), 100, model_type="word")
+    SentencePieceTokenizer.learn(story(50), 100, model_type="word")

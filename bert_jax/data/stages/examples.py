@@ -1,0 +1,190 @@
+"""The token store to pre-training examples: one job and one shard a shard."""
+
+import bisect
+from collections.abc import Iterator
+import functools
+import os
+import random
+
+import numpy as np
+
+from bert_jax.data import pairing
+from bert_jax.data.stages import stage
+from bert_jax.data.store import indexes
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
+from bert_jax.data.store import verification
+from bert_jax.runtime.settings import Config
+
+_TOTALS = ("examples", "random_next", "tokens")
+_REPORT = manifests.EXAMPLES_ROW | dict.fromkeys(_TOTALS, manifests.is_count)
+_RANDOM_DOCUMENT_TRIES = 10  # create_pretraining_data.py:279
+
+
+def write(config: Config, folder: str) -> None:
+  """Writes the examples that config.data asks for.
+
+  Args:
+    config: `data` and `prepare` are read.
+    folder: DATA, which has tokens.
+
+  Raises:
+    records.DataError: there are too few documents, a table is damaged, or what
+      is there was made with other settings.
+  """
+  d = config.data
+  name = records.examples_name(d)
+  tokens = manifests.read_manifest(folder)
+  settings = {
+    "pairing": d.pairing,
+    "seq_len": d.seq_len,
+    "dupe_factor": d.dupe_factor,
+    "short_seq_rate": d.short_seq_rate if d.pairing == "pairs" else 0.0,
+    "examples_seed": d.examples_seed,
+    "tokens": records.file_hash(os.path.join(folder, "manifest.json")),
+  }
+  target = records.examples_folder(folder, name)
+  work = stage.Stage(folder, name, target, ("array_record",))
+  if os.path.exists(os.path.join(target, "manifest.json")):
+    manifest = manifests.read_manifest(target)
+    stage.check_same(manifest["settings"], settings, target)
+    if work.is_whole(manifest):
+      work.end()
+      return
+  _check_tokens(folder, tokens, d.pairing)
+  work.begin(settings)
+  jobs = stage.shard_jobs(
+    tokens["shards"], "tokens", folder=folder, target=target, **settings
+  )
+  shards = work.run_by_split(pair_shard, jobs, config.prepare, name, _REPORT)
+  manifest = {
+    "version": records.VERSION,
+    "settings": settings,
+    "vocab": tokens["settings"]["vocab"],
+    "vocab_size": tokens["vocab_size"],
+    "totals": stage.sum_rows(shards, _TOTALS),
+    "shards": shards,
+  }
+  records.write_json(os.path.join(target, "manifest.json"), manifest)
+  work.end()
+
+
+def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
+  """Raises DataError if examples cannot be made of the token store."""
+  for split, rows in manifest["shards"].items():
+    for path, digest in verification.table_hashes(folder, split).items():
+      if not os.path.exists(path) or records.file_hash(path) != digest:
+        raise records.DataError(
+          f"{path} is missing or damaged; delete it and run --mode=prepare "
+          "again with the same --input"
+        )
+    if kind == "pairs" and sum(s["documents"] for s in rows) == 1:
+      raise records.DataError(
+        f"{folder}: one {split} document alone; random next sentences need "
+        "two. Separate documents (by blank lines, see prepare.format), give "
+        "more text, raise prepare.held_out_rate (into another --output), or "
+        "set data.pairing=full_sentences"
+      )
+
+
+@functools.lru_cache(2)
+def _document_table(folder: str, split: str, tokens: str):
+  del tokens  # only so that other data is read anew
+  shards = manifests.read_manifest(folder)["shards"][split]
+  return indexes.DocumentTable(os.path.join(folder, "tokens"), split, shards)
+
+
+def pair_shard(job: dict) -> dict:
+  """Writes the examples whose first segment lies in one shard.
+
+  Args:
+    job: of stage.shard_jobs, with folder (DATA), target and the settings of
+      the example stage.
+
+  Returns:
+    shard, examples, random_next, tokens ([CLS], [SEP] counted), sha256.
+  """
+  table = _document_table(job["folder"], job["split"], job["tokens"])
+  where = (job["target"], job["split"], job["shard"])
+  path = records.shard_path(*where, "array_record")
+  totals = np.zeros(2, np.int64)
+  with records.RecordWriter(path) as writer:
+    for dupe in range(job["dupe_factor"]):
+      rng = random.Random(
+        f"{job['examples_seed']}/{job['split']}/{job['shard']}/{dupe}"
+      )
+      rows: list[pairing.Example] = []
+      for batch in _examples_of(job, table, rng, dupe):
+        rows += batch
+        if len(rows) >= 1 << 14:
+          totals += _write_rows(writer, rows)
+          rows = []
+      totals += _write_rows(writer, rows)
+  specials = (
+    pairing.PAIR_SPECIALS if job["pairing"] == "pairs" else pairing.ROW_SPECIALS
+  )
+  return {
+    "shard": job["shard"],
+    "examples": writer.count,
+    "random_next": int(totals[0]),
+    "tokens": int(totals[1]) + writer.count * specials,
+    "sha256": records.file_hash(path),
+  }
+
+
+def _write_rows(writer, rows: list[pairing.Example]) -> np.ndarray:
+  """Writes examples; returns how many are random, and their tokens."""
+  block = np.array(rows, records.EXAMPLE)
+  writer.write_rows(block)
+  lengths = block["a_length"].sum() + block["b_length"].sum()
+  return np.array([block["is_random"].sum(), lengths])
+
+
+def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
+  """Yields lists of examples of one pass over a shard."""
+  first, end = table.shard(job["index"])
+  if first == end:
+    return
+  if job["pairing"] == "full_sentences":
+    yield _full_sentences(job, table, range(first, end), rng, dupe)
+    return
+  total = len(table)
+  for i in range(first, end):
+
+    def other(here=i):
+      # Ten tries, then even the same document (create_pretraining_data.py:279).
+      for _ in range(_RANDOM_DOCUMENT_TRIES):
+        j = int(rng.random() * total)
+        if j != here:
+          break
+      return table.boundaries(j)
+
+    yield list(
+      pairing.make_pairs(
+        table.boundaries(i).tolist(),
+        job["seq_len"] - pairing.PAIR_SPECIALS,
+        job["short_seq_rate"],
+        rng,
+        other,
+      )
+    )
+
+
+def _full_sentences(job, table, numbers, rng, dupe) -> list[pairing.Example]:
+  """Returns the rows of full sentences of some documents."""
+  starts: list[int] = []
+  documents = []
+  for i in numbers:
+    boundaries = table.boundaries(i).tolist()
+    documents.append(boundaries[0])
+    starts += boundaries[:-1]
+  starts.append(boundaries[-1] + 1)
+  documents.append(starts[-1])
+  # Later passes begin at another sentence of the first row, so that rows are
+  # cut elsewhere.
+  limit = job["seq_len"] - pairing.ROW_SPECIALS
+  row = bisect.bisect_right(starts, starts[0] + limit)
+  skip = rng.randrange(row) if dupe else 0
+  return list(
+    pairing.full_sentences(starts[skip:], frozenset(documents), limit)
+  )

@@ -1,0 +1,75 @@
+"""The text of a preparation, known by its content."""
+
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+import functools
+import hashlib
+import json
+import os
+
+from bert_jax.data import corpus
+from bert_jax.data.store import records
+from bert_jax.runtime import settings
+
+
+class Inputs:
+  """The units of text of a preparation.
+
+  Attributes:
+    units: as corpus.list_units cut them.
+  """
+
+  def __init__(self, prepare: settings.Prepare, patterns: Sequence[str]):
+    """Cuts the inputs into units; their content is not read yet.
+
+    Args:
+      prepare: the `prepare` group of the config.
+      patterns: of corpus.list_units; none: there are no units.
+    """
+    self.units: list[corpus.Unit] = []
+    if patterns:
+      self.units = corpus.list_units(
+        patterns, prepare.format, prepare.unit_bytes
+      )
+    self._hash = functools.cache(
+      lambda unit: corpus.hash_unit(unit, prepare.format, prepare.text_key)
+    )
+
+  def _hashes(self, numbers: Sequence[int]) -> list[str]:
+    """SHA-256 of some units, by their numbers; each is read once at most."""
+    with futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+      return list(pool.map(self._hash, [self.units[i] for i in numbers]))
+
+  def sha256(self) -> str:
+    """One SHA-256 that stands for the content of all units."""
+    hashes = self._hashes(range(len(self.units)))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+  def cuts_hash(self) -> str:
+    """A SHA-256 of the names, cuts and sizes of the units, not their bytes."""
+    text = json.dumps([
+        (os.path.basename(u.path), u.start, u.end, u.size)
+        + ((u.part_bytes,) if u.part_bytes else ())
+        for u in self.units
+    ])  # fmt: skip
+    return hashlib.sha256(text.encode()).hexdigest()
+
+  def check(self, wanted: Mapping[int, str], folder: str) -> None:
+    """Refuses text that changed since it was tokenised.
+
+    Args:
+      wanted: number of a unit -> SHA-256 of the text that was tokenised.
+      folder: DATA.
+
+    Raises:
+      records.DataError: the content of a unit is another; names its file.
+    """
+    numbers = [i for i in wanted if i < len(self.units)]
+    for i, found in zip(numbers, self._hashes(numbers), strict=True):
+      if found != wanted[i]:
+        unit = self.units[i]
+        raise records.DataError(
+          f"{unit.path} is not the text that {folder} was prepared from: its "
+          f"sha256 is {found} (of the part from {unit.start} on), and it was "
+          f"{wanted[i]}; put that text back, or give another --output for it"
+        )

@@ -1,0 +1,96 @@
+"""The order of examples by length, which packing reads.
+
+It is kept apart from the examples, which older releases wrote without it.
+"""
+
+import os
+
+import numpy as np
+
+from bert_jax.data.stages import stage
+from bert_jax.data.store import indexes
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
+from bert_jax.runtime.settings import Config
+
+_REPORT = manifests.LENGTHS_ROW | {"counts": [manifests.is_count]}
+
+
+def write(config: Config, folder: str) -> None:
+  """Writes in what order the examples of config.data are by length.
+
+  Args:
+    config: `data` and `prepare` are read.
+    folder: DATA, which has the examples.
+
+  Raises:
+    records.DataError: an example is damaged, or the order that is there was
+      made of other examples.
+  """
+  name = records.examples_name(config.data)
+  examples = records.examples_folder(folder, name)
+  target = records.lengths_folder(folder, name)
+  work = stage.Stage(folder, f"{name}.lengths", target, ("npy",))
+  if os.path.exists(os.path.join(target, "manifest.json")):
+    manifest = indexes.check_lengths(folder, name)
+    if work.is_whole(manifest, [f"{split}.npy" for split in records.SPLITS]):
+      work.end()
+      return
+  digest = records.file_hash(os.path.join(examples, "manifest.json"))
+  work.begin({"examples": digest})
+  jobs = stage.shard_jobs(
+    manifests.read_manifest(examples)["shards"],
+    "examples",
+    examples=examples,
+    target=target,
+    seq_len=config.data.seq_len,
+  )
+  shards = work.run_by_split(
+    sort_shard, jobs, config.prepare, "sort by length", _REPORT
+  )
+  hashes = {}
+  for split, rows in shards.items():
+    path = os.path.join(target, f"{split}.npy")
+    counts = np.array([row.pop("counts") for row in rows], np.int64)
+    records.write_array(path, counts.reshape(-1, config.data.seq_len + 1))
+    hashes[split] = records.file_hash(path)
+  manifest = {
+    "version": records.VERSION,
+    "examples": digest,
+    "sha256": hashes,
+    "shards": shards,
+  }
+  records.write_json(os.path.join(target, "manifest.json"), manifest)
+  work.end()
+
+
+def sort_shard(job: dict) -> dict:
+  """Writes the numbers of a shard's examples, the shortest first.
+
+  Args:
+    job: of stage.shard_jobs, with seq_len and the folders examples and target.
+
+  Returns:
+    shard; counts [L + 1], how many examples have 0, 1, ... L tokens; sha256.
+
+  Raises:
+    records.DataError: an example is longer than a row.
+  """
+  where = (job["split"], job["shard"])
+  source = records.shard_path(job["examples"], *where, "array_record")
+  store = records.Records([source], job["size"])
+  lengths = records.read_lengths(store, np.arange(job["size"]))
+  if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= job["seq_len"]:
+    raise records.DataError(
+      f"{source}: an example has {lengths.max()} tokens, more than "
+      f"data.seq_len={job['seq_len']}, or none; delete the file and run "
+      "--mode=prepare again"
+    )
+  path = records.shard_path(job["target"], *where, "npy")
+  order = np.argsort(lengths, kind="stable")
+  records.write_array(path, order.astype(np.uint32))
+  return {
+    "shard": job["shard"],
+    "counts": np.bincount(lengths, minlength=job["seq_len"] + 1).tolist(),
+    "sha256": records.file_hash(path),
+  }

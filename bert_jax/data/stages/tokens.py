@@ -1,0 +1,194 @@
+"""Text to the token store: one job a unit, one shard a split and part."""
+
+from collections.abc import Iterator
+import contextlib
+import functools
+import os
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data import corpus
+from bert_jax.data.stages import inputs as inputs_lib
+from bert_jax.data.stages import stage
+from bert_jax.data.store import manifests
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import load
+from bert_jax.runtime import settings
+
+_TOTALS = ("documents", "sentences", "tokens", "unknown")
+# The form of what a finished job reports.
+_REPORT = {
+  "sha256": manifests.is_text,
+  **manifests.each_split(
+    [manifests.TOKENS_ROW | dict.fromkeys(_TOTALS, manifests.is_count)]
+  ),
+}
+
+
+def write(
+  prepare: settings.Prepare, inputs: inputs_lib.Inputs, folder: str
+) -> None:
+  """Tokenises every unit into one shard a split, or one a part.
+
+  Args:
+    prepare: the `prepare` group of the config.
+    inputs: the text.
+    folder: DATA, which has a vocabulary.
+
+  Raises:
+    corpus.CorpusError: the text cannot be read, or is too little.
+    records.DataError: what is there was made from other text or settings.
+  """
+  tokenizer = load.load_tokenizer(os.path.join(folder, "vocab"))
+  asked = {
+    "format": prepare.format,
+    "held_out_rate": prepare.held_out_rate,
+    "held_out_seed": prepare.held_out_seed,
+    "language": "" if prepare.format == "sentences" else prepare.language,
+    "text_key": prepare.text_key if prepare.format in ("jsonl", "tfds") else "",
+    "units": inputs.cuts_hash(),
+    "vocab": tokenizer.fingerprint,
+  }
+  work = stage.Stage(
+    folder, "tokens", os.path.join(folder, "tokens"),
+    ("array_record", *records.TABLES),
+  )  # fmt: skip
+  manifest_path = os.path.join(folder, "manifest.json")
+  if os.path.exists(manifest_path):
+    manifest = manifests.read_manifest(folder)
+    stage.check_same(manifest["settings"], asked, manifest_path)
+    inputs.check(_recorded_hashes(manifest, folder), folder)
+    if work.is_whole(manifest):
+      work.end()
+      return
+  work.begin(asked)
+  jobs = [
+    dict(name=f"{i:05d}", shard=i, size=u.size, folder=folder, unit=vars(u))
+    | asked
+    for i, u in enumerate(inputs.units)
+  ]
+  done = work.finished(jobs, _REPORT)
+  inputs.check({int(k): v["sha256"] for k, v in done.items()}, folder)
+  results = work.run(tokenize_unit, jobs, prepare, "tokenise", _REPORT)
+  shards = {s: [row for r in results for row in r[s]] for s in records.SPLITS}
+  _write_counts(work, shards, tokenizer)
+  totals = stage.sum_rows(shards, _TOTALS)
+  _check_documents(totals, prepare.held_out_rate)
+  manifest = {
+      "version": records.VERSION,
+      "settings": asked,
+      "vocab_size": tokenizer.vocab_size,
+      "inputs": [
+          dict(file=os.path.basename(u.path), start=u.start, end=u.end,
+               sha256=r["sha256"])
+          for u, r in zip(inputs.units, results, strict=True)
+      ],
+      "totals": totals,
+      "shards": shards,
+  }  # fmt: skip
+  records.write_json(manifest_path, manifest)
+  work.end()
+
+
+def _recorded_hashes(manifest: dict, folder: str) -> dict[int, str]:
+  """Returns number of a unit -> SHA-256 of the text that was tokenised.
+
+  Raises:
+    records.DataError: the manifest does not say it.
+  """
+  form = {"inputs": [{"sha256": manifests.is_text}]}
+  if not manifests.has_form(manifest, form):
+    raise records.DataError(
+      f"{folder}/manifest.json does not record the content of its inputs; give "
+      "another --output, or no --input to add examples to its tokens"
+    )
+  return {i: row["sha256"] for i, row in enumerate(manifest["inputs"])}
+
+
+def _write_counts(work: stage.Stage, shards: dict, tokenizer) -> None:
+  """Writes how often each id occurs in a split; special tokens count 0."""
+  for split, rows in shards.items():
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    for path in records.shard_paths(work.progress, split, rows, "npy"):
+      counts += records.read_array(path, np.int64, 1)
+    counts[list(tokenizer.special_ids)] = 0
+    path = os.path.join(work.target, f"{split}.counts.npy")
+    records.write_array(path, counts)
+
+
+def _check_documents(totals: dict[str, dict], held_out_rate: float) -> None:
+  num_train = totals["train"]["documents"]
+  if not num_train:
+    raise corpus.CorpusError("the input holds no document with any token")
+  if held_out_rate and not totals["validation"]["documents"]:
+    raise corpus.CorpusError(
+      f"prepare.held_out_rate={held_out_rate} kept none of {num_train} "
+      "documents; raise it (or set 0 to train on all)"
+    )
+
+
+@functools.lru_cache(1)
+def _tokenizer(folder: str, fingerprint: str):
+  del fingerprint  # only so that another vocabulary is loaded anew
+  return load.load_tokenizer(os.path.join(folder, "vocab"))
+
+
+def tokenize_unit(job: dict) -> dict:
+  """Writes one unit's shards of the token store, one a split and part.
+
+  Args:
+    job: shard, folder, unit (a corpus.Unit as a dict) and the settings of the
+      token stage.
+
+  Returns:
+    For each split its rows of the manifest; and the hash of the bytes read.
+  """
+  reading = corpus.Reading()
+  result: dict[str, Any] = {split: [] for split in records.SPLITS}
+  parts = corpus.read_parts(
+    corpus.Unit(**job["unit"]),
+    job["format"], job["text_key"], job["language"], reading,
+  )  # fmt: skip
+  for part, documents in enumerate(parts):
+    shard = records.shard_of_part(job["shard"], part)
+    for split, row in _write_shard(job, shard, documents).items():
+      result[split].append(row)
+  return result | {"sha256": reading.hexdigest()}
+
+
+def _write_shard(
+  job: dict, shard: records.Shard, documents: Iterator[list[str]]
+) -> dict[str, dict]:
+  """Writes the documents of a part, one shard for each split that has some.
+
+  Returns:
+    Split -> row of the manifest.
+  """
+  tokenizer = _tokenizer(job["folder"], job["vocab"])
+  folder = os.path.join(job["folder"], "tokens")
+  with contextlib.ExitStack() as stack:
+    writers = {
+      split: stack.enter_context(
+        records.TokenWriter(
+          folder, split, shard, tokenizer.vocab_size, tokenizer.sep_id
+        )
+      )
+      for split in records.SPLITS
+    }
+    for document in documents:
+      ids = [i for i in tokenizer.encode_batch(document) if i]
+      if ids:
+        held_out = corpus.is_held_out(
+          document, job["held_out_rate"], job["held_out_seed"]
+        )
+        writers[records.SPLITS[held_out]].add(ids)
+  rows = {}
+  for split, writer in writers.items():
+    if writer.num_documents:
+      progress = os.path.join(job["folder"], stage.PROGRESS, "tokens")
+      path = records.shard_path(progress, split, shard, "npy")
+      records.write_array(path, writer.counts)
+      unknown = int(writer.counts[tokenizer.unk_id])
+      rows[split] = writer.row() | {"unknown": unknown}
+  return rows

@@ -1,0 +1,133 @@
+"""The vocabulary of prepared data: a copy of one that is given, or learned."""
+
+from collections.abc import Iterator
+import glob
+import itertools
+import logging
+import math
+import os
+from typing import Any
+
+from bert_jax.data import corpus
+from bert_jax.data.stages import inputs as inputs_lib
+from bert_jax.data.stages import stage
+from bert_jax.data.store import records
+from bert_jax.data.tokenizers import load
+from bert_jax.runtime import files
+from bert_jax.runtime import settings
+
+_log = logging.getLogger(__name__)
+
+
+def write(
+  prepare: settings.Prepare, inputs: inputs_lib.Inputs, folder: str
+) -> None:
+  """Copies the vocabulary into DATA/vocab, or learns it there.
+
+  Args:
+    prepare: the `prepare` group of the config.
+    inputs: what to learn from.
+    folder: DATA.
+
+  Raises:
+    records.DataError: another vocabulary, or something else, is there.
+  """
+  target = os.path.join(folder, "vocab")
+  done = os.path.join(target, "settings.json")
+  if prepare.vocab:
+    # A SentencePiece model carries its own normalisation.
+    is_model = prepare.vocab.endswith(".model") or glob.glob(
+      os.path.join(glob.escape(prepare.vocab), "*.model")
+    )
+    given = load.load_tokenizer(
+      prepare.vocab, lower_case=None if is_model else prepare.lower_case
+    )
+    asked: dict[str, Any] = {"fingerprint": given.fingerprint}
+  else:
+    given = None
+    keys = ("vocab", "vocab_kind", "vocab_size", "lower_case")
+    asked = {k: getattr(prepare, k) for k in keys} | {
+      "sample_bytes": prepare.vocab_sample_bytes,
+      "held_out": f"{prepare.held_out_rate:g} by {prepare.held_out_seed}",
+      "units": inputs.cuts_hash(),
+      "sha256": inputs.sha256(),
+    }
+  if os.path.exists(done):
+    _check_older(done, asked, folder)
+    return
+  if os.path.exists(target):
+    raise records.DataError(
+      f"{target} is there already and --mode=prepare did not make it; give "
+      "another --output, or move it away"
+    )
+  tokenizer = given or _learn(prepare, inputs.units)
+  with files.whole_folder(target) as whole:
+    tokenizer.save(whole)
+    records.write_json(os.path.join(whole, "settings.json"), asked)
+
+
+def _check_older(done: str, asked: dict[str, Any], folder: str) -> None:
+  """Raises DataError if the vocabulary that is there is not the one asked for.
+
+  Older releases did not record the text that a vocabulary was learned from;
+  then the record of finished tokens must say it.
+  """
+  found = records.read_json(done)
+  target = os.path.dirname(done)
+  is_older = isinstance(found, dict) and "sha256" in asked.keys() - found.keys()
+  if is_older:
+    del asked["sha256"]
+  stage.check_same(found, asked, target)
+  if is_older and not os.path.exists(os.path.join(folder, "manifest.json")):
+    raise records.DataError(
+      f"an older release learned {target} and did not record its text (by "
+      "sha256), so that this preparation cannot go on with it; delete that "
+      "folder, which learns the vocabulary anew and keeps finished shards of "
+      "the same text, or give another --output"
+    )
+
+
+def _learn(prepare: settings.Prepare, units: list[corpus.Unit]):
+  _log.info(
+    "learning a %s vocabulary of %d", prepare.vocab_kind, prepare.vocab_size
+  )
+  return load.KINDS[prepare.vocab_kind].learn(
+    sample_text(prepare, units),
+    vocab_size=prepare.vocab_size,
+    lower_case=prepare.lower_case,
+  )
+
+
+def sample_text(
+  prepare: settings.Prepare, units: list[corpus.Unit]
+) -> Iterator[str]:
+  """Yields sentences from all over the text, held-out documents left out.
+
+  Of the units that were cut, evenly spread ones are read; of every compressed
+  file, which can be read only from its start, the head.
+  """
+  sizes = corpus.text_sizes(units, prepare.format, prepare.text_key)
+  stride = max(1, -(-sum(sizes) // prepare.vocab_sample_bytes))
+  left = prepare.vocab_sample_bytes
+  place = itertools.count()  # among the units that were cut
+  owed = 0.0  # bytes that the compressed files up to here have yet to give
+  for unit, size in zip(units, sizes, strict=True):
+    is_whole = unit.end < 0
+    owed += size / stride if is_whole else 0
+    limit = owed if is_whole and stride > 1 else math.inf
+    if limit <= 0 or (not is_whole and next(place) % stride):
+      continue
+    reading = corpus.Reading()
+    for document in corpus.read_documents(
+      unit, prepare.format, prepare.text_key, prepare.language, reading
+    ):
+      if not corpus.is_held_out(
+        document, prepare.held_out_rate, prepare.held_out_seed
+      ):
+        yield from document
+        left -= sum(map(len, document))
+        if left < 0:
+          return
+      if reading.num_bytes >= limit:
+        break
+    owed -= reading.num_bytes if is_whole else 0

@@ -1,0 +1,114 @@
+"""Maps a function over the jobs of a stage, in processes or under Beam."""
+
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from concurrent.futures import process
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+from rich import progress
+
+from bert_jax.runtime import signals
+
+# What a worker is given: a dict with at least `name` and `size`.
+Job = dict[str, Any]
+
+
+def run(
+  task: Callable[[Job], int],
+  jobs: Sequence[Job],
+  runner: str,
+  workers: int,
+  title: str,
+) -> None:
+  """Runs all jobs, in any order.
+
+  Args:
+    task: a function that can be pickled; it returns the size of its job.
+    jobs: what to do.
+    runner: "processes" or "beam".
+    workers: number of processes; 0 = one for each core.
+    title: text of the progress bar.
+
+  Raises:
+    ChildProcessError: a worker process was killed.
+    ValueError: Beam is asked for and not installed.
+  """
+  if runner == "beam":
+    _run_beam(task, jobs, workers or 1)
+    return
+  workers = min(workers or os.cpu_count() or 1, max(len(jobs), 1))
+  columns = (
+    progress.TextColumn("{task.description}"),
+    progress.BarColumn(),
+    progress.TextColumn("{task.fields[rate]}"),
+    progress.TimeRemainingColumn(),
+  )
+  with progress.Progress(*columns) as bar:
+    line = bar.add_task(title, total=sum(j["size"] for j in jobs), rate="")
+    start, made = time.monotonic(), 0
+    sizes = _run_processes(task, jobs, workers) if workers > 1 else None
+    for size in map(task, jobs) if sizes is None else sizes:
+      made += size
+      rate = made / (time.monotonic() - start)
+      bar.update(line, completed=made, rate=f"{rate / 1e6:.2f} M/s")
+
+
+def _run_processes(task, jobs: Sequence[Job], workers: int):
+  """Yields the sizes of jobs as processes finish them."""
+  # Spawned, not forked: a fork of a process with threads may hang.
+  context = multiprocessing.get_context("spawn")
+  with futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+    with signals.kept_from_children():
+      waiting = [pool.submit(task, job) for job in jobs]
+    try:
+      for future in futures.as_completed(waiting):
+        yield future.result()
+    except process.BrokenProcessPool as error:
+      raise ChildProcessError(
+        "a worker process was killed, perhaps because memory ran out; the same "
+        f"command goes on, in less memory with fewer than {workers} "
+        "prepare.num_workers"
+      ) from error
+    except BaseException:
+      pool.shutdown(wait=False, cancel_futures=True)
+      raise
+
+
+def _end_with_parent() -> None:
+  """Ends this worker when the process that started it is killed.
+
+  A worker of a pool would otherwise wait for its next job for ever.
+  """
+  parent = multiprocessing.parent_process()
+  if parent is None:
+    return
+  signals.release([signal.SIGTERM])  # by which a broken pool ends its workers
+
+  def wait():
+    parent.join()
+    os._exit(1)
+
+  threading.Thread(target=wait, daemon=True).start()
+
+
+def _run_beam(task, jobs: Sequence[Job], workers: int) -> None:
+  """Runs the jobs under Apache Beam, whose workers must all see the files."""
+  try:
+    import apache_beam as beam
+    from apache_beam.options import pipeline_options
+  except ImportError as error:
+    raise ValueError(
+      "prepare.runner=beam needs the extra: pip install 'bert_jax[beam]'"
+    ) from error
+  options = pipeline_options.PipelineOptions(
+    flags=[],
+    runner=os.environ.get("BEAM_RUNNER", "DirectRunner"),
+    direct_num_workers=workers,
+  )
+  with beam.Pipeline(options=options) as pipeline:
+    _ = pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(task)

@@ -1,0 +1,44 @@
+"""Whether two runs are the same, and what a run wrote."""
+
+import os
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from bert_jax.runtime import metrics_log
+
+
+def read_state(workdir, step):
+  """All arrays of a checkpoint, by item and path."""
+  found = {}
+  for item in ("params", "rest"):
+    with ocp.StandardCheckpointer() as reader:
+      tree = reader.restore(
+        os.path.abspath(os.path.join(workdir, "checkpoints", str(step), item))
+      )
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    found |= {
+      (item, jax.tree_util.keystr(path)): np.asarray(leaf)
+      for path, leaf in leaves
+    }
+  return found
+
+
+def assert_same_state(a, b, step, *, logs_alike=True):
+  """Runs that log at other steps have another sum of losses not yet logged."""
+  a, b = read_state(a, step), read_state(b, step)
+  assert a.keys() == b.keys()
+  assert len(a) > 60
+  for name, x in a.items():
+    if not logs_alike and "train_loss" in name[1]:
+      continue
+    np.testing.assert_array_equal(x, b[name], err_msg=str(name))
+
+
+def rows(workdir, *, timing=False):
+  """metrics.jsonl, without what depends on the clock."""
+  return [
+    {k: v for k, v in row.items() if timing or "_per_sec" not in k}
+    for row in metrics_log.read_metrics(workdir)
+  ]
