@@ -29,6 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bert_jax.runtime import checksums
+from bert_jax.runtime import errors
 from bert_jax.runtime import hosts
 from bert_jax.runtime import peers
 from bert_jax.runtime import saved_steps
@@ -42,7 +43,7 @@ _NO_DAMAGE = (
 )  # fmt: skip
 
 
-class CheckpointError(ValueError):
+class CheckpointError(errors.UserError):
   """A checkpoint is missing or damaged."""
 
 

@@ -16,7 +16,8 @@ import os
 import re
 from typing import Any, TypeVar
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import errors
+from bert_jax.runtime import runs
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ _STEP = re.compile("0|[1-9][0-9]*")
 T = TypeVar("T")
 
 
-class StepError(ValueError):
+class StepError(errors.UserError):
   """A run has no saved step, or not the requested one."""
 
 
@@ -192,7 +193,7 @@ def _best_by(workdir: str) -> tuple[str | None, str]:
   """Returns the metric ("" = keep no best step) and the mode of a run."""
   if not os.path.exists(os.path.join(workdir, "run.json")):
     return None, "min"
-  settings = run_log.read_run(workdir)["config"].get("checkpoint")
+  settings = runs.read_run(workdir)["config"].get("checkpoint")
   if not isinstance(settings, dict):
     return None, "min"
   return settings.get("best_metric"), settings.get("best_mode", "min")

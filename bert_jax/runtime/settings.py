@@ -339,6 +339,9 @@ class Task(Group):
   labels: tuple[str, ...] = of_run(())
   """Own data: the labels; () = those of the training file."""
 
+  label_separator: str = of_run(",")
+  """Own data: what stands between several labels in one column."""
+
   columns: tuple[str, ...] = of_run((), before=[])
   """Own data: the names of all columns, for files without a header."""
 
@@ -375,6 +378,10 @@ class Task(Group):
 
   null_threshold: float = of_session(0.0, -_FLOAT, _FLOAT)
   """There is no answer where its score leads by more than this."""
+
+  thresholds: tuple[float, ...] = of_session((0.5,))
+  """Of several labels: those with a probability above this are given. One
+  number from 0 to 1, or one for each label."""
 
 
 class Prepare(Group):
@@ -585,7 +592,8 @@ class Predict(Group):
 
   kind: str = of_session("")
   """What to do with each line of --input: "fill-mask", "embed", "classify",
-  "regress", "answer", "tag" or "choose"; "" = what the model has a head for."""
+  "multi_label", "regress", "answer", "tag" or "choose"; "" = what the model has
+  a head for."""
 
   model: str = of_session(None)
   """Weights to read: an HF directory, a TF1 checkpoint, a workdir (of which
@@ -784,13 +792,8 @@ def check_names(config: Config) -> None:
 
 def unknown(name: str) -> str:
   """Returns a message about a key that does not exist, with the one meant."""
-  group, _, leaf = name.rpartition(".")
-  named = [key.rpartition(".")[2] for key in KEYS]
-  near = difflib.get_close_matches(leaf, named, n=len(KEYS))
-  meant = [KEYS[k] for word in near for k in KEYS if k.split(".")[-1] == word]
-  # A key of the same group comes first.
-  meant.sort(key=lambda key: key.name.rpartition(".")[0] != group)
-  guess = f". Did you mean {meant[0].explain()}" if meant else "."
+  near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.7)
+  guess = f". Did you mean {KEYS[near[0]].explain()}" if near else "."
   return f"there is no such key{guess} All keys are in docs/config.md"
 
 

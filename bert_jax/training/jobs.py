@@ -10,9 +10,9 @@ import jax
 from bert_jax.data import batching
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
-from bert_jax.kinds import objectives
+from bert_jax.kinds import kind
 from bert_jax.runtime import checkpoint as checkpoint_lib
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
@@ -38,12 +38,16 @@ class Job(Protocol):
   """What the loop needs to know: `Pretraining` or `FineTuning`."""
 
   config: Config
-  objective: objectives.Objective
   model: nn.Module
 
   @property
   def tokenizer(self) -> interface.Tokenizer:
     """The vocabulary of the data."""
+    ...
+
+  @property
+  def objective(self) -> kind.Kind:
+    """What the model is trained on."""
     ...
 
   @property
@@ -161,7 +165,7 @@ def open_job(
   )
   begun = bool(workdir) and is_run(workdir)
   if begun and config.init_from:
-    shape = run_log.read_run(workdir)["config"]["model"]
+    shape = runs.read_run(workdir)["config"]["model"]
     known = [key for key in settings.SHAPE_KEYS if key in shape]
     config.model.update({key: shape[key] for key in known})
   elif config.init_from:

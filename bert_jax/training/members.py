@@ -24,7 +24,9 @@ import optax
 from bert_jax.data import batching
 from bert_jax.data import task_batches
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import errors
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
@@ -38,7 +40,7 @@ from bert_jax.training import steps
 _log = logging.getLogger(__name__)
 
 
-class MembersError(ValueError):
+class MembersError(errors.UserError):
   """The given models cannot be trained together."""
 
 
@@ -384,9 +386,9 @@ def _open(
   total = first.total_steps
   optimizer, schedule = optim.make_optimizer(config.optim, total)
   devices = list(first.mesh.devices.flat)
-  run = first.run | run_log.describe(config, first.job.data_hash, devices)
+  run = first.run | runs.describe(config, first.job.data_hash, devices)
   run["together"] = count
-  run_log.check_workdir(member.workdir, run)
+  resume.check_workdir(member.workdir, run)
   return dataclasses.replace(
     first,
     config=config,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.data import batching
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
 from bert_jax.runtime import peers
 from bert_jax.runtime import sharding
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 _SHOWN = 5  # rows, and parameters, of which a line is printed
 
 
-class ReplayError(ValueError):
+class ReplayError(errors.UserError):
   """There is no such step to look into."""
 
 
