@@ -10,16 +10,16 @@ from bert_jax.runtime import settings
 def check_workdir(
   workdir: str, run: dict, free_keys: Collection[str] = ()
 ) -> None:
-  """Refuses to go on in the workdir of another run.
+  """Checks that a run may go on in a workdir, or start in it.
 
   Args:
     workdir: of the run.
-    run: from `describe`, what is asked for.
+    run: what is asked for, from `runs.describe`.
     free_keys: names of keys that may differ, beside those that a resumed run
       may change.
 
   Raises:
-    runs.RunError: run.json there names another config or other data; says what
+    runs.RunError: run.json there has another config or other data; says what
       differs.
   """
   if not runs.exists(workdir):
@@ -51,7 +51,7 @@ def check_workdir(
 
 
 def other_code(workdir: str, run: dict) -> str:
-  """What differs in the code between a run and who goes on with it, or "".
+  """Returns what differs in code between a run and this process, or "".
 
   Args:
     workdir: of the run.
