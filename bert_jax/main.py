@@ -102,7 +102,7 @@ _FLAGS: tuple[tuple[Any, ...], ...] = (
 
 
 class UsageError(errors.UserError):
-  """The command line asks for something that cannot be."""
+  """The command line asks for something that is not possible."""
 
 
 def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
@@ -222,7 +222,7 @@ def _train(flag_values: flags.FlagValues) -> None:
 
 
 def _member(config: Config, text: str) -> "members.Member":
-  """Reads one --member."""
+  """Reads the value of one --member flag."""
   from bert_jax.training import members
 
   workdir, _, pairs = text.rpartition(":")
@@ -285,10 +285,10 @@ def _predict(flag_values: flags.FlagValues) -> None:
 
 
 def _given_keys(flag_values: flags.FlagValues) -> tuple[str, ...]:
-  """Keys of the config that the user sets; the more important ones first.
+  """Returns the keys of the config that the user sets, most important first.
 
-  Those of the command line come before those of the config file. The config of
-  a run alone says nothing that the user sets.
+  Keys of the command line come before those of the config file. The config of a
+  run by itself sets none.
   """
   if flag_values.config is None:
     return ()
@@ -590,7 +590,7 @@ def _set_up_logging(log: logging.Logger) -> None:
 
 
 def _say_what_is_left(flag_values: flags.FlagValues) -> None:
-  """Says what an interruption of the mode leaves behind, and its status."""
+  """Sets what an interruption of the mode leaves behind, and its status."""
   left = MODES[flag_values.mode].left if flag_values.mode else Mode.left
   status = errors.INTERRUPTED
   if flag_values.mode == "train" and flag_values.replay_step is None:
@@ -606,7 +606,7 @@ def _say_what_is_left(flag_values: flags.FlagValues) -> None:
 
 
 def _scheme_in(flag_values: flags.FlagValues) -> str:
-  """Why gs://bucket/run or the like, given somewhere as a path, is refused.
+  """Returns why a path such as gs://bucket/run is refused.
 
   Returns:
     A message that names the flag or key and the path; "" if there is none.
@@ -631,7 +631,7 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  """Orbax looks for metadata beside parameters that are read by themselves."""
+  """Returns False for what Orbax says of parameters read by themselves."""
   return "Metadata file does not exist" not in str(record.msg)
 
 
@@ -641,7 +641,7 @@ def _refuse(message: str, status: int = errors.USAGE) -> int:
 
 
 def _parse(argv: Sequence[str]) -> Sequence[str]:
-  """Parses flags; what is wrong with them is said in one line, status 2."""
+  """Parses flags; ends with one line and status 2 if they cannot be used."""
   if {"--help", "-h", "-help"} & set(argv):
     print(__doc__, end="")
     sys.exit(0)
@@ -672,14 +672,14 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _own_flags() -> set[str]:
-  """Names of the launcher's flags, without those of its libraries."""
+  """Returns the names of the launcher's flags, without its libraries'."""
   values = flags.FlagValues()
   define_flags(values)
   return set(values)
 
 
 def _explain(error: Exception, argv: Sequence[str]) -> str:
-  """What was wrong with the flags, in a line or two."""
+  """Returns what was wrong with the flags, in a line or two."""
   if isinstance(error, KeyError | AttributeError) and error.args:
     key = re.findall(r"\w+", str(error.args[0]))[0]
     for arg in argv:

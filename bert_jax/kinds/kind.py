@@ -11,7 +11,6 @@ from flax import linen as nn
 import jax
 
 from bert_jax.data import batch_keys
-from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
 
 Batch = dict[str, jax.Array]
@@ -101,23 +100,9 @@ class Kind:
       model: of this kind.
       params: its parameters.
       batch: with the keys of `arguments`.
-      output: None, or from `output_variables`.
+      output: None, or what the model's `hooks.second_use` gave.
       **kwargs: of the model.
     """
     inputs: dict[str, Any] = self.arguments(batch)
     variables = {"params": params} | ({"output": output} if output else {})
     return model.apply(variables, **inputs, **kwargs)
-
-  def output_variables(self, params: Any) -> Any:
-    """Returns the word table as it scores words, apart from its look-up.
-
-    Args:
-      params: of the model.
-
-    Returns:
-      What `apply` takes, so that each use of the table has its own gradient;
-      {} if words are not scored.
-    """
-    if "masked_positions" not in self.inputs:
-      return {}
-    return {"word_table": param_trees.word_table(params)}

@@ -67,13 +67,13 @@ def script(
   choices: Mapping[str, Sequence[str]],
   keys: Sequence[str],
 ) -> str:
-  """The text that a shell is to read.
+  """Returns the text that a shell is to read.
 
   Args:
     shell: one of SHELLS.
     options: names, such as "mode".
-    choices: the values of those that have few.
-    keys: of a config.
+    choices: the values of options that take only a few.
+    keys: the keys of a config.
   """
 
   def words(found):

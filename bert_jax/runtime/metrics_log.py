@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-  """Appends to metrics.jsonl and TensorBoard: one line a step and kind."""
+  """Appends a line for each kind of metrics of a step, also for TensorBoard."""
 
   def __init__(
     self,
@@ -30,9 +30,9 @@ class MetricsLog:
     config: Mapping[str, Any] | None = None,
     metrics: Sequence[str] = (),
   ):
-    """Opens the log and drops what was written after `start_step`.
+    """Opens the log and drops the lines after `start_step`.
 
-    So a run that was killed and goes on has no step twice and none missing.
+    A run that was killed and is resumed thus has no step twice.
 
     Args:
       workdir: of the run.
@@ -54,7 +54,7 @@ class MetricsLog:
         self._board.write_hparams(config, metrics)
 
   def has(self, step: int, prefix: str) -> bool:
-    """Whether the log had a line of the step that it was opened at.
+    """Returns whether the log had a line of the step that it was opened at.
 
     Args:
       step: the start step.
@@ -74,7 +74,7 @@ class MetricsLog:
       self._board.write(step, values)
 
   def write_bad_step(self, step: int, facts: Mapping[str, Any]) -> None:
-    """Writes a line of bad_steps.jsonl, which is there only if there is one."""
+    """Writes a line to bad_steps.jsonl, and creates the file if need be."""
     with files.naming(self._bad_steps):
       with open(self._bad_steps, "a", encoding="utf-8") as f:
         f.write(files.to_json({"step": step} | dict(facts)) + "\n")
@@ -93,16 +93,16 @@ class MetricsLog:
 class _Board:
   """Writes scalars for TensorBoard.
 
-  Not by tensorboardX.SummaryWriter: its thread dies of a full disk, and who
-  gives it a scalar then waits for ever.
+  tensorboardX.SummaryWriter is not used, because its thread dies if the disk is
+  full, and whoever writes a scalar then waits forever.
   """
 
   def __init__(self, folder: str, first_step: int):
-    """Opens a file of its own.
+    """Creates a new event file.
 
     Args:
-      folder: with the files of the sessions before.
-      first_step: what they say of it and of later steps does not count.
+      folder: where the files of earlier sessions are.
+      first_step: values of this step and later ones in those files are void.
     """
     from tensorboardX import record_writer  # slow: only where it is used
     from tensorboardX.proto import event_pb2
@@ -126,7 +126,7 @@ class _Board:
   def write_hparams(
     self, config: Mapping[str, Any], metrics: Sequence[str]
   ) -> None:
-    """Writes what TensorBoard shows runs by, one beside the other.
+    """Writes the settings by which TensorBoard compares runs.
 
     Args:
       config: of the run, as in run.json.
@@ -160,7 +160,7 @@ class _Board:
 
 
 def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
-  """Keeps the lines of metrics.jsonl up to a step; returns those of it."""
+  """Drops the lines of a file after a step; returns the lines of that step."""
   if not os.path.exists(path):
     return []
   kept, last = [], []
@@ -181,7 +181,7 @@ def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
 
 
 def train_secs(rows: Sequence[Mapping[str, Any]]) -> float:
-  """Seconds that the steps of a run took, by the speeds it logged.
+  """Returns the seconds that the steps of a run took, from logged speeds.
 
   Args:
     rows: of metrics.jsonl.
@@ -195,7 +195,7 @@ def train_secs(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def read_metrics(workdir: str) -> list[dict]:
-  """All lines of workdir/metrics.jsonl; a metric that is null is NaN."""
+  """Returns the lines of workdir/metrics.jsonl, with NaN for null."""
   path = os.path.join(workdir, "metrics.jsonl")
   rows: list[dict] = []
   try:
@@ -212,7 +212,7 @@ def read_metrics(workdir: str) -> list[dict]:
 
 
 def _parse_row(line: bytes) -> dict:
-  """A line of metrics.jsonl: an object with the number of its step."""
+  """Reads a line of metrics.jsonl, which must have the number of a step."""
   row = json.loads(line)
   if not isinstance(row, dict) or type(row.get("step")) is not int:
     raise ValueError("it has no step")

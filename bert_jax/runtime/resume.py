@@ -10,20 +10,19 @@ from bert_jax.runtime import settings
 def check_workdir(
   workdir: str, run: dict, free_keys: Collection[str] = ()
 ) -> None:
-  """Refuses to go on in the workdir of another run.
+  """Checks that a run may go on in a workdir, or start in it.
 
   Args:
     workdir: of the run.
-    run: from `describe`, what is asked for.
+    run: what is asked for, from `runs.describe`.
     free_keys: names of keys that may differ, beside those that a resumed run
       may change.
 
   Raises:
-    runs.RunError: run.json there names another config or other data; says what
+    runs.RunError: run.json there has another config or other data; says what
       differs.
   """
-  path = os.path.join(workdir, "run.json")
-  if not os.path.exists(path):
+  if not runs.exists(workdir):
     for name in ("checkpoints", "best"):
       folder = os.path.join(workdir, name)
       if os.path.isdir(folder) and os.listdir(folder):
@@ -52,13 +51,13 @@ def check_workdir(
 
 
 def other_code(workdir: str, run: dict) -> str:
-  """What differs in the code between a run and who goes on with it, or "".
+  """Returns what differs in code between a run and this process, or "".
 
   Args:
     workdir: of the run.
     run: from `describe`.
   """
-  if not os.path.exists(os.path.join(workdir, "run.json")):
+  if not runs.exists(workdir):
     return ""
   before = runs.read_run(workdir)
   pairs = {"commit": (before.get("commit"), run["commit"])}

@@ -32,13 +32,13 @@ _SESSION_KEYS = (
 
 
 class RunError(errors.UserError):
-  """The workdir does not fit the run."""
+  """A workdir holds no run, a damaged one, or another one."""
 
 
 def commit() -> tuple[str | None, bool | None]:
-  """The git commit the package runs from, and whether its code differs.
+  """Returns the git commit of the package, and whether its code differs.
 
-  Only Python counts: records and tables of earlier runs change nothing.
+  Only Python files count: records and tables of runs change nothing.
   """
   folder = os.path.dirname(os.path.abspath(__file__))
 
@@ -58,7 +58,7 @@ def commit() -> tuple[str | None, bool | None]:
 
 
 def code_hash() -> str:
-  """SHA-256 of the package's own Python files, by name."""
+  """Returns the SHA-256 of the names and contents of the package's files."""
   folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   digest = hashlib.sha256()
   for parent, folders, names in os.walk(folder):
@@ -71,12 +71,12 @@ def code_hash() -> str:
 
 
 def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
-  """What makes a run what it is.
+  """Returns what identifies a run, as run.json holds it.
 
   Args:
     config: the whole configuration.
-    data_hash: of what it trains on; None = not looked at.
-    devices: of the mesh.
+    data_hash: of the training data; None = it was not looked at.
+    devices: those of the mesh.
   """
   revision, dirty = commit()
   versions = {"python": platform.python_version()}
@@ -101,11 +101,16 @@ def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
   }
 
 
+def exists(workdir: str) -> bool:
+  """Returns whether a workdir is that of a run; it may have no saved step."""
+  return os.path.exists(os.path.join(workdir, "run.json"))
+
+
 def read_run(workdir: str) -> dict:
-  """Reads workdir/run.json; its config has the keys that came later.
+  """Reads workdir/run.json, and adds keys that came after it was written.
 
   Raises:
-    RunError: there is none, or it is damaged.
+    RunError: there is no run.json, or it is damaged.
   """
   path = os.path.join(workdir, "run.json")
   try:
@@ -116,12 +121,12 @@ def read_run(workdir: str) -> dict:
     ):
       raise ValueError("it has no config and data_hash")
     if not isinstance(run.get("sessions", []), list):
-      raise ValueError("its sessions are no list")
+      raise ValueError("its sessions are not a list")
     # Records of older releases have no sum.
     if (wanted := run.pop("sha256", None)) not in (None, _digest(run)):
       raise ValueError(
-        f"it is not what was written ({wanted!r:.20}); put a copy back, or "
-        "take the key sha256 out if it was changed on purpose"
+        f"its checksum {wanted!r:.20} does not fit its content; put a copy "
+        "back, or take the key sha256 out if it was changed on purpose"
       )
   except FileNotFoundError as error:
     raise RunError(
@@ -138,18 +143,18 @@ def read_run(workdir: str) -> dict:
 
 
 def _digest(run: dict) -> str:
-  """SHA-256 of what a record says, however it is laid out."""
+  """Returns the SHA-256 of a record, which does not depend on its layout."""
   return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 def write_run(workdir: str, run: dict) -> None:
-  """Writes workdir/run.json in one piece.
+  """Writes workdir/run.json atomically.
 
-  A run that goes on keeps when it first started, and under `sessions` what the
-  sessions before this one ran with, oldest first.
+  A resumed run keeps the time of its first start. Under `sessions` it keeps the
+  facts of the sessions before this one, oldest first.
   """
   path = os.path.join(workdir, "run.json")
-  if os.path.exists(path):
+  if exists(workdir):
     before = read_run(workdir)
     session = {k: before.get(k) for k in _SESSION_KEYS}
     run = run | {

@@ -282,14 +282,11 @@ def _checked_row(row: Any) -> dict[str, Any]:
 def read_planned(folder: str) -> dict[str, Any]:
   """Returns the content of trials.json; no trials if there is no file."""
   path = os.path.join(folder, "trials.json")
-  if not os.path.exists(path):
-    return {"command": "", "trials": []}
   files.check_readable(path)
   try:
-    with open(path, encoding="utf-8") as f:
-      planned = json.load(f)
+    planned = files.read_json(path, {"command": "", "trials": []})
     if not manifests.has_form(planned, _PLANNED):
       raise ValueError("it has no command and trials with names")
-  except (ValueError, RecursionError, OSError) as error:
+  except (ValueError, OSError) as error:
     raise ResultsError(f"{path} is damaged: {error}") from error
   return planned

@@ -11,7 +11,6 @@ from bert_jax.data import batching
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.kinds import kind
-from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
@@ -160,10 +159,7 @@ def open_job(
       )
   config = config.copy_and_resolve_references()
   pretrained = None
-  is_run = (
-    saved_steps.exists if checkpoint is not None else checkpoint_lib.exists
-  )
-  begun = bool(workdir) and is_run(workdir)
+  begun = bool(workdir) and saved_steps.exists(workdir, checkpoint is None)
   if begun and config.init_from:
     shape = runs.read_run(workdir)["config"]["model"]
     known = [key for key in settings.SHAPE_KEYS if key in shape]

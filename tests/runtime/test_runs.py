@@ -194,7 +194,7 @@ def test_a_record_that_is_not_what_was_written_is_refused(tmp_path, run):
   content = json.loads(path.read_text())
   content["config"]["optim"]["learning_rate"] = "fast"
   path.write_text(json.dumps(content))
-  with pytest.raises(runs.RunError, match="damaged: it is not what was wri"):
+  with pytest.raises(runs.RunError, match="run.json is damaged: its checksum"):
     runs.read_run(str(tmp_path))
   del content["sha256"]  # by somebody who means it, or an older release
   path.write_text(json.dumps(content))
