@@ -2,24 +2,26 @@ r"""bert-jax: BERT from raw text to the tables of its paper, on TPU slices.
 
 What most people need:
 
-  bert-jax --mode=prepare --config=configs/pretrain.py --input=TEXT \
-    --output=DATA
-  bert-jax --mode=train --config=configs/pretrain.py --config.data.dir=DATA \
+  bert-jax prepare --config=configs/pretrain.py --input=TEXT --output=DATA
+  bert-jax train --config=configs/pretrain.py --config.data.dir=DATA \
     --workdir=RUN
-  bert-jax --mode=train --config=configs/finetune.py:task=mrpc,from=RUN \
+  bert-jax train --config=configs/finetune.py:task=mrpc,from=RUN \
     --config.task.dir=GLUE --workdir=RUN2
-  bert-jax --mode=evaluate --workdir=RUN2
-  bert-jax --mode=predict --workdir=RUN2 --input=LINES.jsonl --output=OUT.jsonl
+  bert-jax evaluate --workdir=RUN2
+  bert-jax predict --workdir=RUN2 --input=LINES.jsonl --output=OUT.jsonl
 
-Other modes: plan (compile for a TPU slice before it is paid for), doctor (would
-it start?), sweep, report, convert. What each takes: bert-jax --helpfull.
+The other modes are plan (which compiles for a TPU slice before it is paid for),
+doctor (which checks whether a run would start), sweep, report and convert.
+--mode=train does the same as the word train. bert-jax --helpfull says what each
+mode takes.
 
-A config file is Python: --config=configs/X.py:argument=value,... and any key of
-it changes by --config.group.key=value; configs/base.py says what each means.
+A config file is written in Python. --config=configs/X.py:argument=value,...
+names it, and --config.group.key=value changes any of its keys; docs/config.md
+says what each key means.
 
-Exit status: 0 done, 1 failed (of a plan: it does not fit the memory), 2 asked
-for wrongly, 69 another process of the job died, 75 told to stop and saved, 130
-told to stop with nothing to save. --helpfull explains all of them.
+Exit statuses: 0 done, 1 failed (of a plan: it does not fit the memory), 2 wrong
+command line or file, 69 another process of the job died, 75 told to stop and
+saved, 130 told to stop with nothing to save. --helpfull explains them.
 """
 
 import os
@@ -34,6 +36,7 @@ if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "bert-jax":
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import difflib
 import logging
 import re
 import textwrap
@@ -107,8 +110,13 @@ class UsageError(errors.UserError):
 
 def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
   """Defines the launcher's flags."""
+  flag_values.set_gnu_getopt()  # flags may also follow the word of the mode
   flags.DEFINE_enum(
-    "mode", None, sorted(MODES), "What to do.", flag_values=flag_values
+    "mode",
+    None,
+    sorted(MODES),
+    "What to do; the word alone says the same.",
+    flag_values=flag_values,
   )
   for define, *arguments in _FLAGS:
     define(*arguments, flag_values=flag_values)
@@ -511,14 +519,41 @@ MODES = {
 }
 
 
-def _check_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> Mode:
+def take_mode(flag_values: flags.FlagValues, words: Sequence[str]) -> None:
+  """Sets the mode that the command line names by a word instead of --mode.
+
+  Args:
+    flag_values: of the launcher, parsed.
+    words: what is left of the command line without its flags; the program is
+      the first.
+
+  Raises:
+    UsageError: the word is no mode, is not the mode of --mode, or is followed
+      by another word.
+  """
+  if len(words) > 2:
+    raise UsageError(f"what is {words[2]!r}? Options start with --")
+  for word in words[1:]:
+    if word not in MODES:
+      near = difflib.get_close_matches(word, MODES, n=1)
+      guess = f" Did you mean {near[0]}?" if near else ""
+      raise UsageError(
+        f"there is no mode {word!r}.{guess} The modes are "
+        f"{', '.join(sorted(MODES))}; options start with --"
+      )
+    if flag_values.mode not in (None, word):
+      raise UsageError(
+        f"{word} and --mode={flag_values.mode} are two modes; give one"
+      )
+    flag_values.mode = word
+
+
+def _check_flags(flag_values: flags.FlagValues) -> Mode:
   """Returns the mode that is asked for.
 
   Raises:
     UsageError: there is none, or its flags or paths cannot be used.
   """
-  if len(argv) > 1:
-    raise UsageError(f"what is {argv[1]!r}? Options start with --")
   # Python keeps bytes that are not UTF-8 as surrogates.
   if odd := [a for a in sys.argv[1:] if re.search("[\ud800-\udfff]", a)]:
     raise UsageError(
@@ -526,7 +561,7 @@ def _check_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> Mode:
       "the file or folder"
     )
   if flag_values.mode is None:
-    raise UsageError(f"give --mode, one of {', '.join(sorted(MODES))}")
+    raise UsageError(f"name a mode: {', '.join(sorted(MODES))}")
   mode = MODES[flag_values.mode]
   for name in {n for other in MODES.values() for n in other.only}:
     if flag_values[name].value not in (None, []) and name not in mode.only:
@@ -542,7 +577,8 @@ def _check_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> Mode:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs a mode; returns the exit status."""
+  """Runs the mode that the flags name; returns the exit status."""
+  del argv  # `_parse` has put it into FLAGS
   if FLAGS.completion:
     from bert_jax.runtime import completion
 
@@ -552,7 +588,7 @@ def main(argv: Sequence[str]) -> int:
   _say_what_is_left(FLAGS)
   log = logging.getLogger("bert_jax")
   try:
-    mode = _check_flags(FLAGS, argv)
+    mode = _check_flags(FLAGS)
     _set_up_logging(log)
     if FLAGS.config is not None:
       # Before jax is loaded, which takes seconds.
@@ -664,6 +700,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
           break
   try:
     rest = FLAGS(argv)
+    take_mode(FLAGS, rest)
     if FLAGS.config is not None:
       FLAGS.config.keys()  # a file that cannot be read raises only when used
     return rest
@@ -708,8 +745,8 @@ def _more_help() -> str:
 
 def run() -> None:
   """The console script."""
-  asked = {arg.lstrip("-") for arg in sys.argv[1:]}
-  if any(f"mode={name}" in asked for name in MODES if MODES[name].computes):
+  asked = {re.sub("^-+mode=", "", arg) for arg in sys.argv[1:]}
+  if any(MODES[name].computes for name in asked & MODES.keys()):
     machine.restart_with_huge_pages()
   streams.guard()
   try:

@@ -2,9 +2,9 @@
 
   source <(bert-jax --completion=bash --config=configs/pretrain.py)
 
-Completes options, their values (modes, engines), config files, and after
---config. the keys of the config that is named there; files and folders
-elsewhere.
+It completes modes, options, the values of options that take only a few, config
+files, and after --config. the keys of the config that is named there. Elsewhere
+it completes files and folders.
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,6 +86,12 @@ def script(
   text = _SCRIPT.format(
     cases=cases,
     keys=words([f"--config.{key}=" for key in keys]),
-    options=words([f"--{name}=" for name in options] + ["--config."]),
+    options=words(
+      [
+        *choices.get("mode", ()),
+        *(f"--{name}=" for name in options),
+        "--config.",
+      ]
+    ),
   )
   return (_ZSH if shell == "zsh" else "") + text

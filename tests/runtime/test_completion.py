@@ -44,6 +44,7 @@ def complete(launch, capsys):
 def test_modes_are_completed(complete):
   assert sorted(complete("bert-jax --mode=")) == sorted(main.MODES)
   assert sorted(complete("bert-jax --mode=pr")) == ["predict", "prepare"]
+  assert sorted(complete("bert-jax pr")) == ["predict", "prepare"]
   assert complete("bert-jax --mode=sweep --engine=sl") == ["slurm"]
 
 
