@@ -38,6 +38,7 @@ import contextlib
 import dataclasses
 import difflib
 import logging
+import pathlib
 import re
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ if TYPE_CHECKING:  # what a mode needs is imported when it runs
   from bert_jax.training import members
 
 FLAGS = flags.FLAGS
+_log = logging.getLogger("bert_jax")
 _SIGNALS_HELP = """\
 A process is told to stop by SIGTERM, SIGINT (Ctrl-C) or SIGHUP (a closed
 terminal; nohup keeps it away). The second signal ends it at once.
@@ -388,9 +390,7 @@ def _sweep(flag_values: flags.FlagValues) -> None:
     if not flag_values.output:
       raise UsageError("--engine=commands needs --output=FILE")
     count = engines.write_commands(trials, flag_values.output)
-    logging.getLogger("bert_jax").info(
-      "wrote %d commands to %s", count, flag_values.output
-    )
+    _log.info("wrote %d commands to %s", count, flag_values.output)
   elif flag_values.engine in ("slurm", "xpk"):
     settings = sweep.engine_settings(config, flag_values.engine)
     if flag_values.engine == "slurm":
@@ -414,9 +414,7 @@ def _sweep(flag_values: flags.FlagValues) -> None:
 
       command = results.command_of(sys.argv[1:])
       count = results.record(trials, workdir, flag_values.output, command)
-      logging.getLogger("bert_jax").info(
-        "%d new results in %s/results.jsonl", count, flag_values.output
-      )
+      _log.info("%d new results in %s/results.jsonl", count, flag_values.output)
     if failure:
       raise failure
 
@@ -427,7 +425,7 @@ def _report(flag_values: flags.FlagValues) -> None:
   if len(flag_values.input) != 1 or not flag_values.output:
     raise UsageError("--mode=report needs --input=DIR and --output=DIR")
   for path in report.report(flag_values.input[0], flag_values.output):
-    logging.getLogger("bert_jax").info("wrote %s", path)
+    _log.info("wrote %s", path)
 
 
 @contextlib.contextmanager
@@ -444,8 +442,7 @@ def _keeping_programs(asked: str) -> Iterator[None]:
     yield
   finally:
     if folder:
-      log = logging.getLogger("bert_jax")
-      log.debug("%s (%s)", compile_cache.summary(), folder)
+      _log.debug("%s (%s)", compile_cache.summary(), folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -545,7 +542,7 @@ def take_mode(flag_values: flags.FlagValues, words: Sequence[str]) -> None:
       raise UsageError(
         f"{word} and --mode={flag_values.mode} are two modes; give one"
       )
-    flag_values.mode = word
+    flag_values["mode"].value = word
 
 
 def _check_flags(flag_values: flags.FlagValues) -> Mode:
@@ -583,13 +580,12 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax.runtime import completion
 
     own = {flag: FLAGS[flag] for flag in _own_flags()}
-    print(completion.script_for(FLAGS.completion, own, FLAGS.config), end="")
+    print(completion.script(FLAGS.completion, own, FLAGS.config), end="")
     return 0
   _say_what_is_left(FLAGS)
-  log = logging.getLogger("bert_jax")
   try:
     mode = _check_flags(FLAGS)
-    _set_up_logging(log)
+    _set_up_logging()
     if FLAGS.config is not None:
       # Before jax is loaded, which takes seconds.
       settings.check(FLAGS.config)
@@ -600,7 +596,7 @@ def main(argv: Sequence[str]) -> int:
         stack.enter_context(_keeping_programs(FLAGS.compile_cache))
       mode.run(FLAGS)
   except Exception as error:
-    log.debug("raised here", exc_info=True)
+    _log.debug("raised here", exc_info=True)
     if isinstance(error, BrokenPipeError):  # its reader has read enough
       return errors.BROKEN_PIPE
     from bert_jax.runtime import peers
@@ -614,12 +610,12 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _set_up_logging(log: logging.Logger) -> None:
+def _set_up_logging() -> None:
   """Shows the package's messages on standard error, as plain lines."""
-  log.addHandler(logging.StreamHandler())
+  _log.addHandler(logging.StreamHandler())
   # --verbosity=1 also shows where an error was raised.
-  log.setLevel(logging.DEBUG if FLAGS.verbosity > 0 else logging.INFO)
-  log.propagate = False
+  _log.setLevel(logging.DEBUG if FLAGS.verbosity > 0 else logging.INFO)
+  _log.propagate = False
   if FLAGS.verbosity < 1:  # of the libraries, only warnings
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_logger().addFilter(_is_news)
@@ -692,11 +688,11 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
       path = path if equals else following
       if problem := files.scheme_problem("--config", path):
         sys.exit(_refuse(problem))
-      folder = os.path.dirname(os.path.abspath(path.split(":")[0]))
-      while folder != os.path.dirname(folder):
-        folder = os.path.dirname(folder)
-        if os.path.isdir(os.path.join(folder, "configs")):
-          sys.path.insert(0, folder)
+      for folder in pathlib.Path(os.path.abspath(path.split(":")[0])).parents[
+        1:
+      ]:
+        if (folder / "configs").is_dir():
+          sys.path.insert(0, str(folder))
           break
   try:
     rest = FLAGS(argv)

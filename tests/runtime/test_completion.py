@@ -4,6 +4,7 @@ import pathlib
 import shutil
 import subprocess
 
+from absl import flags
 import pytest
 
 from bert_jax import main
@@ -76,5 +77,7 @@ def test_files_are_completed_elsewhere(complete):
 
 
 def test_zsh_reads_what_bash_reads():
-  text = completion.script("zsh", ["mode"], {"mode": ["train"]}, ["seed"])
+  values = flags.FlagValues()
+  main.define_flags(values)
+  text = completion.script("zsh", {"mode": values["mode"]}, None)
   assert text.startswith("autoload") and "bashcompinit" in text
