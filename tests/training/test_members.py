@@ -233,7 +233,7 @@ def test_other_seeds_change_neither_length_nor_slots(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"data__one_row_len": False}, "--config.data.one_row_len=True"),
+    ({"data__one_row_len": False}, "data.one_row_len=True"),
     ({"mesh__seed": 3}, "mesh.seed=3 does not divide 2 models"),
     ({"mesh__seed": -1}, "mesh.seed=-1; it must be 0 or more"),
   ],
