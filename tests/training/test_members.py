@@ -274,5 +274,5 @@ def test_one_workdir_for_two_is_refused(tmp_path):
 
 def test_pretraining_is_refused(tmp_path, tiny_config, prepared):
   config = tiny_config(prepared)
-  with pytest.raises(members.MembersError, match="only tasks"):
+  with pytest.raises(ValueError, match="only tasks"):
     train.train_together(config, [_member(tmp_path, s) for s in (0, 1)])
