@@ -16,7 +16,7 @@ from bert_jax import weights
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import checksums
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.training import evaluate
 from bert_jax.training import session
 from bert_jax.training import train
@@ -410,9 +410,7 @@ def test_a_step_that_may_have_had_checksums_is_refused(check):
   def note(step):
     make_old(step)
     workdir = str(step.parents[1])
-    run_log.write_run(
-      workdir, run_log.read_run(workdir) | {"checksums_since": STEP}
-    )
+    runs.write_run(workdir, runs.read_run(workdir) | {"checksums_since": STEP})
 
   def lose(step):
     make_old(step)
@@ -424,12 +422,12 @@ def test_a_step_that_may_have_had_checksums_is_refused(check):
 
 def test_a_run_goes_on_noting_since_when_it_has_checksums(tmp_path):
   workdir = str(tmp_path)
-  run_log.write_run(workdir, {"config": {}, "data_hash": ""})
+  runs.write_run(workdir, {"config": {}, "data_hash": ""})
   for start in (4, 6):
-    run_log.write_run(
+    runs.write_run(
       workdir, {"config": {}, "data_hash": "", "checksums_since": start + 1}
     )
-    assert run_log.read_run(workdir)["checksums_since"] == 5
+    assert runs.read_run(workdir)["checksums_since"] == 5
 
 
 # --- converted weights --------------------------------------------------------

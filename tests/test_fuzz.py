@@ -41,12 +41,14 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from bert_jax.kinds import table
 from bert_jax.models import heads
 from bert_jax.models import params as param_trees
 from bert_jax.prediction import predict
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
-from bert_jax.tasks import features as task_features
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
 from bert_jax.tasks import squad
@@ -456,9 +458,9 @@ TOKENIZER = wordpiece.WordPieceTokenizer(PIECES)
 
 
 def _features(task: spec.Task, examples) -> None:
-  task_features.make_features(
-    task, examples, TOKENIZER, seq_len=16, max_query_len=4, doc_stride=4
-  )
+  kind = table.of_task(task)
+  options = {"max_query_len": 4, "doc_stride": 4} if task.kind == "span" else {}
+  kind.make_features(task, examples, TOKENIZER, seq_len=16, **options)
 
 
 def _task_reader(name: str, split: str, file: str, *lines: str) -> Reader:
@@ -484,7 +486,7 @@ def _own_reader(form: str, file: str, columns: str, *lines: str) -> Reader:
 
   def read(folder):
     path = own.find_train(str(folder))
-    task = own.make_task(form, text=text, label=label, train_path=path)
+    task = table.make_task(form, text=text, label=label, train_path=path)
     _features(task, tasks.read_examples(task, str(folder), "train"))
 
   return Reader(make, read, says="^task own: example")
@@ -781,31 +783,31 @@ def _restore(folder):
 
 def _make_run(folder):
   config = base.get_config()
-  run = run_log.describe(config, "0" * 64, jax.devices())
-  run_log.write_run(str(folder), run)
-  run_log.write_run(str(folder), run)
+  run = runs.describe(config, "0" * 64, jax.devices())
+  runs.write_run(str(folder), run)
+  runs.write_run(str(folder), run)
 
 
 def _read_run(folder):
-  config = run_log.read_run(str(folder))["config"]
+  config = runs.read_run(str(folder))["config"]
   ml_collections.ConfigDict(config, convert_dict=True)
-  run = run_log.describe(base.get_config(), "0" * 64, jax.devices())
-  run_log.check_workdir(str(folder), run)
-  run_log.write_run(str(folder), run)
+  run = runs.describe(base.get_config(), "0" * 64, jax.devices())
+  resume.check_workdir(str(folder), run)
+  runs.write_run(str(folder), run)
 
 
 def _make_metrics(folder):
-  log = run_log.MetricsLog(str(folder), 0, tensorboard=False)
+  log = metrics_log.MetricsLog(str(folder), 0, tensorboard=False)
   for step in range(4):
     log.write(step, {"train/loss": 1.5, "eval/loss": float("nan")})
   log.close()
 
 
 def _read_metrics(folder):
-  log = run_log.MetricsLog(str(folder), 2, tensorboard=False)
+  log = metrics_log.MetricsLog(str(folder), 2, tensorboard=False)
   log.has(2, "eval/")
   log.close()
-  kept = run_log.read_metrics(str(folder))  # what was broken is gone
+  kept = metrics_log.read_metrics(str(folder))  # what was broken is gone
   assert all(row["step"] <= 2 for row in kept)
 
 
@@ -814,7 +816,7 @@ READERS |= {
   "run.json": Reader(_make_run, _read_run),
   "metrics.jsonl": Reader(_make_metrics, _read_metrics),
   "metrics.jsonl alone": Reader(
-    _make_metrics, lambda folder: run_log.read_metrics(str(folder))
+    _make_metrics, lambda folder: metrics_log.read_metrics(str(folder))
   ),
 }
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from bert_jax import weights
-from bert_jax.kinds import objectives
+from bert_jax.kinds import table
 from bert_jax.models import config as model_config
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 from bert_jax.training import jobs
 from bert_jax.training import train
 from configs import finetune
@@ -109,7 +109,7 @@ def test_both_libraries_run_the_same_recipe(config, tmp_path):
   from experiments.minilm import reference
 
   want = train.train(config, str(tmp_path / "run"))
-  rows = run_log.read_metrics(str(tmp_path / "run"))
+  rows = metrics_log.read_metrics(str(tmp_path / "run"))
   job, _ = jobs.open_job(config, "")
   model, losses = reference.train(job)
   rows = [row for row in rows if "train/loss" in row]
@@ -157,7 +157,7 @@ def test_dropout_spreads_scores_as_in_the_other_library(tmp_path):
     max_len=16, dropout_rate=0.2, attention_dropout_rate=0.2,
     init_stddev=0.3, hidden_act="gelu_erf",
   )  # fmt: skip
-  objective = objectives.get_objective("classify")
+  objective = table.get("classify")
   ours = objective.make_model(
     model_config.ModelConfig.from_config(model), num_labels=2
   )

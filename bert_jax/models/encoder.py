@@ -24,6 +24,47 @@ REMATS = {
 }
 
 
+class LearnedPositions(nn.Module):
+  """A table with a vector for every position, up to `max_len`.
+
+  Attributes:
+    config: a `ModelConfig`.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, positions, length):
+    """Returns the vectors of positions.
+
+    Args:
+      positions: [B, L] int32; None: 0..L-1 in every row.
+      length: L.
+
+    Returns:
+      [B, L, D], or [1, L, D] where all rows are alike.
+    """
+    cfg = self.config
+    table = self.param(
+      "embedding",
+      layers.kernel_init(cfg),
+      (cfg.max_len, cfg.hidden_size),
+      layers.storage_dtype(cfg),
+    )
+    if positions is not None:
+      return layers.look_up(table, positions, layers.compute_dtype(cfg))
+    if length > cfg.max_len:
+      raise ValueError(
+        f"input_ids has length {length}, but model.max_len={cfg.max_len} "
+        "positions have an embedding; shorten the input or raise max_len"
+      )
+    return table[:length].astype(layers.compute_dtype(cfg))[None]
+
+
+# `model.positions` -> a module that is added to the embeddings.
+POSITIONS = {"learned": LearnedPositions}
+
+
 class Embeddings(nn.Module):
   """Sum of word, position and segment type, normalised, with dropout.
 
@@ -38,39 +79,22 @@ class Embeddings(nn.Module):
   def setup(self):
     cfg = self.config
     self.word = layers.embed(cfg, cfg.vocab_size)
-    self.position = layers.embed(cfg, cfg.max_len)
+    self.position = POSITIONS[cfg.positions](cfg)
     self.type = layers.embed(cfg, cfg.type_vocab_size)
-    self.norm = layers.LayerNorm(cfg)
+    self.norm = layers.NORMS[cfg.norm](cfg)
     self.dropout = Dropout(cfg.dropout_rate)
 
   def __call__(self, input_ids, segment_ids, positions, *, deterministic):
     """Maps token ids [B, L] to [B, L, D]; see `Encoder` for the arguments."""
     cfg = self.config
-    length = input_ids.shape[1]
-    if positions is None and length > cfg.max_len:
-      raise ValueError(
-        f"input_ids has length {length}, but model.max_len={cfg.max_len} "
-        "positions have an embedding; shorten the input or raise max_len"
-      )
-    if positions is None:
-      position = self.position.embedding[:length].astype(
-        layers.compute_dtype(cfg)
-      )
-      position = position[None]  # [1, L, D]
-    else:
-      position = layers.look_up(
-        self.position.embedding, positions, layers.compute_dtype(cfg)
-      )  # [B, L, D]
+    dtype = layers.compute_dtype(cfg)
+    position = self.position(positions, input_ids.shape[1])
     # Few rows: a matmul, whose transpose is a matmul and not a scatter.
     one_hot = jax.nn.one_hot(
-      segment_ids.reshape(-1),
-      cfg.type_vocab_size,
-      dtype=layers.compute_dtype(cfg),
+      segment_ids.reshape(-1), cfg.type_vocab_size, dtype=dtype
     )
-    kind = one_hot @ self.type.embedding.astype(layers.compute_dtype(cfg))
-    word = layers.look_up(
-      self.word.embedding, input_ids, layers.compute_dtype(cfg)
-    )
+    kind = one_hot @ self.type.embedding.astype(dtype)
+    word = layers.look_up(self.word.embedding, input_ids, dtype)
     x = self.norm(word + kind.reshape(word.shape) + position)
     return self.dropout(x, deterministic=deterministic)
 
@@ -96,8 +120,24 @@ class Mlp(nn.Module):
     )
 
 
+# `model.feed_forward` -> the module behind attention.
+FEED_FORWARDS = {"mlp": Mlp}
+
+
+def _norm_behind(norm, sublayer, x, take):
+  """Normalises the residual sum, as BERT does."""
+  residual = take(x)
+  return norm(residual + sublayer(x, residual))
+
+
+# `model.norm_place` -> a function (norm, sublayer, x, take) -> hidden states.
+# `take` picks those of `x` [B, L, D] that are to be computed; the sublayer
+# maps (all that it sees, those) to what is added to them.
+NORM_PLACES = {"post": _norm_behind}
+
+
 class Layer(nn.Module):
-  """One Transformer layer, normalised after each residual sum.
+  """One Transformer layer: attention, then a feed-forward layer.
 
   Attributes:
     config: a `ModelConfig`.
@@ -111,9 +151,9 @@ class Layer(nn.Module):
   def setup(self):
     cfg = self.config
     self.attention = SelfAttention(cfg)
-    self.attention_norm = layers.LayerNorm(cfg)
-    self.mlp = Mlp(cfg)
-    self.mlp_norm = layers.LayerNorm(cfg)
+    self.attention_norm = layers.NORMS[cfg.norm](cfg)
+    self.mlp = FEED_FORWARDS[cfg.feed_forward](cfg)
+    self.mlp_norm = layers.NORMS[cfg.norm](cfg)
     self.dropout = Dropout(cfg.dropout_rate)
 
   def __call__(self, x, bias, deterministic, only=None):
@@ -129,17 +169,66 @@ class Layer(nn.Module):
     Returns:
       [B, L, D], or [B, Q, D] with `only`.
     """
-    if only is None:
-      y = self.attention(x, bias, deterministic=deterministic)
-    else:
-      queries = layers.gather_positions(x, only)
+    add = NORM_PLACES[self.config.norm_place]
+    if only is not None:
       bias = masks.bias_of_queries(bias, only)
+
+    def take(x):
+      return x if only is None else layers.gather_positions(x, only)
+
+    def attend(x, queries):
+      queries = None if only is None else queries
       y = self.attention(x, bias, deterministic=deterministic, queries=queries)
-      x = queries
-    x = self.attention_norm(x + self.dropout(y, deterministic=deterministic))
-    y = self.mlp(x)
-    x = self.mlp_norm(x + self.dropout(y, deterministic=deterministic))
+      return self.dropout(y, deterministic=deterministic)
+
+    def feed_forward(x, _):
+      return self.dropout(self.mlp(x), deterministic=deterministic)
+
+    x = add(self.attention_norm, attend, x, take)
+    x = add(self.mlp_norm, feed_forward, x, lambda x: x)
     return sharding.constrain_batch(x)
+
+
+def _check_shapes(input_ids, **arrays):
+  """Raises ValueError for an array that is given in another shape."""
+  for name, value in arrays.items():
+    if value is not None and value.shape != input_ids.shape:
+      raise ValueError(
+        f"{name} has shape {value.shape}, but input_ids has shape "
+        f"{input_ids.shape}; both must be [batch, length]"
+      )
+
+
+# Functions and not methods, whose names would become parts of operation names.
+
+
+def _run_unrolled(encoder, x, mask, deterministic, only, keep):
+  """Runs all layers of an encoder, one after the other.
+
+  Returns:
+    The last hidden states, of the positions `only` if that is not None; and,
+    with `keep`, all of them [num_layers + 1, B, L, D], the embeddings first.
+  """
+  states = [x]
+  for i, layer in enumerate(encoder.layer):
+    is_last = i == encoder.config.num_layers - 1
+    x = layer(x, mask, deterministic, only if is_last else None)
+    states.append(x)
+  return x, jnp.stack(states) if keep else None
+
+
+def _run_scanned(encoder, x, mask, deterministic, only, keep):
+  """Does what `_run_unrolled` does, by one layer that is looped over."""
+  run = nn.scan(
+    _scan_body,
+    variable_axes={"params": 0},
+    split_rngs={"params": True, "dropout": True},
+    in_axes=(nn.broadcast, nn.broadcast),
+    length=encoder.config.num_layers,
+  )
+  last, outputs = run(encoder.layers, x, mask, deterministic)
+  states = jnp.concatenate([x[None], outputs]) if keep else None
+  return last if only is None else layers.gather_positions(last, only), states
 
 
 def _scan_body(layer, x, bias, deterministic):
@@ -219,18 +308,13 @@ class Encoder(nn.Module):
     Raises:
       ValueError: if the shapes disagree or L is longer than `max_len`.
     """
-    given = {
-      "input_mask": input_mask,
-      "segment_ids": segment_ids,
-      "positions": positions,
-      "sequence_ids": sequence_ids,
-    }
-    for name, value in given.items():
-      if value is not None and value.shape != input_ids.shape:
-        raise ValueError(
-          f"{name} has shape {value.shape}, but input_ids has shape "
-          f"{input_ids.shape}; both must be [batch, length]"
-        )
+    _check_shapes(
+      input_ids,
+      input_mask=input_mask,
+      segment_ids=segment_ids,
+      positions=positions,
+      sequence_ids=sequence_ids,
+    )
     if return_layers and only_positions is not None:
       raise ValueError(
         "return_layers=True gives all positions, but only_positions asks for "
@@ -240,36 +324,21 @@ class Encoder(nn.Module):
       input_ids, segment_ids, positions, deterministic=deterministic
     )
     x = sharding.constrain_batch(x)
-    if programs.program_of(self.config).takes_bias or self.is_initializing():
-      bias = masks.attention_bias(input_mask, sequence_ids)
-    else:
-      bias = masks.Visible(masks.attention_bias(input_mask), sequence_ids)
+    takes_bias = programs.program_of(self.config).takes_bias
+    mask = masks.PATTERNS[self.config.attention_pattern](
+      input_mask, sequence_ids, takes_bias or self.is_initializing()
+    )
     only = only_positions
     if only is not None:
       only = jnp.pad(only, ((0, 0), (1, 0)))  # the pooler reads token 0
-    states = [x]
-    if self.config.scan_layers:
-      run = nn.scan(
-        _scan_body,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(nn.broadcast, nn.broadcast),
-        length=self.config.num_layers,
-      )
-      x, outputs = run(self.layers, x, bias, deterministic)
-      states.extend(outputs if return_layers else ())
-      x = x if only is None else layers.gather_positions(x, only)
-    else:
-      for i, layer in enumerate(self.layer):
-        is_last = i == self.config.num_layers - 1
-        x = layer(x, bias, deterministic, only if is_last else None)
-        states.append(x)
+    run = _run_scanned if self.config.scan_layers else _run_unrolled
+    x, states = run(self, x, mask, deterministic, only, return_layers)
     pooled = self.pool(x[:, 0])
     if only is not None:
       return x[:, 1:], pooled
     if not return_layers:
       return x, pooled
-    return x, pooled, jnp.stack(states)
+    return x, pooled, states
 
   def pool(self, hidden):
     """What stands for a sequence: the hidden states [..., D] of its [CLS].

@@ -8,6 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from bert_jax.models import hooks
 from bert_jax.models import layers
 from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
@@ -93,7 +94,7 @@ class MlmHead(nn.Module):
       x = layers.gather_positions(x, masked_positions)
     x = layers.Dense(cfg, cfg.hidden_size, name="dense")(x)
     x = layers.ACTIVATIONS[cfg.hidden_act](x)
-    x = layers.LayerNorm(cfg, name="norm")(x)
+    x = layers.NORMS[cfg.norm](cfg, name="norm")(x)
     bias = self.param(
       "bias",
       nn.initializers.zeros_init(),
@@ -162,6 +163,11 @@ class PreTrainingModel(nn.Module):
     self.encoder = Encoder(self.config)
     self.mlm = MlmHead(self.config)
     self.nsp = LinearHead(self.config, 2)
+
+  @property
+  def hooks(self):
+    """What a training step does with the parameters."""
+    return hooks.EncoderHooks(self, scores_words=True)
 
   def __call__(
     self,
@@ -238,6 +244,11 @@ class TaskModel(nn.Module):
     self.dropout = Dropout(
       self.config.dropout_rate if self.head_dropout else 0.0
     )
+
+  @property
+  def hooks(self):
+    """What a training step does with the parameters."""
+    return hooks.EncoderHooks(self, scores_words=False)
 
   def __call__(
     self,

@@ -295,6 +295,10 @@ class LayerNorm(nn.Module):
     return layer_norm(x, scale, bias, cfg.layer_norm_eps)
 
 
+# `model.norm` -> the module that normalises.
+NORMS = {"layer_norm": LayerNorm}
+
+
 def embed(config, rows):
   """An embedding table of a model: [rows, D]."""
   return nn.Embed(

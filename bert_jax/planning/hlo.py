@@ -19,11 +19,19 @@ import argparse
 import collections
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
-import itertools
 import json
 import math
 import re
 import sys
+
+from bert_jax.planning import hlo_groups
+from bert_jax.planning import hlo_loops
+from bert_jax.planning.hlo_text import ARRAY
+from bert_jax.planning.hlo_text import HloError
+from bert_jax.planning.hlo_text import Line
+from bert_jax.planning.hlo_text import Text
+from bert_jax.planning.hlo_text import plain_shape
+from bert_jax.planning.hlo_text import shape_bytes
 
 COLLECTIVES = (
   "all-reduce",
@@ -50,31 +58,14 @@ PARTS = (
 )
 FORWARD, BACKWARD, RECOMPUTED = "forward", "backward", "recomputed"
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([0-9,<=]*)\]")
-_COMPUTATION = re.compile(r"(ENTRY )?%?([^\s(]+) \(.*->.*\{\s*$")
-_END = re.compile(r"\}(, execution_thread=.*)?\s*")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([^\s=]+) = ")
-_OPCODE = re.compile(r"\s*([a-z][\w-]*)\(")
-_OPERAND = re.compile(
-  r"%([^\s,(){}]+)|(?<![\w\]}])([A-Za-z_][\w.-]*)(?=[,)]|$)"
-)
 _CYCLES = re.compile(r'"estimated_cycles":"?(-?\d+)')
-_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
-_TRIPS = re.compile(r'known_trip_count\\?"?:\s*\{\\?"n\\?":\\?"?(\d+)')
-_CALLED = re.compile(
-  r"\b(calls|to_apply|body|condition|true_computation|false_computation)"
-  r"=%?([^\s,})]+)"
-)
-_COPIES = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 # How a program for several slices hands data to the network between them.
 _MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _RENDEZVOUS = re.compile(r'_xla_host_transfer_rendezvous="([^"]+)"')
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _ASYNC_START = 'custom_call_target="AsyncCollectiveStart"'
-_INDEX = re.compile(r"\bindex=(\d+)")
 
 # Searched in the path of names from the first to the last; the first that is
 # found says which part of the model an instruction belongs to. A gradient that
@@ -99,10 +90,6 @@ _PART_RULES = tuple(
     (r"/(jit\()?dynamic_(update_)?(index_in_dim|slice)", "scan"),
   )
 )
-
-
-class HloError(ValueError):
-  """The text is not that of a compiled program."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,366 +321,6 @@ def cycles_by_part(
   }
 
 
-# --- the text ----------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class _Line:
-  """One instruction as written."""
-
-  name: str
-  opcode: str
-  type: str
-  operands: list[str]
-  rest: str  # attributes
-  text: str  # between the parentheses
-  is_root: bool
-
-
-class _Text:
-  """The computations of a program."""
-
-  def __init__(self, text: str):
-    self.computations: dict[str, list[_Line]] = {}
-    self.entry = ""
-    current: list[_Line] | None = None
-    pending: list[str] = []  # an instruction may go over several lines
-
-    def flush():
-      if pending and current is not None:
-        line = "\n".join(pending)
-        match = _INSTRUCTION.match(line)
-        if match and (parsed := _parse_line(line, match)):
-          current.append(parsed)
-      pending.clear()
-
-    for line in text.splitlines():
-      if current is None:
-        if match := _COMPUTATION.match(line):
-          current = self.computations.setdefault(match[2], [])
-          if match[1]:
-            self.entry = match[2]
-      elif _END.fullmatch(line):
-        flush()
-        current = None
-      elif _INSTRUCTION.match(line):
-        flush()
-        pending.append(line)
-      else:
-        pending.append(line)
-    if not self.entry:
-      raise HloError(
-        "this is not the text of a compiled program: it has no ENTRY "
-        "computation; write the file with compiled.as_text()"
-      )
-    self.by_name = {
-      name: {line.name: line for line in lines}
-      for name, lines in self.computations.items()
-    }
-
-  def called(self, line: _Line) -> dict[str, str]:
-    """Attribute -> computation that an instruction calls."""
-    found = {key: name for key, name in _CALLED.findall(line.rest)}
-    return {k: n for k, n in found.items() if n in self.computations}
-
-  def inside(self, name: str) -> Iterator[_Line]:
-    """The instructions of a computation and of those that it calls."""
-    seen, stack = set(), [name]
-    while stack:
-      name = stack.pop()
-      if name in seen:
-        continue
-      seen.add(name)
-      for line in self.computations[name]:
-        yield line
-        stack.extend(self.called(line).values())
-
-
-def _parse_line(line: str, match: re.Match) -> _Line | None:
-  start = match.end()
-  end = _balanced(line, start) if line[start] == "(" else line.index(" ", start)
-  opcode = _OPCODE.match(line, end)
-  if opcode is None:
-    return None
-  close = _balanced(line, opcode.end() - 1)
-  inside = line[opcode.end() : close - 1]
-  operands = [a or b for a, b in _OPERAND.findall(inside)]
-  return _Line(
-    match[2],
-    opcode[1],
-    line[start:end],
-    operands,
-    line[close:],
-    inside,
-    bool(match[1]),
-  )
-
-
-def _balanced(text: str, start: int) -> int:
-  """Where the parenthesis that opens at `start` is closed, plus 1."""
-  depth = 0
-  for found in re.compile(r"[()]").finditer(text, start):
-    depth += 1 if found[0] == "(" else -1
-    if not depth:
-      return found.end()
-  raise HloError(f"a parenthesis is not closed: {text[:200]}")
-
-
-def shape_bytes(shape: str) -> int:
-  """Returns the bytes of a type as HLO writes it; tuples are added up.
-
-  Example:
-    >>> shape_bytes("(bf16[128,768]{1,0:T(8,128)(2,1)}, u32[])")
-    196612
-  """
-  bits = 0
-  for dtype, dims in _ARRAY.findall(shape):
-    size = _BITS.get(dtype)
-    if size is None:
-      digits = re.match(r"(?:[a-z]+)(\d+)", dtype)
-      size = int(digits[1]) if digits else 0
-    sizes = [int(d) for d in re.findall(r"\d+", dims)]
-    bits += math.prod(sizes) * size
-  return -(-bits // 8)
-
-
-def _plain_shape(shape: str) -> str:
-  """A type without layouts and comments."""
-  return re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", shape)
-
-
-# --- loops -------------------------------------------------------------------
-
-
-def _trip_count(text: _Text, scope: str, line: _Line) -> int | None:
-  """How often a `while` runs its body; None if it cannot be told.
-
-  The compiler writes it down where it knows, but drops the note when it later
-  rewrites the loop. Then it is read off a loop that counts from a constant up
-  to a constant in constant steps.
-  """
-  if match := _TRIPS.search(line.rest):
-    return int(match[1])
-  called = text.called(line)
-  if not {"body", "condition"} <= set(called):
-    return None
-  compare = _root(text, called["condition"])
-  if compare is None:
-    return None
-  compare, operands = _with_operands(text, called["condition"], compare)
-  direction = re.search(r"direction=(\w+)", compare.rest)
-  if compare.opcode != "compare" or direction is None:
-    return None
-  first, bound = (_initial(text, scope, line, source) for source in operands)
-  kind, place = operands[0]
-  if kind != "element" or first is None or bound is None:
-    return None
-  step = _increment(text, called["body"], place)
-  if not step:
-    return None
-  count = {
-    "LT": -(-(bound - first) // step),
-    "LE": (bound - first) // step + 1,
-    "GT": -(-(bound - first) // step),
-    "GE": (bound - first) // step + 1,
-    "NE": (bound - first) // step,
-  }.get(direction[1])
-  return None if count is None else max(count, 0)
-
-
-def _root(text: _Text, scope: str) -> _Line | None:
-  """What a computation returns, behind copies."""
-  line = next((i for i in text.computations[scope] if i.is_root), None)
-  return _behind_copies(text, scope, line)
-
-
-def _behind_copies(text: _Text, scope: str, line: _Line | None) -> _Line | None:
-  while line is not None and line.opcode in _COPIES:
-    line = text.by_name[scope].get(line.operands[0])
-  return line
-
-
-def _with_operands(
-  text: _Text, scope: str, line: _Line
-) -> tuple[_Line, list[tuple[str, int]]]:
-  """An instruction, or the root of a fusion, and where its operands come from.
-
-  The sources are ("constant", value), ("element", i of the parameter of the
-  computation) or ("unknown", 0).
-  """
-  inner = text.called(line).get("calls") if line.opcode == "fusion" else None
-  root = _root(text, inner) if inner else None
-  if inner is None or root is None:
-    return line, [_source(text, scope, name) for name in line.operands]
-  sources = []
-  for name in root.operands:
-    value = _behind_copies(text, inner, text.by_name[inner].get(name))
-    if value is not None and value.opcode == "parameter":
-      outer = line.operands[int(value.text)]
-      sources.append(_source(text, scope, outer))
-    else:
-      sources.append(_source(text, inner, name))
-  return root, sources
-
-
-def _source(text: _Text, scope: str, name: str) -> tuple[str, int]:
-  """Where a scalar comes from, as in `_with_operands`."""
-  names = text.by_name[scope]
-  line = _behind_copies(text, scope, names.get(name))
-  if line is None:
-    return "unknown", 0
-  if line.opcode == "constant":
-    value = re.fullmatch(r"-?\d+", line.text.strip())
-    return ("constant", int(value[0])) if value else ("unknown", 0)
-  if line.opcode == "get-tuple-element":
-    source, index = names.get(line.operands[0]), _INDEX.search(line.rest)
-    if source is not None and source.opcode == "parameter" and index:
-      return "element", int(index[1])
-  return "unknown", 0
-
-
-def _initial(
-  text: _Text, scope: str, loop: _Line, source: tuple[str, int]
-) -> int | None:
-  """The value of a source before the first run of a loop."""
-  kind, value = source
-  if kind == "constant":
-    return value
-  if kind != "element" or not loop.operands:
-    return None
-  names = text.by_name[scope]
-  given = _behind_copies(text, scope, names.get(loop.operands[0]))
-  if given is None or given.opcode != "tuple" or value >= len(given.operands):
-    return None
-  kind, value = _source(text, scope, given.operands[value])
-  return value if kind == "constant" else None
-
-
-def _increment(text: _Text, body: str, index: int) -> int | None:
-  """What a loop adds to an element of its tuple in each run."""
-  root = _root(text, body)
-  if root is None or root.opcode != "tuple" or index >= len(root.operands):
-    return None
-  line = text.by_name[body].get(root.operands[index])
-  line = _behind_copies(text, body, line)
-  if line is None:
-    return None
-  add, values = _with_operands(text, body, line)
-  if add.opcode != "add" or ("element", index) not in values:
-    return None
-  return next((v for kind, v in values if kind == "constant"), None)
-
-
-# --- device groups -----------------------------------------------------------
-
-
-def parse_groups(rest: str) -> tuple[tuple[int, ...], ...]:
-  """Reads the device groups of a collective from its attributes.
-
-  Four ways to write them are known: lists, `[2,2]<=[4]` and
-  `[2,2]<=[2,2]T(1,0)` (an enumeration, reshaped and transposed), and
-  `mesh['a'=2,'b'=2] {'b'}` (the devices that differ in the axes named), which
-  may name the devices of its mesh, `device_ids=([2,2]T(1,0))`.
-
-  Args:
-    rest: what follows the operands of the instruction.
-
-  Returns:
-    Groups of indices, or of a collective-permute (source, target) pairs; () for
-    one group of all.
-
-  Raises:
-    HloError: they are written in another way.
-
-  Example:
-    >>> parse_groups("replica_groups=[2,2]<=[2,2]T(1,0)")
-    ((0, 2), (1, 3))
-  """
-  if match := re.search(r"source_target_pairs=\{((?:\{[^}]*\},?)*)\}", rest):
-    return _lists(match[1])
-  if match := re.search(r"replica_groups=\{((?:\{[^}]*\},?\s*)*)\}", rest):
-    return _lists(match[1])
-  match = re.search(
-    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest
-  )
-  if match:
-    shape, source = _ints(match[1]), _ints(match[2])
-    order = _ints(match[3]) if match[3] else list(range(len(source)))
-    flat = _transposed(source, order)
-    width = shape[-1]
-    return tuple(tuple(flat[i : i + width]) for i in range(0, len(flat), width))
-  match = re.search(
-    r"replica_groups=(?:@\w+|mesh)\[([^\]]*)\]"
-    r"(?:,\s*device_ids=\(([^{]*)\))?\s*\{([^}]*)\}",
-    rest,
-  )
-  if match:
-    axes = [(n, int(s)) for n, s in re.findall(r"'([^']+)'=(\d+)", match[1])]
-    return _mesh_groups(axes, _device_ids(match[2] or ""), match[3])
-  if match := re.search(r"replica_groups=.{0,80}", rest):
-    raise HloError(f"these device groups cannot be read: {match[0]}")
-  return ()
-
-
-def _device_ids(text: str) -> list[int]:
-  """The devices of a mesh in its order: a list, or `[4,4]T(1,0)`; [] = all.
-
-  The second is an enumeration, reshaped and transposed.
-  """
-  if match := re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text.strip()):
-    shape = _ints(match[1])
-    order = _ints(match[2]) if match[2] else list(range(len(shape)))
-    return _transposed(shape, order)
-  return _ints(text)
-
-
-def _ints(text: str) -> list[int]:
-  return [int(x) for x in re.findall(r"\d+", text)]
-
-
-def _lists(text: str) -> tuple[tuple[int, ...], ...]:
-  return tuple(tuple(_ints(g)) for g in re.findall(r"\{([^}]*)\}", text))
-
-
-def _transposed(shape: list[int], order: list[int]) -> list[int]:
-  """arange(prod(shape)).reshape(shape).transpose(order).ravel()."""
-  strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-  ranges = [range(shape[i]) for i in order]
-  return [
-    sum(k * strides[i] for k, i in zip(place, order, strict=True))
-    for place in itertools.product(*ranges)
-  ]
-
-
-def _mesh_groups(
-  axes: list[tuple[str, int]], ids: list[int], named: str
-) -> tuple[tuple[int, ...], ...]:
-  """Groups along axes of a mesh; `'x':(2)4` is the part of x that ...
-
-  Of an axis of size 8, `'x':(2)4` is 4 members, each 8 / (2 * 4) apart, of
-  which there are 2 groups.
-  """
-  # Split every axis of which a part is named into three.
-  wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named)
-  parts = {name: (int(before or 1), size) for name, before, size in wanted}
-  shape: list[int] = []
-  inside: list[int] = []
-  for name, size in axes:
-    if name not in parts:
-      shape.append(size)
-      continue
-    before, members = parts[name]
-    count = int(members) if members else size
-    inside.append(len(shape) + 1)
-    shape.extend((before, count, size // (before * count)))
-  order = [i for i in range(len(shape)) if i not in inside] + inside
-  flat = _transposed(shape, order)
-  if ids:
-    flat = [ids[i] for i in flat]
-  width = math.prod(shape[i] for i in inside)
-  return tuple(tuple(flat[i : i + width]) for i in range(0, len(flat), width))
-
-
 # --- the schedule ------------------------------------------------------------
 
 
@@ -706,23 +333,23 @@ def parse(text: str) -> Program:
   Raises:
     HloError: it is something else.
   """
-  return _Reader(_Text(text)).read()
+  return _Reader(Text(text)).read()
 
 
-def _scopes_of_starts(text: _Text) -> dict[str, set[str]]:
+def _scopes_of_starts(text: Text) -> dict[str, set[str]]:
   """Channel of a collective -> the computations in which it is started."""
   channels: dict[int, str] = {}  # id of a start -> channel that it starts
-  for name, lines in text.computations.items():
-    for line in lines:
+  for lines in text.computations.values():
+    for line in lines.values():
       if _ASYNC_START not in line.rest:
         continue
       for operand in line.operands:
-        started = text.by_name[name].get(operand)
+        started = lines.get(operand)
         if started and (found := _CHANNEL.search(started.rest)):
           channels[id(line)] = found[1]
   scopes: dict[str, set[str]] = {}
   for scope, lines in text.computations.items():
-    for line in lines:
+    for line in lines.values():
       if called := text.called(line).get("calls"):
         for inner in text.inside(called):
           if id(inner) in channels:
@@ -733,7 +360,7 @@ def _scopes_of_starts(text: _Text) -> dict[str, set[str]]:
 class _Reader:
   """Walks the schedule from the entry computation."""
 
-  def __init__(self, text: _Text):
+  def __init__(self, text: Text):
     self._text = text
     self._scopes = _scopes_of_starts(text)
     self._collectives: list[Collective] = []
@@ -744,37 +371,41 @@ class _Reader:
     return Program(schedule, tuple(self._collectives), tuple(self._unknown))
 
   def _schedule(self, scope: str, count: int) -> tuple[Step, ...]:
-    lines = self._text.computations[scope]
     collectives = self._find_collectives(scope, count)
     starts = {c.schedule[1]: c for c in collectives}
     waits = {c.schedule[2]: c for c in collectives}
     self._collectives += collectives
     steps = []
-    for place, line in enumerate(lines):
+    for place, line in enumerate(self._text.computations[scope].values()):
       if line.opcode in ("parameter", "constant", "get-tuple-element", "tuple"):
         continue
-      called = self._text.called(line)
-      body, runs = None, 1
-      if line.opcode == "while" and "body" in called:
-        trips = _trip_count(self._text, scope, line)
-        if trips is None:
-          self._unknown.append(line.name)
-        runs = 1 if trips is None else trips
-        body = self._schedule(called["body"], count * runs)
-      elif line.opcode == "conditional":
-        body = self._costliest(line, called, count)
-      elif line.opcode == "call" and "to_apply" in called:
-        body = self._schedule(called["to_apply"], count)
-      elif line.opcode == "async-start" and "calls" in called:
-        if place not in starts:  # not a collective: work on another unit
-          body = self._schedule(called["calls"], count)
-      instruction = self._instruction(scope, line, count)
+      body, runs = self._body(line, count, place in starts)
+      instruction = self._instruction(line, count)
       steps.append(
         Step(instruction, body, runs, starts.get(place), waits.get(place))
       )
     return tuple(steps)
 
-  def _costliest(self, line: _Line, called: Mapping[str, str], count: int):
+  def _body(
+    self, line: Line, count: int, is_exchange: bool
+  ) -> tuple[tuple[Step, ...] | None, int]:
+    """The schedule that an instruction runs, and how often it does so."""
+    called = self._text.called(line)
+    if line.opcode == "while" and "body" in called:
+      runs = hlo_loops.trip_count(self._text, line)
+      if runs is None:
+        self._unknown.append(line.name)
+        runs = 1
+      return self._schedule(called["body"], count * runs), runs
+    if line.opcode == "conditional":
+      return self._costliest(line, called, count), 1
+    if line.opcode == "call" and "to_apply" in called:
+      return self._schedule(called["to_apply"], count), 1
+    if line.opcode == "async-start" and "calls" in called and not is_exchange:
+      return self._schedule(called["calls"], count), 1  # of another unit
+    return None, 1
+
+  def _costliest(self, line: Line, called: Mapping[str, str], count: int):
     names = [n for key, n in called.items() if key.endswith("_computation")]
     if match := _BRANCHES.search(line.rest):
       names += [name.strip().lstrip("%") for name in match[1].split(",")]
@@ -794,29 +425,21 @@ class _Reader:
     self._unknown += unknown
     return schedule
 
-  def _instruction(self, scope: str, line: _Line, count: int) -> Instruction:
-    called = self._text.called(line)
-    inner = (
-      list(self._text.inside(called["calls"])) if "calls" in called else []
-    )
+  def _instruction(self, line: Line, count: int) -> Instruction:
+    called = self._text.called(line).get("calls")
+    inner = list(self._text.inside(called)) if called else []
     num_matmuls = sum(i.opcode in MATMULS for i in [line, *inner])
-    match = _OP_NAME.search(line.rest)
-    op_name = match[1] if match else ""
-    if inner:
-      op_name = _name_inside(inner, op_name)
+    op_name = _name_inside(inner, line.op_name) if inner else line.op_name
     target = _TARGET.search(line.rest)
     cycles = _CYCLES.search(line.rest)
-    names = self._text.by_name[scope]
     kind = _kind(line, target[1] if target else "", num_matmuls)
     return Instruction(
       name=line.name,
       opcode=line.opcode,
       kind=kind,
-      shape=_plain_shape(line.type),
+      shape=plain_shape(line.type),
       result_bytes=shape_bytes(line.type),
-      operand_shapes=tuple(
-        _plain_shape(names[o].type) for o in line.operands if o in names
-      ),
+      operand_shapes=tuple(map(plain_shape, line.operand_types)),
       op_name=op_name,
       cycles=max(int(cycles[1]), 0) if cycles else 0,
       count=count,
@@ -830,92 +453,105 @@ class _Reader:
     """The collectives of one schedule, each once.
 
     One that is spread over a start, matmuls that carry it on and an end is
-    written into each of these fusions, with one channel. Where these matmuls
-    are in a loop between start and end, it is no exchange of the loop.
+    mentioned by each of these instructions, under one key.
     """
-    lines = self._text.computations[scope]
-    names = self._text.by_name[scope]
-    found: dict[str, list] = {}  # key -> [first place, last place, line, kind]
-    starts: dict[str, str] = {}  # instruction -> key
-    for place, line in enumerate(lines):
-      kind = _collective_kind(line.opcode)
-      if line.opcode in ("send", "recv-done"):
-        transfer = _MEGASCALE.search(line.rest)
-        if line.opcode == "send" and transfer:
-          kind = transfer[1].lower().replace("_", "-")
-          key = f"dcn {_rendezvous(line)}"
-          found[key] = [place, place, line, kind, names]
-        elif line.opcode == "recv-done" and line.operands[0] in names:
-          key = f"dcn {_rendezvous(names[line.operands[0]])}"
-          if key in found:
-            found[key][1] = place
-      elif kind and not line.opcode.endswith(("-done", "-update")):
-        key = f"{line.name}"
-        found[key] = [place, place, line, kind, names]
-        starts[line.name] = key
-      elif line.opcode.endswith(("-done", "-update")):
-        if line.operands and line.operands[0] in starts:
-          key = starts[line.operands[0]]
-          starts[line.name] = key
-          found[key][1] = place
-      elif line.opcode in ("fusion", "async-start"):
-        called = self._text.called(line).get("calls")
-        if called is None:
+    found: dict[str, _Exchange] = {}
+    keys: dict[str, str] = {}  # instruction -> key of the exchange it is of
+    for place, line in enumerate(self._text.computations[scope].values()):
+      for key, begun in self._mentions(scope, line, keys):
+        if key in found:
+          found[key].last = place
+        elif begun:
+          found[key] = _Exchange(*begun, place, place)
+    return [exchange.collective(scope, count) for exchange in found.values()]
+
+  def _mentions(
+    self, scope: str, line: Line, keys: dict[str, str]
+  ) -> Iterator[tuple[str, tuple[Line, str] | None]]:
+    """Yields the exchanges that an instruction is a part of.
+
+    Each is a key, and if it may begin here the instruction that says what is
+    exchanged, and the kind; `keys` is filled.
+    """
+    if line.opcode == "send":
+      if transfer := _MEGASCALE.search(line.rest):
+        kind = transfer[1].lower().replace("_", "-")
+        yield f"dcn {_rendezvous(line)}", (line, kind)
+    elif line.opcode == "recv-done":
+      if source := line.names.get(line.operands[0]):
+        yield f"dcn {_rendezvous(source)}", None
+    elif line.opcode.endswith(("-done", "-update")):
+      if line.operands and line.operands[0] in keys:
+        keys[line.name] = keys[line.operands[0]]
+        yield keys[line.name], None
+    elif kind := _collective_kind(line.opcode):
+      keys[line.name] = line.name
+      yield line.name, (line, kind)
+    elif line.opcode in ("fusion", "async-start"):
+      for key, begun in self._in_fusion(scope, line):
+        keys[line.name] = key
+        yield key, begun
+
+  def _in_fusion(
+    self, scope: str, line: Line
+  ) -> Iterator[tuple[str, tuple[Line, str]]]:
+    """Yields the exchanges that a fusion holds, or a part of them.
+
+    Where matmuls that carry an exchange on are in a loop between its start and
+    its end, it is no exchange of the loop.
+    """
+    called = self._text.called(line).get("calls")
+    for inner in self._text.inside(called) if called else ():
+      kind = _collective_kind(inner.opcode)
+      if not kind:
+        continue
+      if called and called.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"
+      key, channel = line.name, _CHANNEL.search(inner.rest)
+      if channel and "async_collective_fusion_config" in inner.rest:
+        key = f"#{channel[1]}"
+        if scope not in self._scopes.get(channel[1], {scope}):
           continue
-        for inner in self._text.inside(called):
-          kind = _collective_kind(inner.opcode)
-          if not kind:
-            continue
-          if called.startswith("all-reduce-scatter"):
-            kind = "reduce-scatter"
-          channel = _CHANNEL.search(inner.rest)
-          chained = "async_collective_fusion_config" in inner.rest
-          key = line.name
-          if channel and chained:
-            key = f"#{channel[1]}"
-            scopes = self._scopes.get(channel[1])
-            if scopes and scope not in scopes:
-              continue
-          if key in found:
-            found[key][1] = place
-          else:
-            home = next(
-              table
-              for table in self._text.by_name.values()
-              if table.get(inner.name) is inner
-            )
-            if not _OP_NAME.search(inner.rest):
-              home_line = dataclasses.replace(
-                inner, rest=f"{inner.rest} {line.rest}"
-              )
-            else:
-              home_line = inner
-            found[key] = [place, place, home_line, kind, home]
-          starts[line.name] = key
-    result = []
-    for first, last, line, kind, table in found.values():
-      operands = [table[o].type for o in line.operands if o in table]
-      operands = [o for o in operands if "token[]" not in o]
-      shape = " ".join(_plain_shape(o) for o in operands)
-      match = _OP_NAME.search(line.rest)
-      result.append(
-        Collective(
-          name=line.name,
-          kind=kind,
-          shape=shape,
-          operand_bytes=sum(map(shape_bytes, operands)),
-          groups=parse_groups(line.rest),
-          count=count,
-          is_async=last > first,
-          op_name=match[1] if match else "",
-          schedule=(scope, first, last),
-          over_dcn=line.opcode == "send",
-        )
-      )
-    return result
+      if not inner.op_name:
+        inner = dataclasses.replace(inner, rest=f"{inner.rest} {line.rest}")
+      yield key, (inner, kind)
 
 
-def _rendezvous(line: _Line) -> str:
+@dataclasses.dataclass
+class _Exchange:
+  """A collective while its schedule is read.
+
+  Attributes:
+    line: says what is exchanged.
+    kind: one of COLLECTIVES.
+    first: place in the schedule where it begins.
+    last: place where it is finished.
+  """
+
+  line: Line
+  kind: str
+  first: int
+  last: int
+
+  def collective(self, scope: str, count: int) -> Collective:
+    """The finished record: scheduled in `scope`, run `count` times a step."""
+    line = self.line
+    operands = [o for o in line.operand_types if "token[]" not in o]
+    return Collective(
+      name=line.name,
+      kind=self.kind,
+      shape=" ".join(map(plain_shape, operands)),
+      operand_bytes=sum(map(shape_bytes, operands)),
+      groups=hlo_groups.parse_groups(line.rest),
+      count=count,
+      is_async=self.last > self.first,
+      op_name=line.op_name,
+      schedule=(scope, self.first, self.last),
+      over_dcn=line.opcode == "send",
+    )
+
+
+def _rendezvous(line: Line) -> str:
   match = _RENDEZVOUS.search(line.rest)
   return match[1] if match else line.name
 
@@ -925,7 +561,7 @@ def _collective_kind(opcode: str) -> str:
   return base if base in COLLECTIVES else ""
 
 
-def _kind(line: _Line, target: str, num_matmuls: int) -> str:
+def _kind(line: Line, target: str, num_matmuls: int) -> str:
   if target == PALLAS_TARGET:
     return "pallas"
   if _collective_kind(line.opcode):
@@ -945,7 +581,7 @@ def _kind(line: _Line, target: str, num_matmuls: int) -> str:
 _FREE = ("parameter", "constant", "broadcast", "bitcast", "tuple", "iota")
 
 
-def _name_inside(inner: list[_Line], own: str) -> str:
+def _name_inside(inner: list[Line], own: str) -> str:
   """The op_name that a fusion is known by.
 
   Of one around a matrix multiplication it is that of the largest of these. Of
@@ -956,16 +592,15 @@ def _name_inside(inner: list[_Line], own: str) -> str:
   matmuls: dict[str, int] = {}
   parts: dict[str, collections.Counter[str]] = {}
   for line in inner:
-    match = _OP_NAME.search(line.rest)
-    if not match or line.opcode in _FREE:
+    if not line.op_name or line.opcode in _FREE:
       continue
-    array = _ARRAY.search(line.type)
+    array = ARRAY.search(line.type)
     sizes = re.findall(r"\d+", array[2]) if array else ()
     elements = math.prod(map(int, sizes))
     if line.opcode in MATMULS:
-      matmuls[match[1]] = max(matmuls.get(match[1], 0), elements)
-    elif (part := part_of(match[1])) not in ("scan", "other"):
-      parts.setdefault(part, collections.Counter())[match[1]] += elements
+      matmuls[line.op_name] = max(matmuls.get(line.op_name, 0), elements)
+    elif (part := part_of(line.op_name)) not in ("scan", "other"):
+      parts.setdefault(part, collections.Counter())[line.op_name] += elements
   if matmuls:
     return max(matmuls, key=lambda name: matmuls[name])
   if not parts:
@@ -988,7 +623,7 @@ def _cost_estimate(rest: str) -> dict[str, float]:
   return {name: float(value) for name, value in raw.items()}
 
 
-def _kernel_name(line: _Line, op_name: str) -> str:
+def _kernel_name(line: Line, op_name: str) -> str:
   match = re.search(r'\bkernel_name\\?"?[:=]\s*\\?"([^"\\]+)', line.rest)
   if match:
     return match[1]
@@ -998,16 +633,26 @@ def _kernel_name(line: _Line, op_name: str) -> str:
 # --- the command -------------------------------------------------------------
 
 
+def part_lines(parts: Mapping[str, Mapping[str, int]]) -> list[str]:
+  """Formats cycles by part and pass, the costliest part first.
+
+  Args:
+    parts: of `cycles_by_part`.
+  """
+  totals = {part: sum(phases.values()) for part, phases in parts.items()}
+  total = max(sum(totals.values()), 1)
+  return [
+    f"{part:<12}{totals[part]:>14,}{totals[part] / total:>8.1%}  "
+    + ", ".join(f"{k} {v / total:.1%}" for k, v in parts[part].items() if v)
+    for part in sorted(parts, key=lambda part: -totals[part])
+  ]
+
+
 def report(program: Program, top: int = 25) -> str:
   """A table of cycles by part, and the costliest instructions."""
   instructions = program.instructions
-  total = max(program.cycles, 1)
   lines = [f"{'part':<12}{'cycles':>14}{'share':>8}  by pass"]
-  parts = cycles_by_part(instructions)
-  for part in sorted(parts, key=lambda p: -sum(parts[p].values())):
-    cycles = sum(parts[part].values())
-    phases = ", ".join(f"{k} {v:,}" for k, v in parts[part].items() if v)
-    lines.append(f"{part:<12}{cycles:>14,}{cycles / total:>8.1%}  {phases}")
+  lines += part_lines(cycles_by_part(instructions))
   lines.append(f"{'all':<12}{program.cycles:>14,}")
   kinds: collections.Counter[str] = collections.Counter()
   for i in instructions:

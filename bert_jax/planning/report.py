@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from bert_jax.planning import hlo
 from bert_jax.runtime.chips import GIB
 
 
@@ -72,14 +73,7 @@ def _report_time(plan: Mapping[str, Any]) -> list[str]:
     "",
     f"cycles by part, estimated by the compiler ({plan['cycles_per_step']:,}):",
   ]
-  parts = plan["cycles_by_part"]
-  total = max(plan["cycles_per_step"], 1)
-  for part in sorted(parts, key=lambda p: -sum(parts[p].values())):
-    cycles = sum(parts[part].values())
-    phases = ", ".join(
-      f"{k} {v / total:.1%}" for k, v in parts[part].items() if v
-    )
-    lines.append(f"  {part:<12}{cycles:>14,}{cycles / total:>8.1%}  {phases}")
+  lines += [f"  {line}" for line in hlo.part_lines(plan["cycles_by_part"])]
   if plan["pallas_kernels"]:
     lines += ["", "Pallas kernels, beside these cycles:"]
   for kernel in plan["pallas_kernels"]:

@@ -9,41 +9,40 @@ from jax.experimental import topologies
 
 from bert_jax.planning import costs
 from bert_jax.runtime import chips
+from bert_jax.runtime import errors
 from bert_jax.runtime.settings import Config
 
 
-class PlanError(ValueError):
-  """There is no plan for what was asked for; says why."""
+class PlanError(errors.UserError):
+  """What was asked for cannot be planned."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slices:
-  """The devices a plan is for.
+  """The devices that a plan is for.
 
   Attributes:
-    topology: of one slice.
-    num_slices: how many of them.
-    chip: of one device.
-    devices: all of them.
-    devices_per_chip: 1, or 2 where each core is a device.
+    topology: that of each slice.
+    num_slices: the number of slices.
+    chip: the facts of one device.
+    devices: the devices of all slices.
   """
 
   topology: chips.Topology
   num_slices: int
   chip: chips.Chip
   devices: tuple[Any, ...]
-  devices_per_chip: int
 
 
 def open_slices(name: str, num_slices: int = 1) -> Slices:
-  """Opens a topology; no TPU is needed.
+  """Opens slices of a topology; no TPU is needed.
 
   Args:
-    name: such as "v5e:4x4".
-    num_slices: how many of these slices.
+    name: of the topology, such as "v5e:4x4".
+    num_slices: the number of slices.
 
   Raises:
-    ValueError: there is no such topology.
+    ValueError: the topology is unknown, or the compiler cannot open it.
   """
   topology = chips.parse_topology(name)
   if num_slices < 1:
@@ -64,21 +63,16 @@ def open_slices(name: str, num_slices: int = 1) -> Slices:
       f"{topology.chip.name} these are known: {known}"
     ) from error
   devices = tuple(found.devices)
-  num_chips = num_slices * math.prod(topology.shape)
-  per_chip = len(devices) // num_chips
-  return Slices(
-    topology,
-    num_slices,
-    topology.chip.per_device(per_chip),
-    devices,
-    per_chip,
-  )
+  # A device is a chip, or one of the two cores of a chip.
+  per_chip = len(devices) // (num_slices * math.prod(topology.shape))
+  chip = topology.chip.per_device(per_chip)
+  return Slices(topology, num_slices, chip, devices)
 
 
 def check_compiler(config: Config, chip: str) -> None:
-  """Raises PlanError for what makes the compiler itself crash.
+  """Raises PlanError for a program that the compiler is known to crash on.
 
-  It takes the whole process with it, so that nothing could be said afterwards.
+  A crash ends the whole process, so no message could be given afterwards.
 
   Args:
     config: the whole configuration.

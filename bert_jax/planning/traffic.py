@@ -3,12 +3,24 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from bert_jax.planning import costs
 from bert_jax.planning import hlo
 
 
 def mesh_axes_of(exchange: hlo.Collective, mesh) -> str:
-  """The axes of the mesh that devices of a group differ in: "data", "fsdp"."""
+  """Names the axes of a mesh that an exchange goes over.
+
+  These are the axes along which the devices of a group differ.
+
+  Args:
+    exchange: of a compiled program.
+    mesh: that the program is for; it has the axes and their sizes.
+
+  Returns:
+    Such as "data" or "data+fsdp"; "none" if every device stays alone.
+  """
   sizes = tuple(mesh.shape.values())
   if exchange.over_dcn:
     return "data"
@@ -16,26 +28,30 @@ def mesh_axes_of(exchange: hlo.Collective, mesh) -> str:
   if exchange.kind == "collective-permute":
     group = next((g for g in exchange.groups if g[0] != g[1]), (0,))
 
-  def place(i):
-    found = []
-    for size in reversed(sizes):
-      i, rest = divmod(i, size)
-      found.append(rest)
-    return tuple(reversed(found))
-
-  places = [place(i) for i in group]
-  differ = [
+  places = np.unravel_index(list(group), sizes)  # of each axis, those of all
+  differ = (
     axis
-    for k, axis in enumerate(mesh.axis_names)
-    if len({p[k] for p in places}) > 1
-  ]
+    for axis, indices in zip(mesh.axis_names, places, strict=True)
+    if np.ptp(indices)
+  )
   return "+".join(differ) or "none"
 
 
 def describe_exchanges(
   program: hlo.Program, mesh, network: costs.Network
 ) -> list[dict[str, Any]]:
-  """Exchanges between devices by kind, axes and links, the largest first."""
+  """Adds up the exchanges between devices by kind, axes and links.
+
+  Args:
+    program: that was compiled.
+    mesh: that it is for.
+    network: between the devices of the mesh.
+
+  Returns:
+    A row for each, the one with the most bytes first: runs a step, bytes that a
+    device sends a step, predicted seconds a step, and runs that the compiler
+    has split so that other work can hide them.
+  """
   table: dict[tuple[str, str, str], dict[str, Any]] = {}
   for exchange in program.collectives:
     links = "DCN" if exchange.over_dcn else "ICI"

@@ -27,16 +27,16 @@ def track(
   total: float | None,
   size: Callable[[Any], float] = lambda item: 1,
 ) -> Iterator[Any]:
-  """Yields items, and shows how far it is and how long the rest will take.
+  """Yields items, and shows the progress and the time that is left.
 
   The bar is on standard error, and only on a terminal; within `showing` it is
   where that display is.
 
   Args:
-    items: to yield.
-    what: is done with them.
-    total: of all sizes; None = not known, shows only what is done.
-    size: of an item.
+    items: the items to yield.
+    what: what is done with them, in a word or two.
+    total: the sum of all sizes; None = not known.
+    size: a function that returns the size of an item.
   """
   with contextlib.ExitStack() as stack:
     if _live:

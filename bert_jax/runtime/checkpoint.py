@@ -29,6 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bert_jax.runtime import checksums
+from bert_jax.runtime import errors
 from bert_jax.runtime import hosts
 from bert_jax.runtime import peers
 from bert_jax.runtime import saved_steps
@@ -42,7 +43,7 @@ _NO_DAMAGE = (
 )  # fmt: skip
 
 
-class CheckpointError(ValueError):
+class CheckpointError(errors.UserError):
   """A checkpoint is missing or damaged."""
 
 
@@ -83,11 +84,11 @@ def check_path(path: str) -> None:
     CheckpointError: the path cannot be used.
   """
   whole = os.path.abspath(path)
-  for is_there, name in (
-    ("\\" in whole, "a backslash"),
-    ("gs:/" in f"{whole}/", 'a folder whose name ends in "gs:"'),
+  for text, name in (
+    ("\\", "a backslash"),
+    ("gs:/", 'a folder whose name ends in "gs:"'),
   ):
-    if is_there:
+    if text in f"{whole}/":
       raise CheckpointError(
         f"{whole!r}: checkpoints cannot be kept below {name}; rename the "
         "folder, or give another path"
@@ -570,12 +571,6 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
       f"{folder} cannot be opened: {checksums.first_line(error)}; move the "
       "step away whose _CHECKPOINT_METADATA is damaged"
     ) from error
-
-
-def exists(workdir: str) -> bool:
-  """Returns whether a workdir has a checkpoint to resume from."""
-  folder = os.path.join(workdir, "checkpoints")
-  return bool(saved_steps.steps_in(folder))
 
 
 def restore_params(

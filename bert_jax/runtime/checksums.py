@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 
 _log = logging.getLogger(__name__)
@@ -162,8 +162,8 @@ def _predates_sums(folder: str, items: Collection[str]) -> bool:
   """
   workdir = os.path.dirname(os.path.dirname(folder))
   run: dict[str, Any] = {}
-  if os.path.exists(os.path.join(workdir, "run.json")):
-    run = run_log.read_run(workdir)
+  if runs.exists(workdir):
+    run = runs.read_run(workdir)
   if int(os.path.basename(folder)) >= run.get("checksums_since", math.inf):
     return False
   if "rest" not in items:

@@ -1,4 +1,4 @@
-"""Facts of accelerators: what a chip computes, holds and sends, with sources.
+"""Published facts of accelerators, with sources.
 
 Figures are of a chip, as its maker publishes them; a jax device is a chip or,
 on TPU v2, v3 and 7x, one of the two cores of it. TPU v4 and v5p are set up
@@ -64,7 +64,7 @@ class Chip:
     return 8 * 128 * 4 * self.num_cores * self.clock_hz
 
   def per_device(self, devices_per_chip: int) -> "Chip":
-    """The share of a jax device in everything but the links.
+    """Returns the chip's facts divided among its jax devices.
 
     Args:
       devices_per_chip: 1, or 2 where each core is a device.
@@ -213,11 +213,11 @@ PEAK_FLOPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """A slice of chips, by name.
+  """A slice of a network of chips.
 
   Attributes:
     name: such as "v5e:4x4".
-    chip: what it is made of.
+    chip: the kind of its chips.
     shape: chips along each dimension of the network.
   """
 
@@ -227,13 +227,13 @@ class Topology:
 
 
 def parse_topology(name: str) -> Topology:
-  """Reads the name of a topology.
+  """Reads the name of a topology, such as "v5e:4x4".
 
   Args:
     name: CHIP:SHAPE.
 
   Raises:
-    ValueError: there is no such chip, or no shape; lists what is known.
+    ValueError: the chip or the shape is unknown; lists known topologies.
 
   Example:
     >>> parse_topology("v5e:4x4").shape

@@ -1,8 +1,8 @@
 """Compiled programs kept on disk, so that a second start need not compile.
 
 A program read back is the machine code that was compiled before, so results
-are the same to the bit. They are kept in a folder of the user, not in that of
-a run: what is in there is executed, and runs are passed on from hand to hand.
+are bit-equal. Programs are kept in a folder of the user, not in that of a run,
+because they are executed, and runs are passed on to other people.
 
 XLA's key of a program for the CPU does not say which CPU it is for, so each
 kind has a folder of its own; a home may be shared by different machines.
@@ -24,7 +24,7 @@ import jax
 _log = logging.getLogger(__name__)
 
 AUTO, OFF = "auto", "off"
-MAX_BYTES = 2 << 30  # beyond that the programs not used for longest go
+MAX_BYTES = 2 << 30  # above this, the least recently used programs go
 # What takes less is compiled again: reading it would hardly be faster.
 MIN_COMPILE_SECS = 0.1
 _LOCK_SECS = 10
@@ -34,7 +34,7 @@ _REQUEST, _HIT = "compile_requests_use_cache", "cache_hits"
 
 
 def enable(asked: str, on_cpu: bool) -> str | None:
-  """Makes jax keep what it compiles; before anything is compiled.
+  """Makes jax keep compiled programs; call it before anything is compiled.
 
   Args:
     asked: "auto", "off" or a folder. With "auto" a folder that jax knows
@@ -86,13 +86,13 @@ def _count(event: str, **_) -> None:
 
 
 def summary() -> str:
-  """How many programs were read, and how many compiled, since `enable`."""
+  """Returns how many programs were read and compiled since `enable`."""
   read = _COUNTS[_HIT]
   return f"programs: {read} read, {_COUNTS[_REQUEST] - read} compiled"
 
 
 def choose_folder(asked: str, on_cpu: bool) -> pathlib.Path | None:
-  """Where programs are kept; None = nowhere.
+  """Returns the folder of compiled programs; None = they are not kept.
 
   Args:
     asked: "auto" or a folder.
@@ -109,7 +109,7 @@ def choose_folder(asked: str, on_cpu: bool) -> pathlib.Path | None:
 
 
 def cpu_name(cpuinfo: str = "/proc/cpuinfo") -> str:
-  """A name that two CPUs share only if they have the same instructions."""
+  """Returns a name that two CPUs share only if their instructions are equal."""
   features = platform.processor()
   try:
     with open(cpuinfo, encoding="utf-8", errors="replace") as file:
@@ -126,7 +126,7 @@ def cpu_name(cpuinfo: str = "/proc/cpuinfo") -> str:
 def rejects_own_programs(
   report: str = "/sys/devices/system/cpu/vulnerabilities/gather_data_sampling",
 ) -> bool:
-  """Whether XLA refuses to read what it compiled on this very CPU.
+  """Returns whether XLA refuses to read what it compiled on this very CPU.
 
   On CPUs whose gathers were made slow for safety's sake the compiler avoids
   them, notes that with the program, and takes the note for an instruction that
@@ -145,7 +145,7 @@ def rejects_own_programs(
 
 
 def drop_unfinished(folder: pathlib.Path) -> None:
-  """Deletes programs whose writing was killed; jax would stumble over them.
+  """Deletes programs that a kill left half written; jax fails to read them.
 
   jax writes a program, then when it was last used, both under a lock.
   """

@@ -14,22 +14,23 @@ process, so the next writer of the same target finds out which temporary files
 were left by killed writers, and deletes them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import errno
 import fcntl
-import functools
+import hashlib
 import io
 import json
+import math
 import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 import sys
-import time
 from typing import Any, cast
+
+from bert_jax.runtime import errors
 
 _RANDOM_BYTES = 8  # in a temporary name
 # Bytes of NAME in a temporary name, which must not be too long for the file
@@ -42,7 +43,7 @@ _SCHEME = re.compile(r"(?:^|[=,\"]|tfds:)([a-zA-Z][a-zA-Z0-9+.-]*://)")
 _descriptor = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)").fullmatch
 
 
-class FilesError(ValueError):
+class FilesError(errors.UserError):
   """A path cannot be read or written as requested."""
 
 
@@ -258,86 +259,30 @@ def read_json(
   return value
 
 
-def open_lock(path: str) -> Any:
-  """Opens a text file to be locked, and creates it if it is missing.
-
-  A symbolic link is not followed. The holder of the lock writes its name to the
-  file, and a link could make it overwrite any other file.
-
-  Raises:
-    OSError: it cannot be opened; the error names it.
-  """
-  flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-  return open(_open(path, path, flags), "r+", encoding="utf-8")
+def file_hash(path: str) -> str:
+  """SHA-256 of a file."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def take_lock(file: Any, secs: float = 1.0) -> None:
-  """Locks a file for this process alone.
-
-  It waits a little, because a process that asks whether the file is locked
-  holds a lock for an instant.
+def to_json(value: Any, **kwargs: Any) -> str:
+  """JSON as other programs read it: a number that is not finite is null.
 
   Args:
-    file: from `open_lock`.
-    secs: how long to wait for another process.
-
-  Raises:
-    BlockingIOError: another process holds the lock.
-    OSError: the file system has no locks.
+    value: of dicts, lists and what `json.dumps` takes.
+    **kwargs: for `json.dumps`.
   """
-  give_up = time.monotonic() + secs
-  while True:
-    try:
-      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      if time.monotonic() > give_up:
-        raise
-    time.sleep(0.02)
+  return json.dumps(without_nan(value), allow_nan=False, **kwargs)
 
 
-def process_name(pid: int) -> str:
-  """Returns the name of a process of this machine, for lock files.
-
-  Processes of two containers or machines that share a file system may have the
-  same number. So the name also contains the host, its boot and the namespace of
-  process numbers.
-
-  Args:
-    pid: the number of the process.
-  """
-  return f"{pid} {_machine()}"
-
-
-def pid_of(name: str) -> int | None:
-  """Returns the number of a process, if this process can send it signals.
-
-  Args:
-    name: the content of a lock file, such as the result of `process_name`.
-
-  Returns:
-    The number, or None if the process belongs to another machine or container,
-    or the name does not say to which.
-  """
-  pid, _, machine = name.partition(" ")
-  return int(pid) if pid.isdecimal() and machine == _machine() else None
-
-
-def describe_process(name: str) -> str:
-  """Describes a process in words, such as "process 17 on host a"."""
-  pid, *machine = name.split()[:2] or [""]
-  if not pid.isdecimal():
-    return "a process whose number is not known"
-  return f"process {pid} on host {machine[0]}" if machine else f"process {pid}"
-
-
-@functools.cache
-def _machine() -> str:
-  boot, namespace = "-", "-"
-  with contextlib.suppress(OSError):  # no Linux
-    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as f:
-      boot = f.read().strip()
-    namespace = os.readlink("/proc/self/ns/pid")
-  return f"{socket.gethostname()} {boot} {namespace}"
+def without_nan(value: Any) -> Any:
+  """A copy in which None stands for NaN and infinity."""
+  if isinstance(value, Mapping):
+    return {k: without_nan(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [without_nan(v) for v in value]
+  is_odd = isinstance(value, float) and not math.isfinite(value)
+  return None if is_odd else value
 
 
 @contextlib.contextmanager

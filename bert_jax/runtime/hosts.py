@@ -23,6 +23,7 @@ import secrets
 import time
 from typing import Any
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import peers
 from bert_jax.runtime import signals
 from bert_jax.runtime import watchdog
@@ -45,14 +46,13 @@ _WHERE_KNOWN = ("commit", "dirty")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-class HostsError(ValueError):
+class HostsError(errors.UserError):
   """The processes cannot find each other, or run different things."""
 
 
 class DifferError(HostsError):
   """The processes of a job differ; every process raises this error."""
 
-  exit_status = 2
   is_known_to_all = True
 
 

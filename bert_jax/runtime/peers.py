@@ -27,6 +27,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import watchdog
 
 # jax ends the whole job if it hears no heartbeat of a process for this long.
@@ -54,7 +55,7 @@ _NAMES = re.compile(
 class PeerError(RuntimeError):
   """Another process of the job died, stood still or did not come."""
 
-  exit_status = 69
+  exit_status = errors.PEER_LOST
 
 
 def service() -> Any:
@@ -345,6 +346,17 @@ def _stalled(what: str) -> None:
   monitor.post(what, is_own=True)
   suspect = monitor.suspect()
   monitor.end(what + (f" ({suspect})" if suspect else ""), is_first=True)
+
+
+def must_leave(error: BaseException) -> bool:
+  """Returns whether an error must end this process of several at once.
+
+  That is so if perhaps this process alone met it. All processes meet an error
+  of training, such as a divergence, and a bug is to be traced.
+  """
+  is_ours = isinstance(error, ValueError | OSError | PeerError)
+  package = type(error).__module__.partition(".")[0]
+  return are_several() and (is_ours or package in ("jax", "jaxlib"))
 
 
 def leave(error: BaseException, status: int = 1) -> NoReturn:

@@ -8,12 +8,12 @@ every signal is passed on to it, once there is a state to save.
 
 import logging
 import time
-from types import TracebackType
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import signals
 
 _log = logging.getLogger(__name__)
@@ -26,51 +26,43 @@ _CAUTION = 0.9
 class PreemptedError(RuntimeError):
   """The run was told to stop; what it has done is saved."""
 
-  exit_status = signals.SAVED
+  exit_status = errors.SAVED
 
 
-class Notice:
+class Notice(signals.Listener):
   """A context that notes a signal to stop instead of dying from it.
 
-  It notes them from `listen` on until it is left; see `signals.Listener`.
+  It notes signals from `listen` on until it is left.
   """
 
   def __init__(self) -> None:
-    self._listener = signals.Listener("saving after the step under way")
+    super().__init__("saving after the step under way")
     self._calls = 0
 
-  def listen(self) -> None:
-    """Notes signals from now on: there is a state to save."""
-    self._listener.listen(forwards=jax.process_count() > 1)
+  def listen(self, forwards: bool = False) -> None:
+    """Notes signals from now on, because there is a state to save.
 
-  def __enter__(self) -> "Notice":
-    self._listener.__enter__()
-    return self
-
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
-    self._listener.__exit__(kind, error, trace)
+    Args:
+      forwards: as for `signals.Listener`; always so with several processes.
+    """
+    super().listen(forwards or jax.process_count() > 1)
 
   def stops_at(self, step: int) -> bool:
-    """Whether to save and stop after this step; call it after every step."""
+    """Returns whether to save and stop after this step; call it after each."""
     self._calls += 1
-    stops = bool(self._listener.given)
+    stops = bool(self.given)
     if jax.process_count() > 1:
       # Counted from 1 in every session: a notice that came before the first
       # call names the first.
       stops = multihost_utils.reached_preemption_sync_point(self._calls)
     if stops:
-      name = self._listener.given or "SIGTERM"
+      name = self.given or "SIGTERM"
       _log.info("told to stop (%s); saving step %d", name, step)
     return stops
 
 
 class SaveClock:
-  """Says when the work since the last save has become some seconds' worth.
+  """Says when the work since the last save exceeds some seconds.
 
   On several hosts all must save at the same step, and clocks differ. There the
   first host plans the step from the speed so far, whenever `plan` is called.
@@ -80,8 +72,8 @@ class SaveClock:
     """Starts the clock.
 
     Args:
-      max_secs: of work that may be lost; 0 = any.
-      step: that the run starts from.
+      max_secs: seconds of work that may be lost; 0 = no limit.
+      step: the step that the run starts from.
     """
     self._max_secs = max_secs
     self._planned: int | None = None
@@ -95,7 +87,7 @@ class SaveClock:
     self.plan(step)
 
   def plan(self, step: int) -> None:
-    """Agrees with the other hosts on when to save; all call it at a step."""
+    """Agrees with the other hosts on when to save; all call it at one step."""
     if not self._max_secs or jax.process_count() == 1:
       return
     now = time.monotonic()
@@ -105,7 +97,7 @@ class SaveClock:
     self._planned = int(multihost_utils.broadcast_one_to_all(planned))
 
   def is_due(self, step: int) -> bool:
-    """Whether to save after this step."""
+    """Returns whether to save after this step."""
     if not self._max_secs:
       return False
     if jax.process_count() == 1:

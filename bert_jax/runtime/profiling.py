@@ -1,4 +1,4 @@
-"""A trace of some training steps, which TensorBoard's profiler opens.
+"""A trace of some training steps, for TensorBoard's profiler.
 
   profile = Profile((10, 15), workdir)
   for step in ...:
@@ -20,12 +20,12 @@ import jax
 _log = logging.getLogger(__name__)
 
 FOLDER = "profile"
-# What the profiler looks for: its own name of an annotation of a step.
+# The name by which the profiler finds the annotation of a training step.
 STEP_NAME = "train"
 
 
 def check_steps(steps: Sequence[int], total: int) -> None:
-  """Raises ValueError for steps that no run of `total` steps has."""
+  """Raises ValueError for steps that a run of `total` steps does not have."""
   if not steps:
     return
   wanted = (
@@ -56,7 +56,7 @@ class Profile:
     workdir: str,
     paused: Callable[[], Any] = contextlib.nullcontext,
   ):
-    """Says what is to be traced.
+    """Sets which steps to trace.
 
     Args:
       steps: first and last, counted from 1 as in metrics.jsonl; () = none.
@@ -70,7 +70,7 @@ class Profile:
     self._annotation: Any = None
 
   def start(self, step: int, state: Any) -> None:
-    """Begins a step; `state` is what the step before it left."""
+    """Begins a step; `state` is the result of the step before it."""
     if not self._first <= step <= self._last:
       return
     if not self._tracing:
@@ -88,7 +88,7 @@ class Profile:
     self._annotation.__enter__()
 
   def stop(self, step: int, state: Any) -> None:
-    """Ends a step; `state` is what it leaves."""
+    """Ends a step; `state` is its result."""
     if not self._tracing:
       return
     if step == self._last:
@@ -98,7 +98,7 @@ class Profile:
       self.close()
 
   def close(self) -> None:
-    """Writes what was traced, if a trace is under way."""
+    """Writes the trace, if one is under way."""
     if self._tracing:
       self._tracing = False
       with self._paused():

@@ -200,6 +200,27 @@ class Model(Group):
   layer_norm_eps: float = of_weights(1e-12, 0.0, 1.0)
   """What LayerNorm adds inside the square root (original modeling.py)."""
 
+  family: str = of_weights("bert", since="0.2.0", before="bert")
+  """The family of encoders, which decides what other programs call the
+  parameters, and what files beside the weights say."""
+
+  norm: str = of_weights("layer_norm", since="0.2.0", before="layer_norm")
+  """How hidden states are normalized: "layer_norm"."""
+
+  norm_place: str = of_weights("post", since="0.2.0", before="post")
+  """Where they are normalized. "post": after each residual sum."""
+
+  positions: str = of_weights("learned", since="0.2.0", before="learned")
+  """How a token learns its position. "learned": a table of max_len rows is
+  added to the embeddings."""
+
+  feed_forward: str = of_weights("mlp", since="0.2.0", before="mlp")
+  """The sublayer after attention. "mlp": two dense layers with an activation
+  between them."""
+
+  attention_pattern: str = of_weights("full", since="0.2.0", before="full")
+  """Which tokens of its sequence a token attends to. "full": all of them."""
+
   init_stddev: float = of_run(0.02, 0.0, _FLOAT)
   """Standard deviation of fresh weights: a normal distribution, truncated at
   two standard deviations and not rescaled."""
@@ -339,6 +360,9 @@ class Task(Group):
   labels: tuple[str, ...] = of_run(())
   """Own data: the labels; () = those of the training file."""
 
+  label_separator: str = of_run(",")
+  """Own data: what stands between several labels in one column."""
+
   columns: tuple[str, ...] = of_run((), before=[])
   """Own data: the names of all columns, for files without a header."""
 
@@ -375,6 +399,10 @@ class Task(Group):
 
   null_threshold: float = of_session(0.0, -_FLOAT, _FLOAT)
   """There is no answer where its score leads by more than this."""
+
+  thresholds: tuple[float, ...] = of_session((0.5,))
+  """Of several labels: those with a probability above this are given. One
+  number from 0 to 1, or one for each label."""
 
 
 class Prepare(Group):
@@ -585,7 +613,8 @@ class Predict(Group):
 
   kind: str = of_session("")
   """What to do with each line of --input: "fill-mask", "embed", "classify",
-  "regress", "answer", "tag" or "choose"; "" = what the model has a head for."""
+  "multi_label", "regress", "answer", "tag" or "choose"; "" = what the model has
+  a head for."""
 
   model: str = of_session(None)
   """Weights to read: an HF directory, a TF1 checkpoint, a workdir (of which
@@ -775,6 +804,26 @@ def check(config: Config | Mapping[str, Any]) -> None:
     )
 
 
+def check_together(config: Config) -> None:
+  """Raises ValueError if one program cannot train several models of a config.
+
+  Only tasks are trained together, and in rows of one length, because rows that
+  are packed differ in length from seed to seed.
+
+  Args:
+    config: the whole configuration.
+  """
+  if config.objective != "task":
+    raise ValueError(
+      f"objective={config.objective}: only tasks are trained together"
+    )
+  if config.data.pack and not config.data.one_row_len:
+    raise ValueError(
+      "models train together in rows of one length, which other seeds have, "
+      "too: set data.one_row_len=True"
+    )
+
+
 def check_names(config: Config) -> None:
   """Raises ValueError for a key that no row describes, as of a typing error."""
   for name in flatten(config):
@@ -784,13 +833,8 @@ def check_names(config: Config) -> None:
 
 def unknown(name: str) -> str:
   """Returns a message about a key that does not exist, with the one meant."""
-  group, _, leaf = name.rpartition(".")
-  named = [key.rpartition(".")[2] for key in KEYS]
-  near = difflib.get_close_matches(leaf, named, n=len(KEYS))
-  meant = [KEYS[k] for word in near for k in KEYS if k.split(".")[-1] == word]
-  # A key of the same group comes first.
-  meant.sort(key=lambda key: key.name.rpartition(".")[0] != group)
-  guess = f". Did you mean {meant[0].explain()}" if meant else "."
+  near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.7)
+  guess = f". Did you mean {KEYS[near[0]].explain()}" if near else "."
   return f"there is no such key{guess} All keys are in docs/config.md"
 
 

@@ -20,12 +20,11 @@ import sys
 import threading
 import time
 from types import FrameType
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
+
+from bert_jax.runtime import errors
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-SAVED = 75  # exit status: told to stop; the same command goes on from a save
-INTERRUPTED = 130  # exit status: told to stop, and there was nothing to save
 
 # How long an interrupted process may take to tidy up.
 _GRACE_SECS = 3.0
@@ -49,12 +48,12 @@ class Listener:
   than the main one, where Python allows no handlers, nothing is noted.
 
   Attributes:
-    given: name of the first signal; "" = none has come.
+    given: the name of the first signal; "" if none has come.
     then: what the process does about it, for the message.
   """
 
   def __init__(self, then: str):
-    """Does not listen yet.
+    """Prepares to listen; see `listen`.
 
     Args:
       then: completes "told to stop (SIGINT): ".
@@ -102,15 +101,10 @@ class Listener:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def __enter__(self) -> "Listener":
+  def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *error: object) -> None:
     if _guard is not None and _guard.listener is self:
       _guard.listener = self._outer
     self._restore()
@@ -151,7 +145,7 @@ def keeping_handler() -> Iterator[None]:
 
 
 def _is_heard(number: int) -> bool:
-  """Whether a signal is neither ignored nor handled outside of Python."""
+  """Returns whether a signal is neither ignored nor handled outside Python."""
   return signal.getsignal(number) not in (signal.SIG_IGN, None)
 
 
@@ -172,7 +166,7 @@ class _Guard:
     self.interrupted = ""
     self.is_ending = False
     self.left = "nothing was saved"
-    self.status = INTERRUPTED
+    self.status = errors.INTERRUPTED
     self._reads, writes = os.pipe()
     os.set_blocking(writes, False)
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
@@ -216,7 +210,7 @@ class _Guard:
           is_key = number == signal.SIGINT
           if now - first > (_SAME_INTERRUPT_SECS if is_key else _SAME_SECS):
             say("told to stop again: ended at once")
-            os._exit(INTERRUPTED)
+            os._exit(errors.INTERRUPTED)
           continue
         first, name = now, signal.Signals(number).name
         listener = self.listener
@@ -241,9 +235,9 @@ _guard: _Guard | None = None
 
 
 def guard() -> None:
-  """Has signals end this process as the top of this file says.
+  """Makes signals end this process as the top of this file says.
 
-  For the launcher: they are its process's own. Call it in the main thread.
+  This is for the launcher, which owns its process. Call it in the main thread.
   """
   global _guard
   if _guard is None:
@@ -251,11 +245,11 @@ def guard() -> None:
   release()
 
 
-def leaves(left: str, status: int = INTERRUPTED) -> None:
-  """Says what an interruption leaves behind.
+def leaves(left: str, status: int = errors.INTERRUPTED) -> None:
+  """Sets what the message of an interruption says is left behind.
 
   Args:
-    left: completes its message.
+    left: completes the message.
     status: exit status of the process that is interrupted.
   """
   if _guard is not None:
@@ -269,18 +263,18 @@ def end_if_interrupted() -> None:
 
 
 def finish() -> None:
-  """Notes that the exit status is known: what is left is to end."""
+  """Notes that the exit status is known, so that a signal changes nothing."""
   if _guard is not None:
     _guard.is_ending = True
 
 
 def hold(numbers: Iterable[int] = STOPPING) -> None:
-  """Keeps signals back until `release`, also for a program started instead."""
+  """Holds signals back until `release`, also across an exec."""
   signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
 
 def release(numbers: Iterable[int] = STOPPING) -> None:
-  """Lets signals through again, those that were kept back first."""
+  """Delivers signals again, first those that were held back."""
   signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 

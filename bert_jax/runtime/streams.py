@@ -1,4 +1,4 @@
-"""Standard streams that are closed, or whose reader is gone, lose no work."""
+"""Standard streams that are closed or lose their reader do not stop a job."""
 
 import contextlib
 import errno
@@ -9,14 +9,12 @@ import sys
 # The reader of the pipe, or the terminal, is gone.
 _GONE = (errno.EPIPE, errno.EIO)
 
-BROKEN_PIPE = 141  # exit status of a program that SIGPIPE ends: 128 + 13
-
 
 class _Lasting(io.FileIO):
-  """A descriptor to write to; what nobody can read any more is dropped.
+  """A file to write to that drops data once nobody can read it any more.
 
   Attributes:
-    lasts: False = the write fails as usual instead.
+    lasts: whether to drop such data; False = the write fails as usual.
   """
 
   lasts = True
@@ -32,7 +30,7 @@ class _Lasting(io.FileIO):
 
 
 def guard() -> None:
-  """Has the launcher go on where a standard stream is closed or closes.
+  """Lets the launcher go on if a standard stream is closed.
 
   A closed one is replaced by the null device, or else the next file that is
   opened would get its number, and everything that is printed. `sys.stdin` and

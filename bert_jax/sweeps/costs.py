@@ -1,7 +1,6 @@
 """Lists the trials of a sweep: how far each is, and what it is to cost."""
 
 from collections.abc import Callable, Sequence
-import json
 import os
 import statistics
 import subprocess
@@ -12,6 +11,7 @@ from rich import console
 from rich import markup
 from rich import table
 
+from bert_jax.runtime import files
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
@@ -167,8 +167,7 @@ def make_plan(arguments: Sequence[str]) -> dict:
       raise sweep.SweepError(
         lines[-1] if lines else f"status {done.returncode}"
       )
-    with open(path, encoding="utf-8") as file:
-      plan = json.load(file)
+    plan = files.read_json(path)
   if not plan["fits"]:
     raise sweep.SweepError("it does not fit the memory; see --mode=plan")
   return plan

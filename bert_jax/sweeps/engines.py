@@ -19,9 +19,9 @@ import sys
 import time
 from typing import Any
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
 from bert_jax.runtime import peers
-from bert_jax.runtime import signals
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
@@ -49,8 +49,8 @@ class Training:
     Raises:
       running.FailedError: it failed.
     """
-    again = (signals.SAVED, peers.PeerError.exit_status)
-    status, starts = signals.SAVED, 0
+    again = (errors.SAVED, peers.PeerError.exit_status)
+    status, starts = errors.SAVED, 0
     while status in again and starts < _MOST_RESTARTS:
       starts += 1
       # Its own group: what SLURM sends the job is for `checkpoint` alone.
@@ -155,7 +155,7 @@ def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
     "workload": workload_name(one.name),
     "num-slices": 1,
     "max-restarts": _MOST_RESTARTS,
-    "restart-on-exit-codes": f"{signals.SAVED},{peers.PeerError.exit_status}",
+    "restart-on-exit-codes": f"{errors.SAVED},{peers.PeerError.exit_status}",
   } | dict(settings)
   return [
     "xpk", "workload", "create",

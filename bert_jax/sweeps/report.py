@@ -125,8 +125,8 @@ def _metric(task: str, metrics: Mapping[str, float]) -> tuple[str, float]:
   """Returns the main metric of a task, and its factor to per cent."""
   if task in tasks.TASKS:
     known = tasks.TASKS[task]
-    return known.main_metric, 1.0 if known.kind == "span" else 100.0
-  for name in ("accuracy", "f1", "mlm_accuracy"):
+    return known.main_metric, known.percent
+  for name in ("accuracy", "f1", "micro_f1", "mlm_accuracy"):
     if f"eval/{name}" in metrics:
       return name, 100.0
   return "loss", 1.0
@@ -265,14 +265,17 @@ def missing(folder: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def best_lines(lines: Sequence[Line]) -> set[tuple[str, str]]:
-  """Returns (task, settings) of the best median of each task."""
-  best: dict[str, Line] = {}
-  for line in lines:
-    sign = -1.0 if line.metric == "loss" else 1.0
-    so_far = best.setdefault(line.task, line)
-    if sign * line.median > sign * so_far.median:
-      best[line.task] = line
-  return {(line.task, line.label) for line in best.values()}
+  """Returns (task, settings) of the best median of each task.
+
+  Args:
+    lines: from `lines_of`, which sorts them by task.
+  """
+  by_task = itertools.groupby(lines, lambda line: line.task)
+  best = (
+    max(same, key=lambda x: -x.median if x.metric == "loss" else x.median)
+    for _, same in by_task
+  )
+  return {(line.task, line.label) for line in best}
 
 
 def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:

@@ -5,21 +5,23 @@ recording again changes nothing. The file trials.json beside it lists the trials
 of the sweep, from which a report tells which are missing.
 """
 
-import collections
 from collections.abc import Mapping, Sequence
 import hashlib
 import itertools
 import json
 import math
 import os
+import shlex
 from typing import Any
 
 import numpy as np
 
 from bert_jax import tasks
 from bert_jax.data.store import manifests
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
@@ -84,8 +86,25 @@ _CURVE_POINTS = 100  # of a curve that is kept
 _CURVES = ("train/loss", "eval/loss", "eval/mlm_loss")
 
 
-class ResultsError(ValueError):
+class ResultsError(errors.UserError):
   """The results cannot be read."""
+
+
+# How often and how fast a sweep was run is no part of its command.
+_WAYS = (
+  "--num_parallel", "--num_together", "--retry_failed", "--engine",
+  "--verbosity",
+)  # fmt: skip
+
+
+def command_of(arguments: Sequence[str]) -> str:
+  """Returns the command that runs a sweep again, failed trials included.
+
+  Args:
+    arguments: of the launcher, as it was started.
+  """
+  given = [a for a in arguments if not a.startswith(_WAYS)]
+  return shlex.join(["bert-jax", *given, "--retry_failed"])
 
 
 def record(
@@ -112,7 +131,7 @@ def record(
       rows[key] = row_of(one, secs.get(one.name)) | {"id": key}
   files.make_folder(folder)
   lines = [
-    run_log.to_json(row, sort_keys=True) + "\n"
+    files.to_json(row, sort_keys=True) + "\n"
     for row in sorted(
       rows.values(), key=lambda r: (r["trial"], r["finished"], r["id"])
     )
@@ -132,7 +151,7 @@ def record(
 
 def _id(one: sweep.Trial) -> str:
   """Returns a hash that identifies a run, whatever its trial is called."""
-  run = run_log.read_run(one.workdir)
+  run = runs.read_run(one.workdir)
   text = json.dumps(
     [run["config"], run["data_hash"], run["commit"]], sort_keys=True
   )
@@ -147,13 +166,13 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
     seconds: how long it ran, start-up included; None = take the time of its
       steps. Trials that were trained together share the time.
   """
-  run = run_log.read_run(one.workdir)
-  rows = run_log.read_metrics(one.workdir)
+  run = runs.read_run(one.workdir)
+  rows = metrics_log.read_metrics(one.workdir)
   final = [r for r in rows if any(k.startswith("eval/") for k in r)][-1]
   metrics = {k: v for k, v in final.items() if k.startswith("eval/")}
   speeds = [r for r in rows if r.get("train/steps_per_sec")]
   if seconds is None:
-    seconds = run_log.train_secs(rows) / run.get("together", 1)
+    seconds = metrics_log.train_secs(rows) / run.get("together", 1)
   config, devices = run["config"], run["devices"]
   useful = [r["train/useful_tokens_per_sec"] for r in speeds]
   sessions = [*run.get("sessions", []), run]
@@ -205,11 +224,9 @@ def most_frequent(one: sweep.Trial) -> float | None:
     return None
   job, _ = jobs.open_job(config, "")
   task: Any = getattr(job, "task")  # noqa: B009  (of fine-tuning jobs)
-  if task.kind != "classify":
-    return None
   split: Any = getattr(job, "split")(task.eval_splits[0])  # noqa: B009
-  counts = collections.Counter(e.label for e in split.examples)
-  return max(counts.values()) / sum(counts.values())
+  kind: Any = job.objective
+  return kind.most_frequent(split.examples)
 
 
 def read(folder: str) -> list[dict[str, Any]]:
@@ -265,14 +282,11 @@ def _checked_row(row: Any) -> dict[str, Any]:
 def read_planned(folder: str) -> dict[str, Any]:
   """Returns the content of trials.json; no trials if there is no file."""
   path = os.path.join(folder, "trials.json")
-  if not os.path.exists(path):
-    return {"command": "", "trials": []}
   files.check_readable(path)
   try:
-    with open(path, encoding="utf-8") as f:
-      planned = json.load(f)
+    planned = files.read_json(path, {"command": "", "trials": []})
     if not manifests.has_form(planned, _PLANNED):
       raise ValueError("it has no command and trials with names")
-  except (ValueError, RecursionError, OSError) as error:
+  except (ValueError, OSError) as error:
     raise ResultsError(f"{path} is damaged: {error}") from error
   return planned

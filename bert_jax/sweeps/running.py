@@ -6,11 +6,10 @@ it: the process of a trial holds a lock on `.trial.lock` in the workdir for as
 long as it lives.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import collections
+from collections.abc import Callable, Collection, Mapping, Sequence
 import contextlib
 import datetime
-import errno
-import fcntl
 import functools
 import json
 import logging
@@ -19,10 +18,11 @@ import signal
 import subprocess
 import sys
 import time
-from typing import IO, Any
+from typing import Any
 
-from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import errors
+from bert_jax.runtime import locks
+from bert_jax.runtime import settings
 from bert_jax.runtime import signals
 from bert_jax.sweeps import sweep
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 # Exit statuses of a trial that was told to stop, whether or not it had anything
 # to save yet.
-_STOPPED = (signals.SAVED, signals.INTERRUPTED, *(-n for n in signals.STOPPING))
+_STOPPED = (errors.SAVED, errors.INTERRUPTED, *(-n for n in signals.STOPPING))
 _MOST_PREEMPTIONS = 100  # of a trial in one sweep
 _WAIT_SECS = 0.2
 
@@ -44,7 +44,7 @@ class FailedError(RuntimeError):
 class StoppedError(RuntimeError):
   """The sweep was told to stop; the same command goes on."""
 
-  exit_status = signals.SAVED
+  exit_status = errors.SAVED
 
 
 class Journal:
@@ -153,7 +153,7 @@ def run(
       raise sweep.SweepError(f"--{flag}={size}; it must be 1 or more")
   journal = Journal(workdir)
   os.makedirs(workdir, exist_ok=True)
-  with run_log.lock(workdir):
+  with locks.lock(workdir, "--workdir"):
     left = [t for t in trials if not t.is_done()]
     alive = {t: name for t in left if (name := _holder(t)) is not None}
     failed = set() if retry_failed else journal.failed()
@@ -215,17 +215,12 @@ def put_together(
       groups.append((program, saved, [one]))
   batches = [tuple(group) for _, _, group in groups]
   for first in (batch[0] for batch in batches if len(batch) > 1):
-    config = first.load_config()
-    if config.objective != "task":
+    try:
+      settings.check_together(first.load_config())
+    except ValueError as error:
       raise sweep.SweepError(
-        f"trial {first.name}: --num_together is for tasks, and its objective "
-        f"is {config.objective}"
-      )
-    if config.data.pack and not config.data.one_row_len:
-      raise sweep.SweepError(
-        f"trial {first.name}: --num_together needs rows of one length; add "
-        '"data.one_row_len": True to the settings of the trials'
-      )
+        f"--num_together={num_together}: trial {first.name}: {error}"
+      ) from error
   return batches
 
 
@@ -233,53 +228,16 @@ def _claim_path(one: sweep.Trial) -> str:
   return os.path.join(one.workdir, ".trial.lock")
 
 
-@contextlib.contextmanager
-def _claim(one: sweep.Trial) -> Iterator[IO[str] | None]:
-  """Locks a trial; a process that inherits the file keeps the lock.
-
-  Yields:
-    The empty lock file, for the name of the process that runs the trial; None
-    if it cannot be locked.
-  """
-  with files.open_lock(_claim_path(one)) as file:
-    try:
-      files.take_lock(file)
-    except OSError:  # a file system without locks, or another has it
-      yield None
-      return
-    file.truncate(0)
-    yield file
-
-
 def _holder(one: sweep.Trial) -> str | None:
-  """Finds the process that runs a trial.
+  """Finds the process that runs a trial; see `locks.holder`.
 
   The lock of the trial is looked at first, because it is taken before the
   process starts. A run that was started by hand locks its workdir only.
-
-  Returns:
-    A name for `files.pid_of`, "" if the name is not known, and None if no
-    process runs the trial.
-
-  Raises:
-    OSError: one of the two lock files is a symbolic link.
   """
-  for path in (_claim_path(one), os.path.join(one.workdir, ".lock")):
-    try:
-      flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-      file = open(os.open(path, flags), encoding="utf-8", errors="replace")
-    except OSError as error:
-      if error.errno == errno.ELOOP:
-        raise
-      continue  # no such file, or it is not ours to read
-    with file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-      except BlockingIOError:
-        return file.read(1000).strip()
-      except OSError:  # a file system without locks
-        continue
-  return None
+  own = locks.holder(_claim_path(one))
+  if own is not None:
+    return own
+  return locks.holder(os.path.join(one.workdir, ".lock"))
 
 
 class _Adopted:
@@ -318,7 +276,7 @@ class _Adopted:
     """Tells the process to stop, if it runs on this machine."""
     if self.poll() is not None:
       return
-    pid = files.pid_of(self._holder)
+    pid = locks.pid_of(self._holder)
     try:
       if pid is None:
         raise PermissionError
@@ -330,7 +288,7 @@ class _Adopted:
       _log.warning(
         "%s runs on: this sweep cannot stop %s; stop it by hand",
         ", ".join(one.name for one in self._batch),
-        files.describe_process(self._holder),
+        locks.describe_process(self._holder),
       )
 
 
@@ -353,7 +311,7 @@ class _Pool:
     self._group = group
     # Each process, and the time at which it was started.
     self._running: dict[Batch, tuple[subprocess.Popen | _Adopted, float]] = {}
-    self._preemptions: dict[Batch, int] = {}
+    self._preemptions: collections.Counter[Batch] = collections.Counter()
 
   def run(
     self, trials: Sequence[sweep.Trial], alive: Mapping[sweep.Trial, str]
@@ -400,7 +358,7 @@ class _Pool:
       _log.info(
         "waiting  %s, which runs already as %s",
         one.name,
-        files.describe_process(holder),
+        locks.describe_process(holder),
       )
     for batch in map(tuple, batches.values()):
       adopted = _Adopted(batch, alive[batch[0]])
@@ -445,7 +403,9 @@ class _Pool:
       arguments = [*first.program(), *(one.member() for one in batch)]
     with contextlib.ExitStack() as stack:
       log = stack.enter_context(open(_log_path(first), "a"))
-      claims = [stack.enter_context(_claim(one)) for one in batch]
+      claims = [
+        stack.enter_context(locks.claim(_claim_path(one))) for one in batch
+      ]
       process = subprocess.Popen(
         [*self._launcher, *arguments],
         stdout=log,
@@ -455,7 +415,7 @@ class _Pool:
         pass_fds=[claim.fileno() for claim in claims if claim],
       )
       for claim in filter(None, claims):
-        claim.write(files.process_name(process.pid))
+        claim.write(locks.process_name(process.pid))
     self._running[batch] = (process, time.monotonic())
 
   def _finish(self, batch: Batch) -> list[Batch]:
@@ -484,8 +444,8 @@ class _Pool:
         lines = f.read().strip().splitlines()
       _log.warning("  status %d: %s", status, lines[-1] if lines else "")
     if event == "preempted":
-      count = self._preemptions[batch] = self._preemptions.get(batch, 0) + 1
-      if count <= _MOST_PREEMPTIONS:
+      self._preemptions[batch] += 1
+      if self._preemptions[batch] <= _MOST_PREEMPTIONS:
         return [batch]
     if status and len(batch) > 1:
       _log.warning("  trying each of them alone")

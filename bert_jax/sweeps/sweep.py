@@ -34,7 +34,9 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import errors
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 
@@ -46,7 +48,7 @@ _DATA_KEYS = {
 }  # fmt: skip
 
 
-class SweepError(ValueError):
+class SweepError(errors.UserError):
   """The sweep cannot be run as it is described."""
 
 
@@ -171,9 +173,9 @@ class Trial:
     Raises:
       SweepError: the workdir holds another run.
     """
-    if not os.path.exists(os.path.join(self.workdir, "run.json")):
+    if not runs.exists(self.workdir):
       return "new"
-    run = run_log.read_run(self.workdir)
+    run = runs.read_run(self.workdir)
     wanted = settings.flatten(settings.plain(self.load_config()))
     found = settings.flatten(run["config"])
     fixed = {*settings.names("weights", "run"), *_DATA_KEYS}
@@ -199,8 +201,8 @@ class Trial:
     if not os.path.isdir(saved):
       return "begun"
     try:
-      rows = run_log.read_metrics(self.workdir)
-    except run_log.RunError:  # its last line is cut; training repairs that
+      rows = metrics_log.read_metrics(self.workdir)
+    except runs.RunError:  # its last line is cut; training repairs that
       return "begun"
     last = [r["step"] for r in rows if any(k.startswith("eval/") for k in r)]
     return "done" if last and last[-1] == total else "begun"

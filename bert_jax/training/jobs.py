@@ -10,9 +10,8 @@ import jax
 from bert_jax.data import batching
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
-from bert_jax.kinds import objectives
-from bert_jax.runtime import checkpoint as checkpoint_lib
-from bert_jax.runtime import run_log
+from bert_jax.kinds import kind
+from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
@@ -27,43 +26,39 @@ class Evaluator(Protocol):
 
   def names(self, params: Any) -> list[str]:
     """The keys of what a call returns; needs only the parameters' shapes."""
-    ...
 
   def __call__(self, params: Any) -> dict[str, float]:
     """Returns eval/NAME of every metric."""
-    ...
 
 
 class Job(Protocol):
   """What the loop needs to know: `Pretraining` or `FineTuning`."""
 
   config: Config
-  objective: objectives.Objective
   model: nn.Module
 
   @property
   def tokenizer(self) -> interface.Tokenizer:
     """The vocabulary of the data."""
-    ...
+
+  @property
+  def objective(self) -> kind.Kind:
+    """What the model is trained on."""
 
   @property
   def total_steps(self) -> int:
     """Optimizer steps of the training."""
-    ...
 
   @property
   def data_hash(self) -> str:
     """What identifies the data."""
-    ...
 
   def read_hashes(self) -> dict[str, str]:
     """Hashes of all data read so far, held-out splits included, by name."""
-    ...
 
   @property
   def facts(self) -> dict[str, Any]:
     """What run.json says of it beside the config."""
-    ...
 
   def batches(
     self, mesh: jax.sharding.Mesh, seed: int | None = None
@@ -74,17 +69,14 @@ class Job(Protocol):
       mesh: that they are for.
       seed: of their order; None = that of the config.
     """
-    ...
 
   def evaluator(self, mesh: jax.sharding.Mesh) -> Evaluator:
     """The held-out evaluation on a mesh."""
-    ...
 
   def write_predictions(
     self, evaluator: Any, params: Any, workdir: str
   ) -> list[str]:
     """Writes predictions that the config asks for; returns their paths."""
-    ...
 
   def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Declares a global batch of training without reading any data.
@@ -93,7 +85,6 @@ class Job(Protocol):
     a task share a row depends on the examples; here each has a row of its own,
     as with data.pack=False.
     """
-    ...
 
   def mean_row(self) -> tuple[float, float] | None:
     """Returns what a row of training data holds on average.
@@ -102,7 +93,6 @@ class Job(Protocol):
       Its tokens, and its pairs of tokens that see each other; None where no
       data was prepared that says so.
     """
-    ...
 
   def step_flops(
     self,
@@ -118,7 +108,6 @@ class Job(Protocol):
         batch, which then must have values.
       all_positions: count the last layer, and attention, at all positions.
     """
-    ...
 
 
 def open_job(
@@ -156,19 +145,16 @@ def open_job(
       )
   config = config.copy_and_resolve_references()
   pretrained = None
-  is_run = (
-    saved_steps.exists if checkpoint is not None else checkpoint_lib.exists
-  )
-  begun = bool(workdir) and is_run(workdir)
+  begun = bool(workdir) and saved_steps.exists(workdir, checkpoint is None)
   if begun and config.init_from:
-    shape = run_log.read_run(workdir)["config"]["model"]
+    shape = runs.read_run(workdir)["config"]["model"]
     known = [key for key in settings.SHAPE_KEYS if key in shape]
     config.model.update({key: shape[key] for key in known})
   elif config.init_from:
     from bert_jax import weights
 
     pretrained = weights.read(config.init_from, checkpoint or "")
-    config.model.update({k: pretrained.model[k] for k in settings.SHAPE_KEYS})
+    config.model.update(pretrained.shape)
   job: Job
   if config.objective == "task":
     from bert_jax.training import finetuning

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.data import batching
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
 from bert_jax.runtime import peers
+from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
@@ -30,7 +32,7 @@ _log = logging.getLogger(__name__)
 _SHOWN = 5  # rows, and parameters, of which a line is printed
 
 
-class ReplayError(ValueError):
+class ReplayError(errors.UserError):
   """There is no such step to look into."""
 
 
@@ -54,7 +56,7 @@ def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
     ValueError: the run has no such step, or config and workdir do not fit.
   """
   meeting.meet("replay", config, [workdir], step=step)
-  if not os.path.exists(os.path.join(workdir, "run.json")):
+  if not runs.exists(workdir):
     raise ReplayError(f"{workdir} holds no run (no run.json) to replay")
   if output and jax.process_index() == 0:
     files.check_writable(output)

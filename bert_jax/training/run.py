@@ -13,7 +13,9 @@ import optax
 from bert_jax.data import batching
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import hosts
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.runtime import watchdog
 from bert_jax.training import averages
 from bert_jax.training import meeting
@@ -58,7 +60,7 @@ class Run:
     self.mean_loss = averages.MeanLoss()
     self._norm = jax.jit(optax.tree.norm)
     self._values: dict[str, float] = {}
-    self._written: run_log.MetricsLog | None = None
+    self._written: metrics_log.MetricsLog | None = None
 
   @contextlib.contextmanager
   def open(self) -> Iterator[None]:
@@ -111,7 +113,7 @@ class Run:
     self._meter, opened = meter, self.session
     if start:
       _log.info("going on from step %d of %s", start, self.workdir)
-      if other := run_log.other_code(self.workdir, opened.run):
+      if other := resume.other_code(self.workdir, opened.run):
         _log.warning(
           "%s: %s; to go on to the bit, use what it was begun with",
           self.workdir,
@@ -120,8 +122,8 @@ class Run:
     if jax.process_index() == 0:
       opened.job.tokenizer.save(os.path.join(self.workdir, "vocab"))
       facts = opened.run | {"checksums_since": start + 1}
-      run_log.write_run(self.workdir, facts)
-      self._written = run_log.MetricsLog(
+      runs.write_run(self.workdir, facts)
+      self._written = metrics_log.MetricsLog(
         self.workdir,
         start,
         self.config.train.tensorboard,

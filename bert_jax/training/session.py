@@ -13,7 +13,8 @@ from bert_jax.data import batching
 from bert_jax.models.attention import programs
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import profiling
-from bert_jax.runtime import run_log
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
@@ -333,11 +334,11 @@ def open_with_data(
   metrics = evaluator.names(program.abstract.params)
   checkpoint.check_settings(config.checkpoint, metrics)
   imported = init_from.fit_weights(job, pretrained, program.abstract.params)
-  run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
+  run = runs.describe(config, job.data_hash, list(mesh.devices.flat))
   facts = job.facts | {"total_steps": job.total_steps}
   meeting.meet_opened(job, pretrained, mesh, facts | {"metrics": metrics})
   run |= facts
-  run_log.check_workdir(workdir, run)
+  resume.check_workdir(workdir, run)
   return Session(
     **vars(program),
     workdir=workdir,

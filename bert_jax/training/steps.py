@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bert_jax.kinds import kind
 from bert_jax.kinds import losses
-from bert_jax.kinds import objectives
-from bert_jax.models import params as param_trees
-from bert_jax.models.attention import programs
+from bert_jax.kinds import pretraining
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import optim
@@ -97,7 +96,7 @@ class TrainState:
 
 def init_state(
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   optimizer: optax.GradientTransformation,
   rng: jax.Array,
   batch: Batch,
@@ -151,7 +150,7 @@ def _sum_over_parts(compute, variables, batch, count, rng):
 
 def make_gradients(
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   rng: jax.Array,
   num_micro_batches: int = 1,
   sparse_words: bool = False,
@@ -165,12 +164,12 @@ def make_gradients(
   `extra` goes to the optimizer's update.
 
   Args:
-    model: takes objective.inputs and a `dropout` rng.
+    model: takes objective.inputs and a `dropout` rng, and has `hooks`.
     objective: losses and their weights.
     rng: key that dropout is derived from, with the step folded in.
     num_micro_batches: k; k > 1 computes B / k rows at a time.
-    sparse_words: the model only looks words up, so that the gradient of the
-      word table is 0 but for those of the batch. They alone are then computed,
+    sparse_words: where the model only looks words up, the gradient of the word
+      table is 0 but for those of the batch. They alone are then computed,
       unless they are many; the numbers are the same. For one device.
     place: shardings of the parameters, which gradients keep until they are
       whole: moments that are cut further would have the compiler send some of
@@ -178,85 +177,89 @@ def make_gradients(
 
   Source: BERT paper, appendix A.2; accumulation as users asked of the original.
   """
-  num_heads = model.config.num_heads
-  join = programs.program_of(model.config).layout == "joined"
-  on_several = place is not None and jax.tree.leaves(place)[0].mesh.size > 1
-
-  def loss_fn(params, batch, weights, rng, model=model, output=None):
-    outputs = objective.apply(
-      model,
-      param_trees.unflatten_heads(params, num_heads),
-      batch,
-      output,
-      deterministic=False,
-      rngs={"dropout": rng},
-    )
-    terms = {
-      name: losses.mean(total, weights[name])
-      for name, (total, _) in objective.losses(outputs, batch).items()
-    }
-    return sum(terms.values()), terms
-
-  gradients_of = jax.value_and_grad(loss_fn, has_aux=True)
-
-  def as_stored(grads):
-    mixed = model.config.dtype != model.config.param_dtype
-    return param_trees.unflatten_heads(grads, num_heads, separately=mixed)
-
-  def loss_of(variables, batch, weights, rng):
-    return loss_fn(variables[0], batch, weights, rng, output=variables[1])
-
-  def untied(params, batch, weights, rng):
-    # The table that scores words is a parameter of its own: each of its two
-    # gradients is then summed over the devices once, after the last
-    # micro-batch.
-    variables = (params, objective.output_variables(params))
-
-    def compute(variables, rows, rng):
-      compute_part = jax.value_and_grad(loss_of, has_aux=True)
-      return compute_part(variables, rows, weights, rng)
-
-    if num_micro_batches > 1:
-      found = _sum_over_parts(compute, variables, batch, num_micro_batches, rng)
-    else:
-      found = compute(variables, batch, rng)
-    loss, (grads, extra) = found
-    grads = as_stored(grads)
-    if place is not None:
-      places = (place, objective.output_variables(place))
-      grads, extra = jax.lax.with_sharding_constraint((grads, extra), places)
-    return loss, param_trees.tie_gradients(grads, extra)
-
-  def directly(params, batch, weights, rng):
-    loss, grads = gradients_of(params, batch, weights, rng)
-    return loss, as_stored(grads)
-
-  def of_words(params, batch, weights, rng):
-    input_ids = batch["input_ids"]
-    small, few, places = param_trees.only_words(model, params, input_ids)
-    gradients = jax.value_and_grad(
-      functools.partial(loss_fn, model=small), has_aux=True
-    )
-    batch = batch | {"input_ids": places}
-    loss, grads = gradients(few, batch, weights, rng)
-    return loss, as_stored(grads)
+  hooks = model.hooks
+  is_cut = place is not None and jax.tree.leaves(place)[0].mesh.size > 1
 
   def gradients(params, batch, step):
-    weights = objective.weights(batch)
-    num_words = batch["input_ids"].size
-    compute, extra = directly, {}
-    if num_micro_batches > 1 or on_several:
-      compute = untied
-    elif sparse_words and 2 * num_words <= model.config.vocab_size:
-      compute, extra = of_words, {"rows": batch["input_ids"].reshape(-1)}
-    # What a loss is differentiated by has matrices for the heads' projections.
-    flat = param_trees.flatten_heads(params, join)
-    (loss, terms), grads = compute(
-      flat, batch, weights, jax.random.fold_in(rng, step)
-    )
-    return loss, terms, grads, extra
+    loss_of = functools.partial(_loss, objective, objective.weights(batch))
+    flat = hooks.for_gradients(params)
+    few = extra = None
+    if num_micro_batches == 1 and not is_cut and sparse_words:
+      few = hooks.of_words(flat, batch["input_ids"])
+    key = jax.random.fold_in(rng, step)
+    if num_micro_batches > 1 or is_cut:
+      found = _of_parts(
+        loss_of, model, flat, batch, key, num_micro_batches, place
+      )
+    elif few is not None:
+      small, rows, places = few
+      extra = {"rows": batch["input_ids"].reshape(-1)}
+      found = _of_batch(
+        loss_of, small, rows, batch | {"input_ids": places}, key
+      )
+    else:
+      found = _of_batch(loss_of, model, flat, batch, key)
+    loss, terms, grads = found
+    return loss, terms, grads, extra or {}
 
   return gradients
+
+
+def _loss(objective, weights, model, variables, batch, rng):
+  """Returns the loss and its terms.
+
+  Args:
+    objective: losses of a batch.
+    weights: of each term, in the whole batch.
+    model: the module.
+    variables: (parameters in the form of `hooks.for_gradients`, those of
+      `hooks.second_use` or None).
+    batch: [B, ...] each, or a part of the batch.
+    rng: key of dropout.
+  """
+  params, second = variables
+  outputs = objective.apply(
+    model,
+    model.hooks.for_apply(params),
+    batch,
+    second,
+    deterministic=False,
+    rngs={"dropout": rng},
+  )
+  terms = {
+    name: losses.mean(total, weights[name])
+    for name, (total, _) in objective.losses(outputs, batch).items()
+  }
+  return sum(terms.values()), terms
+
+
+def _of_batch(loss_of, model, params, batch, rng):
+  """Returns loss, terms and gradients of a batch at once, on one device."""
+  compute = jax.value_and_grad(functools.partial(loss_of, model), has_aux=True)
+  (loss, terms), (grads, _) = compute((params, None), batch, rng)
+  return loss, terms, model.hooks.as_stored(grads)
+
+
+def _of_parts(loss_of, model, params, batch, rng, count, place):
+  """Returns loss, terms and gradients of a batch in parts, on any mesh.
+
+  A parameter that is used twice has two gradients, each of which is summed over
+  the devices once, after the last part.
+  """
+  hooks = model.hooks
+  variables = (params, hooks.second_use(params))
+  compute = jax.value_and_grad(functools.partial(loss_of, model), has_aux=True)
+  if count > 1:
+    found = _sum_over_parts(compute, variables, batch, count, rng)
+  else:
+    found = compute(variables, batch, rng)
+  (loss, terms), (grads, second) = found
+  grads = hooks.as_stored(grads)
+  if place is not None:
+    grads, second = jax.lax.with_sharding_constraint(
+      (grads, second), (place, hooks.second_use(place))
+    )
+  return loss, terms, hooks.tie(grads, second)
 
 
 def make_train_step(
@@ -315,7 +318,7 @@ def make_train_step(
 def _make_step(
   config: Config,
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   optimizer: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
   rng: jax.Array,
@@ -328,8 +331,7 @@ def _make_step(
     objective,
     rng,
     config.optim.num_micro_batches,
-    sparse_words=config.objective == "task"
-    and mesh.size == 1
+    sparse_words=mesh.size == 1
     and optim.OPTIMIZERS[config.optim.name].takes_rows,
     place=place.params,
   )
@@ -345,7 +347,7 @@ def _make_step(
 def jit_train_step(
   config: Config,
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   optimizer: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
   rng: jax.Array,
@@ -379,7 +381,7 @@ def jit_train_step(
 def jit_members_step(
   config: Config,
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   make_optimizer: Callable[[jax.Array], tuple[Any, optax.Schedule]],
   mesh: jax.sharding.Mesh,
   place: Any,
@@ -421,8 +423,8 @@ def jit_members_step(
 
 
 def make_eval_step(
-  model: nn.Module, objective: objectives.Objective
-) -> Callable[[Any, Batch, jax.Array], objectives.Sums]:
+  model: nn.Module, objective: kind.Kind
+) -> Callable[[Any, Batch, jax.Array], kind.Sums]:
   """Returns (params, batch, unigram log-probabilities [V]) -> sums.
 
   The sums are (sum, weight) pairs over the global batch: the objective's
@@ -431,7 +433,7 @@ def make_eval_step(
 
   def eval_step(params, batch, log_probs):
     outputs = objective.apply(model, params, batch, deterministic=True)
-    return objective.metrics(outputs, batch) | objectives.unigram_metrics(
+    return objective.metrics(outputs, batch) | pretraining.unigram_metrics(
       batch, log_probs
     )
 
@@ -439,8 +441,8 @@ def make_eval_step(
 
 
 def make_predict_step(
-  model: nn.Module, objective: objectives.Objective
-) -> Callable[[Any, Batch], tuple[Any, objectives.Sums]]:
+  model: nn.Module, objective: kind.Kind
+) -> Callable[[Any, Batch], tuple[Any, kind.Sums]]:
   """Returns (params, batch) -> (outputs, sums).
 
   The outputs are the model's, of every row; the sums are the objective's

@@ -30,7 +30,7 @@ from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint as checkpoints
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.weights import hugging_face
 from bert_jax.weights import original
@@ -98,7 +98,7 @@ def _workdir(path: str) -> str | None:
   """The workdir that a path names, as a folder or by its run.json."""
   if os.path.basename(path) == "run.json":
     return os.path.dirname(path) or "."
-  return path if os.path.exists(os.path.join(path, "run.json")) else None
+  return path if runs.exists(path) else None
 
 
 def _find(path: str) -> tuple[str, str]:
@@ -184,7 +184,7 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
         "--checkpoint out"
       )
     return _read(*_find(path))
-  except (saved_steps.StepError, run_log.RunError) as error:
+  except (saved_steps.StepError, runs.RunError) as error:
     raise WeightsError(str(error)) from error
 
 
@@ -287,7 +287,7 @@ def write(
   if format not in _FORMATS:
     raise WeightsError(f"format {format!r} is not one of {', '.join(_FORMATS)}")
   given, wanted = set(pretrained.model), set(model_config.MODEL_KEYS)
-  if given - set(model_config.SWITCHES) != wanted:
+  if given - {"family", *model_config.SWITCHES} != wanted:
     raise WeightsError(
       f"model has keys {', '.join(sorted(given))}; wanted "
       f"{', '.join(sorted(wanted))}"

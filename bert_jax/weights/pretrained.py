@@ -11,6 +11,9 @@ import numpy as np
 from bert_jax.data.tokenizers import interface
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
+from bert_jax.models.config import ModelConfig
+from bert_jax.runtime import errors
+from bert_jax.runtime import settings
 from bert_jax.weights import task_heads
 
 # Keys of a run's config, beside the shape of the model and data.seq_len, that
@@ -19,10 +22,11 @@ SETTINGS = (
   "model.dtype", "model.attention", "task.name", "task.context",
   "task.max_query_len", "task.doc_stride", "task.n_best",
   "task.max_answer_len", "task.has_null", "task.null_threshold",
+  "task.thresholds",
 )  # fmt: skip
 
 
-class WeightsError(ValueError):
+class WeightsError(errors.UserError):
   """Weights are missing, damaged, or do not fit."""
 
 
@@ -64,6 +68,15 @@ class Pretrained:
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
   family: str = "bert"
+
+  @property
+  def shape(self) -> dict[str, Any]:
+    """All keys of the config group `model` that weights decide, with values.
+
+    Switches that neither the folder nor the family sets have BERT's values.
+    """
+    config = ModelConfig(**{**self.model, "family": self.family})
+    return {key: getattr(config, key) for key in settings.SHAPE_KEYS}
 
   @property
   def num_outputs(self) -> int:

@@ -75,7 +75,7 @@ def pick_steps(job, args):
   """The steps of a turn: one that is not counted, then `args.steps` others."""
   import numpy as np
 
-  from bert_jax.data.batching import Order
+  from bert_jax.data.orders import Order
 
   features = job.split(job.task.train_split).features
   count = len(features) // args.batch_size
@@ -162,7 +162,7 @@ def make_reference(args):
   import torch
   import transformers
 
-  from bert_jax.data.batching import Order
+  from bert_jax.data.orders import Order
 
   job, _ = make_job(args)
   features = job.split(job.task.train_split).features
@@ -170,7 +170,9 @@ def make_reference(args):
   torch.set_num_threads(args.threads)
   torch.manual_seed(0)
   model = transformers.BertForSequenceClassification.from_pretrained(
-    args.model, num_labels=job.task.num_outputs, attn_implementation="sdpa"
+    args.model,
+    num_labels=job.objective.num_outputs(job.task),
+    attn_implementation="sdpa",
   )
   model.train()
   optimizer = torch.optim.AdamW(
@@ -216,9 +218,9 @@ def main(argv=None):
     sides_lib.limit_threads(args.threads)
     make = make_ours if args.side == "ours" else make_reference
     return sides_lib.serve(*make(args))
-  from bert_jax import main as launcher
+  from bert_jax.runtime import machine
 
-  environs = {"ours": launcher.huge_pages(os.environ)}
+  environs = {"ours": machine.huge_pages(os.environ)}
   sides = {
     name: sides_lib.Side(
       __file__, name, argv, environs.get(name, dict(os.environ))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bert_jax.planning import hlo
+from bert_jax.planning import hlo_groups
 
 LOOP = """HloModule jit_step, is_scheduled=true
 
@@ -172,7 +173,7 @@ def test_a_loop_of_unknown_length_is_named_and_counted_once():
   ],
 )
 def test_device_groups(text, groups):
-  assert hlo.parse_groups(text) == groups
+  assert hlo_groups.parse_groups(text) == groups
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_device_groups(text, groups):
 )
 def test_device_groups_that_cannot_be_read_are_no_group_of_all(text):
   with pytest.raises(hlo.HloError, match="cannot be read: replica_groups="):
-    hlo.parse_groups(text)
+    hlo_groups.parse_groups(text)
 
 
 def collective(kind, **kwargs):

@@ -195,7 +195,7 @@ def make_cpu_plan(monkeypatch):
     network = costs.Network(chip, shape, places)
     monkeypatch.setattr(slices, "make_network", lambda *_: network)
     where = slices.Slices(
-      chips.parse_topology("v5e:2x2"), 1, chip, tuple(mesh.devices.flat), 1
+      chips.parse_topology("v5e:2x2"), 1, chip, tuple(mesh.devices.flat)
     )
     traced = program.trace()
     compiled = memory.compile_step(traced, mesh)

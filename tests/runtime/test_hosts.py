@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from bert_jax.data import prepare
+from bert_jax.runtime import errors
 from bert_jax.runtime import hosts
+from bert_jax.runtime import locks
+from bert_jax.runtime import metrics_log
 from bert_jax.runtime import peers
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.training import meeting
 from configs import base
@@ -115,14 +118,12 @@ def test_what_is_compared_is_all_but_what_a_host_may_have_of_its_own(
 
 def test_the_code_is_known_by_the_content_of_its_files(monkeypatch, tmp_path):
   folder = shutil.copytree(ROOT / "bert_jax", tmp_path / "bert_jax")
-  before = run_log.code_hash()
-  monkeypatch.setattr(
-    run_log, "__file__", str(folder / "runtime" / "run_log.py")
-  )
-  assert run_log.code_hash() == before
+  before = runs.code_hash()
+  monkeypatch.setattr(runs, "__file__", str(folder / "runtime" / "runs.py"))
+  assert runs.code_hash() == before
   path = folder / "models" / "heads.py"
   path.write_text(path.read_text() + "# changed\n")
-  assert run_log.code_hash() != before
+  assert runs.code_hash() != before
 
 
 def test_one_process_agrees_with_itself():
@@ -160,7 +161,7 @@ def test_statuses_of_a_job_of_several_are_those_that_are_documented():
   from bert_jax import main
 
   assert peers.PeerError.exit_status == 69
-  assert hosts.DifferError.exit_status == main.USAGE_ERROR == 2
+  assert hosts.DifferError.exit_status == errors.USAGE == 2
   assert "69 another process" in main.__doc__
   assert "| 69 |" in (ROOT / "docs/reference/modes.md").read_text()
 
@@ -170,7 +171,7 @@ def test_statuses_of_a_job_of_several_are_those_that_are_documented():
 
 def assert_same_rows(found, wanted, rtol, num_steps=10**9):
   found, wanted = (
-    [r for r in run_log.read_metrics(str(x)) if r["step"] <= num_steps]
+    [r for r in metrics_log.read_metrics(str(x)) if r["step"] <= num_steps]
     for x in (found, wanted)
   )
   assert [r["step"] for r in found] == [r["step"] for r in wanted]
@@ -191,7 +192,7 @@ def test_several_processes_are_one_and_stop_and_go_on_as_one(
   wait_for_lines(several, 20, jobs)
   jobs[1].send_signal(signal.SIGTERM)
   assert finish(jobs) == [75, 75]
-  stopped = run_log.read_metrics(str(several))[-1]["step"]
+  stopped = metrics_log.read_metrics(str(several))[-1]["step"]
   assert 20 <= stopped < 120
   assert (several / "checkpoints" / str(stopped)).is_dir()
   copy = tmp_path / "copy"
@@ -243,7 +244,7 @@ def test_what_is_left_of_a_job_ends_soon_and_goes_on_in_any_shape(
       == [0] * (shape[0])
     )
     assert_same_rows(copy, alone, rtol=1e-5, num_steps=48)
-    assert run_log.read_metrics(str(copy))[-1]["step"] == 48
+    assert metrics_log.read_metrics(str(copy))[-1]["step"] == 48
 
 
 @pytest.mark.slow
@@ -480,7 +481,7 @@ def test_a_process_with_an_error_of_its_own_keeps_its_status(
 def test_a_workdir_in_use_is_refused_by_all_with_the_reason(tmp_path, prepared):
   run = tmp_path / "run"
   run.mkdir()
-  with run_log.lock(str(run)):
+  with locks.lock(str(run)):
     jobs = start(prepared, run, 2, 1)
     assert finish(jobs) == [2, 2]
   for job in jobs:

@@ -12,7 +12,7 @@ import pytest
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import hosts
 from bert_jax.runtime import peers
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 
 
 def _caused(error, cause):
@@ -48,7 +48,7 @@ def _caused(error, cause):
     (ValueError("could not convert string to float: 'heartbeat'"), False),
     (json.JSONDecodeError("no barrier", "", 0), False),
     (jax.errors.JaxRuntimeError("INTERNAL: cannot open /runs/nccl/x"), False),
-    (run_log.RunError("--workdir=/runs/heartbeat is in use"), False),
+    (runs.RunError("--workdir=/runs/heartbeat is in use"), False),
   ],
 )
 def test_errors_that_may_come_from_another_process(error, wanted):

@@ -21,13 +21,13 @@ if seed == 8:
   time.sleep(1)
 before = os.path.exists(os.path.join(workdir, "run.json"))
 sys.path.insert(0, os.getcwd())
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from configs import base
 config = base.get_config()
 config.seed = seed
 run = {"config": settings.plain(config), "data_hash": "0", "total_steps": 7}
-run_log.write_run(workdir, run)
+runs.write_run(workdir, run)
 if seed == 3 and not before:
   sys.exit(75)  # preempted once
 if seed == 5:

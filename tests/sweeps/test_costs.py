@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 from bert_jax.runtime import settings
 from configs import base
 from tests.support import launching
@@ -38,7 +38,7 @@ def test_real_trials_run_and_the_next_ones_cost_is_predicted(
   args = ("--mode=sweep", f"--workdir={tmp_path / 'runs'}")
   assert launch(*args, f"--config={path}:2", "--num_parallel=2") == 0
   done = [tmp_path / "runs" / f"seed={seed}" for seed in (0, 1)]
-  assert all(run_log.read_metrics(str(d))[-1]["step"] == 8 for d in done)
+  assert all(metrics_log.read_metrics(str(d))[-1]["step"] == 8 for d in done)
   capsys.readouterr()
   assert launch(*args, f"--config={path}:3", "--dry_run") == 0
   text = " ".join(capsys.readouterr().out.split())

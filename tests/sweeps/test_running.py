@@ -13,8 +13,7 @@ import time
 
 import pytest
 
-from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import locks
 from bert_jax.runtime import settings
 from bert_jax.sweeps import costs
 from bert_jax.sweeps import results
@@ -111,7 +110,7 @@ def test_trials_of_a_killed_sweep_are_waited_for(tmp_path, launcher):
   trials = seeds(7, 1, workdir=tmp_path)
   name = (tmp_path / "seed=7" / ".trial.lock").read_text()
   assert running._holder(trials[0]) == name
-  os.kill(files.pid_of(name), 0)
+  os.kill(locks.pid_of(name), 0)
   assert running._holder(trials[1]) is None
   timer = threading.Timer(1.0, (tmp_path / "go").touch)
   timer.start()
@@ -158,8 +157,8 @@ def test_a_run_by_hand_in_the_workdir_of_a_trial_is_waited_for(
 ):
   (one,) = trials = seeds(1, workdir=tmp_path)
   os.makedirs(one.workdir)
-  with run_log.lock(one.workdir):
-    assert files.pid_of(running._holder(one)) == os.getpid()
+  with locks.lock(one.workdir):
+    assert locks.pid_of(running._holder(one)) == os.getpid()
     process = start_sweep(tmp_path, launcher, 1)
     wait_until_it_waits(process)
     time.sleep(1)
@@ -228,10 +227,10 @@ def test_a_process_of_another_machine_or_container_is_never_signalled(
   """Its number may be that of an unrelated process here."""
   told = []
   monkeypatch.setattr(running.os, "kill", lambda *a: told.append(a))
-  pid, machine = files.process_name(os.getpid()).split(" ", 1)
+  pid, machine = locks.process_name(os.getpid()).split(" ", 1)
   (one,) = seeds(1, workdir=tmp_path)
   os.makedirs(one.workdir)
-  with run_log.lock(one.workdir):
+  with locks.lock(one.workdir):
     path = pathlib.Path(one.workdir, ".lock")
     own = running._Adopted((one,), path.read_text())
     own.terminate()
@@ -251,7 +250,7 @@ def test_a_process_of_another_user_raises_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr(running.os, "kill", kill)
   (one,) = seeds(1, workdir=tmp_path)
   os.makedirs(one.workdir)
-  with run_log.lock(one.workdir):
+  with locks.lock(one.workdir):
     adopted = running._Adopted((one,), running._holder(one))
     adopted.terminate()
   assert adopted.is_out_of_reach
@@ -271,7 +270,10 @@ def test_a_link_in_the_place_of_a_lock_overwrites_nothing(
   assert not (tmp_path / "calls").exists()
   assert victim.read_text() == "precious"
   if name == ".trial.lock":
-    with pytest.raises(OSError, match=name), running._claim(one):
+    with (
+      pytest.raises(OSError, match=name),
+      locks.claim(running._claim_path(one)),
+    ):
       pass
     assert victim.read_text() == "precious"
 
@@ -281,7 +283,7 @@ def test_asking_whether_a_trial_runs_refuses_no_run(tmp_path):
     fcntl.flock(file, fcntl.LOCK_SH)
     timer = threading.Timer(0.2, fcntl.flock, (file, fcntl.LOCK_UN))
     timer.start()
-    with run_log.lock(str(tmp_path)):
+    with locks.lock(str(tmp_path)):
       assert not timer.is_alive()
 
 
@@ -303,8 +305,8 @@ def test_a_failure_that_was_done_elsewhere_is_none_any_more(tmp_path, launcher):
 
 
 def test_a_second_sweep_on_a_workdir_is_refused(tmp_path, launcher):
-  with run_log.lock(str(tmp_path)):
-    with pytest.raises(run_log.RunError, match="is in use by process"):
+  with locks.lock(str(tmp_path)):
+    with pytest.raises(locks.LockedError, match="is in use by process"):
       running.run(
         seeds(1, workdir=tmp_path),
         str(tmp_path),
@@ -364,8 +366,8 @@ def test_trials_that_have_begun_go_on_with_those_of_the_same_step(
 @pytest.mark.parametrize(
   ("settings", "message"),
   [
-    ({"data.one_row_len": False}, '"data.one_row_len": True'),
-    ({"objective": "mlm"}, "is for tasks, and its objective is mlm"),
+    ({"data.one_row_len": False}, "data.one_row_len=True"),
+    ({"objective": "mlm"}, "objective=mlm: only tasks are"),
   ],
 )
 def test_what_cannot_be_put_together_is_refused(

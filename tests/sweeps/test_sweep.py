@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
@@ -139,7 +139,7 @@ def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
   config = base.get_config()
   config.seed, config.data.seq_len = 1, 64
   run = {"config": settings.plain(config), "data_hash": "0", "total_steps": 7}
-  run_log.write_run(one.workdir, run)
+  runs.write_run(one.workdir, run)
   with pytest.raises(sweep.SweepError, match="another run .*seq_len: 64 there"):
     running.run(trials, str(tmp_path), launcher=launcher)
   assert not (tmp_path / "calls").exists()

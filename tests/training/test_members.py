@@ -12,8 +12,9 @@ import pytest
 
 from bert_jax import weights
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import metrics_log
 from bert_jax.runtime import preemption
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.training import jobs
 from bert_jax.training import members
@@ -53,7 +54,7 @@ def _alone(config, member):
 def _rows(workdir):
   return [
     {k: v for k, v in row.items() if "_per_sec" not in k}
-    for row in run_log.read_metrics(workdir)
+    for row in metrics_log.read_metrics(workdir)
   ]
 
 
@@ -84,8 +85,8 @@ def test_each_is_what_it_is_alone(tmp_path, form):
     want = _alone(config, lone)
     assert values.keys() == want.keys()
     assert_same_runs(member.workdir, lone.workdir)
-    got = run_log.read_run(member.workdir)["config"]
-    assert got == run_log.read_run(lone.workdir)["config"]
+    got = runs.read_run(member.workdir)["config"]
+    assert got == runs.read_run(lone.workdir)["config"]
   # They are different models, or this proves nothing.
   losses = {_rows(member.workdir)[0]["train/loss"] for member in together}
   assert len(losses) == len(together)
@@ -232,7 +233,7 @@ def test_other_seeds_change_neither_length_nor_slots(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"data__one_row_len": False}, "--config.data.one_row_len=True"),
+    ({"data__one_row_len": False}, "data.one_row_len=True"),
     ({"mesh__seed": 3}, "mesh.seed=3 does not divide 2 models"),
     ({"mesh__seed": -1}, "mesh.seed=-1; it must be 0 or more"),
   ],
@@ -273,5 +274,5 @@ def test_one_workdir_for_two_is_refused(tmp_path):
 
 def test_pretraining_is_refused(tmp_path, tiny_config, prepared):
   config = tiny_config(prepared)
-  with pytest.raises(members.MembersError, match="only tasks"):
+  with pytest.raises(ValueError, match="only tasks"):
     train.train_together(config, [_member(tmp_path, s) for s in (0, 1)])

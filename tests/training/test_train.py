@@ -18,8 +18,10 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from bert_jax.data import batching
+from bert_jax.runtime import locks
+from bert_jax.runtime import metrics_log
 from bert_jax.runtime import preemption
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.training import averages
 from bert_jax.training import checks
@@ -82,7 +84,7 @@ def poison(monkeypatch):
 
 
 def test_a_run_leaves_its_record(finished_run):
-  run = run_log.read_run(finished_run.workdir)
+  run = runs.read_run(finished_run.workdir)
   c = finished_run.config
   assert run["config"] == json.loads(json.dumps(settings.plain(c)))
   assert run["config"]["model"]["hidden_size"] == 32
@@ -99,7 +101,7 @@ def test_a_run_leaves_its_record(finished_run):
   assert {"python", "flax", "optax", "orbax-checkpoint", "grain"} <= set(
     run["versions"]
   )
-  if run_log.commit()[0]:
+  if runs.commit()[0]:
     assert re.fullmatch("[0-9a-f]{40}", run["commit"])
     assert run["dirty"] in (False, True)
   assert run["started"]
@@ -108,7 +110,7 @@ def test_a_run_leaves_its_record(finished_run):
 def test_metrics_have_every_step_once_and_the_keys_of_the_contract(
   finished_run,
 ):
-  metrics = run_log.read_metrics(finished_run.workdir)
+  metrics = metrics_log.read_metrics(finished_run.workdir)
   training = [r for r in metrics if "train/loss" in r]
   evaluations = [r for r in metrics if "eval/loss" in r]
   assert len(training) + len(evaluations) == len(metrics)
@@ -162,7 +164,7 @@ def test_tensorboard_holds_the_scalars_of_metrics_jsonl(finished_run):
   events = read_events(os.path.join(finished_run.workdir, "tensorboard"))
   want = {
     (row["step"], key): value
-    for row in run_log.read_metrics(finished_run.workdir)
+    for row in metrics_log.read_metrics(finished_run.workdir)
     for key, value in row.items()
     if key != "step"
   }
@@ -193,7 +195,7 @@ def test_a_run_that_stopped_and_goes_on_is_as_if_it_had_not(
   monkeypatch.undo()
   assert saved_steps(workdir) == [2, 4]
   assert rows(workdir)[-1]["step"] == 5  # logged, and not saved
-  started = run_log.read_run(workdir)["started"]
+  started = runs.read_run(workdir)["started"]
   result = train.train(finished_run.config, workdir)
   assert result == finished_run.result
   assert_same_state(workdir, finished_run.workdir, 8)
@@ -203,7 +205,7 @@ def test_a_run_that_stopped_and_goes_on_is_as_if_it_had_not(
     assert saved_steps(workdir, folder) == saved_steps(
       finished_run.workdir, folder
     )
-  run = run_log.read_run(workdir)
+  run = runs.read_run(workdir)
   assert run["started"] == started
   assert run["resumed"]
 
@@ -266,9 +268,9 @@ def test_one_projection_over_cut_heads_is_refused_before_anything_is_made(
 
 
 def test_a_second_job_on_a_workdir_is_refused(finished_run):
-  with run_log.lock(finished_run.workdir):
+  with locks.lock(finished_run.workdir):
     with pytest.raises(
-      run_log.RunError, match=f"is in use by process {os.getpid()}"
+      locks.LockedError, match=f"is in use by process {os.getpid()}"
     ):
       train.train(finished_run.config, finished_run.workdir)
   assert train.train(finished_run.config, finished_run.workdir) == {}
@@ -306,7 +308,7 @@ def test_a_run_goes_on_on_another_mesh(
   assert [r["step"] for r in rows(workdir) if "train/loss" in r] == list(
     range(1, 9)
   )
-  assert run_log.read_run(workdir)["config"]["mesh"]["tensor"] == 2
+  assert runs.read_run(workdir)["config"]["mesh"]["tensor"] == 2
 
 
 def test_a_finished_run_started_again_does_nothing(finished_run):
@@ -635,7 +637,7 @@ def test_a_workdir_of_another_run_is_left_alone(finished_run):
   path = pathlib.Path(finished_run.workdir, "run.json")
   before = path.read_bytes()
   with pytest.raises(
-    run_log.RunError,
+    runs.RunError,
     match="optim.learning_rate: 0.01 there, 0.5 asked; seed: 0 there, 7 asked",
   ):
     train.train(config, finished_run.workdir)

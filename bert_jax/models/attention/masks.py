@@ -69,3 +69,23 @@ def bias_of_queries(bias, positions):
   if bias.shape[2] == 1:
     return bias
   return jnp.take_along_axis(bias, positions[:, None, :, None], axis=2)
+
+
+def see_sequence(input_mask, sequence_ids, takes_bias):
+  """Returns a mask by which a token sees its whole sequence.
+
+  Args:
+    input_mask: [B, L] int, 1 = real token, 0 = padding.
+    sequence_ids: [B, L] int; None: a row is one sequence.
+    takes_bias: the attention program wants the mask written out.
+
+  Returns:
+    `attention_bias`, or the same as `Visible`.
+  """
+  if takes_bias:
+    return attention_bias(input_mask, sequence_ids)
+  return Visible(attention_bias(input_mask), sequence_ids)
+
+
+# `model.attention_pattern` -> a function like `see_sequence`.
+PATTERNS = {"full": see_sequence}

@@ -1,0 +1,117 @@
+"""A family is one file: a toy family is read and written both ways."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bert_jax import weights
+from bert_jax.models import families
+from bert_jax.models import heads
+from bert_jax.models import params as param_trees
+from bert_jax.models.families import bert
+from bert_jax.models.families import family
+
+MODEL = {
+  "vocab_size": 20, "num_layers": 2, "hidden_size": 8, "num_heads": 2,
+  "mlp_dim": 16, "max_len": 12, "type_vocab_size": 2, "hidden_act": "gelu_erf",
+  "layer_norm_eps": 1e-5,
+}  # fmt: skip
+
+# All that makes a family: other names, another prefix, other keys.
+TOY = dataclasses.replace(
+  bert.FAMILY,
+  name="toy",
+  model_types=("toy",),
+  hf_class="Toy",
+  pretraining_classes={(): "Model", ("mlm",): "ForMaskedLM"},
+  sizes=bert.FAMILY.sizes | {"mlp_dim": "hidden_dim"},
+  config_keys=bert.FAMILY.config_keys.extended(read=frozenset({"hidden_dim"})),
+  written={"model_type": "toy"},
+  names={
+    "huggingface": family.Names(
+      modules={
+        "encoder/embeddings/word": "toy/words",
+        "encoder/embeddings/position": "toy/places",
+        "encoder/embeddings/type": "toy/types",
+        "encoder/embeddings/norm": "toy/first_norm",
+        "mlm/dense": "lm_head/dense",
+        "mlm/norm": "lm_head/layer_norm",
+        "mlm": "lm_head",
+        "task": "classifier",
+      }
+      | {
+        f"encoder/layer_{{}}/{ours}": f"toy/blocks/{{}}/{theirs}"
+        for ours, theirs in {
+          "attention/query": "q",
+          "attention/key": "k",
+          "attention/value": "v",
+          "attention/out": "o",
+          "attention_norm": "norm1",
+          "mlp/in": "up",
+          "mlp/out": "down",
+          "mlp_norm": "norm2",
+        }.items()
+      },
+      separator=".",
+      prefix="toy",
+      from_classes=True,
+      span_head="qa_outputs",
+      leaves=family.TORCH_LEAVES,
+      copies=(("lm_head.decoder.weight", family.WORDS, False),),
+    )
+  },
+)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+  monkeypatch.setitem(families.FAMILIES, "toy", TOY)
+
+
+def make(*heads_kept):
+  rng = np.random.default_rng(0)
+  flat = {
+    path: rng.normal(size=shape).astype(np.float32)
+    for path, shape in heads.param_shapes(MODEL, 3).items()
+    if path.startswith(("encoder/", *heads_kept)) and "pooler" not in path
+  }
+  return weights.Pretrained(
+    format="bert_jax",
+    family="toy",
+    model=dict(MODEL),
+    params=param_trees.nest(flat),
+    kind="classify" if "task/" in heads_kept else None,
+    labels=("a", "b", "c") if "task/" in heads_kept else (),
+  )
+
+
+@pytest.mark.parametrize("kept", [(), ("mlm/",), ("task/",)])
+def test_a_family_is_read_and_written_both_ways(toy, tmp_path, kept):
+  given = make(*kept)
+  weights.write(given, tmp_path / "theirs", "huggingface")
+  theirs = weights.read(tmp_path / "theirs")
+  weights.write(theirs, tmp_path / "ours", "bert_jax")
+  ours = weights.read(tmp_path / "ours")
+  want = param_trees.flatten(given.params)
+  for got in (theirs, ours):
+    assert got.family == "toy" and got.model == MODEL
+    assert got.kind == given.kind and got.labels == given.labels
+    flat = param_trees.flatten(got.params)
+    assert flat.keys() == want.keys()
+    for path, array in want.items():
+      np.testing.assert_array_equal(flat[path], array)
+
+
+def test_a_family_without_a_format_says_so(toy, tmp_path):
+  with pytest.raises(weights.WeightsError, match=r"toy has no names.*tf1"):
+    weights.write(make(), tmp_path / "x", "tf1")
+
+
+def test_weights_are_of_the_family_whose_prefix_their_names_have(toy):
+  assert families.family_of("toy").name == "toy"
+  assert families.family_of(None, ["toy.words.weight"]).name == "toy"
+  assert families.family_of(None, ["bert/pooler/dense/bias"]).name == "bert"
+  assert families.family_of(None).name == "bert"
+  with pytest.raises(families.ConvertError, match="'roberta', .* bert, toy"):
+    families.family_of("roberta")
