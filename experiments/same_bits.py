@@ -26,6 +26,7 @@ import argparse
 from collections.abc import Callable, Iterator
 import hashlib
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -84,8 +85,10 @@ class Side:
   def run(self, module: str, *args: str) -> None:
     """Runs a module of the commit; ends this program if it fails."""
     command = [sys.executable, "-m", module, *args]
+    # An installed package must not stand in for that of the commit.
+    path = os.environ | {"PYTHONPATH": str(self.tree)}
     done = subprocess.run(
-      command, cwd=self.tree, capture_output=True, text=True
+      command, cwd=self.tree, env=path, capture_output=True, text=True
     )
     if done.returncode:
       sys.exit(
