@@ -74,11 +74,7 @@ def _settled(pretrained: Pretrained, settings: Any):
 
 
 def _parts(pretrained: Pretrained) -> str:
-  """The encoder and heads that there are."""
-  head = f" ({pretrained.kind})" if pretrained.kind else ""
-  names: list[str] = [
-    n for n in ("encoder", "mlm", "nsp") if n in pretrained.params
-  ]
-  if "task" in pretrained.params:
-    names.append(f"task{head}")
-  return ", ".join(names)
+  """Returns the names of the encoder and of the heads that there are."""
+  head = f"task ({pretrained.kind})" if pretrained.kind else "task"
+  names = {"encoder": "encoder", "mlm": "mlm", "nsp": "nsp", "task": head}
+  return ", ".join(names[n] for n in names if n in pretrained.params)

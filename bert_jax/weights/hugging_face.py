@@ -25,6 +25,7 @@ from bert_jax.data.tokenizers import load
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
+from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import files
 from bert_jax.weights import task_heads
 from bert_jax.weights.pretrained import FolderSettings
@@ -41,9 +42,6 @@ MSGPACK = "flax_model.msgpack"
 # Labels that transformers makes up where there are none.
 _MADE_UP_LABEL = re.compile(r"LABEL_\d+")
 _WORD_CHARS = 100  # a longer word is [UNK] there
-# Values of training that need not be said.
-_USUAL = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1,
-          "init_stddev": 0.02}  # fmt: skip
 
 
 # --- reading -----------------------------------------------------------------
@@ -199,7 +197,7 @@ def _say_what_differs(
     )  # fmt: skip
   for theirs, ours in family.training_keys.items():
     value = config.get(theirs)
-    if value not in (None, _USUAL[ours]):
+    if value not in (None, getattr(ModelConfig, ours)):
       _log.info(
         "%s has %s=%s; training here takes --config.model.%s",
         path, theirs, value, ours,

@@ -25,13 +25,6 @@ CHECKPOINT = "bert_model.ckpt"
 _OURS = "bert_jax"  # key of our own settings in bert_config.json
 
 
-def _read_index(prefix: str) -> dict[str, tf_checkpoint.Entry]:
-  try:
-    return tf_checkpoint.read_index(prefix)
-  except tf_checkpoint.BundleError as error:
-    raise WeightsError(str(error)) from error
-
-
 def read_tensors(
   prefix: str,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -39,17 +32,14 @@ def read_tensors(
 
   What the optimizer keeps is not read.
   """
-  entries = _read_index(prefix)
+  entries = tf_checkpoint.read_index(prefix)
   unread = tuple(
     name
     for name, entry in entries.items()
     if name.endswith(("/adam_m", "/adam_v")) or entry.type == tf_checkpoint.TEXT
   )
   names = [name for name in entries if name not in set(unread)]
-  try:
-    return tf_checkpoint.read(prefix, names), unread
-  except tf_checkpoint.BundleError as error:
-    raise WeightsError(str(error)) from error
+  return tf_checkpoint.read(prefix, names), unread
 
 
 def read_settings(prefix: str) -> FolderSettings:
@@ -61,7 +51,7 @@ def read_settings(prefix: str) -> FolderSettings:
       f"{path} does not exist; put the bert_config.json that the model was "
       "trained with beside its checkpoint"
     )
-  family = families.family_of(None, _read_index(prefix))
+  family = families.family_of(None, tf_checkpoint.read_index(prefix))
   with naming(path):
     config = files.read_json(path)
     ours = _own_settings(config)
@@ -140,11 +130,10 @@ def write(
       "huggingface, flax or bert_jax"
     )
   model = pretrained.model
-  config = families.get_family(pretrained.family).config_of("tf1", model) | {
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "initializer_range": 0.02,
-  }
+  family = families.get_family(pretrained.family)
+  config = family.config_of("tf1", model)
+  for key in family.training_keys.keys() & family.written.keys():
+    config[key] = family.written[key]
   ours: dict[str, Any] = {"hidden_act": model["hidden_act"]}
   if pretrained.seq_len:
     ours["seq_len"] = pretrained.seq_len

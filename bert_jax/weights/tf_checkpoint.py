@@ -26,6 +26,7 @@ import ml_dtypes
 import numpy as np
 
 from bert_jax.runtime import files
+from bert_jax.weights.pretrained import WeightsError
 
 # Reading goes on unchecked without it; writing needs it.
 _crc32c: Callable[[bytes | np.ndarray], int] | None = None
@@ -66,7 +67,7 @@ _DTYPES = {
 TEXT = 7  # the data type of strings, which are not read
 
 
-class BundleError(ValueError):
+class BundleError(WeightsError):
   """A checkpoint is missing, damaged or of a kind that is not read."""
 
 
