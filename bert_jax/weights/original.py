@@ -1,6 +1,7 @@
-"""Folders of the original code: bert_config.json and a TensorFlow 1 checkpoint.
+"""Reads and writes folders of the original code.
 
-What the original has no key for stands under a key of ours in its settings.
+A folder holds bert_config.json and a TensorFlow 1 checkpoint. Settings that the
+original has no key for are stored under the key "bert_jax" of that file.
 """
 
 from collections.abc import Mapping
@@ -28,9 +29,10 @@ _OURS = "bert_jax"  # key of our own settings in bert_config.json
 def read_tensors(
   prefix: str,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Reads a checkpoint; returns its tensors, and names of what is not read.
+  """Reads the weights of a checkpoint, without the state of its optimizer.
 
-  What the optimizer keeps is not read.
+  Returns:
+    Name -> array, and the names of the tensors that were not read.
   """
   entries = tf_checkpoint.read_index(prefix)
   unread = tuple(
@@ -78,7 +80,7 @@ def read_settings(prefix: str) -> FolderSettings:
 
 
 def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-  """What `write` put under the key of ours, its types checked."""
+  """Returns the settings that `write` stored under our key, types checked."""
   ours = dict(config.get(_OURS, {}))
   types = {"lower_case": bool, "max_input_chars_per_word": int}
   for key, wanted in types.items():
@@ -90,7 +92,7 @@ def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def _model_of(
   family: families.Family, config: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Sizes and arithmetic; our key says which of two forms of gelu is meant."""
+  """Returns sizes and arithmetic; our key tells the two forms of gelu apart."""
   model = family.model_of("tf1", config)
   act = ours.get("hidden_act", model["hidden_act"])
   theirs = family.config_of("tf1", model | {"hidden_act": act})["hidden_act"]
@@ -105,7 +107,7 @@ def _model_of(
 def _read_tokenizer(
   folder: str, ours: Mapping[str, Any]
 ) -> interface.Tokenizer | None:
-  """The vocabulary beside a checkpoint; None where there is none."""
+  """Returns the tokenizer beside a checkpoint; None if there is none."""
   vocab = os.path.join(folder, "vocab.txt")
   if not os.path.exists(vocab):
     return None
@@ -120,7 +122,7 @@ def _read_tokenizer(
 def write(
   pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
 ) -> None:
-  """Writes the original's files; what it has no key for goes under ours."""
+  """Writes the files of the original code, with our settings under our key."""
   tokenizer = hugging_face.own_kind_of_tokenizer(pretrained, "tf1")
   if tokenizer and tokenizer.added:
     names = ", ".join(token.content for token in tokenizer.added)
