@@ -44,8 +44,9 @@ def write(config: Config, folder: str) -> None:
     "tokens": records.file_hash(os.path.join(folder, "manifest.json")),
   }
   target = records.examples_folder(folder, name)
-  work = stage.Stage(folder, name, target, ("array_record",))
-  if os.path.exists(os.path.join(target, "manifest.json")):
+  work = stage.Stage(config.prepare, folder, name, target, "array_record")
+  path = os.path.join(target, "manifest.json")
+  if os.path.exists(path):
     manifest = manifests.read_manifest(target)
     stage.check_same(manifest["settings"], settings, target)
     if work.is_whole(manifest):
@@ -56,17 +57,15 @@ def write(config: Config, folder: str) -> None:
   jobs = stage.shard_jobs(
     tokens["shards"], "tokens", folder=folder, target=target, **settings
   )
-  shards = work.run_by_split(pair_shard, jobs, config.prepare, name, _REPORT)
-  manifest = {
-    "version": records.VERSION,
-    "settings": settings,
-    "vocab": tokens["settings"]["vocab"],
-    "vocab_size": tokens["vocab_size"],
-    "totals": stage.sum_rows(shards, _TOTALS),
-    "shards": shards,
-  }
-  records.write_json(os.path.join(target, "manifest.json"), manifest)
-  work.end()
+  shards = work.run_by_split(pair_shard, jobs, name, _REPORT)
+  work.end(
+    path,
+    settings=settings,
+    vocab=tokens["settings"]["vocab"],
+    vocab_size=tokens["vocab_size"],
+    totals=stage.sum_rows(shards, _TOTALS),
+    shards=shards,
+  )
 
 
 def _check_tokens(folder: str, manifest: dict, kind: str) -> None:

@@ -30,8 +30,9 @@ def write(config: Config, folder: str) -> None:
   name = records.examples_name(config.data)
   examples = records.examples_folder(folder, name)
   target = records.lengths_folder(folder, name)
-  work = stage.Stage(folder, f"{name}.lengths", target, ("npy",))
-  if os.path.exists(os.path.join(target, "manifest.json")):
+  work = stage.Stage(config.prepare, folder, f"{name}.lengths", target, "npy")
+  manifest_path = os.path.join(target, "manifest.json")
+  if os.path.exists(manifest_path):
     manifest = indexes.check_lengths(folder, name)
     if work.is_whole(manifest, [f"{split}.npy" for split in records.SPLITS]):
       work.end()
@@ -45,23 +46,14 @@ def write(config: Config, folder: str) -> None:
     target=target,
     seq_len=config.data.seq_len,
   )
-  shards = work.run_by_split(
-    sort_shard, jobs, config.prepare, "sort by length", _REPORT
-  )
+  shards = work.run_by_split(sort_shard, jobs, "sort by length", _REPORT)
   hashes = {}
   for split, rows in shards.items():
     path = os.path.join(target, f"{split}.npy")
     counts = np.array([row.pop("counts") for row in rows], np.int64)
     records.write_array(path, counts.reshape(-1, config.data.seq_len + 1))
     hashes[split] = records.file_hash(path)
-  manifest = {
-    "version": records.VERSION,
-    "examples": digest,
-    "sha256": hashes,
-    "shards": shards,
-  }
-  records.write_json(os.path.join(target, "manifest.json"), manifest)
-  work.end()
+  work.end(manifest_path, examples=digest, sha256=hashes, shards=shards)
 
 
 def sort_shard(job: dict) -> dict:
