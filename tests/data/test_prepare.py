@@ -332,11 +332,12 @@ setattr(module, name, wrapped)
   "module, name, calls, stage",
   [
     ("numpy", "save", 15, "tokens"),
-    (
+    pytest.param(
       "bert_jax.data.stages.examples",
       "_write_rows",
       9,
       "pairs-32-dupe2-short0.1-seed0",
+      marks=pytest.mark.slow,
     ),
   ],
 )
