@@ -1180,7 +1180,9 @@ def edit(path):
   assert path.stat().st_size == before.st_size
 
 
-@pytest.fixture(params=["text.txt", "text.txt.gz"])
+@pytest.fixture(
+  params=["text.txt", pytest.param("text.txt.gz", marks=pytest.mark.slow)]
+)
 def editable(inputs, tmp_path, request):
   """A corpus in one file that a test may edit."""
   path = tmp_path / request.param
