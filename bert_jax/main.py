@@ -25,6 +25,7 @@ told to stop with nothing to save. --helpfull explains all of them.
 import os
 import sys
 
+from bert_jax.runtime import runs
 from bert_jax.runtime import signals
 
 if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "bert-jax":
@@ -32,13 +33,11 @@ if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "bert-jax":
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import glob
-import importlib.util
+import dataclasses
 import logging
-import platform
 import re
-import shlex
-from typing import TYPE_CHECKING
+import textwrap
+from typing import TYPE_CHECKING, Any
 
 from absl import app
 from absl import flags
@@ -46,7 +45,9 @@ from absl import logging as absl_logging
 import ml_collections
 from ml_collections import config_flags
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
+from bert_jax.runtime import machine
 from bert_jax.runtime import settings
 from bert_jax.runtime import streams
 from bert_jax.runtime.settings import Config
@@ -55,50 +56,52 @@ if TYPE_CHECKING:  # what a mode needs is imported when it runs
   from bert_jax.training import members
 
 FLAGS = flags.FLAGS
-USAGE_ERROR = 2
-COMPUTING_MODES = ("train", "evaluate", "predict", "doctor")
-MODES_OF_SEVERAL = ("train", "evaluate", "doctor")
-# What is left of a mode that is interrupted; of the others, nothing.
-_LEAVES = {
-  "prepare": "what was finished is kept, and the same command goes on",
-  "sweep": "what its trials had saved is kept, and the same command goes on",
-  "train": "no step was taken; the same command starts or goes on",
-}
-
-
-_MORE_HELP = """
-Modes and what each reads and writes:
-
-  prepare   --config --input=TEXT,... --output=DATA
-  train     --config --workdir, or --member of several; --replay_step=N
-  evaluate  --workdir; --output=FILE.json --checkpoint=best|newest|STEP
-  predict   --workdir or --config=configs/predict.py:from=DIR; --input --output
-            --checkpoint=best|newest|STEP
-  plan      --config --topology=v5e:4x4; --num_slices --search=batch
-            --num_together=K --output=FILE.json --dump=FILE
-  convert   --config=configs/convert.py --input=DIR --output=DIR
-  doctor    --config --workdir; --topology
-  sweep     --config=experiments/X/sweep.py --workdir; --output=RESULTS
-            --dry_run --num_parallel --num_together --retry_failed --engine
-  report    --input=RESULTS --output=DIR
-
-Exit status:
-
-  0    The job was done.
-  1    It failed. Of a plan: the training does not fit the memory.
-  2    The command, its settings or its files cannot be used.
-  69   Another process of this job died or stood still: start the job again.
-  75   It was told to stop and has saved, now or earlier: the same command
-       goes on from there.
-  130  It was told to stop and nothing is saved, or it was told twice.
-  141  Nobody reads its standard output any more.
-
+_SIGNALS_HELP = """\
 A process is told to stop by SIGTERM, SIGINT (Ctrl-C) or SIGHUP (a closed
 terminal; nohup keeps it away). The second signal ends it at once.
 """
 
+# How each flag is defined: function, name, default, for some the choices, help.
+_FLAGS: tuple[tuple[Any, ...], ...] = (
+  (flags.DEFINE_string, "workdir", None, "Folder of the run."),
+  (flags.DEFINE_list, "input", [], "Files, globs or folders to read."),
+  (flags.DEFINE_string, "output", None, "File or folder to write."),
+  (flags.DEFINE_string, "checkpoint", None,
+   "evaluate, predict: the step of the run to read: best, newest or its number."
+   " Default: best where the run keeps one, else newest."),
+  (flags.DEFINE_string, "topology", None,
+   "plan, doctor: TPU slice, such as v5e:4x4."),
+  (flags.DEFINE_integer, "num_slices", 1, "plan: how many such slices."),
+  (flags.DEFINE_enum, "search", None, ["batch"],
+   "plan: also find the largest batch that fits."),
+  (flags.DEFINE_string, "compile_cache", "auto",
+   "Folder for compiled programs, used by the next start; auto: "
+   "~/.cache/bert_jax, or JAX_COMPILATION_CACHE_DIR; off: none."),
+  (flags.DEFINE_string, "dump", None,
+   "plan: file for the text of the compiled program."),
+  (flags.DEFINE_boolean, "dry_run", False,
+   "sweep: list the trials and what they cost."),
+  (flags.DEFINE_integer, "num_parallel", 1, "sweep: trials at a time."),
+  (flags.DEFINE_integer, "num_together", 1,
+   "sweep, plan: seeds or rates trained in one program."),
+  (flags.DEFINE_multi_string, "member", [],
+   "train: WORKDIR:seed=S,optim.learning_rate=R; several, in one program."),
+  (flags.DEFINE_boolean, "retry_failed", False,
+   "sweep: also trials that failed before."),
+  (flags.DEFINE_enum, "engine", "here", ["here", "commands", "slurm", "xpk"],
+   "sweep: run the trials here, by a cluster, or write commands to --output."),
+  (flags.DEFINE_enum, "completion", None, ["bash", "zsh"],
+   "Print what completes options: source <(bert-jax --completion=bash)"),
+  (flags.DEFINE_integer, "replay_step", None,
+   "train: look into a step of the run, change nothing."),
+  (flags.DEFINE_string, "coordinator", None,
+   "Of several processes: HOST:PORT of the first."),
+  (flags.DEFINE_integer, "num_processes", None, "How many processes."),
+  (flags.DEFINE_integer, "process_id", None, "Which this one is, from 0."),
+)  # fmt: skip
 
-class UsageError(ValueError):
+
+class UsageError(errors.UserError):
   """The command line asks for something that cannot be."""
 
 
@@ -107,92 +110,8 @@ def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
   flags.DEFINE_enum(
     "mode", None, sorted(MODES), "What to do.", flag_values=flag_values
   )
-  flags.DEFINE_string(
-    "workdir", None, "Folder of the run.", flag_values=flag_values
-  )
-  flags.DEFINE_list(
-    "input", [], "Files, globs or folders to read.", flag_values=flag_values
-  )
-  flags.DEFINE_string(
-    "output", None, "File or folder to write.", flag_values=flag_values
-  )
-  flags.DEFINE_string(
-    "checkpoint", None,
-    "evaluate, predict: the step of the run to read: best, newest or its "
-    "number. Default: best where the run keeps one, else newest.",
-    flag_values=flag_values,
-  )  # fmt: skip
-  flags.DEFINE_string(
-    "topology",
-    None,
-    "plan, doctor: TPU slice, such as v5e:4x4.",
-    flag_values=flag_values,
-  )
-  flags.DEFINE_integer(
-    "num_slices", 1, "plan: how many such slices.", flag_values=flag_values
-  )
-  flags.DEFINE_enum(
-    "search",
-    None,
-    ["batch"],
-    "plan: also find the largest batch that fits.",
-    flag_values=flag_values,
-  )
-  flags.DEFINE_string(
-    "compile_cache",
-    "auto",
-    "Folder for compiled programs, used by the next start; auto: "
-    "~/.cache/bert_jax, or JAX_COMPILATION_CACHE_DIR; off: none.",
-    flag_values=flag_values,
-  )
-  flags.DEFINE_string(
-    "dump", None, "plan: file for the text of the compiled program.",
-    flag_values=flag_values,
-  )  # fmt: skip
-  flags.DEFINE_boolean(
-    "dry_run", False, "sweep: list the trials and what they cost.",
-    flag_values=flag_values,
-  )  # fmt: skip
-  flags.DEFINE_integer(
-    "num_parallel", 1, "sweep: trials at a time.", flag_values=flag_values
-  )
-  flags.DEFINE_integer(
-    "num_together", 1, "sweep, plan: seeds or rates trained in one program.",
-    flag_values=flag_values,
-  )  # fmt: skip
-  flags.DEFINE_multi_string(
-    "member", [],
-    "train: WORKDIR:seed=S,optim.learning_rate=R; several, in one program.",
-    flag_values=flag_values,
-  )  # fmt: skip
-  flags.DEFINE_boolean(
-    "retry_failed", False, "sweep: also trials that failed before.",
-    flag_values=flag_values,
-  )  # fmt: skip
-  flags.DEFINE_enum(
-    "engine", "here", ["here", "commands", "slurm", "xpk"],
-    "sweep: run the trials here, by a cluster, or write commands to --output.",
-    flag_values=flag_values,
-  )  # fmt: skip
-  flags.DEFINE_enum(
-    "completion", None, ["bash", "zsh"],
-    "Print what completes options: source <(bert-jax --completion=bash)",
-    flag_values=flag_values,
-  )  # fmt: skip
-  flags.DEFINE_integer(
-    "replay_step", None, "train: look into a step of the run, change nothing.",
-    flag_values=flag_values,
-  )  # fmt: skip
-  flags.DEFINE_string(
-    "coordinator", None, "Of several processes: HOST:PORT of the first.",
-    flag_values=flag_values,
-  )  # fmt: skip
-  flags.DEFINE_integer(
-    "num_processes", None, "How many processes.", flag_values=flag_values
-  )
-  flags.DEFINE_integer(
-    "process_id", None, "Which this one is, from 0.", flag_values=flag_values
-  )
+  for define, *arguments in _FLAGS:
+    define(*arguments, flag_values=flag_values)
   config_flags.DEFINE_config_file(
     "config",
     None,
@@ -208,26 +127,25 @@ def _config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
   return flag_values.config
 
 
-def _run_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
-  """The config given, or else that of the workdir's run."""
+def _run_config(
+  flag_values: flags.FlagValues, mesh: Mapping[str, int] | None = None
+) -> ml_collections.ConfigDict:
+  """Returns the config given, or else that of the workdir's run.
+
+  Args:
+    flag_values: of the launcher.
+    mesh: sizes of axes that take the place of the run's.
+  """
   if flag_values.config is not None:
     return flag_values.config
-  from bert_jax.runtime import run_log
 
-  config = run_log.read_run(_workdir(flag_values))["config"]
-  # The devices here need not be those of the training.
-  config["mesh"] |= {"data": -1, "fsdp": 1, "tensor": 1}
+  config = runs.read_run(_workdir(flag_values))["config"]
+  config["mesh"] |= mesh or {}
   return ml_collections.ConfigDict(config, convert_dict=True)
 
 
-def _same_config(flag_values: flags.FlagValues) -> ml_collections.ConfigDict:
-  """The config given, or else that of the workdir's run, its mesh included."""
-  if flag_values.config is not None:
-    return flag_values.config
-  from bert_jax.runtime import run_log
-
-  config = run_log.read_run(_workdir(flag_values))["config"]
-  return ml_collections.ConfigDict(config, convert_dict=True)
+# The devices here need not be those of the training.
+_ANY_MESH = {"data": -1, "fsdp": 1, "tensor": 1}
 
 
 def _workdir(flag_values: flags.FlagValues) -> str:
@@ -256,17 +174,18 @@ def _prepare(flag_values: flags.FlagValues) -> None:
 def _meet(flag_values: flags.FlagValues) -> None:
   """Connects the processes of a job of several."""
   from bert_jax.runtime import hosts
+  from bert_jax.runtime import peers
 
   hosts.start(
     flag_values.coordinator,
     flag_values.num_processes,
     flag_values.process_id,
-    on_tpu=_on_tpu(),
+    on_tpu=machine.has_tpu(),
     stops_in_order=(
       flag_values.mode == "train" and flag_values.replay_step is None
     ),
   )
-  if not hosts.are_several():
+  if not peers.are_several():
     return
   reads_config = flag_values.config is None
   hosts.compare(
@@ -288,7 +207,7 @@ def _train(flag_values: flags.FlagValues) -> None:
     from bert_jax.training import replay
 
     workdir, step = _workdir(flag_values), flag_values.replay_step
-    replay.replay(_same_config(flag_values), workdir, step, flag_values.output)
+    replay.replay(_run_config(flag_values), workdir, step, flag_values.output)
     return
   from bert_jax.training import train
 
@@ -333,7 +252,7 @@ def _evaluate(flag_values: flags.FlagValues) -> None:
   workdir = _workdir(flag_values)
   evaluate.check_workdir(workdir)  # the run.json there may have no config
   evaluate.evaluate(
-    _run_config(flag_values),
+    _run_config(flag_values, _ANY_MESH),
     workdir,
     flag_values.output,
     flag_values.checkpoint or "",
@@ -344,7 +263,7 @@ def _predict(flag_values: flags.FlagValues) -> None:
   from bert_jax.prediction import predict
 
   try:
-    config = _run_config(flag_values)
+    config = _run_config(flag_values, _ANY_MESH)
   except KeyError as error:  # weights that were converted, not trained
     raise UsageError(
       f"the run.json of {flag_values.workdir} has no {error}; give "
@@ -413,7 +332,7 @@ def _plan(flag_values: flags.FlagValues) -> None:
 
 
 def _doctor(flag_values: flags.FlagValues) -> None:
-  config, workdir = _same_config(flag_values), _workdir(flag_values)
+  config, workdir = _run_config(flag_values), _workdir(flag_values)
   if flag_values.topology and flag_values.config is None:
     raise UsageError("--topology needs --config: a plan is made for that")
   from bert_jax.planning import doctor
@@ -442,6 +361,9 @@ def _convert(flag_values: flags.FlagValues) -> None:
 
 
 def _sweep(flag_values: flags.FlagValues) -> None:
+  from bert_jax.sweeps import costs
+  from bert_jax.sweeps import engines
+  from bert_jax.sweeps import running
   from bert_jax.sweeps import sweep
 
   config, workdir = _config(flag_values), _workdir(flag_values)
@@ -451,18 +373,16 @@ def _sweep(flag_values: flags.FlagValues) -> None:
       "--num_together is for --engine=here; elsewhere every trial is a job"
     )
   if flag_values.dry_run:
-    costs = sweep.Costs(trials, workdir, flag_values.topology)
-    sweep.show(sweep.listing(trials, workdir, costs))
+    cost = costs.Costs(trials, workdir, flag_values.topology)
+    costs.show(costs.listing(trials, workdir, cost))
   elif flag_values.engine == "commands":
     if not flag_values.output:
       raise UsageError("--engine=commands needs --output=FILE")
-    count = sweep.write_commands(trials, flag_values.output)
+    count = engines.write_commands(trials, flag_values.output)
     logging.getLogger("bert_jax").info(
       "wrote %d commands to %s", count, flag_values.output
     )
   elif flag_values.engine in ("slurm", "xpk"):
-    from bert_jax.sweeps import engines
-
     settings = sweep.engine_settings(config, flag_values.engine)
     if flag_values.engine == "slurm":
       engines.submit(trials, workdir, settings)
@@ -471,38 +391,25 @@ def _sweep(flag_values: flags.FlagValues) -> None:
   else:
     failure = None
     try:
-      sweep.run(
+      running.run(
         trials,
         workdir,
         flag_values.num_parallel,
         flag_values.retry_failed,
         flag_values.num_together,
       )
-    except sweep.FailedError as error:
+    except running.FailedError as error:
       failure = error
     if flag_values.output:
-      _record(trials, workdir, flag_values.output)
+      from bert_jax.sweeps import results
+
+      command = results.command_of(sys.argv[1:])
+      count = results.record(trials, workdir, flag_values.output, command)
+      logging.getLogger("bert_jax").info(
+        "%d new results in %s/results.jsonl", count, flag_values.output
+      )
     if failure:
       raise failure
-
-
-def _record(trials, workdir: str, folder: str) -> None:
-  """Writes down what is finished of a sweep."""
-  from bert_jax.sweeps import results
-
-  # How often and how fast it was run is no part of it; failures are to go on.
-  ways = (
-    "--num_parallel",
-    "--num_together",
-    "--retry_failed",
-    "--engine",
-    "--verbosity",
-  )
-  arguments = [a for a in sys.argv[1:] if not a.startswith(ways)]
-  command = shlex.join(["bert-jax", *arguments, "--retry_failed"])
-  count = results.record(trials, workdir, folder, command)
-  log = logging.getLogger("bert_jax")
-  log.info("%d new results in %s/results.jsonl", count, folder)
 
 
 def _report(flag_values: flags.FlagValues) -> None:
@@ -515,14 +422,15 @@ def _report(flag_values: flags.FlagValues) -> None:
 
 
 @contextlib.contextmanager
-def _keeping_programs(flag_values: flags.FlagValues) -> Iterator[None]:
-  """A context in which what is compiled serves the next start, too."""
-  if flag_values.mode not in COMPUTING_MODES:
-    yield
-    return
+def _keeping_programs(asked: str) -> Iterator[None]:
+  """A context in which compiled programs are kept for the next start.
+
+  Args:
+    asked: of --compile_cache.
+  """
   from bert_jax.runtime import compile_cache
 
-  folder = compile_cache.enable(flag_values.compile_cache, _on_cpu())
+  folder = compile_cache.enable(asked, machine.computes_on_cpu())
   try:
     yield
   finally:
@@ -531,100 +439,159 @@ def _keeping_programs(flag_values: flags.FlagValues) -> Iterator[None]:
       log.debug("%s (%s)", compile_cache.summary(), folder)
 
 
-MODES: dict[str, Callable[[flags.FlagValues], None]] = {
-  "prepare": _prepare,
-  "train": _train,
-  "plan": _plan,
-  "evaluate": _evaluate,
-  "predict": _predict,
-  "convert": _convert,
-  "doctor": _doctor,
-  "sweep": _sweep,
-  "report": _report,
+@dataclasses.dataclass(frozen=True)
+class Mode:
+  """What the launcher can do.
+
+  Attributes:
+    run: does it.
+    usage: its flags, for the help.
+    computes: it computes with jax, so that programs are kept for later starts
+      and huge pages help.
+    only: flags that it shares with few other modes; elsewhere they are refused.
+    left: what an interruption leaves behind.
+  """
+
+  run: Callable[[flags.FlagValues], None]
+  usage: str
+  computes: bool = False
+  only: tuple[str, ...] = ()
+  left: str = "nothing was saved"
+
+
+_PROCESSES = ("coordinator", "num_processes", "process_id")
+MODES = {
+  "prepare": Mode(
+    _prepare,
+    "--config --input=TEXT,... --output=DATA",
+    left="what was finished is kept, and the same command goes on",
+  ),
+  "train": Mode(
+    _train,
+    "--config --workdir, or --member of several; --replay_step=N",
+    computes=True,
+    only=("member", *_PROCESSES),
+    left="no step was taken; the same command starts or goes on",
+  ),
+  "evaluate": Mode(
+    _evaluate,
+    "--workdir; --output=FILE.json --checkpoint=best|newest|STEP",
+    computes=True,
+    only=("checkpoint", *_PROCESSES),
+  ),
+  "predict": Mode(
+    _predict,
+    "--workdir or --config=configs/predict.py:from=DIR; --input --output\n"
+    "--checkpoint=best|newest|STEP",
+    computes=True,
+    only=("checkpoint",),
+  ),
+  "plan": Mode(
+    _plan,
+    "--config --topology=v5e:4x4; --num_slices --search=batch\n"
+    "--num_together=K --output=FILE.json --dump=FILE",
+  ),
+  "convert": Mode(
+    _convert, "--config=configs/convert.py --input=DIR --output=DIR"
+  ),
+  "doctor": Mode(
+    _doctor,
+    "--config --workdir; --topology",
+    computes=True,
+    only=_PROCESSES,
+  ),
+  "sweep": Mode(
+    _sweep,
+    "--config=experiments/X/sweep.py --workdir; --output=RESULTS\n"
+    "--dry_run --num_parallel --num_together --retry_failed --engine",
+    left="what its trials had saved is kept, and the same command goes on",
+  ),
+  "report": Mode(_report, "--input=RESULTS --output=DIR"),
 }
+
+
+def _check_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> Mode:
+  """Returns the mode that is asked for.
+
+  Raises:
+    UsageError: there is none, or its flags or paths cannot be used.
+  """
+  if len(argv) > 1:
+    raise UsageError(f"what is {argv[1]!r}? Options start with --")
+  # Python keeps bytes that are not UTF-8 as surrogates.
+  if odd := [a for a in sys.argv[1:] if re.search("[\ud800-\udfff]", a)]:
+    raise UsageError(
+      f"{odd[0]!r} is not UTF-8, so that it could not be written down; rename "
+      "the file or folder"
+    )
+  if flag_values.mode is None:
+    raise UsageError(f"give --mode, one of {', '.join(sorted(MODES))}")
+  mode = MODES[flag_values.mode]
+  for name in {n for other in MODES.values() for n in other.only}:
+    if flag_values[name].value not in (None, []) and name not in mode.only:
+      takers = [n for n, other in MODES.items() if name in other.only]
+      raise UsageError(f"--{name} is for --mode={', '.join(takers)}")
+  if flag_values.checkpoint is not None:
+    from bert_jax.runtime import saved_steps
+
+    saved_steps.check(flag_values.checkpoint)
+  if reason := _scheme_in(flag_values):
+    raise UsageError(reason)
+  return mode
 
 
 def main(argv: Sequence[str]) -> int:
   """Runs a mode; returns the exit status."""
-  if len(argv) > 1:
-    return _refuse(f"what is {argv[1]!r}? Options start with --")
-  if odd := [arg for arg in sys.argv[1:] if not _is_text(arg)]:
-    return _refuse(
-      f"{odd[0]!r} is not UTF-8, so that it could not be written down; rename "
-      "the file or folder"
-    )
-  if FLAGS.member and FLAGS.mode != "train":
-    return _refuse("--member is for --mode=train")
-  if FLAGS.checkpoint is not None:
-    if FLAGS.mode not in ("evaluate", "predict"):
-      return _refuse("--checkpoint is for --mode=evaluate and --mode=predict")
-    from bert_jax.runtime import saved_steps
-
-    try:
-      saved_steps.check(FLAGS.checkpoint)
-    except saved_steps.StepError as error:
-      return _refuse(str(error))
-  if FLAGS.num_processes and FLAGS.mode not in MODES_OF_SEVERAL:
-    return _refuse(
-      f"--mode={FLAGS.mode} runs in one process: --coordinator, --num_processes"
-      f" and --process_id are for --mode={', '.join(MODES_OF_SEVERAL)}"
-    )
   if FLAGS.completion:
-    print(_completion(FLAGS, FLAGS.completion), end="")
+    from bert_jax.runtime import completion
+
+    own = {flag: FLAGS[flag] for flag in _own_flags()}
+    print(completion.script_for(FLAGS.completion, own, FLAGS.config), end="")
     return 0
   _say_what_is_left(FLAGS)
-  if FLAGS.mode is None:
-    return _refuse(f"give --mode, one of {', '.join(sorted(MODES))}")
-  if reason := _scheme_in(FLAGS):
-    return _refuse(reason)
   log = logging.getLogger("bert_jax")
-  log.addHandler(logging.StreamHandler())  # plain lines on standard error
-  # --verbosity=1 also shows where an error was raised.
-  log.setLevel(logging.DEBUG if FLAGS.verbosity > 0 else logging.INFO)
-  log.propagate = False
-  if FLAGS.verbosity < 1:  # of the libraries, only warnings
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    absl_logging.get_absl_logger().addFilter(_is_news)
   try:
+    mode = _check_flags(FLAGS, argv)
+    _set_up_logging(log)
     if FLAGS.config is not None:
       # Before jax is loaded, which takes seconds.
       settings.check(FLAGS.config)
       if "trials" not in FLAGS.config:  # the config of a sweep
         settings.check_names(FLAGS.config)
-    with _keeping_programs(FLAGS):
-      MODES[FLAGS.mode](FLAGS)
-  except (ValueError, FileNotFoundError, PermissionError) as error:
-    # What was asked for cannot be: say so, without a stack of frames.
+    with contextlib.ExitStack() as stack:
+      if mode.computes:
+        stack.enter_context(_keeping_programs(FLAGS.compile_cache))
+      mode.run(FLAGS)
+  except Exception as error:
     log.debug("raised here", exc_info=True)
-    status = getattr(error, "exit_status", USAGE_ERROR)
-    if _is_of_several():  # perhaps this one alone met it
-      _leave(error, status)
-    return _refuse(str(error), status)
-  except BrokenPipeError:  # what reads standard output has read enough
-    log.debug("raised here", exc_info=True)
-    return streams.BROKEN_PIPE
-  except OSError as error:  # a full disk, say
-    log.debug("raised here", exc_info=True)
-    if _is_of_several():  # the others know nothing of it
-      _leave(error)
-    print(f"bert-jax: {error}", file=sys.stderr)
-    return 1
-  except RuntimeError as error:
-    # Known by name: their modules load jax.
-    is_broken = type(error).__name__ in ("JaxRuntimeError", "PeerError")
-    if is_broken and _is_of_several():
-      _leave(error)
-    status = getattr(error, "exit_status", None)
+    if isinstance(error, BrokenPipeError):  # its reader has read enough
+      return errors.BROKEN_PIPE
+    from bert_jax.runtime import peers
+
+    status = errors.status_of(error)
+    if peers.must_leave(error):  # the other processes know nothing of it
+      peers.leave(error, errors.FAILED if status is None else status)
     if status is None:  # a bug
       raise
     return _refuse(str(error), status)
   return 0
 
 
+def _set_up_logging(log: logging.Logger) -> None:
+  """Shows the package's messages on standard error, as plain lines."""
+  log.addHandler(logging.StreamHandler())
+  # --verbosity=1 also shows where an error was raised.
+  log.setLevel(logging.DEBUG if FLAGS.verbosity > 0 else logging.INFO)
+  log.propagate = False
+  if FLAGS.verbosity < 1:  # of the libraries, only warnings
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_logger().addFilter(_is_news)
+
+
 def _say_what_is_left(flag_values: flags.FlagValues) -> None:
   """Says what an interruption of the mode leaves behind, and its status."""
-  left = _LEAVES.get(flag_values.mode, "nothing was saved")
-  status = signals.INTERRUPTED
+  left = MODES[flag_values.mode].left if flag_values.mode else Mode.left
+  status = errors.INTERRUPTED
   if flag_values.mode == "train" and flag_values.replay_step is None:
     from bert_jax.runtime import saved_steps
 
@@ -633,7 +600,7 @@ def _say_what_is_left(flag_values: flags.FlagValues) -> None:
     step = saved_steps.newest_common(workdirs)
     if step is not None:
       left = f"nothing new to save; the same command goes on from step {step}"
-      status = signals.SAVED
+      status = errors.SAVED
   signals.leaves(left, status)
 
 
@@ -649,7 +616,8 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
     return f"{problem}, or leave it out and set JAX_COMPILATION_CACHE_DIR"
   own = ("workdir", "input", "output", "dump", "member")
   named = {f"--{name}": flag_values[name].value for name in own}
-  if flag_values.mode in COMPUTING_MODES and cache == "auto":
+  mode = MODES.get(flag_values.mode)
+  if mode and mode.computes and cache == "auto":
     named["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME")
   if flag_values.config is not None:
     config = settings.flatten(settings.plain(flag_values.config))
@@ -661,30 +629,12 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
   return next(filter(None, problems), "")
 
 
-def _is_text(text: str) -> bool:
-  """Whether an argument was UTF-8; Python keeps other bytes as surrogates."""
-  return not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def _is_of_several() -> bool:
-  """Whether this is one process of a job of several."""
-  from bert_jax.runtime import hosts
-
-  return hosts.are_several()
-
-
 def _is_news(record: logging.LogRecord) -> bool:
   """Orbax looks for metadata beside parameters that are read by themselves."""
   return "Metadata file does not exist" not in str(record.msg)
 
 
-def _leave(error: Exception, status: int = 1) -> None:
-  from bert_jax.runtime import hosts
-
-  hosts.leave(error, status)
-
-
-def _refuse(message: str, status: int = USAGE_ERROR) -> int:
+def _refuse(message: str, status: int = errors.USAGE) -> int:
   print(f"bert-jax: {message}", file=sys.stderr)
   return status
 
@@ -695,7 +645,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     print(__doc__, end="")
     sys.exit(0)
   if "--helpfull" in argv:
-    print(__doc__ + _MORE_HELP)
+    print(__doc__ + _more_help())
     print(FLAGS.module_help("bert_jax.main") or FLAGS.main_module_help())
     sys.exit(0)
   # Configs import each other as `configs.NAME`.
@@ -720,29 +670,6 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     sys.exit(_refuse(_explain(error, argv)))
 
 
-def _completion(flag_values: flags.FlagValues, shell: str) -> str:
-  from bert_jax.runtime import completion
-
-  config = flag_values.config
-  own = flag_values.flags_by_module_dict()
-  found = {
-    flag.name: flag
-    for named in own.values()
-    for flag in named
-    if flag.name in _own_flags()
-  }
-  choices = {
-    name: getattr(flag.parser, "enum_values", ())
-    for name, flag in found.items()
-  }
-  return completion.script(
-    shell,
-    sorted(found),
-    {name: values for name, values in choices.items() if values},
-    sorted(settings.flatten(settings.plain(config))) if config else [],
-  )
-
-
 def _own_flags() -> set[str]:
   """Names of the launcher's flags, without those of its libraries."""
   values = flags.FlagValues()
@@ -765,65 +692,24 @@ def _explain(error: Exception, argv: Sequence[str]) -> str:
   return " ".join(line.strip() for line in lines)
 
 
-def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
-  """The environment in which the C library asks for pages of 2 MB.
-
-  On the CPU every step allocates its activations anew. With pages of 4 kB, a
-  tenth of the processor time of a step of BERT-base goes into mapping them.
-
-  Args:
-    environ: variables of a process.
-
-  Returns:
-    A copy, with the setting added unless the user made his own.
-  """
-  tunables = [t for t in (environ.get("GLIBC_TUNABLES"),) if t]
-  if not any("glibc.malloc.hugetlb" in t for t in tunables):
-    tunables.append("glibc.malloc.hugetlb=1")
-  return dict(environ) | {"GLIBC_TUNABLES": ":".join(tunables)}
-
-
-def _on_tpu() -> bool:
-  """Whether there are a TPU and what drives it, which plans alone have, too."""
-  found = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
-  return bool(found and importlib.util.find_spec("libtpu"))
-
-
-def _on_cpu() -> bool:
-  """Whether jax will compute on the CPU; it is not asked, nor even loaded."""
-  if os.environ.get("JAX_PLATFORMS") == "cpu":
-    return True
-  return not _on_tpu() and not any(
-    importlib.util.find_spec(name)
-    for name in ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
-  )
-
-
-def _restart_with_huge_pages() -> None:
-  """Starts this program again, in its place, where huge pages would help.
-
-  The C library reads the setting only when a process begins. Nothing is done
-  on a machine with accelerators, nor for modes that compute nothing.
-  """
-  computes = any(
-    arg.lstrip("-") in (f"mode={mode}" for mode in COMPUTING_MODES)
-    for arg in sys.argv[1:]
-  )
-  environ = huge_pages(os.environ)
-  if (
-    computes
-    and _on_cpu()
-    and platform.libc_ver()[0] == "glibc"
-    and environ != dict(os.environ)
-  ):
-    # Or the new program would meet them before it can handle them.
-    signals.hold()
-    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
+def _more_help() -> str:
+  """Returns what --helpfull shows before the flags."""
+  lines = ["", "Modes and what each reads and writes:", ""]
+  for name, mode in MODES.items():
+    usage = mode.usage.replace("\n", "\n" + " " * 12)
+    lines.append(f"  {name:<8}  {usage}")
+  lines += ["", "Exit status:", ""]
+  for status, meaning in errors.MEANINGS.items():
+    text = textwrap.fill(meaning, 70, subsequent_indent=" " * 7)
+    lines.append(f"  {status:<3}  {text}")
+  return "\n".join([*lines, "", _SIGNALS_HELP])
 
 
 def run() -> None:
   """The console script."""
-  _restart_with_huge_pages()
+  asked = {arg.lstrip("-") for arg in sys.argv[1:]}
+  if any(f"mode={name}" in asked for name in MODES if MODES[name].computes):
+    machine.restart_with_huge_pages()
   streams.guard()
   try:
     signals.guard()

@@ -9,7 +9,8 @@ import statistics
 
 import matplotlib
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
 
 matplotlib.use("Agg")  # no screen
 import matplotlib.pyplot as plt
@@ -26,7 +27,7 @@ COLUMNS = {
 
 def table(run: str) -> list[str]:
   """The evaluations of a run, as lines of Markdown."""
-  record, rows = run_log.read_run(run), run_log.read_metrics(run)
+  record, rows = runs.read_run(run), metrics_log.read_metrics(run)
   model, data = record["config"]["model"], record["config"]["data"]
   rate = [r["train/steps_per_sec"] for r in rows if "train/steps_per_sec" in r]
   every = record["config"]["train"]["log_every_steps"]
@@ -63,7 +64,7 @@ def main() -> None:
   args = parser.parse_args()
   figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
   for i, run in enumerate(args.runs):
-    rows = run_log.read_metrics(run)
+    rows = metrics_log.read_metrics(run)
     label = os.path.basename(os.path.normpath(run))
     color = f"C{i}"
     for key, alpha, name in (

@@ -15,7 +15,8 @@ import pytest
 from bert_jax import weights
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import checksums
+from bert_jax.runtime import runs
 from bert_jax.training import evaluate
 from bert_jax.training import session
 from bert_jax.training import train
@@ -275,7 +276,7 @@ def test_what_is_not_damaged_is_read(reader, check):
 def read_unchecked(step):
   """The parameters, whatever they are; None where Orbax finds the damage."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(checkpoint, "_damage", lambda *args: "")
+    patch.setattr(checksums, "find_damage", lambda *args: "")
     try:
       return flat(checkpoint.read_params(str(step)))
     except checkpoint.CheckpointError:
@@ -397,7 +398,7 @@ def make_old(step):
 
 def test_a_step_of_before_there_were_checksums_is_read(check, caplog):
   caplog.set_level("INFO", "bert_jax")
-  checkpoint._tell_of_old.cache_clear()
+  checksums._tell_of_old.cache_clear()
   for reader in ("predict", "predict", "evaluate"):
     assert check(make_old, reader)
   assert caplog.text.count("predates checksums") == 1
@@ -409,9 +410,7 @@ def test_a_step_that_may_have_had_checksums_is_refused(check):
   def note(step):
     make_old(step)
     workdir = str(step.parents[1])
-    run_log.write_run(
-      workdir, run_log.read_run(workdir) | {"checksums_since": STEP}
-    )
+    runs.write_run(workdir, runs.read_run(workdir) | {"checksums_since": STEP})
 
   def lose(step):
     make_old(step)
@@ -423,12 +422,12 @@ def test_a_step_that_may_have_had_checksums_is_refused(check):
 
 def test_a_run_goes_on_noting_since_when_it_has_checksums(tmp_path):
   workdir = str(tmp_path)
-  run_log.write_run(workdir, {"config": {}, "data_hash": ""})
+  runs.write_run(workdir, {"config": {}, "data_hash": ""})
   for start in (4, 6):
-    run_log.write_run(
+    runs.write_run(
       workdir, {"config": {}, "data_hash": "", "checksums_since": start + 1}
     )
-    assert run_log.read_run(workdir)["checksums_since"] == 5
+    assert runs.read_run(workdir)["checksums_since"] == 5
 
 
 # --- converted weights --------------------------------------------------------
@@ -480,6 +479,6 @@ def numbers(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32"])
 def test_the_host_and_the_devices_compute_the_same_checksum(dtype):
   x = np.asarray(jax.numpy.asarray(numbers("float32"), dtype))
-  assert checkpoint.sums(x=x, y=x[:0]) == checkpoint.sums(
+  assert checksums.sums(x=x, y=x[:0]) == checksums.sums(
     x=jax.device_put(x), y=jax.device_put(x[:0])
   )

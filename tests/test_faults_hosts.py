@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from bert_jax.runtime import hosts
+from bert_jax.runtime import peers
 from tests.support import fault_runs
 from tests.support import host_processes
 
@@ -29,7 +29,7 @@ SETTINGS = {
 }
 # A process that was killed is found at once, unless the other one is not yet,
 # or no longer, connected to it.
-MOST_SECS = hosts.HEARTBEAT_SECS + 60
+MOST_SECS = peers.HEARTBEAT_SECS + 60
 
 
 def wait_until_connected(jobs):

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from bert_jax.runtime import signals
-from bert_jax.sweeps import sweep
+from bert_jax.sweeps import running
 from tests.support import corpora
 from tests.support import fault_runs
 from tests.support import host_processes
@@ -273,7 +273,7 @@ def test_a_sweep_that_is_told_to_stop_has_its_trials_save(
   strike_with(number)(process)
   status = process.wait(fault_runs.LIFE_SECS)
   assert_told_once(status, (tmp_path / "said").read_text(), (75,))
-  events = [e["event"] for e in sweep.Journal(str(tmp_path / "runs")).read()]
+  events = [e["event"] for e in running.Journal(str(tmp_path / "runs")).read()]
   assert "failed" not in events and events[-1] == "preempted"
   if not early:
     for workdir in workdirs:
@@ -290,7 +290,7 @@ def test_a_sweep_whose_main_process_is_killed_waits_for_its_trials(
   command, workdirs = sweep_of(tmp_path, prepared)
   process = fault_runs.start(command, tmp_path / "said")
   if early:
-    while len(sweep.Journal(str(tmp_path / "runs")).read()) < 2:
+    while len(running.Journal(str(tmp_path / "runs")).read()) < 2:
       assert process.poll() is None
       time.sleep(0.01)
   else:
@@ -300,7 +300,7 @@ def test_a_sweep_whose_main_process_is_killed_waits_for_its_trials(
   status, said = fault_runs.run(command)
   assert status == 0, said
   assert "which runs already as process" in said
-  events = sweep.Journal(str(tmp_path / "runs")).read()
+  events = running.Journal(str(tmp_path / "runs")).read()
   assert "failed" not in [e["event"] for e in events]
   adopted = [e["trial"] for e in events if e.get("adopted")]
   assert adopted if early else sorted(adopted) == ["seed=0", "seed=1"]

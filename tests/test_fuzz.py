@@ -45,7 +45,9 @@ from bert_jax.models import heads
 from bert_jax.models import params as param_trees
 from bert_jax.prediction import predict
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
@@ -781,31 +783,31 @@ def _restore(folder):
 
 def _make_run(folder):
   config = base.get_config()
-  run = run_log.describe(config, "0" * 64, jax.devices())
-  run_log.write_run(str(folder), run)
-  run_log.write_run(str(folder), run)
+  run = runs.describe(config, "0" * 64, jax.devices())
+  runs.write_run(str(folder), run)
+  runs.write_run(str(folder), run)
 
 
 def _read_run(folder):
-  config = run_log.read_run(str(folder))["config"]
+  config = runs.read_run(str(folder))["config"]
   ml_collections.ConfigDict(config, convert_dict=True)
-  run = run_log.describe(base.get_config(), "0" * 64, jax.devices())
-  run_log.check_workdir(str(folder), run)
-  run_log.write_run(str(folder), run)
+  run = runs.describe(base.get_config(), "0" * 64, jax.devices())
+  resume.check_workdir(str(folder), run)
+  runs.write_run(str(folder), run)
 
 
 def _make_metrics(folder):
-  log = run_log.MetricsLog(str(folder), 0, tensorboard=False)
+  log = metrics_log.MetricsLog(str(folder), 0, tensorboard=False)
   for step in range(4):
     log.write(step, {"train/loss": 1.5, "eval/loss": float("nan")})
   log.close()
 
 
 def _read_metrics(folder):
-  log = run_log.MetricsLog(str(folder), 2, tensorboard=False)
+  log = metrics_log.MetricsLog(str(folder), 2, tensorboard=False)
   log.has(2, "eval/")
   log.close()
-  kept = run_log.read_metrics(str(folder))  # what was broken is gone
+  kept = metrics_log.read_metrics(str(folder))  # what was broken is gone
   assert all(row["step"] <= 2 for row in kept)
 
 
@@ -814,7 +816,7 @@ READERS |= {
   "run.json": Reader(_make_run, _read_run),
   "metrics.jsonl": Reader(_make_metrics, _read_metrics),
   "metrics.jsonl alone": Reader(
-    _make_metrics, lambda folder: run_log.read_metrics(str(folder))
+    _make_metrics, lambda folder: metrics_log.read_metrics(str(folder))
   ),
 }
 

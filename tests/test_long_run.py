@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 from tests.support import host_processes
 
 NUM_STEPS = 20_000
@@ -67,7 +67,7 @@ def test_a_long_run_grows_in_nothing(tmp_path, prepared):
   assert mean(last, 2) < mean(first, 2) + 8
   assert mean(last, 3) < mean(first, 3) + 8
 
-  rows = run_log.read_metrics(str(workdir))
+  rows = metrics_log.read_metrics(str(workdir))
   assert len(rows) == NUM_STEPS // 50 + NUM_STEPS // 2_000
   assert log.stat().st_size < 600 * len(rows)
   assert {p.name for p in workdir.iterdir()} == {

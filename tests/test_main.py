@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from bert_jax import main
+from bert_jax.training import run as run_lib
 from bert_jax.training import train
 from tests.support import launching
 from tests.support.launching import DEMO
@@ -160,7 +161,7 @@ def test_predicting_needs_no_more_than_the_model(
 
 def test_divergence_returns_1(launch, capsys, monkeypatch):
   def diverge(config, workdir):
-    raise train.DivergedError("train/loss is nan at step 7; stopped.")
+    raise run_lib.DivergedError("train/loss is nan at step 7; stopped.")
 
   monkeypatch.setattr(train, "train", diverge)
   assert launch("--mode=train", DEMO, "--workdir=W") == 1
@@ -242,41 +243,25 @@ def test_the_process_exits_with_the_status(tmp_path):
   assert "Traceback" not in done.stderr
 
 
-def test_huge_pages_are_asked_for_unless_the_user_said_something():
-  asked = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-  assert main.huge_pages({"A": "b"}) == {"A": "b"} | asked
-  assert main.huge_pages(asked) == asked
-  own = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
-  assert main.huge_pages(own) == own
-  other = {"GLIBC_TUNABLES": "glibc.malloc.check=1"}
-  assert main.huge_pages(other) == {
-    "GLIBC_TUNABLES": "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
-  }
+@pytest.mark.parametrize("mode", main.MODES)
+def test_only_modes_that_compute_start_again_with_huge_pages(mode, monkeypatch):
+  class EndError(Exception):
+    pass
 
+  def end():
+    raise EndError
 
-@pytest.mark.parametrize(
-  ("mode", "platforms", "restarts"),
-  [("train", "cpu", True), ("train", "tpu", False), ("prepare", "cpu", False)],
-)
-def test_only_computing_on_the_cpu_starts_again_with_huge_pages(
-  mode, platforms, restarts, monkeypatch
-):
   started = []
-  monkeypatch.setattr(main.os, "execve", lambda *args: started.append(args))
-  # They would stay held back here, where no program takes the place of this.
-  monkeypatch.setattr(main.signals, "hold", lambda: None)
-  monkeypatch.setattr(main.platform, "libc_ver", lambda: ("glibc", "2.36"))
-  monkeypatch.setattr(main.importlib.util, "find_spec", lambda name: name)
+  monkeypatch.setattr(
+    main.machine, "restart_with_huge_pages", lambda: started.append(mode)
+  )
+  monkeypatch.setattr(main.streams, "guard", end)
+  monkeypatch.setattr(main.signals, "finish", lambda: None)
   monkeypatch.setattr(sys, "argv", ["bert-jax", f"--mode={mode}"])
-  monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "bert_jax.main"])
-  monkeypatch.setenv("JAX_PLATFORMS", platforms)
-  monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-  main._restart_with_huge_pages()
-  assert bool(started) == restarts
-  for program, arguments, environ in started:
-    assert program == sys.executable
-    assert arguments == [sys.executable, "-m", "bert_jax.main"]
-    assert environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+  with pytest.raises(EndError):
+    main.run()
+  computing = ("train", "evaluate", "predict", "doctor")
+  assert started == [mode] * (mode in computing)
 
 
 def test_convert_names_what_it_dropped(launch, finished_run, tmp_path, capsys):

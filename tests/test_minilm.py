@@ -10,7 +10,7 @@ import pytest
 from bert_jax import weights
 from bert_jax.kinds import objectives
 from bert_jax.models import config as model_config
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 from bert_jax.training import jobs
 from bert_jax.training import train
 from configs import finetune
@@ -109,7 +109,7 @@ def test_both_libraries_run_the_same_recipe(config, tmp_path):
   from experiments.minilm import reference
 
   want = train.train(config, str(tmp_path / "run"))
-  rows = run_log.read_metrics(str(tmp_path / "run"))
+  rows = metrics_log.read_metrics(str(tmp_path / "run"))
   job, _ = jobs.open_job(config, "")
   model, losses = reference.train(job)
   rows = [row for row in rows if "train/loss" in row]

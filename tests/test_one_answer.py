@@ -23,7 +23,8 @@ from bert_jax import weights
 from bert_jax.kinds import kinds
 from bert_jax.prediction import predict
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import errors
+from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.training import evaluate
 from bert_jax.training import finetuning
@@ -79,7 +80,7 @@ def launch(mode, *args):
   argv = ["bert-jax", f"--mode={mode}", *map(str, args)]
   with mock.patch.object(sys, "argv", argv):  # ml_collections reads it
     values(argv)
-    main.MODES[mode](values)
+    main.MODES[mode].run(values)
 
 
 def read_lines(path):
@@ -260,9 +261,9 @@ def check_run(folder, name):
   if name in ("span", "squad_v2"):  # half of the questions have no answer
     (path,) = pathlib.Path(workdir, "predictions").glob("*.jsonl")
     odds = [row["null_odds"] for row in read_lines(path)]
-    run = run_log.read_run(workdir)
+    run = runs.read_run(workdir)
     run["config"]["task"]["null_threshold"] = float(np.median(odds))
-    run_log.write_run(workdir, run)
+    runs.write_run(workdir, run)
     want = evaluated(config, workdir)
     answers = [answer for answer, _ in want.values()]
     assert 0 < answers.count("") < len(answers)
@@ -303,12 +304,12 @@ def test_evaluate_and_predict_give_one_answer_in_every_form(name, tmp_path):
   ):
     assert_one_answer(predicted(tmp_path, records, *other), want)
   # Rows of one sequence each.
-  run = run_log.read_run(workdir)
+  run = runs.read_run(workdir)
   run["config"]["data"]["pack"] = False
-  run_log.write_run(workdir, run)
+  runs.write_run(workdir, run)
   assert_one_answer(evaluated(config, workdir), want)
   run["config"]["data"]["pack"] = True
-  run_log.write_run(workdir, run)
+  runs.write_run(workdir, run)
   # Any step of the run.
   for step in ("newest", saved_steps.choose(workdir, "newest").step, "best"):
     flag = f"--checkpoint={step}"
@@ -396,7 +397,7 @@ def settings_of(run, config=None, given=()):
   folder = run["folder"]
   folder.mkdir(exist_ok=True)
   record = {"data_hash": "", "config": run["config"], "task": None}
-  run_log.write_run(str(folder), record)
+  runs.write_run(str(folder), record)
   found = workdirs.read_settings(str(folder / "checkpoints" / "1"))
   own = {**found.settings, "data.seq_len": found.seq_len}
   config = config or predict_config.get_config()
@@ -621,7 +622,7 @@ def workdir(tmp_path):
 
 def set_best(workdir, metric, mode="min"):
   config = {"checkpoint": {"best_metric": metric, "best_mode": mode}}
-  run_log.write_run(str(workdir), {"data_hash": "", "config": config})
+  runs.write_run(str(workdir), {"data_hash": "", "config": config})
 
 
 @pytest.mark.parametrize(
@@ -717,7 +718,7 @@ def test_all_processes_of_a_job_read_the_step_that_the_first_chose(
       checkpoint.hosts,
       "decide",
       lambda mine, judge, first=first: (
-        choice.setdefault("first", mine)
+        [choice.setdefault("first", mine)]
         if first
         else json.loads(json.dumps(judge([choice["first"], mine])))
       ),
@@ -767,7 +768,7 @@ def test_a_checkpoint_that_cannot_be_meant_is_a_usage_error(
   values(["bert-jax", *args])
   monkeypatch.setattr(main, "FLAGS", values)
   monkeypatch.chdir(tmp_path)
-  assert main.main(["bert-jax"]) == main.USAGE_ERROR
+  assert main.main(["bert-jax"]) == errors.USAGE
   assert "--checkpoint" in capsys.readouterr().err
   assert not list(tmp_path.iterdir())
 

@@ -15,7 +15,7 @@ import pytest
 from bert_jax import weights
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from tests.support import launching
@@ -57,7 +57,7 @@ def assert_same_weights(got, want):
 def rows(workdir):
   return [
     {k: v for k, v in row.items() if "_per_sec" not in k}
-    for row in run_log.read_metrics(workdir)
+    for row in metrics_log.read_metrics(workdir)
   ]
 
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -31,7 +31,7 @@ def test_the_first_run_of_the_tutorial(tmp_path):
     check=False,
   )
   assert done.returncode == 0, done.stderr[-3000:]
-  rows = run_log.read_metrics(str(tmp_path / "runs/tour/run"))
+  rows = metrics_log.read_metrics(str(tmp_path / "runs/tour/run"))
   assert rows[-1]["step"] == 40
   (line,) = [x for x in done.stdout.splitlines() if x.startswith("{")]
   (mask,) = json.loads(line)["masks"]

@@ -24,6 +24,7 @@ import zlib
 from etils import epath
 import sentencex
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
 
 FORMATS = ("sentences", "paragraphs", "jsonl", "tfds")
@@ -45,7 +46,7 @@ _HASH_BYTES = 1 << 20  # read at a time
 _BLANK_LINES = {"sentences": 1, "paragraphs": 2}
 
 
-class CorpusError(ValueError):
+class CorpusError(errors.UserError):
   """The text cannot be read; the message says where and what to change."""
 
 

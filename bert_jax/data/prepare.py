@@ -6,11 +6,10 @@ bytes are the same for any number of workers, after a kill, and under Beam. A
 shard appears whole or not at all, and a finished shard is not made again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import contextlib
 import os
 import re
-import tempfile
 import time
 from typing import Any
 
@@ -26,6 +25,7 @@ from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.runtime import files
+from bert_jax.runtime import locks
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
 
@@ -48,7 +48,7 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
     manifests.read_manifest(folder)  # says how to make it where it is missing
   inputs = inputs_lib.Inputs(config.prepare, patterns)
   files.make_folder(folder)
-  with _lock(folder):
+  with locks.lock(folder, "--output"):
     _remove_leftovers(folder)
     start = time.monotonic()
     if patterns:
@@ -75,21 +75,6 @@ def check_settings(config: Config) -> None:
   for good, key, value, need in wanted:
     if not good:
       raise ValueError(f"{key}={value!r}; it must be {need}")
-
-
-@contextlib.contextmanager
-def _lock(folder: str) -> Iterator[None]:
-  """Refuses a second preparation of the same folder at the same time."""
-  with files.open_lock(os.path.join(folder, ".lock")) as f:
-    try:
-      files.take_lock(f, secs=0)
-    except OSError as error:
-      raise records.DataError(
-        f"{folder} is being prepared by another process; wait for it"
-      ) from error
-    # Better now than after an hour of reading.
-    tempfile.TemporaryFile(dir=folder).close()
-    yield
 
 
 def _remove_leftovers(folder: str) -> None:

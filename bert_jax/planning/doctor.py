@@ -24,11 +24,13 @@ from rich import markup
 
 from bert_jax.planning import memory
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import locks
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.runtime.chips import GIB
 from bert_jax.runtime.settings import Config
-from bert_jax.sweeps import sweep
+from bert_jax.sweeps import costs
 from bert_jax.training import checks
 from bert_jax.training import jobs
 from bert_jax.training import session
@@ -283,7 +285,7 @@ def _nearest_folder(path: str) -> str:
 @contextlib.contextmanager
 def _workdir_lock(workdir: str) -> Iterator[None]:
   if os.path.exists(os.path.join(workdir, ".lock")):
-    with run_log.lock(workdir):
+    with locks.lock(workdir, "--workdir"):
       yield
   else:
     yield
@@ -292,8 +294,8 @@ def _workdir_lock(workdir: str) -> Iterator[None]:
 def _run(run: session.Session) -> str:
   if not os.path.exists(os.path.join(run.workdir, "run.json")):
     return f"a new one, of {run.total_steps} steps"
-  started = run_log.read_run(run.workdir).get("started")
-  other = run_log.other_code(run.workdir, run.run)
+  started = runs.read_run(run.workdir).get("started")
+  other = resume.other_code(run.workdir, run.run)
   return f"goes on with that of {started}" + (f"; {other}" if other else "")
 
 
@@ -369,7 +371,7 @@ def _plan(arguments: list[str], topology: str) -> str:
   """Makes a plan in a process of its own, which is a TPU's as jax sees it."""
   if not importlib.util.find_spec("libtpu"):
     raise _SkippedError("the extra `tpu` is not installed (`make tpu`)")
-  plan = sweep.make_plan([*arguments, f"--topology={topology}"])
+  plan = costs.make_plan([*arguments, f"--topology={topology}"])
   return (
     f"{plan['hbm_bytes_per_device'] / GIB:.2f} of "
     f"{plan['hbm_available_bytes'] / GIB:.2f} GiB a device of {topology}, "

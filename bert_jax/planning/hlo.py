@@ -25,6 +25,8 @@ import math
 import re
 import sys
 
+from bert_jax.runtime import errors
+
 COLLECTIVES = (
   "all-reduce",
   "all-gather",
@@ -101,7 +103,7 @@ _PART_RULES = tuple(
 )
 
 
-class HloError(ValueError):
+class HloError(errors.UserError):
   """The text is not that of a compiled program."""
 
 

@@ -33,7 +33,7 @@ from bert_jax.planning import search as batch_search
 from bert_jax.planning import slices
 from bert_jax.planning import traffic
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
 from bert_jax.training import members
@@ -145,7 +145,7 @@ def _head(program: session.Program, where: slices.Slices) -> dict[str, Any]:
   """What the plan is for."""
   config = program.config
   names = ("jax", "jaxlib", "libtpu", "flax", "optax")
-  revision, dirty = run_log.commit()
+  revision, dirty = runs.commit()
   return {
     "topology": where.topology.name,
     "num_slices": where.num_slices,
@@ -311,5 +311,5 @@ def run(
   print(report.report(plan))
   sys.stdout.flush()
   if output:
-    files.write_text(output, run_log.to_json(plan, indent=2) + "\n")
+    files.write_text(output, files.to_json(plan, indent=2) + "\n")
   return FITS if plan["fits"] else OUT_OF_MEMORY

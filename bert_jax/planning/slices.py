@@ -9,10 +9,11 @@ from jax.experimental import topologies
 
 from bert_jax.planning import costs
 from bert_jax.runtime import chips
+from bert_jax.runtime import errors
 from bert_jax.runtime.settings import Config
 
 
-class PlanError(ValueError):
+class PlanError(errors.UserError):
   """There is no plan for what was asked for; says why."""
 
 

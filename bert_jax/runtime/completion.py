@@ -8,6 +8,10 @@ elsewhere.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bert_jax.runtime import settings
+from bert_jax.runtime.settings import Config
 
 SHELLS = ("bash", "zsh")
 
@@ -36,6 +40,25 @@ complete -F _bert_jax bert-jax
 # zsh reads completions of bash after this.
 _ZSH = "autoload -U +X compinit && compinit\n"
 _ZSH += "autoload -U +X bashcompinit && bashcompinit\n"
+
+
+def script_for(
+  shell: str, launcher: Mapping[str, Any], config: Config | None
+) -> str:
+  """Returns the text that a shell is to read, for some flags and a config.
+
+  Args:
+    shell: one of SHELLS.
+    launcher: name -> flag, as absl has it.
+    config: whose keys are completed; None = no keys.
+  """
+  choices = {
+    name: flag.parser.enum_values
+    for name, flag in launcher.items()
+    if hasattr(flag.parser, "enum_values")
+  }
+  keys = sorted(settings.flatten(config)) if config else []
+  return script(shell, sorted(launcher), choices, keys)
 
 
 def script(

@@ -1,57 +1,60 @@
-"""Writes whole files and folders.
+"""Writes files and folders atomically.
 
   with files.writing("evaluation.json", "w") as f:
     json.dump(values, f)
 
-A reader, or a run after a kill, finds what was there before or all that was
-written, never a part of it. The content goes to a temporary file in the folder
-of the target, which takes the target's name at the end. A symbolic link stays:
-what it stands for is replaced. A device or a FIFO is written directly.
+A reader, or a run after a kill, finds either the old content or all of the new
+content, never a part of it. The content goes to a temporary file in the folder
+of the target, which is renamed to the target at the end. A symbolic link stays,
+and its target is replaced. A device or a FIFO is written directly.
 
-The temporary name is `.NAME.RANDOM.tmp`. It cannot be guessed, so nobody can
-put a link there in advance, and its writer holds a lock on it. The lock of a
-writer that was killed is gone, by which the next writer of the same target
-recognises what it may delete.
+The temporary name is `.NAME.RANDOM.tmp`. Nobody can guess it and put a link
+there in advance. The writer holds a lock on the file. A lock ends with its
+process, so the next writer of the same target finds out which temporary files
+were left by killed writers, and deletes them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import errno
 import fcntl
-import functools
+import hashlib
 import io
 import json
+import math
 import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 import sys
-import time
 from typing import Any, cast
 
-_RANDOM_BYTES = 8  # of a temporary name
-# Of NAME in a temporary name, so that it fits where NAME itself just fits.
+from bert_jax.runtime import errors
+
+_RANDOM_BYTES = 8  # in a temporary name
+# Bytes of NAME in a temporary name, which must not be too long for the file
+# system if NAME itself is not.
 _NAME_BYTES = 64
 _MAX_LINKS = 40  # as the kernel follows
 _TRIES = 100  # names tried until one is locked
 _SCHEME = re.compile(r"(?:^|[=,\"]|tfds:)([a-zA-Z][a-zA-Z0-9+.-]*://)")
-_FD_FOLDER = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
+# The path of an open file: the process, and the number of its descriptor.
+_descriptor = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)").fullmatch
 
 
-class FilesError(ValueError):
-  """A path cannot be read or written as it was asked for."""
+class FilesError(errors.UserError):
+  """A path cannot be read or written as requested."""
 
 
 def scheme_problem(name: str, value: Any) -> str:
-  """Why a path such as gs://bucket/run cannot be used; "" for other values.
+  """Says why a path such as gs://bucket/run cannot be used; "" if it can.
 
   Args:
     name: the flag or config key that gave the path, such as "--workdir".
     value: a path, `tfds:PATH`, or text with paths in it, such as
       configs/finetune.py:task=rte,from=PATH; or a list or dict of such values.
-      What is no text is no path.
+      Values of other types are ignored.
   """
   if isinstance(value, dict | list | tuple):
     inner = value.values() if isinstance(value, dict) else value
@@ -68,11 +71,11 @@ def scheme_problem(name: str, value: Any) -> str:
 def check_readable(path: str) -> None:
   """Raises FilesError for a FIFO, device or socket.
 
-  These can be read only once, and opening one may wait for ever. A path that
-  does not exist is left to whoever opens it.
+  These can be read only once, and opening one may block forever. A path that
+  does not exist is not an error here.
 
   Args:
-    path: of a file or folder that is to be read.
+    path: a file or folder that is to be read.
   """
   try:
     mode = os.stat(path).st_mode
@@ -86,10 +89,10 @@ def check_readable(path: str) -> None:
 
 
 def check_writable(path: str) -> None:
-  """Raises FilesError where `writing` could not write, before any work is done.
+  """Raises FilesError if `writing` cannot write a path; for use before work.
 
   Args:
-    path: of a file to write.
+    path: the file to write.
   """
   target, mode = _resolve(path)
   if mode is None:
@@ -103,12 +106,12 @@ def check_writable(path: str) -> None:
 
 
 def make_folder(path: str) -> None:
-  """Makes a folder with its parents; one that exists is left as it is.
+  """Creates a folder and its parents, unless it exists.
 
-  A symbolic link to a folder that does not exist makes that folder.
+  If the path is a symbolic link to a missing folder, that folder is created.
 
   Raises:
-    FilesError: something else has that name.
+    FilesError: something else than a folder has that name.
   """
   try:
     os.makedirs(os.path.realpath(path), exist_ok=True)
@@ -123,16 +126,16 @@ def make_folder(path: str) -> None:
 def writing(
   path: str, mode: str = "wb", errors: str = "strict"
 ) -> Iterator[Any]:
-  """Yields a file object whose content `path` has when all went well.
+  """Yields a file object, whose content replaces `path` after success.
 
   Args:
-    path: of the file; see above for what is no regular file.
+    path: the file; the top of this module says what happens to others.
     mode: "wb", or "w" for text in UTF-8.
-    errors: how text that is not Unicode is encoded, as for `open`.
+    errors: how characters that UTF-8 lacks are encoded, as for `open`.
 
   Raises:
-    FilesError: it is a folder or a socket.
-    OSError: it cannot be written; the error names it.
+    FilesError: the path is a folder or a socket.
+    OSError: it cannot be written; the error names the path.
   """
   check_writable(path)
   target, there = _resolve(path)
@@ -141,7 +144,7 @@ def writing(
       descriptor = _duplicate(path, own)
     elif there is not None and not stat.S_ISREG(there):
       descriptor = _open(path, target, os.O_WRONLY)  # makes and cuts nothing
-    elif _is_descriptor(target):  # of another process: it has no other name
+    elif _descriptor(target):  # of another process, so it has no other name
       descriptor = _open(path, target, os.O_WRONLY | os.O_TRUNC)
     else:
       _, lock = stack.enter_context(_replacing(path, target, there))
@@ -163,21 +166,21 @@ def writing(
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-  """Yields a temporary path whose file becomes `path` when all went well.
+  """Yields a temporary path, whose file replaces `path` after success.
 
-  This is for writers that open their file themselves; they must not replace it
-  by another. The target must be a regular file or not exist yet.
+  This is for writers that open their file themselves. They must not replace the
+  temporary file by another one.
 
   Args:
-    path: of the file.
+    path: the target: a regular file, or a path that does not exist yet.
 
   Raises:
-    FilesError: it is something else than a regular file.
-    OSError: it cannot be written; the error names it.
+    FilesError: the target is something else than a regular file.
+    OSError: it cannot be written; the error names the path.
   """
   check_writable(path)
   target, there = _resolve(path)
-  if (there is not None and not stat.S_ISREG(there)) or _is_descriptor(target):
+  if (there is not None and not stat.S_ISREG(there)) or _descriptor(target):
     kind = _kind(there) if there is not None else "descriptor"
     raise FilesError(f"{path} is a {kind}; a regular file is needed here")
   with _replacing(path, target, there) as (temporary, _):
@@ -186,15 +189,15 @@ def replacing(path: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def whole_folder(path: str) -> Iterator[str]:
-  """Yields a temporary folder that becomes `path` when all went well.
+  """Yields a temporary folder, which is renamed to `path` after success.
 
-  Whoever may read the folder may then read its files, too.
+  Its files get the permissions of the folder.
 
   Args:
-    path: of the folder; it must not exist, or be empty. Its parents are made.
+    path: the target, which must not exist or be empty. Parents are created.
 
   Raises:
-    OSError: it cannot be written, or is there and not empty.
+    OSError: the target cannot be written, or is not empty.
   """
   target, there = _resolve(path)
   parent = os.path.dirname(target)
@@ -211,7 +214,7 @@ def whole_folder(path: str) -> Iterator[str]:
       for folder, _, names in os.walk(temporary):
         for name in names:
           with open(os.path.join(folder, name), "rb") as f:
-            os.fchmod(f.fileno(), mode)  # safetensors keeps others out
+            os.fchmod(f.fileno(), mode)  # safetensors makes private files
             os.fsync(f.fileno())
       os.replace(temporary, target)
   finally:
@@ -220,13 +223,13 @@ def whole_folder(path: str) -> Iterator[str]:
 
 
 def write_bytes(path: str, content: bytes) -> None:
-  """Writes a file of some bytes."""
+  """Writes bytes to a file, atomically."""
   with writing(path) as f:
     f.write(content)
 
 
 def write_text(path: str, text: str, errors: str = "strict") -> None:
-  """Writes a file of some text, in UTF-8."""
+  """Writes text in UTF-8 to a file, atomically."""
   with writing(path, "w", errors) as f:
     f.write(text)
 
@@ -237,8 +240,8 @@ def read_json(
   """Reads a file that is one JSON object.
 
   Args:
-    path: of the file.
-    default: what stands for a file that is not there; None: it must be there.
+    path: the file.
+    default: what to return if the file does not exist; None = raise.
 
   Raises:
     ValueError: the file is not JSON, or not an object; names the file.
@@ -256,93 +259,39 @@ def read_json(
   return value
 
 
-def open_lock(path: str) -> Any:
-  """Opens a file to be locked, for text; it is made where it is missing.
-
-  A symbolic link is not followed: the file gets the number of the process, and
-  who made the link might have meant another file to be overwritten.
-
-  Raises:
-    OSError: it cannot be opened; the error names it.
-  """
-  flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-  return open(_open(path, path, flags), "r+", encoding="utf-8")
+def file_hash(path: str) -> str:
+  """SHA-256 of a file."""
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def take_lock(file: Any, secs: float = 1.0) -> None:
-  """Locks a file for this process alone.
-
-  It waits a little, because whoever asks whether the file is locked holds a
-  lock of its own for an instant.
+def to_json(value: Any, **kwargs: Any) -> str:
+  """JSON as other programs read it: a number that is not finite is null.
 
   Args:
-    file: from `open_lock`.
-    secs: how long to wait for another holder.
-
-  Raises:
-    BlockingIOError: another process holds the lock.
-    OSError: the file system has no locks.
+    value: of dicts, lists and what `json.dumps` takes.
+    **kwargs: for `json.dumps`.
   """
-  give_up = time.monotonic() + secs
-  while True:
-    try:
-      return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      if time.monotonic() > give_up:
-        raise
-    time.sleep(0.02)
+  return json.dumps(without_nan(value), allow_nan=False, **kwargs)
 
 
-def process_name(pid: int) -> str:
-  """Names a process of this machine, as lock files do.
-
-  Processes of two containers or machines that share a file system may have the
-  same number, so the name also has the host, its boot and the PID namespace.
-
-  Args:
-    pid: its number.
-  """
-  return f"{pid} {_machine()}"
-
-
-def pid_of(name: str) -> int | None:
-  """The number of a process, if it is one that this process can signal.
-
-  Args:
-    name: from `process_name`, or what else was found in a lock file.
-
-  Returns:
-    The number; None for a process of another machine or container, and where
-    the name does not say which machine it is of.
-  """
-  pid, _, machine = name.partition(" ")
-  return int(pid) if pid.isdecimal() and machine == _machine() else None
-
-
-def describe_process(name: str) -> str:
-  """A process in words, such as "process 17 on host a"; see `pid_of`."""
-  pid, *machine = name.split()[:2] or [""]
-  if not pid.isdecimal():
-    return "a process whose number is not known"
-  return f"process {pid} on host {machine[0]}" if machine else f"process {pid}"
-
-
-@functools.cache
-def _machine() -> str:
-  boot, namespace = "-", "-"
-  with contextlib.suppress(OSError):  # no Linux
-    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as f:
-      boot = f.read().strip()
-    namespace = os.readlink("/proc/self/ns/pid")
-  return f"{socket.gethostname()} {boot} {namespace}"
+def without_nan(value: Any) -> Any:
+  """A copy in which None stands for NaN and infinity."""
+  if isinstance(value, Mapping):
+    return {k: without_nan(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [without_nan(v) for v in value]
+  is_odd = isinstance(value, float) and not math.isfinite(value)
+  return None if is_odd else value
 
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-  """Names a file in the error of a write, which itself may name none.
+  """A context that adds the name of a file to an error of writing it.
 
   Raises:
-    OSError: also for a RuntimeError, which is what ArrayRecord's writer raises.
+    OSError: the write failed; also for a RuntimeError, as ArrayRecord's writer
+      raises.
   """
   try:
     yield
@@ -358,7 +307,7 @@ def naming(path: str) -> Iterator[None]:
 
 
 def _kind(mode: int) -> str:
-  """The name of what is no regular file."""
+  """Returns what the mode of a file says it is, in a word."""
   kinds = {
     stat.S_IFDIR: "folder",
     stat.S_IFIFO: "FIFO",
@@ -370,17 +319,17 @@ def _kind(mode: int) -> str:
 
 
 def _resolve(path: str) -> tuple[str, int | None]:
-  """Follows symbolic links, also those to what does not exist yet.
+  """Follows symbolic links, even to files that do not exist yet.
 
   Args:
-    path: as given.
+    path: as the user gave it.
 
   Returns:
-    The absolute path of the file itself, and its mode; None: it is not there.
-    What /dev/stdout stands for keeps its path below /proc.
+    The absolute path of the file itself, and its mode, or None if it does not
+    exist. The target of /dev/stdout keeps its path below /proc.
 
   Raises:
-    OSError: the links lead in a circle, or cannot be followed.
+    OSError: the links form a circle, or cannot be followed.
   """
   if not os.path.basename(path) and os.path.dirname(path):  # a slash at the end
     path = path.rstrip("/") or "/"
@@ -389,7 +338,7 @@ def _resolve(path: str) -> tuple[str, int | None]:
     for _ in range(_MAX_LINKS):
       parent, name = os.path.split(target)
       target = os.path.join(os.path.realpath(parent), name)
-      if _is_descriptor(target) or not os.path.islink(target):
+      if _descriptor(target) or not os.path.islink(target):
         break
       target = os.path.join(os.path.dirname(target), os.readlink(target))
     else:
@@ -400,26 +349,17 @@ def _resolve(path: str) -> tuple[str, int | None]:
       return target, None
 
 
-def _is_descriptor(target: str) -> bool:
-  """Whether a resolved path is that of an open file, below /proc/PID/fd."""
-  parent, name = os.path.split(target)
-  return name.isdecimal() and bool(_FD_FOLDER.fullmatch(parent))
-
-
 def _own_descriptor(target: str) -> int | None:
-  """The number of a descriptor of this process that a path stands for."""
-  parent, name = os.path.split(target)
-  found = _FD_FOLDER.fullmatch(parent)
-  if found and name.isdecimal() and int(found[1]) == os.getpid():
-    return int(name)
-  return None
+  """Returns the descriptor of this process that a path stands for, or None."""
+  found = _descriptor(target)
+  return int(found[2]) if found and int(found[1]) == os.getpid() else None
 
 
 # --- opening -----------------------------------------------------------------
 
 
 class _File(io.FileIO):
-  """A file whose failed writes name the path that the user gave."""
+  """A file whose write errors name the path that the user gave."""
 
   def __init__(self, descriptor: int, path: str):
     super().__init__(descriptor, "wb")
@@ -436,10 +376,10 @@ def _open(path: str, target: str, flags: int) -> int:
 
 
 def _duplicate(path: str, descriptor: int) -> int:
-  """Another descriptor of an open file, which goes on where that one is."""
+  """Duplicates a descriptor, which shares its position in the file."""
   for stream in (sys.stdout, sys.stderr):
     if stream is not None and not stream.closed:
-      stream.flush()  # comes before what is written now
+      stream.flush()  # what was printed before comes first
   with naming(path):
     return os.dup(descriptor)
 
@@ -452,8 +392,8 @@ def _replacing(
 
   Args:
     path: as the user gave it.
-    target: what it stands for.
-    there: the mode of the target; None: it does not exist.
+    target: the resolved path.
+    there: the mode of the target, or None if it does not exist.
 
   Yields:
     The path of the temporary file and a locked descriptor of it.
@@ -480,7 +420,7 @@ def _replacing(
 
 
 def _stem(target: str) -> str:
-  """How the temporary names of a target begin, with the dot at the end."""
+  """Returns how the temporary names of a target begin, dot included."""
   name = os.path.basename(target)
   while len(os.fsencode(name)) > _NAME_BYTES:
     name = name[:-1]
@@ -488,7 +428,7 @@ def _stem(target: str) -> str:
 
 
 def is_temporary(name: str) -> bool:
-  """Whether a file or folder is named as temporary ones are here."""
+  """Returns whether a name is that of a temporary file of this module."""
   return bool(_TEMPORARY.fullmatch(name))
 
 
@@ -498,7 +438,7 @@ _TEMPORARY = re.compile(
 
 
 def _create(target: str, make: Any) -> tuple[str, int]:
-  """Makes a temporary file or folder; returns its path and its open lock."""
+  """Creates a temporary file or folder; returns its path and its lock."""
   folder, stem = os.path.dirname(target), _stem(target)
   for _ in range(_TRIES):
     name = f"{stem}{secrets.token_hex(_RANDOM_BYTES)}.tmp"
@@ -506,28 +446,28 @@ def _create(target: str, make: Any) -> tuple[str, int]:
     lock = make(temporary, os.path.exists(target))
     if _lock(lock) and _is_still(lock, temporary):
       return temporary, lock
-    os.close(lock)  # another writer took it for abandoned, and deletes it
+    os.close(lock)  # another writer took it for abandoned and deletes it
   raise OSError(errno.EAGAIN, "temporary files vanish as they are made")
 
 
 def _make_locked_file(temporary: str, is_private: bool) -> int:
-  # What replaces a file must not be readable by more than that one.
+  # A replacement must not be readable by more users than the file it replaces.
   flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
   return os.open(temporary, flags, 0o600 if is_private else 0o666)
 
 
 def _make_locked_folder(temporary: str, is_private: bool) -> int:
-  del is_private  # what is in it has the mode that its writer chose
+  del is_private  # the writer chooses the modes of the files in it
   os.mkdir(temporary)
   return os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _lock(descriptor: int, *, must: bool = False) -> bool:
-  """Locks a file or folder; False if another process has it.
+  """Locks a file or folder; returns False if another process holds the lock.
 
   Args:
-    descriptor: that is open.
-    must: whether a file system without locks counts as locked by others.
+    descriptor: an open file or folder.
+    must: whether to return False on a file system without locks.
   """
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -539,7 +479,7 @@ def _lock(descriptor: int, *, must: bool = False) -> bool:
 
 
 def _is_still(descriptor: int, path: str) -> bool:
-  """Whether a path names what a descriptor has open."""
+  """Returns whether a path still names the file of a descriptor."""
   try:
     return os.path.samestat(os.fstat(descriptor), os.lstat(path))
   except FileNotFoundError:
@@ -547,12 +487,12 @@ def _is_still(descriptor: int, path: str) -> bool:
 
 
 def _remove_abandoned(target: str) -> None:
-  """Deletes what killed writers of a target left behind."""
+  """Deletes temporary files that killed writers of a target left."""
   folder, stem = os.path.dirname(target), _stem(target)
   try:
     names = os.listdir(folder)
   except OSError:
-    return  # it can be written all the same, or the write says why not
+    return  # if it cannot be written either, the write says why
   for name in names:
     if name.startswith(stem) and is_temporary(name):
       if len(name) == len(stem) + 2 * _RANDOM_BYTES + len(".tmp"):
@@ -560,11 +500,11 @@ def _remove_abandoned(target: str) -> None:
 
 
 def remove_abandoned(path: str) -> None:
-  """Deletes a temporary file or folder, unless its writer still lives."""
+  """Deletes a temporary file or folder, unless its writer is still alive."""
   try:
     mode = os.lstat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-      return  # not of ours
+      return  # not a file of this module
     kind = os.O_RDONLY if stat.S_ISDIR(mode) else os.O_RDWR
     flags = kind | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(path, flags)

@@ -14,6 +14,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import signals
 
 _log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ _CAUTION = 0.9
 class PreemptedError(RuntimeError):
   """The run was told to stop; what it has done is saved."""
 
-  exit_status = signals.SAVED
+  exit_status = errors.SAVED
 
 
 class Notice:

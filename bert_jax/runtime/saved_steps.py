@@ -1,10 +1,10 @@
-"""The saved steps of a run, and which of them stands for the run.
+"""Lists the saved steps of a run, and chooses the one that stands for the run.
 
-WORKDIR/checkpoints/STEP   the newest few
-WORKDIR/best/STEP          the best by a metric, where the run keeps one
+WORKDIR/checkpoints/STEP   the newest steps
+WORKDIR/best/STEP          the best step by a metric, if the run keeps one
 
-Evaluation, prediction, conversion and `init_from` all choose by `choose`, so
-that they speak of one model. Nothing here loads jax.
+Evaluation, prediction, conversion and `init_from` all use `choose`, so that
+they read the same model. This module does not import jax.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,8 @@ import os
 import re
 from typing import Any, TypeVar
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import errors
+from bert_jax.runtime import runs
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ _STEP = re.compile("0|[1-9][0-9]*")
 T = TypeVar("T")
 
 
-class StepError(ValueError):
-  """A run has no saved step, or not the one that is asked for."""
+class StepError(errors.UserError):
+  """A run has no saved step, or not the requested one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +36,10 @@ class SavedStep:
   """A step of a run that is on disk.
 
   Attributes:
-    path: its folder, absolute.
+    path: the absolute path of its folder.
     step: its number.
-    reason: why it was chosen, such as "the best by eval/loss"; where the best
-      was chosen and the newest is another step, also which that is.
+    reason: why it was chosen, such as "the best by eval/loss". If the best step
+      was chosen and is not the newest, it also names the newest.
   """
 
   path: str
@@ -57,18 +58,18 @@ def check(checkpoint: str) -> None:
 
 
 def exists(workdir: str) -> bool:
-  """Whether a workdir holds any saved step."""
+  """Returns whether a workdir holds any saved step."""
   return bool(_steps(workdir, _NEWEST) or _steps(workdir, _BEST))
 
 
 def newest_common(workdirs: Sequence[str]) -> int | None:
-  """The newest step that each of some runs can go on from; None = none."""
+  """Returns the newest step that all of some runs have, or None."""
   found = [set(_steps(workdir, _NEWEST)) for workdir in workdirs]
   return max(set.intersection(*found), default=None) if found else None
 
 
 def run_of(path: str) -> str | None:
-  """The workdir that a path to a step lies in; None if it is no such path."""
+  """Returns the workdir of a path to a step; None for any other path."""
   parent, name = os.path.split(os.path.abspath(path))
   workdir, folder = os.path.split(parent)
   if not name.isdecimal() or folder not in (_NEWEST, _BEST):
@@ -77,11 +78,7 @@ def run_of(path: str) -> str | None:
 
 
 def refuse_step(workdir: str) -> None:
-  """Raises StepError if a workdir is a path to a step of a run.
-
-  Args:
-    workdir: of --workdir.
-  """
+  """Raises StepError if the value of --workdir is a path to a step."""
   if run := run_of(workdir):
     step = os.path.basename(os.path.abspath(workdir))
     raise StepError(
@@ -94,12 +91,12 @@ def choose(workdir: str, checkpoint: str = "") -> SavedStep:
   """Chooses the step that stands for a run.
 
   Args:
-    workdir: of the run, which may still be training.
-    checkpoint: "best", "newest" or the number of a step; "" = the best where
+    workdir: the folder of the run, which may still be training.
+    checkpoint: "best", "newest" or the number of a step; "" = the best step if
       the run keeps one, else the newest.
 
   Raises:
-    StepError: there is no such step; lists those that there are.
+    StepError: there is no such step; the message lists the saved steps.
   """
   check(checkpoint)
   newest, best = _steps(workdir, _NEWEST), _steps(workdir, _BEST)
@@ -139,15 +136,15 @@ def choose(workdir: str, checkpoint: str = "") -> SavedStep:
 def read(
   workdir: str, checkpoint: str, read_step: Callable[[str], T]
 ) -> tuple[SavedStep, T]:
-  """Chooses a step and reads it, of a run that may still be training.
+  """Chooses and reads a step of a run that may still be training.
 
   The run removes steps as it saves newer ones. If the chosen step is gone
-  before it has been read, the choice is made once more.
+  before it has been read, another one is chosen, once.
 
   Args:
-    workdir: of the run.
+    workdir: the folder of the run.
     checkpoint: as for `choose`.
-    read_step: reads the folder of a step, and raises ValueError if it cannot.
+    read_step: reads the folder of a step, and raises ValueError on failure.
 
   Returns:
     The step that was read, and what `read_step` returned for it.
@@ -173,9 +170,9 @@ def _saved(workdir: str, folder: str, step: int, reason: str) -> SavedStep:
 
 
 def steps_in(folder: str) -> list[int]:
-  """The steps that a folder of checkpoints holds, in order; [] if none.
+  """Returns the steps in a folder of checkpoints, in ascending order.
 
-  Only a step that is completely written has a number for a name.
+  Only a step that is completely written has a number as its name.
   """
   try:
     with os.scandir(folder) as entries:
@@ -193,10 +190,10 @@ def _steps(workdir: str, folder: str) -> list[int]:
 
 
 def _best_by(workdir: str) -> tuple[str | None, str]:
-  """What the run calls the best: metric ("" = no best is kept) and mode."""
+  """Returns the metric ("" = keep no best step) and the mode of a run."""
   if not os.path.exists(os.path.join(workdir, "run.json")):
     return None, "min"
-  settings = run_log.read_run(workdir)["config"].get("checkpoint")
+  settings = runs.read_run(workdir)["config"].get("checkpoint")
   if not isinstance(settings, dict):
     return None, "min"
   return settings.get("best_metric"), settings.get("best_mode", "min")
@@ -205,10 +202,10 @@ def _best_by(workdir: str) -> tuple[str | None, str]:
 def _best_of(
   workdir: str, steps: list[int], metric: str | None, mode: str
 ) -> int:
-  """The best of several steps, which a killed run may have left.
+  """Returns the best of several steps, which a killed run may have left.
 
-  Where the values of the metric cannot be read, the last step counts as best:
-  a step is saved there only if it is better than those before.
+  If the values of the metric cannot be read, the last step counts as the best,
+  because a step is saved there only if it is better than those before it.
   """
   values: dict[int, float] = {}
   for step in steps:

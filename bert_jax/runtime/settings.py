@@ -784,13 +784,8 @@ def check_names(config: Config) -> None:
 
 def unknown(name: str) -> str:
   """Returns a message about a key that does not exist, with the one meant."""
-  group, _, leaf = name.rpartition(".")
-  named = [key.rpartition(".")[2] for key in KEYS]
-  near = difflib.get_close_matches(leaf, named, n=len(KEYS))
-  meant = [KEYS[k] for word in near for k in KEYS if k.split(".")[-1] == word]
-  # A key of the same group comes first.
-  meant.sort(key=lambda key: key.name.rpartition(".")[0] != group)
-  guess = f". Did you mean {meant[0].explain()}" if meant else "."
+  near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.7)
+  guess = f". Did you mean {KEYS[near[0]].explain()}" if near else "."
   return f"there is no such key{guess} All keys are in docs/config.md"
 
 

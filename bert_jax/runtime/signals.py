@@ -23,9 +23,9 @@ from types import FrameType
 from types import TracebackType
 from typing import Any, NoReturn
 
+from bert_jax.runtime import errors
+
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-SAVED = 75  # exit status: told to stop; the same command goes on from a save
-INTERRUPTED = 130  # exit status: told to stop, and there was nothing to save
 
 # How long an interrupted process may take to tidy up.
 _GRACE_SECS = 3.0
@@ -172,7 +172,7 @@ class _Guard:
     self.interrupted = ""
     self.is_ending = False
     self.left = "nothing was saved"
-    self.status = INTERRUPTED
+    self.status = errors.INTERRUPTED
     self._reads, writes = os.pipe()
     os.set_blocking(writes, False)
     signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
@@ -216,7 +216,7 @@ class _Guard:
           is_key = number == signal.SIGINT
           if now - first > (_SAME_INTERRUPT_SECS if is_key else _SAME_SECS):
             say("told to stop again: ended at once")
-            os._exit(INTERRUPTED)
+            os._exit(errors.INTERRUPTED)
           continue
         first, name = now, signal.Signals(number).name
         listener = self.listener
@@ -251,7 +251,7 @@ def guard() -> None:
   release()
 
 
-def leaves(left: str, status: int = INTERRUPTED) -> None:
+def leaves(left: str, status: int = errors.INTERRUPTED) -> None:
   """Says what an interruption leaves behind.
 
   Args:

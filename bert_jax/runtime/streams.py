@@ -9,8 +9,6 @@ import sys
 # The reader of the pipe, or the terminal, is gone.
 _GONE = (errno.EPIPE, errno.EIO)
 
-BROKEN_PIPE = 141  # exit status of a program that SIGPIPE ends: 128 + 13
-
 
 class _Lasting(io.FileIO):
   """A descriptor to write to; what nobody can read any more is dropped.

@@ -1,9 +1,10 @@
-"""Has the trials of a sweep run by a cluster: SLURM, or GKE's TPU slices.
+"""Hands the trials of a sweep to a cluster: SLURM, or TPU slices of GKE.
 
-SLURM through submitit (the extra `slurm`): a job a trial, whose settings are
-submitit's. GKE through xpk (the extra `xpk`): a workload a trial. Both start a
-trial again that was preempted, by its exit status 75, and one of which another
-process was lost, by the status 69.
+SLURM is reached through submitit (the extra `slurm`), with one job per trial
+and submitit's settings; GKE through xpk (the extra `xpk`), with one workload
+per trial. Both restart a trial that was preempted (exit status 75) or lost
+another of its processes (69). Any other system can run the commands that
+`write_commands` writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,10 @@ import sys
 import time
 from typing import Any
 
+from bert_jax.runtime import errors
+from bert_jax.runtime import files
+from bert_jax.runtime import peers
+from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
 _log = logging.getLogger(__name__)
@@ -31,14 +36,10 @@ _XPK_REQUIRED = ("cluster", "tpu-type", "docker-image")
 
 
 class Training:
-  """A trial as submitit runs it: a call that a preemption may interrupt."""
+  """The function that submitit calls for a trial, and tells of preemptions."""
 
   def __init__(self, arguments: Sequence[str]):
-    """Keeps what is to be run.
-
-    Args:
-      arguments: of the launcher.
-    """
+    """Keeps the arguments of the launcher; runs nothing yet."""
     self.arguments = list(arguments)
     self._process: subprocess.Popen | None = None
 
@@ -46,10 +47,10 @@ class Training:
     """Runs the trial to its end.
 
     Raises:
-      sweep.FailedError: it failed.
+      running.FailedError: it failed.
     """
-    again = (sweep.PREEMPTED, sweep.PEER_LOST)
-    status, starts = sweep.PREEMPTED, 0
+    again = (errors.SAVED, peers.PeerError.exit_status)
+    status, starts = errors.SAVED, 0
     while status in again and starts < _MOST_RESTARTS:
       starts += 1
       # Its own group: what SLURM sends the job is for `checkpoint` alone.
@@ -62,11 +63,11 @@ class Training:
         time.sleep(_POLL_SECS)
       status = ended
     if status:
-      raise sweep.FailedError(f"status {status} of {self.arguments[-1]}")
+      raise running.FailedError(f"status {status} of {self.arguments[-1]}")
     return status
 
   def checkpoint(self) -> Any:
-    """Has the trial save, and tells submitit to queue it again."""
+    """Makes the trial save and end, and tells submitit to queue it again."""
     from submitit import helpers
 
     if self._process is not None and self._process.poll() is None:
@@ -87,17 +88,18 @@ def submit(
   """Hands the trials that are not done to SLURM.
 
   Args:
-    trials: of a sweep.
-    workdir: of the sweep, seen by all machines; submitit writes to its `slurm`.
-    settings: of submitit's update_parameters, such as slurm_partition,
-      timeout_min, nodes, slurm_gres.
-    cluster: "slurm", or "local" for processes here; None = slurm.
+    trials: all trials of a sweep.
+    workdir: the folder of the sweep, which all machines must see; submitit
+      writes to `slurm` in it.
+    settings: arguments of submitit's update_parameters, such as
+      slurm_partition, timeout_min, nodes, slurm_gres.
+    cluster: "slurm", or "local" for processes on this machine; None = slurm.
 
   Returns:
-    submitit's jobs.
+    The jobs of submitit.
 
   Raises:
-    sweep.SweepError: submitit is not there, or does not take the settings.
+    sweep.SweepError: submitit is not installed, or refuses the settings.
   """
   try:
     import submitit
@@ -116,7 +118,7 @@ def submit(
     executor.update_parameters(name=os.path.basename(workdir), **settings)
   except (NameError, TypeError, RuntimeError, ValueError) as error:
     raise sweep.SweepError(f"submitit: {error}") from error
-  journal, jobs = sweep.Journal(workdir), []
+  journal, jobs = running.Journal(workdir), []
   kind = submitit.LocalJob if cluster == "local" else submitit.SlurmJob
   queued = journal.queued()
   for one in waiting:
@@ -133,15 +135,15 @@ def submit(
 
 
 def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
-  """The command that has GKE run a trial on TPU slices.
+  """Returns the command that makes GKE run a trial on TPU slices.
 
   Args:
-    one: a trial, whose workdir all machines see.
-    settings: of `xpk workload create`: cluster, tpu-type, docker-image; also
-      project, zone, num-slices, and whichever others it takes.
+    one: a trial, whose workdir all machines must see.
+    settings: options of `xpk workload create`. cluster, tpu-type and
+      docker-image are required; project, zone, num-slices and others are not.
 
   Raises:
-    sweep.SweepError: one of the first three is missing.
+    sweep.SweepError: a required option is missing.
   """
   for name in _XPK_REQUIRED:
     if not settings.get(name):
@@ -153,7 +155,7 @@ def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
     "workload": workload_name(one.name),
     "num-slices": 1,
     "max-restarts": _MOST_RESTARTS,
-    "restart-on-exit-codes": f"{sweep.PREEMPTED},{sweep.PEER_LOST}",
+    "restart-on-exit-codes": f"{errors.SAVED},{peers.PeerError.exit_status}",
   } | dict(settings)
   return [
     "xpk", "workload", "create",
@@ -163,7 +165,7 @@ def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
 
 
 def workload_name(name: str) -> str:
-  """A name of a trial as Kubernetes takes it, different for different ones."""
+  """Returns a name that Kubernetes accepts, a different one for each trial."""
   digest = hashlib.sha256(name.encode()).hexdigest()[:6]
   plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
   plain = plain[: _WORKLOAD_CHARS - len(digest) - 3].strip("-")
@@ -174,11 +176,11 @@ def send(trials: Sequence[sweep.Trial], settings: Mapping[str, Any]) -> None:
   """Hands the trials that are not done to GKE, one workload each.
 
   Args:
-    trials: of a sweep.
+    trials: all trials of a sweep.
     settings: as for `xpk_command`.
 
   Raises:
-    sweep.SweepError: xpk is not there, or refused a workload.
+    sweep.SweepError: xpk is not installed, or refused a workload.
   """
   refused = []
   for one in trials:
@@ -197,3 +199,22 @@ def send(trials: Sequence[sweep.Trial], settings: Mapping[str, Any]) -> None:
     raise sweep.SweepError(
       f"xpk refused {len(refused)} workloads, the first: {refused[0]}"
     )
+
+
+def write_commands(trials: Sequence[sweep.Trial], path: str) -> int:
+  """Writes the commands of the trials that are not done, one per line.
+
+  Args:
+    trials: from `sweep.read_trials`.
+    path: the file to write.
+
+  Returns:
+    The number of commands.
+  """
+  lines = [
+    shlex.join(["bert-jax", *one.arguments()]) + "\n"
+    for one in trials
+    if not one.is_done()
+  ]
+  files.write_text(path, "".join(lines))
+  return len(lines)

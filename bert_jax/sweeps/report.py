@@ -1,7 +1,7 @@
-"""A report of what a sweep found: Markdown, and one HTML page with plots.
+"""Reports the results of a sweep: in Markdown, and as an HTML page with plots.
 
-Everything comes from results.jsonl and trials.json (results.py). Runs that
-differ by their seed alone are one line of a table.
+All numbers come from results.jsonl and trials.json (results.py). Runs that
+differ only in their seed are one line of the table.
 """
 
 import base64
@@ -29,8 +29,8 @@ from bert_jax.runtime import files
 from bert_jax.sweeps import results
 from bert_jax.sweeps import sweep
 
-# By BERT-base: of a development set where the paper has that, else of the test
-# set; arXiv 1810.04805v2.
+# Scores of BERT-base (arXiv 1810.04805v2), of the development set if the paper
+# has that, else of the test set.
 PAPER = {
   "mnli": ("accuracy", 84.4, "dev, table 5"),
   "qnli": ("accuracy", 88.4, "dev, table 5"),
@@ -45,21 +45,22 @@ PAPER = {
 }
 _RESAMPLES = 9_999
 _LEVEL = 0.95
-# Settings that the runs of one line differ by.
+# Settings in which the runs of one line may differ.
 _OF_A_RUN = ("seed",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """Runs that differ by their seed alone.
+  """Runs that differ only in their seed: a line of the table.
 
   Attributes:
-    task: its name.
-    settings: (name, value) of what differs between lines, in one order for all.
-    metric: name of the metric that counts.
-    values: of it, in per cent, a run each.
-    degenerate: runs that are no better than always the same answer.
-    rows: of results.jsonl.
+    task: the name of the task.
+    settings: (name, value) of the settings that differ between lines, in the
+      same order for all lines.
+    metric: the name of the main metric.
+    values: the metric of each run, in per cent.
+    degenerate: how many runs are no better than a constant answer.
+    rows: the rows of results.jsonl.
   """
 
   task: str
@@ -71,26 +72,34 @@ class Line:
 
   @property
   def median(self) -> float:
-    """Of the runs."""
+    """The median of the main metric over the runs."""
     return statistics.median(self.values)
 
   @property
   def label(self) -> str:
-    """The settings in a word."""
+    """The settings in one text."""
     return ", ".join(f"{k}={v}" for k, v in self.settings if v) or "all"
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
-  """Groups the rows of results.jsonl.
+  """Groups the rows of results.jsonl to lines of the table.
 
-  Of a trial that was run at several commits, the newest run counts.
+  If a trial was run at several commits, only its newest run counts.
+
+  Raises:
+    results.ResultsError: a run lacks the main metric of its task.
   """
   groups: dict[tuple[str, str], dict[Any, Mapping]] = {}
   for row in rows:
     settings = {k: v for k, v in row["settings"].items() if k not in _OF_A_RUN}
     key = (row["task"], json.dumps(settings, sort_keys=True))
     groups.setdefault(key, {})[row["seed"]] = row
-  all_settings = _differing([_facts(json.loads(text)) for _, text in groups])
+  all_settings = _differing(
+    [
+      sweep.facts_of(settings.pop("config", ""), settings)
+      for settings in (json.loads(text) for _, text in groups)
+    ]
+  )
   found = []
   for ((task, _), runs), differing in zip(
     groups.items(), all_settings, strict=True
@@ -112,14 +121,8 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
   return sorted(found, key=lambda line: (line.task, line.label))
 
 
-def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Settings of a row, with the arguments of its config one by one."""
-  others = {k: v for k, v in settings.items() if k != "config"}
-  return sweep.facts_of(settings.get("config", ""), others)
-
-
 def _metric(task: str, metrics: Mapping[str, float]) -> tuple[str, float]:
-  """The metric that counts, and what makes per cent of it."""
+  """Returns the main metric of a task, and its factor to per cent."""
   if task in tasks.TASKS:
     known = tasks.TASKS[task]
     return known.main_metric, 1.0 if known.kind == "span" else 100.0
@@ -140,7 +143,10 @@ def _is_degenerate(row: Mapping[str, Any], value: float) -> bool:
 def _differing(
   settings: Sequence[Mapping[str, Any]],
 ) -> list[tuple[tuple[str, str], ...]]:
-  """What is not the same in all, but the task; "" stands for what one lacks."""
+  """Returns (name, value) of the settings that differ, without the task.
+
+  A setting that a line lacks has the value "".
+  """
   keys = sorted({key for one in settings for key in one} - {"task"})
   found = {key: [one.get(key, "") for one in settings] for key in keys}
   found = {
@@ -160,7 +166,7 @@ def _differing(
 
 
 def _without_common_folder(paths: list[str]) -> tuple[str, list[str]]:
-  """Of relative paths that share one, their folder and what follows it."""
+  """Splits relative paths into the folder that all share, if any, and rest."""
   folders = {os.path.dirname(path) for path in paths}
   if len(folders) > 1 or not all(folders):
     return "", paths
@@ -168,14 +174,14 @@ def _without_common_folder(paths: list[str]) -> tuple[str, list[str]]:
 
 
 def interval(values: Sequence[float], offset: float) -> tuple[float, float]:
-  """Bootstrap interval (95 %) of the mean of some runs minus a number.
+  """Returns the 95 % bootstrap interval of the mean of runs minus a number.
 
   Args:
-    values: of two runs or more.
-    offset: the number, taken as known exactly.
+    values: the metric of two runs or more.
+    offset: the number, taken as exact.
 
   Returns:
-    Its ends; NaN where a run is not finite.
+    The ends of the interval; NaN if a value is NaN or infinite.
   """
   array = np.asarray(values) - offset
   if not np.isfinite(array).all():
@@ -201,7 +207,7 @@ HEADINGS = (
 
 
 def cells(line: Line, is_best: bool) -> dict[str, str]:
-  """A row of the table, by its headings."""
+  """Returns a row of the table, by its headings."""
   values = line.values
   spread = "-"
   if len(values) > 1:
@@ -231,9 +237,7 @@ def cells(line: Line, is_best: bool) -> dict[str, str]:
 
 
 def _difference(line: Line) -> str:
-  if line.task not in PAPER:
-    return "-"
-  metric, number, _ = PAPER[line.task]
+  metric, number, _ = PAPER.get(line.task, ("", 0.0, ""))
   scale = _metric(line.task, {})[1]
   found = [r["metrics"].get(f"eval/{metric}") for r in line.rows]
   values = [v * scale for v in found if v is not None]
@@ -254,27 +258,25 @@ def _papers(task: str) -> str:
 
 
 def missing(folder: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Names of trials that were planned and have no result."""
+  """Returns the names of trials that were planned and have no result."""
   there = {row["trial"] for row in rows}
   planned = results.read_planned(folder)["trials"]
   return [t["trial"] for t in planned if t["trial"] not in there]
 
 
 def best_lines(lines: Sequence[Line]) -> set[tuple[str, str]]:
-  """(task, settings) of the highest median of each task."""
+  """Returns (task, settings) of the best median of each task."""
   best: dict[str, Line] = {}
   for line in lines:
     sign = -1.0 if line.metric == "loss" else 1.0
-    if (
-      line.task not in best
-      or sign * line.median > sign * best[line.task].median
-    ):
+    so_far = best.setdefault(line.task, line)
+    if sign * line.median > sign * so_far.median:
       best[line.task] = line
   return {(line.task, line.label) for line in best.values()}
 
 
 def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
-  """Learning curves of each task with their spread, as (title, PNG)."""
+  """Draws the learning curves of each task; returns (caption, PNG)."""
   import matplotlib
 
   matplotlib.use("Agg")  # no screen
@@ -284,7 +286,8 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
   for task in dict.fromkeys(line.task for line in lines):
     chosen = [line for line in lines if line.task == task]
     names = {"train/loss": "training loss"}
-    metric, scale = f"eval/{chosen[0].metric}", _scale(chosen[0])
+    _, scale = _metric(task, chosen[0].rows[0]["metrics"])
+    metric = f"eval/{chosen[0].metric}"
     points = [r["curves"].get(metric, ()) for one in chosen for r in one.rows]
     if any(len(curve) > 1 for curve in points):
       names[metric] = f"{chosen[0].metric}, dev"
@@ -314,15 +317,10 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
   return plots
 
 
-def _scale(line: Line) -> float:
-  """What makes per cent of its metric."""
-  return _metric(line.task, line.rows[0]["metrics"])[1]
-
-
 def _draw(
   axes, points: Sequence[Sequence | None], label: str, scale: float
 ) -> None:
-  """A line of runs: the median at every step, and what they span."""
+  """Draws the median of runs at every step, and their range."""
   curves = [np.asarray(c, float) * (1.0, scale) for c in points if c]
   if not curves:
     return
@@ -336,11 +334,11 @@ def _draw(
 
 _NOTE = (
   "Numbers are in per cent, of the development set. The best settings of a "
-  "task are those with the highest median there, so their own number is an "
-  "optimistic one (the first of several that are equal). A run is degenerate "
-  "if it is no better than always the same answer. The paper's numbers are "
-  "BERT-base's; in brackets a bootstrap interval (95 %) of the difference of "
-  "the mean, the paper's number taken as exact."
+  "task are those with the highest median there, so that this number is "
+  "optimistic; of equal ones the first is chosen. A run is degenerate if it is "
+  "no better than a constant answer. The paper's numbers are those of "
+  "BERT-base. Brackets hold a 95 % bootstrap interval of the difference of the "
+  "mean from the paper's number, which is taken as exact."
 )
 _STYLE = (
   "body{font:15px/1.5 sans-serif;max-width:88em;margin:2em auto;padding:0 1em}"
@@ -357,11 +355,11 @@ def report(folder: str, output: str) -> list[str]:
   """Writes OUTPUT/report.md and report.html, and prints the table.
 
   Args:
-    folder: with results.jsonl and, of a sweep, trials.json.
-    output: folder to write to.
+    folder: the folder with results.jsonl and trials.json.
+    output: the folder to write to.
 
   Returns:
-    The paths written.
+    The paths of both files.
 
   Raises:
     results.ResultsError: there are no results, or they are damaged.
@@ -373,41 +371,32 @@ def report(folder: str, output: str) -> list[str]:
   best = best_lines(lines)
   table = [cells(line, (line.task, line.label) in best) for line in lines]
   lost, planned = missing(folder, rows), results.read_planned(folder)
-  commits = sorted(
-    {
-      str(commit)[:10] + ("+" if r["dirty"] else "")
-      for r in rows
-      for commit in r["commits"]
-    }
-  )
+  commits = {
+    str(commit)[:10] + ("+" if r["dirty"] else "")
+    for r in rows
+    for commit in r["commits"]
+  }
   facts = (
     f"{len(rows)} runs of {len(planned['trials']) or len(rows)}; commits "
-    f"{', '.join(commits)} (+: with changes)."
+    f"{', '.join(sorted(commits))} (+: with changes)."
   )
+  page = (facts, table, lost, planned["command"])
   title = os.path.basename(os.path.abspath(folder))
   files.make_folder(output)
-  texts = {
-    "report.md": _markdown(title, facts, table, lost, planned["command"]),
-    "report.html": _html(
-      title, facts, table, lost, planned["command"], _plots(lines)
-    ),
-  }
-  paths = []
-  for name, text in texts.items():
-    path = os.path.join(output, name)
-    files.write_text(path, text)
-    paths.append(path)
-  _print(table, facts, lost, planned["command"])
+  paths = [os.path.join(output, f"report.{end}") for end in ("md", "html")]
+  files.write_text(paths[0], _markdown(title, *page))
+  files.write_text(paths[1], _html(title, *page, _plots(lines)))
+  _print(*page)
   return paths
 
 
-# What Markdown would take for markup. An underscore within a word and a bracket
-# that begins no link are none.
+# Characters that Markdown takes for markup; not an underscore within a word
+# or a bracket that begins no link.
 _MARKUP = re.compile(r"[\\`*|<>&#~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
 
 
 def _plain(text: str) -> str:
-  """Text on one line whose every character Markdown shows as it is."""
+  """Returns text on one line, escaped so that Markdown shows it as it is."""
   return _MARKUP.sub(r"\\\g<0>", " ".join(text.splitlines()))
 
 
@@ -465,7 +454,7 @@ def _html(title, facts, table, lost, command, plots) -> str:
   return "\n".join([*parts, "</body></html>"]) + "\n"
 
 
-def _print(table, facts, lost, command) -> None:
+def _print(facts, table, lost, command) -> None:
   out = rich_console.Console(highlight=False)
   if not out.is_terminal:  # nothing is cut in a file or a pipe
     out = rich_console.Console(highlight=False, width=200)

@@ -1,8 +1,8 @@
-"""What finished trials found: DIR/results.jsonl, a line a run.
+"""Results of finished trials: DIR/results.jsonl, one line per run.
 
-A number enters only from a workdir whose run is finished. Lines are sorted and
-none is there twice, so that recording again changes nothing. Beside it lies
-trials.json, what the sweep was to run: a report tells from it what is missing.
+Only a finished run enters. Lines are sorted, and no run has two, so that
+recording again changes nothing. The file trials.json beside it lists the trials
+of the sweep, from which a report tells which are missing.
 """
 
 import collections
@@ -12,37 +12,31 @@ import itertools
 import json
 import math
 import os
+import shlex
 from typing import Any
 
 import numpy as np
 
 from bert_jax import tasks
 from bert_jax.data.store import manifests
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
+from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
 
 def _is_number(value: Any) -> bool:
-  """Whether JSON is a number that a float holds; also NaN and infinity."""
+  """Returns whether a float holds the JSON value; also NaN and infinity."""
   return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
 
 
-def _is_number_or_null(value: Any) -> bool:
-  return value is None or _is_number(value)
-
-
-def _is_commit(value: Any) -> bool:
-  return value is None or manifests.is_text(value)
-
-
 def _are_numbers(value: Any) -> bool:
-  """Whether JSON is an object of numbers."""
   return isinstance(value, dict) and all(map(_is_number, value.values()))
 
 
 def _are_settings(value: Any) -> bool:
-  """Whether JSON is an object of texts, numbers and lists, with a config."""
   if not isinstance(value, dict) or not manifests.is_text(
     value.get("config", "")
   ):
@@ -54,7 +48,6 @@ def _are_settings(value: Any) -> bool:
 
 
 def _are_curves(value: Any) -> bool:
-  """Whether JSON is an object of lists of points (step, value)."""
   return isinstance(value, dict) and all(
     isinstance(curve, list)
     and all(isinstance(p, list) and len(p) == 2 for p in curve)
@@ -63,34 +56,28 @@ def _are_curves(value: Any) -> bool:
   )
 
 
-# What a line must have, with the check of its value: manifests.has_form.
-_ROW: dict[str, Any] = {
-  "id": manifests.is_text,
-  "trial": manifests.is_text,
-  "task": manifests.is_text,
-  "seed": lambda value: type(value) is int,
-  "metrics": _are_numbers,
-  "settings": _are_settings,
-  "commits": [_is_commit],
-  "dirty": lambda value: value is None or isinstance(value, bool),
-  "finished": manifests.is_text,
-  "hardware": manifests.is_text,
-  "seconds": _is_number,
-  "useful_tokens_per_sec": _is_number_or_null,
-  "most_frequent": _is_number_or_null,
-  "curves": _are_curves,
-}
-# The same in words.
-_WANTED = dict.fromkeys(_ROW, "a text") | {
-  "seed": "an integer",
-  "metrics": "an object of numbers",
-  "settings": "an object of texts, numbers and lists",
-  "commits": "a list of commits",
-  "dirty": "true, false or null",
-  "seconds": "a number",
-  "useful_tokens_per_sec": "a number or null",
-  "most_frequent": "a number or null",
-  "curves": "an object of lists of points (step, value)",
+def _or_null(form: Any) -> Any:
+  return lambda value: value is None or form(value)
+
+
+_TEXT = (manifests.is_text, "a text")
+_NUMBER_OR_NULL = (_or_null(_is_number), "a number or null")
+# The keys of a line: the form of each value (manifests.has_form) and its words.
+_ROW: dict[str, tuple[Any, str]] = {
+  "id": _TEXT,
+  "trial": _TEXT,
+  "task": _TEXT,
+  "seed": (lambda value: type(value) is int, "an integer"),
+  "metrics": (_are_numbers, "an object of numbers"),
+  "settings": (_are_settings, "an object of texts, numbers and lists"),
+  "commits": ([_or_null(manifests.is_text)], "a list of commits"),
+  "dirty": (_or_null(lambda x: isinstance(x, bool)), "true, false or null"),
+  "finished": _TEXT,
+  "hardware": _TEXT,
+  "seconds": (_is_number, "a number"),
+  "useful_tokens_per_sec": _NUMBER_OR_NULL,
+  "most_frequent": _NUMBER_OR_NULL,
+  "curves": (_are_curves, "an object of lists of points (step, value)"),
 }
 _PLANNED = {
   "command": manifests.is_text,
@@ -100,20 +87,37 @@ _CURVE_POINTS = 100  # of a curve that is kept
 _CURVES = ("train/loss", "eval/loss", "eval/mlm_loss")
 
 
-class ResultsError(ValueError):
+class ResultsError(errors.UserError):
   """The results cannot be read."""
+
+
+# How often and how fast a sweep was run is no part of its command.
+_WAYS = (
+  "--num_parallel", "--num_together", "--retry_failed", "--engine",
+  "--verbosity",
+)  # fmt: skip
+
+
+def command_of(arguments: Sequence[str]) -> str:
+  """Returns the command that runs a sweep again, failed trials included.
+
+  Args:
+    arguments: of the launcher, as it was started.
+  """
+  given = [a for a in arguments if not a.startswith(_WAYS)]
+  return shlex.join(["bert-jax", *given, "--retry_failed"])
 
 
 def record(
   trials: Sequence[sweep.Trial], workdir: str, folder: str, command: str
 ) -> int:
-  """Writes down what the finished ones of some trials found.
+  """Adds the results of finished trials to a folder.
 
   Args:
-    trials: of a sweep.
-    workdir: of the sweep.
-    folder: gets results.jsonl and trials.json.
-    command: that runs the sweep.
+    trials: all trials of a sweep.
+    workdir: the folder of the sweep.
+    folder: where results.jsonl and trials.json go.
+    command: the command that runs the sweep.
 
   Returns:
     How many lines are new.
@@ -122,13 +126,13 @@ def record(
   there = read(folder) if os.path.exists(path) else []
   rows = {row["id"]: row for row in there}
   before = len(rows)
-  secs = sweep.Journal(workdir).seconds()
+  secs = running.Journal(workdir).seconds()
   for one in trials:
     if one.is_done() and (key := _id(one)) not in rows:
       rows[key] = row_of(one, secs.get(one.name)) | {"id": key}
   files.make_folder(folder)
   lines = [
-    run_log.to_json(row, sort_keys=True) + "\n"
+    files.to_json(row, sort_keys=True) + "\n"
     for row in sorted(
       rows.values(), key=lambda r: (r["trial"], r["finished"], r["id"])
     )
@@ -147,8 +151,8 @@ def record(
 
 
 def _id(one: sweep.Trial) -> str:
-  """What identifies a run, whatever its trial is called."""
-  run = run_log.read_run(one.workdir)
+  """Returns a hash that identifies a run, whatever its trial is called."""
+  run = runs.read_run(one.workdir)
   text = json.dumps(
     [run["config"], run["data_hash"], run["commit"]], sort_keys=True
   )
@@ -156,20 +160,20 @@ def _id(one: sweep.Trial) -> str:
 
 
 def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
-  """The line of a finished trial.
+  """Returns the line of a finished trial, without its "id".
 
   Args:
     one: a trial that is done.
-    seconds: that it ran, start-up included; None = what its steps took. Of
-      what was trained together each has its share.
+    seconds: how long it ran, start-up included; None = take the time of its
+      steps. Trials that were trained together share the time.
   """
-  run = run_log.read_run(one.workdir)
-  rows = run_log.read_metrics(one.workdir)
+  run = runs.read_run(one.workdir)
+  rows = metrics_log.read_metrics(one.workdir)
   final = [r for r in rows if any(k.startswith("eval/") for k in r)][-1]
   metrics = {k: v for k, v in final.items() if k.startswith("eval/")}
   speeds = [r for r in rows if r.get("train/steps_per_sec")]
   if seconds is None:
-    seconds = run_log.train_secs(rows) / run.get("together", 1)
+    seconds = metrics_log.train_secs(rows) / run.get("together", 1)
   config, devices = run["config"], run["devices"]
   useful = [r["train/useful_tokens_per_sec"] for r in speeds]
   sessions = [*run.get("sessions", []), run]
@@ -200,7 +204,7 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
 
 
 def _curve(rows: Sequence[Mapping], name: str) -> list[list[float]]:
-  """Points (step, value), evenly chosen where they are many."""
+  """Returns points (step, value) of a metric, evenly chosen if many."""
   points = [[r["step"], r[name]] for r in rows if name in r]
   if len(points) > _CURVE_POINTS:
     chosen = np.linspace(0, len(points) - 1, _CURVE_POINTS).round().astype(int)
@@ -209,9 +213,10 @@ def _curve(rows: Sequence[Mapping], name: str) -> list[list[float]]:
 
 
 def most_frequent(one: sweep.Trial) -> float | None:
-  """The accuracy of always giving the most frequent label; None = no such.
+  """Returns the accuracy of always giving the most frequent label.
 
-  A run that is no better did not learn its task.
+  A run that is no better did not learn its task. None = the trial is not one
+  of classification.
   """
   from bert_jax.training import jobs  # loads jax
 
@@ -228,13 +233,10 @@ def most_frequent(one: sweep.Trial) -> float | None:
 
 
 def read(folder: str) -> list[dict[str, Any]]:
-  """The lines of a results.jsonl.
-
-  Args:
-    folder: that it lies in.
+  """Returns the lines of the results.jsonl of a folder.
 
   Raises:
-    ResultsError: it is missing or damaged.
+    ResultsError: the file is missing or damaged.
   """
   path = os.path.join(folder, "results.jsonl")
   rows = []
@@ -260,7 +262,7 @@ def read(folder: str) -> list[dict[str, Any]]:
 
 
 def _with_nan(row: Any) -> Any:
-  """A line of results.jsonl; metrics that are null were NaN or infinite."""
+  """Turns metrics that are null back into NaN, which JSON cannot hold."""
   metrics = row.get("metrics") if isinstance(row, dict) else None
   if not isinstance(metrics, dict):
     return row
@@ -269,19 +271,19 @@ def _with_nan(row: Any) -> Any:
 
 
 def _checked_row(row: Any) -> dict[str, Any]:
-  """A line of results.jsonl, if it has all keys and values of their kinds."""
+  """Returns a line if it has all keys of _ROW, with values of their forms."""
   if not isinstance(row, dict):
     raise ValueError("it is not a JSON object")
   if missing := sorted(_ROW.keys() - row.keys()):
     raise ValueError(f"it has no {', '.join(missing)}")
-  for key, form in _ROW.items():
+  for key, (form, wanted) in _ROW.items():
     if not manifests.has_form(row[key], form):
-      raise ValueError(f"{key} is {row[key]!r:.60}; {_WANTED[key]} was wanted")
+      raise ValueError(f"{key} is {row[key]!r:.60}; {wanted} was wanted")
   return row
 
 
 def read_planned(folder: str) -> dict[str, Any]:
-  """trials.json, or nothing planned where it is not there."""
+  """Returns the content of trials.json; no trials if there is no file."""
   path = os.path.join(folder, "trials.json")
   if not os.path.exists(path):
     return {"command": "", "trials": []}

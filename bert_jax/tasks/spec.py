@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 from typing import Any, TypeAlias
 
+from bert_jax.runtime import errors
+
 KINDS = ("classify", "regress", "tag", "span", "choice")
 
 
-class TaskError(ValueError):
+class TaskError(errors.UserError):
   """Task data cannot be used; says where and what to change."""
 
   def __init__(self, message: str):

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
 from bert_jax.tasks import features as features_lib
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
@@ -241,7 +240,7 @@ def write_files(
   for name, content in answers.items():
     if content:
       with files.writing(os.path.join(folder, name), "w") as f:
-        f.write(run_log.to_json(content, indent=4) + "\n")
+        f.write(files.to_json(content, indent=4) + "\n")
 
 
 # --- Scores of one answer ---

@@ -16,7 +16,6 @@ from typing import Any
 import zipfile
 
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
 from bert_jax.tasks import glue
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
@@ -177,7 +176,7 @@ def write_predictions(
   # Half of a surrogate pair, which JSON may hold, is in no UTF-8 file.
   with files.writing(path, "w", errors="replace") as f:
     for row in rows:
-      f.write(run_log.to_json(row, ensure_ascii=False) + "\n")
+      f.write(files.to_json(row, ensure_ascii=False) + "\n")
 
 
 def prediction_rows(

@@ -10,8 +10,9 @@ import numpy as np
 
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import files
-from bert_jax.runtime import hosts
-from bert_jax.runtime import run_log
+from bert_jax.runtime import peers
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
@@ -64,8 +65,8 @@ def evaluate(
   else:
     # What a task was trained on need not be here to score another split.
     data_hash = None if config.objective == "task" else job.data_hash
-    asked = run_log.describe(config, data_hash, list(mesh.devices.flat))
-    run_log.check_workdir(workdir, asked, free_keys=("data.pack",))
+    asked = runs.describe(config, data_hash, list(mesh.devices.flat))
+    resume.check_workdir(workdir, asked, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
   facts_of_job = job.facts | {"holds a run": not as_given}
   meeting.meet_opened(job, pretrained, mesh, facts_of_job)
@@ -75,16 +76,16 @@ def evaluate(
     wanted = _wanted_params(config, mesh, job.model, job.objective)
     step, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
   stall = config.train.get("max_stall_secs", 0)  # older runs have none
-  with jax.set_mesh(mesh), hosts.watching(stall):
+  with jax.set_mesh(mesh), peers.watching(stall):
     values = evaluator(params)
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
-    text = run_log.to_json({"step": step} | facts | values, indent=1)
+    text = files.to_json({"step": step} | facts | values, indent=1)
     files.write_text(path, text + "\n")
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")
     _log.info("wrote %s", path)
-  with jax.set_mesh(mesh), hosts.watching(stall):
+  with jax.set_mesh(mesh), peers.watching(stall):
     for path in job.write_predictions(evaluator, params, workdir):
       _log.info("wrote %s", path)
   return values
@@ -103,7 +104,7 @@ def check_workdir(workdir: str) -> None:
   checkpoint_lib.check_path(workdir)
   saved_steps.refuse_step(workdir)
   if os.path.exists(os.path.join(workdir, "run.json")):
-    run_log.refuse_converted(workdir)
+    resume.refuse_converted(workdir)
 
 
 def _holds_run(workdir: str) -> bool:
@@ -164,7 +165,7 @@ def given_params(
     )
 
   placed = jax.tree.map(place, tree, wanted, is_leaf=lambda leaf: leaf is None)
-  commit, dirty = run_log.commit()
+  commit, dirty = runs.commit()
   name = job.config.task.name or job.config.objective
   return placed, {
     "weights": source, "task": name, "commit": commit, "dirty": dirty

@@ -12,7 +12,7 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.kinds import objectives
 from bert_jax.runtime import checkpoint as checkpoint_lib
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
@@ -161,7 +161,7 @@ def open_job(
   )
   begun = bool(workdir) and is_run(workdir)
   if begun and config.init_from:
-    shape = run_log.read_run(workdir)["config"]["model"]
+    shape = runs.read_run(workdir)["config"]["model"]
     known = [key for key in settings.SHAPE_KEYS if key in shape]
     config.model.update({key: shape[key] for key in known})
   elif config.init_from:

@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from bert_jax.runtime import hosts
-from bert_jax.runtime import run_log
+from bert_jax.runtime import locks
+from bert_jax.runtime import peers
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
@@ -21,20 +23,20 @@ def lock(workdir: str) -> Iterator[None]:
   """A context in which no other job has the workdir.
 
   Raises:
-    run_log.RunError: another has it; on every host.
+    locks.LockedError: another has it; on every host.
   """
   with contextlib.ExitStack() as stack:
     refused: Exception | None = None
     if jax.process_index() == 0:
       try:
-        stack.enter_context(run_log.lock(workdir))
-      except (run_log.RunError, OSError) as error:
+        stack.enter_context(locks.lock(workdir, "--workdir"))
+      except (locks.LockedError, OSError) as error:
         refused = error
     reason = hosts.from_first(str(refused) if refused else "")
     if refused is not None:
       raise refused
     if reason:
-      raise run_log.RunError(
+      raise locks.LockedError(
         f"process 0 could not lock --workdir={workdir}: {reason}"
       )
     yield
@@ -57,13 +59,13 @@ def meet(
     hosts.DifferError: they differ, or do not share a workdir.
     OSError: process 0 cannot write to a workdir.
   """
-  if not hosts.are_several():
+  if not peers.are_several():
     return
-  commit, dirty = run_log.commit()
+  commit, dirty = runs.commit()
   may_differ = settings.names("host")
   hosts.compare(
     hosts.facts_of_process()
-    | {"mode": mode, "code": run_log.code_hash()}
+    | {"mode": mode, "code": runs.code_hash()}
     | {"commit": commit, "dirty": dirty}
     | {
       name: value
@@ -94,7 +96,7 @@ def meet_opened(
   Raises:
     hosts.DifferError: they differ.
   """
-  if not hosts.are_several():
+  if not peers.are_several():
     return
   config = settings.plain(job.config)
   hosts.compare(

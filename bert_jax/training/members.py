@@ -1,19 +1,20 @@
-"""Several models in one program: they differ in seed and learning rate.
+"""Trains several models in one program, which differ in seed and learning rate.
 
-Fine-tuning on a small task leaves most of a chip idle. K models that are
-stacked on a new axis in front fill it, in a step that is compiled once; over
-several devices they are dealt out along the mesh axis "seed". Each keeps its
-order of examples, its dropout and its workdir, and is to float tolerance what
-it is when it is trained alone.
+Fine-tuning on a small task leaves most of a chip idle. K models, stacked on a
+new first axis, fill it with a step that is compiled once. Several devices share
+the models along the mesh axis "seed". Each model keeps its order of examples,
+its dropout and its workdir, and equals the model that is trained alone up to
+rounding.
 """
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import functools
 import logging
 import math
 import os
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,31 +24,34 @@ import optax
 from bert_jax.data import batching
 from bert_jax.data import task_batches
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import errors
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
-from bert_jax.training import averages
 from bert_jax.training import init_from
+from bert_jax.training import meter as meter_lib
 from bert_jax.training import optim
+from bert_jax.training import run as run_lib
 from bert_jax.training import session
 from bert_jax.training import steps
 
 _log = logging.getLogger(__name__)
 
 
-class MembersError(ValueError):
-  """These models cannot be trained together."""
+class MembersError(errors.UserError):
+  """The given models cannot be trained together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-  """What is a model's own.
+  """One of the models: what distinguishes it from the others.
 
   Attributes:
-    workdir: of its run.
-    seed: of everything random.
-    learning_rate: the peak.
+    workdir: the folder of its run.
+    seed: the seed of everything random.
+    learning_rate: its highest learning rate.
   """
 
   workdir: str
@@ -55,167 +59,93 @@ class Member:
   learning_rate: float
 
 
-class Group(Protocol):
-  """One run or several, as the loop of training needs them."""
-
-  @property
-  def runs(self) -> Sequence[session.Session]:
-    """Its runs."""
-    ...
-
-  @property
-  def batches(self) -> batching.Batches:
-    """Of training, by step."""
-    ...
-
-  @property
-  def place(self) -> jax.sharding.NamedSharding:
-    """Where batches go."""
-    ...
-
-  def restore(
-    self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[averages.MeanLoss]]:
-    """Reads the newest step that all have, or starts; as Session.restore."""
-    ...
-
-  def train_step(self) -> Any:
-    """The jitted step: (state, device batch) -> (state, metrics)."""
-    ...
-
-  def norms(self) -> Any:
-    """A jitted function: parameters -> norm, of each run."""
-    ...
-
-  def evaluate(self, params: Any) -> list[dict[str, float]]:
-    """What an evaluation finds, of each run."""
-    ...
-
-  def split(self, state: steps.TrainState) -> Iterator[steps.TrainState]:
-    """The state of each run."""
-    ...
-
-  def parts(self, arrays: Any) -> list[Any]:
-    """What each run has of a tree of arrays on the host."""
-    ...
-
-
-class Alone:
-  """A group of one."""
-
-  def __init__(self, run: session.Session):
-    """Takes a session."""
-    self.runs = [run]
-    self.batches: batching.Batches = run.batches
-    self.place = sharding.batch_sharding(run.mesh)
-
-  def restore(
-    self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[averages.MeanLoss]]:
-    """See Group."""
-    start, state, mean_loss = self.runs[0].restore(checkpoints[0])
-    return start, state, [mean_loss]
-
-  def train_step(self) -> Any:
-    """See Group."""
-    return self.runs[0].train_step()
-
-  def norms(self) -> Any:
-    """See Group."""
-    return jax.jit(optax.tree.norm)
-
-  def evaluate(self, params: Any) -> list[dict[str, float]]:
-    """See Group."""
-    return [self.runs[0].evaluator(params)]
-
-  def split(self, state: steps.TrainState) -> Iterator[steps.TrainState]:
-    """See Group."""
-    yield state
-
-  def parts(self, arrays: Any) -> list[Any]:
-    """See Group."""
-    return [arrays]
-
-
 class Together:
-  """K runs whose arrays are stacked on axis 0."""
+  """K runs whose arrays are stacked on axis 0; has the methods of run.Run.
 
-  def __init__(self, runs: Sequence[session.Session]):
+  Attributes:
+    config: that of the first, of which the others differ in seed and learning
+      rate.
+    mesh: of devices, with the axis "seed".
+    total_steps: the last step, which is that of all.
+    batches: the batches of all, by step.
+    batch_place: their sharding on the mesh.
+    workdir: the names of all workdirs.
+    profile_folder: the workdir of the first.
+  """
+
+  def __init__(self, opened: Sequence[session.Session]):
     """Takes sessions from `open_members`."""
-    self.runs = runs
+    first = opened[0]
+    self._first = first
+    self._runs = [run_lib.Run(one) for one in opened]
+    self.config, self.mesh = first.config, first.mesh
+    self.total_steps, self.profile_folder = first.total_steps, first.workdir
+    self.workdir = ", ".join(one.workdir for one in opened)
     self.batches: batching.Batches = StackedBatches(
-      [_task_batches(run) for run in runs]
+      [_task_batches(one) for one in opened]
     )
-    mesh = runs[0].mesh
-    self.place = sharding.of_members(sharding.batch_sharding(mesh), mesh)
-    self._places = sharding.of_members(runs[0].place, mesh)
-    self._owners = _own_meshes(mesh)
-    self._takes = [
-      jax.jit(
-        lambda states, k: jax.tree.map(lambda x: x[k], states),
-        out_shardings=jax.tree.map(
-          lambda one, own=own: jax.sharding.NamedSharding(own, one.spec),
-          runs[0].place,
-        ),
-      )
-      for own in self._owners
-    ]
+    self.batch_place = sharding.of_members(first.batch_place, self.mesh)
+    self._places = sharding.of_members(first.place, self.mesh)
+    self._norms = jax.jit(jax.vmap(optax.tree.norm))
     from bert_jax.training import (
       finetuning,  # slow to import, and not always needed
     )
 
-    job: Any = runs[0].job
-    self._evaluator = finetuning.TaskEvaluator(job, mesh, len(runs))
+    job: Any = first.job
+    self._evaluator = finetuning.TaskEvaluator(job, self.mesh, len(opened))
 
-  def restore(
-    self, checkpoints: Sequence[checkpoint.Checkpoints]
-  ) -> tuple[int, steps.TrainState, list[averages.MeanLoss]]:
-    """See Group; a run that is ahead of the others goes back to their step.
+  @contextlib.contextmanager
+  def open(self) -> Iterator[None]:
+    """A context in which the runs have their workdirs for themselves."""
+    with contextlib.ExitStack() as stack:
+      for run in self._runs:
+        stack.enter_context(run.open())
+      yield
+
+  def restore(self) -> tuple[int, steps.TrainState]:
+    """Returns the newest step that all have saved, and its states.
+
+    A run that is ahead of the others goes back to their step.
 
     Raises:
       checkpoint.CheckpointError: some have begun, and there is no sound step
         that all have; nothing was removed.
     """
-    saved = [set(opened.steps()) for opened in checkpoints]
+    saved = [set(run.checkpoints.steps()) for run in self._runs]
     if not any(saved):
-      return 0, self._fresh(), [averages.MeanLoss() for _ in self.runs]
+      return 0, self._fresh()
     for step in sorted(set.intersection(*saved), reverse=True):
-      found = self._read(checkpoints, step)
-      if found is None:
+      states = [self._read(run, step) for run in self._runs]
+      if None in states:
         continue
-      for opened in checkpoints:  # what is computed again is saved again
-        opened.drop_after(step)
-      states, mean_losses = zip(*found, strict=True)
-      return step, self._stack(states), list(mean_losses)
+      for run in self._runs:  # what is computed again is saved again
+        run.checkpoints.drop_after(step)
+      return step, self._stack(states)
     have = (
       f"{run.workdir}: {', '.join(map(str, sorted(own))) or 'none'}"
-      for run, own in zip(self.runs, saved, strict=True)
+      for run, own in zip(self._runs, saved, strict=True)
     )
     raise checkpoint.CheckpointError(
       "there is no step that all members have a sound checkpoint of "
       f"({'; '.join(have)}); train those together that have one, or each alone"
     )
 
-  def _read(
-    self, checkpoints: Sequence[checkpoint.Checkpoints], step: int
-  ) -> list[tuple[steps.TrainState, averages.MeanLoss]] | None:
-    """What each run has saved of a step, on the host; None: one is damaged."""
-    states = []
-    for run, opened in zip(self.runs, checkpoints, strict=True):
-      try:
-        found, state, mean_loss = run.restore(opened, step + 1)
-      except checkpoint.CheckpointError:
-        opened.set_aside(step)
-        return None
-      if found != step:
-        opened.set_aside(step)
-        return None
-      # Of K states on the devices at once there might be no room.
-      states.append((jax.device_get(state), mean_loss))
-      del state
-    return states
+  def _read(self, run: run_lib.Run, step: int) -> steps.TrainState | None:
+    """Returns what a run saved of a step, on the host; None: it is damaged.
 
-  def _stack(self, states: Sequence[steps.TrainState]) -> steps.TrainState:
+    A damaged step is set aside.
+    """
+    found = None
+    with contextlib.suppress(checkpoint.CheckpointError):
+      found, state = run.restore(before=step + 1)
+    if found != step:
+      _log.warning("step %d of %s is damaged", step, run.workdir)
+      run.checkpoints.set_aside(step)
+      return None
+    # The devices may have no room for K separate states at once.
+    return jax.device_get(state)
+
+  def _stack(self, states: Sequence[Any]) -> steps.TrainState:
     def stack(place, *own):
       shape = (len(own), *own[0].shape)
 
@@ -227,14 +157,14 @@ class Together:
     return jax.tree.map(stack, self._places, *states)
 
   def _fresh(self) -> steps.TrainState:
-    """The states at step 0."""
-    run = self.runs[0]
-    rngs = jnp.stack([run.rngs[0] for run in self.runs])
+    """Returns the states at step 0."""
+    run = self._first
+    rngs = jnp.stack([one.session.rngs[0] for one in self._runs])
     init = jax.jit(jax.vmap(run.init_state), out_shardings=self._places)
     state = init(rngs)
     if run.imported is None:
       return state
-    count = len(self.runs)
+    count = len(self._runs)
     imported = jax.tree.map(
       lambda x: None if x is None else np.broadcast_to(x, (count, *x.shape)),
       run.imported,
@@ -242,45 +172,81 @@ class Together:
     )
     return state.replace(params=init_from.place_params(state.params, imported))
 
+  def begin(self, start: int) -> meter_lib.Meter:
+    """Writes what is known before the first step; see run.Run."""
+    step_flops = self._first.job.step_flops
+
+    def flops(batch):
+      return sum(map(step_flops, self._parts(batch)))
+
+    meter = meter_lib.Meter(
+      start, self.total_steps, self.mesh, flops, len(self._runs)
+    )
+    for run in self._runs:
+      run.begin_log(start, meter)
+    return meter
+
   def train_step(self) -> Any:
-    """See Group."""
-    run = self.runs[0]
+    """Returns the step: (states, batches) -> (states, metrics)."""
+    run = self._first
     step = jit_step(run)
-    rngs = jnp.stack([run.rngs[1] for run in self.runs])
-    rates = [run.config.optim.learning_rate for run in self.runs]
+    rngs = jnp.stack([one.session.rngs[1] for one in self._runs])
+    rates = [one.config.optim.learning_rate for one in self._runs]
     each = jax.sharding.NamedSharding(run.mesh, sharding.P(sharding.SEED_AXIS))
     rngs, rates = jax.device_put((rngs, np.array(rates, np.float32)), each)
     return lambda state, batch: step(state, batch, rngs, rates)
 
-  def norms(self) -> Any:
-    """See Group."""
-    return jax.jit(jax.vmap(optax.tree.norm))
-
   def evaluate(self, params: Any) -> list[dict[str, float]]:
-    """See Group."""
+    """Returns eval/NAME of every metric, of each run."""
     return self._evaluator.evaluate_all(params)
 
-  def split(self, state: steps.TrainState) -> Iterator[steps.TrainState]:
-    """See Group; one at a time, each a copy on the devices that have it."""
-    each = len(self.runs) // len(self._owners)
-    for owner, mesh in enumerate(self._owners):
-      with jax.set_mesh(mesh):
-        states = jax.tree.map(
-          functools.partial(_of_devices, mesh=mesh), state, self._places
-        )
-      for k in range(each):
-        with jax.set_mesh(mesh):
-          own = self._takes[owner](states, k)
-        yield own
-        del own
+  def has_evaluation(self, start: int) -> bool:
+    """Returns whether the logs of all have that of the step they began at."""
+    return all(run.has_evaluation(start) for run in self._runs)
 
-  def parts(self, arrays: Any) -> list[Any]:
-    """See Group."""
+  def report(self, step: int, rows: Sequence[dict[str, float]]) -> None:
+    """Writes and shows an evaluation of each run, unless its log has it."""
+    for run, row in zip(self._runs, rows, strict=True):
+      if not run.has_evaluation(step):
+        run.report(step, row)
 
-    def part(k):
-      return jax.tree.map(lambda x: x[k], arrays)
+  def log(self, step: int, speed: dict[str, float]) -> None:
+    """Writes the train/ metrics of each run."""
+    for run in self._runs:
+      run.log(step, speed)
 
-    return [part(k) for k in range(len(self.runs))]
+  def look(self, found: Sequence[tuple[int, Any]], params: Any) -> None:
+    """Looks at the steps since the last look; see run.Run."""
+    norms = jax.device_get(self._norms(params))
+    parts = [(step, self._parts(metrics)) for step, metrics in found]
+    for k, run in enumerate(self._runs):
+      run.check([(step, own[k]) for step, own in parts], float(norms[k]))
+
+  def save(
+    self,
+    step: int,
+    state: steps.TrainState,
+    evaluations: Sequence[dict[str, float]],
+    always: bool = True,
+  ) -> None:
+    """Saves the state of each run; see run.Run."""
+    # None is two saves ahead of another: all keep the step to go back to.
+    for run in self._runs:
+      run.checkpoints.wait()
+    for run, own, values in zip(
+      self._runs,
+      self._parts(jax.device_get(state)),
+      evaluations or [{}] * len(self._runs),
+      strict=True,
+    ):
+      run.save(step, own, values, always)
+
+  def _parts(self, arrays: Any) -> list[Any]:
+    """Returns what each run has of a tree of arrays on the host."""
+    return [
+      jax.tree.map(lambda x, k=k: np.array(x[k]), arrays)
+      for k in range(len(self._runs))
+    ]
 
 
 def jit_step(run: session.Program) -> Any:
@@ -358,34 +324,11 @@ def open_abstract(
   return StackedProgram(**stacked, one=one, num_members=num_members)
 
 
-def _own_meshes(mesh: jax.sharding.Mesh) -> list[jax.sharding.Mesh]:
-  """The parts of a mesh along "seed", without that axis."""
-  return [
-    jax.sharding.Mesh(
-      devices, mesh.axis_names[1:], axis_types=mesh.axis_types[1:]
-    )
-    for devices in mesh.devices
-  ]
-
-
-def _of_devices(
-  x: jax.Array, place: jax.sharding.NamedSharding, mesh: jax.sharding.Mesh
-) -> jax.Array:
-  """What the devices of a part of a mesh have of a stacked array; no copy."""
-  devices = set(mesh.devices.flat)
-  shards = [s.data for s in x.addressable_shards if s.device in devices]
-  return jax.make_array_from_single_device_arrays(
-    (len(shards[0]), *x.shape[1:]),
-    jax.sharding.NamedSharding(mesh, sharding.P(None, *place.spec[1:])),
-    shards,
-  )
-
-
 class StackedBatches:
-  """The batches of K runs by step: [K, B, ...] each."""
+  """The batches of K runs by step; each array is [K, B, ...]."""
 
   def __init__(self, batches: Sequence[task_batches.TaskBatches]):
-    """Takes those of each run, with rows of one length."""
+    """Takes the batches of each run, with rows of the same length."""
     self._batches = batches
 
   def __len__(self) -> int:
@@ -412,15 +355,15 @@ def open_members(
   """Opens the runs of models that are trained together.
 
   Args:
-    config: the whole configuration, but for what differs.
-    wanted: which models.
+    config: the whole configuration, without what the models differ in.
+    wanted: the models.
 
   Raises:
     ValueError: they cannot be trained together, or one of them cannot be
-      trained at all; nothing was changed.
+      trained at all. Nothing was changed.
   """
   _check(config, wanted)
-  # The weights to start from are read by a run that has not begun.
+  # Only a run that has not begun reads the weights to start from.
   by_need = sorted(wanted, key=lambda m: checkpoint.exists(m.workdir))
   size = seed_axis(config.mesh, len(wanted), jax.device_count())
   first = session.open_session(
@@ -438,14 +381,14 @@ def _config_of(config: Config, member: Member) -> Any:
 def _open(
   first: session.Session, member: Member, count: int
 ) -> session.Session:
-  """The session of one of some members, which shares what it can."""
+  """Returns the session of a member, which shares what it can with `first`."""
   config = _config_of(first.config, member)
   total = first.total_steps
   optimizer, schedule = optim.make_optimizer(config.optim, total)
   devices = list(first.mesh.devices.flat)
-  run = first.run | run_log.describe(config, first.job.data_hash, devices)
+  run = first.run | runs.describe(config, first.job.data_hash, devices)
   run["together"] = count
-  run_log.check_workdir(member.workdir, run)
+  resume.check_workdir(member.workdir, run)
   return dataclasses.replace(
     first,
     config=config,
@@ -458,15 +401,17 @@ def _open(
 
 
 def seed_axis(config: settings.Mesh, num_members: int, num_devices: int) -> int:
-  """Size of the mesh axis "seed": that of the config, or the most there can be.
+  """Returns the size of the mesh axis "seed".
+
+  It is that of the config, or, if that is 0, the largest possible one.
 
   Args:
     config: the group `mesh`.
-    num_members: K.
-    num_devices: of the mesh.
+    num_members: the number of models, K.
+    num_devices: the number of devices of the mesh.
 
   Raises:
-    MembersError: it does not divide the models.
+    MembersError: the size does not divide K.
   """
   if config.seed:
     if num_members % config.seed:

@@ -24,7 +24,7 @@ from bert_jax.models import flops
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import bars
-from bert_jax.runtime import run_log
+from bert_jax.runtime import files
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
@@ -319,7 +319,7 @@ def unigram_log_probs(folder: str, size: int) -> np.ndarray:
 
 def _data_hash(config: Config) -> str:
   """Hash of the manifest of the examples a config reads."""
-  return run_log.file_hash(
+  return files.file_hash(
     os.path.join(
       config.data.dir,
       "examples",

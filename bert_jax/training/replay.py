@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.data import batching
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
-from bert_jax.runtime import hosts
+from bert_jax.runtime import peers
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 _SHOWN = 5  # rows, and parameters, of which a line is printed
 
 
-class ReplayError(ValueError):
+class ReplayError(errors.UserError):
   """There is no such step to look into."""
 
 
@@ -65,7 +66,7 @@ def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
     )
   place = sharding.batch_sharding(run.mesh)
   stall = config.train.get("max_stall_secs", 0)  # older runs have none
-  with jax.set_mesh(run.mesh), hosts.watching(stall):
+  with jax.set_mesh(run.mesh), peers.watching(stall):
     state, batch = _state_before(run, step)
     device_batch = sharding.put_global_batch(batch, place)
     found = {

@@ -13,7 +13,8 @@ from bert_jax.data import batching
 from bert_jax.models.attention import programs
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import profiling
-from bert_jax.runtime import run_log
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
@@ -168,7 +169,10 @@ class Session(Program):
   ) -> tuple[int | None, dict[int, str]]:
     """The newest sound checkpoint, and what is wrong with newer ones."""
     wanted = self._placed()
-    return checkpoints.find_sound(wanted.params, rest_of(wanted, None))
+    found, problems = checkpoints.find_sound(
+      wanted.params, rest_of(wanted, None)
+    )
+    return found[0] if found else None, problems
 
   def _placed(self) -> steps.TrainState:
     """Shapes and shardings of the state in one tree."""
@@ -185,15 +189,16 @@ def rest_of(
   """Returns what a checkpoint keeps beside the parameters.
 
   Args:
-    state: of the training: arrays, or their shapes with shardings.
+    state: of the training: arrays of jax or numpy, or shapes with shardings.
     mean_loss: of the same run; None where `state` has shapes.
   """
-  place = state.step.sharding  # replicated
+  place = getattr(state.step, "sharding", None)  # replicated; None = of numpy
   if mean_loss is None:
     bits: Any = jax.ShapeDtypeStruct((3,), jnp.uint32, sharding=place)
   else:
-    values = mean_loss.bits()
-    bits = jax.make_array_from_callback((3,), place, lambda i: values[i])
+    values = bits = mean_loss.bits()
+    if place is not None:
+      bits = jax.make_array_from_callback((3,), place, lambda i: values[i])
   return {
     "step": state.step,
     "opt_state": state.opt_state,
@@ -329,11 +334,11 @@ def open_with_data(
   metrics = evaluator.names(program.abstract.params)
   checkpoint.check_settings(config.checkpoint, metrics)
   imported = init_from.fit_weights(job, pretrained, program.abstract.params)
-  run = run_log.describe(config, job.data_hash, list(mesh.devices.flat))
+  run = runs.describe(config, job.data_hash, list(mesh.devices.flat))
   facts = job.facts | {"total_steps": job.total_steps}
   meeting.meet_opened(job, pretrained, mesh, facts | {"metrics": metrics})
   run |= facts
-  run_log.check_workdir(workdir, run)
+  resume.check_workdir(workdir, run)
   return Session(
     **vars(program),
     workdir=workdir,

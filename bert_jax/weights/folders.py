@@ -30,7 +30,7 @@ from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint as checkpoints
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.weights import hugging_face
 from bert_jax.weights import original
@@ -184,7 +184,7 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
         "--checkpoint out"
       )
     return _read(*_find(path))
-  except (saved_steps.StepError, run_log.RunError) as error:
+  except (saved_steps.StepError, runs.RunError) as error:
     raise WeightsError(str(error)) from error
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from bert_jax.data.tokenizers import interface
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
+from bert_jax.runtime import errors
 from bert_jax.weights import task_heads
 
 # Keys of a run's config, beside the shape of the model and data.seq_len, that
@@ -22,7 +23,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-class WeightsError(ValueError):
+class WeightsError(errors.UserError):
   """Weights are missing, damaged, or do not fit."""
 
 

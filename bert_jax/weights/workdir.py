@@ -13,7 +13,7 @@ from bert_jax.models import config as model_config
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.weights import task_heads
 from bert_jax.weights.pretrained import SETTINGS
@@ -36,7 +36,7 @@ def read_settings(step: str) -> FolderSettings:
   workdir = os.path.dirname(os.path.dirname(step))
   path = os.path.join(workdir, "run.json")
   with naming(path):
-    run = run_log.read_run(workdir)
+    run = runs.read_run(workdir)
     config = run["config"]
     group = config["model"]
     family = families.get_family(group.get("family", "bert"))
@@ -90,7 +90,7 @@ def write(
     config.setdefault(group, {})[name] = value
   has_both = {"mlm", "nsp"} <= pretrained.params.keys()
   objective = "task" if kind else "mlm_nsp" if has_both else None
-  commit, dirty = run_log.commit()
+  commit, dirty = runs.commit()
   run = {
     "config": config | {"objective": objective},
     "data_hash": "",  # no examples yet
@@ -105,4 +105,4 @@ def write(
   if pretrained.tokenizer:
     pretrained.tokenizer.save(os.path.join(folder, "vocab"))
   checkpoint.write_params(folder, param_trees.nest(tensors))
-  run_log.write_run(folder, run)
+  runs.write_run(folder, run)

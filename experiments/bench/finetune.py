@@ -216,9 +216,9 @@ def main(argv=None):
     sides_lib.limit_threads(args.threads)
     make = make_ours if args.side == "ours" else make_reference
     return sides_lib.serve(*make(args))
-  from bert_jax import main as launcher
+  from bert_jax.runtime import machine
 
-  environs = {"ours": launcher.huge_pages(os.environ)}
+  environs = {"ours": machine.huge_pages(os.environ)}
   sides = {
     name: sides_lib.Side(
       __file__, name, argv, environs.get(name, dict(os.environ))

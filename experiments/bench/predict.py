@@ -260,10 +260,10 @@ def largest_differences(folder):
 
 def compare(args, argv, folder):
   """Lets the sides take turns; prints a table, returns a summary."""
-  from bert_jax import main as launcher
+  from bert_jax.runtime import machine
 
   # Ours runs in the environment that the launcher makes for itself.
-  environs = {"ours": launcher.huge_pages(os.environ)}
+  environs = {"ours": machine.huge_pages(os.environ)}
   argv = [*argv, f"--folder={folder}"]
   sides = {
     name: sides_lib.Side(

@@ -270,12 +270,12 @@ def main(argv=None):
 
 def compare(args, argv, flags, batch):
   """Lets the two sides take turns on a batch and prints what they did."""
-  from bert_jax import main as launcher
+  from bert_jax.runtime import machine
 
   # Ours runs in the environment that the launcher makes for itself.
   sides = {
     "ours": sides_lib.Side(
-      __file__, "ours", argv, launcher.huge_pages(os.environ)
+      __file__, "ours", argv, machine.huge_pages(os.environ)
     ),
     "hf": sides_lib.Side(__file__, "hf", argv, dict(os.environ)),
   }

@@ -39,7 +39,7 @@ from rich import progress
 from bert_jax.data import task_batches
 from bert_jax.models import encoder as encoders
 from bert_jax.models.attention import programs
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.tasks import scores
 from bert_jax.training import finetuning
 from bert_jax.training import jobs
@@ -327,7 +327,7 @@ def run(config, recipe, seeds, known=()):
       f"task {job.task.name} is of the kind {job.task.kind}, and the weights "
       f"are {config.init_from!r}; give a task of tags and --from=WEIGHTS"
     )
-  about = run_log.describe(job.config, job.data_hash, jax.devices())
+  about = runs.describe(job.config, job.data_hash, jax.devices())
   rows = [
     {"task": job.task.name, "seed": seed, "recipe": dataclasses.asdict(recipe)}
     | {k: about[k] for k in ("commit", "dirty", "config", "data_hash")}

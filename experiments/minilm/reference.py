@@ -27,7 +27,7 @@ import torch
 import transformers
 
 from bert_jax.data import batching
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.tasks import scores
 from bert_jax.training import jobs
@@ -206,7 +206,7 @@ def run_trial(task, seed, data):
   start = time.monotonic()
   model, _ = train(job)
   secs = time.monotonic() - start
-  commit, dirty = run_log.commit()
+  commit, dirty = runs.commit()
   return {
     "task": task, "seed": seed, "final": evaluate(job, model),
     "train_secs": secs, "total_steps": job.total_steps,

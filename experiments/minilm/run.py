@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 
 HERE = Path(__file__).parent
 WEIGHTS = "runs/minilm"
@@ -86,14 +86,14 @@ def keep(task, start, seed):
   (HERE / "runs").mkdir(exist_ok=True)
   workdir = Path("runs/finetune") / name
   run = json.loads((workdir / "run.json").read_text())
-  rows = run_log.read_metrics(str(workdir))
+  rows = metrics_log.read_metrics(str(workdir))
   final = [row for row in rows if any(k.startswith("eval/") for k in row)][-1]
   speed = [r["train/useful_tokens_per_sec"] for r in rows
            if "train/useful_tokens_per_sec" in r]  # fmt: skip
   kept = {
     "task": task, "start": start, "seed": seed, "final": final,
     "useful_tokens_per_sec": statistics.median(speed) if speed else None,
-    "train_secs": run_log.train_secs(rows),
+    "train_secs": metrics_log.train_secs(rows),
     "losses": [(r["step"], r["train/loss"]) for r in rows if "train/loss" in r],
     "run": run,
   }  # fmt: skip

@@ -14,7 +14,7 @@ import json
 import math
 from pathlib import Path
 
-from bert_jax.sweeps import sweep
+from bert_jax.sweeps import costs
 from configs import base
 
 HERE = Path(__file__).parent
@@ -514,7 +514,7 @@ def main(argv=None):
     if i >= args.max:
       break
     print(one.key, flush=True)
-    plan = sweep.make_plan([*one.arguments, f"--topology={one.topology}"])
+    plan = costs.make_plan([*one.arguments, f"--topology={one.topology}"])
     kept = ("predicted_step_secs", "predicted_mfu", "num_devices", "commit",
             "versions", "compile_secs")  # fmt: skip
     plans[one.key] = {name: plan[name] for name in kept}

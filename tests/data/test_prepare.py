@@ -23,6 +23,7 @@ from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import load
+from bert_jax.runtime import locks
 from tests.support.corpora import SPECIALS
 from tests.support.corpora import make_config
 from tests.support.corpora import make_documents
@@ -828,10 +829,10 @@ def test_another_vocabulary_for_the_same_folder_is_refused(inputs, tmp_path):
 
 
 def test_a_second_process_for_the_same_folder_is_refused(inputs):
-  with prepare._lock(inputs.data):
+  with locks.lock(inputs.data):
     refuse(
-      inputs.config(), [inputs.text], inputs.data, records.DataError,
-      "is being prepared by another process",
+      inputs.config(), [inputs.text], inputs.data, locks.LockedError,
+      "is in use by process",
     )  # fmt: skip
   prepare.prepare(inputs.config(), [inputs.text], inputs.data)
 

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from bert_jax.planning import doctor
-from bert_jax.runtime import run_log
+from bert_jax.runtime import locks
 from bert_jax.training import train
 from tests.support import launching
 
@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_is_named_and_left_where_it_is(
 def test_a_workdir_in_use_is_bad(finished_run, tmp_path, capsys):
   workdir = str(tmp_path / "run")
   shutil.copytree(finished_run.workdir, workdir)
-  with run_log.lock(workdir):
+  with locks.lock(workdir):
     assert not doctor.examine(finished_run.config, workdir)
   word, text = lines(capsys)[0]["workdir"]
   assert word == "BAD" and f"in use by process {os.getpid()}" in text

@@ -237,33 +237,6 @@ def test_checkpoints_that_are_all_damaged_are_left_where_they_are(tmp_path):
   assert steps_in(tmp_path / "checkpoints") == [1, 2]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32"])
-def test_a_sum_changes_with_any_bit_and_any_two_elements_swapped(dtype):
-  rng = np.random.default_rng(0)
-  x = jnp.asarray(rng.integers(0, 9, (5, 3, 4)), dtype)
-  (want,) = checkpoint.sums(x=x).values()
-  flat = np.asarray(x).reshape(-1)
-  for _ in range(100):
-    changed = flat.copy().view(f"uint{8 * flat.dtype.itemsize}")
-    if rng.random() < 0.5:
-      bit = int(rng.integers(8 * flat.dtype.itemsize))
-      changed[rng.integers(60)] ^= changed.dtype.type(1 << bit)
-    else:
-      i, j = rng.integers(60, size=2)
-      changed[[i, j]] = changed[[j, i]]
-    y = jnp.asarray(changed.view(flat.dtype).reshape(x.shape))
-    (got,) = checkpoint.sums(x=y).values()
-    assert (got == want) == np.array_equal(changed, flat.view(changed.dtype))
-
-
-def test_sums_are_those_of_any_mesh():
-  x = jnp.arange(64.0).reshape(8, 8)
-  place = jax.sharding.NamedSharding(
-    sharding.make_mesh(2, 2, 2), sharding.P(("data", "fsdp"), "tensor")
-  )
-  assert checkpoint.sums(x=jax.device_put(x, place)) == checkpoint.sums(x=x)
-
-
 def test_parameters_of_other_shapes_are_refused(tmp_path):
   checkpoints = open_checkpoints(tmp_path)
   save(checkpoints, 1)
@@ -287,13 +260,12 @@ def test_a_folder_without_checkpoints_says_how_to_make_one(tmp_path):
 @pytest.mark.parametrize(
   ("changed", "message"),
   [
-    ({"keep": 0}, "checkpoint.keep=0; it must be 1 or more"),
     ({"best_mode": "least"}, "best_mode='least'; use min or max"),
     ({"best_metric": "eval/f1"}, "'eval/f1' is not evaluated; use one of "),
   ],
 )
 def test_settings_that_cannot_be_are_refused(changed, message):
-  good = {"keep": 1, "best_mode": "max", "best_metric": "eval/loss"}
+  good = {"best_mode": "max", "best_metric": "eval/loss"}
   checkpoint.check_settings(types.SimpleNamespace(**good), ["eval/loss"])
   checkpoint.check_settings(
     types.SimpleNamespace(**good | {"best_metric": ""}), ["eval/loss"]
@@ -363,7 +335,8 @@ def test_what_a_killed_run_could_not_remove_is_removed(tmp_path):
   shutil.copytree(tmp_path / "best" / "4", half)
   shutil.rmtree(half / "metrics")
   checkpoints = open_checkpoints(tmp_path, keep=2)
-  assert checkpoints.find_sound(*map(abstract, state_at(0))) == (4, {})
+  found, problems = checkpoints.find_sound(*map(abstract, state_at(0)))
+  assert (found[0], problems) == (4, {})
   assert steps_in(tmp_path / "checkpoints") == [1, 2, 3, 4]  # only looked at
   assert checkpoints.restore_newest(*map(abstract, state_at(0)))[0] == 4
   assert steps_in(tmp_path / "checkpoints") == [3, 4]

@@ -16,10 +16,11 @@ import pytest
 
 from bert_jax import main
 from bert_jax import weights
-from bert_jax.data import prepare
 from bert_jax.planning import plan
 from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import locks
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
 from bert_jax.sweeps import sweep
 from configs import base
 from tests.support import launching
@@ -184,22 +185,21 @@ def test_a_link_laid_where_a_name_could_be_guessed_is_not_followed(
     for suffix in (".tmp", f".{os.getpid()}.tmp", ".1.tmp"):
       (workdir / f"{name}{suffix}").symlink_to(victim)
   run = {"config": {}, "data_hash": "", "started": "now"}
-  run_log.write_run(str(workdir), run)
+  runs.write_run(str(workdir), run)
   (workdir / "metrics.jsonl").write_text('{"step": 1}\n{"step": 9}\n')
-  run_log.MetricsLog(str(workdir), 1, tensorboard=False).close()
+  metrics_log.MetricsLog(str(workdir), 1, tensorboard=False).close()
   files.write_text(str(workdir / "evaluation.json"), "{}")
   assert victim.read_text() == "precious"
   assert (workdir / "metrics.jsonl").read_text() == '{"step": 1}\n'
-  assert run_log.read_run(str(workdir))["config"] == {}
+  assert runs.read_run(str(workdir))["config"] == {}
 
 
 def test_a_lock_that_is_a_link_is_refused_and_not_followed(tmp_path):
   victim = tmp_path / "victim"
   victim.write_text("precious")
   (tmp_path / ".lock").symlink_to(victim)
-  for lock in (run_log.lock, prepare._lock):
-    with pytest.raises(OSError, match=r"\.lock"), lock(str(tmp_path)):
-      pass
+  with pytest.raises(OSError, match=r"\.lock"), locks.lock(str(tmp_path)):
+    pass
   assert victim.read_text() == "precious"
 
 

@@ -1,28 +1,23 @@
-"""Tests of hosts.py and preemption.py: several processes, as one job."""
+"""Tests of hosts.py: several processes, as one job."""
 
-import contextlib
-import errno
-import json
 import os
 import pathlib
 import shutil
 import signal
-import socket
-import threading
 import time
-import types
 
 import jax
 import numpy as np
 import pytest
 
 from bert_jax.data import prepare
-from bert_jax.runtime import checkpoint
+from bert_jax.runtime import errors
 from bert_jax.runtime import hosts
-from bert_jax.runtime import run_log
+from bert_jax.runtime import locks
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import peers
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
-from bert_jax.runtime import watchdog
-from bert_jax.training import checks
 from bert_jax.training import meeting
 from configs import base
 from tests.support.host_processes import ROOT
@@ -105,7 +100,7 @@ def test_what_is_compared_is_all_but_what_a_host_may_have_of_its_own(
   monkeypatch, tiny_config
 ):
   found = {}
-  monkeypatch.setattr(hosts, "are_several", lambda: True)
+  monkeypatch.setattr(peers, "are_several", lambda: True)
   monkeypatch.setattr(hosts, "compare", found.update)
   monkeypatch.setattr(hosts, "check_shared", lambda *_, **__: None)
   config = tiny_config("here")
@@ -123,14 +118,12 @@ def test_what_is_compared_is_all_but_what_a_host_may_have_of_its_own(
 
 def test_the_code_is_known_by_the_content_of_its_files(monkeypatch, tmp_path):
   folder = shutil.copytree(ROOT / "bert_jax", tmp_path / "bert_jax")
-  before = run_log.code_hash()
-  monkeypatch.setattr(
-    run_log, "__file__", str(folder / "runtime" / "run_log.py")
-  )
-  assert run_log.code_hash() == before
+  before = runs.code_hash()
+  monkeypatch.setattr(runs, "__file__", str(folder / "runtime" / "runs.py"))
+  assert runs.code_hash() == before
   path = folder / "models" / "heads.py"
   path.write_text(path.read_text() + "# changed\n")
-  assert run_log.code_hash() != before
+  assert runs.code_hash() != before
 
 
 def test_one_process_agrees_with_itself():
@@ -164,292 +157,13 @@ def test_an_unshared_workdir_is_not_seen(monkeypatch, tmp_path):
     assert not hosts._is_seen(str(tmp_path / "other"), name)
 
 
-def _caused(error, cause):
-  error.__cause__ = cause
-  return error
-
-
-@pytest.mark.parametrize(
-  ("error", "wanted"),
-  [
-    (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed"), True),
-    (jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), True),
-    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
-    (hosts.PeerError("process 1 did not come"), True),
-    (hosts.DifferError("barrier"), False),
-    (checkpoint.SaveError("no checkpoint can be written"), False),
-    (
-      _caused(
-        checkpoint.SaveError("no checkpoint can be written"),
-        RuntimeError("DEADLINE_EXCEEDED: Barrier timed out"),
-      ),
-      True,
-    ),
-    (FileNotFoundError(errno.ENOENT, "none", "/data/gloo/barrier"), False),
-    (
-      _caused(
-        checkpoint.CheckpointError("step 8 is damaged"),
-        ValueError('DATA_LOSS: Error reading "/data/heartbeat ecg/run/8/d/0"'),
-      ),
-      False,
-    ),
-    (ValueError("NOT_FOUND: file:///data/heartbeat-ecg/run is empty"), False),
-    (ValueError("could not convert string to float: 'heartbeat'"), False),
-    (json.JSONDecodeError("no barrier", "", 0), False),
-    (jax.errors.JaxRuntimeError("INTERNAL: cannot open /runs/nccl/x"), False),
-    (run_log.RunError("--workdir=/runs/heartbeat is in use"), False),
-  ],
-)
-def test_errors_that_may_come_from_another_process(error, wanted):
-  assert hosts.is_of_peer(error) == wanted
-
-
-def test_an_error_that_was_hidden_on_purpose_is_not_a_lost_process():
-  try:
-    try:
-      raise RuntimeError("UNAVAILABLE: Socket closed")
-    except RuntimeError:
-      raise ValueError("the labels differ") from None
-  except ValueError as error:
-    assert not hosts.is_of_peer(error)
-
-
-def test_process_0_outlives_every_greeting(monkeypatch):
-  """Nothing that is sent to its port ends the detection of lost processes."""
-
-  class EndsError(Exception):
-    """Ends the endless loop of the test."""
-
-  rows, made = {}, []
-  create = socket.create_server
-
-  def create_server(*args, **kwargs):
-    made.append(create(*args, **kwargs))
-    return made[0]
-
-  monkeypatch.setattr(socket, "create_server", create_server)
-  monkeypatch.setattr(hosts.atexit, "register", lambda *_: None)
-  monitor = object.__new__(hosts._Monitor)
-  monitor.index, monitor.count = 0, 5
-  monitor._set, monitor.is_ending = rows.__setitem__, threading.Event()
-  ended = threading.Event()
-
-  def listen():
-    with contextlib.suppress(EndsError):
-      monitor.listen()
-    ended.set()
-
-  select = hosts.selectors.DefaultSelector.select
-
-  def limited(self, timeout=None):
-    if rows.get("stop"):
-      raise EndsError
-    return select(self, 0.05)
-
-  monkeypatch.setattr(hosts.selectors.DefaultSelector, "select", limited)
-  thread = threading.Thread(target=listen, daemon=True)
-  thread.start()
-  try:
-    wait_until(lambda: "port" in rows)
-    port, secret = rows["port"].split()
-
-    def call(*parts, close=True):
-      line = socket.create_connection(("127.0.0.1", int(port)), 5)
-      for part in parts:
-        line.sendall(part)
-        time.sleep(0.05)
-      return line.close() if close else line
-
-    known = secret.encode()
-    for text in (
-      b"", b"\n", b"\xff\n", b"GET / HTTP/1.1\r\n\r\n", b"x" * 5000,
-      known, known + b"\n", known + b" x\n", known + b" 7\n",
-      known + b" -1\n", known + b" 1bye\n", b"0" * 32 + b" 1\n",
-    ):  # fmt: skip
-      call(text)
-    call(known + b" 1\nbye\n")  # all at once
-    call(known[:7], known[7:] + b" 2", b"\nby", b"e\n")  # in pieces
-    assert not ended.is_set() and set(rows) == {"port"}
-    call(known + b" 3\n")  # and is gone
-    wait_until(lambda: "lost/3" in rows)
-    assert set(rows) == {"port", "lost/3"}
-    line = call(known + b" 4\n", close=False)
-    time.sleep(0.2)
-    assert "lost/4" not in rows
-    line.close()
-    wait_until(lambda: "lost/4" in rows)
-  finally:
-    rows["stop"] = "now"
-    thread.join(5)
-    for server in made:
-      server.close()
-  assert ended.is_set()
-
-
-def wait_until(is_so, secs=30.0):
-  """Waits until something is so."""
-  give_up = time.monotonic() + secs
-  while not is_so():
-    assert time.monotonic() < give_up
-    time.sleep(0.02)
-
-
-class _Store:
-  """The key-value store of a job, as far as it is used to find who failed."""
-
-  def __init__(self, **rows):
-    self.rows = rows
-
-  def key_value_dir_get(self, prefix):
-    return [(prefix + k, v) for k, v in self.rows.items()]
-
-
-@pytest.mark.parametrize(
-  ("rows", "wanted"),
-  [
-    (
-      {"trouble/1": {"reason": "no data", "is_own": True}, "here/2": ""},
-      "process 1 failed: no data",
-    ),
-    ({"lost/2": "", "here/1": "", "beat/2": "7"}, "process 2 was killed"),
-    (
-      {"trouble/1": {"reason": "reset", "is_own": False}},
-      "process 2 was killed",
-    ),
-    (
-      {"trouble/1": {"reason": "reset", "is_own": False}, "here/2": ""},
-      "a connection between the processes broke: reset",
-    ),
-  ],
-)
-def test_the_line_of_a_survivor_names_the_process_that_failed(rows, wanted):
-  monitor = object.__new__(hosts._Monitor)
-  monitor.index, monitor.count = 0, 3
-  texts = {
-    k: v if isinstance(v, str) else json.dumps(v) for k, v in rows.items()
-  }
-  monitor.store = _Store(**texts)
-  assert monitor.verdict("unknown").startswith(wanted)
-
-
-class _SharedStore:
-  """A store that threads share as processes do."""
-
-  def __init__(self):
-    self.rows = {}
-
-  def key_value_set(self, key, value, allow_overwrite=False):
-    assert allow_overwrite or key not in self.rows
-    self.rows[key] = value
-
-  def blocking_key_value_get(self, key, timeout_ms):
-    wait_until(lambda: key in self.rows)
-    return self.rows[key]
-
-
-@pytest.fixture
-def connected(monkeypatch):
-  """The monitors of two processes, whose connection stands; what they said."""
-  store, said = _SharedStore(), []
-  monkeypatch.setattr(hosts.atexit, "register", lambda *_: None)
-  monkeypatch.setattr(hosts, "_POLL_SECS", 0.01)
-  monkeypatch.setattr(
-    hosts._Monitor, "say_and_exit", lambda self, cause: said.append(cause)
-  )
-  monitors = []
-  for index in range(2):
-    monitor = object.__new__(hosts._Monitor)
-    monitor.index, monitor.count, monitor.store = index, 2, store
-    monitor.address, monitor.is_leaving = "127.0.0.1:1", threading.Lock()
-    monitor._line, monitor.is_ending = None, threading.Event()
-    monitors.append(monitor)
-  threading.Thread(target=monitors[0].listen, daemon=True).start()
-  holding = threading.Thread(target=monitors[1].hold, daemon=True)
-  holding.start()
-  wait_until(lambda: monitors[1]._line)
-  return types.SimpleNamespace(
-    line=monitors[1]._line, holding=holding, rows=store.rows, said=said
-  )
-
-
-def test_a_process_that_says_goodbye_has_not_failed_nor_has_0(
-  connected,
-):
-  time.sleep(0.1)  # what it says first comes by itself
-  hosts._send(connected.line, hosts._BYE)
-  connected.holding.join(30)
-  assert not connected.holding.is_alive()
-  assert not connected.said
-  assert f"{hosts._MONITORED}lost/1" not in connected.rows
-
-
-def test_a_connection_that_ends_without_goodbye_is_a_process_that_was_killed(
-  connected,
-):
-  time.sleep(0.1)
-  connected.line.shutdown(socket.SHUT_WR)  # as the system does for it
-  wait_until(lambda: f"{hosts._MONITORED}lost/1" in connected.rows)
-
-
-def test_process_0_that_ends_without_goodbye_was_killed(connected):
-  connected.line.shutdown(socket.SHUT_RD)
-  wait_until(lambda: connected.said)
-  assert connected.said[0].startswith("process 0 was killed")
-
-
 def test_statuses_of_a_job_of_several_are_those_that_are_documented():
   from bert_jax import main
-  from bert_jax.sweeps import sweep
 
-  assert hosts.PeerError.exit_status == sweep.PEER_LOST == 69
-  assert hosts.DifferError.exit_status == main.USAGE_ERROR == 2
+  assert peers.PeerError.exit_status == 69
+  assert hosts.DifferError.exit_status == errors.USAGE == 2
   assert "69 another process" in main.__doc__
   assert "| 69 |" in (ROOT / "docs/reference/modes.md").read_text()
-
-
-# --- watchdog -----------------------------------------------------------------
-
-
-def test_the_watchdog_says_what_stood_still_and_for_how_long():
-  now, said = [100.0], []
-  dog = watchdog.Watchdog(60, said.append, clock=lambda: now[0])
-  dog.note("training", 7)
-  now[0] += 59
-  assert not dog.look()
-  dog.note("saving")  # the step is still that
-  now[0] += 60
-  assert not dog.look()
-  now[0] += 1
-  assert dog.look() and len(said) == 1
-  for part in ("61 s", "saving", "step 7", "train.max_stall_secs=60"):
-    assert part in said[0]
-
-
-def test_the_watchdog_is_off_at_0_and_outside_of_its_context():
-  now, said = [0.0], []
-  with watchdog.Watchdog(0, said.append, clock=lambda: now[0]) as dog:
-    now[0] += 1e9
-    assert not dog.look() and not said
-  watchdog.note("training", 1)  # of nobody who is watched
-  assert hosts.watching(5).__enter__() is None  # one process alone
-
-
-def test_the_thread_of_the_watchdog_barks_once():
-  said = []
-  with watchdog.Watchdog(0.2, said.append):
-    give_up = time.monotonic() + 30
-    while not said and time.monotonic() < give_up:
-      time.sleep(0.02)
-  assert len(said) == 1
-
-
-def test_the_limit_of_the_watchdog_is_a_key_that_is_free_to_change(tiny_config):
-  config = tiny_config()
-  assert config.train.max_stall_secs == 1800
-  assert settings.KEYS["train.max_stall_secs"].scope == "session"
-  config.train.max_stall_secs = -1.0
-  with pytest.raises(ValueError, match="train.max_stall_secs=-1"):
-    checks.check_settings(config)
 
 
 # --- real processes -----------------------------------------------------------
@@ -457,7 +171,7 @@ def test_the_limit_of_the_watchdog_is_a_key_that_is_free_to_change(tiny_config):
 
 def assert_same_rows(found, wanted, rtol, num_steps=10**9):
   found, wanted = (
-    [r for r in run_log.read_metrics(str(x)) if r["step"] <= num_steps]
+    [r for r in metrics_log.read_metrics(str(x)) if r["step"] <= num_steps]
     for x in (found, wanted)
   )
   assert [r["step"] for r in found] == [r["step"] for r in wanted]
@@ -478,7 +192,7 @@ def test_several_processes_are_one_and_stop_and_go_on_as_one(
   wait_for_lines(several, 20, jobs)
   jobs[1].send_signal(signal.SIGTERM)
   assert finish(jobs) == [75, 75]
-  stopped = run_log.read_metrics(str(several))[-1]["step"]
+  stopped = metrics_log.read_metrics(str(several))[-1]["step"]
   assert 20 <= stopped < 120
   assert (several / "checkpoints" / str(stopped)).is_dir()
   copy = tmp_path / "copy"
@@ -511,7 +225,7 @@ def test_what_is_left_of_a_job_ends_soon_and_goes_on_in_any_shape(
   jobs[2].kill()
   begin = time.monotonic()
   statuses = finish(jobs)
-  assert time.monotonic() - begin < hosts.HEARTBEAT_SECS + 30
+  assert time.monotonic() - begin < peers.HEARTBEAT_SECS + 30
   assert statuses == [69, 69, -signal.SIGKILL, 69]
   for i in (0, 1, 3):
     assert_told(jobs[i], "because process 2 was killed")
@@ -530,7 +244,7 @@ def test_what_is_left_of_a_job_ends_soon_and_goes_on_in_any_shape(
       == [0] * (shape[0])
     )
     assert_same_rows(copy, alone, rtol=1e-5, num_steps=48)
-    assert run_log.read_metrics(str(copy))[-1]["step"] == 48
+    assert metrics_log.read_metrics(str(copy))[-1]["step"] == 48
 
 
 @pytest.mark.slow
@@ -540,7 +254,7 @@ def test_what_one_process_alone_cannot_do_ends_all_soon(tmp_path, prepared):
   jobs = start(prepared, tmp_path / "run", 2, 2, odd=odd)
   statuses = finish(jobs)
   assert statuses == [69, 2]
-  assert time.monotonic() - begin < hosts.HEARTBEAT_SECS + 60
+  assert time.monotonic() - begin < peers.HEARTBEAT_SECS + 60
   assert_told(jobs[1], "nowhere holds no prepared data")
   assert_told(jobs[0], "process 1 failed: ", "nowhere holds no prepared data")
   assert not (tmp_path / "run").exists()
@@ -694,7 +408,7 @@ def test_a_killed_process_is_named_by_the_other_within_seconds(
   wait_for_lines(tmp_path / "run", 10, jobs)
   jobs[victim].kill()
   begin = time.monotonic()
-  jobs[1 - victim].wait(hosts.HEARTBEAT_SECS)
+  jobs[1 - victim].wait(peers.HEARTBEAT_SECS)
   secs = time.monotonic() - begin
   statuses = finish(jobs)
   print(f"survivor of process {victim} left after {secs:.1f} s")
@@ -708,7 +422,7 @@ def test_a_stopped_process_is_named_by_the_other(victim, tmp_path, prepared):
   jobs = start(prepared, tmp_path / "run", 2, 2)
   wait_for_lines(tmp_path / "run", 10, jobs)
   jobs[victim].send_signal(signal.SIGSTOP)
-  jobs[1 - victim].wait(hosts.HEARTBEAT_SECS + 120)
+  jobs[1 - victim].wait(peers.HEARTBEAT_SECS + 120)
   jobs[victim].kill()
   assert finish(jobs)[1 - victim] == 69
   assert_told(jobs[1 - victim], f"process {victim} was killed, is stopped")
@@ -719,13 +433,13 @@ def test_a_stopped_process_is_named_by_the_other(victim, tmp_path, prepared):
 STILL = """
 import time
 from bert_jax import main
-from bert_jax.training import train
-before = train.Meter.count
-def count(self, batches, metrics):
-  before(self, batches, metrics)
+from bert_jax.training import meter
+before = meter.Meter.count
+def count(self, batch, metrics):
+  before(self, batch, metrics)
   if self.bar.tasks[0].completed == 3:
     time.sleep(10000)
-train.Meter.count = count
+meter.Meter.count = count
 main.run()
 """
 
@@ -745,10 +459,10 @@ def test_a_job_that_stands_still_is_ended_by_the_watchdog(tmp_path, prepared):
 # Starts the launcher, where a step fails as no one foresaw.
 ODD = """
 from bert_jax import main
-from bert_jax.training import train
-def count(self, batches, metrics):
+from bert_jax.training import meter
+def count(self, batch, metrics):
   raise KeyError("odd")
-train.Meter.count = count
+meter.Meter.count = count
 main.run()
 """
 
@@ -767,7 +481,7 @@ def test_a_process_with_an_error_of_its_own_keeps_its_status(
 def test_a_workdir_in_use_is_refused_by_all_with_the_reason(tmp_path, prepared):
   run = tmp_path / "run"
   run.mkdir()
-  with run_log.lock(str(run)):
+  with locks.lock(str(run)):
     jobs = start(prepared, run, 2, 1)
     assert finish(jobs) == [2, 2]
   for job in jobs:

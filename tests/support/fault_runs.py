@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 
 ROOT = pathlib.Path(__file__).parents[2]
 KILLS = int(os.environ.get("FAULTS_KILLS", "100"))
@@ -285,7 +285,7 @@ def rows(workdir):
   """metrics.jsonl, without what depends on the clock."""
   return [
     {k: v for k, v in row.items() if "_per_sec" not in k and k != "train/mfu"}
-    for row in run_log.read_metrics(str(workdir))
+    for row in metrics_log.read_metrics(str(workdir))
   ]
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 
 
 def read_state(workdir, step):
@@ -40,5 +40,5 @@ def rows(workdir, *, timing=False):
   """metrics.jsonl, without what depends on the clock."""
   return [
     {k: v for k, v in row.items() if timing or "_per_sec" not in k}
-    for row in run_log.read_metrics(workdir)
+    for row in metrics_log.read_metrics(workdir)
   ]

@@ -12,8 +12,11 @@ import time
 import pytest
 
 from bert_jax.sweeps import engines
+from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
+from tests.support import sweep_trials
 
+launcher = sweep_trials.launcher
 POPEN = subprocess.Popen
 XPK = {
   "cluster": "slices", "tpu-type": "v5litepod-16", "docker-image": "gcr/bert",
@@ -98,7 +101,7 @@ def test_a_trial_goes_on_until_it_is_done_or_fails(
   assert engines.Training(trials[0].arguments())() == 0
   assert path.read_text() == "xxx"
   fake_launcher(monkeypatch, "import sys; sys.exit(2)")
-  with pytest.raises(sweep.FailedError, match="status 2 of --workdir="):
+  with pytest.raises(running.FailedError, match="status 2 of --workdir="):
     engines.Training(trials[0].arguments())()
 
 
@@ -162,3 +165,12 @@ def test_submitit_runs_real_trials_on_this_machine(
   assert engines.submit(trials, workdir, {}, cluster="local") == []
   with pytest.raises(sweep.SweepError, match="submitit: .*no_such_thing"):
     engines.submit(trials, workdir, {"no_such_thing": 1}, cluster="local")
+
+
+def test_commands_are_those_of_what_is_not_done(tmp_path, launcher):
+  trials = sweep_trials.seeds(1, 2, workdir=tmp_path)
+  running.run(trials[:1], str(tmp_path), launcher=launcher)
+  path = tmp_path / "commands.txt"
+  assert engines.write_commands(trials, str(path)) == 1
+  (line,) = path.read_text().splitlines()
+  assert shlex.split(line) == ["bert-jax", *trials[1].arguments()]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bert_jax import tasks
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
 from bert_jax.sweeps import report
 from bert_jax.sweeps import results
 from tests.support import launching
@@ -34,7 +35,7 @@ def test_only_finished_runs_are_recorded_and_only_once(
   assert results.record(trials[0], workdir, folder, "the command") == 1
   before = (tmp_path / "study" / "results.jsonl").read_bytes()
   (row,) = results.read(folder)
-  run = run_log.read_run(finished_run.workdir)
+  run = runs.read_run(finished_run.workdir)
   for key in ("commit", "data_hash", "seed", "config"):
     assert row[key] == run[key]
   assert row["hardware"] == "8 x cpu" and row["task"] == "mlm_nsp"
@@ -42,7 +43,7 @@ def test_only_finished_runs_are_recorded_and_only_once(
   assert row["metrics"] == finished_run.result
   assert [step for step, _ in row["curves"]["train/loss"]] == [
     r["step"]
-    for r in run_log.read_metrics(finished_run.workdir)
+    for r in metrics_log.read_metrics(finished_run.workdir)
     if "train/loss" in r
   ]
   assert results.record(trials[0], workdir, folder, "the command") == 0
@@ -77,7 +78,7 @@ def test_curves_of_own_tasks_are_in_per_cent_too():
   row["metrics"] = {"eval/accuracy": 0.8}
   (line,) = report.lines_of([row])
   assert line.values == (80.0,)
-  assert report._scale(line) == 100.0
+  assert report._metric(line.task, row["metrics"])[1] == 100.0
 
 
 def test_settings_of_the_same_last_word_keep_their_columns():

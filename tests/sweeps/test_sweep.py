@@ -1,89 +1,22 @@
-"""Tests of sweep.py: names, what is run and what is not, failures, costs."""
+"""Tests of sweep.py: names of trials, and how far each is."""
 
-import fcntl
 import importlib.util
-import json
 import os
 import pathlib
-import re
-import shlex
-import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 
 import pytest
 
-from bert_jax.runtime import files
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
-from bert_jax.sweeps import results
+from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 from configs import base
-from configs import finetune
-from tests.support import launching
-from tests.support import small_tasks
+from tests.support import sweep_trials
+from tests.support.sweep_trials import seeds
+from tests.support.sweep_trials import trials_of_tasks
 
-ROOT = pathlib.Path(__file__).parents[2]
-launch = launching.launch
-
-# Stands for the launcher: reads what it is to do from the trial's seed, and
-# leaves what a training would leave.
-FAKE = """
-import json, os, sys, time
-args = dict(a.lstrip("-").split("=", 1) for a in sys.argv[1:])
-workdir, seed = args["workdir"], int(args["config.seed"])
-with open(os.path.join(os.path.dirname(workdir), "calls"), "a") as f:
-  f.write(f"{seed} ")
-if seed == 8:
-  time.sleep(1)
-before = os.path.exists(os.path.join(workdir, "run.json"))
-sys.path.insert(0, os.getcwd())
-from bert_jax.runtime import run_log
-from bert_jax.runtime import settings
-from configs import base
-config = base.get_config()
-config.seed = seed
-run = {"config": settings.plain(config), "data_hash": "0", "total_steps": 7}
-run_log.write_run(workdir, run)
-if seed == 3 and not before:
-  sys.exit(75)  # preempted once
-if seed == 5:
-  sys.exit("it cannot be")
-if seed == 8:
-  import signal
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-  open(os.path.join(os.path.dirname(workdir), "waits"), "w").close()
-  time.sleep(60)
-if seed in (6, 7):
-  while not os.path.exists(os.path.join(os.path.dirname(workdir), "go")):
-    time.sleep(0.02)
-  if seed == 6 and not before:
-    sys.exit("died")
-os.makedirs(os.path.join(workdir, "checkpoints", "7"))
-with open(os.path.join(workdir, "metrics.jsonl"), "w") as f:
-  f.write(json.dumps({"step": 7, "eval/loss": 1.0}) + "\\n")
-"""
-
-
-@pytest.fixture
-def launcher(tmp_path):
-  path = tmp_path / "fake.py"
-  path.write_text(FAKE)
-  return [sys.executable, str(path)]
-
-
-def seeds(*numbers, workdir):
-  config = sweep.make(
-    sweep.trial("configs/base.py", {"seed": n}) for n in numbers
-  )
-  return sweep.read_trials(config, str(workdir))
-
-
-def calls(workdir):
-  return [int(n) for n in (workdir / "calls").read_text().split()]
+ROOT = sweep_trials.ROOT
+launcher = sweep_trials.launcher
 
 
 def test_trials_are_named_by_what_differs(tmp_path):
@@ -143,328 +76,11 @@ def test_different_trials_have_different_names(tmp_path):
 
 
 def test_more_seeds_leave_the_names_of_the_others(tmp_path):
-  (one,), more = seeds(0, workdir=tmp_path), seeds(0, 1, workdir=tmp_path)
+  (one,), more = (
+    seeds(0, workdir=tmp_path),
+    seeds(0, 1, workdir=tmp_path),
+  )
   assert one.name == more[0].name == "seed=0"
-
-
-def test_every_trial_runs_once_and_failures_stay_visible(tmp_path, launcher):
-  trials = seeds(1, 2, 3, 5, 4, workdir=tmp_path)
-  with pytest.raises(sweep.FailedError, match="1 of 5 .*seed=5.*retry_failed"):
-    sweep.run(trials, str(tmp_path), 2, launcher=launcher)
-  assert sorted(calls(tmp_path)) == [1, 2, 3, 3, 4, 5]  # 3 was preempted once
-  states = [state for _, state, _ in sweep.listing(trials, str(tmp_path), str)]
-  assert states == ["done", "done", "done", "failed", "done"]
-  assert "it cannot be" in (tmp_path / "seed=5" / "log.txt").read_text()
-  # Again: nothing is left to do, and the failure is still one.
-  with pytest.raises(sweep.FailedError, match="seed=5"):
-    sweep.run(trials, str(tmp_path), launcher=launcher)
-  assert len(calls(tmp_path)) == 6
-  # A trial more, and the failed one if asked to.
-  more = seeds(1, 2, 3, 5, 4, 9, workdir=tmp_path)
-  with pytest.raises(sweep.FailedError, match="1 of 6"):
-    sweep.run(more, str(tmp_path), retry_failed=True, launcher=launcher)
-  assert calls(tmp_path)[6:] == [5, 9]
-  events = sweep.Journal(str(tmp_path)).read()
-  assert [e["event"] for e in events if e["trial"] == "seed=3"] == [
-    "started", "preempted", "started", "done",
-  ]  # fmt: skip
-  assert all(
-    secs > 0 for secs in sweep.Journal(str(tmp_path)).seconds().values()
-  )
-
-
-def start_sweep(tmp_path, launcher, *numbers, num_parallel=1):
-  """A process that runs the trials of some seeds."""
-  code = (
-    "import sys; from tests.sweeps import test_sweep; import logging, pathlib;"
-    "from bert_jax.sweeps import sweep; w = pathlib.Path(sys.argv[1]);"
-    "logging.basicConfig(level=logging.INFO, force=True);"
-    f"sweep.run(test_sweep.seeds(*{numbers}, workdir=w), str(w),"
-    f" {num_parallel}, launcher=sys.argv[2:])"
-  )
-  return subprocess.Popen(
-    [sys.executable, "-c", code, str(tmp_path), *launcher],
-    cwd=ROOT,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
-
-
-def wait_until_it_waits(process):
-  """Until the sweep says that a trial runs already."""
-  while "runs already as process" not in (line := process.stderr.readline()):
-    assert line
-
-
-def killed_sweep(tmp_path, launcher, *numbers):
-  """Starts a sweep whose trials all run, and kills its main process."""
-  process = start_sweep(tmp_path, launcher, *numbers, num_parallel=9)
-  path = tmp_path / "calls"
-  while not path.exists() or len(calls(tmp_path)) < len(numbers):
-    time.sleep(0.02)
-    assert process.poll() is None
-  process.kill()
-  process.communicate()
-
-
-def test_trials_of_a_killed_sweep_are_waited_for(tmp_path, launcher):
-  """They have not even locked their workdirs when it is killed."""
-  killed_sweep(tmp_path, launcher, 7)
-  trials = seeds(7, 1, workdir=tmp_path)
-  name = (tmp_path / "seed=7" / ".trial.lock").read_text()
-  assert sweep._holder(trials[0]) == name
-  os.kill(files.pid_of(name), 0)
-  assert sweep._holder(trials[1]) is None
-  timer = threading.Timer(1.0, (tmp_path / "go").touch)
-  timer.start()
-  sweep.run(trials, str(tmp_path), launcher=launcher)
-  assert calls(tmp_path) == [7, 1]  # it was not started again
-  assert [t.state() for t in trials] == ["done", "done"]
-  journal = sweep.Journal(str(tmp_path))
-  assert [e["event"] for e in journal.read()] == [
-    "started", "done", "started", "done",
-  ]  # fmt: skip
-  # How long the first one ran is not known.
-  assert journal.seconds().keys() == {"seed=1"}
-  timer.join()
-
-
-def test_a_trial_that_outlives_its_sweep_and_is_not_done_is_run_again(
-  tmp_path, launcher
-):
-  killed_sweep(tmp_path, launcher, 6)
-  trials = seeds(6, workdir=tmp_path)
-  timer = threading.Timer(0.5, (tmp_path / "go").touch)
-  timer.start()
-  sweep.run(trials, str(tmp_path), launcher=launcher)
-  timer.join()
-  assert calls(tmp_path) == [6, 6]
-  events = [e["event"] for e in sweep.Journal(str(tmp_path)).read()]
-  assert events == ["started", "preempted", "started", "done"]
-
-
-def test_trials_that_run_already_count_as_parallel_ones(tmp_path, launcher):
-  killed_sweep(tmp_path, launcher, 7, 6)
-  go = tmp_path / "go"
-  process = start_sweep(tmp_path, launcher, 7, 6, 1, num_parallel=2)
-  wait_until_it_waits(process)
-  time.sleep(1)
-  assert sorted(calls(tmp_path)) == [6, 7]
-  go.touch()
-  process.communicate(timeout=60)
-  assert sorted(calls(tmp_path)) == [1, 6, 6, 7]
-
-
-def test_a_run_by_hand_in_the_workdir_of_a_trial_is_waited_for(
-  tmp_path, launcher
-):
-  (one,) = trials = seeds(1, workdir=tmp_path)
-  os.makedirs(one.workdir)
-  with run_log.lock(one.workdir):
-    assert files.pid_of(sweep._holder(one)) == os.getpid()
-    process = start_sweep(tmp_path, launcher, 1)
-    wait_until_it_waits(process)
-    time.sleep(1)
-    assert process.poll() is None and not (tmp_path / "calls").exists()
-  process.communicate(timeout=60)
-  assert calls(tmp_path) == [1]
-  assert trials[0].is_done()
-
-
-def test_a_stopped_sweep_stops_the_trials_that_it_waits_for(tmp_path, launcher):
-  process = start_sweep(tmp_path, launcher, 8)
-  while not (tmp_path / "waits").exists():
-    time.sleep(0.02)
-    assert process.poll() is None
-  process.kill()
-  process.communicate()
-  process = start_sweep(tmp_path, launcher, 8)
-  wait_until_it_waits(process)
-  time.sleep(0.5)
-  process.send_signal(signal.SIGINT)
-  assert "StoppedError" in process.communicate(timeout=60)[1]
-  assert calls(tmp_path) == [8]
-  last = sweep.Journal(str(tmp_path)).read()[-1]
-  assert last["event"] == "preempted" and last["adopted"]
-
-
-@pytest.mark.parametrize(
-  ("early", "number"),
-  [
-    (False, signal.SIGTERM),
-    (True, signal.SIGTERM),
-    (False, signal.SIGINT),
-  ],
-)
-def test_a_sweep_that_is_told_to_stop_tells_its_trials(
-  tmp_path, launcher, early, number
-):
-  process = start_sweep(tmp_path, launcher, 8, 9)
-  waits = "calls" if early else "waits"  # has it a handler yet?
-  while not (tmp_path / waits).exists():
-    time.sleep(0.02)
-    assert process.poll() is None
-  os.killpg(process.pid, number)  # as machines that go down do
-  said = process.communicate(timeout=60)[1]
-  assert "StoppedError" in said
-  assert calls(tmp_path) == [8]  # 9 was not begun
-  last = sweep.Journal(str(tmp_path)).read()[-1]
-  assert last["event"] == "preempted"
-  assert last["status"] == (-signal.SIGTERM if early else 75)
-  states = [
-    state
-    for _, state, _ in sweep.listing(
-      seeds(8, 9, workdir=tmp_path), str(tmp_path), str
-    )
-  ]
-  assert states == ["new" if early else "begun", "new"]
-
-
-@pytest.mark.parametrize(
-  "holder",
-  ["1", "", "{pid}", "{pid} elsewhere - -", "{pid} {machine}-other"],
-)
-def test_a_process_of_another_machine_or_container_is_never_signalled(
-  tmp_path, monkeypatch, caplog, holder
-):
-  """Its number may be that of an unrelated process here."""
-  told = []
-  monkeypatch.setattr(sweep.os, "kill", lambda *a: told.append(a))
-  pid, machine = files.process_name(os.getpid()).split(" ", 1)
-  (one,) = seeds(1, workdir=tmp_path)
-  os.makedirs(one.workdir)
-  with run_log.lock(one.workdir):
-    path = pathlib.Path(one.workdir, ".lock")
-    own = sweep._Adopted((one,), path.read_text())
-    own.terminate()
-    assert told == [(os.getpid(), signal.SIGTERM)]
-    path.write_text(holder.format(pid=pid, machine=machine))
-    other = sweep._Adopted((one,), sweep._holder(one))
-    other.terminate()
-  assert len(told) == 1
-  assert other.is_out_of_reach and not own.is_out_of_reach
-  assert "seed=1" in caplog.text
-
-
-def test_a_process_of_another_user_raises_nothing(tmp_path, monkeypatch):
-  def kill(*_):
-    raise PermissionError
-
-  monkeypatch.setattr(sweep.os, "kill", kill)
-  (one,) = seeds(1, workdir=tmp_path)
-  os.makedirs(one.workdir)
-  with run_log.lock(one.workdir):
-    adopted = sweep._Adopted((one,), sweep._holder(one))
-    adopted.terminate()
-  assert adopted.is_out_of_reach
-
-
-@pytest.mark.parametrize("name", [".trial.lock", ".lock"])
-def test_a_link_in_the_place_of_a_lock_overwrites_nothing(
-  tmp_path, launcher, name
-):
-  victim = tmp_path / "victim"
-  victim.write_text("precious")
-  (one,) = seeds(1, workdir=tmp_path)
-  os.makedirs(one.workdir)
-  pathlib.Path(one.workdir, name).symlink_to(victim)
-  with pytest.raises(OSError, match=re.escape(name)):
-    sweep.run([one], str(tmp_path), launcher=launcher)
-  assert not (tmp_path / "calls").exists()
-  assert victim.read_text() == "precious"
-  if name == ".trial.lock":
-    with pytest.raises(OSError, match=name), sweep._claim(one):
-      pass
-    assert victim.read_text() == "precious"
-
-
-def test_asking_whether_a_trial_runs_refuses_no_run(tmp_path):
-  with open(tmp_path / ".lock", "w") as file:
-    fcntl.flock(file, fcntl.LOCK_SH)
-    timer = threading.Timer(0.2, fcntl.flock, (file, fcntl.LOCK_UN))
-    timer.start()
-    with run_log.lock(str(tmp_path)):
-      assert not timer.is_alive()
-
-
-def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
-  (one,) = trials = seeds(1, workdir=tmp_path)
-  os.makedirs(one.workdir)
-  config = base.get_config()
-  config.seed, config.data.seq_len = 1, 64
-  run = {"config": settings.plain(config), "data_hash": "0", "total_steps": 7}
-  run_log.write_run(one.workdir, run)
-  with pytest.raises(sweep.SweepError, match="another run .*seq_len: 64 there"):
-    sweep.run(trials, str(tmp_path), launcher=launcher)
-  assert not (tmp_path / "calls").exists()
-
-
-def test_a_failure_that_was_done_elsewhere_is_none_any_more(tmp_path, launcher):
-  trials = seeds(1, 5, workdir=tmp_path)
-  with pytest.raises(sweep.FailedError):
-    sweep.run(trials, str(tmp_path), launcher=launcher)
-  # Not in the sweep any more, and then finished by hand.
-  sweep.run(trials[:1], str(tmp_path), launcher=launcher)
-  done = pathlib.Path(trials[0].workdir)
-  for name in ("metrics.jsonl", "checkpoints"):
-    target = pathlib.Path(trials[1].workdir, name)
-    if name == "checkpoints":
-      shutil.copytree(done / name, target)
-    else:
-      shutil.copy(done / name, target)
-  sweep.run(trials, str(tmp_path), launcher=launcher)
-  assert calls(tmp_path) == [1, 5]
-
-
-def test_a_log_that_broke_off_holds_nothing_up(tmp_path, launcher):
-  trials = seeds(1, 2, workdir=tmp_path)
-  sweep.run(trials, str(tmp_path), launcher=launcher)
-  log = pathlib.Path(trials[0].workdir, "metrics.jsonl")
-  log.write_text('{"step": 7, "eval/lo')
-  assert [t.state() for t in trials] == ["begun", "done"]
-
-
-def test_what_was_trained_on_other_data_is_another_run(tmp_path, launcher):
-  (one,) = seeds(1, workdir=tmp_path)
-  sweep.run([one], str(tmp_path), launcher=launcher)
-  config = sweep.make(
-    [sweep.trial("configs/base.py", {"seed": 1, "data.dir": "elsewhere"})]
-  )
-  (other,) = sweep.read_trials(config, str(tmp_path))
-  assert other.workdir == one.workdir
-  with pytest.raises(sweep.SweepError, match="data.dir: None there, 'elsewher"):
-    other.state()
-
-
-def test_a_second_sweep_on_a_workdir_is_refused(tmp_path, launcher):
-  with run_log.lock(str(tmp_path)):
-    with pytest.raises(run_log.RunError, match="is in use by process"):
-      sweep.run(seeds(1, workdir=tmp_path), str(tmp_path), launcher=launcher)
-
-
-def test_how_long_a_trial_ran_is_known_only_where_all_of_it_is(tmp_path):
-  (one,) = seeds(1, workdir=tmp_path)
-  journal = sweep.Journal(str(tmp_path))
-  journal.write(one, "started")  # and killed with the sweep
-  journal.write(one, "started")
-  journal.write(one, "done", seconds=10.0)
-  assert journal.seconds() == {}
-  (two,) = seeds(2, workdir=tmp_path)
-  journal.write(two, "started")
-  journal.write(two, "preempted", seconds=5.0)
-  journal.write(two, "started")
-  journal.write(two, "done", seconds=7.0)
-  assert journal.seconds() == {"seed=2": 12.0}
-
-
-def test_commands_are_those_of_what_is_not_done(tmp_path, launcher):
-  trials = seeds(1, 2, workdir=tmp_path)
-  sweep.run(trials[:1], str(tmp_path), launcher=launcher)
-  path = tmp_path / "commands.txt"
-  assert sweep.write_commands(trials, str(path)) == 1
-  (line,) = path.read_text().splitlines()
-  assert shlex.split(line) == ["bert-jax", *trials[1].arguments()]
 
 
 def test_the_ablations_can_be_read(tmp_path, monkeypatch):
@@ -509,187 +125,41 @@ def test_a_trial_may_have_a_name_of_its_own(tmp_path):
       trials(name)
 
 
-def _trials_of_tasks(workdir, **settings):
-  config = sweep.make(
-    sweep.trial(
-      f"configs/finetune.py:task={task}",
-      {"seed": seed, "optim.learning_rate": rate, "data.one_row_len": True}
-      | settings,
-    )
-    for seed in (0, 1)
-    for task in ("mrpc", "rte")
-    for rate in (2e-5, 3e-5)
-  )
-  return sweep.read_trials(config, str(workdir))
-
-
-def test_only_trials_of_other_seeds_and_rates_are_put_together(
-  tmp_path, monkeypatch
-):
-  monkeypatch.chdir(ROOT)
-  trials = _trials_of_tasks(tmp_path)
-  batches = sweep.put_together(trials, 3)
-  assert sorted(len(batch) for batch in batches) == [1, 1, 3, 3]
-  assert sorted(t.name for b in batches for t in b) == sorted(
-    t.name for t in trials
-  )
-  for batch in batches:
-    assert len({one.load_config().task.name for one in batch}) == 1
-  assert sweep.put_together(trials, 1) == [(one,) for one in trials]
-
-
-def test_trials_that_have_begun_go_on_with_those_of_the_same_step(
-  tmp_path, monkeypatch
-):
-  monkeypatch.chdir(ROOT)
-  trials = [t for t in _trials_of_tasks(tmp_path) if "mrpc" in t.config]
-  for one, saved in zip(trials, ((), (10, 20), (), (10,)), strict=True):
-    for step in saved:
-      os.makedirs(f"{one.workdir}/checkpoints/{step}")
-  found = sweep.put_together(trials, 4)
-  assert [[trials.index(one) for one in batch] for batch in found] == [
-    [0, 2], [1, 3]
-  ]  # fmt: skip
-  os.rename(f"{trials[3].workdir}/checkpoints/10", tmp_path / "away")
-  os.makedirs(f"{trials[3].workdir}/checkpoints/15")
-  assert len(sweep.put_together(trials, 4)) == 3
-  apart = sweep.put_together(trials, 4, alone={trials[0].name})
-  assert [len(batch) for batch in apart] == [1] * 4
-
-
 def test_a_member_is_its_workdir_seed_and_rate(tmp_path, monkeypatch):
   monkeypatch.chdir(ROOT)
-  one = _trials_of_tasks(tmp_path)[3]
+  one = trials_of_tasks(tmp_path)[3]
   assert one.member() == (
     f"--member={one.workdir}:seed=0,optim.learning_rate=3e-05"
   )
 
 
-@pytest.mark.parametrize(
-  ("settings", "message"),
-  [
-    ({"data.one_row_len": False}, '"data.one_row_len": True'),
-    ({"objective": "mlm"}, "is for tasks, and its objective is mlm"),
-  ],
-)
-def test_what_cannot_be_put_together_is_refused(
-  tmp_path, monkeypatch, settings, message
-):
-  monkeypatch.chdir(ROOT)
-  trials = _trials_of_tasks(tmp_path / "runs", **settings)
-  with pytest.raises(sweep.SweepError, match=message):
-    sweep.run(trials, str(tmp_path / "runs"), num_together=2)
-  sweep.put_together(trials, 1)
+def test_a_workdir_of_another_run_is_refused(tmp_path, launcher):
+  (one,) = trials = seeds(1, workdir=tmp_path)
+  os.makedirs(one.workdir)
+  config = base.get_config()
+  config.seed, config.data.seq_len = 1, 64
+  run = {"config": settings.plain(config), "data_hash": "0", "total_steps": 7}
+  runs.write_run(one.workdir, run)
+  with pytest.raises(sweep.SweepError, match="another run .*seq_len: 64 there"):
+    running.run(trials, str(tmp_path), launcher=launcher)
+  assert not (tmp_path / "calls").exists()
 
 
-def test_where_several_fail_together_each_is_tried_alone(tmp_path, monkeypatch):
-  monkeypatch.chdir(ROOT)
-  script = tmp_path / "fake.py"
-  script.write_text(
-    "import sys\n"
-    f"with open({str(tmp_path / 'calls')!r}, 'a') as f:\n"
-    "  f.write(f'{sum(a.startswith(\"--member\") for a in sys.argv)} ')\n"
-    "sys.exit('no')\n"
+def test_a_log_that_broke_off_holds_nothing_up(tmp_path, launcher):
+  trials = seeds(1, 2, workdir=tmp_path)
+  running.run(trials, str(tmp_path), launcher=launcher)
+  log = pathlib.Path(trials[0].workdir, "metrics.jsonl")
+  log.write_text('{"step": 7, "eval/lo')
+  assert [t.state() for t in trials] == ["begun", "done"]
+
+
+def test_what_was_trained_on_other_data_is_another_run(tmp_path, launcher):
+  (one,) = seeds(1, workdir=tmp_path)
+  running.run([one], str(tmp_path), launcher=launcher)
+  config = sweep.make(
+    [sweep.trial("configs/base.py", {"seed": 1, "data.dir": "elsewhere"})]
   )
-  trials = _trials_of_tasks(tmp_path / "runs")
-  launcher = [sys.executable, str(script)]
-  with pytest.raises(sweep.FailedError, match="8 of 8"):
-    sweep.run(trials, str(tmp_path / "runs"), num_together=4, launcher=launcher)
-  assert calls(tmp_path) == [4, 0, 0, 0, 0] * 2
-  events = [
-    row["event"] for row in sweep.Journal(str(tmp_path / "runs")).read()
-  ]
-  assert events.count("parted") == events.count("failed") == 8
-
-
-def test_what_failed_together_only_is_tried_alone_by_the_next_sweep(
-  tmp_path, monkeypatch
-):
-  monkeypatch.chdir(ROOT)
-  trials = [t for t in _trials_of_tasks(tmp_path) if "mrpc" in t.config]
-  journal = sweep.Journal(str(tmp_path))
-  for one in trials:
-    journal.write(one, "started", together=4)
-    journal.write(one, "parted", status=1, seconds=1.0)
-  assert not journal.failed()
-  journal.write(trials[0], "started", together=1)
-  journal.write(trials[0], "preempted", status=75, seconds=1.0)
-  journal.write(trials[1], "started", together=1)
-  found = sweep.put_together(trials, 4, alone=journal.parted())
-  assert [len(batch) for batch in found] == [1] * 4
-  journal.write(trials[1], "done", status=0, seconds=1.0)
-  assert journal.parted() == {trials[i].name for i in (0, 2, 3)}
-
-
-@pytest.mark.slow
-def test_trials_in_one_program_are_recorded_one_by_one(
-  tmp_path, launch, monkeypatch
-):
-  monkeypatch.chdir(ROOT)
-  data = tmp_path / "data"
-  data.mkdir()
-  (tmp_path / "study").mkdir()
-  flat, plain = (
-    settings.flatten(settings.plain(config))
-    for config in (
-      small_tasks.make_config(data, train__num_epochs=1.0),
-      finetune.get_config("task=my-classify"),
-    )
-  )
-  settings = {k: v for k, v in flat.items() if v != plain.get(k)}
-  settings |= {"data.one_row_len": True}
-  path = tmp_path / "study" / "sweep.py"
-  path.write_text(
-    "from bert_jax.sweeps import sweep\n"
-    "def get_config():\n"
-    f"  settings = {settings!r}\n"
-    "  return sweep.make(\n"
-    "    sweep.trial('configs/finetune.py:task=my-classify',\n"
-    "                settings | {'seed': seed})\n"
-    "    for seed in range(3))\n"
-  )
-  command = (
-    "--mode=sweep", f"--config={path}", f"--workdir={tmp_path / 'runs'}",
-    f"--output={tmp_path / 'study'}", "--num_together=2",
-  )  # fmt: skip
-  assert launch(*command) == 0
-  rows = results.read(str(tmp_path / "study"))
-  assert [row["seed"] for row in rows] == [0, 1, 2]
-  assert [row["together"] for row in rows] == [2, 2, 1]
-  before = (tmp_path / "study" / "results.jsonl").read_text()
-  assert launch(*command) == 0
-  assert (tmp_path / "study" / "results.jsonl").read_text() == before
-
-
-@pytest.mark.slow
-def test_real_trials_run_and_the_next_ones_cost_is_predicted(
-  tmp_path, finished_run, launch, capsys, monkeypatch
-):
-  monkeypatch.chdir(ROOT)
-  (tmp_path / "study").mkdir()
-  path = tmp_path / "study" / "sweep.py"
-  changes = {
-    k: v
-    for k, v in settings.flatten(settings.plain(finished_run.config)).items()
-    if v != settings.flatten(settings.plain(base.get_config())).get(k)
-    and k != "mesh.rules"
-  }
-  path.write_text(
-    "from bert_jax.sweeps import sweep\n"
-    "def get_config(count='1'):\n"
-    f"  settings = {changes!r}\n"
-    "  return sweep.make(\n"
-    "    sweep.trial('configs/base.py', settings | {'seed': seed})\n"
-    "    for seed in range(int(count)))\n"
-  )
-  args = ("--mode=sweep", f"--workdir={tmp_path / 'runs'}")
-  assert launch(*args, f"--config={path}:2", "--num_parallel=2") == 0
-  done = [tmp_path / "runs" / f"seed={seed}" for seed in (0, 1)]
-  assert all(run_log.read_metrics(str(d))[-1]["step"] == 8 for d in done)
-  capsys.readouterr()
-  assert launch(*args, f"--config={path}:3", "--dry_run") == 0
-  text = " ".join(capsys.readouterr().out.split())
-  assert "3 trials: 2 done, 1 new" in text
-  assert "8 steps," in text and "as fast as the 2 done" in text
-  assert not (tmp_path / "runs" / "seed=2").exists()
-  assert json.loads((done[0] / "run.json").read_text())["seed"] == 0
+  (other,) = sweep.read_trials(config, str(tmp_path))
+  assert other.workdir == one.workdir
+  with pytest.raises(sweep.SweepError, match="data.dir: None there, 'elsewher"):
+    other.state()

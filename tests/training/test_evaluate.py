@@ -12,7 +12,7 @@ import pytest
 from bert_jax import main
 from bert_jax.data import batching
 from bert_jax.data.store import records
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.training import evaluate
 from bert_jax.training import pretraining
@@ -132,20 +132,20 @@ def test_a_step_and_converted_weights_are_refused_before_processes_meet(
   with pytest.raises(ValueError, match="--checkpoint=8") as by_launcher:
     main._evaluate(values)
   assert str(by_launcher.value) == str(refused.value)
-  run_log.write_run(
+  runs.write_run(
     str(tmp_path), {"config": {}, "data_hash": "0", "converted_from": "x"}
   )
-  with pytest.raises(run_log.RunError, match="converted weights"):
+  with pytest.raises(runs.RunError, match="converted weights"):
     evaluate.evaluate(config, str(tmp_path), None)
   values = flags.FlagValues()
   main.define_flags(values)
   values(["bert-jax", "--mode=evaluate", f"--workdir={tmp_path}"])
-  with pytest.raises(run_log.RunError, match="converted weights"):
+  with pytest.raises(runs.RunError, match="converted weights"):
     main._evaluate(values)
 
 
 def test_a_workdir_of_another_config_is_refused(finished_run, tmp_path):
-  with pytest.raises(run_log.RunError, match="model.num_heads: 4 there, 2"):
+  with pytest.raises(runs.RunError, match="model.num_heads: 4 there, 2"):
     scores(finished_run, tmp_path / "out.json", model__num_heads=2)
   assert not (tmp_path / "out.json").exists()
 

@@ -13,13 +13,15 @@ import pytest
 from bert_jax import tasks
 from bert_jax import weights
 from bert_jax.data import batching
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.training import evaluate
 from bert_jax.training import finetuning
 from bert_jax.training import jobs
 from bert_jax.training import optim
+from bert_jax.training import run as run_lib
 from bert_jax.training import steps
 from bert_jax.training import train
 from configs import finetune
@@ -57,7 +59,7 @@ def test_a_rule_of_the_words_is_learned(
   config = make_config(form)
   result = train.train(config, str(tmp_path / "run"))
   assert result[metric] >= least, result
-  run = run_log.read_run(str(tmp_path / "run"))
+  run = runs.read_run(str(tmp_path / "run"))
   assert run["config"]["task"]["name"] == f"my-{form}"
   # What evaluation finds later is what training found at its end.
   again = evaluate.evaluate(config, str(tmp_path / "run"), None)
@@ -104,7 +106,7 @@ def test_weights_trained_elsewhere_are_evaluated_as_they_are(
   written = json.loads((tmp_path / "new" / "evaluation.json").read_text())
   assert written.pop("weights") == source
   assert written.pop("task") == f"my-{form}"
-  assert written.pop("commit") == run_log.commit()[0]
+  assert written.pop("commit") == runs.commit()[0]
   del written["dirty"]
   assert written == got | {"step": 0}
   # A run without a checkpoint is no new workdir.
@@ -184,12 +186,12 @@ def test_stopped_and_resumed_is_bit_equal(make_config, tmp_path):
   )  # fmt: skip
   whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
   train.train(config, whole)
-  assert run_log.read_metrics(whole)[-1]["step"] == 12  # 2 x 96 / 16
+  assert metrics_log.read_metrics(whole)[-1]["step"] == 12  # 2 x 96 / 16
 
   class StopError(Exception):
     pass
 
-  log = train.Recorder.log
+  log = run_lib.Run.log
 
   def stop(self, step, speed):
     if step == 8:
@@ -197,7 +199,7 @@ def test_stopped_and_resumed_is_bit_equal(make_config, tmp_path):
     log(self, step, speed)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.Recorder, "log", stop)
+    patch.setattr(run_lib.Run, "log", stop)
     with pytest.raises(StopError):
       train.train(config, parts)
   train.train(config, parts)
@@ -218,7 +220,7 @@ def test_training_starts_from_the_weights_that_are_named(make_config, tmp_path):
   assert_equal_trees(before["encoder"], after["encoder"])
   assert before["task"]["kernel"].shape == (32, 2)
   assert after["task"]["kernel"].shape == (32, 1)
-  assert run_log.read_run(second)["config"]["model"]["num_layers"] == 1
+  assert runs.read_run(second)["config"]["model"]["num_layers"] == 1
   config.init_random = True
   train.train(config, fresh)
   config.init_random = False
@@ -247,7 +249,7 @@ def test_a_run_that_never_saved_starts_from_its_weights_again(
     raise StopError
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train.Recorder, "log", stop)
+    patch.setattr(run_lib.Run, "log", stop)
     with pytest.raises(StopError):
       train.train(config, run)
   assert os.path.exists(os.path.join(run, "run.json"))
@@ -277,7 +279,7 @@ def test_other_data_is_scored_without_the_training_file(make_config, tmp_path):
     for line in small_tasks.lines("classify", 10, seed=5):
       f.write(json.dumps(line) + "\n")
   os.remove(tmp_path / "train.jsonl")
-  config = ml_collections.ConfigDict(run_log.read_run(workdir)["config"])
+  config = ml_collections.ConfigDict(runs.read_run(workdir)["config"])
   config.task.files.train = ""
   config.task.files.test = str(tmp_path / "other.jsonl")
   config.task.eval_splits = ["test"]
@@ -306,7 +308,7 @@ def test_micro_batches_are_one_batch(make_config, tmp_path):
       mesh__data=1, mesh__fsdp=1, mesh__tensor=8,
     )  # fmt: skip
     train.train(config, str(tmp_path / str(parts)))
-    logs.append(run_log.read_metrics(str(tmp_path / str(parts))))
+    logs.append(metrics_log.read_metrics(str(tmp_path / str(parts))))
   for one, two in zip(*logs, strict=True):
     for key in ("train/loss", "train/grad_norm", "eval/loss"):
       if key in one:

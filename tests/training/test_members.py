@@ -12,8 +12,9 @@ import pytest
 
 from bert_jax import weights
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import metrics_log
 from bert_jax.runtime import preemption
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.training import jobs
 from bert_jax.training import members
@@ -53,7 +54,7 @@ def _alone(config, member):
 def _rows(workdir):
   return [
     {k: v for k, v in row.items() if "_per_sec" not in k}
-    for row in run_log.read_metrics(workdir)
+    for row in metrics_log.read_metrics(workdir)
   ]
 
 
@@ -84,8 +85,8 @@ def test_each_is_what_it_is_alone(tmp_path, form):
     want = _alone(config, lone)
     assert values.keys() == want.keys()
     assert_same_runs(member.workdir, lone.workdir)
-    got = run_log.read_run(member.workdir)["config"]
-    assert got == run_log.read_run(lone.workdir)["config"]
+    got = runs.read_run(member.workdir)["config"]
+    assert got == runs.read_run(lone.workdir)["config"]
   # They are different models, or this proves nothing.
   losses = {_rows(member.workdir)[0]["train/loss"] for member in together}
   assert len(losses) == len(together)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bert_jax.data import batching
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
 from bert_jax.training import replay
 from tests.support import launching
 
@@ -17,7 +17,7 @@ launch = launching.launch
 def logged(run, step):
   return next(
     row
-    for row in run_log.read_metrics(run.workdir)
+    for row in metrics_log.read_metrics(run.workdir)
     if row["step"] == step and "train/loss" in row
   )
 

@@ -27,7 +27,7 @@ from bert_jax.models import layers
 from bert_jax.models import params as param_trees
 from bert_jax.models.families import bert
 from bert_jax.runtime import checkpoint
-from bert_jax.runtime import run_log
+from bert_jax.runtime import runs
 from bert_jax.weights import convert as convert_mode
 from bert_jax.weights import task_heads
 from bert_jax.weights import tf_checkpoint
@@ -207,7 +207,7 @@ def test_two_forms_of_gelu_must_agree(tmp_path):
 def test_a_converted_workdir_is_read_as_a_run(tmp_path):
   pretrained = make()
   folder = str(write(pretrained, tmp_path / "x", "bert_jax"))
-  run = run_log.read_run(folder)
+  run = runs.read_run(folder)
   config = model_config.ModelConfig.from_config(run["config"]["model"])
   assert config.hidden_act == "gelu_erf"
   assert run["config"]["objective"] == "mlm_nsp"
@@ -246,7 +246,7 @@ def test_a_runs_checkpoints_are_read(tmp_path, scan_layers):
   }
   task = {"kind": "classify", "labels": ["no", "yes", "perhaps"]}
   run = {"config": config, "data_hash": "", "task": task}
-  run_log.write_run(str(tmp_path / "x"), run)
+  runs.write_run(str(tmp_path / "x"), run)
   for path, times in (
     (".", 2), ("run.json", 2), ("best/2", 2), ("checkpoints/2", 2),
     ("checkpoints/4", 4),
@@ -537,7 +537,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, format, monkeypatch):
       "huggingface": "hugging_face.safetensors.numpy.save_file",
       "flax": "hugging_face.serialization.msgpack_serialize",
       "tf1": "original.tf_checkpoint.write",
-      "bert_jax": "workdir.run_log.write_run",
+      "bert_jax": "workdir.runs.write_run",
     }[format]
 
     def fail(*args, **kwargs):

@@ -37,6 +37,7 @@ from array_record.python import array_record_data_source
 from array_record.python import array_record_module
 import numpy as np
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
 
 VERSION = 1
@@ -65,7 +66,7 @@ _READ_ERRORS = (RuntimeError, ValueError, OSError, IndexError)
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
-class DataError(ValueError):
+class DataError(errors.UserError):
   """Prepared data is missing, damaged, or was made with other settings."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from bert_jax.data import key_table
 from bert_jax.data import templates
+from bert_jax.runtime import errors
 
 # Ours; in the files of others the same tensors have other names and layouts.
 OWN = "bert_jax"
@@ -25,7 +26,7 @@ OPTIONAL = (POOLER, "mlm", "nsp", "task")
 _LAYER = re.compile(r"encoder/layer_(\d+)/(.+)")
 
 
-class ConvertError(ValueError):
+class ConvertError(errors.UserError):
   """Names, shapes or settings do not make a model of a known family."""
 
 

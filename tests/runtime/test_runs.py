@@ -1,4 +1,4 @@
-"""Tests of run_log.py: run.json, metrics.jsonl, and refusing another run."""
+"""Tests of runs.py: run.json, metrics.jsonl, and refusing another run."""
 
 import json
 import math
@@ -9,7 +9,9 @@ import subprocess
 import jax
 import pytest
 
-from bert_jax.runtime import run_log
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from configs import base
 from tests.support import full_disk
@@ -17,7 +19,7 @@ from tests.support import full_disk
 
 @pytest.fixture
 def run(tiny_config):
-  return run_log.describe(tiny_config("data"), "0" * 64, jax.devices())
+  return runs.describe(tiny_config("data"), "0" * 64, jax.devices())
 
 
 def test_a_run_says_what_made_it(run, tiny_config):
@@ -47,56 +49,56 @@ def test_new_code_makes_a_tree_differ_and_a_new_record_does_not(
       cwd=tmp_path, check=True, capture_output=True,
     )  # fmt: skip
 
-  module = tmp_path / "bert_jax" / "run_log.py"
+  module = tmp_path / "bert_jax" / "runs.py"
   module.parent.mkdir()
   module.write_text("1\n")
   (tmp_path / ".gitignore").write_text("/runs/\n")
   git("init")
   git("add", ".")
   git("commit", "-m", "first")
-  monkeypatch.setattr(run_log, "__file__", str(module))
-  assert run_log.commit()[1] is False
+  monkeypatch.setattr(runs, "__file__", str(module))
+  assert runs.commit()[1] is False
   for name in ("runs/scratch.py", "experiments/minilm/runs/cola.json"):
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_text("{}\n")
-  assert run_log.commit()[1] is False
+  assert runs.commit()[1] is False
   config = tmp_path / "experiments" / "mine.py"
   config.write_text("1\n")
-  assert run_log.commit()[1] is True
+  assert runs.commit()[1] is True
   config.unlink()
   module.write_text("2\n")
-  assert run_log.commit()[1] is True
+  assert runs.commit()[1] is True
   git("commit", "-am", "second")
-  assert run_log.commit()[1] is False
+  assert runs.commit()[1] is False
 
 
 def test_a_run_is_read_as_it_was_written(run, tmp_path):
-  run_log.write_run(str(tmp_path), run)
-  assert run_log.read_run(str(tmp_path)) == run
+  runs.write_run(str(tmp_path), run)
+  assert runs.read_run(str(tmp_path)) == run
   assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_a_run_with_a_number_that_is_not_finite_is_json_and_can_be_read(
   run, tmp_path
 ):
-  run_log.write_run(str(tmp_path), run | {"odd": [math.nan, math.inf]})
+  runs.write_run(str(tmp_path), run | {"odd": [math.nan, math.inf]})
   text = (tmp_path / "run.json").read_text()
   json.loads(text, parse_constant=pytest.fail)
-  assert run_log.read_run(str(tmp_path)) == run | {"odd": [None, None]}
+  assert runs.read_run(str(tmp_path)) == run | {"odd": [None, None]}
 
 
 def test_a_run_that_goes_on_keeps_when_it_started(run, tmp_path):
-  run_log.write_run(str(tmp_path), run | {"started": "then"})
-  run_log.write_run(str(tmp_path), run)
-  again = run_log.read_run(str(tmp_path))
+  runs.write_run(str(tmp_path), run | {"started": "then"})
+  runs.write_run(str(tmp_path), run)
+  again = runs.read_run(str(tmp_path))
   assert again["started"] == "then"
   assert again["resumed"] > run["started"]
 
 
 def test_a_run_that_goes_on_keeps_what_every_session_ran_with(run, tmp_path):
   for commit in ("first", "second", "third"):
-    run_log.write_run(str(tmp_path), run | {"commit": commit})
-  again = run_log.read_run(str(tmp_path))
+    runs.write_run(str(tmp_path), run | {"commit": commit})
+  again = runs.read_run(str(tmp_path))
   assert again["commit"] == "third"
   assert [s["commit"] for s in again["sessions"]] == ["first", "second"]
 
@@ -117,12 +119,12 @@ def test_a_run_that_goes_on_keeps_what_every_session_ran_with(run, tmp_path):
 def test_what_does_not_change_the_numbers_may_change(
   key, value, run, tmp_path, tiny_config
 ):
-  run_log.write_run(str(tmp_path), run)
+  runs.write_run(str(tmp_path), run)
   config = tiny_config("data")
   config.update_from_flattened_dict({key: value})
-  new = run_log.describe(config, "0" * 64, jax.devices())
+  new = runs.describe(config, "0" * 64, jax.devices())
   assert new["config"] != run["config"]
-  run_log.check_workdir(str(tmp_path), new)
+  resume.check_workdir(str(tmp_path), new)
 
 
 @pytest.mark.parametrize(
@@ -138,12 +140,12 @@ def test_what_does_not_change_the_numbers_may_change(
 def test_what_changes_the_numbers_must_not(
   key, value, message, run, tmp_path, tiny_config
 ):
-  run_log.write_run(str(tmp_path), run)
+  runs.write_run(str(tmp_path), run)
   config = tiny_config("data")
   config.update_from_flattened_dict({key: value})
-  new = run_log.describe(config, "0" * 64, jax.devices())
-  with pytest.raises(run_log.RunError, match=message) as error:
-    run_log.check_workdir(str(tmp_path), new)
+  new = runs.describe(config, "0" * 64, jax.devices())
+  with pytest.raises(runs.RunError, match=message) as error:
+    resume.check_workdir(str(tmp_path), new)
   assert str(error.value).count(" there, ") == 1  # only what differs
   assert "Give another --workdir" in str(error.value)
 
@@ -154,58 +156,58 @@ def test_a_run_from_before_packing_goes_on_unpacked_and_not_otherwise(
   old = run | {"config": {k: v for k, v in run["config"].items()}}
   old["config"]["data"] = dict(old["config"]["data"])
   del old["config"]["data"]["max_sequences"]
-  run_log.write_run(str(tmp_path), old)
-  run_log.check_workdir(str(tmp_path), run)
+  runs.write_run(str(tmp_path), old)
+  resume.check_workdir(str(tmp_path), run)
   # Evaluation takes its config from there.
-  data = run_log.read_run(str(tmp_path))["config"]["data"]
+  data = runs.read_run(str(tmp_path))["config"]["data"]
   assert data["max_sequences"] == 1
   config = tiny_config("data")
   config.data.max_sequences = 4
-  packed = run_log.describe(config, "0" * 64, jax.devices())
-  with pytest.raises(run_log.RunError, match="max_sequences: 1 there, 4 asked"):
-    run_log.check_workdir(str(tmp_path), packed)
+  packed = runs.describe(config, "0" * 64, jax.devices())
+  with pytest.raises(runs.RunError, match="max_sequences: 1 there, 4 asked"):
+    resume.check_workdir(str(tmp_path), packed)
 
 
 def test_other_data_is_another_run(run, tmp_path):
-  run_log.write_run(str(tmp_path), run)
-  with pytest.raises(run_log.RunError, match="data: 0{12} there, f{12} now"):
-    run_log.check_workdir(str(tmp_path), run | {"data_hash": "f" * 64})
+  runs.write_run(str(tmp_path), run)
+  with pytest.raises(runs.RunError, match="data: 0{12} there, f{12} now"):
+    resume.check_workdir(str(tmp_path), run | {"data_hash": "f" * 64})
 
 
 def test_a_new_workdir_fits_any_run(run, tmp_path):
-  run_log.check_workdir(str(tmp_path / "none"), run)
+  resume.check_workdir(str(tmp_path / "none"), run)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"config": 1}', "\0"])
 def test_a_damaged_run_is_said_to_be_damaged(text, tmp_path, run):
   (tmp_path / "run.json").write_text(text)
-  with pytest.raises(run_log.RunError, match="run.json is damaged"):
-    run_log.read_run(str(tmp_path))
-  with pytest.raises(run_log.RunError, match="run.json is damaged"):
-    run_log.check_workdir(str(tmp_path), run)
+  with pytest.raises(runs.RunError, match="run.json is damaged"):
+    runs.read_run(str(tmp_path))
+  with pytest.raises(runs.RunError, match="run.json is damaged"):
+    resume.check_workdir(str(tmp_path), run)
   assert (tmp_path / "run.json").read_text() == text
 
 
 def test_a_record_that_is_not_what_was_written_is_refused(tmp_path, run):
-  run_log.write_run(str(tmp_path), run)
+  runs.write_run(str(tmp_path), run)
   path = tmp_path / "run.json"
   content = json.loads(path.read_text())
   content["config"]["optim"]["learning_rate"] = "fast"
   path.write_text(json.dumps(content))
-  with pytest.raises(run_log.RunError, match="damaged: it is not what was wri"):
-    run_log.read_run(str(tmp_path))
+  with pytest.raises(runs.RunError, match="damaged: it is not what was wri"):
+    runs.read_run(str(tmp_path))
   del content["sha256"]  # by somebody who means it, or an older release
   path.write_text(json.dumps(content))
-  assert run_log.read_run(str(tmp_path)) == content
+  assert runs.read_run(str(tmp_path)) == content
 
 
 def test_no_run_says_how_to_make_one(tmp_path):
-  with pytest.raises(run_log.RunError, match="no run.json.*--mode=train"):
-    run_log.read_run(str(tmp_path))
+  with pytest.raises(runs.RunError, match="no run.json.*--mode=train"):
+    runs.read_run(str(tmp_path))
 
 
 def _log(tmp_path, start, steps, tensorboard=False):
-  log = run_log.MetricsLog(str(tmp_path), start, tensorboard)
+  log = metrics_log.MetricsLog(str(tmp_path), start, tensorboard)
   for step in steps:
     log.write(step, {"train/loss": 1 / step})
   log.close()
@@ -216,7 +218,7 @@ def test_lines_after_the_step_to_go_on_from_are_dropped(tmp_path):
   with open(tmp_path / "metrics.jsonl", "a") as f:
     f.write('{"step": 5, "train/lo')  # a kill in the middle of a line
   _log(tmp_path, 2, [3, 4, 5])
-  rows = run_log.read_metrics(str(tmp_path))
+  rows = metrics_log.read_metrics(str(tmp_path))
   assert rows == [{"step": s, "train/loss": 1 / s} for s in range(1, 6)]
 
 
@@ -234,7 +236,7 @@ def test_lines_that_are_broken_are_dropped_and_the_last_gets_an_end(tmp_path):
   path.write_bytes(b"\n".join([good[0], *bad, good[1]]))
   _log(tmp_path, 2, [3])
   assert path.read_bytes().splitlines()[:2] == good
-  assert [row["step"] for row in run_log.read_metrics(str(tmp_path))] == [
+  assert [row["step"] for row in metrics_log.read_metrics(str(tmp_path))] == [
     1,
     2,
     3,
@@ -242,15 +244,17 @@ def test_lines_that_are_broken_are_dropped_and_the_last_gets_an_end(tmp_path):
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
-  log = run_log.MetricsLog(str(tmp_path), 0, False)
+  log = metrics_log.MetricsLog(str(tmp_path), 0, False)
   log.write(1, {"train/loss": 2.0})
-  assert run_log.read_metrics(str(tmp_path)) == [{"step": 1, "train/loss": 2.0}]
+  assert metrics_log.read_metrics(str(tmp_path)) == [
+    {"step": 1, "train/loss": 2.0}
+  ]
   log.close()
 
 
 def test_metrics_that_are_not_finite_are_null_in_the_file(tmp_path):
   """So that other programs can read it; read back, they are NaN."""
-  log = run_log.MetricsLog(str(tmp_path), 0, False)
+  log = metrics_log.MetricsLog(str(tmp_path), 0, False)
   log.write(1, {"eval/a": math.nan, "eval/b": math.inf, "eval/c": 0.5})
   log.write_bad_step(2, {"loss": math.inf, "examples": [1, math.nan]})
   log.close()
@@ -260,7 +264,7 @@ def test_metrics_that_are_not_finite_are_null_in_the_file(tmp_path):
   assert (tmp_path / "bad_steps.jsonl").read_text() == (
     '{"step": 2, "loss": null, "examples": [1, null]}\n'
   )
-  (row,) = run_log.read_metrics(str(tmp_path))
+  (row,) = metrics_log.read_metrics(str(tmp_path))
   assert math.isnan(row["eval/a"]) and math.isnan(row["eval/b"])
   assert row["eval/c"] == 0.5
 
@@ -268,7 +272,7 @@ def test_metrics_that_are_not_finite_are_null_in_the_file(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize("tensorboard", [False, True])
 def test_a_full_disk_is_told_with_the_name_of_the_log(tmp_path, tensorboard):
-  log = run_log.MetricsLog(str(tmp_path), 0, tensorboard)
+  log = metrics_log.MetricsLog(str(tmp_path), 0, tensorboard)
   writer, mode = (log._board, "wb") if tensorboard else (log, "w")
   writer._file.close()
   writer._file = open("/dev/full", mode)
@@ -278,11 +282,11 @@ def test_a_full_disk_is_told_with_the_name_of_the_log(tmp_path, tensorboard):
 
 
 def test_a_full_disk_leaves_the_record_as_it_was(run, tmp_path):
-  run_log.write_run(str(tmp_path), run)
+  runs.write_run(str(tmp_path), run)
   full = pytest.raises(OSError, match=r"File too large: '.*/run.json'")
   with full_disk.no_room(), full:
-    run_log.write_run(str(tmp_path), run)
-  assert run_log.read_run(str(tmp_path)) == run
+    runs.write_run(str(tmp_path), run)
+  assert runs.read_run(str(tmp_path)) == run
 
 
 def test_tensorboard_gets_what_runs_differ_in(tmp_path):
@@ -290,7 +294,7 @@ def test_tensorboard_gets_what_runs_differ_in(tmp_path):
   from tensorboardX.proto import plugin_hparams_pb2
 
   config = settings.plain(base.get_config())
-  log = run_log.MetricsLog(str(tmp_path), 0, True, config, ["eval/loss"])
+  log = metrics_log.MetricsLog(str(tmp_path), 0, True, config, ["eval/loss"])
   log.write(1, {"eval/loss": 2.0})
   log.close()
   (path,) = (tmp_path / "tensorboard").iterdir()
@@ -314,11 +318,11 @@ def test_tensorboard_gets_what_runs_differ_in(tmp_path):
 
 
 def test_metrics_that_are_not_there_or_damaged_are_an_error(tmp_path):
-  with pytest.raises(run_log.RunError, match="cannot be read"):
-    run_log.read_metrics(str(tmp_path))
+  with pytest.raises(runs.RunError, match="cannot be read"):
+    metrics_log.read_metrics(str(tmp_path))
   (tmp_path / "metrics.jsonl").write_text("{\n")
-  with pytest.raises(run_log.RunError, match="cannot be read"):
-    run_log.read_metrics(str(tmp_path))
+  with pytest.raises(runs.RunError, match="cannot be read"):
+    metrics_log.read_metrics(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "best"])
@@ -326,17 +330,17 @@ def test_checkpoints_of_nobody_knows_which_run_are_not_gone_on_from(
   run, tmp_path, name
 ):
   (tmp_path / name / "10").mkdir(parents=True)
-  with pytest.raises(run_log.RunError, match="no run.json"):
-    run_log.check_workdir(str(tmp_path), run)
+  with pytest.raises(runs.RunError, match="no run.json"):
+    resume.check_workdir(str(tmp_path), run)
 
 
 def test_who_goes_on_with_other_code_is_told_what_differs(tmp_path):
   run = {"commit": "a" * 40, "versions": {"jax": "1.0", "numpy": "2.0"}}
-  assert run_log.other_code(str(tmp_path), run) == ""  # nothing begun
+  assert resume.other_code(str(tmp_path), run) == ""  # nothing begun
   record = run | {"config": {}, "data_hash": "0"}
-  run_log.write_run(str(tmp_path), record)
-  assert run_log.other_code(str(tmp_path), run) == ""
+  runs.write_run(str(tmp_path), record)
+  assert resume.other_code(str(tmp_path), run) == ""
   other = {"commit": "b" * 40, "versions": {"jax": "1.1", "numpy": "2.0"}}
-  assert run_log.other_code(str(tmp_path), other) == (
+  assert resume.other_code(str(tmp_path), other) == (
     "commit aaaaaaaaaaaa there, bbbbbbbbbbbb here, jax 1.0 there, 1.1 here"
   )

@@ -1,0 +1,219 @@
+"""The log of a run: metrics.jsonl, bad_steps.jsonl and TensorBoard."""
+
+from collections.abc import Mapping, Sequence
+import contextlib
+import json
+import logging
+import math
+import os
+import secrets
+import socket
+import struct
+import time
+from typing import Any
+
+from bert_jax.runtime import files
+from bert_jax.runtime import runs
+from bert_jax.runtime import settings
+
+_log = logging.getLogger(__name__)
+
+
+class MetricsLog:
+  """Appends to metrics.jsonl and TensorBoard: one line a step and kind."""
+
+  def __init__(
+    self,
+    workdir: str,
+    start_step: int,
+    tensorboard: bool,
+    config: Mapping[str, Any] | None = None,
+    metrics: Sequence[str] = (),
+  ):
+    """Opens the log and drops what was written after `start_step`.
+
+    So a run that was killed and goes on has no step twice and none missing.
+
+    Args:
+      workdir: of the run.
+      start_step: the step that the run goes on from.
+      tensorboard: also write event files, if tensorboardX is installed.
+      config: of the run, as in run.json, for TensorBoard's table of runs.
+      metrics: that the table is to show.
+    """
+    path = os.path.join(workdir, "metrics.jsonl")
+    self._bad_steps = os.path.join(workdir, "bad_steps.jsonl")
+    _keep_until(self._bad_steps, start_step)
+    self._last = _keep_until(path, start_step)
+    self._file = open(path, "a", encoding="utf-8")
+    self._board = None
+    if tensorboard:
+      folder = os.path.join(workdir, "tensorboard")
+      self._board = _Board(folder, start_step + 1)
+      if config is not None:
+        self._board.write_hparams(config, metrics)
+
+  def has(self, step: int, prefix: str) -> bool:
+    """Whether the log had a line of the step that it was opened at.
+
+    Args:
+      step: the start step.
+      prefix: of a key in the line, such as "eval/".
+    """
+    return any(
+      row["step"] == step and any(key.startswith(prefix) for key in row)
+      for row in self._last
+    )
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes one line; keys such as train/loss."""
+    with files.naming(self._file.name):
+      self._file.write(files.to_json({"step": step} | dict(values)) + "\n")
+      self._file.flush()
+    if self._board:
+      self._board.write(step, values)
+
+  def write_bad_step(self, step: int, facts: Mapping[str, Any]) -> None:
+    """Writes a line of bad_steps.jsonl, which is there only if there is one."""
+    with files.naming(self._bad_steps):
+      with open(self._bad_steps, "a", encoding="utf-8") as f:
+        f.write(files.to_json({"step": step} | dict(facts)) + "\n")
+
+  def close(self) -> None:
+    """Flushes to disk."""
+    with contextlib.ExitStack() as stack:
+      if self._board:
+        stack.callback(self._board.close)
+      stack.enter_context(files.naming(self._file.name))
+      stack.callback(self._file.close)
+      self._file.flush()
+      os.fsync(self._file.fileno())
+
+
+class _Board:
+  """Writes scalars for TensorBoard.
+
+  Not by tensorboardX.SummaryWriter: its thread dies of a full disk, and who
+  gives it a scalar then waits for ever.
+  """
+
+  def __init__(self, folder: str, first_step: int):
+    """Opens a file of its own.
+
+    Args:
+      folder: with the files of the sessions before.
+      first_step: what they say of it and of later steps does not count.
+    """
+    from tensorboardX import record_writer  # slow: only where it is used
+    from tensorboardX.proto import event_pb2
+
+    self._crc, self._proto = record_writer.masked_crc32c, event_pb2
+    os.makedirs(folder, exist_ok=True)
+    name = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+    name = f"events.out.tfevents.{name}.{secrets.token_hex(4)}"
+    self._file = open(os.path.join(folder, name), "xb")  # follows no link
+    self._add(file_version="brain.Event:2")
+    log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+    self._add(step=first_step, session_log=log)
+
+  def _add(self, **fields: Any) -> None:
+    event = self._proto.Event(wall_time=time.time(), **fields)
+    data = event.SerializeToString()
+    header = struct.pack("<Q", len(data))
+    for part in (header, data):
+      self._file.write(part + struct.pack("<I", self._crc(part)))
+
+  def write_hparams(
+    self, config: Mapping[str, Any], metrics: Sequence[str]
+  ) -> None:
+    """Writes what TensorBoard shows runs by, one beside the other.
+
+    Args:
+      config: of the run, as in run.json.
+      metrics: names of scalars.
+    """
+    from tensorboardX import summary
+
+    shown = settings.names("weights", "run")  # what makes a run what it is
+    values = {
+      k: v
+      for k, v in settings.flatten(config).items()
+      if k in shown and isinstance(v, bool | int | float | str)
+    }
+    found = summary.hparams(values, dict.fromkeys(metrics))
+    with files.naming(self._file.name):
+      for part in found[:2]:  # the third says that the run has ended
+        self._add(summary=part)
+      self._file.flush()
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes the scalars of a step."""
+    found = [{"tag": k, "simple_value": v} for k, v in values.items()]
+    with files.naming(self._file.name):
+      self._add(step=step, summary={"value": found})
+      self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    with files.naming(self._file.name):
+      self._file.close()
+
+
+def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
+  """Keeps the lines of metrics.jsonl up to a step; returns those of it."""
+  if not os.path.exists(path):
+    return []
+  kept, last = [], []
+  with open(path, "rb") as f:
+    for line in f:
+      try:
+        row = _parse_row(line)
+      except (ValueError, RecursionError):
+        _log.warning("%s: dropped a broken line: %.80r", path, line)
+        continue
+      if row["step"] == step:
+        last.append(row)
+      if row["step"] <= step:
+        kept.append(line.rstrip(b"\r\n") + b"\n")  # the last may have no end
+  with files.writing(path) as f:
+    f.writelines(kept)
+  return last
+
+
+def train_secs(rows: Sequence[Mapping[str, Any]]) -> float:
+  """Seconds that the steps of a run took, by the speeds it logged.
+
+  Args:
+    rows: of metrics.jsonl.
+  """
+  total, before = 0.0, 0
+  for row in rows:
+    if row.get("train/steps_per_sec"):
+      total += (row["step"] - before) / row["train/steps_per_sec"]
+      before = row["step"]
+  return total
+
+
+def read_metrics(workdir: str) -> list[dict]:
+  """All lines of workdir/metrics.jsonl; a metric that is null is NaN."""
+  path = os.path.join(workdir, "metrics.jsonl")
+  rows: list[dict] = []
+  try:
+    with open(path, "rb") as f:
+      for line in f:
+        rows.append(_parse_row(line))
+  except OSError as error:
+    raise runs.RunError(f"{path} cannot be read: {error}") from error
+  except (ValueError, RecursionError) as error:
+    raise runs.RunError(
+      f"{path}:{len(rows) + 1} cannot be read: {error}"
+    ) from error
+  return rows
+
+
+def _parse_row(line: bytes) -> dict:
+  """A line of metrics.jsonl: an object with the number of its step."""
+  row = json.loads(line)
+  if not isinstance(row, dict) or type(row.get("step")) is not int:
+    raise ValueError("it has no step")
+  return {k: math.nan if v is None else v for k, v in row.items()}

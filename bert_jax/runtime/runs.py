@@ -1,0 +1,164 @@
+"""What makes a run what it is: run.json, with its config, code and packages."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+from bert_jax.runtime import errors
+from bert_jax.runtime import files
+from bert_jax.runtime import settings
+from bert_jax.runtime.settings import Config
+
+_log = logging.getLogger(__name__)
+
+
+_PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
+    "array_record", "tokenizers", "sentencepiece", "numpy", "scipy",
+    "scikit-learn", "seqeval", "safetensors",
+)  # fmt: skip
+
+# What may differ between the sessions of a run that was stopped and went on.
+_SESSION_KEYS = (
+  "argv", "commit", "dirty", "devices", "resumed", "started", "versions",
+)  # fmt: skip
+
+
+class RunError(errors.UserError):
+  """The workdir does not fit the run."""
+
+
+def commit() -> tuple[str | None, bool | None]:
+  """The git commit the package runs from, and whether its code differs.
+
+  Only Python counts: records and tables of earlier runs change nothing.
+  """
+  folder = os.path.dirname(os.path.abspath(__file__))
+
+  def git(*args):
+    return subprocess.run(
+      ("git", "-C", folder, *args), capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+  try:
+    changed = git(
+      "status", "--porcelain", "--untracked-files=no", "--", ":(top)*.py"
+    )
+    new = git("ls-files", "--others", "--exclude-standard", ":(top)*.py")
+    return git("rev-parse", "HEAD"), bool(changed or new)
+  except (OSError, subprocess.CalledProcessError):
+    return None, None  # installed from a package, or no git
+
+
+def code_hash() -> str:
+  """SHA-256 of the package's own Python files, by name."""
+  folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  digest = hashlib.sha256()
+  for parent, folders, names in os.walk(folder):
+    folders.sort()
+    for name in sorted(n for n in names if n.endswith(".py")):
+      path = os.path.join(parent, name)
+      line = f"{os.path.relpath(path, folder)} {files.file_hash(path)}\n"
+      digest.update(line.encode())
+  return digest.hexdigest()
+
+
+def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
+  """What makes a run what it is.
+
+  Args:
+    config: the whole configuration.
+    data_hash: of what it trains on; None = not looked at.
+    devices: of the mesh.
+  """
+  revision, dirty = commit()
+  versions = {"python": platform.python_version()}
+  for name in _PACKAGES:
+    versions[name] = importlib.metadata.version(name)
+  kinds = sorted({d.device_kind for d in devices})
+  return {
+    "config": settings.plain(config),
+    "commit": revision,
+    "dirty": dirty,
+    "argv": ["bert-jax", *sys.argv[1:]],
+    "versions": versions,
+    "devices": {
+      "platform": devices[0].platform,
+      "kind": kinds,
+      "count": len(devices),
+      "processes": len({d.process_index for d in devices}),
+    },
+    "data_hash": data_hash,
+    "seed": config.seed,
+    "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+  }
+
+
+def read_run(workdir: str) -> dict:
+  """Reads workdir/run.json; its config has the keys that came later.
+
+  Raises:
+    RunError: there is none, or it is damaged.
+  """
+  path = os.path.join(workdir, "run.json")
+  try:
+    with open(path, encoding="utf-8") as f:
+      run = json.load(f)
+    if not isinstance(run.get("config"), dict) or not isinstance(
+      run.get("data_hash"), str
+    ):
+      raise ValueError("it has no config and data_hash")
+    if not isinstance(run.get("sessions", []), list):
+      raise ValueError("its sessions are no list")
+    # Records of older releases have no sum.
+    if (wanted := run.pop("sha256", None)) not in (None, _digest(run)):
+      raise ValueError(
+        f"it is not what was written ({wanted!r:.20}); put a copy back, or "
+        "take the key sha256 out if it was changed on purpose"
+      )
+  except FileNotFoundError as error:
+    raise RunError(
+      f"{workdir} holds no run (no run.json); train one with --mode=train "
+      f"--workdir={workdir}"
+    ) from error
+  except (ValueError, AttributeError, RecursionError, OSError) as error:
+    raise RunError(f"{path} is damaged: {error}") from error
+  for key in settings.KEYS.values():
+    group, _, name = key.name.rpartition(".")
+    if key.before is not None and isinstance(run["config"].get(group), dict):
+      run["config"][group].setdefault(name, key.before)
+  return run
+
+
+def _digest(run: dict) -> str:
+  """SHA-256 of what a record says, however it is laid out."""
+  return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+
+
+def write_run(workdir: str, run: dict) -> None:
+  """Writes workdir/run.json in one piece.
+
+  A run that goes on keeps when it first started, and under `sessions` what the
+  sessions before this one ran with, oldest first.
+  """
+  path = os.path.join(workdir, "run.json")
+  if os.path.exists(path):
+    before = read_run(workdir)
+    session = {k: before.get(k) for k in _SESSION_KEYS}
+    run = run | {
+      "started": before.get("started"),
+      "resumed": datetime.datetime.now(datetime.UTC).isoformat("T"),
+      "sessions": [*before.get("sessions", []), session],
+    }
+    if "checksums_since" in before:
+      run["checksums_since"] = before["checksums_since"]
+  run = files.without_nan(run)  # what is written is what is hashed
+  run |= {"sha256": _digest(run)}
+  files.write_text(path, files.to_json(run, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,174 @@
+"""Lists the trials of a sweep: how far each is, and what it is to cost."""
+
+from collections.abc import Callable, Sequence
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from rich import console
+from rich import markup
+from rich import table
+
+from bert_jax.sweeps import running
+from bert_jax.sweeps import sweep
+
+_BATCHES_LOOKED_AT = 20  # to estimate the FLOPs of a step
+
+
+def listing(
+  trials: Sequence[sweep.Trial],
+  workdir: str,
+  cost: Callable[[sweep.Trial], str],
+) -> list[tuple[str, str, str]]:
+  """Returns rows of (name, state, cost), for --dry_run.
+
+  Args:
+    trials: from `read_trials`.
+    workdir: the folder of the sweep.
+    cost: says in words what a trial that is not done will cost.
+  """
+  journal = running.Journal(workdir)
+  failed, secs = journal.failed(), journal.seconds()
+  rows = []
+  for one in trials:
+    state = one.state()
+    if state != "done" and one.name in failed:
+      state = "failed"
+    if state == "done":
+      took = secs.get(one.name)
+      text = f"took {took:,.0f} s" if took is not None else ""
+    else:
+      text = cost(one)
+    rows.append((one.name, state, text))
+  return rows
+
+
+def show(rows: Sequence[tuple[str, str, str]]) -> None:
+  """Prints a listing as a table."""
+  grid = table.Table(box=None, pad_edge=False)
+  for heading in ("trial", "state", "cost"):
+    grid.add_column(heading, overflow="fold")
+  for row in rows:
+    grid.add_row(*map(markup.escape, row))
+  console.Console(highlight=False).print(grid)
+  states = [state for _, state, _ in rows]
+  counts = (f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+  print(f"{len(rows)} trials: {', '.join(counts)}")
+
+
+class Costs:
+  """Predicts what trials will cost, by their FLOPs.
+
+  The predicted time assumes the speed of the trials of the sweep that are done.
+  For a TPU slice it is the time that a plan predicts for a step.
+  """
+
+  def __init__(
+    self, trials: Sequence[sweep.Trial], workdir: str, topology: str | None
+  ):
+    """Measures the speed of the trials that are done.
+
+    Args:
+      trials: all trials of the sweep.
+      workdir: the folder of the sweep.
+      topology: the TPU slice to plan for, such as "v5e:4x4", or None.
+    """
+    self._topology = topology
+    self._plans: dict[tuple[str, ...], dict] = {}
+    self._flops: dict[tuple[str, ...], tuple[int, float]] = {}
+    secs = running.Journal(workdir).seconds()
+    speeds = []
+    for one in trials:
+      if not topology and one.name in secs and one.is_done():
+        speeds.append(self.flops(one)[1] / secs[one.name])
+    self._speed = statistics.median(speeds) if speeds else None
+    self._num_done = len(speeds)
+
+  def flops(self, one: sweep.Trial) -> tuple[int, float]:
+    """Returns the number of steps of a trial, and their model FLOPs in all.
+
+    Raises:
+      ValueError: the config or the data of the trial cannot be used.
+    """
+    from bert_jax.runtime import sharding
+    from bert_jax.training import checks
+    from bert_jax.training import (
+      jobs,  # loads jax, which a sweep itself does without
+    )
+
+    key = one.program()
+    if key in self._flops:
+      return self._flops[key]
+    config = one.load_config()
+    checks.check_settings(config)
+    job, _ = jobs.open_job(config, "")
+    m = config.mesh
+    batches = job.batches(sharding.make_mesh(m.data, m.fsdp, m.tensor))
+    # The shapes of a task's batches differ: the first few stand for all.
+    count = min(len(batches), _BATCHES_LOOKED_AT)
+    mean = statistics.mean(job.step_flops(batches[i]) for i in range(count))
+    self._flops[key] = job.total_steps, mean * job.total_steps
+    return self._flops[key]
+
+  def __call__(self, one: sweep.Trial) -> str:
+    """Says what a trial will cost, or why that is unknown."""
+    try:
+      if self._topology:
+        return self._planned(one)
+      num_steps, flops = self.flops(one)
+    except ValueError as error:
+      return f"unknown: {error}"
+    text = f"{num_steps:,} steps, {flops:.2g} model FLOPs"
+    if self._speed:
+      text += (
+        f", about {flops / self._speed / 60:,.1f} min as fast as the "
+        f"{self._num_done} done"
+      )
+    return text
+
+  def _planned(self, one: sweep.Trial) -> str:
+    key = one.program()
+    if key not in self._plans:
+      self._plans[key] = make_plan([*key, f"--topology={self._topology}"])
+    plan = self._plans[key]
+    num_steps = one.load_config().train.total_steps or self.flops(one)[0]
+    secs = plan["predicted_step_secs"] * num_steps
+    return (
+      f"{num_steps:,} steps, predicted {secs / 3600:,.2f} h on "
+      f"{self._topology}, {secs * plan['num_devices'] / 3600:,.1f} chip-hours"
+    )
+
+
+def make_plan(arguments: Sequence[str]) -> dict:
+  """Makes a plan in a process of its own, and returns it.
+
+  Only a new process can have jax see the devices of a TPU slice.
+
+  Args:
+    arguments: those of the launcher for a training, and --topology.
+
+  Raises:
+    sweep.SweepError: the training does not fit the memory, or the plan failed.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    path = os.path.join(folder, "plan.json")
+    command = [sys.executable, "-m", "bert_jax.main", *arguments]
+    done = subprocess.run(
+      [*command, "--mode=plan", f"--output={path}"],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    if not os.path.exists(path):
+      lines = done.stderr.strip().splitlines()
+      raise sweep.SweepError(
+        lines[-1] if lines else f"status {done.returncode}"
+      )
+    with open(path, encoding="utf-8") as file:
+      plan = json.load(file)
+  if not plan["fits"]:
+    raise sweep.SweepError("it does not fit the memory; see --mode=plan")
+  return plan

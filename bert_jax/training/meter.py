@@ -1,0 +1,135 @@
+"""How fast training goes, and how far the host may run ahead of the devices."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import os
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from rich import progress
+
+from bert_jax.data import batching
+from bert_jax.models import flops
+from bert_jax.training import steps
+
+# Steps that may be under way on the devices before the host waits.
+_STEPS_AHEAD = 2
+
+
+class Pending:
+  """Metrics of steps that nobody has looked at yet."""
+
+  def __init__(self) -> None:
+    self._steps: list[tuple[int, steps.Metrics]] = []
+
+  def add(self, step: int, metrics: steps.Metrics) -> None:
+    """Adds a step's; waits for the device if it is too far behind."""
+    self._steps.append((step, metrics))
+    if len(self._steps) > _STEPS_AHEAD:
+      jax.block_until_ready(self._steps[-1 - _STEPS_AHEAD][1])
+
+  def take(self) -> list[tuple[int, Any]]:
+    """Returns all of them, on the host, and forgets them."""
+    found = [(step, jax.device_get(metrics)) for step, metrics in self._steps]
+    self._steps = []
+    return found
+
+
+class Meter:
+  """Measures the speed of training, and shows its progress.
+
+  Attributes:
+    bar: the progress bar, which only the first host shows.
+  """
+
+  def __init__(
+    self,
+    start: int,
+    total_steps: int,
+    mesh: jax.sharding.Mesh,
+    step_flops: Callable[[batching.Batch], int],
+    num_runs: int = 1,
+  ):
+    """Shows nothing yet.
+
+    Args:
+      start: the step that training goes on from.
+      total_steps: the last step.
+      mesh: of the devices that train.
+      step_flops: batch of this host -> model FLOPs of a step of all runs.
+      num_runs: how many runs are trained together.
+    """
+    self._mesh, self._step_flops = mesh, step_flops
+    self._num_runs = num_runs
+    self.bar = progress.Progress(
+      progress.TextColumn("{task.description}"),
+      progress.BarColumn(),
+      progress.MofNCompleteColumn(),
+      progress.TimeRemainingColumn(),
+      disable=jax.process_index() != 0,
+    )
+    self._line = self.bar.add_task("train", total=total_steps, completed=start)
+    self._restart(None)
+
+  def _restart(self, since: float | None) -> None:
+    self._since = since
+    self._steps = self._useful = self._positions = self._flops = 0
+    self._pause = 0.0
+
+  def count(self, batch: batching.Batch, metrics: steps.Metrics) -> None:
+    """Counts a step; the first, which compiles, only starts the clock.
+
+    Args:
+      batch: of this host, of all runs.
+      metrics: of the step, on the devices.
+    """
+    self.bar.advance(self._line)
+    if self._since is None:
+      jax.block_until_ready(metrics)
+      self._restart(time.monotonic())
+      return
+    self._steps += 1
+    hosts = jax.process_count()  # each has as many rows
+    self._useful += int(np.sum(batch["input_mask"])) * hosts
+    self._positions += batch["input_mask"].size * hosts
+    self._flops += self._step_flops(batch)
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """A context whose time does not count as training."""
+    start = time.monotonic()
+    try:
+      yield
+    finally:
+      self._pause += time.monotonic() - start
+
+  def speed(self) -> dict[str, float]:
+    """Returns metrics of the speed since the last call.
+
+    Tokens are those of one run, the share of the devices' peak that of all.
+    """
+    row: dict[str, float] = {}
+    now = time.monotonic()
+    if self._steps:
+      secs = now - (self._since or now) - self._pause
+      row["train/tokens_per_sec"] = self._positions / secs / self._num_runs
+      row["train/useful_tokens_per_sec"] = self._useful / secs / self._num_runs
+      row["train/steps_per_sec"] = self._steps / secs
+      devices = self._mesh.devices
+      kind = devices.flat[0].device_kind
+      mfu = flops.mfu(self._flops, secs, devices.size, kind)
+      if mfu is not None:
+        row["train/mfu"] = mfu
+    self._restart(now)
+    return row
+
+  def show(self, workdir: str, step: int, row: dict[str, float]) -> None:
+    """Prints a line of a run's metrics above the bar."""
+    text = "  ".join(
+      f"{k} {v:,.0f}" if v >= 1000 else f"{k} {v:.4g}" for k, v in row.items()
+    )
+    name = os.path.basename(workdir.rstrip("/")) + " "
+    name = name if self._num_runs > 1 else ""
+    self.bar.console.print(f"{name}step {step}: {text}", highlight=False)

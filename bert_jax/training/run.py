@@ -1,0 +1,283 @@
+"""One run while it trains: its checkpoints, its log and its bad steps."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import logging
+import math
+import os
+from typing import Any, NoReturn
+
+import jax
+import optax
+
+from bert_jax.data import batching
+from bert_jax.runtime import checkpoint
+from bert_jax.runtime import hosts
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import resume
+from bert_jax.runtime import runs
+from bert_jax.runtime import watchdog
+from bert_jax.training import averages
+from bert_jax.training import meeting
+from bert_jax.training import meter as meter_lib
+from bert_jax.training import session
+from bert_jax.training import steps
+
+_log = logging.getLogger(__name__)
+
+
+class DivergedError(RuntimeError):
+  """The loss or a gradient became NaN or infinite, or the loss a spike."""
+
+  exit_status = 1
+
+
+class Run:
+  """What the loop of training asks of the run that it trains.
+
+  Attributes:
+    config: the whole configuration.
+    mesh: of devices.
+    total_steps: the last step.
+    batches: the batches of this host, by step.
+    batch_place: the sharding of a batch on the mesh.
+    workdir: of the run.
+    profile_folder: the same.
+    checkpoints: of the workdir, once the run is open.
+    mean_loss: of the steps since the last line of the log.
+  """
+
+  checkpoints: checkpoint.Checkpoints
+
+  def __init__(self, opened: session.Session):
+    """Opens nothing yet."""
+    self.session = opened
+    self.workdir = self.profile_folder = opened.workdir
+    self.config, self.mesh = opened.config, opened.mesh
+    self.total_steps = opened.total_steps
+    self.batches: batching.Batches = opened.batches
+    self.batch_place = opened.batch_place
+    self.mean_loss = averages.MeanLoss()
+    self._norm = jax.jit(optax.tree.norm)
+    self._values: dict[str, float] = {}
+    self._written: metrics_log.MetricsLog | None = None
+
+  @contextlib.contextmanager
+  def open(self) -> Iterator[None]:
+    """A context in which the run has its workdir for itself.
+
+    At its end, what is being written is finished and closed.
+    """
+    os.makedirs(self.workdir, exist_ok=True)
+    with meeting.lock(self.workdir):
+      self.checkpoints = self.session.checkpoints()
+      with contextlib.closing(self.checkpoints):
+        try:
+          yield
+        finally:
+          if self._written:
+            self._written.close()
+
+  def restore(self, before: int | None = None) -> tuple[int, steps.TrainState]:
+    """Returns the step to go on from, and its state.
+
+    The state is that of the newest sound checkpoint; without one it is made of
+    the weights of `init_from`, or fresh.
+
+    Args:
+      before: a step; only earlier ones are looked at. See Session.restore.
+    """
+    start, state, self.mean_loss = self.session.restore(
+      self.checkpoints, before
+    )
+    return start, state
+
+  def begin(self, start: int) -> meter_lib.Meter:
+    """Writes run.json and the vocabulary, and opens the log, on the first host.
+
+    Args:
+      start: the step from which the run is resumed. Later steps are removed
+        from the log.
+
+    Returns:
+      The meter of its speed.
+    """
+    meter = meter_lib.Meter(
+      start, self.total_steps, self.mesh, self.session.job.step_flops
+    )
+    self.begin_log(start, meter)
+    return meter
+
+  def begin_log(self, start: int, meter: meter_lib.Meter) -> None:
+    """As `begin`, with a meter that shows the lines of several runs."""
+    self._meter, opened = meter, self.session
+    if start:
+      _log.info("going on from step %d of %s", start, self.workdir)
+      if other := resume.other_code(self.workdir, opened.run):
+        _log.warning(
+          "%s: %s; to go on to the bit, use what it was begun with",
+          self.workdir,
+          other,
+        )
+    if jax.process_index() == 0:
+      opened.job.tokenizer.save(os.path.join(self.workdir, "vocab"))
+      facts = opened.run | {"checksums_since": start + 1}
+      runs.write_run(self.workdir, facts)
+      self._written = metrics_log.MetricsLog(
+        self.workdir,
+        start,
+        self.config.train.tensorboard,
+        opened.run["config"],
+        opened.metrics,
+      )
+
+  def train_step(self) -> Any:
+    """Returns the jitted step: (state, batch) -> (state, metrics)."""
+    return self.session.train_step()
+
+  def evaluate(self, params: Any) -> dict[str, float]:
+    """Returns eval/NAME of every metric."""
+    return self.session.evaluator(params)
+
+  def has_evaluation(self, start: int) -> bool:
+    """Returns whether the log has an evaluation of the step it began at."""
+    return hosts.from_first(
+      self._written is not None and self._written.has(start, "eval/")
+    )
+
+  def report(self, step: int, row: dict[str, float]) -> None:
+    """Writes a line of metrics, and shows it, on the first host."""
+    if self._written:
+      self._written.write(step, row)
+      self._meter.show(self.workdir, step, row)
+
+  def log(self, step: int, speed: dict[str, float]) -> None:
+    """Writes the train/ metrics of the newest step that was checked.
+
+    train/loss is the mean over the steps since the last line, without skipped
+    steps. If all were skipped, the line has no train/loss.
+    """
+    self.checkpoints.check()
+    values, mean = dict(self._values), self.mean_loss.take()
+    if mean is None:
+      del values["loss"]
+    else:
+      values["loss"] = mean
+    row = {f"train/{k}": v for k, v in values.items()}
+    self.report(step, row | speed)
+
+  def save(
+    self,
+    step: int,
+    state: steps.TrainState,
+    evaluation: dict[str, float],
+    always: bool = True,
+  ) -> None:
+    """Saves a state.
+
+    Args:
+      step: the number of updates.
+      state: the state after them.
+      evaluation: the metrics of that state; {} if it was not evaluated.
+      always: False = save it only if its evaluation is the best so far.
+    """
+    watchdog.note("saving", step)
+    save = self.checkpoints.save if always else self.checkpoints.save_if_best
+    rest = session.rest_of(state, self.mean_loss)
+    save(step, state.params, rest, evaluation)
+
+  def look(self, found: Sequence[tuple[int, Any]], params: Any) -> None:
+    """Checks the steps since the last check; see `check`.
+
+    Args:
+      found: (step, metrics) of these steps, on the host.
+      params: the parameters after the newest step.
+    """
+    self.check(found, float(jax.device_get(self._norm(params))))
+
+  def check(
+    self, found: Sequence[tuple[int, dict[str, Any]]], param_norm: float
+  ) -> None:
+    """Checks the steps since the last check, and keeps the newest to be logged.
+
+    Metrics that are NaN or infinite are not logged, and neither are those that
+    only the guard needs. The losses of good steps are added up.
+
+    Args:
+      found: (step, metrics) of these steps.
+      param_norm: the norm of the parameters after the newest step. (The loss of
+        that step is one of the parameters before it.)
+
+    Raises:
+      DivergedError: a step was bad, or the norm is NaN or infinite.
+    """
+    values: dict[str, float] = {}
+    for step, metrics in found:
+      values = {k: float(v) for k, v in metrics.items()}
+      if values.pop("bad_step"):
+        self._refuse(step, values)
+      else:
+        self.mean_loss.add(values["loss"])
+      del values["mean_loss"]
+    if self.config.train.on_bad_step == "stop":
+      values.pop("skipped_steps", None)
+    values["param_norm"] = param_norm
+    if not math.isfinite(param_norm):
+      self._stop(f"train/param_norm is {param_norm} at step {step}", "")
+    self._values = {
+      k: v for k, v in values.items() if k == "loss" or math.isfinite(v)
+    }
+
+  def _refuse(self, step: int, values: dict[str, float]) -> None:
+    """Records a bad step, and stops or skips it as the config says."""
+    settings = self.config.train
+    skips = settings.on_bad_step == "skip"
+    odd = [k for k in ("loss", "grad_norm") if not math.isfinite(values[k])]
+    if odd:
+      reason = f"train/{odd[0]} is {values[odd[0]]} at step {step}"
+    else:
+      reason = (
+        f"train/loss is {values['loss']:.4g} at step {step}, more than "
+        f"{settings.spike_factor:g} times the mean of {values['mean_loss']:.4g}"
+      )
+    if self._written:
+      self._written.write_bad_step(
+        step,
+        {
+          "reason": reason,
+          "action": "skipped" if skips else "stopped",
+          **{k: v if math.isfinite(v) else None for k, v in values.items()},
+          "examples": self.session.batches.examples(step - 1),
+        },
+      )
+    which = (
+      f"Which examples it had is in {self.workdir}/bad_steps.jsonl; "
+      f"--mode=train --replay_step={step} --workdir={self.workdir} looks "
+      "into it. "
+    )
+    if not skips:
+      self._stop(
+        reason,
+        which + "The same command with --config.train.on_bad_step=skip goes on "
+        "without it. ",
+      )
+    if values["skipped_steps"] > settings.max_skipped_steps:
+      self._stop(
+        f"{reason}; it is one more than train.max_skipped_steps="
+        f"{settings.max_skipped_steps} that may be skipped",
+        which + "Raise that number to go on. ",
+      )
+    _log.warning("%s; skipped", reason)
+
+  def _stop(self, reason: str, what_to_do: str) -> NoReturn:
+    saved = self.checkpoints.latest_step()
+    last = (
+      f"The last checkpoint, step {saved}, is sound. "
+      if saved
+      else "There is no checkpoint before it. "
+    )
+    raise DivergedError(
+      f"{reason}; stopped. {last}{what_to_do}Or lower optim.learning_rate, "
+      "raise optim.warmup_rate or set optim.clip_norm, with another --workdir "
+      f"than {self.workdir}"
+    )

@@ -1,0 +1,144 @@
+"""Tests of peers.py: which other process failed, and how this one ends."""
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from bert_jax.runtime import checkpoint
+from bert_jax.runtime import hosts
+from bert_jax.runtime import peers
+from bert_jax.runtime import runs
+
+
+def _caused(error, cause):
+  error.__cause__ = cause
+  return error
+
+
+@pytest.mark.parametrize(
+  ("error", "wanted"),
+  [
+    (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed"), True),
+    (jax.errors.JaxRuntimeError("UNAVAILABLE: Socket closed"), True),
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
+    (peers.PeerError("process 1 did not come"), True),
+    (hosts.DifferError("barrier"), False),
+    (checkpoint.SaveError("no checkpoint can be written"), False),
+    (
+      _caused(
+        checkpoint.SaveError("no checkpoint can be written"),
+        RuntimeError("DEADLINE_EXCEEDED: Barrier timed out"),
+      ),
+      True,
+    ),
+    (FileNotFoundError(errno.ENOENT, "none", "/data/gloo/barrier"), False),
+    (
+      _caused(
+        checkpoint.CheckpointError("step 8 is damaged"),
+        ValueError('DATA_LOSS: Error reading "/data/heartbeat ecg/run/8/d/0"'),
+      ),
+      False,
+    ),
+    (ValueError("NOT_FOUND: file:///data/heartbeat-ecg/run is empty"), False),
+    (ValueError("could not convert string to float: 'heartbeat'"), False),
+    (json.JSONDecodeError("no barrier", "", 0), False),
+    (jax.errors.JaxRuntimeError("INTERNAL: cannot open /runs/nccl/x"), False),
+    (runs.RunError("--workdir=/runs/heartbeat is in use"), False),
+  ],
+)
+def test_errors_that_may_come_from_another_process(error, wanted):
+  assert peers.is_of_peer(error) == wanted
+
+
+def test_an_error_that_was_hidden_on_purpose_is_not_a_lost_process():
+  try:
+    try:
+      raise RuntimeError("UNAVAILABLE: Socket closed")
+    except RuntimeError:
+      raise ValueError("the labels differ") from None
+  except ValueError as error:
+    assert not peers.is_of_peer(error)
+
+
+class _Store:
+  """The key-value store of a job, as far as it is used to find who failed."""
+
+  def __init__(self, **rows):
+    self.rows = rows
+
+  def key_value_dir_get(self, prefix):
+    return [(prefix + k, v) for k, v in self.rows.items()]
+
+
+@pytest.mark.parametrize(
+  ("rows", "wanted"),
+  [
+    (
+      {"trouble/1": {"reason": "no data", "is_own": True}, "here/2": ""},
+      "process 1 failed: no data",
+    ),
+    ({"lost/2": "", "here/1": "", "beat/2": "7"}, "process 2 was killed"),
+    (
+      {"trouble/1": {"reason": "reset", "is_own": False}},
+      "process 2 was killed",
+    ),
+    (
+      {"trouble/1": {"reason": "reset", "is_own": False}, "here/2": ""},
+      "a connection between the processes broke: reset",
+    ),
+  ],
+)
+def test_the_line_of_a_survivor_names_the_process_that_failed(rows, wanted):
+  monitor = object.__new__(peers._Monitor)
+  monitor.index, monitor.count = 0, 3
+  texts = {
+    k: v if isinstance(v, str) else json.dumps(v) for k, v in rows.items()
+  }
+  monitor.store = _Store(**texts)
+  assert monitor.verdict("unknown").startswith(wanted)
+
+
+# Has a thread of C abort the process: while it runs, or while it is finalized.
+ABORT = """
+import builtins, ctypes, sys, time
+from bert_jax.runtime import peers
+library = ctypes.CDLL(None)
+peers.catch_aborts("the others did not come")
+def abort(library=library, ctypes=ctypes):
+  thread = ctypes.c_ulong()
+  library.pthread_create(ctypes.byref(thread), None, library.abort, None)
+  library.sleep(30)
+class Last:
+  def __del__(self, abort=abort):
+    abort()
+if sys.argv[1] == "late":
+  builtins.last = Last()
+else:
+  abort()
+"""
+
+
+def _abort(when):
+  return subprocess.run(
+    [sys.executable, "-c", ABORT, when],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_an_abort_of_jax_ends_the_process_with_a_line_and_its_status():
+  done = _abort("now")
+  assert done.returncode == peers.PeerError.exit_status
+  assert done.stderr == "bert-jax: the others did not come\n"
+
+
+@pytest.mark.slow
+def test_an_abort_while_python_is_finalized_stays_an_abort():
+  """No thread of C++ is unwound by Python, which would be a crash."""
+  assert _abort("late").returncode == -signal.SIGABRT
