@@ -14,6 +14,7 @@ from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.store import verification
+from bert_jax.runtime import files
 from bert_jax.runtime.settings import Config
 
 _TOTALS = ("examples", "random_next", "tokens")
@@ -41,7 +42,7 @@ def write(config: Config, folder: str) -> None:
     "dupe_factor": d.dupe_factor,
     "short_seq_rate": d.short_seq_rate if d.pairing == "pairs" else 0.0,
     "examples_seed": d.examples_seed,
-    "tokens": records.file_hash(os.path.join(folder, "manifest.json")),
+    "tokens": files.file_hash(os.path.join(folder, "manifest.json")),
   }
   target = records.examples_folder(folder, name)
   work = stage.Stage(config.prepare, folder, name, target, "array_record")
@@ -72,7 +73,7 @@ def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
   """Raises DataError if examples cannot be made of the token store."""
   for split, rows in manifest["shards"].items():
     for path, digest in verification.table_hashes(folder, split).items():
-      if not os.path.exists(path) or records.file_hash(path) != digest:
+      if not os.path.exists(path) or files.file_hash(path) != digest:
         raise records.DataError(
           f"{path} is missing or damaged; delete it and run --mode=prepare "
           "again with the same --input"
@@ -127,7 +128,7 @@ def pair_shard(job: dict) -> dict:
     "examples": writer.count,
     "random_next": int(totals[0]),
     "tokens": int(totals[1]) + writer.count * specials,
-    "sha256": records.file_hash(path),
+    "sha256": files.file_hash(path),
   }
 
 

@@ -11,6 +11,7 @@ from bert_jax.data.stages import stage
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
+from bert_jax.runtime import files
 from bert_jax.runtime.settings import Config
 
 _REPORT = manifests.LENGTHS_ROW | {"counts": [manifests.is_count]}
@@ -37,7 +38,7 @@ def write(config: Config, folder: str) -> None:
     if work.is_whole(manifest, [f"{split}.npy" for split in records.SPLITS]):
       work.end()
       return
-  digest = records.file_hash(os.path.join(examples, "manifest.json"))
+  digest = files.file_hash(os.path.join(examples, "manifest.json"))
   work.begin({"examples": digest})
   jobs = stage.shard_jobs(
     manifests.read_manifest(examples)["shards"],
@@ -52,7 +53,7 @@ def write(config: Config, folder: str) -> None:
     path = os.path.join(target, f"{split}.npy")
     counts = np.array([row.pop("counts") for row in rows], np.int64)
     records.write_array(path, counts.reshape(-1, config.data.seq_len + 1))
-    hashes[split] = records.file_hash(path)
+    hashes[split] = files.file_hash(path)
   work.end(manifest_path, examples=digest, sha256=hashes, shards=shards)
 
 
@@ -84,5 +85,5 @@ def sort_shard(job: dict) -> dict:
   return {
     "shard": job["shard"],
     "counts": np.bincount(lengths, minlength=job["seq_len"] + 1).tolist(),
-    "sha256": records.file_hash(path),
+    "sha256": files.file_hash(path),
   }
