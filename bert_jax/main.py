@@ -292,12 +292,12 @@ def _given_keys(flag_values: flags.FlagValues) -> tuple[str, ...]:
   """
   if flag_values.config is None:
     return ()
-  from bert_jax.kinds import kinds
+  from bert_jax.prediction import settings
 
   named = config_flags.get_override_values(flag_values["config"])
   # A setting may have a name in the group `predict` and one in another.
   named = sorted(named, key=lambda key: not key.startswith("predict."))
-  return (*named, *kinds.asked_in(flag_values.config))
+  return (*named, *settings.asked_in(flag_values.config))
 
 
 def _plan(flag_values: flags.FlagValues) -> None:
@@ -351,6 +351,7 @@ def _doctor(flag_values: flags.FlagValues) -> None:
 
 
 def _convert(flag_values: flags.FlagValues) -> None:
+  from bert_jax.kinds import table  # noqa: F401 (kinds register their heads)
   from bert_jax.weights import convert
 
   if len(flag_values.input) != 1 or not flag_values.output:

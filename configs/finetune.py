@@ -15,6 +15,7 @@ from configs import base
 RECIPES = {
   "classify": (32, 3.0, 3e-5, 128),
   "regress": (32, 3.0, 3e-5, 128),
+  "multi_label": (32, 3.0, 3e-5, 128),
   "span": (32, 3.0, 5e-5, 384),
   "squad_v2": (48, 2.0, 5e-5, 384),
   "choice": (16, 3.0, 2e-5, 128),
@@ -37,7 +38,7 @@ def get_config(text=None):
   """Arguments: task, from (weights), random (shape of `from`, fresh weights).
 
   `my-KIND` names data of your own: task=my-classify, my-regress, my-pairs,
-  my-tag, my-span or my-choice.
+  my-multi_label, my-tag, my-span or my-choice.
   """
   args = base.arguments(text, task="mrpc", random=False, **{"from": ""})
   c = base.get_config()

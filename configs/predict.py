@@ -20,7 +20,7 @@ from configs import base
 AS_THE_RUN_SAYS = {
   "model": ("dtype", "attention"),
   "task": ("context", "max_query_len", "doc_stride", "n_best")
-  + ("max_answer_len", "has_null", "null_threshold"),
+  + ("max_answer_len", "has_null", "null_threshold", "thresholds"),
 }
 
 

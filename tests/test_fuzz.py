@@ -41,6 +41,7 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
+from bert_jax.kinds import table
 from bert_jax.models import heads
 from bert_jax.models import params as param_trees
 from bert_jax.prediction import predict
@@ -48,7 +49,6 @@ from bert_jax.runtime import checkpoint
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
-from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
 from bert_jax.tasks import squad
@@ -458,9 +458,9 @@ TOKENIZER = wordpiece.WordPieceTokenizer(PIECES)
 
 
 def _features(task: spec.Task, examples) -> None:
-  task_features.make_features(
-    task, examples, TOKENIZER, seq_len=16, max_query_len=4, doc_stride=4
-  )
+  kind = table.of_task(task)
+  options = {"max_query_len": 4, "doc_stride": 4} if task.kind == "span" else {}
+  kind.make_features(task, examples, TOKENIZER, seq_len=16, **options)
 
 
 def _task_reader(name: str, split: str, file: str, *lines: str) -> Reader:
@@ -486,7 +486,7 @@ def _own_reader(form: str, file: str, columns: str, *lines: str) -> Reader:
 
   def read(folder):
     path = own.find_train(str(folder))
-    task = own.make_task(form, text=text, label=label, train_path=path)
+    task = table.make_task(form, text=text, label=label, train_path=path)
     _features(task, tasks.read_examples(task, str(folder), "train"))
 
   return Reader(make, read, says="^task own: example")

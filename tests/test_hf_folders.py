@@ -27,7 +27,7 @@ from bert_jax.data.tokenizers import hf_tokenizer
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.data.tokenizers import wordpiece
-from bert_jax.kinds import kinds
+from bert_jax.kinds import answers
 from bert_jax.models import families
 from bert_jax.models import heads
 from bert_jax.models import layers
@@ -811,7 +811,7 @@ def test_an_untied_decoder_is_refused_by_name(folder, tmp_path, stored):
   assert "mlm" not in got.params
   for kind in ("fill-mask", ""):
     with pytest.raises(
-      kinds.PredictError, match=r"cls\.predictions\.decoder\.weight.*embed"
+      answers.PredictError, match=r"cls\.predictions\.decoder\.weight.*embed"
     ):
       predictor(got, kind=kind)
   (found,) = predictor(got, kind="embed", fields=("mean",))([{"text": "the"}])
@@ -834,7 +834,7 @@ def test_a_problem_that_is_no_kind_here_is_refused_by_name(
   got = weights.read(folder)
   assert got.kind is None
   for kind in ("", "classify", "regress"):
-    with pytest.raises(kinds.PredictError, match=problem):
+    with pytest.raises(answers.PredictError, match=problem):
       predictor(got, kind=kind)
   predictor(got, kind="embed")
   for changes in ({}, {"kind": "classify"}):
@@ -864,7 +864,9 @@ def test_a_pair_for_a_model_with_one_token_type_is_refused():
   assert "label" in first
   assert "type_vocab_size=1" in second["error"]
   for kind, name in (("span", "answer"), ("choice", "choose")):
-    with pytest.raises(kinds.PredictError, match=f"type_vocab_size=1.*{name}"):
+    with pytest.raises(
+      answers.PredictError, match=f"type_vocab_size=1.*{name}"
+    ):
       predictor(make(kind, type_vocab_size=1), kind=name)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bert_jax import weights
-from bert_jax.kinds import objectives
+from bert_jax.kinds import table
 from bert_jax.models import config as model_config
 from bert_jax.runtime import metrics_log
 from bert_jax.training import jobs
@@ -157,7 +157,7 @@ def test_dropout_spreads_scores_as_in_the_other_library(tmp_path):
     max_len=16, dropout_rate=0.2, attention_dropout_rate=0.2,
     init_stddev=0.3, hidden_act="gelu_erf",
   )  # fmt: skip
-  objective = objectives.get_objective("classify")
+  objective = table.get("classify")
   ours = objective.make_model(
     model_config.ModelConfig.from_config(model), num_labels=2
   )

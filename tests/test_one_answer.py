@@ -20,8 +20,9 @@ import pytest
 from bert_jax import main
 from bert_jax import tasks
 from bert_jax import weights
-from bert_jax.kinds import kinds
+from bert_jax.kinds import answers
 from bert_jax.prediction import predict
+from bert_jax.prediction import settings
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import errors
 from bert_jax.runtime import runs
@@ -401,7 +402,7 @@ def settings_of(run, config=None, given=()):
   found = workdirs.read_settings(str(folder / "checkpoints" / "1"))
   own = {**found.settings, "data.seq_len": found.seq_len}
   config = config or predict_config.get_config()
-  return kinds.Settings.from_config(config, own, given)
+  return settings.read(config, own, given)
 
 
 @pytest.mark.parametrize(
@@ -425,10 +426,13 @@ def test_a_record_of_an_older_release_is_read_as_evaluation_reads_it(
   of_run = ml_collections.ConfigDict(run["config"])
   for given in (of_run, predict_config.get_config(), finetune.get_config()):
     found = settings_of(run, given)
-    assert (found.has_null, found.null_threshold) == (want, 1.5)
+    assert (found.task["has_null"], found.task["null_threshold"]) == (
+      want,
+      1.5,
+    )
     assert found.seq_len == config["data"]["seq_len"]
   found = settings_of(run, of_run, {"predict.allow_null"})
-  assert found.has_null is not want
+  assert found.task["has_null"] is not want
 
 
 @pytest.mark.parametrize(
@@ -462,7 +466,8 @@ def test_what_a_config_file_sets_wins_over_the_run(
     with mock.patch.object(sys, "argv", argv):
       values(argv)
       given = main._given_keys(values)
-    return getattr(settings_of(run, values.config, given), attribute)
+    found = settings_of(run, values.config, given)
+    return getattr(found, attribute, found.task.get(attribute))
 
   assert found() == value
   if key == "predict.null_threshold":  # the command line comes first
@@ -471,31 +476,30 @@ def test_what_a_config_file_sets_wins_over_the_run(
 
 def test_a_config_of_a_training_does_not_win_over_the_run():
   config = finetune.get_config("task=squad_v2")
-  assert kinds.asked_in(config) == []
+  assert settings.asked_in(config) == []
   config.predict.seq_len = 64
-  assert kinds.asked_in(config) == ["predict.seq_len"]
-  assert kinds.asked_in(predict_config.get_config()) == []
+  assert settings.asked_in(config) == ["predict.seq_len"]
+  assert settings.asked_in(predict_config.get_config()) == []
 
 
 def test_weights_of_others_have_the_defaults_or_what_a_config_says():
-  found = kinds.Settings.from_config(predict_config.get_config(), {}, ())
-  assert (found.has_null, found.null_threshold) == (False, None)
-  assert (found.seq_len, found.n_best, found.context) == (None, None, None)
+  found = settings.read(predict_config.get_config(), {}, ())
+  assert (found.seq_len, found.task) == (None, {})
   config = finetune.get_config("task=squad_v2")
   config.task.null_threshold = 2.0
-  found = kinds.Settings.from_config(config, {}, ())
-  assert (found.has_null, found.null_threshold) == (True, 2.0)
-  assert (found.seq_len, found.n_best) == (384, 20)
-  assert not kinds.Settings.from_config(
-    finetune.get_config("task=squad_v1"), {}, ()
-  ).has_null
+  found = settings.read(config, {}, ())
+  assert (found.task["has_null"], found.task["null_threshold"]) == (True, 2.0)
+  assert (found.seq_len, found.task["n_best"]) == (384, 20)
+  assert not settings.read(finetune.get_config("task=squad_v1"), {}, ()).task[
+    "has_null"
+  ]
 
 
 def test_settings_that_find_no_answer_are_refused():
   config = predict_config.get_config()
   config.task.n_best = 0
-  with pytest.raises(kinds.PredictError, match="task.n_best=0"):
-    kinds.Settings.from_config(config)
+  with pytest.raises(ValueError, match="task.n_best=0"):
+    predict.Predictor.load("nowhere", config)
 
 
 def test_masked_words_are_filled_at_the_length_of_the_run(finished_run):
@@ -537,8 +541,7 @@ def test_a_document_is_computed_in_one_window(monkeypatch):
       size=lambda example: 1,
       parse=lambda record: [types.SimpleNamespace(document=record["n"])],
     )
-    settings = types.SimpleNamespace(batch_tokens=1000)
-    predictor = types.SimpleNamespace(_kind=kind, _settings=settings)
+    predictor = types.SimpleNamespace(_answerer=kind, _batch_tokens=1000)
     records = [(str(i), {"n": n}) for i, n in enumerate(numbers)]
     found = predict.Predictor._windows(predictor, records)
     return [[e.document for e in window.examples] for window in found]
@@ -552,20 +555,19 @@ def windows_of(lines, in_documents=True):
 
   def parse(record):
     if record["n"] is None:
-      raise kinds.RecordError("bad")
+      raise answers.RecordError("bad")
     return [types.SimpleNamespace(document=record["n"])]
 
   kind = types.SimpleNamespace(
     in_documents=in_documents, size=lambda example: 1, parse=parse
   )
-  settings = types.SimpleNamespace(batch_tokens=1000)
-  predictor = types.SimpleNamespace(_kind=kind, _settings=settings)
+  predictor = types.SimpleNamespace(_answerer=kind, _batch_tokens=1000)
   records = [(f"line {i}", {"n": n}) for i, n in enumerate(lines)]
   for window in predict.Predictor._windows(predictor, records):
     examples = iter(window.examples)
     yield [
       str(found)
-      if isinstance(found, kinds.RecordError)
+      if isinstance(found, answers.RecordError)
       else next(examples).document
       for _, found in window.entries
     ]

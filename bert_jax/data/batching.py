@@ -1,29 +1,4 @@
-"""Batches for the model, from prepared data and from the features of tasks.
-
-Batch keys, the same everywhere. B rows, L tokens, P masked slots, S sequences
-packed into a row, G groups of them (a group is the C choices of a question,
-or else one sequence):
-
-  input_ids         [B, L] int32    token ids, some replaced by masking
-  input_mask        [B, L] int32    1 = a real token, 0 = padding
-  segment_ids       [B, L] int32    0 = segment A, 1 = segment B
-  positions         [B, L] int32    packed rows only: place in its sequence
-  sequence_ids      [B, L] int32    packed rows only: which sequence of the row
-                                    a token belongs to, 0 = padding
-  masked_positions  [B, P] int32    places to predict, ascending; the slots
-                                    of all sequences of a row, one after another
-  masked_ids        [B, P] int32    what stood there
-  masked_weights    [B, P] float32  1 = a slot in use
-  nsp_label         [B]    int32    0 = B follows A, 1 = B is random text;
-                    [B, S]          of each sequence of packed rows
-  weight            [B]    float32  0 = a filler row of a last batch
-                    [B, S]          packed rows: 0 = no such sequence
-  cls_positions     [B, S] int32    tasks and packed rows: where the sequences
-                                    of a row begin
-  label             [B, G] int32    tasks: class or right choice; [B, L] of tags
-                    [B, G] float32  the number of a regression
-  start, end        [B, S] int32    spans: ends of the answer, places in the row
-  weight            [B, G] float32  tasks: 0 = no such group; [B, L] of tags
+"""Batches of pre-training, from prepared data.
 
 The batch at a step is a pure function of (seed, step): nothing needs saving,
 and it does not matter how many hosts or threads make it. An epoch is a pass
@@ -35,17 +10,17 @@ in an epoch, packed or not.
 """
 
 from collections.abc import Iterator
-import dataclasses
 import logging
 import os
 import threading
 from typing import Any, Protocol
 
 import grain
-from grain.experimental import index_shuffle
 import numpy as np
 
+from bert_jax.data import batch_keys
 from bert_jax.data import masking
+from bert_jax.data import orders
 from bert_jax.data import packing
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
@@ -57,7 +32,7 @@ from bert_jax.runtime import files
 
 _log = logging.getLogger(__name__)
 
-Batch = dict[str, np.ndarray]
+Batch = batch_keys.Batch
 
 
 class Batches(Protocol):
@@ -74,106 +49,6 @@ class TrainBatches(Batches, Protocol):
   def examples(self, step: int, /) -> list[list[int]]:
     """Numbers of the examples of a step, of all hosts, row by row."""
     ...
-
-
-# Evaluation uses one choice of masks and of examples, whatever the run's seed,
-# so that numbers of different runs compare.
-EVAL_SEED = 0
-_ROUNDS = 6  # of the Feistel network: enough also where it has few bits
-
-
-@dataclasses.dataclass(frozen=True)
-class Order:
-  """Which example stands in which row, for ever: epochs of permutations.
-
-  Attributes:
-    num_examples: of the split.
-    seed: of the permutations; every epoch has its own.
-  """
-
-  num_examples: int
-  seed: int
-
-  def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The examples at global places [M]: (example ids [M], epochs [M])."""
-    epochs, offsets = np.divmod(places, self.num_examples)
-    seeds = masking.hash_uniform(self.seed, epochs) >> np.uint64(32)
-    ids = [
-      index_shuffle(index=i, max_index=self.num_examples - 1, seed=s, rounds=4)
-      for i, s in zip(offsets.tolist(), seeds.tolist(), strict=True)
-    ]
-    return np.array(ids, np.int64), epochs
-
-
-@dataclasses.dataclass(frozen=True)
-class PackedOrder:
-  """Which examples share which row, for ever: epochs of permutations.
-
-  In an epoch the rows of all patterns are permuted, and so are the examples of
-  each length; to know one row takes no other.
-
-  Attributes:
-    patterns: the rows of an epoch.
-    index: of the examples by length.
-    seed: of the permutations; every epoch has its own.
-  """
-
-  patterns: packing.Patterns
-  index: indexes.LengthIndex
-  seed: int
-
-  def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows at global places [M].
-
-    Returns:
-      Example ids [M, S], -1 = no more in the row, and epochs [M].
-    """
-    num_rows = self.patterns.num_rows
-    epochs, offsets = np.divmod(places, num_rows)
-    keys = masking.hash_uniform(self.seed, epochs)
-    rows = permute(offsets, np.full(len(places), num_rows), keys)
-    lengths, ranks = self.patterns.find(rows)
-    ids = np.full(lengths.shape, -1, np.int64)
-    used = lengths > 0
-    lengths, ranks = lengths[used], ranks[used]
-    epoch = np.broadcast_to(epochs[:, None], used.shape)[used]
-    keys = masking.hash_uniform(self.seed, epoch, lengths)
-    ranks = permute(ranks, self.index.histogram[lengths], keys)
-    ids[used] = self.index.find(lengths, ranks)
-    return ids, epochs
-
-
-def permute(
-  places: np.ndarray, sizes: np.ndarray, keys: np.ndarray
-) -> np.ndarray:
-  """Where permutations of 0 .. size - 1, one a key, send places.
-
-  A Feistel network over the next power of four, walked until it comes back
-  below the size; for few places in each of many small sets, where grain's
-  index_shuffle walks through 2^16 numbers.
-
-  Args:
-    places: [M] of 0 .. size - 1.
-    sizes: [M] integers, 1 or more.
-    keys: [M] uint64.
-
-  Returns:
-    [M] of 0 .. size - 1.
-
-  Source: Black, Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002.
-  """
-  half = np.searchsorted(4 ** np.arange(31, dtype=np.int64), sizes)
-  found, walking = places.copy(), np.arange(len(places))
-  while len(walking):
-    bits, key = half[walking], keys[walking]
-    low = (1 << bits) - 1
-    left, right = found[walking] >> bits, found[walking] & low
-    for i in range(_ROUNDS):
-      mixed = masking.hash_uniform(key, i, right)
-      left, right = right, left ^ (mixed.astype(np.int64) & low)
-    found[walking] = (left << bits) | right
-    walking = walking[found[walking] >= sizes[walking]]
-  return found
 
 
 class PretrainBatches:
@@ -218,7 +93,7 @@ class PretrainBatches:
     self._tokens = indexes.TokenStore(data.dir, split)
     self._tokenizer = load_vocabulary(data.dir)
     total = len(self._examples)
-    self._order: Any = Order(total, seed)
+    self._order: Any = orders.Order(total, seed)
     self._seed = seed
     self._batch_size = batch_size
     self._rows = np.arange(batch_size) if rows is None else rows
@@ -229,7 +104,6 @@ class PretrainBatches:
       self._tokenizer.continues_word() if data.whole_word else None
     )
     self._packed = data.max_sequences > 1
-    self._row_slots = num_masked_slots(data)
     # An evaluation is of all examples or an error.
     self._may_be_bad = 0 if num_steps is None else data.max_bad_records
     self._bad: dict[int, str] = {}
@@ -254,7 +128,7 @@ class PretrainBatches:
     """Examples of the split."""
     return len(self._examples)
 
-  def _pack(self, split: str) -> PackedOrder:
+  def _pack(self, split: str) -> orders.PackedOrder:
     """The rows of an epoch over all examples of a split."""
     data = self._data
     name = records.examples_name(data)
@@ -262,9 +136,9 @@ class PretrainBatches:
     patterns = packing.pack_histogram(
       index.histogram, data.seq_len, data.max_sequences
     )
-    return PackedOrder(patterns, index, self._seed)
+    return orders.PackedOrder(patterns, index, self._seed)
 
-  def _lay_out(self, ids: np.ndarray) -> "_ListedRows":
+  def _lay_out(self, ids: np.ndarray) -> orders.ListedRows:
     """The rows of some examples [M], which are read for their lengths."""
     lengths = np.concatenate(
       [
@@ -276,7 +150,7 @@ class PretrainBatches:
     layout = packing.pack(lengths, self._data.seq_len, slots)
     table = np.full((layout.num_rows, slots), -1, np.int64)
     table[layout.row, layout.slot] = ids
-    return _ListedRows(table)
+    return orders.ListedRows(table)
 
   def examples(self, step: int) -> list[list[int]]:
     """Numbers of the examples of a step, of all hosts, row by row."""
@@ -394,45 +268,34 @@ class PretrainBatches:
       records.DataError: more tokens than a row has; the index is damaged.
     """
     used = ids >= 0
-    shape = (len(ids), self._data.seq_len)
-    slots = self._row_slots
-    batch: Batch = {
-      "input_ids": np.full(shape, self._tokenizer.pad_id, np.int32),
-      **{
-        name: np.zeros(shape, np.int32)
-        for name in ("input_mask", "segment_ids", "positions", "sequence_ids")
-      },
-      **{
-        name: np.zeros((len(ids), slots), np.int32)
-        for name in ("masked_positions", "masked_ids")
-      },
-      "masked_weights": np.zeros((len(ids), slots), np.float32),
-      "nsp_label": np.zeros(ids.shape, np.int32),
-      "weight": used.astype(np.float32),
-      "cls_positions": np.zeros(ids.shape, np.int32),
-    }
+    batch = batch_keys.allocate(
+      pretraining_shapes(self._data, len(ids)), self._tokenizer.pad_id
+    )
+    batch["weight"][used] = 1
     if not used.any():
       return batch
     row, slot = np.nonzero(used)  # of each sequence, row by row
     alone = self._make_sequences(ids[used], epochs[row])
     lengths = np.zeros(ids.shape, np.int64)
     lengths[used] = alone["input_mask"].sum(1)
-    if lengths.sum(1).max() > shape[1]:
+    if lengths.sum(1).max() > self._data.seq_len:
       raise records.DataError(
         f"{self._data.dir}: sequences of {lengths.sum(1).max()} tokens share a "
-        f"row of {shape[1]}; the order of the examples by length is damaged: "
-        "delete the folder lengths and run --mode=prepare again"
+        f"row of {self._data.seq_len}; the order of the examples by length is "
+        "damaged: delete the folder lengths and run --mode=prepare again"
       )
     start = (np.cumsum(lengths, axis=1) - lengths)[used]
-    batch["cls_positions"][used] = start
     batch["nsp_label"][used] = alone["nsp_label"]
-
-    sequence, column = np.nonzero(alone["input_mask"])
-    place = (row[sequence], start[sequence] + column)
-    for name in ("input_ids", "input_mask", "segment_ids"):
-      batch[name][place] = alone[name][sequence, column]
-    batch["positions"][place] = column
-    batch["sequence_ids"][place] = slot[sequence] + 1
+    real = alone["input_mask"] > 0
+    batch_keys.put_sequences(
+      batch,
+      alone["input_ids"][real],
+      alone["segment_ids"][real],
+      lengths[used],
+      row,
+      start,
+      slot,
+    )
 
     source = np.nonzero(alone["masked_weights"])
     sequence = source[0]
@@ -502,16 +365,6 @@ class PretrainBatches:
     return batch, candidates, lengths
 
 
-@dataclasses.dataclass(frozen=True)
-class _ListedRows:
-  """The rows of one epoch, written out: ids [R, S], -1 = no more in a row."""
-
-  ids: np.ndarray
-
-  def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return self.ids[places], np.zeros_like(places)
-
-
 def check_max_sequences(data: Any) -> None:
   """Raises ValueError if data.max_sequences cannot be."""
   most = data.seq_len // masking.SHORTEST
@@ -530,6 +383,22 @@ def num_masked_slots(data: Any) -> int:
     return slots
   return masking.num_packed_slots(
     data.seq_len, data.max_sequences, data.mask_rate, slots
+  )
+
+
+def pretraining_shapes(data: Any, num_rows: int) -> batch_keys.Shapes:
+  """Returns the shape and dtype of all that a batch of pre-training holds.
+
+  Args:
+    data: the `data` group of a config.
+    num_rows: B.
+  """
+  return batch_keys.shapes(
+    batch_keys.pretraining(data.max_sequences > 1),
+    B=num_rows,
+    L=data.seq_len,
+    P=num_masked_slots(data),
+    S=data.max_sequences,
   )
 
 

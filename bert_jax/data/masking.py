@@ -5,9 +5,12 @@ these numbers replaces a generator, so nothing random is stored, no order of
 reading matters and a whole batch is masked at once.
 """
 
+import functools
 import math
 
 import numpy as np
+
+from bert_jax.data import batch_keys
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Purposes that draw their own numbers.
@@ -21,6 +24,7 @@ def num_slots(seq_len: int, mask_rate: float, max_predictions: int) -> int:
   return max_predictions or math.ceil(seq_len * mask_rate)
 
 
+@functools.cache
 def num_packed_slots(
   seq_len: int, max_sequences: int, mask_rate: float, slots: int
 ) -> int:
@@ -99,7 +103,7 @@ def mask_batch(
   mask_token_rate: float = 0.8,
   random_token_rate: float = 0.1,
   continues_word: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
   """Masks a batch of rows.
 
   Of the chosen tokens, mask_token_rate become [MASK], random_token_rate a token
@@ -129,14 +133,10 @@ def mask_batch(
 
   Source: google-research/bert create_pretraining_data.py:342-415.
   """
-  batch, length = input_ids.shape
-  columns = np.arange(length, dtype=np.uint64)[None, :]
-  keys = hash_uniform(seed, epochs, example_ids)[:, None]
+  keys = hash_uniform(seed, epochs, example_ids)
   wanted = num_to_predict(lengths, mask_rate, slots)
   wanted = np.minimum(wanted, candidates.sum(1))
-  # The low bit is given up so that no candidate ties with a position that is
-  # none.
-  order = hash_uniform(keys, columns, _CHOICE) >> np.uint64(1)
+  order = _random_order(keys, input_ids.shape[1])
   if continues_word is None:
     order = np.where(candidates, order, np.uint64(2**64 - 1))
     chosen = _lowest(order, slots, wanted)
@@ -145,31 +145,89 @@ def mask_batch(
       order, candidates, continues_word[input_ids] & candidates, wanted
     )
   rows, positions = np.nonzero(chosen)
-  counts = np.bincount(rows, minlength=batch)
-  slot = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
   original = input_ids[rows, positions]
-
-  def pack(values, dtype):
-    out = np.zeros((batch, slots), dtype)
-    out[rows, slot] = values
-    return out
-
-  at = (keys[rows, 0], positions)
-  share = (hash_uniform(*at, _REPLACEMENT) >> np.uint64(11)) * 2.0**-53
-  token = hash_uniform(*at, _TOKEN) % np.uint64(vocab_size)
-  replaced = np.where(
-    share < mask_token_rate,
-    mask_id,
-    np.where(share < mask_token_rate + random_token_rate, token, original),
-  )
   masked = input_ids.astype(np.int32)
-  masked[rows, positions] = replaced
-  return (
-    masked,
-    pack(positions, np.int32),
-    pack(original, np.int32),
-    pack(1.0, np.float32),
+  masked[rows, positions] = _replacements(
+    keys[rows],
+    positions,
+    original,
+    mask_id,
+    vocab_size,
+    mask_token_rate,
+    random_token_rate,
   )
+  return (masked, *_slots(rows, positions, original, (len(lengths), slots)))
+
+
+def _random_order(keys: np.ndarray, length: int) -> np.ndarray:
+  """Draws what decides which tokens are chosen: the lowest of a row.
+
+  Args:
+    keys: [B] of the rows.
+    length: L.
+
+  Returns:
+    [B, L] uint64. The low bit is given up, so that no candidate ties with the
+    largest number, which stands for a position that is no candidate.
+  """
+  columns = np.arange(length, dtype=np.uint64)
+  return hash_uniform(keys[:, None], columns[None], _CHOICE) >> np.uint64(1)
+
+
+def _replacements(
+  keys: np.ndarray,
+  positions: np.ndarray,
+  original: np.ndarray,
+  mask_id: int,
+  vocab_size: int,
+  mask_token_rate: float,
+  random_token_rate: float,
+) -> np.ndarray:
+  """Draws what stands at the chosen places, all of them [M].
+
+  Args:
+    keys: of the row of each place.
+    positions: in the row.
+    original: the token that stands there.
+    mask_id: the id of [MASK].
+    vocab_size: V.
+    mask_token_rate: share of the tokens that become [MASK].
+    random_token_rate: share that become a random token.
+  """
+  share = (hash_uniform(keys, positions, _REPLACEMENT) >> np.uint64(11)) * (
+    2.0**-53
+  )
+  token = hash_uniform(keys, positions, _TOKEN) % np.uint64(vocab_size)
+  is_random = share < mask_token_rate + random_token_rate
+  return np.where(
+    share < mask_token_rate, mask_id, np.where(is_random, token, original)
+  )
+
+
+def _slots(
+  rows: np.ndarray,
+  positions: np.ndarray,
+  original: np.ndarray,
+  shape: tuple[int, int],
+) -> list[np.ndarray]:
+  """Lays the chosen places [M] out in the slots of their rows.
+
+  Args:
+    rows: of each place, ascending.
+    positions: in the row, ascending within it.
+    original: the token that stood there.
+    shape: B, P.
+
+  Returns:
+    Positions, tokens and weights, [B, P] each; unused slots hold zeros.
+  """
+  counts = np.bincount(rows, minlength=shape[0])
+  slot = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+  found = batch_keys.shapes(batch_keys.MASKED, B=shape[0], P=shape[1])
+  arrays = [np.zeros(*of_key) for of_key in found.values()]
+  for array, values in zip(arrays, (positions, original, 1), strict=True):
+    array[rows, slot] = values
+  return arrays
 
 
 def _lowest(order: np.ndarray, slots: int, wanted: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Batches of a task: features packed into rows, and outputs taken out again.
 
-Batch keys are those of batching.py. A unit of the features is C sequences, the
+A unit of the features is C sequences, the
 choices of one question, or else one sequence; it never spans two rows.
 """
 
@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.data import batch_keys
 from bert_jax.data import packing
-from bert_jax.data.batching import EVAL_SEED
-from bert_jax.data.batching import Batch
-from bert_jax.data.batching import Order
+from bert_jax.data.batch_keys import Batch
+from bert_jax.data.orders import EVAL_SEED
+from bert_jax.data.orders import Order
 
 # Steps that are laid out to choose the shapes of all, and what L is tried, as
 # shares of the longest unit. Short rows leave less of the last one empty, but
@@ -51,48 +52,42 @@ class Rows:
       layout: of these units.
       num_rows: B; rows behind those of the layout stay empty.
     """
-    features, count = self.features, self.features.num_choices
-    source, rows, columns = self.token_places(units, layout)
+    features = self.features
     lengths, starts, slots, sequence_rows = self._sequences(units, layout)
-    shape = (num_rows, self.row_len)
-    batch: Batch = {
-      "input_ids": np.full(shape, self.pad_id, np.int32),
-      **{
-        name: np.zeros(shape, np.int32)
-        for name in ("input_mask", "segment_ids", "positions", "sequence_ids")
-      },
-      "cls_positions": np.zeros((num_rows, self.slots * count), np.int32),
-    }
-    batch["input_ids"][rows, columns] = features.token_ids[source]
-    batch["input_mask"][rows, columns] = 1
-    batch["segment_ids"][rows, columns] = features.segment_ids[source]
-    batch["positions"][rows, columns] = columns - np.repeat(starts, lengths)
-    batch["sequence_ids"][rows, columns] = np.repeat(slots + 1, lengths)
-    batch["cls_positions"][sequence_rows, slots] = starts
-    if features.label is not None:
-      self._label(batch, units, layout, (source, rows, columns))
+    source = self.token_places(units, layout)[0]
+    label = features.label
+    wanted = task_shapes(
+      None if label is None else features.labels,
+      num_rows,
+      self.row_len,
+      self.slots,
+      features.num_choices,
+      1 if label is None else label[:1].size,
+    )
+    batch = batch_keys.allocate(wanted, self.pad_id)
+    tokens = batch_keys.put_sequences(
+      batch,
+      features.token_ids[source],
+      features.segment_ids[source],
+      lengths,
+      sequence_rows,
+      starts,
+      slots,
+    )
+    if label is None:
+      return batch
+    if features.labels.of_tokens:
+      batch["weight"][tokens] = label[source] >= 0
+      batch["label"][tokens] = np.maximum(label[source], 0)
+      return batch
+    groups = (layout.row, layout.slot)
+    batch["weight"][groups] = 1
+    if features.labels.are_places:
+      for side, name in enumerate(features.labels.keys):
+        batch[name][groups] = layout.start + label[units, side]
+    else:
+      batch["label"][groups] = label[units]
     return batch
-
-  def _label(self, batch, units, layout, tokens) -> None:
-    features, (source, rows, columns) = self.features, tokens
-    if self.label_of == "token":
-      label = np.full(batch["input_ids"].shape, -1, np.int32)
-      label[rows, columns] = features.label[source]
-      batch["weight"] = (label >= 0).astype(np.float32)
-      batch["label"] = np.maximum(label, 0)
-      return
-    groups = (len(batch["input_ids"]), self.slots)
-    place = (layout.row, layout.slot)
-    batch["weight"] = np.zeros(groups, np.float32)
-    batch["weight"][place] = 1
-    label = features.label[units]
-    if self.label_of == "span":
-      for side, name in enumerate(("start", "end")):
-        batch[name] = np.zeros(groups, np.int32)
-        batch[name][place] = layout.start + label[:, side]
-      return
-    batch["label"] = np.zeros(groups, label.dtype)
-    batch["label"][place] = label
 
   def _sequences(self, units, layout):
     """Of all sequences [N * C] of N units: length, start, slot and row."""
@@ -126,13 +121,6 @@ class Rows:
       np.repeat(layout.start, lengths) + within,
     )
 
-  @property
-  def label_of(self) -> str:
-    """What has a label and an output: "token", "span" or "sequence"."""
-    if self.features.words is not None:
-      return "token"
-    return "sequence" if self.features.char_starts is None else "span"
-
   @functools.cached_property
   def unit_lengths(self) -> np.ndarray:
     """Tokens [N] of every unit of the features, all its choices together."""
@@ -151,11 +139,39 @@ class Rows:
     Returns:
       [N * C, K] of sequences, or [T, K] of tokens, in the order of the units.
     """
-    if self.label_of in ("token", "span"):
+    if self.features.labels.outputs_of_tokens:
       _, rows, columns = self.token_places(units, layout)
       return outputs[rows, columns]
     _, _, slots, rows = self._sequences(units, layout)
     return outputs[rows, slots]
+
+
+def task_shapes(
+  labels: batch_keys.Labels | None,
+  num_rows: int,
+  row_len: int,
+  num_groups: int,
+  num_choices: int = 1,
+  num_labels: int = 1,
+) -> batch_keys.Shapes:
+  """Returns the shape and dtype of all that a batch of a task holds.
+
+  Args:
+    labels: of the kind of task; None = the labels are not known.
+    num_rows: B.
+    row_len: L.
+    num_groups: G.
+    num_choices: C, sequences of a group.
+    num_labels: K, of tasks with several labels an example.
+  """
+  return batch_keys.shapes(
+    {**batch_keys.PACKED, **(labels.weighted if labels else {})},
+    B=num_rows,
+    L=row_len,
+    G=num_groups,
+    S=num_groups * num_choices,
+    K=num_labels,
+  )
 
 
 def longest_row(features: Any, seq_len: int, pack: bool, unit: int) -> int:
@@ -429,7 +445,7 @@ class TaskSplit:
       [N * C, K] of sequences, or [T, K] of tokens.
     """
     features = self._rows.features
-    by_token = self._rows.label_of in ("token", "span")
+    by_token = features.labels.outputs_of_tokens
     count = len(features.token_ids) if by_token else len(features.offsets) - 1
     result = np.zeros((count, outputs[0].shape[-1]), np.float32)
     for step, part in enumerate(outputs):

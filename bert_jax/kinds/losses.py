@@ -93,6 +93,25 @@ def squared_error(
   return jnp.sum(jnp.square(error) * weights), jnp.sum(weights)
 
 
+def sigmoid_cross_entropy(
+  logits: jax.Array, labels: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted sum of -log p(label) of yes-or-no labels, and weight.
+
+  Args:
+    logits: [..., K]; the probability of yes is the sigmoid.
+    labels: [..., K] 1 = yes, 0 = no.
+    weights: broadcasts to [..., K]; how much each label counts.
+
+  Returns:
+    Two float32 scalars: the sum of weight * loss (nats), the sum of weights.
+  """
+  x = logits.astype(jnp.float32)
+  loss = jax.nn.softplus(x) - x * labels
+  weights = jnp.broadcast_to(weights, x.shape).astype(jnp.float32)
+  return jnp.sum(loss * weights), jnp.sum(weights)
+
+
 def span_cross_entropy(
   logits: jax.Array,
   sequence_ids: jax.Array,

@@ -27,6 +27,7 @@ from bert_jax.runtime import checkpoint
 from bert_jax.runtime import locks
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
+from bert_jax.runtime import saved_steps
 from bert_jax.runtime import sharding
 from bert_jax.runtime.chips import GIB
 from bert_jax.runtime.settings import Config
@@ -292,7 +293,7 @@ def _workdir_lock(workdir: str) -> Iterator[None]:
 
 
 def _run(run: session.Session) -> str:
-  if not os.path.exists(os.path.join(run.workdir, "run.json")):
+  if not runs.exists(run.workdir):
     return f"a new one, of {run.total_steps} steps"
   started = runs.read_run(run.workdir).get("started")
   other = resume.other_code(run.workdir, run.run)
@@ -300,7 +301,7 @@ def _run(run: session.Session) -> str:
 
 
 def _checkpoint(run: session.Session) -> str:
-  if not checkpoint.exists(run.workdir):
+  if not saved_steps.exists(run.workdir, to_resume=True):
     raise _SkippedError("there is none yet")
   with (
     jax.set_mesh(run.mesh),
@@ -322,7 +323,7 @@ def _disk(run: session.Session) -> str:
   wanted = one * (settings.keep + 1 + 2 * best)
   free = shutil.disk_usage(_nearest_folder(run.workdir)).free
   text = f"{free / GIB:.1f} GiB free; checkpoints take up to {wanted / GIB:.2f}"
-  if checkpoint.exists(run.workdir):
+  if saved_steps.exists(run.workdir, to_resume=True):
     wanted = 2 * one  # most of them are there
   if free < wanted:
     raise ValueError(

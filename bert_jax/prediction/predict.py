@@ -8,6 +8,7 @@ kind       a line in                     a line out
 fill-mask  text, with [MASK]             masks: for each the best tokens
 embed      text, text_b or not           tokens, pooled, mean, layers, concat
 classify   text, text_b or not           label, scores
+multi_label text, text_b or not          labels, scores
 regress    text, text_b or not           score
 answer     question, context             answer, start, end, score
 tag        words, or text to split       words, labels
@@ -31,12 +32,15 @@ import jax
 import numpy as np
 
 from bert_jax import weights
+from bert_jax.data import batch_keys
 from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
-from bert_jax.kinds import kinds
+from bert_jax.kinds import answers
+from bert_jax.kinds import table
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
+from bert_jax.prediction import settings as predict_settings
 from bert_jax.runtime import bars
 from bert_jax.runtime import files
 from bert_jax.runtime import settings
@@ -143,7 +147,8 @@ def _masked_positions(is_mask: np.ndarray) -> np.ndarray:
   """[B, L] bool -> [B, P] where they are, P a power of two."""
   counts = is_mask.sum(axis=1)
   slots = 1 << (int(max(counts.max(), 1)) - 1).bit_length()
-  positions = np.zeros((len(is_mask), slots), np.int32)
+  _, dtype = batch_keys.MASKED["masked_positions"]
+  positions = np.zeros((len(is_mask), slots), dtype)
   row, column = np.nonzero(is_mask)
   first = np.cumsum(counts) - counts
   positions[row, np.arange(len(row)) - first[row]] = column
@@ -155,7 +160,7 @@ def _take(
   lengths: np.ndarray,
   outputs: Mapping[str, np.ndarray],
   levels: Mapping[str, str],
-) -> Iterator[tuple[int, kinds.Outputs]]:
+) -> Iterator[tuple[int, answers.Outputs]]:
   """(unit, its own outputs) of all units of a batch."""
   for unit, row, start, slot in zip(
     rows.units.tolist(),
@@ -182,7 +187,7 @@ class Predictor:
   """A model that answers records.
 
   Attributes:
-    kind: what it predicts, a key of kinds.KINDS.
+    kind: what it predicts, a key of table.ANSWERERS.
     tokenizer: its vocabulary.
   """
 
@@ -214,13 +219,15 @@ class Predictor:
     if pretrained.seq_len:
       longest = pretrained.model["max_len"]
       own["data.seq_len"] = min(pretrained.seq_len, longest)
-    settings = kinds.Settings.from_config(config, own, given)
+    settings.check(config)
+    asked = predict_settings.read(config, own, given)
     if pretrained.tokenizer is None:
-      raise kinds.PredictError(
+      raise answers.PredictError(
         f"{name} has no vocabulary; put its vocab.txt there"
       )
     arithmetic: dict[str, Any] = {
-      name: kinds.value_of([f"model.{name}"], config, own, given) or default
+      name: predict_settings.value_of([f"model.{name}"], config, own, given)
+      or default
       for name, default in (("dtype", "float32"), ("attention", "plain"))
     }
     # Nothing is dropped, and some programs of attention have no dropout.
@@ -228,19 +235,17 @@ class Predictor:
     model = ModelConfig.from_config(
       config.model.to_dict() | pretrained.model | arithmetic
     )
-    make = kinds.choose_kind(settings.kind, pretrained, name)
-    self.kind = next(key for key, value in kinds.KINDS.items() if value is make)
-    seq_len = settings.seq_len or model.max_len
+    make = table.choose_answerer(asked.kind, pretrained, name)
+    self.kind = make.name
+    seq_len = asked.seq_len or model.max_len
     if not 5 <= seq_len <= model.max_len:
-      raise kinds.PredictError(
+      raise answers.PredictError(
         f"predict.seq_len={seq_len}; the model takes 5 to {model.max_len}"
       )
     self.tokenizer = pretrained.tokenizer
-    self._settings = dataclasses.replace(settings, kind=self.kind)
-    self._kind = make(
-      kinds.Context(
-        self._settings, seq_len, model, self.tokenizer, pretrained, name
-      )
+    self._batch_tokens = asked.predict["batch_tokens"]
+    self._answerer = make(
+      answers.Context(asked, seq_len, model, self.tokenizer, pretrained, name)
     )
     self._row_lengths = _row_lengths(model, seq_len)
     for length in self._row_lengths:
@@ -249,7 +254,7 @@ class Predictor:
                                     config.mesh.tensor)  # fmt: skip
     self._place = sharding.batch_sharding(self._mesh)
     self._params = self._put_params(pretrained.params, config.mesh.rules, name)
-    self._step = jax.jit(self._kind.step)
+    self._step = jax.jit(self._answerer.step)
 
   @classmethod
   def load(
@@ -272,15 +277,15 @@ class Predictor:
       ValueError: there is no model, or it cannot do what is asked.
     """
     settings.check(config)  # before gigabytes are read
-    kinds.Settings.from_config(config)
+    predict_settings.read(config)
     return cls(weights.read(path, checkpoint), config, path, given)
 
   def _put_params(self, given: Any, rules: Any, name: str) -> Any:
     """The parameters of the model on the mesh; zeros for heads not used."""
-    wanted = jax.eval_shape(self._kind.init_params)
+    wanted = jax.eval_shape(self._answerer.init_params)
     params, added, _ = weights.fit(given, wanted)
-    if missing := [path for path in added if self._kind.uses(path)]:
-      raise kinds.PredictError(f"{name} has no {', '.join(missing)}")
+    if missing := [path for path in added if self._answerer.kind.needs(path)]:
+      raise answers.PredictError(f"{name} has no {', '.join(missing)}")
     filled = jax.tree.map(
       lambda leaf, x: np.zeros(leaf.shape, leaf.dtype) if x is None else x,
       wanted,
@@ -320,14 +325,14 @@ class Predictor:
 
   def _windows(
     self, numbered: Iterable[tuple[str, Any]]
-  ) -> Iterator[kinds.Window]:
+  ) -> Iterator[answers.Window]:
     """Parses records and groups them.
 
     What is read in one document is computed in one window, with the lines in
     error that stand between its lines.
     """
-    limit = _WINDOW_BATCHES * self._settings.batch_tokens
-    window = kinds.Window([], [])
+    limit = _WINDOW_BATCHES * self._batch_tokens
+    window = answers.Window([], [])
     names: list[str] = []  # of the lines of the window
     begin = 0  # line of the window at which its last document begins
     refused = None  # the document that was refused for its length
@@ -338,33 +343,35 @@ class Predictor:
     for name, record in numbered:
       kept: dict[str, Any] = {}
       examples: list[Any] = []
-      found: int | kinds.RecordError
+      found: int | answers.RecordError
       try:
-        if isinstance(record, kinds.RecordError):
+        if isinstance(record, answers.RecordError):
           raise record
         if not isinstance(record, Mapping):
-          raise kinds.RecordError(f"it is {record!r:.60}; wanted a JSON object")
+          raise answers.RecordError(
+            f"it is {record!r:.60}; wanted a JSON object"
+          )
         kept = {"id": record["id"]} if "id" in record else {}
-        examples = self._kind.parse(record)
-      except kinds.RecordError as error:
-        found = kinds.RecordError(f"{name}: {error}")
+        examples = self._answerer.parse(record)
+      except answers.RecordError as error:
+        found = answers.RecordError(f"{name}: {error}")
       else:
         found = len(examples)
-      if self._kind.in_documents and examples:
+      if self._answerer.in_documents and examples:
         document = examples[0].document
         if document == refused:
           examples, found = [], _too_long(name)
         elif not window.examples or document != window.examples[-1].document:
           if is_full():
             yield window
-            window, names = kinds.Window([], []), []
+            window, names = answers.Window([], []), []
           begin = len(window.entries)
       names.append(name)
       window.entries.append((kept, found))
       window.examples += examples
-      window.size += sum(map(self._kind.size, examples))
+      window.size += sum(map(self._answerer.size, examples))
       # The next line may belong to the same document.
-      is_open = self._kind.in_documents and bool(window.examples)
+      is_open = self._answerer.in_documents and bool(window.examples)
       if is_open and len(window.entries) - begin > _DOCUMENT_LINES:
         refused = window.examples[-1].document
         if examples:  # else the document may have ended before this line
@@ -372,21 +379,21 @@ class Predictor:
       elif is_open or not is_full():
         continue
       yield window
-      window, names = kinds.Window([], []), []
+      window, names = answers.Window([], []), []
     if window.entries:
       yield window
 
-  def _launch(self, window: kinds.Window) -> list[tuple[_Rows, Any]]:
+  def _launch(self, window: answers.Window) -> list[tuple[_Rows, Any]]:
     """Starts to compute a window; the results come later."""
     if not window.examples:
       return []
-    window.features = self._kind.features(window.examples)
+    window.features = self._answerer.features(window.examples)
     launched = []
     with jax.set_mesh(self._mesh):
       for rows in _lay_out(
         window.features,
         self._row_lengths,
-        self._settings.batch_tokens,
+        self._batch_tokens,
         self._mesh.shape["data"] * self._mesh.shape["fsdp"],
         self.tokenizer,
       ):
@@ -395,35 +402,35 @@ class Predictor:
     return launched
 
   def _finish(
-    self, window: kinds.Window, launched: list[tuple[_Rows, Any]]
+    self, window: answers.Window, launched: list[tuple[_Rows, Any]]
   ) -> Iterator[dict]:
     """Waits for a window, and writes its records."""
     results: Iterator[dict] = iter(())
     if launched:
       lengths = window.features.lengths
-      outputs: list[kinds.Outputs] = [{}] * len(lengths)
+      outputs: list[answers.Outputs] = [{}] * len(lengths)
       for rows, on_device in launched:
         arrays = jax.device_get(on_device)
-        for unit, output in _take(rows, lengths, arrays, self._kind.levels):
+        for unit, output in _take(rows, lengths, arrays, self._answerer.levels):
           _check_finite(output)
           outputs[unit] = output
-      results = self._kind.results(window, outputs)
+      results = self._answerer.results(window, outputs)
     for kept, found in window.entries:
-      if isinstance(found, kinds.RecordError):
+      if isinstance(found, answers.RecordError):
         yield kept | {"error": str(found)}
       else:
         yield kept | next(results)
 
 
-def _too_long(name: str) -> kinds.RecordError:
-  return kinds.RecordError(
+def _too_long(name: str) -> answers.RecordError:
+  return answers.RecordError(
     f"{name}: its document has more than {_DOCUMENT_LINES} lines, which would "
     "be computed together; give its parts other names in `document`"
   )
 
 
 def _refuse_document(
-  window: kinds.Window, names: Sequence[str], document: Any
+  window: answers.Window, names: Sequence[str], document: Any
 ) -> None:
   """Makes the lines of the last document of a window lines in error.
 
@@ -436,15 +443,15 @@ def _refuse_document(
   while window.examples and window.examples[-1].document == document:
     line -= 1
     kept, found = window.entries[line]
-    if not isinstance(found, kinds.RecordError):
+    if not isinstance(found, answers.RecordError):
       window.entries[line] = kept, _too_long(names[line])
       window.examples.pop()
 
 
-def _check_finite(output: kinds.Outputs) -> None:
+def _check_finite(output: answers.Outputs) -> None:
   for name, array in output.items():
     if not np.isfinite(array).all():
-      raise kinds.PredictError(
+      raise answers.PredictError(
         f"the model's {name} are not finite numbers: its training diverged, or "
         "its weights are damaged; use an earlier checkpoint"
       )
@@ -477,11 +484,11 @@ def predict(
   """
   path = config.predict.model or workdir
   if not path:
-    raise kinds.PredictError(
+    raise answers.PredictError(
       "give --workdir=RUN, or --config=configs/predict.py:from=DIR"
     )
   if "-" not in (source, target) and _is_one_file(source, target):
-    raise kinds.PredictError(
+    raise answers.PredictError(
       f"--output={target} is the input; name another file"
     )
   total = failed = 0
@@ -515,13 +522,13 @@ def _parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
       if isinstance(value, dict):
         _check_id(value.get("id"))
     except json.JSONDecodeError as error:
-      value = kinds.RecordError(
+      value = answers.RecordError(
         f"{error.msg} at column {error.colno}; wanted a JSON object"
       )
-    except kinds.RecordError as error:
+    except answers.RecordError as error:
       value = error
     except (ValueError, RecursionError) as error:
-      value = kinds.RecordError(f"{error}; wanted a JSON object")
+      value = answers.RecordError(f"{error}; wanted a JSON object")
     yield f"line {number}", value
 
 
@@ -533,7 +540,7 @@ def _check_id(value: Any) -> None:
   try:
     json.dumps(value, allow_nan=False)
   except (ValueError, RecursionError) as error:
-    raise kinds.RecordError(
+    raise answers.RecordError(
       f"its id cannot be written as JSON: {error}; wanted strings and finite "
       "numbers"
     ) from error
@@ -549,11 +556,11 @@ def _reading(source: str) -> Iterator[Iterable[bytes]]:
   """A file's lines, or those of standard input."""
   if source in ("", "-"):
     if sys.stdin is None:
-      raise kinds.PredictError("standard input is closed; give --input=FILE")
+      raise answers.PredictError("standard input is closed; give --input=FILE")
     yield sys.stdin.buffer
     return
   if os.path.isdir(source):
-    raise kinds.PredictError(f"--input={source} is a folder; name a file")
+    raise answers.PredictError(f"--input={source} is a folder; name a file")
   with open(source, "rb") as f:
     yield f
 
@@ -563,7 +570,9 @@ def _writing(target: str) -> Iterator[BinaryIO]:
   """A file that appears whole or not at all, or standard output."""
   if target in ("", "-"):
     if sys.__stdout__ is None:
-      raise kinds.PredictError("standard output is closed; give --output=FILE")
+      raise answers.PredictError(
+        "standard output is closed; give --output=FILE"
+      )
     sys.stdout.flush()
     yield sys.stdout.buffer
     return

@@ -573,12 +573,6 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
     ) from error
 
 
-def exists(workdir: str) -> bool:
-  """Returns whether a workdir has a checkpoint to resume from."""
-  folder = os.path.join(workdir, "checkpoints")
-  return bool(saved_steps.steps_in(folder))
-
-
 def restore_params(
   workdir: str, params: Any, checkpoint: str = ""
 ) -> tuple[int, Any]:

@@ -162,7 +162,7 @@ def _predates_sums(folder: str, items: Collection[str]) -> bool:
   """
   workdir = os.path.dirname(os.path.dirname(folder))
   run: dict[str, Any] = {}
-  if os.path.exists(os.path.join(workdir, "run.json")):
+  if runs.exists(workdir):
     run = runs.read_run(workdir)
   if int(os.path.basename(folder)) >= run.get("checksums_since", math.inf):
     return False

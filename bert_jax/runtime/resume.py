@@ -22,8 +22,7 @@ def check_workdir(
     runs.RunError: run.json there names another config or other data; says what
       differs.
   """
-  path = os.path.join(workdir, "run.json")
-  if not os.path.exists(path):
+  if not runs.exists(workdir):
     for name in ("checkpoints", "best"):
       folder = os.path.join(workdir, name)
       if os.path.isdir(folder) and os.listdir(folder):
@@ -58,7 +57,7 @@ def other_code(workdir: str, run: dict) -> str:
     workdir: of the run.
     run: from `describe`.
   """
-  if not os.path.exists(os.path.join(workdir, "run.json")):
+  if not runs.exists(workdir):
     return ""
   before = runs.read_run(workdir)
   pairs = {"commit": (before.get("commit"), run["commit"])}

@@ -101,6 +101,11 @@ def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
   }
 
 
+def exists(workdir: str) -> bool:
+  """Returns whether a workdir is that of a run; it may have no saved step."""
+  return os.path.exists(os.path.join(workdir, "run.json"))
+
+
 def read_run(workdir: str) -> dict:
   """Reads workdir/run.json; its config has the keys that came later.
 
@@ -149,7 +154,7 @@ def write_run(workdir: str, run: dict) -> None:
   sessions before this one ran with, oldest first.
   """
   path = os.path.join(workdir, "run.json")
-  if os.path.exists(path):
+  if exists(workdir):
     before = read_run(workdir)
     session = {k: before.get(k) for k in _SESSION_KEYS}
     run = run | {

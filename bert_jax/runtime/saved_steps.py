@@ -57,9 +57,15 @@ def check(checkpoint: str) -> None:
     )
 
 
-def exists(workdir: str) -> bool:
-  """Returns whether a workdir holds any saved step."""
-  return bool(_steps(workdir, _NEWEST) or _steps(workdir, _BEST))
+def exists(workdir: str, to_resume: bool = False) -> bool:
+  """Returns whether a workdir holds any saved step.
+
+  Args:
+    workdir: of a run, or of none.
+    to_resume: count only steps that a training can go on from.
+  """
+  folders = (_NEWEST,) if to_resume else (_NEWEST, _BEST)
+  return any(_steps(workdir, folder) for folder in folders)
 
 
 def newest_common(workdirs: Sequence[str]) -> int | None:
@@ -74,7 +80,7 @@ def run_of(path: str) -> str | None:
   workdir, folder = os.path.split(parent)
   if not name.isdecimal() or folder not in (_NEWEST, _BEST):
     return None
-  return workdir if os.path.exists(os.path.join(workdir, "run.json")) else None
+  return workdir if runs.exists(workdir) else None
 
 
 def refuse_step(workdir: str) -> None:
@@ -191,7 +197,7 @@ def _steps(workdir: str, folder: str) -> list[int]:
 
 def _best_by(workdir: str) -> tuple[str | None, str]:
   """Returns the metric ("" = keep no best step) and the mode of a run."""
-  if not os.path.exists(os.path.join(workdir, "run.json")):
+  if not runs.exists(workdir):
     return None, "min"
   settings = runs.read_run(workdir)["config"].get("checkpoint")
   if not isinstance(settings, dict):

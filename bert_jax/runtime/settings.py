@@ -339,6 +339,9 @@ class Task(Group):
   labels: tuple[str, ...] = of_run(())
   """Own data: the labels; () = those of the training file."""
 
+  label_separator: str = of_run(",")
+  """Own data: what stands between several labels in one column."""
+
   columns: tuple[str, ...] = of_run((), before=[])
   """Own data: the names of all columns, for files without a header."""
 
@@ -375,6 +378,10 @@ class Task(Group):
 
   null_threshold: float = of_session(0.0, -_FLOAT, _FLOAT)
   """There is no answer where its score leads by more than this."""
+
+  thresholds: tuple[float, ...] = of_session((0.5,))
+  """Of several labels: those with a probability above this are given. One
+  number from 0 to 1, or one for each label."""
 
 
 class Prepare(Group):
@@ -585,7 +592,8 @@ class Predict(Group):
 
   kind: str = of_session("")
   """What to do with each line of --input: "fill-mask", "embed", "classify",
-  "regress", "answer", "tag" or "choose"; "" = what the model has a head for."""
+  "multi_label", "regress", "answer", "tag" or "choose"; "" = what the model has
+  a head for."""
 
   model: str = of_session(None)
   """Weights to read: an HF directory, a TF1 checkpoint, a workdir (of which

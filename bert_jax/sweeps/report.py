@@ -125,8 +125,8 @@ def _metric(task: str, metrics: Mapping[str, float]) -> tuple[str, float]:
   """Returns the main metric of a task, and its factor to per cent."""
   if task in tasks.TASKS:
     known = tasks.TASKS[task]
-    return known.main_metric, 1.0 if known.kind == "span" else 100.0
-  for name in ("accuracy", "f1", "mlm_accuracy"):
+    return known.main_metric, known.percent
+  for name in ("accuracy", "f1", "micro_f1", "mlm_accuracy"):
     if f"eval/{name}" in metrics:
       return name, 100.0
   return "loss", 1.0

@@ -5,7 +5,6 @@ recording again changes nothing. The file trials.json beside it lists the trials
 of the sweep, from which a report tells which are missing.
 """
 
-import collections
 from collections.abc import Mapping, Sequence
 import hashlib
 import itertools
@@ -225,11 +224,9 @@ def most_frequent(one: sweep.Trial) -> float | None:
     return None
   job, _ = jobs.open_job(config, "")
   task: Any = getattr(job, "task")  # noqa: B009  (of fine-tuning jobs)
-  if task.kind != "classify":
-    return None
   split: Any = getattr(job, "split")(task.eval_splits[0])  # noqa: B009
-  counts = collections.Counter(e.label for e in split.examples)
-  return max(counts.values()) / sum(counts.values())
+  kind: Any = job.objective
+  return kind.most_frequent(split.examples)
 
 
 def read(folder: str) -> list[dict[str, Any]]:

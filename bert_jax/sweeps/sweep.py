@@ -173,7 +173,7 @@ class Trial:
     Raises:
       SweepError: the workdir holds another run.
     """
-    if not os.path.exists(os.path.join(self.workdir, "run.json")):
+    if not runs.exists(self.workdir):
       return "new"
     run = runs.read_run(self.workdir)
     wanted = settings.flatten(settings.plain(self.load_config()))

@@ -76,14 +76,13 @@ def read_examples(
   else:
     path = path or find_file(task, folder, split)
     examples = task.read(task, path, split)
-  if task.kind == "span":
-    ids = collections.Counter(example.id for example in examples)
-    twice = [id for id, count in ids.items() if count > 1]
-    if twice:
-      raise spec.TaskError(
-        f"{path or folder}: question {twice[0]} is there twice; answers are "
-        "scored by the id of their question"
-      )
+  questions = (e.id for e in examples if isinstance(e, spec.SpanExample))
+  counts = collections.Counter(questions).items()
+  if twice := [id for id, count in counts if count > 1]:
+    raise spec.TaskError(
+      f"{path or folder}: question {twice[0]} is there twice; answers are"
+      " scored by the id of their question"
+    )
   return examples[:max_examples] if max_examples else examples
 
 

@@ -79,7 +79,7 @@ def _example(
   label: int | float | None = None
   if needs_label or row.get(task.label):
     label = parse_label(task, tables.text_field(row, task.label, where), where)
-    if task.kind == "regress" and not 0 <= label <= _MAX_SCORE:
+    if not task.labels and not 0 <= label <= _MAX_SCORE:
       raise spec.TaskError(f"{where}: score {label} is not between 0 and 5")
   return spec.PairExample(
     id=id,
@@ -95,7 +95,7 @@ def parse_label(task: spec.Task, text: str, where: str) -> int | float:
   Raises:
     spec.TaskError: an unknown label, or a score that is no finite number.
   """
-  if task.kind != "regress":
+  if task.labels:
     return spec.label_id(task, text, where)
   try:
     score = float(text)
@@ -117,7 +117,7 @@ def _record_reader(*names: str) -> Callable[..., spec.PairExample]:
     texts = [tables.text_field(record, name, where) for name in names]
     value = tables.field(record, "label", where)
     label: int | float | None = None
-    if task.kind == "regress":
+    if not task.labels:
       label = float(value) if value >= 0 else None
     elif value >= 0:
       label = task.labels.index((task.tfds_labels or task.labels)[int(value)])

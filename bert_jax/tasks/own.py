@@ -23,23 +23,26 @@ _ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".conll", ".txt")
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """A form of own data.
+  """A form of own data; each belongs to a kind of task.
 
   Attributes:
-    kind: one of spec.KINDS.
+    kind: of task.
     num_texts: how many text columns it has: the least, and the most (0 = any).
     metrics: the first is the main one.
     read: (task, path, split, columns) -> examples.
+    labels_of: (task, path, columns) -> the labels of a training file; None
+      where labels have no names.
   """
 
   kind: str
   num_texts: tuple[int, int]
   metrics: tuple[str, ...]
   read: Callable[..., list[Any]]
+  labels_of: Callable[..., tuple[str, ...]] | None = None
 
 
 def make_task(
-  form: str,
+  form: Form,
   *,
   text: Sequence[str],
   label: str,
@@ -47,22 +50,24 @@ def make_task(
   train_path: str = "",
   columns: Sequence[str] = (),
   has_null: bool = True,
+  label_separator: str = ",",
   name: str = "own",
 ) -> spec.Task:
   """Makes the row of a task on own files.
 
   Args:
-    form: a key of FORMS: "classify" (one text), "pairs" (two), "regress" (one
-      or two, a number), "tag", "span", "choice".
+    form: of the data.
     text: columns of the text, by form: the text; both texts; the words (a
       list in JSON lines, or parted by spaces; not used for CoNLL files);
       question and context; the context and each choice.
-    label: column of the label: a label, a number, the tags (as the words), the
-      answer ("" = none), or the number of the right choice from 0.
+    label: column of the label: a label, a list of labels, a number, the tags
+      (as the words), the answer ("" = none), or the number of the right choice
+      from 0.
     labels: in the order of the ids; () = those of the training file, sorted.
     train_path: the training file, where `labels` is ().
     columns: names of the columns, for files without a header line.
-    has_null: questions may have no answer (span).
+    has_null: questions may have no answer.
+    label_separator: what stands between several labels in one column.
     name: of the task.
 
   Returns:
@@ -70,29 +75,23 @@ def make_task(
     these names in a folder, or are named one by one.
 
   Raises:
-    spec.TaskError: an unknown form, a wrong number of columns, or labels that
-      are neither given nor in a training file.
+    spec.TaskError: a wrong number of columns, or labels that are neither given
+      nor in a training file.
   """
-  if form not in FORMS:
-    raise spec.TaskError(
-      f"form={form!r} of the task {name}; use one of {', '.join(FORMS)}"
-    )
-  facts = FORMS[form]
-  least, most = facts.num_texts
+  least, most = form.num_texts
   if len(text) < least or (most and len(text) > most):
     raise spec.TaskError(
-      f"task {name}, form {form}: {len(text)} text columns"
-      f" ({', '.join(text) or 'none'}), wanted {least}"
-      + (f" to {most}" if most != least else "")
+      f"task {name}: {len(text)} text columns ({', '.join(text) or 'none'}),"
+      f" wanted {least}" + (f" to {most}" if most != least else "")
     )
   splits = _SPLITS | {"test": ("test",)}
   task = spec.Task(
     name=name,
-    kind=facts.kind,
+    kind=form.kind,
     text=tuple(text),
     labels=tuple(labels),
-    metrics=facts.metrics,
-    main_metric=facts.metrics[0],
+    metrics=form.metrics,
+    main_metric=form.metrics[0],
     train_split="train",
     eval_splits=("validation",),
     test_splits=("test",),
@@ -101,14 +100,20 @@ def make_task(
       split: tuple(stem + ending for stem in stems for ending in _ENDINGS)
       for split, stems in splits.items()
     },
-    read=functools.partial(_read, form, tuple(columns)),
+    read=functools.partial(form.read, columns=tuple(columns)),
     label=label,
-    has_null=has_null and facts.kind == "span",
+    label_separator=label_separator,
+    has_null=has_null,
   )
-  if facts.kind in _LABELS_OF and not labels:
-    found = _LABELS_OF[facts.kind](task, train_path, tuple(columns))
-    task = dataclasses.replace(task, labels=found)
-  return task
+  if form.labels_of is None or labels:
+    return task
+  if not train_path:
+    raise spec.TaskError(
+      f"task {name}: its labels are not known; give labels, or the training"
+      " file to take them from"
+    )
+  found = form.labels_of(task, train_path, tuple(columns))
+  return dataclasses.replace(task, labels=found)
 
 
 def find_train(folder: str) -> str:
@@ -120,44 +125,62 @@ def find_train(folder: str) -> str:
   return ""
 
 
-def _read(
-  form: str, columns: Sequence[str], task: spec.Task, path: str, split: str
-) -> list[Any]:
-  return FORMS[form].read(task, path, split, columns)
-
-
-def _optional(
-  task: spec.Task, row: Mapping[str, Any], where: str, split: str
+def optional_label(
+  task: spec.Task,
+  row: Mapping[str, Any],
+  where: str,
+  split: str,
+  missing: tuple[Any, ...] = (None, ""),
 ) -> Any:
-  """The label of a row; None where a test split has none.
+  """Returns the label of a row; None where a test split has none.
 
-  No text is no label, but for questions, where it means no answer.
+  Args:
+    task: names the column.
+    row: of a file.
+    where: file and line, for errors.
+    split: that the file is.
+    missing: what a column without a label holds.
   """
-  missing = (None,) if task.kind == "span" else (None, "")
   if split in task.test_splits and row.get(task.label) in missing:
     return None
   return tables.field(row, task.label, where)
 
 
-def _label_text(value: Any) -> str:
-  """A label as text; JSON has numbers and truth values too."""
-  return value if isinstance(value, str) else str(value)
+def read_pairs(
+  task: spec.Task,
+  path: str,
+  split: str,
+  columns: Sequence[str] = (),
+  parse: Callable[..., Any] = lambda task, value, where: glue.parse_label(
+    task,
+    str(value),
+    where,  # JSON has numbers and truth values too
+  ),
+  missing: tuple[Any, ...] = (None, ""),
+) -> list[spec.PairExample]:
+  """Reads texts or pairs of texts with a label each.
 
-
-def _read_pairs(task, path, split, columns) -> list[spec.PairExample]:
+  Args:
+    task: names the columns.
+    path: of the file.
+    split: that it is.
+    columns: names of all columns, for files without a header line.
+    parse: (task, value, PATH:LINE) -> label.
+    missing: what a column without a label holds.
+  """
   examples = []
   for number, (where, row) in enumerate(tables.read_rows(path, columns)):
     texts = [tables.text_field(row, name, where) for name in task.text]
-    value = _optional(task, row, where, split)
-    label = None
-    if value is not None:
-      label = glue.parse_label(task, _label_text(value), where)
+    value = optional_label(task, row, where, split, missing)
+    label = None if value is None else parse(task, value, where)
     second = texts[1] if len(texts) > 1 else None
     examples.append(spec.PairExample(str(number), texts[0], second, label))
   return examples
 
 
-def _read_choices(task, path, split, columns) -> list[spec.ChoiceExample]:
+def read_choices(task, path, split, columns) -> list[spec.ChoiceExample]:
+  """Reads a text and its choices, of which one fits."""
+
   def pairs_of(row, where):
     first, *choices = (
       tables.text_field(row, name, where) for name in task.text
@@ -172,13 +195,14 @@ def _is_table(path: str) -> bool:
   return ending in (".tsv", ".csv", *tables.JSON_LINES)
 
 
-def _read_tags(task, path, split, columns) -> list[spec.TagExample]:
+def read_tags(task, path, split, columns) -> list[spec.TagExample]:
+  """Reads sentences with a tag for each word."""
   if not _is_table(path):
     return ner.make_reader()(task, path, split)
   examples = []
   for number, (where, row) in enumerate(tables.read_rows(path, columns)):
     words = _list(tables.field(row, task.text[0], where), where)
-    value = _optional(task, row, where, split)
+    value = optional_label(task, row, where, split)
     labels = None
     if value is not None:
       tags = _list(value, where)
@@ -207,21 +231,23 @@ def _list(value: Any, where: str) -> list[str]:
   return found
 
 
-def _read_spans(task, path, split, columns) -> list[spec.SpanExample]:
+def read_spans(task, path, split, columns) -> list[spec.SpanExample]:
+  """Reads questions on a text, which holds the answer."""
   if path.lower().endswith(".json"):
     return qa.make_reader(strict=True)(task, path, split)
   question_column, context_column = task.text
   examples = []
   for number, (where, row) in enumerate(tables.read_rows(path, columns)):
     context = tables.text_field(row, context_column, where)
-    answer = _optional(task, row, where, split)
+    # No text means that there is no answer.
+    answer = optional_label(task, row, where, split, missing=(None,))
     answers: tuple[tuple[str, int], ...] = ()
     if answer == "" and not task.has_null:
       raise spec.TaskError(
         f"{where}: no answer; set has_null where questions may have none"
       )
     if answer:
-      found = qa.locate(_label_text(answer), _start(row, where), context)
+      found = qa.locate(str(answer), _start(row, where), context)
       if found is None:
         raise spec.TaskError(
           f"{where}: answer {answer!r} is not in its {context_column}; an"
@@ -251,44 +277,15 @@ def _start(row: Mapping[str, Any], where: str) -> int:
     ) from None
 
 
-def _need_training_file(task: spec.Task, path: str) -> None:
-  if not path:
-    raise spec.TaskError(
-      f"task {task.name}: its labels are not known; give labels, or the"
-      " training file to take them from"
-    )
-
-
-def _class_labels(task, path, columns) -> tuple[str, ...]:
-  _need_training_file(task, path)
+def class_labels(task, path, columns) -> tuple[str, ...]:
+  """Returns the labels in a training file with one label a row."""
   return spec.distinct_labels(
-    _label_text(tables.field(row, task.label, where))
+    str(tables.field(row, task.label, where))
     for where, row in tables.read_rows(path, columns)
   )
 
 
-def _tag_labels(task, path, columns) -> tuple[str, ...]:
-  _need_training_file(task, path)
-  examples = _read_tags(task, path, task.train_split, columns)
+def tag_labels(task, path, columns) -> tuple[str, ...]:
+  """Returns the tags in a training file with a tag a word."""
+  examples = read_tags(task, path, task.train_split, columns)
   return ner.tag_labels(tag for e in examples for tag in e.labels or ())
-
-
-# Kinds whose labels have names, and how these are found in a training file.
-_LABELS_OF: dict[str, Callable[..., tuple[str, ...]]] = {
-  "classify": _class_labels,
-  "tag": _tag_labels,
-}
-
-FORMS = {
-  "classify": Form("classify", (1, 1), ("accuracy", "macro_f1"), _read_pairs),
-  "pairs": Form("classify", (2, 2), ("accuracy", "macro_f1"), _read_pairs),
-  "regress": Form("regress", (1, 2), ("pearson", "spearman"), _read_pairs),
-  "tag": Form(
-    "tag",
-    (1, 1),
-    ("entity_f1", "precision", "recall", "accuracy"),
-    _read_tags,
-  ),
-  "span": Form("span", (2, 2), ("f1", "exact"), _read_spans),
-  "choice": Form("choice", (3, 0), ("accuracy",), _read_choices),
-}

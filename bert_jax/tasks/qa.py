@@ -220,6 +220,7 @@ _FACTS: dict[str, Any] = {
   "labels": (),
   "metrics": ("exact", "f1"),
   "main_metric": "f1",
+  "percent": 1.0,
   "train_split": "train",
   "eval_splits": ("validation",),
   "test_splits": (),

@@ -2,7 +2,7 @@
 
 A row names its kind, its labels in the order of the ids, its metrics and where
 its files lie. Everything that differs between two tasks of one kind is in the
-row; what differs between kinds is in features.py and scores.py.
+row; what differs between kinds is in bert_jax/kinds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,8 +10,6 @@ import dataclasses
 from typing import Any, TypeAlias
 
 from bert_jax.runtime import errors
-
-KINDS = ("classify", "regress", "tag", "span", "choice")
 
 
 class TaskError(errors.UserError):
@@ -23,25 +21,38 @@ class TaskError(errors.UserError):
     super().__init__(message)
 
 
+class _Labelled:
+  """An example with one label, or None where it is not known."""
+
+  __slots__ = ()
+  label: Any
+
+  @property
+  def is_labelled(self) -> bool:
+    """Whether the right answer is known."""
+    return self.label is not None
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
-class PairExample:
-  """A text, or two, with a label; kinds "classify" and "regress".
+class PairExample(_Labelled):
+  """A text, or two, with a label.
 
   Attributes:
     id: as in the file (GLUE's `index`), else its number in the file.
     text_a: the first text.
     text_b: the second, or None where a task has one.
-    label: place in `Task.labels`, or a score; None = not known.
+    label: place in `Task.labels`, several such places, or a score; None = not
+      known.
   """
 
   id: str
   text_a: str
   text_b: str | None
-  label: int | float | None
+  label: int | float | tuple[int, ...] | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ChoiceExample:
+class ChoiceExample(_Labelled):
   """Several pairs of texts of which one fits; kind "choice".
 
   Attributes:
@@ -71,6 +82,11 @@ class TagExample:
   labels: tuple[str, ...] | None
   document: int
 
+  @property
+  def is_labelled(self) -> bool:
+    """Whether the right answer is known."""
+    return self.labels is not None
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SpanExample:
@@ -91,6 +107,11 @@ class SpanExample:
   answers: tuple[tuple[str, int], ...]
   is_impossible: bool
 
+  @property
+  def is_labelled(self) -> bool:
+    """Whether the right answer is known."""
+    return bool(self.answers) or self.is_impossible
+
 
 Example: TypeAlias = PairExample | ChoiceExample | TagExample | SpanExample
 
@@ -101,11 +122,11 @@ class Task:
 
   Attributes:
     name: lower-case, as in a config.
-    kind: one of KINDS.
+    kind: of task; bert_jax/kinds has what a kind needs.
     text: columns or fields of the text, in the order the encoder sees them.
     labels: as files and predictions spell them; a label's id is its place. ()
       for kinds without named labels.
-    metrics: names in scores.METRICS.
+    metrics: names in the scores of its kind.
     main_metric: the one that models are compared by.
     train_split: its name, or "" where the task has no training data.
     eval_splits: with labels.
@@ -121,7 +142,9 @@ class Task:
     tfds_splits: our split -> TFDS's, where the names differ.
     tfds_labels: labels in the order of TFDS's ids, where these differ.
     label: column of the label, or "".
+    label_separator: what stands between several labels in one column.
     has_null: questions may have no answer (kind "span").
+    percent: what makes per cent of its scores.
     submission: split -> file name on the GLUE server.
     trained_as: the task whose model is evaluated; "" = this one.
   """
@@ -146,15 +169,13 @@ class Task:
   tfds_splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
   tfds_labels: tuple[str, ...] = ()
   label: str = ""
+  label_separator: str = ","
   has_null: bool = False
+  percent: float = 100.0
   submission: Mapping[str, str] = dataclasses.field(default_factory=dict)
   trained_as: str = ""
 
   def __post_init__(self):
-    if self.kind not in KINDS:
-      raise TaskError(
-        f"task {self.name}: kind={self.kind!r}; use one of {', '.join(KINDS)}"
-      )
     if self.main_metric not in self.metrics:
       raise TaskError(
         f"task {self.name}: main_metric={self.main_metric!r} is not among its"
@@ -166,12 +187,6 @@ class Task:
     """All splits: training, evaluation, test."""
     train = (self.train_split,) if self.train_split else ()
     return train + self.eval_splits + self.test_splits
-
-  @property
-  def num_outputs(self) -> int:
-    """K, the width of the head: what it gives for a sequence or a token."""
-    widths = {"regress": 1, "choice": 1, "span": 2}
-    return widths.get(self.kind, len(self.labels))
 
 
 def label_id(task: Task, text: str, where: str) -> int:
@@ -200,7 +215,7 @@ def have_labels(task: Task, examples: Sequence[Example]) -> bool:
   Raises:
     TaskError: some examples have one and others do not.
   """
-  known = [is_labelled(example) for example in examples]
+  known = [example.is_labelled for example in examples]
   if any(known) and not all(known):
     bad = examples[known.index(False)]
     raise TaskError(
@@ -208,15 +223,6 @@ def have_labels(task: Task, examples: Sequence[Example]) -> bool:
       " have one; label all or none"
     )
   return all(known)
-
-
-def is_labelled(example: Example) -> bool:
-  """Whether the right answer is known."""
-  if isinstance(example, SpanExample):
-    return bool(example.answers) or example.is_impossible
-  if isinstance(example, TagExample):
-    return example.labels is not None
-  return example.label is not None
 
 
 def distinct_labels(texts: Iterable[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Predictions as files: a line an example, and what the GLUE server takes.
+"""What the GLUE server takes: a zip of the predictions for its test sets.
 
   python -m bert_jax.tasks.submission --output=glue.zip RUN [RUN ...]
 
@@ -8,7 +8,7 @@ Source: https://gluebenchmark.com/faq
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import io
 import os
 import sys
@@ -16,7 +16,6 @@ from typing import Any
 import zipfile
 
 from bert_jax.runtime import files
-from bert_jax.tasks import glue
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
 
@@ -35,52 +34,24 @@ GLUE_ROWS = {
   "AX.tsv": 1104,
 }
 
-# (task, split) -> its examples and their predictions.
-Results = Mapping[tuple[str, str], tuple[Sequence[Any], Sequence[Any]]]
-
-
-def write_glue(path: str, results: Results, *, partial: bool = False) -> None:
-  """Writes the zip of eleven TSVs that the GLUE server scores.
-
-  Args:
-    path: of the zip.
-    results: (task, test split) -> (examples, predictions of scores.decode).
-    partial: allow files to be missing or short, for a look at the format; the
-      server takes only all of them.
-
-  Raises:
-    spec.TaskError: a file is missing or has another number of rows than its
-      test set, or a task is none of GLUE's.
-  """
-  rows = {row.name: row for row in glue.ROWS}
-  texts: dict[str, str] = {}
-  for (name, split), (examples, predictions) in results.items():
-    if name not in rows or split not in rows[name].submission:
-      known = [f"{r.name} {s}" for r in glue.ROWS for s in r.submission]
-      raise spec.TaskError(
-        f"{name} {split}: GLUE takes no predictions of this split; it takes"
-        f" {', '.join(known)}"
-      )
-    task = rows[name]
-    texts[task.submission[split]] = glue_tsv(task, examples, predictions)
-  _write_zip(path, texts, partial)
-
 
 def zip_runs(
   path: str, workdirs: Sequence[str], *, partial: bool = False
 ) -> list[str]:
-  """Writes that zip from the TSVs that evaluation left in some workdirs.
+  """Writes the zip of eleven TSVs that the GLUE server scores.
 
   Args:
     path: of the zip.
     workdirs: of fine-tuned models; their folders predictions/ are read.
-    partial: as for `write_glue`.
+    partial: allow files to be missing or short, for a look at the format; the
+      server takes only all of them.
 
   Returns:
     The names of the files in it.
 
   Raises:
-    spec.TaskError: a file is missing, short, or in two workdirs.
+    spec.TaskError: a file is missing, has another number of rows than its
+      test set, or is in two workdirs.
   """
   texts: dict[str, str] = {}
   for workdir in workdirs:
@@ -141,7 +112,7 @@ def glue_tsv(
   out = io.StringIO()
   out.write("index\tprediction\n")
   for number, prediction in rows:
-    if task.kind == "regress":
+    if isinstance(prediction, float):
       text = f"{min(max(prediction, 0.0), 5.0):.3f}"
     else:
       text = task.labels[prediction.label]
@@ -156,66 +127,6 @@ def _numbers(ids: Sequence[str]) -> list[int]:
     if sorted(numbers) == list(range(len(ids))):
       return numbers
   return list(range(len(ids)))
-
-
-def write_predictions(
-  task: spec.Task,
-  examples: Sequence[Any],
-  predictions: Sequence[Any],
-  path: str,
-) -> None:
-  """Writes a JSON object a line, an example each, for a task of any kind.
-
-  Args:
-    task: decides the kind.
-    examples: that were predicted.
-    predictions: of scores.decode, one an example.
-    path: of the file.
-  """
-  rows = prediction_rows(task, examples, predictions)
-  # Half of a surrogate pair, which JSON may hold, is in no UTF-8 file.
-  with files.writing(path, "w", errors="replace") as f:
-    for row in rows:
-      f.write(files.to_json(row, ensure_ascii=False) + "\n")
-
-
-def prediction_rows(
-  task: spec.Task, examples: Sequence[Any], predictions: Sequence[Any]
-) -> Iterable[dict[str, Any]]:
-  """For each example its id, what was predicted, and `gold` where known."""
-  make = _ROWS_OF[task.kind]
-  for example, prediction in zip(examples, predictions, strict=True):
-    row = {"id": example.id, **make(task, prediction)}
-    if spec.is_labelled(example):
-      row["gold"] = _GOLD_OF[task.kind](task, example)
-    yield row
-
-
-_ROWS_OF: dict[str, Any] = {
-  "classify": lambda task, p: {
-    "label": task.labels[p.label],
-    "probabilities": dict(zip(task.labels, p.probabilities, strict=True)),
-  },
-  "regress": lambda task, p: {"score": p},
-  "choice": lambda task, p: {
-    "choice": p.label,
-    "probabilities": list(p.probabilities),
-  },
-  "tag": lambda task, p: {"tags": list(p)},
-  "span": lambda task, p: {
-    "answer": p.text,
-    "best_answer": p.best_text,
-    "null_odds": p.null_odds,
-  },
-}
-
-_GOLD_OF: dict[str, Any] = {
-  "classify": lambda task, e: task.labels[e.label],
-  "regress": lambda task, e: e.label,
-  "choice": lambda task, e: e.label,
-  "tag": lambda task, e: list(e.labels),
-  "span": lambda task, e: [text for text, _ in e.answers],
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -103,7 +103,7 @@ def check_workdir(workdir: str) -> None:
   """
   checkpoint_lib.check_path(workdir)
   saved_steps.refuse_step(workdir)
-  if os.path.exists(os.path.join(workdir, "run.json")):
+  if runs.exists(workdir):
     resume.refuse_converted(workdir)
 
 

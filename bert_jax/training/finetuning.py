@@ -18,7 +18,7 @@ from bert_jax.data import batching
 from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
-from bert_jax.kinds import objectives
+from bert_jax.kinds import table
 from bert_jax.models import flops
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
@@ -29,9 +29,7 @@ from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
-from bert_jax.tasks import scores
 from bert_jax.tasks import spec
-from bert_jax.tasks import squad
 from bert_jax.tasks import submission
 from bert_jax.training import metrics
 from bert_jax.training import steps
@@ -42,8 +40,6 @@ _SHAPE_PRICE = {"cpu": 1e4}
 # Of a training by epochs where no examples say how many steps these are: of
 # what is compiled it is a constant of the learning rate.
 _UNKNOWN_STEPS = 1000
-# Choices of a question where no data says how many: those of SWAG.
-_NUM_CHOICES = 4
 
 
 class FineTuning:
@@ -106,9 +102,9 @@ class FineTuning:
     if config.task.name.startswith("my-"):
       config.task.labels = self.task.labels  # the run's record has them
     self._splits: dict[str, Split] = {}
-    self.objective = objectives.get_objective(self.task.kind)
+    self.objective = table.of_task(self.task)
     self.model = self.objective.make_model(
-      model_config, num_labels=self.task.num_outputs
+      model_config, num_labels=len(self.task.labels)
     )
 
   @property
@@ -162,14 +158,12 @@ class FineTuning:
       max_examples=settings.max_train_examples if is_train else 0,
       files={} if other else {k: v for k, v in settings.files.items() if v},
     )
-    features = task_features.make_features(
+    features = self.objective.make_features(
       task,
       examples,
       self.tokenizer,
       seq_len=self.config.data.seq_len,
-      max_query_len=settings.max_query_len,
-      doc_stride=settings.doc_stride,
-      context=settings.context,
+      **{name: settings[name] for name in self.objective.feature_settings},
     )
     types = self.model.config.type_vocab_size
     if features.segment_ids.max() >= types:
@@ -224,7 +218,7 @@ class FineTuning:
   @property
   def facts(self) -> dict[str, Any]:
     """The kind and the labels of the head, for whoever reads the weights."""
-    labels = self.task.labels if self.task.kind in ("classify", "tag") else ()
+    labels = self.task.labels if self.objective.has_names else ()
     return {"task": {"kind": self.task.kind, "labels": list(labels)}}
 
   def batches(
@@ -274,26 +268,8 @@ class FineTuning:
 
   def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Declares a global batch of training; see jobs.Job."""
-    data, kind = self.config.data, self.task.kind
-    choices = _NUM_CHOICES if kind == "choice" else 1
-    length = data.seq_len * choices
-
-    def shape(size, dtype="int32"):
-      return jax.ShapeDtypeStruct((data.batch_size, size), np.dtype(dtype))
-
-    batch = {
-      name: shape(length)
-      for name in (
-        "input_ids", "input_mask", "segment_ids", "positions", "sequence_ids"
-      )
-    }  # fmt: skip
-    batch["cls_positions"] = shape(choices)
-    labels = length if kind == "tag" else 1
-    batch["weight"] = shape(labels, "float32")
-    if kind == "span":
-      return batch | {"start": shape(1), "end": shape(1)}
-    dtype = "float32" if kind == "regress" else "int32"
-    return batch | {"label": shape(labels, dtype)}
+    found = self.objective.batch_shapes(self.config, len(self.task.labels))
+    return {k: jax.ShapeDtypeStruct(*of_key) for k, of_key in found.items()}
 
   def mean_row(self) -> None:
     """Returns None: the rows of a task depend on how examples are packed."""
@@ -311,7 +287,7 @@ class FineTuning:
       self.config.model,
       rows * jax.process_count(),
       length,
-      objectives.is_pooled(self.task.kind),
+      self.objective.pooled,
       num_sequences=starts.shape[1],
       attended=attended or packing.attended(batch.get("sequence_ids")),
       all_positions=all_positions,
@@ -345,11 +321,9 @@ class FineTuning:
       task, examples = split.task, split.examples
       os.makedirs(folder, exist_ok=True)
       stem = os.path.join(folder, f"{task.name}-{split.name}")
-      submission.write_predictions(task, examples, predictions, f"{stem}.jsonl")
-      written.append(f"{stem}.jsonl")
-      if task.kind == "span":
-        squad.write_files(stem, examples, predictions)
-        written.append(stem)
+      written += self.objective.write_predictions(
+        task, examples, predictions, stem
+      )
       if split.name in task.submission:
         path = os.path.join(folder, task.submission[split.name])
         files.write_text(path, submission.glue_tsv(task, examples, predictions))
@@ -389,21 +363,22 @@ def get_task(settings: Any) -> spec.Task:
     spec.TaskError: no such task; lists those there are.
   """
   if settings.name.startswith("my-"):
-    return own.make_task(
+    return table.make_task(
       settings.name.removeprefix("my-"),
       text=settings.text,
       label=settings.label,
       labels=settings.labels,
       train_path=settings.files.train or own.find_train(settings.dir or ""),
       columns=settings.columns,
-      has_null=tasks.has_null(settings.name, settings.has_null),
+      has_null=settings.has_null,
+      label_separator=settings.get("label_separator", ","),
       name=settings.name,
     )
   if settings.name not in tasks.TASKS:
     raise spec.TaskError(
       f"task.name={settings.name!r} is not known; use one of "
       f"{', '.join(tasks.TASKS)}, or my-FORM with FORM one of "
-      f"{', '.join(own.FORMS)}"
+      f"{', '.join(table.FORMS)}"
     )
   return tasks.TASKS[settings.name]
 
@@ -481,7 +456,9 @@ class TaskEvaluator:
       split = self._job.split(name)
       predicted = self._predict_all(params, split)
       for values, (predictions, totals) in zip(every, predicted, strict=True):
-        found = scores.score(split.task, predictions, split.examples)
+        found = self._job.objective.score(
+          split.task, predictions, split.examples
+        )
         found["loss"] = metrics.finish(totals)["task_loss"]
         values |= {self._prefix(name) + k: v for k, v in found.items()}
     return [dict(sorted(values.items())) for values in every]
@@ -494,7 +471,7 @@ class TaskEvaluator:
       split: with labels or without.
 
     Returns:
-      A prediction an example (see tasks/scores.py), and the loss as (sum,
+      A prediction an example (see its kind), and the loss as (sum,
       weight), {} without labels.
     """
     return self._predict_all(params, split)[0]
@@ -540,11 +517,6 @@ class TaskEvaluator:
 
   def _decode(self, split: Split, flat: np.ndarray) -> list:
     """Predictions of a split's examples from a model's outputs."""
-    settings, options = self._job.config.task, {}
-    if split.task.kind == "choice":
-      flat = flat.reshape(len(split.examples), -1)
-    if split.task.kind == "span":
-      flat = flat.T
-      names = ("n_best", "max_answer_len", "null_threshold")
-      options = {name: settings[name] for name in names}
-    return scores.decode(split.task, split.features, flat, **options)
+    settings, kind = self._job.config.task, self._job.objective
+    options = {name: settings[name] for name in kind.decode_settings}
+    return kind.decode(split.task, split.features, flat, **options)

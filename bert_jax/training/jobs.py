@@ -10,8 +10,7 @@ import jax
 from bert_jax.data import batching
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
-from bert_jax.kinds import objectives
-from bert_jax.runtime import checkpoint as checkpoint_lib
+from bert_jax.kinds import kind
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
@@ -38,12 +37,16 @@ class Job(Protocol):
   """What the loop needs to know: `Pretraining` or `FineTuning`."""
 
   config: Config
-  objective: objectives.Objective
   model: nn.Module
 
   @property
   def tokenizer(self) -> interface.Tokenizer:
     """The vocabulary of the data."""
+    ...
+
+  @property
+  def objective(self) -> kind.Kind:
+    """What the model is trained on."""
     ...
 
   @property
@@ -156,10 +159,7 @@ def open_job(
       )
   config = config.copy_and_resolve_references()
   pretrained = None
-  is_run = (
-    saved_steps.exists if checkpoint is not None else checkpoint_lib.exists
-  )
-  begun = bool(workdir) and is_run(workdir)
+  begun = bool(workdir) and saved_steps.exists(workdir, checkpoint is None)
   if begun and config.init_from:
     shape = runs.read_run(workdir)["config"]["model"]
     known = [key for key in settings.SHAPE_KEYS if key in shape]

@@ -27,6 +27,7 @@ from bert_jax.runtime import checkpoint
 from bert_jax.runtime import errors
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
+from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
@@ -364,7 +365,7 @@ def open_members(
   """
   _check(config, wanted)
   # Only a run that has not begun reads the weights to start from.
-  by_need = sorted(wanted, key=lambda m: checkpoint.exists(m.workdir))
+  by_need = sorted(wanted, key=lambda m: saved_steps.exists(m.workdir, True))
   size = seed_axis(config.mesh, len(wanted), jax.device_count())
   first = session.open_session(
     _config_of(config, by_need[0]), by_need[0].workdir, size

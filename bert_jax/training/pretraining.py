@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.data import batching
+from bert_jax.data import orders
 from bert_jax.data import packing
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import interface
-from bert_jax.kinds import objectives
+from bert_jax.kinds import kind
+from bert_jax.kinds import table
 from bert_jax.models import flops
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
@@ -54,7 +56,7 @@ class Pretraining:
       ValueError: the model is impossible, or does not fit the data.
     """
     self.config = config
-    self.objective = objectives.get_objective(config.objective)
+    self.objective = table.get(config.objective)
     self.model = self.objective.make_model(
       _check_model_fits(config, is_abstract)
     )
@@ -120,30 +122,8 @@ class Pretraining:
 
   def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Declares a global batch of training; see jobs.Job."""
-    data = self.config.data
-    rows, length = data.batch_size, data.seq_len
-
-    def shape(*sizes, dtype="int32"):
-      return jax.ShapeDtypeStruct((rows, *sizes), jnp.dtype(dtype))
-
-    slots, many = batching.num_masked_slots(data), data.max_sequences
-    batch = {
-      name: shape(length) for name in ("input_ids", "input_mask", "segment_ids")
-    }
-    batch |= {
-      "masked_positions": shape(slots),
-      "masked_ids": shape(slots),
-      "masked_weights": shape(slots, dtype="float32"),
-    }
-    if many == 1:
-      return batch | {"nsp_label": shape(), "weight": shape(dtype="float32")}
-    return batch | {
-      "positions": shape(length),
-      "sequence_ids": shape(length),
-      "nsp_label": shape(many),
-      "weight": shape(many, dtype="float32"),
-      "cls_positions": shape(many),
-    }
+    found = self.objective.batch_shapes(self.config)
+    return {k: jax.ShapeDtypeStruct(*of_key) for k, of_key in found.items()}
 
   def mean_row(self) -> tuple[float, float] | None:
     """Returns what a row of prepared text holds on average; see jobs.Job.
@@ -195,7 +175,7 @@ class Evaluator:
     config: Config,
     mesh: jax.sharding.Mesh,
     model: nn.Module,
-    objective: objectives.Objective,
+    objective: kind.Kind,
   ):
     """Opens the held-out split.
 
@@ -215,7 +195,7 @@ class Evaluator:
     self._batches = batching.PretrainBatches(
       config.data,
       "validation",
-      seed=batching.EVAL_SEED,
+      seed=orders.EVAL_SEED,
       batch_size=config.eval.batch_size,
       max_examples=config.eval.max_examples,
       rows=sharding.local_rows(self._place, config.eval.batch_size),

@@ -19,6 +19,7 @@ from bert_jax.data import batching
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
 from bert_jax.runtime import peers
+from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
@@ -55,7 +56,7 @@ def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
     ValueError: the run has no such step, or config and workdir do not fit.
   """
   meeting.meet("replay", config, [workdir], step=step)
-  if not os.path.exists(os.path.join(workdir, "run.json")):
+  if not runs.exists(workdir):
     raise ReplayError(f"{workdir} holds no run (no run.json) to replay")
   if output and jax.process_index() == 0:
     files.check_writable(output)

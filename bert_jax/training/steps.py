@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bert_jax.kinds import kind
 from bert_jax.kinds import losses
-from bert_jax.kinds import objectives
+from bert_jax.kinds import pretraining
 from bert_jax.models import params as param_trees
 from bert_jax.models.attention import programs
 from bert_jax.runtime import sharding
@@ -97,7 +98,7 @@ class TrainState:
 
 def init_state(
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   optimizer: optax.GradientTransformation,
   rng: jax.Array,
   batch: Batch,
@@ -151,7 +152,7 @@ def _sum_over_parts(compute, variables, batch, count, rng):
 
 def make_gradients(
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   rng: jax.Array,
   num_micro_batches: int = 1,
   sparse_words: bool = False,
@@ -315,7 +316,7 @@ def make_train_step(
 def _make_step(
   config: Config,
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   optimizer: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
   rng: jax.Array,
@@ -345,7 +346,7 @@ def _make_step(
 def jit_train_step(
   config: Config,
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   optimizer: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
   rng: jax.Array,
@@ -379,7 +380,7 @@ def jit_train_step(
 def jit_members_step(
   config: Config,
   model: nn.Module,
-  objective: objectives.Objective,
+  objective: kind.Kind,
   make_optimizer: Callable[[jax.Array], tuple[Any, optax.Schedule]],
   mesh: jax.sharding.Mesh,
   place: Any,
@@ -421,8 +422,8 @@ def jit_members_step(
 
 
 def make_eval_step(
-  model: nn.Module, objective: objectives.Objective
-) -> Callable[[Any, Batch, jax.Array], objectives.Sums]:
+  model: nn.Module, objective: kind.Kind
+) -> Callable[[Any, Batch, jax.Array], kind.Sums]:
   """Returns (params, batch, unigram log-probabilities [V]) -> sums.
 
   The sums are (sum, weight) pairs over the global batch: the objective's
@@ -431,7 +432,7 @@ def make_eval_step(
 
   def eval_step(params, batch, log_probs):
     outputs = objective.apply(model, params, batch, deterministic=True)
-    return objective.metrics(outputs, batch) | objectives.unigram_metrics(
+    return objective.metrics(outputs, batch) | pretraining.unigram_metrics(
       batch, log_probs
     )
 
@@ -439,8 +440,8 @@ def make_eval_step(
 
 
 def make_predict_step(
-  model: nn.Module, objective: objectives.Objective
-) -> Callable[[Any, Batch], tuple[Any, objectives.Sums]]:
+  model: nn.Module, objective: kind.Kind
+) -> Callable[[Any, Batch], tuple[Any, kind.Sums]]:
   """Returns (params, batch) -> (outputs, sums).
 
   The outputs are the model's, of every row; the sums are the objective's

@@ -98,7 +98,7 @@ def _workdir(path: str) -> str | None:
   """The workdir that a path names, as a folder or by its run.json."""
   if os.path.basename(path) == "run.json":
     return os.path.dirname(path) or "."
-  return path if os.path.exists(os.path.join(path, "run.json")) else None
+  return path if runs.exists(path) else None
 
 
 def _find(path: str) -> tuple[str, str]:

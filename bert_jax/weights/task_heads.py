@@ -72,16 +72,3 @@ def of_config(config: Mapping[str, Any], num_outputs: int) -> str | None:
       ):
         return head.name
   return None
-
-
-for _head in (
-  TaskHead(
-    "classify", "ForSequenceClassification", "single_label_classification",
-    has_names=True,
-  ),
-  TaskHead("regress", "ForSequenceClassification", "regression", width=1),
-  TaskHead("tag", "ForTokenClassification", has_names=True),
-  TaskHead("span", "ForQuestionAnswering", width=2),
-  TaskHead("choice", "ForMultipleChoice", width=1),
-):  # fmt: skip
-  register(_head)

@@ -75,7 +75,7 @@ def pick_steps(job, args):
   """The steps of a turn: one that is not counted, then `args.steps` others."""
   import numpy as np
 
-  from bert_jax.data.batching import Order
+  from bert_jax.data.orders import Order
 
   features = job.split(job.task.train_split).features
   count = len(features) // args.batch_size
@@ -162,7 +162,7 @@ def make_reference(args):
   import torch
   import transformers
 
-  from bert_jax.data.batching import Order
+  from bert_jax.data.orders import Order
 
   job, _ = make_job(args)
   features = job.split(job.task.train_split).features
@@ -170,7 +170,9 @@ def make_reference(args):
   torch.set_num_threads(args.threads)
   torch.manual_seed(0)
   model = transformers.BertForSequenceClassification.from_pretrained(
-    args.model, num_labels=job.task.num_outputs, attn_implementation="sdpa"
+    args.model,
+    num_labels=job.objective.num_outputs(job.task),
+    attn_implementation="sdpa",
   )
   model.train()
   optimizer = torch.optim.AdamW(

@@ -179,7 +179,7 @@ def make_ours(args, batch):
   import jax
   import jax.numpy as jnp
 
-  from bert_jax.kinds import objectives
+  from bert_jax.kinds import table
   from bert_jax.models.config import ModelConfig
   from bert_jax.training import optim
   from bert_jax.training import steps
@@ -192,7 +192,7 @@ def make_ours(args, batch):
   config.model.num_heads = num_heads
   config.model.mlp_dim = 4 * hidden_size
   config.model.hidden_act = args.hidden_act
-  objective = objectives.get_objective("mlm_nsp")
+  objective = table.get("mlm_nsp")
   model = objective.make_model(ModelConfig.from_config(config.model))
   optimizer, schedule = optim.make_optimizer(config.optim, total_steps=1_000)
   batch = {name: jnp.asarray(value) for name, value in batch.items()}

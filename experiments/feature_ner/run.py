@@ -40,7 +40,6 @@ from bert_jax.data import task_batches
 from bert_jax.models import encoder as encoders
 from bert_jax.models.attention import programs
 from bert_jax.runtime import runs
-from bert_jax.tasks import scores
 from bert_jax.training import finetuning
 from bert_jax.training import jobs
 from configs import finetune
@@ -353,7 +352,7 @@ def run(config, recipe, seeds, known=()):
     guesses = [
       tuple(job.task.labels[i] for i in tags) for tags in tag(states[name])
     ]
-    return scores.score(job.task, guesses, job.split(name).examples)
+    return job.objective.score(job.task, guesses, job.split(name).examples)
 
   for row in rows:
     start = time.monotonic()

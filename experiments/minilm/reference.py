@@ -26,10 +26,9 @@ import numpy as np
 import torch
 import transformers
 
-from bert_jax.data import batching
+from bert_jax.data import orders
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
-from bert_jax.tasks import scores
 from bert_jax.training import jobs
 from configs import finetune
 from experiments.minilm import run as ours
@@ -151,10 +150,10 @@ def train(job, num_steps=None):
   """
   config, settings = job.config, job.config.optim
   torch.manual_seed(config.seed)
-  model = make_model(config, job.task.num_outputs)
+  model = make_model(config, job.objective.num_outputs(job.task))
   optimizer = make_optimizer(model, settings)
   features = job.split(job.task.train_split).features
-  order = batching.Order(len(features), config.seed)
+  order = orders.Order(len(features), config.seed)
   losses = []
   model.train()
   for step in range(job.total_steps if num_steps is None else num_steps):
@@ -192,8 +191,10 @@ def evaluate(job, model):
       result = model(**batch)
       outputs.append(result.logits.numpy())
       total += result.loss.item() * len(units)
-  predictions = scores.decode(job.task, features, np.concatenate(outputs))
-  found = scores.score(job.task, predictions, split.examples)
+  predictions = job.objective.decode(
+    job.task, features, np.concatenate(outputs)
+  )
+  found = job.objective.score(job.task, predictions, split.examples)
   found["loss"] = total / len(features)
   return {f"eval/{name}": value for name, value in found.items()}
 

@@ -138,7 +138,7 @@ def table(folder=HERE):
     "|---|---|" + "---|" * len(columns) + "---|---|",
   ]
   for task in TRIALS:
-    scale = 1 if tasks.TASKS[task].kind == "span" else 100
+    scale = tasks.TASKS[task].percent
     found = [column[task] for column in columns.values()]
     if not any(found):
       continue

@@ -10,6 +10,7 @@ from scipy import stats
 
 from bert_jax.data import batching
 from bert_jax.data import masking
+from bert_jax.data import orders
 from bert_jax.data import packing
 from bert_jax.data import prepare
 from bert_jax.data.store import indexes
@@ -150,6 +151,14 @@ def test_shapes_types_and_padding(folder, kind):
   assert (batch["input_ids"][np.arange(B), last] == SEP).all()
 
 
+@pytest.mark.parametrize("most", [1, 4])
+def test_batches_have_the_shapes_that_are_declared(short, most):
+  changes = dict(data__seq_len=64, data__max_sequences=most)
+  batch = open_batches(short, num_steps=2, **changes)[1]
+  declared = batching.pretraining_shapes(settings(short, **changes), 8)
+  assert {k: (x.shape, x.dtype) for k, x in batch.items()} == declared
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_special_token_is_predicted_and_the_number_is_right(folder, kind):
   batches = open_batches(folder, num_steps=20, **KINDS[kind])
@@ -206,7 +215,7 @@ def test_other_settings_of_masking_are_passed_on(folder):
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 64, 1000])
 @pytest.mark.parametrize("seed", [0, 1, 2**40])
 def test_every_epoch_is_a_permutation(count, seed):
-  order = batching.Order(count, seed)
+  order = orders.Order(count, seed)
   ids, epochs = order(np.arange(3 * count))
   np.testing.assert_array_equal(epochs, np.repeat(np.arange(3), count))
   for epoch in range(3):
@@ -218,8 +227,8 @@ def test_every_epoch_is_a_permutation(count, seed):
 
 
 def test_epochs_and_seeds_have_unlike_orders():
-  orders = [batching.Order(1000, seed)(np.arange(2000))[0] for seed in (0, 1)]
-  first, second, other = orders[0][:1000], orders[0][1000:], orders[1][:1000]
+  found = [orders.Order(1000, seed)(np.arange(2000))[0] for seed in (0, 1)]
+  first, second, other = found[0][:1000], found[0][1000:], found[1][:1000]
   pairs = [(first, second), (first, other), (first, np.arange(1000))]
   for a, b in pairs:
     assert (a == b).sum() < 10  # 1 expected
@@ -229,7 +238,7 @@ def test_epochs_and_seeds_have_unlike_orders():
 
 
 def test_every_example_comes_first_as_often_as_any_other():
-  order = batching.Order(20, 3)
+  order = orders.Order(20, 3)
   ids, _ = order(np.arange(0, 20 * 600, 20))
   counts = np.bincount(ids, minlength=20)
   assert stats.chisquare(counts).pvalue > 0.001
@@ -525,7 +534,7 @@ def test_packed_rows_are_mixed_anew_in_every_epoch_and_by_every_seed(short):
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 100, 4096, 5000])
 def test_permute_is_a_permutation_for_every_key(size):
   for key in range(4):
-    found = batching.permute(
+    found = orders.permute(
       np.arange(size), np.full(size, size), np.full(size, key, np.uint64)
     )
     np.testing.assert_array_equal(np.sort(found), np.arange(size))
@@ -536,7 +545,7 @@ def test_permute_sends_a_place_everywhere_equally_often(size):
   keys = masking.hash_uniform(7, np.arange(600 * size))
   for place in (0, size - 1):
     places = np.full(len(keys), place)
-    found = batching.permute(places, np.full(len(keys), size), keys)
+    found = orders.permute(places, np.full(len(keys), size), keys)
     counts = np.bincount(found, minlength=size)
     assert stats.chisquare(counts).pvalue > 0.001
 
@@ -545,7 +554,7 @@ def test_permute_mixes_many_places():
   size = 200_000_000
   places = np.arange(1_000)
   keys = np.full(1_000, 3, np.uint64)
-  found = batching.permute(places, np.full(1_000, size), keys)
+  found = orders.permute(places, np.full(1_000, size), keys)
   assert len(set(found.tolist())) == 1_000
   assert found.min() >= 0 and found.max() < size
   assert stats.spearmanr(places, found).pvalue > 0.001

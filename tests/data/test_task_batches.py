@@ -1,6 +1,7 @@
 """Tests of task_batches.py: the same numbers however units share rows."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from bert_jax.data import task_batches
 from bert_jax.kinds import losses
-from bert_jax.kinds import objectives
+from bert_jax.kinds import table
 from bert_jax.models.config import ModelConfig
 from bert_jax.tasks import features as task_features
 from configs import base
@@ -25,17 +26,14 @@ def _features(kind, count=13, seed=0):
   lengths = rng.integers(4, SEQ_LEN, count * choices)
   offsets = np.concatenate([[0], np.cumsum(lengths)])
   total = int(offsets[-1])
-  columns = {}
   label = rng.integers(0, 3, count).astype(np.int32)
   if kind == "regress":
     label = rng.normal(size=count).astype(np.float32)
   if kind == "tag":
     label = rng.integers(-1, 3, total).astype(np.int32)
-    columns["words"] = np.arange(total)
   if kind == "span":
     ends = rng.integers(0, lengths)
     label = np.stack([ends // 2, ends], 1).astype(np.int32)
-    columns["char_starts"] = np.arange(total)
   return task_features.Features(
     token_ids=rng.integers(1, 50, total).astype(np.int32),
     segment_ids=rng.integers(0, 2, total).astype(np.int8),
@@ -43,7 +41,7 @@ def _features(kind, count=13, seed=0):
     example=np.arange(count),
     label=label,
     num_choices=choices,
-    **columns,
+    labels=table.get(kind).labels,
   )
 
 
@@ -54,7 +52,7 @@ def _model(kind):
     max_len=SEQ_LEN, dropout_rate=0.0, attention_dropout_rate=0.0,
     init_stddev=0.5,
   )  # fmt: skip
-  objective = objectives.get_objective(kind)
+  objective = table.get(kind)
   model_config = ModelConfig.from_config(config)
   return objective, objective.make_model(model_config, num_labels=3)
 
@@ -228,6 +226,21 @@ def test_rows_fill_the_devices_and_hosts_share_them():
       np.testing.assert_array_equal(joined, value)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_unpacked_batches_have_the_shapes_that_are_declared(kind):
+  features = _features(kind)
+  batches = task_batches.TaskBatches(
+    features,
+    seed=0, batch_size=8, num_steps=2, seq_len=SEQ_LEN, pad_id=0, pack=False,
+  )  # fmt: skip
+  config = base.get_config()
+  config.data.update(batch_size=8, seq_len=SEQ_LEN)
+  objective = table.get(kind)
+  with mock.patch.object(objective, "num_choices", features.num_choices):
+    declared = objective.batch_shapes(config)
+  assert {k: (x.shape, x.dtype) for k, x in batches[1].items()} == declared
+
+
 def test_the_places_of_labels_by_hand():
   features = task_features.Features(
     token_ids=np.array([7, 8, 9, 5, 6], np.int32),
@@ -235,7 +248,7 @@ def test_the_places_of_labels_by_hand():
     offsets=np.array([0, 3, 5]),
     example=np.arange(2),
     label=np.array([[1, 2], [0, 1]], np.int32),
-    char_starts=np.zeros(5, np.int32),
+    labels=table.TASK_KINDS["span"].labels,
   )
   split = task_batches.TaskSplit(features, num_rows=2, seq_len=8, pad_id=0)
   batch = split[0]
@@ -257,8 +270,8 @@ def test_span_loss_by_hand():
     "end": jnp.array([[1, 2]]),
     "weight": jnp.array([[1.0, 1.0]]),
   }
-  sum_, weight = objectives.get_objective("span").losses(
-    jnp.zeros([1, 4, 2]), batch
-  )["task_loss"]
+  sum_, weight = table.get("span").losses(jnp.zeros([1, 4, 2]), batch)[
+    "task_loss"
+  ]
   np.testing.assert_allclose(sum_, np.log(2), rtol=1e-6)
   assert weight == 2

@@ -22,14 +22,13 @@ from bert_jax import main
 from bert_jax import tasks
 from bert_jax import weights
 from bert_jax.data.tokenizers import wordpiece
-from bert_jax.kinds import kinds
-from bert_jax.kinds import objectives
+from bert_jax.kinds import answers
+from bert_jax.kinds import table
 from bert_jax.models import encoder as encoders
 from bert_jax.models import families
 from bert_jax.models.config import MODEL_KEYS
 from bert_jax.models.config import ModelConfig
 from bert_jax.prediction import predict
-from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 from configs import base
 from configs import predict as predict_config
@@ -42,7 +41,14 @@ TOKENIZER = wordpiece.WordPieceTokenizer(
 )
 MAX_LEN = 20
 LABELS = ("yes", "no", "maybe")
-TASKS = {"classify": 3, "regress": 1, "tag": 3, "span": 2, "choice": 1}
+TASKS = {
+  "classify": 3,
+  "multi_label": 3,
+  "regress": 1,
+  "tag": 3,
+  "span": 2,
+  "choice": 1,
+}
 KINDS = {"answer": "span", "choose": "choice"}  # the rest is called the same
 
 LONG = " ".join(WORDS[:8] * 4)
@@ -77,7 +83,8 @@ RECORDS = {
     {"text": LONG, "choices": ["star", "suns"]},
   ],
 }
-RECORDS["classify"] = RECORDS["regress"] = RECORDS["embed"]
+for name in ("classify", "multi_label", "regress"):
+  RECORDS[name] = RECORDS["embed"]
 
 
 def new_config(**changes):
@@ -99,7 +106,7 @@ def model_config():
 
 def make_model(kind):
   """The module of a kind of task, or that of pre-training."""
-  objective = objectives.get_objective(kind if kind in TASKS else "mlm")
+  objective = table.get(kind if kind in TASKS else "mlm")
   if kind in TASKS:
     return objective.make_model(model_config(), num_labels=TASKS[kind])
   return objective.make_model(model_config())
@@ -127,7 +134,7 @@ def make_pretrained(kind):
     model={key: config[key] for key in MODEL_KEYS},
     params=params,
     kind=kind if kind in TASKS else None,
-    labels=LABELS if kind in ("classify", "tag") else (),
+    labels=LABELS if kind in ("classify", "multi_label", "tag") else (),
     tokenizer=TOKENIZER,
     lower_case=True,
   )
@@ -151,7 +158,7 @@ def predictors():
     kind: make_predictor(
       kind, **({"concat_last": 2} if kind == "embed" else {})
     )
-    for kind in kinds.KINDS
+    for kind in table.ANSWERERS
   }
 
 
@@ -203,7 +210,7 @@ def alone(kind, ids, segments=()):
 def pair_ids(text, text_b=None):
   """What fine-tuning makes of a pair: ids, segments, whether it was cut."""
   example = spec.PairExample("", text, text_b, None)
-  features = task_features.make_features(
+  features = table.TASK_KINDS["classify"].make_features(
     tasks.TASKS["mrpc"], [example], TOKENIZER, seq_len=MAX_LEN
   )
   return features.token_ids, features.segment_ids, bool(features.num_truncated)
@@ -252,6 +259,11 @@ def want_pooled(kind):
     logits = alone(kind, ids, segments)[0, 0]
     if kind == "regress":
       result = {"score": float(logits[0])}
+    elif kind == "multi_label":
+      scores = dict(zip(LABELS, (1 / (1 + np.exp(-logits))).tolist(),
+                        strict=True))  # fmt: skip
+      result = {"labels": [x for x in LABELS if scores[x] > 0.5],
+                "scores": scores}  # fmt: skip
     else:
       scores = dict(zip(LABELS, softmax(logits).tolist(), strict=True))
       result = {"label": max(scores, key=scores.get), "scores": scores}
@@ -331,6 +343,7 @@ WANTED = {
   "fill-mask": want_fill_mask,
   "embed": want_embed,
   "classify": want_pooled("classify"),
+  "multi_label": want_pooled("multi_label"),
   "regress": want_pooled("regress"),
   "choose": want_choose,
   "tag": want_tag,
@@ -338,7 +351,7 @@ WANTED = {
 }
 
 
-@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("kind", table.ANSWERERS)
 def test_records_equal_those_of_the_unpacked_model(kind, predictors):
   got = list(predictors[kind](RECORDS[kind]))
   want = [WANTED[kind](record) for record in RECORDS[kind]]
@@ -346,7 +359,7 @@ def test_records_equal_those_of_the_unpacked_model(kind, predictors):
   assert len({json.dumps(record) for record in got}) > 1
 
 
-@pytest.mark.parametrize("kind", kinds.KINDS)
+@pytest.mark.parametrize("kind", table.ANSWERERS)
 def test_other_lines_do_not_change_a_record(kind, predictors):
   """Nor does their order, nor where a window or a batch ends."""
   many = RECORDS[kind] * 7
@@ -578,7 +591,7 @@ def test_a_run_stopped_halfway_leaves_the_old_output(tmp_path):
   params["task"]["bias"][0] = np.nan
   broken = dataclasses.replace(pretrained("classify"), params=params)
   (tmp_path / "out.jsonl").write_text("of old\n")
-  with pytest.raises(kinds.PredictError, match="are not finite numbers"):
+  with pytest.raises(answers.PredictError, match="are not finite numbers"):
     run(tmp_path, b'{"text": "sun"}\n', broken)
   assert (tmp_path / "out.jsonl").read_text() == "of old\n"
   names = {p.name for p in tmp_path.iterdir()}
@@ -665,11 +678,11 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
 @pytest.mark.parametrize(
   ("kind", "changes", "message"),
   [
-    ("fill-mask", {"top_k": 0}, "predict.top_k=0; give 1 to 17"),
+    ("fill-mask", {"top_k": 0}, "predict.top_k=0; it must be 1 or more"),
     ("fill-mask", {"top_k": 18}, "predict.top_k=18; give 1 to 17"),
     ("fill-mask", {"batch_tokens": 0}, "batch_tokens=0; it must be 1 or more"),
     ("fill-mask", {"seq_len": 21}, "seq_len=21; the model takes 5 to 20"),
-    ("embed", {"decimals": 13}, "decimals=13; give 1 to 12, or 0 for all"),
+    ("embed", {"decimals": 13}, "decimals=13; it must be 12 or less"),
     ("embed", {"fields": ("mode",)}, "fields has mode; there is: tokens, po"),
     ("embed", {"fields": ("concat",)}, "concat_last=0; .* to join, 1 to 2"),
     ("embed", {"concat_last": 3}, "concat_last=3; .* to join, 1 to 2"),
@@ -692,7 +705,7 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
 )
 def test_settings_that_cannot_be_are_refused(kind, changes, message):
   config = new_config(**({"kind": kind} | changes))
-  with pytest.raises(kinds.PredictError, match=message):
+  with pytest.raises(ValueError, match=message):
     predict.Predictor(pretrained(kind), config, "MODEL")
 
 
@@ -701,9 +714,9 @@ def test_without_a_pooler_there_is_no_pooled():
   params["encoder"] = dict(params["encoder"])
   del params["encoder"]["pooler"]
   bare = dataclasses.replace(pretrained("embed"), params=params)
-  assert kinds.kinds_of(bare) == ["fill-mask", "embed"]
+  assert table.answerers_of(bare) == ["fill-mask", "embed"]
   message = "no pooler, so there is no pooled; .*fields=tokens,mean,layers$"
-  with pytest.raises(kinds.PredictError, match=message):
+  with pytest.raises(answers.PredictError, match=message):
     predict.Predictor(bare, new_config(kind="embed"), "MODEL")
   config = new_config(kind="embed", fields=("mean",))
   (got,) = predict.Predictor(bare, config, "MODEL")([{"text": "sun"}])
@@ -713,18 +726,20 @@ def test_without_a_pooler_there_is_no_pooled():
 def test_a_head_of_no_known_task_needs_to_be_told():
   unknown = dataclasses.replace(pretrained("regress"), kind=None)
   message = "does not tell what its head is for; give --config.predict.kind"
-  with pytest.raises(kinds.PredictError, match=message):
+  with pytest.raises(answers.PredictError, match=message):
     predict.Predictor(unknown, new_config(), "MODEL")
   told = predict.Predictor(unknown, new_config(kind="regress"), "MODEL")
   (got,) = told([{"text": "sun"}])
   assert_close(got, want_pooled("regress")({"text": "sun"}))
-  with pytest.raises(kinds.PredictError, match="1 outputs.* answer: that has"):
+  with pytest.raises(
+    answers.PredictError, match="1 outputs.* answer: that has"
+  ):
     predict.Predictor(unknown, new_config(kind="answer"), "MODEL")
 
 
 def test_a_model_without_vocabulary_is_refused():
   bare = dataclasses.replace(pretrained("tag"), tokenizer=None)
-  with pytest.raises(kinds.PredictError, match="MODEL has no vocabulary"):
+  with pytest.raises(answers.PredictError, match="MODEL has no vocabulary"):
     predict.Predictor(bare, new_config(), "MODEL")
 
 
@@ -743,7 +758,9 @@ def test_where_there_is_no_model_nothing_is_written(tmp_path):
 def test_the_config_of_an_older_run_is_named_as_such():
   config = new_config()
   del config.predict.batch_tokens
-  with pytest.raises(kinds.PredictError, match="no .*batch_tokens.*older run"):
+  with pytest.raises(
+    answers.PredictError, match="no .*batch_tokens.*older run"
+  ):
     predict.Predictor.load("nowhere", config)
 
 

@@ -385,7 +385,7 @@ def modes(finished_run, tmp_path, monkeypatch):
     return made
 
   monkeypatch.setattr(plan, "make_plan", make_plan)
-  monkeypatch.setattr(plan, "report", lambda plan: "")
+  monkeypatch.setattr(plan.report, "report", lambda plan: "")
   monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: True)
 
   def run_plan(*paths):

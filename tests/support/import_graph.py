@@ -6,7 +6,9 @@ import pathlib
 PACKAGE = pathlib.Path(__file__).parents[2] / "bert_jax"
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain"}
 # Feeding has no use for jax itself; grain imports it.
-MAY_IMPORT = {"data.batching": {"grain"}, "data.task_batches": {"grain"}}
+MAY_IMPORT = dict.fromkeys(
+  ("data.batching", "data.orders", "data.task_batches"), {"grain"}
+)
 
 
 def imports_of(source: str) -> set[str]:

@@ -20,8 +20,13 @@ MODEL = {
   "layer_norm_eps": 1e-7,
 }
 PIECES = [*interface.SPECIAL_TOKENS, "walk", "##ed", "the", "!"]
-LABELS = {"classify": ("no", "yes", "perhaps"), "tag": ("O", "B", "I")}
-OUTPUTS = {"classify": 3, "tag": 3, "regress": 1, "choice": 1, "span": 2}
+LABELS = {
+  "classify": ("no", "yes", "perhaps"),
+  "multi_label": ("a", "b", "c"),
+  "tag": ("O", "B", "I"),
+}
+OUTPUTS = {"regress": 1, "choice": 1, "span": 2}
+OUTPUTS |= {kind: len(labels) for kind, labels in LABELS.items()}
 
 
 def make(kind=None, without=(), dtype=np.float32, **model):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bert_jax.tasks import own
+from bert_jax.kinds import table
 from bert_jax.tasks import read_examples
 from bert_jax.tasks import spec
 
@@ -20,9 +20,9 @@ def lines(*rows):
 
 def test_labels_come_from_the_training_file_sorted(tmp_path):
   train = write(tmp_path / "train.csv", 'text,y\n"a, b",no\nc,yes\nd,maybe\n')
-  task = own.make_task("classify", text=["text"], label="y", train_path=train)
+  task = table.make_task("classify", text=["text"], label="y", train_path=train)
   assert task.labels == ("maybe", "no", "yes")
-  assert (task.kind, task.num_outputs) == ("classify", 3)
+  assert (task.kind, len(task.labels)) == ("classify", 3)
   examples = read_examples(task, str(tmp_path), "train")
   assert examples[0] == spec.PairExample("0", "a, b", None, 1)
   dev = write(tmp_path / "dev.csv", "text,y\na,perhaps\n")
@@ -30,7 +30,7 @@ def test_labels_come_from_the_training_file_sorted(tmp_path):
     spec.TaskError, match="dev.csv:2: label 'perhaps' .*: may"
   ):
     read_examples(task, str(tmp_path), "validation")
-  given = own.make_task(
+  given = table.make_task(
     "classify", text=["text"], label="y", labels=["yes", "no", "maybe"]
   )
   assert read_examples(given, "", "train", files={"train": train})[0].label == 1
@@ -41,7 +41,7 @@ def test_numbers_as_labels_are_sorted_by_value(tmp_path):
   train = write(
     tmp_path / "a.jsonl", lines(*({"t": "x", "y": y} for y in (10, 9, 2)))
   )
-  task = own.make_task("classify", text=["t"], label="y", train_path=train)
+  task = table.make_task("classify", text=["t"], label="y", train_path=train)
   assert task.labels == ("2", "9", "10")
   examples = read_examples(task, "", "train", files={"train": train})
   assert [e.label for e in examples] == [2, 1, 0]
@@ -49,15 +49,15 @@ def test_numbers_as_labels_are_sorted_by_value(tmp_path):
 
 def test_pairs_and_scores_without_a_header(tmp_path):
   path = write(tmp_path / "a.tsv", 'x\t"y\t0.5\nz\tw\t-1e3\n')
-  task = own.make_task(
+  task = table.make_task(
     "regress", text=["a", "b"], label="s", columns=["a", "b", "s"]
   )
-  assert (task.kind, task.num_outputs) == ("regress", 1)
+  assert (task.kind, task.labels) == ("regress", ())
   assert read_examples(task, "", "train", files={"train": path}) == [
     spec.PairExample("0", "x", '"y', 0.5),
     spec.PairExample("1", "z", "w", -1000.0),
   ]
-  pairs = own.make_task(
+  pairs = table.make_task(
     "pairs", text=["b", "a"], label="s", train_path=path,
     columns=["a", "b", "s"],
   )  # fmt: skip
@@ -70,7 +70,9 @@ def test_a_test_split_may_lack_the_label(tmp_path):
   write(tmp_path / "test.tsv", "text\na\n")
   write(tmp_path / "test.csv", "text,y\na,\n")
   write(tmp_path / "dev.tsv", "text\na\n")
-  task = own.make_task("classify", text=["text"], label="y", labels=["n", "y"])
+  task = table.make_task(
+    "classify", text=["text"], label="y", labels=["n", "y"]
+  )
   for files in ({}, {"test": str(tmp_path / "test.csv")}):
     (example,) = read_examples(task, str(tmp_path), "test", files=files)
     assert example.label is None
@@ -93,7 +95,7 @@ def test_a_test_split_may_lack_the_label(tmp_path):
 )
 def test_tags_from_every_format(tmp_path, name, content):
   path = write(tmp_path / name, content)
-  task = own.make_task("tag", text=["w"], label="t", train_path=path)
+  task = table.make_task("tag", text=["w"], label="t", train_path=path)
   assert task.labels == ("O", "B-LOC", "I-LOC", "B-ORG", "I-ORG")
   first, second = read_examples(task, "", "train", files={"train": path})
   assert (first.words, first.labels) == (("EU", "said"), ("B-ORG", "O"))
@@ -108,12 +110,12 @@ def test_spans_are_found_by_their_text_or_their_place(tmp_path):
     {"q": "Why?", "c": context, "a": ""},
   ]
   path = write(tmp_path / "a.jsonl", lines(*rows))
-  task = own.make_task("span", text=["q", "c"], label="a")
+  task = table.make_task("span", text=["q", "c"], label="a")
   examples = read_examples(task, "", "train", files={"train": path})
   assert [e.answers for e in examples] == [(("be", 3),), (("be", 16),), ()]
   assert [e.is_impossible for e in examples] == [False, False, True]
   assert [e.id for e in examples] == ["0", "x", "2"]
-  task = own.make_task("span", text=["q", "c"], label="a", has_null=False)
+  task = table.make_task("span", text=["q", "c"], label="a", has_null=False)
   with pytest.raises(
     spec.TaskError, match="a.jsonl:3: no answer; set has_null"
   ):
@@ -132,7 +134,7 @@ def test_spans_in_the_layout_of_squad_must_have_their_answer(tmp_path):
     paragraph = {"context": "to be", "qas": qas}
     return json.dumps({"data": [{"paragraphs": [paragraph]}]})
 
-  task = own.make_task("span", text=["q", "c"], label="a")
+  task = table.make_task("span", text=["q", "c"], label="a")
   files = {"train": write(tmp_path / "a.json", squad("be"))}
   assert read_examples(task, "", "train", files=files)[0].answers == (
     ("be", 3),
@@ -146,7 +148,7 @@ def test_spans_in_the_layout_of_squad_must_have_their_answer(tmp_path):
 
 def test_any_number_of_choices(tmp_path):
   path = write(tmp_path / "a.csv", "c,x,y,z,n\nA,1,2,3,2\n")
-  task = own.make_task("choice", text=["c", "x", "y", "z"], label="n")
+  task = table.make_task("choice", text=["c", "x", "y", "z"], label="n")
   assert read_examples(task, "", "train", files={"train": path}) == [
     spec.ChoiceExample("0", (("A", "1"), ("A", "2"), ("A", "3")), 2)
   ]
@@ -158,9 +160,9 @@ def test_any_number_of_choices(tmp_path):
     (
       "guess",
       ["a"],
-      "form='guess' of the task own; use one of classify, pairs",
+      "form='guess' .* use one of classify, pairs",
     ),
-    ("pairs", ["a"], "form pairs: 1 text columns .a., wanted 2"),
+    ("pairs", ["a"], "task own: 1 text columns .a., wanted 2"),
     ("regress", ["a", "b", "c"], "3 text columns .*, wanted 1 to 2"),
     ("classify", ["a"], "its labels are not known; give labels, or the train"),
     ("tag", ["a"], "its labels are not known"),
@@ -168,7 +170,7 @@ def test_any_number_of_choices(tmp_path):
 )
 def test_what_is_missing_is_said(form, text, message):
   with pytest.raises(spec.TaskError, match=message):
-    own.make_task(form, text=text, label="y")
+    table.make_task(form, text=text, label="y")
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,6 @@ def test_what_is_missing_is_said(form, text, message):
 )
 def test_bad_tags_are_refused_with_the_line(tmp_path, row, message):
   path = write(tmp_path / "a.jsonl", lines(row))
-  task = own.make_task("tag", text=["w"], label="t", labels=["O", "B-x"])
+  task = table.make_task("tag", text=["w"], label="t", labels=["O", "B-x"])
   with pytest.raises(spec.TaskError, match=message):
     read_examples(task, "", "train", files={"train": path})

@@ -97,7 +97,7 @@ def test_questions_without_an_answer_belong_to_version_2(tmp_path):
 def test_answers_may_be_missing_where_nothing_is_learned(tmp_path):
   bare = {"id": "q", "question": "Who?"}
   (example,) = read(tmp_path, "squad_v1", squad(bare), "validation")
-  assert not spec.is_labelled(example)
+  assert not example.is_labelled
   with pytest.raises(spec.TaskError, match="question q: 0 answers"):
     read(tmp_path, "squad_v1", squad(bare))
 

@@ -6,11 +6,12 @@ import zipfile
 
 import pytest
 
+from bert_jax.kinds import classify
+from bert_jax.kinds import span
+from bert_jax.kinds import table
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import glue
-from bert_jax.tasks import scores
 from bert_jax.tasks import spec
-from bert_jax.tasks import squad
 from bert_jax.tasks import submission
 
 
@@ -19,7 +20,7 @@ def pairs(*ids, label=None):
 
 
 def guess(label, *probabilities):
-  return scores.ClassPrediction(label, probabilities)
+  return classify.ClassPrediction(label, probabilities)
 
 
 def test_labels_are_spelled_as_in_the_files_and_scores_are_clipped():
@@ -40,8 +41,11 @@ def test_labels_are_spelled_as_in_the_files_and_scores_are_clipped():
 
 def test_predictions_that_are_not_finite_are_null_in_the_file(tmp_path):
   path = tmp_path / "predictions.jsonl"
-  submission.write_predictions(
-    TASKS["cola"], pairs("0"), [guess(0, math.nan, math.inf)], str(path)
+  table.TASK_KINDS["classify"].write_predictions(
+    TASKS["cola"],
+    pairs("0"),
+    [guess(0, math.nan, math.inf)],
+    str(path.with_suffix("")),
   )
   row = json.loads(path.read_text(), parse_constant=pytest.fail)
   assert None in row["probabilities"].values()
@@ -60,22 +64,27 @@ def test_rows_are_in_the_order_of_the_file():
   ).split()[2:] == ["0", "0", "1", "1"]
 
 
-def results(count):
-  """`count` predictions (or the right number) for every test split of GLUE."""
-  found = {}
+def write_results(folder, count):
+  """`count` predictions (or the right number) for every test split of GLUE.
+
+  Returns the workdirs, one a task.
+  """
   for task in glue.ROWS:
-    for split, file in task.submission.items():
+    (folder / task.name / "predictions").mkdir(parents=True)
+    for file in task.submission.values():
       n = count or submission.GLUE_ROWS[file]
       prediction = 1.0 if task.kind == "regress" else guess(0)
-      examples = pairs(*map(str, range(n)))
-      found[task.name, split] = (examples, [prediction] * n)
-  return found
+      text = submission.glue_tsv(
+        task, pairs(*map(str, range(n))), [prediction] * n
+      )
+      (folder / task.name / "predictions" / file).write_text(text)
+  return [str(folder / task.name) for task in glue.ROWS]
 
 
 def test_the_zip_has_eleven_files_of_the_right_length(tmp_path):
   path, again = str(tmp_path / "glue.zip"), str(tmp_path / "again.zip")
-  full = results(0)
-  submission.write_glue(path, full)
+  runs = write_results(tmp_path, 0)
+  submission.zip_runs(path, runs)
   with zipfile.ZipFile(path) as archive:
     assert set(archive.namelist()) == set(submission.GLUE_ROWS)
     for name, count in submission.GLUE_ROWS.items():
@@ -83,25 +92,23 @@ def test_the_zip_has_eleven_files_of_the_right_length(tmp_path):
       assert lines[0] == "index\tprediction"
       assert len(lines) == count + 2
       assert lines[-1] == ""
-  submission.write_glue(again, dict(reversed(full.items())))
+  submission.zip_runs(again, runs[::-1])
   with open(path, "rb") as one, open(again, "rb") as other:
     assert one.read() == other.read()
 
 
 def test_missing_and_short_files_are_refused(tmp_path):
   path = tmp_path / "glue.zip"
-  some = results(2)
+  runs = write_results(tmp_path, 2)
   with pytest.raises(
     spec.TaskError, match="CoLA.tsv: 2 predictions, wanted 10"
   ):
-    submission.write_glue(str(path), some)
-  del some["ax", "test"]
+    submission.zip_runs(str(path), runs)
+  runs = [run for run in runs if not run.endswith("ax")]
   with pytest.raises(spec.TaskError, match="missing: AX.tsv"):
-    submission.write_glue(str(path), some)
-  with pytest.raises(spec.TaskError, match="cola validation: GLUE takes no"):
-    submission.write_glue(str(path), {("cola", "validation"): ([], [])})
+    submission.zip_runs(str(path), runs)
   assert not path.exists()
-  submission.write_glue(str(path), some, partial=True)
+  submission.zip_runs(str(path), runs, partial=True)
   with zipfile.ZipFile(path) as archive:
     assert len(archive.namelist()) == 10
 
@@ -141,7 +148,7 @@ def test_missing_and_short_files_are_refused(tmp_path):
     (
       "squad_v2",
       spec.SpanExample("4", "a", "b", (), True),
-      squad.SpanPrediction("", "b", 1.5, ()),
+      span.SpanPrediction("", "b", 1.5, ()),
       {
         "id": "4",
         "answer": "",
@@ -156,8 +163,8 @@ def test_predictions_are_a_json_object_a_line(
   tmp_path, name, example, prediction, row
 ):
   path = tmp_path / "predictions.jsonl"
-  submission.write_predictions(
-    TASKS[name], [example] * 2, [prediction] * 2, str(path)
+  table.of_task(TASKS[name]).write_predictions(
+    TASKS[name], [example] * 2, [prediction] * 2, str(path.with_suffix(""))
   )
   lines = path.read_text(encoding="utf-8").splitlines()
   assert [json.loads(line) for line in lines] == [row, row]

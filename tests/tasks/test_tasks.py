@@ -6,10 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 
+from bert_jax.kinds import table
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import find_file
 from bert_jax.tasks import read_examples
-from bert_jax.tasks import scores
 from bert_jax.tasks import spec
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -34,13 +34,11 @@ def test_a_row_is_complete(task):
   assert set(task.submission) <= set(task.test_splits)
   assert bool(task.tfds) == bool(task.read_record)
   assert task.trained_as in TASKS or task.train_split
+  kind = table.of_task(task)
   if task.kind != "span":
-    assert set(task.metrics) <= set(scores.METRICS)
-  named = task.kind in ("classify", "tag")
-  assert bool(task.labels) == named
+    assert set(task.metrics) <= set(kind.scores)
+  assert bool(task.labels) == kind.has_names
   assert sorted(task.tfds_labels or task.labels) == sorted(task.labels)
-  widths = {"regress": 1, "choice": 1, "span": 2}
-  assert task.num_outputs == widths.get(task.kind, len(task.labels))
 
 
 def test_labels_are_in_the_order_of_the_original():
@@ -54,9 +52,7 @@ def test_labels_are_in_the_order_of_the_original():
   assert len(TASKS["wnut17"].labels) == 13
 
 
-def test_a_row_with_an_unknown_kind_or_main_metric_is_refused():
-  with pytest.raises(spec.TaskError, match="kind='guess'; use one of classify"):
-    dataclasses.replace(TASKS["cola"], kind="guess")
+def test_a_row_with_an_unknown_main_metric_is_refused():
   with pytest.raises(spec.TaskError, match="main_metric='f1' is not among"):
     dataclasses.replace(TASKS["cola"], main_metric="f1")
 

@@ -11,6 +11,7 @@ import pytest
 
 from bert_jax import main
 from bert_jax.data import batching
+from bert_jax.data import orders
 from bert_jax.data.store import records
 from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
@@ -81,7 +82,7 @@ def test_baseline_is_the_frequency_of_the_training_text(finished_run):
     rtol=1e-6,
   )
   batches = batching.PretrainBatches(
-    c.data, "validation", seed=batching.EVAL_SEED, batch_size=16
+    c.data, "validation", seed=orders.EVAL_SEED, batch_size=16
   )
   masked = np.concatenate(
     [

@@ -12,7 +12,7 @@ import pytest
 
 from bert_jax import tasks
 from bert_jax import weights
-from bert_jax.data import batching
+from bert_jax.data import orders
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
@@ -441,7 +441,7 @@ def test_losses_and_gradients_follow_the_reference_step_by_step(
     lr=1e-3, eps=config.optim.eps,
   )  # fmt: skip
   features = job.split("train").features
-  order = batching.Order(len(features), config.seed)
+  order = orders.Order(len(features), config.seed)
   for number in range(8):
     state, metrics = step(state, batches[number])
     units, _ = order(number * 16 + np.arange(16))

@@ -12,7 +12,7 @@ from bert_jax.data import batching
 from bert_jax.data import masking
 from bert_jax.data import prepare
 from bert_jax.kinds import losses
-from bert_jax.kinds import objectives
+from bert_jax.kinds import table
 from bert_jax.models import config as model_config
 from bert_jax.models import flops
 from bert_jax.runtime import sharding
@@ -65,7 +65,7 @@ def whole_split(config, max_sequences):
 
 
 def make_model(config):
-  objective = objectives.get_objective(config.objective)
+  objective = table.get(config.objective)
   return objective, objective.make_model(
     model_config.ModelConfig.from_config(config.model)
   )

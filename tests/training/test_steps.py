@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.kinds import objectives
+from bert_jax.kinds import table
 from bert_jax.models import config as model_config
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import sharding
@@ -62,7 +62,7 @@ class Training:
   """All that a step is made of, for a config."""
 
   def __init__(self, config):
-    self.objective = objectives.get_objective(config.objective)
+    self.objective = table.get(config.objective)
     self.model = self.objective.make_model(
       model_config.ModelConfig.from_config(config.model)
     )
@@ -279,7 +279,7 @@ def test_the_gradient_of_the_words_of_a_batch_alone_makes_the_same_step(
   config.optim.name = name
   config.optim.learning_rate, config.optim.warmup_rate = 1e-2, 0.0
   config.optim.clip_norm = 0.1  # of the gradient of all words
-  objective = objectives.get_objective("classify")
+  objective = table.get("classify")
   model = objective.make_model(
     model_config.ModelConfig.from_config(config.model), num_labels=3
   )

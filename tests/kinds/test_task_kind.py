@@ -1,4 +1,4 @@
-"""Tests of tasks/scores.py: decoding of every kind, and every metric."""
+"""Tests of the kinds of tasks: decoding of every kind, and every metric."""
 
 import math
 import warnings
@@ -9,12 +9,13 @@ import sklearn.metrics
 
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import wordpiece
+from bert_jax.kinds import classify
+from bert_jax.kinds import span
+from bert_jax.kinds import table
+from bert_jax.kinds import tag
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import features
-from bert_jax.tasks import own
-from bert_jax.tasks import scores
 from bert_jax.tasks import spec
-from bert_jax.tasks import squad
 
 TOKENIZER = wordpiece.WordPieceTokenizer(
   [*interface.SPECIAL_TOKENS, *"abcdefghz", "##b", "##c"]
@@ -23,7 +24,10 @@ TOKENIZER = wordpiece.WordPieceTokenizer(
 
 def make(task, examples, **options):
   options = {"seq_len": 16, "max_query_len": 4} | options
-  return features.make_features(task, examples, TOKENIZER, **options)
+  kind = table.of_task(task)
+  taken = ("seq_len", *kind.feature_settings)
+  options = {k: x for k, x in options.items() if k in taken}
+  return kind.make_features(task, examples, TOKENIZER, **options)
 
 
 def pairs(labels):
@@ -35,9 +39,17 @@ def pairs(labels):
 def guesses(labels, num_labels=2):
   rows = np.eye(num_labels)[labels].tolist()
   return [
-    scores.ClassPrediction(label, tuple(row))
+    classify.ClassPrediction(label, tuple(row))
     for label, row in zip(labels, rows, strict=True)
   ]
+
+
+def decode(task, made, outputs, **options):
+  return table.of_task(task).decode(task, made, outputs, **options)
+
+
+def score(task, predictions, examples):
+  return table.of_task(task).score(task, predictions, examples)
 
 
 # --- Decoding ---
@@ -46,24 +58,22 @@ def guesses(labels, num_labels=2):
 def test_classes_and_choices_have_labels_and_probabilities():
   task = TASKS["mnli"]
   made = make(task, pairs([0, 1]))
-  decoded = scores.decode(
-    task, made, np.log([[1.0, 2.0, 1.0], [6.0, 1.0, 3.0]])
-  )
+  decoded = decode(task, made, np.log([[1.0, 2.0, 1.0], [6.0, 1.0, 3.0]]))
   assert [p.label for p in decoded] == [1, 0]
   assert decoded[0].probabilities == pytest.approx((0.25, 0.5, 0.25))
   task = TASKS["swag"]
   made = make(task, [spec.ChoiceExample("x", (("a", "b"),) * 4, 3)])
-  (choice,) = scores.decode(task, made, [[0.0, 800.0, 0.0, 0.0]])
+  (choice,) = decode(task, made, [[0.0], [800.0], [0.0], [0.0]])
   assert (choice.label, choice.probabilities) == (1, (0.0, 1.0, 0.0, 0.0))
 
 
 def test_regression_gives_numbers():
   task = TASKS["stsb"]
   made = make(task, pairs([0.5, 1.0]))
-  assert scores.decode(task, made, np.array([[2.5], [-1.0]])) == [2.5, -1.0]
+  assert decode(task, made, np.array([[2.5], [-1.0]])) == [2.5, -1.0]
 
 
-@pytest.mark.parametrize("context", features.CONTEXTS)
+@pytest.mark.parametrize("context", tag.CONTEXTS)
 def test_tags_of_the_pieces_of_a_long_sentence_are_joined(context):
   task = TASKS["conll2003"]
   rng = np.random.default_rng(0)
@@ -82,11 +92,11 @@ def test_tags_of_the_pieces_of_a_long_sentence_are_joined(context):
   logits = rng.normal(size=(len(made.token_ids), 9))
   known = made.label != features.IGNORED
   logits[known, made.label[known]] += 100
-  decoded = scores.decode(task, made, logits)
+  decoded = decode(task, made, logits)
   assert decoded == [e.labels for e in examples]
   # What is said of the other pieces does not matter.
   logits[~known] = rng.normal(size=(np.sum(~known), 9)) * 100
-  assert scores.decode(task, made, logits) == decoded
+  assert decode(task, made, logits) == decoded
 
 
 def test_spans_are_decoded_by_the_rules_of_the_task():
@@ -96,10 +106,10 @@ def test_spans_are_decoded_by_the_rules_of_the_task():
     made = make(TASKS[name], [example])
     start = np.zeros(len(made.token_ids))
     start[0], start[made.label[0, 0]] = 9, 5
-    (answer,) = scores.decode(TASKS[name], made, (start, start))
+    (answer,) = decode(TASKS[name], made, np.stack([start, start], 1))
     assert answer.text == text
-    (answer,) = scores.decode(
-      TASKS[name], made, (start, start), **(
+    (answer,) = decode(
+      TASKS[name], made, np.stack([start, start], 1), **(
         {"null_threshold": 8.5} if TASKS[name].has_null else {}
       ),
     )  # fmt: skip
@@ -110,9 +120,9 @@ def test_outputs_of_another_shape_or_not_finite_are_refused():
   task = TASKS["cola"]
   made = make(task, pairs([0, 1]))
   with pytest.raises(spec.TaskError, match=r"shape \(2, 3\), wanted \(2, 2\)"):
-    scores.decode(task, made, np.zeros((2, 3)))
+    decode(task, made, np.zeros((2, 3)))
   with pytest.raises(spec.TaskError, match="1 of 4 outputs are not finite"):
-    scores.decode(task, made, [[0.0, 1.0], [math.nan, 0.0]])
+    decode(task, made, [[0.0, 1.0], [math.nan, 0.0]])
 
 
 # --- Metrics by hand ---
@@ -122,26 +132,26 @@ def test_accuracy_f1_and_matthews_by_hand():
   # Right: 3 positive, 3 negative; guessed: 2 of the 3, and 1 wrongly.
   examples = pairs([1, 1, 1, 0, 0, 0])
   guess = guesses([1, 1, 0, 1, 0, 0])
-  assert scores.score(TASKS["mrpc"], guess, examples) == {
+  assert score(TASKS["mrpc"], guess, examples) == {
     "accuracy": pytest.approx(4 / 6),
     "f1": pytest.approx(2 / 3),
   }
   # (tp tn - fp fn) / sqrt(3 * 3 * 3 * 3) = (2 * 2 - 1 * 1) / 9
-  assert scores.score(TASKS["cola"], guess, examples)["matthews"] == (
+  assert score(TASKS["cola"], guess, examples)["matthews"] == (
     pytest.approx(1 / 3)
   )
 
 
 def test_correlations_by_hand():
   examples = pairs([1.0, 2.0, 3.0, 4.0])
-  result = scores.score(TASKS["stsb"], [1.0, 2.0, 3.0, 40.0], examples)
+  result = score(TASKS["stsb"], [1.0, 2.0, 3.0, 40.0], examples)
   assert result["spearman"] == pytest.approx(1.0)
   # Covariance 29.5 over sqrt(5 * 1093) of the sums of squares, by hand:
   guess = np.array([1, 2, 3, 40]) - 11.5
   right = np.array([-1.5, -0.5, 0.5, 1.5])
   by_hand = guess @ right / math.sqrt((guess @ guess) * (right @ right))
   assert result["pearson"] == pytest.approx(by_hand)
-  flat = scores.score(TASKS["stsb"], [4.0, 3.0, 2.0, 1.0], examples)
+  flat = score(TASKS["stsb"], [4.0, 3.0, 2.0, 1.0], examples)
   assert flat == {
     "pearson": pytest.approx(-1.0), "spearman": pytest.approx(-1.0)
   }  # fmt: skip
@@ -152,7 +162,7 @@ def test_whole_entities_count():
   right = "B-person I-person O B-group O B-location".split()
   guess = "B-person O O B-group B-group I-location".split()
   example = spec.TagExample("0", tuple("abcdef"), tuple(right), 0)
-  result = scores.score(task, [tuple(guess)], [example])
+  result = score(task, [tuple(guess)], [example])
   # Guessed: person (too short), group, group (wrong), location (I- begins one).
   assert result == {
     "entity_f1": pytest.approx(2 * 0.5 * (2 / 3) / (0.5 + 2 / 3)),
@@ -164,27 +174,27 @@ def test_whole_entities_count():
 
 def test_choices_and_macro_f1():
   example = spec.ChoiceExample("x", (("a", "b"),) * 4, 3)
-  assert scores.score(TASKS["swag"], guesses([3, 1], 4), [example] * 2) == {
+  assert score(TASKS["swag"], guesses([3, 1], 4), [example] * 2) == {
     "accuracy": 0.5
   }
-  task = own.make_task("classify", text=["t"], label="y", labels="abc")
+  task = table.make_task("classify", text=["t"], label="y", labels="abc")
   right, guess = [0, 0, 1, 2], [0, 1, 1, 1]
-  result = scores.score(task, guesses(guess, 3), pairs(right))
+  result = score(task, guesses(guess, 3), pairs(right))
   # F1 of the three: 2/3, 1/2, 0
   assert result["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
 
 
 def test_questions_are_scored_in_percent():
   def answer(text, best, odds):
-    return squad.SpanPrediction(text, best, odds, ())
+    return span.SpanPrediction(text, best, odds, ())
 
   known = spec.SpanExample("x", "z", "c b", (("c", 0), ("c b", 0)), False)
   none = spec.SpanExample("y", "z", "c b", (), True)
-  assert scores.score(TASKS["squad_v1"], [answer("b", "b", None)], [known]) == {
+  assert score(TASKS["squad_v1"], [answer("b", "b", None)], [known]) == {
     "exact": 0.0,
     "f1": pytest.approx(200 / 3),
   }
-  result = scores.score(
+  result = score(
     TASKS["squad_v2"], [answer("", "b", 1.0), answer("", "b", 3.0)],
     [known, none],
   )  # fmt: skip
@@ -220,7 +230,7 @@ def test_an_undefined_metric_is_zero_and_says_so(
 ):
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    result = scores.score(TASKS[name], predictions, examples)
+    result = score(TASKS[name], predictions, examples)
   assert result[zero] == 0.0
   assert not any(math.isnan(value) for value in result.values())
   assert message in caplog.text
@@ -229,7 +239,7 @@ def test_an_undefined_metric_is_zero_and_says_so(
 
 def test_defined_metrics_do_not_warn(caplog):
   examples, guess = pairs([0, 1, 1]), guesses([0, 1, 0])
-  result = scores.score(TASKS["mrpc"], guess, examples)
+  result = score(TASKS["mrpc"], guess, examples)
   assert result["f1"] == sklearn.metrics.f1_score([0, 1, 1], [0, 1, 0])
   assert not caplog.records
 
@@ -237,9 +247,9 @@ def test_defined_metrics_do_not_warn(caplog):
 def test_nothing_to_score_is_refused():
   bare = pairs([None, None])
   with pytest.raises(spec.TaskError, match="have no labels, .* on validation"):
-    scores.score(TASKS["cola"], guesses([0, 1]), bare)
+    score(TASKS["cola"], guesses([0, 1]), bare)
   with pytest.raises(spec.TaskError, match="1 predictions for 2 examples"):
-    scores.score(TASKS["cola"], guesses([0]), pairs([0, 1]))
+    score(TASKS["cola"], guesses([0]), pairs([0, 1]))
   sentence = spec.TagExample("7", ("a", "b"), ("O", "O"), 0)
   with pytest.raises(spec.TaskError, match="1 tags for the 2 words of .* 7"):
-    scores.score(TASKS["wnut17"], [("O",)], [sentence])
+    score(TASKS["wnut17"], [("O",)], [sentence])

@@ -1,4 +1,4 @@
-"""Tests of objectives.py: which losses a kind has, and what they divide by."""
+"""Tests of every kind: which losses a kind has, and what they divide by."""
 
 import functools
 
@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax.kinds import objectives
+from bert_jax.kinds import pretraining
+from bert_jax.kinds import table
 
 B, P, V = 4, 3, 7
 
@@ -38,6 +39,7 @@ def _task_case(name):
   length, groups, choices, labels = 6, 2, 3, 4
   shapes = {
     "classify": (B, groups, labels),
+    "multi_label": (B, groups, labels),
     "regress": (B, groups, 1),
     "choice": (B, groups * choices, 1),
     "tag": (B, length, labels),
@@ -48,6 +50,8 @@ def _task_case(name):
     "label": rng.integers(0, choices, slots),
     "weight": rng.integers(0, 2, slots).astype(np.float32),
   }
+  if name == "multi_label":
+    batch["label"] = rng.integers(0, 2, (*slots, labels)).astype(np.float32)
   if name == "span":
     start = rng.integers(0, 3, slots) + [0, 3]
     batch |= {
@@ -71,7 +75,7 @@ def case(batch, outputs):
 
 @functools.cache
 def _jit(name, function):
-  return jax.jit(getattr(objectives.get_objective(name), function))
+  return jax.jit(getattr(table.get(name), function))
 
 
 def _log_softmax(x):
@@ -99,11 +103,11 @@ def test_accuracies_count_by_hand(batch, outputs):
   assert tuple(map(float, metrics["nsp_accuracy"])) == (2, 3)
 
 
-@pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(table.KINDS))
 def test_weights_are_those_that_the_losses_report(name, case):
   """What a step divides by is known before the model has run."""
   outputs, batch = case(name)
-  objective = objectives.get_objective(name)
+  objective = table.get(name)
   weights = objective.weights(batch)
   losses = _jit(name, "losses")(outputs, batch)
   assert weights.keys() == losses.keys()
@@ -116,17 +120,17 @@ def test_weights_are_those_that_the_losses_report(name, case):
 
 def test_mlm_alone_looks_at_no_nsp_label(batch, outputs):
   del batch["nsp_label"]
-  objective = objectives.get_objective("mlm")
+  objective = table.get("mlm")
   losses = jax.eval_shape(objective.losses, outputs, batch)
   assert set(losses) == {"mlm_loss"}
   metrics = jax.eval_shape(objective.metrics, outputs, batch)
   assert set(metrics) == {"mlm_loss", "mlm_accuracy"}
 
 
-@pytest.mark.parametrize("name", sorted(objectives.OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(table.KINDS))
 def test_sums_of_parts_are_the_sums_of_the_batch(name, case):
   outputs, batch = case(name)
-  objective = objectives.get_objective(name)
+  objective = table.get(name)
   whole = objective.metrics(outputs, batch)
 
   def part(rows):
@@ -165,7 +169,7 @@ def test_unigram_baseline_by_hand():
     "masked_ids": jnp.array([[0, 2], [1, 0]]),
     "masked_weights": jnp.array([[1.0, 1], [1, 0]]),
   }
-  sums = objectives.unigram_metrics(batch, log_probs)
+  sums = pretraining.unigram_metrics(batch, log_probs)
   want = -np.log(0.5 * 0.2 * 0.3)
   np.testing.assert_allclose(sums["unigram_loss"], (want, 3), rtol=1e-6)
   right = sums["most_frequent_token_accuracy"]
@@ -174,4 +178,4 @@ def test_unigram_baseline_by_hand():
 
 def test_an_unknown_objective_names_those_there_are():
   with pytest.raises(ValueError, match="objective='nsp'.*mlm_nsp, mlm"):
-    objectives.get_objective("nsp")
+    table.get("nsp")

@@ -1,0 +1,121 @@
+"""Vectors of a text: predict's "embed", which needs no head.
+
+Source: BERT paper, section 5.3, for the last layers joined.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_jax.kinds import answers
+from bert_jax.kinds import pretraining
+from bert_jax.models import encoder
+from bert_jax.models.layers import gather_positions
+
+FIELDS = ("tokens", "pooled", "mean", "layers", "concat")
+
+
+class Embed(answers.Answerer):
+  """Vectors of the tokens and of the whole text."""
+
+  name = "embed"
+  needs = ()
+  kind = pretraining.MLM  # only the inputs of its encoder are read
+
+  def __init__(self, context: answers.Context):
+    settings, depth = context.settings.predict, context.model.num_layers
+    fields = dict.fromkeys(
+      # On a command line a tuple of words is one word with commas.
+      name
+      for field in settings["fields"]
+      for name in field.split(",")
+    )
+    self._concat_last = settings["concat_last"]
+    self._layers = tuple(settings["layers"])
+    if self._concat_last:
+      fields |= {"concat": None}
+    if unknown := fields.keys() - set(FIELDS):
+      raise answers.PredictError(
+        f"predict.fields has {', '.join(sorted(unknown))}; there is: "
+        f"{', '.join(FIELDS)}"
+      )
+    if "concat" in fields and not 1 <= self._concat_last <= depth:
+      raise answers.PredictError(
+        f"predict.concat_last={self._concat_last}; the model has layers to "
+        f"join, 1 to {depth}"
+      )
+    if (
+      "pooled" in fields
+      and "pooler" not in context.pretrained.params["encoder"]
+    ):
+      rest = ",".join(name for name in fields if name != "pooled")
+      raise answers.PredictError(
+        f"{context.name} has no pooler, so there is no pooled; give "
+        f"--config.predict.fields={rest or 'mean'}"
+      )
+    for layer in self._layers:
+      if not -depth - 1 <= layer <= depth:
+        raise answers.PredictError(
+          f"predict.layers has {layer}; the model has 0 (the embeddings) to "
+          f"{depth}, or -1 (the last) to {-depth - 1}"
+        )
+    self._fields = tuple(fields)
+    if "layers" not in fields:
+      self._layers = ()
+    self.levels = {f"layer {layer}": "token" for layer in self._layers}
+    self.levels |= {"concat": "token", "pooled": "sequence", "mean": "sequence"}
+    super().__init__(context)
+
+  def make_model(self) -> Any:
+    return encoder.Encoder(self.context.model)
+
+  def init_params(self) -> Any:
+    row = jnp.zeros((1, 8), jnp.int32)
+    params = self._model.init(jax.random.key(0), row, row, row)["params"]
+    return {"encoder": params}
+
+  def step(self, params: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    variables = {"params": params["encoder"]}
+    last, _, layers = self._model.apply(
+      variables,
+      batch["input_ids"],
+      batch["input_mask"],
+      batch["segment_ids"],
+      positions=batch["positions"],
+      sequence_ids=batch["sequence_ids"],
+      return_layers=True,
+    )
+    outputs = {f"layer {layer}": layers[layer] for layer in self._layers}
+    if "concat" in self._fields:
+      joined = list(layers[-self._concat_last :])
+      outputs["concat"] = jnp.concatenate(joined, axis=-1)
+    if "pooled" in self._fields:
+      first = gather_positions(last, batch["cls_positions"])
+      outputs["pooled"] = self._model.apply(variables, first, method="pool")
+    if "mean" in self._fields:
+      slots = batch["cls_positions"].shape[1]
+      outputs["mean"] = _means(last, batch["sequence_ids"], slots)
+    return {k: value.astype(jnp.float32) for k, value in outputs.items()}
+
+  def result(self, example: Any, output: answers.Outputs) -> dict:
+    rounded = {k: self._numbers(value) for k, value in output.items()}
+    found = {
+      "tokens": [self.tokenizer.token(i) for i in example.ids],
+      "layers": {str(k): rounded[f"layer {k}"] for k in self._layers},
+    } | rounded
+    return {name: found[name] for name in self._fields}
+
+  def _numbers(self, array: np.ndarray) -> list:
+    wide = array.astype(np.float64)
+    places = self.settings.predict["decimals"]
+    return (wide.round(places) if places else wide).tolist()
+
+
+def _means(x: jax.Array, sequence_ids: jax.Array, slots: int) -> jax.Array:
+  """[B, L, D] -> [B, S, D], the mean over the tokens of each sequence."""
+  numbers = jnp.arange(1, slots + 1)[None, :, None]
+  members = (sequence_ids[:, None, :] == numbers).astype(jnp.float32)
+  total = jnp.einsum("BSL,BLD->BSD", members, x.astype(jnp.float32))
+  return total / jnp.maximum(members.sum(-1, keepdims=True), 1.0)

@@ -1,0 +1,208 @@
+"""Any number of labels of a text, or of a pair of texts.
+
+Each label has a probability of its own, the sigmoid of its output, and is given
+where that is above a threshold: one for all labels, or one for each.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from bert_jax.data import batch_keys
+from bert_jax.kinds import answers
+from bert_jax.kinds import losses
+from bert_jax.kinds import task_kind
+from bert_jax.tasks import own
+from bert_jax.tasks import spec
+from bert_jax.tasks import tables
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LabelsPrediction:
+  """The labels of a text.
+
+  Attributes:
+    labels: places in `Task.labels` of those that are given, ascending.
+    probabilities: of each label of the task, 0 to 1.
+  """
+
+  labels: tuple[int, ...]
+  probabilities: tuple[float, ...]
+
+
+# --- Own data ---
+
+
+def _names(task: spec.Task, value: Any, where: str) -> list[str]:
+  """Returns the labels of a row: a list, or text with a separator between."""
+  if isinstance(value, str):
+    value = [x.strip() for x in value.split(task.label_separator) if x.strip()]
+  if not isinstance(value, list):
+    raise spec.TaskError(
+      f"{where}: {task.label} is {value!r:.60}; wanted a list of labels, or"
+      f" text with {task.label_separator!r} between the labels"
+    )
+  return [str(name) for name in value]
+
+
+def _parse(task: spec.Task, value: Any, where: str) -> tuple[int, ...]:
+  names = set(_names(task, value, where))
+  return tuple(sorted(spec.label_id(task, name, where) for name in names))
+
+
+def _read(task, path, split, columns) -> list[spec.PairExample]:
+  # No text means no label; only a missing column means that none is known.
+  return own.read_pairs(task, path, split, columns, _parse, missing=(None,))
+
+
+def _labels_in(task, path, columns) -> tuple[str, ...]:
+  return spec.distinct_labels(
+    name
+    for where, row in tables.read_rows(path, columns)
+    for name in _names(task, tables.field(row, task.label, where), where)
+  )
+
+
+def decode(
+  logits: np.ndarray, thresholds: Sequence[float] = (0.5,)
+) -> list[LabelsPrediction]:
+  """Gives the labels whose probability is above their threshold.
+
+  Args:
+    logits: [N, K].
+    thresholds: one number from 0 to 1, or one for each of the K labels.
+
+  Raises:
+    spec.TaskError: the thresholds are neither.
+  """
+  least = np.asarray(thresholds, np.float64)
+  in_range = np.all((least >= 0) & (least <= 1))
+  if least.size not in (1, logits.shape[1]) or not in_range:
+    raise spec.TaskError(
+      f"task.thresholds={tuple(thresholds)}; give one number from 0 to 1, or"
+      f" one for each of the {logits.shape[1]} labels"
+    )
+  probabilities = special.expit(logits)
+  return [
+    LabelsPrediction(
+      tuple(np.flatnonzero(row > least).tolist()), tuple(row.tolist())
+    )
+    for row in probabilities
+  ]
+
+
+# --- Metrics ---
+
+
+def _indicators(task, rows) -> np.ndarray:
+  """[N, K] truth values: which labels stand in each of N tuples."""
+  found = np.zeros((len(rows), len(task.labels)), bool)
+  for place, labels in zip(found, rows, strict=True):
+    place[list(labels)] = True
+  return found
+
+
+def _f1(average: str) -> task_kind.Score:
+  """Makes F1 over all decisions ("micro"), or its mean over labels."""
+
+  def f1(task, guess, right) -> float:
+    import sklearn.metrics  # slow to import
+
+    return sklearn.metrics.f1_score(
+      _indicators(task, right),
+      _indicators(task, [p.labels for p in guess]),
+      average=average,
+      zero_division=0.0,
+    )
+
+  return f1
+
+
+def _average_precision(task, guess, right) -> float:
+  """The mean over labels of the area under precision and recall.
+
+  Labels that no example has are left out.
+  """
+  import sklearn.metrics
+
+  gold = _indicators(task, right)
+  known = gold.any(axis=0)
+  if not known.any():
+    return task_kind.undefined(
+      task, "average_precision", "no example has a label"
+    )
+  probabilities = np.array([p.probabilities for p in guess])
+  return sklearn.metrics.average_precision_score(
+    gold[:, known], probabilities[:, known], average="macro"
+  )
+
+
+# --- The kind ---
+
+
+class MultiLabel(task_kind.TaskKind):
+  """Any number of labels of a text or a pair."""
+
+  name = "multi_label"
+  labels = batch_keys.Labels({"label": ("BGK", np.float32)})
+  has_names = True
+  hf_class = "ForSequenceClassification"
+  problem_type = "multi_label_classification"
+  is_implied = False
+  scores = {
+    "micro_f1": _f1("micro"),
+    "macro_f1": _f1("macro"),
+    "average_precision": _average_precision,
+  }
+  forms = {
+    "multi_label": own.Form(
+      "multi_label",
+      (1, 2),
+      ("micro_f1", "macro_f1", "average_precision"),
+      _read,
+      _labels_in,
+    )
+  }
+  decode_settings = ("thresholds",)
+
+  def loss(self, outputs, batch):
+    """Sums the cross-entropy of each label; the mean is over all labels."""
+    weights = batch["weight"][..., None]
+    return losses.sigmoid_cross_entropy(outputs, batch["label"], weights)
+
+  def weights(self, batch):
+    return {"task_loss": batch["weight"].sum() * batch["label"].shape[-1]}
+
+  def _label_array(self, task, examples):
+    labels = [example.label for example in examples]
+    return _indicators(task, labels).astype(np.float32)
+
+  def _decode(self, task, features, outputs, **options):
+    return decode(outputs, **options)
+
+  def _columns(self, task, predictions, examples):
+    return list(predictions), [e.label for e in examples]
+
+  def row(self, task, prediction):
+    return {
+      "labels": [task.labels[i] for i in prediction.labels],
+      "probabilities": dict(
+        zip(task.labels, prediction.probabilities, strict=True)
+      ),
+    }
+
+  def gold(self, task, example):
+    return [task.labels[i] for i in example.label]
+
+
+MULTI_LABEL = MultiLabel()
+
+
+class Answerer(answers.TaskAnswerer):
+  """The labels whose probability is above their threshold, and all of them."""
+
+  name = "multi_label"
+  kind = MULTI_LABEL

@@ -1,0 +1,156 @@
+"""Pre-training: masked words, with or without the next sentence.
+
+The kinds are "mlm_nsp" and "mlm". The same model fills in [MASK] when it
+predicts ("fill-mask").
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from bert_jax.data import batch_keys
+from bert_jax.data import batching
+from bert_jax.kinds import answers
+from bert_jax.kinds import kind
+from bert_jax.kinds import losses
+from bert_jax.models import heads
+from bert_jax.models.config import ModelConfig
+
+MASK = "[MASK]"
+
+
+class Mlm(kind.Kind):
+  """Masked language modelling alone: the paper's "No NSP" (section 5.1)."""
+
+  name = "mlm"
+  inputs = (*kind.Kind.inputs, "masked_positions")
+  unused: tuple[str, ...] = ("encoder/pooler/", "nsp/")
+
+  def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
+    del num_labels
+    return heads.PreTrainingModel(config)
+
+  def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
+    del num_labels
+    return batching.pretraining_shapes(config.data, config.data.batch_size)
+
+  def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    return _words("mlm_loss", losses.cross_entropy, outputs, batch)
+
+  def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
+    return {"mlm_loss": batch["masked_weights"].sum()}
+
+  def metrics(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    return self.losses(outputs, batch) | _words(
+      "mlm_accuracy", losses.accuracy, outputs, batch
+    )
+
+
+class MlmNsp(Mlm):
+  """Masked words and the next sentence (BERT paper, section 3.1)."""
+
+  name = "mlm_nsp"
+  packed_inputs = (*kind.Kind.packed_inputs, "cls_positions")
+  unused = ()
+
+  def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    return super().losses(outputs, batch) | _sentences(
+      "nsp_loss", losses.cross_entropy, outputs, batch
+    )
+
+  def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
+    return super().weights(batch) | {"nsp_loss": batch["weight"].sum()}
+
+  def metrics(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    return super().metrics(outputs, batch) | _sentences(
+      "nsp_accuracy", losses.accuracy, outputs, batch
+    )
+
+
+def _words(name: str, function: Any, outputs: Any, batch: kind.Batch):
+  ids, weights = batch["masked_ids"], batch["masked_weights"]
+  return {name: function(outputs[0], ids, weights)}
+
+
+def _sentences(name: str, function: Any, outputs: Any, batch: kind.Batch):
+  return {name: function(outputs[1], batch["nsp_label"], batch["weight"])}
+
+
+def unigram_metrics(batch: kind.Batch, log_probs: jax.Array) -> kind.Sums:
+  """Returns what a model that knows only token frequencies would score.
+
+  Args:
+    batch: with masked_ids and masked_weights [B, P].
+    log_probs: [V] of the training text; the most frequent token is its guess.
+  """
+  ids, weights = batch["masked_ids"], batch["masked_weights"]
+  total = weights.sum()
+  right = (ids == jnp.argmax(log_probs)) * weights
+  return {
+    "unigram_loss": (-(log_probs[ids] * weights).sum(), total),
+    "most_frequent_token_accuracy": (right.sum(), total),
+  }
+
+
+MLM = Mlm()
+MLM_NSP = MlmNsp()
+
+
+class FillMask(answers.Answerer):
+  """The best tokens for every [MASK]."""
+
+  name = "fill-mask"
+  needs = ("mlm",)
+  kind = MLM
+  levels = {"scores": "mask", "ids": "mask"}
+
+  def __init__(self, context: answers.Context):
+    super().__init__(context)
+    self._top_k = self.settings.predict["top_k"]
+    size = self.tokenizer.vocab_size
+    if not 1 <= self._top_k <= size:
+      raise answers.PredictError(
+        f"predict.top_k={self._top_k}; give 1 to {size}"
+      )
+
+  def parse(self, record: Mapping[str, Any]) -> list[Any]:
+    tokenizer, longest = self.tokenizer, self.context.seq_len
+    parts = answers.text_of(record, "text").split(MASK)
+    if len(parts) < 2:
+      raise answers.RecordError(
+        f"its text has no {MASK}; write {MASK} for each gap"
+      )
+    text: list[int] = []
+    for i, part in enumerate(parts):
+      text += [tokenizer.mask_id] * (i > 0) + tokenizer.encode(part)
+    ids, types = tokenizer.template.build(tokenizer, text)
+    if len(ids) > longest:
+      raise answers.RecordError(
+        f"its text has {len(ids)} tokens, predict.seq_len is {longest}; shorten"
+        " it, or set predict.seq_len, which may be up to "
+        f"{self.context.model.max_len}"
+      )
+    return [answers.EncodedText(ids, types)]
+
+  def step(self, params: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    logits, _ = self.kind.apply(self._model, params, batch)
+    # The model's table may have rows that no token has.
+    known = jax.nn.softmax(logits[..., : self.tokenizer.vocab_size])
+    scores, ids = jax.lax.top_k(known, self._top_k)
+    return {"scores": scores, "ids": ids}
+
+  def result(self, example: Any, output: answers.Outputs) -> dict:
+    return {
+      "masks": [
+        [
+          {"token": self.tokenizer.token(i), "id": i, "score": score}
+          for i, score in zip(ids, scores, strict=True)
+        ]
+        for ids, scores in zip(
+          output["ids"].tolist(), output["scores"].tolist(), strict=True
+        )
+      ]
+    }

@@ -1,0 +1,71 @@
+"""A number for a text or a pair of texts, such as GLUE's STS-B.
+
+The original code has no regression; the head is that of classification with one
+output, trained by its squared error.
+"""
+
+import numpy as np
+
+from bert_jax.data import batch_keys
+from bert_jax.kinds import answers
+from bert_jax.kinds import losses
+from bert_jax.kinds import task_kind
+from bert_jax.tasks import own
+
+
+def _correlation(name: str, function: str) -> task_kind.Score:
+  """Makes a metric of a function of scipy.stats."""
+
+  def correlate(task, guess, right) -> float:
+    from scipy import stats  # slow to import
+
+    if len(set(guess)) == 1 or len(set(right)) == 1:
+      return task_kind.undefined(
+        task, name, "the scores or the predictions are all the same"
+      )
+    return getattr(stats, function)(guess, right).statistic
+
+  return correlate
+
+
+class Regress(task_kind.TaskKind):
+  """A number for a text or a pair."""
+
+  name = "regress"
+  labels = batch_keys.Labels({"label": ("BG", np.float32)})
+  width = 1
+  hf_class = "ForSequenceClassification"
+  problem_type = "regression"
+  scores = {
+    "pearson": _correlation("pearson", "pearsonr"),
+    "spearman": _correlation("spearman", "spearmanr"),
+  }
+  forms = {
+    "regress": own.Form(
+      "regress", (1, 2), ("pearson", "spearman"), own.read_pairs
+    )
+  }
+
+  def loss(self, outputs, batch):
+    return losses.squared_error(
+      outputs[..., 0], batch["label"], batch["weight"]
+    )
+
+  def _decode(self, task, features, outputs, **options):
+    return outputs[:, 0].tolist()
+
+  def _columns(self, task, predictions, examples):
+    return list(predictions), [e.label for e in examples]
+
+  def row(self, task, prediction):
+    return {"score": prediction}
+
+
+REGRESS = Regress()
+
+
+class Answerer(answers.TaskAnswerer):
+  """A number for a text or a pair."""
+
+  name = "regress"
+  kind = REGRESS

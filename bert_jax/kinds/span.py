@@ -1,0 +1,475 @@
+"""A stretch of a text that answers a question (BERT paper, section 4.2).
+
+A long text is read in windows. An answer is the best pair of a first and a last
+token, over all windows of the text.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data import batch_keys
+from bert_jax.kinds import answers
+from bert_jax.kinds import losses
+from bert_jax.kinds import task_kind
+from bert_jax.runtime import files
+from bert_jax.tasks import features as task_features
+from bert_jax.tasks import own
+from bert_jax.tasks import spec
+from bert_jax.tasks import squad
+from bert_jax.tasks.features import IGNORED
+
+PREDICTIONS_FILE = "predictions.json"
+NBEST_FILE = "nbest_predictions.json"
+NULL_ODDS_FILE = "null_odds.json"
+
+# --- Features ---
+
+
+def window_spans(
+  size: int, width: int, stride: int
+) -> Iterator[tuple[int, int]]:
+  """Windows over a text: first token, and the one after the last.
+
+  Args:
+    size: tokens of the text; 0 gives one empty window, so that every example
+      has a prediction.
+    width: tokens that a window may have.
+    stride: tokens between the starts of two windows; no window starts after
+      the end of the one before.
+
+  Example:
+    >>> list(window_spans(10, 6, 3))
+    [(0, 6), (3, 9), (6, 10)]
+
+  Source: google-research/bert run_squad.py:350-364
+  """
+  start = 0
+  while True:
+    end = min(start + width, size)
+    yield start, end
+    if end == size:
+      return
+    start += min(end - start, stride)
+
+
+def _best_windows(windows: Sequence[tuple[int, int]], size: int) -> list[int]:
+  """For each token the first window that shows most on its poorer side."""
+  if len(windows) == 1:
+    return [0] * size
+  best, top = np.zeros(size, np.int64), np.full(size, -np.inf)
+  for number, (start, end) in enumerate(windows):
+    at = np.arange(start, end)
+    score = np.minimum(at - start, end - 1 - at) + 0.01 * (end - start)
+    better = at[score > top[start:end]]  # of equals the first stays
+    top[better], best[better] = score[better - start], number
+  return best.tolist()
+
+
+def _answer_tokens(
+  example: spec.SpanExample, starts: Sequence[int], ends: Sequence[int]
+) -> tuple[int, int] | None:
+  """First and last token of the first answer; None = there is none."""
+  if not example.answers:
+    return None
+  text, first = example.answers[0]
+  # Starts and ends both grow, so the tokens that share a character with the
+  # answer are one run.
+  begin = int(np.searchsorted(ends, first, side="right"))
+  end = int(np.searchsorted(starts, first + len(text), side="left")) - 1
+  return (begin, end) if begin <= end else None
+
+
+def _place(
+  answer: tuple[int, int] | None, start: int, end: int, shift: int
+) -> tuple[int, int]:
+  """The answer within a sequence; [CLS] where the window lacks some of it."""
+  if answer is None or answer[0] < start or answer[1] >= end:
+    return 0, 0
+  return answer[0] - start + shift, answer[1] - start + shift
+
+
+# --- Decoding ---
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Candidate:
+  """One of the best answers: a text, "" for none, and its logits."""
+
+  text: str
+  probability: float
+  start_logit: float
+  end_logit: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SpanPrediction:
+  """The answer to a question.
+
+  Attributes:
+    text: the answer; "" = the text does not answer the question.
+    best_text: the best answer that is one; "" where no span was allowed.
+    null_odds: logits of no answer less those of the best answer; None where
+      every question has an answer.
+    nbest: the best answers, best first.
+    place: where `text` stands in the context: its first character, and the one
+      after its last; -1 where there is no answer.
+  """
+
+  text: str
+  best_text: str
+  null_odds: float | None
+  nbest: tuple[Candidate, ...]
+  place: tuple[int, int] = (-1, -1)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Span:
+  text: str
+  start_logit: float
+  end_logit: float
+  place: tuple[int, int] = (-1, -1)
+
+  @property
+  def score(self) -> float:
+    return self.start_logit + self.end_logit
+
+
+def decode(
+  features: task_features.Features,
+  start_logits: np.ndarray,
+  end_logits: np.ndarray,
+  *,
+  has_null: bool,
+  n_best: int = 20,
+  max_answer_len: int = 30,
+  null_threshold: float = 0.0,
+) -> list[SpanPrediction]:
+  """Finds the best answer to every question in all windows of its text.
+
+  A span is allowed when both ends are tokens of the text, it has at most
+  `max_answer_len` tokens and no other window shows its start better. The
+  score of no answer is the lowest that any window gives to [CLS].
+
+  Differs from BERT: an answer is cut out of the text by the characters that
+  its tokens stand for, while the original aligns normalised text and takes
+  whole words where that fails; logits of padding do not exist here, so they
+  never take a place among the best; an example without any allowed span is
+  answered by "", where the original answers "empty", or stops (2.0).
+
+  Args:
+    features: of kind "span".
+    start_logits: [T], how well each token starts the answer.
+    end_logits: [T], how well each token ends it.
+    has_null: questions may have no answer.
+    n_best: starts and ends of a window that are tried, and answers kept.
+    max_answer_len: tokens of an answer.
+    null_threshold: `null_odds` above which there is no answer.
+
+  Returns:
+    A prediction an example.
+
+  Source: google-research/bert run_squad.py:741-924
+  """
+  spans: list[list[_Span]] = [[] for _ in range(features.num_examples)]
+  nulls: list[_Span | None] = [None] * features.num_examples
+  for unit, owner in enumerate(features.example.tolist()):
+    at = slice(features.offsets[unit], features.offsets[unit + 1])
+    start = np.asarray(start_logits[at], np.float64)
+    end = np.asarray(end_logits[at], np.float64)
+    cls = _Span("", float(start[0]), float(end[0]))
+    lowest = nulls[owner]
+    if lowest is None or cls.score < lowest.score:
+      nulls[owner] = cls
+    context = features.contexts[owner]
+    spans[owner] += _window_spans(
+      features, at, context, start, end, n_best, max_answer_len
+    )
+  predictions = []
+  for found, null in zip(spans, nulls, strict=True):
+    null = null if has_null else None
+    predictions.append(_choose(found, null, n_best, null_threshold))
+  return predictions
+
+
+def _window_spans(
+  features: task_features.Features,
+  at: slice,
+  context: str,
+  start: np.ndarray,
+  end: np.ndarray,
+  n_best: int,
+  max_answer_len: int,
+) -> list[_Span]:
+  """Allowed spans of the best starts and ends of a window, in that order."""
+  assert features.char_starts is not None
+  assert features.char_ends is not None
+  assert features.is_max_context is not None
+  char_starts = features.char_starts[at]
+  char_ends = features.char_ends[at]
+  starts = np.argsort(-start, kind="stable")[:n_best]
+  ends = np.argsort(-end, kind="stable")[:n_best]
+  length = ends[None, :] - starts[:, None] + 1
+  allowed = (length >= 1) & (length <= max_answer_len)
+  allowed &= features.is_max_context[at][starts][:, None]
+  allowed &= (char_starts[ends] >= 0)[None, :]
+  spans = []
+  for i, j in zip(*np.nonzero(allowed), strict=True):
+    first, last = starts[i], ends[j]
+    begin, stop = int(char_starts[first]), int(char_ends[last])
+    begin += len(context[begin:stop]) - len(context[begin:stop].lstrip())
+    text = context[begin:stop].strip()
+    if text:
+      place = begin, begin + len(text)
+      spans.append(_Span(text, float(start[first]), float(end[last]), place))
+  return spans
+
+
+def _choose(
+  spans: list[_Span], null: _Span | None, n_best: int, threshold: float
+) -> SpanPrediction:
+  """The best of the spans of all windows of an example.
+
+  Args:
+    spans: window after window.
+    null: no answer, where that is one.
+    n_best: answers to keep.
+    threshold: of the odds for no answer.
+  """
+  ranked = sorted([*spans, *([null] if null else [])], key=lambda s: -s.score)
+  seen: dict[str, _Span] = {}
+  for span in ranked:
+    if len(seen) == n_best:
+      break
+    seen.setdefault(span.text, span)
+  nbest = list(seen.values())
+  if null and null not in nbest:
+    nbest.append(null)
+  nbest = nbest or [_Span("", 0.0, 0.0)]
+  best = next((span for span in nbest if span.text), None)
+  answer = best or _Span("", 0.0, 0.0)
+  best_text, odds = answer.text, None
+  if null:
+    odds = null.score - answer.score
+    if odds > threshold:
+      answer = null
+  scores = np.array([span.score for span in nbest])
+  weights = np.exp(scores - scores.max())
+  return SpanPrediction(
+    text=answer.text,
+    best_text=best_text,
+    null_odds=odds,
+    place=answer.place,
+    nbest=tuple(
+      Candidate(span.text, probability, span.start_logit, span.end_logit)
+      for span, probability in zip(
+        nbest, (weights / weights.sum()).tolist(), strict=True
+      )
+    ),
+  )
+
+
+def write_files(
+  folder: str,
+  examples: Sequence[spec.SpanExample],
+  predictions: Sequence[SpanPrediction],
+) -> None:
+  """Writes predictions.json, nbest_predictions.json and null_odds.json.
+
+  Names and shapes are the original's; the last is written where questions may
+  have no answer.
+
+  Args:
+    folder: made where it is missing.
+    examples: that were answered.
+    predictions: one an example.
+
+  Source: google-research/bert run_squad.py:914-924
+  """
+  os.makedirs(folder, exist_ok=True)
+  ids = [example.id for example in examples]
+  answers: dict[str, dict[str, Any]] = {
+    PREDICTIONS_FILE: {
+      id: p.text for id, p in zip(ids, predictions, strict=True)
+    },
+    NBEST_FILE: {
+      id: [dataclasses.asdict(candidate) for candidate in p.nbest]
+      for id, p in zip(ids, predictions, strict=True)
+    },
+    NULL_ODDS_FILE: {
+      id: p.null_odds
+      for id, p in zip(ids, predictions, strict=True)
+      if p.null_odds is not None
+    },
+  }
+  for name, content in answers.items():
+    if content:
+      with files.writing(os.path.join(folder, name), "w") as f:
+        f.write(files.to_json(content, indent=4) + "\n")
+
+
+# --- The kind ---
+
+
+class Span(task_kind.TaskKind):
+  """The two ends of an answer; there is no dropout before the head.
+
+  Features are `[CLS] question [SEP] window [SEP]` in BERT's template, a window
+  every `doc_stride` tokens. A window that does not hold the whole answer is
+  kept, with [CLS] as its answer, as is every window of a question without one.
+
+  Differs from BERT: the answer is where its characters are. The original goes
+  through words between spaces and then looks for the pieces of the answer
+  within them, which finds the same pieces wherever it finds any.
+
+  Source: google-research/bert run_squad.py:311-547
+  """
+
+  name = "span"
+  labels = batch_keys.Labels(
+    {"start": ("BG", np.int32), "end": ("BG", np.int32)}, are_places=True
+  )
+  pooled = False
+  width = 2
+  head_dropout = False
+  hf_class = "ForQuestionAnswering"
+  forms = {"span": own.Form("span", (2, 2), ("f1", "exact"), own.read_spans)}
+  feature_settings = ("max_query_len", "doc_stride")
+  decode_settings = ("n_best", "max_answer_len", "null_threshold")
+
+  def loss(self, outputs, batch):
+    return losses.span_cross_entropy(
+      outputs,
+      batch["sequence_ids"],
+      batch["start"],
+      batch["end"],
+      batch["weight"],
+    )
+
+  def _features(
+    self, task, examples, tokenizer, seq_len, max_query_len=64, doc_stride=128
+  ):
+    template = tokenizer.template
+    room = seq_len - template.num_special(is_pair=True)
+    if doc_stride < 1:
+      raise spec.TaskError(f"doc_stride={doc_stride} must be at least 1")
+    if not 1 <= max_query_len < room:
+      raise spec.TaskError(
+        f"max_query_len={max_query_len} must be between 1 and {room - 1}, which"
+        f" leaves a token of the text in seq_len={seq_len}"
+      )
+    has_labels = spec.have_labels(task, examples)
+    questions = task_features.encode(tokenizer, [e.question for e in examples])
+    contexts = {
+      text: tokenizer.encode_with_offsets(text)
+      for text in dict.fromkeys(e.context for e in examples)
+    }
+    before, between, after = template.around(is_pair=True)
+    tail = [IGNORED] * len(after)
+    built, owners, labels = [], [], []
+    char_starts: list[int] = []
+    char_ends: list[int] = []
+    is_best: list[bool] = []
+    for owner, example in enumerate(examples):
+      query = questions[owner][:max_query_len]
+      ids, starts, ends = contexts[example.context]
+      windows = list(window_spans(len(ids), room - len(query), doc_stride))
+      best = _best_windows(windows, len(ids))
+      answer = _answer_tokens(example, starts, ends)
+      head = [IGNORED] * (len(before) + len(query) + len(between))
+      for number, (start, end) in enumerate(windows):
+        built.append(template.build(tokenizer, query, ids[start:end]))
+        char_starts += [*head, *starts[start:end], *tail]
+        char_ends += [*head, *ends[start:end], *tail]
+        shown = [*head, *best[start:end], *tail]
+        is_best += [window == number for window in shown]
+        owners.append(owner)
+        labels.append(_place(answer, start, end, len(head)))
+    return task_features.Features(
+      **task_features.columns_of(built),
+      example=np.array(owners, np.int32),
+      label=np.array(labels, np.int32) if has_labels else None,
+      char_starts=np.array(char_starts, np.int32),
+      char_ends=np.array(char_ends, np.int32),
+      is_max_context=np.array(is_best, bool),
+      contexts=tuple(e.context for e in examples),
+      labels=self.labels,
+    )
+
+  def _decode(self, task, features, outputs, **options):
+    start, end = outputs.T
+    return decode(features, start, end, has_null=task.has_null, **options)
+
+  def _score(self, task, predictions, examples):
+    """Exact and F1 in percent.
+
+    Questions that may have no answer add the keys of squad.evaluate_v2, where
+    best_exact and best_f1 are over the best answers whatever the threshold was.
+    """
+
+    def by_id(attribute):
+      values = (getattr(p, attribute) for p in predictions)
+      return dict(zip((e.id for e in examples), values, strict=True))
+
+    golds, texts = squad.golds_of(examples), by_id("text")
+    if not task.has_null:
+      result = squad.evaluate_v1(golds, texts)
+      return {"exact": result["exact_match"], "f1": result["f1"]}
+    odds = by_id("null_odds")
+    if None in odds.values():
+      return squad.evaluate_v2(golds, texts)
+    best = squad.evaluate_v2(golds, by_id("best_text"), odds)
+    return squad.evaluate_v2(golds, texts) | {
+      name: value for name, value in best.items() if name.startswith("best_")
+    }
+
+  def row(self, task, prediction):
+    return {
+      "answer": prediction.text,
+      "best_answer": prediction.best_text,
+      "null_odds": prediction.null_odds,
+    }
+
+  def gold(self, task, example):
+    return [text for text, _ in example.answers]
+
+  def write_predictions(self, task, examples, predictions, stem):
+    """Also writes the three files of the original, into the folder `stem`."""
+    written = super().write_predictions(task, examples, predictions, stem)
+    write_files(stem, examples, predictions)
+    return [*written, stem]
+
+
+SPAN = Span()
+
+# --- Prediction ---
+
+
+class Answerer(answers.TaskAnswerer):
+  """The part of a text that answers a question."""
+
+  name = "answer"
+  needs = ("task",)
+  kind = SPAN
+  two_texts = True
+
+  def parse(self, record: Mapping[str, Any]) -> list[Any]:
+    question = answers.text_of(record, "question")
+    context = answers.text_of(record, "context")
+    return [spec.SpanExample("", question, context, (), False)]
+
+  def size(self, example: Any) -> int:
+    return len(example.context)
+
+  def answer(self, example, prediction):
+    best = next(c for c in prediction.nbest if c.text == prediction.text)
+    first, last = prediction.place
+    return {
+      "answer": best.text,
+      "start": first,
+      "end": last,
+      "score": best.probability,
+    }

@@ -1,0 +1,320 @@
+"""What every kind of task needs: features, a head, decoding and scores.
+
+A kind of task reads examples of one class of tasks/spec.py. Predictions are
+scored on the host, over a whole split. Scores are fractions from 0 to 1
+(correlations from -1), but percent for questions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import logging
+from typing import Any
+
+from flax import linen as nn
+import jax
+import numpy as np
+
+from bert_jax.data import batch_keys
+from bert_jax.data import task_batches
+from bert_jax.data.tokenizers import interface
+from bert_jax.kinds import kind
+from bert_jax.models import heads
+from bert_jax.models.config import ModelConfig
+from bert_jax.runtime import files
+from bert_jax.tasks import features as task_features
+from bert_jax.tasks import own
+from bert_jax.tasks import spec
+from bert_jax.weights import task_heads
+
+_log = logging.getLogger(__name__)
+
+# (task, predictions, right answers) -> score.
+Score = Callable[[spec.Task, list[Any], list[Any]], float]
+
+
+class TaskKind(kind.Kind):
+  """The base of the kinds of tasks.
+
+  Attributes:
+    labels: where the labels stand in a batch.
+    pooled: the head reads [CLS] of every sequence, not all tokens.
+    width: K, outputs of the head; None = the number of labels.
+    has_names: the outputs are labels with names.
+    head_dropout: dropout before the head.
+    hf_class: the class of transformers with this head, without the name of the
+      family of models in front.
+    problem_type: what transformers calls the kind in config.json; None = it has
+      no name for it.
+    is_implied: a config.json without problem_type may mean this kind.
+    scores: metric -> how it is computed.
+    forms: own data of this kind, by the FORM of task.name=my-FORM.
+    feature_settings: keys of the group `task` that `make_features` takes.
+    decode_settings: keys of the group `task` that `decode` takes.
+    num_choices: sequences of a question, where no data says how many.
+  """
+
+  labels = batch_keys.Labels({"label": ("BG", np.int32)})
+  pooled = True
+  width: int | None = None
+  has_names = False
+  head_dropout = True
+  hf_class: str
+  problem_type: str | None = None
+  is_implied = True
+  scores: Mapping[str, Score] = {}
+  forms: Mapping[str, own.Form] = {}
+  feature_settings: tuple[str, ...] = ()
+  decode_settings: tuple[str, ...] = ()
+  num_choices = 1
+
+  def __init__(self):
+    if self.pooled:
+      self.inputs = (*self.inputs, "cls_positions")
+    else:
+      self.unused = ("encoder/pooler/",)
+    task_heads.register(
+      task_heads.TaskHead(
+        self.name,
+        self.hf_class,
+        self.problem_type,
+        self.is_implied,
+        self.width,
+        self.has_names,
+      )
+    )
+
+  # --- The model and its loss ---
+
+  def num_outputs(self, task: spec.Task) -> int:
+    """Returns K, the width of the head: outputs of a sequence or a token."""
+    return self.width or len(task.labels)
+
+  def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
+    return heads.TaskModel(
+      config, self.width or num_labels, self.pooled, self.head_dropout
+    )
+
+  def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
+    return task_batches.task_shapes(
+      self.labels,
+      config.data.batch_size,
+      config.data.seq_len * self.num_choices,
+      1,
+      self.num_choices,
+      num_labels,
+    )
+
+  def loss(
+    self, outputs: jax.Array, batch: kind.Batch
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the sum of the losses of a batch, and its weight.
+
+    Args:
+      outputs: [B, S, K] of sequences, or [B, L, K] of tokens.
+      batch: with the labels.
+    """
+    raise NotImplementedError
+
+  def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    return {"task_loss": self.loss(outputs, batch)}
+
+  def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
+    return {"task_loss": batch["weight"].sum()}
+
+  # --- From examples to features ---
+
+  def make_features(
+    self,
+    task: spec.Task,
+    examples: Sequence[Any],
+    tokenizer: interface.Tokenizer,
+    *,
+    seq_len: int,
+    **options: Any,
+  ) -> task_features.Features:
+    """Turns examples into features.
+
+    Args:
+      task: says which labels there are.
+      examples: of one split.
+      tokenizer: its special tokens are used.
+      seq_len: L, the longest sequence, special tokens included.
+      **options: those of `feature_settings`.
+
+    Returns:
+      Features in the order of the examples, units of one example together.
+
+    Raises:
+      spec.TaskError: no examples, some without a label where others have one,
+        or a length that leaves no room for text.
+    """
+    if not examples:
+      raise spec.TaskError(f"task {task.name}: no examples to make features of")
+    if seq_len < 5:
+      raise spec.TaskError(
+        f"seq_len={seq_len} leaves no room for text beside special tokens; use"
+        " 128, or 384 for questions"
+      )
+    return self._features(task, examples, tokenizer, seq_len, **options)
+
+  def _features(
+    self, task, examples, tokenizer, seq_len
+  ) -> task_features.Features:
+    """Texts and pairs of texts, a sequence each."""
+    label = None
+    if spec.have_labels(task, examples):
+      label = self._label_array(task, examples)
+    return task_features.Features(
+      **task_features.pair_sequences(
+        [(e.text_a, e.text_b) for e in examples], tokenizer, seq_len
+      ),
+      example=np.arange(len(examples), dtype=np.int32),
+      label=label,
+      labels=self.labels,
+    )
+
+  def _label_array(self, task, examples) -> np.ndarray:
+    """Returns the labels of examples that have one each."""
+    del task
+    _, dtype = self.labels.keys["label"]
+    return np.array([example.label for example in examples], dtype)
+
+  # --- From outputs to predictions ---
+
+  def decode(
+    self,
+    task: spec.Task,
+    features: task_features.Features,
+    outputs: Any,
+    **options: Any,
+  ) -> list[Any]:
+    """Turns a model's outputs into one prediction an example.
+
+    Args:
+      task: that the features are of.
+      features: that the outputs are of.
+      outputs: [M, K] of the sequences, or [T, K] of the tokens of the features.
+      **options: those of `decode_settings`.
+
+    Raises:
+      spec.TaskError: another shape than the features', or a value that is not
+        finite.
+    """
+    array = np.asarray(outputs, np.float64)
+    count = len(features.lengths if self.pooled else features.token_ids)
+    if array.shape != (wanted := (count, self.num_outputs(task))):
+      raise spec.TaskError(
+        f"task {task.name}: outputs of shape {array.shape}, wanted {wanted} for"
+        " these features"
+      )
+    if not np.isfinite(array).all():
+      raise spec.TaskError(
+        f"task {task.name}: {np.sum(~np.isfinite(array))} of {array.size}"
+        " outputs are not finite, so the model has diverged; lower the learning"
+        " rate"
+      )
+    return self._decode(task, features, array, **options)
+
+  def _decode(self, task, features, outputs, **options) -> list[Any]:
+    raise NotImplementedError
+
+  # --- From predictions to scores ---
+
+  def score(
+    self,
+    task: spec.Task,
+    predictions: Sequence[Any],
+    examples: Sequence[Any],
+  ) -> dict[str, float]:
+    """Returns the metrics of a task over a whole split.
+
+    A metric that is not defined is 0.0 and logs a warning: the correlation of
+    constants, F1 where nothing is positive.
+
+    Args:
+      task: names the metrics.
+      predictions: of `decode`, one an example.
+      examples: with labels.
+
+    Raises:
+      spec.TaskError: examples without labels, or another number of them.
+    """
+    if len(predictions) != len(examples) or not examples:
+      raise spec.TaskError(
+        f"task {task.name}: {len(predictions)} predictions for {len(examples)}"
+        " examples; wanted one each"
+      )
+    if not spec.have_labels(task, examples):
+      raise spec.TaskError(
+        f"task {task.name}: these examples have no labels, so there is nothing"
+        " to score; write their predictions, or evaluate on"
+        f" {', '.join(task.eval_splits) or 'a split with labels'}"
+      )
+    return self._score(task, predictions, examples)
+
+  def _score(self, task, predictions, examples) -> dict[str, float]:
+    guess, right = self._columns(task, predictions, examples)
+    return {
+      name: float(self.scores[name](task, guess, right))
+      for name in task.metrics
+    }
+
+  def _columns(self, task, predictions, examples) -> tuple[list, list]:
+    """Returns what was predicted and what is right."""
+    del task
+    return [p.label for p in predictions], [e.label for e in examples]
+
+  def most_frequent(self, examples: Sequence[Any]) -> float | None:
+    """Returns the accuracy of always predicting the most frequent label.
+
+    None where there is no such number.
+    """
+    del examples
+    return None
+
+  # --- Predictions as files ---
+
+  def row(self, task: spec.Task, prediction: Any) -> dict[str, Any]:
+    """Returns what a file of predictions says of one example."""
+    raise NotImplementedError
+
+  def gold(self, task: spec.Task, example: Any) -> Any:
+    """Returns the right answer, as files of predictions spell it."""
+    del task
+    return example.label
+
+  def write_predictions(
+    self,
+    task: spec.Task,
+    examples: Sequence[Any],
+    predictions: Sequence[Any],
+    stem: str,
+  ) -> list[str]:
+    """Writes a JSON object a line, an example each.
+
+    Args:
+      task: that the examples are of.
+      examples: that were predicted.
+      predictions: of `decode`, one an example.
+      stem: the path of the file without its ending.
+
+    Returns:
+      The paths written.
+    """
+    path = f"{stem}.jsonl"
+    # Half of a surrogate pair, which JSON may hold, is in no UTF-8 file.
+    with files.writing(path, "w", errors="replace") as f:
+      for example, prediction in zip(examples, predictions, strict=True):
+        row = {"id": example.id, **self.row(task, prediction)}
+        if example.is_labelled:
+          row["gold"] = self.gold(task, example)
+        f.write(files.to_json(row, ensure_ascii=False) + "\n")
+    return [path]
+
+
+def undefined(task: spec.Task, metric: str, reason: str) -> float:
+  """Logs that a metric is not defined; returns the 0.0 that it counts as."""
+  _log.warning(
+    "task %s: %s is not defined (%s) and counts as 0.0",
+    task.name, metric, reason,
+  )  # fmt: skip
+  return 0.0
