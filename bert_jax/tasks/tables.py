@@ -218,10 +218,11 @@ def make_reader(
   def read(
     task: spec.Task, path: str, split: str, columns: Sequence[str] = ()
   ) -> list[Any]:
-    return [
-      make_example(task, split, where, str(row.get(id_column, number)), row)
-      for number, (where, row) in enumerate(read_rows(path, columns or names))
-    ]
+    examples = []
+    for number, (where, row) in enumerate(read_rows(path, columns or names)):
+      id = number if id_column is None else row.get(id_column, number)
+      examples.append(make_example(task, split, where, str(id), row))
+    return examples
 
   return read
 
