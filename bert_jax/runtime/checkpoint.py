@@ -84,11 +84,11 @@ def check_path(path: str) -> None:
     CheckpointError: the path cannot be used.
   """
   whole = os.path.abspath(path)
-  for is_there, name in (
-    ("\\" in whole, "a backslash"),
-    ("gs:/" in f"{whole}/", 'a folder whose name ends in "gs:"'),
+  for text, name in (
+    ("\\", "a backslash"),
+    ("gs:/", 'a folder whose name ends in "gs:"'),
   ):
-    if is_there:
+    if text in f"{whole}/":
       raise CheckpointError(
         f"{whole!r}: checkpoints cannot be kept below {name}; rename the "
         "folder, or give another path"

@@ -22,7 +22,6 @@ import numpy as np
 import optax
 
 from bert_jax.data import batching
-from bert_jax.data import task_batches
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import errors
 from bert_jax.runtime import resume
@@ -83,7 +82,7 @@ class Together:
     self.total_steps, self.profile_folder = first.total_steps, first.workdir
     self.workdir = ", ".join(one.workdir for one in opened)
     self.batches: batching.Batches = StackedBatches(
-      [_task_batches(one) for one in opened]
+      [one.batches for one in opened]
     )
     self.batch_place = sharding.of_members(first.batch_place, self.mesh)
     self._places = sharding.of_members(first.place, self.mesh)
@@ -310,7 +309,7 @@ def open_abstract(
   Raises:
     ValueError: as `session.open_abstract`, or they cannot train together.
   """
-  check_config(config)
+  settings.check_together(config)
   size = seed_axis(config.mesh, num_members, len(devices))
   one = session.open_abstract(config, devices, size)
   abstract, batch = jax.tree.map(
@@ -328,8 +327,8 @@ def open_abstract(
 class StackedBatches:
   """The batches of K runs by step; each array is [K, B, ...]."""
 
-  def __init__(self, batches: Sequence[task_batches.TaskBatches]):
-    """Takes the batches of each run, with rows of the same length."""
+  def __init__(self, batches: Sequence[Any]):
+    """Takes the task_batches.TaskBatches of each run; rows have one length."""
     self._batches = batches
 
   def __len__(self) -> int:
@@ -343,11 +342,6 @@ class StackedBatches:
       for batches, part in zip(self._batches, parts, strict=True)
     ]
     return {name: np.stack([p[name] for p in filled]) for name in filled[0]}
-
-
-def _task_batches(run: session.Session) -> task_batches.TaskBatches:
-  assert isinstance(run.batches, task_batches.TaskBatches)
-  return run.batches
 
 
 def open_members(
@@ -432,7 +426,7 @@ def _check(config: Config, wanted: Sequence[Member]) -> None:
       "models train together on one host; of a job of several processes each "
       "trains one model: leave --member out"
     )
-  check_config(config)
+  settings.check_together(config)
   for member in wanted:
     try:
       settings.check(_config_of(config, member))
@@ -441,16 +435,3 @@ def _check(config: Config, wanted: Sequence[Member]) -> None:
   workdirs = [os.path.abspath(member.workdir) for member in wanted]
   if len(set(workdirs)) < len(workdirs):
     raise MembersError(f"two members have one workdir: {', '.join(workdirs)}")
-
-
-def check_config(config: Config) -> None:
-  """Raises MembersError for a config that cannot be trained together."""
-  if config.objective != "task":
-    raise MembersError(
-      f"objective={config.objective}: only tasks are trained together"
-    )
-  if config.data.pack and not config.data.one_row_len:
-    raise MembersError(
-      "models train together in rows of one length, which other seeds have, "
-      "too: add --config.data.one_row_len=True"
-    )
