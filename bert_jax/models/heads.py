@@ -298,7 +298,7 @@ def _shapes_of_one_layer(
   """The shapes of a model with one layer; all layers are alike."""
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   rng = jax.ShapeDtypeStruct((2,), jnp.uint32)
-  flat = {}
+  flat: dict[str, Any] = {}
   with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
     for model in (
       PreTrainingModel(config),
