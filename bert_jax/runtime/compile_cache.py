@@ -49,8 +49,9 @@ def enable(asked: str, on_cpu: bool) -> str | None:
   """
   if not asked or "://" in asked:
     raise ValueError(
-      f"--compile_cache={asked} is not a folder of this machine; give one, or "
-      "auto or off (for a bucket leave it out and set JAX_COMPILATION_CACHE_DIR)"
+      f"--compile_cache={asked} is not a folder of this machine; "
+      "give one, auto or off (for a bucket, leave it out and set "
+      "JAX_COMPILATION_CACHE_DIR)"
     )
   if asked == OFF:
     jax.config.update("jax_enable_compilation_cache", False)
