@@ -233,7 +233,7 @@ class Predictor:
     # Nothing is dropped, and some programs of attention have no dropout.
     arithmetic |= {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
     model = ModelConfig.from_config(
-      config.model.to_dict() | pretrained.model | arithmetic
+      config.model.to_dict() | pretrained.shape | arithmetic
     )
     make = table.choose_answerer(asked.kind, pretrained, name)
     self.kind = make.name

@@ -200,6 +200,27 @@ class Model(Group):
   layer_norm_eps: float = of_weights(1e-12, 0.0, 1.0)
   """What LayerNorm adds inside the square root (original modeling.py)."""
 
+  family: str = of_weights("bert", since="0.2.0", before="bert")
+  """The family of encoders, which decides what other programs call the
+  parameters, and what files beside the weights say."""
+
+  norm: str = of_weights("layer_norm", since="0.2.0", before="layer_norm")
+  """How hidden states are normalized: "layer_norm"."""
+
+  norm_place: str = of_weights("post", since="0.2.0", before="post")
+  """Where they are normalized. "post": after each residual sum."""
+
+  positions: str = of_weights("learned", since="0.2.0", before="learned")
+  """How a token learns its position. "learned": a table of max_len rows is
+  added to the embeddings."""
+
+  feed_forward: str = of_weights("mlp", since="0.2.0", before="mlp")
+  """The sublayer after attention. "mlp": two dense layers with an activation
+  between them."""
+
+  attention_pattern: str = of_weights("full", since="0.2.0", before="full")
+  """Which tokens of its sequence a token attends to. "full": all of them."""
+
   init_stddev: float = of_run(0.02, 0.0, _FLOAT)
   """Standard deviation of fresh weights: a normal distribution, truncated at
   two standard deviations and not rescaled."""

@@ -154,7 +154,7 @@ def open_job(
     from bert_jax import weights
 
     pretrained = weights.read(config.init_from, checkpoint or "")
-    config.model.update({k: pretrained.model[k] for k in settings.SHAPE_KEYS})
+    config.model.update(pretrained.shape)
   job: Job
   if config.objective == "task":
     from bert_jax.training import finetuning

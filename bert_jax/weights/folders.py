@@ -287,7 +287,7 @@ def write(
   if format not in _FORMATS:
     raise WeightsError(f"format {format!r} is not one of {', '.join(_FORMATS)}")
   given, wanted = set(pretrained.model), set(model_config.MODEL_KEYS)
-  if given - set(model_config.SWITCHES) != wanted:
+  if given - {"family", *model_config.SWITCHES} != wanted:
     raise WeightsError(
       f"model has keys {', '.join(sorted(given))}; wanted "
       f"{', '.join(sorted(wanted))}"

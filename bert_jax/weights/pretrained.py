@@ -11,7 +11,9 @@ import numpy as np
 from bert_jax.data.tokenizers import interface
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
+from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import errors
+from bert_jax.runtime import settings
 from bert_jax.weights import task_heads
 
 # Keys of a run's config, beside the shape of the model and data.seq_len, that
@@ -66,6 +68,15 @@ class Pretrained:
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
   family: str = "bert"
+
+  @property
+  def shape(self) -> dict[str, Any]:
+    """All keys of the config group `model` that weights decide, with values.
+
+    Switches that neither the folder nor the family sets have BERT's values.
+    """
+    config = ModelConfig(**{**self.model, "family": self.family})
+    return {key: getattr(config, key) for key in settings.SHAPE_KEYS}
 
   @property
   def num_outputs(self) -> int:

@@ -39,9 +39,9 @@ def read_settings(step: str) -> FolderSettings:
     run = runs.read_run(workdir)
     config = run["config"]
     group = config["model"]
-    family = families.get_family(group.get("family", "bert"))
-    model = {key: group[key] for key in model_config.MODEL_KEYS}
-    model |= {k: group[k] for k in family.switches if k in group}
+    family = families.get_family(group["family"])
+    keys = (*model_config.MODEL_KEYS, *family.switches)
+    model = {key: group[key] for key in keys}
     task = run.get("task") or {}
     labels = tuple(map(str, task.get("labels") or ()))
     objective = config.get("objective")
@@ -75,9 +75,7 @@ def write(
   """Writes a workdir with one checkpoint, of step 0."""
   kind = pretrained.kind
   model = model_config.ModelConfig(
-    **pretrained.model,
-    family=pretrained.family,
-    param_dtype=pretrained.dtype_name,
+    **pretrained.shape, param_dtype=pretrained.dtype_name
   )
   config: dict[str, Any] = {
     "model": dataclasses.asdict(model),

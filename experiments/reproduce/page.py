@@ -148,15 +148,12 @@ def finetuning(tasks, repeats, size="base") -> tuple[Work, ...]:
 
 def _shape(size):
   """What makes the encoder of a config, which is base, one of a size."""
-  layers, hidden, heads = base.SIZES[size]
-  shape = {
-    "num_layers": layers,
-    "hidden_size": hidden,
-    "num_heads": heads,
-    "mlp_dim": 4 * hidden,
-  }
   normal = base.get_config().model
-  return [f"--config.model.{k}={v}" for k, v in shape.items() if normal[k] != v]
+  return [
+    f"--config.model.{k}={v}"
+    for k, v in base.SIZES[size].items()
+    if normal[k] != v
+  ]
 
 
 # Without WNLI, as in the paper.

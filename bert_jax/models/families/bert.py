@@ -77,8 +77,10 @@ _NAMES = {
 }
 
 
-def _preset(num_layers: int, hidden_size: int, num_heads: int = 0):
-  """A size whose heads are 64 wide, unless their number is given."""
+def _preset(
+  num_layers: int, hidden_size: int, num_heads: int = 0
+) -> dict[str, int]:
+  """Returns a size whose heads are 64 wide, unless their number is given."""
   return {
     "num_layers": num_layers,
     "hidden_size": hidden_size,
