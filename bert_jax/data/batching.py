@@ -28,6 +28,7 @@ from bert_jax.data.store import records
 from bert_jax.data.store import verification
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
+from bert_jax.runtime import files
 
 _log = logging.getLogger(__name__)
 
@@ -418,7 +419,7 @@ def open_examples(data: Any, split: str) -> indexes.ExampleStore:
       " add them with --mode=prepare, the same --config and no --input"
     )
   manifest = manifests.read_manifest(os.path.join(folder, name))
-  tokens = records.file_hash(os.path.join(data.dir, "manifest.json"))
+  tokens = files.file_hash(os.path.join(data.dir, "manifest.json"))
   if manifest["settings"]["tokens"] != tokens:
     raise records.DataError(
       f"{folder}/{name} was made of other tokens than {data.dir}/tokens; "

@@ -4,7 +4,7 @@ A unit of the features is C sequences, the
 choices of one question, or else one sequence; it never spans two rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -16,6 +16,7 @@ from bert_jax.data import packing
 from bert_jax.data.batch_keys import Batch
 from bert_jax.data.orders import EVAL_SEED
 from bert_jax.data.orders import Order
+from bert_jax.data.tokenizers import interface
 
 # Steps that are laid out to choose the shapes of all, and what L is tried, as
 # shares of the longest unit. Short rows leave less of the last one empty, but
@@ -24,6 +25,9 @@ _SHAPE_SAMPLE = 256
 _LENGTH_RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)
 # Rows longer than this are not made to leave less empty.
 _LONG_ROW = 1024
+# A packed row of `pack_batches` has one slot for this many tokens; rows of
+# shorter sequences leave some of their positions unused.
+_TOKENS_A_SLOT = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -368,6 +372,9 @@ class TaskSplit:
   """A whole split of a task in rows, for evaluation and prediction.
 
   Every unit is in one batch, once; all batches have one shape.
+
+  Attributes:
+    rows: puts units into rows and tells where their tokens are.
   """
 
   def __init__(
@@ -398,7 +405,7 @@ class TaskSplit:
       layout = packing.pack(rows.unit_lengths, row_len)
     else:
       layout = packing.one_a_row(rows.unit_lengths)
-    self._rows = dataclasses.replace(rows, slots=int(layout.slot.max()) + 1)
+    self.rows = dataclasses.replace(rows, slots=int(layout.slot.max()) + 1)
     self._num_rows, self._local_rows = num_rows, local_rows
     # Units by batch, and where each lies in it.
     self._order = np.argsort(layout.row, kind="stable")
@@ -420,20 +427,9 @@ class TaskSplit:
     )
 
   def __getitem__(self, step: int) -> Batch:
-    batch = self._rows.fill(*self.units(step), self._num_rows)
+    batch = self.rows.fill(*self.units(step), self._num_rows)
     mine = self._local_rows(self._num_rows)
     return {name: value[mine] for name, value in batch.items()}
-
-  @property
-  def unit_lengths(self) -> np.ndarray:
-    """Tokens [N] of every unit of the features."""
-    return self._rows.unit_lengths
-
-  def token_places(
-    self, units: np.ndarray, layout: packing.Layout
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the tokens of some units are; as Rows.token_places."""
-    return self._rows.token_places(units, layout)
 
   def collect(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
     """Joins a model's outputs of all batches in the order of the features.
@@ -444,17 +440,128 @@ class TaskSplit:
     Returns:
       [N * C, K] of sequences, or [T, K] of tokens.
     """
-    features = self._rows.features
+    features = self.rows.features
     by_token = features.labels.outputs_of_tokens
     count = len(features.token_ids) if by_token else len(features.offsets) - 1
     result = np.zeros((count, outputs[0].shape[-1]), np.float32)
     for step, part in enumerate(outputs):
       units, layout = self.units(step)
-      values = self._rows.take(np.asarray(part), units, layout)
+      values = self.rows.take(np.asarray(part), units, layout)
       if by_token:
-        places = self._rows.token_places(units, layout)[0]
+        places = self.rows.token_places(units, layout)[0]
       else:
         choices = np.arange(features.num_choices)
         places = (units[:, None] * features.num_choices + choices).ravel()
       result[places] = values
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedBatch:
+  """A batch of packed rows, and where its sequences lie in it.
+
+  Attributes:
+    units: [N] the sequences of the features that the batch holds.
+    lengths: [N] their tokens.
+    layout: where they lie.
+    batch: what the model reads.
+    is_mask: [B, L] bool, the positions of mask tokens.
+  """
+
+  units: np.ndarray
+  lengths: np.ndarray
+  layout: packing.Layout
+  batch: Batch
+  is_mask: np.ndarray
+
+  def split(
+    self, outputs: Mapping[str, np.ndarray], levels: Mapping[str, str]
+  ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Yields (sequence, its own outputs) for every sequence of the batch.
+
+    Args:
+      outputs: the outputs of the model, by name: [B, S, ...], [B, L, ...] or
+        [B, P, ...].
+      levels: for each name what has an output: "sequence", "token" or "mask".
+    """
+    for unit, length, row, start, slot in zip(
+      self.units.tolist(),
+      self.lengths.tolist(),
+      self.layout.row.tolist(),
+      self.layout.start.tolist(),
+      self.layout.slot.tolist(),
+      strict=True,
+    ):
+      end = start + length
+      before = np.count_nonzero(self.is_mask[row, :start])
+      inside = np.count_nonzero(self.is_mask[row, start:end])
+      places: dict[str, Any] = {
+        "sequence": (row, slot),
+        "token": (row, slice(start, end)),
+        "mask": (row, slice(before, before + inside)),
+      }
+      yield unit, {k: x[places[levels[k]]] for k, x in outputs.items()}
+
+
+def pack_batches(
+  features: Any,
+  row_lengths: Sequence[int],
+  batch_tokens: int,
+  multiple: int,
+  tokenizer: interface.Tokenizer,
+) -> Iterator[PackedBatch]:
+  """Packs sequences into batches, each sequence into the shortest row it fits.
+
+  Batches of one row length have one of a few numbers of rows, so that the
+  model is compiled for few shapes.
+
+  Args:
+    features: N sequences without labels, each a unit of its own.
+    row_lengths: the lengths L that rows may have, in ascending order.
+    batch_tokens: the most tokens of a batch, unless `multiple` asks for more.
+    multiple: the number of rows of a batch is a multiple of it.
+    tokenizer: the vocabulary, for its padding and mask tokens.
+  """
+  lengths = features.lengths
+  shorter = 0
+  for row_len in row_lengths:
+    units = np.flatnonzero((lengths > shorter) & (lengths <= row_len))
+    shorter = row_len
+    slots = max(1, row_len // _TOKENS_A_SLOT)
+    rows = Rows(features, row_len, slots, tokenizer.pad_id)
+    whole = packing.pack(lengths[units], row_len, slots)
+    most = max(batch_tokens // row_len // multiple, 1) * multiple
+    for first in range(0, whole.num_rows, most):
+      count = min(most, whole.num_rows - first)
+      inside = (whole.row >= first) & (whole.row < first + count)
+      layout = packing.Layout(
+        whole.row[inside] - first,
+        whole.start[inside],
+        whole.slot[inside],
+        count,
+      )
+      mine = units[inside]
+      batch = rows.fill(mine, layout, _num_rows(count, most, multiple))
+      is_mask = batch["input_ids"] == tokenizer.mask_id
+      batch["masked_positions"] = _masked_positions(is_mask)
+      yield PackedBatch(mine, lengths[mine], layout, batch, is_mask)
+
+
+def _num_rows(count: int, most: int, multiple: int) -> int:
+  """Returns how many rows a batch with `count` used ones has."""
+  size = most
+  while size > multiple and size // 4 >= count:
+    size = max(_up_to(-(-size // 4), multiple), multiple)
+  return size
+
+
+def _masked_positions(is_mask: np.ndarray) -> np.ndarray:
+  """Returns the positions [B, P] of mask tokens [B, L], P a power of two."""
+  counts = is_mask.sum(axis=1)
+  slots = 1 << (int(max(counts.max(), 1)) - 1).bit_length()
+  _, dtype = batch_keys.MASKED["masked_positions"]
+  positions = np.zeros((len(is_mask), slots), dtype)
+  row, column = np.nonzero(is_mask)
+  first = np.cumsum(counts) - counts
+  positions[row, np.arange(len(row)) - first[row]] = column
+  return positions

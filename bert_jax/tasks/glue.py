@@ -75,18 +75,13 @@ def _example(
   where: str,
   needs_label: bool,
 ) -> spec.PairExample:
-  texts = [tables.text_field(row, name, where) for name in task.text]
+  texts = tables.text_pair(row, task.text, where)
   label: int | float | None = None
   if needs_label or row.get(task.label):
     label = parse_label(task, tables.text_field(row, task.label, where), where)
     if not task.labels and not 0 <= label <= _MAX_SCORE:
       raise spec.TaskError(f"{where}: score {label} is not between 0 and 5")
-  return spec.PairExample(
-    id=id,
-    text_a=texts[0],
-    text_b=texts[1] if len(texts) > 1 else None,
-    label=label,
-  )
+  return spec.PairExample(id, *texts, label)
 
 
 def parse_label(task: spec.Task, text: str, where: str) -> int | float:
@@ -114,19 +109,15 @@ def _record_reader(*names: str) -> Callable[..., spec.PairExample]:
   ) -> spec.PairExample:
     del split
     where = f"{task.tfds}, record {number}"
-    texts = [tables.text_field(record, name, where) for name in names]
+    texts = tables.text_pair(record, names, where)
     value = tables.field(record, "label", where)
     label: int | float | None = None
     if not task.labels:
       label = float(value) if value >= 0 else None
     elif value >= 0:
       label = task.labels.index((task.tfds_labels or task.labels)[int(value)])
-    return spec.PairExample(
-      id=str(int(record["idx"])) if "idx" in record else str(number),
-      text_a=texts[0],
-      text_b=texts[1] if len(texts) > 1 else None,
-      label=label,
-    )
+    id = str(int(record.get("idx", number)))
+    return spec.PairExample(id, *texts, label)
 
   return read
 

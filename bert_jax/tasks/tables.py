@@ -6,7 +6,7 @@ does not is told, since a text that was cut off looks so. A quote is a character
 like any other in a TSV, and quotes a field in a CSV.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import csv
 import io
 import json
@@ -170,6 +170,61 @@ def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
   if not isinstance(value, str):
     raise spec.TaskError(f"{where}: {name} is {value!r}; wanted text")
   return value
+
+
+def text_pair(
+  row: Mapping[str, Any], names: Sequence[str], where: str
+) -> tuple[str, str | None]:
+  """Returns one or two text fields of a row; None for a missing second one."""
+  texts = [text_field(row, name, where) for name in names]
+  return texts[0], texts[1] if len(texts) > 1 else None
+
+
+def lacks_label(
+  task: spec.Task,
+  row: Mapping[str, Any],
+  split: str,
+  missing: tuple[Any, ...] = (None, ""),
+) -> bool:
+  """Returns whether a row of a test split comes without its label.
+
+  Args:
+    task: names the column of the label.
+    row: the fields of the row by name.
+    split: the split that the row belongs to.
+    missing: the values that stand for a missing label.
+  """
+  return split in task.test_splits and row.get(task.label) in missing
+
+
+def make_reader(
+  make_example: Callable[..., Any],
+  id_column: str | None = None,
+  names: Sequence[str] = (),
+) -> Callable[..., list[Any]]:
+  """Makes a reader of tables that turns each row into one example.
+
+  Args:
+    make_example: (task, split, "PATH:LINE", id, row) -> example.
+    id_column: the column that holds the ids; rows are numbered from 0 if it is
+      None or the table has no such column.
+    names: the names of the columns, for files without a header line.
+
+  Returns:
+    A function (task, path, split, columns) -> examples, where `columns` does
+    for one call what `names` does for all.
+  """
+
+  def read(
+    task: spec.Task, path: str, split: str, columns: Sequence[str] = ()
+  ) -> list[Any]:
+    examples = []
+    for number, (where, row) in enumerate(read_rows(path, columns or names)):
+      id = number if id_column is None else row.get(id_column, number)
+      examples.append(make_example(task, split, where, str(id), row))
+    return examples
+
+  return read
 
 
 def read_json(path: str) -> Any:
