@@ -2,24 +2,26 @@ r"""bert-jax: BERT from raw text to the tables of its paper, on TPU slices.
 
 What most people need:
 
-  bert-jax --mode=prepare --config=configs/pretrain.py --input=TEXT \
-    --output=DATA
-  bert-jax --mode=train --config=configs/pretrain.py --config.data.dir=DATA \
+  bert-jax prepare --config=configs/pretrain.py --input=TEXT --output=DATA
+  bert-jax train --config=configs/pretrain.py --config.data.dir=DATA \
     --workdir=RUN
-  bert-jax --mode=train --config=configs/finetune.py:task=mrpc,from=RUN \
+  bert-jax train --config=configs/finetune.py:task=mrpc,from=RUN \
     --config.task.dir=GLUE --workdir=RUN2
-  bert-jax --mode=evaluate --workdir=RUN2
-  bert-jax --mode=predict --workdir=RUN2 --input=LINES.jsonl --output=OUT.jsonl
+  bert-jax evaluate --workdir=RUN2
+  bert-jax predict --workdir=RUN2 --input=LINES.jsonl --output=OUT.jsonl
 
-Other modes: plan (compile for a TPU slice before it is paid for), doctor (would
-it start?), sweep, report, convert. What each takes: bert-jax --helpfull.
+The other modes are plan (which compiles for a TPU slice before it is paid for),
+doctor (which checks whether a run would start), sweep, report and convert.
+--mode=train does the same as the word train. bert-jax --helpfull says what each
+mode takes.
 
-A config file is Python: --config=configs/X.py:argument=value,... and any key of
-it changes by --config.group.key=value; configs/base.py says what each means.
+A config file is written in Python. --config=configs/X.py:argument=value,...
+names it, and --config.group.key=value changes any of its keys; docs/config.md
+says what each key means.
 
-Exit status: 0 done, 1 failed (of a plan: it does not fit the memory), 2 asked
-for wrongly, 69 another process of the job died, 75 told to stop and saved, 130
-told to stop with nothing to save. --helpfull explains all of them.
+Exit statuses: 0 done, 1 failed (of a plan: it does not fit the memory), 2 wrong
+command line or file, 69 another process of the job died, 75 told to stop and
+saved, 130 told to stop with nothing to save. --helpfull explains them.
 """
 
 import os
@@ -34,7 +36,9 @@ if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "bert-jax":
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import difflib
 import logging
+import pathlib
 import re
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -56,6 +60,7 @@ if TYPE_CHECKING:  # what a mode needs is imported when it runs
   from bert_jax.training import members
 
 FLAGS = flags.FLAGS
+_log = logging.getLogger("bert_jax")
 _SIGNALS_HELP = """\
 A process is told to stop by SIGTERM, SIGINT (Ctrl-C) or SIGHUP (a closed
 terminal; nohup keeps it away). The second signal ends it at once.
@@ -107,8 +112,13 @@ class UsageError(errors.UserError):
 
 def define_flags(flag_values: flags.FlagValues = FLAGS) -> None:
   """Defines the launcher's flags."""
+  flag_values.set_gnu_getopt()  # flags may also follow the word of the mode
   flags.DEFINE_enum(
-    "mode", None, sorted(MODES), "What to do.", flag_values=flag_values
+    "mode",
+    None,
+    sorted(MODES),
+    "What to do; the word alone says the same.",
+    flag_values=flag_values,
   )
   for define, *arguments in _FLAGS:
     define(*arguments, flag_values=flag_values)
@@ -380,9 +390,7 @@ def _sweep(flag_values: flags.FlagValues) -> None:
     if not flag_values.output:
       raise UsageError("--engine=commands needs --output=FILE")
     count = engines.write_commands(trials, flag_values.output)
-    logging.getLogger("bert_jax").info(
-      "wrote %d commands to %s", count, flag_values.output
-    )
+    _log.info("wrote %d commands to %s", count, flag_values.output)
   elif flag_values.engine in ("slurm", "xpk"):
     settings = sweep.engine_settings(config, flag_values.engine)
     if flag_values.engine == "slurm":
@@ -406,9 +414,7 @@ def _sweep(flag_values: flags.FlagValues) -> None:
 
       command = results.command_of(sys.argv[1:])
       count = results.record(trials, workdir, flag_values.output, command)
-      logging.getLogger("bert_jax").info(
-        "%d new results in %s/results.jsonl", count, flag_values.output
-      )
+      _log.info("%d new results in %s/results.jsonl", count, flag_values.output)
     if failure:
       raise failure
 
@@ -419,7 +425,7 @@ def _report(flag_values: flags.FlagValues) -> None:
   if len(flag_values.input) != 1 or not flag_values.output:
     raise UsageError("--mode=report needs --input=DIR and --output=DIR")
   for path in report.report(flag_values.input[0], flag_values.output):
-    logging.getLogger("bert_jax").info("wrote %s", path)
+    _log.info("wrote %s", path)
 
 
 @contextlib.contextmanager
@@ -436,8 +442,7 @@ def _keeping_programs(asked: str) -> Iterator[None]:
     yield
   finally:
     if folder:
-      log = logging.getLogger("bert_jax")
-      log.debug("%s (%s)", compile_cache.summary(), folder)
+      _log.debug("%s (%s)", compile_cache.summary(), folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -511,14 +516,41 @@ MODES = {
 }
 
 
-def _check_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> Mode:
+def take_mode(flag_values: flags.FlagValues, words: Sequence[str]) -> None:
+  """Sets the mode that the command line names by a word instead of --mode.
+
+  Args:
+    flag_values: of the launcher, parsed.
+    words: what is left of the command line without its flags; the program is
+      the first.
+
+  Raises:
+    UsageError: the word is no mode, is not the mode of --mode, or is followed
+      by another word.
+  """
+  if len(words) > 2:
+    raise UsageError(f"what is {words[2]!r}? Options start with --")
+  for word in words[1:]:
+    if word not in MODES:
+      near = difflib.get_close_matches(word, MODES, n=1)
+      guess = f" Did you mean {near[0]}?" if near else ""
+      raise UsageError(
+        f"there is no mode {word!r}.{guess} The modes are "
+        f"{', '.join(sorted(MODES))}; options start with --"
+      )
+    if flag_values.mode not in (None, word):
+      raise UsageError(
+        f"{word} and --mode={flag_values.mode} are two modes; give one"
+      )
+    flag_values["mode"].value = word
+
+
+def _check_flags(flag_values: flags.FlagValues) -> Mode:
   """Returns the mode that is asked for.
 
   Raises:
     UsageError: there is none, or its flags or paths cannot be used.
   """
-  if len(argv) > 1:
-    raise UsageError(f"what is {argv[1]!r}? Options start with --")
   # Python keeps bytes that are not UTF-8 as surrogates.
   if odd := [a for a in sys.argv[1:] if re.search("[\ud800-\udfff]", a)]:
     raise UsageError(
@@ -526,7 +558,7 @@ def _check_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> Mode:
       "the file or folder"
     )
   if flag_values.mode is None:
-    raise UsageError(f"give --mode, one of {', '.join(sorted(MODES))}")
+    raise UsageError(f"name a mode: {', '.join(sorted(MODES))}")
   mode = MODES[flag_values.mode]
   for name in {n for other in MODES.values() for n in other.only}:
     if flag_values[name].value not in (None, []) and name not in mode.only:
@@ -542,18 +574,18 @@ def _check_flags(flag_values: flags.FlagValues, argv: Sequence[str]) -> Mode:
 
 
 def main(argv: Sequence[str]) -> int:
-  """Runs a mode; returns the exit status."""
+  """Runs the mode that the flags name; returns the exit status."""
+  del argv  # `_parse` has put it into FLAGS
   if FLAGS.completion:
     from bert_jax.runtime import completion
 
     own = {flag: FLAGS[flag] for flag in _own_flags()}
-    print(completion.script_for(FLAGS.completion, own, FLAGS.config), end="")
+    print(completion.script(FLAGS.completion, own, FLAGS.config), end="")
     return 0
   _say_what_is_left(FLAGS)
-  log = logging.getLogger("bert_jax")
   try:
-    mode = _check_flags(FLAGS, argv)
-    _set_up_logging(log)
+    mode = _check_flags(FLAGS)
+    _set_up_logging()
     if FLAGS.config is not None:
       # Before jax is loaded, which takes seconds.
       settings.check(FLAGS.config)
@@ -564,7 +596,7 @@ def main(argv: Sequence[str]) -> int:
         stack.enter_context(_keeping_programs(FLAGS.compile_cache))
       mode.run(FLAGS)
   except Exception as error:
-    log.debug("raised here", exc_info=True)
+    _log.debug("raised here", exc_info=True)
     if isinstance(error, BrokenPipeError):  # its reader has read enough
       return errors.BROKEN_PIPE
     from bert_jax.runtime import peers
@@ -578,12 +610,12 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _set_up_logging(log: logging.Logger) -> None:
+def _set_up_logging() -> None:
   """Shows the package's messages on standard error, as plain lines."""
-  log.addHandler(logging.StreamHandler())
+  _log.addHandler(logging.StreamHandler())
   # --verbosity=1 also shows where an error was raised.
-  log.setLevel(logging.DEBUG if FLAGS.verbosity > 0 else logging.INFO)
-  log.propagate = False
+  _log.setLevel(logging.DEBUG if FLAGS.verbosity > 0 else logging.INFO)
+  _log.propagate = False
   if FLAGS.verbosity < 1:  # of the libraries, only warnings
     absl_logging.set_verbosity(absl_logging.WARNING)
     absl_logging.get_absl_logger().addFilter(_is_news)
@@ -656,14 +688,15 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
       path = path if equals else following
       if problem := files.scheme_problem("--config", path):
         sys.exit(_refuse(problem))
-      folder = os.path.dirname(os.path.abspath(path.split(":")[0]))
-      while folder != os.path.dirname(folder):
-        folder = os.path.dirname(folder)
-        if os.path.isdir(os.path.join(folder, "configs")):
-          sys.path.insert(0, folder)
+      for folder in pathlib.Path(os.path.abspath(path.split(":")[0])).parents[
+        1:
+      ]:
+        if (folder / "configs").is_dir():
+          sys.path.insert(0, str(folder))
           break
   try:
     rest = FLAGS(argv)
+    take_mode(FLAGS, rest)
     if FLAGS.config is not None:
       FLAGS.config.keys()  # a file that cannot be read raises only when used
     return rest
@@ -708,8 +741,8 @@ def _more_help() -> str:
 
 def run() -> None:
   """The console script."""
-  asked = {arg.lstrip("-") for arg in sys.argv[1:]}
-  if any(f"mode={name}" in asked for name in MODES if MODES[name].computes):
+  asked = {re.sub("^-+mode=", "", arg) for arg in sys.argv[1:]}
+  if any(MODES[name].computes for name in asked & MODES.keys()):
     machine.restart_with_huge_pages()
   streams.guard()
   try:

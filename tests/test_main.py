@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+from absl import flags
 import pytest
 
 from bert_jax import main
@@ -21,14 +22,16 @@ launch = launching.launch
 @pytest.mark.parametrize(
   ("args", "said"),
   [
-    (
-      (),
-      "give --mode, one of convert, doctor, evaluate, plan, predict",
-    ),
+    ((), "name a mode: convert, doctor, evaluate, plan, predict"),
     (("--mode=plan", DEMO), "--mode=plan needs --topology, such as v5e:4x4"),
     (("--mode=plan", DEMO, "--search=size"), "search"),
     (("--mode=fly",), "fly"),
-    (("train",), "what is 'train'? Options start with --"),
+    (("trian",), "Did you mean train? The modes are convert, doctor, evaluate"),
+    (("workdir=W",), "'workdir=W'. The modes are convert, doctor, evaluate"),
+    (("train", "now"), "what is 'now'? Options start with --"),
+    (("train", "--mode=plan"), "train and --mode=plan are two modes"),
+    (("plan", DEMO), "--mode=plan needs --topology, such as v5e:4x4"),
+    ((DEMO, "plan"), "--mode=plan needs --topology, such as v5e:4x4"),
     (("--mode=train", "--speed=9"), "speed"),
     (("--mode=train", "--workdir=W"), "this mode needs --config"),
     (("--mode=train", DEMO), "this mode needs --workdir=DIR"),
@@ -61,6 +64,21 @@ def test_a_command_that_cannot_be_meant_says_why(
   assert launch(*args) == 2
   assert said in message(capsys)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", main.MODES)
+def test_a_mode_is_named_by_a_word_before_or_after_flags_or_by_a_flag(mode):
+  for words in (
+    [mode, "--workdir=W"],
+    ["--workdir=W", mode],
+    ["--workdir", "W", mode],
+    [f"--mode={mode}", "--workdir=W"],
+    [f"--mode={mode}", mode, "--workdir=W"],
+  ):
+    values = flags.FlagValues()
+    main.define_flags(values)
+    main.take_mode(values, values(["bert-jax", *words]))
+    assert (values.mode, values.workdir) == (mode, "W")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +242,7 @@ def test_help_shows_every_mode(flag):
 def test_help_fits_a_screen_and_the_rest_has_every_flag():
   lines = _process("--help").stdout.splitlines()
   assert len(lines) <= 24 and max(map(len, lines)) <= 80
-  assert sum("bert-jax --mode=" in line for line in lines) == 5
+  assert sum(line.startswith("  bert-jax ") for line in lines) == 5
   everything = _process("--helpfull").stdout
   for name in main._own_flags():
     assert name in everything, name
@@ -243,8 +261,11 @@ def test_the_process_exits_with_the_status(tmp_path):
   assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("form", ["--mode={}", "{}"])
 @pytest.mark.parametrize("mode", main.MODES)
-def test_only_modes_that_compute_start_again_with_huge_pages(mode, monkeypatch):
+def test_only_modes_that_compute_start_again_with_huge_pages(
+  mode, form, monkeypatch
+):
   class EndError(Exception):
     pass
 
@@ -257,7 +278,7 @@ def test_only_modes_that_compute_start_again_with_huge_pages(mode, monkeypatch):
   )
   monkeypatch.setattr(main.streams, "guard", end)
   monkeypatch.setattr(main.signals, "finish", lambda: None)
-  monkeypatch.setattr(sys, "argv", ["bert-jax", f"--mode={mode}"])
+  monkeypatch.setattr(sys, "argv", ["bert-jax", form.format(mode)])
   with pytest.raises(EndError):
     main.run()
   computing = ("train", "evaluate", "predict", "doctor")

@@ -2,12 +2,12 @@
 
   source <(bert-jax --completion=bash --config=configs/pretrain.py)
 
-Completes options, their values (modes, engines), config files, and after
---config. the keys of the config that is named there; files and folders
-elsewhere.
+It completes modes, options, the values of options that take only a few, config
+files, and after --config. the keys of the config that is named there. Elsewhere
+it completes files and folders.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.runtime import settings
@@ -42,7 +42,7 @@ _ZSH = "autoload -U +X compinit && compinit\n"
 _ZSH += "autoload -U +X bashcompinit && bashcompinit\n"
 
 
-def script_for(
+def script(
   shell: str, launcher: Mapping[str, Any], config: Config | None
 ) -> str:
   """Returns the text that a shell is to read, for some flags and a config.
@@ -52,33 +52,16 @@ def script_for(
     launcher: name -> flag, as absl has it.
     config: whose keys are completed; None = no keys.
   """
+
+  def words(found):
+    return "$'" + "\\n".join(found) + "'"
+
   choices = {
     name: flag.parser.enum_values
     for name, flag in launcher.items()
     if hasattr(flag.parser, "enum_values")
   }
   keys = sorted(settings.flatten(config)) if config else []
-  return script(shell, sorted(launcher), choices, keys)
-
-
-def script(
-  shell: str,
-  options: Sequence[str],
-  choices: Mapping[str, Sequence[str]],
-  keys: Sequence[str],
-) -> str:
-  """Returns the text that a shell is to read.
-
-  Args:
-    shell: one of SHELLS.
-    options: names, such as "mode".
-    choices: the values of options that take only a few.
-    keys: the keys of a config.
-  """
-
-  def words(found):
-    return "$'" + "\\n".join(found) + "'"
-
   cases = "\n".join(
     f'    --{name}=*) COMPREPLY=($(compgen -W {words(values)} -- "$value")) ;;'
     for name, values in choices.items()
@@ -86,6 +69,12 @@ def script(
   text = _SCRIPT.format(
     cases=cases,
     keys=words([f"--config.{key}=" for key in keys]),
-    options=words([f"--{name}=" for name in options] + ["--config."]),
+    options=words(
+      [
+        *choices.get("mode", ()),
+        *(f"--{name}=" for name in sorted(launcher)),
+        "--config.",
+      ]
+    ),
   )
   return (_ZSH if shell == "zsh" else "") + text

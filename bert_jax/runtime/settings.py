@@ -804,6 +804,26 @@ def check(config: Config | Mapping[str, Any]) -> None:
     )
 
 
+def check_together(config: Config) -> None:
+  """Raises ValueError if one program cannot train several models of a config.
+
+  Only tasks are trained together, and in rows of one length, because rows that
+  are packed differ in length from seed to seed.
+
+  Args:
+    config: the whole configuration.
+  """
+  if config.objective != "task":
+    raise ValueError(
+      f"objective={config.objective}: only tasks are trained together"
+    )
+  if config.data.pack and not config.data.one_row_len:
+    raise ValueError(
+      "models train together in rows of one length, which other seeds have, "
+      "too: set data.one_row_len=True"
+    )
+
+
 def check_names(config: Config) -> None:
   """Raises ValueError for a key that no row describes, as of a typing error."""
   for name in flatten(config):

@@ -265,14 +265,17 @@ def missing(folder: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def best_lines(lines: Sequence[Line]) -> set[tuple[str, str]]:
-  """Returns (task, settings) of the best median of each task."""
-  best: dict[str, Line] = {}
-  for line in lines:
-    sign = -1.0 if line.metric == "loss" else 1.0
-    so_far = best.setdefault(line.task, line)
-    if sign * line.median > sign * so_far.median:
-      best[line.task] = line
-  return {(line.task, line.label) for line in best.values()}
+  """Returns (task, settings) of the best median of each task.
+
+  Args:
+    lines: from `lines_of`, which sorts them by task.
+  """
+  by_task = itertools.groupby(lines, lambda line: line.task)
+  best = (
+    max(same, key=lambda x: -x.median if x.metric == "loss" else x.median)
+    for _, same in by_task
+  )
+  return {(line.task, line.label) for line in best}
 
 
 def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:

@@ -6,6 +6,7 @@ it: the process of a trial holds a lock on `.trial.lock` in the workdir for as
 long as it lives.
 """
 
+import collections
 from collections.abc import Callable, Collection, Mapping, Sequence
 import contextlib
 import datetime
@@ -21,6 +22,7 @@ from typing import Any
 
 from bert_jax.runtime import errors
 from bert_jax.runtime import locks
+from bert_jax.runtime import settings
 from bert_jax.runtime import signals
 from bert_jax.sweeps import sweep
 
@@ -213,17 +215,12 @@ def put_together(
       groups.append((program, saved, [one]))
   batches = [tuple(group) for _, _, group in groups]
   for first in (batch[0] for batch in batches if len(batch) > 1):
-    config = first.load_config()
-    if config.objective != "task":
+    try:
+      settings.check_together(first.load_config())
+    except ValueError as error:
       raise sweep.SweepError(
-        f"trial {first.name}: --num_together is for tasks, and its objective "
-        f"is {config.objective}"
-      )
-    if config.data.pack and not config.data.one_row_len:
-      raise sweep.SweepError(
-        f"trial {first.name}: --num_together needs rows of one length; add "
-        '"data.one_row_len": True to the settings of the trials'
-      )
+        f"--num_together={num_together}: trial {first.name}: {error}"
+      ) from error
   return batches
 
 
@@ -314,7 +311,7 @@ class _Pool:
     self._group = group
     # Each process, and the time at which it was started.
     self._running: dict[Batch, tuple[subprocess.Popen | _Adopted, float]] = {}
-    self._preemptions: dict[Batch, int] = {}
+    self._preemptions: collections.Counter[Batch] = collections.Counter()
 
   def run(
     self, trials: Sequence[sweep.Trial], alive: Mapping[sweep.Trial, str]
@@ -447,8 +444,8 @@ class _Pool:
         lines = f.read().strip().splitlines()
       _log.warning("  status %d: %s", status, lines[-1] if lines else "")
     if event == "preempted":
-      count = self._preemptions[batch] = self._preemptions.get(batch, 0) + 1
-      if count <= _MOST_PREEMPTIONS:
+      self._preemptions[batch] += 1
+      if self._preemptions[batch] <= _MOST_PREEMPTIONS:
         return [batch]
     if status and len(batch) > 1:
       _log.warning("  trying each of them alone")

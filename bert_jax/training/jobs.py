@@ -26,11 +26,9 @@ class Evaluator(Protocol):
 
   def names(self, params: Any) -> list[str]:
     """The keys of what a call returns; needs only the parameters' shapes."""
-    ...
 
   def __call__(self, params: Any) -> dict[str, float]:
     """Returns eval/NAME of every metric."""
-    ...
 
 
 class Job(Protocol):
@@ -42,31 +40,25 @@ class Job(Protocol):
   @property
   def tokenizer(self) -> interface.Tokenizer:
     """The vocabulary of the data."""
-    ...
 
   @property
   def objective(self) -> kind.Kind:
     """What the model is trained on."""
-    ...
 
   @property
   def total_steps(self) -> int:
     """Optimizer steps of the training."""
-    ...
 
   @property
   def data_hash(self) -> str:
-    """What identifies the data."""
-    ...
+    """The hash that identifies the training data."""
 
   def read_hashes(self) -> dict[str, str]:
     """Hashes of all data read so far, held-out splits included, by name."""
-    ...
 
   @property
   def facts(self) -> dict[str, Any]:
-    """What run.json says of it beside the config."""
-    ...
+    """What run.json says about the training beside the config."""
 
   def batches(
     self, mesh: jax.sharding.Mesh, seed: int | None = None
@@ -77,17 +69,14 @@ class Job(Protocol):
       mesh: that they are for.
       seed: of their order; None = that of the config.
     """
-    ...
 
   def evaluator(self, mesh: jax.sharding.Mesh) -> Evaluator:
     """The held-out evaluation on a mesh."""
-    ...
 
   def write_predictions(
     self, evaluator: Any, params: Any, workdir: str
   ) -> list[str]:
     """Writes predictions that the config asks for; returns their paths."""
-    ...
 
   def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Declares a global batch of training without reading any data.
@@ -96,7 +85,6 @@ class Job(Protocol):
     a task share a row depends on the examples; here each has a row of its own,
     as with data.pack=False.
     """
-    ...
 
   def mean_row(self) -> tuple[float, float] | None:
     """Returns what a row of training data holds on average.
@@ -105,7 +93,6 @@ class Job(Protocol):
       Its tokens, and its pairs of tokens that see each other; None where no
       data was prepared that says so.
     """
-    ...
 
   def step_flops(
     self,
@@ -121,7 +108,6 @@ class Job(Protocol):
         batch, which then must have values.
       all_positions: count the last layer, and attention, at all positions.
     """
-    ...
 
 
 def open_job(
@@ -186,7 +172,19 @@ def open_job(
 def _vocabulary(
   config: Config, workdir: str, pretrained: "weights.Pretrained | None"
 ) -> interface.Tokenizer:
-  """That of the run that goes on, of the weights, or of `task.vocab`."""
+  """Returns the tokenizer of a task.
+
+  A run that is resumed keeps its own. Otherwise it is that of `task.vocab`, or
+  of the weights to start from.
+
+  Args:
+    config: the whole configuration.
+    workdir: the folder of the run; "" = the run has not begun.
+    pretrained: the weights to start from, or None.
+
+  Raises:
+    ValueError: there is no vocabulary, or two that differ.
+  """
   if workdir:
     return load.load_tokenizer(os.path.join(workdir, "vocab"))
   own = config.task.vocab and load.load_tokenizer(config.task.vocab)
@@ -225,7 +223,7 @@ def _check_vocabulary(
 
 
 def _meaning(tokenizer: interface.Tokenizer) -> tuple:
-  """What the ids of a vocabulary stand for."""
+  """Returns what the ids of a vocabulary stand for, to be compared."""
   pieces = tuple(tokenizer.token(i) for i in range(tokenizer.vocab_size))
   added = getattr(tokenizer, "added", ())
   return getattr(tokenizer, "lower_case", None), pieces, added

@@ -4,6 +4,7 @@ import pathlib
 import shutil
 import subprocess
 
+from absl import flags
 import pytest
 
 from bert_jax import main
@@ -44,6 +45,7 @@ def complete(launch, capsys):
 def test_modes_are_completed(complete):
   assert sorted(complete("bert-jax --mode=")) == sorted(main.MODES)
   assert sorted(complete("bert-jax --mode=pr")) == ["predict", "prepare"]
+  assert sorted(complete("bert-jax pr")) == ["predict", "prepare"]
   assert complete("bert-jax --mode=sweep --engine=sl") == ["slurm"]
 
 
@@ -75,5 +77,7 @@ def test_files_are_completed_elsewhere(complete):
 
 
 def test_zsh_reads_what_bash_reads():
-  text = completion.script("zsh", ["mode"], {"mode": ["train"]}, ["seed"])
+  values = flags.FlagValues()
+  main.define_flags(values)
+  text = completion.script("zsh", {"mode": values["mode"]}, None)
   assert text.startswith("autoload") and "bashcompinit" in text

@@ -366,8 +366,8 @@ def test_trials_that_have_begun_go_on_with_those_of_the_same_step(
 @pytest.mark.parametrize(
   ("settings", "message"),
   [
-    ({"data.one_row_len": False}, '"data.one_row_len": True'),
-    ({"objective": "mlm"}, "is for tasks, and its objective is mlm"),
+    ({"data.one_row_len": False}, "data.one_row_len=True"),
+    ({"objective": "mlm"}, "objective=mlm: only tasks are"),
   ],
 )
 def test_what_cannot_be_put_together_is_refused(
