@@ -1,4 +1,4 @@
-"""A trained model on new text: one JSON object a line in, one a line out.
+"""Predicts with a trained model: reads and writes one JSON object a line.
 
 predictor = Predictor.load("bert-base-uncased", config)
 for answer in predictor([{"text": "Paris is the [MASK] of France."}]):
@@ -14,9 +14,9 @@ answer     question, context             answer, start, end, score
 tag        words, or text to split       words, labels
 choose     text, choices                 choice, scores
 
-An `id` is copied. Where a tagger was trained with task.context=document,
-neighbouring lines with the same `document` are one document. What cannot be
-used becomes {"error": ...} in its place.
+An `id` is copied to the answer. If a tagger was trained with
+task.context=document, neighbouring lines with the same `document` are read as
+one document. The answer to a line that cannot be used is {"error": ...}.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,10 +42,12 @@ from bert_jax.runtime.settings import Config
 
 _log = logging.getLogger(__name__)
 
-# Lengths of rows, beside the model's longest: few, since each is a program to
-# compile. Shorter ones would gain nothing: several short texts share a row.
+# Row lengths besides the longest that the model takes. They are few, since the
+# model is compiled for each. Shorter rows would gain nothing, since several
+# short texts share a row.
 _ROW_LENGTHS = (128, 256)
-# What is read before it is computed and written: so many lines, or batches.
+# A window, which is read before it is computed and written, has at most this
+# many lines, or tokens for this many batches.
 _WINDOW_LINES = 4096
 _WINDOW_BATCHES = 32
 # Lines of one document, which are computed together and so held in memory.
@@ -56,7 +58,7 @@ _Launched = list[tuple[task_batches.PackedBatch, Any]]
 
 
 def _row_lengths(model: ModelConfig, seq_len: int) -> tuple[int, ...]:
-  """Lengths of the rows that sequences of a length are packed into."""
+  """Returns the row lengths for sequences of up to `seq_len` tokens."""
   longest = model.max_len
   program = programs.program_of(model)
   if not program.takes_bias:  # a kernel takes multiples of its unit alone
@@ -69,11 +71,11 @@ def _row_lengths(model: ModelConfig, seq_len: int) -> tuple[int, ...]:
 
 
 class Predictor:
-  """A model that answers records.
+  """Answers records with a trained model.
 
   Attributes:
-    kind: what it predicts, a key of table.ANSWERERS.
-    tokenizer: its vocabulary.
+    kind: what the model predicts, a key of table.ANSWERERS.
+    tokenizer: the vocabulary of the model.
   """
 
   def __init__(
@@ -85,20 +87,20 @@ class Predictor:
   ):
     """Puts a model onto the devices.
 
-    What the run of the weights was evaluated with, such as its length and how
-    it answers questions, is used here, too, so that both give one answer.
+    The settings that the run of the weights was evaluated with, such as its
+    sequence length, are used here too, so that both give the same answers.
 
     Args:
       pretrained: the model, with its vocabulary.
       config: the whole configuration, as of configs/predict.py. Groups
         `predict` and `mesh` are read, and the keys of weights.SETTINGS.
-      name: of the model, for messages.
-      given: keys of the config that the user named, the more important first,
-        which win over what the run says; None = those of weights.SETTINGS that
-        are not None.
+      name: the name of the model, for messages.
+      given: the keys of the config that the user set, most important first.
+        They override the settings of the run. None means the keys of
+        weights.SETTINGS whose value is not None.
 
     Raises:
-      ValueError: the model lacks a part, or a setting cannot be.
+      ValueError: The model lacks a part, or a setting is out of range.
     """
     own = dict(pretrained.settings)
     if pretrained.seq_len:
@@ -108,7 +110,7 @@ class Predictor:
     asked = predict_settings.read(config, own, given)
     if pretrained.tokenizer is None:
       raise answers.PredictError(
-        f"{name} has no vocabulary; put its vocab.txt there"
+        f"{name} has no vocabulary; put its vocab.txt into that folder"
       )
     arithmetic: dict[str, Any] = {
       name: predict_settings.value_of([f"model.{name}"], config, own, given)
@@ -149,24 +151,24 @@ class Predictor:
     checkpoint: str = "",
     given: Sequence[str] | None = None,
   ) -> "Predictor":
-    """Reads a model.
+    """Reads a model and puts it onto the devices.
 
     Args:
-      path: what weights.read takes: a Hugging Face or Flax directory, a TF1
-        checkpoint or a workdir.
+      path: a path that weights.read accepts: a Hugging Face or Flax directory,
+        a TF1 checkpoint or a workdir.
       config: the whole configuration; see `__init__`.
-      checkpoint: of a workdir the step, as for `saved_steps.choose`.
+      checkpoint: the step of a workdir, as for `saved_steps.choose`.
       given: see `__init__`.
 
     Raises:
-      ValueError: there is no model, or it cannot do what is asked.
+      ValueError: There is no model, or it cannot predict what the config asks.
     """
     settings.check(config)  # before gigabytes are read
     predict_settings.read(config)
     return cls(weights.read(path, checkpoint), config, path, given)
 
   def _put_params(self, given: Any, rules: Any, name: str) -> Any:
-    """The parameters of the model on the mesh; zeros for heads not used."""
+    """Returns the parameters on the mesh, with zeros for unused heads."""
     wanted = jax.eval_shape(self._answerer.init_params)
     params, added, _ = weights.fit(given, wanted)
     if missing := [path for path in added if self._answerer.kind.needs(path)]:
@@ -181,23 +183,26 @@ class Predictor:
     )
 
   def __call__(self, given: Iterable[Mapping[str, Any]]) -> Iterator[dict]:
-    """Answers records, in their order, some thousand at a time.
+    """Answers records in their order, a few thousand at a time.
 
     Args:
-      given: with the fields of the kind; see the table at the top.
+      given: records with the fields of the kind; see the table at the top.
 
     Yields:
-      For each what was predicted, or {"error": ...}.
+      The prediction for each record, or {"error": ...}.
     """
     return self.run(
       (f"record {i}", record) for i, record in enumerate(given, 1)
     )
 
   def run(self, numbered: Iterable[tuple[str, Any]]) -> Iterator[dict]:
-    """The same for records with names, some of which are already wrong.
+    """Answers records that have names, some of which may hold an error.
 
     Args:
-      numbered: (what to call it in an error, record or RecordError).
+      numbered: (the name of the record in errors, the record or a RecordError).
+
+    Yields:
+      The prediction for each record, or {"error": ...}.
     """
     computing = None
     for window in self._windows(numbered):
@@ -211,10 +216,10 @@ class Predictor:
   def _windows(
     self, numbered: Iterable[tuple[str, Any]]
   ) -> Iterator[answers.Window]:
-    """Parses records and groups them.
+    """Parses records and groups them into windows.
 
-    What is read in one document is computed in one window, with the lines in
-    error that stand between its lines.
+    All lines of one document are in one window, together with the lines in
+    error between them.
     """
     limit = _WINDOW_BATCHES * self._batch_tokens
     window = answers.Window([], [])
@@ -269,7 +274,7 @@ class Predictor:
       yield window
 
   def _launch(self, window: answers.Window) -> _Launched:
-    """Starts to compute a window; the results come later."""
+    """Starts the computation of a window without waiting for its outputs."""
     if not window.examples:
       return []
     window.features = self._answerer.features(window.examples)
@@ -291,7 +296,7 @@ class Predictor:
     window: answers.Window,
     launched: _Launched,
   ) -> Iterator[dict]:
-    """Waits for a window, and writes its records."""
+    """Waits for the outputs of a window and yields its answers."""
     results: Iterator[dict] = iter(())
     if launched:
       outputs: list[answers.Outputs] = [{}] * len(window.features)
@@ -318,12 +323,12 @@ def _too_long(name: str) -> answers.RecordError:
 def _refuse_document(
   window: answers.Window, names: Sequence[str], document: Any
 ) -> None:
-  """Makes the lines of the last document of a window lines in error.
+  """Replaces the lines of the last document of a window by errors.
 
   Args:
-    window: whose last examples are of this document, one a line.
-    names: of the lines of the window, for their errors.
-    document: as the examples have it.
+    window: its last examples belong to this document, one for each line.
+    names: the names of the lines of the window, for their errors.
+    document: the number of the document, as in the examples.
   """
   line = len(window.entries)
   while window.examples and window.examples[-1].document == document:
@@ -351,22 +356,22 @@ def predict(
   checkpoint: str = "",
   given: Sequence[str] | None = None,
 ) -> tuple[int, int]:
-  """Reads JSON lines, writes JSON lines.
+  """Answers a file of JSON lines by a file of JSON lines.
 
   Args:
     config: the whole configuration; see `Predictor`.
-    workdir: of the run, unless predict.model names a model.
+    workdir: the workdir of the run, unless predict.model names a model.
     source: a file of JSON objects; "-" or "" = standard input.
-    target: the file to write, whole or not at all; "-" or "" = standard
-      output.
-    checkpoint: of a workdir the step, as for `saved_steps.choose`.
-    given: keys of the config that the user named; see `Predictor`.
+    target: the file to write, which appears only when it is complete; "-" or ""
+      = standard output.
+    checkpoint: the step of a workdir, as for `saved_steps.choose`.
+    given: the keys of the config that the user set; see `Predictor`.
 
   Returns:
-    How many lines there were, and how many could not be used.
+    The number of lines, and the number of lines that could not be used.
 
   Raises:
-    ValueError: no model, or it cannot do what is asked.
+    ValueError: There is no model, or it cannot predict what the config asks.
   """
   path = config.predict.model or workdir
   if not path:

@@ -41,9 +41,10 @@ def to_line(record: Mapping[str, Any]) -> bytes:
 
 
 def _check_id(value: Any) -> None:
-  """Raises RecordError if an id cannot be copied: NaN and Infinity are no JSON.
+  """Raises RecordError if an id cannot be written as JSON.
 
-  Python reads them, and numbers too large for it, such as 1e999, as infinite.
+  Python also reads NaN, Infinity and numbers too large for it, such as 1e999,
+  none of which JSON has.
   """
   try:
     json.dumps(value, allow_nan=False)
@@ -62,7 +63,7 @@ def is_one_file(source: str, target: str) -> bool:
 
 @contextlib.contextmanager
 def reading(source: str) -> Iterator[Iterable[bytes]]:
-  """A file's lines, or those of standard input."""
+  """Opens the lines of a file, or of standard input for "-" and ""."""
   if source in ("", "-"):
     if sys.stdin is None:
       raise answers.PredictError("standard input is closed; give --input=FILE")
@@ -76,7 +77,7 @@ def reading(source: str) -> Iterator[Iterable[bytes]]:
 
 @contextlib.contextmanager
 def writing(target: str) -> Iterator[BinaryIO]:
-  """A file that appears whole or not at all, or standard output."""
+  """Opens a file that appears once it is complete, or standard output."""
   if target in ("", "-"):
     if sys.__stdout__ is None:
       raise answers.PredictError(
