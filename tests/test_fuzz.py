@@ -45,6 +45,7 @@ from bert_jax.kinds import table
 from bert_jax.models import heads
 from bert_jax.models import params as param_trees
 from bert_jax.prediction import predict
+from bert_jax.prediction import records as prediction_records
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import resume
@@ -943,7 +944,7 @@ def _lines_reader(kind: str) -> Reader:
     good = LINES[kind].encode() + b"\n"
     content = (folder / "in.jsonl").read_bytes() + b"\n"
     lines = [good, *io.BytesIO(content), good]
-    answers = list(_predictor(kind).run(predict._parse_lines(lines)))
+    answers = list(_predictor(kind).run(prediction_records.parse_lines(lines)))
     assert len(answers) == sum(bool(line.strip()) for line in lines)
     first, *others, last = answers
     assert "error" not in first and first == last

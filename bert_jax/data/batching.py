@@ -1,12 +1,12 @@
-"""Batches of pre-training, from prepared data.
+"""Batches of pre-training, made from prepared data.
 
-The batch at a step is a pure function of (seed, step): nothing needs saving,
-and it does not matter how many hosts or threads make it. An epoch is a pass
-over all examples, each in one row, and one is followed by the next in the
-middle of a batch. Packed (data.max_sequences > 1), what is permuted is rows:
-how many rows hold which lengths is the same in every epoch, but which of the
-examples of a length stands where is drawn anew. An example has the same masks
-in an epoch, packed or not.
+The batch at a step is a pure function of (seed, step), so nothing needs to be
+saved and the number of hosts and threads does not matter. An epoch is a pass
+over all examples, each in one row; the next epoch may begin in the middle of a
+batch. With packing (data.max_sequences > 1) whole rows are permuted: the number
+of rows that hold given lengths is the same in every epoch, but the examples of
+each length are drawn anew. The masks of an example in an epoch are the same
+with and without packing.
 """
 
 from collections.abc import Iterator
@@ -28,6 +28,7 @@ from bert_jax.data.store import records
 from bert_jax.data.store import verification
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
+from bert_jax.runtime import files
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ Batch = batch_keys.Batch
 
 
 class Batches(Protocol):
-  """Batches by step."""
+  """A sequence of batches, indexed by the step."""
 
   def __len__(self) -> int: ...
 
@@ -43,15 +44,15 @@ class Batches(Protocol):
 
 
 class TrainBatches(Batches, Protocol):
-  """Those of a training, which say what they are made of."""
+  """Training batches, which also tell the examples that they hold."""
 
   def examples(self, step: int, /) -> list[list[int]]:
-    """Numbers of the examples of a step, of all hosts, row by row."""
+    """Returns the example numbers of a step, over all hosts, row by row."""
     ...
 
 
 class PretrainBatches:
-  """Batches of masked examples by step: `batches[step]`."""
+  """Batches of masked examples, indexed by the step: `batches[step]`."""
 
   def __init__(
     self,
@@ -69,17 +70,17 @@ class PretrainBatches:
     Args:
       data: the `data` group of a config.
       split: one of records.SPLITS.
-      seed: of order and masks.
-      batch_size: B over all hosts.
-      num_steps: how many batches; None = one epoch, the last batch filled up
-        with rows of weight 0.
-      max_examples: of that epoch, at most; 0 = all. They are the same ones
-        packed or not.
-      rows: which of the B rows this host makes; None = all.
+      seed: the seed of the order and of the masks.
+      batch_size: B, the number of rows over all hosts.
+      num_steps: the number of batches; None means one epoch, whose last batch
+        is padded with rows of weight 0.
+      max_examples: the most examples of that epoch; 0 means all. They are the
+        same with and without packing.
+      rows: the rows of the B that this host makes; None means all.
 
     Raises:
-      records.DataError: the data is missing, damaged or of other settings.
-      ValueError: so many sequences cannot share a row.
+      records.DataError: The data is missing, damaged or has other settings.
+      ValueError: data.max_sequences is out of range.
     """
     check_max_sequences(data)
     if not data.dir:
@@ -103,7 +104,7 @@ class PretrainBatches:
       self._tokenizer.continues_word() if data.whole_word else None
     )
     self._packed = data.max_sequences > 1
-    # An evaluation is of all examples or an error.
+    # An evaluation reads all examples, or fails.
     self._may_be_bad = 0 if num_steps is None else data.max_bad_records
     self._bad: dict[int, str] = {}
     self._bad_lock = threading.Lock()  # threads make batches
@@ -124,11 +125,11 @@ class PretrainBatches:
 
   @property
   def num_examples(self) -> int:
-    """Examples of the split."""
+    """The number of examples of the split."""
     return len(self._examples)
 
   def _pack(self, split: str) -> orders.PackedOrder:
-    """The rows of an epoch over all examples of a split."""
+    """Returns the order of packed rows over all examples of a split."""
     data = self._data
     name = records.examples_name(data)
     index = indexes.LengthIndex(data.dir, name, split)
@@ -138,7 +139,7 @@ class PretrainBatches:
     return orders.PackedOrder(patterns, index, self._seed)
 
   def _lay_out(self, ids: np.ndarray) -> orders.ListedRows:
-    """The rows of some examples [M], which are read for their lengths."""
+    """Packs examples [M] into rows; reads the examples for their lengths."""
     lengths = np.concatenate(
       [
         records.example_lengths(self._examples.read(ids[i : i + 65536]))
@@ -152,7 +153,7 @@ class PretrainBatches:
     return orders.ListedRows(table)
 
   def examples(self, step: int) -> list[list[int]]:
-    """Numbers of the examples of a step, of all hosts, row by row."""
+    """Returns the example numbers of a step, over all hosts, row by row."""
     places = step * self._batch_size + np.arange(self._batch_size)
     ids = self._order(places[places < self._limit])[0]
     rows = ids.reshape(len(ids), -1).tolist()
@@ -172,7 +173,7 @@ class PretrainBatches:
       if not self._may_be_bad:
         raise
     used &= self._are_good(ids, used)
-    if not self._packed:  # what is left out is filled up with another
+    if not self._packed:  # another example stands in for a damaged one
       filler = ids[used.argmax()] if used.any() else self._good_example()
       ids = np.where(used, ids, filler)
     return self._make_batch(ids, epochs, used)
@@ -180,15 +181,15 @@ class PretrainBatches:
   def _make_batch(
     self, ids: np.ndarray, epochs: np.ndarray, used: np.ndarray
   ) -> Batch:
-    """A batch of the examples in use; the rest of it has weight 0.
+    """Makes a batch in which unused examples have weight 0.
 
     Args:
-      ids: [B] examples, or of packed rows [B, S].
-      epochs: [B].
-      used: of each of the ids.
+      ids: [B] example numbers, or [B, S] for packed rows.
+      epochs: [B] the epoch of each row.
+      used: bool, in the shape of `ids`; whether the example is used.
 
     Raises:
-      records.DataError: an example in use is damaged.
+      records.DataError: An example in use is damaged.
     """
     if self._packed:
       return self._share_rows(np.where(used, ids, -1), epochs)
@@ -199,10 +200,10 @@ class PretrainBatches:
     return batch
 
   def _are_good(self, ids: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Which examples of a batch can be read; counts and names the others.
+    """Returns which used examples can be read; counts and logs the others.
 
     Raises:
-      records.DataError: they are more than `data.max_bad_records`.
+      records.DataError: More than data.max_bad_records are damaged.
     """
     good = np.ones(ids.shape, bool)
     for place in zip(*np.nonzero(used), strict=True):
@@ -215,7 +216,7 @@ class PretrainBatches:
     return good
 
   def _good_example(self) -> int:
-    """The first example that can be read, to fill up rows of weight 0."""
+    """Returns the first readable example, which fills rows of weight 0."""
     for i in range(len(self._examples)):
       if self._are_good(np.array([i]), np.array([True]))[0]:
         return i
@@ -229,13 +230,13 @@ class PretrainBatches:
       count = len(self._bad)
     if count > self._may_be_bad:
       raise records.DataError(
-        f"{reason}; it is damaged example {count}, and data.max_bad_records="
-        f"{self._may_be_bad} may be left out: {sorted(self._bad)}"
+        f"{reason}; this is damaged example {count}, and data.max_bad_records="
+        f"{self._may_be_bad} may be left out; damaged: {sorted(self._bad)}"
       )
     _log.warning("left out example %d, bad one %d: %s", example, count, reason)
 
   def _make_sequences(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
-    """Rows of one sequence each, masked, for examples [B] in epochs [B]."""
+    """Makes masked rows of one example each, for examples and epochs [B]."""
     examples = self._examples.read(ids)
     batch, candidates, lengths = self._assemble(examples)
     masked = masking.mask_batch(
@@ -257,14 +258,14 @@ class PretrainBatches:
     return batch | dict(zip(names, masked, strict=True))
 
   def _share_rows(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
-    """Rows of several sequences, each made and masked as if it had its own.
+    """Makes packed rows, each sequence masked as if it had a row of its own.
 
     Args:
-      ids: [B, S] examples, -1 = none.
-      epochs: [B].
+      ids: [B, S] example numbers; -1 marks an unused slot.
+      epochs: [B] the epoch of each row.
 
     Raises:
-      records.DataError: more tokens than a row has; the index is damaged.
+      records.DataError: A row has too many tokens: the index is damaged.
     """
     used = ids >= 0
     batch = batch_keys.allocate(
@@ -311,8 +312,8 @@ class PretrainBatches:
     """Makes rows [CLS] A [SEP] B [SEP] of examples [B].
 
     Returns:
-      The batch, which tokens may be masked [B, L], and how many tokens each row
-      has [B].
+      The batch, [B, L] whether a token may be masked, and [B] the number of
+      tokens of each row.
     """
     tokenizer = self._tokenizer
     count, length = len(examples), self._data.seq_len
@@ -325,14 +326,14 @@ class PretrainBatches:
       )
     if not np.isin(examples["is_random"], (0, 1)).all():
       raise records.DataError(
-        f"{self._data.dir}: an example has no yes or no for its next sentence; "
+        f"{self._data.dir}: a next-sentence label is neither 0 nor 1; "
         "the examples are damaged, prepare them again"
       )
     tokens, offsets = self._tokens.read_spans(
       np.concatenate([examples["a_start"], examples["b_start"]]),
       np.concatenate([a_length, b_length]).astype(np.int64),
     )
-    # Places of the rows' parts, all [B, 1]; the columns are [1, L].
+    # The positions of the parts of rows are [B, 1]; the columns are [1, L].
     columns = np.arange(length)[None, :]
     a_end = a_length[:, None] + 1
     end = lengths[:, None]
@@ -365,7 +366,7 @@ class PretrainBatches:
 
 
 def check_max_sequences(data: Any) -> None:
-  """Raises ValueError if data.max_sequences cannot be."""
+  """Raises ValueError if data.max_sequences is out of range."""
   most = data.seq_len // masking.SHORTEST
   if not 1 <= data.max_sequences <= most:
     raise ValueError(
@@ -376,7 +377,7 @@ def check_max_sequences(data: Any) -> None:
 
 
 def num_masked_slots(data: Any) -> int:
-  """Masked slots P of a row, for the settings of a config's `data` group."""
+  """Returns P, the masked slots of a row, for the `data` group of a config."""
   slots = masking.num_slots(data.seq_len, data.mask_rate, data.max_predictions)
   if data.max_sequences == 1:
     return slots
@@ -386,11 +387,11 @@ def num_masked_slots(data: Any) -> int:
 
 
 def pretraining_shapes(data: Any, num_rows: int) -> batch_keys.Shapes:
-  """Returns the shape and dtype of all that a batch of pre-training holds.
+  """Returns the shape and dtype of each key of a pre-training batch.
 
   Args:
     data: the `data` group of a config.
-    num_rows: B.
+    num_rows: B, the number of rows.
   """
   return batch_keys.shapes(
     batch_keys.pretraining(data.max_sequences > 1),
@@ -405,11 +406,11 @@ def open_examples(data: Any, split: str) -> indexes.ExampleStore:
   """Opens the examples that a config's `data` group asks for.
 
   Raises:
-    records.DataError: they were not made, or they or their tokens are damaged;
-      says with which command they are made.
+    records.DataError: The examples do not exist, or they or their tokens are
+      damaged; the message names the command that makes them.
   """
   name = records.examples_name(data)
-  manifests.read_manifest(data.dir)  # says how to make it where it is missing
+  manifests.read_manifest(data.dir)  # its error says how to prepare the data
   folder = os.path.join(data.dir, "examples")
   if not os.path.exists(os.path.join(folder, name, "manifest.json")):
     found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -418,10 +419,10 @@ def open_examples(data: Any, split: str) -> indexes.ExampleStore:
       " add them with --mode=prepare, the same --config and no --input"
     )
   manifest = manifests.read_manifest(os.path.join(folder, name))
-  tokens = records.file_hash(os.path.join(data.dir, "manifest.json"))
+  tokens = files.file_hash(os.path.join(data.dir, "manifest.json"))
   if manifest["settings"]["tokens"] != tokens:
     raise records.DataError(
-      f"{folder}/{name} was made of other tokens than {data.dir}/tokens; "
+      f"{folder}/{name} was made from other tokens than {data.dir}/tokens; "
       "delete it and run --mode=prepare again"
     )
   verification.verify(
@@ -431,12 +432,12 @@ def open_examples(data: Any, split: str) -> indexes.ExampleStore:
 
 
 def load_vocabulary(folder: str) -> interface.Tokenizer:
-  """The vocabulary of prepared data, checked against its manifest."""
+  """Loads the vocabulary of prepared data and checks it by its manifest."""
   tokenizer = load.load_tokenizer(os.path.join(folder, "vocab"))
   wanted = manifests.read_manifest(folder)["settings"]["vocab"]
   if tokenizer.fingerprint != wanted:
     raise records.DataError(
-      f"{folder}/vocab is not the vocabulary its tokens were made with "
+      f"{folder}/vocab is not the vocabulary that made its tokens "
       f"({tokenizer.fingerprint[:12]}, not {wanted[:12]}); put it back or "
       "prepare the data again"
     )
@@ -450,13 +451,13 @@ def prefetch(
   num_threads: int,
   buffer_size: int,
 ) -> Iterator[Batch]:
-  """Yields batches[start], batches[start + 1], ... made ahead by Grain.
+  """Yields batches[start], batches[start + 1], ..., which Grain makes ahead.
 
   Args:
-    batches: by step.
+    batches: the batches, indexed by the step.
     start: the first step.
-    num_threads: that make batches; 0 = the caller's own.
-    buffer_size: batches held ready.
+    num_threads: threads that make batches; 0 means the thread of the caller.
+    buffer_size: the number of batches kept ready.
   """
   steps = grain.MapDataset.range(start, len(batches)).map(batches.__getitem__)
   options = grain.ReadOptions(

@@ -1,9 +1,9 @@
-"""Which examples stand in which row, at every step and in every epoch.
+"""The order of examples: a deterministic map from batch position to example.
 
-An order is a function of the row's place in the whole training, counted over
-all steps: (seed, place) -> examples. Nothing needs to be stored, and any host
-can ask for any place. An epoch is one pass over all examples, each in one row;
-the next epoch may begin in the middle of a batch.
+A position counts the rows of all batches from the start of training, and an
+order maps (seed, position) to the examples of that row. Nothing needs to be
+stored, and any host can ask for any position. An epoch is one pass over all
+examples, each in one row; the next epoch may begin in the middle of a batch.
 """
 
 import dataclasses
@@ -18,23 +18,26 @@ from bert_jax.data.store import indexes
 # Evaluation uses one choice of masks and of examples, whatever the run's seed,
 # so that numbers of different runs compare.
 EVAL_SEED = 0
-_ROUNDS = 6  # of the Feistel network: enough also where it has few bits
+# Rounds of the Feistel network, enough even if the network has few bits.
+_ROUNDS = 6
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-  """Which example stands in which row, for ever: epochs of permutations.
+  """Deterministic map from position to example, one example a row.
+
+  Every epoch is a permutation of all examples.
 
   Attributes:
-    num_examples: of the split.
-    seed: of the permutations; every epoch has its own.
+    num_examples: the number of examples of the split.
+    seed: the seed of the permutations; every epoch has its own permutation.
   """
 
   num_examples: int
   seed: int
 
   def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The examples at global places [M]: (example ids [M], epochs [M])."""
+    """Returns example ids [M] and epochs [M] for global positions [M]."""
     epochs, offsets = np.divmod(places, self.num_examples)
     seeds = masking.hash_uniform(self.seed, epochs) >> np.uint64(32)
     ids = [
@@ -46,15 +49,15 @@ class Order:
 
 @dataclasses.dataclass(frozen=True)
 class PackedOrder:
-  """Which examples share which row, for ever: epochs of permutations.
+  """Deterministic map from position to the examples that share a row.
 
-  In an epoch the rows of all patterns are permuted, and so are the examples of
-  each length; to know one row takes no other.
+  In every epoch the rows of all patterns are permuted, and so are the examples
+  of each length. A row can be computed without computing any other row.
 
   Attributes:
-    patterns: the rows of an epoch.
-    index: of the examples by length.
-    seed: of the permutations; every epoch has its own.
+    patterns: the lengths that share a row, for all rows of an epoch.
+    index: finds the examples of a length.
+    seed: the seed of the permutations; every epoch has its own permutation.
   """
 
   patterns: packing.Patterns
@@ -62,10 +65,10 @@ class PackedOrder:
   seed: int
 
   def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows at global places [M].
+    """Returns the examples of the rows at global positions [M].
 
     Returns:
-      Example ids [M, S], -1 = no more in the row, and epochs [M].
+      Example ids [M, S], where -1 marks an unused slot, and epochs [M].
     """
     num_rows = self.patterns.num_rows
     epochs, offsets = np.divmod(places, num_rows)
@@ -85,19 +88,20 @@ class PackedOrder:
 def permute(
   places: np.ndarray, sizes: np.ndarray, keys: np.ndarray
 ) -> np.ndarray:
-  """Where permutations of 0 .. size - 1, one a key, send places.
+  """Applies a random permutation of 0 .. size - 1 to each place.
 
-  A Feistel network over the next power of four, walked until it comes back
-  below the size; for few places in each of many small sets, where grain's
-  index_shuffle walks through 2^16 numbers.
+  A Feistel network permutes the numbers below the next power of four, and is
+  applied again until its result is below the size (cycle walking). This suits a
+  few places in each of many small sets, for which grain's index_shuffle would
+  walk through 2^16 numbers.
 
   Args:
-    places: [M] of 0 .. size - 1.
+    places: [M] integers from 0 to size - 1.
     sizes: [M] integers, 1 or more.
-    keys: [M] uint64.
+    keys: [M] uint64; each key selects a permutation.
 
   Returns:
-    [M] of 0 .. size - 1.
+    [M] the permuted places, from 0 to size - 1.
 
   Source: Black, Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002.
   """
@@ -117,7 +121,11 @@ def permute(
 
 @dataclasses.dataclass(frozen=True)
 class ListedRows:
-  """The rows of one epoch, written out: ids [R, S], -1 = no more in a row."""
+  """The rows of one epoch as a table.
+
+  Attributes:
+    ids: [R, S] example ids; -1 marks an unused slot.
+  """
 
   ids: np.ndarray
 

@@ -1,13 +1,14 @@
-"""Packing: which sequences share a row, and where in it each begins.
+"""Packing: which sequences share a row, and where in the row each begins.
 
-Text is short and rows are long: on most tasks a row padded to the longest
-sequence is half empty or worse. Several sequences in one row, kept apart by
-their `sequence_ids`, waste almost nothing, and every row has one static shape.
+Most texts are shorter than a row, and on most tasks at least half of a row that
+is padded to the longest sequence is padding. Packing several sequences into one
+row, kept apart by their `sequence_ids`, wastes almost nothing, and all rows
+still have one static shape.
 
-`pack` lays out some sequences. `pack_histogram` lays out any number of them:
-it only counts how many rows hold which lengths, so it takes as long for
-hundreds of millions of sequences as for thousands, and which sequence of a
-length stands where is decided when a row is asked for.
+`pack` lays out a list of sequences. `pack_histogram` only counts how many rows
+hold which lengths, so it is as fast for hundreds of millions of sequences as
+for thousands; which sequence of a length goes where is decided when a row is
+read.
 """
 
 import dataclasses
@@ -18,13 +19,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Where units of text lie in rows.
+  """The positions of units of text in rows.
 
   Attributes:
-    row: [N] row of every unit.
-    start: [N] its first position in the row.
-    slot: [N] how many units stand before it in the row.
-    num_rows: rows in use.
+    row: [N] the row of every unit.
+    start: [N] the first position of the unit in its row.
+    slot: [N] the number of units before it in its row.
+    num_rows: the number of rows in use.
   """
 
   row: np.ndarray
@@ -36,22 +37,22 @@ class Layout:
 def pack(
   lengths: np.ndarray, row_len: int, max_slots: int | None = None
 ) -> Layout:
-  """Puts units into as few rows as best-fit decreasing finds.
+  """Packs units into few rows by best-fit decreasing.
 
-  The longest first, each into the fullest row that still takes it; among equal
-  ones the earlier unit and the older row come first, so the layout is a
-  function of the lengths alone.
+  The longest unit comes first, and each goes into the fullest row that still
+  has room for it. Ties go to the earlier unit and the older row, so the layout
+  depends on the lengths alone.
 
   Args:
-    lengths: [N] tokens of every unit, 1 or more.
-    row_len: L, positions of a row.
-    max_slots: units a row takes at most; None = as many as fit.
+    lengths: [N] the number of tokens of every unit, 1 or more.
+    row_len: L, the length of a row in tokens.
+    max_slots: the most units a row may hold; None means as many as fit.
 
   Returns:
     The layout; rows are numbered by their longest unit, longest first.
 
   Raises:
-    ValueError: a unit is longer than a row, or empty.
+    ValueError: A unit is empty or longer than a row.
 
   Source: Krell et al., arXiv:2107.02027, section 3.2 packs lengths in this way.
   """
@@ -59,8 +60,8 @@ def pack(
   count = len(lengths)
   if count and (lengths.max() > row_len or lengths.min() < 1):
     raise ValueError(
-      f"a sequence has {lengths.max()} tokens, the shortest {lengths.min()}; "
-      f"rows take 1 to {row_len}"
+      f"the longest sequence has {lengths.max()} tokens and the shortest "
+      f"{lengths.min()}; a row takes sequences of 1 to {row_len} tokens"
     )
   row = np.zeros(count, np.int64)
   start = np.zeros(count, np.int64)
@@ -87,15 +88,16 @@ def pack(
 
 @dataclasses.dataclass(frozen=True)
 class Patterns:
-  """How many rows hold sequences of which lengths.
+  """Which lengths share a row, and how many rows hold the same lengths.
 
-  The rows of pattern 0 come first, then those of pattern 1, and so on. All
-  sequences of one length are numbered from 0 through in the same order, so
-  that each is in exactly one row.
+  The rows of pattern 0 come first, then those of pattern 1, and so on. The
+  sequences of one length are numbered from 0 in the same order, so that each is
+  in exactly one row.
 
   Attributes:
-    lengths: [K, S] of the sequences in a row, longest first; 0 = no more.
-    counts: [K] rows of the pattern.
+    lengths: [K, S] the lengths of the sequences in a row of each pattern,
+      longest first; 0 marks an unused slot.
+    counts: [K] the number of rows of each pattern.
   """
 
   lengths: np.ndarray
@@ -103,27 +105,30 @@ class Patterns:
 
   @property
   def num_rows(self) -> int:
-    """Rows of all patterns."""
+    """The number of rows of all patterns."""
     return int(self.counts.sum())
 
   @property
   def num_sequences(self) -> int:
-    """Sequences in them."""
+    """The number of sequences in all rows."""
     return int((self.counts * (self.lengths > 0).sum(1)).sum())
 
   @property
   def num_tokens(self) -> int:
-    """Tokens of these."""
+    """The number of tokens in all rows."""
     return int((self.counts * self.lengths.sum(1)).sum())
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:
-    """[K] number of the row after the last of each pattern."""
+    """[K] the number of the row after the last row of each pattern."""
     return np.cumsum(self.counts)
 
   @functools.cached_property
   def _ranks(self) -> np.ndarray:
-    """[K, S] number, among those of its length, of a first row's sequence."""
+    """[K, S] for the first row of each pattern, the sequences' numbers.
+
+    A sequence is numbered among the sequences of its length.
+    """
     ranks = np.zeros_like(self.lengths)
     used = np.zeros(int(self.lengths.max(initial=0)) + 1, np.int64)
     for slot in range(self.lengths.shape[1]):
@@ -133,14 +138,14 @@ class Patterns:
     return ranks
 
   def find(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What some rows hold.
+    """Returns which sequences some rows hold.
 
     Args:
-      rows: [M] of 0 .. num_rows - 1.
+      rows: [M] row numbers from 0 to num_rows - 1.
 
     Returns:
-      [M, S] lengths, 0 = no sequence, and [M, S] the number of each sequence
-      among those of its length.
+      [M, S] lengths, where 0 marks an unused slot, and [M, S] the number of
+      each sequence among the sequences of its length.
     """
     pattern = np.searchsorted(self._ends, rows, side="right")
     within = rows - (self._ends - self.counts)[pattern]
@@ -150,21 +155,21 @@ class Patterns:
 def pack_histogram(
   histogram: np.ndarray, row_len: int, max_slots: int
 ) -> Patterns:
-  """Puts sequences, of which only lengths are known, into few rows.
+  """Packs sequences into few rows, given only how many have which length.
 
-  Best-fit decreasing, as `pack` does it, but for all sequences of a length at
-  once: rows that hold the same lengths are one entry with a count.
+  This is best-fit decreasing, as in `pack`, but for all sequences of one length
+  at once: rows that hold the same lengths are one entry with a count.
 
   Args:
-    histogram: [N] how many sequences have 0, 1, ... N - 1 tokens.
-    row_len: L, positions of a row.
-    max_slots: S, sequences a row takes at most.
+    histogram: [N] the number of sequences with 0, 1, ... N - 1 tokens.
+    row_len: L, the length of a row in tokens.
+    max_slots: S, the most sequences a row may hold.
 
   Returns:
     The patterns, those with the longest sequences first.
 
   Raises:
-    ValueError: a sequence is longer than a row, or empty.
+    ValueError: A sequence is empty or longer than a row.
 
   Source: Krell et al., arXiv:2107.02027, section 3.2 (longest-pack-first
   histogram-packing in their code).
@@ -173,8 +178,8 @@ def pack_histogram(
   found = np.flatnonzero(histogram)
   if len(found) and (found[-1] > row_len or found[0] < 1):
     raise ValueError(
-      f"a sequence has {found[-1]} tokens, the shortest {found[0]}; rows take "
-      f"1 to {row_len}"
+      f"the longest sequence has {found[-1]} tokens and the shortest "
+      f"{found[0]}; a row takes sequences of 1 to {row_len} tokens"
     )
   full: list[tuple[tuple[int, ...], int]] = []
   # space left -> (lengths in the row, how many such rows) that take more.
@@ -216,26 +221,26 @@ def pack_histogram(
 
 
 def one_a_row(lengths: np.ndarray) -> Layout:
-  """The layout that packs nothing: unit i is row i."""
+  """Returns the layout without packing, in which unit i fills row i."""
   zeros = np.zeros(len(lengths), np.int64)
   return Layout(np.arange(len(lengths)), zeros, zeros, len(lengths))
 
 
 def choose_shapes(costs: np.ndarray, price: float) -> list[int]:
-  """Chooses a few of many shapes that batches are filled up to.
+  """Chooses a few of many shapes that batches are padded to.
 
-  Every shape is a program to compile, so few; but a batch filled up to the
-  largest ever needed computes rows of nothing. First comes the cheapest that
-  takes all batches, then, one at a time, the one that saves most, as long as it
-  saves more than its price.
+  Every shape must be compiled, so there should be few; but a batch that is
+  padded to the largest shape computes empty rows. The cheapest shape that holds
+  all batches is chosen first. Then the shape that saves most is added, one at a
+  time, as long as it saves more than its price.
 
   Args:
-    costs: [K, N] of computing each of N batches in each of K shapes; inf where
-      the batch does not fit. One shape at least takes all batches.
-    price: of one more shape, in the unit of the costs.
+    costs: [K, N] the cost of computing each of N batches in each of K shapes;
+      inf if the batch does not fit. At least one shape holds all batches.
+    price: the cost of one more shape, in the unit of `costs`.
 
   Returns:
-    Rows of `costs`, in the order in which they were chosen.
+    The chosen rows of `costs`, in the order in which they were chosen.
 
   Example:
     >>> costs = np.array([[3.0, 3.0, np.inf], [9.0, 9.0, 9.0]])
@@ -253,13 +258,15 @@ def choose_shapes(costs: np.ndarray, price: float) -> list[int]:
 
 
 def attended(sequence_ids: np.ndarray | None) -> float | None:
-  """Pairs of tokens of a row, on average, that see each other.
+  """Returns how many pairs of tokens of a row attend to each other, on average.
 
   Args:
-    sequence_ids: [B, L] of packed rows; None: rows are one sequence.
+    sequence_ids: [B, L] the sequence of each token of packed rows; None if
+      every row holds one sequence.
 
   Returns:
-    The sum of the squares of the lengths of a row's sequences; None for None.
+    The mean over rows of the sum of squared sequence lengths; None if
+    `sequence_ids` is None.
   """
   if sequence_ids is None:
     return None

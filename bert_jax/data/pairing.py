@@ -1,7 +1,7 @@
-"""Chooses which text goes into an example: sentence pairs, or full sentences.
+"""Chooses the text of each example: sentence pairs, or full sentences.
 
-Everything here is arithmetic on sentence boundaries; no token is touched. A
-document is its boundaries, a list of n + 1 token positions: sentence i spans
+This is arithmetic on sentence boundaries; no token is read. A document of n
+sentences is a list of n + 1 token positions, its boundaries: sentence i spans
 boundaries[i] to boundaries[i + 1].
 """
 
@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 import random
 
-# Tokens that a row spends on [CLS] and [SEP].
+# The number of special tokens, [CLS] and [SEP], in a row.
 PAIR_SPECIALS = 3
 ROW_SPECIALS = 2
 
@@ -25,24 +25,24 @@ def make_pairs(
   rng: random.Random,
   random_document: Callable[[], Sequence[int]],
 ) -> Iterator[Example]:
-  """Cuts one document into NSP pairs, as the original does.
+  """Cuts one document into sentence pairs, as the original code does.
 
-  Whole sentences are gathered up to a target length. A random share of them is
-  segment A; segment B is the rest, or, half of the time and always where the
-  gathered text is a single sentence, text from another document, and then the
-  rest goes back to be used again.
+  Whole sentences are gathered up to a target length. A random number of them
+  becomes segment A, and the rest becomes segment B. With probability 1/2, and
+  always if a single sentence was gathered, segment B is text from another
+  document instead, and the rest is used for the next example.
 
   Args:
-    boundaries: of the document.
-    max_tokens: of both segments together, without [CLS] and [SEP].
-    short_seq_rate: how probable it is that this pass over the document aims at
-      a random shorter length.
+    boundaries: the boundaries of the document.
+    max_tokens: the most tokens of both segments together, without [CLS] and
+      [SEP].
+    short_seq_rate: the probability that the target for this document is a
+      random shorter length.
     rng: the source of randomness.
-    random_document: draws the boundaries of the document that random text comes
-      from.
+    random_document: draws the boundaries of a document for random text.
 
   Yields:
-    Examples; is_random is 1 where B does not follow A.
+    Examples; is_random is 1 if B does not follow A.
 
   Source: google-research/bert create_pretraining_data.py:223-335.
   """
@@ -88,21 +88,21 @@ def truncate_pair(
   max_tokens: int,
   rng: random.Random,
 ) -> tuple[int, int, int, int]:
-  """Drops tokens from the longer segment until both fit.
+  """Drops tokens from the longer segment until both segments fit.
 
   Each dropped token comes from the front or the back of its segment with equal
-  probability; where both are equally long, B loses one.
+  probability; if both are equally long, B loses a token.
 
   Args:
-    a_start: first token of A.
-    a_length: tokens of A.
-    b_start: first token of B.
-    b_length: tokens of B.
-    max_tokens: that may be left in all.
+    a_start: the first token of A.
+    a_length: the number of tokens of A.
+    b_start: the first token of B.
+    b_length: the number of tokens of B.
+    max_tokens: the most tokens of both segments together.
     rng: the source of randomness.
 
   Returns:
-    (a_start, a_length, b_start, b_length), still one span each.
+    (a_start, a_length, b_start, b_length) of the truncated segments.
 
   Source: google-research/bert create_pretraining_data.py:418-433.
   """
@@ -134,16 +134,17 @@ def full_sentences(
 ) -> Iterator[Example]:
   """Packs running text into rows of whole sentences, without NSP.
 
-  A row may run over the end of a document, where the token store keeps a
-  [SEP]. A sentence too long for a row is cut, so no token is lost.
+  A row may cross the end of a document, where the token store holds a [SEP]. A
+  sentence that is too long for a row is split, so no token is lost.
 
   Args:
-    starts: first token of every sentence of a shard, and the end of the last.
-    document_starts: those of them that start a document, and the end.
-    max_tokens: of a row, without [CLS] and the last [SEP].
+    starts: the first token of every sentence of a shard, and the end of the
+      last sentence.
+    document_starts: those of `starts` that begin a document, and the end.
+    max_tokens: the most tokens of a row, without [CLS] and the last [SEP].
 
   Yields:
-    Examples with an empty B.
+    Examples with an empty segment B.
 
   Source: FULL-SENTENCES of arXiv:1907.11692, section 4.2.
   """

@@ -1,10 +1,10 @@
-"""Batches of a task: features packed into rows, and outputs taken out again.
+"""Batches of a task: packs features into rows and takes outputs out of them.
 
-A unit of the features is C sequences, the
-choices of one question, or else one sequence; it never spans two rows.
+A unit of the features is one sequence, or the C sequences of a question with C
+choices. A unit never spans two rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -16,14 +16,18 @@ from bert_jax.data import packing
 from bert_jax.data.batch_keys import Batch
 from bert_jax.data.orders import EVAL_SEED
 from bert_jax.data.orders import Order
+from bert_jax.data.tokenizers import interface
 
-# Steps that are laid out to choose the shapes of all, and what L is tried, as
-# shares of the longest unit. Short rows leave less of the last one empty, but
-# not every batch fits into them.
+# The number of steps that are laid out to choose the shapes of all steps, and
+# the row lengths L that are tried, relative to the longest unit. Shorter rows
+# leave less of the last row empty, but not every batch fits into them.
 _SHAPE_SAMPLE = 256
 _LENGTH_RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)
-# Rows longer than this are not made to leave less empty.
+# No row longer than this is tried just to leave less of a batch empty.
 _LONG_ROW = 1024
+# A packed row of `pack_batches` has one slot for this many tokens; rows of
+# shorter sequences leave some of their positions unused.
+_TOKENS_A_SLOT = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +35,10 @@ class Rows:
   """Puts units of a task's features into the rows of a batch.
 
   Attributes:
-    features: of a split.
-    row_len: L.
-    slots: G, groups that a row takes at most.
-    pad_id: of the vocabulary.
+    features: the features of a split.
+    row_len: L, the length of a row in tokens.
+    slots: G, the most groups that a row may hold.
+    pad_id: the id of the padding token.
   """
 
   features: Any
@@ -49,8 +53,8 @@ class Rows:
 
     Args:
       units: [N] units of the features, each of C sequences.
-      layout: of these units.
-      num_rows: B; rows behind those of the layout stay empty.
+      layout: the positions of these units.
+      num_rows: B; rows after those of the layout stay empty.
     """
     features = self.features
     lengths, starts, slots, sequence_rows = self._sequences(units, layout)
@@ -90,7 +94,7 @@ class Rows:
     return batch
 
   def _sequences(self, units, layout):
-    """Of all sequences [N * C] of N units: length, start, slot and row."""
+    """Returns length, start, slot and row of all sequences [N * C]."""
     count = self.features.num_choices
     ids = (units[:, None] * count + np.arange(count)).ravel()
     lengths = np.diff(self.features.offsets)[ids]
@@ -101,14 +105,14 @@ class Rows:
     return lengths, starts, slots, np.repeat(layout.row, count)
 
   def token_places(self, units, layout):
-    """Where the tokens of some units are.
+    """Returns the positions of the tokens of some units.
 
     Args:
       units: [N] units of the features.
-      layout: of these units.
+      layout: the positions of these units.
 
     Returns:
-      Of all their tokens [T]: place in the features, row, column.
+      For all their tokens [T]: index in the features, row and column.
     """
     lengths = self.unit_lengths[units]
     first = self.features.offsets[units * self.features.num_choices]
@@ -123,13 +127,13 @@ class Rows:
 
   @functools.cached_property
   def unit_lengths(self) -> np.ndarray:
-    """Tokens [N] of every unit of the features, all its choices together."""
+    """[N] the tokens of every unit of the features, over all its choices."""
     return np.diff(self.features.offsets[:: self.features.num_choices])
 
   def take(
     self, outputs: np.ndarray, units: np.ndarray, layout: packing.Layout
   ) -> np.ndarray:
-    """Picks what belongs to some units out of a model's outputs.
+    """Selects the outputs of some units from the outputs of a batch.
 
     Args:
       outputs: [B, S, K] of sequences, or [B, L, K] of tokens.
@@ -154,15 +158,15 @@ def task_shapes(
   num_choices: int = 1,
   num_labels: int = 1,
 ) -> batch_keys.Shapes:
-  """Returns the shape and dtype of all that a batch of a task holds.
+  """Returns the shape and dtype of each key of a batch of a task.
 
   Args:
-    labels: of the kind of task; None = the labels are not known.
-    num_rows: B.
-    row_len: L.
-    num_groups: G.
-    num_choices: C, sequences of a group.
-    num_labels: K, of tasks with several labels an example.
+    labels: the labels of the kind of task; None if they are not known.
+    num_rows: B, the number of rows.
+    row_len: L, the length of a row.
+    num_groups: G, the groups of a row.
+    num_choices: C, the sequences of a group.
+    num_labels: K, the number of labels of a multi-label task.
   """
   return batch_keys.shapes(
     {**batch_keys.PACKED, **(labels.weighted if labels else {})},
@@ -175,13 +179,13 @@ def task_shapes(
 
 
 def longest_row(features: Any, seq_len: int, pack: bool, unit: int) -> int:
-  """The L that a row needs for any unit.
+  """Returns the row length L that has room for any unit.
 
   Args:
-    features: of a split.
-    seq_len: tokens a sequence has at most.
-    pack: False = rows of one unit, as long as `seq_len` times C.
-    unit: of packed rows, whose length is a multiple of it.
+    features: the features of a split.
+    seq_len: the most tokens of a sequence.
+    pack: whether units share rows; otherwise L is `seq_len` times C.
+    unit: the length of packed rows is a multiple of it.
   """
   count = features.num_choices
   if not pack:
@@ -190,14 +194,14 @@ def longest_row(features: Any, seq_len: int, pack: bool, unit: int) -> int:
 
 
 def _up_to(number: float, multiple: int) -> int:
-  """The next multiple of a number."""
+  """Rounds a number up to a multiple."""
   return -(-int(number) // multiple) * multiple
 
 
 class TaskBatches:
-  """Training batches of a task by step: `batches[step]`.
+  """Training batches of a task, indexed by the step: `batches[step]`.
 
-  A batch holds the same examples however they are laid out in rows.
+  The examples of a batch do not depend on how they are laid out in rows.
   """
 
   def __init__(
@@ -220,24 +224,24 @@ class TaskBatches:
     """Chooses the shapes of the batches.
 
     Args:
-      features: of the training split, with labels.
-      seed: of the order.
-      batch_size: units a step.
-      num_steps: how many batches there are.
-      seq_len: tokens a sequence has at most.
-      pad_id: of the vocabulary.
-      pack: several units share a row; else one row each, of `seq_len` tokens
-        for each of its choices.
-      one_row_len: rows of all steps have one length and as many slots, and so
-        have those of any other seed. What is dropped in a row then depends on
-        nothing but the row.
-      multiple: number of rows is a multiple of it (devices, micro-batches).
-      length_unit: L of packed rows is a multiple of it.
-      attention_len: L at which attention costs as much as all the rest of a
-        layer; longer rows leave less empty, but attend over more.
-      shape_price: positions that are computed in the time in which one more
-        shape is compiled.
-      local_rows: number of rows -> those that this host makes.
+      features: the features of the training split, with labels.
+      seed: the seed of the order.
+      batch_size: the number of units of a step.
+      num_steps: the number of batches.
+      seq_len: the most tokens of a sequence.
+      pad_id: the id of the padding token.
+      pack: whether several units share a row; otherwise each unit has a row of
+        `seq_len` tokens for each of its choices.
+      one_row_len: whether the rows of all steps, and those of any other seed,
+        have the same length and number of slots. The dropout of a row then
+        depends on the row alone.
+      multiple: the number of rows is a multiple of it (devices, micro-batches).
+      length_unit: the length L of packed rows is a multiple of it.
+      attention_len: the L at which attention costs as much as the rest of a
+        layer; longer rows leave less of a batch empty, but attend over more.
+      shape_price: the number of positions that are computed in the time that it
+        takes to compile one more shape.
+      local_rows: number of rows -> the rows that this host makes.
     """
     self._features = features
     self._order = Order(len(features.example), seed)
@@ -263,14 +267,14 @@ class TaskBatches:
     )
 
   def _sample(self, order: Order) -> list[np.ndarray]:
-    """The units of the first steps of an order."""
+    """Returns the units of the first steps of an order."""
     count = min(self._num_steps, _SHAPE_SAMPLE)
     return [self._units(i, order) for i in range(count)]
 
   def _least_cost(
     self, rows: Rows, order: Order, attention_len: float
   ) -> float:
-    """What the first steps cost in just as many rows as they need."""
+    """Returns the cost of the first steps in as few rows as they need."""
     layouts = [self._layout(units, rows, None) for units in self._sample(order)]
     num_rows = sum(layout.num_rows for layout in layouts if layout)
     return num_rows * rows.row_len * (1 + rows.row_len / attention_len)
@@ -283,11 +287,11 @@ class TaskBatches:
     attention_len: float,
     price: float,
   ) -> tuple[list[tuple[Rows, int]], Rows]:
-    """Chooses shapes by what the first batches of an order need.
+    """Chooses the shapes of all batches by the first batches of an order.
 
     Returns:
-      Rows and how many of them, the cheapest first; and rows that take any
-      unit, of which there may be more than in any of these.
+      The shapes as (rows, number of rows), cheapest first; and rows with room
+      for any unit, for batches that need more rows than these shapes have.
     """
     sample = self._sample(order)
     shapes: list[tuple[Rows, int]] = []
@@ -302,12 +306,12 @@ class TaskBatches:
         cost = num_rows * rows.row_len * (1 + rows.row_len / attention_len)
         shapes.append((rows, int(num_rows)))
         costs.append(np.where(need <= num_rows, cost, np.inf))
-    # What a shape saves counts over all steps, not only over the first.
+    # A shape saves time in all steps, not only in the first ones.
     chosen = packing.choose_shapes(
       np.stack(costs), price * len(sample) / self._num_steps
     )
     by_cost = sorted(chosen, key=lambda i: float(costs[i].min()))
-    # The first batches may all fit into rows that later ones do not.
+    # Later batches may not fit into rows that all first batches fit into.
     largest = [shapes[i][0] for i in chosen] + [rows for rows, _ in shapes]
     largest = [rows for rows in largest if rows.row_len >= longest]
     return [shapes[i] for i in by_cost], largest[0]
@@ -316,19 +320,19 @@ class TaskBatches:
     return self._num_steps
 
   def examples(self, step: int) -> list[list[int]]:
-    """Numbers of the examples of a step, one after another in one list."""
+    """Returns the example numbers of a step, in one list."""
     units = self._units(step)
     return [self._features.example[units].tolist()]
 
   def _units(self, step: int, order: Order | None = None) -> np.ndarray:
-    """The units [N] of a step, by default in the order of the batches."""
+    """Returns the units [N] of a step, by default in the order of training."""
     places = step * self._batch_size + np.arange(self._batch_size)
     return (order or self._order)(places)[0]
 
   def _layout(
     self, units: np.ndarray, rows: Rows, max_slots: int | None
   ) -> packing.Layout | None:
-    """Where units lie in rows; None: one is longer than a row."""
+    """Lays units out in rows; returns None if one is longer than a row."""
     lengths = rows.unit_lengths[units]
     if not self._pack:
       return packing.one_a_row(lengths)
@@ -345,7 +349,7 @@ class TaskBatches:
       layout = layouts[rows.row_len]
       if layout is not None and layout.num_rows <= num_rows:
         break
-    else:  # it is unlike all of the first batches
+    else:  # the batch fits none of the shapes of the first batches
       rows = self._largest
       layout = self._layout(units, rows, rows.slots)
       assert layout is not None  # these rows take any unit
@@ -355,7 +359,7 @@ class TaskBatches:
     return {name: value[mine] for name, value in batch.items()}
 
   def fill_up(self, batch: Batch, num_rows: int) -> Batch:
-    """Adds empty rows to a batch until it has so many."""
+    """Pads a batch with empty rows to `num_rows` rows."""
     filled = {}
     for name, value in batch.items():
       added = (num_rows - len(value), *value.shape[1:])
@@ -367,7 +371,10 @@ class TaskBatches:
 class TaskSplit:
   """A whole split of a task in rows, for evaluation and prediction.
 
-  Every unit is in one batch, once; all batches have one shape.
+  Every unit is in exactly one batch, and all batches have one shape.
+
+  Attributes:
+    rows: puts units into rows and tells where their tokens are.
   """
 
   def __init__(
@@ -381,16 +388,16 @@ class TaskSplit:
     length_unit: int = 8,
     local_rows: Callable[[int], np.ndarray] = np.arange,
   ):
-    """Lays the split out; arguments as those of TaskBatches.
+    """Lays the split out in rows.
 
     Args:
-      features: of the split, with labels or without.
-      num_rows: B of every batch.
-      seq_len: tokens a sequence has at most.
-      pad_id: of the vocabulary.
-      pack: several units share a row.
-      length_unit: L of packed rows is a multiple of it.
-      local_rows: number of rows -> those that this host makes.
+      features: the features of the split, with or without labels.
+      num_rows: B, the number of rows of every batch.
+      seq_len: the most tokens of a sequence.
+      pad_id: the id of the padding token.
+      pack: whether several units share a row.
+      length_unit: the length L of packed rows is a multiple of it.
+      local_rows: number of rows -> the rows that this host makes.
     """
     row_len = longest_row(features, seq_len, pack, length_unit)
     rows = Rows(features, row_len, 1, pad_id)
@@ -398,7 +405,7 @@ class TaskSplit:
       layout = packing.pack(rows.unit_lengths, row_len)
     else:
       layout = packing.one_a_row(rows.unit_lengths)
-    self._rows = dataclasses.replace(rows, slots=int(layout.slot.max()) + 1)
+    self.rows = dataclasses.replace(rows, slots=int(layout.slot.max()) + 1)
     self._num_rows, self._local_rows = num_rows, local_rows
     # Units by batch, and where each lies in it.
     self._order = np.argsort(layout.row, kind="stable")
@@ -412,7 +419,7 @@ class TaskSplit:
     return -(-self._layout.num_rows // self._num_rows)
 
   def units(self, step: int) -> tuple[np.ndarray, packing.Layout]:
-    """The units [N] of a batch, and where they lie in it."""
+    """Returns the units [N] of a batch, and their positions in it."""
     units = self._order[self._bounds[step] : self._bounds[step + 1]]
     row = self._layout.row[units] - step * self._num_rows
     return units, packing.Layout(
@@ -420,41 +427,142 @@ class TaskSplit:
     )
 
   def __getitem__(self, step: int) -> Batch:
-    batch = self._rows.fill(*self.units(step), self._num_rows)
+    batch = self.rows.fill(*self.units(step), self._num_rows)
     mine = self._local_rows(self._num_rows)
     return {name: value[mine] for name, value in batch.items()}
 
-  @property
-  def unit_lengths(self) -> np.ndarray:
-    """Tokens [N] of every unit of the features."""
-    return self._rows.unit_lengths
-
-  def token_places(
-    self, units: np.ndarray, layout: packing.Layout
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where the tokens of some units are; as Rows.token_places."""
-    return self._rows.token_places(units, layout)
-
   def collect(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
-    """Joins a model's outputs of all batches in the order of the features.
+    """Joins the outputs of all batches in the order of the features.
 
     Args:
-      outputs: of each batch, [B, S, K] of sequences or [B, L, K] of tokens.
+      outputs: the outputs of each batch: [B, S, K] of sequences or [B, L, K] of
+        tokens.
 
     Returns:
       [N * C, K] of sequences, or [T, K] of tokens.
     """
-    features = self._rows.features
+    features = self.rows.features
     by_token = features.labels.outputs_of_tokens
     count = len(features.token_ids) if by_token else len(features.offsets) - 1
     result = np.zeros((count, outputs[0].shape[-1]), np.float32)
     for step, part in enumerate(outputs):
       units, layout = self.units(step)
-      values = self._rows.take(np.asarray(part), units, layout)
+      values = self.rows.take(np.asarray(part), units, layout)
       if by_token:
-        places = self._rows.token_places(units, layout)[0]
+        places = self.rows.token_places(units, layout)[0]
       else:
         choices = np.arange(features.num_choices)
         places = (units[:, None] * features.num_choices + choices).ravel()
       result[places] = values
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedBatch:
+  """A batch of packed rows, and where its sequences lie in it.
+
+  Attributes:
+    units: [N] the sequences of the features that the batch holds.
+    lengths: [N] their tokens.
+    layout: where they lie.
+    batch: what the model reads.
+    is_mask: [B, L] bool, the positions of mask tokens.
+  """
+
+  units: np.ndarray
+  lengths: np.ndarray
+  layout: packing.Layout
+  batch: Batch
+  is_mask: np.ndarray
+
+  def split(
+    self, outputs: Mapping[str, np.ndarray], levels: Mapping[str, str]
+  ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Yields (sequence, its own outputs) for every sequence of the batch.
+
+    Args:
+      outputs: the outputs of the model, by name: [B, S, ...], [B, L, ...] or
+        [B, P, ...].
+      levels: for each name what has an output: "sequence", "token" or "mask".
+    """
+    for unit, length, row, start, slot in zip(
+      self.units.tolist(),
+      self.lengths.tolist(),
+      self.layout.row.tolist(),
+      self.layout.start.tolist(),
+      self.layout.slot.tolist(),
+      strict=True,
+    ):
+      end = start + length
+      before = np.count_nonzero(self.is_mask[row, :start])
+      inside = np.count_nonzero(self.is_mask[row, start:end])
+      places: dict[str, Any] = {
+        "sequence": (row, slot),
+        "token": (row, slice(start, end)),
+        "mask": (row, slice(before, before + inside)),
+      }
+      yield unit, {k: x[places[levels[k]]] for k, x in outputs.items()}
+
+
+def pack_batches(
+  features: Any,
+  row_lengths: Sequence[int],
+  batch_tokens: int,
+  multiple: int,
+  tokenizer: interface.Tokenizer,
+) -> Iterator[PackedBatch]:
+  """Packs sequences into batches, each sequence into the shortest row it fits.
+
+  Batches of one row length have one of a few numbers of rows, so that the
+  model is compiled for few shapes.
+
+  Args:
+    features: N sequences without labels, each a unit of its own.
+    row_lengths: the lengths L that rows may have, in ascending order.
+    batch_tokens: the most tokens of a batch, unless `multiple` asks for more.
+    multiple: the number of rows of a batch is a multiple of it.
+    tokenizer: the vocabulary, for its padding and mask tokens.
+  """
+  lengths = features.lengths
+  shorter = 0
+  for row_len in row_lengths:
+    units = np.flatnonzero((lengths > shorter) & (lengths <= row_len))
+    shorter = row_len
+    slots = max(1, row_len // _TOKENS_A_SLOT)
+    rows = Rows(features, row_len, slots, tokenizer.pad_id)
+    whole = packing.pack(lengths[units], row_len, slots)
+    most = max(batch_tokens // row_len // multiple, 1) * multiple
+    for first in range(0, whole.num_rows, most):
+      count = min(most, whole.num_rows - first)
+      inside = (whole.row >= first) & (whole.row < first + count)
+      layout = packing.Layout(
+        whole.row[inside] - first,
+        whole.start[inside],
+        whole.slot[inside],
+        count,
+      )
+      mine = units[inside]
+      batch = rows.fill(mine, layout, _num_rows(count, most, multiple))
+      is_mask = batch["input_ids"] == tokenizer.mask_id
+      batch["masked_positions"] = _masked_positions(is_mask)
+      yield PackedBatch(mine, lengths[mine], layout, batch, is_mask)
+
+
+def _num_rows(count: int, most: int, multiple: int) -> int:
+  """Returns how many rows a batch with `count` used ones has."""
+  size = most
+  while size > multiple and size // 4 >= count:
+    size = max(_up_to(-(-size // 4), multiple), multiple)
+  return size
+
+
+def _masked_positions(is_mask: np.ndarray) -> np.ndarray:
+  """Returns the positions [B, P] of mask tokens [B, L], P a power of two."""
+  counts = is_mask.sum(axis=1)
+  slots = 1 << (int(max(counts.max(), 1)) - 1).bit_length()
+  _, dtype = batch_keys.MASKED["masked_positions"]
+  positions = np.zeros((len(is_mask), slots), dtype)
+  row, column = np.nonzero(is_mask)
+  first = np.cumsum(counts) - counts
+  positions[row, np.arange(len(row)) - first[row]] = column
+  return positions

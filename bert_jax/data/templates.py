@@ -114,7 +114,7 @@ class TokenizerSpec:
   """What a family of models says about its tokenizer.
 
   Attributes:
-    kind: how text is cut, "wordpiece"; see `tokenization.Tokenizer.kind`.
+    kind: how text is cut, "wordpiece"; a key of `tokenizers.load.KINDS`.
     special_tokens: role -> how the special token is written.
     template: how sequences are put together.
     hf_class: the class of transformers that a folder is written for.

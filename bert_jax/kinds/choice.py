@@ -10,7 +10,6 @@ from bert_jax.kinds import answers
 from bert_jax.kinds import classify
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
-from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
 
@@ -46,18 +45,7 @@ class Choice(task_kind.TaskKind):
           f" choices, example {examples[0].id} has {num_choices}; the number"
           " must be the same for all"
         )
-    has_labels = spec.have_labels(task, examples)
-    return task_features.Features(
-      **task_features.pair_sequences(
-        [pair for example in examples for pair in example.pairs],
-        tokenizer,
-        seq_len,
-      ),
-      example=np.arange(len(examples), dtype=np.int32),
-      label=self._label_array(task, examples) if has_labels else None,
-      num_choices=num_choices,
-      labels=self.labels,
-    )
+    return super()._features(task, examples, tokenizer, seq_len)
 
   def _decode(self, task, features, outputs, **options):
     return classify.most_likely(outputs.reshape(len(features), -1))

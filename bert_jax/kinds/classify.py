@@ -120,9 +120,7 @@ class Classify(task_kind.TaskKind):
   def row(self, task, prediction):
     return {
       "label": task.labels[prediction.label],
-      "probabilities": dict(
-        zip(task.labels, prediction.probabilities, strict=True)
-      ),
+      "probabilities": task_kind.by_label(task, prediction.probabilities),
     }
 
   def gold(self, task, example):

@@ -53,9 +53,8 @@ def _parse(task: spec.Task, value: Any, where: str) -> tuple[int, ...]:
   return tuple(sorted(spec.label_id(task, name, where) for name in names))
 
 
-def _read(task, path, split, columns) -> list[spec.PairExample]:
-  # No text means no label; only a missing column means that none is known.
-  return own.read_pairs(task, path, split, columns, _parse, missing=(None,))
+# An empty text means no label; only a missing column means that none is known.
+_read = own.pair_reader(_parse, missing=(None,))
 
 
 def _labels_in(task, path, columns) -> tuple[str, ...]:
@@ -189,9 +188,7 @@ class MultiLabel(task_kind.TaskKind):
   def row(self, task, prediction):
     return {
       "labels": [task.labels[i] for i in prediction.labels],
-      "probabilities": dict(
-        zip(task.labels, prediction.probabilities, strict=True)
-      ),
+      "probabilities": task_kind.by_label(task, prediction.probabilities),
     }
 
   def gold(self, task, example):

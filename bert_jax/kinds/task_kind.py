@@ -159,16 +159,17 @@ class TaskKind(kind.Kind):
   def _features(
     self, task, examples, tokenizer, seq_len
   ) -> task_features.Features:
-    """Texts and pairs of texts, a sequence each."""
-    label = None
-    if spec.have_labels(task, examples):
-      label = self._label_array(task, examples)
+    """Makes a sequence of every text, pair of texts or choice."""
+    has_labels = spec.have_labels(task, examples)
     return task_features.Features(
       **task_features.pair_sequences(
-        [(e.text_a, e.text_b) for e in examples], tokenizer, seq_len
+        [pair for example in examples for pair in example.pairs],
+        tokenizer,
+        seq_len,
       ),
       example=np.arange(len(examples), dtype=np.int32),
-      label=label,
+      label=self._label_array(task, examples) if has_labels else None,
+      num_choices=len(examples[0].pairs),
       labels=self.labels,
     )
 
@@ -309,6 +310,13 @@ class TaskKind(kind.Kind):
           row["gold"] = self.gold(task, example)
         f.write(files.to_json(row, ensure_ascii=False) + "\n")
     return [path]
+
+
+def by_label(
+  task: spec.Task, probabilities: Sequence[float]
+) -> dict[str, float]:
+  """Returns the probability of each label of a task, by the label's name."""
+  return dict(zip(task.labels, probabilities, strict=True))
 
 
 def undefined(task: spec.Task, metric: str, reason: str) -> float:

@@ -21,13 +21,15 @@ ATTENTIONS = ("plain", "fused", "fused_qkv", "splash")
 # Each is a key of `encoder.REMATS`.
 REMATS = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16", "float16")
+# `model.feed_forward` -> how many matrices [D, F] or [F, D] it multiplies by.
+FEED_FORWARD_MATRICES = {"mlp": 2}
 # Switches of the encoder: key -> names, each of which is a key of a table.
 # BERT's names are the defaults, so that configs of older runs need no more.
 SWITCHES = {
   "norm": ("layer_norm",),  # layers.NORMS
   "norm_place": ("post",),  # encoder.NORM_PLACES
   "positions": ("learned",),  # encoder.POSITIONS
-  "feed_forward": ("mlp",),  # encoder.FEED_FORWARDS
+  "feed_forward": tuple(FEED_FORWARD_MATRICES),  # encoder.FEED_FORWARDS
   "attention_pattern": ("full",),  # attention.masks.PATTERNS
 }
 

@@ -22,6 +22,7 @@ Padding counts like any other position.
 
 from typing import Protocol
 
+from bert_jax.models.config import FEED_FORWARD_MATRICES
 from bert_jax.runtime import chips
 
 
@@ -32,6 +33,7 @@ class ModelSizes(Protocol):
   hidden_size: int
   mlp_dim: int
   vocab_size: int
+  feed_forward: str
 
 
 def encoder_flops(
@@ -62,12 +64,17 @@ def encoder_flops(
 
     >>> import types
     >>> base = types.SimpleNamespace(
-    ...   num_layers=12, hidden_size=768, mlp_dim=3072, vocab_size=30522
+    ...   num_layers=12,
+    ...   hidden_size=768,
+    ...   mlp_dim=3072,
+    ...   vocab_size=30522,
+    ...   feed_forward="mlp",
     ... )
     >>> f"{encoder_flops(base, batch_size=1, seq_len=128):.3g}"
     '2.23e+10'
   """
   d, f = model.hidden_size, model.mlp_dim
+  matrices = FEED_FORWARD_MATRICES[model.feed_forward]
   attended = float(seq_len**2) if attended is None else attended
   outputs = seq_len if num_outputs is None else min(num_outputs, seq_len)
 
@@ -76,7 +83,7 @@ def encoder_flops(
     query_and_out = 2 * 2 * d * d * queries
     # Scores, and the sum of values.
     attention = 2 * 2 * d * attended * queries / seq_len
-    mlp = 2 * 2 * d * f * queries
+    mlp = 2 * matrices * d * f * queries
     return key_and_value + query_and_out + attention + mlp
 
   layers = (model.num_layers - 1) * layer(seq_len) + layer(outputs)

@@ -95,13 +95,7 @@ class MlmHead(nn.Module):
     x = layers.Dense(cfg, cfg.hidden_size, name="dense")(x)
     x = layers.ACTIVATIONS[cfg.hidden_act](x)
     x = layers.NORMS[cfg.norm](cfg, name="norm")(x)
-    bias = self.param(
-      "bias",
-      nn.initializers.zeros_init(),
-      (cfg.vocab_size,),
-      layers.storage_dtype(cfg),
-    )
-    return vocab_logits(x, word_table, bias)
+    return vocab_logits(x, word_table, layers.bias(self, (cfg.vocab_size,)))
 
 
 class LinearHead(nn.Module):
@@ -122,30 +116,15 @@ class LinearHead(nn.Module):
     Source: google-research/bert run_pretraining.py:288-304,
     run_classifier.py:590-616, run_squad.py:575-600.
     """
-    cfg = self.config
-    kernel = self.param(
-      "kernel",
-      layers.kernel_init(cfg),
-      (cfg.hidden_size, self.num_outputs),
-      layers.storage_dtype(cfg),
-    )
-    bias = self.param(
-      "bias",
-      nn.initializers.zeros_init(),
-      (self.num_outputs,),
-      layers.storage_dtype(cfg),
-    )
+    kernel = layers.kernel(self, (self.config.hidden_size, self.num_outputs))
+    bias = layers.bias(self, (self.num_outputs,))
     logits = jax.lax.dot_general(
       x,
       kernel.astype(x.dtype),
       (((x.ndim - 1,), (0,)), ((), ())),
       preferred_element_type=jnp.float32,
     )
-    return logits + _last_axis(bias, logits.ndim)
-
-
-def _last_axis(vector, ndim):
-  return vector.astype(jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
+    return logits + layers.last_axis(logits, bias)
 
 
 class PreTrainingModel(nn.Module):
@@ -290,30 +269,6 @@ class TaskModel(nn.Module):
     return self.task(self.dropout(x, deterministic=deterministic))
 
 
-class _AllHeads(nn.Module):
-  """The encoder with every head there is, to learn what parameters they have.
-
-  Attributes:
-    config: a `ModelConfig`.
-    num_outputs: K, of the head of a task.
-  """
-
-  config: ModelConfig
-  num_outputs: int
-
-  def setup(self):
-    self.encoder = Encoder(self.config)
-    self.mlm = MlmHead(self.config)
-    self.nsp = LinearHead(self.config, 2)
-    self.task = LinearHead(self.config, self.num_outputs)
-
-  def __call__(self, ids):
-    hidden, pooled = self.encoder(ids, ids, ids)
-    self.mlm(hidden, None, self.encoder.embeddings.word.embedding)
-    self.nsp(pooled)
-    self.task(pooled)
-
-
 def param_shapes(
   model: Mapping[str, Any], num_labels: int
 ) -> dict[str, tuple[int, ...]]:
@@ -343,9 +298,14 @@ def _shapes_of_one_layer(
   """The shapes of a model with one layer; all layers are alike."""
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   rng = jax.ShapeDtypeStruct((2,), jnp.uint32)
+  flat: dict[str, Any] = {}
   with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-    tree = jax.eval_shape(_AllHeads(config, num_labels).init, rng, ids)
-  flat = param_trees.flatten(tree["params"])
+    for model in (
+      PreTrainingModel(config),
+      TaskModel(config, num_labels, pooled=True),
+    ):
+      tree = jax.eval_shape(model.init, rng, ids, ids, ids, ids)
+      flat |= param_trees.flatten(tree["params"])
   # A kernel before its bias: errors name the first that does not fit.
   paths = sorted(flat, key=lambda p: (p.rpartition("/")[0], p.endswith("bias")))
   return {path: flat[path].shape for path in paths}

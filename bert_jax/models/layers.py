@@ -38,6 +38,29 @@ def kernel_init(config):
   return nn.initializers.truncated_normal(config.init_stddev)
 
 
+def kernel(module, shape, flat_shape=None):
+  """Adds the parameter "kernel" to a module that has a `config`.
+
+  Args:
+    module: of Linen, in its compact `__call__`.
+    shape: of the parameter.
+    flat_shape: the shape in which the initial values are drawn; None: `shape`.
+  """
+  cfg = module.config
+
+  def init(rng):
+    values = kernel_init(cfg)(rng, flat_shape or shape, storage_dtype(cfg))
+    return values.reshape(shape)
+
+  return module.param("kernel", init)
+
+
+def bias(module, shape):
+  """Adds the parameter "bias", zeros at first; the arguments of `kernel`."""
+  zeros = nn.initializers.zeros_init()
+  return module.param("bias", zeros, shape, storage_dtype(module.config))
+
+
 def _gelu_erf_parts(x):
   """Returns gelu(x) and its derivative: the Gaussian's own distribution."""
   cdf = 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
@@ -102,7 +125,8 @@ def layer_norm(x, scale, bias, epsilon):
   return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
 
-def _last_axis(x, vector):
+def last_axis(x, vector):
+  """Returns a vector [D] in float32, shaped to be added to x [..., D]."""
   return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
 
 
@@ -116,7 +140,7 @@ def _layer_norm_forward(x, scale, bias, epsilon):
   else:
     variance = jnp.mean(jnp.square(wide - mean), -1, keepdims=True)
   rstd = jax.lax.rsqrt(variance + epsilon)
-  y = (wide - mean) * rstd * _last_axis(x, scale) + _last_axis(x, bias)
+  y = (wide - mean) * rstd * last_axis(x, scale) + last_axis(x, bias)
   return y.astype(x.dtype), (x, scale, mean, rstd)
 
 
@@ -128,7 +152,7 @@ def _layer_norm_backward(epsilon, residuals, grad):
   rows = tuple(range(x.ndim - 1))
   grad_scale = jnp.sum(grad * normal, rows).astype(scale.dtype)
   grad_bias = jnp.sum(grad, rows).astype(scale.dtype)
-  grad = grad * _last_axis(x, scale)
+  grad = grad * last_axis(x, scale)
   grad_x = rstd * (
     grad
     - jnp.mean(grad, -1, keepdims=True)
@@ -257,20 +281,11 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    cfg = self.config
     shape = x.shape[-2:] if self.heads else x.shape[-1:]
     flat = (math.prod(shape), self.features)
-    kernel = self.param(
-      "kernel",
-      lambda rng: kernel_init(cfg)(rng, flat, storage_dtype(cfg)).reshape(
-        *shape, self.features
-      ),
-    )
-    bias = self.param(
-      "bias", nn.initializers.zeros_init(), (self.features,), storage_dtype(cfg)
-    )
+    matrix = kernel(self, (*shape, self.features), flat).reshape(flat)
     x = x.reshape(x.shape[: x.ndim - len(shape)] + flat[:1])
-    return dense(x, kernel.reshape(flat), bias)
+    return dense(x, matrix, bias(self, (self.features,)))
 
 
 class LayerNorm(nn.Module):
@@ -289,10 +304,7 @@ class LayerNorm(nn.Module):
     scale = self.param(
       "scale", nn.initializers.ones_init(), shape, storage_dtype(cfg)
     )
-    bias = self.param(
-      "bias", nn.initializers.zeros_init(), shape, storage_dtype(cfg)
-    )
-    return layer_norm(x, scale, bias, cfg.layer_norm_eps)
+    return layer_norm(x, scale, bias(self, shape), cfg.layer_norm_eps)
 
 
 # `model.norm` -> the module that normalises.

@@ -1,1 +1,1 @@
-"""A trained model on new text."""
+"""Prediction: applies a trained model to new text."""

@@ -1,4 +1,4 @@
-"""A trained model on new text: one JSON object a line in, one a line out.
+"""Predicts with a trained model: reads and writes one JSON object a line.
 
 predictor = Predictor.load("bert-base-uncased", config)
 for answer in predictor([{"text": "Paris is the [MASK] of France."}]):
@@ -14,75 +14,51 @@ answer     question, context             answer, start, end, score
 tag        words, or text to split       words, labels
 choose     text, choices                 choice, scores
 
-An `id` is copied. Where a tagger was trained with task.context=document,
-neighbouring lines with the same `document` are one document. What cannot be
-used becomes {"error": ...} in its place.
+An `id` is copied to the answer. If a tagger was trained with
+task.context=document, neighbouring lines with the same `document` are read as
+one document. The answer to a line that cannot be used is {"error": ...}.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-import contextlib
-import dataclasses
-import json
 import logging
 import os
-import sys
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
 
 from bert_jax import weights
-from bert_jax.data import batch_keys
-from bert_jax.data import packing
 from bert_jax.data import task_batches
-from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import answers
 from bert_jax.kinds import table
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
+from bert_jax.prediction import records
 from bert_jax.prediction import settings as predict_settings
 from bert_jax.runtime import bars
-from bert_jax.runtime import files
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
-from bert_jax.tasks import features as task_features
 
 _log = logging.getLogger(__name__)
 
-# Lengths of rows, beside the model's longest: few, since each is a program to
-# compile. Shorter ones would gain nothing: several short texts share a row.
+# Row lengths besides the longest that the model takes. They are few, since the
+# model is compiled for each. Shorter rows would gain nothing, since several
+# short texts share a row.
 _ROW_LENGTHS = (128, 256)
-# A row has a slot for every so many tokens; shorter texts leave some unused.
-_TOKENS_A_SLOT = 8
-# What is read before it is computed and written: so many lines, or batches.
+# A window, which is read before it is computed and written, has at most this
+# many lines, or tokens for this many batches.
 _WINDOW_LINES = 4096
 _WINDOW_BATCHES = 32
 # Lines of one document, which are computed together and so held in memory.
 _DOCUMENT_LINES = 65536
 
-# --- the rows of a window ----------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-  """A batch of packed rows.
-
-  Attributes:
-    units: [N] of the features.
-    layout: where they lie.
-    batch: for the model.
-    is_mask: [B, L], the positions to predict.
-  """
-
-  units: np.ndarray
-  layout: packing.Layout
-  batch: dict[str, np.ndarray]
-  is_mask: np.ndarray
+# Batches of a window, each with its outputs, which may still be computed.
+_Launched = list[tuple[task_batches.PackedBatch, Any]]
 
 
 def _row_lengths(model: ModelConfig, seq_len: int) -> tuple[int, ...]:
-  """Lengths of the rows that sequences of a length are packed into."""
+  """Returns the row lengths for sequences of up to `seq_len` tokens."""
   longest = model.max_len
   program = programs.program_of(model)
   if not program.takes_bias:  # a kernel takes multiples of its unit alone
@@ -94,101 +70,12 @@ def _row_lengths(model: ModelConfig, seq_len: int) -> tuple[int, ...]:
   )
 
 
-def _num_rows(count: int, most: int, multiple: int) -> int:
-  """Rows of a batch for `count` of them: one of few numbers."""
-  size = most
-  while size > multiple and size // 4 >= count:
-    size = max(-(-size // 4 // multiple) * multiple, multiple)
-  return size
-
-
-def _lay_out(
-  features: task_features.Features,
-  row_lengths: Sequence[int],
-  batch_tokens: int,
-  multiple: int,
-  tokenizer: interface.Tokenizer,
-) -> Iterator[_Rows]:
-  """Packs sequences into batches, each into rows of the shortest length.
-
-  Args:
-    features: of a window.
-    row_lengths: ascending.
-    batch_tokens: of a batch, at most but for the multiple.
-    multiple: of the rows of a batch.
-    tokenizer: whose special tokens are in the features.
-  """
-  lengths = features.lengths
-  shorter = 0
-  for row_len in row_lengths:
-    units = np.flatnonzero((lengths > shorter) & (lengths <= row_len))
-    shorter = row_len
-    slots = max(1, row_len // _TOKENS_A_SLOT)
-    rows = task_batches.Rows(features, row_len, slots, tokenizer.pad_id)
-    whole = packing.pack(lengths[units], row_len, slots)
-    most = max(batch_tokens // row_len // multiple, 1) * multiple
-    for first in range(0, whole.num_rows, most):
-      count = min(most, whole.num_rows - first)
-      inside = (whole.row >= first) & (whole.row < first + count)
-      layout = packing.Layout(
-        whole.row[inside] - first,
-        whole.start[inside],
-        whole.slot[inside],
-        count,
-      )
-      size = _num_rows(count, most, multiple)
-      batch = rows.fill(units[inside], layout, size)
-      is_mask = batch["input_ids"] == tokenizer.mask_id
-      batch["masked_positions"] = _masked_positions(is_mask)
-      yield _Rows(units[inside], layout, batch, is_mask)
-
-
-def _masked_positions(is_mask: np.ndarray) -> np.ndarray:
-  """[B, L] bool -> [B, P] where they are, P a power of two."""
-  counts = is_mask.sum(axis=1)
-  slots = 1 << (int(max(counts.max(), 1)) - 1).bit_length()
-  _, dtype = batch_keys.MASKED["masked_positions"]
-  positions = np.zeros((len(is_mask), slots), dtype)
-  row, column = np.nonzero(is_mask)
-  first = np.cumsum(counts) - counts
-  positions[row, np.arange(len(row)) - first[row]] = column
-  return positions
-
-
-def _take(
-  rows: _Rows,
-  lengths: np.ndarray,
-  outputs: Mapping[str, np.ndarray],
-  levels: Mapping[str, str],
-) -> Iterator[tuple[int, answers.Outputs]]:
-  """(unit, its own outputs) of all units of a batch."""
-  for unit, row, start, slot in zip(
-    rows.units.tolist(),
-    rows.layout.row.tolist(),
-    rows.layout.start.tolist(),
-    rows.layout.slot.tolist(),
-    strict=True,
-  ):
-    end = start + lengths[unit]
-    before = np.count_nonzero(rows.is_mask[row, :start])
-    inside = np.count_nonzero(rows.is_mask[row, start:end])
-    places: dict[str, Any] = {
-      "sequence": (row, slot),
-      "token": (row, slice(start, end)),
-      "mask": (row, slice(before, before + inside)),
-    }
-    yield unit, {k: x[places[levels[k]]] for k, x in outputs.items()}
-
-
-# --- all of it ---------------------------------------------------------------
-
-
 class Predictor:
-  """A model that answers records.
+  """Answers records with a trained model.
 
   Attributes:
-    kind: what it predicts, a key of table.ANSWERERS.
-    tokenizer: its vocabulary.
+    kind: what the model predicts, a key of table.ANSWERERS.
+    tokenizer: the vocabulary of the model.
   """
 
   def __init__(
@@ -200,20 +87,20 @@ class Predictor:
   ):
     """Puts a model onto the devices.
 
-    What the run of the weights was evaluated with, such as its length and how
-    it answers questions, is used here, too, so that both give one answer.
+    The settings that the run of the weights was evaluated with, such as its
+    sequence length, are used here too, so that both give the same answers.
 
     Args:
       pretrained: the model, with its vocabulary.
       config: the whole configuration, as of configs/predict.py. Groups
         `predict` and `mesh` are read, and the keys of weights.SETTINGS.
-      name: of the model, for messages.
-      given: keys of the config that the user named, the more important first,
-        which win over what the run says; None = those of weights.SETTINGS that
-        are not None.
+      name: the name of the model, for messages.
+      given: the keys of the config that the user set, most important first.
+        They override the settings of the run. None means the keys of
+        weights.SETTINGS whose value is not None.
 
     Raises:
-      ValueError: the model lacks a part, or a setting cannot be.
+      ValueError: The model lacks a part, or a setting is out of range.
     """
     own = dict(pretrained.settings)
     if pretrained.seq_len:
@@ -223,7 +110,7 @@ class Predictor:
     asked = predict_settings.read(config, own, given)
     if pretrained.tokenizer is None:
       raise answers.PredictError(
-        f"{name} has no vocabulary; put its vocab.txt there"
+        f"{name} has no vocabulary; put its vocab.txt into that folder"
       )
     arithmetic: dict[str, Any] = {
       name: predict_settings.value_of([f"model.{name}"], config, own, given)
@@ -264,24 +151,24 @@ class Predictor:
     checkpoint: str = "",
     given: Sequence[str] | None = None,
   ) -> "Predictor":
-    """Reads a model.
+    """Reads a model and puts it onto the devices.
 
     Args:
-      path: what weights.read takes: a Hugging Face or Flax directory, a TF1
-        checkpoint or a workdir.
+      path: a path that weights.read accepts: a Hugging Face or Flax directory,
+        a TF1 checkpoint or a workdir.
       config: the whole configuration; see `__init__`.
-      checkpoint: of a workdir the step, as for `saved_steps.choose`.
+      checkpoint: the step of a workdir, as for `saved_steps.choose`.
       given: see `__init__`.
 
     Raises:
-      ValueError: there is no model, or it cannot do what is asked.
+      ValueError: There is no model, or it cannot predict what the config asks.
     """
     settings.check(config)  # before gigabytes are read
     predict_settings.read(config)
     return cls(weights.read(path, checkpoint), config, path, given)
 
   def _put_params(self, given: Any, rules: Any, name: str) -> Any:
-    """The parameters of the model on the mesh; zeros for heads not used."""
+    """Returns the parameters on the mesh, with zeros for unused heads."""
     wanted = jax.eval_shape(self._answerer.init_params)
     params, added, _ = weights.fit(given, wanted)
     if missing := [path for path in added if self._answerer.kind.needs(path)]:
@@ -296,23 +183,26 @@ class Predictor:
     )
 
   def __call__(self, given: Iterable[Mapping[str, Any]]) -> Iterator[dict]:
-    """Answers records, in their order, some thousand at a time.
+    """Answers records in their order, a few thousand at a time.
 
     Args:
-      given: with the fields of the kind; see the table at the top.
+      given: records with the fields of the kind; see the table at the top.
 
     Yields:
-      For each what was predicted, or {"error": ...}.
+      The prediction for each record, or {"error": ...}.
     """
     return self.run(
       (f"record {i}", record) for i, record in enumerate(given, 1)
     )
 
   def run(self, numbered: Iterable[tuple[str, Any]]) -> Iterator[dict]:
-    """The same for records with names, some of which are already wrong.
+    """Answers records that have names, some of which may hold an error.
 
     Args:
-      numbered: (what to call it in an error, record or RecordError).
+      numbered: (the name of the record in errors, the record or a RecordError).
+
+    Yields:
+      The prediction for each record, or {"error": ...}.
     """
     computing = None
     for window in self._windows(numbered):
@@ -326,10 +216,10 @@ class Predictor:
   def _windows(
     self, numbered: Iterable[tuple[str, Any]]
   ) -> Iterator[answers.Window]:
-    """Parses records and groups them.
+    """Parses records and groups them into windows.
 
-    What is read in one document is computed in one window, with the lines in
-    error that stand between its lines.
+    All lines of one document are in one window, together with the lines in
+    error between them.
     """
     limit = _WINDOW_BATCHES * self._batch_tokens
     window = answers.Window([], [])
@@ -383,35 +273,36 @@ class Predictor:
     if window.entries:
       yield window
 
-  def _launch(self, window: answers.Window) -> list[tuple[_Rows, Any]]:
-    """Starts to compute a window; the results come later."""
+  def _launch(self, window: answers.Window) -> _Launched:
+    """Starts the computation of a window without waiting for its outputs."""
     if not window.examples:
       return []
     window.features = self._answerer.features(window.examples)
     launched = []
     with jax.set_mesh(self._mesh):
-      for rows in _lay_out(
+      for packed in task_batches.pack_batches(
         window.features,
         self._row_lengths,
         self._batch_tokens,
         self._mesh.shape["data"] * self._mesh.shape["fsdp"],
         self.tokenizer,
       ):
-        batch = sharding.put_global_batch(rows.batch, self._place)
-        launched.append((rows, self._step(self._params, batch)))
+        batch = sharding.put_global_batch(packed.batch, self._place)
+        launched.append((packed, self._step(self._params, batch)))
     return launched
 
   def _finish(
-    self, window: answers.Window, launched: list[tuple[_Rows, Any]]
+    self,
+    window: answers.Window,
+    launched: _Launched,
   ) -> Iterator[dict]:
-    """Waits for a window, and writes its records."""
+    """Waits for the outputs of a window and yields its answers."""
     results: Iterator[dict] = iter(())
     if launched:
-      lengths = window.features.lengths
-      outputs: list[answers.Outputs] = [{}] * len(lengths)
-      for rows, on_device in launched:
+      outputs: list[answers.Outputs] = [{}] * len(window.features)
+      for packed, on_device in launched:
         arrays = jax.device_get(on_device)
-        for unit, output in _take(rows, lengths, arrays, self._answerer.levels):
+        for unit, output in packed.split(arrays, self._answerer.levels):
           _check_finite(output)
           outputs[unit] = output
       results = self._answerer.results(window, outputs)
@@ -432,12 +323,12 @@ def _too_long(name: str) -> answers.RecordError:
 def _refuse_document(
   window: answers.Window, names: Sequence[str], document: Any
 ) -> None:
-  """Makes the lines of the last document of a window lines in error.
+  """Replaces the lines of the last document of a window by errors.
 
   Args:
-    window: whose last examples are of this document, one a line.
-    names: of the lines of the window, for their errors.
-    document: as the examples have it.
+    window: its last examples belong to this document, one for each line.
+    names: the names of the lines of the window, for their errors.
+    document: the number of the document, as in the examples.
   """
   line = len(window.entries)
   while window.examples and window.examples[-1].document == document:
@@ -465,116 +356,44 @@ def predict(
   checkpoint: str = "",
   given: Sequence[str] | None = None,
 ) -> tuple[int, int]:
-  """Reads JSON lines, writes JSON lines.
+  """Answers a file of JSON lines by a file of JSON lines.
 
   Args:
     config: the whole configuration; see `Predictor`.
-    workdir: of the run, unless predict.model names a model.
+    workdir: the workdir of the run, unless predict.model names a model.
     source: a file of JSON objects; "-" or "" = standard input.
-    target: the file to write, whole or not at all; "-" or "" = standard
-      output.
-    checkpoint: of a workdir the step, as for `saved_steps.choose`.
-    given: keys of the config that the user named; see `Predictor`.
+    target: the file to write, which appears only when it is complete; "-" or ""
+      = standard output.
+    checkpoint: the step of a workdir, as for `saved_steps.choose`.
+    given: the keys of the config that the user set; see `Predictor`.
 
   Returns:
-    How many lines there were, and how many could not be used.
+    The number of lines, and the number of lines that could not be used.
 
   Raises:
-    ValueError: no model, or it cannot do what is asked.
+    ValueError: There is no model, or it cannot predict what the config asks.
   """
   path = config.predict.model or workdir
   if not path:
     raise answers.PredictError(
       "give --workdir=RUN, or --config=configs/predict.py:from=DIR"
     )
-  if "-" not in (source, target) and _is_one_file(source, target):
+  if "-" not in (source, target) and records.is_one_file(source, target):
     raise answers.PredictError(
       f"--output={target} is the input; name another file"
     )
   total = failed = 0
-  with _reading(source) as lines, _writing(target) as out:
+  with records.reading(source) as lines, records.writing(target) as out:
     predictor = Predictor.load(path, config, checkpoint, given)
     size = os.path.getsize(source) if os.path.isfile(source) else None
     watched = bars.track(lines, "predict", size, size=len)
-    for result in predictor.run(_parse_lines(watched)):
+    for result in predictor.run(records.parse_lines(watched)):
       total += 1
       failed += "error" in result
-      line = json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n"
-      # Half a character in an id becomes the escape that JSON has for it.
-      out.write(line.encode("utf-8", "backslashreplace"))
+      out.write(records.to_line(result))
     out.flush()
   if failed:
     _log.warning(
       "%d of %d lines could not be used; see their error", failed, total
     )
   return total, failed
-
-
-def _parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
-  """("line N", JSON value or error) of all that are not blank."""
-  for number, line in enumerate(lines, 1):
-    content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-    if not content.strip():
-      continue
-    value: Any
-    try:
-      value = json.loads(content.decode("utf-8"))
-      if isinstance(value, dict):
-        _check_id(value.get("id"))
-    except json.JSONDecodeError as error:
-      value = answers.RecordError(
-        f"{error.msg} at column {error.colno}; wanted a JSON object"
-      )
-    except answers.RecordError as error:
-      value = error
-    except (ValueError, RecursionError) as error:
-      value = answers.RecordError(f"{error}; wanted a JSON object")
-    yield f"line {number}", value
-
-
-def _check_id(value: Any) -> None:
-  """Raises RecordError if an id cannot be copied: NaN and Infinity are no JSON.
-
-  Python reads them, and numbers too large for it, such as 1e999, as infinite.
-  """
-  try:
-    json.dumps(value, allow_nan=False)
-  except (ValueError, RecursionError) as error:
-    raise answers.RecordError(
-      f"its id cannot be written as JSON: {error}; wanted strings and finite "
-      "numbers"
-    ) from error
-
-
-def _is_one_file(source: str, target: str) -> bool:
-  there = os.path.isfile(source) and os.path.isfile(target)
-  return there and os.path.samefile(source, target)
-
-
-@contextlib.contextmanager
-def _reading(source: str) -> Iterator[Iterable[bytes]]:
-  """A file's lines, or those of standard input."""
-  if source in ("", "-"):
-    if sys.stdin is None:
-      raise answers.PredictError("standard input is closed; give --input=FILE")
-    yield sys.stdin.buffer
-    return
-  if os.path.isdir(source):
-    raise answers.PredictError(f"--input={source} is a folder; name a file")
-  with open(source, "rb") as f:
-    yield f
-
-
-@contextlib.contextmanager
-def _writing(target: str) -> Iterator[BinaryIO]:
-  """A file that appears whole or not at all, or standard output."""
-  if target in ("", "-"):
-    if sys.__stdout__ is None:
-      raise answers.PredictError(
-        "standard output is closed; give --output=FILE"
-      )
-    sys.stdout.flush()
-    yield sys.stdout.buffer
-    return
-  with files.writing(target) as f:
-    yield f

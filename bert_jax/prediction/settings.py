@@ -1,7 +1,7 @@
-"""What predict decides before it reads a line: its own settings and the run's.
+"""The settings of a prediction: those of the user and those of the run.
 
-A model predicts with the settings that its run was evaluated with, so that both
-give one answer, unless the user asks for others.
+A model predicts with the settings that its run was evaluated with, so that
+predictions and evaluation agree, unless the user asks for others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from bert_jax.kinds import answers
 from bert_jax.kinds import table
 from bert_jax.runtime.settings import Config
 
-# Settings of a task that have another name in the group `predict`.
+# Settings of a task that have a name of their own in the group `predict`.
 _OWN_NAMES = {
   "has_null": "predict.allow_null",
   "null_threshold": "predict.null_threshold",
@@ -25,7 +25,7 @@ _NEEDED = (
 
 
 def asked_in(config: Config) -> list[str]:
-  """The settings of predict that a config file sets for every run.
+  """Returns the settings of prediction that a config file sets for every run.
 
   The keys of the group `predict` that have another name in the run are not set
   unless the user sets them. Other keys count only in a config that leaves some
@@ -60,23 +60,24 @@ def value_of(
   own: Mapping[str, Any],
   given: Sequence[str] | None,
 ) -> Any:
-  """The value of a setting that the run of some weights has decided already.
+  """Returns the value of a setting that the run of the weights also has.
 
-  What the user asked for comes first, then what the run says, then what the
-  config happens to hold.
+  A value that the user asked for comes first, then that of the run, then that
+  of the config.
 
   Args:
-    keys: names of the setting in a config, such as "predict.null_threshold" and
-      "task.null_threshold". All but the first are settings of a task: without
-      `task.name` they mean nothing, unless they are given.
+    keys: the names of the setting in a config, for example
+      "predict.null_threshold" and "task.null_threshold". All but the first are
+      settings of a task: they are ignored without `task.name`, unless they are
+      in `given`.
     config: the whole configuration.
-    own: key -> value, as the run says.
-    given: keys that the user named, of which the first that is one of `keys`
-      wins; None = what the first of `keys` holds, if it is not None, was asked
-      for.
+    own: the settings of the run, key -> value.
+    given: the keys that the user set, of which the first that is one of `keys`
+      wins; None means that the user set the first of `keys`, unless its value
+      is None.
 
   Returns:
-    The value; None where nothing says it.
+    The value; None if the setting has none anywhere.
   """
 
   def held(key):
@@ -111,15 +112,15 @@ def read(
   own: Mapping[str, Any] | None = None,
   given: Sequence[str] | None = None,
 ) -> answers.Settings:
-  """Reads the settings out of a whole configuration and what a run says.
+  """Reads the settings from a whole configuration and those of a run.
 
   Args:
     config: the whole configuration.
-    own: what the run of the weights says, key -> value.
+    own: the settings of the run of the weights, key -> value.
     given: as for `value_of`.
 
   Raises:
-    answers.PredictError: a key is missing.
+    answers.PredictError: A key is missing.
   """
 
   def find(*keys):
@@ -128,7 +129,7 @@ def read(
   predict = config.get("predict", {})
   if missing := [name for name in _NEEDED if name not in predict]:
     raise answers.PredictError(
-      f"the config has no predict.{missing[0]}: it is that of an older run; "
+      f"the config has no predict.{missing[0]}: it belongs to an older run; "
       "give --config=configs/predict.py:from=RUN"
     )
   of_task = {

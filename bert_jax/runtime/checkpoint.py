@@ -470,20 +470,19 @@ def _read_sound(
     problem = error
   several = jax.process_count() > 1 and not alone
   if not _all_agree(found is not None, several) or found is None:
-    reason = "another host says so"
+    reason = "another process could not read it; see its log"
     if problem:
       reason = checksums.first_line(problem)
     raise CheckpointError(
       f"checkpoint {folder} cannot be read: {reason}"
     ) from problem
-  values = checksums.sums(
-    **found
-  )  # by all hosts, whatever the first then reads
+  # All hosts compute the sums, though only the first compares them.
+  values = checksums.sums(**found)
   damage = ""
   if not several or jax.process_index() == 0:
     damage = checksums.find_damage(folder, values)
   if not _all_agree(not damage, several):
-    damage = damage or "process 0 says so; see its log"
+    damage = damage or "process 0 found it damaged; see its log"
     raise CheckpointError(f"checkpoint {folder} is damaged: {damage}")
   return found
 

@@ -39,18 +39,19 @@ def enable(asked: str, on_cpu: bool) -> str | None:
   Args:
     asked: "auto", "off" or a folder. With "auto" a folder that jax knows
       already, as from JAX_COMPILATION_CACHE_DIR, stays as it is.
-    on_cpu: the CPU computes, not an accelerator.
+    on_cpu: whether the CPU computes, not an accelerator.
 
   Returns:
-    The folder, None if nothing is kept.
+    The folder, or None if no program is kept.
 
   Raises:
-    ValueError: no name of a folder on this machine was given.
+    ValueError: `asked` is empty or a path such as gs://bucket/folder.
   """
   if not asked or "://" in asked:
     raise ValueError(
-      f"--compile_cache={asked} is no folder here; give one, auto or off (for "
-      "a bucket leave it out and set JAX_COMPILATION_CACHE_DIR)"
+      f"--compile_cache={asked} is not a folder of this machine; "
+      "give one, auto or off (for a bucket, leave it out and set "
+      "JAX_COMPILATION_CACHE_DIR)"
     )
   if asked == OFF:
     jax.config.update("jax_enable_compilation_cache", False)
@@ -96,7 +97,7 @@ def choose_folder(asked: str, on_cpu: bool) -> pathlib.Path | None:
 
   Args:
     asked: "auto" or a folder.
-    on_cpu: the CPU computes, not an accelerator.
+    on_cpu: whether the CPU computes, not an accelerator.
   """
   if asked != AUTO:
     folder = pathlib.Path(asked).expanduser().absolute()

@@ -260,7 +260,7 @@ def read_json(
 
 
 def file_hash(path: str) -> str:
-  """SHA-256 of a file."""
+  """Returns the SHA-256 of a file, in hexadecimal."""
   with open(path, "rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
 

@@ -16,13 +16,13 @@ from bert_jax.runtime import signals
 
 
 def has_tpu() -> bool:
-  """Whether there are a TPU and the library that drives it."""
+  """Returns whether this machine has a TPU and the library that drives it."""
   found = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
   return bool(found and importlib.util.find_spec("libtpu"))
 
 
 def computes_on_cpu() -> bool:
-  """Whether jax will compute on the CPU."""
+  """Returns whether jax will compute on the CPU."""
   if os.environ.get("JAX_PLATFORMS") == "cpu":
     return True
   plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
@@ -53,6 +53,6 @@ def restart_with_huge_pages() -> None:
     and platform.libc_ver()[0] == "glibc"
     and environ != dict(os.environ)
   ):
-    # Or the new program would meet them before it can handle them.
+    # The new program must get no signal before it can handle it.
     signals.hold()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)

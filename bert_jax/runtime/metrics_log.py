@@ -35,11 +35,11 @@ class MetricsLog:
     A run that was killed and is resumed thus has no step twice.
 
     Args:
-      workdir: of the run.
-      start_step: the step that the run goes on from.
-      tensorboard: also write event files, if tensorboardX is installed.
-      config: of the run, as in run.json, for TensorBoard's table of runs.
-      metrics: that the table is to show.
+      workdir: the folder of the run.
+      start_step: the step from which the run is resumed.
+      tensorboard: whether to write event files, too; needs tensorboardX.
+      config: the config as in run.json, for TensorBoard's table of runs.
+      metrics: the names of the metrics that this table is to show.
     """
     path = os.path.join(workdir, "metrics.jsonl")
     self._bad_steps = os.path.join(workdir, "bad_steps.jsonl")
@@ -58,7 +58,7 @@ class MetricsLog:
 
     Args:
       step: the start step.
-      prefix: of a key in the line, such as "eval/".
+      prefix: the first part of a key in the line, such as "eval/".
     """
     return any(
       row["step"] == step and any(key.startswith(prefix) for key in row)
@@ -102,7 +102,8 @@ class _Board:
 
     Args:
       folder: where the files of earlier sessions are.
-      first_step: values of this step and later ones in those files are void.
+      first_step: TensorBoard ignores values of this step and later ones in
+        those files.
     """
     from tensorboardX import record_writer  # slow: only where it is used
     from tensorboardX.proto import event_pb2

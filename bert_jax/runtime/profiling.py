@@ -45,9 +45,10 @@ class Profile:
   """Starts a trace before the first step asked for, stops it after the last.
 
   Devices finish what they were doing before the trace begins, and the last
-  step before it ends, so that whole steps are in it and no others. Evaluations
-  and checkpoints between them are in it, too. A run that goes on behind the
-  last step traces nothing; between the two, what is left.
+  step before it ends, so that the trace holds whole steps and no others.
+  Evaluations and checkpoints between these steps are part of it. A run that is
+  resumed between the two steps traces the remaining ones; a run that is resumed
+  after the last step traces nothing.
   """
 
   def __init__(

@@ -1,4 +1,4 @@
-"""Whether a run may go on in a workdir."""
+"""Decides whether a run may be resumed in a workdir."""
 
 from collections.abc import Collection
 import os
@@ -13,14 +13,14 @@ def check_workdir(
   """Checks that a run may go on in a workdir, or start in it.
 
   Args:
-    workdir: of the run.
-    run: what is asked for, from `runs.describe`.
-    free_keys: names of keys that may differ, beside those that a resumed run
-      may change.
+    workdir: the folder of the run.
+    run: the facts of the run that is asked for, from `runs.describe`.
+    free_keys: the names of keys that may differ, beside those that a resumed
+      run may change.
 
   Raises:
-    runs.RunError: run.json there has another config or other data; says what
-      differs.
+    runs.RunError: run.json there has another config or other data; the message
+      says what differs.
   """
   if not runs.exists(workdir):
     for name in ("checkpoints", "best"):
@@ -54,8 +54,8 @@ def other_code(workdir: str, run: dict) -> str:
   """Returns what differs in code between a run and this process, or "".
 
   Args:
-    workdir: of the run.
-    run: from `describe`.
+    workdir: the folder of the run.
+    run: the facts of this process, from `runs.describe`.
   """
   if not runs.exists(workdir):
     return ""

@@ -1,7 +1,7 @@
 """Ends a process of a job of several that has stopped making progress.
 
-Whoever makes progress notes it by `note`; a thread looks whether the last note
-has become too old. In a process that nobody watches, notes cost nothing.
+Code that makes progress calls `note`. A thread checks whether the last note has
+become too old. In a process without a watchdog, notes cost nothing.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ class Watchdog:
   """A context in which progress has to be noted.
 
   Attributes:
-    max_secs: the longest time without a note that is allowed; 0 = any.
+    max_secs: the longest time that is allowed without a note; 0 = no limit.
   """
 
   def __init__(

@@ -93,11 +93,10 @@ class Costs:
     Raises:
       ValueError: the config or the data of the trial cannot be used.
     """
+    # These modules load jax, which a sweep itself does without.
     from bert_jax.runtime import sharding
     from bert_jax.training import checks
-    from bert_jax.training import (
-      jobs,  # loads jax, which a sweep itself does without
-    )
+    from bert_jax.training import jobs
 
     key = one.program()
     if key in self._flops:

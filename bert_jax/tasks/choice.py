@@ -11,15 +11,15 @@ from typing import Any
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
 
-# (row, PATH:LINE) -> the pairs of texts, one a choice.
-_Pairs = Callable[[Mapping[str, Any], str], tuple[tuple[str, str], ...]]
+# (task, row, PATH:LINE) -> the pairs of texts, one for each choice.
+_Pairs = Callable[[Any, Mapping[str, Any], str], tuple[tuple[str, str], ...]]
 
 
 def choice_label(value: Any, num_choices: int, where: str) -> int:
-  """The number of the right choice, 0 = the first.
+  """Returns the number of the right choice, counted from 0.
 
   Raises:
-    spec.TaskError: no whole number, or none of the choices.
+    spec.TaskError: The label is not an integer, or not one of the choices.
   """
   try:
     # Not int(): that reads 1.7 and True as 1.
@@ -38,41 +38,36 @@ def choice_label(value: Any, num_choices: int, where: str) -> int:
 
 def make_reader(
   pairs_of: _Pairs, id_column: str = "", names: Sequence[str] = ()
-) -> Callable[[spec.Task, str, str], list[spec.ChoiceExample]]:
-  """Makes the reader of a task's files: CSV, TSV or a JSON object a line.
+) -> Callable[..., list[spec.ChoiceExample]]:
+  """Makes the reader of a task's files: CSV, TSV or one JSON object a line.
 
   Args:
-    pairs_of: (row, PATH:LINE) -> pairs of texts.
-    id_column: the column that numbers the rows, "" = they are counted.
-    names: of the columns, where the files have no header.
+    pairs_of: (task, row, PATH:LINE) -> pairs of texts.
+    id_column: the column that holds the ids; "" means that rows are counted.
+    names: the names of the columns, for files without a header line.
   """
 
-  def read(task: spec.Task, path: str, split: str) -> list[spec.ChoiceExample]:
-    examples = []
-    for number, (where, row) in enumerate(tables.read_rows(path, names)):
-      pairs = pairs_of(row, where)
-      label = None
-      if split not in task.test_splits or row.get(task.label) not in (None, ""):
-        value = tables.field(row, task.label, where)
-        label = choice_label(value, len(pairs), where)
-      examples.append(
-        spec.ChoiceExample(str(row.get(id_column, number)), pairs, label)
-      )
-    return examples
+  def example(task, split, where, id, row):
+    pairs = pairs_of(task, row, where)
+    label = None
+    if not tables.lacks_label(task, row, split):
+      value = tables.field(row, task.label, where)
+      label = choice_label(value, len(pairs), where)
+    return spec.ChoiceExample(id, pairs, label)
 
-  return read
+  return tables.make_reader(example, id_column, names)
 
 
-def _swag_pairs(row, where) -> tuple[tuple[str, str], ...]:
-  """The first sentence with the start of the second and each of its ends."""
+def _swag_pairs(task, row, where) -> tuple[tuple[str, str], ...]:
+  """Pairs the first sentence with each completion of the second."""
   start = tables.text_field(row, "sent2", where)
   first = tables.text_field(row, "sent1", where)
   ends = [tables.text_field(row, f"ending{i}", where) for i in range(4)]
   return tuple((first, f"{start} {end}") for end in ends)
 
 
-def _hellaswag_pairs(row, where) -> tuple[tuple[str, str], ...]:
-  """The whole sentences of the context with the rest and each ending."""
+def _hellaswag_pairs(task, row, where) -> tuple[tuple[str, str], ...]:
+  """Pairs the full sentences of the context with each completed rest."""
   first = tables.text_field(row, "ctx_a", where)
   start = tables.text_field(row, "ctx_b", where)
   ends = tables.field(row, "endings", where)
@@ -84,7 +79,7 @@ def _hellaswag_pairs(row, where) -> tuple[tuple[str, str], ...]:
 def _hellaswag_record(
   task: spec.Task, split: str, number: int, record: Mapping[str, Any]
 ) -> spec.ChoiceExample:
-  """The context with each ending; TFDS joins the two parts of the context."""
+  """Pairs the context, which TFDS joins into one text, with each ending."""
   del split
   where = f"{task.tfds}, record {number}"
   context = tables.text_field(record, "context", where)
@@ -98,8 +93,8 @@ def _hellaswag_record(
   )
 
 
-def _codah_pairs(row, where) -> tuple[tuple[str, str], ...]:
-  """The prompt with each completion."""
+def _codah_pairs(task, row, where) -> tuple[tuple[str, str], ...]:
+  """Pairs the prompt with each completion."""
   prompt = tables.text_field(row, "prompt", where)
   return tuple(
     (prompt, tables.text_field(row, f"choice{i}", where)) for i in range(4)

@@ -1,9 +1,10 @@
 """GLUE: nine tasks on texts and pairs of texts, and its diagnostic set.
 
-Labels are in the order of the original code where it has the task, else in
-that of the files' own numbers. TFDS and Hugging Face number MNLI and AX as
-entailment, neutral, contradiction; `tfds_labels` says so, and a head trained
-there needs its columns in another order here. All other tasks agree.
+Labels are in the order of the original code if it has the task, and otherwise
+in the order of the files' own numbers. TFDS and Hugging Face number MNLI and AX
+as entailment, neutral, contradiction; `tfds_labels` holds that order, and the
+outputs of a head that was trained there must be reordered here. All other tasks
+agree.
 
 Source: https://aclanthology.org/W18-5446;
   google-research/bert run_classifier.py:208-374
@@ -23,7 +24,7 @@ _PAPER = "https://aclanthology.org/W18-5446"
 _COLA_COLUMNS = ("source", "label", "mark", "sentence")
 _MAX_SCORE = 5.0
 
-# Names of the column that numbers the rows, in the files that have one.
+# Possible names of the column that numbers the rows, if a file has one.
 _ID_COLUMNS = ("index", "id")
 
 
@@ -34,9 +35,9 @@ def make_reader(
   """Makes the reader of a task's TSV files.
 
   Args:
-    no_header: split -> names of its columns, where the file has no header.
-    skip_broken: leave out rows with a wrong number of columns, as readers of
-      QQP always did, and log how many.
+    no_header: split -> the names of its columns, for files without a header.
+    skip_broken: whether rows with a wrong number of columns are left out and
+      counted in the log, as is usual for QQP.
   """
   names_of = no_header or {}
 
@@ -57,9 +58,9 @@ def make_reader(
 
 
 def _ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """The numbers that a file gives its rows, else their places.
+  """Returns the ids that a file gives its rows, or else their positions.
 
-  Copies of SST-2 are around in which every row of the test file has number 0.
+  In some copies of SST-2 every row of the test file has the id 0.
   """
   for name in _ID_COLUMNS:
     ids = [row[name] for row in rows if name in row]
@@ -75,25 +76,20 @@ def _example(
   where: str,
   needs_label: bool,
 ) -> spec.PairExample:
-  texts = [tables.text_field(row, name, where) for name in task.text]
+  texts = tables.text_pair(row, task.text, where)
   label: int | float | None = None
   if needs_label or row.get(task.label):
     label = parse_label(task, tables.text_field(row, task.label, where), where)
     if not task.labels and not 0 <= label <= _MAX_SCORE:
       raise spec.TaskError(f"{where}: score {label} is not between 0 and 5")
-  return spec.PairExample(
-    id=id,
-    text_a=texts[0],
-    text_b=texts[1] if len(texts) > 1 else None,
-    label=label,
-  )
+  return spec.PairExample(id, *texts, label)
 
 
 def parse_label(task: spec.Task, text: str, where: str) -> int | float:
-  """The id of a label, or a score.
+  """Returns the id of a label, or a score.
 
   Raises:
-    spec.TaskError: an unknown label, or a score that is no finite number.
+    spec.TaskError: The label is unknown, or the score is not a finite number.
   """
   if task.labels:
     return spec.label_id(task, text, where)
@@ -107,26 +103,22 @@ def parse_label(task: spec.Task, text: str, where: str) -> int | float:
 
 
 def _record_reader(*names: str) -> Callable[..., spec.PairExample]:
-  """Makes the reader of TFDS records with these fields as texts."""
+  """Makes the reader of TFDS records whose texts are in these fields."""
 
   def read(
     task: spec.Task, split: str, number: int, record: Mapping[str, Any]
   ) -> spec.PairExample:
     del split
     where = f"{task.tfds}, record {number}"
-    texts = [tables.text_field(record, name, where) for name in names]
+    texts = tables.text_pair(record, names, where)
     value = tables.field(record, "label", where)
     label: int | float | None = None
     if not task.labels:
       label = float(value) if value >= 0 else None
     elif value >= 0:
       label = task.labels.index((task.tfds_labels or task.labels)[int(value)])
-    return spec.PairExample(
-      id=str(int(record["idx"])) if "idx" in record else str(number),
-      text_a=texts[0],
-      text_b=texts[1] if len(texts) > 1 else None,
-      label=label,
-    )
+    id = str(int(record.get("idx", number)))
+    return spec.PairExample(id, *texts, label)
 
   return read
 
@@ -144,7 +136,7 @@ def _row(
   record: tuple[str, ...] = (),
   **others: Any,
 ) -> spec.Task:
-  """A task with the splits and the file names that most have."""
+  """Makes a task with the splits and file names that most GLUE tasks have."""
   files = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
   facts: dict[str, Any] = {
     "kind": "classify",

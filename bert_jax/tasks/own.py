@@ -125,69 +125,41 @@ def find_train(folder: str) -> str:
   return ""
 
 
-def optional_label(
-  task: spec.Task,
-  row: Mapping[str, Any],
-  where: str,
-  split: str,
+def pair_reader(
+  parse: Callable[[spec.Task, Any, str], Any],
   missing: tuple[Any, ...] = (None, ""),
-) -> Any:
-  """Returns the label of a row; None where a test split has none.
+) -> Callable[..., list[spec.PairExample]]:
+  """Makes a reader of texts or pairs of texts with a label each.
 
   Args:
-    task: names the column.
-    row: of a file.
-    where: file and line, for errors.
-    split: that the file is.
-    missing: what a column without a label holds.
+    parse: (task, value of the label's column, "PATH:LINE") -> label.
+    missing: the values that stand for a missing label.
   """
-  if split in task.test_splits and row.get(task.label) in missing:
-    return None
-  return tables.field(row, task.label, where)
+
+  def example(task, split, where, id, row):
+    texts = tables.text_pair(row, task.text, where)
+    label = None
+    if not tables.lacks_label(task, row, split, missing):
+      value = tables.field(row, task.label, where)
+      label = None if value is None else parse(task, value, where)
+    return spec.PairExample(id, *texts, label)
+
+  return tables.make_reader(example)
 
 
-def read_pairs(
-  task: spec.Task,
-  path: str,
-  split: str,
-  columns: Sequence[str] = (),
-  parse: Callable[..., Any] = lambda task, value, where: glue.parse_label(
-    task,
-    str(value),
-    where,  # JSON has numbers and truth values too
-  ),
-  missing: tuple[Any, ...] = (None, ""),
-) -> list[spec.PairExample]:
-  """Reads texts or pairs of texts with a label each.
-
-  Args:
-    task: names the columns.
-    path: of the file.
-    split: that it is.
-    columns: names of all columns, for files without a header line.
-    parse: (task, value, PATH:LINE) -> label.
-    missing: what a column without a label holds.
-  """
-  examples = []
-  for number, (where, row) in enumerate(tables.read_rows(path, columns)):
-    texts = [tables.text_field(row, name, where) for name in task.text]
-    value = optional_label(task, row, where, split, missing)
-    label = None if value is None else parse(task, value, where)
-    second = texts[1] if len(texts) > 1 else None
-    examples.append(spec.PairExample(str(number), texts[0], second, label))
-  return examples
+# JSON may hold the label as a number or a truth value.
+read_pairs = pair_reader(
+  lambda task, value, where: glue.parse_label(task, str(value), where)
+)
 
 
-def read_choices(task, path, split, columns) -> list[spec.ChoiceExample]:
-  """Reads a text and its choices, of which one fits."""
+def _choice_pairs(task, row, where) -> tuple[tuple[str, str], ...]:
+  """Pairs the first text with each of the choices."""
+  first, *choices = (tables.text_field(row, name, where) for name in task.text)
+  return tuple((first, second) for second in choices)
 
-  def pairs_of(row, where):
-    first, *choices = (
-      tables.text_field(row, name, where) for name in task.text
-    )
-    return tuple((first, second) for second in choices)
 
-  return choice.make_reader(pairs_of, names=columns)(task, path, split)
+read_choices = choice.make_reader(_choice_pairs)
 
 
 def _is_table(path: str) -> bool:
@@ -199,22 +171,27 @@ def read_tags(task, path, split, columns) -> list[spec.TagExample]:
   """Reads sentences with a tag for each word."""
   if not _is_table(path):
     return ner.make_reader()(task, path, split)
-  examples = []
-  for number, (where, row) in enumerate(tables.read_rows(path, columns)):
-    words = _list(tables.field(row, task.text[0], where), where)
-    value = optional_label(task, row, where, split)
-    labels = None
-    if value is not None:
-      tags = _list(value, where)
-      if len(tags) != len(words):
-        raise spec.TaskError(
-          f"{where}: {len(tags)} tags for {len(words)} words"
-        )
-      labels = ner.to_iob2(tags, "auto", [where] * len(words))
-      for tag in labels if task.labels else ():
-        spec.label_id(task, tag, where)
-    examples.append(spec.TagExample(str(number), tuple(words), labels, number))
-  return examples
+  return tables.make_reader(_tag_example)(task, path, split, columns)
+
+
+def _tag_example(task, split, where, id, row) -> spec.TagExample:
+  words = _list(tables.field(row, task.text[0], where), where)
+  labels = None
+  if not tables.lacks_label(task, row, split):
+    value = tables.field(row, task.label, where)
+    labels = None if value is None else _tags(task, value, len(words), where)
+  # Each row is a document of its own.
+  return spec.TagExample(id, tuple(words), labels, int(id))
+
+
+def _tags(task, value, num_words, where) -> tuple[str, ...]:
+  tags = _list(value, where)
+  if len(tags) != num_words:
+    raise spec.TaskError(f"{where}: {len(tags)} tags for {num_words} words")
+  labels = ner.to_iob2(tags, "auto", [where] * num_words)
+  for tag in labels if task.labels else ():
+    spec.label_id(task, tag, where)
+  return labels
 
 
 def _list(value: Any, where: str) -> list[str]:
@@ -235,35 +212,32 @@ def read_spans(task, path, split, columns) -> list[spec.SpanExample]:
   """Reads questions on a text, which holds the answer."""
   if path.lower().endswith(".json"):
     return qa.make_reader(strict=True)(task, path, split)
+  return tables.make_reader(_span_example, "id")(task, path, split, columns)
+
+
+def _span_example(task, split, where, id, row) -> spec.SpanExample:
   question_column, context_column = task.text
-  examples = []
-  for number, (where, row) in enumerate(tables.read_rows(path, columns)):
-    context = tables.text_field(row, context_column, where)
-    # No text means that there is no answer.
-    answer = optional_label(task, row, where, split, missing=(None,))
-    answers: tuple[tuple[str, int], ...] = ()
-    if answer == "" and not task.has_null:
-      raise spec.TaskError(
-        f"{where}: no answer; set has_null where questions may have none"
-      )
-    if answer:
-      found = qa.locate(str(answer), _start(row, where), context)
-      if found is None:
-        raise spec.TaskError(
-          f"{where}: answer {answer!r} is not in its {context_column}; an"
-          " answer is a stretch of that text"
-        )
-      answers = (found,)
-    examples.append(
-      spec.SpanExample(
-        str(row.get("id", number)),
-        tables.text_field(row, question_column, where),
-        context,
-        answers,
-        is_impossible=answer is not None and not answers,
-      )
+  context = tables.text_field(row, context_column, where)
+  answer = None
+  # An empty text means that there is no answer.
+  if not tables.lacks_label(task, row, split, missing=(None,)):
+    answer = tables.field(row, task.label, where)
+  answers: tuple[tuple[str, int], ...] = ()
+  if answer == "" and not task.has_null:
+    raise spec.TaskError(
+      f"{where}: no answer; set has_null where questions may have none"
     )
-  return examples
+  if answer:
+    found = qa.locate(str(answer), _start(row, where), context)
+    if found is None:
+      raise spec.TaskError(
+        f"{where}: answer {answer!r} is not in its {context_column}; an"
+        " answer is a stretch of that text"
+      )
+    answers = (found,)
+  question = tables.text_field(row, question_column, where)
+  is_impossible = answer is not None and not answers
+  return spec.SpanExample(id, question, context, answers, is_impossible)
 
 
 def _start(row: Mapping[str, Any], where: str) -> int:

@@ -50,6 +50,11 @@ class PairExample(_Labelled):
   text_b: str | None
   label: int | float | tuple[int, ...] | None
 
+  @property
+  def pairs(self) -> tuple[tuple[str, str | None], ...]:
+    """The one text or pair, in the form that several choices have."""
+    return ((self.text_a, self.text_b),)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChoiceExample(_Labelled):

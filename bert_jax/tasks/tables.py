@@ -1,12 +1,12 @@
-"""Lines, columns, JSON and TFDS records of task data.
+"""Reads the files of task data: lines, tables, JSON and TFDS records.
 
 Every error names the file and the line, and says what to change. Text is UTF-8
-with or without a byte order mark; lines end in LF or CR LF, and a last one that
-does not is told, since a text that was cut off looks so. A quote is a character
-like any other in a TSV, and quotes a field in a CSV.
+with or without a byte order mark, and lines end in LF or CR LF. A last line
+without an end is logged, since the file may be truncated. A quote is an
+ordinary character in a TSV file, and quotes a field in a CSV file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import csv
 import io
 import json
@@ -25,15 +25,15 @@ _log = logging.getLogger(__name__)
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 _TFDS = "tfds:"
-_BLOCK = 1000  # records read at once
+_BLOCK = 1000  # records that are read at once
 
 
 def read_text(path: str) -> str:
-  """The text of a file.
+  """Returns the text of a file.
 
   Raises:
-    spec.TaskError: it cannot be read, is empty or is not UTF-8.
-    files.FilesError: it is a FIFO or device.
+    spec.TaskError: The file cannot be read, is empty or is not UTF-8.
+    files.FilesError: The file is a FIFO or a device.
   """
   files.check_readable(path)
   try:
@@ -54,9 +54,9 @@ def read_text(path: str) -> str:
 
 
 def read_lines(path: str) -> list[str]:
-  """The lines of a file without their ends; blank ones at its end are cut.
+  """Returns the lines of a file without line ends and trailing blank lines.
 
-  Not str.splitlines(): a line separator (U+2028) is text here.
+  Unlike str.splitlines(), a line separator (U+2028) counts as text.
   """
   lines = read_text(path).rstrip("\r\n").split("\n")
   return [line.removesuffix("\r") for line in lines]
@@ -65,19 +65,19 @@ def read_lines(path: str) -> list[str]:
 def read_rows(
   path: str, names: Sequence[str] = (), skip_broken: bool = False
 ) -> list[tuple[str, Mapping[str, Any]]]:
-  """The rows of a table: TSV, CSV (.csv) or a JSON object a line (.jsonl).
+  """Reads the rows of a table: TSV, CSV (.csv) or JSON lines (.jsonl).
 
   Args:
-    path: the ending decides the format; what is neither CSV nor JSON is TSV.
-    names: of the columns, where the file has no header line.
-    skip_broken: leave out rows with too few or too many columns, but for a
-      last one that does not end: there the file was cut off.
+    path: the file; its extension decides the format, which is TSV by default.
+    names: the names of the columns, for files without a header line.
+    skip_broken: whether rows with too few or too many columns are left out. A
+      last row without a line end still raises, since the file is truncated.
 
   Returns:
     For each row "PATH:LINE" and its fields by name.
 
   Raises:
-    spec.TaskError: a row with too few or too many columns, or none at all.
+    spec.TaskError: A row has too few or too many columns, or there is no row.
   """
   ending = os.path.splitext(path)[1].lower()
   if ending in JSON_LINES:
@@ -111,7 +111,7 @@ def read_rows(
 
 
 def warn_of_cut(path: str) -> None:
-  """Says that the last line of a file does not end."""
+  """Logs that the last line of a file has no line end."""
   _log.warning(
     "%s: its last line does not end; if the file was cut off, fetch it again",
     path,
@@ -149,10 +149,10 @@ def _json_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def field(row: Mapping[str, Any], name: str, where: str) -> Any:
-  """A field of a row.
+  """Returns a field of a row.
 
   Raises:
-    spec.TaskError: there is no such column; names those that there are.
+    spec.TaskError: There is no such column; the message lists the columns.
   """
   try:
     return row[name]
@@ -163,7 +163,7 @@ def field(row: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
-  """A field of a row that must be text."""
+  """Returns a field of a row that must be text."""
   value = field(row, name, where)
   if isinstance(value, bytes):
     return value.decode("utf-8")
@@ -172,11 +172,66 @@ def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
   return value
 
 
+def text_pair(
+  row: Mapping[str, Any], names: Sequence[str], where: str
+) -> tuple[str, str | None]:
+  """Returns one or two text fields of a row; None for a missing second one."""
+  texts = [text_field(row, name, where) for name in names]
+  return texts[0], texts[1] if len(texts) > 1 else None
+
+
+def lacks_label(
+  task: spec.Task,
+  row: Mapping[str, Any],
+  split: str,
+  missing: tuple[Any, ...] = (None, ""),
+) -> bool:
+  """Returns whether a row of a test split comes without its label.
+
+  Args:
+    task: names the column of the label.
+    row: the fields of the row by name.
+    split: the split that the row belongs to.
+    missing: the values that stand for a missing label.
+  """
+  return split in task.test_splits and row.get(task.label) in missing
+
+
+def make_reader(
+  make_example: Callable[..., Any],
+  id_column: str | None = None,
+  names: Sequence[str] = (),
+) -> Callable[..., list[Any]]:
+  """Makes a reader of tables that turns each row into one example.
+
+  Args:
+    make_example: (task, split, "PATH:LINE", id, row) -> example.
+    id_column: the column that holds the ids; rows are numbered from 0 if it is
+      None or the table has no such column.
+    names: the names of the columns, for files without a header line.
+
+  Returns:
+    A function (task, path, split, columns) -> examples, where `columns` does
+    for one call what `names` does for all.
+  """
+
+  def read(
+    task: spec.Task, path: str, split: str, columns: Sequence[str] = ()
+  ) -> list[Any]:
+    examples = []
+    for number, (where, row) in enumerate(read_rows(path, columns or names)):
+      id = number if id_column is None else row.get(id_column, number)
+      examples.append(make_example(task, split, where, str(id), row))
+    return examples
+
+  return read
+
+
 def read_json(path: str) -> Any:
-  """The value of a JSON file.
+  """Returns the value of a JSON file.
 
   Raises:
-    spec.TaskError: it is broken off or is no JSON.
+    spec.TaskError: The file is truncated or is not JSON.
   """
   text = read_text(path)
   try:
@@ -188,23 +243,23 @@ def read_json(path: str) -> Any:
 
 
 def is_tfds(folder: str) -> bool:
-  """Whether a location means prepared TFDS data, as in `tfds:DIR`."""
+  """Returns whether a location is prepared TFDS data, as in `tfds:DIR`."""
   return folder.startswith(_TFDS)
 
 
 def read_records(
   task: spec.Task, location: str, split: str
 ) -> Iterator[Mapping[str, Any]]:
-  """The records of prepared TFDS data, read without TensorFlow.
+  """Reads the records of prepared TFDS data, without TensorFlow.
 
   Args:
-    task: has the name of the builder.
-    location: `tfds:DIR`; DIR is the folder of prepared data itself, or the
-      one that holds all of it ("" = ~/tensorflow_datasets).
-    split: one of the task's.
+    task: names the TFDS builder.
+    location: `tfds:DIR`, where DIR is the folder of the prepared data set or
+      the folder of all data sets ("" = ~/tensorflow_datasets).
+    split: a split of the task.
 
   Raises:
-    spec.TaskError: not prepared; says how to prepare it.
+    spec.TaskError: The data is not prepared; the message says how to do it.
   """
   root = location.removeprefix(_TFDS)
   folder = _prepared_folder(task, root)
@@ -231,7 +286,7 @@ def read_records(
 def _in_blocks(
   builder: Any, split: str, folder: str
 ) -> Iterator[Mapping[str, Any]]:
-  """The records of a split; one at a time they come ten times slower."""
+  """Reads the records of a split in blocks, ten times faster than singly."""
   try:
     with corpus.naming_tfds(folder):
       source = builder.as_data_source(split=split)
@@ -244,7 +299,7 @@ def _in_blocks(
 
 
 def _prepared_folder(task: spec.Task, root: str) -> str:
-  """The folder with the dataset_info.json of the newest version."""
+  """Returns the folder of the newest version of the prepared data."""
   if not task.tfds:
     raise spec.TaskError(
       f"task {task.name} has no TFDS builder; give a folder with its files"

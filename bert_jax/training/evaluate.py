@@ -1,4 +1,4 @@
-"""Scores a model on a whole held-out split, whatever the batch and the mesh."""
+"""Scores a model on a held-out split, for any batch size and mesh."""
 
 import logging
 import os
@@ -31,22 +31,22 @@ def evaluate(
 ) -> dict[str, float]:
   """Evaluates a saved step of a run on its held-out split.
 
-  With a workdir that holds no run the weights of `init_from` are evaluated as
-  they are, their head included.
+  If the workdir holds no run, the weights of `init_from` are evaluated as they
+  are, with their head.
 
   Args:
-    config: the run's configuration, evaluation settings changed at will.
-    workdir: of the run.
-    output: a JSON file to write; None = workdir/evaluation.json.
-    checkpoint: which step, "best", "newest" or its number; "" = the best where
-      the run keeps one, else the newest. See `saved_steps.choose`.
+    config: the configuration of the run; evaluation settings may differ.
+    workdir: the workdir of the run.
+    output: the JSON file to write; None means workdir/evaluation.json.
+    checkpoint: the step: "best", "newest" or its number; "" means the best step
+      if the run keeps one, and otherwise the newest. See `saved_steps.choose`.
 
   Returns:
-    eval/NAME of every metric.
+    The value of every metric, by the key eval/NAME.
 
   Raises:
-    ValueError: no run, no checkpoint, or a config that does not fit it; or
-      the weights have no head for the task.
+    ValueError: There is no run or no checkpoint, the config does not fit the
+      run, or the weights have no head for the task.
   """
   settings.check(config)
   check_workdir(workdir)
@@ -92,14 +92,14 @@ def evaluate(
 
 
 def check_workdir(workdir: str) -> None:
-  """Refuses a workdir that can never be evaluated, whatever the config.
+  """Raises an error for a workdir that no config can evaluate.
 
   Args:
-    workdir: of --workdir, which need not exist yet.
+    workdir: the value of --workdir; the folder need not exist yet.
 
   Raises:
-    ValueError: no checkpoint can be kept there, it is a step of a run, or it
-      holds converted weights.
+    ValueError: No checkpoint can be kept there, the folder is a step of a run,
+      or it holds converted weights.
   """
   checkpoint_lib.check_path(workdir)
   saved_steps.refuse_step(workdir)
@@ -108,7 +108,7 @@ def check_workdir(workdir: str) -> None:
 
 
 def _holds_run(workdir: str) -> bool:
-  """Whether a workdir is that of a run."""
+  """Returns whether a folder is the workdir of a run."""
   names = ("run.json", "checkpoints", "best")
   return any(os.path.exists(os.path.join(workdir, name)) for name in names)
 
@@ -116,21 +116,22 @@ def _holds_run(workdir: str) -> bool:
 def given_params(
   job: jobs.Job, pretrained: "weights.Pretrained | None", mesh: Any
 ) -> tuple[Any, dict[str, Any]]:
-  """Puts weights that were trained elsewhere onto a mesh, all of the model's.
+  """Puts weights that were trained elsewhere onto a mesh.
 
-  The outputs of a head whose labels have names are put into the order of the
-  task's; one without names is taken to have that order.
+  If the labels of the head have names, its outputs are put into the order of
+  the task's labels; otherwise they are taken to be in that order.
 
   Args:
-    job: what is evaluated.
+    job: the job to evaluate.
     pretrained: the weights of `init_from`.
-    mesh: where they go.
+    mesh: the mesh that the parameters are put onto.
 
   Returns:
-    The parameters, and what they are: "weights", "task", "commit".
+    All parameters of the model, and their description with the keys "weights",
+    "task", "commit" and "dirty".
 
   Raises:
-    ValueError: a part is missing, or the head is that of another task.
+    ValueError: A part is missing, or the head belongs to another task.
   """
   from bert_jax import weights  # slow to import, and not always needed
 
@@ -173,7 +174,7 @@ def given_params(
 
 
 def _head_of(pretrained: Any, task: Any, source: str) -> Any:
-  """The head of a task, its outputs in the order of the task's labels."""
+  """Returns the head with its outputs in the order of the task's labels."""
   head, labels = pretrained.params["task"], list(task["labels"])
   theirs = list(pretrained.labels)
   if why := pretrained.refused.get("task"):
@@ -208,7 +209,7 @@ def _head_of(pretrained: Any, task: Any, source: str) -> Any:
 def _wanted_params(
   config: Config, mesh: Any, model: Any, objective: Any
 ) -> Any:
-  """Shapes, types and places of the parameters of a model."""
+  """Returns the shapes, dtypes and shardings of a model's parameters."""
   row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   inputs = dict.fromkeys(objective.inputs, row)
   abstract = jax.eval_shape(

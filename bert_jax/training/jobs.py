@@ -51,14 +51,14 @@ class Job(Protocol):
 
   @property
   def data_hash(self) -> str:
-    """What identifies the data."""
+    """The hash that identifies the training data."""
 
   def read_hashes(self) -> dict[str, str]:
     """Hashes of all data read so far, held-out splits included, by name."""
 
   @property
   def facts(self) -> dict[str, Any]:
-    """What run.json says of it beside the config."""
+    """What run.json says about the training beside the config."""
 
   def batches(
     self, mesh: jax.sharding.Mesh, seed: int | None = None
@@ -172,7 +172,19 @@ def open_job(
 def _vocabulary(
   config: Config, workdir: str, pretrained: "weights.Pretrained | None"
 ) -> interface.Tokenizer:
-  """That of the run that goes on, of the weights, or of `task.vocab`."""
+  """Returns the tokenizer of a task.
+
+  A run that is resumed keeps its own. Otherwise it is that of `task.vocab`, or
+  of the weights to start from.
+
+  Args:
+    config: the whole configuration.
+    workdir: the folder of the run; "" = the run has not begun.
+    pretrained: the weights to start from, or None.
+
+  Raises:
+    ValueError: there is no vocabulary, or two that differ.
+  """
   if workdir:
     return load.load_tokenizer(os.path.join(workdir, "vocab"))
   own = config.task.vocab and load.load_tokenizer(config.task.vocab)
@@ -211,7 +223,7 @@ def _check_vocabulary(
 
 
 def _meaning(tokenizer: interface.Tokenizer) -> tuple:
-  """What the ids of a vocabulary stand for."""
+  """Returns what the ids of a vocabulary stand for, to be compared."""
   pieces = tuple(tokenizer.token(i) for i in range(tokenizer.vocab_size))
   added = getattr(tokenizer, "added", ())
   return getattr(tokenizer, "lower_case", None), pieces, added

@@ -63,14 +63,14 @@ class Together:
   """K runs whose arrays are stacked on axis 0; has the methods of run.Run.
 
   Attributes:
-    config: that of the first, of which the others differ in seed and learning
-      rate.
-    mesh: of devices, with the axis "seed".
-    total_steps: the last step, which is that of all.
-    batches: the batches of all, by step.
-    batch_place: their sharding on the mesh.
+    config: the config of the first run. The others differ from it in seed and
+      learning rate.
+    mesh: the mesh of devices, with the axis "seed".
+    total_steps: the last step, the same for all runs.
+    batches: the stacked batches of all runs, by step.
+    batch_place: the sharding of these batches on the mesh.
     workdir: the names of all workdirs.
-    profile_folder: the workdir of the first.
+    profile_folder: the workdir of the first run.
   """
 
   def __init__(self, opened: Sequence[session.Session]):
@@ -87,9 +87,8 @@ class Together:
     self.batch_place = sharding.of_members(first.batch_place, self.mesh)
     self._places = sharding.of_members(first.place, self.mesh)
     self._norms = jax.jit(jax.vmap(optax.tree.norm))
-    from bert_jax.training import (
-      finetuning,  # slow to import, and not always needed
-    )
+    # This module is slow to import, and not always needed.
+    from bert_jax.training import finetuning
 
     job: Any = first.job
     self._evaluator = finetuning.TaskEvaluator(job, self.mesh, len(opened))
@@ -103,13 +102,13 @@ class Together:
       yield
 
   def restore(self) -> tuple[int, steps.TrainState]:
-    """Returns the newest step that all have saved, and its states.
+    """Returns the newest step that all runs have saved, and its states.
 
     A run that is ahead of the others goes back to their step.
 
     Raises:
-      checkpoint.CheckpointError: some have begun, and there is no sound step
-        that all have; nothing was removed.
+      checkpoint.CheckpointError: some runs have begun, and no sound step is
+        saved by all of them. Nothing was removed.
     """
     saved = [set(run.checkpoints.steps()) for run in self._runs]
     if not any(saved):
@@ -230,7 +229,8 @@ class Together:
     always: bool = True,
   ) -> None:
     """Saves the state of each run; see run.Run."""
-    # None is two saves ahead of another: all keep the step to go back to.
+    # No run gets two saves ahead of another, so that all of them keep the step
+    # that they would have to go back to.
     for run in self._runs:
       run.checkpoints.wait()
     for run, own, values in zip(
@@ -250,7 +250,10 @@ class Together:
 
 
 def jit_step(run: session.Program) -> Any:
-  """Jits the step of K models of which one is given.
+  """Jits the step of K models.
+
+  Args:
+    run: the program of one of these models.
 
   Returns:
     (states, batches, keys of dropout [K], learning rates [K]) -> (states,
@@ -271,8 +274,8 @@ class StackedProgram(session.Program):
   """What the training of K models compiles: state and batch are stacked.
 
   Attributes:
-    one: of one of the models.
-    num_members: K.
+    one: the program of one of the models.
+    num_members: the number of models, K.
   """
 
   one: session.Program
@@ -302,9 +305,9 @@ def open_abstract(
   """Makes the program of K models without their data; see session.py.
 
   Args:
-    config: the whole configuration, but for what differs.
-    devices: all of them, which need not be here.
-    num_members: K.
+    config: the whole configuration, without what the models differ in.
+    devices: all devices, which need not belong to this machine.
+    num_members: the number of models, K.
 
   Raises:
     ValueError: as `session.open_abstract`, or they cannot train together.

@@ -19,19 +19,19 @@ _STEPS_AHEAD = 2
 
 
 class Pending:
-  """Metrics of steps that nobody has looked at yet."""
+  """The metrics of steps that have not been checked or logged yet."""
 
   def __init__(self) -> None:
     self._steps: list[tuple[int, steps.Metrics]] = []
 
   def add(self, step: int, metrics: steps.Metrics) -> None:
-    """Adds a step's; waits for the device if it is too far behind."""
+    """Adds those of a step; waits if the device is too many steps behind."""
     self._steps.append((step, metrics))
     if len(self._steps) > _STEPS_AHEAD:
       jax.block_until_ready(self._steps[-1 - _STEPS_AHEAD][1])
 
   def take(self) -> list[tuple[int, Any]]:
-    """Returns all of them, on the host, and forgets them."""
+    """Copies all of them to the host, returns them and forgets them."""
     found = [(step, jax.device_get(metrics)) for step, metrics in self._steps]
     self._steps = []
     return found

@@ -33,7 +33,7 @@ _SHOWN = 5  # rows, and parameters, of which a line is printed
 
 
 class ReplayError(errors.UserError):
-  """There is no such step to look into."""
+  """The run or the step to look into does not exist."""
 
 
 def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
@@ -41,19 +41,22 @@ def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
 
   Args:
     config: the configuration of the run.
-    workdir: of the run.
-    step: the step, from 1.
+    workdir: the folder of the run.
+    step: the step to compute again; the first step is 1.
     output: a JSON file to write; None = workdir/replay-STEP.json.
 
   Returns:
-    What is written: `metrics` of the step (what is no finite number as text),
-    `examples` of its batch, `rows` with the loss of each row without dropout,
-    the examples in it (null for tasks, whose rows hold several) and its text,
-    worst first, and `parameters` with the norms of each
-    one and of its gradient, those that are no numbers first.
+    The content of the file:
+    `metrics` of the step; NaN and infinity are written as text.
+    `examples` of its batch.
+    `rows`, highest loss first: the loss of each row without dropout, the
+    examples in it (null for tasks, whose rows hold several) and its text.
+    `parameters`: the norm of each parameter and of its gradient, those with
+    NaN or infinity first.
 
   Raises:
-    ValueError: the run has no such step, or config and workdir do not fit.
+    ValueError: the run has no such step, or the workdir is that of a run with
+      another config.
   """
   meeting.meet("replay", config, [workdir], step=step)
   if not runs.exists(workdir):
@@ -89,7 +92,7 @@ def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
 def _state_before(
   run: session.Session, step: int
 ) -> tuple[steps.TrainState, batching.Batch]:
-  """The state before a step, and this host's rows of the step's batch."""
+  """Returns the state before a step, and this host's rows of its batch."""
   with meeting.lock(run.workdir):
     with contextlib.closing(run.checkpoints()) as checkpoints:
       start, state, _ = run.restore(checkpoints, before=step)
@@ -113,7 +116,7 @@ def _state_before(
 def _look_at_parameters(
   run: session.Session, state: steps.TrainState, batch: steps.Batch
 ) -> list[dict[str, Any]]:
-  """Norms of every parameter and of its gradient, the oddest first."""
+  """Returns the norm of every parameter and gradient, highest or NaN first."""
   gradients = steps.make_gradients(
     run.job.model,
     run.job.objective,
@@ -146,7 +149,7 @@ def _look_at_parameters(
 def _look_at_rows(
   run: session.Session, state: steps.TrainState, batch: steps.Batch, step: int
 ) -> list[dict[str, Any]]:
-  """Loss, examples and text of every row, the oddest first."""
+  """Returns loss, examples and text of every row, highest or NaN first."""
   objective, model = run.job.objective, run.job.model
 
   @jax.jit
@@ -181,7 +184,7 @@ def _look_at_rows(
 
 
 def _number(x: Any) -> float | str:
-  """A number as JSON has it; "nan" or "inf" as text."""
+  """Returns a number for JSON, which has no NaN or infinity: these are text."""
   value = float(np.asarray(x))
   return value if math.isfinite(value) else str(value)
 

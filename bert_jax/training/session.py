@@ -88,8 +88,9 @@ class Program:
 
   def trace(self) -> Any:
     """Traces the step, to be lowered and compiled; nothing is computed."""
+    step = self.train_step()  # makes keys, which devices have to be here for
     with jax.set_mesh(self.mesh):
-      return self.train_step().trace(self.abstract, self.batch)
+      return step.trace(self.abstract, self.batch)
 
 
 @dataclasses.dataclass(frozen=True)

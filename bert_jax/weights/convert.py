@@ -1,4 +1,4 @@
-"""Weights of one format to another, with what was left behind named."""
+"""Converts weights from one format to another, and lists what is left out."""
 
 import dataclasses
 from typing import Any
@@ -23,7 +23,7 @@ def convert(config: Config, source: str, target: str) -> Pretrained:
     What was read.
 
   Raises:
-    WeightsError: it cannot be read, or not be written in that format;
+    WeightsError: the model cannot be read, or the format cannot hold it;
       nothing was written.
   """
   pretrained = _settled(folders.read(source), config.convert)
@@ -42,7 +42,7 @@ def convert(config: Config, source: str, target: str) -> Pretrained:
 
 
 def _settled(pretrained: Pretrained, settings: Any):
-  """The model, its head named or taken out as the settings say."""
+  """Returns the model with its head given a kind, or removed, as asked."""
   if not settings.drop_head and not settings.kind:
     return pretrained
   given = f"convert.kind={settings.kind!r}, drop_head={settings.drop_head}"
@@ -74,11 +74,7 @@ def _settled(pretrained: Pretrained, settings: Any):
 
 
 def _parts(pretrained: Pretrained) -> str:
-  """The encoder and heads that there are."""
-  head = f" ({pretrained.kind})" if pretrained.kind else ""
-  names: list[str] = [
-    n for n in ("encoder", "mlm", "nsp") if n in pretrained.params
-  ]
-  if "task" in pretrained.params:
-    names.append(f"task{head}")
-  return ", ".join(names)
+  """Returns the names of the encoder and of the heads that there are."""
+  head = f"task ({pretrained.kind})" if pretrained.kind else "task"
+  names = {"encoder": "encoder", "mlm": "mlm", "nsp": "nsp", "task": head}
+  return ", ".join(names[n] for n in names if n in pretrained.params)

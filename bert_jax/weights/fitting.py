@@ -1,4 +1,4 @@
-"""Weights laid out as the tree of a model wants them."""
+"""Fits weights into the parameter tree of a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from bert_jax.weights.pretrained import WeightsError
 def _misfit(
   path: str, given: Mapping[str, Any], model: Mapping[str, Any]
 ) -> WeightsError:
-  """The error for a parameter of another shape; says what to change."""
+  """Returns the error for a wrong shape, which says what to change."""
   shapes = [list(tree[path].shape) for tree in (given, model)]
   ours, theirs = param_trees.sizes_of(given), param_trees.sizes_of(model)
   if path.startswith("task/"):
@@ -36,7 +36,7 @@ def _misfit(
 def fit(
   params: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
-  """Lays weights out as a model wants them.
+  """Fits weights into the parameter tree of a model.
 
   Args:
     params: nested, layers unrolled: `Pretrained.params`.
@@ -44,9 +44,9 @@ def fit(
       jax.ShapeDtypeStruct. Layers unrolled or scanned.
 
   Returns:
-    A tree like `wanted` of arrays of its dtypes, None where the weights have
-    nothing; the paths of these; the paths of weights that the model has no
-    place for.
+    A tree like `wanted`, with arrays of the same dtypes and None for each
+    parameter that the weights lack; the paths of these parameters; and the
+    paths of weights that the model has no place for.
 
   Raises:
     WeightsError: a shape or the number of layers differs.

@@ -1,4 +1,4 @@
-"""Weights in any format: found, read, checked, written.
+"""Finds, reads, checks and writes weights in any format.
 
   weights = read("bert-base-uncased")   # Hugging Face, Flax, TF1 or a workdir
   write(weights, "converted", "tf1")
@@ -9,9 +9,9 @@ flax         config.json, flax_model.msgpack
 tf1          bert_config.json, bert_model.ckpt.index and .data-*
 bert_jax     run.json, checkpoints/STEP/params, vocab/
 
-Nothing is unpickled. What a file says about sizes is compared with the size
-of the file before anything is allocated, but for our own checkpoints, which
-are compressed.
+Nothing is unpickled. Before memory is allocated, the sizes that a file states
+are compared with the size of the file. Our own checkpoints are compressed and
+are the exception.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class _Format:
-  """How weights are read and written in one format.
+  """The functions that read and write one format.
 
   Attributes:
     read_settings: file of weights -> what its folder says.
@@ -95,7 +95,7 @@ _TO_SAFETENSORS = (
 
 
 def _workdir(path: str) -> str | None:
-  """The workdir that a path names, as a folder or by its run.json."""
+  """Returns the workdir that a path or its run.json names; None if none."""
   if os.path.basename(path) == "run.json":
     return os.path.dirname(path) or "."
   return path if runs.exists(path) else None
@@ -123,7 +123,7 @@ def _find(path: str) -> tuple[str, str]:
 
 
 def _find_in(folder: str) -> tuple[str, str]:
-  """`_find` for a folder."""
+  """Returns the format and the file of the weights in a folder."""
 
   def holds(name):
     return os.path.exists(os.path.join(folder, name))
@@ -169,7 +169,8 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
     The model; see `Pretrained` for what may be left over or missing.
 
   Raises:
-    WeightsError: no weights, damaged ones, or not those of a known family.
+    WeightsError: there are no weights, they are damaged, or they belong to no
+      known family.
     files.FilesError: the file is a FIFO or device.
   """
   path = os.fspath(path)
@@ -189,7 +190,7 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
 
 
 def _read(format: str, file: str) -> Pretrained:
-  """Reads what `_find` found."""
+  """Reads the weights that `_find` found."""
   files.check_readable(file)
   row = _FORMATS[format]
   settings = row.read_settings(file)
@@ -219,7 +220,7 @@ def _read(format: str, file: str) -> Pretrained:
 def _heads_of(
   settings: FolderSettings, found: conversion.Converted
 ) -> dict[str, Any]:
-  """The kind and labels of the task's head, and the heads that are refused."""
+  """Returns kind and labels of the task's head, and which heads are refused."""
   refused = {}
   if found.untied:
     refused["mlm"] = (
@@ -246,7 +247,7 @@ def _heads_of(
 def _warn_of_unused(
   file: str, format: str, pretrained: Pretrained, found: conversion.Converted
 ) -> None:
-  """Logs heads that are refused, and tensors of no known part."""
+  """Logs which heads are refused and which tensors are not used."""
   for head, why in pretrained.refused.items():
     _log.warning("%s: its head %r cannot be used: %s", file, head, why)
   unused = [n for n in found.ignored if not n.endswith(conversion.BUFFERS)]
@@ -261,7 +262,7 @@ def _warn_of_unused(
 
 
 def _check_empty(folder: str) -> None:
-  """Raises WeightsError where a folder cannot be made, or holds something."""
+  """Raises WeightsError if a path exists and is not an empty folder."""
   if os.path.exists(folder) and (
     not os.path.isdir(folder) or os.listdir(folder)
   ):
@@ -273,16 +274,16 @@ def _check_empty(folder: str) -> None:
 def write(
   pretrained: Pretrained, folder: str | os.PathLike[str], format: str
 ) -> None:
-  """Writes a model: whole, or not at all.
+  """Writes a whole model; after an error, no folder is left behind.
 
   Args:
-    pretrained: what to write; its `format`, `ignored` and `missing` are not.
-    folder: to make; it may exist where it is empty.
+    pretrained: the model to write. Its `format`, `ignored` and `missing` are
+      not used.
+    folder: the folder to create. It may exist if it is empty.
     format: one of `families.FORMATS`.
 
   Raises:
-    WeightsError: the folder is not empty, or the model is not one that the
-      format can hold.
+    WeightsError: the folder is not empty, or the format cannot hold the model.
   """
   if format not in _FORMATS:
     raise WeightsError(f"format {format!r} is not one of {', '.join(_FORMATS)}")

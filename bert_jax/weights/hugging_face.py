@@ -1,7 +1,9 @@
-"""Folders of transformers: config.json, a tokenizer, safetensors or msgpack.
+"""Reads and writes folders of transformers.
 
-Nothing is unpickled. What a file says about sizes is compared with the size of
-the file before anything is allocated.
+A folder holds config.json, a tokenizer, and weights as safetensors or msgpack.
+
+Nothing is unpickled. Before memory is allocated, the sizes that a file states
+are compared with the size of the file.
 """
 
 from collections.abc import Mapping
@@ -25,6 +27,7 @@ from bert_jax.data.tokenizers import load
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
+from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import files
 from bert_jax.weights import task_heads
 from bert_jax.weights.pretrained import FolderSettings
@@ -41,16 +44,13 @@ MSGPACK = "flax_model.msgpack"
 # Labels that transformers makes up where there are none.
 _MADE_UP_LABEL = re.compile(r"LABEL_\d+")
 _WORD_CHARS = 100  # a longer word is [UNK] there
-# Values of training that need not be said.
-_USUAL = {"dropout_rate": 0.1, "attention_dropout_rate": 0.1,
-          "init_stddev": 0.02}  # fmt: skip
 
 
 # --- reading -----------------------------------------------------------------
 
 
 def read_safetensors(path: str) -> dict[str, np.ndarray]:
-  """Reads one file, or the shards that an index names."""
+  """Reads one safetensors file, or all shards that an index lists."""
   if not path.endswith(".json"):
     with naming(path), safetensors.safe_open(path, "np") as f:
       return {name: f.get_tensor(name) for name in f.keys()}
@@ -77,7 +77,7 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
 
 
 def read_msgpack(path: str) -> dict[str, np.ndarray]:
-  """Reads the parameters of a Flax class."""
+  """Reads the parameters that a Flax class of transformers saved."""
   with naming(path), open(path, "rb") as f:
     tree = serialization.msgpack_restore(f.read())
     if not isinstance(tree, dict):
@@ -88,7 +88,7 @@ def read_msgpack(path: str) -> dict[str, np.ndarray]:
 
 
 def read_settings(file: str) -> FolderSettings:
-  """Reads what the files beside some weights say."""
+  """Reads the settings and the tokenizer in the folder of a file of weights."""
   folder = os.path.dirname(file)
   path = os.path.join(folder, "config.json")
   with naming(path):
@@ -148,7 +148,7 @@ def _refused_problem(config: Mapping[str, Any], num_outputs: int) -> str:
 
 
 def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """Returns names of labels in order of their ids; () where none were given.
+  """Returns the names of the labels by id; () if the file names none.
 
   Raises:
     ValueError: config.json contradicts itself.
@@ -189,7 +189,7 @@ def output_activation(config: Mapping[str, Any]) -> str:
 def _say_what_differs(
   family: families.Family, path: str, config: Mapping[str, Any]
 ) -> None:
-  """Logs settings of others that are not followed here."""
+  """Logs settings in config.json that this program does not apply."""
   if activation := output_activation(config):
     _log.warning(
       "%s says that sentence-transformers puts the outputs of the head through "
@@ -199,7 +199,7 @@ def _say_what_differs(
     )  # fmt: skip
   for theirs, ours in family.training_keys.items():
     value = config.get(theirs)
-    if value not in (None, _USUAL[ours]):
+    if value not in (None, getattr(ModelConfig, ours)):
       _log.info(
         "%s has %s=%s; training here takes --config.model.%s",
         path, theirs, value, ours,
@@ -209,7 +209,7 @@ def _say_what_differs(
 def _tokenizer(
   folder: str, says: hf_tokenizer.Settings
 ) -> interface.Tokenizer | None:
-  """The tokenizer of a folder; None where that has no vocabulary."""
+  """Returns the tokenizer of a folder; None if it has no vocabulary."""
   if says.pieces is None and not os.path.exists(
     os.path.join(folder, "vocab.txt")
   ):
@@ -242,7 +242,7 @@ def write_msgpack(
 
 
 def write_json(path: str, value: Any) -> None:
-  """Writes a file of settings, its keys in order."""
+  """Writes a JSON file with sorted keys."""
   text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
   files.write_text(path, text + "\n")
 
@@ -290,7 +290,7 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
 
 
 def _architecture(family: families.Family, pretrained: Pretrained) -> str:
-  """The class of transformers that has the same heads."""
+  """Returns the name of the transformers class that has the same heads."""
   if pretrained.kind is not None:
     return family.hf_class + task_heads.HEADS[pretrained.kind].hf_class
   heads = tuple(sorted({"mlm", "nsp"} & pretrained.params.keys()))
@@ -306,10 +306,10 @@ def _write_tokenizer(
   """Writes vocab.txt, tokenizer_config.json and, if there are any, the rest.
 
   Args:
-    spec: of the family.
-    tokenizer: which to write.
-    folder: where to.
-    max_len: tokens of a sequence, at most.
+    spec: describes the tokenizer of the model's family.
+    tokenizer: the tokenizer to write.
+    folder: the folder to write into, which exists.
+    max_len: the most tokens that the model takes.
   """
   tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
   config: dict[str, Any] = {

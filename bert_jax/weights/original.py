@@ -1,6 +1,7 @@
-"""Folders of the original code: bert_config.json and a TensorFlow 1 checkpoint.
+"""Reads and writes folders of the original code.
 
-What the original has no key for stands under a key of ours in its settings.
+A folder holds bert_config.json and a TensorFlow 1 checkpoint. Settings that the
+original has no key for are stored under the key "bert_jax" of that file.
 """
 
 from collections.abc import Mapping
@@ -25,31 +26,22 @@ CHECKPOINT = "bert_model.ckpt"
 _OURS = "bert_jax"  # key of our own settings in bert_config.json
 
 
-def _read_index(prefix: str) -> dict[str, tf_checkpoint.Entry]:
-  try:
-    return tf_checkpoint.read_index(prefix)
-  except tf_checkpoint.BundleError as error:
-    raise WeightsError(str(error)) from error
-
-
 def read_tensors(
   prefix: str,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Reads a checkpoint; returns its tensors, and names of what is not read.
+  """Reads the weights of a checkpoint, without the state of its optimizer.
 
-  What the optimizer keeps is not read.
+  Returns:
+    Name -> array, and the names of the tensors that were not read.
   """
-  entries = _read_index(prefix)
+  entries = tf_checkpoint.read_index(prefix)
   unread = tuple(
     name
     for name, entry in entries.items()
     if name.endswith(("/adam_m", "/adam_v")) or entry.type == tf_checkpoint.TEXT
   )
   names = [name for name in entries if name not in set(unread)]
-  try:
-    return tf_checkpoint.read(prefix, names), unread
-  except tf_checkpoint.BundleError as error:
-    raise WeightsError(str(error)) from error
+  return tf_checkpoint.read(prefix, names), unread
 
 
 def read_settings(prefix: str) -> FolderSettings:
@@ -61,7 +53,7 @@ def read_settings(prefix: str) -> FolderSettings:
       f"{path} does not exist; put the bert_config.json that the model was "
       "trained with beside its checkpoint"
     )
-  family = families.family_of(None, _read_index(prefix))
+  family = families.family_of(None, tf_checkpoint.read_index(prefix))
   with naming(path):
     config = files.read_json(path)
     ours = _own_settings(config)
@@ -88,7 +80,7 @@ def read_settings(prefix: str) -> FolderSettings:
 
 
 def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-  """What `write` put under the key of ours, its types checked."""
+  """Returns the settings that `write` stored under our key, types checked."""
   ours = dict(config.get(_OURS, {}))
   types = {"lower_case": bool, "max_input_chars_per_word": int}
   for key, wanted in types.items():
@@ -100,7 +92,7 @@ def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def _model_of(
   family: families.Family, config: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Sizes and arithmetic; our key says which of two forms of gelu is meant."""
+  """Returns sizes and arithmetic; our key tells the two forms of gelu apart."""
   model = family.model_of("tf1", config)
   act = ours.get("hidden_act", model["hidden_act"])
   theirs = family.config_of("tf1", model | {"hidden_act": act})["hidden_act"]
@@ -115,7 +107,7 @@ def _model_of(
 def _read_tokenizer(
   folder: str, ours: Mapping[str, Any]
 ) -> interface.Tokenizer | None:
-  """The vocabulary beside a checkpoint; None where there is none."""
+  """Returns the tokenizer beside a checkpoint; None if there is none."""
   vocab = os.path.join(folder, "vocab.txt")
   if not os.path.exists(vocab):
     return None
@@ -130,7 +122,7 @@ def _read_tokenizer(
 def write(
   pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
 ) -> None:
-  """Writes the original's files; what it has no key for goes under ours."""
+  """Writes the files of the original code, with our settings under our key."""
   tokenizer = hugging_face.own_kind_of_tokenizer(pretrained, "tf1")
   if tokenizer and tokenizer.added:
     names = ", ".join(token.content for token in tokenizer.added)
@@ -140,11 +132,10 @@ def write(
       "huggingface, flax or bert_jax"
     )
   model = pretrained.model
-  config = families.get_family(pretrained.family).config_of("tf1", model) | {
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "initializer_range": 0.02,
-  }
+  family = families.get_family(pretrained.family)
+  config = family.config_of("tf1", model)
+  for key in family.training_keys.keys() & family.written.keys():
+    config[key] = family.written[key]
   ours: dict[str, Any] = {"hidden_act": model["hidden_act"]}
   if pretrained.seq_len:
     ours["seq_len"] = pretrained.seq_len

@@ -1,4 +1,4 @@
-"""A model as it is read from a folder, or is to be written to one."""
+"""Holds a model that was read from a folder, or that is to be written."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -80,18 +80,18 @@ class Pretrained:
 
   @property
   def num_outputs(self) -> int:
-    """K, outputs of the head of its task."""
+    """The number K of outputs of the head of its task."""
     return self.params["task"]["bias"].size
 
   @property
   def dtype_name(self) -> str:
-    """The dtype of all the parameters, float32 where they differ."""
+    """The dtype of the parameters; float32 if they have several."""
     leaves = param_trees.flatten(self.params).values()
     names = {array.dtype.name for array in leaves}
     return names.pop() if len(names) == 1 else "float32"
 
   def check(self) -> None:
-    """Checks that head, kind, labels and vocabulary belong together.
+    """Checks that the head, kind, labels and vocabulary are consistent.
 
     Raises:
       WeightsError: says which of them do not.
@@ -123,7 +123,7 @@ class Pretrained:
 
 @dataclasses.dataclass
 class FolderSettings:
-  """What a folder says about its weights, beside the weights.
+  """The settings that a folder holds beside its weights.
 
   Attributes:
     family: that the model is of.
@@ -152,7 +152,7 @@ class FolderSettings:
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-  """Turns what goes wrong with a file into a WeightsError that names it."""
+  """Turns any error about a file into a WeightsError that names the file."""
   try:
     yield
   except Exception as error:  # readers of other packages, on damaged bytes
@@ -167,7 +167,7 @@ def naming(path: str) -> Iterator[None]:
 
 
 def check_arrays(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns a flat tree; ValueError if a leaf is no numpy array."""
+  """Returns a flat tree; raises ValueError if a leaf is not a numpy array."""
   for name, array in flat.items():
     if not isinstance(array, np.ndarray):
       raise ValueError(f"{name} is a {type(array).__name__}, not an array")
@@ -175,7 +175,7 @@ def check_arrays(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def checked_length(settings: Mapping[str, Any]) -> int | None:
-  """Returns `seq_len` of settings of ours; None where they do not say it."""
+  """Returns `seq_len` of our settings, checked; None if it is not set."""
   length = settings.get("seq_len")
   if length is not None and (type(length) is not int or length < 3):
     raise ValueError(f"seq_len is {length!r:.100}; wanted 3 or more")

@@ -1,4 +1,4 @@
-"""What files of weights have to know about the heads of tasks.
+"""The heads of tasks, as files of weights know them.
 
 A kind of task registers its head; see bert_jax/kinds. Readers and writers of
 weights know the kinds from here alone.
@@ -36,7 +36,7 @@ class TaskHead:
     return self.has_names or self.problem_type is not None
 
   def fits(self, problem_type: str | None, num_outputs: int) -> bool:
-    """Returns whether a config.json with that problem_type may mean this."""
+    """Returns whether a config.json with a problem_type may mean this head."""
     if self.problem_type is None:
       return True
     is_this = problem_type == self.problem_type

@@ -1,14 +1,16 @@
-"""TensorFlow 1 checkpoints ("tensor bundles") without TensorFlow.
+"""Reads and writes TensorFlow 1 checkpoints without TensorFlow.
+
+TensorFlow calls the format a "tensor bundle":
 
   X.index                  a sorted table: tensor name -> type, shape, place
   X.data-00000-of-00001    the tensors' bytes, one after the other
 
-The index is a LevelDB table: blocks of sorted entries, each key without what
-it shares with the key before it, then a block that lists these blocks, then a
-footer of 48 bytes. Each block and each tensor carries a CRC-32C, which is
-checked where the package google_crc32c is installed.
+The index is a LevelDB table: blocks of sorted entries, then a block that lists
+these blocks, then a footer of 48 bytes. An entry stores its key without the
+prefix that it shares with the key before. Each block and each tensor has a
+CRC-32C checksum, which is verified if the package google_crc32c is installed.
 
-Nothing is allocated before its size was compared with the size of a file.
+Every size is compared with the size of the file before memory is allocated.
 
 Source: tensorflow/core/util/tensor_bundle/tensor_bundle.cc,
   tensorflow/core/protobuf/tensor_bundle.proto,
@@ -26,8 +28,9 @@ import ml_dtypes
 import numpy as np
 
 from bert_jax.runtime import files
+from bert_jax.weights.pretrained import WeightsError
 
-# Reading goes on unchecked without it; writing needs it.
+# Without this package, reading skips the checksums and writing is refused.
 _crc32c: Callable[[bytes | np.ndarray], int] | None = None
 try:
   import google_crc32c
@@ -66,22 +69,22 @@ _DTYPES = {
 TEXT = 7  # the data type of strings, which are not read
 
 
-class BundleError(ValueError):
-  """A checkpoint is missing, damaged or of a kind that is not read."""
+class BundleError(WeightsError):
+  """The checkpoint is missing, damaged or of an unsupported kind."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """What the index says of one tensor.
+  """One tensor as the index describes it.
 
   Attributes:
-    type: number in TensorFlow's DataType.
-    shape: of the tensor.
-    shard: which data file.
-    offset: of the first byte in it.
-    size: bytes.
-    checksum: masked CRC-32C of these bytes.
-    is_sliced: the tensor is stored in pieces, each an entry of its own.
+    type: the number of its type in TensorFlow's DataType.
+    shape: the shape of the tensor.
+    shard: the number of the data file that holds it.
+    offset: where its first byte is in that file.
+    size: its length in bytes.
+    checksum: the masked CRC-32C of these bytes.
+    is_sliced: whether it is stored in pieces, each of which has an entry.
   """
 
   type: int
@@ -97,7 +100,7 @@ class Entry:
 
 
 def _masked_crc(data: bytes | np.ndarray) -> int:
-  """CRC-32C, rotated right by 15 bits, plus a constant."""
+  """Returns the CRC-32C, rotated right by 15 bits, plus a constant."""
   if _crc32c is None:
     raise BundleError(
       "writing a TensorFlow checkpoint needs checksums; pip install "
@@ -119,7 +122,7 @@ def _check_crc(data: bytes | np.ndarray, wanted: int, what: str) -> None:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-  """Reads a varint; returns it and where it ends."""
+  """Reads a varint; returns its value and the offset behind it."""
   value = 0
   for i in range(10):
     if at + i >= len(data):
@@ -143,7 +146,7 @@ def _to_varint(value: int) -> bytes:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-  """Yields number and value of every field of a protocol buffer."""
+  """Yields the number and the value of every field of a protocol buffer."""
   at = 0
   while at < len(message):
     tag, at = _varint(message, at)
@@ -352,7 +355,7 @@ def read_index(prefix: str) -> dict[str, Entry]:
     Name -> entry, in the order of the names.
 
   Raises:
-    BundleError: no such checkpoint, or it is damaged.
+    BundleError: the checkpoint does not exist or is damaged.
   """
   return _read_index(prefix)[1]
 
@@ -361,7 +364,7 @@ def read_index(prefix: str) -> dict[str, Entry]:
 
 
 def _check_entry(name: str, entry: Entry) -> None:
-  """Refuses a tensor that cannot be read, before anything is allocated."""
+  """Raises BundleError if a tensor cannot be read, before it is allocated."""
   if entry.is_sliced:
     raise BundleError(
       f"{name} is stored in slices (a partitioned variable); save it from a "
@@ -413,8 +416,8 @@ def read(
     Name -> array, in the order of the names in the index.
 
   Raises:
-    BundleError: no such checkpoint or tensor, it is damaged, or one of the
-      tensors is of a kind that is not read (text, slices).
+    BundleError: the checkpoint or a tensor does not exist, is damaged, or is of
+      an unsupported kind (text, slices).
   """
   if _crc32c is None:
     _log.warning(
@@ -452,7 +455,7 @@ def read(
 
 
 class _BlockBuilder:
-  """A block in the making."""
+  """Builds one block of a table, entry by entry."""
 
   def __init__(self, restart_every: int):
     self._restart_every = restart_every
@@ -488,7 +491,7 @@ class _BlockBuilder:
 
 
 def _between(last: bytes, following: bytes | None) -> bytes:
-  """A short key from `last` on and before `following` (None: the end)."""
+  """Returns a short key k, last <= k < following (None: no upper limit)."""
   if following is None:
     for i, byte in enumerate(last):
       if byte != 0xFF:
@@ -501,7 +504,7 @@ def _between(last: bytes, following: bytes | None) -> bytes:
 
 
 def _to_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
-  """Makes a table of sorted keys and their values."""
+  """Returns the bytes of a table of sorted keys and their values."""
   data = bytearray()
 
   def write_block(contents: bytes) -> bytes:
@@ -533,14 +536,14 @@ def _to_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 def _field(number: int, value: int | bytes) -> bytes:
-  """A varint or bytes field; a varint of 0 is left out, as proto3 does."""
+  """Encodes a varint or bytes field; proto3 leaves out a varint of 0."""
   if isinstance(value, int):
     return _to_varint(number << 3) + _to_varint(value) if value else b""
   return _to_varint(number << 3 | 2) + _to_varint(len(value)) + value
 
 
 def _entry_message(type_: int, array: np.ndarray, offset: int) -> bytes:
-  """A BundleEntryProto, but its checksum."""
+  """Encodes a BundleEntryProto without its checksum."""
   shape = b"".join(_field(2, _field(1, size)) for size in array.shape)
   return b"".join(
     _field(number, value)
@@ -554,7 +557,7 @@ def _entry_message(type_: int, array: np.ndarray, offset: int) -> bytes:
 
 
 def write(prefix: str, tensors: Mapping[str, np.ndarray]) -> None:
-  """Writes a checkpoint, byte by byte as TensorFlow would.
+  """Writes a checkpoint with the same bytes that TensorFlow would write.
 
   Args:
     prefix: the path without ".index".

@@ -1,4 +1,4 @@
-"""Workdirs of runs of this program: run.json, vocab/ and checkpoints."""
+"""Reads and writes workdirs: run.json, vocab/ and checkpoints."""
 
 import dataclasses
 import datetime
@@ -32,7 +32,7 @@ def read_tensors(step: str) -> dict[str, np.ndarray]:
 
 
 def read_settings(step: str) -> FolderSettings:
-  """Reads what run.json says of a saved step's run."""
+  """Reads the settings of the run that a saved step belongs to."""
   workdir = os.path.dirname(os.path.dirname(step))
   path = os.path.join(workdir, "run.json")
   with naming(path):

@@ -176,11 +176,11 @@ def word_states(job, params, split, layers):
   kept: dict[tuple[int, int], np.ndarray] = {}
   for i in progress.track(range(len(rows)), f"reading {split.name}"):
     units, layout = rows.units(i)
-    source, row, column = rows.token_places(units, layout)
+    source, row, column = rows.rows.token_places(units, layout)
     is_word = features.words[source] >= 0
     batch = {k: v for k, v in rows[i].items() if k not in ("label", "weight")}
     states = np.asarray(compute(params, batch))[row[is_word], column[is_word]]
-    lengths = rows.unit_lengths[units]
+    lengths = rows.rows.unit_lengths[units]
     examples = np.repeat(features.example[units], lengths)[is_word]
     words = features.words[source][is_word]
     for example, word, state in zip(

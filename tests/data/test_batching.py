@@ -657,7 +657,7 @@ def test_examples_of_other_tokens_are_refused(copy, tmp_path):
   config = corpora.make_config(vocab)
   with pytest.raises(records.DataError, match="made with other settings"):
     prepare.prepare(config, [text], str(copy))
-  with pytest.raises(records.DataError, match="was made of other tokens"):
+  with pytest.raises(records.DataError, match="was made from other tokens"):
     open_batches(copy)
 
 

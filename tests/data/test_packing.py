@@ -93,13 +93,13 @@ def test_no_sequences_fill_no_rows():
 
 @pytest.mark.parametrize("lengths", [[9], [3, 0]])
 def test_a_histogram_that_does_not_fit_is_refused(lengths):
-  with pytest.raises(ValueError, match="rows take 1 to 8"):
+  with pytest.raises(ValueError, match="sequences of 1 to 8 tokens"):
     packing.pack_histogram(np.bincount(lengths), 8, 4)
 
 
 @pytest.mark.parametrize("lengths", [[9], [3, 0]])
 def test_a_unit_that_cannot_lie_in_a_row_is_refused(lengths):
-  with pytest.raises(ValueError, match="rows take 1 to 8"):
+  with pytest.raises(ValueError, match="sequences of 1 to 8 tokens"):
     packing.pack(np.array(lengths), 8)
 
 

@@ -333,11 +333,12 @@ setattr(module, name, wrapped)
   "module, name, calls, stage",
   [
     ("numpy", "save", 15, "tokens"),
-    (
+    pytest.param(
       "bert_jax.data.stages.examples",
       "_write_rows",
       9,
       "pairs-32-dupe2-short0.1-seed0",
+      marks=pytest.mark.slow,
     ),
   ],
 )
@@ -1180,7 +1181,9 @@ def edit(path):
   assert path.stat().st_size == before.st_size
 
 
-@pytest.fixture(params=["text.txt", "text.txt.gz"])
+@pytest.fixture(
+  params=["text.txt", pytest.param("text.txt.gz", marks=pytest.mark.slow)]
+)
 def editable(inputs, tmp_path, request):
   """A corpus in one file that a test may edit."""
   path = tmp_path / request.param

@@ -17,6 +17,7 @@ from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.store import verification
+from bert_jax.runtime import files
 from tests.support.full_disk import no_room
 
 SEP = 3
@@ -128,7 +129,7 @@ def test_same_rows_give_the_same_bytes_and_other_rows_others(tmp_path):
       writer.write_rows(rows + change)
       writer.write_rows(rows[:0])
     assert writer.count == 50
-    hashes.append(records.file_hash(path))
+    hashes.append(files.file_hash(path))
   assert hashes[0] == hashes[1] != hashes[2]
 
 
@@ -368,13 +369,13 @@ def data(tmp_path, prepared, tiny_config):
 def verify(data, tiny_config, monkeypatch):
   """A function (mode, split) -> names of the files it read."""
   name = records.examples_name(tiny_config().data)
-  hashed, file_hash = [], records.file_hash
+  hashed, file_hash = [], files.file_hash
 
   def counting(path):
     hashed.append(path)
     return file_hash(path)
 
-  monkeypatch.setattr(records, "file_hash", counting)
+  monkeypatch.setattr(files, "file_hash", counting)
 
   def run(mode="once", split="train"):
     hashed.clear()
@@ -437,10 +438,10 @@ def test_every_file_of_a_split_is_read_once(data, verify):
 @pytest.mark.parametrize("at", [0, 0.3, -1])
 def test_a_flipped_byte_anywhere_is_found_at_the_start(data, verify, kind, at):
   path = next(data.glob(FILES[kind]))
-  sound = records.file_hash(str(path))
+  sound = files.file_hash(str(path))
   size = path.stat().st_size
   damage(path, at=int(at * size) if at > 0 else at)
-  bad = records.file_hash(str(path))
+  bad = files.file_hash(str(path))
   for _ in range(2):  # it is never noted as good
     with pytest.raises(records.DataError) as error:
       verify()
@@ -564,7 +565,7 @@ def test_a_file_that_cannot_be_read_is_named(data, verify, monkeypatch):
   def broken(path):
     raise OSError(5, "Input/output error")
 
-  monkeypatch.setattr(records, "file_hash", broken)
+  monkeypatch.setattr(files, "file_hash", broken)
   with pytest.raises(
     records.DataError, match="array_record cannot be read: .*"
   ):

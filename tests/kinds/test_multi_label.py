@@ -21,9 +21,11 @@ from bert_jax.weights import convert
 from configs import base
 from configs import convert as convert_config
 from configs import predict as predict_config
+from tests.support import launching
 from tests.support import small_tasks
 
 KIND = multi_label.MULTI_LABEL
+launch = launching.launch
 TOKENIZER = wordpiece.WordPieceTokenizer(
   [*interface.SPECIAL_TOKENS, *"abcdefgh"]
 )
@@ -221,6 +223,44 @@ def test_a_task_from_files_to_predictions_and_to_other_formats(tmp_path):
     records[2:]
   )
   assert low["labels"] == ["moon"]
+
+
+@pytest.mark.slow
+def test_the_launcher_trains_evaluates_predicts_and_converts(tmp_path, launch):
+  config, run = make_config(tmp_path), tmp_path / "run"
+  text = repr(config.to_json_best_effort())
+  made = tmp_path / "config.py"
+  made.write_text(
+    "import json\n\nimport ml_collections\n\n\ndef get_config():\n"
+    f"  return ml_collections.ConfigDict(json.loads({text}))\n"
+  )
+  of_run = (f"--config={made}", f"--workdir={run}")
+  assert not launch("--mode=train", *of_run)
+  assert not launch("--mode=evaluate", *of_run)
+  scores = json.loads((run / "evaluation.json").read_text())
+  assert scores["eval/micro_f1"] > 0.95
+
+  (tmp_path / "in.jsonl").write_text(
+    '{"text": "sun hill"}\n{"text": "moon sun"}\n{"text": "sky"}\n'
+  )
+  folders = {"hf": ("huggingface", run), "back": ("bert_jax", tmp_path / "hf")}
+  for name, (form, source) in folders.items():
+    convert_py = f"{launching.ROOT}/configs/convert.py"
+    assert not launch(
+      "--mode=convert", f"--config={convert_py}:to={form}",
+      f"--input={source}", f"--output={tmp_path / name}",
+    )  # fmt: skip
+  answers = []
+  for source in (run, *(tmp_path / name for name in folders)):
+    assert not launch(
+      "--mode=predict",
+      f"--config={launching.ROOT}/configs/predict.py:from={source}",
+      f"--input={tmp_path}/in.jsonl", f"--output={tmp_path}/out.jsonl",
+    )  # fmt: skip
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    answers.append([json.loads(line) for line in lines])
+  assert answers[0] == answers[1] == answers[2]
+  assert [x["labels"] for x in answers[0]] == [["sun"], ["moon", "sun"], []]
 
 
 # --- Equal to a library ---

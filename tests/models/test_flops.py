@@ -9,7 +9,11 @@ import pytest
 from bert_jax.models import flops
 
 BASE = types.SimpleNamespace(
-  num_layers=12, hidden_size=768, mlp_dim=3072, vocab_size=30522
+  num_layers=12,
+  hidden_size=768,
+  mlp_dim=3072,
+  vocab_size=30522,
+  feed_forward="mlp",
 )
 
 
@@ -69,7 +73,11 @@ def test_forward_count_agrees_with_xla():
   b, length, n, h, f, v, p, layers = 2, 6, 2, 4, 16, 32, 3, 2
   d = n * h
   model = types.SimpleNamespace(
-    num_layers=layers, hidden_size=d, mlp_dim=f, vocab_size=v
+    num_layers=layers,
+    hidden_size=d,
+    mlp_dim=f,
+    vocab_size=v,
+    feed_forward="mlp",
   )
 
   def forward(x, wq, wk, wv, wo, w1, w2, pool, dense, table, nsp):

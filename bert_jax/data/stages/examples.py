@@ -14,6 +14,7 @@ from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.store import verification
+from bert_jax.runtime import files
 from bert_jax.runtime.settings import Config
 
 _TOTALS = ("examples", "random_next", "tokens")
@@ -41,11 +42,12 @@ def write(config: Config, folder: str) -> None:
     "dupe_factor": d.dupe_factor,
     "short_seq_rate": d.short_seq_rate if d.pairing == "pairs" else 0.0,
     "examples_seed": d.examples_seed,
-    "tokens": records.file_hash(os.path.join(folder, "manifest.json")),
+    "tokens": files.file_hash(os.path.join(folder, "manifest.json")),
   }
   target = records.examples_folder(folder, name)
-  work = stage.Stage(folder, name, target, ("array_record",))
-  if os.path.exists(os.path.join(target, "manifest.json")):
+  work = stage.Stage(config.prepare, folder, name, target, "array_record")
+  path = os.path.join(target, "manifest.json")
+  if os.path.exists(path):
     manifest = manifests.read_manifest(target)
     stage.check_same(manifest["settings"], settings, target)
     if work.is_whole(manifest):
@@ -56,24 +58,22 @@ def write(config: Config, folder: str) -> None:
   jobs = stage.shard_jobs(
     tokens["shards"], "tokens", folder=folder, target=target, **settings
   )
-  shards = work.run_by_split(pair_shard, jobs, config.prepare, name, _REPORT)
-  manifest = {
-    "version": records.VERSION,
-    "settings": settings,
-    "vocab": tokens["settings"]["vocab"],
-    "vocab_size": tokens["vocab_size"],
-    "totals": stage.sum_rows(shards, _TOTALS),
-    "shards": shards,
-  }
-  records.write_json(os.path.join(target, "manifest.json"), manifest)
-  work.end()
+  shards = work.run_by_split(pair_shard, jobs, name, _REPORT)
+  work.end(
+    path,
+    settings=settings,
+    vocab=tokens["settings"]["vocab"],
+    vocab_size=tokens["vocab_size"],
+    totals=stage.sum_rows(shards, _TOTALS),
+    shards=shards,
+  )
 
 
 def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
   """Raises DataError if examples cannot be made of the token store."""
   for split, rows in manifest["shards"].items():
     for path, digest in verification.table_hashes(folder, split).items():
-      if not os.path.exists(path) or records.file_hash(path) != digest:
+      if not os.path.exists(path) or files.file_hash(path) != digest:
         raise records.DataError(
           f"{path} is missing or damaged; delete it and run --mode=prepare "
           "again with the same --input"
@@ -128,7 +128,7 @@ def pair_shard(job: dict) -> dict:
     "examples": writer.count,
     "random_next": int(totals[0]),
     "tokens": int(totals[1]) + writer.count * specials,
-    "sha256": records.file_hash(path),
+    "sha256": files.file_hash(path),
   }
 
 

@@ -11,6 +11,7 @@ from bert_jax.data.stages import stage
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
+from bert_jax.runtime import files
 from bert_jax.runtime.settings import Config
 
 _REPORT = manifests.LENGTHS_ROW | {"counts": [manifests.is_count]}
@@ -30,13 +31,14 @@ def write(config: Config, folder: str) -> None:
   name = records.examples_name(config.data)
   examples = records.examples_folder(folder, name)
   target = records.lengths_folder(folder, name)
-  work = stage.Stage(folder, f"{name}.lengths", target, ("npy",))
-  if os.path.exists(os.path.join(target, "manifest.json")):
+  work = stage.Stage(config.prepare, folder, f"{name}.lengths", target, "npy")
+  manifest_path = os.path.join(target, "manifest.json")
+  if os.path.exists(manifest_path):
     manifest = indexes.check_lengths(folder, name)
     if work.is_whole(manifest, [f"{split}.npy" for split in records.SPLITS]):
       work.end()
       return
-  digest = records.file_hash(os.path.join(examples, "manifest.json"))
+  digest = files.file_hash(os.path.join(examples, "manifest.json"))
   work.begin({"examples": digest})
   jobs = stage.shard_jobs(
     manifests.read_manifest(examples)["shards"],
@@ -45,23 +47,14 @@ def write(config: Config, folder: str) -> None:
     target=target,
     seq_len=config.data.seq_len,
   )
-  shards = work.run_by_split(
-    sort_shard, jobs, config.prepare, "sort by length", _REPORT
-  )
+  shards = work.run_by_split(sort_shard, jobs, "sort by length", _REPORT)
   hashes = {}
   for split, rows in shards.items():
     path = os.path.join(target, f"{split}.npy")
     counts = np.array([row.pop("counts") for row in rows], np.int64)
     records.write_array(path, counts.reshape(-1, config.data.seq_len + 1))
-    hashes[split] = records.file_hash(path)
-  manifest = {
-    "version": records.VERSION,
-    "examples": digest,
-    "sha256": hashes,
-    "shards": shards,
-  }
-  records.write_json(os.path.join(target, "manifest.json"), manifest)
-  work.end()
+    hashes[split] = files.file_hash(path)
+  work.end(manifest_path, examples=digest, sha256=hashes, shards=shards)
 
 
 def sort_shard(job: dict) -> dict:
@@ -92,5 +85,5 @@ def sort_shard(job: dict) -> dict:
   return {
     "shard": job["shard"],
     "counts": np.bincount(lengths, minlength=job["seq_len"] + 1).tolist(),
-    "sha256": records.file_hash(path),
+    "sha256": files.file_hash(path),
   }

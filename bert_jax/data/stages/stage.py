@@ -16,6 +16,7 @@ from typing import Any
 from bert_jax.data.stages import workers
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
+from bert_jax.runtime.settings import Prepare
 
 _log = logging.getLogger(__name__)
 
@@ -77,15 +78,19 @@ class Stage:
     progress: the folder where its finished jobs report.
   """
 
-  def __init__(self, folder: str, name: str, target: str, suffixes: Sequence):
+  def __init__(
+    self, prepare: Prepare, folder: str, name: str, target: str, *suffixes: str
+  ):
     """Looks at nothing yet.
 
     Args:
+      prepare: the `prepare` group of the config.
       folder: DATA.
       name: of the stage.
       target: the folder that it writes.
-      suffixes: of the files of a shard.
+      *suffixes: of the files of a shard.
     """
+    self._prepare = prepare
     self.target = target
     self.progress = os.path.join(folder, PROGRESS, name)
     self._all_progress = os.path.join(folder, PROGRESS)
@@ -141,7 +146,6 @@ class Stage:
     self,
     function: Callable[[workers.Job], dict],
     jobs: Sequence[workers.Job],
-    prepare: Any,
     title: str,
     form: dict,
   ) -> list[Any]:
@@ -150,7 +154,6 @@ class Stage:
     Args:
       function: a module-level function of a job; returns its report.
       jobs: dicts with at least `name` and `size`.
-      prepare: the `prepare` group of the config.
       title: of the progress bar.
       form: of a report, for manifests.has_form.
 
@@ -166,25 +169,31 @@ class Stage:
     workers.run(
       functools.partial(_run_job, function, self.progress),
       [job for job in jobs if job["name"] not in done],
-      prepare.runner, prepare.num_workers, title,
+      self._prepare.runner, self._prepare.num_workers, title,
     )  # fmt: skip
     done = self.finished(jobs, form)
     return [done[job["name"]] for job in jobs]
 
-  def run_by_split(self, function, jobs, prepare, title, form):
+  def run_by_split(self, function, jobs, title, form) -> dict[str, list]:
     """The same for jobs of one split each: returns split -> reports."""
     reports: dict[str, list] = {split: [] for split in records.SPLITS}
-    results = self.run(function, jobs, prepare, title, form)
+    results = self.run(function, jobs, title, form)
     for job, report in zip(jobs, results, strict=True):
       reports[job["split"]].append(report)
     return reports
 
-  def end(self) -> None:
-    """Removes the reports, all at once.
+  def end(self, path: str = "", **manifest: Any) -> None:
+    """Writes the manifest, if one is given, and removes the reports.
 
-    A kill would otherwise leave some of them, or all, for a later stage to
-    believe.
+    They go all at once: a kill would otherwise leave some of them, or all, for
+    a later stage to believe.
+
+    Args:
+      path: of the manifest.
+      **manifest: its content.
     """
+    if manifest:
+      records.write_json(path, {"version": records.VERSION, **manifest})
     gone = os.path.join(self._all_progress, "gone")
     shutil.rmtree(gone, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):

@@ -50,10 +50,9 @@ def write(
     "units": inputs.cuts_hash(),
     "vocab": tokenizer.fingerprint,
   }
-  work = stage.Stage(
-    folder, "tokens", os.path.join(folder, "tokens"),
-    ("array_record", *records.TABLES),
-  )  # fmt: skip
+  target = os.path.join(folder, "tokens")
+  suffixes = ("array_record", *records.TABLES)
+  work = stage.Stage(prepare, folder, "tokens", target, *suffixes)
   manifest_path = os.path.join(folder, "manifest.json")
   if os.path.exists(manifest_path):
     manifest = manifests.read_manifest(folder)
@@ -70,25 +69,23 @@ def write(
   ]
   done = work.finished(jobs, _REPORT)
   inputs.check({int(k): v["sha256"] for k, v in done.items()}, folder)
-  results = work.run(tokenize_unit, jobs, prepare, "tokenise", _REPORT)
+  results = work.run(tokenize_unit, jobs, "tokenise", _REPORT)
   shards = {s: [row for r in results for row in r[s]] for s in records.SPLITS}
   _write_counts(work, shards, tokenizer)
   totals = stage.sum_rows(shards, _TOTALS)
   _check_documents(totals, prepare.held_out_rate)
-  manifest = {
-      "version": records.VERSION,
-      "settings": asked,
-      "vocab_size": tokenizer.vocab_size,
-      "inputs": [
+  work.end(
+      manifest_path,
+      settings=asked,
+      vocab_size=tokenizer.vocab_size,
+      inputs=[
           dict(file=os.path.basename(u.path), start=u.start, end=u.end,
                sha256=r["sha256"])
           for u, r in zip(inputs.units, results, strict=True)
       ],
-      "totals": totals,
-      "shards": shards,
-  }  # fmt: skip
-  records.write_json(manifest_path, manifest)
-  work.end()
+      totals=totals,
+      shards=shards,
+  )  # fmt: skip
 
 
 def _recorded_hashes(manifest: dict, folder: str) -> dict[int, str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
+from bert_jax.runtime import files
 
 
 class TokenStore:
@@ -250,7 +251,7 @@ def check_lengths(folder: str, name: str) -> Any:
     )
   manifest = manifests.read_manifest(target)
   examples = os.path.join(folder, "examples", name, "manifest.json")
-  if manifest["examples"] != records.file_hash(examples):
+  if manifest["examples"] != files.file_hash(examples):
     raise records.DataError(
       f"{target} was made of other examples than are there now; "
       f"{_DELETE_LENGTHS}"

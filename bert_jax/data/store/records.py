@@ -26,7 +26,6 @@ shards: SPLIT-00000, SPLIT-00000-00001, SPLIT-00000-00002.
 from collections.abc import Iterable, Sequence
 import contextlib
 import functools
-import hashlib
 import itertools
 import json
 import os
@@ -91,12 +90,6 @@ def read_json(path: str) -> Any:
     raise
   except (ValueError, RecursionError, OSError) as error:
     raise DataError(f"{path} is damaged: {error}") from error
-
-
-def file_hash(path: str) -> str:
-  """Returns the SHA-256 of a file, in hexadecimal."""
-  with open(path, "rb") as f:
-    return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def write_array(path: str, array: np.ndarray) -> None:
@@ -222,7 +215,7 @@ class TokenWriter:
       "tokens": self._num_tokens - self.num_documents,
       "records": self._writer.count,
       "sha256": {
-        x: file_hash(self._path(x)) for x in ("array_record", *TABLES)
+        x: files.file_hash(self._path(x)) for x in ("array_record", *TABLES)
       },
     }
 

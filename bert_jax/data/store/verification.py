@@ -12,6 +12,7 @@ import numpy as np
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
+from bert_jax.runtime import files
 
 _log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def _hash_files(paths: Sequence[str], folder: str) -> Iterator[tuple[str, str]]:
   said = time.monotonic()
   pool = futures.ThreadPoolExecutor(min(_HASH_THREADS, os.cpu_count() or 1))
   try:
-    waiting = [pool.submit(records.file_hash, path) for path in paths]
+    waiting = [pool.submit(files.file_hash, path) for path in paths]
     for path, future in zip(paths, waiting, strict=True):
       try:
         yield path, future.result()

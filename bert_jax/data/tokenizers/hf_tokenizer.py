@@ -1,16 +1,16 @@
-"""What a Hugging Face folder says about its tokenizer.
+"""Reads the tokenizer settings of a Hugging Face folder.
 
-Every key that changes ids is honoured, or refused with its name and the value
-that would be accepted. Keys that change nothing are listed; of any other key a
-warning says that it was not read.
+Every key that changes token ids is either applied, or refused with an error
+that names the key and the accepted value. Keys that change nothing are listed
+below; any other key is logged as unknown.
 
 Files: tokenizer_config.json, tokenizer.json, special_tokens_map.json,
 added_tokens.json, sentence_bert_config.json.
 
-Where transformers' two tokenizers differ, the fast one is followed, which its
-AutoTokenizer gives. One thing differs from the fast tokenizer: where a text
-spells one of BERT's five special tokens, it is read as text, as the original
-does.
+Where the slow and the fast tokenizer of transformers differ, this module
+follows the fast one, which AutoTokenizer returns. There is one exception: a
+special token that is spelled out in a text is read as text, as in the original
+code.
 """
 
 from collections.abc import Iterator, Mapping
@@ -39,7 +39,7 @@ _KEYS = key_table.KeyTable(
     "wordpieces_prefix": (None, "##"),
     "padding_side": (None, "right"),
     "truncation_side": (None, "right"),
-    # Of the Japanese tokenizer, which cuts words by a dictionary.
+    # Keys of the Japanese tokenizer, which finds words in a dictionary.
     "do_word_tokenize": (None, True),
     "do_subword_tokenize": (None, True),
     "word_tokenizer_type": (None, "basic"),
@@ -82,13 +82,13 @@ _SENTENCE_KEYS = key_table.KeyTable(
   effect="tokens",
 )
 _MODEL_INPUT = "token_type_ids"
-# A number so large means that no length was set.
+# transformers writes a number this large if no length was set.
 _NO_LENGTH = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What the files of a folder say, all checked.
+  """The tokenizer settings of a folder, checked.
 
   Attributes:
     lower_case: whether text is lower-cased; None = they do not say.
@@ -153,7 +153,7 @@ def read(
 
 
 def _read_json(folder: str, name: str) -> dict[str, Any]:
-  """A file that is one JSON object; {} where there is none."""
+  """Reads a file that is one JSON object; returns {} if there is no file."""
   return files.read_json(os.path.join(folder, name), default={})
 
 
@@ -161,7 +161,7 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
 
 
 def keys_of(spec: templates.TokenizerSpec) -> key_table.KeyTable:
-  """Returns what tokenizer_config.json may say for a tokenizer."""
+  """Returns the keys that tokenizer_config.json may have for a tokenizer."""
   special = {f"{k}_token": (None, v) for k, v in spec.special_tokens.items()}
   return _KEYS.extended({"tokenizer_class": (None, *spec.hf_classes)} | special)
 
@@ -171,7 +171,7 @@ def check_keys(
   config: Mapping[str, Any],
   spec: templates.TokenizerSpec = templates.WORDPIECE,
 ) -> None:
-  """Refuses values that change ids, and warns of keys that are not known.
+  """Refuses values that would change token ids, and logs unknown keys.
 
   Args:
     path: of the file, for messages.
@@ -192,7 +192,7 @@ def _check_words(
   lower_case: Any,
   spec: templates.TokenizerSpec,
 ) -> None:
-  """Refuses settings that cut a text into other words."""
+  """Refuses settings that would split a text into different words."""
   if lower_case not in (None, True, False):
     raise ValueError(f"{path}: do_lower_case is {lower_case!r:.100}")
   strip = config.get("strip_accents")
@@ -217,7 +217,7 @@ def _check_words(
 
 
 def _agreed(path: str, key: str, said: Any, theirs: Any) -> Any:
-  """One of two values that must be equal where both are given."""
+  """Returns the value that one or both files give; both must agree."""
   if said is not None and theirs is not None and said != theirs:
     raise ValueError(
       f"{path} has {key}={theirs}, but {CONFIG} beside it says {said}; "
@@ -229,9 +229,9 @@ def _agreed(path: str, key: str, said: Any, theirs: Any) -> Any:
 def _seq_len(
   folder: str, config: Mapping[str, Any], lower_case: bool | None
 ) -> int | None:
-  """The length that the model is meant for.
+  """Returns the length in tokens that the model is meant for; None = not set.
 
-  That of sentence-transformers comes first: its models are trained at it.
+  sentence-transformers' setting comes first: its models are trained with it.
   """
   path = os.path.join(folder, _SENTENCES)
   sentences = _read_json(folder, _SENTENCES)
@@ -265,7 +265,7 @@ def _seq_len(
 
 
 def _pieces_of(path: str, whole: Mapping[str, Any]) -> tuple[str, ...] | None:
-  """The pieces in tokenizer.json, by id; None where it has none."""
+  """Returns the pieces in tokenizer.json by id; None if it has none."""
   model = whole["model"]
   kind = model.get("type", "WordPiece") if isinstance(model, dict) else model
   if kind != "WordPiece":
@@ -283,7 +283,7 @@ def _pieces_of(path: str, whole: Mapping[str, Any]) -> tuple[str, ...] | None:
 def _template(
   spec: templates.TokenizerSpec, is_pair: bool
 ) -> list[dict[str, Any]]:
-  """The template of a sequence as tokenizer.json writes it."""
+  """Returns the template of a sequence in the form of tokenizer.json."""
   return [
     {"Sequence": {"id": name, "type_id": type_id}}
     if name in templates.TEXTS
@@ -295,10 +295,10 @@ def _template(
 def _check_whole(
   path: str, whole: Mapping[str, Any], spec: templates.TokenizerSpec
 ) -> dict[str, Any]:
-  """Refuses a tokenizer.json whose rules are not those of a spec.
+  """Refuses a tokenizer.json whose rules differ from those of a spec.
 
-  A file without one of the parts says nothing about it, as some that only
-  carry a vocabulary do; where a part is null there is no such step.
+  A part that is missing is not checked, because some files hold a vocabulary
+  only. A part that is null means that there is no such step.
 
   Returns:
     lowercase and max_input_chars_per_word, None where they are not said.
@@ -341,7 +341,7 @@ def _check_whole(
 def _post_processor_rules(
   whole: Mapping[str, Any], spec: templates.TokenizerSpec
 ) -> dict[str, tuple[Any, ...]]:
-  """What the part that adds special tokens may say, by its type."""
+  """Returns the accepted values of the part that adds special tokens."""
   rules: dict[str, tuple[Any, ...]] = {
     "type": (None, "TemplateProcessing", "BertProcessing")
   }
@@ -367,7 +367,7 @@ def _check_rule(path: str, key: str, value: Any, accepted: list[Any]) -> None:
 
 
 class _Collected:
-  """Added tokens by content, from several files that must agree."""
+  """Collects added tokens from several files, which must agree."""
 
   def __init__(self, spec: templates.TokenizerSpec):
     self._own = set(spec.special_tokens.values())
@@ -376,7 +376,7 @@ class _Collected:
   def add(
     self, path: str, id: Any, value: Any, defaults: Mapping[str, Any]
   ) -> None:
-    """Takes one token; what is known of it already stays.
+    """Adds one token; if it is known already, its first flags stay.
 
     Args:
       path: of the file that names it.
@@ -422,7 +422,7 @@ class _Collected:
     )  # fmt: skip
 
   def tokens(self) -> Iterator[tuple[int | None, added_tokens.AddedToken]]:
-    """Yields all but special tokens of the spec: by id, then those without."""
+    """Yields the tokens by id, then those without one; no special tokens."""
     rows = [
       (id, token)
       for id, token, _ in self._found.values()
@@ -440,7 +440,7 @@ def _added_tokens(
   whole: Mapping[str, Any],
   spec: templates.TokenizerSpec,
 ) -> Iterator[tuple[int | None, added_tokens.AddedToken]]:
-  """Tokens that the files of a folder add to the vocabulary."""
+  """Yields the tokens that the files of a folder add to the vocabulary."""
   of_config = os.path.join(folder, CONFIG)
   of_names = os.path.join(folder, _MAP)
   of_added = os.path.join(folder, _ADDED)
@@ -479,7 +479,7 @@ def _added_tokens(
 
 
 def _marks(path: str, values: Mapping[str, Any]) -> Iterator[Any]:
-  """Special tokens beside BERT's five, in the order that they are added in."""
+  """Yields further special tokens, in the order in which they are added."""
   for key in ("bos_token", "eos_token"):
     if values.get(key) is not None:
       yield values[key]

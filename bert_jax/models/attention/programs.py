@@ -66,6 +66,14 @@ def _attend_splash(query, key, value, mask, rng, rate):
   return splash.attend(query, key, value, mask)
 
 
+_FUSED = Program(
+  check=_check_fused,
+  row_unit=128,
+  has_dropout=True,
+  layout="flat",
+  takes_bias=False,
+  attend=_attend_fused,
+)
 PROGRAMS = {
   "plain": Program(
     check=lambda config, length: None,
@@ -75,22 +83,8 @@ PROGRAMS = {
     takes_bias=True,
     attend=plain.attend,
   ),
-  "fused": Program(
-    check=_check_fused,
-    row_unit=128,
-    has_dropout=True,
-    layout="flat",
-    takes_bias=False,
-    attend=_attend_fused,
-  ),
-  "fused_qkv": Program(
-    check=_check_fused,
-    row_unit=128,
-    has_dropout=True,
-    layout="joined",
-    takes_bias=False,
-    attend=_attend_fused,
-  ),
+  "fused": _FUSED,
+  "fused_qkv": dataclasses.replace(_FUSED, layout="joined"),
   "splash": Program(
     check=_check_splash,
     row_unit=128,

@@ -24,18 +24,8 @@ class HeadKernel(nn.Module):
     cfg = self.config
     heads = (cfg.num_heads, cfg.head_dim)
     flat = (cfg.hidden_size, cfg.hidden_size)
-    kernel = self.param(
-      "kernel",
-      lambda rng, shape, dtype: layers.kernel_init(cfg)(
-        rng, flat, dtype
-      ).reshape(shape),
-      (cfg.hidden_size, *heads),
-      layers.storage_dtype(cfg),
-    )
-    bias = self.param(
-      "bias", nn.initializers.zeros_init(), heads, layers.storage_dtype(cfg)
-    )
-    return kernel, bias
+    kernel = layers.kernel(self, (cfg.hidden_size, *heads), flat)
+    return kernel, layers.bias(self, heads)
 
 
 class SelfAttention(nn.Module):

@@ -5,7 +5,7 @@ of its switches are set, and what stands in the files that come with weights.
 Nothing here reads a file or imports jax.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import dataclasses
 import functools
 import re
@@ -297,7 +297,14 @@ class Family:
       self.config_keys.check(config)
     except ValueError as error:
       raise ConvertError(str(error)) from None
-    model: dict[str, Any] = dict(self._read_sizes(config))
+    model: dict[str, Any] = {}
+    for ours, theirs in self.sizes.items():
+      value = config.get(theirs)
+      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConvertError(
+          f"{theirs} is {value!r}; a size of 1 or more is wanted"
+        )
+      model[ours] = value
     if model["hidden_size"] % model["num_heads"]:
       raise ConvertError(
         f"hidden_size {model['hidden_size']} cannot be divided into "
@@ -316,15 +323,6 @@ class Family:
         f"layer_norm_eps is {eps!r}; a number above 0 is wanted"
       )
     return model | {"layer_norm_eps": float(eps)} | dict(self.switches)
-
-  def _read_sizes(self, config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    for ours, theirs in self.sizes.items():
-      value = config.get(theirs)
-      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConvertError(
-          f"{theirs} is {value!r}; a size of 1 or more is wanted"
-        )
-      yield ours, value
 
   def config_of(self, format: str, model: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what `model_of` reads: sizes, activation and epsilon."""
