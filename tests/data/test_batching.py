@@ -643,7 +643,9 @@ def test_a_swapped_vocabulary_is_refused(copy):
   shutil.rmtree(copy / "vocab")
   (copy / "vocab").mkdir()
   (copy / "vocab" / "vocab.txt").write_text(pieces)
-  with pytest.raises(records.DataError, match="is not the vocabulary that made"):
+  with pytest.raises(
+    records.DataError, match="is not the vocabulary that made"
+  ):
     open_batches(copy)
 
 
