@@ -36,6 +36,8 @@ from bert_jax import weights
 from bert_jax.data import batching
 from bert_jax.data import corpus
 from bert_jax.data import prepare
+from bert_jax.data.stages import examples
+from bert_jax.data.stages import stage
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
@@ -872,8 +874,8 @@ def _make_half_prepared(folder):
   text = folder / "text.txt"
   text.write_text(DOCUMENTS)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(prepare.shutil, "rmtree", lambda *args, **kwargs: None)
-    patch.setattr(prepare, "_write_examples", lambda *args: 1 / 0)
+    patch.setattr(stage.shutil, "rmtree", lambda *args, **kwargs: None)
+    patch.setattr(examples, "write", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
       _prepare(folder, _data_config(folder), [str(text)])
   (folder / "data" / "manifest.json").unlink()
