@@ -27,7 +27,6 @@ saved, 130 told to stop with nothing to save. --helpfull explains them.
 import os
 import sys
 
-from bert_jax.runtime import runs
 from bert_jax.runtime import signals
 
 if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "bert-jax":
@@ -52,6 +51,7 @@ from ml_collections import config_flags
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
 from bert_jax.runtime import machine
+from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.runtime import streams
 from bert_jax.runtime.settings import Config
@@ -582,15 +582,14 @@ def main(argv: Sequence[str]) -> int:
     own = {flag: FLAGS[flag] for flag in _own_flags()}
     print(completion.script(FLAGS.completion, own, FLAGS.config), end="")
     return 0
-  _say_what_is_left(FLAGS)
   try:
+    _say_what_is_left(FLAGS)
     mode = _check_flags(FLAGS)
     _set_up_logging()
     if FLAGS.config is not None:
       # Before jax is loaded, which takes seconds.
       settings.check(FLAGS.config)
-      if "trials" not in FLAGS.config:  # the config of a sweep
-        settings.check_names(FLAGS.config)
+      settings.check_names(FLAGS.config)
     with contextlib.ExitStack() as stack:
       if mode.computes:
         stack.enter_context(_keeping_programs(FLAGS.compile_cache))
@@ -714,11 +713,12 @@ def _own_flags() -> set[str]:
 def _explain(error: Exception, argv: Sequence[str]) -> str:
   """Returns what was wrong with the flags, in a line or two."""
   if isinstance(error, KeyError | AttributeError) and error.args:
-    key = re.findall(r"\w+", str(error.args[0]))[0]
+    words = re.findall(r"\w+", str(error.args[0]))
     for arg in argv:
-      if arg.startswith("--config.") and key in arg:
-        name = arg.partition("=")[0].removeprefix("--config.")
-        return f"{arg}: {settings.unknown(name)}"
+      name = arg.partition("=")[0].removeprefix("--config.")
+      if arg.startswith("--config.") and name not in settings.KEYS:
+        if words and words[0] in name.split("."):
+          return f"{arg}: {settings.unknown(name)}"
   # ml_collections puts the whole traceback of a config file into its message.
   lines = str(error).strip().splitlines() or [repr(error)]
   if "Traceback" in str(error):

@@ -10,7 +10,7 @@ same jobs by its own launcher, in the same Python environment:
   demo      the demo: prepare, train, evaluate, predict
   prepare   other forms of prepared data: their bytes
   packed    pre-training on packed rows, and what one of its batches holds
-  tasks     a task of every kind: fine-tune, evaluate, predict
+  tasks     six forms of own data: fine-tune, evaluate, predict
   mrpc      MRPC from MiniLM (needs --weights and --glue)
 
 Compared are the bytes of prepared data, every number of metrics.jsonl but for

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -326,3 +327,13 @@ def test_what_an_interruption_leaves_is_what_an_earlier_start_has_saved(
   replays = ("--mode=train", f"--workdir={a}", "--replay_step=3")
   assert interrupted(*replays)[1] == 130
   assert interrupted("--mode=sweep", f"--workdir={a}") != ("saved", 130)
+
+
+def test_signals_are_held_before_anything_else_is_imported():
+  """An import takes time, in which a signal would end in a traceback."""
+  source = pathlib.Path(main.__file__).read_text()
+  before = source.partition("signals.hold()")[0]
+  imported = re.findall(r"^(?:import|from) .*$", before, re.M)
+  assert imported == [
+    "import os", "import sys", "from bert_jax.runtime import signals"
+  ]  # fmt: skip

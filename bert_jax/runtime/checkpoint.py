@@ -110,12 +110,8 @@ def check_settings(settings: Any, metrics: Collection[str]) -> None:
     metrics: the names of the metrics that an evaluation reports.
 
   Raises:
-    ValueError: a value is not one of its choices.
+    ValueError: the metric that decides on the best step is not evaluated.
   """
-  if settings.best_mode not in ("min", "max"):
-    raise ValueError(
-      f"checkpoint.best_mode={settings.best_mode!r}; use min or max"
-    )
   if settings.best_metric and settings.best_metric not in metrics:
     raise ValueError(
       f"checkpoint.best_metric={settings.best_metric!r} is not evaluated; use "

@@ -287,16 +287,9 @@ def without_nan(value: Any) -> Any:
 
 @contextlib.contextmanager
 def naming(path: str) -> Iterator[None]:
-  """A context that adds the name of a file to an error of writing it.
-
-  Raises:
-    OSError: the write failed; also for a RuntimeError, as ArrayRecord's writer
-      raises.
-  """
+  """A context that adds the name of a file to an OSError of writing it."""
   try:
     yield
-  except RuntimeError as error:
-    raise OSError(f"{path} cannot be written: {error}") from error
   except OSError as error:
     if error.errno is None:
       raise

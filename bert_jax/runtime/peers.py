@@ -355,8 +355,9 @@ def must_leave(error: BaseException) -> bool:
   of training, such as a divergence, and a bug is to be traced.
   """
   is_ours = isinstance(error, ValueError | OSError | PeerError)
-  package = type(error).__module__.partition(".")[0]
-  return are_several() and (is_ours or package in ("jax", "jaxlib"))
+  jax = sys.modules.get("jax")  # the launcher asks without importing it
+  of_jax = jax is not None and isinstance(error, jax.errors.JaxRuntimeError)
+  return are_several() and (is_ours or of_jax)
 
 
 def leave(error: BaseException, status: int = 1) -> NoReturn:

@@ -93,7 +93,8 @@ class Key:
     most: the largest.
     choices: the values that a text may have; () = any.
     since: the version of this package that it came with.
-    before: what runs of older versions did; None = as `default` says.
+    before: what runs of older versions did, which lack the key; None = every
+      run has it.
     name: such as "optim.learning_rate".
     type: of its value, without None.
     meaning: what it does, with its unit.
@@ -360,7 +361,7 @@ class Task(Group):
   labels: tuple[str, ...] = of_run(())
   """Own data: the labels; () = those of the training file."""
 
-  label_separator: str = of_run(",")
+  label_separator: str = of_run(",", since="0.2.0", before=",")
   """Own data: what stands between several labels in one column."""
 
   columns: tuple[str, ...] = of_run((), before=[])
@@ -400,7 +401,9 @@ class Task(Group):
   null_threshold: float = of_session(0.0, -_FLOAT, _FLOAT)
   """There is no answer where its score leads by more than this."""
 
-  thresholds: tuple[float, ...] = of_session((0.5,))
+  thresholds: tuple[float, ...] = of_session(
+    (0.5,), since="0.2.0", before=[0.5]
+  )
   """Of several labels: those with a probability above this are given. One
   number from 0 to 1, or one for each label."""
 
@@ -825,10 +828,15 @@ def check_together(config: Config) -> None:
 
 
 def check_names(config: Config) -> None:
-  """Raises ValueError for a key that no row describes, as of a typing error."""
-  for name in flatten(config):
+  """Raises ValueError for a key that no row describes.
+
+  The config of a sweep, which lists trials, is not checked.
+  """
+  for name in {} if "trials" in config else flatten(config):
     if name not in KEYS:
-      raise ValueError(f"{name}: {unknown(name)}")
+      raise ValueError(
+        f"{name}: {unknown(name)}; remove the key or correct its name"
+      )
 
 
 def unknown(name: str) -> str:

@@ -152,6 +152,7 @@ class Trial:
     try:
       values(argv)
       settings.check(values.config)  # reads the file, which may raise, too
+      settings.check_names(values.config)
       return values.config
     except Exception as error:  # a config file may raise anything
       lines = str(error).strip().splitlines() or [repr(error)]

@@ -371,7 +371,7 @@ def get_task(settings: Any) -> spec.Task:
       train_path=settings.files.train or own.find_train(settings.dir or ""),
       columns=settings.columns,
       has_null=settings.has_null,
-      label_separator=settings.get("label_separator", ","),
+      label_separator=settings.label_separator,
       name=settings.name,
     )
   if settings.name not in tasks.TASKS:

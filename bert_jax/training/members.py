@@ -125,7 +125,7 @@ class Together:
       for run, own in zip(self._runs, saved, strict=True)
     )
     raise checkpoint.CheckpointError(
-      "there is no step that all members have a sound checkpoint of "
+      "no step has an undamaged checkpoint in every workdir "
       f"({'; '.join(have)}); train those together that have one, or each alone"
     )
 
@@ -135,10 +135,13 @@ class Together:
     A damaged step is set aside.
     """
     found = None
-    with contextlib.suppress(checkpoint.CheckpointError):
+    reason = ""
+    try:
       found, state = run.restore(before=step + 1)
+    except checkpoint.CheckpointError as error:
+      reason = f": {error}"
     if found != step:
-      _log.warning("step %d of %s is damaged", step, run.workdir)
+      _log.warning("step %d of %s is damaged%s", step, run.workdir, reason)
       run.checkpoints.set_aside(step)
       return None
     # The devices may have no room for K separate states at once.
@@ -233,19 +236,16 @@ class Together:
     # that they would have to go back to.
     for run in self._runs:
       run.checkpoints.wait()
-    for run, own, values in zip(
-      self._runs,
-      self._parts(jax.device_get(state)),
-      evaluations or [{}] * len(self._runs),
-      strict=True,
-    ):
-      run.save(step, own, values, always)
+    stacked = jax.device_get(state)
+    for k, run in enumerate(self._runs):
+      # A copy, because the next step reuses the memory while Orbax writes.
+      own = jax.tree.map(lambda x, k=k: np.array(x[k]), stacked)
+      run.save(step, own, evaluations[k] if evaluations else {}, always)
 
   def _parts(self, arrays: Any) -> list[Any]:
     """Returns what each run has of a tree of arrays on the host."""
     return [
-      jax.tree.map(lambda x, k=k: np.array(x[k]), arrays)
-      for k in range(len(self._runs))
+      jax.tree.map(lambda x, k=k: x[k], arrays) for k in range(len(self._runs))
     ]
 
 

@@ -298,7 +298,7 @@ def open_session(
   """Makes what a config describes, and finds what does not fit.
 
   Args:
-    config: the whole configuration (configs/base.py).
+    config: the whole configuration (docs/config.md).
     workdir: of the run, which need not exist yet.
     seed_axis: as for `open_mesh`.
 

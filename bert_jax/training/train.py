@@ -28,7 +28,7 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   """Runs or resumes the training that a config describes.
 
   Args:
-    config: the whole configuration (configs/base.py).
+    config: the whole configuration (docs/config.md).
     workdir: where run.json, metrics.jsonl and checkpoints go.
 
   Returns:

@@ -168,6 +168,20 @@ def test_a_run_from_before_packing_goes_on_unpacked_and_not_otherwise(
     resume.check_workdir(str(tmp_path), packed)
 
 
+def test_keys_that_older_runs_lack_are_filled_in(run, tmp_path):
+  later = [k for k in settings.KEYS.values() if k.before is not None]
+  assert {"task.thresholds", "model.family"} <= {k.name for k in later}
+  old = run | {"config": json.loads(json.dumps(run["config"]))}
+  for key in later:
+    group, _, name = key.name.rpartition(".")
+    del old["config"][group][name]
+  runs.write_run(str(tmp_path), old)
+  found = settings.flatten(runs.read_run(str(tmp_path))["config"])
+  assert {k.name: found[k.name] for k in later} == {
+    k.name: k.before for k in later
+  }
+
+
 def test_other_data_is_another_run(run, tmp_path):
   runs.write_run(str(tmp_path), run)
   with pytest.raises(runs.RunError, match="data: 0{12} there, f{12} now"):

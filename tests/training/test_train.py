@@ -579,7 +579,7 @@ def test_a_predictable_text_is_learned(tmp_path, tiny_config, prepared):
     ("mesh.rules", (("encoder", (None,)),), "no sharding rule fits"),
     ("train.total_steps", 0, "train.total_steps=0"),
     ("checkpoint.keep", 0, "checkpoint.keep=0"),
-    ("checkpoint.best_mode", "low", "use min or max"),
+    ("checkpoint.best_mode", "low", "one of min, max"),
     ("checkpoint.best_metric", "eval/f1", "eval/f1.*eval/mlm_loss"),
   ],
 )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures import process
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -51,11 +52,20 @@ def run(
   with progress.Progress(*columns) as bar:
     line = bar.add_task(title, total=sum(j["size"] for j in jobs), rate="")
     start, made = time.monotonic(), 0
-    sizes = _run_processes(task, jobs, workers) if workers > 1 else None
-    for size in map(task, jobs) if sizes is None else sizes:
-      made += size
-      rate = made / (time.monotonic() - start)
-      bar.update(line, completed=made, rate=f"{rate / 1e6:.2f} M/s")
+    several = workers > 1
+    sizes = _run_processes(task, jobs, workers) if several else _run(task, jobs)
+    # Closed on an error, too: jobs that have not begun are then cancelled.
+    with contextlib.closing(sizes):
+      for size in sizes:
+        made += size
+        rate = made / (time.monotonic() - start)
+        bar.update(line, completed=made, rate=f"{rate / 1e6:.2f} M/s")
+
+
+def _run(task, jobs: Sequence[Job]):
+  """Yields the sizes of jobs, which this process does one after the other."""
+  for job in jobs:
+    yield task(job)
 
 
 def _run_processes(task, jobs: Sequence[Job], workers: int):

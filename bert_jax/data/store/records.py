@@ -23,7 +23,7 @@ A unit of text that could not be cut, such as a compressed file, makes several
 shards: SPLIT-00000, SPLIT-00000-00001, SPLIT-00000-00002.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import functools
 import itertools
@@ -101,6 +101,19 @@ def write_array(path: str, array: np.ndarray) -> None:
     np.save(file, array, allow_pickle=False)
 
 
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Turns an error of ArrayRecord's writer into one that names the file.
+
+  Raises:
+    OSError: the write failed.
+  """
+  try:
+    yield
+  except RuntimeError as error:
+    raise OSError(f"{path} cannot be written: {error}") from error
+
+
 class RecordWriter:
   """Writes an ArrayRecord file atomically.
 
@@ -111,7 +124,7 @@ class RecordWriter:
     self._stack = contextlib.ExitStack()
     temporary = self._stack.enter_context(files.replacing(path))
     self._path = path
-    with files.naming(path):
+    with _naming(path):
       self._writer = array_record_module.ArrayRecordWriter(
         temporary, _WRITER_OPTIONS
       )
@@ -125,14 +138,14 @@ class RecordWriter:
     return self._stack.__exit__(*error)
 
   def _close(self) -> None:
-    with files.naming(self._path):
+    with _naming(self._path):
       self._writer.close()
 
   def write_rows(self, rows: np.ndarray) -> None:
     """Writes each row (first axis) as a record."""
     data = rows.tobytes()
     size = len(data) // max(len(rows), 1)
-    with files.naming(self._path):
+    with _naming(self._path):
       for i in range(0, len(data), size or 1):
         self._writer.write(data[i : i + size])
     self.count += len(rows)
