@@ -176,10 +176,12 @@ class Together:
 
   def begin(self, start: int) -> meter_lib.Meter:
     """Writes what is known before the first step; see run.Run."""
-    step_flops = self._first.job.step_flops
+    step_flops, count = self._first.job.step_flops, len(self._runs)
 
     def flops(batch):
-      return sum(map(step_flops, self._parts(batch)))
+      # Views: this is done in every step.
+      own = ({key: x[k] for key, x in batch.items()} for k in range(count))
+      return sum(map(step_flops, own))
 
     meter = meter_lib.Meter(
       start, self.total_steps, self.mesh, flops, len(self._runs)
@@ -245,7 +247,8 @@ class Together:
   def _parts(self, arrays: Any) -> list[Any]:
     """Returns what each run has of a tree of arrays on the host."""
     return [
-      jax.tree.map(lambda x, k=k: x[k], arrays) for k in range(len(self._runs))
+      jax.tree.map(lambda x, k=k: np.array(x[k]), arrays)
+      for k in range(len(self._runs))
     ]
 
 
