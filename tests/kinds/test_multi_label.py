@@ -165,6 +165,32 @@ def test_labels_that_no_example_has_do_not_count(caplog):
   assert "counts as 0.0" in caplog.text
 
 
+def score(labels, given, gold):
+  made = [multi_label.LabelsPrediction(x, (0.5,) * len(labels)) for x in given]
+  return KIND.score(make_task(labels=labels), made, examples(gold))
+
+
+def test_f1_of_one_label_counts_that_label_alone():
+  # Two of three given are right, of two; "not given" is no class of its own.
+  found = score("x", [(0,), (0,), (0,), ()], [(0,), (0,), (), ()])
+  assert found["micro_f1"] == pytest.approx(2 * 2 / (3 + 2))
+  assert found["macro_f1"] == pytest.approx(2 * 2 / (3 + 2))
+
+
+def test_the_mean_of_f1_is_over_labels_that_occur():
+  # x: right; y: given, but wrong; z: neither given nor right.
+  found = score("xyz", [(0,), (1,)], [(0,), ()])
+  assert found["macro_f1"] == pytest.approx((1 + 0) / 2)
+  assert found["micro_f1"] == pytest.approx(2 * 1 / (2 + 1))
+
+
+def test_f1_without_any_label_is_not_defined(caplog):
+  found = score("xyz", [(), ()], [(), ()])
+  assert found["micro_f1"] == found["macro_f1"] == 0.0
+  for name in ("micro_f1", "macro_f1"):
+    assert f"{name} is not defined" in caplog.text
+
+
 # --- From files to predictions ---
 
 
