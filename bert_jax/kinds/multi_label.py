@@ -154,10 +154,6 @@ class MultiLabel(task_kind.TaskKind):
 
   name = "multi_label"
   labels = batch_keys.Labels({"label": ("BGK", np.float32)})
-  has_names = True
-  hf_class = "ForSequenceClassification"
-  problem_type = "multi_label_classification"
-  is_implied = False
   scores = {
     "micro_f1": _f1("micro"),
     "macro_f1": _f1("macro"),

@@ -218,7 +218,7 @@ class FineTuning:
   @property
   def facts(self) -> dict[str, Any]:
     """The kind and the labels of the head, for whoever reads the weights."""
-    labels = self.task.labels if self.objective.has_names else ()
+    labels = self.task.labels if self.objective.head.has_names else ()
     return {"task": {"kind": self.task.kind, "labels": list(labels)}}
 
   def batches(

@@ -1,7 +1,7 @@
 """The heads of tasks, as files of weights know them.
 
-A kind of task registers its head; see bert_jax/kinds. Readers and writers of
-weights know the kinds from here alone.
+Readers and writers of weights know the kinds from here alone, and so do the
+kinds themselves: one of that name in bert_jax/kinds takes its row.
 """
 
 from collections.abc import Mapping
@@ -44,13 +44,29 @@ class TaskHead:
     return is_this and self.width in (None, num_outputs)
 
 
-# By the name of the kind, in the order in which they registered.
-HEADS: dict[str, TaskHead] = {}
-
-
-def register(head: TaskHead) -> None:
-  """Makes a head known to readers and writers of weights."""
-  HEADS[head.name] = head
+# By the name of the kind.
+HEADS: dict[str, TaskHead] = {
+  head.name: head
+  for head in (
+    TaskHead(
+      "classify",
+      "ForSequenceClassification",
+      "single_label_classification",
+      has_names=True,
+    ),
+    TaskHead(
+      "multi_label",
+      "ForSequenceClassification",
+      "multi_label_classification",
+      is_implied=False,
+      has_names=True,
+    ),
+    TaskHead("regress", "ForSequenceClassification", "regression", width=1),
+    TaskHead("choice", "ForMultipleChoice", width=1),
+    TaskHead("tag", "ForTokenClassification", has_names=True),
+    TaskHead("span", "ForQuestionAnswering", width=2),
+  )
+}
 
 
 def of_config(config: Mapping[str, Any], num_outputs: int) -> str | None:

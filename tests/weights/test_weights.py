@@ -18,7 +18,6 @@ import safetensors.numpy
 from bert_jax import weights
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
-from bert_jax.kinds import table  # noqa: F401 (kinds register their heads)
 from bert_jax.models import config as model_config
 from bert_jax.models import conversion
 from bert_jax.models import encoder as encoders
