@@ -37,7 +37,11 @@ class LabelsPrediction:
 
 
 def _names(task: spec.Task, value: Any, where: str) -> list[str]:
-  """Returns the labels of a row: a list, or text with a separator between."""
+  """Returns the labels of a row: a list, or text with a separator between.
+
+  Raises:
+    spec.TaskError: it is neither, or an item is no label.
+  """
   if isinstance(value, str):
     value = [x.strip() for x in value.split(task.label_separator) if x.strip()]
   if not isinstance(value, list):
@@ -45,6 +49,12 @@ def _names(task: spec.Task, value: Any, where: str) -> list[str]:
       f"{where}: {task.label} is {value!r:.60}; wanted a list of labels, or"
       f" text with {task.label_separator!r} between the labels"
     )
+  for name in value:
+    if not isinstance(name, str | int):  # a truth value is an int, too
+      raise spec.TaskError(
+        f"{where}: {task.label} has {name!r:.60} among its labels; wanted"
+        " texts, whole numbers or truth values"
+      )
   return [str(name) for name in value]
 
 

@@ -91,6 +91,35 @@ def test_what_is_no_label_is_refused(tmp_path):
     make_task().read(make_task(), path, "train")
 
 
+@pytest.mark.parametrize("item", ["null", "1.5", '{"a": 1}', "[]"])
+def test_an_item_of_a_list_that_is_no_label_is_refused(tmp_path, item):
+  path = write(
+    tmp_path / "a.jsonl",
+    '{"text": "a", "labels": ["x"]}',
+    f'{{"text": "a", "labels": ["x", {item}]}}',
+  )
+  with pytest.raises(spec.TaskError, match=r"a.jsonl:2: labels has "):
+    make_task().read(make_task(), path, "train")
+  with pytest.raises(spec.TaskError, match=r"a.jsonl:2: labels has "):
+    make_task(labels=(), train_path=path)
+
+
+def test_numbers_and_truth_values_are_labels(tmp_path):
+  path = write(tmp_path / "a.jsonl", '{"text": "a", "labels": [3, true]}')
+  assert make_task(labels=(), train_path=path).labels == ("3", "True")
+
+
+def test_a_training_file_without_any_label_is_refused(tmp_path):
+  path = write(tmp_path / "a.jsonl", '{"text": "a", "labels": []}')
+  with pytest.raises(spec.TaskError, match=r"a.jsonl .*'labels'"):
+    make_task(labels=(), train_path=path)
+
+
+def test_an_empty_separator_is_refused_by_name():
+  with pytest.raises(spec.TaskError, match=r"task.label_separator is empty"):
+    make_task(label_separator="")
+
+
 # --- Loss, predictions and metrics ---
 
 
