@@ -236,6 +236,7 @@ class TaskAnswerer(Answerer):
       has_null=bool(settings.task.get("has_null")),
     )  # fmt: skip
     self._options = settings.options(self.kind.decode_settings)
+    self.kind.check_options(self._task, **self._options)
     super().__init__(context)
 
   def make_model(self) -> Any:

@@ -75,6 +75,15 @@ def _labels_in(task, path, columns) -> tuple[str, ...]:
   )
 
 
+def _check_thresholds(thresholds: Sequence[float], num_labels: int) -> None:
+  fits = len(thresholds) in (1, num_labels)
+  if not fits or not all(0 <= x <= 1 for x in thresholds):
+    raise spec.TaskError(
+      f"task.thresholds={tuple(thresholds)}; give one number from 0 to 1, or"
+      f" one for each of the {num_labels} labels"
+    )
+
+
 def decode(
   logits: np.ndarray, thresholds: Sequence[float] = (0.5,)
 ) -> list[LabelsPrediction]:
@@ -87,13 +96,8 @@ def decode(
   Raises:
     spec.TaskError: the thresholds are neither.
   """
+  _check_thresholds(thresholds, logits.shape[1])
   least = np.asarray(thresholds, np.float64)
-  in_range = np.all((least >= 0) & (least <= 1))
-  if least.size not in (1, logits.shape[1]) or not in_range:
-    raise spec.TaskError(
-      f"task.thresholds={tuple(thresholds)}; give one number from 0 to 1, or"
-      f" one for each of the {logits.shape[1]} labels"
-    )
   probabilities = special.expit(logits)
   return [
     LabelsPrediction(
@@ -191,6 +195,9 @@ class MultiLabel(task_kind.TaskKind):
   def _label_array(self, task, examples):
     labels = [example.label for example in examples]
     return _indicators(task, labels).astype(np.float32)
+
+  def check_options(self, task, thresholds=(0.5,)):
+    _check_thresholds(thresholds, len(task.labels))
 
   def _decode(self, task, features, outputs, **options):
     return decode(outputs, **options)

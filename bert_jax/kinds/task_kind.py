@@ -161,6 +161,17 @@ class TaskKind(kind.Kind):
 
   # --- From outputs to predictions ---
 
+  def check_options(self, task: spec.Task, **options: Any) -> None:
+    """Checks settings before anything is computed for them.
+
+    Args:
+      task: that will be predicted.
+      **options: those of `decode_settings` that are known.
+
+    Raises:
+      spec.TaskError: one does not fit the task.
+    """
+
   def decode(
     self,
     task: spec.Task,

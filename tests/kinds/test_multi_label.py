@@ -16,6 +16,7 @@ from bert_jax.models.config import ModelConfig
 from bert_jax.prediction import predict
 from bert_jax.tasks import spec
 from bert_jax.training import evaluate
+from bert_jax.training import finetuning
 from bert_jax.training import train
 from bert_jax.weights import convert
 from configs import base
@@ -241,6 +242,15 @@ def make_config(folder):
   return config
 
 
+def test_a_wrong_number_of_thresholds_is_refused_before_training(tmp_path):
+  config = make_config(tmp_path)
+  config.task.thresholds = (0.1, 0.2, 0.3)
+  with pytest.raises(spec.TaskError, match=r"thresholds=.*each of the 2 label"):
+    finetuning.FineTuning(config, None)
+  config.task.thresholds = (0.1, 0.2)
+  finetuning.FineTuning(config, None)
+
+
 def test_a_task_from_files_to_predictions_and_to_other_formats(tmp_path):
   config, run = make_config(tmp_path), str(tmp_path / "run")
   result = train.train(config, run)
@@ -273,6 +283,9 @@ def test_a_task_from_files_to_predictions_and_to_other_formats(tmp_path):
   assert answers[0] == answers[1] == answers[2]
   assert [x["labels"] for x in answers[0]] == [["sun"], ["moon", "sun"], []]
   assert answers[0][0]["scores"].keys() == {"moon", "sun"}
+  asked.task.thresholds = (0.0, 0.5, 1.0)
+  with pytest.raises(spec.TaskError, match="each of the 2 labels"):
+    predict.Predictor.load(run, asked, "", ["task.thresholds"])
   asked.task.thresholds = (0.0, 1.0)
   (low,) = predict.Predictor.load(run, asked, "", ["task.thresholds"])(
     records[2:]
