@@ -197,6 +197,15 @@ def test_the_originals_own_checkpoint_is_read(tmp_path):
   assert weights.read(data).kind is None
 
 
+def test_a_model_type_beside_a_checkpoint_is_that_of_a_family(tmp_path):
+  folder = write(make(), tmp_path / "x", "tf1")
+  change_json(folder / "bert_config.json", model_type="bert")
+  assert weights.read(folder).family == "bert"
+  change_json(folder / "bert_config.json", model_type="electra")
+  with pytest.raises(weights.WeightsError, match="model_type is 'electra'"):
+    weights.read(folder)
+
+
 def test_two_forms_of_gelu_must_agree(tmp_path):
   folder = write(make(), tmp_path / "x", "tf1")
   change_json(folder / "bert_config.json", hidden_act="relu")
