@@ -116,7 +116,9 @@ def read_settings(file: str) -> FolderSettings:
     family=family,
     model=model,
     kind=lambda num_labels, is_span: (
-      "span" if is_span else task_heads.of_config(config, num_labels)
+      "span"
+      if is_span
+      else task_heads.of_config(config, num_labels, family.hf_class)
     ),
     labels=labels,
     tokenizer=tokenizer,

@@ -69,12 +69,15 @@ HEADS: dict[str, TaskHead] = {
 }
 
 
-def of_config(config: Mapping[str, Any], num_outputs: int) -> str | None:
+def of_config(
+  config: Mapping[str, Any], num_outputs: int, hf_class: str
+) -> str | None:
   """Returns the kind of task that a config.json of transformers is for.
 
   Args:
     config: of the file.
     num_outputs: K of the head.
+    hf_class: what the names of the family's classes begin with, such as "Bert".
 
   Returns:
     The name of the kind; None where the file does not tell.
@@ -82,8 +85,9 @@ def of_config(config: Mapping[str, Any], num_outputs: int) -> str | None:
   # A head of one output is more special than one of any number.
   heads = sorted(HEADS.values(), key=lambda head: head.width is None)
   for name in map(str, config.get("architectures") or ()):
+    plain = name.removeprefix("Flax").removeprefix("TF")
     for head in heads:
-      if name.endswith(head.hf_class) and head.fits(
+      if plain == hf_class + head.hf_class and head.fits(
         config.get("problem_type"), num_outputs
       ):
         return head.name

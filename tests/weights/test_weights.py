@@ -327,6 +327,9 @@ def test_made_up_labels_are_no_labels(tmp_path):
   [
     ({"architectures": None}, None),
     ({"architectures": ["BertLMHeadModel"]}, None),
+    ({"architectures": ["RobertaForSequenceClassification"]}, None),
+    ({"architectures": ["MyBertForSequenceClassification"]}, None),
+    ({"architectures": ["TFBertForSequenceClassification"]}, "classify"),
     ({"architectures": ["FlaxBertForTokenClassification"]}, "tag"),
   ],
 )
