@@ -615,7 +615,8 @@ class Convert(Group):
 
   kind: str = of_session("")
   """What the head of a task is for, where the model does not say it:
-  "classify", "regress", "span", "choice" or "tag". "" = as the model says."""
+  "classify", "multi_label", "regress", "span", "choice" or "tag". "" = as the
+  model says."""
 
   drop_head: bool = of_session(False)
   """Whether to leave the head of a task out."""
