@@ -196,8 +196,9 @@ class MultiLabel(task_kind.TaskKind):
     labels = [example.label for example in examples]
     return _indicators(task, labels).astype(np.float32)
 
-  def check_options(self, task, thresholds=(0.5,)):
-    _check_thresholds(thresholds, len(task.labels))
+  def check_options(self, task, **options):
+    if "thresholds" in options:
+      _check_thresholds(options["thresholds"], len(task.labels))
 
   def _decode(self, task, features, outputs, **options):
     return decode(outputs, **options)
