@@ -361,7 +361,6 @@ def _doctor(flag_values: flags.FlagValues) -> None:
 
 
 def _convert(flag_values: flags.FlagValues) -> None:
-  from bert_jax.kinds import table  # noqa: F401 (kinds register their heads)
   from bert_jax.weights import convert
 
   if len(flag_values.input) != 1 or not flag_values.output:

@@ -10,6 +10,8 @@ import sys
 from absl import flags
 import pytest
 
+from bert_jax.runtime import settings
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDES = [
@@ -263,6 +265,17 @@ def test_every_config_and_experiment_is_in_a_guide():
     # Naming the make target that runs it is enough.
     ways = [name, *(f"make {t}" for t, r in recipes.items() if name in r)]
     assert any(way in guides for way in ways), f"no guide names {ways}"
+
+
+def test_every_config_key_that_a_file_names_exists():
+  paths = [*(ROOT / "bert_jax").rglob("*.py"), *GUIDES]
+  named = re.compile(r"--config\.([a-z]\w*\.[a-z]\w*(?:\.\w+)*)")
+  for path in paths:
+    for key in named.findall(path.read_text()):
+      # The names of a key of no group in particular.
+      assert key in {*settings.KEYS, "group.key"}, (
+        f"{path.relative_to(ROOT)}: --config.{key}"
+      )
 
 
 def test_no_file_names_a_place_on_somebodys_machine_or_unfinished_work():

@@ -221,7 +221,7 @@ class TaskAnswerer(Answerer):
     size = context.pretrained.params["task"]["bias"].size
     given = context.pretrained.labels
     labels = given or tuple(f"LABEL_{i}" for i in range(size))
-    if size != (wanted := self.kind.width or size):
+    if size != (wanted := self.kind.head.width or size):
       raise PredictError(
         f"{context.name} has a head with {size} outputs, which cannot "
         f"{self.name}: that has {wanted}; give another --config.predict.kind"
@@ -236,6 +236,7 @@ class TaskAnswerer(Answerer):
       has_null=bool(settings.task.get("has_null")),
     )  # fmt: skip
     self._options = settings.options(self.kind.decode_settings)
+    self.kind.check_options(self._task, **self._options)
     super().__init__(context)
 
   def make_model(self) -> Any:

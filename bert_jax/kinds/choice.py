@@ -23,8 +23,6 @@ class Choice(task_kind.TaskKind):
   """Which of C pairs of texts fits."""
 
   name = "choice"
-  width = 1
-  hf_class = "ForMultipleChoice"
   scores = {"accuracy": classify.accuracy}
   forms = {
     "choice": own.Form("choice", (3, 0), ("accuracy",), own.read_choices)

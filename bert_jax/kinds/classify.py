@@ -87,9 +87,6 @@ class Classify(task_kind.TaskKind):
   """A label of a text or a pair."""
 
   name = "classify"
-  has_names = True
-  hf_class = "ForSequenceClassification"
-  problem_type = "single_label_classification"
   scores = {
     "accuracy": accuracy,
     "f1": _f1,

@@ -37,7 +37,11 @@ class LabelsPrediction:
 
 
 def _names(task: spec.Task, value: Any, where: str) -> list[str]:
-  """Returns the labels of a row: a list, or text with a separator between."""
+  """Returns the labels of a row: a list, or text with a separator between.
+
+  Raises:
+    spec.TaskError: it is neither, or an item is no label.
+  """
   if isinstance(value, str):
     value = [x.strip() for x in value.split(task.label_separator) if x.strip()]
   if not isinstance(value, list):
@@ -45,6 +49,12 @@ def _names(task: spec.Task, value: Any, where: str) -> list[str]:
       f"{where}: {task.label} is {value!r:.60}; wanted a list of labels, or"
       f" text with {task.label_separator!r} between the labels"
     )
+  for name in value:
+    if not isinstance(name, str | int):  # a truth value is an int, too
+      raise spec.TaskError(
+        f"{where}: {task.label} has {name!r:.60} among its labels; wanted"
+        " texts, whole numbers or truth values"
+      )
   return [str(name) for name in value]
 
 
@@ -65,6 +75,15 @@ def _labels_in(task, path, columns) -> tuple[str, ...]:
   )
 
 
+def _check_thresholds(thresholds: Sequence[float], num_labels: int) -> None:
+  fits = len(thresholds) in (1, num_labels)
+  if not fits or not all(0 <= x <= 1 for x in thresholds):
+    raise spec.TaskError(
+      f"task.thresholds={tuple(thresholds)}; give one number from 0 to 1, or"
+      f" one for each of the {num_labels} labels"
+    )
+
+
 def decode(
   logits: np.ndarray, thresholds: Sequence[float] = (0.5,)
 ) -> list[LabelsPrediction]:
@@ -77,13 +96,8 @@ def decode(
   Raises:
     spec.TaskError: the thresholds are neither.
   """
+  _check_thresholds(thresholds, logits.shape[1])
   least = np.asarray(thresholds, np.float64)
-  in_range = np.all((least >= 0) & (least <= 1))
-  if least.size not in (1, logits.shape[1]) or not in_range:
-    raise spec.TaskError(
-      f"task.thresholds={tuple(thresholds)}; give one number from 0 to 1, or"
-      f" one for each of the {logits.shape[1]} labels"
-    )
   probabilities = special.expit(logits)
   return [
     LabelsPrediction(
@@ -105,17 +119,24 @@ def _indicators(task, rows) -> np.ndarray:
 
 
 def _f1(average: str) -> task_kind.Score:
-  """Makes F1 over all decisions ("micro"), or its mean over labels."""
+  """Makes F1 over all decisions ("micro"), or its mean over labels ("macro").
+
+  Labels that neither an example nor a prediction has are left out.
+  """
 
   def f1(task, guess, right) -> float:
-    import sklearn.metrics  # slow to import
-
-    return sklearn.metrics.f1_score(
-      _indicators(task, right),
-      _indicators(task, [p.labels for p in guess]),
-      average=average,
-      zero_division=0.0,
-    )
+    given = _indicators(task, [p.labels for p in guess])
+    gold = _indicators(task, right)
+    # By label; twice the hits, against what is given and what is right.
+    hits = 2 * np.sum(given & gold, axis=0)
+    total = given.sum(axis=0) + gold.sum(axis=0)
+    if not total.any():
+      return task_kind.undefined(
+        task, f"{average}_f1", "no example and no prediction has a label"
+      )
+    if average == "micro":
+      return hits.sum() / total.sum()
+    return np.mean(hits[total > 0] / total[total > 0])
 
   return f1
 
@@ -147,10 +168,6 @@ class MultiLabel(task_kind.TaskKind):
 
   name = "multi_label"
   labels = batch_keys.Labels({"label": ("BGK", np.float32)})
-  has_names = True
-  hf_class = "ForSequenceClassification"
-  problem_type = "multi_label_classification"
-  is_implied = False
   scores = {
     "micro_f1": _f1("micro"),
     "macro_f1": _f1("macro"),
@@ -178,6 +195,10 @@ class MultiLabel(task_kind.TaskKind):
   def _label_array(self, task, examples):
     labels = [example.label for example in examples]
     return _indicators(task, labels).astype(np.float32)
+
+  def check_options(self, task, **options):
+    if "thresholds" in options:
+      _check_thresholds(options["thresholds"], len(task.labels))
 
   def _decode(self, task, features, outputs, **options):
     return decode(outputs, **options)

@@ -33,9 +33,6 @@ class Regress(task_kind.TaskKind):
 
   name = "regress"
   labels = batch_keys.Labels({"label": ("BG", np.float32)})
-  width = 1
-  hf_class = "ForSequenceClassification"
-  problem_type = "regression"
   scores = {
     "pearson": _correlation("pearson", "pearsonr"),
     "spearman": _correlation("spearman", "spearmanr"),

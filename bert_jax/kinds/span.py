@@ -333,9 +333,7 @@ class Span(task_kind.TaskKind):
     {"start": ("BG", np.int32), "end": ("BG", np.int32)}, are_places=True
   )
   pooled = False
-  width = 2
   head_dropout = False
-  hf_class = "ForQuestionAnswering"
   forms = {"span": own.Form("span", (2, 2), ("f1", "exact"), own.read_spans)}
   feature_settings = ("max_query_len", "doc_stride")
   decode_settings = ("n_best", "max_answer_len", "null_threshold")

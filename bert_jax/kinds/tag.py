@@ -170,8 +170,6 @@ class Tag(task_kind.TaskKind):
   name = "tag"
   labels = batch_keys.Labels({"label": ("BL", np.int32)})
   pooled = False
-  has_names = True
-  hf_class = "ForTokenClassification"
   scores = {
     "accuracy": _of_seqeval("accuracy_score", is_of_entities=False),
     "entity_f1": _of_seqeval("f1_score"),

@@ -37,14 +37,8 @@ class TaskKind(kind.Kind):
   Attributes:
     labels: where the labels stand in a batch.
     pooled: the head reads [CLS] of every sequence, not all tokens.
-    width: K, outputs of the head; None = the number of labels.
-    has_names: the outputs are labels with names.
+    head: its row in weights/task_heads.py.
     head_dropout: dropout before the head.
-    hf_class: the class of transformers with this head, without the name of the
-      family of models in front.
-    problem_type: what transformers calls the kind in config.json; None = it has
-      no name for it.
-    is_implied: a config.json without problem_type may mean this kind.
     scores: metric -> how it is computed.
     forms: own data of this kind, by the FORM of task.name=my-FORM.
     feature_settings: keys of the group `task` that `make_features` takes.
@@ -54,12 +48,7 @@ class TaskKind(kind.Kind):
 
   labels = batch_keys.Labels({"label": ("BG", np.int32)})
   pooled = True
-  width: int | None = None
-  has_names = False
   head_dropout = True
-  hf_class: str
-  problem_type: str | None = None
-  is_implied = True
   scores: Mapping[str, Score] = {}
   forms: Mapping[str, own.Form] = {}
   feature_settings: tuple[str, ...] = ()
@@ -71,26 +60,17 @@ class TaskKind(kind.Kind):
       self.inputs = (*self.inputs, "cls_positions")
     else:
       self.unused = ("encoder/pooler/",)
-    task_heads.register(
-      task_heads.TaskHead(
-        self.name,
-        self.hf_class,
-        self.problem_type,
-        self.is_implied,
-        self.width,
-        self.has_names,
-      )
-    )
+    self.head = task_heads.HEADS[self.name]
 
   # --- The model and its loss ---
 
   def num_outputs(self, task: spec.Task) -> int:
     """Returns K, the width of the head: outputs of a sequence or a token."""
-    return self.width or len(task.labels)
+    return self.head.width or len(task.labels)
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     return heads.TaskModel(
-      config, self.width or num_labels, self.pooled, self.head_dropout
+      config, self.head.width or num_labels, self.pooled, self.head_dropout
     )
 
   def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
@@ -180,6 +160,17 @@ class TaskKind(kind.Kind):
     return np.array([example.label for example in examples], dtype)
 
   # --- From outputs to predictions ---
+
+  def check_options(self, task: spec.Task, **options: Any) -> None:
+    """Checks settings before anything is computed for them.
+
+    Args:
+      task: that will be predicted.
+      **options: those of `decode_settings` that are known.
+
+    Raises:
+      spec.TaskError: one does not fit the task.
+    """
 
   def decode(
     self,

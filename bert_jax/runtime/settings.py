@@ -89,7 +89,8 @@ class Key:
     scope: who may choose the value: "weights", "run", "session" or "host"; see
       the top of this file.
     default: its value where a config file says nothing. None = not set.
-    least: the smallest value of a number; None = there is no bound.
+    least: the smallest value of a number, or of each in a list of numbers;
+      None = there is no bound.
     most: the largest.
     choices: the values that a text may have; () = any.
     since: the version of this package that it came with.
@@ -97,6 +98,8 @@ class Key:
       run has it.
     name: such as "optim.learning_rate".
     type: of its value, without None.
+    item_type: of the items of a list. Words may also be given as numbers, so
+      only int and float are checked.
     meaning: what it does, with its unit.
   """
 
@@ -109,23 +112,20 @@ class Key:
   before: Any = None
   name: str = ""
   type: Any = str
+  item_type: Any = None
   meaning: str = ""
 
   def problem(self, value: Any) -> str:
     """Returns what is wrong with a value; "" if nothing is."""
     wanted = ""
     if self.type in (int, float):
-      kind: Any = numbers.Integral if self.type is int else numbers.Real
-      if isinstance(value, bool) or not isinstance(value, kind):
-        wanted = "an integer" if self.type is int else "a number"
-      elif not isinstance(value, int) and not math.isfinite(value):
-        wanted = "a finite number"
-      elif self.least is not None and value < self.least:
-        wanted = f"{self.least} or more"
-      elif self.most is not None and value > self.most:
-        wanted = f"{self.most} or less"
+      wanted = self._wanted_number(value, self.type)
     elif self.type is tuple:
-      wanted = "" if isinstance(value, list | tuple) else "a list"
+      if not isinstance(value, list | tuple):
+        wanted = "a list"
+      elif self.item_type in (int, float):
+        found = (self._wanted_number(item, self.item_type) for item in value)
+        wanted = next((f"{x} in each place" for x in found if x), "")
     elif not isinstance(value, self.type):
       wanted = "True or False" if self.type is bool else "text"
     elif self.choices and value not in self.choices:
@@ -133,6 +133,19 @@ class Key:
     if not wanted:
       return ""
     return f"{self.name}={value!r:.60}; it must be {wanted}"
+
+  def _wanted_number(self, value: Any, type: Any) -> str:
+    """Returns what a number of a type must be instead; "" if it is right."""
+    kind: Any = numbers.Integral if type is int else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
+      return "an integer" if type is int else "a number"
+    if not isinstance(value, int) and not math.isfinite(value):
+      return "a finite number"
+    if self.least is not None and value < self.least:
+      return f"{self.least} or more"
+    if self.most is not None and value > self.most:
+      return f"{self.most} or less"
+    return ""
 
   def explain(self) -> str:
     """Returns a sentence about the key: its name, type, default and meaning."""
@@ -401,9 +414,13 @@ class Task(Group):
   null_threshold: float = of_session(0.0, -_FLOAT, _FLOAT)
   """There is no answer where its score leads by more than this."""
 
+<<<<<<< HEAD
   thresholds: tuple[float, ...] = of_session(
     (0.5,), since="0.2.0", before=[0.5]
   )
+=======
+  thresholds: tuple[float, ...] = of_session((0.5,), 0.0, 1.0)
+>>>>>>> main
   """Of several labels: those with a probability above this are given. One
   number from 0 to 1, or one for each label."""
 
@@ -605,7 +622,8 @@ class Convert(Group):
 
   kind: str = of_session("")
   """What the head of a task is for, where the model does not say it:
-  "classify", "regress", "span", "choice" or "tag". "" = as the model says."""
+  "classify", "multi_label", "regress", "span", "choice" or "tag". "" = as the
+  model says."""
 
   drop_head: bool = of_session(False)
   """Whether to leave the head of a task out."""
@@ -700,6 +718,7 @@ def _read_rows(group: type[Group], prefix: str = "") -> Iterator[Key]:
       vars(group)[name],
       name=prefix + name,
       type=typing.get_origin(hint) or hint,
+      item_type=next(iter(typing.get_args(hint)), None),
       meaning=_meanings()[f"{group.__name__}.{name}"],
     )
 

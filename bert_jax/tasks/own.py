@@ -75,14 +75,19 @@ def make_task(
     these names in a folder, or are named one by one.
 
   Raises:
-    spec.TaskError: a wrong number of columns, or labels that are neither given
-      nor in a training file.
+    spec.TaskError: a wrong number of columns, labels that are neither given
+      nor in a training file, or no separator.
   """
   least, most = form.num_texts
   if len(text) < least or (most and len(text) > most):
     raise spec.TaskError(
       f"task {name}: {len(text)} text columns ({', '.join(text) or 'none'}),"
       f" wanted {least}" + (f" to {most}" if most != least else "")
+    )
+  if not label_separator:
+    raise spec.TaskError(
+      f"task {name}: task.label_separator is empty; give what stands between"
+      ' several labels in one column, such as ","'
     )
   splits = _SPLITS | {"test": ("test",)}
   task = spec.Task(
@@ -113,6 +118,11 @@ def make_task(
       " file to take them from"
     )
   found = form.labels_of(task, train_path, tuple(columns))
+  if not found:
+    raise spec.TaskError(
+      f"task {name}: no row of {train_path} has a label in its column"
+      f" {label!r}; give labels, or another file or column"
+    )
   return dataclasses.replace(task, labels=found)
 
 

@@ -103,9 +103,15 @@ class FineTuning:
       config.task.labels = self.task.labels  # the run's record has them
     self._splits: dict[str, Split] = {}
     self.objective = table.of_task(self.task)
+    self.objective.check_options(self.task, **self.decode_options)
     self.model = self.objective.make_model(
       model_config, num_labels=len(self.task.labels)
     )
+
+  @property
+  def decode_options(self) -> dict[str, Any]:
+    """The settings that decoding takes."""
+    return {k: self.config.task[k] for k in self.objective.decode_settings}
 
   @property
   def tokenizer(self) -> interface.Tokenizer:
@@ -218,7 +224,7 @@ class FineTuning:
   @property
   def facts(self) -> dict[str, Any]:
     """The kind and the labels of the head, for whoever reads the weights."""
-    labels = self.task.labels if self.objective.has_names else ()
+    labels = self.task.labels if self.objective.head.has_names else ()
     return {"task": {"kind": self.task.kind, "labels": list(labels)}}
 
   def batches(
@@ -517,6 +523,7 @@ class TaskEvaluator:
 
   def _decode(self, split: Split, flat: np.ndarray) -> list:
     """Predictions of a split's examples from a model's outputs."""
-    settings, kind = self._job.config.task, self._job.objective
-    options = {name: settings[name] for name in kind.decode_settings}
-    return kind.decode(split.task, split.features, flat, **options)
+    options = self._job.decode_options
+    return self._job.objective.decode(
+      split.task, split.features, flat, **options
+    )

@@ -19,7 +19,7 @@ def _misfit(
     how = (
       f"its head has {shapes[0][-1]} outputs, the task {shapes[1][-1]}: to "
       "train a fresh one, take it out by --mode=convert "
-      "--config.param_trees.drop_head=True"
+      "--config.convert.drop_head=True"
     )
   else:
     how = "set " + ", ".join(

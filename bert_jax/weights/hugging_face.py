@@ -116,7 +116,9 @@ def read_settings(file: str) -> FolderSettings:
     family=family,
     model=model,
     kind=lambda num_labels, is_span: (
-      "span" if is_span else task_heads.of_config(config, num_labels)
+      "span"
+      if is_span
+      else task_heads.of_config(config, num_labels, family.hf_class)
     ),
     labels=labels,
     tokenizer=tokenizer,
@@ -194,7 +196,8 @@ def _say_what_differs(
     _log.warning(
       "%s says that sentence-transformers puts the outputs of the head through "
       "%s; this program does not: a regression gives the raw output (the "
-      "logit), a classification the softmax",
+      "logit), one label of several the softmax, any number of labels the "
+      "sigmoid",
       path, activation,
     )  # fmt: skip
   for theirs, ours in family.training_keys.items():

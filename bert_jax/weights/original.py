@@ -53,9 +53,10 @@ def read_settings(prefix: str) -> FolderSettings:
       f"{path} does not exist; put the bert_config.json that the model was "
       "trained with beside its checkpoint"
     )
-  family = families.family_of(None, tf_checkpoint.read_index(prefix))
+  names = tf_checkpoint.read_index(prefix)
   with naming(path):
     config = files.read_json(path)
+    family = families.family_of(config.get("model_type"), names)
     ours = _own_settings(config)
     model = _model_of(family, config, ours)
     labels = tuple(map(str, ours.get("labels", ())))

@@ -36,8 +36,8 @@ class Pretrained:
 
   Attributes:
     format: one of `families.FORMATS`; where it came from.
-    model: `config.MODEL_KEYS`, and those of `config.SWITCHES` that the family
-      sets.
+    model: `config.MODEL_KEYS`, and those of `config.SWITCHES` that the folder
+      or the family sets.
     params: nested dict of numpy arrays, our tree with layers unrolled.
     kind: of the task of its head, a key of `task_heads.HEADS`; None: no
       head, or one whose task the folder does not tell.

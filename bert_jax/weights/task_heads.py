@@ -1,7 +1,7 @@
 """The heads of tasks, as files of weights know them.
 
-A kind of task registers its head; see bert_jax/kinds. Readers and writers of
-weights know the kinds from here alone.
+Readers and writers of weights know the kinds from here alone, and so do the
+kinds themselves: one of that name in bert_jax/kinds takes its row.
 """
 
 from collections.abc import Mapping
@@ -44,21 +44,40 @@ class TaskHead:
     return is_this and self.width in (None, num_outputs)
 
 
-# By the name of the kind, in the order in which they registered.
-HEADS: dict[str, TaskHead] = {}
+# By the name of the kind.
+HEADS: dict[str, TaskHead] = {
+  head.name: head
+  for head in (
+    TaskHead(
+      "classify",
+      "ForSequenceClassification",
+      "single_label_classification",
+      has_names=True,
+    ),
+    TaskHead(
+      "multi_label",
+      "ForSequenceClassification",
+      "multi_label_classification",
+      is_implied=False,
+      has_names=True,
+    ),
+    TaskHead("regress", "ForSequenceClassification", "regression", width=1),
+    TaskHead("choice", "ForMultipleChoice", width=1),
+    TaskHead("tag", "ForTokenClassification", has_names=True),
+    TaskHead("span", "ForQuestionAnswering", width=2),
+  )
+}
 
 
-def register(head: TaskHead) -> None:
-  """Makes a head known to readers and writers of weights."""
-  HEADS[head.name] = head
-
-
-def of_config(config: Mapping[str, Any], num_outputs: int) -> str | None:
+def of_config(
+  config: Mapping[str, Any], num_outputs: int, hf_class: str
+) -> str | None:
   """Returns the kind of task that a config.json of transformers is for.
 
   Args:
     config: of the file.
     num_outputs: K of the head.
+    hf_class: what the names of the family's classes begin with, such as "Bert".
 
   Returns:
     The name of the kind; None where the file does not tell.
@@ -66,8 +85,9 @@ def of_config(config: Mapping[str, Any], num_outputs: int) -> str | None:
   # A head of one output is more special than one of any number.
   heads = sorted(HEADS.values(), key=lambda head: head.width is None)
   for name in map(str, config.get("architectures") or ()):
+    plain = name.removeprefix("Flax").removeprefix("TF")
     for head in heads:
-      if name.endswith(head.hf_class) and head.fits(
+      if plain == hf_class + head.hf_class and head.fits(
         config.get("problem_type"), num_outputs
       ):
         return head.name

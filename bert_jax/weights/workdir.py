@@ -40,7 +40,7 @@ def read_settings(step: str) -> FolderSettings:
     config = run["config"]
     group = config["model"]
     family = families.get_family(group["family"])
-    keys = (*model_config.MODEL_KEYS, *family.switches)
+    keys = (*model_config.MODEL_KEYS, *model_config.SWITCHES)
     model = {key: group[key] for key in keys}
     task = run.get("task") or {}
     labels = tuple(map(str, task.get("labels") or ()))

@@ -16,6 +16,7 @@ from bert_jax.models.config import ModelConfig
 from bert_jax.prediction import predict
 from bert_jax.tasks import spec
 from bert_jax.training import evaluate
+from bert_jax.training import finetuning
 from bert_jax.training import train
 from bert_jax.weights import convert
 from configs import base
@@ -89,6 +90,35 @@ def test_what_is_no_label_is_refused(tmp_path):
   path = write(tmp_path / "b.jsonl", '{"text": "a", "labels": ["w"]}')
   with pytest.raises(spec.TaskError, match=r"label 'w' is not known.*x, y, z"):
     make_task().read(make_task(), path, "train")
+
+
+@pytest.mark.parametrize("item", ["null", "1.5", '{"a": 1}', "[]"])
+def test_an_item_of_a_list_that_is_no_label_is_refused(tmp_path, item):
+  path = write(
+    tmp_path / "a.jsonl",
+    '{"text": "a", "labels": ["x"]}',
+    f'{{"text": "a", "labels": ["x", {item}]}}',
+  )
+  with pytest.raises(spec.TaskError, match=r"a.jsonl:2: labels has "):
+    make_task().read(make_task(), path, "train")
+  with pytest.raises(spec.TaskError, match=r"a.jsonl:2: labels has "):
+    make_task(labels=(), train_path=path)
+
+
+def test_numbers_and_truth_values_are_labels(tmp_path):
+  path = write(tmp_path / "a.jsonl", '{"text": "a", "labels": [3, true]}')
+  assert make_task(labels=(), train_path=path).labels == ("3", "True")
+
+
+def test_a_training_file_without_any_label_is_refused(tmp_path):
+  path = write(tmp_path / "a.jsonl", '{"text": "a", "labels": []}')
+  with pytest.raises(spec.TaskError, match=r"a.jsonl .*'labels'"):
+    make_task(labels=(), train_path=path)
+
+
+def test_an_empty_separator_is_refused_by_name():
+  with pytest.raises(spec.TaskError, match=r"task.label_separator is empty"):
+    make_task(label_separator="")
 
 
 # --- Loss, predictions and metrics ---
@@ -165,6 +195,32 @@ def test_labels_that_no_example_has_do_not_count(caplog):
   assert "counts as 0.0" in caplog.text
 
 
+def score(labels, given, gold):
+  made = [multi_label.LabelsPrediction(x, (0.5,) * len(labels)) for x in given]
+  return KIND.score(make_task(labels=labels), made, examples(gold))
+
+
+def test_f1_of_one_label_counts_that_label_alone():
+  # Two of three given are right, of two; "not given" is no class of its own.
+  found = score("x", [(0,), (0,), (0,), ()], [(0,), (0,), (), ()])
+  assert found["micro_f1"] == pytest.approx(2 * 2 / (3 + 2))
+  assert found["macro_f1"] == pytest.approx(2 * 2 / (3 + 2))
+
+
+def test_the_mean_of_f1_is_over_labels_that_occur():
+  # x: right; y: given, but wrong; z: neither given nor right.
+  found = score("xyz", [(0,), (1,)], [(0,), ()])
+  assert found["macro_f1"] == pytest.approx((1 + 0) / 2)
+  assert found["micro_f1"] == pytest.approx(2 * 1 / (2 + 1))
+
+
+def test_f1_without_any_label_is_not_defined(caplog):
+  found = score("xyz", [(), ()], [(), ()])
+  assert found["micro_f1"] == found["macro_f1"] == 0.0
+  for name in ("micro_f1", "macro_f1"):
+    assert f"{name} is not defined" in caplog.text
+
+
 # --- From files to predictions ---
 
 
@@ -184,6 +240,15 @@ def make_config(folder):
   config.checkpoint.update(best_metric="eval/micro_f1", best_mode="max")
   config.eval.every_steps = 24
   return config
+
+
+def test_a_wrong_number_of_thresholds_is_refused_before_training(tmp_path):
+  config = make_config(tmp_path)
+  config.task.thresholds = (0.1, 0.2, 0.3)
+  with pytest.raises(spec.TaskError, match=r"thresholds=.*each of the 2 label"):
+    finetuning.FineTuning(config, None)
+  config.task.thresholds = (0.1, 0.2)
+  finetuning.FineTuning(config, None)
 
 
 def test_a_task_from_files_to_predictions_and_to_other_formats(tmp_path):
@@ -218,6 +283,9 @@ def test_a_task_from_files_to_predictions_and_to_other_formats(tmp_path):
   assert answers[0] == answers[1] == answers[2]
   assert [x["labels"] for x in answers[0]] == [["sun"], ["moon", "sun"], []]
   assert answers[0][0]["scores"].keys() == {"moon", "sun"}
+  asked.task.thresholds = (0.0, 0.5, 1.0)
+  with pytest.raises(spec.TaskError, match="each of the 2 labels"):
+    predict.Predictor.load(run, asked, "", ["task.thresholds"])
   asked.task.thresholds = (0.0, 1.0)
   (low,) = predict.Predictor.load(run, asked, "", ["task.thresholds"])(
     records[2:]

@@ -95,7 +95,7 @@ def test_a_family_is_read_and_written_both_ways(toy, tmp_path, kept):
   ours = weights.read(tmp_path / "ours")
   want = param_trees.flatten(given.params)
   for got in (theirs, ours):
-    assert got.family == "toy" and got.model == MODEL
+    assert got.family == "toy" and got.shape == given.shape
     assert got.kind == given.kind and got.labels == given.labels
     flat = param_trees.flatten(got.params)
     assert flat.keys() == want.keys()
@@ -115,3 +115,12 @@ def test_weights_are_of_the_family_whose_prefix_their_names_have(toy):
   assert families.family_of(None).name == "bert"
   with pytest.raises(families.ConvertError, match="'roberta', .* bert, toy"):
     families.family_of("roberta")
+
+
+def test_a_switch_that_a_familys_files_cannot_say_is_refused():
+  odd = dataclasses.replace(TOY, switches={"norm": "toy_norm"})
+  odd.config_of("huggingface", MODEL | {"norm": "toy_norm"})
+  for one, key in ((odd, "norm"), (TOY, "positions")):
+    model = MODEL | dict(one.switches) | {key: "another"}
+    with pytest.raises(family.ConvertError, match=rf"model\.{key} .*'another'"):
+      one.config_of("huggingface", model)

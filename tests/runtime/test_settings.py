@@ -63,10 +63,21 @@ def test_choices_are_checked_and_have_the_default():
     ("data.pack", 1, "True or False"),
     ("optim.name", 1, "text"),
     ("task.text", "premise", "a list"),
+    ("task.thresholds", 0.5, "a list"),
+    ("task.thresholds", (0.5, "0.5"), "a number"),
+    ("task.thresholds", [True], "a number"),
+    ("task.thresholds", (math.nan,), "a finite number"),
+    ("task.thresholds", (0.5, 1.5), "1.0 or less"),
+    ("task.thresholds", (-0.1,), "0.0 or more"),
   ],
 )
 def test_a_value_of_another_type_is_refused(name, value, wanted):
   assert wanted in KEYS[name].problem(value)
+
+
+def test_lists_of_words_and_of_numbers_are_values():
+  assert not KEYS["task.thresholds"].problem([0, 0.5, 1])
+  assert not KEYS["task.labels"].problem((0, "1"))
 
 
 def test_a_key_with_a_typing_error_is_refused_with_the_one_that_was_meant():

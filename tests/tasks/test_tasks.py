@@ -37,7 +37,7 @@ def test_a_row_is_complete(task):
   kind = table.of_task(task)
   if task.kind != "span":
     assert set(task.metrics) <= set(kind.scores)
-  assert bool(task.labels) == kind.has_names
+  assert bool(task.labels) == kind.head.has_names
   assert sorted(task.tfds_labels or task.labels) == sorted(task.labels)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from bert_jax.data import key_table
 from bert_jax.data import templates
 from bert_jax.runtime import errors
+from bert_jax.runtime import settings
 
 # Ours; in the files of others the same tensors have other names and layouts.
 OWN = "bert_jax"
@@ -325,7 +326,25 @@ class Family:
     return model | {"layer_norm_eps": float(eps)} | dict(self.switches)
 
   def config_of(self, format: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `model_of` reads: sizes, activation and epsilon."""
+    """Returns what `model_of` reads: sizes, activation and epsilon.
+
+    Args:
+      format: a key of `names`.
+      model: keys of the config group `model`.
+
+    Raises:
+      ConvertError: the activation has no name there, or a switch is another
+        than the family's, which the file could not say.
+    """
+    read = {*self.sizes, "hidden_act", "layer_norm_eps", "family"}
+    for key in model.keys() - read:
+      default = settings.KEYS[f"model.{key}"].default
+      wanted = self.switches.get(key, default)
+      if model[key] != wanted:
+        raise ConvertError(
+          f"model.{key} is {model[key]!r:.60}, but models of the family "
+          f"{self.name} have {wanted!r}; write {OWN}"
+        )
     config: dict[str, Any] = {
       theirs: model[ours] for ours, theirs in self.sizes.items()
     }
