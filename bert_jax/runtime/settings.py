@@ -414,13 +414,9 @@ class Task(Group):
   null_threshold: float = of_session(0.0, -_FLOAT, _FLOAT)
   """There is no answer where its score leads by more than this."""
 
-<<<<<<< HEAD
   thresholds: tuple[float, ...] = of_session(
-    (0.5,), since="0.2.0", before=[0.5]
+    (0.5,), 0.0, 1.0, since="0.2.0", before=[0.5]
   )
-=======
-  thresholds: tuple[float, ...] = of_session((0.5,), 0.0, 1.0)
->>>>>>> main
   """Of several labels: those with a probability above this are given. One
   number from 0 to 1, or one for each label."""
 
