@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import types
 
 # All are read once, when jax is imported. Tests compile much and run little:
@@ -13,6 +14,11 @@ for _flag in (
 ):
   if _flag not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}"
+
+# A shell has its background jobs ignore SIGINT, which the processes that tests
+# start and interrupt would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
