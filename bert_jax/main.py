@@ -446,7 +446,7 @@ def _keeping_programs(asked: str) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-  """What the launcher can do.
+  """A mode of the launcher: one kind of job that it can run.
 
   Attributes:
     run: does it.
@@ -548,7 +548,7 @@ def _check_flags(flag_values: flags.FlagValues) -> Mode:
   """Returns the mode that is asked for.
 
   Raises:
-    UsageError: there is none, or its flags or paths cannot be used.
+    UsageError: the flags name no mode, or a flag or path cannot be used.
   """
   # Python keeps bytes that are not UTF-8 as surrogates.
   if odd := [a for a in sys.argv[1:] if re.search("[\ud800-\udfff]", a)]:
@@ -639,7 +639,7 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
   """Returns why a path such as gs://bucket/run is refused.
 
   Returns:
-    A message that names the flag or key and the path; "" if there is none.
+    A message that names the flag or key and the path; "" if no path is refused.
   """
   cache = flag_values.compile_cache
   if problem := files.scheme_problem("--compile_cache", cache):

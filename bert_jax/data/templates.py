@@ -56,7 +56,7 @@ class Template:
       special: a tokenizer, whose `cls_id`, `sep_id`, ... are read; or role ->
         id.
       a: ids of the first text, without special tokens.
-      b: ids of the second text; None: there is none.
+      b: ids of the second text; None for a single text.
 
     Returns:
       The ids of the whole sequence, and the token type of each.

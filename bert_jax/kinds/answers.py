@@ -73,7 +73,7 @@ class EncodedText:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What an answerer is made of.
+  """The settings, model and tokenizer that an answerer is built from.
 
   Attributes:
     settings: see `Settings`.

@@ -72,7 +72,7 @@ def _best_windows(windows: Sequence[tuple[int, int]], size: int) -> list[int]:
 def _answer_tokens(
   example: spec.SpanExample, starts: Sequence[int], ends: Sequence[int]
 ) -> tuple[int, int] | None:
-  """First and last token of the first answer; None = there is none."""
+  """Returns the first and last token of the first answer; None without one."""
   if not example.answers:
     return None
   text, first = example.answers[0]

@@ -63,7 +63,7 @@ def get(name: str) -> kind.Kind:
   """Returns the kind of that name.
 
   Raises:
-    ValueError: there is none.
+    ValueError: no kind has this name.
   """
   if name not in KINDS:
     raise ValueError(

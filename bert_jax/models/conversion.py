@@ -31,7 +31,7 @@ _FLOATS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-  """What `to_ours` made of some tensors.
+  """The result of `to_ours`.
 
   Attributes:
     params: path -> array, layers unrolled.
@@ -256,7 +256,7 @@ def _untied_name(
   tensors: Mapping[str, np.ndarray],
   tied: bool,
 ) -> str:
-  """The copy of a parameter that is none: a decoder that is not tied; or ""."""
+  """Returns the name of a decoder that differs from the word table, or ""."""
   for copy, path, is_transposed in names.copies:
     place = names.of(path)
     if copy in found and place and place[0] in found:

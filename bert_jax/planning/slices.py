@@ -14,7 +14,7 @@ from bert_jax.runtime.settings import Config
 
 
 class PlanError(errors.UserError):
-  """What was asked for cannot be planned."""
+  """The requested plan cannot be made; the message says what to change."""
 
 
 @dataclasses.dataclass(frozen=True)

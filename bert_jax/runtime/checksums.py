@@ -45,7 +45,7 @@ def sums(**trees: Any) -> dict[str, int]:
   """
   found: dict[str, int] = {}
   # One program for all arrays of a mesh: several at once, each with its own
-  # exchange between hosts, may wait for each other for ever.
+  # exchange between hosts, could deadlock.
   groups: dict[frozenset, dict[str, jax.Array]] = {}
   for name, x in _named_leaves(trees):
     found[name] = 0  # in the order of the tree
@@ -233,7 +233,7 @@ def shapes_of(path: str) -> Any:
   """Returns shapes and types of the arrays of an item, by their own metadata.
 
   Raises:
-    ValueError: there is none; tensorstore and Orbax raise other errors.
+    ValueError: the array does not exist; tensorstore and Orbax raise other errors.
   """
   with ocp.PyTreeCheckpointer() as checkpointer:
     metadata = checkpointer.metadata(path)

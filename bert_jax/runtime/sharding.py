@@ -67,7 +67,7 @@ def make_mesh(
     fsdp: Size of the "fsdp" axis, or -1.
     tensor: Size of the "tensor" axis, or -1. At most one size may be -1.
     devices: Devices to use, all of them. Default: `jax.devices()`.
-    seed: Size of one more axis, "seed", in front; None = there is none.
+    seed: Size of one more axis, "seed", in front; None = no such axis.
 
   Raises:
     ValueError: If the sizes do not multiply to the number of devices, or a copy

@@ -32,7 +32,7 @@ _LEAST_STEPS = 20
 
 @flax.struct.dataclass
 class Guard:
-  """What a step's loss is held against. All are scalars.
+  """Statistics that tell whether a step's loss is bad. All are scalars.
 
   Attributes:
     total: decayed sum of the losses of good steps, float32.

@@ -15,7 +15,7 @@ from rich import progress
 
 from bert_jax.runtime import signals
 
-# What a worker is given: a dict with at least `name` and `size`.
+# The description of one job: a dict with at least `name` and `size`.
 Job = dict[str, Any]
 
 
@@ -92,7 +92,7 @@ def _run_processes(task, jobs: Sequence[Job], workers: int):
 def _end_with_parent() -> None:
   """Ends this worker when the process that started it is killed.
 
-  A worker of a pool would otherwise wait for its next job for ever.
+  Otherwise a worker of the pool would wait for its next job without end.
   """
   parent = multiprocessing.parent_process()
   if parent is None:

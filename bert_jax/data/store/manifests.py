@@ -11,7 +11,7 @@ def read_manifest(folder: str) -> Any:
   """Reads the manifest of a folder of prepared data.
 
   Raises:
-    DataError: there is none, or another version wrote it.
+    DataError: the manifest does not exist, or another version wrote it.
   """
   path = os.path.join(folder, "manifest.json")
   try:

@@ -177,7 +177,7 @@ class Tokenizer(abc.ABC):
     return [self._pieces[i] for i in self.encode(text)]
 
   def token(self, id: int) -> str:
-    """Returns the piece with this id; ValueError when there is none."""
+    """Returns the piece with this id; raises ValueError for an unknown id."""
     index = operator.index(id)
     if not 0 <= index < self.vocab_size:
       raise ValueError(
@@ -187,7 +187,7 @@ class Tokenizer(abc.ABC):
     return self._pieces[index]
 
   def id(self, token: str) -> int:
-    """Returns the id of this exact piece; ValueError when there is none."""
+    """Returns the id of this exact piece; raises ValueError for others."""
     try:
       return self._ids[token]
     except KeyError:

@@ -20,7 +20,7 @@ def get_family(name: str) -> Family:
   """Returns the family that a config names.
 
   Raises:
-    ConvertError: there is none of this name.
+    ConvertError: no family has this name.
   """
   if name not in FAMILIES:
     raise ConvertError(
