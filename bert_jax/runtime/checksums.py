@@ -233,7 +233,7 @@ def shapes_of(path: str) -> Any:
   """Returns shapes and types of the arrays of an item, by their own metadata.
 
   Raises:
-    ValueError: the array does not exist; tensorstore and Orbax raise other errors.
+    ValueError: no such array; tensorstore and Orbax raise other errors.
   """
   with ocp.PyTreeCheckpointer() as checkpointer:
     metadata = checkpointer.metadata(path)
