@@ -100,7 +100,7 @@ class Key:
     type: of its value, without None.
     item_type: of the items of a list. Words may also be given as numbers, so
       only int and float are checked.
-    meaning: what it does, with its unit.
+    row: where it stands in this file, as CLASS.NAME.
   """
 
   scope: str
@@ -113,7 +113,12 @@ class Key:
   name: str = ""
   type: Any = str
   item_type: Any = None
-  meaning: str = ""
+  row: str = ""
+
+  @property
+  def meaning(self) -> str:
+    """What the key does, with its unit: the string under its row."""
+    return _meanings()[self.row]
 
   def problem(self, value: Any) -> str:
     """Returns what is wrong with a value; "" if nothing is."""
@@ -715,7 +720,7 @@ def _read_rows(group: type[Group], prefix: str = "") -> Iterator[Key]:
       name=prefix + name,
       type=typing.get_origin(hint) or hint,
       item_type=next(iter(typing.get_args(hint)), None),
-      meaning=_meanings()[f"{group.__name__}.{name}"],
+      row=f"{group.__name__}.{name}",
     )
 
 
