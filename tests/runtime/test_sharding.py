@@ -140,7 +140,8 @@ def test_constrain_batch_in_a_loop_and_its_gradient(mesh):
     lowered = jax.jit(jax.grad(loss)).lower(w, x)
     got = jax.jit(jax.grad(loss))(w, x)
   assert lowered.as_text().count("sharding_constraint") >= 2
-  np.testing.assert_allclose(got, want, rtol=1e-6)
+  # Each entry is a sum of 16 terms, whose order depends on the devices.
+  np.testing.assert_allclose(got, want, rtol=16 * np.finfo(np.float32).eps)
 
 
 def test_constrain_batch_does_nothing_without_our_mesh():

@@ -120,7 +120,7 @@ def test_a_step_and_converted_weights_are_refused_before_processes_meet(
   def meet(*_, **__):
     pytest.fail("the processes were compared first")
 
-  monkeypatch.setattr(evaluate.session, "meet", meet)
+  monkeypatch.setattr(evaluate.meeting, "meet", meet)
   config = tiny_config("data")
   run, step = tmp_path / "run", str(tmp_path / "run" / "checkpoints" / "8")
   os.makedirs(step)
