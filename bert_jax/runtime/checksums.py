@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from bert_jax.runtime import files
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 
@@ -27,10 +28,6 @@ _log = logging.getLogger(__name__)
 _ADDED_KEYS = frozenset({"guard", "train_loss"})
 _CHUNK = 1 << 16  # elements whose checksum is computed in the processor's cache
 _SPREAD = np.uint32(0x9E3779B9)  # odd, so that places stay different
-# What reading JSON of another form may raise.
-_ODD_JSON = (
-  OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
-)  # fmt: skip
 
 
 def sums(**trees: Any) -> dict[str, int]:
@@ -123,7 +120,7 @@ def find_damage(folder: str, found: Mapping[str, int]) -> str:
       _tell_of_old(folder)
       return ""
     saved = _saved_sums(folder)
-  except _ODD_JSON as error:
+  except files.ODD_JSON as error:
     return f"{error!r:.300}"
   read = {name.partition("/")[0] for name in found}
   names = {name for name in saved if name.partition("/")[0] in read}
@@ -181,7 +178,7 @@ def _keys_of_rest(folder: str) -> set[str]:
   """Returns the keys of what a step has beside its parameters.
 
   Raises:
-    One of _ODD_JSON: its metadata is damaged.
+    One of files.ODD_JSON: its metadata is damaged.
   """
   with open(os.path.join(folder, "rest", "_METADATA")) as file:
     keys = json.load(file)["tree_metadata"].values()
@@ -197,7 +194,7 @@ def saved_part(folder: str, rest: Any) -> Any:
   """
   try:
     names = _keys_of_rest(folder)
-  except _ODD_JSON:
+  except files.ODD_JSON:
     return rest  # reading it will say what is wrong
   if not set(rest) - names <= _ADDED_KEYS:
     return rest

@@ -8,6 +8,7 @@ they read the same model. This module does not import jax.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import json
 import logging
@@ -17,6 +18,7 @@ import re
 from typing import Any, TypeVar
 
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import runs
 
 _log = logging.getLogger(__name__)
@@ -215,15 +217,30 @@ def _best_of(
   """
   values: dict[int, float] = {}
   for step in steps:
-    path = os.path.join(workdir, _BEST, str(step), "metrics", "metrics")
-    try:
-      with open(path, encoding="utf-8") as f:
-        value: Any = json.load(f)[metric]
+    with contextlib.suppress(*files.ODD_JSON):
+      value = read_metric(os.path.join(workdir, _BEST, str(step)), metric)
       if math.isfinite(value):
         values[step] = value if mode == "max" else -value
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-      continue
   return max(values, key=lambda step: (values[step], step), default=max(steps))
+
+
+def read_metric(folder: str, name: str | None) -> float:
+  """Reads a metric that was saved with a best step.
+
+  Args:
+    folder: the folder of the step.
+    name: the name of the metric.
+
+  Raises:
+    FileNotFoundError: the step has no metrics.
+    Exception: one of files.ODD_JSON, because they are damaged or lack this one.
+  """
+  path = os.path.join(folder, "metrics", "metrics")
+  with open(path, encoding="utf-8") as f:
+    value: Any = json.load(f)[name]
+  if not isinstance(value, int | float):
+    raise ValueError(f"{name} is {value!r:.60}")
+  return value
 
 
 def _listed(steps: list[int]) -> str:
