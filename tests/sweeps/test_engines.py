@@ -68,7 +68,7 @@ def test_what_xpk_refuses_is_said(trials, monkeypatch):
 
   monkeypatch.setattr(engines.subprocess, "run", run)
   with pytest.raises(
-    sweep.SweepError, match="refused 1 workloads, the first: xpk workload"
+    sweep.SweepError, match="refused 1 workloads; the first: xpk workload"
   ):
     engines.send(trials, XPK)
   assert len(sent) == len(trials)  # one that was sent before stops no other

@@ -44,7 +44,7 @@ def test_trials_are_named_by_what_differs(tmp_path):
 @pytest.mark.parametrize(
   ("trials", "message"),
   [
-    ([], "of one trial or more"),
+    ([], "with at least one trial"),
     ([("configs/base.py", {})] * 2, "trials 0 and 1 are the same"),
     ([("configs/base.py", {"optim.rate": 1})], "trial trial: .*rate"),
     ([("configs/none.py", {})], "trial trial: .*none.py"),
