@@ -170,23 +170,10 @@ def _coordinator(address: str, process_id: int | None) -> str:
   if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
     raise ValueError(f"--coordinator={address}: give HOST:PORT")
   try:
-    socket.getaddrinfo(host, int(port))
-  except OSError as error:
-    raise ValueError(
-      f"--coordinator={address}: this machine does not know the host {host} "
-      f"({error}); give another name or its address"
-    ) from error
-  if not process_id:
-    try:
-      with socket.create_server(("", int(port))):
-        pass
-    except OSError as error:
-      raise ValueError(
-        f"--coordinator={address}: port {port} cannot be opened here "
-        f"({error.strerror}); choose another"
-      ) from error
-    return f"port {port} is free for the other processes to connect to"
-  try:
+    socket.getaddrinfo(host, int(port))  # is the host known here?
+    if not process_id:
+      socket.create_server(("", int(port))).close()
+      return f"port {port} is free for the other processes to connect to"
     with socket.create_connection((host, int(port)), _CONNECT_SECS):
       return f"{address} answers"
   except ConnectionRefusedError:
@@ -194,8 +181,9 @@ def _coordinator(address: str, process_id: int | None) -> str:
     return f"{host} answers; no process listens on port {port} yet"
   except OSError as error:
     raise ValueError(
-      f"--coordinator={address} cannot be reached: {error}; check that the "
-      "firewall lets the processes of a job connect"
+      f"--coordinator={address} cannot be used here: {error}; give the name of "
+      "the host of process 0 and a free port, and check that the firewall lets "
+      "the other processes connect"
     ) from error
 
 
@@ -253,14 +241,11 @@ def _vocabulary(training: _Opening) -> str:
 
 def _data(training: _Opening) -> str:
   config, (batches, _) = training.config, training.data
-  batch, checked = batches[0], ""
-  if config.objective != "task":
-    checked = f", hashes checked ({config.data.verify})"
-    if config.data.verify == "never":
-      checked = ", hashes not checked (data.verify=never)"
-  shape = " x ".join(map(str, batch["input_ids"].shape))
-  data_hash = training.job[0].data_hash
-  return f"{data_hash[:12]}, the first batch is {shape}{checked}"
+  shape = " x ".join(map(str, batches[0]["input_ids"].shape))
+  text = f"{training.job[0].data_hash[:12]}, the first batch is {shape}"
+  if config.objective == "task":
+    return text
+  return f"{text}, checksums verified {config.data.verify} (data.verify)"
 
 
 def _folder(workdir: str) -> str:

@@ -274,6 +274,11 @@ def file_hash(path: str) -> str:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def json_hash(value: Any) -> str:
+  """Returns the SHA-256 of a JSON value, which ignores the order of keys."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def to_json(value: Any, **kwargs: Any) -> str:
   """Returns strict JSON, in which NaN and infinity become null.
 

@@ -245,15 +245,11 @@ def differences(facts: Sequence[Mapping[str, Any]]) -> str:
       if name in _WHERE_KNOWN and "null" in pair:
         continue
       if pair[0] != pair[1]:  # as text, in which NaN equals NaN
-        mine, theirs = map(_cut, pair)
+        mine, theirs = (text[:_SHOWN_CHARS] for text in pair)
         found.append(f"process {i}: {name}={mine}, process 0: {theirs}")
   if len(found) > _SHOWN:
     found[_SHOWN:] = [f"and {len(found) - _SHOWN} more"]
   return "; ".join(found)
-
-
-def _cut(text: str) -> str:
-  return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def facts_of_process() -> dict[str, Any]:

@@ -203,11 +203,9 @@ def read_metrics(workdir: str) -> list[dict]:
     with open(path, "rb") as f:
       for line in f:
         rows.append(_parse_row(line))
-  except OSError as error:
-    raise runs.RunError(f"{path} cannot be read: {error}") from error
-  except (ValueError, RecursionError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise runs.RunError(
-      f"{path}:{len(rows) + 1} cannot be read: {error}"
+      f"{path}, line {len(rows) + 1}, cannot be read: {error}"
     ) from error
   return rows
 

@@ -123,7 +123,7 @@ def read_run(workdir: str) -> dict:
     if not isinstance(run.get("sessions", []), list):
       raise ValueError("its sessions are not a list")
     # Records of older releases have no sum.
-    if (wanted := run.pop("sha256", None)) not in (None, _digest(run)):
+    if (wanted := run.pop("sha256", None)) not in (None, files.json_hash(run)):
       raise ValueError(
         f"its checksum {wanted!r:.20} does not fit its content; put a copy "
         "back, or take the key sha256 out if it was changed on purpose"
@@ -140,11 +140,6 @@ def read_run(workdir: str) -> dict:
     if key.before is not None and isinstance(run["config"].get(group), dict):
       run["config"][group].setdefault(name, key.before)
   return run
-
-
-def _digest(run: dict) -> str:
-  """Returns the SHA-256 of a record, which does not depend on its layout."""
-  return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 def write_run(workdir: str, run: dict) -> None:
@@ -165,5 +160,5 @@ def write_run(workdir: str, run: dict) -> None:
     if "checksums_since" in before:
       run["checksums_since"] = before["checksums_since"]
   run = files.without_nan(run)  # what is written is what is hashed
-  run |= {"sha256": _digest(run)}
+  run |= {"sha256": files.json_hash(run)}
   files.write_text(path, files.to_json(run, indent=1, sort_keys=True) + "\n")

@@ -134,25 +134,15 @@ def _fill_mesh_sizes(
   axes: Sequence[str], sizes: Sequence[int], num_devices: int
 ) -> tuple[int, ...]:
   """Returns the sizes, with -1 replaced by the number of remaining devices."""
-  given = " x ".join(f"{a}={n}" for a, n in zip(axes, sizes, strict=True))
-  if any(n == 0 or n < -1 for n in sizes):
-    raise ValueError(
-      f"mesh {given}: every size must be at least 1, or -1 for the remaining "
-      "devices"
-    )
   num_free = sizes.count(-1)
-  if num_free > 1:
-    raise ValueError(f"mesh {given}: only one size may be -1; set the others")
   known = math.prod(n for n in sizes if n != -1)
-  if num_free and num_devices % known:
+  fits = num_free <= 1 and all(n == -1 or n > 0 for n in sizes)
+  if not fits or num_devices % known or (not num_free and known < num_devices):
+    given = " x ".join(f"{a}={n}" for a, n in zip(axes, sizes, strict=True))
     raise ValueError(
-      f"mesh {given}: the {num_devices} devices are not divisible by {known}; "
-      "change the sizes that are not -1"
-    )
-  if not num_free and known != num_devices:
-    raise ValueError(
-      f"mesh {given} needs {known} devices, but there are {num_devices};"
-      " change the sizes, or set one of them to -1"
+      f"mesh {given} does not fit the {num_devices} devices: the product of "
+      f"its sizes must be {num_devices}; change them, or set one size to -1 for"
+      " the remaining devices"
     )
   return tuple(num_devices // known if n == -1 else n for n in sizes)
 
@@ -300,26 +290,29 @@ def state_sharding(
   """
   for rule in rules:
     _check_rule(rule, mesh)
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_tree)
-  placed, lost = [], []
-  for path, leaf in leaves:
+  lost: list[str] = []
+
+  def place(path: Any, leaf: Any) -> jax.sharding.NamedSharding | None:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     shape, spec = tuple(leaf.shape), P()
-    rule = next((rule for rule in rules if re.search(rule[0], name)), None)
-    if shape and rule is None:
-      lost.append(name)
-    elif shape and rule is not None:
+    if shape:
+      rule = next((rule for rule in rules if re.search(rule[0], name)), None)
+      if rule is None:
+        lost.append(name)
+        return None
       spec = _leaf_spec(name, shape, mesh, rule)
     if spread and re.search(spread, name):
       spec = _spread(spec, shape, mesh)
-    placed.append(jax.sharding.NamedSharding(mesh, spec))
+    return jax.sharding.NamedSharding(mesh, spec)
+
+  placed = jax.tree_util.tree_map_with_path(place, abstract_tree)
   if lost:
     raise ValueError(
       f"no sharding rule applies to {', '.join(lost)}; add to mesh.rules a pair"
       " of a regex that is found in the path, and an axis name or None for each"
       " dimension"
     )
-  return jax.tree_util.tree_unflatten(treedef, placed)
+  return placed
 
 
 def place_state(

@@ -6,7 +6,6 @@ trials of the sweep, so that a report can name the trials without results.
 """
 
 from collections.abc import Mapping, Sequence
-import hashlib
 import json
 import math
 import os
@@ -159,10 +158,8 @@ def record(
 def _id(one: sweep.Trial) -> str:
   """Returns a hash that identifies a run, independent of the trial's name."""
   run = runs.read_run(one.workdir)
-  text = json.dumps(
-    [run["config"], run["data_hash"], run["commit"]], sort_keys=True
-  )
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  facts = [run["config"], run["data_hash"], run["commit"]]
+  return files.json_hash(facts)[:16]
 
 
 def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:

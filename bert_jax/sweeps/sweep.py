@@ -24,7 +24,6 @@ added runs only the new trials.
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -36,7 +35,9 @@ import ml_collections
 from ml_collections import config_flags
 
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import metrics_log
+from bert_jax.runtime import resume
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
@@ -178,21 +179,15 @@ class Trial:
     if not runs.exists(self.workdir):
       return "new"
     run = runs.read_run(self.workdir)
-    wanted = settings.flatten(settings.plain(self.load_config()))
-    found = settings.flatten(run["config"])
+    wanted = settings.plain(self.load_config())
     fixed = {*settings.names("weights", "run"), *_DATA_KEYS}
     # Pre-trained weights decide the shape of the model, and the data decide
     # the labels that the config does not list.
     if wanted.get("init_from"):
       fixed = {key for key in fixed if not key.startswith("model.")}
-    if not wanted.get("task.labels"):
+    if not wanted.get("task", {}).get("labels"):
       fixed -= {"task.labels"}
-    differs = [
-      f"{k}: {found[k]!r} there, {wanted[k]!r} asked"
-      for k in sorted(fixed & wanted.keys() & found.keys())
-      if found[k] != wanted[k]
-    ]
-    if differs:
+    if differs := resume.differences(run["config"], wanted, fixed):
       raise SweepError(
         f"{self.workdir} holds another run than that of trial {self.name} "
         f"({'; '.join(differs)}); give another --workdir"
@@ -299,11 +294,6 @@ def _names(facts: Sequence[Mapping[str, str]]) -> list[str]:
   return [
     name
     if len(name) <= _NAME_CHARS and names.count(name) == 1
-    else f"{name[: _NAME_CHARS - 7]}-{_digest(one)}"
+    else f"{name[: _NAME_CHARS - 7]}-{files.json_hash(one)[:6]}"
     for name, one in zip(names, facts, strict=True)
   ]
-
-
-def _digest(facts: Mapping[str, str]) -> str:
-  text = json.dumps(dict(facts), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:6]

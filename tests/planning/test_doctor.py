@@ -142,7 +142,7 @@ def test_the_address_of_the_first_process_is_looked_at(
     port = server.getsockname()[1]
     address = f"127.0.0.1:{port}"
     good, text = look(address, 0)
-    assert not good and "cannot be opened here" in text
+    assert not good and "cannot be used here" in text
     assert look(address, 1) == (True, f"{address} answers")
   assert look(address, 0)[0]
   good, text = look(address, 1)

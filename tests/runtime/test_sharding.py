@@ -71,20 +71,11 @@ def test_mesh_of_some_devices():
 
 
 @pytest.mark.parametrize(
-  ("sizes", "message"),
-  [
-    (
-      (3, 1, 1),
-      "mesh data=3 x fsdp=1 x tensor=1 needs 3 devices, but there are 8;",
-    ),
-    ((-1, 3, 1), "the 8 devices are not divisible by 3"),
-    ((-1, -1, 1), "only one size may be -1"),
-    ((0, 1, 1), "every size must be at least 1"),
-    ((-2, 1, 1), "every size must be at least 1"),
-  ],
+  "sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 1, 1), (-2, 1, 1)]
 )
-def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
-  with pytest.raises(ValueError, match=message):
+def test_a_mesh_that_does_not_fit_is_refused(sizes):
+  shape = "data={} x fsdp={} x tensor={}".format(*sizes)
+  with pytest.raises(ValueError, match=f"mesh {shape} .* must be 8; change"):
     sharding.make_mesh(*sizes)
 
 
