@@ -59,7 +59,7 @@ def test_a_new_run_and_one_to_go_on_with_are_sound(
   ("key", "value", "check", "message"),
   [
     ("train.spike_factor", 0.5, "config", "spike_factor=0.5"),
-    ("mesh.data", 3, "mesh, batch", "needs 3 devices, 8 are"),
+    ("mesh.data", 3, "mesh, batch", "does not fit the 8 devices"),
     ("data.batch_size", 20, "mesh, batch", "use 16 or 24"),
     ("eval.batch_size", 20, "mesh, batch", "use 16 or 24"),
     ("model.vocab_size", 16, "vocabulary", "model.vocab_size=21"),
