@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax; parameters and the rest of the state lie apart.
+"""Checkpoints, written by Orbax; parameters and other state are separate.
 
 WORKDIR/checkpoints/STEP   the newest steps, from which a run can be resumed
 WORKDIR/best/STEP          the best step by a metric, if the run names a metric
@@ -202,7 +202,7 @@ class _Folder:
       last = f"The last one there is step {saved}" if saved else "There is none"
       raise SaveError(
         f"no checkpoint can be written to {self.path}: {_cause(error)}. {last};"
-        " once that is mended, the same command goes on"
+        " once this is fixed, the same command continues the run"
       ) from error
 
 
@@ -219,7 +219,7 @@ class Checkpoints:
       keep: how many of the newest steps to keep.
       best_metric: the metric that decides which step is the best; "" = keep no
         best step.
-      best_mode: which value of it is the best, "min" or "max".
+      best_mode: "min" or "max", whichever value of the metric is the best.
     """
     _tell_once()
     self._keep, self._best_metric = keep, best_metric
@@ -353,7 +353,7 @@ class Checkpoints:
     return found
 
   def _tidy_best(self) -> None:
-    """Removes best steps but the last, before this session saves another."""
+    """Removes all but one best step, before this session saves another."""
     if self._best and not self._best_is_tidy:
       self._best.keep_only([self._best.manager.best_step()])
       self._best_is_tidy = True
@@ -380,10 +380,7 @@ class Checkpoints:
         rest=ocp.args.StandardRestore(checksums.saved_part(folder, rest)),
       )
 
-      def read(step=step, items=items):
-        found = self._newest.manager.restore(step, args=items)
-        return {"params": found.params, "rest": found.rest}
-
+      read = functools.partial(self._newest.manager.restore, step, args=items)
       try:
         found = _read_sound(folder, read)
         return (step, found["params"], found["rest"]), problems
@@ -419,7 +416,7 @@ def _cause(error: Exception) -> str:
     return os.strerror(int(code[1]))
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
-  return checksums.first_line(error)
+  return errors.first_line(error)
 
 
 @functools.cache
@@ -427,7 +424,7 @@ def _tell_once() -> None:
   """Keeps errors that are also raised out of the logs, unless --verbosity=1.
 
   When a save fails, Orbax logs a stack trace for every array, and tensorstore
-  prints one for every answer that Orbax no longer waits for.
+  prints one for every answer that Orbax no longer expects.
   """
   print_trace = sys.unraisablehook
 
@@ -447,8 +444,8 @@ def _tell_once() -> None:
 
 
 def _read_sound(
-  folder: str, read: Callable[[], dict[str, Any]], *, alone: bool = False
-) -> dict[str, Any]:
+  folder: str, read: Callable[[], Mapping[str, Any]], *, alone: bool = False
+) -> Mapping[str, Any]:
   """Reads parts of a step, and compares them with the saved checksums.
 
   Args:
@@ -457,11 +454,11 @@ def _read_sound(
     alone: whether only this process reads, without the other processes.
 
   Returns:
-    What was read.
+    The result of `read`.
 
   Raises:
-    CheckpointError: the step cannot be read, or is not what was saved. All
-      processes that read raise it.
+    CheckpointError: the step cannot be read, or differs from what was saved.
+      All processes that read raise it.
   """
   found, problem = None, None
   try:
@@ -474,7 +471,7 @@ def _read_sound(
   if not _all_agree(found is not None, several) or found is None:
     reason = "another process could not read it; see its log"
     if problem:
-      reason = checksums.first_line(problem)
+      reason = errors.first_line(problem)
     raise CheckpointError(
       f"checkpoint {folder} cannot be read: {reason}"
     ) from problem
@@ -560,7 +557,7 @@ def _open_manager(folder: str, **options: Any) -> ocp.CheckpointManager:
     if isinstance(error, OSError) or _is_no_damage(error):
       raise
     raise CheckpointError(
-      f"{folder} cannot be opened: {checksums.first_line(error)}; move the "
+      f"{folder} cannot be opened: {errors.first_line(error)}; move the "
       "step away whose _CHECKPOINT_METADATA is damaged"
     ) from error
 
@@ -581,10 +578,7 @@ def restore_params(
   Raises:
     CheckpointError: there is no such step, or its shapes differ.
   """
-
-  def read(path: str) -> Any:
-    return read_params(path, params)
-
+  read = functools.partial(read_params, wanted=params)
   try:
     if jax.process_count() > 1:
       chosen = _choose_together(workdir, checkpoint)

@@ -54,9 +54,9 @@ class Profile:
     """Sets which steps to trace.
 
     Args:
-      steps: first and last, counted from 1 as in metrics.jsonl; () = none.
-      workdir: of the run.
-      paused: makes a context in which the profiler starts or writes.
+      steps: the first and the last step, counted from 1; () = no trace.
+      workdir: the folder of the run.
+      paused: returns a context in which the profiler starts and writes.
     """
     self._first, self._last = steps or (0, -1)
     self._folder = os.path.join(workdir, FOLDER)

@@ -1,4 +1,4 @@
-"""Lists the saved steps of a run, and chooses the one that stands for the run.
+"""Lists the saved steps of a run, and chooses the one that represents the run.
 
 WORKDIR/checkpoints/STEP   the newest steps
 WORKDIR/best/STEP          the best step by a metric, if the run keeps one
@@ -63,8 +63,8 @@ def exists(workdir: str, to_resume: bool = False) -> bool:
   """Returns whether a workdir holds any saved step.
 
   Args:
-    workdir: of a run, or of none.
-    to_resume: count only steps that a training can go on from.
+    workdir: any folder, which need not exist.
+    to_resume: whether only steps from which training can be resumed count.
   """
   folders = (_NEWEST,) if to_resume else (_NEWEST, _BEST)
   return any(_steps(workdir, folder) for folder in folders)
@@ -96,7 +96,7 @@ def refuse_step(workdir: str) -> None:
 
 
 def choose(workdir: str, checkpoint: str = "") -> SavedStep:
-  """Chooses the step that stands for a run.
+  """Chooses the step that represents a run.
 
   Args:
     workdir: the folder of the run, which may still be training.
@@ -118,8 +118,8 @@ def choose(workdir: str, checkpoint: str = "") -> SavedStep:
     folder = _NEWEST if step in newest else _BEST
     return _saved(workdir, folder, step, "as --checkpoint says")
   metric, mode = _best_by(workdir) if best else (None, "min")
-  # A run that went on without a best metric may be better than its last best,
-  # which it then no longer updates.
+  # A run that was resumed without a best metric no longer updates its best
+  # step, so that its newest step may be better.
   if checkpoint == "best" or (not checkpoint and best and metric != ""):
     if not best:
       raise StepError(
