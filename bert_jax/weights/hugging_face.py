@@ -113,39 +113,20 @@ def read_settings(file: str) -> FolderSettings:
     tokenizer = _tokenizer(folder, says)
   seq_len = says.seq_len
   return FolderSettings(
-    family=family,
-    model=model,
-    kind=lambda num_labels, is_span: (
-      "span"
-      if is_span
-      else task_heads.of_config(config, num_labels, family.hf_class)
+    pretrained=Pretrained(
+      format="flax" if file.endswith(".msgpack") else "huggingface",
+      family=family.name,
+      model=model,
+      labels=labels,
+      tokenizer=tokenizer,
+      lower_case=tokenizer.lower_case if tokenizer else says.lower_case,
+      # A length that is not shorter than max_len limits nothing.
+      seq_len=seq_len if seq_len and seq_len < model["max_len"] else None,
     ),
-    labels=labels,
-    tokenizer=tokenizer,
-    lower_case=tokenizer.lower_case if tokenizer else says.lower_case,
-    # A length that is not shorter than max_len limits nothing.
-    seq_len=seq_len if seq_len and seq_len < model["max_len"] else None,
+    head=lambda num_outputs: task_heads.of_config(
+      config, num_outputs, family.hf_class
+    ),
     tied=config.get("tie_word_embeddings") is not False,
-    refused_task=lambda num_labels: _refused_problem(config, num_labels),
-  )
-
-
-def _refused_problem(config: Mapping[str, Any], num_outputs: int) -> str:
-  """Returns why the head of a classification cannot be used; "" if it can.
-
-  Args:
-    config: of config.json, whose problem_type tells what the outputs mean.
-    num_outputs: of the head, K.
-  """
-  problem = config.get("problem_type")
-  if problem is None or any(
-    head.problem_type == problem and head.fits(problem, num_outputs)
-    for head in task_heads.HEADS.values()
-  ):
-    return ""
-  return (
-    f"problem_type is {problem!r:.60} with {num_outputs} outputs; a head here "
-    "gives labels, or one number"
   )
 
 

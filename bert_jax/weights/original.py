@@ -26,22 +26,19 @@ CHECKPOINT = "bert_model.ckpt"
 _OURS = "bert_jax"  # key of our own settings in bert_config.json
 
 
-def read_tensors(
-  prefix: str,
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Reads the weights of a checkpoint, without the state of its optimizer.
-
-  Returns:
-    Name -> array, and the names of the tensors that were not read.
-  """
-  entries = tf_checkpoint.read_index(prefix)
-  unread = tuple(
+def _unread(entries: Mapping[str, tf_checkpoint.Entry]) -> tuple[str, ...]:
+  """Returns the names of the optimizer's state and of tensors of text."""
+  return tuple(
     name
     for name, entry in entries.items()
     if name.endswith(("/adam_m", "/adam_v")) or entry.type == tf_checkpoint.TEXT
   )
-  names = [name for name in entries if name not in set(unread)]
-  return tf_checkpoint.read(prefix, names), unread
+
+
+def read_tensors(prefix: str) -> dict[str, np.ndarray]:
+  """Reads the weights of a checkpoint, without the state of its optimizer."""
+  entries = tf_checkpoint.read_index(prefix)
+  return tf_checkpoint.read(prefix, entries.keys() - set(_unread(entries)))
 
 
 def read_settings(prefix: str) -> FolderSettings:
@@ -53,30 +50,31 @@ def read_settings(prefix: str) -> FolderSettings:
       f"{path} does not exist; put the bert_config.json that the model was "
       "trained with beside its checkpoint"
     )
-  names = tf_checkpoint.read_index(prefix)
+  entries = tf_checkpoint.read_index(prefix)
   with naming(path):
     config = files.read_json(path)
-    family = families.family_of(config.get("model_type"), names)
+    family = families.family_of(config.get("model_type"), entries)
     ours = _own_settings(config)
     model = _model_of(family, config, ours)
     labels = tuple(map(str, ours.get("labels", ())))
     seq_len = checked_length(ours)
   tokenizer = _read_tokenizer(folder, ours)
-
-  def kind(num_labels: int, is_span: bool) -> str | None:
-    if "kind" in ours:
-      return ours["kind"]
-    # run_classifier.py has one output a class; other programs use its names.
-    return "span" if is_span else "classify" if num_labels > 1 else None
-
   return FolderSettings(
-    family=family,
-    model=model,
-    kind=kind,
-    labels=labels,
-    tokenizer=tokenizer,
-    lower_case=tokenizer.lower_case if tokenizer else ours.get("lower_case"),
-    seq_len=seq_len,
+    pretrained=Pretrained(
+      format="tf1",
+      family=family.name,
+      model=model,
+      labels=labels,
+      tokenizer=tokenizer,
+      lower_case=tokenizer.lower_case if tokenizer else ours.get("lower_case"),
+      ignored=_unread(entries),
+      seq_len=seq_len,
+    ),
+    # run_classifier.py has one output a class; other programs use its names.
+    head=lambda num_outputs: (
+      ours.get("kind", "classify" if num_outputs > 1 else None),
+      "",
+    ),
   )
 
 

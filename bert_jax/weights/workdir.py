@@ -10,7 +10,6 @@ import numpy as np
 
 from bert_jax.data.tokenizers import load
 from bert_jax.models import config as model_config
-from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import runs
@@ -39,7 +38,6 @@ def read_settings(step: str) -> FolderSettings:
     run = runs.read_run(workdir)
     config = run["config"]
     group = config["model"]
-    family = families.get_family(group["family"])
     keys = (*model_config.MODEL_KEYS, *model_config.SWITCHES)
     model = {key: group[key] for key in keys}
     task = run.get("task") or {}
@@ -58,14 +56,17 @@ def read_settings(step: str) -> FolderSettings:
         tokenizer = load.load_tokenizer(vocab)
       break
   return FolderSettings(
-    family=family,
-    model=model,
-    kind=lambda num_labels, is_span: task.get("kind", default),
-    labels=labels,
-    tokenizer=tokenizer,
-    lower_case=tokenizer.lower_case if tokenizer else None,
-    seq_len=seq_len,
-    settings=own,
+    pretrained=Pretrained(
+      format="bert_jax",
+      family=group["family"],
+      model=model,
+      labels=labels,
+      tokenizer=tokenizer,
+      lower_case=tokenizer.lower_case if tokenizer else None,
+      seq_len=seq_len,
+      settings=own,
+    ),
+    head=lambda num_outputs: (task.get("kind", default), ""),
   )
 
 
