@@ -1,7 +1,7 @@
 """Reads and writes folders of the original code.
 
 A folder holds bert_config.json and a TensorFlow 1 checkpoint. Settings that the
-original has no key for are stored under the key "bert_jax" of that file.
+original has no key for are stored in bert_config.json under the key "bert_jax".
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from bert_jax.weights.pretrained import checked_length
 from bert_jax.weights.pretrained import naming
 
 CHECKPOINT = "bert_model.ckpt"
-_OURS = "bert_jax"  # key of our own settings in bert_config.json
+_OURS = "bert_jax"  # the key of our own settings in bert_config.json
 
 
 def _unread(entries: Mapping[str, tf_checkpoint.Entry]) -> tuple[str, ...]:
@@ -79,19 +79,25 @@ def read_settings(prefix: str) -> FolderSettings:
 
 
 def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the settings that `write` stored under our key, types checked."""
+  """Returns the settings that `write` stored under our key.
+
+  Raises:
+    ValueError: one of them has the wrong type.
+  """
   ours = dict(config.get(_OURS, {}))
   types = {"lower_case": bool, "max_input_chars_per_word": int}
   for key, wanted in types.items():
     if key in ours and type(ours[key]) is not wanted:
-      raise ValueError(f"{_OURS}.{key} is {ours[key]!r:.100}")
+      raise ValueError(
+        f"{_OURS}.{key} is {ours[key]!r:.100}; wanted {wanted.__name__}"
+      )
   return ours
 
 
 def _model_of(
   family: families.Family, config: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns sizes and arithmetic; our key tells the two forms of gelu apart."""
+  """Returns sizes and switches; our key tells the two forms of gelu apart."""
   model = family.model_of("tf1", config)
   act = ours.get("hidden_act", model["hidden_act"])
   theirs = family.config_of("tf1", model | {"hidden_act": act})["hidden_act"]
@@ -106,7 +112,7 @@ def _model_of(
 def _read_tokenizer(
   folder: str, ours: Mapping[str, Any]
 ) -> interface.Tokenizer | None:
-  """Returns the tokenizer beside a checkpoint; None if there is none."""
+  """Returns the tokenizer beside a checkpoint; None if it has no vocabulary."""
   vocab = os.path.join(folder, "vocab.txt")
   if not os.path.exists(vocab):
     return None
@@ -121,14 +127,13 @@ def _read_tokenizer(
 def write(
   pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
 ) -> None:
-  """Writes the files of the original code, with our settings under our key."""
+  """Writes the files of the original code, and our settings under our key."""
   tokenizer = hugging_face.own_kind_of_tokenizer(pretrained, "tf1")
   if tokenizer and tokenizer.added:
     names = ", ".join(token.content for token in tokenizer.added)
     raise WeightsError(
-      f"the vocabulary has added tokens ({names:.200}), which the original's "
-      "vocab.txt cannot hold: it would cut them into pieces; write "
-      "huggingface, flax or bert_jax"
+      f"the vocabulary has added tokens ({names:.200}), which the original "
+      "code would cut into pieces; write huggingface, flax or bert_jax"
     )
   model = pretrained.model
   family = families.get_family(pretrained.family)

@@ -24,7 +24,7 @@ from bert_jax.weights.pretrained import naming
 
 
 def read_tensors(step: str) -> dict[str, np.ndarray]:
-  """Reads the parameters of a saved step, layers unrolled."""
+  """Reads the parameters of a saved step, with layers unrolled."""
   with naming(step):
     tree = checkpoint.read_params(step)
     return param_trees.unstack(check_arrays(param_trees.flatten(tree)))
@@ -73,7 +73,7 @@ def read_settings(step: str) -> FolderSettings:
 def write(
   pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
 ) -> None:
-  """Writes a workdir with one checkpoint, of step 0."""
+  """Writes a workdir with one checkpoint, that of step 0."""
   kind = pretrained.kind
   model = model_config.ModelConfig(
     **pretrained.shape, param_dtype=pretrained.dtype_name
@@ -92,7 +92,7 @@ def write(
   commit, dirty = runs.commit()
   run = {
     "config": config | {"objective": objective},
-    "data_hash": "",  # no examples yet
+    "data_hash": "",  # there are no examples yet
     "task": {"kind": kind, "labels": list(pretrained.labels)} if kind else None,
     "converted_from": pretrained.format,
     "checksums_since": 0,

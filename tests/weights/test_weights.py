@@ -335,9 +335,7 @@ def test_a_head_of_unknown_use_has_no_kind(tmp_path, changes, kind):
   assert got.kind == kind
   assert "task" in got.params
   if kind is None:
-    with pytest.raises(
-      weights.WeightsError, match="its kind; give --config"
-    ):
+    with pytest.raises(weights.WeightsError, match="its kind; give --config"):
       weights.write(got, tmp_path / "y", "tf1")
 
 
@@ -608,7 +606,9 @@ def test_what_does_not_belong_together_is_not_written(
 
 def test_a_kind_needs_a_head(tmp_path):
   pretrained = dataclasses.replace(make(), kind="span")
-  with pytest.raises(weights.WeightsError, match="kind is span, but the model has no head"):
+  with pytest.raises(
+    weights.WeightsError, match="kind is span, but the model has no head"
+  ):
     weights.write(pretrained, tmp_path / "x", "flax")
   with pytest.raises(weights.WeightsError, match="format 'onnx' is not one"):
     weights.write(pretrained, tmp_path / "x", "onnx")
