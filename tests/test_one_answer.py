@@ -7,17 +7,15 @@ shorter than `model.max_len`, and keeps a best step that is not its newest.
 import json
 import os
 import pathlib
-import sys
 import types
-from unittest import mock
 
-from absl import flags
 import jax
 import ml_collections
 import numpy as np
 import pytest
 
 from bert_jax import main
+from bert_jax import modes
 from bert_jax import tasks
 from bert_jax import weights
 from bert_jax.kinds import answers
@@ -33,6 +31,7 @@ from bert_jax.training import train
 from bert_jax.weights import workdir as workdirs
 from configs import finetune
 from configs import predict as predict_config
+from tests.support import launching
 from tests.support import small_tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -76,12 +75,7 @@ BENCHMARKS = {
 
 def launch(mode, *args):
   """Runs a mode as the launcher does, in this process."""
-  values = flags.FlagValues()
-  main.define_flags(values)
-  argv = ["bert-jax", f"--mode={mode}", *map(str, args)]
-  with mock.patch.object(sys, "argv", argv):  # ml_collections reads it
-    values(argv)
-    main.MODES[mode].run(values)
+  main.MODES[mode].run(launching.parse(mode, *args))
 
 
 def read_lines(path):
@@ -456,12 +450,8 @@ def test_what_a_config_file_sets_wins_over_the_run(key, value, name, tmp_path):
   run = {"folder": tmp_path / "run", "config": json.loads(json.dumps(of_run))}
 
   def found(*args):
-    values = flags.FlagValues()
-    main.define_flags(values)
-    argv = ["bert-jax", "--mode=predict", f"--config={file}", *args]
-    with mock.patch.object(sys, "argv", argv):
-      values(argv)
-      given = main._given_keys(values)
+    values = launching.parse("predict", f"--config={file}", *args)
+    given = modes._given_keys(values)
     return settings_of(run, values.config, given)[name]
 
   assert found() == value
@@ -749,10 +739,7 @@ def test_every_setting_of_a_run_can_be_left_to_it():
 def test_a_checkpoint_that_cannot_be_meant_is_a_usage_error(
   args, monkeypatch, capsys, tmp_path
 ):
-  values = flags.FlagValues()
-  main.define_flags(values)
-  flags.DEFINE_integer("verbosity", 0, "absl's", flag_values=values)
-  values(["bert-jax", *args])
+  values = launching.parse(*args)
   monkeypatch.setattr(main, "FLAGS", values)
   monkeypatch.chdir(tmp_path)
   assert main.main(["bert-jax"]) == errors.USAGE

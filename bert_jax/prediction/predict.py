@@ -340,7 +340,7 @@ def _check_finite(output: answers.Outputs) -> None:
 def predict(
   config: Config,
   workdir: str,
-  source: str,
+  source: str | list[bytes],
   target: str,
   checkpoint: str = "",
   given: Sequence[str] | None = None,
@@ -350,7 +350,8 @@ def predict(
   Args:
     config: the whole configuration; see `Predictor`.
     workdir: the workdir of the run, unless predict.model names a model.
-    source: a file of JSON objects; "-" or "" = standard input.
+    source: a file of JSON objects, "-" or "" for standard input, or the lines
+      themselves.
     target: the file to write, which appears only when it is complete; "-" or ""
       = standard output.
     checkpoint: the step of a workdir, as for `saved_steps.choose`.
@@ -368,14 +369,20 @@ def predict(
     raise answers.PredictError(
       "give --workdir=RUN, or --config=configs/predict.py:from=DIR"
     )
-  if "-" not in (source, target) and records.is_one_file(source, target):
+  if (
+    isinstance(source, str)
+    and "-" not in (source, target)
+    and records.is_one_file(source, target)
+  ):
     raise answers.PredictError(
       f"--output={target} is the input; name another file"
     )
   total = failed = 0
   with records.reading(source) as lines, records.writing(target) as out:
     predictor = Predictor.load(path, config, checkpoint, given)
-    size = os.path.getsize(source) if os.path.isfile(source) else None
+    size = None
+    if isinstance(source, str) and os.path.isfile(source):
+      size = os.path.getsize(source)
     watched = bars.track(lines, "predict", size, size=len)
     for result in predictor.run(records.parse_lines(watched)):
       total += 1

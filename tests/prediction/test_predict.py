@@ -10,15 +10,13 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
-from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import main
+from bert_jax import modes
 from bert_jax import tasks
 from bert_jax import weights
 from bert_jax.data.tokenizers import wordpiece
@@ -32,6 +30,7 @@ from bert_jax.prediction import predict
 from bert_jax.tasks import spec
 from configs import base
 from configs import predict as predict_config
+from tests.support import launching
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = "sun moon star sky rain wind snow hill ##s ##y . ?".split()
@@ -623,7 +622,7 @@ def test_the_launcher_reads_and_writes_standard_streams(tmp_path):
     cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
     capture_output=True, check=False,
   )  # fmt: skip
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 3, done.stderr
   first, second = map(json.loads, done.stdout.splitlines())
   assert first == {"id": 5} | want_tag({"text": "sun moon"})
   assert second["error"].startswith("line 2: it has no field 'text'")
@@ -632,23 +631,18 @@ def test_the_launcher_reads_and_writes_standard_streams(tmp_path):
 
 @pytest.mark.parametrize(
   ("content", "status"),
-  [(b"{}\n[]\n", 1), (b'{}\n{"text": "sun"}\n', None), (b"\n", None)],
+  [(b"{}\n[]\n", 1), (b'{}\n{"text": "sun"}\n', 3), (b"\n", None)],
 )
 def test_the_job_failed_where_all_lines_did(tmp_path, content, status):
   weights.write(pretrained("regress"), tmp_path / "model", "tf1")
   (tmp_path / "in.jsonl").write_bytes(content)
-  values = flags.FlagValues()
-  main.define_flags(values)
-  values(
-    [
-      "bert-jax",
-      f"--input={tmp_path}/in.jsonl",
-      f"--output={tmp_path}/out.jsonl",
-      f"--config={ROOT}/configs/predict.py:from={tmp_path}/model",
-    ]
+  values = launching.parse(
+    f"--input={tmp_path}/in.jsonl",
+    f"--output={tmp_path}/out.jsonl",
+    f"--config=predict:from={tmp_path}/model",
   )
   try:
-    main._predict(values)
+    modes._predict(values)
     got = None
   except SystemExit as error:
     got = error.code
@@ -661,16 +655,13 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
   """Their run.json is not that of a training: it has no settings of ours."""
   folder = str(tmp_path / "model")
   weights.write(pretrained("regress"), folder, "bert_jax")
-  values = types.SimpleNamespace(
-    mode="predict", config=None, workdir=folder, input=[], output=None
-  )
-  message = f"no 'mesh'; give --config=configs/predict.py:from={folder}$"
-  with pytest.raises(main.UsageError, match=message):
-    main._predict(values)
-  values.mode, values.coordinator = "evaluate", None
-  values.num_processes = values.process_id = None
+  values = launching.parse("predict", f"--workdir={folder}")
+  message = f"give --config=predict:from={folder}$"
+  with pytest.raises(modes.UsageError, match=message):
+    modes._predict(values)
+  values = launching.parse("evaluate", f"--workdir={folder}")
   with pytest.raises(ValueError, match="holds converted weights, not a run"):
-    main._evaluate(values)
+    modes._evaluate(values)
 
 
 # --- what cannot be ----------------------------------------------------------
