@@ -420,28 +420,24 @@ def test_a_record_of_an_older_release_is_read_as_evaluation_reads_it(
   of_run = ml_collections.ConfigDict(run["config"])
   for given in (of_run, predict_config.get_config(), finetune.get_config()):
     found = settings_of(run, given)
-    assert (found.task["has_null"], found.task["null_threshold"]) == (
-      want,
-      1.5,
-    )
-    assert found.seq_len == config["data"]["seq_len"]
+    assert found["task.has_null"] == want
+    assert found["task.null_threshold"] == 1.5
+    assert found["data.seq_len"] == config["data"]["seq_len"]
   found = settings_of(run, of_run, {"predict.allow_null"})
-  assert found.task["has_null"] is not want
+  assert found["task.has_null"] is not want
 
 
 @pytest.mark.parametrize(
-  ("key", "value", "attribute"),
+  ("key", "value", "name"),
   [
-    ("predict.seq_len", 16, "seq_len"),
-    ("predict.allow_null", False, "has_null"),
-    ("predict.null_threshold", 0.0, "null_threshold"),
-    ("task.has_null", False, "has_null"),
-    ("task.n_best", 3, "n_best"),
+    ("predict.seq_len", 16, "data.seq_len"),
+    ("predict.allow_null", False, "task.has_null"),
+    ("predict.null_threshold", 0.0, "task.null_threshold"),
+    ("task.has_null", False, "task.has_null"),
+    ("task.n_best", 3, "task.n_best"),
   ],
 )
-def test_what_a_config_file_sets_wins_over_the_run(
-  key, value, attribute, tmp_path
-):
+def test_what_a_config_file_sets_wins_over_the_run(key, value, name, tmp_path):
   """The launcher honours it, as the Python API does."""
   file = tmp_path / "mine.py"
   file.write_text(
@@ -456,8 +452,7 @@ def test_what_a_config_file_sets_wins_over_the_run(
   def found(*args):
     values = launching.parse("predict", f"--config={file}", *args)
     given = modes._given_keys(values)
-    found = settings_of(run, values.config, given)
-    return getattr(found, attribute, found.task.get(attribute))
+    return settings_of(run, values.config, given)[name]
 
   assert found() == value
   if key == "predict.null_threshold":  # the command line comes first
@@ -473,16 +468,15 @@ def test_a_config_of_a_training_does_not_win_over_the_run():
 
 
 def test_weights_of_others_have_the_defaults_or_what_a_config_says():
-  found = settings.read(predict_config.get_config(), {}, ())
-  assert (found.seq_len, found.task) == (None, {})
+  assert settings.read(predict_config.get_config(), {}, ()) == {}
   config = finetune.get_config("task=squad_v2")
   config.task.null_threshold = 2.0
   found = settings.read(config, {}, ())
-  assert (found.task["has_null"], found.task["null_threshold"]) == (True, 2.0)
-  assert (found.seq_len, found.task["n_best"]) == (384, 20)
-  assert not settings.read(finetune.get_config("task=squad_v1"), {}, ()).task[
-    "has_null"
-  ]
+  assert found["task.has_null"] is True
+  assert found["task.null_threshold"] == 2.0
+  assert (found["data.seq_len"], found["task.n_best"]) == (384, 20)
+  found = settings.read(finetune.get_config("task=squad_v1"), {}, ())
+  assert found["task.has_null"] is False
 
 
 def test_settings_that_find_no_answer_are_refused():
@@ -531,9 +525,8 @@ def test_a_document_is_computed_in_one_window(monkeypatch):
       size=lambda example: 1,
       parse=lambda record: [types.SimpleNamespace(document=record["n"])],
     )
-    predictor = types.SimpleNamespace(_answerer=kind, _batch_tokens=1000)
     records = [(str(i), {"n": n}) for i, n in enumerate(numbers)]
-    found = predict.Predictor._windows(predictor, records)
+    found = predict._windows(kind, records, 32_000)
     return [[e.document for e in window.examples] for window in found]
 
   assert windows(False) == [[1, 1], [1, 2], [3, 3], [3, 3], [4]]
@@ -551,17 +544,9 @@ def windows_of(lines, in_documents=True):
   kind = types.SimpleNamespace(
     in_documents=in_documents, size=lambda example: 1, parse=parse
   )
-  predictor = types.SimpleNamespace(_answerer=kind, _batch_tokens=1000)
   records = [(f"line {i}", {"n": n}) for i, n in enumerate(lines)]
-  for window in predict.Predictor._windows(predictor, records):
-    examples = iter(window.examples)
-    yield [
-      str(found)
-      if isinstance(found, answers.RecordError)
-      else next(examples).document
-      for _, found in window.entries
-    ]
-    assert not list(examples)
+  for window in predict._windows(kind, records, 32_000):
+    yield [line.error or line.examples[0].document for line in window.lines]
 
 
 def test_a_bad_line_does_not_cut_a_document(monkeypatch):

@@ -367,7 +367,8 @@ def test_other_lines_do_not_change_a_record(kind, predictors):
   assert_close(together, one_by_one * 7, kind, 1e-5)
   changes = {"concat_last": 2} if kind == "embed" else {}
   small = make_predictor(kind, batch_tokens=1, **changes)
-  assert len(list(small._windows((str(i), r) for i, r in enumerate(many)))) > 2
+  numbered = [(str(i), record) for i, record in enumerate(many)]
+  assert len(list(predict._windows(small._answerer, numbered, 32))) > 2
   assert_close(list(small(many)), together, kind, 1e-5)
 
 
@@ -674,12 +675,16 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
     ("fill-mask", {"batch_tokens": 0}, "batch_tokens=0; it must be 1 or more"),
     ("fill-mask", {"seq_len": 21}, "seq_len=21; the model takes 5 to 20"),
     ("embed", {"decimals": 13}, "decimals=13; it must be 12 or less"),
-    ("embed", {"fields": ("mode",)}, "fields has mode; there is: tokens, po"),
-    ("embed", {"fields": ("concat",)}, "concat_last=0; .* to join, 1 to 2"),
-    ("embed", {"concat_last": 3}, "concat_last=3; .* to join, 1 to 2"),
+    (
+      "embed",
+      {"fields": ("mode",)},
+      "fields has mode; the fields are tokens, po",
+    ),
+    ("embed", {"fields": ("concat",)}, "concat_last=0; .* 1 to 2 layers"),
+    ("embed", {"concat_last": 3}, "concat_last=3; .* 1 to 2 layers"),
     ("embed", {"layers": (3,)}, r"layers has 3; .* to 2, or -1 .* to -3"),
     ("embed", {"layers": (-4,)}, "layers has -4"),
-    ("embed", {"kind": "dream"}, "predict.kind='dream' is not known; there is"),
+    ("embed", {"kind": "dream"}, "predict.kind='dream' is not known; use"),
     (
       "embed",
       {"kind": "classify"},
@@ -706,7 +711,7 @@ def test_without_a_pooler_there_is_no_pooled():
   del params["encoder"]["pooler"]
   bare = dataclasses.replace(pretrained("embed"), params=params)
   assert table.answerers_of(bare) == ["fill-mask", "embed"]
-  message = "no pooler, so there is no pooled; .*fields=tokens,mean,layers$"
+  message = "no pooler, so it has no field pooled; .*fields=tokens,mean,layers$"
   with pytest.raises(answers.PredictError, match=message):
     predict.Predictor(bare, new_config(kind="embed"), "MODEL")
   config = new_config(kind="embed", fields=("mean",))
@@ -723,7 +728,7 @@ def test_a_head_of_no_known_task_needs_to_be_told():
   (got,) = told([{"text": "sun"}])
   assert_close(got, want_pooled("regress")({"text": "sun"}))
   with pytest.raises(
-    answers.PredictError, match="1 outputs.* answer: that has"
+    answers.PredictError, match="1 outputs.*answer, whose head has 2"
   ):
     predict.Predictor(unknown, new_config(kind="answer"), "MODEL")
 
