@@ -20,7 +20,7 @@ help:  ## list the targets
 setup: $(VENV)/.installed  ## make .venv from requirements.lock
 
 demo: setup  ## pre-train a small BERT on text that Python carries: 5 minutes
-	@$(PY) -m experiments.demo --workdir=runs/demo
+	@$(PY) -m bert_jax.main demo --workdir=runs/demo
 
 test: setup  ## the default tests, on two cores (PYTEST_ARGS="-n 0": on one)
 	@$(PY) -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)

@@ -1,3 +1,3 @@
 """BERT pre-training and fine-tuning in JAX and Flax, from text to scores."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

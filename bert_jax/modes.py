@@ -305,12 +305,29 @@ def _sweep(flag_values: flags.FlagValues) -> None:
 
 
 def _report(flag_values: flags.FlagValues) -> None:
+  from bert_jax.sweeps import curves
   from bert_jax.sweeps import report
 
-  if len(flag_values.input) != 1 or not flag_values.output:
-    raise UsageError("report needs --input=DIR and --output=DIR")
-  for path in report.report(flag_values.input[0], flag_values.output):
+  paths, output = flag_values.input, flag_values.output
+  if not paths:
+    raise UsageError("report needs --input=RESULTS or --input=RUN")
+  if runs.exists(paths[0]):
+    written = curves.report(paths, output or paths[0])
+  elif len(paths) > 1 or not output:
+    raise UsageError(
+      f"{paths[0]} holds no run; of the results of a sweep, report needs one "
+      "--input=DIR and --output=DIR"
+    )
+  else:
+    written = report.report(paths[0], output)
+  for path in written:
     _log.info("wrote %s", path)
+
+
+def _demo(flag_values: flags.FlagValues) -> None:
+  from bert_jax import demo
+
+  demo.run(flag_values.workdir or "runs/demo")
 
 
 def _configs(flag_values: flags.FlagValues) -> None:
@@ -410,9 +427,20 @@ MODES = {
   ),
   "report": Mode(
     _report,
-    "Makes tables and pictures of results.",
-    ("--input=RESULTS --output=DIR",),
+    "Makes tables and pictures of the results of a sweep, or of some runs.",
+    (
+      "--input=RESULTS --output=DIR",
+      "--input=RUN",
+      "--input=RUN,RUN2 --output=DIR",
+    ),
     ("input", "output"),
+  ),
+  "demo": Mode(
+    _demo,
+    "Pre-trains a small BERT on the docstrings of Python: 5 minutes.",
+    ("", "--workdir=runs/demo"),
+    ("workdir",),
+    left="the demo starts again from its beginning",
   ),
   "configs": Mode(
     _configs,

@@ -7,8 +7,8 @@ r"""Compares what two commits compute, to the bit, on this machine.
 OLD and NEW are commits, or "." for the working tree as it is. Each runs the
 same jobs by its own launcher, in the same Python environment:
 
-  demo      the demo: prepare, train, evaluate, predict
-  prepare   other forms of prepared data: their bytes
+  prepare   several forms of prepared data, of Python's help pages: their bytes
+  pretrain  pre-training on pairs, evaluated
   packed    pre-training on packed rows, and what one of its batches holds
   tasks     six forms of own data: fine-tune, evaluate, predict
   mrpc      MRPC from MiniLM (needs --weights and --glue)
@@ -37,6 +37,8 @@ from typing import Any
 from absl import logging
 import numpy as np
 import orbax.checkpoint as ocp
+
+from experiments import help_pages
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Metrics of the machine and the hour, not of what was computed.
@@ -114,14 +116,9 @@ def _git(*args: str) -> str:
 # --- jobs --------------------------------------------------------------------
 
 
-def demo(side: Side, out: pathlib.Path, args: argparse.Namespace) -> None:
-  """The demo, whose text also feeds the jobs after it."""
-  side.run("experiments.demo", f"--workdir={out}")
-
-
 def prepare(side: Side, out: pathlib.Path, args: argparse.Namespace) -> None:
-  """Prepared data of several forms, all of the text of the demo."""
-  pages = (side.folder / "demo" / "text.txt").read_text(encoding="utf-8")
+  """Prepared data of several forms, all of Python's help pages."""
+  pages = "\n\n\n".join(help_pages.pages()) + "\n"
   text, records = out / "pages.txt", out / "pages.jsonl"
   text.write_text(pages, encoding="utf-8")
   with open(records, "w", encoding="utf-8") as f:
@@ -150,6 +147,30 @@ def prepare(side: Side, out: pathlib.Path, args: argparse.Namespace) -> None:
       f"--input={source}",
       f"--output={out / name}",
     )
+
+
+def pretrain(side: Side, out: pathlib.Path, args: argparse.Namespace) -> None:
+  """A short pre-training on pairs, its evaluation and a few masks."""
+  run = out / "run"
+  side.launch(
+    "train",
+    "--config=configs/pretrain.py:size=tiny,seq_len=64,total_steps=60",
+    f"--config.data.dir={side.folder / 'prepare' / 'pairs'}",
+    "--config.data.batch_size=16",
+    "--config.data.dupe_factor=2",
+    "--config.model.vocab_size=1500",
+    "--config.optim.learning_rate=1e-3",
+    "--config.optim.warmup_rate=0.1",
+    "--config.train.log_every_steps=1",
+    "--config.train.tensorboard=False",
+    "--config.eval.every_steps=30",
+    "--config.eval.batch_size=16",
+    "--config.checkpoint.every_steps=30",
+    f"--workdir={run}",
+  )
+  side.launch("evaluate", f"--workdir={run}")
+  lines = [{"text": "The [MASK] of a list is [MASK]."}]
+  _predict(side, out / "filled.jsonl", lines, f"--workdir={run}")
 
 
 def packed(side: Side, out: pathlib.Path, args: argparse.Namespace) -> None:
@@ -249,14 +270,14 @@ def mrpc(side: Side, out: pathlib.Path, args: argparse.Namespace) -> None:
 
 
 JOBS = {
-  "demo": demo,
   "prepare": prepare,
+  "pretrain": pretrain,
   "packed": packed,
   "tasks": tasks,
   "mrpc": mrpc,
 }
 # What a job reads of others, which therefore run before it.
-NEEDS = {"prepare": ["demo"], "packed": ["demo", "prepare"]}
+NEEDS = {"pretrain": ["prepare"], "packed": ["prepare"]}
 NEEDS["tasks"] = [*NEEDS["packed"], "packed"]
 
 

@@ -20,7 +20,7 @@ ROOMS = (
   "prediction", "sweeps", "planning",
 )  # fmt: skip
 # They may import every room; no room imports them.
-FLAT = ("bert_jax", "command_line", "configs", "main", "modes")
+FLAT = ("bert_jax", "command_line", "configs", "demo", "main", "modes")
 MOST_FLAT_FILES = 6
 # Modules and rooms that run in the many processes that prepare data, which must
 # start fast and must not claim the accelerator, or that only compute numbers.

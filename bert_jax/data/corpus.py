@@ -63,6 +63,7 @@ class Unit:
       records, where the text's is not known).
     part_bytes: of text after which a part of the unit ends, where the unit
       itself could not be cut to size; 0 = it is one part.
+    held_out: whether all of its documents are kept for evaluation.
   """
 
   path: str
@@ -70,6 +71,7 @@ class Unit:
   end: int
   size: int
   part_bytes: int = 0
+  held_out: bool = False
 
 
 class Reading:

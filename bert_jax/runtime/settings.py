@@ -475,6 +475,10 @@ class Prepare(Group):
   """Seed of the choice of these documents. The choice depends only on the text
   of a document."""
 
+  held_out_input: str = of_session("", since="0.3.0")
+  """Files, globs or folders, separated by commas, of text of which every
+  document is kept apart for evaluation, besides the share of the input."""
+
   unit_bytes: int = of_session(8_388_608, 1, 2**40)
   """Bytes of text in a unit of work, which makes one shard."""
 

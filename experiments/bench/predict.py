@@ -36,7 +36,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bert_jax.data import corpus
-from experiments import demo
+from experiments import help_pages
 from experiments.bench import prepare as bench_prepare
 from experiments.bench import sides as sides_lib
 
@@ -78,7 +78,7 @@ def read_sentences(path):
   print(f"{path} is not here: using Python's help pages")
   with tempfile.TemporaryDirectory() as folder:
     pages = os.path.join(folder, "pages.txt")
-    Path(pages).write_text("\n\n\n".join(demo.help_pages()), encoding="utf-8")
+    Path(pages).write_text("\n\n\n".join(help_pages.pages()), encoding="utf-8")
     return [
       sentence
       for unit in corpus.list_units([pages], "paragraphs", 1 << 23)

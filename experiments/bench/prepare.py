@@ -30,8 +30,7 @@ from bert_jax.data import corpus
 from bert_jax.data import prepare
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
-from configs import demo as demo_config
-from experiments import demo
+from experiments import help_pages
 
 INPUT = "data/corpus/novels.txt"
 VOCAB = "data/vocab/bert-base-uncased/vocab.txt"
@@ -93,7 +92,7 @@ def default_corpus(text, vocab, folder, megabytes=16):
     f"repeated to {megabytes} MB, with a vocabulary learned from them"
   )
   pages = os.path.join(folder, "pages.txt")
-  Path(pages).write_text("\n\n\n".join(demo.help_pages()), encoding="utf-8")
+  Path(pages).write_text("\n\n\n".join(help_pages.pages()), encoding="utf-8")
   documents = [
     document
     for unit in corpus.list_units([pages], "paragraphs", 1 << 23)
@@ -107,7 +106,7 @@ def default_corpus(text, vocab, folder, megabytes=16):
         lines = rng.sample(document, len(document))
         size += f.write("\n".join(lines) + "\n\n")
   config = base.get_config()
-  config.prepare.vocab_size = demo_config.get_config().prepare.vocab_size
+  config.prepare.vocab_size = 2000
   config.data.dupe_factor = 1
   learned = os.path.join(folder, "learned")
   with contextlib.redirect_stdout(io.StringIO()):

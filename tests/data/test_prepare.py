@@ -579,6 +579,29 @@ def test_no_text_is_on_both_sides_though_it_comes_twice(tmp_path):
   assert sum(t["documents"] for t in totals.values()) == 160
 
 
+def test_documents_of_held_out_files_are_evaluated_on_and_not_learned_from(
+  tmp_path,
+):
+  train = write_text(tmp_path / "train.txt", make_documents(40))
+  apart = tmp_path / "apart.txt"
+  apart.write_text("zebra zebra zebra.\nzebra zebra.\n\nzebra.\nzebra zebra.\n")
+  config = make_config(
+    prepare__vocab_size=60,
+    prepare__held_out_rate=0.0,
+    prepare__held_out_input=str(apart),
+  )
+  data = str(tmp_path / "data")
+  prepare.prepare(config, [train], data)
+  totals = manifests.read_manifest(data)["totals"]
+  documents = {split: totals[split]["documents"] for split in totals}
+  assert documents == {"train": 40, "validation": 2}
+  assert "z" not in (tmp_path / "data" / "vocab" / "vocab.txt").read_text()
+  config.prepare.held_out_input = train
+  with pytest.raises(corpus.CorpusError, match="train.txt is in --input and"):
+    prepare.prepare(config, [train], str(tmp_path / "other"))
+  assert not (tmp_path / "other").exists()
+
+
 def test_without_held_out_documents_all_are_for_training(inputs, tmp_path):
   config = inputs.config(prepare__held_out_rate=0.0)
   prepare.prepare(config, [inputs.text], str(tmp_path))

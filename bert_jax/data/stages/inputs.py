@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent import futures
+import dataclasses
 import functools
 import hashlib
 import json
@@ -28,9 +29,23 @@ class Inputs:
     """
     self.units: list[corpus.Unit] = []
     if patterns:
-      self.units = corpus.list_units(
-        patterns, prepare.format, prepare.unit_bytes
+      cut = functools.partial(
+        corpus.list_units,
+        text_format=prepare.format,
+        unit_bytes=prepare.unit_bytes,
       )
+      self.units = cut(patterns)
+      if prepare.held_out_input:
+        held_out = cut(prepare.held_out_input.split(","))
+        shared = {u.path for u in self.units} & {u.path for u in held_out}
+        if shared:
+          raise corpus.CorpusError(
+            f"{min(shared)} is in --input and in prepare.held_out_input; "
+            "remove it from one of them"
+          )
+        self.units += [
+          dataclasses.replace(unit, held_out=True) for unit in held_out
+        ]
     self._hash = functools.cache(
       lambda unit: corpus.hash_unit(unit, prepare.format, prepare.text_key)
     )
@@ -50,6 +65,7 @@ class Inputs:
     text = json.dumps([
         (os.path.basename(u.path), u.start, u.end, u.size)
         + ((u.part_bytes,) if u.part_bytes else ())
+        + (("held out",) if u.held_out else ())
         for u in self.units
     ])  # fmt: skip
     return hashlib.sha256(text.encode()).hexdigest()

@@ -176,7 +176,7 @@ def _write_shard(
     for document in documents:
       ids = [i for i in tokenizer.encode_batch(document) if i]
       if ids:
-        held_out = corpus.is_held_out(
+        held_out = job["unit"]["held_out"] or corpus.is_held_out(
           document, job["held_out_rate"], job["held_out_seed"]
         )
         writers[records.SPLITS[held_out]].add(ids)

@@ -106,6 +106,7 @@ def sample_text(
   Of the units that were cut, evenly spread ones are read; of every compressed
   file, which can be read only from its start, the head.
   """
+  units = [unit for unit in units if not unit.held_out]
   sizes = corpus.text_sizes(units, prepare.format, prepare.text_key)
   stride = max(1, -(-sum(sizes) // prepare.vocab_sample_bytes))
   left = prepare.vocab_sample_bytes

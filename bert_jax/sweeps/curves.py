@@ -1,0 +1,199 @@
+"""Reports single runs: their curves as a picture, their evaluations as a table.
+
+All numbers come from the metrics.jsonl and run.json of the runs, which may
+still be training.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+import html
+import io
+import os
+import statistics
+from typing import Any
+
+from bert_jax.runtime import errors
+from bert_jax.runtime import files
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
+
+_FEW_POINTS = 30  # fewer are drawn with markers
+# What a score of an evaluation is compared with, drawn as a dotted line.
+_BASELINES = {"unigram_loss", "most_frequent_token_accuracy"}
+_LOSSES = ("mlm_loss", "loss")
+_STYLE = (
+  "body{font:15px/1.5 sans-serif;max-width:1160px;margin:2em auto;"
+  "padding:0 20px}table{border-collapse:collapse;font-size:13px;display:block;"
+  "overflow-x:auto}th,td{border-bottom:1px solid #ccc;padding:.3em .6em;"
+  "text-align:right;font-variant-numeric:tabular-nums}th{background:#f4f4f4}"
+  "img{max-width:100%}"
+)
+
+
+class CurvesError(errors.UserError):
+  """A run has no metrics that could be shown."""
+
+
+def report(workdirs: Sequence[str], output: str) -> list[str]:
+  """Writes OUTPUT/report.md, report.html and curves.png about some runs.
+
+  Args:
+    workdirs: the folders of the runs.
+    output: the folder to write to.
+
+  Returns:
+    The paths of the files.
+
+  Raises:
+    CurvesError: A run has not logged anything yet.
+    runs.RunError: A folder holds no run.
+  """
+  facts, rows = {}, {}
+  for workdir in workdirs:
+    name = os.path.basename(os.path.normpath(workdir))
+    name = workdir if name in rows else name
+    run = runs.read_run(workdir)
+    rows[name] = metrics_log.read_metrics(workdir)
+    if not rows[name]:
+      raise CurvesError(
+        f"{workdir}/metrics.jsonl has no line yet: the run has not logged "
+        "anything; try again later"
+      )
+    facts[name] = _facts(run, rows[name])
+  png = _draw(rows)
+  tables = {name: _table(found) for name, found in rows.items()}
+  files.make_folder(output)
+  paths = [
+    os.path.join(output, name)
+    for name in ("report.md", "report.html", "curves.png")
+  ]
+  files.write_text(paths[0], _markdown(facts, tables))
+  files.write_text(paths[1], _html(facts, tables, png))
+  with files.writing(paths[2]) as f:
+    f.write(png)
+  return paths
+
+
+def _facts(run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+  """Returns a sentence about what was trained, on what, and how fast."""
+  model, data = run["config"]["model"], run["config"]["data"]
+  rates = [
+    row["train/steps_per_sec"] for row in rows if "train/steps_per_sec" in row
+  ]
+  speed = f", {statistics.median(rates):.2f} steps/s" if rates else ""
+  devices = run["devices"]
+  return (
+    f"{model['num_layers']} layers of {model['hidden_size']}, vocabulary of "
+    f"{model['vocab_size']:,}; {data['batch_size']} rows of {data['seq_len']} "
+    f"tokens a step; step {rows[-1]['step']:,}; seed {run['seed']}; commit "
+    f"{(run['commit'] or 'unknown')[:10]}, data {run['data_hash'][:10]}; "
+    f"{devices['count']} x {', '.join(devices['kind'])}{speed}."
+  )
+
+
+def _scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns the names of the scores of evaluations, losses first."""
+  names = {key for row in rows for key in row if key.startswith("eval/")}
+  return sorted(names, key=lambda name: ("loss" not in name, name))
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+  """Returns the evaluations of a run, a row a step, below the headings."""
+  names = _scores(rows)
+  table = [["step", *(name.removeprefix("eval/") for name in names)]]
+  for row in rows:
+    values = [row.get(name) for name in names]
+    if any(value is not None for value in values):
+      shown = ["" if v is None else f"{v:.4g}" for v in values]
+      table.append([f"{row['step']:,}", *shown])
+  return table if len(table) > 1 else []
+
+
+def _draw(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
+  """Draws the losses, and the scores between 0 and 1; returns a PNG."""
+  import matplotlib
+
+  matplotlib.use("Agg")  # no screen
+  import matplotlib.pyplot as plt
+
+  figure, (left, right) = plt.subplots(
+    1, 2, figsize=(11, 4.2), layout="constrained"
+  )
+  for number, (run, found) in enumerate(rows.items()):
+    color = f"C{number}"
+    keys = {key for row in found for key in row}
+    loss = next((n for n in _LOSSES if f"train/{n}" in keys), "loss")
+    _plot(left, found, f"train/{loss}", f"{run}, training", color, alpha=0.4)
+    _plot(left, found, f"eval/{loss}", f"{run}, held out", color)
+    styles = ("-", "--", "-.")
+    scores = [n.removeprefix("eval/") for n in _scores(found)]
+    shown = [n for n in scores if _is_share(found, n) and n not in _BASELINES]
+    for style, name in zip(styles, shown, strict=False):
+      _plot(right, found, f"eval/{name}", f"{run}, {name}", color, style)
+    for name in _BASELINES.intersection(scores):
+      axes = left if name.endswith("loss") else right
+      label = f"{run}, {name.replace('_', ' ')}"
+      _plot(axes, found, f"eval/{name}", label, "gray", ":")
+  left.set(xlabel="step", ylabel="loss")
+  right.set(xlabel="step", ylabel="score of the held-out data")
+  for axes in (left, right):
+    axes.grid(alpha=0.3)
+    if axes.lines:
+      axes.legend(fontsize=8)
+    else:
+      axes.text(0.5, 0.5, "nothing yet", ha="center", transform=axes.transAxes)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=105)
+  plt.close(figure)
+  return buffer.getvalue()
+
+
+def _is_share(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+  values = [row[f"eval/{name}"] for row in rows if f"eval/{name}" in row]
+  return "loss" not in name and all(-1 <= value <= 1 for value in values)
+
+
+def _plot(axes, rows, key, label, color, style="-", alpha=1.0) -> None:
+  """Draws one curve, with markers where it has few points."""
+  points = [(row["step"], row[key]) for row in rows if key in row]
+  if points:
+    marker = "." if len(points) < _FEW_POINTS and style != ":" else ""
+    axes.plot(
+      *zip(*points, strict=True),
+      style,
+      color=color,
+      alpha=alpha,
+      label=label,
+      marker=marker,
+    )
+
+
+def _markdown(facts, tables) -> str:
+  parts = ["![Curves](curves.png)"]
+  for name, text in facts.items():
+    parts += [f"## {name}", text]
+    if tables[name]:
+      head, *rows = tables[name]
+      lines = [head, ["---:"] * len(head), *rows]
+      parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+  return "\n\n".join(parts) + "\n"
+
+
+def _html(facts, tables, png) -> str:
+  title = html.escape(", ".join(facts))
+  data = base64.b64encode(png).decode()
+  parts = [
+    "<!doctype html>",
+    '<html lang="en"><head><meta charset="utf-8">',
+    f"<title>{title}</title><style>{_STYLE}</style></head><body>",
+    f"<h1>{title}</h1>",
+    f"<img alt='Loss and scores by step' src='data:image/png;base64,{data}'>",
+  ]
+  for name, text in facts.items():
+    parts += [f"<h2>{html.escape(name)}</h2>", f"<p>{html.escape(text)}</p>"]
+    if tables[name]:
+      head, *rows = tables[name]
+      parts.append(f"<table><tr><th>{'</th><th>'.join(head)}</th></tr>")
+      parts += [f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows]
+      parts.append("</table>")
+  return "\n".join([*parts, "</body></html>"]) + "\n"
