@@ -261,8 +261,11 @@ def test_every_config_and_experiment_is_in_a_guide():
   rules = re.split(r"^(?=[a-z-]+:)", MAKEFILE, flags=re.M)[1:]
   recipes = {rule.split(":")[0]: rule for rule in rules}
   for name in names:
-    # Naming the make target that runs it is enough.
+    # Naming the make target that runs it is enough, or its short name.
     ways = [name, *(f"make {t}" for t, r in recipes.items() if name in r)]
+    path = pathlib.Path(name)
+    short = path.parent.name if path.name == "sweep.py" else path.stem
+    ways.append(f"--config={short}")
     assert any(way in guides for way in ways), f"no guide names {ways}"
 
 
