@@ -68,13 +68,11 @@ def check_settings(config: Config) -> None:
       (p.held_out_rate < 1, "prepare.held_out_rate", p.held_out_rate,
        "a share from 0 to below 1"),
       (d.seq_len >= 8, "data.seq_len", d.seq_len, "8 tokens or more"),
-      (1 <= d.max_sequences <= d.seq_len // masking.SHORTEST,
-       "data.max_sequences", d.max_sequences,
-       f"1 to {d.seq_len // masking.SHORTEST} in rows of {d.seq_len}"),
   )  # fmt: skip
   for good, key, value, need in wanted:
     if not good:
       raise ValueError(f"{key}={value!r}; it must be {need}")
+  masking.check_max_sequences(d)
 
 
 def _remove_leftovers(folder: str) -> None:

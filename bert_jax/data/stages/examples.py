@@ -9,6 +9,7 @@ import random
 import numpy as np
 
 from bert_jax.data import pairing
+from bert_jax.data import templates
 from bert_jax.data.stages import stage
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
@@ -87,6 +88,11 @@ def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
       )
 
 
+def _num_special(job: dict) -> int:
+  """Returns how many tokens of an example are special tokens."""
+  return templates.CLS_SEP.num_special(is_pair=job["pairing"] == "pairs")
+
+
 @functools.lru_cache(2)
 def _document_table(folder: str, split: str, tokens: str):
   del tokens  # only so that other data is read anew
@@ -120,14 +126,11 @@ def pair_shard(job: dict) -> dict:
           totals += _write_rows(writer, rows)
           rows = []
       totals += _write_rows(writer, rows)
-  specials = (
-    pairing.PAIR_SPECIALS if job["pairing"] == "pairs" else pairing.ROW_SPECIALS
-  )
   return {
     "shard": job["shard"],
     "examples": writer.count,
     "random_next": int(totals[0]),
-    "tokens": int(totals[1]) + writer.count * specials,
+    "tokens": int(totals[1]) + writer.count * _num_special(job),
     "sha256": files.file_hash(path),
   }
 
@@ -162,7 +165,7 @@ def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
     yield list(
       pairing.make_pairs(
         table.boundaries(i).tolist(),
-        job["seq_len"] - pairing.PAIR_SPECIALS,
+        job["seq_len"] - _num_special(job),
         job["short_seq_rate"],
         rng,
         other,
@@ -182,7 +185,7 @@ def _full_sentences(job, table, numbers, rng, dupe) -> list[pairing.Example]:
   documents.append(starts[-1])
   # Later passes begin at another sentence of the first row, so that rows are
   # cut elsewhere.
-  limit = job["seq_len"] - pairing.ROW_SPECIALS
+  limit = job["seq_len"] - _num_special(job)
   row = bisect.bisect_right(starts, starts[0] + limit)
   skip = rng.randrange(row) if dupe else 0
   return list(

@@ -23,7 +23,7 @@ A unit of text that could not be cut, such as a compressed file, makes several
 shards: SPLIT-00000, SPLIT-00000-00001, SPLIT-00000-00002.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import functools
 import itertools
@@ -36,6 +36,7 @@ from array_record.python import array_record_data_source
 from array_record.python import array_record_module
 import numpy as np
 
+from bert_jax.data import templates
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
 
@@ -385,16 +386,24 @@ def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
 
 def example_lengths(examples: np.ndarray) -> np.ndarray:
   """Returns the lengths [M] of examples [M] in tokens, specials included."""
+  count = templates.CLS_SEP.num_special
   a_length, b_length = (
     examples[name].astype(np.int64) for name in ("a_length", "b_length")
   )
-  return a_length + 2 + np.where(b_length > 0, b_length + 1, 0)
+  special = np.where(b_length > 0, count(is_pair=True), count(is_pair=False))
+  return a_length + np.maximum(b_length, 0) + special
 
 
-def read_lengths(store: Records, ids: np.ndarray) -> np.ndarray:
-  """Reads the lengths [M] in tokens of the examples with numbers `ids` [M]."""
+def read_lengths(
+  read: Callable[[np.ndarray], np.ndarray], ids: np.ndarray
+) -> np.ndarray:
+  """Reads the lengths [M] in tokens of the examples with numbers `ids` [M].
+
+  Args:
+    read: returns the examples with given numbers.
+    ids: the numbers.
+  """
   blocks = [
-    example_lengths(store.read(ids[i : i + 65536], EXAMPLE, 1)[:, 0])
-    for i in range(0, len(ids), 65536)
+    example_lengths(read(ids[i : i + 65536])) for i in range(0, len(ids), 65536)
   ]
   return np.concatenate([np.zeros(0, np.int64), *blocks])
