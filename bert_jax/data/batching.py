@@ -102,7 +102,7 @@ class PretrainBatches:
       self._tokenizer.continues_word() if data.whole_word else None
     )
     self._packed = data.max_sequences > 1
-    # An evaluation reads all examples, or fails.
+    # An evaluation fails if an example is damaged.
     self._may_be_bad = 0 if num_steps is None else data.max_bad_records
     self._bad: dict[int, str] = {}
     self._bad_lock = threading.Lock()  # threads make batches
@@ -194,7 +194,7 @@ class PretrainBatches:
     return batch
 
   def _are_good(self, ids: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Returns which used examples can be read; counts and logs the others.
+    """Returns which used examples can be read; logs and counts the others.
 
     Raises:
       records.DataError: More than data.max_bad_records are damaged.
