@@ -193,7 +193,7 @@ def test_added_tokens_are_neither_parts_of_words_nor_joined():
 def test_added_tokens_that_cannot_be_are_refused(added, message):
   with pytest.raises(ValueError, match=message):
     tokenizer_of(*added)
-  with pytest.raises(ValueError, match="no space"):
+  with pytest.raises(ValueError, match="not a space"):
     AddedToken("  ")
 
 

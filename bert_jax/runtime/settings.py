@@ -429,7 +429,9 @@ class Task(Group):
 class Prepare(Group):
   """From text to prepared data, by --mode=prepare."""
 
-  format: str = of_session("sentences")
+  format: str = of_session(
+    "sentences", choices=("sentences", "paragraphs", "jsonl", "tfds")
+  )
   """How the text is laid out. "sentences": one on a line, a blank line between
   documents (the original's). "paragraphs": plain text, a blank line between
   paragraphs and two between documents. "jsonl": a JSON object on a line.

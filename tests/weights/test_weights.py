@@ -289,7 +289,9 @@ def test_shards_are_read(tmp_path):
     weights.read(folder)
   places["x"] = "model-0.safetensors"
   index.write_text(json.dumps({"weight_map": places}))
-  with pytest.raises(weights.WeightsError, match="names x, which none"):
+  with pytest.raises(
+    weights.WeightsError, match="names the tensor x, which is in none"
+  ):
     weights.read(folder)
 
 
