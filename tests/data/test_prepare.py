@@ -1116,9 +1116,9 @@ def test_an_order_of_other_examples_is_refused(inputs, tmp_path):
   path = data / "examples" / folder / "lengths" / "manifest.json"
   manifest = json.loads(path.read_text())
   path.write_text(json.dumps(manifest | {"examples": "0" * 64}))
-  with pytest.raises(records.DataError, match="made of other examples than"):
+  with pytest.raises(records.DataError, match="made from other examples than"):
     prepare.prepare(inputs.config(), [], str(data))
-  with pytest.raises(records.DataError, match="made of other examples than"):
+  with pytest.raises(records.DataError, match="made from other examples than"):
     indexes.LengthIndex(str(data), folder, "train")
 
 
