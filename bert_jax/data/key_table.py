@@ -79,10 +79,14 @@ class KeyTable:
       f"program can make; {remedy}"
     )
 
+  def unknown(self, config: Mapping[str, Any]) -> list[str]:
+    """Returns the keys that are not in this table, sorted."""
+    known = self.only.keys() | self.read | self.ignored
+    return sorted(map(str, config.keys() - known))
+
   def warn(self, path: str, config: Mapping[str, Any]) -> None:
     """Logs the keys of a file that are not in this table."""
-    known = self.only.keys() | self.read | self.ignored
-    if unknown := sorted(map(str, config.keys() - known)):
+    if unknown := self.unknown(config):
       _log.warning(
         "%s has unknown keys, which were not read: %s; check that they change "
         "no %s",

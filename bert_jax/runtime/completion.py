@@ -2,14 +2,16 @@
 
   source <(bert-jax --completion=bash --config=configs/pretrain.py)
 
-It completes modes, options, the values of options that take only a few, config
-files, and after --config. the keys of the config that is named there. Elsewhere
-it completes files and folders.
+The script completes modes, options, the names of shipped configs, config files,
+the values of options that have a fixed set of values, and after --config. the
+keys of the config that is given when the script is made. Everywhere else it
+completes files and folders.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from bert_jax.runtime import config_files
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
 
@@ -23,9 +25,9 @@ _bert_jax() {{
   COMPREPLY=()
   case $word in
 {cases}
-    --config=*) COMPREPLY=($(compgen -d -S / -- "$value"
-      compgen -f -X '!*.py' -- "$value"
-      [ -n "$value" ] || compgen -G 'experiments/*/sweep.py')) ;;
+    --config=*) COMPREPLY=($(compgen -W {configs} -- "$value"
+      compgen -d -S / -- "$value"
+      compgen -f -X '!*.py' -- "$value")) ;;
     --*=*) COMPREPLY=($(compgen -f -- "$value")) ;;
     --config.*) COMPREPLY=($(compgen -W {keys} -- "$word")) ;;
     *) COMPREPLY=($(compgen -W {options} -- "$word")) ;;
@@ -45,12 +47,12 @@ _ZSH += "autoload -U +X bashcompinit && bashcompinit\n"
 def script(
   shell: str, launcher: Mapping[str, Any], config: Config | None
 ) -> str:
-  """Returns the text that a shell is to read, for some flags and a config.
+  """Returns the script for a shell.
 
   Args:
     shell: one of SHELLS.
-    launcher: name -> flag, as absl has it.
-    config: whose keys are completed; None = no keys.
+    launcher: the flags of absl, by name.
+    config: the config whose keys are completed; None = no keys.
   """
 
   def words(found):
@@ -68,6 +70,7 @@ def script(
   )
   text = _SCRIPT.format(
     cases=cases,
+    configs=words(config_files.shipped()),
     keys=words([f"--config.{key}=" for key in keys]),
     options=words(
       [
