@@ -386,7 +386,7 @@ def test_a_vocabulary_in_tokenizer_json_alone_is_read(tmp_path):
   assert got.tokenizer.max_input_chars_per_word == 100
   settings["model"]["type"] = "BPE"
   path.write_text(json.dumps(settings))
-  with pytest.raises(weights.WeightsError, match="of the type BPE; wanted WordPiece"):
+  with pytest.raises(weights.WeightsError, match="of the type BPE"):
     weights.read(folder)
 
 
@@ -706,7 +706,7 @@ def test_fit_refuses_another_shape(model, message, scan_layers):
 
 
 def test_fit_says_how_to_begin_with_a_fresh_head():
-  with pytest.raises(weights.WeightsError, match="3 outputs, the task needs 1: to"):
+  with pytest.raises(weights.WeightsError, match="3 outputs, the task needs 1"):
     weights.fit(make("tag").params, wanted_shapes(make("regress").params))
 
 
