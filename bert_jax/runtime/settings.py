@@ -437,7 +437,9 @@ class Task(Group):
 class Prepare(Group):
   """Preparing data from text, by --mode=prepare."""
 
-  format: str = of_session("sentences")
+  format: str = of_session(
+    "sentences", choices=("sentences", "paragraphs", "jsonl", "tfds")
+  )
   """The format of the text. "sentences": a sentence per line, and a blank line
   between documents, as for the original code. "paragraphs": plain text, with a
   blank line between paragraphs and two between documents. "jsonl": a JSON
