@@ -222,6 +222,7 @@ def run() -> None:
   asked = {re.sub("^-+mode=", "", arg) for arg in sys.argv[1:]}
   if any(MODES[name].computes for name in asked & MODES.keys()):
     machine.restart_with_huge_pages()
+  machine.look_for_no_tpu()
   streams.guard()
   try:
     signals.guard()

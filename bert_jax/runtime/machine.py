@@ -6,6 +6,7 @@ the launcher then asks the C library for pages of 2 MB.
 """
 
 from collections.abc import Mapping
+import contextlib
 import glob
 import importlib.util
 import os
@@ -14,11 +15,33 @@ import sys
 
 from bert_jax.runtime import signals
 
+# The numbers by which TPUs say what they are, from jax/_src/hardware_utils.py.
+_TPU_DEVICES = {
+  "0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076",
+}  # fmt: skip
+
 
 def has_tpu() -> bool:
   """Returns whether this machine has a TPU and the library that drives it."""
-  found = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*")
-  return bool(found and importlib.util.find_spec("libtpu"))
+  if not importlib.util.find_spec("libtpu"):
+    return False
+  if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/*"):
+    return True
+  found = set()
+  for path in glob.glob("/sys/bus/pci/devices/*/device"):
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as f:
+      found.add(f.read().strip())
+  return bool(found & _TPU_DEVICES)
+
+
+def look_for_no_tpu() -> None:
+  """Lets jax compute on the CPU if there is no TPU, though libtpu is installed.
+
+  Otherwise libtpu looks for one: it waits, and prints errors. A choice of the
+  user's in JAX_PLATFORMS is kept.
+  """
+  if importlib.util.find_spec("libtpu") and computes_on_cpu():
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def computes_on_cpu() -> bool:
