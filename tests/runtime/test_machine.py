@@ -40,3 +40,32 @@ def test_only_computing_on_the_cpu_starts_again_with_huge_pages(
     assert program == sys.executable
     assert arguments == [sys.executable, "-m", "bert_jax.main"]
     assert environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+
+
+@pytest.mark.parametrize(
+  ("installed", "device", "wanted"),
+  [
+    ({"libtpu"}, "0x1234", "cpu"),
+    ({"libtpu"}, "0x0063", None),
+    (set(), "0x1234", None),
+    ({"libtpu", "jax_cuda12_plugin"}, "0x1234", None),
+  ],
+)
+def test_libtpu_is_not_asked_for_a_tpu_that_is_not_there(
+  installed, device, wanted, monkeypatch, tmp_path
+):
+  (tmp_path / "device").write_text(device + "\n")
+  monkeypatch.setattr(
+    machine.glob,
+    "glob",
+    lambda name: [str(tmp_path / "device")] * name.startswith("/sys"),
+  )
+  monkeypatch.setattr(
+    machine.importlib.util, "find_spec", lambda name: name in installed
+  )
+  monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+  machine.look_for_no_tpu()
+  assert machine.os.environ.get("JAX_PLATFORMS") == wanted
+  monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+  machine.look_for_no_tpu()
+  assert machine.os.environ["JAX_PLATFORMS"] == "tpu"
