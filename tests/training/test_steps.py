@@ -62,7 +62,7 @@ class Training:
   """All that a step is made of, for a config."""
 
   def __init__(self, config):
-    self.objective = table.get(config.objective)
+    self.config, self.objective = config, table.get(config.objective)
     self.model = self.objective.make_model(
       model_config.ModelConfig.from_config(config.model)
     )
@@ -412,13 +412,10 @@ class Sharded:
     )
     self.init = jax.jit(training.init, out_shardings=self.places)
     self.step = steps.jit_train_step(
-      config,
-      training.model,
-      training.objective,
+      training,
       training.optimizer,
       training.schedule,
       jax.random.key(1),
-      mesh,
       self.places,
     )
 
