@@ -3,7 +3,7 @@
 The other job is in pretraining.py; both look the same to train.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -220,9 +220,7 @@ class FineTuning(Job):
     labels = self.task.labels if self.objective.head.has_names else ()
     return {"task": {"kind": self.task.kind, "labels": list(labels)}}
 
-  def batches(
-    self, mesh: jax.sharding.Mesh, seed: int | None = None
-  ) -> task_batches.TaskBatches:
+  def batches(self, mesh, seed=None):
     config = self.config
     place = sharding.batch_sharding(mesh)
     devices = mesh.devices.flat
@@ -246,9 +244,7 @@ class FineTuning(Job):
       local_rows=lambda count: sharding.local_rows(place, count),
     )
 
-  def evaluator(
-    self, mesh: jax.sharding.Mesh, num_members: int = 0
-  ) -> "TaskEvaluator":
+  def evaluator(self, mesh, num_members=0):
     for name in self.eval_splits:
       if self.split(name).features.label is None:
         raise spec.TaskError(
@@ -259,12 +255,7 @@ class FineTuning(Job):
       self.split(name)
     return TaskEvaluator(self, mesh, num_members)
 
-  def step_flops(
-    self,
-    batch: Mapping[str, Any],
-    attended: float | None = None,
-    all_positions: bool = False,
-  ) -> int:
+  def step_flops(self, batch, attended=None, all_positions=False):
     rows, length = batch["input_ids"].shape
     starts = batch.get("cls_positions", np.zeros([rows, 1]))
     return flops.task_step_flops(
@@ -277,9 +268,7 @@ class FineTuning(Job):
       all_positions=all_positions,
     )
 
-  def write_predictions(
-    self, evaluator: "TaskEvaluator", params: Any, workdir: str
-  ) -> list[str]:
+  def write_predictions(self, evaluator, params, workdir):
     """Writes what the model predicts for the splits of `task.predict_splits`.
 
     The folder predictions/ of the workdir gets TASK-SPLIT.jsonl with one
@@ -291,7 +280,7 @@ class FineTuning(Job):
     """
     splits = [self.split(name) for name in self.config.task.predict_splits]
     folder = os.path.join(workdir, "predictions")
-    written = []
+    written: list[str] = []
     for split in splits:
       predictions = evaluator.predict(params, split)
       if jax.process_index():

@@ -3,7 +3,6 @@
 The other job is in finetuning.py; both look the same to train.py.
 """
 
-from collections.abc import Mapping
 import functools
 import os
 from typing import Any
@@ -75,9 +74,7 @@ class Pretraining(Job):
   def read_hashes(self) -> dict[str, str]:
     return {"examples": self.data_hash}
 
-  def batches(
-    self, mesh: jax.sharding.Mesh, seed: int | None = None
-  ) -> batching.TrainBatches:
+  def batches(self, mesh, seed=None):
     config = self.config
     size = config.data.batch_size
     return batching.PretrainBatches(
@@ -89,13 +86,10 @@ class Pretraining(Job):
       rows=sharding.local_rows(sharding.batch_sharding(mesh), size),
     )
 
-  def evaluator(
-    self, mesh: jax.sharding.Mesh, num_members: int = 0
-  ) -> Evaluator:
-    del num_members
+  def evaluator(self, mesh, num_members=0):
     return PretrainingEvaluator(self, mesh)
 
-  def mean_row(self) -> tuple[float, float] | None:
+  def mean_row(self):
     """Returns what a row of prepared text holds on average; see `Job`.
 
     Packed rows are counted from the lengths of all examples, others from the
@@ -118,12 +112,7 @@ class Pretraining(Job):
     sizes = np.arange(len(histogram), dtype=float)
     return sizes @ histogram / num_rows, sizes**2 @ histogram / num_rows
 
-  def step_flops(
-    self,
-    batch: Mapping[str, Any],
-    attended: float | None = None,
-    all_positions: bool = False,
-  ) -> int:
+  def step_flops(self, batch, attended=None, all_positions=False):
     data = self.config.data
     return flops.pretrain_step_flops(
       self.config.model,

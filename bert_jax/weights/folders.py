@@ -231,7 +231,7 @@ def _heads_of(
   bias = found.params.get("task/bias")
   if bias is None:
     return {"refused": refused}
-  kind = settings.kind(bias.size, bool(found.is_span))
+  kind = settings.kind(bias.size, found.kind)
   if kind is None and (why := settings.refused_task(bias.size)):
     refused["task"] = why
   # Of an unknown kind they are kept for whoever names it.

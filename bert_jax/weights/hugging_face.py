@@ -115,10 +115,8 @@ def read_settings(file: str) -> FolderSettings:
   return FolderSettings(
     family=family,
     model=model,
-    kind=lambda num_labels, is_span: (
-      "span"
-      if is_span
-      else task_heads.of_config(config, num_labels, family.hf_class)
+    kind=lambda num_labels, named: (
+      named or task_heads.of_config(config, num_labels, family.hf_class)
     ),
     labels=labels,
     tokenizer=tokenizer,

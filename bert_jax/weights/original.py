@@ -63,11 +63,11 @@ def read_settings(prefix: str) -> FolderSettings:
     seq_len = checked_length(ours)
   tokenizer = _read_tokenizer(folder, ours)
 
-  def kind(num_labels: int, is_span: bool) -> str | None:
+  def kind(num_labels: int, named: str | None) -> str | None:
     if "kind" in ours:
       return ours["kind"]
     # run_classifier.py has one output a class; other programs use its names.
-    return "span" if is_span else "classify" if num_labels > 1 else None
+    return named or ("classify" if num_labels > 1 else None)
 
   return FolderSettings(
     family=family,

@@ -140,7 +140,7 @@ class FolderSettings:
 
   family: families.Family
   model: dict[str, Any]
-  kind: Callable[[int, bool], str | None]
+  kind: Callable[[int, str | None], str | None]
   labels: tuple[str, ...]
   tokenizer: interface.Tokenizer | None
   lower_case: bool | None = None

@@ -60,7 +60,7 @@ def read_settings(step: str) -> FolderSettings:
   return FolderSettings(
     family=family,
     model=model,
-    kind=lambda num_labels, is_span: task.get("kind", default),
+    kind=lambda num_labels, named: task.get("kind", default),
     labels=labels,
     tokenizer=tokenizer,
     lower_case=tokenizer.lower_case if tokenizer else None,

@@ -56,7 +56,7 @@ TOY = dataclasses.replace(
       separator=".",
       prefix="toy",
       from_classes=True,
-      span_head="qa_outputs",
+      task_heads={"span": "qa_outputs"},
       leaves=family.TORCH_LEAVES,
       copies=(("lm_head.decoder.weight", family.WORDS, False),),
     )

@@ -262,7 +262,7 @@ def test_one_projection_over_cut_heads_is_refused_before_anything_is_made(
 ):
   config = finished_run.config.copy_and_resolve_references()
   config.model.attention, config.mesh.tensor = "fused_qkv", 2
-  with pytest.raises(ValueError, match="needs whole heads, but mesh.tensor=2"):
+  with pytest.raises(ValueError, match="on one device, but mesh.tensor=2"):
     train.train(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
 
