@@ -42,7 +42,7 @@ class MeanLoss:
     """Reads what `bits` returns.
 
     Args:
-      bits: uint32 [3]; None = the checkpoint predates this sum, which then
+      bits: uint32 [3]; None if the checkpoint predates this sum, which then
         starts at 0.
     """
     if bits is None:

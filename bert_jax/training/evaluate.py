@@ -118,8 +118,8 @@ def given_params(
 ) -> tuple[Any, dict[str, Any]]:
   """Puts weights that were trained elsewhere onto a mesh.
 
-  If the labels of the head have names, its outputs are put into the order of
-  the task's labels; otherwise they are taken to be in that order.
+  If the weights name the labels of their head, its outputs are put into the
+  order of the task's labels; otherwise they are assumed to have that order.
 
   Args:
     job: the job to evaluate.
@@ -200,7 +200,7 @@ def _head_of(pretrained: Any, task: Any, source: str) -> Any:
   if not theirs:
     if labels:
       _log.warning(
-        "%s does not name the outputs of its head; they are taken as %s",
+        "%s does not name the outputs of its head; they are assumed to be %s",
         source, ", ".join(labels),
       )  # fmt: skip
     return head

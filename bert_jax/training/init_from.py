@@ -47,20 +47,27 @@ def fit_weights(job: Job, pretrained: Any, params: Any) -> Any:
 
 
 def place_array(value: np.ndarray, place: jax.sharding.Sharding) -> jax.Array:
-  """Returns an array with a sharding; each process gives the whole array."""
+  """Returns a jax array; each process passes the whole host array."""
   return jax.make_array_from_callback(
     value.shape, place, lambda index: value[index]
   )
 
 
 def place_params(fresh: Any, values: Any) -> Any:
-  """Puts host arrays where fresh parameters lie; None keeps the fresh one."""
-  return jax.tree.map(
-    lambda old, value: (
-      old
-      if value is None
-      else place_array(value.astype(old.dtype), old.sharding)
-    ),
-    fresh,
-    values,
-  )
+  """Replaces fresh parameters by host arrays.
+
+  Args:
+    fresh: a tree of arrays, or of shapes with dtypes and shardings.
+    values: a tree like it, with None for each parameter that stays as it is;
+      None if all do. Each array is broadcast to the shape of the parameter.
+  """
+  if values is None:
+    return fresh
+
+  def place(old, value):
+    if value is None:
+      return old
+    value = np.broadcast_to(value.astype(old.dtype), old.shape)
+    return place_array(value, old.sharding)
+
+  return jax.tree.map(place, fresh, values)

@@ -1,4 +1,4 @@
-"""What a training trains: the base of `Pretraining` and `FineTuning`."""
+"""The base of both jobs, `Pretraining` and `FineTuning`, and of evaluators."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -183,7 +183,7 @@ class Evaluator:
     Args:
       job: the job to evaluate.
       mesh: the mesh that the parameters live on.
-      step: (params, batch, ...) -> what a batch yields, to be jitted.
+      step: (params, batch, ...) -> a tree of arrays; it is jitted here.
 
     Raises:
       ValueError: `eval.batch_size` does not fit the mesh.

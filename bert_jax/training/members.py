@@ -124,13 +124,14 @@ class Together:
     )
     raise checkpoint.CheckpointError(
       "no step has an undamaged checkpoint in every workdir "
-      f"({'; '.join(have)}); train those together that have one, or each alone"
+      f"({'; '.join(have)}); train only those together that share a step, or "
+      "each alone"
     )
 
   def _read(self, run: run_lib.Run, step: int) -> steps.TrainState | None:
-    """Returns what a run saved of a step, on the host; None: it is damaged.
+    """Returns the state that a run saved at a step, on the host.
 
-    A damaged step is set aside.
+    If the step is damaged, it is set aside, and the result is None.
     """
     found = None
     reason = ""
@@ -158,15 +159,8 @@ class Together:
     rngs = jnp.stack([one.session.rngs[0] for one in self._runs])
     init = jax.jit(jax.vmap(run.init_state), out_shardings=self._places)
     state = init(rngs)
-    if run.imported is None:
-      return state
-    count = len(self._runs)
-    imported = jax.tree.map(
-      lambda x: None if x is None else np.broadcast_to(x, (count, *x.shape)),
-      run.imported,
-      is_leaf=lambda x: x is None,
-    )
-    return state.replace(params=init_from.place_params(state.params, imported))
+    params = init_from.place_params(state.params, run.imported)
+    return state.replace(params=params)
 
   def begin(self, start: int) -> meter_lib.Meter:
     """Writes run.json of each run and opens its log; see run.Run."""
@@ -229,8 +223,8 @@ class Together:
     always: bool = True,
   ) -> None:
     """Saves the state of each run; see run.Run."""
-    # No run gets two saves ahead of another, so that all of them keep the step
-    # that they would have to go back to.
+    # No run may be two saves ahead of another, because all must keep the step
+    # to which they would have to go back.
     for run in self._runs:
       run.checkpoints.wait()
     # Copies, because the next step reuses the memory while Orbax writes.
@@ -279,7 +273,7 @@ class StackedProgram(session.Program):
     return jit_step(self.one)
 
   def trace(self) -> Any:
-    """Traces the step, to be lowered and compiled; nothing is computed."""
+    """Traces the step for lowering and compilation; nothing is computed."""
     count = self.num_members
     rngs = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     rates = jax.ShapeDtypeStruct((count,), jnp.float32)
@@ -346,8 +340,8 @@ def open_members(
     wanted: the models.
 
   Raises:
-    ValueError: they cannot be trained together, or one of them cannot be
-      trained at all. Nothing was changed.
+    ValueError: the models cannot be trained together, or the config of one is
+      not valid. Nothing was changed.
   """
   _check(config, wanted)
   # Only a run that has not begun reads the weights to start from.
@@ -412,7 +406,7 @@ def seed_axis(config: settings.Mesh, num_members: int, num_devices: int) -> int:
 
 
 def _check(config: Config, wanted: Sequence[Member]) -> None:
-  """Raises MembersError for what cannot be trained together."""
+  """Raises MembersError if the models cannot be trained together."""
   if jax.process_count() > 1:
     raise MembersError(
       "models are trained together in one process only, and this job has "

@@ -79,7 +79,7 @@ class Program:
     )
 
   def trace(self) -> Any:
-    """Traces the step, to be lowered and compiled; nothing is computed."""
+    """Traces the step for lowering and compilation; nothing is computed."""
     # The step needs random keys, which only devices of this machine can make.
     step = self.train_step()
     with jax.set_mesh(self.mesh):
@@ -123,11 +123,8 @@ class Session(Program):
     """Returns the state at step 0, with the weights to start from if any."""
     init = jax.jit(self.init_state, out_shardings=self.place)
     state = init(self.rngs[0])
-    if self.imported is not None:
-      state = state.replace(
-        params=init_from.place_params(state.params, self.imported)
-      )
-    return state
+    params = init_from.place_params(state.params, self.imported)
+    return state.replace(params=params)
 
   def restore(
     self, checkpoints: checkpoint.Checkpoints, before: int | None = None
