@@ -568,7 +568,7 @@ def test_a_predictable_text_is_learned(tmp_path, tiny_config, prepared):
     ("data.num_threads", -1, "data.num_threads=-1"),
     ("data.max_bad_records", -1, "data.max_bad_records=-1"),
     ("train.on_bad_step", "go on", "on_bad_step='go on'"),
-    ("train.spike_factor", 0.5, "spike_factor=0.5 calls every other loss"),
+    ("train.spike_factor", 0.5, "spike_factor=0.5 makes every other loss"),
     ("model.vocab_size", 16, "set --config.model.vocab_size=21"),
     ("model.num_heads", 5, "num_heads=5"),
     ("objective", "nsp", "objective='nsp'"),
