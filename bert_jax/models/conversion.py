@@ -123,22 +123,6 @@ def to_ours(
   )
 
 
-def check(
-  family: Family, params: Mapping[str, np.ndarray], model: Mapping[str, Any]
-) -> None:
-  """Checks that a flat tree is a whole model of these sizes.
-
-  Raises:
-    ConvertError: a parameter is missing, unknown or of another shape.
-  """
-  found = to_ours(family, OWN, params, model)
-  if found.ignored:
-    raise ConvertError(
-      f"a {family.hf_class} has no parameters "
-      f"{', '.join(sorted(found.ignored))}"
-    )
-
-
 def from_ours(
   family: Family,
   format: str,
@@ -161,9 +145,13 @@ def from_ours(
     Name -> array.
 
   Raises:
-    ConvertError: see `check`; or the family has no name for a parameter.
+    ConvertError: a parameter is missing, unknown or of another shape, or has no
+      name in the format.
   """
-  check(family, params, model)
+  if unknown := to_ours(family, OWN, params, model).ignored:
+    raise ConvertError(
+      f"a {family.hf_class} has no parameters {', '.join(sorted(unknown))}"
+    )
   names = family.names_in(format)
   is_bare = names.from_classes and not any(
     _part_of(path) in OPTIONAL[1:] for path in params
