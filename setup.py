@@ -80,6 +80,19 @@ EXTRAS = {
   "beam": ["apache-beam>=2.77,<3"],
 }
 
+# Configs and sweeps lie beside the package; an installed package has copies of
+# them in the folder `shipped`, where bert_jax/runtime/config_files.py looks.
+SHIPPED = {
+  f"bert_jax.shipped.{path.replace('/', '.')}": path
+  for path in (
+    "configs",
+    *(
+      path.parent.relative_to(ROOT).as_posix()
+      for path in ROOT.glob("experiments/*/sweep.py")
+    ),
+  )
+}
+
 setuptools.setup(
   name="bert_jax",
   version=VERSION,
@@ -87,7 +100,11 @@ setuptools.setup(
   license="Apache-2.0",
   license_files=["LICENSE"],
   python_requires=">=3.11",
-  packages=setuptools.find_packages(include=["bert_jax", "bert_jax.*"]),
+  packages=[
+    *setuptools.find_packages(include=["bert_jax", "bert_jax.*"]),
+    *SHIPPED,
+  ],
+  package_dir=SHIPPED,
   install_requires=DEPENDENCIES,
   extras_require=EXTRAS,
   entry_points={"console_scripts": ["bert-jax = bert_jax.main:run"]},

@@ -5,6 +5,9 @@ The other files of this folder start from here and change values, never keys,
 so a mistyped `--config.group.key` is an error in all of them.
 """
 
+from collections.abc import Iterable
+import difflib
+
 import ml_collections
 
 from bert_jax.models.families import bert
@@ -19,8 +22,16 @@ SIZES = bert.PRESETS
 def set_size(config: ml_collections.ConfigDict, size: str) -> None:
   """Sets the encoder's shape to a named size."""
   if size not in SIZES:
-    raise ValueError(f"size={size} is not known; use one of {', '.join(SIZES)}")
+    raise ValueError(
+      f"size={size} is not known{_guess(size, SIZES)}; use one of "
+      f"{', '.join(SIZES)}"
+    )
   config.model.update(SIZES[size])
+
+
+def _guess(word: str, known: Iterable[str]) -> str:
+  near = difflib.get_close_matches(word, list(known), n=1)
+  return f" (did you mean {near[0]}?)" if near else ""
 
 
 def arguments(text: str | None, **defaults):
@@ -39,8 +50,8 @@ def arguments(text: str | None, **defaults):
     key, sep, value = pair.partition("=")
     if not sep or key not in args:
       raise ValueError(
-        f"config argument {pair!r} is not known; "
-        f"use key=value with a key of {', '.join(defaults)}"
+        f"config argument {pair!r} is not known{_guess(key, defaults)}; use "
+        f"key=value with a key of {', '.join(defaults)}"
       )
     kind = type(defaults[key])
     if kind is bool:
@@ -52,7 +63,7 @@ def arguments(text: str | None, **defaults):
         args[key] = kind(value)
       except ValueError as error:
         raise ValueError(
-          f"config argument {pair!r}: {value!r} is no {kind.__name__}"
+          f"config argument {pair!r}: {value!r} is not of type {kind.__name__}"
         ) from error
   return args
 

@@ -4,7 +4,7 @@ bert-jax --mode=convert --config=configs/convert.py:to=huggingface \
     --input=RUN --output=DIR
 """
 
-from configs import base
+from bert_jax.configs import base
 
 
 def get_config(text=None):

@@ -4,7 +4,7 @@ Python's own help pages: 65 thousand words, so the model is small, the rows are
 short and every page is seen many times.
 """
 
-from configs import base
+from bert_jax.configs import base
 
 
 def get_config(text=None):

@@ -9,7 +9,7 @@ the paper's (section 4, appendix A.3), which chose the learning rate on the
 development set among 5e-5, 4e-5, 3e-5 and 2e-5.
 """
 
-from configs import base
+from bert_jax.configs import base
 
 # name or kind: (batch_size, num_epochs, learning_rate, seq_len)
 RECIPES = {
@@ -37,10 +37,21 @@ KINDS = {
 def get_config(text=None):
   """Arguments: task, from (weights), random (shape of `from`, fresh weights).
 
-  `my-KIND` names data of your own: task=my-classify, my-regress, my-pairs,
-  my-multi_label, my-tag, my-span or my-choice.
+  Also seed, and lr, epochs, seq_len and batch_size, where 0 means the value of
+  the recipe. `my-KIND` names data of your own: task=my-classify, my-regress,
+  my-pairs, my-multi_label, my-tag, my-span or my-choice.
   """
-  args = base.arguments(text, task="mrpc", random=False, **{"from": ""})
+  args = base.arguments(
+    text,
+    task="mrpc",
+    random=False,
+    lr=0.0,
+    epochs=0.0,
+    seq_len=0,
+    batch_size=0,
+    seed=0,
+    **{"from": ""},
+  )
   c = base.get_config()
   c.objective = "task"
   c.task.name = args.task
@@ -50,12 +61,13 @@ def get_config(text=None):
   kind = KINDS.get(args.task, args.task.removeprefix("my-"))
   recipe = RECIPES.get(args.task) or RECIPES.get(kind) or RECIPES["classify"]
   batch_size, epochs, learning_rate, seq_len = recipe
-  c.data.batch_size = batch_size
-  c.data.seq_len = seq_len
-  c.train.num_epochs = epochs
+  c.seed = args.seed
+  c.data.batch_size = args.batch_size or batch_size
+  c.data.seq_len = args.seq_len or seq_len
+  c.train.num_epochs = args.epochs or epochs
   c.train.total_steps = 0
   c.train.log_every_steps = 20
-  c.optim.learning_rate = learning_rate
+  c.optim.learning_rate = args.lr or learning_rate
   c.optim.warmup_rate = 0.1
   c.eval.every_steps = 0
   c.eval.batch_size = 16

@@ -5,7 +5,7 @@ sizes see less than an epoch or two of text, so there is no dropout (nothing to
 overfit) and the learning rate is ten to twenty times the paper's.
 """
 
-from configs import base
+from bert_jax.configs import base
 
 # size: (rows a step, steps, highest learning rate), for about an hour each on
 # two cores. Other sizes take the recipe of mini.

@@ -13,7 +13,7 @@ so that it predicts what it is evaluated by; --config.task.n_best=5 changes one.
 
 import ml_collections
 
-from configs import base
+from bert_jax.configs import base
 
 # Weights of others say nothing of these; they then are as configs/base.py has
 # them.

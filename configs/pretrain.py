@@ -8,7 +8,7 @@ warm-up, weight decay 0.01, dropout 0.1; the first 90 % of the steps at length
 128 (section 3.1 and appendix A.2).
 """
 
-from configs import base
+from bert_jax.configs import base
 
 
 def get_config(text=None):

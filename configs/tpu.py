@@ -11,7 +11,7 @@ rows as in table 4 of arXiv 1904.00962, and as many sequences in all as the
 paper's million steps of 256.
 """
 
-from configs import base
+from bert_jax.configs import base
 
 # Tokens that a device computes at once: of models up to base, and of larger.
 TOKENS = {

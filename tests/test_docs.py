@@ -87,8 +87,7 @@ def parse_launcher_flags(arguments: list[str]) -> None:
     patch.setattr(sys, "argv", argv)  # where config_flags looks for overrides
     patch.chdir(ROOT)
     main.define_flags(values)
-    main.take_mode(values, values(argv))
-    getattr(values.config, "seed", None)  # raises if the file is not there
+    main.parse(values, argv)
 
 
 def check_command(words: list[str]) -> None:

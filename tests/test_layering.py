@@ -20,7 +20,7 @@ ROOMS = (
   "prediction", "sweeps", "planning",
 )  # fmt: skip
 # They may import every room; no room imports them.
-FLAT = ("bert_jax", "main")
+FLAT = ("bert_jax", "command_line", "configs", "main", "modes")
 MOST_FLAT_FILES = 6
 # Modules and rooms that run in the many processes that prepare data, which must
 # start fast and must not claim the accelerator, or that only compute numbers.
@@ -28,6 +28,7 @@ HOST_ONLY = (
   "data", "tasks", "models.flops", "runtime.chips", "planning.hlo",
   "planning.costs", "training.metrics",
 )  # fmt: skip
+# `bert_jax.configs` alone names them, for type checkers.
 NEVER = {"configs", "experiments", "tests"}
 
 
@@ -51,12 +52,12 @@ def problems(modules: dict[str, set[str]]) -> list[str]:
     for name in sorted(names):
       if name.startswith("."):
         found.append(f"{module} imports {name}: write it from bert_jax on")
-      if name.split(".")[0] in NEVER:
+      if name.split(".")[0] in NEVER and module != "configs":
         found.append(f"{module} imports {name}: the package must not")
     if module not in FLAT and room not in ROOMS:
       found.append(f"{module} is in no room: move it into one of {ROOMS}")
     if room in ROOMS:
-      higher = (*ROOMS[ROOMS.index(room) + 1 :], "main")
+      higher = (*ROOMS[ROOMS.index(room) + 1 :], *FLAT[1:])
       found += [
         f"{module} imports {other}, which is in a higher room: move what it "
         "needs down"

@@ -9,6 +9,7 @@ import sys
 from absl import flags
 import pytest
 
+from bert_jax import command_line
 from bert_jax import main
 from bert_jax.training import run as run_lib
 from bert_jax.training import train
@@ -23,18 +24,28 @@ launch = launching.launch
 @pytest.mark.parametrize(
   ("args", "said"),
   [
-    ((), "name a mode: convert, doctor, evaluate, plan, predict"),
-    (("--mode=plan", DEMO), "--mode=plan needs --topology, such as v5e:4x4"),
+    ((), "name a mode: configs, convert, doctor, evaluate, plan"),
+    (("--mode=plan", DEMO), "plan needs --topology, such as v5e:4x4"),
     (("--mode=plan", DEMO, "--search=size"), "search"),
     (("--mode=fly",), "fly"),
-    (("trian",), "Did you mean train? The modes are convert, doctor, evaluate"),
-    (("workdir=W",), "'workdir=W'. The modes are convert, doctor, evaluate"),
-    (("train", "now"), "what is 'now'? Options start with --"),
+    (("trian",), "Did you mean train? The modes are configs, convert, doctor"),
+    (("workdir=W",), "'workdir=W'. The modes are configs, convert, doctor"),
+    (("train", "now"), "'now' is not expected here: options start with --"),
+    (("train", DEMO, "--search=batch"), "--search is a flag of plan, not of"),
+    (("report", DEMO), "--config is a flag of prepare, train, evaluate, pred"),
+    (("train", "--config=pretrian", "--workdir=W"), "Did you mean pretrain?"),
+    (("train", "--config=pretrain:size=minni"), "(did you mean mini?)"),
+    (("train", "--config=pretrain:sise=mini"), "(did you mean size?)"),
+    (("train", DEMO, "--config.lr=1"), "Did you mean optim.learning_rate (fl"),
+    (("train", "--config.optim.lr=1", DEMO), "mean optim.learning_rate (fl"),
+    (("prepare", "--config.seed=1"), "--config.seed changes a config, and no"),
+    (("configs", "--copy=finetun", "a.py"), "Did you mean finetune?"),
+    (("configs", "--copy=finetune", "a"), "the copy must end in .py"),
     (("train", "--mode=plan"), "train and --mode=plan are two modes"),
-    (("plan", DEMO), "--mode=plan needs --topology, such as v5e:4x4"),
-    ((DEMO, "plan"), "--mode=plan needs --topology, such as v5e:4x4"),
+    (("plan", DEMO), "plan needs --topology, such as v5e:4x4"),
+    ((DEMO, "plan"), "plan needs --topology, such as v5e:4x4"),
     (("--mode=train", "--speed=9"), "speed"),
-    (("--mode=train", "--workdir=W"), "this mode needs --config"),
+    (("--mode=train", "--workdir=W"), "W holds no run to go on with"),
     (("--mode=train", DEMO), "this mode needs --workdir=DIR"),
     (("--mode=prepare",), "this mode needs --config"),
     (("--mode=evaluate",), "this mode needs --workdir=DIR"),
@@ -78,7 +89,7 @@ def test_a_mode_is_named_by_a_word_before_or_after_flags_or_by_a_flag(mode):
   ):
     values = flags.FlagValues()
     main.define_flags(values)
-    main.take_mode(values, values(["bert-jax", *words]))
+    main.parse(values, ["bert-jax", *words])
     assert (values.mode, values.workdir) == (mode, "W")
 
 
@@ -245,7 +256,7 @@ def test_help_fits_a_screen_and_the_rest_has_every_flag():
   assert len(lines) <= 24 and max(map(len, lines)) <= 80
   assert sum(line.startswith("  bert-jax ") for line in lines) == 5
   everything = _process("--helpfull").stdout
-  for name in main._own_flags():
+  for name in command_line.shown_flags(main.MODES):
     assert name in everything, name
 
 

@@ -7,17 +7,15 @@ shorter than `model.max_len`, and keeps a best step that is not its newest.
 import json
 import os
 import pathlib
-import sys
 import types
-from unittest import mock
 
-from absl import flags
 import jax
 import ml_collections
 import numpy as np
 import pytest
 
 from bert_jax import main
+from bert_jax import modes
 from bert_jax import tasks
 from bert_jax import weights
 from bert_jax.kinds import answers
@@ -33,6 +31,7 @@ from bert_jax.training import train
 from bert_jax.weights import workdir as workdirs
 from configs import finetune
 from configs import predict as predict_config
+from tests.support import launching
 from tests.support import small_tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -76,12 +75,7 @@ BENCHMARKS = {
 
 def launch(mode, *args):
   """Runs a mode as the launcher does, in this process."""
-  values = flags.FlagValues()
-  main.define_flags(values)
-  argv = ["bert-jax", f"--mode={mode}", *map(str, args)]
-  with mock.patch.object(sys, "argv", argv):  # ml_collections reads it
-    values(argv)
-    main.MODES[mode].run(values)
+  main.MODES[mode].run(launching.parse(mode, *args))
 
 
 def read_lines(path):
@@ -426,28 +420,24 @@ def test_a_record_of_an_older_release_is_read_as_evaluation_reads_it(
   of_run = ml_collections.ConfigDict(run["config"])
   for given in (of_run, predict_config.get_config(), finetune.get_config()):
     found = settings_of(run, given)
-    assert (found.task["has_null"], found.task["null_threshold"]) == (
-      want,
-      1.5,
-    )
-    assert found.seq_len == config["data"]["seq_len"]
+    assert found["task.has_null"] == want
+    assert found["task.null_threshold"] == 1.5
+    assert found["data.seq_len"] == config["data"]["seq_len"]
   found = settings_of(run, of_run, {"predict.allow_null"})
-  assert found.task["has_null"] is not want
+  assert found["task.has_null"] is not want
 
 
 @pytest.mark.parametrize(
-  ("key", "value", "attribute"),
+  ("key", "value", "name"),
   [
-    ("predict.seq_len", 16, "seq_len"),
-    ("predict.allow_null", False, "has_null"),
-    ("predict.null_threshold", 0.0, "null_threshold"),
-    ("task.has_null", False, "has_null"),
-    ("task.n_best", 3, "n_best"),
+    ("predict.seq_len", 16, "data.seq_len"),
+    ("predict.allow_null", False, "task.has_null"),
+    ("predict.null_threshold", 0.0, "task.null_threshold"),
+    ("task.has_null", False, "task.has_null"),
+    ("task.n_best", 3, "task.n_best"),
   ],
 )
-def test_what_a_config_file_sets_wins_over_the_run(
-  key, value, attribute, tmp_path
-):
+def test_what_a_config_file_sets_wins_over_the_run(key, value, name, tmp_path):
   """The launcher honours it, as the Python API does."""
   file = tmp_path / "mine.py"
   file.write_text(
@@ -460,14 +450,9 @@ def test_what_a_config_file_sets_wins_over_the_run(
   run = {"folder": tmp_path / "run", "config": json.loads(json.dumps(of_run))}
 
   def found(*args):
-    values = flags.FlagValues()
-    main.define_flags(values)
-    argv = ["bert-jax", "--mode=predict", f"--config={file}", *args]
-    with mock.patch.object(sys, "argv", argv):
-      values(argv)
-      given = main._given_keys(values)
-    found = settings_of(run, values.config, given)
-    return getattr(found, attribute, found.task.get(attribute))
+    values = launching.parse("predict", f"--config={file}", *args)
+    given = modes._given_keys(values)
+    return settings_of(run, values.config, given)[name]
 
   assert found() == value
   if key == "predict.null_threshold":  # the command line comes first
@@ -483,16 +468,15 @@ def test_a_config_of_a_training_does_not_win_over_the_run():
 
 
 def test_weights_of_others_have_the_defaults_or_what_a_config_says():
-  found = settings.read(predict_config.get_config(), {}, ())
-  assert (found.seq_len, found.task) == (None, {})
+  assert settings.read(predict_config.get_config(), {}, ()) == {}
   config = finetune.get_config("task=squad_v2")
   config.task.null_threshold = 2.0
   found = settings.read(config, {}, ())
-  assert (found.task["has_null"], found.task["null_threshold"]) == (True, 2.0)
-  assert (found.seq_len, found.task["n_best"]) == (384, 20)
-  assert not settings.read(finetune.get_config("task=squad_v1"), {}, ()).task[
-    "has_null"
-  ]
+  assert found["task.has_null"] is True
+  assert found["task.null_threshold"] == 2.0
+  assert (found["data.seq_len"], found["task.n_best"]) == (384, 20)
+  found = settings.read(finetune.get_config("task=squad_v1"), {}, ())
+  assert found["task.has_null"] is False
 
 
 def test_settings_that_find_no_answer_are_refused():
@@ -541,9 +525,8 @@ def test_a_document_is_computed_in_one_window(monkeypatch):
       size=lambda example: 1,
       parse=lambda record: [types.SimpleNamespace(document=record["n"])],
     )
-    predictor = types.SimpleNamespace(_answerer=kind, _batch_tokens=1000)
     records = [(str(i), {"n": n}) for i, n in enumerate(numbers)]
-    found = predict.Predictor._windows(predictor, records)
+    found = predict._windows(kind, records, 32_000)
     return [[e.document for e in window.examples] for window in found]
 
   assert windows(False) == [[1, 1], [1, 2], [3, 3], [3, 3], [4]]
@@ -561,17 +544,9 @@ def windows_of(lines, in_documents=True):
   kind = types.SimpleNamespace(
     in_documents=in_documents, size=lambda example: 1, parse=parse
   )
-  predictor = types.SimpleNamespace(_answerer=kind, _batch_tokens=1000)
   records = [(f"line {i}", {"n": n}) for i, n in enumerate(lines)]
-  for window in predict.Predictor._windows(predictor, records):
-    examples = iter(window.examples)
-    yield [
-      str(found)
-      if isinstance(found, answers.RecordError)
-      else next(examples).document
-      for _, found in window.entries
-    ]
-    assert not list(examples)
+  for window in predict._windows(kind, records, 32_000):
+    yield [line.error or line.examples[0].document for line in window.lines]
 
 
 def test_a_bad_line_does_not_cut_a_document(monkeypatch):
@@ -764,10 +739,7 @@ def test_every_setting_of_a_run_can_be_left_to_it():
 def test_a_checkpoint_that_cannot_be_meant_is_a_usage_error(
   args, monkeypatch, capsys, tmp_path
 ):
-  values = flags.FlagValues()
-  main.define_flags(values)
-  flags.DEFINE_integer("verbosity", 0, "absl's", flag_values=values)
-  values(["bert-jax", *args])
+  values = launching.parse(*args)
   monkeypatch.setattr(main, "FLAGS", values)
   monkeypatch.chdir(tmp_path)
   assert main.main(["bert-jax"]) == errors.USAGE

@@ -2,17 +2,17 @@
 
 A model was trained on sequences of one form: BERT on `[CLS] A [SEP]` and
 `[CLS] A [SEP] B [SEP]` with token types 0 and 1, RoBERTa on `<s> A </s></s> B
-</s>` with one type. The form belongs to the family of the model; every
-tokenizer carries the one it is to be used with, as `tokenizer.template`, and
-whatever makes sequences (examples of pre-training, features of tasks, records
-of prediction) asks it, so that no other file spells special tokens out.
+</s>` with one type. Every tokenizer has the form of its models as
+`tokenizer.template`. Features of tasks and records of prediction are built
+from it. Prepared data for pre-training always has BERT's form: its lengths
+count these special tokens, and `batching` puts the rows together.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-# The texts of a template; every other part is the role of a special token.
+# The names of texts in a template; all other names are special tokens.
 TEXTS = ("A", "B")
 
 
@@ -21,15 +21,14 @@ class Template:
   """The parts of a sequence in order.
 
   A part is (name, token type). The name is "A" or "B" for a text, or the role
-  of a special token: "cls" is the one whose id is `tokenizer.cls_id`.
+  of a special token: "cls" stands for the token with the id `tokenizer.cls_id`.
 
   Attributes:
     single: the parts of a sequence of one text.
     pair: the parts of a sequence of two texts.
 
   Example:
-    >>> ids = {"cls": 101, "sep": 102}
-    >>> CLS_SEP.build(ids, [7, 8], [9])
+    >>> CLS_SEP.build(tokenizer, [7, 8], [9])  # doctest: +SKIP
     ([101, 7, 8, 102, 9, 102], [0, 0, 0, 0, 1, 1])
   """
 
@@ -46,17 +45,16 @@ class Template:
 
   def build(
     self,
-    special: Any,
+    tokenizer: Any,
     a: Sequence[int],
     b: Sequence[int] | None = None,
   ) -> tuple[list[int], list[int]]:
-    """Puts one sequence together.
+    """Builds one sequence.
 
     Args:
-      special: a tokenizer, whose `cls_id`, `sep_id`, ... are read; or role ->
-        id.
-      a: ids of the first text, without special tokens.
-      b: ids of the second text; None for a single text.
+      tokenizer: gives the ids of special tokens as `cls_id`, `sep_id`, ...
+      a: the ids of the first text, without special tokens.
+      b: the ids of the second text; None for a sequence of one text.
 
     Returns:
       The ids of the whole sequence, and the token type of each.
@@ -67,7 +65,7 @@ class Template:
       if name in TEXTS:
         part = a if name == "A" else b or ()
       else:
-        part = (special_id(special, name),)
+        part = (getattr(tokenizer, f"{name}_id"),)
       ids += part
       types += [type_id] * len(part)
     return ids, types
@@ -75,8 +73,8 @@ class Template:
   def around(self, is_pair: bool) -> tuple[tuple[str, ...], ...]:
     """Returns the roles before A, between A and B, and at the end.
 
-    Of a sequence of one text the roles between are (). Batches that are put
-    together by array operations need no more than this and the lengths.
+    A sequence of one text has no roles between, which is (). Code that builds
+    batches with array operations needs only this and the lengths.
 
     Example:
       >>> CLS_SEP.around(is_pair=True)
@@ -89,20 +87,8 @@ class Template:
     return tuple(names[:start]), between, tuple(names[stop + 1 :])
 
 
-def special_id(special: Any, role: str) -> int:
-  """Returns the id of a special token.
-
-  Args:
-    special: a tokenizer, or role -> id.
-    role: such as "cls".
-  """
-  if isinstance(special, Mapping):
-    return special[role]
-  return getattr(special, f"{role}_id")
-
-
-# `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`; BERT, and all that has its
-# tokenizer. Source: BERT paper, figure 2.
+# `[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`, the form of BERT and of all other
+# models with its tokenizer. Source: BERT paper, figure 2.
 CLS_SEP = Template(
   single=(("cls", 0), ("A", 0), ("sep", 0)),
   pair=(("cls", 0), ("A", 0), ("sep", 0), ("B", 1), ("sep", 1)),
@@ -114,9 +100,8 @@ class TokenizerSpec:
   """What a family of models says about its tokenizer.
 
   Attributes:
-    kind: how text is cut, "wordpiece"; a key of `tokenizers.load.KINDS`.
-    special_tokens: role -> how the special token is written.
-    template: how sequences are put together.
+    kind: the kind of tokenizer, a key of `tokenizers.load.KINDS`.
+    special_tokens: role -> the spelling of the special token.
     hf_class: the class of transformers that a folder is written for.
     hf_classes: the classes of transformers that cut text in the same way and
       give a pair of texts the same token types.
@@ -124,7 +109,6 @@ class TokenizerSpec:
 
   kind: str
   special_tokens: Mapping[str, str]
-  template: Template
   hf_class: str
   hf_classes: tuple[str, ...]
 
@@ -138,7 +122,6 @@ WORDPIECE = TokenizerSpec(
     "sep": "[SEP]",
     "mask": "[MASK]",
   },
-  template=CLS_SEP,
   hf_class="BertTokenizer",
   hf_classes=tuple(
     name + speed

@@ -1,7 +1,6 @@
-"""What a trained model is asked, and what it answers: the base of prediction.
+"""The base of prediction, from records to sequences and outputs to answers.
 
-An `Answerer` turns a record into sequences for the model, and the model's
-outputs into a record. Those of tasks decode just as evaluation does.
+The answerers of tasks decode outputs exactly as evaluation does.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from bert_jax.kinds import kind as kind_lib
 from bert_jax.kinds import task_kind
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import errors
+from bert_jax.runtime import settings
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 
@@ -27,33 +27,11 @@ Outputs = dict[str, np.ndarray]
 
 
 class PredictError(errors.UserError):
-  """The model or the settings do not allow what is asked for."""
+  """The model or the settings do not allow the prediction that is wanted."""
 
 
 class RecordError(ValueError):
-  """A line of the input cannot be used; the others can."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """How outputs become predictions.
-
-  Attributes:
-    kind: of prediction; "" = what the model is for.
-    seq_len: tokens a sequence has at most; None = as many as the model takes.
-    predict: the group `predict` of a config.
-    task: the settings of the group `task` that are known; those that are not
-      have the defaults of the functions that take them.
-  """
-
-  kind: str
-  seq_len: int | None
-  predict: Mapping[str, Any]
-  task: Mapping[str, Any]
-
-  def options(self, names: Sequence[str]) -> dict[str, Any]:
-    """Returns those of some settings of tasks that are known."""
-    return {name: self.task[name] for name in names if name in self.task}
+  """A record cannot be used; the prediction of others goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +39,9 @@ class EncodedText:
   """A text or a pair of texts as the encoder reads it.
 
   Attributes:
-    ids: with special tokens.
-    types: the token type of each.
-    truncated: whether tokens were lost to the length.
+    ids: the token ids, with special tokens.
+    types: the segment id of each token.
+    truncated: whether a text was truncated.
   """
 
   ids: list[int]
@@ -76,52 +54,74 @@ class Context:
   """The settings, model and tokenizer that an answerer is built from.
 
   Attributes:
-    settings: see `Settings`.
-    seq_len: tokens a sequence has at most.
-    model: shape and arithmetic.
-    tokenizer: the vocabulary.
-    pretrained: the weights, which the parameters come from.
-    name: where they were read.
+    predict: the group `predict` of a config.
+    settings: the settings that a run may have, key -> value. Those that are not
+      known have the defaults of the functions that take them.
+    seq_len: the most tokens of a sequence.
+    model: the configuration of the model.
+    tokenizer: the tokenizer of the model.
+    pretrained: the weights of the model.
+    name: the name of the model, for messages.
   """
 
-  settings: Settings
+  predict: settings.Predict
+  settings: Mapping[str, Any]
   seq_len: int
   model: ModelConfig
   tokenizer: interface.Tokenizer
   pretrained: "weights.Pretrained"
   name: str
 
+  def of_task(self, names: Sequence[str]) -> dict[str, Any]:
+    """Returns those of some settings of the group `task` that are known."""
+    keys = {name: f"task.{name}" for name in names}
+    return {k: self.settings[v] for k, v in keys.items() if v in self.settings}
+
 
 @dataclasses.dataclass
+class Line:
+  """A record that was read.
+
+  Attributes:
+    name: the name of the record, for errors.
+    kept: the fields that are copied to its answer.
+    examples: its examples; [] if it cannot be used.
+    error: why it cannot be used, or "".
+  """
+
+  name: str
+  kept: dict[str, Any]
+  examples: list[Any]
+  error: str = ""
+
+
 class Window:
   """Lines that are computed together.
 
   Attributes:
-    entries: for each line what is copied to its answer, and how many examples
-      it has or what is wrong with it.
-    examples: of the good lines, one after the other.
-    size: tokens that they have, about.
-    features: of the examples.
+    lines: the lines.
+    examples: the examples of all lines.
+    features: the features of the examples.
   """
 
-  entries: list[tuple[dict, int | RecordError]]
-  examples: list[Any]
-  size: int = 0
-  features: Any = None
+  def __init__(self, lines: Sequence[Line]):
+    self.lines = lines
+    self.examples = [example for line in lines for example in line.examples]
+    self.features: Any = None
 
 
 class Answerer:
-  """From a record to examples, and from the model's outputs to a record.
+  """Turns records into examples, and outputs of the model into answers.
 
   Attributes:
-    name: as `predict.kind` spells it.
-    needs: parts of the parameters without which it cannot work.
-    kind: of training, whose model is run.
+    name: the name in `predict.kind`.
+    needs: the parts of the parameters without which it cannot work.
+    kind: the kind of training whose model is run.
     levels: output -> what has one: "sequence", "token" or "mask".
-    in_documents: whether neighbouring examples with one `document` must be
+    in_documents: whether neighboring examples with the same `document` must be
       computed together.
-    two_texts: whether every record holds two texts that the model must tell
-      apart.
+    two_texts: whether every record has two texts, which the model must be able
+      to tell apart.
   """
 
   name: ClassVar[str]
@@ -140,7 +140,6 @@ class Answerer:
       )
     self.context = context
     self.tokenizer = context.tokenizer
-    self.settings = context.settings
     self._model = self.make_model()
 
   def make_model(self) -> Any:
@@ -148,16 +147,16 @@ class Answerer:
     return self.kind.make_model(self.context.model)
 
   def init_params(self) -> Any:
-    """Returns parameters of the model; only their shapes are read."""
+    """Returns parameters of the model, of which only the shapes are used."""
     row = jnp.zeros((1, 8), jnp.int32)
     inputs = dict.fromkeys(self.kind.inputs, row)
     return self._model.init(jax.random.key(0), **inputs)["params"]
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
-    """Returns the examples of a record, nearly always one.
+    """Returns the examples of a record, of which most have one.
 
     Raises:
-      RecordError: a field is missing or of another type.
+      RecordError: A field is missing or has another type.
     """
     text, text_b = text_of(record, "text"), None
     if record.get("text_b") is not None:
@@ -165,11 +164,11 @@ class Answerer:
     return [self.pair(text, text_b)]
 
   def size(self, example: Any) -> int:
-    """Returns the number of tokens of an example, about."""
+    """Returns the approximate number of tokens of an example."""
     return len(example.ids)
 
   def pair(self, text: str, text_b: str | None) -> EncodedText:
-    """Returns a text or a pair as one sequence, cut as fine-tuning cuts it."""
+    """Returns a text or a pair, truncated as fine-tuning truncates it."""
     if text_b is not None and self.context.model.type_vocab_size < 2:
       raise RecordError(
         f"it is a pair of texts, but {self.context.name} has one token type "
@@ -181,11 +180,9 @@ class Answerer:
     )
 
   def features(self, examples: Sequence[Any]) -> task_features.Features:
-    """Returns the features of examples; one unit an example, or several."""
+    """Returns the features of examples, which have one or more units each."""
     return task_features.Features(
-      token_ids=np.array([i for e in examples for i in e.ids], np.int32),
-      segment_ids=np.array([i for e in examples for i in e.types], np.int8),
-      offsets=task_features.offsets_of([len(e.ids) for e in examples]),
+      **task_features.columns_of([(e.ids, e.types) for e in examples]),
       example=np.arange(len(examples), dtype=np.int32),
       label=None,
     )
@@ -197,14 +194,14 @@ class Answerer:
   def results(
     self, window: Window, outputs: Sequence[Outputs]
   ) -> Iterator[dict]:
-    """Yields what is written for each good line of a window.
+    """Yields the answer to each line of a window that has examples.
 
     Args:
-      window: with its features.
-      outputs: of each unit of the features.
+      window: the window, with its features.
+      outputs: the outputs of each unit of the features.
     """
     for example, output in zip(window.examples, outputs, strict=True):
-      yield self.result(example, output) | _cut(example)
+      yield self.result(example, output) | cut_field(example)
 
   def result(self, example: Any, output: Outputs) -> dict:
     """Returns the answer for one sequence."""
@@ -212,46 +209,46 @@ class Answerer:
 
 
 class TaskAnswerer(Answerer):
-  """Predictions of a task's head, decoded as evaluation decodes them."""
+  """Answers with the head of a task, decoded as evaluation decodes it."""
 
   kind: task_kind.TaskKind
   needs: tuple[str, ...] = ("task", "pooler")
 
   def __init__(self, context: Context):
-    size = context.pretrained.params["task"]["bias"].size
-    given = context.pretrained.labels
-    labels = given or tuple(f"LABEL_{i}" for i in range(size))
+    size = context.pretrained.num_outputs
     if size != (wanted := self.kind.head.width or size):
       raise PredictError(
-        f"{context.name} has a head with {size} outputs, which cannot "
-        f"{self.name}: that has {wanted}; give another --config.predict.kind"
+        f"{context.name} has a head with {size} outputs, which does not fit "
+        f"predict.kind={self.name}, whose head has {wanted}; give another "
+        "--config.predict.kind"
       )
-    settings = context.settings
+    labels = tuple(f"LABEL_{i}" for i in range(size))
     self.levels = {"logits": "sequence" if self.kind.pooled else "token"}
-    self._num_outputs = size
     self._task = spec.Task(
-      name=self.name, kind=self.kind.name, text=(), labels=labels,
-      metrics=("loss",), main_metric="loss", train_split="", eval_splits=(),
-      test_splits=(), source="", files={}, read=lambda task, path, split: [],
-      has_null=bool(settings.task.get("has_null")),
-    )  # fmt: skip
-    self._options = settings.options(self.kind.decode_settings)
+      name=self.name,
+      kind=self.kind.name,
+      read=lambda task, path, split: [],
+      metrics=(),
+      labels=context.pretrained.labels or labels,
+      has_null=bool(context.settings.get("task.has_null")),
+    )
+    self._options = context.of_task(self.kind.decode_settings)
     self.kind.check_options(self._task, **self._options)
     super().__init__(context)
 
   def make_model(self) -> Any:
-    return self.kind.make_model(self.context.model, self._num_outputs)
+    size = self.context.pretrained.num_outputs
+    return self.kind.make_model(self.context.model, size)
 
   def features(self, examples: Sequence[Any]) -> task_features.Features:
     if isinstance(examples[0], EncodedText):
-      made = super().features(examples)
-      return dataclasses.replace(made, labels=self.kind.labels)
+      return super().features(examples)
     return self.kind.make_features(
       self._task,
       examples,
       self.tokenizer,
       seq_len=self.context.seq_len,
-      **self.settings.options(self.kind.feature_settings),
+      **self.context.of_task(self.kind.feature_settings),
     )
 
   def results(
@@ -264,19 +261,20 @@ class TaskAnswerer(Answerer):
       self._task, window.features, flat, **self._options
     )
     for example, prediction in zip(window.examples, predictions, strict=True):
-      yield self.answer(example, prediction) | _cut(example)
+      yield self.answer(example, prediction) | cut_field(example)
 
   def answer(self, example: Any, prediction: Any) -> dict:
-    """Returns what is written for one decoded prediction."""
+    """Returns the answer for one decoded prediction."""
     del example
-    said = self.kind.row(self._task, prediction)
+    row = self.kind.row(self._task, prediction)
     names = {"probabilities": "scores"}
-    return {names.get(key, key): value for key, value in said.items()}
+    return {names.get(key, key): value for key, value in row.items()}
 
 
-def _cut(example: Any) -> dict[str, bool]:
-  """Returns the field that says that a text was cut, if it was."""
-  return {"truncated": True} if getattr(example, "truncated", False) else {}
+def cut_field(*examples: Any) -> dict[str, bool]:
+  """Returns the field of an answer that tells that a text was truncated."""
+  is_cut = any(getattr(e, "truncated", False) for e in examples)
+  return {"truncated": True} if is_cut else {}
 
 
 def text_of(record: Mapping[str, Any], name: str) -> str:

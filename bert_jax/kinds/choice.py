@@ -1,9 +1,8 @@
-"""One of several endings of a text, each scored alone (BERT paper, 4.4)."""
+"""Choices between several endings of a text (BERT paper, section 4.4)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from bert_jax.kinds import answers
@@ -14,34 +13,30 @@ from bert_jax.tasks import own
 from bert_jax.tasks import spec
 
 
-def choice_scores(outputs: jax.Array, num_groups: int) -> jax.Array:
-  """[B, S, 1] scores of sequences -> [B, G, C] of the choices of a question."""
-  return outputs.reshape(outputs.shape[0], num_groups, -1)
-
-
 class Choice(task_kind.TaskKind):
-  """Which of C pairs of texts fits."""
+  """Chooses one of C pairs of texts; the model scores each pair alone."""
 
   name = "choice"
   scores = {"accuracy": classify.accuracy}
   forms = {
     "choice": own.Form("choice", (3, 0), ("accuracy",), own.read_choices)
   }
-  num_choices = 4  # as SWAG has
+  num_choices = 4  # the number of choices of SWAG
 
   def loss(self, outputs, batch):
-    scores = choice_scores(outputs, batch["label"].shape[1])
+    num_rows, num_groups = batch["label"].shape
+    scores = outputs.reshape(num_rows, num_groups, -1)  # [B, G, C]
     return losses.cross_entropy(scores, batch["label"], batch["weight"])
 
   def _features(self, task, examples, tokenizer, seq_len):
-    """A sequence for each of the C choices of an example."""
+    """Makes a sequence of each of the C choices of an example."""
     num_choices = len(examples[0].pairs)
     for example in examples:
       if len(example.pairs) != num_choices:
         raise spec.TaskError(
           f"task {task.name}: example {example.id} has {len(example.pairs)}"
-          f" choices, example {examples[0].id} has {num_choices}; the number"
-          " must be the same for all"
+          f" choices, but example {examples[0].id} has {num_choices}; all must"
+          " have the same number"
         )
     return super()._features(task, examples, tokenizer, seq_len)
 
@@ -59,7 +54,7 @@ CHOICE = Choice()
 
 
 class Answerer(answers.TaskAnswerer):
-  """Which of some texts goes best with the first."""
+  """Chooses the text that best goes with the first text."""
 
   name = "choose"
   kind = CHOICE
@@ -75,14 +70,11 @@ class Answerer(answers.TaskAnswerer):
   def results(
     self, window: answers.Window, outputs: Sequence[answers.Outputs]
   ) -> Iterator[dict]:
-    end = 0  # records may have different numbers of choices
-    for _, count in window.entries:
-      if isinstance(count, answers.RecordError):
-        continue
-      start, end = end, end + count
-      logits = [output["logits"] for output in outputs[start:end]]
+    remaining = iter(outputs)
+    # Records may have different numbers of choices.
+    for examples in (line.examples for line in window.lines if line.examples):
+      logits = [next(remaining)["logits"] for _ in examples]
       (best,) = classify.most_likely(
         np.concatenate(logits)[None].astype(np.float64)
       )
-      cut = any(example.truncated for example in window.examples[start:end])
-      yield self.answer(None, best) | ({"truncated": True} if cut else {})
+      yield self.answer(None, best) | answers.cut_field(*examples)

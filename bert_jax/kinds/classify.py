@@ -1,4 +1,4 @@
-"""A label of a text, or of a pair of texts (BERT paper, section 4.1)."""
+"""Classification of a text or a pair of texts (BERT paper, section 4.1)."""
 
 import collections
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from bert_jax.tasks import own
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ClassPrediction:
-  """A label, or a choice, and how likely each is.
+  """The most likely label or choice, and the probabilities of all.
 
   Attributes:
-    label: place in `Task.labels`, or of the choice.
-    probabilities: one a label or choice; they add up to 1.
+    label: an index into `Task.labels`, or the index of the choice.
+    probabilities: the probability of each label or choice; their sum is 1.
   """
 
   label: int
@@ -42,7 +42,7 @@ def most_likely(logits: np.ndarray) -> list[ClassPrediction]:
 
 
 def accuracy(task, guess, right) -> float:
-  """Returns the share of predictions that are right."""
+  """Returns the share of correct predictions."""
   import sklearn.metrics
 
   del task
@@ -50,11 +50,11 @@ def accuracy(task, guess, right) -> float:
 
 
 def _f1(task, guess, right) -> float:
-  """F1 of the second label, which is the positive one of two."""
+  """Returns F1 of the second of two labels, which is the positive one."""
   import sklearn.metrics
 
   if 1 not in guess and 1 not in right:
-    reason = f"no example is {task.labels[1]!r}, nor predicted so"
+    reason = f"no example and no prediction is {task.labels[1]!r}"
     return task_kind.undefined(task, "f1", reason)
   return sklearn.metrics.f1_score(
     [label == 1 for label in right],
@@ -64,7 +64,7 @@ def _f1(task, guess, right) -> float:
 
 
 def _macro_f1(task, guess, right) -> float:
-  """The mean of F1 over all labels that occur."""
+  """Returns the mean of F1 over all labels that occur."""
   import sklearn.metrics
 
   del task
@@ -84,7 +84,7 @@ def _matthews(task, guess, right) -> float:
 
 
 class Classify(task_kind.TaskKind):
-  """A label of a text or a pair."""
+  """Gives a text or a pair of texts one label."""
 
   name = "classify"
   scores = {
@@ -128,7 +128,7 @@ CLASSIFY = Classify()
 
 
 class Answerer(answers.TaskAnswerer):
-  """A label of a text or a pair, and how likely each is."""
+  """Gives a text or a pair its label and the probability of each label."""
 
   name = "classify"
   kind = CLASSIFY

@@ -1,6 +1,6 @@
-"""Vectors of a text: predict's "embed", which needs no head.
+"""Embeddings of texts, which need no head.
 
-Source: BERT paper, section 5.3, for the last layers joined.
+Source: BERT paper, section 5.3, for the concatenation of the last layers.
 """
 
 from typing import Any
@@ -18,33 +18,29 @@ FIELDS = ("tokens", "pooled", "mean", "layers", "concat")
 
 
 class Embed(answers.Answerer):
-  """Vectors of the tokens and of the whole text."""
+  """Gives the vectors of the tokens and of the whole text."""
 
   name = "embed"
   needs = ()
   kind = pretraining.MLM  # only the inputs of its encoder are read
 
   def __init__(self, context: answers.Context):
-    settings, depth = context.settings.predict, context.model.num_layers
-    fields = dict.fromkeys(
-      # On a command line a tuple of words is one word with commas.
-      name
-      for field in settings["fields"]
-      for name in field.split(",")
-    )
-    self._concat_last = settings["concat_last"]
-    self._layers = tuple(settings["layers"])
+    predict, depth = context.predict, context.model.num_layers
+    # On a command line, a tuple of words is one word with commas.
+    fields = dict.fromkeys(",".join(predict.fields).split(","))
+    self._concat_last = predict.concat_last
+    self._layers = tuple(predict.layers)
     if self._concat_last:
       fields |= {"concat": None}
     if unknown := fields.keys() - set(FIELDS):
       raise answers.PredictError(
-        f"predict.fields has {', '.join(sorted(unknown))}; there is: "
+        f"predict.fields has {', '.join(sorted(unknown))}; the fields are "
         f"{', '.join(FIELDS)}"
       )
     if "concat" in fields and not 1 <= self._concat_last <= depth:
       raise answers.PredictError(
-        f"predict.concat_last={self._concat_last}; the model has layers to "
-        f"join, 1 to {depth}"
+        f"predict.concat_last={self._concat_last}; the model has 1 to {depth} "
+        "layers to join"
       )
     if (
       "pooled" in fields
@@ -52,7 +48,7 @@ class Embed(answers.Answerer):
     ):
       rest = ",".join(name for name in fields if name != "pooled")
       raise answers.PredictError(
-        f"{context.name} has no pooler, so there is no pooled; give "
+        f"{context.name} has no pooler, so it has no field pooled; give "
         f"--config.predict.fields={rest or 'mean'}"
       )
     for layer in self._layers:
@@ -109,7 +105,7 @@ class Embed(answers.Answerer):
 
   def _numbers(self, array: np.ndarray) -> list:
     wide = array.astype(np.float64)
-    places = self.settings.predict["decimals"]
+    places = self.context.predict.decimals
     return (wide.round(places) if places else wide).tolist()
 
 

@@ -1,8 +1,8 @@
-"""What a model can be trained on: the base of every kind.
+"""The base of all kinds of training: pre-training and the kinds of tasks.
 
-A kind of training says what its model is, what its batches hold, what is
-minimised and what is reported. Losses and metrics are (sum, weight) pairs over
-the rows given; whoever calls them adds the sums and divides once.
+A kind defines its model, the content of its batches, its losses and its
+metrics. Losses and metrics are (sum, weight) pairs over the given rows; the
+caller adds the sums and divides once.
 """
 
 from typing import Any, ClassVar
@@ -21,12 +21,12 @@ class Kind:
   """The base of all kinds; table.py lists them.
 
   Attributes:
-    name: as configs and run records spell it.
-    inputs: batch keys that the model takes.
-    packed_inputs: batch keys that the model takes where a batch has them, which
-      is where sequences share rows.
-    unused: prefixes of the paths of parameters that the outputs do not depend
-      on; weights may come without them.
+    name: the name in configs and run records.
+    inputs: the batch keys that the model takes.
+    packed_inputs: the batch keys that the model takes if a batch has them,
+      because sequences share rows.
+    unused: prefixes of the paths of the parameters that the outputs do not
+      depend on; weights may lack them.
   """
 
   name: ClassVar[str]
@@ -38,21 +38,22 @@ class Kind:
     """Makes the model.
 
     Args:
-      config: its shape, checked.
-      num_labels: labels of the task; pre-training has none.
+      config: the configuration of the model.
+      num_labels: the number of labels of the task; pre-training ignores it.
     """
     raise NotImplementedError
 
   def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
-    """Returns the shape and dtype of all that a training batch holds.
+    """Returns the shape and dtype of every key of a training batch.
 
-    Pre-training has one shape, which the config decides. How many examples of a
-    task share a row depends on the examples; here each has a row of its own, of
-    data.seq_len tokens a sequence, as with data.pack=False.
+    Batches of pre-training have one shape, which the config decides. In batches
+    of tasks, the number of examples in a row depends on the examples. The
+    shapes returned here are those of data.pack=False: each example has its own
+    row, with data.seq_len tokens for each sequence.
 
     Args:
       config: the whole configuration.
-      num_labels: K, the labels of the task.
+      num_labels: K, the number of labels of the task.
     """
     raise NotImplementedError
 
@@ -60,19 +61,19 @@ class Kind:
     """Returns the terms of the loss, which is the sum of their means.
 
     Args:
-      outputs: of the model.
-      batch: that they were computed from.
+      outputs: the outputs of the model.
+      batch: the batch from which they were computed.
     """
     raise NotImplementedError
 
   def weights(self, batch: Batch) -> dict[str, jax.Array]:
-    """Returns the weight of each term of `losses`, without a model."""
+    """Returns the weight of each term of `losses`, without outputs."""
     raise NotImplementedError
 
   def metrics(self, outputs: Any, batch: Batch) -> Sums:
-    """Returns what evaluation reports of a batch, the losses included.
+    """Returns the metrics of a batch for evaluation, with the losses.
 
-    Of a task these are only the losses: the other metrics need decoded
+    For a task these are only the losses, since the other metrics need decoded
     predictions of a whole split.
     """
     return self.losses(outputs, batch)
@@ -82,7 +83,7 @@ class Kind:
     return not path.startswith(self.unused)
 
   def arguments(self, batch: Batch) -> dict[str, jax.Array]:
-    """Returns what the model takes of a batch; of packed rows also how."""
+    """Returns the keys of a batch that the model takes, with their values."""
     packed = (key for key in self.packed_inputs if key in batch)
     return {key: batch[key] for key in (*self.inputs, *packed)}
 
@@ -97,11 +98,11 @@ class Kind:
     """Runs the model on a batch.
 
     Args:
-      model: of this kind.
-      params: its parameters.
-      batch: with the keys of `arguments`.
-      output: None, or what the model's `hooks.second_use` gave.
-      **kwargs: of the model.
+      model: a model of this kind.
+      params: the parameters of the model.
+      batch: the batch.
+      output: None, or the result of the model's `hooks.second_use`.
+      **kwargs: further arguments of the model.
     """
     inputs: dict[str, Any] = self.arguments(batch)
     variables = {"params": params} | ({"output": output} if output else {})

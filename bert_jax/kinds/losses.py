@@ -1,14 +1,14 @@
-"""Losses and metrics of arrays: pure, and always a sum and its weight.
+"""Pure losses and metrics of arrays, each a sum and its weight.
 
-The division happens once, where the global sums are known: a mean of the means
-of devices or micro-batches is not the mean of the batch.
+The division happens once, where the global sums are known, since the mean over
+devices or micro-batches of their means is not the mean of the batch.
 """
 
 import jax
 import jax.numpy as jnp
 
-# Of tokens that are not in the sequence; finite, so that a slot without a
-# sequence has a gradient of zero and not NaN.
+# The score of a token outside the sequence. It is finite, so that the gradient
+# of a slot without a sequence is 0 and not NaN.
 OUTSIDE_SCORE = -1e9
 
 
@@ -24,15 +24,15 @@ def cross_entropy(
 
   Args:
     logits: [..., K], any float dtype.
-    labels: [...] integers in 0..K-1. Any other value makes the sum NaN, unless
-      its weight is 0.
-    weights: [...] how much each label counts; 0 leaves it out.
+    labels: [...] integers from 0 to K - 1. Any other value makes the sum NaN,
+      unless its weight is 0.
+    weights: [...] the weight of each label.
 
   Returns:
     Two float32 scalars: the sum of weight * loss (nats), the sum of weights.
 
   Raises:
-    ValueError: If the shapes do not fit.
+    ValueError: The shapes do not match.
 
   Example:
     >>> loss, weight = cross_entropy(
@@ -46,7 +46,7 @@ def cross_entropy(
   _check_shapes(logits, labels, weights)
   weights = weights.astype(jnp.float32)
   loss = _negative_log_likelihood(logits, labels)
-  # A weight of 0 has to silence a NaN too, so it cannot just be multiplied.
+  # Multiplication by a weight of 0 would keep a NaN.
   loss = jnp.where(weights == 0, 0.0, loss)
   return jnp.sum(loss * weights), jnp.sum(weights)
 
@@ -57,16 +57,16 @@ def accuracy(
   """Returns the weighted number of correct predictions, and the weight.
 
   Args:
-    logits: [..., K]; the prediction is the largest, the first of equal ones.
+    logits: [..., K]; the prediction is the first of the largest.
     labels: [...] integers.
-    weights: [...] how much each prediction counts.
+    weights: [...] the weight of each prediction.
 
   Returns:
     Two float32 scalars: the sum of the weights where the prediction is right,
     and the sum of all weights.
 
   Raises:
-    ValueError: If the shapes do not fit.
+    ValueError: The shapes do not match.
   """
   _check_shapes(logits, labels, weights)
   weights = weights.astype(jnp.float32)
@@ -82,10 +82,10 @@ def squared_error(
   Args:
     predictions: [...] floats.
     labels: [...] floats.
-    weights: [...] how much each counts; 0 leaves it out.
+    weights: [...] the weight of each prediction.
 
   Raises:
-    ValueError: If the shapes do not fit.
+    ValueError: The shapes do not match.
   """
   _check_shapes(predictions[..., None], labels, weights)
   weights = weights.astype(jnp.float32)
@@ -96,12 +96,12 @@ def squared_error(
 def sigmoid_cross_entropy(
   logits: jax.Array, labels: jax.Array, weights: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns the weighted sum of -log p(label) of yes-or-no labels, and weight.
+  """Returns the weighted sum of -log p(label) of binary labels, and the weight.
 
   Args:
-    logits: [..., K]; the probability of yes is the sigmoid.
-    labels: [..., K] 1 = yes, 0 = no.
-    weights: broadcasts to [..., K]; how much each label counts.
+    logits: [..., K]; the sigmoid gives the probability of 1.
+    labels: [..., K], 0 or 1.
+    weights: the weight of each label; broadcasts to [..., K].
 
   Returns:
     Two float32 scalars: the sum of weight * loss (nats), the sum of weights.
@@ -119,20 +119,20 @@ def span_cross_entropy(
   end: jax.Array,
   weights: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns the summed loss of answers marked by their two ends.
+  """Returns the weighted sum of the losses of the ends of answers, and weight.
 
-  Of each sequence, two softmaxes over its own tokens: one for the first token
-  of the answer and one for the last. Their losses are averaged.
+  Each sequence has two softmaxes over its own tokens: one for the first token
+  of the answer and one for the last. The loss is the mean of both.
 
-  Differs from BERT: there, the softmax also runs over the padding behind the
+  Differs from BERT: there, the softmax is also over the padding after the
   sequence, which a packed row does not have.
 
   Args:
-    logits: [B, L, 2] scores of starting and of ending at a token.
-    sequence_ids: [B, L] which sequence of its row a token is of, from 1 on.
-    start: [B, S] place in the row of the first token of the answer.
-    end: [B, S] of its last token.
-    weights: [B, S]; 0 = there is no such sequence.
+    logits: [B, L, 2] the scores of each token as the start and as the end.
+    sequence_ids: [B, L] the number of the token's sequence in its row, from 1.
+    start: [B, S] the position in the row of the first token of the answer.
+    end: [B, S] the position in the row of the last token of the answer.
+    weights: [B, S] the weight of each sequence; 0 for a slot without one.
 
   Returns:
     Two float32 scalars: the sum of weight * loss (nats), the sum of weights.
@@ -151,16 +151,16 @@ def span_cross_entropy(
 def mean(sum_: jax.Array, weight: jax.Array) -> jax.Array:
   """Returns sum / weight, or 0 with a gradient of 0 if the weight is 0.
 
-  A batch in which nothing counts (no masked token) then leaves the parameters
-  to the other losses instead of turning them into NaN. For a number that is
-  reported use `metrics.finish`, which calls this an error.
+  A batch in which nothing counts, such as one without masked tokens, then
+  changes the parameters only by its other losses and does not make them NaN.
+  Reported numbers use `metrics.finish`, for which such a batch is an error.
 
   Differs from BERT: there, 1e-5 is added to the weight of the masked LM loss
   (run_pretraining.py:279).
 
   Args:
-    sum_: Sum over the global batch.
-    weight: Its weight, not negative; same shape.
+    sum_: the sum over the global batch.
+    weight: its weight, of the same shape; not negative.
   """
   empty = weight == 0
   return jnp.where(empty, 0.0, sum_ / jnp.where(empty, 1.0, weight))
@@ -172,13 +172,13 @@ def _check_shapes(
   if labels.shape != logits.shape[:-1] or weights.shape != labels.shape:
     raise ValueError(
       f"logits {logits.shape}, labels {labels.shape} and weights"
-      f" {weights.shape} do not fit: wanted [..., K], [...] and [...]"
+      f" {weights.shape} do not match; wanted [..., K], [...] and [...]"
     )
 
 
 @jax.custom_vjp
 def _negative_log_likelihood(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """[..., K], [...] -> [...] float32; NaN for a label that does not exist."""
+  """Returns [...] float32 of [..., K] and [...]; NaN for an unknown label."""
   return _nll_forward(logits, labels)[0]
 
 
@@ -187,8 +187,8 @@ def _nll_forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   x = logits.astype(jnp.float32)
   log_z = jax.nn.logsumexp(x, axis=-1)
-  # A sum under a mask, not a gather: it runs in the same pass over the logits
-  # and stays local where the vocabulary is cut over devices.
+  # A masked sum, unlike a gather, runs in the same pass over the logits and
+  # stays local if the vocabulary is sharded over devices.
   chosen = jnp.sum(jnp.where(_is_label(logits, labels), x, 0.0), axis=-1)
   exists = (labels >= 0) & (labels < logits.shape[-1])
   loss = jnp.where(exists, log_z - chosen, jnp.nan)
@@ -205,7 +205,7 @@ def _nll_backward(
 
 
 def _is_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """[..., K] bool, true at the label; fused into its use, never stored."""
+  """Returns [..., K] bool, true at the label; it is fused and never stored."""
   classes = jax.lax.broadcasted_iota(
     labels.dtype, logits.shape, logits.ndim - 1
   )

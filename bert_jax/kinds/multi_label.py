@@ -1,10 +1,10 @@
-"""Any number of labels of a text, or of a pair of texts.
+"""Multi-label classification: any number of labels for a text or a pair.
 
-Each label has a probability of its own, the sigmoid of its output, and is given
-where that is above a threshold: one for all labels, or one for each.
+The probability of each label is the sigmoid of its output. A label is given if
+its probability is above a threshold, which is either the same for all labels or
+different for each.
 """
 
-from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -15,6 +15,7 @@ from bert_jax.data import batch_keys
 from bert_jax.kinds import answers
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
+from bert_jax.tasks import glue
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
@@ -25,8 +26,8 @@ class LabelsPrediction:
   """The labels of a text.
 
   Attributes:
-    labels: places in `Task.labels` of those that are given, ascending.
-    probabilities: of each label of the task, 0 to 1.
+    labels: the given labels as ascending indices into `Task.labels`.
+    probabilities: the probability of each label of the task, 0 to 1.
   """
 
   labels: tuple[int, ...]
@@ -37,10 +38,10 @@ class LabelsPrediction:
 
 
 def _names(task: spec.Task, value: Any, where: str) -> list[str]:
-  """Returns the labels of a row: a list, or text with a separator between.
+  """Returns the labels of a row: a list, or text with separators.
 
   Raises:
-    spec.TaskError: it is neither, or an item is no label.
+    spec.TaskError: The value is neither, or an item is not a label.
   """
   if isinstance(value, str):
     value = [x.strip() for x in value.split(task.label_separator) if x.strip()]
@@ -50,7 +51,7 @@ def _names(task: spec.Task, value: Any, where: str) -> list[str]:
       f" text with {task.label_separator!r} between the labels"
     )
   for name in value:
-    if not isinstance(name, str | int):  # a truth value is an int, too
+    if not isinstance(name, str | int):  # a bool is an int
       raise spec.TaskError(
         f"{where}: {task.label} has {name!r:.60} among its labels; wanted"
         " texts, whole numbers or truth values"
@@ -63,55 +64,23 @@ def _parse(task: spec.Task, value: Any, where: str) -> tuple[int, ...]:
   return tuple(sorted(spec.label_id(task, name, where) for name in names))
 
 
-# An empty text means no label; only a missing column means that none is known.
-_read = own.pair_reader(_parse, missing=(None,))
+# An empty text means no label. Only without the column they are not known.
+_read = tables.make_reader(glue.pair_maker(_parse, missing=(None,)))
 
 
-def _labels_in(task, path, columns) -> tuple[str, ...]:
+def _labels_in(task: spec.Task, path: str) -> tuple[str, ...]:
   return spec.distinct_labels(
     name
-    for where, row in tables.read_rows(path, columns)
+    for where, row in tables.read_rows(path, task.columns)
     for name in _names(task, tables.field(row, task.label, where), where)
   )
-
-
-def _check_thresholds(thresholds: Sequence[float], num_labels: int) -> None:
-  fits = len(thresholds) in (1, num_labels)
-  if not fits or not all(0 <= x <= 1 for x in thresholds):
-    raise spec.TaskError(
-      f"task.thresholds={tuple(thresholds)}; give one number from 0 to 1, or"
-      f" one for each of the {num_labels} labels"
-    )
-
-
-def decode(
-  logits: np.ndarray, thresholds: Sequence[float] = (0.5,)
-) -> list[LabelsPrediction]:
-  """Gives the labels whose probability is above their threshold.
-
-  Args:
-    logits: [N, K].
-    thresholds: one number from 0 to 1, or one for each of the K labels.
-
-  Raises:
-    spec.TaskError: the thresholds are neither.
-  """
-  _check_thresholds(thresholds, logits.shape[1])
-  least = np.asarray(thresholds, np.float64)
-  probabilities = special.expit(logits)
-  return [
-    LabelsPrediction(
-      tuple(np.flatnonzero(row > least).tolist()), tuple(row.tolist())
-    )
-    for row in probabilities
-  ]
 
 
 # --- Metrics ---
 
 
 def _indicators(task, rows) -> np.ndarray:
-  """[N, K] truth values: which labels stand in each of N tuples."""
+  """Returns [N, K] booleans: whether each of N tuples has each label."""
   found = np.zeros((len(rows), len(task.labels)), bool)
   for place, labels in zip(found, rows, strict=True):
     place[list(labels)] = True
@@ -121,13 +90,13 @@ def _indicators(task, rows) -> np.ndarray:
 def _f1(average: str) -> task_kind.Score:
   """Makes F1 over all decisions ("micro"), or its mean over labels ("macro").
 
-  Labels that neither an example nor a prediction has are left out.
+  The mean leaves out labels that neither an example nor a prediction has.
   """
 
   def f1(task, guess, right) -> float:
     given = _indicators(task, [p.labels for p in guess])
     gold = _indicators(task, right)
-    # By label; twice the hits, against what is given and what is right.
+    # F1 = 2 * hits / (given + gold), here for each label.
     hits = 2 * np.sum(given & gold, axis=0)
     total = given.sum(axis=0) + gold.sum(axis=0)
     if not total.any():
@@ -142,9 +111,9 @@ def _f1(average: str) -> task_kind.Score:
 
 
 def _average_precision(task, guess, right) -> float:
-  """The mean over labels of the area under precision and recall.
+  """Returns the mean over labels of the area under precision and recall.
 
-  Labels that no example has are left out.
+  The mean leaves out labels that no example has.
   """
   import sklearn.metrics
 
@@ -164,7 +133,7 @@ def _average_precision(task, guess, right) -> float:
 
 
 class MultiLabel(task_kind.TaskKind):
-  """Any number of labels of a text or a pair."""
+  """Gives a text or a pair of texts any number of labels."""
 
   name = "multi_label"
   labels = batch_keys.Labels({"label": ("BGK", np.float32)})
@@ -185,7 +154,7 @@ class MultiLabel(task_kind.TaskKind):
   decode_settings = ("thresholds",)
 
   def loss(self, outputs, batch):
-    """Sums the cross-entropy of each label; the mean is over all labels."""
+    """Returns the sum of the cross-entropies of all labels, and its weight."""
     weights = batch["weight"][..., None]
     return losses.sigmoid_cross_entropy(outputs, batch["label"], weights)
 
@@ -196,12 +165,22 @@ class MultiLabel(task_kind.TaskKind):
     labels = [example.label for example in examples]
     return _indicators(task, labels).astype(np.float32)
 
-  def check_options(self, task, **options):
-    if "thresholds" in options:
-      _check_thresholds(options["thresholds"], len(task.labels))
+  def check_options(self, task, thresholds=(0.5,), **options):
+    fits = len(thresholds) in (1, len(task.labels))
+    if not fits or not all(0 <= x <= 1 for x in thresholds):
+      raise spec.TaskError(
+        f"task.thresholds={tuple(thresholds)}; give one number from 0 to 1, or"
+        f" one for each of the {len(task.labels)} labels"
+      )
 
-  def _decode(self, task, features, outputs, **options):
-    return decode(outputs, **options)
+  def _decode(self, task, features, outputs, thresholds=(0.5,), **options):
+    least = np.asarray(thresholds, np.float64)
+    return [
+      LabelsPrediction(
+        tuple(np.flatnonzero(row > least).tolist()), tuple(row.tolist())
+      )
+      for row in special.expit(outputs)
+    ]
 
   def _columns(self, task, predictions, examples):
     return list(predictions), [e.label for e in examples]
@@ -220,7 +199,7 @@ MULTI_LABEL = MultiLabel()
 
 
 class Answerer(answers.TaskAnswerer):
-  """The labels whose probability is above their threshold, and all of them."""
+  """Gives the labels above their thresholds and the probabilities of all."""
 
   name = "multi_label"
   kind = MULTI_LABEL

@@ -1,7 +1,7 @@
 """Pre-training: masked words, with or without the next sentence.
 
-The kinds are "mlm_nsp" and "mlm". The same model fills in [MASK] when it
-predicts ("fill-mask").
+The kinds are "mlm_nsp" and "mlm". In prediction, the same model fills in [MASK]
+("fill-mask").
 """
 
 from collections.abc import Mapping
@@ -38,15 +38,14 @@ class Mlm(kind.Kind):
     return batching.pretraining_shapes(config.data, config.data.batch_size)
 
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
-    return _words("mlm_loss", losses.cross_entropy, outputs, batch)
+    return {"mlm_loss": losses.cross_entropy(*_words(outputs, batch))}
 
   def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
     return {"mlm_loss": batch["masked_weights"].sum()}
 
   def metrics(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
-    return self.losses(outputs, batch) | _words(
-      "mlm_accuracy", losses.accuracy, outputs, batch
-    )
+    accuracy = losses.accuracy(*_words(outputs, batch))
+    return self.losses(outputs, batch) | {"mlm_accuracy": accuracy}
 
 
 class MlmNsp(Mlm):
@@ -57,34 +56,33 @@ class MlmNsp(Mlm):
   unused = ()
 
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
-    return super().losses(outputs, batch) | _sentences(
-      "nsp_loss", losses.cross_entropy, outputs, batch
-    )
+    loss = losses.cross_entropy(*_sentences(outputs, batch))
+    return super().losses(outputs, batch) | {"nsp_loss": loss}
 
   def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
     return super().weights(batch) | {"nsp_loss": batch["weight"].sum()}
 
   def metrics(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
-    return super().metrics(outputs, batch) | _sentences(
-      "nsp_accuracy", losses.accuracy, outputs, batch
-    )
+    accuracy = losses.accuracy(*_sentences(outputs, batch))
+    return super().metrics(outputs, batch) | {"nsp_accuracy": accuracy}
 
 
-def _words(name: str, function: Any, outputs: Any, batch: kind.Batch):
-  ids, weights = batch["masked_ids"], batch["masked_weights"]
-  return {name: function(outputs[0], ids, weights)}
+def _words(outputs: Any, batch: kind.Batch) -> tuple[jax.Array, ...]:
+  """Returns the logits, labels and weights of masked words."""
+  return outputs[0], batch["masked_ids"], batch["masked_weights"]
 
 
-def _sentences(name: str, function: Any, outputs: Any, batch: kind.Batch):
-  return {name: function(outputs[1], batch["nsp_label"], batch["weight"])}
+def _sentences(outputs: Any, batch: kind.Batch) -> tuple[jax.Array, ...]:
+  """Returns the logits, labels and weights of the next sentence."""
+  return outputs[1], batch["nsp_label"], batch["weight"]
 
 
 def unigram_metrics(batch: kind.Batch, log_probs: jax.Array) -> kind.Sums:
-  """Returns what a model that knows only token frequencies would score.
+  """Returns the metrics of a model that knows only the frequencies of tokens.
 
   Args:
-    batch: with masked_ids and masked_weights [B, P].
-    log_probs: [V] of the training text; the most frequent token is its guess.
+    batch: the batch, with masked_ids and masked_weights [B, P].
+    log_probs: [V], the log-probability of each token of the training text.
   """
   ids, weights = batch["masked_ids"], batch["masked_weights"]
   total = weights.sum()
@@ -100,7 +98,7 @@ MLM_NSP = MlmNsp()
 
 
 class FillMask(answers.Answerer):
-  """The best tokens for every [MASK]."""
+  """Gives the best tokens for every [MASK]."""
 
   name = "fill-mask"
   needs = ("mlm",)
@@ -109,7 +107,7 @@ class FillMask(answers.Answerer):
 
   def __init__(self, context: answers.Context):
     super().__init__(context)
-    self._top_k = self.settings.predict["top_k"]
+    self._top_k = context.predict.top_k
     size = self.tokenizer.vocab_size
     if not 1 <= self._top_k <= size:
       raise answers.PredictError(
@@ -130,14 +128,14 @@ class FillMask(answers.Answerer):
     if len(ids) > longest:
       raise answers.RecordError(
         f"its text has {len(ids)} tokens, predict.seq_len is {longest}; shorten"
-        " it, or set predict.seq_len, which may be up to "
+        " it, or set predict.seq_len, which can be up to "
         f"{self.context.model.max_len}"
       )
     return [answers.EncodedText(ids, types)]
 
   def step(self, params: Any, batch: dict[str, Any]) -> dict[str, Any]:
     logits, _ = self.kind.apply(self._model, params, batch)
-    # The model's table may have rows that no token has.
+    # The word table may have more rows than the vocabulary has tokens.
     known = jax.nn.softmax(logits[..., : self.tokenizer.vocab_size])
     scores, ids = jax.lax.top_k(known, self._top_k)
     return {"scores": scores, "ids": ids}

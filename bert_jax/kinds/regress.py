@@ -1,7 +1,7 @@
-"""A number for a text or a pair of texts, such as GLUE's STS-B.
+"""Regression: a score of a text or a pair of texts, as in GLUE's STS-B.
 
-The original code has no regression; the head is that of classification with one
-output, trained by its squared error.
+The original code has no regression. The head is that of classification with one
+output, which is trained with the squared error.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from bert_jax.tasks import own
 
 
 def _correlation(name: str, function: str) -> task_kind.Score:
-  """Makes a metric of a function of scipy.stats."""
+  """Makes a metric from a function of scipy.stats."""
 
   def correlate(task, guess, right) -> float:
     from scipy import stats  # slow to import
@@ -29,7 +29,7 @@ def _correlation(name: str, function: str) -> task_kind.Score:
 
 
 class Regress(task_kind.TaskKind):
-  """A number for a text or a pair."""
+  """Gives a text or a pair of texts a score."""
 
   name = "regress"
   labels = batch_keys.Labels({"label": ("BG", np.float32)})
@@ -62,7 +62,7 @@ REGRESS = Regress()
 
 
 class Answerer(answers.TaskAnswerer):
-  """A number for a text or a pair."""
+  """Gives a text or a pair its score."""
 
   name = "regress"
   kind = REGRESS

@@ -1,7 +1,7 @@
-"""A stretch of a text that answers a question (BERT paper, section 4.2).
+"""Questions whose answer is a span of a text (BERT paper, section 4.2).
 
-A long text is read in windows. An answer is the best pair of a first and a last
-token, over all windows of the text.
+A long text is read in windows. The answer is the best pair of a first and a
+last token over all windows of the text.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,14 +32,14 @@ NULL_ODDS_FILE = "null_odds.json"
 def window_spans(
   size: int, width: int, stride: int
 ) -> Iterator[tuple[int, int]]:
-  """Windows over a text: first token, and the one after the last.
+  """Yields the range of tokens of each window over a text.
 
   Args:
-    size: tokens of the text; 0 gives one empty window, so that every example
-      has a prediction.
-    width: tokens that a window may have.
-    stride: tokens between the starts of two windows; no window starts after
-      the end of the one before.
+    size: the number of tokens of the text; 0 gives one empty window, so that
+      every example has a prediction.
+    width: the most tokens of a window.
+    stride: the number of tokens between the starts of two windows; a window
+      starts at the latest at the end of the previous one.
 
   Example:
     >>> list(window_spans(10, 6, 3))
@@ -57,14 +57,18 @@ def window_spans(
 
 
 def _best_windows(windows: Sequence[tuple[int, int]], size: int) -> list[int]:
-  """For each token the first window that shows most on its poorer side."""
+  """Returns for each token the window with the most context around it.
+
+  The context is the number of tokens on the shorter side. Of equal windows, it
+  is the first.
+  """
   if len(windows) == 1:
     return [0] * size
   best, top = np.zeros(size, np.int64), np.full(size, -np.inf)
   for number, (start, end) in enumerate(windows):
     at = np.arange(start, end)
     score = np.minimum(at - start, end - 1 - at) + 0.01 * (end - start)
-    better = at[score > top[start:end]]  # of equals the first stays
+    better = at[score > top[start:end]]
     top[better], best[better] = score[better - start], number
   return best.tolist()
 
@@ -72,12 +76,12 @@ def _best_windows(windows: Sequence[tuple[int, int]], size: int) -> list[int]:
 def _answer_tokens(
   example: spec.SpanExample, starts: Sequence[int], ends: Sequence[int]
 ) -> tuple[int, int] | None:
-  """Returns the first and last token of the first answer; None without one."""
+  """Returns the first and the last token of the first answer, if any."""
   if not example.answers:
     return None
   text, first = example.answers[0]
-  # Starts and ends both grow, so the tokens that share a character with the
-  # answer are one run.
+  # Starts and ends both ascend, so the tokens that share a character with the
+  # answer are contiguous.
   begin = int(np.searchsorted(ends, first, side="right"))
   end = int(np.searchsorted(starts, first + len(text), side="left")) - 1
   return (begin, end) if begin <= end else None
@@ -86,7 +90,17 @@ def _answer_tokens(
 def _place(
   answer: tuple[int, int] | None, start: int, end: int, shift: int
 ) -> tuple[int, int]:
-  """The answer within a sequence; [CLS] where the window lacks some of it."""
+  """Returns the tokens of the answer in a sequence.
+
+  Args:
+    answer: the first and the last token of the answer in the text.
+    start: the first token of the window.
+    end: the token after the last one of the window.
+    shift: the number of tokens of the sequence before the window.
+
+  Returns:
+    The first and the last token; [CLS] if the answer is not all in the window.
+  """
   if answer is None or answer[0] < start or answer[1] >= end:
     return 0, 0
   return answer[0] - start + shift, answer[1] - start + shift
@@ -97,7 +111,7 @@ def _place(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
-  """One of the best answers: a text, "" for none, and its logits."""
+  """One of the best answers; its text is "" for no answer."""
 
   text: str
   probability: float
@@ -110,13 +124,13 @@ class SpanPrediction:
   """The answer to a question.
 
   Attributes:
-    text: the answer; "" = the text does not answer the question.
-    best_text: the best answer that is one; "" where no span was allowed.
-    null_odds: logits of no answer less those of the best answer; None where
+    text: the answer; "" if the text does not answer the question.
+    best_text: the best answer other than ""; "" if no span was allowed.
+    null_odds: the score of no answer minus that of the best answer; None if
       every question has an answer.
     nbest: the best answers, best first.
-    place: where `text` stands in the context: its first character, and the one
-      after its last; -1 where there is no answer.
+    place: the range of characters of `text` in the context; -1 if there is no
+      answer.
   """
 
   text: str
@@ -150,27 +164,29 @@ def decode(
 ) -> list[SpanPrediction]:
   """Finds the best answer to every question in all windows of its text.
 
-  A span is allowed when both ends are tokens of the text, it has at most
-  `max_answer_len` tokens and no other window shows its start better. The
-  score of no answer is the lowest that any window gives to [CLS].
+  A span is allowed if both ends are tokens of the text, it has at most
+  `max_answer_len` tokens, and no other window has more context around its
+  start. The score of no answer is the lowest score that any window gives to
+  [CLS].
 
-  Differs from BERT: an answer is cut out of the text by the characters that
-  its tokens stand for, while the original aligns normalised text and takes
-  whole words where that fails; logits of padding do not exist here, so they
-  never take a place among the best; an example without any allowed span is
-  answered by "", where the original answers "empty", or stops (2.0).
+  Differs from BERT: an answer is cut out of the text by the characters of its
+  tokens, while the original aligns normalized text and takes whole words if
+  that fails. There are no logits of padding, which could be among the best. The
+  answer of an example without any allowed span is "", while the original
+  answers "empty" or stops (2.0).
 
   Args:
-    features: of kind "span".
-    start_logits: [T], how well each token starts the answer.
-    end_logits: [T], how well each token ends it.
-    has_null: questions may have no answer.
-    n_best: starts and ends of a window that are tried, and answers kept.
-    max_answer_len: tokens of an answer.
-    null_threshold: `null_odds` above which there is no answer.
+    features: features of the kind "span".
+    start_logits: [T], the score of each token as the start of the answer.
+    end_logits: [T], the score of each token as the end of the answer.
+    has_null: whether questions may have no answer.
+    n_best: the number of starts and of ends of a window that are tried, and the
+      number of answers that are kept.
+    max_answer_len: the most tokens of an answer.
+    null_threshold: the question has no answer if `null_odds` is above this.
 
   Returns:
-    A prediction an example.
+    One prediction for each example.
 
   Source: google-research/bert run_squad.py:741-924
   """
@@ -188,11 +204,10 @@ def decode(
     spans[owner] += _window_spans(
       features, at, context, start, end, n_best, max_answer_len
     )
-  predictions = []
-  for found, null in zip(spans, nulls, strict=True):
-    null = null if has_null else None
-    predictions.append(_choose(found, null, n_best, null_threshold))
-  return predictions
+  return [
+    _choose(found, null if has_null else None, n_best, null_threshold)
+    for found, null in zip(spans, nulls, strict=True)
+  ]
 
 
 def _window_spans(
@@ -204,7 +219,7 @@ def _window_spans(
   n_best: int,
   max_answer_len: int,
 ) -> list[_Span]:
-  """Allowed spans of the best starts and ends of a window, in that order."""
+  """Returns the allowed spans of the best starts and ends of a window."""
   assert features.char_starts is not None
   assert features.char_ends is not None
   assert features.is_max_context is not None
@@ -231,13 +246,13 @@ def _window_spans(
 def _choose(
   spans: list[_Span], null: _Span | None, n_best: int, threshold: float
 ) -> SpanPrediction:
-  """The best of the spans of all windows of an example.
+  """Returns the prediction for an example.
 
   Args:
-    spans: window after window.
-    null: no answer, where that is one.
-    n_best: answers to keep.
-    threshold: of the odds for no answer.
+    spans: the spans of all its windows.
+    null: no answer, if the question may have none.
+    n_best: the number of answers to keep.
+    threshold: see `null_threshold` of `decode`.
   """
   ranked = sorted([*spans, *([null] if null else [])], key=lambda s: -s.score)
   seen: dict[str, _Span] = {}
@@ -279,33 +294,28 @@ def write_files(
 ) -> None:
   """Writes predictions.json, nbest_predictions.json and null_odds.json.
 
-  Names and shapes are the original's; the last is written where questions may
-  have no answer.
+  Names and content are those of the original. The last file is written only if
+  questions may have no answer.
 
   Args:
-    folder: made where it is missing.
-    examples: that were answered.
-    predictions: one an example.
+    folder: the folder to write to, which is made if it is missing.
+    examples: the questions.
+    predictions: one prediction for each question.
 
   Source: google-research/bert run_squad.py:914-924
   """
   os.makedirs(folder, exist_ok=True)
-  ids = [example.id for example in examples]
-  answers: dict[str, dict[str, Any]] = {
-    PREDICTIONS_FILE: {
-      id: p.text for id, p in zip(ids, predictions, strict=True)
-    },
+  by_id = {e.id: p for e, p in zip(examples, predictions, strict=True)}
+  contents: dict[str, dict[str, Any]] = {
+    PREDICTIONS_FILE: {id: p.text for id, p in by_id.items()},
     NBEST_FILE: {
-      id: [dataclasses.asdict(candidate) for candidate in p.nbest]
-      for id, p in zip(ids, predictions, strict=True)
+      id: list(map(dataclasses.asdict, p.nbest)) for id, p in by_id.items()
     },
     NULL_ODDS_FILE: {
-      id: p.null_odds
-      for id, p in zip(ids, predictions, strict=True)
-      if p.null_odds is not None
+      id: p.null_odds for id, p in by_id.items() if p.null_odds is not None
     },
   }
-  for name, content in answers.items():
+  for name, content in contents.items():
     if content:
       with files.writing(os.path.join(folder, name), "w") as f:
         f.write(files.to_json(content, indent=4) + "\n")
@@ -315,15 +325,15 @@ def write_files(
 
 
 class Span(task_kind.TaskKind):
-  """The two ends of an answer; there is no dropout before the head.
+  """Finds the two ends of an answer; there is no dropout before the head.
 
-  Features are `[CLS] question [SEP] window [SEP]` in BERT's template, a window
-  every `doc_stride` tokens. A window that does not hold the whole answer is
-  kept, with [CLS] as its answer, as is every window of a question without one.
+  Sequences are `[CLS] question [SEP] window [SEP]` in BERT's template, with a
+  window every `doc_stride` tokens. The answer of a window that does not hold
+  the whole answer of the question is [CLS].
 
-  Differs from BERT: the answer is where its characters are. The original goes
-  through words between spaces and then looks for the pieces of the answer
-  within them, which finds the same pieces wherever it finds any.
+  Differs from BERT: the tokens of the answer are found by its characters. The
+  original takes the words between spaces and then looks for the tokens of the
+  answer in them, which finds the same tokens if it finds any.
 
   Source: google-research/bert run_squad.py:311-547
   """
@@ -353,11 +363,11 @@ class Span(task_kind.TaskKind):
     template = tokenizer.template
     room = seq_len - template.num_special(is_pair=True)
     if doc_stride < 1:
-      raise spec.TaskError(f"doc_stride={doc_stride} must be at least 1")
+      raise spec.TaskError(f"task.doc_stride={doc_stride} must be at least 1")
     if not 1 <= max_query_len < room:
       raise spec.TaskError(
-        f"max_query_len={max_query_len} must be between 1 and {room - 1}, which"
-        f" leaves a token of the text in seq_len={seq_len}"
+        f"task.max_query_len={max_query_len} must be from 1 to {room - 1}, to"
+        f" leave room for one token of the text in seq_len={seq_len}"
       )
     has_labels = spec.have_labels(task, examples)
     questions = task_features.encode(tokenizer, [e.question for e in examples])
@@ -402,10 +412,10 @@ class Span(task_kind.TaskKind):
     return decode(features, start, end, has_null=task.has_null, **options)
 
   def _score(self, task, predictions, examples):
-    """Exact and F1 in percent.
+    """Returns exact and F1 in percent.
 
-    Questions that may have no answer add the keys of squad.evaluate_v2, where
-    best_exact and best_f1 are over the best answers whatever the threshold was.
+    If questions may have no answer, these are all scores of squad.evaluate_v2.
+    best_exact and best_f1 are those of the best answers with any threshold.
     """
 
     def by_id(attribute):
@@ -435,7 +445,7 @@ class Span(task_kind.TaskKind):
     return [text for text, _ in example.answers]
 
   def write_predictions(self, task, examples, predictions, stem):
-    """Also writes the three files of the original, into the folder `stem`."""
+    """Also writes the three files of the original into the folder `stem`."""
     written = super().write_predictions(task, examples, predictions, stem)
     write_files(stem, examples, predictions)
     return [*written, stem]
@@ -447,7 +457,7 @@ SPAN = Span()
 
 
 class Answerer(answers.TaskAnswerer):
-  """The part of a text that answers a question."""
+  """Gives the part of a text that answers a question."""
 
   name = "answer"
   needs = ("task",)

@@ -1,6 +1,6 @@
-"""All kinds, by name: what can be trained, and what can be predicted.
+"""The tables of all kinds of training and of prediction, by name.
 
-A new kind is a file beside this one, and a line in each table here.
+A new kind is a file in this folder and a line in each table here.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,8 @@ KINDS: dict[str, kind.Kind] = {
   for one in (pretraining.MLM_NSP, pretraining.MLM, *TASK_KINDS.values())
 }
 
-# The most special first: what a model is for, unless another is asked for.
+# The most specific first: a model is used for the first that it has a head for,
+# unless the user asks for another.
 ANSWERERS: dict[str, type[answers.Answerer]] = {
   one.name: one
   for one in (
@@ -53,17 +54,17 @@ ANSWERERS: dict[str, type[answers.Answerer]] = {
   )
 }
 
-# The forms of own data, by the FORM of task.name=my-FORM.
+# FORM of task.name=my-FORM -> the form of own data.
 FORMS: dict[str, own.Form] = {
   name: form for one in TASK_KINDS.values() for name, form in one.forms.items()
 }
 
 
 def get(name: str) -> kind.Kind:
-  """Returns the kind of that name.
+  """Returns the kind with a name.
 
   Raises:
-    ValueError: no kind has this name.
+    ValueError: No kind has this name.
   """
   if name not in KINDS:
     raise ValueError(
@@ -78,14 +79,14 @@ def of_task(task: spec.Task) -> task_kind.TaskKind:
 
 
 def make_task(form: str, **facts: Any) -> spec.Task:
-  """Makes the row of a task on own files.
+  """Makes a task on own files.
 
   Args:
     form: a key of FORMS.
     **facts: see `own.make_task`.
 
   Raises:
-    spec.TaskError: there is no such form, or the facts do not fit it.
+    spec.TaskError: There is no such form, or the facts do not fit it.
   """
   if form not in FORMS:
     raise spec.TaskError(
@@ -95,7 +96,7 @@ def make_task(form: str, **facts: Any) -> spec.Task:
 
 
 def answerers_of(pretrained: "weights.Pretrained") -> list[str]:
-  """Returns what a model has the parts for, in the order of ANSWERERS."""
+  """Returns the kinds of prediction that a model can do, as in ANSWERERS."""
   parts = set(pretrained.params) | set(pretrained.params["encoder"])
   return [
     name
@@ -109,44 +110,41 @@ def answerers_of(pretrained: "weights.Pretrained") -> list[str]:
 def choose_answerer(
   asked: str, pretrained: "weights.Pretrained", name: str
 ) -> type[answers.Answerer]:
-  """Returns the answerer that was asked for, or the one the model is for.
+  """Returns the answerer that the user asks for, or else the most specific one.
 
   Args:
     asked: a key of ANSWERERS, or "".
     pretrained: the model.
-    name: of the model, for messages.
+    name: the name of the model, for messages.
 
   Raises:
-    answers.PredictError: there is no such answerer, the model cannot do it, or
-      nothing says what its head is for.
+    answers.PredictError: There is no such answerer, the model cannot be used
+      for it, or the kind of the model's head is not known.
   """
-  there_are = answerers_of(pretrained)
-  of_tasks = [key for key, one in ANSWERERS.items() if "task" in one.needs]
-  for head, why in pretrained.refused.items():
-    wanted = [key for key, one in ANSWERERS.items() if head in one.needs]
-    if asked in wanted or (not asked and there_are[0] not in of_tasks):
-      raise answers.PredictError(
-        f"the head of {name} cannot be used: {why}; there is: "
-        f"--config.predict.kind={', '.join(there_are)}"
-      )
-  if not asked:
-    if "task" in pretrained.params and pretrained.kind is None:
-      raise answers.PredictError(
-        f"{name} does not tell what its head is for; give "
-        f"--config.predict.kind, one of {', '.join(there_are)}"
-      )
-    return ANSWERERS[there_are[0]]
-  if asked not in ANSWERERS:
+  if asked and asked not in ANSWERERS:
     raise answers.PredictError(
-      f"predict.kind={asked!r} is not known; there is: {', '.join(ANSWERERS)}"
+      f"predict.kind={asked!r} is not known; use one of {', '.join(ANSWERERS)}"
     )
-  if asked not in there_are:
+  able = answerers_of(pretrained)
+  chosen = ANSWERERS[asked or able[0]]
+  for head, why in pretrained.refused.items():
+    if head in chosen.needs or (not asked and "task" not in chosen.needs):
+      raise answers.PredictError(
+        f"the head of {name} cannot be used: {why}; without it the model can "
+        f"be used with --config.predict.kind={', '.join(able)}"
+      )
+  if not asked and "task" in pretrained.params and pretrained.kind is None:
+    raise answers.PredictError(
+      f"{name} does not tell what its head is for; give "
+      f"--config.predict.kind, one of {', '.join(able)}"
+    )
+  if asked and asked not in able:
     parts = [*pretrained.params["encoder"].keys() & {"pooler"}]
     parts += [p for p in ("mlm", "nsp", "task") if p in pretrained.params]
     of_task = f" (of kind {pretrained.kind})" if pretrained.kind else ""
     raise answers.PredictError(
       f"{name} has no head for predict.kind={asked}: on the encoder it has "
       f"{', '.join(parts) or 'nothing'}{of_task}; give one of "
-      f"{', '.join(there_are)}, or other weights"
+      f"{', '.join(able)}, or other weights"
     )
-  return ANSWERERS[asked]
+  return chosen

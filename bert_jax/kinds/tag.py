@@ -1,4 +1,4 @@
-"""A label of every word, such as the entity it belongs to (BERT paper, 5.3)."""
+"""Tags of words, such as named entities (BERT paper, section 5.3)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
@@ -26,7 +26,13 @@ CONTEXTS = ("sentence", "document")
 
 
 def _of_seqeval(function: str, is_of_entities: bool = True) -> task_kind.Score:
-  """Makes a metric of seqeval: of whole entities, as conlleval counts them."""
+  """Makes a metric from a function of seqeval.
+
+  Args:
+    function: a function of seqeval.metrics.
+    is_of_entities: whether it counts whole entities, as conlleval does, and is
+      not defined without any.
+  """
 
   def count(task, guess, right) -> float:
     import seqeval.metrics
@@ -35,7 +41,7 @@ def _of_seqeval(function: str, is_of_entities: bool = True) -> task_kind.Score:
       return getattr(seqeval.metrics, function)(right, guess)
     if all(tag == "O" for tags in (*right, *guess) for tag in tags):
       return task_kind.undefined(
-        task, function, "there is no entity, nor one predicted"
+        task, function, "no example and no prediction has an entity"
       )
     return getattr(seqeval.metrics, function)(right, guess, zero_division=0)
 
@@ -46,22 +52,27 @@ def _of_seqeval(function: str, is_of_entities: bool = True) -> task_kind.Score:
 
 
 @dataclasses.dataclass
-class _Sentence:
-  """Pieces of a sentence: ids, and for each its word or IGNORED."""
+class _Row:
+  """Tokens of a sentence without special tokens.
+
+  Attributes:
+    ids: the token ids.
+    words: for each token the index of the word that it begins, or IGNORED.
+  """
 
   ids: list[int]
   words: list[int]
 
 
-def _cut_words(examples, tokenizer, room) -> tuple[list[_Sentence], int]:
-  """The pieces of every sentence, and how many words lost some of theirs."""
+def _encode_words(examples, tokenizer, room) -> tuple[list[_Row], int]:
+  """Encodes every sentence; also returns the number of truncated words."""
   words = [word for example in examples for word in example.words]
-  pieces = iter(task_features.encode(tokenizer, words))
+  encoded = iter(task_features.encode(tokenizer, words))
   sentences = []
   num_truncated = 0
   for example in examples:
-    sentence = _Sentence([], [])
-    for index, ids in enumerate(itertools.islice(pieces, len(example.words))):
+    sentence = _Row([], [])
+    for index, ids in enumerate(itertools.islice(encoded, len(example.words))):
       num_truncated += len(ids) > room
       ids = ids[:room] or [tokenizer.unk_id]
       sentence.ids += ids
@@ -74,11 +85,11 @@ def _parts(words: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
   """Cuts a sentence between words into as few parts as fit.
 
   Args:
-    words: for each piece its word, IGNORED for all but the first.
-    room: pieces that a part may have.
+    words: as in `_Row`.
+    room: the most tokens of a part.
 
   Yields:
-    The first piece of each part and the one after its last.
+    The range of tokens of each part.
   """
   start = 0
   while len(words) - start > room:
@@ -90,30 +101,31 @@ def _parts(words: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
   yield start, len(words)
 
 
-def _sentence_rows(sentences, room) -> Iterator[tuple[int, _Sentence]]:
-  """(example, what the encoder reads) of each part of each sentence."""
+def _sentence_rows(sentences, room) -> Iterator[tuple[int, _Row]]:
+  """Yields (index of the example, row) for each part of each sentence."""
   for owner, sentence in enumerate(sentences):
     for start, end in _parts(sentence.words, room):
-      yield owner, _Sentence(sentence.ids[start:end], sentence.words[start:end])
+      yield owner, _Row(sentence.ids[start:end], sentence.words[start:end])
 
 
 def _document_rows(
   task, examples, sentences, room
-) -> Iterator[tuple[int, _Sentence]]:
-  """The same, with the words around it, none of which is predicted.
+) -> Iterator[tuple[int, _Row]]:
+  """Yields the same, with the words around each part, which have no labels.
 
   Source: section 5.3, "the maximal document context provided by the data"
   """
+  documents = [example.document for example in examples]
   groups = [
     list(group)
     for _, group in itertools.groupby(
-      range(len(examples)), key=lambda i: examples[i].document
+      range(len(examples)), documents.__getitem__
     )
   ]
   if len(groups) == len(examples) > 1:
     raise spec.TaskError(
-      f"task {task.name}: context='document', but every sentence is a document"
-      " of its own, as where a file has no -DOCSTART- lines; use"
+      f"task {task.name}: context='document', but every sentence is its own"
+      " document, as in a file without -DOCSTART- lines; use"
       " context='sentence'"
     )
   for group in groups:
@@ -127,24 +139,24 @@ def _document_rows(
         left, right = _surround(base + start, base + end, starts, room)
         row = [IGNORED] * (right - left)
         row[base + start - left : base + end - left] = words[start:end]
-        yield owner, _Sentence(ids[left:right], row)
+        yield owner, _Row(ids[left:right], row)
       base += len(words)
 
 
 def _surround(
   start: int, end: int, is_start: Sequence[bool], room: int
 ) -> tuple[int, int]:
-  """Widens a stretch of a document on both sides, by whole words.
+  """Extends a range of tokens of a document on both sides, by whole words.
 
   Args:
-    start: its first piece.
-    end: the piece after its last.
-    is_start: for each piece of the document whether it starts a word, with
-      True after the last.
-    room: pieces that it may have in the end.
+    start: the first token of the range.
+    end: the token after the last one of the range.
+    is_start: for each token of the document whether it begins a word, followed
+      by True.
+    room: the most tokens of the extended range.
 
   Returns:
-    The first piece, and the one after the last.
+    The first token of the extended range, and the one after its last.
   """
   size = len(is_start) - 1
   spare = room - (end - start)
@@ -161,10 +173,10 @@ def _surround(
 
 
 class Tag(task_kind.TaskKind):
-  """A label of every word, read at its first piece.
+  """Gives every word a tag, which its first token predicts.
 
-  A word that the tokenizer makes nothing of, such as a control character,
-  becomes [UNK]; pieces of a word beyond the whole length are dropped.
+  A word without tokens, such as a control character, becomes [UNK]. A word that
+  is longer than a whole sequence is truncated.
   """
 
   name = "tag"
@@ -191,18 +203,18 @@ class Tag(task_kind.TaskKind):
     return losses.cross_entropy(outputs, batch["label"], batch["weight"])
 
   def _features(self, task, examples, tokenizer, seq_len, context="sentence"):
-    """A sequence a sentence, or several for one that is too long.
+    """Makes one sequence of each sentence, or several if it is too long.
 
-    With context="document" as much of its document as fits stands around a
-    sentence, half of it on either side; only its own words are labelled.
+    With context="document", the sequence is filled with the text around the
+    sentence, half of it on either side; these words have no labels.
     """
     if context not in CONTEXTS:
       raise spec.TaskError(
-        f"context={context!r}; use one of {', '.join(CONTEXTS)}"
+        f"task.context={context!r}; use one of {', '.join(CONTEXTS)}"
       )
     template = tokenizer.template
     room = seq_len - template.num_special(is_pair=False)
-    sentences, num_truncated = _cut_words(examples, tokenizer, room)
+    sentences, num_truncated = _encode_words(examples, tokenizer, room)
     if context == "document":
       rows = list(_document_rows(task, examples, sentences, room))
     else:
@@ -210,45 +222,40 @@ class Tag(task_kind.TaskKind):
     before, _, after = (
       [IGNORED] * len(roles) for roles in template.around(is_pair=False)
     )
-    built = [template.build(tokenizer, row.ids) for _, row in rows]
     words = [[*before, *row.words, *after] for _, row in rows]
-    label = None
-    if spec.have_labels(task, examples):
-      ids = [
-        [spec.label_id(task, x, f"sentence {e.id}") for x in e.labels]
-        for e in examples
-      ]
-      label = np.array(
-        [
-          IGNORED if word == IGNORED else ids[owner][word]
-          for (owner, _), places in zip(rows, words, strict=True)
-          for word in places
-        ],
-        np.int32,
-      )
-    return task_features.Features(
-      **task_features.columns_of(built),
+    features = task_features.Features(
+      **task_features.columns_of(
+        [template.build(tokenizer, row.ids) for _, row in rows]
+      ),
       example=np.array([owner for owner, _ in rows], np.int32),
-      label=label,
+      label=None,
       num_truncated=num_truncated,
-      words=np.array([w for places in words for w in places], np.int32),
+      words=np.array(list(itertools.chain.from_iterable(words)), np.int32),
       labels=self.labels,
     )
+    if not spec.have_labels(task, examples):
+      return features
+    ids = [
+      [spec.label_id(task, x, f"sentence {e.id}") for x in e.labels]
+      for e in examples
+    ]
+    label = [
+      IGNORED if word == IGNORED else ids[owner][word]
+      for (owner, _), places in zip(rows, words, strict=True)
+      for word in places
+    ]
+    return dataclasses.replace(features, label=np.array(label, np.int32))
 
   def _decode(self, task, features, outputs, **options):
-    """The tags of all pieces of a sentence, joined again."""
-    best = outputs.argmax(axis=1)
-    owners = np.repeat(features.example, features.lengths)
+    """Joins the tags of all sequences of a sentence."""
     is_word = features.words != IGNORED
-    tags: list[dict[int, str]] = [{} for _ in range(features.num_examples)]
-    for owner, word, label in zip(
-      owners[is_word].tolist(),
-      features.words[is_word].tolist(),
-      best[is_word].tolist(),
-      strict=True,
-    ):
-      tags[owner][word] = task.labels[label]
-    return [tuple(found[word] for word in range(len(found))) for found in tags]
+    owners = np.repeat(features.example, features.lengths)[is_word]
+    best = outputs[is_word].argmax(axis=1)
+    # The words of an example are in their order.
+    tags: list[list[str]] = [[] for _ in range(features.num_examples)]
+    for owner, label in zip(owners.tolist(), best.tolist(), strict=True):
+      tags[owner].append(task.labels[label])
+    return [tuple(found) for found in tags]
 
   def _columns(self, task, predictions, examples):
     for guess, example in zip(predictions, examples, strict=True):
@@ -270,10 +277,10 @@ TAG = Tag()
 
 
 class Answerer(answers.TaskAnswerer):
-  """A label for every word; long sentences are read in parts.
+  """Gives every word its tag; long sentences are read in parts.
 
-  A model that was trained with `task.context=document` reads neighbouring lines
-  whose `document` is the same as one document.
+  A model that was trained with `task.context=document` reads neighboring lines
+  with the same `document` as one document.
   """
 
   name = "tag"
@@ -282,8 +289,9 @@ class Answerer(answers.TaskAnswerer):
 
   def __init__(self, context: answers.Context):
     super().__init__(context)
-    self.in_documents = self.settings.task.get("context") == "document"
-    self._last: tuple[Any, int] = (None, 0)  # its `document`, and its number
+    self.in_documents = context.settings.get("task.context") == "document"
+    # The `document` of the last line, and its number.
+    self._last: tuple[Any, int] = (None, 0)
     self._warned = False
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
@@ -312,7 +320,7 @@ class Answerer(answers.TaskAnswerer):
     return sum(map(len, example.words))
 
   def features(self, examples: Sequence[Any]) -> task_features.Features:
-    # Sentences that are documents of their own have nothing around them.
+    # Sentences that are their own documents have no text around them.
     documents = len({example.document for example in examples})
     in_documents = self.in_documents and documents < len(examples)
     return self.kind.make_features(

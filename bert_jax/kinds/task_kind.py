@@ -1,8 +1,8 @@
-"""What every kind of task needs: features, a head, decoding and scores.
+"""The base of the kinds of tasks: features, a head, decoding and scores.
 
-A kind of task reads examples of one class of tasks/spec.py. Predictions are
-scored on the host, over a whole split. Scores are fractions from 0 to 1
-(correlations from -1), but percent for questions.
+A kind of task reads examples of one class of tasks/spec.py. Predictions of a
+whole split are scored on the host. Scores are from 0 to 1 (correlations from
+-1), except for questions, whose scores are in percent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,15 +35,15 @@ class TaskKind(kind.Kind):
   """The base of the kinds of tasks.
 
   Attributes:
-    labels: where the labels stand in a batch.
-    pooled: the head reads [CLS] of every sequence, not all tokens.
-    head: its row in weights/task_heads.py.
-    head_dropout: dropout before the head.
-    scores: metric -> how it is computed.
-    forms: own data of this kind, by the FORM of task.name=my-FORM.
-    feature_settings: keys of the group `task` that `make_features` takes.
-    decode_settings: keys of the group `task` that `decode` takes.
-    num_choices: sequences of a question, where no data says how many.
+    labels: the batch keys of the labels.
+    pooled: whether the head reads [CLS] of every sequence, and not all tokens.
+    head: the head in weights/task_heads.py.
+    head_dropout: whether there is dropout before the head.
+    scores: metric -> the function that computes it.
+    forms: FORM of task.name=my-FORM -> the form of own data of this kind.
+    feature_settings: the keys of the group `task` that `make_features` takes.
+    decode_settings: the keys of the group `task` that `decode` takes.
+    num_choices: the number of sequences of an example if no data tells it.
   """
 
   labels = batch_keys.Labels({"label": ("BG", np.int32)})
@@ -65,7 +65,7 @@ class TaskKind(kind.Kind):
   # --- The model and its loss ---
 
   def num_outputs(self, task: spec.Task) -> int:
-    """Returns K, the width of the head: outputs of a sequence or a token."""
+    """Returns K, the number of outputs for each sequence or token."""
     return self.head.width or len(task.labels)
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
@@ -90,7 +90,7 @@ class TaskKind(kind.Kind):
 
     Args:
       outputs: [B, S, K] of sequences, or [B, L, K] of tokens.
-      batch: with the labels.
+      batch: the batch, with labels.
     """
     raise NotImplementedError
 
@@ -114,24 +114,25 @@ class TaskKind(kind.Kind):
     """Turns examples into features.
 
     Args:
-      task: says which labels there are.
-      examples: of one split.
-      tokenizer: its special tokens are used.
-      seq_len: L, the longest sequence, special tokens included.
-      **options: those of `feature_settings`.
+      task: the task, with its labels.
+      examples: the examples of one split.
+      tokenizer: the tokenizer, whose special tokens are used.
+      seq_len: L, the most tokens of a sequence, with special tokens.
+      **options: the settings in `feature_settings`.
 
     Returns:
-      Features in the order of the examples, units of one example together.
+      The features in the order of the examples; the units of an example follow
+      one another.
 
     Raises:
-      spec.TaskError: no examples, some without a label where others have one,
-        or a length that leaves no room for text.
+      spec.TaskError: There are no examples, only some of them have labels, or
+        `seq_len` leaves no room for text.
     """
     if not examples:
       raise spec.TaskError(f"task {task.name}: no examples to make features of")
     if seq_len < 5:
       raise spec.TaskError(
-        f"seq_len={seq_len} leaves no room for text beside special tokens; use"
+        f"seq_len={seq_len} leaves no room for text besides special tokens; use"
         " 128, or 384 for questions"
       )
     return self._features(task, examples, tokenizer, seq_len, **options)
@@ -162,14 +163,14 @@ class TaskKind(kind.Kind):
   # --- From outputs to predictions ---
 
   def check_options(self, task: spec.Task, **options: Any) -> None:
-    """Checks settings before anything is computed for them.
+    """Checks the settings of `decode` before anything is computed.
 
     Args:
-      task: that will be predicted.
-      **options: those of `decode_settings` that are known.
+      task: the task.
+      **options: the settings in `decode_settings` that are known.
 
     Raises:
-      spec.TaskError: one does not fit the task.
+      spec.TaskError: A setting does not fit the task.
     """
 
   def decode(
@@ -179,17 +180,17 @@ class TaskKind(kind.Kind):
     outputs: Any,
     **options: Any,
   ) -> list[Any]:
-    """Turns a model's outputs into one prediction an example.
+    """Turns the outputs of a model into one prediction for each example.
 
     Args:
-      task: that the features are of.
-      features: that the outputs are of.
+      task: the task.
+      features: the features from which the outputs were computed.
       outputs: [M, K] of the sequences, or [T, K] of the tokens of the features.
-      **options: those of `decode_settings`.
+      **options: the settings in `decode_settings`, checked by `check_options`.
 
     Raises:
-      spec.TaskError: another shape than the features', or a value that is not
-        finite.
+      spec.TaskError: The outputs do not have the shape that the features want,
+        or are not finite.
     """
     array = np.asarray(outputs, np.float64)
     count = len(features.lengths if self.pooled else features.token_ids)
@@ -219,21 +220,22 @@ class TaskKind(kind.Kind):
   ) -> dict[str, float]:
     """Returns the metrics of a task over a whole split.
 
-    A metric that is not defined is 0.0 and logs a warning: the correlation of
-    constants, F1 where nothing is positive.
+    A metric that is not defined, such as the correlation of constants, is 0.0
+    and logs a warning.
 
     Args:
-      task: names the metrics.
-      predictions: of `decode`, one an example.
-      examples: with labels.
+      task: the task, whose metrics are computed.
+      predictions: the prediction of `decode` for each example.
+      examples: the examples, with labels.
 
     Raises:
-      spec.TaskError: examples without labels, or another number of them.
+      spec.TaskError: The examples have no labels, or their number differs from
+        that of the predictions.
     """
     if len(predictions) != len(examples) or not examples:
       raise spec.TaskError(
         f"task {task.name}: {len(predictions)} predictions for {len(examples)}"
-        " examples; wanted one each"
+        " examples; wanted one for each, and at least one"
       )
     if not spec.have_labels(task, examples):
       raise spec.TaskError(
@@ -251,14 +253,14 @@ class TaskKind(kind.Kind):
     }
 
   def _columns(self, task, predictions, examples) -> tuple[list, list]:
-    """Returns what was predicted and what is right."""
+    """Returns the predictions and the labels as the metrics take them."""
     del task
     return [p.label for p in predictions], [e.label for e in examples]
 
   def most_frequent(self, examples: Sequence[Any]) -> float | None:
     """Returns the accuracy of always predicting the most frequent label.
 
-    None where there is no such number.
+    Returns None for kinds other than classification.
     """
     del examples
     return None
@@ -266,11 +268,11 @@ class TaskKind(kind.Kind):
   # --- Predictions as files ---
 
   def row(self, task: spec.Task, prediction: Any) -> dict[str, Any]:
-    """Returns what a file of predictions says of one example."""
+    """Returns the fields of a prediction in a file of predictions."""
     raise NotImplementedError
 
   def gold(self, task: spec.Task, example: Any) -> Any:
-    """Returns the right answer, as files of predictions spell it."""
+    """Returns the label of an example as files of predictions spell it."""
     del task
     return example.label
 
@@ -281,19 +283,19 @@ class TaskKind(kind.Kind):
     predictions: Sequence[Any],
     stem: str,
   ) -> list[str]:
-    """Writes a JSON object a line, an example each.
+    """Writes predictions as JSON lines, one for each example.
 
     Args:
-      task: that the examples are of.
-      examples: that were predicted.
-      predictions: of `decode`, one an example.
-      stem: the path of the file without its ending.
+      task: the task.
+      examples: the examples of a split.
+      predictions: the prediction of `decode` for each example.
+      stem: the path of the file without its extension.
 
     Returns:
-      The paths written.
+      The paths of the files that were written.
     """
     path = f"{stem}.jsonl"
-    # Half of a surrogate pair, which JSON may hold, is in no UTF-8 file.
+    # Half of a surrogate pair, which JSON can hold, cannot be encoded in UTF-8.
     with files.writing(path, "w", errors="replace") as f:
       for example, prediction in zip(examples, predictions, strict=True):
         row = {"id": example.id, **self.row(task, prediction)}
@@ -306,7 +308,7 @@ class TaskKind(kind.Kind):
 def by_label(
   task: spec.Task, probabilities: Sequence[float]
 ) -> dict[str, float]:
-  """Returns the probability of each label of a task, by the label's name."""
+  """Returns label -> its probability for the labels of a task."""
   return dict(zip(task.labels, probabilities, strict=True))
 
 

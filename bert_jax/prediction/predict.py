@@ -15,7 +15,7 @@ tag        words, or text to split       words, labels
 choose     text, choices                 choice, scores
 
 An `id` is copied to the answer. If a tagger was trained with
-task.context=document, neighbouring lines with the same `document` are read as
+task.context=document, neighboring lines with the same `document` are read as
 one document. The answer to a line that cannot be used is {"error": ...}.
 """
 
@@ -95,9 +95,8 @@ class Predictor:
       config: the whole configuration, as of configs/predict.py. Groups
         `predict` and `mesh` are read, and the keys of weights.SETTINGS.
       name: the name of the model, for messages.
-      given: the keys of the config that the user set, most important first.
-        They override the settings of the run. None means the keys of
-        weights.SETTINGS whose value is not None.
+      given: the keys of the config that the user sets; see
+        `predict_settings.read`.
 
     Raises:
       ValueError: The model lacks a part, or a setting is out of range.
@@ -107,32 +106,34 @@ class Predictor:
       longest = pretrained.model["max_len"]
       own["data.seq_len"] = min(pretrained.seq_len, longest)
     settings.check(config)
-    asked = predict_settings.read(config, own, given)
+    found = predict_settings.read(config, own, given)
     if pretrained.tokenizer is None:
       raise answers.PredictError(
         f"{name} has no vocabulary; put its vocab.txt into that folder"
       )
-    arithmetic: dict[str, Any] = {
-      name: predict_settings.value_of([f"model.{name}"], config, own, given)
-      or default
-      for name, default in (("dtype", "float32"), ("attention", "plain"))
+    arithmetic = {
+      "dtype": found.get("model.dtype", "float32"),
+      "attention": found.get("model.attention", "plain"),
+      # Nothing is dropped, and some programs of attention have no dropout.
+      "dropout_rate": 0.0,
+      "attention_dropout_rate": 0.0,
     }
-    # Nothing is dropped, and some programs of attention have no dropout.
-    arithmetic |= {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
     model = ModelConfig.from_config(
       config.model.to_dict() | pretrained.shape | arithmetic
     )
-    make = table.choose_answerer(asked.kind, pretrained, name)
+    make = table.choose_answerer(config.predict.kind, pretrained, name)
     self.kind = make.name
-    seq_len = asked.seq_len or model.max_len
+    seq_len = found.get("data.seq_len", model.max_len)
     if not 5 <= seq_len <= model.max_len:
       raise answers.PredictError(
         f"predict.seq_len={seq_len}; the model takes 5 to {model.max_len}"
       )
     self.tokenizer = pretrained.tokenizer
-    self._batch_tokens = asked.predict["batch_tokens"]
+    self._batch_tokens = config.predict.batch_tokens
     self._answerer = make(
-      answers.Context(asked, seq_len, model, self.tokenizer, pretrained, name)
+      answers.Context(
+        config.predict, found, seq_len, model, self.tokenizer, pretrained, name
+      )
     )
     self._row_lengths = _row_lengths(model, seq_len)
     for length in self._row_lengths:
@@ -205,73 +206,14 @@ class Predictor:
       The prediction for each record, or {"error": ...}.
     """
     computing = None
-    for window in self._windows(numbered):
+    limit = _WINDOW_BATCHES * self._batch_tokens
+    for window in _windows(self._answerer, numbered, limit):
       launched = window, self._launch(window)
-      if computing:  # the one before; this one is computed meanwhile
+      if computing:  # the previous window, while the device computes this one
         yield from self._finish(*computing)
       computing = launched
     if computing:
       yield from self._finish(*computing)
-
-  def _windows(
-    self, numbered: Iterable[tuple[str, Any]]
-  ) -> Iterator[answers.Window]:
-    """Parses records and groups them into windows.
-
-    All lines of one document are in one window, together with the lines in
-    error between them.
-    """
-    limit = _WINDOW_BATCHES * self._batch_tokens
-    window = answers.Window([], [])
-    names: list[str] = []  # of the lines of the window
-    begin = 0  # line of the window at which its last document begins
-    refused = None  # the document that was refused for its length
-
-    def is_full():
-      return len(window.entries) >= _WINDOW_LINES or window.size >= limit
-
-    for name, record in numbered:
-      kept: dict[str, Any] = {}
-      examples: list[Any] = []
-      found: int | answers.RecordError
-      try:
-        if isinstance(record, answers.RecordError):
-          raise record
-        if not isinstance(record, Mapping):
-          raise answers.RecordError(
-            f"it is {record!r:.60}; wanted a JSON object"
-          )
-        kept = {"id": record["id"]} if "id" in record else {}
-        examples = self._answerer.parse(record)
-      except answers.RecordError as error:
-        found = answers.RecordError(f"{name}: {error}")
-      else:
-        found = len(examples)
-      if self._answerer.in_documents and examples:
-        document = examples[0].document
-        if document == refused:
-          examples, found = [], _too_long(name)
-        elif not window.examples or document != window.examples[-1].document:
-          if is_full():
-            yield window
-            window, names = answers.Window([], []), []
-          begin = len(window.entries)
-      names.append(name)
-      window.entries.append((kept, found))
-      window.examples += examples
-      window.size += sum(map(self._answerer.size, examples))
-      # The next line may belong to the same document.
-      is_open = self._answerer.in_documents and bool(window.examples)
-      if is_open and len(window.entries) - begin > _DOCUMENT_LINES:
-        refused = window.examples[-1].document
-        if examples:  # else the document may have ended before this line
-          _refuse_document(window, names, refused)
-      elif is_open or not is_full():
-        continue
-      yield window
-      window, names = answers.Window([], []), []
-    if window.entries:
-      yield window
 
   def _launch(self, window: answers.Window) -> _Launched:
     """Starts the computation of a window without waiting for its outputs."""
@@ -306,37 +248,84 @@ class Predictor:
           _check_finite(output)
           outputs[unit] = output
       results = self._answerer.results(window, outputs)
-    for kept, found in window.entries:
-      if isinstance(found, answers.RecordError):
-        yield kept | {"error": str(found)}
-      else:
-        yield kept | next(results)
+    for line in window.lines:
+      yield line.kept | ({"error": line.error} if line.error else next(results))
 
 
-def _too_long(name: str) -> answers.RecordError:
-  return answers.RecordError(
-    f"{name}: its document has more than {_DOCUMENT_LINES} lines, which would "
-    "be computed together; give its parts other names in `document`"
-  )
-
-
-def _refuse_document(
-  window: answers.Window, names: Sequence[str], document: Any
-) -> None:
-  """Replaces the lines of the last document of a window by errors.
+def _windows(
+  answerer: answers.Answerer, numbered: Iterable[tuple[str, Any]], limit: int
+) -> Iterator[answers.Window]:
+  """Groups records into windows.
 
   Args:
-    window: its last examples belong to this document, one for each line.
-    names: the names of the lines of the window, for their errors.
-    document: the number of the document, as in the examples.
+    answerer: parses the records.
+    numbered: as for `Predictor.run`.
+    limit: a window with so many tokens is full.
   """
-  line = len(window.entries)
-  while window.examples and window.examples[-1].document == document:
-    line -= 1
-    kept, found = window.entries[line]
-    if not isinstance(found, answers.RecordError):
-      window.entries[line] = kept, _too_long(names[line])
-      window.examples.pop()
+  lines: list[answers.Line] = []
+  size = 0
+  parsed = (_parse(answerer, name, record) for name, record in numbered)
+  groups = (
+    _documents(parsed) if answerer.in_documents else ([x] for x in parsed)
+  )
+  for group in groups:
+    lines += group
+    size += sum(answerer.size(e) for line in group for e in line.examples)
+    if len(lines) >= _WINDOW_LINES or size >= limit:
+      yield answers.Window(lines)
+      lines, size = [], 0
+  if lines:
+    yield answers.Window(lines)
+
+
+def _parse(answerer: answers.Answerer, name: str, record: Any) -> answers.Line:
+  kept = {}
+  try:
+    if isinstance(record, answers.RecordError):
+      raise record
+    if not isinstance(record, Mapping):
+      raise answers.RecordError(f"it is {record!r:.60}; wanted a JSON object")
+    kept = {"id": record["id"]} if "id" in record else {}
+    return answers.Line(name, kept, answerer.parse(record))
+  except answers.RecordError as error:
+    return answers.Line(name, kept, [], f"{name}: {error}")
+
+
+def _documents(lines: Iterable[answers.Line]) -> Iterator[list[answers.Line]]:
+  """Groups lines that must be computed together, since they are one document.
+
+  A group also has the lines in error between those of its document. If a
+  document is too long, all of its lines become errors.
+  """
+  group: list[answers.Line] = []
+  document = None
+  is_too_long = False
+  for line in lines:
+    number = line.examples[0].document if line.examples else document
+    if number != document:
+      if group:
+        yield group
+      group, document, is_too_long = [], number, False
+    if is_too_long or document is None:
+      yield [_refuse(line) if is_too_long else line]
+      continue
+    group.append(line)
+    if len(group) > _DOCUMENT_LINES:
+      is_too_long = True
+      # If this line is in error, the document may have ended before it.
+      yield list(map(_refuse, group)) if line.examples else group
+      group = []
+  if group:
+    yield group
+
+
+def _refuse(line: answers.Line) -> answers.Line:
+  """Returns a line of a document that is too long, as an error."""
+  error = line.error or (
+    f"{line.name}: its document has more than {_DOCUMENT_LINES} lines, which "
+    "would be computed together; give its parts different names in `document`"
+  )
+  return answers.Line(line.name, line.kept, [], error)
 
 
 def _check_finite(output: answers.Outputs) -> None:
@@ -351,7 +340,7 @@ def _check_finite(output: answers.Outputs) -> None:
 def predict(
   config: Config,
   workdir: str,
-  source: str,
+  source: str | list[bytes],
   target: str,
   checkpoint: str = "",
   given: Sequence[str] | None = None,
@@ -361,11 +350,13 @@ def predict(
   Args:
     config: the whole configuration; see `Predictor`.
     workdir: the workdir of the run, unless predict.model names a model.
-    source: a file of JSON objects; "-" or "" = standard input.
+    source: a file of JSON objects, "-" or "" for standard input, or the lines
+      themselves.
     target: the file to write, which appears only when it is complete; "-" or ""
       = standard output.
     checkpoint: the step of a workdir, as for `saved_steps.choose`.
-    given: the keys of the config that the user set; see `Predictor`.
+    given: the keys of the config that the user sets; see
+      `predict_settings.read`.
 
   Returns:
     The number of lines, and the number of lines that could not be used.
@@ -378,14 +369,20 @@ def predict(
     raise answers.PredictError(
       "give --workdir=RUN, or --config=configs/predict.py:from=DIR"
     )
-  if "-" not in (source, target) and records.is_one_file(source, target):
+  if (
+    isinstance(source, str)
+    and "-" not in (source, target)
+    and records.is_one_file(source, target)
+  ):
     raise answers.PredictError(
       f"--output={target} is the input; name another file"
     )
   total = failed = 0
   with records.reading(source) as lines, records.writing(target) as out:
     predictor = Predictor.load(path, config, checkpoint, given)
-    size = os.path.getsize(source) if os.path.isfile(source) else None
+    size = None
+    if isinstance(source, str) and os.path.isfile(source):
+      size = os.path.getsize(source)
     watched = bars.track(lines, "predict", size, size=len)
     for result in predictor.run(records.parse_lines(watched)):
       total += 1

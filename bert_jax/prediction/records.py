@@ -33,6 +33,11 @@ def parse_lines(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
     yield f"line {number}", value
 
 
+def of_texts(texts: Iterable[str]) -> list[bytes]:
+  """Returns one line for each text, as `parse_lines` reads it."""
+  return [to_line({"text": text}) for text in texts]
+
+
 def to_line(record: Mapping[str, Any]) -> bytes:
   """Returns a record as one line of JSON in UTF-8."""
   line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
@@ -62,8 +67,14 @@ def is_one_file(source: str, target: str) -> bool:
 
 
 @contextlib.contextmanager
-def reading(source: str) -> Iterator[Iterable[bytes]]:
-  """Opens the lines of a file, or of standard input for "-" and ""."""
+def reading(source: str | list[bytes]) -> Iterator[Iterable[bytes]]:
+  """Opens the lines of a file, or of standard input for "-" and "".
+
+  Lines that are given as a list are yielded as they are.
+  """
+  if isinstance(source, list):
+    yield source
+    return
   if source in ("", "-"):
     if sys.stdin is None:
       raise answers.PredictError("standard input is closed; give --input=FILE")

@@ -2,14 +2,15 @@
 
   source <(bert-jax --completion=bash --config=configs/pretrain.py)
 
-It completes modes, options, the values of options that take only a few, config
-files, and after --config. the keys of the config that is named there. Elsewhere
-it completes files and folders.
+It completes modes, options, the values of options that take only a few, the
+names of shipped configs, config files, and after --config. the keys of the
+config that is named there. Elsewhere it completes files and folders.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from bert_jax.runtime import config_files
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
 
@@ -23,9 +24,9 @@ _bert_jax() {{
   COMPREPLY=()
   case $word in
 {cases}
-    --config=*) COMPREPLY=($(compgen -d -S / -- "$value"
-      compgen -f -X '!*.py' -- "$value"
-      [ -n "$value" ] || compgen -G 'experiments/*/sweep.py')) ;;
+    --config=*) COMPREPLY=($(compgen -W {configs} -- "$value"
+      compgen -d -S / -- "$value"
+      compgen -f -X '!*.py' -- "$value")) ;;
     --*=*) COMPREPLY=($(compgen -f -- "$value")) ;;
     --config.*) COMPREPLY=($(compgen -W {keys} -- "$word")) ;;
     *) COMPREPLY=($(compgen -W {options} -- "$word")) ;;
@@ -68,6 +69,7 @@ def script(
   )
   text = _SCRIPT.format(
     cases=cases,
+    configs=words(config_files.shipped()),
     keys=words([f"--config.{key}=" for key in keys]),
     options=words(
       [

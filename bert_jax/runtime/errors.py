@@ -6,6 +6,7 @@ user's input or files are at fault, the class is a `UserError`.
 
 FAILED = 1
 USAGE = 2
+SOME_FAILED = 3
 PEER_LOST = 69
 SAVED = 75
 INTERRUPTED = 130
@@ -16,6 +17,7 @@ MEANINGS = {
   0: "The job was done.",
   FAILED: "It failed. Of a plan: the training does not fit the memory.",
   USAGE: "The command, its settings or its files cannot be used.",
+  SOME_FAILED: "Some lines to predict failed; the others are answered.",
   PEER_LOST: "Another process of this job died or stood still: start the job "
   "again.",
   SAVED: "It was told to stop and has saved, now or earlier: the same command "

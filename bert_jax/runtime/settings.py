@@ -790,6 +790,30 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
   return flat
 
 
+def unflatten(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+  """Returns the config with these values, by dotted name; see `flatten`.
+
+  Lists become tuples where the key is a tuple, as in a config file.
+  """
+  config = ml_collections.ConfigDict()
+  for name, value in values.items():
+    group = config
+    *groups, key = name.split(".")
+    for inner in groups:
+      if inner not in group:
+        group[inner] = ml_collections.ConfigDict()
+      group = group[inner]
+    if name in KEYS and KEYS[name].type is tuple:
+      value = _as_tuple(value)
+    group[key] = value
+  return config
+
+
+def _as_tuple(value: Any) -> Any:
+  """Returns a list, and the lists in it, as tuples."""
+  return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
 def plain(config: Config) -> dict[str, Any]:
   """Returns a config as JSON has it: dicts, lists, numbers and strings."""
   return json.loads(json.dumps(config.to_dict(), default=list))
@@ -861,9 +885,24 @@ def check_names(config: Config) -> None:
 
 def unknown(name: str) -> str:
   """Returns a message about a key that does not exist, with the one meant."""
-  near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.7)
-  guess = f". Did you mean {KEYS[near[0]].explain()}" if near else "."
+  near = _similar(name)
+  guess = f". Did you mean {KEYS[near].explain()}" if near else "."
   return f"there is no such key{guess} All keys are in docs/config.md"
+
+
+def _similar(name: str) -> str:
+  """Returns the key that a name may stand for, or ""; lr for learning_rate."""
+  leaf = name.rpartition(".")[2]
+  for key in KEYS:
+    words = key.rpartition(".")[2].split("_")
+    if leaf in ("_".join(words), "".join(word[0] for word in words)):
+      return key
+  near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.7)
+  if not near:
+    leaves = {key.rpartition(".")[2]: key for key in KEYS}
+    near = difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)
+    near = [leaves[word] for word in near]
+  return near[0] if near else ""
 
 
 def num_parameters(model: Any) -> int:

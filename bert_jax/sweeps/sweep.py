@@ -27,13 +27,13 @@ import hashlib
 import json
 import os
 import re
-import sys
 from typing import Any
 
 from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
+from bert_jax.runtime import config_files
 from bert_jax.runtime import errors
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
@@ -146,10 +146,12 @@ class Trial:
       SweepError: the file does not exist, or a key or value is wrong.
     """
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, flag_values=values)
-    argv = ["bert-jax", *self.arguments()[1:-1]]
-    before, sys.argv = sys.argv, argv  # ml_collections looks there
     try:
+      config = f"--config={config_files.resolve(self.config)}"
+      argv = ["bert-jax", config, *self.arguments()[2:-1]]
+      config_flags.DEFINE_config_file(
+        "config", None, flag_values=values, sys_argv=argv
+      )
       values(argv)
       settings.check(values.config)  # reads the file, which may raise, too
       settings.check_names(values.config)
@@ -157,8 +159,6 @@ class Trial:
     except Exception as error:  # a config file may raise anything
       lines = str(error).strip().splitlines() or [repr(error)]
       raise SweepError(f"trial {self.name}: {lines[-1]}") from error
-    finally:
-      sys.argv = before
 
   def saved_steps(self) -> set[int]:
     """Returns the steps that there is a checkpoint of."""

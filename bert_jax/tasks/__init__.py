@@ -1,11 +1,11 @@
-"""Fine-tuning tasks: their rows, and one way to read them all.
+"""The table of fine-tuning tasks, and the reader of all their data.
 
 task = TASKS["mnli"]
 examples = read_examples(task, "glue_data", "validation_matched")
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import itertools
 import logging
 import os
@@ -27,16 +27,6 @@ TASKS: dict[str, spec.Task] = {
 }
 
 
-def has_null(name: str, own: bool) -> bool:
-  """Whether questions of a task may have no answer.
-
-  Args:
-    name: as `task.name` of a config has it.
-    own: `task.has_null`, which is about data of one's own alone.
-  """
-  return TASKS[name].has_null if name in TASKS else own
-
-
 def read_examples(
   task: spec.Task,
   folder: str,
@@ -48,21 +38,23 @@ def read_examples(
   """Reads the examples of a split.
 
   Args:
-    task: a row of TASKS, or an own task.
-    folder: with the files as the benchmark ships them, or with its folder of
-      them (`FOLDER/dev.tsv` and `FOLDER/CoLA/dev.tsv` are both found); or
-      `tfds:DIR` for prepared TFDS data.
+    task: an entry of TASKS, or a task on own data.
+    folder: a folder with the files under the benchmark's names, or with the
+      benchmark's own folder (`FOLDER/dev.tsv` and `FOLDER/CoLA/dev.tsv` are
+      both found); or `tfds:DIR` for prepared TFDS data.
     split: one of task.splits.
-    max_examples: so many from the start of the split; 0 = all.
-    files: split -> path, for files that are called something else. A split
-      not named here is looked for in the folder.
+    max_examples: the number of examples to read from the start of the split; 0
+      means all.
+    files: split -> path, for files that have other names. Other splits are
+      looked for in the folder.
 
   Returns:
-    Examples of the task's kind, in the order of the file.
+    The examples in the order of the file.
 
   Raises:
-    spec.TaskError: an unknown split, no file, or bad content; says where and
-      what to change.
+    spec.TaskError: The split is unknown, its file is missing, or its content
+      cannot be used.
+    corpus.CorpusError: The TFDS data is damaged.
   """
   if split not in task.splits:
     raise spec.TaskError(
@@ -77,12 +69,12 @@ def read_examples(
     path = path or find_file(task, folder, split)
     examples = task.read(task, path, split)
   questions = (e.id for e in examples if isinstance(e, spec.SpanExample))
-  counts = collections.Counter(questions).items()
-  if twice := [id for id, count in counts if count > 1]:
-    raise spec.TaskError(
-      f"{path or folder}: question {twice[0]} is there twice; answers are"
-      " scored by the id of their question"
-    )
+  for id, count in collections.Counter(questions).items():
+    if count > 1:
+      raise spec.TaskError(
+        f"{path or folder}: {count} questions have the id {id}; answers are"
+        " scored by the id of their question, so give each its own"
+      )
   return examples[:max_examples] if max_examples else examples
 
 
@@ -90,24 +82,24 @@ def _read_tfds(
   task: spec.Task, folder: str, split: str, max_examples: int
 ) -> list[Any]:
   records = tables.read_records(task, folder, split)
-  assert task.read_record is not None, task.name
   found = []
   for number, record in enumerate(
     itertools.islice(records, max_examples or None)
   ):
+    assert task.read_record is not None, task.name
+    where = f"{folder}: {task.tfds}, record {number}"
     try:
-      found.append(task.read_record(task, split, number, record))
-    except spec.TaskError as error:
-      raise spec.TaskError(f"{folder}: {error}") from error
+      found.append(task.read_record(task, split, where, str(number), record))
+    except spec.TaskError:
+      raise
     except (LookupError, TypeError, ValueError, OverflowError) as error:
       raise spec.TaskError(
-        f"{folder}: record {number} of {split} is damaged: {error!r:.500};"
-        " prepare the data again"
+        f"{where} of {split} is damaged: {error!r:.500}; prepare the data again"
       ) from error
   examples = [example for example in found if example is not None]
   if len(examples) < len(found):
     _log.warning(
-      "%s, %s: left out %d of %d records, empty or without their answer",
+      "%s, %s: left out %d of %d records, which are empty or lack their answer",
       folder, split, len(found) - len(examples), len(found),
     )  # fmt: skip
   if not examples:
@@ -116,21 +108,20 @@ def _read_tfds(
 
 
 def find_file(task: spec.Task, folder: str, split: str) -> str:
-  """The file of a split.
+  """Returns the path of the file of a split.
 
   Raises:
-    spec.TaskError: there is none; names the places that were tried.
+    spec.TaskError: There is no such file; the message lists the paths tried.
   """
   if not folder:
     raise spec.TaskError(
       f"task {task.name}: no folder, and no file for the split {split}; give"
       " one of them"
     )
-  names: Sequence[str] = task.files.get(split, ())
   tried = [
     os.path.join(folder, inner, name)
     for inner in ("", *task.folders)
-    for name in names
+    for name in task.files.get(split, ())
   ]
   for path in tried:
     if epath.Path(path).exists():

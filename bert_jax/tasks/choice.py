@@ -1,34 +1,32 @@
-"""Four-way completion: SWAG, HellaSwag and CODAH.
+"""Tasks that choose one of four endings: SWAG, HellaSwag and CODAH.
 
 Source: section 4.4; https://aclanthology.org/D18-1009,
   https://aclanthology.org/P19-1472, https://aclanthology.org/W19-2008
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import operator
 from typing import Any
 
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
 
-# (task, row, PATH:LINE) -> the pairs of texts, one for each choice.
+# (task, row, "PATH:LINE") -> the pairs of texts, one for each choice.
 _Pairs = Callable[[Any, Mapping[str, Any], str], tuple[tuple[str, str], ...]]
 
 
 def choice_label(value: Any, num_choices: int, where: str) -> int:
-  """Returns the number of the right choice, counted from 0.
+  """Returns the index of the right choice, from 0.
 
   Raises:
     spec.TaskError: The label is not an integer, or not one of the choices.
   """
   try:
-    # Not int(): that reads 1.7 and True as 1.
+    # int() would read 1.7 as 1, too.
     label = int(value, 10) if isinstance(value, str) else operator.index(value)
   except (TypeError, ValueError, OverflowError):
     label = -1
-  if isinstance(value, bool):
-    label = -1
-  if not 0 <= label < num_choices:
+  if isinstance(value, bool) or not 0 <= label < num_choices:
     raise spec.TaskError(
       f"{where}: label {value!r} is not known; the {num_choices} choices are"
       f" numbered 0 to {num_choices - 1}"
@@ -37,14 +35,14 @@ def choice_label(value: Any, num_choices: int, where: str) -> int:
 
 
 def make_reader(
-  pairs_of: _Pairs, id_column: str = "", names: Sequence[str] = ()
+  pairs_of: _Pairs, id_column: str = ""
 ) -> Callable[..., list[spec.ChoiceExample]]:
-  """Makes the reader of a task's files: CSV, TSV or one JSON object a line.
+  """Makes the reader of a task's files: CSV, TSV or JSON lines.
 
   Args:
-    pairs_of: (task, row, PATH:LINE) -> pairs of texts.
-    id_column: the column that holds the ids; "" means that rows are counted.
-    names: the names of the columns, for files without a header line.
+    pairs_of: (task, row, "PATH:LINE") -> pairs of texts.
+    id_column: the column that holds the ids; without it, rows are numbered
+      from 0.
   """
 
   def example(task, split, where, id, row):
@@ -55,7 +53,7 @@ def make_reader(
       label = choice_label(value, len(pairs), where)
     return spec.ChoiceExample(id, pairs, label)
 
-  return tables.make_reader(example, id_column, names)
+  return tables.make_reader(example, id_column)
 
 
 def _swag_pairs(task, row, where) -> tuple[tuple[str, str], ...]:
@@ -76,18 +74,14 @@ def _hellaswag_pairs(task, row, where) -> tuple[tuple[str, str], ...]:
   return tuple((first, f"{start} {end}".strip()) for end in ends)
 
 
-def _hellaswag_record(
-  task: spec.Task, split: str, number: int, record: Mapping[str, Any]
-) -> spec.ChoiceExample:
+def _hellaswag_record(task, split, where, id, record) -> spec.ChoiceExample:
   """Pairs the context, which TFDS joins into one text, with each ending."""
-  del split
-  where = f"{task.tfds}, record {number}"
   context = tables.text_field(record, "context", where)
   endings = tables.field(record, "endings", where)
-  ends = [tables.text_field({"ending": e}, "ending", where) for e in endings]
+  ends = [tables.as_text(end, "endings", where) for end in endings]
   label = int(tables.field(record, "label", where))
   return spec.ChoiceExample(
-    str(number),
+    id,
     tuple((context, end) for end in ends),
     None if label < 0 else choice_label(label, len(ends), where),
   )
@@ -105,15 +99,7 @@ _CODAH_COLUMNS = ("category", "prompt") + tuple(
   f"choice{i}" for i in range(4)
 ) + ("answer",)  # fmt: skip
 
-_FACTS: dict[str, Any] = {
-  "kind": "choice",
-  "labels": (),
-  "metrics": ("accuracy",),
-  "main_metric": "accuracy",
-  "train_split": "train",
-  "eval_splits": ("validation",),
-  "test_splits": ("test",),
-}
+_FACTS: dict[str, Any] = {"kind": "choice", "metrics": ("accuracy",)}
 
 ROWS = (
   spec.Task(
@@ -157,8 +143,11 @@ ROWS = (
       "test": ("fold_0_test.tsv", "test.tsv"),
     },
     folders=("codah", "fold_0"),
-    read=make_reader(_codah_pairs, names=_CODAH_COLUMNS),
-    # Unlike most, its test split has labels: five folds of all questions.
-    **(_FACTS | {"eval_splits": ("validation", "test"), "test_splits": ()}),
+    read=make_reader(_codah_pairs),
+    columns=_CODAH_COLUMNS,
+    # Its test split has labels: each fold holds some of the same questions.
+    eval_splits=("validation", "test"),
+    test_splits=(),
+    **_FACTS,
   ),
 )

@@ -1,8 +1,9 @@
-"""Examples to numbers: what the encoder reads and what decoding needs.
+"""Features: examples as the numbers that the encoder and decoding read.
 
-Features are columns: the token ids of all sequences lie one after the other,
-without padding. A unit is what gets a prediction of its own: a text or pair, a
-group of choices, a window of a long context, a piece of a long sentence.
+Features are columns: the token ids of all sequences follow one another, without
+padding. A unit is the part of an example that gets its own prediction: a text
+or pair, a group of choices, a window of a long context, or a part of a long
+sentence.
 """
 
 from collections.abc import Sequence
@@ -15,31 +16,31 @@ import numpy as np
 from bert_jax.data import batch_keys
 from bert_jax.data.tokenizers import interface
 
-IGNORED = -1  # a token without a label
+IGNORED = -1  # the label of a token without a label
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """N units of C sequences each; M = N * C sequences of T tokens in all.
+  """Features of N units of C sequences; M = N * C sequences of T tokens in all.
 
   Attributes:
-    token_ids: [T] int32, with [CLS] and [SEP].
+    token_ids: [T] int32, with special tokens.
     segment_ids: [T] int8, 0 or 1.
     offsets: [M + 1] int64; sequence m is token_ids[offsets[m]:offsets[m + 1]].
-    example: [N] int32, which example a unit belongs to.
-    label: [N] int32 (classify, choice), [N] float32 (regress), [T] int32 with
-      IGNORED (tag), [N, 2] int32, start and end within the sequence (span);
-      None = not known.
+    example: [N] int32, the index of the example that a unit belongs to.
+    label: [N] int32 (classify, choice), [N] float32 (regress), [N, K] float32
+      (multi_label), [T] int32 with IGNORED (tag), or [N, 2] int32, the start
+      and end within the sequence (span); None if the labels are not known.
     num_choices: C.
-    num_truncated: sequences that lost tokens to the length.
-    words: [T] int32, the word of its example that the token predicts, or
-      IGNORED (tag).
-    char_starts, char_ends: [T] int32, the characters of the context that the
-      token stands for, IGNORED outside the context (span).
-    is_max_context: [T] bool, no other window shows the token with more on its
-      poorer side (span).
-    contexts: the text of each example, which answers are cut from (span).
-    labels: where `label` stands in a batch.
+    num_truncated: the number of sequences that were truncated.
+    words: [T] int32, the index in its example of the word that the token
+      predicts, or IGNORED (tag).
+    char_starts, char_ends: [T] int32, the range of characters of the context
+      that the token stands for; IGNORED outside the context (span).
+    is_max_context: [T] bool, whether no other window gives the token more
+      context on its shorter side (span).
+    contexts: the context of each example, from which answers are cut (span).
+    labels: the batch keys of `label`.
   """
 
   token_ids: np.ndarray
@@ -58,12 +59,12 @@ class Features:
 
   @property
   def lengths(self) -> np.ndarray:
-    """[M] tokens of each sequence."""
+    """[M] the number of tokens of each sequence."""
     return np.diff(self.offsets)
 
   @property
   def num_examples(self) -> int:
-    """Examples that the units are of; each has at least one."""
+    """The number of examples, each of which has at least one unit."""
     return int(self.example[-1]) + 1
 
   def __len__(self) -> int:
@@ -75,11 +76,11 @@ def pair_sequences(
   tokenizer: interface.Tokenizer,
   seq_len: int,
 ) -> dict[str, Any]:
-  """Makes a sequence of each text or pair of texts.
+  """Makes one sequence of each text or pair of texts.
 
   Args:
-    pairs: M of them; the second text may be None.
-    tokenizer: whose template is used.
+    pairs: M pairs; the second text may be None.
+    tokenizer: the tokenizer, whose template is used.
     seq_len: L; longer sequences are truncated.
 
   Returns:
@@ -87,13 +88,11 @@ def pair_sequences(
 
   Source: google-research/bert run_classifier.py:377-571
   """
-  texts = [text for pair in pairs for text in pair if text is not None]
-  ids = iter(encode(tokenizer, texts))
+  given = [[text for text in pair if text is not None] for pair in pairs]
+  ids = iter(encode(tokenizer, list(itertools.chain.from_iterable(given))))
   sequences = [
-    build_sequence(
-      tokenizer, [next(ids) for text in pair if text is not None], seq_len
-    )
-    for pair in pairs
+    build_sequence(tokenizer, [next(ids) for _ in texts], seq_len)
+    for texts in given
   ]
   return columns_of([(ids, types) for ids, types, _ in sequences]) | {
     "num_truncated": sum(is_cut for _, _, is_cut in sequences)
@@ -103,15 +102,15 @@ def pair_sequences(
 def build_sequence(
   tokenizer: interface.Tokenizer, texts: Sequence[list[int]], seq_len: int
 ) -> tuple[list[int], list[int], bool]:
-  """Puts the ids of one or two texts together.
+  """Joins one or two texts to a sequence with special tokens.
 
   Args:
-    tokenizer: whose template is used.
-    texts: the ids of each text.
-    seq_len: L, tokens that the sequence may have.
+    tokenizer: the tokenizer, whose template is used.
+    texts: the token ids of each text.
+    seq_len: L, the most tokens that the sequence may have.
 
   Returns:
-    Its ids, their token types, and whether it was truncated.
+    The token ids, their segment ids, and whether a text was truncated.
   """
   is_pair = len(texts) > 1
   room = seq_len - tokenizer.template.num_special(is_pair)
@@ -126,34 +125,35 @@ def build_sequence(
 def columns_of(
   sequences: Sequence[tuple[list[int], list[int]]],
 ) -> dict[str, Any]:
-  """Returns the columns of sequences that templates have built.
+  """Returns `token_ids`, `segment_ids` and `offsets` of `Features`.
 
   Args:
-    sequences: the ids and the token types of each.
+    sequences: the token ids and segment ids of each sequence.
   """
   ids, types = (
     itertools.chain.from_iterable(part) for part in zip(*sequences, strict=True)
   )
+  lengths = [len(ids) for ids, _ in sequences]
   return {
     "token_ids": np.fromiter(ids, np.int32),
     "segment_ids": np.fromiter(types, np.int8),
-    "offsets": offsets_of([len(ids) for ids, _ in sequences]),
+    "offsets": np.cumsum([0, *lengths], dtype=np.int64),
   }
 
 
 def truncated_lengths(a: int, b: int, room: int) -> tuple[int, int]:
-  """How much two texts keep when tokens are taken off the longer one.
+  """Returns the lengths of two texts after they are truncated.
 
-  What popping one token at a time from the longer text, of two equally long
-  ones from the second, comes to.
+  The result is the same as that of removing one token at a time from the longer
+  text, or from the second text if both have the same length.
 
   Args:
-    a: tokens of the first text.
-    b: tokens of the second.
-    room: tokens that both may have together.
+    a: the number of tokens of the first text.
+    b: the number of tokens of the second text.
+    room: the most tokens that both may have together.
 
   Returns:
-    Tokens kept of the first and of the second.
+    The number of tokens that the first and the second text keep.
 
   Example:
     >>> truncated_lengths(9, 2, 5), truncated_lengths(9, 9, 5)
@@ -170,12 +170,7 @@ def truncated_lengths(a: int, b: int, room: int) -> tuple[int, int]:
 def encode(
   tokenizer: interface.Tokenizer, texts: Sequence[str]
 ) -> list[list[int]]:
-  """Ids of many texts; one that comes again, such as a context, once."""
+  """Returns the ids of texts, each of which is encoded only once."""
   distinct = list(dict.fromkeys(texts))
   ids = dict(zip(distinct, tokenizer.encode_batch(distinct), strict=True))
   return [ids[text] for text in texts]
-
-
-def offsets_of(lengths: Sequence[int]) -> np.ndarray:
-  """[M] lengths -> [M + 1] int64, where each sequence starts."""
-  return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

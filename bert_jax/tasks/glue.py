@@ -1,24 +1,21 @@
 """GLUE: nine tasks on texts and pairs of texts, and its diagnostic set.
 
 Labels are in the order of the original code if it has the task, and otherwise
-in the order of the files' own numbers. TFDS and Hugging Face number MNLI and AX
-as entailment, neutral, contradiction; `tfds_labels` holds that order, and the
-outputs of a head that was trained there must be reordered here. All other tasks
-agree.
+in the order of the numbers in the files. TFDS and Hugging Face number MNLI and
+AX as entailment, neutral, contradiction; `tfds_labels` holds that order, and
+the outputs of a head that was trained there must be reordered here. All other
+tasks agree.
 
 Source: https://aclanthology.org/W18-5446;
   google-research/bert run_classifier.py:208-374
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import logging
 import math
 from typing import Any
 
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
-
-_log = logging.getLogger(__name__)
 
 _PAPER = "https://aclanthology.org/W18-5446"
 _COLA_COLUMNS = ("source", "label", "mark", "sentence")
@@ -36,21 +33,17 @@ def make_reader(
 
   Args:
     no_header: split -> the names of its columns, for files without a header.
-    skip_broken: whether rows with a wrong number of columns are left out and
-      counted in the log, as is usual for QQP.
+    skip_broken: whether rows with a wrong number of columns are left out, as is
+      usual for QQP.
   """
-  names_of = no_header or {}
+  make_example = pair_maker(_parse_checked)
 
   def read(task: spec.Task, path: str, split: str) -> list[spec.PairExample]:
-    rows = tables.read_rows(path, names_of.get(split, ()), skip_broken)
-    if skip_broken:
-      lost = len(tables.read_lines(path)) - (split not in names_of) - len(rows)
-      if lost:
-        _log.warning("%s: left out %d broken rows", path, lost)
+    names = (no_header or {}).get(split, ())
+    rows = tables.read_rows(path, names, skip_broken)
     ids = _ids([row for _, row in rows])
-    needs_label = split not in task.test_splits
     return [
-      _example(task, id, row, where, needs_label)
+      make_example(task, split, where, id, row)
       for id, (where, row) in zip(ids, rows, strict=True)
     ]
 
@@ -69,47 +62,65 @@ def _ids(rows: Sequence[Mapping[str, Any]]) -> list[str]:
   return [str(number) for number in range(len(rows))]
 
 
-def _example(
-  task: spec.Task,
-  id: str,
-  row: Mapping[str, Any],
-  where: str,
-  needs_label: bool,
-) -> spec.PairExample:
-  texts = tables.text_pair(row, task.text, where)
-  label: int | float | None = None
-  if needs_label or row.get(task.label):
-    label = parse_label(task, tables.text_field(row, task.label, where), where)
-    if not task.labels and not 0 <= label <= _MAX_SCORE:
-      raise spec.TaskError(f"{where}: score {label} is not between 0 and 5")
-  return spec.PairExample(id, *texts, label)
+def pair_maker(
+  parse: Callable[[spec.Task, Any, str], Any],
+  missing: tuple[Any, ...] = (None, ""),
+) -> Callable[..., spec.PairExample]:
+  """Makes a function that turns a row into a text or pair with a label.
+
+  Args:
+    parse: (task, value of the label's column, "PATH:LINE") -> label.
+    missing: the values that stand for a missing label.
+
+  Returns:
+    A function (task, split, "PATH:LINE", id, row) -> example.
+  """
+
+  def example(task, split, where, id, row):
+    texts = tables.text_pair(row, task.text, where)
+    label = None
+    if not tables.lacks_label(task, row, split, missing):
+      value = tables.field(row, task.label, where)
+      label = None if value is None else parse(task, value, where)
+    return spec.PairExample(id, *texts, label)
+
+  return example
 
 
-def parse_label(task: spec.Task, text: str, where: str) -> int | float:
+def parse_label(task: spec.Task, value: Any, where: str) -> int | float:
   """Returns the id of a label, or a score.
+
+  Args:
+    task: the task; without labels, it has scores.
+    value: a text; JSON may also hold a number or a truth value.
+    where: the file and line, for the error.
 
   Raises:
     spec.TaskError: The label is unknown, or the score is not a finite number.
   """
   if task.labels:
-    return spec.label_id(task, text, where)
+    return spec.label_id(task, str(value), where)
   try:
-    score = float(text)
+    score = float(str(value))
   except ValueError:
     score = math.nan
   if not math.isfinite(score):
-    raise spec.TaskError(f"{where}: score {text!r} is no finite number")
+    raise spec.TaskError(f"{where}: score {value!r} is not a finite number")
   return score
+
+
+def _parse_checked(task: spec.Task, value: Any, where: str) -> int | float:
+  """Returns the id of a label, or a score that is within the range of STS-B."""
+  label = parse_label(task, value, where)
+  if not task.labels and not 0 <= label <= _MAX_SCORE:
+    raise spec.TaskError(f"{where}: score {label} is not between 0 and 5")
+  return label
 
 
 def _record_reader(*names: str) -> Callable[..., spec.PairExample]:
   """Makes the reader of TFDS records whose texts are in these fields."""
 
-  def read(
-    task: spec.Task, split: str, number: int, record: Mapping[str, Any]
-  ) -> spec.PairExample:
-    del split
-    where = f"{task.tfds}, record {number}"
+  def read(task, split, where, id, record) -> spec.PairExample:
     texts = tables.text_pair(record, names, where)
     value = tables.field(record, "label", where)
     label: int | float | None = None
@@ -117,8 +128,7 @@ def _record_reader(*names: str) -> Callable[..., spec.PairExample]:
       label = float(value) if value >= 0 else None
     elif value >= 0:
       label = task.labels.index((task.tfds_labels or task.labels)[int(value)])
-    id = str(int(record.get("idx", number)))
-    return spec.PairExample(id, *texts, label)
+    return spec.PairExample(str(record.get("idx", id)), *texts, label)
 
   return read
 
@@ -131,18 +141,14 @@ def _row(
   metrics: tuple[str, ...],
   source: str,
   *,
-  main_metric: str = "",
-  label: str = "label",
   record: tuple[str, ...] = (),
   **others: Any,
 ) -> spec.Task:
-  """Makes a task with the splits and file names that most GLUE tasks have."""
+  """Makes a task with the facts that most tasks of GLUE share."""
   files = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
   facts: dict[str, Any] = {
     "kind": "classify",
-    "train_split": "train",
-    "eval_splits": ("validation",),
-    "test_splits": ("test",),
+    "label": "label",
     "files": {split: (file,) for split, file in files.items()},
     "read": make_reader(),
     "read_record": _record_reader(*(record or text)),
@@ -155,9 +161,7 @@ def _row(
     text=text,
     labels=labels,
     metrics=metrics,
-    main_metric=main_metric or metrics[0],
     source=source,
-    label=label,
     **(facts | others),
   )
 
@@ -192,7 +196,7 @@ ROWS = (
     ("0", "1"),
     ("accuracy", "f1"),
     "https://aclanthology.org/I05-5002",
-    main_metric="f1",
+    main="f1",
     label="Quality",
     record=_PAIR,
     files={
@@ -209,9 +213,8 @@ ROWS = (
     ("pearson", "spearman"),
     "https://aclanthology.org/S17-2001",
     kind="regress",
-    main_metric="spearman",
+    main="spearman",
     label="score",
-    read=make_reader(),
   ),
   _row(
     "qqp",
@@ -220,7 +223,7 @@ ROWS = (
     ("0", "1"),
     ("accuracy", "f1"),
     "https://quoradata.quora.com/First-Quora-Dataset-Release-Question-Pairs",
-    main_metric="f1",
+    main="f1",
     label="is_duplicate",
     read=make_reader(skip_broken=True),
   ),
@@ -248,14 +251,7 @@ ROWS = (
       "test_mismatched": "MNLI-mm.tsv",
     },
   ),
-  _row(
-    "qnli",
-    "QNLI",
-    ("question", "sentence"),
-    _TWO,
-    ("accuracy",),
-    _PAPER,
-  ),
+  _row("qnli", "QNLI", ("question", "sentence"), _TWO, ("accuracy",), _PAPER),
   _row("rte", "RTE", _PAIR, _TWO, ("accuracy",), _PAPER),
   _row("wnli", "WNLI", _PAIR, ("0", "1"), ("accuracy",), _PAPER),
   _row(

@@ -1,152 +1,150 @@
 """Named entities in the column format of CoNLL: CoNLL-2003 and WNUT-17.
 
-A line holds a word and its tag, last, with other columns between; a blank line
-ends a sentence, a line that begins with -DOCSTART- a document. Where a file
-has no such lines, every sentence is a document of its own.
+Each line holds a word and, in its last column, its tag. A blank line ends a
+sentence, and a line that begins with -DOCSTART- starts a document. In a file
+without such lines, every sentence is its own document.
 
 Source: section 5.3; https://aclanthology.org/W03-0419,
   https://aclanthology.org/W17-4418
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
 from typing import Any
 
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
 
-SCHEMES = ("auto", "iob1", "iob2")
-
 _DOCUMENT = "-DOCSTART-"
+_WNUT_TYPES = "corporation creative-work group location person product"
 
 
-@dataclasses.dataclass
-class _Sentence:
-  document: int
-  words: list[str]
-  tags: list[str]
-  lines: list[int]
+def to_iob2(tags: Sequence[str], where: Sequence[str]) -> tuple[str, ...]:
+  """Returns the tags of a sentence in IOB2, where every entity begins with B-.
 
-
-def to_iob2(
-  tags: Sequence[str], scheme: str = "auto", where: Sequence[str] = ()
-) -> tuple[str, ...]:
-  """Tags of a sentence in the scheme that every entity begins with B-.
-
-  IOB1 writes B- only where an entity follows another of its type. Reading
-  IOB2 by that rule changes nothing, so "auto" reads both.
+  IOB1 has B- only for an entity that follows another of the same type. The
+  rules of IOB1 leave tags in IOB2 as they are, so both can be read.
 
   Args:
-    tags: O, B-TYPE or I-TYPE.
-    scheme: "auto", "iob1" or "iob2"; the last refuses an I- that continues
-      nothing.
+    tags: O, B-TYPE or I-TYPE for each word.
     where: "PATH:LINE" of each tag, for errors.
 
   Raises:
-    spec.TaskError: another form of tag, or one the scheme does not allow.
+    spec.TaskError: A tag has another form.
 
   Example:
-    >>> to_iob2(["I-LOC", "I-LOC", "B-LOC", "O", "I-PER"])
-    ('B-LOC', 'I-LOC', 'B-LOC', 'O', 'B-PER')
+    >>> to_iob2(["I-LOC", "I-LOC", "B-LOC", "O"], ["f:1", "f:2", "f:3", "f:4"])
+    ('B-LOC', 'I-LOC', 'B-LOC', 'O')
   """
-  if scheme not in SCHEMES:
-    raise spec.TaskError(f"scheme={scheme!r}; use one of {', '.join(SCHEMES)}")
   result = []
-  entity = ""  # type of the entity that the last word belongs to
-  for i, tag in enumerate(tags):
+  entity = ""  # the type of the entity that the last word belongs to
+  for tag, place in zip(tags, where, strict=True):
     prefix, _, kind = tag.partition("-")
-    place = where[i] if where else f"word {i}"
     if tag != "O" and (prefix not in ("B", "I") or not kind):
       raise spec.TaskError(
         f"{place}: tag {tag!r} is not known; wanted O, B-TYPE or I-TYPE"
       )
     if prefix == "I" and kind != entity:
-      if scheme == "iob2":
-        raise spec.TaskError(
-          f"{place}: tag {tag!r} continues no entity, so the file is not IOB2;"
-          " write B- where an entity begins"
-        )
       tag = f"B-{kind}"
     entity = kind
     result.append(tag)
   return tuple(result)
 
 
+def parse_tags(
+  task: spec.Task, tags: Sequence[str], where: Sequence[str]
+) -> tuple[str, ...]:
+  """Returns the tags of a sentence in IOB2; checks that the task has them.
+
+  Args:
+    task: the task; without labels, any type of entity is accepted.
+    tags: as for `to_iob2`.
+    where: as for `to_iob2`.
+  """
+  labels = to_iob2(tags, where)
+  if task.labels:
+    for label, place in zip(labels, where, strict=True):
+      spec.label_id(task, label, place)
+  return labels
+
+
 def tag_labels(tags: Iterable[str]) -> tuple[str, ...]:
-  """O, then B- and I- of each type in the order of the alphabet."""
+  """Returns O, and B- and I- of each type, which are sorted."""
   kinds = sorted({tag[2:] for tag in tags if tag != "O"})
   return ("O", *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI"))
 
 
 def make_reader(
-  num_columns: int = 0, scheme: str = "auto"
+  num_columns: int = 0,
 ) -> Callable[[spec.Task, str, str], list[spec.TagExample]]:
   """Makes the reader of files in columns.
 
   Args:
-    num_columns: of a line; 0 = as many as the first line has, where a single
-      one means words without tags.
-    scheme: of the tags, one of SCHEMES.
+    num_columns: the number of columns; 0 means as many as the first line has,
+      where a single one means words without tags.
   """
 
   def read(task: spec.Task, path: str, split: str) -> list[spec.TagExample]:
     sentences = list(_sentences(path, num_columns))
     if not sentences:
       raise spec.TaskError(f"{path} has no sentences")
-    if not tables.read_text(path).endswith("\n"):
-      tables.warn_of_cut(path)
-    has_documents = any(s.document for s in sentences)
+    tables.lacks_line_end(path)  # Logs it.
+    has_documents = any(document for document, _ in sentences)
     examples = []
-    for number, s in enumerate(sentences):
+    for number, (document, lines) in enumerate(sentences):
       labels = None
-      if s.tags:
-        where = [f"{path}:{line}" for line in s.lines]
-        labels = to_iob2(s.tags, scheme, where)
-        for label, place in zip(labels, where, strict=True):
-          if task.labels:
-            spec.label_id(task, label, place)
+      if len(lines[0][1]) > 1:
+        tags = [cells[-1] for _, cells in lines]
+        labels = parse_tags(task, tags, [where for where, _ in lines])
       elif split not in task.test_splits:
         raise spec.TaskError(
-          f"{path}:{s.lines[0]}: a single column, wanted a word and its tag;"
-          " only a test split may lack the tags"
+          f"{lines[0][0]}: a single column, wanted a word and its tag; only a"
+          " test split may lack the tags"
         )
-      document = s.document if has_documents else number
+      words = tuple(cells[0] for _, cells in lines)
       examples.append(
-        spec.TagExample(str(number), tuple(s.words), labels, document)
+        spec.TagExample(
+          str(number), words, labels, document if has_documents else number
+        )
       )
     return examples
 
   return read
 
 
-def _sentences(path: str, num_columns: int) -> Iterator[_Sentence]:
-  """The sentences of a file; document 0 is what precedes the first mark."""
-  sentence = _Sentence(0, [], [], [])
+def _sentences(
+  path: str, num_columns: int
+) -> Iterator[tuple[int, list[tuple[str, list[str]]]]]:
+  """Yields the sentences of a file.
+
+  Yields:
+    The number of the document (0 before the first -DOCSTART-), and for each
+    line of the sentence "PATH:LINE" and its columns.
+  """
+  lines = [
+    (f"{path}:{number}", _cells(line))
+    for number, line in enumerate(tables.read_lines(path), 1)
+  ]
   document = 0
-  for number, line in enumerate(tables.read_lines(path), 1):
-    cells = _cells(line)
-    if not cells or cells[0] == _DOCUMENT:
-      if sentence.words:
-        yield sentence
-      document += bool(cells)
-      sentence = _Sentence(document, [], [], [])
+  for is_word, group in itertools.groupby(
+    lines, lambda line: line[1][:1] not in ([], [_DOCUMENT])
+  ):
+    sentence = list(group)
+    if not is_word:
+      document += sum(bool(cells) for _, cells in sentence)
       continue
-    num_columns = num_columns or len(cells)
-    if len(cells) != num_columns:
-      raise spec.TaskError(
-        f"{path}:{number}: {len(cells)} columns, wanted {num_columns}: a word,"
-        " its tag last, tabs or spaces between"
-      )
-    sentence.words.append(cells[0])
-    sentence.lines.append(number)
-    if num_columns > 1:
-      sentence.tags.append(cells[-1])
-  if sentence.words:
-    yield sentence
+    num_columns = num_columns or len(sentence[0][1])
+    for where, cells in sentence:
+      if len(cells) != num_columns:
+        raise spec.TaskError(
+          f"{where}: {len(cells)} columns, wanted {num_columns}: a word first"
+          " and its tag last, with tabs or spaces between the columns"
+        )
+    yield document, sentence
 
 
 def _cells(line: str) -> list[str]:
-  """The columns of a line; [] of one that is blank."""
+  """Returns the columns of a line; [] if it is blank."""
   if not line.strip():
     return []
   if "\t" in line:
@@ -154,31 +152,24 @@ def _cells(line: str) -> list[str]:
   return line.split()
 
 
-def _record(
-  task: spec.Task, split: str, number: int, record: Mapping[str, Any]
-) -> spec.TagExample | None:
-  """A sentence of TFDS, which keeps no documents; None of one without words."""
-  del split
+def _record(task, split, where, id, record) -> spec.TagExample | None:
+  """Reads a sentence of TFDS, which keeps no documents; None if it is empty."""
   names = task.tfds_labels or task.labels
-  where = f"{task.tfds}, record {number}"
   words = [
-    word.decode("utf-8") if isinstance(word, bytes) else str(word)
+    tables.as_text(word, "tokens", where)
     for word in tables.field(record, "tokens", where)
   ]
   if not words:
     return None
   tags = [names[int(i)] for i in tables.field(record, "ner", where)]
-  return spec.TagExample(
-    str(number), tuple(words), to_iob2(tags), document=number
-  )
+  labels = to_iob2(tags, [where] * len(words))
+  return spec.TagExample(id, tuple(words), labels, document=int(id))
 
 
 _FACTS: dict[str, Any] = {
   "kind": "tag",
   "text": ("words",),
   "metrics": ("entity_f1", "precision", "recall", "accuracy"),
-  "main_metric": "entity_f1",
-  "train_split": "train",
   "eval_splits": ("validation", "test"),
   "test_splits": (),
 }
@@ -204,17 +195,7 @@ ROWS = (
   ),
   spec.Task(
     name="wnut17",
-    labels=tag_labels(
-      f"B-{kind}"
-      for kind in (
-        "corporation",
-        "creative-work",
-        "group",
-        "location",
-        "person",
-        "product",
-      )
-    ),  # fmt: skip
+    labels=tag_labels(f"B-{kind}" for kind in _WNUT_TYPES.split()),
     source="https://aclanthology.org/W17-4418",
     files={
       "train": ("wnut17train.conll",),

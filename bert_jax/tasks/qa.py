@@ -1,9 +1,10 @@
-"""SQuAD 1.1 and 2.0: questions on a text, answered by a stretch of it.
+"""SQuAD 1.1 and 2.0: questions about a text that holds the answer.
 
 Source: https://aclanthology.org/D16-1264, https://aclanthology.org/P18-2124
 """
 
 from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import logging
 import re
@@ -14,24 +15,26 @@ from bert_jax.tasks import tables
 
 _log = logging.getLogger(__name__)
 
-# Of the questions to train on, the share whose answer may not be there: the
-# official files have a few. More, and the file is not what it should be.
+# The largest share of training questions whose answer may be missing from the
+# context. The official files have a few of them; a file with more is wrong.
 _MAX_LOST_RATE = 0.01
 
 
 def locate(text: str, start: int, context: str) -> tuple[str, int] | None:
-  """An answer as it stands in its context.
+  """Finds an answer in its context.
 
-  Offsets in the wild are a few characters off, and spaces differ. As in the
-  original, the answer is looked for in the words that it is said to stand in.
+  In real files, offsets are a few characters off and spaces differ. As in the
+  original, the answer is looked for in the words at which it should be.
 
   Args:
     text: the answer.
-    start: where it is said to begin; below 0 = anywhere, the first time.
-    context: the text.
+    start: the index of its first character according to the file; a negative
+      one means the first occurrence anywhere.
+    context: the text that holds the answer.
 
   Returns:
-    The characters of the context and where they begin, or None.
+    The answer as the context spells it and the index of its first character, or
+    None if it is not there.
 
   Example:
     >>> locate("John  Smith", 5, "was (John Smith)")
@@ -62,75 +65,69 @@ def make_reader(
 ) -> Callable[[spec.Task, str, str], list[spec.SpanExample]]:
   """Makes the reader of SQuAD's JSON.
 
-  An answer that cannot be found in its context can be scored but not learned.
-  In the training split such a question is left out, and their number logged,
-  as in the original; elsewhere the answer is kept for its text. A file with
-  more than a hundredth of them to train on is refused.
+  An answer that is not in its context can be scored but not learned. As in the
+  original, a training question with such an answer is left out and logged; in
+  other splits the answer is kept for its text. A training file in which more
+  than a hundredth of the questions have such an answer raises an error.
 
   Args:
-    strict: refuse a file with any such answer.
+    strict: whether any such answer raises an error.
   """
 
   def read(task: spec.Task, path: str, split: str) -> list[spec.SpanExample]:
     found: list[spec.SpanExample] = []
-    lost: list[str] = []  # what is wrong with them
-    count = 0
-    for where, context, question in _questions(path):
+    lost: list[str] = []  # what is wrong with each such question
+    with reading(path) as content:
+      questions = [
+        (f"{path}: question {question['id']}", paragraph["context"], question)
+        for paragraph, question in questions_of(content)
+      ]
+    for where, context, question in questions:
       example = _example(task, context, question, where)
-      count += 1
-      if answer := _unplaced(example):
-        message = (
-          f"{where}: answer {answer[0]!r} is not in its context at character"
-          f" {answer[1]}; correct answer_start or the text"
+      unplaced = [a for a in example.answers if not locate(*a, context)]
+      if unplaced:
+        text, start = unplaced[0]
+        lost.append(
+          f"{where}: answer {text!r} is not in its context at character"
+          f" {start}; correct answer_start or the text"
         )
         if strict:
-          raise spec.TaskError(message)
-        lost.append(message)
+          raise spec.TaskError(lost[0])
       placed = _place(task, split, example, where)
       if placed is not None:
         found.append(placed)
-    if not count:
+    if not questions:
       raise spec.TaskError(f"{path}: no questions")
-    if split == task.train_split and len(lost) > _MAX_LOST_RATE * count:
+    is_train = split == task.train_split
+    if is_train and len(lost) > _MAX_LOST_RATE * len(questions):
       raise spec.TaskError(
-        f"{lost[0]} ({len(lost)} of {count} questions of the file have "
-        "none there)"
+        f"{lost[0]} (the answers of {len(lost)} of {len(questions)} questions"
+        " are not in their contexts)"
       )
-    if lost and split != task.train_split:
+    if lost:
       _log.warning(
-        "%s: of %d of %d questions an answer is not in the context; it is"
-        " scored by its text (first: %s)", path, len(lost), count, lost[0],
-      )  # fmt: skip
-    elif lost:
-      _log.warning(
-        "%s: left out %d of %d questions, whose answer is not in the context"
-        " (first: %s)", path, len(lost), count, lost[0],
+        "%s: the answers of %d of %d questions are not in their contexts; these"
+        " questions are %s (first: %s)", path, len(lost), len(questions),
+        "left out" if is_train else "scored by the text of the answer", lost[0],
       )  # fmt: skip
     return found
 
   return read
 
 
-def _unplaced(example: spec.SpanExample) -> tuple[str, int] | None:
-  """The first answer that is not in the context, or None."""
-  return next(
-    (a for a in example.answers if not locate(*a, example.context)), None
-  )
-
-
 def _place(
   task: spec.Task, split: str, example: spec.SpanExample, where: str
 ) -> spec.SpanExample | None:
-  """The example with its answers as they stand in the context.
+  """Returns the example with its answers as the context spells them.
 
-  None where it is to train on, and its answer is not there.
+  Returns None for a training example whose answer is not in the context.
   """
   found = [locate(*answer, example.context) for answer in example.answers]
   if split == task.train_split and not example.is_impossible:
     if len(found) != 1:
       raise spec.TaskError(
-        f"{where}: {len(found)} answers; a question to train on has one, or"
-        " is_impossible where the task allows it"
+        f"{where}: {len(found)} answers; a training question has one answer,"
+        " or is_impossible if the task allows it"
       )
     if not found[0]:
       return None
@@ -140,36 +137,42 @@ def _place(
   )
 
 
-def _questions(path: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-  """("PATH: question ID", context, question) of a file."""
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[Any]:
+  """Reads the content of a SQuAD file, whose use may raise an error.
+
+  Raises:
+    spec.TaskError: The file is not laid out as SQuAD.
+  """
   content = tables.read_json(path)
   try:
-    for article in content["data"]:
-      for paragraph in article["paragraphs"]:
-        for question in paragraph["qas"]:
-          yield (
-            f"{path}: question {question['id']}",
-            paragraph["context"],
-            question,
-          )
-  except (KeyError, TypeError) as error:
+    yield content
+  except (KeyError, TypeError, AttributeError) as error:
     raise spec.TaskError(
       f"{path} is not laid out as SQuAD: {error!r:.300}; wanted data,"
-      " paragraphs, context, qas, id, question, answers"
+      " paragraphs, context, qas, id, question, answers, text"
     ) from error
+
+
+def questions_of(content: Any) -> Iterator[tuple[Any, Any]]:
+  """Yields (paragraph, question) for each question of a SQuAD file."""
+  for article in content["data"]:
+    for paragraph in article["paragraphs"]:
+      for question in paragraph["qas"]:
+        yield paragraph, question
 
 
 def _example(
   task: spec.Task, context: str, question: Mapping[str, Any], where: str
 ) -> spec.SpanExample:
-  """A question with its answers as the file has them."""
+  """Returns a question with its answers as the file spells them."""
   if not isinstance(context, str):
     raise spec.TaskError(f"{where}: context is {context!r}; wanted text")
   is_impossible = bool(question.get("is_impossible", False))
   if is_impossible and not task.has_null:
     raise spec.TaskError(
       f"{where} has no answer, which task {task.name} does not allow; use"
-      " squad_v2, or has_null for own data"
+      " squad_v2, or set task.has_null for own data"
     )
   try:
     answers = tuple(
@@ -190,24 +193,20 @@ def _example(
     ) from error
 
 
-def _record(
-  task: spec.Task, split: str, number: int, record: Mapping[str, Any]
-) -> spec.SpanExample | None:
-  """A question of TFDS; None as in `_place`."""
-  where = f"{task.tfds}, record {number}"
+def _record(task, split, where, id, record) -> spec.SpanExample | None:
+  """Reads a question of TFDS; None as for `_place`."""
+  del id  # TFDS has the ids of SQuAD.
   context = tables.text_field(record, "context", where)
   answers = tables.field(record, "answers", where)
-  known = zip(answers["text"], answers["answer_start"], strict=True)
   question = {
     "id": tables.text_field(record, "id", where),
     "question": tables.text_field(record, "question", where),
-    "is_impossible": bool(record.get("is_impossible", False)),
+    "is_impossible": record.get("is_impossible", False),
     "answers": [
-      {
-        "text": text.decode("utf-8") if isinstance(text, bytes) else str(text),
-        "answer_start": int(start),
-      }
-      for text, start in known
+      {"text": tables.as_text(text, "answers", where), "answer_start": start}
+      for text, start in zip(
+        answers["text"], answers["answer_start"], strict=True
+      )
     ],
   }
   example = _example(task, context, question, where)
@@ -217,12 +216,9 @@ def _record(
 _FACTS: dict[str, Any] = {
   "kind": "span",
   "text": ("question", "context"),
-  "labels": (),
   "metrics": ("exact", "f1"),
-  "main_metric": "f1",
+  "main": "f1",
   "percent": 1.0,
-  "train_split": "train",
-  "eval_splits": ("validation",),
   "test_splits": (),
   "read": make_reader(),
   "read_record": _record,

@@ -1,8 +1,8 @@
-"""What a fine-tuning task is: one row of facts, and the shapes of examples.
+"""Defines fine-tuning tasks and their examples.
 
-A row names its kind, its labels in the order of the ids, its metrics and where
-its files lie. Everything that differs between two tasks of one kind is in the
-row; what differs between kinds is in bert_jax/kinds.
+A `Task` names its kind, its labels in the order of their ids, its metrics and
+its files. It holds everything that differs between two tasks of one kind;
+bert_jax/kinds holds what differs between kinds.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,16 +13,16 @@ from bert_jax.runtime import errors
 
 
 class TaskError(errors.UserError):
-  """Task data cannot be used; says where and what to change."""
+  """The data or the settings of a task cannot be used."""
 
   def __init__(self, message: str):
-    if len(message) > 1000:  # it quotes the data: the ends say what is wrong
+    if len(message) > 1000:  # It quotes the data; its two ends are enough.
       message = f"{message[:700]} ... {message[-200:]}"
     super().__init__(message)
 
 
 class _Labelled:
-  """An example with one label, or None where it is not known."""
+  """An example whose label is None if it is not known."""
 
   __slots__ = ()
   label: Any
@@ -35,14 +35,14 @@ class _Labelled:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PairExample(_Labelled):
-  """A text, or two, with a label.
+  """A text or a pair of texts, with a label.
 
   Attributes:
-    id: as in the file (GLUE's `index`), else its number in the file.
+    id: the id in the file (GLUE's `index`), or else the number of the row.
     text_a: the first text.
-    text_b: the second, or None where a task has one.
-    label: place in `Task.labels`, several such places, or a score; None = not
-      known.
+    text_b: the second text; None if the task has one text.
+    label: an index into `Task.labels`, several of them, or a score; None if it
+      is not known.
   """
 
   id: str
@@ -52,18 +52,18 @@ class PairExample(_Labelled):
 
   @property
   def pairs(self) -> tuple[tuple[str, str | None], ...]:
-    """The one text or pair, in the form that several choices have."""
+    """The text or pair as the only one, as `ChoiceExample` has several."""
     return ((self.text_a, self.text_b),)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ChoiceExample(_Labelled):
-  """Several pairs of texts of which one fits; kind "choice".
+  """Several pairs of texts, one of which is right; kind "choice".
 
   Attributes:
-    id: as in the file, else its number in the file.
-    pairs: C pairs, each fed to the encoder on its own.
-    label: which pair fits, or None = not known.
+    id: the id in the file, or else the number of the row.
+    pairs: C pairs, which the encoder reads one at a time.
+    label: the index of the right pair; None if it is not known.
   """
 
   id: str
@@ -73,13 +73,13 @@ class ChoiceExample(_Labelled):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TagExample:
-  """The words of a sentence, each with a tag; kind "tag".
+  """A sentence with a tag for each word; kind "tag".
 
   Attributes:
-    id: number of the sentence in the file.
-    words: as in the file.
-    labels: a tag a word, IOB2; None = not known.
-    document: number of the document that the sentence is from.
+    id: the number of the sentence in the file.
+    words: the words of the sentence.
+    labels: the IOB2 tag of each word; None if they are not known.
+    document: the number of the document that the sentence belongs to.
   """
 
   id: str
@@ -95,15 +95,15 @@ class TagExample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SpanExample:
-  """A question on a text; kind "span".
+  """A question about a text; kind "span".
 
   Attributes:
-    id: of the question.
+    id: the id of the question.
     question: the question.
     context: the text that holds the answer.
-    answers: (text, first character in `context`) of each person asked; ()
-      where `is_impossible`, or where the answers are not known.
-    is_impossible: the text is known not to answer the question.
+    answers: (text, index of its first character in `context`) for each person
+      who answered; () if `is_impossible` or if no answer is known.
+    is_impossible: whether the context is known not to hold an answer.
   """
 
   id: str
@@ -126,84 +126,84 @@ class Task:
   """The facts of a task.
 
   Attributes:
-    name: lower-case, as in a config.
-    kind: of task; bert_jax/kinds has what a kind needs.
-    text: columns or fields of the text, in the order the encoder sees them.
-    labels: as files and predictions spell them; a label's id is its place. ()
-      for kinds without named labels.
-    metrics: names in the scores of its kind.
-    main_metric: the one that models are compared by.
-    train_split: its name, or "" where the task has no training data.
-    eval_splits: with labels.
-    test_splits: without labels, as far as they are public.
-    source: address of the paper or of the data.
-    files: split -> names of its file; the first that exists is read.
-    folders: names of the folder that benchmarks ship the files in, tried
-      after the given folder itself.
-    read: (task, path, split) -> examples of a file.
-    read_record: (task, split, number, record) -> example of a TFDS record, or
-      None where it is left out.
-    tfds: name of the TFDS builder, or "".
-    tfds_splits: our split -> TFDS's, where the names differ.
-    tfds_labels: labels in the order of TFDS's ids, where these differ.
-    label: column of the label, or "".
-    label_separator: what stands between several labels in one column.
-    has_null: questions may have no answer (kind "span").
-    percent: what makes per cent of its scores.
-    submission: split -> file name on the GLUE server.
-    trained_as: the task whose model is evaluated; "" = this one.
+    name: the name in configs, in lower case.
+    kind: the name of the kind of task, see bert_jax/kinds.
+    read: (task, path, split) -> the examples of a file.
+    metrics: the names of its metrics, among the scores of its kind.
+    main: the metric by which models are compared; "" means the first.
+    text: the columns of the texts, in the order in which the encoder reads
+      them.
+    label: the column of the label, or "".
+    labels: the labels as files and predictions spell them, in the order of
+      their ids; () if labels have no names.
+    columns: the names of the columns, for files without a header line.
+    label_separator: the separator of several labels in one column.
+    has_null: whether questions may have no answer (kind "span").
+    train_split: the name of the split to train on; "" if there is none.
+    eval_splits: the splits with labels to evaluate on.
+    test_splits: the splits whose labels may be missing.
+    source: the address of the paper or of the data.
+    files: split -> possible names of its file; the first that exists is read.
+    folders: the names of the benchmark's own folder, which are tried after
+      the given folder itself.
+    read_record: (task, split, where, id, record) -> the example of a TFDS
+      record, or None to leave the record out; `where` names the record in
+      errors.
+    tfds: the name of the TFDS builder, or "".
+    tfds_splits: split -> the name that TFDS gives it, where it differs.
+    tfds_labels: the labels in the order of TFDS's ids, if that differs.
+    percent: the factor that turns its scores into percent.
+    submission: split -> the name of its file on the GLUE server.
+    trained_as: the task whose model is evaluated on this one; "" means itself.
   """
 
   name: str
   kind: str
-  text: tuple[str, ...]
-  labels: tuple[str, ...]
-  metrics: tuple[str, ...]
-  main_metric: str
-  train_split: str
-  eval_splits: tuple[str, ...]
-  test_splits: tuple[str, ...]
-  source: str
-  files: Mapping[str, tuple[str, ...]]
   read: Callable[["Task", str, str], list[Any]]
-  read_record: Callable[["Task", str, int, Mapping[str, Any]], Any] | None = (
-    None
-  )
+  metrics: tuple[str, ...]
+  main: str = ""
+  text: tuple[str, ...] = ()
+  label: str = ""
+  labels: tuple[str, ...] = ()
+  columns: tuple[str, ...] = ()
+  label_separator: str = ","
+  has_null: bool = False
+  train_split: str = "train"
+  eval_splits: tuple[str, ...] = ("validation",)
+  test_splits: tuple[str, ...] = ("test",)
+  source: str = ""
+  files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   folders: tuple[str, ...] = ()
+  read_record: Callable[..., Any] | None = None
   tfds: str = ""
   tfds_splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
   tfds_labels: tuple[str, ...] = ()
-  label: str = ""
-  label_separator: str = ","
-  has_null: bool = False
   percent: float = 100.0
   submission: Mapping[str, str] = dataclasses.field(default_factory=dict)
   trained_as: str = ""
 
-  def __post_init__(self):
-    if self.main_metric not in self.metrics:
-      raise TaskError(
-        f"task {self.name}: main_metric={self.main_metric!r} is not among its"
-        f" metrics {', '.join(self.metrics)}"
-      )
+  @property
+  def main_metric(self) -> str:
+    """The metric by which models are compared."""
+    return self.main or self.metrics[0]
 
   @property
   def splits(self) -> tuple[str, ...]:
-    """All splits: training, evaluation, test."""
+    """All splits: for training, evaluation and test."""
     train = (self.train_split,) if self.train_split else ()
     return train + self.eval_splits + self.test_splits
 
 
 def label_id(task: Task, text: str, where: str) -> int:
-  """The id of a label.
+  """Returns the id of a label.
 
   Args:
-    task: whose labels are known.
+    task: the task, whose labels are known.
     text: the label as a file spells it.
-    where: file and line, for the error.
+    where: the file and line, for the error.
 
   Raises:
-    TaskError: it is none of the labels; lists them.
+    TaskError: The task has no such label; the message lists its labels.
   """
   try:
     return task.labels.index(text)
@@ -215,23 +215,23 @@ def label_id(task: Task, text: str, where: str) -> int:
 
 
 def have_labels(task: Task, examples: Sequence[Example]) -> bool:
-  """Whether a split has labels.
+  """Returns whether the examples of a split have labels.
 
   Raises:
-    TaskError: some examples have one and others do not.
+    TaskError: Some examples have a label and others do not.
   """
   known = [example.is_labelled for example in examples]
   if any(known) and not all(known):
     bad = examples[known.index(False)]
     raise TaskError(
-      f"task {task.name}: example {bad.id} has no label, others of its split"
-      " have one; label all or none"
+      f"task {task.name}: example {bad.id} has no label, but others of its"
+      " split have one; label all of them or none"
     )
   return all(known)
 
 
 def distinct_labels(texts: Iterable[str]) -> tuple[str, ...]:
-  """Labels of own data: sorted, numbers by their value."""
+  """Returns labels without repeats, sorted; numbers by their value."""
   found = set(texts)
   try:
     return tuple(sorted(found, key=float))

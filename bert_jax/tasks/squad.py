@@ -3,8 +3,8 @@
   python -m bert_jax.tasks.squad DATA.json PREDICTIONS.json
     [--na-prob-file null_odds.json] [--na-prob-thresh 0.0]
 
-prints what the official script of the file's version prints, under its keys.
-All scores are in percent, as there.
+prints the scores that the official script of the file's version prints, under
+the same keys. All scores are in percent.
 
 Source: https://aclanthology.org/D16-1264, https://aclanthology.org/P18-2124;
   the scripts evaluate-v1.1.py and evaluate-v2.0.py that came with the data
@@ -19,6 +19,7 @@ import string
 import sys
 from typing import Any
 
+from bert_jax.tasks import qa
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
 
@@ -29,7 +30,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-  """Lower case, without ASCII punctuation, articles and extra spaces.
+  """Returns a text without capitals, ASCII punctuation, articles, extra spaces.
 
   Example:
     >>> normalize_answer("The  U.S. Army!")
@@ -40,18 +41,18 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_score(answer: str, gold: str) -> float:
-  """1 where both are the same after normalising, else 0."""
+  """Returns 1 if both answers are the same after normalization, else 0."""
   return float(normalize_answer(answer) == normalize_answer(gold))
 
 
 def f1_score(answer: str, gold: str, *, empty_equals_empty: bool) -> float:
-  """Harmonic mean of precision and recall of words, 0 to 1.
+  """Returns the harmonic mean of the precision and recall of words, 0 to 1.
 
   Args:
-    answer: predicted.
-    gold: given by a person.
-    empty_equals_empty: whether two answers without words agree: they do in
-      version 2.0, where that means no answer, and do not in 1.1.
+    answer: the predicted answer.
+    gold: the answer of a person.
+    empty_equals_empty: whether two answers without words are equal. They are in
+      version 2.0, where they mean that there is no answer, but not in 1.1.
   """
   words = normalize_answer(answer).split()
   gold_words = normalize_answer(gold).split()
@@ -67,7 +68,7 @@ def f1_score(answer: str, gold: str, *, empty_equals_empty: bool) -> float:
 
 # --- Scores of a file ---
 
-# (question, answers that people gave; none = it has no answer)
+# (id of a question, the answers of people; empty if it has no answer)
 Golds = Sequence[tuple[str, Sequence[str]]]
 
 
@@ -76,7 +77,7 @@ def evaluate_v1(
 ) -> dict[str, float]:
   """Scores answers by the rules of version 1.1, in percent.
 
-  A question without a prediction is named on stderr and scores 0.
+  A question without a prediction scores 0, and a message on stderr names it.
 
   Args:
     golds: (id, answers) of every question.
@@ -84,6 +85,9 @@ def evaluate_v1(
 
   Returns:
     exact_match and f1.
+
+  Raises:
+    spec.TaskError: There is no question, or one has no answer.
   """
   exact = f1 = 0.0
   for id, answers in golds:
@@ -115,26 +119,32 @@ def evaluate_v2(
 ) -> dict[str, float]:
   """Scores answers by the rules of version 2.0, in percent.
 
-  A question without a prediction is named on stderr and left out of the
-  totals. The official script then stops with a KeyError where it comes to the
-  questions with and without an answer; here these totals leave it out too.
+  A question without a prediction is left out of all totals, and a message on
+  stderr names it. The official script stops with a KeyError when it computes
+  the totals of the questions with and without an answer.
 
   Args:
-    golds: (id, answers) of every question; none = it has no answer.
-    predictions: id -> answer, "" = none.
-    na_probs: id -> how likely there is no answer, on any scale.
-    na_prob_thresh: above it an answer is taken as "".
+    golds: (id, answers) of every question; no answers if it has none.
+    predictions: id -> answer; "" means no answer.
+    na_probs: id -> how likely the question has no answer, on any scale.
+    na_prob_thresh: an answer counts as "" if its probability in `na_probs` is
+      above this.
 
   Returns:
-    exact, f1, total; the same for questions with an answer (HasAns_) and
-    without (NoAns_), where there are any; with `na_probs` also best_exact and
+    exact, f1, total; the same for the questions with an answer (HasAns_) and
+    without one (NoAns_), if there are any; with `na_probs` also best_exact and
     best_f1 and the thresholds that give them (best_exact_thresh,
     best_f1_thresh).
+
+  Raises:
+    spec.TaskError: There is no prediction, or one is not in `na_probs`.
   """
   has_answer = {id: bool(answers) for id, answers in golds}
   raw = _raw_scores(golds, predictions)
   if not raw:
-    raise spec.TaskError("no question has a prediction; are the ids the same?")
+    raise spec.TaskError(
+      "no question has a prediction; both files must use the same ids"
+    )
   odds = dict.fromkeys(raw, 0.0) if na_probs is None else na_probs
   lost = [id for id in raw if id not in odds]
   if lost:
@@ -164,7 +174,7 @@ def evaluate_v2(
 def _raw_scores(
   golds: Golds, predictions: Mapping[str, str]
 ) -> dict[str, tuple[float, float]]:
-  """The (exact, F1) by id of the questions with a prediction."""
+  """Returns id -> (exact, F1) of the questions with a prediction."""
   scores = {}
   for id, answers in golds:
     if id not in predictions:
@@ -197,20 +207,20 @@ def best_threshold(
   na_probs: Mapping[str, float],
   has_answer: Mapping[str, bool],
 ) -> tuple[float, float]:
-  """The threshold of `na_probs` that gives the best score.
+  """Finds the threshold of `na_probs` that gives the best score.
 
-  Starts from no answer to any question and takes the predictions back one by
-  one, the least likely to have no answer first.
+  At first no question has an answer. The predictions are then added one by one,
+  beginning with the question that most likely has an answer.
 
   Args:
     scores: id -> score of its prediction, 0 to 1.
-    predictions: id -> answer, "" = none.
-    na_probs: id -> how likely there is no answer.
-    has_answer: id -> whether there is one.
+    predictions: id -> answer; "" means no answer.
+    na_probs: id -> how likely the question has no answer.
+    has_answer: id -> whether the question has an answer.
 
   Returns:
-    The score in percent, and the threshold; 0.0 where no answer to any
-    question is best, as in the official script.
+    The score in percent, and the threshold. The threshold is 0.0 if it is best
+    to answer no question, as in the official script.
   """
   best = score = float(sum(not known for known in has_answer.values()))
   threshold = 0.0
@@ -231,37 +241,26 @@ def _name_missing(message: str) -> None:
 
 
 def golds_of(examples: Iterable[spec.SpanExample]) -> Golds:
-  """(id, answers) of examples."""
+  """Returns (id, answers) of each example."""
   return [(e.id, [text for text, _ in e.answers]) for e in examples]
 
 
 def read_golds(path: str) -> tuple[bool, Golds]:
-  """The questions of a SQuAD file.
+  """Reads the questions of a SQuAD file.
 
   Returns:
-    Whether it is of version 2.0, and (id, answers) of each question.
+    Whether the file is of version 2.0, and (id, answers) of each question.
 
   Raises:
-    spec.TaskError: the file is broken off or laid out in another way.
+    spec.TaskError: The file is truncated or laid out in another way.
   """
-  content = tables.read_json(path)
-  try:
-    questions = [
-      question
-      for article in content["data"]
-      for paragraph in article["paragraphs"]
-      for question in paragraph["qas"]
-    ]
+  with qa.reading(path) as content:
+    questions = [question for _, question in qa.questions_of(content)]
     golds = [(q["id"], [a["text"] for a in q["answers"]]) for q in questions]
     for id, answers in golds:
       if not all(isinstance(text, str) for text in (id, *answers)):
-        raise TypeError(f"question {id!r:.60}: the id or an answer is no text")
+        raise TypeError(f"question {id!r:.60}: the id or an answer is not text")
     version = str(content.get("version", ""))
-  except (KeyError, TypeError, AttributeError) as error:
-    raise spec.TaskError(
-      f"{path} is not laid out as SQuAD: {error!r:.300}; wanted data,"
-      " paragraphs, qas, id, answers, text"
-    ) from error
   is_v2 = version.lstrip("v").startswith("2")
   return is_v2 or any("is_impossible" in q for q in questions), golds
 
@@ -272,11 +271,14 @@ def evaluate_files(
   """Scores a file of predictions by the rules of the data's version.
 
   Args:
-    data: path of a SQuAD file.
-    predictions: path of a JSON object, id -> answer.
-    na_probs: path of a JSON object, id -> how likely there is no answer; "" =
-      none (2.0).
-    na_prob_thresh: above it an answer is taken as "" (2.0).
+    data: the path of a SQuAD file.
+    predictions: the path of a JSON object, id -> answer.
+    na_probs: for version 2.0, the path of a JSON object, id -> how likely the
+      question has no answer; or "".
+    na_prob_thresh: see `evaluate_v2`.
+
+  Raises:
+    spec.TaskError: A file cannot be used.
   """
   is_v2, golds = read_golds(data)
   answers = _read_object(predictions, str)
@@ -297,32 +299,32 @@ def evaluate_files(
 def _read_object(path: str, kind: Any) -> dict[str, Any]:
   content = tables.read_json(path)
   wanted = (
-    "wanted a JSON object with the id of each question and its answer (a text)"
-    " or odds (a number)"
+    "wanted a JSON object from the id of each question to its answer (a text)"
+    " or its probability of no answer (a number)"
   )
   if not isinstance(content, dict):
     raise spec.TaskError(f"{path}: {wanted}")
   for id, value in content.items():
     if not isinstance(value, kind):
-      raise spec.TaskError(f"{path}: {id} has {value!r:.60}; {wanted}")
+      raise spec.TaskError(f"{path}: {id} is {value!r:.60}; {wanted}")
   return content
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Prints the scores of a file of predictions."""
+  """Prints the scores of a file of predictions; returns the exit status."""
   parser = argparse.ArgumentParser(
     prog="python -m bert_jax.tasks.squad",
-    description="SQuAD's official scores, 1.1 or 2.0 as the data says.",
+    description="Computes SQuAD's official scores, of version 1.1 or 2.0.",
   )
-  parser.add_argument("data", help="SQuAD file with answers")
-  parser.add_argument("predictions", help="JSON object, id -> answer")
+  parser.add_argument("data", help="a SQuAD file with answers")
+  parser.add_argument("predictions", help="a JSON object: id -> answer")
   parser.add_argument(
     "--na-prob-file", "-n", default="",
-    help="JSON object, id -> how likely there is no answer (null_odds.json)",
+    help="a JSON object: id -> how likely there is no answer (null_odds.json)",
   )  # fmt: skip
   parser.add_argument(
     "--na-prob-thresh", "-t", type=float, default=1.0,
-    help='an answer counts as "" above this (default 1.0)',
+    help="above this, a question counts as unanswered (default 1.0)",
   )  # fmt: skip
   args = parser.parse_args(argv)
   try:

@@ -1,8 +1,9 @@
-"""What the GLUE server takes: a zip of the predictions for its test sets.
+"""Writes the predictions for the test sets of GLUE as its server takes them.
 
   python -m bert_jax.tasks.submission --output=glue.zip RUN [RUN ...]
 
-zips what `--mode=evaluate` wrote of the test splits into the workdirs RUN.
+zips the predictions for the test splits that `--mode=evaluate` wrote into the
+workdirs RUN.
 
 Source: https://gluebenchmark.com/faq
 """
@@ -19,7 +20,7 @@ from bert_jax.runtime import files
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
 
-# What the server wants, and how many rows the test sets have.
+# The files that the server takes -> the number of examples of each test set.
 GLUE_ROWS = {
   "CoLA.tsv": 1063,
   "SST-2.tsv": 1821,
@@ -41,17 +42,18 @@ def zip_runs(
   """Writes the zip of eleven TSVs that the GLUE server scores.
 
   Args:
-    path: of the zip.
-    workdirs: of fine-tuned models; their folders predictions/ are read.
-    partial: allow files to be missing or short, for a look at the format; the
-      server takes only all of them.
+    path: the zip to write.
+    workdirs: the workdirs of fine-tuned models, whose folders predictions/ are
+      read.
+    partial: whether files may be missing or short, to look at the format. The
+      server takes only complete zips.
 
   Returns:
-    The names of the files in it.
+    The names of the files in the zip.
 
   Raises:
-    spec.TaskError: a file is missing, has another number of rows than its
-      test set, or is in two workdirs.
+    spec.TaskError: A file is missing, is in two workdirs, or has another number
+      of rows than its test set.
   """
   texts: dict[str, str] = {}
   for workdir in workdirs:
@@ -60,30 +62,27 @@ def zip_runs(
       if not os.path.exists(source):
         continue
       if name in texts:
-        raise spec.TaskError(f"{name} is in {workdir} and in another; drop one")
+        raise spec.TaskError(
+          f"{name} is in {workdir} and in another workdir; leave one out"
+        )
       texts[name] = tables.read_text(source)
-  _write_zip(path, texts, partial)
-  return sorted(texts)
-
-
-def _write_zip(path: str, texts: Mapping[str, str], partial: bool) -> None:
   if not partial:
     _check_complete(texts)
   content = io.BytesIO()
   with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-    for name in GLUE_ROWS:
-      if name in texts:
-        # A fixed date, so that equal predictions give equal bytes.
-        archive.writestr(zipfile.ZipInfo(name), texts[name])
+    for name in filter(texts.get, GLUE_ROWS):
+      # A fixed date, so that equal predictions give equal bytes.
+      archive.writestr(zipfile.ZipInfo(name), texts[name])
   files.write_bytes(path, content.getvalue())
+  return sorted(texts)
 
 
 def _check_complete(texts: Mapping[str, str]) -> None:
   missing = [name for name in GLUE_ROWS if name not in texts]
   if missing:
     raise spec.TaskError(
-      f"GLUE wants eleven files; missing: {', '.join(missing)}. MNLI's model"
-      " predicts MNLI-m, MNLI-mm and AX"
+      f"GLUE takes eleven files; missing: {', '.join(missing)}. The model of"
+      " MNLI predicts MNLI-m, MNLI-mm and AX"
     )
   for name, wanted in GLUE_ROWS.items():
     found = texts[name].count("\n") - 1
@@ -97,21 +96,25 @@ def _check_complete(texts: Mapping[str, str]) -> None:
 def glue_tsv(
   task: spec.Task, examples: Sequence[Any], predictions: Sequence[Any]
 ) -> str:
-  """A file for the GLUE server: index and prediction.
+  """Returns the content of a file for the GLUE server: index and prediction.
 
-  Labels are spelled as in the task's own files: words for the inference
-  tasks, 0 and 1 for the others; scores lie between 0 and 5.
+  Labels are spelled as in the files of the task: words for the inference tasks,
+  0 and 1 for the others. Scores are clipped to the range from 0 to 5.
 
   Args:
-    task: a row of glue.ROWS.
-    examples: of a test split, in any order.
-    predictions: one an example.
+    task: an entry of glue.ROWS.
+    examples: the examples of a test split, in any order.
+    predictions: one prediction for each example.
   """
-  numbers = _numbers([example.id for example in examples])
-  rows = sorted(zip(numbers, predictions, strict=True), key=lambda r: r[0])
+  numbers = [int(e.id) if e.id.isdecimal() else -1 for e in examples]
+  places = list(range(len(examples)))
+  if sorted(numbers) != places:  # The ids are not the rows of the file.
+    numbers = places
   out = io.StringIO()
   out.write("index\tprediction\n")
-  for number, prediction in rows:
+  for number, prediction in sorted(
+    zip(numbers, predictions, strict=True), key=lambda pair: pair[0]
+  ):
     if isinstance(prediction, float):
       text = f"{min(max(prediction, 0.0), 5.0):.3f}"
     else:
@@ -120,24 +123,15 @@ def glue_tsv(
   return out.getvalue()
 
 
-def _numbers(ids: Sequence[str]) -> list[int]:
-  """The row that each example has in its file."""
-  if all(id.isdecimal() for id in ids):
-    numbers = [int(id) for id in ids]
-    if sorted(numbers) == list(range(len(ids))):
-      return numbers
-  return list(range(len(ids)))
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-  """The command; returns the exit status."""
+  """Runs the command; returns the exit status."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("workdirs", nargs="+", metavar="RUN")
   parser.add_argument("--output", required=True, help="the zip to write")
   parser.add_argument(
-    "--partial", action="store_true", help="also with files missing or short"
+    "--partial", action="store_true", help="allow missing and short files"
   )
   args = parser.parse_args(argv)
   try:

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 _TFDS = "tfds:"
-_BLOCK = 1000  # records that are read at once
+_BLOCK = 1000  # The number of records that are read at once.
 
 
 def read_text(path: str) -> str:
@@ -70,8 +70,9 @@ def read_rows(
   Args:
     path: the file; its extension decides the format, which is TSV by default.
     names: the names of the columns, for files without a header line.
-    skip_broken: whether rows with too few or too many columns are left out. A
-      last row without a line end still raises, since the file is truncated.
+    skip_broken: whether rows with too few or too many columns are left out, and
+      their number logged. A last row without a line end still raises, since the
+      file is truncated.
 
   Returns:
     For each row "PATH:LINE" and its fields by name.
@@ -86,36 +87,43 @@ def read_rows(
   if not names:
     _, names = next(cells)
   rows: list[tuple[str, Mapping[str, Any]]] = []
-  broken: tuple[int, list[str]] | None = None
+  num_broken = 0
+  broken: str | None = None  # what is wrong with the last row
   for line, row in cells:
     broken = None
     if len(row) == len(names):
       rows.append((f"{path}:{line}", dict(zip(names, row, strict=True))))
-    else:
-      broken = line, row
-      if not skip_broken:
-        break
-  is_cut = not read_text(path).endswith("\n")
-  if broken and (is_cut or not skip_broken):
-    line, row = broken
-    hint = "is there a tab or a line break in a text, or is the file cut off?"
-    raise spec.TaskError(
+      continue
+    num_broken += 1
+    broken = (
       f"{path}:{line}: {len(row)} columns, wanted {len(names)}"
-      f" ({', '.join(names)}); {hint}"
+      f" ({', '.join(names)}); is there a tab or a line break in a text, or is"
+      " the file truncated?"
     )
+    if not skip_broken:
+      break
+  is_cut = lacks_line_end(path)
+  if broken and (is_cut or not skip_broken):
+    raise spec.TaskError(broken)
   if not rows:
     raise spec.TaskError(f"{path} has a header but no examples")
-  if is_cut:
-    warn_of_cut(path)
+  if num_broken:
+    _log.warning(
+      "%s: left out %d rows with a wrong number of columns", path, num_broken
+    )
   return rows
 
 
-def warn_of_cut(path: str) -> None:
-  """Logs that the last line of a file has no line end."""
-  _log.warning(
-    "%s: its last line does not end; if the file was cut off, fetch it again",
-    path,
-  )
+def lacks_line_end(path: str) -> bool:
+  """Returns whether the last line of a file has no line end; logs it if so."""
+  is_cut = not read_text(path).endswith("\n")
+  if is_cut:
+    _log.warning(
+      "%s: its last line has no line end; if the file is truncated, fetch it"
+      " again",
+      path,
+    )
+  return is_cut
 
 
 def _tsv_cells(path: str) -> Iterator[tuple[int, list[str]]]:
@@ -141,7 +149,7 @@ def _json_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
       row = json.loads(line)
     except (ValueError, RecursionError) as error:
       raise spec.TaskError(
-        f"{path}:{number}: {error}; wanted a JSON object a line"
+        f"{path}:{number}: {error}; wanted one JSON object on each line"
       ) from None
     if not isinstance(row, dict):
       raise spec.TaskError(f"{path}:{number}: not a JSON object")
@@ -158,13 +166,26 @@ def field(row: Mapping[str, Any], name: str, where: str) -> Any:
     return row[name]
   except KeyError:
     raise spec.TaskError(
-      f"{where}: no column {name!r}; there are {', '.join(map(str, row))}"
+      f"{where}: no column {name!r}; its columns are {', '.join(map(str, row))}"
     ) from None
 
 
 def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
   """Returns a field of a row that must be text."""
-  value = field(row, name, where)
+  return as_text(field(row, name, where), name, where)
+
+
+def as_text(value: Any, name: str, where: str) -> str:
+  """Returns a text, which TFDS gives as bytes.
+
+  Args:
+    value: the text.
+    name: the field that holds it, for the error.
+    where: the file and line, for the error.
+
+  Raises:
+    spec.TaskError: The value is not text.
+  """
   if isinstance(value, bytes):
     return value.decode("utf-8")
   if not isinstance(value, str):
@@ -200,7 +221,6 @@ def lacks_label(
 def make_reader(
   make_example: Callable[..., Any],
   id_column: str | None = None,
-  names: Sequence[str] = (),
 ) -> Callable[..., list[Any]]:
   """Makes a reader of tables that turns each row into one example.
 
@@ -208,18 +228,15 @@ def make_reader(
     make_example: (task, split, "PATH:LINE", id, row) -> example.
     id_column: the column that holds the ids; rows are numbered from 0 if it is
       None or the table has no such column.
-    names: the names of the columns, for files without a header line.
 
   Returns:
-    A function (task, path, split, columns) -> examples, where `columns` does
-    for one call what `names` does for all.
+    A function (task, path, split) -> examples.
   """
 
-  def read(
-    task: spec.Task, path: str, split: str, columns: Sequence[str] = ()
-  ) -> list[Any]:
+  def read(task: spec.Task, path: str, split: str) -> list[Any]:
     examples = []
-    for number, (where, row) in enumerate(read_rows(path, columns or names)):
+    rows = read_rows(path, task.columns)
+    for number, (where, row) in enumerate(rows):
       id = number if id_column is None else row.get(id_column, number)
       examples.append(make_example(task, split, where, str(id), row))
     return examples
@@ -238,7 +255,7 @@ def read_json(path: str) -> Any:
     return json.loads(text)
   except (ValueError, RecursionError) as error:
     raise spec.TaskError(
-      f"{path} is broken off or is no JSON: {error}; fetch it again"
+      f"{path} is truncated or is not JSON: {error}; fetch it again"
     ) from None
 
 
@@ -250,7 +267,7 @@ def is_tfds(folder: str) -> bool:
 def read_records(
   task: spec.Task, location: str, split: str
 ) -> Iterator[Mapping[str, Any]]:
-  """Reads the records of prepared TFDS data, without TensorFlow.
+  """Yields the records of prepared TFDS data, without TensorFlow.
 
   Args:
     task: names the TFDS builder.
@@ -260,17 +277,15 @@ def read_records(
 
   Raises:
     spec.TaskError: The data is not prepared; the message says how to do it.
+    corpus.CorpusError: The data is damaged.
   """
   root = location.removeprefix(_TFDS)
   folder = _prepared_folder(task, root)
-  try:
-    builder = corpus.open_tfds(folder)
-  except corpus.CorpusError as error:
-    raise spec.TaskError(str(error)) from error
+  builder = corpus.open_tfds(folder)
   name = task.tfds_splits.get(split, split)
   if name not in builder.info.splits:
     raise spec.TaskError(
-      f"{location}: no split {name!r}; there are"
+      f"{location}: no split {name!r}; its splits are"
       f" {', '.join(builder.info.splits)}"
     )
   file_format = builder.info.file_format
@@ -280,22 +295,13 @@ def read_records(
       f"{folder} is in the format {file_format}, which only TensorFlow reads;"
       f" {_how_to_prepare(task, root)}"
     )
-  return _in_blocks(builder, name, folder)
-
-
-def _in_blocks(
-  builder: Any, split: str, folder: str
-) -> Iterator[Mapping[str, Any]]:
-  """Reads the records of a split in blocks, ten times faster than singly."""
-  try:
-    with corpus.naming_tfds(folder):
-      source = builder.as_data_source(split=split)
-      for start in range(0, len(source), _BLOCK):
-        yield from source.__getitems__(
-          range(start, min(start + _BLOCK, len(source)))
-        )
-  except corpus.CorpusError as error:
-    raise spec.TaskError(str(error)) from error
+  with corpus.naming_tfds(folder):
+    source = builder.as_data_source(split=name)
+    # Reading in blocks is ten times faster than reading one by one.
+    for start in range(0, len(source), _BLOCK):
+      yield from source.__getitems__(
+        range(start, min(start + _BLOCK, len(source)))
+      )
 
 
 def _prepared_folder(task: spec.Task, root: str) -> str:
@@ -307,21 +313,13 @@ def _prepared_folder(task: spec.Task, root: str) -> str:
   top = epath.Path(os.path.expanduser(root or "~/tensorflow_datasets"))
   if (top / "dataset_info.json").exists():
     return str(top)
-  found = [
-    version
-    for version in _subfolders(top / task.tfds)
-    if (version / "dataset_info.json").exists()
-  ]
+  found = list((top / task.tfds).glob("*/dataset_info.json"))
   if not found:
     raise spec.TaskError(
       f"{_TFDS}{root}: no prepared {task.tfds} in {top};"
       f" {_how_to_prepare(task, root)}"
     )
-  return str(max(found, key=_version))
-
-
-def _subfolders(folder: Any) -> list[Any]:
-  return [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
+  return str(max((path.parent for path in found), key=_version))
 
 
 def _version(folder: Any) -> list[int]:

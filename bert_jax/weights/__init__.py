@@ -1,10 +1,10 @@
-"""Models in folders: read, written, and laid out as a model wants them.
+"""Reads and writes models in folders, and fits weights into a model.
 
   model = weights.read("bert-base-uncased")
   weights.write(model, "converted", "tf1")
   params, added, dropped = weights.fit(model.params, wanted)
 
-Who uses weights imports this package, not its modules.
+Code in other packages imports this package, not its modules.
 """
 
 from bert_jax.weights.fitting import fit

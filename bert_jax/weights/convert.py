@@ -1,4 +1,4 @@
-"""Converts weights from one format to another, and lists what is left out."""
+"""Converts weights from one format to another, and lists what it leaves out."""
 
 import dataclasses
 from typing import Any
@@ -15,12 +15,12 @@ def convert(config: Config, source: str, target: str) -> Pretrained:
   """Reads a model in any format and writes it in another.
 
   Args:
-    config: the group `convert` is read.
-    source: a Hugging Face directory, an original checkpoint or a workdir.
-    target: the folder to write; it must be new or empty.
+    config: the whole configuration, of which the group `convert` is read.
+    source: a Hugging Face folder, an original checkpoint or a workdir.
+    target: the folder to write, which must be new or empty.
 
   Returns:
-    What was read.
+    The model that was written.
 
   Raises:
     WeightsError: the model cannot be read, or the format cannot hold it;
@@ -42,12 +42,13 @@ def convert(config: Config, source: str, target: str) -> Pretrained:
 
 
 def _settled(pretrained: Pretrained, settings: Any):
-  """Returns the model with its head given a kind, or removed, as asked."""
-  if not settings.drop_head and not settings.kind:
+  """Gives the head of the model a kind, or removes it, as the settings ask."""
+  is_refused = "task" in pretrained.refused  # writing says why
+  if not settings.drop_head and (not settings.kind or is_refused):
     return pretrained
   given = f"convert.kind={settings.kind!r}, drop_head={settings.drop_head}"
   if settings.drop_head and settings.kind:
-    raise WeightsError(f"{given}: give one of them")
+    raise WeightsError(f"{given}: give only one of them")
   if "task" not in pretrained.params:
     raise WeightsError(f"{given}: the model has no head of a task")
   if settings.drop_head:
@@ -58,23 +59,18 @@ def _settled(pretrained: Pretrained, settings: Any):
       pretrained, params=params, kind=None, labels=(),
       ignored=pretrained.ignored + names, refused=refused,
     )  # fmt: skip
-  if why := pretrained.refused.get("task"):
-    raise WeightsError(
-      f"convert.kind={settings.kind!r}, but {why}; give "
-      "--config.convert.drop_head=True to leave the head out"
-    )
   if pretrained.kind not in (None, settings.kind):
     raise WeightsError(
       f"convert.kind={settings.kind!r}, but the model says that its head is "
       f"for {pretrained.kind}; leave convert.kind out"
     )
-  head = task_heads.HEADS.get(settings.kind)  # writing refuses an unknown one
+  head = task_heads.HEADS.get(settings.kind)  # writing refuses unknown kinds
   labels = pretrained.labels if head and head.has_names else ()
   return dataclasses.replace(pretrained, kind=settings.kind, labels=labels)
 
 
 def _parts(pretrained: Pretrained) -> str:
-  """Returns the names of the encoder and of the heads that there are."""
+  """Returns the names of the parts of a model: the encoder and its heads."""
   head = f"task ({pretrained.kind})" if pretrained.kind else "task"
   names = {"encoder": "encoder", "mlm": "mlm", "nsp": "nsp", "task": head}
   return ", ".join(names[n] for n in names if n in pretrained.params)

@@ -12,13 +12,13 @@ from bert_jax.weights.pretrained import WeightsError
 def _misfit(
   path: str, given: Mapping[str, Any], model: Mapping[str, Any]
 ) -> WeightsError:
-  """Returns the error for a wrong shape, which says what to change."""
+  """Returns the error for a wrong shape; its message says what to change."""
   shapes = [list(tree[path].shape) for tree in (given, model)]
   ours, theirs = param_trees.sizes_of(given), param_trees.sizes_of(model)
   if path.startswith("task/"):
     how = (
-      f"its head has {shapes[0][-1]} outputs, the task {shapes[1][-1]}: to "
-      "train a fresh one, take it out by --mode=convert "
+      f"the head has {shapes[0][-1]} outputs, the task needs {shapes[1][-1]}: "
+      "to train a new head, remove this one with --mode=convert "
       "--config.convert.drop_head=True"
     )
   else:
@@ -39,9 +39,9 @@ def fit(
   """Fits weights into the parameter tree of a model.
 
   Args:
-    params: nested, layers unrolled: `Pretrained.params`.
-    wanted: nested; leaves with .shape and .dtype, such as
-      jax.ShapeDtypeStruct. Layers unrolled or scanned.
+    params: the nested weights, layers unrolled, as in `Pretrained.params`.
+    wanted: the nested tree of the model, layers unrolled or scanned. Its leaves
+      have .shape and .dtype, such as jax.ShapeDtypeStruct.
 
   Returns:
     A tree like `wanted`, with arrays of the same dtypes and None for each

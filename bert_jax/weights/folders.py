@@ -10,8 +10,8 @@ tf1          bert_config.json, bert_model.ckpt.index and .data-*
 bert_jax     run.json, checkpoints/STEP/params, vocab/
 
 Nothing is unpickled. Before memory is allocated, the sizes that a file states
-are compared with the size of the file. Our own checkpoints are compressed and
-are the exception.
+are compared with the size of the file. This is not done for our own
+checkpoints, which are compressed.
 """
 
 from collections.abc import Callable
@@ -49,32 +49,30 @@ class _Format:
   """The functions that read and write one format.
 
   Attributes:
-    read_settings: file of weights -> what its folder says.
-    read_tensors: file -> its tensors, and the names of those it left unread.
+    read_settings: file of weights -> the settings in its folder.
+    read_tensors: file of weights -> its tensors.
     write: (model, tensors, folder) -> None.
   """
 
   read_settings: Callable[[str], FolderSettings]
-  read_tensors: Callable[[str], tuple[dict[str, np.ndarray], tuple[str, ...]]]
+  read_tensors: Callable[[str], dict[str, np.ndarray]]
   write: Callable[[Pretrained, dict[str, np.ndarray], str], None]
 
 
 _FORMATS = {
   "huggingface": _Format(
     hugging_face.read_settings,
-    lambda file: (hugging_face.read_safetensors(file), ()),
+    hugging_face.read_safetensors,
     hugging_face.write_safetensors,
   ),
   "flax": _Format(
     hugging_face.read_settings,
-    lambda file: (hugging_face.read_msgpack(file), ()),
+    hugging_face.read_msgpack,
     hugging_face.write_msgpack,
   ),
   "tf1": _Format(original.read_settings, original.read_tensors, original.write),
   "bert_jax": _Format(
-    workdirs.read_settings,
-    lambda step: (workdirs.read_tensors(step), ()),
-    workdirs.write,
+    workdirs.read_settings, workdirs.read_tensors, workdirs.write
   ),
 }
 
@@ -87,26 +85,26 @@ _WANTED = (
 )
 _TO_SAFETENSORS = (
   "it holds pytorch_model.bin, a pickle, which can run code and is not read; "
-  "make a safetensors file where you trust it: "
+  "if you trust it, make a safetensors file: "
   "transformers.AutoModelForPreTraining.from_pretrained(FOLDER)"
   ".save_pretrained(NEW_FOLDER, safe_serialization=True), with the class of "
-  "its head"
+  "the head in place of AutoModelForPreTraining"
 )
 
 
 def _workdir(path: str) -> str | None:
-  """Returns the workdir that a path or its run.json names; None if none."""
+  """Returns the workdir if a path names one or its run.json, else None."""
   if os.path.basename(path) == "run.json":
     return os.path.dirname(path) or "."
   return path if runs.exists(path) else None
 
 
 def _find(path: str) -> tuple[str, str]:
-  """Returns the format and the file (for ours: the step) of some weights."""
+  """Returns the format and the file of weights; of a workdir, the step."""
   if os.path.isdir(path):
     return _find_in(path)
   if workdir := saved_steps.run_of(path):
-    saved_steps.choose(workdir, os.path.basename(path))  # lists what there is
+    saved_steps.choose(workdir, os.path.basename(path))  # lists the steps
   if path.endswith((".safetensors", hugging_face.SHARDS)):
     return "huggingface", path
   if path.endswith(".msgpack"):
@@ -117,8 +115,8 @@ def _find(path: str) -> tuple[str, str]:
   if os.path.exists(prefix + ".index"):
     return "tf1", prefix
   raise WeightsError(
-    f"{path} does not exist, or is no file of weights; give a folder or one "
-    f"of {_WANTED}, run.json"
+    f"{path} does not exist, or is not a file of weights; give a folder, or "
+    f"one of {_WANTED}, run.json"
   )
 
 
@@ -149,7 +147,7 @@ def _find_in(folder: str) -> tuple[str, str]:
     raise WeightsError(f"{folder}: {_TO_SAFETENSORS}")
   names = ", ".join(sorted(os.listdir(folder))[:8]) or "nothing"
   raise WeightsError(
-    f"{folder} holds no weights that are read ({names}); wanted "
+    f"{folder} holds no weights that this program reads ({names}); wanted "
     f"{_WANTED} or run.json"
   )
 
@@ -161,16 +159,16 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
   """Reads a model.
 
   Args:
-    path: a folder (its content tells the format), a file of weights in one,
-      or a step of a workdir (WORKDIR/best/STEP).
-    checkpoint: of a workdir the step, as for `saved_steps.choose`.
+    path: a folder, whose content tells the format; a file of weights; or a
+      step of a workdir (WORKDIR/best/STEP).
+    checkpoint: the step to read from a workdir, as for `saved_steps.choose`.
 
   Returns:
-    The model; see `Pretrained` for what may be left over or missing.
+    The model; `Pretrained` says what may be left over or missing.
 
   Raises:
-    WeightsError: there are no weights, they are damaged, or they belong to no
-      known family.
+    WeightsError: the weights do not exist, are damaged, or belong to no known
+      family.
     files.FilesError: the file is a FIFO or device.
   """
   path = os.fspath(path)
@@ -192,28 +190,33 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
 def _read(format: str, file: str) -> Pretrained:
   """Reads the weights that `_find` found."""
   files.check_readable(file)
-  row = _FORMATS[format]
-  settings = row.read_settings(file)
-  tensors, unread = row.read_tensors(file)
+  settings = _FORMATS[format].read_settings(file)
+  tensors = _FORMATS[format].read_tensors(file)
+  given = settings.pretrained
   with naming(file):
     found = conversion.to_ours(
-      settings.family, format, tensors, settings.model, tied=settings.tied
+      families.get_family(given.family),
+      format,
+      tensors,
+      given.model,
+      tied=settings.tied,
     )
-    pretrained = Pretrained(
-      format=format,
-      family=settings.family.name,
-      model=settings.model,
+    pretrained = dataclasses.replace(
+      given,
       params=param_trees.nest(found.params),
-      tokenizer=settings.tokenizer,
-      lower_case=settings.lower_case,
-      ignored=found.ignored + unread,
+      ignored=found.ignored + given.ignored,
       missing=found.missing,
-      seq_len=settings.seq_len,
-      settings=settings.settings,
       **_heads_of(settings, found),
     )
     pretrained.check()
-  _warn_of_unused(file, format, pretrained, found)
+  for head, why in pretrained.refused.items():
+    _log.warning("%s: the head %r cannot be used: %s", file, head, why)
+  unused = [n for n in found.ignored if not n.endswith(conversion.BUFFERS)]
+  if unused and format in ("huggingface", "flax"):
+    _log.warning(
+      "%s: this program has no place for the tensors %.1000s and computes the "
+      "model without them", file, ", ".join(unused),
+    )  # fmt: skip
   return pretrained
 
 
@@ -225,50 +228,22 @@ def _heads_of(
   if found.untied:
     refused["mlm"] = (
       f"its decoder {found.untied} is not tied to the word table "
-      f"(tie_word_embeddings is {settings.tied}); the head of masked words "
-      "here always is"
+      f"(tie_word_embeddings is {settings.tied}); this program always ties them"
     )
-  bias = found.params.get("task/bias")
-  if bias is None:
-    return {"refused": refused}
-  kind = settings.kind(bias.size, found.kind)
-  if kind is None and (why := settings.refused_task(bias.size)):
-    refused["task"] = why
-  # Of an unknown kind they are kept for whoever names it.
-  head = task_heads.HEADS.get(kind or "")
-  named = kind is None or (head is not None and head.has_names)
-  return {
-    "kind": kind,
-    "labels": settings.labels if named else (),
-    "refused": refused,
-  }
-
-
-def _warn_of_unused(
-  file: str, format: str, pretrained: Pretrained, found: conversion.Converted
-) -> None:
-  """Logs which heads are refused and which tensors are not used."""
-  for head, why in pretrained.refused.items():
-    _log.warning("%s: its head %r cannot be used: %s", file, head, why)
-  unused = [n for n in found.ignored if not n.endswith(conversion.BUFFERS)]
-  if unused and format in ("huggingface", "flax"):
-    _log.warning(
-      "%s: there is no place here for its tensors %.1000s; what they do in "
-      "their model is not done", file, ", ".join(unused),
-    )  # fmt: skip
+  kind, bias = found.kind, found.params.get("task/bias")
+  labels: tuple[str, ...] = ()
+  if kind is None and bias is not None:
+    kind, why = settings.head(bias.size)
+    if why:
+      refused["task"] = why
+    # If the kind is unknown, they are kept for the user to name it.
+    head = task_heads.HEADS.get(kind or "")
+    if kind is None or (head and head.has_names):
+      labels = settings.pretrained.labels
+  return {"kind": kind, "labels": labels, "refused": refused}
 
 
 # --- writing -----------------------------------------------------------------
-
-
-def _check_empty(folder: str) -> None:
-  """Raises WeightsError if a path exists and is not an empty folder."""
-  if os.path.exists(folder) and (
-    not os.path.isdir(folder) or os.listdir(folder)
-  ):
-    raise WeightsError(
-      f"{folder} exists and is not an empty folder; give a new one"
-    )
 
 
 def write(
@@ -303,7 +278,7 @@ def write(
         "--config.convert.drop_head=True to leave it out"
       )
     raise WeightsError(
-      "the model has the head of a task, and does not say of what kind; give "
+      "the model has the head of a task, but does not say its kind; give "
       f"--config.convert.kind, one of {', '.join(task_heads.HEADS)}, or "
       "--config.convert.drop_head=True"
     )
@@ -316,6 +291,11 @@ def write(
       pretrained.kind,
     )
     pretrained.check()
-    _check_empty(folder)
+    if os.path.exists(folder) and (
+      not os.path.isdir(folder) or os.listdir(folder)
+    ):
+      raise WeightsError(
+        f"{folder} exists and is not an empty folder; give a new one"
+      )
     with files.whole_folder(folder) as temporary:
       _FORMATS[format].write(pretrained, tensors, temporary)

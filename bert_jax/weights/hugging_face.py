@@ -41,9 +41,9 @@ _log = logging.getLogger(__name__)
 SAFETENSORS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 MSGPACK = "flax_model.msgpack"
-# Labels that transformers makes up where there are none.
+# The names that transformers invents for labels without names.
 _MADE_UP_LABEL = re.compile(r"LABEL_\d+")
-_WORD_CHARS = 100  # a longer word is [UNK] there
+_WORD_CHARS = 100  # a longer word becomes [UNK] in transformers
 
 
 # --- reading -----------------------------------------------------------------
@@ -61,7 +61,9 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
     or not places
     or not all(isinstance(name, str) for name in places.values())
   ):
-    raise WeightsError(f"{path} has no weight_map of tensors and files")
+    raise WeightsError(
+      f"{path} has no weight_map, an object of tensors and their files"
+    )
   tensors: dict[str, np.ndarray] = {}
   for name in sorted(set(places.values())):
     if name != os.path.basename(name) or not name.endswith(".safetensors"):
@@ -71,7 +73,7 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
     tensors |= read_safetensors(os.path.join(os.path.dirname(path), name))
   if absent := sorted(places.keys() - tensors.keys()):
     raise WeightsError(
-      f"{path} names {absent[0]:.100}, which none of its files has"
+      f"{path} names the tensor {absent[0]:.100}, which is in none of its files"
     )
   return tensors
 
@@ -104,46 +106,29 @@ def read_settings(file: str) -> FolderSettings:
   adapter = os.path.join(folder, "adapter_config.json")
   if os.path.exists(adapter):
     raise WeightsError(
-      f"{adapter} stands beside the weights, so transformers would put an "
-      "adapter into the model; merge it there (merge_and_unload), or remove "
-      "the file"
+      f"{adapter} is beside the weights, so transformers would put an adapter "
+      "into the model; merge it with transformers (merge_and_unload), or "
+      "remove the file"
     )
   with naming(folder):
     says = hf_tokenizer.read(folder, family.tokenizer)
     tokenizer = _tokenizer(folder, says)
   seq_len = says.seq_len
   return FolderSettings(
-    family=family,
-    model=model,
-    kind=lambda num_labels, named: (
-      named or task_heads.of_config(config, num_labels, family.hf_class)
+    pretrained=Pretrained(
+      format="flax" if file.endswith(".msgpack") else "huggingface",
+      family=family.name,
+      model=model,
+      labels=labels,
+      tokenizer=tokenizer,
+      lower_case=tokenizer.lower_case if tokenizer else says.lower_case,
+      # A length that is not shorter than max_len limits nothing.
+      seq_len=seq_len if seq_len and seq_len < model["max_len"] else None,
     ),
-    labels=labels,
-    tokenizer=tokenizer,
-    lower_case=tokenizer.lower_case if tokenizer else says.lower_case,
-    # A length that is not shorter than max_len limits nothing.
-    seq_len=seq_len if seq_len and seq_len < model["max_len"] else None,
+    head=lambda num_outputs: task_heads.of_config(
+      config, num_outputs, family.hf_class
+    ),
     tied=config.get("tie_word_embeddings") is not False,
-    refused_task=lambda num_labels: _refused_problem(config, num_labels),
-  )
-
-
-def _refused_problem(config: Mapping[str, Any], num_outputs: int) -> str:
-  """Returns why the head of a classification cannot be used; "" if it can.
-
-  Args:
-    config: of config.json, whose problem_type tells what the outputs mean.
-    num_outputs: of the head, K.
-  """
-  problem = config.get("problem_type")
-  if problem is None or any(
-    head.problem_type == problem and head.fits(problem, num_outputs)
-    for head in task_heads.HEADS.values()
-  ):
-    return ""
-  return (
-    f"problem_type is {problem!r:.60} with {num_outputs} outputs; a head here "
-    "gives labels, or one number"
   )
 
 
@@ -170,39 +155,26 @@ def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
   return () if all(map(_MADE_UP_LABEL.fullmatch, labels)) else labels
 
 
-def output_activation(config: Mapping[str, Any]) -> str:
-  """Returns what sentence-transformers applies to a cross-encoder's outputs.
-
-  Args:
-    config: the content of config.json.
-
-  Returns:
-    The class of an activation, such as "torch.nn.modules.activation.Sigmoid";
-    "" where the file names none, or the identity.
-  """
-  newer = config.get("sentence_transformers")
-  name = newer.get("activation_fn") if isinstance(newer, Mapping) else None
-  name = str(name or config.get("sbert_ce_default_activation_function") or "")
-  return "" if name.rpartition(".")[2] == "Identity" else name
-
-
 def _say_what_differs(
   family: families.Family, path: str, config: Mapping[str, Any]
 ) -> None:
   """Logs settings in config.json that this program does not apply."""
-  if activation := output_activation(config):
+  # The activation of a cross-encoder's outputs, by the newer or older key.
+  newer = config.get("sentence_transformers")
+  name = newer.get("activation_fn") if isinstance(newer, Mapping) else None
+  name = str(name or config.get("sbert_ce_default_activation_function") or "")
+  if name.rpartition(".")[2] not in ("", "Identity"):
     _log.warning(
-      "%s says that sentence-transformers puts the outputs of the head through "
-      "%s; this program does not: a regression gives the raw output (the "
-      "logit), one label of several the softmax, any number of labels the "
-      "sigmoid",
-      path, activation,
+      "%s says that sentence-transformers applies %s to the outputs of the "
+      "head. This program does not: a regression gives the raw output (the "
+      "logit), a single-label task the softmax, a multi-label task the sigmoid",
+      path, name,
     )  # fmt: skip
   for theirs, ours in family.training_keys.items():
     value = config.get(theirs)
     if value not in (None, getattr(ModelConfig, ours)):
       _log.info(
-        "%s has %s=%s; training here takes --config.model.%s",
+        "%s has %s=%s; training uses --config.model.%s instead",
         path, theirs, value, ours,
       )  # fmt: skip
 
@@ -249,18 +221,18 @@ def write_json(path: str, value: Any) -> None:
 
 
 def own_kind_of_tokenizer(pretrained: Pretrained, format: str) -> Any:
-  """Returns the tokenizer of a model, None if it has none.
+  """Returns the tokenizer of a model; None if the model has no tokenizer.
 
   Raises:
-    WeightsError: files of the format cannot hold a tokenizer of this kind.
+    WeightsError: the format cannot hold a tokenizer of this kind.
   """
   tokenizer = pretrained.tokenizer
   wanted = families.get_family(pretrained.family).tokenizer.kind
   if tokenizer is None or tokenizer.kind == wanted:
     return tokenizer
   raise WeightsError(
-    f"a {tokenizer.kind} vocabulary cannot be written as {format}, which has "
-    f"{wanted}; set tokenizer to None, or write bert_jax"
+    f"a {tokenizer.kind} vocabulary cannot be written as {format}, which holds "
+    f"{wanted}; set tokenizer to None, or write the format bert_jax"
   )
 
 
@@ -285,7 +257,7 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
       config["problem_type"] = head.problem_type
   write_json(os.path.join(folder, "config.json"), config)
   if tokenizer:
-    # Not seq_len: transformers cuts text at this length without a word.
+    # Not seq_len: transformers silently truncates text to this length.
     max_len = pretrained.model["max_len"]
     _write_tokenizer(family.tokenizer, tokenizer, folder, max_len)
 
@@ -304,7 +276,7 @@ def _write_tokenizer(
   folder: str,
   max_len: int,
 ) -> None:
-  """Writes vocab.txt, tokenizer_config.json and, if there are any, the rest.
+  """Writes vocab.txt, tokenizer_config.json and the files of added tokens.
 
   Args:
     spec: describes the tokenizer of the model's family.
@@ -322,7 +294,7 @@ def _write_tokenizer(
     "max_input_chars_per_word": tokenizer.max_input_chars_per_word,
   }
   if tokenizer.added:
-    ids = tokenizer.added_ids()
+    ids = tokenizer.added_ids
     marks = [t.content for t in tokenizer.added if t.special]
     tokens = {
       tokenizer.id(name): added_tokens.AddedToken(
@@ -334,7 +306,7 @@ def _write_tokenizer(
       str(i): dataclasses.asdict(tokens[i]) for i in sorted(tokens)
     }
     config["additional_special_tokens"] = marks
-    # Where versions of transformers before 4.34 look for them.
+    # Versions of transformers before 4.34 read these two files.
     by_content = {token.content: i for token, i in ids.items()}
     write_json(os.path.join(folder, "added_tokens.json"), by_content)
     names = {f"{k}_token": v for k, v in spec.special_tokens.items()}

@@ -1,7 +1,7 @@
 """Reads and writes folders of the original code.
 
 A folder holds bert_config.json and a TensorFlow 1 checkpoint. Settings that the
-original has no key for are stored under the key "bert_jax" of that file.
+original has no key for are stored in bert_config.json under the key "bert_jax".
 """
 
 from collections.abc import Mapping
@@ -23,25 +23,22 @@ from bert_jax.weights.pretrained import checked_length
 from bert_jax.weights.pretrained import naming
 
 CHECKPOINT = "bert_model.ckpt"
-_OURS = "bert_jax"  # key of our own settings in bert_config.json
+_OURS = "bert_jax"  # the key of our own settings in bert_config.json
 
 
-def read_tensors(
-  prefix: str,
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Reads the weights of a checkpoint, without the state of its optimizer.
-
-  Returns:
-    Name -> array, and the names of the tensors that were not read.
-  """
-  entries = tf_checkpoint.read_index(prefix)
-  unread = tuple(
+def _unread(entries: Mapping[str, tf_checkpoint.Entry]) -> tuple[str, ...]:
+  """Returns the names of the optimizer's state and of tensors of text."""
+  return tuple(
     name
     for name, entry in entries.items()
     if name.endswith(("/adam_m", "/adam_v")) or entry.type == tf_checkpoint.TEXT
   )
-  names = [name for name in entries if name not in set(unread)]
-  return tf_checkpoint.read(prefix, names), unread
+
+
+def read_tensors(prefix: str) -> dict[str, np.ndarray]:
+  """Reads the weights of a checkpoint, without the state of its optimizer."""
+  entries = tf_checkpoint.read_index(prefix)
+  return tf_checkpoint.read(prefix, entries.keys() - set(_unread(entries)))
 
 
 def read_settings(prefix: str) -> FolderSettings:
@@ -53,47 +50,54 @@ def read_settings(prefix: str) -> FolderSettings:
       f"{path} does not exist; put the bert_config.json that the model was "
       "trained with beside its checkpoint"
     )
-  names = tf_checkpoint.read_index(prefix)
+  entries = tf_checkpoint.read_index(prefix)
   with naming(path):
     config = files.read_json(path)
-    family = families.family_of(config.get("model_type"), names)
+    family = families.family_of(config.get("model_type"), entries)
     ours = _own_settings(config)
     model = _model_of(family, config, ours)
     labels = tuple(map(str, ours.get("labels", ())))
     seq_len = checked_length(ours)
   tokenizer = _read_tokenizer(folder, ours)
-
-  def kind(num_labels: int, named: str | None) -> str | None:
-    if "kind" in ours:
-      return ours["kind"]
-    # run_classifier.py has one output a class; other programs use its names.
-    return named or ("classify" if num_labels > 1 else None)
-
   return FolderSettings(
-    family=family,
-    model=model,
-    kind=kind,
-    labels=labels,
-    tokenizer=tokenizer,
-    lower_case=tokenizer.lower_case if tokenizer else ours.get("lower_case"),
-    seq_len=seq_len,
+    pretrained=Pretrained(
+      format="tf1",
+      family=family.name,
+      model=model,
+      labels=labels,
+      tokenizer=tokenizer,
+      lower_case=tokenizer.lower_case if tokenizer else ours.get("lower_case"),
+      ignored=_unread(entries),
+      seq_len=seq_len,
+    ),
+    # run_classifier.py has one output a class; other programs use its names.
+    head=lambda num_outputs: (
+      ours.get("kind", "classify" if num_outputs > 1 else None),
+      "",
+    ),
   )
 
 
 def _own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the settings that `write` stored under our key, types checked."""
+  """Returns the settings that `write` stored under our key.
+
+  Raises:
+    ValueError: one of them has the wrong type.
+  """
   ours = dict(config.get(_OURS, {}))
   types = {"lower_case": bool, "max_input_chars_per_word": int}
   for key, wanted in types.items():
     if key in ours and type(ours[key]) is not wanted:
-      raise ValueError(f"{_OURS}.{key} is {ours[key]!r:.100}")
+      raise ValueError(
+        f"{_OURS}.{key} is {ours[key]!r:.100}; wanted {wanted.__name__}"
+      )
   return ours
 
 
 def _model_of(
   family: families.Family, config: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns sizes and arithmetic; our key tells the two forms of gelu apart."""
+  """Returns sizes and switches; our key tells the two forms of gelu apart."""
   model = family.model_of("tf1", config)
   act = ours.get("hidden_act", model["hidden_act"])
   theirs = family.config_of("tf1", model | {"hidden_act": act})["hidden_act"]
@@ -108,7 +112,7 @@ def _model_of(
 def _read_tokenizer(
   folder: str, ours: Mapping[str, Any]
 ) -> interface.Tokenizer | None:
-  """Returns the tokenizer beside a checkpoint; None if there is none."""
+  """Returns the tokenizer beside a checkpoint; None if it has no vocabulary."""
   vocab = os.path.join(folder, "vocab.txt")
   if not os.path.exists(vocab):
     return None
@@ -123,14 +127,13 @@ def _read_tokenizer(
 def write(
   pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
 ) -> None:
-  """Writes the files of the original code, with our settings under our key."""
+  """Writes the files of the original code, and our settings under our key."""
   tokenizer = hugging_face.own_kind_of_tokenizer(pretrained, "tf1")
   if tokenizer and tokenizer.added:
     names = ", ".join(token.content for token in tokenizer.added)
     raise WeightsError(
-      f"the vocabulary has added tokens ({names:.200}), which the original's "
-      "vocab.txt cannot hold: it would cut them into pieces; write "
-      "huggingface, flax or bert_jax"
+      f"the vocabulary has added tokens ({names:.200}), which the original "
+      "code would cut into pieces; write huggingface, flax or bert_jax"
     )
   model = pretrained.model
   family = families.get_family(pretrained.family)

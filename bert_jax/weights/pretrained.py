@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from bert_jax.data.tokenizers import interface
-from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import errors
 from bert_jax.runtime import settings
 from bert_jax.weights import task_heads
 
-# Keys of a run's config, beside the shape of the model and data.seq_len, that
-# its predictions depend on.
+# The keys of a run's config that its predictions depend on, other than the
+# shape of the model and data.seq_len.
 SETTINGS = (
   "model.dtype", "model.attention", "task.name", "task.context",
   "task.max_query_len", "task.doc_stride", "task.n_best",
@@ -35,29 +34,29 @@ class Pretrained:
   """A model read from a folder, or to be written to one.
 
   Attributes:
-    format: one of `families.FORMATS`; where it came from.
-    model: `config.MODEL_KEYS`, and those of `config.SWITCHES` that the folder
-      or the family sets.
-    params: nested dict of numpy arrays, our tree with layers unrolled.
-    kind: of the task of its head, a key of `task_heads.HEADS`; None: no
-      head, or one whose task the folder does not tell.
-    labels: of its head, in order; () where they have no names.
-    tokenizer: None where the folder has no vocabulary.
-    lower_case: whether text is lower-cased; None where nothing says so.
-    ignored: names of tensors in the file that have no place in our tree.
-    missing: paths of a full encoder that the file does not have.
-    seq_len: tokens that a sequence has at most where the model was trained or
-      is meant to be used; None where nothing says so.
-    settings: values of the keys in SETTINGS that the run used, as far as the
-      folder says them.
-    refused: head ("mlm", "task") -> why it cannot be used as it is: "mlm" is
-      then not among the parameters, "task" is, without a kind.
+    format: the format that it was read from, one of `families.FORMATS`.
+    model: the values of `config.MODEL_KEYS`, and of those of `config.SWITCHES`
+      that the folder or the family sets.
+    params: the nested dict of numpy arrays, our tree with layers unrolled.
+    kind: the kind of task of the head, a key of `task_heads.HEADS`; None means
+      that there is no head, or that the folder does not say its task.
+    labels: the names of the head's outputs, in order; () if they have none.
+    tokenizer: None if the folder has no vocabulary.
+    lower_case: whether text is lower-cased; None if the folder does not say it.
+    ignored: the names of tensors in the file that have no place in our tree.
+    missing: the paths of parameters of a full encoder that the file lacks.
+    seq_len: the most tokens of a sequence in the training or the intended use
+      of the model; None if the folder does not say it.
+    settings: the values of the keys in SETTINGS that the run used, as far as
+      the folder says them.
+    refused: head ("mlm" or "task") -> why it cannot be used. The parameters of
+      "mlm" are then left out; those of "task" are kept, without a kind.
     family: a key of `families.FAMILIES`.
   """
 
   format: str
   model: dict[str, Any]
-  params: dict[str, Any]
+  params: dict[str, Any] = dataclasses.field(default_factory=dict)
   kind: str | None = None
   labels: tuple[str, ...] = ()
   tokenizer: interface.Tokenizer | None = None
@@ -80,7 +79,7 @@ class Pretrained:
 
   @property
   def num_outputs(self) -> int:
-    """The number K of outputs of the head of its task."""
+    """The number K of outputs of the task's head."""
     return self.params["task"]["bias"].size
 
   @property
@@ -94,15 +93,15 @@ class Pretrained:
     """Checks that the head, kind, labels and vocabulary are consistent.
 
     Raises:
-      WeightsError: says which of them do not.
+      WeightsError: the message says which of them are not.
     """
     if self.kind is not None:
       self._check_task()
     tokenizer, rows = self.tokenizer, self.model["vocab_size"]
     if tokenizer is not None and tokenizer.vocab_size > rows:
       raise WeightsError(
-        f"its vocabulary has {tokenizer.vocab_size} pieces, but the word table "
-        f"{rows} rows; they belong to different models"
+        f"the vocabulary has {tokenizer.vocab_size} pieces, but the word table "
+        f"has {rows} rows; they belong to different models"
       )
 
   def _check_task(self) -> None:
@@ -111,7 +110,9 @@ class Pretrained:
         f"kind {self.kind!r:.100} is not one of {', '.join(task_heads.HEADS)}"
       )
     if "task" not in self.params:
-      raise WeightsError(f"kind is {self.kind}, but there is no head of a task")
+      raise WeightsError(
+        f"the kind is {self.kind}, but the model has no head of a task"
+      )
     head = task_heads.HEADS[self.kind]
     wanted = head.width or len(self.labels) or self.num_outputs
     if wanted != self.num_outputs:
@@ -121,33 +122,21 @@ class Pretrained:
       )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class FolderSettings:
   """The settings that a folder holds beside its weights.
 
   Attributes:
-    family: that the model is of.
-    model: as in `Pretrained`.
-    kind: (K, the head is that of a span) -> kind, or None.
-    labels: names of the outputs; () where they have none.
-    tokenizer: None where the folder has no vocabulary.
-    lower_case: whether text is lower-cased; None where nothing says so.
-    seq_len: as in `Pretrained`.
-    settings: as in `Pretrained`.
-    tied: the head of masked words shares the word table.
-    refused_task: K -> why the head of the task cannot be used; "" where it can.
+    pretrained: the model without its parameters and its kind. The labels are
+      those that the folder names, and `ignored` the tensors not to read.
+    head: the number K of outputs of the task's head -> its kind, or None if
+      the folder does not say it; and why the head cannot be used, or "".
+    tied: whether the head of masked words shares the word table.
   """
 
-  family: families.Family
-  model: dict[str, Any]
-  kind: Callable[[int, str | None], str | None]
-  labels: tuple[str, ...]
-  tokenizer: interface.Tokenizer | None
-  lower_case: bool | None = None
-  seq_len: int | None = None
-  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  pretrained: Pretrained
+  head: Callable[[int], tuple[str | None, str]]
   tied: bool = True
-  refused_task: Callable[[int], str] = lambda num_labels: ""
 
 
 @contextlib.contextmanager
@@ -161,7 +150,7 @@ def naming(path: str) -> Iterator[None]:
     text = str(error)
     odd = (LookupError, TypeError, AttributeError, RecursionError)
     if isinstance(error, odd) or not text:
-      text = f"it is damaged, or laid out in another way: {error!r:.300}"
+      text = f"it is damaged, or has another layout: {error!r:.300}"
     text = f"{text:.1000}"
     raise WeightsError(text if path in text else f"{path}: {text}") from error
 
@@ -175,8 +164,12 @@ def check_arrays(flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def checked_length(settings: Mapping[str, Any]) -> int | None:
-  """Returns `seq_len` of our settings, checked; None if it is not set."""
+  """Returns `seq_len` from our own settings; None if it is not set.
+
+  Raises:
+    ValueError: it is not a whole number of 3 or more.
+  """
   length = settings.get("seq_len")
   if length is not None and (type(length) is not int or length < 3):
-    raise ValueError(f"seq_len is {length!r:.100}; wanted 3 or more")
+    raise ValueError(f"seq_len is {length!r:.100}; wanted 3 or more tokens")
   return length

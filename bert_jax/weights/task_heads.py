@@ -1,7 +1,7 @@
-"""The heads of tasks, as files of weights know them.
+"""The heads of the kinds of tasks, as files of weights describe them.
 
-Readers and writers of weights know the kinds from here alone, and so do the
-kinds themselves: one of that name in bert_jax/kinds takes its row.
+Readers and writers of weights know the kinds only from this table. A kind in
+bert_jax/kinds takes the row that has its name.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,14 @@ class TaskHead:
   """The head of a kind of task.
 
   Attributes:
-    name: of the kind.
+    name: the name of the kind.
     hf_class: the class of transformers with this head, without the name of the
-      family of models in front, such as "ForTokenClassification".
-    problem_type: of config.json; None = transformers has no name for the kind.
-    is_implied: a config.json without problem_type may mean this kind.
-    width: K, outputs of the head; None = the number of labels.
-    has_names: the outputs are labels with names.
+      family in front, such as "ForTokenClassification".
+    problem_type: the problem_type in config.json; None if transformers has no
+      name for the kind.
+    is_implied: whether a config.json without problem_type may mean this kind.
+    width: K, the number of outputs; None means the number of labels.
+    has_names: whether the outputs are labels with names.
   """
 
   name: str
@@ -32,11 +33,11 @@ class TaskHead:
 
   @property
   def has_config_labels(self) -> bool:
-    """Whether a config.json names the outputs."""
+    """Whether config.json names the outputs."""
     return self.has_names or self.problem_type is not None
 
   def fits(self, problem_type: str | None, num_outputs: int) -> bool:
-    """Returns whether a config.json with a problem_type may mean this head."""
+    """Returns whether a problem_type in config.json may mean this head."""
     if self.problem_type is None:
       return True
     is_this = problem_type == self.problem_type
@@ -44,7 +45,7 @@ class TaskHead:
     return is_this and self.width in (None, num_outputs)
 
 
-# By the name of the kind.
+# Name of the kind -> its head.
 HEADS: dict[str, TaskHead] = {
   head.name: head
   for head in (
@@ -71,24 +72,30 @@ HEADS: dict[str, TaskHead] = {
 
 def of_config(
   config: Mapping[str, Any], num_outputs: int, hf_class: str
-) -> str | None:
+) -> tuple[str | None, str]:
   """Returns the kind of task that a config.json of transformers is for.
 
   Args:
-    config: of the file.
+    config: the content of the file.
     num_outputs: K of the head.
-    hf_class: what the names of the family's classes begin with, such as "Bert".
+    hf_class: the beginning of the family's class names, such as "Bert".
 
   Returns:
-    The name of the kind; None where the file does not tell.
+    The name of the kind, or None if the file does not say it; and why the head
+    cannot be used, or "".
   """
-  # A head of one output is more special than one of any number.
+  problem = config.get("problem_type")
+  # A head with a fixed number of outputs is tried first.
   heads = sorted(HEADS.values(), key=lambda head: head.width is None)
+  fitting = [head for head in heads if head.fits(problem, num_outputs)]
   for name in map(str, config.get("architectures") or ()):
     plain = name.removeprefix("Flax").removeprefix("TF")
-    for head in heads:
-      if plain == hf_class + head.hf_class and head.fits(
-        config.get("problem_type"), num_outputs
-      ):
-        return head.name
-  return None
+    for head in fitting:
+      if plain == hf_class + head.hf_class:
+        return head.name, ""
+  if problem is None or any(h.problem_type == problem for h in fitting):
+    return None, ""
+  return None, (
+    f"problem_type is {problem!r:.60} with {num_outputs} outputs; a head of "
+    "this program gives labels, or one number"
+  )

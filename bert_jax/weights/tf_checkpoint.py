@@ -7,8 +7,8 @@ TensorFlow calls the format a "tensor bundle":
 
 The index is a LevelDB table: blocks of sorted entries, then a block that lists
 these blocks, then a footer of 48 bytes. An entry stores its key without the
-prefix that it shares with the key before. Each block and each tensor has a
-CRC-32C checksum, which is verified if the package google_crc32c is installed.
+prefix that it shares with the key before it. Each block and each tensor has a
+CRC-32C checksum, which is verified when it is read.
 
 Every size is compared with the size of the file before memory is allocated.
 
@@ -17,36 +17,30 @@ Source: tensorflow/core/util/tensor_bundle/tensor_bundle.cc,
   tensorflow/core/lib/io/{format,table_builder,block_builder}.cc
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
-import logging
 import math
 import os
 import struct
+from typing import Any, TypeVar
 
+import google_crc32c
 import ml_dtypes
 import numpy as np
 
 from bert_jax.runtime import files
 from bert_jax.weights.pretrained import WeightsError
 
-# Without this package, reading skips the checksums and writing is refused.
-_crc32c: Callable[[bytes | np.ndarray], int] | None = None
-try:
-  import google_crc32c
-
-  _crc32c = google_crc32c.value
-except ImportError:
-  pass
-
-_log = logging.getLogger(__name__)
+_Value = TypeVar("_Value", int, bytes)
+# The fields of a protocol buffer: number -> values, in the order of the bytes.
+_Fields = dict[int, list[Any]]
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
-_TRAILER_BYTES = 5  # after a block: its compression, its checksum
-_BLOCK_BYTES = 262_144  # a block is closed once it has as many
-_RESTART_EVERY = 16  # entries, after which a key is written in full
-# Longer than any name of a variable; bounds what shared prefixes grow to.
+_TRAILER_BYTES = 5  # after a block: one byte of compression, four of checksum
+_BLOCK_BYTES = 262_144  # a block of this size or more takes no more entries
+_RESTART_EVERY = 16  # the number of entries between two keys written in full
+# No variable has a longer name; the limit bounds the memory that keys take.
 _MAX_KEY_BYTES = 4096
 _MAX_RANK = 32
 
@@ -66,7 +60,7 @@ _DTYPES = {
   22: np.dtype("<u4"),
   23: np.dtype("<u8"),
 }
-TEXT = 7  # the data type of strings, which are not read
+TEXT = 7  # the data type of strings, which this module does not read
 
 
 class BundleError(WeightsError):
@@ -101,20 +95,15 @@ class Entry:
 
 def _masked_crc(data: bytes | np.ndarray) -> int:
   """Returns the CRC-32C, rotated right by 15 bits, plus a constant."""
-  if _crc32c is None:
-    raise BundleError(
-      "writing a TensorFlow checkpoint needs checksums; pip install "
-      "google-crc32c"
-    )
-  crc = _crc32c(data)
+  crc = google_crc32c.value(data)
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def _check_crc(data: bytes | np.ndarray, wanted: int, what: str) -> None:
-  if _crc32c is not None and _masked_crc(data) != wanted:
+  if _masked_crc(data) != wanted:
     raise BundleError(
       f"{what} is damaged: its checksum does not match; copy it again from "
-      "where it came"
+      "the original place"
     )
 
 
@@ -122,7 +111,7 @@ def _check_crc(data: bytes | np.ndarray, wanted: int, what: str) -> None:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-  """Reads a varint; returns its value and the offset behind it."""
+  """Reads a varint; returns its value and the offset after it."""
   value = 0
   for i in range(10):
     if at + i >= len(data):
@@ -145,8 +134,11 @@ def _to_varint(value: int) -> bytes:
   return bytes(out)
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-  """Yields the number and the value of every field of a protocol buffer."""
+def _fields(message: Any) -> _Fields:
+  """Parses a protocol buffer."""
+  if not isinstance(message, bytes):
+    raise BundleError("a number stands where a message was wanted")
+  fields: _Fields = {}
   at = 0
   while at < len(message):
     tag, at = _varint(message, at)
@@ -164,75 +156,63 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
       at += size
     else:
       raise BundleError(f"a field has the unknown wire type {wire}")
-    yield number, value
+    fields.setdefault(number, []).append(value)
+  return fields
 
 
-def _int(value: int | bytes) -> int:
-  if not isinstance(value, int):
-    raise BundleError("a number was wanted, and something else is there")
-  return value
+def _last(fields: _Fields, number: int, default: _Value) -> _Value:
+  """Returns the last value of a field, or the default if it has none.
 
-
-def _bytes(value: int | bytes) -> bytes:
-  if not isinstance(value, bytes):
-    raise BundleError("a message was wanted, and a number is there")
+  Raises:
+    BundleError: the value and the default have different types.
+  """
+  value = fields.get(number, [default])[-1]
+  if type(value) is not type(default):
+    raise BundleError(
+      f"field {number} of a message is {type(value).__name__}, not "
+      f"{type(default).__name__}"
+    )
   return value
 
 
 def _shape(message: bytes) -> tuple[int, ...]:
   """Reads a TensorShapeProto."""
-  shape = []
-  for number, value in _fields(message):
-    if number == 2:
-      sizes = [_int(v) for n, v in _fields(_bytes(value)) if n == 1]
-      shape.append(sizes[-1] if sizes else 0)
-    elif number == 3 and value:
-      raise BundleError("a tensor of unknown rank")
-  if len(shape) > _MAX_RANK:
-    raise BundleError(f"a tensor of {len(shape)} dimensions")
-  return tuple(shape)
+  fields = _fields(message)
+  if _last(fields, 3, 0):
+    raise BundleError("a tensor has an unknown rank")
+  sizes = fields.get(2, [])
+  if len(sizes) > _MAX_RANK:
+    raise BundleError(f"a tensor has {len(sizes)} dimensions")
+  return tuple(_last(_fields(size), 1, 0) for size in sizes)
 
 
 def _entry(message: bytes) -> Entry:
   """Reads a BundleEntryProto."""
-  numbers = {1: 0, 3: 0, 4: 0, 5: 0}
-  shape: tuple[int, ...] = ()
-  checksum, is_sliced = 0, False
-  for number, value in _fields(message):
-    if number in numbers:
-      numbers[number] = _int(value)
-    elif number == 2:
-      shape = _shape(_bytes(value))
-    elif number == 6:
-      if len(_bytes(value)) != 4:
-        raise BundleError("a checksum that is not of 4 bytes")
-      checksum = int.from_bytes(_bytes(value), "little")
-    elif number == 7:
-      is_sliced = True
+  fields = _fields(message)
+  checksum = _last(fields, 6, b"\0\0\0\0")
+  if len(checksum) != 4:
+    raise BundleError(f"a checksum has {len(checksum)} bytes, not 4")
   return Entry(
-    type=numbers[1],
-    shape=shape,
-    shard=numbers[3],
-    offset=numbers[4],
-    size=numbers[5],
-    checksum=checksum,
-    is_sliced=is_sliced,
+    type=_last(fields, 1, 0),
+    shape=_shape(_last(fields, 2, b"")),
+    shard=_last(fields, 3, 0),
+    offset=_last(fields, 4, 0),
+    size=_last(fields, 5, 0),
+    checksum=int.from_bytes(checksum, "little"),
+    is_sliced=7 in fields,
   )
 
 
 def _num_shards(message: bytes) -> int:
   """Reads a BundleHeaderProto."""
-  num_shards = 0
-  for number, value in _fields(message):
-    if number == 1:
-      num_shards = _int(value)
-    elif number == 2 and value:
-      raise BundleError("tensors of a big-endian machine are not read")
-    elif number == 3:
-      for version_number, version in _fields(_bytes(value)):
-        if version_number == 2 and (least := _int(version)) > 1:
-          raise BundleError(f"version {least} of the format; 1 is read")
-  if num_shards < 1:
+  fields = _fields(message)
+  if _last(fields, 2, 0):
+    raise BundleError(
+      "it was written by a big-endian machine; this is not read"
+    )
+  if (version := _last(_fields(_last(fields, 3, b"")), 2, 0)) > 1:
+    raise BundleError(f"version {version} of the format; version 1 is read")
+  if (num_shards := _last(fields, 1, 0)) < 1:
     raise BundleError("its header names no data file")
   return num_shards
 
@@ -245,11 +225,11 @@ def _block(data: bytes, handle: bytes, at: int = 0) -> tuple[bytes, int]:
 
   Args:
     data: the whole table.
-    handle: bytes with the handle.
-    at: where in these.
+    handle: bytes that contain the handle.
+    at: the offset of the handle in these bytes.
 
   Returns:
-    The block and where the handle ends.
+    The block, and the offset after the handle.
   """
   offset, at = _varint(handle, at)
   size, at = _varint(handle, at)
@@ -264,18 +244,18 @@ def _block(data: bytes, handle: bytes, at: int = 0) -> tuple[bytes, int]:
       "with TensorFlow 1.2 or later, which does not compress them"
     )
   if data[end]:
-    raise BundleError(f"a block is compressed in an unknown way ({data[end]})")
+    raise BundleError(f"a block has the unknown compression {data[end]}")
   return data[offset:end], at
 
 
 def _block_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
   """Yields the keys and values of a block."""
   if len(block) < 4:
-    raise BundleError("a block of less than 4 bytes")
+    raise BundleError("a block has less than 4 bytes")
   restarts = int.from_bytes(block[-4:], "little")
   end = len(block) - 4 * (restarts + 1)
   if end < 0:
-    raise BundleError(f"a block of {len(block)} bytes with {restarts} restarts")
+    raise BundleError(f"a block of {len(block)} bytes has {restarts} restarts")
   entries = block[:end]
   key, at = b"", 0
   while at < end:
@@ -299,10 +279,10 @@ def _table_entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
   footer = data[-_FOOTER_BYTES:]
   if int.from_bytes(footer[-8:], "little") != _MAGIC:
     raise BundleError(
-      "it does not end as the index of a checkpoint does: it was cut off, or "
-      "is another kind of file"
+      "it does not end with the mark of an index; it was cut off, or is "
+      "another kind of file"
     )
-  _, at = _block(data, footer)  # of meta data: there is none, but its checksum
+  _, at = _block(data, footer)  # the empty block of metadata has a checksum
   index, at = _block(data, footer, at)
   if any(footer[at:-8]):
     raise BundleError("its footer has bytes where there should be none")
@@ -310,7 +290,7 @@ def _table_entries(data: bytes) -> Iterator[tuple[bytes, bytes]]:
   for _, handle in _block_entries(index):
     block, handle_end = _block(data, handle)
     if handle_end != len(handle):
-      raise BundleError("a handle has bytes left over")
+      raise BundleError("a handle is followed by other bytes")
     for key, value in _block_entries(block):
       if last is not None and key <= last:
         raise BundleError("its names are not in order")
@@ -327,7 +307,7 @@ def _data_path(prefix: str, shard: int, num_shards: int) -> str:
 
 
 def _read_index(prefix: str) -> tuple[int, dict[str, Entry]]:
-  """Returns the number of data files and the entries."""
+  """Returns the number of data files, and name -> entry."""
   path = _index_path(prefix)
   try:
     with open(path, "rb") as f:
@@ -346,7 +326,7 @@ def _read_index(prefix: str) -> tuple[int, dict[str, Entry]]:
 
 
 def read_index(prefix: str) -> dict[str, Entry]:
-  """Reads what tensors a checkpoint has.
+  """Reads which tensors a checkpoint has.
 
   Args:
     prefix: the path without ".index".
@@ -372,7 +352,7 @@ def _check_entry(name: str, entry: Entry) -> None:
     )
   if entry.type not in _DTYPES:
     raise BundleError(
-      f"{name} has TensorFlow's data type {entry.type}; numbers are read"
+      f"{name} has TensorFlow's data type {entry.type}; only numbers are read"
     )
   wanted = math.prod(entry.shape) * _DTYPES[entry.type].itemsize
   if entry.size != wanted:
@@ -396,8 +376,6 @@ def _read_shard(path: str, entries: Mapping[str, Entry]) -> dict:
     for name, entry in entries.items():
       f.seek(entry.offset)
       data = np.fromfile(f, np.uint8, entry.size)
-      if data.size != entry.size:
-        raise BundleError(f"it ends within {name}")
       _check_crc(data, entry.checksum, name)
       found[name] = data.view(_DTYPES[entry.type]).reshape(entry.shape)
   return found
@@ -410,7 +388,7 @@ def read(
 
   Args:
     prefix: the path without ".index".
-    names: which ones; None: all.
+    names: the tensors to read; None means all.
 
   Returns:
     Name -> array, in the order of the names in the index.
@@ -419,11 +397,6 @@ def read(
     BundleError: the checkpoint or a tensor does not exist, is damaged, or is of
       an unsupported kind (text, slices).
   """
-  if _crc32c is None:
-    _log.warning(
-      "%s is read without looking at its checksums: google_crc32c is not "
-      "installed", prefix,
-    )  # fmt: skip
   num_shards, entries = _read_index(prefix)
   chosen = set(entries if names is None else names)
   if missing := sorted(chosen - entries.keys()):
@@ -481,17 +454,13 @@ class _BlockBuilder:
   def size(self) -> int:
     return len(self._data) + 4 * (len(self._restarts) + 1)
 
-  @property
-  def is_empty(self) -> bool:
-    return not self._data
-
   def finish(self) -> bytes:
     numbers = [*self._restarts, len(self._restarts)]
     return bytes(self._data) + struct.pack(f"<{len(numbers)}I", *numbers)
 
 
 def _between(last: bytes, following: bytes | None) -> bytes:
-  """Returns a short key k, last <= k < following (None: no upper limit)."""
+  """Returns a short key k with last <= k < following; None is no limit."""
   if following is None:
     for i, byte in enumerate(last):
       if byte != 0xFF:
@@ -507,31 +476,31 @@ def _to_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
   """Returns the bytes of a table of sorted keys and their values."""
   data = bytearray()
 
-  def write_block(contents: bytes) -> bytes:
+  def write_block(builder: _BlockBuilder) -> bytes:
+    contents = builder.finish()
     handle = _to_varint(len(data)) + _to_varint(len(contents))
     contents += b"\0"  # not compressed
     data.extend(contents + struct.pack("<I", _masked_crc(contents)))
     return handle
 
   index = _BlockBuilder(1)
-  block = _BlockBuilder(_RESTART_EVERY)
-  last = b""
-  handle: bytes | None = None
+  block: _BlockBuilder | None = None
+  last, handle = b"", b""
   for key, value in entries:
-    if handle is not None:
-      index.add(_between(last, key), handle)
-      handle = None
+    if block is None:
+      block = _BlockBuilder(_RESTART_EVERY)
+      if handle:
+        index.add(_between(last, key), handle)
     block.add(key, value)
     last = key
     if block.size >= _BLOCK_BYTES:
-      handle = write_block(block.finish())
-      block = _BlockBuilder(_RESTART_EVERY)
-  if not block.is_empty:
-    handle = write_block(block.finish())
-  footer = write_block(_BlockBuilder(_RESTART_EVERY).finish())  # no meta data
-  if handle is not None:
+      handle, block = write_block(block), None
+  if block is not None:
+    handle = write_block(block)
+  footer = write_block(_BlockBuilder(_RESTART_EVERY))  # there is no metadata
+  if handle:
     index.add(_between(last, None), handle)
-  footer += write_block(index.finish())
+  footer += write_block(index)
   return bytes(data + footer.ljust(40, b"\0") + struct.pack("<Q", _MAGIC))
 
 
@@ -564,18 +533,20 @@ def write(prefix: str, tensors: Mapping[str, np.ndarray]) -> None:
     tensors: name -> array.
 
   Raises:
-    BundleError: google_crc32c is not installed, or a tensor cannot be stored.
+    BundleError: a tensor cannot be stored.
   """
   types = {dtype: number for number, dtype in _DTYPES.items()}
   names = {name.encode("utf-8"): name for name in tensors}
   for key, name in names.items():
     dtype = tensors[name].dtype
     if not 0 < len(key) <= _MAX_KEY_BYTES:
-      raise BundleError(f"{name!r} cannot be the name of a tensor")
+      raise BundleError(
+        f"{name!r:.100} has {len(key)} bytes; the name of a tensor has 1 to "
+        f"{_MAX_KEY_BYTES}"
+      )
     if dtype.newbyteorder("<") not in types:
       raise BundleError(f"{name} has dtype {dtype}, which is not written")
   entries = [(b"", bytes.fromhex("08011a020801"))]  # 1 data file, version 1
-  _masked_crc(b"")  # says what is missing before a file is opened
   offset = 0
   with (
     files.writing(_index_path(prefix)) as index,  # has its name last

@@ -10,7 +10,6 @@ import numpy as np
 
 from bert_jax.data.tokenizers import load
 from bert_jax.models import config as model_config
-from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import runs
@@ -25,7 +24,7 @@ from bert_jax.weights.pretrained import naming
 
 
 def read_tensors(step: str) -> dict[str, np.ndarray]:
-  """Reads the parameters of a saved step, layers unrolled."""
+  """Reads the parameters of a saved step, with layers unrolled."""
   with naming(step):
     tree = checkpoint.read_params(step)
     return param_trees.unstack(check_arrays(param_trees.flatten(tree)))
@@ -39,7 +38,6 @@ def read_settings(step: str) -> FolderSettings:
     run = runs.read_run(workdir)
     config = run["config"]
     group = config["model"]
-    family = families.get_family(group["family"])
     keys = (*model_config.MODEL_KEYS, *model_config.SWITCHES)
     model = {key: group[key] for key in keys}
     task = run.get("task") or {}
@@ -58,21 +56,24 @@ def read_settings(step: str) -> FolderSettings:
         tokenizer = load.load_tokenizer(vocab)
       break
   return FolderSettings(
-    family=family,
-    model=model,
-    kind=lambda num_labels, named: task.get("kind", default),
-    labels=labels,
-    tokenizer=tokenizer,
-    lower_case=tokenizer.lower_case if tokenizer else None,
-    seq_len=seq_len,
-    settings=own,
+    pretrained=Pretrained(
+      format="bert_jax",
+      family=group["family"],
+      model=model,
+      labels=labels,
+      tokenizer=tokenizer,
+      lower_case=tokenizer.lower_case if tokenizer else None,
+      seq_len=seq_len,
+      settings=own,
+    ),
+    head=lambda num_outputs: (task.get("kind", default), ""),
   )
 
 
 def write(
   pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
 ) -> None:
-  """Writes a workdir with one checkpoint, of step 0."""
+  """Writes a workdir with one checkpoint, that of step 0."""
   kind = pretrained.kind
   model = model_config.ModelConfig(
     **pretrained.shape, param_dtype=pretrained.dtype_name
@@ -91,7 +92,7 @@ def write(
   commit, dirty = runs.commit()
   run = {
     "config": config | {"objective": objective},
-    "data_hash": "",  # no examples yet
+    "data_hash": "",  # there are no examples yet
     "task": {"kind": kind, "labels": list(pretrained.labels)} if kind else None,
     "converted_from": pretrained.format,
     "checksums_since": 0,

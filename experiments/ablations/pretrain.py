@@ -9,8 +9,8 @@ table 8 puts [MASK] at every place to predict.
 
 from typing import Any
 
+from bert_jax.configs import base
 from bert_jax.sweeps import sweep
-from configs import base
 
 VARIANTS: dict[str, dict[str, Any]] = {
   "nsp": {},

@@ -7,8 +7,8 @@
 A trial has its encoder, learning rate and seed; six of a task are one program.
 """
 
+from bert_jax.configs import base
 from bert_jax.sweeps import sweep
-from configs import base
 from experiments.ablations import pretrain
 
 TASKS = "rte+mrpc+cola+stsb"

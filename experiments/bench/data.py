@@ -22,10 +22,10 @@ import time
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bert_jax.configs import base
 from bert_jax.data import batching
 from bert_jax.data import prepare
 from bert_jax.data.store import records
-from configs import base
 from experiments.bench import prepare as bench_prepare
 
 LENGTHS = (512, 128)

@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
+from bert_jax.configs import base
 from bert_jax.data import batching
 from bert_jax.data import packing
 from bert_jax.data import prepare
 from bert_jax.data.store import indexes
 from bert_jax.data.store import records
-from configs import base
 from experiments.bench import prepare as bench_prepare
 from experiments.bench import wikipedia
 

@@ -25,11 +25,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bert_jax.configs import base
 from bert_jax.data import corpus
 from bert_jax.data import prepare
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
-from configs import base
 from configs import demo as demo_config
 from experiments import demo
 

@@ -10,8 +10,8 @@ chooses, and more seeds show the spread. `tasks=mrpc+rte` takes some only.
 rates and seeds, in one program. `dtype=bfloat16` is for TPUs.
 """
 
+from bert_jax.configs import base
 from bert_jax.sweeps import sweep
-from configs import base
 
 TASKS = "cola+sst2+mrpc+stsb+qqp+mnli+qnli+rte+wnli"
 LEARNING_RATES = (5e-5, 4e-5, 3e-5, 2e-5)

@@ -10,8 +10,8 @@ fewer); batch sizes 16 and 32, learning rates 5e-5, 3e-5 and 2e-5, and 2 to 4
 epochs (appendix A.3); scores are means of five seeds.
 """
 
+from bert_jax.configs import base
 from bert_jax.sweeps import sweep
-from configs import base
 
 BATCH_SIZES = (16, 32)
 LEARNING_RATES = (5e-5, 3e-5, 2e-5)

@@ -14,8 +14,8 @@ import json
 import math
 from pathlib import Path
 
+from bert_jax.configs import base
 from bert_jax.sweeps import costs
-from configs import base
 
 HERE = Path(__file__).parent
 

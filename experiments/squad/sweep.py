@@ -7,8 +7,8 @@ WEIGHTS as for configs/finetune.py; DATA has the official JSON files. Batches of
 32 for 3 epochs, of 48 for 2 with 2.0; learning rate 5e-5 (sections 4.2, 4.3).
 """
 
+from bert_jax.configs import base
 from bert_jax.sweeps import sweep
-from configs import base
 
 
 def get_config(text=None):

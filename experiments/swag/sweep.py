@@ -8,8 +8,8 @@ WEIGHTS as for configs/finetune.py; DATA has the official CSV files. Batches of
 takes those instead.
 """
 
+from bert_jax.configs import base
 from bert_jax.sweeps import sweep
-from configs import base
 
 
 def get_config(text=None):

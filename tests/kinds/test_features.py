@@ -135,7 +135,9 @@ def test_choices_lie_one_after_the_other():
 def test_a_split_without_labels_has_none_and_half_a_split_is_refused():
   bare = spec.PairExample("x", "a", None, None)
   assert make("cola", [bare]).label is None
-  with pytest.raises(spec.TaskError, match="example x has no label, others"):
+  with pytest.raises(
+    spec.TaskError, match="example x has no label, but others"
+  ):
     make("cola", [spec.PairExample("w", "a", None, 1), bare])
 
 
@@ -148,7 +150,7 @@ def test_impossible_settings_are_refused():
     ("context='page'; use",
      lambda: make("wnut17", [sentence("a")], context="page")),
     ("doc_stride=0", lambda: make("squad_v1", question, doc_stride=0)),
-    ("max_query_len=64 must be between 1 and 8",
+    ("max_query_len=64 must be from 1 to 8",
      lambda: make("squad_v1", question)),
   ):  # fmt: skip
     with pytest.raises(spec.TaskError, match=match):
@@ -240,7 +242,9 @@ def test_document_context_fills_the_length_with_the_neighbours():
     [-1, -1, -1, 0, 1, -1],
     [-1, 0, -1],
   ]
-  with pytest.raises(spec.TaskError, match="every sentence is a document"):
+  with pytest.raises(
+    spec.TaskError, match="every sentence is its own document"
+  ):
     make("conll2003", [examples[0], examples[3]], context="document")
 
 

@@ -157,9 +157,8 @@ def test_labels_above_their_threshold_are_given(thresholds, given):
 
 @pytest.mark.parametrize("thresholds", [(0.5, 0.5), (1.5,), ()])
 def test_thresholds_that_do_not_fit_are_refused(thresholds):
-  made = KIND.make_features(make_task(), examples(), TOKENIZER, seq_len=8)
   with pytest.raises(spec.TaskError, match=r"thresholds=.*each of the 3 label"):
-    KIND.decode(make_task(), made, np.zeros((3, 3)), thresholds=thresholds)
+    KIND.check_options(make_task(), thresholds=thresholds)
 
 
 def test_metrics_by_hand():

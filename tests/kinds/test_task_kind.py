@@ -215,13 +215,13 @@ def test_questions_are_scored_in_percent():
     ("stsb", [2.0, 2.0], pairs([0.0, 1.0]), "pearson", "all the same"),
     ("stsb", [2.0, 2.0], pairs([0.0, 1.0]), "spearman", "all the same"),
     ("stsb", [2.0], pairs([1.0]), "pearson", "all the same"),
-    ("mrpc", guesses([0, 0]), pairs([0, 0]), "f1", "no example is '1'"),
+    ("mrpc", guesses([0, 0]), pairs([0, 0]), "f1", "no prediction is '1'"),
     (
       "wnut17",
       [("O",)],
       [spec.TagExample("0", ("a",), ("O",), 0)],
       "entity_f1",
-      "there is no entity",
+      "has an entity",
     ),
   ],
 )

@@ -10,15 +10,13 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
-from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import main
+from bert_jax import modes
 from bert_jax import tasks
 from bert_jax import weights
 from bert_jax.data.tokenizers import wordpiece
@@ -32,6 +30,7 @@ from bert_jax.prediction import predict
 from bert_jax.tasks import spec
 from configs import base
 from configs import predict as predict_config
+from tests.support import launching
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = "sun moon star sky rain wind snow hill ##s ##y . ?".split()
@@ -368,7 +367,8 @@ def test_other_lines_do_not_change_a_record(kind, predictors):
   assert_close(together, one_by_one * 7, kind, 1e-5)
   changes = {"concat_last": 2} if kind == "embed" else {}
   small = make_predictor(kind, batch_tokens=1, **changes)
-  assert len(list(small._windows((str(i), r) for i, r in enumerate(many)))) > 2
+  numbered = [(str(i), record) for i, record in enumerate(many)]
+  assert len(list(predict._windows(small._answerer, numbered, 32))) > 2
   assert_close(list(small(many)), together, kind, 1e-5)
 
 
@@ -622,7 +622,7 @@ def test_the_launcher_reads_and_writes_standard_streams(tmp_path):
     cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"},
     capture_output=True, check=False,
   )  # fmt: skip
-  assert done.returncode == 0, done.stderr
+  assert done.returncode == 3, done.stderr
   first, second = map(json.loads, done.stdout.splitlines())
   assert first == {"id": 5} | want_tag({"text": "sun moon"})
   assert second["error"].startswith("line 2: it has no field 'text'")
@@ -631,23 +631,18 @@ def test_the_launcher_reads_and_writes_standard_streams(tmp_path):
 
 @pytest.mark.parametrize(
   ("content", "status"),
-  [(b"{}\n[]\n", 1), (b'{}\n{"text": "sun"}\n', None), (b"\n", None)],
+  [(b"{}\n[]\n", 1), (b'{}\n{"text": "sun"}\n', 3), (b"\n", None)],
 )
 def test_the_job_failed_where_all_lines_did(tmp_path, content, status):
   weights.write(pretrained("regress"), tmp_path / "model", "tf1")
   (tmp_path / "in.jsonl").write_bytes(content)
-  values = flags.FlagValues()
-  main.define_flags(values)
-  values(
-    [
-      "bert-jax",
-      f"--input={tmp_path}/in.jsonl",
-      f"--output={tmp_path}/out.jsonl",
-      f"--config={ROOT}/configs/predict.py:from={tmp_path}/model",
-    ]
+  values = launching.parse(
+    f"--input={tmp_path}/in.jsonl",
+    f"--output={tmp_path}/out.jsonl",
+    f"--config=predict:from={tmp_path}/model",
   )
   try:
-    main._predict(values)
+    modes._predict(values)
     got = None
   except SystemExit as error:
     got = error.code
@@ -660,16 +655,13 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
   """Their run.json is not that of a training: it has no settings of ours."""
   folder = str(tmp_path / "model")
   weights.write(pretrained("regress"), folder, "bert_jax")
-  values = types.SimpleNamespace(
-    mode="predict", config=None, workdir=folder, input=[], output=None
-  )
-  message = f"no 'mesh'; give --config=configs/predict.py:from={folder}$"
-  with pytest.raises(main.UsageError, match=message):
-    main._predict(values)
-  values.mode, values.coordinator = "evaluate", None
-  values.num_processes = values.process_id = None
+  values = launching.parse("predict", f"--workdir={folder}")
+  message = f"give --config=predict:from={folder}$"
+  with pytest.raises(modes.UsageError, match=message):
+    modes._predict(values)
+  values = launching.parse("evaluate", f"--workdir={folder}")
   with pytest.raises(ValueError, match="holds converted weights, not a run"):
-    main._evaluate(values)
+    modes._evaluate(values)
 
 
 # --- what cannot be ----------------------------------------------------------
@@ -683,12 +675,16 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
     ("fill-mask", {"batch_tokens": 0}, "batch_tokens=0; it must be 1 or more"),
     ("fill-mask", {"seq_len": 21}, "seq_len=21; the model takes 5 to 20"),
     ("embed", {"decimals": 13}, "decimals=13; it must be 12 or less"),
-    ("embed", {"fields": ("mode",)}, "fields has mode; there is: tokens, po"),
-    ("embed", {"fields": ("concat",)}, "concat_last=0; .* to join, 1 to 2"),
-    ("embed", {"concat_last": 3}, "concat_last=3; .* to join, 1 to 2"),
+    (
+      "embed",
+      {"fields": ("mode",)},
+      "fields has mode; the fields are tokens, po",
+    ),
+    ("embed", {"fields": ("concat",)}, "concat_last=0; .* 1 to 2 layers"),
+    ("embed", {"concat_last": 3}, "concat_last=3; .* 1 to 2 layers"),
     ("embed", {"layers": (3,)}, r"layers has 3; .* to 2, or -1 .* to -3"),
     ("embed", {"layers": (-4,)}, "layers has -4"),
-    ("embed", {"kind": "dream"}, "predict.kind='dream' is not known; there is"),
+    ("embed", {"kind": "dream"}, "predict.kind='dream' is not known; use"),
     (
       "embed",
       {"kind": "classify"},
@@ -715,7 +711,7 @@ def test_without_a_pooler_there_is_no_pooled():
   del params["encoder"]["pooler"]
   bare = dataclasses.replace(pretrained("embed"), params=params)
   assert table.answerers_of(bare) == ["fill-mask", "embed"]
-  message = "no pooler, so there is no pooled; .*fields=tokens,mean,layers$"
+  message = "no pooler, so it has no field pooled; .*fields=tokens,mean,layers$"
   with pytest.raises(answers.PredictError, match=message):
     predict.Predictor(bare, new_config(kind="embed"), "MODEL")
   config = new_config(kind="embed", fields=("mean",))
@@ -732,7 +728,7 @@ def test_a_head_of_no_known_task_needs_to_be_told():
   (got,) = told([{"text": "sun"}])
   assert_close(got, want_pooled("regress")({"text": "sun"}))
   with pytest.raises(
-    answers.PredictError, match="1 outputs.* answer: that has"
+    answers.PredictError, match="1 outputs.*answer, whose head has 2"
   ):
     predict.Predictor(unknown, new_config(kind="answer"), "MODEL")
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 
-from absl import flags
 import pytest
 
 from bert_jax import main
@@ -541,13 +540,10 @@ def test_every_mode_refuses_a_scheme_before_jax_is_loaded(
 
 
 def parse(*arguments, mode="train"):
-  values = flags.FlagValues()
-  main.define_flags(values)
-  config = f"--config={ROOT}/configs/base.py"
+  config = "--config=base"
   if any(a.startswith("--config=") for a in arguments):
     config = ""
-  values(["bert-jax", f"--mode={mode}", *filter(None, (config, *arguments))])
-  return values
+  return launching.parse(mode, *filter(None, (config, *arguments)))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

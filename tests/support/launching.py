@@ -13,6 +13,15 @@ ROOT = pathlib.Path(__file__).parents[2]
 DEMO = f"--config={ROOT}/configs/demo.py"
 
 
+def parse(*args):
+  """Returns the flag values of a command line, parsed as the launcher does."""
+  flag_values = flags.FlagValues()
+  main.define_flags(flag_values)
+  flags.DEFINE_integer("verbosity", 0, "absl's", flag_values=flag_values)
+  main.parse(flag_values, ["bert-jax", *map(str, args)])
+  return flag_values
+
+
 @pytest.fixture
 def launch(monkeypatch):
   """A function (arguments) -> exit status, in this process."""

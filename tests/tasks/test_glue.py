@@ -67,8 +67,8 @@ def test_stsb_scores_are_numbers_from_0_to_5(tmp_path):
     PairExample("3", "a", "b", 3.8)
   ]
   for bad, message in (
-    ("x", "file.tsv:2: score 'x' is no finite number"),
-    ("nan", "score 'nan' is no finite number"),
+    ("x", "file.tsv:2: score 'x' is not a finite number"),
+    ("nan", "score 'nan' is not a finite number"),
     ("5.5", "file.tsv:2: score 5.5 is not between 0 and 5"),
   ):
     with pytest.raises(spec.TaskError, match=message):
@@ -97,14 +97,16 @@ def test_broken_rows_of_qqp_are_left_out_and_counted(tmp_path, caplog):
   rows = "5\t1\t2\ta\tb\t1\n6\t1\t2\tbroken\n7\t1\t2\tc\td\t0\n"
   examples = read(tmp_path, "qqp", "train", head + rows)
   assert [e.id for e in examples] == ["5", "7"]
-  assert "left out 1 broken rows" in caplog.text
-  with pytest.raises(spec.TaskError, match=":5: 4 columns, wanted 6.*cut off"):
+  assert "left out 1 rows" in caplog.text
+  with pytest.raises(
+    spec.TaskError, match=":5: 4 columns, wanted 6.*truncated"
+  ):
     read(tmp_path, "qqp", "train", head + rows + "8\t1\t2\te")
 
 
 @pytest.mark.parametrize("name", ["cola", "sst2", "mrpc", "rte", "stsb"])
 def test_a_file_that_was_cut_off_is_told(tmp_path, name, caplog):
-  """By a row without all columns, else by a last line that does not end."""
+  """By a row without all columns, or else by a last line without an end."""
   texts = {
     "cola": "s\t1\t\tHe ate.\ns\t0\t*\tHe ate and slept.\n",
     "sst2": "sentence\tlabel\na film\t1\nanother film\t0\n",
@@ -117,7 +119,7 @@ def test_a_file_that_was_cut_off_is_told(tmp_path, name, caplog):
   }  # fmt: skip
   whole = texts[name]
   read(tmp_path, name, "train", whole)
-  assert "does not end" not in caplog.text
+  assert "no line end" not in caplog.text
   last = whole.rstrip("\n").rfind("\n") + 1
   for cut in range(last + 1, len(whole)):
     caplog.clear()
@@ -126,7 +128,7 @@ def test_a_file_that_was_cut_off_is_told(tmp_path, name, caplog):
     except spec.TaskError as error:
       assert f":{whole.count(chr(10))}: " in str(error)  # the line
     else:
-      assert "its last line does not end" in caplog.text
+      assert "its last line has no line end" in caplog.text
 
 
 def test_numbers_that_repeat_are_replaced_by_places(tmp_path):
@@ -139,7 +141,7 @@ def test_numbers_that_repeat_are_replaced_by_places(tmp_path):
   ("name", "text", "message"),
   [
     ("sst2", "sentence\tlabel\na\t2\n", "file.tsv:2: label '2' .*known: 0, 1"),
-    ("sst2", "text\tlabel\na\t1\n", "no column 'sentence'; there are text, l"),
+    ("sst2", "text\tlabel\na\t1\n", "no column 'sentence'; .* are text, l"),
     ("sst2", "index\tsentence\n0\ta\n", "no column 'label'"),
     ("cola", "gj04\t1\tA sentence.\n", "file.tsv:1: 3 columns, wanted 4"),
     ("rte", "sentence1\tsentence2\tlabel\na\tb\t-\n", "label '-' is not known"),

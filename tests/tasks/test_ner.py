@@ -65,21 +65,16 @@ def test_wnut_has_two_columns_and_no_documents(tmp_path):
   ],
 )
 def test_iob1_becomes_iob2_and_iob2_stays(tags, wanted):
-  once = ner.to_iob2(tags.split())
+  where = [""] * len(tags.split())
+  once = ner.to_iob2(tags.split(), where)
   assert once == tuple(wanted.split())
-  assert ner.to_iob2(once) == ner.to_iob2(once, "iob2") == once
+  assert ner.to_iob2(once, where) == once
 
 
-def test_a_named_scheme_is_enforced():
-  with pytest.raises(
-    spec.TaskError, match="word 1: tag 'I-A' continues no ent"
-  ):
-    ner.to_iob2(["O", "I-A"], "iob2")
-  with pytest.raises(spec.TaskError, match="scheme='bioes'; use one of auto"):
-    ner.to_iob2(["O"], "bioes")
+def test_a_tag_of_another_form_is_refused_by_its_place():
   for bad in ("X", "S-A", "B-", "b-A"):
-    with pytest.raises(spec.TaskError, match=f"tag '{bad}' is not known"):
-      ner.to_iob2([bad])
+    with pytest.raises(spec.TaskError, match=f"f:2: tag '{bad}' is not known"):
+      ner.to_iob2(["O", bad], ["f:1", "f:2"])
 
 
 def test_labels_of_own_data_have_both_prefixes():

@@ -117,7 +117,7 @@ def test_spans_are_found_by_their_text_or_their_place(tmp_path):
   assert [e.id for e in examples] == ["0", "x", "2"]
   task = table.make_task("span", text=["q", "c"], label="a", has_null=False)
   with pytest.raises(
-    spec.TaskError, match="a.jsonl:3: no answer; set has_null"
+    spec.TaskError, match="a.jsonl:3: no answer; set task.has_null"
   ):
     read_examples(task, "", "train", files={"train": path})
   bad = write(tmp_path / "b.jsonl", lines(rows[0] | {"a": "Hamlet"}))
@@ -164,7 +164,7 @@ def test_any_number_of_choices(tmp_path):
     ),
     ("pairs", ["a"], "task own: 1 text columns .a., wanted 2"),
     ("regress", ["a", "b", "c"], "3 text columns .*, wanted 1 to 2"),
-    ("classify", ["a"], "its labels are not known; give labels, or the train"),
+    ("classify", ["a"], "its labels are not known; give labels, or a train"),
     ("tag", ["a"], "its labels are not known"),
   ],
 )

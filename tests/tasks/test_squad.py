@@ -161,7 +161,7 @@ def test_the_script_tells_version_1_and_refuses_what_does_not_fit(
   assert squad.main([answers, answers]) == 2
   assert "is not laid out as SQuAD" in capsys.readouterr().err
   assert squad.main([v1, write(tmp_path / "l.json", ["x"])]) == 2
-  assert "wanted a JSON object with the id" in capsys.readouterr().err
+  assert "wanted a JSON object from the id" in capsys.readouterr().err
   assert squad.main([v1, str(tmp_path / "none.json")]) == 2
   assert "cannot be read" in capsys.readouterr().err
 

@@ -76,7 +76,7 @@ def test_broken_rows_can_be_left_out(tmp_path):
 
 def test_a_missing_column_and_a_field_that_is_no_text_are_named(tmp_path):
   with pytest.raises(
-    spec.TaskError, match="f:3: no column 'c'; there are a, b"
+    spec.TaskError, match="f:3: no column 'c'; its columns are a, b"
   ):
     tables.field({"a": 1, "b": 2}, "c", "f:3")
   with pytest.raises(spec.TaskError, match="f:3: a is 1; wanted text"):
@@ -87,5 +87,5 @@ def test_a_missing_and_a_broken_off_file_are_named(tmp_path):
   with pytest.raises(spec.TaskError, match="none.json cannot be read"):
     tables.read_json(str(tmp_path / "none.json"))
   path = write(tmp_path / "a.json", '{"data": [{"title": "x"')
-  with pytest.raises(spec.TaskError, match="a.json is broken off .* column 24"):
+  with pytest.raises(spec.TaskError, match="a.json is truncated .* column 24"):
     tables.read_json(path)

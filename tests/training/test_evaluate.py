@@ -4,12 +4,11 @@ import json
 import math
 import os
 
-from absl import flags
 import jax
 import numpy as np
 import pytest
 
-from bert_jax import main
+from bert_jax import modes
 from bert_jax.data import batching
 from bert_jax.data import orders
 from bert_jax.data.store import records
@@ -17,6 +16,7 @@ from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.training import evaluate
 from bert_jax.training import pretraining
+from tests.support import launching
 
 
 def scores(run, output, **changes):
@@ -127,22 +127,18 @@ def test_a_step_and_converted_weights_are_refused_before_processes_meet(
   (run / "run.json").write_text("{}")
   with pytest.raises(ValueError, match="--checkpoint=8") as refused:
     evaluate.evaluate(config, step, None)
-  values = flags.FlagValues()
-  main.define_flags(values)
-  values(["bert-jax", "--mode=evaluate", f"--workdir={step}"])
+  values = launching.parse("evaluate", f"--workdir={step}")
   with pytest.raises(ValueError, match="--checkpoint=8") as by_launcher:
-    main._evaluate(values)
+    modes._evaluate(values)
   assert str(by_launcher.value) == str(refused.value)
   runs.write_run(
     str(tmp_path), {"config": {}, "data_hash": "0", "converted_from": "x"}
   )
   with pytest.raises(runs.RunError, match="converted weights"):
     evaluate.evaluate(config, str(tmp_path), None)
-  values = flags.FlagValues()
-  main.define_flags(values)
-  values(["bert-jax", "--mode=evaluate", f"--workdir={tmp_path}"])
+  values = launching.parse("evaluate", f"--workdir={tmp_path}")
   with pytest.raises(runs.RunError, match="converted weights"):
-    main._evaluate(values)
+    modes._evaluate(values)
 
 
 def test_a_workdir_of_another_config_is_refused(finished_run, tmp_path):

@@ -1,4 +1,4 @@
-"""Reads the tokenizer settings of a Hugging Face folder.
+"""Reads the settings of a WordPiece tokenizer in a Hugging Face folder.
 
 Every key that changes token ids is either applied, or refused with an error
 that names the key and the accepted value. Keys that change nothing are listed
@@ -8,23 +8,23 @@ Files: tokenizer_config.json, tokenizer.json, special_tokens_map.json,
 added_tokens.json, sentence_bert_config.json.
 
 Where the slow and the fast tokenizer of transformers differ, this module
-follows the fast one, which AutoTokenizer returns. There is one exception: a
-special token that is spelled out in a text is read as text, as in the original
-code.
+follows the fast one, which AutoTokenizer returns. There is one exception: the
+spelling of a special token in a text is read as text, as in the original code.
 """
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import math
 import os
 from typing import Any
 
 from bert_jax.data import key_table
 from bert_jax.data import templates
 from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import interface
 from bert_jax.runtime import files
 
 CONFIG = "tokenizer_config.json"
-WHOLE = "tokenizer.json"
 _MAP = "special_tokens_map.json"
 _ADDED = "added_tokens.json"
 _SENTENCES = "sentence_bert_config.json"
@@ -55,7 +55,7 @@ _KEYS = key_table.KeyTable(
     "eos_token", "additional_special_tokens", "extra_special_tokens",
     "added_tokens_decoder",
   }),
-  # Names, decoding, chat, and how calls pad and cut, which the caller decides.
+  # Names, decoding, chat, and the padding and truncation that a caller chooses.
   ignored=frozenset({
     "name_or_path", "_name_or_path", "special_tokens_map_file",
     "tokenizer_file", "vocab_file", "full_tokenizer_file", "init_inputs",
@@ -73,7 +73,7 @@ _KEYS = key_table.KeyTable(
     "vocab_size", "do_split_on_punc",
   }),
   effect="tokens",
-  advice=". To use the model by those rules, write that into the file",
+  advice=". To use the model by those rules, write that value into the file",
 )  # fmt: skip
 _SENTENCE_KEYS = key_table.KeyTable(
   only={},
@@ -82,7 +82,7 @@ _SENTENCE_KEYS = key_table.KeyTable(
   effect="tokens",
 )
 _MODEL_INPUT = "token_type_ids"
-# transformers writes a number this large if no length was set.
+# transformers writes a length of this size or more if no length was set.
 _NO_LENGTH = 10**9
 
 
@@ -91,13 +91,15 @@ class Settings:
   """The tokenizer settings of a folder, checked.
 
   Attributes:
-    lower_case: whether text is lower-cased; None = they do not say.
-    max_input_chars_per_word: a longer word is [UNK]; None = they do not say.
-    pieces: the vocabulary in tokenizer.json, by id; None = there is none.
-    added: (id, token) of the tokens that were added; an id of None is the next
-      free one. The five special tokens are not among them.
-    seq_len: tokens of a sequence that the model is meant for, where that is
-      said; it may be more than the model takes.
+    lower_case: whether text is lower-cased; None if the folder does not say it.
+    max_input_chars_per_word: the longest word that is not [UNK], in characters;
+      None if the folder does not say it.
+    pieces: the vocabulary in tokenizer.json, by id; None if it has none.
+    added: (id, token) of each added token; an id of None means the next free
+      one. The five special tokens are not included.
+    seq_len: the length of sequences that the model is meant for, in tokens,
+      which may be more than the model takes; None if the folder does not say
+      it.
   """
 
   lower_case: bool | None = None
@@ -114,41 +116,39 @@ def read(
   """Reads and checks what a folder says about its tokenizer.
 
   Args:
-    folder: it need not hold any of the files.
+    folder: the folder, which may lack any of the files.
     spec: what the family of the model says about its tokenizer.
 
   Raises:
-    ValueError: names the file, the key and what would be accepted.
+    ValueError: a file has a value that is not accepted; the message names the
+      file, the key and the accepted values.
   """
   folder = os.fspath(folder)
   config = _read_json(folder, CONFIG)
   names = _read_json(folder, _MAP)
-  whole = _read_json(folder, WHOLE)
+  whole = _read_json(folder, interface.SETTINGS_FILE)
   if "model" not in whole:
-    whole = {}  # one of ours has the same name
-  for file, found in ((CONFIG, config), (_MAP, names)):
-    check_keys(os.path.join(folder, file), found, spec)
+    whole = {}  # `Tokenizer.save` writes another file of this name
   path = os.path.join(folder, CONFIG)
-  lower_case = config.get("do_lower_case")
-  _check_words(path, config, lower_case, spec)
-  limit = config.get("max_input_chars_per_word")
-  if limit is not None and type(limit) is not int:
-    raise ValueError(f"{path}: max_input_chars_per_word is {limit!r:.100}")
+  for file, content in ((path, config), (os.path.join(folder, _MAP), names)):
+    check_keys(file, content, spec)
+  _check_words(path, config, spec)
+  said: dict[str, Any] = {
+    "lower_case": config.get("do_lower_case"),
+    "max_input_chars_per_word": _checked_limit(path, config),
+  }
   pieces = None
   if whole:
-    own = os.path.join(folder, WHOLE)
-    pieces = _pieces_of(own, whole)
-    theirs = _check_whole(own, whole, spec)
-    lower_case = _agreed(own, "lowercase", lower_case, theirs["lowercase"])
-    limit = _agreed(
-      own, "max_input_chars_per_word", limit, theirs["max_input_chars_per_word"]
-    )
+    file = os.path.join(folder, interface.SETTINGS_FILE)
+    pieces = _pieces_of(file, whole)
+    rules = _check_whole(file, whole, spec)
+    remedy = f"correct its normalizer.lowercase and model, or {CONFIG}"
+    said = agreed(said, rules, file, remedy)
   return Settings(
-    lower_case=lower_case,
-    max_input_chars_per_word=limit,
+    **said,
     pieces=pieces,
-    added=tuple(_added_tokens(folder, config, names, whole, spec)),
-    seq_len=_seq_len(folder, config, lower_case),
+    added=_added_tokens(folder, config, names, whole, spec),
+    seq_len=_seq_len(folder, config, said.get("lower_case")),
   )
 
 
@@ -186,21 +186,35 @@ def check_keys(
   keys.warn(path, config)
 
 
+def _checked_limit(path: str, values: Mapping[str, Any]) -> int | None:
+  """Returns max_input_chars_per_word; None if it is not set.
+
+  Raises:
+    ValueError: it is not a whole number.
+  """
+  limit = values.get("max_input_chars_per_word")
+  if limit is not None and type(limit) is not int:
+    raise ValueError(
+      f"{path}: max_input_chars_per_word is {limit!r:.100}; wanted a number"
+    )
+  return limit
+
+
 def _check_words(
-  path: str,
-  config: Mapping[str, Any],
-  lower_case: Any,
-  spec: templates.TokenizerSpec,
+  path: str, config: Mapping[str, Any], spec: templates.TokenizerSpec
 ) -> None:
   """Refuses settings that would split a text into different words."""
+  lower_case = config.get("do_lower_case")
   if lower_case not in (None, True, False):
-    raise ValueError(f"{path}: do_lower_case is {lower_case!r:.100}")
+    raise ValueError(
+      f"{path}: do_lower_case is {lower_case!r:.100}; wanted true or false"
+    )
   strip = config.get("strip_accents")
   if strip is not None and strip != (lower_case is not False):
     raise ValueError(
       f"{path}: strip_accents={strip!r:.100} with do_lower_case={lower_case}; "
-      "here accents go where capitals go. Set strip_accents to null to accept "
-      "that"
+      "this program strips accents if and only if it lower-cases. Set "
+      "strip_accents to null to accept that"
     )
   kept = config.get("never_split")
   if kept and not set(map(str, kept)) <= set(spec.special_tokens.values()):
@@ -211,35 +225,51 @@ def _check_words(
   if inputs is not None and _MODEL_INPUT not in inputs:
     raise ValueError(
       f"{path}: model_input_names is {inputs!r:.100}, without {_MODEL_INPUT}, "
-      "so that both texts of a pair would have the same type; here they have "
-      f"types 0 and 1. Add {_MODEL_INPUT} to accept that"
+      "so that both texts of a pair would have the same type; in this program "
+      f"they have types 0 and 1. Add {_MODEL_INPUT} to accept that"
     )
 
 
-def _agreed(path: str, key: str, said: Any, theirs: Any) -> Any:
-  """Returns the value that one or both files give; both must agree."""
-  if said is not None and theirs is not None and said != theirs:
-    raise ValueError(
-      f"{path} has {key}={theirs}, but {CONFIG} beside it says {said}; "
-      "correct one of them"
-    )
-  return theirs if said is None else said
+def agreed(
+  asked: Mapping[str, Any], said: Mapping[str, Any], source: str, remedy: str
+) -> dict[str, Any]:
+  """Returns the settings that at least one of two sources gives.
+
+  Args:
+    asked: the settings of the first source; None means not given.
+    said: the settings of the second; None or a missing key means not given.
+    source: the name of the second source in errors.
+    remedy: what errors advise.
+
+  Raises:
+    ValueError: both sources give a setting, and the values differ.
+  """
+  values = {}
+  for name, value in asked.items():
+    other = said.get(name)
+    if None not in (value, other) and value != other:
+      raise ValueError(
+        f"{name}={value}, but {source} has {name}={other}; {remedy}"
+      )
+    values[name] = other if value is None else value
+  return {name: value for name, value in values.items() if value is not None}
 
 
 def _seq_len(
   folder: str, config: Mapping[str, Any], lower_case: bool | None
 ) -> int | None:
-  """Returns the length in tokens that the model is meant for; None = not set.
+  """Returns the length in tokens that the model is meant for; None if not set.
 
-  sentence-transformers' setting comes first: its models are trained with it.
+  The setting of sentence-transformers has priority, because its models are
+  trained with it.
   """
   path = os.path.join(folder, _SENTENCES)
   sentences = _read_json(folder, _SENTENCES)
   _SENTENCE_KEYS.warn(path, sentences)
   if sentences.get("do_lower_case") and lower_case is False:
     raise ValueError(
-      f"{path}: do_lower_case is true, but the tokenizer keeps capitals; here "
-      "only the tokenizer decides. Set it to false to accept that"
+      f"{path}: do_lower_case is true, but the tokenizer keeps capitals; in "
+      "this program only the tokenizer decides. Set it to false to accept that"
     )
   key = "model_max_length" if "model_max_length" in config else "max_len"
   for file, name, found in (
@@ -254,7 +284,7 @@ def _seq_len(
     if value < 3:
       raise ValueError(
         f"{file}: {name} is {value}, which leaves no room for text beside "
-        "[CLS] and [SEP]"
+        "[CLS] and [SEP]; wanted 3 or more"
       )
     if value < _NO_LENGTH:
       return int(value)
@@ -269,7 +299,9 @@ def _pieces_of(path: str, whole: Mapping[str, Any]) -> tuple[str, ...] | None:
   model = whole["model"]
   kind = model.get("type", "WordPiece") if isinstance(model, dict) else model
   if kind != "WordPiece":
-    raise ValueError(f"{path}: a {kind!s:.60} vocabulary; WordPiece was wanted")
+    raise ValueError(
+      f"{path}: its vocabulary is of the type {kind!s:.60}; wanted WordPiece"
+    )
   if "vocab" not in model:
     return None
   ids = model["vocab"]
@@ -283,12 +315,12 @@ def _pieces_of(path: str, whole: Mapping[str, Any]) -> tuple[str, ...] | None:
 def _template(
   spec: templates.TokenizerSpec, is_pair: bool
 ) -> list[dict[str, Any]]:
-  """Returns the template of a sequence in the form of tokenizer.json."""
+  """Returns the template of a sequence as tokenizer.json writes it."""
   return [
     {"Sequence": {"id": name, "type_id": type_id}}
     if name in templates.TEXTS
     else {"SpecialToken": {"id": spec.special_tokens[name], "type_id": type_id}}
-    for name, type_id in spec.template.parts(is_pair)
+    for name, type_id in interface.Tokenizer.template.parts(is_pair)
   ]
 
 
@@ -297,20 +329,15 @@ def _check_whole(
 ) -> dict[str, Any]:
   """Refuses a tokenizer.json whose rules differ from those of a spec.
 
-  A part that is missing is not checked, because some files hold a vocabulary
-  only. A part that is null means that there is no such step.
+  A missing part is not checked, because some files hold only a vocabulary. A
+  part that is null means that the tokenizer has no such step.
 
   Returns:
-    lowercase and max_input_chars_per_word, None where they are not said.
+    lower_case and max_input_chars_per_word; None if the file does not say it.
   """
-  model = whole["model"]
-  limit = model.get("max_input_chars_per_word")
-  if limit is not None and type(limit) is not int:
-    raise ValueError(
-      f"{path}: model.max_input_chars_per_word is {limit!r:.100}"
-    )
+  limit = _checked_limit(f"{path}: model", whole["model"])
   lowercase = (whole.get("normalizer") or {}).get("lowercase")
-  # Part -> key -> (what stands where the key is missing, what is accepted).
+  # Part -> key -> (the value of a missing key, *accepted values).
   unk = spec.special_tokens["unk"]
   rules: dict[str, dict[str, tuple[Any, ...]]] = {
     "model": {
@@ -335,7 +362,7 @@ def _check_whole(
   for part in ("truncation", "padding"):
     side = (whole.get(part) or {}).get("direction", "Right")
     _check_rule(path, f"{part}.direction", side, ["Right"])
-  return {"lowercase": lowercase, "max_input_chars_per_word": limit}
+  return {"lower_case": lowercase, "max_input_chars_per_word": limit}
 
 
 def _post_processor_rules(
@@ -366,101 +393,103 @@ def _check_rule(path: str, key: str, value: Any, accepted: list[Any]) -> None:
 # --- added tokens ------------------------------------------------------------
 
 
-class _Collected:
-  """Collects added tokens from several files, which must agree."""
-
-  def __init__(self, spec: templates.TokenizerSpec):
-    self._own = set(spec.special_tokens.values())
-    self._found: dict[str, tuple[int | None, added_tokens.AddedToken, str]] = {}
-
-  def add(
-    self, path: str, id: Any, value: Any, defaults: Mapping[str, Any]
-  ) -> None:
-    """Adds one token; if it is known already, its first flags stay.
-
-    Args:
-      path: of the file that names it.
-      id: None = the file does not say.
-      value: text, or an object with the fields of AddedToken.
-      defaults: fields that a mere text has.
-    """
-    fields = {"content": value} | dict(defaults)
-    if isinstance(value, dict):
-      names = {f.name for f in dataclasses.fields(added_tokens.AddedToken)}
-      fields = dict(defaults) | {k: v for k, v in value.items() if k in names}
-    if not isinstance(fields.get("content"), str):
-      raise ValueError(f"{path}: {value!r:.100} is no added token")
-    if id is not None and (type(id) is not int or id < 0):
-      raise ValueError(
-        f"{path}: the added token {fields['content']!r:.60} has id {id!r:.60}; "
-        "wanted a number of 0 or more"
-      )
-    try:
-      token = added_tokens.AddedToken(**fields)
-    except ValueError as error:
-      raise ValueError(f"{path}: {error}") from None
-    old_id, old, old_path = self._found.get(token.content, (id, token, path))
-    if id is not None and old_id is not None and id != old_id:
-      raise ValueError(
-        f"{path} gives the added token {token.content!r:.60} the id {id}, "
-        f"{old_path} the id {old_id}; correct one of them"
-      )
-    if (
-      id is not None
-      and isinstance(value, dict)
-      and (
-        (old.single_word, old.normalized)
-        != (token.single_word, token.normalized)
-      )
-    ):
-      raise ValueError(
-        f"{path} and {old_path} give the added token {token.content!r:.60} "
-        "other flags (single_word, normalized); correct one of them"
-      )
-    self._found[token.content] = (
-      id if old_id is None else old_id, old, old_path
-    )  # fmt: skip
-
-  def tokens(self) -> Iterator[tuple[int | None, added_tokens.AddedToken]]:
-    """Yields the tokens by id, then those without one; no special tokens."""
-    rows = [
-      (id, token)
-      for id, token, _ in self._found.values()
-      if token.content not in self._own
-    ]
-    placed = [(id, token) for id, token in rows if id is not None]
-    yield from sorted(placed, key=lambda row: row[0])
-    yield from (row for row in rows if row[0] is None)
-
-
 def _added_tokens(
   folder: str,
   config: Mapping[str, Any],
   names: Mapping[str, Any],
   whole: Mapping[str, Any],
   spec: templates.TokenizerSpec,
-) -> Iterator[tuple[int | None, added_tokens.AddedToken]]:
-  """Yields the tokens that the files of a folder add to the vocabulary."""
-  of_config = os.path.join(folder, CONFIG)
-  of_names = os.path.join(folder, _MAP)
-  of_added = os.path.join(folder, _ADDED)
-  special = {"special": True, "normalized": False}
-  found = _Collected(spec)
-  of_whole = os.path.join(folder, WHOLE)
-  for token in _list(of_whole, whole, "added_tokens"):
+) -> tuple[tuple[int | None, added_tokens.AddedToken], ...]:
+  """Returns the tokens that the files of a folder add to the vocabulary.
+
+  Returns:
+    (id, token) in the order of the ids; tokens without an id come last.
+
+  Raises:
+    ValueError: a token is damaged, or the files contradict each other.
+  """
+  found: dict[str, tuple[int | None, added_tokens.AddedToken, str]] = {}
+  for path, id, value, special in _mentions(folder, config, names, whole):
+    token = _added_token(path, id, value, special)
+    # If several files name a token, the flags of the first one count.
+    old_id, old, old_path = found.get(token.content, (id, token, path))
+    if None not in (id, old_id) and id != old_id:
+      raise ValueError(
+        f"{path} gives the added token {token.content!r:.60} the id {id}, "
+        f"{old_path} the id {old_id}; correct one of them"
+      )
+    flags = [(t.single_word, t.normalized) for t in (old, token)]
+    if id is not None and isinstance(value, dict) and flags[0] != flags[1]:
+      raise ValueError(
+        f"{path} and {old_path} give the added token {token.content!r:.60} "
+        "other flags (single_word, normalized); correct one of them"
+      )
+    old_id = id if old_id is None else old_id
+    found[token.content] = old_id, old, old_path
+  special_tokens = spec.special_tokens.values()
+  rows = [
+    (id, token)
+    for id, token, _ in found.values()
+    if token.content not in special_tokens
+  ]
+  return tuple(
+    sorted(rows, key=lambda row: math.inf if row[0] is None else row[0])
+  )
+
+
+def _added_token(
+  path: str, id: Any, value: Any, special: bool
+) -> added_tokens.AddedToken:
+  """Returns one added token, checked; the arguments are as in `_mentions`."""
+  fields: dict[str, Any] = {"special": special, "normalized": not special}
+  if isinstance(value, dict):
+    names = {f.name for f in dataclasses.fields(added_tokens.AddedToken)}
+    fields |= {k: v for k, v in value.items() if k in names}
+  else:
+    fields["content"] = value
+  if not isinstance(fields.get("content"), str):
+    raise ValueError(f"{path}: {value!r:.100} is not an added token")
+  if id is not None and (type(id) is not int or id < 0):
+    raise ValueError(
+      f"{path}: the added token {fields['content']!r:.60} has id {id!r:.60}; "
+      "wanted a number of 0 or more"
+    )
+  try:
+    return added_tokens.AddedToken(**fields)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
+
+
+def _mentions(
+  folder: str,
+  config: Mapping[str, Any],
+  names: Mapping[str, Any],
+  whole: Mapping[str, Any],
+) -> Iterator[tuple[str, Any, Any, bool]]:
+  """Yields every place where a file of a folder names an added token.
+
+  Yields:
+    The path of the file; the id, or None if the file does not say it; a text,
+    or an object with fields of AddedToken; whether a text is a special token.
+  """
+  path = os.path.join(folder, interface.SETTINGS_FILE)
+  for token in _list(path, whole, "added_tokens"):
     if not isinstance(token, dict):
-      raise ValueError(f"{of_whole}: added_tokens has {token!r:.100}")
-    found.add(of_whole, token.get("id"), token, {})
+      raise ValueError(
+        f"{path}: added_tokens has {token!r:.100}, not an object"
+      )
+    yield path, token.get("id"), token, False
+  path = os.path.join(folder, CONFIG)
   decoder = config.get("added_tokens_decoder") or {}
   if not isinstance(decoder, dict):
-    raise ValueError(f"{of_config}: added_tokens_decoder is not an object")
+    raise ValueError(f"{path}: added_tokens_decoder is not an object")
   for id, token in decoder.items():
     if not id.isdecimal():
-      raise ValueError(f"{of_config}: added_tokens_decoder has id {id!r:.60}")
-    found.add(of_config, int(id), token, {})
+      raise ValueError(f"{path}: added_tokens_decoder has id {id!r:.60}")
+    yield path, int(id), token, False
   marks = [
     (path, token)
-    for path, values in ((of_config, config), (of_names, names))
+    for path, values in ((path, config), (os.path.join(folder, _MAP), names))
     for token in _marks(path, values)
   ]
   contents = {
@@ -468,18 +497,13 @@ def _added_tokens(
     for _, token in marks
   }
   for content, id in _read_json(folder, _ADDED).items():
-    is_special = content in contents
-    found.add(
-      of_added, id, content,
-      {"special": is_special, "normalized": not is_special},
-    )  # fmt: skip
+    yield os.path.join(folder, _ADDED), id, content, content in contents
   for path, token in marks:
-    found.add(path, None, token, special)
-  return found.tokens()
+    yield path, None, token, True
 
 
 def _marks(path: str, values: Mapping[str, Any]) -> Iterator[Any]:
-  """Yields further special tokens, in the order in which they are added."""
+  """Yields other special tokens, in the order in which they are added."""
   for key in ("bos_token", "eos_token"):
     if values.get(key) is not None:
       yield values[key]

@@ -1,7 +1,6 @@
 """The interface of all tokenizers.
 
-No method adds special tokens: what surrounds a sentence is decided where
-examples are made.
+No method adds special tokens; the code that makes examples does.
 """
 
 import abc
@@ -20,15 +19,15 @@ import numpy as np
 from bert_jax.data import templates
 from bert_jax.runtime import files
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPECIAL_TOKENS = tuple(templates.WORDPIECE.special_tokens.values())
 SETTINGS_FILE = "tokenizer.json"
 
-# Half of a surrogate pair: no UTF-8 file can hold it.
+# Half of a surrogate pair, which no UTF-8 file can hold.
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 Path = str | os.PathLike[str]
 
-# Ids; for each its first character and the one after its last.
+# The ids; the first character of each; the character after the last of each.
 Encoding = tuple[list[int], list[int], list[int]]
 
 
@@ -36,15 +35,15 @@ class Tokenizer(abc.ABC):
   """A vocabulary together with the rules that cut text into its pieces.
 
   Attributes:
-    kind: name of the kind, a key of `load.KINDS`.
-    file_name: name of the vocabulary file in a saved folder.
+    kind: the name of the kind, a key of `load.KINDS`.
+    file_name: the name of the vocabulary file in a saved folder.
     settings: the arguments of `read` that change ids, and their types.
-    vocab_size: number of pieces, V.
-    pad_id, unk_id, cls_id, sep_id, mask_id: ids of the special tokens.
-    special_ids: all of these.
+    vocab_size: the number of pieces, V.
+    pad_id, unk_id, cls_id, sep_id, mask_id: the ids of the special tokens.
+    special_ids: the set of these ids.
     lower_case: whether text is lower-cased and loses its accents; None for
-      SentencePiece, whose model file carries its own normalisation.
-    template: how sequences are put together for the models of this vocabulary.
+      SentencePiece, whose model file defines its own normalisation.
+    template: the form of sequences that models with this tokenizer take.
   """
 
   kind: str
@@ -68,13 +67,13 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def encode_with_offsets(self, text: str) -> Encoding:
-    """Returns the ids of `text`, and which characters each stands for.
+    """Returns the ids of `text`, and the characters that each id stands for.
 
-    The ids are those of `encode`. Both columns of characters grow with the
-    tokens; text[start:end] of a token has no spaces around it.
+    The ids are those of `encode`. Starts and ends never decrease from one
+    token to the next, and text[start:end] has no spaces around it.
 
     Args:
-      text: as it stands in a file, before any normalisation.
+      text: the text before any normalisation.
 
     Returns:
       ids, starts and ends, of equal length.
@@ -82,9 +81,9 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns readable text: pieces joined to words, padding left out.
+    """Returns readable text: pieces joined to words, without padding.
 
-    Not an inverse of `encode`: what normalisation took away stays away.
+    This does not invert `encode`, because normalisation loses information.
 
     Args:
       ids: token ids; special tokens other than [PAD] appear by name.
@@ -92,7 +91,7 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def continues_word(self) -> np.ndarray:
-    """Returns [V] bool: the piece continues the word of the piece before it.
+    """Returns [V] bool: whether a piece continues the word before it.
 
     Whole-word masking groups pieces by this. Special tokens are False.
     """
@@ -104,11 +103,11 @@ class Tokenizer(abc.ABC):
 
     Args:
       file: the vocabulary, in the format of this kind.
-      **settings: those named in `settings`; the others are decided by the
-        vocabulary.
+      **settings: values of keys of `settings`; the vocabulary decides those
+        that are not given.
 
     Raises:
-      ValueError: the file is no vocabulary of this kind, or contradicts a
+      ValueError: the file is not a vocabulary of this kind, or contradicts a
         setting.
     """
 
@@ -121,8 +120,8 @@ class Tokenizer(abc.ABC):
 
     Args:
       texts: lines or documents, read once.
-      vocab_size: number of pieces to learn, special tokens included.
-      lower_case: whether letters lose their case, here and in the result.
+      vocab_size: the number of pieces to learn, special tokens included.
+      lower_case: whether learning and the learned tokenizer lower-case text.
 
     Returns:
       A tokenizer whose ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK].
@@ -140,11 +139,11 @@ class Tokenizer(abc.ABC):
     """Returns everything that decides ids, for the fingerprint."""
 
   def _saved_settings(self) -> dict[str, Any]:
-    """Returns what tokenizer.json says beside kind and fingerprint."""
+    """Returns the settings in tokenizer.json, beside kind and fingerprint."""
     return {"lower_case": None, "max_input_chars_per_word": None}
 
   def save(self, directory: Path) -> None:
-    """Writes what `load_tokenizer(directory)` needs to give the same ids."""
+    """Writes a folder that `load_tokenizer` reads as the same tokenizer."""
     folder = pathlib.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     self.write_vocabulary(folder / self.file_name)
@@ -158,9 +157,9 @@ class Tokenizer(abc.ABC):
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """The SHA-256, in hex, of the vocabulary and all settings that change ids.
+    """The SHA-256, in hexadecimal, of everything that decides ids.
 
-    Equal fingerprints give equal ids.
+    Tokenizers with equal fingerprints give equal ids.
     """
     return hashlib.sha256(self._content()).hexdigest()
 
@@ -168,7 +167,7 @@ class Tokenizer(abc.ABC):
     """Returns `encode` of every text, in order."""
     if isinstance(texts, str):
       raise TypeError(
-        "encode_batch wants many texts; encode takes a single one"
+        "encode_batch takes a list of texts; use encode for a single text"
       )
     return [self.encode(text) for text in texts]
 

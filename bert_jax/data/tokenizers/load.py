@@ -24,7 +24,11 @@ KINDS: Mapping[str, type[interface.Tokenizer]] = {
     sentencepiece.SentencePieceTokenizer,
   )
 }
-_SETTINGS = tuple(wordpiece.WordPieceTokenizer.settings)
+# The settings of a vocabulary, none of which is given.
+_SETTINGS: Mapping[str, Any] = dict.fromkeys(
+  wordpiece.WordPieceTokenizer.settings
+)
+_REMEDY = "leave it unset, or make a new vocabulary"
 
 
 def load_tokenizer(
@@ -39,21 +43,21 @@ def load_tokenizer(
   unpickled and nothing is executed.
 
   Args:
-    path: directory written by `save`, directory of a released checkpoint
-      (with vocab.txt, or as Hugging Face writes one: what its files say is
-      checked, and added tokens are read), a bare vocabulary file, or a .model
-      file.
-    lower_case: WordPiece only. None: as saved, else decided by the vocabulary.
-    max_input_chars_per_word: WordPiece only. None: as saved, or as the files
-      of a Hugging Face directory say, else 200.
+    path: a directory written by `save`; the directory of a released checkpoint,
+      with a vocab.txt or in Hugging Face's layout, whose settings are checked
+      and applied; a vocabulary file; or a .model file.
+    lower_case: for WordPiece only. None means the saved value, or else what the
+      vocabulary suggests.
+    max_input_chars_per_word: for WordPiece only. None means the saved value,
+      or that of a Hugging Face directory, or else 200.
 
   Returns:
     A `WordPieceTokenizer` or a `SentencePieceTokenizer`.
 
   Raises:
-    ValueError: a bad vocabulary, a setting that contradicts it, or a
-      vocabulary that was changed after it was saved.
-    FileNotFoundError: nothing to read at `path`.
+    ValueError: the vocabulary is damaged or was changed after it was saved, or
+      a setting contradicts it.
+    FileNotFoundError: there is no vocabulary at `path`.
   """
   path = pathlib.Path(path)
   asked = {
@@ -77,48 +81,24 @@ def load_tokenizer(
     (k for k in KINDS.values() if k.file_name.endswith(file.suffix or "/")),
     wordpiece.WordPieceTokenizer,
   )
-  settings = _agreed(asked, saved, f"{path / interface.SETTINGS_FILE}")
+  settings_file = path / interface.SETTINGS_FILE
+  settings = hf_tokenizer.agreed(asked, saved, str(settings_file), _REMEDY)
   if settings and not kind.settings:
     raise ValueError(
       f"{', '.join(settings)} given for {file}, but a {kind.kind} vocabulary"
-      " carries its own normalisation; leave it unset"
+      " defines its own normalisation; leave it unset"
     )
   if wordpiece.ADDED in saved:
     settings["added"] = _added_tokens(saved)
   tokenizer = kind.read(file, **settings)
   if saved and saved["fingerprint"] != tokenizer.fingerprint:
     raise ValueError(
-      f"{file} is not the vocabulary that {path / interface.SETTINGS_FILE} was"
+      f"{file} is not the vocabulary that {settings_file} was"
       f" saved with: fingerprint {tokenizer.fingerprint[:12]}, wanted"
       f" {saved['fingerprint'][:12]}; restore the file, or delete"
       f" {interface.SETTINGS_FILE} if the change was meant"
     )
   return tokenizer
-
-
-def _agreed(
-  asked: Mapping[str, Any], said: Mapping[str, Any], source: str
-) -> dict[str, Any]:
-  """Returns the settings that are given, by the caller or by a file.
-
-  Args:
-    asked: the settings of the caller; None = not given.
-    said: what the file says; None or missing = not given.
-    source: what errors call the file.
-
-  Raises:
-    ValueError: both are given and differ.
-  """
-  agreed = {}
-  for name in _SETTINGS:
-    value, other = asked.get(name), said.get(name)
-    if None not in (value, other) and value != other:
-      raise ValueError(
-        f"{name}={value}, but {source} has {name}={other}; leave it unset, or"
-        " make a new vocabulary"
-      )
-    agreed[name] = other if value is None else value
-  return {name: value for name, value in agreed.items() if value is not None}
 
 
 def _added_tokens(saved: Mapping[str, Any]) -> list[added_tokens.AddedToken]:
@@ -128,7 +108,7 @@ def _added_tokens(saved: Mapping[str, Any]) -> list[added_tokens.AddedToken]:
 def _is_hugging_faces(folder: pathlib.Path) -> bool:
   """Returns whether a folder that `save` did not write is Hugging Face's."""
   model = sentencepiece.SentencePieceTokenizer.file_name
-  names = (hf_tokenizer.CONFIG, hf_tokenizer.WHOLE)
+  names = (hf_tokenizer.CONFIG, interface.SETTINGS_FILE)
   return not (folder / model).exists() and any(
     (folder / name).exists() for name in names
   )
@@ -137,18 +117,19 @@ def _is_hugging_faces(folder: pathlib.Path) -> bool:
 def load_hugging_faces(
   folder: interface.Path,
   settings: hf_tokenizer.Settings,
-  asked: Mapping[str, Any] | None = None,
+  asked: Mapping[str, Any] = _SETTINGS,
 ) -> wordpiece.WordPieceTokenizer:
   """Makes the tokenizer of a Hugging Face folder.
 
   Args:
-    folder: with vocab.txt, or a tokenizer.json that holds the vocabulary.
-    settings: what its files say.
-    asked: settings that must not contradict them; None = not given.
+    folder: has a vocab.txt, or a tokenizer.json that holds the vocabulary.
+    settings: the settings in its files.
+    asked: settings of the caller, which must not contradict the files; None
+      means not given.
 
   Raises:
-    ValueError: as `load_tokenizer`, or files that disagree.
-    FileNotFoundError: it has no vocabulary.
+    ValueError: as in `load_tokenizer`, or two files disagree.
+    FileNotFoundError: the folder has no vocabulary.
   """
   file = pathlib.Path(folder) / wordpiece.WordPieceTokenizer.file_name
   whole = pathlib.Path(folder) / interface.SETTINGS_FILE
@@ -167,7 +148,7 @@ def load_hugging_faces(
     pieces,
     added=_placed(settings.added, pieces, str(folder)),
     source=str(file),
-    **_agreed(asked or {}, said, f"the tokenizer of {folder}"),
+    **hf_tokenizer.agreed(asked, said, f"the tokenizer of {folder}", _REMEDY),
   )
 
 
@@ -191,7 +172,11 @@ def _placed(
   pieces: Sequence[str],
   source: str,
 ) -> list[added_tokens.AddedToken]:
-  """Returns added tokens in the order of their ids, which must have no gap."""
+  """Returns added tokens in the order of their ids.
+
+  Raises:
+    ValueError: an id is not that of the piece, or leaves a gap.
+  """
   ids = {piece: i for i, piece in enumerate(pieces)}
   following = len(pieces)
   placed = []
@@ -222,19 +207,19 @@ def _vocabulary_file(
   if len(found) > 1:
     raise ValueError(
       f"{directory} holds both {' and '.join(names)}; pass the path of the one"
-      " that is meant"
+      " to use"
     )
   return found[0]
 
 
 def _read_settings(path: pathlib.Path) -> dict[str, Any]:
-  """Reads what `save` wrote; {} if `save` did not write the directory."""
+  """Reads the file that `save` wrote; {} if `save` did not write the folder."""
   if not path.exists():
     return {}
   try:
     settings = json.loads(path.read_bytes())
     if isinstance(settings, dict) and "model" in settings:
-      return {}  # a Hugging Face checkpoint has another file of this name
+      return {}  # a Hugging Face folder has another file of this name
     problem = _problem_of(settings)
   except (TypeError, ValueError, RecursionError) as error:
     problem = str(error)
@@ -247,7 +232,7 @@ def _read_settings(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _problem_of(settings: Any) -> str:
-  """Returns what is wrong with the content of a saved tokenizer.json.
+  """Returns what is wrong with the content of a saved tokenizer.json, or "".
 
   Raises:
     TypeError, ValueError: an added token is damaged.

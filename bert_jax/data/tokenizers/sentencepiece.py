@@ -68,7 +68,6 @@ class SentencePieceTokenizer(interface.Tokenizer):
     vocab_size: int,
     lower_case: bool = False,
     *,
-    model_type: str = "unigram",
     input_sentence_size: int = 1_000_000,
   ) -> Self:
     """Learns a SentencePiece model; the same text gives the same model.
@@ -78,7 +77,6 @@ class SentencePieceTokenizer(interface.Tokenizer):
         bytes.
       vocab_size: number of pieces to learn, special tokens included.
       lower_case: fold case in the model's own normalisation (NFKC either way).
-      model_type: "unigram" or "bpe".
       input_sentence_size: learn from a random sample of so many lines, drawn
         with a fixed seed and held in memory; the unigram learner takes minutes
         for each million.
@@ -87,13 +85,10 @@ class SentencePieceTokenizer(interface.Tokenizer):
       A tokenizer whose ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK].
 
     Raises:
-      ValueError: the text cannot give exactly `vocab_size` pieces, or an
-        unknown `model_type`.
+      ValueError: the text cannot give exactly `vocab_size` pieces.
 
     Source: https://aclanthology.org/D18-2012
     """
-    if model_type not in ("unigram", "bpe"):
-      raise ValueError(f"model_type={model_type!r}; wanted unigram or bpe")
     pad, unk, *control = interface.SPECIAL_TOKENS
     model = io.BytesIO()
     # The library's own sample differs between processes.
@@ -103,7 +98,7 @@ class SentencePieceTokenizer(interface.Tokenizer):
         sentence_iterator=iter(sentences),
         model_writer=model,
         vocab_size=vocab_size,
-        model_type=model_type,
+        model_type="unigram",
         normalization_rule_name="nmt_nfkc_cf" if lower_case else "nmt_nfkc",
         num_threads=16,  # a part of the result: sums are made per thread
         pad_id=0,
@@ -127,9 +122,8 @@ class SentencePieceTokenizer(interface.Tokenizer):
   def encode(self, text: str) -> list[int]:
     """Returns the ids of the model's best segmentation of `text`."""
     if not text.isascii():
-      text = interface.SURROGATE.sub(
-        "\ufffd", text
-      )  # the library takes only UTF-8
+      # The library takes only UTF-8.
+      text = interface.SURROGATE.sub("\ufffd", text)
     return self._processor.encode(text)
 
   def encode_with_offsets(self, text: str) -> interface.Encoding:
@@ -194,7 +188,7 @@ def _special_ids(
     "a padding symbol ([PAD])": processor.pad_id(),
     "an unknown symbol ([UNK])": processor.unk_id(),
   }
-  for name in ("[CLS]", "[SEP]", "[MASK]"):
+  for name in interface.SPECIAL_TOKENS[2:]:
     named[name] = pieces.index(name) if name in pieces else -1
   missing = [name for name, i in named.items() if i < 0]
   if missing:

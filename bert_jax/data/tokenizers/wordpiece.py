@@ -50,7 +50,8 @@ class WordPieceTokenizer(interface.Tokenizer):
     source: what errors call the vocabulary, such as a file name.
 
   Attributes:
-    added: as given.
+    added: the added tokens, as given.
+    added_ids: the id of each added token.
 
   Raises:
     ValueError: a special token missing, a piece twice, a contradicted
@@ -101,9 +102,9 @@ class WordPieceTokenizer(interface.Tokenizer):
       [pieces.index(name) for name in interface.SPECIAL_TOKENS],
     )
     _check_added(self.added, source)
-    self._added_ids = {t: self._ids[t.content] for t in self.added}
+    self.added_ids = {t: self._ids[t.content] for t in self.added}
     # These neither continue a word nor are continued.
-    self._apart = self.special_ids.union(self._added_ids.values())
+    self._apart = self.special_ids.union(self.added_ids.values())
 
   @classmethod
   def learn(
@@ -240,10 +241,6 @@ class WordPieceTokenizer(interface.Tokenizer):
     text = "".join(piece + "\n" for piece in self._words)
     files.write_text(str(path), text)
 
-  def added_ids(self) -> dict[added_tokens.AddedToken, int]:
-    """Returns the id of each added token."""
-    return dict(self._added_ids)
-
   def _content(self) -> bytes:
     content = [self.kind, self._saved_settings(), self._words]
     return json.dumps(content).encode("utf-8")
@@ -273,7 +270,7 @@ class WordPieceTokenizer(interface.Tokenizer):
     normalize = functools.partial(
       word_rules.normalize_char, lower_case=self.lower_case
     )
-    return added_tokens.Finder(self._added_ids, word_rules.Memo(normalize))
+    return added_tokens.Finder(self.added_ids, word_rules.Memo(normalize))
 
   @functools.cached_property
   def _chunk_ids(self) -> word_rules.Memo[str, tuple[int, ...]]:

@@ -1,0 +1,424 @@
+"""The modes of the launcher: what each one runs, and the flags it takes.
+
+Each mode imports what it needs when it runs: reading text needs no jax, and the
+worker processes that read it should not load jax.
+"""
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from bert_jax import command_line
+from bert_jax.command_line import PROCESSES
+from bert_jax.command_line import Mode
+from bert_jax.command_line import UsageError
+from bert_jax.command_line import config_of
+from bert_jax.command_line import run_config
+from bert_jax.runtime import config_files
+from bert_jax.runtime import errors
+from bert_jax.runtime import machine
+from bert_jax.runtime import runs
+from bert_jax.runtime import streams
+from bert_jax.runtime.settings import Config
+
+if TYPE_CHECKING:
+  from bert_jax.training import members
+
+_log = logging.getLogger("bert_jax")
+
+# The devices here need not be those of the training.
+_ANY_MESH = {"data": -1, "fsdp": 1, "tensor": 1}
+
+
+def _workdir(flag_values: flags.FlagValues) -> str:
+  if not flag_values.workdir:
+    raise UsageError("this mode needs --workdir=DIR")
+  from bert_jax.runtime import saved_steps
+
+  saved_steps.refuse_step(flag_values.workdir)
+  return flag_values.workdir
+
+
+def _prepare(flag_values: flags.FlagValues) -> None:
+  from bert_jax.data import prepare
+
+  config = config_of(flag_values)
+  folder = flag_values.output or config.data.dir
+  if not folder:
+    raise UsageError("prepare needs --output=DATA, the folder to make")
+  prepare.prepare(config, flag_values.input, folder)
+
+
+def _meet(flag_values: flags.FlagValues) -> None:
+  """Connects the processes of a job of several."""
+  from bert_jax.runtime import hosts
+  from bert_jax.runtime import peers
+
+  hosts.start(
+    flag_values.coordinator,
+    flag_values.num_processes,
+    flag_values.process_id,
+    on_tpu=machine.has_tpu(),
+    stops_in_order=(
+      flag_values.mode == "train" and flag_values.replay_step is None
+    ),
+  )
+  if not peers.are_several():
+    return
+  reads_config = flag_values.config is None
+  hosts.compare(
+    {
+      "--mode": flag_values.mode,
+      "--replay_step": flag_values.replay_step,
+      "config of the workdir": reads_config,
+    }
+  )
+  if reads_config:  # which the workdir is needed for
+    hosts.check_shared(_workdir(flag_values), must_write=False)
+
+
+def _train(flag_values: flags.FlagValues) -> None:
+  if flag_values.member and flag_values.replay_step is not None:
+    raise UsageError("--replay_step looks into one run: give its --workdir")
+  _meet(flag_values)
+  if flag_values.replay_step is not None:
+    from bert_jax.training import replay
+
+    workdir = _workdir(flag_values)
+    config = run_config(flag_values)
+    replay.replay(config, workdir, flag_values.replay_step, flag_values.output)
+    return
+  from bert_jax.training import train
+
+  if flag_values.member:
+    if flag_values.workdir:
+      raise UsageError("give --workdir, or a --member for each workdir")
+    config = config_of(flag_values)
+    wanted = [_member(config, text) for text in flag_values.member]
+    train.train_together(config, wanted)
+    return
+  workdir = _workdir(flag_values)
+  if flag_values.config is None and not runs.exists(workdir):
+    raise UsageError(
+      f"train needs --config, such as --config=pretrain: {workdir} holds no "
+      "run to go on with"
+    )
+  train.train(run_config(flag_values), workdir)
+
+
+def _member(config: Config, text: str) -> "members.Member":
+  """Reads the value of one --member flag."""
+  from bert_jax.training import members
+
+  workdir, _, pairs = text.rpartition(":")
+  found = {}
+  try:
+    for pair in pairs.split(","):
+      key, _, value = pair.partition("=")
+      found[key] = {"seed": int, "optim.learning_rate": float}[key](value)
+  except (KeyError, ValueError):
+    workdir = ""
+  if not workdir:
+    raise UsageError(
+      f"--member={text} is not WORKDIR:seed=S,optim.learning_rate=R, one of "
+      "them or both"
+    )
+  return members.Member(
+    workdir,
+    found.get("seed", config.seed),
+    found.get("optim.learning_rate", config.optim.learning_rate),
+  )
+
+
+def _evaluate(flag_values: flags.FlagValues) -> None:
+  _meet(flag_values)
+  from bert_jax.training import evaluate
+
+  workdir = _workdir(flag_values)
+  evaluate.check_workdir(workdir)  # the run.json there may have no config
+  evaluate.evaluate(
+    run_config(flag_values, _ANY_MESH),
+    workdir,
+    flag_values.output,
+    flag_values.checkpoint or "",
+  )
+
+
+def _predict(flag_values: flags.FlagValues) -> None:
+  from bert_jax.prediction import predict
+  from bert_jax.prediction import records
+
+  if flag_values.config is None:
+    workdir = _workdir(flag_values)
+    if "mesh" not in runs.read_run(workdir)["config"]:
+      raise UsageError(
+        f"{workdir} holds converted weights, not a run; give "
+        f"--config=predict:from={workdir}"
+      )
+  if len(flag_values.input) > 1:
+    raise UsageError(f"predict reads one file, not {flag_values.input}")
+  if flag_values.input and flag_values.text:
+    raise UsageError("give --input or --text, not both")
+  source = records.of_texts(flag_values.text) or "".join(flag_values.input)
+  config = run_config(flag_values, _ANY_MESH)
+  with streams.ending_with_reader():
+    total, failed = predict.predict(
+      config,
+      flag_values.workdir or "",
+      source,
+      flag_values.output or "",
+      flag_values.checkpoint or "",
+      _given_keys(flag_values),
+    )
+  if failed:
+    sys.exit(errors.FAILED if failed == total else errors.SOME_FAILED)
+
+
+def _given_keys(flag_values: flags.FlagValues) -> tuple[str, ...]:
+  """Returns the keys of the config that the user set, most important first.
+
+  Keys of the command line come before those of the config file. The config of a
+  run by itself sets none.
+  """
+  from bert_jax.prediction import settings
+
+  # A setting may have a name in the group `predict` and one in another.
+  named = sorted(
+    command_line.given_keys(flag_values),
+    key=lambda key: not key.startswith("predict."),
+  )
+  if flag_values.config is None:
+    return tuple(named)
+  return (*named, *settings.asked_in(flag_values.config))
+
+
+def _plan(flag_values: flags.FlagValues) -> None:
+  config = config_of(flag_values)
+  if not flag_values.topology:
+    raise UsageError("plan needs --topology, such as v5e:4x4")
+  # jax, which looks at these when it is imported, computes on the CPU, and the
+  # compiler asks no cloud service which TPU it is on.
+  os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    # Without a TPU its compiler cannot read back a program that was kept.
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+  }
+  from bert_jax.planning import plan
+
+  status = plan.run(
+    config,
+    flag_values.topology,
+    flag_values.num_slices,
+    flag_values.search or "",
+    flag_values.output or "",
+    flag_values.dump or "",
+    flag_values.num_together if flag_values.num_together > 1 else 0,
+  )
+  if status:
+    sys.exit(status)
+
+
+def _doctor(flag_values: flags.FlagValues) -> None:
+  workdir = _workdir(flag_values)
+  config = run_config(flag_values)
+  if flag_values.topology and flag_values.config is None:
+    raise UsageError("--topology needs --config: a plan is made for that")
+  from bert_jax.planning import doctor
+
+  sound = doctor.examine(
+    config,
+    workdir,
+    flag_values.coordinator,
+    flag_values.process_id,
+    flag_values.num_processes or 1,
+    flag_values.topology,
+    sys.argv[1:],
+  )
+  if not sound:
+    sys.exit(1)
+
+
+def _convert(flag_values: flags.FlagValues) -> None:
+  from bert_jax.weights import convert
+
+  if len(flag_values.input) != 1 or not flag_values.output:
+    raise UsageError("convert needs --input=DIR and --output=DIR")
+  convert.convert(
+    config_of(flag_values), flag_values.input[0], flag_values.output
+  )
+
+
+def _sweep(flag_values: flags.FlagValues) -> None:
+  from bert_jax.sweeps import costs
+  from bert_jax.sweeps import engines
+  from bert_jax.sweeps import running
+  from bert_jax.sweeps import sweep
+
+  config, workdir = config_of(flag_values), _workdir(flag_values)
+  trials = sweep.read_trials(config, workdir)
+  if flag_values.num_together > 1 and flag_values.engine != "here":
+    raise UsageError(
+      "--num_together is for --engine=here; elsewhere every trial is a job"
+    )
+  if flag_values.dry_run:
+    cost = costs.Costs(trials, workdir, flag_values.topology)
+    costs.show(costs.listing(trials, workdir, cost))
+  elif flag_values.engine == "commands":
+    if not flag_values.output:
+      raise UsageError("--engine=commands needs --output=FILE")
+    count = engines.write_commands(trials, flag_values.output)
+    _log.info("wrote %d commands to %s", count, flag_values.output)
+  elif flag_values.engine in ("slurm", "xpk"):
+    settings = sweep.engine_settings(config, flag_values.engine)
+    if flag_values.engine == "slurm":
+      engines.submit(trials, workdir, settings)
+    else:
+      engines.send(trials, settings)
+  else:
+    failure = None
+    try:
+      running.run(
+        trials,
+        workdir,
+        flag_values.num_parallel,
+        flag_values.retry_failed,
+        flag_values.num_together,
+      )
+    except running.FailedError as error:
+      failure = error
+    if flag_values.output:
+      from bert_jax.sweeps import results
+
+      command = results.command_of(sys.argv[1:])
+      count = results.record(trials, workdir, flag_values.output, command)
+      _log.info("%d new results in %s/results.jsonl", count, flag_values.output)
+    if failure:
+      raise failure
+
+
+def _report(flag_values: flags.FlagValues) -> None:
+  from bert_jax.sweeps import report
+
+  if len(flag_values.input) != 1 or not flag_values.output:
+    raise UsageError("report needs --input=DIR and --output=DIR")
+  for path in report.report(flag_values.input[0], flag_values.output):
+    _log.info("wrote %s", path)
+
+
+def _configs(flag_values: flags.FlagValues) -> None:
+  if flag_values.copy is None:
+    print(config_files.describe())
+    return
+  config_files.copy(flag_values.copy, flag_values.file)
+  print(f"wrote {flag_values.file}; use it as --config={flag_values.file}")
+
+
+MODES = {
+  "prepare": Mode(
+    _prepare,
+    "Turns text into training data.",
+    ("--config=pretrain --input=TEXT --output=DATA",),
+    ("input", "output"),
+    config="needed",
+    left="what was finished is kept, and the same command goes on",
+  ),
+  "train": Mode(
+    _train,
+    "Trains a model, or goes on with a run that was stopped.",
+    (
+      "--config=pretrain:size=mini --config.data.dir=DATA \\\n"
+      "    --workdir=RUN",
+      "--config=finetune:task=mrpc,from=RUN --config.task.dir=GLUE \\\n"
+      "    --workdir=RUN2",
+      "--workdir=RUN",
+    ),
+    ("workdir", "member", "replay_step", "output", *PROCESSES),
+    config="of the run",
+    computes=True,
+    left="no step was taken; the same command starts or goes on",
+  ),
+  "evaluate": Mode(
+    _evaluate,
+    "Scores a run on its held-out or development data.",
+    ("--workdir=RUN", "--workdir=RUN --output=scores.json --checkpoint=newest"),
+    ("workdir", "output", "checkpoint", *PROCESSES),
+    config="of the run",
+    computes=True,
+  ),
+  "predict": Mode(
+    _predict,
+    "Answers texts with a trained model, one JSON object a line.",
+    (
+      '--workdir=RUN --text="Paris is the [MASK] of France."',
+      "--config=predict:kind=embed,from=DIR --input=LINES.jsonl \\\n"
+      "    --output=OUT.jsonl",
+    ),
+    ("workdir", "input", "output", "text", "checkpoint"),
+    config="of the run",
+    computes=True,
+  ),
+  "plan": Mode(
+    _plan,
+    "Compiles a training for a TPU slice and predicts its memory and speed.",
+    ("--config=tpu:size=large,chip=v5e,devices=16 --topology=v5e:4x4",),
+    ("topology", "num_slices", "search", "num_together", "output", "dump"),
+    config="needed",
+  ),
+  "convert": Mode(
+    _convert,
+    "Writes weights in another format.",
+    ("--config=convert:to=huggingface --input=RUN --output=DIR",),
+    ("input", "output"),
+    config="needed",
+  ),
+  "doctor": Mode(
+    _doctor,
+    "Checks everything that could stop a training from starting.",
+    ("--config=pretrain --config.data.dir=DATA --workdir=RUN",),
+    ("workdir", "topology", *PROCESSES),
+    config="of the run",
+    computes=True,
+  ),
+  "sweep": Mode(
+    _sweep,
+    "Runs many trainings, or hands them to a cluster.",
+    (
+      "--config=glue:from=WEIGHTS,data=GLUE,seeds=5 --workdir=RUNS \\\n"
+      "    --output=RESULTS",
+      "--config=MY_SWEEP.py --workdir=RUNS --dry_run",
+    ),
+    (
+      "workdir",
+      "output",
+      "dry_run",
+      "num_parallel",
+      "num_together",
+      "retry_failed",
+      "engine",
+      "topology",
+    ),  # fmt: skip
+    config="needed",
+    left="what its trials had saved is kept, and the same command goes on",
+  ),
+  "report": Mode(
+    _report,
+    "Makes tables and pictures of results.",
+    ("--input=RESULTS --output=DIR",),
+    ("input", "output"),
+  ),
+  "configs": Mode(
+    _configs,
+    "Lists the shipped configs, or copies one to a file for you to edit.",
+    ("", "--copy=finetune my.py"),
+    ("copy",),
+    file="FILE",
+  ),
+}
