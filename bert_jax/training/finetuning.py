@@ -224,6 +224,7 @@ class FineTuning(Job):
     config = self.config
     place = sharding.batch_sharding(mesh)
     devices = mesh.devices.flat
+    num_groups = mesh.shape["data"] * mesh.shape["fsdp"]
     return task_batches.TaskBatches(
       self._train_split().features,
       seed=config.seed if seed is None else seed,
@@ -234,9 +235,7 @@ class FineTuning(Job):
       pack=config.data.pack,
       one_row_len=config.data.one_row_len,
       length_unit=programs.program_of(self.model.config).row_unit,
-      multiple=mesh.shape["data"]
-      * mesh.shape["fsdp"]
-      * config.optim.num_micro_batches,
+      multiple=num_groups * config.optim.num_micro_batches,
       # The row length at which attention takes as long as the 12 D^2 weights of
       # a layer, as timed on a CPU.
       attention_len=2.5 * config.model.hidden_size,
