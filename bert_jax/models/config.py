@@ -1,7 +1,8 @@
-"""The shape and the arithmetic of a model: plain data, checked, without jax.
+"""The shape and the arithmetic of a model, as checked data without jax.
 
-The names that a key may have stand here; what each name does is a row of a
-table in `layers.py`, `attention/programs.py` or `encoder.py`.
+This file lists the names that a key may have; the function or module of each
+name is a row of a table in `layers.py`, `attention/programs.py` or
+`encoder.py`.
 """
 
 import dataclasses
@@ -12,7 +13,8 @@ SIZES = (
   "vocab_size", "num_layers", "hidden_size", "num_heads", "mlp_dim", "max_len",
   "type_vocab_size",
 )  # fmt: skip
-# What weights tell of the model that they are of, beside family and switches.
+# The keys that every file of weights tells of its model, beside family and
+# switches.
 MODEL_KEYS = (*SIZES, "hidden_act", "layer_norm_eps")
 # Each is a key of `layers.ACTIVATIONS`.
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu", "silu", "tanh")
@@ -21,10 +23,11 @@ ATTENTIONS = ("plain", "fused", "fused_qkv", "splash")
 # Each is a key of `encoder.REMATS`.
 REMATS = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16", "float16")
-# `model.feed_forward` -> how many matrices [D, F] or [F, D] it multiplies by.
+# `model.feed_forward` -> its number of matrices [D, F] or [F, D].
 FEED_FORWARD_MATRICES = {"mlp": 2}
-# Switches of the encoder: key -> names, each of which is a key of a table.
-# BERT's names are the defaults, so that configs of older runs need no more.
+# Switches of the encoder: key -> names, each of which is a key of a table. The
+# defaults are BERT's, so that the configs of older runs, which lack the
+# switches, still work.
 SWITCHES = {
   "norm": ("layer_norm",),  # layers.NORMS
   "norm_place": ("post",),  # encoder.NORM_PLACES
@@ -41,27 +44,28 @@ class ModelConfig:
   Attributes:
     vocab_size: V, rows of the word embedding.
     num_layers: number of Transformer layers.
-    hidden_size: D, width of the hidden states.
-    num_heads: N, attention heads; divides `hidden_size`.
-    mlp_dim: F, width of the inner layer of the MLP.
+    hidden_size: D, the width of the hidden states.
+    num_heads: N, the number of attention heads; divides `hidden_size`.
+    mlp_dim: F, the width of the inner layer of the MLP.
     max_len: rows of the position embedding, the longest L.
     type_vocab_size: T, rows of the segment type embedding.
-    hidden_act: a key of `ACTIVATIONS`.
-    layer_norm_eps: added to the variance.
-    dropout_rate: after the embeddings, the attention and the MLP.
-    attention_dropout_rate: on the attention probabilities.
-    init_stddev: standard deviation before truncation at two of them.
-    dtype: computes.
-    param_dtype: is stored.
-    scan_layers: one compiled layer, looped over stacked parameters.
-    remat: what the backward pass computes again, a key of `REMATS`.
-    attention: implementation of attention, one of `ATTENTIONS`.
-    family: a key of `families.FAMILIES`, whose names files of weights have.
+    hidden_act: the activation of the MLP, one of `ACTIVATIONS`.
+    layer_norm_eps: the number that layer norms add to the variance.
+    dropout_rate: the rate after the embeddings, the attention and the MLP.
+    attention_dropout_rate: the rate on the attention probabilities.
+    init_stddev: the standard deviation of fresh kernels, before truncation at
+      two standard deviations.
+    dtype: the dtype of the computation.
+    param_dtype: the dtype of the stored parameters.
+    scan_layers: whether to compile one layer and loop over stacked parameters.
+    remat: what the backward pass computes again, one of `REMATS`.
+    attention: the attention program, one of `ATTENTIONS`.
+    family: a key of `families.FAMILIES`.
     norm: how hidden states are normalised.
-    norm_place: where they are, seen from a residual sum.
-    positions: how a token's position is told.
-    feed_forward: the layer behind attention.
-    attention_pattern: which tokens of a sequence a token sees.
+    norm_place: where they are normalised, relative to a residual sum.
+    positions: how a token's position is encoded.
+    feed_forward: the layer after attention.
+    attention_pattern: which tokens of its sequence a token sees.
   """
 
   vocab_size: int
@@ -94,13 +98,10 @@ class ModelConfig:
 
     Args:
       config_model: `ml_collections.ConfigDict` or dict, the group `model`. It
-        has all keys; the family and `SWITCHES` may be missing.
-
-    Returns:
-      A `ModelConfig`.
+        has all keys, except that the family and `SWITCHES` may be missing.
 
     Raises:
-      ValueError: if a key is missing, unknown or has an impossible value.
+      ValueError: if a key is missing or unknown, or its value is out of range.
     """
     wanted = {field.name for field in dataclasses.fields(cls)}
     given = set(config_model.keys())
@@ -117,21 +118,19 @@ class ModelConfig:
       value = getattr(self, name)
       if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"model.{name}={value!r} is not a positive integer")
-    if self.hidden_size % self.num_heads:
-      fits = [
-        n for n in range(1, self.hidden_size + 1) if self.hidden_size % n == 0
-      ]
-      near = sorted(fits, key=lambda n: abs(n - self.num_heads))[:3]
+    width, heads = self.hidden_size, self.num_heads
+    if width % heads:
+      divisors = [n for n in range(1, width + 1) if width % n == 0]
+      nearest = min(divisors, key=lambda n: abs(n - heads))
       raise ValueError(
-        f"model.hidden_size={self.hidden_size} is not divisible by "
-        f"model.num_heads={self.num_heads}; use num_heads in "
-        f"{sorted(near)}, or change hidden_size"
+        f"model.hidden_size={width} is not divisible by model.num_heads={heads}"
+        f"; use num_heads={nearest}, or change hidden_size"
       )
     for name in ("dropout_rate", "attention_dropout_rate"):
       if not 0.0 <= getattr(self, name) < 1.0:
         raise ValueError(
-          f"model.{name}={getattr(self, name)} is not a probability below "
-          "1; use 0.0 to switch it off, 0.1 for the paper's value"
+          f"model.{name}={getattr(self, name)} is not a probability below 1; "
+          "use 0.0 to switch it off, or 0.1 as in the paper"
         )
     for name in ("layer_norm_eps", "init_stddev"):
       if not getattr(self, name) > 0.0:

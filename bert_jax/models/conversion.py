@@ -1,8 +1,8 @@
-"""Tensors of any format to our parameters, and back.
+"""Converts the tensors of any format to our parameters, and back.
 
-A tree of parameters is flat here: path with "/" -> numpy array, layers
-unrolled. What the tensors are called is the family's; what shapes they have is
-the model's. No file is read; `weights/` reads and writes them.
+A tree of parameters is flat here: path with "/" -> numpy array, with unrolled
+layers. The family decides the names of the tensors, and the model their shapes.
+This module reads no files; `weights/` reads and writes them.
 """
 
 from collections.abc import Collection, Mapping
@@ -22,7 +22,7 @@ from bert_jax.models.families.family import ConvertError
 from bert_jax.models.families.family import Family
 from bert_jax.models.families.family import Names
 
-# Tensors of the encoder that hold positions, which are not learned.
+# The last parts of the names of tensors that are constants, not parameters.
 BUFFERS = ("position_ids", "token_type_ids")
 _FLOATS = frozenset(
   map(np.dtype, ("float16", "float32", "float64", ml_dtypes.bfloat16))
@@ -35,15 +35,16 @@ class Converted:
 
   Attributes:
     params: path -> array, layers unrolled.
-    is_span: whether the head of its task is that of spans; None: no head.
-    untied: why the head of masked words was left out: the name of a tensor
-      that is not the word table, or "" where it was not.
-    ignored: names of tensors that have no place here.
-    missing: paths of a full encoder that are not there.
+    kind: the kind of task that the name of the head shows; None if it shows no
+      kind, or if there is no head.
+    untied: the name of a decoder that differs from the word table, for which
+      the head of masked words was left out; "" if it was kept.
+    ignored: the names of the tensors that were not used.
+    missing: the paths of a full encoder that the tensors lack.
   """
 
   params: dict[str, np.ndarray]
-  is_span: bool | None
+  kind: str | None
   untied: str
   ignored: tuple[str, ...]
   missing: tuple[str, ...]
@@ -60,29 +61,29 @@ def to_ours(
   """Converts the tensors of a format to our parameters.
 
   Args:
-    family: that the tensors are of.
+    family: the family of the model.
     format: one of `families.FORMATS`.
     tensors: name -> array; names with or without the prefix of the encoder.
     model: sizes, as in the config group `model`.
     tied: whether the settings let the head of masked words share the word
-      table. A head that does not is left out: ours always does.
+      table. Our head always shares it, so a head that does not is left out.
 
   Returns:
-    The parameters, and what was left over.
+    The parameters, and which tensors were left over.
 
   Raises:
-    ConvertError: a tensor is missing, is there twice, has another shape than
-      the sizes make it, or is a part of an encoder that is not here.
+    ConvertError: a tensor is missing, occurs twice, has a shape that does not
+      fit the sizes, or is a part of an encoder that this program does not have.
   """
   names = family.names_in(format)
   _check_layers(names, tensors, model["num_layers"])
   found = _by_canonical_name(names, tensors)
-  is_span, num_labels = _task_head(names, found, tensors)
+  kind, num_labels = _task_head(names, found, tensors)
   shapes = heads.param_shapes(model, num_labels)
   wanted = {
     path: place
     for path in shapes
-    if (place := names.of(path, bool(is_span))) is not None
+    if (place := names.of(path, kind)) is not None
   }
   left_out = {
     part
@@ -102,8 +103,8 @@ def to_ours(
       continue
     if name not in found:
       raise ConvertError(
-        f"there is no {name}, which a {family.hf_class} of these settings has; "
-        "the file is not whole, or of another kind of model"
+        f"there is no {name}, which a {family.hf_class} with these settings "
+        "has; the file is incomplete, or holds another kind of model"
       )
     used.add(name)
     array = _as_matrix(found[name], tensors[found[name]], is_transposed,
@@ -113,29 +114,13 @@ def to_ours(
   _check_encoder(family, names, ignored)
   return Converted(
     params=params,
-    is_span=is_span,
+    kind=kind,
     untied=untied,
     ignored=ignored,
     missing=tuple(
       path for path in wanted if _part_of(path) == POOLER and POOLER in left_out
     ),
   )
-
-
-def check(
-  family: Family, params: Mapping[str, np.ndarray], model: Mapping[str, Any]
-) -> None:
-  """Checks that a flat tree is a whole model of these sizes.
-
-  Raises:
-    ConvertError: says which parameter is missing, unknown or misshaped.
-  """
-  found = to_ours(family, OWN, params, model)
-  if found.ignored:
-    raise ConvertError(
-      f"{', '.join(sorted(found.ignored))} are no parameters of a "
-      f"{family.hf_class}"
-    )
 
 
 def from_ours(
@@ -147,29 +132,33 @@ def from_ours(
 ) -> dict[str, np.ndarray]:
   """Converts our parameters to the tensors of a format.
 
-  A bare encoder gets the names of transformers' bare model: no prefix.
+  A bare encoder gets the names of transformers' bare model, without a prefix.
 
   Args:
-    family: that the model is of.
+    family: the family of the model.
     format: one of `families.FORMATS`.
-    params: path -> array, layers unrolled.
+    params: path -> array, with unrolled layers.
     model: sizes, as in the config group `model`.
-    kind: of the task of its head; None: no head.
+    kind: the kind of the task of its head; None if it has no such head.
 
   Returns:
     Name -> array.
 
   Raises:
-    ConvertError: as `check`; or the family has no name for a parameter.
+    ConvertError: a parameter is missing, unknown or of another shape, or has no
+      name in the format.
   """
-  check(family, params, model)
+  if unknown := to_ours(family, OWN, params, model).ignored:
+    raise ConvertError(
+      f"a {family.hf_class} has no parameters {', '.join(sorted(unknown))}"
+    )
   names = family.names_in(format)
   is_bare = names.from_classes and not any(
     _part_of(path) in OPTIONAL[1:] for path in params
   )
   tensors = {}
   for path, array in params.items():
-    place = names.of(path, kind == "span")
+    place = names.of(path, kind)
     if place is None:
       raise ConvertError(
         f"a {family.hf_class} in the format {format} has no place for {path}"
@@ -185,7 +174,7 @@ def from_ours(
 def _flat_shape(
   format: str, path: str, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-  """The shape in a format: others have heads and what is in one as one axis."""
+  """Returns the shape in a format; other formats join the axes [N, H]."""
   if format == OWN:
     return shape
   if path.endswith("attention/out/kernel"):
@@ -198,40 +187,40 @@ def _flat_shape(
 def _as_matrix(
   name: str, array: np.ndarray, is_transposed: bool, shape: tuple[int, ...]
 ) -> np.ndarray:
-  """Checks one tensor, and turns it to a shape if it lies transposed."""
+  """Returns a tensor in a shape of ours, after a check of shape and dtype."""
   wanted = shape[::-1] if is_transposed else shape
   if array.shape != wanted:
     raise ConvertError(
-      f"{name} has shape {list(array.shape)}, but the sizes of the settings "
-      f"make it {list(wanted)}; they belong to another model"
+      f"{name} has shape {list(array.shape)}, but by the sizes of the settings "
+      f"it should be {list(wanted)}; the settings belong to another model"
     )
   if array.dtype not in _FLOATS:
     raise ConvertError(
-      f"{name} is {array.dtype}; weights are "
+      f"{name} is {array.dtype}; weights must be one of "
       f"{', '.join(sorted(d.name for d in _FLOATS))}"
     )
   return array.T if is_transposed else array
 
 
 def _by_canonical_name(names: Names, given: Collection[str]) -> dict[str, str]:
-  """Canonical name -> the name given."""
+  """Returns canonical name -> the given name."""
   found: dict[str, str] = {}
   for name in given:
     other = found.setdefault(names.canonical(name), name)
     if other != name:
       raise ConvertError(
-        f"{other} and {name} are two names of one parameter; leave one out"
+        f"{other} and {name} name the same parameter; remove one of them"
       )
   for copy, path, _ in names.copies:
     place = names.of(path)
-    # A copy of the word table may be another table, so that it is no stand-in.
+    # A copy of the word table may differ from it, so it cannot replace it.
     if copy in found and place and not path.startswith("encoder/"):
       found.setdefault(place[0], found[copy])
   return found
 
 
 def _check_layers(names: Names, given: Collection[str], layers: int) -> None:
-  """Refuses more layers or fewer than the settings say."""
+  """Raises ConvertError if the settings have another number of layers."""
   if layers > len(given):
     raise ConvertError(
       f"the settings have {layers} layers, but there are {len(given)} tensors"
@@ -240,13 +229,13 @@ def _check_layers(names: Names, given: Collection[str], layers: int) -> None:
     number = names.layer_of(name)
     if number is not None and number >= layers:
       raise ConvertError(
-        f"{name} is of layer {number}, but the settings have {layers} layers "
-        "(counted from 0); correct num_hidden_layers"
+        f"{name} belongs to layer {number}, counted from 0, but the settings "
+        f"have {layers} layers; correct num_hidden_layers"
       )
 
 
 def _part_of(path: str) -> str:
-  """Which of `OPTIONAL` a parameter belongs to, or "encoder"."""
+  """Returns the part of `OPTIONAL` that has this parameter, or "encoder"."""
   return next((p for p in OPTIONAL if path.startswith(f"{p}/")), "encoder")
 
 
@@ -274,7 +263,7 @@ def _untied_name(
 def _check_encoder(
   family: Family, names: Names, ignored: Collection[str]
 ) -> None:
-  """Refuses tensors of the encoder that would change what it computes."""
+  """Raises ConvertError if a tensor that was not used changes the encoder."""
   for name in ignored:
     if (
       names.from_classes
@@ -283,23 +272,24 @@ def _check_encoder(
     ):
       raise ConvertError(
         f"{name} is a part of the encoder that a {family.hf_class} does not "
-        "have here, so its outputs would be others; take it out of the file "
-        "where the encoder is meant to be used without it"
+        "have here, so its outputs would differ; remove it from the file if "
+        "the encoder should be used without it"
       )
 
 
 def _task_head(
   names: Names, found: Mapping[str, str], tensors: Mapping[str, np.ndarray]
-) -> tuple[bool | None, int]:
-  """Whether the head of the task is that of spans, and its K."""
+) -> tuple[str | None, int]:
+  """Returns the kind that the name of the head of a task shows, and its K."""
   heads_found = {}
-  for is_span in (True, False):  # where both have one name, it is not told
-    place = names.of("task/bias", is_span)
+  for kind in (*names.task_heads, None):
+    place = names.of("task/bias", kind)
     if place and place[0] in found:
       shape = tensors[found[place[0]]].shape
-      heads_found[place[0]] = is_span, shape[0] if shape else 0
+      heads_found[place[0]] = kind, shape[0] if shape else 0
   if len(heads_found) > 1:
     raise ConvertError(
-      "it has a head for spans and another one; keep one of them"
+      f"the weights have several heads of tasks: {', '.join(heads_found)}; "
+      "keep one of them"
     )
   return next(iter(heads_found.values()), (None, 1))

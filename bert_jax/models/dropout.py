@@ -1,16 +1,17 @@
 """Dropout whose mask is a hash of (key, position of the element).
 
-A counter-based generator: the bits of an element depend on the key and on the
-element's index in the global array, and on nothing else. Three things follow.
-The mask does not change with the sharding, because every device hashes the
-global index. It is never stored: a handful of integer operations in front of a
-comparison is cheaper than a trip to memory, so the backward pass computes it
-again. And it fuses into the loop that consumes it, where `jax.random.bernoulli`
-writes its bits out first.
+This is a counter-based generator: the bits of an element depend only on the key
+and on the index of the element in the global array. This has three advantages.
+The mask does not depend on the sharding, because every device hashes the global
+index. It is never stored, because a few integer operations and a comparison are
+cheaper than a read from memory; the backward pass computes it again. And it
+fuses into the loop that uses it, while `jax.random.bernoulli` writes its bits
+to memory first.
 
-Two finaliser rounds of 32 bits over the index, with a word of the key before
-each, are far from cryptographic. They are tested for what dropout needs: the
-rate, and no correlation between neighbours, rows, keys, steps and calls.
+The hash has two finaliser rounds of 32 bits over the index, each after a word
+of the key. It is not cryptographic. Tests check the properties that dropout
+needs: the rate, and no correlation between neighbours, rows, keys, steps and
+calls.
 """
 
 import math
@@ -20,11 +21,11 @@ import jax
 import jax.numpy as jnp
 
 _UINT32 = 2**32
-_COUNTER_SIZE = 2**32  # what one 32-bit counter can number
+_COUNTER_SIZE = 2**32  # the number of values of a 32-bit counter
 
 
 def _mix(bits, key_word):
-  """One invertible round on uint32: multiply, add the key, fold the top down.
+  """One invertible round on uint32: multiply, xor the key, fold the top down.
 
   The multipliers and shifts are those of the `lowbias32` finaliser.
   """
@@ -35,10 +36,10 @@ def _mix(bits, key_word):
 
 
 def key_words(rng):
-  """Reduces a key to two words, which stand for it everywhere in this file.
+  """Reduces a key to two words, which replace it everywhere in this file.
 
   Args:
-    rng: a typed PRNG key of any implementation, or such words.
+    rng: a typed PRNG key of any implementation, or two such words.
 
   Returns:
     uint32 [2].
@@ -50,7 +51,7 @@ def key_words(rng):
   for i in range(2, words.shape[0], 2):  # rbg keys have four words
     first = _mix(first ^ words[i], words[i + 1])
     second = _mix(second ^ words[i + 1], words[i])
-  # Keys of one seed may share a word; after this both depend on both.
+  # Keys of one seed may share a word. This makes each word depend on both.
   return jnp.stack(
     [_mix(first, second), _mix(second ^ jnp.uint32(0x9E3779B9), first)]
   )
@@ -59,8 +60,9 @@ def key_words(rng):
 def _counters(shape):
   """Splits the index of every element into (outer, inner) 32-bit counters.
 
-  `inner` runs over as many trailing axes as fit into 32 bits, `outer` over the
-  axes before them; `outer` is None where the whole array fits.
+  `inner` numbers the elements of as many trailing axes as fit into 32 bits, and
+  `outer` those of the axes before them. `outer` is None if the whole array
+  fits.
   """
   split, inner_size = len(shape), 1
   while split > 0 and inner_size * shape[split - 1] <= _COUNTER_SIZE:
@@ -90,9 +92,9 @@ def random_bits(rng, shape):
 
   Args:
     rng: a typed PRNG key of any implementation, or its `key_words`.
-    shape: shape of the result, a tuple of ints. Arrays of more than 2**32
-      elements are numbered by two counters, the first of which (over the
-      leading axes) is hashed into the key.
+    shape: the shape of the result, a tuple of ints. Two counters number the
+      elements of arrays larger than 2**32; the counter of the leading axes is
+      hashed into the key.
 
   Returns:
     uint32 array of shape `shape`, a pure function of `rng` and the index.
@@ -105,13 +107,13 @@ def random_bits(rng, shape):
 
 
 def random_bits_of_head(words, row, head, shape):
-  """Returns `random_bits(words, shape)[row, head]`, and computes no more.
+  """Returns `random_bits(words, shape)[row, head]` without the other bits.
 
   Args:
     words: two uint32 scalars, from `key_words`.
     row: uint32 scalar, below B.
     head: uint32 scalar, below N.
-    shape: (B, N, Q, K) of all the scores.
+    shape: (B, N, Q, K), the shape of all scores.
 
   Returns:
     uint32 [Q, K].
@@ -131,15 +133,15 @@ def random_bits_of_head(words, row, head, shape):
 
 
 def dropout(rng, x, rate):
-  """Sets elements to zero with probability `rate`, scales the rest to match.
+  """Sets elements to zero with probability `rate`, and scales up the others.
 
   Args:
     rng: a typed PRNG key of any implementation, or its `key_words`.
     x: array of any shape and float dtype.
-    rate: probability of dropping an element, a Python float in [0, 1).
+    rate: the probability that an element is dropped, a Python float in [0, 1).
 
   Returns:
-    Array like `x`, with the same expectation.
+    An array like `x`, with the same expectation.
 
   Raises:
     ValueError: if `rate` is outside [0, 1).
@@ -163,7 +165,7 @@ def dropout(rng, x, rate):
 
 
 def threshold(rate):
-  """Returns the uint32 that the bits of an element must reach to stay."""
+  """Returns the smallest uint32 bits with which an element is kept."""
   return jnp.uint32(round(rate * _UINT32))
 
 
@@ -171,7 +173,7 @@ class Dropout(nn.Module):
   """`dropout` with the key taken from the "dropout" stream of the module.
 
   Attributes:
-    rate: probability of dropping an element.
+    rate: the probability that an element is dropped.
   """
 
   rate: float

@@ -16,7 +16,7 @@ from bert_jax.models.config import ModelConfig
 from bert_jax.models.dropout import Dropout
 from bert_jax.runtime import sharding
 
-# What the backward pass computes again, by the name of `model.remat`.
+# `model.remat` -> the policy of what the backward pass keeps.
 REMATS = {
   "none": None,
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -25,7 +25,7 @@ REMATS = {
 
 
 class LearnedPositions(nn.Module):
-  """A table with a vector for every position, up to `max_len`.
+  """A table with a vector for each position up to `max_len`.
 
   Attributes:
     config: a `ModelConfig`.
@@ -42,7 +42,7 @@ class LearnedPositions(nn.Module):
       length: L.
 
     Returns:
-      [B, L, D], or [1, L, D] where all rows are alike.
+      [B, L, D], or [1, L, D] without `positions`.
     """
     cfg = self.config
     table = self.param(
@@ -66,7 +66,7 @@ POSITIONS = {"learned": LearnedPositions}
 
 
 class Embeddings(nn.Module):
-  """Sum of word, position and segment type, normalised, with dropout.
+  """The normalised sum of word, position and segment type, with dropout.
 
   Attributes:
     config: a `ModelConfig`.
@@ -89,7 +89,8 @@ class Embeddings(nn.Module):
     cfg = self.config
     dtype = layers.compute_dtype(cfg)
     position = self.position(positions, input_ids.shape[1])
-    # Few rows: a matmul, whose transpose is a matmul and not a scatter.
+    # The table has few rows. A matmul with one-hot vectors is then faster than
+    # a lookup, because its gradient is a matmul and not a scatter.
     one_hot = jax.nn.one_hot(
       segment_ids.reshape(-1), cfg.type_vocab_size, dtype=dtype
     )
@@ -100,7 +101,7 @@ class Embeddings(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Two dense layers with an activation between: D -> F -> D.
+  """Two dense layers with an activation between them: D -> F -> D.
 
   Attributes:
     config: a `ModelConfig`.
@@ -110,7 +111,7 @@ class Mlp(nn.Module):
 
   def setup(self):
     cfg = self.config
-    # `in` is a keyword, so that the two cannot be plain attributes.
+    # `in` is a keyword of Python, so `self.in` is not possible.
     setattr(self, "in", layers.Dense(cfg, cfg.mlp_dim))
     self.out = layers.Dense(cfg, cfg.hidden_size)
 
@@ -120,19 +121,19 @@ class Mlp(nn.Module):
     )
 
 
-# `model.feed_forward` -> the module behind attention.
+# `model.feed_forward` -> the module after attention.
 FEED_FORWARDS = {"mlp": Mlp}
 
 
 def _norm_behind(norm, sublayer, x, take):
-  """Normalises the residual sum, as BERT does."""
+  """Normalises after the residual sum, as BERT does."""
   residual = take(x)
   return norm(residual + sublayer(x, residual))
 
 
 # `model.norm_place` -> a function (norm, sublayer, x, take) -> hidden states.
-# `take` picks those of `x` [B, L, D] that are to be computed; the sublayer
-# maps (all that it sees, those) to what is added to them.
+# `take` selects the positions of `x` [B, L, D] to compute. The sublayer maps
+# (all hidden states, the selected ones) to the update of the selected ones.
 NORM_PLACES = {"post": _norm_behind}
 
 
@@ -161,10 +162,11 @@ class Layer(nn.Module):
 
     Args:
       x: [B, L, D].
-      bias: float32, broadcastable to [B, N, L, L], from `attention_bias`; or
+      bias: the mask: a float32 bias, broadcastable to [B, N, L, L], or
         `masks.Visible`.
       deterministic: True switches dropout off.
-      only: [B, Q] positions to compute; None: all. These see all positions.
+      only: [B, Q], the positions to compute, which see all positions; None: all
+        positions.
 
     Returns:
       [B, L, D], or [B, Q, D] with `only`.
@@ -190,7 +192,7 @@ class Layer(nn.Module):
 
 
 def _check_shapes(input_ids, **arrays):
-  """Raises ValueError for an array that is given in another shape."""
+  """Raises ValueError if an array has another shape than `input_ids`."""
   for name, value in arrays.items():
     if value is not None and value.shape != input_ids.shape:
       raise ValueError(
@@ -199,15 +201,16 @@ def _check_shapes(input_ids, **arrays):
       )
 
 
-# Functions and not methods, whose names would become parts of operation names.
+# These are functions, because the names of methods would become parts of the
+# names of operations.
 
 
 def _run_unrolled(encoder, x, mask, deterministic, only, keep):
-  """Runs all layers of an encoder, one after the other.
+  """Runs all layers of an encoder one after the other.
 
   Returns:
-    The last hidden states, of the positions `only` if that is not None; and,
-    with `keep`, all of them [num_layers + 1, B, L, D], the embeddings first.
+    The last hidden states, at the positions `only` unless that is None; and
+    with `keep` all hidden states [num_layers + 1, B, L, D], embeddings first.
   """
   states = [x]
   for i, layer in enumerate(encoder.layer):
@@ -218,7 +221,7 @@ def _run_unrolled(encoder, x, mask, deterministic, only, keep):
 
 
 def _run_scanned(encoder, x, mask, deterministic, only, keep):
-  """Does what `_run_unrolled` does, by one layer that is looped over."""
+  """Does the same as `_run_unrolled` by a loop over one compiled layer."""
   run = nn.scan(
     _scan_body,
     variable_axes={"params": 0},
@@ -237,7 +240,7 @@ def _scan_body(layer, x, bias, deterministic):
 
 
 class Encoder(nn.Module):
-  """Token ids to contextual vectors.
+  """Maps token ids to contextual vectors.
 
   Attributes:
     config: a `ModelConfig`.
@@ -257,7 +260,8 @@ class Encoder(nn.Module):
     self.embeddings = Embeddings(cfg)
     layer = Layer
     if REMATS[cfg.remat] is not None:
-      # CSE must be prevented outside of a scan, or XLA undoes the remat.
+      # Outside of a scan, common-subexpression elimination would undo the
+      # remat.
       layer = nn.remat(
         Layer,
         policy=REMATS[cfg.remat],
@@ -288,22 +292,22 @@ class Encoder(nn.Module):
       input_ids: [B, L] int32 token ids.
       input_mask: [B, L] int32, 1 = real token, 0 = padding.
       segment_ids: [B, L] int32, 0 = first segment, 1 = second.
-      positions: [B, L] int32, position of a token in its sequence, for packed
-        rows. None: 0..L-1.
-      sequence_ids: [B, L] int32, which packed sequence of the row a token
-        belongs to, 0 = padding; attention stays within a sequence. None: one
-        sequence to a row.
+      positions: [B, L] int32, the position of each token in its sequence, for
+        packed rows. None: 0..L-1.
+      sequence_ids: [B, L] int32, the number of the packed sequence that each
+        token belongs to, 0 = padding; attention stays within a sequence. None:
+        each row is one sequence.
       deterministic: False switches dropout on; needs the rng "dropout".
       return_layers: True adds all hidden states to the result.
       only_positions: [B, P] int32, the only positions whose hidden states the
-        caller reads. The last layer is then not computed elsewhere (but in
-        the scanned form, where all layers are one program).
+        caller needs. The last layer is then computed at these positions only,
+        except for scanned layers, which share one program.
 
     Returns:
-      (hidden [B, L, D], pooled [B, D]), with `only_positions` hidden
-      [B, P, D]; with `return_layers` also layers [num_layers + 1, B, L, D], the
-      output of the embeddings first and `hidden` last. `pooled` is from token
-      0 of the row.
+      (hidden [B, L, D], pooled [B, D]). `hidden` is [B, P, D] with
+      `only_positions`, and `pooled` comes from token 0 of the row. With
+      `return_layers` also layers [num_layers + 1, B, L, D], the output of the
+      embeddings first and `hidden` last.
 
     Raises:
       ValueError: if the shapes disagree or L is longer than `max_len`.
@@ -317,7 +321,7 @@ class Encoder(nn.Module):
     )
     if return_layers and only_positions is not None:
       raise ValueError(
-        "return_layers=True gives all positions, but only_positions asks for "
+        "return_layers=True returns all positions, but only_positions selects "
         "some; leave one of them out"
       )
     x = self.embeddings(
@@ -330,7 +334,7 @@ class Encoder(nn.Module):
     )
     only = only_positions
     if only is not None:
-      only = jnp.pad(only, ((0, 0), (1, 0)))  # the pooler reads token 0
+      only = jnp.pad(only, ((0, 0), (1, 0)))  # token 0, for the pooler
     run = _run_scanned if self.config.scan_layers else _run_unrolled
     x, states = run(self, x, mask, deterministic, only, return_layers)
     pooled = self.pool(x[:, 0])
@@ -341,7 +345,7 @@ class Encoder(nn.Module):
     return x, pooled, states
 
   def pool(self, hidden):
-    """What stands for a sequence: the hidden states [..., D] of its [CLS].
+    """Maps the hidden states [..., D] of [CLS] to vectors of the sequences.
 
     Source: google-research/bert modeling.py:224-232.
     """

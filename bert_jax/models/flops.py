@@ -1,43 +1,32 @@
-"""Counts the arithmetic that a model asks for, and what part of a chip it uses.
+"""Counts the model FLOPs of a training step, and the utilisation of a chip.
 
-These are model FLOPs: what the mathematics needs, whatever the program does.
-Counted are matrix multiplications, 2 * m * n * k each, among them attention
-scores and the weighted sum of values. Left out are the embedding lookup,
-softmax, normalisation, activations, dropout, the losses and the optimizer; and
-everything that rematerialisation computes a second time, which therefore lowers
-the utilisation.
+Model FLOPs are the operations that the mathematics needs, whatever the program
+does. Matrix multiplications count 2 * m * n * k each, and so do attention
+scores and the weighted sum of values. The embedding lookup, softmax,
+normalisation, activations, dropout, the losses and the optimizer do not count.
+Neither does recomputation (`model.remat`), which therefore lowers the
+utilisation.
 
-Three choices, each the lower count:
+Of several ways to count, these are the lower ones:
 
-- The last layer is needed only where its output is read: at the masked slots
-  and at [CLS]. Its keys and values are needed everywhere. A program that
-  computes it everywhere (scanned layers do) is not credited for that. Counts
-  that others publish mostly are: `all_positions=True` gives these.
-- Tokens of packed sequences attend within their own sequence, so the program's
-  other products of queries and keys are not counted where lengths are known.
+- The last layer counts only where its output is read: at the masked slots and
+  at [CLS]. Its keys and values count everywhere. A program that computes the
+  layer everywhere, as scanned layers do, gets no credit for that. Published
+  counts mostly count it everywhere, as `all_positions=True` does.
+- Tokens of packed sequences attend within their own sequence. Where the lengths
+  are known, other products of queries and keys do not count.
 - Only the masked slots go through the head over the vocabulary.
 
 Padding counts like any other position.
 """
 
-from typing import Protocol
-
 from bert_jax.models.config import FEED_FORWARD_MATRICES
 from bert_jax.runtime import chips
-
-
-class ModelSizes(Protocol):
-  """The keys of the model config that are read here."""
-
-  num_layers: int
-  hidden_size: int
-  mlp_dim: int
-  vocab_size: int
-  feed_forward: str
+from bert_jax.runtime import settings
 
 
 def encoder_flops(
-  model: ModelSizes,
+  model: settings.Model,
   batch_size: int,
   seq_len: int,
   *,
@@ -47,16 +36,17 @@ def encoder_flops(
 ) -> int:
   """Returns the FLOPs of one forward pass of the encoder with its pooler.
 
-  The number of heads plays no role: N heads of D / N cost as much as one of D.
+  The number of heads does not matter: N heads of width D / N cost as much as
+  one of width D.
 
   Args:
-    model: Sizes; `config.model`.
-    batch_size: Rows B.
-    seq_len: Positions L of a row.
-    num_outputs: Positions of a row whose output is read. None: all.
-    num_pooled: Sequences of a row that go through the pooler.
-    attended: Pairs of query and key positions of a row that see each other: the
-      sum of the squares of the lengths of its sequences. None: L * L.
+    model: The group `model` of a config.
+    batch_size: The number of rows B.
+    seq_len: The length L of a row.
+    num_outputs: How many positions of a row have their output read. None: all.
+    num_pooled: How many sequences of a row go through the pooler.
+    attended: How many pairs of query and key positions of a row see each other:
+      the sum of the squares of the lengths of its sequences. None: L * L.
 
   Example:
     BERT-base has 12 * (4 * 768**2 + 2 * 768 * 3072) = 85e6 weights in its
@@ -91,20 +81,8 @@ def encoder_flops(
   return round(batch_size * (layers + pooler))
 
 
-def mlm_flops(model: ModelSizes, batch_size: int, num_masked: int) -> int:
-  """Returns the FLOPs of one forward pass of the masked LM head.
-
-  Args:
-    model: Sizes; `config.model`.
-    batch_size: Rows B.
-    num_masked: Masked slots P of a row, used or not: only these are computed.
-  """
-  d = model.hidden_size
-  return batch_size * num_masked * (2 * d * d + 2 * d * model.vocab_size)
-
-
 def pretrain_step_flops(
-  model: ModelSizes,
+  model: settings.Model,
   batch_size: int,
   seq_len: int,
   num_masked: int,
@@ -115,17 +93,18 @@ def pretrain_step_flops(
 ) -> int:
   """Returns the FLOPs of one training step of masked LM and next sentence.
 
-  The backward pass takes two multiplications for every one of the forward pass:
-  gradients of the inputs and gradients of the weights.
+  The backward pass has two multiplications for each one of the forward pass,
+  for the gradients of the inputs and of the weights.
 
   Args:
-    model: Sizes; `config.model`.
-    batch_size: Rows B of the global batch.
-    seq_len: Positions L of a row.
-    num_masked: Masked slots P of a row.
-    num_sequences: Sequences S that a row has room for.
-    attended: As for `encoder_flops`.
-    all_positions: Count the last layer, and attention, at all positions.
+    model: The group `model` of a config.
+    batch_size: The number of rows B of the global batch.
+    seq_len: The length L of a row.
+    num_masked: The number of masked slots P of a row.
+    num_sequences: The number of sequences S that a row has room for.
+    attended: See `encoder_flops`.
+    all_positions: Whether to count the last layer, and attention, at all
+      positions.
   """
   forward = encoder_flops(
     model,
@@ -135,14 +114,16 @@ def pretrain_step_flops(
     num_pooled=num_sequences,
     attended=None if all_positions else attended,
   )
-  forward += mlm_flops(model, batch_size, num_masked)
-  # Next sentence, 2 labels.
-  forward += batch_size * num_sequences * 2 * model.hidden_size * 2
+  d = model.hidden_size
+  # Masked LM: every masked slot of a row is computed, whether used or not.
+  forward += batch_size * num_masked * (2 * d * d + 2 * d * model.vocab_size)
+  # Next sentence: two labels.
+  forward += batch_size * num_sequences * 2 * d * 2
   return 3 * forward
 
 
 def task_step_flops(
-  model: ModelSizes,
+  model: settings.Model,
   batch_size: int,
   seq_len: int,
   pooled: bool,
@@ -154,14 +135,15 @@ def task_step_flops(
   """Returns the FLOPs of one training step of a task.
 
   Args:
-    model: Sizes; `config.model`.
-    batch_size: Rows B of the global batch.
-    seq_len: Positions L of a row.
-    pooled: The head reads [CLS] alone, through the pooler; otherwise it reads
-      every position. Its own few products are not counted.
-    num_sequences: Sequences S that a row has room for.
-    attended: As for `encoder_flops`.
-    all_positions: Count the last layer, and attention, at all positions.
+    model: The group `model` of a config.
+    batch_size: The number of rows B of the global batch.
+    seq_len: The length L of a row.
+    pooled: Whether the head reads only [CLS], through the pooler, or every
+      position. The few products of the head itself are not counted.
+    num_sequences: The number of sequences S that a row has room for.
+    attended: See `encoder_flops`.
+    all_positions: Whether to count the last layer, and attention, at all
+      positions.
   """
   return 3 * encoder_flops(
     model,
@@ -176,16 +158,16 @@ def task_step_flops(
 def mfu(
   flops_per_step: float, secs: float, num_devices: int, device_kind: str
 ) -> float | None:
-  """Returns model FLOPs utilisation: the part of the peak that was used.
+  """Returns the model FLOPs utilisation: the share of the peak that was used.
 
   Args:
     flops_per_step: Model FLOPs of a step of the global batch.
-    secs: Seconds that the step took.
-    num_devices: jax devices in the mesh.
+    secs: The seconds that the step took.
+    num_devices: The number of jax devices in the mesh.
     device_kind: `jax.devices()[0].device_kind`.
 
   Returns:
-    A number between 0 and 1, or None for a chip that `chips.PEAK_FLOPS` lacks.
+    A number between 0 and 1; None if `chips.PEAK_FLOPS` does not list the chip.
 
   Source: the term is from PaLM, arXiv 2204.02311, appendix B.
   """

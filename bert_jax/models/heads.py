@@ -1,4 +1,4 @@
-"""What stands on the encoder: masked words, and linear scores of classes."""
+"""The heads on the encoder, and the models that they make with it."""
 
 from collections.abc import Mapping
 import functools
@@ -20,8 +20,8 @@ from bert_jax.models.encoder import Encoder
 def vocab_logits(x, table, bias):
   """Returns float32 `x @ table.T + bias`: a score for every word.
 
-  As in `layers.dense`, the gradient of the table is laid out and stored as
-  the table is.
+  As in `layers.dense`, the gradient of the table has the layout and the dtype
+  of the table.
 
   Args:
     x: [B, P, D].
@@ -64,8 +64,8 @@ vocab_logits.defvjp(_vocab_logits_forward, _vocab_logits_backward)
 class MlmHead(nn.Module):
   """Scores every word of the vocabulary at the masked positions.
 
-  Only the masked positions go through the head; with 20 of 128 masked that
-  is a sixth of the largest matmul of the model.
+  Only the masked positions go through the head. If 20 of 128 are masked, its
+  matmul, the largest of the model, is a sixth of that over all positions.
 
   Attributes:
     config: a `ModelConfig`.
@@ -74,13 +74,11 @@ class MlmHead(nn.Module):
   config: ModelConfig
 
   @nn.compact
-  def __call__(self, hidden, masked_positions, word_table):
+  def __call__(self, hidden, word_table):
     """Maps hidden states to vocabulary logits.
 
     Args:
-      hidden: [B, L, D] output of the encoder.
-      masked_positions: [B, P] int, positions to predict. None: `hidden` has
-        these positions only, [B, P, D].
+      hidden: [B, P, D], the output of the encoder at the masked positions.
       word_table: [V, D], the word embedding, tied with the output weights.
 
     Returns:
@@ -89,17 +87,14 @@ class MlmHead(nn.Module):
     Source: google-research/bert run_pretraining.py:240-285.
     """
     cfg = self.config
-    x = hidden
-    if masked_positions is not None:
-      x = layers.gather_positions(x, masked_positions)
-    x = layers.Dense(cfg, cfg.hidden_size, name="dense")(x)
+    x = layers.Dense(cfg, cfg.hidden_size, name="dense")(hidden)
     x = layers.ACTIVATIONS[cfg.hidden_act](x)
     x = layers.NORMS[cfg.norm](cfg, name="norm")(x)
     return vocab_logits(x, word_table, layers.bias(self, (cfg.vocab_size,)))
 
 
 class LinearHead(nn.Module):
-  """Scores of a few classes: next sentence (K = 2), or a task's labels.
+  """Scores of K classes: next sentence (K = 2), or the labels of a task.
 
   Attributes:
     config: a `ModelConfig`.
@@ -145,7 +140,7 @@ class PreTrainingModel(nn.Module):
 
   @property
   def hooks(self):
-    """What a training step does with the parameters."""
+    """How a training step handles the parameters."""
     return hooks.EncoderHooks(self, scores_words=True)
 
   def __call__(
@@ -163,19 +158,19 @@ class PreTrainingModel(nn.Module):
     """Returns the logits of both objectives.
 
     Args:
-      input_ids: [B, L] int32; this and the rest as in `Encoder`.
+      input_ids: [B, L] int32; see `Encoder` for this and the others.
       input_mask: [B, L] int32.
       segment_ids: [B, L] int32.
       masked_positions: [B, P] int32, the positions to predict.
       positions: [B, L] int32 or None.
       sequence_ids: [B, L] int32 or None.
-      cls_positions: [B, S] int32, where the sequences of a packed row begin;
-        None: a row is one sequence.
+      cls_positions: [B, S] int32, where the sequences of a packed row begin.
+        None: each row is one sequence.
       deterministic: False switches dropout on; needs the rng "dropout".
 
     Returns:
-      (mlm_logits float32 [B, P, V], nsp_logits float32 [B, 2]), with
-      `cls_positions` nsp_logits [B, S, 2].
+      (mlm_logits float32 [B, P, V], nsp_logits float32 [B, 2]); nsp_logits are
+      [B, S, 2] with `cls_positions`.
     """
     only = masked_positions
     if cls_positions is not None:
@@ -196,7 +191,7 @@ class PreTrainingModel(nn.Module):
     word_table = self.encoder.embeddings.word.embedding
     if self.has_variable("output", "word_table"):
       word_table = self.get_variable("output", "word_table")
-    return self.mlm(hidden, None, word_table), self.nsp(pooled)
+    return self.mlm(hidden, word_table), self.nsp(pooled)
 
 
 class TaskModel(nn.Module):
@@ -204,9 +199,11 @@ class TaskModel(nn.Module):
 
   Attributes:
     config: a `ModelConfig`.
-    num_outputs: K; 1 of a number or a choice, 2 of a span.
-    pooled: the head reads the pooled [CLS] of every sequence, not all tokens.
-    head_dropout: dropout before the head, at `config.dropout_rate`.
+    num_outputs: K; 1 for a number or a choice, 2 for a span.
+    pooled: whether the head reads the pooled [CLS] of every sequence instead of
+      all tokens.
+    head_dropout: whether to apply dropout before the head, at
+      `config.dropout_rate`.
 
   Source: BERT paper, section 4 and figure 4; google-research/bert
   run_classifier.py:574-616, run_squad.py:557-600.
@@ -226,7 +223,7 @@ class TaskModel(nn.Module):
 
   @property
   def hooks(self):
-    """What a training step does with the parameters."""
+    """How a training step handles the parameters."""
     return hooks.EncoderHooks(self, scores_words=False)
 
   def __call__(
@@ -243,17 +240,17 @@ class TaskModel(nn.Module):
     """Returns the scores of every sequence, or of every token.
 
     Args:
-      input_ids: [B, L] int32; this and the rest as in `Encoder`.
+      input_ids: [B, L] int32; see `Encoder` for this and the others.
       input_mask: [B, L] int32.
       segment_ids: [B, L] int32.
-      cls_positions: [B, S] int32, where the sequences of a row begin; not
-        read unless the head reads the pooled output.
+      cls_positions: [B, S] int32, where the sequences of a row begin; only
+        read if the head reads the pooled output.
       positions: [B, L] int32 or None.
       sequence_ids: [B, L] int32 or None.
       deterministic: False switches dropout on; needs the rng "dropout".
 
     Returns:
-      float32 [B, S, K] with `pooled`, else [B, L, K].
+      float32 [B, S, K] if `pooled`, else [B, L, K].
     """
     x, _ = self.encoder(
       input_ids,
@@ -276,10 +273,10 @@ def param_shapes(
 
   Args:
     model: sizes and switches, as in the config group `model`.
-    num_labels: K, of the head of its task.
+    num_labels: K, the width of the head of its task.
 
   Returns:
-    Path -> shape, layers unrolled, heads and pooler included.
+    Path -> shape, with unrolled layers, and with all heads and the pooler.
   """
   first = ModelConfig(**{**model, "num_layers": 1})
   shapes = _shapes_of_one_layer(first, num_labels)
@@ -295,7 +292,7 @@ def param_shapes(
 def _shapes_of_one_layer(
   config: ModelConfig, num_labels: int
 ) -> dict[str, tuple[int, ...]]:
-  """The shapes of a model with one layer; all layers are alike."""
+  """Returns the shapes for a model with one layer; all layers are alike."""
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   rng = jax.ShapeDtypeStruct((2,), jnp.uint32)
   flat: dict[str, Any] = {}
@@ -306,6 +303,6 @@ def _shapes_of_one_layer(
     ):
       tree = jax.eval_shape(model.init, rng, ids, ids, ids, ids)
       flat |= param_trees.flatten(tree["params"])
-  # A kernel before its bias: errors name the first that does not fit.
+  # Each kernel before its bias, because errors name the first misfit.
   paths = sorted(flat, key=lambda p: (p.rpartition("/")[0], p.endswith("bias")))
   return {path: flat[path].shape for path in paths}

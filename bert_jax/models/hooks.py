@@ -1,19 +1,31 @@
-"""What a model wants a training step to do with its parameters.
+"""How a training step handles the parameters of a model.
 
 A step differentiates, sums gradients over devices and updates; it knows no
-model. Each model says by its property `hooks` in which form its parameters are
-differentiated, and which of them it uses twice or only in part.
+model. The property `hooks` of a model says in which form its parameters are
+differentiated, and which of them the model uses twice or only in part.
 """
 
 import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bert_jax.models import params as param_trees
 from bert_jax.models.attention import programs
 
 Tree = Any
+
+
+def _word_table(params: Tree) -> Any:
+  """Returns the word embedding [V, D] of any model with an `Encoder`."""
+  return params["encoder"]["embeddings"]["word"]["embedding"]
+
+
+def _with_word_table(params: Tree, table: Any) -> Tree:
+  encoder = params["encoder"]
+  embeddings = encoder["embeddings"] | {"word": {"embedding": table}}
+  return params | {"encoder": encoder | {"embeddings": embeddings}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,66 +34,81 @@ class EncoderHooks:
 
   Attributes:
     model: the module.
-    scores_words: its outputs are scores of words by the word table, in which
-      it also looks its words up.
+    scores_words: whether its outputs are scores of words by the word table, in
+      which it also looks up its input.
   """
 
   model: Any
   scores_words: bool
 
   def for_gradients(self, params: Tree) -> Tree:
-    """Returns the parameters in the form that a loss is differentiated by.
+    """Returns the parameters in the form in which a loss is differentiated.
 
-    Projections to heads and from them are matrices, see `flatten_heads`.
+    The projections to heads, and from them, are matrices; see
+    `params.flatten_heads`.
     """
     program = programs.program_of(self.model.config)
     return param_trees.flatten_heads(params, program.layout == "joined")
 
   def for_apply(self, params: Tree) -> Tree:
-    """Returns what `for_gradients` made in the form that the module takes."""
+    """Converts parameters from `for_gradients` to the form of the module."""
     return param_trees.unflatten_heads(params, self.model.config.num_heads)
 
   def as_stored(self, grads: Tree) -> Tree:
-    """Returns gradients of `for_gradients` in the form of the parameters."""
+    """Converts gradients by `for_gradients` to the form of the parameters."""
     config = self.model.config
     return param_trees.unflatten_heads(
       grads, config.num_heads, separately=config.dtype != config.param_dtype
     )
 
   def second_use(self, params: Tree) -> Tree:
-    """Returns parameters that the model uses a second time, apart.
+    """Returns the parameters that the model uses a second time.
 
     Given to the module as its "output" variables, they have gradients of their
-    own. Each of the two is then summed over the devices once, after the last
-    micro-batch.
+    own. The gradients of both uses are then summed over the devices once, after
+    the last micro-batch.
 
     Args:
-      params: the parameters, or a tree like them, as of their shardings.
+      params: the parameters, or a tree like them, such as their shardings.
 
     Returns:
-      {"word_table": [V, D]}; or {} if there are none.
+      {"word_table": [V, D]}; {} if the model uses every parameter once.
     """
-    if not self.scores_words:
-      return {}
-    return {"word_table": param_trees.word_table(params)}
+    return {"word_table": _word_table(params)} if self.scores_words else {}
 
   def tie(self, grads: Tree, second: Tree) -> Tree:
     """Adds the gradients of `second_use` to those of the parameters."""
-    return param_trees.tie_gradients(grads, second)
+    if not second:
+      return grads
+    return _with_word_table(grads, _word_table(grads) + second["word_table"])
 
   def of_words(
     self, params: Tree, input_ids: jax.Array
   ) -> tuple[Any, Tree, jax.Array] | None:
-    """Returns the model with those rows of its word table that a batch needs.
+    """Returns the model with a word table for the words of a batch alone.
+
+    The gradient of the small table is the gradient of the same rows of the
+    whole table. A word that occurs twice is looked up in one place.
 
     Args:
-      params: as from `for_gradients`.
+      params: the parameters from `for_gradients`.
       input_ids: [B, L] int32.
 
     Returns:
-      As `param_trees.only_words`; None where all rows have a gradient, or so
-      many words are looked up that nothing would be saved.
+      The model, and its parameters with a table [B * L, D] that has a row for
+      every token; and the rows [B, L] of the tokens in that table. None if all
+      rows of the whole table have a gradient, or if the batch looks up so many
+      words that this would save nothing.
     """
-    if self.scores_words or 2 * input_ids.size > self.model.config.vocab_size:
+    model, ids = self.model, input_ids.reshape(-1)
+    if self.scores_words or 2 * ids.size > model.config.vocab_size:
       return None
-    return param_trees.only_words(self.model, params, input_ids)
+    table = _word_table(params)
+    order = jnp.arange(ids.size, dtype=jnp.int32)
+    first = jnp.full(len(table), ids.size, jnp.int32).at[ids].min(order)
+    config = dataclasses.replace(model.config, vocab_size=ids.size)
+    return (
+      model.clone(config=config),
+      _with_word_table(params, table[ids]),
+      first[ids].reshape(input_ids.shape),
+    )

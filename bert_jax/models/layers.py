@@ -1,9 +1,8 @@
-"""The layers that every part of a model is made of.
+"""The layers that every part of a model consists of.
 
-The gradients of the functions here are written out. They are the ones that
-differentiation would find; what is gained is that the backward pass keeps
-fewer arrays, and reads and writes them in the order in which they already lie
-in memory.
+The gradients of the functions here are written by hand and equal those of
+automatic differentiation. So the backward pass keeps fewer arrays, and reads
+and writes them in the order in which they lie in memory.
 
 Shapes: B batch, L length, P masked slots, D hidden, N heads, H head_dim,
 V vocab.
@@ -20,20 +19,21 @@ from bert_jax.models.config import ModelConfig
 
 
 def compute_dtype(config):
-  """The dtype in which a model computes."""
+  """Returns the dtype in which a model computes."""
   return jnp.dtype(config.dtype)
 
 
 def storage_dtype(config):
-  """The dtype in which the parameters of a model are stored."""
+  """Returns the dtype in which the parameters of a model are stored."""
   return jnp.dtype(config.param_dtype)
 
 
 def kernel_init(config):
-  """The initialiser of kernels and tables.
+  """Returns the initialiser of kernels and tables.
 
-  A normal distribution, truncated at two standard deviations and not rescaled:
-  the standard deviation of what it draws is 0.88 of `init_stddev`.
+  It is a normal distribution, truncated at two standard deviations and not
+  rescaled, so that its samples have 0.88 of the standard deviation
+  `init_stddev`.
   """
   return nn.initializers.truncated_normal(config.init_stddev)
 
@@ -42,9 +42,10 @@ def kernel(module, shape, flat_shape=None):
   """Adds the parameter "kernel" to a module that has a `config`.
 
   Args:
-    module: of Linen, in its compact `__call__`.
-    shape: of the parameter.
-    flat_shape: the shape in which the initial values are drawn; None: `shape`.
+    module: a Linen module in its compact `__call__`.
+    shape: the shape of the parameter.
+    flat_shape: the shape in which the initial values are drawn; None means
+      `shape`.
   """
   cfg = module.config
 
@@ -56,20 +57,20 @@ def kernel(module, shape, flat_shape=None):
 
 
 def bias(module, shape):
-  """Adds the parameter "bias", zeros at first; the arguments of `kernel`."""
+  """Adds the parameter "bias", which is initially 0; see `kernel`."""
   zeros = nn.initializers.zeros_init()
   return module.param("bias", zeros, shape, storage_dtype(module.config))
 
 
 def _gelu_erf_parts(x):
-  """Returns gelu(x) and its derivative: the Gaussian's own distribution."""
+  """Returns gelu(x) and its derivative, with the exact normal distribution."""
   cdf = 0.5 * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
   density = jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
   return x * cdf, cdf + x * density
 
 
 def _gelu_tanh_parts(x):
-  """Returns gelu(x) and its derivative: the approximation through tanh."""
+  """Returns gelu(x) and its derivative, with the approximation by tanh."""
   c = math.sqrt(2.0 / math.pi)
   tanh = jnp.tanh(c * x * (1.0 + 0.044715 * x * x))
   slope = c * (1.0 + 3.0 * 0.044715 * x * x)
@@ -78,10 +79,14 @@ def _gelu_tanh_parts(x):
 
 
 def _from_parts(parts):
-  """Makes a function that keeps only its argument for the backward pass.
+  """Returns a function that keeps only its argument for the backward pass.
 
-  Differentiation would keep several arrays as large as the widest activation
-  of the model; to compute them again costs less than to read them back.
+  Automatic differentiation would keep several arrays as large as the widest
+  activation of the model. Computing them again takes less time than reading
+  them back.
+
+  Args:
+    parts: float32 x -> (the value, the derivative).
   """
 
   @jax.custom_vjp
@@ -93,9 +98,9 @@ def _from_parts(parts):
 
   def backward(x, grad):
     if x.dtype == jnp.float32:
-      # Or the CPU compiler finds parts of both passes equal and keeps them (a
-      # step of SST-2: 1.02 times). TPUs train in bfloat16, where the slope is
-      # best computed inside of the matmul behind it.
+      # Otherwise the CPU compiler finds equal parts in both passes and keeps
+      # them (a step of SST-2 takes 1.02 times as long). TPUs train in bfloat16,
+      # where it is best to compute the slope inside the matmul that follows.
       x, grad = jax.lax.optimization_barrier((x, grad))
     slope = parts(x.astype(jnp.float32))[1]
     return ((grad.astype(jnp.float32) * slope).astype(x.dtype),)
@@ -106,16 +111,16 @@ def _from_parts(parts):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x, scale, bias, epsilon):
-  """Normalises the last axis to mean 0 and variance 1, then scale and bias.
+  """Normalises the last axis to mean 0 and variance 1, then scales and shifts.
 
-  Statistics and arithmetic are float32 whatever the dtype: in bfloat16 an
-  epsilon of 1e-12 is nothing.
+  Statistics and arithmetic are float32 for every dtype, because an epsilon of
+  1e-12 vanishes in bfloat16.
 
   Args:
     x: [..., D].
     scale: [D].
     bias: [D].
-    epsilon: added to the variance, a Python float.
+    epsilon: the number that is added to the variance, a Python float.
 
   Returns:
     Array like `x`.
@@ -134,7 +139,8 @@ def _layer_norm_forward(x, scale, bias, epsilon):
   wide = x.astype(jnp.float32)
   mean = jnp.mean(wide, -1, keepdims=True)
   if x.dtype == jnp.bfloat16:
-    # In one pass with the mean; what cancels is far below the last bit of x.
+    # In one pass with the mean. The error by cancellation is far below the last
+    # bit of x.
     variance = jnp.mean(jnp.square(wide), -1, keepdims=True) - mean * mean
     variance = jnp.maximum(variance, 0.0)
   else:
@@ -160,7 +166,7 @@ def _layer_norm_backward(epsilon, residuals, grad):
   )
   grad_x = grad_x.astype(x.dtype)
   if x.dtype != jnp.float32:
-    # Its consumers would each compute it again, and slow matmuls down with it.
+    # Otherwise each consumer computes it again, which slows matmuls down.
     grad_x = jax.lax.optimization_barrier(grad_x)
   return grad_x, grad_scale, grad_bias
 
@@ -173,12 +179,12 @@ def look_up(table, ids, dtype):
   """Returns rows of a table in another dtype.
 
   The gradients of a row that is looked up often are summed in the dtype of the
-  table: in bfloat16 the sum would stop growing after a few hundred.
+  table, because in bfloat16 a sum stops growing after a few hundred terms.
 
   Args:
     table: [V, D].
     ids: [...] int32.
-    dtype: of the result.
+    dtype: the dtype of the result.
 
   Returns:
     [..., D].
@@ -200,9 +206,9 @@ look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 ACTIVATIONS = {
-  # The October 2018 code used the error function; the public code since
-  # February 2019 uses the tanh form. The two differ by up to 5e-4, enough to
-  # notice on converted weights.
+  # The original code of October 2018 used the error function, and since
+  # February 2019 it uses tanh. The two differ by up to 5e-4, which shows on
+  # converted weights.
   "gelu_tanh": _from_parts(_gelu_tanh_parts),
   "gelu_erf": _from_parts(_gelu_erf_parts),
   "relu": jax.nn.relu,
@@ -215,8 +221,8 @@ ACTIVATIONS = {
 def dense(x, kernel, bias):
   """Returns `x @ kernel + bias`, computed in the dtype of `x`.
 
-  The gradients of kernel and bias come out in the dtype these are stored in,
-  without a detour over the dtype of `x`.
+  The gradients of kernel and bias have the dtype in which these are stored, and
+  are not rounded to the dtype of `x` first.
 
   Args:
     x: [..., D].
@@ -232,7 +238,7 @@ def dense(x, kernel, bias):
 def _dense_forward(x, kernel, bias):
   low = kernel.astype(x.dtype)
   if low.dtype != kernel.dtype:
-    # Cast once for both passes; inside of a matmul the cast slows it down.
+    # Cast once for both passes, because a cast inside a matmul slows it down.
     low = jax.lax.optimization_barrier(low)
   y = jax.lax.dot_general(x, low, (((x.ndim - 1,), (0,)), ((), ())))
   y = y + bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + bias.shape)
@@ -241,12 +247,12 @@ def _dense_forward(x, kernel, bias):
 
 def _dense_backward(residuals, grad):
   x, kernel, bias = residuals
-  # Two dimensions each: over several contracted dimensions the CPU compiler
-  # would write a transposed copy first.
+  # Two dimensions each, because the CPU compiler writes a transposed copy if a
+  # product contracts several dimensions.
   rows, columns = x.reshape(-1, x.shape[-1]), grad.reshape(-1, bias.size)
   flat = kernel.reshape(kernel.shape[0], -1)
   grad_x = jax.lax.dot_general(columns, flat, (((1,), (1,)), ((), ())))
-  # Kernel and bias are stored in one dtype.
+  # Kernel and bias are stored in the same dtype.
   grad_kernel = jax.lax.dot_general(
     rows, columns, (((0,), (0,)), ((), ())), preferred_element_type=bias.dtype
   )
@@ -271,8 +277,8 @@ class Dense(nn.Module):
 
   Attributes:
     config: a `ModelConfig`.
-    features: size of the last axis of the result.
-    heads: the input is [..., N, H] and the kernel [N, H, features].
+    features: the size of the last axis of the result.
+    heads: whether the input is [..., N, H] and the kernel [N, H, features].
   """
 
   config: ModelConfig
@@ -312,7 +318,7 @@ NORMS = {"layer_norm": LayerNorm}
 
 
 def embed(config, rows):
-  """An embedding table of a model: [rows, D]."""
+  """Returns the embedding module of a table [rows, D]."""
   return nn.Embed(
     rows,
     config.hidden_size,

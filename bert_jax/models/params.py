@@ -1,10 +1,10 @@
-"""Trees of parameters: layers stacked or apart, heads flat, words untied."""
+"""Trees of parameters: nested or flat, layers stacked or not, heads flat."""
 
 from collections.abc import Mapping
-import dataclasses
 import re
 from typing import Any
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,62 +12,6 @@ import numpy as np
 _HEAD_MODULES = ("query", "key", "value")
 _LAYER = re.compile(r"((?:.+/)?)layer_(\d+)/(.+)")
 _STACKED = re.compile(r"((?:.+/)?)layers/(.+)")
-
-
-# --- the word table ----------------------------------------------------------
-
-
-def word_table(params):
-  """Returns the word embedding [V, D] of any model with an `Encoder`."""
-  return params["encoder"]["embeddings"]["word"]["embedding"]
-
-
-def _with_word_table(params, table):
-  encoder = params["encoder"]
-  embeddings = encoder["embeddings"] | {"word": {"embedding": table}}
-  return params | {"encoder": encoder | {"embeddings": embeddings}}
-
-
-def tie_gradients(grads, output):
-  """Adds the gradient of the table that scores words to that of the words.
-
-  Args:
-    grads: of the parameters.
-    output: {"word_table": [V, D]}, its gradient in the "output" variables of a
-      `PreTrainingModel`; or {}.
-
-  Returns:
-    The gradient of the parameters when both uses of the table are one.
-  """
-  if not output:
-    return grads
-  return _with_word_table(grads, word_table(grads) + output["word_table"])
-
-
-def only_words(model, params, input_ids):
-  """The same model with a word table that has the words of a batch, no others.
-
-  What differentiation by the small table gives is the gradient of these rows
-  of the whole one: a word that occurs twice is looked up in one place.
-
-  Args:
-    model: a `TaskModel`, whose word table is looked up and nothing else.
-    params: of the model.
-    input_ids: [B, L] int32.
-
-  Returns:
-    The model and its parameters with a table [B * L, D], a row for every token
-    of the batch; and the places [B, L] of its words in there.
-  """
-  ids = input_ids.reshape(-1)
-  table = word_table(params)
-  order = jnp.arange(ids.size, dtype=jnp.int32)
-  first = jnp.full(len(table), ids.size, jnp.int32).at[ids].min(order)
-  return (
-    model.clone(config=dataclasses.replace(model.config, vocab_size=ids.size)),
-    _with_word_table(params, table[ids]),
-    first[ids].reshape(input_ids.shape),
-  )
 
 
 # --- trees, nested and flat --------------------------------------------------
@@ -86,23 +30,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a nested tree: the inverse of `flatten`."""
-  tree: dict[str, Any] = {}
-  for path, value in flat.items():
-    *parents, name = path.split("/")
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[name] = value
-  return tree
+  return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def stack(flat: Mapping[str, Any], join: Any = np.stack) -> dict[str, Any]:
+def stack(flat: Mapping[str, Any]) -> dict[str, Any]:
   """Converts a flat tree from one entry for each layer to the scanned form.
 
   Args:
-    flat: a path with "layer_0" becomes one with "layers", whose leaf has a
-      leading axis [num_layers]. Others are passed on.
-    join: arrays of all layers, in order -> the stacked array.
+    flat: path -> array. Paths with "layer_0", "layer_1", ... become one path
+      with "layers", whose array has a leading axis [num_layers]. Other paths
+      stay as they are.
 
   Example:
     >>> stack({"layer_0/b": np.ones(2), "layer_1/b": np.ones(2)})[
@@ -119,7 +56,7 @@ def stack(flat: Mapping[str, Any], join: Any = np.stack) -> dict[str, Any]:
     else:
       result[path] = array
   for name, arrays in layers.items():
-    result[name] = join([arrays[i] for i in sorted(arrays)])
+    result[name] = np.stack([arrays[i] for i in sorted(arrays)])
   return result
 
 
@@ -135,16 +72,6 @@ def unstack(flat: Mapping[str, Any]) -> dict[str, Any]:
   return result
 
 
-def stack_layers(params):
-  """Does the same as `stack` to a nested tree of jax arrays."""
-  return nest(stack(flatten(params), jnp.stack))
-
-
-def unstack_layers(params):
-  """Does the same as `unstack` to a nested tree: inverse of `stack_layers`."""
-  return nest(unstack(flatten(params)))
-
-
 def num_layers(flat: Mapping[str, Any]) -> int:
   """Returns how many layers a flat tree has, whether unrolled or scanned."""
   count = 0
@@ -157,7 +84,7 @@ def num_layers(flat: Mapping[str, Any]) -> int:
 
 
 def sizes_of(flat: Mapping[str, Any]) -> dict[str, int]:
-  """Returns sizes of the group `model` that the shapes of a tree tell."""
+  """Returns the sizes of the group `model` that the shapes of a tree show."""
   sizes = {"num_layers": num_layers(flat)}
   for end, names in (
     ("embeddings/word/embedding", ("vocab_size", "hidden_size")),
@@ -169,7 +96,7 @@ def sizes_of(flat: Mapping[str, Any]) -> dict[str, int]:
     path = next((path for path in flat if path.endswith(end)), None)
     if path is not None:
       shape = flat[path].shape
-      # Layers may be stacked, so these are counted from the end.
+      # Counted from the end, because layers may be stacked.
       values = shape[-1:] if end.startswith("mlp") else shape[-2:]
       sizes |= dict(zip(names, values, strict=False))
   return sizes
@@ -190,14 +117,15 @@ def _map_attention(fn, params):
 def flatten_heads(params, join):
   """Turns the projections to heads, and from them, into matrices.
 
-  A TPU stores [D, N, H] with D innermost. Where a gradient has that shape, the
-  compiler turns the long operands of the product round, not the short result.
+  A TPU stores [D, N, H] with D innermost. If a gradient has that shape, the
+  compiler transposes the long operands of the product instead of the short
+  result.
 
   Args:
-    params: of any model with `SelfAttention`.
-    join: query, key and value become one matrix, which `SelfAttention` takes
-      apart and `SelfAttention._flat` puts together again: the compiler then
-      sees one from the parameters to the product, and back.
+    params: the parameters of any model with `SelfAttention`.
+    join: whether to join query, key and value into one matrix. `SelfAttention`
+      splits it and `SelfAttention._flat` joins it again, so that the compiler
+      sees one matrix from the parameters to the product and back.
 
   Returns:
     The same tree with kernels [..., D, N * H] and biases [..., N * H] in the
@@ -228,10 +156,10 @@ def unflatten_heads(params, num_heads, separately=False):
   """The inverse of `flatten_heads`.
 
   Args:
-    params: from `flatten_heads`, or gradients by these.
+    params: the parameters from `flatten_heads`, or their gradients.
     num_heads: N.
-    separately: the matrices are computed as such first; the compiler would
-      otherwise undo what they are for.
+    separately: whether to keep the compiler from merging this conversion into
+      the products, which would undo `flatten_heads`.
 
   Returns:
     The tree with [..., D, N, H], [..., N, H] and [..., N, H, D].

@@ -35,6 +35,7 @@ from bert_jax.sweeps import costs
 from bert_jax.training import checks
 from bert_jax.training import jobs
 from bert_jax.training import session
+from bert_jax.training.job import Evaluator
 
 _CONNECT_SECS = 5.0
 _SHOWN_CHARS = 400  # of a message, so that all checks fit on one screen
@@ -218,7 +219,7 @@ class _Opening:
     return jobs.open_job(self.config, self.workdir)
 
   @functools.cached_property
-  def data(self) -> tuple[Any, jobs.Evaluator]:
+  def data(self) -> tuple[Any, Evaluator]:
     """The batches of training, and the evaluator."""
     job, _ = self.job
     return job.batches(self.mesh), job.evaluator(self.mesh)

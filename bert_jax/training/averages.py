@@ -8,14 +8,14 @@ import numpy as np
 
 @dataclasses.dataclass
 class MeanLoss:
-  """The mean of the losses of steps, summed up one by one in float64.
+  """The mean of the losses of several steps, summed one by one in float64.
 
-  A checkpoint keeps its bits, so that a run that goes on logs what one that was
-  never interrupted logs.
+  A checkpoint keeps its bits, so that a run that was resumed logs the same
+  numbers as one that was never interrupted.
 
   Attributes:
-    total: sum of the losses.
-    count: how many steps they are of.
+    total: the sum of the losses.
+    count: the number of losses in it.
   """
 
   total: float = 0.0
@@ -33,7 +33,7 @@ class MeanLoss:
     return mean
 
   def bits(self) -> np.ndarray:
-    """The sum's two halves and the count, uint32 [3]."""
+    """Returns the two halves of the sum and the count, uint32 [3]."""
     halves = np.array([self.total], "<f8").view("<u4")
     return np.append(halves, self.count).astype(np.uint32)
 
@@ -42,7 +42,7 @@ class MeanLoss:
     """Reads what `bits` returns.
 
     Args:
-      bits: uint32 [3]; None = the checkpoint predates this sum, which then
+      bits: uint32 [3]; None if the checkpoint predates this sum, which then
         starts at 0.
     """
     if bits is None:

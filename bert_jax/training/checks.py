@@ -1,4 +1,4 @@
-"""What can be refused of a config before any data is read."""
+"""Checks of a config that need no data."""
 
 import os
 
@@ -21,36 +21,38 @@ def check_settings(config: Config) -> None:
     )
   if config.data.mask_token_rate + config.data.random_token_rate > 1:
     raise ValueError(
-      "data.mask_token_rate and data.random_token_rate add up to more than 1"
+      f"data.mask_token_rate={config.data.mask_token_rate} and "
+      f"data.random_token_rate={config.data.random_token_rate} add up to more "
+      "than 1"
     )
   if 0 < config.train.spike_factor <= 1:
     raise ValueError(
-      f"train.spike_factor={config.train.spike_factor} calls every other loss "
-      "a spike; use 2 or more, or 0 for none"
+      f"train.spike_factor={config.train.spike_factor} makes every other loss "
+      "a spike; use 2 or more, or 0 to switch it off"
     )
 
 
 def check_memory(config: Config, mesh: jax.sharding.Mesh) -> None:
-  """Refuses what no arrangement could fit into the memory of the devices.
+  """Checks that the memory of the devices could hold a step at all.
 
-  What counts is the least that a step holds, evenly cut over all devices: the
-  parameters with both moments, and one layer's hidden states of a micro-batch.
+  The least that a step holds, evenly spread over all devices, is the parameters
+  with both moments, and the hidden states of a micro-batch in one layer.
 
   Args:
     config: the whole configuration.
-    mesh: of devices of this job.
+    mesh: the mesh of the devices of this job.
 
   Raises:
-    ValueError: it does not fit; says how much there is.
+    ValueError: the memory is too small; the message says how large it is.
   """
   available = _memory(mesh)
-  if available is None or config.init_from:  # which says the model's shape
+  if available is None or config.init_from:  # the weights give the shape
     return
   model = config.model
   size = jnp.dtype(model.param_dtype).itemsize
   state = 3 * size * settings.num_parameters(model)
   hidden = 0
-  if config.objective != "task":  # whose sequences share rows
+  if config.objective != "task":  # the examples of a task share rows
     tokens = config.data.batch_size * config.data.seq_len
     width = jnp.dtype(model.dtype).itemsize * model.hidden_size
     hidden = tokens * width // config.optim.num_micro_batches
@@ -65,9 +67,9 @@ def check_memory(config: Config, mesh: jax.sharding.Mesh) -> None:
 
 
 def _memory(mesh: jax.sharding.Mesh) -> int | None:
-  """Bytes of all devices of a mesh together; None = not known."""
+  """Returns the bytes of all devices of a mesh; None if unknown."""
   device = mesh.local_devices[0]
-  if device.platform == "cpu":  # those of a process share its machine's
+  if device.platform == "cpu":  # devices of a process share a memory
     processes = len({d.process_index for d in mesh.devices.flat})
     return processes * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   limit = (device.memory_stats() or {}).get("bytes_limit")

@@ -17,8 +17,10 @@ from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
+from bert_jax.training import init_from
 from bert_jax.training import jobs
 from bert_jax.training import meeting
+from bert_jax.training.job import Job
 
 if TYPE_CHECKING:
   from bert_jax import weights
@@ -56,16 +58,14 @@ def evaluate(
   job, pretrained = jobs.open_job(config, workdir, checkpoint)
   config = job.config
   as_given = bool(config.init_from) and not _holds_run(workdir)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
-                            config.mesh.tensor)  # fmt: skip
+  axes = config.mesh
+  mesh = sharding.make_mesh(axes.data, axes.fsdp, axes.tensor)
   facts: dict[str, Any] = {}
   if as_given:
     params, facts = given_params(job, pretrained, mesh)
     step = 0
   else:
-    # What a task was trained on need not be here to score another split.
-    data_hash = None if config.objective == "task" else job.data_hash
-    asked = runs.describe(config, data_hash, list(mesh.devices.flat))
+    asked = runs.describe(config, job.held_out_hash, list(mesh.devices.flat))
     resume.check_workdir(workdir, asked, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
   facts_of_job = job.facts | {"holds a run": not as_given}
@@ -73,9 +73,9 @@ def evaluate(
   if as_given:
     os.makedirs(workdir, exist_ok=True)
   else:
-    wanted = _wanted_params(config, mesh, job.model, job.objective)
+    wanted = _wanted_params(job, mesh)
     step, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
-  stall = config.train.get("max_stall_secs", 0)  # older runs have none
+  stall = config.train.get("max_stall_secs", 0)  # older runs lack the key
   with jax.set_mesh(mesh), peers.watching(stall):
     values = evaluator(params)
   if jax.process_index() == 0:
@@ -114,12 +114,12 @@ def _holds_run(workdir: str) -> bool:
 
 
 def given_params(
-  job: jobs.Job, pretrained: "weights.Pretrained | None", mesh: Any
+  job: Job, pretrained: "weights.Pretrained | None", mesh: Any
 ) -> tuple[Any, dict[str, Any]]:
   """Puts weights that were trained elsewhere onto a mesh.
 
-  If the labels of the head have names, its outputs are put into the order of
-  the task's labels; otherwise they are taken to be in that order.
+  If the weights name the labels of their head, its outputs are put into the
+  order of the task's labels; otherwise they are assumed to have that order.
 
   Args:
     job: the job to evaluate.
@@ -137,12 +137,15 @@ def given_params(
 
   source = job.config.init_from
   if pretrained is None:
-    raise ValueError("init_random=True leaves nothing to evaluate; train first")
+    raise ValueError(
+      "init_random=True leaves nothing to evaluate; set it to False, or train "
+      "first"
+    )
   given = dict(pretrained.params)
   task = job.facts.get("task")
   if "task" in given and task:
     given["task"] = _head_of(pretrained, task, source)
-  wanted = _wanted_params(job.config, mesh, job.model, job.objective)
+  wanted = _wanted_params(job, mesh)
   tree, added, _ = weights.fit(given, wanted)
   if missing := sorted(filter(job.objective.needs, added)):
     why = "".join(f" ({reason})" for reason in pretrained.refused.values())
@@ -154,18 +157,17 @@ def given_params(
   seq_len = job.config.data.seq_len
   if pretrained.seq_len not in (None, seq_len):
     _log.warning(
-      "%s says that it is for data.seq_len=%d; this evaluates it at %d",
+      "%s says that it is for data.seq_len=%d; it is evaluated at %d",
       source, pretrained.seq_len, seq_len,
     )  # fmt: skip
 
-  def place(x, leaf):
-    if x is None:  # nothing that is scored depends on it
-      x = np.zeros(leaf.shape, leaf.dtype)
-    return jax.make_array_from_callback(
-      leaf.shape, leaf.sharding, lambda index: x[index]
-    )
-
-  placed = jax.tree.map(place, tree, wanted, is_leaf=lambda leaf: leaf is None)
+  # No score depends on a parameter that the weights lack.
+  filled = jax.tree.map(
+    lambda leaf, x: np.zeros(leaf.shape, leaf.dtype) if x is None else x,
+    wanted,
+    tree,
+  )
+  placed = init_from.place_params(wanted, filled)
   commit, dirty = runs.commit()
   name = job.config.task.name or job.config.objective
   return placed, {
@@ -179,7 +181,7 @@ def _head_of(pretrained: Any, task: Any, source: str) -> Any:
   theirs = list(pretrained.labels)
   if why := pretrained.refused.get("task"):
     raise ValueError(
-      f"the head of {source} cannot be evaluated: {why}; train a head of this "
+      f"the head of {source} cannot be evaluated: {why}; train a head for this "
       "task on its encoder, with --mode=train"
     )
   if pretrained.kind is None:
@@ -198,7 +200,7 @@ def _head_of(pretrained: Any, task: Any, source: str) -> Any:
   if not theirs:
     if labels:
       _log.warning(
-        "%s does not name the outputs of its head; they are taken as %s",
+        "%s does not name the outputs of its head; they are assumed to be %s",
         source, ", ".join(labels),
       )  # fmt: skip
     return head
@@ -206,17 +208,15 @@ def _head_of(pretrained: Any, task: Any, source: str) -> Any:
   return jax.tree.map(lambda x: np.asarray(x)[..., order], head)
 
 
-def _wanted_params(
-  config: Config, mesh: Any, model: Any, objective: Any
-) -> Any:
-  """Returns the shapes, dtypes and shardings of a model's parameters."""
+def _wanted_params(job: Job, mesh: Any) -> Any:
+  """Returns the shapes, dtypes and shardings of the parameters of a model."""
   row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-  inputs = dict.fromkeys(objective.inputs, row)
+  inputs = dict.fromkeys(job.objective.inputs, row)
   abstract = jax.eval_shape(
-    lambda **kw: model.init(jax.random.key(0), **kw)["params"], **inputs
+    lambda **kw: job.model.init(jax.random.key(0), **kw)["params"], **inputs
   )
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     abstract,
-    sharding.state_sharding(abstract, mesh, config.mesh.rules),
+    sharding.state_sharding(abstract, mesh, job.config.mesh.rules),
   )

@@ -3,7 +3,7 @@
 The other job is in pretraining.py; both look the same to train.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -14,18 +14,15 @@ import jax
 import numpy as np
 
 from bert_jax import tasks
-from bert_jax.data import batching
 from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import table
+from bert_jax.kinds import task_kind
 from bert_jax.models import flops
 from bert_jax.models.attention import programs
-from bert_jax.models.config import ModelConfig
-from bert_jax.runtime import bars
 from bert_jax.runtime import files
 from bert_jax.runtime import sharding
-from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
@@ -33,64 +30,57 @@ from bert_jax.tasks import spec
 from bert_jax.tasks import submission
 from bert_jax.training import metrics
 from bert_jax.training import steps
+from bert_jax.training.job import Evaluator
+from bert_jax.training.job import Job
+from bert_jax.training.job import unstack_models
 
-# Positions that one device computes while a shape is compiled: on a CPU as
-# timed (6 layers x 384, two cores), elsewhere as 40 s and 100,000 a second.
+# The number of positions that one device computes in the time that it takes to
+# compile a shape: on a CPU as timed (6 layers x 384, two cores), elsewhere for
+# 40 s at 100,000 positions a second.
 _SHAPE_PRICE = {"cpu": 1e4}
-# Of a training by epochs where no examples say how many steps these are: of
-# what is compiled it is a constant of the learning rate.
+# The number of steps of a plan that counts epochs and reads no examples. In the
+# compiled step it is only a constant of the learning rate.
 _UNKNOWN_STEPS = 1000
 
 
-class FineTuning:
+class FineTuning(Job):
   """A task, its splits and the model for it.
 
   Attributes:
-    config: the whole configuration.
-    task: the row of facts.
-    objective: its kind.
-    model: the module.
-    total_steps: of the training.
+    task: the row of facts about the task.
   """
+
+  objective: task_kind.TaskKind
 
   def __init__(self, config: Config, tokenizer: interface.Tokenizer | None):
     """Checks what can be checked without reading examples.
 
     Args:
       config: the whole configuration, with the shape of the model.
-      tokenizer: whose ids the model knows; None = no examples will be read,
-        see `jobs.open_job`.
+      tokenizer: the tokenizer whose ids the model knows; None means that no
+        examples will be read, see `jobs.open_job`.
 
     Raises:
       ValueError: the task's files or the model's sizes do not fit.
     """
-    self.config, self._tokenizer = config, tokenizer
     for key in _LISTS:
       config.task[key] = _split_words(config.task[key])
-    model_config = ModelConfig.from_config(config.model)
-    if config.data.seq_len > model_config.max_len:
-      raise ValueError(
-        f"data.seq_len={config.data.seq_len} is longer than model.max_len="
-        f"{model_config.max_len}; lower it"
-      )
-    unit = programs.program_of(model_config).row_unit if config.data.pack else 1
-    programs.check(model_config, -(-config.data.seq_len // unit) * unit)
-    if tokenizer and tokenizer.vocab_size > model_config.vocab_size:
+    self.task = get_task(config.task)
+    super().__init__(config, table.of_task(self.task), len(self.task.labels))
+    self._tokenizer = tokenizer
+    model = self.model.config
+    unit = programs.program_of(model).row_unit if config.data.pack else 1
+    programs.check(model, -(-config.data.seq_len // unit) * unit)
+    if tokenizer and tokenizer.vocab_size > model.vocab_size:
       raise ValueError(
         f"the vocabulary has {tokenizer.vocab_size} pieces, model.vocab_size="
-        f"{model_config.vocab_size}; give --config.task.vocab of the weights"
-      )
-    if config.data.batch_size < 1 or config.train.num_epochs < 0:
-      raise ValueError(
-        f"data.batch_size={config.data.batch_size} and train.num_epochs="
-        f"{config.train.num_epochs}: they must be at least 1 and 0"
+        f"{model.vocab_size}; give --config.task.vocab of the weights"
       )
     if bool(config.train.num_epochs) == bool(config.train.total_steps):
       raise ValueError(
         f"train.num_epochs={config.train.num_epochs} and train.total_steps="
         f"{config.train.total_steps}: give one of them, and 0 for the other"
       )
-    self.task = get_task(config.task)
     unknown = {k for k, v in config.task.files.items() if v}
     unknown -= set(self.task.splits)
     if unknown:
@@ -102,26 +92,22 @@ class FineTuning:
     if config.task.name.startswith("my-"):
       config.task.labels = self.task.labels  # the run's record has them
     self._splits: dict[str, Split] = {}
-    self.objective = table.of_task(self.task)
-    self.objective.check_options(self.task, **self.decode_options)
-    self.model = self.objective.make_model(
-      model_config, num_labels=len(self.task.labels)
-    )
+    self.objective.check_options(self.task, **self._decode_options)
 
   @property
-  def decode_options(self) -> dict[str, Any]:
+  def _decode_options(self) -> dict[str, Any]:
     """The settings that decoding takes."""
     return {k: self.config.task[k] for k in self.objective.decode_settings}
 
   @property
   def tokenizer(self) -> interface.Tokenizer:
-    """The vocabulary."""
+    """The tokenizer whose ids the model knows."""
     assert self._tokenizer is not None
     return self._tokenizer
 
   @functools.cached_property
   def total_steps(self) -> int:
-    """Of `train.total_steps`, or of `train.num_epochs` over the examples.
+    """`train.total_steps`, or the steps of `train.num_epochs` epochs.
 
     Source: google-research/bert run_classifier.py:860-863.
     """
@@ -134,14 +120,15 @@ class FineTuning:
     return max(1, int(count / size * self.config.train.num_epochs))
 
   def split(self, name: str) -> "Split":
-    """A split, read once.
+    """Returns a split, which is read once.
 
     Args:
-      name: of a split of the task, or TASK:SPLIT of a task without training
-        data that is judged by a model of this one (AX by MNLI's).
+      name: the name of a split of the task; or TASK:SPLIT for another task
+        that has no training data and is predicted by a model of this one, such
+        as ax:test by a model of MNLI.
 
     Raises:
-      spec.TaskError: there is no such split, or its files are not there.
+      spec.TaskError: the task has no such split, or its files are missing.
     """
     if name not in self._splits:
       self._splits[name] = self._read(name)
@@ -154,7 +141,7 @@ class FineTuning:
       task = tasks.TASKS.get(other, task)
       if task.trained_as != self.task.name:
         raise spec.TaskError(
-          f"{name}: {other} is no task that a model of {self.task.name} judges"
+          f"{name}: a model of {self.task.name} does not predict {other}"
         )
     is_train = name == task.train_split
     examples = tasks.read_examples(
@@ -181,18 +168,24 @@ class FineTuning:
       )
     return Split(task, name_there, examples, features)
 
+  def decode(self, split: "Split", outputs: np.ndarray) -> list:
+    """Turns the outputs of the model into one prediction an example."""
+    return self.objective.decode(
+      split.task, split.features, outputs, **self._decode_options
+    )
+
   @property
   def eval_splits(self) -> tuple[str, ...]:
-    """Splits with labels that evaluation reports."""
+    """The splits with labels that an evaluation reports."""
     return tuple(self.config.task.eval_splits) or self.task.eval_splits
 
   @functools.cached_property
   def data_hash(self) -> str:
-    """Hash of the features of the training split."""
+    """The hash of the features of the training split."""
     return _hash(self._train_split().features).hexdigest()
 
   def read_hashes(self) -> dict[str, str]:
-    """Hashes of the features and the examples of every split read so far."""
+    """Returns a hash of the features and examples of each split read so far."""
     found = {}
     for name, split in sorted(self._splits.items()):
       digest = _hash(split.features)
@@ -202,10 +195,10 @@ class FineTuning:
     return found
 
   def _train_split(self) -> "Split":
-    """The split with the examples to train on.
+    """Returns the split with the examples to train on.
 
     Raises:
-      spec.TaskError: there is none, or it has no labels.
+      spec.TaskError: the task has no training split, or it has no labels.
     """
     task = self.task
     if not task.train_split:
@@ -223,22 +216,15 @@ class FineTuning:
 
   @property
   def facts(self) -> dict[str, Any]:
-    """The kind and the labels of the head, for whoever reads the weights."""
+    """The kind and the labels of the head, for readers of the weights."""
     labels = self.task.labels if self.objective.head.has_names else ()
     return {"task": {"kind": self.task.kind, "labels": list(labels)}}
 
-  def batches(
-    self, mesh: jax.sharding.Mesh, seed: int | None = None
-  ) -> task_batches.TaskBatches:
-    """The training batches by step, of this host's rows.
-
-    Args:
-      mesh: that they are for.
-      seed: of their order; None = that of the config.
-    """
+  def batches(self, mesh, seed=None):
     config = self.config
     place = sharding.batch_sharding(mesh)
     devices = mesh.devices.flat
+    num_groups = mesh.shape["data"] * mesh.shape["fsdp"]
     return task_batches.TaskBatches(
       self._train_split().features,
       seed=config.seed if seed is None else seed,
@@ -249,19 +235,15 @@ class FineTuning:
       pack=config.data.pack,
       one_row_len=config.data.one_row_len,
       length_unit=programs.program_of(self.model.config).row_unit,
-      multiple=num_groups(mesh) * config.optim.num_micro_batches,
-      # Scores and softmax of L keys against 12 D^2 weights, as timed on a CPU.
+      multiple=num_groups * config.optim.num_micro_batches,
+      # The row length at which attention takes as long as the 12 D^2 weights of
+      # a layer, as timed on a CPU.
       attention_len=2.5 * config.model.hidden_size,
       shape_price=_SHAPE_PRICE.get(devices[0].platform, 4e6) * len(devices),
       local_rows=lambda count: sharding.local_rows(place, count),
     )
 
-  def evaluator(self, mesh: jax.sharding.Mesh) -> "TaskEvaluator":
-    """The evaluation of all examples of the splits with labels.
-
-    Raises:
-      spec.TaskError: a split is not there, or one to score has no labels.
-    """
+  def evaluator(self, mesh, num_members=0):
     for name in self.eval_splits:
       if self.split(name).features.label is None:
         raise spec.TaskError(
@@ -270,23 +252,9 @@ class FineTuning:
         )
     for name in self.config.task.predict_splits:
       self.split(name)
-    return TaskEvaluator(self, mesh)
+    return TaskEvaluator(self, mesh, num_members)
 
-  def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-    """Declares a global batch of training; see jobs.Job."""
-    found = self.objective.batch_shapes(self.config, len(self.task.labels))
-    return {k: jax.ShapeDtypeStruct(*of_key) for k, of_key in found.items()}
-
-  def mean_row(self) -> None:
-    """Returns None: the rows of a task depend on how examples are packed."""
-
-  def step_flops(
-    self,
-    batch: Mapping[str, Any],
-    attended: float | None = None,
-    all_positions: bool = False,
-  ) -> int:
-    """Counts the model FLOPs of a training step; see jobs.Job."""
+  def step_flops(self, batch, attended=None, all_positions=False):
     rows, length = batch["input_ids"].shape
     starts = batch.get("cls_positions", np.zeros([rows, 1]))
     return flops.task_step_flops(
@@ -299,29 +267,21 @@ class FineTuning:
       all_positions=all_positions,
     )
 
-  def write_predictions(
-    self, evaluator: "TaskEvaluator", params: Any, workdir: str
-  ) -> list[str]:
+  def write_predictions(self, evaluator, params, workdir):
     """Writes what the model predicts for the splits of `task.predict_splits`.
 
-    Args:
-      evaluator: of this job.
-      params: of the model.
-      workdir: its folder predictions/ gets TASK-SPLIT.jsonl, an example a line;
-        for questions also the original's three files, in TASK-SPLIT; for GLUE's
-        test splits the TSV that its server takes.
-
-    Returns:
-      The paths written.
+    The folder predictions/ of the workdir gets TASK-SPLIT.jsonl with one
+    example a line. Questions also get the original's three files, in the folder
+    TASK-SPLIT, and GLUE's test splits the TSV file that its server takes.
 
     Raises:
-      spec.TaskError: there is no such split.
+      spec.TaskError: the task has no such split.
     """
     splits = [self.split(name) for name in self.config.task.predict_splits]
     folder = os.path.join(workdir, "predictions")
-    written = []
+    written: list[str] = []
     for split in splits:
-      predictions, _ = evaluator.predict(params, split)
+      predictions = evaluator.predict(params, split)
       if jax.process_index():
         continue
       task, examples = split.task, split.examples
@@ -338,7 +298,7 @@ class FineTuning:
 
 
 def _hash(features: Any) -> Any:
-  """A digest of the tokens and labels of a split."""
+  """Returns a digest of the tokens and labels of a split."""
   digest = hashlib.sha256()
   for array in (features.token_ids, features.offsets, features.label):
     if array is not None:
@@ -351,7 +311,10 @@ _LISTS = ("text", "labels", "columns", "eval_splits", "predict_splits")
 
 
 def _split_words(words: Sequence[str]) -> tuple[str, ...]:
-  """On a command line a list of words is one word with commas, or numbers."""
+  """Returns a list of words, also of one text with commas, or of numbers.
+
+  A command line gives lists in these forms.
+  """
   given = [str(word) for word in words]
   if len(given) == 1 and "," in given[0]:
     given = [word.strip() for word in given[0].split(",")]
@@ -359,14 +322,14 @@ def _split_words(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def get_task(settings: Any) -> spec.Task:
-  """The row of facts of a task.
+  """Returns the row of facts about a task.
 
   Args:
-    settings: the `task` group of a config. A name "my-FORM" stands for data of
-      one's own, of a form of tasks/own.py.
+    settings: the group `task` of a config. The name "my-FORM" stands for the
+      user's own data, in a form of tasks/own.py.
 
   Raises:
-    spec.TaskError: no such task; lists those there are.
+    spec.TaskError: no task has this name; the message lists the known ones.
   """
   if settings.name.startswith("my-"):
     return table.make_task(
@@ -391,13 +354,13 @@ def get_task(settings: Any) -> spec.Task:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Examples of a split and their features.
+  """The examples of a split and their features.
 
   Attributes:
-    task: of the split.
-    name: of the split.
-    examples: as read.
-    features: of these examples.
+    task: the task that the examples belong to.
+    name: the name of the split.
+    examples: the examples, in the order of their file.
+    features: the features of these examples.
   """
 
   task: spec.Task
@@ -406,40 +369,24 @@ class Split:
   features: task_features.Features
 
 
-def num_groups(mesh: jax.sharding.Mesh) -> int:
-  """Parts that a batch's rows are cut into over a mesh."""
-  return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-class TaskEvaluator:
+class TaskEvaluator(Evaluator):
   """Predicts whole splits and scores the predictions."""
 
+  _job: FineTuning
+
   def __init__(
-    self, job: FineTuning, mesh: jax.sharding.Mesh, num_members: int = 0
+    self, job: FineTuning, mesh: jax.sharding.Mesh, num_members: int
   ):
-    """Prepares for a mesh.
-
-    Args:
-      job: what is evaluated.
-      mesh: that the parameters live on.
-      num_members: models whose parameters are stacked; 0 = it is one.
-
-    Raises:
-      ValueError: `eval.batch_size` does not fit the mesh.
-    """
-    sharding.check_batch_size(job.config.eval.batch_size, mesh)
-    self._job, self._num_members = job, num_members
-    self._place = sharding.batch_sharding(mesh)
-    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    """Prepares the evaluation; see `Job.evaluator`."""
     step = steps.make_predict_step(job.model, job.objective)
     if num_members:
       step = jax.vmap(
         step, in_axes=(0, None), spmd_axis_name=sharding.SEED_AXIS
       )
-    self._step = jax.jit(step, out_shardings=everywhere)
+    super().__init__(job, mesh, step)
+    self._num_members = num_members
 
   def names(self, params: Any) -> list[str]:
-    """The keys of what a call returns."""
     del params
     return [
       f"{self._prefix(split)}{name}"
@@ -448,7 +395,7 @@ class TaskEvaluator:
     ]
 
   def _prefix(self, split: str) -> str:
-    """eval/ of the first split, eval/SPLIT/ of the others."""
+    """Returns eval/ for the first split, eval/SPLIT/ for the others."""
     return "eval/" if split == self._job.eval_splits[0] else f"eval/{split}/"
 
   def __call__(self, params: Any) -> dict[str, float]:
@@ -456,7 +403,7 @@ class TaskEvaluator:
     return self.evaluate_all(params)[0]
 
   def evaluate_all(self, params: Any) -> list[dict[str, float]]:
-    """The same for each of the models whose parameters are stacked."""
+    """Returns the same for each of the models whose parameters are stacked."""
     every: list[dict[str, float]] = [{} for _ in range(self._num_members or 1)]
     for name in self._job.eval_splits:
       split = self._job.split(name)
@@ -469,23 +416,22 @@ class TaskEvaluator:
         values |= {self._prefix(name) + k: v for k, v in found.items()}
     return [dict(sorted(values.items())) for values in every]
 
-  def predict(self, params: Any, split: Split) -> tuple[list, metrics.Totals]:
-    """Predicts every example of a split.
+  def predict(self, params: Any, split: Split) -> list:
+    """Returns a prediction for every example of a split; see its kind.
 
     Args:
-      params: of the model.
-      split: with labels or without.
-
-    Returns:
-      A prediction an example (see its kind), and the loss as (sum,
-      weight), {} without labels.
+      params: the parameters of the model.
+      split: a split with or without labels.
     """
-    return self._predict_all(params, split)[0]
+    return self._predict_all(params, split)[0][0]
 
   def _predict_all(
     self, params: Any, split: Split
   ) -> list[tuple[list, metrics.Totals]]:
-    """What `predict` returns, of each of the models."""
+    """Returns the predictions of each model, and its loss as (sum, weight).
+
+    Without labels, the loss is {}.
+    """
     job, data = self._job, self._job.config.data
     rows = task_batches.TaskSplit(
       split.features,
@@ -496,34 +442,16 @@ class TaskEvaluator:
       length_unit=programs.program_of(job.model.config).row_unit,
       local_rows=lambda count: sharding.local_rows(self._place, count),
     )
-    members = range(self._num_members or 1)
-    outputs: list[list] = [[] for _ in members]
-    totals = [metrics.add({}, {}) for _ in members]
-    batches = batching.prefetch(
-      rows, 0, num_threads=data.num_threads, buffer_size=data.prefetch_batches
-    )
-    for batch in bars.track(batches, split.name, len(rows)):
-      watchdog.note(f"evaluating {split.name}")
-      device_batch = sharding.put_global_batch(batch, self._place)
-      found = jax.device_get(self._step(params, device_batch))
-      for k in members:
-        output, sums = self._part(found, k)
+    outputs: list[list] = [[] for _ in range(self._num_members or 1)]
+    totals: list[metrics.Totals] = [{} for _ in outputs]
+    for found in self._run(split.name, rows, params):
+      parts = [found]
+      if self._num_members:
+        parts = list(unstack_models(found, self._num_members))
+      for k, (output, sums) in enumerate(parts):
         outputs[k].append(output)
         totals[k] = metrics.add(totals[k], sums)
     return [
-      (self._decode(split, rows.collect(outputs[k])), totals[k])
-      for k in members
+      (job.decode(split, rows.collect(own)), total)
+      for own, total in zip(outputs, totals, strict=True)
     ]
-
-  def _part(self, arrays: Any, k: int) -> Any:
-    """What model k has of a tree of arrays."""
-    if not self._num_members:
-      return arrays
-    return jax.tree.map(lambda x: x[k], arrays)
-
-  def _decode(self, split: Split, flat: np.ndarray) -> list:
-    """Predictions of a split's examples from a model's outputs."""
-    options = self._job.decode_options
-    return self._job.objective.decode(
-      split.task, split.features, flat, **options
-    )

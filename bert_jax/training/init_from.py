@@ -1,26 +1,28 @@
-"""The weights that a training starts from, in the tree of its model."""
+"""The weights that a training starts from, fitted into its model."""
 
 import logging
 from typing import Any
 
 import jax
+import numpy as np
 
-from bert_jax.training import jobs
+from bert_jax.training.job import Job
 
 _log = logging.getLogger(__name__)
 
 
-def fit_weights(job: jobs.Job, pretrained: Any, params: Any) -> Any:
-  """The weights to start from, as the model's tree has them.
+def fit_weights(job: Job, pretrained: Any, params: Any) -> Any:
+  """Fits the weights to start from into the tree of the model.
 
   Args:
-    job: what is trained; a head is kept only if it is of the same kind and
-      has the same labels.
+    job: the job to train. The head of the weights is kept only if its kind and
+      labels are those of the job.
     pretrained: weights.Pretrained, or None.
-    params: the model's parameters, or their shapes.
+    params: the parameters of the model, or their shapes.
 
   Returns:
-    The tree, None in it where a parameter starts fresh; or None.
+    The tree, with None for each parameter that starts fresh; None without
+    `pretrained`.
 
   Raises:
     weights.WeightsError: a shape differs.
@@ -31,27 +33,41 @@ def fit_weights(job: jobs.Job, pretrained: Any, params: Any) -> Any:
   head = {"kind": pretrained.kind, "labels": list(pretrained.labels)}
   if "task" in given and head != job.facts.get("task"):
     del given["task"]
-    _log.info("%s, not used: the head of another task, %s", source, head)
+    _log.info("%s: its head is for another task, so it is not used: %s",
+              source, head)  # fmt: skip
   elif "task" in given:
-    _log.info("%s: its head is trained on, too, %s", source, head)
+    _log.info("%s: training continues its head, too: %s", source, head)
   from bert_jax import weights  # slow to import, and not always needed
 
   tree, added, dropped = weights.fit(given, params)
-  for what, names in (("fresh", added), ("not used", dropped)):
+  for what, names in (("start fresh", added), ("are not used", dropped)):
     if names:
-      _log.info("%s, %s: %s", source, what, ", ".join(sorted(names)))
+      _log.info("%s: these %s: %s", source, what, ", ".join(sorted(names)))
   return tree
 
 
+def place_array(value: np.ndarray, place: jax.sharding.Sharding) -> jax.Array:
+  """Returns a jax array; each process passes the whole host array."""
+  return jax.make_array_from_callback(
+    value.shape, place, lambda index: value[index]
+  )
+
+
 def place_params(fresh: Any, values: Any) -> Any:
-  """Puts host arrays where fresh parameters lie; None keeps the fresh one."""
+  """Replaces fresh parameters by host arrays.
+
+  Args:
+    fresh: a tree of arrays, or of shapes with dtypes and shardings.
+    values: a tree like it, with None for each parameter that stays as it is;
+      None if all do. Each array is broadcast to the shape of the parameter.
+  """
+  if values is None:
+    return fresh
 
   def place(old, value):
     if value is None:
       return old
-    value = value.astype(old.dtype)
-    return jax.make_array_from_callback(
-      old.shape, old.sharding, lambda index: value[index]
-    )
+    value = np.broadcast_to(value.astype(old.dtype), old.shape)
+    return place_array(value, old.sharding)
 
   return jax.tree.map(place, fresh, values)

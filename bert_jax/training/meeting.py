@@ -1,4 +1,4 @@
-"""Processes of one job meet before they train: they run and read the same."""
+"""Checks that all processes of a job run and read the same."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -15,15 +15,15 @@ from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
-from bert_jax.training import jobs
+from bert_jax.training.job import Job
 
 
 @contextlib.contextmanager
 def lock(workdir: str) -> Iterator[None]:
-  """A context in which no other job has the workdir.
+  """A context in which no other job uses the workdir.
 
   Raises:
-    locks.LockedError: another has it; on every host.
+    locks.LockedError: another job uses it. Every host raises this.
   """
   with contextlib.ExitStack() as stack:
     refused: Exception | None = None
@@ -47,16 +47,16 @@ def meet(
 ) -> None:
   """Checks, before anything is read, that all processes run the same.
 
-  Does nothing for a process alone. Keys of the scope "host" may differ.
+  It does nothing in a job of one process. Keys of the scope "host" may differ.
 
   Args:
-    mode: of the launcher.
+    mode: the mode of the launcher.
     config: the whole configuration.
-    workdirs: of the runs, which need not exist yet.
-    **more: facts that must be equal, too, as JSON has them.
+    workdirs: the folders of the runs, which need not exist yet.
+    **more: further facts that must be equal, as JSON values.
 
   Raises:
-    hosts.DifferError: they differ, or do not share a workdir.
+    hosts.DifferError: the processes differ, or do not share a workdir.
     OSError: process 0 cannot write to a workdir.
   """
   if not peers.are_several():
@@ -75,12 +75,12 @@ def meet(
     | more
   )
   for workdir in workdirs:
-    # An evaluation need not write there.
+    # An evaluation may have to read there only.
     hosts.check_shared(workdir, must_write=mode == "train")
 
 
 def meet_opened(
-  job: jobs.Job,
+  job: Job,
   pretrained: Any,
   mesh: jax.sharding.Mesh,
   more: Mapping[str, Any],
@@ -88,13 +88,13 @@ def meet_opened(
   """Checks that all processes have read the same; see `meet`.
 
   Args:
-    job: that was opened.
-    pretrained: weights to start from, or None.
-    mesh: of all devices. The processes are connected along it afterwards.
-    more: facts that must be equal, too, as JSON has them.
+    job: the job that was opened.
+    pretrained: the weights to start from, or None.
+    mesh: the mesh of all devices, along which the processes are then connected.
+    more: further facts that must be equal, as JSON values.
 
   Raises:
-    hosts.DifferError: they differ.
+    hosts.DifferError: the processes have read different data or weights.
   """
   if not peers.are_several():
     return
@@ -113,7 +113,7 @@ def meet_opened(
 
 
 def _hash(tree: Any) -> str:
-  """Hash of arrays on the host, for equality alone."""
+  """Returns a hash of a tree of arrays on the host."""
   digest = hashlib.blake2b(digest_size=16)
   for path, x in jax.tree_util.tree_leaves_with_path(tree):
     array = np.ascontiguousarray(x)

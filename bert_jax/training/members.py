@@ -36,6 +36,7 @@ from bert_jax.training import optim
 from bert_jax.training import run as run_lib
 from bert_jax.training import session
 from bert_jax.training import steps
+from bert_jax.training.job import unstack_models
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Together:
   """K runs whose arrays are stacked on axis 0; has the methods of run.Run.
 
   Attributes:
+    job: the job of the first run.
     config: the config of the first run. The others differ from it in seed and
       learning rate.
     mesh: the mesh of devices, with the axis "seed".
@@ -78,7 +80,7 @@ class Together:
     first = opened[0]
     self._first = first
     self._runs = [run_lib.Run(one) for one in opened]
-    self.config, self.mesh = first.config, first.mesh
+    self.job, self.config, self.mesh = first.job, first.config, first.mesh
     self.total_steps, self.profile_folder = first.total_steps, first.workdir
     self.workdir = ", ".join(one.workdir for one in opened)
     self.batches: batching.Batches = StackedBatches(
@@ -87,11 +89,7 @@ class Together:
     self.batch_place = sharding.of_members(first.batch_place, self.mesh)
     self._places = sharding.of_members(first.place, self.mesh)
     self._norms = jax.jit(jax.vmap(optax.tree.norm))
-    # This module is slow to import, and not always needed.
-    from bert_jax.training import finetuning
-
-    job: Any = first.job
-    self._evaluator = finetuning.TaskEvaluator(job, self.mesh, len(opened))
+    self._evaluator: Any = self.job.evaluator(self.mesh, len(opened))
 
   @contextlib.contextmanager
   def open(self) -> Iterator[None]:
@@ -126,13 +124,14 @@ class Together:
     )
     raise checkpoint.CheckpointError(
       "no step has an undamaged checkpoint in every workdir "
-      f"({'; '.join(have)}); train those together that have one, or each alone"
+      f"({'; '.join(have)}); train only those together that share a step, or "
+      "each alone"
     )
 
   def _read(self, run: run_lib.Run, step: int) -> steps.TrainState | None:
-    """Returns what a run saved of a step, on the host; None: it is damaged.
+    """Returns the state that a run saved at a step, on the host.
 
-    A damaged step is set aside.
+    If the step is damaged, it is set aside, and the result is None.
     """
     found = None
     reason = ""
@@ -148,15 +147,11 @@ class Together:
     return jax.device_get(state)
 
   def _stack(self, states: Sequence[Any]) -> steps.TrainState:
-    def stack(place, *own):
-      shape = (len(own), *own[0].shape)
-
-      def part(index):
-        return np.stack([x[index[1:]] for x in own[index[0]]])
-
-      return jax.make_array_from_callback(shape, place, part)
-
-    return jax.tree.map(stack, self._places, *states)
+    return jax.tree.map(
+      lambda place, *own: init_from.place_array(np.stack(own), place),
+      self._places,
+      *states,
+    )
 
   def _fresh(self) -> steps.TrainState:
     """Returns the states at step 0."""
@@ -164,30 +159,21 @@ class Together:
     rngs = jnp.stack([one.session.rngs[0] for one in self._runs])
     init = jax.jit(jax.vmap(run.init_state), out_shardings=self._places)
     state = init(rngs)
-    if run.imported is None:
-      return state
-    count = len(self._runs)
-    imported = jax.tree.map(
-      lambda x: None if x is None else np.broadcast_to(x, (count, *x.shape)),
-      run.imported,
-      is_leaf=lambda x: x is None,
-    )
-    return state.replace(params=init_from.place_params(state.params, imported))
+    params = init_from.place_params(state.params, run.imported)
+    return state.replace(params=params)
 
   def begin(self, start: int) -> meter_lib.Meter:
-    """Writes what is known before the first step; see run.Run."""
-    step_flops, count = self._first.job.step_flops, len(self._runs)
+    """Writes run.json of each run and opens its log; see run.Run."""
+    step_flops, count = self.job.step_flops, len(self._runs)
 
     def flops(batch):
-      # Views: this is done in every step.
+      # Views and not copies, because this happens in every step.
       own = ({key: x[k] for key, x in batch.items()} for k in range(count))
       return sum(map(step_flops, own))
 
-    meter = meter_lib.Meter(
-      start, self.total_steps, self.mesh, flops, len(self._runs)
-    )
+    meter = meter_lib.Meter(start, self.total_steps, self.mesh, flops, count)
     for run in self._runs:
-      run.begin_log(start, meter)
+      run.begin(start, meter)
     return meter
 
   def train_step(self) -> Any:
@@ -201,11 +187,11 @@ class Together:
     return lambda state, batch: step(state, batch, rngs, rates)
 
   def evaluate(self, params: Any) -> list[dict[str, float]]:
-    """Returns eval/NAME of every metric, of each run."""
+    """Returns the value of every metric, by eval/NAME, for each run."""
     return self._evaluator.evaluate_all(params)
 
   def has_evaluation(self, start: int) -> bool:
-    """Returns whether the logs of all have that of the step they began at."""
+    """Returns whether all logs have the evaluation of this step."""
     return all(run.has_evaluation(start) for run in self._runs)
 
   def report(self, step: int, rows: Sequence[dict[str, float]]) -> None:
@@ -220,9 +206,12 @@ class Together:
       run.log(step, speed)
 
   def look(self, found: Sequence[tuple[int, Any]], params: Any) -> None:
-    """Looks at the steps since the last look; see run.Run."""
+    """Checks the steps since the last check; see run.Run."""
     norms = jax.device_get(self._norms(params))
-    parts = [(step, self._parts(metrics)) for step, metrics in found]
+    parts = [
+      (step, list(unstack_models(metrics, len(self._runs))))
+      for step, metrics in found
+    ]
     for k, run in enumerate(self._runs):
       run.check([(step, own[k]) for step, own in parts], float(norms[k]))
 
@@ -234,22 +223,16 @@ class Together:
     always: bool = True,
   ) -> None:
     """Saves the state of each run; see run.Run."""
-    # No run gets two saves ahead of another, so that all of them keep the step
-    # that they would have to go back to.
+    # No run may be two saves ahead of another, because all must keep the step
+    # to which they would have to go back.
     for run in self._runs:
       run.checkpoints.wait()
-    stacked = jax.device_get(state)
-    for k, run in enumerate(self._runs):
-      # A copy, because the next step reuses the memory while Orbax writes.
-      own = jax.tree.map(lambda x, k=k: np.array(x[k]), stacked)
-      run.save(step, own, evaluations[k] if evaluations else {}, always)
-
-  def _parts(self, arrays: Any) -> list[Any]:
-    """Returns what each run has of a tree of arrays on the host."""
-    return [
-      jax.tree.map(lambda x, k=k: np.array(x[k]), arrays)
-      for k in range(len(self._runs))
-    ]
+    # Copies, because the next step reuses the memory while Orbax writes.
+    parts = unstack_models(jax.device_get(state), len(self._runs))
+    for run, own, evaluation in zip(
+      self._runs, parts, evaluations or [{}] * len(self._runs), strict=True
+    ):
+      run.save(step, own, evaluation, always)
 
 
 def jit_step(run: session.Program) -> Any:
@@ -262,19 +245,15 @@ def jit_step(run: session.Program) -> Any:
     (states, batches, keys of dropout [K], learning rates [K]) -> (states,
     metrics), all stacked on axis 0.
   """
-  return steps.jit_members_step(
-    run.config,
-    run.job.model,
-    run.job.objective,
-    functools.partial(optim.make_optimizer, run.config.optim, run.total_steps),
-    run.mesh,
-    run.place,
+  make_optimizer = functools.partial(
+    optim.make_optimizer, run.config.optim, run.total_steps
   )
+  return steps.jit_members_step(run.job, make_optimizer, run.place)
 
 
 @dataclasses.dataclass(frozen=True)
 class StackedProgram(session.Program):
-  """What the training of K models compiles: state and batch are stacked.
+  """All that the training of K models compiles: state and batch are stacked.
 
   Attributes:
     one: the program of one of the models.
@@ -294,7 +273,7 @@ class StackedProgram(session.Program):
     return jit_step(self.one)
 
   def trace(self) -> Any:
-    """Traces the step, to be lowered and compiled; nothing is computed."""
+    """Traces the step for lowering and compilation; nothing is computed."""
     count = self.num_members
     rngs = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), count))
     rates = jax.ShapeDtypeStruct((count,), jnp.float32)
@@ -313,7 +292,8 @@ def open_abstract(
     num_members: the number of models, K.
 
   Raises:
-    ValueError: as `session.open_abstract`, or they cannot train together.
+    ValueError: see `session.open_abstract`; or the models cannot be trained
+      together.
   """
   settings.check_together(config)
   size = seed_axis(config.mesh, num_members, len(devices))
@@ -334,7 +314,7 @@ class StackedBatches:
   """The batches of K runs by step; each array is [K, B, ...]."""
 
   def __init__(self, batches: Sequence[Any]):
-    """Takes the task_batches.TaskBatches of each run; rows have one length."""
+    """Takes the task_batches.TaskBatches of each run, all of one row length."""
     self._batches = batches
 
   def __len__(self) -> int:
@@ -360,8 +340,8 @@ def open_members(
     wanted: the models.
 
   Raises:
-    ValueError: they cannot be trained together, or one of them cannot be
-      trained at all. Nothing was changed.
+    ValueError: the models cannot be trained together, or the config of one is
+      not valid. Nothing was changed.
   """
   _check(config, wanted)
   # Only a run that has not begun reads the weights to start from.
@@ -426,11 +406,11 @@ def seed_axis(config: settings.Mesh, num_members: int, num_devices: int) -> int:
 
 
 def _check(config: Config, wanted: Sequence[Member]) -> None:
-  """Raises MembersError for what cannot be trained together."""
+  """Raises MembersError if the models cannot be trained together."""
   if jax.process_count() > 1:
     raise MembersError(
-      "models train together on one host; of a job of several processes each "
-      "trains one model: leave --member out"
+      "models are trained together in one process only, and this job has "
+      "several; leave --member out, and train each model in a job of its own"
     )
   settings.check_together(config)
   for member in wanted:

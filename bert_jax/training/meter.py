@@ -1,4 +1,4 @@
-"""How fast training goes, and how far the host may run ahead of the devices."""
+"""Measures the speed of training, and limits how far the host runs ahead."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -14,7 +14,7 @@ from bert_jax.data import batching
 from bert_jax.models import flops
 from bert_jax.training import steps
 
-# Steps that may be under way on the devices before the host waits.
+# How many unfinished steps the devices may have before the host waits.
 _STEPS_AHEAD = 2
 
 
@@ -25,13 +25,13 @@ class Pending:
     self._steps: list[tuple[int, steps.Metrics]] = []
 
   def add(self, step: int, metrics: steps.Metrics) -> None:
-    """Adds those of a step; waits if the device is too many steps behind."""
+    """Adds the metrics of a step; waits if the device is too far behind."""
     self._steps.append((step, metrics))
     if len(self._steps) > _STEPS_AHEAD:
       jax.block_until_ready(self._steps[-1 - _STEPS_AHEAD][1])
 
   def take(self) -> list[tuple[int, Any]]:
-    """Copies all of them to the host, returns them and forgets them."""
+    """Returns (step, metrics) of all of them, on the host, and forgets them."""
     found = [(step, jax.device_get(metrics)) for step, metrics in self._steps]
     self._steps = []
     return found
@@ -57,9 +57,9 @@ class Meter:
     Args:
       start: the step that training goes on from.
       total_steps: the last step.
-      mesh: of the devices that train.
+      mesh: the mesh of the devices that train.
       step_flops: batch of this host -> model FLOPs of a step of all runs.
-      num_runs: how many runs are trained together.
+      num_runs: the number of runs that are trained together.
     """
     self._mesh, self._step_flops = mesh, step_flops
     self._num_runs = num_runs
@@ -79,11 +79,11 @@ class Meter:
     self._pause = 0.0
 
   def count(self, batch: batching.Batch, metrics: steps.Metrics) -> None:
-    """Counts a step; the first, which compiles, only starts the clock.
+    """Counts a step; the first step, which compiles, only starts the clock.
 
     Args:
-      batch: of this host, of all runs.
-      metrics: of the step, on the devices.
+      batch: the rows of this host, of all runs.
+      metrics: the metrics of the step, on the devices.
     """
     self.bar.advance(self._line)
     if self._since is None:
@@ -91,7 +91,7 @@ class Meter:
       self._restart(time.monotonic())
       return
     self._steps += 1
-    hosts = jax.process_count()  # each has as many rows
+    hosts = jax.process_count()  # all have the same number of rows
     self._useful += int(np.sum(batch["input_mask"])) * hosts
     self._positions += batch["input_mask"].size * hosts
     self._flops += self._step_flops(batch)
@@ -108,7 +108,7 @@ class Meter:
   def speed(self) -> dict[str, float]:
     """Returns metrics of the speed since the last call.
 
-    Tokens are those of one run, the share of the devices' peak that of all.
+    Tokens are those of one run; the utilisation of the devices is that of all.
     """
     row: dict[str, float] = {}
     now = time.monotonic()

@@ -14,9 +14,9 @@ def add(
   """Returns the totals with one more batch in them.
 
   Args:
-    totals: From the last call; {} at the start.
-    sums: name -> (sum, weight) of a batch: numbers or scalar arrays. A name
-      that is new starts at 0.
+    totals: The result of the last call; {} at the start.
+    sums: name -> (sum, weight) of a batch: numbers or scalar arrays. A new name
+      starts at 0.
 
   Example:
     >>> totals = add({}, {"accuracy": (3, 4)})
@@ -34,13 +34,13 @@ def finish(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
   """Returns name -> sum / weight.
 
   Raises:
-    ValueError: If a weight is 0: nothing was counted, so there is no number.
+    ValueError: If a weight is 0, because nothing was counted.
   """
   for name, (_, weight) in totals.items():
     if weight == 0:
       raise ValueError(
-        f"metric {name!r} has weight 0, so it has no value: no example or"
-        " position with a weight was seen; check the data"
+        f"metric {name!r} has weight 0, so it has no value: the data has no"
+        " example or position with a weight; check the data"
       )
   return {name: sum_ / weight for name, (sum_, weight) in totals.items()}
 

@@ -1,12 +1,12 @@
-"""The optimizers that encoders are trained with, and their learning rates.
+"""The optimizers and the learning-rate schedules.
 
 An optimizer is one optax chain:
 
-  clip by the global norm -> the steps of its row -> * -learning rate
+  clip by the global norm -> the transformations of its row -> * -learning rate
 
-The steps of a row find a direction and add weight decay to it. All arithmetic
-and all moments are float32. To add an optimizer or a schedule, add a row to
-`OPTIMIZERS` or to `SCHEDULES`.
+The transformations of a row find a direction and add weight decay to it. All
+arithmetic and all moments are float32. To add an optimizer or a schedule, add a
+row to `OPTIMIZERS` or to `SCHEDULES`.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from bert_jax.runtime import settings
 
 Tree = Any
 
-# Biases, and all of a layer norm; the bias of the vocabulary is one of them.
+# Biases, that of the vocabulary included, and both parameters of a layer norm.
 _NO_DECAY = re.compile(r"norm|(^|/)bias$")
 
 
@@ -37,18 +37,18 @@ def make_optimizer(
   to the direction before the learning rate. It applies to kernels and
   embeddings; see `decay_mask`.
 
-  Differs from BERT: the gradient that is clipped is the mean over the global
-  batch. The original clips on each replica, and on TPU adds the replicas up
+  Differs from BERT: this clips the mean gradient of the global batch. The
+  original clips the gradient of each replica, and on TPU sums the replicas
   (optimization.py:71-74).
 
   Args:
-    config: name, learning_rate, schedule, warmup_rate, cooldown_rate,
-      weight_decay, b1, b2, eps and clip_norm (0: no clipping).
-    total_steps: Steps of the run, where the learning rate ends.
-    learning_rate: The peak, a scalar array, instead of the config's.
+    config: The group `optim`, whose numbers `settings.check` has checked.
+    total_steps: The number of steps of the run, where the schedule ends.
+    learning_rate: The highest learning rate, a scalar array; None means that of
+      the config.
 
   Raises:
-    ValueError: If a name is unknown or a number is out of its range.
+    ValueError: If a name is unknown, or numbers do not fit each other.
 
   Example:
     >>> import types
@@ -71,7 +71,7 @@ def make_optimizer(
 
   Source: google-research/bert optimization.py:25-151.
   """
-  _check_config(config, total_steps)
+  _check_config(config)
   schedule = make_schedule(
     config.schedule,
     config.learning_rate if learning_rate is None else learning_rate,
@@ -96,15 +96,15 @@ def make_schedule(
 ) -> optax.Schedule:
   """Returns the learning rate as a function of the number of steps taken.
 
-  Every schedule rises in a line from 0, at the first step, and would reach the
-  peak at `warmup_steps`. What it does from there on is its row of `SCHEDULES`.
+  Every schedule rises linearly from 0 at the first step, towards the peak at
+  `warmup_steps`. From there on, its row of `SCHEDULES` decides.
 
   Args:
-    name: One of `SCHEDULES`.
+    name: A key of `SCHEDULES`.
     learning_rate: The peak.
-    warmup_steps: Length of the rise; 0 for none.
-    total_steps: Where the fall ends; the rate stays there afterwards.
-    cooldown_steps: Length of the fall of a trapezoid.
+    warmup_steps: The length of the rise; 0 means no warm-up.
+    total_steps: The step where the fall ends; the rate stays constant after it.
+    cooldown_steps: The length of the fall of a trapezoid.
   """
   decay = SCHEDULES[name](warmup_steps, total_steps, cooldown_steps)
 
@@ -117,14 +117,14 @@ def make_schedule(
 
 
 def clip_by_global_norm(clip_norm: float) -> optax.GradientTransformation:
-  """Scales a gradient whose norm over all parameters is above clip_norm to it.
+  """Scales a gradient down to a norm over all parameters, if it is larger.
 
-  The same as in optax but for one thing: there, a select over each array keeps
-  XLA from fusing it into the update. On a CPU that takes a copy of the gradient
-  and 1.7 times the time (30M parameters, two cores).
+  optax.clip_by_global_norm selects over each array, which keeps XLA from fusing
+  it into the update. On a CPU that costs a copy of the gradient and 1.7 times
+  the time (30M parameters, two cores).
 
   Args:
-    clip_norm: Largest norm that is let through, above 0.
+    clip_norm: The largest norm that is left as it is, above 0.
   """
 
   def update(
@@ -138,7 +138,7 @@ def clip_by_global_norm(clip_norm: float) -> optax.GradientTransformation:
 
 
 class ScaleByBertAdamState(NamedTuple):
-  """Moving averages of the gradient and of its square."""
+  """The moving averages of the gradient and of its square."""
 
   mu: Tree
   nu: Tree
@@ -149,20 +149,20 @@ def scale_by_adam(
 ) -> optax.GradientTransformationExtraArgs:
   """Returns Adam's direction mu / (sqrt(nu) + eps).
 
-  Both averages start at 0. Without the correction nothing makes up for it: the
-  first directions are (1 - b1) / sqrt(1 - b2), about 3.2, times what they are
-  with it.
+  Both averages start at 0. Without bias correction, the first directions are
+  therefore (1 - b1) / sqrt(1 - b2), about 3.2, times as large as with it.
 
   The update also takes `rows`, [N] int32. A gradient [N, D] of a parameter
-  [V, D] is then that of these rows, and 0 for all others: the same numbers
-  without an array of mostly zeros. Where `rows` names one twice, all of its
-  gradient is in one place and 0 in the other.
+  [V, D] is then the gradient of these rows, and that of all other rows is 0:
+  the numbers are the same, without an array of mostly zeros. If `rows` names a
+  row twice, one place has all of its gradient and the other has 0.
 
   Args:
-    b1: Decay rate of the average of gradients.
-    b2: Decay rate of the average of their squares.
-    eps: Added outside of the root.
-    corrects_bias: divide the averages by what they would be for gradients of 1.
+    b1: The decay rate of the average of gradients.
+    b2: The decay rate of the average of their squares.
+    eps: The number that is added to the root.
+    corrects_bias: Whether to divide the averages by the values that they would
+      have for gradients of 1.
 
   Source: google-research/bert optimization.py:119-133; arXiv 1412.6980.
   """
@@ -201,20 +201,18 @@ def scale_by_adam(
 def scale_by_trust_ratio() -> optax.GradientTransformation:
   """Scales the update of each matrix to the norm of its parameter.
 
-  The ratio |parameter| / |update| is 1 where one of the norms is 0, and norms
-  and biases are left alone. Scanned layers, those under "layers", are stacked
-  on axis 0: each has a ratio of its own, so that scanned and unrolled models
-  train alike.
+  The ratio |parameter| / |update| is 1 if one of the two is 0, and the updates
+  of layer norms and biases stay as they are. Scanned layers, those under
+  "layers", are stacked on axis 0 and have a ratio each, so that scanned and
+  unrolled models train alike.
 
-  Source: arXiv 1904.00962, algorithm 2; without a ratio for norms and biases as
-  in the MLPerf reference.
+  Source: arXiv 1904.00962, algorithm 2; layer norms and biases have no ratio in
+  the MLPerf reference either.
   """
 
   def update(
     updates: Tree, state: optax.EmptyState, params: Tree = None
   ) -> tuple[Tree, optax.EmptyState]:
-    if params is None:
-      raise ValueError("LAMB needs the parameters: tx.update(g, state, params)")
     return jax.tree_util.tree_map_with_path(scale, updates, params), state
 
   def scale(path: Any, update: jax.Array, param: jax.Array) -> jax.Array:
@@ -236,17 +234,17 @@ def scale_by_stable_adam(
 ) -> optax.GradientTransformationExtraArgs:
   """Returns AdamW's direction, scaled down where it would be too large.
 
-  An array whose gradients g outgrow their moving average v has an update that
-  is too large. With RMS = sqrt(mean(g^2 / max(v, eps^2))) over the array, v
-  with bias correction, direction and weight decay are divided by max(1, RMS).
-  Scanned layers, those under "layers", are stacked on axis 0: each has an RMS
-  of its own.
+  The update of an array is too large if its squared gradients g^2 grow faster
+  than their moving average v. With RMS = sqrt(mean(g^2 / max(v, eps^2))) over
+  the array, where v has bias correction, the sum of direction and weight decay
+  is divided by max(1, RMS). Scanned layers, those under "layers", are stacked
+  on axis 0 and have an RMS each.
 
   Args:
-    b1: Decay rate of the average of gradients.
-    b2: Decay rate of the average of their squares.
-    eps: Added outside of the root.
-    weight_decay: Times the parameter; see `decay_mask`.
+    b1: The decay rate of the average of gradients.
+    b2: The decay rate of the average of their squares.
+    eps: The number that is added to the root.
+    weight_decay: The factor of the parameter; see `decay_mask`.
 
   Source: arXiv 2304.13013, algorithm 2.
   """
@@ -256,10 +254,6 @@ def scale_by_stable_adam(
   def update(
     grads: Tree, state: Any, params: Tree = None, **_: Any
   ) -> tuple[Tree, Any]:
-    if params is None:
-      raise ValueError(
-        "stable_adamw needs the parameters: tx.update(grads, state, params)"
-      )
     updates, state = adam.update(grads, state, params)
     updates, _ = decay.update(updates, decay.init(params), params)
     correction = 1 - jnp.float32(b2) ** state.count
@@ -277,7 +271,7 @@ def scale_by_stable_adam(
 
 
 def _own_axes(name: str, ndim: int) -> tuple[int, ...]:
-  """The axes of one array of one layer: scanned layers lie on axis 0."""
+  """Returns the axes of an array within a layer; scanned layers have axis 0."""
   return tuple(range(1 if "layers" in name.split("/") else 0, ndim))
 
 
@@ -286,10 +280,10 @@ class Optimizer:
   """A row of `OPTIMIZERS`.
 
   Attributes:
-    make_steps: config.optim -> transformations from the clipped gradient to the
-      direction, weight decay included.
-    takes_rows: the update takes `rows`, see `scale_by_adam`; a model may then
-      give the gradient of its word table for the words of the batch alone.
+    make_steps: config.optim -> the transformations from the clipped gradient to
+      the direction with weight decay.
+    takes_rows: whether the update takes `rows`, see `scale_by_adam`. The step
+      may then pass the gradient of the word table for the words of a batch.
   """
 
   make_steps: Callable[[Any], list[Any]]
@@ -304,21 +298,21 @@ def _adam_steps(config: settings.Optim, corrects_bias: bool) -> list[Any]:
 
 
 OPTIMIZERS = {
-  # Adam as in the original code, without bias correction.
+  # Adam without bias correction, as in the original code.
   "bert_adam": Optimizer(lambda c: _adam_steps(c, False), takes_rows=True),
-  # The same with bias correction (arXiv 1711.05101).
+  # Adam with bias correction (arXiv 1711.05101).
   "adamw": Optimizer(lambda c: _adam_steps(c, True), takes_rows=True),
-  # AdamW whose update is scaled, matrix by matrix, to the norm of the parameter
-  # (arXiv 1904.00962); for large batches.
+  # AdamW for large batches; the update of each matrix is scaled to the norm of
+  # the parameter (arXiv 1904.00962).
   "lamb": Optimizer(
     lambda c: [*_adam_steps(c, True), scale_by_trust_ratio()], takes_rows=True
   ),
-  # AdamW whose update is clipped, array by array, by its root mean square.
+  # AdamW with the update of each array clipped by its root mean square.
   "stable_adamw": Optimizer(
     lambda c: [scale_by_stable_adam(c.b1, c.b2, c.eps, c.weight_decay)],
     takes_rows=False,
   ),
-  # The sign of an average (arXiv 2302.06675); eps is not used.
+  # The sign of a moving average (arXiv 2302.06675), without eps.
   "lion": Optimizer(
     lambda c: [
       optax.scale_by_lion(c.b1, c.b2),
@@ -328,28 +322,27 @@ OPTIMIZERS = {
   ),
 }
 
-# Name -> a function of the numbers of steps of the warm-up, of the whole run
-# and of the cool-down, which returns a function: a step after the warm-up ->
-# share of the peak.
+# Name -> a function (steps of the warm-up, of the whole run, of the cool-down),
+# which returns a function: a step after the warm-up -> a share of the peak.
 SCHEDULES: dict[str, Callable[..., Callable[[jax.Array], jax.Array]]] = {
-  # The line that falls from the peak *at step 0* to 0 at the last step. So the
-  # rate jumps: at the end of a warm-up of 10% it drops by 10%. Source:
+  # A line that falls from the peak *at step 0* to 0 at the last step, so that
+  # the rate drops by 10% at the end of a warm-up of 10% of the steps. Source:
   # google-research/bert optimization.py:29-54.
   "bert": lambda warmup, total, cooldown: lambda step: 1 - step / total,
-  # The line from the peak at the end of the warm-up to 0 at the last step.
+  # A line from the peak at the end of the warm-up to 0 at the last step.
   "linear": lambda warmup, total, cooldown: (
     lambda step: (total - step) / max(total - warmup, 1)
   ),
-  # Half a cosine between the same two points.
+  # Half a period of a cosine between the same two points.
   "cosine": lambda warmup, total, cooldown: (
     lambda step: (
       0.5 + 0.5 * jnp.cos(jnp.pi * (step - warmup) / max(total - warmup, 1))
     )
   ),
-  # The peak.
+  # The peak throughout.
   "constant": lambda warmup, total, cooldown: jnp.ones_like,
-  # The peak until the cool-down, then 1 - sqrt(share of the cool-down) of it
-  # (arXiv 2405.18392, section 3).
+  # The peak until the cool-down, then the share 1 - sqrt(x) of it, where x is
+  # the part of the cool-down that is over (arXiv 2405.18392, section 3).
   "trapezoid": lambda warmup, total, cooldown: (
     lambda step: (
       1 - jnp.sqrt(jnp.maximum(step - (total - cooldown), 0) / max(cooldown, 1))
@@ -361,7 +354,7 @@ SCHEDULES: dict[str, Callable[..., Callable[[jax.Array], jax.Array]]] = {
 def decay_mask(params: Tree) -> Tree:
   """Returns a tree of bools: whether weight decay applies to a parameter.
 
-  It does to kernels and embeddings, and does not to biases and layer norms.
+  It applies to kernels and embeddings, but not to biases and layer norms.
 
   Example:
     >>> decay_mask({"mlp": {"kernel": 0, "bias": 0}, "norm": {"scale": 0}})
@@ -381,7 +374,7 @@ def _name(path: Any) -> str:
 def _in_float32(
   inner: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-  """Keeps moments and updates in float32 whatever the parameters are in."""
+  """Keeps moments and updates in float32, whatever the parameters' dtype."""
 
   def cast(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
@@ -396,40 +389,32 @@ def _in_float32(
   )
 
 
-def _check_config(config: settings.Optim, total_steps: int) -> None:
-  """Raises ValueError where a value cannot be meant."""
+def _check_config(config: settings.Optim) -> None:
+  """Raises ValueError for what `settings.check`, key by key, lets through."""
   for key, choices in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
     if getattr(config, key) not in choices:
       raise ValueError(
         f"optim.{key}={getattr(config, key)!r} is unknown; use one of"
         f" {', '.join(choices)}"
       )
-  for key in ("learning_rate", "weight_decay", "clip_norm"):
-    if not getattr(config, key) >= 0:
-      raise ValueError(f"optim.{key}={getattr(config, key)} is not 0 or more")
-  for key in ("b1", "b2"):
-    if not 0 <= getattr(config, key) < 1:
+  for key, is_right, wanted in (
+    ("b1", config.b1 < 1, "below 1; BERT uses 0.9"),
+    ("b2", config.b2 < 1, "below 1; BERT uses 0.999"),
+    ("eps", config.eps > 0, "above 0; BERT uses 1e-6"),
+  ):
+    if not is_right:
       raise ValueError(
-        f"optim.{key}={getattr(config, key)} is not at least 0 and below 1"
+        f"optim.{key}={getattr(config, key)}; it must be {wanted}"
       )
-  if not config.eps > 0:
-    raise ValueError(f"optim.eps={config.eps} is not above 0; BERT has 1e-6")
-  if total_steps < 1:
-    raise ValueError(f"total_steps={total_steps} is not 1 or more")
-  if not 0 <= config.warmup_rate <= 1:
-    raise ValueError(
-      f"optim.warmup_rate={config.warmup_rate} is no share of the steps; use 0"
-      " to 1, such as 0.01 for the paper's 10,000 of 1,000,000 steps"
-    )
   if (config.schedule == "trapezoid") != (config.cooldown_rate > 0):
     raise ValueError(
       f"optim.cooldown_rate={config.cooldown_rate} with optim.schedule="
       f"{config.schedule}; the schedule trapezoid needs a cool-down, such as "
       "0.1, and the others have none: set it to 0.0"
     )
-  if not 0 <= config.cooldown_rate <= 1 - config.warmup_rate:
+  if config.cooldown_rate > 1 - config.warmup_rate:
     raise ValueError(
-      f"optim.cooldown_rate={config.cooldown_rate} is no share of the steps "
-      f"beside optim.warmup_rate={config.warmup_rate}; together they must be "
-      "at most 1"
+      f"optim.warmup_rate={config.warmup_rate} and optim.cooldown_rate="
+      f"{config.cooldown_rate} are shares of one run; lower them to at most 1 "
+      "together"
     )

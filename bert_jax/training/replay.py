@@ -1,7 +1,7 @@
-"""Looks into one step of a run: what its batch was, and what it did.
+"""Computes one step of a run again, and shows its batch and its gradients.
 
-Nothing of the run is changed. The state before the step comes from the newest
-checkpoint before it, and from the very steps in between.
+The run is not changed. The state before the step is that of the newest
+checkpoint before it, from which the steps in between are computed again.
 """
 
 import contextlib
@@ -29,34 +29,34 @@ from bert_jax.training import steps
 
 _log = logging.getLogger(__name__)
 
-_SHOWN = 5  # rows, and parameters, of which a line is printed
+_SHOWN = 5  # the number of rows, and of parameters, that are printed
 
 
 class ReplayError(errors.UserError):
-  """The run or the step to look into does not exist."""
+  """The run or the step to compute again does not exist."""
 
 
 def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
-  """Computes a step of a run again, and writes down what it is made of.
+  """Computes a step of a run again, and writes its parts to a file.
 
   Args:
     config: the configuration of the run.
     workdir: the folder of the run.
     step: the step to compute again; the first step is 1.
-    output: a JSON file to write; None = workdir/replay-STEP.json.
+    output: the JSON file to write; None means workdir/replay-STEP.json.
 
   Returns:
-    The content of the file:
-    `metrics` of the step; NaN and infinity are written as text.
-    `examples` of its batch.
-    `rows`, highest loss first: the loss of each row without dropout, the
-    examples in it (null for tasks, whose rows hold several) and its text.
-    `parameters`: the norm of each parameter and of its gradient, those with
-    NaN or infinity first.
+    The content of the file, in which NaN and infinity are text:
+    `metrics`: the metrics of the step.
+    `examples`: the examples of its batch.
+    `rows`, highest loss first: the loss of each row without dropout, its
+    examples (null for tasks, whose rows hold several) and its text.
+    `parameters`, highest gradient first: the norm of each parameter and of its
+    gradient.
 
   Raises:
-    ValueError: the run has no such step, or the workdir is that of a run with
-      another config.
+    ValueError: the run has no such step, or the workdir holds a run of another
+      config.
   """
   meeting.meet("replay", config, [workdir], step=step)
   if not runs.exists(workdir):
@@ -68,11 +68,10 @@ def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
     raise ReplayError(
       f"--replay_step={step}: the run has the steps 1 to {run.total_steps}"
     )
-  place = sharding.batch_sharding(run.mesh)
-  stall = config.train.get("max_stall_secs", 0)  # older runs have none
+  stall = config.train.get("max_stall_secs", 0)  # older runs lack the key
   with jax.set_mesh(run.mesh), peers.watching(stall):
     state, batch = _state_before(run, step)
-    device_batch = sharding.put_global_batch(batch, place)
+    device_batch = sharding.put_global_batch(batch, run.batch_place)
     found = {
       "step": step,
       "examples": run.batches.examples(step - 1),
@@ -98,16 +97,11 @@ def _state_before(
       start, state, _ = run.restore(checkpoints, before=step)
   if start + 1 < step:
     _log.info("computing the steps %d to %d again", start + 1, step - 1)
-  train_step, place = run.train_step(), sharding.batch_sharding(run.mesh)
-  batches = batching.prefetch(
-    run.batches,
-    start,
-    num_threads=run.config.data.num_threads,
-    buffer_size=run.config.data.prefetch_batches,
-  )
+  train_step = run.train_step()
+  batches = run.job.prefetch(run.batches, start)
   for i in range(start + 1, step):
     watchdog.note("computing steps again", i)
-    batch = sharding.put_global_batch(next(batches), place)
+    batch = sharding.put_global_batch(next(batches), run.batch_place)
     state, metrics = train_step(state, batch)
     jax.block_until_ready(metrics)
   return state, next(batches)
@@ -152,7 +146,6 @@ def _look_at_rows(
   """Returns loss, examples and text of every row, highest or NaN first."""
   objective, model = run.job.objective, run.job.model
 
-  @jax.jit
   def compute(params, batch):
     outputs = objective.apply(model, params, batch, deterministic=True)
 
@@ -163,9 +156,7 @@ def _look_at_rows(
 
     return jax.vmap(loss_of)(outputs, batch), batch["input_ids"]
 
-  everywhere = jax.sharding.NamedSharding(
-    run.mesh, jax.sharding.PartitionSpec()
-  )
+  everywhere = jax.sharding.NamedSharding(run.mesh, sharding.P())
   found = jax.jit(compute, out_shardings=everywhere)(state.params, batch)
   row_losses, input_ids = jax.device_get(found)
   examples = run.batches.examples(step - 1)
@@ -174,7 +165,7 @@ def _look_at_rows(
     {
       "row": i,
       "loss": _number(loss),
-      # Of tasks, whose rows hold several, all examples are in one list.
+      # The rows of a task hold several examples each; `examples` has them all.
       "examples": examples[i] if len(examples) == len(row_losses) else None,
       "tokens": " ".join(token(int(x)) for x in ids if x != pad),
     }
@@ -184,7 +175,7 @@ def _look_at_rows(
 
 
 def _number(x: Any) -> float | str:
-  """Returns a number for JSON, which has no NaN or infinity: these are text."""
+  """Returns a number for JSON; NaN and infinity, which JSON lacks, as text."""
   value = float(np.asarray(x))
   return value if math.isfinite(value) else str(value)
 
@@ -203,4 +194,4 @@ def _show(found: dict[str, Any]) -> None:
     print(f"    {row['tokens'][:200]}")
   print("parameters, by the norm of their gradient:")
   for row in found["parameters"][:_SHOWN]:
-    print(f"  {row['grad_norm']}  {row['name']}, itself {row['norm']}")
+    print(f"  {row['grad_norm']}  {row['name']}, whose norm is {row['norm']}")

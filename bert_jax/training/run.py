@@ -1,4 +1,4 @@
-"""One run while it trains: its checkpoints, its log and its bad steps."""
+"""A run while it trains: its checkpoints, its log and its bad steps."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -27,24 +27,26 @@ _log = logging.getLogger(__name__)
 
 
 class DivergedError(RuntimeError):
-  """The loss or a gradient became NaN or infinite, or the loss a spike."""
+  """The loss or a gradient became NaN or infinite, or the loss had a spike."""
 
   exit_status = 1
 
 
 class Run:
-  """What the loop of training asks of the run that it trains.
+  """The run that the training loop trains.
 
   Attributes:
+    session: the session of the run.
+    job: the job to train.
     config: the whole configuration.
-    mesh: of devices.
+    mesh: the mesh of devices.
     total_steps: the last step.
     batches: the batches of this host, by step.
     batch_place: the sharding of a batch on the mesh.
-    workdir: of the run.
-    profile_folder: the same.
-    checkpoints: of the workdir, once the run is open.
-    mean_loss: of the steps since the last line of the log.
+    workdir: the folder of the run.
+    profile_folder: the folder that profiles are written to; the workdir.
+    checkpoints: the checkpoints of the workdir, once the run is open.
+    mean_loss: the mean loss of the steps since the last line of the log.
   """
 
   checkpoints: checkpoint.Checkpoints
@@ -53,7 +55,7 @@ class Run:
     """Opens nothing yet."""
     self.session = opened
     self.workdir = self.profile_folder = opened.workdir
-    self.config, self.mesh = opened.config, opened.mesh
+    self.job, self.config, self.mesh = opened.job, opened.config, opened.mesh
     self.total_steps = opened.total_steps
     self.batches: batching.Batches = opened.batches
     self.batch_place = opened.batch_place
@@ -66,7 +68,7 @@ class Run:
   def open(self) -> Iterator[None]:
     """A context in which the run has its workdir for itself.
 
-    At its end, what is being written is finished and closed.
+    Leaving it waits for unfinished writes and closes the files.
     """
     os.makedirs(self.workdir, exist_ok=True)
     with meeting.lock(self.workdir):
@@ -79,43 +81,34 @@ class Run:
             self._written.close()
 
   def restore(self, before: int | None = None) -> tuple[int, steps.TrainState]:
-    """Returns the step to go on from, and its state.
-
-    The state is that of the newest sound checkpoint; without one it is made of
-    the weights of `init_from`, or fresh.
-
-    Args:
-      before: a step; only earlier ones are looked at. See Session.restore.
-    """
+    """Returns the step to go on from, and its state; see `Session.restore`."""
     start, state, self.mean_loss = self.session.restore(
       self.checkpoints, before
     )
     return start, state
 
-  def begin(self, start: int) -> meter_lib.Meter:
+  def begin(
+    self, start: int, meter: meter_lib.Meter | None = None
+  ) -> meter_lib.Meter:
     """Writes run.json and the vocabulary, and opens the log, on the first host.
 
     Args:
       start: the step from which the run is resumed. Later steps are removed
         from the log.
+      meter: the meter of several runs; None means one for this run alone.
 
     Returns:
-      The meter of its speed.
+      The meter of the speed, which also shows the lines of the log.
     """
-    meter = meter_lib.Meter(
-      start, self.total_steps, self.mesh, self.session.job.step_flops
+    opened = self.session
+    self._meter = meter or meter_lib.Meter(
+      start, self.total_steps, self.mesh, opened.job.step_flops
     )
-    self.begin_log(start, meter)
-    return meter
-
-  def begin_log(self, start: int, meter: meter_lib.Meter) -> None:
-    """As `begin`, with a meter that shows the lines of several runs."""
-    self._meter, opened = meter, self.session
     if start:
       _log.info("going on from step %d of %s", start, self.workdir)
       if other := resume.other_code(self.workdir, opened.run):
         _log.warning(
-          "%s: %s; to go on to the bit, use what it was begun with",
+          "%s: %s; to get the same bits, use the version that it began with",
           self.workdir,
           other,
         )
@@ -130,23 +123,24 @@ class Run:
         opened.run["config"],
         opened.metrics,
       )
+    return self._meter
 
   def train_step(self) -> Any:
     """Returns the jitted step: (state, batch) -> (state, metrics)."""
     return self.session.train_step()
 
   def evaluate(self, params: Any) -> dict[str, float]:
-    """Returns eval/NAME of every metric."""
+    """Returns the value of every metric, by the key eval/NAME."""
     return self.session.evaluator(params)
 
   def has_evaluation(self, start: int) -> bool:
-    """Returns whether the log has an evaluation of the step it began at."""
+    """Returns whether the log had an evaluation of this step when it opened."""
     return hosts.from_first(
       self._written is not None and self._written.has(start, "eval/")
     )
 
   def report(self, step: int, row: dict[str, float]) -> None:
-    """Writes a line of metrics, and shows it, on the first host."""
+    """Writes a line of metrics and shows it, on the first host."""
     if self._written:
       self._written.write(step, row)
       self._meter.show(self.workdir, step, row)
@@ -156,6 +150,10 @@ class Run:
 
     train/loss is the mean over the steps since the last line, without skipped
     steps. If all were skipped, the line has no train/loss.
+
+    Args:
+      step: the number of updates.
+      speed: further metrics for the line, from `Meter.speed`.
     """
     self.checkpoints.check()
     values, mean = dict(self._values), self.mean_loss.take()
@@ -177,9 +175,9 @@ class Run:
 
     Args:
       step: the number of updates.
-      state: the state after them.
+      state: the state after these updates.
       evaluation: the metrics of that state; {} if it was not evaluated.
-      always: False = save it only if its evaluation is the best so far.
+      always: False means to save it only if its evaluation is the best so far.
     """
     watchdog.note("saving", step)
     save = self.checkpoints.save if always else self.checkpoints.save_if_best
@@ -190,7 +188,7 @@ class Run:
     """Checks the steps since the last check; see `check`.
 
     Args:
-      found: (step, metrics) of these steps, on the host.
+      found: (step, metrics) of each of these steps, on the host.
       params: the parameters after the newest step.
     """
     self.check(found, float(jax.device_get(self._norm(params))))
@@ -198,15 +196,15 @@ class Run:
   def check(
     self, found: Sequence[tuple[int, dict[str, Any]]], param_norm: float
   ) -> None:
-    """Checks the steps since the last check, and keeps the newest to be logged.
+    """Checks the steps since the last check, and keeps the newest for the log.
 
     Metrics that are NaN or infinite are not logged, and neither are those that
     only the guard needs. The losses of good steps are added up.
 
     Args:
-      found: (step, metrics) of these steps.
-      param_norm: the norm of the parameters after the newest step. (The loss of
-        that step is one of the parameters before it.)
+      found: (step, metrics) of each of these steps.
+      param_norm: the norm of the parameters after the newest step. The loss of
+        that step belongs to the parameters before it.
 
     Raises:
       DivergedError: a step was bad, or the norm is NaN or infinite.
@@ -251,9 +249,8 @@ class Run:
         },
       )
     which = (
-      f"Which examples it had is in {self.workdir}/bad_steps.jsonl; "
-      f"--mode=train --replay_step={step} --workdir={self.workdir} looks "
-      "into it. "
+      f"{self.workdir}/bad_steps.jsonl lists its examples; --mode=train "
+      f"--replay_step={step} --workdir={self.workdir} computes it again. "
     )
     if not skips:
       self._stop(
@@ -263,8 +260,8 @@ class Run:
       )
     if values["skipped_steps"] > settings.max_skipped_steps:
       self._stop(
-        f"{reason}; it is one more than train.max_skipped_steps="
-        f"{settings.max_skipped_steps} that may be skipped",
+        f"{reason}; this is one more than train.max_skipped_steps="
+        f"{settings.max_skipped_steps}, which may be skipped",
         which + "Raise that number to go on. ",
       )
     _log.warning("%s; skipped", reason)

@@ -1,8 +1,7 @@
-"""A training run before its first step: what can be refused is refused here."""
+"""Opens a training run, and refuses before the first step what does not fit."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import logging
 from typing import Any
 
 import jax
@@ -25,28 +24,28 @@ from bert_jax.training import jobs
 from bert_jax.training import meeting
 from bert_jax.training import optim
 from bert_jax.training import steps
-
-_log = logging.getLogger(__name__)
+from bert_jax.training.job import Evaluator
+from bert_jax.training.job import Job
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What a training compiles. It takes shapes of data, and no data.
+  """All that a training compiles; it holds the shapes of data, and no data.
 
   Attributes:
     config: the whole configuration, with the shape of the model.
-    mesh: of devices, which need not be here.
-    job: what is trained.
-    batch: shapes of a global batch.
-    optimizer: of the parameters.
+    mesh: the mesh of devices, which need not belong to this machine.
+    job: the job to train.
+    batch: the shapes of a global batch.
+    optimizer: the optimizer of the parameters.
     schedule: step -> learning rate.
-    abstract: shapes of the train state.
-    place: shardings of the train state.
+    abstract: the shapes of the train state.
+    place: the shardings of the train state.
   """
 
   config: Config
   mesh: jax.sharding.Mesh
-  job: jobs.Job
+  job: Job
   batch: Mapping[str, jax.ShapeDtypeStruct]
   optimizer: optax.GradientTransformationExtraArgs
   schedule: optax.Schedule
@@ -55,7 +54,7 @@ class Program:
 
   @property
   def total_steps(self) -> int:
-    """Steps of the training."""
+    """The number of steps of the training."""
     return self.job.total_steps
 
   @property
@@ -70,25 +69,19 @@ class Program:
     return sharding.batch_sharding(self.mesh)
 
   def init_state(self, rng: jax.Array) -> steps.TrainState:
-    """Makes a random state of step 0; call it under `jax.jit`."""
+    """Returns a random state at step 0; call it under `jax.jit`."""
     return _init_state(self.job, self.optimizer, self.batch, rng)
 
   def train_step(self) -> Any:
-    """The jitted step: (state, device batch) -> (state, metrics)."""
+    """Returns the jitted step: (state, device batch) -> (state, metrics)."""
     return steps.jit_train_step(
-      self.config,
-      self.job.model,
-      self.job.objective,
-      self.optimizer,
-      self.schedule,
-      self.rngs[1],
-      self.mesh,
-      self.place,
+      self.job, self.optimizer, self.schedule, self.rngs[1], self.place
     )
 
   def trace(self) -> Any:
-    """Traces the step, to be lowered and compiled; nothing is computed."""
-    step = self.train_step()  # makes keys, which devices have to be here for
+    """Traces the step for lowering and compilation; nothing is computed."""
+    # The step needs random keys, which only devices of this machine can make.
+    step = self.train_step()
     with jax.set_mesh(self.mesh):
       return step.trace(self.abstract, self.batch)
 
@@ -98,26 +91,26 @@ class Session(Program):
   """A program with all that a run of it needs. Nothing is compiled or written.
 
   Attributes:
-    workdir: of the run.
-    batches: of training, by step.
-    evaluator: of the job.
-    imported: parameters to start from, None in it where they start fresh; or
-      None.
-    run: what run.json is to say.
-    metrics: names of what an evaluation finds.
+    workdir: the folder of the run.
+    batches: the training batches, by step.
+    evaluator: the held-out evaluation of the job.
+    imported: the parameters to start from, with None for each parameter that
+      starts fresh; or None if all start fresh.
+    run: the content of run.json.
+    metrics: the keys of what an evaluation returns.
   """
 
   workdir: str
   batches: batching.TrainBatches
-  evaluator: jobs.Evaluator
+  evaluator: Evaluator
   imported: Any
   run: dict[str, Any]
   metrics: list[str]
 
   def checkpoints(self) -> checkpoint.Checkpoints:
-    """Opens those of the workdir; close them."""
+    """Opens the checkpoints of the workdir; the caller closes them."""
     settings = self.config.checkpoint
-    # Of models that train together one may be a save ahead of the others.
+    # Of models that train together, one may be a save ahead of the others.
     least = 2 if sharding.SEED_AXIS in self.mesh.shape else 1
     return checkpoint.Checkpoints(
       self.workdir,
@@ -127,14 +120,11 @@ class Session(Program):
     )
 
   def fresh_state(self) -> steps.TrainState:
-    """The state at step 0: of the weights to start from, or random."""
+    """Returns the state at step 0, with the weights to start from if any."""
     init = jax.jit(self.init_state, out_shardings=self.place)
     state = init(self.rngs[0])
-    if self.imported is not None:
-      state = state.replace(
-        params=init_from.place_params(state.params, self.imported)
-      )
-    return state
+    params = init_from.place_params(state.params, self.imported)
+    return state.replace(params=params)
 
   def restore(
     self, checkpoints: checkpoint.Checkpoints, before: int | None = None
@@ -142,16 +132,16 @@ class Session(Program):
     """Reads the newest sound checkpoint onto the mesh.
 
     Args:
-      checkpoints: of the workdir.
-      before: a step; only those of earlier ones are looked at, and none that
-        is damaged is set aside.
+      checkpoints: the checkpoints of the workdir.
+      before: a step; only checkpoints of earlier steps are read, and a damaged
+        one is not set aside.
 
     Returns:
       The step, the state and the sum of the losses that are not logged yet;
-      those of step 0 where there is no checkpoint.
+      those of step 0 if the workdir has no checkpoint.
 
     Raises:
-      checkpoint.CheckpointError: there are some, and none can be read.
+      checkpoint.CheckpointError: there are checkpoints, but all are damaged.
     """
     watchdog.note("restoring or initialising the state")
     if checkpoints.latest_step(before) is None:
@@ -160,7 +150,7 @@ class Session(Program):
     step, params, rest = checkpoints.restore_newest(
       wanted.params, rest_of(wanted, None), before
     )
-    if "guard" not in rest:  # of a run begun before there was one
+    if "guard" not in rest:  # an older version wrote this checkpoint
       rest["guard"] = jax.device_put(steps.Guard.fresh(), self.place.guard)
     mean_loss = averages.MeanLoss.from_bits(rest.pop("train_loss", None))
     return step, steps.TrainState(params=params, **rest), mean_loss
@@ -168,7 +158,7 @@ class Session(Program):
   def find_sound(
     self, checkpoints: checkpoint.Checkpoints
   ) -> tuple[int | None, dict[int, str]]:
-    """The newest sound checkpoint, and what is wrong with newer ones."""
+    """Returns the newest sound step, and what is wrong with newer steps."""
     wanted = self._placed()
     found, problems = checkpoints.find_sound(
       wanted.params, rest_of(wanted, None)
@@ -176,7 +166,7 @@ class Session(Program):
     return found[0] if found else None, problems
 
   def _placed(self) -> steps.TrainState:
-    """Shapes and shardings of the state in one tree."""
+    """Returns the shapes and shardings of the state in one tree."""
     return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       self.abstract,
@@ -190,16 +180,15 @@ def rest_of(
   """Returns what a checkpoint keeps beside the parameters.
 
   Args:
-    state: of the training: arrays of jax or numpy, or shapes with shardings.
-    mean_loss: of the same run; None where `state` has shapes.
+    state: the train state: arrays of jax or numpy, or shapes with shardings.
+    mean_loss: the mean loss of the same run; None if `state` has shapes.
   """
-  place = getattr(state.step, "sharding", None)  # replicated; None = of numpy
-  if mean_loss is None:
-    bits: Any = jax.ShapeDtypeStruct((3,), jnp.uint32, sharding=place)
-  else:
-    values = bits = mean_loss.bits()
+  place = getattr(state.step, "sharding", None)  # replicated; None = numpy
+  bits: Any = jax.ShapeDtypeStruct((3,), jnp.uint32, sharding=place)
+  if mean_loss is not None:
+    bits = mean_loss.bits()
     if place is not None:
-      bits = jax.make_array_from_callback((3,), place, lambda i: values[i])
+      bits = init_from.place_array(bits, place)
   return {
     "step": state.step,
     "opt_state": state.opt_state,
@@ -213,14 +202,14 @@ def open_mesh(
   devices: Sequence[Any] | None = None,
   seed_axis: int | None = None,
 ) -> jax.sharding.Mesh:
-  """Makes the mesh of a config, and checks what has to fit it.
+  """Makes the mesh of a config, and checks that model and batch fit it.
 
   Args:
     config: the whole configuration.
-    devices: all of them, which need not be here; None = those that are here,
-      whose memory is then checked, too.
-    seed_axis: size of the mesh axis of models that train together; None = the
-      run trains one, alone.
+    devices: all devices, which need not belong to this machine. None means
+      those of this job, whose memory is then checked, too.
+    seed_axis: the size of the mesh axis for models that train together; None
+      means that the run trains one model.
 
   Raises:
     ValueError: the mesh, the model or the batch does not fit the devices.
@@ -232,7 +221,7 @@ def open_mesh(
   if devices is None:
     checks.check_memory(config, mesh)
   programs.check_parts(config.model.attention, mesh.shape["tensor"])
-  if config.objective != "task":  # which fills its rows up by itself
+  if config.objective != "task":  # the batches of a task are filled up
     sharding.check_batch_size(
       config.data.batch_size, mesh, config.optim.num_micro_batches
     )
@@ -240,19 +229,20 @@ def open_mesh(
 
 
 def open_program(
-  job: jobs.Job,
+  job: Job,
   mesh: jax.sharding.Mesh,
   batch: Mapping[str, jax.ShapeDtypeStruct],
 ) -> Program:
   """Makes what a job compiles on a mesh.
 
   Args:
-    job: what is trained.
-    mesh: of devices, which need not be here.
-    batch: shapes of a global batch.
+    job: the job to train.
+    mesh: the mesh of devices, which need not belong to this machine.
+    batch: the shapes of a global batch.
 
   Raises:
-    ValueError: the optimizer or a sharding rule does not fit.
+    ValueError: a setting of the optimizer is out of range, or a sharding rule
+      does not fit.
   """
   config = job.config
   optimizer, schedule = optim.make_optimizer(config.optim, job.total_steps)
@@ -264,7 +254,7 @@ def open_program(
 
 
 def _init_state(job, optimizer, batch, rng) -> steps.TrainState:
-  # Only the shapes of a batch matter, and one row is enough.
+  # Only the shapes of the batch matter, and one row is enough.
   row = {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in batch.items()}
   return steps.init_state(job.model, job.objective, optimizer, rng, row)
 
@@ -276,11 +266,12 @@ def open_abstract(
 
   Args:
     config: the whole configuration.
-    devices: all of them, which need not be here.
-    seed_axis: as for `open_mesh`.
+    devices: all devices, which need not belong to this machine.
+    seed_axis: see `open_mesh`.
 
   Raises:
-    ValueError: the config does not fit itself, the weights or the devices.
+    ValueError: the config is not valid, or does not fit the weights or the
+      devices.
   """
   checks.check_settings(config)
   mesh = open_mesh(config, devices, seed_axis)
@@ -295,16 +286,16 @@ def open_abstract(
 def open_session(
   config: Config, workdir: str, seed_axis: int | None = None
 ) -> Session:
-  """Makes what a config describes, and finds what does not fit.
+  """Opens the session of a config, and checks that everything fits.
 
   Args:
     config: the whole configuration (docs/config.md).
-    workdir: of the run, which need not exist yet.
-    seed_axis: as for `open_mesh`.
+    workdir: the folder of the run, which need not exist yet.
+    seed_axis: see `open_mesh`.
 
   Raises:
-    ValueError: config, data, weights or workdir do not fit; nothing was
-      changed.
+    ValueError: the config is not valid, or config, data, weights and workdir do
+      not fit each other. Nothing was changed.
   """
   checks.check_settings(config)
   checkpoint.check_path(workdir)
@@ -318,15 +309,15 @@ def open_session(
 def open_with_data(
   workdir: str,
   mesh: jax.sharding.Mesh,
-  job: jobs.Job,
+  job: Job,
   pretrained: Any,
   batches: batching.TrainBatches,
-  evaluator: jobs.Evaluator,
+  evaluator: Evaluator,
 ) -> Session:
-  """Does the last part of `open_session`, which opened the arguments."""
+  """Does the last part of `open_session`, which opens the arguments first."""
   config = job.config
   profiling.check_steps(config.train.profile_steps, job.total_steps)
-  count = jax.process_count()  # whose rows are as many
+  count = jax.process_count()  # all processes have the same number of rows
   batch = {
     name: jax.ShapeDtypeStruct((len(x) * count, *x.shape[1:]), x.dtype)
     for name, x in batches[0].items()

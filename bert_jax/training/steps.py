@@ -1,7 +1,7 @@
-"""The train state, and the jitted functions of it: initialise, train, evaluate.
+"""The train state, and its pure functions: initialise, train, evaluate.
 
-Pure: arrays in, arrays out. What is random in a step is a function of (seed,
-step), so nothing random is part of the state.
+The random numbers of a step are a function of (seed, step), so the state holds
+no random key.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from bert_jax.kinds import kind
 from bert_jax.kinds import losses
 from bert_jax.kinds import pretraining
 from bert_jax.runtime import sharding
-from bert_jax.runtime.settings import Config
 from bert_jax.training import optim
+from bert_jax.training.job import Job
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
-# The mean that a loss is held against forgets a half in 34 steps, and is held
-# against nothing before it knows of 20.
+# A loss is compared with a decayed mean, in which a loss counts half after 34
+# steps, and which is not used before it holds 20 losses.
 _MEAN_DECAY = 0.98
 _LEAST_STEPS = 20
 
@@ -35,9 +35,9 @@ class Guard:
   """Statistics that tell whether a step's loss is bad. All are scalars.
 
   Attributes:
-    total: decayed sum of the losses of good steps, float32.
-    weight: the same sum of ones, float32.
-    skipped: steps that changed nothing, int32.
+    total: the decayed sum of the losses of good steps, float32.
+    weight: the same sum with ones instead of losses, float32.
+    skipped: the number of bad steps so far, int32.
   """
 
   total: jax.Array
@@ -46,20 +46,20 @@ class Guard:
 
   @classmethod
   def fresh(cls) -> "Guard":
-    """That of a run before its first step."""
-    # An array each: a step takes their memory, of each once.
-    kinds = (jnp.float32, jnp.float32, jnp.int32)
-    return cls(*(jnp.zeros((), kind) for kind in kinds))
+    """Returns the guard of a run before its first step."""
+    # Separate arrays, because the step donates the memory of each.
+    dtypes = (jnp.float32, jnp.float32, jnp.int32)
+    return cls(*(jnp.zeros((), dtype) for dtype in dtypes))
 
   def is_bad(
     self, loss: jax.Array, grad_norm: jax.Array, spike_factor: float
   ) -> jax.Array:
-    """Whether a step is bad: no finite numbers, or a loss out of proportion.
+    """Returns whether a step is bad: NaN, infinity or a spike of the loss.
 
     Args:
-      loss: of the step.
-      grad_norm: of the step.
-      spike_factor: a loss above so many times the mean is bad; 0 = none is.
+      loss: the loss of the step.
+      grad_norm: the norm of its gradient.
+      spike_factor: how many times the mean a loss may be; 0 = no limit.
     """
     bad = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
     if spike_factor:
@@ -68,7 +68,7 @@ class Guard:
     return bad
 
   def after(self, bad: jax.Array, loss: jax.Array) -> "Guard":
-    """The guard after a step."""
+    """Returns the guard after a step with this loss."""
     new = 1 - _MEAN_DECAY
     return Guard(
       jnp.where(bad, self.total, _MEAN_DECAY * self.total + new * loss),
@@ -79,13 +79,13 @@ class Guard:
 
 @flax.struct.dataclass
 class TrainState:
-  """All that training changes.
+  """All arrays that training changes.
 
   Attributes:
-    step: number of steps made, int32 scalar.
-    params: parameters, in model.param_dtype.
-    opt_state: the optimizer's moments and counts.
-    guard: knows bad steps.
+    step: the number of steps made, int32 scalar.
+    params: the parameters, in model.param_dtype.
+    opt_state: the moments and counts of the optimizer.
+    guard: the statistics that find bad steps.
   """
 
   step: jax.Array
@@ -101,14 +101,14 @@ def init_state(
   rng: jax.Array,
   batch: Batch,
 ) -> TrainState:
-  """A fresh state; call it under jit with the state's shardings.
+  """Returns a fresh state; call it under jit with the state's shardings.
 
   Args:
-    model: to initialise.
-    objective: its kind.
-    optimizer: from optim.make_optimizer.
-    rng: key of the initialisation.
-    batch: any batch; only shapes matter, one row is enough.
+    model: the module to initialise.
+    objective: the kind of the training.
+    optimizer: the optimizer, from `optim.make_optimizer`.
+    rng: the key of the initialisation.
+    batch: any batch; only its shapes matter, and one row is enough.
   """
   inputs: dict[str, Any] = objective.arguments(batch)
   params = model.init(rng, **inputs)["params"]
@@ -121,14 +121,14 @@ def init_state(
 
 
 def _sum_over_parts(compute, variables, batch, count, rng):
-  """Adds up what a function finds for each of the parts of a batch.
+  """Returns the sum of a function over the parts of a batch.
 
   Args:
     compute: (variables, rows, rng) -> a tree of arrays.
     variables: the same for all parts.
-    batch: [B, ...] each.
-    count: k; row i belongs to part i mod k.
-    rng: key, from which each part gets its own.
+    batch: arrays [B, ...].
+    count: the number of parts k; row i belongs to part i mod k.
+    rng: the key from which each part derives its own.
   """
 
   def part(x):  # [B, ...] -> [k, B / k, ...]
@@ -156,26 +156,28 @@ def make_gradients(
   sparse_words: bool = False,
   place: Any = None,
 ) -> Callable[..., tuple[jax.Array, Metrics, Any, dict[str, Any]]]:
-  """Returns (params, batch, step) -> (loss, terms of it, gradients, extra).
+  """Returns (params, batch, step) -> (loss, its terms, gradients, extra).
 
   With micro-batches the gradient is that of the whole batch: each term of the
   loss is divided by its weight in the whole batch before gradients are added.
-  Rows are dealt out to the micro-batches in turns, so none leaves its device.
-  `extra` goes to the optimizer's update.
+  Consecutive rows go to different micro-batches, so that every row stays on its
+  device. `extra` holds keyword arguments for the optimizer's update.
 
   Args:
-    model: takes objective.inputs and a `dropout` rng, and has `hooks`.
-    objective: losses and their weights.
-    rng: key that dropout is derived from, with the step folded in.
+    model: a module that takes objective.inputs and a `dropout` rng, and has
+      `hooks`.
+    objective: the kind of the training, which gives losses and their weights.
+    rng: the key of dropout, into which the step is folded.
     num_micro_batches: k; k > 1 computes B / k rows at a time.
-    sparse_words: where the model only looks words up, the gradient of the word
-      table is 0 but for those of the batch. They alone are then computed,
-      unless they are many; the numbers are the same. For one device.
-    place: shardings of the parameters, which gradients keep until they are
-      whole: moments that are cut further would have the compiler send some of
-      them several times, and those of every micro-batch.
+    sparse_words: whether to compute the gradient of the word table for the
+      words of the batch alone, if the model only looks words up and the batch
+      has few. All other rows have the gradient 0, so the numbers are the same.
+      It is ignored on several devices.
+    place: the shardings of the parameters. Gradients keep them until they are
+      summed: if the moments are sharded further, the compiler would otherwise
+      send some gradients several times, and those of every micro-batch.
 
-  Source: BERT paper, appendix A.2; accumulation as users asked of the original.
+  Source: BERT paper, appendix A.2.
   """
   hooks = model.hooks
   is_cut = place is not None and jax.tree.leaves(place)[0].mesh.size > 1
@@ -183,24 +185,18 @@ def make_gradients(
   def gradients(params, batch, step):
     loss_of = functools.partial(_loss, objective, objective.weights(batch))
     flat = hooks.for_gradients(params)
-    few = extra = None
-    if num_micro_batches == 1 and not is_cut and sparse_words:
-      few = hooks.of_words(flat, batch["input_ids"])
     key = jax.random.fold_in(rng, step)
     if num_micro_batches > 1 or is_cut:
       found = _of_parts(
         loss_of, model, flat, batch, key, num_micro_batches, place
       )
-    elif few is not None:
-      small, rows, places = few
-      extra = {"rows": batch["input_ids"].reshape(-1)}
-      found = _of_batch(
-        loss_of, small, rows, batch | {"input_ids": places}, key
-      )
-    else:
-      found = _of_batch(loss_of, model, flat, batch, key)
-    loss, terms, grads = found
-    return loss, terms, grads, extra or {}
+      return *found, {}
+    few = hooks.of_words(flat, batch["input_ids"]) if sparse_words else None
+    if few is None:
+      return *_of_batch(loss_of, model, flat, batch, key), {}
+    small, rows, places = few
+    found = _of_batch(loss_of, small, rows, batch | {"input_ids": places}, key)
+    return *found, {"rows": batch["input_ids"].reshape(-1)}
 
   return gradients
 
@@ -209,13 +205,13 @@ def _loss(objective, weights, model, variables, batch, rng):
   """Returns the loss and its terms.
 
   Args:
-    objective: losses of a batch.
-    weights: of each term, in the whole batch.
+    objective: the kind of the training.
+    weights: the weight of each term in the whole batch.
     model: the module.
-    variables: (parameters in the form of `hooks.for_gradients`, those of
-      `hooks.second_use` or None).
-    batch: [B, ...] each, or a part of the batch.
-    rng: key of dropout.
+    variables: the parameters in the form of `hooks.for_gradients`, and those of
+      `hooks.second_use` or None.
+    batch: arrays [B, ...], or a part of the batch.
+    rng: the key of dropout.
   """
   params, second = variables
   outputs = objective.apply(
@@ -234,7 +230,7 @@ def _loss(objective, weights, model, variables, batch, rng):
 
 
 def _of_batch(loss_of, model, params, batch, rng):
-  """Returns loss, terms and gradients of a batch at once, on one device."""
+  """Returns loss, terms and gradients of a whole batch on one device."""
   compute = jax.value_and_grad(functools.partial(loss_of, model), has_aux=True)
   (loss, terms), (grads, _) = compute((params, None), batch, rng)
   return loss, terms, model.hooks.as_stored(grads)
@@ -243,8 +239,8 @@ def _of_batch(loss_of, model, params, batch, rng):
 def _of_parts(loss_of, model, params, batch, rng, count, place):
   """Returns loss, terms and gradients of a batch in parts, on any mesh.
 
-  A parameter that is used twice has two gradients, each of which is summed over
-  the devices once, after the last part.
+  A parameter that the model uses twice has two gradients, and each of them is
+  summed over the devices once, after the last part.
   """
   hooks = model.hooks
   variables = (params, hooks.second_use(params))
@@ -272,17 +268,17 @@ def make_train_step(
   """Returns (state, batch) -> (state, metrics), to be jitted.
 
   Args:
-    gradients: from `make_gradients`.
-    optimizer: of the parameters.
+    gradients: the function from `make_gradients`.
+    optimizer: the optimizer of the parameters.
     schedule: step -> learning rate, for the log.
-    skip_bad: a bad step leaves parameters and moments as they are. It counts as
-      a step all the same: the learning rate and the data go on.
+    skip_bad: whether a bad step leaves parameters and moments unchanged. It
+      still counts as a step: the learning rate and the data go on.
     spike_factor: see `Guard.is_bad`.
 
   Returns:
-    The step. Its metrics are float32 scalars: loss, each term of it, grad_norm,
-    learning_rate; of the guard bad_step (0 or 1), mean_loss before the step,
-    and skipped_steps so far.
+    The step. Its metrics are float32 scalars: loss, each of its terms,
+    grad_norm and learning_rate; and from the guard bad_step (0 or 1), mean_loss
+    before the step, and skipped_steps so far.
   """
 
   def train_step(state, batch):
@@ -315,24 +311,21 @@ def make_train_step(
   return train_step
 
 
-def _make_step(
-  config: Config,
-  model: nn.Module,
-  objective: kind.Kind,
+def _make_job_step(
+  job: Job,
   optimizer: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
   rng: jax.Array,
-  mesh: jax.sharding.Mesh,
   place: Any,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-  """The step that a config describes; arguments as of `jit_train_step`."""
+  """Returns the step of a job; the arguments are those of `jit_train_step`."""
+  config = job.config
   gradients = make_gradients(
-    model,
-    objective,
+    job.model,
+    job.objective,
     rng,
     config.optim.num_micro_batches,
-    sparse_words=mesh.size == 1
-    and optim.OPTIMIZERS[config.optim.name].takes_rows,
+    sparse_words=optim.OPTIMIZERS[config.optim.name].takes_rows,
     place=place.params,
   )
   return make_train_step(
@@ -345,33 +338,28 @@ def _make_step(
 
 
 def jit_train_step(
-  config: Config,
-  model: nn.Module,
-  objective: kind.Kind,
+  job: Job,
   optimizer: optax.GradientTransformationExtraArgs,
   schedule: optax.Schedule,
   rng: jax.Array,
-  mesh: jax.sharding.Mesh,
   place: Any,
 ) -> Any:
-  """The step as it is compiled, for training and for plans alike.
+  """Returns the step as it is compiled, for training and for plans alike.
 
   Args:
-    config: the whole configuration.
-    model: as for `make_gradients`.
-    objective: losses and their weights.
-    optimizer: of the parameters.
+    job: the model, its objective and the config.
+    optimizer: the optimizer of the parameters.
     schedule: step -> learning rate.
-    rng: key of dropout.
-    mesh: that it runs on.
-    place: shardings of the train state, from `sharding.place_state`.
+    rng: the key of dropout.
+    place: the shardings of the train state, from `sharding.place_state`.
 
   Returns:
-    The jitted step; it takes the memory of the state that it is given.
+    The jitted step, which donates the memory of the state that it is given.
   """
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  mesh = place.step.mesh
+  everywhere = jax.sharding.NamedSharding(mesh, sharding.P())
   return jax.jit(
-    _make_step(config, model, objective, optimizer, schedule, rng, mesh, place),
+    _make_job_step(job, optimizer, schedule, rng, place),
     donate_argnums=0,
     in_shardings=(place, sharding.batch_sharding(mesh)),
     out_shardings=(place, everywhere),
@@ -379,38 +367,31 @@ def jit_train_step(
 
 
 def jit_members_step(
-  config: Config,
-  model: nn.Module,
-  objective: kind.Kind,
+  job: Job,
   make_optimizer: Callable[[jax.Array], tuple[Any, optax.Schedule]],
-  mesh: jax.sharding.Mesh,
   place: Any,
 ) -> Any:
-  """The step of K models at once, which differ in seed and learning rate.
+  """Returns the step of K models, which differ in seed and learning rate.
 
   Args:
-    config: the whole configuration, but for these two.
-    model: as for `make_gradients`.
-    objective: losses and their weights.
-    make_optimizer: peak of the learning rate, a scalar array -> as
+    job: the job of one of the models.
+    make_optimizer: the highest learning rate, a scalar array -> the same as
       `optim.make_optimizer`.
-    mesh: with the axis "seed", which the models are dealt out over.
-    place: shardings of the train state of one of them.
+    place: the shardings of the train state of one model, on a mesh with the
+      axis "seed".
 
   Returns:
     The jitted step: (states, batches, keys of dropout [K], learning rates [K])
-    -> (states, metrics), all stacked on axis 0. It takes the states' memory.
+    -> (states, metrics), all stacked on axis 0. It donates the states' memory.
   """
 
   def train_step(state, batch, rng, learning_rate):
     optimizer, schedule = make_optimizer(learning_rate)
-    step = _make_step(
-      config, model, objective, optimizer, schedule, rng, mesh, place
-    )
-    return step(state, batch)
+    return _make_job_step(job, optimizer, schedule, rng, place)(state, batch)
 
+  mesh = place.step.mesh
   rows = sharding.batch_sharding(mesh)
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  everywhere = jax.sharding.NamedSharding(mesh, sharding.P())
   states, batches, each = (
     sharding.of_members(x, mesh) for x in (place, rows, everywhere)
   )
@@ -427,8 +408,8 @@ def make_eval_step(
 ) -> Callable[[Any, Batch, jax.Array], kind.Sums]:
   """Returns (params, batch, unigram log-probabilities [V]) -> sums.
 
-  The sums are (sum, weight) pairs over the global batch: the objective's
-  metrics and the baseline on the same positions.
+  The sums are (sum, weight) pairs over the global batch: the metrics of the
+  objective, and those of the unigram baseline on the same positions.
   """
 
   def eval_step(params, batch, log_probs):
@@ -445,8 +426,8 @@ def make_predict_step(
 ) -> Callable[[Any, Batch], tuple[Any, kind.Sums]]:
   """Returns (params, batch) -> (outputs, sums).
 
-  The outputs are the model's, of every row; the sums are the objective's
-  metrics, {} where the batch has no labels.
+  The outputs are those of the model for every row. The sums are the metrics of
+  the objective; {} if the batch has no labels.
   """
 
   def predict_step(params, batch):

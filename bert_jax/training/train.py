@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from bert_jax.data import batching
 from bert_jax.runtime import bars
 from bert_jax.runtime import peers
 from bert_jax.runtime import preemption
@@ -35,14 +34,15 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     The metrics of the last evaluation; {} if the run was finished before.
 
   Raises:
-    ValueError: config, data or workdir cannot be used; nothing was changed.
+    ValueError: the config, the data or the workdir cannot be used; nothing was
+      changed.
     run.DivergedError: a loss is NaN, infinite or a spike; the last checkpoint
       is sound.
-    preemption.PreemptedError: a signal told it to stop (SIGTERM, SIGINT or
-      SIGHUP); the last step is saved.
+    preemption.PreemptedError: a signal (SIGTERM, SIGINT or SIGHUP) stopped the
+      run; its last step is saved.
   """
   meeting.meet("train", config, [workdir])
-  # The mesh, the model and the data; whatever does not fit is found here.
+  # Opening checks that the mesh, the model and the data fit each other.
   return _train(run_lib.Run(session.open_session(config, workdir)))
 
 
@@ -51,7 +51,8 @@ def train_together(
 ) -> list[dict[str, float]]:
   """Trains models that differ in seed and learning rate in one program.
 
-  Each has a workdir, which afterwards is as if it had been trained alone.
+  Each model has a workdir, which afterwards is the same as if the model had
+  been trained alone.
 
   Args:
     config: the whole configuration, without what the models differ in.
@@ -61,11 +62,10 @@ def train_together(
     The final metrics of each run, one dict per run.
 
   Raises:
-    ValueError: as `train`, or they cannot be trained together.
-    run.DivergedError: one of them diverged; the last checkpoints of all are
-      sound.
-    preemption.PreemptedError: a signal told it to stop (SIGTERM, SIGINT or
-      SIGHUP); the last step is saved.
+    ValueError: see `train`; or the models cannot be trained together.
+    run.DivergedError: a model diverged; the last checkpoints of all are sound.
+    preemption.PreemptedError: a signal (SIGTERM, SIGINT or SIGHUP) stopped the
+      runs; their last step is saved.
   """
   facts = {"members": [[x.seed, x.learning_rate] for x in wanted]}
   meeting.meet("train", config, [x.workdir for x in wanted], **facts)
@@ -74,10 +74,10 @@ def train_together(
 
 
 def _train(run: run_lib.Run | members.Together) -> Any:
-  """Trains to the last step; returns its evaluation, {} if none was made."""
+  """Trains to the last step; returns its evaluation, {} if already trained."""
   config, total = run.config, run.total_steps
   with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
-    # This context is left last, so that no signal interrupts the last save.
+    # This context exits last, so that no signal interrupts the last save.
     notice = stack.enter_context(preemption.Notice())
     stack.enter_context(peers.watching(config.train.max_stall_secs))
     stack.enter_context(run.open())
@@ -96,20 +96,16 @@ def _train(run: run_lib.Run | members.Together) -> Any:
     clock = preemption.SaveClock(config.checkpoint.max_lost_secs, start)
     notice.listen()
 
-    # A run that was told to stop leaves its evaluation to the next session. It
-    # is saved before it is logged: killed in between, the next does it again.
+    # A run that was stopped leaves its evaluation to the next session. It is
+    # saved before it is logged, so that a session that is killed in between has
+    # the next one evaluate again.
     if _due(start, config.eval.every_steps) and not run.has_evaluation(start):
       missed: Any = run.evaluate(state.params)
       run.save(start, state, missed)
       run.report(start, missed)
 
     stack.enter_context(bars.showing(meter.bar))
-    batches = batching.prefetch(
-      run.batches,
-      start,
-      num_threads=config.data.num_threads,
-      buffer_size=config.data.prefetch_batches,
-    )
+    batches = run.job.prefetch(run.batches, start)
     for step, batch in enumerate(batches, start + 1):
       watchdog.note("training", step)
       profile.start(step, state)

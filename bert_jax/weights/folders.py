@@ -230,11 +230,9 @@ def _heads_of(
       f"its decoder {found.untied} is not tied to the word table "
       f"(tie_word_embeddings is {settings.tied}); this program always ties them"
     )
-  kind: str | None = None
+  kind, bias = found.kind, found.params.get("task/bias")
   labels: tuple[str, ...] = ()
-  if found.is_span:
-    kind = task_heads.SPAN
-  elif (bias := found.params.get("task/bias")) is not None:
+  if kind is None and bias is not None:
     kind, why = settings.head(bias.size)
     if why:
       refused["task"] = why

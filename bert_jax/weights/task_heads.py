@@ -22,8 +22,6 @@ class TaskHead:
     is_implied: whether a config.json without problem_type may mean this kind.
     width: K, the number of outputs; None means the number of labels.
     has_names: whether the outputs are labels with names.
-    is_span: whether files name the tensors as those of a head of spans
-      (`Names.span_head`); true of one row.
   """
 
   name: str
@@ -32,7 +30,6 @@ class TaskHead:
   is_implied: bool = True
   width: int | None = None
   has_names: bool = False
-  is_span: bool = False
 
   @property
   def has_config_labels(self) -> bool:
@@ -68,12 +65,9 @@ HEADS: dict[str, TaskHead] = {
     TaskHead("regress", "ForSequenceClassification", "regression", width=1),
     TaskHead("choice", "ForMultipleChoice", width=1),
     TaskHead("tag", "ForTokenClassification", has_names=True),
-    TaskHead("span", "ForQuestionAnswering", width=2, is_span=True),
+    TaskHead("span", "ForQuestionAnswering", width=2),
   )
 }
-
-
-SPAN = next(head.name for head in HEADS.values() if head.is_span)
 
 
 def of_config(

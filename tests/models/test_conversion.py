@@ -11,6 +11,7 @@ from bert_jax.models import heads
 from bert_jax.models import layers
 from bert_jax.models import params as param_trees
 from bert_jax.models.families import bert
+from tests.support import layer_stacks
 from tests.support.bert_shapes import bert_shapes
 
 MODEL = {
@@ -178,18 +179,18 @@ def hf(**options):
 @pytest.mark.parametrize("format", OTHERS)
 def test_names_are_those_of_the_other_implementations(format):
   column = OTHERS.index(format)
-  for names, is_span in ((NAMES, False), (SPAN_NAMES, True)):
+  for names, kind in ((NAMES, "classify"), (SPAN_NAMES, "span")):
     for path, theirs in names.items():
-      name, is_transposed = bert.FAMILY.names[format].of(path, is_span)
+      name, is_transposed = bert.FAMILY.names[format].of(path, kind)
       assert name == theirs[column]
       assert is_transposed == TRANSPOSED[format](path)
 
 
 @pytest.mark.parametrize("format", OTHERS)
 def test_no_two_parameters_share_a_name(format):
-  for is_span in (False, True):
+  for kind in ("classify", "span"):
     paths = list(heads.param_shapes(MODEL, 2))
-    names = {bert.FAMILY.names[format].of(path, is_span)[0] for path in paths}
+    names = {bert.FAMILY.names[format].of(path, kind)[0] for path in paths}
     assert len(names) == len(paths)
 
 
@@ -231,7 +232,7 @@ def test_a_round_trip_keeps_every_bit(format, dtype, kind, num_labels):
   assert_same(found.params, params)
   assert found.ignored == found.missing == ()
   if format != "bert_jax":
-    assert found.is_span == (kind == "span")
+    assert found.kind == ("span" if kind == "span" else None)
   assert_same(
     from_ours(format, found.params, MODEL, kind),
     tensors,
@@ -357,19 +358,19 @@ def test_an_untied_decoder_leaves_its_head_out():
     (lambda t: t.pop("cls.seq_relationship.bias"), "no cls.seq_relationship"),
     (
       lambda t: t.update({"pooler.dense.bias": np.zeros(6, np.float32)}),
-      "are two names of one parameter",
+      "name the same parameter",
     ),
     (
       lambda t: t.update({"bert.pooler.dense.bias": np.zeros(5, np.float32)}),
-      r"has shape \[5\], but the sizes of the settings make it \[6\]",
+      r"has shape \[5\], .* should be \[6\]",
     ),
     (
       lambda t: t.update({"bert.pooler.dense.bias": np.zeros(6, np.int32)}),
-      "is int32; weights are bfloat16",
+      "is int32; weights must be one of bfloat16",
     ),
     (
       lambda t: t.update({"qa_outputs.bias": np.zeros(2, np.float32)}),
-      "a head for spans and another one",
+      "several heads of tasks",
     ),
     (
       lambda t: t.update({"classifier.bias": np.float32(1)}),
@@ -377,7 +378,7 @@ def test_an_untied_decoder_leaves_its_head_out():
     ),
     (
       lambda t: t.update({"encoder.layer.2.x": np.zeros(2, np.float32)}),
-      "is of layer 2, but the settings have 2 layers",
+      "belongs to layer 2, .*have 2 layers",
     ),
   ],
 )
@@ -396,7 +397,7 @@ def test_a_claim_of_a_billion_layers_costs_nothing():
 
 def test_parameters_that_no_model_has_are_not_written():
   params = make_params() | {"encoder/extra/bias": np.zeros(2, np.float32)}
-  with pytest.raises(families.ConvertError, match="encoder/extra/bias are no"):
+  with pytest.raises(families.ConvertError, match="encoder/extra/bias"):
     from_ours("tf1", params, MODEL, "classify")
 
 
@@ -407,7 +408,7 @@ def test_stacking_is_that_of_the_model():
   stacked = param_trees.stack(flat)
   theirs = {
     path: np.asarray(x)
-    for path, x in param_trees.flatten(param_trees.stack_layers(tree)).items()
+    for path, x in param_trees.flatten(layer_stacks.stack_layers(tree)).items()
   }
   assert_same(stacked, theirs)
   assert_same(param_trees.unstack(stacked), flat)
@@ -457,7 +458,6 @@ def test_every_activation_of_the_model_has_a_name_there():
     ({"vocab_size": 0}, "vocab_size is 0"),
     ({"vocab_size": True}, "vocab_size is True"),
     ({"num_hidden_layers": None}, "num_hidden_layers is None"),
-    ({"num_attention_heads": 4}, "cannot be divided into 4 heads"),
     ({"hidden_act": "mish"}, "hidden_act 'mish' is not one of gelu"),
     ({"hidden_act": ["gelu"]}, "is not one of gelu"),
     ({"layer_norm_eps": 0}, "layer_norm_eps is 0"),

@@ -56,7 +56,7 @@ TOY = dataclasses.replace(
       separator=".",
       prefix="toy",
       from_classes=True,
-      span_head="qa_outputs",
+      task_heads={"span": "qa_outputs"},
       leaves=family.TORCH_LEAVES,
       copies=(("lm_head.decoder.weight", family.WORDS, False),),
     )
@@ -104,7 +104,7 @@ def test_a_family_is_read_and_written_both_ways(toy, tmp_path, kept):
 
 
 def test_a_family_without_a_format_says_so(toy, tmp_path):
-  with pytest.raises(weights.WeightsError, match=r"toy has no names.*tf1"):
+  with pytest.raises(weights.WeightsError, match=r"toy has no format tf1"):
     weights.write(make(), tmp_path / "x", "tf1")
 
 

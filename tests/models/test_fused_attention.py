@@ -206,6 +206,6 @@ def test_one_projection_of_cut_heads_is_refused():
   mesh = sharding.make_mesh(1, 1, 2, devices=jax.devices()[:2])
   with (
     jax.set_mesh(mesh),
-    pytest.raises(ValueError, match="need whole heads.*tensor=2"),
+    pytest.raises(ValueError, match="need all heads on one device.*tensor=2"),
   ):
     fused_attention.attend((x,), (x[0, 0],), visible, None, 0.0, 64)

@@ -37,25 +37,10 @@ def test_vocab_logits_and_gradient_are_those_of_the_matmul():
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_mlm_head_reads_only_the_masked_positions():
-  head = heads.MlmHead(_config())
-  hidden, table = _normal(0, 2, 6, 8), _normal(1, 50, 8)
-  positions = jnp.array([[4, 1], [0, 0]])
-  variables = head.init(jax.random.key(2), hidden, positions, table)
-  logits = head.apply(variables, hidden, positions, table)
-  assert logits.shape == (2, 2, 50)
-  everywhere = head.apply(variables, hidden, None, table)
-  for row, columns in enumerate([[4, 1], [0, 0]]):
-    for slot, column in enumerate(columns):
-      np.testing.assert_allclose(
-        logits[row, slot], everywhere[row, column], atol=1e-5
-      )
-
-
 def test_mlm_head_starts_without_a_preference_of_its_own():
   head = heads.MlmHead(_config())
   hidden, table = _normal(0, 1, 6, 8), _normal(1, 50, 8)
-  params = head.init(jax.random.key(2), hidden, None, table)["params"]
+  params = head.init(jax.random.key(2), hidden, table)["params"]
   assert jax.tree.map(jnp.shape, params) == {
     "dense": {"kernel": (8, 8), "bias": (8,)},
     "norm": {"scale": (8,), "bias": (8,)},
@@ -79,6 +64,6 @@ def test_logits_are_float32_in_a_bfloat16_model():
   cfg = _config(dtype="bfloat16")
   hidden, table = _normal(0, 2, 6, 8).astype(jnp.bfloat16), _normal(1, 50, 8)
   rng = jax.random.key(2)
-  mlm, _ = heads.MlmHead(cfg).init_with_output(rng, hidden, None, table)
+  mlm, _ = heads.MlmHead(cfg).init_with_output(rng, hidden, table)
   nsp, _ = heads.LinearHead(cfg, 2).init_with_output(rng, hidden[:, 0])
   assert mlm.dtype == nsp.dtype == jnp.float32

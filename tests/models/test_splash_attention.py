@@ -215,7 +215,7 @@ def test_a_program_without_dropout_does_not_train_silently_without_it():
   )
   x, mask = jnp.zeros((1, 128, 64)), jnp.zeros((1, 1, 1, 128))
   variables = module.init(jax.random.key(0), x, mask, deterministic=True)
-  with pytest.raises(ValueError, match="attention_dropout_rate=0.0, not 0.1"):
+  with pytest.raises(ValueError, match="attention_dropout_rate=0.1; set that"):
     module.apply(
       variables,
       x,

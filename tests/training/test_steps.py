@@ -12,11 +12,12 @@ import pytest
 
 from bert_jax.kinds import table
 from bert_jax.models import config as model_config
-from bert_jax.models import params as param_trees
+from bert_jax.models import hooks
 from bert_jax.runtime import sharding
 from bert_jax.training import optim
 from bert_jax.training import steps
 from configs import base
+from tests.support import layer_stacks
 
 # Rows by the eight, and no product of sizes that equals another by chance:
 # tests look for the rows of the whole batch among the shapes of a program.
@@ -62,7 +63,7 @@ class Training:
   """All that a step is made of, for a config."""
 
   def __init__(self, config):
-    self.objective = table.get(config.objective)
+    self.config, self.objective = config, table.get(config.objective)
     self.model = self.objective.make_model(
       model_config.ModelConfig.from_config(config.model)
     )
@@ -285,12 +286,14 @@ def test_the_gradient_of_the_words_of_a_batch_alone_makes_the_same_step(
   )
   optimizer, schedule = optim.make_optimizer(config.optim, 20)
   found, calls = {}, []
-  only_words = param_trees.only_words
-  monkeypatch.setattr(
-    param_trees,
-    "only_words",
-    lambda *args: calls.append(1) or only_words(*args),
-  )
+  of_words = hooks.EncoderHooks.of_words
+
+  def counted(*args):
+    found = of_words(*args)
+    calls.extend([1] * (found is not None))
+    return found
+
+  monkeypatch.setattr(hooks.EncoderHooks, "of_words", counted)
   for sparse in (False, True):
     gradients = steps.make_gradients(
       model, objective, jax.random.key(1), sparse_words=sparse
@@ -375,7 +378,7 @@ def test_lamb_of_the_scanned_model_is_that_of_the_unrolled(config):
       lambda name: 1e-3 + 5 * ("layer_0" in name),
     )
   )
-  stacked = param_trees.stack_layers(params)
+  stacked = layer_stacks.stack_layers(params)
   assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(
     lambda x: x.shape, stacked_shapes
   )
@@ -387,9 +390,9 @@ def test_lamb_of_the_scanned_model_is_that_of_the_unrolled(config):
 
   want = jax.jit(functools.partial(update, unrolled.optimizer))(params, grads)
   got = jax.jit(functools.partial(update, scanned.optimizer))(
-    stacked, param_trees.stack_layers(grads)
+    stacked, layer_stacks.stack_layers(grads)
   )
-  assert_trees_close(got, param_trees.stack_layers(want), rtol=1e-5, atol=1e-7)
+  assert_trees_close(got, layer_stacks.stack_layers(want), rtol=1e-5, atol=1e-7)
 
 
 # -- eight devices -------------------------------------------------------------
@@ -412,13 +415,10 @@ class Sharded:
     )
     self.init = jax.jit(training.init, out_shardings=self.places)
     self.step = steps.jit_train_step(
-      config,
-      training.model,
-      training.objective,
+      training,
       training.optimizer,
       training.schedule,
       jax.random.key(1),
-      mesh,
       self.places,
     )
 

@@ -262,7 +262,7 @@ def test_one_projection_over_cut_heads_is_refused_before_anything_is_made(
 ):
   config = finished_run.config.copy_and_resolve_references()
   config.model.attention, config.mesh.tensor = "fused_qkv", 2
-  with pytest.raises(ValueError, match="needs whole heads, but mesh.tensor=2"):
+  with pytest.raises(ValueError, match="on one device, but mesh.tensor=2"):
     train.train(config, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
 
@@ -568,7 +568,7 @@ def test_a_predictable_text_is_learned(tmp_path, tiny_config, prepared):
     ("data.num_threads", -1, "data.num_threads=-1"),
     ("data.max_bad_records", -1, "data.max_bad_records=-1"),
     ("train.on_bad_step", "go on", "on_bad_step='go on'"),
-    ("train.spike_factor", 0.5, "spike_factor=0.5 calls every other loss"),
+    ("train.spike_factor", 0.5, "spike_factor=0.5 makes every other loss"),
     ("model.vocab_size", 16, "set --config.model.vocab_size=21"),
     ("model.num_heads", 5, "num_heads=5"),
     ("objective", "nsp", "objective='nsp'"),

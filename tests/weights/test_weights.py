@@ -32,6 +32,7 @@ from bert_jax.weights import convert as convert_mode
 from bert_jax.weights import task_heads
 from bert_jax.weights import tf_checkpoint
 from configs import convert as convert_config
+from tests.support import layer_stacks
 from tests.support.small_models import LABELS
 from tests.support.small_models import MODEL
 from tests.support.small_models import PIECES
@@ -233,7 +234,7 @@ def test_a_runs_checkpoints_are_read(tmp_path, scan_layers):
   )
   place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   tree = jax.device_put(pretrained.params, place)
-  tree = param_trees.stack_layers(tree) if scan_layers else tree
+  tree = layer_stacks.stack_layers(tree) if scan_layers else tree
   checkpoints = checkpoint.Checkpoints(
     str(tmp_path / "x"), keep=2, best_metric="eval/loss", best_mode="min"
   )
@@ -593,7 +594,7 @@ def test_the_folder_appears_in_one_step(tmp_path, monkeypatch):
     ({"kind": "regress"}, "3 outputs, but a regress task"),
     ({"labels": ("a", "b")}, "3 outputs, but a classify task"),
     ({"model": MODEL | {"dropout_rate": 0.1}}, "model has keys dropout_rate"),
-    ({"model": MODEL | {"num_layers": 1}}, "is of layer 1, but"),
+    ({"model": MODEL | {"num_layers": 1}}, "belongs to layer 1, "),
     ({"model": MODEL | {"mlp_dim": 3}}, "mlp/in/kernel has shape"),
   ],
 )
@@ -640,7 +641,7 @@ def wanted_shapes(params, dtype=np.float32):
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_fit_lays_weights_out_as_the_model_wants(scan_layers):
   params = make("classify").params
-  form = param_trees.stack_layers if scan_layers else lambda tree: tree
+  form = layer_stacks.stack_layers if scan_layers else lambda tree: tree
   want = form(jax.tree.map(jnp.asarray, params))
   merged, added, dropped = weights.fit(params, wanted_shapes(want))
   assert added == dropped == ()
@@ -651,7 +652,7 @@ def test_fit_lays_weights_out_as_the_model_wants(scan_layers):
 def test_fit_names_what_is_fresh_and_what_has_no_place(scan_layers):
   given = make(without=("encoder/pooler",)).params
   model = make("span", without=("mlm", "nsp")).params
-  model = param_trees.stack_layers(model) if scan_layers else model
+  model = layer_stacks.stack_layers(model) if scan_layers else model
   merged, added, dropped = weights.fit(given, wanted_shapes(model))
   assert set(added) == {
     "encoder/pooler/kernel", "encoder/pooler/bias", "task/kernel", "task/bias",
@@ -700,7 +701,7 @@ def test_fit_gives_the_models_dtype():
 )
 def test_fit_refuses_another_shape(model, message, scan_layers):
   want = make(**model).params
-  want = param_trees.stack_layers(want) if scan_layers else want
+  want = layer_stacks.stack_layers(want) if scan_layers else want
   with pytest.raises(weights.WeightsError, match=message):
     weights.fit(make().params, wanted_shapes(want))
 

@@ -1,19 +1,19 @@
 """Self-attention as one TPU kernel that keeps whole score matrices on chip.
 
-BERT's rows are short: the scores of a head, [L, L], fit into the vector memory
-of a TensorCore up to a thousand tokens, so nothing has to be cut along the
-keys. The kernel reads query, key and value as the projections leave them,
-[B, L, D] each with heads side by side, or [B, L, 3 D] as one projection leaves
-all three, writes the context likewise, and the gradients like what it read: no
-transposes, no scores and no dropout mask in main memory.
+BERT's rows are short: up to a thousand tokens, the scores of a head, [L, L],
+fit into the vector memory of a TensorCore, so the keys need no blocks. The
+kernel reads query, key and value in the layout of the projections: three arrays
+[B, L, D] with heads side by side, or one array [B, L, 3 D]. It writes the
+context, and the gradients, in the same layout. Main memory holds no transposed
+arrays, no scores and no dropout mask.
 
-Heads narrower than the 128 lanes of a register share them. Where a product sums
-over lanes, those of the neighbours are set to zero on one side; where it yields
-them, they are left out of the result. That costs the matrix unit nothing: it is
-128 wide in any case.
+Heads that are narrower than the 128 lanes of a register share a register. If a
+product sums over lanes, the lanes of the other heads are set to zero in one
+operand; if it yields them, they are left out of the result. This takes the
+matrix unit no longer, because it is 128 wide anyway.
 
-The backward kernel computes the scores again. Its residuals are query, key,
-value and context alone.
+The backward kernel computes the scores again. Its only residuals are query,
+key, value and context.
 """
 
 import dataclasses
@@ -34,15 +34,21 @@ P = jax.sharding.PartitionSpec
 LANES = 128
 MAX_LEN = 1024  # scores of 4 MB
 _VMEM_BYTES = 64 * 2**20
-# Elements of an array in one step of the grid. More would not be faster, and
-# the compiler unrolls all heads of a block.
+# The largest number of elements of an array in one step of the grid. Larger
+# blocks are not faster, and the compiler unrolls all heads of a block.
 _BLOCK_SIZE = 2**17
 _BATCH_AXES = ("data", "fsdp")
 _HEAD_AXIS = "tensor"
 
 
 def check_shapes(length: int, hidden_size: int, head_dim: int) -> None:
-  """Raises ValueError for sizes that the kernel does not take."""
+  """Raises ValueError for sizes that the kernel does not take.
+
+  Args:
+    length: L.
+    hidden_size: D on each device.
+    head_dim: H.
+  """
   if length % LANES or length > MAX_LEN:
     raise ValueError(
       f"model.attention=fused takes rows of a multiple of {LANES} tokens up to "
@@ -58,20 +64,20 @@ def check_shapes(length: int, hidden_size: int, head_dim: int) -> None:
     )
   if hidden_size % max(LANES, head_dim):
     raise ValueError(
-      f"model.attention=fused takes a hidden size (of each device) that is a "
+      "model.attention=fused takes a hidden size on each device that is a "
       f"multiple of {max(LANES, head_dim)}, not {hidden_size}; use "
-      "model.attention=plain, or cut the heads over fewer devices"
+      "model.attention=plain, or split the heads over fewer devices"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """What the kernels know when they are compiled.
+  """The constants of the compiled kernels.
 
   Attributes:
     head_dim: H.
-    rate: dropout rate of the probabilities.
-    shape: (B, N, L, L), of the scores over all devices.
+    rate: the dropout rate of the probabilities.
+    shape: (B, N, L, L), the shape of the scores over all devices.
   """
 
   head_dim: int
@@ -80,12 +86,12 @@ class Sizes:
 
   @property
   def tile(self) -> int:
-    """Lanes that are read together: one head, or several narrow ones."""
+    """The number of lanes that are read together: one head, or several."""
     return max(LANES, self.head_dim)
 
 
 def _dot(a, b, a_dim, b_dim):
-  """A product of two matrices over one dimension of each, float32."""
+  """Returns the float32 product of two matrices over one dimension of each."""
   return jax.lax.dot_general(
     a,
     b,
@@ -95,7 +101,7 @@ def _dot(a, b, a_dim, b_dim):
 
 
 def _visible_bias(bias_ref, ids_ref, length):
-  """What to add to the scores of one row: [1, L] or [L, L]."""
+  """Returns the bias of the scores of one row: [1, L] or [L, L]."""
   bias = bias_ref[0]  # [1, L]
   if ids_ref is None:
     return bias
@@ -104,10 +110,9 @@ def _visible_bias(bias_ref, ids_ref, length):
 
 
 def _head_masks(sizes, length):
-  """Of each head of a tile, which of the lanes [L, tile] are its own.
+  """Returns a bool array [L, tile] for each head of a tile: its own lanes.
 
-  Returns:
-    A list of bool arrays; [None] where a tile is one head.
+  It is [None] if a tile is one head.
   """
   count = sizes.tile // sizes.head_dim
   if count == 1:
@@ -122,12 +127,12 @@ def _head_masks(sizes, length):
 
 
 def _only_head(x, mask):
-  """Sets all lanes to zero but those of one head."""
+  """Sets all lanes to zero except those of one head."""
   return x if mask is None else jnp.where(mask, x, jnp.zeros((), x.dtype))
 
 
 def _own_lanes(parts, masks):
-  """Puts arrays [L, tile] together: of each, the lanes of its head."""
+  """Joins arrays [L, tile], of which each gives the lanes of its head."""
   whole, *others = parts
   for part, mask in zip(others, masks[1:], strict=True):
     whole = jnp.where(mask, part, whole)
@@ -135,10 +140,10 @@ def _own_lanes(parts, masks):
 
 
 def _exponentials(query, key, bias):
-  """exp(scores - their maximum), float32 [L, L], and 1 / their sums [L, 1].
+  """Returns exp(scores - maximum), float32 [L, L], and 1 / its sums [L, 1].
 
-  The query is scaled already. What the product of both is used for can often
-  be divided by the sums later, when it is [L, H].
+  The query is scaled already. The product of both is the probabilities, but it
+  is often cheaper to multiply by the second later, when the result is [L, H].
   """
   scores = _dot(query, key, 1, 1) + bias
   scores = jnp.exp(scores - jnp.max(scores, -1, keepdims=True))
@@ -146,13 +151,13 @@ def _exponentials(query, key, bias):
 
 
 def _dropper(words_ref, sizes, head):
-  """Returns what sets dropped scores of a head to zero; it does not scale.
+  """Returns a function that sets dropped scores to zero, without scaling.
 
   Args:
-    words_ref: the key's two words, and how many rows and heads lie before
-      those of this device.
-    sizes: what is static.
-    head: uint32, of this grid step.
+    words_ref: the two words of the key, and the numbers of rows and of heads
+      that precede those of this device.
+    sizes: the constants of the kernel.
+    head: uint32, the head in this grid step.
   """
   if not sizes.rate:
     return lambda x: x
@@ -165,7 +170,7 @@ def _dropper(words_ref, sizes, head):
 
 
 def _tiles(sizes, lanes):
-  """Yields (lanes to read, numbers of the heads in there) of a grid step."""
+  """Yields (lanes to read, numbers of their heads) for a grid step."""
   per_tile = sizes.tile // sizes.head_dim
   first = pl.program_id(1) * (lanes // sizes.head_dim)
   for tile in range(lanes // sizes.tile):
@@ -212,7 +217,7 @@ def _backward_kernel(sizes, words_ref, bias_ref, ids_ref, q_ref, k_ref, v_ref,
     inners = grad.astype(jnp.float32) * out_ref[0, :, part].astype(jnp.float32)
     inners *= 1.0 / factor
     # Sums over heads, each of which leaves the lanes of the others zero. To
-    # pick lanes from what all heads yield is more work for the registers here.
+    # select lanes from the results of all heads would need more registers.
     sums: list[jax.Array] = []
     for head, mask in zip(heads, masks, strict=True):
       one_query, one_grad = _only_head(query, mask), _only_head(grad, mask)
@@ -245,7 +250,7 @@ def _backward_kernel(sizes, words_ref, bias_ref, ids_ref, q_ref, k_ref, v_ref,
 
 
 def _block_lanes(sizes, length, width):
-  """How many lanes, that is heads, one step of the grid takes."""
+  """Returns the number of lanes, and so of heads, in a step of the grid."""
   fits = [
     lanes
     for lanes in range(sizes.tile, width + 1, sizes.tile)
@@ -259,18 +264,20 @@ def _call(kernel, name, sizes, words, bias, ids, qkv, arrays, outs,
   """Runs a kernel over the rows and groups of heads of one device.
 
   Args:
-    kernel: of one row and one group.
-    name: of the kernel, in the compiled program.
-    sizes: what is static.
+    kernel: the kernel for one row and one group.
+    name: the name of the kernel in the compiled program.
+    sizes: the constants of the kernel.
     words: uint32 [4], see `_dropper`.
-    bias: float32 [B, 1, L], of the keys.
+    bias: float32 [B, 1, L], the bias of the keys.
     ids: int32 [B, 1, L] sequence ids, or None.
-    qkv: three [B, L, D], or one [B, L, 3 D].
-    arrays: [B, L, D] each, that the kernel takes after these.
-    outs: what it returns. Of [B, ..., D] each group of heads writes its lanes;
-      of [B, ..., 3 D] the groups of a row write theirs one after the other.
-    num_products: products of [L, L] and [L, H] a head, for the estimate.
-    interpret: as plain operations, on any machine.
+    qkv: three arrays [B, L, D], or one [B, L, 3 D].
+    arrays: arrays [B, L, D] that the kernel takes after these.
+    outs: the shapes of the results. Each group of heads writes its lanes of
+      [B, ..., D]; the groups of a row write those of [B, ..., 3 D] one after
+      the other.
+    num_products: the number of products of [L, L] and [L, H] for each head, for
+      the cost estimate.
+    interpret: whether to run the kernel as plain operations, on any machine.
   """
   rows, length, width = qkv[0].shape
   width = width * len(qkv) // 3
@@ -322,7 +329,7 @@ def _call(kernel, name, sizes, words, bias, ids, qkv, arrays, outs,
 
 
 def kernel_forward(sizes, qkv, bias, ids, words, interpret=False):
-  """The context [B, L, D], by the kernel; see `_call`."""
+  """Returns the context [B, L, D] that the kernel computes; see `_call`."""
   rows, length, width = qkv[0].shape
   width = width * len(qkv) // 3
   out = jax.ShapeDtypeStruct((rows, length, width), qkv[0].dtype)
@@ -333,11 +340,11 @@ def kernel_forward(sizes, qkv, bias, ids, words, interpret=False):
 
 
 def kernel_backward(sizes, qkv, bias, ids, words, out, grad, interpret=False):
-  """The gradients of `qkv`, and their sums over each row in float32.
+  """Returns the gradients of `qkv`, and their float32 sums over each row.
 
   Returns:
-    Two tuples as long as `qkv`, of arrays like those and of [B, 1, D] or
-    [B, 1, 3 D].
+    Two tuples as long as `qkv`: arrays of the same shapes, and arrays [B, 1, D]
+    or [B, 1, 3 D].
   """
   outs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in qkv]
   outs += [
@@ -351,17 +358,17 @@ def kernel_backward(sizes, qkv, bias, ids, words, out, grad, interpret=False):
 
 
 def _over_mesh(kernel, sizes):
-  """Runs a kernel on every device, on its rows and its heads.
+  """Runs a kernel on every device for its rows and its heads.
 
-  Without a mesh set by `jax.set_mesh` there is one device.
+  Without a mesh set by `jax.set_mesh`, it runs on one device.
 
   Args:
     kernel: `kernel_forward` or `kernel_backward`.
-    sizes: what is static.
+    sizes: the constants of the kernel.
 
   Returns:
-    A function of (qkv, bias, ids, words, *arrays), where `qkv` is that of
-    `attend`, and so are both results of the backward kernel.
+    A function of (qkv, bias, ids, words, *arrays). `qkv`, and both results of
+    the backward kernel, have the form of `qkv` in `attend`.
   """
   mesh = jax.sharding.get_abstract_mesh()
 
@@ -392,7 +399,7 @@ def _over_mesh(kernel, sizes):
 
 
 def _plain(sizes, qkv, bias, ids, words):
-  """The same, as operations that every machine has."""
+  """Returns the same context by plain operations."""
   query, key, value = jnp.split(qkv[0], 3, axis=-1) if len(qkv) == 1 else qkv
 
   def split(x):  # [B, L, D] -> [B, N, L, H]
@@ -450,28 +457,28 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def attend(qkv, biases, visible, rng, rate, head_dim):
   """Returns dropout(softmax(query key / sqrt(H) + bias)) value.
 
-  On a TPU by the kernels of this file; elsewhere by `plain.attend`, with
-  the scores computed again for the gradient. The dropout mask is the same.
+  On a TPU the kernels of this file compute it. Elsewhere `plain.attend` does,
+  and computes the scores again for the gradient. The dropout mask is the same.
 
   Args:
-    qkv: query, key and value, heads side by side: a tuple of three [B, L, D],
-      or, where no mesh cuts the heads, of one [B, L, 3 D].
-    biases: as many vectors [D] or [3 D], which have been added to `qkv` under
-      `stop_gradient`: the kernel adds up their gradients while it has them on
-      chip, where another pass would read all of those of `qkv` again.
+    qkv: query, key and value with heads side by side: a tuple of three arrays
+      [B, L, D], or of one array [B, L, 3 D] if no mesh splits the heads.
+    biases: as many vectors [D] or [3 D], which were added to `qkv` under
+      `stop_gradient`. The kernel sums the gradients of `qkv` for them while
+      these are on chip; a separate pass would have to read them again.
     visible: `masks.Visible`.
-    rng: typed key of the dropout; not used, and may be None, at rate 0.
-    rate: dropout rate of the probabilities, a Python float.
+    rng: the typed key of the dropout; may be None at rate 0.
+    rate: the dropout rate of the probabilities, a Python float.
     head_dim: H; D is N * H.
 
   Returns:
     [B, L, D] in the dtype of `qkv`. The softmax is float32 throughout.
 
   Raises:
-    ValueError: the kernel does not take these sizes, or not on this mesh.
+    ValueError: the kernel does not take these sizes on this mesh.
 
-  Source: Vaswani et al. 2017, equation 1; to keep the scores on chip, Dao et
-  al. 2022, arXiv:2205.14135, here without tiles.
+  Source: Vaswani et al. 2017, equation 1; scores on chip as in Dao et al. 2022,
+  arXiv:2205.14135, but without tiles.
   """
   rows, length, width = qkv[0].shape
   width = width * len(qkv) // 3
@@ -479,8 +486,8 @@ def attend(qkv, biases, visible, rng, rate, head_dim):
   num_parts = 1 if mesh.empty else mesh.shape[_HEAD_AXIS]
   if len(qkv) == 1 and num_parts > 1:
     raise ValueError(
-      f"query, key and value in one array need whole heads, but mesh.tensor="
-      f"{num_parts} cuts them; use model.attention=fused"
+      "query, key and value in one array need all heads on one device, but "
+      f"mesh.tensor={num_parts} splits them; use model.attention=fused"
     )
   check_shapes(length, width // num_parts, head_dim)
   sizes = Sizes(head_dim, rate, (rows, width // head_dim, length, length))

@@ -1,24 +1,25 @@
-"""Which key a query may see: packed sequences, and padding."""
+"""Attention masks for packed sequences and padding."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# Added to the scores of keys that may not be seen. Finite, so that a row
-# without any visible key yields a softmax and not NaN.
+# This is added to the scores of masked keys. It is finite, because the softmax
+# of a row without a visible key would otherwise be NaN.
 MASKED_SCORE = -10000.0
 
 
 def attention_bias(input_mask, sequence_ids=None):
-  """Returns what to add to the scores so that hidden keys get no weight.
+  """Returns the bias that gives masked keys no weight.
 
-  Only keys are masked: a padded position still asks, but nobody hears it.
+  Only keys are masked. Queries at padded positions are computed, but not used.
 
   Args:
     input_mask: [B, L] int, 1 = real token, 0 = padding.
-    sequence_ids: [B, L] int, which packed sequence of the row a token belongs
-      to; tokens then see their own sequence only. None: the row is one.
+    sequence_ids: [B, L] int, the number of the packed sequence that a token
+      belongs to; tokens then see only their own sequence. None: each row is one
+      sequence.
 
   Returns:
     float32 [B, 1, 1, L], or [B, 1, L, L] (queries by keys) with
@@ -38,11 +39,11 @@ def attention_bias(input_mask, sequence_ids=None):
 
 
 class Visible(NamedTuple):
-  """Who sees whom, for a program that does not want it written out.
+  """A mask for attention programs that need no bias [B, N, L, L].
 
   Attributes:
     key_bias: float32 [B, 1, 1, L], `attention_bias` of the mask alone.
-    sequence_ids: [B, L] int32; None: the row is one sequence.
+    sequence_ids: [B, L] int32; None: each row is one sequence.
   """
 
   key_bias: jax.Array
@@ -50,11 +51,11 @@ class Visible(NamedTuple):
 
 
 def bias_of_queries(bias, positions):
-  """Picks the rows of a bias that belong to some queries.
+  """Returns the bias for some of the queries.
 
   Args:
-    bias: from `attention_bias`, or `Visible`.
-    positions: [B, Q] int32.
+    bias: the bias of all queries, from `attention_bias`, or `Visible`.
+    positions: [B, Q] int32, the positions of these queries.
 
   Returns:
     float32 [B, 1, 1, L] or [B, 1, Q, L].
@@ -76,11 +77,11 @@ def see_sequence(input_mask, sequence_ids, takes_bias):
 
   Args:
     input_mask: [B, L] int, 1 = real token, 0 = padding.
-    sequence_ids: [B, L] int; None: a row is one sequence.
-    takes_bias: the attention program wants the mask written out.
+    sequence_ids: [B, L] int; None: each row is one sequence.
+    takes_bias: whether the attention program needs a bias.
 
   Returns:
-    `attention_bias`, or the same as `Visible`.
+    The `attention_bias`, or the same mask as `Visible`.
   """
   if takes_bias:
     return attention_bias(input_mask, sequence_ids)

@@ -1,9 +1,8 @@
 """Self-attention by plain operations, for every machine.
 
-The gradient is written out. It is the one that differentiation would find; what
-is gained is that every matmul of the backward pass reads and writes arrays in
-the order in which they already lie in memory, and that the dropout mask is
-computed again and not kept.
+The gradient is written by hand and equals that of automatic differentiation. So
+every matmul of the backward pass reads and writes arrays in the order in which
+they lie in memory, and the dropout mask is computed again instead of stored.
 """
 
 import functools
@@ -34,8 +33,8 @@ def attend(query, key, value, bias, rng, rate):
     key: [B, N, K, H], K key positions.
     value: [B, N, K, H].
     bias: float32, broadcastable to [B, N, Q, K]; gets no gradient.
-    rng: typed key of the dropout; not used, and may be None, at rate 0.
-    rate: dropout rate of the probabilities, a Python float.
+    rng: the typed key of the dropout; may be None at rate 0.
+    rate: the dropout rate of the probabilities, a Python float.
 
   Returns:
     [B, N, Q, H] in the dtype of `query`. The softmax is float32 throughout.
@@ -59,8 +58,8 @@ def _attend_backward(rate, residuals, grad):
   scale = 1.0 / math.sqrt(query.shape[-1])
   f32 = jnp.float32
   grad_value = _head_dot(dropout(rng, probs, rate), grad, 2, 2, value.dtype)
-  # The softmax needs sum_k probs * grad_probs for every query, which is
-  # grad . context whatever the dropout: H terms in the place of K.
+  # The softmax needs sum_k probs * grad_probs for every query. With or without
+  # dropout this equals grad . context, which has H terms instead of K.
   inner = jnp.sum(grad.astype(f32) * context.astype(f32), -1, keepdims=True)
   grad_probs = dropout(rng, _head_dot(grad, value, 3, 3, f32), rate)
   grad_scores = (probs * (grad_probs - inner)).astype(query.dtype)

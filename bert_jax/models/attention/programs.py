@@ -1,7 +1,7 @@
-"""The attention programs there are, a row each.
+"""The table of attention programs.
 
-To add one, write its module beside this file and give it a row here and a name
-in `config.ATTENTIONS`.
+To add a program, write its module beside this file, add its row here and add
+its name to `config.ATTENTIONS`.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from bert_jax.models.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """One attention program, and what it needs to know and to be given.
+  """One attention program: its limits and its arguments.
 
   Attributes:
     check: (config, L) -> None. Raises ValueError if the program does not take
       rows of L tokens for this model.
-    row_unit: lengths of rows are best a multiple of this many tokens.
-    has_dropout: the program can drop attention probabilities out.
-    layout: what `attend` takes. "heads": (query, key, value, mask, rng, rate)
-      with arrays [B, N, L, H]. "flat": (qkv, biases, mask, rng, rate, H), where
-      qkv is three arrays [B, L, N * H]. "joined": the same with one array
-      [B, L, 3 * N * H], which needs a mesh that leaves the heads whole.
-    takes_bias: the mask is a bias [B, N, L, L], and not `masks.Visible`.
-    attend: returns the context, laid out as the query is.
+    row_unit: the program is fastest for rows of a multiple of this many tokens.
+    has_dropout: whether the program has dropout of attention probabilities.
+    layout: the arguments of `attend`. "heads": (query, key, value, mask, rng,
+      rate) with arrays [B, N, L, H]. "flat": (qkv, biases, mask, rng, rate, H),
+      where qkv is three arrays [B, L, N * H]. "joined": the same with one array
+      [B, L, 3 * N * H], which needs a mesh that does not split the heads.
+    takes_bias: whether the mask is a bias [B, N, L, L] or `masks.Visible`.
+    attend: the function, which returns the context in the layout of the query.
   """
 
   check: Callable[[ModelConfig, int], None]
@@ -37,8 +37,8 @@ class Program:
   attend: Callable[..., Any]
 
 
-# The modules of the kernels import Pallas, which is slow: only who uses one of
-# them imports it.
+# The modules of the kernels import Pallas, which is slow, so they are imported
+# only when they are used.
 
 
 def _check_fused(config: ModelConfig, length: int) -> None:
@@ -97,23 +97,13 @@ PROGRAMS = {
 
 
 def program_of(config: ModelConfig) -> Program:
-  """The attention program that a model's config names."""
+  """Returns the attention program that the config of a model names."""
   return PROGRAMS[config.attention]
 
 
-def check(config: ModelConfig, length: int) -> None:
-  """Checks that a model's attention program can do what the config asks.
-
-  Args:
-    config: of the model.
-    length: L, tokens in a row.
-
-  Raises:
-    ValueError: the program does not take rows of this length, or has no dropout
-      of attention probabilities where the config asks for it.
-  """
-  program = program_of(config)
-  if config.attention_dropout_rate and not program.has_dropout:
+def check_dropout(config: ModelConfig) -> None:
+  """Raises ValueError if a program lacks the dropout that the config sets."""
+  if config.attention_dropout_rate and not program_of(config).has_dropout:
     able = ", ".join(n for n, other in PROGRAMS.items() if other.has_dropout)
     raise ValueError(
       f"model.attention={config.attention} has no dropout of attention "
@@ -121,21 +111,35 @@ def check(config: ModelConfig, length: int) -> None:
       f"{config.attention_dropout_rate}; set that to 0.0, which gives up a "
       f"part of the paper's regularisation, or use a model.attention of {able}"
     )
-  program.check(config, length)
+
+
+def check(config: ModelConfig, length: int) -> None:
+  """Checks that an attention program can do what the config of a model asks.
+
+  Args:
+    config: the config of the model.
+    length: L, the number of tokens in a row.
+
+  Raises:
+    ValueError: the program does not take rows of this length, or lacks the
+      dropout that is set.
+  """
+  check_dropout(config)
+  program_of(config).check(config, length)
 
 
 def check_parts(name: str, num_parts: int) -> None:
-  """Checks that an attention program can be cut over devices.
+  """Checks that the heads of an attention program may be split over devices.
 
   Args:
-    name: of the program.
-    num_parts: devices that share the heads, which is mesh.tensor.
+    name: the name of the program.
+    num_parts: the number of devices that share the heads, mesh.tensor.
 
   Raises:
     ValueError: the program needs all heads on one device.
   """
   if name in PROGRAMS and PROGRAMS[name].layout == "joined" and num_parts > 1:
     raise ValueError(
-      f"model.attention={name} needs whole heads, but mesh.tensor={num_parts} "
-      "cuts them; use model.attention=fused"
+      f"model.attention={name} needs all heads on one device, but mesh.tensor="
+      f"{num_parts} splits them; use model.attention=fused"
     )

@@ -51,17 +51,17 @@ class SelfAttention(nn.Module):
     Args:
       x: [B, L, D] hidden states.
       mask: a float32 bias, broadcastable to [B, N, Q, L], which plain attention
-        adds to the scores; or `masks.Visible`, which the program named by the
-        config turns into one.
+        adds to the scores; or `masks.Visible` for the program that the config
+        names.
       deterministic: True switches dropout off.
-      queries: [B, Q, D], the hidden states that ask; None: all of `x`. The mask
-        is then a bias.
+      queries: [B, Q, D], the hidden states of the queries, with a bias as the
+        mask; None: all of `x`.
 
     Returns:
       [B, Q, D], before dropout, residual and LayerNorm.
 
     Raises:
-      ValueError: the program has no dropout, and the config asks for it.
+      ValueError: the program lacks the dropout that the config sets.
     """
     cfg = self.config
     program = programs.program_of(cfg)
@@ -69,16 +69,13 @@ class SelfAttention(nn.Module):
     rng = self.make_rng("dropout") if rate else None
     if not isinstance(mask, masks.Visible):
       program = programs.PROGRAMS["plain"]
-    if rate and not program.has_dropout:
-      raise ValueError(
-        f"model.attention={cfg.attention} has no dropout of attention "
-        f"probabilities; set model.attention_dropout_rate=0.0, not {rate}"
-      )
+    elif rate:
+      programs.check_dropout(cfg)
     if program.layout != "heads":
       return self.out(self._flat(program, x, mask, rng, rate))
 
-    # [B, L, D] -> [B, N, L, H]. A matmul each: on a CPU one for all three takes
-    # longer to put their kernels together than it spares.
+    # [B, L, D] -> [B, N, L, H]. There are three matmuls, because on a CPU it
+    # takes longer to join their kernels than one matmul saves.
     def project(x, module):
       kernel, bias = module()
       return jnp.swapaxes(layers.dense(x, kernel, bias), 1, 2)
@@ -89,7 +86,7 @@ class SelfAttention(nn.Module):
     return self.out(jnp.swapaxes(context, 1, 2))  # [B, N, Q, H] -> [B, Q, D]
 
   def _flat(self, program, x, mask, rng, rate):
-    """The context [B, L, N, H], by a program that takes heads side by side."""
+    """Returns the context [B, L, N, H] of a program with flat heads."""
     head_dim = self.config.head_dim
     pairs = []
     for module in (self.query, self.key, self.value):

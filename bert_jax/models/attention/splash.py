@@ -1,13 +1,13 @@
 """Self-attention by the splash kernel of JAX, for rows of any length.
 
-The kernel goes through the keys block by block and keeps running sums, so its
-memory on chip does not grow with the row: it takes rows that
-`fused`, which keeps whole score matrices, does not. It has no
-dropout of attention probabilities; a config that asks for both is refused.
+The kernel reads the keys block by block and keeps running sums, so that its
+memory on chip does not grow with the row. It therefore takes longer rows than
+`fused`, which keeps whole score matrices. It has no dropout of attention
+probabilities; a config with both is refused.
 
-Every token has a segment id and sees its own segment alone: a packed sequence
-is one, and so is the padding of a row, which keeps a row of padding from
-dividing by zero. What padding computes is read by nobody.
+Every token has a segment id and sees only its own segment. Each packed sequence
+is a segment, and so is the padding of a row, because a row of padding would
+otherwise divide by zero. The outputs for padding are not used.
 """
 
 import math
@@ -23,11 +23,13 @@ from bert_jax.runtime import sharding
 P = jax.sharding.PartitionSpec
 
 LANES = 128
-# Queries and keys in a block: what fits on chip with heads of up to 256.
+# The largest number of queries or keys in a block, which fits on chip with
+# heads of width 256.
 _MAX_BLOCK = 512
-# Blocks of a row up to which the backward pass computes the scores once. It
-# then writes a gradient of the queries for each block of keys, which are added
-# up; for more blocks it computes the scores twice and writes one.
+# Up to this many blocks in a row, the backward pass computes the scores once.
+# It then writes a gradient of the queries for each block of keys, and adds
+# these up. For more blocks, it computes the scores twice and writes one
+# gradient.
 _MAX_FUSED_BLOCKS = 2
 _HEADS = P(sharding.BATCH_AXES, "tensor")
 _ROWS = P(sharding.BATCH_AXES)
@@ -44,11 +46,7 @@ def check_shapes(length: int) -> None:
 
 
 def segment_ids(visible: masks.Visible) -> jax.Array:
-  """Returns which segment of its row a token is in: int32 [B, L], 0 = padding.
-
-  Args:
-    visible: who sees whom.
-  """
+  """Returns the number of each token's segment: int32 [B, L], 0 = padding."""
   seen = visible.key_bias[:, 0, 0] == 0.0
   if visible.sequence_ids is None:
     return seen.astype(jnp.int32)
@@ -56,20 +54,20 @@ def segment_ids(visible: masks.Visible) -> jax.Array:
 
 
 def _block(length: int) -> int:
-  """The longest block of whole registers that divides a row."""
+  """Returns the longest block of whole registers that divides a row."""
   sizes = range(LANES, min(length, _MAX_BLOCK) + 1, LANES)
   return max(size for size in sizes if length % size == 0)
 
 
 def kernel(query, key, value, ids, interpret=False):
-  """The context, by the kernel, on one device.
+  """Returns the context that the kernel computes on one device.
 
   Args:
     query: [B, N, L, H].
     key: [B, N, L, H].
     value: [B, N, L, H].
-    ids: from `segment_ids`.
-    interpret: as plain operations, on any machine.
+    ids: the result of `segment_ids`.
+    interpret: whether to run the kernel as plain operations, on any machine.
 
   Returns:
     [B, N, L, H] in the dtype of `query`.
@@ -102,7 +100,7 @@ def kernel(query, key, value, ids, interpret=False):
 
 
 def _over_mesh(query, key, value, ids, interpret=False):
-  """The kernel on every device, on its rows and its heads."""
+  """Runs the kernel on every device for its rows and its heads."""
 
   def local(query, key, value, ids):
     return kernel(query, key, value, ids, interpret=interpret)
@@ -120,7 +118,7 @@ def _over_mesh(query, key, value, ids, interpret=False):
 
 
 def _for_tpu() -> bool:
-  """Whether the program that is traced is for a TPU, here or to be planned."""
+  """Returns whether the traced program is for a TPU, perhaps only planned."""
   mesh = jax.sharding.get_abstract_mesh()
   device = None if mesh.empty else mesh.abstract_device
   if device is None:
@@ -131,13 +129,13 @@ def _for_tpu() -> bool:
 def attend(query, key, value, visible):
   """Returns softmax(query key / sqrt(H)) value within each segment.
 
-  On a TPU by the kernel, elsewhere by `plain.attend`.
+  On a TPU the kernel computes it, elsewhere `plain.attend`.
 
   Args:
     query: [B, N, L, H].
     key: [B, N, L, H].
     value: [B, N, L, H].
-    visible: who sees whom; padding sees padding.
+    visible: the mask; padding sees only padding.
 
   Returns:
     [B, N, L, H] in the dtype of `query`. The softmax is float32 throughout.

@@ -1,6 +1,6 @@
-"""The families of encoders there are, and which of them some weights are of.
+"""The table of families of encoders, and the family of given weights.
 
-To add one, write its module beside this file and give it a row.
+To add a family, write its module beside this file and add it to `FAMILIES`.
 """
 
 from collections.abc import Collection
@@ -12,12 +12,12 @@ from bert_jax.models.families.family import Family
 
 # Value of `model.family` -> the family.
 FAMILIES: dict[str, Family] = {family.name: family for family in (bert.FAMILY,)}
-# Formats that weights are read and written in.
+# The formats in which weights are read and written.
 FORMATS = ("huggingface", "flax", "tf1", OWN)
 
 
 def get_family(name: str) -> Family:
-  """Returns the family that a config names.
+  """Returns the family of this name.
 
   Raises:
     ConvertError: no family has this name.
@@ -34,12 +34,12 @@ def family_of(model_type: str | None, names: Collection[str] = ()) -> Family:
   """Returns the family that weights of another program belong to.
 
   Args:
-    model_type: as config.json has it; None: the file does not say it.
-    names: of the tensors, which decide where there is no model_type: the
-      family whose prefix most of them have, or BERT if none has any.
+    model_type: the value in config.json; None if the file lacks it.
+    names: the names of the tensors, which decide if model_type is None: the
+      family is that whose prefix most names have, or BERT if none has any.
 
   Raises:
-    ConvertError: model_type is that of no family.
+    ConvertError: no family has this model_type.
   """
   if model_type is None:
 
@@ -53,6 +53,6 @@ def family_of(model_type: str | None, names: Collection[str] = ()) -> Family:
       return family
   known = [name for family in FAMILIES.values() for name in family.model_types]
   raise ConvertError(
-    f"model_type is {model_type!r:.60}, which is none of the families that "
-    f"this program reads: {', '.join(known)}"
+    f"model_type is {model_type!r:.60}, which this program does not read; it "
+    f"reads {', '.join(known)}"
   )

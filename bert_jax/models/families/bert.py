@@ -1,4 +1,4 @@
-"""BERT: the names of its parameters, its settings, its tokenizer, its sizes.
+"""BERT: the names of its parameters, its settings, tokenizer and sizes.
 
 Formats:
   huggingface  the state dict of transformers' PyTorch classes
@@ -12,7 +12,7 @@ Source: google-research/bert modeling.py, run_pretraining.py:240-304,
 from bert_jax.data import templates
 from bert_jax.models.families import family
 
-# Ours -> what the original's scopes are called; the other formats follow these.
+# Our module -> the scope in the original, which the other formats follow.
 _MODULES = {
   "encoder/embeddings/word": "bert/embeddings/word_embeddings",
   "encoder/embeddings/position": "bert/embeddings/position_embeddings",
@@ -43,7 +43,7 @@ _NAMES = {
     separator=".",
     prefix="bert",
     from_classes=True,
-    span_head="qa_outputs",
+    task_heads={"span": "qa_outputs"},
     leaves=family.TORCH_LEAVES,
     copies=(
       ("cls.predictions.decoder.weight", family.WORDS, False),
@@ -55,7 +55,7 @@ _NAMES = {
     modules=_MODULES,
     prefix="bert",
     from_classes=True,
-    span_head="qa_outputs",
+    task_heads={"span": "qa_outputs"},
     copies=(("cls/predictions/decoder/kernel", family.WORDS, True),),
   ),
   "tf1": family.Names(
@@ -65,7 +65,7 @@ _NAMES = {
     }
     | {"task": ""},
     prefix="bert",
-    span_head="cls/squad",
+    task_heads={"span": "cls/squad"},
     leaves=(
       (r"^(nsp|task)/kernel$", "output_weights", True),
       (r"^(nsp|task|mlm)/bias$", "output_bias", False),
@@ -80,7 +80,7 @@ _NAMES = {
 def _preset(
   num_layers: int, hidden_size: int, num_heads: int = 0
 ) -> dict[str, int]:
-  """Returns a size whose heads are 64 wide, unless their number is given."""
+  """Returns a preset, whose heads are 64 wide unless their number is given."""
   return {
     "num_layers": num_layers,
     "hidden_size": hidden_size,
@@ -89,8 +89,8 @@ def _preset(
   }
 
 
-# tiny .. medium and every "L_H" are the 24 released small models
-# (arXiv:1908.08962, table 1); base and large are the paper's (section 3).
+# "tiny" to "medium" and every "L_H" are the 24 small models of arXiv:1908.08962
+# (table 1); "base" and "large" are those of the paper (section 3).
 PRESETS = (
   {
     "tiny": _preset(2, 128),
@@ -124,7 +124,7 @@ _SIZES = {
   "max_len": "max_position_embeddings",
   "type_vocab_size": "type_vocab_size",
 }
-# They are set by the config of a training here.
+# These keys are settings of a training here.
 _TRAINING_KEYS = {
   "hidden_dropout_prob": "dropout_rate",
   "attention_probs_dropout_prob": "attention_dropout_rate",
@@ -147,7 +147,7 @@ FAMILY = family.Family(
   activations={
     "huggingface": family.TORCH_ACTIVATIONS,
     "flax": family.TORCH_ACTIVATIONS,
-    # Its gelu is the error function before February 2019, tanh since then.
+    # Its "gelu" meant the error function before February 2019, and tanh since.
     "tf1": {
       "gelu": "gelu_tanh",
       "relu": "relu",
@@ -169,8 +169,8 @@ FAMILY = family.Family(
     }),
     remedies={
       "embedding_size": (
-        "this program reads no BERT whose embeddings have a size of their "
-        "own. Remove the key if the word table is as wide as hidden_size"
+        "this program reads no BERT whose embeddings have another width than "
+        "hidden_size. Remove the key if the word table is that wide"
       )
     },
   ),

@@ -1,8 +1,8 @@
-"""What a family of encoders is: names, settings and a tokenizer, as data.
+"""The base of a family of encoders: names, settings and a tokenizer, as data.
 
-The encoder is one module; a family says what others call its parameters, which
-of its switches are set, and what stands in the files that come with weights.
-Nothing here reads a file or imports jax.
+The encoder is one module. A family holds the names that other programs give its
+parameters, the values of its switches, and the content of the files that come
+with weights. Nothing here reads a file or imports jax.
 """
 
 from collections.abc import Mapping
@@ -16,82 +16,84 @@ from bert_jax.data import templates
 from bert_jax.runtime import errors
 from bert_jax.runtime import settings
 
-# Ours; in the files of others the same tensors have other names and layouts.
+# Our own format.
 OWN = "bert_jax"
-# The paths of a word table and of the bias that scores words have fixed names.
+# The paths of the word table and of the pooler.
 WORDS = "encoder/embeddings/word/embedding"
 POOLER = "encoder/pooler"
-# Parts that a model may come without, each whole or not at all.
+# Parts that a model may lack; each is whole or missing.
 OPTIONAL = (POOLER, "mlm", "nsp", "task")
 
 _LAYER = re.compile(r"encoder/layer_(\d+)/(.+)")
 
 
 class ConvertError(errors.UserError):
-  """Names, shapes or settings do not make a model of a known family."""
+  """The names, shapes or settings do not fit a model of a known family."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-  """What one format calls the parameters of a family.
+  """The names of the parameters of a family in one format.
+
+  "Their" names are those of the format.
 
   Attributes:
     modules: our module -> theirs, with "/" between its parts; "{}" in both
       stands for the number of a layer.
-    separator: what stands between the parts in the files.
+    separator: the text between the parts in the files.
     prefix: the first part of all names of the encoder.
-    from_classes: the classes of transformers write such files. A bare encoder
-      then has no prefix, and each tensor of the encoder is used, so that one
-      that has no place here would be missed.
-    span_head: their name of the module "task" of a span; others are in
-      `modules`.
-    leaves: (regex of our path, their last part, it lies transposed there); the
-      first that is found counts. A path that none fits keeps its last part.
-    copies: (their name, our path, it lies transposed there) of tensors that
-      hold a parameter a second time.
-    spellings: (regex of their name, replacement) of older spellings.
+    from_classes: whether the classes of transformers write such files. A bare
+      encoder then has no prefix, and its outputs depend on every tensor of the
+      encoder, so that none may be ignored.
+    task_heads: kind of task -> their name of the module "task"; other kinds
+      have the name in `modules`.
+    leaves: (regex of our path, their last part, whether it is transposed
+      there); the first match counts. A path without a match keeps its last
+      part.
+    copies: (their name, our path, whether it is transposed there) for tensors
+      that repeat a parameter.
+    spellings: (regex of their name, replacement) for older spellings.
   """
 
   modules: Mapping[str, str]
   separator: str = "/"
   prefix: str = ""
   from_classes: bool = False
-  span_head: str = ""
+  task_heads: Mapping[str, str] = dataclasses.field(default_factory=dict)
   leaves: tuple[tuple[str, str, bool], ...] = ()
   copies: tuple[tuple[str, str, bool], ...] = ()
   spellings: tuple[tuple[str, str], ...] = ()
 
-  def of(self, path: str, is_span: bool = False) -> tuple[str, bool] | None:
+  def of(self, path: str, kind: str | None = None) -> tuple[str, bool] | None:
     """Names a parameter.
 
     Args:
-      path: ours, layers unrolled.
-      is_span: the head of the task is that of a span.
+      path: our path, with unrolled layers.
+      kind: the kind of the task of the head; None if it is unknown.
 
     Returns:
-      Their name, and whether it lies transposed there; None if the family has
-      no such parameter.
+      Their name, and whether the format has the array transposed; None if the
+      family has no such parameter.
     """
     module, _, leaf = path.rpartition("/")
     number = ""
     if match := _LAYER.fullmatch(module):
       number, module = match[1], f"encoder/layer_{{}}/{match[2]}"
     is_transposed = False
-    if module == "task" and is_span:
-      scope = self.span_head
-    elif module in self.modules:
-      scope = self.modules[module].format(number)
-    else:
+    scope = self.modules.get(module)
+    if module == "task":
+      scope = self.task_heads.get(kind or "", scope)
+    if scope is None:
       return None
     for pattern, name, transposed in self.leaves:
       if re.search(pattern, path):
         leaf, is_transposed = name, transposed
         break
-    name = "/".join(filter(None, (scope, leaf)))
+    name = "/".join(filter(None, (scope.format(number), leaf)))
     return name.replace("/", self.separator), is_transposed
 
   def canonical(self, name: str) -> str:
-    """Returns a name of theirs with its prefix, and as it is spelled today."""
+    """Returns a name of theirs with its prefix and in its newest spelling."""
     if name.split(self.separator, 1)[0] in self._tops:
       name = f"{self.prefix}{self.separator}{name}"
     for pattern, new in self.spellings:
@@ -99,20 +101,20 @@ class Names:
     return name
 
   def is_of_encoder(self, canonical: str) -> bool:
-    """Returns whether a name is one of the encoder, its pooler left out."""
+    """Returns whether a name belongs to the encoder, but not to its pooler."""
     first, _, rest = canonical.partition(self.separator)
     top = rest.split(self.separator, 1)[0]
     pooler = self.modules.get(POOLER, "").split("/")
     return first == self.prefix and top in self._tops - set(pooler)
 
   def layer_of(self, name: str) -> int | None:
-    """Returns the number of the layer that a name of theirs belongs to."""
+    """Returns the layer that a name of theirs belongs to; None if no layer."""
     match = self._layer.match(name)
     return int(match[1]) if match else None
 
   @functools.cached_property
   def _tops(self) -> set[str]:
-    """What stands behind the prefix."""
+    """The second parts of the names that begin with the prefix."""
     scopes = (scope.split("/") for scope in self.modules.values())
     return {parts[1] for parts in scopes if parts[0] == self.prefix}
 
@@ -128,21 +130,21 @@ class Names:
 
 
 class _OwnNames(Names):
-  """Our own names."""
+  """The names of our own format."""
 
-  def of(self, path: str, is_span: bool = False) -> tuple[str, bool] | None:
+  def of(self, path: str, kind: str | None = None) -> tuple[str, bool] | None:
     return path, False
 
 
 OWN_NAMES = _OwnNames({"encoder/layer_{}": "encoder/layer_{}"})
-# How the classes of transformers name and lay out a module's parameters.
+# The names and the layout of parameters in the classes of transformers.
 TORCH_LEAVES = (
   (r"kernel$", "weight", True),
   (r"(scale|embedding)$", "weight", False),
 )
 TORCH_SPELLINGS = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
 
-# Name of an activation there -> ours; the first of several is written.
+# Their name of an activation -> ours. Of several, the first is written.
 TORCH_ACTIVATIONS = {
   "gelu": "gelu_erf",
   "gelu_python": "gelu_erf",
@@ -157,7 +159,7 @@ TORCH_ACTIVATIONS = {
   "tanh": "tanh",
 }
 
-# What config.json may say of any encoder. They are read where weights are read.
+# The keys that config.json may have for any encoder.
 CONFIG_KEYS = key_table.KeyTable(
   only={
     "is_decoder": (None, False),
@@ -174,8 +176,7 @@ CONFIG_KEYS = key_table.KeyTable(
     "_num_labels", "tie_word_embeddings", "tokenizer_class",
     "sbert_ce_default_activation_function", "sentence_transformers",
   }),
-  # Names, files, what a call returns, how text is generated, how memory is
-  # used.
+  # Keys about names, files, the results of a call, text generation and memory.
   ignored=frozenset({
     "_name_or_path", "name_or_path", "transformers_version", "_commit_hash",
     "_attn_implementation", "_attn_implementation_autoset",
@@ -208,8 +209,8 @@ CONFIG_KEYS = key_table.KeyTable(
       "weights"
     ),
     "auto_map": (
-      "code in the folder itself computes the model, and it is not run here. "
-      "Remove the key if the model is one of the family without changes"
+      "code in the folder defines the model, and this program does not run it. "
+      "Remove the key if the model is an unchanged member of the family"
     ),
     "adapters": (
       "this program reads no adapters. Merge them into the weights, and save "
@@ -226,23 +227,23 @@ class Family:
   Attributes:
     name: the value of `model.family`.
     model_types: the values of model_type in config.json.
-    hf_class: what the names of its classes in transformers begin with.
+    hf_class: the first part of the names of its classes in transformers.
     pretraining_classes: the heads of a model without a task, in alphabetical
-      order -> how the name of its class goes on.
-    names: format -> what it calls the parameters.
-    sizes: size of ours -> key of config.json.
-    activations: format -> name there -> ours; the first of several is written.
-    config_keys: what config.json may say.
-    tokenizer: how text becomes tokens.
+      order -> the rest of the name of its class.
+    names: format -> the names of the parameters.
+    sizes: our size -> key of config.json.
+    activations: format -> their name -> ours. Of several, the first is written.
+    config_keys: the keys that config.json may have.
+    tokenizer: the tokenizer of the family.
     presets: name of a size -> values of keys of the config group `model`.
     training_keys: key of config.json -> key of the config group `model` that
-      has its place in training here.
-    written: what config.json says of every model of the family.
-    switches: keys of the config group `model` that make the encoder one of
+      has the same role in training here.
+    written: the keys that config.json has for every model of the family.
+    switches: the keys of the config group `model` that make the encoder one of
       this family, and their values.
-    lossy_activations: format -> ours -> name there, of activations that have
-      no name of their own.
-    default_eps: epsilon of the norms where a file does not say it.
+    lossy_activations: format -> our name -> their name, for activations that
+      share a name with another.
+    default_eps: the epsilon of the norms if a file has none.
   """
 
   name: str
@@ -266,7 +267,7 @@ class Family:
   default_eps: float = 1e-12
 
   def names_in(self, format: str) -> Names:
-    """Returns what a format calls the parameters of this family.
+    """Returns the names of the parameters of this family in a format.
 
     Raises:
       ConvertError: the family is not stored in this format.
@@ -275,13 +276,13 @@ class Family:
       return OWN_NAMES
     if format not in self.names:
       raise ConvertError(
-        f"{self.name} has no names in the format {format}; it has "
+        f"the family {self.name} has no format {format}; choose one of "
         f"{', '.join([*self.names, OWN])}"
       )
     return self.names[format]
 
   def model_of(self, format: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads our sizes and arithmetic from the settings beside some weights.
+    """Reads our sizes and arithmetic from the settings beside weights.
 
     Args:
       format: a key of `names`.
@@ -292,7 +293,8 @@ class Family:
       and switches.
 
     Raises:
-      ConvertError: a key is missing, or it is no encoder that is known here.
+      ConvertError: a key is missing, or the settings are not those of an
+        encoder that is known here.
     """
     try:
       self.config_keys.check(config)
@@ -303,14 +305,9 @@ class Family:
       value = config.get(theirs)
       if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConvertError(
-          f"{theirs} is {value!r}; a size of 1 or more is wanted"
+          f"{theirs} is {value!r}; it must be an integer of 1 or more"
         )
       model[ours] = value
-    if model["hidden_size"] % model["num_heads"]:
-      raise ConvertError(
-        f"hidden_size {model['hidden_size']} cannot be divided into "
-        f"{model['num_heads']} heads"
-      )
     name = config.get("hidden_act", "gelu")
     known = self.activations[format]
     if not isinstance(name, str) or name not in known:
@@ -321,20 +318,20 @@ class Family:
     eps = config.get("layer_norm_eps", self.default_eps)
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or eps <= 0:
       raise ConvertError(
-        f"layer_norm_eps is {eps!r}; a number above 0 is wanted"
+        f"layer_norm_eps is {eps!r}; it must be a number above 0"
       )
     return model | {"layer_norm_eps": float(eps)} | dict(self.switches)
 
   def config_of(self, format: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `model_of` reads: sizes, activation and epsilon.
+    """Returns the settings that `model_of` reads: sizes, activation, epsilon.
 
     Args:
       format: a key of `names`.
       model: keys of the config group `model`.
 
     Raises:
-      ConvertError: the activation has no name there, or a switch is another
-        than the family's, which the file could not say.
+      ConvertError: the format has no name for the activation, or a switch
+        differs from that of the family, which the file cannot express.
     """
     read = {*self.sizes, "hidden_act", "layer_norm_eps", "family"}
     for key in model.keys() - read:
@@ -343,7 +340,7 @@ class Family:
       if model[key] != wanted:
         raise ConvertError(
           f"model.{key} is {model[key]!r:.60}, but models of the family "
-          f"{self.name} have {wanted!r}; write {OWN}"
+          f"{self.name} have {wanted!r}; choose the format {OWN}"
         )
     config: dict[str, Any] = {
       theirs: model[ours] for ours, theirs in self.sizes.items()
@@ -353,8 +350,8 @@ class Family:
     names |= self.lossy_activations.get(format, {})
     if act not in names:
       raise ConvertError(
-        f"hidden_act {act!r} has no name there; choose one of "
-        f"{', '.join(names)}"
+        f"the format {format} has no name for model.hidden_act={act!r}; choose "
+        f"one of {', '.join(names)}"
       )
     config["hidden_act"] = names[act]
     return config | {"layer_norm_eps": model["layer_norm_eps"]}
