@@ -50,6 +50,11 @@ class TrainBatches(Batches, Protocol):
     """Returns the example numbers of a step, over all hosts, row by row."""
     ...
 
+  @property
+  def epoch_steps(self) -> float:
+    """The number of steps in which every example comes once."""
+    ...
+
 
 class PretrainBatches:
   """Batches of masked examples, indexed by the step: `batches[step]`."""
@@ -126,6 +131,11 @@ class PretrainBatches:
   def num_examples(self) -> int:
     """The number of examples of the split."""
     return len(self._examples)
+
+  @property
+  def epoch_steps(self) -> float:
+    """The number of steps in which every example comes once."""
+    return self._order.num_rows / self._batch_size
 
   def _pack(self, split: str) -> orders.PackedOrder:
     """Returns the order of packed rows over all examples of a split."""

@@ -36,6 +36,11 @@ class Order:
   num_examples: int
   seed: int
 
+  @property
+  def num_rows(self) -> int:
+    """The number of rows of an epoch."""
+    return self.num_examples
+
   def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns example ids [M] and epochs [M] for global positions [M]."""
     epochs, offsets = np.divmod(places, self.num_examples)
@@ -63,6 +68,11 @@ class PackedOrder:
   patterns: packing.Patterns
   index: indexes.LengthIndex
   seed: int
+
+  @property
+  def num_rows(self) -> int:
+    """The number of rows of an epoch."""
+    return self.patterns.num_rows
 
   def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the examples of the rows at global positions [M].

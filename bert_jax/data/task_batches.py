@@ -333,6 +333,11 @@ class TaskBatches:
   def __len__(self) -> int:
     return self._num_steps
 
+  @property
+  def epoch_steps(self) -> float:
+    """The number of steps in which every example comes once."""
+    return self._order.num_rows / self._batch_size
+
   def examples(self, step: int) -> list[list[int]]:
     """Returns the example numbers of a step, in one list."""
     units = self._units(step)

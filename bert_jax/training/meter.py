@@ -13,6 +13,7 @@ from rich import progress
 from bert_jax.data import batching
 from bert_jax.models import flops
 from bert_jax.training import steps
+from bert_jax.training import terminal
 
 # How many unfinished steps the devices may have before the host waits.
 _STEPS_AHEAD = 2
@@ -71,6 +72,7 @@ class Meter:
       disable=jax.process_index() != 0,
     )
     self._line = self.bar.add_task("train", total=total_steps, completed=start)
+    self._begun, self._told = time.monotonic(), False
     self._restart(None)
 
   def _restart(self, since: float | None) -> None:
@@ -88,7 +90,9 @@ class Meter:
     self.bar.advance(self._line)
     if self._since is None:
       jax.block_until_ready(metrics)
-      self._restart(time.monotonic())
+      now = time.monotonic()
+      self.say(f"the first step took {now - self._begun:.1f} s to compile")
+      self._restart(now)
       return
     self._steps += 1
     hosts = jax.process_count()  # all have the same number of rows
@@ -117,6 +121,9 @@ class Meter:
       row["train/tokens_per_sec"] = self._positions / secs / self._num_runs
       row["train/useful_tokens_per_sec"] = self._useful / secs / self._num_runs
       row["train/steps_per_sec"] = self._steps / secs
+      if not self._told:
+        self._told = True
+        self.say(terminal.time_left(self._left(), self._steps / secs))
       devices = self._mesh.devices
       kind = devices.flat[0].device_kind
       mfu = flops.mfu(self._flops, secs, devices.size, kind)
@@ -126,10 +133,17 @@ class Meter:
     return row
 
   def show(self, workdir: str, step: int, row: dict[str, float]) -> None:
-    """Prints a line of a run's metrics above the bar."""
-    text = "  ".join(
-      f"{k} {v:,.0f}" if v >= 1000 else f"{k} {v:.4g}" for k, v in row.items()
-    )
-    name = os.path.basename(workdir.rstrip("/")) + " "
-    name = name if self._num_runs > 1 else ""
-    self.bar.console.print(f"{name}step {step}: {text}", highlight=False)
+    """Prints the metrics of a run above the bar."""
+    name = os.path.basename(workdir.rstrip("/"))
+    text = terminal.log_line(step, row, name if self._num_runs > 1 else "")
+    self.say(text)
+
+  def _left(self) -> float:
+    """Returns the number of steps that are left."""
+    (task,) = self.bar.tasks
+    return (task.total or 0) - task.completed
+
+  def say(self, text: str) -> None:
+    """Prints a text above the bar."""
+    if jax.process_index() == 0:
+      self.bar.console.print(text, highlight=False, markup=False)

@@ -22,6 +22,7 @@ from bert_jax.training import meeting
 from bert_jax.training import meter as meter_lib
 from bert_jax.training import session
 from bert_jax.training import steps
+from bert_jax.training import terminal
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +105,16 @@ class Run:
     self._meter = meter or meter_lib.Meter(
       start, self.total_steps, self.mesh, opened.job.step_flops
     )
+    if meter is None:
+      sizes = jax.tree.map(lambda x: x.size, opened.abstract.params)
+      self._meter.say(
+        terminal.start_lines(
+          self.config,
+          self.workdir,
+          sum(jax.tree.leaves(sizes)),
+          opened.batches.epoch_steps,
+        )
+      )
     if start:
       _log.info("going on from step %d of %s", start, self.workdir)
       if other := resume.other_code(self.workdir, opened.run):
@@ -138,6 +149,10 @@ class Run:
     return hosts.from_first(
       self._written is not None and self._written.has(start, "eval/")
     )
+
+  def end(self) -> None:
+    """Shows the last and the best evaluation, and the next command."""
+    self._meter.say(terminal.end_lines(self.config, self.workdir))
 
   def report(self, step: int, row: dict[str, float]) -> None:
     """Writes a line of metrics and shows it, on the first host."""

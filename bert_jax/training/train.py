@@ -43,7 +43,11 @@ def train(config: Config, workdir: str) -> dict[str, float]:
   """
   meeting.meet("train", config, [workdir])
   # Opening checks that the mesh, the model and the data fit each other.
-  return _train(run_lib.Run(session.open_session(config, workdir)))
+  run = run_lib.Run(session.open_session(config, workdir))
+  evaluation = _train(run)
+  if evaluation:
+    run.end()
+  return evaluation
 
 
 def train_together(
