@@ -95,9 +95,8 @@ class Classify(task_kind.TaskKind):
   }
   forms = {
     form: own.Form(
-      "classify",
-      (num_texts, num_texts),
       ("accuracy", "macro_f1"),
+      (num_texts, num_texts),
       own.read_pairs,
       own.class_labels,
     )
@@ -117,7 +116,9 @@ class Classify(task_kind.TaskKind):
   def row(self, task, prediction):
     return {
       "label": task.labels[prediction.label],
-      "probabilities": task_kind.by_label(task, prediction.probabilities),
+      "probabilities": dict(
+        zip(task.labels, prediction.probabilities, strict=True)
+      ),
     }
 
   def gold(self, task, example):

@@ -344,7 +344,7 @@ class Span(task_kind.TaskKind):
   )
   pooled = False
   head_dropout = False
-  forms = {"span": own.Form("span", (2, 2), ("f1", "exact"), own.read_spans)}
+  forms = {"span": own.Form(("f1", "exact"), (2, 2), own.read_spans)}
   feature_settings = ("max_query_len", "doc_stride")
   decode_settings = ("n_best", "max_answer_len", "null_threshold")
 

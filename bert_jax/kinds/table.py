@@ -54,9 +54,11 @@ ANSWERERS: dict[str, type[answers.Answerer]] = {
   )
 }
 
-# FORM of task.name=my-FORM -> the form of own data.
-FORMS: dict[str, own.Form] = {
-  name: form for one in TASK_KINDS.values() for name, form in one.forms.items()
+# FORM of task.name=my-FORM -> the kind and the form of own data.
+FORMS: dict[str, tuple[str, own.Form]] = {
+  name: (kind, form)
+  for kind, one in TASK_KINDS.items()
+  for name, form in one.forms.items()
 }
 
 
@@ -92,7 +94,7 @@ def make_task(form: str, **facts: Any) -> spec.Task:
     raise spec.TaskError(
       f"form={form!r} of own data is not known; use one of {', '.join(FORMS)}"
     )
-  return own.make_task(FORMS[form], **facts)
+  return own.make_task(*FORMS[form], **facts)
 
 
 def answerers_of(pretrained: "weights.Pretrained") -> list[str]:
