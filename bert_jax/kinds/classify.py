@@ -56,11 +56,7 @@ def _f1(task, guess, right) -> float:
   if 1 not in guess and 1 not in right:
     reason = f"no example and no prediction is {task.labels[1]!r}"
     return task_kind.undefined(task, "f1", reason)
-  return sklearn.metrics.f1_score(
-    [label == 1 for label in right],
-    [label == 1 for label in guess],
-    zero_division=0.0,
-  )
+  return sklearn.metrics.f1_score(right, guess, zero_division=0.0)
 
 
 def _macro_f1(task, guess, right) -> float:

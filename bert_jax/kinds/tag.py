@@ -276,7 +276,7 @@ class Answerer(answers.TaskAnswerer):
   """
 
   name = "tag"
-  needs = ("task",)
+  parts = ("task",)
   kind = TAG
 
   def __init__(self, context: answers.Context):

@@ -47,10 +47,9 @@ def make_reader(
 
   def example(task, split, where, id, row):
     pairs = pairs_of(task, row, where)
-    label = None
-    if not tables.lacks_label(task, row, split):
-      value = tables.field(row, task.label, where)
-      label = choice_label(value, len(pairs), where)
+    label = tables.label_field(task, row, split, where)
+    if label is not None:
+      label = choice_label(label, len(pairs), where)
     return spec.ChoiceExample(id, pairs, label)
 
   return tables.make_reader(example, id_column)

@@ -77,10 +77,9 @@ def pair_maker(
 
   def example(task, split, where, id, row):
     texts = tables.text_pair(row, task.text, where)
-    label = None
-    if not tables.lacks_label(task, row, split, missing):
-      value = tables.field(row, task.label, where)
-      label = None if value is None else parse(task, value, where)
+    label = tables.label_field(task, row, split, where, missing)
+    if label is not None:
+      label = parse(task, label, where)
     return spec.PairExample(id, *texts, label)
 
   return example

@@ -151,10 +151,9 @@ def read_tags(task, path, split) -> list[spec.TagExample]:
 
 def _tag_example(task, split, where, id, row) -> spec.TagExample:
   words = _list(tables.field(row, task.text[0], where), where)
-  labels = None
-  if not tables.lacks_label(task, row, split):
-    value = tables.field(row, task.label, where)
-    labels = None if value is None else _tags(task, value, len(words), where)
+  labels = tables.label_field(task, row, split, where)
+  if labels is not None:
+    labels = _tags(task, labels, len(words), where)
   # Each row is a document of its own.
   return spec.TagExample(id, tuple(words), labels, int(id))
 
@@ -194,10 +193,8 @@ def read_spans(task, path, split) -> list[spec.SpanExample]:
 def _span_example(task, split, where, id, row) -> spec.SpanExample:
   question_column, context_column = task.text
   context = tables.text_field(row, context_column, where)
-  answer = None
   # An empty text means that there is no answer.
-  if not tables.lacks_label(task, row, split, missing=(None,)):
-    answer = tables.field(row, task.label, where)
+  answer = tables.label_field(task, row, split, where, missing=(None,))
   answers: tuple[tuple[str, int], ...] = ()
   if answer == "" and not task.has_null:
     raise spec.TaskError(
