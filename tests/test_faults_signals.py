@@ -299,7 +299,7 @@ def test_a_sweep_whose_main_process_is_killed_waits_for_its_trials(
   process.wait()
   status, said = fault_runs.run(command)
   assert status == 0, said
-  assert "which runs already as process" in said
+  assert "which is already running as process" in said
   events = running.Journal(str(tmp_path / "runs")).read()
   assert "failed" not in [e["event"] for e in events]
   adopted = [e["trial"] for e in events if e.get("adopted")]

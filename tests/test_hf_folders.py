@@ -186,14 +186,14 @@ def test_added_tokens_are_neither_parts_of_words_nor_joined():
   ("added", "message"),
   [
     ((AddedToken("[MASK]"),), r"\[MASK\].* is a special token"),
-    ((MARKERS[0], MARKERS[0]), "is there twice"),
+    ((MARKERS[0], MARKERS[0]), "occurs twice"),
     ((AddedToken("\ud800"),), "half of a surrogate pair"),
   ],
 )
 def test_added_tokens_that_cannot_be_are_refused(added, message):
   with pytest.raises(ValueError, match=message):
     tokenizer_of(*added)
-  with pytest.raises(ValueError, match="no space"):
+  with pytest.raises(ValueError, match="not a space"):
     AddedToken("  ")
 
 

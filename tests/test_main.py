@@ -103,7 +103,7 @@ def test_a_mode_is_named_by_a_word_before_or_after_flags_or_by_a_flag(mode):
     ),
     (["--config.data.dir=nowhere"], "--mode=prepare"),
     (["--config.data.seq_len=128"], "longer than model.max_len=64"),
-    (["--config.mesh.tensor=3"], "8 devices are here, which 3 does not divide"),
+    (["--config.mesh.tensor=3"], "tensor=3 does not fit the 8 devices"),
   ],
 )
 def test_training_that_cannot_be_says_why_and_writes_nothing(

@@ -1,31 +1,33 @@
-"""What a batch holds: every key with its shape and dtype, declared once.
+"""The keys of batches, with their shapes and dtypes.
 
 Batches of pre-training, of tasks and of prediction are allocated from these
-declarations, and a plan of a training reads its shapes here. A declaration maps
-a key to its axes and its dtype. The axes are letters:
+declarations, and the plan of a run takes its shapes from them. A declaration
+maps a key to its axes and its dtype. The axes are letters:
 
   B  rows of the batch            L  tokens of a row
   P  masked slots of a row        S  sequences that share a row
-  G  groups of sequences: the C choices of a question, or else one sequence
-  K  labels of a task with several labels an example
+  G  groups of sequences: the C choices of a question, or one sequence
+  K  labels of an example of a multi-label task
 
-Keys, the same everywhere:
+Every batch uses the same keys:
 
   input_ids         token ids, some of them replaced by masking
   input_mask        1 = a real token, 0 = padding
   segment_ids       0 = segment A, 1 = segment B
-  positions         packed rows: the token's place in its sequence
-  sequence_ids      packed rows: the number of the token's sequence in its row,
+  positions         packed rows: the position of a token in its sequence
+  sequence_ids      packed rows: the number of a token's sequence in its row,
                     from 1; 0 = padding
-  cls_positions     packed rows: where in the row each sequence begins
-  masked_positions  places to predict, ascending; the slots of all sequences of
-                    a row follow one another
-  masked_ids        the tokens that stood there
+  cls_positions     packed rows: the position in the row where each sequence
+                    begins
+  masked_positions  positions to predict, ascending; the slots of all sequences
+                    of a row follow one another
+  masked_ids        the ids at these positions before masking
   masked_weights    1 = the slot is used
   nsp_label         0 = segment B follows segment A, 1 = B is random text
-  label             of tasks: a class, the right choice, a number, a tag for
-                    each token, or 0 and 1 for each of K labels
-  start, end        of spans: where in the row the answer begins and ends
+  label             tasks: a class, the right choice, a number, a tag for each
+                    token, or 0 or 1 for each of K labels
+  start, end        spans: the positions in the row where the answer begins and
+                    ends
   weight            1 = the row, sequence, group or tag counts; 0 = it is filler
 """
 
@@ -57,7 +59,7 @@ MASKED: Keys = {
 
 
 def pretraining(is_packed: bool) -> Keys:
-  """Returns what a batch of pre-training holds.
+  """Returns the keys of a batch of pre-training.
 
   Args:
     is_packed: whether sequences share rows (data.max_sequences > 1).
@@ -73,12 +75,12 @@ def pretraining(is_packed: bool) -> Keys:
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-  """Where the labels of a kind of task stand in a batch.
+  """The labels of a kind of task in a batch.
 
   Attributes:
     keys: the keys of the labels, without "weight".
-    are_places: a label is a place in its sequence, which a batch turns into a
-      place in the row; the model then scores tokens.
+    are_places: whether a label is a position in its sequence. The batch then
+      holds the position in the row, and the model scores tokens.
   """
 
   keys: Keys
@@ -86,7 +88,7 @@ class Labels:
 
   @property
   def of_tokens(self) -> bool:
-    """Whether every token has a label, and not every group."""
+    """Whether every token has a label; otherwise every group has one."""
     return "L" in next(iter(self.keys.values()))[0]
 
   @property
@@ -104,8 +106,8 @@ def shapes(keys: Keys, **sizes: int) -> Shapes:
   """Returns the shape and dtype of every key.
 
   Args:
-    keys: what the batch holds.
-    **sizes: the size of each axis, by its letter.
+    keys: the keys of the batch.
+    **sizes: letter of an axis -> its size.
 
   Example:
     >>> shapes({"nsp_label": ("BS", np.int32)}, B=2, S=3)
@@ -121,8 +123,8 @@ def allocate(wanted: Shapes, pad_id: int) -> Batch:
   """Returns a batch of padding.
 
   Args:
-    wanted: what the batch holds, as `shapes` says it.
-    pad_id: the token that fills `input_ids`; all else is 0.
+    wanted: the keys of the batch, as `shapes` returns them.
+    pad_id: the id that fills `input_ids`; all other values are 0.
   """
   batch = {
     name: np.zeros(shape, dtype) for name, (shape, dtype) in wanted.items()
@@ -140,16 +142,16 @@ def put_sequences(
   start: np.ndarray,
   slot: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Writes M sequences of T tokens in all into packed rows.
+  """Writes M sequences, which have T tokens together, into packed rows.
 
   Args:
-    batch: with the keys of `PACKED`, allocated.
-    token_ids: [T] tokens, one sequence after another.
-    segment_ids: [T] their segments.
-    lengths: [M] tokens of each sequence.
+    batch: the allocated batch, with the keys of `PACKED`.
+    token_ids: [T] the ids, one sequence after another.
+    segment_ids: [T] the segments.
+    lengths: [M] the number of tokens of each sequence.
     row: [M] the row of each sequence.
     start: [M] its first position in the row.
-    slot: [M] how many sequences stand before it in the row.
+    slot: [M] the number of sequences before it in the row.
 
   Returns:
     The row and the position in the row of every token, both [T].

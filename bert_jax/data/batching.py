@@ -80,9 +80,7 @@ class PretrainBatches:
 
     Raises:
       records.DataError: The data is missing, damaged or has other settings.
-      ValueError: data.max_sequences is out of range.
     """
-    check_max_sequences(data)
     if not data.dir:
       raise records.DataError(
         "data.dir is not set; give --config.data.dir=DATA, a folder made by "
@@ -104,15 +102,16 @@ class PretrainBatches:
       self._tokenizer.continues_word() if data.whole_word else None
     )
     self._packed = data.max_sequences > 1
-    # An evaluation reads all examples, or fails.
+    # An evaluation fails if an example is damaged.
     self._may_be_bad = 0 if num_steps is None else data.max_bad_records
     self._bad: dict[int, str] = {}
     self._bad_lock = threading.Lock()  # threads make batches
     if num_steps is None:
       self._limit = min(total, max_examples or total)
       if self._packed:
-        self._order = self._lay_out(self._order(np.arange(self._limit))[0])
-        self._limit = len(self._order.ids)
+        table = self._lay_out(self._order(np.arange(self._limit))[0])
+        self._order = lambda places: (table[places], np.zeros_like(places))
+        self._limit = len(table)
       num_steps = -(-self._limit // batch_size)
     else:
       self._limit = num_steps * batch_size
@@ -138,19 +137,14 @@ class PretrainBatches:
     )
     return orders.PackedOrder(patterns, index, self._seed)
 
-  def _lay_out(self, ids: np.ndarray) -> orders.ListedRows:
-    """Packs examples [M] into rows; reads the examples for their lengths."""
-    lengths = np.concatenate(
-      [
-        records.example_lengths(self._examples.read(ids[i : i + 65536]))
-        for i in range(0, len(ids), 65536)
-      ]
-    )
+  def _lay_out(self, ids: np.ndarray) -> np.ndarray:
+    """Packs examples [M] into rows [R, S], where -1 marks an unused slot."""
+    lengths = records.read_lengths(self._examples.read, ids)
     slots = self._data.max_sequences
     layout = packing.pack(lengths, self._data.seq_len, slots)
     table = np.full((layout.num_rows, slots), -1, np.int64)
     table[layout.row, layout.slot] = ids
-    return orders.ListedRows(table)
+    return table
 
   def examples(self, step: int) -> list[list[int]]:
     """Returns the example numbers of a step, over all hosts, row by row."""
@@ -200,7 +194,7 @@ class PretrainBatches:
     return batch
 
   def _are_good(self, ids: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Returns which used examples can be read; counts and logs the others.
+    """Returns which used examples can be read; logs and counts the others.
 
     Raises:
       records.DataError: More than data.max_bad_records are damaged.
@@ -363,17 +357,6 @@ class PretrainBatches:
       "nsp_label": examples["is_random"].astype(np.int32),
     }
     return batch, candidates, lengths
-
-
-def check_max_sequences(data: Any) -> None:
-  """Raises ValueError if data.max_sequences is out of range."""
-  most = data.seq_len // masking.SHORTEST
-  if not 1 <= data.max_sequences <= most:
-    raise ValueError(
-      f"data.max_sequences={data.max_sequences}; a row of data.seq_len="
-      f"{data.seq_len} takes 1 to {most} sequences; use 1 for no packing, 8 to "
-      "fill rows of 512"
-    )
 
 
 def num_masked_slots(data: Any) -> int:

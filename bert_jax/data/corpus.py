@@ -1,10 +1,10 @@
 """Reads raw text as documents, each a list of sentences, in bounded memory.
 
 A corpus is cut into units: stretches of a file that begin and end between two
-documents. A compressed file is one unit, as nobody can begin in its middle; who
-reads it cuts the documents into parts instead. Where the cuts fall depends on
-the files and `unit_bytes` alone, so whatever is made a unit or a part at a time
-does not depend on who makes it.
+documents. A compressed file is one unit, because it can be read only from its
+start; its documents are cut into parts while they are read. The cuts depend
+only on the files and on `unit_bytes`, so that the result of a unit or a part
+does not depend on the process that makes it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,22 +27,20 @@ import sentencex
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
 
-FORMATS = ("sentences", "paragraphs", "jsonl", "tfds")
-
 # Longer lines and documents are cut, so that no input can fill the memory.
 MAX_LINE_BYTES = 1 << 20
 MAX_DOCUMENT_BYTES = 1 << 24
-# The splitter takes quadratic time in text that opens quotes and closes none.
+# The splitter takes quadratic time for text with quotes that are not closed.
 _MAX_PARAGRAPH_CHARS = 1 << 14
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TFDS_UNIT_RECORDS = 5_000
 
-# How much of an input is read to estimate how much text it holds.
+# The part of an input that is read to estimate how much text it holds.
 _RATE_BYTES = 1 << 18
 _RATE_RECORDS = 64
-_HASH_BYTES = 1 << 20  # read at a time
+_HASH_BYTES = 1 << 20  # the size of one read
 
-# Blank lines in a row that end a document.
+# Format -> the number of blank lines in a row that end a document.
 _BLANK_LINES = {"sentences": 1, "paragraphs": 2}
 
 
@@ -56,13 +54,13 @@ class Unit:
 
   Attributes:
     path: the file, or `tfds:NAME:SPLIT`.
-    start: first byte (text), or first record (TFDS).
-    end: the byte or record after the last; -1 = to the end (compressed files,
-      which cannot be cut).
-    size: bytes of text the unit stands for, for progress (compressed size, or
-      records, where the text's is not known).
-    part_bytes: of text after which a part of the unit ends, where the unit
-      itself could not be cut to size; 0 = it is one part.
+    start: the first byte of a text file, or the first TFDS record.
+    end: the byte or record after the last one; -1 means the end of the file,
+      for compressed files, which cannot be cut.
+    size: the size for progress: bytes of text, or compressed bytes or records
+      if the size of the text is not known.
+    part_bytes: the bytes of text after which a part of the unit ends, if the
+      unit itself cannot be cut; 0 means that the unit is one part.
   """
 
   path: str
@@ -73,7 +71,7 @@ class Unit:
 
 
 class Reading:
-  """Counts and hashes what was read of a unit."""
+  """Counts and hashes the bytes that were read of a unit."""
 
   def __init__(self):
     self._hash = hashlib.sha256()
@@ -97,21 +95,16 @@ def list_units(
   Args:
     patterns: globs; `.gz` files are read through gzip. For the format "tfds":
       `NAME` or `NAME:SPLIT`, or the folder of a prepared data set.
-    text_format: one of FORMATS.
-    unit_bytes: the size to aim at.
+    text_format: the value of prepare.format.
+    unit_bytes: the target size of a unit.
 
   Returns:
-    The units. Together they cover every byte once.
+    The units, which together cover every byte once.
 
   Raises:
-    CorpusError: no file, an empty or binary one, or an unknown format.
+    CorpusError: a pattern names no file, or a file is empty or binary.
     files.FilesError: an input is a FIFO or device.
   """
-  if text_format not in FORMATS:
-    raise CorpusError(
-      f"prepare.format={text_format!r} is not known; use one of "
-      f"{', '.join(FORMATS)}"
-    )
   if text_format == "tfds":
     return [u for p in patterns for u in _tfds_units(p, unit_bytes)]
   paths = sorted({p for pattern in patterns for p in _expand(pattern)})
@@ -135,7 +128,7 @@ def _expand(pattern: str) -> list[str]:
   path = epath.Path(pattern)
   if path.is_dir():
     found = [str(p) for p in path.iterdir() if p.is_file()]
-  elif path.exists():  # also where its name has the marks of a glob
+  elif path.exists():  # even if its name contains the characters of a glob
     found = [pattern]
   elif any(c in pattern for c in "*?["):
     found = [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
@@ -151,7 +144,7 @@ def _expand(pattern: str) -> list[str]:
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-  """Raises CorpusError, which names the file, if reading it fails."""
+  """Turns an error of reading a file into a CorpusError that names it."""
   try:
     yield
   except (OSError, EOFError, zlib.error) as error:
@@ -177,22 +170,20 @@ def _check_text(path: str) -> None:
     raise CorpusError(f"{path} is empty; leave it out or fill it")
   if b"\0" in head:
     raise CorpusError(
-      f"{path} holds zero bytes, so it is no UTF-8 text (binary, or UTF-16?);"
-      " convert it, for example with iconv -t UTF-8"
+      f"{path} holds zero bytes, so it is not UTF-8 text (perhaps binary, or "
+      "UTF-16); convert it, for example with iconv -t UTF-8"
     )
 
 
 def _cuts(path: str, size: int, text_format: str, step: int) -> list[int]:
   """Returns byte positions between documents, one after each `step` bytes."""
-  if step < 1:
-    raise CorpusError(f"prepare.unit_bytes={step} must be at least 1")
   cuts = [0]
   with _open(path) as f:
     at = step
     while at < size:
       f.seek(at)
       while (line := f.readline(MAX_LINE_BYTES)) and line[-1:] != b"\n":
-        pass  # to the end of the line `at` fell in
+        pass  # skips to the end of the line that `at` is in
       if text_format != "jsonl":
         _skip_to_blank(f, _BLANK_LINES[text_format])
       if f.tell() >= size:
@@ -203,7 +194,7 @@ def _cuts(path: str, size: int, text_format: str, step: int) -> list[int]:
 
 
 def _skip_to_blank(f, count: int) -> None:
-  """Reads on until `count` blank lines in a row were read, or the end."""
+  """Reads until the end of `count` blank lines in a row, or of the file."""
   blank = 0
   for line in iter(lambda: f.readline(MAX_LINE_BYTES), b""):
     blank = 0 if line.strip() else blank + 1
@@ -217,15 +208,16 @@ def read_documents(
   """Yields the documents of a unit as lists of non-empty sentences.
 
   Args:
-    unit: what to read.
-    text_format: one of FORMATS.
-    text_key: the field that holds the text ("jsonl", "tfds").
-    language: of the sentence splitter, such as "en" (all but "sentences").
-    digest: a Reading or hashlib object to feed with the bytes read, or None.
+    unit: the unit to read.
+    text_format: the value of prepare.format.
+    text_key: the field that holds the text, for the formats "jsonl" and "tfds".
+    language: the language of the sentence splitter, such as "en", for all
+      formats except "sentences".
+    digest: a Reading or hashlib object that gets the bytes read, or None.
 
   Raises:
-    CorpusError: bytes that are not UTF-8, or a record without its text; the
-      message names the file and the byte.
+    CorpusError: the text is not UTF-8, or a record has no text; the message
+      names the file and the byte.
   """
   digest = digest or hashlib.sha256()
   if text_format == "tfds":
@@ -236,9 +228,9 @@ def read_documents(
     yield from _blank_line_documents(unit, text_format, language, digest)
     return
   for text in texts:
-    for piece in _bounded(text):
-      sentences = _split(re.split(r"\n\s*", piece), language)
-      if sentences:
+    for start in range(0, len(text), MAX_DOCUMENT_BYTES):
+      piece = text[start : start + MAX_DOCUMENT_BYTES]
+      if sentences := _split(re.split(r"\n\s*", piece), language):
         yield sentences
 
 
@@ -246,12 +238,12 @@ def hash_unit(unit: Unit, text_format: str, text_key: str) -> str:
   """Returns the SHA-256 of the text of a unit, as `Reading` computes it.
 
   Args:
-    unit: what to read.
+    unit: the unit to read.
     text_format: as in read_documents.
     text_key: as in read_documents.
 
   Raises:
-    CorpusError: an input is damaged.
+    CorpusError: the input is damaged.
   """
   digest = hashlib.sha256()
   if text_format == "tfds":
@@ -272,15 +264,15 @@ def read_parts(
 ) -> Iterator[Iterator[list[str]]]:
   """Yields the documents of a unit in parts of bounded size.
 
-  A part ends with the document in which `part_bytes` of text were read since
-  the part before. Each must be used up before the next is asked for.
+  A part ends after the document in which it reaches `part_bytes` of text. The
+  caller must read one part to its end before it asks for the next.
 
   Args:
-    unit: what to read.
+    unit: the unit to read.
     text_format: as in read_documents.
     text_key: as in read_documents.
     language: as in read_documents.
-    reading: is fed with the bytes read.
+    reading: gets the bytes read.
 
   Raises:
     CorpusError: as in read_documents.
@@ -302,10 +294,15 @@ def read_parts(
 
 
 def is_held_out(document: Sequence[str], rate: float, seed: int) -> bool:
-  """Returns whether a document is kept for evaluation.
+  """Returns whether a document is held out for evaluation.
 
-  It depends on the text alone, so that two copies of a text never end up in
-  different splits.
+  This depends only on the text, so that two copies of a text are always in the
+  same split.
+
+  Args:
+    document: the sentences.
+    rate: the share of documents to hold out.
+    seed: selects the documents.
   """
   digest = hashlib.blake2b(
     "\n".join(document).encode("utf-8", "replace"),
@@ -318,12 +315,12 @@ def is_held_out(document: Sequence[str], rate: float, seed: int) -> bool:
 def text_sizes(
   units: Sequence[Unit], text_format: str, text_key: str
 ) -> list[int]:
-  """Returns the bytes of text in each unit; estimated for .gz and TFDS.
+  """Returns the bytes of text in each unit, an estimate for .gz and TFDS.
 
   Args:
-    units: of list_units.
-    text_format: one of FORMATS.
-    text_key: the field that holds the text ("tfds").
+    units: the units that list_units returned.
+    text_format: the value of prepare.format.
+    text_key: the field that holds the text, for the format "tfds".
 
   Raises:
     CorpusError: an input is damaged or lacks the field.
@@ -338,7 +335,7 @@ def text_sizes(
 
 
 def _gzip_rate(path: str) -> float:
-  """Returns bytes of text per compressed byte, judged by the first 256 KiB."""
+  """Estimates the bytes of text per compressed byte from the first 256 KiB."""
   with epath.Path(path).open("rb") as f:
     head = f.read(_RATE_BYTES)
   unpacker = zlib.decompressobj(wbits=31)  # gzip
@@ -357,13 +354,6 @@ def _tfds_rate(path: str, text_key: str) -> float:
     for _ in _tfds_texts(Unit(path, i, i + 1, 1), text_key, reading):
       pass
   return reading.num_bytes / len(places)
-
-
-def _bounded(text: str) -> Iterator[str]:
-  return (
-    text[i : i + MAX_DOCUMENT_BYTES]
-    for i in range(0, len(text), MAX_DOCUMENT_BYTES)
-  )
 
 
 def _split(paragraphs: Sequence[str], language: str) -> list[str]:
@@ -395,7 +385,7 @@ def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
     while unit.end < 0 or at < unit.end:
       with _naming(unit.path):
         line = f.readline(MAX_LINE_BYTES)
-        if len(line) == MAX_LINE_BYTES:  # never cut within a character
+        if len(line) == MAX_LINE_BYTES:  # do not cut within a character
           line += f.read(_missing_bytes(line))
       if not line:
         return
@@ -422,7 +412,7 @@ def _missing_bytes(line: bytes) -> int:
 
 
 def _blank_line_documents(unit, text_format, language, digest):
-  """Yields documents separated by blank lines: "sentences", "paragraphs"."""
+  """Yields the documents of the formats "sentences" and "paragraphs"."""
   document: list[str] = []
   paragraph: list[str] = []
   blank = size = 0
@@ -477,12 +467,12 @@ def _json_text(line: str, path: str, at: int, text_key: str) -> str:
       f"{path}: the line at byte {at} has no text under {text_key!r}; name "
       "the field with --config.prepare.text_key"
     )
-  return _LONE_SURROGATE.sub("\ufffd", text)  # JSON may hold half a character
+  return _LONE_SURROGATE.sub("\ufffd", text)  # JSON may hold half a pair
 
 
 @contextlib.contextmanager
 def naming_tfds(path: str) -> Iterator[None]:
-  """Turns any failure to read prepared TFDS data into an error that names it.
+  """Turns any error of reading prepared TFDS data into one that names it.
 
   Raises:
     CorpusError: the data is damaged.
@@ -493,8 +483,8 @@ def naming_tfds(path: str) -> Iterator[None]:
     raise
   except Exception as error:  # protobuf, TFDS, ArrayRecord: unrelated types
     raise CorpusError(
-      f"{path} is damaged, or no prepared TFDS data: {error!r:.500}; prepare "
-      "it again"
+      f"{path} is damaged, or is not prepared TFDS data: {error!r:.500}; "
+      "prepare it again"
     ) from error
 
 
@@ -502,10 +492,10 @@ def open_tfds(folder: str) -> Any:
   """Opens prepared TFDS data, which is read without TensorFlow.
 
   Args:
-    folder: with a dataset_info.json.
+    folder: the folder that contains dataset_info.json.
 
   Raises:
-    CorpusError: the data is damaged, or wants code that is not TFDS's own.
+    CorpusError: the data is damaged, or names code outside TFDS.
   """
   os.environ.setdefault("TFDS_NO_GCS", "1")
   import tensorflow_datasets as tfds  # slow to import: only where it is used
@@ -515,8 +505,8 @@ def open_tfds(folder: str) -> Any:
     for name in _class_names(json.loads(features.read_bytes())):
       if not name.startswith("tensorflow_datasets."):  # it would be imported
         raise CorpusError(
-          f"{features} names {name!r:.100}, which is no feature of TFDS; such "
-          "data is not read"
+          f"{features} names {name!r:.100}, which is not a feature of TFDS; "
+          "such data is not read, because it would run code"
         )
     return tfds.builder_from_directory(folder)
 
@@ -537,7 +527,9 @@ def _tfds_source(path: str):
   import tensorflow_datasets as tfds  # slow to import: only where it is used
 
   name, _, split = path.removeprefix("tfds:").rpartition(":")
-  if not name or "/" in split:  # no split, perhaps the colon of gs://
+  if (
+    not name or "/" in split
+  ):  # there is no split; a colon may be that of gs://
     name, split = path.removeprefix("tfds:"), ""
   folder = epath.Path(name)
   if (folder / "dataset_info.json").exists():
@@ -549,8 +541,8 @@ def _tfds_source(path: str):
       builder = tfds.builder(name)
     except tfds.core.registered.DatasetNotFoundError as error:
       raise CorpusError(
-        f"--input={path}: TFDS knows no data set {name!r}, and it is no "
-        "folder with a dataset_info.json"
+        f"--input={path}: {name!r} is neither a data set of TFDS nor a folder "
+        "with a dataset_info.json"
       ) from error
   if not builder.info.splits:
     raise CorpusError(

@@ -1,9 +1,9 @@
 """Which keys of another program's settings are accepted, read or ignored.
 
-A file that transformers wrote has dozens of keys. Each is in one of three
-places: it may have certain values only, because any other would change what is
-computed; it is read by code; or it changes nothing here. A key in none of them
-is new, so its name is logged.
+A file that transformers wrote has dozens of keys. A table divides them into
+three groups: keys that may have only certain values, because any other value
+would change what is computed; keys that code reads; and keys that change
+nothing in this program. A key in none of these groups is unknown and is logged.
 """
 
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ class KeyTable:
   """The keys of one kind of file.
 
   Attributes:
-    only: key -> the values that are accepted. None is how such files say that
-      a key is not set.
+    only: key -> the values that are accepted. A file may set a key to None,
+      which means that it is not set.
     read: the keys that code reads.
-    ignored: the keys that change nothing here.
-    effect: what other values would change, a noun for messages.
-    advice: what is said behind the values that are accepted.
-    remedies: key -> what to do, where no other value can be written.
+    ignored: the keys that change nothing in this program.
+    effect: the noun that messages use for what other values would change.
+    advice: the text that messages add after the accepted values.
+    remedies: key -> the advice of messages if a key has no accepted value.
   """
 
   only: Mapping[str, tuple[Any, ...]]
@@ -56,8 +56,8 @@ class KeyTable:
     """Raises ValueError if a key of `only` has another value.
 
     Args:
-      config: the content of the file. A special token may be an object, of
-        which the field "content" is compared.
+      config: the content of the file. A special token may be an object, whose
+        field "content" is then compared.
     """
     for key, accepted in self.only.items():
       value = config.get(key)
@@ -80,15 +80,15 @@ class KeyTable:
     )
 
   def unknown(self, config: Mapping[str, Any]) -> list[str]:
-    """Returns the keys that are nowhere in this table, sorted."""
+    """Returns the keys that are not in this table, sorted."""
     known = self.only.keys() | self.read | self.ignored
     return sorted(map(str, config.keys() - known))
 
   def warn(self, path: str, config: Mapping[str, Any]) -> None:
-    """Logs the keys of a file that are nowhere in this table."""
+    """Logs the keys of a file that are not in this table."""
     if unknown := self.unknown(config):
       _log.warning(
-        "%s has keys that are not known here and were not read: %s; check that "
-        "they change no %s",
+        "%s has unknown keys, which were not read: %s; check that they change "
+        "no %s",
         path, ", ".join(unknown), self.effect,
       )  # fmt: skip

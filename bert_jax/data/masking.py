@@ -1,26 +1,49 @@
-"""Masked language modelling: which tokens to predict, and what stands there.
+"""Masked language modelling: which tokens to predict, and what replaces them.
 
-The choice is a pure function of (seed, epoch, example, position): a hash of
-these numbers replaces a generator, so nothing random is stored, no order of
-reading matters and a whole batch is masked at once.
+The choice is a pure function of (seed, epoch, example, position). A hash of
+these numbers takes the place of a random generator, so that no random state is
+stored, the order of reading does not matter, and a whole batch is masked at
+once.
 """
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 
 from bert_jax.data import batch_keys
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-# Purposes that draw their own numbers.
+# Each purpose draws its own random numbers.
 _CHOICE, _REPLACEMENT, _TOKEN = 1, 2, 3
-# Tokens of the shortest sequence there is: [CLS], one of text, [SEP].
+# The tokens of the shortest possible sequence: [CLS], one of text, [SEP].
 SHORTEST = 3
 
 
+def check_max_sequences(data: Any) -> None:
+  """Raises ValueError if data.max_sequences is out of range.
+
+  Args:
+    data: the `data` group of a config.
+  """
+  most = data.seq_len // SHORTEST
+  if not 1 <= data.max_sequences <= most:
+    raise ValueError(
+      f"data.max_sequences={data.max_sequences}; a row of data.seq_len="
+      f"{data.seq_len} takes 1 to {most} sequences; use 1 for no packing, 8 to "
+      "fill rows of 512"
+    )
+
+
 def num_slots(seq_len: int, mask_rate: float, max_predictions: int) -> int:
-  """Masked slots P of a row: max_predictions, or 0 for what the rate asks."""
+  """Returns P, the masked slots of a row with one sequence.
+
+  Args:
+    seq_len: L, the tokens of a row.
+    mask_rate: the share of the tokens to predict.
+    max_predictions: P; 0 means as many as the rate needs.
+  """
   return max_predictions or math.ceil(seq_len * mask_rate)
 
 
@@ -28,25 +51,25 @@ def num_slots(seq_len: int, mask_rate: float, max_predictions: int) -> int:
 def num_packed_slots(
   seq_len: int, max_sequences: int, mask_rate: float, slots: int
 ) -> int:
-  """Masked slots P that suffice for any sequences that share a row.
+  """Returns P, the masked slots that any sequences sharing a row need at most.
 
   Each sequence rounds for itself and has at least one token to predict, so
-  that together they may have more than one sequence as long as the row. This
-  is the largest sum of `num_to_predict` over lengths that fit, found by
-  dynamic programming: a function of the settings, not of the data, so that one
-  program does for every batch, and reached by some row, so no slot too many.
+  that several sequences may have more tokens to predict than one that fills the
+  row. P is the largest sum of `num_to_predict` over lengths that fit into a
+  row, found by dynamic programming. It depends on the settings only, so that
+  all batches have one shape, and it is the least number that is enough.
 
   Args:
-    seq_len: L, tokens of a row.
-    max_sequences: S, sequences in it at most.
-    mask_rate: share of a sequence's tokens to predict.
+    seq_len: L, the tokens of a row.
+    max_sequences: S, the most sequences of a row.
+    mask_rate: the share of a sequence's tokens to predict.
     slots: the most tokens to predict in a sequence (`num_slots`).
   """
   lengths = np.arange(SHORTEST, seq_len + 1)
   wanted = num_to_predict(lengths, mask_rate, slots)
-  # Of sequences with as many to predict, only the shortest matters.
+  # Only the shortest of the lengths with equally many to predict matters.
   counts, first = np.unique(wanted, return_index=True)
-  best = np.zeros(seq_len + 1, np.int64)  # [t]: the most in t tokens
+  best = np.zeros(seq_len + 1, np.int64)  # by the number of tokens in use
   for _ in range(max_sequences):
     before = best.copy()
     for count, length in zip(
@@ -59,9 +82,9 @@ def num_packed_slots(
 
 
 def hash_uniform(*keys: np.ndarray | int) -> np.ndarray:
-  """Uniform 64-bit integers, a function of the keys, which broadcast.
+  """Returns uniform 64-bit integers that depend on the keys alone.
 
-  Each key is mixed in with the finaliser of SplitMix64.
+  The keys broadcast. Each is mixed in with the finaliser of SplitMix64.
 
   Source: Steele, Lea, Flood, Fast splittable pseudorandom number generators,
   OOPSLA 2014.
@@ -79,7 +102,12 @@ def hash_uniform(*keys: np.ndarray | int) -> np.ndarray:
 def num_to_predict(
   lengths: np.ndarray, mask_rate: float, slots: int
 ) -> np.ndarray:
-  """Tokens to predict in rows of given lengths ([CLS] and [SEP] counted).
+  """Returns how many tokens to predict in rows of given lengths.
+
+  Args:
+    lengths: [B] the tokens of each row, special tokens included.
+    mask_rate: the share of the tokens to predict.
+    slots: P, the most tokens to predict in a row.
 
   Source: google-research/bert create_pretraining_data.py:369-370; halves are
   rounded to even, as Python 3 does.
@@ -106,37 +134,40 @@ def mask_batch(
 ) -> tuple[np.ndarray, ...]:
   """Masks a batch of rows.
 
-  Of the chosen tokens, mask_token_rate become [MASK], random_token_rate a token
-  drawn from the whole vocabulary (special ones included, and it may be the same
-  one), the rest stay.
+  A chosen token becomes [MASK] with probability mask_token_rate, and a token
+  drawn from the whole vocabulary with probability random_token_rate; otherwise
+  it stays. The drawn token may be a special token, or the same token again.
 
   Args:
     input_ids: [B, L] token ids.
     candidates: [B, L] bool, the positions that may be chosen.
-    lengths: [B] tokens of each row, special ones counted.
-    example_ids: [B] number of the example.
-    epochs: [B] the epoch; the same everywhere for static masks.
-    seed: of the run.
+    lengths: [B] the tokens of each row, special tokens included.
+    example_ids: [B] the number of each example.
+    epochs: [B] the epoch of each row; always the same for static masks.
+    seed: the seed of the run.
     slots: P, the most tokens to predict in a row.
     vocab_size: V.
     mask_id: the id of [MASK].
-    mask_rate: share of a row's tokens to predict.
-    mask_token_rate: see above.
-    random_token_rate: see above.
-    continues_word: [V] bool, which pieces continue a word; given, whole words
-      are chosen (each piece still draws its own replacement).
+    mask_rate: the share of a row's tokens to predict.
+    mask_token_rate: the share of these that become [MASK].
+    random_token_rate: the share of these that become a random token.
+    continues_word: [V] bool, which pieces continue a word. If it is given,
+      whole words are chosen; each piece still draws its own replacement.
 
   Returns:
     (input_ids with replacements [B, L] int32, masked_positions [B, P] int32 in
-    ascending order, masked_ids [B, P] int32, masked_weights [B, P] float32);
-    unused slots hold zeros.
+    ascending order, masked_ids [B, P] int32, masked_weights [B, P] float32).
+    Unused slots hold zeros.
 
   Source: google-research/bert create_pretraining_data.py:342-415.
   """
   keys = hash_uniform(seed, epochs, example_ids)
   wanted = num_to_predict(lengths, mask_rate, slots)
   wanted = np.minimum(wanted, candidates.sum(1))
-  order = _random_order(keys, input_ids.shape[1])
+  # The candidates with the lowest numbers are chosen. The low bit is dropped,
+  # so that no candidate has the largest number, which marks other positions.
+  columns = np.arange(input_ids.shape[1], dtype=np.uint64)
+  order = hash_uniform(keys[:, None], columns[None], _CHOICE) >> np.uint64(1)
   if continues_word is None:
     order = np.where(candidates, order, np.uint64(2**64 - 1))
     chosen = _lowest(order, slots, wanted)
@@ -146,62 +177,16 @@ def mask_batch(
     )
   rows, positions = np.nonzero(chosen)
   original = input_ids[rows, positions]
-  masked = input_ids.astype(np.int32)
-  masked[rows, positions] = _replacements(
-    keys[rows],
-    positions,
-    original,
-    mask_id,
-    vocab_size,
-    mask_token_rate,
-    random_token_rate,
-  )
-  return (masked, *_slots(rows, positions, original, (len(lengths), slots)))
-
-
-def _random_order(keys: np.ndarray, length: int) -> np.ndarray:
-  """Draws what decides which tokens are chosen: the lowest of a row.
-
-  Args:
-    keys: [B] of the rows.
-    length: L.
-
-  Returns:
-    [B, L] uint64. The low bit is given up, so that no candidate ties with the
-    largest number, which stands for a position that is no candidate.
-  """
-  columns = np.arange(length, dtype=np.uint64)
-  return hash_uniform(keys[:, None], columns[None], _CHOICE) >> np.uint64(1)
-
-
-def _replacements(
-  keys: np.ndarray,
-  positions: np.ndarray,
-  original: np.ndarray,
-  mask_id: int,
-  vocab_size: int,
-  mask_token_rate: float,
-  random_token_rate: float,
-) -> np.ndarray:
-  """Draws what stands at the chosen places, all of them [M].
-
-  Args:
-    keys: of the row of each place.
-    positions: in the row.
-    original: the token that stands there.
-    mask_id: the id of [MASK].
-    vocab_size: V.
-    mask_token_rate: share of the tokens that become [MASK].
-    random_token_rate: share that become a random token.
-  """
-  share = (hash_uniform(keys, positions, _REPLACEMENT) >> np.uint64(11)) * (
-    2.0**-53
-  )
+  keys = keys[rows]
+  bits = hash_uniform(keys, positions, _REPLACEMENT) >> np.uint64(11)
+  share = bits * 2.0**-53  # uniform from 0 to below 1
   token = hash_uniform(keys, positions, _TOKEN) % np.uint64(vocab_size)
   is_random = share < mask_token_rate + random_token_rate
-  return np.where(
+  masked = input_ids.astype(np.int32)
+  masked[rows, positions] = np.where(
     share < mask_token_rate, mask_id, np.where(is_random, token, original)
   )
+  return (masked, *_slots(rows, positions, original, (len(lengths), slots)))
 
 
 def _slots(
@@ -210,16 +195,16 @@ def _slots(
   original: np.ndarray,
   shape: tuple[int, int],
 ) -> list[np.ndarray]:
-  """Lays the chosen places [M] out in the slots of their rows.
+  """Puts the chosen tokens into the slots of their rows.
 
   Args:
-    rows: of each place, ascending.
-    positions: in the row, ascending within it.
-    original: the token that stood there.
-    shape: B, P.
+    rows: [M] the row of each token, ascending.
+    positions: [M] its position in the row, ascending within the row.
+    original: [M] its id before masking.
+    shape: B and P.
 
   Returns:
-    Positions, tokens and weights, [B, P] each; unused slots hold zeros.
+    Positions, ids and weights, [B, P] each; unused slots hold zeros.
   """
   counts = np.bincount(rows, minlength=shape[0])
   slot = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -231,7 +216,16 @@ def _slots(
 
 
 def _lowest(order: np.ndarray, slots: int, wanted: np.ndarray) -> np.ndarray:
-  """[B, L] bool: the `wanted` positions of each row lowest in `order`."""
+  """Chooses the positions with the lowest numbers of each row.
+
+  Args:
+    order: [B, L] the numbers.
+    slots: the most positions of a row.
+    wanted: [B] the number of positions of each row.
+
+  Returns:
+    [B, L] bool.
+  """
   batch, length = order.shape
   slots = min(slots, length)
   best = np.argpartition(order, slots - 1, axis=1)[:, :slots]
@@ -248,9 +242,18 @@ def _lowest_words(
   continues: np.ndarray,
   wanted: np.ndarray,
 ) -> np.ndarray:
-  """[B, L] bool: whole words, in the order of their first pieces.
+  """Chooses whole words, those whose first pieces have the lowest numbers.
 
-  A word that would overshoot is passed over, a smaller one may follow.
+  A word with more pieces than are still wanted is skipped.
+
+  Args:
+    order: [B, L] the numbers.
+    candidates: [B, L] bool, the positions that may be chosen.
+    continues: [B, L] bool, the positions of pieces that continue a word.
+    wanted: [B] the number of positions of each row.
+
+  Returns:
+    [B, L] bool.
   """
   chosen = np.zeros(order.shape, bool)
   for row in range(len(order)):
@@ -258,7 +261,7 @@ def _lowest_words(
     if not len(here):
       continue
     starts = ~continues[row, here]
-    # A piece also starts a word where the token before it is no candidate.
+    # A piece also starts a word if the token before it is not a candidate.
     starts[0] = True
     starts[1:] |= np.diff(here) > 1
     first = np.flatnonzero(starts)

@@ -117,17 +117,3 @@ def permute(
     found[walking] = (left << bits) | right
     walking = walking[found[walking] >= sizes[walking]]
   return found
-
-
-@dataclasses.dataclass(frozen=True)
-class ListedRows:
-  """The rows of one epoch as a table.
-
-  Attributes:
-    ids: [R, S] example ids; -1 marks an unused slot.
-  """
-
-  ids: np.ndarray
-
-  def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return self.ids[places], np.zeros_like(places)

@@ -33,6 +33,26 @@ class Layout:
   slot: np.ndarray
   num_rows: int
 
+  def part(self, first: int, count: int) -> tuple[np.ndarray, "Layout"]:
+    """Returns the units [M] in `count` rows from row `first` on.
+
+    Their layout, in which row `first` is row 0, is returned, too.
+    """
+    inside = (self.row >= first) & (self.row < first + count)
+    units = np.flatnonzero(inside)
+    return units, Layout(
+      self.row[units] - first, self.start[units], self.slot[units], count
+    )
+
+
+def _check_lengths(lengths: np.ndarray, row_len: int) -> None:
+  """Raises ValueError if a sequence is empty or longer than a row."""
+  if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= row_len:
+    raise ValueError(
+      f"the longest sequence has {lengths.max()} tokens and the shortest "
+      f"{lengths.min()}; a row takes sequences of 1 to {row_len} tokens"
+    )
+
 
 def pack(
   lengths: np.ndarray, row_len: int, max_slots: int | None = None
@@ -57,18 +77,14 @@ def pack(
   Source: Krell et al., arXiv:2107.02027, section 3.2 packs lengths in this way.
   """
   lengths = np.asarray(lengths, np.int64)
+  _check_lengths(lengths, row_len)
   count = len(lengths)
-  if count and (lengths.max() > row_len or lengths.min() < 1):
-    raise ValueError(
-      f"the longest sequence has {lengths.max()} tokens and the shortest "
-      f"{lengths.min()}; a row takes sequences of 1 to {row_len} tokens"
-    )
   row = np.zeros(count, np.int64)
   start = np.zeros(count, np.int64)
   slot = np.zeros(count, np.int64)
-  # space left -> rows with just that much, the oldest last.
+  # Space left in a row -> the rows with that much space, the oldest last.
   by_space: list[list[int]] = [[] for _ in range(row_len + 1)]
-  used: list[int] = []  # units in each row
+  used: list[int] = []  # the number of units in each row
   for unit in np.argsort(-lengths, kind="stable").tolist():
     length = int(lengths[unit])
     space = length
@@ -176,13 +192,10 @@ def pack_histogram(
   """
   histogram = np.asarray(histogram, np.int64)
   found = np.flatnonzero(histogram)
-  if len(found) and (found[-1] > row_len or found[0] < 1):
-    raise ValueError(
-      f"the longest sequence has {found[-1]} tokens and the shortest "
-      f"{found[0]}; a row takes sequences of 1 to {row_len} tokens"
-    )
+  _check_lengths(found, row_len)
   full: list[tuple[tuple[int, ...], int]] = []
-  # space left -> (lengths in the row, how many such rows) that take more.
+  # Space left in a row -> (lengths in the row, the number of such rows), for
+  # rows that have room for more sequences.
   by_space: list[list[tuple[tuple[int, ...], int]]] = [
     [] for _ in range(row_len + 1)
   ]
@@ -198,7 +211,7 @@ def pack_histogram(
     while left:
       while space <= row_len and not by_space[space]:
         space += 1
-      # A row takes as many as fit; the last one maybe fewer.
+      # A row takes as many as fit; the last row may take fewer.
       if space <= row_len:
         lengths, count = by_space[space].pop()
       else:
@@ -209,7 +222,7 @@ def pack_histogram(
       left -= whole * times
       if whole < count:
         put((*lengths, *[length] * left), bool(left))
-        if lengths:  # rows that were there before and took none
+        if lengths:  # older rows that took none of these sequences
           put(lengths, count - whole - bool(left))
         left = 0
   full += [entry for entries in by_space for entry in entries]

@@ -10,10 +10,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 import random
 
-# The number of special tokens, [CLS] and [SEP], in a row.
-PAIR_SPECIALS = 3
-ROW_SPECIALS = 2
-
 # (a_start, b_start, a_length, b_length, is_random), in tokens.
 Example = tuple[int, int, int, int, int]
 

@@ -1,9 +1,9 @@
-"""Raw text -> vocabulary -> token store -> examples, on disk.
+"""Prepares data: raw text -> vocabulary -> token store -> examples, on disk.
 
-Each stage maps one function over shards. What a shard holds depends on the
-text, the settings and the shard's number, never on who made it or when, so the
-bytes are the same for any number of workers, after a kill, and under Beam. A
-shard appears whole or not at all, and a finished shard is not made again.
+Each stage maps one function over shards. The content of a shard depends only on
+the text, the settings and the shard's number, so that the bytes are the same
+for any number of workers, after a kill, and under Beam. Shards are written
+atomically, and a finished shard is not made again.
 """
 
 from collections.abc import Sequence
@@ -34,18 +34,20 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
   """Makes or completes prepared data.
 
   Args:
-    config: the whole configuration; `prepare` and `data` are read.
-    patterns: inputs (see corpus.list_units); empty = the tokens are there
-      already, make only the examples that config.data asks for.
-    folder: DATA, created where it is missing.
+    config: the configuration, of which `prepare` and `data` are read.
+    patterns: the inputs, as for corpus.list_units. If there are none, the
+      folder must have tokens, and only the examples that config.data asks for
+      are made.
+    folder: DATA, which is created if it does not exist.
 
   Raises:
-    corpus.CorpusError, records.DataError, ValueError: the text, what lies in
-      the folder, or the settings do not fit; nothing is overwritten.
+    corpus.CorpusError: the text cannot be read.
+    records.DataError: the folder has other data; nothing is overwritten.
+    ValueError: a setting is out of range.
   """
   check_settings(config)
   if not patterns:
-    manifests.read_manifest(folder)  # says how to make it where it is missing
+    manifests.read_manifest(folder)  # its error says how to make the data
   inputs = inputs_lib.Inputs(config.prepare, patterns)
   files.make_folder(folder)
   with locks.lock(folder, "--output"):
@@ -68,17 +70,15 @@ def check_settings(config: Config) -> None:
       (p.held_out_rate < 1, "prepare.held_out_rate", p.held_out_rate,
        "a share from 0 to below 1"),
       (d.seq_len >= 8, "data.seq_len", d.seq_len, "8 tokens or more"),
-      (1 <= d.max_sequences <= d.seq_len // masking.SHORTEST,
-       "data.max_sequences", d.max_sequences,
-       f"1 to {d.seq_len // masking.SHORTEST} in rows of {d.seq_len}"),
   )  # fmt: skip
   for good, key, value, need in wanted:
     if not good:
       raise ValueError(f"{key}={value!r}; it must be {need}")
+  masking.check_max_sequences(d)
 
 
 def _remove_leftovers(folder: str) -> None:
-  """Deletes the temporary files of ours that a kill left behind."""
+  """Deletes the temporary files that a killed preparation left."""
   ours = {"vocab", "tokens", "examples", stage.PROGRESS}
   for root, parts, names in os.walk(folder):
     if root == folder:
@@ -87,31 +87,9 @@ def _remove_leftovers(folder: str) -> None:
       path = os.path.join(root, name)
       if files.is_temporary(name):
         files.remove_abandoned(path)
-      elif re.search(r"\.\d+\.tmp$", name):  # of releases before these names
+      elif re.search(r"\.\d+\.tmp$", name):  # the names of older releases
         with contextlib.suppress(FileNotFoundError):
           os.remove(path)
-
-
-def _packed_share(data: Any, folder: str, split: str) -> str:
-  """What packing makes of the useful share, in words; "" where there is none.
-
-  Args:
-    data: the `data` group of a config.
-    folder: DATA.
-    split: one of records.SPLITS.
-  """
-  name = records.examples_name(data)
-  table = indexes.read_length_counts(folder, name, split)
-  patterns = packing.pack_histogram(
-    table.sum(0), data.seq_len, data.max_sequences
-  )
-  if data.max_sequences == 1 or not patterns.num_rows:
-    return ""
-  share = patterns.num_tokens / (patterns.num_rows * data.seq_len)
-  return (
-    f", {100 * share:.1f} % when up to {data.max_sequences} share a row "
-    f"({patterns.num_rows:,} rows)"
-  )
 
 
 def _report(data: Any, folder: str, token_secs: float, secs: float) -> None:
@@ -124,12 +102,23 @@ def _report(data: Any, folder: str, token_secs: float, secs: float) -> None:
     if not t["documents"]:
       continue
     useful = e["tokens"] / max(e["examples"] * data.seq_len, 1)
+    packed = ""
+    patterns = packing.pack_histogram(
+      indexes.read_length_counts(folder, name, split).sum(0),
+      data.seq_len,
+      data.max_sequences,
+    )
+    if data.max_sequences > 1 and patterns.num_rows:
+      share = patterns.num_tokens / (patterns.num_rows * data.seq_len)
+      packed = (
+        f", {100 * share:.1f} % when up to {data.max_sequences} share a row "
+        f"({patterns.num_rows:,} rows)"
+      )
     print(
       f"{split}: {t['documents']:,} documents, {t['sentences']:,} sentences,"
       f" {t['tokens']:,} tokens ({t['unknown']:,} unknown) ->"
       f" {e['examples']:,} examples of {data.seq_len},"
-      f" {100 * useful:.1f} % of their tokens useful"
-      + _packed_share(data, folder, split)
+      f" {100 * useful:.1f} % of their tokens useful{packed}"
     )
   made = sum(e["examples"] for e in totals.values())
   print(

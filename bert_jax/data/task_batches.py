@@ -18,15 +18,15 @@ from bert_jax.data.orders import EVAL_SEED
 from bert_jax.data.orders import Order
 from bert_jax.data.tokenizers import interface
 
-# The number of steps that are laid out to choose the shapes of all steps, and
-# the row lengths L that are tried, relative to the longest unit. Shorter rows
-# leave less of the last row empty, but not every batch fits into them.
+# The number of steps whose batches are laid out to choose the shapes of all
+# steps, and the row lengths L that are tried, relative to the longest unit.
+# Shorter rows leave less of the last row empty, but not every batch fits in.
 _SHAPE_SAMPLE = 256
 _LENGTH_RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5)
 # No row longer than this is tried just to leave less of a batch empty.
 _LONG_ROW = 1024
-# A packed row of `pack_batches` has one slot for this many tokens; rows of
-# shorter sequences leave some of their positions unused.
+# A packed row of `pack_batches` has one slot for this many tokens. If sequences
+# are shorter on average, positions of the row stay unused.
 _TOKENS_A_SLOT = 8
 
 
@@ -198,6 +198,11 @@ def _up_to(number: float, multiple: int) -> int:
   return -(-int(number) // multiple) * multiple
 
 
+def _cost(num_rows: float, rows: Rows, attention_len: float) -> float:
+  """Returns the cost of computing rows, in positions without attention."""
+  return num_rows * rows.row_len * (1 + rows.row_len / attention_len)
+
+
 class TaskBatches:
   """Training batches of a task, indexed by the step: `batches[step]`.
 
@@ -253,65 +258,74 @@ class TaskBatches:
     if pack:
       rounded = {_up_to(longest * rate, length_unit) for rate in _LENGTH_RATES}
       lengths = sorted(n for n in rounded if n <= max(longest, _LONG_ROW))
-    candidates = [Rows(features, length, 1, pad_id) for length in lengths]
     order = self._order
-    if one_row_len:  # neither the seed nor the devices matter
+    if one_row_len:  # the choice depends on neither the seed nor the devices
       order = Order(len(features.example), EVAL_SEED)
-      candidates = [rows for rows in candidates if rows.row_len >= longest]
-      costs = [
-        self._least_cost(rows, order, attention_len) for rows in candidates
-      ]
+      lengths = [length for length in lengths if length >= longest]
+    sample = [
+      self._units(i, order) for i in range(min(num_steps, _SHAPE_SAMPLE))
+    ]
+    candidates = [
+      self._candidate(Rows(features, length, 1, pad_id), sample)
+      for length in lengths
+    ]
+    if one_row_len:
+      costs = [_cost(need.sum(), r, attention_len) for r, need in candidates]
       candidates = [candidates[int(np.argmin(costs))]]
+    # A shape saves time in all steps, not only in the sampled ones.
+    price = shape_price * len(sample) / num_steps
     self._shapes, self._largest = self._choose_shapes(
-      candidates, order, longest, attention_len, shape_price
+      candidates, longest, attention_len, price
     )
 
-  def _sample(self, order: Order) -> list[np.ndarray]:
-    """Returns the units of the first steps of an order."""
-    count = min(self._num_steps, _SHAPE_SAMPLE)
-    return [self._units(i, order) for i in range(count)]
+  def _candidate(
+    self, rows: Rows, sample: list[np.ndarray]
+  ) -> tuple[Rows, np.ndarray]:
+    """Finds out how many rows of a length some batches need.
 
-  def _least_cost(
-    self, rows: Rows, order: Order, attention_len: float
-  ) -> float:
-    """Returns the cost of the first steps in as few rows as they need."""
-    layouts = [self._layout(units, rows, None) for units in self._sample(order)]
-    num_rows = sum(layout.num_rows for layout in layouts if layout)
-    return num_rows * rows.row_len * (1 + rows.row_len / attention_len)
+    Args:
+      rows: rows of this length.
+      sample: the units of each batch.
+
+    Returns:
+      The rows with as many slots as these batches need, and the number of rows
+      that each batch needs, inf if one of its units is longer than a row.
+    """
+    layouts = [self._layout(units, rows, None) for units in sample]
+    slots = max((int(x.slot.max()) + 1 for x in layouts if x), default=1)
+    need = np.array([x.num_rows if x else np.inf for x in layouts])
+    return dataclasses.replace(rows, slots=slots), need
 
   def _choose_shapes(
     self,
-    candidates: list[Rows],
-    order: Order,
+    candidates: list[tuple[Rows, np.ndarray]],
     longest: int,
     attention_len: float,
     price: float,
   ) -> tuple[list[tuple[Rows, int]], Rows]:
-    """Chooses the shapes of all batches by the first batches of an order.
+    """Chooses the shapes of all batches by those of a sample.
+
+    Args:
+      candidates: the row lengths to choose from, as `_candidate` returns them.
+      longest: the row length with room for any unit.
+      attention_len: as in `__init__`.
+      price: the cost of one more shape.
 
     Returns:
       The shapes as (rows, number of rows), cheapest first; and rows with room
       for any unit, for batches that need more rows than these shapes have.
     """
-    sample = self._sample(order)
     shapes: list[tuple[Rows, int]] = []
-    costs: list[np.ndarray] = []  # of the batches in each of the shapes
-    for rows in candidates:
-      layouts = [self._layout(units, rows, None) for units in sample]
-      slots = max((int(x.slot.max()) + 1 for x in layouts if x), default=1)
-      rows = dataclasses.replace(rows, slots=slots)
-      need = np.array([x.num_rows if x else np.inf for x in layouts])
+    costs: list[np.ndarray] = []  # the cost of each batch in each of the shapes
+    for rows, need in candidates:
       need = np.ceil(need / self._multiple) * self._multiple
       for num_rows in np.unique(need[np.isfinite(need)]).tolist():
-        cost = num_rows * rows.row_len * (1 + rows.row_len / attention_len)
         shapes.append((rows, int(num_rows)))
+        cost = _cost(num_rows, rows, attention_len)
         costs.append(np.where(need <= num_rows, cost, np.inf))
-    # A shape saves time in all steps, not only in the first ones.
-    chosen = packing.choose_shapes(
-      np.stack(costs), price * len(sample) / self._num_steps
-    )
+    chosen = packing.choose_shapes(np.stack(costs), price)
     by_cost = sorted(chosen, key=lambda i: float(costs[i].min()))
-    # Later batches may not fit into rows that all first batches fit into.
+    # Later batches may not fit into rows that all sampled batches fit into.
     largest = [shapes[i][0] for i in chosen] + [rows for rows, _ in shapes]
     largest = [rows for rows in largest if rows.row_len >= longest]
     return [shapes[i] for i in by_cost], largest[0]
@@ -407,12 +421,6 @@ class TaskSplit:
       layout = packing.one_a_row(rows.unit_lengths)
     self.rows = dataclasses.replace(rows, slots=int(layout.slot.max()) + 1)
     self._num_rows, self._local_rows = num_rows, local_rows
-    # Units by batch, and where each lies in it.
-    self._order = np.argsort(layout.row, kind="stable")
-    self._bounds = np.searchsorted(
-      layout.row[self._order],
-      np.arange(0, layout.num_rows + num_rows, num_rows),
-    )
     self._layout = layout
 
   def __len__(self) -> int:
@@ -420,11 +428,7 @@ class TaskSplit:
 
   def units(self, step: int) -> tuple[np.ndarray, packing.Layout]:
     """Returns the units [N] of a batch, and their positions in it."""
-    units = self._order[self._bounds[step] : self._bounds[step + 1]]
-    row = self._layout.row[units] - step * self._num_rows
-    return units, packing.Layout(
-      row, self._layout.start[units], self._layout.slot[units], self._num_rows
-    )
+    return self._layout.part(step * self._num_rows, self._num_rows)
 
   def __getitem__(self, step: int) -> Batch:
     batch = self.rows.fill(*self.units(step), self._num_rows)
@@ -462,10 +466,10 @@ class PackedBatch:
   """A batch of packed rows, and where its sequences lie in it.
 
   Attributes:
-    units: [N] the sequences of the features that the batch holds.
-    lengths: [N] their tokens.
-    layout: where they lie.
-    batch: what the model reads.
+    units: [N] the numbers of the batch's sequences in the features.
+    lengths: [N] the tokens of each.
+    layout: the positions of the sequences in the batch.
+    batch: the input of the model.
     is_mask: [B, L] bool, the positions of mask tokens.
   """
 
@@ -478,12 +482,13 @@ class PackedBatch:
   def split(
     self, outputs: Mapping[str, np.ndarray], levels: Mapping[str, str]
   ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Yields (sequence, its own outputs) for every sequence of the batch.
+    """Yields (number of the sequence, its outputs) for each sequence.
 
     Args:
-      outputs: the outputs of the model, by name: [B, S, ...], [B, L, ...] or
+      outputs: name -> the outputs of the model, [B, S, ...], [B, L, ...] or
         [B, P, ...].
-      levels: for each name what has an output: "sequence", "token" or "mask".
+      levels: name -> what each output belongs to, "sequence", "token" or
+        "mask".
     """
     for unit, length, row, start, slot in zip(
       self.units.tolist(),
@@ -534,13 +539,7 @@ def pack_batches(
     most = max(batch_tokens // row_len // multiple, 1) * multiple
     for first in range(0, whole.num_rows, most):
       count = min(most, whole.num_rows - first)
-      inside = (whole.row >= first) & (whole.row < first + count)
-      layout = packing.Layout(
-        whole.row[inside] - first,
-        whole.start[inside],
-        whole.slot[inside],
-        count,
-      )
+      inside, layout = whole.part(first, count)
       mine = units[inside]
       batch = rows.fill(mine, layout, _num_rows(count, most, multiple))
       is_mask = batch["input_ids"] == tokenizer.mask_id
@@ -549,7 +548,7 @@ def pack_batches(
 
 
 def _num_rows(count: int, most: int, multiple: int) -> int:
-  """Returns how many rows a batch with `count` used ones has."""
+  """Returns the number of rows of a batch that uses `count` rows."""
   size = most
   while size > multiple and size // 4 >= count:
     size = max(_up_to(-(-size // 4), multiple), multiple)

@@ -1,11 +1,13 @@
-"""What parts of a program cost that no compiler estimates: kernels, exchanges.
+"""Estimates the costs that the compiler leaves out: kernels and exchanges.
 
-Three things, all of them estimates to be stated with what they assume:
+- `count_program` counts the matrix multiplications of a traced program, and the
+  work of its Pallas kernels, whose code it reads.
+- `Network` predicts the seconds of an exchange between devices, from its bytes
+  and the links.
+- `timeline` predicts the seconds of a step, in which exchanges overlap with
+  other work.
 
-- `count_program`: matrix multiplications of a traced program, and the work of
-  its Pallas kernels, read from their own code.
-- `Network`: seconds of an exchange between devices, from bytes and links.
-- `timeline`: seconds of a step, where exchanges hide behind other work.
+All of these are estimates; a plan states what they assume (remarks.py).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,18 +20,18 @@ from typing import Any
 from bert_jax.planning import hlo
 from bert_jax.runtime import chips
 
-# What part of a unit's peak a Pallas kernel is taken to reach, over the padded
-# sizes that the unit works on. Memory: what the compiler itself counts with.
+# The share of a unit's peak that a Pallas kernel is assumed to reach, on padded
+# sizes. The compiler itself assumes the same share of the memory bandwidth.
 MATRIX_EFFICIENCY = 0.7
 VECTOR_EFFICIENCY = 0.5
 MEMORY_EFFICIENCY = 0.8
-# Seconds that a step of a kernel's grid takes beside its work.
+# Seconds that a step of a kernel's grid takes in addition to its work.
 # Source: docs.jax.dev/en/latest/pallas/tpu/pipelining.html.
 GRID_STEP_SECS = 0.35e-6
-# Vector operations that one element of an operation takes; 1 if not listed.
-# For long chains of float and integer operations and of exponentials on v5e and
-# v6e the compiler estimates 4 to 8, 4 to 5 and 2 to 4 a cycle and register;
-# at VECTOR_EFFICIENCY it is 2, 2 and 1 here.
+# Vector operations per element of an operation; 1 if it is not listed. For long
+# chains of float operations, integer operations and exponentials on v5e and v6e
+# the compiler estimates 4 to 8, 4 to 5 and 2 to 4 per cycle and register. With
+# VECTOR_EFFICIENCY these weights amount to 2, 2 and 1.
 _VECTOR_WEIGHTS = {
   name: weight
   for weight, names in {
@@ -44,8 +46,8 @@ _VECTOR_WEIGHTS = {
 }
 
 # Seconds of a hop between neighbouring chips, and of a message between slices.
-# Source: jax-ml.github.io/scaling-book/sharding (hops, about 1 us); a message
-# over Ethernet: an assumption.
+# Source: jax-ml.github.io/scaling-book/sharding (hops, about 1 us). The time of
+# a message over Ethernet is an assumption.
 HOP_SECS = 1e-6
 DCN_SECS = 50e-6
 
@@ -55,16 +57,16 @@ DCN_SECS = 50e-6
 
 @dataclasses.dataclass
 class KernelCost:
-  """Work of one call of a Pallas kernel on one device.
+  """The work of one call of a Pallas kernel on one device.
 
   Attributes:
-    name: of the kernel.
-    results: types of its results, as HLO writes them.
-    flops: of its matrix multiplications, as written.
+    name: the name of the kernel.
+    results: the types of its results, as HLO writes them.
+    flops: FLOPs of its matrix multiplications, without padding.
     matrix_flops: the same, with the sizes padded to the matrix unit.
     vector_ops: element operations, padded to the vector registers.
-    bytes: moved between memory and chip.
-    grid_steps: steps of its grid.
+    bytes: bytes that are moved between memory and chip.
+    grid_steps: the number of steps of its grid.
   """
 
   name: str
@@ -76,7 +78,7 @@ class KernelCost:
   grid_steps: int = 1
 
   def secs(self, chip: chips.Chip) -> float:
-    """Seconds of a call: the slowest unit, at the efficiencies above."""
+    """Returns the seconds of a call: those of the slowest unit."""
     work = max(
       self.matrix_flops / (chip.peak_flops * MATRIX_EFFICIENCY),
       self.vector_ops / (chip.vector_ops * VECTOR_EFFICIENCY),
@@ -87,11 +89,11 @@ class KernelCost:
 
 @dataclasses.dataclass
 class ProgramCount:
-  """What a traced program computes on all devices.
+  """The work of a traced program on all devices.
 
   Attributes:
-    matmul_flops: FLOPs of matrix multiplications, those of kernels included,
-      recomputation included.
+    matmul_flops: FLOPs of matrix multiplications, including kernels and
+      recomputation.
     kernels: its Pallas kernels, each once.
   """
 
@@ -100,11 +102,13 @@ class ProgramCount:
 
 
 def count_program(jaxpr: Any, mxu_width: int = 128) -> ProgramCount:
-  """Counts the work of a program as it was traced.
+  """Counts the work of a traced program.
+
+  The body of a scan counts as often as it runs. Of several branches the
+  costliest counts, and of `jax.lax.platform_dependent` the branch of a TPU.
 
   Args:
-    jaxpr: `jax.jit(f).trace(...).jaxpr`. Scans are multiplied out; of branches
-      the costliest counts, of `jax.lax.platform_dependent` that of a TPU.
+    jaxpr: `jax.jit(f).trace(...).jaxpr`.
     mxu_width: rows and columns of the matrix unit that kernels run on.
   """
   count = ProgramCount()
@@ -113,12 +117,12 @@ def count_program(jaxpr: Any, mxu_width: int = 128) -> ProgramCount:
 
 
 def _open(jaxpr: Any) -> Any:
-  """A jaxpr, of a closed one or not."""
+  """Returns a jaxpr without its constants, whether it is closed or not."""
   return jaxpr if hasattr(jaxpr, "eqns") else jaxpr.jaxpr
 
 
 def _inner(eqn: Any) -> Iterator[Any]:
-  """The jaxprs among an equation's parameters."""
+  """Yields the jaxprs among an equation's parameters."""
   for value in eqn.params.values():
     for item in value if isinstance(value, tuple | list) else (value,):
       if hasattr(item, "eqns") or hasattr(item, "jaxpr"):
@@ -166,28 +170,26 @@ def _walk(jaxpr: Any, times: float, count: ProgramCount, width: int) -> None:
 
 
 def _tpu_branch(platforms: Sequence[Sequence[str] | None]) -> int:
-  """Which branch of jax.lax.platform_dependent is for a TPU."""
+  """Returns the index of the branch that platform_dependent takes on a TPU."""
   named = [i for i, p in enumerate(platforms) if p is not None and "tpu" in p]
   return named[0] if named else list(platforms).index(None)
 
 
 def _dot_flops(eqn: Any, width: int = 1) -> tuple[float, float]:
-  """FLOPs of a dot_general: as written, and padded to a matrix unit."""
-  (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = eqn.params[
-    "dimension_numbers"
-  ]
+  """Returns the FLOPs of a dot_general, without and with padding to a unit."""
+  (contracted, _), (batched, _) = eqn.params["dimension_numbers"]
   lhs, rhs = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
-  batch = math.prod(lhs[i] for i in lhs_batch)
-  k = math.prod(lhs[i] for i in lhs_contract)
+  batch = math.prod(lhs[i] for i in batched)
+  k = math.prod(lhs[i] for i in contracted)
   m = math.prod(lhs) // max(batch * k, 1)
   n = math.prod(rhs) // max(batch * k, 1)
-  del rhs_contract, rhs_batch
-
-  def pad(size, unit):
-    return -(-size // unit) * unit
-
-  padded = pad(m, 8 if width > 1 else 1) * pad(n, width) * pad(k, width)
+  padded = _pad(m, 8 if width > 1 else 1) * _pad(n, width) * _pad(k, width)
   return 2.0 * batch * m * n * k, 2.0 * batch * padded
+
+
+def _pad(size: int, unit: int) -> int:
+  """Returns the smallest multiple of a unit that holds a size."""
+  return -(-size // unit) * unit
 
 
 def _kernel(eqn: Any, width: int) -> KernelCost:
@@ -220,10 +222,10 @@ def _hlo_type(aval: Any) -> str:
 
 
 class _Values:
-  """Numbers of values: what is computed twice from the same has one number.
+  """Numbers the values of a program, equal computations with equal numbers.
 
-  Compilers compute it once; kernels that repeat a mask for every head do not
-  pay for it every time.
+  A compiler computes equal values once. So a kernel that repeats a mask for
+  every head does not pay for it every time.
   """
 
   def __init__(self):
@@ -231,13 +233,13 @@ class _Values:
     self.fresh = itertools.count()
 
   def of(self, names: dict[Any, int], variable: Any) -> Any:
-    """The number of a variable, or the value of a literal."""
+    """Returns the number of a variable, or the value of a literal."""
     if hasattr(variable, "val"):
       return str(variable.val), str(variable.aval)
     return names.setdefault(variable, next(self.fresh))
 
   def computed(self, eqn: Any, given: tuple[Any, ...]) -> tuple[int, bool]:
-    """The number of an equation's result, and whether it is a new one."""
+    """Returns the number of an equation's result, and whether it is new."""
     if eqn.effects or not eqn.invars and eqn.primitive.name != "iota":
       return next(self.fresh), True
     key = (eqn.primitive.name, str(eqn.params), given)
@@ -256,18 +258,18 @@ def _walk_kernel(
   values: _Values | None = None,
   given: Sequence[Any] = (),
 ) -> list[Any]:
-  """Adds the work of a kernel's body, run some times.
+  """Adds the work of a kernel's body to its cost.
 
   Args:
-    jaxpr: of the body.
-    times: runs.
-    cost: to add to.
-    width: of the matrix unit.
-    values: computed before, for a body that is a part of another.
-    given: numbers of its arguments among these.
+    jaxpr: the body.
+    times: how often the body runs.
+    cost: the cost to add to.
+    width: rows and columns of the matrix unit.
+    values: the values computed before, if the body is part of another body.
+    given: the numbers of the body's arguments among these values.
 
   Returns:
-    The numbers of its results.
+    The numbers of the body's results.
   """
   values = values or _Values()
   names = dict(zip(jaxpr.invars, given, strict=False))
@@ -288,10 +290,10 @@ def _walk_kernel(
         most = max(getattr(c, field) for c in costs)
         setattr(cost, field, getattr(cost, field) + most)
       continue
-    more = times * (eqn.params["length"] if name == "scan" else 1)
-    for body in inner:
-      _walk_kernel(body, more, cost, width)
     if inner:
+      more = times * (eqn.params["length"] if name == "scan" else 1)
+      for body in inner:
+        _walk_kernel(body, more, cost, width)
       continue
     number, is_new = values.computed(eqn, numbers)
     if len(eqn.outvars) == 1:
@@ -311,27 +313,26 @@ def _walk_kernel(
 
 
 def _padded_size(aval: Any) -> int:
-  """Elements of an array in registers of 8 x 128; 0 for scalars."""
+  """Returns the elements of an array padded to registers; 0 for scalars."""
   shape = getattr(aval, "shape", ())
   if not shape or math.prod(shape) == 1:
     return 0
   rows = shape[-2] if len(shape) > 1 else 1
-  padded = (-(-rows // 8) * 8) * (-(-shape[-1] // 128) * 128)
-  return math.prod(shape[:-2]) * padded
+  return math.prod(shape[:-2]) * _pad(rows, 8) * _pad(shape[-1], 128)
 
 
 def _block_bytes(eqn: Any, mapping: Any) -> float:
-  """Bytes that the blocks of a kernel's arguments and results move.
+  """Returns the bytes that the blocks of arguments and results move.
 
-  A block is moved again only where its place differs from the step before, so
-  not over the innermost dimensions of the grid that it does not depend on.
+  A block is moved only at a step at which its place differs from the step
+  before. So the innermost dimensions of the grid that the place does not depend
+  on do not count.
   """
   total = 0.0
   for block in mapping.block_mappings:
     array = getattr(block, "array_aval", None) or block.array_shape_dtype
     size = math.prod(_block_size(dim) for dim in block.block_shape)
-    index_map = _open(block.index_map_jaxpr)
-    depends = _dependencies(index_map)
+    depends = _dependencies(_open(block.index_map_jaxpr))
     used = [i for i in range(len(mapping.grid)) if i in depends]
     outer = mapping.grid[: used[-1] + 1] if used else ()
     moves = math.prod(int(n) for n in outer)
@@ -346,7 +347,7 @@ def _block_size(dim: Any) -> int:
 
 
 def _dependencies(jaxpr: Any) -> set[int]:
-  """Which arguments of a jaxpr its results depend on."""
+  """Returns the indices of the arguments that a jaxpr's results depend on."""
   depends = {var: {i} for i, var in enumerate(jaxpr.invars)}
 
   def of(variables: Iterable[Any]) -> set[int]:
@@ -354,32 +355,27 @@ def _dependencies(jaxpr: Any) -> set[int]:
     return set().union(*(depends.get(v, set()) for v in known))
 
   for eqn in jaxpr.eqns:
-    found = of(eqn.invars)
-    depends |= dict.fromkeys(eqn.outvars, found)
+    depends |= dict.fromkeys(eqn.outvars, of(eqn.invars))
   return of(jaxpr.outvars)
 
 
 def kernel_cost(
   call: hlo.Instruction, kernels: Sequence[KernelCost]
 ) -> tuple[KernelCost, bool]:
-  """What a call of a kernel in a compiled program costs.
+  """Returns the cost of a kernel's call in a compiled program.
 
   Args:
-    call: of kind "pallas".
-    kernels: of `count_program`.
+    call: an instruction of kind "pallas".
+    kernels: the kernels of the traced program, from `count_program`.
 
   Returns:
-    The cost, and whether the kernel's code was found. If not, the cost is what
-    the kernel says of itself, and if it says nothing, its operands and results
-    that pass through memory once.
+    The cost, and whether the kernel's code was found. If not, the cost is the
+    kernel's own estimate; if it has none, its operands and results pass through
+    memory once.
   """
   results = tuple(re.findall(r"\w+\[[\d,]*\]", call.shape))
-  for fits in (
-    lambda k: k.name == call.kernel and k.results == results,
-    lambda k: k.results == results,
-  ):
-    if found := next(filter(fits, kernels), None):
-      return found, True
+  if found := [k for k in kernels if k.results == results]:
+    return min(found, key=lambda k: k.name != call.kernel), True
   moved = float(call.result_bytes + call.operand_bytes)
   flops = call.cost.get("flops", 0)
   cost = KernelCost(
@@ -398,7 +394,15 @@ def describe_kernels(
   kernels: Mapping[str, tuple[KernelCost, bool]],
   chip: chips.Chip,
 ) -> list[dict[str, Any]]:
-  """The Pallas kernels of a program; equal calls are one entry."""
+  """Returns rows about the Pallas kernels of a program, for a plan.
+
+  Equal calls of a kernel share a row.
+
+  Args:
+    program: the compiled program.
+    kernels: the result of `kernel_cost` for each call, by the call's name.
+    chip: the facts of one device.
+  """
   table: dict[tuple, dict[str, Any]] = {}
   for call in program.pallas_calls:
     cost, known = kernels[call.name]
@@ -427,14 +431,14 @@ def describe_kernels(
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-  """Links between the devices of a mesh.
+  """The links between the devices of a mesh.
 
   Attributes:
-    chip: of one device (`Chip.per_device`).
-    shape: chips of a slice along each dimension.
-    coords: place of the chip of each device of one slice, in the order of the
-      mesh.
-    num_slices: slices.
+    chip: the facts of one device (`Chip.per_device`).
+    shape: the number of chips of a slice along each dimension.
+    coords: the coordinates of the chip of each device of one slice, in the
+      order of the mesh.
+    num_slices: the number of slices.
   """
 
   chip: chips.Chip
@@ -443,7 +447,11 @@ class Network:
   num_slices: int = 1
 
   def secs(self, exchange: hlo.Collective) -> float:
-    """Seconds of one run of an exchange that has the links for itself."""
+    """Returns the seconds of one exchange that shares the links with no other.
+
+    Args:
+      exchange: an exchange of a compiled program.
+    """
     if exchange.over_dcn:
       sent = exchange.bytes_sent(self.num_slices)
       return DCN_SECS + sent / self.chip.dcn_bandwidth
@@ -456,18 +464,18 @@ class Network:
     spans = self._spans([self.coords[i % len(self.coords)] for i in group])
     if not spans:  # cores of one chip
       return sent / (self.chip.hbm_bandwidth / 2)
-    links = sum(span.links / span.shared for span in spans)
+    links = sum(links / shared for _, links, shared in spans)
     slow_down = 1.0
-    if "all-to-all" in exchange.kind:  # data passes through others
-      slow_down = max(s.size / (4 if s.links > 1 else 3) for s in spans)
+    if "all-to-all" in exchange.kind:  # data passes through other chips
+      slow_down = max(size / (4 if n > 1 else 3) for size, n, _ in spans)
     rounds = 2 if exchange.kind == "all-reduce" else 1
-    hops = sum((s.size - 1) / s.links for s in spans)
+    hops = sum((size - 1) / n for size, n, _ in spans)
     return rounds * hops * HOP_SECS + sent * max(slow_down, 1) / (
       links * self.chip.link_bandwidth
     )
 
   def _permute_secs(self, exchange: hlo.Collective, sent: float) -> float:
-    """The longest way decides: data passes through all chips on it."""
+    """Returns the seconds of the longest path, whose chips all pass data on."""
     far = 0
     for source, target in exchange.groups:
       a, b = (self.coords[i % len(self.coords)] for i in (source, target))
@@ -482,30 +490,27 @@ class Network:
   def _is_ring(self, size: int) -> bool:
     return size > 2 and size % self.chip.wrap == 0
 
-  def _spans(self, places: Sequence[tuple[int, ...]]) -> list["_Span"]:
+  def _spans(
+    self, places: Sequence[tuple[int, ...]]
+  ) -> list[tuple[int, int, float]]:
+    """Describes how a group of devices lies along the dimensions it spans.
+
+    Args:
+      places: the coordinates of the group's chips.
+
+    Returns:
+      For each dimension: the number of chips, the links over which a chip can
+      send at once (2 on a ring), and the number of groups that share the links
+      because their chips alternate.
+    """
     spans = []
     for dim, size in enumerate(self.shape):
       values = sorted({place[dim] for place in places})
       if len(values) > 1:
         whole = len(values) == size and self._is_ring(size)
         reach = values[-1] - values[0] + 1
-        spans.append(_Span(len(values), 2 if whole else 1, reach / len(values)))
+        spans.append((len(values), 2 if whole else 1, reach / len(values)))
     return spans
-
-
-@dataclasses.dataclass(frozen=True)
-class _Span:
-  """How a group of devices lies along one dimension of the network.
-
-  Attributes:
-    size: chips of the group.
-    links: that a chip can send over at once: 2 on a ring.
-    shared: groups that share the links, where they lie in turns.
-  """
-
-  size: int
-  links: int
-  shared: float
 
 
 # --- time --------------------------------------------------------------------
@@ -516,10 +521,10 @@ class Times:
   """Seconds of a step on one device.
 
   Attributes:
-    compute: of what the compiler estimates.
-    kernels: of Pallas kernels.
-    exposed: waiting for exchanges that nothing hides.
-    hidden: of exchanges, behind other work.
+    compute: the work that the compiler estimates.
+    kernels: the Pallas kernels.
+    exposed: waiting for exchanges that do not overlap with other work.
+    hidden: exchanges that overlap with other work.
   """
 
   compute: float = 0.0
@@ -529,11 +534,11 @@ class Times:
 
   @property
   def step(self) -> float:
-    """Of the whole step."""
+    """Seconds of the whole step."""
     return self.compute + self.kernels + self.exposed
 
   def add(self, other: "Times", runs: int = 1) -> None:
-    """Adds another part, run some times."""
+    """Adds the times of another part, which runs some number of times."""
     for field in dataclasses.fields(self):
       mine, theirs = (getattr(x, field.name) for x in (self, other))
       setattr(self, field.name, mine + runs * theirs)
@@ -545,22 +550,23 @@ def timeline(
   kernel_secs: Callable[[hlo.Instruction], float],
   exchange_secs: Callable[[hlo.Collective], float],
 ) -> Times:
-  """Runs through a schedule.
+  """Predicts the times of a schedule.
 
   Work is done in the order of the schedule. An exchange begins where the
-  compiler starts it, after those before it on the same network, and is waited
-  for where the compiler waits; one that is not split into a start and an end
-  hides behind nothing. Nothing is carried from one run of a loop to the next.
+  compiler starts it, but after the earlier exchanges on the same network, and
+  the device waits for it where the compiler waits. An exchange that is not
+  split into a start and an end overlaps with nothing. No exchange lasts from
+  one run of a loop to the next.
 
   Args:
-    schedule: of `hlo.parse`.
+    schedule: the schedule, from `hlo.parse`.
     clock_hz: cycles per second.
-    kernel_secs: of a call of a Pallas kernel.
-    exchange_secs: of one run of an exchange.
+    kernel_secs: returns the seconds of a call of a Pallas kernel.
+    exchange_secs: returns the seconds of one run of an exchange.
   """
   times = Times()
   now = 0.0
-  free = {False: 0.0, True: 0.0}  # over_dcn -> when the network is free
+  free = {False: 0.0, True: 0.0}  # over_dcn -> when that network is free
   ends: dict[int, tuple[float, float]] = {}
 
   def begin(exchange: hlo.Collective) -> None:

@@ -1,11 +1,11 @@
-"""Checks whether a training would start here: one line a thing, and what to do.
+"""Checks whether a training would start here, and says what to do if not.
 
-Nothing of a run is changed. A file is written and removed in the workdir, or in
-the folder above it, and what data is found good is noted beside it, as training
-does.
+The checks print one line each and change nothing of a run. They write a file in
+the workdir, or in the folder above it, and remove it again. Like training, they
+note beside the data which files passed verification.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import contextlib
 import functools
 import importlib.metadata
@@ -37,15 +37,19 @@ from bert_jax.training import jobs
 from bert_jax.training import session
 
 _CONNECT_SECS = 5.0
-_SHOWN_CHARS = 400  # of a message; it is to be one screen
+_SHOWN_CHARS = 400  # of a message, so that all checks fit on one screen
 
 
 class _SkippedError(Exception):
-  """A check that cannot be made; says why."""
+  """A check cannot be made; the message says why."""
 
 
 class _Exam:
-  """Checks by name, and what was found."""
+  """Makes checks, and prints a line for each.
+
+  Attributes:
+    sound: whether no check so far has failed.
+  """
 
   def __init__(self) -> None:
     self.sound = True
@@ -55,18 +59,19 @@ class _Exam:
     """Makes a check and prints its line.
 
     Args:
-      name: of what is looked at.
-      look: returns what is well, or raises.
+      name: the name of the check.
+      look: makes the check. It returns a description of what it found, and
+        raises an exception if training would fail.
 
     Returns:
-      Whether it is well.
+      False if the check has failed.
     """
     word, style, well = "OK", "green", True
     try:
       text = look()
     except _SkippedError as error:
       word, style, text = "--", "dim", f"not checked: {error}"
-    except Exception as error:  # whatever it is, training would meet it
+    except Exception as error:  # training would raise it, too
       word, style, text, well = "BAD", "bold red", _words(error), False
     self.sound &= well
     text = markup.escape(text[:_SHOWN_CHARS])
@@ -90,16 +95,18 @@ def examine(
   topology: str | None = None,
   plan_arguments: list[str] | None = None,
 ) -> bool:
-  """Checks a training before it is started, and prints what it finds.
+  """Checks a training before it is started, and prints the results.
 
   Args:
     config: the whole configuration.
-    workdir: of the run, which need not exist yet.
-    coordinator: HOST:PORT of process 0, where there are several.
-    process_id: which this one is.
-    num_processes: how many there will be, each with as many devices as this.
-    topology: TPU slice to plan for, such as "v5e:4x4"; None = what is here.
-    plan_arguments: of the launcher, which describe the training.
+    workdir: the folder of the run, which need not exist yet.
+    coordinator: HOST:PORT of process 0, if there are several processes.
+    process_id: the number of this process.
+    num_processes: how many processes there will be, each with as many devices
+      as this one.
+    topology: the TPU slice to plan for, such as "v5e:4x4"; None = train on the
+      devices of this machine.
+    plan_arguments: the arguments of the launcher that describe the training.
 
   Returns:
     Whether the training would start.
@@ -111,7 +118,7 @@ def examine(
     exam.check("coordinator", lambda: _coordinator(coordinator, process_id))
   exam.check("config", lambda: _config(config))
   exam.check("mesh, batch", lambda: _mesh(config, num_processes))
-  if num_processes > 1:  # what follows is looked at on this machine alone
+  if num_processes > 1:  # the other checks use the devices of this machine only
     config = config.copy_and_resolve_references()
     config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
   training = _Opening(config, workdir)
@@ -131,7 +138,7 @@ def examine(
 
 
 def _versions() -> str:
-  """Compares what is installed with what the package asks for."""
+  """Compares the installed packages with the requirements of this package."""
   wrong = []
   for line in importlib.metadata.requires("bert_jax") or []:
     wanted = requirements.Requirement(line)
@@ -143,7 +150,7 @@ def _versions() -> str:
       wrong.append(f"{wanted} is not installed")
       continue
     if not wanted.specifier.contains(found, prereleases=True):
-      wrong.append(f"{wanted.name} is {found}, wanted {wanted.specifier}")
+      wrong.append(f"{wanted.name} is {found}; it must be {wanted.specifier}")
   if wrong:
     raise ValueError(f"{'; '.join(wrong)}: run `make setup` or pip install .")
   names = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -158,36 +165,25 @@ def _devices() -> str:
 
 
 def _coordinator(address: str, process_id: int | None) -> str:
-  """Whether the port is free here, or else can be reached."""
+  """Checks that the port is free on process 0, and reachable from others."""
   host, colon, port = address.rpartition(":")
   if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
     raise ValueError(f"--coordinator={address}: give HOST:PORT")
   try:
-    socket.getaddrinfo(host, int(port))
-  except OSError as error:
-    raise ValueError(
-      f"--coordinator={address}: the name {host} is not known here ({error})"
-    ) from error
-  if not process_id:
-    try:
-      with socket.create_server(("", int(port))):
-        pass
-    except OSError as error:
-      raise ValueError(
-        f"--coordinator={address}: port {port} cannot be opened here "
-        f"({error.strerror}); choose another"
-      ) from error
-    return f"port {port} is free for the other processes to connect to"
-  try:
+    socket.getaddrinfo(host, int(port))  # is the host known here?
+    if not process_id:
+      socket.create_server(("", int(port))).close()
+      return f"port {port} is free for the other processes to connect to"
     with socket.create_connection((host, int(port)), _CONNECT_SECS):
       return f"{address} answers"
   except ConnectionRefusedError:
-    # The machine is there; process 0 opens the port when it starts.
-    return f"{host} is there; nobody listens on port {port} yet"
+    # The machine answers; process 0 opens the port when it starts.
+    return f"{host} answers; no process listens on port {port} yet"
   except OSError as error:
     raise ValueError(
-      f"--coordinator={address} cannot be reached: {error}; see that a "
-      "firewall lets the processes of a job connect"
+      f"--coordinator={address} cannot be used here: {error}; give the name of "
+      "the host of process 0 and a free port, and check that the firewall lets "
+      "the other processes connect"
     ) from error
 
 
@@ -198,7 +194,7 @@ def _config(config: Config) -> str:
 
 
 def _mesh(config: Config, num_processes: int) -> str:
-  # The devices of other processes are not here: these stand for them.
+  # The devices of this process stand for those of the others.
   devices = jax.devices() * num_processes if num_processes > 1 else None
   mesh = session.open_mesh(config, devices)
   sharding.check_batch_size(config.eval.batch_size, mesh)
@@ -207,7 +203,7 @@ def _mesh(config: Config, num_processes: int) -> str:
 
 
 class _Opening:
-  """A session as training opens it, once, part by part as checks ask for it."""
+  """Opens a session as training does, each part once, when a check needs it."""
 
   def __init__(self, config: Config, workdir: str):
     self.config, self.workdir = config, workdir
@@ -218,7 +214,7 @@ class _Opening:
 
   @functools.cached_property
   def job(self) -> tuple[jobs.Job, Any]:
-    """The job, and the weights that it starts from."""
+    """The job, and the weights from which it starts."""
     return jobs.open_job(self.config, self.workdir)
 
   @functools.cached_property
@@ -245,14 +241,11 @@ def _vocabulary(training: _Opening) -> str:
 
 def _data(training: _Opening) -> str:
   config, (batches, _) = training.config, training.data
-  batch, checked = batches[0], ""
-  if config.objective != "task":
-    checked = f", hashes checked ({config.data.verify})"
-    if config.data.verify == "never":
-      checked = ", hashes not checked (data.verify=never)"
-  shape = " x ".join(map(str, batch["input_ids"].shape))
-  data_hash = training.job[0].data_hash
-  return f"{data_hash[:12]}, the first batch is {shape}{checked}"
+  shape = " x ".join(map(str, batches[0]["input_ids"].shape))
+  text = f"{training.job[0].data_hash[:12]}, the first batch is {shape}"
+  if config.objective == "task":
+    return text
+  return f"{text}, checksums verified {config.data.verify} (data.verify)"
 
 
 def _folder(workdir: str) -> str:
@@ -268,41 +261,33 @@ def _folder(workdir: str) -> str:
     raise ValueError(
       f"{place} cannot be written: {error.strerror}; give another --workdir"
     ) from error
-  with _workdir_lock(workdir):
-    pass
+  if os.path.exists(os.path.join(workdir, ".lock")):
+    with locks.lock(workdir, "--workdir"):
+      pass
   return f"{place} can be written" + (
-    "" if os.path.exists(workdir) else f"; {workdir} will be made"
+    "" if os.path.exists(workdir) else f"; {workdir} will be created"
   )
 
 
 def _nearest_folder(path: str) -> str:
-  """The folder, or the one above it that is there."""
+  """Returns the folder, or the nearest one above it that exists."""
   place = os.path.abspath(path)
   while not os.path.exists(place):
     place = os.path.dirname(place)
   return place
 
 
-@contextlib.contextmanager
-def _workdir_lock(workdir: str) -> Iterator[None]:
-  if os.path.exists(os.path.join(workdir, ".lock")):
-    with locks.lock(workdir, "--workdir"):
-      yield
-  else:
-    yield
-
-
 def _run(run: session.Session) -> str:
   if not runs.exists(run.workdir):
-    return f"a new one, of {run.total_steps} steps"
+    return f"a new run of {run.total_steps} steps"
   started = runs.read_run(run.workdir).get("started")
   other = resume.other_code(run.workdir, run.run)
-  return f"goes on with that of {started}" + (f"; {other}" if other else "")
+  return f"resumes the run of {started}" + (f"; {other}" if other else "")
 
 
 def _checkpoint(run: session.Session) -> str:
   if not saved_steps.exists(run.workdir, to_resume=True):
-    raise _SkippedError("there is none yet")
+    raise _SkippedError("the run has no checkpoint yet")
   with (
     jax.set_mesh(run.mesh),
     contextlib.closing(run.checkpoints()) as checkpoints,
@@ -319,12 +304,12 @@ def _disk(run: session.Session) -> str:
   settings = run.config.checkpoint
   one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.abstract))
   best = bool(settings.best_metric)
-  # One more than is kept is on disk while it is written.
+  # While a checkpoint is being written, one more than `keep` is on disk.
   wanted = one * (settings.keep + 1 + 2 * best)
   free = shutil.disk_usage(_nearest_folder(run.workdir)).free
   text = f"{free / GIB:.1f} GiB free; checkpoints take up to {wanted / GIB:.2f}"
   if saved_steps.exists(run.workdir, to_resume=True):
-    wanted = 2 * one  # most of them are there
+    wanted = 2 * one  # most of the checkpoints are on disk already
   if free < wanted:
     raise ValueError(
       f"{text}: make room, lower checkpoint.keep or give another --workdir"
@@ -333,17 +318,17 @@ def _disk(run: session.Session) -> str:
 
 
 def _memory(run: session.Session, planned: bool) -> str:
-  """Compiles the step for the devices here and asks what it needs."""
+  """Compiles the step for the devices here, and compares its memory."""
   if planned:
-    raise _SkippedError("the plan below says")
+    raise _SkippedError("see the plan below")
   stats = memory.compile_step(run.trace(), run.mesh).memory_analysis()
   if stats is None:
-    raise _SkippedError("the compiler does not say")
+    raise _SkippedError("the compiler does not report the memory")
   wanted = stats.argument_size_in_bytes + stats.temp_size_in_bytes
   wanted += stats.output_size_in_bytes - stats.alias_size_in_bytes
   device = run.mesh.devices.flat[0]
   if device.platform == "cpu":
-    # Devices of one machine share its memory.
+    # The devices of one machine share its memory.
     wanted *= jax.local_device_count()
     free = _available_memory()
     whose = "this machine has free"
@@ -359,7 +344,7 @@ def _memory(run: session.Session, planned: bool) -> str:
 
 
 def _available_memory() -> int:
-  """Bytes that Linux can give, caches included; 0 = not known."""
+  """Returns the free bytes of this machine, including caches; 0 = unknown."""
   try:
     with open("/proc/meminfo", encoding="ascii") as file:
       rows = dict(line.split(":", 1) for line in file)
@@ -369,12 +354,12 @@ def _available_memory() -> int:
 
 
 def _plan(arguments: list[str], topology: str) -> str:
-  """Makes a plan in a process of its own, which is a TPU's as jax sees it."""
+  """Makes a plan in a new process, in which jax sees the devices of a TPU."""
   if not importlib.util.find_spec("libtpu"):
     raise _SkippedError("the extra `tpu` is not installed (`make tpu`)")
   plan = costs.make_plan([*arguments, f"--topology={topology}"])
   return (
     f"{plan['hbm_bytes_per_device'] / GIB:.2f} of "
-    f"{plan['hbm_available_bytes'] / GIB:.2f} GiB a device of {topology}, "
-    f"{plan['predicted_step_secs']:.3f} s a step predicted"
+    f"{plan['hbm_available_bytes'] / GIB:.2f} GiB per device of {topology}; "
+    f"predicted: {plan['predicted_step_secs']:.3f} s per step"
   )

@@ -1,23 +1,25 @@
-"""Reads the text of a compiled program: what runs, how often, how long.
+"""Reads the text of a compiled program: its instructions, runs and cycles.
 
   python -m bert_jax.planning.hlo FILE [--top=25]
 
-The text is that of `compiled.as_text()`. A program for a TPU carries the
-compiler's own estimate of the cycles of every instruction that it schedules;
-one for a CPU has none, and everything else here works on it too.
+The file holds the text of `compiled.as_text()`. A program for a TPU contains
+the compiler's estimate of the cycles of every instruction that it schedules. A
+program for a CPU contains no estimates; everything else works for it, too.
 
-The scheduled level is the entry computation, the bodies of its `while` loops
-and whatever these call. What a fusion holds is not scheduled: an estimate
-inside of it is part of the fusion's own and is not counted. The body of a loop
-counts as often as it runs; of the branches of a conditional the costliest one
-counts.
+Scheduled are the instructions of the entry computation, of the bodies of its
+`while` loops, and of the computations that these call. The instructions inside
+a fusion are not scheduled, because the estimate of the fusion includes them.
+The body of a loop counts as often as it runs. Of the branches of a conditional
+the costliest one counts.
 
-A Pallas kernel (`tpu_custom_call`) has no estimate: see `Instruction.cost`.
+The compiler makes no estimate of a Pallas kernel (`tpu_custom_call`); see
+`Instruction.cost`.
 """
 
 import argparse
 import collections
 from collections.abc import Iterable, Iterator, Mapping
+import copy
 import dataclasses
 import json
 import math
@@ -34,45 +36,33 @@ from bert_jax.planning.hlo_text import plain_shape
 from bert_jax.planning.hlo_text import shape_bytes
 
 COLLECTIVES = (
-  "all-reduce",
-  "all-gather",
-  "reduce-scatter",
-  "all-to-all",
-  "ragged-all-to-all",
-  "collective-permute",
-  "collective-broadcast",
-)
+  "all-reduce", "all-gather", "reduce-scatter", "all-to-all",
+  "ragged-all-to-all", "collective-permute", "collective-broadcast",
+)  # fmt: skip
 MATMULS = ("convolution", "dot", "ragged-dot")
 PALLAS_TARGET = "tpu_custom_call"
 
 PARTS = (
-  "attention",
-  "mlp",
-  "layer_norm",
-  "dropout",
-  "embedding",
-  "vocabulary",
-  "optimizer",
-  "scan",
-  "other",
-)
+  "attention", "mlp", "layer_norm", "dropout", "embedding", "vocabulary",
+  "optimizer", "scan", "other",
+)  # fmt: skip
 FORWARD, BACKWARD, RECOMPUTED = "forward", "backward", "recomputed"
 
 _CYCLES = re.compile(r'"estimated_cycles":"?(-?\d+)')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
-# How a program for several slices hands data to the network between them.
+# Attributes by which a program for several slices sends data between them.
 _MEGASCALE = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _RENDEZVOUS = re.compile(r'_xla_host_transfer_rendezvous="([^"]+)"')
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _ASYNC_START = 'custom_call_target="AsyncCollectiveStart"'
 
-# Searched in the path of names from the first to the last; the first that is
-# found says which part of the model an instruction belongs to. A gradient that
-# no module holds is that of the loss, which is over the vocabulary. What no
-# gradient is taken of is the optimizer. Scanned layers keep what the backward
-# pass needs in stacked arrays: "scan" is reading and writing these alone.
-# Random bits are "dropout" wherever they are drawn.
+# The first of these expressions that is found in the path of names decides to
+# which part of the model an instruction belongs. A gradient outside of all
+# modules belongs to the loss, which is over the vocabulary. Instructions of
+# which no gradient is taken belong to the optimizer. "scan" is reading and
+# writing the stacked arrays in which scanned layers keep values for the
+# backward pass. Random bits count as "dropout" wherever they are drawn.
 _PART_RULES = tuple(
   (re.compile(pattern), part)
   for pattern, part in (
@@ -97,22 +87,21 @@ class Instruction:
   """One scheduled instruction.
 
   Attributes:
-    name: as in the text, without %.
-    opcode: of HLO: "fusion", "convolution", "copy-start", "custom-call" ...
+    name: the name in the text, without %.
+    opcode: the opcode of HLO: "fusion", "convolution", "copy-start" ...
     kind: "matmul" (also a fusion around one), "fusion", "collective", "copy",
       "pallas", "custom-call", "loop" or "other".
-    shape: type of the result, as in the text, without layouts.
-    result_bytes: of the result, padding of tiles not counted.
-    operand_shapes: types of the operands, without layouts.
-    op_name: path of names of the program that it comes from; of a fusion
-      without one, that of what it holds.
-    cycles: the compiler's estimate of one run; 0 where it makes none.
-    count: runs a step.
-    custom_call_target: "" for all but custom calls.
-    cost: what a Pallas kernel says of itself: "flops", "transcendentals" and
-      "bytes_accessed" of one run; {} if it says nothing.
-    kernel: name of the Pallas kernel, or "".
-    num_matmuls: matrix multiplications that it holds.
+    shape: the type of the result, without layouts.
+    result_bytes: bytes of the result, without the padding of tiles.
+    operand_shapes: the types of the operands, without layouts.
+    op_name: the path of names in the traced program from which the instruction
+      comes; see `_name_inside` for a fusion.
+    cycles: the compiler's estimate for one run; 0 if it makes none.
+    count: the number of runs in a step.
+    cost: a Pallas kernel's own estimate for one run, with "flops",
+      "transcendentals" and "bytes_accessed"; {} if it has none.
+    kernel: the name of the Pallas kernel, or "".
+    num_matmuls: the number of matrix multiplications in it.
   """
 
   name: str
@@ -124,51 +113,50 @@ class Instruction:
   op_name: str
   cycles: int
   count: int
-  custom_call_target: str = ""
   cost: Mapping[str, float] = dataclasses.field(default_factory=dict)
   kernel: str = ""
   num_matmuls: int = 0
 
   @property
   def operand_bytes(self) -> int:
-    """Of all operands."""
+    """Bytes of all operands."""
     return sum(map(shape_bytes, self.operand_shapes))
 
   @property
   def total_cycles(self) -> int:
-    """Estimated cycles of all runs of a step."""
+    """Estimated cycles of all runs in a step."""
     return self.cycles * self.count
 
   @property
   def part(self) -> str:
-    """One of PARTS."""
+    """The part of the model that it belongs to, one of PARTS."""
     return part_of(self.op_name)
 
   @property
   def phase(self) -> str:
-    """FORWARD, BACKWARD or RECOMPUTED: forward again, in the backward pass."""
+    """FORWARD, BACKWARD, or RECOMPUTED (forward again in the backward pass)."""
     return phase_of(self.op_name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One exchange between devices, however many instructions it is spread over.
+  """One exchange between devices, which may take several instructions.
 
   Attributes:
-    name: of its first instruction.
+    name: the name of its first instruction.
     kind: one of COLLECTIVES.
-    shape: type of what each device puts in.
-    operand_bytes: of that.
-    groups: device groups that exchange with each other, as indices into the
-      devices of the mesh in their order; of a collective-permute its
-      (source, target) pairs; () if the text does not say (all with all).
-    count: runs a step.
-    is_async: it starts, other work is scheduled, and it is waited for.
-    op_name: as of an instruction.
-    over_dcn: between slices, over the data-centre network; each device
-      exchanges with those in its place in the other slices.
-    schedule: the computation it is scheduled in, and the places of its first
-      and last instruction there.
+    shape: the type of each device's operands.
+    operand_bytes: bytes of each device's operands.
+    groups: the groups of devices that exchange with each other, as indices into
+      the devices of the mesh; for a collective-permute its (source, target)
+      pairs; () if the text names no groups, so that all devices are one group.
+    count: the number of runs in a step.
+    is_async: whether other work is scheduled between its start and its end.
+    op_name: as for an instruction.
+    schedule: the computation in which it is scheduled, and the places of its
+      first and last instruction there.
+    over_dcn: whether it connects slices, over the data-centre network. Then
+      each device exchanges with the devices in its place in the other slices.
   """
 
   name: str
@@ -184,15 +172,15 @@ class Collective:
 
   @property
   def group_size(self) -> int:
-    """Devices that exchange with each other; 0 if the text does not say."""
+    """The number of devices in a group; 0 if the text names no groups."""
     return max((len(group) for group in self.groups), default=0)
 
   def bytes_sent(self, num_devices: int) -> float:
-    """Bytes that a device sends in one run, at the least.
+    """Returns the smallest number of bytes that a device must send in one run.
 
     Args:
-      num_devices: of the mesh, for groups that the text leaves out; of an
-        exchange over DCN the number of slices.
+      num_devices: the size of a group, if the text names no groups: the devices
+        of the mesh, or the number of slices for an exchange over DCN.
     """
     n = self.group_size or num_devices
     if self.kind == "collective-permute":
@@ -212,11 +200,11 @@ class Step:
   """A place in a schedule: an instruction, and the loop body that it runs.
 
   Attributes:
-    instruction: what stands there.
-    body: the schedule that it runs, None for all but loops and calls.
-    runs: how often it runs the body.
-    starts: the collective that begins here.
-    waits: the collective that must be finished here.
+    instruction: the instruction.
+    body: the schedule that a loop or a call runs; None for others.
+    runs: how often the instruction runs the body.
+    starts: the collective that begins here, or None.
+    waits: the collective that must be finished here, or None.
   """
 
   instruction: Instruction
@@ -231,9 +219,10 @@ class Program:
   """A compiled program.
 
   Attributes:
-    schedule: of the entry computation.
-    collectives: all of them, each once.
-    unknown_loops: loops whose number of runs was not found; counted as 1.
+    schedule: the schedule of the entry computation.
+    collectives: all collectives, each once.
+    unknown_loops: the names of loops whose number of runs was not found, and
+      that count once.
   """
 
   schedule: tuple[Step, ...]
@@ -242,17 +231,17 @@ class Program:
 
   @property
   def instructions(self) -> list[Instruction]:
-    """The scheduled instructions, those in loops with their `count`."""
+    """The scheduled instructions, including those in loops."""
     return list(_flatten(self.schedule))
 
   @property
   def cycles(self) -> int:
-    """Estimated cycles of a step; see the top of this file."""
+    """Estimated cycles of a step."""
     return sum(i.total_cycles for i in self.instructions)
 
   @property
   def pallas_calls(self) -> list[Instruction]:
-    """Calls of Pallas kernels, which are not part of `cycles`."""
+    """The calls of Pallas kernels, which `cycles` does not include."""
     return [i for i in self.instructions if i.kind == "pallas"]
 
 
@@ -267,7 +256,7 @@ def _flatten(schedule: Iterable[Step]) -> Iterator[Instruction]:
 
 
 def _strip_transforms(op_name: str) -> str:
-  """`jit(f)/transpose(jvp(Model))/a/b` -> `Model/a/b`."""
+  """Turns `jit(f)/transpose(jvp(Model))/a/b` into `Model/a/b`."""
   parts = []
   for part in op_name.split("/"):
     inner = re.sub(r"^(?:(?:transpose|jvp|vmap|remat|checkpoint)\()+", "", part)
@@ -276,7 +265,7 @@ def _strip_transforms(op_name: str) -> str:
 
 
 def part_of(op_name: str) -> str:
-  """Says which part of the model a path of names belongs to: one of PARTS.
+  """Returns the part of the model, one of PARTS, of a path of names.
 
   Example:
     >>> part_of("jit(train_step)/jvp(Model)/encoder/layer_0/mlp/in/dot_general")
@@ -294,7 +283,13 @@ def part_of(op_name: str) -> str:
 
 
 def phase_of(op_name: str) -> str:
-  """Says in which pass an instruction runs: forward, backward, recomputed.
+  """Returns the pass in which an instruction runs.
+
+  Args:
+    op_name: the instruction's path of names.
+
+  Returns:
+    FORWARD, BACKWARD or RECOMPUTED.
 
   Example:
     >>> phase_of("jit(train_step)/transpose(jvp(Model))/encoder/layer_0/mlp")
@@ -308,9 +303,9 @@ def phase_of(op_name: str) -> str:
 def cycles_by_part(
   instructions: Iterable[Instruction],
 ) -> dict[str, dict[str, int]]:
-  """Adds up estimated cycles: part -> phase -> cycles a step.
+  """Adds up estimated cycles: part -> phase -> cycles per step.
 
-  The phases of the optimizer are one: "forward".
+  The only phase of the optimizer is "forward".
   """
   totals: dict[str, dict[str, int]] = {part: {} for part in PARTS}
   for i in instructions:
@@ -328,16 +323,16 @@ def parse(text: str) -> Program:
   """Reads a compiled program.
 
   Args:
-    text: of `compiled.as_text()`.
+    text: the text of `compiled.as_text()`.
 
   Raises:
-    HloError: it is something else.
+    HloError: the text is not that of a compiled program.
   """
   return _Reader(Text(text)).read()
 
 
 def _scopes_of_starts(text: Text) -> dict[str, set[str]]:
-  """Channel of a collective -> the computations in which it is started."""
+  """Returns the computations that start a collective, by its channel."""
   channels: dict[int, str] = {}  # id of a start -> channel that it starts
   for lines in text.computations.values():
     for line in lines.values():
@@ -389,7 +384,7 @@ class _Reader:
   def _body(
     self, line: Line, count: int, is_exchange: bool
   ) -> tuple[tuple[Step, ...] | None, int]:
-    """The schedule that an instruction runs, and how often it does so."""
+    """Returns the schedule that an instruction runs, and how often it runs."""
     called = self._text.called(line)
     if line.opcode == "while" and "body" in called:
       runs = hlo_loops.trip_count(self._text, line)
@@ -406,23 +401,22 @@ class _Reader:
     return None, 1
 
   def _costliest(self, line: Line, called: Mapping[str, str], count: int):
+    """Returns the costliest schedule among the branches of a conditional."""
     names = [n for key, n in called.items() if key.endswith("_computation")]
     if match := _BRANCHES.search(line.rest):
       names += [name.strip().lstrip("%") for name in match[1].split(",")]
     found = []
     for name in names:
-      before = len(self._collectives), len(self._unknown)
-      schedule = self._schedule(name, count)
-      added = self._collectives[before[0] :], self._unknown[before[1] :]
-      del self._collectives[before[0] :], self._unknown[before[1] :]
-      found.append((schedule, added))
+      reader = copy.copy(self)
+      reader._collectives, reader._unknown = [], []
+      found.append((reader._schedule(name, count), reader))
     if not found:
       return None
-    schedule, (collectives, unknown) = max(
+    schedule, reader = max(
       found, key=lambda f: sum(i.total_cycles for i in _flatten(f[0]))
     )
-    self._collectives += collectives
-    self._unknown += unknown
+    self._collectives += reader._collectives
+    self._unknown += reader._unknown
     return schedule
 
   def _instruction(self, line: Line, count: int) -> Instruction:
@@ -443,35 +437,58 @@ class _Reader:
       op_name=op_name,
       cycles=max(int(cycles[1]), 0) if cycles else 0,
       count=count,
-      custom_call_target=target[1] if target else "",
       cost=_cost_estimate(line.rest) if kind == "pallas" else {},
       kernel=_kernel_name(line, op_name) if kind == "pallas" else "",
       num_matmuls=num_matmuls,
     )
 
   def _find_collectives(self, scope: str, count: int) -> list[Collective]:
-    """The collectives of one schedule, each once.
+    """Returns the collectives of one schedule, each once.
 
-    One that is spread over a start, matmuls that carry it on and an end is
-    mentioned by each of these instructions, under one key.
+    A collective may consist of a start, matmuls that continue it and an end.
+    All of these instructions have the same key.
     """
-    found: dict[str, _Exchange] = {}
-    keys: dict[str, str] = {}  # instruction -> key of the exchange it is of
+    found: dict[str, tuple[Line, str, int]] = {}  # the line, kind, first place
+    last: dict[str, int] = {}
+    keys: dict[str, str] = {}  # instruction -> key of its collective
     for place, line in enumerate(self._text.computations[scope].values()):
       for key, begun in self._mentions(scope, line, keys):
-        if key in found:
-          found[key].last = place
-        elif begun:
-          found[key] = _Exchange(*begun, place, place)
-    return [exchange.collective(scope, count) for exchange in found.values()]
+        if key not in found and begun:
+          found[key] = (*begun, place)
+        last[key] = place
+    collectives = []
+    for key, (line, kind, first) in found.items():
+      operands = [o for o in line.operand_types if "token[]" not in o]
+      collectives.append(
+        Collective(
+          name=line.name,
+          kind=kind,
+          shape=" ".join(map(plain_shape, operands)),
+          operand_bytes=sum(map(shape_bytes, operands)),
+          groups=hlo_groups.parse_groups(line.rest),
+          count=count,
+          is_async=last[key] > first,
+          op_name=line.op_name,
+          schedule=(scope, first, last[key]),
+          over_dcn=line.opcode == "send",
+        )
+      )
+    return collectives
 
   def _mentions(
     self, scope: str, line: Line, keys: dict[str, str]
   ) -> Iterator[tuple[str, tuple[Line, str] | None]]:
-    """Yields the exchanges that an instruction is a part of.
+    """Yields the collectives that an instruction belongs to.
 
-    Each is a key, and if it may begin here the instruction that says what is
-    exchanged, and the kind; `keys` is filled.
+    Args:
+      scope: the computation of the instruction.
+      line: the instruction.
+      keys: the keys of the collectives of earlier instructions, by the
+        instruction's name. The instruction is added.
+
+    Yields:
+      The key of a collective. If it may begin here, also the instruction that
+      says what is exchanged, and the kind; else None.
     """
     if line.opcode == "send":
       if transfer := _MEGASCALE.search(line.rest):
@@ -495,10 +512,10 @@ class _Reader:
   def _in_fusion(
     self, scope: str, line: Line
   ) -> Iterator[tuple[str, tuple[Line, str]]]:
-    """Yields the exchanges that a fusion holds, or a part of them.
+    """Yields the collectives of which a fusion contains a part.
 
-    Where matmuls that carry an exchange on are in a loop between its start and
-    its end, it is no exchange of the loop.
+    A loop between the start and the end of a collective may contain matmuls
+    that continue it. The collective then does not belong to the loop.
     """
     called = self._text.called(line).get("calls")
     for inner in self._text.inside(called) if called else ():
@@ -515,40 +532,6 @@ class _Reader:
       if not inner.op_name:
         inner = dataclasses.replace(inner, rest=f"{inner.rest} {line.rest}")
       yield key, (inner, kind)
-
-
-@dataclasses.dataclass
-class _Exchange:
-  """A collective while its schedule is read.
-
-  Attributes:
-    line: says what is exchanged.
-    kind: one of COLLECTIVES.
-    first: place in the schedule where it begins.
-    last: place where it is finished.
-  """
-
-  line: Line
-  kind: str
-  first: int
-  last: int
-
-  def collective(self, scope: str, count: int) -> Collective:
-    """The finished record: scheduled in `scope`, run `count` times a step."""
-    line = self.line
-    operands = [o for o in line.operand_types if "token[]" not in o]
-    return Collective(
-      name=line.name,
-      kind=self.kind,
-      shape=" ".join(map(plain_shape, operands)),
-      operand_bytes=sum(map(shape_bytes, operands)),
-      groups=hlo_groups.parse_groups(line.rest),
-      count=count,
-      is_async=self.last > self.first,
-      op_name=line.op_name,
-      schedule=(scope, self.first, self.last),
-      over_dcn=line.opcode == "send",
-    )
 
 
 def _rendezvous(line: Line) -> str:
@@ -582,12 +565,17 @@ _FREE = ("parameter", "constant", "broadcast", "bitcast", "tuple", "iota")
 
 
 def _name_inside(inner: list[Line], own: str) -> str:
-  """The op_name that a fusion is known by.
+  """Chooses the op_name of a fusion from those of its instructions.
 
-  Of one around a matrix multiplication it is that of the largest of these. Of
-  others it is the compiler's, that of the last instruction; but where random
-  bits are most of what is computed, theirs, and where that says nothing, that
-  of the part that computes the most elements.
+  A fusion that contains matrix multiplications gets the name of the largest.
+  Others keep the compiler's choice, the name of the last instruction, with two
+  exceptions: if most of the computed elements are random bits, it is their
+  name; and if the compiler's choice names no part of the model, it is a name of
+  the part that computes the most elements.
+
+  Args:
+    inner: the instructions of the fusion.
+    own: the compiler's choice.
   """
   matmuls: dict[str, int] = {}
   parts: dict[str, collections.Counter[str]] = {}
@@ -615,7 +603,7 @@ def _name_inside(inner: list[Line], own: str) -> str:
 
 
 def _cost_estimate(rest: str) -> dict[str, float]:
-  """The cost estimate of a Pallas kernel, from its backend_config."""
+  """Returns the cost estimate in the backend_config of a Pallas kernel."""
   match = re.search(r'\\?"cost_estimate\\?":\s*(\{[^{}]*\})', rest)
   if not match:
     return {}
@@ -637,7 +625,7 @@ def part_lines(parts: Mapping[str, Mapping[str, int]]) -> list[str]:
   """Formats cycles by part and pass, the costliest part first.
 
   Args:
-    parts: of `cycles_by_part`.
+    parts: cycles, from `cycles_by_part`.
   """
   totals = {part: sum(phases.values()) for part, phases in parts.items()}
   total = max(sum(totals.values()), 1)
@@ -649,7 +637,12 @@ def part_lines(parts: Mapping[str, Mapping[str, int]]) -> list[str]:
 
 
 def report(program: Program, top: int = 25) -> str:
-  """A table of cycles by part, and the costliest instructions."""
+  """Returns a table of cycles by part, and the costliest instructions.
+
+  Args:
+    program: the compiled program.
+    top: how many instructions and collectives to list.
+  """
   instructions = program.instructions
   lines = [f"{'part':<12}{'cycles':>14}{'share':>8}  by pass"]
   lines += part_lines(cycles_by_part(instructions))
@@ -668,12 +661,12 @@ def report(program: Program, top: int = 25) -> str:
       f"{'':>30}{i.part} {i.phase}: {_strip_transforms(i.op_name)}"
     )
   if program.pallas_calls:
-    lines += ["", "Pallas kernels, not counted above:"]
+    lines += ["", "Pallas kernels, not included above:"]
   for i in program.pallas_calls:
     cost = ", ".join(f"{k} {v:.3g}" for k, v in i.cost.items()) or "no estimate"
     lines.append(f"  {i.count} x {i.kernel} {i.shape}: {cost} [{i.phase}]")
   if program.collectives:
-    lines += ["", "collectives, their time not counted above:"]
+    lines += ["", "collectives, their time not included above:"]
   for c in sorted(
     program.collectives, key=lambda c: -c.operand_bytes * c.count
   )[:top]:
@@ -682,23 +675,24 @@ def report(program: Program, top: int = 25) -> str:
     where = "between slices" if c.over_dcn else where
     lines.append(
       f"  {c.count} x {c.kind} of {c.shape} ({c.operand_bytes:,} bytes), "
-      f"{where}, {how}: "
-      f"{_strip_transforms(c.op_name)}"
+      f"{where}, {how}: {_strip_transforms(c.op_name)}"
     )
   if program.unknown_loops:
     lines += [
       "",
-      "loops whose number of runs is not known, counted once: "
+      "loops whose number of runs is unknown, counted once: "
       + ", ".join(program.unknown_loops),
     ]
   return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Prints the report of a file."""
+  """Prints the report of a file; returns the exit status."""
   parser = argparse.ArgumentParser(prog="python -m bert_jax.planning.hlo")
-  parser.add_argument("file", help="text of compiled.as_text()")
-  parser.add_argument("--top", type=int, default=25, help="instructions shown")
+  parser.add_argument("file", help="a file with the text of compiled.as_text()")
+  parser.add_argument(
+    "--top", type=int, default=25, help="how many instructions to list"
+  )
   args = parser.parse_args(argv)
   try:
     with open(args.file, encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Which devices exchange with each other in a collective."""
+"""Reads which devices exchange with each other in a collective."""
 
 import re
 
@@ -12,20 +12,20 @@ Groups = tuple[tuple[int, ...], ...]
 def parse_groups(rest: str) -> Groups:
   """Reads the device groups of a collective from its attributes.
 
-  Four ways to write them are known: lists, `[2,2]<=[4]` and
-  `[2,2]<=[2,2]T(1,0)` (an enumeration, reshaped and transposed), and
-  `mesh['a'=2,'b'=2] {'b'}` (the devices that differ in the axes named), which
-  may name the devices of its mesh, `device_ids=([2,2]T(1,0))`.
+  HLO has several notations: lists; `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)`, an
+  enumeration that is reshaped and transposed; and `mesh['a'=2,'b'=2] {'b'}`,
+  the devices that differ along the axes in braces. The last one may also list
+  the devices of its mesh: `device_ids=([2,2]T(1,0))`.
 
   Args:
-    rest: what follows the operands of the instruction.
+    rest: the attributes after the operands of the instruction.
 
   Returns:
-    Groups of indices, or of a collective-permute (source, target) pairs; () for
-    one group of all.
+    Groups of indices, or the (source, target) pairs of a collective-permute; ()
+    if all devices are one group.
 
   Raises:
-    HloError: they are written in another way.
+    HloError: the groups have another notation.
 
   Example:
     >>> parse_groups("replica_groups=[2,2]<=[2,2]T(1,0)")
@@ -48,7 +48,7 @@ def parse_groups(rest: str) -> Groups:
     axes = [(n, int(s)) for n, s in re.findall(r"'([^']+)'=(\d+)", match[1])]
     return _mesh_groups(axes, _device_ids(match[2] or ""), match[3])
   if match := re.search(r"replica_groups=.{0,80}", rest):
-    raise HloError(f"these device groups cannot be read: {match[0]}")
+    raise HloError(f"unknown notation of device groups: {match[0]}")
   return ()
 
 
@@ -61,9 +61,11 @@ def _rows(ids: np.ndarray, width: int) -> Groups:
 
 
 def _device_ids(text: str) -> np.ndarray:
-  """Reads devices in their order: a list, or `[4,2]T(1,0)`; empty = all.
+  """Reads the order of the devices of a mesh; an empty text means all.
 
-  The second is an enumeration, reshaped and transposed.
+  Args:
+    text: a list, or an enumeration that is reshaped and transposed, such as
+      `[4,2]T(1,0)`.
   """
   match = re.fullmatch(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text.strip())
   if match is None:
@@ -76,12 +78,17 @@ def _device_ids(text: str) -> np.ndarray:
 def _mesh_groups(
   axes: list[tuple[str, int]], ids: np.ndarray, named: str
 ) -> Groups:
-  """Makes groups along axes of a mesh; `'x':(2)4` is a part of the axis x.
+  """Makes groups along axes of a mesh, or along parts of axes.
 
-  Of an axis of size 8, `'x':(2)4` is 4 members, each 8 / (2 * 4) apart, of
-  which there are 2 groups.
+  `'x':(2)4` names a part of the axis x: for an axis of size 8 there are 2
+  groups of 4 members, and the members are 8 / (2 * 4) apart.
+
+  Args:
+    axes: the names and sizes of the axes.
+    ids: the devices of the mesh in their order; empty = all.
+    named: the axes, or parts of axes, along which the groups lie.
   """
-  # Split every axis of which a part is named into three.
+  # Every named axis is split into three: before, inside and after the part.
   wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", named)
   parts = {name: (int(before or 1), size) for name, before, size in wanted}
   shape: list[int] = []

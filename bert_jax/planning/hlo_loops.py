@@ -9,25 +9,26 @@ _TRIPS = re.compile(r'known_trip_count\\?"?:\s*\{\\?"n\\?":\\?"?(\d+)')
 _COPIES = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done")
 _INDEX = re.compile(r"\bindex=(\d+)")
 
-# Where a scalar comes from: ("constant", its value), ("element", its place in
-# the tuple that a computation takes), or None: from anywhere else.
+# The origin of a scalar: ("constant", its value), ("element", its index in the
+# tuple that is the computation's argument), or None for any other origin.
 Source = tuple[str, int] | None
 
 
 def trip_count(text: Text, loop: Line) -> int | None:
-  """Returns how often a `while` runs its body; None if it cannot be told.
+  """Returns how often a `while` runs its body, or None if that is unknown.
 
-  The compiler writes it down where it knows, but drops the note when it later
-  rewrites the loop. Then it is read off a loop that counts from a constant up
-  to a constant in constant steps.
+  The compiler notes the number of runs if it knows it, but drops the note when
+  it rewrites the loop. Then the number is derived, if the loop counts from one
+  constant to another in constant steps.
+
+  Args:
+    text: the program.
+    loop: the `while` instruction.
   """
   if match := _TRIPS.search(loop.rest):
     return int(match[1])
   called = text.called(loop)
-  compare = body = None
-  if {"body", "condition"} <= set(called):
-    compare = _root(text, called["condition"])
-    body = _root(text, called["body"])
+  compare, body = (_root(text, called.get(x)) for x in ("condition", "body"))
   if compare is None or body is None:
     return None
   compare, sources = _with_sources(text, compare)
@@ -43,13 +44,14 @@ def trip_count(text: Text, loop: Line) -> int | None:
   return None if direction[1] == "EQ" else max(-(-(bound - first) // step), 0)
 
 
-def _root(text: Text, computation: str) -> Line | None:
-  """Returns what a computation returns, behind copies."""
-  lines = text.computations[computation].values()
+def _root(text: Text, computation: str | None) -> Line | None:
+  """Returns the result of a computation, skipping copies; None if unknown."""
+  lines = text.computations.get(computation or "", {}).values()
   return _behind_copies(next((line for line in lines if line.is_root), None))
 
 
 def _behind_copies(line: Line | None) -> Line | None:
+  """Follows copies back to the instruction that computed the value."""
   while line is not None and line.opcode in _COPIES:
     line = line.names.get(line.operands[0])
   return line
@@ -58,7 +60,7 @@ def _behind_copies(line: Line | None) -> Line | None:
 def _with_sources(text: Text, line: Line) -> tuple[Line, list[Source]]:
   """Returns an instruction, or the root of a fusion, and its sources."""
   inner = text.called(line).get("calls") if line.opcode == "fusion" else None
-  root = _root(text, inner) if inner else None
+  root = _root(text, inner)
   if root is None:
     return line, [_source(line, name) for name in line.operands]
   sources = []
@@ -72,7 +74,7 @@ def _with_sources(text: Text, line: Line) -> tuple[Line, list[Source]]:
 
 
 def _source(user: Line, operand: str) -> Source:
-  """Returns where an operand of an instruction comes from."""
+  """Returns the origin of an operand of an instruction."""
   line = _behind_copies(user.names.get(operand))
   if line is None:
     return None
@@ -99,7 +101,7 @@ def _before(loop: Line, source: Source) -> int | None:
 
 
 def _increment(text: Text, body: Line, index: int) -> int | None:
-  """Returns what a loop adds to an element of its tuple in each run."""
+  """Returns the constant that each run of a loop adds to an element."""
   if body.opcode != "tuple" or index >= len(body.operands):
     return None
   line = _behind_copies(body.names.get(body.operands[index]))

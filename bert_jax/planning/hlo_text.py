@@ -1,4 +1,4 @@
-"""The text of a compiled program: computations, instructions, types."""
+"""Parses the text of a compiled program into computations and instructions."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -29,16 +29,16 @@ class HloError(errors.UserError):
 
 @dataclasses.dataclass
 class Line:
-  """One instruction as it is written.
+  """One instruction of the text.
 
   Attributes:
-    name: without %.
-    opcode: of HLO.
-    type: of the result.
-    operands: names of instructions of the same computation.
-    rest: the attributes behind the operands.
-    text: what stands between the parentheses of the operands.
-    is_root: it is the result of its computation.
+    name: the name, without %.
+    opcode: the opcode of HLO.
+    type: the type of the result.
+    operands: the names of the operands, instructions of the same computation.
+    rest: the attributes after the operands.
+    text: the text between the parentheses of the operands.
+    is_root: whether it is the result of its computation.
     names: all instructions of its computation by name, in their order.
   """
 
@@ -53,13 +53,13 @@ class Line:
 
   @property
   def op_name(self) -> str:
-    """Path of names of the program that it comes from, or ""."""
+    """The path of names in the traced program, or ""."""
     match = _OP_NAME.search(self.rest)
     return match[1] if match else ""
 
   @property
   def operand_types(self) -> list[str]:
-    """Types of the operands that are instructions."""
+    """The types of the operands that are instructions."""
     return [self.names[o].type for o in self.operands if o in self.names]
 
 
@@ -67,20 +67,20 @@ class Text:
   """The computations of a program.
 
   Attributes:
-    computations: name -> instructions by name, in their order.
-    entry: name of the computation that the program starts with.
+    computations: the instructions of each computation, by name, in their order.
+    entry: the name of the computation that the program starts with.
   """
 
   def __init__(self, text: str):
     """Reads the text of `compiled.as_text()`.
 
     Raises:
-      HloError: it is something else.
+      HloError: the text is not that of a compiled program.
     """
     self.computations: dict[str, dict[str, Line]] = {}
     self.entry = ""
     current: dict[str, Line] | None = None
-    pending: list[str] = []  # an instruction may go over several lines
+    pending: list[str] = []  # the lines of an instruction, which may be several
     for line in text.splitlines():
       if current is None:
         if match := _COMPUTATION.match(line):
@@ -103,12 +103,12 @@ class Text:
       )
 
   def called(self, line: Line) -> dict[str, str]:
-    """Attribute -> computation that an instruction calls."""
-    found = {key: name for key, name in _CALLED.findall(line.rest)}
-    return {k: n for k, n in found.items() if n in self.computations}
+    """Returns the computations that an instruction calls, by attribute."""
+    found = _CALLED.findall(line.rest)
+    return {key: name for key, name in found if name in self.computations}
 
   def inside(self, name: str) -> Iterator[Line]:
-    """The instructions of a computation and of those that it calls."""
+    """Yields the instructions of a computation and of those that it calls."""
     seen, stack = set(), [name]
     while stack:
       name = stack.pop()
@@ -121,7 +121,7 @@ class Text:
 
 
 def _add_line(line: str, names: dict[str, Line]) -> None:
-  """Reads an instruction into the others of its computation."""
+  """Parses an instruction, and adds it to those of its computation."""
   match = _INSTRUCTION.match(line)
   if match is None:
     return
@@ -146,17 +146,17 @@ def _add_line(line: str, names: dict[str, Line]) -> None:
 
 
 def _balanced(text: str, start: int) -> int:
-  """Where the parenthesis that opens at `start` is closed, plus 1."""
+  """Returns the position after the parenthesis that closes the one at start."""
   depth = 0
   for found in re.compile(r"[()]").finditer(text, start):
     depth += 1 if found[0] == "(" else -1
     if not depth:
       return found.end()
-  raise HloError(f"a parenthesis is not closed: {text[:200]}")
+  raise HloError(f"a parenthesis is never closed: {text[:200]}")
 
 
 def shape_bytes(shape: str) -> int:
-  """Returns the bytes of a type as HLO writes it; tuples are added up.
+  """Returns the bytes of a type of HLO; those of a tuple are added up.
 
   Example:
     >>> shape_bytes("(bf16[128,768]{1,0:T(8,128)(2,1)}, u32[])")
@@ -166,13 +166,12 @@ def shape_bytes(shape: str) -> int:
   for dtype, dims in ARRAY.findall(shape):
     size = _BITS.get(dtype)
     if size is None:
-      digits = re.match(r"(?:[a-z]+)(\d+)", dtype)
+      digits = re.match(r"[a-z]+(\d+)", dtype)
       size = int(digits[1]) if digits else 0
-    sizes = [int(d) for d in re.findall(r"\d+", dims)]
-    bits += math.prod(sizes) * size
+    bits += math.prod(map(int, re.findall(r"\d+", dims))) * size
   return -(-bits // 8)
 
 
 def plain_shape(shape: str) -> str:
-  """A type without layouts and comments."""
+  """Returns a type without layouts and comments."""
   return re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", shape)

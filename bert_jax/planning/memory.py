@@ -1,4 +1,4 @@
-"""What a compiled step needs of a device's memory, and how it may need less."""
+"""Measures the memory that a compiled step needs; advises how to lower it."""
 
 from collections.abc import Mapping
 import math
@@ -18,8 +18,8 @@ class OutOfMemoryError(RuntimeError):
   """A program needs more memory than a device has.
 
   Attributes:
-    used: bytes it needs, as far as the compiler says.
-    available: bytes there are.
+    used: the bytes that it needs, as the compiler reports them.
+    available: the bytes that a device has.
   """
 
   def __init__(self, used: int, available: int):
@@ -27,7 +27,7 @@ class OutOfMemoryError(RuntimeError):
     self.used, self.available = used, available
 
 
-# Both ways in which the compiler says how much is needed and how much is there.
+# The two forms in which the compiler reports the needed and the available size.
 _SIZES = re.compile(
   r"(?:temporaries \(|Used )([\d.]+)([BKMGT]?)"
   r"(?:\) exceeds available HBM \(| of )([\d.]+)([BKMGT]?)(?:\)| hbm)"
@@ -35,7 +35,7 @@ _SIZES = re.compile(
 
 
 def read_out_of_memory(message: str) -> OutOfMemoryError | None:
-  """Reads the compiler's message; None if it is about something else.
+  """Reads an error of the compiler; returns None if it is about another matter.
 
   Example:
     >>> str(read_out_of_memory("Used 42.5G of 15.75G hbm. Exceeded by 26.7G"))
@@ -55,12 +55,12 @@ def compile_step(traced: Any, mesh: jax.sharding.Mesh) -> Any:
   """Compiles a step.
 
   Args:
-    traced: from `Program.trace`.
-    mesh: of the program.
+    traced: the traced step, from `Program.trace`.
+    mesh: the mesh of the program.
 
   Raises:
-    OutOfMemoryError: it needs more memory than a device has.
-    slices.PlanError: a kernel needs more memory than the chip itself has.
+    OutOfMemoryError: the step needs more memory than a device has.
+    slices.PlanError: a kernel needs more on-chip memory than there is.
   """
   try:
     with jax.set_mesh(mesh):
@@ -70,15 +70,20 @@ def compile_step(traced: Any, mesh: jax.sharding.Mesh) -> Any:
       raise found from error
     if "vmem" in str(error):
       raise slices.PlanError(
-        "a kernel needs more of the chip's own memory than there is; give it "
-        "smaller blocks, or another model.attention: "
+        "a kernel needs more on-chip memory than there is; give it smaller "
+        "blocks, or choose another model.attention: "
         + " ".join(str(error).split())[:500]
       ) from error
     raise
 
 
 def local_bytes(abstract: Any, place: Any) -> int:
-  """Bytes of a tree on one device, without the padding of tiles."""
+  """Returns the bytes of a tree on one device, without the padding of tiles.
+
+  Args:
+    abstract: a tree of jax.ShapeDtypeStruct.
+    place: the same tree with shardings.
+  """
 
   def size(x, where):
     return math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
@@ -87,7 +92,7 @@ def local_bytes(abstract: Any, place: Any) -> int:
 
 
 def state_bytes(program: session.Program) -> int:
-  """Bytes of the train state on one device."""
+  """Returns the bytes of the train state on one device."""
   return local_bytes(program.abstract, program.place)
 
 
@@ -100,7 +105,7 @@ def _bytes_of_state(program: session.Program) -> dict[str, int]:
 
 
 def bytes_by_kind(program: session.Program, compiled: Any) -> dict[str, int]:
-  """Bytes of HBM that a step takes on one device, by what they hold."""
+  """Returns the bytes of HBM that a step takes on one device, by content."""
   analysis = compiled.memory_analysis()
   known = _bytes_of_state(program)
   place = dict.fromkeys(program.batch, program.batch_place)
@@ -116,7 +121,7 @@ def bytes_by_kind(program: session.Program, compiled: Any) -> dict[str, int]:
 def out_of_memory(
   program: session.Program, error: OutOfMemoryError
 ) -> dict[str, Any]:
-  """Says what a plan says of a step that does not fit."""
+  """Returns the entries of a plan for a step that does not fit."""
   state = _bytes_of_state(program)
   return {
     "fits": False,
@@ -130,13 +135,13 @@ def out_of_memory(
 def advice(
   config: Config, mesh, state: Mapping[str, int], error: OutOfMemoryError
 ) -> list[str]:
-  """Settings that would take less memory, those that cost least first.
+  """Returns settings that need less memory, the cheapest first.
 
   Args:
     config: the whole configuration.
-    mesh: of the devices.
-    state: bytes of the parameters and of the optimizer on a device.
-    error: what is needed and what there is.
+    mesh: the mesh of the devices.
+    state: the bytes of the parameters and of the optimizer on a device.
+    error: the bytes that are needed and available.
   """
   found = []
   resident = sum(state.values())
@@ -154,11 +159,11 @@ def advice(
     )  # fmt: skip
     found.append(
       f"--config.mesh.data={copies // parts} --config.mesh.fsdp={parts}: "
-      f"parameters, gradients and optimizer take {cut / GIB:.2f} GiB of a "
-      f"device, cut over {parts} of them a part of it"
+      f"parameters, gradients and optimizer take {cut / GIB:.2f} GiB of each "
+      f"device; this shards them over {parts} devices"
     )
   if config.model.dtype == "float32":
-    found.append("--config.model.dtype=bfloat16: activations of half the size")
+    found.append("--config.model.dtype=bfloat16: halves the activations")
   if rows > micro:
     over = error.used / max(error.available - resident, error.available / 8)
     wanted = next(
@@ -167,14 +172,14 @@ def advice(
       rows,
     )  # fmt: skip
     found.append(
-      f"--config.optim.num_micro_batches={wanted}: activations of "
+      f"--config.optim.num_micro_batches={wanted}: keeps the activations of "
       f"{rows // wanted} rows at a time instead of {rows // micro}"
     )
   if config.model.remat == "none":
     policies = ", ".join(name for name in encoder.REMATS if name != "none")
     found.append(
-      f"--config.model.remat=NAME ({policies}): activations are computed again "
-      "in the backward pass; full takes the least memory and a third more time"
+      f"--config.model.remat=NAME ({policies}): recomputes activations in the "
+      "backward pass; full takes the least memory and a third more time"
     )
   if rows > 1:
     found.append(
@@ -183,6 +188,6 @@ def advice(
     )
   elif mesh.shape["tensor"] == 1:
     found.append(
-      "--config.mesh.tensor=2 or more: heads and MLP of the one row are cut"
+      "--config.mesh.tensor=2 or more: shards the heads and the MLP of the row"
     )
   return found

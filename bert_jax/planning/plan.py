@@ -1,15 +1,16 @@
-"""Compiles a training step for a TPU slice that nobody has rented yet.
+"""Compiles a training step for a TPU slice, without any TPU.
 
   bert-jax --mode=plan --config=configs/pretrain.py:size=large \
     --config.model.dtype=bfloat16 --topology=v5e:4x4 --output=plan.json
 
-The compiler of the TPU (libtpu, the extra `tpu`) runs on any Linux machine. The
-program it makes says how much memory a step takes and, instruction by
-instruction, how many cycles; what it leaves out is added from sizes, links and
-the code of Pallas kernels (costs.py). Everything about time is a prediction,
-and nothing here was timed on a TPU.
+The compiler of the TPU (libtpu, the extra `tpu`) runs on any Linux machine. Its
+program tells the memory of a step, and the estimated cycles of each
+instruction. costs.py adds what the compiler leaves out, based on sizes, links
+and the code of Pallas kernels. Every time is a prediction; none of them was
+compared with a run on a TPU.
 
-What is compiled is what training compiles: session.py opens it without data.
+The plan compiles the same program as training, which session.py opens without
+data.
 """
 
 from collections.abc import Sequence
@@ -47,22 +48,22 @@ LEFT_OUT = (
   "making batches and sending them to the devices",
   "waiting for data on its way between HBM and the chip",
   "gaps between instructions, and the start of a step",
-  "slow devices and links, and other traffic on them",
+  "slow devices and links, and other traffic on the links",
 )
 
 
 def open_program(
   config: Config, devices: Sequence[Any], num_members: int = 0
 ) -> session.Program:
-  """Opens what training would compile, without its data.
+  """Opens the program that training would compile, without its data.
 
   Args:
     config: the whole configuration.
-    devices: all of them, which need not be here.
-    num_members: models that train together; 0 = one, alone.
+    devices: the devices to compile for, which may be abstract.
+    num_members: how many models train together; 0 = a single model.
 
   Raises:
-    ValueError: the config does not fit itself, the weights or the devices.
+    ValueError: the config contradicts itself, the weights or the devices.
   """
   if num_members:
     return members.open_abstract(config, devices, num_members)
@@ -77,28 +78,29 @@ def make_plan(
   dump: str = "",
   num_members: int = 0,
 ) -> dict[str, Any]:
-  """Compiles a config's training step for a topology and reads the program.
+  """Compiles a config's training step for a topology, and reads the program.
 
   Args:
     config: the whole configuration.
-    topology: such as "v5e:4x4".
-    num_slices: slices of that topology, connected by the data-centre network.
-    search: "batch" also finds the largest batch that fits.
-    dump: file for the text of the compiled program, or "".
-    num_members: models that train together; 0 = one, alone.
+    topology: the topology of a slice, such as "v5e:4x4".
+    num_slices: how many slices the data-centre network connects.
+    search: "batch" = also find the largest batch that fits; "" = do not.
+    dump: the file for the text of the compiled program; "" = write none.
+    num_members: how many models train together; 0 = a single model.
 
   Returns:
-    The plan, as it is written to a file; `fits` says whether it does.
+    The plan, as it is written to a file. Its key `fits` tells whether the step
+    fits the memory.
 
   Raises:
-    ValueError: the config does not fit itself, its data, the weights or the
-      topology, or there is no such topology.
+    ValueError: the config contradicts itself, its data, the weights or the
+      topology, or the topology is unknown.
   """
   where = slices.open_slices(topology, num_slices)
   slices.check_compiler(config, where.topology.chip.name)
   program = open_program(config, where.devices, num_members)
   plan = _head(program, where) | {"num_members": num_members or 1}
-  mean_row = program.job.mean_row()  # what is wrong with the data shows here
+  mean_row = program.job.mean_row()  # raises if the data is damaged
   start = time.monotonic()
   traced = program.trace()
   try:
@@ -129,7 +131,11 @@ def make_plan(
 def _bytes_of_batch(
   config: Config, devices: Sequence[Any], num_members: int, size: int
 ) -> tuple[int, bool]:
-  """Compiles for another batch size: bytes a device, and whether they fit."""
+  """Compiles for another batch size.
+
+  Returns:
+    The bytes that a device needs, and whether they fit.
+  """
   _log.info("compiling for a batch of %d", size)
   config = config.copy_and_resolve_references()
   config.data.batch_size = size
@@ -142,7 +148,7 @@ def _bytes_of_batch(
 
 
 def _head(program: session.Program, where: slices.Slices) -> dict[str, Any]:
-  """What the plan is for."""
+  """Returns the first entries of a plan: the program, the devices, the code."""
   config = program.config
   names = ("jax", "jaxlib", "libtpu", "flax", "optax")
   revision, dirty = runs.commit()
@@ -170,15 +176,15 @@ def describe(
   text: str,
   mean_row: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
-  """Says what a plan says of a step that was compiled.
+  """Returns the entries of a plan for a step that was compiled.
 
   Args:
-    program: what was compiled.
+    program: the program of the step.
     where: the devices.
-    traced: the step, from `program.trace`.
-    compiled: the same, compiled.
-    text: of the compiled step.
-    mean_row: of the training data, from `Job.mean_row`.
+    traced: the traced step, from `program.trace`.
+    compiled: the compiled step.
+    text: the text of the compiled step.
+    mean_row: facts about the rows of the training data, from `Job.mean_row`.
   """
   chip, mesh = where.chip, program.mesh
   parsed = hlo.parse(text)
@@ -234,10 +240,17 @@ def _rates(
   peak: float,
   mean_row: tuple[float, float] | None,
 ) -> dict[str, Any]:
-  """Speed and utilisation of a step; arguments as of `describe`.
+  """Returns the predicted speed and utilisation of a step.
 
-  Packed rows of which no data is known count the least attention there can be,
-  that of sequences of equal length.
+  If the lengths of packed sequences are unknown, they are taken to be equal,
+  which needs the least attention.
+
+  Args:
+    program: the program of the step.
+    times: the predicted times of a step.
+    hardware_flops: FLOPs of the matrix multiplications of a step.
+    peak: FLOPs per second of all devices.
+    mean_row: as for `describe`.
   """
   one, num_members = program, 1
   if isinstance(program, members.StackedProgram):
@@ -282,25 +295,25 @@ def run(
   """Makes a plan, prints it and writes it.
 
   Args:
-    config: the whole configuration.
-    topology: such as "v5e:4x4".
-    num_slices: of it.
-    search: "" or "batch".
-    output: file to write, or "".
-    dump: file for the text of the compiled program, or "".
-    num_members: models that train together; 0 = one, alone.
+    config: as for `make_plan`.
+    topology: as for `make_plan`.
+    num_slices: as for `make_plan`.
+    search: as for `make_plan`.
+    output: the file for the plan; "" = write none.
+    dump: as for `make_plan`.
+    num_members: as for `make_plan`.
 
   Returns:
-    FITS or OUT_OF_MEMORY, the exit status.
+    The exit status, FITS or OUT_OF_MEMORY.
 
   Raises:
-    ValueError: as `make_plan`; or the compiler is not installed.
+    ValueError: as for `make_plan`, or the compiler is not installed.
   """
   if not importlib.util.find_spec("libtpu"):
     raise slices.PlanError(
-      "--mode=plan compiles with libtpu, which is not installed here; "
-      "`make tpu` in the project's folder, or pip install -e '.[tpu]' there "
-      "(700 MB; no TPU is needed)"
+      "--mode=plan compiles with libtpu, which is not installed; run `make tpu`"
+      " in the project's folder, or pip install -e '.[tpu]' there (700 MB; no "
+      "TPU is needed)"
     )
   if folder := os.path.dirname(output):
     files.make_folder(folder)

@@ -1,5 +1,6 @@
-"""What a prediction assumes, and what is wasteful in a compiled step."""
+"""States what a prediction assumes, and warns of waste in a compiled step."""
 
+from collections.abc import Sequence
 import math
 import re
 from typing import Any
@@ -16,36 +17,37 @@ from bert_jax.training import session
 
 
 def assumptions(config: Config, where: slices.Slices) -> list[str]:
-  """What a prediction rests on, in words."""
+  """Returns the assumptions of a prediction, a sentence each."""
   chip = where.chip
   found = [
     "computing: the compiler's estimated cycles at "
     f"{chip.clock_hz / 1e9:.2f} GHz, the clock at which its matrix units reach "
-    f"the published {chip.peak_flops / 1e12:.4g} TFLOP/s a device",
-    f"links: {chip.link_bandwidth / 1e9:.3g} GB/s each way, rings, "
-    f"{costs.HOP_SECS * 1e6:.0f} us a hop; an exchange hides only behind what "
-    "is scheduled between its start and its end, one that the compiler does "
-    "not split hides behind nothing",
-    "Pallas kernels: the slowest of matrix unit "
+    f"the published {chip.peak_flops / 1e12:.4g} TFLOP/s per device",
+    f"links: {chip.link_bandwidth / 1e9:.3g} GB/s in each direction, rings, "
+    f"{costs.HOP_SECS * 1e6:.0f} us per hop; an exchange overlaps only with "
+    "the work that is scheduled between its start and its end, and not at all "
+    "if the compiler does not split it",
+    "Pallas kernels: the time of the slowest of matrix unit "
     f"({costs.MATRIX_EFFICIENCY:.0%} of peak, sizes padded), vector unit "
     f"({costs.VECTOR_EFFICIENCY:.0%}) and memory "
     f"({costs.MEMORY_EFFICIENCY:.0%}), and {costs.GRID_STEP_SECS * 1e6:.2f} us "
-    "a grid step",
+    "per grid step",
   ]
   if where.num_slices > 1:
     found.append(
-      f"between slices: {chip.dcn_bandwidth / 1e9:.3g} GB/s a device each way"
+      f"between slices: {chip.dcn_bandwidth / 1e9:.3g} GB/s per device in each "
+      "direction"
     )
   if config.objective == "task":
     found.append(
-      "a task: one example a row, padded to data.seq_len; packed rows "
-      "(data.pack) depend on the data and are fewer"
+      "a task: one example per row, padded to data.seq_len; the number of "
+      "packed rows (data.pack) depends on the data and is smaller"
     )
   elif config.data.max_sequences > 1 and not config.data.dir:
     found.append(
-      "packed rows: attention within sequences counted for "
-      f"{config.data.max_sequences} equal ones a row, the least; "
-      "--config.data.dir=DATA says what they are"
+      f"packed rows: {config.data.max_sequences} sequences of equal length per "
+      "row, which need the least attention; give --config.data.dir=DATA to use "
+      "the real lengths"
     )
   return found
 
@@ -56,7 +58,14 @@ def warnings(
   chip: chips.Chip,
   found_kernels: bool,
 ) -> list[str]:
-  """What is wasteful in a compiled step, in words."""
+  """Returns warnings about waste in a compiled step, a sentence each.
+
+  Args:
+    program: what was compiled.
+    compiled: the compiled step.
+    chip: the facts of one device.
+    found_kernels: whether the code of all Pallas kernels was found.
+  """
   return (
     _size_warnings(program.config, program.mesh, chip)
     + _exchange_warnings(program, compiled)
@@ -65,13 +74,13 @@ def warnings(
 
 
 def _size_warnings(config: Config, mesh, chip: chips.Chip) -> list[str]:
-  """Of dimensions that do not fill the tiles of the chip."""
+  """Warns of dimensions that do not fill the tiles of the chip."""
   found = []
   model, tensor = config.model, mesh.shape["tensor"]
   if model.dtype == "float32":
     found.append(
-      "model.dtype=float32: the matrix units take bfloat16; on TPU use "
-      "--config.model.dtype=bfloat16 (parameters stay float32)"
+      "model.dtype=float32: the matrix units compute in bfloat16; use "
+      "--config.model.dtype=bfloat16 on a TPU (parameters stay float32)"
     )
   width = chip.mxu_width
   head_dim = model.hidden_size // model.num_heads
@@ -85,13 +94,13 @@ def _size_warnings(config: Config, mesh, chip: chips.Chip) -> list[str]:
       padded = math.ceil(size / width) * width
       found.append(
         f"{name} = {size:g} is padded to {padded} in the matrix units of "
-        f"{chip.name}: {1 - size / padded:.0%} of that work is for nothing"
+        f"{chip.name}: {1 - size / padded:.0%} of that work is wasted"
       )
   vocab = model.vocab_size / tensor
   if vocab % 128:
     padded = math.ceil(vocab / 128) * 128
     found.append(
-      f"model.vocab_size = {model.vocab_size}, {vocab:g} a device, is padded "
+      f"model.vocab_size = {model.vocab_size}, {vocab:g} per device, is padded "
       f"to {padded}: {padded / vocab - 1:.1%} more"
     )
   return found
@@ -100,57 +109,89 @@ def _size_warnings(config: Config, mesh, chip: chips.Chip) -> list[str]:
 def _exchange_warnings(
   program: session.Program, compiled: hlo.Program
 ) -> list[str]:
-  """Of tables gathered whole and activations that are summed."""
-  config, mesh = program.config, program.mesh
-  model = config.model
-  found = []
-  rows = config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
-  rows //= config.optim.num_micro_batches
-  length = config.data.seq_len
-  table = model.vocab_size * model.hidden_size / mesh.shape["tensor"]
-  kernels = _kernel_shapes(program.abstract.params)
-  summed = 0.0
-  for c in compiled.collectives:
-    if c.over_dcn:
-      continue
-    parties = c.group_size or mesh.devices.size
-    shapes = [
-      tuple(map(int, re.findall(r"\d+", dims)))
-      for dims in re.findall(r"\[([\d,]*)\]", c.shape)
-    ]
-    if c.kind == "all-gather":
-      largest = max(map(math.prod, shapes), default=0) * parties
-      part = hlo.part_of(c.op_name)
-      if largest > 0.9 * table and part in ("embedding", "vocabulary"):
-        found.append(
-          f"a vocabulary table is gathered whole on every device ({c.count} "
-          f"times a step, {c.operand_bytes * parties / 1e6:.0f} MB, {part}), "
-          "because mesh.fsdp cuts it"
-        )
-    elif c.kind in ("all-reduce", "reduce-scatter") and any(
-      shape[:2] in ((rows, length), (rows * length, model.hidden_size))
-      # A kernel may be as long as the rows of a device have tokens.
-      and (shape not in kernels or traffic.mesh_axes_of(c, mesh) == "tensor")
-      for shape in shapes
-    ):
-      summed += c.count * c.bytes_sent(parties)
-  if summed:
+  """Warns of tables that are gathered, and of activations that are summed."""
+  mesh = program.mesh
+  exchanges = [
+    (c, c.group_size or mesh.devices.size, _shapes(c.shape))
+    for c in compiled.collectives
+    if not c.over_dcn
+  ]
+  found = _gathered_tables(program, exchanges)
+  if summed := _summed_activation_bytes(program, exchanges):
     reason = (
       "tensor parallelism needs it"
       if mesh.shape["tensor"] > 1
-      else "nothing in the config asks for it: look at mesh.rules"
+      else "nothing in the config asks for it: check mesh.rules"
     )
     found.append(
       f"activations are summed over devices, {summed / 1e6:.0f} MB sent by "
-      f"each a step; {reason}"
+      f"each per step; {reason}"
     )
+  return found
+
+
+def _shapes(types: str) -> list[tuple[int, ...]]:
+  """Returns the shapes of the arrays in a type as HLO writes it."""
+  return [
+    tuple(map(int, re.findall(r"\d+", dims)))
+    for dims in re.findall(r"\[([\d,]*)\]", types)
+  ]
+
+
+# A collective, the number of devices of its groups, the shapes of its operands.
+_Exchange = tuple[hlo.Collective, int, list[tuple[int, ...]]]
+
+
+def _gathered_tables(
+  program: session.Program, exchanges: Sequence[_Exchange]
+) -> list[str]:
+  """Warns of vocabulary tables that every device gathers whole."""
+  model = program.config.model
+  table = model.vocab_size * model.hidden_size / program.mesh.shape["tensor"]
+  found = []
+  for c, parties, shapes in exchanges:
+    part = hlo.part_of(c.op_name)
+    largest = max(map(math.prod, shapes), default=0) * parties
+    if (
+      c.kind == "all-gather"
+      and part in ("embedding", "vocabulary")
+      and largest > 0.9 * table
+    ):
+      found.append(
+        f"a vocabulary table is gathered whole on every device ({c.count} "
+        f"times per step, {c.operand_bytes * parties / 1e6:.0f} MB, {part}), "
+        "because mesh.fsdp shards it"
+      )
   return list(dict.fromkeys(found))
 
 
+def _summed_activation_bytes(
+  program: session.Program, exchanges: Sequence[_Exchange]
+) -> float:
+  """Returns the bytes of activations that a device sends to be summed."""
+  config, mesh = program.config, program.mesh
+  rows = config.data.batch_size // (mesh.shape["data"] * mesh.shape["fsdp"])
+  rows //= config.optim.num_micro_batches
+  length = config.data.seq_len
+  activations = (rows, length), (rows * length, config.model.hidden_size)
+  kernels = _kernel_shapes(program.abstract.params)
+  return sum(
+    c.count * c.bytes_sent(parties)
+    for c, parties, shapes in exchanges
+    if c.kind in ("all-reduce", "reduce-scatter")
+    and any(
+      shape[:2] in activations
+      # A kernel may have as many rows as the batch of a device has tokens.
+      and (shape not in kernels or traffic.mesh_axes_of(c, mesh) == "tensor")
+      for shape in shapes
+    )
+  )
+
+
 def _kernel_shapes(params: Any) -> set[tuple[int, ...]]:
-  """Shapes in which gradients of parameters may travel, as matrices too."""
+  """Returns the shapes in which gradients may be sent, also as matrices."""
   whole = {tuple(x.shape) for x in jax.tree.leaves(params)}
-  whole |= {shape[1:] for shape in whole}  # of one of stacked layers
+  whole |= {shape[1:] for shape in whole}  # one layer of stacked layers
   matrices = {
     (math.prod(shape[:i]), math.prod(shape[i:]))
     for shape in whole
@@ -160,22 +201,23 @@ def _kernel_shapes(params: Any) -> set[tuple[int, ...]]:
 
 
 def _program_warnings(program: hlo.Program, found_kernels: bool) -> list[str]:
+  """Warns of copies, and of work whose time is not well known."""
   found = []
   copies = sum(i.total_cycles for i in program.instructions if i.kind == "copy")
   if copies > 0.05 * program.cycles:
     found.append(
       f"{copies / program.cycles:.0%} of the cycles go into copies from one "
-      "layout to another; `python -m bert_jax.planning.hlo` on the program's "
-      "text (--dump) names them"
+      "layout to another; write the program's text with --dump, and list them "
+      "with `python -m bert_jax.planning.hlo`"
     )
   if program.unknown_loops:
     found.append(
-      "loops whose number of runs is not known are counted once: "
+      "loops whose number of runs is unknown are counted once: "
       + ", ".join(program.unknown_loops)
     )
   if not found_kernels:
     found.append(
-      "a Pallas kernel's code was not found: its time is what it says of "
-      "itself, or that of moving its arguments"
+      "the code of a Pallas kernel was not found: its time is the kernel's own "
+      "estimate, or the time of moving its arguments"
     )
   return found

@@ -1,4 +1,4 @@
-"""A plan as a page of text."""
+"""Formats a plan as text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,23 +8,27 @@ from bert_jax.runtime.chips import GIB
 
 
 def report(plan: Mapping[str, Any]) -> str:
-  """A plan in words."""
+  """Returns the text about a plan.
+
+  Args:
+    plan: the plan, from `plan.make_plan`.
+  """
   slices = f"{plan['num_slices']} x " if plan["num_slices"] > 1 else ""
   mesh = ", ".join(f"{k}={v}" for k, v in plan["mesh"].items())
   together = plan.get("num_members", 1)
   lines = [
     f"{slices}{plan['topology']}: {plan['num_devices']} x "
     f"{plan['device_kind']}, mesh {mesh}; {plan['batch_size']} rows of "
-    f"{plan['seq_len']} a step"
+    f"{plan['seq_len']} tokens per step"
     + (f" for each of {together} models" if together > 1 else ""),
-    f"compiled in {plan['compile_secs']:.0f} s; nothing was run: "
+    f"compiled in {plan['compile_secs']:.0f} s and not run: "
     "all times are predictions",
     "",
   ]
   available = plan["hbm_available_bytes"]
   used = plan["hbm_bytes_per_device"]
   fits = "fits" if plan["fits"] else "DOES NOT FIT"
-  lines.append(f"memory of a device: {_gib(used)} of {_gib(available)}: {fits}")
+  lines.append(f"memory per device: {_gib(used)} of {_gib(available)}: {fits}")
   for kind, size in plan["hbm_bytes_by_kind"].items():
     lines.append(f"  {kind:<14}{_gib(size):>12}")
   if plan["fits"]:
@@ -47,20 +51,33 @@ def _gib(size: float) -> str:
 
 
 def _report_time(plan: Mapping[str, Any]) -> list[str]:
-  secs = plan["secs_by_kind"]
+  """Returns the lines about a step that fits the memory."""
+  lines = _speed_lines(plan) + _kernel_lines(plan) + _exchange_lines(plan)
+  for title, key in (
+    ("warnings", "warnings"),
+    ("assumptions", "assumptions"),
+    ("left out", "left_out"),
+  ):
+    if plan[key]:
+      lines += ["", f"{title}:"] + [f"  {text}" for text in plan[key]]
+  return lines
+
+
+def _speed_lines(plan: Mapping[str, Any]) -> list[str]:
   step = plan["predicted_step_secs"]
   lines = ["", f"a step, predicted: {step * 1e3:.2f} ms"]
-  for kind, value in secs.items():
+  for kind, value in plan["secs_by_kind"].items():
     hidden = kind == "communication_hidden"
     share = "(not added)" if hidden else f"{value / step:>6.1%}"
     lines.append(f"  {kind:<24}{value * 1e3:>10.2f} ms {share}")
   useful = plan["predicted_useful_tokens_per_sec"]
   useful_text = (
-    "not known without data; give --config.data.dir=DATA"
+    "unknown without data; give --config.data.dir=DATA"
     if useful is None
     else f"{useful:,.0f} ({plan['useful_token_share']:.1%} of positions)"
   )
-  lines += [
+  return [
+    *lines,
     f"  tokens/s, predicted       {plan['predicted_tokens_per_sec']:,.0f}",
     f"  useful tokens/s           {useful_text}",
     f"  MFU, predicted            {plan['predicted_mfu']:.1%}; without "
@@ -72,18 +89,23 @@ def _report_time(plan: Mapping[str, Any]) -> list[str]:
     f"({plan['predicted_hardware_utilisation']:.1%} of peak)",
     "",
     f"cycles by part, estimated by the compiler ({plan['cycles_per_step']:,}):",
+    *(f"  {line}" for line in hlo.part_lines(plan["cycles_by_part"])),
   ]
-  lines += [f"  {line}" for line in hlo.part_lines(plan["cycles_by_part"])]
-  if plan["pallas_kernels"]:
-    lines += ["", "Pallas kernels, beside these cycles:"]
-  for kernel in plan["pallas_kernels"]:
-    lines.append(
-      f"  {kernel['runs']} x {kernel['name']} ({kernel['phase']}): "
-      f"{kernel['secs_per_run'] * 1e6:.1f} us each, "
-      f"{kernel['runs'] * kernel['secs_per_run'] * 1e3:.2f} ms a step"
-    )
+
+
+def _kernel_lines(plan: Mapping[str, Any]) -> list[str]:
+  heading = ["", "Pallas kernels, in addition to these cycles:"]
+  return (heading if plan["pallas_kernels"] else []) + [
+    f"  {kernel['runs']} x {kernel['name']} ({kernel['phase']}): "
+    f"{kernel['secs_per_run'] * 1e6:.1f} us each, "
+    f"{kernel['runs'] * kernel['secs_per_run'] * 1e3:.2f} ms per step"
+    for kernel in plan["pallas_kernels"]
+  ]
+
+
+def _exchange_lines(plan: Mapping[str, Any]) -> list[str]:
   sent = plan["collective_bytes_per_step"]
-  lines += ["", f"sent by a device to others: {sent / 1e6:,.1f} MB a step"]
+  lines = ["", f"sent by a device to others: {sent / 1e6:,.1f} MB per step"]
   for row in plan["collectives"]:
     if row["bytes_sent"] < 0.001 * sent:
       continue
@@ -92,11 +114,4 @@ def _report_time(plan: Mapping[str, Any]) -> list[str]:
       f"({row['links']}): {row['bytes_sent'] / 1e6:,.1f} MB, "
       f"{row['secs'] * 1e3:.2f} ms, {row['async_count']} may overlap"
     )
-  for title, key in (
-    ("warnings", "warnings"),
-    ("assumed", "assumptions"),
-    ("left out", "left_out"),
-  ):
-    if plan[key]:
-      lines += ["", f"{title}:"] + [f"  {text}" for text in plan[key]]
   return lines

@@ -1,10 +1,9 @@
-"""The largest batch that fits a device, found in a few compilations."""
+"""Finds the largest batch that fits a device, in a few compilations."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# Compilations that a search for the largest batch takes at most.
-MOST_COMPILES = 6
+MOST_COMPILES = 6  # compilations of one search
 
 
 def largest_batch(
@@ -14,23 +13,25 @@ def largest_batch(
   available: int,
   unit: int,
 ) -> dict[str, int | None]:
-  """Finds the largest batch that fits, to within a sixteenth if it can.
+  """Finds the largest batch that fits, to within a sixteenth if possible.
 
-  Memory grows in a line with the rows, nearly: two sizes say where the line
-  meets what there is; compiling there says whether it was right.
+  The needed memory is nearly a linear function of the rows. So two sizes
+  predict the size that fills the memory, and compiling for this size tests the
+  prediction.
 
   Args:
-    measure: compiles for a batch size, in rows over all devices. Returns the
+    measure: compiles for a batch size, in rows over all devices. It returns the
       bytes that a device needs, and whether they fit.
-    known: batch size -> what `measure` returns, of the sizes that were
-      compiled before; is filled.
-    state: bytes that every size takes.
-    available: bytes there are.
-    unit: sizes are multiples of it.
+    known: the results of `measure` by batch size, for sizes that were compiled
+      before; new results are added.
+    state: the bytes that every batch size needs.
+    available: the bytes that a device has.
+    unit: every batch size is a multiple of this.
 
   Returns:
-    Of the sizes that were compiled: `largest_batch_size`, the largest that
-    fits, and `smallest_batch_too_large`; None where there was none.
+    `largest_batch_size`, the largest compiled size that fits, and
+    `smallest_batch_too_large`, the smallest that does not; None if there is no
+    such size.
   """
   for _ in range(MOST_COMPILES):
     size = next_batch(known, state, available, unit)
@@ -42,7 +43,7 @@ def largest_batch(
 
 
 def _bounds(known: Mapping[int, tuple[int, bool]]) -> tuple[Any, Any]:
-  """The largest size that fits and the smallest that does not, or None."""
+  """Returns the largest size that fits and the smallest that does not."""
   fits = [size for size, (_, does_fit) in known.items() if does_fit]
   fails = set(known) - set(fits)
   return max(fits, default=None), min(fails, default=None)
@@ -54,10 +55,10 @@ def next_batch(
   """Returns the next size to try in the search for the largest batch.
 
   Args:
-    known: batch size -> bytes a device that it takes, and whether they fit.
-    state: bytes that every size takes.
-    available: bytes there are.
-    unit: sizes are multiples of it.
+    known: the bytes that a device needs, and whether they fit, by batch size.
+    state: the bytes that every batch size needs.
+    available: the bytes that a device has.
+    unit: every batch size is a multiple of this.
 
   Returns:
     A size between the largest that fits and the smallest that does not; None if
@@ -79,6 +80,6 @@ def next_batch(
   if high is None:
     size = min(size, 16 * a)
     return size if not largest or size - low > close else None
-  if not low + close <= size < high:  # the line was wrong: halve what is left
+  if not low + close <= size < high:  # the prediction was wrong: use bisection
     size = (low + high) // 2 // unit * unit
   return max(size, unit) if low < size < high else None

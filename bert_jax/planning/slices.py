@@ -1,4 +1,4 @@
-"""TPU slices that nobody has rented yet, opened by the compiler of TPUs."""
+"""Opens TPU slices by the compiler of TPUs, without any TPU."""
 
 import dataclasses
 import importlib.metadata
@@ -22,7 +22,7 @@ class Slices:
   """The devices that a plan is for.
 
   Attributes:
-    topology: that of each slice.
+    topology: the topology of each slice.
     num_slices: the number of slices.
     chip: the facts of one device.
     devices: the devices of all slices.
@@ -38,7 +38,7 @@ def open_slices(name: str, num_slices: int = 1) -> Slices:
   """Opens slices of a topology; no TPU is needed.
 
   Args:
-    name: of the topology, such as "v5e:4x4".
+    name: the name of the topology, such as "v5e:4x4".
     num_slices: the number of slices.
 
   Raises:
@@ -49,7 +49,7 @@ def open_slices(name: str, num_slices: int = 1) -> Slices:
     raise PlanError(f"num_slices={num_slices}; it must be 1 or more")
   options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
   if topology.chip.name == "v4":
-    # As a TPU VM sets it up: both cores of a chip are one device.
+    # A TPU VM makes both cores of a chip one device.
     options["chip_config_name"] = "megacore"
   try:
     found = topologies.get_topology_desc(
@@ -59,8 +59,8 @@ def open_slices(name: str, num_slices: int = 1) -> Slices:
     known = ", ".join(topology.chip.topologies)
     reason = str(error).strip().splitlines()[-1]
     raise PlanError(
-      f"topology={name!r} is not one that the compiler opens ({reason}); of "
-      f"{topology.chip.name} these are known: {known}"
+      f"the compiler cannot open topology={name!r} ({reason}); known "
+      f"topologies of {topology.chip.name}: {known}"
     ) from error
   devices = tuple(found.devices)
   # A device is a chip, or one of the two cores of a chip.
@@ -70,13 +70,13 @@ def open_slices(name: str, num_slices: int = 1) -> Slices:
 
 
 def check_compiler(config: Config, chip: str) -> None:
-  """Raises PlanError for a program that the compiler is known to crash on.
+  """Raises PlanError for a program on which the compiler is known to crash.
 
-  A crash ends the whole process, so no message could be given afterwards.
+  A crash ends the whole process, so that no message could be given afterwards.
 
   Args:
     config: the whole configuration.
-    chip: name of the chip.
+    chip: the name of the chip.
   """
   version = importlib.metadata.version("libtpu")
   model = config.model
@@ -87,16 +87,20 @@ def check_compiler(config: Config, chip: str) -> None:
     and not model.scan_layers
   ):
     raise PlanError(
-      f"libtpu {version} crashes (segmentation fault) where it compiles "
+      f"libtpu {version} crashes (segmentation fault) when it compiles "
       "unrolled layers with dropout of attention probabilities in bfloat16 for "
-      "tpu7x; "
-      "use --config.model.scan_layers=True or "
+      "tpu7x; use --config.model.scan_layers=True or "
       "--config.model.attention_dropout_rate=0.0"
     )
 
 
 def make_network(mesh, slices: Slices) -> costs.Network:
-  """The links between the devices of a mesh, in its order."""
+  """Returns the network that connects the devices of a mesh.
+
+  Args:
+    mesh: a mesh of the devices of all slices.
+    slices: the slices.
+  """
   devices = list(mesh.devices.flat)
   first = devices[: len(devices) // slices.num_slices]
   shape = slices.topology.shape

@@ -1,4 +1,4 @@
-"""What the devices of a mesh send to each other in a compiled step."""
+"""Describes what the devices of a mesh send to each other in a step."""
 
 import math
 from typing import Any
@@ -15,11 +15,12 @@ def mesh_axes_of(exchange: hlo.Collective, mesh) -> str:
   These are the axes along which the devices of a group differ.
 
   Args:
-    exchange: of a compiled program.
-    mesh: that the program is for; it has the axes and their sizes.
+    exchange: an exchange of a compiled program.
+    mesh: the mesh of the program.
 
   Returns:
-    Such as "data" or "data+fsdp"; "none" if every device stays alone.
+    The names, such as "data" or "data+fsdp"; "none" if every group has one
+    device.
   """
   sizes = tuple(mesh.shape.values())
   if exchange.over_dcn:
@@ -28,7 +29,7 @@ def mesh_axes_of(exchange: hlo.Collective, mesh) -> str:
   if exchange.kind == "collective-permute":
     group = next((g for g in exchange.groups if g[0] != g[1]), (0,))
 
-  places = np.unravel_index(list(group), sizes)  # of each axis, those of all
+  places = np.unravel_index(list(group), sizes)  # an array for each axis
   differ = (
     axis
     for axis, indices in zip(mesh.axis_names, places, strict=True)
@@ -43,14 +44,15 @@ def describe_exchanges(
   """Adds up the exchanges between devices by kind, axes and links.
 
   Args:
-    program: that was compiled.
-    mesh: that it is for.
-    network: between the devices of the mesh.
+    program: the compiled program.
+    mesh: the mesh of the program.
+    network: the links between the devices of the mesh.
 
   Returns:
-    A row for each, the one with the most bytes first: runs a step, bytes that a
-    device sends a step, predicted seconds a step, and runs that the compiler
-    has split so that other work can hide them.
+    A row for each combination, the one with the most bytes first. Per step it
+    has the number of runs, the bytes that a device sends, the predicted
+    seconds, and the number of runs that the compiler has split so that they
+    overlap with other work.
   """
   table: dict[tuple[str, str, str], dict[str, Any]] = {}
   for exchange in program.collectives:

@@ -1,1 +1,1 @@
-"""What a run stands on: files, logs, checkpoints, hosts, devices."""
+"""The foundation of a run: files, logs, checkpoints, hosts, devices."""

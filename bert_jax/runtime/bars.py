@@ -1,4 +1,4 @@
-"""Progress bars with the time that is left, one display at a time."""
+"""Progress bars with the remaining time, one display at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
@@ -7,12 +7,12 @@ from typing import Any
 from rich import console
 from rich import progress
 
-_live: list[progress.Progress] = []  # the display that is there now, if any
+_live: list[progress.Progress] = []  # the display that is shown now, if any
 
 
 @contextlib.contextmanager
 def showing(display: progress.Progress) -> Iterator[progress.Progress]:
-  """A context in which `track` adds its bars to a display."""
+  """A context that shows a display, to which `track` adds its bars."""
   with display:
     _live.append(display)
     try:
@@ -27,15 +27,15 @@ def track(
   total: float | None,
   size: Callable[[Any], float] = lambda item: 1,
 ) -> Iterator[Any]:
-  """Yields items, and shows the progress and the time that is left.
+  """Yields items, and shows the progress and the remaining time.
 
-  The bar is on standard error, and only on a terminal; within `showing` it is
-  where that display is.
+  The bar appears on standard error if that is a terminal, or within `showing`
+  as a part of that display.
 
   Args:
     items: the items to yield.
-    what: what is done with them, in a word or two.
-    total: the sum of all sizes; None = not known.
+    what: a word or two that describe the work.
+    total: the sum of all sizes; None = unknown.
     size: a function that returns the size of an item.
   """
   with contextlib.ExitStack() as stack:

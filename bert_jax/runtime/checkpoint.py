@@ -1,4 +1,4 @@
-"""Checkpoints by Orbax; parameters and the rest of the state lie apart.
+"""Checkpoints, written by Orbax; parameters and other state are separate.
 
 WORKDIR/checkpoints/STEP   the newest steps, from which a run can be resumed
 WORKDIR/best/STEP          the best step by a metric, if the run names a metric
@@ -13,9 +13,9 @@ import contextlib
 import functools
 import glob
 import itertools
-import json
 import logging
 import math
+import operator
 import os
 import re
 import shutil
@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 
 from bert_jax.runtime import checksums
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import hosts
 from bert_jax.runtime import peers
 from bert_jax.runtime import saved_steps
@@ -119,6 +120,92 @@ def check_settings(settings: Any, metrics: Collection[str]) -> None:
     )
 
 
+class _Folder:
+  """The steps in a folder of a workdir; saving goes on in the background.
+
+  Attributes:
+    path: the absolute path of the folder.
+    manager: the folder's manager of Orbax.
+  """
+
+  def __init__(self, workdir: str, name: str, **options: Any):
+    """Opens the folder, and creates it if necessary.
+
+    Args:
+      workdir: the folder of the run.
+      name: the name of the folder in it.
+      **options: which steps Orbax keeps.
+
+    Raises:
+      CheckpointError: the metadata of a step is damaged.
+    """
+    self.path = os.path.abspath(os.path.join(workdir, name))
+    self.manager = _open_manager(self.path, **options)
+    self._unchecked: list[str] = []  # the folders of steps that were saved
+
+  def write(self, step: int, params: Any, rest: Any, **options: Any) -> None:
+    """Begins to write a step, once the one before is on disk."""
+    self.finish()
+    items = ocp.args.Composite(
+      params=ocp.args.StandardSave(params),
+      rest=ocp.args.StandardSave(rest),
+      sums=ocp.args.JsonSave(checksums.sums(params=params, rest=rest)),
+    )
+    with self._telling():
+      if not self.manager.save(step, args=items, **options):
+        raise SaveError(
+          f"step {step} is not saved: {self.path} has step "
+          f"{self.manager.latest_step()}; move it away"
+        )
+    self._unchecked.append(os.path.join(self.path, str(step)))
+
+  def finish(self) -> None:
+    """Waits until all steps are on disk, and checks that they are.
+
+    Raises:
+      SaveError: a step could not be written, or is not there.
+    """
+    saved, self._unchecked = self._unchecked, []
+    with self._telling():
+      self.manager.wait_until_finished()
+    for path in saved:
+      if problem := checksums.find_missing(path):
+        raise SaveError(
+          f"{path} was saved, but cannot be read back: {problem}. Give another "
+          "--workdir, on another disk if this one is unreliable"
+        )
+
+  def close(self) -> None:
+    """Waits until all steps are on disk, and closes the folder."""
+    with self._telling(), contextlib.closing(self.manager):
+      self.finish()
+
+  def keep_only(self, kept: Collection[int | None]) -> None:
+    """Removes other steps, as Orbax could not because the run was killed."""
+    others = set(self.manager.all_steps()).difference(kept)
+    if jax.process_index() == 0:
+      for step in others:
+        shutil.rmtree(os.path.join(self.path, str(step)))
+    _wait_for_all(f"tidied {self.path}")
+    if others:
+      self.manager.reload()
+
+  @contextlib.contextmanager
+  def _telling(self) -> Iterator[None]:
+    """Turns any error of Orbax about a save into a SaveError of one line."""
+    try:
+      yield
+    except SaveError:
+      raise
+    except Exception as error:  # tensorstore's and orbax's have no base
+      saved = max(saved_steps.steps_in(self.path), default=None)
+      last = f"The last one there is step {saved}" if saved else "There is none"
+      raise SaveError(
+        f"no checkpoint can be written to {self.path}: {_cause(error)}. {last};"
+        " once this is fixed, the same command continues the run"
+      ) from error
+
+
 class Checkpoints:
   """The checkpoints of one workdir; saving goes on in the background."""
 
@@ -132,29 +219,30 @@ class Checkpoints:
       keep: how many of the newest steps to keep.
       best_metric: the metric that decides which step is the best; "" = keep no
         best step.
-      best_mode: which value of it is the best, "min" or "max".
+      best_mode: "min" or "max", whichever value of the metric is the best.
     """
     _tell_once()
-    # Folders of steps that were saved but not yet checked.
-    self._unseen: list[str] = []
-    self._newest = _manager(workdir, "checkpoints", max_to_keep=keep)
-    self._keep, self._best_is_tidy = keep, False
-    self._best_metric, self._best_mode = best_metric, best_mode
-    self._best = None
-    if best_metric:
-      _check_metrics(workdir, best_metric)
-      self._best = _manager(
-        workdir,
-        "best",
-        max_to_keep=1,
-        best_fn=lambda metrics: metrics[best_metric],
-        best_mode=best_mode,
-        keep_checkpoints_without_metrics=False,
-      )
+    self._keep, self._best_metric = keep, best_metric
+    self._newest = _Folder(workdir, "checkpoints", max_to_keep=keep)
+    self._folders = [self._newest]
+    self._best, self._best_is_tidy = None, False
+    if not best_metric:
+      return
+    _check_metrics(workdir, best_metric)
+    self._best = _Folder(
+      workdir,
+      "best",
+      max_to_keep=1,
+      best_fn=lambda metrics: metrics[best_metric],
+      best_mode=best_mode,
+      keep_checkpoints_without_metrics=False,
+    )
+    self._folders.append(self._best)
+    self._is_better = operator.lt if best_mode == "min" else operator.gt
     # Orbax itself knows the metrics of a step only once it is on disk.
-    self._best_value: float | None = None
-    if self._best and (step := self._best.best_step()) is not None:
-      self._best_value = self._best.metrics(step)[best_metric]
+    self._best_value = math.inf if best_mode == "min" else -math.inf
+    if (step := self._best.manager.best_step()) is not None:
+      self._best_value = self._best.manager.metrics(step)[best_metric]
 
   def save(
     self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
@@ -177,9 +265,9 @@ class Checkpoints:
     if self._best:
       # In this order, so that a run that is killed in between saves the best
       # step again.
-      self._finish(self._best)
-    if step not in self._newest.all_steps():
-      self._write(self._newest, step, params, rest)
+      self._best.finish()
+    if step not in self._newest.manager.all_steps():
+      self._newest.write(step, params, rest)
 
   def save_if_best(
     self, step: int, params: Any, rest: Any, metrics: Mapping[str, float]
@@ -189,44 +277,16 @@ class Checkpoints:
       return
     self._tidy_best()
     value = metrics[self._best_metric]
-    if self._is_best(value) and step not in self._best.all_steps():
+    if not math.isfinite(value) or not self._is_better(value, self._best_value):
+      return
+    if step not in self._best.manager.all_steps():
       self._best_value = value
       # A run that was killed may be at a step before the best one.
-      self._write(
-        self._best, step, params, rest, metrics=dict(metrics), force=True
-      )
-
-  def _write(
-    self,
-    manager: ocp.CheckpointManager,
-    step: int,
-    params: Any,
-    rest: Any,
-    **options: Any,
-  ) -> None:
-    """Begins to write a step, once the one before is on disk."""
-    self._finish(manager)
-    items = ocp.args.Composite(
-      params=ocp.args.StandardSave(params),
-      rest=ocp.args.StandardSave(rest),
-      sums=ocp.args.JsonSave(checksums.sums(params=params, rest=rest)),
-    )
-    with _telling(manager):
-      if not manager.save(step, args=items, **options):
-        raise SaveError(
-          f"step {step} is not saved: {manager.directory} has step "
-          f"{manager.latest_step()}; move it away"
-        )
-    self._unseen.append(os.path.join(manager.directory, str(step)))
-
-  def _is_best(self, value: float) -> bool:
-    sign = 1 if self._best_mode == "min" else -1
-    before = sign * math.inf if self._best_value is None else self._best_value
-    return math.isfinite(value) and sign * value < sign * before
+      self._best.write(step, params, rest, metrics=dict(metrics), force=True)
 
   def steps(self, before: int | None = None) -> list[int]:
     """Returns all steps that are saved; with `before`, the earlier ones."""
-    steps = sorted(self._newest.all_steps())
+    steps = sorted(self._newest.manager.all_steps())
     return [step for step in steps if before is None or step < before]
 
   def latest_step(self, before: int | None = None) -> int | None:
@@ -235,11 +295,11 @@ class Checkpoints:
 
   def drop_after(self, step: int) -> None:
     """Removes the steps after one that a run goes back to."""
-    _remove_others(self._newest, self.steps(step + 1))
+    self._newest.keep_only(self.steps(step + 1))
 
   def set_aside(self, step: int) -> None:
     """Moves a damaged step from WORKDIR/checkpoints to WORKDIR/damaged."""
-    folder = str(self._newest.directory)
+    folder = self._newest.path
     if jax.process_index() == 0:
       target = os.path.join(os.path.dirname(folder), "damaged")
       os.makedirs(target, exist_ok=True)
@@ -248,7 +308,7 @@ class Checkpoints:
       free = next(path for path in paths if not os.path.exists(path))
       os.rename(os.path.join(folder, str(step)), free)
     _wait_for_all(f"damaged {step}")
-    self._newest.reload()
+    self._newest.manager.reload()
 
   def wait(self) -> None:
     """Waits until all steps are on disk.
@@ -256,26 +316,8 @@ class Checkpoints:
     Raises:
       SaveError: a step cannot be written.
     """
-    for manager in self._managers():
-      self._finish(manager)
-
-  def _finish(self, manager: ocp.CheckpointManager) -> None:
-    """Waits until the steps of a manager are on disk, and checks that they are.
-
-    Raises:
-      SaveError: a step could not be written, or is not there.
-    """
-    folder = str(manager.directory)
-    saved = [path for path in self._unseen if os.path.dirname(path) == folder]
-    self._unseen = [path for path in self._unseen if path not in saved]
-    with _telling(manager):
-      manager.wait_until_finished()
-    for path in saved:
-      if problem := checksums.find_missing(path):
-        raise SaveError(
-          f"{path} was saved, but cannot be read back: {problem}. Give another "
-          "--workdir, on another disk if this one is unreliable"
-        )
+    for folder in self._folders:
+      folder.finish()
 
   def restore_newest(
     self, params: Any, rest: Any, before: int | None = None
@@ -294,11 +336,10 @@ class Checkpoints:
     Raises:
       CheckpointError: no step can be read. Nothing was set aside.
     """
-    folder = str(self._newest.directory)
     found, problems = self.find_sound(params, rest, before)
     if found is None:
       raise CheckpointError(
-        f"no checkpoint of {folder} can be read: "
+        f"no checkpoint of {self._newest.path} can be read: "
         f"{'; '.join(problems.values())}. Put a copy back, or give another "
         "--workdir to start anew"
       )
@@ -307,14 +348,14 @@ class Checkpoints:
       if before is None:
         self.set_aside(bad)
     if before is None:
-      _remove_others(self._newest, self.steps()[-self._keep :])
+      self._newest.keep_only(self.steps()[-self._keep :])
       self._tidy_best()
     return found
 
   def _tidy_best(self) -> None:
-    """Removes best steps but the last, before this session saves another."""
+    """Removes all but one best step, before this session saves another."""
     if self._best and not self._best_is_tidy:
-      _remove_others(self._best, [self._best.best_step()])
+      self._best.keep_only([self._best.manager.best_step()])
       self._best_is_tidy = True
 
   def find_sound(
@@ -333,16 +374,13 @@ class Checkpoints:
     """
     problems: dict[int, str] = {}
     for step in reversed(self.steps(before)):
-      folder = os.path.join(str(self._newest.directory), str(step))
+      folder = os.path.join(self._newest.path, str(step))
       items = ocp.args.Composite(
         params=ocp.args.StandardRestore(params),
         rest=ocp.args.StandardRestore(checksums.saved_part(folder, rest)),
       )
 
-      def read(step=step, items=items):
-        found = self._newest.restore(step, args=items)
-        return {"params": found.params, "rest": found.rest}
-
+      read = functools.partial(self._newest.manager.restore, step, args=items)
       try:
         found = _read_sound(folder, read)
         return (step, found["params"], found["rest"]), problems
@@ -352,9 +390,9 @@ class Checkpoints:
 
   def check(self) -> None:
     """Raises SaveError if the last save has failed; does not wait."""
-    for manager in self._managers():
-      if not manager.is_saving_in_progress():
-        self._finish(manager)
+    for folder in self._folders:
+      if not folder.manager.is_saving_in_progress():
+        folder.finish()
 
   def close(self) -> None:
     """Waits until all steps are on disk, and closes the folders.
@@ -363,48 +401,13 @@ class Checkpoints:
       SaveError: a step cannot be written.
     """
     with contextlib.ExitStack() as stack:
-      for manager in self._managers():
-        stack.enter_context(_telling(manager))
-        stack.callback(manager.close)
-        stack.callback(self._finish, manager)
-
-  def _managers(self) -> list[ocp.CheckpointManager]:
-    return [m for m in (self._newest, self._best) if m]
-
-
-def _remove_others(
-  manager: ocp.CheckpointManager, kept: Collection[int | None]
-) -> None:
-  """Removes steps that Orbax could not remove because the run was killed."""
-  others = set(manager.all_steps()).difference(kept)
-  if jax.process_index() == 0:
-    for step in others:
-      shutil.rmtree(os.path.join(manager.directory, str(step)))
-  _wait_for_all(f"tidied {manager.directory}")
-  if others:
-    manager.reload()
+      for folder in self._folders:
+        stack.callback(folder.close)
 
 
 def _wait_for_all(what: str) -> None:
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
-
-
-@contextlib.contextmanager
-def _telling(manager: ocp.CheckpointManager) -> Iterator[None]:
-  """Turns any error of Orbax about a save into a SaveError of one line."""
-  try:
-    yield
-  except SaveError:
-    raise
-  except Exception as error:  # tensorstore's and orbax's have no base
-    folder = str(manager.directory)
-    saved = max(saved_steps.steps_in(folder), default=None)
-    last = f"The last one there is step {saved}" if saved else "There is none"
-    raise SaveError(
-      f"no checkpoint can be written to {folder}: {_cause(error)}. {last}; "
-      "once that is mended, the same command goes on"
-    ) from error
 
 
 def _cause(error: Exception) -> str:
@@ -413,7 +416,7 @@ def _cause(error: Exception) -> str:
     return os.strerror(int(code[1]))
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
-  return checksums.first_line(error)
+  return errors.first_line(error)
 
 
 @functools.cache
@@ -421,7 +424,7 @@ def _tell_once() -> None:
   """Keeps errors that are also raised out of the logs, unless --verbosity=1.
 
   When a save fails, Orbax logs a stack trace for every array, and tensorstore
-  prints one for every answer that Orbax no longer waits for.
+  prints one for every answer that Orbax no longer expects.
   """
   print_trace = sys.unraisablehook
 
@@ -441,8 +444,8 @@ def _tell_once() -> None:
 
 
 def _read_sound(
-  folder: str, read: Callable[[], dict[str, Any]], *, alone: bool = False
-) -> dict[str, Any]:
+  folder: str, read: Callable[[], Mapping[str, Any]], *, alone: bool = False
+) -> Mapping[str, Any]:
   """Reads parts of a step, and compares them with the saved checksums.
 
   Args:
@@ -451,11 +454,11 @@ def _read_sound(
     alone: whether only this process reads, without the other processes.
 
   Returns:
-    What was read.
+    The result of `read`.
 
   Raises:
-    CheckpointError: the step cannot be read, or is not what was saved. All
-      processes that read raise it.
+    CheckpointError: the step cannot be read, or differs from what was saved.
+      All processes that read raise it.
   """
   found, problem = None, None
   try:
@@ -468,7 +471,7 @@ def _read_sound(
   if not _all_agree(found is not None, several) or found is None:
     reason = "another process could not read it; see its log"
     if problem:
-      reason = checksums.first_line(problem)
+      reason = errors.first_line(problem)
     raise CheckpointError(
       f"checkpoint {folder} cannot be read: {reason}"
     ) from problem
@@ -505,20 +508,16 @@ def _check_metrics(workdir: str, name: str) -> None:
   """
   folder = os.path.abspath(os.path.join(workdir, "best"))
   for step in saved_steps.steps_in(folder):
-    path = os.path.join(folder, str(step), "metrics", "metrics")
+    path = os.path.join(folder, str(step))
     try:
-      with open(path, encoding="utf-8") as file:
-        value = json.load(file)[name]
-      if not isinstance(value, int | float):
-        raise ValueError(f"{name} is {value!r:.60}")
+      saved_steps.read_metric(path, name)
     except FileNotFoundError:
       continue  # the run was killed while it removed the step
-    except (
-      OSError, ValueError, LookupError, TypeError, RecursionError
-    ) as error:  # fmt: skip
+    except files.ODD_JSON as error:
       raise CheckpointError(
-        f"{path} is damaged, or has no {name}: {error!r:.200}; put a copy back,"
-        f" or move {folder}/{step} away and do without that best step"
+        f"the metrics of {path} are damaged, or have no {name}: {error!r:.200};"
+        " put a copy back, or move that folder away to do without that best "
+        "step"
       ) from error
 
 
@@ -537,13 +536,8 @@ def _meet(*, key: str, timeout_ms: int) -> None:
   ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
-def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
-  """Opens a folder of steps.
-
-  Raises:
-    CheckpointError: the metadata of a step is damaged.
-  """
-  folder = os.path.abspath(os.path.join(workdir, name))
+def _open_manager(folder: str, **options: Any) -> ocp.CheckpointManager:
+  """Opens a folder of steps with Orbax; arguments as those of `_Folder`."""
   check_path(folder)
   try:
     return ocp.CheckpointManager(
@@ -563,7 +557,7 @@ def _manager(workdir: str, name: str, **options) -> ocp.CheckpointManager:
     if isinstance(error, OSError) or _is_no_damage(error):
       raise
     raise CheckpointError(
-      f"{folder} cannot be opened: {checksums.first_line(error)}; move the "
+      f"{folder} cannot be opened: {errors.first_line(error)}; move the "
       "step away whose _CHECKPOINT_METADATA is damaged"
     ) from error
 
@@ -584,10 +578,7 @@ def restore_params(
   Raises:
     CheckpointError: there is no such step, or its shapes differ.
   """
-
-  def read(path: str) -> Any:
-    return read_params(path, params)
-
+  read = functools.partial(read_params, wanted=params)
   try:
     if jax.process_count() > 1:
       chosen = _choose_together(workdir, checkpoint)

@@ -1,8 +1,8 @@
-"""Checksums of the arrays of a saved step, and what is wrong with a step.
+"""Checksums of the arrays of a saved step, by which damage is found.
 
-Beside its arrays a step has one number for every array, which a change of any
-one element changes. They are the same whatever mesh wrote the step and whatever
-mesh reads it, on the devices and on the host.
+A step contains a number for each of its arrays. A change of any one element of
+the array changes the number. It does not depend on the mesh that writes or
+reads the step, and is equal on devices and on the host.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,19 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 
 _log = logging.getLogger(__name__)
 
-# Keys of the rest of a state that came after the checksums.
+# Keys of the rest of a state that were added after the checksums.
 _ADDED_KEYS = frozenset({"guard", "train_loss"})
 _CHUNK = 1 << 16  # elements whose checksum is computed in the processor's cache
 _SPREAD = np.uint32(0x9E3779B9)  # odd, so that places stay different
-# What reading JSON of another form may raise.
-_ODD_JSON = (
-  OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
-)  # fmt: skip
 
 
 def sums(**trees: Any) -> dict[str, int]:
@@ -108,11 +106,11 @@ def _sum_on_host(x: np.ndarray) -> int:
 
 
 def find_damage(folder: str, found: Mapping[str, int]) -> str:
-  """Says what is wrong with parts of a step that have these sums, or "".
+  """Describes the damage of parts of a step; "" = there is none.
 
   Args:
-    folder: of the step.
-    found: of whole items, as `sums` returns it.
+    folder: the folder of the step.
+    found: the checksums of the parts as they were read, from `sums`.
   """
   try:
     with open(os.path.join(folder, "_CHECKPOINT_METADATA")) as file:
@@ -123,7 +121,7 @@ def find_damage(folder: str, found: Mapping[str, int]) -> str:
       _tell_of_old(folder)
       return ""
     saved = _saved_sums(folder)
-  except _ODD_JSON as error:
+  except files.ODD_JSON as error:
     return f"{error!r:.300}"
   read = {name.partition("/")[0] for name in found}
   names = {name for name in saved if name.partition("/")[0] in read}
@@ -137,7 +135,7 @@ def find_damage(folder: str, found: Mapping[str, int]) -> str:
   step = os.path.basename(folder)
   if saved.get("rest/step") != _sum_on_host(np.array(int(step), np.int32)):
     return (
-      f"it is not of step {step}, but a copy of another step, or another one "
+      f"it is not step {step}, but a copy of another step, or another step "
       "that was renamed"
     )
   return ""
@@ -150,15 +148,15 @@ def _saved_sums(folder: str) -> dict[str, int]:
 
 
 def _predates_sums(folder: str, items: Collection[str]) -> bool:
-  """Returns whether a step without checksums is of a release that wrote none.
+  """Returns whether the release that wrote a step wrote no checksums yet.
 
-  Records of runs say since which step there are checksums. Those of earlier
-  releases do not; but a state with a guard, which came later than checksums,
-  is of a release that wrote them.
+  The record of a run contains the first step with checksums, except for earlier
+  releases. A state with a guard was written by a release with checksums,
+  because the guard was added later.
 
   Args:
-    folder: of the step.
-    items: names of what was saved.
+    folder: the folder of the step.
+    items: the names of the parts of the step.
   """
   workdir = os.path.dirname(os.path.dirname(folder))
   run: dict[str, Any] = {}
@@ -178,10 +176,10 @@ def _tell_of_old(folder: str) -> None:
 
 
 def _keys_of_rest(folder: str) -> set[str]:
-  """Returns the keys of what a step has beside its parameters.
+  """Returns the keys of the state that a step contains beside the parameters.
 
   Raises:
-    One of _ODD_JSON: its metadata is damaged.
+    One of files.ODD_JSON: its metadata is damaged.
   """
   with open(os.path.join(folder, "rest", "_METADATA")) as file:
     keys = json.load(file)["tree_metadata"].values()
@@ -189,29 +187,29 @@ def _keys_of_rest(folder: str) -> set[str]:
 
 
 def saved_part(folder: str, rest: Any) -> Any:
-  """Returns what a step has of the rest of a state, which has since grown.
+  """Returns the keys of a state that a step of an older release contains, too.
 
   Args:
-    folder: of the step.
-    rest: of a state of today, by key.
+    folder: the folder of the step.
+    rest: the state beside the parameters, by key.
   """
   try:
     names = _keys_of_rest(folder)
-  except _ODD_JSON:
-    return rest  # reading it will say what is wrong
+  except files.ODD_JSON:
+    return rest  # reading the step raises an error that says why
   if not set(rest) - names <= _ADDED_KEYS:
     return rest
   return {name: value for name, value in rest.items() if name in names}
 
 
 def find_missing(folder: str) -> str:
-  """Says what a step that has just been saved lacks, or "".
+  """Describes what a step that has just been saved lacks; "" = nothing.
 
-  Only the first host looks, at names and metadata: a cut in the power or a bad
-  disk is found by the checksums, when the step is read.
+  Only the first host checks this, by names and metadata. Damage by a power cut
+  or a bad disk is found by the checksums when the step is read.
 
   Args:
-    folder: of the step.
+    folder: the folder of the step.
   """
   if jax.process_index() != 0:
     return ""
@@ -224,16 +222,17 @@ def find_missing(folder: str) -> str:
       item: shapes_of(os.path.join(folder, item)) for item in ("params", "rest")
     }
   except Exception as error:  # tensorstore's and orbax's errors have no base
-    return first_line(error)
+    return errors.first_line(error)
   lost = sorted(wanted ^ {name for name, _ in _named_leaves(shapes)})
   return f"it has no {', '.join(lost)}"[:500] if lost else ""
 
 
 def shapes_of(path: str) -> Any:
-  """Returns shapes and types of the arrays of an item, by their own metadata.
+  """Returns the shapes and types of the arrays of an item, from their metadata.
 
   Raises:
-    ValueError: no such array; tensorstore and Orbax raise other errors.
+    Exception: the metadata cannot be read. The errors of tensorstore and Orbax
+      have no common base.
   """
   with ocp.PyTreeCheckpointer() as checkpointer:
     metadata = checkpointer.metadata(path)
@@ -241,8 +240,3 @@ def shapes_of(path: str) -> Any:
   if tree is None:
     raise ValueError(f"the metadata of {path} cannot be read")
   return tree.tree
-
-
-def first_line(error: Exception) -> str:
-  """Returns what fits into a line of what an error says."""
-  return (str(error).strip().splitlines() or [repr(error)])[0][:500]

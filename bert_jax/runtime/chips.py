@@ -1,8 +1,8 @@
-"""Published facts of accelerators, with sources.
+"""Published facts about accelerators, with their sources.
 
-Figures are of a chip, as its maker publishes them; a jax device is a chip or,
-on TPU v2, v3 and 7x, one of the two cores of it. TPU v4 and v5p are set up
-either way; `Chip.per_device` takes how many devices a chip is.
+The figures describe a whole chip, as its maker publishes them. A jax device is
+a chip or, on TPU v2, v3 and 7x, one of the two cores of a chip. TPU v4 and v5p
+can be set up either way; `Chip.per_device` divides a chip among its devices.
 """
 
 import dataclasses
@@ -16,34 +16,33 @@ class Chip:
   """One kind of TPU chip.
 
   Attributes:
-    name: as in the name of a topology, "v5e" of "v5e:4x4".
-    device_kinds: what jax calls its devices.
+    name: the name in a topology, such as "v5e" in "v5e:4x4".
+    device_kinds: the names that jax gives to its devices.
     peak_flops: dense bfloat16 FLOPs per second.
-    flops_per_cycle: bfloat16 FLOPs of its matrix units in a cycle; with the
-      peak this gives the clock.
-    hbm_bytes: memory that programs may use; the rest of what is published, such
-      as 16 GiB, the compiler keeps for itself.
-    hbm_bandwidth: of it, bytes per second.
-    num_cores: TensorCores.
-    mxu_width: rows and columns of a matrix unit: dimensions of a matmul are
-      padded to it.
-    link_bandwidth: of one inter-chip link in one direction, bytes per second.
-    torus_dims: dimensions of the network of links; there are two links each.
-    wrap: a dimension of a slice is a ring, not a line, if it is a multiple of
-      this many chips.
-    dcn_bandwidth: share of a chip in the network of its host, which connects
-      slices, in one direction, bytes per second.
-    topologies: some that the compiler is known to open.
+    num_cores: the number of TensorCores.
+    num_mxus: the number of matrix units of a TensorCore.
+    mxu_width: rows and columns of a matrix unit; the dimensions of a matmul are
+      padded to a multiple of it.
+    hbm_bytes: the memory that programs may use; the compiler reserves the rest
+      of the published size.
+    hbm_bandwidth: bytes per second between that memory and the chip.
+    link_bandwidth: bytes per second of one inter-chip link in one direction.
+    torus_dims: dimensions of the network of links; each has two links per chip.
+    wrap: a dimension of a slice is a ring, not a line, if its length is a
+      multiple of this many chips.
+    dcn_bandwidth: bytes per second in one direction that a chip gets of the
+      network of its host, which connects slices.
+    topologies: some topologies that the compiler is known to open.
   """
 
   name: str
   device_kinds: tuple[str, ...]
   peak_flops: float
-  flops_per_cycle: int
+  num_cores: int
+  num_mxus: int
+  mxu_width: int
   hbm_bytes: int
   hbm_bandwidth: float
-  num_cores: int
-  mxu_width: int
   link_bandwidth: float
   torus_dims: int
   wrap: int
@@ -53,11 +52,14 @@ class Chip:
   @property
   def clock_hz(self) -> float:
     """Cycles per second of a TensorCore."""
-    return self.peak_flops / self.flops_per_cycle
+    flops_per_cycle = 2 * self.num_cores * self.num_mxus * self.mxu_width**2
+    return self.peak_flops / flops_per_cycle
 
   @property
   def vector_ops(self) -> float:
-    """Operations per second of the vector units: 8 x 128 lanes, 4 a lane.
+    """Operations per second of the vector units.
+
+    A core has 8 x 128 lanes, each with 4 operations per cycle.
 
     Source: jax-ml.github.io/scaling-book/tpus, appendix A.
     """
@@ -67,136 +69,67 @@ class Chip:
     """Returns the chip's facts divided among its jax devices.
 
     Args:
-      devices_per_chip: 1, or 2 where each core is a device.
+      devices_per_chip: 1, or 2 if each core is a device.
     """
     n = devices_per_chip
     return dataclasses.replace(
       self,
       peak_flops=self.peak_flops / n,
-      flops_per_cycle=self.flops_per_cycle // n,
+      num_cores=self.num_cores // n,
       hbm_bytes=self.hbm_bytes // n,
       hbm_bandwidth=self.hbm_bandwidth / n,
-      num_cores=max(self.num_cores // n, 1),
       link_bandwidth=self.link_bandwidth / n,
       dcn_bandwidth=self.dcn_bandwidth / n,
     )
 
 
-# Sources: peak, bandwidth of memory, links: docs.cloud.google.com/tpu/docs/v4,
-# /v5e, /v5p, /v6e, /tpu7x. Memory: what libtpu 0.0.42 says is there when a
-# program runs out of it. Bandwidth of a link, as it is reached (the
-# published ones are a tenth higher), and of DCN for v4 to 7x, rings: the tables
-# of jax-ml.github.io/scaling-book/tpus. Matrix units: the same pages, and
-# jax/_src/pallas/mosaic/tpu_info.py; for v6e and 7x, whose pages name two units
-# of 256 x 256, the compiler's estimate for a large matmul is that of four, and
-# its cycles are what is converted here. The clocks that follow, 0.94, 1.05,
-# 1.5, 1.75, 1.75 and 2.2 GHz for v3 to 7x, are the published ones where there
-# are such (v3: Norrie et al., IEEE Micro 2021; v4: Jouppi et al., ISCA 2023;
-# v5e: the scaling book).
+# Sources. Peak, memory bandwidth and links: docs.cloud.google.com/tpu/docs/v4,
+# /v5e, /v5p, /v6e, /tpu7x. Memory: the size that libtpu 0.0.42 reports when a
+# program runs out of it. Link bandwidth as measured (the published values are a
+# tenth higher), DCN bandwidth for v4 to 7x, and rings: the tables of
+# jax-ml.github.io/scaling-book/tpus. Matrix units: the same pages, and
+# jax/_src/pallas/mosaic/tpu_info.py. The pages of v6e and 7x name two units of
+# 256 x 256 per core, but the compiler estimates the cycles of a large matmul as
+# if there were four; the table says four, because it converts these cycles. The
+# resulting clocks are 0.94, 1.05, 1.5, 1.75, 1.75 and 2.2 GHz for v3 to 7x.
+# They equal the published clocks where there are any (v3: Norrie et al., IEEE
+# Micro 2021; v4: Jouppi et al., ISCA 2023; v5e: the scaling book).
 CHIPS = (
+  # name, device kinds, peak FLOP/s, cores, matrix units per core, their width,
+  # HBM bytes, HBM bytes/s,
+  # link bytes/s, dimensions, chips of a ring, DCN bytes/s, topologies
   Chip(
-    name="v3",
-    device_kinds=("TPU v3",),
-    peak_flops=123e12,
-    flops_per_cycle=2 * 2 * 2 * 128**2,
-    hbm_bytes=int(30.96 * GIB),
-    hbm_bandwidth=900e9,
-    num_cores=2,
-    mxu_width=128,
-    link_bandwidth=1e11,
-    torus_dims=2,
-    wrap=32,
-    dcn_bandwidth=3.125e9,
-    topologies=("v3:2x2",),
+    "v3", ("TPU v3",), 123e12, 2, 2, 128, int(30.96 * GIB), 900e9,
+    1e11, 2, 32, 3.125e9, ("v3:2x2",),
   ),
   Chip(
-    name="v4",
-    device_kinds=("TPU v4",),
-    peak_flops=275e12,
-    flops_per_cycle=2 * 2 * 4 * 128**2,
-    hbm_bytes=int(30.5 * GIB),
-    hbm_bandwidth=1228e9,
-    num_cores=2,
-    mxu_width=128,
-    link_bandwidth=4.5e10,
-    torus_dims=3,
-    wrap=4,
-    dcn_bandwidth=6.25e9,
-    topologies=("v4:2x2x1", "v4:2x2x2", "v4:4x4x4"),
+    "v4", ("TPU v4",), 275e12, 2, 4, 128, int(30.5 * GIB), 1228e9,
+    4.5e10, 3, 4, 6.25e9, ("v4:2x2x1", "v4:2x2x2", "v4:4x4x4"),
   ),
   Chip(
-    name="v5e",
-    device_kinds=("TPU v5 lite", "TPU v5e"),
-    peak_flops=197e12,
-    flops_per_cycle=2 * 4 * 128**2,
-    hbm_bytes=int(15.75 * GIB),
-    hbm_bandwidth=819e9,
-    num_cores=1,
-    mxu_width=128,
-    link_bandwidth=4.5e10,
-    torus_dims=2,
-    wrap=16,
-    dcn_bandwidth=3.125e9,
-    topologies=(
-      "v5e:2x2",
-      "v5e:2x4",
-      "v5e:4x4",
-      "v5e:4x8",
-      "v5e:8x8",
-      "v5e:16x16",
-    ),  # fmt: skip
+    "v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 1, 4, 128,
+    int(15.75 * GIB), 819e9, 4.5e10, 2, 16, 3.125e9,
+    ("v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:16x16"),
   ),
   Chip(
-    name="v5p",
-    device_kinds=("TPU v5", "TPU v5p"),
-    peak_flops=459e12,
-    flops_per_cycle=2 * 2 * 4 * 128**2,
-    hbm_bytes=int(95.74 * GIB),
-    hbm_bandwidth=2765e9,
-    num_cores=2,
-    mxu_width=128,
-    link_bandwidth=9e10,
-    torus_dims=3,
-    wrap=4,
-    dcn_bandwidth=6.25e9,
-    topologies=("v5p:2x2x1", "v5p:2x4x4", "v5p:4x4x4"),
+    "v5p", ("TPU v5", "TPU v5p"), 459e12, 2, 4, 128, int(95.74 * GIB), 2765e9,
+    9e10, 3, 4, 6.25e9, ("v5p:2x2x1", "v5p:2x4x4", "v5p:4x4x4"),
   ),
   Chip(
-    name="v6e",
-    device_kinds=("TPU v6 lite", "TPU v6e"),
-    peak_flops=918e12,
-    flops_per_cycle=2 * 4 * 256**2,
-    hbm_bytes=int(31.25 * GIB),
-    hbm_bandwidth=1638e9,
-    num_cores=1,
-    mxu_width=256,
-    link_bandwidth=9e10,
-    torus_dims=2,
-    wrap=16,
-    dcn_bandwidth=12.5e9,
-    topologies=("v6e:2x2", "v6e:4x4", "v6e:8x8", "v6e:16x16"),
+    "v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1, 4, 256,
+    int(31.25 * GIB), 1638e9, 9e10, 2, 16, 12.5e9,
+    ("v6e:2x2", "v6e:4x4", "v6e:8x8", "v6e:16x16"),
   ),
   Chip(
-    name="tpu7x",
-    device_kinds=("TPU7x",),
-    peak_flops=2307e12,
-    flops_per_cycle=2 * 2 * 4 * 256**2,
-    hbm_bytes=int(189.5 * GIB),
-    hbm_bandwidth=7380e9,
-    num_cores=2,
-    mxu_width=256,
-    link_bandwidth=9e10,
-    torus_dims=3,
-    wrap=4,
-    dcn_bandwidth=12.5e9,
-    topologies=("tpu7x:2x2x1", "tpu7x:2x2x2", "tpu7x:4x4x4"),
+    "tpu7x", ("TPU7x",), 2307e12, 2, 4, 256, int(189.5 * GIB), 7380e9,
+    9e10, 3, 4, 12.5e9, ("tpu7x:2x2x1", "tpu7x:2x2x2", "tpu7x:4x4x4"),
   ),
-)
+)  # fmt: skip
 
-# Dense bfloat16 FLOPs per second of one jax device, by `device_kind`.
-# TPU v2, v3 and 7x have two devices a chip: half of the published number. The
-# others have one, v4 and v5p by fusing two cores; a v4 or v5p that is set up
-# with a device per core has half of what stands here.
+# Dense bfloat16 FLOPs per second of one jax device, by `device_kind`. A chip of
+# TPU v2, v3 or 7x has two devices, so its devices have half of the published
+# number. The others have one device per chip, v4 and v5p by fusing two cores; a
+# v4 or v5p that is set up with a device per core has half of what is listed.
 # Source: as above; NVIDIA data sheets of the A100 and the H100 SXM, without
 # sparsity.
 PEAK_FLOPS = {
@@ -218,7 +151,7 @@ class Topology:
   Attributes:
     name: such as "v5e:4x4".
     chip: the kind of its chips.
-    shape: chips along each dimension of the network.
+    shape: the number of chips along each dimension of the network.
   """
 
   name: str
@@ -233,7 +166,8 @@ def parse_topology(name: str) -> Topology:
     name: CHIP:SHAPE.
 
   Raises:
-    ValueError: the chip or the shape is unknown; lists known topologies.
+    ValueError: the chip or the shape is unknown; the message lists known
+      topologies.
 
   Example:
     >>> parse_topology("v5e:4x4").shape
@@ -244,12 +178,12 @@ def parse_topology(name: str) -> Topology:
   if chip is None or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape):
     known = ", ".join(t for chip in CHIPS for t in chip.topologies)
     raise ValueError(
-      f"topology={name!r} is not known; use CHIP:SHAPE, such as {known}"
+      f"topology={name!r} is unknown; use CHIP:SHAPE, such as {known}"
     )
   sizes = tuple(int(size) for size in shape.split("x"))
   if len(sizes) != chip.torus_dims:
     raise ValueError(
-      f"topology={name!r} has {len(sizes)} dimensions, the network of {kind} "
-      f"has {chip.torus_dims}; use a shape such as {chip.topologies[-1]}"
+      f"topology={name!r} has {len(sizes)} dimensions, but the network of "
+      f"{kind} has {chip.torus_dims}; use a shape such as {chip.topologies[-1]}"
     )
   return Topology(name, chip, sizes)

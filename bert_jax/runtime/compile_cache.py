@@ -25,20 +25,21 @@ _log = logging.getLogger(__name__)
 
 AUTO, OFF = "auto", "off"
 MAX_BYTES = 2 << 30  # above this, the least recently used programs go
-# What takes less is compiled again: reading it would hardly be faster.
+# A program that compiles faster than this is not kept: reading it would hardly
+# be faster.
 MIN_COMPILE_SECS = 0.1
 _LOCK_SECS = 10
 _COUNTS: collections.Counter[str] = collections.Counter()
-_EVENTS = "/jax/compilation_cache/"
-_REQUEST, _HIT = "compile_requests_use_cache", "cache_hits"
+_REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
+_HIT = "/jax/compilation_cache/cache_hits"
 
 
 def enable(asked: str, on_cpu: bool) -> str | None:
   """Makes jax keep compiled programs; call it before anything is compiled.
 
   Args:
-    asked: "auto", "off" or a folder. With "auto" a folder that jax knows
-      already, as from JAX_COMPILATION_CACHE_DIR, stays as it is.
+    asked: "auto", "off" or a folder. With "auto", a folder that jax is already
+      configured with, for example by JAX_COMPILATION_CACHE_DIR, is kept.
     on_cpu: whether the CPU computes, not an accelerator.
 
   Returns:
@@ -49,8 +50,8 @@ def enable(asked: str, on_cpu: bool) -> str | None:
   """
   if not asked or "://" in asked:
     raise ValueError(
-      f"--compile_cache={asked} is not a folder of this machine; "
-      "give one, auto or off (for a bucket, leave it out and set "
+      f"--compile_cache={asked} is not a folder of this machine; give a folder,"
+      " auto or off (for a bucket, omit the flag and set "
       "JAX_COMPILATION_CACHE_DIR)"
     )
   if asked == OFF:
@@ -83,7 +84,7 @@ def enable(asked: str, on_cpu: bool) -> str | None:
 
 
 def _count(event: str, **_) -> None:
-  _COUNTS[event.removeprefix(_EVENTS)] += 1
+  _COUNTS[event] += 1
 
 
 def summary() -> str:
@@ -129,13 +130,13 @@ def rejects_own_programs(
 ) -> bool:
   """Returns whether XLA refuses to read what it compiled on this very CPU.
 
-  On CPUs whose gathers were made slow for safety's sake the compiler avoids
-  them, notes that with the program, and takes the note for an instruction that
-  the CPU lacks when it reads the program. All is then compiled again, with an
-  error message for each program.
+  On CPUs whose gather instructions were made slow for security, the compiler
+  avoids them and records that with the program. When it reads the program, it
+  takes the record for an instruction that the CPU lacks. It then compiles every
+  program again, with an error message for each.
 
   Args:
-    report: where Linux says whether the CPU is one of them.
+    report: the file in which Linux says whether the CPU is one of them.
 
   Source: github.com/jax-ml/jax/issues/38445.
   """
@@ -158,4 +159,4 @@ def drop_unfinished(folder: pathlib.Path) -> None:
           path.unlink()
           used.unlink(missing_ok=True)
   except filelock.Timeout:
-    _log.warning("%s is locked; left as it is", folder)
+    _log.warning("%s is locked; its unfinished programs are kept", folder)

@@ -2,9 +2,10 @@
 
   source <(bert-jax --completion=bash --config=configs/pretrain.py)
 
-It completes modes, options, the values of options that take only a few, the
-names of shipped configs, config files, and after --config. the keys of the
-config that is named there. Elsewhere it completes files and folders.
+The script completes modes, options, the names of shipped configs, config files,
+the values of options that have a fixed set of values, and after --config. the
+keys of the config that is given when the script is made. Everywhere else it
+completes files and folders.
 """
 
 from collections.abc import Mapping
@@ -46,12 +47,12 @@ _ZSH += "autoload -U +X bashcompinit && bashcompinit\n"
 def script(
   shell: str, launcher: Mapping[str, Any], config: Config | None
 ) -> str:
-  """Returns the text that a shell is to read, for some flags and a config.
+  """Returns the script for a shell.
 
   Args:
     shell: one of SHELLS.
-    launcher: name -> flag, as absl has it.
-    config: whose keys are completed; None = no keys.
+    launcher: the flags of absl, by name.
+    config: the config whose keys are completed; None = no keys.
   """
 
   def words(found):

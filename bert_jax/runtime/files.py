@@ -33,14 +33,20 @@ from typing import Any, cast
 from bert_jax.runtime import errors
 
 _RANDOM_BYTES = 8  # in a temporary name
-# Bytes of NAME in a temporary name, which must not be too long for the file
-# system if NAME itself is not.
+# Bytes of NAME in a temporary name. They are limited so that the temporary name
+# is not too long for the file system if NAME is not.
 _NAME_BYTES = 64
-_MAX_LINKS = 40  # as the kernel follows
-_TRIES = 100  # names tried until one is locked
+_MAX_LINKS = 40  # the limit of the kernel
+_TRIES = 100  # how many names are tried until one is locked
 _SCHEME = re.compile(r"(?:^|[=,\"]|tfds:)([a-zA-Z][a-zA-Z0-9+.-]*://)")
 # The path of an open file: the process, and the number of its descriptor.
 _descriptor = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)").fullmatch
+
+
+# The errors of reading a JSON file whose content has an unexpected form.
+ODD_JSON = (
+  OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError
+)  # fmt: skip
 
 
 class FilesError(errors.UserError):
@@ -48,10 +54,10 @@ class FilesError(errors.UserError):
 
 
 def scheme_problem(name: str, value: Any) -> str:
-  """Says why a path such as gs://bucket/run cannot be used; "" if it can.
+  """Returns why a path such as gs://bucket/run cannot be used; "" if it can.
 
   Args:
-    name: the flag or config key that gave the path, such as "--workdir".
+    name: the flag or config key that contains the path, such as "--workdir".
     value: a path, `tfds:PATH`, or text with paths in it, such as
       configs/finetune.py:task=rte,from=PATH; or a list or dict of such values.
       Values of other types are ignored.
@@ -64,7 +70,7 @@ def scheme_problem(name: str, value: Any) -> str:
     return ""
   return (
     f"{name}={value}: paths that begin with {found[1]} cannot be used yet; "
-    "give a path of the file system, as of a bucket mounted with gcsfuse"
+    "give a path of the file system, such as a bucket mounted with gcsfuse"
   )
 
 
@@ -83,13 +89,15 @@ def check_readable(path: str) -> None:
     return
   if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
     raise FilesError(
-      f"{path} is a {_kind(mode)}; copy what it gives into a regular file, "
-      "which can be read more than once, and name that"
+      f"{path} is a {_kind(mode)}, which can be read only once; copy its "
+      "content into a regular file, and give that"
     )
 
 
 def check_writable(path: str) -> None:
-  """Raises FilesError if `writing` cannot write a path; for use before work.
+  """Raises FilesError if `writing` cannot write a path.
+
+  Call it before the work whose result is to be written.
 
   Args:
     path: the file to write.
@@ -98,7 +106,7 @@ def check_writable(path: str) -> None:
   if mode is None:
     folder = os.path.dirname(target)
     if not os.path.isdir(folder):
-      raise FilesError(f"{path}: there is no folder {folder}; make it first")
+      raise FilesError(f"{path}: there is no folder {folder}; create it first")
   elif stat.S_ISDIR(mode):
     raise FilesError(f"{path} is a folder; name a file")
   elif stat.S_ISSOCK(mode) and _own_descriptor(target) is None:
@@ -111,14 +119,14 @@ def make_folder(path: str) -> None:
   If the path is a symbolic link to a missing folder, that folder is created.
 
   Raises:
-    FilesError: something else than a folder has that name.
+    FilesError: a file of that name exists, or of the name of a parent.
   """
   try:
     os.makedirs(os.path.realpath(path), exist_ok=True)
   except (FileExistsError, NotADirectoryError) as error:
     raise FilesError(
-      f"{path} cannot be a folder: {error.filename} is something else; name "
-      "another"
+      f"{path} cannot be a folder: {error.filename} is not a folder; give "
+      "another path"
     ) from error
 
 
@@ -129,13 +137,13 @@ def writing(
   """Yields a file object, whose content replaces `path` after success.
 
   Args:
-    path: the file; the top of this module says what happens to others.
+    path: the file, or a link to it. A device or a FIFO is written directly.
     mode: "wb", or "w" for text in UTF-8.
-    errors: how characters that UTF-8 lacks are encoded, as for `open`.
+    errors: how to encode characters that UTF-8 lacks, as for `open`.
 
   Raises:
     FilesError: the path is a folder or a socket.
-    OSError: it cannot be written; the error names the path.
+    OSError: the file cannot be written; the error names the path.
   """
   check_writable(path)
   target, there = _resolve(path)
@@ -143,8 +151,8 @@ def writing(
     if (own := _own_descriptor(target)) is not None:
       descriptor = _duplicate(path, own)
     elif there is not None and not stat.S_ISREG(there):
-      descriptor = _open(path, target, os.O_WRONLY)  # makes and cuts nothing
-    elif _descriptor(target):  # of another process, so it has no other name
+      descriptor = _open(path, target, os.O_WRONLY)  # no O_CREAT or O_TRUNC
+    elif _descriptor(target):  # of another process: it cannot be replaced
       descriptor = _open(path, target, os.O_WRONLY | os.O_TRUNC)
     else:
       _, lock = stack.enter_context(_replacing(path, target, there))
@@ -175,8 +183,8 @@ def replacing(path: str) -> Iterator[str]:
     path: the target: a regular file, or a path that does not exist yet.
 
   Raises:
-    FilesError: the target is something else than a regular file.
-    OSError: it cannot be written; the error names the path.
+    FilesError: the target exists and is not a regular file.
+    OSError: the target cannot be written; the error names the path.
   """
   check_writable(path)
   target, there = _resolve(path)
@@ -194,7 +202,8 @@ def whole_folder(path: str) -> Iterator[str]:
   Its files get the permissions of the folder.
 
   Args:
-    path: the target, which must not exist or be empty. Parents are created.
+    path: the target: an empty folder, or a path that does not exist yet. Parent
+      folders are created.
 
   Raises:
     OSError: the target cannot be written, or is not empty.
@@ -241,11 +250,11 @@ def read_json(
 
   Args:
     path: the file.
-    default: what to return if the file does not exist; None = raise.
+    default: the result if the file does not exist; None = raise.
 
   Raises:
-    ValueError: the file is not JSON, or not an object; names the file.
-    FileNotFoundError: there is no file, and no default.
+    ValueError: the file is not one JSON object; the message names the file.
+    FileNotFoundError: the file does not exist, and there is no default.
   """
   if default is not None and not os.path.exists(path):
     return default
@@ -265,24 +274,29 @@ def file_hash(path: str) -> str:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def json_hash(value: Any) -> str:
+  """Returns the SHA-256 of a JSON value, which ignores the order of keys."""
+  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def to_json(value: Any, **kwargs: Any) -> str:
-  """JSON as other programs read it: a number that is not finite is null.
+  """Returns strict JSON, in which NaN and infinity become null.
 
   Args:
-    value: of dicts, lists and what `json.dumps` takes.
-    **kwargs: for `json.dumps`.
+    value: the value to encode.
+    **kwargs: arguments of `json.dumps`.
   """
   return json.dumps(without_nan(value), allow_nan=False, **kwargs)
 
 
 def without_nan(value: Any) -> Any:
-  """A copy in which None stands for NaN and infinity."""
+  """Returns a copy of a JSON value in which NaN and infinity are None."""
   if isinstance(value, Mapping):
     return {k: without_nan(v) for k, v in value.items()}
   if isinstance(value, (list, tuple)):
     return [without_nan(v) for v in value]
-  is_odd = isinstance(value, float) and not math.isfinite(value)
-  return None if is_odd else value
+  is_finite = not isinstance(value, float) or math.isfinite(value)
+  return value if is_finite else None
 
 
 @contextlib.contextmanager
@@ -296,11 +310,11 @@ def naming(path: str) -> Iterator[None]:
     raise OSError(error.errno, error.strerror, path) from error
 
 
-# --- what a path stands for --------------------------------------------------
+# --- paths -------------------------------------------------------------------
 
 
 def _kind(mode: int) -> str:
-  """Returns what the mode of a file says it is, in a word."""
+  """Returns the type of a file, as a word, from its mode."""
   kinds = {
     stat.S_IFDIR: "folder",
     stat.S_IFIFO: "FIFO",
@@ -343,7 +357,7 @@ def _resolve(path: str) -> tuple[str, int | None]:
 
 
 def _own_descriptor(target: str) -> int | None:
-  """Returns the descriptor of this process that a path stands for, or None."""
+  """Returns the descriptor of this process that a path denotes, or None."""
   found = _descriptor(target)
   return int(found[2]) if found and int(found[1]) == os.getpid() else None
 
@@ -372,7 +386,7 @@ def _duplicate(path: str, descriptor: int) -> int:
   """Duplicates a descriptor, which shares its position in the file."""
   for stream in (sys.stdout, sys.stderr):
     if stream is not None and not stream.closed:
-      stream.flush()  # what was printed before comes first
+      stream.flush()  # earlier output must come first
   with naming(path):
     return os.dup(descriptor)
 
@@ -413,7 +427,7 @@ def _replacing(
 
 
 def _stem(target: str) -> str:
-  """Returns how the temporary names of a target begin, dot included."""
+  """Returns the start of the temporary names of a target, with the dot."""
   name = os.path.basename(target)
   while len(os.fsencode(name)) > _NAME_BYTES:
     name = name[:-1]
@@ -421,7 +435,7 @@ def _stem(target: str) -> str:
 
 
 def is_temporary(name: str) -> bool:
-  """Returns whether a name is that of a temporary file of this module."""
+  """Returns whether a name has the form of this module's temporary names."""
   return bool(_TEMPORARY.fullmatch(name))
 
 
@@ -440,7 +454,7 @@ def _create(target: str, make: Any) -> tuple[str, int]:
     if _lock(lock) and _is_still(lock, temporary):
       return temporary, lock
     os.close(lock)  # another writer took it for abandoned and deletes it
-  raise OSError(errno.EAGAIN, "temporary files vanish as they are made")
+  raise OSError(errno.EAGAIN, "temporary files vanish when they are created")
 
 
 def _make_locked_file(temporary: str, is_private: bool) -> int:
@@ -460,7 +474,7 @@ def _lock(descriptor: int, *, must: bool = False) -> bool:
 
   Args:
     descriptor: an open file or folder.
-    must: whether to return False on a file system without locks.
+    must: whether to return False also on a file system without locks.
   """
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -485,7 +499,7 @@ def _remove_abandoned(target: str) -> None:
   try:
     names = os.listdir(folder)
   except OSError:
-    return  # if it cannot be written either, the write says why
+    return  # if writing fails for the same reason, its error says why
   for name in names:
     if name.startswith(stem) and is_temporary(name):
       if len(name) == len(stem) + 2 * _RANDOM_BYTES + len(".tmp"):

@@ -1,8 +1,8 @@
 """Joins the processes of a job, and compares what they are about to run.
 
 Every process runs the same command. On TPU slices, under SLURM and Open MPI
-they find each other by themselves. Elsewhere each process is told where process
-0 is, how many processes there are and which of them it is (--coordinator,
+they find each other by themselves. Elsewhere each process needs the address of
+process 0, the number of processes and its own number (--coordinator,
 --num_processes, --process_id).
 
 The processes talk to each other through the key-value store of jax's
@@ -122,8 +122,7 @@ def start(
         shutdown_timeout_seconds=_END_SECS,
       )
   except (RuntimeError, ValueError, OSError) as error:
-    reason = (str(error).strip().splitlines() or [repr(error)])[0]
-    raise HostsError(_not_met(reason)) from error
+    raise HostsError(_not_met(errors.first_line(error))) from error
   if jax.process_count() > 1:
     peers.begin_watch()
   _log.info(
@@ -195,8 +194,7 @@ def _wait_for(store: Any, key: str, process: int) -> str:
     watchdog.note(f"waiting for process {process}")
     if secs > LATE_SECS:
       raise peers.PeerError(
-        f"process {process} did not come within {LATE_SECS} s; its own output "
-        "says what it is doing"
+        f"process {process} did not come within {LATE_SECS} s; see its output"
       )
     if secs > 30 and not warned:
       warned = True
@@ -220,8 +218,8 @@ def compare(facts: Mapping[str, Any]) -> None:
   """
   if problem := decide(dict(facts), differences):
     raise DifferError(
-      f"the processes of this job differ ({problem}); give all the same command"
-      " with the same code and data, and start them again"
+      f"the processes of this job differ ({problem}); start them again with the"
+      " same command, code and data"
     )
 
 
@@ -245,15 +243,11 @@ def differences(facts: Sequence[Mapping[str, Any]]) -> str:
       if name in _WHERE_KNOWN and "null" in pair:
         continue
       if pair[0] != pair[1]:  # as text, in which NaN equals NaN
-        mine, theirs = map(_cut, pair)
+        mine, theirs = (text[:_SHOWN_CHARS] for text in pair)
         found.append(f"process {i}: {name}={mine}, process 0: {theirs}")
   if len(found) > _SHOWN:
     found[_SHOWN:] = [f"and {len(found) - _SHOWN} more"]
   return "; ".join(found)
-
-
-def _cut(text: str) -> str:
-  return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
 
 
 def facts_of_process() -> dict[str, Any]:

@@ -31,12 +31,12 @@ def lock(folder: str, name: str = "") -> Iterator[None]:
   """A context in which no other process of this machine may have a folder.
 
   Args:
-    folder: of a run, a sweep or prepared data.
-    name: of the flag that gave the folder, such as "--workdir".
+    folder: the folder of a run, of a sweep or of prepared data.
+    name: the flag that gives the folder, such as "--workdir".
 
   Raises:
-    LockedError: another process has it.
-    OSError: nothing can be written there.
+    LockedError: another process uses the folder.
+    OSError: the folder cannot be written to.
   """
   path = os.path.join(folder, ".lock")
   with open_lock(path) as file:
@@ -55,17 +55,17 @@ def lock(folder: str, name: str = "") -> Iterator[None]:
         file.truncate(0)
         file.write(process_name(os.getpid()))
         file.flush()
-    # Better now than after an hour of work.
+    # A folder that cannot be written to fails here, not after an hour of work.
     tempfile.TemporaryFile(dir=folder).close()
     yield
 
 
 @contextlib.contextmanager
 def claim(path: str) -> Iterator[IO[str] | None]:
-  """Locks a file; whoever inherits the open file keeps the lock until it ends.
+  """Locks a file; a process that inherits the open file keeps the lock.
 
   Yields:
-    The file, empty, for the name of a process; None where it cannot be locked.
+    The empty file, for the name of that process; None if it cannot be locked.
   """
   with open_lock(path) as file:
     try:
@@ -81,7 +81,7 @@ def holder(path: str) -> str | None:
   """Returns the process that holds the lock on a file.
 
   Returns:
-    A name for `pid_of`; "" = it is not known; None = no process holds it.
+    A name for `pid_of`; "" = the name is unknown; None = no process holds it.
 
   Raises:
     OSError: the file is a symbolic link.
@@ -104,13 +104,13 @@ def holder(path: str) -> str | None:
 
 
 def open_lock(path: str) -> IO[str]:
-  """Opens a file to be locked, for text; it is made where it is missing.
+  """Opens a text file to be locked, and creates it if it is missing.
 
-  A symbolic link is not followed: the file gets the number of the process, and
-  who made the link might have meant another file to be overwritten.
+  A symbolic link is not followed, because the lock's holder writes its name to
+  the file, and a link might point to a file that must not be overwritten.
 
   Raises:
-    OSError: it cannot be opened; the error names it.
+    OSError: the file cannot be opened; the error names it.
   """
   flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
   with files.naming(path):

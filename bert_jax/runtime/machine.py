@@ -1,8 +1,8 @@
-"""What this machine computes on, found out without loading jax.
+"""Finds out, without loading jax, whether this machine computes on the CPU.
 
-On the CPU every step allocates its activations anew. With pages of 4 kB, a
-tenth of the processor time of a step of BERT-base goes into mapping them, so
-the launcher asks the C library for pages of 2 MB there.
+On the CPU, every step allocates its activations anew. With pages of 4 kB, a
+tenth of the processor time of a step of BERT-base is spent on mapping them. So
+the launcher then asks the C library for pages of 2 MB.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
   """Returns an environment in which the C library asks for pages of 2 MB.
 
   Args:
-    environ: the variables of a process. A setting of the user's is kept.
+    environ: the environment variables. A setting of the user is kept.
   """
   tunables = [t for t in (environ.get("GLIBC_TUNABLES"),) if t]
   if not any("glibc.malloc.hugetlb" in t for t in tunables):

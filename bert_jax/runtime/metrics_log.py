@@ -66,7 +66,12 @@ class MetricsLog:
     )
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    """Writes one line; keys such as train/loss."""
+    """Writes one line.
+
+    Args:
+      step: the number of updates.
+      values: the metrics, by names such as train/loss.
+    """
     with files.naming(self._file.name):
       self._file.write(files.to_json({"step": step} | dict(values)) + "\n")
       self._file.flush()
@@ -93,17 +98,17 @@ class MetricsLog:
 class _Board:
   """Writes scalars for TensorBoard.
 
-  tensorboardX.SummaryWriter is not used, because its thread dies if the disk is
-  full, and whoever writes a scalar then waits forever.
+  tensorboardX.SummaryWriter is not used: its thread dies if the disk is full,
+  and writing a scalar then blocks forever.
   """
 
   def __init__(self, folder: str, first_step: int):
     """Creates a new event file.
 
     Args:
-      folder: where the files of earlier sessions are.
-      first_step: TensorBoard ignores values of this step and later ones in
-        those files.
+      folder: the folder, which also holds the files of earlier sessions.
+      first_step: TensorBoard ignores the values of this step and of later ones
+        in those files.
     """
     from tensorboardX import record_writer  # slow: only where it is used
     from tensorboardX.proto import event_pb2
@@ -130,12 +135,12 @@ class _Board:
     """Writes the settings by which TensorBoard compares runs.
 
     Args:
-      config: of the run, as in run.json.
-      metrics: names of scalars.
+      config: the config of the run, as in run.json.
+      metrics: the names of the scalars to compare.
     """
     from tensorboardX import summary
 
-    shown = settings.names("weights", "run")  # what makes a run what it is
+    shown = settings.names("weights", "run")  # the keys that define a run
     values = {
       k: v
       for k, v in settings.flatten(config).items()
@@ -143,7 +148,7 @@ class _Board:
     }
     found = summary.hparams(values, dict.fromkeys(metrics))
     with files.naming(self._file.name):
-      for part in found[:2]:  # the third says that the run has ended
+      for part in found[:2]:  # the third marks the end of the run
         self._add(summary=part)
       self._file.flush()
 
@@ -182,10 +187,10 @@ def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
 
 
 def train_secs(rows: Sequence[Mapping[str, Any]]) -> float:
-  """Returns the seconds that the steps of a run took, from logged speeds.
+  """Returns the seconds that the steps of a run took, from the logged speeds.
 
   Args:
-    rows: of metrics.jsonl.
+    rows: the lines of metrics.jsonl.
   """
   total, before = 0.0, 0
   for row in rows:
@@ -203,11 +208,9 @@ def read_metrics(workdir: str) -> list[dict]:
     with open(path, "rb") as f:
       for line in f:
         rows.append(_parse_row(line))
-  except OSError as error:
-    raise runs.RunError(f"{path} cannot be read: {error}") from error
-  except (ValueError, RecursionError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise runs.RunError(
-      f"{path}:{len(rows) + 1} cannot be read: {error}"
+      f"{path}, line {len(rows) + 1}, cannot be read: {error}"
     ) from error
   return rows
 

@@ -39,14 +39,14 @@ _SHOWN = 10  # processes that a message names at most
 
 PREFIX = "bert_jax/"  # of keys in the store
 _MONITORED = f"{PREFIX}monitor/"
-# What the errors of collectives, of barriers and of the coordination service
-# say where a connection broke or a process did not come.
+# Texts in errors of collectives, of barriers and of the coordination service if
+# a connection broke or a process did not come.
 _BROKEN = re.compile(
   r"gloo|nccl|connection (closed|reset|refused)|socket closed|broken pipe"
   r"|coordination service|heartbeat|barrier|DEADLINE_EXCEEDED|UNAVAILABLE",
   re.IGNORECASE,
 )
-# Paths, quoted text and file names in an error: they may hold any word.
+# Paths, quoted text and file names in an error, which may contain any word.
 _NAMES = re.compile(
   r"""(?<!\w)"[^"\n]*"(?!\w)|(?<!\w)'[^'\n]*'(?!\w)|\S*[/\\]\S*"""
 )
@@ -257,7 +257,7 @@ def begin_watch() -> None:
   looking.start()
 
   def stop() -> None:
-    # jax closes the store after this; nobody may use it then.
+    # jax closes the store after this; it must not be used then.
     monitor.is_ending.set()
     looking.join(_ANSWER_SECS)
 

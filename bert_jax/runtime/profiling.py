@@ -26,19 +26,13 @@ STEP_NAME = "train"
 
 def check_steps(steps: Sequence[int], total: int) -> None:
   """Raises ValueError for steps that a run of `total` steps does not have."""
-  if not steps:
-    return
-  wanted = (
-    f"train.profile_steps={tuple(steps)}; give the first and the last step of "
-    "the trace, such as --config.train.profile_steps='(10,15)', or () for none"
-  )
-  if len(steps) != 2 or any(type(step) is not int for step in steps):
-    raise ValueError(wanted)
-  first, last = steps
-  if not 1 <= first <= last:
-    raise ValueError(f"{wanted}; steps count from 1")
-  if last > total:
-    raise ValueError(f"{wanted}; the last step of this run is {total}")
+  are_two = len(steps) == 2 and all(type(step) is int for step in steps)
+  if steps and not (are_two and 1 <= steps[0] <= steps[1] <= total):
+    raise ValueError(
+      f"train.profile_steps={tuple(steps)}; give the first and the last step "
+      f"of the trace, from 1 to {total}, such as "
+      "--config.train.profile_steps='(10,15)', or () for no trace"
+    )
 
 
 class Profile:
@@ -60,9 +54,9 @@ class Profile:
     """Sets which steps to trace.
 
     Args:
-      steps: first and last, counted from 1 as in metrics.jsonl; () = none.
-      workdir: of the run.
-      paused: makes a context in which the profiler starts or writes.
+      steps: the first and the last step, counted from 1; () = no trace.
+      workdir: the folder of the run.
+      paused: returns a context in which the profiler starts and writes.
     """
     self._first, self._last = steps or (0, -1)
     self._folder = os.path.join(workdir, FOLDER)

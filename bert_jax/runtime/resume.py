@@ -1,7 +1,8 @@
 """Decides whether a run may be resumed in a workdir."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 import os
+from typing import Any
 
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
@@ -32,13 +33,8 @@ def check_workdir(
         )
     return
   before = runs.read_run(workdir)
-  old, new = (settings.flatten(r["config"]) for r in (before, run))
-  differs = [
-    f"{k}: {old[k]!r} there, {new.get(k)!r} asked"
-    # A key that came later, and does not say what was before, changes nothing.
-    for k in sorted(settings.names("weights", "run") & old.keys())
-    if old[k] != new.get(k) and k not in free_keys
-  ]
+  keys = settings.names("weights", "run").difference(free_keys)
+  differs = differences(before["config"], run["config"], keys)
   if run["data_hash"] not in (None, before["data_hash"]):
     differs.append(
       f"data: {before['data_hash'][:12]} there, {run['data_hash'][:12]} now"
@@ -48,6 +44,25 @@ def check_workdir(
       f"--workdir={workdir} holds another run ({'; '.join(differs)}). Give "
       "another --workdir to start anew, or those values to go on"
     )
+
+
+def differences(
+  before: Mapping[str, Any], asked: Mapping[str, Any], keys: Iterable[str]
+) -> list[str]:
+  """Describes the keys whose values differ between a run and another config.
+
+  Args:
+    before: the config of the run. A key that it lacks does not differ: the key
+      is newer than the run and has no value for older runs.
+    asked: the config that is asked for.
+    keys: the names of the keys to compare.
+  """
+  old, new = settings.flatten(before), settings.flatten(asked)
+  return [
+    f"{key}: {old[key]!r} there, {new.get(key)!r} asked"
+    for key in sorted(old.keys() & keys)
+    if old[key] != new.get(key)
+  ]
 
 
 def other_code(workdir: str, run: dict) -> str:

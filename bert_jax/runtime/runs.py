@@ -1,4 +1,4 @@
-"""What makes a run what it is: run.json, with its config, code and packages."""
+"""The record of a run, run.json: its config, code and packages."""
 
 import datetime
 import hashlib
@@ -25,7 +25,7 @@ _PACKAGES = (
     "scikit-learn", "seqeval", "safetensors",
 )  # fmt: skip
 
-# What may differ between the sessions of a run that was stopped and went on.
+# The keys that may differ between the sessions of a resumed run.
 _SESSION_KEYS = (
   "argv", "commit", "dirty", "devices", "resumed", "started", "versions",
 )  # fmt: skip
@@ -71,12 +71,12 @@ def code_hash() -> str:
 
 
 def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
-  """Returns what identifies a run, as run.json holds it.
+  """Returns the record of a run, as it is written to run.json.
 
   Args:
     config: the whole configuration.
-    data_hash: of the training data; None = it was not looked at.
-    devices: those of the mesh.
+    data_hash: the hash of the training data; None = the data were not read.
+    devices: the devices of the mesh.
   """
   revision, dirty = commit()
   versions = {"python": platform.python_version()}
@@ -102,12 +102,12 @@ def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
 
 
 def exists(workdir: str) -> bool:
-  """Returns whether a workdir is that of a run; it may have no saved step."""
+  """Returns whether a workdir holds a run, which may have no saved step yet."""
   return os.path.exists(os.path.join(workdir, "run.json"))
 
 
 def read_run(workdir: str) -> dict:
-  """Reads workdir/run.json, and adds keys that came after it was written.
+  """Reads workdir/run.json, and adds keys that are newer than the run.
 
   Raises:
     RunError: there is no run.json, or it is damaged.
@@ -123,7 +123,7 @@ def read_run(workdir: str) -> dict:
     if not isinstance(run.get("sessions", []), list):
       raise ValueError("its sessions are not a list")
     # Records of older releases have no sum.
-    if (wanted := run.pop("sha256", None)) not in (None, _digest(run)):
+    if (wanted := run.pop("sha256", None)) not in (None, files.json_hash(run)):
       raise ValueError(
         f"its checksum {wanted!r:.20} does not fit its content; put a copy "
         "back, or take the key sha256 out if it was changed on purpose"
@@ -140,11 +140,6 @@ def read_run(workdir: str) -> dict:
     if key.before is not None and isinstance(run["config"].get(group), dict):
       run["config"][group].setdefault(name, key.before)
   return run
-
-
-def _digest(run: dict) -> str:
-  """Returns the SHA-256 of a record, which does not depend on its layout."""
-  return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 def write_run(workdir: str, run: dict) -> None:
@@ -165,5 +160,5 @@ def write_run(workdir: str, run: dict) -> None:
     if "checksums_since" in before:
       run["checksums_since"] = before["checksums_since"]
   run = files.without_nan(run)  # what is written is what is hashed
-  run |= {"sha256": _digest(run)}
+  run |= {"sha256": files.json_hash(run)}
   files.write_text(path, files.to_json(run, indent=1, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""Lists the saved steps of a run, and chooses the one that stands for the run.
+"""Lists the saved steps of a run, and chooses the one that represents the run.
 
 WORKDIR/checkpoints/STEP   the newest steps
 WORKDIR/best/STEP          the best step by a metric, if the run keeps one
@@ -8,6 +8,7 @@ they read the same model. This module does not import jax.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import json
 import logging
@@ -17,6 +18,7 @@ import re
 from typing import Any, TypeVar
 
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import runs
 
 _log = logging.getLogger(__name__)
@@ -61,8 +63,8 @@ def exists(workdir: str, to_resume: bool = False) -> bool:
   """Returns whether a workdir holds any saved step.
 
   Args:
-    workdir: of a run, or of none.
-    to_resume: count only steps that a training can go on from.
+    workdir: any folder, which need not exist.
+    to_resume: whether only steps from which training can be resumed count.
   """
   folders = (_NEWEST,) if to_resume else (_NEWEST, _BEST)
   return any(_steps(workdir, folder) for folder in folders)
@@ -94,7 +96,7 @@ def refuse_step(workdir: str) -> None:
 
 
 def choose(workdir: str, checkpoint: str = "") -> SavedStep:
-  """Chooses the step that stands for a run.
+  """Chooses the step that represents a run.
 
   Args:
     workdir: the folder of the run, which may still be training.
@@ -116,8 +118,8 @@ def choose(workdir: str, checkpoint: str = "") -> SavedStep:
     folder = _NEWEST if step in newest else _BEST
     return _saved(workdir, folder, step, "as --checkpoint says")
   metric, mode = _best_by(workdir) if best else (None, "min")
-  # A run that went on without a best metric may be better than its last best,
-  # which it then no longer updates.
+  # A run that was resumed without a best metric no longer updates its best
+  # step, so that its newest step may be better.
   if checkpoint == "best" or (not checkpoint and best and metric != ""):
     if not best:
       raise StepError(
@@ -215,15 +217,30 @@ def _best_of(
   """
   values: dict[int, float] = {}
   for step in steps:
-    path = os.path.join(workdir, _BEST, str(step), "metrics", "metrics")
-    try:
-      with open(path, encoding="utf-8") as f:
-        value: Any = json.load(f)[metric]
+    with contextlib.suppress(*files.ODD_JSON):
+      value = read_metric(os.path.join(workdir, _BEST, str(step)), metric)
       if math.isfinite(value):
         values[step] = value if mode == "max" else -value
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-      continue
   return max(values, key=lambda step: (values[step], step), default=max(steps))
+
+
+def read_metric(folder: str, name: str | None) -> float:
+  """Reads a metric that was saved with a best step.
+
+  Args:
+    folder: the folder of the step.
+    name: the name of the metric.
+
+  Raises:
+    FileNotFoundError: the step has no metrics.
+    Exception: one of files.ODD_JSON, because they are damaged or lack this one.
+  """
+  path = os.path.join(folder, "metrics", "metrics")
+  with open(path, encoding="utf-8") as f:
+    value: Any = json.load(f)[name]
+  if not isinstance(value, int | float):
+    raise ValueError(f"{name} is {value!r:.60}")
+  return value
 
 
 def _listed(steps: list[int]) -> str:

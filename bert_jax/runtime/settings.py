@@ -7,20 +7,20 @@
 A key is one row of a class below, and the string under the row is its meaning.
 The function that makes the row says who may choose the value:
 
-  of_weights  A run keeps the value; pre-trained weights decide it if there are
-              any. These keys are the shape of the model.
+  of_weights  A run keeps the value, and pre-trained weights decide it, if there
+              are any. These keys describe the shape of the model.
   of_run      A run keeps the value; a resumed run with another is refused.
-  of_session  It does not change what is computed, so that a resumed run may
-              give another value.
-  of_host     It may also differ between the processes of one job.
+  of_session  The value does not change what is computed, so that a resumed run
+              may have another one.
+  of_host     The value may also differ between the processes of one job.
 
-Everything that has to know a key reads it from here: the defaults of
-configs/base.py (`make_config`), the checks before a run starts (`check`), the
-rules for resuming (`names`), and the reference page docs/config.md (`page`).
-To add a key, add a row; if it came after the first release, also say `since`
-and `before`: the version, and what older runs did. A type checker reads the
-same rows where code says `config: Config`; a key whose default is None is not
-set until a config sets it.
+All other code reads the keys from here: the defaults of configs/base.py
+(`make_config`), the checks before a run starts (`check`), the rules for
+resuming (`names`), and the reference page docs/config.md. To add a key, add a
+row. If older runs lack the key, the row also needs `since`, the version that
+added it, and `before`, the value that describes those runs. A type checker
+reads the same rows where code says `config: Config`. A key whose default is
+None is not set until a config sets it.
 """
 
 import ast
@@ -38,22 +38,23 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-# Steps, rows and tokens are counted by 32-bit integers on the devices.
+# The devices count steps, rows and tokens with 32-bit integers.
 _INT32 = 2**31 - 1
 # jax.random.key takes a signed 64-bit integer.
 _SEED = (-(2**63), 2**63 - 1)
-# Tokens of a sequence; attention is quadratic in it.
+# Tokens of a sequence; the cost of attention is quadratic in them.
 _LEN = 2**20
-# Beyond every vocabulary in use.
+# More than the pieces of any vocabulary in use.
 _PIECES = 2**24
 _NUM_THREADS = 2**12
-# A finite number whose square a float32 can still hold.
+# A number whose square is still finite in float32.
 _FLOAT = 1e18
-# Beyond the memory of every machine: 40 TB in float32.
+# More than fit the memory of any machine: 40 TB in float32.
 MOST_PARAMETERS = 10**13
 
-# Parameter path (searched as a regular expression) -> mesh axis of each of its
-# last dimensions. Layers stacked by scan_layers keep their first axis whole.
+# A regular expression that is searched for in the path of a parameter, and the
+# mesh axes that shard its last dimensions. The first dimension of layers that
+# scan_layers has stacked is not sharded.
 SHARDING_RULES = (
   ("embeddings/word/embedding$", ("tensor", "fsdp")),
   ("embeddings/(position|type)/embedding$", (None, "fsdp")),
@@ -88,19 +89,19 @@ class Key:
   Attributes:
     scope: who may choose the value: "weights", "run", "session" or "host"; see
       the top of this file.
-    default: its value where a config file says nothing. None = not set.
-    least: the smallest value of a number, or of each in a list of numbers;
-      None = there is no bound.
-    most: the largest.
+    default: the value if a config file does not set the key; None = not set.
+    least: the smallest value of a number, or of each number in a list; None =
+      there is no bound.
+    most: the largest value of a number, or of each number in a list.
     choices: the values that a text may have; () = any.
-    since: the version of this package that it came with.
-    before: what runs of older versions did, which lack the key; None = every
-      run has it.
-    name: such as "optim.learning_rate".
-    type: of its value, without None.
-    item_type: of the items of a list. Words may also be given as numbers, so
-      only int and float are checked.
-    row: where it stands in this file, as CLASS.NAME.
+    since: the version of this package that added the key.
+    before: the value that describes older runs, which lack the key; None = all
+      runs have the key.
+    name: the name, such as "optim.learning_rate".
+    type: the type of the value, without None.
+    item_type: the type of the items of a list. Words may also be given as
+      numbers, so only int and float are checked.
+    row: the place of the row in this file, as CLASS.NAME.
   """
 
   scope: str
@@ -117,11 +118,11 @@ class Key:
 
   @property
   def meaning(self) -> str:
-    """What the key does, with its unit: the string under its row."""
+    """The meaning and the unit of the key: the string under its row."""
     return _meanings()[self.row]
 
   def problem(self, value: Any) -> str:
-    """Returns what is wrong with a value; "" if nothing is."""
+    """Returns a message about a value that the key cannot have, or ""."""
     wanted = ""
     if self.type in (int, float):
       wanted = self._wanted_number(value, self.type)
@@ -140,7 +141,7 @@ class Key:
     return f"{self.name}={value!r:.60}; it must be {wanted}"
 
   def _wanted_number(self, value: Any, type: Any) -> str:
-    """Returns what a number of a type must be instead; "" if it is right."""
+    """Returns what a number must be if it is wrong, or ""."""
     kind: Any = numbers.Integral if type is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind):
       return "an integer" if type is int else "a number"
@@ -153,7 +154,7 @@ class Key:
     return ""
 
   def explain(self) -> str:
-    """Returns a sentence about the key: its name, type, default and meaning."""
+    """Returns the key's name, type, default and meaning, as a question."""
     default = "not set" if self.default is None else f"{self.default!r:.60}"
     return f"{self.name} ({self.type.__name__}, {default})? {self.meaning}"
 
@@ -168,7 +169,7 @@ of_host: Any = functools.partial(Key, "host")
 class Group:
   """The keys of one group, which a config holds as a ConfigDict."""
 
-  if TYPE_CHECKING:  # what a ConfigDict offers beside the keys
+  if TYPE_CHECKING:  # the methods of a ConfigDict
 
     def __contains__(self, name: object) -> bool: ...
     def __getitem__(self, name: str) -> Any: ...
@@ -186,9 +187,10 @@ class Model(Group):
   """The encoder."""
 
   vocab_size: int = of_weights(30522, 1, _PIECES)
-  """Rows of the word table. The vocabulary of the data must fit."""
+  """Rows of the word table; the vocabulary of the data may not be larger."""
 
-  num_layers: int = of_weights(12, 1, 10_000)  # ten times the deepest published
+  # The bound is ten times the depth of the deepest published encoder.
+  num_layers: int = of_weights(12, 1, 10_000)
   """Encoder blocks."""
 
   hidden_size: int = of_weights(768, 1, 2**18)
@@ -207,8 +209,9 @@ class Model(Group):
   """Rows of the segment table."""
 
   hidden_act: str = of_weights("gelu_tanh")
-  """The activation inside the MLP. "gelu_tanh": the original since 2019-02.
-  "gelu_erf": the original before, and Hugging Face."""
+  """The activation inside the MLP. "gelu_tanh": as in the original code since
+  February 2019. "gelu_erf": as in the original code before, and in Hugging
+  Face."""
 
   dropout_rate: float = of_run(0.1, 0.0, 1.0)
   """Dropout of the embeddings and of the outputs of both sublayers."""
@@ -217,21 +220,21 @@ class Model(Group):
   """Dropout of the attention probabilities."""
 
   layer_norm_eps: float = of_weights(1e-12, 0.0, 1.0)
-  """What LayerNorm adds inside the square root (original modeling.py)."""
+  """The number that LayerNorm adds to the variance (original modeling.py)."""
 
   family: str = of_weights("bert", since="0.2.0", before="bert")
-  """The family of encoders, which decides what other programs call the
-  parameters, and what files beside the weights say."""
+  """The family of encoders. It decides the names of the parameters in other
+  programs' files, and the content of the files beside the weights."""
 
   norm: str = of_weights("layer_norm", since="0.2.0", before="layer_norm")
-  """How hidden states are normalized: "layer_norm"."""
+  """The normalization of hidden states: "layer_norm"."""
 
   norm_place: str = of_weights("post", since="0.2.0", before="post")
-  """Where they are normalized. "post": after each residual sum."""
+  """Where hidden states are normalized. "post": after each residual sum."""
 
   positions: str = of_weights("learned", since="0.2.0", before="learned")
-  """How a token learns its position. "learned": a table of max_len rows is
-  added to the embeddings."""
+  """How positions are encoded. "learned": a table of max_len rows is added to
+  the embeddings."""
 
   feed_forward: str = of_weights("mlp", since="0.2.0", before="mlp")
   """The sublayer after attention. "mlp": two dense layers with an activation
@@ -245,72 +248,73 @@ class Model(Group):
   two standard deviations and not rescaled."""
 
   dtype: str = of_run("float32")
-  """The number format that is computed in: "float32", or "bfloat16" (TPU)."""
+  """The number format of computations: "float32", or "bfloat16" (TPU)."""
 
   param_dtype: str = of_run("float32")
-  """The number format that parameters are stored in."""
+  """The number format of the stored parameters."""
 
   scan_layers: bool = of_run(False)
-  """Whether to stack the layers, so that one block is compiled, not all."""
+  """Whether to stack the layers, so that only one block is compiled."""
 
   remat: str = of_run("none")
-  """What the backward pass computes again instead of keeping it: "none", "dots"
-  (all but the results of matrix products) or "full"."""
+  """Which activations the backward pass computes again instead of keeping them:
+  "none", "dots" (all but the results of matrix products) or "full"."""
 
   attention: str = of_run("plain")
-  """The attention program. "plain": operations that run everywhere. "fused": on
-  a TPU, one kernel that keeps the scores on chip, for rows of 128, 256, ...
-  1024 tokens (packed tasks get such rows); it equals "plain" up to rounding,
-  dropout included. Elsewhere plain operations do the same more slowly, because
-  their backward pass computes the scores again. "fused_qkv": "fused" with
-  query, key and value from one product. This is faster where matrix units wait
-  for memory (v6e) and slower elsewhere; it needs mesh.tensor=1. "splash": on a
-  TPU, JAX's kernel of that name, for rows of any multiple of 128 tokens. It
-  has no dropout of attention probabilities, so it needs
-  model.attention_dropout_rate=0.0 and gives up that regularization."""
+  """The implementation of attention. "plain": operations that run on every
+  device. "fused": on a TPU, one kernel that keeps the scores on chip, for rows
+  of 128, 256, ... 1024 tokens (packed tasks get such rows). Its results equal
+  those of "plain" up to rounding, including dropout. On other devices plain
+  operations compute the same, but more slowly, because their backward pass
+  computes the scores again. "fused_qkv": "fused", with query, key and value
+  from one matrix product. This is faster if the matrix units wait for memory
+  (v6e), and slower otherwise; it needs mesh.tensor=1. "splash": on a TPU, JAX's
+  kernel of that name, for rows of any multiple of 128 tokens. It has no dropout
+  of attention probabilities, so it needs model.attention_dropout_rate=0.0."""
 
 
 class Data(Group):
   """Examples and batches."""
 
   dir: str = of_host(None)
-  """Folder of prepared data, as --mode=prepare makes it."""
+  """Folder of prepared data, written by --mode=prepare."""
 
   verify: str = of_session("once", choices=("once", "always", "never"))
-  """When to check the checksums of data files at the start: "once"
-  (DATA/.verified.json notes which were sound), "always" or "never"."""
+  """When to verify the checksums of data files at the start: "once"
+  (DATA/.verified.json lists the verified files), "always" or "never"."""
 
   seq_len: int = of_run(128, 1, _LEN)
-  """Tokens in a row, [CLS] and [SEP] included."""
+  """Tokens in a row, including [CLS] and [SEP]."""
 
   batch_size: int = of_run(256, 1, _PIECES)
-  """Rows in a step over all devices; for tasks, sequences. Packed rows hold
-  several sequences each, and an epoch is as many rows as all examples fill."""
+  """Pre-training: rows in a step over all devices; if a row contains several
+  sequences, an epoch has as many rows as all examples fill. Tasks: sequences in
+  a step over all devices, however many of them share a row."""
 
   max_sequences: int = of_run(1, 1, _LEN, before=1)
-  """Pre-training: the most sequences that share a row, each of which sees only
-  itself. 1 = one sequence in a row, padded. 8 fill 99 % of rows of 512 tokens
-  with Wikipedia's lengths."""
+  """Pre-training: the largest number of sequences in a row. Tokens attend only
+  to their own sequence. 1 = one padded sequence in a row. 8 sequences of
+  Wikipedia fill 99 % of a row of 512 tokens."""
 
   pairing: str = of_run("pairs", choices=("pairs", "full_sentences"))
-  """What a pre-training example is. "pairs": two segments, for next-sentence
-  prediction. "full_sentences": one run of text, without that task."""
+  """The kind of pre-training examples. "pairs": two segments, for next-sentence
+  prediction. "full_sentences": one continuous text, without that task."""
 
   dupe_factor: int = of_run(10, 1, 10**6)
-  """Passes over the corpus, each of which pairs segments anew."""
+  """Passes over the corpus, each with other pairs of segments."""
 
   short_seq_rate: float = of_run(0.1, 0.0, 1.0)
-  """Share of document passes whose target length is shorter than a row."""
+  """Share of document passes whose examples are shorter than a row."""
 
   examples_seed: int = of_run(0, *_SEED)
-  """Seed of pairing, which is kept apart from the seed of the run."""
+  """Seed of pairing, independent of the seed of the run."""
 
   mask_rate: float = of_run(0.15, 0.0, 1.0)
   """Share of the tokens of a sequence to predict."""
 
   max_predictions: int = of_run(0, 0, _LEN)
-  """The most tokens to predict in a sequence; 0 = mask_rate * seq_len, rounded
-  up."""
+  """The largest number of tokens to predict in a sequence; 0 = mask_rate *
+  seq_len, rounded up."""
 
   mask_token_rate: float = of_run(0.8, 0.0, 1.0)
   """Share of the tokens to predict that are replaced by [MASK]."""
@@ -319,27 +323,29 @@ class Data(Group):
   """Share of the tokens to predict that are replaced by a random token."""
 
   whole_word: bool = of_run(False)
-  """Whether to choose whole words to predict, not single pieces."""
+  """Whether to predict whole words instead of single pieces."""
 
   static_masks: bool = of_run(False)
   """Whether every epoch has the same masks."""
 
   prefetch_batches: int = of_host(4, 1, 10**6)
-  """Batches to make ahead of the step."""
+  """Batches that are made before the step needs them."""
 
   num_threads: int = of_host(1, 0, _NUM_THREADS)
   """Threads that make batches."""
 
   max_bad_records: int = of_session(0, 0, _INT32, before=0)
-  """Pre-training: how many damaged examples a process leaves out, with a
-  warning that names each; one more is an error. See also data.verify."""
+  """Pre-training: how many damaged examples a process skips, each with a
+  warning; one more is an error. See also data.verify."""
 
   pack: bool = of_run(True)
-  """Tasks: whether sequences share rows; False = one in a row, padded."""
+  """Tasks: whether several sequences share a row; False = one padded sequence
+  in a row."""
 
   one_row_len: bool = of_run(False, before=False)
-  """Tasks: whether packed rows have one length in all steps, whatever the seed.
-  Runs that train together (--member) need this. It adds a little padding."""
+  """Tasks: whether packed rows have the same length in all steps and for all
+  seeds. Runs that train together (--member) need this. It adds a little
+  padding."""
 
 
 class Files(Group):
@@ -352,7 +358,7 @@ class Files(Group):
   """Path of the file that is evaluated."""
 
   test: str = of_host("")
-  """Path of a file to predict; it is evaluated if it has labels."""
+  """Path of a file to predict, which is also evaluated if it has labels."""
 
 
 class Task(Group):
@@ -362,11 +368,11 @@ class Task(Group):
   """
 
   name: str = of_run("")
-  """A task in bert_jax/tasks, or "my-KIND" for data of your own."""
+  """A task of bert_jax/tasks, or "my-KIND" for your own data."""
 
   dir: str = of_host(None)
-  """Folder of its files in the official layout, or tfds:DIR of prepared TFDS
-  data."""
+  """Folder of the task's files in the official layout, or tfds:DIR for prepared
+  TFDS data."""
 
   files: Files
 
@@ -380,13 +386,13 @@ class Task(Group):
   """Own data: the labels; () = those of the training file."""
 
   label_separator: str = of_run(",", since="0.2.0", before=",")
-  """Own data: what stands between several labels in one column."""
+  """Own data: the separator between several labels in one column."""
 
   columns: tuple[str, ...] = of_run((), before=[])
   """Own data: the names of all columns, for files without a header."""
 
   vocab: str = of_host("")
-  """Path of a vocab.txt, where init_from has none."""
+  """Path of a vocab.txt, if init_from has none."""
 
   eval_splits: tuple[str, ...] = of_session(())
   """The splits to evaluate; () = all that have labels."""
@@ -396,50 +402,55 @@ class Task(Group):
   writes."""
 
   max_train_examples: int = of_run(0, 0, _INT32)
-  """How many examples to take from the start of the training split; 0 = all."""
+  """How many examples to use, from the start of the training split; 0 = all."""
 
   context: str = of_run("sentence")
-  """What a tagger sees: "sentence", or "document", the text around it, too."""
+  """The input of a tagger: the "sentence" alone, or also the text around it
+  ("document")."""
 
   max_query_len: int = of_run(64, 0, _LEN)
-  """The most tokens of a question that are kept."""
+  """The largest number of tokens of a question; longer ones are cut."""
 
   doc_stride: int = of_run(128, 1, _LEN)
   """Tokens from the start of a window of a long text to that of the next."""
 
   n_best: int = of_session(20, 1, _LEN)
-  """Candidates for each end of an answer."""
+  """The number of candidates for the start, and for the end, of an answer."""
 
   max_answer_len: int = of_session(30, 1, _LEN)
-  """The most tokens of an answer."""
+  """The largest number of tokens of an answer."""
 
   has_null: bool = of_run(True)
-  """Whether a question of own data may have no answer."""
+  """Own data: whether questions may have no answer."""
 
   null_threshold: float = of_session(0.0, -_FLOAT, _FLOAT)
-  """There is no answer where its score leads by more than this."""
+  """A question gets no answer if the score of "no answer" exceeds that of the
+  best answer by more than this."""
 
   thresholds: tuple[float, ...] = of_session(
     (0.5,), 0.0, 1.0, since="0.2.0", before=[0.5]
   )
-  """Of several labels: those with a probability above this are given. One
-  number from 0 to 1, or one for each label."""
+  """Several labels: an example gets the labels whose probability exceeds this.
+  One number from 0 to 1, or one for each label."""
 
 
 class Prepare(Group):
-  """From text to prepared data, by --mode=prepare."""
+  """Preparing data from text, by --mode=prepare."""
 
-  format: str = of_session("sentences")
-  """How the text is laid out. "sentences": one on a line, a blank line between
-  documents (the original's). "paragraphs": plain text, a blank line between
-  paragraphs and two between documents. "jsonl": a JSON object on a line.
-  "tfds": prepared TFDS data."""
+  format: str = of_session(
+    "sentences", choices=("sentences", "paragraphs", "jsonl", "tfds")
+  )
+  """The format of the text. "sentences": a sentence per line, and a blank line
+  between documents, as for the original code. "paragraphs": plain text, with a
+  blank line between paragraphs and two between documents. "jsonl": a JSON
+  object per line. "tfds": prepared TFDS data."""
 
   text_key: str = of_session("text")
-  """The field of a JSONL or TFDS record that holds the text."""
+  """The field of a JSONL or TFDS record that contains the text."""
 
   language: str = of_session("en")
-  """The language of the sentence splitter, which "sentences" does not use."""
+  """The language of the sentence splitter; prepare.format="sentences" needs
+  none."""
 
   vocab: str = of_session("")
   """A vocab.txt, a SentencePiece .model or a folder with one; "" = learn a
@@ -448,40 +459,42 @@ class Prepare(Group):
   vocab_kind: str = of_session(
     "wordpiece", choices=("wordpiece", "sentencepiece")
   )
-  """What to learn: "wordpiece" or "sentencepiece"."""
+  """The kind of vocabulary to learn: "wordpiece" or "sentencepiece"."""
 
   vocab_size: int = of_session(30522, 1, _PIECES)
   """Pieces to learn."""
 
   vocab_sample_bytes: int = of_session(200_000_000, 1, 2**48)
-  """Bytes of text that a vocabulary is learned from."""
+  """Bytes of text from which a vocabulary is learned."""
 
   lower_case: bool = of_session(True)
   """Whether to lower-case text and strip accents (uncased models)."""
 
   held_out_rate: float = of_session(0.005, 0.0, 1.0)
-  """Share of the documents that is kept apart for evaluation."""
+  """Share of the documents that is used for evaluation only."""
 
   held_out_seed: int = of_session(0, *_SEED)
-  """Seed of that choice, which depends on the text of a document only."""
+  """Seed of the choice of these documents. The choice depends only on the text
+  of a document."""
 
   unit_bytes: int = of_session(8_388_608, 1, 2**40)
-  """Bytes of text in a unit of work; a unit makes one shard."""
+  """Bytes of text in a unit of work, which makes one shard."""
 
   num_workers: int = of_session(0, 0, _NUM_THREADS)
-  """Processes; 0 = one for each core. The data does not depend on it."""
+  """Processes; 0 = one for each core. The prepared data do not depend on it."""
 
   runner: str = of_session("processes", choices=("processes", "beam"))
-  """What runs the work: "processes", or "beam", which needs that extra."""
+  """The program that distributes the work: "processes", or "beam", which needs
+  the extra of that name."""
 
 
 class Optim(Group):
   """The optimizer and its schedule."""
 
   name: str = of_run("bert_adam")
-  """The optimizer. "bert_adam": Adam without bias correction (the original's).
-  "adamw". "lamb". "lion". "stable_adamw": AdamW whose update is clipped by its
-  root mean square."""
+  """The optimizer. "bert_adam": Adam without bias correction, as in the
+  original code. "adamw". "lamb". "lion". "stable_adamw": AdamW whose update is
+  clipped by its root mean square."""
 
   learning_rate: float = of_run(1e-4, 0.0, _FLOAT)
   """The highest learning rate."""
@@ -490,66 +503,67 @@ class Optim(Group):
   """Share of train.total_steps in which the learning rate rises from 0."""
 
   schedule: str = of_run("bert")
-  """The learning-rate schedule after warm-up. "bert": a linear decay that runs
-  from step 0, so that the rate falls a little after warm-up (original
-  optimization.py). "linear": a decay without that jump. "cosine". "constant".
-  "trapezoid": constant until the cool-down, then 1 - sqrt."""
+  """The learning-rate schedule after warm-up. "bert": a linear decay that
+  begins at step 0, so that the rate drops at the end of warm-up (original
+  optimization.py). "linear": a linear decay without that drop. "cosine".
+  "constant". "trapezoid": constant until the cool-down, then 1 - sqrt."""
 
   cooldown_rate: float = of_run(0.0, 0.0, 1.0, before=0.0)
-  """Of "trapezoid": the share of the steps, at the end, in which the learning
-  rate falls."""
+  """Schedule "trapezoid": the share of the steps, at the end, in which the
+  learning rate falls."""
 
   weight_decay: float = of_run(0.01, 0.0, _FLOAT)
-  """Decoupled weight decay, of everything but biases and LayerNorm."""
+  """Decoupled weight decay of all parameters except biases and LayerNorm."""
 
   b1: float = of_run(0.9, 0.0, 1.0)
-  """Decay of the running mean of gradients."""
+  """Decay rate of the running mean of gradients."""
 
   b2: float = of_run(0.999, 0.0, 1.0)
-  """Decay of the running mean of squared gradients."""
+  """Decay rate of the running mean of squared gradients."""
 
   eps: float = of_run(1e-6, 0.0, _FLOAT)
-  """What is added to the root of the mean of squared gradients."""
+  """The number that is added to the root of the mean of squared gradients."""
 
   clip_norm: float = of_run(1.0, 0.0, _FLOAT)
   """The largest norm of the global gradient; 0 = no clipping."""
 
   num_micro_batches: int = of_run(1, 1, _PIECES)
-  """Parts of a batch whose gradients are added up within one step."""
+  """Into how many parts a batch is split, to add up their gradients in one
+  step."""
 
 
 class Train(Group):
   """The training loop."""
 
   total_steps: int = of_run(1_000_000, 0, _INT32)
-  """Optimizer steps, after which the schedule ends."""
+  """The number of optimizer steps, after which the schedule ends."""
 
   num_epochs: float = of_run(0.0, 0.0, 1e9)
-  """Tasks: passes over the examples, each of which counts once however many
-  windows it has (as in the original); 0 = total_steps counts."""
+  """Tasks: passes over the examples. An example counts once even if it has
+  several windows, as in the original code. 0 = use total_steps."""
 
   log_every_steps: int = of_session(100, 1, _INT32)
   """Steps from one line of metrics.jsonl to the next."""
 
   tensorboard: bool = of_session(True)
-  """Whether to write event files for TensorBoard, too."""
+  """Whether to write event files for TensorBoard."""
 
   on_bad_step: str = of_session("stop", choices=("stop", "skip"), before="stop")
-  """What to do about a step whose loss or gradient is NaN or infinite, or whose
-  loss is a spike: "stop", or "skip" it, so that it changes nothing.
-  bad_steps.jsonl has its examples."""
+  """What to do if the loss or a gradient of a step is NaN or infinite, or if
+  its loss is a spike: "stop" the run, or "skip" the step, so that it changes
+  nothing. bad_steps.jsonl lists its examples."""
 
   spike_factor: float = of_session(0.0, 0.0, _FLOAT, before=0.0)
-  """A loss above this many times the mean of the losses before is a spike; 0 =
-  none is."""
+  """A loss is a spike if it exceeds the mean of the earlier losses by this
+  factor; 0 = no loss is."""
 
   max_skipped_steps: int = of_session(100, 0, _INT32, before=0)
   """How many steps a run may skip; one more stops it."""
 
   max_stall_secs: float = of_session(1800.0, 0.0, 1e9, before=1800.0)
-  """Several processes: seconds without a finished step, batch of an evaluation,
-  save or restore after which the job ends, so that it can be started again; 0 =
-  no limit. The longest of these must fit, compiling included."""
+  """Several processes: the job ends, so that it can be started again, if for so
+  many seconds it finishes no step, batch of an evaluation, save or restore; 0 =
+  no limit. The longest of these, including compiling, must be shorter."""
 
   profile_steps: tuple[int, ...] = of_session((), before=[])
   """The first and last step of a trace for TensorBoard's profiler; () = no
@@ -569,8 +583,8 @@ class Mesh(Group):
   """Devices that split the heads, the MLP and the vocabulary."""
 
   seed: int = of_session(0, 0, _PIECES, before=0)
-  """Devices over which models that train together (--member) are dealt out; 0 =
-  as many as there are and divide their number."""
+  """Devices over which models that train together (--member) are distributed; 0
+  = the largest number of devices that divides the number of models."""
 
   spread_optimizer: bool = of_session(True, before=False)
   """Whether each copy of the model keeps only a share of the optimizer's
@@ -590,41 +604,43 @@ class Eval(Group):
   """Steps from one evaluation to the next; 0 = only after the last step."""
 
   batch_size: int = of_session(256, 1, _PIECES)
-  """Rows in a batch of the evaluation."""
+  """Rows in a batch of an evaluation."""
 
   max_examples: int = of_session(10_000, 0, _INT32)
   """How many held-out examples to evaluate; 0 = all."""
 
 
 class Checkpoint(Group):
-  """What is saved, and when."""
+  """When checkpoints are saved, and which are kept."""
 
   every_steps: int = of_session(10_000, 0, _INT32)
   """Steps from one save to the next; the last step is always saved."""
 
   max_lost_secs: float = of_session(1800.0, 0.0, 1e9)
-  """Seconds of work at risk after which to save all the same; 0 = do not."""
+  """Save also when the work since the last save took so many seconds; 0 = do
+  not."""
 
   keep: int = of_session(3, 1, 10**6)
   """How many of the newest checkpoints to keep."""
 
   best_metric: str = of_session("eval/loss")
-  """The metric whose best checkpoint is kept, too; "" = no such."""
+  """The metric whose best checkpoint is also kept; "" = keep no best
+  checkpoint."""
 
   best_mode: str = of_session("min", choices=("min", "max"))
   """Which value of that metric is the best: "min" or "max"."""
 
 
 class Convert(Group):
-  """Weights in another format, by --mode=convert."""
+  """Converting weights to another format, by --mode=convert."""
 
   to: str = of_session("bert_jax")
-  """What to write: "bert_jax", "huggingface", "flax" or "tf1"."""
+  """The format to write: "bert_jax", "huggingface", "flax" or "tf1"."""
 
   kind: str = of_session("")
-  """What the head of a task is for, where the model does not say it:
-  "classify", "multi_label", "regress", "span", "choice" or "tag". "" = as the
-  model says."""
+  """The kind of the task that the model's head is for, if the model does not
+  say it: "classify", "multi_label", "regress", "span", "choice" or "tag". "" =
+  as the model says."""
 
   drop_head: bool = of_session(False)
   """Whether to leave the head of a task out."""
@@ -634,26 +650,26 @@ class Predict(Group):
   """Predictions for new text, by --mode=predict."""
 
   kind: str = of_session("")
-  """What to do with each line of --input: "fill-mask", "embed", "classify",
-  "multi_label", "regress", "answer", "tag" or "choose"; "" = what the model has
-  a head for."""
+  """The kind of prediction for each line of --input: "fill-mask", "embed",
+  "classify", "multi_label", "regress", "answer", "tag" or "choose"; "" = that
+  of the model's head."""
 
   model: str = of_session(None)
   """Weights to read: an HF directory, a TF1 checkpoint, a workdir (of which
   --checkpoint chooses the step) or WORKDIR/best/STEP. Not set = --workdir."""
 
   seq_len: int = of_session(0, 0, _LEN)
-  """Tokens of a sequence; longer text is cut. 0 = as the run was trained and is
-  evaluated, or model.max_len where the weights do not say it."""
+  """Tokens of a sequence; longer text is cut. 0 = the length of the run's
+  training and evaluation, or model.max_len if the weights do not say it."""
 
   batch_tokens: int = of_session(2048, 1, _INT32)
   """Tokens that are computed together, padding included."""
 
   top_k: int = of_session(5, 1, _PIECES)
-  """fill-mask: candidates for each [MASK]."""
+  """fill-mask: the number of candidates for each [MASK]."""
 
   fields: tuple[str, ...] = of_session(("tokens", "pooled", "mean", "layers"))
-  """embed: what to write, of "tokens", "pooled", "mean", "layers" and
+  """embed: which fields to write, of "tokens", "pooled", "mean", "layers" and
   "concat"."""
 
   layers: tuple[int, ...] = of_session((-1,))
@@ -667,12 +683,13 @@ class Predict(Group):
   """embed: digits after the decimal point; 0 = all."""
 
   allow_null: bool = of_session(None)
-  """answer: whether there may be none, as in SQuAD 2. This is another name for
-  task.has_null. Not set = as the run was trained and is evaluated, or False."""
+  """answer: whether a question may have no answer, as in SQuAD 2. This is
+  another name for task.has_null. Not set = the value of the run, or False."""
 
   null_threshold: float = of_session(None, -_FLOAT, _FLOAT)
-  """answer: there is none where its score leads by more than this. This is
-  another name for task.null_threshold. Not set = as the run says, or 0.0."""
+  """answer: a question gets no answer if the score of "no answer" exceeds that
+  of the best answer by more than this. This is another name for
+  task.null_threshold. Not set = the value of the run, or 0.0."""
 
 
 class Config(Group):
@@ -683,17 +700,16 @@ class Config(Group):
   their masks."""
 
   objective: str = of_run("mlm_nsp")
-  """What is trained: "mlm_nsp" (masked tokens and next sentence), "mlm" alone,
-  or "task": the task that the group `task` describes."""
+  """The objective of training: "mlm_nsp" (masked tokens and next sentence),
+  "mlm" (masked tokens alone), or "task": that of the group `task`."""
 
   init_from: str = of_run(None)
   """Weights to start from: an HF directory, a TF1 checkpoint, a workdir (its
-  best step where it keeps one, otherwise its newest) or
-  WORKDIR/checkpoints/STEP. They decide the shape of the model and, where a task
-  is trained, its vocabulary."""
+  best step if it keeps one, otherwise its newest) or WORKDIR/checkpoints/STEP.
+  They decide the shape of the model and, for a task, its vocabulary."""
 
   init_random: bool = of_run(False)
-  """Whether to take only shape and vocabulary from init_from, with fresh
+  """Whether to use only the shape and the vocabulary of init_from, and random
   weights."""
 
   model: Model
@@ -746,7 +762,7 @@ KEYS: Mapping[str, Key] = {key.name: key for key in _read_rows(Config)}
 
 
 def names(*scopes: str) -> frozenset[str]:
-  """Returns the names of the keys that are of one of some scopes."""
+  """Returns the names of the keys that have one of the given scopes."""
   return frozenset(key.name for key in KEYS.values() if key.scope in scopes)
 
 
@@ -759,28 +775,23 @@ SHAPE_KEYS = tuple(
 
 
 def meaning_of_group(name: str) -> str:
-  """Returns what the keys of a group are about, in a sentence or two."""
+  """Returns the description of a group: the docstring of its class."""
   return inspect.getdoc(typing.get_type_hints(Config)[name]) or ""
 
 
 def make_config() -> ml_collections.ConfigDict:
   """Returns a config in which every key has its default."""
-  config = ml_collections.ConfigDict()
-  for key in KEYS.values():
-    group = config
-    *parents, name = key.name.split(".")
-    for parent in parents:
-      if parent not in group:
-        group[parent] = ml_collections.ConfigDict()
-      group = group[parent]
-    group[name] = key.default
-    if key.default is None:
-      group[name] = ml_collections.config_dict.placeholder(key.type)
-  return config
+  not_set = ml_collections.config_dict.placeholder
+  return unflatten(
+    {
+      key.name: not_set(key.type) if key.default is None else key.default
+      for key in KEYS.values()
+    }
+  )
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-  """Returns the values of a config or dict by name: {"a": {"b": 1}} -> a.b."""
+  """Returns the values of a nested config by name: {"a": {"b": 1}} -> a.b."""
   flat: dict[str, Any] = {}
   for name, value in config.items():
     if hasattr(value, "items"):
@@ -815,20 +826,20 @@ def _as_tuple(value: Any) -> Any:
 
 
 def plain(config: Config) -> dict[str, Any]:
-  """Returns a config as JSON has it: dicts, lists, numbers and strings."""
+  """Returns a config as a JSON value: dicts, lists, numbers and strings."""
   return json.loads(json.dumps(config.to_dict(), default=list))
 
 
 def check(config: Config | Mapping[str, Any]) -> None:
-  """Checks every value of a config by itself, and its sizes together.
+  """Checks every value of a config, and the product of its sizes.
 
   Args:
     config: the whole configuration or a part of it, also of an older run. A key
-      that is not there, or not set, is not checked.
+      that is missing or not set is not checked.
 
   Raises:
-    ValueError: a value is none that its key may have, or the model or its
-      batches are larger than any machine; names the key.
+    ValueError: a key cannot have its value, or the model or its batches are
+      larger than any machine; the message names the key.
   """
   values = {k: v for k, v in flatten(config).items() if v is not None}
   for name in KEYS.keys() & values.keys():
@@ -840,7 +851,7 @@ def check(config: Config | Mapping[str, Any]) -> None:
     if tokens > _INT32:
       raise ValueError(
         f"{name}={values[name]} rows of data.seq_len={seq_len} are {tokens} "
-        f"tokens; a step takes at most {_INT32}"
+        f"tokens; a step can have at most {_INT32}"
       )
   if "model" in config and num_parameters(config["model"]) > MOST_PARAMETERS:
     sizes = ("num_layers", "hidden_size", "mlp_dim", "vocab_size")
@@ -866,13 +877,13 @@ def check_together(config: Config) -> None:
     )
   if config.data.pack and not config.data.one_row_len:
     raise ValueError(
-      "models train together in rows of one length, which other seeds have, "
-      "too: set data.one_row_len=True"
+      "models that train together need rows of the same length for all seeds: "
+      "set data.one_row_len=True"
     )
 
 
 def check_names(config: Config) -> None:
-  """Raises ValueError for a key that no row describes.
+  """Raises ValueError for a key that does not exist.
 
   The config of a sweep, which lists trials, is not checked.
   """
@@ -884,7 +895,7 @@ def check_names(config: Config) -> None:
 
 
 def unknown(name: str) -> str:
-  """Returns a message about a key that does not exist, with the one meant."""
+  """Returns a message about a key that does not exist, with a similar key."""
   near = _similar(name)
   guess = f". Did you mean {KEYS[near].explain()}" if near else "."
   return f"there is no such key{guess} All keys are in docs/config.md"
@@ -906,7 +917,7 @@ def _similar(name: str) -> str:
 
 
 def num_parameters(model: Any) -> int:
-  """Returns the parameters of an encoder without biases and normalization.
+  """Returns the number of parameters in the tables and kernels of an encoder.
 
   Args:
     model: the group `model` of a config.

@@ -1,25 +1,25 @@
-"""Where arrays live: the mesh, the rule table, the batch.
+"""Places arrays on the devices: the mesh, the sharding rules, the batch.
 
-The mesh has three axes, in this order; an axis of size 1 costs nothing:
+The mesh has three axes, in this order. An axis of size 1 costs nothing.
 
-  data    a copy of the model a member, each with its own rows of the batch
-  fsdp    rows of the batch too, and the parameters are cut into pieces which
-          are gathered when they are used
-  tensor  heads, the MLP and the vocabulary are cut, the rows are not
+  data    copies of the model, each with its own rows of the batch
+  fsdp    shards the rows of the batch, and the parameters, which are gathered
+          when they are used
+  tensor  shards the heads, the MLP and the vocabulary, but not the rows
 
-Where several models train together (members.py) there is one more in front:
+If several models train together (members.py), there is one more axis in front:
 
-  seed    models that have nothing to do with each other
+  seed    independent models
 
-A rule is `(regex, axes)`. The regex is searched for in the path of a parameter
-(`encoder/layers/mlp/in/kernel`), the first rule that fits wins, and `axes` name
-what the *trailing* dimensions are cut over: rules never cut the leading layer
-axis of scanned layers. The moments of the optimizer end in the same paths, so
-one table places the whole train state; they may then be cut over "data" as well
-(`spread`), along any axis.
+A rule is `(regex, axes)`. The first rule whose regex is found in the path of a
+parameter (`encoder/layers/mlp/in/kernel`) applies to it. `axes` names the mesh
+axes that shard the *trailing* dimensions, so that rules never shard the leading
+layer axis of scanned layers. The paths of the optimizer's moments end like
+those of the parameters, so the rules place the whole train state. The moments
+may also be sharded over "data" (`spread`), along any dimension.
 
-The compiler derives the rest from three facts: the sharding of the state, the
-sharding of the batch, and `constrain_batch` on activations. Without the last it
+The compiler derives the rest from the sharding of the state, the sharding of
+the batch, and `constrain_batch` on activations. Without `constrain_batch` it
 may choose to gather the batch rather than the parameters.
 """
 
@@ -42,7 +42,8 @@ MESH_AXES = ("data", "fsdp", "tensor")
 SEED_AXIS = "seed"
 BATCH_AXES = ("data", "fsdp")
 
-# One entry per trailing dimension: not cut, cut over an axis, or over several.
+# One entry per trailing dimension: not sharded, or sharded over one or several
+# mesh axes.
 Axes = tuple[str | tuple[str, ...] | None, ...]
 Rules = Sequence[tuple[str, Axes]]
 Tree = Any
@@ -55,22 +56,22 @@ def make_mesh(
   devices: Sequence[Any] | None = None,
   seed: int | None = None,
 ) -> jax.sharding.Mesh:
-  """Returns a mesh with the axes ("data", "fsdp", "tensor"), or one more.
+  """Returns a mesh with the axes ("data", "fsdp", "tensor").
 
   The axes are of type Auto, so the compiler places whatever is not constrained.
   Devices are ordered so that neighbours on an axis are neighbours on the chip
-  network where that is possible. Of several TPU slices, which only the slow
-  network of the data centre connects, each holds whole copies of the model.
+  network where that is possible. If there are several TPU slices, which only
+  the slow data-centre network connects, each holds whole copies of the model.
 
   Args:
-    data: Size of the "data" axis; -1 means all devices that are left.
-    fsdp: Size of the "fsdp" axis, or -1.
-    tensor: Size of the "tensor" axis, or -1. At most one size may be -1.
-    devices: Devices to use, all of them. Default: `jax.devices()`.
-    seed: Size of one more axis, "seed", in front; None = no such axis.
+    data: the size of the "data" axis; -1 = all remaining devices.
+    fsdp: the size of the "fsdp" axis, or -1.
+    tensor: the size of the "tensor" axis, or -1. Only one size may be -1.
+    devices: the devices to use, all of them; None = `jax.devices()`.
+    seed: the size of an additional axis "seed" in front; None = no such axis.
 
   Raises:
-    ValueError: If the sizes do not multiply to the number of devices, or a copy
+    ValueError: the product of the sizes is not the number of devices, or a copy
       of the model would lie on several slices.
 
   Example:
@@ -88,9 +89,10 @@ def make_mesh(
     first, *rest = sizes
     if first % num_slices:
       raise ValueError(
-        f"the devices belong to {num_slices} TPU slices, which do not divide"
-        f" mesh {axes[0]}={first}: only copies of the model may lie on"
-        f" different slices; set {axes[0]} to a multiple of the slices"
+        f"the devices belong to {num_slices} TPU slices, but mesh.{axes[0]}="
+        f"{first} is not divisible by {num_slices}: only whole copies of the "
+        f"model may lie on different slices; set mesh.{axes[0]} to a multiple "
+        "of the slices"
       )
     grid = mesh_utils.create_hybrid_device_mesh(
       (first // num_slices, *rest),
@@ -107,12 +109,12 @@ def make_mesh(
 
 
 def connect(mesh: jax.sharding.Mesh) -> None:
-  """Connects the processes of a mesh, along its axes and any group of them.
+  """Connects the processes along every combination of the mesh axes.
 
-  Where CPUs of several processes compute together, the first exchange of a
-  group connects it, and gives up after 30 seconds; later ones wait for as long
-  as it takes. So it has to happen when all processes are there, not after
-  compiling, which takes one longer than another.
+  If CPUs of several processes compute together, the first exchange within a
+  group of processes connects them, and fails after 30 seconds. Later exchanges
+  wait without limit. So the first one must happen when all processes are
+  present, and not after compiling, which takes some processes longer.
   """
   multihost_utils.sync_global_devices("connect")
   axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
@@ -131,41 +133,34 @@ def connect(mesh: jax.sharding.Mesh) -> None:
 def _fill_mesh_sizes(
   axes: Sequence[str], sizes: Sequence[int], num_devices: int
 ) -> tuple[int, ...]:
-  """Returns the sizes with the -1 replaced."""
-  given = " x ".join(f"{a}={n}" for a, n in zip(axes, sizes, strict=True))
-  if any(n == 0 or n < -1 for n in sizes):
-    raise ValueError(f"mesh {given}: a size is at least 1, or -1 for the rest")
+  """Returns the sizes, with -1 replaced by the number of remaining devices."""
   num_free = sizes.count(-1)
-  if num_free > 1:
-    raise ValueError(f"mesh {given}: only one size may be -1; set the others")
   known = math.prod(n for n in sizes if n != -1)
-  if num_free and num_devices % known:
+  fits = num_free <= 1 and all(n == -1 or n > 0 for n in sizes)
+  if not fits or num_devices % known or (not num_free and known < num_devices):
+    given = " x ".join(f"{a}={n}" for a, n in zip(axes, sizes, strict=True))
     raise ValueError(
-      f"mesh {given}: {num_devices} devices are here, which {known} does not"
-      " divide; change the sizes that are not -1"
-    )
-  if not num_free and known != num_devices:
-    raise ValueError(
-      f"mesh {given} needs {known} devices, {num_devices} are here; change"
-      " the sizes or let one of them be -1"
+      f"mesh {given} does not fit the {num_devices} devices: the product of "
+      f"its sizes must be {num_devices}; change them, or set one size to -1 for"
+      " the remaining devices"
     )
   return tuple(num_devices // known if n == -1 else n for n in sizes)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-  """Pins the first dimension of an activation to the batch axes of the mesh.
+  """Shards the first dimension of an activation over the batch axes.
 
-  Put it after the embedding and after every layer. With parameters cut over
-  "fsdp" the compiler otherwise may replicate the batch and sum activations of
-  all rows over the devices, which needs many times the memory.
+  Call it after the embedding and after every layer. If "fsdp" shards the
+  parameters, the compiler may otherwise replicate the batch and sum activations
+  of all rows over the devices, which needs many times the memory.
 
   Args:
     x: [B, ...], at least one dimension.
 
   Returns:
-    x, unchanged where there is nothing to pin: no mesh set by `jax.set_mesh`,
-    a mesh without these axes, axes that are manual (`jax.shard_map`), or a
-    concrete array outside of `jit`.
+    x with a sharding constraint. It is unchanged if no mesh is set by
+    `jax.set_mesh`, if the mesh lacks these axes or they are manual
+    (`jax.shard_map`), or if x is a concrete array outside of `jit`.
   """
   if not isinstance(x, jax.core.Tracer):
     return x
@@ -184,7 +179,12 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
 
 
 def of_members(place: Tree, mesh: jax.sharding.Mesh) -> Tree:
-  """Shardings of arrays of one model -> those of many, stacked on axis 0."""
+  """Returns the shardings of the arrays of several models, stacked on axis 0.
+
+  Args:
+    place: the shardings of the arrays of one model.
+    mesh: a mesh with the axis "seed".
+  """
   return jax.tree.map(
     lambda one: jax.sharding.NamedSharding(mesh, P(SEED_AXIS, *one.spec)), place
   )
@@ -196,17 +196,13 @@ def check_batch_size(
   """Checks that every device gets the same number of rows.
 
   Args:
-    batch_size: Rows of the global batch B.
-    mesh: From `make_mesh`.
-    num_micro_batches: Parts that a batch is computed in, one after the other.
+    batch_size: the number of rows B of the global batch.
+    mesh: the mesh, from `make_mesh`.
+    num_micro_batches: into how many parts the rows of a device are split.
 
   Raises:
-    ValueError: If it does not divide; names the nearest sizes that do.
+    ValueError: the rows are not divisible; names the nearest sizes that are.
   """
-  if num_micro_batches < 1:
-    raise ValueError(
-      f"num_micro_batches={num_micro_batches}: give 1 (off) or more"
-    )
   sizes = {axis: mesh.shape[axis] for axis in BATCH_AXES}
   num_groups = math.prod(sizes.values())
   unit = num_groups * num_micro_batches
@@ -230,7 +226,12 @@ def check_batch_size(
 
 
 def local_rows(place: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
-  """Which rows of the global batch the devices of this process hold."""
+  """Returns the rows of the global batch that this process's devices hold.
+
+  Args:
+    place: the sharding of the batch.
+    batch_size: the number of rows B of the global batch.
+  """
   slices = place.addressable_devices_indices_map((batch_size,)).values()
   return np.unique(
     np.concatenate([np.arange(batch_size)[rows] for rows in slices if rows])
@@ -238,14 +239,14 @@ def local_rows(place: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
 
 
 def put_global_batch(batch: Tree, sharding: jax.sharding.NamedSharding) -> Tree:
-  """Assembles global arrays from the rows that each process has.
+  """Assembles global arrays from the rows of each process.
 
-  Every process calls this with its own rows; nothing travels between hosts. If
-  the "tensor" axis spans processes, those processes must pass equal rows.
+  Every process calls this with its own rows, and no data is sent between hosts.
+  If the "tensor" axis spans processes, these must pass equal rows.
 
   Args:
-    batch: Tree of numpy arrays [rows of this process, ...].
-    sharding: From `batch_sharding`.
+    batch: a tree of numpy arrays [rows of this process, ...].
+    sharding: the sharding of the batch, from `batch_sharding`.
 
   Returns:
     The tree with global arrays [B, ...].
@@ -259,25 +260,26 @@ def put_global_batch(batch: Tree, sharding: jax.sharding.NamedSharding) -> Tree:
 def state_sharding(
   abstract_tree: Tree, mesh: jax.sharding.Mesh, rules: Rules, spread: str = ""
 ) -> Tree:
-  """Places parameters, or a whole train state, by one table of rules.
+  """Returns the shardings of parameters, or of a whole train state, by rules.
 
   Args:
-    abstract_tree: Tree whose leaves have a shape: parameters, or a train state
-      of step, parameters and optimizer state (see `jax.eval_shape`).
-    mesh: From `make_mesh`.
+    abstract_tree: a tree whose leaves have a shape: parameters, or a train
+      state of step, parameters and optimizer state (see `jax.eval_shape`).
+    mesh: the mesh, from `make_mesh`.
     rules: `(regex, axes)` pairs; see the top of this file. `axes` has an entry
       for each trailing dimension: None, an axis, or a tuple of axes.
-    spread: regex of paths of arrays that are also cut over "data", where they
-      have a dimension that can be: each copy of the model then holds a share.
+    spread: a regex. Arrays in whose path it is found are also sharded over
+      "data", if one of their dimensions is divisible, so that each copy of the
+      model holds a share of them. "" = no arrays.
 
   Returns:
-    The tree with a `NamedSharding` in the place of each leaf. Scalars are
-    replicated; they need no rule.
+    The tree with a `NamedSharding` in place of each leaf. Scalars need no rule;
+    they are replicated.
 
   Raises:
-    ValueError: If a rule is malformed, names an axis twice, names one the mesh
-      does not have or more than a parameter has dimensions; if no rule fits a
-      parameter; or if a dimension is not divisible by its axes.
+    ValueError: a rule is malformed, names an axis twice, names an axis that the
+      mesh lacks, or has more entries than a parameter has dimensions; no rule
+      applies to a parameter; or a dimension is not divisible by its axes.
 
   Example:
     >>> mesh = make_mesh(data=-1, fsdp=1, tensor=1)
@@ -288,52 +290,54 @@ def state_sharding(
   """
   for rule in rules:
     _check_rule(rule, mesh)
-  leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_tree)
-  named = [
-    (jax.tree_util.keystr(path, simple=True, separator="/"), tuple(x.shape))
-    for path, x in leaves
-  ]
-  lost = [
-    name for name, shape in named if shape and _find_rule(name, rules) is None
-  ]
+  lost: list[str] = []
+
+  def place(path: Any, leaf: Any) -> jax.sharding.NamedSharding | None:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    shape, spec = tuple(leaf.shape), P()
+    if shape:
+      rule = next((rule for rule in rules if re.search(rule[0], name)), None)
+      if rule is None:
+        lost.append(name)
+        return None
+      spec = _leaf_spec(name, shape, mesh, rule)
+    if spread and re.search(spread, name):
+      spec = _spread(spec, shape, mesh)
+    return jax.sharding.NamedSharding(mesh, spec)
+
+  placed = jax.tree_util.tree_map_with_path(place, abstract_tree)
   if lost:
     raise ValueError(
-      f"no sharding rule fits {', '.join(lost)}; add to mesh.rules a pair"
-      " (regex that is found in the path, axis name or None per dimension)"
+      f"no sharding rule applies to {', '.join(lost)}; add to mesh.rules a pair"
+      " of a regex that is found in the path, and an axis name or None for each"
+      " dimension"
     )
-  specs = [_leaf_spec(name, shape, mesh, rules) for name, shape in named]
-  if spread:
-    specs = [
-      _spread(spec, shape, mesh) if re.search(spread, name) else spec
-      for spec, (name, shape) in zip(specs, named, strict=True)
-    ]
-  placed = [jax.sharding.NamedSharding(mesh, spec) for spec in specs]
-  return jax.tree_util.tree_unflatten(treedef, placed)
+  return placed
 
 
 def place_state(
   abstract_state: Tree, mesh: jax.sharding.Mesh, config: settings.Mesh
 ) -> Tree:
-  """Places a train state as a config says.
+  """Returns the shardings of a train state by the rules of a config.
 
   Args:
-    abstract_state: with the paths "params/..." and "opt_state/...".
-    mesh: From `make_mesh`.
-    config: The group `mesh`.
+    abstract_state: a tree with the paths "params/..." and "opt_state/...".
+    mesh: the mesh, from `make_mesh`.
+    config: the group `mesh`.
 
   Returns:
-    As `state_sharding`.
+    The result of `state_sharding`.
   """
   spread = "^opt_state/" if config.spread_optimizer else ""
   return state_sharding(abstract_state, mesh, config.rules, spread)
 
 
 def _check_rule(rule: tuple[str, Any], mesh: jax.sharding.Mesh) -> None:
-  """Raises ValueError where a rule cannot be right for any parameter."""
+  """Raises ValueError if a rule cannot be correct for any parameter."""
   regex, axes = rule
   if isinstance(axes, str):
     raise ValueError(
-      f"sharding rule {rule!r}: the axes are a tuple with one entry per"
+      f"sharding rule {rule!r}: the axes must be a tuple with one entry per"
       f" dimension; write ({axes!r},)"
     )
   try:
@@ -349,8 +353,8 @@ def _check_rule(rule: tuple[str, Any], mesh: jax.sharding.Mesh) -> None:
       )
     if flat.count(axis) > 1:
       raise ValueError(
-        f"sharding rule {rule!r} names the mesh axis {axis!r} twice; one"
-        " array can be cut over an axis only once: put None for one of them"
+        f"sharding rule {rule!r} names the mesh axis {axis!r} twice; an axis"
+        " can shard only one dimension of an array: put None for the other"
       )
 
 
@@ -360,25 +364,19 @@ def _axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
   return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _find_rule(name: str, rules: Rules) -> tuple[str, Axes] | None:
-  return next((rule for rule in rules if re.search(rule[0], name)), None)
-
-
 def _leaf_spec(
   name: str,
   shape: tuple[int, ...],
   mesh: jax.sharding.Mesh,
-  rules: Rules,
+  rule: tuple[str, Axes],
 ) -> jax.sharding.PartitionSpec:
-  """Returns the spec of one array by the first rule that fits its name."""
-  rule = _find_rule(name, rules)
-  if not shape or rule is None:
-    return P()
+  """Returns the spec of one array by the rule that applies to it."""
   _, axes = rule
   if len(axes) > len(shape):
     raise ValueError(
       f"sharding rule {rule!r} has {len(axes)} axes, but {name} has the shape"
-      f" {shape}; give at most {len(shape)}, or put a narrower rule before it"
+      f" {shape}; give at most {len(shape)}, or put a more specific rule before"
+      " it"
     )
   first = len(shape) - len(axes)
   for dim, entry in zip(shape[first:], axes, strict=True):
@@ -389,20 +387,21 @@ def _leaf_spec(
         f" mesh axis {entry!r} of size {size} (sharding rule {rule!r});"
         " change the mesh or the model size, or put None in the rule"
       )
-  entries = (_spec_entry(entry) for entry in axes)
+  entries = (tuple(x) if isinstance(x, list) else x for x in axes)
   return P(*(None,) * first, *entries)
 
 
 def _spread(
   spec: jax.sharding.PartitionSpec, shape: tuple[int, ...], mesh
 ) -> jax.sharding.PartitionSpec:
-  """Cuts an array over "data" too, along the longest dimension left whole.
+  """Shards an array also over "data", along its longest whole dimension.
 
-  The last one keeps a multiple of the 128 lanes of a TPU's register.
+  The shards of the last dimension are a multiple of the 128 lanes of a TPU's
+  register.
   """
   if any("data" in _axes_of(entry) for entry in spec):
     return spec
-  # An axis of size 1 cuts nothing.
+  # An axis of size 1 leaves its dimension whole.
   entries = [
     entry if math.prod(mesh.shape[a] for a in _axes_of(entry)) > 1 else None
     for entry in spec
@@ -417,9 +416,3 @@ def _spread(
   if free:
     entries[max(free, key=lambda i: shape[i])] = "data"
   return P(*entries)
-
-
-def _spec_entry(
-  entry: str | tuple[str, ...] | None,
-) -> str | tuple[str, ...] | None:
-  return entry if entry is None or isinstance(entry, str) else tuple(entry)

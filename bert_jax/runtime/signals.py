@@ -1,14 +1,14 @@
 """Signals that stop a process: the first lets it save, the second ends it.
 
-SIGTERM (a machine that is taken away), SIGINT (Ctrl-C) and SIGHUP (a closed
-terminal) are treated alike. Whoever has something to save listens (`Listener`)
-and stops in its own time. Where nobody listens, the launcher ends with status
-130. A signal that the process was started to ignore, as `nohup` asks for,
+SIGTERM (the machine is taken away), SIGINT (Ctrl-C) and SIGHUP (the terminal is
+closed) have the same effect. Code that has something to save uses a `Listener`,
+and stops when it has saved. Without a listener, the launcher ends with status
+130. A signal that the process was started to ignore, for example by `nohup`,
 stays ignored.
 
-Python runs its handlers between bytecodes only, so a compilation of ten minutes
-would delay them. The launcher therefore also has a thread (`guard`) that the
-operating system tells about each signal at once.
+Python runs signal handlers only between bytecodes, so a compilation of ten
+minutes would delay them. The launcher therefore also has a thread (`guard`)
+that the operating system informs of each signal at once.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,37 +26,38 @@ from bert_jax.runtime import errors
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
-# How long an interrupted process may take to tidy up.
+# How long an interrupted process may take to clean up.
 _GRACE_SECS = 3.0
 # A terminal that closes sends SIGHUP twice, and some supervisors send SIGTERM
-# and SIGHUP: so soon after each other they count once.
+# and SIGHUP. Signals within this time count as one.
 _SAME_SECS = 1.0
-# A wrapper that passes Ctrl-C on sends a second SIGINT at once; users do not.
+# A wrapper that passes Ctrl-C on sends a second SIGINT at once. A user takes
+# longer than this.
 _SAME_INTERRUPT_SECS = 0.3
 
 
 class Interrupted(KeyboardInterrupt):
-  """The process was told to stop while nobody listened."""
+  """The process was told to stop while there was no listener."""
 
 
 class Listener:
-  """A context that notes the first signal instead of dying from it.
+  """A context in which the first signal does not end the process.
 
-  It listens from `listen` on until it is left; then the handlers from before
-  are back. The second signal ends a guarded process at once, and elsewhere, as
-  in a notebook, does what it would do without this context. In another thread
-  than the main one, where Python allows no handlers, nothing is noted.
+  It listens from the call of `listen` to the end of the context, which restores
+  the earlier handlers. A second signal ends a guarded process at once. In other
+  processes, such as a notebook, it has its usual effect. Outside of the main
+  thread Python allows no handlers, so that signals are not noticed there.
 
   Attributes:
-    given: the name of the first signal; "" if none has come.
-    then: what the process does about it, for the message.
+    given: the name of the first signal; "" if there was none.
+    then: how the process reacts to the signal, for the message.
   """
 
   def __init__(self, then: str):
-    """Prepares to listen; see `listen`.
+    """Stores the text of the message; see `listen`.
 
     Args:
-      then: completes "told to stop (SIGINT): ".
+      then: the rest of the message "told to stop (SIGINT): ...".
     """
     self.given = ""
     self.then = then
@@ -65,11 +66,11 @@ class Listener:
     self._outer: Listener | None = None
 
   def listen(self, forwards: bool = False) -> None:
-    """Notes signals from now on.
+    """Begins to listen.
 
     Args:
-      forwards: a library listens for SIGTERM, too; every signal is passed on
-        to it as SIGTERM. See `keeping_handler`.
+      forwards: whether to pass every signal on, as SIGTERM, to a library that
+        also handles SIGTERM. See `keeping_handler`.
     """
     if threading.current_thread() is not threading.main_thread():
       return
@@ -83,7 +84,7 @@ class Listener:
         self._before[number] = signal.signal(number, self._handle)
 
   def note(self, number: int) -> None:
-    """Notes a signal."""
+    """Stores the name of the first signal, and passes signals on."""
     self.given = self.given or signal.Signals(number).name
     if not self._forwards:
       return
@@ -117,8 +118,8 @@ _theirs: Callable[[int], Any] | None = None  # a library's handler of SIGTERM
 def keeping_handler() -> Iterator[None]:
   """A context in which a library may replace the handler of SIGTERM.
 
-  Afterwards the handler from before is back, so that signals are counted as the
-  top of this file says. A `Listener` that forwards calls the library's handler.
+  The end of the context restores the earlier handler, so that this module
+  counts the signals. A `Listener` that forwards calls the library's handler.
   """
   global _theirs
   before = signal.getsignal(signal.SIGTERM)
@@ -129,7 +130,7 @@ def keeping_handler() -> Iterator[None]:
     return
   import ctypes
 
-  # Handlers of the C library, which Python's own `signal` knows nothing of.
+  # Python's `signal` does not know handlers that C code has set.
   exchange = ctypes.CDLL(None).signal
   exchange.argtypes = (ctypes.c_int, ctypes.c_void_p)
   exchange.restype = ctypes.c_void_p
@@ -153,12 +154,14 @@ class _Guard:
   """The handlers and the thread of a guarded process.
 
   Attributes:
-    listener: who notes a signal; None = it interrupts the process.
-    interrupted: name of the signal that did; "" = none.
-    is_ending: the work is done and its status known; one signal changes
-      nothing any more.
+    listener: the listener that gets a signal; None = a signal interrupts the
+      process.
+    interrupted: the name of the signal that interrupted the process; "" = it
+      was not interrupted.
+    is_ending: whether the work is done and the exit status is known. Then a
+      single signal has no effect.
     left: what an interrupted process leaves behind, for the message.
-    status: exit status of an interrupted process.
+    status: the exit status of an interrupted process.
   """
 
   def __init__(self) -> None:
@@ -176,7 +179,7 @@ class _Guard:
     usual = sys.unraisablehook
 
     def quiet(unraisable: Any) -> None:
-      # Raised where Python cannot pass it on; the thread ends the process.
+      # Python cannot propagate this exception; the thread ends the process.
       if not issubclass(unraisable.exc_type, Interrupted):
         usual(unraisable)
 
@@ -192,14 +195,14 @@ class _Guard:
       raise Interrupted(self.interrupted)
 
   def _watch(self) -> None:
-    """Counts signals as they arrive, whatever the main thread is busy with."""
+    """Counts signals when they arrive, even if the main thread is busy."""
     first: float | None = None
     name, deadline = "", None
     while True:
       wait = None if deadline is None else max(deadline - time.monotonic(), 0)
       if not select.select([self._reads], [], [], wait)[0]:
         if not (self.listener and self.listener.given):
-          self.end(name)  # it could not tidy up in time
+          self.end(name)  # the process did not clean up in time
         deadline = None
         continue
       for number in os.read(self._reads, 64):
@@ -223,7 +226,7 @@ class _Guard:
           deadline = now + _GRACE_SECS
 
   def end(self, name: str) -> NoReturn:
-    """Ends an interrupted process, without waiting for anybody."""
+    """Ends an interrupted process, without waiting for other threads."""
     say(f"interrupted ({name}); {self.left}")
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(Exception):
@@ -235,9 +238,10 @@ _guard: _Guard | None = None
 
 
 def guard() -> None:
-  """Makes signals end this process as the top of this file says.
+  """Makes signals end this process; see the top of this file.
 
-  This is for the launcher, which owns its process. Call it in the main thread.
+  Only the launcher may call it, in the main thread, because it changes the
+  whole process.
   """
   global _guard
   if _guard is None:
@@ -246,11 +250,11 @@ def guard() -> None:
 
 
 def leaves(left: str, status: int = errors.INTERRUPTED) -> None:
-  """Sets what the message of an interruption says is left behind.
+  """Sets the message and the exit status of an interruption.
 
   Args:
-    left: completes the message.
-    status: exit status of the process that is interrupted.
+    left: the end of the message: what the process leaves behind.
+    status: the exit status.
   """
   if _guard is not None:
     _guard.left, _guard.status = left, status
@@ -263,26 +267,26 @@ def end_if_interrupted() -> None:
 
 
 def finish() -> None:
-  """Notes that the exit status is known, so that a signal changes nothing."""
+  """Says that the exit status is known, so that a signal has no effect."""
   if _guard is not None:
     _guard.is_ending = True
 
 
 def hold(numbers: Iterable[int] = STOPPING) -> None:
-  """Holds signals back until `release`, also across an exec."""
+  """Blocks signals until `release`, also across an exec."""
   signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
 
 def release(numbers: Iterable[int] = STOPPING) -> None:
-  """Delivers signals again, first those that were held back."""
+  """Unblocks signals; those that came in between are delivered now."""
   signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
 @contextlib.contextmanager
 def kept_from_children() -> Iterator[None]:
-  """A context whose new processes never see Ctrl-C or a closed terminal.
+  """A context whose new processes do not get Ctrl-C or a closed terminal.
 
-  Their parent is told as well, and ends them.
+  Their parent gets these signals, and ends them.
   """
   numbers = (signal.SIGINT, signal.SIGHUP)
   before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)

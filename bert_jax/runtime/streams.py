@@ -1,4 +1,4 @@
-"""Standard streams that are closed or lose their reader do not stop a job."""
+"""Keeps a job running if a standard stream is closed or loses its reader."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ _GONE = (errno.EPIPE, errno.EIO)
 
 
 class _Lasting(io.FileIO):
-  """A file to write to that drops data once nobody can read it any more.
+  """A file whose written data are dropped once no process can read them.
 
   Attributes:
     lasts: whether to drop such data; False = the write fails as usual.
@@ -32,9 +32,9 @@ class _Lasting(io.FileIO):
 def guard() -> None:
   """Lets the launcher go on if a standard stream is closed.
 
-  A closed one is replaced by the null device, or else the next file that is
-  opened would get its number, and everything that is printed. `sys.stdin` and
-  `sys.__stdout__` remain None then, which tells a mode that needs them.
+  A closed stream is replaced by the null device. Otherwise the next file that
+  is opened would get the stream's number, and all printed text. `sys.stdin` and
+  `sys.__stdout__` remain None, so that a mode that needs them can tell.
   """
   for number, mode in enumerate((os.O_RDONLY, os.O_WRONLY, os.O_WRONLY)):
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import threading
 import time
 
-# The thread looks so many times within the time that is allowed.
+# How often the thread looks within the allowed time.
 _LOOKS = 20
 _LONGEST_LOOK_SECS = 5.0
 
@@ -17,7 +17,7 @@ class Watchdog:
   """A context in which progress has to be noted.
 
   Attributes:
-    max_secs: the longest time that is allowed without a note; 0 = no limit.
+    max_secs: the longest allowed time without a note; 0 = no limit.
   """
 
   def __init__(
@@ -31,8 +31,8 @@ class Watchdog:
     Args:
       max_secs: see the class.
       on_stall: is called, in the thread of the watchdog, with a sentence that
-        says what stood still for how long, and what to do about it.
-      clock: returns seconds.
+        says what made no progress for how long, and what to do about it.
+      clock: returns the time in seconds.
     """
     self.max_secs = max_secs
     self._on_stall, self._clock = on_stall, clock
@@ -53,11 +53,11 @@ class Watchdog:
     self._stopped.set()
 
   def note(self, what: str, step: int | None = None) -> None:
-    """Notes that the process goes on.
+    """Notes that the process makes progress.
 
     Args:
-      what: it does from now on, such as "evaluating".
-      step: of the training; None = as before.
+      what: the work from now on, such as "evaluating".
+      step: the number of updates; None = as in the last note.
     """
     step = self._noted[1] if step is None else step
     self._noted = (what, step, self._clock())
@@ -87,6 +87,6 @@ _current: Watchdog | None = None
 
 
 def note(what: str, step: int | None = None) -> None:
-  """Notes that this process goes on; see `Watchdog.note`."""
+  """Notes that this process makes progress; see `Watchdog.note`."""
   if _current is not None:
     _current.note(what, step)

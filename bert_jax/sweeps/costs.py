@@ -1,4 +1,4 @@
-"""Lists the trials of a sweep: how far each is, and what it is to cost."""
+"""Lists the trials of a sweep, with the state and predicted cost of each."""
 
 from collections.abc import Callable, Sequence
 import os
@@ -15,7 +15,7 @@ from bert_jax.runtime import files
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
-_BATCHES_LOOKED_AT = 20  # to estimate the FLOPs of a step
+_NUM_BATCHES = 20  # from which the FLOPs of a step are estimated
 
 
 def listing(
@@ -28,7 +28,7 @@ def listing(
   Args:
     trials: from `read_trials`.
     workdir: the folder of the sweep.
-    cost: says in words what a trial that is not done will cost.
+    cost: describes the predicted cost of a trial that is not done.
   """
   journal = running.Journal(workdir)
   failed, secs = journal.failed(), journal.seconds()
@@ -47,7 +47,7 @@ def listing(
 
 
 def show(rows: Sequence[tuple[str, str, str]]) -> None:
-  """Prints a listing as a table."""
+  """Prints the rows of `listing` as a table."""
   grid = table.Table(box=None, pad_edge=False)
   for heading in ("trial", "state", "cost"):
     grid.add_column(heading, overflow="fold")
@@ -60,10 +60,10 @@ def show(rows: Sequence[tuple[str, str, str]]) -> None:
 
 
 class Costs:
-  """Predicts what trials will cost, by their FLOPs.
+  """Predicts the costs of trials from their FLOPs.
 
-  The predicted time assumes the speed of the trials of the sweep that are done.
-  For a TPU slice it is the time that a plan predicts for a step.
+  The predicted time assumes the speed of the sweep's trials that are done. For
+  a TPU slice, a plan predicts the time of a step.
   """
 
   def __init__(
@@ -88,12 +88,12 @@ class Costs:
     self._num_done = len(speeds)
 
   def flops(self, one: sweep.Trial) -> tuple[int, float]:
-    """Returns the number of steps of a trial, and their model FLOPs in all.
+    """Returns the number of steps of a trial, and the FLOPs of all its steps.
 
     Raises:
       ValueError: the config or the data of the trial cannot be used.
     """
-    # These modules load jax, which a sweep itself does without.
+    # These modules load jax, which a sweep itself does not need.
     from bert_jax.runtime import sharding
     from bert_jax.training import checks
     from bert_jax.training import jobs
@@ -106,14 +106,14 @@ class Costs:
     job, _ = jobs.open_job(config, "")
     m = config.mesh
     batches = job.batches(sharding.make_mesh(m.data, m.fsdp, m.tensor))
-    # The shapes of a task's batches differ: the first few stand for all.
-    count = min(len(batches), _BATCHES_LOOKED_AT)
+    # The batches of a task differ in shape, so the first few are averaged.
+    count = min(len(batches), _NUM_BATCHES)
     mean = statistics.mean(job.step_flops(batches[i]) for i in range(count))
     self._flops[key] = job.total_steps, mean * job.total_steps
     return self._flops[key]
 
   def __call__(self, one: sweep.Trial) -> str:
-    """Says what a trial will cost, or why that is unknown."""
+    """Describes the cost of a trial, or says why it is unknown."""
     try:
       if self._topology:
         return self._planned(one)
@@ -123,12 +123,13 @@ class Costs:
     text = f"{num_steps:,} steps, {flops:.2g} model FLOPs"
     if self._speed:
       text += (
-        f", about {flops / self._speed / 60:,.1f} min as fast as the "
-        f"{self._num_done} done"
+        f", about {flops / self._speed / 60:,.1f} min at the speed of the "
+        f"{self._num_done} trials done"
       )
     return text
 
   def _planned(self, one: sweep.Trial) -> str:
+    """Describes the cost of a trial on the TPU slice, from its plan."""
     key = one.program()
     if key not in self._plans:
       self._plans[key] = make_plan([*key, f"--topology={self._topology}"])
@@ -142,12 +143,12 @@ class Costs:
 
 
 def make_plan(arguments: Sequence[str]) -> dict:
-  """Makes a plan in a process of its own, and returns it.
+  """Makes a plan in a new process, and returns it.
 
-  Only a new process can have jax see the devices of a TPU slice.
+  Only in a new process can jax be configured for the devices of a TPU slice.
 
   Args:
-    arguments: those of the launcher for a training, and --topology.
+    arguments: the arguments of the launcher for a training, and --topology.
 
   Raises:
     sweep.SweepError: the training does not fit the memory, or the plan failed.

@@ -1,10 +1,9 @@
-"""Hands the trials of a sweep to a cluster: SLURM, or TPU slices of GKE.
+"""Submits the trials of a sweep to a cluster: SLURM, or TPU slices of GKE.
 
-SLURM is reached through submitit (the extra `slurm`), with one job per trial
-and submitit's settings; GKE through xpk (the extra `xpk`), with one workload
-per trial. Both restart a trial that was preempted (exit status 75) or lost
-another of its processes (69). Any other system can run the commands that
-`write_commands` writes.
+Submitit (the extra `slurm`) submits one SLURM job per trial, and xpk (the extra
+`xpk`) one GKE workload per trial. Both restart a trial that was preempted (exit
+status 75) or that lost one of its processes (69). Other systems can run the
+commands that `write_commands` writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,37 +27,43 @@ from bert_jax.sweeps import sweep
 _log = logging.getLogger(__name__)
 
 _POLL_SECS = 0.2
-_SAVE_SECS = 80  # of the 90 that submitit asks SLURM for before the end
-_WORKLOAD_CHARS = 40  # of a name, as xpk takes it
+# SLURM sends a signal 90 seconds before the end, because submitit asks for it.
+_SAVE_SECS = 80
+_WORKLOAD_CHARS = 40  # the longest name of a workload that xpk accepts
 _MOST_RESTARTS = 100
-# Of xpk workload create 1.16; the others have a default or come from the trial.
+# Options of `xpk workload create` 1.16 that have no default and that the trial
+# does not determine.
 _XPK_REQUIRED = ("cluster", "tpu-type", "docker-image")
 
 
 class Training:
-  """The function that submitit calls for a trial, and tells of preemptions."""
+  """The function that submitit calls for a trial.
+
+  Submitit calls `checkpoint` if the job is preempted.
+  """
 
   def __init__(self, arguments: Sequence[str]):
-    """Keeps the arguments of the launcher; runs nothing yet."""
+    """Stores the arguments of the launcher; starts no process yet."""
     self.arguments = list(arguments)
     self._process: subprocess.Popen | None = None
 
   def __call__(self) -> int:
-    """Runs the trial to its end.
+    """Runs the trial to its end; returns the exit status 0.
 
     Raises:
-      running.FailedError: it failed.
+      running.FailedError: the trial failed.
     """
     again = (errors.SAVED, peers.PeerError.exit_status)
     status, starts = errors.SAVED, 0
     while status in again and starts < _MOST_RESTARTS:
       starts += 1
-      # Its own group: what SLURM sends the job is for `checkpoint` alone.
+      # In its own process group, so that signals from SLURM reach only this
+      # process, in which they call `checkpoint`.
       self._process = subprocess.Popen(
         [sys.executable, "-m", "bert_jax.main", *self.arguments],
         start_new_session=True,
       )
-      # Not `wait`: `checkpoint`, called by a signal, could not wait then.
+      # During `wait`, `checkpoint` could not wait for the process, too.
       while (ended := self._process.poll()) is None:
         time.sleep(_POLL_SECS)
       status = ended
@@ -67,7 +72,7 @@ class Training:
     return status
 
   def checkpoint(self) -> Any:
-    """Makes the trial save and end, and tells submitit to queue it again."""
+    """Makes the trial save and end; returns a request to queue it again."""
     from submitit import helpers
 
     if self._process is not None and self._process.poll() is None:
@@ -75,7 +80,7 @@ class Training:
       try:
         self._process.wait(_SAVE_SECS)
       except subprocess.TimeoutExpired:
-        self._process.kill()  # its last checkpoint is sound
+        self._process.kill()  # its last checkpoint stays intact
     return helpers.DelayedSubmission(Training(self.arguments))
 
 
@@ -85,15 +90,15 @@ def submit(
   settings: Mapping[str, Any],
   cluster: str | None = None,
 ) -> list[Any]:
-  """Hands the trials that are not done to SLURM.
+  """Submits the trials that are not done to SLURM.
 
   Args:
     trials: all trials of a sweep.
-    workdir: the folder of the sweep, which all machines must see; submitit
-      writes to `slurm` in it.
+    workdir: the folder of the sweep, which all machines must see. Submitit
+      writes to the folder `slurm` in it.
     settings: arguments of submitit's update_parameters, such as
       slurm_partition, timeout_min, nodes, slurm_gres.
-    cluster: "slurm", or "local" for processes on this machine; None = slurm.
+    cluster: "local" = run processes on this machine; None = use SLURM.
 
   Returns:
     The jobs of submitit.
@@ -140,7 +145,7 @@ def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
   Args:
     one: a trial, whose workdir all machines must see.
     settings: options of `xpk workload create`. cluster, tpu-type and
-      docker-image are required; project, zone, num-slices and others are not.
+      docker-image are required; others, such as project and zone, are optional.
 
   Raises:
     sweep.SweepError: a required option is missing.
@@ -148,7 +153,7 @@ def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
   for name in _XPK_REQUIRED:
     if not settings.get(name):
       raise sweep.SweepError(
-        f"--engine=xpk: the sweep names no {name}; give "
+        f"--engine=xpk: the sweep does not set {name}; give "
         f"sweep.make(..., xpk={{{name!r}: ...}})"
       )
   options = {
@@ -165,7 +170,7 @@ def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
 
 
 def workload_name(name: str) -> str:
-  """Returns a name that Kubernetes accepts, a different one for each trial."""
+  """Returns a name that Kubernetes accepts, and that differs between trials."""
   digest = hashlib.sha256(name.encode()).hexdigest()[:6]
   plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
   plain = plain[: _WORKLOAD_CHARS - len(digest) - 3].strip("-")
@@ -173,7 +178,7 @@ def workload_name(name: str) -> str:
 
 
 def send(trials: Sequence[sweep.Trial], settings: Mapping[str, Any]) -> None:
-  """Hands the trials that are not done to GKE, one workload each.
+  """Submits the trials that are not done to GKE, one workload each.
 
   Args:
     trials: all trials of a sweep.
@@ -193,11 +198,11 @@ def send(trials: Sequence[sweep.Trial], settings: Mapping[str, Any]) -> None:
       raise sweep.SweepError(
         "--engine=xpk needs xpk: pip install 'bert_jax[xpk]'"
       ) from error
-    if done.returncode:  # perhaps it was sent before
+    if done.returncode:  # a workload of that name may exist already
       refused.append(f"{shlex.join(command)} ended with {done.returncode}")
   if refused:
     raise sweep.SweepError(
-      f"xpk refused {len(refused)} workloads, the first: {refused[0]}"
+      f"xpk refused {len(refused)} workloads; the first: {refused[0]}"
     )
 
 

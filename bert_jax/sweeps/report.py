@@ -1,7 +1,7 @@
-"""Reports the results of a sweep: in Markdown, and as an HTML page with plots.
+"""Reports the results of a sweep in Markdown, and as an HTML page with plots.
 
 All numbers come from results.jsonl and trials.json (results.py). Runs that
-differ only in their seed are one line of the table.
+differ only in their seed share a line of the table.
 """
 
 import base64
@@ -29,8 +29,8 @@ from bert_jax.runtime import files
 from bert_jax.sweeps import results
 from bert_jax.sweeps import sweep
 
-# Scores of BERT-base (arXiv 1810.04805v2), of the development set if the paper
-# has that, else of the test set.
+# Scores of BERT-base (arXiv 1810.04805v2): those of the development set if the
+# paper has them, else those of the test set.
 PAPER = {
   "mnli": ("accuracy", 84.4, "dev, table 5"),
   "qnli": ("accuracy", 88.4, "dev, table 5"),
@@ -45,13 +45,11 @@ PAPER = {
 }
 _RESAMPLES = 9_999
 _LEVEL = 0.95
-# Settings in which the runs of one line may differ.
-_OF_A_RUN = ("seed",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """Runs that differ only in their seed: a line of the table.
+  """A line of the table: runs that differ only in their seed.
 
   Attributes:
     task: the name of the task.
@@ -59,7 +57,7 @@ class Line:
       same order for all lines.
     metric: the name of the main metric.
     values: the metric of each run, in per cent.
-    degenerate: how many runs are no better than a constant answer.
+    degenerate: how many runs are not better than a constant answer.
     rows: the rows of results.jsonl.
   """
 
@@ -77,12 +75,12 @@ class Line:
 
   @property
   def label(self) -> str:
-    """The settings in one text."""
+    """The settings as one text."""
     return ", ".join(f"{k}={v}" for k, v in self.settings if v) or "all"
 
 
 def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
-  """Groups the rows of results.jsonl to lines of the table.
+  """Groups the rows of results.jsonl into lines of the table.
 
   If a trial was run at several commits, only its newest run counts.
 
@@ -91,7 +89,7 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
   """
   groups: dict[tuple[str, str], dict[Any, Mapping]] = {}
   for row in rows:
-    settings = {k: v for k, v in row["settings"].items() if k not in _OF_A_RUN}
+    settings = {k: v for k, v in row["settings"].items() if k != "seed"}
     key = (row["task"], json.dumps(settings, sort_keys=True))
     groups.setdefault(key, {})[row["seed"]] = row
   all_settings = _differing(
@@ -109,9 +107,8 @@ def lines_of(rows: Sequence[Mapping[str, Any]]) -> list[Line]:
     for row in chosen:
       if f"eval/{metric}" not in row["metrics"]:
         raise results.ResultsError(
-          f"results.jsonl: the run {row['id']} of trial {row['trial']} has no "
-          f"metric eval/{metric}, which counts for task {task}; take that line "
-          "out"
+          f"results.jsonl: the run {row['id']} of trial {row['trial']} lacks "
+          f"eval/{metric}, the main metric of task {task}; remove that line"
         )
     values = tuple(r["metrics"][f"eval/{metric}"] * scale for r in chosen)
     bad = sum(
@@ -166,7 +163,7 @@ def _differing(
 
 
 def _without_common_folder(paths: list[str]) -> tuple[str, list[str]]:
-  """Splits relative paths into the folder that all share, if any, and rest."""
+  """Splits paths into their common folder ("" = they differ) and the rest."""
   folders = {os.path.dirname(path) for path in paths}
   if len(folders) > 1 or not all(folders):
     return "", paths
@@ -178,7 +175,7 @@ def interval(values: Sequence[float], offset: float) -> tuple[float, float]:
 
   Args:
     values: the metric of two runs or more.
-    offset: the number, taken as exact.
+    offset: the number, which is assumed to be exact.
 
   Returns:
     The ends of the interval; NaN if a value is NaN or infinite.
@@ -207,7 +204,12 @@ HEADINGS = (
 
 
 def cells(line: Line, is_best: bool) -> dict[str, str]:
-  """Returns a row of the table, by its headings."""
+  """Returns the texts of a row of the table, by its headings.
+
+  Args:
+    line: the line of the table.
+    is_best: whether its settings are the best of its task.
+  """
   values = line.values
   spread = "-"
   if len(values) > 1:
@@ -227,7 +229,7 @@ def cells(line: Line, is_best: bool) -> dict[str, str]:
     str(line.degenerate),
     "best" if is_best else "",
     _difference(line),
-    _papers(line.task),
+    "{} {}, {}".format(*PAPER[line.task]) if line.task in PAPER else "-",
     f"{secs:,.0f}",
     f"{statistics.median(known):,.0f}" if known else "-",
     ", ".join(sorted({r["hardware"] for r in line.rows})),
@@ -250,25 +252,11 @@ def _difference(line: Line) -> str:
   return text
 
 
-def _papers(task: str) -> str:
-  if task not in PAPER:
-    return "-"
-  metric, number, where = PAPER[task]
-  return f"{metric} {number}, {where}"
-
-
-def missing(folder: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Returns the names of trials that were planned and have no result."""
-  there = {row["trial"] for row in rows}
-  planned = results.read_planned(folder)["trials"]
-  return [t["trial"] for t in planned if t["trial"] not in there]
-
-
 def best_lines(lines: Sequence[Line]) -> set[tuple[str, str]]:
-  """Returns (task, settings) of the best median of each task.
+  """Returns (task, label) of the line with the best median of each task.
 
   Args:
-    lines: from `lines_of`, which sorts them by task.
+    lines: the lines, which `lines_of` has sorted by task.
   """
   by_task = itertools.groupby(lines, lambda line: line.task)
   best = (
@@ -282,7 +270,7 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
   """Draws the learning curves of each task; returns (caption, PNG)."""
   import matplotlib
 
-  matplotlib.use("Agg")  # no screen
+  matplotlib.use("Agg")  # draws without a screen
   import matplotlib.pyplot as plt
 
   plots = []
@@ -338,10 +326,10 @@ def _draw(
 _NOTE = (
   "Numbers are in per cent, of the development set. The best settings of a "
   "task are those with the highest median there, so that this number is "
-  "optimistic; of equal ones the first is chosen. A run is degenerate if it is "
-  "no better than a constant answer. The paper's numbers are those of "
-  "BERT-base. Brackets hold a 95 % bootstrap interval of the difference of the "
-  "mean from the paper's number, which is taken as exact."
+  "optimistic; the first of several equal ones is chosen. A run is degenerate "
+  "if it is not better than a constant answer. The paper's numbers are those "
+  "of BERT-base. Brackets contain a 95 % bootstrap interval of the difference "
+  "between the mean and the paper's number, which is assumed to be exact."
 )
 _STYLE = (
   "body{font:15px/1.5 sans-serif;max-width:88em;margin:2em auto;padding:0 1em}"
@@ -358,7 +346,7 @@ def report(folder: str, output: str) -> list[str]:
   """Writes OUTPUT/report.md and report.html, and prints the table.
 
   Args:
-    folder: the folder with results.jsonl and trials.json.
+    folder: the folder of results.jsonl and trials.json.
     output: the folder to write to.
 
   Returns:
@@ -373,14 +361,17 @@ def report(folder: str, output: str) -> list[str]:
   lines = lines_of(rows)
   best = best_lines(lines)
   table = [cells(line, (line.task, line.label) in best) for line in lines]
-  lost, planned = missing(folder, rows), results.read_planned(folder)
+  planned = results.read_planned(folder)
+  there = {row["trial"] for row in rows}
+  names = [trial["trial"] for trial in planned["trials"]]
+  lost = [name for name in names if name not in there]
   commits = {
     str(commit)[:10] + ("+" if r["dirty"] else "")
     for r in rows
     for commit in r["commits"]
   }
   facts = (
-    f"{len(rows)} runs of {len(planned['trials']) or len(rows)}; commits "
+    f"{len(rows)} runs of {len(names) or len(rows)}; commits "
     f"{', '.join(sorted(commits))} (+: with changes)."
   )
   page = (facts, table, lost, planned["command"])
@@ -393,8 +384,8 @@ def report(folder: str, output: str) -> list[str]:
   return paths
 
 
-# Characters that Markdown takes for markup; not an underscore within a word
-# or a bracket that begins no link.
+# Characters that Markdown takes for markup. An underscore within a word and a
+# bracket that does not end the text of a link are not among them.
 _MARKUP = re.compile(r"[\\`*|<>&#~]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
 
 
@@ -413,7 +404,7 @@ def _markdown(title, facts, table, lost, command) -> str:
   if lost:
     names = "\n".join(f"- {_plain(name)}" for name in lost)
     ticks = max(map(len, re.findall("`+", command)), default=0) + 1
-    fence = "`" * max(ticks, 3)  # longer than any that the command holds
+    fence = "`" * max(ticks, 3)  # longer than any fence in the command
     parts.append(f"Missing, {len(lost)}:\n\n{names}")
     parts.append(f"{fence}sh\n{command}\n{fence}")
   return "\n\n".join(parts) + "\n"
@@ -466,17 +457,12 @@ def _print(facts, table, lost, command) -> None:
   for heading in ("", "metric", "mean", "std", "runs", "degenerate"):
     if heading:
       headings.remove(heading)
-    grid = _grid(table, headings)
+    grid = rich_table.Table(*headings, box=None, pad_edge=False)
+    for row in table:
+      grid.add_row(*(markup.escape(row[x]) for x in headings))
     if measure.Measurement.get(out, unlimited, grid).maximum <= out.width:
       break
   out.print(grid)
   out.print(markup.escape(facts))
   if lost:
     out.print(markup.escape(f"missing: {len(lost)}, by {command}"))
-
-
-def _grid(table, headings) -> rich_table.Table:
-  grid = rich_table.Table(*headings, box=None, pad_edge=False)
-  for row in table:
-    grid.add_row(*(markup.escape(row[heading]) for heading in headings))
-  return grid

@@ -1,13 +1,11 @@
-"""Results of finished trials: DIR/results.jsonl, one line per run.
+"""Records the results of finished trials: DIR/results.jsonl, a line per run.
 
-Only a finished run enters. Lines are sorted, and no run has two, so that
-recording again changes nothing. The file trials.json beside it lists the trials
-of the sweep, from which a report tells which are missing.
+Only finished runs are recorded. The lines are sorted, and each run has one, so
+that recording again changes nothing. The file trials.json beside it lists the
+trials of the sweep, so that a report can name the trials without results.
 """
 
 from collections.abc import Mapping, Sequence
-import hashlib
-import itertools
 import json
 import math
 import os
@@ -27,47 +25,46 @@ from bert_jax.sweeps import sweep
 
 
 def _is_number(value: Any) -> bool:
-  """Returns whether a float holds the JSON value; also NaN and infinity."""
+  """Returns True for a JSON number that a float can hold, NaN and infinity."""
   return type(value) is float or (type(value) is int and abs(value) < 1 << 63)
 
 
-def _are_numbers(value: Any) -> bool:
-  return isinstance(value, dict) and all(map(_is_number, value.values()))
+def _is_point(value: Any) -> bool:
+  return manifests.has_form(value, [_is_number]) and len(value) == 2
 
 
-def _are_settings(value: Any) -> bool:
-  if not isinstance(value, dict) or not manifests.is_text(
-    value.get("config", "")
-  ):
-    return False
-  lists = [x if isinstance(x, list) else [x] for x in value.values()]
-  return not any(
-    isinstance(x, dict | list) for x in itertools.chain.from_iterable(lists)
-  )
-
-
-def _are_curves(value: Any) -> bool:
-  return isinstance(value, dict) and all(
-    isinstance(curve, list)
-    and all(isinstance(p, list) and len(p) == 2 for p in curve)
-    and all(map(_is_number, itertools.chain(*curve)))
-    for curve in value.values()
-  )
+def _is_setting(value: Any) -> bool:
+  values = value if isinstance(value, list) else [value]
+  return not any(isinstance(x, dict | list) for x in values)
 
 
 def _or_null(form: Any) -> Any:
   return lambda value: value is None or form(value)
 
 
+def _dict_of(form: Any) -> Any:
+  """Returns the form of a dict with any keys, whose values have a form."""
+  return lambda value: (
+    isinstance(value, dict)
+    and all(manifests.has_form(x, form) for x in value.values())
+  )
+
+
+def _are_settings(value: Any) -> bool:
+  is_dict = _dict_of(_is_setting)(value)
+  return is_dict and manifests.is_text(value.get("config", ""))
+
+
 _TEXT = (manifests.is_text, "a text")
 _NUMBER_OR_NULL = (_or_null(_is_number), "a number or null")
-# The keys of a line: the form of each value (manifests.has_form) and its words.
+# The keys of a line. Each has the form of its value (manifests.has_form), and a
+# description of the form.
 _ROW: dict[str, tuple[Any, str]] = {
   "id": _TEXT,
   "trial": _TEXT,
   "task": _TEXT,
   "seed": (lambda value: type(value) is int, "an integer"),
-  "metrics": (_are_numbers, "an object of numbers"),
+  "metrics": (_dict_of(_is_number), "an object of numbers"),
   "settings": (_are_settings, "an object of texts, numbers and lists"),
   "commits": ([_or_null(manifests.is_text)], "a list of commits"),
   "dirty": (_or_null(lambda x: isinstance(x, bool)), "true, false or null"),
@@ -76,8 +73,10 @@ _ROW: dict[str, tuple[Any, str]] = {
   "seconds": (_is_number, "a number"),
   "useful_tokens_per_sec": _NUMBER_OR_NULL,
   "most_frequent": _NUMBER_OR_NULL,
-  "curves": (_are_curves, "an object of lists of points (step, value)"),
-}
+  "curves": (
+    _dict_of([_is_point]), "an object of lists of points (step, value)"
+  ),
+}  # fmt: skip
 _PLANNED = {
   "command": manifests.is_text,
   "trials": [{"trial": manifests.is_text}],
@@ -90,21 +89,28 @@ class ResultsError(errors.UserError):
   """The results cannot be read."""
 
 
-# How often and how fast a sweep was run is no part of its command.
-_WAYS = (
-  "--num_parallel", "--num_together", "--retry_failed", "--engine",
-  "--verbosity",
-)  # fmt: skip
+# Flags that change how a sweep is run, but not its trials; and whether a flag
+# has a value.
+_WAYS = {
+  "num_parallel": True, "num_together": True, "engine": True,
+  "verbosity": True, "v": True, "retry_failed": False, "noretry_failed": False,
+}  # fmt: skip
 
 
 def command_of(arguments: Sequence[str]) -> str:
-  """Returns the command that runs a sweep again, failed trials included.
+  """Returns the command that runs a sweep again, including failed trials.
 
   Args:
-    arguments: of the launcher, as it was started.
+    arguments: the arguments with which the launcher was started.
   """
-  given = [a for a in arguments if not a.startswith(_WAYS)]
-  return shlex.join(["bert-jax", *given, "--retry_failed"])
+  kept, rest = [], iter(arguments)
+  for argument in rest:
+    name, equals, _ = argument.lstrip("-").partition("=")
+    if not argument.startswith("-") or name not in _WAYS:
+      kept.append(argument)
+    elif _WAYS[name] and not equals:
+      next(rest, None)  # the value is the next argument
+  return shlex.join(["bert-jax", *kept, "--retry_failed"])
 
 
 def record(
@@ -115,11 +121,11 @@ def record(
   Args:
     trials: all trials of a sweep.
     workdir: the folder of the sweep.
-    folder: where results.jsonl and trials.json go.
+    folder: the folder of results.jsonl and trials.json.
     command: the command that runs the sweep.
 
   Returns:
-    How many lines are new.
+    The number of new lines.
   """
   path = os.path.join(folder, "results.jsonl")
   there = read(folder) if os.path.exists(path) else []
@@ -150,12 +156,10 @@ def record(
 
 
 def _id(one: sweep.Trial) -> str:
-  """Returns a hash that identifies a run, whatever its trial is called."""
+  """Returns a hash that identifies a run, independent of the trial's name."""
   run = runs.read_run(one.workdir)
-  text = json.dumps(
-    [run["config"], run["data_hash"], run["commit"]], sort_keys=True
-  )
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  facts = [run["config"], run["data_hash"], run["commit"]]
+  return files.json_hash(facts)[:16]
 
 
 def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
@@ -163,8 +167,8 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
 
   Args:
     one: a trial that is done.
-    seconds: how long it ran, start-up included; None = take the time of its
-      steps. Trials that were trained together share the time.
+    seconds: how long it ran, including start-up; None = the time of its steps.
+      Trials that were trained together share the time.
   """
   run = runs.read_run(one.workdir)
   rows = metrics_log.read_metrics(one.workdir)
@@ -203,7 +207,7 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
 
 
 def _curve(rows: Sequence[Mapping], name: str) -> list[list[float]]:
-  """Returns points (step, value) of a metric, evenly chosen if many."""
+  """Returns points (step, value) of a metric, at most _CURVE_POINTS of them."""
   points = [[r["step"], r[name]] for r in rows if name in r]
   if len(points) > _CURVE_POINTS:
     chosen = np.linspace(0, len(points) - 1, _CURVE_POINTS).round().astype(int)
@@ -212,21 +216,21 @@ def _curve(rows: Sequence[Mapping], name: str) -> list[list[float]]:
 
 
 def most_frequent(one: sweep.Trial) -> float | None:
-  """Returns the accuracy of always giving the most frequent label.
+  """Returns the accuracy of always predicting the most frequent label.
 
-  A run that is no better did not learn its task. None = the trial is not one
-  of classification.
+  A run that is not more accurate did not learn its task.
+
+  Returns:
+    The accuracy, or None if the trial does not train a classifier.
   """
   from bert_jax.training import jobs  # loads jax
 
   config = one.load_config()
   if config.objective != "task":
     return None
-  job, _ = jobs.open_job(config, "")
-  task: Any = getattr(job, "task")  # noqa: B009  (of fine-tuning jobs)
-  split: Any = getattr(job, "split")(task.eval_splits[0])  # noqa: B009
-  kind: Any = job.objective
-  return kind.most_frequent(split.examples)
+  job: Any = jobs.open_job(config, "")[0]  # a job of fine-tuning
+  split = job.split(job.task.eval_splits[0])
+  return job.objective.most_frequent(split.examples)
 
 
 def read(folder: str) -> list[dict[str, Any]]:
@@ -236,57 +240,57 @@ def read(folder: str) -> list[dict[str, Any]]:
     ResultsError: the file is missing or damaged.
   """
   path = os.path.join(folder, "results.jsonl")
-  rows = []
+  rows: list[dict[str, Any]] = []
   files.check_readable(path)
   try:
     with open(path, encoding="utf-8") as f:
-      for number, line in enumerate(f, 1):
-        try:
-          rows.append(_checked_row(_with_nan(json.loads(line))))
-        except (ValueError, RecursionError) as error:
-          raise ValueError(f"line {number}: {error}") from error
+      for line in f:
+        rows.append(_parse_row(line))
   except FileNotFoundError as error:
     raise ResultsError(
       f"{folder} holds no results.jsonl; --mode=sweep --output={folder} writes "
-      "it from runs that are finished"
+      "it from finished runs"
     ) from error
-  except (ValueError, OSError) as error:
+  except (ValueError, RecursionError, OSError) as error:
     raise ResultsError(
-      f"{path} is damaged: {error}; take that line out, or record the sweep "
-      f"again with --mode=sweep --output={folder}"
+      f"{path} is damaged: line {len(rows) + 1}: {error}; remove that line, or "
+      f"record the sweep again with --mode=sweep --output={folder}"
     ) from error
   return rows
 
 
-def _with_nan(row: Any) -> Any:
-  """Turns metrics that are null back into NaN, which JSON cannot hold."""
-  metrics = row.get("metrics") if isinstance(row, dict) else None
-  if not isinstance(metrics, dict):
-    return row
-  known = {k: math.nan if v is None else v for k, v in metrics.items()}
-  return row | {"metrics": known}
+def _parse_row(line: str) -> dict[str, Any]:
+  """Reads a line, which must have the keys of _ROW with values of their forms.
 
-
-def _checked_row(row: Any) -> dict[str, Any]:
-  """Returns a line if it has all keys of _ROW, with values of their forms."""
+  JSON has no NaN, so metrics that were NaN are null there.
+  """
+  row = json.loads(line)
   if not isinstance(row, dict):
     raise ValueError("it is not a JSON object")
   if missing := sorted(_ROW.keys() - row.keys()):
     raise ValueError(f"it has no {', '.join(missing)}")
+  if isinstance(metrics := row["metrics"], dict):
+    row["metrics"] = {
+      k: math.nan if v is None else v for k, v in metrics.items()
+    }
   for key, (form, wanted) in _ROW.items():
     if not manifests.has_form(row[key], form):
-      raise ValueError(f"{key} is {row[key]!r:.60}; {wanted} was wanted")
+      raise ValueError(f"{key} is {row[key]!r:.60}; it must be {wanted}")
   return row
 
 
 def read_planned(folder: str) -> dict[str, Any]:
-  """Returns the content of trials.json; no trials if there is no file."""
+  """Returns the content of trials.json; without a file, there are no trials.
+
+  Raises:
+    ResultsError: the file is damaged.
+  """
   path = os.path.join(folder, "trials.json")
   files.check_readable(path)
   try:
     planned = files.read_json(path, {"command": "", "trials": []})
     if not manifests.has_form(planned, _PLANNED):
-      raise ValueError("it has no command and trials with names")
+      raise ValueError("it has no command, or no trials with names")
   except (ValueError, OSError) as error:
     raise ResultsError(f"{path} is damaged: {error}") from error
   return planned

@@ -1,9 +1,9 @@
 """Runs the trials of a sweep on this machine, several at a time.
 
-The workdirs alone say which trials are done. A trial may still run because its
-sweep was killed or because someone started it by hand. The sweep then waits for
-it: the process of a trial holds a lock on `.trial.lock` in the workdir for as
-long as it lives.
+Only the content of the workdirs decides which trials are done. A trial may
+still be running because its sweep was killed, or because someone started it by
+hand. The sweep then waits for it: the process of a trial holds a lock on
+`.trial.lock` in the workdir until it ends.
 """
 
 import collections
@@ -28,8 +28,7 @@ from bert_jax.sweeps import sweep
 
 _log = logging.getLogger(__name__)
 
-# Exit statuses of a trial that was told to stop, whether or not it had anything
-# to save yet.
+# Exit statuses of a trial that was told to stop, with or without a checkpoint.
 _STOPPED = (errors.SAVED, errors.INTERRUPTED, *(-n for n in signals.STOPPING))
 _MOST_PREEMPTIONS = 100  # of a trial in one sweep
 _WAIT_SECS = 0.2
@@ -38,11 +37,11 @@ _WAIT_SECS = 0.2
 class FailedError(RuntimeError):
   """Some trials failed; the others are done."""
 
-  exit_status = 1
+  exit_status = errors.FAILED
 
 
 class StoppedError(RuntimeError):
-  """The sweep was told to stop; the same command goes on."""
+  """The sweep was told to stop; the same command continues it."""
 
   exit_status = errors.SAVED
 
@@ -51,7 +50,7 @@ class Journal:
   """The events of a sweep: WORKDIR/sweep.jsonl, one line per event."""
 
   def __init__(self, workdir: str):
-    """Names the journal of a sweep; the first event creates the file."""
+    """Opens no file yet; the first event creates it."""
     self._path = os.path.join(workdir, "sweep.jsonl")
 
   def write(self, one: sweep.Trial, event: str, **facts: Any) -> None:
@@ -63,15 +62,13 @@ class Journal:
       f.write(json.dumps(row) + "\n")
 
   def read(self) -> list[dict[str, Any]]:
-    """Returns all events, without a line that a kill cut off."""
+    """Returns all events, except a line that a kill cut off."""
     rows = []
     if os.path.exists(self._path):
       with open(self._path, encoding="utf-8") as f:
         for line in f:
-          try:
+          with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-          except ValueError:
-            continue
     return rows
 
   def failed(self) -> set[str]:
@@ -81,11 +78,17 @@ class Journal:
   def parted(self) -> set[str]:
     """Returns the names of trials that failed together, to be run alone.
 
-    A trial that has ended alone since then is not among them.
+    A trial that has been done or has failed alone since then is not included.
     """
     return self._last("parted", ("parted", "done", "failed"))
 
   def _last(self, event: str, among: Collection[str] = ()) -> set[str]:
+    """Returns the names of trials whose last event is the given one.
+
+    Args:
+      event: the event.
+      among: the events to consider; () = all.
+    """
     last = {
       row["trial"]: row["event"]
       for row in self.read()
@@ -99,9 +102,9 @@ class Journal:
     return {row["trial"]: row["job"] for row in rows}
 
   def seconds(self) -> dict[str, float]:
-    """Returns how many seconds each trial ran, over all of its sessions.
+    """Returns the seconds that each finished trial ran, over all its sessions.
 
-    A sweep that was killed did not note how long its trials had run; those
+    A sweep that was killed did not record how long its trials had run; these
     trials are left out.
     """
     events: dict[str, list[dict]] = {}
@@ -126,12 +129,12 @@ def run(
 ) -> None:
   """Runs the trials that are not done, on this machine.
 
-  A trial that was preempted is started again at once. A trial that failed in an
-  earlier sweep is not tried again unless `retry_failed` is set. A signal that
-  tells the sweep to stop is passed on, so that the trials save and end. If
-  trials fail that are trained in one program, each is tried alone. The sweep
-  waits for a trial that runs already, and runs it again if it ends without
-  being done.
+  A preempted trial is started again at once. A trial that failed in an earlier
+  sweep is not tried again unless `retry_failed` is set. If the sweep gets a
+  signal to stop, it passes the signal on, so that the trials save and end. If
+  trials that one program trains fail, each of them is tried alone. The sweep
+  waits for a trial that is already running, and runs it again if it ends
+  without being done.
 
   Args:
     trials: from `read_trials`.
@@ -160,7 +163,7 @@ def run(
     failed &= {t.name for t in left if t not in alive}
     waiting = [t for t in left if t.name not in failed and t not in alive]
     _log.info(
-      "%d trials: %d are done, %d run already, %d failed before, %d to run",
+      "%d trials: %d done, %d already running, %d failed before, %d to run",
       len(trials), len(trials) - len(left), len(alive), len(failed),
       len(waiting),
     )  # fmt: skip
@@ -175,19 +178,19 @@ def run(
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     raise FailedError(
       f"{len(names)} of {len(trials)} trials failed: {', '.join(names[:5])}"
-      f"{more}; what each said is in its log.txt. Try them again with "
+      f"{more}; see log.txt in the workdir of each. Try them again with "
       "--retry_failed"
     )
 
 
-# Trials that one process trains.
+# The trials that one process trains.
 Batch = tuple[sweep.Trial, ...]
 
 
 def put_together(
   trials: Sequence[sweep.Trial], num_together: int, alone: Collection[str] = ()
 ) -> list[Batch]:
-  """Returns batches of trials; one program can train the trials of a batch.
+  """Puts trials into batches, each of which one program can train.
 
   Trials that have begun share a batch if they have a checkpoint of the same
   step. They continue from the newest such step.
@@ -195,12 +198,13 @@ def put_together(
   Args:
     trials: the trials to train.
     num_together: the largest size of a batch.
-    alone: names of trials that must not share a batch.
+    alone: the names of trials that must not share a batch.
 
   Raises:
-    sweep.SweepError: a trial of a larger batch cannot be trained with others.
+    sweep.SweepError: a batch has several trials, but models of their config
+      cannot be trained together.
   """
-  # (program, steps that all of a group have, its trials)
+  # (the program, the checkpoints that all trials of a group have, its trials)
   groups: list[tuple[tuple[str, ...], set[int], list[sweep.Trial]]] = []
   for one in trials:
     program, saved = one.program(), one.saved_steps()
@@ -229,10 +233,10 @@ def _claim_path(one: sweep.Trial) -> str:
 
 
 def _holder(one: sweep.Trial) -> str | None:
-  """Finds the process that runs a trial; see `locks.holder`.
+  """Returns the process that runs a trial; see `locks.holder`.
 
-  The lock of the trial is looked at first, because it is taken before the
-  process starts. A run that was started by hand locks its workdir only.
+  The lock of the trial comes first, because it is taken before the process
+  starts. A run that was started by hand locks only its workdir.
   """
   own = locks.holder(_claim_path(one))
   if own is not None:
@@ -243,8 +247,8 @@ def _holder(one: sweep.Trial) -> str | None:
 class _Adopted:
   """A process that is not a child of this one, with the methods of a `Popen`.
 
-  Its exit status is not known. The workdirs say which of its trials are done;
-  the others are taken to have been stopped, and are run again.
+  Its exit status is unknown. The workdirs tell which of its trials are done;
+  the others count as stopped and are run again.
 
   Attributes:
     returncode: 0 once the process has ended, else None.
@@ -252,7 +256,7 @@ class _Adopted:
   """
 
   def __init__(self, batch: Batch, holder: str):
-    """Sends no signal yet.
+    """Describes the process.
 
     Args:
       batch: the trials that the process runs.
@@ -283,17 +287,17 @@ class _Adopted:
       os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:
       pass
-    except PermissionError:  # or another machine's, another container's
+    except PermissionError:  # or it belongs to another machine or container
       self.is_out_of_reach = True
       _log.warning(
-        "%s runs on: this sweep cannot stop %s; stop it by hand",
+        "%s keeps running: this sweep cannot stop %s; stop it by hand",
         ", ".join(one.name for one in self._batch),
         locks.describe_process(self._holder),
       )
 
 
 class _Pool:
-  """Runs trials in processes of their own, a limited number at a time.
+  """Runs trials in separate processes, a limited number at a time.
 
   Attributes:
     failed: the names of the trials that failed.
@@ -316,11 +320,12 @@ class _Pool:
   def run(
     self, trials: Sequence[sweep.Trial], alive: Mapping[sweep.Trial, str]
   ) -> None:
-    """Runs trials, and waits for trials that run already.
+    """Runs trials, and waits for trials that are already running.
 
     Args:
       trials: the trials to run.
-      alive: the trials that run already, each with its process (`_holder`).
+      alive: the trials that are already running, each with its process, from
+        `_holder`.
 
     Raises:
       StoppedError: the sweep was told to stop.
@@ -329,7 +334,7 @@ class _Pool:
     self._adopt(alive)
     self._since, self._ended = time.monotonic(), 0
     self._total = len(trials) + len(alive)
-    what = "its trials save and end, which is waited for"
+    what = "waiting until its trials have saved and ended"
     with signals.Listener(what) as listener:
       listener.listen()
       try:
@@ -346,17 +351,17 @@ class _Pool:
       for batch in stopped:
         self._finish(batch)
       raise StoppedError(
-        "the sweep was told to stop; what its trials had saved is kept, and "
-        "the same command goes on"
+        "the sweep was told to stop; the checkpoints of its trials are kept, "
+        "and the same command continues the sweep"
       )
 
   def _adopt(self, alive: Mapping[sweep.Trial, str]) -> None:
-    """Takes over the processes of trials that run already."""
+    """Takes over the processes of trials that are already running."""
     batches: dict[Any, list[sweep.Trial]] = {}
     for one, holder in alive.items():
       batches.setdefault(holder or one, []).append(one)
       _log.info(
-        "waiting  %s, which runs already as %s",
+        "waiting  %s, which is already running as %s",
         one.name,
         locks.describe_process(holder),
       )
@@ -365,7 +370,7 @@ class _Pool:
       self._running[batch] = (adopted, time.monotonic())
 
   def _stop(self) -> list[Batch]:
-    """Tells all processes to stop, and waits for those that it can reach.
+    """Tells all processes to stop, and waits for those that it could signal.
 
     Returns:
       The batches of the processes that have ended.
@@ -382,7 +387,7 @@ class _Pool:
     return stopped
 
   def _left(self) -> str:
-    """Says what is left to do and how long it will take at this speed."""
+    """Describes the trials left to do, and how long they will take."""
     left = self._total - self._ended
     if not left or not self._ended:
       return ""
@@ -390,6 +395,7 @@ class _Pool:
     return f"; {left} of {self._total} left, about {secs / 60:.0f} min"
 
   def _start(self, batch: Batch) -> None:
+    """Starts a process that trains a batch."""
     first, *others = batch
     for one in batch:
       os.makedirs(one.workdir, exist_ok=True)
@@ -410,7 +416,8 @@ class _Pool:
         [*self._launcher, *arguments],
         stdout=log,
         stderr=subprocess.STDOUT,
-        # Its own group: what stops the sweep tells the trial to save once.
+        # In its own process group, so that a trial gets one signal only: the
+        # one that the sweep passes on.
         start_new_session=True,
         pass_fds=[claim.fileno() for claim in claims if claim],
       )
@@ -419,17 +426,17 @@ class _Pool:
     self._running[batch] = (process, time.monotonic())
 
   def _finish(self, batch: Batch) -> list[Batch]:
-    """Writes down how trials ended, each with its share of the time.
+    """Records how trials ended, each with its share of the time.
 
     Returns:
-      The batches that have to be run because of that.
+      The batches that have to be run as a consequence.
     """
     process, since = self._running.pop(batch)
     status = process.returncode
     assert status is not None  # it has ended
     seconds = round((time.monotonic() - since) / len(batch), 1)
     if isinstance(process, _Adopted):
-      # Nobody knows how long it ran, and its trials may have ended differently.
+      # Its running time is unknown, and its trials may have ended differently.
       left = [one for one in batch if not one.is_done()]
       for one in batch:
         self._note(one, "preempted" if one in left else "done", adopted=True)

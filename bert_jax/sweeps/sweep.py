@@ -16,14 +16,14 @@ A sweep is a config file in plain Python whose get_config returns
       for seed in range(5)
     )
 
-A trial is named by its seed and by the settings that differ between the trials.
-The workdirs alone say which trials are done. So a sweep goes on where it
-stopped, and a sweep with more seeds or values runs only the new trials.
+The name of a trial consists of its seed and of the settings that differ between
+the trials. Only the content of the workdirs decides which trials are done. So a
+sweep continues where it stopped, and a sweep to which seeds or values were
+added runs only the new trials.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -35,13 +35,15 @@ from ml_collections import config_flags
 
 from bert_jax.runtime import config_files
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import metrics_log
+from bert_jax.runtime import resume
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 
 _NAME_CHARS = 120
-# A run may move its data folder, but a trial is named by it.
+# A run may move its data folder, but other data make another trial.
 _DATA_KEYS = {
   "data.dir", "task.dir",
   "task.files.train", "task.files.validation", "task.files.test",
@@ -49,7 +51,7 @@ _DATA_KEYS = {
 
 
 class SweepError(errors.UserError):
-  """The sweep cannot be run as it is described."""
+  """A sweep, or one of its trials, cannot be run as its config describes it."""
 
 
 def trial(
@@ -58,18 +60,18 @@ def trial(
   """Describes one trial of a sweep, for `make`.
 
   Args:
-    config: as --config takes it, such as "configs/finetune.py:task=mrpc".
-    settings: values by key, as --config.KEY=VALUE takes them.
-    name: the name of the workdir; "" = made of the settings that differ from
-      those of other trials.
+    config: the value of --config, such as "configs/finetune.py:task=mrpc".
+    settings: the values of --config.KEY=VALUE, by key.
+    name: the name of the workdir; "" = use the settings that differ from those
+      of other trials.
 
   Raises:
-    SweepError: the name cannot be that of a folder.
+    SweepError: the name cannot be the name of a folder.
   """
   if name and not re.fullmatch(r"[\w=+-][\w=.,+-]*", name):
     raise SweepError(
-      f"the name {name!r} of a trial is to be a folder's, of letters, digits "
-      "and =.,+-_"
+      f"the name {name!r} of a trial cannot be the name of a folder; use only "
+      "letters, digits and =.,+-_"
     )
   text = json.dumps(dict(settings or {}))
   return {"config": config, "settings": text, "name": name}
@@ -83,7 +85,7 @@ def make(
   """Makes the config of a sweep.
 
   Args:
-    trials: from `trial`.
+    trials: the trials, from `trial`.
     slurm: settings of submitit, for --engine=slurm.
     xpk: options of `xpk workload create`, for --engine=xpk.
   """
@@ -94,7 +96,7 @@ def make(
 
 
 def engine_settings(config: Any, engine: str) -> dict[str, Any]:
-  """Returns the settings that the config of a sweep has for an engine."""
+  """Returns the settings for an engine in the config of a sweep."""
   return json.loads(config.engines)[engine]
 
 
@@ -103,9 +105,9 @@ class Trial:
   """One training of a sweep.
 
   Attributes:
-    name: its settings that differ from other trials; also the folder's name.
-    config: as --config takes it.
-    settings: values by key.
+    name: the settings that differ from other trials; also the folder's name.
+    config: the value of --config.
+    settings: the values of --config.KEY=VALUE, by key.
     workdir: the folder of the run.
   """
 
@@ -115,7 +117,7 @@ class Trial:
   workdir: str
 
   def arguments(self) -> list[str]:
-    """Returns the arguments with which the launcher trains it."""
+    """Returns the arguments with which the launcher runs the trial."""
     return [
       "--mode=train",
       f"--config={self.config}",
@@ -124,15 +126,15 @@ class Trial:
     ]
 
   def program(self) -> tuple[str, ...]:
-    """Returns the arguments that decide how many steps there are, and of what.
+    """Returns the arguments except seed, learning rate and workdir.
 
-    Trials with the same ones differ in seed, learning rate and workdir only.
+    One program can train the trials for which they are equal.
     """
     same = re.compile(r"--(config\.(seed|optim\.learning_rate)|workdir)=")
     return tuple(a for a in self.arguments() if not same.match(a))
 
   def member(self) -> str:
-    """Returns the argument with which the launcher trains it among others."""
+    """Returns the argument that adds the trial to a program of several."""
     config = self.load_config()
     return (
       f"--member={self.workdir}:seed={config.seed},"
@@ -140,7 +142,7 @@ class Trial:
     )
 
   def load_config(self) -> ml_collections.ConfigDict:
-    """Returns the whole configuration, as the launcher reads it.
+    """Returns the whole configuration, read as the launcher reads it.
 
     Raises:
       SweepError: the file does not exist, or a key or value is wrong.
@@ -153,15 +155,15 @@ class Trial:
         "config", None, flag_values=values, sys_argv=argv
       )
       values(argv)
-      settings.check(values.config)  # reads the file, which may raise, too
+      settings.check(values.config)  # `values.config` reads the file
       settings.check_names(values.config)
       return values.config
-    except Exception as error:  # a config file may raise anything
+    except Exception as error:  # a config file may raise any error
       lines = str(error).strip().splitlines() or [repr(error)]
       raise SweepError(f"trial {self.name}: {lines[-1]}") from error
 
   def saved_steps(self) -> set[int]:
-    """Returns the steps that there is a checkpoint of."""
+    """Returns the steps of the trial's checkpoints."""
     return set(saved_steps.steps_in(os.path.join(self.workdir, "checkpoints")))
 
   def is_done(self) -> bool:
@@ -169,7 +171,7 @@ class Trial:
     return self.state() == "done"
 
   def state(self) -> str:
-    """Returns how far the training is: "new", "begun" or "done".
+    """Returns the state of the training: "new", "begun" or "done".
 
     Raises:
       SweepError: the workdir holds another run.
@@ -177,33 +179,27 @@ class Trial:
     if not runs.exists(self.workdir):
       return "new"
     run = runs.read_run(self.workdir)
-    wanted = settings.flatten(settings.plain(self.load_config()))
-    found = settings.flatten(run["config"])
+    wanted = settings.plain(self.load_config())
     fixed = {*settings.names("weights", "run"), *_DATA_KEYS}
-    # The shape of a model comes from its weights, not from the config, and
-    # labels that are not given come from the data.
+    # Pre-trained weights decide the shape of the model, and the data decide
+    # the labels that the config does not list.
     if wanted.get("init_from"):
       fixed = {key for key in fixed if not key.startswith("model.")}
-    if not wanted.get("task.labels"):
+    if not wanted.get("task", {}).get("labels"):
       fixed -= {"task.labels"}
-    differs = [
-      f"{k}: {found[k]!r} there, {wanted[k]!r} asked"
-      for k in sorted(fixed & wanted.keys() & found.keys())
-      if found[k] != wanted[k]
-    ]
-    if differs:
+    if differs := resume.differences(run["config"], wanted, fixed):
       raise SweepError(
-        f"{self.workdir} holds another run than trial {self.name} "
+        f"{self.workdir} holds another run than that of trial {self.name} "
         f"({'; '.join(differs)}); give another --workdir"
       )
     total = run.get("total_steps")
-    # The last thing that a training does is to save its last step.
+    # Training saves its last step at the very end.
     saved = os.path.join(self.workdir, "checkpoints", str(total))
     if not os.path.isdir(saved):
       return "begun"
     try:
       rows = metrics_log.read_metrics(self.workdir)
-    except runs.RunError:  # its last line is cut; training repairs that
+    except runs.RunError:  # a kill cut off the last line; training repairs it
       return "begun"
     last = [r["step"] for r in rows if any(k.startswith("eval/") for k in r)]
     return "done" if last and last[-1] == total else "begun"
@@ -217,17 +213,17 @@ def read_trials(config: Any, workdir: str) -> list[Trial]:
   """Returns the trials of a sweep, after checking them.
 
   Args:
-    config: from `make`.
-    workdir: the folder of the sweep; each trial gets a folder in it.
+    config: the config of the sweep, from `make`.
+    workdir: the folder of the sweep; each trial has a folder in it.
 
   Raises:
-    SweepError: there are no trials, two are the same, or the config of one
-      cannot be read.
+    SweepError: there are no trials, two trials are equal, or the config of a
+      trial cannot be read.
   """
   if "trials" not in config or not len(config.trials):
     raise SweepError(
-      "the config is no sweep: its get_config must return "
-      "bert_jax.sweeps.sweep.make(...) of one trial or more"
+      "the config does not describe a sweep: its get_config must return "
+      "bert_jax.sweeps.sweep.make(...) with at least one trial"
     )
   given = [(t.config, json.loads(t.settings)) for t in config.trials]
   facts = [facts_of(config, settings) for config, settings in given]
@@ -235,14 +231,17 @@ def read_trials(config: Any, workdir: str) -> list[Trial]:
     if one in facts[:i]:
       raise SweepError(
         f"trials {facts.index(one)} and {i} are the same: {given[i][0]}, "
-        f"{given[i][1]}; drop one of them"
+        f"{given[i][1]}; remove one of them"
       )
   names = [
     t.get("name") or made
     for t, made in zip(config.trials, _names(facts), strict=True)
   ]
   if len(set(names)) < len(names):
-    raise SweepError(f"two trials have one name: {', '.join(sorted(names))}")
+    raise SweepError(
+      f"two trials have the same name, so give them others: "
+      f"{', '.join(sorted(names))}"
+    )
   trials = [
     Trial(name, config, settings, os.path.join(workdir, name))
     for name, (config, settings) in zip(names, given, strict=True)
@@ -253,7 +252,7 @@ def read_trials(config: Any, workdir: str) -> list[Trial]:
 
 
 def facts_of(config: str, settings: Mapping[str, Any]) -> dict[str, str]:
-  """Returns what a trial consists of: arguments of its config, and settings.
+  """Returns the arguments of a trial's config and its settings, by name.
 
   Example:
     >>> facts_of("configs/finetune.py:task=rte,from=runs/a", {"seed": 1})
@@ -268,9 +267,9 @@ def facts_of(config: str, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _names(facts: Sequence[Mapping[str, str]]) -> list[str]:
-  """Makes names of the facts that differ, and of the seed in any case.
+  """Makes the names of trials from the facts that differ between them.
 
-  The seed is always part of the name because more seeds may be added later.
+  The seed is always part of a name, because seeds may be added later.
   """
   keys = list(dict.fromkeys(key for one in facts for key in one))
   differing = [
@@ -279,7 +278,7 @@ def _names(facts: Sequence[Mapping[str, str]]) -> list[str]:
   last = [key.rpartition(".")[2] for key in differing]
   parts: list[list[str]] = [[] for _ in facts]
   for key, word in zip(differing, last, strict=True):
-    # The last part of a key or path, if that is enough to tell them apart.
+    # Keys and paths are shortened to their last part if it is unique.
     label = word if last.count(word) == 1 else key
     values = {one[key] for one in facts if key in one}
     tails = {os.path.basename(value.rstrip("/")) for value in values}
@@ -295,11 +294,6 @@ def _names(facts: Sequence[Mapping[str, str]]) -> list[str]:
   return [
     name
     if len(name) <= _NAME_CHARS and names.count(name) == 1
-    else f"{name[: _NAME_CHARS - 7]}-{_digest(one)}"
+    else f"{name[: _NAME_CHARS - 7]}-{files.json_hash(one)[:6]}"
     for name, one in zip(names, facts, strict=True)
   ]
-
-
-def _digest(facts: Mapping[str, str]) -> str:
-  text = json.dumps(dict(facts), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:6]

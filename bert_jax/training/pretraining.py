@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.data import batching
+from bert_jax.data import masking
 from bert_jax.data import orders
 from bert_jax.data import packing
 from bert_jax.data.store import indexes
@@ -261,7 +262,7 @@ def _check_model_fits(config: Config, is_abstract: bool) -> ModelConfig:
       "data.dir is not set; give --config.data.dir=DATA, a folder made by "
       "--mode=prepare"
     )
-  batching.check_max_sequences(config.data)
+  masking.check_max_sequences(config.data)
   if config.objective == "mlm_nsp" and config.data.pairing != "pairs":
     raise ValueError(
       f"objective=mlm_nsp needs data.pairing=pairs, not {config.data.pairing}: "

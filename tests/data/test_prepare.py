@@ -585,7 +585,7 @@ def test_without_held_out_documents_all_are_for_training(inputs, tmp_path):
   manifest = manifests.read_manifest(str(tmp_path))
   assert manifest["totals"]["train"]["documents"] == len(inputs.documents)
   assert manifest["shards"]["validation"] == []
-  with pytest.raises(records.DataError, match="no validation examples under"):
+  with pytest.raises(records.DataError, match="has no validation examples"):
     read_examples(str(tmp_path), config, "validation")
 
 
@@ -916,7 +916,7 @@ def test_a_damaged_compressed_file_is_named_and_nothing_of_it_is_finished(
     (SPECIALS[:-1] + ["a", "b"], True, r"lacks \[MASK\]"),
     (SPECIALS + ["Alpha", "Beta"], True, "is cased: .* lower_case=False"),
     (SPECIALS + ["alpha", "beta"], False, "is uncased: .* lower_case=True"),
-    (SPECIALS + ["a", "a"], True, "stands already on line"),
+    (SPECIALS + ["a", "a"], True, "is also on line"),
   ],
 )
 def test_a_vocabulary_that_does_not_fit_is_refused(
@@ -939,7 +939,7 @@ def test_a_missing_vocabulary_is_refused(inputs, tmp_path):
 def test_pairs_need_two_documents(inputs, tmp_path):
   text = write_text(tmp_path / "text.txt", make_documents(1))
   config = inputs.config(prepare__held_out_rate=0.0)
-  with pytest.raises(records.DataError, match="one train document alone"):
+  with pytest.raises(records.DataError, match="has one train document"):
     prepare.prepare(config, [text], str(tmp_path / "data"))
   config.data.pairing = "full_sentences"
   prepare.prepare(config, [text], str(tmp_path / "data"))
@@ -948,7 +948,7 @@ def test_pairs_need_two_documents(inputs, tmp_path):
 def test_a_held_out_share_that_keeps_nothing_is_refused(inputs, tmp_path):
   text = write_text(tmp_path / "text.txt", make_documents(5))
   config = inputs.config(prepare__held_out_rate=1e-9)
-  with pytest.raises(corpus.CorpusError, match="kept none of 5 documents"):
+  with pytest.raises(corpus.CorpusError, match="held out none of 5 documents"):
     prepare.prepare(config, [text], str(tmp_path / "data"))
   assert not (tmp_path / "data" / "manifest.json").exists()
 
@@ -1116,9 +1116,9 @@ def test_an_order_of_other_examples_is_refused(inputs, tmp_path):
   path = data / "examples" / folder / "lengths" / "manifest.json"
   manifest = json.loads(path.read_text())
   path.write_text(json.dumps(manifest | {"examples": "0" * 64}))
-  with pytest.raises(records.DataError, match="made of other examples than"):
+  with pytest.raises(records.DataError, match="made from other examples than"):
     prepare.prepare(inputs.config(), [], str(data))
-  with pytest.raises(records.DataError, match="made of other examples than"):
+  with pytest.raises(records.DataError, match="made from other examples than"):
     indexes.LengthIndex(str(data), folder, "train")
 
 

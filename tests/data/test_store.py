@@ -250,7 +250,7 @@ def test_a_shard_of_other_data_is_refused(store):
     store / "tokens" / "train-00000.array_record"
   )
   with pytest.raises(
-    records.DataError, match="tokens: 22 records, but its manifest says 4"
+    records.DataError, match="tokens has 22 records, but its manifest says 4"
   ):
     indexes.TokenStore(str(store), "train")
 
@@ -324,8 +324,8 @@ def test_a_table_with_pickled_objects_is_not_loaded(store):
   [
     ("", "manifest.json is damaged"),
     ('{"version": 1', "manifest.json is damaged"),
-    ("[1]", "is not of version 1, which this release reads"),
-    ('{"version": 99}', "is not of version 1, which this release reads"),
+    ("[1]", "does not have version 1, which this release"),
+    ('{"version": 99}', "does not have version 1, which this release"),
     ("\udcff", "manifest.json is damaged"),
     ("[" * 100_000, "manifest.json is damaged"),
   ],

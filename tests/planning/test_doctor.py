@@ -43,14 +43,14 @@ def test_a_new_run_and_one_to_go_on_with_are_sound(
   assert last == "a training would start"
   assert "8 x cpu" in found["devices"][1]
   assert "data 8, fsdp 1, tensor 1; batches of 16" in found["mesh, batch"][1]
-  assert "a new one, of 8 steps" in found["run"][1]
-  assert "there is none yet" in found["checkpoint"][1]
+  assert "a new run of 8 steps" in found["run"][1]
+  assert "no checkpoint yet" in found["checkpoint"][1]
   assert "a step needs 0." in found["memory"][1]
   assert not os.listdir(tmp_path)
   before = files(finished_run.workdir)
   assert doctor.examine(config, finished_run.workdir)
   found, _ = lines(capsys)
-  assert "goes on with that of" in found["run"][1]
+  assert "resumes the run of" in found["run"][1]
   assert found["checkpoint"] == ("OK", "step 8 of 8, sound")
   assert files(finished_run.workdir) == before
 
@@ -59,7 +59,7 @@ def test_a_new_run_and_one_to_go_on_with_are_sound(
   ("key", "value", "check", "message"),
   [
     ("train.spike_factor", 0.5, "config", "spike_factor=0.5"),
-    ("mesh.data", 3, "mesh, batch", "needs 3 devices, 8 are"),
+    ("mesh.data", 3, "mesh, batch", "does not fit the 8 devices"),
     ("data.batch_size", 20, "mesh, batch", "use 16 or 24"),
     ("eval.batch_size", 20, "mesh, batch", "use 16 or 24"),
     ("model.vocab_size", 16, "vocabulary", "model.vocab_size=21"),
@@ -142,11 +142,11 @@ def test_the_address_of_the_first_process_is_looked_at(
     port = server.getsockname()[1]
     address = f"127.0.0.1:{port}"
     good, text = look(address, 0)
-    assert not good and "cannot be opened here" in text
+    assert not good and "cannot be used here" in text
     assert look(address, 1) == (True, f"{address} answers")
   assert look(address, 0)[0]
   good, text = look(address, 1)
-  assert good and f"nobody listens on port {port} yet" in text
+  assert good and f"no process listens on port {port} yet" in text
   for address in ("localhost", "localhost:port", "no.such.host.invalid:1234"):
     assert not look(address, 1)[0]
 

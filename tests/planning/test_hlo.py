@@ -181,7 +181,7 @@ def test_device_groups(text, groups):
   ["replica_groups=torus(2,2)", "replica_groups=mesh['a'=2], ids=(x) {'a'}"],
 )
 def test_device_groups_that_cannot_be_read_are_no_group_of_all(text):
-  with pytest.raises(hlo.HloError, match="cannot be read: replica_groups="):
+  with pytest.raises(hlo.HloError, match="device groups: replica_groups="):
     hlo_groups.parse_groups(text)
 
 

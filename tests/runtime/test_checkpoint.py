@@ -289,7 +289,7 @@ def test_storage_that_does_not_answer_is_no_damage(
   def fail(*args, **kwargs):
     raise error
 
-  monkeypatch.setattr(manager._newest, "restore", fail)
+  monkeypatch.setattr(manager._newest.manager, "restore", fail)
   with pytest.raises(type(error)):
     manager.restore_newest(*wanted)
   monkeypatch.undo()
@@ -365,7 +365,7 @@ def test_a_save_that_fails_at_once_says_why_and_what_is_left(tmp_path):
   (tmp_path / "checkpoints").write_text("")  # no folder
   with pytest.raises(
     checkpoint.SaveError,
-    match="written to .*checkpoints: Not a directory. There is none; once that",
+    match="written to .*checkpoints: Not a directory. There is none; once this",
   ):
     save(checkpoints, 2)
   assert steps_in(tmp_path / "saved") == [1]
@@ -385,7 +385,7 @@ def test_a_save_that_fails_in_the_background_is_told(
   checkpoints = open_checkpoints(tmp_path, metric="")
   save(checkpoints, 1)
   checkpoints.check()
-  checkpoints._newest.wait_until_finished()
+  checkpoints._newest.manager.wait_until_finished()
 
   def fail(self, step):
     raise error
@@ -393,8 +393,8 @@ def test_a_save_that_fails_in_the_background_is_told(
   with monkeypatch.context() as patch:
     patch.setattr(ocp.CheckpointManager, "_finalize_checkpoint", fail)
     save(checkpoints, 2)
-    checkpoints._newest._finalize_thread.get_not_none()._started.wait()
-    while checkpoints._newest.is_saving_in_progress():
+    checkpoints._newest.manager._finalize_thread.get_not_none()._started.wait()
+    while checkpoints._newest.manager.is_saving_in_progress():
       time.sleep(0.01)
   with pytest.raises(
     checkpoint.SaveError, match="No space left on device. The last one there is"
@@ -426,7 +426,7 @@ def test_metrics_of_the_best_that_cannot_be_read_are_named(tmp_path, text):
   save(checkpoints, 1, loss=0.5)
   checkpoints.close()
   (tmp_path / "best" / "1" / "metrics" / "metrics").write_text(text)
-  with pytest.raises(checkpoint.CheckpointError, match="1/metrics/metrics is"):
+  with pytest.raises(checkpoint.CheckpointError, match="best/1 are damaged"):
     open_checkpoints(tmp_path)
 
 

@@ -71,20 +71,11 @@ def test_mesh_of_some_devices():
 
 
 @pytest.mark.parametrize(
-  ("sizes", "message"),
-  [
-    (
-      (3, 1, 1),
-      "mesh data=3 x fsdp=1 x tensor=1 needs 3 devices, 8 are here;",
-    ),
-    ((-1, 3, 1), "8 devices are here, which 3 does not divide"),
-    ((-1, -1, 1), "only one size may be -1"),
-    ((0, 1, 1), "a size is at least 1"),
-    ((-2, 1, 1), "a size is at least 1"),
-  ],
+  "sizes", [(3, 1, 1), (-1, 3, 1), (-1, -1, 1), (0, 1, 1), (-2, 1, 1)]
 )
-def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
-  with pytest.raises(ValueError, match=message):
+def test_a_mesh_that_does_not_fit_is_refused(sizes):
+  shape = "data={} x fsdp={} x tensor={}".format(*sizes)
+  with pytest.raises(ValueError, match=f"mesh {shape} .* must be 8; change"):
     sharding.make_mesh(*sizes)
 
 
@@ -114,7 +105,7 @@ def test_each_slice_holds_whole_copies_of_the_model():
 
 
 def test_a_copy_of_the_model_on_several_slices_is_refused():
-  with pytest.raises(ValueError, match="3 TPU slices, which do not divide"):
+  with pytest.raises(ValueError, match="3 TPU slices, but mesh.data=1 is not"):
     sharding.make_mesh(1, 6, 2, devices=tpu_devices(num_slices=3))
 
 
@@ -193,7 +184,6 @@ def test_constrain_batch_does_nothing_in_a_shard_map(mesh):
       1,
       "batch_size=0 is not divisible by 8 devices (mesh data=8); use 8",
     ),
-    ((8, 1, 1), 8, 0, "num_micro_batches=0: give 1 (off) or more"),
   ],
 )
 def test_batch_size_error_names_the_nearest(
@@ -276,7 +266,7 @@ def test_a_dimension_may_be_cut_over_two_axes(mesh):
 @pytest.mark.parametrize(
   ("rules", "message"),
   [
-    ((("bias$", (None,)),), "no sharding rule fits mlp/kernel; add to"),
+    ((("bias$", (None,)),), "no sharding rule applies to mlp/kernel; add"),
     ((("kernel$", ("fsdp", "fsdp")),), "names the mesh axis 'fsdp' twice"),
     (
       (("kernel$", (("data", "fsdp"), "data")),),
@@ -307,7 +297,7 @@ def test_a_rule_that_cannot_be_meant_is_refused(mesh, rules, message):
 
 def test_every_lost_parameter_is_named(mesh):
   params = _abstract({"a": (1,), "b": (1,), "step": ()})
-  with pytest.raises(ValueError, match="no sharding rule fits a, b; add"):
+  with pytest.raises(ValueError, match="no sharding rule applies to a, b; add"):
     sharding.state_sharding(params, mesh, ())
 
 

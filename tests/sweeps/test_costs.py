@@ -43,6 +43,6 @@ def test_real_trials_run_and_the_next_ones_cost_is_predicted(
   assert launch(*args, f"--config={path}:3", "--dry_run") == 0
   text = " ".join(capsys.readouterr().out.split())
   assert "3 trials: 2 done, 1 new" in text
-  assert "8 steps," in text and "as fast as the 2 done" in text
+  assert "8 steps," in text and "at the speed of the 2 trials done" in text
   assert not (tmp_path / "runs" / "seed=2").exists()
   assert json.loads((done[0] / "run.json").read_text())["seed"] == 0

@@ -55,7 +55,7 @@ def test_a_workload_of_xpk_starts_again_after_a_preemption(trials):
 @pytest.mark.parametrize("lost", ["cluster", "tpu-type", "docker-image"])
 def test_xpk_is_not_asked_without_what_it_needs(trials, lost):
   settings = {k: v for k, v in XPK.items() if k != lost}
-  with pytest.raises(sweep.SweepError, match=f"names no {lost}"):
+  with pytest.raises(sweep.SweepError, match=f"does not set {lost}"):
     engines.xpk_command(trials[0], settings)
 
 
@@ -68,7 +68,7 @@ def test_what_xpk_refuses_is_said(trials, monkeypatch):
 
   monkeypatch.setattr(engines.subprocess, "run", run)
   with pytest.raises(
-    sweep.SweepError, match="refused 1 workloads, the first: xpk workload"
+    sweep.SweepError, match="refused 1 workloads; the first: xpk workload"
   ):
     engines.send(trials, XPK)
   assert len(sent) == len(trials)  # one that was sent before stops no other

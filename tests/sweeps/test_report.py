@@ -287,3 +287,17 @@ def test_names_cannot_change_the_layout_of_a_page(tmp_path):
   assert [e.text for e in root.iter("li")] == [line]
   (code,) = root.iter("code")
   assert code.text.strip() == planned["command"]
+
+
+@pytest.mark.parametrize(
+  "given",
+  [
+    ["--num_parallel=4", "--retry_failed", "--verbosity=1"],
+    ["--num_parallel", "4", "-v", "1", "--noretry_failed"],
+  ],
+)
+def test_the_recorded_command_has_no_flags_of_how_it_was_run(given):
+  kept = ["--mode=sweep", "--config", "4", "--workdir=runs/4"]
+  assert results.command_of([*kept[:3], *given, kept[3]]) == (
+    "bert-jax --mode=sweep --config 4 --workdir=runs/4 --retry_failed"
+  )

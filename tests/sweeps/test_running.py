@@ -88,8 +88,10 @@ def start_sweep(tmp_path, launcher, *numbers, num_parallel=1):
 
 
 def wait_until_it_waits(process):
-  """Until the sweep says that a trial runs already."""
-  while "runs already as process" not in (line := process.stderr.readline()):
+  """Until the sweep says that a trial is already running."""
+  while "is already running as process" not in (
+    line := process.stderr.readline()
+  ):
     assert line
 
 

@@ -44,7 +44,7 @@ def test_trials_are_named_by_what_differs(tmp_path):
 @pytest.mark.parametrize(
   ("trials", "message"),
   [
-    ([], "of one trial or more"),
+    ([], "with at least one trial"),
     ([("configs/base.py", {})] * 2, "trials 0 and 1 are the same"),
     ([("configs/base.py", {"optim.rate": 1})], "trial trial: .*rate"),
     ([("configs/none.py", {})], "trial trial: .*none.py"),
@@ -118,10 +118,12 @@ def test_a_trial_may_have_a_name_of_its_own(tmp_path):
   found = sweep.read_trials(trials("no-nsp", ""), str(tmp_path))
   assert [t.name for t in found] == ["no-nsp", "seed=1"]
   assert found[0].workdir == str(tmp_path / "no-nsp")
-  with pytest.raises(sweep.SweepError, match="two trials have one name"):
+  with pytest.raises(sweep.SweepError, match="two trials have the same name"):
     sweep.read_trials(trials("a", "a"), str(tmp_path))
   for name in ("../a", "a b", ".a"):
-    with pytest.raises(sweep.SweepError, match="is to be a folder's"):
+    with pytest.raises(
+      sweep.SweepError, match="cannot be the name of a folder"
+    ):
       trials(name)
 
 

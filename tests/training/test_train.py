@@ -576,7 +576,7 @@ def test_a_predictable_text_is_learned(tmp_path, tiny_config, prepared):
     ("optim.name", "sgd", "optim.name='sgd'"),
     ("optim.num_micro_batches", 3, "8 devices x 3 micro-batches"),
     ("mesh.tensor", 3, "tensor=3"),
-    ("mesh.rules", (("encoder", (None,)),), "no sharding rule fits"),
+    ("mesh.rules", (("encoder", (None,)),), "no sharding rule applies"),
     ("train.total_steps", 0, "train.total_steps=0"),
     ("checkpoint.keep", 0, "checkpoint.keep=0"),
     ("checkpoint.best_mode", "low", "one of min, max"),

@@ -1,1 +1,1 @@
-"""The stages of a preparation: vocabulary, tokens, examples, their lengths."""
+"""The stages of a preparation: vocabulary, tokens, examples, and lengths."""

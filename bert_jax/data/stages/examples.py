@@ -1,4 +1,4 @@
-"""The token store to pre-training examples: one job and one shard a shard."""
+"""Makes pre-training examples from the token store, one job for each shard."""
 
 import bisect
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ import random
 import numpy as np
 
 from bert_jax.data import pairing
+from bert_jax.data import templates
 from bert_jax.data.stages import stage
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
@@ -26,12 +27,12 @@ def write(config: Config, folder: str) -> None:
   """Writes the examples that config.data asks for.
 
   Args:
-    config: `data` and `prepare` are read.
+    config: the configuration, of which `data` and `prepare` are read.
     folder: DATA, which has tokens.
 
   Raises:
-    records.DataError: there are too few documents, a table is damaged, or what
-      is there was made with other settings.
+    records.DataError: there are too few documents, a table is damaged, or
+      examples that are there were made with other settings.
   """
   d = config.data
   name = records.examples_name(d)
@@ -80,16 +81,21 @@ def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
         )
     if kind == "pairs" and sum(s["documents"] for s in rows) == 1:
       raise records.DataError(
-        f"{folder}: one {split} document alone; random next sentences need "
-        "two. Separate documents (by blank lines, see prepare.format), give "
-        "more text, raise prepare.held_out_rate (into another --output), or "
-        "set data.pairing=full_sentences"
+        f"{folder} has one {split} document; random next sentences need two. "
+        "Separate documents (by blank lines, see prepare.format), give more "
+        "text, raise prepare.held_out_rate (into another --output), or set "
+        "data.pairing=full_sentences"
       )
+
+
+def _num_special(job: dict) -> int:
+  """Returns how many tokens of an example are special tokens."""
+  return templates.CLS_SEP.num_special(is_pair=job["pairing"] == "pairs")
 
 
 @functools.lru_cache(2)
 def _document_table(folder: str, split: str, tokens: str):
-  del tokens  # only so that other data is read anew
+  del tokens  # it is an argument so that the cache forgets other data
   shards = manifests.read_manifest(folder)["shards"][split]
   return indexes.DocumentTable(os.path.join(folder, "tokens"), split, shards)
 
@@ -98,11 +104,12 @@ def pair_shard(job: dict) -> dict:
   """Writes the examples whose first segment lies in one shard.
 
   Args:
-    job: of stage.shard_jobs, with folder (DATA), target and the settings of
-      the example stage.
+    job: a job from stage.shard_jobs, with folder (DATA), target and the
+      settings of the example stage.
 
   Returns:
-    shard, examples, random_next, tokens ([CLS], [SEP] counted), sha256.
+    A dict of shard, examples, random_next, tokens (special tokens included)
+    and sha256.
   """
   table = _document_table(job["folder"], job["split"], job["tokens"])
   where = (job["target"], job["split"], job["shard"])
@@ -120,20 +127,17 @@ def pair_shard(job: dict) -> dict:
           totals += _write_rows(writer, rows)
           rows = []
       totals += _write_rows(writer, rows)
-  specials = (
-    pairing.PAIR_SPECIALS if job["pairing"] == "pairs" else pairing.ROW_SPECIALS
-  )
   return {
     "shard": job["shard"],
     "examples": writer.count,
     "random_next": int(totals[0]),
-    "tokens": int(totals[1]) + writer.count * specials,
+    "tokens": int(totals[1]) + writer.count * _num_special(job),
     "sha256": files.file_hash(path),
   }
 
 
 def _write_rows(writer, rows: list[pairing.Example]) -> np.ndarray:
-  """Writes examples; returns how many are random, and their tokens."""
+  """Writes examples; returns how many are random, and the tokens of all."""
   block = np.array(rows, records.EXAMPLE)
   writer.write_rows(block)
   lengths = block["a_length"].sum() + block["b_length"].sum()
@@ -141,7 +145,7 @@ def _write_rows(writer, rows: list[pairing.Example]) -> np.ndarray:
 
 
 def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
-  """Yields lists of examples of one pass over a shard."""
+  """Yields lists of the examples of one pass over a shard."""
   first, end = table.shard(job["index"])
   if first == end:
     return
@@ -152,7 +156,7 @@ def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
   for i in range(first, end):
 
     def other(here=i):
-      # Ten tries, then even the same document (create_pretraining_data.py:279).
+      # After the last try it may be the same document.
       for _ in range(_RANDOM_DOCUMENT_TRIES):
         j = int(rng.random() * total)
         if j != here:
@@ -162,7 +166,7 @@ def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
     yield list(
       pairing.make_pairs(
         table.boundaries(i).tolist(),
-        job["seq_len"] - pairing.PAIR_SPECIALS,
+        job["seq_len"] - _num_special(job),
         job["short_seq_rate"],
         rng,
         other,
@@ -171,7 +175,7 @@ def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
 
 
 def _full_sentences(job, table, numbers, rng, dupe) -> list[pairing.Example]:
-  """Returns the rows of full sentences of some documents."""
+  """Returns the examples of full sentences of some documents."""
   starts: list[int] = []
   documents = []
   for i in numbers:
@@ -180,9 +184,9 @@ def _full_sentences(job, table, numbers, rng, dupe) -> list[pairing.Example]:
     starts += boundaries[:-1]
   starts.append(boundaries[-1] + 1)
   documents.append(starts[-1])
-  # Later passes begin at another sentence of the first row, so that rows are
-  # cut elsewhere.
-  limit = job["seq_len"] - pairing.ROW_SPECIALS
+  # Later passes begin at another sentence of the first row, so that the rows
+  # have other boundaries.
+  limit = job["seq_len"] - _num_special(job)
   row = bisect.bisect_right(starts, starts[0] + limit)
   skip = rng.randrange(row) if dupe else 0
   return list(

@@ -1,4 +1,4 @@
-"""The text of a preparation, known by its content."""
+"""The text of a preparation, identified by the hash of its content."""
 
 from collections.abc import Mapping, Sequence
 from concurrent import futures
@@ -16,7 +16,7 @@ class Inputs:
   """The units of text of a preparation.
 
   Attributes:
-    units: as corpus.list_units cut them.
+    units: the units that corpus.list_units returned.
   """
 
   def __init__(self, prepare: settings.Prepare, patterns: Sequence[str]):
@@ -24,29 +24,25 @@ class Inputs:
 
     Args:
       prepare: the `prepare` group of the config.
-      patterns: of corpus.list_units; none: there are no units.
+      patterns: the inputs, as for corpus.list_units.
     """
-    self.units: list[corpus.Unit] = []
-    if patterns:
-      self.units = corpus.list_units(
-        patterns, prepare.format, prepare.unit_bytes
-      )
+    self.units = corpus.list_units(patterns, prepare.format, prepare.unit_bytes)
     self._hash = functools.cache(
       lambda unit: corpus.hash_unit(unit, prepare.format, prepare.text_key)
     )
 
   def _hashes(self, numbers: Sequence[int]) -> list[str]:
-    """SHA-256 of some units, by their numbers; each is read once at most."""
+    """Returns the SHA-256 of units by number; each is read at most once."""
     with futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
       return list(pool.map(self._hash, [self.units[i] for i in numbers]))
 
   def sha256(self) -> str:
-    """One SHA-256 that stands for the content of all units."""
+    """Returns one SHA-256 for the content of all units."""
     hashes = self._hashes(range(len(self.units)))
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
   def cuts_hash(self) -> str:
-    """A SHA-256 of the names, cuts and sizes of the units, not their bytes."""
+    """Returns the SHA-256 of the names, cuts and sizes, but not the content."""
     text = json.dumps([
         (os.path.basename(u.path), u.start, u.end, u.size)
         + ((u.part_bytes,) if u.part_bytes else ())
@@ -62,7 +58,8 @@ class Inputs:
       folder: DATA.
 
     Raises:
-      records.DataError: the content of a unit is another; names its file.
+      records.DataError: the content of a unit changed; the message names the
+        file.
     """
     numbers = [i for i in wanted if i < len(self.units)]
     for i, found in zip(numbers, self._hashes(numbers), strict=True):
@@ -70,6 +67,6 @@ class Inputs:
         unit = self.units[i]
         raise records.DataError(
           f"{unit.path} is not the text that {folder} was prepared from: its "
-          f"sha256 is {found} (of the part from {unit.start} on), and it was "
-          f"{wanted[i]}; put that text back, or give another --output for it"
+          f"sha256 (of the part from {unit.start} on) is {found}, but it was "
+          f"{wanted[i]}; put that text back, or give another --output"
         )

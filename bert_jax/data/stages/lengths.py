@@ -1,6 +1,6 @@
-"""The order of examples by length, which packing reads.
+"""Writes the order of examples by length, which packing reads.
 
-It is kept apart from the examples, which older releases wrote without it.
+It has a folder of its own, because older releases wrote examples without it.
 """
 
 import os
@@ -18,15 +18,15 @@ _REPORT = manifests.LENGTHS_ROW | {"counts": [manifests.is_count]}
 
 
 def write(config: Config, folder: str) -> None:
-  """Writes in what order the examples of config.data are by length.
+  """Writes the order by length of the examples that config.data asks for.
 
   Args:
-    config: `data` and `prepare` are read.
+    config: the configuration, of which `data` and `prepare` are read.
     folder: DATA, which has the examples.
 
   Raises:
-    records.DataError: an example is damaged, or the order that is there was
-      made of other examples.
+    records.DataError: an example is damaged, or the order that is there belongs
+      to other examples.
   """
   name = records.examples_name(config.data)
   examples = records.examples_folder(folder, name)
@@ -61,10 +61,12 @@ def sort_shard(job: dict) -> dict:
   """Writes the numbers of a shard's examples, the shortest first.
 
   Args:
-    job: of stage.shard_jobs, with seq_len and the folders examples and target.
+    job: a job from stage.shard_jobs, with seq_len and the folders examples and
+      target.
 
   Returns:
-    shard; counts [L + 1], how many examples have 0, 1, ... L tokens; sha256.
+    A dict of shard; counts, [L + 1] the number of examples with 0, 1, ... L
+    tokens; and sha256.
 
   Raises:
     records.DataError: an example is longer than a row.
@@ -72,12 +74,15 @@ def sort_shard(job: dict) -> dict:
   where = (job["split"], job["shard"])
   source = records.shard_path(job["examples"], *where, "array_record")
   store = records.Records([source], job["size"])
-  lengths = records.read_lengths(store, np.arange(job["size"]))
+  lengths = records.read_lengths(
+    lambda ids: store.read(ids, records.EXAMPLE, 1)[:, 0],
+    np.arange(job["size"]),
+  )
   if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= job["seq_len"]:
     raise records.DataError(
-      f"{source}: an example has {lengths.max()} tokens, more than "
-      f"data.seq_len={job['seq_len']}, or none; delete the file and run "
-      "--mode=prepare again"
+      f"{source}: the lengths of its examples are {lengths.min()} to "
+      f"{lengths.max()} tokens, but data.seq_len={job['seq_len']}; delete the "
+      "file and run --mode=prepare again"
     )
   path = records.shard_path(job["target"], *where, "npy")
   order = np.argsort(lengths, kind="stable")

@@ -1,8 +1,8 @@
-"""One stage of a preparation: jobs whose results are kept until all are there.
+"""One stage of a preparation: jobs whose reports are kept until all are done.
 
-A stage writes one shard a job into its folder, and then a manifest. What each
-finished job reports is kept in DATA/.progress/NAME, so that a preparation that
-was killed goes on; the manifest ends the stage, and the reports go.
+Each job writes a shard into the folder of the stage. The reports of finished
+jobs are kept in DATA/.progress/NAME, so that a preparation that was killed can
+continue. At the end the stage writes a manifest and deletes the reports.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ from bert_jax.runtime.settings import Prepare
 
 _log = logging.getLogger(__name__)
 
-PROGRESS = ".progress"  # folder of what finished jobs report
+PROGRESS = ".progress"  # the folder of the reports of finished jobs
 
 
 def check_same(found: Any, asked: dict, path: str) -> None:
   """Raises DataError if a folder was made with other settings than asked."""
   if not isinstance(found, dict):
     raise records.DataError(
-      f"{path}: its settings are damaged; delete that folder to make it anew"
+      f"{path}: its settings are damaged; delete that folder to make it again"
     )
   differs = [
     f"{k}: {found.get(k)!r} there, {asked.get(k)!r} asked"
@@ -37,7 +37,7 @@ def check_same(found: Any, asked: dict, path: str) -> None:
   if differs:
     raise records.DataError(
       f"{path} was made with other settings ({'; '.join(differs)}); give "
-      "another --output, or delete that folder to make it anew"
+      "another --output, or delete that folder to make it again"
     )
 
 
@@ -47,9 +47,9 @@ def shard_jobs(
   """Returns a job for each shard of a manifest.
 
   Args:
-    shards: split -> rows of the manifest.
-    size: the key of a row that says how much work it is.
-    **settings: given to all jobs.
+    shards: split -> the rows of the manifest.
+    size: the key of a row whose value is the size of the job.
+    **settings: the entries that all jobs get.
 
   Returns:
     Jobs with name, split, shard, index (of the row), size and the settings.
@@ -63,7 +63,7 @@ def shard_jobs(
 
 
 def sum_rows(shards: dict[str, list[dict]], keys: Sequence[str]) -> dict:
-  """Returns the totals of some keys of the rows of shards, for each split."""
+  """Returns split -> key -> the sum of that key over the rows of shards."""
   return {
     split: {key: sum(row[key] for row in rows) for key in keys}
     for split, rows in shards.items()
@@ -75,20 +75,20 @@ class Stage:
 
   Attributes:
     target: the folder that it writes.
-    progress: the folder where its finished jobs report.
+    progress: the folder of the reports of its finished jobs.
   """
 
   def __init__(
     self, prepare: Prepare, folder: str, name: str, target: str, *suffixes: str
   ):
-    """Looks at nothing yet.
+    """Sets the paths of the stage; no file is read yet.
 
     Args:
       prepare: the `prepare` group of the config.
       folder: DATA.
-      name: of the stage.
+      name: the name of the stage.
       target: the folder that it writes.
-      *suffixes: of the files of a shard.
+      *suffixes: the suffixes of the files of a shard.
     """
     self._prepare = prepare
     self.target = target
@@ -97,7 +97,7 @@ class Stage:
     self._suffixes = suffixes
 
   def is_whole(self, manifest: dict, others: Sequence[str] = ()) -> bool:
-    """Whether all files of a manifest are there; a lost one is made anew."""
+    """Returns whether all files of a manifest and some others exist."""
     paths = [os.path.join(self.target, name) for name in others]
     for split, rows in manifest["shards"].items():
       for suffix in self._suffixes:
@@ -105,7 +105,7 @@ class Stage:
     return all(map(os.path.exists, paths))
 
   def begin(self, settings: dict) -> None:
-    """Makes the folders, and notes the settings of the stage.
+    """Creates the folders and records the settings of the stage.
 
     Raises:
       records.DataError: the stage was begun with other settings.
@@ -119,14 +119,14 @@ class Stage:
       records.write_json(path, settings)
 
   def finished(self, jobs: Sequence[workers.Job], form: dict) -> dict[str, Any]:
-    """Reads what finished jobs reported.
+    """Reads the reports of finished jobs.
 
     Args:
-      jobs: of the stage.
-      form: that each report must have, for manifests.has_form.
+      jobs: the jobs of the stage.
+      form: the form of a report, for manifests.has_form.
 
     Returns:
-      Name of a job -> its report; jobs that are not done yet are left out.
+      Name of a job -> its report, for each job that is finished.
 
     Raises:
       records.DataError: a report is damaged.
@@ -138,7 +138,7 @@ class Stage:
         report = reports[job["name"]] = records.read_json(path)
         if not manifests.has_form(report, form):
           raise records.DataError(
-            f"{path} is damaged; delete it, and try again"
+            f"{path} is damaged; delete it and run --mode=prepare again"
           )
     return reports
 
@@ -149,13 +149,13 @@ class Stage:
     title: str,
     form: dict,
   ) -> list[Any]:
-    """Maps a function over the jobs that are not done yet, in any order.
+    """Runs a function on each job that is not finished yet, in any order.
 
     Args:
-      function: a module-level function of a job; returns its report.
+      function: a module-level function that takes a job and returns its report.
       jobs: dicts with at least `name` and `size`.
-      title: of the progress bar.
-      form: of a report, for manifests.has_form.
+      title: the title of the progress bar.
+      form: the form of a report, for manifests.has_form.
 
     Returns:
       The reports, in the order of the jobs.
@@ -165,7 +165,7 @@ class Stage:
     """
     done = self.finished(jobs, form)
     if done:
-      _log.info("%s: %d of %d done before", title, len(done), len(jobs))
+      _log.info("%s: %d of %d jobs done before", title, len(done), len(jobs))
     workers.run(
       functools.partial(_run_job, function, self.progress),
       [job for job in jobs if job["name"] not in done],
@@ -175,7 +175,7 @@ class Stage:
     return [done[job["name"]] for job in jobs]
 
   def run_by_split(self, function, jobs, title, form) -> dict[str, list]:
-    """The same for jobs of one split each: returns split -> reports."""
+    """Does the same for jobs with one split each; returns split -> reports."""
     reports: dict[str, list] = {split: [] for split in records.SPLITS}
     results = self.run(function, jobs, title, form)
     for job, report in zip(jobs, results, strict=True):
@@ -185,11 +185,11 @@ class Stage:
   def end(self, path: str = "", **manifest: Any) -> None:
     """Writes the manifest, if one is given, and removes the reports.
 
-    They go all at once: a kill would otherwise leave some of them, or all, for
-    a later stage to believe.
+    Renaming their folder removes all reports at once, so that a kill leaves
+    none that a later stage would trust.
 
     Args:
-      path: of the manifest.
+      path: the path of the manifest.
       **manifest: its content.
     """
     if manifest:
@@ -200,7 +200,7 @@ class Stage:
       os.rename(self.progress, gone)
       shutil.rmtree(gone)
     with contextlib.suppress(OSError):
-      os.rmdir(self._all_progress)  # where nothing else is going on
+      os.rmdir(self._all_progress)  # fails while other stages have reports
 
 
 def _report_path(progress: str, job: workers.Job) -> str:

@@ -1,4 +1,7 @@
-"""Text to the token store: one job a unit, one shard a split and part."""
+"""Makes the token store from text, one job for each unit.
+
+A job writes one shard for each split and each part of the unit.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -17,7 +20,7 @@ from bert_jax.data.tokenizers import load
 from bert_jax.runtime import settings
 
 _TOTALS = ("documents", "sentences", "tokens", "unknown")
-# The form of what a finished job reports.
+# The form of the report of a finished job.
 _REPORT = {
   "sha256": manifests.is_text,
   **manifests.each_split(
@@ -29,7 +32,7 @@ _REPORT = {
 def write(
   prepare: settings.Prepare, inputs: inputs_lib.Inputs, folder: str
 ) -> None:
-  """Tokenises every unit into one shard a split, or one a part.
+  """Tokenises every unit.
 
   Args:
     prepare: the `prepare` group of the config.
@@ -37,8 +40,9 @@ def write(
     folder: DATA, which has a vocabulary.
 
   Raises:
-    corpus.CorpusError: the text cannot be read, or is too little.
-    records.DataError: what is there was made from other text or settings.
+    corpus.CorpusError: the text cannot be read, or there is too little of it.
+    records.DataError: tokens that are there were made from other text or with
+      other settings.
   """
   tokenizer = load.load_tokenizer(os.path.join(folder, "vocab"))
   asked = {
@@ -92,7 +96,7 @@ def _recorded_hashes(manifest: dict, folder: str) -> dict[int, str]:
   """Returns number of a unit -> SHA-256 of the text that was tokenised.
 
   Raises:
-    records.DataError: the manifest does not say it.
+    records.DataError: the manifest does not record it.
   """
   form = {"inputs": [{"sha256": manifests.is_text}]}
   if not manifests.has_form(manifest, form):
@@ -104,7 +108,7 @@ def _recorded_hashes(manifest: dict, folder: str) -> dict[int, str]:
 
 
 def _write_counts(work: stage.Stage, shards: dict, tokenizer) -> None:
-  """Writes how often each id occurs in a split; special tokens count 0."""
+  """Writes how often each id occurs in a split, 0 for special tokens."""
   for split, rows in shards.items():
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     for path in records.shard_paths(work.progress, split, rows, "npy"):
@@ -120,26 +124,27 @@ def _check_documents(totals: dict[str, dict], held_out_rate: float) -> None:
     raise corpus.CorpusError("the input holds no document with any token")
   if held_out_rate and not totals["validation"]["documents"]:
     raise corpus.CorpusError(
-      f"prepare.held_out_rate={held_out_rate} kept none of {num_train} "
-      "documents; raise it (or set 0 to train on all)"
+      f"prepare.held_out_rate={held_out_rate} held out none of {num_train} "
+      "documents; raise it, or set 0 to train on all"
     )
 
 
 @functools.lru_cache(1)
 def _tokenizer(folder: str, fingerprint: str):
-  del fingerprint  # only so that another vocabulary is loaded anew
+  del fingerprint  # it is an argument so that the cache forgets other ones
   return load.load_tokenizer(os.path.join(folder, "vocab"))
 
 
 def tokenize_unit(job: dict) -> dict:
-  """Writes one unit's shards of the token store, one a split and part.
+  """Writes the shards of one unit of text.
 
   Args:
-    job: shard, folder, unit (a corpus.Unit as a dict) and the settings of the
-      token stage.
+    job: a dict of shard, folder, unit (a corpus.Unit as a dict) and the
+      settings of the token stage.
 
   Returns:
-    For each split its rows of the manifest; and the hash of the bytes read.
+    split -> the rows of its shards in the manifest; and the SHA-256 of the
+    bytes read, under "sha256".
   """
   reading = corpus.Reading()
   result: dict[str, Any] = {split: [] for split in records.SPLITS}
@@ -160,7 +165,7 @@ def _write_shard(
   """Writes the documents of a part, one shard for each split that has some.
 
   Returns:
-    Split -> row of the manifest.
+    split -> the row of its shard in the manifest.
   """
   tokenizer = _tokenizer(job["folder"], job["vocab"])
   folder = os.path.join(job["folder"], "tokens")

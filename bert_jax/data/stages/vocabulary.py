@@ -1,4 +1,4 @@
-"""The vocabulary of prepared data: a copy of one that is given, or learned."""
+"""Copies the vocabulary of prepared data, or learns it."""
 
 from collections.abc import Iterator
 import glob
@@ -26,16 +26,16 @@ def write(
 
   Args:
     prepare: the `prepare` group of the config.
-    inputs: what to learn from.
+    inputs: the text to learn from.
     folder: DATA.
 
   Raises:
-    records.DataError: another vocabulary, or something else, is there.
+    records.DataError: DATA/vocab exists and is not this vocabulary.
   """
   target = os.path.join(folder, "vocab")
   done = os.path.join(target, "settings.json")
   if prepare.vocab:
-    # A SentencePiece model carries its own normalisation.
+    # A SentencePiece model defines its own normalisation.
     is_model = prepare.vocab.endswith(".model") or glob.glob(
       os.path.join(glob.escape(prepare.vocab), "*.model")
     )
@@ -57,8 +57,8 @@ def write(
     return
   if os.path.exists(target):
     raise records.DataError(
-      f"{target} is there already and --mode=prepare did not make it; give "
-      "another --output, or move it away"
+      f"{target} exists, but --mode=prepare did not make it; give another "
+      "--output, or move that folder away"
     )
   tokenizer = given or _learn(prepare, inputs.units)
   with files.whole_folder(target) as whole:
@@ -67,10 +67,10 @@ def write(
 
 
 def _check_older(done: str, asked: dict[str, Any], folder: str) -> None:
-  """Raises DataError if the vocabulary that is there is not the one asked for.
+  """Raises DataError if an existing vocabulary is not the one asked for.
 
-  Older releases did not record the text that a vocabulary was learned from;
-  then the record of finished tokens must say it.
+  Older releases did not record the text that a vocabulary was learned from. In
+  this case the manifest of the tokens must identify it.
   """
   found = records.read_json(done)
   target = os.path.dirname(done)
@@ -81,8 +81,8 @@ def _check_older(done: str, asked: dict[str, Any], folder: str) -> None:
   if is_older and not os.path.exists(os.path.join(folder, "manifest.json")):
     raise records.DataError(
       f"an older release learned {target} and did not record its text (by "
-      "sha256), so that this preparation cannot go on with it; delete that "
-      "folder, which learns the vocabulary anew and keeps finished shards of "
+      "sha256), so this preparation cannot continue with it; delete that "
+      "folder to learn the vocabulary again, which keeps finished shards of "
       "the same text, or give another --output"
     )
 
@@ -101,16 +101,16 @@ def _learn(prepare: settings.Prepare, units: list[corpus.Unit]):
 def sample_text(
   prepare: settings.Prepare, units: list[corpus.Unit]
 ) -> Iterator[str]:
-  """Yields sentences from all over the text, held-out documents left out.
+  """Yields sentences from all over the text, without held-out documents.
 
-  Of the units that were cut, evenly spread ones are read; of every compressed
-  file, which can be read only from its start, the head.
+  Evenly spread units of text files are read, and the beginning of every
+  compressed file, because it can be read only from its start.
   """
   sizes = corpus.text_sizes(units, prepare.format, prepare.text_key)
   stride = max(1, -(-sum(sizes) // prepare.vocab_sample_bytes))
   left = prepare.vocab_sample_bytes
-  place = itertools.count()  # among the units that were cut
-  owed = 0.0  # bytes that the compressed files up to here have yet to give
+  place = itertools.count()  # numbers the units of files that were cut
+  owed = 0.0  # the bytes still to read from the compressed files so far
   for unit, size in zip(units, sizes, strict=True):
     is_whole = unit.end < 0
     owed += size / stride if is_whole else 0

@@ -15,7 +15,7 @@ from rich import progress
 
 from bert_jax.runtime import signals
 
-# The description of one job: a dict with at least `name` and `size`.
+# A job is a dict with at least `name` and `size`.
 Job = dict[str, Any]
 
 
@@ -30,14 +30,14 @@ def run(
 
   Args:
     task: a function that can be pickled; it returns the size of its job.
-    jobs: what to do.
+    jobs: the jobs to run.
     runner: "processes" or "beam".
-    workers: number of processes; 0 = one for each core.
-    title: text of the progress bar.
+    workers: the number of processes; 0 means one for each core.
+    title: the text of the progress bar.
 
   Raises:
     ChildProcessError: a worker process was killed.
-    ValueError: Beam is asked for and not installed.
+    ValueError: the runner is "beam", but Beam is not installed.
   """
   if runner == "beam":
     _run_beam(task, jobs, workers or 1)
@@ -52,9 +52,12 @@ def run(
   with progress.Progress(*columns) as bar:
     line = bar.add_task(title, total=sum(j["size"] for j in jobs), rate="")
     start, made = time.monotonic(), 0
-    several = workers > 1
-    sizes = _run_processes(task, jobs, workers) if several else _run(task, jobs)
-    # Closed on an error, too: jobs that have not begun are then cancelled.
+    sizes = (
+      _run_processes(task, jobs, workers)
+      if workers > 1
+      else (task(job) for job in jobs)
+    )
+    # Closing it after an error cancels the jobs that have not begun.
     with contextlib.closing(sizes):
       for size in sizes:
         made += size
@@ -62,15 +65,9 @@ def run(
         bar.update(line, completed=made, rate=f"{rate / 1e6:.2f} M/s")
 
 
-def _run(task, jobs: Sequence[Job]):
-  """Yields the sizes of jobs, which this process does one after the other."""
-  for job in jobs:
-    yield task(job)
-
-
 def _run_processes(task, jobs: Sequence[Job], workers: int):
   """Yields the sizes of jobs as processes finish them."""
-  # Spawned, not forked: a fork of a process with threads may hang.
+  # Processes are spawned, because a fork of a process with threads may hang.
   context = multiprocessing.get_context("spawn")
   with futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
     with signals.kept_from_children():
@@ -80,9 +77,9 @@ def _run_processes(task, jobs: Sequence[Job], workers: int):
         yield future.result()
     except process.BrokenProcessPool as error:
       raise ChildProcessError(
-        "a worker process was killed, perhaps because memory ran out; the same "
-        f"command goes on, in less memory with fewer than {workers} "
-        "prepare.num_workers"
+        "a worker process was killed, perhaps because memory ran out; give the "
+        "same command to continue, with prepare.num_workers below "
+        f"{workers} to use less memory"
       ) from error
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)
@@ -97,7 +94,7 @@ def _end_with_parent() -> None:
   parent = multiprocessing.parent_process()
   if parent is None:
     return
-  signals.release([signal.SIGTERM])  # by which a broken pool ends its workers
+  signals.release([signal.SIGTERM])  # a broken pool ends its workers with it
 
   def wait():
     parent.join()
@@ -107,7 +104,7 @@ def _end_with_parent() -> None:
 
 
 def _run_beam(task, jobs: Sequence[Job], workers: int) -> None:
-  """Runs the jobs under Apache Beam, whose workers must all see the files."""
+  """Runs the jobs under Apache Beam; all its workers must see the files."""
   try:
     import apache_beam as beam
     from apache_beam.options import pipeline_options

@@ -1,4 +1,4 @@
-"""Random access to the tokens, documents and examples of one split."""
+"""Gives random access to the tokens, documents and examples of one split."""
 
 import bisect
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ class TokenStore:
     """Opens a split of prepared data.
 
     Args:
-      folder: DATA, with a manifest.json.
+      folder: DATA.
       split: one of records.SPLITS.
     """
     self._folder = folder
-    self.manifest = manifests.read_manifest(folder)
-    self.dtype = records.token_dtype(self.manifest["vocab_size"])
-    shards = self.manifest["shards"][split]
+    manifest = manifests.read_manifest(folder)
+    self.dtype = records.token_dtype(manifest["vocab_size"])
+    shards = manifest["shards"][split]
     tokens = os.path.join(folder, "tokens")
     self._records = records.Records(
       records.shard_paths(tokens, split, shards, "array_record"),
@@ -39,30 +39,26 @@ class TokenStore:
     """Reads spans of tokens in one block.
 
     Args:
-      starts: [M] first token of each span.
-      lengths: [M] tokens of each span; 0 reads nothing.
+      starts: [M] the first token of each span.
+      lengths: [M] the number of tokens of each span, which may be 0.
 
     Returns:
-      A flat array of ids, and [M] where in it each span starts.
+      A flat array of ids, and [M] the index in it where each span starts.
     """
-    first = starts // records.RECORD_TOKENS
-    count = np.where(
-      lengths > 0,
-      (starts + lengths - 1) // records.RECORD_TOKENS - first + 1,
-      0,
-    )
+    size = records.RECORD_TOKENS
+    first = starts // size
+    last = (starts + lengths - 1) // size
+    count = np.where(lengths > 0, last - first + 1, 0)
     slots = np.cumsum(count) - count
     keys = np.repeat(first - slots, count) + np.arange(count.sum())
     if len(keys) and not 0 <= keys.min() <= keys.max() < len(self._records):
       raise records.DataError(
         f"{self._folder}: an example is damaged: it has tokens {starts.min()} "
         f"to {(starts + lengths).max()}, but there are "
-        f"{len(self._records) * records.RECORD_TOKENS}; prepare the data again"
+        f"{len(self._records) * size}; prepare the data again"
       )
-    tokens = self._records.read(keys, self.dtype, records.RECORD_TOKENS)
-    return tokens.reshape(
-      -1
-    ), slots * records.RECORD_TOKENS + starts % records.RECORD_TOKENS
+    tokens = self._records.read(keys, self.dtype, size)
+    return tokens.reshape(-1), slots * size + starts % size
 
 
 class DocumentTable:
@@ -74,10 +70,10 @@ class DocumentTable:
     Args:
       folder: DATA/tokens.
       split: one of records.SPLITS.
-      shards: the manifest's rows: shard, records, documents.
+      shards: the rows of the shards in the manifest.
 
     Raises:
-      DataError: a table is missing, or not of so many documents.
+      DataError: a table is missing, or has another number of documents.
     """
     self._bases = (
       np.cumsum([0] + [s["records"] for s in shards])[:-1]
@@ -93,9 +89,9 @@ class DocumentTable:
       documents = records.read_array(path("documents.npy"), np.int64, 1)
       if len(documents) != s["documents"] + 1:
         raise records.DataError(
-          f"{path('documents.npy')} has {len(documents) - 1} documents, the "
-          f"manifest says {s['documents']}; put a copy of both back, or run "
-          "--mode=prepare into an empty folder"
+          f"{path('documents.npy')} has {len(documents) - 1} documents, but "
+          f"the manifest says {s['documents']}; put a copy of both back, or "
+          "run --mode=prepare into an empty folder"
         )
       self._documents.append(documents)
 
@@ -106,7 +102,7 @@ class DocumentTable:
     """Returns the first document of a shard and the one after its last.
 
     Args:
-      index: position of the shard in the list.
+      index: the position of the shard in the list.
     """
     return self._ends[index - 1] if index else 0, self._ends[index]
 
@@ -125,11 +121,10 @@ class ExampleStore:
   def __init__(self, folder: str, name: str, split: str):
     """Opens DATA/examples/NAME."""
     target = records.examples_folder(folder, name)
-    self.manifest = manifests.read_manifest(target)
-    shards = self.manifest["shards"][split]
+    shards = manifests.read_manifest(target)["shards"][split]
     if not shards:
       raise records.DataError(
-        f"{folder}: no {split} examples under {name}; raise "
+        f"{folder}: {name} has no {split} examples; raise "
         "prepare.held_out_rate or give more text"
       )
     self._records = records.Records(
@@ -141,7 +136,7 @@ class ExampleStore:
     return len(self._records)
 
   def read(self, ids: np.ndarray) -> np.ndarray:
-    """Reads examples [M] of dtype records.EXAMPLE by their numbers [M]."""
+    """Reads the examples [M], of dtype records.EXAMPLE, with numbers [M]."""
     return self._records.read(ids, records.EXAMPLE, 1)[:, 0]
 
 
@@ -150,11 +145,14 @@ def read_length_counts(folder: str, name: str, split: str) -> np.ndarray:
 
   Args:
     folder: DATA.
-    name: of the examples.
+    name: the name of the examples.
     split: one of records.SPLITS.
 
+  Returns:
+    [shards, L + 1].
+
   Raises:
-    DataError: it is missing, damaged or of other examples.
+    DataError: the file is missing, damaged, or belongs to other examples.
   """
   manifest = manifests.read_manifest(records.examples_folder(folder, name))
   path = os.path.join(records.lengths_folder(folder, name), f"{split}.npy")
@@ -174,7 +172,7 @@ class LengthIndex:
   """Finds examples by length, such as the third one of 40 tokens.
 
   Attributes:
-    histogram: [L + 1] examples of 0, 1, ... L tokens.
+    histogram: [L + 1] the number of examples with 0, 1, ... L tokens.
   """
 
   def __init__(self, folder: str, name: str, split: str):
@@ -182,11 +180,11 @@ class LengthIndex:
 
     Args:
       folder: DATA.
-      name: of the examples.
+      name: the name of the examples.
       split: one of records.SPLITS.
 
     Raises:
-      DataError: it is missing, damaged or of other examples.
+      DataError: the order is missing, damaged, or belongs to other examples.
     """
     target = records.lengths_folder(folder, name)
     shards = check_lengths(folder, name)["shards"][split]
@@ -199,21 +197,22 @@ class LengthIndex:
         f"{target}: the files of {split} do not have as many numbers as there "
         f"are examples; {_DELETE_LENGTHS}"
       )
-    self._first = np.cumsum([0, *sizes])[:-1]  # example of each shard
+    self._first = np.cumsum([0, *sizes])[:-1]  # the first example of a shard
     self.histogram = table.sum(0)
     self._starts = np.cumsum(self.histogram) - self.histogram
-    # In the order of (length, shard): how many examples up to the end of each.
+    # For each pair in the order of (length, shard): the number of examples up
+    # to its end.
     self._ends = np.cumsum(table.T)
     self._num_shards = len(table)
-    # [shards, L + 1] place of the first of a length in its shard's order.
+    # [shards, L + 1] the place of a length's first example in a shard's order.
     self._within = np.cumsum(table, axis=1) - table
 
   def find(self, lengths: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """Returns the numbers of examples of given lengths.
 
     Args:
-      lengths: [M] tokens.
-      ranks: [M] position among the examples of that length, from 0 on.
+      lengths: [M] the lengths in tokens.
+      ranks: [M] the positions among the examples of that length, from 0.
 
     Returns:
       [M] example numbers.
@@ -240,20 +239,20 @@ def check_lengths(folder: str, name: str) -> Any:
   """Reads the manifest of the order by length.
 
   Raises:
-    DataError: it is missing, or was made from other examples.
+    DataError: the manifest is missing, or belongs to other examples.
   """
   target = records.lengths_folder(folder, name)
   if not os.path.exists(os.path.join(target, "manifest.json")):
     raise records.DataError(
-      f"{target} is not there: these examples were prepared by a release that "
-      "did not pack them; run --mode=prepare again with the same --config and "
-      "no --input, which adds it, or set --config.data.max_sequences=1"
+      f"{target} does not exist: a release that did not pack examples prepared "
+      "these; run --mode=prepare again with the same --config and no --input, "
+      "which adds it, or set --config.data.max_sequences=1"
     )
   manifest = manifests.read_manifest(target)
   examples = os.path.join(folder, "examples", name, "manifest.json")
   if manifest["examples"] != files.file_hash(examples):
     raise records.DataError(
-      f"{target} was made of other examples than are there now; "
+      f"{target} was made from other examples than those there now; "
       f"{_DELETE_LENGTHS}"
     )
   return manifest

@@ -25,13 +25,13 @@ def read_manifest(folder: str) -> Any:
     not isinstance(manifest, dict) or manifest.get("version") != records.VERSION
   ):
     raise records.DataError(
-      f"{path} is not of version {records.VERSION}, which this release reads;"
-      " run --mode=prepare into an empty folder"
+      f"{path} does not have version {records.VERSION}, which this release "
+      "reads; run --mode=prepare into an empty folder"
     )
   if not any(has_form(manifest, form) for form in _MANIFESTS):
     raise records.DataError(
-      f"{path} is damaged: a key is missing or has another kind of value; put "
-      "a copy back, or run --mode=prepare into an empty folder"
+      f"{path} is damaged: a key is missing or has a value of the wrong type; "
+      "put a copy back, or run --mode=prepare into an empty folder"
     )
   return manifest
 
@@ -56,16 +56,14 @@ def each_split(form: Any) -> dict:
   return dict.fromkeys(records.SPLITS, form)
 
 
-# The keys that a row of a shard must have in the manifest of the tokens, of the
-# examples and of their order by length; then the same for whole manifests.
+# The keys that the row of a shard must have in the manifests of tokens,
+# examples and lengths, and then the keys of these manifests.
 TOKENS_ROW = {
   "shard": _is_shard,
   "documents": is_count,
   "tokens": is_count,
   "records": is_count,
-  "sha256": dict.fromkeys(
-    ("array_record", "boundaries.npy", "documents.npy"), is_text
-  ),
+  "sha256": dict.fromkeys(("array_record", *records.TABLES), is_text),
 }
 EXAMPLES_ROW = {"shard": _is_shard, "examples": is_count, "sha256": is_text}
 LENGTHS_ROW = {"shard": _is_shard, "sha256": is_text}
@@ -96,8 +94,9 @@ def has_form(value: Any, form: Any) -> bool:
 
   Args:
     value: parsed JSON.
-    form: a dict (these keys, each with its form), a list of one form (any
-      number of such values), or a function (value) -> whether it is right.
+    form: a dict of the keys that are required and their forms; or a list with
+      the form of each element; or a function that returns whether a value is
+      right.
   """
   if isinstance(form, dict):
     return isinstance(value, dict) and all(

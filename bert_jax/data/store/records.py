@@ -1,29 +1,29 @@
 """The format of prepared data: the token store and the examples on disk.
 
-Text is tokenised once. Its ids lie in ArrayRecord files, RECORD_TOKENS a
-record, one stream a shard, a [SEP] after each document; all shards of a split
-make one address space. An example is no copy of tokens but two spans of that
-space (EXAMPLE), so another length or another pairing costs a few bytes.
+Text is tokenised once. The ids of a shard are one stream in an ArrayRecord
+file, RECORD_TOKENS in each record, with a [SEP] after each document. All shards
+of a split form one address space. An example does not copy tokens; it is two
+spans of that space (EXAMPLE), so that another length or pairing costs little.
 
   DATA/manifest.json                       counts, settings, hashes
   DATA/vocab/                              the vocabulary
   DATA/tokens/SPLIT-00000.array_record     token ids
   DATA/tokens/SPLIT-00000.boundaries.npy   where each sentence starts and ends
-  DATA/tokens/SPLIT-00000.documents.npy    where in these a document starts
+  DATA/tokens/SPLIT-00000.documents.npy    where in that table a document starts
   DATA/tokens/SPLIT.counts.npy             how often each id occurs
-  DATA/examples/NAME/manifest.json         the same for one pairing and length
+  DATA/examples/NAME/manifest.json         the manifest of the examples
   DATA/examples/NAME/SPLIT-00000.array_record
-  DATA/examples/NAME/lengths/manifest.json the same for the order by length
+  DATA/examples/NAME/lengths/manifest.json the manifest of the order by length
   DATA/examples/NAME/lengths/SPLIT.npy     [shards, L + 1] examples by length
   DATA/examples/NAME/lengths/SPLIT-00000.npy  numbers of a shard's examples,
                                            the shortest first
-  DATA/.verified.json                      which files were found as written
+  DATA/.verified.json                      files whose checksums were verified
 
-A unit of text that could not be cut, such as a compressed file, makes several
+A unit of text that could not be cut, such as a compressed file, has several
 shards: SPLIT-00000, SPLIT-00000-00001, SPLIT-00000-00002.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import functools
 import itertools
@@ -36,6 +36,7 @@ from array_record.python import array_record_data_source
 from array_record.python import array_record_module
 import numpy as np
 
+from bert_jax.data import templates
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
 
@@ -45,11 +46,11 @@ SPLITS = ("train", "validation")
 # The tables beside the tokens of a shard.
 TABLES = ("boundaries.npy", "documents.npy")
 
-# The number of a unit (int), or of a unit and a later part of it (text).
+# The number of a unit (int), or of a unit and one of its later parts (text).
 Shard = int | str
 
-# Token spans of the two segments; lengths in tokens; a full-sentence row has
-# b_length 0. Starts count tokens from the start of the split's address space.
+# The spans of the two segments, in tokens. Starts count from the start of the
+# split's address space. An example of full sentences has b_length 0.
 EXAMPLE = np.dtype(
   [
     ("a_start", "<i8"),
@@ -95,8 +96,8 @@ def read_json(path: str) -> Any:
 def write_array(path: str, array: np.ndarray) -> None:
   """Writes a .npy file atomically."""
   with files.writing(path) as f:
-    # numpy would write to a real file itself, and its error would not say why
-    # writing failed.
+    # numpy would write to a real file without Python, and its error would not
+    # say why writing failed.
     file: Any = types.SimpleNamespace(write=f.write)
     np.save(file, array, allow_pickle=False)
 
@@ -159,11 +160,11 @@ def token_dtype(vocab_size: int) -> np.dtype:
 class TokenWriter:
   """Writes one shard of the token store, a document at a time.
 
-  A shard that got no document leaves no file.
+  A shard without documents leaves no file.
 
   Attributes:
     counts: [V] how often each id was written.
-    num_documents: documents written.
+    num_documents: the number of documents written.
   """
 
   def __init__(
@@ -201,7 +202,7 @@ class TokenWriter:
     return len(self._boundaries)
 
   def add(self, sentences: Sequence[Sequence[int]]) -> None:
-    """Adds a document, a list of sentences that are non-empty id lists."""
+    """Adds a document, a list of sentences, which are lists of ids."""
     lengths = [0, *map(len, sentences)]
     boundaries = np.cumsum(lengths, dtype=np.int64) + self._num_tokens
     self._boundaries.append(boundaries)
@@ -220,7 +221,7 @@ class TokenWriter:
     self.counts += np.bincount(block, minlength=len(self.counts))
 
   def row(self) -> dict[str, Any]:
-    """Returns the row of the manifest for the shard, once it is closed."""
+    """Returns the row of the closed shard in the manifest."""
     return {
       "shard": self._shard,
       "documents": self.num_documents,
@@ -242,12 +243,12 @@ def examples_name(data: Any) -> str:
 
 
 def shard_of_part(unit: int, part: int) -> Shard:
-  """Returns the shard of part 0, 1, ... of a unit: 7, "00007-00001", ..."""
+  """Returns the shard of a part of a unit: 7 for part 0, then "00007-00001"."""
   return f"{unit:05d}-{part:05d}" if part else unit
 
 
 def shard_name(shard: Shard) -> str:
-  """Returns how file names spell a shard: "00007" or "00007-00001"."""
+  """Returns a shard as in file names: "00007" or "00007-00001"."""
   return f"{shard:05d}" if isinstance(shard, int) else shard
 
 
@@ -259,7 +260,7 @@ def shard_path(folder: str, split: str, shard: Shard, suffix: str) -> str:
 def shard_paths(
   folder: str, split: str, rows: Iterable[dict], suffix: str
 ) -> list[str]:
-  """Returns the paths of the shards that a manifest lists in `rows`."""
+  """Returns the paths of the shards in the rows of a manifest."""
   return [shard_path(folder, split, row["shard"], suffix) for row in rows]
 
 
@@ -285,10 +286,10 @@ class Records:
 
     Args:
       paths: the files, in order.
-      count: records that the manifest says they hold.
+      count: the number of records in the manifest.
 
     Raises:
-      DataError: a file is missing or damaged, or the count differs.
+      DataError: a file is missing or damaged, or the number differs.
     """
     for path in paths:
       if not os.path.exists(path):
@@ -304,8 +305,8 @@ class Records:
       ) from error
     if found != count:
       raise DataError(
-        f"{os.path.dirname(paths[0])}: {found} records, but its manifest says"
-        f" {count}; delete the folder and run --mode=prepare again"
+        f"{os.path.dirname(paths[0])} has {found} records, but its manifest "
+        f"says {count}; delete the folder and run --mode=prepare again"
       )
     self._folder = os.path.dirname(paths[0])
     self._paths = list(paths)
@@ -317,12 +318,12 @@ class Records:
     """Reads records as rows.
 
     Args:
-      keys: [M] record numbers.
-      dtype: of the items of a record.
-      width: items a record holds.
+      keys: [M] the numbers of the records.
+      dtype: the dtype of the items of a record.
+      width: the number of items of a record.
 
     Returns:
-      [M, width] of dtype.
+      [M, width] of this dtype.
 
     Raises:
       DataError: a record is damaged; the message names the records read.
@@ -356,7 +357,7 @@ class Records:
       if 0 <= key < count:
         return path
       key -= count
-    return self._folder  # there is no such record: its number is damaged
+    return self._folder  # no file has such a record: its number is damaged
 
 
 def _is_readable(path: str) -> bool:
@@ -367,10 +368,16 @@ def _is_readable(path: str) -> bool:
 
 
 def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
-  """Maps a .npy file of known type and dimensions; nothing is unpickled.
+  """Maps a .npy file; nothing is unpickled.
+
+  Args:
+    path: the file.
+    dtype: the dtype that it must have.
+    ndim: the number of dimensions that it must have.
 
   Raises:
-    DataError: it is missing, damaged or of another kind.
+    DataError: the file is missing or damaged, or has another dtype or number of
+      dimensions.
   """
   try:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -379,22 +386,33 @@ def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
       f"{path} is missing or damaged: {error!s:.500}; prepare the data again"
     ) from error
   if array.ndim != ndim or array.dtype != dtype:
-    raise DataError(f"{path} is damaged: {array.dtype!s:.200}{array.shape}")
+    raise DataError(
+      f"{path} is damaged: it has {array.ndim} dimensions of "
+      f"{array.dtype!s:.200}, not {ndim} of {np.dtype(dtype)}"
+    )
   return np.asarray(array)
 
 
 def example_lengths(examples: np.ndarray) -> np.ndarray:
-  """Returns the lengths [M] of examples [M] in tokens, specials included."""
+  """Returns the lengths [M] of examples [M], special tokens included."""
+  count = templates.CLS_SEP.num_special
   a_length, b_length = (
     examples[name].astype(np.int64) for name in ("a_length", "b_length")
   )
-  return a_length + 2 + np.where(b_length > 0, b_length + 1, 0)
+  special = np.where(b_length > 0, count(is_pair=True), count(is_pair=False))
+  return a_length + np.maximum(b_length, 0) + special
 
 
-def read_lengths(store: Records, ids: np.ndarray) -> np.ndarray:
-  """Reads the lengths [M] in tokens of the examples with numbers `ids` [M]."""
+def read_lengths(
+  read: Callable[[np.ndarray], np.ndarray], ids: np.ndarray
+) -> np.ndarray:
+  """Reads the lengths [M] in tokens of the examples with numbers `ids` [M].
+
+  Args:
+    read: returns the examples with given numbers.
+    ids: the numbers.
+  """
   blocks = [
-    example_lengths(store.read(ids[i : i + 65536], EXAMPLE, 1)[:, 0])
-    for i in range(0, len(ids), 65536)
+    example_lengths(read(ids[i : i + 65536])) for i in range(0, len(ids), 65536)
   ]
   return np.concatenate([np.zeros(0, np.int64), *blocks])

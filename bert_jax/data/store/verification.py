@@ -1,4 +1,4 @@
-"""Checks that the files of prepared data are as they were written."""
+"""Verifies the checksums of the files of prepared data."""
 
 from collections.abc import Iterator, Sequence
 from concurrent import futures
@@ -16,32 +16,32 @@ from bert_jax.runtime import files
 
 _log = logging.getLogger(__name__)
 
-
 _VERIFIED = ".verified.json"
-_HASH_THREADS = 16  # the most; more would only wait for the disk
-_REPORT_SECS = 3.0  # between lines of progress
+_HASH_THREADS = 16  # more threads would only wait for the disk
+_REPORT_SECS = 3.0  # the time between lines of progress
 
 
 def verify(
   folder: str, name: str, split: str, mode: str, packed: bool = False
 ) -> None:
-  """Checks the checksums of all files that batches of a split are made of.
+  """Verifies the checksums of all files that the batches of a split read.
 
-  A damaged record is an error only when it is read, perhaps days into a run;
-  this finds it at the start. Sound files are noted in the folder, if it is
-  writable, with their path, size, mtime and ctime, so that the next start need
-  not read them again. Every process of a run checks for itself, because two
-  hosts may see different files.
+  Without this, a damaged record would be an error only when it is read, perhaps
+  days into a run. Files that were verified are recorded in the folder, if it is
+  writable, with their path, size, mtime and ctime, so that the next start does
+  not read them again. Every process of a run verifies the files itself, because
+  two hosts may see different files.
 
   Args:
     folder: DATA.
-    name: of the examples.
+    name: the name of the examples.
     split: one of records.SPLITS.
-    mode: "once": files that are not noted as sound; "always": all; "never".
-    packed: whether the order by length is read, too.
+    mode: "once" verifies files that are not recorded as verified, "always" all
+      files, and "never" none.
+    packed: whether the batches also read the order by length.
 
   Raises:
-    DataError: a file is missing, or is not what its manifest says.
+    DataError: a file is missing, or differs from its manifest.
   """
   if mode == "never":
     return
@@ -65,12 +65,12 @@ def verify(
       good[key] = entry
   finally:
     if good:
-      with contextlib.suppress(OSError):  # read-only: the next start checks
+      with contextlib.suppress(OSError):  # if read-only, it verifies each time
         records.write_json(note, _read_verified(note) | good)
 
 
 def _entry(path: str, digest: str) -> tuple[str, list]:
-  """Returns the note of a sound file: its full path; stamps and SHA-256."""
+  """Returns the record of a verified file: its path; its stamps and SHA-256."""
   try:
     stat = os.stat(path)
   except OSError as error:
@@ -83,7 +83,7 @@ def _entry(path: str, digest: str) -> tuple[str, list]:
 
 
 def _read_verified(path: str) -> dict[str, list]:
-  """Reads which files were noted as sound; {} if there is no readable note."""
+  """Reads the record of verified files; {} if it is missing or damaged."""
   try:
     known = records.read_json(path)
   except (OSError, records.DataError):
@@ -94,7 +94,7 @@ def _read_verified(path: str) -> dict[str, list]:
 def table_hashes(
   folder: str, split: str, suffixes: Sequence[str] = records.TABLES
 ) -> dict[str, str]:
-  """Returns path -> SHA-256 of files of the token store, by their endings."""
+  """Returns path -> SHA-256 of files of the token store with some suffixes."""
   tokens = os.path.join(folder, "tokens")
   return {
     records.shard_path(tokens, split, row["shard"], suffix): digest
@@ -107,7 +107,7 @@ def table_hashes(
 def _example_hashes(
   folder: str, name: str, split: str, packed: bool
 ) -> dict[str, str]:
-  """Returns path -> SHA-256 of examples and, if packed, of their order."""
+  """Returns path -> SHA-256 of the examples and, if packed, their lengths."""
   target = records.examples_folder(folder, name)
   parts = [(target, manifests.read_manifest(target), "array_record")]
   wanted = {}
@@ -149,8 +149,8 @@ def _hash_files(paths: Sequence[str], folder: str) -> Iterator[tuple[str, str]]:
 def _check_counts(folder: str) -> None:
   """Checks the counts of ids, which have no checksum, by their sum.
 
-  Text never becomes a special token other than [UNK], and special tokens are
-  not counted: the sum is known.
+  The sum is known: text contains no special token except [UNK], and special
+  tokens are not counted.
   """
   manifest = manifests.read_manifest(folder)
   for split, totals in manifest["totals"].items():

@@ -1,10 +1,10 @@
-"""Tokens that were added to a vocabulary: where they stand in a text.
+"""Finds the tokens that were added to a vocabulary in a text.
 
 An added token is matched in the text itself, before it is cut into words, and
 becomes one id. The rules are those of Hugging Face's `tokenizers` library:
-tokens that are matched as written come first; those that are matched in
-normalised text are then looked for in what lies between. Of several tokens that
-begin at one place the longest is taken.
+tokens without `normalized` are matched first; the others are then matched in
+the normalised text between these. If several tokens match at one position, the
+longest one is taken.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,8 +12,8 @@ import dataclasses
 import re
 import unicodedata
 
-# What stands in a text, from one character to another: an added token's id, or
-# None for text that is cut into words.
+# (id, start, end): the id of an added token, or None for text that is cut into
+# words; its first character; and the character after its last.
 Segment = tuple[int | None, int, int]
 
 _JOINERS = "\u200c\u200d"
@@ -24,15 +24,15 @@ class AddedToken:
   """One added token, with the fields that `tokenizers` gives it.
 
   Attributes:
-    content: how it is written.
-    single_word: it is matched only where no word character touches it.
-    lstrip: it takes the spaces before it. WordPiece has no use for spaces, so
-      this changes no id here.
-    rstrip: the same for the spaces after it.
-    normalized: it is looked for in normalised text (lower-cased, without
-      accents, where the tokenizer does so), and is normalised itself.
-    special: it is a mark for the model and not a part of the text; decoding in
-      other programs may leave it out.
+    content: its spelling.
+    single_word: whether it is matched only if no word character is next to it.
+    lstrip: whether it includes the spaces before it. WordPiece ignores spaces,
+      so that this changes no id.
+    rstrip: whether it includes the spaces after it.
+    normalized: whether its normalised spelling is matched in normalised text,
+      which is lower-cased and without accents if the tokenizer does so.
+    special: whether it is a mark for the model and not a part of the text. When
+      they decode, other programs may omit it.
   """
 
   content: str
@@ -49,17 +49,17 @@ class AddedToken:
       if type(value) is not wanted:
         raise ValueError(
           f"the added token {self.content!r:.60} has {field.name}="
-          f"{value!r:.60}; a {wanted.__name__} was wanted"
+          f"{value!r:.60}; wanted {wanted.__name__}"
         )
     if not self.content.strip():
       raise ValueError(
         f"an added token is {self.content!r:.60}; it must have a character "
-        "that is no space"
+        "that is not a space"
       )
 
 
 def _is_word_character(char: str) -> bool:
-  """Whether a character is one of words, as regular expressions see it."""
+  """Returns whether regular expressions count a character as part of a word."""
   category = unicodedata.category(char)
   return (
     category[0] in "LM"
@@ -74,8 +74,8 @@ class Finder:
 
   Args:
     ids: added token -> id.
-    normalize: character by code point -> what it becomes in normalised text;
-      what `str.translate` takes.
+    normalize: code point of a character -> its normalised text, as
+      `str.translate` takes it.
 
   Example:
     >>> find = Finder({AddedToken("<e>"): 7}, {})
@@ -95,7 +95,7 @@ class Finder:
     )
 
   def __call__(self, text: str) -> list[Segment]:
-    """The segments of a text, which together are all of it."""
+    """Returns the segments of a text, which together are the whole text."""
     segments: list[Segment] = []
     for id, start, end in _segments(
       text, 0, len(text), self._matches(self._raw, text)
@@ -108,10 +108,8 @@ class Finder:
     return segments
 
   def _matches(self, tokens: "_Tokens", text: str) -> Iterator[Segment]:
-    """Where tokens stand in a text."""
+    """Yields the matches of tokens in a text."""
     pattern, by_content = tokens
-    if pattern is None:
-      return
     for match in pattern.finditer(text):
       token = by_content[match.group()]
       start, end = match.span()
@@ -123,58 +121,57 @@ class Finder:
       yield self._ids[token], start, end
 
   def _normal_matches(self, text: str) -> Iterator[Segment]:
-    """Where tokens stand in a text once that is normalised."""
-    pattern, _ = self._normal
-    if pattern is None:
+    """Yields the matches of tokens in a text after normalising it."""
+    pattern, by_content = self._normal
+    if not by_content:
       return
     normal = text.translate(self._normalize)
     if not pattern.search(normal):
       return
-    # For each character of `normal` the one of `text` that it comes from.
+    # The index in `text` of the source of each character of `normal`.
     source = [
       i for i, char in enumerate(text) for _ in char.translate(self._normalize)
     ]
     for id, start, end in self._matches(self._normal, normal):
       first, last = source[start], source[end - 1]
-      # One character may become several, of which a token may be a part.
+      # One character may become several; a match must contain all of them.
       splits_first = start > 0 and source[start - 1] == first
       splits_last = end < len(source) and source[end] == last
       if not splits_first and not splits_last:
         yield id, first, last + 1
 
 
-_Tokens = tuple[re.Pattern[str] | None, dict[str, AddedToken]]
+_Tokens = tuple[re.Pattern[str], dict[str, AddedToken]]
 
 
 def _by_content(
   tokens: Iterator[AddedToken],
   normalize: Callable[[str], str] = lambda content: content,
 ) -> _Tokens:
-  """A pattern that matches some tokens, the longest first, and the tokens."""
+  """Returns a pattern that prefers the longest token, and spelling -> token."""
   by_content: dict[str, AddedToken] = {}
   for token in tokens:
     if content := normalize(token.content):
       by_content.setdefault(content, token)
-  if not by_content:
-    return None, by_content
   longest_first = sorted(by_content, key=len, reverse=True)
-  return re.compile("|".join(map(re.escape, longest_first))), by_content
+  pattern = "|".join(map(re.escape, longest_first)) or "(?!)"  # matches nothing
+  return re.compile(pattern), by_content
 
 
 def _segments(
   text: str, start: int, end: int, matches: Iterator[Segment]
 ) -> Iterator[Segment]:
-  """Fills the gaps between the matches in a part of a text.
+  """Yields the matches in a part of a text, and the text between them.
 
   Args:
     text: the part.
-    start: where it begins in the whole.
-    end: where it ends.
-    matches: counted from the part's beginning.
+    start: the position in the whole text where the part begins.
+    end: the position where it ends.
+    matches: the matches, with positions from the beginning of the part.
   """
   at = start
   for id, first, last in matches:
-    # Spaces at its ends belong to no token.
+    # A token does not include the spaces at its ends.
     while first < last and text[first].isspace():
       first += 1
     while first < last and text[last - 1].isspace():

@@ -1,4 +1,4 @@
-"""SentencePiece: one model file that holds vocabulary and normalisation."""
+"""SentencePiece: one model file defines vocabulary and normalisation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 import io
@@ -20,18 +20,18 @@ _WORD_START = "\u2581"  # SentencePiece's mark of a word's first piece
 class SentencePieceTokenizer(interface.Tokenizer):
   """A SentencePiece model with BERT's special tokens.
 
-  For languages without spaces between words, or for text that must come back
-  exactly. The model file holds vocabulary, normalisation and scores.
+  It suits languages without spaces between words, and text that decoding must
+  restore exactly. The model file holds vocabulary, normalisation and scores.
 
   Args:
-    model: content of a .model file. [CLS], [SEP] and [MASK] must be control
-      symbols, which no text can produce; padding and the unknown token are
-      taken from the model, whatever they are called.
-    source: what errors call the model, such as a file name.
+    model: the content of a .model file. [CLS], [SEP] and [MASK] must be control
+      symbols, which no text can produce. The padding and unknown tokens of the
+      model are used, whatever their spelling.
+    source: the name of the model in errors, such as a file name.
 
   Raises:
-    ValueError: not a model, or special tokens that are missing or that typed
-      text could produce.
+    ValueError: it is not a model, or a special token is missing or could be
+      produced by text.
 
   Example:
     >>> tokenizer = load_tokenizer("sentencepiece.model")  # doctest: +SKIP
@@ -73,13 +73,13 @@ class SentencePieceTokenizer(interface.Tokenizer):
     """Learns a SentencePiece model; the same text gives the same model.
 
     Args:
-      texts: lines, read once. SentencePiece leaves out lines longer than 4192
+      texts: lines, read once. SentencePiece ignores lines longer than 4192
         bytes.
-      vocab_size: number of pieces to learn, special tokens included.
-      lower_case: fold case in the model's own normalisation (NFKC either way).
-      input_sentence_size: learn from a random sample of so many lines, drawn
-        with a fixed seed and held in memory; the unigram learner takes minutes
-        for each million.
+      vocab_size: the number of pieces to learn, special tokens included.
+      lower_case: whether the model's normalisation, NFKC, also folds case.
+      input_sentence_size: the size of the random sample of lines to learn from,
+        which is drawn with a fixed seed and held in memory. Learning takes
+        minutes for each million lines.
 
     Returns:
       A tokenizer whose ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK].
@@ -100,7 +100,7 @@ class SentencePieceTokenizer(interface.Tokenizer):
         vocab_size=vocab_size,
         model_type="unigram",
         normalization_rule_name="nmt_nfkc_cf" if lower_case else "nmt_nfkc",
-        num_threads=16,  # a part of the result: sums are made per thread
+        num_threads=16,  # changes the result, because each thread has a sum
         pad_id=0,
         unk_id=1,
         bos_id=-1,
@@ -116,7 +116,7 @@ class SentencePieceTokenizer(interface.Tokenizer):
 
   @classmethod
   def read(cls, file: pathlib.Path, **settings: Any) -> Self:
-    """Reads a .model file, which has no settings beside it."""
+    """Reads a .model file, which takes no settings."""
     return cls(file.read_bytes(), source=str(file), **settings)
 
   def encode(self, text: str) -> list[int]:
@@ -127,14 +127,14 @@ class SentencePieceTokenizer(interface.Tokenizer):
     return self._processor.encode(text)
 
   def encode_with_offsets(self, text: str) -> interface.Encoding:
-    """Returns the ids of `text`, and which characters each stands for."""
+    """Returns the ids of `text`, and the characters that each stands for."""
     clean = interface.SURROGATE.sub("\ufffd", text)
     parsed = self._processor.encode(clean, return_type="offset_mapping")
     starts: list[int] = []
     ends: list[int] = []
     for start, end in parsed["offsets"]:
       while start < end and text[start].isspace():
-        start += 1  # the mark of a word's start stands for the space before
+        start += 1  # the mark of a word's start stands for the space before it
       while start < end and text[end - 1].isspace():
         end -= 1
       starts.append(start)
@@ -178,7 +178,11 @@ class SentencePieceTokenizer(interface.Tokenizer):
 def _special_ids(
   processor: Any, pieces: Sequence[str], source: str
 ) -> list[int]:
-  """Returns the ids of pad, unk, cls, sep, mask; refuses an unfit model."""
+  """Returns the ids of the special tokens.
+
+  Raises:
+    ValueError: a special token is missing, or text can produce it.
+  """
   how = (
     "; learn one with bert_jax.data.tokenizers, or pass"
     " pad_id=0, unk_id=1, bos_id=-1, eos_id=-1,"

@@ -1,10 +1,10 @@
-"""Text to words and punctuation, by the rules of BERT's original.
+"""Cuts text into words and punctuation by the rules of the original BERT.
 
-Words are those of the original rules on any Unicode text, as Python's own
+The words are those of the original rules for any Unicode text; Python's own
 `unicodedata` defines the characters. The normaliser of the Rust `tokenizers`
-library is close but has another final sigma and another Unicode version, so
-the text is cut here. Words repeat, so the answers are kept in bounded
-dictionaries and most text never gets further than a look-up.
+library is not used, because it treats the final sigma differently and has
+another Unicode version. Words repeat, so results are kept in bounded
+dictionaries, and most text needs only a look-up.
 """
 
 from collections.abc import Callable, Hashable
@@ -12,8 +12,8 @@ import re
 from typing import TypeVar
 import unicodedata
 
-# Bounds of the dictionaries: some 60 MB when full, and a chunk longer than
-# this (a Chinese paragraph, a URL) is unlikely to come twice.
+# The bounds of a dictionary, which has some 60 MB when full. A longer chunk (a
+# Chinese paragraph, a URL) is unlikely to occur twice.
 _MAX_CACHED = 2**18
 _MAX_CACHED_CHARS = 64
 
@@ -36,31 +36,31 @@ class Memo(dict[_Key, _Value]):
     return value
 
 
-# str.split() breaks at these control characters; BERT drops them, which joins
-# what stands on either side.
+# str.split() breaks at these control characters. BERT drops them, which joins
+# the text on both sides.
 _SPLITTING_CONTROLS = re.compile("[\x0b\x0c\x1c-\x1f\x85]")
 
 
 def chunks(text: str) -> list[str]:
   """Cuts text at the whitespace that ends a word under BERT's rules.
 
-  str.split() breaks at Zs, which BERT turns into spaces, at tab, line feed and
-  carriage return, and at U+2028 and U+2029, which BERT's cleaning leaves alone
-  and its own str.split() then breaks at.
+  str.split() breaks at the category Zs, which BERT turns into spaces; at tab,
+  line feed and carriage return; and at U+2028 and U+2029, which BERT keeps when
+  it cleans a text and at which its own str.split() then breaks.
   """
-  # Text of plain characters and spaces, nearly all there is, skips the search.
+  # Nearly all text is printable and skips the search.
   if not text.isprintable():
     text = _SPLITTING_CONTROLS.sub("", text)
   return text.split()
 
 
-# Matches, in the original text, what `chunks` returns; the controls are still
-# in a match, and cleaning drops them.
+# Matches the chunks of `chunks` in the original text. A match still contains
+# the control characters, which cleaning drops.
 CHUNK = re.compile(r"[\S\x0b\x0c\x1c-\x1f\x85]+")
 
 
-# The blocks BERT calls CJK ideographs. Not Hangul, Hiragana or Katakana, which
-# are written with spaces or treated as words like any other.
+# The Unicode blocks that BERT calls CJK ideographs. Hangul, Hiragana and
+# Katakana are not among them; their text is cut like that of other scripts.
 _CJK = re.compile(
   r"[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f"
   r"\U0002b740-\U0002b81f\U0002b820-\U0002ceaf\uf900-\ufaff"
@@ -69,7 +69,7 @@ _CJK = re.compile(
 
 
 def _clean_char(code: int) -> str:
-  """Returns what cleaning makes of a character: "", " x " or itself."""
+  """Returns a character after cleaning: "", " x " or the character itself."""
   char = chr(code)
   if char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf"):
     return ""
@@ -77,10 +77,10 @@ def _clean_char(code: int) -> str:
 
 
 def _set_punctuation_apart(code: int) -> str:
-  """Puts spaces around punctuation: ASCII symbols, elsewhere Unicode's P*.
+  """Puts spaces around punctuation: ASCII symbols and Unicode's category P*.
 
-  ASCII is an exception because Unicode calls "$", "+", "^" and the like
-  symbols, and they should still not stick to words.
+  Unicode calls ASCII characters such as "$", "+" and "^" symbols, but they
+  should not be parts of words either.
   """
   char = chr(code)
   is_ascii_symbol = 33 <= code <= 126 and not char.isalnum()
@@ -90,14 +90,14 @@ def _set_punctuation_apart(code: int) -> str:
 
 
 def _drop_mark_or_set_apart(code: int) -> str:
-  """The same, and drops accents (Mn) of decomposed text."""
+  """Does the same, and drops the accents (Mn) of decomposed text."""
   if unicodedata.category(chr(code)) == "Mn":
     return ""
   return _set_punctuation_apart(code)
 
 
 def normalize_char(code: int, lower_case: bool) -> str:
-  """Returns what a character becomes in normalised text that is not cut yet."""
+  """Returns a character after normalisation, before text is cut into words."""
   char = chr(code)
   if char in "\t\n\r\u2028\u2029" or unicodedata.category(char) == "Zs":
     return " "
@@ -114,10 +114,11 @@ def normalize_char(code: int, lower_case: bool) -> str:
 class WordSplitter:
   """Cuts a chunk of text, without whitespace, into words and punctuation.
 
-  The order is the original's: clean, set ideographs apart, then per token
-  lower-case, decompose, drop accents and set punctuation apart. Lower-casing a
-  whole chunk equals lower-casing its tokens: a space ends the context that
-  decides a final sigma, and no combining mark moves across it.
+  The steps have the order of the original: clean, set ideographs apart, then
+  for each token lower-case, decompose, drop accents and set punctuation apart.
+  Lower-casing a whole chunk equals lower-casing its tokens, because a space
+  ends the context that decides a final sigma, and no combining mark moves
+  across it.
 
   Source: google-research/bert tokenization.py:161-284
   """
@@ -138,25 +139,23 @@ class WordSplitter:
     return text.translate(self._set_apart).split()
 
   def sources(self, chunk: str) -> tuple[list[int], list[int]]:
-    """Returns where the characters of the words of a chunk come from.
+    """Returns the positions in a chunk of the characters of its words.
 
-    One character may become several (a syllable of Hangul) or none (a control,
-    an accent). An accent that was dropped counts to what it stood on.
+    One character may become several (a syllable of Hangul) or none (a control
+    character or an accent). An accent that was dropped belongs to the character
+    before it.
 
     Args:
-      chunk: as it stood in the text.
+      chunk: the chunk before normalisation.
 
     Returns:
-      For each character of the words, one after the other: the first character
-      of the chunk that it stands for, and the one after the last.
+      For each character of all words: the first character of the chunk that it
+      stands for, and the character after the last one.
     """
     starts: list[int] = []
     ends: list[int] = []
     for at, char in enumerate(chunk):
-      text = char.translate(self._clean)
-      if self._lower_case:
-        text = unicodedata.normalize("NFD", text.lower())
-      count = len("".join(text.translate(self._set_apart).split()))
+      count = len("".join(self(char)))
       if not count and starts and unicodedata.combining(char):
         first = starts[-1]
         for i in range(len(starts) - 1, -1, -1):

@@ -1,7 +1,7 @@
 """WordPiece, the tokenizer of BERT itself.
 
-Text is cut into words here; only the greedy match of one word against the
-vocabulary is left to the Rust `tokenizers` library.
+This module cuts text into words; the Rust `tokenizers` library does only the
+greedy match of one word against the vocabulary.
 """
 
 import collections
@@ -23,12 +23,12 @@ from bert_jax.data.tokenizers import word_rules
 from bert_jax.runtime import files
 
 MAX_INPUT_CHARS_PER_WORD = 200
-ADDED = "added_tokens"  # key of tokenizer.json
+ADDED = "added_tokens"  # a key of tokenizer.json
 
 _HALF_A_PAIR = (
   "has half of a surrogate pair, which no UTF-8 file can hold; remove it"
 )
-# Pieces that stand for something other than their own characters.
+# Pieces that do not stand for their own characters.
 _BRACKETED = re.compile(r"\[.*\]|<.*>", re.DOTALL)
 
 
@@ -36,26 +36,26 @@ class WordPieceTokenizer(interface.Tokenizer):
   """BERT's own tokenizer: words, then the longest piece first.
 
   Args:
-    pieces: the vocabulary, id by position. Pieces that continue a word begin
-      with "##"; the five special tokens must be among them.
-    lower_case: lower-case and drop accents; both belong together in BERT, and
-      a cased vocabulary keeps both. None: decided by the vocabulary. A flag
-      that contradicts the vocabulary is refused, for that mistake costs
-      accuracy without an error anywhere.
-    max_input_chars_per_word: a longer word becomes [UNK]. 200 in the original
-      since November 2018, 100 before that and in Hugging Face's tokenizers.
+    pieces: the vocabulary; the position of a piece is its id. Pieces that
+      continue a word begin with "##". The five special tokens must be included.
+    lower_case: whether text is lower-cased and loses its accents. None means
+      that the vocabulary decides. A value that contradicts the vocabulary is
+      refused, because it would lower the accuracy without any error.
+    max_input_chars_per_word: a longer word becomes [UNK]. It is 200 in the
+      original since November 2018, and 100 before that and in Hugging Face's
+      tokenizers.
     added: tokens that are matched in the text itself, before it is cut into
-      words. One that is a piece, too, has the id of that piece; the others
-      follow the pieces, in this order.
-    source: what errors call the vocabulary, such as a file name.
+      words. An added token that is also a piece has the id of that piece; the
+      ids of the others follow those of the pieces, in this order.
+    source: the name of the vocabulary in errors, such as a file name.
 
   Attributes:
     added: the added tokens, as given.
     added_ids: the id of each added token.
 
   Raises:
-    ValueError: a special token missing, a piece twice, a contradicted
-      `lower_case`, or an added token that cannot be one.
+    ValueError: a special token is missing, a piece occurs twice, the vocabulary
+      contradicts `lower_case`, or an added token could not be found in a text.
 
   Example:
     >>> tokenizer = WordPieceTokenizer(
@@ -86,15 +86,14 @@ class WordPieceTokenizer(interface.Tokenizer):
   ):
     if not 1 <= max_input_chars_per_word < 1 << 31:
       raise ValueError(
-        f"{source}: max_input_chars_per_word={max_input_chars_per_word} cannot"
-        " be; below 1 every word is [UNK], and the original has"
-        f" {MAX_INPUT_CHARS_PER_WORD}"
+        f"{source}: max_input_chars_per_word={max_input_chars_per_word} is out"
+        f" of range; use 1 or more, such as {MAX_INPUT_CHARS_PER_WORD}"
       )
     _check_pieces(pieces, source)
     self.lower_case = resolve_lower_case(pieces, lower_case, source)
     self.max_input_chars_per_word = max_input_chars_per_word
     self.added = tuple(added)
-    self._words = tuple(pieces)  # without what was added
+    self._words = tuple(pieces)  # without the added tokens
     known = set(pieces)
     beyond = [t.content for t in self.added if t.content not in known]
     super().__init__(
@@ -103,7 +102,7 @@ class WordPieceTokenizer(interface.Tokenizer):
     )
     _check_added(self.added, source)
     self.added_ids = {t: self._ids[t.content] for t in self.added}
-    # These neither continue a word nor are continued.
+    # Tokens that neither continue a word nor are continued.
     self._apart = self.special_ids.union(self.added_ids.values())
 
   @classmethod
@@ -118,21 +117,23 @@ class WordPieceTokenizer(interface.Tokenizer):
   ) -> Self:
     """Learns a WordPiece vocabulary; the same text gives the same vocabulary.
 
-    Words are those of this class, so every piece learned can occur.
-    The order of `texts` does not matter, only how often each word comes.
+    Words are cut as by this class, so that every learned piece can occur. The
+    result depends on the frequencies of words, but not on the order of `texts`.
 
-    The authors never released their learner. This one merges the most frequent
-    pair first, as the `tokenizers` library does. That library numbers single
-    characters in the order of a randomised hash table and breaks ties by these
-    numbers; here they are numbered beforehand, which makes it reproducible.
+    The authors of BERT did not release their learner. This one merges the most
+    frequent pair first, as the `tokenizers` library does. That library numbers
+    single characters in the order of a randomised hash table and breaks ties by
+    these numbers. Here they are numbered beforehand, so that the result is
+    reproducible.
 
     Args:
       texts: lines or documents, read once.
-      vocab_size: number of pieces to learn, special tokens included.
-      lower_case: lower-case and drop accents, here and in the result.
-      min_frequency: pairs rarer than this are not merged.
-      limit_alphabet: number of distinct characters to keep, the most frequent;
-        a word with any other becomes [UNK].
+      vocab_size: the number of pieces to learn, special tokens included.
+      lower_case: whether learning and the learned tokenizer lower-case text and
+        drop accents.
+      min_frequency: the least frequency of a pair that is merged.
+      limit_alphabet: the number of characters to keep, the most frequent ones.
+        A word with any other character becomes [UNK].
 
     Returns:
       A tokenizer whose ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK].
@@ -177,10 +178,10 @@ class WordPieceTokenizer(interface.Tokenizer):
     return cls(read_pieces(file), source=str(file), **settings)
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of `text`: of its words, the longest piece first."""
+    """Returns the ids of the words of `text`, the longest piece first."""
     lookup = self._chunk_ids.__getitem__
     if not self.added:
-      # The one hot line of the host: a look-up a word.
+      # This line takes most of the time: one look-up for each word.
       return list(
         itertools.chain.from_iterable(map(lookup, word_rules.chunks(text)))
       )
@@ -194,7 +195,7 @@ class WordPieceTokenizer(interface.Tokenizer):
     return ids
 
   def encode_with_offsets(self, text: str) -> interface.Encoding:
-    """Returns the ids of `text`, and which characters each stands for."""
+    """Returns the ids of `text`, and the characters that each stands for."""
     ids: list[int] = []
     starts: list[int] = []
     ends: list[int] = []
@@ -213,9 +214,9 @@ class WordPieceTokenizer(interface.Tokenizer):
     return ids, starts, ends
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns words with spaces between them, punctuation being words."""
+    """Returns words with spaces between them; punctuation counts as words."""
     words: list[str] = []
-    follows_word = False  # "##x" after a special token stays as it is
+    follows_word = False  # "##x" after a special token keeps its "##"
     for i in ids:
       piece = self.token(i)
       if i == self.pad_id:
@@ -250,12 +251,12 @@ class WordPieceTokenizer(interface.Tokenizer):
       "lower_case": self.lower_case,
       "max_input_chars_per_word": self.max_input_chars_per_word,
     }
-    if self.added:  # without them a vocabulary keeps its old fingerprint
+    if self.added:  # vocabularies without them keep their old fingerprint
       settings[ADDED] = [dataclasses.asdict(token) for token in self.added]
     return settings
 
   def __reduce__(self):
-    # The dictionaries and the Rust object are rebuilt where they are needed.
+    # Another process rebuilds the dictionaries and the Rust object.
     build = functools.partial(
       WordPieceTokenizer,
       lower_case=self.lower_case,
@@ -274,9 +275,9 @@ class WordPieceTokenizer(interface.Tokenizer):
 
   @functools.cached_property
   def _chunk_ids(self) -> word_rules.Memo[str, tuple[int, ...]]:
-    """The ids of a chunk of text without whitespace."""
+    """Chunk of text without whitespace -> its ids."""
     split = word_rules.WordSplitter(self.lower_case)
-    # Chunks without spaces, as in Chinese, rarely repeat; their words do.
+    # Chunks of languages without spaces rarely repeat, but their words do.
     word_ids = word_rules.Memo(self._match)
 
     def chunk_ids(chunk: str) -> tuple[int, ...]:
@@ -287,7 +288,7 @@ class WordPieceTokenizer(interface.Tokenizer):
 
   @functools.cached_property
   def _chunk_offsets(self) -> word_rules.Memo[str, interface.Encoding]:
-    """The ids of a chunk of text, and their characters within it."""
+    """Chunk of text -> its ids, and the characters that each stands for."""
     split = word_rules.WordSplitter(self.lower_case)
 
     def chunk_offsets(chunk: str) -> interface.Encoding:
@@ -301,7 +302,7 @@ class WordPieceTokenizer(interface.Tokenizer):
         for i in self._match(word):
           piece = self._pieces[i]
           size = len(piece) - 2 if rest < len(word) else len(piece)
-          if i == self.unk_id:  # stands for the whole word
+          if i == self.unk_id:  # [UNK] stands for the whole word
             size = rest
           ids.append(i)
           starts.append(source_starts[at])
@@ -321,19 +322,18 @@ class WordPieceTokenizer(interface.Tokenizer):
     )
 
   def _match(self, word: str) -> tuple[int, ...]:
-    """Greedy longest match of one word; [UNK] when any part is not found."""
+    """Returns the ids of a word, the longest piece first, or that of [UNK]."""
     if not word.isascii() and interface.SURROGATE.search(word):
-      # Half of a surrogate pair: in no UTF-8 file, so in no vocabulary.
+      # No vocabulary can hold half of a surrogate pair.
       return (self.unk_id,)
     return tuple([token.id for token in self._matcher.tokenize(word)])
 
 
 def _check_pieces(pieces: Sequence[str], source: str) -> None:
-  """Raises ValueError for a vocabulary that would give wrong or no ids.
+  """Raises ValueError for a vocabulary that would give wrong ids or none.
 
-  Differs from BERT: where a piece stands twice the original silently takes the
-  later line, and it finds out about a missing special token only when it comes
-  to need one.
+  The original BERT takes the later line if a piece occurs twice, and notices
+  that a special token is missing only when it needs the token.
   """
   if not pieces:
     raise ValueError(f"{source} is empty; wanted one piece a line")
@@ -348,8 +348,8 @@ def _check_pieces(pieces: Sequence[str], source: str) -> None:
       problem = _HALF_A_PAIR
     elif piece in first_line:
       problem = (
-        f"stands already on line {first_line[piece]}; an id must be one piece,"
-        " so change one of them"
+        f"is also on line {first_line[piece]}; all pieces must differ, so"
+        " change one of them"
       )
     else:
       first_line[piece] = line
@@ -367,13 +367,13 @@ def _check_pieces(pieces: Sequence[str], source: str) -> None:
 
 
 def _check_added(added: Sequence[added_tokens.AddedToken], source: str) -> None:
-  """Raises ValueError for added tokens that cannot be found in a text."""
+  """Raises ValueError for an added token that could not be found in a text."""
   seen = set()
   for content in [token.content for token in added]:
     if content in interface.SPECIAL_TOKENS:
-      problem = "is a special token; a text that spells it is text here"
+      problem = "is a special token, which is never matched in a text"
     elif content in seen:
-      problem = "is there twice; leave one out"
+      problem = "occurs twice; remove one of them"
     elif interface.SURROGATE.search(content):
       problem = _HALF_A_PAIR
     else:
@@ -385,13 +385,21 @@ def _check_added(added: Sequence[added_tokens.AddedToken], source: str) -> None:
 def resolve_lower_case(
   pieces: Iterable[str], lower_case: bool | None, source: str
 ) -> bool:
-  """Decides casing by the pieces, and refuses a flag that they contradict.
+  """Returns whether text is lower-cased, as given or as the pieces suggest.
 
-  A vocabulary is cased when more than one in a thousand of its pieces with
-  cased letters changes under lower-casing. Not "any": released uncased
-  vocabularies hold "<S>" and letters that only a later Unicode version knows
-  to be capitals, and people put a few names into the unused slots. Such a
-  vocabulary may be used either way.
+  A vocabulary is cased if lower-casing changes more than one in a thousand of
+  its pieces with cased letters. A few such pieces are no proof: released
+  uncased vocabularies hold "<S>" and letters that only a later Unicode version
+  classifies as capitals, and users put names into unused slots. Such a
+  vocabulary may be used with either value.
+
+  Args:
+    pieces: the vocabulary.
+    lower_case: the given value; None means that the vocabulary decides.
+    source: the name of the vocabulary in errors.
+
+  Raises:
+    ValueError: the pieces contradict `lower_case`.
   """
   words = [piece for piece in pieces if not _BRACKETED.fullmatch(piece)]
   upper = [word for word in words if word != word.lower()]
@@ -402,15 +410,15 @@ def resolve_lower_case(
   if lower_case and is_cased:
     raise ValueError(
       f"lower_case=True, but {source} is cased: {len(upper)} pieces have"
-      f" upper-case letters ({_examples(upper)}) and could never be used; pass"
-      " lower_case=False, or take the uncased vocabulary"
+      f" upper-case letters ({_examples(upper)}) and could never occur; pass"
+      " lower_case=False, or use the uncased vocabulary"
     )
   if not lower_case and lower and not upper:
     raise ValueError(
       f"lower_case=False, but {source} is uncased: none of its"
       f" {len(lower)} pieces with letters ({_examples(lower)}) has an"
       " upper-case one, so every capital would become [UNK]; pass"
-      " lower_case=True, or take the cased vocabulary"
+      " lower_case=True, or use the cased vocabulary"
     )
   return lower_case
 
@@ -421,12 +429,12 @@ def _examples(pieces: Sequence[str]) -> str:
 
 
 def piece_of_line(line: str) -> str:
-  """Strips the whitespace around a line of a vocabulary file.
+  """Returns a line of a vocabulary file without the whitespace around it.
 
-  The original strips every line. Where only "" or "##" would be left (the
-  Chinese vocabulary has U+2028 on a line, and "##" with U+2028 on another),
-  the line is kept as it is: neither form can match any text, and two such
-  lines stay two pieces.
+  The original strips every line. A line of which only "" or "##" would be left
+  is not stripped: the Chinese vocabulary has U+2028 on one line, and "##" with
+  U+2028 on another. Neither form can match any text, and two such lines remain
+  two pieces.
 
   Source: google-research/bert tokenization.py:121-133
   """
@@ -436,7 +444,11 @@ def piece_of_line(line: str) -> str:
 
 
 def read_pieces(path: pathlib.Path) -> list[str]:
-  """Reads a vocabulary file; ValueError names the line that is not text."""
+  """Reads a vocabulary file.
+
+  Raises:
+    ValueError: a line is not plain UTF-8 text; the message names the line.
+  """
   content = path.read_bytes()
   try:
     text = content.decode("utf-8")
@@ -457,14 +469,14 @@ def read_pieces(path: pathlib.Path) -> list[str]:
   # Not splitlines(): U+2028 and U+0085 do not end a line of a vocabulary.
   lines = text.split("\n")
   if not lines[-1]:
-    lines.pop()  # what follows the last line feed
+    lines.pop()  # the empty text after the last line feed
   return [piece_of_line(line) for line in lines]
 
 
 def _merge_pairs(
   counts: dict[str, int], first: list[str], vocab_size: int, min_frequency: int
 ) -> list[str]:
-  """Grows the pieces `first` by merging pairs, up to `vocab_size` of them."""
+  """Returns `vocab_size` pieces: `first`, and then the merged pairs."""
   learner = tokenizers.Tokenizer(tokenizers.models.WordPiece())
   learner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   trainer = tokenizers.trainers.WordPieceTrainer(
@@ -481,7 +493,7 @@ def _merge_pairs(
 def _count_words(
   texts: Iterable[str], lower_case: bool
 ) -> collections.Counter[str]:
-  """Counts the words of texts, except those that can only become [UNK]."""
+  """Counts the words of texts, except those that always become [UNK]."""
   chunks: collections.Counter[str] = collections.Counter()
   for text in texts:
     chunks.update(word_rules.chunks(text))
@@ -489,9 +501,8 @@ def _count_words(
   words: collections.Counter[str] = collections.Counter()
   for chunk, count in chunks.items():
     for word in split(chunk):
-      if len(
-        word
-      ) <= MAX_INPUT_CHARS_PER_WORD and not interface.SURROGATE.search(word):
+      is_short = len(word) <= MAX_INPUT_CHARS_PER_WORD
+      if is_short and not interface.SURROGATE.search(word):
         words[word] += count
   return words
 
@@ -511,7 +522,7 @@ def _frequent_characters(
 def _repeat_words(
   counts: dict[str, int], per_text: int = 1000
 ) -> Iterator[str]:
-  """Yields texts that hold every word as often as counted."""
+  """Yields texts in which every word occurs as often as counted."""
   for word, count in counts.items():
     full, rest = divmod(count, per_text)
     yield from itertools.repeat(" ".join([word] * per_text), full)
