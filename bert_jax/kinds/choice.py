@@ -47,6 +47,9 @@ class Choice(task_kind.TaskKind):
       "probabilities": list(prediction.probabilities),
     }
 
+  def mistakes(self, task, examples, predictions):
+    return classify.wrong_labels(self, task, examples, predictions)
+
 
 CHOICE = Choice()
 

@@ -11,6 +11,7 @@ from bert_jax.kinds import answers
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
 from bert_jax.tasks import own
+from bert_jax.tasks import spec
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,6 +80,75 @@ def _matthews(task, guess, right) -> float:
   return sklearn.metrics.matthews_corrcoef(right, guess)
 
 
+def wrong_labels(
+  kind: task_kind.TaskKind,
+  task: spec.Task,
+  examples: Sequence[Any],
+  predictions: Sequence[ClassPrediction],
+) -> list[dict[str, Any]]:
+  """Returns a record for each wrong label or choice, most confident first.
+
+  A record has the id and the texts of the example, the right answer (`gold`),
+  the answer of the model (`predicted`) and its probability.
+  """
+  pairs = zip(examples, predictions, strict=True)
+  wrong = [(e, p) for e, p in pairs if p.label != e.label]
+  wrong.sort(key=lambda pair: -pair[1].probabilities[pair[1].label])
+  records = []
+  for example, prediction in wrong:
+    (text, other), *more = example.pairs
+    record = {"id": example.id, "text": text}
+    if more:
+      record["choices"] = [second for _, second in example.pairs]
+    elif other is not None:
+      record["text_b"] = other
+    (predicted, *_) = kind.row(task, prediction).values()
+    records.append(
+      record
+      | {
+        "gold": kind.gold(task, example),
+        "predicted": predicted,
+        "probability": prediction.probabilities[prediction.label],
+      }
+    )
+  return records
+
+
+_MOST_COLUMNS = 12  # of a confusion matrix that fits a screen
+
+
+def class_tables(
+  names: Sequence[str], guess: Sequence[int], right: Sequence[int]
+) -> str:
+  """Returns precision, recall and F1 of each label, and a confusion matrix.
+
+  The matrix is left out if there are many labels.
+  """
+  import sklearn.metrics
+
+  labels = list(range(len(names)))
+  scores = sklearn.metrics.precision_recall_fscore_support(
+    right, guess, labels=labels, zero_division=0.0
+  )
+  width = max(map(len, (*names, "label")))
+  lines = [f"{'label':<{width}}  precision  recall     F1  examples"]
+  for name, precision, recall, f1, support in zip(names, *scores, strict=True):
+    lines.append(
+      f"{name:<{width}}  {precision:9.3f}  {recall:6.3f}  {f1:5.3f}  "
+      f"{support:8,d}"
+    )
+  if len(names) <= _MOST_COLUMNS:
+    counts = sklearn.metrics.confusion_matrix(right, guess, labels=labels)
+    cell = max(6, *map(len, names))
+    head = "  ".join(f"{name:>{cell}}" for name in names)
+    lines += ["", f"{'right, down; predicted, across':<{width}}"]
+    lines.append(f"{'':<{width}}  {head}")
+    for name, row in zip(names, counts.tolist(), strict=True):
+      cells = "  ".join(f"{count:>{cell},d}" for count in row)
+      lines.append(f"{name:<{width}}  {cells}")
+  return "\n".join(lines)
+
+
 class Classify(task_kind.TaskKind):
   """Gives a text or a pair of texts one label."""
 
@@ -119,6 +189,13 @@ class Classify(task_kind.TaskKind):
 
   def gold(self, task, example):
     return task.labels[example.label]
+
+  def tables(self, task, examples, predictions):
+    guess, right = self._columns(task, predictions, examples)
+    return class_tables(task.labels, guess, right)
+
+  def mistakes(self, task, examples, predictions):
+    return wrong_labels(self, task, examples, predictions)
 
 
 CLASSIFY = Classify()

@@ -262,6 +262,29 @@ class TaskKind(kind.Kind):
     del examples
     return None
 
+  def tables(
+    self, task: spec.Task, examples: Sequence[Any], predictions: Sequence[Any]
+  ) -> str:
+    """Returns scores by label and a confusion matrix as text; "" if none fit.
+
+    Args:
+      task: the task.
+      examples: the examples of a split, with labels.
+      predictions: the prediction of `decode` for each example.
+    """
+    del task, examples, predictions
+    return ""
+
+  def mistakes(
+    self, task: spec.Task, examples: Sequence[Any], predictions: Sequence[Any]
+  ) -> list[dict[str, Any]]:
+    """Returns a record for every wrong prediction, the most confident first.
+
+    Returns [] for kinds without one probability for each answer.
+    """
+    del task, examples, predictions
+    return []
+
   # --- Predictions as files ---
 
   def row(self, task: spec.Task, prediction: Any) -> dict[str, Any]:

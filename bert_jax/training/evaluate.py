@@ -85,6 +85,8 @@ def evaluate(
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")
     _log.info("wrote %s", path)
+    for written in job.explain(evaluator, os.path.dirname(path)):
+      _log.info("wrote %s", written)
   with jax.set_mesh(mesh), peers.watching(stall):
     for path in job.write_predictions(evaluator, params, workdir):
       _log.info("wrote %s", path)

@@ -267,6 +267,25 @@ class FineTuning(Job):
       all_positions=all_positions,
     )
 
+  def explain(self, evaluator, folder):
+    written = []
+    for name, predictions in evaluator.predicted.items():
+      split = self.split(name)
+      facts = (split.task, split.examples, predictions)
+      if text := self.objective.tables(*facts):
+        print(f"\n{split.task.name}, {name}:\n{text}\n")
+      mistakes = self.objective.mistakes(*facts)
+      if mistakes:
+        first = name == self.eval_splits[0]
+        path = os.path.join(
+          folder, "errors.jsonl" if first else f"errors-{name}.jsonl"
+        )
+        with files.writing(path, "w", errors="replace") as f:
+          for record in mistakes:
+            f.write(files.to_json(record, ensure_ascii=False) + "\n")
+        written.append(path)
+    return written
+
   def write_predictions(self, evaluator, params, workdir):
     """Writes what the model predicts for the splits of `task.predict_splits`.
 
@@ -385,6 +404,8 @@ class TaskEvaluator(Evaluator):
       )
     super().__init__(job, mesh, step)
     self._num_members = num_members
+    # Name of a split -> the last predictions of the first model.
+    self.predicted: dict[str, list] = {}
 
   def names(self, params: Any) -> list[str]:
     del params
@@ -408,6 +429,7 @@ class TaskEvaluator(Evaluator):
     for name in self._job.eval_splits:
       split = self._job.split(name)
       predicted = self._predict_all(params, split)
+      self.predicted[name] = predicted[0][0]
       for values, (predictions, totals) in zip(every, predicted, strict=True):
         found = self._job.objective.score(
           split.task, predictions, split.examples

@@ -110,6 +110,16 @@ class Job:
     """
     raise NotImplementedError
 
+  def explain(self, evaluator: Any, folder: str) -> list[str]:
+    """Prints and writes what the last evaluation got wrong; returns paths.
+
+    Args:
+      evaluator: the evaluator of this job, which was called before.
+      folder: the folder to write to.
+    """
+    del evaluator, folder
+    return []
+
   def write_predictions(
     self, evaluator: Any, params: Any, workdir: str
   ) -> list[str]:
