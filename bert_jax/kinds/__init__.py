@@ -1,1 +1,1 @@
-"""What each kind of task needs: its head, loss and predictions."""
+"""The kinds of training and of prediction: heads, losses, decoding, answers."""

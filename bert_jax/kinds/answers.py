@@ -115,7 +115,7 @@ class Answerer:
 
   Attributes:
     name: the name in `predict.kind`.
-    needs: the parts of the parameters without which it cannot work.
+    parts: the parts of the parameters without which it cannot work.
     kind: the kind of training whose model is run.
     levels: output -> what has one: "sequence", "token" or "mask".
     in_documents: whether neighboring examples with the same `document` must be
@@ -125,7 +125,7 @@ class Answerer:
   """
 
   name: ClassVar[str]
-  needs: tuple[str, ...]
+  parts: tuple[str, ...]
   kind: kind_lib.Kind
   levels: dict[str, str]
   in_documents: bool = False
@@ -212,7 +212,7 @@ class TaskAnswerer(Answerer):
   """Answers with the head of a task, decoded as evaluation decodes it."""
 
   kind: task_kind.TaskKind
-  needs: tuple[str, ...] = ("task", "pooler")
+  parts: tuple[str, ...] = ("task", "pooler")
 
   def __init__(self, context: Context):
     size = context.pretrained.num_outputs

@@ -18,9 +18,7 @@ class Choice(task_kind.TaskKind):
 
   name = "choice"
   scores = {"accuracy": classify.accuracy}
-  forms = {
-    "choice": own.Form("choice", (3, 0), ("accuracy",), own.read_choices)
-  }
+  forms = {"choice": own.Form(scores, (3, 0), own.read_choices)}
   num_choices = 4  # the number of choices of SWAG
 
   def loss(self, outputs, batch):

@@ -56,11 +56,7 @@ def _f1(task, guess, right) -> float:
   if 1 not in guess and 1 not in right:
     reason = f"no example and no prediction is {task.labels[1]!r}"
     return task_kind.undefined(task, "f1", reason)
-  return sklearn.metrics.f1_score(
-    [label == 1 for label in right],
-    [label == 1 for label in guess],
-    zero_division=0.0,
-  )
+  return sklearn.metrics.f1_score(right, guess, zero_division=0.0)
 
 
 def _macro_f1(task, guess, right) -> float:
@@ -95,9 +91,8 @@ class Classify(task_kind.TaskKind):
   }
   forms = {
     form: own.Form(
-      "classify",
-      (num_texts, num_texts),
       ("accuracy", "macro_f1"),
+      (num_texts, num_texts),
       own.read_pairs,
       own.class_labels,
     )
@@ -117,7 +112,9 @@ class Classify(task_kind.TaskKind):
   def row(self, task, prediction):
     return {
       "label": task.labels[prediction.label],
-      "probabilities": task_kind.by_label(task, prediction.probabilities),
+      "probabilities": dict(
+        zip(task.labels, prediction.probabilities, strict=True)
+      ),
     }
 
   def gold(self, task, example):

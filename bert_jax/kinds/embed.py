@@ -21,13 +21,14 @@ class Embed(answers.Answerer):
   """Gives the vectors of the tokens and of the whole text."""
 
   name = "embed"
-  needs = ()
+  parts = ()
   kind = pretraining.MLM  # only the inputs of its encoder are read
 
   def __init__(self, context: answers.Context):
     predict, depth = context.predict, context.model.num_layers
     # On a command line, a tuple of words is one word with commas.
-    fields = dict.fromkeys(",".join(predict.fields).split(","))
+    words = [word for field in predict.fields for word in field.split(",")]
+    fields = dict.fromkeys(words)
     self._concat_last = predict.concat_last
     self._layers = tuple(predict.layers)
     if self._concat_last:

@@ -142,15 +142,7 @@ class MultiLabel(task_kind.TaskKind):
     "macro_f1": _f1("macro"),
     "average_precision": _average_precision,
   }
-  forms = {
-    "multi_label": own.Form(
-      "multi_label",
-      (1, 2),
-      ("micro_f1", "macro_f1", "average_precision"),
-      _read,
-      _labels_in,
-    )
-  }
+  forms = {"multi_label": own.Form(scores, (1, 2), _read, _labels_in)}
   decode_settings = ("thresholds",)
 
   def loss(self, outputs, batch):
@@ -188,7 +180,9 @@ class MultiLabel(task_kind.TaskKind):
   def row(self, task, prediction):
     return {
       "labels": [task.labels[i] for i in prediction.labels],
-      "probabilities": task_kind.by_label(task, prediction.probabilities),
+      "probabilities": dict(
+        zip(task.labels, prediction.probabilities, strict=True)
+      ),
     }
 
   def gold(self, task, example):

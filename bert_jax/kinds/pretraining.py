@@ -101,7 +101,7 @@ class FillMask(answers.Answerer):
   """Gives the best tokens for every [MASK]."""
 
   name = "fill-mask"
-  needs = ("mlm",)
+  parts = ("mlm",)
   kind = MLM
   levels = {"scores": "mask", "ids": "mask"}
 

@@ -25,6 +25,7 @@ from bert_jax.tasks.features import IGNORED
 PREDICTIONS_FILE = "predictions.json"
 NBEST_FILE = "nbest_predictions.json"
 NULL_ODDS_FILE = "null_odds.json"
+_NBEST_FIELDS = ("text", "probability", "start_logit", "end_logit")
 
 # --- Features ---
 
@@ -111,12 +112,27 @@ def _place(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Candidate:
-  """One of the best answers; its text is "" for no answer."""
+  """One of the best answers.
+
+  Attributes:
+    text: the answer; "" if the text does not answer the question.
+    probability: the probability among the best answers.
+    start_logit: the score of its first token.
+    end_logit: the score of its last token.
+    place: the range of characters of `text` in the context; -1 if there is no
+      answer.
+  """
 
   text: str
   probability: float
   start_logit: float
   end_logit: float
+  place: tuple[int, int] = (-1, -1)
+
+  @property
+  def score(self) -> float:
+    """The score of the span."""
+    return self.start_logit + self.end_logit
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -129,27 +145,12 @@ class SpanPrediction:
     null_odds: the score of no answer minus that of the best answer; None if
       every question has an answer.
     nbest: the best answers, best first.
-    place: the range of characters of `text` in the context; -1 if there is no
-      answer.
   """
 
   text: str
   best_text: str
   null_odds: float | None
   nbest: tuple[Candidate, ...]
-  place: tuple[int, int] = (-1, -1)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Span:
-  text: str
-  start_logit: float
-  end_logit: float
-  place: tuple[int, int] = (-1, -1)
-
-  @property
-  def score(self) -> float:
-    return self.start_logit + self.end_logit
 
 
 def decode(
@@ -190,13 +191,13 @@ def decode(
 
   Source: google-research/bert run_squad.py:741-924
   """
-  spans: list[list[_Span]] = [[] for _ in range(features.num_examples)]
-  nulls: list[_Span | None] = [None] * features.num_examples
+  spans: list[list[Candidate]] = [[] for _ in range(features.num_examples)]
+  nulls: list[Candidate | None] = [None] * features.num_examples
   for unit, owner in enumerate(features.example.tolist()):
     at = slice(features.offsets[unit], features.offsets[unit + 1])
     start = np.asarray(start_logits[at], np.float64)
     end = np.asarray(end_logits[at], np.float64)
-    cls = _Span("", float(start[0]), float(end[0]))
+    cls = Candidate("", 0.0, float(start[0]), float(end[0]))
     lowest = nulls[owner]
     if lowest is None or cls.score < lowest.score:
       nulls[owner] = cls
@@ -218,8 +219,11 @@ def _window_spans(
   end: np.ndarray,
   n_best: int,
   max_answer_len: int,
-) -> list[_Span]:
-  """Returns the allowed spans of the best starts and ends of a window."""
+) -> list[Candidate]:
+  """Returns the allowed spans of the best starts and ends of a window.
+
+  Their probabilities are 0, since the other windows are not known.
+  """
   assert features.char_starts is not None
   assert features.char_ends is not None
   assert features.is_max_context is not None
@@ -239,12 +243,14 @@ def _window_spans(
     text = context[begin:stop].strip()
     if text:
       place = begin, begin + len(text)
-      spans.append(_Span(text, float(start[first]), float(end[last]), place))
+      spans.append(
+        Candidate(text, 0.0, float(start[first]), float(end[last]), place)
+      )
   return spans
 
 
 def _choose(
-  spans: list[_Span], null: _Span | None, n_best: int, threshold: float
+  spans: list[Candidate], null: Candidate | None, n_best: int, threshold: float
 ) -> SpanPrediction:
   """Returns the prediction for an example.
 
@@ -254,8 +260,9 @@ def _choose(
     n_best: the number of answers to keep.
     threshold: see `null_threshold` of `decode`.
   """
+  nothing = Candidate("", 0.0, 0.0, 0.0)
   ranked = sorted([*spans, *([null] if null else [])], key=lambda s: -s.score)
-  seen: dict[str, _Span] = {}
+  seen: dict[str, Candidate] = {}
   for span in ranked:
     if len(seen) == n_best:
       break
@@ -263,26 +270,23 @@ def _choose(
   nbest = list(seen.values())
   if null and null not in nbest:
     nbest.append(null)
-  nbest = nbest or [_Span("", 0.0, 0.0)]
-  best = next((span for span in nbest if span.text), None)
-  answer = best or _Span("", 0.0, 0.0)
-  best_text, odds = answer.text, None
+  nbest = nbest or [nothing]
+  best = answer = next((span for span in nbest if span.text), nothing)
+  odds = None
   if null:
-    odds = null.score - answer.score
+    odds = null.score - best.score
     if odds > threshold:
       answer = null
   scores = np.array([span.score for span in nbest])
   weights = np.exp(scores - scores.max())
+  probabilities = (weights / weights.sum()).tolist()
   return SpanPrediction(
     text=answer.text,
-    best_text=best_text,
+    best_text=best.text,
     null_odds=odds,
-    place=answer.place,
     nbest=tuple(
-      Candidate(span.text, probability, span.start_logit, span.end_logit)
-      for span, probability in zip(
-        nbest, (weights / weights.sum()).tolist(), strict=True
-      )
+      dataclasses.replace(span, probability=probability)
+      for span, probability in zip(nbest, probabilities, strict=True)
     ),
   )
 
@@ -309,7 +313,8 @@ def write_files(
   contents: dict[str, dict[str, Any]] = {
     PREDICTIONS_FILE: {id: p.text for id, p in by_id.items()},
     NBEST_FILE: {
-      id: list(map(dataclasses.asdict, p.nbest)) for id, p in by_id.items()
+      id: [{name: getattr(c, name) for name in _NBEST_FIELDS} for c in p.nbest]
+      for id, p in by_id.items()
     },
     NULL_ODDS_FILE: {
       id: p.null_odds for id, p in by_id.items() if p.null_odds is not None
@@ -344,7 +349,7 @@ class Span(task_kind.TaskKind):
   )
   pooled = False
   head_dropout = False
-  forms = {"span": own.Form("span", (2, 2), ("f1", "exact"), own.read_spans)}
+  forms = {"span": own.Form(("f1", "exact"), (2, 2), own.read_spans)}
   feature_settings = ("max_query_len", "doc_stride")
   decode_settings = ("n_best", "max_answer_len", "null_threshold")
 
@@ -460,7 +465,7 @@ class Answerer(answers.TaskAnswerer):
   """Gives the part of a text that answers a question."""
 
   name = "answer"
-  needs = ("task",)
+  parts = ("task",)
   kind = SPAN
   two_texts = True
 
@@ -474,10 +479,9 @@ class Answerer(answers.TaskAnswerer):
 
   def answer(self, example, prediction):
     best = next(c for c in prediction.nbest if c.text == prediction.text)
-    first, last = prediction.place
     return {
       "answer": best.text,
-      "start": first,
-      "end": last,
+      "start": best.place[0],
+      "end": best.place[1],
       "score": best.probability,
     }

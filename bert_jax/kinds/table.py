@@ -54,9 +54,11 @@ ANSWERERS: dict[str, type[answers.Answerer]] = {
   )
 }
 
-# FORM of task.name=my-FORM -> the form of own data.
-FORMS: dict[str, own.Form] = {
-  name: form for one in TASK_KINDS.values() for name, form in one.forms.items()
+# FORM of task.name=my-FORM -> the kind and the form of own data.
+FORMS: dict[str, tuple[str, own.Form]] = {
+  name: (kind, form)
+  for kind, one in TASK_KINDS.items()
+  for name, form in one.forms.items()
 }
 
 
@@ -92,18 +94,18 @@ def make_task(form: str, **facts: Any) -> spec.Task:
     raise spec.TaskError(
       f"form={form!r} of own data is not known; use one of {', '.join(FORMS)}"
     )
-  return own.make_task(FORMS[form], **facts)
+  return own.make_task(*FORMS[form], **facts)
 
 
 def answerers_of(pretrained: "weights.Pretrained") -> list[str]:
   """Returns the kinds of prediction that a model can do, as in ANSWERERS."""
-  parts = set(pretrained.params) | set(pretrained.params["encoder"])
+  has = set(pretrained.params) | set(pretrained.params["encoder"])
   return [
     name
     for name, one in ANSWERERS.items()
-    if parts.issuperset(one.needs)
-    and pretrained.refused.keys().isdisjoint(one.needs)
-    and ("task" not in one.needs or pretrained.kind in (None, one.kind.name))
+    if has.issuperset(one.parts)
+    and pretrained.refused.keys().isdisjoint(one.parts)
+    and ("task" not in one.parts or pretrained.kind in (None, one.kind.name))
   ]
 
 
@@ -128,7 +130,7 @@ def choose_answerer(
   able = answerers_of(pretrained)
   chosen = ANSWERERS[asked or able[0]]
   for head, why in pretrained.refused.items():
-    if head in chosen.needs or (not asked and "task" not in chosen.needs):
+    if head in chosen.parts or (not asked and "task" not in chosen.parts):
       raise answers.PredictError(
         f"the head of {name} cannot be used: {why}; without it the model can "
         f"be used with --config.predict.kind={', '.join(able)}"
@@ -139,12 +141,14 @@ def choose_answerer(
       f"--config.predict.kind, one of {', '.join(able)}"
     )
   if asked and asked not in able:
-    parts = [*pretrained.params["encoder"].keys() & {"pooler"}]
-    parts += [p for p in ("mlm", "nsp", "task") if p in pretrained.params]
+    has = [*pretrained.params["encoder"].keys() & {"pooler"}]
+    has += [
+      part for part in ("mlm", "nsp", "task") if part in pretrained.params
+    ]
     of_task = f" (of kind {pretrained.kind})" if pretrained.kind else ""
     raise answers.PredictError(
       f"{name} has no head for predict.kind={asked}: on the encoder it has "
-      f"{', '.join(parts) or 'nothing'}{of_task}; give one of "
+      f"{', '.join(has) or 'nothing'}{of_task}; give one of "
       f"{', '.join(able)}, or other weights"
     )
   return chosen

@@ -183,20 +183,12 @@ class Tag(task_kind.TaskKind):
   labels = batch_keys.Labels({"label": ("BL", np.int32)})
   pooled = False
   scores = {
-    "accuracy": _of_seqeval("accuracy_score", is_of_entities=False),
     "entity_f1": _of_seqeval("f1_score"),
     "precision": _of_seqeval("precision_score"),
     "recall": _of_seqeval("recall_score"),
+    "accuracy": _of_seqeval("accuracy_score", is_of_entities=False),
   }
-  forms = {
-    "tag": own.Form(
-      "tag",
-      (1, 1),
-      ("entity_f1", "precision", "recall", "accuracy"),
-      own.read_tags,
-      own.tag_labels,
-    )
-  }
+  forms = {"tag": own.Form(scores, (1, 1), own.read_tags, own.tag_labels)}
   feature_settings = ("context",)
 
   def loss(self, outputs, batch):
@@ -284,7 +276,7 @@ class Answerer(answers.TaskAnswerer):
   """
 
   name = "tag"
-  needs = ("task",)
+  parts = ("task",)
   kind = TAG
 
   def __init__(self, context: answers.Context):

@@ -64,10 +64,6 @@ class TaskKind(kind.Kind):
 
   # --- The model and its loss ---
 
-  def num_outputs(self, task: spec.Task) -> int:
-    """Returns K, the number of outputs for each sequence or token."""
-    return self.head.width or len(task.labels)
-
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     return heads.TaskModel(
       config, self.head.width or num_labels, self.pooled, self.head_dropout
@@ -194,7 +190,8 @@ class TaskKind(kind.Kind):
     """
     array = np.asarray(outputs, np.float64)
     count = len(features.lengths if self.pooled else features.token_ids)
-    if array.shape != (wanted := (count, self.num_outputs(task))):
+    wanted = (count, self.head.width or len(task.labels))
+    if array.shape != wanted:
       raise spec.TaskError(
         f"task {task.name}: outputs of shape {array.shape}, wanted {wanted} for"
         " these features"
@@ -303,13 +300,6 @@ class TaskKind(kind.Kind):
           row["gold"] = self.gold(task, example)
         f.write(files.to_json(row, ensure_ascii=False) + "\n")
     return [path]
-
-
-def by_label(
-  task: spec.Task, probabilities: Sequence[float]
-) -> dict[str, float]:
-  """Returns label -> its probability for the labels of a task."""
-  return dict(zip(task.labels, probabilities, strict=True))
 
 
 def undefined(task: spec.Task, metric: str, reason: str) -> float:

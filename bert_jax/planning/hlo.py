@@ -19,6 +19,7 @@ The compiler makes no estimate of a Pallas kernel (`tpu_custom_call`); see
 import argparse
 import collections
 from collections.abc import Iterable, Iterator, Mapping
+import copy
 import dataclasses
 import json
 import math
@@ -406,18 +407,16 @@ class _Reader:
       names += [name.strip().lstrip("%") for name in match[1].split(",")]
     found = []
     for name in names:
-      before = len(self._collectives), len(self._unknown)
-      schedule = self._schedule(name, count)
-      added = self._collectives[before[0] :], self._unknown[before[1] :]
-      del self._collectives[before[0] :], self._unknown[before[1] :]
-      found.append((schedule, added))
+      reader = copy.copy(self)
+      reader._collectives, reader._unknown = [], []
+      found.append((reader._schedule(name, count), reader))
     if not found:
       return None
-    schedule, (collectives, unknown) = max(
+    schedule, reader = max(
       found, key=lambda f: sum(i.total_cycles for i in _flatten(f[0]))
     )
-    self._collectives += collectives
-    self._unknown += unknown
+    self._collectives += reader._collectives
+    self._unknown += reader._unknown
     return schedule
 
   def _instruction(self, line: Line, count: int) -> Instruction:

@@ -21,7 +21,6 @@ one document. The answer to a line that cannot be used is {"error": ...}.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import logging
-import os
 from typing import Any
 
 import jax
@@ -353,7 +352,7 @@ def predict(
     source: a file of JSON objects, "-" or "" for standard input, or the lines
       themselves.
     target: the file to write, which appears only when it is complete; "-" or ""
-      = standard output.
+      for standard output.
     checkpoint: the step of a workdir, as for `saved_steps.choose`.
     given: the keys of the config that the user sets; see
       `predict_settings.read`.
@@ -369,20 +368,13 @@ def predict(
     raise answers.PredictError(
       "give --workdir=RUN, or --config=configs/predict.py:from=DIR"
     )
-  if (
-    isinstance(source, str)
-    and "-" not in (source, target)
-    and records.is_one_file(source, target)
-  ):
+  if records.is_one_file(source, target):
     raise answers.PredictError(
       f"--output={target} is the input; name another file"
     )
   total = failed = 0
-  with records.reading(source) as lines, records.writing(target) as out:
+  with records.reading(source) as (lines, size), records.writing(target) as out:
     predictor = Predictor.load(path, config, checkpoint, given)
-    size = None
-    if isinstance(source, str) and os.path.isfile(source):
-      size = os.path.getsize(source)
     watched = bars.track(lines, "predict", size, size=len)
     for result in predictor.run(records.parse_lines(watched)):
       total += 1

@@ -60,30 +60,37 @@ def _check_id(value: Any) -> None:
     ) from error
 
 
-def is_one_file(source: str, target: str) -> bool:
-  """Returns whether both paths name the same existing file."""
+def is_one_file(source: str | list[bytes], target: str) -> bool:
+  """Returns whether a source and a target are the same existing file."""
+  if isinstance(source, list) or "-" in (source, target):
+    return False
   there = os.path.isfile(source) and os.path.isfile(target)
   return there and os.path.samefile(source, target)
 
 
 @contextlib.contextmanager
-def reading(source: str | list[bytes]) -> Iterator[Iterable[bytes]]:
+def reading(
+  source: str | list[bytes],
+) -> Iterator[tuple[Iterable[bytes], int | None]]:
   """Opens the lines of a file, or of standard input for "-" and "".
 
   Lines that are given as a list are yielded as they are.
+
+  Yields:
+    The lines, and the size of the file in bytes if it is known.
   """
   if isinstance(source, list):
-    yield source
+    yield source, None
     return
   if source in ("", "-"):
     if sys.stdin is None:
       raise answers.PredictError("standard input is closed; give --input=FILE")
-    yield sys.stdin.buffer
+    yield sys.stdin.buffer, None
     return
   if os.path.isdir(source):
     raise answers.PredictError(f"--input={source} is a folder; name a file")
   with open(source, "rb") as f:
-    yield f
+    yield f, os.path.getsize(source) if os.path.isfile(source) else None
 
 
 @contextlib.contextmanager

@@ -30,8 +30,8 @@ MAX_BYTES = 2 << 30  # above this, the least recently used programs go
 MIN_COMPILE_SECS = 0.1
 _LOCK_SECS = 10
 _COUNTS: collections.Counter[str] = collections.Counter()
-_EVENTS = "/jax/compilation_cache/"
-_REQUEST, _HIT = "compile_requests_use_cache", "cache_hits"
+_REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
+_HIT = "/jax/compilation_cache/cache_hits"
 
 
 def enable(asked: str, on_cpu: bool) -> str | None:
@@ -84,7 +84,7 @@ def enable(asked: str, on_cpu: bool) -> str | None:
 
 
 def _count(event: str, **_) -> None:
-  _COUNTS[event.removeprefix(_EVENTS)] += 1
+  _COUNTS[event] += 1
 
 
 def summary() -> str:

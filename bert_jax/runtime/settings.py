@@ -781,18 +781,13 @@ def meaning_of_group(name: str) -> str:
 
 def make_config() -> ml_collections.ConfigDict:
   """Returns a config in which every key has its default."""
-  config = ml_collections.ConfigDict()
-  for key in KEYS.values():
-    group = config
-    *parents, name = key.name.split(".")
-    for parent in parents:
-      if parent not in group:
-        group[parent] = ml_collections.ConfigDict()
-      group = group[parent]
-    group[name] = key.default
-    if key.default is None:
-      group[name] = ml_collections.config_dict.placeholder(key.type)
-  return config
+  not_set = ml_collections.config_dict.placeholder
+  return unflatten(
+    {
+      key.name: not_set(key.type) if key.default is None else key.default
+      for key in KEYS.values()
+    }
+  )
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

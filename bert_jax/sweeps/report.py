@@ -229,7 +229,7 @@ def cells(line: Line, is_best: bool) -> dict[str, str]:
     str(line.degenerate),
     "best" if is_best else "",
     _difference(line),
-    _papers(line.task),
+    "{} {}, {}".format(*PAPER[line.task]) if line.task in PAPER else "-",
     f"{secs:,.0f}",
     f"{statistics.median(known):,.0f}" if known else "-",
     ", ".join(sorted({r["hardware"] for r in line.rows})),
@@ -250,13 +250,6 @@ def _difference(line: Line) -> str:
     low, high = interval(values, number)
     text += f" [{low:+.1f}, {high:+.1f}]"
   return text
-
-
-def _papers(task: str) -> str:
-  if task not in PAPER:
-    return "-"
-  metric, number, where = PAPER[task]
-  return f"{metric} {number}, {where}"
 
 
 def best_lines(lines: Sequence[Line]) -> set[tuple[str, str]]:
@@ -464,17 +457,12 @@ def _print(facts, table, lost, command) -> None:
   for heading in ("", "metric", "mean", "std", "runs", "degenerate"):
     if heading:
       headings.remove(heading)
-    grid = _grid(table, headings)
+    grid = rich_table.Table(*headings, box=None, pad_edge=False)
+    for row in table:
+      grid.add_row(*(markup.escape(row[x]) for x in headings))
     if measure.Measurement.get(out, unlimited, grid).maximum <= out.width:
       break
   out.print(grid)
   out.print(markup.escape(facts))
   if lost:
     out.print(markup.escape(f"missing: {len(lost)}, by {command}"))
-
-
-def _grid(table, headings) -> rich_table.Table:
-  grid = rich_table.Table(*headings, box=None, pad_edge=False)
-  for row in table:
-    grid.add_row(*(markup.escape(row[heading]) for heading in headings))
-  return grid

@@ -37,7 +37,7 @@ _WAIT_SECS = 0.2
 class FailedError(RuntimeError):
   """Some trials failed; the others are done."""
 
-  exit_status = 1
+  exit_status = errors.FAILED
 
 
 class StoppedError(RuntimeError):

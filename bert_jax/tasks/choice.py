@@ -47,21 +47,24 @@ def make_reader(
 
   def example(task, split, where, id, row):
     pairs = pairs_of(task, row, where)
-    label = None
-    if not tables.lacks_label(task, row, split):
-      value = tables.field(row, task.label, where)
-      label = choice_label(value, len(pairs), where)
+    label = tables.label_field(task, row, split, where)
+    if label is not None:
+      label = choice_label(label, len(pairs), where)
     return spec.ChoiceExample(id, pairs, label)
 
   return tables.make_reader(example, id_column)
 
 
+def column_pairs(task, row, where) -> tuple[tuple[str, str], ...]:
+  """Pairs the text in the first column with the text in each other column."""
+  first, *choices = (tables.text_field(row, name, where) for name in task.text)
+  return tuple((first, second) for second in choices)
+
+
 def _swag_pairs(task, row, where) -> tuple[tuple[str, str], ...]:
   """Pairs the first sentence with each completion of the second."""
-  start = tables.text_field(row, "sent2", where)
-  first = tables.text_field(row, "sent1", where)
-  ends = [tables.text_field(row, f"ending{i}", where) for i in range(4)]
-  return tuple((first, f"{start} {end}") for end in ends)
+  (first, start), *ends = column_pairs(task, row, where)
+  return tuple((first, f"{start} {end}") for _, end in ends)
 
 
 def _hellaswag_pairs(task, row, where) -> tuple[tuple[str, str], ...]:
@@ -87,17 +90,7 @@ def _hellaswag_record(task, split, where, id, record) -> spec.ChoiceExample:
   )
 
 
-def _codah_pairs(task, row, where) -> tuple[tuple[str, str], ...]:
-  """Pairs the prompt with each completion."""
-  prompt = tables.text_field(row, "prompt", where)
-  return tuple(
-    (prompt, tables.text_field(row, f"choice{i}", where)) for i in range(4)
-  )
-
-
-_CODAH_COLUMNS = ("category", "prompt") + tuple(
-  f"choice{i}" for i in range(4)
-) + ("answer",)  # fmt: skip
+_CODAH_TEXT = ("prompt", "choice0", "choice1", "choice2", "choice3")
 
 _FACTS: dict[str, Any] = {"kind": "choice", "metrics": ("accuracy",)}
 
@@ -106,7 +99,6 @@ ROWS = (
     name="swag",
     text=("sent1", "sent2", "ending0", "ending1", "ending2", "ending3"),
     label="label",
-    source="https://aclanthology.org/D18-1009",
     files={
       "train": ("train.csv", "train.jsonl"),
       "validation": ("val.csv", "val.jsonl"),
@@ -118,9 +110,7 @@ ROWS = (
   ),
   spec.Task(
     name="hellaswag",
-    text=("ctx_a", "ctx_b", "endings"),
     label="label",
-    source="https://aclanthology.org/P19-1472",
     files={
       "train": ("hellaswag_train.jsonl", "train.jsonl"),
       "validation": ("hellaswag_val.jsonl", "val.jsonl"),
@@ -134,17 +124,16 @@ ROWS = (
   ),
   spec.Task(
     name="codah",
-    text=_CODAH_COLUMNS[1:-1],
+    text=_CODAH_TEXT,
     label="answer",
-    source="https://aclanthology.org/W19-2008",
     files={
       "train": ("fold_0_train.tsv", "train.tsv"),
       "validation": ("fold_0_dev.tsv", "dev.tsv"),
       "test": ("fold_0_test.tsv", "test.tsv"),
     },
     folders=("codah", "fold_0"),
-    read=make_reader(_codah_pairs),
-    columns=_CODAH_COLUMNS,
+    read=make_reader(column_pairs),
+    columns=("category", *_CODAH_TEXT, "answer"),
     # Its test split has labels: each fold holds some of the same questions.
     eval_splits=("validation", "test"),
     test_splits=(),

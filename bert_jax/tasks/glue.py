@@ -17,7 +17,6 @@ from typing import Any
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
 
-_PAPER = "https://aclanthology.org/W18-5446"
 _COLA_COLUMNS = ("source", "label", "mark", "sentence")
 _MAX_SCORE = 5.0
 
@@ -78,10 +77,9 @@ def pair_maker(
 
   def example(task, split, where, id, row):
     texts = tables.text_pair(row, task.text, where)
-    label = None
-    if not tables.lacks_label(task, row, split, missing):
-      value = tables.field(row, task.label, where)
-      label = None if value is None else parse(task, value, where)
+    label = tables.label_field(task, row, split, where, missing)
+    if label is not None:
+      label = parse(task, label, where)
     return spec.PairExample(id, *texts, label)
 
   return example
@@ -133,21 +131,33 @@ def _record_reader(*names: str) -> Callable[..., spec.PairExample]:
   return read
 
 
+_PAIR = ("sentence1", "sentence2")
+_NLI = ("contradiction", "entailment", "neutral")
+_TFDS_NLI = ("entailment", "neutral", "contradiction")
+_TWO = ("entailment", "not_entailment")
+
+
 def _row(
   name: str,
   folder: str,
-  text: tuple[str, ...],
-  labels: tuple[str, ...],
-  metrics: tuple[str, ...],
-  source: str,
-  *,
+  text: tuple[str, ...] = _PAIR,
   record: tuple[str, ...] = (),
   **others: Any,
 ) -> spec.Task:
-  """Makes a task with the facts that most tasks of GLUE share."""
+  """Makes a task, with the facts that most tasks of GLUE share as defaults.
+
+  Args:
+    name: the name of the task.
+    folder: the folder of its files, which the server's files are named after.
+    text: the columns of the texts.
+    record: the fields of the texts in TFDS, if they differ from `text`.
+    **others: the facts that differ from the defaults.
+  """
   files = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
-  facts: dict[str, Any] = {
+  defaults: dict[str, Any] = {
     "kind": "classify",
+    "labels": ("0", "1"),
+    "metrics": ("accuracy",),
     "label": "label",
     "files": {split: (file,) for split, file in files.items()},
     "read": make_reader(),
@@ -156,86 +166,63 @@ def _row(
     "tfds": f"glue/{name}",
     "submission": {"test": f"{folder}.tsv"},
   }
-  return spec.Task(
-    name=name,
-    text=text,
-    labels=labels,
-    metrics=metrics,
-    source=source,
-    **(facts | others),
-  )
+  return spec.Task(name=name, text=text, **(defaults | others))
 
-
-_NLI = ("contradiction", "entailment", "neutral")
-_TFDS_NLI = ("entailment", "neutral", "contradiction")
-_TWO = ("entailment", "not_entailment")
-_PAIR = ("sentence1", "sentence2")
 
 ROWS = (
+  # Source: https://arxiv.org/abs/1805.12471
   _row(
     "cola",
     "CoLA",
     ("sentence",),
-    ("0", "1"),
-    ("matthews", "accuracy"),
-    "https://arxiv.org/abs/1805.12471",
+    metrics=("matthews", "accuracy"),
     read=make_reader({"train": _COLA_COLUMNS, "validation": _COLA_COLUMNS}),
   ),
-  _row(
-    "sst2",
-    "SST-2",
-    ("sentence",),
-    ("0", "1"),
-    ("accuracy",),
-    "https://aclanthology.org/D13-1170",
-  ),
+  # Source: https://aclanthology.org/D13-1170
+  _row("sst2", "SST-2", ("sentence",)),
+  # Source: https://aclanthology.org/I05-5002
   _row(
     "mrpc",
     "MRPC",
     ("#1 String", "#2 String"),
-    ("0", "1"),
-    ("accuracy", "f1"),
-    "https://aclanthology.org/I05-5002",
-    main="f1",
-    label="Quality",
     record=_PAIR,
+    label="Quality",
+    metrics=("accuracy", "f1"),
+    main="f1",
     files={
       "train": ("train.tsv", "msr_paraphrase_train.txt"),
       "validation": ("dev.tsv",),
       "test": ("test.tsv", "msr_paraphrase_test.txt"),
     },
   ),
+  # Source: https://aclanthology.org/S17-2001
   _row(
     "stsb",
     "STS-B",
-    _PAIR,
-    (),
-    ("pearson", "spearman"),
-    "https://aclanthology.org/S17-2001",
     kind="regress",
-    main="spearman",
     label="score",
+    labels=(),
+    metrics=("pearson", "spearman"),
+    main="spearman",
   ),
+  # Source: https://quoradata.quora.com/First-Quora-Dataset-Release-Question-Pairs
   _row(
     "qqp",
     "QQP",
     ("question1", "question2"),
-    ("0", "1"),
-    ("accuracy", "f1"),
-    "https://quoradata.quora.com/First-Quora-Dataset-Release-Question-Pairs",
-    main="f1",
     label="is_duplicate",
+    metrics=("accuracy", "f1"),
+    main="f1",
     read=make_reader(skip_broken=True),
   ),
+  # Source: https://aclanthology.org/N18-1101
   _row(
     "mnli",
     "MNLI",
-    _PAIR,
-    _NLI,
-    ("accuracy",),
-    "https://aclanthology.org/N18-1101",
-    label="gold_label",
     record=("premise", "hypothesis"),
+    label="gold_label",
+    labels=_NLI,
+    tfds_labels=_TFDS_NLI,
     eval_splits=("validation_matched", "validation_mismatched"),
     test_splits=("test_matched", "test_mismatched"),
     files={
@@ -245,28 +232,25 @@ ROWS = (
       "test_matched": ("test_matched.tsv",),
       "test_mismatched": ("test_mismatched.tsv",),
     },
-    tfds_labels=_TFDS_NLI,
     submission={
       "test_matched": "MNLI-m.tsv",
       "test_mismatched": "MNLI-mm.tsv",
     },
   ),
-  _row("qnli", "QNLI", ("question", "sentence"), _TWO, ("accuracy",), _PAPER),
-  _row("rte", "RTE", _PAIR, _TWO, ("accuracy",), _PAPER),
-  _row("wnli", "WNLI", _PAIR, ("0", "1"), ("accuracy",), _PAPER),
+  _row("qnli", "QNLI", ("question", "sentence"), labels=_TWO),
+  _row("rte", "RTE", labels=_TWO),
+  _row("wnli", "WNLI"),
   _row(
     "ax",
     "AX",
-    _PAIR,
-    _NLI,
-    ("matthews", "accuracy"),
-    _PAPER,
+    record=("premise", "hypothesis"),
+    labels=_NLI,
+    tfds_labels=_TFDS_NLI,
+    metrics=("matthews", "accuracy"),
     train_split="",
     eval_splits=(),
     files={"test": ("diagnostic.tsv", "AX.tsv", "test.tsv")},
     folders=("AX", "diagnostic", "MNLI"),
-    record=("premise", "hypothesis"),
-    tfds_labels=_TFDS_NLI,
     trained_as="mnli",
   ),
 )

@@ -154,21 +154,19 @@ def _cells(line: str) -> list[str]:
 
 def _record(task, split, where, id, record) -> spec.TagExample | None:
   """Reads a sentence of TFDS, which keeps no documents; None if it is empty."""
-  names = task.tfds_labels or task.labels
   words = [
     tables.as_text(word, "tokens", where)
     for word in tables.field(record, "tokens", where)
   ]
   if not words:
     return None
-  tags = [names[int(i)] for i in tables.field(record, "ner", where)]
+  tags = [task.labels[int(i)] for i in tables.field(record, "ner", where)]
   labels = to_iob2(tags, [where] * len(words))
   return spec.TagExample(id, tuple(words), labels, document=int(id))
 
 
 _FACTS: dict[str, Any] = {
   "kind": "tag",
-  "text": ("words",),
   "metrics": ("entity_f1", "precision", "recall", "accuracy"),
   "eval_splits": ("validation", "test"),
   "test_splits": (),
@@ -180,7 +178,6 @@ ROWS = (
     # In the order of TFDS and Hugging Face; the original has no tags.
     labels=("O",)
     + tuple(f"{p}-{k}" for k in ("PER", "ORG", "LOC", "MISC") for p in "BI"),
-    source="https://aclanthology.org/W03-0419",
     files={
       "train": ("eng.train", "train.txt"),
       "validation": ("eng.testa", "valid.txt", "dev.txt"),
@@ -196,7 +193,6 @@ ROWS = (
   spec.Task(
     name="wnut17",
     labels=tag_labels(f"B-{kind}" for kind in _WNUT_TYPES.split()),
-    source="https://aclanthology.org/W17-4418",
     files={
       "train": ("wnut17train.conll",),
       "validation": ("emerging.dev.conll",),

@@ -1,10 +1,10 @@
 """Tasks on a user's own files: TSV, CSV, JSON lines, CoNLL or SQuAD's JSON.
 
-task = make_task(FORMS["pairs"], text=("question", "reply"), label="fits",
-                 train_path="train.csv")
+task = table.make_task("pairs", text=("question", "reply"), label="fits",
+                       train_path="train.csv")
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import os
 from typing import Any
@@ -30,22 +30,21 @@ class Form:
   """A form of own data, which belongs to a kind of task.
 
   Attributes:
-    kind: the name of the kind of task.
-    num_texts: the least and the most columns of text; 0 means any number.
     metrics: the metrics, of which the first is the main one.
+    num_texts: the least and the most columns of text; 0 means any number.
     read: (task, path, split) -> examples.
     labels_of: (task, path) -> the labels of a training file; None if labels
       have no names.
   """
 
-  kind: str
+  metrics: Iterable[str]
   num_texts: tuple[int, int]
-  metrics: tuple[str, ...]
   read: Callable[[spec.Task, str, str], list[Any]]
   labels_of: Callable[[spec.Task, str], tuple[str, ...]] | None = None
 
 
 def make_task(
+  kind: str,
   form: Form,
   *,
   text: Sequence[str],
@@ -60,6 +59,7 @@ def make_task(
   """Makes a task on own files.
 
   Args:
+    kind: the name of the kind of task.
     form: the form of the data.
     text: the columns of the text. By the form: the text; both texts; the words
       (a list in JSON lines, or with spaces between; not used for CoNLL files);
@@ -96,9 +96,9 @@ def make_task(
     )
   task = spec.Task(
     name=name,
-    kind=form.kind,
+    kind=kind,
     read=form.read,
-    metrics=form.metrics,
+    metrics=tuple(form.metrics),
     text=tuple(text),
     label=label,
     labels=tuple(labels),
@@ -138,13 +138,7 @@ def find_train(folder: str) -> str:
 read_pairs = tables.make_reader(glue.pair_maker(glue.parse_label))
 
 
-def _choice_pairs(task, row, where) -> tuple[tuple[str, str], ...]:
-  """Pairs the first text with each of the choices."""
-  first, *choices = (tables.text_field(row, name, where) for name in task.text)
-  return tuple((first, second) for second in choices)
-
-
-read_choices = choice.make_reader(_choice_pairs)
+read_choices = choice.make_reader(choice.column_pairs)
 
 
 def read_tags(task, path, split) -> list[spec.TagExample]:
@@ -157,10 +151,9 @@ def read_tags(task, path, split) -> list[spec.TagExample]:
 
 def _tag_example(task, split, where, id, row) -> spec.TagExample:
   words = _list(tables.field(row, task.text[0], where), where)
-  labels = None
-  if not tables.lacks_label(task, row, split):
-    value = tables.field(row, task.label, where)
-    labels = None if value is None else _tags(task, value, len(words), where)
+  labels = tables.label_field(task, row, split, where)
+  if labels is not None:
+    labels = _tags(task, labels, len(words), where)
   # Each row is a document of its own.
   return spec.TagExample(id, tuple(words), labels, int(id))
 
@@ -200,10 +193,8 @@ def read_spans(task, path, split) -> list[spec.SpanExample]:
 def _span_example(task, split, where, id, row) -> spec.SpanExample:
   question_column, context_column = task.text
   context = tables.text_field(row, context_column, where)
-  answer = None
   # An empty text means that there is no answer.
-  if not tables.lacks_label(task, row, split, missing=(None,)):
-    answer = tables.field(row, task.label, where)
+  answer = tables.label_field(task, row, split, where, missing=(None,))
   answers: tuple[tuple[str, int], ...] = ()
   if answer == "" and not task.has_null:
     raise spec.TaskError(

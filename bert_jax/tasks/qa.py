@@ -215,7 +215,6 @@ def _record(task, split, where, id, record) -> spec.SpanExample | None:
 
 _FACTS: dict[str, Any] = {
   "kind": "span",
-  "text": ("question", "context"),
   "metrics": ("exact", "f1"),
   "main": "f1",
   "percent": 1.0,
@@ -229,7 +228,6 @@ ROWS = tuple(
   spec.Task(
     name=f"squad_v{version[0]}",
     has_null=version == "2.0",
-    source=source,
     files={
       "train": (f"train-v{version}.json",),
       "validation": (f"dev-v{version}.json",),
@@ -237,8 +235,5 @@ ROWS = tuple(
     tfds=f"squad/v{version}",
     **_FACTS,
   )
-  for version, source in (
-    ("1.1", "https://aclanthology.org/D16-1264"),
-    ("2.0", "https://aclanthology.org/P18-2124"),
-  )
+  for version in ("1.1", "2.0")
 )

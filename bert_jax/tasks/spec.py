@@ -131,8 +131,8 @@ class Task:
     read: (task, path, split) -> the examples of a file.
     metrics: the names of its metrics, among the scores of its kind.
     main: the metric by which models are compared; "" means the first.
-    text: the columns of the texts, in the order in which the encoder reads
-      them.
+    text: the columns of the texts in the order in which the encoder reads them,
+      if the reader of the files wants them.
     label: the column of the label, or "".
     labels: the labels as files and predictions spell them, in the order of
       their ids; () if labels have no names.
@@ -142,7 +142,6 @@ class Task:
     train_split: the name of the split to train on; "" if there is none.
     eval_splits: the splits with labels to evaluate on.
     test_splits: the splits whose labels may be missing.
-    source: the address of the paper or of the data.
     files: split -> possible names of its file; the first that exists is read.
     folders: the names of the benchmark's own folder, which are tried after
       the given folder itself.
@@ -171,7 +170,6 @@ class Task:
   train_split: str = "train"
   eval_splits: tuple[str, ...] = ("validation",)
   test_splits: tuple[str, ...] = ("test",)
-  source: str = ""
   files: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   folders: tuple[str, ...] = ()
   read_record: Callable[..., Any] | None = None

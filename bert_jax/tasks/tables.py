@@ -201,21 +201,25 @@ def text_pair(
   return texts[0], texts[1] if len(texts) > 1 else None
 
 
-def lacks_label(
+def label_field(
   task: spec.Task,
   row: Mapping[str, Any],
   split: str,
+  where: str,
   missing: tuple[Any, ...] = (None, ""),
-) -> bool:
-  """Returns whether a row of a test split comes without its label.
+) -> Any:
+  """Returns the label of a row; None if a row of a test split has none.
 
   Args:
-    task: names the column of the label.
+    task: the task, with the column of the label.
     row: the fields of the row by name.
     split: the split that the row belongs to.
-    missing: the values that stand for a missing label.
+    where: the file and line, for the error.
+    missing: the values that stand for a missing label in test splits.
   """
-  return split in task.test_splits and row.get(task.label) in missing
+  if split in task.test_splits and row.get(task.label) in missing:
+    return None
+  return field(row, task.label, where)
 
 
 def make_reader(

@@ -121,7 +121,15 @@ def test_parameters_by_hand():
   assert settings.num_parameters(config.model) == 31036 * 768 + 12 * 7077888
 
 
-@pytest.mark.parametrize("mode", ["train", "doctor", "plan", "prepare"])
+@pytest.mark.parametrize(
+  ("mode", "args"),
+  [
+    ("train", ["--workdir={}/run"]),
+    ("doctor", ["--workdir={}/run"]),
+    ("plan", ["--topology=v5e:2x2", "--output={}/out"]),
+    ("prepare", ["--input=text", "--output={}/out"]),
+  ],
+)
 @pytest.mark.parametrize(
   "change",
   [
@@ -135,12 +143,10 @@ def test_parameters_by_hand():
   ],
 )
 def test_absurd_settings_are_refused_by_every_mode(
-  mode, change, launch, capsys, tmp_path
+  mode, args, change, launch, capsys, tmp_path
 ):
-  status = launch(
-    f"--mode={mode}", DEMO, f"--config.{change}", f"--workdir={tmp_path}/run",
-    "--topology=v5e:2x2", f"--output={tmp_path}/out", "--input=text",
-  )  # fmt: skip
+  given = [arg.format(tmp_path) for arg in args]
+  status = launch(f"--mode={mode}", DEMO, f"--config.{change}", *given)
   assert status == 2
   assert change.partition("=")[0] in launching.message(capsys)
   assert not list(tmp_path.iterdir())

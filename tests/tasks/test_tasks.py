@@ -29,7 +29,6 @@ def test_every_task_has_a_row_under_its_name():
 def test_a_row_is_complete(task):
   assert set(task.splits) == set(task.files)
   assert all(task.files.values())
-  assert task.source.startswith("https://")
   assert set(task.submission) <= set(task.test_splits)
   assert bool(task.tfds) == bool(task.read_record)
   assert task.trained_as in TASKS or task.train_split
