@@ -44,7 +44,7 @@ class Batches(Protocol):
 
 
 class TrainBatches(Batches, Protocol):
-  """Training batches, which also tell the examples that they hold."""
+  """Training batches that also know the examples in them."""
 
   def examples(self, step: int, /) -> list[list[int]]:
     """Returns the example numbers of a step, over all hosts, row by row."""
@@ -85,7 +85,9 @@ class PretrainBatches:
 
     Raises:
       records.DataError: The data is missing, damaged or has other settings.
+      ValueError: data.max_sequences is out of range.
     """
+    masking.check_max_sequences(data)
     if not data.dir:
       raise records.DataError(
         "data.dir is not set; give --config.data.dir=DATA, a folder made by "
@@ -121,7 +123,12 @@ class PretrainBatches:
     else:
       self._limit = num_steps * batch_size
       if self._packed:
-        self._order = self._pack(split)
+        name = records.examples_name(data)
+        index = indexes.LengthIndex(data.dir, name, split)
+        patterns = packing.pack_histogram(
+          index.histogram, data.seq_len, data.max_sequences
+        )
+        self._order = orders.PackedOrder(patterns, index, seed)
     self._num_steps = num_steps
 
   def __len__(self) -> int:
@@ -136,16 +143,6 @@ class PretrainBatches:
   def epoch_steps(self) -> float:
     """The number of steps in which every example comes once."""
     return self._order.num_rows / self._batch_size
-
-  def _pack(self, split: str) -> orders.PackedOrder:
-    """Returns the order of packed rows over all examples of a split."""
-    data = self._data
-    name = records.examples_name(data)
-    index = indexes.LengthIndex(data.dir, name, split)
-    patterns = packing.pack_histogram(
-      index.histogram, data.seq_len, data.max_sequences
-    )
-    return orders.PackedOrder(patterns, index, self._seed)
 
   def _lay_out(self, ids: np.ndarray) -> np.ndarray:
     """Packs examples [M] into rows [R, S], where -1 marks an unused slot."""
@@ -325,8 +322,9 @@ class PretrainBatches:
     lengths = records.example_lengths(examples)
     if lengths.max() > length or a_length.min() < 1 or b_length.min() < 0:
       raise records.DataError(
-        f"an example has {lengths.max()} tokens, more than data.seq_len="
-        f"{length}, or none; the examples are damaged, prepare them again"
+        f"{self._data.dir}: an example has {lengths.max()} tokens, more than "
+        f"data.seq_len={length}, or an empty segment; the examples are "
+        "damaged, prepare them again"
       )
     if not np.isin(examples["is_random"], (0, 1)).all():
       raise records.DataError(

@@ -45,7 +45,7 @@ _BLANK_LINES = {"sentences": 1, "paragraphs": 2}
 
 
 class CorpusError(errors.UserError):
-  """The text cannot be read; the message says where and what to change."""
+  """The text cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -529,9 +529,7 @@ def _tfds_source(path: str):
   import tensorflow_datasets as tfds  # slow to import: only where it is used
 
   name, _, split = path.removeprefix("tfds:").rpartition(":")
-  if (
-    not name or "/" in split
-  ):  # there is no split; a colon may be that of gs://
+  if not name or "/" in split:  # no split is given; the colon is that of gs://
     name, split = path.removeprefix("tfds:"), ""
   folder = epath.Path(name)
   if (folder / "dataset_info.json").exists():
@@ -548,14 +546,14 @@ def _tfds_source(path: str):
       ) from error
   if not builder.info.splits:
     raise CorpusError(
-      f"--input={path}: not prepared in {builder.data_dir}; run "
-      f"tfds build {name} --file_format=array_record, with TensorFlow "
-      "and a network, or give the folder of prepared data"
+      f"--input={path}: the data set is not prepared in {builder.data_dir}; "
+      f"run tfds build {name} --file_format=array_record, which needs "
+      "TensorFlow and a network, or give the folder of prepared data"
     )
   split = split or "train"
   if split not in builder.info.splits:
     raise CorpusError(
-      f"--input={path}: no split {split!r}; there are "
+      f"--input={path}: there is no split {split!r}; use one of "
       f"{', '.join(builder.info.splits)}"
     )
   with naming_tfds(path):

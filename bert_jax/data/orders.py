@@ -24,7 +24,7 @@ _ROUNDS = 6
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-  """Deterministic map from position to example, one example a row.
+  """Deterministic map from position to example, with one example per row.
 
   Every epoch is a permutation of all examples.
 

@@ -368,7 +368,7 @@ class TaskBatches:
       layout = layouts[rows.row_len]
       if layout is not None and layout.num_rows <= num_rows:
         break
-    else:  # the batch fits none of the shapes of the first batches
+    else:  # the batch does not fit any of the chosen shapes
       rows = self._largest
       layout = self._layout(units, rows, rows.slots)
       assert layout is not None  # these rows take any unit
@@ -393,7 +393,7 @@ class TaskSplit:
   Every unit is in exactly one batch, and all batches have one shape.
 
   Attributes:
-    rows: puts units into rows and tells where their tokens are.
+    rows: puts units into rows and finds the positions of their tokens.
   """
 
   def __init__(
@@ -468,7 +468,7 @@ class TaskSplit:
 
 @dataclasses.dataclass(frozen=True)
 class PackedBatch:
-  """A batch of packed rows, and where its sequences lie in it.
+  """A batch of packed rows, and the positions of its sequences.
 
   Attributes:
     units: [N] the numbers of the batch's sequences in the features.

@@ -97,7 +97,7 @@ CLS_SEP = Template(
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerSpec:
-  """What a family of models says about its tokenizer.
+  """The tokenizer of a family of models.
 
   Attributes:
     kind: the kind of tokenizer, a key of `tokenizers.load.KINDS`.

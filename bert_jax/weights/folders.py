@@ -236,7 +236,7 @@ def _heads_of(
     kind, why = settings.head(bias.size)
     if why:
       refused["task"] = why
-    # If the kind is unknown, they are kept for the user to name it.
+    # The labels of a head of unknown kind are kept: the user may name its kind.
     head = task_heads.HEADS.get(kind or "")
     if kind is None or (head and head.has_names):
       labels = settings.pretrained.labels

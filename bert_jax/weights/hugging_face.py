@@ -247,7 +247,7 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
     "torch_dtype": pretrained.dtype_name,
   }
   if head := task_heads.HEADS.get(pretrained.kind or ""):
-    if head.has_config_labels:
+    if head.has_names or head.problem_type:
       labels = pretrained.labels or [
         f"LABEL_{i}" for i in range(pretrained.num_outputs)
       ]

@@ -31,11 +31,6 @@ class TaskHead:
   width: int | None = None
   has_names: bool = False
 
-  @property
-  def has_config_labels(self) -> bool:
-    """Whether config.json names the outputs."""
-    return self.has_names or self.problem_type is not None
-
   def fits(self, problem_type: str | None, num_outputs: int) -> bool:
     """Returns whether a problem_type in config.json may mean this head."""
     if self.problem_type is None:

@@ -91,7 +91,7 @@ def test_prepared_tfds_text(tmp_path):
   )
   assert len(read(f"{folder}:test", "tfds", key="title")) == 4
   for pattern, message in (
-    (f"{folder}:nope", "no split 'nope'; there are train, test"),
+    (f"{folder}:nope", "no split 'nope'; use one of train, test"),
     ("no_such_set", "'no_such_set' is neither"),
   ):
     with pytest.raises(corpus.CorpusError, match=message):

@@ -71,7 +71,7 @@ def write(config: Config, folder: str) -> None:
 
 
 def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
-  """Raises DataError if examples cannot be made of the token store."""
+  """Raises DataError if the token store cannot give examples."""
   for split, rows in manifest["shards"].items():
     for path, digest in verification.table_hashes(folder, split).items():
       if not os.path.exists(path) or files.file_hash(path) != digest:

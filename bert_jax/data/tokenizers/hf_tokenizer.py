@@ -82,7 +82,7 @@ _SENTENCE_KEYS = key_table.KeyTable(
   effect="tokens",
 )
 _MODEL_INPUT = "token_type_ids"
-# transformers writes a length of this size or more if no length was set.
+# transformers writes a length of this size or more if no length is set.
 _NO_LENGTH = 10**9
 
 
@@ -113,11 +113,11 @@ def read(
   folder: str | os.PathLike[str],
   spec: templates.TokenizerSpec = templates.WORDPIECE,
 ) -> Settings:
-  """Reads and checks what a folder says about its tokenizer.
+  """Reads and checks the tokenizer settings of a folder.
 
   Args:
     folder: the folder, which may lack any of the files.
-    spec: what the family of the model says about its tokenizer.
+    spec: the tokenizer of the model's family.
 
   Raises:
     ValueError: a file has a value that is not accepted; the message names the
@@ -153,7 +153,7 @@ def read(
 
 
 def _read_json(folder: str, name: str) -> dict[str, Any]:
-  """Reads a file that is one JSON object; returns {} if there is no file."""
+  """Reads a JSON object; returns {} if the file does not exist."""
   return files.read_json(os.path.join(folder, name), default={})
 
 
@@ -176,7 +176,7 @@ def check_keys(
   Args:
     path: of the file, for messages.
     config: its content.
-    spec: what the family of the model says about its tokenizer.
+    spec: the tokenizer of the model's family.
   """
   keys = keys_of(spec)
   try:
@@ -466,7 +466,7 @@ def _mentions(
   names: Mapping[str, Any],
   whole: Mapping[str, Any],
 ) -> Iterator[tuple[str, Any, Any, bool]]:
-  """Yields every place where a file of a folder names an added token.
+  """Yields every mention of an added token in the files of a folder.
 
   Yields:
     The path of the file; the id, or None if the file does not say it; a text,

@@ -24,7 +24,7 @@ KINDS: Mapping[str, type[interface.Tokenizer]] = {
     sentencepiece.SentencePieceTokenizer,
   )
 }
-# The settings of a vocabulary, none of which is given.
+# Setting of a vocabulary -> None, which means that it is not given.
 _SETTINGS: Mapping[str, Any] = dict.fromkeys(
   wordpiece.WordPieceTokenizer.settings
 )
