@@ -49,6 +49,9 @@ _FLAGS: tuple[tuple[Any, ...], ...] = (
   (flags.DEFINE_multi_string, "member", [],
    "WORKDIR:seed=S,optim.learning_rate=R; several, instead of --workdir, are "
    "trained together in one program."),
+  (flags.DEFINE_list, "allow_changes", [],
+   "Keys, such as train.total_steps, that the run in --workdir may go on with "
+   "another value of; run.json records the change."),
   (flags.DEFINE_boolean, "retry_failed", False,
    "Also run trials that failed before."),
   (flags.DEFINE_enum, "engine", "here", ["here", "commands", "slurm", "xpk"],

@@ -106,7 +106,7 @@ def _train(flag_values: flags.FlagValues) -> None:
       f"train needs --config, such as --config=pretrain: {workdir} holds no "
       "run to go on with"
     )
-  train.train(run_config(flag_values), workdir)
+  train.train(run_config(flag_values), workdir, flag_values.allow_changes)
 
 
 def _member(config: Config, text: str) -> "members.Member":
@@ -357,7 +357,14 @@ MODES = {
       "    --workdir=RUN2",
       "--workdir=RUN",
     ),
-    ("workdir", "member", "replay_step", "output", *PROCESSES),
+    (
+      "workdir",
+      "allow_changes",
+      "member",
+      "replay_step",
+      "output",
+      *PROCESSES,
+    ),  # fmt: skip
     config="of the run",
     computes=True,
     left="no step was taken; the same command starts or goes on",

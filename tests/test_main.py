@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 
 from bert_jax import command_line
 from bert_jax import main
+from bert_jax.runtime import metrics_log
 from bert_jax.training import run as run_lib
 from bert_jax.training import train
 from tests.support import launching
@@ -154,6 +156,34 @@ def test_a_finished_run_started_again_returns_0(launch, capsys, finished_run):
   assert "is trained already: step 8" in capsys.readouterr().err
 
 
+def test_a_finished_run_goes_on_with_a_change_that_is_named(
+  launch, capsys, finished_run, tmp_path
+):
+  run = tmp_path / "run"
+  shutil.copytree(finished_run.workdir, run)
+  longer = ("train", f"--workdir={run}", "--config.train.total_steps=10")
+  assert launch(*longer) == 2
+  assert "train.total_steps: 8 there, 10 asked" in message(capsys)
+  for name, said in (
+    ("train.total_step", "Did you mean train.total_steps"),
+    ("model.hidden_size", "a run keeps this key"),
+  ):
+    assert launch(*longer, f"--allow_changes={name}") == 2
+    assert said in message(capsys)
+  assert launch(*longer, "--allow_changes=train.total_steps") == 0
+  record = json.loads((run / "run.json").read_text())
+  assert record["changes"] == [
+    {"step": 8, "config": {"train.total_steps": [8, 10]}}
+  ]
+  steps = [row["step"] for row in metrics_log.read_metrics(str(run))]
+  assert steps[-1] == 10 and 8 in steps
+  # The change is that of the run now, and others are still refused.
+  assert launch("train", f"--workdir={run}") == 0
+  capsys.readouterr()
+  assert launch("train", f"--workdir={run}", "--config.seed=5") == 2
+  assert "allow_changes" not in message(capsys)
+
+
 def test_a_run_evaluates_and_predicts_by_its_own_config(
   launch, finished_run, tmp_path
 ):
@@ -190,7 +220,7 @@ def test_predicting_needs_no_more_than_the_model(
 
 
 def test_divergence_returns_1(launch, capsys, monkeypatch):
-  def diverge(config, workdir):
+  def diverge(config, workdir, allowed):
     raise run_lib.DivergedError("train/loss is nan at step 7; stopped.")
 
   monkeypatch.setattr(train, "train", diverge)
@@ -201,7 +231,7 @@ def test_divergence_returns_1(launch, capsys, monkeypatch):
 
 
 def test_a_bug_is_not_dressed_as_a_usage_error(launch, monkeypatch):
-  def bug(config, workdir):
+  def bug(config, workdir, allowed):
     raise RuntimeError("a bug")
 
   monkeypatch.setattr(train, "train", bug)
@@ -224,7 +254,8 @@ def test_flags_reach_the_config(launch, monkeypatch):
     )
     == 0
   )
-  ((config, workdir),) = seen
+  ((config, workdir, allowed),) = seen
+  assert not allowed
   assert workdir == "W"
   assert config.optim.learning_rate == 0.5
   assert config.data.whole_word

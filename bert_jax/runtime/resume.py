@@ -35,15 +35,39 @@ def check_workdir(
   before = runs.read_run(workdir)
   keys = settings.names("weights", "run").difference(free_keys)
   differs = differences(before["config"], run["config"], keys)
+  names = [text.partition(":")[0] for text in differs]
+  changeable = all(settings.KEYS[name].can_change for name in names)
   if run["data_hash"] not in (None, before["data_hash"]):
     differs.append(
       f"data: {before['data_hash'][:12]} there, {run['data_hash'][:12]} now"
     )
+    changeable = False
   if differs:
+    way = (
+      f", or --allow_changes={','.join(names)} to go on with the new ones"
+      if changeable
+      else ""
+    )
     raise runs.RunError(
       f"--workdir={workdir} holds another run ({'; '.join(differs)}). Give "
-      "another --workdir to start anew, or those values to go on"
+      f"another --workdir to start anew, or those values to go on{way}"
     )
+
+
+def changes(workdir: str, run: dict) -> dict[str, list]:
+  """Returns key -> [old value, new value] of what a resumed run changes.
+
+  Only keys count that `--allow_changes` can name.
+  """
+  if not runs.exists(workdir):
+    return {}
+  old = settings.flatten(runs.read_run(workdir)["config"])
+  new = settings.flatten(run["config"])
+  return {
+    name: [old[name], new.get(name)]
+    for name, key in settings.KEYS.items()
+    if key.can_change and name in old and old[name] != new.get(name)
+  }
 
 
 def differences(

@@ -157,6 +157,8 @@ def write_run(workdir: str, run: dict) -> None:
       "resumed": datetime.datetime.now(datetime.UTC).isoformat("T"),
       "sessions": [*before.get("sessions", []), session],
     }
+    if changes := [*before.get("changes", []), *run.get("changes", [])]:
+      run["changes"] = changes
     if "checksums_since" in before:
       run["checksums_since"] = before["checksums_since"]
   run = files.without_nan(run)  # what is written is what is hashed

@@ -24,7 +24,7 @@ None is not set until a config sets it.
 """
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import difflib
 import functools
@@ -97,6 +97,8 @@ class Key:
     since: the version of this package that added the key.
     before: the value that describes older runs, which lack the key; None = all
       runs have the key.
+    can_change: whether a run may go on with another value if --allow_changes
+      names the key.
     name: the name, such as "optim.learning_rate".
     type: the type of the value, without None.
     item_type: the type of the items of a list. Words may also be given as
@@ -111,6 +113,7 @@ class Key:
   choices: tuple[str, ...] = ()
   since: str = FIRST_VERSION
   before: Any = None
+  can_change: bool = False
   name: str = ""
   type: Any = str
   item_type: Any = None
@@ -213,10 +216,10 @@ class Model(Group):
   February 2019. "gelu_erf": as in the original code before, and in Hugging
   Face."""
 
-  dropout_rate: float = of_run(0.1, 0.0, 1.0)
+  dropout_rate: float = of_run(0.1, 0.0, 1.0, can_change=True)
   """Dropout of the embeddings and of the outputs of both sublayers."""
 
-  attention_dropout_rate: float = of_run(0.1, 0.0, 1.0)
+  attention_dropout_rate: float = of_run(0.1, 0.0, 1.0, can_change=True)
   """Dropout of the attention probabilities."""
 
   layer_norm_eps: float = of_weights(1e-12, 0.0, 1.0)
@@ -286,7 +289,7 @@ class Data(Group):
   seq_len: int = of_run(128, 1, _LEN)
   """Tokens in a row, including [CLS] and [SEP]."""
 
-  batch_size: int = of_run(256, 1, _PIECES)
+  batch_size: int = of_run(256, 1, _PIECES, can_change=True)
   """Pre-training: rows in a step over all devices; if a row contains several
   sequences, an epoch has as many rows as all examples fill. Tasks: sequences in
   a step over all devices, however many of them share a row."""
@@ -309,17 +312,17 @@ class Data(Group):
   examples_seed: int = of_run(0, *_SEED)
   """Seed of pairing, independent of the seed of the run."""
 
-  mask_rate: float = of_run(0.15, 0.0, 1.0)
+  mask_rate: float = of_run(0.15, 0.0, 1.0, can_change=True)
   """Share of the tokens of a sequence to predict."""
 
   max_predictions: int = of_run(0, 0, _LEN)
   """The largest number of tokens to predict in a sequence; 0 = mask_rate *
   seq_len, rounded up."""
 
-  mask_token_rate: float = of_run(0.8, 0.0, 1.0)
+  mask_token_rate: float = of_run(0.8, 0.0, 1.0, can_change=True)
   """Share of the tokens to predict that are replaced by [MASK]."""
 
-  random_token_rate: float = of_run(0.1, 0.0, 1.0)
+  random_token_rate: float = of_run(0.1, 0.0, 1.0, can_change=True)
   """Share of the tokens to predict that are replaced by a random token."""
 
   whole_word: bool = of_run(False)
@@ -500,38 +503,38 @@ class Optim(Group):
   original code. "adamw". "lamb". "lion". "stable_adamw": AdamW whose update is
   clipped by its root mean square."""
 
-  learning_rate: float = of_run(1e-4, 0.0, _FLOAT)
+  learning_rate: float = of_run(1e-4, 0.0, _FLOAT, can_change=True)
   """The highest learning rate."""
 
-  warmup_rate: float = of_run(0.01, 0.0, 1.0)
+  warmup_rate: float = of_run(0.01, 0.0, 1.0, can_change=True)
   """Share of train.total_steps in which the learning rate rises from 0."""
 
-  schedule: str = of_run("bert")
+  schedule: str = of_run("bert", can_change=True)
   """The learning-rate schedule after warm-up. "bert": a linear decay that
   begins at step 0, so that the rate drops at the end of warm-up (original
   optimization.py). "linear": a linear decay without that drop. "cosine".
   "constant". "trapezoid": constant until the cool-down, then 1 - sqrt."""
 
-  cooldown_rate: float = of_run(0.0, 0.0, 1.0, before=0.0)
+  cooldown_rate: float = of_run(0.0, 0.0, 1.0, before=0.0, can_change=True)
   """Schedule "trapezoid": the share of the steps, at the end, in which the
   learning rate falls."""
 
-  weight_decay: float = of_run(0.01, 0.0, _FLOAT)
+  weight_decay: float = of_run(0.01, 0.0, _FLOAT, can_change=True)
   """Decoupled weight decay of all parameters except biases and LayerNorm."""
 
-  b1: float = of_run(0.9, 0.0, 1.0)
+  b1: float = of_run(0.9, 0.0, 1.0, can_change=True)
   """Decay rate of the running mean of gradients."""
 
-  b2: float = of_run(0.999, 0.0, 1.0)
+  b2: float = of_run(0.999, 0.0, 1.0, can_change=True)
   """Decay rate of the running mean of squared gradients."""
 
-  eps: float = of_run(1e-6, 0.0, _FLOAT)
+  eps: float = of_run(1e-6, 0.0, _FLOAT, can_change=True)
   """The number that is added to the root of the mean of squared gradients."""
 
-  clip_norm: float = of_run(1.0, 0.0, _FLOAT)
+  clip_norm: float = of_run(1.0, 0.0, _FLOAT, can_change=True)
   """The largest norm of the global gradient; 0 = no clipping."""
 
-  num_micro_batches: int = of_run(1, 1, _PIECES)
+  num_micro_batches: int = of_run(1, 1, _PIECES, can_change=True)
   """Into how many parts a batch is split, to add up their gradients in one
   step."""
 
@@ -539,10 +542,10 @@ class Optim(Group):
 class Train(Group):
   """The training loop."""
 
-  total_steps: int = of_run(1_000_000, 0, _INT32)
+  total_steps: int = of_run(1_000_000, 0, _INT32, can_change=True)
   """The number of optimizer steps, after which the schedule ends."""
 
-  num_epochs: float = of_run(0.0, 0.0, 1e9)
+  num_epochs: float = of_run(0.0, 0.0, 1e9, can_change=True)
   """Tasks: passes over the examples. An example counts once even if it has
   several windows, as in the original code. 0 = use total_steps."""
 
@@ -776,6 +779,19 @@ SHAPE_KEYS = tuple(
   for key in KEYS.values()
   if key.scope == "weights"
 )
+
+
+def check_changes(names: Iterable[str]) -> None:
+  """Raises ValueError if a run cannot go on with another value of a key."""
+  for name in names:
+    if name not in KEYS:
+      raise ValueError(f"--allow_changes={name}: {unknown(name)}")
+    if not KEYS[name].can_change:
+      can = ", ".join(key for key, row in KEYS.items() if row.can_change)
+      raise ValueError(
+        f"--allow_changes={name}: a run keeps this key, or changes it freely; "
+        f"the keys that it changes only if you name them are {can}"
+      )
 
 
 def meaning_of_group(name: str) -> str:

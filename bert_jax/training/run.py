@@ -126,6 +126,10 @@ class Run:
     if jax.process_index() == 0:
       opened.job.tokenizer.save(os.path.join(self.workdir, "vocab"))
       facts = opened.run | {"checksums_since": start + 1}
+      if changed := resume.changes(self.workdir, opened.run):
+        for key, (old, new) in changed.items():
+          self._meter.say(f"from step {start} on, {key} is {new}, not {old}")
+        facts["changes"] = [{"step": start, "config": changed}]
       runs.write_run(self.workdir, facts)
       self._written = metrics_log.MetricsLog(
         self.workdir,

@@ -1,6 +1,6 @@
 """Opens a training run, and refuses before the first step what does not fit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -284,7 +284,10 @@ def open_abstract(
 
 
 def open_session(
-  config: Config, workdir: str, seed_axis: int | None = None
+  config: Config,
+  workdir: str,
+  seed_axis: int | None = None,
+  allowed: Collection[str] = (),
 ) -> Session:
   """Opens the session of a config, and checks that everything fits.
 
@@ -292,6 +295,7 @@ def open_session(
     config: the whole configuration (docs/config.md).
     workdir: the folder of the run, which need not exist yet.
     seed_axis: see `open_mesh`.
+    allowed: the keys that may differ from those of the run in the workdir.
 
   Raises:
     ValueError: the config is not valid, or config, data, weights and workdir do
@@ -302,7 +306,13 @@ def open_session(
   mesh = open_mesh(config, seed_axis=seed_axis)
   job, pretrained = jobs.open_job(config, workdir)
   return open_with_data(
-    workdir, mesh, job, pretrained, job.batches(mesh), job.evaluator(mesh)
+    workdir,
+    mesh,
+    job,
+    pretrained,
+    job.batches(mesh),
+    job.evaluator(mesh),
+    allowed,
   )
 
 
@@ -313,6 +323,7 @@ def open_with_data(
   pretrained: Any,
   batches: batching.TrainBatches,
   evaluator: Evaluator,
+  allowed: Collection[str] = (),
 ) -> Session:
   """Does the last part of `open_session`, which opens the arguments first."""
   config = job.config
@@ -330,7 +341,7 @@ def open_with_data(
   facts = job.facts | {"total_steps": job.total_steps}
   meeting.meet_opened(job, pretrained, mesh, facts | {"metrics": metrics})
   run |= facts
-  resume.check_workdir(workdir, run)
+  resume.check_workdir(workdir, run, allowed)
   return Session(
     **vars(program),
     workdir=workdir,

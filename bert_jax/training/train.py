@@ -11,6 +11,7 @@ from bert_jax.runtime import bars
 from bert_jax.runtime import peers
 from bert_jax.runtime import preemption
 from bert_jax.runtime import profiling
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
@@ -23,12 +24,16 @@ from bert_jax.training import session
 _log = logging.getLogger(__name__)
 
 
-def train(config: Config, workdir: str) -> dict[str, float]:
+def train(
+  config: Config, workdir: str, allowed: Sequence[str] = ()
+) -> dict[str, float]:
   """Runs or resumes the training that a config describes.
 
   Args:
     config: the whole configuration (docs/config.md).
     workdir: where run.json, metrics.jsonl and checkpoints go.
+    allowed: the keys whose values may differ from those of the run that is in
+      the workdir already; see `settings.check_changes`.
 
   Returns:
     The metrics of the last evaluation; {} if the run was finished before.
@@ -41,9 +46,10 @@ def train(config: Config, workdir: str) -> dict[str, float]:
     preemption.PreemptedError: a signal (SIGTERM, SIGINT or SIGHUP) stopped the
       run; its last step is saved.
   """
+  settings.check_changes(allowed)
   meeting.meet("train", config, [workdir])
   # Opening checks that the mesh, the model and the data fit each other.
-  run = run_lib.Run(session.open_session(config, workdir))
+  run = run_lib.Run(session.open_session(config, workdir, allowed=allowed))
   evaluation = _train(run)
   if evaluation:
     run.end()
