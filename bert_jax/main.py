@@ -10,8 +10,8 @@ What most people need:
   bert-jax predict --workdir=RUN2 --input=LINES.jsonl --output=OUT.jsonl
 
 Other modes are plan (compiles for a TPU slice before you pay for it), doctor
-(checks whether a run would start), sweep, report, convert and configs (lists
-the configs). bert-jax MODE --help shows what a mode takes.
+(checks whether a run would start), sweep, report, convert, configs (lists the
+configs) and demo. bert-jax MODE --help shows what a mode takes.
 
 A config is a Python file: --config=NAME:argument=value,... names a shipped one,
 --config=FILE.py one of yours, and --config.group.key=value changes any key.

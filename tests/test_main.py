@@ -26,12 +26,12 @@ launch = launching.launch
 @pytest.mark.parametrize(
   ("args", "said"),
   [
-    ((), "name a mode: configs, convert, doctor, evaluate, plan"),
+    ((), "name a mode: configs, convert, demo, doctor, eval"),
     (("--mode=plan", DEMO), "plan needs --topology, such as v5e:4x4"),
     (("--mode=plan", DEMO, "--search=size"), "search"),
     (("--mode=fly",), "fly"),
-    (("trian",), "Did you mean train? The modes are configs, convert, doctor"),
-    (("workdir=W",), "'workdir=W'. The modes are configs, convert, doctor"),
+    (("trian",), "Did you mean train? The modes are configs, convert, demo"),
+    (("workdir=W",), "'workdir=W'. The modes are configs, convert, demo"),
     (("train", "now"), "'now' is not expected here: options start with --"),
     (("train", DEMO, "--search=batch"), "--search is a flag of plan, not of"),
     (("report", DEMO), "--config is a flag of prepare, train, evaluate, pred"),
