@@ -25,7 +25,13 @@ def config(tmp_path):
   return c
 
 
-@pytest.mark.parametrize("layers", [(0,), (-1,), (-2, -1), None])
+@pytest.mark.parametrize(
+  "layers",
+  [
+    pytest.param(layers, marks=() if layers == (-2, -1) else pytest.mark.slow)
+    for layers in ((0,), (-1,), (-2, -1), None)
+  ],
+)
 def test_states_are_those_of_the_first_pieces(config, layers):
   job, pretrained = jobs.open_job(config, "")
   split = job.split("validation")

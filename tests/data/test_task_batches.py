@@ -14,6 +14,7 @@ from bert_jax.kinds import table
 from bert_jax.models.config import ModelConfig
 from bert_jax.tasks import features as task_features
 from configs import base
+from tests.support import breadth
 
 KINDS = ("classify", "regress", "choice", "tag", "span")
 SEQ_LEN = 20
@@ -72,7 +73,9 @@ def _batches(features, pack, **settings):
   )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+  "kind", breadth.slow_but(KINDS, lambda kind: kind in ("choice", "span"))
+)
 def test_packing_changes_neither_loss_nor_gradient(kind):
   features = _features(kind)
   objective, model = _model(kind)
@@ -96,7 +99,9 @@ def test_packing_changes_neither_loss_nor_gradient(kind):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+  "kind", breadth.slow_but(KINDS, lambda kind: kind in ("choice", "tag"))
+)
 def test_outputs_of_a_split_do_not_depend_on_the_rows(kind):
   features = _features(kind, count=29)
   objective, model = _model(kind)

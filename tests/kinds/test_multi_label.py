@@ -250,6 +250,7 @@ def test_a_wrong_number_of_thresholds_is_refused_before_training(tmp_path):
   finetuning.FineTuning(config, None)
 
 
+@pytest.mark.slow
 def test_a_task_from_files_to_predictions_and_to_other_formats(tmp_path):
   config, run = make_config(tmp_path), str(tmp_path / "run")
   result = train.train(config, run)

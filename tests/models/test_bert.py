@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from bert_jax.models import params as param_trees
 from bert_jax.runtime import sharding
 from configs import base
 from tests.models import make_golden
+from tests.support import breadth
 from tests.support import layer_stacks
 from tests.support.bert_shapes import bert_shapes
 
@@ -565,8 +567,13 @@ def test_gradients_of_a_frequent_word_do_not_stop_growing_in_bfloat16():
   np.testing.assert_array_equal(grad, [[0] * 4, [5000] * 4, [0] * 4])
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+  ("packed", "scan_layers"),
+  breadth.slow_but(
+    itertools.product((False, True), (False, True)),
+    lambda packed, scan_layers: packed != scan_layers,
+  ),
+)
 def test_fused_attention_trains_as_plain_attention_does(packed, scan_layers):
   shape = {"hidden_size": 128, "max_len": 128, "dropout_rate": 0.1}
   config = _config(**shape, scan_layers=scan_layers)

@@ -16,6 +16,7 @@ from bert_jax.models.attention import self_attention
 from bert_jax.models.attention import splash as splash_attention
 from bert_jax.runtime import sharding
 from configs import base
+from tests.support import breadth
 
 B, N = 2, 4
 
@@ -53,7 +54,11 @@ def _kernel(visible, *inputs):
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
-  ("head_dim", "length"), [(32, 128), (64, 384), (128, 128), (64, 1024)]
+  ("head_dim", "length"),
+  breadth.slow_but(
+    [(32, 128), (64, 384), (128, 128), (64, 1024)],
+    lambda head_dim, length: head_dim == 128 or length == 384,
+  ),
 )
 def test_the_kernel_equals_plain_attention_at_every_token(
   head_dim, length, packed
@@ -76,7 +81,9 @@ def test_rows_of_several_blocks_were_among_these():
   ]  # fmt: skip
 
 
-@pytest.mark.parametrize("length", [640, 1024])
+@pytest.mark.parametrize(
+  "length", breadth.slow_but([640, 1024], lambda length: length == 1024)
+)
 def test_bfloat16_gradients_over_blocks_are_as_near_as_plain_ones(length):
   """Rows of five blocks, whose scores are computed twice, and of two."""
   arrays, visible, real = _case(64, length, True, "bfloat16")
@@ -150,6 +157,7 @@ def _model(attention):
   return heads.PreTrainingModel(model_config.ModelConfig.from_config(config))
 
 
+@pytest.mark.slow
 def test_a_model_trains_by_the_kernel_as_by_plain_attention(monkeypatch):
   """Of packed rows with padding, hidden dropout among it."""
   rng = np.random.default_rng(0)

@@ -260,6 +260,7 @@ def test_scanned_layers_sum_as_many_bytes_as_unrolled_ones(
   assert any("tensor parallelism" in w for w in scanned["warnings"])
 
 
+@pytest.mark.slow
 def test_cut_parameters_take_less_memory_and_more_sending(
   config, make_cpu_plan
 ):

@@ -58,7 +58,7 @@ def start(code, prelude=PRELUDE, prefix=(), **kwargs):
 
 def finish(process):
   """Its exit status, what it printed and what it said."""
-  out, said = process.communicate(timeout=30)
+  out, said = process.communicate(timeout=120)
   assert "Traceback" not in said and "Exception ignored" not in said, said
   return process.returncode, out, said
 

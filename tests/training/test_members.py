@@ -92,6 +92,7 @@ def test_each_is_what_it_is_alone(tmp_path, form):
   assert len(losses) == len(together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "sizes", [(2, 2, 2), pytest.param((1, 8, 1), marks=pytest.mark.slow)]
 )

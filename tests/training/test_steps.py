@@ -17,6 +17,7 @@ from bert_jax.runtime import sharding
 from bert_jax.training import optim
 from bert_jax.training import steps
 from configs import base
+from tests.support import breadth
 from tests.support import layer_stacks
 
 # Rows by the eight, and no product of sizes that equals another by chance:
@@ -271,7 +272,11 @@ def test_an_eval_step_of_a_filler_row_adds_nothing(config):
 
 
 @pytest.mark.parametrize(
-  "name", [n for n, row in optim.OPTIMIZERS.items() if row.takes_rows]
+  "name",
+  breadth.slow_but(
+    [n for n, row in optim.OPTIMIZERS.items() if row.takes_rows],
+    lambda name: name == "lamb",
+  ),
 )
 def test_the_gradient_of_the_words_of_a_batch_alone_makes_the_same_step(
   name, config, monkeypatch
@@ -533,7 +538,12 @@ def test_a_mesh_changes_neither_losses_nor_dropout(dropout_config):
     _assert_cut_as_the_rules_say(state, sharded.mesh)
 
 
-@pytest.mark.parametrize("attention", ["fused", "fused_qkv", "splash"])
+@pytest.mark.parametrize(
+  "attention",
+  breadth.slow_but(
+    ["fused", "fused_qkv", "splash"], lambda name: name == "fused_qkv"
+  ),
+)
 def test_kernels_of_attention_make_the_same_steps_on_any_mesh(
   config, attention
 ):
@@ -580,6 +590,7 @@ def _assert_cut_as_the_rules_say(state, mesh):
     assert len(x.addressable_shards) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fsdp", "all"])
 def test_no_collective_is_over_activations_of_the_whole_batch(
   dropout_config, name

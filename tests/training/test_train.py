@@ -429,6 +429,7 @@ def test_the_logged_loss_is_the_mean_since_the_last_line_also_after_a_kill(
   assert_same_state(parts, finished_run.workdir, 8, logs_alike=False)
 
 
+@pytest.mark.slow
 def test_the_logged_loss_leaves_skipped_steps_out(
   finished_run, tmp_path, poison
 ):
@@ -453,6 +454,7 @@ def test_the_sum_of_losses_is_kept_bit_by_bit(total):
   assert averages.MeanLoss.from_bits(None) == averages.MeanLoss()
 
 
+@pytest.mark.slow
 def test_a_run_from_before_there_was_a_guard_goes_on(
   finished_run, tmp_path, stop_after, monkeypatch
 ):
