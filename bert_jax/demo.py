@@ -233,10 +233,13 @@ def run(workdir: str) -> None:
   """
   start = time.monotonic()
   text, data = os.path.join(workdir, "text"), os.path.join(workdir, "data")
-  if os.path.isdir(text):  # a demo before this one
+  ours = os.path.join(workdir, ".demo")  # marks the folder of a demo
+  if os.path.exists(ours):
     shutil.rmtree(workdir)
   elif os.path.isdir(workdir) and os.listdir(workdir):
     raise DemoError(f"{workdir} is not empty and holds no demo; name another")
+  os.makedirs(workdir, exist_ok=True)
+  pathlib.Path(ours).touch()
   train, held_out = gather(text)
   config = ("--config=demo", f"--config.data.dir={data}")
   _launch(

@@ -82,6 +82,7 @@ def test_one_word_of_each_sentence_is_masked(tmp_path):
 
 def test_the_demo_leaves_a_folder_of_others_alone(tmp_path):
   (tmp_path / "thesis.txt").write_text("all of it")
+  (tmp_path / "text").mkdir()
   with pytest.raises(demo.DemoError, match="holds no demo"):
     demo.run(str(tmp_path))
   assert (tmp_path / "thesis.txt").read_text() == "all of it"

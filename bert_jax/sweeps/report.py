@@ -44,6 +44,7 @@ PAPER = {
   "rte": ("accuracy", 66.4, "test, table 1"),
 }
 _RESAMPLES = 9_999
+_FEW_POINTS = 30  # a curve of fewer points has markers
 _LEVEL = 0.95
 
 
@@ -317,7 +318,8 @@ def _draw(
     return
   steps = curves[0][:, 0]
   values = np.stack([np.interp(steps, c[:, 0], c[:, 1]) for c in curves])
-  (drawn,) = axes.plot(steps, np.median(values, 0), label=label)
+  marker = "." if len(steps) < _FEW_POINTS else ""
+  (drawn,) = axes.plot(steps, np.median(values, 0), label=label, marker=marker)
   axes.fill_between(
     steps, values.min(0), values.max(0), alpha=0.2, color=drawn.get_color()
   )
@@ -332,7 +334,8 @@ _NOTE = (
   "between the mean and the paper's number, which is assumed to be exact."
 )
 _STYLE = (
-  "body{font:15px/1.5 sans-serif;max-width:88em;margin:2em auto;padding:0 1em}"
+  "body{font:15px/1.5 sans-serif;max-width:1160px;margin:2em auto;"
+  "padding:0 20px}"
   "table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px}"
   "th,td{border-bottom:1px solid #ccc;padding:.3em .6em;text-align:left;"
   "white-space:nowrap;font-variant-numeric:tabular-nums}"
@@ -361,6 +364,9 @@ def report(folder: str, output: str) -> list[str]:
   lines = lines_of(rows)
   best = best_lines(lines)
   table = [cells(line, (line.task, line.label) in best) for line in lines]
+  if not any(line.task in PAPER for line in lines):
+    for row in table:
+      del row["minus the paper's"], row["the paper's"]
   planned = results.read_planned(folder)
   there = {row["trial"] for row in rows}
   names = [trial["trial"] for trial in planned["trials"]]
@@ -452,7 +458,8 @@ def _print(facts, table, lost, command) -> None:
   out = rich_console.Console(highlight=False)
   if not out.is_terminal:  # nothing is cut in a file or a pipe
     out = rich_console.Console(highlight=False, width=200)
-  shown = itertools.takewhile(lambda h: h != "minus the paper's", table[0])
+  narrow = ("minus the paper's", "s a run")  # these and what follows are cut
+  shown = itertools.takewhile(lambda h: h not in narrow, table[0])
   headings, unlimited = list(shown), out.options.update_width(10_000)
   for heading in ("", "metric", "mean", "std", "runs", "degenerate"):
     if heading:

@@ -81,6 +81,18 @@ def test_curves_of_own_tasks_are_in_per_cent_too():
   assert report._metric(line.task, row["metrics"])[1] == 100.0
 
 
+@pytest.mark.parametrize(("task", "there"), [("rte", 1), ("my-pairs", 0)])
+def test_columns_of_the_paper_are_for_its_tasks(task, there, tmp_path):
+  row = make_row(task, 0, 80.0)
+  row["metrics"] = {"eval/accuracy": 0.8}
+  write(tmp_path / "x", [row], [])
+  report.report(str(tmp_path / "x"), str(tmp_path / "out"))
+  text = (tmp_path / "out" / "report.md").read_text()
+  (head,) = [line for line in text.splitlines() if line.startswith("| task")]
+  assert head.count("| the paper's |") == there
+  assert "| s a run |" in head
+
+
 def test_settings_of_the_same_last_word_keep_their_columns():
   rows = []
   for train, test in ((16, 8), (16, 16), (32, 8)):
