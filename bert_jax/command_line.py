@@ -168,6 +168,9 @@ def parse(
     Exception: A flag, its value or the config file is wrong. A config file may
       raise anything; `explain` returns a message.
   """
+  hidden = [a for a in argv if re.match("--?(no)?(changes|file)(=|$)", a)]
+  if hidden:
+    raise UsageError(f"Unknown command line flag {hidden[0]!r}")
   argv, config = _split_config(argv)
   if config is None:
     argv, changes = _split_changes(argv)
@@ -181,6 +184,13 @@ def parse(
   _take_words(flag_values, words, modes)
   if flag_values.config is not None:
     flag_values.config.keys()  # a file that cannot be read raises only here
+
+
+def config_arguments(argv: Sequence[str]) -> list[str]:
+  """Returns the arguments --config and --config.KEY of a command line."""
+  rest, config = _split_config(argv)
+  found = [] if config is None else [f"--config={config}"]
+  return found + _split_changes(rest)[1]
 
 
 def _split_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
@@ -202,12 +212,12 @@ def _split_changes(argv: Sequence[str]) -> tuple[list[str], list[str]]:
   rest, changes = [], []
   words = iter(argv)
   for word in words:
-    if not re.match(r"--?config\.", word):
+    if not re.match(r"--?(no)?config\.", word):
       rest.append(word)
       continue
-    name = word.partition("=")[0].partition(".")[2]
-    key = settings.KEYS.get(name)
-    if "=" not in word and key is not None and key.type is not bool:
+    key = settings.KEYS.get(word.partition(".")[2])
+    is_switch = word.startswith(("--no", "-no")) or (key and key.type is bool)
+    if "=" not in word and not is_switch:
       word = f"{word}={next(words, '')}"
     changes.append(word)
   return rest, changes
@@ -296,7 +306,7 @@ def run_config(
   """Returns the config that --config names, or else that of the workdir's run.
 
   Args:
-    flag_values: of the launcher.
+    flag_values: the flags of the launcher, parsed.
     mesh: sizes of mesh axes that replace those of the run.
 
   Raises:
@@ -305,7 +315,14 @@ def run_config(
   """
   if flag_values.config is not None:
     return flag_values.config
-  recorded = runs.read_run(flag_values.workdir)["config"]
+  workdir = flag_values.workdir
+  recorded = runs.read_run(workdir)["config"]
+  if "mesh" not in recorded:
+    raise UsageError(
+      f"{workdir} holds converted weights, not a run; give --config=predict:"
+      f"from={workdir}, or another --workdir and --config=finetune:task=TASK,"
+      f"from={workdir}"
+    )
   recorded["mesh"] |= mesh or {}
   config = settings.unflatten(settings.flatten(recorded))
   changed = flags.FlagValues()

@@ -116,7 +116,8 @@ def _sources() -> dict[str, list[str]]:
     kept = [
       str(path)
       for path in paths
-      if path.suffix == ".py" and not {"test", "tests"} & set(path.parts)
+      if path.suffix == ".py"
+      and not {"test", "tests"} & set(path.relative_to(folder.parent).parts)
     ]
     if kept:
       found[folder.stem] = kept
@@ -237,7 +238,10 @@ def run(workdir: str) -> None:
   if os.path.exists(ours):
     shutil.rmtree(workdir)
   elif os.path.isdir(workdir) and os.listdir(workdir):
-    raise DemoError(f"{workdir} is not empty and holds no demo; name another")
+    raise errors.UserError(
+      f"{workdir} is not empty and was not made by this demo; delete it, or "
+      "give another --workdir"
+    )
   os.makedirs(workdir, exist_ok=True)
   pathlib.Path(ours).touch()
   train, held_out = gather(text)

@@ -110,7 +110,7 @@ def _keeping_programs(asked: str) -> Iterator[None]:
   """A context in which compiled programs are kept for the next start.
 
   Args:
-    asked: of --compile_cache.
+    asked: the value of --compile_cache.
   """
   from bert_jax.runtime import compile_cache
 
@@ -221,8 +221,8 @@ def run() -> None:
   """The console script."""
   asked = {re.sub("^-+mode=", "", arg) for arg in sys.argv[1:]}
   if any(MODES[name].computes for name in asked & MODES.keys()):
+    machine.look_for_no_tpu()
     machine.restart_with_huge_pages()
-  machine.look_for_no_tpu()
   streams.guard()
   try:
     signals.guard()

@@ -83,6 +83,12 @@ def _meet(flag_values: flags.FlagValues) -> None:
 def _train(flag_values: flags.FlagValues) -> None:
   if flag_values.member and flag_values.replay_step is not None:
     raise UsageError("--replay_step looks into one run: give its --workdir")
+  if flag_values.allow_changes and (
+    flag_values.member or flag_values.replay_step is not None
+  ):
+    raise UsageError("--allow_changes is for one run, given by --workdir")
+  if flag_values.output and flag_values.replay_step is None:
+    raise UsageError("--output of train is for --replay_step; give --workdir")
   _meet(flag_values)
   if flag_values.replay_step is not None:
     from bert_jax.training import replay
@@ -152,12 +158,7 @@ def _predict(flag_values: flags.FlagValues) -> None:
   from bert_jax.prediction import records
 
   if flag_values.config is None:
-    workdir = _workdir(flag_values)
-    if "mesh" not in runs.read_run(workdir)["config"]:
-      raise UsageError(
-        f"{workdir} holds converted weights, not a run; give "
-        f"--config=predict:from={workdir}"
-      )
+    _workdir(flag_values)
   if len(flag_values.input) > 1:
     raise UsageError(f"predict reads one file, not {flag_values.input}")
   if flag_values.input and flag_values.text:
@@ -240,7 +241,7 @@ def _doctor(flag_values: flags.FlagValues) -> None:
     flag_values.process_id,
     flag_values.num_processes or 1,
     flag_values.topology,
-    sys.argv[1:],
+    command_line.config_arguments(sys.argv[1:]),
   )
   if not sound:
     sys.exit(1)
@@ -331,6 +332,10 @@ def _demo(flag_values: flags.FlagValues) -> None:
 
 
 def _configs(flag_values: flags.FlagValues) -> None:
+  if (flag_values.copy is None) != (not flag_values.file):
+    raise UsageError(
+      "name the config and the file to write: configs --copy=finetune my.py"
+    )
   if flag_values.copy is None:
     print(config_files.describe())
     return

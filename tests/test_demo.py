@@ -3,6 +3,7 @@
 import pytest
 
 from bert_jax import demo
+from bert_jax.runtime import errors
 
 DOCSTRING = """Draws samples from a :class:`~scipy.stats.norm` object.
 
@@ -83,6 +84,6 @@ def test_one_word_of_each_sentence_is_masked(tmp_path):
 def test_the_demo_leaves_a_folder_of_others_alone(tmp_path):
   (tmp_path / "thesis.txt").write_text("all of it")
   (tmp_path / "text").mkdir()
-  with pytest.raises(demo.DemoError, match="holds no demo"):
+  with pytest.raises(errors.UserError, match="not made by this demo"):
     demo.run(str(tmp_path))
   assert (tmp_path / "thesis.txt").read_text() == "all of it"

@@ -43,6 +43,17 @@ launch = launching.launch
     (("prepare", "--config.seed=1"), "--config.seed changes a config, and no"),
     (("configs", "--copy=finetun", "a.py"), "Did you mean finetune?"),
     (("configs", "--copy=finetune", "a"), "the copy must end in .py"),
+    (("configs", "--copy=finetune"), "name the config and the file to write"),
+    (("configs", "finetune"), "name the config and the file to write"),
+    (
+      ("report", "--input=x", "--file=y"),
+      "command line flag '--file=y'",
+    ),
+    (
+      ("train", "--workdir=W", "--allow_changes=a", "--replay_step=3"),
+      "one run",
+    ),
+    (("train", DEMO, "--workdir=W", "--output=x"), "--output of train is for"),
     (("train", "--mode=plan"), "train and --mode=plan are two modes"),
     (("plan", DEMO), "plan needs --topology, such as v5e:4x4"),
     ((DEMO, "plan"), "plan needs --topology, such as v5e:4x4"),
@@ -182,6 +193,39 @@ def test_a_finished_run_goes_on_with_a_change_that_is_named(
   capsys.readouterr()
   assert launch("train", f"--workdir={run}", "--config.seed=5") == 2
   assert "allow_changes" not in message(capsys)
+  # A step before the change is computed with the values of its time.
+  out = tmp_path / "replay.json"
+  replays = ("train", f"--workdir={run}", "--replay_step=8")
+  assert launch(*replays, f"--output={out}") == 0
+  (logged,) = [
+    row["train/learning_rate"]
+    for row in metrics_log.read_metrics(str(run))
+    if row["step"] == 8 and "train/learning_rate" in row
+  ]
+  found = json.loads(out.read_text())["metrics"]["learning_rate"]
+  assert found == pytest.approx(logged, rel=1e-6)
+  capsys.readouterr()
+  assert launch("evaluate", *longer[1:2], "--config.data.batch_size=8") == 2
+  assert "allow_changes" not in message(capsys)  # it is a flag of train
+
+
+@pytest.mark.parametrize("mode", ["train", "doctor"])
+def test_converted_weights_are_no_run_to_go_on_with(
+  mode, launch, tmp_path, capsys
+):
+  (tmp_path / "run.json").write_text(
+    json.dumps({"config": {"model": {}}, "data_hash": "", "converted_from": ""})
+  )
+  assert launch(mode, f"--workdir={tmp_path}") == 2
+  assert "holds converted weights, not a run" in message(capsys)
+
+
+def test_a_key_that_the_run_did_not_set_can_be_changed(finished_run):
+  where = f"--workdir={finished_run.workdir}"
+  values = launching.parse("predict", where, "--config.init_from=a")
+  assert command_line.run_config(values).init_from == "a"
+  values = launching.parse("predict", "--config.predict.top_k", "3", where)
+  assert command_line.run_config(values).predict.top_k == 3
 
 
 def test_a_run_evaluates_and_predicts_by_its_own_config(

@@ -114,7 +114,7 @@ def wrong_labels(
   return records
 
 
-_MOST_COLUMNS = 12  # of a confusion matrix that fits a screen
+_MOST_COLUMNS = 12  # a confusion matrix with more does not fit a screen
 
 
 def class_tables(

@@ -277,13 +277,13 @@ class TaskKind(kind.Kind):
 
   def mistakes(
     self, task: spec.Task, examples: Sequence[Any], predictions: Sequence[Any]
-  ) -> list[dict[str, Any]]:
+  ) -> list[dict[str, Any]] | None:
     """Returns a record for every wrong prediction, the most confident first.
 
-    Returns [] for kinds without one probability for each answer.
+    Returns None for kinds without one probability for each answer.
     """
     del task, examples, predictions
-    return []
+    return None
 
   # --- Predictions as files ---
 

@@ -358,7 +358,7 @@ def _plan(arguments: list[str], topology: str) -> str:
   """Makes a plan in a new process, in which jax sees the devices of a TPU."""
   if not importlib.util.find_spec("libtpu"):
     raise _SkippedError("the extra `tpu` is not installed (`make tpu`)")
-  plan = costs.make_plan([*arguments, f"--topology={topology}"])
+  plan = costs.make_plan(arguments, topology)
   return (
     f"{plan['hbm_bytes_per_device'] / GIB:.2f} of "
     f"{plan['hbm_available_bytes'] / GIB:.2f} GiB per device of {topology}; "

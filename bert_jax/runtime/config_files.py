@@ -80,7 +80,7 @@ def _let_import(path: pathlib.Path) -> None:
   """Lets a config file import `configs` and `experiments` of its clone."""
   for folder in path.absolute().parents[1:]:
     if (folder / "configs").is_dir() and str(folder) not in sys.path:
-      sys.path.insert(0, str(folder))
+      sys.path.append(str(folder))
       break
   if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))

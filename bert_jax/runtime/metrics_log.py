@@ -201,13 +201,17 @@ def train_secs(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def read_metrics(workdir: str) -> list[dict]:
-  """Returns the lines of workdir/metrics.jsonl, with NaN for null."""
+  """Returns the lines of workdir/metrics.jsonl, with NaN for null.
+
+  A last line that is still being written, without its end, is left out.
+  """
   path = os.path.join(workdir, "metrics.jsonl")
   rows: list[dict] = []
   try:
     with open(path, "rb") as f:
       for line in f:
-        rows.append(_parse_row(line))
+        if line.endswith(b"\n"):
+          rows.append(_parse_row(line))
   except (OSError, ValueError, RecursionError) as error:
     raise runs.RunError(
       f"{path}, line {len(rows) + 1}, cannot be read: {error}"

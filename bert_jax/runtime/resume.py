@@ -9,7 +9,10 @@ from bert_jax.runtime import settings
 
 
 def check_workdir(
-  workdir: str, run: dict, free_keys: Collection[str] = ()
+  workdir: str,
+  run: dict,
+  free_keys: Collection[str] = (),
+  can_allow: bool = False,
 ) -> None:
   """Checks that a run may go on in a workdir, or start in it.
 
@@ -18,6 +21,7 @@ def check_workdir(
     run: the facts of the run that is asked for, from `runs.describe`.
     free_keys: the names of keys that may differ, beside those that a resumed
       run may change.
+    can_allow: whether --allow_changes can be given, which a refusal then says.
 
   Raises:
     runs.RunError: run.json there has another config or other data; the message
@@ -36,16 +40,16 @@ def check_workdir(
   keys = settings.names("weights", "run").difference(free_keys)
   differs = differences(before["config"], run["config"], keys)
   names = [text.partition(":")[0] for text in differs]
-  changeable = all(settings.KEYS[name].can_change for name in names)
+  may_change = all(settings.KEYS[name].can_change for name in names)
   if run["data_hash"] not in (None, before["data_hash"]):
     differs.append(
       f"data: {before['data_hash'][:12]} there, {run['data_hash'][:12]} now"
     )
-    changeable = False
+    may_change = False
   if differs:
     way = (
       f", or --allow_changes={','.join(names)} to go on with the new ones"
-      if changeable
+      if can_allow and may_change
       else ""
     )
     raise runs.RunError(
@@ -87,6 +91,20 @@ def differences(
     for key in sorted(old.keys() & keys)
     if old[key] != new.get(key)
   ]
+
+
+def changes_after(run: Mapping[str, Any], step: int) -> dict[str, Any]:
+  """Returns key -> value at a step, of the keys that the run changed later.
+
+  Args:
+    run: from `runs.read_run`.
+    step: the number of the step.
+  """
+  before: dict[str, Any] = {}
+  for change in reversed(run.get("changes", [])):
+    if change["step"] >= step:
+      before |= {key: old for key, (old, _) in change["config"].items()}
+  return before
 
 
 def other_code(workdir: str, run: dict) -> str:

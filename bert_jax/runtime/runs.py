@@ -48,13 +48,14 @@ def commit() -> tuple[str | None, bool | None]:
     ).stdout.strip()
 
   try:
+    git("ls-files", "--error-unmatch", os.path.basename(__file__))
     changed = git(
       "status", "--porcelain", "--untracked-files=no", "--", ":(top)*.py"
     )
     new = git("ls-files", "--others", "--exclude-standard", ":(top)*.py")
     return git("rev-parse", "HEAD"), bool(changed or new)
   except (OSError, subprocess.CalledProcessError):
-    return None, None  # installed from a package, or no git
+    return None, None  # no git, or not in a clone of this package
 
 
 def code_hash() -> str:

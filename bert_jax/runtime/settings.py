@@ -292,7 +292,9 @@ class Data(Group):
   batch_size: int = of_run(256, 1, _PIECES, can_change=True)
   """Pre-training: rows in a step over all devices; if a row contains several
   sequences, an epoch has as many rows as all examples fill. Tasks: sequences in
-  a step over all devices, however many of them share a row."""
+  a step over all devices, however many of them share a row. The place in the
+  data is this times the step: a run that changes it skips or repeats
+  examples."""
 
   max_sequences: int = of_run(1, 1, _LEN, before=1)
   """Pre-training: the largest number of sequences in a row. Tokens attend only
@@ -531,7 +533,7 @@ class Optim(Group):
   eps: float = of_run(1e-6, 0.0, _FLOAT, can_change=True)
   """The number that is added to the root of the mean of squared gradients."""
 
-  clip_norm: float = of_run(1.0, 0.0, _FLOAT, can_change=True)
+  clip_norm: float = of_run(1.0, 0.0, _FLOAT)
   """The largest norm of the global gradient; 0 = no clipping."""
 
   num_micro_batches: int = of_run(1, 1, _PIECES, can_change=True)
@@ -834,7 +836,9 @@ def unflatten(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
       if inner not in group:
         group[inner] = ml_collections.ConfigDict()
       group = group[inner]
-    if name in KEYS and KEYS[name].type is tuple:
+    if value is None and name in KEYS:  # not set, and of this type
+      value = ml_collections.config_dict.placeholder(KEYS[name].type)
+    elif name in KEYS and KEYS[name].type is tuple:
       value = _as_tuple(value)
     group[key] = value
   return config

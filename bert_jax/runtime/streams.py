@@ -65,3 +65,9 @@ def ending_with_reader():
     yield
   finally:
     raw.lasts = True
+
+
+def printable(text: str) -> str:
+  """Returns text with a ? for what standard output cannot encode."""
+  encoding = sys.stdout.encoding or "utf-8"
+  return text.encode(encoding, "replace").decode(encoding)

@@ -116,7 +116,7 @@ class Costs:
     """Describes the cost of a trial, or says why it is unknown."""
     try:
       if self._topology:
-        return self._planned(one)
+        return self._planned(one, self._topology)
       num_steps, flops = self.flops(one)
     except ValueError as error:
       return f"unknown: {error}"
@@ -128,36 +128,38 @@ class Costs:
       )
     return text
 
-  def _planned(self, one: sweep.Trial) -> str:
+  def _planned(self, one: sweep.Trial, topology: str) -> str:
     """Describes the cost of a trial on the TPU slice, from its plan."""
     key = one.program()
     if key not in self._plans:
-      self._plans[key] = make_plan([*key, f"--topology={self._topology}"])
+      config = [text for text in key if text.startswith("--config")]
+      self._plans[key] = make_plan(config, topology)
     plan = self._plans[key]
     num_steps = one.load_config().train.total_steps or self.flops(one)[0]
     secs = plan["predicted_step_secs"] * num_steps
     return (
       f"{num_steps:,} steps, predicted {secs / 3600:,.2f} h on "
-      f"{self._topology}, {secs * plan['num_devices'] / 3600:,.1f} chip-hours"
+      f"{topology}, {secs * plan['num_devices'] / 3600:,.1f} chip-hours"
     )
 
 
-def make_plan(arguments: Sequence[str]) -> dict:
+def make_plan(config: Sequence[str], topology: str) -> dict:
   """Makes a plan in a new process, and returns it.
 
   Only in a new process can jax be configured for the devices of a TPU slice.
 
   Args:
-    arguments: the arguments of the launcher for a training, and --topology.
+    config: the arguments --config and --config.KEY of the training.
+    topology: the slice, such as v5e:4x4.
 
   Raises:
     sweep.SweepError: the training does not fit the memory, or the plan failed.
   """
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, "plan.json")
-    command = [sys.executable, "-m", "bert_jax.main", *arguments]
+    command = [sys.executable, "-m", "bert_jax.main", "plan", *config]
     done = subprocess.run(
-      [*command, "--mode=plan", f"--output={path}"],
+      [*command, f"--topology={topology}", f"--output={path}"],
       capture_output=True,
       text=True,
       check=False,

@@ -85,7 +85,7 @@ def evaluate(
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")
     _log.info("wrote %s", path)
-    for written in job.explain(evaluator, os.path.dirname(path)):
+    for written in job.explain(evaluator, path):
       _log.info("wrote %s", written)
   with jax.set_mesh(mesh), peers.watching(stall):
     for path in job.write_predictions(evaluator, params, workdir):

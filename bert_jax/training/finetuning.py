@@ -23,6 +23,7 @@ from bert_jax.models import flops
 from bert_jax.models.attention import programs
 from bert_jax.runtime import files
 from bert_jax.runtime import sharding
+from bert_jax.runtime import streams
 from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
@@ -267,23 +268,23 @@ class FineTuning(Job):
       all_positions=all_positions,
     )
 
-  def explain(self, evaluator, folder):
+  def explain(self, evaluator, path):
+    folder, file = os.path.split(path)
+    stem = os.path.splitext(file)[0]
+    stem = "errors" if stem == "evaluation" else f"{stem}.errors"
     written = []
     for name, predictions in evaluator.predicted.items():
       split = self.split(name)
       facts = (split.task, split.examples, predictions)
       if text := self.objective.tables(*facts):
-        print(f"\n{split.task.name}, {name}:\n{text}\n")
+        print(f"\n{split.task.name}, {name}:\n{streams.printable(text)}\n")
       mistakes = self.objective.mistakes(*facts)
-      if mistakes:
-        first = name == self.eval_splits[0]
-        path = os.path.join(
-          folder, "errors.jsonl" if first else f"errors-{name}.jsonl"
-        )
-        with files.writing(path, "w", errors="replace") as f:
+      if mistakes is not None:
+        end = "" if name == self.eval_splits[0] else f"-{name}"
+        written.append(os.path.join(folder, f"{stem}{end}.jsonl"))
+        with files.writing(written[-1], "w", errors="replace") as f:
           for record in mistakes:
             f.write(files.to_json(record, ensure_ascii=False) + "\n")
-        written.append(path)
     return written
 
   def write_predictions(self, evaluator, params, workdir):

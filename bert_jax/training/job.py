@@ -110,14 +110,14 @@ class Job:
     """
     raise NotImplementedError
 
-  def explain(self, evaluator: Any, folder: str) -> list[str]:
+  def explain(self, evaluator: Any, path: str) -> list[str]:
     """Prints and writes what the last evaluation got wrong; returns paths.
 
     Args:
       evaluator: the evaluator of this job, which was called before.
-      folder: the folder to write to.
+      path: the file with the scores, beside which files are written.
     """
-    del evaluator, folder
+    del evaluator, path
     return []
 
   def write_predictions(

@@ -72,7 +72,8 @@ class Meter:
       disable=jax.process_index() != 0,
     )
     self._line = self.bar.add_task("train", total=total_steps, completed=start)
-    self._begun, self._told = time.monotonic(), False
+    self._begun, self._told = 0.0, False
+    self._left = total_steps - start
     self._restart(None)
 
   def _restart(self, since: float | None) -> None:
@@ -88,6 +89,7 @@ class Meter:
       metrics: the metrics of the step, on the devices.
     """
     self.bar.advance(self._line)
+    self._left -= 1
     if self._since is None:
       jax.block_until_ready(metrics)
       now = time.monotonic()
@@ -99,6 +101,11 @@ class Meter:
     self._useful += int(np.sum(batch["input_mask"])) * hosts
     self._positions += batch["input_mask"].size * hosts
     self._flops += self._step_flops(batch)
+
+  def begin(self) -> None:
+    """Starts the clock of the first step, and says that it is compiled."""
+    self._begun = time.monotonic()
+    self.say("compiling the first step ...")
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -121,9 +128,9 @@ class Meter:
       row["train/tokens_per_sec"] = self._positions / secs / self._num_runs
       row["train/useful_tokens_per_sec"] = self._useful / secs / self._num_runs
       row["train/steps_per_sec"] = self._steps / secs
-      if not self._told:
-        self._told = True
-        self.say(terminal.time_left(self._left(), self._steps / secs))
+      if not self._told and self._left:
+        self.say(terminal.time_left(self._left, self._steps / secs))
+      self._told = True
       devices = self._mesh.devices
       kind = devices.flat[0].device_kind
       mfu = flops.mfu(self._flops, secs, devices.size, kind)
@@ -138,12 +145,9 @@ class Meter:
     text = terminal.log_line(step, row, name if self._num_runs > 1 else "")
     self.say(text)
 
-  def _left(self) -> float:
-    """Returns the number of steps that are left."""
-    (task,) = self.bar.tasks
-    return (task.total or 0) - task.completed
-
   def say(self, text: str) -> None:
     """Prints a text above the bar."""
     if jax.process_index() == 0:
-      self.bar.console.print(text, highlight=False, markup=False)
+      self.bar.console.print(
+        text, highlight=False, markup=False, emoji=False, soft_wrap=True
+      )

@@ -19,6 +19,7 @@ from bert_jax.data import batching
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
 from bert_jax.runtime import peers
+from bert_jax.runtime import resume
 from bert_jax.runtime import runs
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
@@ -63,7 +64,11 @@ def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
     raise ReplayError(f"{workdir} holds no run (no run.json) to replay")
   if output and jax.process_index() == 0:
     files.check_writable(output)
-  run = session.open_session(config, workdir)
+  changed = resume.changes_after(runs.read_run(workdir), step)
+  for key, value in changed.items():
+    group, _, name = key.rpartition(".")
+    (config[group] if group else config)[name] = value
+  run = session.open_session(config, workdir, allowed=changed)
   if not 1 <= step <= run.total_steps:
     raise ReplayError(
       f"--replay_step={step}: the run has the steps 1 to {run.total_steps}"

@@ -156,7 +156,8 @@ class Run:
 
   def end(self) -> None:
     """Shows the last and the best evaluation, and the next command."""
-    self._meter.say(terminal.end_lines(self.config, self.workdir))
+    if jax.process_index() == 0:  # whose log is closed
+      self._meter.say(terminal.end_lines(self.config, self.workdir))
 
   def report(self, step: int, row: dict[str, float]) -> None:
     """Writes a line of metrics and shows it, on the first host."""

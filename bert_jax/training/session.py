@@ -287,7 +287,7 @@ def open_session(
   config: Config,
   workdir: str,
   seed_axis: int | None = None,
-  allowed: Collection[str] = (),
+  allowed: Collection[str] | None = None,
 ) -> Session:
   """Opens the session of a config, and checks that everything fits.
 
@@ -295,7 +295,8 @@ def open_session(
     config: the whole configuration (docs/config.md).
     workdir: the folder of the run, which need not exist yet.
     seed_axis: see `open_mesh`.
-    allowed: the keys that may differ from those of the run in the workdir.
+    allowed: the keys that may differ from those of the run in the workdir;
+      None means none, and that the user has no flag to name some.
 
   Raises:
     ValueError: the config is not valid, or config, data, weights and workdir do
@@ -323,7 +324,7 @@ def open_with_data(
   pretrained: Any,
   batches: batching.TrainBatches,
   evaluator: Evaluator,
-  allowed: Collection[str] = (),
+  allowed: Collection[str] | None = None,
 ) -> Session:
   """Does the last part of `open_session`, which opens the arguments first."""
   config = job.config
@@ -341,7 +342,7 @@ def open_with_data(
   facts = job.facts | {"total_steps": job.total_steps}
   meeting.meet_opened(job, pretrained, mesh, facts | {"metrics": metrics})
   run |= facts
-  resume.check_workdir(workdir, run, allowed)
+  resume.check_workdir(workdir, run, allowed or (), allowed is not None)
   return Session(
     **vars(program),
     workdir=workdir,

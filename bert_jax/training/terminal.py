@@ -45,7 +45,7 @@ def log_line(step: int, row: Mapping[str, float], run: str = "") -> str:
 
 
 def _fill(head: str, items: Iterable[str]) -> str:
-  """Joins items by two spaces, in lines that are indented but the first."""
+  """Joins items by two spaces; lines after the first are indented."""
   lines = [head]
   for item in items:
     if len(lines[-1]) + 2 + len(item) > _WIDTH:
@@ -62,7 +62,7 @@ def start_lines(
   Args:
     config: the whole configuration.
     workdir: the folder of the run.
-    num_parameters: of the whole model, with its heads.
+    num_parameters: the parameters of the model and its heads.
     epoch_steps: the number of steps of one epoch.
   """
   model, data, keys = config.model, config.data, config.checkpoint
@@ -103,7 +103,8 @@ def end_lines(config: Config, workdir: str) -> str:
   }
   lines = []
   if scored:
-    choose = max if config.checkpoint.best_mode == "max" else min
+    keys = config.checkpoint
+    choose = max if keys.best_metric and keys.best_mode == "max" else min
     best = choose(scored, key=lambda step: scored[step])
     last = max(scored)
     lines.append(

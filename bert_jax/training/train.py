@@ -47,7 +47,7 @@ def train(
       run; its last step is saved.
   """
   settings.check_changes(allowed)
-  meeting.meet("train", config, [workdir])
+  meeting.meet("train", config, [workdir], allow_changes=sorted(allowed))
   # Opening checks that the mesh, the model and the data fit each other.
   run = run_lib.Run(session.open_session(config, workdir, allowed=allowed))
   evaluation = _train(run)
@@ -120,6 +120,8 @@ def _train(run: run_lib.Run | members.Together) -> Any:
       watchdog.note("training", step)
       profile.start(step, state)
       device_batch = sharding.put_global_batch(batch, run.batch_place)
+      if step == start + 1:
+        meter.begin()
       state, metrics = train_step(state, device_batch)
       profile.stop(step, state)
       pending.add(step, metrics)

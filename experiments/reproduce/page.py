@@ -511,7 +511,7 @@ def main(argv=None):
     if i >= args.max:
       break
     print(one.key, flush=True)
-    plan = costs.make_plan([*one.arguments, f"--topology={one.topology}"])
+    plan = costs.make_plan(one.arguments, one.topology)
     kept = ("predicted_step_secs", "predicted_mfu", "num_devices", "commit",
             "versions", "compile_secs")  # fmt: skip
     plans[one.key] = {name: plan[name] for name in kept}

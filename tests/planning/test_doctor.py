@@ -7,8 +7,11 @@ import socket
 
 import pytest
 
+from bert_jax import command_line
+from bert_jax import main
 from bert_jax.planning import doctor
 from bert_jax.runtime import locks
+from bert_jax.sweeps import costs
 from bert_jax.training import train
 from tests.support import launching
 
@@ -172,3 +175,30 @@ def test_a_mesh_of_several_processes_is_checked_from_one(
   assert doctor.examine(config, workdir, "localhost:0123", 1, 2)
   found, _ = lines(capsys)
   assert "data 1, fsdp 16, tensor 1" in found["mesh, batch"][1]
+
+
+def test_a_plan_is_asked_for_by_the_config_alone(monkeypatch):
+  """Of its own command line the doctor passes on what a plan takes."""
+  words = [
+    "doctor", "--workdir=W", "--config", "tpu:devices=4", "--topology=v5e:2x2",
+    "--config.seed=3", "--config.data.batch_size", "64",
+  ]  # fmt: skip
+  config = command_line.config_arguments(words)
+  assert config == [
+    "--config=tpu:devices=4", "--config.seed=3", "--config.data.batch_size=64"
+  ]  # fmt: skip
+  asked = []
+
+  def run(command, **kwargs):
+    asked.append(command)
+    raise costs.sweep.SweepError("stopped here")
+
+  monkeypatch.setattr(costs.subprocess, "run", run)
+  with pytest.raises(costs.sweep.SweepError, match="stopped here"):
+    costs.make_plan(config, "v5e:2x2")
+  ((_, _, module, *rest),) = asked
+  assert module == "bert_jax.main"
+  values = launching.parse(*rest)
+  mode = command_line.check_flags(values, rest, main.MODES)
+  assert mode is main.MODES["plan"] and values.topology == "v5e:2x2"
+  assert values.config.data.batch_size == 64

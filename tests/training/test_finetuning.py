@@ -182,6 +182,12 @@ def test_scores_do_not_depend_on_rows_packing_or_mesh(make_config, tmp_path):
     with open(path) as f:
       predictions.append([json.loads(line) for line in f])
   assert len(predictions[0]) == 40
+  wrong = [x["id"] for x in predictions[-1] if x["label"] != x["gold"]]
+  with open(os.path.join(workdir, "errors.jsonl")) as f:
+    mistakes = [json.loads(line) for line in f]
+  assert sorted(x["id"] for x in mistakes) == sorted(wrong)
+  sure = [x["probability"] for x in mistakes]
+  assert sure == sorted(sure, reverse=True)
   for other in predictions[1:]:
     for a, b in zip(predictions[0], other, strict=True):
       assert (a["label"], a["gold"]) == (b["label"], b["gold"])

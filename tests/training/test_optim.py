@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from bert_jax.runtime import settings
 from bert_jax.training import optim
 from tests.support.bert_shapes import bert_shapes
 
@@ -324,3 +325,22 @@ def test_bfloat16_parameters_have_float32_moments(name):
 def test_bad_config_is_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     optim.make_optimizer(_config(**changes), total_steps=10)
+
+
+def test_a_change_that_a_run_may_make_keeps_the_state_of_the_optimizer():
+  """Else its checkpoints could not be read any more."""
+  params = {"kernel": jnp.ones([2, 3]), "bias": jnp.ones([3])}
+
+  def form(**changes):
+    config = settings.make_config().optim
+    config.update(changes)
+    optimizer, _ = optim.make_optimizer(config, total_steps=10)
+    return jax.tree.structure(optimizer.init(params))
+
+  names = [n for n, key in settings.KEYS.items() if key.can_change]
+  own = [n.partition(".")[2] for n in names if n.startswith("optim.")]
+  assert {"learning_rate", "weight_decay"} <= set(own)
+  for name in own:
+    for value in {"schedule": ("cosine", "trapezoid")}.get(name, (0, 0.5)):
+      changed = type(settings.make_config().optim[name])(value)
+      assert form(**{name: changed}) == form(), name

@@ -35,7 +35,7 @@ class Inputs:
     self.units = cut(patterns)
     if patterns and prepare.held_out_input:
       held_out = cut(prepare.held_out_input.split(","))
-      shared = {u.path for u in self.units} & {u.path for u in held_out}
+      shared = _files(self.units) & _files(held_out)
       if shared:
         raise corpus.CorpusError(
           f"{min(shared)} is in --input and in prepare.held_out_input; "
@@ -88,3 +88,8 @@ class Inputs:
           f"sha256 (of the part from {unit.start} on) is {found}, but it was "
           f"{wanted[i]}; put that text back, or give another --output"
         )
+
+
+def _files(units: Sequence[corpus.Unit]) -> set[str]:
+  """Returns the files of units, each by one name."""
+  return {os.path.realpath(unit.path) for unit in units}
