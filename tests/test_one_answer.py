@@ -394,7 +394,7 @@ def settings_of(run, config=None, given=()):
   record = {"data_hash": "", "config": run["config"], "task": None}
   runs.write_run(str(folder), record)
   found = workdirs.read_settings(str(folder / "checkpoints" / "1"))
-  own = {**found.settings, "data.seq_len": found.seq_len}
+  own = {**found.pretrained.settings, "data.seq_len": found.pretrained.seq_len}
   config = config or predict_config.get_config()
   return settings.read(config, own, given)
 

@@ -482,7 +482,7 @@ class Prepare(Group):
   """Seed of the choice of these documents. The choice depends only on the text
   of a document."""
 
-  held_out_input: str = of_session("", since="0.3.0")
+  held_out_input: str = of_session("", since="0.3.0", before="")
   """Files, globs or folders, separated by commas, of text of which every
   document is kept apart for evaluation, besides the share of the input."""
 

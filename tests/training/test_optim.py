@@ -338,9 +338,11 @@ def test_a_change_that_a_run_may_make_keeps_the_state_of_the_optimizer():
     return jax.tree.structure(optimizer.init(params))
 
   names = [n for n, key in settings.KEYS.items() if key.can_change]
-  own = [n.partition(".")[2] for n in names if n.startswith("optim.")]
-  assert {"learning_rate", "weight_decay"} <= set(own)
-  for name in own:
-    for value in {"schedule": ("cosine", "trapezoid")}.get(name, (0, 0.5)):
+  own = {n.partition(".")[2] for n in names if n.startswith("optim.")}
+  assert {"learning_rate", "weight_decay"} <= own
+  falls = {"schedule": "trapezoid", "cooldown_rate": 0.1}
+  assert form(schedule="cosine") == form(**falls) == form()
+  for name in own - falls.keys():
+    for value in (0, 0.5):
       changed = type(settings.make_config().optim[name])(value)
       assert form(**{name: changed}) == form(), name
