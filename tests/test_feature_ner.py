@@ -88,6 +88,7 @@ def test_words_behind_the_end_of_a_sentence_change_nothing():
   assert not np.array_equal(one[0, 0], changed[0, 0])
 
 
+@pytest.mark.slow
 def test_a_tagger_learns_and_is_recorded_once(config):
   recipe = feature_ner.Recipe(
     "last", hidden=16, epochs=12, batch_size=8, learning_rate=1e-2, dropout=0.1

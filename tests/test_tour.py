@@ -21,7 +21,7 @@ def test_the_first_run_of_the_tutorial(tmp_path):
     (tmp_path / name).symlink_to(ROOT / name)
   launcher = f"'{sys.executable}' -m bert_jax.main"
   commands = commands.replace(".venv/bin/bert-jax", launcher)
-  assert commands.count(launcher) == 5
+  assert commands.count(launcher) == 6
   done = subprocess.run(
     ["bash", "-e", "-o", "pipefail", "-c", commands],
     cwd=tmp_path,

@@ -656,7 +656,7 @@ def test_converted_weights_say_how_they_are_predicted_with(tmp_path):
   folder = str(tmp_path / "model")
   weights.write(pretrained("regress"), folder, "bert_jax")
   values = launching.parse("predict", f"--workdir={folder}")
-  message = f"give --config=predict:from={folder}$"
+  message = f"give --config=predict:from={folder}, or another --workdir"
   with pytest.raises(modes.UsageError, match=message):
     modes._predict(values)
   values = launching.parse("evaluate", f"--workdir={folder}")

@@ -251,6 +251,7 @@ def _stack(unrolled):
   return {**unrolled, "encoder": encoder}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_scanned_and_unrolled_layers_train_alike(name):
   config = _config(name=name, clip_norm=1.0)

@@ -538,12 +538,8 @@ def test_a_mesh_changes_neither_losses_nor_dropout(dropout_config):
     _assert_cut_as_the_rules_say(state, sharded.mesh)
 
 
-@pytest.mark.parametrize(
-  "attention",
-  breadth.slow_but(
-    ["fused", "fused_qkv", "splash"], lambda name: name == "fused_qkv"
-  ),
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["fused", "fused_qkv", "splash"])
 def test_kernels_of_attention_make_the_same_steps_on_any_mesh(
   config, attention
 ):
