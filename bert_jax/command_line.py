@@ -183,7 +183,7 @@ def parse(
   words = flag_values(argv)
   _take_words(flag_values, words, modes)
   if flag_values.config is not None:
-    flag_values.config.keys()  # a file that cannot be read raises only here
+    flag_values.config.keys()  # reads the file, which may raise an error
 
 
 def config_arguments(argv: Sequence[str]) -> list[str]:

@@ -199,7 +199,11 @@ class _Folder:
       raise
     except Exception as error:  # tensorstore's and orbax's have no base
       saved = max(saved_steps.steps_in(self.path), default=None)
-      last = f"The last one there is step {saved}" if saved else "There is none"
+      last = (
+        f"The last one there is step {saved}"
+        if saved
+        else "No step is saved there yet"
+      )
       raise SaveError(
         f"no checkpoint can be written to {self.path}: {_cause(error)}. {last};"
         " once this is fixed, the same command continues the run"

@@ -106,7 +106,7 @@ def _sum_on_host(x: np.ndarray) -> int:
 
 
 def find_damage(folder: str, found: Mapping[str, int]) -> str:
-  """Describes the damage of parts of a step; "" = there is none.
+  """Describes the damaged parts of a step; "" = no part is damaged.
 
   Args:
     folder: the folder of the step.

@@ -127,7 +127,7 @@ def make_task(
 
 
 def find_train(folder: str) -> str:
-  """Returns the training file in a folder of own data; "" if there is none."""
+  """Returns the training file in a folder of own data, or "" without one."""
   for ending in _ENDINGS:
     path = os.path.join(folder, f"train{ending}")
     if os.path.exists(path):

@@ -139,7 +139,7 @@ class Task:
     columns: the names of the columns, for files without a header line.
     label_separator: the separator of several labels in one column.
     has_null: whether questions may have no answer (kind "span").
-    train_split: the name of the split to train on; "" if there is none.
+    train_split: the name of the split to train on, or "" without one.
     eval_splits: the splits with labels to evaluate on.
     test_splits: the splits whose labels may be missing.
     files: split -> possible names of its file; the first that exists is read.

@@ -365,7 +365,8 @@ def test_a_save_that_fails_at_once_says_why_and_what_is_left(tmp_path):
   (tmp_path / "checkpoints").write_text("")  # no folder
   with pytest.raises(
     checkpoint.SaveError,
-    match="written to .*checkpoints: Not a directory. There is none; once this",
+    match="written to .*checkpoints: Not a directory. "
+    "No step is saved there yet; once this",
   ):
     save(checkpoints, 2)
   assert steps_in(tmp_path / "saved") == [1]
