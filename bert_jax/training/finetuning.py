@@ -160,7 +160,7 @@ class FineTuning(Job):
       **{name: settings[name] for name in self.objective.feature_settings},
     )
     types = self.model.config.type_vocab_size
-    if features.segment_ids.max() >= types:
+    if types and features.segment_ids.max() >= types:
       raise spec.TaskError(
         f"task {task.name} has pairs of texts, but the model has "
         f"{types} token type (model.type_vocab_size), so it cannot tell them "
@@ -262,7 +262,7 @@ class FineTuning(Job):
       self.config.model,
       rows * jax.process_count(),
       length,
-      self.objective.pooled,
+      self.objective.head.role,
       num_sequences=starts.shape[1],
       attended=attended or packing.attended(batch.get("sequence_ids")),
       all_positions=all_positions,

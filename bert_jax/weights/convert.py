@@ -72,5 +72,11 @@ def _settled(pretrained: Pretrained, settings: Any):
 def _parts(pretrained: Pretrained) -> str:
   """Returns the names of the parts of a model: the encoder and its heads."""
   head = f"task ({pretrained.kind})" if pretrained.kind else "task"
-  names = {"encoder": "encoder", "mlm": "mlm", "nsp": "nsp", "task": head}
+  names = {
+    "encoder": "encoder",
+    "mlm": "mlm",
+    "nsp": "nsp",
+    "task": head,
+    "rtd": "rtd",
+  }
   return ", ".join(names[n] for n in names if n in pretrained.params)
