@@ -58,7 +58,12 @@ def open_job(
   if begun and config.init_from:
     shape = runs.read_run(workdir)["config"]["model"]
     known = [key for key in settings.SHAPE_KEYS if key in shape]
-    config.model.update({key: shape[key] for key in known})
+    config.model.update(
+      {
+        key: tuple(shape[key]) if isinstance(shape[key], list) else shape[key]
+        for key in known
+      }
+    )
   elif config.init_from:
     from bert_jax import weights
 

@@ -19,6 +19,8 @@ from bert_jax.models import config as model_config
 from bert_jax.models import encoder
 from bert_jax.models import families
 from bert_jax.models import heads
+from bert_jax.runtime import settings
+from bert_jax.runtime import sharding
 
 VOCAB, LENGTH, NUM_LABELS = 67, 40, 5
 LENGTHS = (LENGTH, 23, 9)
@@ -311,3 +313,38 @@ def _changed(before: str, after: str) -> int:
   return len(names) + sum(
     not np.array_equal(one[key], two[key]) for key in one.keys() & two.keys()
   )
+
+
+def measure_sharded(name: str, folder: str) -> tuple[float, float]:
+  """Compares one device with eight that split rows and parameters.
+
+  Args:
+    name: a key of `REFERENCES`.
+    folder: the folder that `measure` has used.
+  """
+  pretrained = weights.read(os.path.join(folder, "import"))
+  config = config_of(pretrained)
+  batch = make_batch(REFERENCES[name].pad, pretrained.shape["type_vocab_size"])
+  rows = [
+    np.concatenate([batch[k], batch[k][:1]])
+    for k in ("input_ids", "input_mask", "segment_ids")
+  ]
+  params = _with_pooler(pretrained.params, config)
+  model = encoder.Encoder(config)
+
+  def run(params, *rows):
+    return model.apply({"params": params["encoder"]}, *rows)[0]
+
+  want = jax.jit(run)(params, *rows)
+  mesh = sharding.make_mesh(2, 4, 1)
+  rules = tuple(  # 67 words and odd tables stay whole
+    rule for rule in settings.SHARDING_RULES if "embeddings/" not in rule[0]
+  )
+  places = sharding.state_sharding(params, mesh, (("embeddings/", ()), *rules))
+  with jax.set_mesh(mesh):
+    inputs = jax.device_put(
+      [np.concatenate([x, x]) for x in rows], sharding.batch_sharding(mesh)
+    )
+    got = jax.jit(run)(jax.device_put(params, places), *inputs)
+  real = rows[1] > 0
+  return _difference(np.asarray(got)[: len(real)][real], np.asarray(want)[real])

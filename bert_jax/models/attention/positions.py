@@ -41,7 +41,8 @@ def rotation(
   turns = 1.0 / theta ** (
     np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
   )
-  angles = positions.astype(jnp.float32)[:, :, None] * turns.astype(np.float32)
+  turns = turns.astype(np.float32)[None, None]
+  angles = positions.astype(jnp.float32)[:, :, None] * turns
   return jnp.cos(angles), jnp.sin(angles)
 
 
