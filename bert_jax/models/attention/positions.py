@@ -41,8 +41,8 @@ def rotation(
   turns = 1.0 / theta ** (
     np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
   )
-  turns = turns.astype(np.float32)[None, None]
-  angles = positions.astype(jnp.float32)[:, :, None] * turns
+  by_dim = jnp.asarray(turns.astype(np.float32))[None, None]
+  angles = positions.astype(jnp.float32)[:, :, None] * by_dim
   return jnp.cos(angles), jnp.sin(angles)
 
 
