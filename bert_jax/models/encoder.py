@@ -421,17 +421,16 @@ class Encoder(nn.Module):
         "return_layers=True returns all positions, but only_positions selects "
         "some; leave one of them out"
       )
-    x = self.embeddings(
-      input_ids, segment_ids, positions, deterministic=deterministic
-    )
-    cfg = self.config
-    x = sharding.constrain_batch(x)
-    length = input_ids.shape[1]
+    cfg, length = self.config, input_ids.shape[1]
     if positions is None and length > cfg.max_len:
       raise ValueError(
         f"input_ids has length {length}, but model.max_len={cfg.max_len} "
         "positions have an embedding; shorten the input or raise max_len"
       )
+    x = self.embeddings(
+      input_ids, segment_ids, positions, deterministic=deterministic
+    )
+    x = sharding.constrain_batch(x)
     takes_bias = programs.program_of(cfg).takes_bias or self.is_initializing()
     mask = {
       is_local: masks.PATTERNS["local" if is_local else "full"](

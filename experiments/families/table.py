@@ -51,7 +51,8 @@ ones alone, and *8 devices* compares one device with fake ones that split rows
 and parameters. `-`: transformers has no such head. *GFLOPs* are those of a
 forward pass over a row of 512 tokens for the base size, as `plan` counts them.
 
-This page is made by `python -m experiments.families.table`, with the models of
+`python -m experiments.families.table` (`experiments/families/table.py`) makes
+this page, with the models of
 `experiments/families/measure.py`.
 
 """
@@ -90,6 +91,12 @@ def main(names: list[str]) -> None:
     known[name] = {part: values[0] for part, values in found.items()}
     print(name, known[name], flush=True)
     NUMBERS.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+    write_page()
+
+
+def write_page() -> None:
+  """Writes the page from the numbers that there are."""
+  known = json.loads(NUMBERS.read_text())
   lines = [
     f"| family | {' | '.join(COLUMNS)} | GFLOPs |",
     "|---" * (len(COLUMNS) + 2) + "|",

@@ -113,7 +113,7 @@ FAMILY = family.Family(
     | _TRAINING_KEYS.keys(),
     ignored=frozenset({
       "down_scale_factor", "gap_size", "net_structure_type",
-      "num_memory_blocks", "layers_to_keep",
+      "num_memory_blocks", "layers_to_keep", "eos_token_ids",
     }),
   ),
   tokenizer=templates.ALBERT,

@@ -120,6 +120,44 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
+def fairseq_config(args: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+  """Returns the config.json of a model of fairseq.
+
+  Args:
+    args: the arguments of its training, which a checkpoint holds.
+    vocab_size: V, the rows of the table of words.
+
+  Raises:
+    ConvertError: an argument is missing, or is that of another encoder.
+  """
+  names = {
+    "encoder_layers": "num_hidden_layers",
+    "encoder_embed_dim": "hidden_size",
+    "encoder_attention_heads": "num_attention_heads",
+    "encoder_ffn_embed_dim": "intermediate_size",
+  }
+  if missing := [k for k in (*names, "max_positions") if not args.get(k)]:
+    raise family.ConvertError(
+      f"the arguments of the training lack {', '.join(missing)}"
+    )
+  if args.get("encoder_normalize_before"):
+    raise family.ConvertError(
+      "encoder_normalize_before is True; this program reads the encoder of "
+      "RoBERTa, which normalizes after each residual sum"
+    )
+  return {
+    "model_type": "roberta",
+    "architectures": ["RobertaForMaskedLM"],
+    "vocab_size": vocab_size,
+    "max_position_embeddings": args["max_positions"] + 2,
+    "type_vocab_size": 1,
+    "hidden_act": args.get("activation_fn", "gelu"),
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": 1,
+    **{theirs: args[ours] for ours, theirs in names.items()},
+  }
+
+
 FAMILY = family.Family(
   name="roberta",
   model_types=("roberta",),
