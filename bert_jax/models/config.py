@@ -34,16 +34,27 @@ SWITCHES = {
   "norm_place": ("post", "pre"),  # encoder.NORM_PLACES
   "positions": ("learned", "none"),  # encoder.POSITIONS
   # attention.positions.ROWS
-  "attention_positions": ("none", "rope", "rope_pairs", "alibi", "t5"),
+  "attention_positions": (
+    "none",
+    "rope",
+    "rope_pairs",
+    "alibi",
+    "t5",
+    "disentangled",
+  ),
   "feed_forward": tuple(FEED_FORWARD_MATRICES),  # encoder.FEED_FORWARDS
   "attention_pattern": ("full", "local"),  # attention.masks.PATTERNS
   "pooling": ("first", "mean", "late"),
   "mlm_head": ("transform", "bare"),
 }
+# Values of `attention_positions` by which layers project a table of distances.
+DISTANCE_TABLES = ("disentangled",)
 # The other keys that weights decide and that the configs of older runs lack:
 # numbers, which may be 0 where that means "as usual", and flags.
 _COUNTS = ("position_offset", "embedding_size", "layer_groups")
-_AMOUNTS = ("relative_buckets", "local_radius", "full_every")
+_AMOUNTS = (
+  "relative_buckets", "relative_distance", "local_radius", "full_every",
+)  # fmt: skip
 _FLAGS = (
   "norm_bias", "embedding_norm", "first_norm", "attention_bias", "mlp_in_bias",
   "mlp_out_bias", "pooler", "head_bias", "mlm_bias", "tied_words",
@@ -134,6 +145,7 @@ class ModelConfig:
   rope_theta: float = 10_000.0
   local_rope_theta: float = 0.0
   relative_buckets: int = 32
+  relative_distance: int = 128
   local_radius: int = 64
   full_every: int = 3
   attention_bias: bool = True
@@ -244,6 +256,14 @@ class ModelConfig:
         f"model.attention_positions={self.attention_positions} rotates pairs "
         f"of dimensions, but a head has {self.head_dim}; change num_heads or "
         "hidden_size"
+      )
+    if (
+      self.attention_pattern == "local"
+      and self.attention_positions in DISTANCE_TABLES
+    ):
+      raise ValueError(
+        f"model.attention_positions={self.attention_positions} has no local "
+        "attention; set model.attention_pattern=full"
       )
     if self.relative_buckets % 2:
       raise ValueError(

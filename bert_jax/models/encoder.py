@@ -219,7 +219,8 @@ class Layer(nn.Module):
       deterministic: True switches dropout off.
       only: [B, Q], the positions to compute, which see all positions; None: all
         positions.
-      turns: the rotations of all positions, from `positions.rotation`, or None.
+      turns: the rotations of all positions, from `positions.rotation`, or the
+        vectors and rows of a table of distances, or None.
 
     Returns:
       [B, L, D], or [B, Q, D] with `only`.
@@ -233,7 +234,7 @@ class Layer(nn.Module):
         if isinstance(bias, masks.Window)
         else masks.bias_of_queries(bias, only)
       )
-      of_queries = jax.tree.map(lambda x: _gather_rows(x, only), turns)
+      of_queries = relative_positions.of_queries(cfg, turns, only)
 
     def take(x):
       return x if only is None else layers.gather_positions(x, only)
@@ -264,12 +265,6 @@ class Layer(nn.Module):
     x = add(first, attend, x, take)
     x = add(self.mlp_norm, feed_forward, x, same)
     return sharding.constrain_batch(x)
-
-
-def _gather_rows(x, positions):
-  """Picks positions of rows that may all be the same: [B or 1, L, ...]."""
-  x = jnp.broadcast_to(x, (positions.shape[0], *x.shape[1:]))
-  return layers.gather_positions(x, positions)
 
 
 def _check_shapes(input_ids, **arrays):
@@ -366,7 +361,8 @@ class Encoder(nn.Module):
       self.layer = [layer(cfg, own[i]) for i in range(cfg.num_own_layers)]
     if cfg.norm_place == "pre":
       self.final_norm = layers.NORMS[cfg.norm](cfg)
-    if relative := relative_positions.row_of(cfg.attention_positions).bias:
+    row = relative_positions.row_of(cfg.attention_positions)
+    if relative := row.bias or row.table:
       self.relative = relative(cfg)
     if cfg.pooler:
       self.pooler = layers.Dense(cfg, cfg.hidden_size)
@@ -438,7 +434,8 @@ class Encoder(nn.Module):
       )
       for is_local in sorted({plan.is_local for plan in cfg.layer_plans})
     }
-    if relative_positions.row_of(cfg.attention_positions).bias:
+    row = relative_positions.row_of(cfg.attention_positions)
+    if row.bias:
       bias = self.relative(length)
       mask = {
         is_local: bias
@@ -446,6 +443,8 @@ class Encoder(nn.Module):
         for is_local, one in mask.items()
       }
     turns = relative_positions.rotations(cfg, positions, length)
+    if row.table:
+      turns = dict.fromkeys(mask, self.relative(length, deterministic))
     only = only_positions
     if only is not None and cfg.pooler:
       only = jnp.pad(only, ((0, 0), (1, 0)))  # token 0, for the pooler

@@ -21,6 +21,7 @@ Padding counts like any other position.
 """
 
 from bert_jax.models import families
+from bert_jax.models.config import DISTANCE_TABLES
 from bert_jax.models.config import FEED_FORWARD_MATRICES
 from bert_jax.runtime import chips
 from bert_jax.runtime import settings
@@ -61,6 +62,7 @@ def encoder_flops(
   matrices = FEED_FORWARD_MATRICES[model.feed_forward]
   attended = float(seq_len**2) if attended is None else attended
   outputs = seq_len if num_outputs is None else min(num_outputs, seq_len)
+  has_table = model.attention_positions in DISTANCE_TABLES
 
   def layer(queries: int, seen: float) -> float:
     key_and_value = 2 * 2 * d * d * seq_len
@@ -68,7 +70,10 @@ def encoder_flops(
     # Scores, and the sum of values.
     attention = 2 * 2 * d * seen * queries / seq_len
     mlp = 2 * matrices * d * f * queries
-    return key_and_value + query_and_out + attention + mlp
+    # The vectors of distances as queries and keys, and their scores.
+    rows = 2 * model.relative_buckets if has_table else 0
+    distances = 2 * 2 * rows * d * d + 2 * rows * d * (queries + seq_len)
+    return key_and_value + query_and_out + attention + mlp + distances
 
   seen = [attended] * model.num_layers
   if model.attention_pattern == "local":

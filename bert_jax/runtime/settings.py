@@ -268,7 +268,8 @@ class Model(Group):
   query and key, dimension i with i + head_dim / 2. "rope_pairs": it rotates
   neighboring dimensions. "alibi": each head subtracts its slope times the
   distance. "t5": it adds a learned bias for each head and bucket of
-  distances."""
+  distances. "disentangled": query and key also attend to the vectors of a table
+  of distances."""
 
   rope_theta: float = of_weights(
     10_000.0, 1.0, _FLOAT, since="0.3.0", before=10_000.0
@@ -284,7 +285,11 @@ class Model(Group):
 
   relative_buckets: int = of_weights(32, 4, 2**16, since="0.3.0", before=32)
   """attention_positions=t5: buckets of distances, half of them for each
-  direction. Distances of 128 and more share the last one."""
+  direction. attention_positions=disentangled: buckets for each direction."""
+
+  relative_distance: int = of_weights(128, 2, _LEN, since="0.3.0", before=128)
+  """attention_positions=t5 or disentangled: distances from here on share the
+  last bucket."""
 
   feed_forward: str = of_weights("mlp", since="0.2.0", before="mlp")
   """The sublayer after attention. "mlp": two dense layers with an activation

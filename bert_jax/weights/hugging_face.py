@@ -218,8 +218,10 @@ def _check_class(
   folder: str, family: families.Family, config: Mapping[str, Any]
 ) -> None:
   """Refuses a config.json with the class of another kind of tokenizer."""
-  if not hf_pipeline.is_pipeline(folder, family.tokenizer):
-    hf_tokenizer.keys_of(family.tokenizer).check(
+  spec = family.tokenizer
+  if not hf_pipeline.is_pipeline(folder, spec):
+    is_own = spec.kind == templates.WORDPIECE.kind
+    hf_tokenizer.keys_of(spec if is_own else templates.WORDPIECE).check(
       {"tokenizer_class": config.get("tokenizer_class")}
     )
 

@@ -80,6 +80,13 @@ REFERENCES = {
   "albert": Reference({"embedding_size": 16, "num_hidden_groups": 2}),
   "electra": Reference({"embedding_size": 16}),
   "mpnet": Reference(pad=1),
+  "deberta-v2": Reference(
+    {
+      "relative_attention": True, "position_buckets": 8, "share_att_key": True,
+      "pos_att_type": "p2c|c2p", "norm_rel_ebd": "layer_norm",
+      "position_biased_input": False, "max_relative_positions": -1,
+    }
+  ),
   "nomic_bert": Reference(_ROPE, kinds=("classify", "tag")),
   "gte": Reference(
     {**_ROPE, "type_vocab_size": 2}, kinds=("classify", "tag")

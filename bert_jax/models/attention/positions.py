@@ -17,10 +17,7 @@ import numpy as np
 
 from bert_jax.models import layers
 from bert_jax.models.config import ModelConfig
-
-# Distances from here on share a bucket. Source: Raffel et al. 2020,
-# arXiv:1910.10683, section 2.1.
-_MAX_DISTANCE = 128
+from bert_jax.models.dropout import Dropout
 
 
 def rotation(
@@ -109,7 +106,9 @@ class Alibi(nn.Module):
     return jnp.asarray(-slopes * distance[None])[None]
 
 
-def buckets(length: int, num_buckets: int) -> np.ndarray:
+def buckets(
+  length: int, num_buckets: int, max_distance: int = 128
+) -> np.ndarray:
   """Returns the bucket of the distance from each query to each key.
 
   Half of the buckets are for keys after the query. In each direction, half of
@@ -118,6 +117,7 @@ def buckets(length: int, num_buckets: int) -> np.ndarray:
   Args:
     length: L.
     num_buckets: the number of buckets, an even number.
+    max_distance: from this distance on, all share the last bucket.
 
   Returns:
     int32 [L, L].
@@ -129,7 +129,7 @@ def buckets(length: int, num_buckets: int) -> np.ndarray:
   exact = half // 2
   far = np.abs(distance)
   ratio = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact))
-  step = ratio / np.float32(math.log(_MAX_DISTANCE / exact))
+  step = ratio / np.float32(math.log(max_distance / exact))
   large = exact + (step * (half - exact)).astype(np.int32)
   near = np.where(far < exact, far, np.minimum(large, half - 1))
   return (np.where(distance > 0, half, 0) + near).astype(np.int32)
@@ -154,10 +154,117 @@ class BucketBias(nn.Module):
       (cfg.relative_buckets, cfg.num_heads),
       layers.storage_dtype(cfg),
     )
-    bias = layers.look_up(
-      table, jnp.asarray(buckets(length, cfg.relative_buckets)), jnp.float32
-    )
+    found = buckets(length, cfg.relative_buckets, cfg.relative_distance)
+    bias = layers.look_up(table, jnp.asarray(found), jnp.float32)
     return jnp.moveaxis(bias, -1, 0)[None]
+
+
+def log_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
+  """Returns the row of the table of distances for each query and key.
+
+  The distance is the position of the query minus that of the key. Up to half of
+  the buckets away, each distance has its own row; beyond, rows are logarithmic.
+
+  Args:
+    length: L.
+    num_buckets: k, the buckets of each direction.
+    max_distance: the distance of the last bucket, plus one.
+
+  Returns:
+    int32 [L, L], from 0 to 2 k - 1.
+
+  Source: He et al. 2021, arXiv:2006.03654, section 3.1; microsoft/DeBERTa.
+  """
+  distance = -_distances(length)
+  half = num_buckets // 2
+  far = np.maximum(np.abs(distance), half).astype(np.float32)
+  ratio = np.log(far / np.float32(half)) / np.float32(
+    math.log((max_distance - 1) / half)
+  )
+  log = (half + np.ceil(ratio * (half - 1))).astype(np.int32)
+  bucket = np.where(np.abs(distance) <= half, distance, np.sign(distance) * log)
+  last = 2 * num_buckets - 1
+  return np.clip(bucket + num_buckets, 0, last).astype(np.int32)
+
+
+class DistanceTable(nn.Module):
+  """A vector for each bucket of distances, for all layers.
+
+  Attributes:
+    config: a `ModelConfig`.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, length, deterministic):
+    """Returns the vectors [1, 2 k, D], and the row of each pair [1, L, L]."""
+    cfg = self.config
+    table = self.param(
+      "embedding",
+      layers.kernel_init(cfg),
+      (2 * cfg.relative_buckets, cfg.hidden_size),
+      layers.storage_dtype(cfg),
+    )
+    x = layers.NORMS[cfg.norm](cfg, name="norm")(
+      table.astype(layers.compute_dtype(cfg))
+    )
+    x = Dropout(cfg.dropout_rate, name="dropout")(
+      x, deterministic=deterministic
+    )
+    rows = log_buckets(length, cfg.relative_buckets, cfg.relative_distance)
+    return x[None], jnp.asarray(rows)[None]
+
+
+def relative_scores(query, key, query_table, key_table, rows):
+  """Returns the scores of contents and distances, without their scale.
+
+  Args:
+    query: [B, N, Q, H].
+    key: [B, N, L, H].
+    query_table: [1, N, 2 k, H], the projected vectors of distances.
+    key_table: [1, N, 2 k, H].
+    rows: [B or 1, Q, L] int32, the row of each pair.
+
+  Returns:
+    float32 [B, N, Q, L].
+
+  Source: He et al. 2021, arXiv:2006.03654, equation 4.
+  """
+
+  def products(x, table):
+    return jnp.einsum(
+      "bnqh,nkh->bnqk", x, table[0], preferred_element_type=jnp.float32
+    )
+
+  shape = (query.shape[0], query.shape[1], *rows.shape[1:])
+  at = jnp.broadcast_to(rows[:, None], shape)  # [B, N, Q, L]
+  by_query = jnp.take_along_axis(products(query, key_table), at, axis=3)
+  by_key = jnp.take_along_axis(
+    products(key, query_table), jnp.swapaxes(at, 2, 3), axis=3
+  )
+  return by_query + jnp.swapaxes(by_key, 2, 3)
+
+
+def _gather_rows(x, positions):
+  """Picks positions of rows that may all be the same: [B or 1, L, ...]."""
+  x = jnp.broadcast_to(x, (positions.shape[0], *x.shape[1:]))
+  return layers.gather_positions(x, positions)
+
+
+def of_queries(config, turns, only):
+  """Returns the part of `turns` for some of the queries.
+
+  Args:
+    config: the config of the model.
+    turns: the result of `rotation` or of a table, or None.
+    only: [B, Q] int32.
+  """
+  if turns is None:
+    return None
+  if row_of(config.attention_positions).table is not None:
+    return turns[0], _gather_rows(turns[1], only)
+  return tuple(_gather_rows(x, only) for x in turns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,11 +276,19 @@ class Row:
       they stay as they are.
     bias: a module that adds to the scores; None: nothing is added.
     learns_bias: whether that bias has a gradient.
+    table: a module that gives vectors of distances, which query and key attend
+      to; None: there are none.
   """
 
   rotate: Callable[[jax.Array, Any], jax.Array] | None = None
   bias: Callable[[ModelConfig], Any] | None = None
   learns_bias: bool = False
+  table: Callable[[ModelConfig], Any] | None = None
+
+  @property
+  def needs_scores(self) -> bool:
+    """Whether something is added to the scores."""
+    return self.bias is not None or self.table is not None
 
 
 # `model.attention_positions` -> its row.
@@ -183,6 +298,7 @@ ROWS = {
   "rope_pairs": Row(rotate=rotate_pairs),
   "alibi": Row(bias=Alibi),
   "t5": Row(bias=BucketBias, learns_bias=True),
+  "disentangled": Row(table=DistanceTable),
 }
 
 

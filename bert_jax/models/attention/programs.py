@@ -137,7 +137,7 @@ def check_switches(config: ModelConfig) -> None:
       f"model.attention_pattern=local; use a model.attention of {able}"
     )
   if (
-    positions.row_of(config.attention_positions).bias is not None
+    positions.row_of(config.attention_positions).needs_scores
     and not program.takes_bias
   ):
     able = ", ".join(n for n, other in PROGRAMS.items() if other.takes_bias)

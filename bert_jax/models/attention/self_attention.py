@@ -68,7 +68,8 @@ class SelfAttention(nn.Module):
       queries: [B, Q, D], the hidden states of the queries, with a bias as the
         mask; None: all of `x`.
       turns: the rotations of the queries and those of the keys, from
-        `positions.rotation`; None: the model does not rotate.
+        `positions.rotation`, or what a table of distances gives for them; None:
+        the model has neither.
 
     Returns:
       [B, Q, D], before dropout, residual and LayerNorm.
@@ -85,7 +86,8 @@ class SelfAttention(nn.Module):
       program = programs.PROGRAMS["plain"]
     elif rate:
       programs.check_dropout(cfg)
-    rotate: Any = positions.row_of(cfg.attention_positions).rotate
+    row = positions.row_of(cfg.attention_positions)
+    rotate: Any = row.rotate
     if program.layout != "heads":
       return self.out(self._flat(program, x, mask, rng, rate, rotate, turns))
 
@@ -93,7 +95,7 @@ class SelfAttention(nn.Module):
     # takes longer to join their kernels than one matmul saves.
     def project(x, module, turn=None):
       x = layers.project(x, *module())
-      return jnp.swapaxes(x if turn is None else rotate(x, turn), 1, 2)
+      return jnp.swapaxes(rotate(x, turn) if rotate else x, 1, 2)
 
     of_queries, of_keys = turns or (None, None)
     query = project(x if queries is None else queries, self.query, of_queries)
@@ -103,7 +105,20 @@ class SelfAttention(nn.Module):
       context = attend_window(
         query, key, value, mask, rng, rate, cfg.local_radius
       )
-    elif positions.row_of(cfg.attention_positions).learns_bias:
+    elif row.table is not None:
+      # Three kinds of scores are added up, each of variance H.
+      relative = positions.relative_scores(
+        query,
+        key,
+        project(of_keys[0], self.query),
+        project(of_keys[0], self.key),
+        of_queries[1],
+      )
+      bias = mask + relative * (3 * cfg.head_dim) ** -0.5
+      context = plain.attend_biased(
+        query * 3**-0.5, key, value, bias, rng, rate
+      )
+    elif row.learns_bias:
       context = plain.attend_biased(query, key, value, mask, rng, rate)
     else:
       context = program.attend(query, key, value, mask, rng, rate)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from bert_jax.models.families import albert
 from bert_jax.models.families import bert
+from bert_jax.models.families import deberta
 from bert_jax.models.families import distilbert
 from bert_jax.models.families import electra
 from bert_jax.models.families import eurobert
@@ -28,7 +29,7 @@ FAMILIES: dict[str, Family] = {
   family.name: family
   for module in (
     bert, roberta, modernbert, distilbert, albert, electra, mpnet, nomic_bert,
-    gte, eurobert, neobert, mosaic_bert,
+    gte, eurobert, neobert, mosaic_bert, deberta,
   )
   for family in module.FAMILIES
 }  # fmt: skip
