@@ -197,7 +197,7 @@ def _write_shard(
     }
     for document in documents:
       for is_held_out, sentences in divide(document):
-        if ids := [i for i in tokenizer.encode_batch(sentences) if i]:
+        if ids := [i for i in tokenizer.encode_sentences(sentences) if i]:
           writers[records.SPLITS[is_held_out]].add(ids)
   rows = {}
   for split, writer in writers.items():

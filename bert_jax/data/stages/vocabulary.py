@@ -39,9 +39,11 @@ def write(
   target = os.path.join(folder, "vocab")
   done = os.path.join(target, "settings.json")
   if prepare.vocab:
-    # A SentencePiece model defines its own normalisation.
-    is_model = prepare.vocab.endswith(".model") or glob.glob(
-      os.path.join(glob.escape(prepare.vocab), "*.model")
+    # A SentencePiece model and a pipeline define their own normalisation.
+    is_model = (
+      prepare.vocab.endswith(".model")
+      or glob.glob(os.path.join(glob.escape(prepare.vocab), "*.model"))
+      or load.is_pipeline(prepare.vocab)
     )
     given = load.load_tokenizer(
       prepare.vocab, lower_case=None if is_model else prepare.lower_case
@@ -49,6 +51,7 @@ def write(
     asked: dict[str, Any] = {"fingerprint": given.fingerprint}
   else:
     given = None
+    _check_kind(prepare)
     keys = ("vocab", "vocab_kind", "vocab_size", "lower_case")
     asked = {k: getattr(prepare, k) for k in keys} | {
       "sample_bytes": prepare.vocab_sample_bytes,
@@ -58,6 +61,8 @@ def write(
     }
     if prepare.alphabet_size != _ALPHABET_SIZE:  # older folders lack it
       asked["alphabet_size"] = prepare.alphabet_size
+    if prepare.vocab_kind == "byte_bpe":
+      asked["special_tokens"] = prepare.special_tokens
   if os.path.exists(done):
     _check_older(done, asked, folder)
     return
@@ -97,8 +102,10 @@ def _learn(prepare: settings.Prepare, units: list[corpus.Unit]):
   _log.info(
     "learning a %s vocabulary of %d", prepare.vocab_kind, prepare.vocab_size
   )
-  learn = load.KINDS[prepare.vocab_kind].learn
-  options = {}
+  options: dict[str, Any] = {}
+  if prepare.vocab_kind == "byte_bpe":
+    options["special_tokens"] = prepare.special_tokens
+  learn = load.LEARNED[prepare.vocab_kind].learn
   if "limit_alphabet" in inspect.signature(learn).parameters:
     options["limit_alphabet"] = prepare.alphabet_size
   elif prepare.alphabet_size != _ALPHABET_SIZE:
@@ -112,6 +119,16 @@ def _learn(prepare: settings.Prepare, units: list[corpus.Unit]):
     lower_case=prepare.lower_case,
     **options,
   )
+
+
+def _check_kind(prepare: settings.Prepare) -> None:
+  """Raises ValueError for special tokens that a vocabulary cannot have."""
+  if prepare.special_tokens != "bert" and prepare.vocab_kind != "byte_bpe":
+    raise ValueError(
+      f"prepare.special_tokens={prepare.special_tokens!r}, but a vocabulary of "
+      f"prepare.vocab_kind={prepare.vocab_kind!r} is learned with those of "
+      "BERT; leave it out, or set prepare.vocab_kind=byte_bpe"
+    )
 
 
 def sample_text(
