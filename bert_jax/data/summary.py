@@ -87,12 +87,17 @@ def remarks(data: Any, folder: str) -> list[str]:
     )
   num_long = examples.get("long_tokens", 0)
   if num_long > _MOST_LONG * num_tokens:
+    advice = "; a larger --config.data.seq_len keeps them whole"
+    if store["settings"].get("format") == "sentences":
+      advice = (
+        ". If a line is a paragraph, prepare the text with "
+        "--config.prepare.format=paragraphs, which also needs a blank line "
+        "between paragraphs and two between documents"
+      )
     found.append(
-      f"{100 * num_long / num_tokens:.1f} % of the text is in lines that are "
-      f"longer than a row of {data.seq_len}; they were cut into sentences and "
-      "pieces. If a line is a paragraph, prepare the text with "
-      "--config.prepare.format=paragraphs, which also needs a blank line "
-      "between paragraphs and two between documents"
+      f"{100 * num_long / num_tokens:.1f} % of the text is in lines or "
+      f"sentences that are longer than a row of {data.seq_len} and were cut"
+      f"{advice}"
     )
   num_examples = max(examples["examples"], 1)
   random = examples.get("random_next", 0) / num_examples
