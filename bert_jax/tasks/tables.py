@@ -3,17 +3,18 @@
 Every error names the file and the line, and says what to change. Text is UTF-8
 with or without a byte order mark, and lines end in LF or CR LF. A last line
 without an end is logged, since the file may be truncated. A quote is an
-ordinary character in a TSV file, and quotes a field in a CSV file.
+ordinary character in a TSV file, and quotes a field in a CSV file. Tables are
+read as streams: only the row at hand is in memory.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import csv
-import io
 import json
 import logging
 import os
 import re
-from typing import Any
+from typing import IO, Any
 
 from etils import epath
 
@@ -26,6 +27,12 @@ _log = logging.getLogger(__name__)
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 _TFDS = "tfds:"
 _BLOCK = 1000  # The number of records that are read at once.
+_CHUNK = 1 << 16  # The characters of a JSON array that are read at once.
+# The separators of a .csv file, as spreadsheets write them in some countries.
+_SEPARATORS = (",", ";", "\t", "|")
+
+# The limit of the csv module, 131,072 characters, is less than a long document.
+csv.field_size_limit(2**31 - 1)
 
 
 def read_text(path: str) -> str:
@@ -53,28 +60,80 @@ def read_text(path: str) -> str:
   return text
 
 
-def read_lines(path: str) -> list[str]:
-  """Returns the lines of a file without line ends and trailing blank lines.
+def read_lines(path: str) -> Iterator[str]:
+  """Yields the lines of a file without line ends and trailing blank lines.
 
   Unlike str.splitlines(), a line separator (U+2028) counts as text.
+
+  Raises:
+    spec.TaskError: The file cannot be read, is empty or is not UTF-8.
+    files.FilesError: The file is a FIFO or a device.
   """
-  lines = read_text(path).rstrip("\r\n").split("\n")
-  return [line.removesuffix("\r") for line in lines]
+  with _reading(path, "\n") as stream:
+    held: list[str] = []  # lines that may be the blank end of the file
+    found = False
+    for line in stream:
+      line = line.removesuffix("\n").removesuffix("\r")
+      held.append(line)
+      found = found or bool(line.strip())
+      if found and line.strip("\r"):
+        yield from held
+        held = []
+  if not found:
+    raise spec.TaskError(f"{path} is empty; wanted a file with examples")
+
+
+@contextlib.contextmanager
+def _reading(path: str, newline: str) -> Iterator[IO[str]]:
+  """Opens a file as text; errors of its content name the file and the line."""
+  files.check_readable(path)
+  try:
+    with open(path, encoding="utf-8-sig", newline=newline) as stream:
+      yield stream
+  except UnicodeDecodeError:
+    raise _not_utf8(path) from None
+  except OSError as error:
+    raise spec.TaskError(f"{path} cannot be read: {error}") from error
+
+
+def _not_utf8(path: str) -> spec.TaskError:
+  """Returns the error about the first line that is not UTF-8."""
+  with open(path, "rb") as stream:
+    for number, line in enumerate(stream, 1):
+      try:
+        line.decode("utf-8")
+      except UnicodeDecodeError as error:
+        return spec.TaskError(
+          f"{path}:{number}: byte {line[error.start]:#04x} is not UTF-8;"
+          " convert the file, for example with iconv -t UTF-8"
+        )
+  return spec.TaskError(f"{path} is not UTF-8; convert the file")
 
 
 def read_rows(
   path: str, names: Sequence[str] = (), skip_broken: bool = False
 ) -> list[tuple[str, Mapping[str, Any]]]:
-  """Reads the rows of a table: TSV, CSV (.csv) or JSON lines (.jsonl).
+  """Returns all rows of a table; see `iter_rows`."""
+  return list(iter_rows(path, names, skip_broken))
+
+
+def iter_rows(
+  path: str, names: Sequence[str] = (), skip_broken: bool = False
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  """Reads the rows of a table one by one: TSV, CSV or JSON.
+
+  The ending of the file decides the format: .csv is CSV, whose separator is
+  that of its first line; .jsonl, .ndjson and .json hold JSON objects, one on
+  each line or all in one array; and all others are TSV.
 
   Args:
-    path: the file; its extension decides the format, which is TSV by default.
+    path: the file.
     names: the names of the columns, for files without a header line.
     skip_broken: whether rows with too few or too many columns are left out, and
       their number logged. A last row without a line end still raises, since the
       file is truncated.
 
-  Returns:
+  Yields:
     For each row "PATH:LINE" and its fields by name.
 
   Raises:
@@ -82,17 +141,19 @@ def read_rows(
   """
   ending = os.path.splitext(path)[1].lower()
   if ending in JSON_LINES:
-    return list(_json_rows(path))
+    yield from _json_rows(path)
+    return
   cells = _csv_cells(path) if ending == ".csv" else _tsv_cells(path)
   if not names:
-    _, names = next(cells)
-  rows: list[tuple[str, Mapping[str, Any]]] = []
-  num_broken = 0
+    line, names = next(cells)
+    names = _checked_names(names, f"{path}:{line}")
+  num_rows = num_broken = 0
   broken: str | None = None  # what is wrong with the last row
   for line, row in cells:
     broken = None
     if len(row) == len(names):
-      rows.append((f"{path}:{line}", dict(zip(names, row, strict=True))))
+      num_rows += 1
+      yield f"{path}:{line}", dict(zip(names, row, strict=True))
       continue
     num_broken += 1
     broken = (
@@ -101,22 +162,36 @@ def read_rows(
       " the file truncated?"
     )
     if not skip_broken:
-      break
+      raise spec.TaskError(broken)
   is_cut = lacks_line_end(path)
-  if broken and (is_cut or not skip_broken):
+  if broken and is_cut:
     raise spec.TaskError(broken)
-  if not rows:
+  if not num_rows:
     raise spec.TaskError(f"{path} has a header but no examples")
   if num_broken:
     _log.warning(
       "%s: left out %d rows with a wrong number of columns", path, num_broken
     )
-  return rows
+
+
+def _checked_names(names: Sequence[str], where: str) -> list[str]:
+  """Returns the names of a header line, without spaces around them."""
+  found = [name.strip() for name in names]
+  for name in found:
+    if name and found.count(name) > 1:
+      raise spec.TaskError(
+        f"{where}: {found.count(name)} columns have the name {name!r}; give"
+        " each its own name"
+      )
+  return found
 
 
 def lacks_line_end(path: str) -> bool:
   """Returns whether the last line of a file has no line end; logs it if so."""
-  is_cut = not read_text(path).endswith("\n")
+  with open(path, "rb") as stream:
+    stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, stream.tell() - 1))
+    is_cut = stream.read() not in (b"\n", b"\r")
   if is_cut:
     _log.warning(
       "%s: its last line has no line end; if the file is truncated, fetch it"
@@ -132,16 +207,58 @@ def _tsv_cells(path: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_cells(path: str) -> Iterator[tuple[int, list[str]]]:
-  reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-  try:
-    for row in reader:
-      if row:
-        yield reader.line_num, row
-  except csv.Error as error:
-    raise spec.TaskError(f"{path}:{reader.line_num}: {error}") from None
+  """Yields the cells of each row, and the line on which the row begins."""
+  found = False
+  with _reading(path, "") as stream:
+    separator = _separator(stream)
+    reader = csv.reader(stream, strict=True, delimiter=separator)
+    line = 1
+    try:
+      for row in reader:
+        found = found or any(cell.strip() for cell in row)
+        if row and found:
+          yield line, row
+        line = reader.line_num + 1
+    except csv.Error as error:
+      raise spec.TaskError(f"{path}:{reader.line_num}: {error}") from None
+  if not found:
+    raise spec.TaskError(f"{path} is empty; wanted a file with examples")
+
+
+def _separator(stream: IO[str]) -> str:
+  """Returns the separator of the first line of a CSV file."""
+  first = ""
+  for line in stream:
+    first = line
+    if line.strip():
+      break
+  stream.seek(0)
+  outside = re.sub(r'"[^"]*"?', "", first)
+  counts = {x: outside.count(x) for x in _SEPARATORS}
+  return "," if counts[","] else max(_SEPARATORS, key=lambda x: counts[x])
 
 
 def _json_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  values = _json_array(path) if _is_array(path) else _json_lines(path)
+  number = 0
+  for number, row in values:
+    if not isinstance(row, dict):
+      raise spec.TaskError(f"{path}:{number}: not a JSON object")
+    yield f"{path}:{number}", row
+  if not number:
+    raise spec.TaskError(f"{path} is empty; wanted a file with examples")
+
+
+def _is_array(path: str) -> bool:
+  """Returns whether a JSON file is an array, and not one value on each line."""
+  with _reading(path, "\n") as stream:
+    for line in stream:
+      if line.strip():
+        return line.lstrip().startswith("[")
+  return False
+
+
+def _json_lines(path: str) -> Iterator[tuple[int, Any]]:
   for number, line in enumerate(read_lines(path), 1):
     if not line.strip():
       continue
@@ -151,9 +268,68 @@ def _json_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
       raise spec.TaskError(
         f"{path}:{number}: {error}; wanted one JSON object on each line"
       ) from None
-    if not isinstance(row, dict):
-      raise spec.TaskError(f"{path}:{number}: not a JSON object")
-    yield f"{path}:{number}", row
+    yield number, row
+
+
+def _json_array(path: str) -> Iterator[tuple[int, Any]]:
+  """Yields the items of a JSON array, and the line on which each begins."""
+  decoder = json.JSONDecoder()
+  with _reading(path, "\n") as stream:
+    text, line = "", 1
+    wanted = "["  # before an item; then a comma, or the end
+
+    def skip(characters: str) -> str:
+      """Skips space and one of some characters; returns it, or ""."""
+      nonlocal text, line
+      while True:
+        rest = text.lstrip(" \t\r\n")
+        line += text[: len(text) - len(rest)].count("\n")
+        text = rest or stream.read(_CHUNK)
+        if rest or not text:
+          break
+      if text[:1] not in characters:
+        return ""
+      found, text = text[:1], text[1:]
+      return found
+
+    while True:
+      found = skip(wanted)
+      if not found:
+        raise spec.TaskError(
+          f"{path}:{line}: wanted {' or '.join(wanted)} in a JSON array of"
+          f" objects, not {text[:20]!r}; is the file truncated?"
+        )
+      if found == "]" or (found == "[" and skip("]")):
+        break
+      skip("")
+      value, end = _next_value(decoder, text)
+      while isinstance(value, Exception) or end == len(text):
+        more = stream.read(max(_CHUNK, len(text)))
+        if not more:
+          break
+        text += more
+        value, end = _next_value(decoder, text)
+      if isinstance(value, Exception):
+        at = line + text.count("\n", 0, getattr(value, "pos", 0))
+        raise spec.TaskError(
+          f"{path}:{at}: {value}; wanted a JSON array of objects"
+        )
+      yield line, value
+      line += text.count("\n", 0, end)
+      text = text[end:]
+      wanted = ",]"
+    if skip("") or text:
+      raise spec.TaskError(
+        f"{path}:{line}: text after the end of the JSON array: {text[:20]!r}"
+      )
+
+
+def _next_value(decoder: json.JSONDecoder, text: str) -> tuple[Any, int]:
+  """Returns the value at the start of a text and its length, or the error."""
+  try:
+    return decoder.raw_decode(text)
+  except (ValueError, RecursionError) as error:
+    return error, 0
 
 
 def field(row: Mapping[str, Any], name: str, where: str) -> Any:
@@ -171,8 +347,41 @@ def field(row: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
-  """Returns a field of a row that must be text."""
+  """Returns a text of a row: that of a column, or of a template of columns.
+
+  Args:
+    row: the fields of the row by name.
+    name: the name of a column, or a text with such names in braces. Two braces
+      stand for one.
+    where: the file and line, for errors.
+
+  Example:
+    >>> text_field({"a": "Hi", "b": "you"}, "{a}: {b}", "f:1")
+    'Hi: you'
+  """
+  if name not in row and is_template(name):
+    return _PART.sub(
+      lambda part: (
+        as_text(field(row, part[1].strip(), where), part[1], where)
+        if part[1] is not None
+        else part[0][0]
+      ),
+      name,
+    )
   return as_text(field(row, name, where), name, where)
+
+
+_PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
+
+
+def is_template(name: str) -> bool:
+  """Returns whether a text is a template with columns, not just a column."""
+  return bool(columns_of(name))
+
+
+def columns_of(name: str) -> list[str]:
+  """Returns the columns in a template; [] if it is not a template."""
+  return [part[1].strip() for part in _PART.finditer(name) if part[1]]
 
 
 def as_text(value: Any, name: str, where: str) -> str:
@@ -239,8 +448,7 @@ def make_reader(
 
   def read(task: spec.Task, path: str, split: str) -> list[Any]:
     examples = []
-    rows = read_rows(path, task.columns)
-    for number, (where, row) in enumerate(rows):
+    for number, (where, row) in enumerate(iter_rows(path, task.columns)):
       id = number if id_column is None else row.get(id_column, number)
       examples.append(make_example(task, split, where, str(id), row))
     return examples
