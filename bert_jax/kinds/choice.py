@@ -45,6 +45,12 @@ class Choice(task_kind.TaskKind):
     """
     counts = np.array([len(example.pairs) for example in examples], np.int32)
     most = int(counts.max())
+    if counts.min() < 2 <= most:
+      few, many = examples[counts.argmin()], examples[counts.argmax()]
+      raise spec.TaskError(
+        f"task {task.name}: example {few.id} has {len(few.pairs)} choices, but"
+        f" example {many.id} has {most}; give each two or more"
+      )
     if (counts == most).all():
       return super()._features(task, examples, tokenizer, seq_len)
     has_labels = spec.have_labels(task, examples)
