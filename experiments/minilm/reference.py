@@ -21,6 +21,7 @@ import os
 from pathlib import Path
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,9 @@ def learning_rate(step, total_steps, peak, warmup_rate):
 
 def make_model(config, num_labels):
   """The library's classifier; what the weights lack is drawn as we draw it."""
-  model, found = transformers.BertForSequenceClassification.from_pretrained(
+  # Its types say nothing of `output_loading_info`.
+  library: Any = transformers.BertForSequenceClassification
+  model, found = library.from_pretrained(
     config.init_from,
     num_labels=num_labels,
     hidden_dropout_prob=config.model.dropout_rate,
