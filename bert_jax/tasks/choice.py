@@ -5,6 +5,7 @@ Source: section 4.4; https://aclanthology.org/D18-1009,
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 import operator
 from typing import Any
 
@@ -63,17 +64,18 @@ def own_label(
   first = task.first_choice
   try:
     number = float(text)  # 1.0, as a spreadsheet writes 1 in some columns
-    if not isinstance(value, bool) and number.is_integer():
-      return choice_label(int(number) - first, len(texts), where)
-  except (ValueError, OverflowError):
-    pass
-  except spec.TaskError as error:
-    if number == len(texts) and not first:
-      raise spec.TaskError(
-        f"{error}; if the first choice has the number 1, set"
-        " task.first_choice=1"
-      ) from None
-    raise
+  except ValueError:
+    number = math.nan
+  if not isinstance(value, bool) and number.is_integer():
+    if 0 <= number - first < len(texts):
+      return int(number) - first
+    advice = ""
+    if number == len(texts):
+      advice = "; if the first has the number 1, set task.first_choice=1"
+    raise spec.TaskError(
+      f"{where}: label {value!r} is not known; the {len(texts)} choices are"
+      f" numbered {first} to {first + len(texts) - 1}{advice}"
+    )
   if text and list(texts).count(text) == 1:
     return list(texts).index(text)
   last = chr(ord("A") + min(len(texts), 26) - 1)

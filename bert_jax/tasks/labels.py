@@ -26,15 +26,17 @@ _SEPARATORS = re.compile(r"[,;|]")
 
 
 def lines(places: Sequence[str], total: int = 0) -> str:
-  """Returns "lines 3, 9 and 40 more" of places "PATH:LINE".
+  """Returns "lines 3, 9 and 40 more" of places such as "PATH:LINE".
 
   Args:
     places: the places, of which the first are listed.
     total: the number of places, if there are more than are given.
   """
   total = max(total, len(places))
-  numbers = [place.rpartition(":")[2] for place in places[:_SHOWN]]
-  text = f"line{'s' if total > 1 else ''} {', '.join(numbers)}"
+  shown = [place.rpartition(":")[2] for place in places[:_SHOWN]]
+  numbers = [place.strip().removeprefix("row ") for place in shown]
+  noun = "row" if shown[0].strip() != numbers[0] else "line"
+  text = f"{noun}{'s' if total > 1 else ''} {', '.join(numbers)}"
   more = total - len(numbers)
   return f"{text} and {more:,} more" if more else text
 

@@ -32,7 +32,10 @@ SETTINGS = (
 )  # fmt: skip
 # Those of them that the files decide, if the config says "auto".
 DECIDED = ("tag_scheme", "word_split")
-_ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".conll", ".conllu", ".txt")
+_ENDINGS = (
+  ".tsv", ".csv", ".jsonl", ".json", ".conll", ".conllu", ".txt", ".parquet",
+  ".arrow",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,6 @@ from bert_jax.tasks import words as word_lib
 _log = logging.getLogger(__name__)
 
 _DOCUMENT = "-DOCSTART-"
-_TABLES = (".tsv", ".csv", *tables.JSON_LINES)
 _BLANK = " \t\r\f\v"  # other spaces, such as U+3000, may be words
 _SPACES = re.compile(f"[{_BLANK}\n]+")
 CONLLU = ".conllu"
@@ -298,13 +297,9 @@ def _spans(items: list[Any], text: str, where: str) -> tuple[Span, ...]:
 
 
 def _sentences(task: spec.Task, path: str, split: str) -> Iterator[_Sentence]:
-  if _is_table(path):
+  if tables.is_table(path):
     return _row_sentences(task, path, split)
   return _column_sentences(task, path)
-
-
-def _is_table(path: str) -> bool:
-  return os.path.splitext(path)[1].lower() in _TABLES
 
 
 def read(task: spec.Task, path: str, split: str) -> list[spec.TagExample]:
@@ -333,7 +328,7 @@ def read(task: spec.Task, path: str, split: str) -> list[spec.TagExample]:
         if not word
       ]
     if example.labels is None and not is_test:
-      if not _is_table(path):
+      if not tables.is_table(path):
         raise spec.TaskError(
           f"{sentence.where[0]}: a single column, wanted a word and its tag;"
           " only a test split may lack the tags"

@@ -1,38 +1,31 @@
 """Reads the files of task data: lines, tables, JSON and TFDS records.
 
-Every error names the file and the line, and says what to change. Text is UTF-8
-with or without a byte order mark, and lines end in LF or CR LF. A last line
-without an end is logged, since the file may be truncated. A quote is an
-ordinary character in a TSV file, and quotes a field in a CSV file. Tables are
-read as streams: only the row at hand is in memory.
+Every error names the file and the line, and says what to change. A last line
+without an end is logged, since the file may be truncated. Tables are read as
+streams: only the row at hand is in memory. data/rows.py has their formats.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import csv
+import itertools
 import json
 import logging
 import os
 import re
-from typing import IO, Any
+from typing import Any
 
 from etils import epath
 
+from bert_jax.data import compression
 from bert_jax.data import corpus
+from bert_jax.data import rows
 from bert_jax.runtime import files
 from bert_jax.tasks import spec
 
 _log = logging.getLogger(__name__)
 
-JSON_LINES = (".jsonl", ".json", ".ndjson")
 _TFDS = "tfds:"
 _BLOCK = 1000  # The number of records that are read at once.
-_CHUNK = 1 << 16  # The characters of a JSON array that are read at once.
-# The separators of a .csv file, as spreadsheets write them in some countries.
-_SEPARATORS = (",", ";", "\t", "|")
-
-# The limit of the csv module, 131,072 characters, is less than a long document.
-csv.field_size_limit(2**31 - 1)
 
 
 def read_text(path: str) -> str:
@@ -60,6 +53,15 @@ def read_text(path: str) -> str:
   return text
 
 
+@contextlib.contextmanager
+def reading_rows() -> Iterator[None]:
+  """Makes an error about a file an error about the data of a task."""
+  try:
+    yield
+  except compression.UnreadableError as error:
+    raise spec.TaskError(str(error)) from error
+
+
 def read_lines(path: str) -> Iterator[str]:
   """Yields the lines of a file without line ends and trailing blank lines.
 
@@ -69,45 +71,24 @@ def read_lines(path: str) -> Iterator[str]:
     spec.TaskError: The file cannot be read, is empty or is not UTF-8.
     files.FilesError: The file is a FIFO or a device.
   """
-  with _reading(path, "\n") as stream:
-    held: list[str] = []  # lines that may be the blank end of the file
-    found = False
-    for line in stream:
-      line = line.removesuffix("\n").removesuffix("\r")
+  files.check_readable(path)
+  held: list[str] = []  # lines that may be the blank end of the file
+  found = False
+  with reading_rows():
+    for _, line in rows.read_lines(path):
       held.append(line)
       found = found or bool(line.strip())
-      if found and line.strip("\r"):
+      if found and line:
         yield from held
         held = []
   if not found:
     raise spec.TaskError(f"{path} is empty; wanted a file with examples")
 
 
-@contextlib.contextmanager
-def _reading(path: str, newline: str) -> Iterator[IO[str]]:
-  """Opens a file as text; errors of its content name the file and the line."""
-  files.check_readable(path)
-  try:
-    with open(path, encoding="utf-8-sig", newline=newline) as stream:
-      yield stream
-  except UnicodeDecodeError:
-    raise _not_utf8(path) from None
-  except OSError as error:
-    raise spec.TaskError(f"{path} cannot be read: {error}") from error
-
-
-def _not_utf8(path: str) -> spec.TaskError:
-  """Returns the error about the first line that is not UTF-8."""
-  with open(path, "rb") as stream:
-    for number, line in enumerate(stream, 1):
-      try:
-        line.decode("utf-8")
-      except UnicodeDecodeError as error:
-        return spec.TaskError(
-          f"{path}:{number}: byte {line[error.start]:#04x} is not UTF-8;"
-          " convert the file, for example with iconv -t UTF-8"
-        )
-  return spec.TaskError(f"{path} is not UTF-8; convert the file")
+def is_table(path: str) -> bool:
+  """Returns whether the ending of a file says that it is a table of rows."""
+  found = rows.format_of(path)
+  return found is not None and found.has_names
 
 
 def read_rows(
@@ -120,11 +101,10 @@ def read_rows(
 def iter_rows(
   path: str, names: Sequence[str] = (), skip_broken: bool = False
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  """Reads the rows of a table one by one: TSV, CSV or JSON.
+  """Reads the rows of a table one by one; see data/rows.py for its formats.
 
-  The ending of the file decides the format: .csv is CSV, whose separator is
-  that of its first line; .jsonl, .ndjson and .json hold JSON objects, one on
-  each line or all in one array; and all others are TSV.
+  A file whose ending says no format of tables is read as TSV. Spaces around the
+  names of columns do not count.
 
   Args:
     path: the file.
@@ -139,55 +119,42 @@ def iter_rows(
   Raises:
     spec.TaskError: A row has too few or too many columns, or there is no row.
   """
-  ending = os.path.splitext(path)[1].lower()
-  if ending in JSON_LINES:
-    yield from _json_rows(path)
-    return
-  cells = _csv_cells(path) if ending == ".csv" else _tsv_cells(path)
-  if not names:
-    line, names = next(cells)
-    names = _checked_names(names, f"{path}:{line}")
-  num_rows = num_broken = 0
-  broken: str | None = None  # what is wrong with the last row
-  for line, row in cells:
-    broken = None
-    if len(row) == len(names):
-      num_rows += 1
-      yield f"{path}:{line}", dict(zip(names, row, strict=True))
-      continue
-    num_broken += 1
-    broken = (
-      f"{path}:{line}: {len(row)} columns, wanted {len(names)}"
-      f" ({', '.join(names)}); is there a tab or a line break in a text, or is"
-      " the file truncated?"
+  files.check_readable(path)
+  found = rows.format_of(path)
+  is_text = found is None or found.is_text
+  if is_text:
+    next(read_lines(path))  # It raises the error about an empty file.
+  broken: list[str] = []
+  with reading_rows():
+    source = rows.read(
+      path,
+      columns=names,
+      on_broken=broken.append if skip_broken else None,
+      as_format="" if is_table(path) else "TSV",
     )
-    if not skip_broken:
-      raise spec.TaskError(broken)
-  is_cut = lacks_line_end(path)
-  if broken and is_cut:
-    raise spec.TaskError(broken)
-  if not num_rows:
-    raise spec.TaskError(f"{path} has a header but no examples")
-  if num_broken:
+    try:
+      first = next(source)
+    except rows.RowsError as error:
+      if "holds no row" in str(error):
+        raise spec.TaskError(f"{path} has a header but no examples") from error
+      raise
+    has_spaces = any(isinstance(x, str) and x != x.strip() for x in first[1])
+    for where, row in itertools.chain([first], source):
+      if has_spaces:
+        row = {name.strip(): value for name, value in row.items()}
+      yield where, row
+  if is_text:
+    lacks_line_end(path)  # Logs it.
+  if broken:
     _log.warning(
-      "%s: left out %d rows with a wrong number of columns", path, num_broken
+      "%s: left out %d rows with a wrong number of columns", path, len(broken)
     )
-
-
-def _checked_names(names: Sequence[str], where: str) -> list[str]:
-  """Returns the names of a header line, without spaces around them."""
-  found = [name.strip() for name in names]
-  for name in found:
-    if name and found.count(name) > 1:
-      raise spec.TaskError(
-        f"{where}: {found.count(name)} columns have the name {name!r}; give"
-        " each its own name"
-      )
-  return found
 
 
 def lacks_line_end(path: str) -> bool:
   """Returns whether the last line of a file has no line end; logs it if so."""
+  if compression.ending(path):
+    return False  # A truncated file is an error of its compression.
   with open(path, "rb") as stream:
     stream.seek(0, os.SEEK_END)
     stream.seek(max(0, stream.tell() - 1))
@@ -199,137 +166,6 @@ def lacks_line_end(path: str) -> bool:
       path,
     )
   return is_cut
-
-
-def _tsv_cells(path: str) -> Iterator[tuple[int, list[str]]]:
-  for number, line in enumerate(read_lines(path), 1):
-    yield number, line.split("\t")
-
-
-def _csv_cells(path: str) -> Iterator[tuple[int, list[str]]]:
-  """Yields the cells of each row, and the line on which the row begins."""
-  found = False
-  with _reading(path, "") as stream:
-    separator = _separator(stream)
-    reader = csv.reader(stream, strict=True, delimiter=separator)
-    line = 1
-    try:
-      for row in reader:
-        found = found or any(cell.strip() for cell in row)
-        if row and found:
-          yield line, row
-        line = reader.line_num + 1
-    except csv.Error as error:
-      raise spec.TaskError(f"{path}:{reader.line_num}: {error}") from None
-  if not found:
-    raise spec.TaskError(f"{path} is empty; wanted a file with examples")
-
-
-def _separator(stream: IO[str]) -> str:
-  """Returns the separator of the first line of a CSV file."""
-  first = ""
-  for line in stream:
-    first = line
-    if line.strip():
-      break
-  stream.seek(0)
-  outside = re.sub(r'"[^"]*"?', "", first)
-  counts = {x: outside.count(x) for x in _SEPARATORS}
-  return "," if counts[","] else max(_SEPARATORS, key=lambda x: counts[x])
-
-
-def _json_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  values = _json_array(path) if _is_array(path) else _json_lines(path)
-  number = 0
-  for number, row in values:
-    if not isinstance(row, dict):
-      raise spec.TaskError(f"{path}:{number}: not a JSON object")
-    yield f"{path}:{number}", row
-  if not number:
-    raise spec.TaskError(f"{path} is empty; wanted a file with examples")
-
-
-def _is_array(path: str) -> bool:
-  """Returns whether a JSON file is an array, and not one value on each line."""
-  with _reading(path, "\n") as stream:
-    for line in stream:
-      if line.strip():
-        return line.lstrip().startswith("[")
-  return False
-
-
-def _json_lines(path: str) -> Iterator[tuple[int, Any]]:
-  for number, line in enumerate(read_lines(path), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      raise spec.TaskError(
-        f"{path}:{number}: {error}; wanted one JSON object on each line"
-      ) from None
-    yield number, row
-
-
-def _json_array(path: str) -> Iterator[tuple[int, Any]]:
-  """Yields the items of a JSON array, and the line on which each begins."""
-  decoder = json.JSONDecoder()
-  with _reading(path, "\n") as stream:
-    text, line = "", 1
-    wanted = "["  # before an item; then a comma, or the end
-
-    def skip(characters: str) -> str:
-      """Skips space and one of some characters; returns it, or ""."""
-      nonlocal text, line
-      while True:
-        rest = text.lstrip(" \t\r\n")
-        line += text[: len(text) - len(rest)].count("\n")
-        text = rest or stream.read(_CHUNK)
-        if rest or not text:
-          break
-      if text[:1] not in characters:
-        return ""
-      found, text = text[:1], text[1:]
-      return found
-
-    while True:
-      found = skip(wanted)
-      if not found:
-        raise spec.TaskError(
-          f"{path}:{line}: wanted {' or '.join(wanted)} in a JSON array of"
-          f" objects, not {text[:20]!r}; is the file truncated?"
-        )
-      if found == "]" or (found == "[" and skip("]")):
-        break
-      skip("")
-      value, end = _next_value(decoder, text)
-      while isinstance(value, Exception) or end == len(text):
-        more = stream.read(max(_CHUNK, len(text)))
-        if not more:
-          break
-        text += more
-        value, end = _next_value(decoder, text)
-      if isinstance(value, Exception):
-        at = line + text.count("\n", 0, getattr(value, "pos", 0))
-        raise spec.TaskError(
-          f"{path}:{at}: {value}; wanted a JSON array of objects"
-        )
-      yield line, value
-      line += text.count("\n", 0, end)
-      text = text[end:]
-      wanted = ",]"
-    if skip("") or text:
-      raise spec.TaskError(
-        f"{path}:{line}: text after the end of the JSON array: {text[:20]!r}"
-      )
-
-
-def _next_value(decoder: json.JSONDecoder, text: str) -> tuple[Any, int]:
-  """Returns the value at the start of a text and its length, or the error."""
-  try:
-    return decoder.raw_decode(text)
-  except (ValueError, RecursionError) as error:
-    return error, 0
 
 
 def field(row: Mapping[str, Any], name: str, where: str) -> Any:

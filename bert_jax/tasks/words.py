@@ -118,8 +118,8 @@ def best_split(texts: Iterable[tuple[str, Iterable[Place]]]) -> str:
     texts: texts, each with the ranges of characters that spans mark.
 
   Returns:
-    "punctuation", unless many spans begin or end within its words and do not
-    within those of "characters".
+    "punctuation", unless most spans begin or end within its words, as in a
+    language that is written without spaces.
   """
   total = misplaced = 0
   for text, spans in texts:
@@ -128,4 +128,4 @@ def best_split(texts: Iterable[tuple[str, Iterable[Place]]]) -> str:
     for start, end in spans:
       total += 1
       misplaced += start not in starts or end not in ends
-  return "characters" if 5 * misplaced > total else "punctuation"
+  return "characters" if 2 * misplaced > total else "punctuation"
