@@ -500,13 +500,21 @@ class Prepare(Group):
   none."""
 
   vocab: str = of_session("")
-  """A vocab.txt, a SentencePiece .model or a folder with one; "" = learn a
-  vocabulary from the text."""
+  """A vocab.txt, a SentencePiece .model, or a folder with one or with the
+  tokenizer of any model of Hugging Face; "" = learn a vocabulary from the
+  text."""
 
   vocab_kind: str = of_session(
-    "wordpiece", choices=("wordpiece", "sentencepiece")
+    "wordpiece", choices=("wordpiece", "sentencepiece", "byte_bpe")
   )
-  """The kind of vocabulary to learn: "wordpiece" or "sentencepiece"."""
+  """The kind of vocabulary to learn: "wordpiece", "sentencepiece" or
+  "byte_bpe"."""
+
+  special_tokens: str = of_session(
+    "bert", choices=("bert", "roberta"), since="0.3.0", before="bert"
+  )
+  """The special tokens of a byte-level BPE that is learned: those of BERT, or
+  those of RoBERTa with its form of pairs, <s> A </s></s> B </s>."""
 
   vocab_size: int = of_session(30522, 1, _PIECES)
   """Pieces to learn."""
