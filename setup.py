@@ -68,7 +68,7 @@ EXTRAS = {
   # The implementation that slow tests and benchmarks compare with.
   "reference": [
     "torch>=2.9,<2.14",
-    "transformers>=4.57,<5",
+    "transformers>=5.10,<6",
     "onnx>=1.19,<2",  # torch's export asks for it
     "onnxruntime>=1.23,<2",
   ],

@@ -108,7 +108,9 @@ class Pretraining(Job):
       ).num_rows
     else:
       num_rows = min(len(examples), 65536)
-      lengths = records.example_lengths(examples.read(np.arange(num_rows)))
+      lengths = records.example_lengths(
+        examples.read(np.arange(num_rows)), self.tokenizer.template.counts
+      )
       histogram = np.bincount(lengths)
     sizes = np.arange(len(histogram), dtype=float)
     return sizes @ histogram / num_rows, sizes**2 @ histogram / num_rows

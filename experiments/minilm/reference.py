@@ -153,7 +153,7 @@ def train(job, num_steps=None):
   """
   config, settings = job.config, job.config.optim
   torch.manual_seed(config.seed)
-  model = make_model(config, job.objective.num_outputs(job.task))
+  model = make_model(config, job.objective.head.width or len(job.task.labels))
   optimizer = make_optimizer(model, settings)
   features = job.split(job.task.train_split).features
   order = orders.Order(len(features), config.seed)

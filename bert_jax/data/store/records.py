@@ -393,26 +393,36 @@ def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
   return np.asarray(array)
 
 
-def example_lengths(examples: np.ndarray) -> np.ndarray:
-  """Returns the lengths [M] of examples [M], special tokens included."""
-  count = templates.CLS_SEP.num_special
+def example_lengths(
+  examples: np.ndarray, special: tuple[int, int] = templates.CLS_SEP.counts
+) -> np.ndarray:
+  """Returns the lengths [M] of examples [M], special tokens included.
+
+  Args:
+    examples: [M] rows of EXAMPLE.
+    special: the special tokens of a sequence of one text, and of one of two.
+  """
   a_length, b_length = (
     examples[name].astype(np.int64) for name in ("a_length", "b_length")
   )
-  special = np.where(b_length > 0, count(is_pair=True), count(is_pair=False))
-  return a_length + np.maximum(b_length, 0) + special
+  count = np.where(b_length > 0, special[1], special[0])
+  return a_length + np.maximum(b_length, 0) + count
 
 
 def read_lengths(
-  read: Callable[[np.ndarray], np.ndarray], ids: np.ndarray
+  read: Callable[[np.ndarray], np.ndarray],
+  ids: np.ndarray,
+  special: tuple[int, int] = templates.CLS_SEP.counts,
 ) -> np.ndarray:
   """Reads the lengths [M] in tokens of the examples with numbers `ids` [M].
 
   Args:
     read: returns the examples with given numbers.
     ids: the numbers.
+    special: as for `example_lengths`.
   """
   blocks = [
-    example_lengths(read(ids[i : i + 65536])) for i in range(0, len(ids), 65536)
+    example_lengths(read(ids[i : i + 65536]), special)
+    for i in range(0, len(ids), 65536)
   ]
   return np.concatenate([np.zeros(0, np.int64), *blocks])
