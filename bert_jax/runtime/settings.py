@@ -572,7 +572,9 @@ class Optim(Group):
   name: str = of_run("bert_adam")
   """The optimizer. "bert_adam": Adam without bias correction, as in the
   original code. "adamw". "lamb". "lion". "stable_adamw": AdamW whose update is
-  clipped by its root mean square."""
+  clipped by its root mean square. "muon": orthogonalised momentum for the
+  matrices of the encoder, AdamW for the rest; small models that train for a
+  few thousand steps learn faster with it, at 2e-3 to 1e-2 and optim.b1=0.95."""
 
   learning_rate: float = of_run(1e-4, 0.0, _FLOAT, can_change=True)
   """The highest learning rate."""
