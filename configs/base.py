@@ -40,8 +40,9 @@ def set_size(
       f"size={size} is not known{_guess(size, sizes)}; use one of "
       f"{', '.join(sizes)}"
     )
-  values = {**found.switches, **found.defaults, **sizes[size]}
-  config.model.update({"family": family, **values})
+  values = {**found.switches, **found.defaults, **sizes[size], "family": family}
+  values.pop("vocab_size", None)  # that of the data
+  config.model.update(values)
   if not any("nsp" in heads for heads in found.pretraining_classes):
     config.objective = "mlm"
     config.data.pairing = "full_sentences"

@@ -8,6 +8,7 @@ from bert_jax.models import flops
 from bert_jax.runtime import settings
 
 BASE = settings.make_config().model
+BASE.vocab_size = settings.VOCAB_SIZE
 
 
 def test_bert_base_is_two_flops_a_weight_and_token_plus_attention():
