@@ -95,7 +95,8 @@ class SelfAttention(nn.Module):
     # takes longer to join their kernels than one matmul saves.
     def project(x, module, turn=None):
       x = layers.project(x, *module())
-      return jnp.swapaxes(rotate(x, turn) if rotate else x, 1, 2)
+      turns = rotate is not None and turn is not None
+      return jnp.swapaxes(rotate(x, turn) if turns else x, 1, 2)
 
     of_queries, of_keys = turns or (None, None)
     query = project(x if queries is None else queries, self.query, of_queries)

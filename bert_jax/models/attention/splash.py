@@ -54,9 +54,15 @@ def segment_ids(visible: masks.Visible) -> jax.Array:
   return jnp.where(seen, visible.sequence_ids, 0)
 
 
-def _block(length: int) -> int:
-  """Returns the longest block of whole registers that divides a row."""
-  sizes = range(LANES, min(length, _MAX_BLOCK) + 1, LANES)
+def _block(length: int, radius: int | None = None) -> int:
+  """Returns the longest block of whole registers that divides a row.
+
+  Blocks for a window are not much longer than it: a block is computed whole.
+  """
+  longest = min(length, _MAX_BLOCK)
+  if radius is not None:
+    longest = min(longest, -(-2 * radius // LANES) * LANES)
+  sizes = range(LANES, longest + 1, LANES)
   return max(size for size in sizes if length % size == 0)
 
 
@@ -76,7 +82,7 @@ def kernel(query, key, value, ids, interpret=False, radius=None):
     [B, N, L, H] in the dtype of `query`.
   """
   num_heads, length, head_dim = query.shape[1:]
-  block = _block(length)
+  block = _block(length, radius)
   fused = length // block <= _MAX_FUSED_BLOCKS
   shape = (length, length)
   mask: Any = splash.FullMask(shape)
