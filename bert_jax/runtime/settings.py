@@ -835,6 +835,31 @@ class Convert(Group):
   drop_head: bool = of_session(False)
   """Whether to leave the head of a task out."""
 
+  max_len: int = of_session(0, 0, _LEN, since="0.3.0", before=0)
+  """A longer longest row, in tokens; 0 = as it is."""
+
+  new_positions: str = of_session(
+    "tile", choices=("tile", "interpolate"), since="0.3.0", before="tile"
+  )
+  """convert.max_len: what a longer table of positions holds. "tile": copies of
+  the old table. "interpolate": the old table, stretched."""
+
+  vocab_size: int = of_session(0, 0, _PIECES, since="0.3.0", before=0)
+  """More rows of the word table; 0 = as it is."""
+
+  add_tokens: tuple[str, ...] = of_session((), since="0.3.0", before=())
+  """Tokens to add to the vocabulary; each is read whole and gets a row of the
+  word table."""
+
+  new_rows: str = of_session(
+    "mean", choices=("mean", "normal"), since="0.3.0", before="mean"
+  )
+  """What new rows of the word table hold. "mean": the mean of the old ones.
+  "normal": random numbers of standard deviation 0.02."""
+
+  rope_theta: float = of_session(0.0, 0.0, _FLOAT, since="0.3.0", before=0.0)
+  """Another base of rotations in layers with full attention; 0 = as it is."""
+
 
 class Predict(Group):
   """Predictions for new text, by --mode=predict."""

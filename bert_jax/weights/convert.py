@@ -5,6 +5,7 @@ from typing import Any
 
 from bert_jax.models import params as param_trees
 from bert_jax.runtime.settings import Config
+from bert_jax.weights import extending
 from bert_jax.weights import folders
 from bert_jax.weights import task_heads
 from bert_jax.weights.pretrained import Pretrained
@@ -27,12 +28,19 @@ def convert(config: Config, source: str, target: str) -> Pretrained:
       nothing was written.
   """
   pretrained = _settled(folders.read(source), config.convert)
+  changes = ""
+  if extending.is_asked(config.convert):
+    extended = extending.extend(pretrained, config.convert)
+    changes = extending.describe(pretrained, extended)
+    pretrained = extended
   folders.write(pretrained, target, config.convert.to)
   flat = param_trees.flatten(pretrained.params)
   values = sum(array.size for array in flat.values())
   print(f"read     {source} ({pretrained.format})")
   print(f"wrote    {target} ({config.convert.to})")
   print(f"tensors  {len(flat)}, {values:,} values: {_parts(pretrained)}")
+  if changes:
+    print(f"extended {changes}")
   for what, names in (
     ("dropped", pretrained.ignored),
     ("missing", pretrained.missing),
