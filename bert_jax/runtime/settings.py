@@ -382,13 +382,55 @@ class Task(Group):
   files: Files
 
   text: tuple[str, ...] = of_run(())
-  """Own data: the columns of the text, in the order of the segments."""
+  """Own data: the columns of the text, in the order of the segments. A text
+  with columns in braces joins them to one text: "{subject}: {body}"."""
 
   label: str = of_run("")
   """Own data: the column of the label."""
 
   labels: tuple[str, ...] = of_run(())
   """Own data: the labels; () = those of the training file."""
+
+  labels_file: str = of_host("", since="0.3.0", before="")
+  """Own data: a file with the labels, one on each line, instead of
+  task.labels."""
+
+  missing_labels: str = of_run(
+    "error", choices=("error", "drop"), since="0.3.0", before="error"
+  )
+  """Own data: what to do with rows to train on or to score that have no label:
+  "error" names their lines, and "drop" leaves them out. In the test split such
+  rows, and those with the label -1, are predicted and not scored."""
+
+  tag_scheme: str = of_run(
+    "auto", choices=("auto", "chunks", "plain"), since="0.3.0", before="chunks"
+  )
+  """Own data: whether tags mark chunks such as entities, in IOB, BIOES or BILOU
+  ("chunks"), or are each about a word alone, as parts of speech ("plain").
+  "auto" decides by the tags of the training file."""
+
+  word_split: str = of_session(
+    "auto",
+    choices=("auto", "spaces", "punctuation", "characters"),
+    since="0.3.0",
+    before="spaces",
+  )
+  """A tagger: how a text is split into words, if it is not given as words: at
+  "spaces", also around "punctuation", or into "characters". "auto" decides by
+  the words of the training file."""
+
+  first_choice: int = of_run(0, 0, 1, since="0.3.0", before=0)
+  """Own data: the number that stands for the first of several choices."""
+
+  train_answers: str = of_run(
+    "one",
+    choices=("one", "first", "most_frequent", "all"),
+    since="0.3.0",
+    before="one",
+  )
+  """What is learned from a question with several answers: the "first", the
+  "most_frequent" or "all". "one" refuses such questions. Evaluation always
+  compares with all answers."""
 
   label_separator: str = of_run(",", since="0.2.0", before=",")
   """Own data: the separator between several labels in one column."""

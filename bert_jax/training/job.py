@@ -110,6 +110,10 @@ class Job:
     """
     raise NotImplementedError
 
+  def describe_cut(self) -> str:
+    """Returns what part of the texts is left out, or "" if none is."""
+    return ""
+
   def explain(self, evaluator: Any, path: str) -> list[str]:
     """Prints and writes what the last evaluation got wrong; returns paths.
 
