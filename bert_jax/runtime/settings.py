@@ -49,6 +49,9 @@ _PIECES = 2**24
 _NUM_THREADS = 2**12
 # A number whose square is still finite in float32.
 _FLOAT = 1e18
+# The pieces of the original's uncased vocabulary: the rows of the word table if
+# neither a config, data nor weights decide.
+VOCAB_SIZE = 30522
 # More than fit the memory of any machine: 40 TB in float32.
 MOST_PARAMETERS = 10**13
 
@@ -189,8 +192,12 @@ class Group:
 class Model(Group):
   """The encoder."""
 
-  vocab_size: int = of_weights(30522, 1, _PIECES)
-  """Rows of the word table; the vocabulary of the data may not be larger."""
+  vocab_size: int = of_weights(None, 1, _PIECES)
+  """Rows of the word table; the vocabulary of the data may not be larger. Not
+  set = that of the data: the pieces of a vocabulary that was learned by
+  --mode=prepare, padded to a multiple of 128, or those of one that was given to
+  it; and 30522, as in the original, if there is no prepared data. With
+  init_from, the weights decide."""
 
   # The bound is ten times the depth of the deepest published encoder.
   num_layers: int = of_weights(12, 1, 10_000)
@@ -485,15 +492,22 @@ class Prepare(Group):
   """Preparing data from text, by --mode=prepare."""
 
   format: str = of_session(
-    "sentences", choices=("sentences", "paragraphs", "jsonl", "tfds")
-  )
-  """The format of the text. "sentences": a sentence per line, and a blank line
-  between documents, as for the original code. "paragraphs": plain text, with a
-  blank line between paragraphs and two between documents. "jsonl": a JSON
-  object per line. "tfds": prepared TFDS data."""
+    "sentences",
+    choices=(
+      "sentences", "paragraphs", "jsonl", "json", "csv", "tsv", "parquet",
+      "arrow", "tfds",
+    ),
+  )  # fmt: skip
+  """The format of text whose file does not end in .jsonl, .json, .csv, .tsv,
+  .parquet or .arrow: these endings decide the format, and an ending such as .gz
+  may follow. "sentences": a sentence per line, and a blank line between
+  documents, as for the original code. "paragraphs": plain text, with a blank
+  line between paragraphs and two between documents. "jsonl": a JSON object per
+  line; "json": also an array of them. "csv", "tsv", "parquet" and "arrow": a
+  document per row. "tfds": prepared TFDS data."""
 
   text_key: str = of_session("text")
-  """The field of a JSONL or TFDS record that contains the text."""
+  """The field of a record, or the column of a table, that contains the text."""
 
   language: str = of_session("en")
   """The language of the sentence splitter; prepare.format="sentences" needs
@@ -518,6 +532,11 @@ class Prepare(Group):
 
   vocab_size: int = of_session(30522, 1, _PIECES)
   """Pieces to learn."""
+
+  alphabet_size: int = of_session(1000, 1, _PIECES, since="0.3.0", before=1000)
+  """WordPiece: how many characters a learned vocabulary has, the most frequent
+  ones of the text. A word with any other character is unknown. Chinese needs
+  some 6000."""
 
   vocab_sample_bytes: int = of_session(200_000_000, 1, 2**48)
   """Bytes of text from which a vocabulary is learned."""
@@ -553,7 +572,9 @@ class Optim(Group):
   name: str = of_run("bert_adam")
   """The optimizer. "bert_adam": Adam without bias correction, as in the
   original code. "adamw". "lamb". "lion". "stable_adamw": AdamW whose update is
-  clipped by its root mean square."""
+  clipped by its root mean square. "muon": orthogonalised momentum for the
+  matrices of the encoder, AdamW for the rest; small models that train for a
+  few thousand steps learn faster with it, at 2e-3 to 1e-2 and optim.b1=0.95."""
 
   learning_rate: float = of_run(1e-4, 0.0, _FLOAT, can_change=True)
   """The highest learning rate."""
@@ -997,6 +1018,10 @@ def num_parameters(model: Any) -> int:
     model: the group `model` of a config.
   """
   hidden, mlp = model["hidden_size"], model["mlp_dim"]
-  rows = model["vocab_size"] + model["max_len"] + model["type_vocab_size"]
+  rows = (
+    (model["vocab_size"] or VOCAB_SIZE)
+    + model["max_len"]
+    + model["type_vocab_size"]
+  )
   layer = 4 * hidden * hidden + 2 * hidden * mlp
   return rows * hidden + model["num_layers"] * layer

@@ -160,8 +160,11 @@ class Run:
       self._meter.say(terminal.end_lines(self.config, self.workdir))
 
   def report(self, step: int, row: dict[str, float]) -> None:
-    """Writes a line of metrics and shows it, on the first host."""
-    if self._written:
+    """Writes a line of metrics and shows it, on the first host.
+
+    Nothing is written if there are none, because evaluation is off.
+    """
+    if self._written and row:
       self._written.write(step, row)
       self._meter.show(self.workdir, step, row)
 
