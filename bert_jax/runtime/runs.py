@@ -18,6 +18,9 @@ from bert_jax.runtime.settings import Config
 
 _log = logging.getLogger(__name__)
 
+# A record with this key has no relative paths but those in the workdir. Those
+# of older records were relative to the folder that the run was started from.
+_PATHS = {"paths": "relative to the workdir"}
 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
@@ -85,7 +88,7 @@ def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
     versions[name] = importlib.metadata.version(name)
   kinds = sorted({d.device_kind for d in devices})
   return {
-    "config": settings.plain(config),
+    "config": settings.map_paths(settings.plain(config), settings.absolute),
     "commit": revision,
     "dirty": dirty,
     "argv": ["bert-jax", *sys.argv[1:]],
@@ -102,6 +105,13 @@ def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
   }
 
 
+def _stored(path: str, workdir: str) -> str:
+  """Returns a path relative to the workdir if it lies in it, else absolute."""
+  path, workdir = settings.absolute(path), os.path.abspath(workdir)
+  is_inside = os.path.commonpath([path, workdir]) == workdir
+  return os.path.relpath(path, workdir) if is_inside else path
+
+
 def exists(workdir: str) -> bool:
   """Returns whether a workdir holds a run, which may have no saved step yet."""
   return os.path.exists(os.path.join(workdir, "run.json"))
@@ -109,6 +119,9 @@ def exists(workdir: str) -> bool:
 
 def read_run(workdir: str) -> dict:
   """Reads workdir/run.json, and adds keys that are newer than the run.
+
+  Paths in its config are absolute, also if the workdir was moved. Those of runs
+  before release 0.3.0 are returned as they were given.
 
   Raises:
     RunError: there is no run.json, or it is damaged.
@@ -136,6 +149,10 @@ def read_run(workdir: str) -> dict:
     ) from error
   except (ValueError, AttributeError, RecursionError, OSError) as error:
     raise RunError(f"{path} is damaged: {error}") from error
+  if run.pop("paths", None) is not None:
+    run["config"] = settings.map_paths(
+      run["config"], lambda path: settings.absolute(os.path.join(workdir, path))
+    )
   for key in settings.KEYS.values():
     group, _, name = key.name.rpartition(".")
     if key.before is not None and isinstance(run["config"].get(group), dict):
@@ -145,6 +162,9 @@ def read_run(workdir: str) -> dict:
 
 def write_run(workdir: str, run: dict) -> None:
   """Writes workdir/run.json atomically.
+
+  Paths in the config that lie in the workdir are written relative to it, and
+  all others as absolute paths.
 
   A resumed run keeps the time of its first start. Under `sessions` it keeps the
   facts of the sessions before this one, oldest first.
@@ -162,6 +182,10 @@ def write_run(workdir: str, run: dict) -> None:
       run["changes"] = changes
     if "checksums_since" in before:
       run["checksums_since"] = before["checksums_since"]
+  run = run | _PATHS
+  run["config"] = settings.map_paths(
+    run["config"], lambda path: _stored(path, workdir)
+  )
   run = files.without_nan(run)  # what is written is what is hashed
   run |= {"sha256": files.json_hash(run)}
   files.write_text(path, files.to_json(run, indent=1, sort_keys=True) + "\n")

@@ -14,6 +14,7 @@ from typing import Any
 
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
+from bert_jax.runtime import goodput
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
 
@@ -60,6 +61,8 @@ def report(workdirs: Sequence[str], output: str) -> list[str]:
         "anything; try again later"
       )
     facts[name] = _facts(run, rows[name])
+    if spent := goodput.read(workdir):
+      facts[name] += f" Time: {spent.describe()}."
   png = _draw(rows)
   tables = {name: _table(found) for name, found in rows.items()}
   files.make_folder(output)

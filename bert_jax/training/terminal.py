@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 import math
 import os
 
+from bert_jax.runtime import goodput
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime.settings import Config
 
@@ -39,7 +40,7 @@ def log_line(step: int, row: Mapping[str, float], run: str = "") -> str:
     for key, name in sorted(
       names.items(), key=lambda pair: (pair[1] != "loss", "loss" not in pair[1])
     )
-    if name not in _HIDDEN
+    if name not in _HIDDEN and not key.startswith("goodput/")
   ]
   return _fill(head, items)
 
@@ -93,7 +94,7 @@ def time_left(num_steps: float, steps_per_sec: float) -> str:
 
 
 def end_lines(config: Config, workdir: str) -> str:
-  """Returns the last and the best evaluation, and the next command."""
+  """Returns the results, where the time went, and the next command."""
   name = config.checkpoint.best_metric or "eval/loss"
   rows = metrics_log.read_metrics(workdir)
   scored = {
@@ -111,6 +112,8 @@ def end_lines(config: Config, workdir: str) -> str:
       f"{name} {number(scored[last])} at step {last:,}, the best is "
       f"{number(scored[best])} at step {best:,}"
     )
+  if spent := goodput.read(workdir):
+    lines.append(f"time: {spent.describe()}")
   lines.append(f"metrics in {os.path.join(workdir, 'metrics.jsonl')}")
   lines.append(f"next: bert-jax evaluate --workdir={workdir}")
   return "\n".join(lines)
