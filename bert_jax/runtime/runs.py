@@ -18,9 +18,9 @@ from bert_jax.runtime.settings import Config
 
 _log = logging.getLogger(__name__)
 
-# A record with this key has no relative paths but those in the workdir. Those
-# of older records were relative to the folder that the run was started from.
-_PATHS = {"paths": "relative to the workdir"}
+# How paths in the workdir begin in its run.json. All others are absolute, but
+# in records before release 0.3.0: as they were given, relative to some folder.
+_HERE = "{workdir}"
 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
@@ -106,10 +106,19 @@ def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
 
 
 def _stored(path: str, workdir: str) -> str:
-  """Returns a path relative to the workdir if it lies in it, else absolute."""
-  path, workdir = settings.absolute(path), os.path.abspath(workdir)
-  is_inside = os.path.commonpath([path, workdir]) == workdir
-  return os.path.relpath(path, workdir) if is_inside else path
+  """Returns a path as run.json has it: relative to the workdir if in there."""
+  inside = os.path.abspath(workdir) + os.sep
+  if not path.startswith(inside):
+    return path
+  return os.path.join(_HERE, path.removeprefix(inside))
+
+
+def _loaded(path: str, workdir: str) -> str:
+  """Returns the path that `_stored` was given, if the workdir is here now."""
+  first, _, rest = path.partition(os.sep)
+  return (
+    os.path.join(os.path.abspath(workdir), rest) if first == _HERE else path
+  )
 
 
 def exists(workdir: str) -> bool:
@@ -149,10 +158,9 @@ def read_run(workdir: str) -> dict:
     ) from error
   except (ValueError, AttributeError, RecursionError, OSError) as error:
     raise RunError(f"{path} is damaged: {error}") from error
-  if run.pop("paths", None) is not None:
-    run["config"] = settings.map_paths(
-      run["config"], lambda path: settings.absolute(os.path.join(workdir, path))
-    )
+  run["config"] = settings.map_paths(
+    run["config"], lambda path: _loaded(path, workdir)
+  )
   for key in settings.KEYS.values():
     group, _, name = key.name.rpartition(".")
     if key.before is not None and isinstance(run["config"].get(group), dict):
@@ -163,8 +171,8 @@ def read_run(workdir: str) -> dict:
 def write_run(workdir: str, run: dict) -> None:
   """Writes workdir/run.json atomically.
 
-  Paths in the config that lie in the workdir are written relative to it, and
-  all others as absolute paths.
+  Absolute paths in the config that lie in the workdir are written relative to
+  it, as {workdir}/PATH.
 
   A resumed run keeps the time of its first start. Under `sessions` it keeps the
   facts of the sessions before this one, oldest first.
@@ -182,10 +190,11 @@ def write_run(workdir: str, run: dict) -> None:
       run["changes"] = changes
     if "checksums_since" in before:
       run["checksums_since"] = before["checksums_since"]
-  run = run | _PATHS
-  run["config"] = settings.map_paths(
-    run["config"], lambda path: _stored(path, workdir)
-  )
+  run = run | {
+    "config": settings.map_paths(
+      run["config"], lambda path: _stored(path, workdir)
+    )
+  }
   run = files.without_nan(run)  # what is written is what is hashed
   run |= {"sha256": files.json_hash(run)}
   files.write_text(path, files.to_json(run, indent=1, sort_keys=True) + "\n")

@@ -126,5 +126,5 @@ def test_wandb_writes_its_files_into_the_workdir_offline(
   assert "goes on without it" not in caplog.text
   run_id = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
   records = sorted(tmp_path.glob(f"wandb/offline-run-*/run-{run_id}.wandb"))
-  assert records and all(b"train/loss" in p.read_bytes() for p in records)
+  assert len(records) == 2  # one for each session
   assert not os.path.exists(tmp_path / "mlruns")
