@@ -15,7 +15,6 @@ import os
 import threading
 from typing import Any, Protocol
 
-import grain
 import numpy as np
 
 from bert_jax.data import batch_keys
@@ -450,6 +449,8 @@ def prefetch(
     num_threads: threads that make batches; 0 means the thread of the caller.
     buffer_size: the number of batches kept ready.
   """
+  import grain  # slow, and prediction needs none
+
   steps = grain.MapDataset.range(start, len(batches)).map(batches.__getitem__)
   options = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=buffer_size
