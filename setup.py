@@ -34,6 +34,7 @@ DEPENDENCIES = [
   "array_record>=0.8.3,<0.9",  # the file format of examples, random access
   "tensorflow-datasets>=4.9.10,<4.10",  # prepared text and tasks; no TF
   "importlib_resources>=6.5,<8",  # tfds' GLUE imports it, does not declare it
+  "pyarrow>=21,<27",  # Parquet, Arrow and .zst; tfds brings it anyway
   "etils[epath]>=1.13,<2",  # one path type for disk and gs://
   # Tasks and weights.
   "scikit-learn>=1.7,<1.10",  # accuracy, F1, Matthews
@@ -67,7 +68,7 @@ EXTRAS = {
   # The implementation that slow tests and benchmarks compare with.
   "reference": [
     "torch>=2.9,<2.14",
-    "transformers>=4.57,<5",
+    "transformers>=5.10,<6",
     "onnx>=1.19,<2",  # torch's export asks for it
     "onnxruntime>=1.23,<2",
   ],

@@ -90,7 +90,7 @@ class PretrainBatches:
     if not data.dir:
       raise records.DataError(
         "data.dir is not set; give --config.data.dir=DATA, a folder made by "
-        "--mode=prepare"
+        "bert-jax prepare"
       )
     self._data = data
     self._examples = open_examples(data, split)
@@ -145,7 +145,8 @@ class PretrainBatches:
 
   def _lay_out(self, ids: np.ndarray) -> np.ndarray:
     """Packs examples [M] into rows [R, S], where -1 marks an unused slot."""
-    lengths = records.read_lengths(self._examples.read, ids)
+    special = self._tokenizer.template.counts
+    lengths = records.read_lengths(self._examples.read, ids, special)
     slots = self._data.max_sequences
     layout = packing.pack(lengths, self._data.seq_len, slots)
     table = np.full((layout.num_rows, slots), -1, np.int64)
@@ -282,7 +283,7 @@ class PretrainBatches:
       raise records.DataError(
         f"{self._data.dir}: sequences of {lengths.sum(1).max()} tokens share a "
         f"row of {self._data.seq_len}; the order of the examples by length is "
-        "damaged: delete the folder lengths and run --mode=prepare again"
+        "damaged: delete the folder lengths and run bert-jax prepare again"
       )
     start = (np.cumsum(lengths, axis=1) - lengths)[used]
     batch["nsp_label"][used] = alone["nsp_label"]
@@ -309,7 +310,7 @@ class PretrainBatches:
     return batch
 
   def _assemble(self, examples) -> tuple[Batch, np.ndarray, np.ndarray]:
-    """Makes rows [CLS] A [SEP] B [SEP] of examples [B].
+    """Makes rows of examples [B] in the form of the tokenizer's template.
 
     Returns:
       The batch, [B, L] whether a token may be masked, and [B] the number of
@@ -318,7 +319,8 @@ class PretrainBatches:
     tokenizer = self._tokenizer
     count, length = len(examples), self._data.seq_len
     a_length, b_length = examples["a_length"], examples["b_length"]
-    lengths = records.example_lengths(examples)
+    template = tokenizer.template
+    lengths = records.example_lengths(examples, template.counts)
     if lengths.max() > length or a_length.min() < 1 or b_length.min() < 0:
       raise records.DataError(
         f"{self._data.dir}: an example has {lengths.max()} tokens, more than "
@@ -336,31 +338,41 @@ class PretrainBatches:
     )
     # The positions of the parts of rows are [B, 1]; the columns are [1, L].
     columns = np.arange(length)[None, :]
-    a_end = a_length[:, None] + 1
-    end = lengths[:, None]
-    in_a = (columns >= 1) & (columns < a_end)
-    in_b = (columns > a_end) & (columns < end - 1)
-    source = np.where(
-      in_a,
-      offsets[:count, None] + columns - 1,
-      np.where(in_b, offsets[count:, None] + columns - a_end - 1, 0),
-    )
-    text = in_a | in_b
-    input_ids = np.where(text, tokens[source], tokenizer.pad_id)
-    input_ids = input_ids.astype(np.int32)
+    is_pair = (b_length > 0)[:, None]
+    starts = {"A": offsets[:count, None], "B": offsets[count:, None]}
+    sizes = {"A": a_length[:, None], "B": b_length[:, None]}
+    source = np.zeros((count, length), np.int64)
+    text = np.zeros((count, length), bool)
+    marks = np.full((count, length), tokenizer.pad_id)
+    segment_ids = np.zeros((count, length), np.int32)
+    for is_of_form, parts in (
+      (~is_pair, template.single),
+      (is_pair, template.pair),
+    ):
+      if not is_of_form.any():
+        continue
+      at = np.zeros((count, 1), np.int64)  # where the next part begins
+      for name, type_id in parts:
+        size = sizes.get(name, 1)
+        here = is_of_form & (columns >= at) & (columns < at + size)
+        if name in starts:
+          source = np.where(here, starts[name] + columns - at, source)
+          text |= here
+        else:
+          marks = np.where(here, getattr(tokenizer, f"{name}_id"), marks)
+        segment_ids[here] = type_id
+        at = at + size
+    input_ids = np.where(text, tokens[source], marks).astype(np.int32)
     if input_ids.max() >= tokenizer.vocab_size:
       raise records.DataError(
         f"{self._data.dir} holds token {input_ids.max()}, but its vocabulary "
         f"has {tokenizer.vocab_size}; prepare the data again"
       )
-    input_ids[:, 0] = tokenizer.cls_id
-    separators = (columns == a_end) | (columns == end - 1)
-    input_ids[separators] = tokenizer.sep_id
     candidates = text & (input_ids != tokenizer.sep_id)
     batch = {
       "input_ids": input_ids,
-      "input_mask": (columns < end).astype(np.int32),
-      "segment_ids": ((columns > a_end) & (columns < end)).astype(np.int32),
+      "input_mask": (columns < lengths[:, None]).astype(np.int32),
+      "segment_ids": segment_ids,
       "nsp_label": examples["is_random"].astype(np.int32),
     }
     return batch, candidates, lengths
@@ -406,14 +418,14 @@ def open_examples(data: Any, split: str) -> indexes.ExampleStore:
     found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     raise records.DataError(
       f"{data.dir} has no examples {name}, only {', '.join(found) or 'none'};"
-      " add them with --mode=prepare, the same --config and no --input"
+      " add them with bert-jax prepare, the same --config and no --input"
     )
   manifest = manifests.read_manifest(os.path.join(folder, name))
   tokens = files.file_hash(os.path.join(data.dir, "manifest.json"))
   if manifest["settings"]["tokens"] != tokens:
     raise records.DataError(
       f"{folder}/{name} was made from other tokens than {data.dir}/tokens; "
-      "delete it and run --mode=prepare again"
+      "delete it and run bert-jax prepare again"
     )
   verification.verify(
     data.dir, name, split, data.verify, packed=data.max_sequences > 1

@@ -108,6 +108,11 @@ class FillMask(answers.Answerer):
   def __init__(self, context: answers.Context):
     super().__init__(context)
     self._top_k = context.predict.top_k
+    if self.tokenizer.mask_id < 0:
+      raise answers.PredictError(
+        "the tokenizer of this model has no mask token, so that it cannot fill "
+        "gaps; give a model that was trained with one"
+      )
     size = self.tokenizer.vocab_size
     if not 1 <= self._top_k <= size:
       raise answers.PredictError(
@@ -116,14 +121,11 @@ class FillMask(answers.Answerer):
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     tokenizer, longest = self.tokenizer, self.context.seq_len
-    parts = answers.text_of(record, "text").split(MASK)
-    if len(parts) < 2:
+    text = tokenizer.encode_masked(answers.text_of(record, "text"), MASK)
+    if tokenizer.mask_id not in text:
       raise answers.RecordError(
         f"its text has no {MASK}; write {MASK} for each gap"
       )
-    text: list[int] = []
-    for i, part in enumerate(parts):
-      text += [tokenizer.mask_id] * (i > 0) + tokenizer.encode(part)
     ids, types = tokenizer.template.build(tokenizer, text)
     if len(ids) > longest:
       raise answers.RecordError(

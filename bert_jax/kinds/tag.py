@@ -67,7 +67,9 @@ class _Row:
 def _encode_words(examples, tokenizer, room) -> tuple[list[_Row], int]:
   """Encodes every sentence; also returns the number of truncated words."""
   words = [word for example in examples for word in example.words]
-  encoded = iter(task_features.encode(tokenizer, words))
+  distinct = list(dict.fromkeys(words))
+  ids_of = dict(zip(distinct, tokenizer.encode_words(distinct), strict=True))
+  encoded = iter([ids_of[word] for word in words])
   sentences = []
   num_truncated = 0
   for example in examples:

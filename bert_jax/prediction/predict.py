@@ -368,7 +368,7 @@ def predict(
   path = config.predict.model or workdir
   if not path:
     raise answers.PredictError(
-      "give --workdir=RUN, or --config=configs/predict.py:from=DIR"
+      "give --workdir=RUN, or --config=predict:from=DIR"
     )
   if records.is_one_file(source, target):
     raise answers.PredictError(

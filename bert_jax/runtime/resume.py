@@ -146,6 +146,6 @@ def refuse_converted(workdir: str) -> None:
   if "converted_from" in runs.read_run(workdir):
     raise runs.RunError(
       f"{workdir} holds converted weights, not a run; give a new --workdir and "
-      f"the weights by --config, as in configs/finetune.py:task=TASK,"
+      f"the weights by --config, as in finetune:task=TASK,"
       f"from={workdir}"
     )

@@ -153,7 +153,7 @@ def read_run(workdir: str) -> dict:
       )
   except FileNotFoundError as error:
     raise RunError(
-      f"{workdir} holds no run (no run.json); train one with --mode=train "
+      f"{workdir} holds no run (no run.json); train one with bert-jax train "
       f"--workdir={workdir}"
     ) from error
   except (ValueError, AttributeError, RecursionError, OSError) as error:

@@ -284,7 +284,7 @@ class Data(Group):
   """Examples and batches."""
 
   dir: str = of_host(None, is_path=True)
-  """Folder of prepared data, written by --mode=prepare."""
+  """Folder of prepared data, written by bert-jax prepare."""
 
   verify: str = of_session("once", choices=("once", "always", "never"))
   """When to verify the checksums of data files at the start: "once"
@@ -407,7 +407,7 @@ class Task(Group):
   """The splits to evaluate; () = all that have labels."""
 
   predict_splits: tuple[str, ...] = of_session(())
-  """The splits, also as TASK:SPLIT, whose predictions --mode=evaluate
+  """The splits, also as TASK:SPLIT, whose predictions bert-jax evaluate
   writes."""
 
   max_train_examples: int = of_run(0, 0, _INT32)
@@ -444,7 +444,7 @@ class Task(Group):
 
 
 class Prepare(Group):
-  """Preparing data from text, by --mode=prepare."""
+  """Preparing data from text, by bert-jax prepare."""
 
   format: str = of_session(
     "sentences", choices=("sentences", "paragraphs", "jsonl", "tfds")
@@ -462,13 +462,21 @@ class Prepare(Group):
   none."""
 
   vocab: str = of_session("")
-  """A vocab.txt, a SentencePiece .model or a folder with one; "" = learn a
-  vocabulary from the text."""
+  """A vocab.txt, a SentencePiece .model, or a folder with one or with the
+  tokenizer of any model of Hugging Face; "" = learn a vocabulary from the
+  text."""
 
   vocab_kind: str = of_session(
-    "wordpiece", choices=("wordpiece", "sentencepiece")
+    "wordpiece", choices=("wordpiece", "sentencepiece", "byte_bpe")
   )
-  """The kind of vocabulary to learn: "wordpiece" or "sentencepiece"."""
+  """The kind of vocabulary to learn: "wordpiece", "sentencepiece" or
+  "byte_bpe"."""
+
+  special_tokens: str = of_session(
+    "bert", choices=("bert", "roberta"), since="0.3.0", before="bert"
+  )
+  """The special tokens of a byte-level BPE that is learned: those of BERT, or
+  those of RoBERTa with its form of pairs, <s> A </s></s> B </s>."""
 
   vocab_size: int = of_session(30522, 1, _PIECES)
   """Pieces to learn."""
@@ -650,7 +658,7 @@ class Checkpoint(Group):
 
 
 class Convert(Group):
-  """Converting weights to another format, by --mode=convert."""
+  """Converting weights to another format, by bert-jax convert."""
 
   to: str = of_session("bert_jax")
   """The format to write: "bert_jax", "huggingface", "flax" or "tf1"."""
@@ -665,7 +673,7 @@ class Convert(Group):
 
 
 class Predict(Group):
-  """Predictions for new text, by --mode=predict."""
+  """Predictions for new text, by bert-jax predict."""
 
   kind: str = of_session("")
   """The kind of prediction for each line of --input: "fill-mask", "embed",

@@ -135,4 +135,7 @@ def _meaning(tokenizer: interface.Tokenizer) -> tuple:
   """Returns the pieces of a vocabulary and how it reads text, to compare."""
   pieces = tuple(tokenizer.token(i) for i in range(tokenizer.vocab_size))
   added = getattr(tokenizer, "added", ())
-  return getattr(tokenizer, "lower_case", None), pieces, added
+  # Where a pipeline cuts text is not said by its pieces.
+  is_pipeline = tokenizer.kind == "pipeline"
+  rules = tokenizer.fingerprint if is_pipeline else None
+  return getattr(tokenizer, "lower_case", None), pieces, added, rules

@@ -108,7 +108,9 @@ class Pretraining(Job):
       ).num_rows
     else:
       num_rows = min(len(examples), 65536)
-      lengths = records.example_lengths(examples.read(np.arange(num_rows)))
+      lengths = records.example_lengths(
+        examples.read(np.arange(num_rows)), self.tokenizer.template.counts
+      )
       histogram = np.bincount(lengths)
     sizes = np.arange(len(histogram), dtype=float)
     return sizes @ histogram / num_rows, sizes**2 @ histogram / num_rows
@@ -183,7 +185,7 @@ def _check_model_fits(
   if not config.data.dir and not is_abstract:
     raise records.DataError(
       "data.dir is not set; give --config.data.dir=DATA, a folder made by "
-      "--mode=prepare"
+      "bert-jax prepare"
     )
   masking.check_max_sequences(config.data)
   if config.objective == "mlm_nsp" and config.data.pairing != "pairs":

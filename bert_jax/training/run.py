@@ -312,7 +312,7 @@ class Run:
         },
       )
     which = (
-      f"{self.workdir}/bad_steps.jsonl lists its examples; --mode=train "
+      f"{self.workdir}/bad_steps.jsonl lists its examples; bert-jax train "
       f"--replay_step={step} --workdir={self.workdir} computes it again. "
     )
     if not skips:

@@ -21,9 +21,10 @@ import safetensors.numpy
 
 from bert_jax.data import templates
 from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import hf_pipeline
 from bert_jax.data.tokenizers import hf_tokenizer
-from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
+from bert_jax.data.tokenizers import pipeline
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
@@ -43,7 +44,6 @@ SHARDS = "model.safetensors.index.json"
 MSGPACK = "flax_model.msgpack"
 # The names that transformers invents for labels without names.
 _MADE_UP_LABEL = re.compile(r"LABEL_\d+")
-_WORD_CHARS = 100  # a longer word becomes [UNK] in transformers
 
 
 # --- reading -----------------------------------------------------------------
@@ -98,9 +98,7 @@ def read_settings(file: str) -> FolderSettings:
     family = families.family_of(config.get("model_type"))
     model = family.model_of("huggingface", config)
     labels = _labels_of(config)
-    hf_tokenizer.keys_of(family.tokenizer).check(
-      {"tokenizer_class": config.get("tokenizer_class")}
-    )
+    _check_class(folder, family, config)
   family.config_keys.warn(path, config)
   _say_what_differs(family, path, config)
   adapter = os.path.join(folder, "adapter_config.json")
@@ -111,9 +109,7 @@ def read_settings(file: str) -> FolderSettings:
       "remove the file"
     )
   with naming(folder):
-    says = hf_tokenizer.read(folder, family.tokenizer)
-    tokenizer = _tokenizer(folder, says)
-  seq_len = says.seq_len
+    tokenizer, seq_len, lower_case = load.read_folder(folder, family.tokenizer)
   return FolderSettings(
     pretrained=Pretrained(
       format="flax" if file.endswith(".msgpack") else "huggingface",
@@ -121,7 +117,7 @@ def read_settings(file: str) -> FolderSettings:
       model=model,
       labels=labels,
       tokenizer=tokenizer,
-      lower_case=tokenizer.lower_case if tokenizer else says.lower_case,
+      lower_case=lower_case,
       # A length that is not shorter than max_len limits nothing.
       seq_len=seq_len if seq_len and seq_len < model["max_len"] else None,
     ),
@@ -179,17 +175,14 @@ def _say_what_differs(
       )  # fmt: skip
 
 
-def _tokenizer(
-  folder: str, says: hf_tokenizer.Settings
-) -> interface.Tokenizer | None:
-  """Returns the tokenizer of a folder; None if it has no vocabulary."""
-  if says.pieces is None and not os.path.exists(
-    os.path.join(folder, "vocab.txt")
-  ):
-    return None
-  if says.max_input_chars_per_word is None:
-    says = dataclasses.replace(says, max_input_chars_per_word=_WORD_CHARS)
-  return load.load_hugging_faces(folder, says)
+def _check_class(
+  folder: str, family: families.Family, config: Mapping[str, Any]
+) -> None:
+  """Refuses a config.json with the class of another kind of tokenizer."""
+  if not hf_pipeline.is_pipeline(folder, family.tokenizer):
+    hf_tokenizer.keys_of(family.tokenizer).check(
+      {"tokenizer_class": config.get("tokenizer_class")}
+    )
 
 
 # --- writing -----------------------------------------------------------------
@@ -220,6 +213,11 @@ def write_json(path: str, value: Any) -> None:
   files.write_text(path, text + "\n")
 
 
+# The kinds of tokenizers that a format can hold.
+_HELD = {"tf1": ("wordpiece",)}
+_HELD_BY_FOLDERS = ("wordpiece", "pipeline")
+
+
 def own_kind_of_tokenizer(pretrained: Pretrained, format: str) -> Any:
   """Returns the tokenizer of a model; None if the model has no tokenizer.
 
@@ -227,12 +225,13 @@ def own_kind_of_tokenizer(pretrained: Pretrained, format: str) -> Any:
     WeightsError: the format cannot hold a tokenizer of this kind.
   """
   tokenizer = pretrained.tokenizer
-  wanted = families.get_family(pretrained.family).tokenizer.kind
-  if tokenizer is None or tokenizer.kind == wanted:
+  wanted = _HELD.get(format, _HELD_BY_FOLDERS)
+  if tokenizer is None or tokenizer.kind in wanted:
     return tokenizer
   raise WeightsError(
     f"a {tokenizer.kind} vocabulary cannot be written as {format}, which holds "
-    f"{wanted}; set tokenizer to None, or write the format bert_jax"
+    f"{' or '.join(wanted)}; set tokenizer to None, or write the format "
+    "bert_jax"
   )
 
 
@@ -259,7 +258,12 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
   if tokenizer:
     # Not seq_len: transformers silently truncates text to this length.
     max_len = pretrained.model["max_len"]
-    _write_tokenizer(family.tokenizer, tokenizer, folder, max_len)
+    if isinstance(tokenizer, pipeline.PipelineTokenizer):
+      hf_pipeline.write(tokenizer, folder, max_len)
+    else:
+      is_own = family.tokenizer.kind == tokenizer.kind
+      spec = family.tokenizer if is_own else templates.WORDPIECE
+      _write_tokenizer(spec, tokenizer, folder, max_len)
 
 
 def _architecture(family: families.Family, pretrained: Pretrained) -> str:

@@ -171,7 +171,7 @@ def make_reference(args):
   torch.manual_seed(0)
   model = transformers.BertForSequenceClassification.from_pretrained(
     args.model,
-    num_labels=job.objective.num_outputs(job.task),
+    num_labels=job.objective.head.width or len(job.task.labels),
     attn_implementation="sdpa",
   )
   model.train()

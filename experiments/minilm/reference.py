@@ -21,6 +21,7 @@ import os
 from pathlib import Path
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,9 @@ def learning_rate(step, total_steps, peak, warmup_rate):
 
 def make_model(config, num_labels):
   """The library's classifier; what the weights lack is drawn as we draw it."""
-  model, found = transformers.BertForSequenceClassification.from_pretrained(
+  # Its types say nothing of `output_loading_info`.
+  library: Any = transformers.BertForSequenceClassification
+  model, found = library.from_pretrained(
     config.init_from,
     num_labels=num_labels,
     hidden_dropout_prob=config.model.dropout_rate,
@@ -150,7 +153,7 @@ def train(job, num_steps=None):
   """
   config, settings = job.config, job.config.optim
   torch.manual_seed(config.seed)
-  model = make_model(config, job.objective.num_outputs(job.task))
+  model = make_model(config, job.objective.head.width or len(job.task.labels))
   optimizer = make_optimizer(model, settings)
   features = job.split(job.task.train_split).features
   order = orders.Order(len(features), config.seed)

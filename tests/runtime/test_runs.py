@@ -216,7 +216,7 @@ def test_a_record_that_is_not_what_was_written_is_refused(tmp_path, run):
 
 
 def test_no_run_says_how_to_make_one(tmp_path):
-  with pytest.raises(runs.RunError, match="no run.json.*--mode=train"):
+  with pytest.raises(runs.RunError, match="no run.json.*bert-jax train"):
     runs.read_run(str(tmp_path))
 
 

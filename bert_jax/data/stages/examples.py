@@ -9,12 +9,12 @@ import random
 import numpy as np
 
 from bert_jax.data import pairing
-from bert_jax.data import templates
 from bert_jax.data.stages import stage
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.store import verification
+from bert_jax.data.tokenizers import load
 from bert_jax.runtime import files
 from bert_jax.runtime.settings import Config
 
@@ -56,9 +56,11 @@ def write(config: Config, folder: str) -> None:
       return
   _check_tokens(folder, tokens, d.pairing)
   work.begin(settings)
+  special = special_counts(folder)
   jobs = stage.shard_jobs(
-    tokens["shards"], "tokens", folder=folder, target=target, **settings
-  )
+    tokens["shards"], "tokens", folder=folder, target=target, special=special,
+    **settings,
+  )  # fmt: skip
   shards = work.run_by_split(pair_shard, jobs, name, _REPORT)
   work.end(
     path,
@@ -76,7 +78,7 @@ def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
     for path, digest in verification.table_hashes(folder, split).items():
       if not os.path.exists(path) or files.file_hash(path) != digest:
         raise records.DataError(
-          f"{path} is missing or damaged; delete it and run --mode=prepare "
+          f"{path} is missing or damaged; delete it and run bert-jax prepare "
           "again with the same --input"
         )
     if kind == "pairs" and sum(s["documents"] for s in rows) == 1:
@@ -88,9 +90,32 @@ def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
       )
 
 
+def special_counts(folder: str) -> tuple[int, int]:
+  """Returns how many special tokens a sequence of prepared data has.
+
+  Args:
+    folder: DATA, which has a vocabulary.
+
+  Returns:
+    The number for one text, and for two.
+
+  Raises:
+    records.DataError: sequences of this vocabulary have too few of them.
+  """
+  tokenizer = load.load_tokenizer(os.path.join(folder, "vocab"))
+  counts = tokenizer.template.counts
+  if min(counts) < 2 or tokenizer.mask_id < 0:
+    raise records.DataError(
+      f"{folder}/vocab: a sequence of this vocabulary has {counts[0]} special "
+      f"tokens, and its mask token has the id {tokenizer.mask_id}; "
+      "pre-training needs two special tokens and a mask token"
+    )
+  return counts
+
+
 def _num_special(job: dict) -> int:
   """Returns how many tokens of an example are special tokens."""
-  return templates.CLS_SEP.num_special(is_pair=job["pairing"] == "pairs")
+  return job["special"][job["pairing"] == "pairs"]
 
 
 @functools.lru_cache(2)

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from bert_jax.data.stages import examples as stage_examples
 from bert_jax.data.stages import stage
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
@@ -46,6 +47,7 @@ def write(config: Config, folder: str) -> None:
     examples=examples,
     target=target,
     seq_len=config.data.seq_len,
+    special=stage_examples.special_counts(folder),
   )
   shards = work.run_by_split(sort_shard, jobs, "sort by length", _REPORT)
   hashes = {}
@@ -61,8 +63,8 @@ def sort_shard(job: dict) -> dict:
   """Writes the numbers of a shard's examples, the shortest first.
 
   Args:
-    job: a job from stage.shard_jobs, with seq_len and the folders examples and
-      target.
+    job: a job from stage.shard_jobs, with seq_len, the folders examples and
+      target, and the numbers of special tokens of both forms of sequences.
 
   Returns:
     A dict of shard; counts, [L + 1] the number of examples with 0, 1, ... L
@@ -77,12 +79,13 @@ def sort_shard(job: dict) -> dict:
   lengths = records.read_lengths(
     lambda ids: store.read(ids, records.EXAMPLE, 1)[:, 0],
     np.arange(job["size"]),
+    tuple(job["special"]),
   )
   if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= job["seq_len"]:
     raise records.DataError(
       f"{source}: the lengths of its examples are {lengths.min()} to "
       f"{lengths.max()} tokens, but data.seq_len={job['seq_len']}; delete the "
-      "file and run --mode=prepare again"
+      "file and run bert-jax prepare again"
     )
   path = records.shard_path(job["target"], *where, "npy")
   order = np.argsort(lengths, kind="stable")

@@ -179,7 +179,7 @@ def _write_shard(
       for split in records.SPLITS
     }
     for document in documents:
-      ids = [i for i in tokenizer.encode_batch(document) if i]
+      ids = [i for i in tokenizer.encode_sentences(document) if i]
       if ids:
         held_out = job["unit"]["held_out"] or corpus.is_held_out(
           document, job["held_out_rate"], job["held_out_seed"]

@@ -35,9 +35,11 @@ def write(
   target = os.path.join(folder, "vocab")
   done = os.path.join(target, "settings.json")
   if prepare.vocab:
-    # A SentencePiece model defines its own normalisation.
-    is_model = prepare.vocab.endswith(".model") or glob.glob(
-      os.path.join(glob.escape(prepare.vocab), "*.model")
+    # A SentencePiece model and a pipeline define their own normalisation.
+    is_model = (
+      prepare.vocab.endswith(".model")
+      or glob.glob(os.path.join(glob.escape(prepare.vocab), "*.model"))
+      or load.is_pipeline(prepare.vocab)
     )
     given = load.load_tokenizer(
       prepare.vocab, lower_case=None if is_model else prepare.lower_case
@@ -45,6 +47,7 @@ def write(
     asked: dict[str, Any] = {"fingerprint": given.fingerprint}
   else:
     given = None
+    _check_kind(prepare)
     keys = ("vocab", "vocab_kind", "vocab_size", "lower_case")
     asked = {k: getattr(prepare, k) for k in keys} | {
       "sample_bytes": prepare.vocab_sample_bytes,
@@ -52,12 +55,14 @@ def write(
       "units": inputs.cuts_hash(),
       "sha256": inputs.sha256(),
     }
+    if prepare.vocab_kind == "byte_bpe":
+      asked["special_tokens"] = prepare.special_tokens
   if os.path.exists(done):
     _check_older(done, asked, folder)
     return
   if os.path.exists(target):
     raise records.DataError(
-      f"{target} exists, but --mode=prepare did not make it; give another "
+      f"{target} exists, but bert-jax prepare did not make it; give another "
       "--output, or move that folder away"
     )
   tokenizer = given or _learn(prepare, inputs.units)
@@ -91,11 +96,25 @@ def _learn(prepare: settings.Prepare, units: list[corpus.Unit]):
   _log.info(
     "learning a %s vocabulary of %d", prepare.vocab_kind, prepare.vocab_size
   )
-  return load.KINDS[prepare.vocab_kind].learn(
+  options = {}
+  if prepare.vocab_kind == "byte_bpe":
+    options["special_tokens"] = prepare.special_tokens
+  return load.LEARNED[prepare.vocab_kind].learn(
     sample_text(prepare, units),
     vocab_size=prepare.vocab_size,
     lower_case=prepare.lower_case,
+    **options,
   )
+
+
+def _check_kind(prepare: settings.Prepare) -> None:
+  """Raises ValueError for special tokens that a vocabulary cannot have."""
+  if prepare.special_tokens != "bert" and prepare.vocab_kind != "byte_bpe":
+    raise ValueError(
+      f"prepare.special_tokens={prepare.special_tokens!r}, but a vocabulary of "
+      f"prepare.vocab_kind={prepare.vocab_kind!r} is learned with those of "
+      "BERT; leave it out, or set prepare.vocab_kind=byte_bpe"
+    )
 
 
 def sample_text(

@@ -293,20 +293,20 @@ class Records:
     """
     for path in paths:
       if not os.path.exists(path):
-        raise DataError(f"{path} is missing; run --mode=prepare again")
+        raise DataError(f"{path} is missing; run bert-jax prepare again")
     try:
       self._source = array_record_data_source.ArrayRecordDataSource(list(paths))
       found = len(self._source)
     except _READ_ERRORS as error:
       bad = next((p for p in paths if not _is_readable(p)), paths[0])
       raise DataError(
-        f"{bad} is damaged: {error}; delete it and run --mode=prepare again "
+        f"{bad} is damaged: {error}; delete it and run bert-jax prepare again "
         "with the same --input"
       ) from error
     if found != count:
       raise DataError(
         f"{os.path.dirname(paths[0])} has {found} records, but its manifest "
-        f"says {count}; delete the folder and run --mode=prepare again"
+        f"says {count}; delete the folder and run bert-jax prepare again"
       )
     self._folder = os.path.dirname(paths[0])
     self._paths = list(paths)
@@ -335,13 +335,13 @@ class Records:
       raise DataError(
         f"{self._file_of_damage(keys.tolist())}: a record among {keys.min()}.."
         f"{keys.max()} is damaged: {error}; delete the file and run "
-        "--mode=prepare again with the same --input"
+        "bert-jax prepare again with the same --input"
       ) from error
     wrong = [i for i, row in enumerate(rows) if len(row) != size]
     if wrong:
       raise DataError(
         f"{self._folder}: record {keys[wrong[0]]} does not have {size} bytes; "
-        "delete the file and run --mode=prepare again"
+        "delete the file and run bert-jax prepare again"
       )
     return np.frombuffer(b"".join(rows), dtype).reshape(len(keys), width)
 
@@ -393,26 +393,36 @@ def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
   return np.asarray(array)
 
 
-def example_lengths(examples: np.ndarray) -> np.ndarray:
-  """Returns the lengths [M] of examples [M], special tokens included."""
-  count = templates.CLS_SEP.num_special
+def example_lengths(
+  examples: np.ndarray, special: tuple[int, int] = templates.CLS_SEP.counts
+) -> np.ndarray:
+  """Returns the lengths [M] of examples [M], special tokens included.
+
+  Args:
+    examples: [M] rows of EXAMPLE.
+    special: the special tokens of a sequence of one text, and of one of two.
+  """
   a_length, b_length = (
     examples[name].astype(np.int64) for name in ("a_length", "b_length")
   )
-  special = np.where(b_length > 0, count(is_pair=True), count(is_pair=False))
-  return a_length + np.maximum(b_length, 0) + special
+  count = np.where(b_length > 0, special[1], special[0])
+  return a_length + np.maximum(b_length, 0) + count
 
 
 def read_lengths(
-  read: Callable[[np.ndarray], np.ndarray], ids: np.ndarray
+  read: Callable[[np.ndarray], np.ndarray],
+  ids: np.ndarray,
+  special: tuple[int, int] = templates.CLS_SEP.counts,
 ) -> np.ndarray:
   """Reads the lengths [M] in tokens of the examples with numbers `ids` [M].
 
   Args:
     read: returns the examples with given numbers.
     ids: the numbers.
+    special: as for `example_lengths`.
   """
   blocks = [
-    example_lengths(read(ids[i : i + 65536])) for i in range(0, len(ids), 65536)
+    example_lengths(read(ids[i : i + 65536]), special)
+    for i in range(0, len(ids), 65536)
   ]
   return np.concatenate([np.zeros(0, np.int64), *blocks])

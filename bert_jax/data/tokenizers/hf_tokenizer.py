@@ -25,10 +25,27 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.runtime import files
 
 CONFIG = "tokenizer_config.json"
-_MAP = "special_tokens_map.json"
+MAP = "special_tokens_map.json"
 _ADDED = "added_tokens.json"
 _SENTENCES = "sentence_bert_config.json"
 
+# Names, decoding, chat, and the padding and truncation that a caller chooses.
+IGNORED = frozenset({
+  "name_or_path", "_name_or_path", "special_tokens_map_file",
+  "tokenizer_file", "vocab_file", "full_tokenizer_file", "init_inputs",
+  "__slow_tokenizer", "clean_up_tokenization_spaces", "add_prefix_space",
+  "add_special_tokens", "chat_template", "max_length", "stride", "truncation",
+  "truncation_strategy", "padding", "pad_to_multiple_of", "pad_token_type_id",
+  "pad_token_type", "return_tensors", "return_token_type_ids",
+  "return_attention_mask", "use_fast", "trust_remote_code", "from_slow",
+  "legacy", "verbose", "errors", "processor_class", "backend", "is_local",
+  "local_files_only", "transformers_version", "tokenizer_version",
+  "model_specific_special_tokens", "fix_mistral_regex", "cache_dir",
+  "revision", "use_auth_token", "token", "unk_id", "device_map",
+  "__version__", "pad_token_id", "unk_token_id", "cls_token_id",
+  "sep_token_id", "mask_token_id", "bos_token_id", "eos_token_id",
+  "vocab_size", "do_split_on_punc",
+})  # fmt: skip
 _KEYS = key_table.KeyTable(
   only={
     "auto_map": (None, {}),
@@ -55,23 +72,7 @@ _KEYS = key_table.KeyTable(
     "eos_token", "additional_special_tokens", "extra_special_tokens",
     "added_tokens_decoder",
   }),
-  # Names, decoding, chat, and the padding and truncation that a caller chooses.
-  ignored=frozenset({
-    "name_or_path", "_name_or_path", "special_tokens_map_file",
-    "tokenizer_file", "vocab_file", "full_tokenizer_file", "init_inputs",
-    "__slow_tokenizer", "clean_up_tokenization_spaces", "add_prefix_space",
-    "add_special_tokens", "chat_template", "max_length", "stride", "truncation",
-    "truncation_strategy", "padding", "pad_to_multiple_of", "pad_token_type_id",
-    "pad_token_type", "return_tensors", "return_token_type_ids",
-    "return_attention_mask", "use_fast", "trust_remote_code", "from_slow",
-    "legacy", "verbose", "errors", "processor_class", "backend", "is_local",
-    "local_files_only", "transformers_version", "tokenizer_version",
-    "model_specific_special_tokens", "fix_mistral_regex", "cache_dir",
-    "revision", "use_auth_token", "token", "unk_id", "device_map",
-    "__version__", "pad_token_id", "unk_token_id", "cls_token_id",
-    "sep_token_id", "mask_token_id", "bos_token_id", "eos_token_id",
-    "vocab_size", "do_split_on_punc",
-  }),
+  ignored=IGNORED,
   effect="tokens",
   advice=". To use the model by those rules, write that value into the file",
 )  # fmt: skip
@@ -125,12 +126,12 @@ def read(
   """
   folder = os.fspath(folder)
   config = _read_json(folder, CONFIG)
-  names = _read_json(folder, _MAP)
+  names = _read_json(folder, MAP)
   whole = _read_json(folder, interface.SETTINGS_FILE)
   if "model" not in whole:
     whole = {}  # `Tokenizer.save` writes another file of this name
   path = os.path.join(folder, CONFIG)
-  for file, content in ((path, config), (os.path.join(folder, _MAP), names)):
+  for file, content in ((path, config), (os.path.join(folder, MAP), names)):
     check_keys(file, content, spec)
   _check_words(path, config, spec)
   said: dict[str, Any] = {
@@ -147,8 +148,8 @@ def read(
   return Settings(
     **said,
     pieces=pieces,
-    added=_added_tokens(folder, config, names, whole, spec),
-    seq_len=_seq_len(folder, config, said.get("lower_case")),
+    added=added_tokens_of(folder, config, names, whole, spec.special_tokens),
+    seq_len=seq_len_of(folder, config, said.get("lower_case")),
   )
 
 
@@ -255,7 +256,7 @@ def agreed(
   return {name: value for name, value in values.items() if value is not None}
 
 
-def _seq_len(
+def seq_len_of(
   folder: str, config: Mapping[str, Any], lower_case: bool | None
 ) -> int | None:
   """Returns the length in tokens that the model is meant for; None if not set.
@@ -393,14 +394,21 @@ def _check_rule(path: str, key: str, value: Any, accepted: list[Any]) -> None:
 # --- added tokens ------------------------------------------------------------
 
 
-def _added_tokens(
+def added_tokens_of(
   folder: str,
   config: Mapping[str, Any],
   names: Mapping[str, Any],
   whole: Mapping[str, Any],
-  spec: templates.TokenizerSpec,
+  special_tokens: Mapping[str, str],
 ) -> tuple[tuple[int | None, added_tokens.AddedToken], ...]:
   """Returns the tokens that the files of a folder add to the vocabulary.
+
+  Args:
+    folder: the folder, for the paths of its files.
+    config: the content of tokenizer_config.json.
+    names: the content of special_tokens_map.json.
+    whole: the content of tokenizer.json.
+    special_tokens: role -> the special tokens to leave out.
 
   Returns:
     (id, token) in the order of the ids; tokens without an id come last.
@@ -426,11 +434,11 @@ def _added_tokens(
       )
     old_id = id if old_id is None else old_id
     found[token.content] = old_id, old, old_path
-  special_tokens = spec.special_tokens.values()
+  left_out = special_tokens.values()
   rows = [
     (id, token)
     for id, token, _ in found.values()
-    if token.content not in special_tokens
+    if token.content not in left_out
   ]
   return tuple(
     sorted(rows, key=lambda row: math.inf if row[0] is None else row[0])
@@ -489,7 +497,7 @@ def _mentions(
     yield path, int(id), token, False
   marks = [
     (path, token)
-    for path, values in ((path, config), (os.path.join(folder, _MAP), names))
+    for path, values in ((path, config), (os.path.join(folder, MAP), names))
     for token in _marks(path, values)
   ]
   contents = {

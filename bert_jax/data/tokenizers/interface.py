@@ -171,6 +171,31 @@ class Tokenizer(abc.ABC):
       )
     return [self.encode(text) for text in texts]
 
+  def encode_sentences(self, sentences: Sequence[str]) -> list[list[int]]:
+    """Returns the ids of each sentence of one text, in order.
+
+    The ids of all sentences together read as one text: where a space is a part
+    of the next piece, it belongs to the sentence after it.
+    """
+    return self.encode_batch(sentences)
+
+  def encode_words(self, words: Sequence[str]) -> list[list[int]]:
+    """Returns the ids of each word of texts that are given as words.
+
+    A word has the ids that it has after a space.
+    """
+    return self.encode_batch(words)
+
+  def encode_masked(self, text: str, mark: str) -> list[int]:
+    """Returns the ids of a text in which a mark stands for the mask token.
+
+    Args:
+      text: the text.
+      mark: the spelling of a gap in the text.
+    """
+    first, *others = [self.encode(part) for part in text.split(mark)]
+    return first + [i for ids in others for i in (self.mask_id, *ids)]
+
   def tokenize(self, text: str) -> list[str]:
     """Returns the pieces of `text`, without special tokens."""
     return [self._pieces[i] for i in self.encode(text)]

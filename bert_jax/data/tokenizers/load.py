@@ -5,14 +5,18 @@ ids = tokenizer.encode("A sentence without [CLS] and [SEP].")
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import itertools
 import json
 import pathlib
 from typing import Any
 
+from bert_jax.data import templates
 from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import hf_pipeline
 from bert_jax.data.tokenizers import hf_tokenizer
 from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import pipeline
 from bert_jax.data.tokenizers import sentencepiece
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.runtime import files
@@ -22,12 +26,20 @@ KINDS: Mapping[str, type[interface.Tokenizer]] = {
   for kind in (
     wordpiece.WordPieceTokenizer,
     sentencepiece.SentencePieceTokenizer,
+    pipeline.PipelineTokenizer,
   )
+}
+# Value of `prepare.vocab_kind` -> the class that learns it.
+LEARNED: Mapping[str, type[interface.Tokenizer]] = {
+  "wordpiece": wordpiece.WordPieceTokenizer,
+  "sentencepiece": sentencepiece.SentencePieceTokenizer,
+  "byte_bpe": pipeline.PipelineTokenizer,
 }
 # Setting of a vocabulary -> None, which means that it is not given.
 _SETTINGS: Mapping[str, Any] = dict.fromkeys(
   wordpiece.WordPieceTokenizer.settings
 )
+_HF_WORD_CHARS = 100  # a longer word becomes [UNK] in transformers
 _REMEDY = "leave it unset, or make a new vocabulary"
 
 
@@ -37,7 +49,7 @@ def load_tokenizer(
   lower_case: bool | None = None,
   max_input_chars_per_word: int | None = None,
 ) -> interface.Tokenizer:
-  """Reads a tokenizer: a saved directory, a vocab.txt or a .model file.
+  """Reads a tokenizer: a directory, a vocab.txt, a .model or tokenizer.json.
 
   Only text, JSON and SentencePiece's own format are read; nothing is
   unpickled and nothing is executed.
@@ -45,14 +57,16 @@ def load_tokenizer(
   Args:
     path: a directory written by `save`; the directory of a released checkpoint,
       with a vocab.txt or in Hugging Face's layout, whose settings are checked
-      and applied; a vocabulary file; or a .model file.
+      and applied; a vocabulary file; or a .model file. The files of a
+      directory decide its kind.
     lower_case: for WordPiece only. None means the saved value, or else what the
       vocabulary suggests.
     max_input_chars_per_word: for WordPiece only. None means the saved value,
       or that of a Hugging Face directory, or else 200.
 
   Returns:
-    A `WordPieceTokenizer` or a `SentencePieceTokenizer`.
+    A `WordPieceTokenizer`, a `SentencePieceTokenizer`, or a
+    `PipelineTokenizer`, which the `tokenizers` package runs.
 
   Raises:
     ValueError: the vocabulary is damaged or was changed after it was saved, or
@@ -69,6 +83,8 @@ def load_tokenizer(
   if path.is_dir():
     saved = _read_settings(path / interface.SETTINGS_FILE)
     if not saved and _is_hugging_faces(path):
+      if hf_pipeline.is_pipeline(str(path)):
+        return _load_pipeline(path, asked)
       return load_hugging_faces(path, hf_tokenizer.read(path), asked)
     file = _vocabulary_file(path, saved)
   elif not path.exists():
@@ -77,6 +93,12 @@ def load_tokenizer(
       " that holds one"
     )
   files.check_readable(str(file))
+  if file == path and file.name in _HF_FILES:
+    return load_tokenizer(
+      file.parent,
+      lower_case=lower_case,
+      max_input_chars_per_word=max_input_chars_per_word,
+    )
   kind = next(
     (k for k in KINDS.values() if k.file_name.endswith(file.suffix or "/")),
     wordpiece.WordPieceTokenizer,
@@ -101,6 +123,73 @@ def load_tokenizer(
   return tokenizer
 
 
+# The files of a Hugging Face folder that may be named in its place.
+_HF_FILES = (
+  interface.SETTINGS_FILE, hf_tokenizer.CONFIG, "vocab.json", "spiece.model",
+  "sentencepiece.bpe.model", "spm.model",
+)  # fmt: skip
+
+
+def is_pipeline(path: str) -> bool:
+  """Returns whether a path names a tokenizer with rules of its own."""
+  folder = pathlib.Path(path)
+  if folder.is_file() and folder.name in _HF_FILES:
+    folder = folder.parent
+  if not folder.is_dir():
+    return False
+  saved = _read_settings(folder / interface.SETTINGS_FILE)
+  if saved:
+    return saved["kind"] == pipeline.PipelineTokenizer.kind
+  return _is_hugging_faces(folder) and hf_pipeline.is_pipeline(str(folder))
+
+
+def _load_pipeline(
+  folder: pathlib.Path, asked: Mapping[str, Any]
+) -> pipeline.PipelineTokenizer:
+  """Reads a folder whose tokenizer the `tokenizers` package runs."""
+  given = [name for name, value in asked.items() if value is not None]
+  if given:
+    raise ValueError(
+      f"{', '.join(given)} given for {folder}, but its files define their own "
+      "rules; leave it unset"
+    )
+  tokenizer = hf_pipeline.read(str(folder)).tokenizer
+  if tokenizer is None:
+    raise FileNotFoundError(f"{folder} holds no vocabulary")
+  return tokenizer
+
+
+def read_folder(
+  folder: str, spec: templates.TokenizerSpec
+) -> tuple[interface.Tokenizer | None, int | None, bool | None]:
+  """Reads the tokenizer of a Hugging Face folder of a known family.
+
+  Args:
+    folder: the folder.
+    spec: the tokenizer of the family, which says what the files leave out.
+
+  Returns:
+    The tokenizer, or None if the folder has no vocabulary; the length that the
+    model is meant for, or None; and whether text is lower-cased, or None.
+
+  Raises:
+    ValueError: a file is damaged or has a value that is not accepted.
+  """
+  if hf_pipeline.is_pipeline(folder, spec):
+    found = hf_pipeline.read(folder, spec)
+    return found.tokenizer, found.seq_len, None
+  said = hf_tokenizer.read(folder, spec)
+  has_file = (pathlib.Path(folder) / "vocab.txt").exists()
+  if said.pieces is None and not has_file:
+    return None, said.seq_len, said.lower_case
+  if said.max_input_chars_per_word is None:
+    said = dataclasses.replace(said, max_input_chars_per_word=_HF_WORD_CHARS)
+  tokenizer = load_hugging_faces(folder, said)
+  if not spec.has_types:
+    tokenizer.template = tokenizer.template.without_types()
+  return tokenizer, said.seq_len, tokenizer.lower_case
+
+
 def _added_tokens(saved: Mapping[str, Any]) -> list[added_tokens.AddedToken]:
   return [added_tokens.AddedToken(**t) for t in saved.get(wordpiece.ADDED, ())]
 
@@ -108,7 +197,10 @@ def _added_tokens(saved: Mapping[str, Any]) -> list[added_tokens.AddedToken]:
 def _is_hugging_faces(folder: pathlib.Path) -> bool:
   """Returns whether a folder that `save` did not write is Hugging Face's."""
   model = sentencepiece.SentencePieceTokenizer.file_name
-  names = (hf_tokenizer.CONFIG, interface.SETTINGS_FILE)
+  names = (
+    hf_tokenizer.CONFIG, interface.SETTINGS_FILE, "vocab.json", "spiece.model",
+    "sentencepiece.bpe.model", "spm.model",
+  )  # fmt: skip
   return not (folder / model).exists() and any(
     (folder / name).exists() for name in names
   )

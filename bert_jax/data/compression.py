@@ -1,0 +1,169 @@
+"""Opens files of text, compressed or not, as a stream of bytes.
+
+A file's last ending says how it is compressed. Files in which a carriage return
+alone ends a line, as on old Macs, are read as if a line feed did.
+"""
+
+import bz2
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import gzip
+import io
+import lzma
+import os
+from typing import Any, BinaryIO, cast
+import zlib
+
+from etils import epath
+
+from bert_jax.runtime import errors
+
+# What Python's decompressors raise for damaged input.
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+# The bytes from the start of a file that decide how its lines end.
+HEAD_BYTES = 1 << 16
+
+
+class UnreadableError(errors.UserError):
+  """A file is damaged, or needs a package that is not installed."""
+
+
+class _Zstandard(io.RawIOBase):
+  """The content of a .zst file, which pyarrow decompresses."""
+
+  def __init__(self, raw: BinaryIO):
+    super().__init__()
+    self._arrow = import_arrow("a .zst file")
+    self._stream = self._arrow.CompressedInputStream(raw, "zstd")
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    try:
+      data = self._stream.read(len(buffer))
+    except self._arrow.ArrowException as error:
+      raise OSError(str(error)) from error
+    buffer[: len(data)] = data
+    return len(data)
+
+
+class _LineFeeds(io.RawIOBase):
+  """A stream in which every carriage return became a line feed."""
+
+  def __init__(self, stream: BinaryIO):
+    super().__init__()
+    self._stream = stream
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    data = self._stream.read(len(buffer)).replace(b"\r", b"\n")
+    buffer[: len(data)] = data
+    return len(data)
+
+
+def _buffered(raw: io.RawIOBase) -> BinaryIO:
+  return io.BufferedReader(raw, HEAD_BYTES)
+
+
+# Ending -> a function that opens the content of such a file.
+OPENERS: Mapping[str, Callable[[BinaryIO], BinaryIO]] = {
+  ".gz": lambda raw: cast(BinaryIO, gzip.open(raw)),
+  ".bz2": lambda raw: cast(BinaryIO, bz2.open(raw)),
+  ".xz": lambda raw: cast(BinaryIO, lzma.open(raw, format=lzma.FORMAT_XZ)),
+  ".zst": lambda raw: _buffered(_Zstandard(raw)),
+}
+
+
+def import_arrow(reader: str, module: str = "pyarrow") -> Any:
+  """Returns a module of pyarrow, which is slow to import.
+
+  Args:
+    reader: what needs it, for the error, such as "a .zst file".
+    module: the name of the module.
+
+  Raises:
+    UnreadableError: pyarrow is not installed.
+  """
+  import importlib
+
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise UnreadableError(
+      f"{reader} is read by pyarrow, which cannot be imported ({error}); "
+      "run pip install pyarrow"
+    ) from error
+
+
+def ending(path: str) -> str:
+  """Returns the ending by which a file is compressed, or ""."""
+  found = os.path.splitext(path)[1].lower()
+  return found if found in OPENERS else ""
+
+
+def strip_ending(path: str) -> str:
+  """Returns a path without the ending by which the file is compressed."""
+  return path[: len(path) - len(ending(path))]
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+  """Turns an error of reading a file into an UnreadableError that names it."""
+  try:
+    yield
+  except FileNotFoundError as error:
+    raise UnreadableError(f"{path} does not exist") from error
+  except READ_ERRORS as error:
+    raise UnreadableError(
+      f"{path} breaks off, is damaged or cannot be read: {error}; fetch or "
+      "make it again"
+    ) from error
+
+
+@contextlib.contextmanager
+def open_bytes(path: str) -> Iterator[BinaryIO]:
+  """Opens the content of a file, decompressed as its ending says.
+
+  Errors of reading the stream are not translated; see `naming`.
+
+  Args:
+    path: the file.
+  """
+  with epath.Path(path).open("rb") as raw:
+    opener = OPENERS.get(ending(path))
+    if opener is None:
+      yield raw
+    else:
+      with opener(raw) as f:  # closing it would leave `raw` open
+        yield f
+
+
+def read_head(path: str) -> bytes:
+  """Returns the first 64 KiB of the content of a file.
+
+  Raises:
+    UnreadableError: the file cannot be read.
+  """
+  with naming(path), open_bytes(path) as f:
+    return f.read(HEAD_BYTES)
+
+
+def ends_lines_by_cr(head: bytes) -> bool:
+  """Returns whether a carriage return alone ends the lines of a text."""
+  return b"\r" in head[:-1] and b"\n" not in head
+
+
+@contextlib.contextmanager
+def open_text(path: str) -> Iterator[BinaryIO]:
+  """Opens the content of a text file as bytes whose lines end in a line feed.
+
+  Args:
+    path: the file, as for `open_bytes`.
+  """
+  by_cr = ends_lines_by_cr(read_head(path))
+  with open_bytes(path) as f:
+    yield _buffered(_LineFeeds(f)) if by_cr else f
