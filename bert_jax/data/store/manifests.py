@@ -52,7 +52,10 @@ def _is_shard(value: Any) -> bool:
 
 
 def each_split(form: Any) -> dict:
-  """Returns a form that requires `form` for each split."""
+  """Returns the form of a dict that has a value of `form` for each split.
+
+  Forms are for `has_form`.
+  """
   return dict.fromkeys(records.SPLITS, form)
 
 
