@@ -87,8 +87,8 @@ def make_task(
   if len(text) < least or (most and len(text) > most):
     raise spec.TaskError(
       f"task {name}: {len(text)} text columns ({', '.join(text) or 'none'}),"
-      f" wanted {least}{f' to {most}' if most != least else ''}; task.text names "
-      "them"
+      f" wanted {least}{f' to {most}' if most != least else ''}; task.text "
+      "names them"
     )
   if not label_separator:
     raise spec.TaskError(
