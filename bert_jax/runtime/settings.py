@@ -50,6 +50,9 @@ _PIECES = 2**24
 _NUM_THREADS = 2**12
 # A number whose square is still finite in float32.
 _FLOAT = 1e18
+# The pieces of the original's uncased vocabulary: the rows of the word table if
+# neither a config, data nor weights decide.
+VOCAB_SIZE = 30522
 # More than fit the memory of any machine: 40 TB in float32.
 MOST_PARAMETERS = 10**13
 
@@ -193,8 +196,12 @@ class Group:
 class Model(Group):
   """The encoder."""
 
-  vocab_size: int = of_weights(30522, 1, _PIECES)
-  """Rows of the word table; the vocabulary of the data may not be larger."""
+  vocab_size: int = of_weights(None, 1, _PIECES)
+  """Rows of the word table; the vocabulary of the data may not be larger. Not
+  set = that of the data: the pieces of a vocabulary that was learned by
+  bert-jax prepare, padded to a multiple of 128, or those of one that was given to
+  it; and 30522, as in the original, if there is no prepared data. With
+  init_from, the weights decide."""
 
   # The bound is ten times the depth of the deepest published encoder.
   num_layers: int = of_weights(12, 1, 10_000)
@@ -386,13 +393,55 @@ class Task(Group):
   files: Files
 
   text: tuple[str, ...] = of_run(())
-  """Own data: the columns of the text, in the order of the segments."""
+  """Own data: the columns of the text, in the order of the segments. A text
+  with columns in braces joins them to one text: "{subject}: {body}"."""
 
   label: str = of_run("")
   """Own data: the column of the label."""
 
   labels: tuple[str, ...] = of_run(())
   """Own data: the labels; () = those of the training file."""
+
+  labels_file: str = of_host("", since="0.3.0", before="", is_path=True)
+  """Own data: a file with the labels, one on each line, instead of
+  task.labels."""
+
+  missing_labels: str = of_run(
+    "error", choices=("error", "drop"), since="0.3.0", before="error"
+  )
+  """Own data: what to do with rows to train on or to score that have no label:
+  "error" names their lines, and "drop" leaves them out. In the test split such
+  rows, and those with the label -1, are predicted and not scored."""
+
+  tag_scheme: str = of_run(
+    "auto", choices=("auto", "chunks", "plain"), since="0.3.0", before="chunks"
+  )
+  """Own data: whether tags mark chunks such as entities, in IOB, BIOES or BILOU
+  ("chunks"), or are each about a word alone, as parts of speech ("plain").
+  "auto" decides by the tags of the training file."""
+
+  word_split: str = of_session(
+    "auto",
+    choices=("auto", "spaces", "punctuation", "characters"),
+    since="0.3.0",
+    before="spaces",
+  )
+  """A tagger: how a text is split into words, if it is not given as words: at
+  "spaces", also around "punctuation", or into "characters". "auto" decides by
+  the words of the training file."""
+
+  first_choice: int = of_run(0, 0, 1, since="0.3.0", before=0)
+  """Own data: the number that stands for the first of several choices."""
+
+  train_answers: str = of_run(
+    "one",
+    choices=("one", "first", "most_frequent", "all"),
+    since="0.3.0",
+    before="one",
+  )
+  """What is learned from a question with several answers: the "first", the
+  "most_frequent" or "all". "one" refuses such questions. Evaluation always
+  compares with all answers."""
 
   label_separator: str = of_run(",", since="0.2.0", before=",")
   """Own data: the separator between several labels in one column."""
@@ -447,15 +496,22 @@ class Prepare(Group):
   """Preparing data from text, by bert-jax prepare."""
 
   format: str = of_session(
-    "sentences", choices=("sentences", "paragraphs", "jsonl", "tfds")
-  )
-  """The format of the text. "sentences": a sentence per line, and a blank line
-  between documents, as for the original code. "paragraphs": plain text, with a
-  blank line between paragraphs and two between documents. "jsonl": a JSON
-  object per line. "tfds": prepared TFDS data."""
+    "sentences",
+    choices=(
+      "sentences", "paragraphs", "jsonl", "json", "csv", "tsv", "parquet",
+      "arrow", "tfds",
+    ),
+  )  # fmt: skip
+  """The format of text whose file does not end in .jsonl, .json, .csv, .tsv,
+  .parquet or .arrow: these endings decide the format, and an ending such as .gz
+  may follow. "sentences": a sentence per line, and a blank line between
+  documents, as for the original code. "paragraphs": plain text, with a blank
+  line between paragraphs and two between documents. "jsonl": a JSON object per
+  line; "json": also an array of them. "csv", "tsv", "parquet" and "arrow": a
+  document per row. "tfds": prepared TFDS data."""
 
   text_key: str = of_session("text")
-  """The field of a JSONL or TFDS record that contains the text."""
+  """The field of a record, or the column of a table, that contains the text."""
 
   language: str = of_session("en")
   """The language of the sentence splitter; prepare.format="sentences" needs
@@ -480,6 +536,11 @@ class Prepare(Group):
 
   vocab_size: int = of_session(30522, 1, _PIECES)
   """Pieces to learn."""
+
+  alphabet_size: int = of_session(1000, 1, _PIECES, since="0.3.0", before=1000)
+  """WordPiece: how many characters a learned vocabulary has, the most frequent
+  ones of the text. A word with any other character is unknown. Chinese needs
+  some 6000."""
 
   vocab_sample_bytes: int = of_session(200_000_000, 1, 2**48)
   """Bytes of text from which a vocabulary is learned."""
@@ -515,7 +576,9 @@ class Optim(Group):
   name: str = of_run("bert_adam")
   """The optimizer. "bert_adam": Adam without bias correction, as in the
   original code. "adamw". "lamb". "lion". "stable_adamw": AdamW whose update is
-  clipped by its root mean square."""
+  clipped by its root mean square. "muon": orthogonalised momentum for the
+  matrices of the encoder, AdamW for the rest; small models that train for a
+  few thousand steps learn faster with it, at 2e-3 to 1e-2 and optim.b1=0.95."""
 
   learning_rate: float = of_run(1e-4, 0.0, _FLOAT, can_change=True)
   """The highest learning rate."""
@@ -994,6 +1057,10 @@ def num_parameters(model: Any) -> int:
     model: the group `model` of a config.
   """
   hidden, mlp = model["hidden_size"], model["mlp_dim"]
-  rows = model["vocab_size"] + model["max_len"] + model["type_vocab_size"]
+  rows = (
+    (model["vocab_size"] or VOCAB_SIZE)
+    + model["max_len"]
+    + model["type_vocab_size"]
+  )
   layer = 4 * hidden * hidden + 2 * hidden * mlp
   return rows * hidden + model["num_layers"] * layer

@@ -68,6 +68,11 @@ def evaluate(
     asked = runs.describe(config, job.held_out_hash, list(mesh.devices.flat))
     resume.check_workdir(workdir, asked, free_keys=("data.pack",))
   evaluator = job.evaluator(mesh)
+  if evaluator.is_off:
+    raise ValueError(
+      f"{config.data.dir} has no held-out text, so there is nothing to "
+      "evaluate on; give --config.data.dir of data that has some"
+    )
   facts_of_job = job.facts | {"holds a run": not as_given}
   meeting.meet_opened(job, pretrained, mesh, facts_of_job)
   if as_given:

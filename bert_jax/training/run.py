@@ -195,8 +195,11 @@ class Run:
       self._ledger.note(step - 1)
 
   def report(self, step: int, row: dict[str, float]) -> None:
-    """Writes a line of metrics and shows it, on the first host."""
-    if self._written:
+    """Writes a line of metrics and shows it, on the first host.
+
+    Nothing is written if there are none, because evaluation is off.
+    """
+    if self._written and row:
       self._written.write(step, row)
       if self._trackers:
         self._trackers.write(step, row)
