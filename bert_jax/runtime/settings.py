@@ -199,8 +199,8 @@ class Model(Group):
   vocab_size: int = of_weights(None, 1, _PIECES)
   """Rows of the word table; the vocabulary of the data may not be larger. Not
   set = that of the data: the pieces of a vocabulary that was learned by
-  bert-jax prepare, padded to a multiple of 128, or those of one that was given to
-  it; and 30522, as in the original, if there is no prepared data. With
+  bert-jax prepare, padded to a multiple of 128, or those of one that was given
+  to it; and 30522, as in the original, if there is no prepared data. With
   init_from, the weights decide."""
 
   # The bound is ten times the depth of the deepest published encoder.
