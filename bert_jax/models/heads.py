@@ -446,7 +446,10 @@ def _shapes_of_few_layers(
     if families.get_family(config.family).discriminator:
       models.append((DiscriminatorModel(config), 3))
     for model, count in models:
-      tree = jax.eval_shape(model.init, rng, *[ids] * count)
+      with layers.shapes_only():
+        tree = jax.eval_shape(
+          lambda *inputs, model=model: model.init(*inputs), rng, *[ids] * count
+        )
       flat |= param_trees.flatten(tree["params"])
   # Each kernel before its bias, because errors name the first misfit.
   paths = sorted(flat, key=lambda p: (p.rpartition("/")[0], p.endswith("bias")))

@@ -71,6 +71,18 @@ bert-jax --mode=train --config=pretrain:family=modernbert,size=ettin-17m \\
 | family | sizes |
 |---|---|
 """
+_SWEEP = """
+
+## Fine-tune by the authors' settings
+
+`experiments/families/sweep.py` has what the authors of RoBERTa, ELECTRA and
+ModernBERT published for GLUE:
+
+```sh
+bert-jax --mode=sweep --workdir=runs/roberta-glue \\
+  --config=experiments/families/sweep.py:family=roberta,from=DIR,data=DATA
+```
+"""
 
 
 def gflops(name: str) -> float:
