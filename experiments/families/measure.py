@@ -206,13 +206,8 @@ def run_ours(
   model = kind.make_model(config, pretrained.num_outputs)
   starts = batch.get("cls_positions", np.zeros((len(rows[0]), 1), np.int32))
   params = _with_pooler(params, config)
-  call = jax.jit(
-    lambda p: kind.apply(
-      model,
-      p,
-      {**batch, "cls_positions": starts},
-    )
-  )
+  inputs: dict[str, Any] = {**batch, "cls_positions": starts}
+  call = jax.jit(lambda p: kind.apply(model, p, inputs))
   return np.asarray(call(params))
 
 

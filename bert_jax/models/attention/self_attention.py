@@ -98,7 +98,8 @@ class SelfAttention(nn.Module):
       turns = rotate is not None and turn is not None
       return jnp.swapaxes(rotate(x, turn) if turns else x, 1, 2)
 
-    of_queries, of_keys = turns or (None, None)
+    both: Any = turns or (None, None)
+    of_queries, of_keys = both
     query = project(x if queries is None else queries, self.query, of_queries)
     key, value = project(x, self.key, of_keys), project(x, self.value)
     if is_window:
