@@ -160,8 +160,9 @@ def write_run(workdir: str, run: dict) -> None:
     }
     if changes := [*before.get("changes", []), *run.get("changes", [])]:
       run["changes"] = changes
-    if "checksums_since" in before:
-      run["checksums_since"] = before["checksums_since"]
+    for key in ("checksums_since", "init_from_source"):
+      if key in before:
+        run[key] = before[key]
   run = files.without_nan(run)  # what is written is what is hashed
   run |= {"sha256": files.json_hash(run)}
   files.write_text(path, files.to_json(run, indent=1, sort_keys=True) + "\n")

@@ -672,8 +672,9 @@ class Predict(Group):
   of the model's head."""
 
   model: str = of_session(None)
-  """Weights to read: an HF directory, a TF1 checkpoint, a workdir (of which
-  --checkpoint chooses the step) or WORKDIR/best/STEP. Not set = --workdir."""
+  """Weights to read: an HF directory or the name of a model of the hub, a TF1
+  checkpoint, a workdir (of which --checkpoint chooses the step) or
+  WORKDIR/best/STEP. Not set = --workdir."""
 
   seq_len: int = of_session(0, 0, _LEN)
   """Tokens of a sequence; longer text is cut. 0 = the length of the run's
@@ -721,9 +722,10 @@ class Config(Group):
   "mlm" (masked tokens alone), or "task": that of the group `task`."""
 
   init_from: str = of_run(None)
-  """Weights to start from: an HF directory, a TF1 checkpoint, a workdir (its
-  best step if it keeps one, otherwise its newest) or WORKDIR/checkpoints/STEP.
-  They decide the shape of the model and, for a task, its vocabulary."""
+  """Weights to start from: an HF directory or the name of a model of the hub
+  (OWNER/NAME or OWNER/NAME@REVISION), a TF1 checkpoint, a workdir (its best
+  step if it keeps one, otherwise its newest) or WORKDIR/checkpoints/STEP. They
+  decide the shape of the model and, for a task, its vocabulary."""
 
   init_random: bool = of_run(False)
   """Whether to use only the shape and the vocabulary of init_from, and random

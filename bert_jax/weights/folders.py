@@ -31,6 +31,7 @@ from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint as checkpoints
 from bert_jax.runtime import files
+from bert_jax.runtime import hub
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.weights import hugging_face
@@ -154,8 +155,9 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
   """Reads a model.
 
   Args:
-    path: a folder, whose content tells the format; a file of weights; or a
-      step of a workdir (WORKDIR/best/STEP).
+    path: a folder, whose content tells the format; a file of weights; a step
+      of a workdir (WORKDIR/best/STEP); or the name of a model of the hub, see
+      `runtime.hub`.
     checkpoint: the step to read from a workdir, as for `saved_steps.choose`.
 
   Returns:
@@ -167,6 +169,12 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
     files.FilesError: the file is a FIFO or device.
   """
   path = os.fspath(path)
+  if hub.is_name(path):
+    try:
+      model = hub.fetch(path)
+    except hub.HubError as error:
+      raise WeightsError(str(error)) from error
+    return dataclasses.replace(read(model.folder), source=model.name)
   try:
     if workdir := _workdir(path):
       return saved_steps.read(
