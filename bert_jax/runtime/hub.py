@@ -243,8 +243,8 @@ def _explained(
     ) from error
   except e.RevisionNotFoundError as error:
     raise HubError(
-      f"{name} on {where} has no revision {revision}; give a branch, a tag or a "
-      "whole commit hash"
+      f"{name} on {where} has no revision {revision}; give a branch, a tag or "
+      "a whole commit hash"
     ) from error
   except e.LocalEntryNotFoundError as error:
     why = (
