@@ -104,7 +104,8 @@ def _find(path: str) -> tuple[str, str]:
     return "huggingface", path
   if path.endswith(".msgpack"):
     return "flax", path
-  if path.endswith((*hugging_face.PICKLES, hugging_face.PICKLE_SHARDS)):
+  pickles = (*hugging_face.PICKLES, hugging_face.PICKLE_SHARDS)
+  if path.endswith(pickles) and os.path.exists(path):
     return "huggingface", path
   prefix = re.sub(r"\.(index|data-\d+-of-\d+|meta)$", "", path)
   if os.path.exists(prefix + ".index"):
