@@ -175,7 +175,8 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
       model = hub.fetch(path)
     except hub.HubError as error:
       raise WeightsError(str(error)) from error
-    return dataclasses.replace(read(model.folder), source=model.name)
+    found = read(model.folder, checkpoint)
+    return dataclasses.replace(found, source=model.name)
   try:
     if workdir := _workdir(path):
       return saved_steps.read(

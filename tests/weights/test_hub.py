@@ -10,7 +10,10 @@ import pytest
 from bert_jax import weights
 from bert_jax.data.tokenizers import load
 from bert_jax.runtime import hub
+from bert_jax.runtime import runs
+from bert_jax.training import jobs
 from bert_jax.weights import convert as convert_mode
+from configs import base
 from configs import convert as convert_config
 from tests.support import hub_server
 from tests.support.small_models import assert_same
@@ -79,6 +82,32 @@ def test_a_model_is_read_by_its_name_and_its_revision_is_known(server, model):
 def test_a_revision_is_pinned_by_its_name(server, revision):
   found = weights.read(f"some/model@{revision}")
   assert found.source == f"some/model@{revision}"
+
+
+def test_a_checkpoint_of_a_run_is_not_asked_of_the_hub(server):
+  with pytest.raises(weights.WeightsError, match="--checkpoint=best"):
+    weights.read("some/model", "best")
+
+
+def test_a_run_goes_on_from_the_revision_that_it_recorded(model, tmp_path):
+  workdir = str(tmp_path / "run")
+  weights.write(weights.read(model), workdir, "bert_jax")
+  run = runs.read_run(workdir)
+  assert jobs._pinned("some/model", workdir) == "some/model"
+  runs.write_run(workdir, run | {"init_from_source": f"some/model@{OLD}"})
+  assert jobs._pinned("some/model", workdir) == f"some/model@{OLD}"
+  assert jobs._pinned("some/other", workdir) == "some/other"
+  # A resumed run, which reads no weights, keeps the record.
+  runs.write_run(workdir, run)
+  assert runs.read_run(workdir)["init_from_source"] == f"some/model@{OLD}"
+
+
+def test_the_weights_of_a_job_are_those_of_the_hub(server):
+  config = base.get_config()
+  config.init_from = "some/model"
+  config.data.seq_len = 8
+  _, found = jobs.open_job(config, "", is_abstract=True)
+  assert found.source == f"some/model@{NEW}"
 
 
 def test_a_tokenizer_is_read_without_weights(server, model):
