@@ -76,6 +76,9 @@ EXTRAS = {
   "hub": ["huggingface_hub>=1,<3"],
   # The documentation as a website.
   "docs": ["mkdocs-material>=9.6,<10"],
+  # Services that keep the metrics of runs (train.trackers).
+  "wandb": ["wandb>=0.22,<1"],
+  "mlflow": ["mlflow>=3,<4"],
   # Clusters that run the trials of a sweep.
   "slurm": ["submitit>=1.5.3,<2"],
   "xpk": ["xpk>=1.16,<2"],

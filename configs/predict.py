@@ -20,7 +20,14 @@ from bert_jax.configs import base
 AS_THE_RUN_SAYS = {
   "model": ("dtype", "attention"),
   "task": ("context", "max_query_len", "doc_stride", "n_best")
-  + ("max_answer_len", "has_null", "null_threshold", "thresholds"),
+  + (
+    "max_answer_len",
+    "has_null",
+    "null_threshold",
+    "thresholds",
+    "text",
+    "word_split",
+  ),
 }
 
 

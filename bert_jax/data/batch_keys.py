@@ -26,6 +26,7 @@ Every batch uses the same keys:
   nsp_label         0 = segment B follows segment A, 1 = B is random text
   label             tasks: a class, the right choice, a number, a tag for each
                     token, or 0 or 1 for each of K labels
+  num_choices       choices that vary in number: those of a group
   start, end        spans: the positions in the row where the answer begins and
                     ends
   weight            1 = the row, sequence, group or tag counts; 0 = it is filler

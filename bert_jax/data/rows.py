@@ -35,6 +35,7 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _SPACE = re.compile(r"[ \t\r\n]*")
 _BLOCK = 1 << 16  # the size of one read of a JSON array
+_SEPARATORS = (",", ";", "\t", "|")  # of CSV files
 
 # "PATH:LINE" or "PATH: row N", and the fields of the row by name.
 Row: TypeAlias = tuple[str, Mapping[str, Any]]
@@ -95,6 +96,7 @@ def read(
   fields: Sequence[str] | None = None,
   on_broken: Callable[[str], None] | None = None,
   default: str = "",
+  as_format: str = "",
 ) -> Iterator[Row]:
   """Yields the rows of a file.
 
@@ -108,6 +110,8 @@ def read(
       a line end always raises, because the file may be truncated.
     default: the name of the format of a file whose ending says none; "" = such
       a file is an error.
+    as_format: the name of the format, whatever the ending says; "" = that of
+      the ending.
 
   Yields:
     "PATH:LINE" (Parquet and Arrow: "PATH: row N", counted from 1), and the
@@ -121,7 +125,7 @@ def read(
     files.FilesError: the file is a FIFO or a device.
   """
   files.check_readable(path)
-  found = format_of(path) or FORMATS.get(default)
+  found = FORMATS.get(as_format) or format_of(path) or FORMATS.get(default)
   if found is None:
     raise RowsError(
       f"{path}: its ending says no format; rename it to end in "
@@ -275,6 +279,19 @@ def _tsv_cells(path: str) -> Iterator[tuple[int, list[str], bool]]:
     yield number, text.split("\t"), line.endswith("\n")
 
 
+def _separator(header: str) -> str:
+  """Returns the separator of a CSV file, a comma if its first line has one.
+
+  Spreadsheets write semicolons where a comma separates decimals.
+
+  Example:
+    >>> _separator('text;"label, or none"')
+    ';'
+  """
+  plain = re.sub(r'"[^"]*"?', "", header)
+  return "," if "," in plain else max(_SEPARATORS, key=plain.count)
+
+
 def _csv_cells(path: str) -> Iterator[tuple[int, list[str], bool]]:
   last = ""
 
@@ -287,7 +304,8 @@ def _csv_cells(path: str) -> Iterator[tuple[int, list[str], bool]]:
         yield line
 
   csv.field_size_limit(MAX_BYTES)
-  reader = csv.reader(lines(), strict=True)
+  first = next((x for _, x in _whole_lines(path) if x.strip()), "")
+  reader = csv.reader(lines(), strict=True, delimiter=_separator(first))
   while True:
     start = reader.line_num + 1
     try:
@@ -327,7 +345,7 @@ def parse_object(text: str, where: str) -> Mapping[str, Any]:
 
 def _check_object(row: Any, where: str) -> Mapping[str, Any]:
   if not isinstance(row, dict):
-    raise RowsError(f"{where}: {row!r:.60} is not a JSON object")
+    raise RowsError(f"{where}: not a JSON object, but {row!r:.60}")
   return row
 
 

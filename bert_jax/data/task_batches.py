@@ -91,6 +91,8 @@ class Rows:
         batch[name][groups] = layout.start + label[units, side]
     else:
       batch["label"][groups] = label[units]
+    if features.counts is not None:
+      batch["num_choices"][groups] = features.counts[units]
     return batch
 
   def _sequences(self, units, layout):
@@ -101,6 +103,8 @@ class Rows:
     before = np.cumsum(lengths.reshape(-1, count), axis=1)
     before = np.pad(before[:, :-1], ((0, 0), (1, 0)))
     starts = (layout.start[:, None] + before).ravel()
+    # A sequence without tokens may follow the last position of a row.
+    starts = np.minimum(starts, self.row_len - 1)
     slots = (layout.slot[:, None] * count + np.arange(count)).ravel()
     return lengths, starts, slots, np.repeat(layout.row, count)
 

@@ -3,14 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+from bert_jax.data import batch_keys
 from bert_jax.kinds import answers
 from bert_jax.kinds import classify
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
+from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
+
+# The score of a choice that an example does not have. It is finite, so that
+# rows without examples, which have no choices, give no NaN.
+_NO_CHOICE = -1e9
 
 
 class Choice(task_kind.TaskKind):
@@ -18,28 +25,64 @@ class Choice(task_kind.TaskKind):
 
   name = "choice"
   scores = {"accuracy": classify.accuracy}
-  forms = {"choice": own.Form(scores, (3, 0), own.read_choices)}
+  forms = {"choice": own.Form(scores, (2, 0), own.read_choices)}
   num_choices = 4  # the number of choices of SWAG
 
   def loss(self, outputs, batch):
     num_rows, num_groups = batch["label"].shape
     scores = outputs.reshape(num_rows, num_groups, -1)  # [B, G, C]
+    if "num_choices" in batch:  # some examples have fewer choices than C
+      at = jnp.arange(scores.shape[-1])
+      is_choice = at < batch["num_choices"][..., None]
+      scores = jnp.where(is_choice, scores, _NO_CHOICE)
     return losses.cross_entropy(scores, batch["label"], batch["weight"])
 
   def _features(self, task, examples, tokenizer, seq_len):
-    """Makes a sequence of each of the C choices of an example."""
-    num_choices = len(examples[0].pairs)
-    for example in examples:
-      if len(example.pairs) != num_choices:
-        raise spec.TaskError(
-          f"task {task.name}: example {example.id} has {len(example.pairs)}"
-          f" choices, but example {examples[0].id} has {num_choices}; all must"
-          " have the same number"
-        )
-    return super()._features(task, examples, tokenizer, seq_len)
+    """Makes a sequence of each of the C choices of an example.
+
+    Examples with fewer choices than others are filled up with sequences
+    without tokens, which the loss and the decoding leave out.
+    """
+    counts = np.array([len(example.pairs) for example in examples], np.int32)
+    most = int(counts.max())
+    if counts.min() < 2 <= most:
+      few, many = examples[counts.argmin()], examples[counts.argmax()]
+      raise spec.TaskError(
+        f"task {task.name}: example {few.id} has {len(few.pairs)} choices, but"
+        f" example {many.id} has {most}; give each two or more"
+      )
+    if (counts == most).all():
+      return super()._features(task, examples, tokenizer, seq_len)
+    has_labels = spec.have_labels(task, examples)
+    columns = task_features.pair_sequences(
+      [pair for example in examples for pair in example.pairs],
+      tokenizer,
+      seq_len,
+    )
+    lengths = np.zeros((len(examples), most), np.int64)
+    lengths[np.arange(most) < counts[:, None]] = np.diff(columns["offsets"])
+    columns["offsets"] = np.concatenate([[0], np.cumsum(lengths)])
+    return task_features.Features(
+      **columns,
+      example=np.arange(len(examples), dtype=np.int32),
+      label=self._label_array(task, examples) if has_labels else None,
+      num_choices=most,
+      counts=counts,
+      labels=batch_keys.Labels(
+        {**self.labels.keys, "num_choices": ("BG", np.int32)}
+      ),
+    )
 
   def _decode(self, task, features, outputs, **options):
-    return classify.most_likely(outputs.reshape(len(features), -1))
+    scores = outputs.reshape(len(features), -1)
+    if features.counts is None:
+      return classify.most_likely(scores)
+    is_choice = np.arange(scores.shape[1]) < features.counts[:, None]
+    found = classify.most_likely(np.where(is_choice, scores, _NO_CHOICE))
+    return [
+      classify.ClassPrediction(one.label, one.probabilities[:count])
+      for one, count in zip(found, features.counts.tolist(), strict=True)
+    ]
 
   def row(self, task, prediction):
     return {

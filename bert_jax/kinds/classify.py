@@ -10,6 +10,7 @@ import numpy as np
 from bert_jax.kinds import answers
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
+from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
 
@@ -126,9 +127,9 @@ def class_tables(
   """
   import sklearn.metrics
 
-  labels = list(range(len(names)))
+  ids = list(range(len(names)))
   scores = sklearn.metrics.precision_recall_fscore_support(
-    right, guess, labels=labels, zero_division=0.0
+    right, guess, labels=ids, zero_division=0.0
   )
   width = max(map(len, (*names, "label")))
   lines = [f"{'label':<{width}}  precision  recall     F1  examples"]
@@ -138,7 +139,7 @@ def class_tables(
       f"{support:8,d}"
     )
   if len(names) <= _MOST_COLUMNS:
-    counts = sklearn.metrics.confusion_matrix(right, guess, labels=labels)
+    counts = sklearn.metrics.confusion_matrix(right, guess, labels=ids)
     cell = max(6, *map(len, names))
     head = "  ".join(f"{name:>{cell}}" for name in names)
     lines += ["", f"{'right, down; predicted, across':<{width}}"]
@@ -163,8 +164,8 @@ class Classify(task_kind.TaskKind):
     form: own.Form(
       ("accuracy", "macro_f1"),
       (num_texts, num_texts),
-      own.read_pairs,
-      own.class_labels,
+      own.read_classes,
+      label_lib.complete_classes,
     )
     for form, num_texts in (("classify", 1), ("pairs", 2))
   }

@@ -9,16 +9,14 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from bert_jax.data import batch_keys
 from bert_jax.kinds import answers
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
-from bert_jax.tasks import glue
+from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
-from bert_jax.tasks import tables
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,11 +38,17 @@ class LabelsPrediction:
 def _names(task: spec.Task, value: Any, where: str) -> list[str]:
   """Returns the labels of a row: a list, or text with separators.
 
+  Text in brackets is a list, as other programs write lists into CSV.
+
   Raises:
     spec.TaskError: The value is neither, or an item is not a label.
   """
   if isinstance(value, str):
-    value = [x.strip() for x in value.split(task.label_separator) if x.strip()]
+    text, separator, quotes = value.strip(), task.label_separator, ""
+    if text[:1] == "[" and text[-1:] == "]":
+      text, separator, quotes = text[1:-1], ",", "'\""
+    parts = (part.strip() for part in text.split(separator))
+    value = [part.strip(quotes) if quotes else part for part in parts if part]
   if not isinstance(value, list):
     raise spec.TaskError(
       f"{where}: {task.label} is {value!r:.60}; wanted a list of labels, or"
@@ -56,24 +60,40 @@ def _names(task: spec.Task, value: Any, where: str) -> list[str]:
         f"{where}: {task.label} has {name!r:.60} among its labels; wanted"
         " texts, whole numbers or truth values"
       )
-  return [str(name) for name in value]
+  return [str(name).strip() for name in value]
 
 
 def _parse(task: spec.Task, value: Any, where: str) -> tuple[int, ...]:
   names = set(_names(task, value, where))
-  return tuple(sorted(spec.label_id(task, name, where) for name in names))
+  ids = (label_lib.label_id(task, name, where) for name in names)
+  return tuple(sorted(set(ids)))
 
 
 # An empty text means no label. Only without the column they are not known.
-_read = tables.make_reader(glue.pair_maker(_parse, missing=(None,)))
+_read_rows = own.make_reader(
+  own.pair_maker(_parse), is_missing=lambda value: value is None
+)
 
 
-def _labels_in(task: spec.Task, path: str) -> tuple[str, ...]:
-  return spec.distinct_labels(
-    name
-    for where, row in tables.read_rows(path, task.columns)
-    for name in _names(task, tables.field(row, task.label, where), where)
+def _read(task, path, split) -> list[spec.PairExample]:
+  """Reads texts with labels; a test file in which all are empty has none."""
+  examples = _read_rows(task, path, split)
+  if split in task.test_splits and not any(e.label for e in examples):
+    return [spec.without_label(example) for example in examples]
+  return examples
+
+
+def _complete(task: spec.Task, path: str) -> spec.Task:
+  if task.labels:
+    file_labels = label_lib.numbered(task.labels)
+    return dataclasses.replace(task, file_labels=file_labels)
+  found = label_lib.count_labels(
+    (where, name)
+    for where, value in label_lib.values(task, path)
+    for name in _names(task, value, where)
   )
+  label_lib.warn_of_twins(path, found)
+  return dataclasses.replace(task, labels=spec.distinct_labels(found))
 
 
 # --- Metrics ---
@@ -142,7 +162,7 @@ class MultiLabel(task_kind.TaskKind):
     "macro_f1": _f1("macro"),
     "average_precision": _average_precision,
   }
-  forms = {"multi_label": own.Form(scores, (1, 2), _read, _labels_in)}
+  forms = {"multi_label": own.Form(scores, (1, 2), _read, _complete)}
   decode_settings = ("thresholds",)
 
   def loss(self, outputs, batch):
@@ -166,6 +186,8 @@ class MultiLabel(task_kind.TaskKind):
       )
 
   def _decode(self, task, features, outputs, thresholds=(0.5,), **options):
+    from scipy import special  # slow to import
+
     least = np.asarray(thresholds, np.float64)
     return [
       LabelsPrediction(

@@ -37,7 +37,7 @@ class Regress(task_kind.TaskKind):
     "pearson": _correlation("pearson", "pearsonr"),
     "spearman": _correlation("spearman", "spearmanr"),
   }
-  forms = {"regress": own.Form(scores, (1, 2), own.read_pairs)}
+  forms = {"regress": own.Form(scores, (1, 2), own.read_scores)}
 
   def loss(self, outputs, batch):
     return losses.squared_error(

@@ -401,8 +401,19 @@ class Span(task_kind.TaskKind):
         is_best += [window == number for window in shown]
         owners.append(owner)
         labels.append(_place(answer, start, end, len(head)))
+    lengths = [len(question) for question in questions]
     return task_features.Features(
       **task_features.columns_of(built),
+      cut=task_features.Cut(
+        "questions",
+        sum(length > max_query_len for length in lengths),
+        len(lengths),
+        sum(max(0, length - max_query_len) for length in lengths),
+        sum(lengths),
+        max(lengths),
+        "task.max_query_len",
+        max_query_len,
+      ),
       example=np.array(owners, np.int32),
       label=np.array(labels, np.int32) if has_labels else None,
       char_starts=np.array(char_starts, np.int32),

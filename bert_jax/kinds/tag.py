@@ -10,15 +10,21 @@ import numpy as np
 
 from bert_jax.data import batch_keys
 from bert_jax.kinds import answers
+from bert_jax.kinds import classify
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
+from bert_jax.tasks import own_tags
 from bert_jax.tasks import spec
+from bert_jax.tasks import tag_schemes
+from bert_jax.tasks import words as word_lib
 from bert_jax.tasks.features import IGNORED
 
 _log = logging.getLogger(__name__)
 
+# The metrics of own data whose tags are chunks; own_tags.py has the others.
+_ENTITY_METRICS = ("entity_f1", "precision", "recall", "accuracy")
 CONTEXTS = ("sentence", "document")
 
 
@@ -46,6 +52,43 @@ def _of_seqeval(function: str, is_of_entities: bool = True) -> task_kind.Score:
     return getattr(seqeval.metrics, function)(right, guess, zero_division=0)
 
   return count
+
+
+def _macro_f1(task, guess, right) -> float:
+  """Returns the mean of F1 over all tags that occur, word by word."""
+  import sklearn.metrics
+
+  del task
+  return sklearn.metrics.f1_score(
+    list(itertools.chain.from_iterable(right)),
+    list(itertools.chain.from_iterable(guess)),
+    average="macro",
+    zero_division=0.0,
+  )
+
+
+def _entity_table(guess, right) -> str:
+  """Returns precision, recall and F1 of each type of entity."""
+  import seqeval.metrics
+
+  def is_empty(rows):
+    return all(tag == "O" for tags in rows for tag in tags)
+
+  if is_empty(guess) and is_empty(right):
+    return ""
+  report = seqeval.metrics.classification_report(
+    right, guess, output_dict=True, zero_division=0
+  )
+  names = [name for name in report if not name.endswith(" avg")]
+  width = max(map(len, (*names, "entity")))
+  lines = [f"{'entity':<{width}}  precision  recall     F1  entities"]
+  for name in names:
+    row = report[name]
+    lines.append(
+      f"{name:<{width}}  {row['precision']:9.3f}  {row['recall']:6.3f}  "
+      f"{row['f1-score']:5.3f}  {int(row['support']):8,d}"
+    )
+  return "\n".join(lines)
 
 
 # --- Features ---
@@ -81,6 +124,22 @@ def _encode_words(examples, tokenizer, room) -> tuple[list[_Row], int]:
       sentence.words += [index] + [IGNORED] * (len(ids) - 1)
     sentences.append(sentence)
   return sentences, num_truncated
+
+
+def _cut_words(
+  examples, sentences, num_cut, room, seq_len
+) -> task_features.Cut:
+  """Describes the words that are longer than a sequence has room for."""
+  return task_features.Cut(
+    "words",
+    num_cut,
+    sum(len(example.words) for example in examples),
+    0,
+    sum(len(sentence.ids) for sentence in sentences),
+    seq_len + (num_cut > 0),
+    "data.seq_len",
+    seq_len,
+  )
 
 
 def _parts(words: Sequence[int], room: int) -> Iterator[tuple[int, int]]:
@@ -171,6 +230,17 @@ def _surround(
   return left, right
 
 
+def _by_example(features: task_features.Features, values: list) -> list[list]:
+  """Groups values of words, in the order of the features, by their example."""
+  is_word = features.words != IGNORED
+  owners = np.repeat(features.example, features.lengths)[is_word]
+  found: list[list] = [[] for _ in range(features.num_examples)]
+  # The words of an example are in their order.
+  for owner, value in zip(owners.tolist(), values, strict=True):
+    found[owner].append(value)
+  return found
+
+
 # --- The kind ---
 
 
@@ -189,8 +259,11 @@ class Tag(task_kind.TaskKind):
     "precision": _of_seqeval("precision_score"),
     "recall": _of_seqeval("recall_score"),
     "accuracy": _of_seqeval("accuracy_score", is_of_entities=False),
+    "macro_f1": _macro_f1,
   }
-  forms = {"tag": own.Form(scores, (1, 1), own.read_tags, own.tag_labels)}
+  forms = {
+    "tag": own.Form(_ENTITY_METRICS, (1, 1), own_tags.read, own_tags.complete)
+  }
   feature_settings = ("context",)
 
   def loss(self, outputs, batch):
@@ -224,6 +297,7 @@ class Tag(task_kind.TaskKind):
       example=np.array([owner for owner, _ in rows], np.int32),
       label=None,
       num_truncated=num_truncated,
+      cut=_cut_words(examples, sentences, num_truncated, room, seq_len),
       words=np.array(list(itertools.chain.from_iterable(words)), np.int32),
       labels=self.labels,
     )
@@ -242,14 +316,25 @@ class Tag(task_kind.TaskKind):
 
   def _decode(self, task, features, outputs, **options):
     """Joins the tags of all sequences of a sentence."""
-    is_word = features.words != IGNORED
-    owners = np.repeat(features.example, features.lengths)[is_word]
-    best = outputs[is_word].argmax(axis=1)
-    # The words of an example are in their order.
-    tags: list[list[str]] = [[] for _ in range(features.num_examples)]
-    for owner, label in zip(owners.tolist(), best.tolist(), strict=True):
-      tags[owner].append(task.labels[label])
-    return [tuple(found) for found in tags]
+    best = outputs[features.words != IGNORED].argmax(axis=1)
+    return [
+      tuple(task.labels[label] for label in found)
+      for found in _by_example(features, best.tolist())
+    ]
+
+  def confidences(
+    self, features: task_features.Features, outputs: np.ndarray
+  ) -> list[list[float]]:
+    """Returns the probability of the tag of each word of each example.
+
+    Args:
+      features: the features from which the outputs were computed.
+      outputs: as for `decode`.
+    """
+    of_words = np.asarray(outputs, np.float64)[features.words != IGNORED]
+    weights = np.exp(of_words - of_words.max(axis=1, keepdims=True))
+    best = weights.max(axis=1) / weights.sum(axis=1)
+    return _by_example(features, best.tolist())
 
   def _columns(self, task, predictions, examples):
     for guess, example in zip(predictions, examples, strict=True):
@@ -259,6 +344,17 @@ class Tag(task_kind.TaskKind):
           f" words of sentence {example.id}"
         )
     return [list(p) for p in predictions], [list(e.labels) for e in examples]
+
+  def tables(self, task, examples, predictions):
+    guess, right = self._columns(task, predictions, examples)
+    if tag_schemes.is_chunked(task.labels):
+      return _entity_table(guess, right)
+    ids = {label: id for id, label in enumerate(task.labels)}
+    return classify.class_tables(
+      task.labels,
+      [ids[tag] for tags in guess for tag in tags],
+      [ids[tag] for tags in right for tag in tags],
+    )
 
   def row(self, task, prediction):
     return {"tags": list(prediction)}
@@ -273,6 +369,10 @@ TAG = Tag()
 class Answerer(answers.TaskAnswerer):
   """Gives every word its tag; long sentences are read in parts.
 
+  If tags mark chunks, the answer also lists the entities: the type, the words
+  and characters that they span, and the mean probability of their tags. A
+  text is split into words as the words of the training were.
+
   A model that was trained with `task.context=document` reads neighboring lines
   with the same `document` as one document.
   """
@@ -284,16 +384,23 @@ class Answerer(answers.TaskAnswerer):
   def __init__(self, context: answers.Context):
     super().__init__(context)
     self.in_documents = context.settings.get("task.context") == "document"
+    split = context.settings.get("task.word_split", "spaces")
+    self._split = split if split in word_lib.SPLITS else "spaces"
+    self._is_chunked = tag_schemes.is_chunked(self._task.labels)
     # The `document` of the last line, and its number.
     self._last: tuple[Any, int] = (None, 0)
     self._warned = False
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
+    places = None
     if record.get("words") is not None:
-      words = answers.texts_of(record, "words")
+      found = answers.texts_of(record, "words")
     else:
-      words = answers.text_of(record, "text").split()
-    return [spec.TagExample("", tuple(words), None, self._document(record))]
+      text = answers.text_of(record, "text")
+      places = tuple(word_lib.places(text, self._split))
+      found = [text[start:end] for start, end in places]
+    document = self._document(record)
+    return [spec.TagExample("", tuple(found), None, document, places)]
 
   def _document(self, record: Mapping[str, Any]) -> int:
     """Returns the number of the document that a line belongs to."""
@@ -325,5 +432,59 @@ class Answerer(answers.TaskAnswerer):
       context="document" if in_documents else "sentence",
     )
 
+  def results(
+    self, window: answers.Window, outputs: Sequence[answers.Outputs]
+  ) -> Iterator[dict]:
+    found = super().results(window, outputs)
+    if not self._is_chunked:
+      yield from found
+      return
+    flat = np.concatenate([output["logits"] for output in outputs])
+    confidences = self.kind.confidences(window.features, flat)
+    for example, scores, result in zip(
+      window.examples, confidences, found, strict=True
+    ):
+      yield result | {"entities": _entities(example, result["labels"], scores)}
+
   def answer(self, example, prediction):
     return {"words": list(example.words), "labels": list(prediction)}
+
+
+def _entities(
+  example: spec.TagExample, tags: Sequence[str], scores: Sequence[float]
+) -> list[dict[str, Any]]:
+  """Returns the chunks of a sentence.
+
+  Args:
+    example: the sentence.
+    tags: the tag of each word.
+    scores: the probability of each of these tags.
+
+  Returns:
+    For each chunk its type, its words as "text", the first word and the one
+    after the last ("first_word", "end_word"), if the words come from a text
+    also the range of its characters ("start", "end"), and "score", the mean
+    of the probabilities.
+  """
+  found = []
+  for type, first, end in tag_schemes.chunks(tags):
+    entity: dict[str, Any] = {"type": type}
+    entity["text"] = " ".join(example.words[first:end])
+    if example.offsets is not None:
+      entity["text"] = _text_between(example, first, end)
+      entity["start"] = example.offsets[first][0]
+      entity["end"] = example.offsets[end - 1][1]
+    entity |= {"first_word": first, "end_word": end}
+    entity["score"] = float(np.mean(scores[first:end]))
+    found.append(entity)
+  return found
+
+
+def _text_between(example: spec.TagExample, first: int, end: int) -> str:
+  """Returns some words as the text has them, with one space for any gap."""
+  assert example.offsets is not None
+  text = example.words[first]
+  for at in range(first + 1, end):
+    has_gap = example.offsets[at][0] > example.offsets[at - 1][1]
+    text += " " * has_gap + example.words[at]
+  return text

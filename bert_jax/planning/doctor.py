@@ -242,8 +242,11 @@ def _vocabulary(training: _Opening) -> str:
 
 def _data(training: _Opening) -> str:
   config, (batches, _) = training.config, training.data
+  job = training.job[0]
   shape = " x ".join(map(str, batches[0]["input_ids"].shape))
-  text = f"{training.job[0].data_hash[:12]}, the first batch is {shape}"
+  text = f"{job.data_hash[:12]}, the first batch is {shape}"
+  if cut := job.describe_cut():
+    text = f"{text}; {cut}"
   if config.objective == "task":
     return text
   return f"{text}, checksums verified {config.data.verify} (data.verify)"

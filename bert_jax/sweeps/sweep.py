@@ -186,7 +186,7 @@ class Trial:
     if wanted.get("init_from"):
       fixed = {key for key in fixed if not key.startswith("model.")}
     if not wanted.get("task", {}).get("labels"):
-      fixed -= {"task.labels"}
+      fixed -= {"task.labels", "task.tag_scheme"}
     if differs := resume.differences(run["config"], wanted, fixed):
       raise SweepError(
         f"{self.workdir} holds another run than that of trial {self.name} "

@@ -75,6 +75,16 @@ def read_examples(
         f"{path or folder}: {count} questions have the id {id}; answers are"
         " scored by the id of their question, so give each its own"
       )
+  if split == task.train_split:
+    examples = [
+      learned
+      for example in examples
+      for learned in (
+        qa.learned(task, example)
+        if isinstance(example, spec.SpanExample)
+        else (example,)
+      )
+    ]
   return examples[:max_examples] if max_examples else examples
 
 

@@ -4,7 +4,8 @@ Source: section 4.4; https://aclanthology.org/D18-1009,
   https://aclanthology.org/P19-1472, https://aclanthology.org/W19-2008
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+import math
 import operator
 from typing import Any
 
@@ -32,6 +33,56 @@ def choice_label(value: Any, num_choices: int, where: str) -> int:
       f" numbered 0 to {num_choices - 1}"
     )
   return label
+
+
+def own_label(
+  task: spec.Task,
+  value: Any,
+  texts: Sequence[str],
+  names: Sequence[str],
+  where: str,
+) -> int:
+  """Returns the index of the right choice in a user's own file, from 0.
+
+  Args:
+    task: the task, which says what number the first choice has.
+    value: the label: the name of a choice, its letter from A, its number, or
+      its whole text.
+    texts: the text of each choice.
+    names: the name of each choice; () without names.
+    where: the file and line, for the error.
+
+  Raises:
+    spec.TaskError: The label is none of these.
+  """
+  text = str(value).strip()
+  if text in names:
+    return list(names).index(text)
+  letter = ord(text.upper()) - ord("A") if len(text) == 1 else -1
+  if 0 <= letter < len(texts):
+    return letter
+  first = task.first_choice
+  try:
+    number = float(text)  # 1.0, as a spreadsheet writes 1 in some columns
+  except ValueError:
+    number = math.nan
+  if not isinstance(value, bool) and number.is_integer():
+    if 0 <= number - first < len(texts):
+      return int(number) - first
+    advice = ""
+    if number == len(texts):
+      advice = "; if the first has the number 1, set task.first_choice=1"
+    raise spec.TaskError(
+      f"{where}: label {value!r} is not known; the {len(texts)} choices are"
+      f" numbered {first} to {first + len(texts) - 1}{advice}"
+    )
+  if text and list(texts).count(text) == 1:
+    return list(texts).index(text)
+  last = chr(ord("A") + min(len(texts), 26) - 1)
+  raise spec.TaskError(
+    f"{where}: label {value!r} is not known; the {len(texts)} choices are"
+    f" numbered {first} to {first + len(texts) - 1}, or A to {last}"
+  )
 
 
 def make_reader(

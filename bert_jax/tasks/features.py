@@ -20,6 +20,56 @@ IGNORED = -1  # the label of a token without a label
 
 
 @dataclasses.dataclass(frozen=True)
+class Cut:
+  """What truncation left out of the texts of a split.
+
+  Attributes:
+    what: the plural of what was cut, such as "texts".
+    num_cut: how many were cut.
+    total: how many there are.
+    lost_tokens: the tokens that were left out.
+    tokens: the tokens of all, whether left out or not.
+    longest: the most tokens of one, with special tokens.
+    limit: the key of the config that set the limit, such as "data.seq_len".
+    value: the value of that key.
+  """
+
+  what: str
+  num_cut: int
+  total: int
+  lost_tokens: int
+  tokens: int
+  longest: int
+  limit: str
+  value: int
+
+  def __str__(self) -> str:
+    share = self.num_cut / max(1, self.total)
+    lost = self.lost_tokens / max(1, self.tokens)
+    return (
+      f"{self.num_cut:,} of {self.total:,} {self.what} ({share:.1%}) are longer"
+      f" than {self.limit}={self.value} and are cut; {lost:.1%} of all tokens"
+      f" are lost; the longest has {self.longest:,} tokens"
+    )
+
+  def advice(self, max_len: int) -> str:
+    """Returns what to change.
+
+    Args:
+      max_len: the most tokens that the model takes (model.max_len).
+    """
+    if self.limit != "data.seq_len":
+      return f"raise {self.limit}"
+    if self.value >= max_len:
+      return (
+        f"the model takes no more than model.max_len={max_len} tokens; split"
+        " the texts, put what matters first, or use a model that takes more"
+      )
+    wanted = min(max_len, -(-self.longest // 8) * 8)
+    return f"raise data.seq_len, to {wanted} for what the model can take"
+
+
+@dataclasses.dataclass(frozen=True)
 class Features:
   """Features of N units of C sequences; M = N * C sequences of T tokens in all.
 
@@ -32,7 +82,10 @@ class Features:
       (multi_label), [T] int32 with IGNORED (tag), or [N, 2] int32, the start
       and end within the sequence (span); None if the labels are not known.
     num_choices: C.
+    counts: [N] int32, the number of choices of each example, if it varies; the
+      sequences of the other choices have no tokens (choice).
     num_truncated: the number of sequences that were truncated.
+    cut: what truncation left out; None if the kind cuts no text.
     words: [T] int32, the index in its example of the word that the token
       predicts, or IGNORED (tag).
     char_starts, char_ends: [T] int32, the range of characters of the context
@@ -49,7 +102,9 @@ class Features:
   example: np.ndarray
   label: np.ndarray | None
   num_choices: int = 1
+  counts: np.ndarray | None = None
   num_truncated: int = 0
+  cut: "Cut | None" = None
   words: np.ndarray | None = None
   char_starts: np.ndarray | None = None
   char_ends: np.ndarray | None = None
@@ -84,18 +139,32 @@ def pair_sequences(
     seq_len: L; longer sequences are truncated.
 
   Returns:
-    `token_ids`, `segment_ids`, `offsets` and `num_truncated` of `Features`.
+    `token_ids`, `segment_ids`, `offsets`, `num_truncated` and `cut` of
+    `Features`.
 
   Source: google-research/bert run_classifier.py:377-571
   """
   given = [[text for text in pair if text is not None] for pair in pairs]
   ids = iter(encode(tokenizer, list(itertools.chain.from_iterable(given))))
-  sequences = [
-    build_sequence(tokenizer, [next(ids) for _ in texts], seq_len)
-    for texts in given
+  encoded = [[next(ids) for _ in texts] for texts in given]
+  sequences = [build_sequence(tokenizer, texts, seq_len) for texts in encoded]
+  special = tokenizer.template.num_special
+  lengths = [
+    sum(map(len, texts)) + special(len(texts) > 1) for texts in encoded
   ]
+  num_cut = sum(is_cut for _, _, is_cut in sequences)
   return columns_of([(ids, types) for ids, types, _ in sequences]) | {
-    "num_truncated": sum(is_cut for _, _, is_cut in sequences)
+    "num_truncated": num_cut,
+    "cut": Cut(
+      "texts" if max(map(len, given), default=1) < 2 else "pairs of texts",
+      num_cut,
+      len(sequences),
+      sum(max(0, length - seq_len) for length in lengths),
+      sum(lengths),
+      max(lengths, default=0),
+      "data.seq_len",
+      seq_len,
+    ),
   }
 
 

@@ -1,4 +1,4 @@
-"""Tasks on a user's own files: TSV, CSV, JSON lines, CoNLL or SQuAD's JSON.
+"""Tasks on a user's own files: TSV, CSV, JSON, CoNLL or SQuAD's JSON.
 
 task = table.make_task("pairs", text=("question", "reply"), label="fits",
                        train_path="train.csv")
@@ -6,15 +6,19 @@ task = table.make_task("pairs", text=("question", "reply"), label="fits",
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import json
+import logging
 import os
+import re
 from typing import Any
 
 from bert_jax.tasks import choice
-from bert_jax.tasks import glue
-from bert_jax.tasks import ner
+from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import qa
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
+
+_log = logging.getLogger(__name__)
 
 # Split -> the names of its file, without their endings.
 _SPLITS = {
@@ -22,7 +26,16 @@ _SPLITS = {
   "validation": ("validation", "dev", "val"),
   "test": ("test",),
 }
-_ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".conll", ".txt")
+# The keys of the group `task` that are attributes of a task on own files.
+SETTINGS = (
+  "missing_labels", "tag_scheme", "word_split", "first_choice", "train_answers"
+)  # fmt: skip
+# Those of them that the files decide, if the config says "auto".
+DECIDED = ("tag_scheme", "word_split")
+_ENDINGS = (
+  ".tsv", ".csv", ".jsonl", ".json", ".conll", ".conllu", ".txt", ".parquet",
+  ".arrow",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +46,14 @@ class Form:
     metrics: the metrics, of which the first is the main one.
     num_texts: the least and the most columns of text; 0 means any number.
     read: (task, path, split) -> examples.
-    labels_of: (task, path) -> the labels of a training file; None if labels
-      have no names.
+    complete: (task, path of the training file or "") -> the task with its
+      labels and what else the files decide; None if labels have no names.
   """
 
   metrics: Iterable[str]
   num_texts: tuple[int, int]
   read: Callable[[spec.Task, str, str], list[Any]]
-  labels_of: Callable[[spec.Task, str], tuple[str, ...]] | None = None
+  complete: Callable[[spec.Task, str], spec.Task] | None = None
 
 
 def make_task(
@@ -50,30 +63,35 @@ def make_task(
   text: Sequence[str],
   label: str,
   labels: Sequence[str] = (),
+  labels_file: str = "",
   train_path: str = "",
   columns: Sequence[str] = (),
   has_null: bool = True,
   label_separator: str = ",",
   name: str = "own",
+  **facts: Any,
 ) -> spec.Task:
   """Makes a task on own files.
 
   Args:
     kind: the name of the kind of task.
     form: the form of the data.
-    text: the columns of the text. By the form: the text; both texts; the words
-      (a list in JSON lines, or with spaces between; not used for CoNLL files);
-      the question and the context; the context and each choice.
+    text: the columns of the text, or templates of columns such as
+      "{subject}: {body}". By the form: the text; both texts; the words (a list
+      in JSON, or with spaces between; not used for CoNLL files); the question
+      and the context; the context and each choice, or all choices in a list.
     label: the column of the label. By the form: a label, a list of labels, a
-      number, the tags (written as the words are), the answer ("" for none), or
-      the index of the right choice from 0.
+      number, the tags (written as the words are, or spans of the text), the
+      answer ("" for none) or a list of answers, or the right choice.
     labels: the labels in the order of their ids; () means the labels of the
       training file, sorted.
+    labels_file: a file with these labels, one on each line; "" without one.
     train_path: the training file, which is read if `labels` is ().
     columns: the names of the columns, for files without a header line.
     has_null: whether questions may have no answer.
     label_separator: the separator of several labels in one column.
     name: the name of the task.
+    **facts: further attributes of the task.
 
   Returns:
     A task with the splits train, validation and test. Its files have these
@@ -87,13 +105,31 @@ def make_task(
   if len(text) < least or (most and len(text) > most):
     raise spec.TaskError(
       f"task {name}: {len(text)} text columns ({', '.join(text) or 'none'}),"
-      f" wanted {least}" + (f" to {most}" if most != least else "")
+      f" wanted {least}"
+      + (f" to {most}" if most != least else "")
+      + "; task.text names them"
+      + (
+        "; to join columns to one text, give a template such as"
+        f' task.text="{" ".join(f"{{{x}}}" for x in text)}"'
+        if most and len(text) > most
+        else ""
+      )
     )
   if not label_separator:
     raise spec.TaskError(
       f"task {name}: task.label_separator is empty; give the separator of"
       ' several labels in one column, such as ","'
     )
+  labels = tuple(str(x).strip() for x in labels)
+  if labels_file:
+    listed = label_lib.read_file(labels_file)
+    if labels and labels != listed:
+      raise spec.TaskError(
+        f"task.labels ({', '.join(labels)}) and task.labels_file={labels_file}"
+        f" ({', '.join(listed)}) differ; give one of them"
+      )
+    labels = listed
+  facts = {"tag_scheme": "auto", "word_split": "auto"} | facts
   task = spec.Task(
     name=name,
     kind=kind,
@@ -101,7 +137,7 @@ def make_task(
     metrics=tuple(form.metrics),
     text=tuple(text),
     label=label,
-    labels=tuple(labels),
+    labels=labels,
     columns=tuple(columns),
     label_separator=label_separator,
     has_null=has_null,
@@ -109,21 +145,23 @@ def make_task(
       split: tuple(stem + ending for stem in stems for ending in _ENDINGS)
       for split, stems in _SPLITS.items()
     },
+    **facts,
   )
-  if form.labels_of is None or labels:
+  label_lib.check_given(task)
+  if form.complete is None:
     return task
-  if not train_path:
+  if not labels and not train_path:
     raise spec.TaskError(
       f"task {name}: its labels are not known; give labels, or a training file"
       " with labels"
     )
-  found = form.labels_of(task, train_path)
-  if not found:
+  task = form.complete(task, train_path)
+  if not task.labels:
     raise spec.TaskError(
       f"task {name}: no row of {train_path} has a label in its column"
       f" {label!r}; give labels, or another file or column"
     )
-  return dataclasses.replace(task, labels=found)
+  return task
 
 
 def find_train(folder: str) -> str:
@@ -135,104 +173,309 @@ def find_train(folder: str) -> str:
   return ""
 
 
-read_pairs = tables.make_reader(glue.pair_maker(glue.parse_label))
+def make_reader(
+  make_example: Callable[..., Any],
+  *,
+  id_column: str | None = None,
+  is_missing: Callable[[Any], bool] = label_lib.is_missing,
+  minus_one: bool = True,
+) -> Callable[[spec.Task, str, str], list[Any]]:
+  """Makes a reader of own tables that turns each row into one example.
+
+  Rows without a label are an error that names all of them, unless the task
+  leaves them out. In a test split they are predicted, and then no row is
+  scored.
+
+  Args:
+    make_example: (task, row, value of the label's column or None, id,
+      "PATH:LINE") -> example.
+    id_column: the column that holds the ids; rows are numbered from 0 if it is
+      None or the table has no such column.
+    is_missing: whether a value of the label's column means no label.
+    minus_one: whether -1 means the same in a file to predict, unless it is a
+      label of the task.
+
+  Returns:
+    A function (task, path, split) -> examples.
+  """
+
+  def read(task: spec.Task, path: str, split: str) -> list[Any]:
+    is_test = split in task.test_splits
+    examples: list[Any] = []
+    lacking: list[str] = []
+    without_column: list[tuple[str, Mapping[str, Any]]] = []
+    empty: list[str] = []
+    count = 0
+    for number, (where, row) in enumerate(tables.iter_rows(path, task.columns)):
+      count += 1
+      value = row.get(task.label)
+      if task.label not in row:
+        without_column = without_column or [(where, row)]
+      if is_test and (
+        is_missing(value) or (minus_one and label_lib.is_minus_one(task, value))
+      ):
+        value = None
+      elif not is_test and (task.label not in row or is_missing(value)):
+        lacking.append(where)
+        continue
+      id = number if id_column is None else row.get(id_column, number)
+      example = make_example(task, row, value, str(id), where)
+      if any(text is not None and not text.strip() for text in _texts(example)):
+        empty.append(where)
+      examples.append(example)
+    if without_column and not is_test and len(lacking) == count:
+      where, row = without_column[0]
+      tables.field(row, task.label, where)  # It raises the error.
+    label_lib.refuse_missing(task, lacking, count)
+    if empty:
+      _log.warning(
+        "%s, %s: %d of %d rows have an empty text", path,
+        label_lib.lines(empty), len(empty), count,
+      )  # fmt: skip
+    return label_lib.hide_if_partial(examples, path)
+
+  return read
 
 
-read_choices = choice.make_reader(choice.column_pairs)
+def _texts(example: Any) -> Iterable[str | None]:
+  """Returns the texts of an example."""
+  if isinstance(example, spec.SpanExample):
+    return example.question, example.context
+  return [text for pair in example.pairs for text in pair]
 
 
-def read_tags(task, path, split) -> list[spec.TagExample]:
-  """Reads sentences with a tag for each word."""
-  ending = os.path.splitext(path)[1].lower()
-  is_table = ending in (".tsv", ".csv", *tables.JSON_LINES)
-  read = tables.make_reader(_tag_example) if is_table else ner.make_reader()
-  return read(task, path, split)
+# --- Texts and pairs ---
 
 
-def _tag_example(task, split, where, id, row) -> spec.TagExample:
-  words = _list(tables.field(row, task.text[0], where), where)
-  labels = tables.label_field(task, row, split, where)
-  if labels is not None:
-    labels = _tags(task, labels, len(words), where)
-  # Each row is a document of its own.
-  return spec.TagExample(id, tuple(words), labels, int(id))
+def pair_maker(
+  parse: Callable[[spec.Task, Any, str], Any],
+) -> Callable[..., spec.PairExample]:
+  """Makes a function that turns a row into a text or pair with a label.
+
+  Args:
+    parse: (task, value of the label's column, "PATH:LINE") -> label.
+  """
+
+  def example(task, row, value, id, where):
+    texts = tables.text_pair(row, task.text, where)
+    label = None if value is None else parse(task, value, where)
+    return spec.PairExample(id, *texts, label)
+
+  return example
 
 
-def _tags(task, value, num_words, where) -> tuple[str, ...]:
-  tags = _list(value, where)
-  if len(tags) != num_words:
-    raise spec.TaskError(f"{where}: {len(tags)} tags for {num_words} words")
-  return ner.parse_tags(task, tags, [where] * num_words)
+read_classes = make_reader(pair_maker(label_lib.label_id))
 
 
-def _list(value: Any, where: str) -> list[str]:
-  """Returns words or tags, which are a list or a text with spaces between."""
-  found = value.split() if isinstance(value, str) else value
+_read_scores = make_reader(pair_maker(label_lib.score), minus_one=False)
+
+
+def read_scores(task, path, split) -> list[spec.PairExample]:
+  """Reads texts with a score; a test file in which all are -1 has none."""
+  examples = _read_scores(task, path, split)
+  if split in task.test_splits and {e.label for e in examples} == {-1.0}:
+    _log.warning("%s: every score is -1, which is read as no score", path)
+    return [spec.without_label(example) for example in examples]
+  return examples
+
+
+# --- Choices ---
+
+
+def _choice_example(task, row, value, id, where) -> spec.ChoiceExample:
+  first = tables.text_field(row, task.text[0], where)
+  names: Sequence[str] = ()
+  if len(task.text) > 2:
+    found = [row.get(name, name) for name in task.text[1:]]
+    texts = [
+      tables.text_field(row, name, where)
+      if given is not None or tables.is_template(name)
+      else ""
+      for name, given in zip(task.text[1:], found, strict=True)
+    ]
+  else:
+    texts, names = _listed(tables.field(row, task.text[1], where), where)
+  label = None
+  if value is not None:
+    label = choice.own_label(task, value, texts, names, where)
+  # Rows with fewer choices leave the last columns empty.
+  kept = [i for i, text in enumerate(texts) if text.strip()]
+  if len(kept) < 2:
+    raise spec.TaskError(
+      f"{where}: {len(kept)} choices with text; wanted two or more"
+    )
+  if label is not None:
+    if label not in kept:
+      raise spec.TaskError(
+        f"{where}: label {value!r} names a choice whose text is empty"
+      )
+    label = kept.index(label)
+  return spec.ChoiceExample(id, tuple((first, texts[i]) for i in kept), label)
+
+
+def _listed(value: Any, where: str) -> tuple[list[str], list[str]]:
+  """Returns the texts of choices in one column, and their names if given."""
+  if isinstance(value, str):
+    try:
+      value = json.loads(value)
+    except (ValueError, RecursionError):
+      pass  # It is refused below.
+  names: Any = []
+  if isinstance(value, dict):
+    names, value = value.get("label", []), value.get("text")
+  elif isinstance(value, list) and all(isinstance(x, dict) for x in value):
+    names = [x.get("label") for x in value]
+    value = [x.get("text") for x in value]
+    names = [] if None in names else names
   if (
-    not isinstance(found, list)
-    or not found
-    or not all(isinstance(item, str) for item in found)
+    not isinstance(value, list)
+    or not isinstance(names, list)
+    or not all(isinstance(x, str) for x in [*value, *names])
+    or len(names) not in (0, len(value))
   ):
     raise spec.TaskError(
-      f"{where}: {value!r}; wanted words, as a list or with spaces between"
+      f"{where}: the choices are {value!r:.60}; wanted a list of texts, or"
+      " objects with text and label, or a column for each choice"
     )
-  return found
+  return value, names
+
+
+read_choices = make_reader(_choice_example)
+
+
+# --- Questions ---
 
 
 def read_spans(task, path, split) -> list[spec.SpanExample]:
   """Reads questions about a text that holds the answer."""
-  is_squad = path.lower().endswith(".json")
-  read = (
-    qa.make_reader(strict=True)
-    if is_squad
-    else tables.make_reader(_span_example, "id")
+  if path.lower().endswith(".json") and not _has_rows(path):
+    return qa.make_reader(strict=True)(task, path, split)
+  examples = _read_span_rows(task, path, split)
+  if split in task.test_splits and not any(e.answers for e in examples):
+    # A column of answers that are all empty is one to fill in.
+    return [spec.without_label(example) for example in examples]
+  cut = [e for e in examples if any(_is_in_word(a, e) for a in e.answers)]
+  if cut:
+    _log.warning(
+      "%s: %d of %d answers begin or end within a word (first: %r of question"
+      " %s); the pieces of the word that they share a character with are"
+      " learned", path, len(cut), len(examples), cut[0].answers[0][0],
+      cut[0].id,
+    )  # fmt: skip
+  return examples
+
+
+def _has_rows(path: str) -> bool:
+  """Returns whether a JSON file has questions as rows, and not SQuAD's."""
+  for start in tables.read_lines(path):
+    if start.strip():
+      break
+  else:
+    return False
+  try:
+    row = json.loads(start)
+  except (ValueError, RecursionError):
+    return start.lstrip().startswith("[")
+  return isinstance(row, list) or (isinstance(row, dict) and "data" not in row)
+
+
+def _is_in_word(answer: tuple[str, int], example: spec.SpanExample) -> bool:
+  """Returns whether an answer begins or ends within a word."""
+  text, start = answer
+  around = example.context[max(0, start - 1) : start + len(text) + 1]
+  before = around[:1] if start else ""
+  after = around[len(before) + len(text) :]
+  return (
+    (before + text[:1]).isalnum()
+    and bool(before)
+    or ((text[-1:] + after).isalnum() and bool(after))
   )
-  return read(task, path, split)
 
 
-def _span_example(task, split, where, id, row) -> spec.SpanExample:
+def _span_example(task, row, value, id, where) -> spec.SpanExample:
   question_column, context_column = task.text
   context = tables.text_field(row, context_column, where)
-  # An empty text means that there is no answer.
-  answer = tables.label_field(task, row, split, where, missing=(None,))
-  answers: tuple[tuple[str, int], ...] = ()
-  if answer == "" and not task.has_null:
+  given = [] if value is None else _answers(value, row, where)
+  if value is not None and not given and not task.has_null:
     raise spec.TaskError(
       f"{where}: no answer; set task.has_null if questions may have none"
     )
-  if answer:
-    found = qa.locate(str(answer), _start(row, where), context)
+  answers: list[tuple[str, int]] = []
+  for text, start in given:
+    found = _locate(text, start, context)
     if found is None:
       raise spec.TaskError(
-        f"{where}: answer {answer!r} is not in its {context_column}; an"
+        f"{where}: answer {text!r} is not in its {context_column}; an"
         " answer must be a part of that text"
       )
-    answers = (found,)
+    answers.append(found)
   question = tables.text_field(row, question_column, where)
-  is_impossible = answer is not None and not answers
-  return spec.SpanExample(id, question, context, answers, is_impossible)
+  is_impossible = value is not None and not answers
+  return spec.SpanExample(id, question, context, tuple(answers), is_impossible)
 
 
-def _start(row: Mapping[str, Any], where: str) -> int:
-  """Returns the index at which an answer begins; -1 if the row has none."""
-  value = row.get("answer_start", "")
+_read_span_rows = make_reader(
+  _span_example,
+  id_column="id",
+  is_missing=lambda value: value is None,
+  minus_one=False,
+)
+
+
+def _locate(text: str, start: int, context: str) -> tuple[str, int] | None:
+  """Finds an answer; without a place, first among the whole words."""
+  if start < 0 and text.split():
+    pattern = r"\s+".join(map(re.escape, text.split()))
+    found = re.search(rf"(?<!\w){pattern}(?!\w)", context)
+    if found:
+      return found.group(), found.start()
+  return qa.locate(text, start, context)
+
+
+def _answers(
+  value: Any, row: Mapping[str, Any], where: str
+) -> list[tuple[str, int]]:
+  """Returns (text, place or -1) of each answer in the column of answers.
+
+  The column holds an answer, whose place may be in the column answer_start; a
+  list of answers; or answers as SQuAD has them, in an object or in a list.
+  """
+  if isinstance(value, str) and value.strip()[:2] in ("[]", '["', "[{", '{"'):
+    try:
+      value = json.loads(value)
+    except (ValueError, RecursionError):
+      pass  # It is a text with a bracket.
+  starts: Any = None
+  if isinstance(value, dict):
+    value, starts = value.get("text"), value.get("answer_start")
+    value = [value] if isinstance(value, str) else value
+  elif isinstance(value, list) and any(isinstance(x, dict) for x in value):
+    objects = [x if isinstance(x, dict) else {} for x in value]
+    value = [x.get("text") for x in objects]
+    starts = [x.get("answer_start", -1) for x in objects]
+  elif not isinstance(value, list):
+    value, starts = [str(value)], [row.get("answer_start", "")]
+  if starts is None:
+    starts = row.get("answer_start")
+  if not isinstance(starts, list) or len(starts) != len(value or ()):
+    starts = [-1] * len(value or ())
+  if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
+    raise spec.TaskError(
+      f"{where}: the answers are {value!r:.60}; wanted a text, a list of texts,"
+      " or objects with text and answer_start"
+    )
+  return [
+    (text, _start(start, where))
+    for text, start in zip(value, starts, strict=True)
+    if text
+  ]
+
+
+def _start(value: Any, where: str) -> int:
+  """Returns the index at which an answer begins; -1 if it is not given."""
   try:
     return int(value) if value not in ("", None) else -1
   except (TypeError, ValueError, OverflowError):
     raise spec.TaskError(
       f"{where}: answer_start is {value!r}; wanted the index of a character"
     ) from None
-
-
-def class_labels(task: spec.Task, path: str) -> tuple[str, ...]:
-  """Returns the labels in a training file with one label in each row."""
-  return spec.distinct_labels(
-    str(tables.field(row, task.label, where))
-    for where, row in tables.read_rows(path, task.columns)
-  )
-
-
-def tag_labels(task: spec.Task, path: str) -> tuple[str, ...]:
-  """Returns the tags in a training file with a tag for each word."""
-  examples = read_tags(task, path, task.train_split)
-  return ner.tag_labels(tag for e in examples for tag in e.labels or ())

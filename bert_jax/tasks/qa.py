@@ -3,6 +3,7 @@
 Source: https://aclanthology.org/D16-1264, https://aclanthology.org/P18-2124
 """
 
+import collections
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
@@ -124,17 +125,58 @@ def _place(
   """
   found = [locate(*answer, example.context) for answer in example.answers]
   if split == task.train_split and not example.is_impossible:
-    if len(found) != 1:
+    if not found or (len(found) > 1 and task.train_answers == "one"):
+      advice = "; choose with task.train_answers=first, most_frequent or all"
       raise spec.TaskError(
         f"{where}: {len(found)} answers; a training question has one answer,"
-        " or is_impossible if the task allows it"
+        f" or is_impossible if the task allows it{advice if found else ''}"
       )
-    if not found[0]:
-      return None
+    known = tuple(placed for placed in found if placed)
+    return dataclasses.replace(example, answers=known) if known else None
   answers = zip(found, example.answers, strict=True)
   return dataclasses.replace(
     example, answers=tuple(placed or answer for placed, answer in answers)
   )
+
+
+def learned(
+  task: spec.Task, example: spec.SpanExample
+) -> list[spec.SpanExample]:
+  """Returns the examples from which a training question is learned.
+
+  Args:
+    task: the task, whose `train_answers` chooses between several answers:
+      "first" in the file; "most_frequent", the one that most people gave; or
+      "all", which makes an example of each different answer.
+    example: a question with any number of answers, which are in its context.
+
+  Raises:
+    spec.TaskError: There are several answers, and the task chooses none.
+  """
+  answers = list(example.answers)
+  if len(answers) < 2:
+    return [example]
+  if task.train_answers == "first":
+    chosen = answers[:1]
+  elif task.train_answers == "most_frequent":
+    counts = collections.Counter(text for text, _ in answers)
+    # Of equally frequent answers, the first in the file.
+    chosen = [max(answers, key=lambda answer: counts[answer[0]])]
+  elif task.train_answers == "all":
+    chosen = list(dict.fromkeys(answers))
+  else:
+    raise spec.TaskError(
+      f"question {example.id}: {len(answers)} answers; a training question has"
+      " one answer; choose with task.train_answers=first, most_frequent or all"
+    )
+  return [
+    dataclasses.replace(
+      example,
+      id=f"{example.id}#{number}" if number else example.id,
+      answers=(answer,),
+    )
+    for number, answer in enumerate(chosen)
+  ]
 
 
 @contextlib.contextmanager

@@ -78,14 +78,20 @@ class TagExample:
   Attributes:
     id: the number of the sentence in the file.
     words: the words of the sentence.
-    labels: the IOB2 tag of each word; None if they are not known.
+    labels: the tag of each word, in IOB2 if tags are chunks; None if they are
+      not known.
     document: the number of the document that the sentence belongs to.
+    offsets: the range of characters of each word in the text that was split
+      into these words; None if the words were given.
   """
 
   id: str
   words: tuple[str, ...]
   labels: tuple[str, ...] | None
   document: int
+  offsets: tuple[tuple[int, int], ...] | None = dataclasses.field(
+    default=None, repr=False
+  )
 
   @property
   def is_labelled(self) -> bool:
@@ -121,6 +127,14 @@ class SpanExample:
 Example: TypeAlias = PairExample | ChoiceExample | TagExample | SpanExample
 
 
+def without_label(example: Any) -> Any:
+  """Returns an example as if its right answer were not known."""
+  if isinstance(example, SpanExample):
+    return dataclasses.replace(example, answers=(), is_impossible=False)
+  name = "labels" if isinstance(example, TagExample) else "label"
+  return dataclasses.replace(example, **{name: None})
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
   """The facts of a task.
@@ -139,6 +153,16 @@ class Task:
     columns: the names of the columns, for files without a header line.
     label_separator: the separator of several labels in one column.
     has_null: whether questions may have no answer (kind "span").
+    file_labels: the labels in the order of the numbers that stand for them in
+      files; () if no numbers do.
+    missing_labels: what to do with a row without a label outside of the test
+      splits: "error", or "drop".
+    tag_scheme: how tags mark chunks of words: "auto", "iob", "bioes", "bilou",
+      or "plain" if each tag is about its word alone (kind "tag").
+    word_split: how a text is split into words, see words.py (kind "tag").
+    first_choice: the number of the first choice in files (kind "choice").
+    train_answers: which answers to a question are learned, if it has several:
+      "one" refuses them, or "first", "most_frequent", "all" (kind "span").
     train_split: the name of the split to train on, or "" without one.
     eval_splits: the splits with labels to evaluate on.
     test_splits: the splits whose labels may be missing.
@@ -167,6 +191,12 @@ class Task:
   columns: tuple[str, ...] = ()
   label_separator: str = ","
   has_null: bool = False
+  file_labels: tuple[str, ...] = ()
+  missing_labels: str = "error"
+  tag_scheme: str = "iob"
+  word_split: str = "spaces"
+  first_choice: int = 0
+  train_answers: str = "one"
   train_split: str = "train"
   eval_splits: tuple[str, ...] = ("validation",)
   test_splits: tuple[str, ...] = ("test",)
@@ -182,7 +212,7 @@ class Task:
 
   @property
   def main_metric(self) -> str:
-    """The metric by which models are compared."""
+    """The name of the metric by which models are compared, without "eval/"."""
     return self.main or self.metrics[0]
 
   @property

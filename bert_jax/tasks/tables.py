@@ -1,14 +1,13 @@
 """Reads the files of task data: lines, tables, JSON and TFDS records.
 
-Every error names the file and the line, and says what to change. Text is UTF-8
-with or without a byte order mark, and lines end in LF or CR LF. A last line
-without an end is logged, since the file may be truncated. A quote is an
-ordinary character in a TSV file, and quotes a field in a CSV file.
+Every error names the file and the line, and says what to change. A last line
+without an end is logged, since the file may be truncated. Tables are read as
+streams: only the row at hand is in memory. data/rows.py has their formats.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import csv
-import io
+import contextlib
+import itertools
 import json
 import logging
 import os
@@ -17,13 +16,14 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax.data import compression
 from bert_jax.data import corpus
+from bert_jax.data import rows
 from bert_jax.runtime import files
 from bert_jax.tasks import spec
 
 _log = logging.getLogger(__name__)
 
-JSON_LINES = (".jsonl", ".json", ".ndjson")
 _TFDS = "tfds:"
 _BLOCK = 1000  # The number of records that are read at once.
 
@@ -53,70 +53,112 @@ def read_text(path: str) -> str:
   return text
 
 
-def read_lines(path: str) -> list[str]:
-  """Returns the lines of a file without line ends and trailing blank lines.
+@contextlib.contextmanager
+def reading_rows() -> Iterator[None]:
+  """Makes an error about a file an error about the data of a task."""
+  try:
+    yield
+  except compression.UnreadableError as error:
+    raise spec.TaskError(str(error)) from error
+
+
+def read_lines(path: str) -> Iterator[str]:
+  """Yields the lines of a file without line ends and trailing blank lines.
 
   Unlike str.splitlines(), a line separator (U+2028) counts as text.
+
+  Raises:
+    spec.TaskError: The file cannot be read, is empty or is not UTF-8.
+    files.FilesError: The file is a FIFO or a device.
   """
-  lines = read_text(path).rstrip("\r\n").split("\n")
-  return [line.removesuffix("\r") for line in lines]
+  files.check_readable(path)
+  held: list[str] = []  # lines that may be the blank end of the file
+  found = False
+  with reading_rows():
+    for _, line in rows.read_lines(path):
+      held.append(line)
+      found = found or bool(line.strip())
+      if found and line:
+        yield from held
+        held = []
+  if not found:
+    raise spec.TaskError(f"{path} is empty; wanted a file with examples")
+
+
+def is_table(path: str) -> bool:
+  """Returns whether the ending of a file says that it is a table of rows."""
+  found = rows.format_of(path)
+  return found is not None and found.has_names
 
 
 def read_rows(
   path: str, names: Sequence[str] = (), skip_broken: bool = False
 ) -> list[tuple[str, Mapping[str, Any]]]:
-  """Reads the rows of a table: TSV, CSV (.csv) or JSON lines (.jsonl).
+  """Returns all rows of a table; see `iter_rows`."""
+  return list(iter_rows(path, names, skip_broken))
+
+
+def iter_rows(
+  path: str, names: Sequence[str] = (), skip_broken: bool = False
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+  """Reads the rows of a table one by one; see data/rows.py for its formats.
+
+  A file whose ending says no format of tables is read as TSV. Spaces around the
+  names of columns do not count.
 
   Args:
-    path: the file; its extension decides the format, which is TSV by default.
+    path: the file.
     names: the names of the columns, for files without a header line.
     skip_broken: whether rows with too few or too many columns are left out, and
       their number logged. A last row without a line end still raises, since the
       file is truncated.
 
-  Returns:
+  Yields:
     For each row "PATH:LINE" and its fields by name.
 
   Raises:
     spec.TaskError: A row has too few or too many columns, or there is no row.
   """
-  ending = os.path.splitext(path)[1].lower()
-  if ending in JSON_LINES:
-    return list(_json_rows(path))
-  cells = _csv_cells(path) if ending == ".csv" else _tsv_cells(path)
-  if not names:
-    _, names = next(cells)
-  rows: list[tuple[str, Mapping[str, Any]]] = []
-  num_broken = 0
-  broken: str | None = None  # what is wrong with the last row
-  for line, row in cells:
-    broken = None
-    if len(row) == len(names):
-      rows.append((f"{path}:{line}", dict(zip(names, row, strict=True))))
-      continue
-    num_broken += 1
-    broken = (
-      f"{path}:{line}: {len(row)} columns, wanted {len(names)}"
-      f" ({', '.join(names)}); is there a tab or a line break in a text, or is"
-      " the file truncated?"
+  files.check_readable(path)
+  found = rows.format_of(path)
+  is_text = found is None or found.is_text
+  if is_text:
+    next(read_lines(path))  # It raises the error about an empty file.
+  broken: list[str] = []
+  with reading_rows():
+    source = rows.read(
+      path,
+      columns=names,
+      on_broken=broken.append if skip_broken else None,
+      as_format="" if is_table(path) else "TSV",
     )
-    if not skip_broken:
-      break
-  is_cut = lacks_line_end(path)
-  if broken and (is_cut or not skip_broken):
-    raise spec.TaskError(broken)
-  if not rows:
-    raise spec.TaskError(f"{path} has a header but no examples")
-  if num_broken:
+    try:
+      first = next(source)
+    except rows.RowsError as error:
+      if "holds no row" in str(error):
+        raise spec.TaskError(f"{path} has a header but no examples") from error
+      raise
+    has_spaces = any(isinstance(x, str) and x != x.strip() for x in first[1])
+    for where, row in itertools.chain([first], source):
+      if has_spaces:
+        row = {name.strip(): value for name, value in row.items()}
+      yield where, row
+  if is_text:
+    lacks_line_end(path)  # Logs it.
+  if broken:
     _log.warning(
-      "%s: left out %d rows with a wrong number of columns", path, num_broken
+      "%s: left out %d rows with a wrong number of columns", path, len(broken)
     )
-  return rows
 
 
 def lacks_line_end(path: str) -> bool:
   """Returns whether the last line of a file has no line end; logs it if so."""
-  is_cut = not read_text(path).endswith("\n")
+  if compression.ending(path):
+    return False  # A truncated file is an error of its compression.
+  with open(path, "rb") as stream:
+    stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, stream.tell() - 1))
+    is_cut = stream.read() not in (b"\n", b"\r")
   if is_cut:
     _log.warning(
       "%s: its last line has no line end; if the file is truncated, fetch it"
@@ -124,36 +166,6 @@ def lacks_line_end(path: str) -> bool:
       path,
     )
   return is_cut
-
-
-def _tsv_cells(path: str) -> Iterator[tuple[int, list[str]]]:
-  for number, line in enumerate(read_lines(path), 1):
-    yield number, line.split("\t")
-
-
-def _csv_cells(path: str) -> Iterator[tuple[int, list[str]]]:
-  reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-  try:
-    for row in reader:
-      if row:
-        yield reader.line_num, row
-  except csv.Error as error:
-    raise spec.TaskError(f"{path}:{reader.line_num}: {error}") from None
-
-
-def _json_rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-  for number, line in enumerate(read_lines(path), 1):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      raise spec.TaskError(
-        f"{path}:{number}: {error}; wanted one JSON object on each line"
-      ) from None
-    if not isinstance(row, dict):
-      raise spec.TaskError(f"{path}:{number}: not a JSON object")
-    yield f"{path}:{number}", row
 
 
 def field(row: Mapping[str, Any], name: str, where: str) -> Any:
@@ -171,8 +183,41 @@ def field(row: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def text_field(row: Mapping[str, Any], name: str, where: str) -> str:
-  """Returns a field of a row that must be text."""
+  """Returns a text of a row: that of a column, or of a template of columns.
+
+  Args:
+    row: the fields of the row by name.
+    name: the name of a column, or a text with such names in braces. Two braces
+      stand for one.
+    where: the file and line, for errors.
+
+  Example:
+    >>> text_field({"a": "Hi", "b": "you"}, "{a}: {b}", "f:1")
+    'Hi: you'
+  """
+  if name not in row and is_template(name):
+    return _PART.sub(
+      lambda part: (
+        as_text(field(row, part[1].strip(), where), part[1], where)
+        if part[1] is not None
+        else part[0][0]
+      ),
+      name,
+    )
   return as_text(field(row, name, where), name, where)
+
+
+_PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
+
+
+def is_template(name: str) -> bool:
+  """Returns whether a text is a template with columns, not just a column."""
+  return bool(columns_of(name))
+
+
+def columns_of(name: str) -> list[str]:
+  """Returns the columns in a template; [] if it is not a template."""
+  return [part[1].strip() for part in _PART.finditer(name) if part[1]]
 
 
 def as_text(value: Any, name: str, where: str) -> str:
@@ -239,8 +284,7 @@ def make_reader(
 
   def read(task: spec.Task, path: str, split: str) -> list[Any]:
     examples = []
-    rows = read_rows(path, task.columns)
-    for number, (where, row) in enumerate(rows):
+    for number, (where, row) in enumerate(iter_rows(path, task.columns)):
       id = number if id_column is None else row.get(id_column, number)
       examples.append(make_example(task, split, where, str(id), row))
     return examples

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
+import logging
 import os
 from typing import Any
 
@@ -35,13 +36,15 @@ from bert_jax.training.job import Evaluator
 from bert_jax.training.job import Job
 from bert_jax.training.job import unstack_models
 
+_log = logging.getLogger(__name__)
+
 # The number of positions that one device computes in the time that it takes to
 # compile a shape: on a CPU as timed (6 layers x 384, two cores), elsewhere for
 # 40 s at 100,000 positions a second.
 _SHAPE_PRICE = {"cpu": 1e4}
 # The number of steps of a plan that counts epochs and reads no examples. In the
 # compiled step it is only a constant of the learning rate.
-_UNKNOWN_STEPS = 1000
+UNKNOWN_STEPS = 1000
 
 
 class FineTuning(Job):
@@ -91,7 +94,11 @@ class FineTuning(Job):
         "task.dir under their official names"
       )
     if config.task.name.startswith("my-"):
-      config.task.labels = self.task.labels  # the run's record has them
+      # The run's record has what its files decided.
+      config.task.labels = self.task.file_labels or self.task.labels
+      for key in own.DECIDED:
+        if key in config.task:  # older runs lack it
+          config.task[key] = getattr(self.task, key)
     self._splits: dict[str, Split] = {}
     self.objective.check_options(self.task, **self._decode_options)
 
@@ -115,7 +122,7 @@ class FineTuning(Job):
     if not self.config.train.num_epochs:
       return self.config.train.total_steps
     if self._tokenizer is None:
-      return _UNKNOWN_STEPS
+      return UNKNOWN_STEPS
     count = len(self._train_split().examples)
     size = self.config.data.batch_size
     return max(1, int(count / size * self.config.train.num_epochs))
@@ -159,6 +166,10 @@ class FineTuning(Job):
       seq_len=self.config.data.seq_len,
       **{name: settings[name] for name in self.objective.feature_settings},
     )
+    if (cut := features.cut) and cut.num_cut:
+      _log.warning(
+        "%s: %s; %s", name, cut, cut.advice(self.model.config.max_len)
+      )
     types = self.model.config.type_vocab_size
     if features.segment_ids.max() >= types:
       raise spec.TaskError(
@@ -168,6 +179,15 @@ class FineTuning(Job):
         "--config.model.type_vocab_size=2"
       )
     return Split(task, name_there, examples, features)
+
+  def describe_cut(self) -> str:
+    """Returns what truncation leaves out of the splits read so far, or ""."""
+    cuts = {name: split.features.cut for name, split in self._splits.items()}
+    return "; ".join(
+      f"{name}: {cut}; {cut.advice(self.model.config.max_len)}"
+      for name, cut in cuts.items()
+      if cut and cut.num_cut
+    )
 
   def decode(self, split: "Split", outputs: np.ndarray) -> list:
     """Turns the outputs of the model into one prediction an example."""
@@ -362,6 +382,8 @@ def get_task(settings: Any) -> spec.Task:
       has_null=settings.has_null,
       label_separator=settings.label_separator,
       name=settings.name,
+      labels_file=settings.get("labels_file", ""),
+      **{k: settings[k] for k in own.SETTINGS if k in settings},
     )
   if settings.name not in tasks.TASKS:
     raise spec.TaskError(
@@ -369,7 +391,8 @@ def get_task(settings: Any) -> spec.Task:
       f"{', '.join(tasks.TASKS)}, or my-FORM with FORM one of "
       f"{', '.join(table.FORMS)}"
     )
-  return tasks.TASKS[settings.name]
+  answers = settings.get("train_answers", "one")
+  return dataclasses.replace(tasks.TASKS[settings.name], train_answers=answers)
 
 
 @dataclasses.dataclass(frozen=True)

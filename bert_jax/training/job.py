@@ -110,6 +110,10 @@ class Job:
     """
     raise NotImplementedError
 
+  def describe_cut(self) -> str:
+    """Returns what part of the texts is left out, or "" if none is."""
+    return ""
+
   def explain(self, evaluator: Any, path: str) -> list[str]:
     """Prints and writes what the last evaluation got wrong; returns paths.
 
@@ -183,7 +187,13 @@ class Job:
 
 
 class Evaluator:
-  """A held-out evaluation, ready to be called again and again."""
+  """A held-out evaluation, ready to be called again and again.
+
+  Attributes:
+    is_off: whether there is no held-out text, so that a call returns {}.
+  """
+
+  is_off = False
 
   def __init__(
     self, job: Job, mesh: jax.sharding.Mesh, step: Callable[..., Any]

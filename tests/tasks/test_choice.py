@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from bert_jax.kinds import table
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import choice
 from bert_jax.tasks import read_examples
@@ -88,3 +89,44 @@ def test_real_swag_rows_as_json_lines():
   assert len(examples) == 10
   assert examples[0].pairs[0][1].startswith("A drum line passes by")
   assert [e.label for e in examples][:2] == [0, 3]
+
+
+# --- Own files ---
+
+
+def own(path, *rows, **facts):
+  path.write_text("\n".join([*rows, ""]), encoding="utf-8")
+  task = table.make_task(
+    "choice", **{"text": ["q", "a", "b", "c"], "label": "y"} | facts
+  )
+  return read_examples(task, "", "train", files={"train": str(path)})
+
+
+def test_choices_have_letters_numbers_or_their_text(tmp_path):
+  head = "q,a,b,c,y"
+  rows = ["x,1st,2nd,3rd,C", "x,1st,2nd,3rd,0", "x,1st,2nd,3rd,2nd"]
+  found = own(tmp_path / "a.csv", head, *rows, "x,1st,2nd,3rd,1.0")
+  assert [e.label for e in found] == [2, 0, 1, 1]
+  found = own(tmp_path / "a.csv", head, "x,i,j,k,3", first_choice=1)
+  assert [e.label for e in found] == [2]
+  with pytest.raises(spec.TaskError, match=r"a.csv:2: .*task.first_choice=1"):
+    own(tmp_path / "a.csv", head, "x,i,j,k,3")
+  with pytest.raises(spec.TaskError, match=r"a.csv:2: label 'E' .*A to C"):
+    own(tmp_path / "a.csv", head, "x,i,j,k,E")
+
+
+def test_choices_may_vary_in_number(tmp_path):
+  head = "q,a,b,c,y"
+  found = own(tmp_path / "a.csv", head, "x,i,,k,2", "x,i,j,k,0")
+  assert found[0] == spec.ChoiceExample("0", (("x", "i"), ("x", "k")), 1)
+  with pytest.raises(spec.TaskError, match=r"a.csv:2: .*is empty"):
+    own(tmp_path / "a.csv", head, "x,i,,k,1")
+  texts = {"text": ["i", "j"], "label": ["1", "2"]}
+  rows = [
+    {"q": "x", "a": ["i", "j", "k"], "y": "B"},
+    {"q": "x", "a": texts, "y": "2"},
+    {"q": "x", "a": [{"label": "A", "text": "i"}, {"label": "B", "text": "j"}],
+     "y": "A"},
+  ]  # fmt: skip
+  found = own(tmp_path / "a.jsonl", *map(json.dumps, rows), text=["q", "a"])
+  assert [(len(e.pairs), e.label) for e in found] == [(3, 1), (2, 1), (2, 0)]

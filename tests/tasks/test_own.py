@@ -179,7 +179,11 @@ def test_what_is_missing_is_said(form, text, message):
     ({"w": ["a"], "t": ["O", "O"]}, "a.jsonl:1: 2 tags for 1 words"),
     ({"w": [], "t": []}, "a.jsonl:1: .* wanted words, as a list"),
     ({"w": ["a"], "t": ["B-new"]}, "a.jsonl:1: label 'B-new' is not known"),
-    ({"w": ["a"], "t": [1]}, "a.jsonl:1: .* wanted words"),
+    ({"w": ["a"], "t": [1.5]}, "a.jsonl:1: .* wanted words"),
+    (
+      {"w": ["a"], "t": [2]},
+      "a.jsonl:1: the tag is the number 2, but .* 0 to 1",
+    ),
   ],
 )
 def test_bad_tags_are_refused_with_the_line(tmp_path, row, message):

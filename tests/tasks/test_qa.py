@@ -1,9 +1,11 @@
 """Tests of tasks/qa.py: SQuAD's JSON."""
 
+import dataclasses
 import json
 
 import pytest
 
+from bert_jax.kinds import table
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import qa
 from bert_jax.tasks import read_examples
@@ -127,3 +129,52 @@ def test_answers_may_be_missing_where_nothing_is_learned(tmp_path):
 def test_bad_files_are_refused(tmp_path, content, message):
   with pytest.raises(spec.TaskError, match=message):
     read(tmp_path, "squad_v1", content)
+
+
+@pytest.mark.parametrize(
+  ("how", "wanted"),
+  [
+    ("first", [("q", "John")]),
+    ("most_frequent", [("q", "John Smith")]),
+    ("all", [("q", "John"), ("q#1", "John Smith")]),
+  ],
+)
+def test_a_key_chooses_between_the_answers_to_learn(tmp_path, how, wanted):
+  given = [("John", 16), ("John Smith", 16), ("John Smith", 16)]
+  path = tmp_path / "file.json"
+  path.write_text(json.dumps(squad(question(answers=given))))
+  task = dataclasses.replace(TASKS["squad_v1"], train_answers=how)
+  found = read_examples(task, "", "train", files={"train": str(path)})
+  assert [(e.id, e.answers[0][0]) for e in found] == wanted
+  assert all(len(e.answers) == 1 for e in found)
+
+
+def own_rows(tmp_path, *rows, split="train", **facts):
+  path = tmp_path / "a.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  task = table.make_task("span", text=["q", "c"], label="a", **facts)
+  return read_examples(task, "", split, files={split: str(path)})
+
+
+def test_own_answers_are_lists_or_objects(tmp_path, caplog):
+  row = {"q": "?", "c": "a cart, an art cart"}
+  squads = {"text": ["art", "cart"], "answer_start": [11, 2]}
+  found = own_rows(
+    tmp_path, row | {"a": ["art", "cart"]}, row | {"a": squads},
+    row | {"a": "car"}, row | {"a": []}, train_answers="first",
+  )  # fmt: skip
+  assert [e.answers for e in found] == [
+    (("art", 11),), (("art", 11),), (("car", 2),), ()
+  ]  # fmt: skip
+  assert found[3].is_impossible
+  assert "1 of 4 answers begin or end within a word" in caplog.text
+  empty = own_rows(tmp_path, row | {"a": ""}, split="test")
+  assert not empty[0].is_labelled
+
+
+def test_rows_of_questions_may_be_one_array(tmp_path):
+  path = tmp_path / "a.json"
+  path.write_text(json.dumps([{"q": "?", "c": "to be", "a": "be"}], indent=1))
+  task = table.make_task("span", text=["q", "c"], label="a")
+  (example,) = read_examples(task, "", "train", files={"train": str(path)})
+  assert example.answers == (("be", 3),)

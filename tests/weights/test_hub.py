@@ -11,6 +11,7 @@ from bert_jax import weights
 from bert_jax.data.tokenizers import load
 from bert_jax.runtime import hub
 from bert_jax.runtime import runs
+from bert_jax.runtime import settings
 from bert_jax.training import jobs
 from bert_jax.weights import convert as convert_mode
 from configs import base
@@ -100,6 +101,17 @@ def test_a_run_goes_on_from_the_revision_that_it_recorded(model, tmp_path):
   # A resumed run, which reads no weights, keeps the record.
   runs.write_run(workdir, run)
   assert runs.read_run(workdir)["init_from_source"] == f"some/model@{OLD}"
+
+
+def test_a_name_in_a_config_is_not_made_a_path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  config = {"init_from": "some/model", "data": {"dir": "some/data"}}
+  found = settings.map_paths(config, settings.absolute)
+  assert found["init_from"] == "some/model"
+  assert found["data"]["dir"] == str(tmp_path / "some" / "data")
+  (tmp_path / "some").mkdir()
+  found = settings.map_paths(config, settings.absolute)
+  assert found["init_from"] == str(tmp_path / "some" / "model")
 
 
 def test_the_weights_of_a_job_are_those_of_the_hub(server):
