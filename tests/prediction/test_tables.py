@@ -67,7 +67,8 @@ def test_rows_that_fail_before_any_answer_wait_for_the_columns(
 
 def test_the_ending_of_the_output_decides_its_format(source, tmp_path):
   answer(source, tmp_path / "out.jsonl")
-  rows = [json.loads(x) for x in (tmp_path / "out.jsonl").open()]
+  written = (tmp_path / "out.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in written]
   assert rows[0]["predicted_label"] == "x" and rows[0]["label"] == "x"
   assert rows[0]["scores"] == {"x": 0.75, "y": 0.25}
   answer(source, tmp_path / "out.tsv")
