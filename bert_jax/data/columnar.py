@@ -17,6 +17,10 @@ _SLICE_ROWS = 256
 _ARROW_FILE = b"ARROW1"
 
 
+class ColumnError(compression.UnreadableError):
+  """A file lacks a column that was asked for."""
+
+
 @contextlib.contextmanager
 def _naming(path: str, format: str) -> Iterator[Any]:
   """Yields the module pyarrow, and names the file in its errors."""
@@ -36,7 +40,7 @@ def _naming(path: str, format: str) -> Iterator[Any]:
 def _check_columns(path: str, names: Sequence[str], asked: Any) -> None:
   missing = [name for name in asked or () if name not in names]
   if missing:
-    raise compression.UnreadableError(
+    raise ColumnError(
       f"{path}: no column {missing[0]!r}; its columns are {', '.join(names)}"
     )
 

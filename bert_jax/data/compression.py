@@ -23,6 +23,8 @@ READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 # The bytes from the start of a file that decide how its lines end.
 HEAD_BYTES = 1 << 16
+# The part of a file that is read to estimate how much text it holds.
+_RATE_BYTES = 1 << 18
 
 
 class UnreadableError(errors.UserError):
@@ -119,8 +121,7 @@ def naming(path: str) -> Iterator[None]:
     raise UnreadableError(f"{path} does not exist") from error
   except READ_ERRORS as error:
     raise UnreadableError(
-      f"{path} breaks off, is damaged or cannot be read: {error}; fetch or "
-      "make it again"
+      f"{path} breaks off or is damaged: {error}; fetch or make it again"
     ) from error
 
 
@@ -167,3 +168,26 @@ def open_text(path: str) -> Iterator[BinaryIO]:
   by_cr = ends_lines_by_cr(read_head(path))
   with open_bytes(path) as f:
     yield _buffered(_LineFeeds(f)) if by_cr else f
+
+
+def text_rate(path: str) -> float:
+  """Estimates the bytes of text per compressed byte from the first 256 KiB.
+
+  Args:
+    path: a compressed file.
+
+  Raises:
+    UnreadableError: the file is damaged.
+  """
+  if ending(path) == ".gz":  # the exact length of what was unpacked
+    with epath.Path(path).open("rb") as f:
+      head = f.read(_RATE_BYTES)
+    unpacker = zlib.decompressobj(wbits=31)  # gzip
+    with naming(path):
+      text = unpacker.decompress(head, 8 * _RATE_BYTES)
+    rest = len(unpacker.unused_data) + len(unpacker.unconsumed_tail)
+    return max(1.0, len(text) / (len(head) - rest))
+  with naming(path), epath.Path(path).open("rb") as raw:
+    with OPENERS[ending(path)](raw) as f:
+      size = len(f.read(8 * _RATE_BYTES))
+      return max(1.0, size / max(raw.tell(), 1))

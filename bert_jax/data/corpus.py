@@ -1,31 +1,38 @@
 """Reads raw text as documents, each a list of sentences, in bounded memory.
 
 A corpus is cut into units: stretches of a file that begin and end between two
-documents. A compressed file is one unit, because it can be read only from its
-start; its documents are cut into parts while they are read. The cuts depend
-only on the files and on `unit_bytes`, so that the result of a unit or a part
-does not depend on the process that makes it.
+documents. A compressed file or a table is one unit, because it can be read only
+from its start; its documents are cut into parts while they are read. The cuts
+depend only on the files and on `unit_bytes`, so that the result of a unit or a
+part does not depend on the process that makes it.
+
+The ending of a file decides its format if it is one of `RECORD_FORMATS`. All
+other files have the format that prepare.format names.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import glob
-import gzip
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import re
 from typing import Any
-import zlib
 
 from etils import epath
 import sentencex
 
+from bert_jax.data import columnar
+from bert_jax.data import compression
+from bert_jax.data import rows
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
+
+_log = logging.getLogger(__name__)
 
 # Longer lines and documents are cut, so that no input can fill the memory.
 MAX_LINE_BYTES = 1 << 20
@@ -35,13 +42,23 @@ _MAX_PARAGRAPH_CHARS = 1 << 14
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TFDS_UNIT_RECORDS = 5_000
 
-# The part of an input that is read to estimate how much text it holds.
-_RATE_BYTES = 1 << 18
-_RATE_RECORDS = 64
+_RATE_RECORDS = 64  # the records that are read to estimate the rest
 _HASH_BYTES = 1 << 20  # the size of one read
 
 # Format -> the number of blank lines in a row that end a document.
 _BLANK_LINES = {"sentences": 1, "paragraphs": 2}
+
+# The formats in which a record holds a document, by the names that
+# prepare.format has for them.
+RECORD_FORMATS: Mapping[str, rows.Format] = {
+  "jsonl": rows.FORMATS["JSON lines"],
+  "json": rows.FORMATS["JSON"],
+  "csv": rows.FORMATS["CSV"],
+  "tsv": rows.FORMATS["TSV"],
+  "parquet": rows.FORMATS["Parquet"],
+  "arrow": rows.FORMATS["Arrow"],
+}
+_BOM = b"\xef\xbb\xbf"
 
 
 class CorpusError(errors.UserError):
@@ -54,14 +71,17 @@ class Unit:
 
   Attributes:
     path: the file, or `tfds:NAME:SPLIT`.
-    start: the first byte of a text file, or the first TFDS record.
-    end: the byte or record after the last one; -1 means the end of the file,
-      for compressed files, which cannot be cut.
+    start: the first byte of a text file, TFDS record, or row group of Parquet.
+    end: the byte, record or row group after the last one; -1 means the end of
+      the file, for files that cannot be cut, such as compressed ones.
     size: the size for progress: bytes of text, or compressed bytes or records
       if the size of the text is not known.
     part_bytes: the bytes of text after which a part of the unit ends, if the
       unit itself cannot be cut; 0 means that the unit is one part.
     held_out: whether all of its documents are kept for evaluation.
+    format: the format of the file, as prepare.format names it.
+    held_out_sentences: where documents are few, the stretches of sentences that
+      are kept for evaluation, as (first, end) counted over the unit.
   """
 
   path: str
@@ -70,14 +90,22 @@ class Unit:
   size: int
   part_bytes: int = 0
   held_out: bool = False
+  format: str = ""
+  held_out_sentences: tuple[tuple[int, int], ...] = ()
 
 
 class Reading:
-  """Counts and hashes the bytes that were read of a unit."""
+  """Counts and hashes the bytes that were read of a unit.
+
+  Attributes:
+    num_bytes: the bytes read so far.
+    num_null: the records so far whose text is null, which are left out.
+  """
 
   def __init__(self):
     self._hash = hashlib.sha256()
     self.num_bytes = 0
+    self.num_null = 0
 
   def update(self, data: bytes) -> None:
     """Adds the next bytes that were read."""
@@ -112,13 +140,52 @@ def list_units(
   paths = sorted({p for pattern in patterns for p in _expand(pattern)})
   units = []
   for path in paths:
-    _check_text(path)
+    format = file_format(path, text_format)
+    head = _check_text(path, format)
     size = epath.Path(path).stat().length
-    if path.endswith(".gz"):
-      units.append(Unit(path, 0, -1, size, unit_bytes))
+    if format == "parquet":
+      units += _parquet_units(path, unit_bytes)
+    elif (
+      compression.ending(path)
+      or format not in ("jsonl", *_BLANK_LINES)
+      or compression.ends_lines_by_cr(head)
+    ):
+      units.append(Unit(path, 0, -1, size, unit_bytes, format=format))
     else:
-      cuts = _cuts(path, size, text_format, unit_bytes)
-      units += [Unit(path, a, b, b - a) for a, b in itertools.pairwise(cuts)]
+      cuts = _cuts(path, size, format, unit_bytes)
+      units += [
+        Unit(path, a, b, b - a, format=format)
+        for a, b in itertools.pairwise(cuts)
+      ]
+  return units
+
+
+def file_format(path: str, text_format: str) -> str:
+  """Returns the format of a file, as prepare.format names it.
+
+  Args:
+    path: the file, whose ending decides.
+    text_format: the value of prepare.format, for files whose ending says no
+      format of records.
+  """
+  found = rows.format_of(path)
+  by_ending = {format.name: name for name, format in RECORD_FORMATS.items()}
+  return by_ending.get(found.name if found else "", text_format)
+
+
+def _parquet_units(path: str, unit_bytes: int) -> list[Unit]:
+  """Returns units of whole row groups, of about `unit_bytes` each."""
+  with _naming(path):
+    sizes = columnar.parquet_groups(path)
+  units = []
+  start = size = 0
+  for i, group_size in enumerate(sizes, 1):
+    size += group_size
+    if size >= unit_bytes or i == len(sizes):
+      units.append(Unit(path, start, i, size, unit_bytes, format="parquet"))
+      start, size = i, 0
+  if not units:
+    raise CorpusError(f"{path} holds no row")
   return units
 
 
@@ -130,6 +197,15 @@ def _expand(pattern: str) -> list[str]:
   path = epath.Path(pattern)
   if path.is_dir():
     found = [str(p) for p in path.iterdir() if p.is_file()]
+    hidden = [p for p in found if os.path.basename(p).startswith((".", "_"))]
+    if hidden:
+      _log.warning(
+        "--input=%s: not read, because their names begin with a dot or an "
+        "underscore: %s",
+        pattern,
+        ", ".join(sorted(map(os.path.basename, hidden))),
+      )
+    found = [p for p in found if p not in hidden]
   elif path.exists():  # even if its name contains the characters of a glob
     found = [pattern]
   elif any(c in pattern for c in "*?["):
@@ -148,39 +224,59 @@ def _expand(pattern: str) -> list[str]:
 def _naming(path: str) -> Iterator[None]:
   """Turns an error of reading a file into a CorpusError that names it."""
   try:
-    yield
-  except (OSError, EOFError, zlib.error) as error:
-    raise CorpusError(f"{path} breaks off or is damaged: {error}") from error
+    with compression.naming(path):
+      yield
+  except compression.UnreadableError as error:
+    hint = ""
+    if isinstance(error, columnar.ColumnError):
+      hint = "; name the field with --config.prepare.text_key"
+    raise CorpusError(f"{error}{hint}") from error
 
 
-@contextlib.contextmanager
-def _open(path: str) -> Iterator[Any]:
-  """Opens a file for reading bytes; .gz is decompressed."""
-  with epath.Path(path).open("rb") as raw:
-    if path.endswith(".gz"):
-      with gzip.open(raw) as f:  # closing it would leave `raw` open
-        yield f
-    else:
-      yield raw
+def _check_text(path: str, format: str) -> bytes:
+  """Checks the first bytes of a file, and returns them.
 
-
-def _check_text(path: str) -> None:
-  """Raises CorpusError for a file that is empty or not text."""
-  with _naming(path), _open(path) as f:
-    head = f.read(1 << 16)
-  if not head.strip():
+  Raises:
+    CorpusError: the file is empty, is not text, or holds JSON but is to be read
+      as plain text.
+  """
+  if format in RECORD_FORMATS and not RECORD_FORMATS[format].is_text:
+    if epath.Path(path).stat().length == 0:
+      raise CorpusError(f"{path} is empty; leave it out or fill it")
+    return b""
+  with _naming(path):
+    head = compression.read_head(path)
+  if not head.removeprefix(_BOM).strip():
     raise CorpusError(f"{path} is empty; leave it out or fill it")
   if b"\0" in head:
     raise CorpusError(
       f"{path} holds zero bytes, so it is not UTF-8 text (perhaps binary, or "
       "UTF-16); convert it, for example with iconv -t UTF-8"
     )
+  if format in _BLANK_LINES and _is_json(head):
+    raise CorpusError(
+      f"{path}:1 is a JSON object, but prepare.format={format} reads plain "
+      "text; set --config.prepare.format=jsonl, or rename the file to end in "
+      ".jsonl"
+    )
+  return head
+
+
+def _is_json(head: bytes) -> bool:
+  """Returns whether the first line of a file is a JSON object."""
+  line, end, _ = head.removeprefix(_BOM).lstrip().partition(b"\n")
+  if not end and len(head) == compression.HEAD_BYTES:
+    return line.startswith(b'{"')  # a line that is longer than the head
+  try:
+    return line.startswith(b"{") and isinstance(json.loads(line), dict)
+  except (ValueError, RecursionError):
+    return False
 
 
 def _cuts(path: str, size: int, text_format: str, step: int) -> list[int]:
   """Returns byte positions between documents, one after each `step` bytes."""
   cuts = [0]
-  with _open(path) as f:
+  with compression.open_bytes(path) as f:
     at = step
     while at < size:
       f.seek(at)
@@ -195,7 +291,7 @@ def _cuts(path: str, size: int, text_format: str, step: int) -> list[int]:
   return cuts + [size]
 
 
-def _skip_to_blank(f, count: int) -> None:
+def _skip_to_blank(f: Any, count: int) -> None:
   """Reads until the end of `count` blank lines in a row, or of the file."""
   blank = 0
   for line in iter(lambda: f.readline(MAX_LINE_BYTES), b""):
@@ -212,7 +308,7 @@ def read_documents(
   Args:
     unit: the unit to read.
     text_format: the value of prepare.format.
-    text_key: the field that holds the text, for the formats "jsonl" and "tfds".
+    text_key: the field that holds the text, for formats of records.
     language: the language of the sentence splitter, such as "en", for all
       formats except "sentences".
     digest: a Reading or hashlib object that gets the bytes read, or None.
@@ -221,11 +317,14 @@ def read_documents(
     CorpusError: the text is not UTF-8, or a record has no text; the message
       names the file and the byte.
   """
-  digest = digest or hashlib.sha256()
+  digest = digest or Reading()
+  text_format = unit.format or text_format
   if text_format == "tfds":
     texts: Iterator[str] = _tfds_texts(unit, text_key, digest)
   elif text_format == "jsonl":
     texts = _json_texts(unit, text_key, digest)
+  elif text_format in RECORD_FORMATS:
+    texts = _record_texts(unit, text_key, digest)
   else:
     yield from _blank_line_documents(unit, text_format, language, digest)
     return
@@ -247,18 +346,34 @@ def hash_unit(unit: Unit, text_format: str, text_key: str) -> str:
   Raises:
     CorpusError: the input is damaged.
   """
-  digest = hashlib.sha256()
+  digest = Reading()
+  text_format = unit.format or text_format
   if text_format == "tfds":
     for _ in _tfds_texts(unit, text_key, digest):
       pass
     return digest.hexdigest()
-  with _naming(unit.path), _open(unit.path) as f:
-    f.seek(unit.start)
+  if text_format in RECORD_FORMATS and text_format != "jsonl":
+    for _ in _record_texts(unit, text_key, digest):
+      pass
+    return digest.hexdigest()
+  with _naming(unit.path), _open(unit) as f:
     left = unit.end - unit.start if unit.end >= 0 else math.inf
     while left and (block := f.read(int(min(left, _HASH_BYTES)))):
       digest.update(block)
       left -= len(block)
   return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _open(unit: Unit) -> Iterator[Any]:
+  """Opens a text file at the start of a unit, decompressed."""
+  if unit.end < 0:
+    with compression.open_text(unit.path) as f:
+      yield f
+  else:
+    with epath.Path(unit.path).open("rb") as f:
+      f.seek(unit.start)
+      yield f
 
 
 def read_parts(
@@ -332,19 +447,10 @@ def text_sizes(
     if text_format == "tfds":
       rates[path] = _tfds_rate(path, text_key)
     else:
-      rates[path] = _gzip_rate(path) if path.endswith(".gz") else 1
+      with _naming(path):
+        is_packed = compression.ending(path)
+        rates[path] = compression.text_rate(path) if is_packed else 1
   return [round(u.size * rates[u.path]) for u in units]
-
-
-def _gzip_rate(path: str) -> float:
-  """Estimates the bytes of text per compressed byte from the first 256 KiB."""
-  with epath.Path(path).open("rb") as f:
-    head = f.read(_RATE_BYTES)
-  unpacker = zlib.decompressobj(wbits=31)  # gzip
-  with _naming(path):
-    text = unpacker.decompress(head, 8 * _RATE_BYTES)
-  rest = len(unpacker.unused_data) + len(unpacker.unconsumed_tail)
-  return max(1.0, len(text) / (len(head) - rest))
 
 
 def _tfds_rate(path: str, text_key: str) -> float:
@@ -381,8 +487,9 @@ def _short(paragraph: str) -> Iterator[str]:
 
 def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
   """Yields (byte position, line) of a unit; very long lines come in pieces."""
-  with _open(unit.path) as f:
-    f.seek(unit.start)
+  with contextlib.ExitStack() as stack:
+    with _naming(unit.path):
+      f = stack.enter_context(_open(unit))
     at = unit.start
     while unit.end < 0 or at < unit.end:
       with _naming(unit.path):
@@ -397,11 +504,22 @@ def _lines(unit: Unit, digest) -> Iterator[tuple[int, str]]:
         text = line.decode("utf-8")
       except UnicodeDecodeError as error:
         raise CorpusError(
-          f"{unit.path}: byte {at + error.start} is not UTF-8; convert the "
-          "file, or drop such bytes with iconv -c -t UTF-8"
+          f"{unit.path}: byte {at + error.start} is not UTF-8 (line "
+          f"{_line_number(unit.path, at)}); convert the file, or drop such "
+          "bytes with iconv -c -t UTF-8"
         ) from error
       yield at, text
       at += len(line)
+
+
+def _line_number(path: str, at: int) -> int:
+  """Returns the number of the line that begins at a byte, from 1."""
+  number = 1
+  with _naming(path), compression.open_text(path) as f:
+    while at > 0 and (block := f.read(min(at, _HASH_BYTES))):
+      number += block.count(b"\n")
+      at -= len(block)
+  return number
 
 
 def _missing_bytes(line: bytes) -> int:
@@ -448,28 +566,82 @@ def _json_texts(unit: Unit, text_key: str, digest) -> Iterator[str]:
   held, start = "", unit.start
   for at, line in _lines(unit, digest):
     start = start if held else at
-    held += line
+    held += line if at else line.removeprefix("\ufeff")
     if not line.endswith("\n") and len(held) < MAX_DOCUMENT_BYTES:
       continue  # a piece of a long line, or the last one
     if held.strip():
-      yield _json_text(held, unit.path, start, text_key)
+      yield from _json_text(held, unit.path, start, text_key, digest)
     held = ""
   if held.strip():
-    yield _json_text(held, unit.path, start, text_key)
+    yield from _json_text(held, unit.path, start, text_key, digest)
 
 
-def _json_text(line: str, path: str, at: int, text_key: str) -> str:
+def _json_text(
+  line: str, path: str, at: int, text_key: str, digest: Any
+) -> Iterator[str]:
+  """Yields the text of a line of JSON, unless it is null."""
+
+  def where() -> str:
+    return f"{path}: the line at byte {at}"
+
   try:
     record = json.loads(line)
   except (ValueError, RecursionError) as error:
-    raise CorpusError(f"{path}: the line at byte {at}: {error}") from error
+    raise CorpusError(
+      f"{where()}: {error} (line {_line_number(path, at)} of the file)"
+    ) from error
   text = record.get(text_key) if isinstance(record, dict) else None
+  if isinstance(record, dict) and text_key in record and text is None:
+    _count_null(digest)
+    return
   if not isinstance(text, str):
     raise CorpusError(
-      f"{path}: the line at byte {at} has no text under {text_key!r}; name "
-      "the field with --config.prepare.text_key"
+      f"{where()} has no text under {text_key!r}; name the field with "
+      f"--config.prepare.text_key (line {_line_number(path, at)} of the file)"
     )
-  return _LONE_SURROGATE.sub("\ufffd", text)  # JSON may hold half a pair
+  yield _LONE_SURROGATE.sub("\ufffd", text)  # JSON may hold half a pair
+
+
+def _count_null(digest: Any) -> None:
+  if isinstance(digest, Reading):
+    digest.num_null += 1
+
+
+def _record_texts(unit: Unit, text_key: str, digest: Any) -> Iterator[str]:
+  """Yields the texts of a table, a JSON array, or row groups of Parquet."""
+  if unit.format == "parquet":
+    groups = range(unit.start, unit.end)
+    found: Iterator[rows.Row] = columnar.read_parquet(
+      unit.path, [text_key], groups
+    )
+  elif unit.format == "arrow":
+    found = columnar.read_arrow(unit.path, [text_key])
+  else:
+    name = RECORD_FORMATS[unit.format].name
+    found = rows.read(unit.path, default=name)
+  while True:
+    with _naming(unit.path):
+      one = next(found, None)
+    if one is None:
+      return
+    where, row = one
+    text = row.get(text_key, ())
+    if text is None:
+      _count_null(digest)
+      continue
+    if not isinstance(text, str):
+      problem = (
+        f"has no text under {text_key!r}, only {', '.join(map(str, row))}"
+        if text == ()
+        else f"has {text!r:.60} under {text_key!r}, which is not text"
+      )
+      raise CorpusError(
+        f"{where} {problem}; name the field with --config.prepare.text_key, "
+        "or let the name of a file of plain text end in .txt"
+      )
+    text = _LONE_SURROGATE.sub("\ufffd", text)
+    digest.update(text.encode())
+    yield text
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ def make_pairs(
   short_seq_rate: float,
   rng: random.Random,
   random_document: Callable[[], Sequence[int]],
+  keep_all: bool = False,
 ) -> Iterator[Example]:
   """Cuts one document into sentence pairs, as the original code does.
 
@@ -27,6 +28,10 @@ def make_pairs(
   becomes segment A, and the rest becomes segment B. With probability 1/2, and
   always if a single sentence was gathered, segment B is text from another
   document instead, and the rest is used for the next example.
+
+  A pair that is longer than a row loses tokens, as in the original code. With
+  `keep_all` its last sentence is left to the next example instead, or is cut,
+  so that every token of the document is in one example.
 
   Args:
     boundaries: the boundaries of the document.
@@ -36,6 +41,8 @@ def make_pairs(
       random shorter length.
     rng: the source of randomness.
     random_document: draws the boundaries of a document for random text.
+    keep_all: whether no token may be lost. All sentences must then be shorter
+      than `max_tokens`.
 
   Yields:
     Examples; is_random is 1 if B does not follow A.
@@ -45,6 +52,8 @@ def make_pairs(
   target = max_tokens
   if rng.random() < short_seq_rate:
     target = rng.randint(2, max_tokens)
+  if keep_all:
+    boundaries = list(boundaries)  # sentences will be cut
   num_sentences = len(boundaries) - 1
   draw = rng.random
   i = 0
@@ -53,6 +62,13 @@ def make_pairs(
     end = min(
       bisect_left(boundaries, boundaries[i] + target, i + 1), num_sentences
     )
+    if keep_all and boundaries[end] - boundaries[i] > max_tokens:
+      if end - i > 2:
+        end -= 1
+      else:  # two sentences: the rest of the second becomes a sentence
+        assert isinstance(boundaries, list)
+        boundaries.insert(end, boundaries[i] + max_tokens)
+        num_sentences += 1
     a_end = i + 1
     if end - i >= 2:
       a_end = i + 1 + int(draw() * (end - i - 1))
@@ -65,6 +81,8 @@ def make_pairs(
       b_length = int(other[min(stop, len(other) - 1)]) - b_start
       is_random = 1
       end = a_end
+      if keep_all:  # only random text is cut
+        b_length = min(b_length, max_tokens - a_length)
     else:
       b_start, is_random = boundaries[a_end], 0
       b_length = boundaries[end] - b_start

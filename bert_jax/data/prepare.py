@@ -8,13 +8,16 @@ atomically, and a finished shard is not made again.
 
 from collections.abc import Sequence
 import contextlib
+import logging
 import os
 import re
 import time
 from typing import Any
 
+from bert_jax.data import held_out
 from bert_jax.data import masking
 from bert_jax.data import packing
+from bert_jax.data import summary
 from bert_jax.data.stages import examples
 from bert_jax.data.stages import inputs as inputs_lib
 from bert_jax.data.stages import lengths
@@ -28,6 +31,8 @@ from bert_jax.runtime import files
 from bert_jax.runtime import locks
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
+
+_log = logging.getLogger(__name__)
 
 
 def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
@@ -49,6 +54,12 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
   if not patterns:
     manifests.read_manifest(folder)  # its error says how to make the data
   inputs = inputs_lib.Inputs(config.prepare, patterns)
+  inputs.units = held_out.choose(
+    inputs.units,
+    config.prepare,
+    needed=2 if config.data.pairing == "pairs" else 1,
+    by_sentences=_is_held_out_by_sentences(folder),
+  )
   files.make_folder(folder)
   with locks.lock(folder, "--output"):
     _remove_leftovers(folder)
@@ -60,6 +71,14 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
     examples.write(config, folder)
     lengths.write(config, folder)
   _report(config.data, folder, token_secs, time.monotonic() - start)
+
+
+def _is_held_out_by_sentences(folder: str) -> bool | None:
+  """Returns how the tokens in a folder were divided; None = there are none."""
+  if not os.path.exists(os.path.join(folder, "manifest.json")):
+    return None
+  found = manifests.read_manifest(folder)["settings"].get("held_out_by")
+  return found == held_out.BY_SENTENCES
 
 
 def check_settings(config: Config) -> None:
@@ -97,6 +116,8 @@ def _report(data: Any, folder: str, token_secs: float, secs: float) -> None:
   name = records.examples_name(data)
   target = records.examples_folder(folder, name)
   totals = manifests.read_manifest(target)["totals"]
+  for text in summary.remarks(data, folder):
+    _log.warning("%s", text)
   for split, t in manifests.read_manifest(folder)["totals"].items():
     e = totals[split]
     if not t["documents"]:
@@ -114,11 +135,14 @@ def _report(data: Any, folder: str, token_secs: float, secs: float) -> None:
         f", {100 * share:.1f} % when up to {data.max_sequences} share a row "
         f"({patterns.num_rows:,} rows)"
       )
+    cut = summary.cut_share(t, e, data.dupe_factor)
+    lost = "" if cut is None else f", {100 * cut:.1f} % of the text cut off"
     print(
       f"{split}: {t['documents']:,} documents, {t['sentences']:,} sentences,"
       f" {t['tokens']:,} tokens ({t['unknown']:,} unknown) ->"
       f" {e['examples']:,} examples of {data.seq_len},"
       f" {100 * useful:.1f} % of their tokens useful{packed}"
+      f"{lost}"
     )
   made = sum(e["examples"] for e in totals.values())
   print(

@@ -8,6 +8,7 @@ name is a row of a table in `layers.py`, `attention/programs.py` or
 import dataclasses
 
 from bert_jax.models import families
+from bert_jax.runtime import settings
 
 SIZES = (
   "vocab_size", "num_layers", "hidden_size", "num_heads", "mlp_dim", "max_len",
@@ -98,7 +99,8 @@ class ModelConfig:
 
     Args:
       config_model: `ml_collections.ConfigDict` or dict, the group `model`. It
-        has all keys, except that the family and `SWITCHES` may be missing.
+        has all keys, except that the family and `SWITCHES` may be missing. A
+        vocab_size of None stands for that of the original.
 
     Raises:
       ValueError: if a key is missing or unknown, or its value is out of range.
@@ -111,7 +113,10 @@ class ModelConfig:
         f"config.model lacks {sorted(missing)} and has unknown "
         f"{sorted(given - wanted)}; its keys must be {sorted(wanted)}"
       )
-    return cls(**{name: config_model[name] for name in given})
+    values = {name: config_model[name] for name in given}
+    if values["vocab_size"] is None:
+      values["vocab_size"] = settings.VOCAB_SIZE
+    return cls(**values)
 
   def __post_init__(self):
     for name in SIZES:

@@ -1,6 +1,6 @@
 """Compiles a training step for a TPU slice, without any TPU.
 
-  bert-jax --mode=plan --config=configs/pretrain.py:size=large \
+  bert-jax plan --config=configs/pretrain.py:size=large \
     --config.model.dtype=bfloat16 --topology=v5e:4x4 --output=plan.json
 
 The compiler of the TPU (libtpu, the extra `tpu`) runs on any Linux machine. Its
@@ -18,6 +18,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import logging
+import math
 import os
 import sys
 import time
@@ -37,6 +38,7 @@ from bert_jax.runtime import files
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
+from bert_jax.training import finetuning
 from bert_jax.training import members
 from bert_jax.training import session
 
@@ -212,6 +214,7 @@ def describe(
       chip.peak_flops * len(where.devices),
       mean_row,
     ),
+    **_duration(program, times.step, where),
     "secs_by_kind": {
       "compute": times.compute,
       "pallas_kernels": times.kernels,
@@ -230,6 +233,34 @@ def describe(
     "warnings": remarks.warnings(
       program, parsed, chip, all(known for _, known in kernels.values())
     ),
+  }
+
+
+def _duration(
+  program: session.Program, step_secs: float, where: slices.Slices
+) -> dict[str, Any]:
+  """Returns how long a run takes if nothing but its steps takes time.
+
+  The entries are missing if the number of steps is not known.
+
+  Args:
+    program: the program of the step.
+    step_secs: the predicted time of a step.
+    where: the devices.
+  """
+  one = program.one if isinstance(program, members.StackedProgram) else program
+  total_steps = one.job.total_steps
+  if (
+    program.config.train.num_epochs and total_steps == finetuning.UNKNOWN_STEPS
+  ):
+    return {}  # the examples of the task are not at hand
+  hours = total_steps * step_secs / 3600
+  num_chips = where.num_slices * math.prod(where.topology.shape)
+  return {
+    "total_steps": total_steps,
+    "predicted_hours": hours,
+    "num_chips": num_chips,
+    "predicted_chip_hours": hours * num_chips,
   }
 
 
@@ -311,9 +342,9 @@ def run(
   """
   if not importlib.util.find_spec("libtpu"):
     raise slices.PlanError(
-      "--mode=plan compiles with libtpu, which is not installed; run `make tpu`"
-      " in the project's folder, or pip install -e '.[tpu]' there (700 MB; no "
-      "TPU is needed)"
+      "bert-jax plan compiles with libtpu, which is not installed; run `make "
+      "tpu` in the project's folder, or pip install -e '.[tpu]' there (700 MB; "
+      "no TPU is needed)"
     )
   if folder := os.path.dirname(output):
     files.make_folder(folder)

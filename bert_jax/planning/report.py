@@ -50,6 +50,13 @@ def _gib(size: float) -> str:
   return f"{size / GIB:.3f} GiB"
 
 
+def _hours(hours: float) -> str:
+  """Returns hours with two decimals, and days where there are many."""
+  return f"{hours:,.2f} hours" + (
+    f" ({hours / 24:.1f} days)" if hours > 48 else ""
+  )
+
+
 def _report_time(plan: Mapping[str, Any]) -> list[str]:
   """Returns the lines about a step that fits the memory."""
   lines = _speed_lines(plan) + _kernel_lines(plan) + _exchange_lines(plan)
@@ -76,6 +83,13 @@ def _speed_lines(plan: Mapping[str, Any]) -> list[str]:
     if useful is None
     else f"{useful:,.0f} ({plan['useful_token_share']:.1%} of positions)"
   )
+  if "predicted_hours" in plan:  # older plans lack it
+    lines += [
+      f"  all {plan['total_steps']:,} steps         "
+      f"{_hours(plan['predicted_hours'])}, "
+      f"{plan['predicted_chip_hours']:,.2f} chip-hours on {plan['num_chips']} "
+      "chips; evaluating, saving and compiling are not in it",
+    ]
   return [
     *lines,
     f"  tokens/s, predicted       {plan['predicted_tokens_per_sec']:,.0f}",

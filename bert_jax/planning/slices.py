@@ -38,7 +38,7 @@ def open_slices(name: str, num_slices: int = 1) -> Slices:
   """Opens slices of a topology; no TPU is needed.
 
   Args:
-    name: the name of the topology, such as "v5e:4x4".
+    name: the name of the topology, such as "v5e:4x4" or "v5litepod-16".
     num_slices: the number of slices.
 
   Raises:
@@ -53,7 +53,7 @@ def open_slices(name: str, num_slices: int = 1) -> Slices:
     options["chip_config_name"] = "megacore"
   try:
     found = topologies.get_topology_desc(
-      platform="tpu", topology_name=name, **options
+      platform="tpu", topology_name=topology.name, **options
     )
   except Exception as error:
     known = ", ".join(topology.chip.topologies)

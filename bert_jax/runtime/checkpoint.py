@@ -70,6 +70,18 @@ _PATH_CLASS: Any = type(epath.Path("/"))
 _glob_with_path = _PATH_CLASS.glob
 _PATH_CLASS.glob = _glob_below
 
+# Orbax cuts an array that several devices hold into slices, one for each device
+# to write. For a small array that costs more than it saves, since each slice is
+# a program to compile. Smaller slices than this, in bytes, are not made.
+_MIN_SLICE_BYTES = 1 << 20
+ocp.type_handlers.register_type_handler(
+  jax.Array,
+  ocp.type_handlers.ArrayHandler(
+    min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES
+  ),
+  override=True,
+)
+
 
 def check_path(path: str) -> None:
   """Refuses a path below which no checkpoint can be written.

@@ -159,11 +159,47 @@ class Topology:
   shape: tuple[int, ...]
 
 
+# The names of slices in Google Cloud: name of the chip there -> the chip here,
+# and how many of the counted units are one chip. The older names count cores.
+# Source: docs.cloud.google.com/tpu/docs/v2, /v3, /v4, /v5e, /v5p, /v6e.
+_SLICES = {
+  "v3": ("v3", 2),
+  "v4": ("v4", 2),
+  "v5e": ("v5e", 1),
+  "v5litepod": ("v5e", 1),
+  "v5p": ("v5p", 2),
+  "v6e": ("v6e", 1),
+}
+
+
+def _shape_of_slice(name: str) -> str:
+  """Returns CHIP:SHAPE for the name of a slice such as "v5litepod-16".
+
+  A slice of 2**k chips has the most even shape whose sides are powers of two.
+  Other names are returned as they are.
+  """
+  kind, _, count = name.partition("-")
+  if kind not in _SLICES or not re.fullmatch(r"[1-9]\d{0,6}", count):
+    return name
+  chip_name, per_chip = _SLICES[kind]
+  num_chips, rest = divmod(int(count), per_chip)
+  if rest or num_chips & (num_chips - 1):
+    return name
+  dims = next(c.torus_dims for c in CHIPS if c.name == chip_name)
+  log2 = num_chips.bit_length() - 1
+  sides = sorted(2 ** ((log2 + i) // dims) for i in range(dims))
+  if sides[0] == 1:  # 2x2x1, as the pages write it
+    sides.reverse()
+  return f"{chip_name}:{'x'.join(map(str, sides))}"
+
+
 def parse_topology(name: str) -> Topology:
   """Reads the name of a topology, such as "v5e:4x4".
 
   Args:
-    name: CHIP:SHAPE.
+    name: CHIP:SHAPE, or the name of a slice in Google Cloud, such as v5e-16 or
+      v5litepod-16 for v5e:4x4. Those of v3, v4 and v5p count cores: v4-16 has
+      8 chips, which are v4:2x2x2.
 
   Raises:
     ValueError: the chip or the shape is unknown; the message lists known
@@ -173,12 +209,14 @@ def parse_topology(name: str) -> Topology:
     >>> parse_topology("v5e:4x4").shape
     (4, 4)
   """
+  given, name = name, _shape_of_slice(name)
   kind, _, shape = name.partition(":")
   chip = next((chip for chip in CHIPS if chip.name == kind), None)
   if chip is None or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape):
     known = ", ".join(t for chip in CHIPS for t in chip.topologies)
     raise ValueError(
-      f"topology={name!r} is unknown; use CHIP:SHAPE, such as {known}"
+      f"topology={given!r} is unknown; use CHIP:SHAPE, such as {known}, or the "
+      "name of a slice, such as v5litepod-16"
     )
   sizes = tuple(int(size) for size in shape.split("x"))
   if len(sizes) != chip.torus_dims:

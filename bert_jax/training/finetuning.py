@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 _SHAPE_PRICE = {"cpu": 1e4}
 # The number of steps of a plan that counts epochs and reads no examples. In the
 # compiled step it is only a constant of the learning rate.
-_UNKNOWN_STEPS = 1000
+UNKNOWN_STEPS = 1000
 
 
 class FineTuning(Job):
@@ -121,7 +121,7 @@ class FineTuning(Job):
     if not self.config.train.num_epochs:
       return self.config.train.total_steps
     if self._tokenizer is None:
-      return _UNKNOWN_STEPS
+      return UNKNOWN_STEPS
     count = len(self._train_split().examples)
     size = self.config.data.batch_size
     return max(1, int(count / size * self.config.train.num_epochs))

@@ -187,7 +187,13 @@ class Job:
 
 
 class Evaluator:
-  """A held-out evaluation, ready to be called again and again."""
+  """A held-out evaluation, ready to be called again and again.
+
+  Attributes:
+    is_off: whether there is no held-out text, so that a call returns {}.
+  """
+
+  is_off = False
 
   def __init__(
     self, job: Job, mesh: jax.sharding.Mesh, step: Callable[..., Any]

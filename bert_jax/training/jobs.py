@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from bert_jax.data import batching
+from bert_jax.data import summary
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.runtime import runs
@@ -64,6 +65,8 @@ def open_job(
 
     pretrained = weights.read(config.init_from, checkpoint or "")
     config.model.update(pretrained.shape)
+  if config.model.get("vocab_size") is None:
+    config.model.vocab_size = _vocab_size(config, workdir if begun else "")
   job: Job
   if config.objective == "task":
     from bert_jax.training import finetuning
@@ -76,6 +79,20 @@ def open_job(
     _check_vocabulary(config, pretrained)
     job = pretraining.Pretraining(config, is_abstract)
   return job, None if config.init_random else pretrained
+
+
+def _vocab_size(config: Config, workdir: str) -> int:
+  """Returns the rows of the word table if the config does not say it.
+
+  Args:
+    config: the whole configuration.
+    workdir: the folder of the run, which keeps its shape; "" = none has begun.
+  """
+  if workdir:
+    return runs.read_run(workdir)["config"]["model"]["vocab_size"]
+  if config.objective != "task" and config.data.dir:
+    return summary.model_vocab_size(config.data.dir)
+  return settings.VOCAB_SIZE
 
 
 def _vocabulary(

@@ -275,6 +275,55 @@ def _own_axes(name: str, ndim: int) -> tuple[int, ...]:
   return tuple(range(1 if "layers" in name.split("/") else 0, ndim))
 
 
+def muon(
+  b1: float, b2: float, eps: float
+) -> optax.GradientTransformationExtraArgs:
+  """Returns Muon's direction for the matrices, and AdamW's for the rest.
+
+  The moving average of the gradient of a kernel, with Nesterov's step, is
+  brought close to an orthogonal matrix. It is then scaled to a root mean square
+  of 0.2, about that of AdamW's direction, so that learning rates and weight
+  decay carry over. Query, key and value are matrices [D, N * H], the output of
+  attention [N * H, D], and scanned layers have a matrix each. Embeddings,
+  biases, layer norms and the outputs of a task follow AdamW, also with the step
+  of Nesterov.
+
+  Args:
+    b1: The decay rate of the average of gradients.
+    b2: The decay rate of the average of their squares, for AdamW.
+    eps: The number that is added to a denominator.
+
+  Source: arXiv 2502.16982, section 2.2; optax.contrib.muon.
+  """
+  inner = optax.contrib.muon(
+    -1.0,  # the direction itself: later steps apply the learning rate
+    beta=b1,
+    eps=eps,
+    adam_b1=b1,
+    adam_b2=b2,
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=lambda params: (
+      jax.tree_util.tree_map_with_path(_matrix_axes, params)
+    ),
+  )
+  return optax.with_extra_args_support(inner)
+
+
+_MATRIX = re.compile(r"(?<!^task)(?<!^nsp)/kernel$")
+
+
+def _matrix_axes(
+  path: Any, param: jax.Array
+) -> optax.contrib.MuonDimensionNumbers | None:
+  """Returns the axes of a matrix's rows and columns; None if it is none."""
+  name = _name(path)
+  axes = _own_axes(name, param.ndim)
+  if not _MATRIX.search(name) or len(axes) < 2:
+    return None
+  rows = len(axes) - 1 if name.endswith("/out/kernel") else 1
+  return optax.contrib.MuonDimensionNumbers(axes[:rows], axes[rows:])
+
+
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
   """A row of `OPTIMIZERS`.
@@ -316,6 +365,14 @@ OPTIMIZERS = {
   "lion": Optimizer(
     lambda c: [
       optax.scale_by_lion(c.b1, c.b2),
+      optax.add_decayed_weights(c.weight_decay, decay_mask),
+    ],
+    takes_rows=False,
+  ),
+  # Orthogonalised momentum for the matrices (arXiv 2502.16982).
+  "muon": Optimizer(
+    lambda c: [
+      muon(c.b1, c.b2, c.eps),
       optax.add_decayed_weights(c.weight_decay, decay_mask),
     ],
     takes_rows=False,

@@ -4,6 +4,7 @@ The other job is in finetuning.py; both look the same to train.py.
 """
 
 import functools
+import logging
 import os
 from typing import Any
 
@@ -15,6 +16,7 @@ from bert_jax.data import batching
 from bert_jax.data import masking
 from bert_jax.data import orders
 from bert_jax.data import packing
+from bert_jax.data import summary
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
@@ -30,6 +32,8 @@ from bert_jax.training import metrics
 from bert_jax.training import steps
 from bert_jax.training.job import Evaluator
 from bert_jax.training.job import Job
+
+_log = logging.getLogger(__name__)
 
 
 class Pretraining(Job):
@@ -49,11 +53,30 @@ class Pretraining(Job):
     """
     super().__init__(config, table.get(config.objective))
     _check_model_fits(config, self.model.config, is_abstract)
+    if config.data.dir and not is_abstract:
+      self._look_at_text()
     if config.train.num_epochs:
       raise ValueError(
         f"train.num_epochs={config.train.num_epochs} is for tasks; give "
         "--config.train.total_steps"
       )
+
+  def _look_at_text(self) -> None:
+    """Warns of odd text, and turns the evaluation off if none is held out."""
+    config = self.config
+    for text in summary.remarks(config.data, config.data.dir):
+      _log.warning("%s: %s", config.data.dir, text)
+    if summary.has_held_out(config.data.dir):
+      return
+    metric = config.checkpoint.best_metric
+    if metric.startswith("eval/"):
+      config.checkpoint.best_metric = ""
+    _log.warning(
+      "%s has no held-out text, so evaluation is off: no eval/ metrics, and no "
+      "best checkpoint; prepare with prepare.held_out_rate above 0, or with "
+      "prepare.held_out_input, to have them",
+      config.data.dir,
+    )
 
   @functools.cached_property
   def tokenizer(self) -> interface.Tokenizer:
@@ -88,6 +111,8 @@ class Pretraining(Job):
     )
 
   def evaluator(self, mesh, num_members=0):
+    if not summary.has_held_out(self.config.data.dir):
+      return _NoEvaluator()
     return PretrainingEvaluator(self, mesh)
 
   def mean_row(self):
@@ -126,6 +151,21 @@ class Pretraining(Job):
       attended=attended or packing.attended(batch.get("sequence_ids")),
       all_positions=all_positions,
     )
+
+
+class _NoEvaluator(Evaluator):
+  """Stands for the evaluation where no text is held out."""
+
+  is_off = True
+
+  def __init__(self):
+    pass
+
+  def names(self, params: Any) -> list[str]:
+    return []
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    return {}
 
 
 class PretrainingEvaluator(Evaluator):
@@ -185,7 +225,7 @@ def _check_model_fits(
   if not config.data.dir and not is_abstract:
     raise records.DataError(
       "data.dir is not set; give --config.data.dir=DATA, a folder made by "
-      "--mode=prepare"
+      "bert-jax prepare"
     )
   masking.check_max_sequences(config.data)
   if config.objective == "mlm_nsp" and config.data.pairing != "pairs":

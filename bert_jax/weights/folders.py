@@ -28,7 +28,6 @@ from bert_jax.models import config as model_config
 from bert_jax.models import conversion
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
-from bert_jax.runtime import checkpoint as checkpoints
 from bert_jax.runtime import files
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
@@ -270,6 +269,8 @@ def write(
     )
   folder = os.fspath(folder)
   if format == "bert_jax":
+    from bert_jax.runtime import checkpoint as checkpoints  # slow to import
+
     checkpoints.check_path(folder)
   if "task" in pretrained.params and pretrained.kind is None:
     if why := pretrained.refused.get("task"):

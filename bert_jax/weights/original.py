@@ -23,6 +23,8 @@ from bert_jax.weights.pretrained import checked_length
 from bert_jax.weights.pretrained import naming
 
 CHECKPOINT = "bert_model.ckpt"
+# The entry of a checkpoint by tf.train.Checkpoint.
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _OURS = "bert_jax"  # the key of our own settings in bert_config.json
 
 
@@ -35,14 +37,33 @@ def _unread(entries: Mapping[str, tf_checkpoint.Entry]) -> tuple[str, ...]:
   )
 
 
+def _read_index(prefix: str) -> dict[str, tf_checkpoint.Entry]:
+  """Reads which tensors a checkpoint has.
+
+  Raises:
+    WeightsError: it is an object checkpoint of TensorFlow 2.
+  """
+  entries = tf_checkpoint.read_index(prefix)
+  if _OBJECT_GRAPH in entries:
+    raise WeightsError(
+      f"{prefix} is a TensorFlow 2 object checkpoint (it has the entry "
+      f"{_OBJECT_GRAPH}, which tf.train.Checkpoint writes); only TensorFlow 1 "
+      "checkpoints, with names such as bert/embeddings/word_embeddings, are "
+      "read. Give the TensorFlow 1 release of the model, or convert it to a "
+      "Hugging Face folder"
+    )
+  return entries
+
+
 def read_tensors(prefix: str) -> dict[str, np.ndarray]:
   """Reads the weights of a checkpoint, without the state of its optimizer."""
-  entries = tf_checkpoint.read_index(prefix)
+  entries = _read_index(prefix)
   return tf_checkpoint.read(prefix, entries.keys() - set(_unread(entries)))
 
 
 def read_settings(prefix: str) -> FolderSettings:
   """Reads bert_config.json and the vocabulary beside a checkpoint."""
+  entries = _read_index(prefix)
   folder = os.path.dirname(prefix)
   path = os.path.join(folder, "bert_config.json")
   if not os.path.exists(path):
@@ -50,7 +71,6 @@ def read_settings(prefix: str) -> FolderSettings:
       f"{path} does not exist; put the bert_config.json that the model was "
       "trained with beside its checkpoint"
     )
-  entries = tf_checkpoint.read_index(prefix)
   with naming(path):
     config = files.read_json(path)
     family = families.family_of(config.get("model_type"), entries)

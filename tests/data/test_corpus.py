@@ -1,13 +1,18 @@
 """Tests of corpus.py."""
 
+import bz2
+import csv
 import gzip
 import hashlib
 import json
+import lzma
 import pathlib
 import random
 import sys
 import time
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from bert_jax.data import corpus
@@ -71,6 +76,68 @@ def test_jsonl_is_split_into_sentences_a_document_a_line(tmp_path):
     ["One.", "Two.", "Three", "Four"],
     ["\u20ac"],
   ]
+
+
+def test_files_of_records_give_the_same_documents_whatever_their_format(
+  tmp_path,
+):
+  texts = ["One. Two.\nThree", None, "\u20ac \u2028 four.", "Five."] * 60
+  content = [{"id": i, "body": text} for i, text in enumerate(texts)]
+  lines = "".join(json.dumps(row) + "\n" for row in content).encode()
+  table = pyarrow.Table.from_pylist(content)
+  pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=50)
+  with pyarrow.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+    writer.write_table(table)
+  (tmp_path / "a.json").write_text(json.dumps(content))
+  (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
+  (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(lines))
+  (tmp_path / "a.ndjson.bz2").write_bytes(bz2.compress(lines))
+  with open(tmp_path / "a.csv", "w", newline="", encoding="utf-8") as f:
+    writer = csv.DictWriter(f, ["id", "body"])
+    writer.writeheader()
+    writer.writerows(row for row in content if row["body"] is not None)
+  wanted = [["One.", "Two.", "Three"], ["\u20ac \u2028 four."], ["Five."]] * 60
+  files = sorted(tmp_path.iterdir())
+  assert len(files) == 7
+  for path in files:
+    for unit_bytes in (1, 900, 10**6):
+      units = corpus.list_units([str(path)], "sentences", unit_bytes)
+      found, reading = [], corpus.Reading()
+      for unit in units:
+        one = corpus.Reading()
+        for part in corpus.read_parts(unit, "sentences", "body", "en", one):
+          found += list(part)
+        assert corpus.hash_unit(unit, "", "body") == one.hexdigest()
+        reading.num_null += one.num_null
+      assert found == wanted, path.name
+      assert reading.num_null == (0 if path.suffix == ".csv" else 60)
+    with pytest.raises(corpus.CorpusError, match=r"'text'.*prepare\.text_key"):
+      read(str(path))
+  assert len(corpus.list_units([str(tmp_path / "a.parquet")], "", 1)) == 5
+
+
+def test_json_is_not_read_as_plain_text(tmp_path):
+  path = write(tmp_path / "a.txt", '{"text": "One."}\n{"text": "Two."}\n')
+  for text_format in ("sentences", "paragraphs"):
+    with pytest.raises(corpus.CorpusError, match=r"a\.txt:1 .*format=jsonl"):
+      read(path, text_format)
+  assert read(path, "jsonl") == [["One."], ["Two."]]
+  assert read(write(tmp_path / "b.txt", "{ a brace }\n")) == [["{ a brace }"]]
+
+
+def test_carriage_returns_end_lines_where_no_line_feed_does(tmp_path):
+  text = "A b.\rC.\r\rD."
+  assert read(write(tmp_path / "a.txt", text)) == [["A b.", "C."], ["D."]]
+  assert read(write(tmp_path / "b.gz", text)) == [["A b.", "C."], ["D."]]
+  mixed = write(tmp_path / "c.txt", "A\rb.\nC.\n")
+  assert read(mixed) == [["A\rb.", "C."]]
+
+
+def test_hidden_files_of_a_folder_are_left_out_and_named(tmp_path, caplog):
+  for name in ("part-0", "_SUCCESS", ".part-0.crc"):
+    write(tmp_path / name, "A.\n" if name == "part-0" else "")
+  assert read(str(tmp_path)) == [["A."]]
+  assert "_SUCCESS" in caplog.text and ".part-0.crc" in caplog.text
 
 
 def test_half_a_character_in_json_becomes_a_replacement(tmp_path):

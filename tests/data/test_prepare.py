@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from bert_jax.data import corpus
+from bert_jax.data import held_out
 from bert_jax.data import packing
 from bert_jax.data import prepare
 from bert_jax.data.stages import vocabulary
@@ -160,6 +161,13 @@ def test_the_manifest_counts_what_is_there(inputs):
         assert inputs.tree[path] == value
 
 
+def long_tokens(folder, config, split):
+  """The tokens of sentences that are longer than a row."""
+  limit = config.data.seq_len - (3 if config.data.pairing == "pairs" else 2)
+  lengths = [len(s) for d in stored_documents(folder, split) for s in d]
+  return sum(n for n in lengths if n > limit)
+
+
 @pytest.mark.parametrize("kind", ["pairs", "full_sentences"])
 def test_the_manifest_of_examples_counts_what_is_there(inputs, kind):
   config = inputs.config(data__pairing=kind)
@@ -171,10 +179,15 @@ def test_the_manifest_of_examples_counts_what_is_there(inputs, kind):
   for split in records.SPLITS:
     examples = read_examples(inputs.data, config, split)
     lengths = examples["a_length"] + examples["b_length"] + specials
+    text = manifests.read_manifest(inputs.data)["totals"][split]["tokens"]
+    held = examples["a_length"].sum()
+    held += examples["b_length"][examples["is_random"] == 0].sum()
     assert manifest["totals"][split] == {
       "examples": len(examples),
       "random_next": examples["is_random"].sum(),
       "tokens": lengths.sum(),
+      "cut_tokens": 2 * text - held if kind == "pairs" else 0,
+      "long_tokens": long_tokens(inputs.data, config, split),
     }
     assert lengths.max() <= 32
     for row in manifest["shards"][split]:
@@ -968,12 +981,53 @@ def test_pairs_need_two_documents(inputs, tmp_path):
   prepare.prepare(config, [text], str(tmp_path / "data"))
 
 
-def test_a_held_out_share_that_keeps_nothing_is_refused(inputs, tmp_path):
-  text = write_text(tmp_path / "text.txt", make_documents(5))
-  config = inputs.config(prepare__held_out_rate=1e-9)
-  with pytest.raises(corpus.CorpusError, match="held out none of 5 documents"):
-    prepare.prepare(config, [text], str(tmp_path / "data"))
-  assert not (tmp_path / "data" / "manifest.json").exists()
+def test_sentences_are_held_out_where_documents_are_few(
+  inputs, tmp_path, caplog
+):
+  for name, documents in (
+    ("one", [sum(make_documents(60), [])]),
+    ("five", make_documents(5, max_sentences=40)),
+    ("short", [[s] for s in sum(make_documents(8), [])]),
+  ):
+    text = write_text(tmp_path / f"{name}.txt", documents)
+    data = str(tmp_path / name)
+    config = inputs.config(prepare__held_out_rate=1e-9, prepare__unit_bytes=900)
+    caplog.clear()
+    prepare.prepare(config, [text], data)
+    assert "sentences instead" in caplog.text
+    tokenizer = load.load_tokenizer(inputs.vocab)
+    wanted = [tokenizer.encode(s) for d in documents for s in d]
+    found = {s: stored_documents(data, s) for s in records.SPLITS}
+    kept = {s: sum(found[s], []) for s in records.SPLITS}
+    assert sorted(kept["train"] + kept["validation"]) == sorted(wanted)
+    assert len(found["validation"]) >= 2 and len(found["train"]) >= 2
+    assert 2 <= len(kept["validation"]) <= max(64, len(wanted) / 4)
+    # No document of either split crosses a gap in the text.
+    runs = {tuple(map(tuple, d)) for d in sum(found.values(), [])}
+    for document in runs:
+      assert any(
+        tuple(map(tuple, wanted[i : i + len(document)])) == document
+        for i in range(len(wanted))
+      )
+    # The same command goes on with the same division, and says so once.
+    before = tree(data)
+    prepare.prepare(config, [text], data)
+    assert tree(data) == before
+
+
+def test_enough_documents_are_divided_as_ever(inputs):
+  units = corpus.list_units([inputs.text], "sentences", 6_000)
+  config = inputs.config()
+  assert held_out.choose(units, config.prepare, 2) == units
+
+
+def test_too_little_text_to_hold_any_out_is_refused_before_it_is_tokenised(
+  inputs, tmp_path
+):
+  text = write_text(tmp_path / "text.txt", [["One.", "Two.", "Three."]])
+  with pytest.raises(corpus.CorpusError, match=r"3 sentences.*held_out_rate=0"):
+    prepare.prepare(inputs.config(), [text], str(tmp_path / "data"))
+  assert not (tmp_path / "data").exists()
 
 
 def test_text_without_a_token_is_refused(inputs, tmp_path):
@@ -1023,7 +1077,7 @@ def test_a_damaged_manifest_is_refused_and_kept(inputs, tmp_path, name):
     (dict(prepare__num_workers=-1), "prepare.num_workers=-1"),
     (dict(prepare__unit_bytes=0), "prepare.unit_bytes=0"),
     (dict(prepare__held_out_rate=1.0), "prepare.held_out_rate=1.0"),
-    (dict(prepare__format="csv"), "prepare.format='csv'"),
+    (dict(prepare__format="xml"), "prepare.format='xml'"),
     (dict(data__pairing="single"), "data.pairing='single'"),
     (dict(data__seq_len=4), "data.seq_len=4"),
     (dict(data__dupe_factor=0), "data.dupe_factor=0"),

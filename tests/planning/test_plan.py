@@ -226,7 +226,12 @@ def test_a_plan_says_what_is_asked_of_it(config, make_cpu_plan):
     assert key in made
   assert made["hbm_bytes_per_device"] == sum(made["hbm_bytes_by_kind"].values())
   assert json.loads(json.dumps(made)) == made
+  assert made["num_chips"] == 4
+  hours = config.train.total_steps * made["predicted_step_secs"] / 3600
+  assert made["predicted_hours"] == hours
+  assert made["predicted_chip_hours"] == 4 * hours
   text = report.report(made)
+  assert f"all {config.train.total_steps:,} steps" in text
   assert "MFU, predicted" in text and "all times are predictions" in text
   assert "model.dtype=float32" in text
 

@@ -47,6 +47,34 @@ def test_every_known_topology_is_read():
       assert chips.parse_topology(name).chip is chip
 
 
+@pytest.mark.parametrize(
+  ("slice", "topology"),
+  [
+    ("v5litepod-16", "v5e:4x4"),
+    ("v5e-16", "v5e:4x4"),
+    ("v5litepod-8", "v5e:2x4"),
+    ("v5litepod-1", "v5e:1x1"),
+    ("v5litepod-128", "v5e:8x16"),
+    ("v6e-256", "v6e:16x16"),
+    ("v4-8", "v4:2x2x1"),
+    ("v4-16", "v4:2x2x2"),
+    ("v4-32", "v4:2x2x4"),
+    ("v4-64", "v4:2x4x4"),
+    ("v4-128", "v4:4x4x4"),
+    ("v5p-256", "v5p:4x4x8"),
+    ("v3-8", "v3:2x2"),
+  ],
+)
+def test_the_name_of_a_slice_stands_for_its_shape(slice, topology):
+  assert chips.parse_topology(slice) == chips.parse_topology(topology)
+
+
+@pytest.mark.parametrize("name", ["v5e-12", "v4-7", "v5e-", "v5e-0", "v7-8"])
+def test_a_slice_without_a_known_shape_is_refused(name):
+  with pytest.raises(ValueError, match=f"topology='{name}'.*v5e:2x2"):
+    chips.parse_topology(name)
+
+
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5e:4", "v5e:0x4", "4x4"])
 def test_an_unknown_topology_lists_those_there_are(name):
   with pytest.raises(ValueError, match=r"v5e:2x2.*v5p:4x4x4"):

@@ -87,6 +87,14 @@ def _by_hand(config, params, grads, rates):
       u, squares = np.zeros_like(p), np.zeros_like(p)
       for i in np.ndindex(p.shape):
         g = grad[key][i] * factor
+        if config.name == "muon":
+          mu[key][i] = config.b1 * mu[key][i] + (1 - config.b1) * g
+          nu[key][i] = config.b2 * nu[key][i] + (1 - config.b2) * g**2
+          m = config.b1 * mu[key][i] / (1 - config.b1 ** (t + 1))
+          m += (1 - config.b1) * g / (1 - config.b1**t)
+          v = math.sqrt(nu[key][i] / (1 - config.b2**t))
+          u[i] = m if key == "dense/kernel" else m / (v + config.eps)
+          continue
         if config.name == "lion":
           mixed = config.b1 * mu[key][i] + (1 - config.b1) * g
           mu[key][i] = config.b2 * mu[key][i] + (1 - config.b2) * g
@@ -103,6 +111,11 @@ def _by_hand(config, params, grads, rates):
         u[i] = m / (math.sqrt(v) + config.eps)
         if key in DECAYED:
           u[i] += config.weight_decay * p[i]
+      if config.name == "muon":
+        if key == "dense/kernel":
+          u = 0.2 * math.sqrt(max(p.shape)) * _orthogonal(u, config.eps)
+        if key in DECAYED:
+          u = u + config.weight_decay * p
       if config.name == "lamb" and key in DECAYED:
         p_norm = math.sqrt(sum(x**2 for x in p.flat))
         u_norm = math.sqrt(sum(x**2 for x in u.flat))
@@ -112,6 +125,15 @@ def _by_hand(config, params, grads, rates):
         u /= max(1.0, math.sqrt(np.mean(squares)))
       params[key] = p - rate * u
   return params
+
+
+def _orthogonal(x, eps):
+  """Five iterations of Newton and Schulz, with the coefficients of Muon."""
+  x = x / (np.linalg.norm(x) + eps)
+  for _ in range(5):
+    square = x @ x.T
+    x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+  return x
 
 
 def _assert_close(got, want, **tolerance):
@@ -251,6 +273,27 @@ def _stack(unrolled):
   return {**unrolled, "encoder": encoder}
 
 
+def test_muon_brings_each_matrix_close_to_an_orthogonal_one():
+  heads = {
+    "query": {"kernel": (6, 2, 4), "bias": (2, 4)},
+    "out": {"kernel": (2, 4, 6)},
+  }
+  shapes = {"layer_0": {"attention": heads}, "task": {"kernel": (6, 3)}}
+  params = jax.tree.map(np.zeros_like, _random(shapes, seed=0))
+  config = _config(name="muon", weight_decay=0.0, learning_rate=1.0, eps=1e-8)
+  moved, _ = _run(config, params, [_random(shapes, seed=1)])
+  moved = _flat(moved)
+  for name in ("query", "out"):
+    matrix = moved[f"layer_0/attention/{name}/kernel"]
+    matrix = matrix.reshape((6, 8) if name == "query" else (8, 6))
+    values = np.linalg.svd(matrix / (0.2 * 8**0.5), compute_uv=False)
+    # The iterations leave singular values between about 0.7 and 1.2.
+    assert 0.6 < values.min() and values.max() < 1.3
+  # What is no matrix of the encoder follows AdamW: steps of about one size.
+  for name in ("layer_0/attention/query/bias", "task/kernel"):
+    assert np.ptp(np.abs(moved[name])) < 0.05
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_scanned_and_unrolled_layers_train_alike(name):
@@ -301,10 +344,11 @@ def test_bfloat16_parameters_have_float32_moments(name):
   grads = [{"kernel": np.ones([2, 2], jnp.bfloat16)}]
   params, state = _run(_config(name=name), params, grads)
   assert params["kernel"].dtype == jnp.bfloat16
-  moments = next(s for s in state if hasattr(s, "mu"))
-  for field in ("mu", "nu"):
-    if hasattr(moments, field):  # Lion has one
-      assert getattr(moments, field)["kernel"].dtype == jnp.float32
+  floats = [
+    x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, np.floating)
+  ]
+  assert floats
+  assert {x.dtype for x in floats} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import functools
 import os
 import random
+from typing import Any
 
 import numpy as np
 
+from bert_jax.data import long_lines
 from bert_jax.data import pairing
 from bert_jax.data.stages import stage
 from bert_jax.data.store import indexes
@@ -19,6 +21,8 @@ from bert_jax.runtime import files
 from bert_jax.runtime.settings import Config
 
 _TOTALS = ("examples", "random_next", "tokens")
+# Of examples whose long lines were split; older ones cut off their rest.
+_TEXT_TOTALS = ("cut_tokens", "long_tokens")
 _REPORT = manifests.EXAMPLES_ROW | dict.fromkeys(_TOTALS, manifests.is_count)
 _RANDOM_DOCUMENT_TRIES = 10  # create_pretraining_data.py:279
 
@@ -43,6 +47,7 @@ def write(config: Config, folder: str) -> None:
     "dupe_factor": d.dupe_factor,
     "short_seq_rate": d.short_seq_rate if d.pairing == "pairs" else 0.0,
     "examples_seed": d.examples_seed,
+    "long_lines": "split",
     "tokens": files.file_hash(os.path.join(folder, "manifest.json")),
   }
   target = records.examples_folder(folder, name)
@@ -50,6 +55,8 @@ def write(config: Config, folder: str) -> None:
   path = os.path.join(target, "manifest.json")
   if os.path.exists(path):
     manifest = manifests.read_manifest(target)
+    if "long_lines" not in manifest["settings"]:  # of an older release
+      del settings["long_lines"]
     stage.check_same(manifest["settings"], settings, target)
     if work.is_whole(manifest):
       work.end()
@@ -67,7 +74,9 @@ def write(config: Config, folder: str) -> None:
     settings=settings,
     vocab=tokens["settings"]["vocab"],
     vocab_size=tokens["vocab_size"],
-    totals=stage.sum_rows(shards, _TOTALS),
+    totals=stage.sum_rows(
+      shards, _TOTALS + (_TEXT_TOTALS if "long_lines" in settings else ())
+    ),
     shards=shards,
   )
 
@@ -78,7 +87,7 @@ def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
     for path, digest in verification.table_hashes(folder, split).items():
       if not os.path.exists(path) or files.file_hash(path) != digest:
         raise records.DataError(
-          f"{path} is missing or damaged; delete it and run --mode=prepare "
+          f"{path} is missing or damaged; delete it and run bert-jax prepare "
           "again with the same --input"
         )
     if kind == "pairs" and sum(s["documents"] for s in rows) == 1:
@@ -118,6 +127,37 @@ def _num_special(job: dict) -> int:
   return job["special"][job["pairing"] == "pairs"]
 
 
+@functools.lru_cache(1)
+def _sentence_ends(folder: str, tokens: str) -> np.ndarray:
+  del tokens  # it is an argument so that the cache forgets other data
+  return long_lines.sentence_ends(
+    load.load_tokenizer(os.path.join(folder, "vocab"))
+  )
+
+
+@functools.lru_cache(2)
+def _token_store(folder: str, split: str, tokens: str) -> indexes.TokenStore:
+  del tokens  # as above
+  return indexes.TokenStore(folder, split)
+
+
+def _make_cutter(job: dict) -> long_lines.Cutter:
+  """Returns what cuts the long lines of a split."""
+  where = (job["folder"], job["split"], job["tokens"])
+
+  def read(start: int, length: int) -> np.ndarray:
+    tokens, at = _token_store(*where).read_spans(
+      np.array([start]), np.array([length])
+    )
+    return tokens[at[0] : at[0] + length]
+
+  return long_lines.Cutter(
+    job["seq_len"] - _num_special(job),
+    read,
+    lambda: _sentence_ends(job["folder"], job["tokens"]),
+  )
+
+
 @functools.lru_cache(2)
 def _document_table(folder: str, split: str, tokens: str):
   del tokens  # it is an argument so that the cache forgets other data
@@ -133,20 +173,22 @@ def pair_shard(job: dict) -> dict:
       settings of the example stage.
 
   Returns:
-    A dict of shard, examples, random_next, tokens (special tokens included)
-    and sha256.
+    A dict of shard, examples, random_next, tokens (special tokens included),
+    long_tokens (of lines longer than a row), cut_tokens (those in no example,
+    over all passes) and sha256.
   """
   table = _document_table(job["folder"], job["split"], job["tokens"])
   where = (job["target"], job["split"], job["shard"])
   path = records.shard_path(*where, "array_record")
   totals = np.zeros(2, np.int64)
+  documents = _Documents(job, table)
   with records.RecordWriter(path) as writer:
     for dupe in range(job["dupe_factor"]):
       rng = random.Random(
         f"{job['examples_seed']}/{job['split']}/{job['shard']}/{dupe}"
       )
       rows: list[pairing.Example] = []
-      for batch in _examples_of(job, table, rng, dupe):
+      for batch in _examples_of(job, documents, rng, dupe):
         rows += batch
         if len(rows) >= 1 << 14:
           totals += _write_rows(writer, rows)
@@ -158,7 +200,37 @@ def pair_shard(job: dict) -> dict:
     "random_next": int(totals[0]),
     "tokens": int(totals[1]) + writer.count * _num_special(job),
     "sha256": files.file_hash(path),
+    **(documents.report(job) if "long_lines" in job else {}),
   }
+
+
+class _Documents:
+  """The documents of a split, with their long lines cut.
+
+  Attributes:
+    table: the boundaries of all documents.
+    cut_tokens: tokens of the documents that are in no example, over all passes.
+  """
+
+  def __init__(self, job: dict, table: indexes.DocumentTable):
+    self.table = table
+    self.cut_tokens = 0
+    self._cutter = _make_cutter(job)
+    cut = self._cutter if "long_lines" in job else lambda x: (x, False)
+    self._cut = functools.lru_cache(1 << 10)(lambda i: cut(table.boundaries(i)))
+
+  def boundaries(self, document: int) -> tuple[Any, bool]:
+    """Returns the boundaries of a document, and whether long lines were cut."""
+    return self._cut(document)
+
+  def report(self, job: dict) -> dict[str, int]:
+    """Returns the tokens that were cut off, and those of long lines."""
+    numbers = range(*self.table.shard(job["index"]))
+    num_long = self._cutter.num_long
+    return {
+      "cut_tokens": self.cut_tokens,
+      "long_tokens": sum(num_long(self.table.boundaries(i)) for i in numbers),
+    }
 
 
 def _write_rows(writer, rows: list[pairing.Example]) -> np.ndarray:
@@ -169,8 +241,11 @@ def _write_rows(writer, rows: list[pairing.Example]) -> np.ndarray:
   return np.array([block["is_random"].sum(), lengths])
 
 
-def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
+def _examples_of(
+  job: dict, documents: _Documents, rng: random.Random, dupe: int
+) -> Iterator[list[pairing.Example]]:
   """Yields lists of the examples of one pass over a shard."""
+  table = documents.table
   first, end = table.shard(job["index"])
   if first == end:
     return
@@ -186,17 +261,25 @@ def _examples_of(job, table, rng, dupe) -> Iterator[list[pairing.Example]]:
         j = int(rng.random() * total)
         if j != here:
           break
-      return table.boundaries(j)
+      return documents.boundaries(j)[0]
 
-    yield list(
+    boundaries, was_cut = documents.boundaries(i)
+    if isinstance(boundaries, np.ndarray):
+      boundaries = boundaries.tolist()
+    found = list(
       pairing.make_pairs(
-        table.boundaries(i).tolist(),
+        boundaries,
         job["seq_len"] - _num_special(job),
         job["short_seq_rate"],
         rng,
         other,
+        keep_all=was_cut,
       )
     )
+    documents.cut_tokens += boundaries[-1] - boundaries[0]
+    for _, _, a_length, b_length, is_random in found:
+      documents.cut_tokens -= a_length + (0 if is_random else b_length)
+    yield found
 
 
 def _full_sentences(job, table, numbers, rng, dupe) -> list[pairing.Example]:

@@ -18,6 +18,7 @@ class Inputs:
 
   Attributes:
     units: the units that corpus.list_units returned.
+    formats: the formats of all units, sorted, as prepare.format names them.
   """
 
   def __init__(self, prepare: settings.Prepare, patterns: Sequence[str]):
@@ -44,6 +45,9 @@ class Inputs:
       self.units += [
         dataclasses.replace(unit, held_out=True) for unit in held_out
       ]
+    self.formats = sorted(
+      {unit.format or prepare.format for unit in self.units}
+    )
     self._hash = functools.cache(
       lambda unit: corpus.hash_unit(unit, prepare.format, prepare.text_key)
     )

@@ -6,18 +6,22 @@ A job writes one shard for each split and each part of the unit.
 from collections.abc import Iterator
 import contextlib
 import functools
+import logging
 import os
 from typing import Any
 
 import numpy as np
 
 from bert_jax.data import corpus
+from bert_jax.data import held_out
 from bert_jax.data.stages import inputs as inputs_lib
 from bert_jax.data.stages import stage
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import load
 from bert_jax.runtime import settings
+
+_log = logging.getLogger(__name__)
 
 _TOTALS = ("documents", "sentences", "tokens", "unknown")
 # The form of the report of a finished job.
@@ -45,15 +49,18 @@ def write(
       other settings.
   """
   tokenizer = load.load_tokenizer(os.path.join(folder, "vocab"))
+  has_records = {"tfds", *corpus.RECORD_FORMATS}.intersection(inputs.formats)
   asked = {
-    "format": prepare.format,
+    "format": "+".join(inputs.formats) or prepare.format,
     "held_out_rate": prepare.held_out_rate,
     "held_out_seed": prepare.held_out_seed,
-    "language": "" if prepare.format == "sentences" else prepare.language,
-    "text_key": prepare.text_key if prepare.format in ("jsonl", "tfds") else "",
+    "language": "" if inputs.formats == ["sentences"] else prepare.language,
+    "text_key": prepare.text_key if has_records else "",
     "units": inputs.cuts_hash(),
     "vocab": tokenizer.fingerprint,
   }
+  if any(unit.held_out_sentences for unit in inputs.units):
+    asked["held_out_by"] = held_out.BY_SENTENCES
   target = os.path.join(folder, "tokens")
   suffixes = ("array_record", *records.TABLES)
   work = stage.Stage(prepare, folder, "tokens", target, *suffixes)
@@ -78,6 +85,8 @@ def write(
   _write_counts(work, shards, tokenizer)
   totals = stage.sum_rows(shards, _TOTALS)
   _check_documents(totals, prepare.held_out_rate)
+  if num_null := sum(report.get("null_texts", 0) for report in results):
+    _log.warning("left out %d records whose text is null", num_null)
   work.end(
       manifest_path,
       settings=asked,
@@ -125,7 +134,8 @@ def _check_documents(totals: dict[str, dict], held_out_rate: float) -> None:
   if held_out_rate and not totals["validation"]["documents"]:
     raise corpus.CorpusError(
       f"prepare.held_out_rate={held_out_rate} held out none of {num_train} "
-      "documents; raise it, or set 0 to train on all"
+      "documents with any token; raise it, or set 0 to train on all without an "
+      "evaluation"
     )
 
 
@@ -147,20 +157,27 @@ def tokenize_unit(job: dict) -> dict:
     bytes read, under "sha256".
   """
   reading = corpus.Reading()
+  unit = corpus.Unit(**job["unit"])
+  split = held_out.Splitter(unit, job["held_out_rate"], job["held_out_seed"])
   result: dict[str, Any] = {split: [] for split in records.SPLITS}
   parts = corpus.read_parts(
-    corpus.Unit(**job["unit"]),
-    job["format"], job["text_key"], job["language"], reading,
-  )  # fmt: skip
+    unit, job["format"], job["text_key"], job["language"], reading
+  )
   for part, documents in enumerate(parts):
     shard = records.shard_of_part(job["shard"], part)
-    for split, row in _write_shard(job, shard, documents).items():
-      result[split].append(row)
-  return result | {"sha256": reading.hexdigest()}
+    for name, row in _write_shard(job, shard, documents, split).items():
+      result[name].append(row)
+  return result | {
+    "sha256": reading.hexdigest(),
+    "null_texts": reading.num_null,
+  }
 
 
 def _write_shard(
-  job: dict, shard: records.Shard, documents: Iterator[list[str]]
+  job: dict,
+  shard: records.Shard,
+  documents: Iterator[list[str]],
+  divide: held_out.Splitter,
 ) -> dict[str, dict]:
   """Writes the documents of a part, one shard for each split that has some.
 
@@ -179,12 +196,9 @@ def _write_shard(
       for split in records.SPLITS
     }
     for document in documents:
-      ids = [i for i in tokenizer.encode_sentences(document) if i]
-      if ids:
-        held_out = job["unit"]["held_out"] or corpus.is_held_out(
-          document, job["held_out_rate"], job["held_out_seed"]
-        )
-        writers[records.SPLITS[held_out]].add(ids)
+      for is_held_out, sentences in divide(document):
+        if ids := [i for i in tokenizer.encode_sentences(sentences) if i]:
+          writers[records.SPLITS[is_held_out]].add(ids)
   rows = {}
   for split, writer in writers.items():
     if writer.num_documents:

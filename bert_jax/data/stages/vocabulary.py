@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import glob
+import inspect
 import itertools
 import logging
 import math
@@ -9,6 +10,7 @@ import os
 from typing import Any
 
 from bert_jax.data import corpus
+from bert_jax.data import held_out
 from bert_jax.data.stages import inputs as inputs_lib
 from bert_jax.data.stages import stage
 from bert_jax.data.store import records
@@ -17,6 +19,8 @@ from bert_jax.runtime import files
 from bert_jax.runtime import settings
 
 _log = logging.getLogger(__name__)
+
+_ALPHABET_SIZE = settings.KEYS["prepare.alphabet_size"].default
 
 
 def write(
@@ -55,6 +59,8 @@ def write(
       "units": inputs.cuts_hash(),
       "sha256": inputs.sha256(),
     }
+    if prepare.alphabet_size != _ALPHABET_SIZE:  # older folders lack it
+      asked["alphabet_size"] = prepare.alphabet_size
     if prepare.vocab_kind == "byte_bpe":
       asked["special_tokens"] = prepare.special_tokens
   if os.path.exists(done):
@@ -62,7 +68,7 @@ def write(
     return
   if os.path.exists(target):
     raise records.DataError(
-      f"{target} exists, but --mode=prepare did not make it; give another "
+      f"{target} exists, but bert-jax prepare did not make it; give another "
       "--output, or move that folder away"
     )
   tokenizer = given or _learn(prepare, inputs.units)
@@ -96,10 +102,18 @@ def _learn(prepare: settings.Prepare, units: list[corpus.Unit]):
   _log.info(
     "learning a %s vocabulary of %d", prepare.vocab_kind, prepare.vocab_size
   )
-  options = {}
+  options: dict[str, Any] = {}
   if prepare.vocab_kind == "byte_bpe":
     options["special_tokens"] = prepare.special_tokens
-  return load.LEARNED[prepare.vocab_kind].learn(
+  learn = load.LEARNED[prepare.vocab_kind].learn
+  if "limit_alphabet" in inspect.signature(learn).parameters:
+    options["limit_alphabet"] = prepare.alphabet_size
+  elif prepare.alphabet_size != _ALPHABET_SIZE:
+    raise ValueError(
+      f"prepare.alphabet_size={prepare.alphabet_size}: learning a "
+      f"{prepare.vocab_kind} vocabulary has no such limit; leave it out"
+    )
+  return learn(
     sample_text(prepare, units),
     vocab_size=prepare.vocab_size,
     lower_case=prepare.lower_case,
@@ -138,16 +152,18 @@ def sample_text(
     if limit <= 0 or (not is_whole and next(place) % stride):
       continue
     reading = corpus.Reading()
+    split = held_out.Splitter(
+      unit, prepare.held_out_rate, prepare.held_out_seed
+    )
     for document in corpus.read_documents(
       unit, prepare.format, prepare.text_key, prepare.language, reading
     ):
-      if not corpus.is_held_out(
-        document, prepare.held_out_rate, prepare.held_out_seed
-      ):
-        yield from document
-        left -= sum(map(len, document))
-        if left < 0:
-          return
+      for is_held_out, part in split(document):
+        if not is_held_out:
+          yield from part
+          left -= sum(map(len, part))
+          if left < 0:
+            return
       if reading.num_bytes >= limit:
         break
     owed -= reading.num_bytes if is_whole else 0

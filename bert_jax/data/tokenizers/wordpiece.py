@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 import pathlib
 import re
 from typing import Any, Self
@@ -22,12 +23,16 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import word_rules
 from bert_jax.runtime import files
 
+_log = logging.getLogger(__name__)
+
 MAX_INPUT_CHARS_PER_WORD = 200
 ADDED = "added_tokens"  # a key of tokenizer.json
 
 _HALF_A_PAIR = (
   "has half of a surrogate pair, which no UTF-8 file can hold; remove it"
 )
+# The share of unknown words above which a warning is given.
+_DROPPED_SHARE = 0.005
 # Pieces that do not stand for their own characters.
 _BRACKETED = re.compile(r"\[.*\]|<.*>", re.DOTALL)
 
@@ -155,20 +160,24 @@ class WordPieceTokenizer(interface.Tokenizer):
     inner = {char for word in known for char in word[1:]}
     first = [*interface.SPECIAL_TOKENS, *sorted(alphabet)]
     first += ["##" + char for char in sorted(inner)]
+    dropped = _dropped(counts, known, len(alphabet))
+    if dropped:
+      _log.warning("%s", dropped)
     if not known or vocab_size < len(first):
       special = len(interface.SPECIAL_TOKENS)
       raise ValueError(
         f"vocab_size={vocab_size} cannot hold the {special} special"
         f" tokens and {len(first) - special} single characters of"
         f" this text of {len(known)} distinct words; use at least {len(first)}"
-        " or lower limit_alphabet, and check that the text is not empty"
+        f" or lower limit_alphabet={limit_alphabet} (prepare.alphabet_size),"
+        " and check that the text is not empty"
       )
     pieces = _merge_pairs(known, first, vocab_size, min_frequency)
     if len(pieces) != vocab_size:
       raise ValueError(
         f"vocab_size={vocab_size}, but this text gives only {len(pieces)}"
         f" pieces with min_frequency={min_frequency}; lower vocab_size to"
-        f" {len(pieces)} or give more text"
+        f" {len(pieces)} or give more text{dropped and f'. But {dropped}'}"
       )
     return cls(pieces, lower_case=lower_case)
 
@@ -505,6 +514,28 @@ def _count_words(
       if is_short and not interface.SURROGATE.search(word):
         words[word] += count
   return words
+
+
+def _dropped(
+  counts: collections.Counter[str], known: dict[str, int], num_kept: int
+) -> str:
+  """Returns a message about words with characters that are not kept, or "".
+
+  Args:
+    counts: the frequency of each word.
+    known: the words of which every character is kept.
+    num_kept: the number of these characters.
+  """
+  total, kept = counts.total(), sum(known.values())
+  if kept > (1 - _DROPPED_SHARE) * total:
+    return ""
+  num_characters = len({char for word in counts for char in word})
+  return (
+    f"the text has {num_characters:,} different characters, of which the "
+    f"{num_kept:,} most frequent are kept, so that {1 - kept / total:.1%} of "
+    "its words become [UNK]; raise prepare.alphabet_size (limit_alphabet) to "
+    f"keep more, up to {num_characters:,}"
+  )
 
 
 def _frequent_characters(
