@@ -301,7 +301,7 @@ def _windows(
   answerer: answers.Answerer,
   numbered: Iterable[tuple[str, Any]],
   limit: int,
-  are_rows: bool,
+  are_rows: bool = False,
 ) -> Iterator[answers.Window]:
   """Groups records into windows.
 
