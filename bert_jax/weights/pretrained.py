@@ -55,6 +55,8 @@ class Pretrained:
     sentence: how the folder of a sentence-transformers model makes the vector
       of a sentence: "mean" or "cls", then perhaps "normalize"; names of other
       steps as they stand there; () if the folder does not say it.
+    source: the model of the hub that was read, as NAME@REVISION; "" for a
+      folder or a file.
   """
 
   format: str
@@ -71,6 +73,7 @@ class Pretrained:
   refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
   family: str = "bert"
   sentence: tuple[str, ...] = ()
+  source: str = ""
 
   @property
   def shape(self) -> dict[str, Any]:
