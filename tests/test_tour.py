@@ -83,22 +83,11 @@ def clone(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ("page", "number", "left"),
-  [
-    ("finetune", 1, "runs/mrpc/predictions/MRPC.tsv"),
-    ("finetune", 2, "runs/mine/evaluation.json"),
-    ("sweep", 0, "runs/report/report.html"),
-  ],
-)
-def test_the_commands_of_a_tutorial(clone, page, number, left):
-  text = (ROOT / f"docs/tutorials/{page}.md").read_text()
-  commands = re.findall(r"^```sh$(.*?)^```$", text, re.M | re.S)[number]
+def test_fine_tuning_as_in_the_tutorial(clone):
+  text = (ROOT / "docs/tutorials/finetune.md").read_text()
+  commands = re.findall(r"^```sh$(.*?)^```$", text, re.M | re.S)[1]
   launcher = f"'{sys.executable}' -m bert_jax.main"
   commands = commands.replace(".venv/bin/bert-jax", launcher)
-  # The tiny encoder learns nothing, so that one epoch shows as much as three.
-  commands = commands.replace(",data=DATA", ",data=glue_data")
-  commands = commands.replace("tasks=rte+mrpc,seeds=3", "tasks=rte,seeds=1")
   done = subprocess.run(
     ["bash", "-e", "-o", "pipefail", "-c", commands],
     cwd=clone,
@@ -109,4 +98,6 @@ def test_the_commands_of_a_tutorial(clone, page, number, left):
   )
   assert done.returncode == 0, done.stderr[-3000:]
   found = [str(p.relative_to(clone)) for p in clone.rglob("*") if p.is_file()]
-  assert left in found, sorted(f for f in found if "checkpoints" not in f)
+  assert "runs/mrpc/predictions/MRPC.tsv" in found, sorted(
+    f for f in found if "checkpoints" not in f
+  )
