@@ -1,5 +1,6 @@
-"""The commands of the tutorials, as a new user types them."""
+"""The commands of tutorials, as a new user types them."""
 
+import csv
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import pytest
 
 from bert_jax import weights
 from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import wordpiece
 from bert_jax.runtime import metrics_log
 from tests.support import small_models
 
@@ -43,61 +45,49 @@ def test_the_first_run_of_the_tutorial(tmp_path):
   assert len(mask) > 1 and all(0 < guess["score"] < 1 for guess in mask)
 
 
-@pytest.fixture
-def clone(tmp_path):
-  """A folder with stand-ins: a tiny runs/minilm, files of MRPC and RTE."""
-  pretrained = small_models.make(vocab_size=20, max_len=512)
-  assert interface.SPECIAL_TOKENS[0] == small_models.PIECES[0]
-  weights.write(pretrained, tmp_path / "runs/minilm", "huggingface")
-  pairs = [("walk the", "walk !", 1), ("the !", "walked", 0)] * 20
-  heads = {
-    "MRPC": ("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"),
-    "RTE": ("index", "sentence1", "sentence2", "label"),
-  }
-  for name, head in heads.items():
-    folder = tmp_path / "glue_data" / name
-    folder.mkdir(parents=True)
-    for split in ("train", "dev", "test"):
-      rows = [head]
-      for i, (a, b, label) in enumerate(pairs):
-        rows.append(
-          (label, i, i, a, b)
-          if name == "MRPC"
-          else (i, a, b, ("entailment", "not_entailment")[label])
-        )
-      if split == "test":
-        head_of_test = ("index", *head[1:]) if name == "MRPC" else head[:3]
-        rows = [head_of_test, *(row[: len(head_of_test)] for row in rows[1:])]
-      text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
-      (folder / f"{split}.tsv").write_text(text)
-  for split in ("train", "dev"):
-    lines = [
-      {"premise": a, "claim": b, "verdict": str(label)} for a, b, label in pairs
-    ]
-    (tmp_path / f"{split}.jsonl").write_text(
-      "".join(json.dumps(line) + "\n" for line in lines)
-    )
-  for name in ("experiments", "configs"):
-    (tmp_path / name).symlink_to(ROOT / name)
-  return tmp_path
+def small_encoder(folder):
+  """Writes an encoder that reads any ASCII text letter by letter."""
+  letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?\"'-()"
+  pieces = [*interface.SPECIAL_TOKENS, *letters, *(f"##{x}" for x in letters)]
+  pretrained = small_models.make(vocab_size=len(pieces), max_len=128)
+  pretrained.tokenizer = wordpiece.WordPieceTokenizer(pieces, lower_case=True)
+  weights.write(pretrained, str(folder), "huggingface")
 
 
 @pytest.mark.slow
-def test_fine_tuning_as_in_the_tutorial(clone):
-  text = (ROOT / "docs/tutorials/finetune.md").read_text()
-  commands = re.findall(r"^```sh$(.*?)^```$", text, re.M | re.S)[1]
+def test_the_tutorial_of_a_messy_table(tmp_path):
+  text = (ROOT / "docs/tutorials/support.md").read_text()
+  commands = "\n".join(re.findall(r"^```sh$(.*?)^```$", text, re.M | re.S))
+  (tmp_path / "runs").mkdir()
+  small_encoder(tmp_path / "runs/minilm")
+  (tmp_path / "docs").symlink_to(ROOT / "docs")
   launcher = f"'{sys.executable}' -m bert_jax.main"
   commands = commands.replace(".venv/bin/bert-jax", launcher)
+  assert commands.count(launcher) == 5
   done = subprocess.run(
     ["bash", "-e", "-o", "pipefail", "-c", commands],
-    cwd=clone,
+    cwd=tmp_path,
     env=os.environ | {"PYTHONPATH": str(ROOT)},
     capture_output=True,
     text=True,
     check=False,
   )
   assert done.returncode == 0, done.stderr[-3000:]
-  found = [str(p.relative_to(clone)) for p in clone.rglob("*") if p.is_file()]
-  assert "runs/mrpc/predictions/MRPC.tsv" in found, sorted(
-    f for f in found if "checkpoints" not in f
-  )
+  shown = re.search(r"^```\n(bert-jax: .*?)^```$", text, re.M | re.S)[1]
+  assert " ".join(shown.split()) in done.stderr
+  assert "which are left out" in done.stderr
+  assert re.search(r"train: \d+ of 58 texts .* are cut; .* raise", done.stderr)
+  assert "Account  " in done.stdout  # the table of scores
+  with open(tmp_path / "runs/support/answers.csv", newline="") as f:
+    rows = list(csv.DictReader(f))
+  asked = ROOT / "docs/tutorials/support/new.csv"
+  with open(asked, newline="", encoding="utf-8-sig") as f:
+    given = list(csv.DictReader(f))
+  assert len(rows) == len(given) == 5
+  for row, line in zip(rows, given, strict=True):
+    assert [row[name.strip()] for name in line] == list(line.values())
+    scores = {
+      n: float(row[f"scores.{n}"]) for n in ("Account", "Billing", "Bug")
+    }
+    assert row["label"] == max(scores, key=scores.get) and not row["error"]
+  assert (tmp_path / "runs/support/report.html").exists()
