@@ -80,25 +80,25 @@ OPENERS: Mapping[str, Callable[[BinaryIO], BinaryIO]] = {
 }
 
 
-def import_arrow(reader: str, module: str = "pyarrow") -> Any:
-  """Returns a module of pyarrow, which is slow to import.
+def import_arrow(reader: str) -> Any:
+  """Returns the package pyarrow, which is slow to import.
 
   Args:
     reader: what needs it, for the error, such as "a .zst file".
-    module: the name of the module.
 
   Raises:
     UnreadableError: pyarrow is not installed.
   """
-  import importlib
-
   try:
-    return importlib.import_module(module)
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
   except ImportError as error:
     raise UnreadableError(
       f"{reader} is read by pyarrow, which cannot be imported ({error}); "
       "run pip install pyarrow"
     ) from error
+  return pyarrow
 
 
 def ending(path: str) -> str:
