@@ -68,6 +68,11 @@ _CJK = re.compile(
 )
 
 
+def is_ideograph(piece: str) -> bool:
+  """Returns whether a piece is one Chinese character, which BERT sets apart."""
+  return len(piece) == 1 and bool(_CJK.match(piece))
+
+
 def _clean_char(code: int) -> str:
   """Returns a character after cleaning: "", " x " or the character itself."""
   char = chr(code)
