@@ -544,7 +544,7 @@ class Prepare(Group):
   lower_case: bool = of_session(True)
   """Whether to lower-case text and strip accents (uncased models)."""
 
-  strip_accents: bool = of_session(None, since="0.3.0", before=None)
+  strip_accents: bool = of_session(None)
   """WordPiece: whether to strip accents and other combining marks, among them
   the vowel signs of Indic scripts. Not set = as prepare.lower_case."""
 

@@ -542,7 +542,7 @@ def _dropped(
     num_kept: the number of these characters.
   """
   total, kept = counts.total(), sum(known.values())
-  if kept > (1 - _DROPPED_SHARE) * total:
+  if kept >= (1 - _DROPPED_SHARE) * total:
     return ""
   num_characters = len({char for word in counts for char in word})
   return (
