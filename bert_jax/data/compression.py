@@ -27,8 +27,18 @@ HEAD_BYTES = 1 << 16
 _RATE_BYTES = 1 << 18
 
 
+def shorten(message: str) -> str:
+  """Returns a message that quotes data, at most some 1000 characters of it."""
+  if len(message) <= 1000:
+    return message
+  return f"{message[:700]} ... {message[-200:]}"
+
+
 class UnreadableError(errors.UserError):
   """A file is damaged, or needs a package that is not installed."""
+
+  def __init__(self, message: str):
+    super().__init__(shorten(message))
 
 
 class _Zstandard(io.RawIOBase):
