@@ -10,7 +10,8 @@ PYTEST_ARGS ?=
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow test-faults lint format types check docs \
   plan-table plan-meshes plan-depth bench-train bench-data bench-prepare \
-  bench-packing bench-finetune bench-predict bench-together minilm tpu \
+  bench-packing bench-finetune bench-predict bench-start bench-together \
+  minilm tpu \
   ablations lock clean
 
 help:  ## list the targets
@@ -79,6 +80,9 @@ bench-finetune: $(VENV)/.extra-reference minilm  ## against torch: DATA=folder o
 
 bench-predict: $(VENV)/.extra-reference minilm  ## embeddings against torch, ONNX
 	@$(PY) experiments/bench/predict.py $(if $(NOVELS),--input=$(NOVELS))
+
+bench-start: minilm  ## seconds until `predict` has answered one sentence
+	@$(PY) experiments/bench/start.py
 
 bench-together: minilm  ## four seeds in one program: DATA=folder of GLUE
 	@$(PY) experiments/bench/together.py --data=$(or $(DATA),data/glue)

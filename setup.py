@@ -74,6 +74,9 @@ EXTRAS = {
   ],
   # The documentation as a website.
   "docs": ["mkdocs-material>=9.6,<10"],
+  # Services that keep the metrics of runs (train.trackers).
+  "wandb": ["wandb>=0.22,<1"],
+  "mlflow": ["mlflow>=3,<4"],
   # Clusters that run the trials of a sweep.
   "slurm": ["submitit>=1.5.3,<2"],
   "xpk": ["xpk>=1.16,<2"],

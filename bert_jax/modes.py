@@ -104,7 +104,7 @@ def _train(flag_values: flags.FlagValues) -> None:
       raise UsageError("give --workdir, or a --member for each workdir")
     config = config_of(flag_values)
     wanted = [_member(config, text) for text in flag_values.member]
-    train.train_together(config, wanted)
+    train.train_together(config, wanted, machine.process_start())
     return
   workdir = _workdir(flag_values)
   if flag_values.config is None and not runs.exists(workdir):
@@ -112,7 +112,12 @@ def _train(flag_values: flags.FlagValues) -> None:
       f"train needs --config, such as --config=pretrain: {workdir} holds no "
       "run to go on with"
     )
-  train.train(run_config(flag_values), workdir, flag_values.allow_changes)
+  train.train(
+    run_config(flag_values),
+    workdir,
+    flag_values.allow_changes,
+    machine.process_start(),
+  )
 
 
 def _member(config: Config, text: str) -> "members.Member":

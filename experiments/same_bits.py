@@ -341,7 +341,7 @@ def evidence(folder: pathlib.Path) -> dict[str, str]:
 
 def _is_data(path: pathlib.Path) -> bool:
   """Returns True for a file of results, False for a record of the machine."""
-  if path.suffix == ".json":
+  if path.suffix == ".json" or path.name == "goodput.jsonl":
     return "predictions" in path.parts
   return path.suffix in (
     ".array_record", ".jsonl", ".model", ".npy", ".tsv", ".txt"
@@ -395,7 +395,7 @@ def _numbers(path: pathlib.Path, name: str) -> dict[str, str]:
     f"{name}:{row['step']}:{key}": json.dumps(value, sort_keys=True)
     for row in map(json.loads, parts)
     for key, value in row.items()
-    if key not in SPEED
+    if key not in SPEED and not key.startswith("goodput/")
   }
 
 

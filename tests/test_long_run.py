@@ -71,8 +71,8 @@ def test_a_long_run_grows_in_nothing(tmp_path, prepared):
   assert len(rows) == NUM_STEPS // 50 + NUM_STEPS // 2_000
   assert log.stat().st_size < 600 * len(rows)
   assert {p.name for p in workdir.iterdir()} == {
-    ".lock", "best", "checkpoints", "metrics.jsonl", "run.json", "tensorboard",
-    "vocab",
+    ".lock", "best", "checkpoints", "goodput.jsonl", "metrics.jsonl",
+    "run.json", "tensorboard", "vocab",
   }  # fmt: skip
   assert len(list((workdir / "checkpoints").iterdir())) == 3
   assert len(list((workdir / "best").iterdir())) == 1

@@ -13,6 +13,7 @@ import pytest
 from bert_jax import command_line
 from bert_jax import main
 from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
 from bert_jax.training import run as run_lib
 from bert_jax.training import train
 from tests.support import launching
@@ -246,6 +247,37 @@ def test_a_run_evaluates_and_predicts_by_its_own_config(
   assert status == 0
   (answer,) = map(json.loads, out.read_text().splitlines())
   assert len(answer["masks"][0]) == 5
+
+
+def test_a_workdir_with_its_data_can_be_moved(
+  launch, finished_run, tmp_path, monkeypatch, capsys
+):
+  """Then evaluated, asked, and gone on with, from another folder."""
+  before, run = tmp_path / "before", tmp_path / "moved" / "run"
+  shutil.copytree(finished_run.workdir, before)
+  shutil.copytree(finished_run.config.data.dir, before / "data")
+  record = runs.read_run(str(before))
+  record["config"]["data"]["dir"] = str(before / "data")
+  runs.write_run(str(before), record)
+  run.parent.mkdir()
+  before.rename(run)
+  monkeypatch.chdir(run.parent)
+  assert launch("evaluate", "--workdir=run", "--output=scores.json") == 0
+  found = json.loads(pathlib.Path("scores.json").read_text())
+  assert found["eval/loss"] == pytest.approx(finished_run.result["eval/loss"])
+  assert launch("predict", "--workdir=run", "--text=sun [MASK] sun") == 0
+  smaller = (
+    "train", "--workdir=run", "--config.train.total_steps=9",
+    "--config.data.batch_size=8",
+  )  # fmt: skip
+  assert launch(*smaller, "--allow_changes=train.total_steps") == 2
+  assert "data.batch_size" in capsys.readouterr().err
+  allowed = "--allow_changes=train.total_steps,data.batch_size"
+  assert launch(*smaller, allowed) == 0
+  record = runs.read_run("run")
+  assert record["config"]["data"]["dir"] == str(run / "data")
+  assert record["changes"][0]["config"]["data.batch_size"] == [16, 8]
+  assert metrics_log.read_metrics("run")[-1]["step"] == 9
 
 
 def test_predicting_needs_no_more_than_the_model(

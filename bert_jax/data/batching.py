@@ -15,7 +15,6 @@ import os
 import threading
 from typing import Any, Protocol
 
-import grain
 import numpy as np
 
 from bert_jax.data import batch_keys
@@ -91,7 +90,7 @@ class PretrainBatches:
     if not data.dir:
       raise records.DataError(
         "data.dir is not set; give --config.data.dir=DATA, a folder made by "
-        "--mode=prepare"
+        "bert-jax prepare"
       )
     self._data = data
     self._examples = open_examples(data, split)
@@ -284,7 +283,7 @@ class PretrainBatches:
       raise records.DataError(
         f"{self._data.dir}: sequences of {lengths.sum(1).max()} tokens share a "
         f"row of {self._data.seq_len}; the order of the examples by length is "
-        "damaged: delete the folder lengths and run --mode=prepare again"
+        "damaged: delete the folder lengths and run bert-jax prepare again"
       )
     start = (np.cumsum(lengths, axis=1) - lengths)[used]
     batch["nsp_label"][used] = alone["nsp_label"]
@@ -419,14 +418,14 @@ def open_examples(data: Any, split: str) -> indexes.ExampleStore:
     found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     raise records.DataError(
       f"{data.dir} has no examples {name}, only {', '.join(found) or 'none'};"
-      " add them with --mode=prepare, the same --config and no --input"
+      " add them with bert-jax prepare, the same --config and no --input"
     )
   manifest = manifests.read_manifest(os.path.join(folder, name))
   tokens = files.file_hash(os.path.join(data.dir, "manifest.json"))
   if manifest["settings"]["tokens"] != tokens:
     raise records.DataError(
       f"{folder}/{name} was made from other tokens than {data.dir}/tokens; "
-      "delete it and run --mode=prepare again"
+      "delete it and run bert-jax prepare again"
     )
   verification.verify(
     data.dir, name, split, data.verify, packed=data.max_sequences > 1
@@ -462,6 +461,8 @@ def prefetch(
     num_threads: threads that make batches; 0 means the thread of the caller.
     buffer_size: the number of batches kept ready.
   """
+  import grain  # slow, and prediction needs none
+
   steps = grain.MapDataset.range(start, len(batches)).map(batches.__getitem__)
   options = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=buffer_size

@@ -8,7 +8,6 @@ examples, each in one row; the next epoch may begin in the middle of a batch.
 
 import dataclasses
 
-from grain.experimental import index_shuffle
 import numpy as np
 
 from bert_jax.data import masking
@@ -43,6 +42,8 @@ class Order:
 
   def __call__(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns example ids [M] and epochs [M] for global positions [M]."""
+    from grain.experimental import index_shuffle  # slow to import
+
     epochs, offsets = np.divmod(places, self.num_examples)
     seeds = masking.hash_uniform(self.seed, epochs) >> np.uint64(32)
     ids = [

@@ -9,7 +9,6 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from bert_jax.data import batch_keys
 from bert_jax.kinds import answers
@@ -187,6 +186,8 @@ class MultiLabel(task_kind.TaskKind):
       )
 
   def _decode(self, task, features, outputs, thresholds=(0.5,), **options):
+    from scipy import special  # slow to import
+
     least = np.asarray(thresholds, np.float64)
     return [
       LabelsPrediction(

@@ -301,7 +301,10 @@ def _shapes_of_one_layer(
       PreTrainingModel(config),
       TaskModel(config, num_labels, pooled=True),
     ):
-      tree = jax.eval_shape(model.init, rng, ids, ids, ids, ids)
+      with layers.shapes_only():
+        tree = jax.eval_shape(
+          lambda *inputs, model=model: model.init(*inputs), rng, *[ids] * 4
+        )
       flat |= param_trees.flatten(tree["params"])
   # Each kernel before its bias, because errors name the first misfit.
   paths = sorted(flat, key=lambda p: (p.rpartition("/")[0], p.endswith("bias")))

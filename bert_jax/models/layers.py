@@ -8,6 +8,8 @@ Shapes: B batch, L length, P masked slots, D hidden, N heads, H head_dim,
 V vocab.
 """
 
+import contextlib
+import contextvars
 import functools
 import math
 
@@ -16,6 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.models.config import ModelConfig
+
+_SHAPES_ONLY = contextvars.ContextVar("_SHAPES_ONLY", default=False)
 
 
 def compute_dtype(config):
@@ -28,6 +32,20 @@ def storage_dtype(config):
   return jnp.dtype(config.param_dtype)
 
 
+@contextlib.contextmanager
+def shapes_only():
+  """A context in which fresh kernels and tables are zeros.
+
+  Tracing the random numbers of a model takes as long as tracing all else, and
+  `jax.eval_shape` needs none of them.
+  """
+  token = _SHAPES_ONLY.set(True)
+  try:
+    yield
+  finally:
+    _SHAPES_ONLY.reset(token)
+
+
 def kernel_init(config):
   """Returns the initialiser of kernels and tables.
 
@@ -35,6 +53,8 @@ def kernel_init(config):
   rescaled, so that its samples have 0.88 of the standard deviation
   `init_stddev`.
   """
+  if _SHAPES_ONLY.get():
+    return nn.initializers.zeros_init()
   return nn.initializers.truncated_normal(config.init_stddev)
 
 

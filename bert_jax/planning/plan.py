@@ -1,6 +1,6 @@
 """Compiles a training step for a TPU slice, without any TPU.
 
-  bert-jax --mode=plan --config=configs/pretrain.py:size=large \
+  bert-jax plan --config=configs/pretrain.py:size=large \
     --config.model.dtype=bfloat16 --topology=v5e:4x4 --output=plan.json
 
 The compiler of the TPU (libtpu, the extra `tpu`) runs on any Linux machine. Its
@@ -342,9 +342,9 @@ def run(
   """
   if not importlib.util.find_spec("libtpu"):
     raise slices.PlanError(
-      "--mode=plan compiles with libtpu, which is not installed; run `make tpu`"
-      " in the project's folder, or pip install -e '.[tpu]' there (700 MB; no "
-      "TPU is needed)"
+      "bert-jax plan compiles with libtpu, which is not installed; run `make "
+      "tpu` in the project's folder, or pip install -e '.[tpu]' there (700 MB; "
+      "no TPU is needed)"
     )
   if folder := os.path.dirname(output):
     files.make_folder(folder)

@@ -30,6 +30,7 @@ from bert_jax import weights
 from bert_jax.data import task_batches
 from bert_jax.kinds import answers
 from bert_jax.kinds import table
+from bert_jax.models import layers
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
 from bert_jax.prediction import records
@@ -169,7 +170,8 @@ class Predictor:
 
   def _put_params(self, given: Any, rules: Any, name: str) -> Any:
     """Returns the parameters on the mesh, with zeros for unused heads."""
-    wanted = jax.eval_shape(self._answerer.init_params)
+    with layers.shapes_only():
+      wanted = jax.eval_shape(self._answerer.init_params)
     params, added, _ = weights.fit(given, wanted)
     if missing := [path for path in added if self._answerer.kind.needs(path)]:
       raise answers.PredictError(f"{name} has no {', '.join(missing)}")
@@ -366,7 +368,7 @@ def predict(
   path = config.predict.model or workdir
   if not path:
     raise answers.PredictError(
-      "give --workdir=RUN, or --config=configs/predict.py:from=DIR"
+      "give --workdir=RUN, or --config=predict:from=DIR"
     )
   if records.is_one_file(source, target):
     raise answers.PredictError(

@@ -87,7 +87,7 @@ def read(
   if missing := [n for n in _NEEDED if f"predict.{n}" not in flat]:
     raise answers.PredictError(
       f"the config has no predict.{missing[0]}: it belongs to an older run; "
-      "give --config=configs/predict.py:from=RUN"
+      "give --config=predict:from=RUN"
     )
   found = {}
   for key in (*_OF_RUN, "data.seq_len"):

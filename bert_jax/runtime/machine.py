@@ -12,6 +12,7 @@ import importlib.util
 import os
 import platform
 import sys
+import time
 
 from bert_jax.runtime import signals
 
@@ -50,6 +51,19 @@ def computes_on_cpu() -> bool:
     return True
   plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
   return not has_tpu() and not any(map(importlib.util.find_spec, plugins))
+
+
+def process_start() -> float | None:
+  """Returns when this process began, as `time.monotonic`; None if unknown."""
+  try:
+    with open("/proc/self/stat", encoding="utf-8") as f:
+      # The name, in parentheses, may contain spaces; 22 is the start.
+      ticks = int(f.read().rpartition(")")[2].split()[22 - 3])
+    age = time.clock_gettime(time.CLOCK_BOOTTIME)
+    age -= ticks / os.sysconf("SC_CLK_TCK")
+  except (OSError, ValueError, IndexError, AttributeError):  # not Linux
+    return None
+  return time.monotonic() - max(age, 0.0)
 
 
 def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:

@@ -134,6 +134,8 @@ class _Board:
   ) -> None:
     """Writes the settings by which TensorBoard compares runs.
 
+    These are the keys of the run that have another value than their default.
+
     Args:
       config: the config of the run, as in run.json.
       metrics: the names of the scalars to compare.
@@ -144,7 +146,9 @@ class _Board:
     values = {
       k: v
       for k, v in settings.flatten(config).items()
-      if k in shown and isinstance(v, bool | int | float | str)
+      if k in shown
+      and isinstance(v, bool | int | float | str)
+      and v != settings.KEYS[k].default
     }
     found = summary.hparams(values, dict.fromkeys(metrics))
     with files.naming(self._file.name):

@@ -89,8 +89,20 @@ def differences(
   return [
     f"{key}: {old[key]!r} there, {new.get(key)!r} asked"
     for key in sorted(old.keys() & keys)
-    if old[key] != new.get(key)
+    if _comparable(key, old[key]) != _comparable(key, new.get(key))
   ]
+
+
+def _comparable(key: str, value: Any) -> Any:
+  """Returns a value in which paths are absolute."""
+  is_path = settings.KEYS[key].is_path if key in settings.KEYS else False
+  if not is_path or not isinstance(value, str):
+    return value
+  *groups, name = key.split(".")
+  config: dict[str, Any] = {name: value}
+  for group in reversed(groups):
+    config = {group: config}
+  return settings.flatten(settings.map_paths(config, settings.absolute))[key]
 
 
 def changes_after(run: Mapping[str, Any], step: int) -> dict[str, Any]:
@@ -134,6 +146,6 @@ def refuse_converted(workdir: str) -> None:
   if "converted_from" in runs.read_run(workdir):
     raise runs.RunError(
       f"{workdir} holds converted weights, not a run; give a new --workdir and "
-      f"the weights by --config, as in configs/finetune.py:task=TASK,"
+      f"the weights by --config, as in finetune:task=TASK,"
       f"from={workdir}"
     )

@@ -18,6 +18,9 @@ from bert_jax.runtime.settings import Config
 
 _log = logging.getLogger(__name__)
 
+# How paths in the workdir begin in its run.json. All others are absolute, but
+# in records before release 0.3.0: as they were given, relative to some folder.
+_HERE = "{workdir}"
 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
@@ -85,7 +88,7 @@ def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
     versions[name] = importlib.metadata.version(name)
   kinds = sorted({d.device_kind for d in devices})
   return {
-    "config": settings.plain(config),
+    "config": settings.map_paths(settings.plain(config), settings.absolute),
     "commit": revision,
     "dirty": dirty,
     "argv": ["bert-jax", *sys.argv[1:]],
@@ -102,6 +105,22 @@ def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
   }
 
 
+def _stored(path: str, workdir: str) -> str:
+  """Returns a path as run.json has it: relative to the workdir if in there."""
+  inside = os.path.abspath(workdir) + os.sep
+  if not path.startswith(inside):
+    return path
+  return os.path.join(_HERE, path.removeprefix(inside))
+
+
+def _loaded(path: str, workdir: str) -> str:
+  """Returns the path that `_stored` was given, if the workdir is here now."""
+  first, _, rest = path.partition(os.sep)
+  return (
+    os.path.join(os.path.abspath(workdir), rest) if first == _HERE else path
+  )
+
+
 def exists(workdir: str) -> bool:
   """Returns whether a workdir holds a run, which may have no saved step yet."""
   return os.path.exists(os.path.join(workdir, "run.json"))
@@ -109,6 +128,9 @@ def exists(workdir: str) -> bool:
 
 def read_run(workdir: str) -> dict:
   """Reads workdir/run.json, and adds keys that are newer than the run.
+
+  Paths in its config are absolute, also if the workdir was moved. Those of runs
+  before release 0.3.0 are returned as they were given.
 
   Raises:
     RunError: there is no run.json, or it is damaged.
@@ -131,11 +153,14 @@ def read_run(workdir: str) -> dict:
       )
   except FileNotFoundError as error:
     raise RunError(
-      f"{workdir} holds no run (no run.json); train one with --mode=train "
+      f"{workdir} holds no run (no run.json); train one with bert-jax train "
       f"--workdir={workdir}"
     ) from error
   except (ValueError, AttributeError, RecursionError, OSError) as error:
     raise RunError(f"{path} is damaged: {error}") from error
+  run["config"] = settings.map_paths(
+    run["config"], lambda path: _loaded(path, workdir)
+  )
   for key in settings.KEYS.values():
     group, _, name = key.name.rpartition(".")
     if key.before is not None and isinstance(run["config"].get(group), dict):
@@ -145,6 +170,9 @@ def read_run(workdir: str) -> dict:
 
 def write_run(workdir: str, run: dict) -> None:
   """Writes workdir/run.json atomically.
+
+  Absolute paths in the config that lie in the workdir are written relative to
+  it, as {workdir}/PATH.
 
   A resumed run keeps the time of its first start. Under `sessions` it keeps the
   facts of the sessions before this one, oldest first.
@@ -162,6 +190,11 @@ def write_run(workdir: str, run: dict) -> None:
       run["changes"] = changes
     if "checksums_since" in before:
       run["checksums_since"] = before["checksums_since"]
+  run = run | {
+    "config": settings.map_paths(
+      run["config"], lambda path: _stored(path, workdir)
+    )
+  }
   run = files.without_nan(run)  # what is written is what is hashed
   run |= {"sha256": files.json_hash(run)}
   files.write_text(path, files.to_json(run, indent=1, sort_keys=True) + "\n")

@@ -136,7 +136,7 @@ def choose(workdir: str, checkpoint: str = "") -> SavedStep:
     also = f"; best holds {_listed(best)}" if best else ""
     raise StepError(
       f"{os.path.join(workdir, _NEWEST)} holds no checkpoint{also}; train with "
-      f"--mode=train --workdir={workdir}, or give another folder"
+      f"bert-jax train --workdir={workdir}, or give another folder"
     )
   return _saved(workdir, _NEWEST, max(newest), "the newest")
 

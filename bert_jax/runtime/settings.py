@@ -24,7 +24,7 @@ None is not set until a config sets it.
 """
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import dataclasses
 import difflib
 import functools
@@ -32,6 +32,7 @@ import inspect
 import json
 import math
 import numbers
+import os
 import pathlib
 import typing
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,8 @@ class Key:
       runs have the key.
     can_change: whether a run may go on with another value if --allow_changes
       names the key.
+    is_path: whether the value is a path, which run.json stores as an absolute
+      one, or relative to the workdir if it lies in there.
     name: the name, such as "optim.learning_rate".
     type: the type of the value, without None.
     item_type: the type of the items of a list. Words may also be given as
@@ -117,6 +120,7 @@ class Key:
   since: str = FIRST_VERSION
   before: Any = None
   can_change: bool = False
+  is_path: bool = False
   name: str = ""
   type: Any = str
   item_type: Any = None
@@ -195,8 +199,8 @@ class Model(Group):
   vocab_size: int = of_weights(None, 1, _PIECES)
   """Rows of the word table; the vocabulary of the data may not be larger. Not
   set = that of the data: the pieces of a vocabulary that was learned by
-  --mode=prepare, padded to a multiple of 128, or those of one that was given to
-  it; and 30522, as in the original, if there is no prepared data. With
+  bert-jax prepare, padded to a multiple of 128, or those of one that was given
+  to it; and 30522, as in the original, if there is no prepared data. With
   init_from, the weights decide."""
 
   # The bound is ten times the depth of the deepest published encoder.
@@ -286,8 +290,8 @@ class Model(Group):
 class Data(Group):
   """Examples and batches."""
 
-  dir: str = of_host(None)
-  """Folder of prepared data, written by --mode=prepare."""
+  dir: str = of_host(None, is_path=True)
+  """Folder of prepared data, written by bert-jax prepare."""
 
   verify: str = of_session("once", choices=("once", "always", "never"))
   """When to verify the checksums of data files at the start: "once"
@@ -363,13 +367,13 @@ class Data(Group):
 class Files(Group):
   """Files of a task whose names are not the official ones."""
 
-  train: str = of_host("")
+  train: str = of_host("", is_path=True)
   """Path of the training file."""
 
-  validation: str = of_host("")
+  validation: str = of_host("", is_path=True)
   """Path of the file that is evaluated."""
 
-  test: str = of_host("")
+  test: str = of_host("", is_path=True)
   """Path of a file to predict, which is also evaluated if it has labels."""
 
 
@@ -382,7 +386,7 @@ class Task(Group):
   name: str = of_run("")
   """A task of bert_jax/tasks, or "my-KIND" for your own data."""
 
-  dir: str = of_host(None)
+  dir: str = of_host(None, is_path=True)
   """Folder of the task's files in the official layout, or tfds:DIR for prepared
   TFDS data."""
 
@@ -398,7 +402,7 @@ class Task(Group):
   labels: tuple[str, ...] = of_run(())
   """Own data: the labels; () = those of the training file."""
 
-  labels_file: str = of_host("", since="0.3.0", before="")
+  labels_file: str = of_host("", since="0.3.0", before="", is_path=True)
   """Own data: a file with the labels, one on each line, instead of
   task.labels."""
 
@@ -445,14 +449,14 @@ class Task(Group):
   columns: tuple[str, ...] = of_run((), before=[])
   """Own data: the names of all columns, for files without a header."""
 
-  vocab: str = of_host("")
+  vocab: str = of_host("", is_path=True)
   """Path of a vocab.txt, if init_from has none."""
 
   eval_splits: tuple[str, ...] = of_session(())
   """The splits to evaluate; () = all that have labels."""
 
   predict_splits: tuple[str, ...] = of_session(())
-  """The splits, also as TASK:SPLIT, whose predictions --mode=evaluate
+  """The splits, also as TASK:SPLIT, whose predictions bert-jax evaluate
   writes."""
 
   max_train_examples: int = of_run(0, 0, _INT32)
@@ -489,7 +493,7 @@ class Task(Group):
 
 
 class Prepare(Group):
-  """Preparing data from text, by --mode=prepare."""
+  """Preparing data from text, by bert-jax prepare."""
 
   format: str = of_session(
     "sentences",
@@ -632,6 +636,11 @@ class Train(Group):
   tensorboard: bool = of_session(True)
   """Whether to write event files for TensorBoard."""
 
+  trackers: tuple[str, ...] = of_session((), since="0.3.0", before=[])
+  """Services that also get the metrics: "wandb", "mlflow". Each needs the extra
+  of its name, and is set up by its own environment variables. A service that
+  fails does not stop the run."""
+
   on_bad_step: str = of_session("stop", choices=("stop", "skip"), before="stop")
   """What to do if the loss or a gradient of a step is NaN or infinite, or if
   its loss is a spike: "stop" the run, or "skip" the step, so that it changes
@@ -716,7 +725,7 @@ class Checkpoint(Group):
 
 
 class Convert(Group):
-  """Converting weights to another format, by --mode=convert."""
+  """Converting weights to another format, by bert-jax convert."""
 
   to: str = of_session("bert_jax")
   """The format to write: "bert_jax", "huggingface", "flax" or "tf1"."""
@@ -731,14 +740,14 @@ class Convert(Group):
 
 
 class Predict(Group):
-  """Predictions for new text, by --mode=predict."""
+  """Predictions for new text, by bert-jax predict."""
 
   kind: str = of_session("")
   """The kind of prediction for each line of --input: "fill-mask", "embed",
   "classify", "multi_label", "regress", "answer", "tag" or "choose"; "" = that
   of the model's head."""
 
-  model: str = of_session(None)
+  model: str = of_session(None, is_path=True)
   """Weights to read: an HF directory, a TF1 checkpoint, a workdir (of which
   --checkpoint chooses the step) or WORKDIR/best/STEP. Not set = --workdir."""
 
@@ -787,7 +796,7 @@ class Config(Group):
   """The objective of training: "mlm_nsp" (masked tokens and next sentence),
   "mlm" (masked tokens alone), or "task": that of the group `task`."""
 
-  init_from: str = of_run(None)
+  init_from: str = of_run(None, is_path=True)
   """Weights to start from: an HF directory, a TF1 checkpoint, a workdir (its
   best step if it keeps one, otherwise its newest) or WORKDIR/checkpoints/STEP.
   They decide the shape of the model and, for a task, its vocabulary."""
@@ -922,6 +931,36 @@ def unflatten(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
 def _as_tuple(value: Any) -> Any:
   """Returns a list, and the lists in it, as tuples."""
   return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def absolute(path: str) -> str:
+  """Returns the absolute form of a path, whose ~ is the user's home."""
+  return os.path.abspath(os.path.expanduser(path))
+
+
+def map_paths(
+  config: Mapping[str, Any], change: Callable[[str], str]
+) -> dict[str, Any]:
+  """Returns a config, as from `plain`, with other paths.
+
+  Args:
+    config: the nested config, which may lack keys and is not changed.
+    change: returns the new path for a path of the file system. It is not asked
+      about values that are not set, and not about addresses such as gs://.
+  """
+  changed = json.loads(json.dumps(config))
+  for key in (key for key in KEYS.values() if key.is_path):
+    *groups, name = key.name.split(".")
+    group = changed
+    for inner in groups:
+      group = group.get(inner) if isinstance(group, dict) else None
+    value = group.get(name) if isinstance(group, dict) else None
+    if not isinstance(value, str) or not value or "://" in value:
+      continue
+    scheme = "tfds:" if value.startswith("tfds:") else ""
+    if path := value.removeprefix(scheme):
+      group[name] = scheme + change(path)
+  return changed
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -66,7 +66,10 @@ class Listener:
     self._outer: Listener | None = None
 
   def listen(self, forwards: bool = False) -> None:
-    """Begins to listen.
+    """Notes signals to stop from now on, which then do not end the process.
+
+    `given` is the name of the first one. Outside of the main thread, nothing
+    changes.
 
     Args:
       forwards: whether to pass every signal on, as SIGTERM, to a library that

@@ -171,5 +171,5 @@ def make_plan(config: Sequence[str], topology: str) -> dict:
       )
     plan = files.read_json(path)
   if not plan["fits"]:
-    raise sweep.SweepError("it does not fit the memory; see --mode=plan")
+    raise sweep.SweepError("it does not fit the memory; see bert-jax plan")
   return plan

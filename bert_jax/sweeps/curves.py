@@ -14,20 +14,15 @@ from typing import Any
 
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
+from bert_jax.runtime import goodput
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
+from bert_jax.sweeps import pages
+from bert_jax.training import terminal
 
-_FEW_POINTS = 30  # fewer are drawn with markers
 # What a score of an evaluation is compared with, drawn as a dotted line.
 _BASELINES = {"unigram_loss", "most_frequent_token_accuracy"}
 _LOSSES = ("mlm_loss", "loss")
-_STYLE = (
-  "body{font:15px/1.5 sans-serif;max-width:1160px;margin:2em auto;"
-  "padding:0 20px}table{border-collapse:collapse;font-size:13px;display:block;"
-  "overflow-x:auto}th,td{border-bottom:1px solid #ccc;padding:.3em .6em;"
-  "text-align:right;font-variant-numeric:tabular-nums}th{background:#f4f4f4}"
-  "img{max-width:100%}"
-)
 
 
 class CurvesError(errors.UserError):
@@ -60,6 +55,8 @@ def report(workdirs: Sequence[str], output: str) -> list[str]:
         "anything; try again later"
       )
     facts[name] = _facts(run, rows[name])
+    if spent := goodput.read(workdir):
+      facts[name] += f" Time: {spent.describe()}."
   png = _draw(rows)
   tables = {name: _table(found) for name, found in rows.items()}
   files.make_folder(output)
@@ -76,16 +73,15 @@ def report(workdirs: Sequence[str], output: str) -> list[str]:
 
 def _facts(run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
   """Returns a sentence about what was trained, on what, and how fast."""
-  model, data = run["config"]["model"], run["config"]["data"]
   rates = [
     row["train/steps_per_sec"] for row in rows if "train/steps_per_sec" in row
   ]
   speed = f", {statistics.median(rates):.2f} steps/s" if rates else ""
   devices = run["devices"]
   return (
-    f"{model['num_layers']} layers of {model['hidden_size']}, vocabulary of "
-    f"{model['vocab_size']:,}; {data['batch_size']} rows of {data['seq_len']} "
-    f"tokens a step; step {rows[-1]['step']:,}; seed {run['seed']}; commit "
+    f"{terminal.model_words(run['config'])}; "
+    f"{terminal.batch_words(run['config'])} a step; step "
+    f"{rows[-1]['step']:,}; seed {run['seed']}; commit "
     f"{(run['commit'] or 'unknown')[:10]}, data {run['data_hash'][:10]}; "
     f"{devices['count']} x {', '.join(devices['kind'])}{speed}."
   )
@@ -157,7 +153,7 @@ def _plot(axes, rows, key, label, color, style="-", alpha=1.0) -> None:
   """Draws one curve, with markers where it has few points."""
   points = [(row["step"], row[key]) for row in rows if key in row]
   if points:
-    marker = "." if len(points) < _FEW_POINTS and style != ":" else ""
+    marker = "." if len(points) < pages.FEW_POINTS and style != ":" else ""
     axes.plot(
       *zip(*points, strict=True),
       style,
@@ -185,7 +181,7 @@ def _html(facts, tables, png) -> str:
   parts = [
     "<!doctype html>",
     '<html lang="en"><head><meta charset="utf-8">',
-    f"<title>{title}</title><style>{_STYLE}</style></head><body>",
+    f"<title>{title}</title><style>{pages.STYLE}</style></head><body>",
     f"<h1>{title}</h1>",
     f"<img alt='Loss and scores by step' src='data:image/png;base64,{data}'>",
   ]
@@ -194,6 +190,9 @@ def _html(facts, tables, png) -> str:
     if tables[name]:
       head, *rows = tables[name]
       parts.append(f"<table><tr><th>{'</th><th>'.join(head)}</th></tr>")
-      parts += [f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in rows]
+      cell = "</td><td class=number>"
+      parts += [
+        f"<tr><td class=number>{cell.join(row)}</td></tr>" for row in rows
+      ]
       parts.append("</table>")
   return "\n".join([*parts, "</body></html>"]) + "\n"

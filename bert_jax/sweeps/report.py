@@ -26,6 +26,7 @@ from scipy import stats
 
 from bert_jax import tasks
 from bert_jax.runtime import files
+from bert_jax.sweeps import pages
 from bert_jax.sweeps import results
 from bert_jax.sweeps import sweep
 
@@ -44,7 +45,6 @@ PAPER = {
   "rte": ("accuracy", 66.4, "test, table 1"),
 }
 _RESAMPLES = 9_999
-_FEW_POINTS = 30  # a curve of fewer points has markers
 _LEVEL = 0.95
 
 
@@ -318,7 +318,7 @@ def _draw(
     return
   steps = curves[0][:, 0]
   values = np.stack([np.interp(steps, c[:, 0], c[:, 1]) for c in curves])
-  marker = "." if len(steps) < _FEW_POINTS else ""
+  marker = "." if len(steps) < pages.FEW_POINTS else ""
   (drawn,) = axes.plot(steps, np.median(values, 0), label=label, marker=marker)
   axes.fill_between(
     steps, values.min(0), values.max(0), alpha=0.2, color=drawn.get_color()
@@ -332,16 +332,6 @@ _NOTE = (
   "if it is not better than a constant answer. The paper's numbers are those "
   "of BERT-base. Brackets contain a 95 % bootstrap interval of the difference "
   "between the mean and the paper's number, which is assumed to be exact."
-)
-_STYLE = (
-  "body{font:15px/1.5 sans-serif;max-width:1160px;margin:2em auto;"
-  "padding:0 20px}"
-  "table{border-collapse:collapse;display:block;overflow-x:auto;font-size:13px}"
-  "th,td{border-bottom:1px solid #ccc;padding:.3em .6em;text-align:left;"
-  "white-space:nowrap;font-variant-numeric:tabular-nums}"
-  "td.number{text-align:right}tr.best td{background:#eef6ee}"
-  "th{background:#f4f4f4}img{max-width:100%}pre{background:#f4f4f4;padding:1em;"
-  "white-space:pre-wrap}"
 )
 
 
@@ -431,7 +421,7 @@ def _html(title, facts, table, lost, command, plots) -> str:
   parts = [
     "<!doctype html>",
     '<html lang="en"><head><meta charset="utf-8">',
-    f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
+    f"<title>{html.escape(title)}</title><style>{pages.STYLE}</style></head><body>",
     f"<h1>{html.escape(title)}</h1>",
     f"<p>{html.escape(facts)}</p><p>{html.escape(_NOTE)}</p>",
     f"<table><tr>{headings}</tr>",

@@ -248,13 +248,13 @@ def read(folder: str) -> list[dict[str, Any]]:
         rows.append(_parse_row(line))
   except FileNotFoundError as error:
     raise ResultsError(
-      f"{folder} holds no results.jsonl; --mode=sweep --output={folder} writes "
-      "it from finished runs"
+      f"{folder} holds no results.jsonl; bert-jax sweep --output={folder} "
+      "writes it from finished runs"
     ) from error
   except (ValueError, RecursionError, OSError) as error:
     raise ResultsError(
       f"{path} is damaged: line {len(rows) + 1}: {error}; remove that line, or "
-      f"record the sweep again with --mode=sweep --output={folder}"
+      f"record the sweep again with bert-jax sweep --output={folder}"
     ) from error
   return rows
 

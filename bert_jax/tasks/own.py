@@ -107,6 +107,7 @@ def make_task(
       f"task {name}: {len(text)} text columns ({', '.join(text) or 'none'}),"
       f" wanted {least}"
       + (f" to {most}" if most != least else "")
+      + "; task.text names them"
       + (
         "; to join columns to one text, give a template such as"
         f' task.text="{" ".join(f"{{{x}}}" for x in text)}"'

@@ -212,7 +212,7 @@ class Task:
 
   @property
   def main_metric(self) -> str:
-    """The metric by which models are compared."""
+    """The name of the metric by which models are compared, without "eval/"."""
     return self.main or self.metrics[0]
 
   @property

@@ -2,7 +2,7 @@
 
   python -m bert_jax.tasks.submission --output=glue.zip RUN [RUN ...]
 
-zips the predictions for the test splits that `--mode=evaluate` wrote into the
+zips the predictions for the test splits that `bert-jax evaluate` wrote into the
 workdirs RUN.
 
 Source: https://gluebenchmark.com/faq

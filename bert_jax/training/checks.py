@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.runtime import settings
+from bert_jax.runtime import trackers
 from bert_jax.runtime.settings import Config
 
 
 def check_settings(config: Config) -> None:
   """Raises ValueError if a training setting is out of range."""
   settings.check(config)
+  trackers.check(config.train.get("trackers", ()))  # older runs lack the key
   for key in ("max_query_len", "doc_stride", "n_best", "max_answer_len"):
     if config.task[key] is None:  # as in configs/predict.py
       raise ValueError(f"task.{key} is not set; training needs a number")

@@ -158,7 +158,7 @@ def given_params(
     why = "".join(f" ({reason})" for reason in pretrained.refused.values())
     raise ValueError(
       f"{source} has no {', '.join(missing)}{why}: it can be trained, with "
-      "--mode=train, but not evaluated as it is"
+      "bert-jax train, but not evaluated as it is"
     )
   _log.info("evaluating the weights of %s as they are", source)
   seq_len = job.config.data.seq_len
@@ -189,12 +189,12 @@ def _head_of(pretrained: Any, task: Any, source: str) -> Any:
   if why := pretrained.refused.get("task"):
     raise ValueError(
       f"the head of {source} cannot be evaluated: {why}; train a head for this "
-      "task on its encoder, with --mode=train"
+      "task on its encoder, with bert-jax train"
     )
   if pretrained.kind is None:
     raise ValueError(
       f"{source} does not say what its head is for; write it out by "
-      f"--mode=convert --config.convert.kind={task['kind']}, if that is it"
+      f"bert-jax convert --config.convert.kind={task['kind']}, if that is it"
     )
   if pretrained.kind != task["kind"] or (
     theirs and sorted(theirs) != sorted(labels)

@@ -24,6 +24,7 @@ import optax
 from bert_jax.data import batching
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import errors
+from bert_jax.runtime import goodput
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
@@ -162,7 +163,7 @@ class Together:
     params = init_from.place_params(state.params, run.imported)
     return state.replace(params=params)
 
-  def begin(self, start: int) -> meter_lib.Meter:
+  def begin(self, start: int, clock: goodput.Clock) -> meter_lib.Meter:
     """Writes run.json of each run and opens its log; see run.Run."""
     step_flops, count = self.job.step_flops, len(self._runs)
 
@@ -171,10 +172,17 @@ class Together:
       own = ({key: x[k] for key, x in batch.items()} for k in range(count))
       return sum(map(step_flops, own))
 
-    meter = meter_lib.Meter(start, self.total_steps, self.mesh, flops, count)
+    meter = meter_lib.Meter(
+      start, self.total_steps, self.mesh, flops, clock, count
+    )
     for run in self._runs:
-      run.begin(start, meter)
+      run.begin(start, clock, meter, count)
     return meter
+
+  def note(self, step: int) -> None:
+    """Notes that a step begins; see run.Run."""
+    for run in self._runs:
+      run.note(step)
 
   def train_step(self) -> Any:
     """Returns the step: (states, batches) -> (states, metrics)."""

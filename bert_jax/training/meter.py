@@ -1,6 +1,6 @@
 """Measures the speed of training, and limits how far the host runs ahead."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import os
 import time
@@ -12,6 +12,7 @@ from rich import progress
 
 from bert_jax.data import batching
 from bert_jax.models import flops
+from bert_jax.runtime import goodput
 from bert_jax.training import steps
 from bert_jax.training import terminal
 
@@ -24,10 +25,16 @@ class Pending:
 
   def __init__(self) -> None:
     self._steps: list[tuple[int, steps.Metrics]] = []
+    self._newest: steps.Metrics | None = None
+
+  def is_idle(self) -> bool:
+    """Returns whether the devices have finished all steps they were given."""
+    return all(x.is_ready() for x in jax.tree.leaves(self._newest))
 
   def add(self, step: int, metrics: steps.Metrics) -> None:
     """Adds the metrics of a step; waits if the device is too far behind."""
     self._steps.append((step, metrics))
+    self._newest = metrics
     if len(self._steps) > _STEPS_AHEAD:
       jax.block_until_ready(self._steps[-1 - _STEPS_AHEAD][1])
 
@@ -51,6 +58,7 @@ class Meter:
     total_steps: int,
     mesh: jax.sharding.Mesh,
     step_flops: Callable[[batching.Batch], int],
+    clock: goodput.Clock,
     num_runs: int = 1,
   ):
     """Shows nothing yet.
@@ -60,10 +68,11 @@ class Meter:
       total_steps: the last step.
       mesh: the mesh of the devices that train.
       step_flops: batch of this host -> model FLOPs of a step of all runs.
+      clock: the clock of this session.
       num_runs: the number of runs that are trained together.
     """
     self._mesh, self._step_flops = mesh, step_flops
-    self._num_runs = num_runs
+    self._num_runs, self._clock = num_runs, clock
     self.bar = progress.Progress(
       progress.TextColumn("{task.description}"),
       progress.BarColumn(),
@@ -94,6 +103,7 @@ class Meter:
       jax.block_until_ready(metrics)
       now = time.monotonic()
       self.say(f"the first step took {now - self._begun:.1f} s to compile")
+      self._clock.switch("steps")
       self._restart(now)
       return
     self._steps += 1
@@ -105,14 +115,37 @@ class Meter:
   def begin(self) -> None:
     """Starts the clock of the first step, and says that it is compiled."""
     self._begun = time.monotonic()
+    self._clock.switch("compile")
     self.say("compiling the first step ...")
 
+  def waiting(
+    self, batches: Iterable[batching.Batch], is_idle: Callable[[], bool]
+  ) -> Iterator[batching.Batch]:
+    """Yields batches, and counts the time for which the devices wait for them.
+
+    Args:
+      batches: the batches of this host.
+      is_idle: returns whether the devices have nothing to do. While they have,
+        waiting for a batch costs nothing and counts as steps.
+    """
+    for number, batch in enumerate(batches):
+      if number:  # the first one belongs to the start
+        part = "data" if is_idle() else "steps"
+        self._clock.switch("steps", spent_on=part)
+      yield batch
+      self._clock.switch("data")
+
   @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """A context whose time does not count as training."""
+  def paused(self, part: str = "other") -> Iterator[None]:
+    """A context whose time does not count as training.
+
+    Args:
+      part: the part of the run's time that it counts as; see `goodput.PARTS`.
+    """
     start = time.monotonic()
     try:
-      yield
+      with self._clock.during(part):
+        yield
     finally:
       self._pause += time.monotonic() - start
 

@@ -225,7 +225,7 @@ def _check_model_fits(
   if not config.data.dir and not is_abstract:
     raise records.DataError(
       "data.dir is not set; give --config.data.dir=DATA, a folder made by "
-      "--mode=prepare"
+      "bert-jax prepare"
     )
   masking.check_max_sequences(config.data)
   if config.objective == "mlm_nsp" and config.data.pairing != "pairs":

@@ -12,10 +12,12 @@ import optax
 
 from bert_jax.data import batching
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import goodput
 from bert_jax.runtime import hosts
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
+from bert_jax.runtime import trackers
 from bert_jax.runtime import watchdog
 from bert_jax.training import averages
 from bert_jax.training import meeting
@@ -64,6 +66,10 @@ class Run:
     self._norm = jax.jit(optax.tree.norm)
     self._values: dict[str, float] = {}
     self._written: metrics_log.MetricsLog | None = None
+    self._ledger: goodput.Ledger | None = None
+    self._clock: goodput.Clock | None = None
+    self._trackers: trackers.Trackers | None = None
+    self._step = 0
 
   @contextlib.contextmanager
   def open(self) -> Iterator[None]:
@@ -74,12 +80,20 @@ class Run:
     os.makedirs(self.workdir, exist_ok=True)
     with meeting.lock(self.workdir):
       self.checkpoints = self.session.checkpoints()
-      with contextlib.closing(self.checkpoints):
-        try:
-          yield
-        finally:
-          if self._written:
-            self._written.close()
+      try:
+        with contextlib.closing(self.checkpoints):
+          try:
+            yield
+          finally:
+            if self._clock:  # closing waits for saves that are under way
+              self._clock.switch("saves")
+            if self._written:
+              self._written.close()
+      finally:
+        if self._ledger:
+          self._ledger.write(self._step)
+        if self._trackers:
+          self._trackers.close()
 
   def restore(self, before: int | None = None) -> tuple[int, steps.TrainState]:
     """Returns the step to go on from, and its state; see `Session.restore`."""
@@ -89,21 +103,28 @@ class Run:
     return start, state
 
   def begin(
-    self, start: int, meter: meter_lib.Meter | None = None
+    self,
+    start: int,
+    clock: goodput.Clock,
+    meter: meter_lib.Meter | None = None,
+    num_runs: int = 1,
   ) -> meter_lib.Meter:
     """Writes run.json and the vocabulary, and opens the log, on the first host.
 
     Args:
       start: the step from which the run is resumed. Later steps are removed
         from the log.
+      clock: the clock of this session.
       meter: the meter of several runs; None means one for this run alone.
+      num_runs: the number of runs that share the devices.
 
     Returns:
       The meter of the speed, which also shows the lines of the log.
     """
     opened = self.session
+    self._clock = clock
     self._meter = meter or meter_lib.Meter(
-      start, self.total_steps, self.mesh, opened.job.step_flops
+      start, self.total_steps, self.mesh, opened.job.step_flops, clock
     )
     if meter is None:
       sizes = jax.tree.map(lambda x: x.size, opened.abstract.params)
@@ -138,6 +159,13 @@ class Run:
         opened.run["config"],
         opened.metrics,
       )
+      names = self.config.train.get("trackers", ())
+      self._trackers = trackers.Trackers(
+        names, self.workdir, opened.run["config"]
+      )
+      num_chips = self.mesh.devices.size / num_runs
+      self._ledger = goodput.Ledger(self.workdir, start, num_chips, clock)
+      self._step = start
     return self._meter
 
   def train_step(self) -> Any:
@@ -159,6 +187,13 @@ class Run:
     if jax.process_index() == 0:  # whose log is closed
       self._meter.say(terminal.end_lines(self.config, self.workdir))
 
+  def note(self, step: int) -> None:
+    """Notes that a step begins, in case it is the last that is heard of."""
+    watchdog.note("training", step)
+    self._step = step
+    if self._ledger:
+      self._ledger.note(step - 1)
+
   def report(self, step: int, row: dict[str, float]) -> None:
     """Writes a line of metrics and shows it, on the first host.
 
@@ -166,6 +201,8 @@ class Run:
     """
     if self._written and row:
       self._written.write(step, row)
+      if self._trackers:
+        self._trackers.write(step, row)
       self._meter.show(self.workdir, step, row)
 
   def log(self, step: int, speed: dict[str, float]) -> None:
@@ -184,8 +221,11 @@ class Run:
       del values["loss"]
     else:
       values["loss"] = mean
-    row = {f"train/{k}": v for k, v in values.items()}
-    self.report(step, row | speed)
+    row = {f"train/{k}": v for k, v in values.items()} | speed
+    if self._ledger:
+      row |= self._ledger.spent().metrics()
+      self._ledger.write(step)
+    self.report(step, row)
 
   def save(
     self,
@@ -206,6 +246,9 @@ class Run:
     save = self.checkpoints.save if always else self.checkpoints.save_if_best
     rest = session.rest_of(state, self.mean_loss)
     save(step, state.params, rest, evaluation)
+    self._step = step
+    if self._ledger:
+      self._ledger.write(step)
 
   def look(self, found: Sequence[tuple[int, Any]], params: Any) -> None:
     """Checks the steps since the last check; see `check`.
@@ -272,7 +315,7 @@ class Run:
         },
       )
     which = (
-      f"{self.workdir}/bad_steps.jsonl lists its examples; --mode=train "
+      f"{self.workdir}/bad_steps.jsonl lists its examples; bert-jax train "
       f"--replay_step={step} --workdir={self.workdir} computes it again. "
     )
     if not skips:

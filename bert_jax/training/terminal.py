@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping
 import math
 import os
+from typing import Any
 
+from bert_jax.runtime import goodput
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime.settings import Config
 
@@ -39,7 +41,7 @@ def log_line(step: int, row: Mapping[str, float], run: str = "") -> str:
     for key, name in sorted(
       names.items(), key=lambda pair: (pair[1] != "loss", "loss" not in pair[1])
     )
-    if name not in _HIDDEN
+    if name not in _HIDDEN and not key.startswith("goodput/")
   ]
   return _fill(head, items)
 
@@ -54,6 +56,30 @@ def _fill(head: str, items: Iterable[str]) -> str:
   return "\n".join(lines)
 
 
+def model_words(config: Config | Mapping[str, Any]) -> str:
+  """Returns the size of a model, such as "12 layers of 768, ...".
+
+  Args:
+    config: the whole configuration, or that of a run.json.
+  """
+  model = config["model"]
+  return (
+    f"{model['num_layers']} layers of {model['hidden_size']}, vocabulary of "
+    f"{model['vocab_size']:,}"
+  )
+
+
+def batch_words(config: Config | Mapping[str, Any]) -> str:
+  """Returns the size of a batch, such as "256 rows of 128 tokens".
+
+  Args:
+    config: the whole configuration, or that of a run.json.
+  """
+  data = config["data"]
+  rows = "examples" if config["objective"] == "task" else "rows"
+  return f"{data['batch_size']:,} {rows} of {data['seq_len']} tokens"
+
+
 def start_lines(
   config: Config, workdir: str, num_parameters: int, epoch_steps: float
 ) -> str:
@@ -65,19 +91,18 @@ def start_lines(
     num_parameters: the parameters of the model and its heads.
     epoch_steps: the number of steps of one epoch.
   """
-  model, data, keys = config.model, config.data, config.checkpoint
+  data, keys = config.data, config.checkpoint
   source = data.dir if config.objective != "task" else config.task.name
   start = config.init_from or "random weights"
   if config.init_from and config.init_random:
     start = f"random weights in the shape of {config.init_from}"
   saves = [f"every {keys.every_steps:,} steps"] if keys.every_steps else []
   saves += [f"the best {keys.best_metric}"] if keys.best_metric else []
-  rows = "examples" if config.objective == "task" else "rows"
   lines = {
-    "model": f"{model.num_layers} layers of {model.hidden_size}, vocabulary of "
-    f"{model.vocab_size:,}: {num_parameters:,} parameters, from {start}",
+    "model": f"{model_words(config)}: {num_parameters:,} parameters, from "
+    f"{start}",
     "data": f"{source}, {number(epoch_steps)} steps an epoch of "
-    f"{data.batch_size:,} {rows} of {data.seq_len} tokens",
+    f"{batch_words(config)}",
     "saves": f"{workdir}: {', '.join([*saves, 'the last step'])}",
   }
   return "\n".join(f"{name:<8}{text}" for name, text in lines.items())
@@ -93,7 +118,7 @@ def time_left(num_steps: float, steps_per_sec: float) -> str:
 
 
 def end_lines(config: Config, workdir: str) -> str:
-  """Returns the last and the best evaluation, and the next command."""
+  """Returns the results, where the time went, and the next command."""
   name = config.checkpoint.best_metric or "eval/loss"
   rows = metrics_log.read_metrics(workdir)
   scored = {
@@ -111,6 +136,8 @@ def end_lines(config: Config, workdir: str) -> str:
       f"{name} {number(scored[last])} at step {last:,}, the best is "
       f"{number(scored[best])} at step {best:,}"
     )
+  if spent := goodput.read(workdir):
+    lines.append(f"time: {spent.describe()}")
   lines.append(f"metrics in {os.path.join(workdir, 'metrics.jsonl')}")
   lines.append(f"next: bert-jax evaluate --workdir={workdir}")
   return "\n".join(lines)

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 
 from bert_jax.runtime import bars
+from bert_jax.runtime import goodput
 from bert_jax.runtime import peers
 from bert_jax.runtime import preemption
 from bert_jax.runtime import profiling
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
-from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
 from bert_jax.training import meeting
 from bert_jax.training import members
@@ -25,7 +25,10 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-  config: Config, workdir: str, allowed: Sequence[str] = ()
+  config: Config,
+  workdir: str,
+  allowed: Sequence[str] = (),
+  since: float | None = None,
 ) -> dict[str, float]:
   """Runs or resumes the training that a config describes.
 
@@ -34,6 +37,8 @@ def train(
     workdir: where run.json, metrics.jsonl and checkpoints go.
     allowed: the keys whose values may differ from those of the run that is in
       the workdir already; see `settings.check_changes`.
+    since: when the process of this run began, as `time.monotonic`, for the
+      record of where the time goes; None means now.
 
   Returns:
     The metrics of the last evaluation; {} if the run was finished before.
@@ -46,18 +51,21 @@ def train(
     preemption.PreemptedError: a signal (SIGTERM, SIGINT or SIGHUP) stopped the
       run; its last step is saved.
   """
+  clock = goodput.Clock(since)
   settings.check_changes(allowed)
   meeting.meet("train", config, [workdir], allow_changes=sorted(allowed))
   # Opening checks that the mesh, the model and the data fit each other.
   run = run_lib.Run(session.open_session(config, workdir, allowed=allowed))
-  evaluation = _train(run)
+  evaluation = _train(run, clock)
   if evaluation:
     run.end()
   return evaluation
 
 
 def train_together(
-  config: Config, wanted: Sequence[members.Member]
+  config: Config,
+  wanted: Sequence[members.Member],
+  since: float | None = None,
 ) -> list[dict[str, float]]:
   """Trains models that differ in seed and learning rate in one program.
 
@@ -67,6 +75,7 @@ def train_together(
   Args:
     config: the whole configuration, without what the models differ in.
     wanted: the models.
+    since: see `train`.
 
   Returns:
     The final metrics of each run, one dict per run.
@@ -77,13 +86,15 @@ def train_together(
     preemption.PreemptedError: a signal (SIGTERM, SIGINT or SIGHUP) stopped the
       runs; their last step is saved.
   """
+  clock = goodput.Clock(since)
   facts = {"members": [[x.seed, x.learning_rate] for x in wanted]}
   meeting.meet("train", config, [x.workdir for x in wanted], **facts)
-  evaluations = _train(members.Together(members.open_members(config, wanted)))
+  together = members.Together(members.open_members(config, wanted))
+  evaluations = _train(together, clock)
   return evaluations or [{} for _ in wanted]
 
 
-def _train(run: run_lib.Run | members.Together) -> Any:
+def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
   """Trains to the last step; returns its evaluation, {} if already trained."""
   config, total = run.config, run.total_steps
   with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
@@ -95,7 +106,7 @@ def _train(run: run_lib.Run | members.Together) -> Any:
     if start >= total:
       _log.info("%s is trained already: step %d", run.workdir, start)
       return {}
-    meter = run.begin(start)
+    meter = run.begin(start, clock)
     stack.enter_context(peers.leaving_if_broken())
     train_step = run.train_step()
     profile = profiling.Profile(
@@ -103,21 +114,23 @@ def _train(run: run_lib.Run | members.Together) -> Any:
     )
     stack.enter_context(contextlib.closing(profile))
     pending = meter_lib.Pending()
-    clock = preemption.SaveClock(config.checkpoint.max_lost_secs, start)
+    save_clock = preemption.SaveClock(config.checkpoint.max_lost_secs, start)
     notice.listen()
 
     # A run that was stopped leaves its evaluation to the next session. It is
     # saved before it is logged, so that a session that is killed in between has
     # the next one evaluate again.
     if _due(start, config.eval.every_steps) and not run.has_evaluation(start):
-      missed: Any = run.evaluate(state.params)
+      with meter.paused("evaluation"):
+        missed: Any = run.evaluate(state.params)
       run.save(start, state, missed)
       run.report(start, missed)
 
     stack.enter_context(bars.showing(meter.bar))
     batches = run.job.prefetch(run.batches, start)
+    batches = meter.waiting(batches, pending.is_idle)
     for step, batch in enumerate(batches, start + 1):
-      watchdog.note("training", step)
+      run.note(step)
       profile.start(step, state)
       device_batch = sharding.put_global_batch(batch, run.batch_place)
       if step == start + 1:
@@ -132,21 +145,22 @@ def _train(run: run_lib.Run | members.Together) -> Any:
       logs = last or _due(step, config.train.log_every_steps)
       evaluates = last or (not stops and _due(step, config.eval.every_steps))
       saves = last or _due(step, config.checkpoint.every_steps)
-      saves = saves or stops or clock.is_due(step)
+      saves = saves or stops or save_clock.is_due(step)
       if logs or evaluates or saves:
         run.look(pending.take(), state.params)
       if logs:
         run.log(step, meter.speed())
-        clock.plan(step)
-      with meter.paused():
-        evaluation: Any = {}
-        if evaluates:
+        save_clock.plan(step)
+      evaluation: Any = {}
+      if evaluates:
+        with meter.paused("evaluation"):
           evaluation = run.evaluate(state.params)
           run.report(step, evaluation)
-        if evaluates or saves:
+      if evaluates or saves:
+        with meter.paused("saves"):
           run.save(step, state, evaluation, always=saves)
       if saves:
-        clock.saved(step)
+        save_clock.saved(step)
       if stops:
         raise preemption.PreemptedError(
           f"stopped after step {step} of {total}, which is saved in "

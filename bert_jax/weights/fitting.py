@@ -18,7 +18,7 @@ def _misfit(
   if path.startswith("task/"):
     how = (
       f"the head has {shapes[0][-1]} outputs, the task needs {shapes[1][-1]}: "
-      "to train a new head, remove this one with --mode=convert "
+      "to train a new head, remove this one with bert-jax convert "
       "--config.convert.drop_head=True"
     )
   else:

@@ -4,14 +4,15 @@
   write(weights, "converted", "tf1")
 
 Format       what its folder holds
-huggingface  config.json, model.safetensors (or shards and their index)
+huggingface  config.json, model.safetensors (or shards and their index), or
+             pytorch_model.bin
 flax         config.json, flax_model.msgpack
 tf1          bert_config.json, bert_model.ckpt.index and .data-*
 bert_jax     run.json, checkpoints/STEP/params, vocab/
 
-Nothing is unpickled. Before memory is allocated, the sizes that a file states
-are compared with the size of the file. This is not done for our own
-checkpoints, which are compressed.
+Nothing in a file is run: of a pickle, only the data is read. Before memory is
+allocated, the sizes that a file states are compared with the size of the file.
+This is not done for our own checkpoints, which are compressed.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,6 @@ from bert_jax.models import config as model_config
 from bert_jax.models import conversion
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
-from bert_jax.runtime import checkpoint as checkpoints
 from bert_jax.runtime import files
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
@@ -62,7 +62,7 @@ class _Format:
 _FORMATS = {
   "huggingface": _Format(
     hugging_face.read_settings,
-    hugging_face.read_safetensors,
+    hugging_face.read_tensors,
     hugging_face.write_safetensors,
   ),
   "flax": _Format(
@@ -80,15 +80,8 @@ _FORMATS = {
 # --- which format ------------------------------------------------------------
 
 _WANTED = (
-  f"{hugging_face.SAFETENSORS}, {hugging_face.MSGPACK}, "
+  f"{hugging_face.SAFETENSORS}, {hugging_face.PICKLE}, {hugging_face.MSGPACK}, "
   f"{original.CHECKPOINT}.index"
-)
-_TO_SAFETENSORS = (
-  "it holds pytorch_model.bin, a pickle, which can run code and is not read; "
-  "if you trust it, make a safetensors file: "
-  "transformers.AutoModelForPreTraining.from_pretrained(FOLDER)"
-  ".save_pretrained(NEW_FOLDER, safe_serialization=True), with the class of "
-  "the head in place of AutoModelForPreTraining"
 )
 
 
@@ -109,8 +102,8 @@ def _find(path: str) -> tuple[str, str]:
     return "huggingface", path
   if path.endswith(".msgpack"):
     return "flax", path
-  if path.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt.pt")):
-    raise WeightsError(f"{path}: {_TO_SAFETENSORS}")
+  if path.endswith((*hugging_face.PICKLES, hugging_face.PICKLE_SHARDS)):
+    return "huggingface", path
   prefix = re.sub(r"\.(index|data-\d+-of-\d+|meta)$", "", path)
   if os.path.exists(prefix + ".index"):
     return "tf1", prefix
@@ -143,8 +136,9 @@ def _find_in(folder: str) -> tuple[str, str]:
     )
   if tables:
     return "tf1", tables[0].removesuffix(".index")
-  if holds("pytorch_model.bin") or holds("pytorch_model.bin.index.json"):
-    raise WeightsError(f"{folder}: {_TO_SAFETENSORS}")
+  for name in (hugging_face.PICKLE, hugging_face.PICKLE_SHARDS):
+    if holds(name):
+      return "huggingface", os.path.join(folder, name)
   names = ", ".join(sorted(os.listdir(folder))[:8]) or "nothing"
   raise WeightsError(
     f"{folder} holds no weights that this program reads ({names}); wanted "
@@ -270,6 +264,8 @@ def write(
     )
   folder = os.fspath(folder)
   if format == "bert_jax":
+    from bert_jax.runtime import checkpoint as checkpoints  # slow to import
+
     checkpoints.check_path(folder)
   if "task" in pretrained.params and pretrained.kind is None:
     if why := pretrained.refused.get("task"):

@@ -1,9 +1,10 @@
 """Reads and writes folders of transformers.
 
-A folder holds config.json, a tokenizer, and weights as safetensors or msgpack.
+A folder holds config.json, a tokenizer, and weights as safetensors, msgpack or
+a file of torch.
 
-Nothing is unpickled. Before memory is allocated, the sizes that a file states
-are compared with the size of the file.
+Nothing in a file is run. Before memory is allocated, the sizes that a file
+states are compared with the size of the file.
 """
 
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import files
 from bert_jax.weights import task_heads
+from bert_jax.weights import torch_file
 from bert_jax.weights.pretrained import FolderSettings
 from bert_jax.weights.pretrained import Pretrained
 from bert_jax.weights.pretrained import WeightsError
@@ -42,6 +44,10 @@ _log = logging.getLogger(__name__)
 SAFETENSORS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 MSGPACK = "flax_model.msgpack"
+PICKLE = "pytorch_model.bin"
+PICKLE_SHARDS = "pytorch_model.bin.index.json"
+# The ends of the names of files that torch.save wrote.
+PICKLES = (".bin", ".pt", ".pth", ".pkl")
 # The names that transformers invents for labels without names.
 _MADE_UP_LABEL = re.compile(r"LABEL_\d+")
 
@@ -49,11 +55,18 @@ _MADE_UP_LABEL = re.compile(r"LABEL_\d+")
 # --- reading -----------------------------------------------------------------
 
 
-def read_safetensors(path: str) -> dict[str, np.ndarray]:
-  """Reads one safetensors file, or all shards that an index lists."""
+def read_tensors(path: str) -> dict[str, np.ndarray]:
+  """Reads one file of safetensors or of torch, or all shards of an index.
+
+  A file of torch is a pickle; `torch_file` reads it without running anything.
+  """
+  if path.endswith(PICKLES):
+    with naming(path):
+      return torch_file.read_state(path)
   if not path.endswith(".json"):
     with naming(path), safetensors.safe_open(path, "np") as f:
       return {name: f.get_tensor(name) for name in f.keys()}
+  suffix = os.path.splitext(path.removesuffix(".index.json"))[1]
   with naming(path):
     places = files.read_json(path).get("weight_map")
   if (
@@ -66,11 +79,11 @@ def read_safetensors(path: str) -> dict[str, np.ndarray]:
     )
   tensors: dict[str, np.ndarray] = {}
   for name in sorted(set(places.values())):
-    if name != os.path.basename(name) or not name.endswith(".safetensors"):
+    if name != os.path.basename(name) or not name.endswith(suffix):
       raise WeightsError(
-        f"{path} names {name!r:.100}; a .safetensors file beside it was wanted"
+        f"{path} names {name!r:.100}; a {suffix} file beside it was wanted"
       )
-    tensors |= read_safetensors(os.path.join(os.path.dirname(path), name))
+    tensors |= read_tensors(os.path.join(os.path.dirname(path), name))
   if absent := sorted(places.keys() - tensors.keys()):
     raise WeightsError(
       f"{path} names the tensor {absent[0]:.100}, which is in none of its files"

@@ -11,7 +11,6 @@ import numpy as np
 from bert_jax.data.tokenizers import load
 from bert_jax.models import config as model_config
 from bert_jax.models import params as param_trees
-from bert_jax.runtime import checkpoint
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.weights import task_heads
@@ -25,6 +24,8 @@ from bert_jax.weights.pretrained import naming
 
 def read_tensors(step: str) -> dict[str, np.ndarray]:
   """Reads the parameters of a saved step, with layers unrolled."""
+  from bert_jax.runtime import checkpoint  # slow to import
+
   with naming(step):
     tree = checkpoint.read_params(step)
     return param_trees.unstack(check_arrays(param_trees.flatten(tree)))
@@ -74,6 +75,8 @@ def write(
   pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
 ) -> None:
   """Writes a workdir with one checkpoint, that of step 0."""
+  from bert_jax.runtime import checkpoint  # slow to import
+
   kind = pretrained.kind
   model = model_config.ModelConfig(
     **pretrained.shape, param_dtype=pretrained.dtype_name

@@ -609,7 +609,7 @@ def test_no_folder_is_refused(folder):
 
 
 def test_a_folder_without_data_says_how_to_make_it(tmp_path):
-  with pytest.raises(records.DataError, match="--mode=prepare --output="):
+  with pytest.raises(records.DataError, match="bert-jax prepare --output="):
     open_batches(tmp_path)
 
 
@@ -628,7 +628,7 @@ def test_examples_that_were_not_made_are_named_beside_those_there(
   ) as info:
     open_batches(folder, **changes)
   assert "only full_sentences-32-dupe2-seed0, pairs-32" in str(info.value)
-  assert "add them with --mode=prepare" in str(info.value)
+  assert "add them with bert-jax prepare" in str(info.value)
 
 
 def test_a_changed_vocabulary_is_refused(copy):

@@ -340,7 +340,7 @@ def test_a_damaged_manifest_is_an_error_that_names_it(tmp_path, text, message):
 
 
 def test_a_folder_without_data_says_how_to_make_it(tmp_path):
-  with pytest.raises(records.DataError, match="--mode=prepare --output="):
+  with pytest.raises(records.DataError, match="bert-jax prepare --output="):
     manifests.read_manifest(str(tmp_path))
   assert os.listdir(tmp_path) == []
 
@@ -448,7 +448,7 @@ def test_a_flipped_byte_anywhere_is_found_at_the_start(data, verify, kind, at):
     assert str(error.value).startswith(
       f"{path} is damaged: its sha256 is {bad}, but the manifest says {sound};"
     )
-    assert "--mode=prepare again" in str(error.value)
+    assert "bert-jax prepare again" in str(error.value)
   verify("never")
 
 

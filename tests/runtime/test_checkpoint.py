@@ -252,7 +252,7 @@ def test_parameters_of_other_shapes_are_refused(tmp_path):
 
 
 def test_a_folder_without_checkpoints_says_how_to_make_one(tmp_path):
-  with pytest.raises(checkpoint.CheckpointError, match="--mode=train"):
+  with pytest.raises(checkpoint.CheckpointError, match="bert-jax train"):
     checkpoint.restore_params(str(tmp_path), {})
   assert not list(tmp_path.iterdir())
 

@@ -216,7 +216,7 @@ def test_a_record_that_is_not_what_was_written_is_refused(tmp_path, run):
 
 
 def test_no_run_says_how_to_make_one(tmp_path):
-  with pytest.raises(runs.RunError, match="no run.json.*--mode=train"):
+  with pytest.raises(runs.RunError, match="no run.json.*bert-jax train"):
     runs.read_run(str(tmp_path))
 
 
@@ -307,7 +307,10 @@ def test_tensorboard_gets_what_runs_differ_in(tmp_path):
   from tensorboardX.proto import event_pb2
   from tensorboardX.proto import plugin_hparams_pb2
 
-  config = settings.plain(base.get_config())
+  changed = base.get_config()
+  changed.optim.learning_rate, changed.objective = 2e-4, "mlm"
+  changed.checkpoint.keep = 7
+  config = settings.plain(changed)
   log = metrics_log.MetricsLog(str(tmp_path), 0, True, config, ["eval/loss"])
   log.write(1, {"eval/loss": 2.0})
   log.close()
@@ -324,9 +327,9 @@ def test_tensorboard_gets_what_runs_differ_in(tmp_path):
           plugin.content
         )
   start = found["_hparams_/session_start_info"].session_start_info.hparams
-  assert start["optim.learning_rate"].number_value == 1e-4
-  assert start["objective"].string_value == "mlm_nsp"
-  assert "checkpoint.keep" not in start
+  assert start["optim.learning_rate"].number_value == 2e-4
+  assert start["objective"].string_value == "mlm"
+  assert len(start) == 2  # neither defaults, nor keys of the session
   shown = found["_hparams_/experiment"].experiment.metric_infos
   assert [info.name.tag for info in shown] == ["eval/loss"]
 
@@ -358,3 +361,66 @@ def test_who_goes_on_with_other_code_is_told_what_differs(tmp_path):
   assert resume.other_code(str(tmp_path), other) == (
     "commit aaaaaaaaaaaa there, bbbbbbbbbbbb here, jax 1.0 there, 1.1 here"
   )
+
+
+def _with_paths(config, **values):
+  for name, value in values.items():
+    group, _, key = name.rpartition("__")
+    target = config
+    for part in filter(None, group.split("__")):
+      target = target[part]
+    target[key] = value
+  return config
+
+
+def test_paths_in_the_workdir_are_stored_relative_to_it(
+  tmp_path, monkeypatch, tiny_config
+):
+  """So that a workdir can be moved, and a run be started from anywhere."""
+  monkeypatch.chdir(tmp_path)
+  config = _with_paths(
+    tiny_config("run/data"), init_from="weights/a", task__dir="tfds:~/sets",
+    task__files__train="run/tables/train.tsv", task__vocab="",
+  )  # fmt: skip
+  (tmp_path / "run").mkdir()
+  runs.write_run("run", runs.describe(config, "0" * 64, jax.devices()))
+  stored = json.loads((tmp_path / "run/run.json").read_text())["config"]
+  assert stored["data"]["dir"] == "{workdir}/data"
+  assert stored["task"]["files"]["train"] == "{workdir}/tables/train.tsv"
+  assert stored["init_from"] == str(tmp_path / "weights/a")
+  assert stored["task"]["dir"] == "tfds:" + os.path.expanduser("~/sets")
+  assert stored["task"]["vocab"] == "" and stored["predict"]["model"] is None
+  (tmp_path / "run").rename(tmp_path / "moved")
+  (tmp_path / "elsewhere").mkdir()
+  monkeypatch.chdir(tmp_path / "elsewhere")
+  found = runs.read_run(os.path.join("..", "moved"))["config"]
+  assert found["data"]["dir"] == str(tmp_path / "moved/data")
+  assert found["init_from"] == str(tmp_path / "weights/a")
+  # Writing it again changes nothing, and the same weights are the same run.
+  runs.write_run("../moved", runs.read_run("../moved"))
+  assert runs.read_run("../moved")["config"] == found
+  config.init_from = "../weights/a"
+  asked = runs.describe(config, "0" * 64, jax.devices())
+  resume.check_workdir("../moved", asked)
+  config.init_from = "weights/a"
+  asked = runs.describe(config, "0" * 64, jax.devices())
+  with pytest.raises(runs.RunError, match="init_from: .*weights/a"):
+    resume.check_workdir("../moved", asked)
+
+
+def test_paths_of_an_older_record_stay_as_they_were_given(
+  run, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  runs.write_run(str(tmp_path), run)
+  path = tmp_path / "run.json"
+  old = json.loads(path.read_text())
+  del old["sha256"]
+  old["config"] |= {"init_from": "runs/minilm"}
+  path.write_text(json.dumps(old))
+  assert runs.read_run(str(tmp_path))["config"]["init_from"] == "runs/minilm"
+  asked = run | {"config": run["config"] | {"init_from": "runs/minilm"}}
+  resume.check_workdir(str(tmp_path), asked)
+  absolute = str(tmp_path / "runs/minilm")
+  asked["config"] = run["config"] | {"init_from": absolute}
+  resume.check_workdir(str(tmp_path), asked)

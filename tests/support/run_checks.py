@@ -36,9 +36,15 @@ def assert_same_state(a, b, step, *, logs_alike=True):
     np.testing.assert_array_equal(x, b[name], err_msg=str(name))
 
 
+def depends_on_clock(key):
+  """Whether a metric differs between two runs of the same training."""
+  is_speed = "_per_sec" in key or key == "train/mfu"
+  return is_speed or key.startswith("goodput/")
+
+
 def rows(workdir, *, timing=False):
   """metrics.jsonl, without what depends on the clock."""
   return [
-    {k: v for k, v in row.items() if timing or "_per_sec" not in k}
+    {k: v for k, v in row.items() if timing or not depends_on_clock(k)}
     for row in metrics_log.read_metrics(workdir)
   ]

@@ -306,6 +306,20 @@ def test_other_data_is_scored_without_the_training_file(make_config, tmp_path):
   assert 0 <= found["eval/accuracy"] <= 1
 
 
+def test_a_finished_task_goes_on_with_more_epochs_if_they_are_named(
+  make_config, tmp_path
+):
+  run = str(tmp_path / "run")
+  train.train(make_config(train__num_epochs=0.5), run)
+  longer = make_config(train__num_epochs=1.0)
+  with pytest.raises(runs.RunError, match="allow_changes=train.num_epochs"):
+    train.train(longer, run)
+  train.train(longer, run, ["train.num_epochs"])
+  assert metrics_log.read_metrics(run)[-1]["step"] == 6
+  (change,) = runs.read_run(run)["changes"]
+  assert change == {"step": 3, "config": {"train.num_epochs": [0.5, 1.0]}}
+
+
 def test_the_head_and_its_labels_are_kept_with_the_weights(
   make_config, tmp_path
 ):

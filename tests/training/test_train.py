@@ -18,6 +18,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from bert_jax.data import batching
+from bert_jax.runtime import goodput
 from bert_jax.runtime import locks
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import preemption
@@ -187,16 +188,28 @@ def test_the_newest_checkpoints_and_the_best_are_kept(finished_run):
 def test_a_run_that_stopped_and_goes_on_is_as_if_it_had_not(
   finished_run, tmp_path, stop_after, monkeypatch
 ):
-  workdir = str(tmp_path / "run")
+  workdir, begun = str(tmp_path / "run"), time.monotonic()
   with monkeypatch.context():
     stop_after(5)
     with pytest.raises(Stopped):
       train.train(finished_run.config, workdir)
   monkeypatch.undo()
+  passed = time.monotonic() - begun
   assert saved_steps(workdir) == [2, 4]
   assert rows(workdir)[-1]["step"] == 5  # logged, and not saved
   started = runs.read_run(workdir)["started"]
+  begun = time.monotonic()
   result = train.train(finished_run.config, workdir)
+  passed += time.monotonic() - begun
+  spent = goodput.read(workdir)
+  assert spent.total == pytest.approx(passed, rel=0.02, abs=0.05)
+  assert all(spent.secs[part] > 0 for part in ("lost", "saves", "compile"))
+  assert spent.chip_hours == pytest.approx(8 * spent.total / 3600)
+  logged = [r for r in rows(workdir, timing=True) if "train/loss" in r]
+  shares = {k: v for k, v in logged[-1].items() if k.startswith("goodput/")}
+  hours = shares.pop("goodput/hours"), shares.pop("goodput/chip_hours")
+  assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+  assert 0 < hours[0] <= spent.total / 3600 + 1e-4
   assert result == finished_run.result
   assert_same_state(workdir, finished_run.workdir, 8)
   assert_same_state(workdir, finished_run.workdir, 6)
@@ -687,6 +700,7 @@ def test_a_killed_process_goes_on_as_if_it_had_not_been(
 
   straight, killed = str(tmp_path / "straight"), str(tmp_path / "killed")
   assert start(straight).wait(600) == 0
+  begun = time.monotonic()
   log = pathlib.Path(killed, "metrics.jsonl")
   for until in (50, 100):
     process = start(killed)
@@ -696,6 +710,12 @@ def test_a_killed_process_goes_on_as_if_it_had_not_been(
       time.sleep(0.01)
     assert process.returncode == -signal.SIGKILL
   assert start(killed).wait(600) == 0
+  passed = time.monotonic() - begun
+  spent = goodput.read(killed)
+  # A process also takes time to end, and the last steps before a kill are not
+  # written down.
+  assert passed - 6 < spent.total < passed
+  assert spent.secs["lost"] > 0 and spent.secs["start"] > 3
   assert_same_state(killed, straight, 120)
   assert rows(killed) == rows(straight)
   assert saved_steps(killed) == saved_steps(straight)

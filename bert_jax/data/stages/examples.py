@@ -87,7 +87,7 @@ def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
     for path, digest in verification.table_hashes(folder, split).items():
       if not os.path.exists(path) or files.file_hash(path) != digest:
         raise records.DataError(
-          f"{path} is missing or damaged; delete it and run --mode=prepare "
+          f"{path} is missing or damaged; delete it and run bert-jax prepare "
           "again with the same --input"
         )
     if kind == "pairs" and sum(s["documents"] for s in rows) == 1:

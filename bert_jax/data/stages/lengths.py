@@ -85,7 +85,7 @@ def sort_shard(job: dict) -> dict:
     raise records.DataError(
       f"{source}: the lengths of its examples are {lengths.min()} to "
       f"{lengths.max()} tokens, but data.seq_len={job['seq_len']}; delete the "
-      "file and run --mode=prepare again"
+      "file and run bert-jax prepare again"
     )
   path = records.shard_path(job["target"], *where, "npy")
   order = np.argsort(lengths, kind="stable")

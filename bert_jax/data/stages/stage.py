@@ -138,7 +138,7 @@ class Stage:
         report = reports[job["name"]] = records.read_json(path)
         if not manifests.has_form(report, form):
           raise records.DataError(
-            f"{path} is damaged; delete it and run --mode=prepare again"
+            f"{path} is damaged; delete it and run bert-jax prepare again"
           )
     return reports
 

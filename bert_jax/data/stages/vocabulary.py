@@ -78,7 +78,7 @@ def write(
     return
   if os.path.exists(target):
     raise records.DataError(
-      f"{target} exists, but --mode=prepare did not make it; give another "
+      f"{target} exists, but bert-jax prepare did not make it; give another "
       "--output, or move that folder away"
     )
   tokenizer = given or _learn(prepare, inputs.units)

@@ -91,7 +91,7 @@ class DocumentTable:
         raise records.DataError(
           f"{path('documents.npy')} has {len(documents) - 1} documents, but "
           f"the manifest says {s['documents']}; put a copy of both back, or "
-          "run --mode=prepare into an empty folder"
+          "run bert-jax prepare into an empty folder"
         )
       self._documents.append(documents)
 
@@ -230,8 +230,8 @@ class LengthIndex:
 
 
 _DELETE_LENGTHS = (
-  "delete that folder and run --mode=prepare again with the same --config and "
-  "no --input"
+  "delete that folder and run bert-jax prepare again with the same --config "
+  "and no --input"
 )
 
 
@@ -245,8 +245,8 @@ def check_lengths(folder: str, name: str) -> Any:
   if not os.path.exists(os.path.join(target, "manifest.json")):
     raise records.DataError(
       f"{target} does not exist: a release that did not pack examples prepared "
-      "these; run --mode=prepare again with the same --config and no --input, "
-      "which adds it, or set --config.data.max_sequences=1"
+      "these; run bert-jax prepare again with the same --config and no "
+      "--input, which adds it, or set --config.data.max_sequences=1"
     )
   manifest = manifests.read_manifest(target)
   examples = os.path.join(folder, "examples", name, "manifest.json")

@@ -19,19 +19,19 @@ def read_manifest(folder: str) -> Any:
   except OSError as error:
     raise records.DataError(
       f"{folder} holds no prepared data (no manifest.json); make it with "
-      f"--mode=prepare --output={folder} --input=TEXT"
+      f"bert-jax prepare --output={folder} --input=TEXT"
     ) from error
   if (
     not isinstance(manifest, dict) or manifest.get("version") != records.VERSION
   ):
     raise records.DataError(
       f"{path} does not have version {records.VERSION}, which this release "
-      "reads; run --mode=prepare into an empty folder"
+      "reads; run bert-jax prepare into an empty folder"
     )
   if not any(has_form(manifest, form) for form in _MANIFESTS):
     raise records.DataError(
       f"{path} is damaged: a key is missing or has a value of the wrong type; "
-      "put a copy back, or run --mode=prepare into an empty folder"
+      "put a copy back, or run bert-jax prepare into an empty folder"
     )
   return manifest
 
@@ -52,7 +52,10 @@ def _is_shard(value: Any) -> bool:
 
 
 def each_split(form: Any) -> dict:
-  """Returns a form that requires `form` for each split."""
+  """Returns the form of a dict that has a value of `form` for each split.
+
+  Forms are for `has_form`.
+  """
   return dict.fromkeys(records.SPLITS, form)
 
 

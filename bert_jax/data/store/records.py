@@ -293,20 +293,20 @@ class Records:
     """
     for path in paths:
       if not os.path.exists(path):
-        raise DataError(f"{path} is missing; run --mode=prepare again")
+        raise DataError(f"{path} is missing; run bert-jax prepare again")
     try:
       self._source = array_record_data_source.ArrayRecordDataSource(list(paths))
       found = len(self._source)
     except _READ_ERRORS as error:
       bad = next((p for p in paths if not _is_readable(p)), paths[0])
       raise DataError(
-        f"{bad} is damaged: {error}; delete it and run --mode=prepare again "
+        f"{bad} is damaged: {error}; delete it and run bert-jax prepare again "
         "with the same --input"
       ) from error
     if found != count:
       raise DataError(
         f"{os.path.dirname(paths[0])} has {found} records, but its manifest "
-        f"says {count}; delete the folder and run --mode=prepare again"
+        f"says {count}; delete the folder and run bert-jax prepare again"
       )
     self._folder = os.path.dirname(paths[0])
     self._paths = list(paths)
@@ -335,13 +335,13 @@ class Records:
       raise DataError(
         f"{self._file_of_damage(keys.tolist())}: a record among {keys.min()}.."
         f"{keys.max()} is damaged: {error}; delete the file and run "
-        "--mode=prepare again with the same --input"
+        "bert-jax prepare again with the same --input"
       ) from error
     wrong = [i for i, row in enumerate(rows) if len(row) != size]
     if wrong:
       raise DataError(
         f"{self._folder}: record {keys[wrong[0]]} does not have {size} bytes; "
-        "delete the file and run --mode=prepare again"
+        "delete the file and run bert-jax prepare again"
       )
     return np.frombuffer(b"".join(rows), dtype).reshape(len(keys), width)
 

@@ -59,7 +59,7 @@ def verify(
         raise records.DataError(
           f"{path} is damaged: its sha256 is {found}, but the manifest says "
           f"{wanted[path]}; put the file back, or delete it and run "
-          "--mode=prepare again with the same --config and --input"
+          "bert-jax prepare again with the same --config and --input"
         )
       key, entry = entries[path]
       good[key] = entry
@@ -75,7 +75,7 @@ def _entry(path: str, digest: str) -> tuple[str, list]:
     stat = os.stat(path)
   except OSError as error:
     raise records.DataError(
-      f"{path} is missing; run --mode=prepare again ({error.strerror})"
+      f"{path} is missing; run bert-jax prepare again ({error.strerror})"
     ) from error
   # A copy that keeps the times of the original still has another ctime.
   stamps = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
@@ -163,6 +163,6 @@ def _check_counts(folder: str) -> None:
       raise records.DataError(
         f"{path} is damaged: {len(counts)} counts that add up to "
         f"{counts.sum()}, but the manifest says {num_ids} and {total}; delete "
-        "the folder tokens and run --mode=prepare again with the same --config "
-        "and --input"
+        "the folder tokens and run bert-jax prepare again with the same "
+        "--config and --input"
       )
