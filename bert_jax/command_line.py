@@ -171,7 +171,7 @@ def parse(
   hidden = [a for a in argv if re.match("--?(no)?(changes|file)(=|$)", a)]
   if hidden:
     raise UsageError(f"Unknown command line flag {hidden[0]!r}")
-  argv, config = _split_config(argv)
+  argv, config = _split_config([_quote(word) for word in argv])
   if config is None:
     argv, changes = _split_changes(argv)
     argv += [f"--changes={change}" for change in changes]
@@ -184,6 +184,21 @@ def parse(
   _take_words(flag_values, words, modes)
   if flag_values.config is not None:
     flag_values.config.keys()  # reads the file, which may raise an error
+
+
+def _quote(word: str) -> str:
+  """Returns --config.KEY=VALUE with a value that is read as a list.
+
+  A list of words is given without quotes, as in task.text=premise,claim. The
+  parser of lists takes no spaces and braces in such words, which names and
+  templates of columns may have.
+  """
+  name, _, value = word.partition("=")
+  key = settings.KEYS.get(re.sub(r"^--?config\.", "", name))
+  is_list = key is not None and key.type is tuple and key.item_type is str
+  if is_list and re.search(r"[\s{]", value) and value[:1] not in "([\"'":
+    return f"{name}=({value!r},)"
+  return word
 
 
 def config_arguments(argv: Sequence[str]) -> list[str]:

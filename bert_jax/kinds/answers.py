@@ -18,7 +18,9 @@ from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import errors
 from bert_jax.runtime import settings
 from bert_jax.tasks import features as task_features
+from bert_jax.tasks import own
 from bert_jax.tasks import spec
+from bert_jax.tasks import tables
 
 if TYPE_CHECKING:  # its libraries are slow to import
   from bert_jax import weights
@@ -122,6 +124,8 @@ class Answerer:
       computed together.
     two_texts: whether every record has two texts, which the model must be able
       to tell apart.
+    fields: the fields of a record that hold the texts, in the order of the
+      columns of the task.
   """
 
   name: ClassVar[str]
@@ -130,6 +134,7 @@ class Answerer:
   levels: dict[str, str]
   in_documents: bool = False
   two_texts = False
+  fields: tuple[str, ...] = ("text", "text_b")
 
   def __init__(self, context: Context):
     if self.two_texts and context.model.type_vocab_size < 2:
@@ -151,6 +156,47 @@ class Answerer:
     row = jnp.zeros((1, 8), jnp.int32)
     inputs = dict.fromkeys(self.kind.inputs, row)
     return self._model.init(jax.random.key(0), **inputs)["params"]
+
+  def record_of(
+    self, row: Mapping[str, Any], *, is_table: bool = False
+  ) -> Mapping[str, Any]:
+    """Returns a row with the columns of the training as a record.
+
+    Args:
+      row: a row of a table, or a record that may be one.
+      is_table: whether it is a row of a table, in which a column of the task
+        comes before a field of a record, and an empty second text is none.
+
+    Raises:
+      RecordError: A column of the task does not hold text.
+    """
+    texts = own.split_words(self.context.settings.get("task.text") or ())
+    wanted = {c for item in texts for c in tables.columns_of(item) or [item]}
+    if not wanted or not wanted <= row.keys():
+      is_known = any(name in row for name in self.fields)
+      if is_table and not is_known:
+        raise RecordError(
+          f"it has no column {', '.join(sorted(wanted) or self.fields)}, only "
+          f"{list(row)}; name the columns of the text by --config.task.text"
+        )
+      has_text = is_table and row.get("text_b") == ""
+      return {k: v for k, v in row.items() if not has_text or k != "text_b"}
+    if not is_table and self.fields[0] in row:
+      return row
+    try:
+      values = [
+        tables.text_field(row, item, "it")
+        if tables.is_template(item) and item not in row
+        else row[item]
+        for item in texts
+      ]
+    except spec.TaskError as error:
+      raise RecordError(str(error)) from error
+    return dict(row) | self.join(values)
+
+  def join(self, values: Sequence[Any]) -> dict[str, Any]:
+    """Returns the fields of a record with the values of the task's columns."""
+    return dict(zip(self.fields, values, strict=False))
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     """Returns the examples of a record, of which most have one.

@@ -103,6 +103,19 @@ class Answerer(answers.TaskAnswerer):
   name = "choose"
   kind = CHOICE
   two_texts = True
+  fields = ("text", "choices")
+
+  def join(self, values: Sequence[Any]) -> dict[str, Any]:
+    first, *choices = values
+    if len(choices) == 1:  # a column with all of them
+      (choices,) = choices
+      try:
+        choices, _ = own.listed(choices, "it")
+      except spec.TaskError as error:
+        raise answers.RecordError(str(error)) from error
+    else:
+      choices = [choice for choice in choices if choice not in (None, "")]
+    return {"text": first, "choices": choices}
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     text = answers.text_of(record, "text")

@@ -479,6 +479,7 @@ class Answerer(answers.TaskAnswerer):
   parts = ("task",)
   kind = SPAN
   two_texts = True
+  fields = ("question", "context")
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     question = answers.text_of(record, "question")

@@ -380,6 +380,7 @@ class Answerer(answers.TaskAnswerer):
   name = "tag"
   parts = ("task",)
   kind = TAG
+  fields = ("text", "words")
 
   def __init__(self, context: answers.Context):
     super().__init__(context)
@@ -390,6 +391,9 @@ class Answerer(answers.TaskAnswerer):
     # The `document` of the last line, and its number.
     self._last: tuple[Any, int] = (None, 0)
     self._warned = False
+
+  def join(self, values: Sequence[Any]) -> dict[str, Any]:
+    return {"words" if isinstance(values[0], list) else "text": values[0]}
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     places = None

@@ -17,6 +17,9 @@ choose     text, choices                 choice, scores
 An `id` is copied to the answer. If a tagger was trained with
 task.context=document, neighboring lines with the same `document` are read as
 one document. The answer to a line that cannot be used is {"error": ...}.
+
+A CSV, TSV, JSON, Parquet or Arrow file has the columns of the training, or
+columns with these names; the answers keep all of its columns.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,6 +38,7 @@ from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
 from bert_jax.prediction import records
 from bert_jax.prediction import settings as predict_settings
+from bert_jax.prediction import tables
 from bert_jax.runtime import bars
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
@@ -76,6 +80,7 @@ class Predictor:
   Attributes:
     kind: what the model predicts, a key of table.ANSWERERS.
     tokenizer: the vocabulary of the model.
+    num_cut: how many texts were too long so far, and were cut.
   """
 
   def __init__(
@@ -143,6 +148,9 @@ class Predictor:
     self._place = sharding.batch_sharding(self._mesh)
     self._params = self._put_params(pretrained.params, config.mesh.rules, name)
     self._step = jax.jit(self._answerer.step)
+    self._seq_len, self._max_len = seq_len, model.max_len
+    self.num_cut = 0
+    self._cut_limit = "predict.seq_len"
 
   @classmethod
   def load(
@@ -197,18 +205,22 @@ class Predictor:
       (f"record {i}", record) for i, record in enumerate(given, 1)
     )
 
-  def run(self, numbered: Iterable[tuple[str, Any]]) -> Iterator[dict]:
+  def run(
+    self, numbered: Iterable[tuple[str, Any]], *, are_rows: bool = False
+  ) -> Iterator[dict]:
     """Answers records that have names, some of which may hold an error.
 
     Args:
       numbered: (the name of the record in errors, the record or a RecordError).
+      are_rows: whether the records are rows of a table; see
+        `Answerer.record_of`.
 
     Yields:
       The prediction for each record, or {"error": ...}.
     """
     computing = None
     limit = _WINDOW_BATCHES * self._batch_tokens
-    for window in _windows(self._answerer, numbered, limit):
+    for window in _windows(self._answerer, numbered, limit, are_rows):
       launched = window, self._launch(window)
       if computing:  # the previous window, while the device computes this one
         yield from self._finish(*computing)
@@ -221,6 +233,10 @@ class Predictor:
     if not window.examples:
       return []
     window.features = self._answerer.features(window.examples)
+    cut = window.features.cut
+    if cut is not None and cut.num_cut:
+      self.num_cut += cut.num_cut
+      self._cut_limit = cut.limit
     launched = []
     with jax.set_mesh(self._mesh):
       for packed in task_batches.pack_batches(
@@ -250,11 +266,42 @@ class Predictor:
           outputs[unit] = output
       results = self._answerer.results(window, outputs)
     for line in window.lines:
-      yield line.kept | ({"error": line.error} if line.error else next(results))
+      answer = {"error": line.error} if line.error else next(results)
+      self.num_cut += bool(answer.get("truncated"))
+      yield line.kept | answer
+
+  def describe_cut(self, total: int) -> str:
+    """Returns how many texts were cut and what to change, or "".
+
+    Args:
+      total: the number of records.
+    """
+    if not self.num_cut:
+      return ""
+    if self._cut_limit == "task.max_query_len":
+      return (
+        f"{self.num_cut:,} of {total:,} questions ({self.num_cut / total:.1%}) "
+        "are longer than task.max_query_len and were cut; raise it"
+      )
+    limit = f"predict.seq_len={self._seq_len}"
+    advice = (
+      f"give --config.predict.seq_len, up to {self._max_len}, if the model was "
+      "trained on longer texts"
+      if self._seq_len < self._max_len
+      else "the model takes no more; split the texts"
+    )
+    return (
+      f"{self.num_cut:,} of {total:,} lines ({self.num_cut / total:.1%}) are "
+      f"longer than {limit} and were cut; their answers have truncated; "
+      f"{advice}"
+    )
 
 
 def _windows(
-  answerer: answers.Answerer, numbered: Iterable[tuple[str, Any]], limit: int
+  answerer: answers.Answerer,
+  numbered: Iterable[tuple[str, Any]],
+  limit: int,
+  are_rows: bool = False,
 ) -> Iterator[answers.Window]:
   """Groups records into windows.
 
@@ -262,10 +309,13 @@ def _windows(
     answerer: parses the records.
     numbered: as for `Predictor.run`.
     limit: a window with so many tokens is full.
+    are_rows: as for `Predictor.run`.
   """
   lines: list[answers.Line] = []
   size = 0
-  parsed = (_parse(answerer, name, record) for name, record in numbered)
+  parsed = (
+    _parse(answerer, name, record, are_rows) for name, record in numbered
+  )
   groups = (
     _documents(parsed) if answerer.in_documents else ([x] for x in parsed)
   )
@@ -279,14 +329,17 @@ def _windows(
     yield answers.Window(lines)
 
 
-def _parse(answerer: answers.Answerer, name: str, record: Any) -> answers.Line:
+def _parse(
+  answerer: answers.Answerer, name: str, record: Any, is_row: bool
+) -> answers.Line:
   kept = {}
   try:
     if isinstance(record, answers.RecordError):
       raise record
     if not isinstance(record, Mapping):
       raise answers.RecordError(f"it is {record!r:.60}; wanted a JSON object")
-    kept = {"id": record["id"]} if "id" in record else {}
+    kept = {"id": record["id"]} if "id" in record and not is_row else {}
+    record = answerer.record_of(record, is_table=is_row)
     return answers.Line(name, kept, answerer.parse(record))
   except answers.RecordError as error:
     return answers.Line(name, kept, [], f"{name}: {error}")
@@ -346,13 +399,13 @@ def predict(
   checkpoint: str = "",
   given: Sequence[str] | None = None,
 ) -> tuple[int, int]:
-  """Answers a file of JSON lines by a file of JSON lines.
+  """Answers a file of JSON lines, or of rows with columns, by such a file.
 
   Args:
     config: the whole configuration; see `Predictor`.
     workdir: the workdir of the run, unless predict.model names a model.
-    source: a file of JSON objects, "-" or "" for standard input, or the lines
-      themselves.
+    source: a file of JSON objects or a table, "-" or "" for standard input, or
+      the lines themselves.
     target: the file to write, which appears only when it is complete; "-" or ""
       for standard output.
     checkpoint: the step of a workdir, as for `saved_steps.choose`.
@@ -375,14 +428,30 @@ def predict(
       f"--output={target} is the input; name another file"
     )
   total = failed = 0
-  with records.reading(source) as (lines, size), records.writing(target) as out:
-    predictor = Predictor.load(path, config, checkpoint, given)
-    watched = bars.track(lines, "predict", size, size=len)
-    for result in predictor.run(records.parse_lines(watched)):
-      total += 1
-      failed += "error" in result
-      out.write(records.to_line(result))
-    out.flush()
+  if tables.is_table(source):
+    assert isinstance(source, str)
+    table_in = tables.Table(source)
+    with tables.writing(table_in, target) as write:
+      predictor = Predictor.load(path, config, checkpoint, given)
+      watched = bars.track(table_in.numbered(), "predict", None)
+      for result in predictor.run(watched, are_rows=True):
+        total += 1
+        failed += "error" in result
+        write(result)
+  else:
+    with (
+      records.reading(source) as (lines, size),
+      records.writing(target) as out,
+    ):
+      predictor = Predictor.load(path, config, checkpoint, given)
+      watched = bars.track(lines, "predict", size, size=len)
+      for result in predictor.run(records.parse_lines(watched)):
+        total += 1
+        failed += "error" in result
+        out.write(records.to_line(result))
+      out.flush()
+  if cut := predictor.describe_cut(total):
+    _log.warning("%s", cut)
   if failed:
     _log.warning(
       "%d of %d lines could not be used; see their error", failed, total

@@ -164,6 +164,23 @@ def make_task(
   return task
 
 
+def split_words(words: Sequence[Any]) -> tuple[str, ...]:
+  """Returns a list of words, also of one text with commas, or of numbers.
+
+  A command line gives lists in these forms. In a template of columns, a comma
+  before a space is a part of the template.
+
+  Example:
+    >>> split_words(["{a}, {b},c"])
+    ('{a}, {b}', 'c')
+  """
+  given = [str(word) for word in words]
+  if len(given) == 1 and "," in given[0]:
+    comma = r",(?!\s)" if tables.is_template(given[0]) else ","
+    given = [word.strip() for word in re.split(comma, given[0])]
+  return tuple(word for word in given if word)
+
+
 def find_train(folder: str) -> str:
   """Returns the training file in a folder of own data, or "" without one."""
   for ending in _ENDINGS:
@@ -294,7 +311,7 @@ def _choice_example(task, row, value, id, where) -> spec.ChoiceExample:
       for name, given in zip(task.text[1:], found, strict=True)
     ]
   else:
-    texts, names = _listed(tables.field(row, task.text[1], where), where)
+    texts, names = listed(tables.field(row, task.text[1], where), where)
   label = None
   if value is not None:
     label = choice.own_label(task, value, texts, names, where)
@@ -313,7 +330,7 @@ def _choice_example(task, row, value, id, where) -> spec.ChoiceExample:
   return spec.ChoiceExample(id, tuple((first, texts[i]) for i in kept), label)
 
 
-def _listed(value: Any, where: str) -> tuple[list[str], list[str]]:
+def listed(value: Any, where: str) -> tuple[list[str], list[str]]:
   """Returns the texts of choices in one column, and their names if given."""
   if isinstance(value, str):
     try:

@@ -3,7 +3,6 @@
 The other job is in pretraining.py; both look the same to train.py.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -350,15 +349,7 @@ def _hash(features: Any) -> Any:
 _LISTS = ("text", "labels", "columns", "eval_splits", "predict_splits")
 
 
-def _split_words(words: Sequence[str]) -> tuple[str, ...]:
-  """Returns a list of words, also of one text with commas, or of numbers.
-
-  A command line gives lists in these forms.
-  """
-  given = [str(word) for word in words]
-  if len(given) == 1 and "," in given[0]:
-    given = [word.strip() for word in given[0].split(",")]
-  return tuple(word for word in given if word)
+_split_words = own.split_words
 
 
 def get_task(settings: Any) -> spec.Task:

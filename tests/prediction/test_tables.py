@@ -1,0 +1,97 @@
+"""Tests of prediction/tables.py: rows in, the same rows and answers out."""
+
+import csv
+import json
+
+import pytest
+
+from bert_jax.kinds import answers
+from bert_jax.prediction import tables
+from bert_jax.tasks import tables as task_tables
+
+TABLE = '\ufeffid,"text ",label\r\n1,"a, ""b""\nc",x\r\n2\r\n3,d,\r\n'
+ANSWERS = [
+  {"label": "x", "scores": {"x": 0.75, "y": 0.25}, "truncated": True},
+  {"error": "line 4: 1 columns"},
+  {"label": "y", "scores": {"x": 0.5, "y": 0.5}},
+]
+
+
+def answer(source, target, given=ANSWERS):
+  table = tables.Table(str(source))
+  with tables.writing(table, str(target)) as write:
+    records = []
+    for (_, record), found in zip(table.numbered(), given, strict=True):
+      records.append(record)
+      write(found)
+  return records
+
+
+@pytest.fixture
+def source(tmp_path):
+  path = tmp_path / "in.csv"
+  path.write_bytes(TABLE.encode())
+  return path
+
+
+def test_a_csv_file_keeps_its_columns(source, tmp_path):
+  first, broken, last = answer(source, tmp_path / "out.csv")
+  assert first == {"id": "1", "text": 'a, "b"\nc', "label": "x"}
+  assert isinstance(broken, answers.RecordError)
+  assert last["text"] == "d"
+  with open(tmp_path / "out.csv", newline="") as f:
+    rows = list(csv.DictReader(f))
+  assert list(rows[0]) == [
+    "id", "text", "label", "predicted_label", "scores.x", "scores.y",
+    "truncated", "error",
+  ]  # fmt: skip
+  assert rows[0]["text"] == 'a, "b"\nc'
+  assert [row["predicted_label"] for row in rows] == ["x", "", "y"]
+  assert rows[0]["truncated"] == "True" and rows[0]["scores.x"] == "0.75"
+  assert [row["id"] for row in rows] == ["1", "", "3"]
+  assert rows[1]["error"] == "line 4: 1 columns"
+
+
+def test_rows_that_fail_before_any_answer_wait_for_the_columns(
+  source, tmp_path
+):
+  given = [ANSWERS[1], ANSWERS[1], ANSWERS[0]]
+  answer(source, tmp_path / "out.csv", given)
+  with open(tmp_path / "out.csv", newline="") as f:
+    rows = list(csv.DictReader(f))
+  assert [bool(row["error"]) for row in rows] == [True, True, False]
+  answer(source, tmp_path / "none.csv", [ANSWERS[1]] * 3)
+  with open(tmp_path / "none.csv", newline="") as f:
+    assert list(next(csv.DictReader(f)))[:3] == ["id", "text", "label"]
+
+
+def test_the_ending_of_the_output_decides_its_format(source, tmp_path):
+  answer(source, tmp_path / "out.jsonl")
+  written = (tmp_path / "out.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in written]
+  assert rows[0]["predicted_label"] == "x" and rows[0]["label"] == "x"
+  assert rows[0]["scores"] == {"x": 0.75, "y": 0.25}
+  answer(source, tmp_path / "out.tsv")
+  found = task_tables.read_rows(str(tmp_path / "out.tsv"))
+  assert len(found) == 3 and found[0][1]["text"] == 'a, "b" c'
+
+
+def test_parquet_keeps_types(source, tmp_path):
+  parquet = pytest.importorskip("pyarrow.parquet")
+  import pyarrow
+
+  rows = [{"n": 1, "text": "a", "tags": ["x"]}, {"n": 2, "text": "b"}]
+  path = str(tmp_path / "in.parquet")
+  parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+  answer(path, tmp_path / "out.parquet", [ANSWERS[0], ANSWERS[1]])
+  found = parquet.read_table(str(tmp_path / "out.parquet")).to_pylist()
+  assert [row["n"] for row in found] == [1, 2]
+  assert found[0]["tags"] == ["x"] and found[0]["label"] == "x"
+  assert [row["truncated"] for row in found] == [True, None]
+  assert [row["error"] for row in found] == [None, "line 4: 1 columns"]
+
+
+def test_json_lines_and_streams_are_no_tables():
+  assert tables.is_table("a.csv") and tables.is_table("a.parquet")
+  assert not tables.is_table("a.jsonl") and not tables.is_table("-")
+  assert not tables.is_table([b"{}"])
