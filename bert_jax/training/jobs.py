@@ -66,7 +66,8 @@ def open_job(
   elif config.init_from:
     from bert_jax import weights
 
-    pretrained = weights.read(config.init_from, checkpoint or "")
+    source = _pinned(config.init_from, workdir)
+    pretrained = weights.read(source, checkpoint or "")
     config.model.update(pretrained.shape)
   if config.model.get("vocab_size") is None:
     config.model.vocab_size = _vocab_size(config, workdir if begun else "")
@@ -84,6 +85,20 @@ def open_job(
       _check_whole_words(config.data.dir, begun)
     job = pretraining.Pretraining(config, is_abstract)
   return job, None if config.init_random else pretrained
+
+
+def _pinned(init_from: str, workdir: str) -> str:
+  """Returns the weights to start from, at the revision that a run recorded.
+
+  Args:
+    init_from: the weights of the config.
+    workdir: the folder of the run, which may have no checkpoint yet.
+  """
+  if workdir and runs.exists(workdir):
+    recorded = runs.read_run(workdir).get("init_from_source", "")
+    if recorded.startswith(f"{init_from}@"):
+      return recorded
+  return init_from
 
 
 def _vocab_size(config: Config, workdir: str) -> int:

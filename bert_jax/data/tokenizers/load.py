@@ -20,6 +20,7 @@ from bert_jax.data.tokenizers import pipeline
 from bert_jax.data.tokenizers import sentencepiece
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.runtime import files
+from bert_jax.runtime import hub
 
 KINDS: Mapping[str, type[interface.Tokenizer]] = {
   kind.kind: kind
@@ -56,7 +57,8 @@ def load_tokenizer(
   unpickled and nothing is executed.
 
   Args:
-    path: a directory written by `save`; the directory of a released checkpoint,
+    path: the name of a model of the hub, see `runtime.hub`; a directory
+      written by `save`; the directory of a released checkpoint,
       with a vocab.txt or in Hugging Face's layout, whose settings are checked
       and applied; a vocabulary file; or a .model file. The files of a
       directory decide its kind.
@@ -76,7 +78,7 @@ def load_tokenizer(
       a setting contradicts it.
     FileNotFoundError: there is no vocabulary at `path`.
   """
-  path = pathlib.Path(path)
+  path = _local(path)
   asked = {
     "lower_case": lower_case,
     "max_input_chars_per_word": max_input_chars_per_word,
@@ -141,9 +143,16 @@ _HF_FILES = (
 )  # fmt: skip
 
 
+def _local(path: interface.Path) -> pathlib.Path:
+  """Returns a path on this machine; models of the hub are downloaded."""
+  if hub.is_name(str(path)):
+    return pathlib.Path(hub.fetch(str(path), needs_weights=False).folder)
+  return pathlib.Path(path)
+
+
 def is_pipeline(path: str) -> bool:
   """Returns whether a path names a tokenizer with rules of its own."""
-  folder = pathlib.Path(path)
+  folder = _local(path)
   if folder.is_file() and folder.name in _HF_FILES:
     folder = folder.parent
   if not folder.is_dir():
