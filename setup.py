@@ -72,6 +72,8 @@ EXTRAS = {
     "onnx>=1.19,<2",  # torch's export asks for it
     "onnxruntime>=1.23,<2",
   ],
+  # Models of the Hugging Face hub by name, and `convert --push`.
+  "hub": ["huggingface_hub>=1,<3"],
   # The documentation as a website.
   "docs": ["mkdocs-material>=9.6,<10"],
   # Services that keep the metrics of runs (train.trackers).

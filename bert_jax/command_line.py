@@ -26,6 +26,8 @@ _FLAGS: tuple[tuple[Any, ...], ...] = (
   (flags.DEFINE_list, "input", [],
    "Files, globs or folders to read, separated by commas."),
   (flags.DEFINE_string, "output", None, "File or folder to write."),
+  (flags.DEFINE_string, "push", None,
+   "Name on the Hugging Face hub, OWNER/NAME, to upload the output as."),
   (flags.DEFINE_multi_string, "text", [],
    "A text to predict, in place of --input; may be given several times."),
   (flags.DEFINE_string, "checkpoint", None,

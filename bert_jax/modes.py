@@ -258,7 +258,10 @@ def _convert(flag_values: flags.FlagValues) -> None:
   if len(flag_values.input) != 1 or not flag_values.output:
     raise UsageError("convert needs --input=DIR and --output=DIR")
   convert.convert(
-    config_of(flag_values), flag_values.input[0], flag_values.output
+    config_of(flag_values),
+    flag_values.input[0],
+    flag_values.output,
+    flag_values.push or "",
   )
 
 
@@ -409,8 +412,12 @@ MODES = {
   "convert": Mode(
     _convert,
     "Writes weights in another format.",
-    ("--config=convert:to=huggingface --input=RUN --output=DIR",),
-    ("input", "output"),
+    (
+      "--config=convert:to=huggingface --input=RUN --output=DIR",
+      "--config=convert:to=huggingface --input=RUN --output=DIR \\\n"
+      "    --push=OWNER/NAME",
+    ),
+    ("input", "output", "push"),
     config="needed",
   ),
   "doctor": Mode(

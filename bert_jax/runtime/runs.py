@@ -188,8 +188,9 @@ def write_run(workdir: str, run: dict) -> None:
     }
     if changes := [*before.get("changes", []), *run.get("changes", [])]:
       run["changes"] = changes
-    if "checksums_since" in before:
-      run["checksums_since"] = before["checksums_since"]
+    for key in ("checksums_since", "init_from_source"):
+      if key in before:
+        run[key] = before[key]
   run = run | {
     "config": settings.map_paths(
       run["config"], lambda path: _stored(path, workdir)

@@ -39,6 +39,8 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
+from bert_jax.runtime import hub
+
 # The devices count steps, rows and tokens with 32-bit integers.
 _INT32 = 2**31 - 1
 # jax.random.key takes a signed 64-bit integer.
@@ -548,6 +550,10 @@ class Prepare(Group):
   lower_case: bool = of_session(True)
   """Whether to lower-case text and strip accents (uncased models)."""
 
+  strip_accents: bool = of_session(None)
+  """WordPiece: whether to strip accents and other combining marks, among them
+  the vowel signs of Indic scripts. Not set = as prepare.lower_case."""
+
   held_out_rate: float = of_session(0.005, 0.0, 1.0)
   """Share of the documents that is used for evaluation only."""
 
@@ -744,8 +750,9 @@ class Predict(Group):
   of the model's head."""
 
   model: str = of_session(None, is_path=True)
-  """Weights to read: an HF directory, a TF1 checkpoint, a workdir (of which
-  --checkpoint chooses the step) or WORKDIR/best/STEP. Not set = --workdir."""
+  """Weights to read: an HF directory or the name of a model of the hub, a TF1
+  checkpoint, a workdir (of which --checkpoint chooses the step) or
+  WORKDIR/best/STEP. Not set = --workdir."""
 
   seq_len: int = of_session(0, 0, _LEN)
   """Tokens of a sequence; longer text is cut. 0 = the length of the run's
@@ -793,9 +800,10 @@ class Config(Group):
   "mlm" (masked tokens alone), or "task": that of the group `task`."""
 
   init_from: str = of_run(None, is_path=True)
-  """Weights to start from: an HF directory, a TF1 checkpoint, a workdir (its
-  best step if it keeps one, otherwise its newest) or WORKDIR/checkpoints/STEP.
-  They decide the shape of the model and, for a task, its vocabulary."""
+  """Weights to start from: an HF directory or the name of a model of the hub
+  (OWNER/NAME or OWNER/NAME@REVISION), a TF1 checkpoint, a workdir (its best
+  step if it keeps one, otherwise its newest) or WORKDIR/checkpoints/STEP. They
+  decide the shape of the model and, for a task, its vocabulary."""
 
   init_random: bool = of_run(False)
   """Whether to use only the shape and the vocabulary of init_from, and random
@@ -934,6 +942,10 @@ def absolute(path: str) -> str:
   return os.path.abspath(os.path.expanduser(path))
 
 
+# Keys of paths that may be the name of a model of the hub.
+_MODELS = ("init_from", "predict.model", "task.vocab")
+
+
 def map_paths(
   config: Mapping[str, Any], change: Callable[[str], str]
 ) -> dict[str, Any]:
@@ -953,6 +965,8 @@ def map_paths(
     value = group.get(name) if isinstance(group, dict) else None
     if not isinstance(value, str) or not value or "://" in value:
       continue
+    if key.name in _MODELS and hub.is_name(value):
+      continue  # the name of a model of the hub
     scheme = "tfds:" if value.startswith("tfds:") else ""
     if path := value.removeprefix(scheme):
       group[name] = scheme + change(path)

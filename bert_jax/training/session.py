@@ -342,6 +342,8 @@ def open_with_data(
   facts = job.facts | {"total_steps": job.total_steps}
   meeting.meet_opened(job, pretrained, mesh, facts | {"metrics": metrics})
   run |= facts
+  if pretrained is not None and pretrained.source:
+    run["init_from_source"] = pretrained.source
   resume.check_workdir(workdir, run, allowed or (), allowed is not None)
   return Session(
     **vars(program),

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from bert_jax.models import params as param_trees
+from bert_jax.runtime import hub
 from bert_jax.runtime.settings import Config
 from bert_jax.weights import folders
 from bert_jax.weights import task_heads
@@ -11,13 +12,17 @@ from bert_jax.weights.pretrained import Pretrained
 from bert_jax.weights.pretrained import WeightsError
 
 
-def convert(config: Config, source: str, target: str) -> Pretrained:
+def convert(
+  config: Config, source: str, target: str, push: str = ""
+) -> Pretrained:
   """Reads a model in any format and writes it in another.
 
   Args:
     config: the whole configuration, of which the group `convert` is read.
     source: a Hugging Face folder, an original checkpoint or a workdir.
     target: the folder to write, which must be new or empty.
+    push: the name of the model of the hub that the folder is uploaded as; ""
+      for none.
 
   Returns:
     The model that was written.
@@ -25,12 +30,15 @@ def convert(config: Config, source: str, target: str) -> Pretrained:
   Raises:
     WeightsError: the model cannot be read, or the format cannot hold it;
       nothing was written.
+    hub.HubError: the folder cannot be uploaded. If it exists, it is whole.
   """
+  if push:
+    hub.check_push(push)
   pretrained = _settled(folders.read(source), config.convert)
   folders.write(pretrained, target, config.convert.to)
   flat = param_trees.flatten(pretrained.params)
   values = sum(array.size for array in flat.values())
-  print(f"read     {source} ({pretrained.format})")
+  print(f"read     {pretrained.source or source} ({pretrained.format})")
   print(f"wrote    {target} ({config.convert.to})")
   print(f"tensors  {len(flat)}, {values:,} values: {_parts(pretrained)}")
   for what, names in (
@@ -38,6 +46,9 @@ def convert(config: Config, source: str, target: str) -> Pretrained:
     ("missing", pretrained.missing),
   ):
     print(f"{what:8} {', '.join(names) or 'nothing'}")
+  if push:
+    message = f"Converted to {config.convert.to} by bert_jax"
+    print(f"pushed   {hub.push(target, push, message)} ({hub.endpoint()})")
   return pretrained
 
 

@@ -30,6 +30,7 @@ from bert_jax.models import conversion
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import files
+from bert_jax.runtime import hub
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.weights import hugging_face
@@ -102,7 +103,8 @@ def _find(path: str) -> tuple[str, str]:
     return "huggingface", path
   if path.endswith(".msgpack"):
     return "flax", path
-  if path.endswith((*hugging_face.PICKLES, hugging_face.PICKLE_SHARDS)):
+  pickles = (*hugging_face.PICKLES, hugging_face.PICKLE_SHARDS)
+  if path.endswith(pickles) and os.path.exists(path):
     return "huggingface", path
   prefix = re.sub(r"\.(index|data-\d+-of-\d+|meta)$", "", path)
   if os.path.exists(prefix + ".index"):
@@ -153,8 +155,9 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
   """Reads a model.
 
   Args:
-    path: a folder, whose content tells the format; a file of weights; or a
-      step of a workdir (WORKDIR/best/STEP).
+    path: a folder, whose content tells the format; a file of weights; a step
+      of a workdir (WORKDIR/best/STEP); or the name of a model of the hub, see
+      `runtime.hub`.
     checkpoint: the step to read from a workdir, as for `saved_steps.choose`.
 
   Returns:
@@ -166,6 +169,13 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
     files.FilesError: the file is a FIFO or device.
   """
   path = os.fspath(path)
+  if hub.is_name(path):
+    try:
+      model = hub.fetch(path)
+    except hub.HubError as error:
+      raise WeightsError(str(error)) from error
+    found = read(model.folder, checkpoint)
+    return dataclasses.replace(found, source=model.name)
   try:
     if workdir := _workdir(path):
       return saved_steps.read(

@@ -52,6 +52,8 @@ class Pretrained:
     refused: head ("mlm" or "task") -> why it cannot be used. The parameters of
       "mlm" are then left out; those of "task" are kept, without a kind.
     family: a key of `families.FAMILIES`.
+    source: the model of the hub that was read, as NAME@REVISION; "" for a
+      folder or a file.
   """
 
   format: str
@@ -67,6 +69,7 @@ class Pretrained:
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
   family: str = "bert"
+  source: str = ""
 
   @property
   def shape(self) -> dict[str, Any]:

@@ -58,6 +58,7 @@ _NAMES = frozenset(
 )
 # Keys under which programs store the parameters among other things.
 _STATES = ("model", "state_dict", "model_state_dict", "module", "state")
+_MAX_STATES = 4  # the dicts that may lie in each other
 # The most dimensions of a tensor.
 _MAX_DIMS = 64
 
@@ -145,9 +146,13 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     TorchFileError: as for `read`, or the file has no parameters.
   """
   content = found = read(path)
-  for _ in range(3):
+  for _ in range(_MAX_STATES):
     if not isinstance(found, dict):
       break
+    inner = [found[key] for key in _STATES if isinstance(found.get(key), dict)]
+    if inner:
+      found = inner[0]
+      continue
     arrays = {
       name: value
       for name, value in found.items()
@@ -155,10 +160,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     }
     if arrays:
       return arrays
-    inner = [found[key] for key in _STATES if isinstance(found.get(key), dict)]
-    if not inner:
-      break
-    found = inner[0]
+    break
   keys = (
     ", ".join(str(key) for key in list(content)[:8])
     if isinstance(content, dict)

@@ -2,9 +2,11 @@
 
 import argparse
 import collections
+import importlib.util
 import io
 import json
 import os
+import pathlib
 import pickle
 import pickletools
 import random
@@ -75,6 +77,21 @@ def test_containers_and_namespaces_are_plain_data(tmp_path, layout):
     np.testing.assert_array_equal(found["model"]["w"], given["model"]["w"])
     state = torch_file.read_state(tmp_path / "x.pt")
     assert [*state] == ["w"]
+
+
+def test_parameters_are_found_under_the_keys_of_other_programs(tmp_path):
+  """Of a loss beside them, of Composer, and of a file of parameters alone."""
+  w = array(np.float32)
+  for content in (
+    {"loss": array(np.float32, ()), "model": {"w": w}, "epoch": 1},
+    {"state": {"model": {"w": w}, "optimizers": {}}, "rng": [1]},
+    {"state_dict": {"w": w, "version": 3}},
+    {"w": w},
+  ):
+    torch_saving.save(tmp_path / "x.pt", content, "zip")
+    found = torch_file.read_state(tmp_path / "x.pt")
+    assert [*found] == ["w"]
+    np.testing.assert_array_equal(found["w"], w)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -371,6 +388,33 @@ def test_every_opcode_is_run_or_refused():
 
 
 # --- the reference -----------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+  ("package", "pattern"),
+  [
+    ("rxnmapper", "models/**/pytorch_model.bin"),
+    ("sapiens", "models/**/*.pt"),
+  ],
+)
+def test_released_files_have_the_values_of_torch(package, pattern):
+  torch = pytest.importorskip("torch")
+  found = importlib.util.find_spec(package)
+  if found is None or not found.submodule_search_locations:
+    pytest.skip(f"{package} is not installed")
+  [folder] = found.submodule_search_locations
+  paths = sorted(pathlib.Path(folder).glob(pattern))
+  assert paths
+  for path in paths:
+    wanted = torch.load(path, map_location="cpu", weights_only=False)
+    wanted = wanted.get("model", wanted)
+    state = torch_file.read_state(path)
+    assert state.keys() == wanted.keys()
+    for name, value in wanted.items():
+      assert state[name].shape == tuple(value.shape)
+      assert state[name].tobytes() == value.contiguous().numpy().tobytes()
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def build(rules: Mapping[str, Any], source: str) -> tokenizers.Tokenizer:
       raise
     raise ValueError(
       f"{source}: the tokenizers package {tokenizers.__version__} refuses its "
-      f"rules (model.type {model_type(rules)!s:.60}): {error!s:.300}"
+      f"rules, which are of the type {model_type(rules)!s:.60}: {error!s:.300}"
     ) from None
 
 
