@@ -189,7 +189,8 @@ class Answerer:
         )
       has_text = is_table and row.get("text_b") == ""
       return {k: v for k, v in row.items() if not has_text or k != "text_b"}
-    if not is_table and self.fields[0] in row:
+    own_fields = self.fields[: len(texts)]
+    if not is_table and all(name in row for name in own_fields):
       return row
     try:
       values = [

@@ -660,6 +660,10 @@ class Prepare(Group):
   lower_case: bool = of_session(True)
   """Whether to lower-case text and strip accents (uncased models)."""
 
+  strip_accents: bool = of_session(None)
+  """WordPiece: whether to strip accents and other combining marks, among them
+  the vowel signs of Indic scripts. Not set = as prepare.lower_case."""
+
   held_out_rate: float = of_session(0.005, 0.0, 1.0)
   """Share of the documents that is used for evaluation only."""
 

@@ -352,7 +352,11 @@ def _write_tokenizer(
   config: dict[str, Any] = {
     "tokenizer_class": spec.hf_class,
     "do_lower_case": tokenizer.lower_case,
-    "strip_accents": None,
+    "strip_accents": (
+      None
+      if tokenizer.strip_accents == tokenizer.lower_case
+      else tokenizer.strip_accents
+    ),
     "tokenize_chinese_chars": True,
     "model_max_length": max_len,
     "max_input_chars_per_word": tokenizer.max_input_chars_per_word,
