@@ -32,7 +32,8 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "reference" / "families.md"
 COLUMNS = {
   "import": "import", "export": "export", "masked words": "mlm",
   "sequence": "classify", "token": "tag", "questions": "span",
-  "choice": "choice", "packed": "packed", "8 devices": "sharded",
+  "choice": "choice", "replaced": "rtd", "packed": "packed",
+  "8 devices": "sharded",
 }  # fmt: skip
 _HEAD = """\
 # Families of encoders
