@@ -6,6 +6,7 @@ other error, take long, ask for much memory or begin to unpickle.
 """
 
 import ast
+import bz2
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
@@ -14,6 +15,7 @@ import functools
 import gzip
 import io
 import json
+import lzma
 import pathlib
 import re
 import resource
@@ -27,6 +29,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 import safetensors.numpy
 import sentencepiece
@@ -36,6 +41,7 @@ from bert_jax import weights
 from bert_jax.data import batching
 from bert_jax.data import corpus
 from bert_jax.data import prepare
+from bert_jax.data import rows
 from bert_jax.data.stages import examples
 from bert_jax.data.stages import stage
 from bert_jax.data.store import records
@@ -337,6 +343,54 @@ def _read_corpus(pattern: str, text_format: str, text_key: str = "text"):
       unit, text_format, text_key, "en", corpus.Reading()
     ):
       list(part)
+
+
+CONTENT = [{"text": "The cat. It sat.", "n": 1}, {"text": None, "n": 2}]
+CSV = b'text,n\n"The ""cat"",\nit sat",1\nOn a mat \xc3\xa9,2\n'
+
+
+def _columnar(format: str) -> bytes:
+  """A small file of a format of columns."""
+  table, sink = pyarrow.Table.from_pylist(CONTENT * 3), io.BytesIO()
+  if format == "parquet":
+    pyarrow.parquet.write_table(table, sink, row_group_size=2)
+    return sink.getvalue()
+  new = pyarrow.ipc.new_stream if format == "stream" else pyarrow.ipc.new_file
+  with new(sink, table.schema) as writer:
+    writer.write_table(table, max_chunksize=2)
+  return sink.getvalue()
+
+
+def _rows_reader(name: str, content: bytes) -> Reader:
+  """A file of rows, read as a table and as a corpus."""
+
+  def make(folder):
+    (folder / name).write_bytes(content)
+
+  def read(folder):
+    for _ in rows.read(str(folder / name), on_broken=lambda _: None):
+      pass
+    _read_corpus(str(folder / name), "sentences")
+
+  return Reader(make, read, examples=15)
+
+
+READERS |= {
+  f"rows of {name}": _rows_reader(name, content)
+  for name, content in {
+    "a.csv": CSV,
+    "a.tsv": b'text\tn\nThe "cat\tone\nA mat \xc3\xa9\ttwo\n',
+    "a.json": json.dumps(CONTENT * 2, indent=1).encode(),
+    "a.jsonl": JSONL,
+    "a.parquet": _columnar("parquet"),
+    "a.arrow": _columnar("stream"),
+    "a.feather": _columnar("file"),
+    "a.csv.gz": gzip.compress(CSV, mtime=0),
+    "a.csv.bz2": bz2.compress(CSV),
+    "a.csv.xz": lzma.compress(CSV),
+    "a.csv.zst": pyarrow.Codec("zstd").compress(CSV, asbytes=True),
+  }.items()
+}
 
 
 READERS |= {

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
-from typing import Any, BinaryIO
+from typing import Any
 
 from etils import epath
 
@@ -74,9 +74,11 @@ def read_parquet(
   Raises:
     compression.UnreadableError: the file is damaged or lacks a column.
   """
-  with _naming(path, "Parquet"), epath.Path(path).open("rb") as raw:
-    parquet = compression.import_arrow(path, "pyarrow.parquet")
-    file = parquet.ParquetFile(raw)
+  with (
+    _naming(path, "Parquet") as arrow,
+    epath.Path(path).open("rb") as raw,
+  ):
+    file = arrow.parquet.ParquetFile(raw)
     _check_columns(path, file.schema_arrow.names, fields)
     counts = [
       file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)
@@ -97,16 +99,18 @@ def parquet_groups(path: str) -> list[int]:
   Raises:
     compression.UnreadableError: the file is damaged.
   """
-  with _naming(path, "Parquet"), epath.Path(path).open("rb") as raw:
-    parquet = compression.import_arrow(path, "pyarrow.parquet")
-    data = parquet.ParquetFile(raw).metadata
+  with (
+    _naming(path, "Parquet") as arrow,
+    epath.Path(path).open("rb") as raw,
+  ):
+    data = arrow.parquet.ParquetFile(raw).metadata
     sizes = [
       data.row_group(i).total_byte_size for i in range(data.num_row_groups)
     ]
     return [max(size, 1) for size in sizes]
 
 
-def _open_arrow(arrow: Any, raw: BinaryIO) -> tuple[Any, Iterator[Any]]:
+def _open_arrow(arrow: Any, raw: Any) -> tuple[Any, Iterator[Any]]:
   """Returns the schema and the batches of either form of Arrow's format."""
   is_file = raw.read(len(_ARROW_FILE)) == _ARROW_FILE
   raw.seek(0)
@@ -135,8 +139,11 @@ def read_arrow(
   Raises:
     compression.UnreadableError: the file is damaged or lacks a column.
   """
-  with _naming(path, "Arrow") as arrow, epath.Path(path).open("rb") as raw:
-    compression.import_arrow(path, "pyarrow.ipc")
+  with (
+    _naming(path, "Arrow") as arrow,
+    # Mapped, because a damaged length would ask for that much memory.
+    arrow.memory_map(path) as raw,
+  ):
     schema, batches = _open_arrow(arrow, raw)
     _check_columns(path, schema.names, fields)
     if fields is not None:

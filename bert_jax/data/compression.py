@@ -27,8 +27,18 @@ HEAD_BYTES = 1 << 16
 _RATE_BYTES = 1 << 18
 
 
+def shorten(message: str) -> str:
+  """Returns a message that quotes data, at most some 1000 characters of it."""
+  if len(message) <= 1000:
+    return message
+  return f"{message[:700]} ... {message[-200:]}"
+
+
 class UnreadableError(errors.UserError):
   """A file is damaged, or needs a package that is not installed."""
+
+  def __init__(self, message: str):
+    super().__init__(shorten(message))
 
 
 class _Zstandard(io.RawIOBase):
@@ -80,25 +90,25 @@ OPENERS: Mapping[str, Callable[[BinaryIO], BinaryIO]] = {
 }
 
 
-def import_arrow(reader: str, module: str = "pyarrow") -> Any:
-  """Returns a module of pyarrow, which is slow to import.
+def import_arrow(reader: str) -> Any:
+  """Returns the package pyarrow, which is slow to import.
 
   Args:
     reader: what needs it, for the error, such as "a .zst file".
-    module: the name of the module.
 
   Raises:
     UnreadableError: pyarrow is not installed.
   """
-  import importlib
-
   try:
-    return importlib.import_module(module)
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
   except ImportError as error:
     raise UnreadableError(
       f"{reader} is read by pyarrow, which cannot be imported ({error}); "
       "run pip install pyarrow"
     ) from error
+  return pyarrow
 
 
 def ending(path: str) -> str:

@@ -64,6 +64,9 @@ _BOM = b"\xef\xbb\xbf"
 class CorpusError(errors.UserError):
   """The text cannot be read."""
 
+  def __init__(self, message: str):
+    super().__init__(compression.shorten(message))
+
 
 @dataclasses.dataclass(frozen=True)
 class Unit:

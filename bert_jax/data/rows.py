@@ -44,11 +44,6 @@ Row: TypeAlias = tuple[str, Mapping[str, Any]]
 class RowsError(compression.UnreadableError):
   """A file cannot be read as rows."""
 
-  def __init__(self, message: str):
-    if len(message) > 1000:  # it quotes the data; its two ends are enough
-      message = f"{message[:700]} ... {message[-200:]}"
-    super().__init__(message)
-
 
 @dataclasses.dataclass(frozen=True)
 class _Options:

@@ -4,8 +4,12 @@ from collections.abc import Mapping
 import os
 from typing import Any
 
+import numpy as np
+
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
+from bert_jax.data.tokenizers import load
+from bert_jax.data.tokenizers import word_rules
 
 # The shares above which a remark is made. Pairs of ordinary text lose some
 # tokens of the last sentence of each, and half of the pairs are random.
@@ -13,6 +17,7 @@ _MOST_CUT = 0.15
 _MOST_LONG = 0.05
 _MOST_RANDOM = 0.75
 _MOST_UNKNOWN = 0.02
+_MOST_IDEOGRAPHS = 0.2
 
 
 # A learned vocabulary is padded to a multiple of this, the width of the tiles
@@ -41,6 +46,33 @@ def has_held_out(folder: str) -> bool:
   """
   totals = manifests.read_manifest(folder)["totals"]
   return totals["validation"]["documents"] > 0
+
+
+def whole_word_problem(folder: str) -> str:
+  """Returns why whole words of prepared data cannot be masked, or "".
+
+  WordPiece sets every Chinese character apart, so that it is a word of its own,
+  and masking whole words would be masking single pieces.
+
+  Args:
+    folder: DATA.
+  """
+  tokenizer = load.load_tokenizer(os.path.join(folder, "vocab"))
+  path = os.path.join(folder, "tokens", "train.counts.npy")
+  counts = records.read_array(path, np.int64, 1)
+  alone = [
+    word_rules.is_ideograph(tokenizer.token(i)) for i in range(len(counts))
+  ]
+  share = counts[alone].sum() / max(counts.sum(), 1)
+  if share <= _MOST_IDEOGRAPHS:
+    return ""
+  return (
+    f"data.whole_word=True, but {100 * share:.1f} % of the tokens of {folder} "
+    "are single Chinese characters, which this vocabulary does not join to "
+    "words, so that whole words would not be masked; set "
+    "--config.data.whole_word=False, or prepare the text with a SentencePiece "
+    "vocabulary, whose pieces may be words of several characters"
+  )
 
 
 def cut_share(

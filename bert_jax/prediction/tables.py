@@ -258,8 +258,7 @@ class _Batches(_Ordered):
     if self._writer is None:
       self._schema = self._schema_of(self._rows)
       if self._is_parquet:
-        parquet = compression.import_arrow("Parquet", "pyarrow.parquet")
-        self._writer = parquet.ParquetWriter(self._out, self._schema)
+        self._writer = arrow.parquet.ParquetWriter(self._out, self._schema)
       else:
         self._writer = arrow.ipc.new_file(self._out, self._schema)
     try:

@@ -185,6 +185,8 @@ class Trial:
     # the labels that the config does not list.
     if wanted.get("init_from"):
       fixed = {key for key in fixed if not key.startswith("model.")}
+    if wanted.get("model", {}).get("vocab_size") is None:
+      fixed -= {"model.vocab_size"}  # it follows the data
     if not wanted.get("task", {}).get("labels"):
       fixed -= {"task.labels", "task.tag_scheme"}
     if differs := resume.differences(run["config"], wanted, fixed):

@@ -1,5 +1,6 @@
 """From a config to its job: pre-training, or a task."""
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from bert_jax.training.job import Job
 
 if TYPE_CHECKING:  # imported where they are used: their libraries are slow to
   from bert_jax import weights
+
+_log = logging.getLogger(__name__)
 
 
 def open_job(
@@ -62,7 +65,12 @@ def open_job(
   if begun and config.init_from:
     shape = runs.read_run(workdir)["config"]["model"]
     known = [key for key in settings.SHAPE_KEYS if key in shape]
-    config.model.update({key: shape[key] for key in known})
+    config.model.update(
+      {
+        key: tuple(shape[key]) if isinstance(shape[key], list) else shape[key]
+        for key in known
+      }
+    )
   elif config.init_from:
     from bert_jax import weights
 
@@ -81,6 +89,8 @@ def open_job(
     job = finetuning.FineTuning(config, vocabulary)
   else:
     _check_vocabulary(config, pretrained)
+    if config.data.whole_word and config.data.dir and not is_abstract:
+      _check_whole_words(config.data.dir, begun)
     job = pretraining.Pretraining(config, is_abstract)
   return job, None if config.init_random else pretrained
 
@@ -160,6 +170,21 @@ def _vocabulary(
     f"{config.init_from!r} has none; give --config.task.vocab=vocab.txt, or "
     "--config.init_from=DIR with weights and vocab.txt"
   )
+
+
+def _check_whole_words(folder: str, begun: bool) -> None:
+  """Raises ValueError if whole words of prepared data cannot be masked.
+
+  Args:
+    folder: the prepared data.
+    begun: whether the run has begun, perhaps with an older version, which did
+      not check; it is only warned of.
+  """
+  problem = summary.whole_word_problem(folder)
+  if problem and not begun:
+    raise ValueError(problem)
+  if problem:
+    _log.warning("%s", problem)
 
 
 def _check_vocabulary(

@@ -12,6 +12,7 @@ import pytest
 
 from bert_jax.data import compression
 from bert_jax.data import rows
+from experiments import formats_page
 
 ROWS = [
   {"text": 'He said "no",\tand left.', "label": "a"},
@@ -211,3 +212,13 @@ def test_rows_are_not_all_read_before_the_first_is_given(tmp_path):
   path = tmp_path / "a.csv"
   path.write_text("a,b\n1,2\n" + "x,y\n" * 100_000 + "broken\n")
   assert next(rows.read(str(path)))[1] == {"a": "1", "b": "2"}
+
+
+def test_the_page_of_formats_is_what_trying_them_gives():
+  text = formats_page.page()
+  assert formats_page.PATH.read_text() == text, (
+    "run python -m experiments.formats_page"
+  )
+  table = [line for line in text.splitlines() if line.startswith("| ")][1:]
+  assert len(table) == len(rows.FORMATS)
+  assert all("| yes | yes |" in line for line in table)

@@ -744,3 +744,37 @@ def test_sentencepiece_size_the_text_cannot_give_is_refused():
     SentencePieceTokenizer.learn(story(50), 10)
   with pytest.raises(ValueError, match="no text"):
     SentencePieceTokenizer.learn(["", "\n"], 100)
+
+
+def test_accents_are_stripped_by_a_setting_of_its_own(tmp_path):
+  hindi = "\u0939\u093f\u0902\u0926\u0940"  # of vowel signs, Mn among them
+  text = [f"{hindi} Caf\u00e9"] * 4
+  learned = {
+    strip: WordPieceTokenizer.learn(text, 24, True, strip_accents=strip)
+    for strip in (None, False)
+  }
+  kept = learned[False]
+  assert kept.decode(kept.encode(text[0])) == f"{hindi} caf\u00e9"
+  plain = learned[None]
+  assert plain.decode(plain.encode(text[0])) == "\u0939\u093f\u0926\u0940 cafe"
+  for tokenizer, settings in ((kept, {"strip_accents": False}), (plain, {})):
+    folder = tmp_path / str(len(settings))
+    tokenizer.save(folder)
+    saved = json.loads((folder / "tokenizer.json").read_text())
+    assert settings.items() <= saved.items()
+    assert ("strip_accents" in saved) == bool(settings)
+    again = load_tokenizer(folder)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.encode(text[0]) == tokenizer.encode(text[0])
+    copy = pickle.loads(pickle.dumps(tokenizer))  # noqa: S301
+    assert copy.encode(text[0]) == tokenizer.encode(text[0])
+    ids, starts, ends = tokenizer.encode_with_offsets(text[0])
+    assert ids == tokenizer.encode(text[0])
+    assert ends[-1] == len(text[0]) and starts[0] == 0
+    with pytest.raises(ValueError, match="strip_accents"):
+      load_tokenizer(folder, strip_accents=not tokenizer.strip_accents)
+  given = load_tokenizer(tmp_path / "1" / "vocab.txt", strip_accents=False)
+  assert given.encode(text[0]) == kept.encode(text[0])
+  # A cased vocabulary may strip accents.
+  cased = WordPieceTokenizer.learn(text, 24, False, strip_accents=True)
+  assert cased.decode(cased.encode("Caf\u00e9")) == "Cafe"

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 from typing import Any
+import unicodedata
 
 from bert_jax.data import corpus
 from bert_jax.data import held_out
@@ -19,6 +20,11 @@ from bert_jax.runtime import files
 from bert_jax.runtime import settings
 
 _log = logging.getLogger(__name__)
+
+# The scripts from Devanagari to Myanmar, whose vowel signs are combining marks.
+_BRAHMIC = ("\u0900", "\u109f")
+_SIGNS_SHARE = 0.005
+_LOOKED_AT_CHARS = 200_000
 
 _ALPHABET_SIZE = settings.KEYS["prepare.alphabet_size"].default
 
@@ -46,7 +52,9 @@ def write(
       or load.is_pipeline(prepare.vocab)
     )
     given = load.load_tokenizer(
-      prepare.vocab, lower_case=None if is_model else prepare.lower_case
+      prepare.vocab,
+      lower_case=None if is_model else prepare.lower_case,
+      strip_accents=prepare.strip_accents,
     )
     asked: dict[str, Any] = {"fingerprint": given.fingerprint}
   else:
@@ -59,6 +67,8 @@ def write(
       "units": inputs.cuts_hash(),
       "sha256": inputs.sha256(),
     }
+    if prepare.strip_accents is not None:
+      asked["strip_accents"] = prepare.strip_accents
     if prepare.alphabet_size != _ALPHABET_SIZE:  # older folders lack it
       asked["alphabet_size"] = prepare.alphabet_size
     if prepare.vocab_kind == "byte_bpe":
@@ -72,6 +82,8 @@ def write(
       "--output, or move that folder away"
     )
   tokenizer = given or _learn(prepare, inputs.units)
+  if getattr(tokenizer, "strip_accents", False):
+    _look_for_vowel_signs(sample_text(prepare, inputs.units))
   with files.whole_folder(target) as whole:
     tokenizer.save(whole)
     records.write_json(os.path.join(whole, "settings.json"), asked)
@@ -113,6 +125,13 @@ def _learn(prepare: settings.Prepare, units: list[corpus.Unit]):
       f"prepare.alphabet_size={prepare.alphabet_size}: learning a "
       f"{prepare.vocab_kind} vocabulary has no such limit; leave it out"
     )
+  if "strip_accents" in inspect.signature(learn).parameters:
+    options["strip_accents"] = prepare.strip_accents
+  elif prepare.strip_accents is not None:
+    raise ValueError(
+      f"prepare.strip_accents={prepare.strip_accents} is for "
+      "prepare.vocab_kind=wordpiece; leave it out"
+    )
   return learn(
     sample_text(prepare, units),
     vocab_size=prepare.vocab_size,
@@ -128,6 +147,30 @@ def _check_kind(prepare: settings.Prepare) -> None:
       f"prepare.special_tokens={prepare.special_tokens!r}, but a vocabulary of "
       f"prepare.vocab_kind={prepare.vocab_kind!r} is learned with those of "
       "BERT; leave it out, or set prepare.vocab_kind=byte_bpe"
+    )
+
+
+def _look_for_vowel_signs(sentences: Iterator[str]) -> None:
+  """Warns if stripping accents takes the vowel signs of a script.
+
+  Args:
+    sentences: the text, of which the start is looked at.
+  """
+  size = num_signs = 0
+  for sentence in sentences:
+    size += len(sentence)
+    num_signs += sum(
+      _BRAHMIC[0] <= char <= _BRAHMIC[1] and unicodedata.category(char) == "Mn"
+      for char in sentence
+    )
+    if size > _LOOKED_AT_CHARS:
+      break
+  if num_signs > _SIGNS_SHARE * size:
+    _log.warning(
+      "%.1f %% of the characters are vowel signs and other marks of their "
+      "words, and they are stripped as accents; keep them with "
+      "--config.prepare.strip_accents=False, or with lower_case=False",
+      100 * num_signs / size,
     )
 
 

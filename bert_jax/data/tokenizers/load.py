@@ -49,6 +49,7 @@ def load_tokenizer(
   *,
   lower_case: bool | None = None,
   max_input_chars_per_word: int | None = None,
+  strip_accents: bool | None = None,
 ) -> interface.Tokenizer:
   """Reads a tokenizer: a directory, a vocab.txt, a .model or tokenizer.json.
 
@@ -65,6 +66,8 @@ def load_tokenizer(
       vocabulary suggests.
     max_input_chars_per_word: for WordPiece only. None means the saved value,
       or that of a Hugging Face directory, or else 200.
+    strip_accents: for the vocab.txt of WordPiece only. None means the saved
+      value, or else that of `lower_case`.
 
   Returns:
     A `WordPieceTokenizer`, a `SentencePieceTokenizer`, or a
@@ -87,7 +90,13 @@ def load_tokenizer(
     if not saved and _is_hugging_faces(path):
       if hf_pipeline.is_pipeline(str(path)):
         return _load_pipeline(path, asked)
-      return load_hugging_faces(path, hf_tokenizer.read(path), asked)
+      found = load_hugging_faces(path, hf_tokenizer.read(path), asked)
+      if strip_accents not in (None, found.strip_accents):
+        raise ValueError(
+          f"strip_accents={strip_accents}, but the tokenizer of {path} has "
+          f"{found.strip_accents}; leave it unset, or give its vocab.txt alone"
+        )
+      return found
     file = _vocabulary_file(path, saved)
   elif not path.exists():
     raise FileNotFoundError(
@@ -100,6 +109,7 @@ def load_tokenizer(
       file.parent,
       lower_case=lower_case,
       max_input_chars_per_word=max_input_chars_per_word,
+      strip_accents=strip_accents,
     )
   kind = next(
     (k for k in KINDS.values() if k.file_name.endswith(file.suffix or "/")),
@@ -114,6 +124,7 @@ def load_tokenizer(
     )
   if wordpiece.ADDED in saved:
     settings["added"] = _added_tokens(saved)
+  settings |= _strip_accents(saved, strip_accents, kind, str(path))
   tokenizer = kind.read(file, **settings)
   if saved and saved["fingerprint"] != tokenizer.fingerprint:
     raise ValueError(
@@ -187,7 +198,9 @@ def read_folder(
   if hf_pipeline.is_pipeline(folder, spec):
     found = hf_pipeline.read(folder, spec)
     return found.tokenizer, found.seq_len, None
-  said = hf_tokenizer.read(folder, spec)
+  # A model of any family may have BERT's tokenizer.
+  is_own = spec.kind == templates.WORDPIECE.kind
+  said = hf_tokenizer.read(folder, spec if is_own else templates.WORDPIECE)
   has_file = (pathlib.Path(folder) / "vocab.txt").exists()
   if said.pieces is None and not has_file:
     return None, said.seq_len, said.lower_case
@@ -197,6 +210,38 @@ def read_folder(
   if not spec.has_types:
     tokenizer.template = tokenizer.template.without_types()
   return tokenizer, said.seq_len, tokenizer.lower_case
+
+
+def _strip_accents(
+  saved: Mapping[str, Any],
+  asked: bool | None,
+  kind: type[interface.Tokenizer],
+  path: str,
+) -> dict[str, bool]:
+  """Returns the setting strip_accents of a vocabulary, {} if it has none.
+
+  Args:
+    saved: the content of tokenizer.json, {} if there is none.
+    asked: the setting that the caller asks for, or None.
+    kind: the class of the tokenizer.
+    path: the vocabulary, for the error.
+
+  Raises:
+    ValueError: the vocabulary was saved with another value, or cannot have one.
+  """
+  name = wordpiece.STRIP_ACCENTS
+  there = saved.get(name, saved.get("lower_case"))
+  if asked is not None and not kind.settings:
+    raise ValueError(
+      f"{name}={asked}, but {path} defines its own normalisation; {_REMEDY}"
+    )
+  if asked is not None and saved and asked != there:
+    raise ValueError(
+      f"{name}={asked}, but {path} was saved with {there}; {_REMEDY}"
+    )
+  if asked is None:
+    return {name: saved[name]} if name in saved else {}
+  return {name: asked}
 
 
 def _added_tokens(saved: Mapping[str, Any]) -> list[added_tokens.AddedToken]:
@@ -339,7 +384,8 @@ def _problem_of(settings: Any) -> str:
     TypeError, ValueError: an added token is damaged.
   """
   keys = {"kind", *_SETTINGS, "fingerprint"}
-  if not isinstance(settings, dict) or {*settings} - {wordpiece.ADDED} != keys:
+  optional = {wordpiece.ADDED, wordpiece.STRIP_ACCENTS}
+  if not isinstance(settings, dict) or {*settings} - optional != keys:
     return f"wanted the keys {', '.join(sorted(keys))}"
   if settings["kind"] not in [*KINDS]:
     return f"kind={settings['kind']!r:.60}; wanted {' or '.join(KINDS)}"
@@ -348,5 +394,7 @@ def _problem_of(settings: Any) -> str:
   for name, wanted in {**types, **kind.settings}.items():
     if type(settings[name]) is not wanted:
       return f"{name}={settings[name]!r:.60} is damaged"
+  if type(settings.get(wordpiece.STRIP_ACCENTS, False)) is not bool:
+    return f"{wordpiece.STRIP_ACCENTS} is damaged"
   _added_tokens(settings)
   return ""

@@ -68,6 +68,11 @@ _CJK = re.compile(
 )
 
 
+def is_ideograph(piece: str) -> bool:
+  """Returns whether a piece is one Chinese character, which BERT sets apart."""
+  return len(piece) == 1 and bool(_CJK.match(piece))
+
+
 def _clean_char(code: int) -> str:
   """Returns a character after cleaning: "", " x " or the character itself."""
   char = chr(code)
@@ -96,16 +101,20 @@ def _drop_mark_or_set_apart(code: int) -> str:
   return _set_punctuation_apart(code)
 
 
-def normalize_char(code: int, lower_case: bool) -> str:
+def normalize_char(
+  code: int, lower_case: bool, strip_accents: bool | None = None
+) -> str:
   """Returns a character after normalisation, before text is cut into words."""
   char = chr(code)
   if char in "\t\n\r\u2028\u2029" or unicodedata.category(char) == "Zs":
     return " "
   text = _clean_char(code)
   if lower_case:
+    text = text.lower()
+  if lower_case if strip_accents is None else strip_accents:
     text = "".join(
       c
-      for c in unicodedata.normalize("NFD", text.lower())
+      for c in unicodedata.normalize("NFD", text)
       if unicodedata.category(c) != "Mn"
     )
   return text
@@ -123,11 +132,20 @@ class WordSplitter:
   Source: google-research/bert tokenization.py:161-284
   """
 
-  def __init__(self, lower_case: bool):
+  def __init__(self, lower_case: bool, strip_accents: bool | None = None):
+    """Takes the rules.
+
+    Args:
+      lower_case: whether text is lower-cased.
+      strip_accents: whether combining marks (Mn) are dropped; None = as
+        `lower_case`, like the original. The vowel signs of Indic scripts are
+        such marks, too.
+    """
     self._lower_case = lower_case
+    self._strip = lower_case if strip_accents is None else strip_accents
     self._clean = Memo(_clean_char)
     self._set_apart = Memo(
-      _drop_mark_or_set_apart if lower_case else _set_punctuation_apart
+      _drop_mark_or_set_apart if self._strip else _set_punctuation_apart
     )
 
   def __call__(self, chunk: str) -> list[str]:
@@ -135,7 +153,9 @@ class WordSplitter:
       return [chunk.lower() if self._lower_case else chunk]
     text = chunk.translate(self._clean)
     if self._lower_case:
-      text = unicodedata.normalize("NFD", text.lower())
+      text = text.lower()
+    if self._strip:
+      text = unicodedata.normalize("NFD", text)
     return text.translate(self._set_apart).split()
 
   def sources(self, chunk: str) -> tuple[list[int], list[int]]:

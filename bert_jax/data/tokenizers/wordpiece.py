@@ -26,7 +26,10 @@ from bert_jax.runtime import files
 _log = logging.getLogger(__name__)
 
 MAX_INPUT_CHARS_PER_WORD = 200
-ADDED = "added_tokens"  # a key of tokenizer.json
+# Keys of tokenizer.json that most vocabularies lack, so that they keep their
+# old fingerprints.
+ADDED = "added_tokens"
+STRIP_ACCENTS = "strip_accents"
 
 _HALF_A_PAIR = (
   "has half of a surrogate pair, which no UTF-8 file can hold; remove it"
@@ -46,6 +49,8 @@ class WordPieceTokenizer(interface.Tokenizer):
     lower_case: whether text is lower-cased and loses its accents. None means
       that the vocabulary decides. A value that contradicts the vocabulary is
       refused, because it would lower the accuracy without any error.
+    strip_accents: whether text loses its accents and the vowel signs of Indic
+      scripts. None means as `lower_case`, like the original.
     max_input_chars_per_word: a longer word becomes [UNK]. It is 200 in the
       original since November 2018, and 100 before that and in Hugging Face's
       tokenizers.
@@ -85,6 +90,7 @@ class WordPieceTokenizer(interface.Tokenizer):
     pieces: Sequence[str],
     *,
     lower_case: bool | None = None,
+    strip_accents: bool | None = None,
     max_input_chars_per_word: int = MAX_INPUT_CHARS_PER_WORD,
     added: Sequence[added_tokens.AddedToken] = (),
     source: str = "the vocabulary",
@@ -96,6 +102,9 @@ class WordPieceTokenizer(interface.Tokenizer):
       )
     _check_pieces(pieces, source)
     self.lower_case = resolve_lower_case(pieces, lower_case, source)
+    self.strip_accents = (
+      self.lower_case if strip_accents is None else strip_accents
+    )
     self.max_input_chars_per_word = max_input_chars_per_word
     self.added = tuple(added)
     self._words = tuple(pieces)  # without the added tokens
@@ -117,6 +126,7 @@ class WordPieceTokenizer(interface.Tokenizer):
     vocab_size: int,
     lower_case: bool,
     *,
+    strip_accents: bool | None = None,
     min_frequency: int = 2,
     limit_alphabet: int = 1000,
   ) -> Self:
@@ -134,8 +144,8 @@ class WordPieceTokenizer(interface.Tokenizer):
     Args:
       texts: lines or documents, read once.
       vocab_size: the number of pieces to learn, special tokens included.
-      lower_case: whether learning and the learned tokenizer lower-case text and
-        drop accents.
+      lower_case: whether learning and the learned tokenizer lower-case text.
+      strip_accents: whether they drop accents; None = as `lower_case`.
       min_frequency: the least frequency of a pair that is merged.
       limit_alphabet: the number of characters to keep, the most frequent ones.
         A word with any other character becomes [UNK].
@@ -153,7 +163,7 @@ class WordPieceTokenizer(interface.Tokenizer):
       >>> tokenizer.tokenize("Lowest")
       ['lowest']
     """
-    counts = _count_words(texts, lower_case)
+    counts = _count_words(texts, lower_case, strip_accents)
     alphabet = _frequent_characters(counts, limit_alphabet)
     known = {w: n for w, n in sorted(counts.items()) if alphabet.issuperset(w)}
     resolve_lower_case(alphabet, lower_case, "the text to learn from")
@@ -179,7 +189,7 @@ class WordPieceTokenizer(interface.Tokenizer):
         f" pieces with min_frequency={min_frequency}; lower vocab_size to"
         f" {len(pieces)} or give more text{dropped and f'. But {dropped}'}"
       )
-    return cls(pieces, lower_case=lower_case)
+    return cls(pieces, lower_case=lower_case, strip_accents=strip_accents)
 
   @classmethod
   def read(cls, file: pathlib.Path, **settings: Any) -> Self:
@@ -246,6 +256,19 @@ class WordPieceTokenizer(interface.Tokenizer):
       ]
     )
 
+  def with_added(
+    self, added: Sequence[added_tokens.AddedToken]
+  ) -> "WordPieceTokenizer":
+    """Returns the same tokenizer with other added tokens."""
+    found = WordPieceTokenizer(
+      self._words,
+      lower_case=self.lower_case,
+      max_input_chars_per_word=self.max_input_chars_per_word,
+      added=added,
+    )
+    found.template = self.template
+    return found
+
   def write_vocabulary(self, path: interface.Path) -> None:
     """Writes one piece a line, without the added tokens."""
     text = "".join(piece + "\n" for piece in self._words)
@@ -260,7 +283,9 @@ class WordPieceTokenizer(interface.Tokenizer):
       "lower_case": self.lower_case,
       "max_input_chars_per_word": self.max_input_chars_per_word,
     }
-    if self.added:  # vocabularies without them keep their old fingerprint
+    if self.strip_accents != self.lower_case:
+      settings[STRIP_ACCENTS] = self.strip_accents
+    if self.added:
       settings[ADDED] = [dataclasses.asdict(token) for token in self.added]
     return settings
 
@@ -269,6 +294,7 @@ class WordPieceTokenizer(interface.Tokenizer):
     build = functools.partial(
       WordPieceTokenizer,
       lower_case=self.lower_case,
+      strip_accents=self.strip_accents,
       max_input_chars_per_word=self.max_input_chars_per_word,
       added=self.added,
     )
@@ -278,14 +304,16 @@ class WordPieceTokenizer(interface.Tokenizer):
   def _find_added(self) -> added_tokens.Finder:
     """Cuts a text at the added tokens in it."""
     normalize = functools.partial(
-      word_rules.normalize_char, lower_case=self.lower_case
+      word_rules.normalize_char,
+      lower_case=self.lower_case,
+      strip_accents=self.strip_accents,
     )
     return added_tokens.Finder(self.added_ids, word_rules.Memo(normalize))
 
   @functools.cached_property
   def _chunk_ids(self) -> word_rules.Memo[str, tuple[int, ...]]:
     """Chunk of text without whitespace -> its ids."""
-    split = word_rules.WordSplitter(self.lower_case)
+    split = word_rules.WordSplitter(self.lower_case, self.strip_accents)
     # Chunks of languages without spaces rarely repeat, but their words do.
     word_ids = word_rules.Memo(self._match)
 
@@ -298,7 +326,7 @@ class WordPieceTokenizer(interface.Tokenizer):
   @functools.cached_property
   def _chunk_offsets(self) -> word_rules.Memo[str, interface.Encoding]:
     """Chunk of text -> its ids, and the characters that each stands for."""
-    split = word_rules.WordSplitter(self.lower_case)
+    split = word_rules.WordSplitter(self.lower_case, self.strip_accents)
 
     def chunk_offsets(chunk: str) -> interface.Encoding:
       source_starts, source_ends = split.sources(chunk)
@@ -500,13 +528,13 @@ def _merge_pairs(
 
 
 def _count_words(
-  texts: Iterable[str], lower_case: bool
+  texts: Iterable[str], lower_case: bool, strip_accents: bool | None = None
 ) -> collections.Counter[str]:
   """Counts the words of texts, except those that always become [UNK]."""
   chunks: collections.Counter[str] = collections.Counter()
   for text in texts:
     chunks.update(word_rules.chunks(text))
-  split = word_rules.WordSplitter(lower_case)
+  split = word_rules.WordSplitter(lower_case, strip_accents)
   words: collections.Counter[str] = collections.Counter()
   for chunk, count in chunks.items():
     for word in split(chunk):
@@ -527,7 +555,7 @@ def _dropped(
     num_kept: the number of these characters.
   """
   total, kept = counts.total(), sum(known.values())
-  if kept > (1 - _DROPPED_SHARE) * total:
+  if kept >= (1 - _DROPPED_SHARE) * total:
     return ""
   num_characters = len({char for word in counts for char in word})
   return (
