@@ -10,23 +10,42 @@ import difflib
 
 import ml_collections
 
+from bert_jax.models import families
 from bert_jax.models.families import bert
 from bert_jax.runtime import settings
 
 SHARDING_RULES = settings.SHARDING_RULES
 
-# Name of a size -> values of keys of the group `model`.
+# Name of a size of BERT -> values of keys of the group `model`.
 SIZES = bert.PRESETS
 
 
-def set_size(config: ml_collections.ConfigDict, size: str) -> None:
-  """Sets the encoder's shape to a named size."""
-  if size not in SIZES:
+def set_size(
+  config: ml_collections.ConfigDict, size: str, family: str = "bert"
+) -> None:
+  """Sets the encoder's family, its switches, and a named size of the family.
+
+  Only BERT and ALBERT have a head for two segments; other families pre-train on
+  masked words of continuous text.
+  """
+  if family not in families.FAMILIES:
     raise ValueError(
-      f"size={size} is not known{_guess(size, SIZES)}; use one of "
-      f"{', '.join(SIZES)}"
+      f"family={family} is not known{_guess(family, families.FAMILIES)}; use "
+      f"one of {', '.join(families.FAMILIES)}"
     )
-  config.model.update(SIZES[size])
+  found = families.FAMILIES[family]
+  sizes = found.presets
+  if size not in sizes:
+    raise ValueError(
+      f"size={size} is not known{_guess(size, sizes)}; use one of "
+      f"{', '.join(sizes)}"
+    )
+  values = {**found.switches, **found.defaults, **sizes[size], "family": family}
+  values.pop("vocab_size", None)  # that of the data
+  config.model.update(values)
+  if not any("nsp" in heads for heads in found.pretraining_classes):
+    config.objective = "mlm"
+    config.data.pairing = "full_sentences"
 
 
 def _guess(word: str, known: Iterable[str]) -> str:

@@ -12,10 +12,15 @@ from bert_jax.configs import base
 
 
 def get_config(text=None):
-  """Arguments: size (see configs/base.py SIZES), seq_len, total_steps."""
-  args = base.arguments(text, size="base", seq_len=128, total_steps=1_000_000)
+  """Arguments: family, size, seq_len, total_steps.
+
+  The families are the files in bert_jax/models/families; each lists its sizes.
+  """
+  args = base.arguments(
+    text, family="bert", size="base", seq_len=128, total_steps=1_000_000
+  )
   c = base.get_config()
-  base.set_size(c, args.size)
+  base.set_size(c, args.size, args.family)
   c.data.seq_len = args.seq_len
   c.train.total_steps = args.total_steps
   return c

@@ -137,15 +137,23 @@ class Answerer:
   fields: tuple[str, ...] = ("text", "text_b")
 
   def __init__(self, context: Context):
-    if self.two_texts and context.model.type_vocab_size < 2:
+    self.context = context
+    self.tokenizer = context.tokenizer
+    if self.two_texts and not self._tells_texts_apart():
       raise PredictError(
         f"{context.name} has one token type (type_vocab_size=1), so it cannot "
         f"tell the two texts of predict.kind={self.name} apart; "
         "give a model with two"
       )
-    self.context = context
-    self.tokenizer = context.tokenizer
     self._model = self.make_model()
+
+  def _tells_texts_apart(self) -> bool:
+    """Returns whether the model has the token types of a pair of texts.
+
+    A model without token types tells them apart by the tokens between them.
+    """
+    wanted = 1 + max(kind for _, kind in self.tokenizer.template.pair)
+    return not 0 < self.context.model.type_vocab_size < wanted
 
   def make_model(self) -> Any:
     """Returns the module that `step` runs."""
@@ -181,7 +189,8 @@ class Answerer:
         )
       has_text = is_table and row.get("text_b") == ""
       return {k: v for k, v in row.items() if not has_text or k != "text_b"}
-    if not is_table and self.fields[0] in row:
+    own_fields = self.fields[: len(texts)]
+    if not is_table and all(name in row for name in own_fields):
       return row
     try:
       values = [
@@ -215,7 +224,7 @@ class Answerer:
 
   def pair(self, text: str, text_b: str | None) -> EncodedText:
     """Returns a text or a pair, truncated as fine-tuning truncates it."""
-    if text_b is not None and self.context.model.type_vocab_size < 2:
+    if text_b is not None and not self._tells_texts_apart():
       raise RecordError(
         f"it is a pair of texts, but {self.context.name} has one token type "
         "(type_vocab_size=1), so it cannot tell them apart; give one text"

@@ -32,7 +32,7 @@ class Choice(task_kind.TaskKind):
     num_rows, num_groups = batch["label"].shape
     scores = outputs.reshape(num_rows, num_groups, -1)  # [B, G, C]
     if "num_choices" in batch:  # some examples have fewer choices than C
-      at = jnp.arange(scores.shape[-1])
+      at = jnp.arange(scores.shape[-1])[None, None]  # [1, 1, C]
       is_choice = at < batch["num_choices"][..., None]
       scores = jnp.where(is_choice, scores, _NO_CHOICE)
     return losses.cross_entropy(scores, batch["label"], batch["weight"])

@@ -12,9 +12,14 @@ import numpy as np
 from bert_jax.kinds import answers
 from bert_jax.kinds import pretraining
 from bert_jax.models import encoder
+from bert_jax.models import heads
 from bert_jax.models.layers import gather_positions
+from bert_jax.runtime import settings
 
-FIELDS = ("tokens", "pooled", "mean", "layers", "concat")
+FIELDS = ("tokens", "pooled", "mean", "layers", "concat", "sentence")
+
+# The steps of modules.json that are known here.
+_SENTENCE_STEPS = ("cls", "mean", "normalize")
 
 
 class Embed(answers.Answerer):
@@ -28,6 +33,10 @@ class Embed(answers.Answerer):
     predict, depth = context.predict, context.model.num_layers
     # On a command line, a tuple of words is one word with commas.
     words = [word for field in predict.fields for word in field.split(",")]
+    has_pooler = "pooler" in context.pretrained.params["encoder"]
+    default = settings.KEYS["predict.fields"].default
+    if not has_pooler and tuple(predict.fields) == default:
+      words.remove("pooled")  # nobody asked for it
     fields = dict.fromkeys(words)
     self._concat_last = predict.concat_last
     self._layers = tuple(predict.layers)
@@ -43,10 +52,9 @@ class Embed(answers.Answerer):
         f"predict.concat_last={self._concat_last}; the model has 1 to {depth} "
         "layers to join"
       )
-    if (
-      "pooled" in fields
-      and "pooler" not in context.pretrained.params["encoder"]
-    ):
+    if "sentence" in fields:
+      self._check_sentence(context)
+    if "pooled" in fields and not has_pooler:
       rest = ",".join(name for name in fields if name != "pooled")
       raise answers.PredictError(
         f"{context.name} has no pooler, so it has no field pooled; give "
@@ -62,8 +70,25 @@ class Embed(answers.Answerer):
     if "layers" not in fields:
       self._layers = ()
     self.levels = {f"layer {layer}": "token" for layer in self._layers}
-    self.levels |= {"concat": "token", "pooled": "sequence", "mean": "sequence"}
+    self.levels |= {"concat": "token"}
+    self.levels |= dict.fromkeys(("pooled", "mean", "sentence"), "sequence")
     super().__init__(context)
+
+  def _check_sentence(self, context: answers.Context) -> None:
+    """Raises PredictError if the folder does not say how to pool sentences."""
+    steps = context.pretrained.sentence
+    if not steps:
+      raise answers.PredictError(
+        f"{context.name} has no modules.json, which says how a sentence's "
+        "vector is made, so it has no field sentence; give "
+        "--config.predict.fields=mean"
+      )
+    if unknown := [step for step in steps if step not in _SENTENCE_STEPS]:
+      raise answers.PredictError(
+        f"by modules.json of {context.name} a sentence's vector needs "
+        f"{', '.join(unknown)}, which this program does not compute; give "
+        "--config.predict.fields=mean"
+      )
 
   def make_model(self) -> Any:
     return encoder.Encoder(self.context.model)
@@ -93,8 +118,25 @@ class Embed(answers.Answerer):
       outputs["pooled"] = self._model.apply(variables, first, method="pool")
     if "mean" in self._fields:
       slots = batch["cls_positions"].shape[1]
-      outputs["mean"] = _means(last, batch["sequence_ids"], slots)
+      outputs["mean"] = heads.mean_of_sequences(
+        last, batch["sequence_ids"], slots
+      )
+    if "sentence" in self._fields:
+      outputs["sentence"] = self._sentences(last, batch)
     return {k: value.astype(jnp.float32) for k, value in outputs.items()}
+
+  def _sentences(self, last: jax.Array, batch: dict[str, Any]) -> jax.Array:
+    """Returns the vectors [B, S, D] that modules.json asks for."""
+    starts = batch["cls_positions"]
+    steps = self.context.pretrained.sentence
+    if "mean" in steps:
+      x = heads.mean_of_sequences(last, batch["sequence_ids"], starts.shape[1])
+    else:
+      x = gather_positions(last, starts).astype(jnp.float32)
+    if "normalize" in steps:
+      norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+      x = x / jnp.maximum(norm, 1e-12)
+    return x
 
   def result(self, example: Any, output: answers.Outputs) -> dict:
     rounded = {k: self._numbers(value) for k, value in output.items()}
@@ -108,11 +150,3 @@ class Embed(answers.Answerer):
     wide = array.astype(np.float64)
     places = self.context.predict.decimals
     return (wide.round(places) if places else wide).tolist()
-
-
-def _means(x: jax.Array, sequence_ids: jax.Array, slots: int) -> jax.Array:
-  """[B, L, D] -> [B, S, D], the mean over the tokens of each sequence."""
-  numbers = jnp.arange(1, slots + 1)[None, :, None]
-  members = (sequence_ids[:, None, :] == numbers).astype(jnp.float32)
-  total = jnp.einsum("BSL,BLD->BSD", members, x.astype(jnp.float32))
-  return total / jnp.maximum(members.sum(-1, keepdims=True), 1.0)

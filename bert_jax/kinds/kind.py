@@ -78,8 +78,14 @@ class Kind:
     """
     return self.losses(outputs, batch)
 
-  def needs(self, path: str) -> bool:
-    """Returns whether the outputs depend on the parameter with this path."""
+  def needs(self, path: str, config: ModelConfig) -> bool:
+    """Returns whether the outputs depend on the parameter with this path.
+
+    Args:
+      path: the path of the parameter.
+      config: the configuration of the model.
+    """
+    del config
     return not path.startswith(self.unused)
 
   def arguments(self, batch: Batch) -> dict[str, jax.Array]:

@@ -348,7 +348,6 @@ class Span(task_kind.TaskKind):
     {"start": ("BG", np.int32), "end": ("BG", np.int32)}, are_places=True
   )
   pooled = False
-  head_dropout = False
   forms = {"span": own.Form(("f1", "exact"), (2, 2), own.read_spans)}
   feature_settings = ("max_query_len", "doc_stride")
   decode_settings = ("n_best", "max_answer_len", "null_threshold")

@@ -17,6 +17,7 @@ from bert_jax.data import batch_keys
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import kind
+from bert_jax.models import families
 from bert_jax.models import heads
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import files
@@ -38,7 +39,6 @@ class TaskKind(kind.Kind):
     labels: the batch keys of the labels.
     pooled: whether the head reads [CLS] of every sequence, and not all tokens.
     head: the head in weights/task_heads.py.
-    head_dropout: whether there is dropout before the head.
     scores: metric -> the function that computes it.
     forms: FORM of task.name=my-FORM -> the form of own data of this kind.
     feature_settings: the keys of the group `task` that `make_features` takes.
@@ -48,7 +48,6 @@ class TaskKind(kind.Kind):
 
   labels = batch_keys.Labels({"label": ("BG", np.int32)})
   pooled = True
-  head_dropout = True
   scores: Mapping[str, Score] = {}
   forms: Mapping[str, own.Form] = {}
   feature_settings: tuple[str, ...] = ()
@@ -58,16 +57,21 @@ class TaskKind(kind.Kind):
   def __init__(self):
     if self.pooled:
       self.inputs = (*self.inputs, "cls_positions")
-    else:
-      self.unused = ("encoder/pooler/",)
     self.head = task_heads.HEADS[self.name]
 
   # --- The model and its loss ---
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     return heads.TaskModel(
-      config, self.head.width or num_labels, self.pooled, self.head_dropout
+      config,
+      self.head.width or num_labels,
+      self.pooled,
+      self.head.role,
     )
+
+  def needs(self, path: str, config: ModelConfig) -> bool:
+    steps = families.get_family(config.family).heads[self.head.role]
+    return "pooler" in steps or not path.startswith("encoder/pooler/")
 
   def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
     return task_batches.task_shapes(

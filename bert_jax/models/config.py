@@ -25,17 +25,61 @@ ATTENTIONS = ("plain", "fused", "fused_qkv", "splash")
 REMATS = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16", "float16")
 # `model.feed_forward` -> its number of matrices [D, F] or [F, D].
-FEED_FORWARD_MATRICES = {"mlp": 2}
+FEED_FORWARD_MATRICES = {"mlp": 2, "glu": 3}
+DROPOUT_PLACES = ("embeddings", "attention", "mlp", "mlp_inner")
 # Switches of the encoder: key -> names, each of which is a key of a table. The
 # defaults are BERT's, so that the configs of older runs, which lack the
 # switches, still work.
 SWITCHES = {
-  "norm": ("layer_norm",),  # layers.NORMS
-  "norm_place": ("post",),  # encoder.NORM_PLACES
-  "positions": ("learned",),  # encoder.POSITIONS
+  "norm": ("layer_norm", "rms_norm"),  # layers.NORMS
+  "norm_place": ("post", "pre"),  # encoder.NORM_PLACES
+  "positions": ("learned", "none"),  # encoder.POSITIONS
+  # attention.positions.ROWS
+  "attention_positions": (
+    "none",
+    "rope",
+    "rope_pairs",
+    "alibi",
+    "t5",
+    "disentangled",
+  ),
   "feed_forward": tuple(FEED_FORWARD_MATRICES),  # encoder.FEED_FORWARDS
-  "attention_pattern": ("full",),  # attention.masks.PATTERNS
+  "attention_pattern": ("full", "local"),  # attention.masks.PATTERNS
+  "pooling": ("first", "mean", "late"),
+  "mlm_head": ("transform", "bare"),
 }
+# Values of `attention_positions` by which layers project a table of distances.
+DISTANCE_TABLES = ("disentangled",)
+# The other keys that weights decide and that the configs of older runs lack:
+# numbers, which may be 0 where that means "as usual", and flags.
+_COUNTS = ("position_offset", "embedding_size", "layer_groups")
+_AMOUNTS = (
+  "relative_buckets", "relative_distance", "local_radius", "full_every",
+)  # fmt: skip
+_FLAGS = (
+  "norm_bias", "embedding_norm", "first_norm", "attention_bias", "mlp_in_bias",
+  "mlp_out_bias", "pooler", "head_bias", "mlm_bias", "tied_words",
+)  # fmt: skip
+# All keys of the encoder that have a default.
+EXTRAS = (
+  *SWITCHES, *_COUNTS, *_AMOUNTS, *_FLAGS, "rope_theta", "local_rope_theta",
+  "head_act", "dropout_places",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+  """How a layer differs from the others of its encoder.
+
+  Attributes:
+    is_local: whether its attention sees only near tokens.
+    has_attention_norm: whether a norm belongs to its attention.
+    params: the number of the layer whose parameters it uses.
+  """
+
+  is_local: bool = False
+  has_attention_norm: bool = True
+  params: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +92,8 @@ class ModelConfig:
     hidden_size: D, the width of the hidden states.
     num_heads: N, the number of attention heads; divides `hidden_size`.
     mlp_dim: F, the width of the inner layer of the MLP.
-    max_len: rows of the position embedding, the longest L.
-    type_vocab_size: T, rows of the segment type embedding.
+    max_len: the longest L.
+    type_vocab_size: T, rows of the segment type embedding; 0: there is none.
     hidden_act: the activation of the MLP, one of `ACTIVATIONS`.
     layer_norm_eps: the number that layer norms add to the variance.
     dropout_rate: the rate after the embeddings, the attention and the MLP.
@@ -67,6 +111,8 @@ class ModelConfig:
     positions: how a token's position is encoded.
     feed_forward: the layer after attention.
     attention_pattern: which tokens of its sequence a token sees.
+
+  The other attributes are explained in runtime/settings.py, class `Model`.
   """
 
   vocab_size: int
@@ -92,6 +138,30 @@ class ModelConfig:
   positions: str = "learned"
   feed_forward: str = "mlp"
   attention_pattern: str = "full"
+  norm_bias: bool = True
+  embedding_norm: bool = True
+  first_norm: bool = True
+  position_offset: int = 0
+  attention_positions: str = "none"
+  rope_theta: float = 10_000.0
+  local_rope_theta: float = 0.0
+  relative_buckets: int = 32
+  relative_distance: int = 128
+  local_radius: int = 64
+  full_every: int = 3
+  attention_bias: bool = True
+  mlp_in_bias: bool = True
+  mlp_out_bias: bool = True
+  embedding_size: int = 0
+  layer_groups: int = 0
+  pooler: bool = True
+  pooling: str = "first"
+  head_act: str = ""
+  head_bias: bool = True
+  mlm_head: str = "transform"
+  mlm_bias: bool = True
+  tied_words: bool = True
+  dropout_places: tuple[str, ...] = ("embeddings", "attention", "mlp")
 
   @classmethod
   def from_config(cls, config_model):
@@ -99,7 +169,7 @@ class ModelConfig:
 
     Args:
       config_model: `ml_collections.ConfigDict` or dict, the group `model`. It
-        has all keys, except that the family and `SWITCHES` may be missing. A
+        has all keys, except that the family and `EXTRAS` may be missing. A
         vocab_size of None stands for that of the original.
 
     Raises:
@@ -107,7 +177,7 @@ class ModelConfig:
     """
     wanted = {field.name for field in dataclasses.fields(cls)}
     given = set(config_model.keys())
-    missing = wanted - given - {"family", *SWITCHES}
+    missing = wanted - given - {"family", *EXTRAS}
     if missing or given - wanted:
       raise ValueError(
         f"config.model lacks {sorted(missing)} and has unknown "
@@ -119,9 +189,11 @@ class ModelConfig:
     return cls(**values)
 
   def __post_init__(self):
-    for name in SIZES:
+    object.__setattr__(self, "dropout_places", tuple(self.dropout_places))
+    for name in (*SIZES, *_COUNTS, *_AMOUNTS):
       value = getattr(self, name)
-      if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+      least = 0 if name in ("type_vocab_size", *_COUNTS) else 1
+      if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"model.{name}={value!r} is not a positive integer")
     width, heads = self.hidden_size, self.num_heads
     if width % heads:
@@ -150,6 +222,7 @@ class ModelConfig:
       ("remat", REMATS),
       ("attention", ATTENTIONS),
       ("family", tuple(families.FAMILIES)),
+      ("head_act", ("", *ACTIVATIONS)),
       *SWITCHES.items(),
     ):
       if getattr(self, name) not in known:
@@ -157,6 +230,81 @@ class ModelConfig:
           f"model.{name}={getattr(self, name)!r} is unknown; choose one of "
           f"{', '.join(known)}"
         )
+    self._check_switches()
+
+  def _check_switches(self):
+    """Raises ValueError for switches that do not fit each other."""
+    for name in _FLAGS:
+      if not isinstance(getattr(self, name), bool):
+        raise ValueError(
+          f"model.{name}={getattr(self, name)!r} is not True or False"
+        )
+    if odd := set(self.dropout_places) - set(DROPOUT_PLACES):
+      raise ValueError(
+        f"model.dropout_places has {', '.join(sorted(map(str, odd)))}; choose "
+        f"from {', '.join(DROPOUT_PLACES)}"
+      )
+    if not self.first_norm and self.norm_place != "pre":
+      raise ValueError(
+        "model.first_norm=False needs model.norm_place=pre, where the norm of "
+        "the embeddings already normalizes the input of the first layer; set "
+        "first_norm=True"
+      )
+    if self.layer_groups > self.num_layers:
+      raise ValueError(
+        f"model.layer_groups={self.layer_groups} is more than model.num_layers="
+        f"{self.num_layers}; set it to a smaller number, or to 0, with which "
+        "every layer has its own parameters"
+      )
+    if self.attention_positions.startswith("rope") and self.head_dim % 2:
+      raise ValueError(
+        f"model.attention_positions={self.attention_positions} rotates pairs "
+        f"of dimensions, but a head has {self.head_dim}; change num_heads or "
+        "hidden_size"
+      )
+    if (
+      self.attention_pattern == "local"
+      and self.attention_positions in DISTANCE_TABLES
+    ):
+      raise ValueError(
+        f"model.attention_positions={self.attention_positions} has no local "
+        "attention; set model.attention_pattern=full"
+      )
+    if self.relative_buckets % 2:
+      raise ValueError(
+        f"model.relative_buckets={self.relative_buckets} is odd; half of the "
+        "buckets belong to each direction"
+      )
+    alike = {dataclasses.replace(p, params=0) for p in self.layer_plans}
+    if self.scan_layers and (self.layer_groups or len(alike) > 1):
+      raise ValueError(
+        "model.scan_layers=True compiles one layer for all, but by "
+        "model.attention_pattern, first_norm or layer_groups these layers "
+        "differ, or share parameters; set scan_layers=False"
+      )
+
+  @property
+  def layer_plans(self) -> tuple[LayerPlan, ...]:
+    """What is particular to each layer, in their order."""
+    groups = self.layer_groups or self.num_layers
+    return tuple(
+      LayerPlan(
+        is_local=self.attention_pattern == "local" and i % self.full_every > 0,
+        has_attention_norm=self.first_norm or i > 0,
+        params=i * groups // self.num_layers,
+      )
+      for i in range(self.num_layers)
+    )
+
+  @property
+  def num_own_layers(self) -> int:
+    """The number of layers that have parameters of their own."""
+    return self.layer_groups or self.num_layers
+
+  @property
+  def embedding_width(self) -> int:
+    """E, the width of the tables of the embeddings."""
+    return self.embedding_size or self.hidden_size
 
   @property
   def head_dim(self):

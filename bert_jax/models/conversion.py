@@ -15,15 +15,18 @@ import ml_dtypes
 import numpy as np
 
 from bert_jax.models import heads
+from bert_jax.models.config import ModelConfig
 from bert_jax.models.families.family import OPTIONAL
 from bert_jax.models.families.family import OWN
 from bert_jax.models.families.family import POOLER
+from bert_jax.models.families.family import WHOLE
 from bert_jax.models.families.family import ConvertError
 from bert_jax.models.families.family import Family
 from bert_jax.models.families.family import Names
+from bert_jax.models.families.family import Part
 
 # The last parts of the names of tensors that are constants, not parameters.
-BUFFERS = ("position_ids", "token_type_ids")
+BUFFERS = ("position_ids", "token_type_ids", "inv_freq")
 _FLOATS = frozenset(
   map(np.dtype, ("float16", "float32", "float64", ml_dtypes.bfloat16))
 )
@@ -35,8 +38,8 @@ class Converted:
 
   Attributes:
     params: path -> array, layers unrolled.
-    kind: the kind of task that the name of the head shows; None if it shows no
-      kind, or if there is no head.
+    roles: the roles that the head of a task may have by its names; () if there
+      is no head.
     untied: the name of a decoder that differs from the word table, for which
       the head of masked words was left out; "" if it was kept.
     ignored: the names of the tensors that were not used.
@@ -44,10 +47,15 @@ class Converted:
   """
 
   params: dict[str, np.ndarray]
-  kind: str | None
+  roles: tuple[str, ...]
   untied: str
   ignored: tuple[str, ...]
   missing: tuple[str, ...]
+
+  @property
+  def kind(self) -> str | None:
+    """The role of the head if its names show one alone, else None."""
+    return self.roles[0] if len(self.roles) == 1 else None
 
 
 def to_ours(
@@ -76,24 +84,22 @@ def to_ours(
       fit the sizes, or is a part of an encoder that this program does not have.
   """
   names = family.names_in(format)
-  _check_layers(names, tensors, model["num_layers"])
+  model = {**model, "family": family.name}
+  config = ModelConfig(**model)
+  _check_layers(names, tensors, config.num_own_layers)
+  copies = names.copies if config.tied_words else ()
   found = _by_canonical_name(names, tensors)
-  kind, num_labels = _task_head(names, found, tensors)
-  shapes = heads.param_shapes(model, num_labels)
+  roles, num_labels = _task_head(family, names, model, found, tensors)
+  role = roles[0] if roles else next(iter(family.heads))
+  shapes = heads.param_shapes(model, num_labels, role)
   wanted = {
     path: place
     for path in shapes
-    if (place := names.of(path, kind)) is not None
+    if (place := names.of(path, role)) is not None
   }
-  left_out = {
-    part
-    for part in OPTIONAL
-    if not any(
-      n in found for p, (n, _) in wanted.items() if _part_of(p) == part
-    )
-  }
-  used = {name for name, _, _ in names.copies}
-  untied = _untied_name(names, found, tensors, tied)
+  left_out = set(OPTIONAL) - _parts_present(wanted, found, bool(roles))
+  used = {name for name, _, _ in copies}
+  untied = _untied_name(names, found, tensors, tied, copies)
   if untied:
     left_out.add("mlm")  # our head of masked words shares the word table
     used = set()
@@ -101,20 +107,29 @@ def to_ours(
   for path, (name, is_transposed) in wanted.items():
     if _part_of(path) in left_out:
       continue
+    if name not in found and path in names.zeros:
+      params[path] = np.zeros(shapes[path], np.float32)
+      continue
     if name not in found:
       raise ConvertError(
         f"there is no {name}, which a {family.hf_class} with these settings "
         "has; the file is incomplete, or holds another kind of model"
       )
     used.add(name)
-    array = _as_matrix(found[name], tensors[found[name]], is_transposed,
-                       _flat_shape(format, path, shapes[path]))  # fmt: skip
+    array = _as_matrix(
+      found[name],
+      tensors[found[name]],
+      is_transposed,
+      _flat_shape(format, path, shapes[path]),
+      names.part_of(path),
+      config.num_heads,
+    )
     params[path] = np.ascontiguousarray(array).reshape(shapes[path])
   ignored = tuple(n for n in tensors if names.canonical(n) not in used)
   _check_encoder(family, names, ignored)
   return Converted(
     params=params,
-    kind=kind,
+    roles=roles,
     untied=untied,
     ignored=ignored,
     missing=tuple(
@@ -123,12 +138,38 @@ def to_ours(
   )
 
 
+def _parts_present(
+  wanted: Mapping[str, tuple[str, bool]],
+  found: Collection[str],
+  has_task: bool,
+) -> set[str]:
+  """Returns the parts of `OPTIONAL` that the tensors have.
+
+  The heads of masked words and of tasks may share names. The names that a part
+  has alone then tell.
+
+  Args:
+    wanted: our path -> (their name, whether it is transposed).
+    found: the names that there are.
+    has_task: whether there is the head of a task.
+  """
+  names: dict[str, set[str]] = {}
+  for path, (name, _) in wanted.items():
+    names.setdefault(_part_of(path), set()).add(name)
+  shared = names.get("task", set()) & names.get("mlm", set())
+  if not has_task:
+    names.pop("task", None)
+  if "mlm" in names:
+    names["mlm"] = (names["mlm"] - shared) or names["mlm"]
+  return {part for part, own in names.items() if not own.isdisjoint(found)}
+
+
 def from_ours(
   family: Family,
   format: str,
   params: Mapping[str, np.ndarray],
   model: Mapping[str, Any],
-  kind: str | None,
+  role: str | None,
 ) -> dict[str, np.ndarray]:
   """Converts our parameters to the tensors of a format.
 
@@ -139,7 +180,7 @@ def from_ours(
     format: one of `families.FORMATS`.
     params: path -> array, with unrolled layers.
     model: sizes, as in the config group `model`.
-    kind: the kind of the task of its head; None if it has no such head.
+    role: the role of the head of its task; None if it has no such head.
 
   Returns:
     Name -> array.
@@ -157,8 +198,9 @@ def from_ours(
     _part_of(path) in OPTIONAL[1:] for path in params
   )
   tensors = {}
+  parts: dict[str, dict[Part, np.ndarray]] = {}
   for path, array in params.items():
-    place = names.of(path, kind)
+    place = names.of(path, role)
     if place is None:
       raise ConvertError(
         f"a {family.hf_class} in the format {format} has no place for {path}"
@@ -167,7 +209,19 @@ def from_ours(
     if is_bare:
       name = name.removeprefix(names.prefix + names.separator)
     array = array.reshape(_flat_shape(format, path, array.shape))
-    tensors[name] = np.ascontiguousarray(array.T if is_transposed else array)
+    array = np.ascontiguousarray(array.T if is_transposed else array)
+    part = names.part_of(path)
+    if part.count == 1:
+      tensors[name] = array
+    else:
+      parts.setdefault(name, {})[part] = array
+  for name, pieces in parts.items():
+    order = sorted(pieces, key=lambda part: part.place)
+    groups = model["num_heads"] if order[0].by_head else 1
+    arrays = [pieces[part] for part in order]
+    arrays = [a.reshape(groups, -1, *a.shape[1:]) for a in arrays]
+    array = np.concatenate(arrays, 1)
+    tensors[name] = array.reshape(-1, *array.shape[2:])
   return tensors
 
 
@@ -185,20 +239,40 @@ def _flat_shape(
 
 
 def _as_matrix(
-  name: str, array: np.ndarray, is_transposed: bool, shape: tuple[int, ...]
+  name: str,
+  array: np.ndarray,
+  is_transposed: bool,
+  shape: tuple[int, ...],
+  part: Part = WHOLE,
+  num_heads: int = 1,
 ) -> np.ndarray:
-  """Returns a tensor in a shape of ours, after a check of shape and dtype."""
+  """Returns a tensor in a shape of ours, after a check of shape and dtype.
+
+  Args:
+    name: its name, for errors.
+    array: the tensor.
+    is_transposed: whether the format has it transposed.
+    shape: the shape that is wanted.
+    part: which part of the first axis is wanted.
+    num_heads: N.
+  """
+  count = part.count
   wanted = shape[::-1] if is_transposed else shape
-  if array.shape != wanted:
+  whole = (wanted[0] * count, *wanted[1:]) if count > 1 else wanted
+  if array.shape != whole:
     raise ConvertError(
       f"{name} has shape {list(array.shape)}, but by the sizes of the settings "
-      f"it should be {list(wanted)}; the settings belong to another model"
+      f"it should be {list(whole)}; the settings belong to another model"
     )
   if array.dtype not in _FLOATS:
     raise ConvertError(
       f"{name} is {array.dtype}; weights must be one of "
       f"{', '.join(sorted(d.name for d in _FLOATS))}"
     )
+  if count > 1:
+    groups = num_heads if part.by_head else 1
+    array = array.reshape(groups, count, -1, *array.shape[1:])
+    array = array[:, part.place].reshape(wanted)
   return array.T if is_transposed else array
 
 
@@ -244,18 +318,19 @@ def _untied_name(
   found: Mapping[str, str],
   tensors: Mapping[str, np.ndarray],
   tied: bool,
+  copies: tuple[tuple[str, str, bool], ...],
 ) -> str:
   """Returns the name of a decoder that differs from the word table, or ""."""
-  for copy, path, is_transposed in names.copies:
+  for copy, path, is_transposed in copies:
     place = names.of(path)
     if copy in found and place and place[0] in found:
       array = tensors[found[copy]]
       array = array.T if is_transposed else array
       if not np.array_equal(array, tensors[found[place[0]]]):
         return copy
-  if tied or not names.copies:
+  if tied or not copies:
     return ""
-  decoder, bias = names.copies[0][0], names.of("mlm/bias")
+  decoder, bias = copies[0][0], names.of("mlm/bias")
   has_head = bias is not None and bias[0] in found
   return decoder if has_head and decoder not in found else ""
 
@@ -278,18 +353,51 @@ def _check_encoder(
 
 
 def _task_head(
-  names: Names, found: Mapping[str, str], tensors: Mapping[str, np.ndarray]
-) -> tuple[str | None, int]:
-  """Returns the kind that the name of the head of a task shows, and its K."""
-  heads_found = {}
-  for kind in (*names.task_heads, None):
-    place = names.of("task/bias", kind)
-    if place and place[0] in found:
+  family: Family,
+  names: Names,
+  model: Mapping[str, Any],
+  found: Mapping[str, str],
+  tensors: Mapping[str, np.ndarray],
+) -> tuple[tuple[str, ...], int]:
+  """Returns the roles that the names of the head of a task show, and its K.
+
+  A role whose head has more parameters than another's, all of which are there,
+  counts alone.
+  """
+  sizes: dict[str, int] = {}  # their name of the last bias -> K
+  roles: dict[str, int] = {}  # role -> number of its parameters
+  for role in family.heads:
+    place = names.of("task/bias", role)
+    if place is None or place[0] not in found:
+      continue
+    paths = [p for p in heads.param_shapes(model, 1, role) if "task/" in p]
+    named = [names.of(path, role) for path in paths]
+    if all(name is not None and name[0] in found for name in named):
+      roles[role] = len(paths)
       shape = tensors[found[place[0]]].shape
-      heads_found[place[0]] = kind, shape[0] if shape else 0
-  if len(heads_found) > 1:
+      sizes[place[0]] = shape[0] if shape else 0
+  if len(sizes) > 1:
     raise ConvertError(
-      f"the weights have several heads of tasks: {', '.join(heads_found)}; "
+      f"the weights have several heads of tasks: {', '.join(sizes)}; "
       "keep one of them"
     )
-  return next(iter(heads_found.values()), (None, 1))
+  if not roles:
+    return _broken_task_head(family, names, found, tensors)
+  most = max(roles.values())
+  chosen = tuple(role for role, count in roles.items() if count == most)
+  return chosen, next(iter(sizes.values()))
+
+
+def _broken_task_head(
+  family: Family,
+  names: Names,
+  found: Mapping[str, str],
+  tensors: Mapping[str, np.ndarray],
+) -> tuple[tuple[str, ...], int]:
+  """Returns the roles of a head of which a part is missing, and its K."""
+  for role in family.heads:
+    place = names.of("task/bias", role)
+    if place and place[0] in found:
+      shape = tensors[found[place[0]]].shape
+      return (role,), shape[0] if shape else 0
+  return (), 1

@@ -1,7 +1,10 @@
-"""BERT: embeddings, a stack of Transformer layers, and a pooler.
+"""An encoder: embeddings, a stack of Transformer layers, and a pooler.
+
+The switches of a `ModelConfig` decide what kind of encoder it is; without any,
+it is BERT.
 
 Shapes: B batch, L length, P masked slots, D hidden, N heads, H head_dim,
-F mlp, V vocab, T segment types.
+F mlp, V vocab, T segment types, E embedding width.
 """
 
 from flax import linen as nn
@@ -10,8 +13,10 @@ import jax.numpy as jnp
 
 from bert_jax.models import layers
 from bert_jax.models.attention import masks
+from bert_jax.models.attention import positions as relative_positions
 from bert_jax.models.attention import programs
 from bert_jax.models.attention.self_attention import SelfAttention
+from bert_jax.models.config import LayerPlan
 from bert_jax.models.config import ModelConfig
 from bert_jax.models.dropout import Dropout
 from bert_jax.runtime import sharding
@@ -42,27 +47,25 @@ class LearnedPositions(nn.Module):
       length: L.
 
     Returns:
-      [B, L, D], or [1, L, D] without `positions`.
+      [B, L, E], or [1, L, E] without `positions`.
     """
     cfg = self.config
+    first = cfg.position_offset
     table = self.param(
       "embedding",
       layers.kernel_init(cfg),
-      (cfg.max_len, cfg.hidden_size),
+      (cfg.max_len + first, cfg.embedding_width),
       layers.storage_dtype(cfg),
     )
     if positions is not None:
+      positions = positions + first if first else positions
       return layers.look_up(table, positions, layers.compute_dtype(cfg))
-    if length > cfg.max_len:
-      raise ValueError(
-        f"input_ids has length {length}, but model.max_len={cfg.max_len} "
-        "positions have an embedding; shorten the input or raise max_len"
-      )
-    return table[:length].astype(layers.compute_dtype(cfg))[None]
+    table = table[first : first + length]
+    return table.astype(layers.compute_dtype(cfg))[None]
 
 
-# `model.positions` -> a module that is added to the embeddings.
-POSITIONS = {"learned": LearnedPositions}
+# `model.positions` -> a module that is added to the embeddings; None: nothing.
+POSITIONS = {"learned": LearnedPositions, "none": None}
 
 
 class Embeddings(nn.Module):
@@ -79,25 +82,35 @@ class Embeddings(nn.Module):
   def setup(self):
     cfg = self.config
     self.word = layers.embed(cfg, cfg.vocab_size)
-    self.position = POSITIONS[cfg.positions](cfg)
-    self.type = layers.embed(cfg, cfg.type_vocab_size)
-    self.norm = layers.NORMS[cfg.norm](cfg)
+    position = POSITIONS[cfg.positions]
+    self.position = position(cfg) if position else None
+    if cfg.type_vocab_size:
+      self.type = layers.embed(cfg, cfg.type_vocab_size)
+    if cfg.embedding_norm:
+      self.norm = layers.NORMS[cfg.norm](cfg)
+    if cfg.embedding_size:
+      self.projection = layers.Dense(cfg, cfg.hidden_size)
     self.dropout = Dropout(cfg.dropout_rate)
 
   def __call__(self, input_ids, segment_ids, positions, *, deterministic):
     """Maps token ids [B, L] to [B, L, D]; see `Encoder` for the arguments."""
     cfg = self.config
     dtype = layers.compute_dtype(cfg)
-    position = self.position(positions, input_ids.shape[1])
-    # The table has few rows. A matmul with one-hot vectors is then faster than
-    # a lookup, because its gradient is a matmul and not a scatter.
-    one_hot = jax.nn.one_hot(
-      segment_ids.reshape(-1), cfg.type_vocab_size, dtype=dtype
-    )
-    kind = one_hot @ self.type.embedding.astype(dtype)
-    word = layers.look_up(self.word.embedding, input_ids, dtype)
-    x = self.norm(word + kind.reshape(word.shape) + position)
-    return self.dropout(x, deterministic=deterministic)
+    x = layers.look_up(self.word.embedding, input_ids, dtype)
+    if cfg.type_vocab_size:
+      # The table has few rows. A matmul with one-hot vectors is then faster
+      # than a lookup, because its gradient is a matmul and not a scatter.
+      one_hot = jax.nn.one_hot(
+        segment_ids.reshape(-1), cfg.type_vocab_size, dtype=dtype
+      )
+      kind = one_hot @ self.type.embedding.astype(dtype)
+      x = x + kind.reshape(x.shape)
+    if self.position is not None:
+      x = x + self.position(positions, input_ids.shape[1])
+    x = self.norm(x) if cfg.embedding_norm else x
+    if "embeddings" in cfg.dropout_places:
+      x = self.dropout(x, deterministic=deterministic)
+    return self.projection(x) if cfg.embedding_size else x
 
 
 class Mlp(nn.Module):
@@ -112,17 +125,44 @@ class Mlp(nn.Module):
   def setup(self):
     cfg = self.config
     # `in` is a keyword of Python, so `self.in` is not possible.
-    setattr(self, "in", layers.Dense(cfg, cfg.mlp_dim))
-    self.out = layers.Dense(cfg, cfg.hidden_size)
+    dense = layers.Dense(cfg, cfg.mlp_dim, has_bias=cfg.mlp_in_bias)
+    setattr(self, "in", dense)
+    self.out = layers.Dense(cfg, cfg.hidden_size, has_bias=cfg.mlp_out_bias)
+    self.dropout = Dropout(cfg.dropout_rate)
 
-  def __call__(self, x):
-    return self.out(
-      layers.ACTIVATIONS[self.config.hidden_act](getattr(self, "in")(x))
-    )
+  def __call__(self, x, deterministic):
+    cfg = self.config
+    x = layers.ACTIVATIONS[cfg.hidden_act](getattr(self, "in")(x))
+    if "mlp_inner" in cfg.dropout_places:
+      x = self.dropout(x, deterministic=deterministic)
+    return self.out(x)
+
+
+class GatedMlp(Mlp):
+  """An `Mlp` whose inner layer is multiplied by another dense layer.
+
+  Attributes:
+    config: a `ModelConfig`.
+
+  Source: Shazeer 2020, arXiv:2002.05202.
+  """
+
+  def setup(self):
+    super().setup()
+    cfg = self.config
+    self.gate = layers.Dense(cfg, cfg.mlp_dim, has_bias=cfg.mlp_in_bias)
+
+  def __call__(self, x, deterministic):
+    cfg = self.config
+    gate = layers.ACTIVATIONS[cfg.hidden_act](self.gate(x))
+    x = gate * getattr(self, "in")(x)
+    if "mlp_inner" in cfg.dropout_places:
+      x = self.dropout(x, deterministic=deterministic)
+    return self.out(x)
 
 
 # `model.feed_forward` -> the module after attention.
-FEED_FORWARDS = {"mlp": Mlp}
+FEED_FORWARDS = {"mlp": Mlp, "glu": GatedMlp}
 
 
 def _norm_behind(norm, sublayer, x, take):
@@ -131,10 +171,19 @@ def _norm_behind(norm, sublayer, x, take):
   return norm(residual + sublayer(x, residual))
 
 
+def _norm_before(norm, sublayer, x, take):
+  """Normalises the input of the sublayer.
+
+  Source: Xiong et al. 2020, arXiv:2002.04745.
+  """
+  normal = norm(x)
+  return take(x) + sublayer(normal, take(normal))
+
+
 # `model.norm_place` -> a function (norm, sublayer, x, take) -> hidden states.
 # `take` selects the positions of `x` [B, L, D] to compute. The sublayer maps
 # (all hidden states, the selected ones) to the update of the selected ones.
-NORM_PLACES = {"post": _norm_behind}
+NORM_PLACES = {"post": _norm_behind, "pre": _norm_before}
 
 
 class Layer(nn.Module):
@@ -142,52 +191,79 @@ class Layer(nn.Module):
 
   Attributes:
     config: a `ModelConfig`.
+    plan: what is particular to this layer.
 
   Source: Vaswani et al. 2017, section 3.1; google-research/bert
   modeling.py:754-891.
   """
 
   config: ModelConfig
+  plan: LayerPlan = LayerPlan()
 
   def setup(self):
     cfg = self.config
     self.attention = SelfAttention(cfg)
-    self.attention_norm = layers.NORMS[cfg.norm](cfg)
+    if self.plan.has_attention_norm:
+      self.attention_norm = layers.NORMS[cfg.norm](cfg)
     self.mlp = FEED_FORWARDS[cfg.feed_forward](cfg)
     self.mlp_norm = layers.NORMS[cfg.norm](cfg)
     self.dropout = Dropout(cfg.dropout_rate)
 
-  def __call__(self, x, bias, deterministic, only=None):
+  def __call__(self, x, bias, deterministic, only=None, turns=None):
     """Maps hidden states to hidden states.
 
     Args:
       x: [B, L, D].
       bias: the mask: a float32 bias, broadcastable to [B, N, L, L], or
-        `masks.Visible`.
+        `masks.Visible` or `masks.Window`.
       deterministic: True switches dropout off.
       only: [B, Q], the positions to compute, which see all positions; None: all
         positions.
+      turns: the rotations of all positions, from `positions.rotation`, or the
+        vectors and rows of a table of distances, or None.
 
     Returns:
       [B, L, D], or [B, Q, D] with `only`.
     """
-    add = NORM_PLACES[self.config.norm_place]
+    cfg = self.config
+    add = NORM_PLACES[cfg.norm_place]
+    of_queries = turns
     if only is not None:
-      bias = masks.bias_of_queries(bias, only)
+      bias = (
+        masks.window_bias(bias, cfg.local_radius, only)
+        if isinstance(bias, masks.Window)
+        else masks.bias_of_queries(bias, only)
+      )
+      of_queries = relative_positions.of_queries(cfg, turns, only)
 
     def take(x):
       return x if only is None else layers.gather_positions(x, only)
 
+    def drop(place, x):
+      if place not in cfg.dropout_places:
+        return x
+      return self.dropout(x, deterministic=deterministic)
+
     def attend(x, queries):
       queries = None if only is None else queries
-      y = self.attention(x, bias, deterministic=deterministic, queries=queries)
-      return self.dropout(y, deterministic=deterministic)
+      y = self.attention(
+        x,
+        bias,
+        deterministic=deterministic,
+        queries=queries,
+        turns=None if turns is None else (of_queries, turns),
+      )
+      return drop("attention", y)
 
     def feed_forward(x, _):
-      return self.dropout(self.mlp(x), deterministic=deterministic)
+      return drop("mlp", self.mlp(x, deterministic))
 
-    x = add(self.attention_norm, attend, x, take)
-    x = add(self.mlp_norm, feed_forward, x, lambda x: x)
+    def same(x):
+      return x
+
+    first = self.attention_norm if self.plan.has_attention_norm else same
+    x = add(first, attend, x, take)
+    x = add(self.mlp_norm, feed_forward, x, same)
     return sharding.constrain_batch(x)
 
 
@@ -205,7 +281,7 @@ def _check_shapes(input_ids, **arrays):
 # names of operations.
 
 
-def _run_unrolled(encoder, x, mask, deterministic, only, keep):
+def _run_unrolled(encoder, x, mask, turns, deterministic, only, keep):
   """Runs all layers of an encoder one after the other.
 
   Returns:
@@ -213,29 +289,38 @@ def _run_unrolled(encoder, x, mask, deterministic, only, keep):
     with `keep` all hidden states [num_layers + 1, B, L, D], embeddings first.
   """
   states = [x]
-  for i, layer in enumerate(encoder.layer):
-    is_last = i == encoder.config.num_layers - 1
-    x = layer(x, mask, deterministic, only if is_last else None)
+  plans = encoder.config.layer_plans
+  for i, plan in enumerate(plans):
+    x = encoder.layer[plan.params](
+      x,
+      mask[plan.is_local],
+      deterministic,
+      only if i == len(plans) - 1 else None,
+      turns and turns[plan.is_local],
+    )
     states.append(x)
-  return x, jnp.stack(states) if keep else None
+  return x, states if keep else None
 
 
-def _run_scanned(encoder, x, mask, deterministic, only, keep):
+def _run_scanned(encoder, x, mask, turns, deterministic, only, keep):
   """Does the same as `_run_unrolled` by a loop over one compiled layer."""
   run = nn.scan(
     _scan_body,
     variable_axes={"params": 0},
     split_rngs={"params": True, "dropout": True},
-    in_axes=(nn.broadcast, nn.broadcast),
+    in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
     length=encoder.config.num_layers,
   )
-  last, outputs = run(encoder.layers, x, mask, deterministic)
-  states = jnp.concatenate([x[None], outputs]) if keep else None
+  is_local = encoder.config.layer_plans[0].is_local
+  last, outputs = run(
+    encoder.layers, x, mask[is_local], deterministic, turns and turns[is_local]
+  )
+  states = [x, *outputs] if keep else None
   return last if only is None else layers.gather_positions(last, only), states
 
 
-def _scan_body(layer, x, bias, deterministic):
-  x = layer(x, bias, deterministic)
+def _scan_body(layer, x, bias, deterministic, turns):
+  x = layer(x, bias, deterministic, None, turns)
   return x, x
 
 
@@ -268,11 +353,19 @@ class Encoder(nn.Module):
         static_argnums=(3,),
         prevent_cse=not cfg.scan_layers,
       )
+    plans = cfg.layer_plans
     if cfg.scan_layers:
-      self.layers = layer(cfg)
+      self.layers = layer(cfg, plans[0])
     else:
-      self.layer = [layer(cfg) for _ in range(cfg.num_layers)]
-    self.pooler = layers.Dense(cfg, cfg.hidden_size)
+      own = {plan.params: plan for plan in reversed(plans)}
+      self.layer = [layer(cfg, own[i]) for i in range(cfg.num_own_layers)]
+    if cfg.norm_place == "pre":
+      self.final_norm = layers.NORMS[cfg.norm](cfg)
+    row = relative_positions.row_of(cfg.attention_positions)
+    if relative := row.bias or row.table:
+      self.relative = relative(cfg)
+    if cfg.pooler:
+      self.pooler = layers.Dense(cfg, cfg.hidden_size)
 
   def __call__(
     self,
@@ -305,9 +398,9 @@ class Encoder(nn.Module):
 
     Returns:
       (hidden [B, L, D], pooled [B, D]). `hidden` is [B, P, D] with
-      `only_positions`, and `pooled` comes from token 0 of the row. With
-      `return_layers` also layers [num_layers + 1, B, L, D], the output of the
-      embeddings first and `hidden` last.
+      `only_positions`, and `pooled` comes from token 0 of the row; it is None
+      if the model has no pooler. With `return_layers` also layers [num_layers +
+      1, B, L, D], the output of the embeddings first and `hidden` last.
 
     Raises:
       ValueError: if the shapes disagree or L is longer than `max_len`.
@@ -324,25 +417,47 @@ class Encoder(nn.Module):
         "return_layers=True returns all positions, but only_positions selects "
         "some; leave one of them out"
       )
+    cfg, length = self.config, input_ids.shape[1]
+    if positions is None and length > cfg.max_len:
+      raise ValueError(
+        f"input_ids has length {length}, but model.max_len={cfg.max_len} "
+        "positions have an embedding; shorten the input or raise max_len"
+      )
     x = self.embeddings(
       input_ids, segment_ids, positions, deterministic=deterministic
     )
     x = sharding.constrain_batch(x)
-    takes_bias = programs.program_of(self.config).takes_bias
-    mask = masks.PATTERNS[self.config.attention_pattern](
-      input_mask, sequence_ids, takes_bias or self.is_initializing()
-    )
+    takes_bias = programs.program_of(cfg).takes_bias or self.is_initializing()
+    mask = {
+      is_local: masks.PATTERNS["local" if is_local else "full"](
+        input_mask, sequence_ids, takes_bias
+      )
+      for is_local in sorted({plan.is_local for plan in cfg.layer_plans})
+    }
+    row = relative_positions.row_of(cfg.attention_positions)
+    if row.bias:
+      bias = self.relative(length)
+      mask = {
+        is_local: bias
+        + (masks.window_bias(one, cfg.local_radius) if is_local else one)
+        for is_local, one in mask.items()
+      }
+    turns = relative_positions.rotations(cfg, positions, length)
+    if row.table:
+      turns = dict.fromkeys(mask, self.relative(length, deterministic))
     only = only_positions
-    if only is not None:
+    if only is not None and cfg.pooler:
       only = jnp.pad(only, ((0, 0), (1, 0)))  # token 0, for the pooler
-    run = _run_scanned if self.config.scan_layers else _run_unrolled
-    x, states = run(self, x, mask, deterministic, only, return_layers)
-    pooled = self.pool(x[:, 0])
-    if only is not None:
-      return x[:, 1:], pooled
+    run = _run_scanned if cfg.scan_layers else _run_unrolled
+    x, states = run(self, x, mask, turns, deterministic, only, return_layers)
+    if cfg.norm_place == "pre":
+      x = self.final_norm(x)
+    pooled = self.pool(x[:, 0]) if cfg.pooler else None
+    if only_positions is not None:
+      return x[:, 1:] if cfg.pooler else x, pooled
     if not return_layers:
       return x, pooled
-    return x, pooled, states
+    return x, pooled, jnp.stack([*states[:-1], x])
 
   def pool(self, hidden):
     """Maps the hidden states [..., D] of [CLS] to vectors of the sequences.

@@ -20,6 +20,8 @@ Of several ways to count, these are the lower ones:
 Padding counts like any other position.
 """
 
+from bert_jax.models import families
+from bert_jax.models.config import DISTANCE_TABLES
 from bert_jax.models.config import FEED_FORWARD_MATRICES
 from bert_jax.runtime import chips
 from bert_jax.runtime import settings
@@ -52,14 +54,7 @@ def encoder_flops(
     BERT-base has 12 * (4 * 768**2 + 2 * 768 * 3072) = 85e6 weights in its
     layers: a row of 128 takes 2 * 85e6 * 128 = 21.7e9, attention 0.6e9 more:
 
-    >>> import types
-    >>> base = types.SimpleNamespace(
-    ...   num_layers=12,
-    ...   hidden_size=768,
-    ...   mlp_dim=3072,
-    ...   vocab_size=30522,
-    ...   feed_forward="mlp",
-    ... )
+    >>> base = settings.make_config().model
     >>> f"{encoder_flops(base, batch_size=1, seq_len=128):.3g}"
     '2.23e+10'
   """
@@ -67,18 +62,31 @@ def encoder_flops(
   matrices = FEED_FORWARD_MATRICES[model.feed_forward]
   attended = float(seq_len**2) if attended is None else attended
   outputs = seq_len if num_outputs is None else min(num_outputs, seq_len)
+  has_table = model.attention_positions in DISTANCE_TABLES
 
-  def layer(queries: int) -> float:
+  def layer(queries: int, seen: float) -> float:
     key_and_value = 2 * 2 * d * d * seq_len
     query_and_out = 2 * 2 * d * d * queries
     # Scores, and the sum of values.
-    attention = 2 * 2 * d * attended * queries / seq_len
+    attention = 2 * 2 * d * seen * queries / seq_len
     mlp = 2 * matrices * d * f * queries
-    return key_and_value + query_and_out + attention + mlp
+    # The vectors of distances as queries and keys, and their scores.
+    rows = 2 * model.relative_buckets if has_table else 0
+    distances = 2 * 2 * rows * d * d + 2 * rows * d * (queries + seq_len)
+    return key_and_value + query_and_out + attention + mlp + distances
 
-  layers = (model.num_layers - 1) * layer(seq_len) + layer(outputs)
-  pooler = num_pooled * 2 * d * d
-  return round(batch_size * (layers + pooler))
+  seen = [attended] * model.num_layers
+  if model.attention_pattern == "local":
+    near = min(attended, float(seq_len) * (2 * model.local_radius + 1))
+    seen = [
+      near if i % model.full_every else attended
+      for i in range(model.num_layers)
+    ]
+  layers = sum(layer(seq_len, pairs) for pairs in seen[:-1])
+  layers += layer(outputs, seen[-1])
+  pooler = num_pooled * 2 * d * d if model.pooler else 0
+  projection = 2 * model.embedding_size * d * seq_len
+  return round(batch_size * (layers + pooler + projection))
 
 
 def pretrain_step_flops(
@@ -116,9 +124,11 @@ def pretrain_step_flops(
   )
   d = model.hidden_size
   # Masked LM: every masked slot of a row is computed, whether used or not.
-  forward += batch_size * num_masked * (2 * d * d + 2 * d * model.vocab_size)
+  e = model.embedding_size or d
+  dense = 2 * d * e if model.mlm_head == "transform" else 0
+  forward += batch_size * num_masked * (dense + 2 * e * model.vocab_size)
   # Next sentence: two labels.
-  forward += batch_size * num_sequences * 2 * d * 2
+  forward += batch_size * num_sequences * 2 * d * 2 if model.pooler else 0
   return 3 * forward
 
 
@@ -126,7 +136,7 @@ def task_step_flops(
   model: settings.Model,
   batch_size: int,
   seq_len: int,
-  pooled: bool,
+  role: str,
   *,
   num_sequences: int = 1,
   attended: float | None = None,
@@ -138,21 +148,29 @@ def task_step_flops(
     model: The group `model` of a config.
     batch_size: The number of rows B of the global batch.
     seq_len: The length L of a row.
-    pooled: Whether the head reads only [CLS], through the pooler, or every
-      position. The few products of the head itself are not counted.
+    role: The role of the head, a key of `Family.heads`. Heads for sequences
+      read one position, unless they read the mean of all. Of the products of
+      the head itself, only a dense layer before the last one is counted.
     num_sequences: The number of sequences S that a row has room for.
     attended: See `encoder_flops`.
     all_positions: Whether to count the last layer, and attention, at all
       positions.
   """
-  return 3 * encoder_flops(
+  reads_one = role in ("sequence", "choice") and model.pooling == "first"
+  steps = families.get_family(model.family).heads[role]
+  forward = encoder_flops(
     model,
     batch_size,
     seq_len,
-    num_outputs=num_sequences if pooled and not all_positions else None,
-    num_pooled=num_sequences if pooled else 0,
+    num_outputs=num_sequences if reads_one and not all_positions else None,
+    num_pooled=num_sequences if "pooler" in steps else 0,
     attended=None if all_positions else attended,
   )
+  if "dense" in steps:
+    is_one = role in ("sequence", "choice")
+    vectors = num_sequences if is_one else seq_len
+    forward += batch_size * vectors * 2 * model.hidden_size**2
+  return 3 * forward
 
 
 def mfu(

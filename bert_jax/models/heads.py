@@ -1,6 +1,7 @@
 """The heads on the encoder, and the models that they make with it."""
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -8,6 +9,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from bert_jax.models import families
 from bert_jax.models import hooks
 from bert_jax.models import layers
 from bert_jax.models import params as param_trees
@@ -79,7 +81,8 @@ class MlmHead(nn.Module):
 
     Args:
       hidden: [B, P, D], the output of the encoder at the masked positions.
-      word_table: [V, D], the word embedding, tied with the output weights.
+      word_table: [V, E], the word embedding, which is the decoder, too, if
+        `config.tied_words`.
 
     Returns:
       float32 [B, P, V].
@@ -87,10 +90,24 @@ class MlmHead(nn.Module):
     Source: google-research/bert run_pretraining.py:240-285.
     """
     cfg = self.config
-    x = layers.Dense(cfg, cfg.hidden_size, name="dense")(hidden)
-    x = layers.ACTIVATIONS[cfg.hidden_act](x)
-    x = layers.NORMS[cfg.norm](cfg, name="norm")(x)
-    return vocab_logits(x, word_table, layers.bias(self, (cfg.vocab_size,)))
+    x = hidden
+    if cfg.mlm_head == "transform":
+      width, has_bias = cfg.embedding_width, cfg.head_bias
+      x = layers.Dense(cfg, width, has_bias=has_bias, name="dense")(x)
+      x = layers.ACTIVATIONS[cfg.head_act or cfg.hidden_act](x)
+      x = layers.NORMS[cfg.norm](cfg, name="norm")(x)
+    if not cfg.tied_words:
+      word_table = self.param(
+        "decoder",
+        layers.kernel_init(cfg),
+        (cfg.vocab_size, x.shape[-1]),
+        layers.storage_dtype(cfg),
+      )
+    if cfg.mlm_bias:
+      bias = layers.bias(self, (cfg.vocab_size,))
+    else:
+      bias = jnp.zeros(word_table.shape[:1], word_table.dtype)
+    return vocab_logits(x, word_table, bias)
 
 
 class LinearHead(nn.Module):
@@ -111,15 +128,86 @@ class LinearHead(nn.Module):
     Source: google-research/bert run_pretraining.py:288-304,
     run_classifier.py:590-616, run_squad.py:575-600.
     """
-    kernel = layers.kernel(self, (self.config.hidden_size, self.num_outputs))
-    bias = layers.bias(self, (self.num_outputs,))
-    logits = jax.lax.dot_general(
-      x,
-      kernel.astype(x.dtype),
-      (((x.ndim - 1,), (0,)), ((), ())),
-      preferred_element_type=jnp.float32,
-    )
-    return logits + layers.last_axis(logits, bias)
+    return _score(self, x)
+
+
+def _score(module, x):
+  """Returns the scores of a module with `config` and `num_outputs`."""
+  width = module.config.hidden_size
+  kernel = layers.kernel(module, (width, module.num_outputs))
+  bias = layers.bias(module, (module.num_outputs,))
+  logits = jax.lax.dot_general(
+    x,
+    kernel.astype(x.dtype),
+    (((x.ndim - 1,), (0,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
+  return logits + layers.last_axis(logits, bias)
+
+
+def mean_of_sequences(x, sequence_ids, num_sequences):
+  """Returns the mean over the tokens of each sequence.
+
+  Args:
+    x: [B, L, D].
+    sequence_ids: [B, L] int32, the number of the sequence of each token, from 1
+      on; 0 = padding.
+    num_sequences: S.
+
+  Returns:
+    float32 [B, S, D]; zeros where a row has fewer sequences.
+  """
+  numbers = jnp.arange(1, num_sequences + 1)[None, :, None]
+  members = (sequence_ids[:, None, :] == numbers).astype(jnp.float32)
+  total = jnp.einsum("BSL,BLD->BSD", members, x.astype(jnp.float32))
+  return total / jnp.maximum(members.sum(-1, keepdims=True), 1.0)
+
+
+class TaskHead(nn.Module):
+  """A `LinearHead` behind the steps that a family has there.
+
+  Attributes:
+    config: a `ModelConfig`.
+    num_outputs: K.
+    steps: what is done to a vector before the last dense layer, in order:
+      "pooler" (that of the encoder), "dropout", "dense", "norm", "act" (that of
+      the head of masked words), "hidden_act" (that of the encoder), or the name
+      of an activation.
+  """
+
+  config: ModelConfig
+  num_outputs: int
+  steps: tuple[str, ...] = ()
+
+  @nn.compact
+  def __call__(self, x, pool=None, drop=None, late=None):
+    """Maps [..., D] to float32 [..., K].
+
+    Args:
+      x: [..., D].
+      pool: the pooler of the encoder.
+      drop: the dropout of the model.
+      late: a function to apply before the last dense layer, or None.
+    """
+    cfg = self.config
+    for step in self.steps:
+      if step == "pooler":
+        x = pool(x)
+      elif step == "dropout":
+        x = drop(x)
+      elif step == "dense":
+        dense = layers.Dense(
+          cfg, cfg.hidden_size, has_bias=cfg.head_bias, name="dense"
+        )
+        x = dense(x)
+      elif step == "norm":
+        x = layers.NORMS[cfg.norm](cfg, name="norm")(x)
+      else:
+        named = {
+          "act": cfg.head_act or cfg.hidden_act, "hidden_act": cfg.hidden_act
+        }  # fmt: skip
+        x = layers.ACTIVATIONS[named.get(step, step)](x)
+    return _score(self, x if late is None else late(x))
 
 
 class PreTrainingModel(nn.Module):
@@ -136,12 +224,15 @@ class PreTrainingModel(nn.Module):
   def setup(self):
     self.encoder = Encoder(self.config)
     self.mlm = MlmHead(self.config)
-    self.nsp = LinearHead(self.config, 2)
+    if self.config.pooler:
+      self.nsp = LinearHead(self.config, 2)
 
   @property
   def hooks(self):
     """How a training step handles the parameters."""
-    return hooks.EncoderHooks(self, scores_words=True)
+    return hooks.EncoderHooks(
+      self, scores_words=True, is_tied=self.config.tied_words
+    )
 
   def __call__(
     self,
@@ -170,10 +261,11 @@ class PreTrainingModel(nn.Module):
 
     Returns:
       (mlm_logits float32 [B, P, V], nsp_logits float32 [B, 2]); nsp_logits are
-      [B, S, 2] with `cls_positions`.
+      [B, S, 2] with `cls_positions`, and None if the model has no pooler.
     """
     only = masked_positions
-    if cls_positions is not None:
+    has_nsp = self.config.pooler
+    if has_nsp and cls_positions is not None:
       only = jnp.concatenate([masked_positions, cls_positions], axis=1)
     hidden, pooled = self.encoder(
       input_ids,
@@ -184,14 +276,15 @@ class PreTrainingModel(nn.Module):
       deterministic=deterministic,
       only_positions=only,
     )
-    if cls_positions is not None:
+    if has_nsp and cls_positions is not None:
       num_masked = masked_positions.shape[1]
       pooled = self.encoder.pool(hidden[:, num_masked:])  # [B, S, D]
       hidden = hidden[:, :num_masked]
     word_table = self.encoder.embeddings.word.embedding
     if self.has_variable("output", "word_table"):
       word_table = self.get_variable("output", "word_table")
-    return self.mlm(hidden, word_table), self.nsp(pooled)
+    words = self.mlm(hidden, word_table)
+    return words, self.nsp(pooled) if has_nsp else None
 
 
 class TaskModel(nn.Module):
@@ -202,8 +295,7 @@ class TaskModel(nn.Module):
     num_outputs: K; 1 for a number or a choice, 2 for a span.
     pooled: whether the head reads the pooled [CLS] of every sequence instead of
       all tokens.
-    head_dropout: whether to apply dropout before the head, at
-      `config.dropout_rate`.
+    role: which of the heads of the family this is, a key of `Family.heads`.
 
   Source: BERT paper, section 4 and figure 4; google-research/bert
   run_classifier.py:574-616, run_squad.py:557-600.
@@ -212,14 +304,13 @@ class TaskModel(nn.Module):
   config: ModelConfig
   num_outputs: int
   pooled: bool
-  head_dropout: bool = True
+  role: str
 
   def setup(self):
+    steps = families.get_family(self.config.family).heads[self.role]
     self.encoder = Encoder(self.config)
-    self.task = LinearHead(self.config, self.num_outputs)
-    self.dropout = Dropout(
-      self.config.dropout_rate if self.head_dropout else 0.0
-    )
+    self.task = TaskHead(self.config, self.num_outputs, steps)
+    self.dropout = Dropout(self.config.dropout_rate)
 
   @property
   def hooks(self):
@@ -252,6 +343,8 @@ class TaskModel(nn.Module):
     Returns:
       float32 [B, S, K] if `pooled`, else [B, L, K].
     """
+    pooling = self.config.pooling
+    reads_mean = self.pooled and pooling != "first"
     x, _ = self.encoder(
       input_ids,
       input_mask,
@@ -259,51 +352,103 @@ class TaskModel(nn.Module):
       positions=positions,
       sequence_ids=sequence_ids,
       deterministic=deterministic,
-      only_positions=cls_positions if self.pooled else None,
+      only_positions=cls_positions if self.pooled and not reads_mean else None,
     )
-    if self.pooled:
-      x = self.encoder.pool(x)
-    return self.task(self.dropout(x, deterministic=deterministic))
+
+    def mean(x):
+      numbers = input_mask if sequence_ids is None else sequence_ids
+      found = mean_of_sequences(x, numbers, cls_positions.shape[1])
+      return found.astype(x.dtype)
+
+    def drop(x):
+      return self.dropout(x, deterministic=deterministic)
+
+    late = mean if reads_mean and pooling == "late" else None
+    x = mean(x) if reads_mean and late is None else x
+    return self.task(x, self.encoder.pool, drop, late)
+
+
+class DiscriminatorModel(nn.Module):
+  """The encoder with a head that says of each token whether it was replaced.
+
+  Attributes:
+    config: a `ModelConfig`, of a family with such a head.
+
+  Source: Clark et al. 2020, arXiv:2003.10555, section 2.
+  """
+
+  config: ModelConfig
+
+  def setup(self):
+    steps = families.get_family(self.config.family).discriminator
+    self.encoder = Encoder(self.config)
+    self.rtd = TaskHead(self.config, 1, steps)
+
+  def __call__(self, input_ids, input_mask, segment_ids, **kwargs):
+    """Returns float32 [B, L], above 0 where a token seems to be replaced.
+
+    Args:
+      input_ids: [B, L] int32; see `Encoder` for this and the others.
+      input_mask: [B, L] int32.
+      segment_ids: [B, L] int32.
+      **kwargs: more arguments of `Encoder`.
+    """
+    x, _ = self.encoder(input_ids, input_mask, segment_ids, **kwargs)
+    return self.rtd(x)[..., 0]
 
 
 def param_shapes(
-  model: Mapping[str, Any], num_labels: int
+  model: Mapping[str, Any], num_labels: int, role: str = "sequence"
 ) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every parameter that a model may have.
 
   Args:
-    model: sizes and switches, as in the config group `model`.
+    model: family, sizes and switches, as in the config group `model`.
     num_labels: K, the width of the head of its task.
+    role: which of the heads of the family the task has.
 
   Returns:
     Path -> shape, with unrolled layers, and with all heads and the pooler.
   """
-  first = ModelConfig(**{**model, "num_layers": 1})
-  shapes = _shapes_of_one_layer(first, num_labels)
+  config = ModelConfig(**model)
+  count = config.num_own_layers
+  # The first layer may lack a norm; all others are alike.
+  few = dataclasses.replace(
+    config,
+    num_layers=min(count, 2),
+    layer_groups=0,
+    scan_layers=False,
+    attention="plain",
+  )
+  shapes = _shapes_of_few_layers(few, num_labels, role)
   return {
-    path.replace("encoder/layer_0/", f"encoder/layer_{i}/"): shape
-    for i in range(model["num_layers"])
+    path.replace(f"encoder/layer_{min(i, 1)}/", f"encoder/layer_{i}/"): shape
+    for i in range(count)
     for path, shape in shapes.items()
-    if i == 0 or path.startswith("encoder/layer_0/")
+    if path.startswith(f"encoder/layer_{min(i, 1)}/")
+    or (i == 0 and not path.startswith("encoder/layer_"))
   }
 
 
 @functools.lru_cache(maxsize=64)
-def _shapes_of_one_layer(
-  config: ModelConfig, num_labels: int
+def _shapes_of_few_layers(
+  config: ModelConfig, num_labels: int, role: str
 ) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes for a model with one layer; all layers are alike."""
+  """Returns the shapes of the parameters of a model with few layers."""
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   rng = jax.ShapeDtypeStruct((2,), jnp.uint32)
   flat: dict[str, Any] = {}
   with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-    for model in (
-      PreTrainingModel(config),
-      TaskModel(config, num_labels, pooled=True),
-    ):
+    models = [
+      (PreTrainingModel(config), 4),
+      (TaskModel(config, num_labels, pooled=True, role=role), 4),
+    ]
+    if families.get_family(config.family).discriminator:
+      models.append((DiscriminatorModel(config), 3))
+    for model, count in models:
       with layers.shapes_only():
         tree = jax.eval_shape(
-          lambda *inputs, model=model: model.init(*inputs), rng, *[ids] * 4
+          lambda *inputs, model=model: model.init(*inputs), rng, *[ids] * count
         )
       flat |= param_trees.flatten(tree["params"])
   # Each kernel before its bias, because errors name the first misfit.

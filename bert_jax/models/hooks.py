@@ -36,10 +36,12 @@ class EncoderHooks:
     model: the module.
     scores_words: whether its outputs are scores of words by the word table, in
       which it also looks up its input.
+    is_tied: whether the table of these scores is that of the input.
   """
 
   model: Any
   scores_words: bool
+  is_tied: bool = True
 
   def for_gradients(self, params: Tree) -> Tree:
     """Returns the parameters in the form in which a loss is differentiated.
@@ -74,7 +76,9 @@ class EncoderHooks:
     Returns:
       {"word_table": [V, D]}; {} if the model uses every parameter once.
     """
-    return {"word_table": _word_table(params)} if self.scores_words else {}
+    if not self.scores_words or not self.is_tied:
+      return {}
+    return {"word_table": _word_table(params)}
 
   def tie(self, grads: Tree, second: Tree) -> Tree:
     """Adds the gradients of `second_use` to those of the parameters."""

@@ -5,7 +5,7 @@ automatic differentiation. So the backward pass keeps fewer arrays, and reads
 and writes them in the order in which they lie in memory.
 
 Shapes: B batch, L length, P masked slots, D hidden, N heads, H head_dim,
-V vocab.
+V vocab, E embedding width.
 """
 
 import contextlib
@@ -150,6 +150,24 @@ def layer_norm(x, scale, bias, epsilon):
   return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
 
+def rms_norm(x, scale, epsilon):
+  """Divides the last axis by its root mean square, then scales it.
+
+  Statistics and arithmetic are float32 for every dtype.
+
+  Args:
+    x: [..., D].
+    scale: [D].
+    epsilon: the number that is added to the mean square, a Python float.
+
+  Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+  """
+  wide = x.astype(jnp.float32)
+  square = jnp.mean(jnp.square(wide), -1, keepdims=True)
+  y = wide * jax.lax.rsqrt(square + epsilon)
+  return (y * last_axis(x, scale)).astype(x.dtype)
+
+
 def last_axis(x, vector):
   """Returns a vector [D] in float32, shaped to be added to x [..., D]."""
   return vector.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))
@@ -287,6 +305,47 @@ def _dense_backward(residuals, grad):
 dense.defvjp(_dense_forward, _dense_backward)
 
 
+@jax.custom_vjp
+def multiply(x, kernel):
+  """Returns `x @ kernel`: `dense` without a bias.
+
+  Args:
+    x: [..., D].
+    kernel: [D, F].
+  """
+  return _multiply_forward(x, kernel)[0]
+
+
+def _multiply_forward(x, kernel):
+  low = kernel.astype(x.dtype)
+  if low.dtype != kernel.dtype:
+    low = jax.lax.optimization_barrier(low)
+  y = jax.lax.dot_general(x, low, (((x.ndim - 1,), (0,)), ((), ())))
+  return y, (x, low, jnp.zeros((), kernel.dtype))
+
+
+def _multiply_backward(residuals, grad):
+  x, kernel, like = residuals
+  rows = x.reshape(-1, x.shape[-1])
+  columns = grad.reshape(-1, kernel.shape[1])
+  grad_x = jax.lax.dot_general(columns, kernel, (((1,), (1,)), ((), ())))
+  grad_kernel = jax.lax.dot_general(
+    rows, columns, (((0,), (0,)), ((), ())), preferred_element_type=like.dtype
+  )
+  return grad_x.reshape(x.shape), grad_kernel
+
+
+multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
+def project(x, kernel, bias=None):
+  """Returns `x @ kernel + bias` for a kernel [D, ...], perhaps without bias."""
+  if bias is not None:
+    return dense(x, kernel, bias)
+  y = multiply(x, kernel.reshape(kernel.shape[0], -1))
+  return y.reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
 def gather_positions(x, positions):
   """Picks positions of every row: [B, L, D], [B, P] -> [B, P, D]."""
   return jnp.take_along_axis(x, positions[:, :, None], axis=1)
@@ -299,11 +358,13 @@ class Dense(nn.Module):
     config: a `ModelConfig`.
     features: the size of the last axis of the result.
     heads: whether the input is [..., N, H] and the kernel [N, H, features].
+    has_bias: whether there is a bias.
   """
 
   config: ModelConfig
   features: int
   heads: bool = False
+  has_bias: bool = True
 
   @nn.compact
   def __call__(self, x):
@@ -311,7 +372,8 @@ class Dense(nn.Module):
     flat = (math.prod(shape), self.features)
     matrix = kernel(self, (*shape, self.features), flat).reshape(flat)
     x = x.reshape(x.shape[: x.ndim - len(shape)] + flat[:1])
-    return dense(x, matrix, bias(self, (self.features,)))
+    added = bias(self, (self.features,)) if self.has_bias else None
+    return project(x, matrix, added)
 
 
 class LayerNorm(nn.Module):
@@ -330,18 +392,35 @@ class LayerNorm(nn.Module):
     scale = self.param(
       "scale", nn.initializers.ones_init(), shape, storage_dtype(cfg)
     )
-    return layer_norm(x, scale, bias(self, shape), cfg.layer_norm_eps)
+    shift = bias(self, shape) if cfg.norm_bias else jnp.zeros_like(scale)
+    return layer_norm(x, scale, shift, cfg.layer_norm_eps)
+
+
+class RmsNorm(nn.Module):
+  """`rms_norm` with its parameter.
+
+  Attributes:
+    config: a `ModelConfig`.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x):
+    ones = nn.initializers.ones_init()
+    scale = self.param("scale", ones, x.shape[-1:], storage_dtype(self.config))
+    return rms_norm(x, scale, self.config.layer_norm_eps)
 
 
 # `model.norm` -> the module that normalises.
-NORMS = {"layer_norm": LayerNorm}
+NORMS = {"layer_norm": LayerNorm, "rms_norm": RmsNorm}
 
 
 def embed(config, rows):
-  """Returns the embedding module of a table [rows, D]."""
+  """Returns the embedding module of a table [rows, E]."""
   return nn.Embed(
     rows,
-    config.hidden_size,
+    config.embedding_width,
     dtype=compute_dtype(config),
     param_dtype=storage_dtype(config),
     embedding_init=kernel_init(config),

@@ -181,7 +181,8 @@ class Predictor:
     with layers.shapes_only():
       wanted = jax.eval_shape(self._answerer.init_params)
     params, added, _ = weights.fit(given, wanted)
-    if missing := [path for path in added if self._answerer.kind.needs(path)]:
+    model, kind = self._answerer.context.model, self._answerer.kind
+    if missing := [path for path in added if kind.needs(path, model)]:
       raise answers.PredictError(f"{name} has no {', '.join(missing)}")
     filled = jax.tree.map(
       lambda leaf, x: np.zeros(leaf.shape, leaf.dtype) if x is None else x,

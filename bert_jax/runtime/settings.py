@@ -39,8 +39,6 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from bert_jax.runtime import hub
-
 # The devices count steps, rows and tokens with 32-bit integers.
 _INT32 = 2**31 - 1
 # jax.random.key takes a signed 64-bit integer.
@@ -64,12 +62,15 @@ MOST_PARAMETERS = 10**13
 SHARDING_RULES = (
   ("embeddings/word/embedding$", ("tensor", "fsdp")),
   ("embeddings/(position|type)/embedding$", (None, "fsdp")),
+  ("embeddings/projection/kernel$", (None, "fsdp")),
+  ("embeddings/projection/bias$", (None,)),
+  ("relative/embedding$", (None, "tensor")),
   ("attention/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
   ("attention/(query|key|value)/bias$", ("tensor", None)),
   ("attention/out/kernel$", ("tensor", None, "fsdp")),
   ("attention/out/bias$", (None,)),
-  ("mlp/in/kernel$", ("fsdp", "tensor")),
-  ("mlp/in/bias$", ("tensor",)),
+  ("mlp/(in|gate)/kernel$", ("fsdp", "tensor")),
+  ("mlp/(in|gate)/bias$", ("tensor",)),
   ("mlp/out/kernel$", ("tensor", "fsdp")),
   ("mlp/out/bias$", (None,)),
   ("pooler/kernel$", ("fsdp", None)),
@@ -77,6 +78,11 @@ SHARDING_RULES = (
   ("mlm/dense/kernel$", ("fsdp", None)),
   ("mlm/dense/bias$", (None,)),
   ("mlm/bias$", ("tensor",)),
+  ("mlm/decoder$", ("tensor", "fsdp")),
+  ("(task|rtd)/dense/kernel$", ("fsdp", None)),
+  ("(task|rtd)/dense/bias$", (None,)),
+  ("rtd/kernel$", ("fsdp", None)),
+  ("rtd/bias$", (None,)),
   ("nsp/kernel$", ("fsdp", None)),
   ("nsp/bias$", (None,)),
   ("task/kernel$", ("fsdp", None)),
@@ -219,10 +225,10 @@ class Model(Group):
   """Width F inside the MLP."""
 
   max_len: int = of_weights(512, 1, _LEN)
-  """Rows of the position table, in tokens."""
+  """The longest sequence, in tokens, and the rows of a position table."""
 
-  type_vocab_size: int = of_weights(2, 1, 2**16)
-  """Rows of the segment table."""
+  type_vocab_size: int = of_weights(2, 0, 2**16)
+  """Rows of the segment table; 0 = there is none."""
 
   hidden_act: str = of_weights("gelu_tanh")
   """The activation inside the MLP. "gelu_tanh": as in the original code since
@@ -243,21 +249,123 @@ class Model(Group):
   programs' files, and the content of the files beside the weights."""
 
   norm: str = of_weights("layer_norm", since="0.2.0", before="layer_norm")
-  """The normalization of hidden states: "layer_norm"."""
+  """The normalization of hidden states: "layer_norm", or "rms_norm", which
+  subtracts no mean and has no bias."""
+
+  norm_bias: bool = of_weights(True, since="0.3.0", before=True)
+  """Whether layer norms have a bias."""
 
   norm_place: str = of_weights("post", since="0.2.0", before="post")
-  """Where hidden states are normalized. "post": after each residual sum."""
+  """Where hidden states are normalized. "post": after each residual sum.
+  "pre": before each sublayer, and once after the last layer."""
+
+  embedding_norm: bool = of_weights(True, since="0.3.0", before=True)
+  """Whether the embeddings are normalized."""
+
+  first_norm: bool = of_weights(True, since="0.3.0", before=True)
+  """Whether the first layer normalizes the input of its attention; only models
+  with norm_place=pre may lack it."""
 
   positions: str = of_weights("learned", since="0.2.0", before="learned")
-  """How positions are encoded. "learned": a table of max_len rows is added to
-  the embeddings."""
+  """What is added to the embeddings for a position. "learned": a row of a table
+  with max_len rows. "none": nothing."""
+
+  position_offset: int = of_weights(0, 0, 2**16, since="0.3.0", before=0)
+  """Rows of the position table before that of the first token (RoBERTa: 2). The
+  table has max_len + position_offset rows."""
+
+  attention_positions: str = of_weights("none", since="0.3.0", before="none")
+  """How attention knows positions. "none": it does not. "rope": it rotates
+  query and key, dimension i with i + head_dim / 2. "rope_pairs": it rotates
+  neighboring dimensions. "alibi": each head subtracts its slope times the
+  distance. "t5": it adds a learned bias for each head and bucket of
+  distances. "disentangled": query and key also attend to the vectors of a table
+  of distances."""
+
+  rope_theta: float = of_weights(
+    10_000.0, 1.0, _FLOAT, since="0.3.0", before=10_000.0
+  )
+  """The base of the rotations: dimension i turns by rope_theta**(-2 i /
+  head_dim) for each position."""
+
+  local_rope_theta: float = of_weights(
+    0.0, 0.0, _FLOAT, since="0.3.0", before=0.0
+  )
+  """The base of the rotations in layers with local attention; 0 =
+  rope_theta."""
+
+  relative_buckets: int = of_weights(32, 4, 2**16, since="0.3.0", before=32)
+  """attention_positions=t5: buckets of distances, half of them for each
+  direction. attention_positions=disentangled: buckets for each direction."""
+
+  relative_distance: int = of_weights(128, 2, _LEN, since="0.3.0", before=128)
+  """attention_positions=t5 or disentangled: distances from here on share the
+  last bucket."""
 
   feed_forward: str = of_weights("mlp", since="0.2.0", before="mlp")
   """The sublayer after attention. "mlp": two dense layers with an activation
-  between them."""
+  between them. "glu": the activation of one dense layer times another, then a
+  third."""
 
   attention_pattern: str = of_weights("full", since="0.2.0", before="full")
-  """Which tokens of its sequence a token attends to. "full": all of them."""
+  """Which tokens of its sequence a token attends to. "full": all of them.
+  "local": in every full_every-th layer, the first included, all of them; in the
+  others those at a distance of at most local_radius."""
+
+  local_radius: int = of_weights(64, 1, _LEN, since="0.3.0", before=64)
+  """The longest distance that a layer with local attention sees, in tokens."""
+
+  full_every: int = of_weights(3, 1, 10_000, since="0.3.0", before=3)
+  """attention_pattern=local: the period of the layers with full attention."""
+
+  attention_bias: bool = of_weights(True, since="0.3.0", before=True)
+  """Whether the four projections of attention have biases."""
+
+  mlp_in_bias: bool = of_weights(True, since="0.3.0", before=True)
+  """Whether the dense layers into the inner layer of the MLP have biases."""
+
+  mlp_out_bias: bool = of_weights(True, since="0.3.0", before=True)
+  """Whether the dense layer out of the inner layer of the MLP has a bias."""
+
+  embedding_size: int = of_weights(0, 0, 2**18, since="0.3.0", before=0)
+  """Width E of the embeddings, which a dense layer then maps to hidden_size;
+  0 = hidden_size, without such a layer."""
+
+  layer_groups: int = of_weights(0, 0, 10_000, since="0.3.0", before=0)
+  """How many layers have parameters of their own; the others share them, in
+  groups of consecutive layers. 0 = every layer has its own."""
+
+  pooler: bool = of_weights(True, since="0.3.0", before=True)
+  """Whether there is a pooler: a dense layer with tanh on the first token."""
+
+  pooling: str = of_weights("first", since="0.3.0", before="first")
+  """What a head for whole sequences reads: "first", the first token; "mean",
+  the mean over the tokens; or "late", the mean over what the inner layers of
+  the head make of each token."""
+
+  head_act: str = of_weights("", since="0.3.0", before="")
+  """The activation inside the head of masked words; "" = hidden_act."""
+
+  head_bias: bool = of_weights(True, since="0.3.0", before=True)
+  """Whether the inner dense layer of heads has a bias."""
+
+  mlm_head: str = of_weights("transform", since="0.3.0", before="transform")
+  """The head of masked words before the decoder. "transform": a dense layer,
+  an activation and a norm. "bare": nothing."""
+
+  mlm_bias: bool = of_weights(True, since="0.3.0", before=True)
+  """Whether the decoder of masked words has a bias."""
+
+  tied_words: bool = of_weights(True, since="0.3.0", before=True)
+  """Whether the decoder of masked words is the word table."""
+
+  dropout_places: tuple[str, ...] = of_weights(
+    ("embeddings", "attention", "mlp"),
+    since="0.3.0",
+    before=("embeddings", "attention", "mlp"),
+  )
+  """Where the dropout of dropout_rate acts: on "embeddings", on the outputs of
+  "attention" and of "mlp", and on "mlp_inner", the inner layer of the MLP."""
 
   init_stddev: float = of_run(0.02, 0.0, _FLOAT)
   """Standard deviation of fresh weights: a normal distribution, truncated at
@@ -740,6 +848,31 @@ class Convert(Group):
   drop_head: bool = of_session(False)
   """Whether to leave the head of a task out."""
 
+  max_len: int = of_session(0, 0, _LEN, since="0.3.0", before=0)
+  """A longer longest row, in tokens; 0 = as it is."""
+
+  new_positions: str = of_session(
+    "tile", choices=("tile", "interpolate"), since="0.3.0", before="tile"
+  )
+  """convert.max_len: what a longer table of positions holds. "tile": copies of
+  the old table. "interpolate": the old table, stretched."""
+
+  vocab_size: int = of_session(0, 0, _PIECES, since="0.3.0", before=0)
+  """More rows of the word table; 0 = as it is."""
+
+  add_tokens: tuple[str, ...] = of_session((), since="0.3.0", before=())
+  """Tokens to add to the vocabulary; each is read whole and gets a row of the
+  word table."""
+
+  new_rows: str = of_session(
+    "mean", choices=("mean", "normal"), since="0.3.0", before="mean"
+  )
+  """What new rows of the word table hold. "mean": the mean of the old ones.
+  "normal": random numbers of standard deviation 0.02."""
+
+  rope_theta: float = of_session(0.0, 0.0, _FLOAT, since="0.3.0", before=0.0)
+  """Another base of rotations in layers with full attention; 0 = as it is."""
+
 
 class Predict(Group):
   """Predictions for new text, by bert-jax predict."""
@@ -765,8 +898,9 @@ class Predict(Group):
   """fill-mask: the number of candidates for each [MASK]."""
 
   fields: tuple[str, ...] = of_session(("tokens", "pooled", "mean", "layers"))
-  """embed: which fields to write, of "tokens", "pooled", "mean", "layers" and
-  "concat"."""
+  """embed: which fields to write, of "tokens", "pooled", "mean", "layers",
+  "concat" and "sentence", the vector by modules.json of the folder. By default,
+  a model without a pooler gives no "pooled"."""
 
   layers: tuple[int, ...] = of_session((-1,))
   """embed: which layers; 0 = the embeddings, 1 = the first layer, -1 = the
@@ -942,10 +1076,6 @@ def absolute(path: str) -> str:
   return os.path.abspath(os.path.expanduser(path))
 
 
-# Keys of paths that may be the name of a model of the hub.
-_MODELS = ("init_from", "predict.model", "task.vocab")
-
-
 def map_paths(
   config: Mapping[str, Any], change: Callable[[str], str]
 ) -> dict[str, Any]:
@@ -965,8 +1095,6 @@ def map_paths(
     value = group.get(name) if isinstance(group, dict) else None
     if not isinstance(value, str) or not value or "://" in value:
       continue
-    if key.name in _MODELS and hub.is_name(value):
-      continue  # the name of a model of the hub
     scheme = "tfds:" if value.startswith("tfds:") else ""
     if path := value.removeprefix(scheme):
       group[name] = scheme + change(path)
@@ -1071,10 +1199,13 @@ def num_parameters(model: Any) -> int:
     model: the group `model` of a config.
   """
   hidden, mlp = model["hidden_size"], model["mlp_dim"]
+  width = model.get("embedding_size") or hidden
+  num_layers = model.get("layer_groups") or model["num_layers"]
   rows = (
     (model["vocab_size"] or VOCAB_SIZE)
     + model["max_len"]
     + model["type_vocab_size"]
   )
-  layer = 4 * hidden * hidden + 2 * hidden * mlp
-  return rows * hidden + model["num_layers"] * layer
+  matrices = 3 if model.get("feed_forward") == "glu" else 2
+  layer = 4 * hidden * hidden + matrices * hidden * mlp
+  return rows * width + num_layers * layer

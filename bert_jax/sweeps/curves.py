@@ -186,7 +186,9 @@ def _html(facts, tables, png) -> str:
     f"<img alt='Loss and scores by step' src='data:image/png;base64,{data}'>",
   ]
   for name, text in facts.items():
-    parts += [f"<h2>{html.escape(name)}</h2>", f"<p>{html.escape(text)}</p>"]
+    if len(facts) > 1:  # else the title says it
+      parts.append(f"<h2>{html.escape(name)}</h2>")
+    parts.append(f"<p>{html.escape(text)}</p>")
     if tables[name]:
       head, *rows = tables[name]
       parts.append(f"<table><tr><th>{'</th><th>'.join(head)}</th></tr>")

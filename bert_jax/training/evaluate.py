@@ -154,7 +154,8 @@ def given_params(
     given["task"] = _head_of(pretrained, task, source)
   wanted = _wanted_params(job, mesh)
   tree, added, _ = weights.fit(given, wanted)
-  if missing := sorted(filter(job.objective.needs, added)):
+  needs, config = job.objective.needs, job.model.config
+  if missing := sorted(path for path in added if needs(path, config)):
     why = "".join(f" ({reason})" for reason in pretrained.refused.values())
     raise ValueError(
       f"{source} has no {', '.join(missing)}{why}: it can be trained, with "
@@ -212,7 +213,10 @@ def _head_of(pretrained: Any, task: Any, source: str) -> Any:
       )  # fmt: skip
     return head
   order = np.array([theirs.index(label) for label in labels])
-  return jax.tree.map(lambda x: np.asarray(x)[..., order], head)
+  last = {
+    name: np.asarray(head[name])[..., order] for name in ("kernel", "bias")
+  }
+  return {**head, **last}
 
 
 def _wanted_params(job: Job, mesh: Any) -> Any:

@@ -170,7 +170,7 @@ class FineTuning(Job):
         "%s: %s; %s", name, cut, cut.advice(self.model.config.max_len)
       )
     types = self.model.config.type_vocab_size
-    if features.segment_ids.max() >= types:
+    if types and features.segment_ids.max() >= types:
       raise spec.TaskError(
         f"task {task.name} has pairs of texts, but the model has "
         f"{types} token type (model.type_vocab_size), so it cannot tell them "
@@ -281,7 +281,7 @@ class FineTuning(Job):
       self.config.model,
       rows * jax.process_count(),
       length,
-      self.objective.pooled,
+      self.objective.head.role,
       num_sequences=starts.shape[1],
       attended=attended or packing.attended(batch.get("sequence_ids")),
       all_positions=all_positions,

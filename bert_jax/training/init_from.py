@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bert_jax.models import families
 from bert_jax.training.job import Job
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ def fit_weights(job: Job, pretrained: Any, params: Any) -> Any:
               source, head)  # fmt: skip
   elif "task" in given:
     _log.info("%s: training continues its head, too: %s", source, head)
+  if job.facts.get("task") and "task" not in given and "mlm" in given:
+    shared = families.get_family(pretrained.family).shared_head
+    if parts := {k: given["mlm"][k] for k in shared if k in given["mlm"]}:
+      given["task"] = parts
   from bert_jax import weights  # slow to import, and not always needed
 
   tree, added, dropped = weights.fit(given, params)

@@ -233,7 +233,12 @@ def _check_model_fits(
       f"objective=mlm_nsp needs data.pairing=pairs, not {config.data.pairing}, "
       "which has no next sentences to predict; set --config.objective=mlm"
     )
-  if config.data.pairing == "pairs" and model_config.type_vocab_size < 2:
+  if config.objective == "mlm_nsp" and not model_config.pooler:
+    raise ValueError(
+      f"objective=mlm_nsp needs a pooler, which model.family="
+      f"{model_config.family} does not have; set --config.objective=mlm"
+    )
+  if config.data.pairing == "pairs" and model_config.type_vocab_size == 1:
     raise ValueError(
       "data.pairing=pairs gives two token types, but model.type_vocab_size="
       f"{model_config.type_vocab_size}; start from weights with two types, or "

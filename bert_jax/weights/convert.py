@@ -6,6 +6,7 @@ from typing import Any
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import hub
 from bert_jax.runtime.settings import Config
+from bert_jax.weights import extending
 from bert_jax.weights import folders
 from bert_jax.weights import task_heads
 from bert_jax.weights.pretrained import Pretrained
@@ -35,12 +36,19 @@ def convert(
   if push:
     hub.check_push(push)
   pretrained = _settled(folders.read(source), config.convert)
+  changes = ""
+  if extending.is_asked(config.convert):
+    extended = extending.extend(pretrained, config.convert)
+    changes = extending.describe(pretrained, extended)
+    pretrained = extended
   folders.write(pretrained, target, config.convert.to)
   flat = param_trees.flatten(pretrained.params)
   values = sum(array.size for array in flat.values())
   print(f"read     {pretrained.source or source} ({pretrained.format})")
   print(f"wrote    {target} ({config.convert.to})")
   print(f"tensors  {len(flat)}, {values:,} values: {_parts(pretrained)}")
+  if changes:
+    print(f"extended {changes}")
   for what, names in (
     ("dropped", pretrained.ignored),
     ("missing", pretrained.missing),
@@ -83,5 +91,11 @@ def _settled(pretrained: Pretrained, settings: Any):
 def _parts(pretrained: Pretrained) -> str:
   """Returns the names of the parts of a model: the encoder and its heads."""
   head = f"task ({pretrained.kind})" if pretrained.kind else "task"
-  names = {"encoder": "encoder", "mlm": "mlm", "nsp": "nsp", "task": head}
+  names = {
+    "encoder": "encoder",
+    "mlm": "mlm",
+    "nsp": "nsp",
+    "task": head,
+    "rtd": "rtd",
+  }
   return ", ".join(names[n] for n in names if n in pretrained.params)

@@ -234,10 +234,13 @@ def _heads_of(
       f"its decoder {found.untied} is not tied to the word table "
       f"(tie_word_embeddings is {settings.tied}); this program always ties them"
     )
-  kind, bias = found.kind, found.params.get("task/bias")
+  bias = found.params.get("task/bias")
   labels: tuple[str, ...] = ()
+  kind = task_heads.kind_of_roles(found.roles, None)
   if kind is None and bias is not None:
     kind, why = settings.head(bias.size)
+    if kind is not None:
+      kind = task_heads.kind_of_roles(found.roles, kind)
     if why:
       refused["task"] = why
     # The labels of a head of unknown kind are kept: the user may name its kind.
@@ -267,7 +270,7 @@ def write(
   if format not in _FORMATS:
     raise WeightsError(f"format {format!r} is not one of {', '.join(_FORMATS)}")
   given, wanted = set(pretrained.model), set(model_config.MODEL_KEYS)
-  if given - {"family", *model_config.SWITCHES} != wanted:
+  if given - {"family", *model_config.EXTRAS} != wanted:
     raise WeightsError(
       f"model has keys {', '.join(sorted(given))}; wanted "
       f"{', '.join(sorted(wanted))}"
@@ -294,7 +297,7 @@ def write(
       format,
       param_trees.flatten(pretrained.params),
       pretrained.model,
-      pretrained.kind,
+      task_heads.role_of(pretrained.kind),
     )
     pretrained.check()
     if os.path.exists(folder) and (

@@ -133,12 +133,51 @@ def read_settings(file: str) -> FolderSettings:
       lower_case=lower_case,
       # A length that is not shorter than max_len limits nothing.
       seq_len=seq_len if seq_len and seq_len < model["max_len"] else None,
+      sentence=_sentence_of(folder),
     ),
     head=lambda num_outputs: task_heads.of_config(
       config, num_outputs, family.hf_class
     ),
     tied=config.get("tie_word_embeddings") is not False,
   )
+
+
+def _sentence_of(folder: str) -> tuple[str, ...]:
+  """Returns how a sentence-transformers folder makes a sentence's vector.
+
+  Its modules.json lists modules, of which each has a folder with settings. A
+  newer folder names the pooling in one key, and an older one has a flag for
+  each way.
+  """
+  path = os.path.join(folder, "modules.json")
+  if not os.path.exists(path):
+    return ()
+  steps: list[str] = []
+  with naming(path):
+    modules: Any = files.read_json(path)
+    for module in modules:
+      kind = str(module["type"]).rpartition(".")[2]
+      if kind == "Pooling":
+        place = os.path.join(folder, str(module.get("path", "")), "config.json")
+        with naming(place):
+          steps += _poolings(files.read_json(place))
+      elif kind == "Normalize":
+        steps.append("normalize")
+      elif kind != "Transformer":
+        steps.append(kind)
+  return tuple(steps)
+
+
+def _poolings(config: Mapping[str, Any]) -> list[str]:
+  """Returns the ways of pooling in the settings of a Pooling module."""
+  if name := config.get("pooling_mode"):
+    return [str(name)]
+  names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+  return [
+    names.get(key, key)
+    for key, value in config.items()
+    if key.startswith("pooling_mode_") and value is True
+  ]
 
 
 def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -192,8 +231,10 @@ def _check_class(
   folder: str, family: families.Family, config: Mapping[str, Any]
 ) -> None:
   """Refuses a config.json with the class of another kind of tokenizer."""
-  if not hf_pipeline.is_pipeline(folder, family.tokenizer):
-    hf_tokenizer.keys_of(family.tokenizer).check(
+  spec = family.tokenizer
+  if not hf_pipeline.is_pipeline(folder, spec):
+    is_own = spec.kind == templates.WORDPIECE.kind
+    hf_tokenizer.keys_of(spec if is_own else templates.WORDPIECE).check(
       {"tokenizer_class": config.get("tokenizer_class")}
     )
 
@@ -252,10 +293,12 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
   """Writes config.json and the tokenizer's files."""
   tokenizer = own_kind_of_tokenizer(pretrained, "huggingface")
   family = families.get_family(pretrained.family)
-  config = family.config_of("huggingface", pretrained.model) | {
-    **family.written,
-    "architectures": [_architecture(family, pretrained)],
+  # Some families count positions from that of padding, and write it, too.
+  config = {
     "pad_token_id": tokenizer.pad_id if tokenizer else 0,
+    **family.written,
+    **family.config_of("huggingface", pretrained.shape),
+    "architectures": [_architecture(family, pretrained)],
     "torch_dtype": pretrained.dtype_name,
   }
   if head := task_heads.HEADS.get(pretrained.kind or ""):
@@ -283,7 +326,11 @@ def _architecture(family: families.Family, pretrained: Pretrained) -> str:
   """Returns the name of the transformers class that has the same heads."""
   if pretrained.kind is not None:
     return family.hf_class + task_heads.HEADS[pretrained.kind].hf_class
-  heads = tuple(sorted({"mlm", "nsp"} & pretrained.params.keys()))
+  heads = tuple(sorted({"mlm", "nsp", "rtd"} & pretrained.params.keys()))
+  if heads not in family.pretraining_classes:
+    raise WeightsError(
+      f"transformers has no {family.hf_class} with the heads {', '.join(heads)}"
+    )
   return family.hf_class + family.pretraining_classes[heads]
 
 

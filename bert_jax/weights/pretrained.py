@@ -35,7 +35,7 @@ class Pretrained:
 
   Attributes:
     format: the format that it was read from, one of `families.FORMATS`.
-    model: the values of `config.MODEL_KEYS`, and of those of `config.SWITCHES`
+    model: the values of `config.MODEL_KEYS`, and of those of `config.EXTRAS`
       that the folder or the family sets.
     params: the nested dict of numpy arrays, our tree with layers unrolled.
     kind: the kind of task of the head, a key of `task_heads.HEADS`; None means
@@ -52,6 +52,9 @@ class Pretrained:
     refused: head ("mlm" or "task") -> why it cannot be used. The parameters of
       "mlm" are then left out; those of "task" are kept, without a kind.
     family: a key of `families.FAMILIES`.
+    sentence: how the folder of a sentence-transformers model makes the vector
+      of a sentence: "mean" or "cls", then perhaps "normalize"; names of other
+      steps as they stand there; () if the folder does not say it.
     source: the model of the hub that was read, as NAME@REVISION; "" for a
       folder or a file.
   """
@@ -69,6 +72,7 @@ class Pretrained:
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
   family: str = "bert"
+  sentence: tuple[str, ...] = ()
   source: str = ""
 
   @property

@@ -4,7 +4,7 @@ Readers and writers of weights know the kinds only from this table. A kind in
 bert_jax/kinds takes the row that has its name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 from typing import Any
 
@@ -22,6 +22,7 @@ class TaskHead:
     is_implied: whether a config.json without problem_type may mean this kind.
     width: K, the number of outputs; None means the number of labels.
     has_names: whether the outputs are labels with names.
+    role: which of the heads of a family it is, a key of `Family.heads`.
   """
 
   name: str
@@ -30,6 +31,7 @@ class TaskHead:
   is_implied: bool = True
   width: int | None = None
   has_names: bool = False
+  role: str = "sequence"
 
   def fits(self, problem_type: str | None, num_outputs: int) -> bool:
     """Returns whether a problem_type in config.json may mean this head."""
@@ -58,11 +60,33 @@ HEADS: dict[str, TaskHead] = {
       has_names=True,
     ),
     TaskHead("regress", "ForSequenceClassification", "regression", width=1),
-    TaskHead("choice", "ForMultipleChoice", width=1),
-    TaskHead("tag", "ForTokenClassification", has_names=True),
-    TaskHead("span", "ForQuestionAnswering", width=2),
+    TaskHead("choice", "ForMultipleChoice", width=1, role="choice"),
+    TaskHead("tag", "ForTokenClassification", has_names=True, role="token"),
+    TaskHead("span", "ForQuestionAnswering", width=2, role="span"),
   )
 }
+
+
+def role_of(kind: str | None) -> str | None:
+  """Returns the role of the head of a kind of task, or None."""
+  return HEADS[kind].role if kind in HEADS else None
+
+
+def kind_of_roles(roles: Collection[str], kind: str | None) -> str | None:
+  """Returns the kind of a head by the names of its parameters.
+
+  Args:
+    roles: the roles that the head may have by these names.
+    kind: the kind that the settings name, or None.
+
+  Returns:
+    The kind that the settings name if the names allow it; else the only kind
+    that has the only role; else None.
+  """
+  if role_of(kind) in roles:
+    return kind
+  able = [head.name for head in HEADS.values() if head.role in roles]
+  return able[0] if len(able) == 1 else None
 
 
 def of_config(

@@ -39,7 +39,7 @@ def read_settings(step: str) -> FolderSettings:
     run = runs.read_run(workdir)
     config = run["config"]
     group = config["model"]
-    keys = (*model_config.MODEL_KEYS, *model_config.SWITCHES)
+    keys = (*model_config.MODEL_KEYS, *model_config.EXTRAS)
     model = {key: group[key] for key in keys}
     task = run.get("task") or {}
     labels = tuple(map(str, task.get("labels") or ()))

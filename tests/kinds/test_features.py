@@ -378,3 +378,35 @@ def test_labels_of_real_questions_spell_the_answers(real):
       same += example.context[first:last] == text
   assert answered >= 2000
   assert same / answered > 0.99  # "Japan" in "Japanese" has no tokens
+
+
+def test_choices_that_vary_in_number_are_filled_up_and_left_out():
+  few = spec.ChoiceExample("x", (("a", "b"), ("a", "c d")), 1)
+  many = spec.ChoiceExample("y", (("e", "f"), ("e", "g"), ("e", "h")), 0)
+  made = make("swag", [few, many])
+  assert (made.num_choices, made.counts.tolist()) == (3, [2, 3])
+  assert made.lengths.tolist() == [5, 6, 0, 5, 5, 5]
+  kind = table.TASK_KINDS["choice"]
+  outputs = np.array([[1.0], [2.0], [9.0], [0.0], [3.0], [1.0]])
+  first, second = kind.decode(TASKS["swag"], made, outputs)
+  assert (first.label, second.label) == (1, 1)
+  assert len(first.probabilities) == 2 and len(second.probabilities) == 3
+  np.testing.assert_allclose(sum(first.probabilities), 1.0)
+  batch = {
+    "label": np.array([[1, 0]]),
+    "weight": np.ones((1, 2), np.float32),
+    "num_choices": made.counts[None],
+  }
+  total, weight = kind.loss(np.array(outputs, np.float32)[None], batch)
+  wanted = np.log1p(np.exp(-1.0)) + np.log(1 + np.exp(3.0) + np.exp(1.0))
+  np.testing.assert_allclose([total, weight], [wanted, 2.0], rtol=1e-5)
+
+
+def test_what_is_cut_is_counted_with_its_share():
+  long = spec.PairExample("x", "a b c d", None, 0)
+  made = make("cola", [long, spec.PairExample("y", "a", None, 1)], seq_len=5)
+  cut = made.cut
+  assert (cut.num_cut, cut.total, cut.longest) == (1, 2, 6)
+  assert (cut.lost_tokens, cut.tokens) == (1, 9)
+  assert "data.seq_len, to 8" in cut.advice(max_len=64)
+  assert "model.max_len=5" in cut.advice(max_len=5)

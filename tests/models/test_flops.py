@@ -1,20 +1,14 @@
 """Tests of flops.py."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from bert_jax.models import flops
+from bert_jax.runtime import settings
 
-BASE = types.SimpleNamespace(
-  num_layers=12,
-  hidden_size=768,
-  mlp_dim=3072,
-  vocab_size=30522,
-  feed_forward="mlp",
-)
+BASE = settings.make_config().model
+BASE.vocab_size = settings.VOCAB_SIZE
 
 
 def test_bert_base_is_two_flops_a_weight_and_token_plus_attention():
@@ -50,16 +44,18 @@ def test_tokens_of_packed_sequences_attend_within_their_own():
 
 
 def test_a_head_on_cls_needs_one_position_of_the_last_layer_and_no_other():
-  pooled = flops.task_step_flops(BASE, 4, 128, True)
-  tokens = flops.task_step_flops(BASE, 4, 128, False)
+  pooled = flops.task_step_flops(BASE, 4, 128, "sequence")
+  tokens = flops.task_step_flops(BASE, 4, 128, "token")
   one = flops.encoder_flops(BASE, 4, 128, num_outputs=1)
   assert pooled == 3 * one
-  full = flops.task_step_flops(BASE, 4, 128, True, all_positions=True)
+  full = flops.task_step_flops(BASE, 4, 128, "sequence", all_positions=True)
   assert full - tokens == 3 * 4 * 2 * 768 * 768  # the pooler
   packed = flops.task_step_flops(
-    BASE, 4, 128, True, num_sequences=3, attended=2 * 40**2 + 48**2
+    BASE, 4, 128, "sequence", num_sequences=3, attended=2 * 40**2 + 48**2
   )
-  assert packed < flops.task_step_flops(BASE, 4, 128, True, num_sequences=3)
+  assert packed < flops.task_step_flops(
+    BASE, 4, 128, "sequence", num_sequences=3
+  )
   assert packed > 0.9 * pooled
 
 
@@ -72,13 +68,8 @@ def test_forward_count_agrees_with_xla():
   """The matrix multiplications of a tiny model, written out and compiled."""
   b, length, n, h, f, v, p, layers = 2, 6, 2, 4, 16, 32, 3, 2
   d = n * h
-  model = types.SimpleNamespace(
-    num_layers=layers,
-    hidden_size=d,
-    mlp_dim=f,
-    vocab_size=v,
-    feed_forward="mlp",
-  )
+  model = settings.make_config().model
+  model.update(num_layers=layers, hidden_size=d, mlp_dim=f, vocab_size=v)
 
   def forward(x, wq, wk, wv, wo, w1, w2, pool, dense, table, nsp):
     for _ in range(layers):

@@ -75,6 +75,31 @@ def test_the_kernel_equals_plain_attention_at_every_token(
     np.testing.assert_allclose(got, want, atol=5e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_window_skips_blocks_and_equals_plain_attention(packed):
+  """Forward and backward, for five blocks that see their neighbors alone."""
+  radius = 64
+  arrays, visible, real = _case(64, 640, packed)
+  assert splash_attention._block(640, radius) == 128
+  ids = splash_attention.segment_ids(visible)
+
+  def kernel(*inputs):
+    return splash_attention.kernel(*inputs, ids, interpret=True, radius=radius)
+
+  def by_plain(*inputs):
+    return plain.attend_window(
+      *inputs, masks.Window(visible), None, 0.0, radius
+    )
+
+  found, vjp = jax.vjp(kernel, *arrays[:3])
+  wanted, plain_vjp = jax.vjp(by_plain, *arrays[:3])
+  tokens = np.broadcast_to(np.asarray(real)[:, None, :, None], found.shape)
+  np.testing.assert_allclose(found[tokens], wanted[tokens], atol=5e-6)
+  for got, want in zip(vjp(arrays[3]), plain_vjp(arrays[3]), strict=True):
+    np.testing.assert_allclose(got, want, atol=5e-6)
+
+
 def test_rows_of_several_blocks_were_among_these():
   assert [splash_attention._block(n) for n in (128, 384, 640, 1024)] == [
     128, 384, 128, 512,

@@ -711,9 +711,12 @@ def test_without_a_pooler_there_is_no_pooled():
   del params["encoder"]["pooler"]
   bare = dataclasses.replace(pretrained("embed"), params=params)
   assert table.answerers_of(bare) == ["fill-mask", "embed"]
-  message = "no pooler, so it has no field pooled; .*fields=tokens,mean,layers$"
+  message = "no pooler, so it has no field pooled; .*fields=tokens,mean$"
+  config = new_config(kind="embed", fields=("tokens", "pooled", "mean"))
   with pytest.raises(answers.PredictError, match=message):
-    predict.Predictor(bare, new_config(kind="embed"), "MODEL")
+    predict.Predictor(bare, config, "MODEL")
+  usual = predict.Predictor(bare, new_config(kind="embed"), "MODEL")
+  assert set(usual._answerer._fields) == {"tokens", "mean", "layers"}
   config = new_config(kind="embed", fields=("mean",))
   (got,) = predict.Predictor(bare, config, "MODEL")([{"text": "sun"}])
   assert_close(got, {"mean": want_embed({"text": "sun"})["mean"]})

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import pytest
 
@@ -95,3 +96,30 @@ def test_json_lines_and_streams_are_no_tables():
   assert tables.is_table("a.csv") and tables.is_table("a.parquet")
   assert not tables.is_table("a.jsonl") and not tables.is_table("-")
   assert not tables.is_table([b"{}"])
+
+
+def test_rows_are_records_by_the_columns_of_the_training():
+  class Mine(answers.Answerer):
+    def __init__(self, *text):
+      self.context = types.SimpleNamespace(settings={"task.text": text})
+
+  def texts(one, row, **kwargs):
+    found = one.record_of(row, **kwargs)
+    return found["text"], found.get("text_b")
+
+  pair = {"text": "a", "other": "b"}
+  assert texts(Mine("text", "other"), pair) == ("a", "b")
+  assert texts(Mine("text", "other"), {"text": "c", "text_b": "d"}) == (
+    "c", "d"
+  )  # fmt: skip
+  joined = Mine("{subject}: {body}")
+  ticket = {"subject": "Hi", "body": "x", "text": "t"}
+  assert texts(joined, ticket, is_table=True) == ("Hi: x", None)
+  assert texts(joined, ticket) == ("t", None)
+  assert texts(Mine(), {"text": "a", "text_b": ""}, is_table=True) == (
+    "a", None
+  )  # fmt: skip
+  with pytest.raises(answers.RecordError, match="no column body, subject"):
+    joined.record_of({"title": "a"}, is_table=True)
+  with pytest.raises(answers.RecordError, match="body is None"):
+    joined.record_of({"subject": "a", "body": None}, is_table=True)

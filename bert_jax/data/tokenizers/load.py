@@ -198,7 +198,9 @@ def read_folder(
   if hf_pipeline.is_pipeline(folder, spec):
     found = hf_pipeline.read(folder, spec)
     return found.tokenizer, found.seq_len, None
-  said = hf_tokenizer.read(folder, spec)
+  # A model of any family may have BERT's tokenizer.
+  is_own = spec.kind == templates.WORDPIECE.kind
+  said = hf_tokenizer.read(folder, spec if is_own else templates.WORDPIECE)
   has_file = (pathlib.Path(folder) / "vocab.txt").exists()
   if said.pieces is None and not has_file:
     return None, said.seq_len, said.lower_case

@@ -256,6 +256,19 @@ class WordPieceTokenizer(interface.Tokenizer):
       ]
     )
 
+  def with_added(
+    self, added: Sequence[added_tokens.AddedToken]
+  ) -> "WordPieceTokenizer":
+    """Returns the same tokenizer with other added tokens."""
+    found = WordPieceTokenizer(
+      self._words,
+      lower_case=self.lower_case,
+      max_input_chars_per_word=self.max_input_chars_per_word,
+      added=added,
+    )
+    found.template = self.template
+    return found
+
   def write_vocabulary(self, path: interface.Path) -> None:
     """Writes one piece a line, without the added tokens."""
     text = "".join(piece + "\n" for piece in self._words)

@@ -50,6 +50,40 @@ class Visible(NamedTuple):
   sequence_ids: jax.Array | None
 
 
+class Window(NamedTuple):
+  """A mask by which a token sees only the near tokens of its sequence.
+
+  Attributes:
+    visible: what a token would see without the window.
+  """
+
+  visible: Visible
+
+
+def window_bias(window, radius, queries=None):
+  """Returns the bias that a window stands for.
+
+  Args:
+    window: `Window`.
+    radius: the longest distance that is visible, in tokens.
+    queries: [B, Q] int32, the positions of the queries; None: all.
+
+  Returns:
+    float32 [B, 1, Q, L].
+  """
+  key_bias, ids = window.visible
+  keys = jnp.arange(key_bias.shape[-1], dtype=jnp.int32)
+  if queries is None:
+    queries = keys[None]
+  near = jnp.abs(queries[:, :, None] - keys[None, None]) <= radius
+  if ids is not None:
+    own = ids
+    if queries.shape[0] == ids.shape[0]:
+      own = jnp.take_along_axis(ids, queries, axis=1)
+    near &= own[:, :, None] == ids[:, None, :]
+  return jnp.where(near[:, None], key_bias, MASKED_SCORE)
+
+
 def bias_of_queries(bias, positions):
   """Returns the bias for some of the queries.
 
@@ -69,6 +103,8 @@ def bias_of_queries(bias, positions):
     return jnp.where(same, key_bias, MASKED_SCORE)
   if bias.shape[2] == 1:
     return bias
+  if bias.shape[0] != positions.shape[0]:  # the same bias for all rows
+    bias = jnp.broadcast_to(bias, (positions.shape[0], *bias.shape[1:]))
   return jnp.take_along_axis(bias, positions[:, None, :, None], axis=2)
 
 
@@ -88,5 +124,12 @@ def see_sequence(input_mask, sequence_ids, takes_bias):
   return Visible(attention_bias(input_mask), sequence_ids)
 
 
-# `model.attention_pattern` -> a function like `see_sequence`.
-PATTERNS = {"full": see_sequence}
+def see_window(input_mask, sequence_ids, takes_bias):
+  """Returns a `Window` on the sequence; see `see_sequence`."""
+  del takes_bias
+  return Window(Visible(attention_bias(input_mask), sequence_ids))
+
+
+# Name of a pattern -> a function like `see_sequence`. Of the layers of
+# `model.attention_pattern=local`, some have the pattern "full".
+PATTERNS = {"full": see_sequence, "local": see_window}

@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 from bert_jax.models.attention import plain
+from bert_jax.models.attention import positions
 from bert_jax.models.config import ModelConfig
 
 
@@ -27,6 +28,9 @@ class Program:
       [B, L, 3 * N * H], which needs a mesh that does not split the heads.
     takes_bias: whether the mask is a bias [B, N, L, L] or `masks.Visible`.
     attend: the function, which returns the context in the layout of the query.
+    attend_window: the same for layers with local attention: (query, key, value,
+      `masks.Window`, rng, rate, radius) with arrays [B, N, L, H]; None: the
+      program has no local attention.
   """
 
   check: Callable[[ModelConfig, int], None]
@@ -35,6 +39,7 @@ class Program:
   layout: str
   takes_bias: bool
   attend: Callable[..., Any]
+  attend_window: Callable[..., Any] | None = None
 
 
 # The modules of the kernels import Pallas, which is slow, so they are imported
@@ -66,6 +71,13 @@ def _attend_splash(query, key, value, mask, rng, rate):
   return splash.attend(query, key, value, mask)
 
 
+def _attend_splash_window(query, key, value, window, rng, rate, radius):
+  from bert_jax.models.attention import splash
+
+  del rng, rate
+  return splash.attend(query, key, value, window.visible, radius)
+
+
 _FUSED = Program(
   check=_check_fused,
   row_unit=128,
@@ -82,6 +94,7 @@ PROGRAMS = {
     layout="heads",
     takes_bias=True,
     attend=plain.attend,
+    attend_window=plain.attend_window,
   ),
   "fused": _FUSED,
   "fused_qkv": dataclasses.replace(_FUSED, layout="joined"),
@@ -92,6 +105,7 @@ PROGRAMS = {
     layout="heads",
     takes_bias=False,
     attend=_attend_splash,
+    attend_window=_attend_splash_window,
   ),
 }
 
@@ -113,6 +127,27 @@ def check_dropout(config: ModelConfig) -> None:
     )
 
 
+def check_switches(config: ModelConfig) -> None:
+  """Raises ValueError if a program lacks what the encoder's switches need."""
+  program = program_of(config)
+  if config.attention_pattern == "local" and program.attend_window is None:
+    able = ", ".join(n for n, other in PROGRAMS.items() if other.attend_window)
+    raise ValueError(
+      f"model.attention={config.attention} has no local attention, but "
+      f"model.attention_pattern=local; use a model.attention of {able}"
+    )
+  if (
+    positions.row_of(config.attention_positions).needs_scores
+    and not program.takes_bias
+  ):
+    able = ", ".join(n for n, other in PROGRAMS.items() if other.takes_bias)
+    raise ValueError(
+      f"model.attention={config.attention} adds nothing to the scores, but "
+      f"model.attention_positions={config.attention_positions} does; use a "
+      f"model.attention of {able}"
+    )
+
+
 def check(config: ModelConfig, length: int) -> None:
   """Checks that an attention program can do what the config of a model asks.
 
@@ -125,6 +160,7 @@ def check(config: ModelConfig, length: int) -> None:
       dropout that is set.
   """
   check_dropout(config)
+  check_switches(config)
   program_of(config).check(config, length)
 
 

@@ -1,17 +1,23 @@
 """Multi-head self-attention as a module, whichever program computes it."""
 
+from typing import Any
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from bert_jax.models import layers
 from bert_jax.models.attention import masks
+from bert_jax.models.attention import plain
+from bert_jax.models.attention import positions
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
 
 
 class HeadKernel(nn.Module):
   """The parameters of one projection to heads: kernel [D, N, H], bias [N, H].
+
+  The bias is None if the model has none here.
 
   Attributes:
     config: a `ModelConfig`.
@@ -25,7 +31,7 @@ class HeadKernel(nn.Module):
     heads = (cfg.num_heads, cfg.head_dim)
     flat = (cfg.hidden_size, cfg.hidden_size)
     kernel = layers.kernel(self, (cfg.hidden_size, *heads), flat)
-    return kernel, layers.bias(self, heads)
+    return kernel, layers.bias(self, heads) if cfg.attention_bias else None
 
 
 class SelfAttention(nn.Module):
@@ -43,19 +49,27 @@ class SelfAttention(nn.Module):
     self.query = HeadKernel(self.config)
     self.key = HeadKernel(self.config)
     self.value = HeadKernel(self.config)
-    self.out = layers.Dense(self.config, self.config.hidden_size, heads=True)
+    self.out = layers.Dense(
+      self.config,
+      self.config.hidden_size,
+      heads=True,
+      has_bias=self.config.attention_bias,
+    )
 
-  def __call__(self, x, mask, *, deterministic, queries=None):
+  def __call__(self, x, mask, *, deterministic, queries=None, turns=None):
     """Maps hidden states [B, L, D] to [B, L, D].
 
     Args:
       x: [B, L, D] hidden states.
       mask: a float32 bias, broadcastable to [B, N, Q, L], which plain attention
-        adds to the scores; or `masks.Visible` for the program that the config
-        names.
+        adds to the scores; or `masks.Visible` or `masks.Window` for the program
+        that the config names.
       deterministic: True switches dropout off.
       queries: [B, Q, D], the hidden states of the queries, with a bias as the
         mask; None: all of `x`.
+      turns: the rotations of the queries and those of the keys, from
+        `positions.rotation`, or what a table of distances gives for them; None:
+        the model has neither.
 
     Returns:
       [B, Q, D], before dropout, residual and LayerNorm.
@@ -67,34 +81,81 @@ class SelfAttention(nn.Module):
     program = programs.program_of(cfg)
     rate = 0.0 if deterministic else cfg.attention_dropout_rate
     rng = self.make_rng("dropout") if rate else None
-    if not isinstance(mask, masks.Visible):
+    is_window = isinstance(mask, masks.Window)
+    if not isinstance(mask, masks.Visible | masks.Window):
       program = programs.PROGRAMS["plain"]
     elif rate:
       programs.check_dropout(cfg)
+    row = positions.row_of(cfg.attention_positions)
+    rotate: Any = row.rotate
     if program.layout != "heads":
-      return self.out(self._flat(program, x, mask, rng, rate))
+      return self.out(self._flat(program, x, mask, rng, rate, rotate, turns))
 
     # [B, L, D] -> [B, N, L, H]. There are three matmuls, because on a CPU it
     # takes longer to join their kernels than one matmul saves.
-    def project(x, module):
-      kernel, bias = module()
-      return jnp.swapaxes(layers.dense(x, kernel, bias), 1, 2)
+    def project(x, module, turn=None):
+      x = layers.project(x, *module())
+      turns = rotate is not None and turn is not None
+      return jnp.swapaxes(rotate(x, turn) if turns else x, 1, 2)
 
-    query = project(x if queries is None else queries, self.query)
-    key, value = project(x, self.key), project(x, self.value)
-    context = program.attend(query, key, value, mask, rng, rate)
+    both: Any = turns or (None, None)
+    of_queries, of_keys = both
+    query = project(x if queries is None else queries, self.query, of_queries)
+    key, value = project(x, self.key, of_keys), project(x, self.value)
+    if is_window:
+      attend_window: Any = program.attend_window
+      context = attend_window(
+        query, key, value, mask, rng, rate, cfg.local_radius
+      )
+    elif row.table is not None:
+      # Three kinds of scores are added up, each of variance H.
+      relative = positions.relative_scores(
+        query,
+        key,
+        project(of_keys[0], self.query),
+        project(of_keys[0], self.key),
+        of_queries[1],
+      )
+      bias = mask + relative * (3 * cfg.head_dim) ** -0.5
+      context = plain.attend_biased(
+        query * 3**-0.5, key, value, bias, rng, rate
+      )
+    elif row.learns_bias:
+      context = plain.attend_biased(query, key, value, mask, rng, rate)
+    else:
+      context = program.attend(query, key, value, mask, rng, rate)
     return self.out(jnp.swapaxes(context, 1, 2))  # [B, N, Q, H] -> [B, Q, D]
 
-  def _flat(self, program, x, mask, rng, rate):
+  def _flat(self, program, x, mask, rng, rate, rotate, turns):
     """Returns the context [B, L, N, H] of a program with flat heads."""
     head_dim = self.config.head_dim
+    modules = (self.query, self.key, self.value)
+    # The program sums the gradients of biases, unless something else is done
+    # to query and key after the biases.
+    if turns is not None or not self.config.attention_bias:
+      of_queries, of_keys = turns or (None, None)
+      parts, zeros = [], []
+      for module, turn in zip(
+        modules, (of_queries, of_keys, None), strict=True
+      ):
+        y = layers.project(x, *module())
+        y = y if turn is None else rotate(y, turn)
+        parts.append(y.reshape(*y.shape[:2], -1))
+        zeros.append(jnp.zeros(y.shape[2] * head_dim, jnp.float32))
+      if program.layout == "joined":
+        parts = [jnp.concatenate(parts, -1)]
+        zeros = [jnp.concatenate(zeros)]
+      context = program.attend(
+        tuple(parts), tuple(zeros), mask, rng, rate, head_dim
+      )
+      return context.reshape(*context.shape[:2], -1, head_dim)
     pairs = []
-    for module in (self.query, self.key, self.value):
+    for module in modules:
       kernel, bias = module()
       pairs.append((kernel.reshape(x.shape[-1], -1), bias.reshape(-1)))
     if program.layout == "joined":
-      kernels, biases = zip(*pairs, strict=True)
-      pairs = [(jnp.concatenate(kernels, 1), jnp.concatenate(biases))]
+      kernels, joined = zip(*pairs, strict=True)
+      pairs = [(jnp.concatenate(kernels, 1), jnp.concatenate(joined))]
     qkv = tuple(layers.dense(x, w, jax.lax.stop_gradient(b)) for w, b in pairs)
     biases = tuple(bias for _, bias in pairs)
     context = program.attend(qkv, biases, mask, rng, rate, head_dim)

@@ -11,6 +11,7 @@ otherwise divide by zero. The outputs for padding are not used.
 """
 
 import math
+from typing import Any
 
 import jax
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -53,13 +54,19 @@ def segment_ids(visible: masks.Visible) -> jax.Array:
   return jnp.where(seen, visible.sequence_ids, 0)
 
 
-def _block(length: int) -> int:
-  """Returns the longest block of whole registers that divides a row."""
-  sizes = range(LANES, min(length, _MAX_BLOCK) + 1, LANES)
+def _block(length: int, radius: int | None = None) -> int:
+  """Returns the longest block of whole registers that divides a row.
+
+  Blocks for a window are not much longer than it: a block is computed whole.
+  """
+  longest = min(length, _MAX_BLOCK)
+  if radius is not None:
+    longest = min(longest, -(-2 * radius // LANES) * LANES)
+  sizes = range(LANES, longest + 1, LANES)
   return max(size for size in sizes if length % size == 0)
 
 
-def kernel(query, key, value, ids, interpret=False):
+def kernel(query, key, value, ids, interpret=False, radius=None):
   """Returns the context that the kernel computes on one device.
 
   Args:
@@ -68,14 +75,20 @@ def kernel(query, key, value, ids, interpret=False):
     value: [B, N, L, H].
     ids: the result of `segment_ids`.
     interpret: whether to run the kernel as plain operations, on any machine.
+    radius: the longest distance that is visible, in tokens; None: any. Blocks
+      that cannot see each other are skipped.
 
   Returns:
     [B, N, L, H] in the dtype of `query`.
   """
   num_heads, length, head_dim = query.shape[1:]
-  block = _block(length)
+  block = _block(length, radius)
   fused = length // block <= _MAX_FUSED_BLOCKS
-  masks = [splash.FullMask((length, length))] * num_heads
+  shape = (length, length)
+  mask: Any = splash.FullMask(shape)
+  if radius is not None and radius < length:
+    mask = splash.LocalMask(shape, (radius, radius), 0)
+  masks = [mask] * num_heads
   attend_row = splash.make_splash_mha(
     splash.MultiHeadMask(masks),
     block_sizes=splash.BlockSizes(
@@ -99,11 +112,11 @@ def kernel(query, key, value, ids, interpret=False):
   return jax.vmap(of_row)(query, key, value, ids).astype(query.dtype)
 
 
-def _over_mesh(query, key, value, ids, interpret=False):
+def _over_mesh(query, key, value, ids, interpret=False, radius=None):
   """Runs the kernel on every device for its rows and its heads."""
 
   def local(query, key, value, ids):
-    return kernel(query, key, value, ids, interpret=interpret)
+    return kernel(query, key, value, ids, interpret=interpret, radius=radius)
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -126,7 +139,7 @@ def _for_tpu() -> bool:
   return device.platform == "tpu"
 
 
-def attend(query, key, value, visible):
+def attend(query, key, value, visible, radius=None):
   """Returns softmax(query key / sqrt(H)) value within each segment.
 
   On a TPU the kernel computes it, elsewhere `plain.attend`.
@@ -136,6 +149,7 @@ def attend(query, key, value, visible):
     key: [B, N, L, H].
     value: [B, N, L, H].
     visible: the mask; padding sees only padding.
+    radius: the longest distance that is visible, in tokens; None: any.
 
   Returns:
     [B, N, L, H] in the dtype of `query`. The softmax is float32 throughout.
@@ -148,7 +162,10 @@ def attend(query, key, value, visible):
   check_shapes(query.shape[2])
   ids = segment_ids(visible)
   if _for_tpu():
-    return _over_mesh(query, key, value, ids)
+    return _over_mesh(query, key, value, ids, radius=radius)
+  if radius is not None:
+    window = masks.Window(masks.Visible(visible.key_bias, ids))
+    return plain.attend_window(query, key, value, window, None, 0.0, radius)
   same = ids[:, None, :, None] == ids[:, None, None, :]
   bias = jnp.where(same, 0.0, masks.MASKED_SCORE)
   return plain.attend(query, key, value, bias, None, 0.0)

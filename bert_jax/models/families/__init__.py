@@ -1,17 +1,38 @@
 """The table of families of encoders, and the family of given weights.
 
-To add a family, write its module beside this file and add it to `FAMILIES`.
+To add a family, write its module beside this file, with its families in the
+tuple FAMILIES, and add the module to `FAMILIES` here. A family that differs
+from another in names alone belongs into the module of the other.
 """
 
 from collections.abc import Collection
 
+from bert_jax.models.families import albert
 from bert_jax.models.families import bert
+from bert_jax.models.families import deberta
+from bert_jax.models.families import distilbert
+from bert_jax.models.families import electra
+from bert_jax.models.families import eurobert
+from bert_jax.models.families import gte
+from bert_jax.models.families import modernbert
+from bert_jax.models.families import mosaic_bert
+from bert_jax.models.families import mpnet
+from bert_jax.models.families import neobert
+from bert_jax.models.families import nomic_bert
+from bert_jax.models.families import roberta
 from bert_jax.models.families.family import OWN
 from bert_jax.models.families.family import ConvertError
 from bert_jax.models.families.family import Family
 
 # Value of `model.family` -> the family.
-FAMILIES: dict[str, Family] = {family.name: family for family in (bert.FAMILY,)}
+FAMILIES: dict[str, Family] = {
+  family.name: family
+  for module in (
+    bert, roberta, modernbert, distilbert, albert, electra, mpnet, nomic_bert,
+    gte, eurobert, neobert, mosaic_bert, deberta,
+  )
+  for family in module.FAMILIES
+}  # fmt: skip
 # The formats in which weights are read and written.
 FORMATS = ("huggingface", "flax", "tf1", OWN)
 

@@ -12,30 +12,42 @@ Source: google-research/bert modeling.py, run_pretraining.py:240-304,
 from bert_jax.data import templates
 from bert_jax.models.families import family
 
-# Our module -> the scope in the original, which the other formats follow.
-_MODULES = {
-  "encoder/embeddings/word": "bert/embeddings/word_embeddings",
-  "encoder/embeddings/position": "bert/embeddings/position_embeddings",
-  "encoder/embeddings/type": "bert/embeddings/token_type_embeddings",
-  "encoder/embeddings/norm": "bert/embeddings/LayerNorm",
-  family.POOLER: "bert/pooler/dense",
+
+def encoder_modules(prefix: str) -> dict[str, str]:
+  """Returns our modules of an encoder -> the scopes in the original.
+
+  Args:
+    prefix: the first part of the scopes.
+  """
+  modules = {
+    "encoder/embeddings/word": "embeddings/word_embeddings",
+    "encoder/embeddings/position": "embeddings/position_embeddings",
+    "encoder/embeddings/type": "embeddings/token_type_embeddings",
+    "encoder/embeddings/norm": "embeddings/LayerNorm",
+    family.POOLER: "pooler/dense",
+  } | {
+    f"encoder/layer_{{}}/{ours}": f"encoder/layer/{{}}/{theirs}"
+    for ours, theirs in {
+      "attention/query": "attention/self/query",
+      "attention/key": "attention/self/key",
+      "attention/value": "attention/self/value",
+      "attention/out": "attention/output/dense",
+      "attention_norm": "attention/output/LayerNorm",
+      "mlp/in": "intermediate/dense",
+      "mlp/out": "output/dense",
+      "mlp_norm": "output/LayerNorm",
+    }.items()
+  }
+  return {ours: f"{prefix}/{theirs}" for ours, theirs in modules.items()}
+
+
+# The other formats follow the scopes of the original.
+_MODULES = encoder_modules("bert") | {
   "mlm/dense": "cls/predictions/transform/dense",
   "mlm/norm": "cls/predictions/transform/LayerNorm",
   "mlm": "cls/predictions",
   "nsp": "cls/seq_relationship",
   "task": "classifier",
-} | {
-  f"encoder/layer_{{}}/{ours}": f"bert/encoder/layer/{{}}/{theirs}"
-  for ours, theirs in {
-    "attention/query": "attention/self/query",
-    "attention/key": "attention/self/key",
-    "attention/value": "attention/self/value",
-    "attention/out": "attention/output/dense",
-    "attention_norm": "attention/output/LayerNorm",
-    "mlp/in": "intermediate/dense",
-    "mlp/out": "output/dense",
-    "mlp_norm": "output/LayerNorm",
-  }.items()
 }
 _NAMES = {
   "huggingface": family.Names(
@@ -185,3 +197,4 @@ FAMILY = family.Family(
     "initializer_range": 0.02,
   },
 )  # fmt: skip
+FAMILIES = (FAMILY,)

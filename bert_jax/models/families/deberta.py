@@ -1,0 +1,175 @@
+"""DeBERTa v3, and v2 without its convolution: disentangled attention.
+
+Sources: arXiv 2006.03654 and 2111.09543; huggingface/transformers 5.24,
+models/deberta_v2; microsoft/DeBERTa.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bert_jax.data import templates
+from bert_jax.models.families import bert
+from bert_jax.models.families import family
+
+_NAMES = family.Names(
+  modules={
+    ours: theirs
+    for ours, theirs in bert.encoder_modules("deberta").items()
+    if ours != family.POOLER and not ours.endswith("/position")
+  }
+  | {
+    f"encoder/layer_{{}}/attention/{ours}": (
+      f"deberta/encoder/layer/{{}}/attention/self/{ours}_proj"
+    )
+    for ours in ("query", "key", "value")
+  }
+  | {
+    "encoder/relative": "deberta/encoder/rel_embeddings",
+    "encoder/relative/norm": "deberta/encoder/LayerNorm",
+    "mlm/dense": "cls/predictions/transform/dense",
+    "mlm/norm": "cls/predictions/transform/LayerNorm",
+    "mlm": "cls/predictions",
+    "task/dense": "pooler/dense",
+    "task": "classifier",
+  },
+  separator=".",
+  prefix="deberta",
+  from_classes=True,
+  task_heads={"span": "qa_outputs"},
+  leaves=family.TORCH_LEAVES,
+  copies=(
+    ("cls.predictions.decoder.weight", family.WORDS, False),
+    ("cls.predictions.decoder.bias", "mlm/bias", False),
+  ),
+  spellings=(
+    *family.TORCH_SPELLINGS,
+    # The head of the authors, which transformers calls not legacy.
+    (r"^lm_predictions\.lm_head\.bias$", "cls.predictions.bias"),
+    (r"^lm_predictions\.lm_head\.", "cls.predictions.transform."),
+  ),
+)
+_SIZES = {
+  "vocab_size": "vocab_size",
+  "num_layers": "num_hidden_layers",
+  "hidden_size": "hidden_size",
+  "num_heads": "num_attention_heads",
+  "mlp_dim": "intermediate_size",
+  "max_len": "max_position_embeddings",
+  "type_vocab_size": "type_vocab_size",
+  "relative_buckets": "position_buckets",
+}
+_TRAINING_KEYS = {
+  "hidden_dropout_prob": "dropout_rate",
+  "attention_probs_dropout_prob": "attention_dropout_rate",
+  "pooler_dropout": "dropout_rate",
+  "cls_dropout": "dropout_rate",
+  "initializer_range": "init_stddev",
+}
+# What the files must say of attention, because the other ways are not known.
+_WANTED = {
+  "relative_attention": True,
+  "share_att_key": True,
+  "position_biased_input": False,
+  "norm_rel_ebd": "layer_norm",
+}
+
+
+def _read(
+  config: Mapping[str, Any], model: Mapping[str, Any]
+) -> dict[str, Any]:
+  for key, wanted in _WANTED.items():
+    if config.get(key) != wanted:
+      raise family.ConvertError(
+        f"{key} is {config.get(key)!r:.60}; this program reads models with "
+        f"{wanted!r}, as DeBERTa v3 has it"
+      )
+  ways = config.get("pos_att_type")
+  ways = ways.lower().split("|") if isinstance(ways, str) else ways or []
+  if sorted(way.strip() for way in ways) != ["c2p", "p2c"]:
+    raise family.ConvertError(
+      f"pos_att_type is {ways!r:.60}; this program reads models with both ways,"
+      ' "p2c|c2p"'
+    )
+  distance = config.get("max_relative_positions", -1)
+  return {
+    "relative_distance": distance if distance > 0 else model["max_len"],
+  }
+
+
+def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    **_WANTED,
+    "pos_att_type": ["p2c", "c2p"],
+    "max_relative_positions": model["relative_distance"],
+    "legacy": True,
+  }
+
+
+def _preset(layers: int, hidden: int, heads: int) -> dict[str, int]:
+  return {
+    "num_layers": layers, "hidden_size": hidden, "num_heads": heads,
+    "mlp_dim": 4 * hidden,
+  }  # fmt: skip
+
+
+_POOLED = ("dropout", "dense", "gelu_erf", "dropout")
+FAMILY = family.Family(
+  name="deberta-v2",
+  model_types=("deberta-v2",),
+  hf_class="DebertaV2",
+  pretraining_classes={(): "Model", ("mlm",): "ForMaskedLM"},
+  names={"huggingface": _NAMES},
+  sizes=_SIZES,
+  activations={"huggingface": family.TORCH_ACTIVATIONS},
+  config_keys=family.CONFIG_KEYS.extended(
+    only={
+      "pooler_hidden_act": (None, "gelu"),
+      "conv_kernel_size": (None, 0),
+      "embedding_size": (None,),
+      "attention_head_size": (None,),
+    },
+    read=frozenset({
+      *_SIZES.values(), *_WANTED, "hidden_act", "layer_norm_eps",
+      "pos_att_type", "max_relative_positions", "legacy",
+    })
+    | _TRAINING_KEYS.keys(),
+    ignored=frozenset({"pooler_hidden_size", "conv_act"}),
+  ),
+  tokenizer=templates.DEBERTA_V2,
+  presets={
+    "v3-xsmall": _preset(12, 384, 6),
+    "v3-small": _preset(6, 768, 12),
+    "v3-base": _preset(12, 768, 12),
+    "v3-large": _preset(24, 1024, 16),
+  },
+  defaults={
+    "vocab_size": 128100, "max_len": 512, "type_vocab_size": 0,
+    "hidden_act": "gelu_erf", "layer_norm_eps": 1e-7, "relative_buckets": 256,
+    "relative_distance": 512,
+  },
+  training_keys=_TRAINING_KEYS,
+  written={
+    "model_type": "deberta-v2",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.02,
+    "pooler_hidden_act": "gelu",
+    "pooler_dropout": 0,
+  },
+  switches={
+    "positions": "none",
+    "attention_positions": "disentangled",
+    "pooler": False,
+  },
+  default_eps=1e-7,
+  heads={
+    "sequence": _POOLED,
+    "choice": _POOLED,
+    "token": ("dropout",),
+    "span": (),
+  },
+  read=_read,
+  write=_write,
+  free=frozenset({"relative_distance"}),
+)  # fmt: skip
+FAMILIES = (FAMILY,)

@@ -1,0 +1,182 @@
+"""EuroBERT: a Llama that sees both sides.
+
+Models whose keys and values have fewer heads than their queries are refused.
+
+Sources: arXiv 2503.05500; huggingface/transformers 5.24, models/eurobert.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bert_jax.data import templates
+from bert_jax.models.families import family
+
+_NAMES = family.Names(
+  modules={
+    "encoder/embeddings/word": "model/embed_tokens",
+    "encoder/final_norm": "model/norm",
+    "task/dense": "dense",
+    "task": "classifier",
+  }
+  | {
+    f"encoder/layer_{{}}/{ours}": f"model/layers/{{}}/{theirs}"
+    for ours, theirs in {
+      "attention/query": "self_attn/q_proj",
+      "attention/key": "self_attn/k_proj",
+      "attention/value": "self_attn/v_proj",
+      "attention/out": "self_attn/o_proj",
+      "attention_norm": "input_layernorm",
+      "mlp/gate": "mlp/gate_proj",
+      "mlp/in": "mlp/up_proj",
+      "mlp/out": "mlp/down_proj",
+      "mlp_norm": "post_attention_layernorm",
+    }.items()
+  },
+  separator=".",
+  prefix="model",
+  from_classes=True,
+  paths={"mlm/bias": "lm_head/bias", "mlm/decoder": "lm_head/weight"},
+  leaves=family.TORCH_LEAVES,
+  copies=(("lm_head.weight", family.WORDS, False),),
+)
+_SIZES = {
+  "vocab_size": "vocab_size",
+  "num_layers": "num_hidden_layers",
+  "hidden_size": "hidden_size",
+  "num_heads": "num_attention_heads",
+  "mlp_dim": "intermediate_size",
+  "max_len": "max_position_embeddings",
+}
+_TRAINING_KEYS = {
+  "attention_dropout": "attention_dropout_rate",
+  "classifier_dropout": "dropout_rate",
+  "initializer_range": "init_stddev",
+}
+_POOLINGS = {"late": "late", "bos": "first", "mean": "mean"}
+
+
+def _read(
+  config: Mapping[str, Any], model: Mapping[str, Any]
+) -> dict[str, Any]:
+  heads = config.get("num_key_value_heads")
+  if heads not in (None, model["num_heads"]):
+    raise family.ConvertError(
+      f"num_key_value_heads is {heads!r:.60}; this program reads models whose "
+      f"queries, keys and values have the same number of heads, here "
+      f"{model['num_heads']}"
+    )
+  width = config.get("head_dim")
+  if width not in (None, model["hidden_size"] // model["num_heads"]):
+    raise family.ConvertError(
+      f"head_dim is {width!r:.60}; it must be hidden_size divided by "
+      "num_attention_heads"
+    )
+  pooling = config.get("classifier_pooling") or "late"
+  if pooling not in _POOLINGS:
+    raise family.ConvertError(
+      f"classifier_pooling is {pooling!r:.60}; it must be one of "
+      f"{', '.join(_POOLINGS)}"
+    )
+  has_bias = family.switch(config, "mlp_bias", False)
+  default = config.get("rope_theta", 10_000.0)
+  return {
+    "rope_theta": family.rope_theta(config, default),
+    "attention_bias": family.switch(config, "attention_bias", False),
+    "mlp_in_bias": has_bias,
+    "mlp_out_bias": has_bias,
+    "mlm_bias": has_bias,
+    "tied_words": family.switch(config, "tie_word_embeddings", False),
+    "pooling": _POOLINGS[pooling],
+  }
+
+
+def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+  biases = {model[k] for k in ("mlp_in_bias", "mlp_out_bias", "mlm_bias")}
+  if len(biases) > 1:
+    raise family.ConvertError(
+      "model.mlp_in_bias, mlp_out_bias and mlm_bias differ, but these files "
+      f"have one key for all; choose the format {family.OWN}"
+    )
+  theta = float(model["rope_theta"])
+  poolings = {ours: theirs for theirs, ours in _POOLINGS.items()}
+  return {
+    "rope_theta": theta,
+    "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+    "num_key_value_heads": model["num_heads"],
+    "head_dim": model["hidden_size"] // model["num_heads"],
+    "attention_bias": model["attention_bias"],
+    "mlp_bias": biases.pop(),
+    "tie_word_embeddings": model["tied_words"],
+    "classifier_pooling": poolings[model["pooling"]],
+  }
+
+
+_SWITCHES = {
+  "type_vocab_size": 0,
+  "norm": "rms_norm",
+  "norm_place": "pre",
+  "embedding_norm": False,
+  "positions": "none",
+  "attention_positions": "rope",
+  "feed_forward": "glu",
+  "attention_bias": False,
+  "mlp_in_bias": False,
+  "mlp_out_bias": False,
+  "pooler": False,
+  "pooling": "late",
+  "mlm_head": "bare",
+  "mlm_bias": False,
+  "tied_words": False,
+  "dropout_places": (),
+}
+FAMILY = family.Family(
+  name="eurobert",
+  model_types=("eurobert",),
+  hf_class="EuroBert",
+  pretraining_classes={(): "Model", ("mlm",): "ForMaskedLM"},
+  names={"huggingface": _NAMES},
+  sizes=_SIZES,
+  activations={"huggingface": family.TORCH_ACTIVATIONS},
+  config_keys=family.CONFIG_KEYS.extended(
+    read=frozenset({
+      *_SIZES.values(), "hidden_act", "rms_norm_eps", "num_key_value_heads",
+      "head_dim", "rope_theta", "rope_parameters", "rope_scaling",
+      "attention_bias", "mlp_bias", "classifier_pooling",
+    })
+    | _TRAINING_KEYS.keys(),
+    ignored=frozenset({
+      "mask_token", "pad_token", "bos_token", "eos_token", "pretraining_tp",
+      "hidden_dropout", "clf_pooling",
+    }),
+  ),
+  tokenizer=templates.EUROBERT,
+  presets={
+    "210m": {
+      "num_layers": 12, "hidden_size": 768, "num_heads": 12, "mlp_dim": 3072,
+    },
+  },
+  defaults={
+    "vocab_size": 128256, "max_len": 8192, "hidden_act": "silu",
+    "layer_norm_eps": 1e-5, "rope_theta": 250_000.0, "dropout_rate": 0.0,
+    "attention_dropout_rate": 0.0,
+  },
+  training_keys=_TRAINING_KEYS,
+  written={"model_type": "eurobert", "initializer_range": 0.02},
+  switches=_SWITCHES,
+  eps_key="rms_norm_eps",
+  default_eps=1e-5,
+  default_act="silu",
+  heads={
+    "sequence": ("dense", "gelu_erf"),
+    "choice": ("dense", "gelu_erf"),
+    "token": (),
+    "span": (),
+  },
+  read=_read,
+  write=_write,
+  free=frozenset({
+    "rope_theta", "attention_bias", "mlp_in_bias", "mlp_out_bias", "mlm_bias",
+    "tied_words", "pooling",
+  }),
+)  # fmt: skip
+FAMILIES = (FAMILY,)

@@ -1,0 +1,277 @@
+"""ModernBERT and its kin: Ettin, mmBERT, and the embedding models on them.
+
+Local and full attention take turns, with rotations of other bases; norms come
+before the sublayers and have no bias; the feed-forward layers are gated.
+
+Sources: arXiv 2412.13663; huggingface/transformers 5.24, models/modernbert;
+AnswerDotAI/ModernBERT, whose names of parameters and settings ("Composer") are
+read, too; JHU-CLSP/ettin-encoder-vs-decoder and JHU-CLSP/mmBERT for sizes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bert_jax.data import templates
+from bert_jax.models.families import family
+
+_NAMES = family.Names(
+  modules={
+    "encoder/embeddings/word": "model/embeddings/tok_embeddings",
+    "encoder/embeddings/norm": "model/embeddings/norm",
+    "encoder/final_norm": "model/final_norm",
+    "mlm/dense": "head/dense",
+    "mlm/norm": "head/norm",
+    "task/dense": "head/dense",
+    "task/norm": "head/norm",
+    "task": "classifier",
+  }
+  | {
+    f"encoder/layer_{{}}/{ours}": f"model/layers/{{}}/{theirs}"
+    for ours, theirs in {
+      "attention/query": "attn/Wqkv",
+      "attention/key": "attn/Wqkv",
+      "attention/value": "attn/Wqkv",
+      "attention/out": "attn/Wo",
+      "attention_norm": "attn_norm",
+      "mlp/gate": "mlp/Wi",
+      "mlp/in": "mlp/Wi",
+      "mlp/out": "mlp/Wo",
+      "mlp_norm": "mlp_norm",
+    }.items()
+  },
+  separator=".",
+  prefix="model",
+  from_classes=True,
+  paths={"mlm/bias": "decoder/bias", "mlm/decoder": "decoder/weight"},
+  joined={**family.QKV, **family.GATE_UP},
+  leaves=family.TORCH_LEAVES,
+  copies=(("decoder.weight", family.WORDS, False),),
+  spellings=(
+    *family.TORCH_SPELLINGS,
+    # Composer.
+    (r"^(model\.)?(bert\.)?encoder\.layers\.", "model.layers."),
+    (r"^(model\.)?bert\.", "model."),
+  ),
+)
+_SIZES = {
+  "vocab_size": "vocab_size",
+  "num_layers": "num_hidden_layers",
+  "hidden_size": "hidden_size",
+  "num_heads": "num_attention_heads",
+  "mlp_dim": "intermediate_size",
+  "max_len": "max_position_embeddings",
+}
+_TRAINING_KEYS = {
+  "embedding_dropout": "dropout_rate",
+  "mlp_dropout": "dropout_rate",
+  "classifier_dropout": "dropout_rate",
+  "attention_dropout": "attention_dropout_rate",
+  "initializer_range": "init_stddev",
+}
+_FULL, _LOCAL = "full_attention", "sliding_attention"
+_POOLINGS = {"cls": "first", "mean": "mean"}
+# Their flag -> our switch, and its default.
+_FLAGS = {
+  "norm_bias": ("norm_bias", False),
+  "attention_bias": ("attention_bias", False),
+  "mlp_bias": ("mlp_in_bias", False),
+  "classifier_bias": ("head_bias", False),
+  "decoder_bias": ("mlm_bias", True),
+  "tie_word_embeddings": ("tied_words", True),
+}
+
+
+def _layer_types(num_layers: int, period: int) -> list[str]:
+  """Returns the type of each layer, of which every `period`-th is full."""
+  return [_LOCAL if i % period else _FULL for i in range(num_layers)]
+
+
+def _read_period(config: Mapping[str, Any], num_layers: int) -> int:
+  """Returns the period of the layers with full attention; 1: all of them."""
+  types = config.get("layer_types")
+  if types is None:
+    period = config.get("global_attn_every_n_layers", 3)
+    if period == -1:  # Composer's word for no local attention
+      return 1
+    if isinstance(period, bool) or not isinstance(period, int) or period < 1:
+      raise family.ConvertError(
+        f"global_attn_every_n_layers is {period!r:.60}; it must be an integer "
+        "of 1 or more"
+      )
+    return period
+  for period in range(1, num_layers + 1):
+    if types == _layer_types(num_layers, period):
+      return period
+  raise family.ConvertError(
+    f"layer_types is {types!r:.200}; this program reads {num_layers} layers of "
+    f"which the first and every n-th one after it are {_FULL}, and the others "
+    f"{_LOCAL}"
+  )
+
+
+def _read(
+  config: Mapping[str, Any], model: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Reads attention, rotations and heads, in all spellings."""
+  full = config.get(
+    "global_rope_theta", config.get("rotary_emb_base", 160_000.0)
+  )
+  full = family.rope_theta(config, full, _FULL)
+  local = config.get(
+    "local_rope_theta", config.get("local_attn_rotary_emb_base", 10_000.0)
+  )
+  local = family.rope_theta(
+    config, full if local in (None, -1) else local, _LOCAL
+  )
+  window = config.get("local_attention", config.get("sliding_window", 128))
+  if isinstance(window, bool) or not isinstance(window, int) or window < 2:
+    raise family.ConvertError(
+      f"local_attention is {window!r:.60}; it must be an integer of 2 or more"
+    )
+  pooling = config.get("classifier_pooling") or "cls"
+  if pooling not in _POOLINGS:
+    raise family.ConvertError(
+      f"classifier_pooling is {pooling!r:.60}; it must be one of "
+      f"{', '.join(_POOLINGS)}"
+    )
+  found: dict[str, Any] = {
+    ours: family.switch(config, theirs, default)
+    for theirs, (ours, default) in _FLAGS.items()
+  }
+  period = _read_period(config, model["num_layers"])
+  return found | {
+    "mlp_out_bias": found["mlp_in_bias"],
+    "attention_pattern": "full" if period == 1 else "local",
+    "full_every": period,
+    "local_radius": window // 2,
+    "rope_theta": full,
+    "local_rope_theta": local,
+    "pooling": _POOLINGS[pooling],
+    "head_act": family.activation(config, "classifier_activation", "gelu"),
+  }
+
+
+def _write(model: Mapping[str, Any]) -> dict[str, Any]:
+  """Writes attention and rotations in the spellings of 4.x and of 5.x.
+
+  Other programs require the older keys, and versions 4.x of transformers know
+  no others.
+  """
+  is_local = model.get("attention_pattern", "full") == "local"
+  period = model["full_every"] if is_local else 1
+  full = float(model["rope_theta"])
+  local = float(model.get("local_rope_theta") or full)
+  if model.get("mlp_out_bias") != model.get("mlp_in_bias"):
+    raise family.ConvertError(
+      "model.mlp_in_bias and model.mlp_out_bias differ, but these files have "
+      f"one key for both; choose the format {family.OWN}"
+    )
+  poolings = {ours: theirs for theirs, ours in _POOLINGS.items()}
+  found = {theirs: model[ours] for theirs, (ours, _) in _FLAGS.items()}
+  return found | {
+    "global_attn_every_n_layers": period,
+    "layer_types": _layer_types(model["num_layers"], period),
+    "local_attention": 2 * model.get("local_radius", 64),
+    "global_rope_theta": full,
+    "local_rope_theta": local,
+    "rope_parameters": {
+      _FULL: {"rope_type": "default", "rope_theta": full},
+      _LOCAL: {"rope_type": "default", "rope_theta": local},
+    },
+    "classifier_pooling": poolings[model.get("pooling", "first")],
+    "classifier_activation": family.their_activation(
+      model["head_act"] or model["hidden_act"]
+    ),
+    "layer_norm_eps": model["layer_norm_eps"],
+  }
+
+
+def _preset(layers: int, hidden: int, heads: int, mlp: int, **more: int):
+  """Returns a preset, for a vocabulary of 50,368 pieces unless `more` says."""
+  return {
+    "num_layers": layers, "hidden_size": hidden, "num_heads": heads,
+    "mlp_dim": mlp, **more,
+  }  # fmt: skip
+
+
+# What every task does with a token or a pooled sequence.
+_HEAD = ("dense", "act", "norm", "dropout")
+_SWITCHES = {
+  "type_vocab_size": 0,
+  "norm_bias": False,
+  "norm_place": "pre",
+  "first_norm": False,
+  "positions": "none",
+  "attention_positions": "rope",
+  "rope_theta": 160_000.0,
+  "local_rope_theta": 10_000.0,
+  "feed_forward": "glu",
+  "attention_pattern": "local",
+  "attention_bias": False,
+  "mlp_in_bias": False,
+  "mlp_out_bias": False,
+  "pooler": False,
+  "head_act": "gelu_erf",
+  "head_bias": False,
+  "dropout_places": ("embeddings", "attention", "mlp_inner"),
+}
+FAMILY = family.Family(
+  name="modernbert",
+  model_types=("modernbert",),
+  hf_class="ModernBert",
+  pretraining_classes={(): "Model", ("mlm",): "ForMaskedLM"},
+  names={"huggingface": _NAMES},
+  sizes=_SIZES,
+  activations={"huggingface": family.TORCH_ACTIVATIONS},
+  config_keys=family.CONFIG_KEYS.extended(
+    read=frozenset({
+      *_SIZES.values(), *_FLAGS, "hidden_activation", "norm_eps",
+      "layer_types", "rope_parameters", "rope_scaling", "global_rope_theta",
+      "local_rope_theta", "rotary_emb_base", "local_attn_rotary_emb_base",
+      "global_attn_every_n_layers", "local_attention", "sliding_window",
+      "classifier_pooling", "classifier_activation",
+    })
+    | _TRAINING_KEYS.keys(),
+    ignored=frozenset({
+      "layer_norm_eps", "position_embedding_type", "deterministic_flash_attn",
+      "sparse_prediction", "sparse_pred_ignore_index", "reference_compile",
+      "repad_logits_with_grad", "initializer_cutoff_factor",
+    }),
+  ),
+  tokenizer=templates.MODERNBERT,
+  presets={
+    "base": _preset(22, 768, 12, 1152),
+    "large": _preset(28, 1024, 16, 2624),
+    "ettin-17m": _preset(7, 256, 4, 384),
+    "ettin-32m": _preset(10, 384, 6, 576),
+    "ettin-68m": _preset(19, 512, 8, 768),
+    "ettin-150m": _preset(22, 768, 12, 1152),
+    "ettin-400m": _preset(28, 1024, 16, 2624),
+    "ettin-1b": _preset(28, 1792, 28, 3840),
+    "mmbert-small": _preset(
+      22, 384, 6, 1152, vocab_size=256000, local_rope_theta=160_000
+    ),
+    "mmbert-base": _preset(
+      22, 768, 12, 1152, vocab_size=256000, local_rope_theta=160_000
+    ),
+  },
+  defaults={
+    "vocab_size": 50368, "max_len": 8192, "hidden_act": "gelu_erf",
+    "layer_norm_eps": 1e-5, "dropout_rate": 0.0, "attention_dropout_rate": 0.0,
+  },
+  training_keys=_TRAINING_KEYS,
+  written={"model_type": "modernbert", "initializer_range": 0.02},
+  switches=_SWITCHES,
+  act_key="hidden_activation",
+  eps_key="norm_eps",
+  default_eps=1e-5,
+  heads={role: _HEAD for role in ("sequence", "token", "span", "choice")},
+  read=_read,
+  write=_write,
+  free=frozenset({
+    *(ours for ours, _ in _FLAGS.values()), "mlp_out_bias",
+    "attention_pattern", "full_every", "local_radius", "rope_theta",
+    "local_rope_theta", "pooling", "head_act",
+  }),
+)  # fmt: skip
+FAMILIES = (FAMILY,)

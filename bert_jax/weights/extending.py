@@ -1,0 +1,158 @@
+"""Extends a model: longer rows, more words, other rotations.
+
+`convert` writes the extended model. It computes what it computed before, as far
+as nothing new is used: shorter rows and old words have the same outputs, unless
+positions are interpolated or rotations change.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import wordpiece
+from bert_jax.models import params as param_trees
+from bert_jax.models.families import family
+from bert_jax.runtime.settings import Convert
+from bert_jax.weights.pretrained import Pretrained
+from bert_jax.weights.pretrained import WeightsError
+
+_POSITIONS = "encoder/embeddings/position/embedding"
+_DECODER = "mlm/decoder"
+_BIAS = "mlm/bias"
+
+
+def extend(pretrained: Pretrained, settings: Convert) -> Pretrained:
+  """Returns a model with the changes that the group `convert` asks for.
+
+  Args:
+    pretrained: the model.
+    settings: the group `convert`.
+
+  Raises:
+    WeightsError: the model has no such part, or would get smaller.
+  """
+  model = dict(pretrained.shape)
+  flat = param_trees.flatten(pretrained.params)
+  tokenizer = pretrained.tokenizer
+  seq_len = pretrained.seq_len
+  if settings.max_len:
+    _lengthen(flat, model, settings)
+    seq_len = None
+  if settings.add_tokens:
+    tokenizer = _with_tokens(tokenizer, settings.add_tokens)
+  rows = settings.vocab_size
+  if tokenizer is not None and settings.add_tokens:
+    rows = max(rows, tokenizer.vocab_size)
+  if rows:
+    _grow(flat, model, rows, settings.new_rows)
+  if settings.rope_theta:
+    if not model["attention_positions"].startswith("rope"):
+      raise WeightsError(
+        f"convert.rope_theta={settings.rope_theta}, but the model has no "
+        f"rotations (attention_positions={model['attention_positions']}); "
+        "leave the key out"
+      )
+    model["rope_theta"] = settings.rope_theta
+  del model["family"]
+  return dataclasses.replace(
+    pretrained,
+    model=model,
+    params=param_trees.nest(flat),
+    tokenizer=tokenizer,
+    seq_len=seq_len,
+  )
+
+
+def _lengthen(
+  flat: dict[str, np.ndarray], model: dict[str, Any], settings: Convert
+) -> None:
+  """Makes the longest row longer, with more rows of a table of positions."""
+  old, new = model["max_len"], settings.max_len
+  if new <= old:
+    raise WeightsError(
+      f"convert.max_len={new} is not more than the {old} tokens that the model "
+      "takes; give a larger number"
+    )
+  if model["positions"] == "learned":
+    table, first = flat[_POSITIONS], model["position_offset"]
+    head, rest = table[:first], table[first:]
+    if settings.new_positions == "tile":
+      rest = np.tile(rest, (-(-new // old), 1))[:new]
+    else:
+      at = np.linspace(0.0, old - 1, new)
+      low = np.minimum(at.astype(int), old - 2)
+      share = (at - low)[:, None].astype(np.float32)
+      wide = rest.astype(np.float32)
+      rest = wide[low] * (1 - share) + wide[low + 1] * share
+    flat[_POSITIONS] = np.concatenate([head, rest.astype(table.dtype)])
+  model["max_len"] = new
+
+
+def _with_tokens(tokenizer: Any, tokens: Any) -> Any:
+  """Returns a tokenizer that reads more tokens whole."""
+  if not isinstance(tokenizer, wordpiece.WordPieceTokenizer):
+    kind = "no tokenizer" if tokenizer is None else f"a {tokenizer.kind} one"
+    raise WeightsError(
+      f"convert.add_tokens needs a WordPiece tokenizer; the model has {kind}. "
+      "Add the tokens to its files, and give convert.vocab_size"
+    )
+  known = {tokenizer.token(i) for i in range(tokenizer.vocab_size)}
+  if twice := [token for token in tokens if token in known]:
+    raise WeightsError(
+      f"convert.add_tokens has {', '.join(twice)}, which the vocabulary has "
+      "already; leave them out"
+    )
+  return tokenizer.with_added(
+    [
+      *tokenizer.added,
+      *(added_tokens.AddedToken(token, normalized=False) for token in tokens),
+    ]
+  )
+
+
+def _grow(
+  flat: dict[str, np.ndarray], model: dict[str, Any], rows: int, how: str
+) -> None:
+  """Adds rows to the table of words, and to the decoder of masked words."""
+  old = model["vocab_size"]
+  if rows < old:
+    raise WeightsError(
+      f"convert.vocab_size={rows} is less than the {old} words that the model "
+      "has; words cannot be removed"
+    )
+  rng = np.random.default_rng(0)
+  for path in (family.WORDS, _DECODER):
+    if path in flat:
+      table = flat[path]
+      wide = table.astype(np.float32)
+      more = np.repeat(wide.mean(0, keepdims=True), rows - old, 0)
+      if how == "normal":
+        more = rng.normal(0.0, 0.02, more.shape)
+      flat[path] = np.concatenate([table, more.astype(table.dtype)])
+  if _BIAS in flat:
+    bias = flat[_BIAS]
+    flat[_BIAS] = np.concatenate([bias, np.zeros(rows - old, bias.dtype)])
+  model["vocab_size"] = rows
+
+
+def is_asked(settings: Convert) -> bool:
+  """Returns whether the group `convert` asks for an extended model."""
+  return bool(
+    settings.max_len
+    or settings.vocab_size
+    or settings.add_tokens
+    or settings.rope_theta
+  )
+
+
+def describe(before: Pretrained, after: Pretrained) -> str:
+  """Returns what became larger or different, as one line."""
+  names = ("max_len", "vocab_size", "rope_theta")
+  old, new = before.shape, after.shape
+  return ", ".join(
+    f"{name} {old[name]} -> {new[name]}"
+    for name in names
+    if old[name] != new[name]
+  )
