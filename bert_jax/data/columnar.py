@@ -50,6 +50,7 @@ def _rows(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
   """Yields ("PATH: row N", row) of record batches, numbered from 1."""
   for batch in batches:
+    batch.validate(full=True)  # a damaged offset would end the process
     for first in range(0, batch.num_rows, _SLICE_ROWS):
       for row in batch.slice(first, _SLICE_ROWS).to_pylist():
         start += 1

@@ -3,7 +3,8 @@
 A name such as answerdotai/ModernBERT-base stands where a folder of weights or
 of a tokenizer is meant, and NAME@REVISION means one revision of it. The files
 are downloaded into the cache of `huggingface_hub`, and a run records the
-revision. An existing path is never taken for a name.
+revision. An existing path is never taken for a name. hub://OWNER/NAME always
+means the hub; a run records this form.
 
 Environment: HF_ENDPOINT (another hub), HF_HUB_OFFLINE=1 (use only the cache),
 HF_TOKEN (private models and pushing), HF_HOME and HF_HUB_CACHE (the cache).
@@ -23,8 +24,9 @@ from bert_jax.runtime import errors
 _log = logging.getLogger(__name__)
 
 _NAME = re.compile(
-  r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?"
+  r"(?:hub://)?(?P<name>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?"
 )
+_SCHEME = "hub://"
 _HEX = re.compile(r"[0-9a-f]{40}")
 # The settings and tokenizers that this program reads.
 _SETTINGS = ("*.json", "*.txt", "*.model", "LICENSE*", "README.md")
@@ -70,7 +72,14 @@ def is_name(path: str) -> bool:
   """
   if not _NAME.fullmatch(path) or os.path.exists(path):
     return False
+  if path.startswith(_SCHEME):
+    return True
   return not os.path.exists(path.split("/", 1)[0])
+
+
+def address(path: str) -> str:
+  """Returns a name in the form that is never a path, hub://OWNER/NAME."""
+  return _SCHEME + path.removeprefix(_SCHEME)
 
 
 def fetch(path: str, *, needs_weights: bool = True) -> Model:
@@ -133,7 +142,7 @@ def _fetch_weights(
     folder: the folder of the revision in the cache.
     files: the files of the model; None means that only the cache counts.
   """
-  name = path.partition("@")[0]
+  name = path.removeprefix(_SCHEME).partition("@")[0]
   commit = os.path.basename(folder)
   for patterns in _WEIGHTS:
     if files is None:
@@ -269,7 +278,7 @@ def check_push(name: str) -> None:
     name: OWNER/NAME.
   """
   match = _NAME.fullmatch(name)
-  if match is None or match["revision"]:
+  if match is None or match["revision"] or name.startswith(_SCHEME):
     raise HubError(
       f"--push={name:.100} is not the name of a model; wanted OWNER/NAME"
     )

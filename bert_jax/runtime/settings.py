@@ -39,8 +39,6 @@ from typing import TYPE_CHECKING, Any
 
 import ml_collections
 
-from bert_jax.runtime import hub
-
 # The devices count steps, rows and tokens with 32-bit integers.
 _INT32 = 2**31 - 1
 # jax.random.key takes a signed 64-bit integer.
@@ -1078,10 +1076,6 @@ def absolute(path: str) -> str:
   return os.path.abspath(os.path.expanduser(path))
 
 
-# Keys of paths that may be the name of a model of the hub.
-_MODELS = ("init_from", "predict.model", "task.vocab")
-
-
 def map_paths(
   config: Mapping[str, Any], change: Callable[[str], str]
 ) -> dict[str, Any]:
@@ -1101,8 +1095,6 @@ def map_paths(
     value = group.get(name) if isinstance(group, dict) else None
     if not isinstance(value, str) or not value or "://" in value:
       continue
-    if key.name in _MODELS and hub.is_name(value):
-      continue  # the name of a model of the hub
     scheme = "tfds:" if value.startswith("tfds:") else ""
     if path := value.removeprefix(scheme):
       group[name] = scheme + change(path)

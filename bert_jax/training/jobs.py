@@ -8,6 +8,7 @@ from bert_jax.data import batching
 from bert_jax.data import summary
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
+from bert_jax.runtime import hub
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
@@ -57,6 +58,8 @@ def open_job(
         "settings"
       )
   config = config.copy_and_resolve_references()
+  if config.init_from and _is_of_hub(config.init_from, workdir):
+    config.init_from = hub.address(config.init_from)
   pretrained = None
   begun = bool(workdir) and saved_steps.exists(workdir, checkpoint is None)
   if begun and config.init_from:
@@ -92,6 +95,21 @@ def open_job(
   return job, None if config.init_random else pretrained
 
 
+def _is_of_hub(init_from: str, workdir: str) -> bool:
+  """Returns whether the weights to start from are a model of the hub.
+
+  A run that has begun decides it, because a folder may be gone since.
+
+  Args:
+    init_from: the weights of the config.
+    workdir: the folder of the run, which need not exist.
+  """
+  if workdir and runs.exists(workdir):
+    recorded = runs.read_run(workdir)["config"].get("init_from")
+    return recorded == hub.address(init_from)
+  return hub.is_name(init_from)
+
+
 def _pinned(init_from: str, workdir: str) -> str:
   """Returns the weights to start from, at the revision that a run recorded.
 
@@ -101,8 +119,8 @@ def _pinned(init_from: str, workdir: str) -> str:
   """
   if workdir and runs.exists(workdir):
     recorded = runs.read_run(workdir).get("init_from_source", "")
-    if recorded.startswith(f"{init_from}@"):
-      return recorded
+    if recorded and hub.address(recorded).startswith(f"{init_from}@"):
+      return hub.address(recorded)
   return init_from
 
 

@@ -61,6 +61,7 @@ def test_only_names_without_a_folder_are_names(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert hub.is_name("some/model") and hub.is_name("some/model@v1.0")
   (tmp_path / "some").mkdir()
+  assert hub.is_name("hub://some/model")
   for path in (
     "some/model", "model", "/tmp/model", "./model", "a/b/c", "gs://a/b", "~/x",
     "some/model@", "../x", "a//b", "",
@@ -94,32 +95,36 @@ def test_a_run_goes_on_from_the_revision_that_it_recorded(model, tmp_path):
   workdir = str(tmp_path / "run")
   weights.write(weights.read(model), workdir, "bert_jax")
   run = runs.read_run(workdir)
-  assert jobs._pinned("some/model", workdir) == "some/model"
+  name = "hub://some/model"
+  assert jobs._pinned(name, workdir) == name
   runs.write_run(workdir, run | {"init_from_source": f"some/model@{OLD}"})
-  assert jobs._pinned("some/model", workdir) == f"some/model@{OLD}"
-  assert jobs._pinned("some/other", workdir) == "some/other"
+  assert jobs._pinned(name, workdir) == f"{name}@{OLD}"
+  assert jobs._pinned("hub://some/mod", workdir) == "hub://some/mod"
   # A resumed run, which reads no weights, keeps the record.
   runs.write_run(workdir, run)
   assert runs.read_run(workdir)["init_from_source"] == f"some/model@{OLD}"
-
-
-def test_a_name_in_a_config_is_not_made_a_path(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  config = {"init_from": "some/model", "data": {"dir": "some/data"}}
-  found = settings.map_paths(config, settings.absolute)
-  assert found["init_from"] == "some/model"
-  assert found["data"]["dir"] == str(tmp_path / "some" / "data")
-  (tmp_path / "some").mkdir()
-  found = settings.map_paths(config, settings.absolute)
-  assert found["init_from"] == str(tmp_path / "some" / "model")
 
 
 def test_the_weights_of_a_job_are_those_of_the_hub(server):
   config = base.get_config()
   config.init_from = "some/model"
   config.data.seq_len = 8
-  _, found = jobs.open_job(config, "", is_abstract=True)
+  job, found = jobs.open_job(config, "", is_abstract=True)
   assert found.source == f"some/model@{NEW}"
+  # No path of this machine, so that it is the same run from any folder.
+  assert job.config.init_from == "hub://some/model"
+  plain = settings.plain(job.config)
+  kept = settings.map_paths(plain, settings.absolute)
+  assert kept["init_from"] == "hub://some/model"
+
+
+def test_a_folder_that_is_gone_is_not_asked_of_the_hub(tmp_path):
+  run = {"config": {"init_from": str(tmp_path / "some/model")}, "data_hash": ""}
+  runs.write_run(str(tmp_path), run)
+  assert not jobs._is_of_hub("some/model", str(tmp_path))
+  run["config"]["init_from"] = "hub://some/model"
+  runs.write_run(str(tmp_path), run)
+  assert jobs._is_of_hub("some/model", str(tmp_path))
 
 
 def test_a_tokenizer_is_read_without_weights(server, model):
