@@ -63,7 +63,6 @@ def read_tensors(prefix: str) -> dict[str, np.ndarray]:
 
 def read_settings(prefix: str) -> FolderSettings:
   """Reads bert_config.json and the vocabulary beside a checkpoint."""
-  entries = _read_index(prefix)
   folder = os.path.dirname(prefix)
   path = os.path.join(folder, "bert_config.json")
   if not os.path.exists(path):
@@ -71,9 +70,11 @@ def read_settings(prefix: str) -> FolderSettings:
       f"{path} does not exist; put the bert_config.json that the model was "
       "trained with beside its checkpoint"
     )
+  entries = _read_index(prefix)
   with naming(path):
     config = files.read_json(path)
     family = families.family_of(config.get("model_type"), entries)
+    family.names_in("tf1")  # refuses a family without this format
     ours = _own_settings(config)
     model = _model_of(family, config, ours)
     labels = tuple(map(str, ours.get("labels", ())))
