@@ -5,6 +5,7 @@ original has no key for are stored in bert_config.json under the key "bert_jax".
 """
 
 from collections.abc import Mapping
+import contextlib
 import os
 from typing import Any
 
@@ -66,6 +67,8 @@ def read_settings(prefix: str) -> FolderSettings:
   folder = os.path.dirname(prefix)
   path = os.path.join(folder, "bert_config.json")
   if not os.path.exists(path):
+    with contextlib.suppress(tf_checkpoint.BundleError):
+      _read_index(prefix)  # an object checkpoint is refused as such
     raise WeightsError(
       f"{path} does not exist; put the bert_config.json that the model was "
       "trained with beside its checkpoint"
