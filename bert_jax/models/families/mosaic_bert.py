@@ -61,6 +61,7 @@ FAMILY = family.Family(
     "vocab_size": 30528, "max_len": 512, "type_vocab_size": 2,
     "hidden_act": "gelu_erf", "layer_norm_eps": 1e-12,
   },
+  remote_code=r"(configuration_bert|bert_layers)\.Bert\w+",
   training_keys=bert.FAMILY.training_keys,
   written={**bert.FAMILY.written, "model_type": "mosaic_bert"},
   switches={
