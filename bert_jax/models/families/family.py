@@ -410,7 +410,10 @@ class Family:
         encoder that is known here.
     """
     try:
-      self.config_keys.check(self._without_known_code(config))
+      code = (
+        {"auto_map": None} if self.knows_code(config.get("auto_map")) else {}
+      )
+      self.config_keys.check({**config, **code})
     except ValueError as error:
       raise ConvertError(str(error)) from None
     model: dict[str, Any] = {}
@@ -433,16 +436,17 @@ class Family:
     model = model | {"layer_norm_eps": float(eps)} | dict(self.switches)
     return model | (self.read(config, model) if self.read else {})
 
-  def _without_known_code(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns a config without auto_map if all of its classes are known."""
-    classes = config.get("auto_map")
+  def knows_code(self, auto_map: Any) -> bool:
+    """Returns whether remote code computes what this program does.
+
+    Args:
+      auto_map: the value in config.json, an object of names of classes.
+    """
     # A class of another model of the hub is OWNER/NAME--MODULE.CLASS.
     known = re.compile(rf"([\w.-]+/[\w.-]+--)?({self.remote_code})")
-    if not self.remote_code or not isinstance(classes, dict):
-      return config
-    if not all(known.fullmatch(str(name)) for name in classes.values()):
-      return config
-    return {key: value for key, value in config.items() if key != "auto_map"}
+    if not self.remote_code or not isinstance(auto_map, dict):
+      return False
+    return all(known.fullmatch(str(name)) for name in auto_map.values())
 
   def config_of(self, format: str, model: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that `model_of` reads: sizes, activation, epsilon.
