@@ -261,7 +261,9 @@ class _Batches(_Ordered):
       if self._writer is None:
         self._schema = self._schema_of(self._rows)
         open_writer = (
-          arrow.parquet.ParquetWriter if self._is_parquet else arrow.ipc.new_file
+          arrow.parquet.ParquetWriter
+          if self._is_parquet
+          else arrow.ipc.new_file
         )
         self._writer = open_writer(self._out, self._schema)
       found = arrow.Table.from_pylist(list(self._rows), schema=self._schema)

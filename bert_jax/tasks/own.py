@@ -384,10 +384,9 @@ def read_spans(task, path, split) -> list[spec.SpanExample]:
 
 def _has_rows(path: str) -> bool:
   """Returns whether a JSON file has questions as rows, and not SQuAD's."""
-  for start in tables.read_lines(path):
-    if start.strip():
-      break
-  else:
+  try:
+    start = next(line for line in tables.read_lines(path) if line.strip())
+  except spec.TaskError:  # also a line longer than any row may be
     return False
   try:
     row = json.loads(start)
@@ -474,8 +473,7 @@ def _answers(
     value, starts = [str(value)], [row.get("answer_start", "")]
   if starts is None:
     starts = row.get("answer_start")
-  if not isinstance(starts, list) or len(starts) != len(value or ()):
-    starts = [-1] * len(value or ())
+  starts = _starts(starts, len(value or ()), where)
   if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
     raise spec.TaskError(
       f"{where}: the answers are {value!r:.60}; wanted a text, a list of texts,"
@@ -486,6 +484,34 @@ def _answers(
     for text, start in zip(value, starts, strict=True)
     if text
   ]
+
+
+def _starts(value: Any, count: int, where: str) -> list[Any]:
+  """Returns where each answer begins, as given; -1 where it is not given.
+
+  Args:
+    value: the value of answer_start: a list, or a list in JSON; or a number, if
+      there is one answer; None or "" if it is not given.
+    count: the number of answers.
+    where: the file and line, for the error.
+
+  Raises:
+    spec.TaskError: There are more or fewer of them than answers.
+  """
+  if isinstance(value, str) and value.strip()[:1] == "[":
+    try:
+      value = json.loads(value)
+    except (ValueError, RecursionError):
+      pass  # It is refused below, or by `_start`.
+  if value in (None, "", []) or not count:
+    return [-1] * count
+  found = value if isinstance(value, list) else [value]
+  if len(found) != count:
+    raise spec.TaskError(
+      f"{where}: answer_start is {value!r:.60} for {count} answers; give a"
+      " place for each answer, or leave the column out"
+    )
+  return found
 
 
 def _start(value: Any, where: str) -> int:
