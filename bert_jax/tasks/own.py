@@ -12,6 +12,7 @@ import os
 import re
 from typing import Any
 
+from bert_jax.data import compression
 from bert_jax.tasks import choice
 from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import qa
@@ -184,8 +185,7 @@ def split_words(words: Sequence[Any]) -> tuple[str, ...]:
 def find_train(folder: str) -> str:
   """Returns the training file in a folder of own data, or "" without one."""
   for ending in _ENDINGS:
-    path = os.path.join(folder, f"train{ending}")
-    if os.path.exists(path):
+    if path := tables.find_packed(os.path.join(folder, f"train{ending}")):
       return path
   return ""
 
@@ -365,7 +365,8 @@ read_choices = make_reader(_choice_example)
 
 def read_spans(task, path, split) -> list[spec.SpanExample]:
   """Reads questions about a text that holds the answer."""
-  if path.lower().endswith(".json") and not _has_rows(path):
+  name = compression.strip_ending(path).lower()
+  if name.endswith(".json") and not _has_rows(path):
     return qa.make_reader(strict=True)(task, path, split)
   examples = _read_span_rows(task, path, split)
   if split in task.test_splits and not any(e.answers for e in examples):

@@ -1,6 +1,7 @@
 """Tests of tasks/qa.py: SQuAD's JSON."""
 
 import dataclasses
+import gzip
 import json
 
 import pytest
@@ -196,6 +197,23 @@ def test_squads_json_may_be_one_line_longer_than_any_row(tmp_path, monkeypatch):
   task = table.make_task("span", text=["q", "c"], label="a")
   (example,) = read_examples(task, "", "train", files={"train": str(path)})
   assert example.answers == (("be", 3),)
+
+
+def test_files_in_a_folder_may_be_compressed(tmp_path):
+  rows_of = gzip.compress(b"q\tc\ta\n?\tto be\tbe\n")
+  (tmp_path / "train.tsv.gz").write_bytes(rows_of)
+  question = {"id": "1", "question": "?", "answers": [{"text": "be"}]}
+  question["answers"][0]["answer_start"] = 3
+  paragraphs = [{"context": "to be", "qas": [question]}]
+  squads = json.dumps({"version": "1.1", "data": [{"paragraphs": paragraphs}]})
+  (tmp_path / "dev.json.gz").write_bytes(gzip.compress(squads.encode()))
+  task = table.make_task("span", text=["q", "c"], label="a")
+  for split in ("train", "validation"):
+    (example,) = read_examples(task, str(tmp_path), split)
+    assert example.answers == (("be", 3),)
+  (tmp_path / "test.json.gz").write_bytes(gzip.compress(squads.encode())[:-9])
+  with pytest.raises(spec.TaskError, match=r"test\.json\.gz"):
+    read_examples(task, str(tmp_path), "test")
 
 
 def test_rows_of_questions_may_be_one_array(tmp_path):
