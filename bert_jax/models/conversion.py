@@ -85,8 +85,10 @@ def to_ours(
   """
   names = family.names_in(format)
   model = {**model, "family": family.name}
+  _check_layers(
+    family, names, tensors, model.get("layer_groups") or model["num_layers"]
+  )
   config = ModelConfig(**model)
-  _check_layers(names, tensors, config.num_own_layers)
   copies = names.copies if config.tied_words else ()
   found = _by_canonical_name(names, tensors)
   roles, num_labels = _task_head(family, names, model, found, tensors)
@@ -293,18 +295,22 @@ def _by_canonical_name(names: Names, given: Collection[str]) -> dict[str, str]:
   return found
 
 
-def _check_layers(names: Names, given: Collection[str], layers: int) -> None:
+def _check_layers(
+  family: Family, names: Names, given: Collection[str], layers: int
+) -> None:
   """Raises ConvertError if the settings have another number of layers."""
   if layers > len(given):
     raise ConvertError(
       f"the settings have {layers} layers, but there are {len(given)} tensors"
     )
+  keys = family.sizes.get("layer_groups") or family.sizes["num_layers"]
+  key = keys if isinstance(keys, str) else keys[0]
   for name in given:
     number = names.layer_of(name)
     if number is not None and number >= layers:
       raise ConvertError(
         f"{name} belongs to layer {number}, counted from 0, but the settings "
-        f"have {layers} layers; correct num_hidden_layers"
+        f"have {layers} layers with parameters of their own; correct {key}"
       )
 
 
@@ -370,12 +376,12 @@ def _task_head(
     place = names.of("task/bias", role)
     if place is None or place[0] not in found:
       continue
+    shape = tensors[found[place[0]]].shape
+    sizes[place[0]] = shape[0] if shape else 0
     paths = [p for p in heads.param_shapes(model, 1, role) if "task/" in p]
     named = [names.of(path, role) for path in paths]
     if all(name is not None and name[0] in found for name in named):
       roles[role] = len(paths)
-      shape = tensors[found[place[0]]].shape
-      sizes[place[0]] = shape[0] if shape else 0
   if len(sizes) > 1:
     raise ConvertError(
       f"the weights have several heads of tasks: {', '.join(sizes)}; "

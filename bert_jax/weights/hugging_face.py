@@ -154,11 +154,18 @@ def _sentence_of(folder: str) -> tuple[str, ...]:
     return ()
   steps: list[str] = []
   with naming(path):
-    modules: Any = files.read_json(path)
+    with open(path, encoding="utf-8") as f:
+      modules = json.load(f)
+    is_list = isinstance(modules, list)
+    if not is_list or not all(isinstance(m, dict) for m in modules):
+      raise ValueError("it is not a list of modules, which are JSON objects")
     for module in modules:
       kind = str(module["type"]).rpartition(".")[2]
       if kind == "Pooling":
-        place = os.path.join(folder, str(module.get("path", "")), "config.json")
+        part = os.path.normpath(str(module.get("path", "")))
+        if os.path.isabs(part) or part.startswith(os.pardir):
+          raise ValueError(f"the path {part!r:.100} is outside of the folder")
+        place = os.path.join(folder, part, "config.json")
         with naming(place):
           steps += _poolings(files.read_json(place))
       elif kind == "Normalize":

@@ -30,6 +30,7 @@ from bert_jax.models.families import bert
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import runs
 from bert_jax.weights import convert as convert_mode
+from bert_jax.weights import hugging_face
 from bert_jax.weights import task_heads
 from bert_jax.weights import tf_checkpoint
 from configs import convert as convert_config
@@ -198,9 +199,13 @@ def test_a_model_type_beside_a_checkpoint_is_that_of_a_family(tmp_path):
   folder = write(make(), tmp_path / "x", "tf1")
   change_json(folder / "bert_config.json", model_type="bert")
   assert weights.read(folder).family == "bert"
-  change_json(folder / "bert_config.json", model_type="electra")
-  with pytest.raises(weights.WeightsError, match="model_type is 'electra'"):
-    weights.read(folder)
+  for name, message in (
+    ("t5", "model_type is 't5'"),
+    ("electra", "electra has no format tf1"),
+  ):
+    change_json(folder / "bert_config.json", model_type=name)
+    with pytest.raises(weights.WeightsError, match=message):
+      weights.read(folder)
 
 
 def test_two_forms_of_gelu_must_agree(tmp_path):
@@ -430,6 +435,38 @@ def test_a_folder_without_weights_says_what_was_wanted(
     (tmp_path / name).write_bytes(b"{}")
   with pytest.raises(weights.WeightsError, match=message):
     weights.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("pooling", "wanted"),
+  [
+    ({"pooling_mode": "cls"}, ("cls", "normalize")),
+    ({"pooling_mode_mean_tokens": True, "x": 1}, ("mean", "normalize")),
+    ({"pooling_mode_max_tokens": True}, None),
+  ],
+)
+def test_the_modules_of_a_folder_say_how_sentences_are_pooled(
+  tmp_path, pooling, wanted
+):
+  names = ("models.Transformer", "models.Pooling", "models.Normalize")
+  modules = [
+    {"path": path, "type": f"sentence_transformers.{name}"}
+    for path, name in zip(("", "1_Pooling", "2"), names, strict=True)
+  ]
+  (tmp_path / "modules.json").write_text(json.dumps(modules))
+  (tmp_path / "1_Pooling").mkdir()
+  (tmp_path / "1_Pooling/config.json").write_text(json.dumps(pooling))
+  found = hugging_face._sentence_of(str(tmp_path))
+  assert found == (wanted or ("pooling_mode_max_tokens", "normalize"))
+
+
+@pytest.mark.parametrize(
+  "modules", [{}, [1], [{"type": "Pooling", "path": ".."}]]
+)
+def test_modules_that_are_damaged_or_outside_are_refused(tmp_path, modules):
+  (tmp_path / "modules.json").write_text(json.dumps(modules))
+  with pytest.raises(weights.WeightsError, match="modules.json"):
+    hugging_face._sentence_of(str(tmp_path))
 
 
 def test_a_path_that_is_nothing_is_named(tmp_path):

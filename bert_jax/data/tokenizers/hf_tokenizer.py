@@ -302,7 +302,9 @@ def _pieces_of(path: str, whole: Mapping[str, Any]) -> tuple[str, ...] | None:
   kind = model.get("type", "WordPiece") if isinstance(model, dict) else model
   if kind != "WordPiece":
     raise ValueError(
-      f"{path}: its vocabulary is of the type {kind!s:.60}; wanted WordPiece"
+      f"{path}: its vocabulary is of the type {kind!s:.60}; a model with "
+      "the tokenizer of BERT wants WordPiece. Name the class of its tokenizer "
+      "in tokenizer_config.json, or put the tokenizer.json of the model there"
     )
   if "vocab" not in model:
     return None
