@@ -167,11 +167,15 @@ def file_format(path: str, text_format: str) -> str:
   """Returns the format of a file, as prepare.format names it.
 
   Args:
-    path: the file, whose ending decides.
+    path: the file, whose ending decides. A .json file without an array holds
+      JSON lines, which can be cut into units.
     text_format: the value of prepare.format, for files whose ending says no
       format of records.
   """
   found = rows.format_of(path)
+  if found is RECORD_FORMATS["json"]:
+    with _naming(path):
+      return "json" if rows.is_json_array(path) else "jsonl"
   by_ending = {format.name: name for name, format in RECORD_FORMATS.items()}
   return by_ending.get(found.name if found else "", text_format)
 

@@ -32,6 +32,8 @@ class Cut:
     longest: the most tokens of one, with special tokens.
     limit: the key of the config that set the limit, such as "data.seq_len".
     value: the value of that key.
+    seq_len: data.seq_len, if the text must fit in there with something else, so
+      that a larger value of `limit` may need a longer row; 0 otherwise.
   """
 
   what: str
@@ -42,6 +44,7 @@ class Cut:
   longest: int
   limit: str
   value: int
+  seq_len: int = 0
 
   def __str__(self) -> str:
     share = self.num_cut / max(1, self.total)
@@ -59,7 +62,15 @@ class Cut:
       max_len: the most tokens that the model takes (model.max_len).
     """
     if self.limit != "data.seq_len":
-      return f"raise {self.limit}"
+      if self.longest < self.seq_len // 2:
+        return f"raise {self.limit} to {self.longest}"
+      return (
+        f"raise {self.limit}, and with it data.seq_len={self.seq_len}, so that "
+        f"there is room for other text; the model takes up to {max_len} tokens"
+        if self.seq_len < max_len
+        else f"data.seq_len={self.seq_len} is all that the model takes, and "
+        f"must hold other text, too; shorten these {self.what}"
+      )
     if self.value >= max_len:
       return (
         f"the model takes no more than model.max_len={max_len} tokens; split"

@@ -179,14 +179,14 @@ class FineTuning(Job):
       )
     return Split(task, name_there, examples, features)
 
-  def describe_cut(self) -> str:
-    """Returns what truncation leaves out of the splits read so far, or ""."""
+  def remarks(self):
+    """Returns what truncation leaves out of the splits read so far."""
     cuts = {name: split.features.cut for name, split in self._splits.items()}
-    return "; ".join(
+    return [
       f"{name}: {cut}; {cut.advice(self.model.config.max_len)}"
       for name, cut in cuts.items()
       if cut and cut.num_cut
-    )
+    ]
 
   def decode(self, split: "Split", outputs: np.ndarray) -> list:
     """Turns the outputs of the model into one prediction an example."""

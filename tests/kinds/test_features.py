@@ -410,3 +410,15 @@ def test_what_is_cut_is_counted_with_its_share():
   assert (cut.lost_tokens, cut.tokens) == (1, 9)
   assert "data.seq_len, to 8" in cut.advice(max_len=64)
   assert "model.max_len=5" in cut.advice(max_len=5)
+
+
+def test_a_longer_question_may_need_a_longer_row():
+  def advice(longest, max_len):
+    cut = features.Cut(
+      "questions", 1, 2, 3, 9, longest, "task.max_query_len", 8, 64
+    )
+    return cut.advice(max_len)
+
+  assert advice(12, 64) == "raise task.max_query_len to 12"
+  assert "data.seq_len=64" in advice(60, 128)
+  assert "data.seq_len=64 is all" in advice(60, 64)

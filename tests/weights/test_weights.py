@@ -400,7 +400,7 @@ def test_a_vocabulary_in_tokenizer_json_alone_is_read(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"strip_accents": False}, "Set strip_accents to null"),
+    ({"strip_accents": "no"}, "strip_accents is 'no'"),
     ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars is False"),
     ({"do_lower_case": "yes"}, "do_lower_case is 'yes'"),
     ({"do_lower_case": False}, "vocab.txt is uncased"),

@@ -263,6 +263,7 @@ class WordPieceTokenizer(interface.Tokenizer):
     found = WordPieceTokenizer(
       self._words,
       lower_case=self.lower_case,
+      strip_accents=self.strip_accents,
       max_input_chars_per_word=self.max_input_chars_per_word,
       added=added,
     )
