@@ -71,7 +71,8 @@ def _read(
       f"head_dim is {width!r:.60}; it must be hidden_size divided by "
       "num_attention_heads"
     )
-  pooling = config.get("classifier_pooling") or "late"
+  older = config.get("clf_pooling") or "late"
+  pooling = config.get("classifier_pooling") or older
   if pooling not in _POOLINGS:
     raise family.ConvertError(
       f"classifier_pooling is {pooling!r:.60}; it must be one of "
@@ -141,12 +142,12 @@ FAMILY = family.Family(
     read=frozenset({
       *_SIZES.values(), "hidden_act", "rms_norm_eps", "num_key_value_heads",
       "head_dim", "rope_theta", "rope_parameters", "rope_scaling",
-      "attention_bias", "mlp_bias", "classifier_pooling",
+      "attention_bias", "mlp_bias", "classifier_pooling", "clf_pooling",
     })
     | _TRAINING_KEYS.keys(),
     ignored=frozenset({
       "mask_token", "pad_token", "bos_token", "eos_token", "pretraining_tp",
-      "hidden_dropout", "clf_pooling",
+      "hidden_dropout",
     }),
   ),
   tokenizer=templates.EUROBERT,

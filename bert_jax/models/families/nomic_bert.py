@@ -153,7 +153,7 @@ FAMILY = family.Family(
       "dense_seq_output", "fused_bias_fc", "fused_dropout_add_ln",
       "last_layer_subset", "pad_vocab_size_multiple", "use_flash_attn",
       "use_xentropy", "max_trained_positions", "reorder_and_upcast_attn",
-      "head_dim", "model_type", "layer_types",
+      "head_dim", "layer_types", "parallel_block_tied_norm",
     }),
   ),
   tokenizer=templates.WORDPIECE,
