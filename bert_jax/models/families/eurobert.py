@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.data import templates
+from bert_jax.models.families import bert
 from bert_jax.models.families import family
 
 _NAMES = family.Names(
@@ -39,14 +40,7 @@ _NAMES = family.Names(
   leaves=family.TORCH_LEAVES,
   copies=(("lm_head.weight", family.WORDS, False),),
 )
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "num_layers": "num_hidden_layers",
-  "hidden_size": "hidden_size",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_len": "max_position_embeddings",
-}
+_SIZES = {k: v for k, v in bert.SIZES.items() if k != "type_vocab_size"}
 _TRAINING_KEYS = {
   "attention_dropout": "attention_dropout_rate",
   "classifier_dropout": "dropout_rate",
@@ -152,9 +146,7 @@ FAMILY = family.Family(
   ),
   tokenizer=templates.EUROBERT,
   presets={
-    "210m": {
-      "num_layers": 12, "hidden_size": 768, "num_heads": 12, "mlp_dim": 3072,
-    },
+    "210m": family.preset(12, 768),
   },
   defaults={
     "vocab_size": 128256, "max_len": 8192, "hidden_act": "silu",
