@@ -108,7 +108,9 @@ def read_settings(file: str) -> FolderSettings:
   path = os.path.join(folder, "config.json")
   with naming(path):
     config = files.read_json(path)
-    family = families.family_of(config.get("model_type"))
+    family = families.family_of(
+      config.get("model_type"), auto_map=config.get("auto_map")
+    )
     model = family.model_of("huggingface", config)
     labels = _labels_of(config)
     _check_class(folder, family, config)

@@ -173,3 +173,31 @@ def test_settings_of_composer_without_a_switch_here_are_refused(odd):
   modernbert = families.get_family("modernbert")
   with pytest.raises(families.ConvertError):
     modernbert.model_of("huggingface", COMPOSER | odd)
+
+
+@pytest.mark.parametrize(
+  ("name", "module", "cls"),
+  [
+    ("nomic_bert", "modeling_hf_nomic_bert", "NomicBertModel"),
+    ("gte", "modeling", "NewModel"),
+    ("eurobert", "modeling_eurobert", "EuroBertForMaskedLM"),
+    ("neobert", "model", "NeoBERT"),
+    ("mosaic_bert", "bert_layers", "BertForMaskedLM"),
+  ],
+)
+def test_known_classes_of_remote_code_are_read_and_others_refused(
+  name, module, cls
+):
+  given = families.get_family(name)
+  sizes = {
+    key if isinstance(key, str) else key[0]: 8 for key in given.sizes.values()
+  }
+  for auto_map in (f"{module}.{cls}", f"some-one/v1.5--{module}.{cls}"):
+    config = sizes | {"auto_map": {"AutoModel": auto_map}}
+    assert given.model_of("huggingface", config)["num_layers"] == 8
+    model_type = given.model_types[-1]
+    assert families.family_of(model_type, (), config["auto_map"]) is given
+  assert families.family_of("bert").name == "bert"
+  for odd in (f"{module}.Other", f"x.{cls}", ["a.B", None]):
+    with pytest.raises(families.ConvertError, match="auto_map"):
+      given.model_of("huggingface", sizes | {"auto_map": {"AutoModel": odd}})

@@ -172,6 +172,7 @@ FAMILY = family.Family(
     "token": (),
     "span": (),
   },
+  remote_code=r"(configuration|modeling)_eurobert\.EuroBert\w+",
   read=_read,
   write=_write,
   free=frozenset({

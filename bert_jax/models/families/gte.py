@@ -133,6 +133,7 @@ FAMILY = family.Family(
     "mlp_in_bias": False,
     "head_act": "gelu_erf",
   },
+  remote_code=r"(configuration|modeling)\.New\w+",
   read=_read,
   write=_write,
   free=frozenset({"rope_theta"}),

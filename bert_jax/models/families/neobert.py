@@ -97,17 +97,6 @@ FAMILY = family.Family(
       "rms_norm": (None, True),
       "rope": (None, True),
       "ngpt": (None, False),
-      "auto_map": (
-        None, {},
-        {
-          "AutoConfig": "model.NeoBERTConfig",
-          "AutoModel": "model.NeoBERT",
-          "AutoModelForMaskedLM": "model.NeoBERTLMHead",
-          "AutoModelForSequenceClassification": (
-            "model.NeoBERTForSequenceClassification"
-          ),
-        },
-      ),
       "rope_theta": (None, 10_000.0),
     },
     read=frozenset({
@@ -158,6 +147,7 @@ FAMILY = family.Family(
     "token": ("dropout",),
     "span": (),
   },
+  remote_code=r"model\.NeoBERT\w*",
   read=_read,
   write=_write,
 )  # fmt: skip

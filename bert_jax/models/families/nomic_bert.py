@@ -184,6 +184,7 @@ FAMILY = family.Family(
     "mlp_out_bias": False,
   },
   default_act="silu",
+  remote_code=r"(configuration|modeling)_hf_nomic_bert\.NomicBert\w*",
   read=_read,
   write=_write,
   free=frozenset({"rope_theta"}),
