@@ -43,6 +43,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TFDS_UNIT_RECORDS = 5_000
 
 _RATE_RECORDS = 64  # the records that are read to estimate the rest
+_SHOWN = 8  # the folders that a warning lists
 _HASH_BYTES = 1 << 20  # the size of one read
 
 # Format -> the number of blank lines in a row that end a document.
@@ -213,6 +214,15 @@ def _expand(pattern: str) -> list[str]:
         ", ".join(sorted(map(os.path.basename, hidden))),
       )
     found = [p for p in found if p not in hidden]
+    inner = [p.name for p in path.iterdir() if p.is_dir()]
+    if inner:
+      _log.warning(
+        "--input=%s: its folders are not read: %s; give them, too, or the glob "
+        "%s/**/*",
+        pattern,
+        ", ".join(sorted(inner)[:_SHOWN]) + ", ..." * (len(inner) > _SHOWN),
+        pattern.rstrip("/"),
+      )
   elif path.exists():  # even if its name contains the characters of a glob
     found = [pattern]
   elif any(c in pattern for c in "*?["):

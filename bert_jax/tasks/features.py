@@ -95,7 +95,6 @@ class Features:
     num_choices: C.
     counts: [N] int32, the number of choices of each example, if it varies; the
       sequences of the other choices have no tokens (choice).
-    num_truncated: the number of sequences that were truncated.
     cut: what truncation left out; None if the kind cuts no text.
     words: [T] int32, the index in its example of the word that the token
       predicts, or IGNORED (tag).
@@ -114,7 +113,6 @@ class Features:
   label: np.ndarray | None
   num_choices: int = 1
   counts: np.ndarray | None = None
-  num_truncated: int = 0
   cut: "Cut | None" = None
   words: np.ndarray | None = None
   char_starts: np.ndarray | None = None
@@ -150,8 +148,7 @@ def pair_sequences(
     seq_len: L; longer sequences are truncated.
 
   Returns:
-    `token_ids`, `segment_ids`, `offsets`, `num_truncated` and `cut` of
-    `Features`.
+    `token_ids`, `segment_ids`, `offsets` and `cut` of `Features`.
 
   Source: google-research/bert run_classifier.py:377-571
   """
@@ -165,7 +162,6 @@ def pair_sequences(
   ]
   num_cut = sum(is_cut for _, _, is_cut in sequences)
   return columns_of([(ids, types) for ids, types, _ in sequences]) | {
-    "num_truncated": num_cut,
     "cut": Cut(
       "texts" if max(map(len, given), default=1) < 2 else "pairs of texts",
       num_cut,
