@@ -201,3 +201,11 @@ def test_known_classes_of_remote_code_are_read_and_others_refused(
   for odd in (f"{module}.Other", f"x.{cls}", ["a.B", None]):
     with pytest.raises(families.ConvertError, match="auto_map"):
       given.model_of("huggingface", sizes | {"auto_map": {"AutoModel": odd}})
+
+
+def test_the_older_key_of_eurobert_says_how_it_pools():
+  eurobert = families.get_family("eurobert")
+  config = COMPOSER | {"model_type": "eurobert", "clf_pooling": "mean"}
+  assert eurobert.model_of("huggingface", config)["pooling"] == "mean"
+  config |= {"classifier_pooling": "bos"}
+  assert eurobert.model_of("huggingface", config)["pooling"] == "first"

@@ -211,6 +211,32 @@ BERT_HEADS: Mapping[str, tuple[str, ...]] = {
   "span": (),
 }
 
+
+def preset(
+  num_layers: int,
+  hidden_size: int,
+  num_heads: int = 0,
+  mlp_dim: int = 0,
+  **more: Any,
+) -> dict[str, Any]:
+  """Returns the keys of the config group `model` for a size.
+
+  Args:
+    num_layers: the number of layers.
+    hidden_size: D.
+    num_heads: N; 0 = heads of 64.
+    mlp_dim: F; 0 = 4 D.
+    **more: other keys.
+  """
+  return {
+    "num_layers": num_layers,
+    "hidden_size": hidden_size,
+    "num_heads": num_heads or hidden_size // 64,
+    "mlp_dim": mlp_dim or 4 * hidden_size,
+    **more,
+  }
+
+
 # Their name of an activation -> ours. Of several, the first is written.
 TORCH_ACTIVATIONS = {
   "gelu": "gelu_erf",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.data import templates
+from bert_jax.models.families import bert
 from bert_jax.models.families import family
 
 _NAMES = family.Names(
@@ -53,14 +54,7 @@ _NAMES = family.Names(
     (r"^(model\.)?bert\.", "model."),
   ),
 )
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "num_layers": "num_hidden_layers",
-  "hidden_size": "hidden_size",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_len": "max_position_embeddings",
-}
+_SIZES = {k: v for k, v in bert.SIZES.items() if k != "type_vocab_size"}
 _TRAINING_KEYS = {
   "embedding_dropout": "dropout_rate",
   "mlp_dropout": "dropout_rate",
@@ -230,14 +224,6 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _preset(layers: int, hidden: int, heads: int, mlp: int, **more: int):
-  """Returns a preset, for a vocabulary of 50,368 pieces unless `more` says."""
-  return {
-    "num_layers": layers, "hidden_size": hidden, "num_heads": heads,
-    "mlp_dim": mlp, **more,
-  }  # fmt: skip
-
-
 # What every task does with a token or a pooled sequence.
 _HEAD = ("dense", "act", "norm", "dropout")
 _SWITCHES = {
@@ -305,18 +291,18 @@ FAMILY = family.Family(
   ),
   tokenizer=templates.MODERNBERT,
   presets={
-    "base": _preset(22, 768, 12, 1152),
-    "large": _preset(28, 1024, 16, 2624),
-    "ettin-17m": _preset(7, 256, 4, 384),
-    "ettin-32m": _preset(10, 384, 6, 576),
-    "ettin-68m": _preset(19, 512, 8, 768),
-    "ettin-150m": _preset(22, 768, 12, 1152),
-    "ettin-400m": _preset(28, 1024, 16, 2624),
-    "ettin-1b": _preset(28, 1792, 28, 3840),
-    "mmbert-small": _preset(
+    "base": family.preset(22, 768, 12, 1152),
+    "large": family.preset(28, 1024, 16, 2624),
+    "ettin-17m": family.preset(7, 256, 4, 384),
+    "ettin-32m": family.preset(10, 384, 6, 576),
+    "ettin-68m": family.preset(19, 512, 8, 768),
+    "ettin-150m": family.preset(22, 768, 12, 1152),
+    "ettin-400m": family.preset(28, 1024, 16, 2624),
+    "ettin-1b": family.preset(28, 1792, 28, 3840),
+    "mmbert-small": family.preset(
       22, 384, 6, 1152, vocab_size=256000, local_rope_theta=160_000
     ),
-    "mmbert-base": _preset(
+    "mmbert-base": family.preset(
       22, 768, 12, 1152, vocab_size=256000, local_rope_theta=160_000
     ),
   },

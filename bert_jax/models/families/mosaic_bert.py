@@ -31,8 +31,8 @@ _NAMES = family.Names(
     }.items()
   }
   | {
-    "mlm/dense": "cls/predictions/transform/dense",
-    "mlm/norm": "cls/predictions/transform/LayerNorm",
+    "mlm/dense": bert.MLM_MODULES["mlm/dense"],
+    "mlm/norm": bert.MLM_MODULES["mlm/norm"],
     "task": "classifier",
   },
   separator=".",

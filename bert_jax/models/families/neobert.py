@@ -112,9 +112,7 @@ FAMILY = family.Family(
   ),
   tokenizer=templates.WORDPIECE,
   presets={
-    "base": {
-      "num_layers": 28, "hidden_size": 768, "num_heads": 12, "mlp_dim": 2048,
-    },
+    "base": family.preset(28, 768, mlp_dim=2048),
   },
   defaults={
     "vocab_size": 30522, "max_len": 4096, "hidden_act": "silu",
