@@ -321,13 +321,37 @@ def _choice_example(task, row, value, id, where) -> spec.ChoiceExample:
     raise spec.TaskError(
       f"{where}: {len(kept)} choices with text; wanted two or more"
     )
-  if label is not None:
-    if label not in kept:
-      raise spec.TaskError(
-        f"{where}: label {value!r} names a choice whose text is empty"
-      )
+  if label is None:
+    without_rest(texts, where)  # a prediction names a choice by its number
+  elif label not in kept:
+    raise spec.TaskError(
+      f"{where}: label {value!r} names a choice whose text is empty"
+    )
+  else:
     label = kept.index(label)
   return spec.ChoiceExample(id, tuple((first, texts[i]) for i in kept), label)
+
+
+def without_rest(texts: Sequence[str], where: str) -> list[str]:
+  """Returns the choices of a row without the empty ones at its end.
+
+  Choices keep their numbers, because predictions name a choice by its number.
+
+  Args:
+    texts: the text of each choice.
+    where: the file and line, for the error.
+
+  Raises:
+    spec.TaskError: An empty choice has others after it.
+  """
+  kept = [i for i, text in enumerate(texts) if text.strip()]
+  if kept != list(range(len(kept))):
+    empty = next(i for i, text in enumerate(texts) if not text.strip())
+    raise spec.TaskError(
+      f"{where}: choice {empty} (from 0) is empty, but later ones are not; give"
+      " the choices of a row one after another, the empty ones last"
+    )
+  return list(texts[: len(kept)])
 
 
 def listed(value: Any, where: str) -> tuple[list[str], list[str]]:

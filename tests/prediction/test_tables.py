@@ -158,9 +158,13 @@ def test_rows_are_records_by_the_columns_of_the_training():
   ticket = {"subject": "Hi", "body": "x", "text": "t"}
   assert texts(joined, ticket, is_table=True) == ("Hi: x", None)
   assert texts(joined, ticket) == ("t", None)
+  alone = {"body": "a", "text_b": "by chance"}
+  assert texts(Mine("body"), alone, is_table=True) == ("a", None)
   assert texts(Mine(), {"text": "a", "text_b": ""}, is_table=True) == (
     "a", None
   )  # fmt: skip
+  with pytest.raises(answers.RecordError, match="no column other, only"):
+    Mine("text", "other").record_of({"text": "a", "othr": "b"}, is_table=True)
   with pytest.raises(answers.RecordError, match="no column body, subject"):
     joined.record_of({"title": "a"}, is_table=True)
   with pytest.raises(answers.RecordError, match="body is None"):
