@@ -124,7 +124,10 @@ def read_settings(file: str) -> FolderSettings:
       "remove the file"
     )
   with naming(folder):
-    tokenizer, seq_len, lower_case = load.read_folder(folder, family.tokenizer)
+    spec = family.tokenizer
+    if model["type_vocab_size"] > 1:  # the files then decide
+      spec = dataclasses.replace(spec, has_types=True)
+    tokenizer, seq_len, lower_case = load.read_folder(folder, spec)
   return FolderSettings(
     pretrained=Pretrained(
       format="flax" if file.endswith(".msgpack") else "huggingface",
