@@ -189,6 +189,39 @@ def _poolings(config: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _write_sentence(pretrained: Pretrained, folder: str) -> None:
+  """Writes the files that `_sentence_of` reads, if the model has such steps."""
+  steps = pretrained.sentence
+  if not steps:
+    return
+  known = {"cls": "cls_token", "mean": "mean_tokens"}
+  pooling = [step for step in steps if step != "normalize"]
+  if len(pooling) != 1 or pooling[0] not in known:
+    _log.warning(
+      "no modules.json is written, because this program cannot write the steps "
+      "of a sentence's vector: %s", ", ".join(steps),
+    )  # fmt: skip
+    return
+  names = {"Transformer": "", "Pooling": "1_Pooling"}
+  if "normalize" in steps:
+    names["Normalize"] = "2_Normalize"
+  modules = [
+    {
+      "idx": i, "name": str(i), "path": path,
+      "type": f"sentence_transformers.models.{name}",
+    }
+    for i, (name, path) in enumerate(names.items())
+  ]  # fmt: skip
+  for path in filter(None, names.values()):
+    os.makedirs(os.path.join(folder, path))
+  write_json(os.path.join(folder, "modules.json"), modules)
+  write_json(
+    os.path.join(folder, names["Pooling"], "config.json"),
+    {"word_embedding_dimension": pretrained.model["hidden_size"]}
+    | {f"pooling_mode_{known[k]}": k == pooling[0] for k in known},
+  )
+
+
 def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
   """Returns the names of the labels by id; () if the file names none.
 
@@ -320,6 +353,7 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
     if head.problem_type:
       config["problem_type"] = head.problem_type
   write_json(os.path.join(folder, "config.json"), config)
+  _write_sentence(pretrained, folder)
   if tokenizer:
     # Not seq_len: transformers silently truncates text to this length.
     max_len = pretrained.model["max_len"]

@@ -458,6 +458,11 @@ def test_the_modules_of_a_folder_say_how_sentences_are_pooled(
   (tmp_path / "1_Pooling/config.json").write_text(json.dumps(pooling))
   found = hugging_face._sentence_of(str(tmp_path))
   assert found == (wanted or ("pooling_mode_max_tokens", "normalize"))
+  written = tmp_path / "written"
+  written.mkdir()
+  model = dataclasses.replace(make(), sentence=found)
+  hugging_face._write_sentence(model, str(written))
+  assert hugging_face._sentence_of(str(written)) == (wanted or ())
 
 
 @pytest.mark.parametrize(
