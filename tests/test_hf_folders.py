@@ -656,7 +656,7 @@ def test_the_length_that_a_model_is_meant_for_is_read(
 @pytest.mark.parametrize(
   ("key", "value"),
   [
-    ("model_type", "roberta"),
+    ("model_type", "t5"),
     ("position_embedding_type", "relative_key_query"),
     ("is_decoder", True),
     ("is_encoder_decoder", True),

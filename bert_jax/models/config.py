@@ -275,8 +275,11 @@ class ModelConfig:
         f"model.relative_buckets={self.relative_buckets} is odd; half of the "
         "buckets belong to each direction"
       )
-    alike = {dataclasses.replace(p, params=0) for p in self.layer_plans}
-    if self.scan_layers and (self.layer_groups or len(alike) > 1):
+    if self.scan_layers and (
+      self.layer_groups
+      or self.attention_pattern == "local"
+      or not self.first_norm
+    ):
       raise ValueError(
         "model.scan_layers=True compiles one layer for all, but by "
         "model.attention_pattern, first_norm or layer_groups these layers "

@@ -85,8 +85,10 @@ def to_ours(
   """
   names = family.names_in(format)
   model = {**model, "family": family.name}
+  _check_layers(
+    names, tensors, model.get("layer_groups") or model["num_layers"]
+  )
   config = ModelConfig(**model)
-  _check_layers(names, tensors, config.num_own_layers)
   copies = names.copies if config.tied_words else ()
   found = _by_canonical_name(names, tensors)
   roles, num_labels = _task_head(family, names, model, found, tensors)
@@ -370,12 +372,12 @@ def _task_head(
     place = names.of("task/bias", role)
     if place is None or place[0] not in found:
       continue
+    shape = tensors[found[place[0]]].shape
+    sizes[place[0]] = shape[0] if shape else 0
     paths = [p for p in heads.param_shapes(model, 1, role) if "task/" in p]
     named = [names.of(path, role) for path in paths]
     if all(name is not None and name[0] in found for name in named):
       roles[role] = len(paths)
-      shape = tensors[found[place[0]]].shape
-      sizes[place[0]] = shape[0] if shape else 0
   if len(sizes) > 1:
     raise ConvertError(
       f"the weights have several heads of tasks: {', '.join(sizes)}; "

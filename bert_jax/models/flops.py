@@ -63,6 +63,7 @@ def encoder_flops(
   attended = float(seq_len**2) if attended is None else attended
   outputs = seq_len if num_outputs is None else min(num_outputs, seq_len)
   has_table = model.attention_positions in DISTANCE_TABLES
+  num_distances = 2 * model.relative_buckets if has_table else 0
 
   def layer(queries: int, seen: float) -> float:
     key_and_value = 2 * 2 * d * d * seq_len
@@ -70,9 +71,8 @@ def encoder_flops(
     # Scores, and the sum of values.
     attention = 2 * 2 * d * seen * queries / seq_len
     mlp = 2 * matrices * d * f * queries
-    # The vectors of distances as queries and keys, and their scores.
-    rows = 2 * model.relative_buckets if has_table else 0
-    distances = 2 * 2 * rows * d * d + 2 * rows * d * (queries + seq_len)
+    # The scores of the vectors of distances.
+    distances = 2 * num_distances * d * (queries + seq_len)
     return key_and_value + query_and_out + attention + mlp + distances
 
   seen = [attended] * model.num_layers
@@ -86,7 +86,9 @@ def encoder_flops(
   layers += layer(outputs, seen[-1])
   pooler = num_pooled * 2 * d * d if model.pooler else 0
   projection = 2 * model.embedding_size * d * seq_len
-  return round(batch_size * (layers + pooler + projection))
+  # The vectors of distances as queries and keys, once for the whole batch.
+  tables = model.num_layers * 2 * 2 * num_distances * d * d
+  return round(batch_size * (layers + pooler + projection)) + tables
 
 
 def pretrain_step_flops(

@@ -24,7 +24,7 @@ from bert_jax.runtime import errors
 _log = logging.getLogger(__name__)
 
 _NAME = re.compile(
-  r"(?:hub://)?(?P<name>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?"
+  r"(?:hub://)?(?P<name>[\w][\w.-]*/[\w][\w.-]*)(?:@(?P<revision>(?!.*\.\.)[\w][\w./-]*))?"
 )
 _SCHEME = "hub://"
 _HEX = re.compile(r"[0-9a-f]{40}")

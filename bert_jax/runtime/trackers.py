@@ -201,6 +201,7 @@ class _Worker(threading.Thread):
     self.start()
 
   def run(self) -> None:
+    row = ()
     try:
       opened = self._open()
       while (row := self.rows.get()) is not None:
@@ -211,8 +212,8 @@ class _Worker(threading.Thread):
         "%s fails, and the run goes on without it: %s",
         self.name, errors.first_line(error),
       )  # fmt: skip
-      while self.rows.get() is not None:  # so that memory does not fill up
-        pass
+      while row is not None:  # so that memory does not fill up
+        row = self.rows.get()
 
   def _open(self) -> Opened:
     path = os.path.join(self._workdir, _FILE)

@@ -118,8 +118,12 @@ def _pinned(init_from: str, workdir: str) -> str:
     workdir: the folder of the run, which may have no checkpoint yet.
   """
   if workdir and runs.exists(workdir):
-    recorded = runs.read_run(workdir).get("init_from_source", "")
-    if recorded and hub.address(recorded).startswith(f"{init_from}@"):
+    run = runs.read_run(workdir)
+    recorded = run.get("init_from_source", "")
+    name, _, revision = init_from.partition("@")
+    # A branch that the run named, such as NAME@main, may have moved on since.
+    is_same = not revision or run["config"].get("init_from") == init_from
+    if recorded and hub.address(recorded).startswith(f"{name}@") and is_same:
       return hub.address(recorded)
   return init_from
 

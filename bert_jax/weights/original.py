@@ -5,6 +5,7 @@ original has no key for are stored in bert_config.json under the key "bert_jax".
 """
 
 from collections.abc import Mapping
+import contextlib
 import os
 from typing import Any
 
@@ -63,17 +64,20 @@ def read_tensors(prefix: str) -> dict[str, np.ndarray]:
 
 def read_settings(prefix: str) -> FolderSettings:
   """Reads bert_config.json and the vocabulary beside a checkpoint."""
-  entries = _read_index(prefix)
   folder = os.path.dirname(prefix)
   path = os.path.join(folder, "bert_config.json")
   if not os.path.exists(path):
+    with contextlib.suppress(tf_checkpoint.BundleError):
+      _read_index(prefix)  # an object checkpoint is refused as such
     raise WeightsError(
       f"{path} does not exist; put the bert_config.json that the model was "
       "trained with beside its checkpoint"
     )
+  entries = _read_index(prefix)
   with naming(path):
     config = files.read_json(path)
     family = families.family_of(config.get("model_type"), entries)
+    family.names_in("tf1")  # refuses a family without this format
     ours = _own_settings(config)
     model = _model_of(family, config, ours)
     labels = tuple(map(str, ours.get("labels", ())))

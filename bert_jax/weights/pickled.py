@@ -61,7 +61,14 @@ def _dict(*args: Any) -> dict[Any, Any]:
 
 
 def _members(kind: Callable[[Any], Any]) -> Callable[..., Any]:
-  return lambda items=(): kind([_key(item) for item in items])
+  return lambda items=(): kind([_key(item) for item in _items(items)])
+
+
+def _items(items: Any) -> Any:
+  """Returns a container; a long text would fill the memory with characters."""
+  if type(items) not in (list, tuple, set, frozenset):
+    raise PickleError(f"it makes a list of a {type(items).__name__}")
+  return items
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -89,8 +96,8 @@ _BUILTINS: Calls = {
   ("", "dict"): _dict,
   ("", "set"): _members(set),
   ("", "frozenset"): _members(frozenset),
-  ("", "list"): lambda items=(): list(items),
-  ("", "tuple"): lambda items=(): tuple(items),
+  ("", "list"): lambda items=(): list(_items(items)),
+  ("", "tuple"): lambda items=(): tuple(_items(items)),
   ("", "bytearray"): _bytearray,
 }
 # Calls that make plain data; older names of a module are those of Python 2.

@@ -233,6 +233,13 @@ def _rebuild_tensor_v3(
   return _rebuild_tensor(view, offset, size, stride)
 
 
+def _device(*args: Any) -> str:
+  """Returns the name of a device."""
+  if not all(type(arg) in (str, int) for arg in args):
+    raise TorchFileError("a device is not a name and a number")
+  return ":".join(map(str, args))
+
+
 def _size(*args: Any) -> tuple[Any, ...]:
   return tuple(args[0]) if args else ()
 
@@ -244,7 +251,7 @@ _CALLS: pickled.Calls = {
   ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
   ("torch._utils", "_rebuild_parameter_with_state"): lambda data, *rest: data,
   ("torch", "Size"): _size,
-  ("torch", "device"): lambda *args: ":".join(map(str, args)),
+  ("torch", "device"): _device,
 }
 
 
@@ -430,7 +437,9 @@ def _read_legacy(file: BinaryIO) -> Any:
 
   content = pickled.load(file, _CALLS, _NAMES, storage_of)
   keys = pickled.load(file, {})
-  if type(keys) is not list or {*map(str, keys)} != sizes.keys():
+  # Containers could take for ever to print.
+  is_list = type(keys) is list and all(type(k) in (str, int) for k in keys)
+  if not is_list or {*map(str, keys)} != sizes.keys():
     raise TorchFileError("its list of storages does not fit its tensors")
   end = os.fstat(file.fileno()).st_size
   storages: dict[str, bytearray] = {}

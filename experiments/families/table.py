@@ -32,7 +32,8 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "reference" / "families.md"
 COLUMNS = {
   "import": "import", "export": "export", "masked words": "mlm",
   "sequence": "classify", "token": "tag", "questions": "span",
-  "choice": "choice", "packed": "packed", "8 devices": "sharded",
+  "choice": "choice", "replaced": "rtd", "packed": "packed",
+  "8 devices": "sharded",
 }  # fmt: skip
 _HEAD = """\
 # Families of encoders
@@ -89,7 +90,9 @@ def gflops(name: str) -> float:
   """Returns 1e9 FLOPs of a row of 512 tokens, for a family's first size."""
   family = families.FAMILIES[name]
   model = settings.make_config().model
-  size = family.presets.get("base") or next(iter(family.presets.values()))
+  sizes = family.presets
+  name_of_size = next((n for n in sizes if n.endswith("base")), [*sizes][0])
+  size = sizes[name_of_size]
   model.update({**family.switches, **family.defaults, **size, "family": name})
   return flops.encoder_flops(model, 1, 512) / 1e9
 

@@ -59,6 +59,18 @@ def test_a_head_on_cls_needs_one_position_of_the_last_layer_and_no_other():
   assert packed > 0.9 * pooled
 
 
+def test_a_table_of_distances_is_projected_once_for_the_whole_batch():
+  model = settings.make_config().model
+  model.attention_positions = "disentangled"
+  one = flops.encoder_flops(model, 1, 128)
+  five = flops.encoder_flops(model, 5, 128)
+  rows = 2 * model.relative_buckets
+  assert 5 * one - five == 4 * 12 * 2 * (2 * rows * 768**2)
+  plain = flops.encoder_flops(BASE, 5, 128)
+  scores = 5 * 12 * 2 * (2 * rows * 768 * 128)
+  assert five - plain == scores + 12 * 2 * (2 * rows * 768**2)
+
+
 def test_twice_the_batch_is_twice_the_flops():
   one = flops.pretrain_step_flops(BASE, 1, 128, 20)
   assert flops.pretrain_step_flops(BASE, 64, 128, 20) == 64 * one

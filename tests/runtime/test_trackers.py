@@ -27,9 +27,12 @@ def fake(monkeypatch):
         raise ConnectionError("no\nnetwork")
       calls.append((step, row))
 
-    return trackers.Opened(
-      run_id or "id-1", log, lambda: calls.append("finish")
-    )
+    def finish():
+      calls.append("finish")
+      if "finish" in odd:
+        raise odd["finish"]
+
+    return trackers.Opened(run_id or "id-1", log, finish)
 
   row = trackers.Tracker("json", "fake", open_)
   monkeypatch.setitem(trackers.TRACKERS, "fake", row)
@@ -65,6 +68,18 @@ def test_a_tracker_that_fails_is_said_once_and_stops_nothing(
   sent.close()
   assert caplog.text.count("goes on without it") == 1
   assert len(calls) == (1 if what == "open" else 2)
+
+
+def test_a_tracker_that_fails_at_its_end_is_not_waited_for(
+  fake, tmp_path, caplog
+):
+  _, odd = fake
+  odd["finish"] = OSError("no network")
+  sent = trackers.Trackers(["fake"], str(tmp_path), {})
+  sent.write(1, {})
+  sent.close()
+  assert "goes on without it" in caplog.text
+  assert "giving up" not in caplog.text
 
 
 def test_a_tracker_that_hangs_is_given_up(fake, tmp_path, monkeypatch, caplog):

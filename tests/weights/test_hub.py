@@ -100,6 +100,14 @@ def test_a_run_goes_on_from_the_revision_that_it_recorded(model, tmp_path):
   runs.write_run(workdir, run | {"init_from_source": f"some/model@{OLD}"})
   assert jobs._pinned(name, workdir) == f"{name}@{OLD}"
   assert jobs._pinned("hub://some/mod", workdir) == "hub://some/mod"
+  # A branch that moves on is pinned, too, unless another one is asked for.
+  config = run["config"] | {"init_from": f"{name}@main"}
+  runs.write_run(
+    workdir,
+    run | {"config": config, "init_from_source": f"some/model@{OLD}"},
+  )
+  assert jobs._pinned(f"{name}@main", workdir) == f"{name}@{OLD}"
+  assert jobs._pinned(f"{name}@v2", workdir) == f"{name}@v2"
   # A resumed run, which reads no weights, keeps the record.
   runs.write_run(workdir, run)
   assert runs.read_run(workdir)["init_from_source"] == f"some/model@{OLD}"

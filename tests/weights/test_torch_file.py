@@ -203,6 +203,8 @@ def test_code_in_a_file_is_refused_by_name_and_not_run(
      "torch.Size"),
     (b"}()\x85K\x01u.", "a key is a tuple"),
     (b"K\x01K\x02a.", "appends to a int"),
+    (b"cbuiltins\nlist\n(X\x01\x00\x00\x00atR.", "makes a list of a str"),
+    (b"ctorch\ndevice\n()" + b"2\x86" * 60 + b"tR.", "device is not a name"),
     (b"", "damaged"),
     (b"\x80\x02", "damaged"),
   ],

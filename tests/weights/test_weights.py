@@ -198,9 +198,13 @@ def test_a_model_type_beside_a_checkpoint_is_that_of_a_family(tmp_path):
   folder = write(make(), tmp_path / "x", "tf1")
   change_json(folder / "bert_config.json", model_type="bert")
   assert weights.read(folder).family == "bert"
-  change_json(folder / "bert_config.json", model_type="electra")
-  with pytest.raises(weights.WeightsError, match="model_type is 'electra'"):
-    weights.read(folder)
+  for name, message in (
+    ("t5", "model_type is 't5'"),
+    ("electra", "electra has no format tf1"),
+  ):
+    change_json(folder / "bert_config.json", model_type=name)
+    with pytest.raises(weights.WeightsError, match=message):
+      weights.read(folder)
 
 
 def test_two_forms_of_gelu_must_agree(tmp_path):
