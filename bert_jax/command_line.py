@@ -192,13 +192,15 @@ def _quote(word: str) -> str:
   """Returns --config.KEY=VALUE with a value that is read as a list.
 
   A list of words is given without quotes, as in task.text=premise,claim. The
-  parser of lists takes no spaces and braces in such words, which names and
-  templates of columns may have.
+  parser of lists takes no spaces, braces and equals signs in such words, which
+  names and templates of columns and new names of tokens may have.
   """
   name, _, value = word.partition("=")
   key = settings.KEYS.get(re.sub(r"^--?config\.", "", name))
   is_list = key is not None and key.type is tuple and key.item_type is str
-  if is_list and re.search(r"[\s{]", value) and value[:1] not in "([\"'":
+  ends = value[:1] + value[-1:]
+  is_literal = ends in ("()", "[]", '""', "''")
+  if is_list and re.search(r"[\s{=]", value) and not is_literal:
     return f"{name}=({value!r},)"
   return word
 

@@ -41,11 +41,11 @@ in CR LF or, in all of the file, in CR. A folder stands for its files, without
 those whose names begin with a dot or an underscore, such as `_SUCCESS`; a
 message lists these.
 
-`--mode=prepare` takes each row of a table, and each JSON object, as a document;
-its text is the field `prepare.text_key`. A null text is left out, and the
-number of these is printed. A file with another ending, and `.txt`, has the
-format that `prepare.format` names: a sentence or a paragraph a line, or any of
-the formats above.
+`prepare` takes each row of a table, and each JSON object, as a document; its
+text is the field `prepare.text_key`. A null text is left out, and the number of
+these is printed. A file with another ending, and `.txt`, has the format that
+`prepare.format` names: a sentence or a paragraph a line, or any of the formats
+above.
 """
 _ROWS = [{"text": f"text {i}", "n": i} for i in range(2000)]
 

@@ -467,7 +467,7 @@ REFUSED = {
   "sep_token": "</s>",
   "pad_token": "<pad>",
   "mask_token": "<mask>",
-  "strip_accents": False,
+  "strip_accents": "no",
   "never_split": ["walk"],
   "model_input_names": ["input_ids", "attention_mask"],
   "max_input_chars_per_word": "100",

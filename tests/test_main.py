@@ -455,3 +455,17 @@ def test_signals_are_held_before_anything_else_is_imported():
   assert imported == [
     "import os", "import sys", "from bert_jax.runtime import signals"
   ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("value", "wanted"),
+  [
+    ("{a}: {b}", "('{a}: {b}',)"),
+    ("[unused1]=x,[unused2]=y", "('[unused1]=x,[unused2]=y',)"),
+    ("('a b',)", "('a b',)"),
+    ("a,b", "a,b"),
+  ],
+)
+def test_words_of_a_list_need_no_quotes(value, wanted):
+  found = command_line._quote(f"--config.task.text={value}")
+  assert found == f"--config.task.text={wanted}"

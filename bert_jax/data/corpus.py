@@ -43,6 +43,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _TFDS_UNIT_RECORDS = 5_000
 
 _RATE_RECORDS = 64  # the records that are read to estimate the rest
+_SHOWN = 8  # the folders that a warning lists
 _HASH_BYTES = 1 << 20  # the size of one read
 
 # Format -> the number of blank lines in a row that end a document.
@@ -167,11 +168,15 @@ def file_format(path: str, text_format: str) -> str:
   """Returns the format of a file, as prepare.format names it.
 
   Args:
-    path: the file, whose ending decides.
+    path: the file, whose ending decides. A .json file without an array holds
+      JSON lines, which can be cut into units.
     text_format: the value of prepare.format, for files whose ending says no
       format of records.
   """
   found = rows.format_of(path)
+  if found is RECORD_FORMATS["json"]:
+    with _naming(path):
+      return "json" if rows.is_json_array(path) else "jsonl"
   by_ending = {format.name: name for name, format in RECORD_FORMATS.items()}
   return by_ending.get(found.name if found else "", text_format)
 
@@ -209,6 +214,15 @@ def _expand(pattern: str) -> list[str]:
         ", ".join(sorted(map(os.path.basename, hidden))),
       )
     found = [p for p in found if p not in hidden]
+    inner = [p.name for p in path.iterdir() if p.is_dir()]
+    if inner:
+      _log.warning(
+        "--input=%s: its folders are not read: %s; give them, too, or the glob "
+        "%s/**/*",
+        pattern,
+        ", ".join(sorted(inner)[:_SHOWN]) + ", ..." * (len(inner) > _SHOWN),
+        pattern.rstrip("/"),
+      )
   elif path.exists():  # even if its name contains the characters of a glob
     found = [pattern]
   elif any(c in pattern for c in "*?["):

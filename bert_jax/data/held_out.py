@@ -8,6 +8,7 @@ tokenised.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import itertools
 import logging
 import math
 
@@ -98,7 +99,11 @@ def choose(
   units = list(units)
   rate, seed = prepare.held_out_rate, prepare.held_out_seed
   has_own = any(unit.held_out for unit in units)
-  if not rate or has_own or by_sentences is False:
+  if by_sentences is False:
+    return units
+  if not rate or has_own:
+    if by_sentences is None:
+      _check_documents(units, prepare, needed)
     return units
   counts, documents = [], [0, 0]
   for unit in units:
@@ -139,6 +144,37 @@ def choose(
     )
     start += count
   return units
+
+
+def _check_documents(
+  units: Sequence[corpus.Unit], prepare: settings.Prepare, needed: int
+) -> None:
+  """Raises CorpusError if a split has one document where examples need two.
+
+  Args:
+    units: the units, which are not divided by sentences.
+    prepare: the `prepare` group of the config.
+    needed: as for `choose`.
+  """
+  rate, seed = prepare.held_out_rate, prepare.held_out_seed
+  for is_own, name in ((True, "prepare.held_out_input"), (False, "--input")):
+    found = (
+      1
+      for unit in units
+      if unit.held_out == is_own
+      for document in corpus.read_documents(
+        unit, prepare.format, prepare.text_key, prepare.language
+      )
+      if is_own or not corpus.is_held_out(document, rate, seed)
+    )
+    if 0 < sum(itertools.islice(found, needed)) < needed:
+      raise corpus.CorpusError(
+        f"{name} has one document; random next sentences need two. Separate "
+        "documents by blank lines (see prepare.format), give more text, or set "
+        "--config.data.pairing=full_sentences and train with "
+        "--config.objective=mlm. A single --input is divided if "
+        "prepare.held_out_rate is above 0 and prepare.held_out_input is not set"
+      )
 
 
 def _stretches(total: int, rate: float) -> list[tuple[int, int]]:

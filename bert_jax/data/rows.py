@@ -352,11 +352,22 @@ def _read_json_lines(path: str, options: _Options) -> Iterator[Row]:
       yield where, parse_object(line, where)
 
 
+def is_json_array(path: str) -> bool:
+  """Returns whether a JSON file holds an array, and not an object on each line.
+
+  Args:
+    path: the file, which may be compressed.
+
+  Raises:
+    compression.UnreadableError: the file is missing or damaged.
+  """
+  head = compression.read_head(path)
+  return head.removeprefix(_BOM).lstrip()[:1] == b"["
+
+
 def _read_json(path: str, options: _Options) -> Iterator[Row]:
   """Reads an array of objects, or else an object on each line."""
-  with compression.naming(path):
-    head = compression.read_head(path)
-  if head.removeprefix(_BOM).lstrip()[:1] == b"[":
+  if is_json_array(path):
     yield from _read_json_array(path)
   else:
     yield from _read_json_lines(path, options)

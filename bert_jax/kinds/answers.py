@@ -180,16 +180,19 @@ class Answerer:
     """
     texts = own.split_words(self.context.settings.get("task.text") or ())
     wanted = {c for item in texts for c in tables.columns_of(item) or [item]}
-    if not wanted or not wanted <= row.keys():
-      is_known = any(name in row for name in self.fields)
-      if is_table and not is_known:
+    own_fields = self.fields[: len(texts)]
+    missing = sorted(wanted - row.keys())
+    if not wanted or missing:
+      # A model of several texts needs all of them.
+      enough = all if len(texts) > 1 else any
+      names = own_fields if len(texts) > 1 else self.fields
+      if is_table and not enough(name in row for name in names):
         raise RecordError(
-          f"it has no column {', '.join(sorted(wanted) or self.fields)}, only "
+          f"it has no column {', '.join(missing or self.fields)}, only "
           f"{list(row)}; name the columns of the text by --config.task.text"
         )
-      has_text = is_table and row.get("text_b") == ""
-      return {k: v for k, v in row.items() if not has_text or k != "text_b"}
-    own_fields = self.fields[: len(texts)]
+      is_alone = is_table and row.get("text_b") == ""
+      return {k: v for k, v in row.items() if not is_alone or k != "text_b"}
     if not is_table and all(name in row for name in own_fields):
       return row
     try:
@@ -201,7 +204,9 @@ class Answerer:
       ]
     except spec.TaskError as error:
       raise RecordError(str(error)) from error
-    return dict(row) | self.join(values)
+    # Columns of the table may have the names of fields by chance.
+    rest = {k: v for k, v in row.items() if k not in self.fields}
+    return rest | self.join(values)
 
   def join(self, values: Sequence[Any]) -> dict[str, Any]:
     """Returns the fields of a record with the values of the task's columns."""

@@ -107,14 +107,15 @@ class Answerer(answers.TaskAnswerer):
 
   def join(self, values: Sequence[Any]) -> dict[str, Any]:
     first, *choices = values
-    if len(choices) == 1:  # a column with all of them
-      (choices,) = choices
-      try:
-        choices, _ = own.listed(choices, "it")
-      except spec.TaskError as error:
-        raise answers.RecordError(str(error)) from error
-    else:
-      choices = [choice for choice in choices if choice not in (None, "")]
+    try:
+      if len(choices) == 1:  # a column with all of them
+        choices, _ = own.listed(choices[0], "it")
+      else:
+        texts = ["" if choice is None else choice for choice in choices]
+        if all(isinstance(text, str) for text in texts):  # parse says if not
+          choices = own.without_rest(texts, "it")
+    except spec.TaskError as error:
+      raise answers.RecordError(str(error)) from error
     return {"text": first, "choices": choices}
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:

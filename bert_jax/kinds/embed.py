@@ -89,6 +89,13 @@ class Embed(answers.Answerer):
         f"{', '.join(unknown)}, which this program does not compute; give "
         "--config.predict.fields=mean"
       )
+    poolings = [step for step in steps if step != "normalize"]
+    if len(poolings) != 1:
+      raise answers.PredictError(
+        f"modules.json of {context.name} pools by "
+        f"{' and '.join(poolings) or 'nothing'}; a sentence's vector is made "
+        "by cls or mean alone. Give --config.predict.fields=mean"
+      )
 
   def make_model(self) -> Any:
     return encoder.Encoder(self.context.model)

@@ -412,6 +412,7 @@ class Span(task_kind.TaskKind):
         max(lengths),
         "task.max_query_len",
         max_query_len,
+        seq_len,
       ),
       example=np.array(owners, np.int32),
       label=np.array(labels, np.int32) if has_labels else None,

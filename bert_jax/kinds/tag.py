@@ -107,36 +107,38 @@ class _Row:
   words: list[int]
 
 
-def _encode_words(examples, tokenizer, room) -> tuple[list[_Row], int]:
-  """Encodes every sentence; also returns the number of truncated words."""
+def _encode_words(examples, tokenizer, room) -> tuple[list[_Row], list[int]]:
+  """Encodes every sentence; also returns the tokens of each truncated word."""
   words = [word for example in examples for word in example.words]
   distinct = list(dict.fromkeys(words))
   ids_of = dict(zip(distinct, tokenizer.encode_words(distinct), strict=True))
   encoded = iter([ids_of[word] for word in words])
   sentences = []
-  num_truncated = 0
+  too_long = []
   for example in examples:
     sentence = _Row([], [])
     for index, ids in enumerate(itertools.islice(encoded, len(example.words))):
-      num_truncated += len(ids) > room
+      if len(ids) > room:
+        too_long.append(len(ids))
       ids = ids[:room] or [tokenizer.unk_id]
       sentence.ids += ids
       sentence.words += [index] + [IGNORED] * (len(ids) - 1)
     sentences.append(sentence)
-  return sentences, num_truncated
+  return sentences, too_long
 
 
 def _cut_words(
-  examples, sentences, num_cut, room, seq_len
+  examples, sentences, too_long, room, seq_len
 ) -> task_features.Cut:
   """Describes the words that are longer than a sequence has room for."""
+  lost = sum(length - room for length in too_long)
   return task_features.Cut(
     "words",
-    num_cut,
+    len(too_long),
     sum(len(example.words) for example in examples),
-    0,
-    sum(len(sentence.ids) for sentence in sentences),
-    seq_len + (num_cut > 0),
+    lost,
+    sum(len(sentence.ids) for sentence in sentences) + lost,
+    max(too_long, default=0) + seq_len - room,  # with special tokens
     "data.seq_len",
     seq_len,
   )
@@ -281,7 +283,7 @@ class Tag(task_kind.TaskKind):
       )
     template = tokenizer.template
     room = seq_len - template.num_special(is_pair=False)
-    sentences, num_truncated = _encode_words(examples, tokenizer, room)
+    sentences, too_long = _encode_words(examples, tokenizer, room)
     if context == "document":
       rows = list(_document_rows(task, examples, sentences, room))
     else:
@@ -296,8 +298,7 @@ class Tag(task_kind.TaskKind):
       ),
       example=np.array([owner for owner, _ in rows], np.int32),
       label=None,
-      num_truncated=num_truncated,
-      cut=_cut_words(examples, sentences, num_truncated, room, seq_len),
+      cut=_cut_words(examples, sentences, too_long, room, seq_len),
       words=np.array(list(itertools.chain.from_iterable(words)), np.int32),
       labels=self.labels,
     )

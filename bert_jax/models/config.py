@@ -250,6 +250,13 @@ class ModelConfig:
         "the embeddings already normalizes the input of the first layer; set "
         "first_norm=True"
       )
+    is_narrow = self.embedding_width != self.hidden_size
+    if self.mlm_head == "bare" and self.tied_words and is_narrow:
+      raise ValueError(
+        f"model.embedding_size={self.embedding_size} is not hidden_size="
+        f"{self.hidden_size}, so that model.mlm_head=bare cannot use the word "
+        "table as its decoder; set mlm_head=transform or tied_words=False"
+      )
     if self.layer_groups > self.num_layers:
       raise ValueError(
         f"model.layer_groups={self.layer_groups} is more than model.num_layers="
@@ -269,6 +276,13 @@ class ModelConfig:
       raise ValueError(
         f"model.attention_positions={self.attention_positions} has no local "
         "attention; set model.attention_pattern=full"
+      )
+    least = self.relative_buckets // 4
+    if self.attention_positions == "t5" and self.relative_distance <= least:
+      raise ValueError(
+        f"model.relative_distance={self.relative_distance}, but the first "
+        f"{least} distances have a bucket each (model.relative_buckets="
+        f"{self.relative_buckets}); set it to more than {least}"
       )
     if self.relative_buckets % 2:
       raise ValueError(

@@ -86,7 +86,7 @@ def to_ours(
   names = family.names_in(format)
   model = {**model, "family": family.name}
   _check_layers(
-    names, tensors, model.get("layer_groups") or model["num_layers"]
+    family, names, tensors, model.get("layer_groups") or model["num_layers"]
   )
   config = ModelConfig(**model)
   copies = names.copies if config.tied_words else ()
@@ -295,18 +295,22 @@ def _by_canonical_name(names: Names, given: Collection[str]) -> dict[str, str]:
   return found
 
 
-def _check_layers(names: Names, given: Collection[str], layers: int) -> None:
+def _check_layers(
+  family: Family, names: Names, given: Collection[str], layers: int
+) -> None:
   """Raises ConvertError if the settings have another number of layers."""
   if layers > len(given):
     raise ConvertError(
       f"the settings have {layers} layers, but there are {len(given)} tensors"
     )
+  keys = family.sizes.get("layer_groups") or family.sizes["num_layers"]
+  key = keys if isinstance(keys, str) else keys[0]
   for name in given:
     number = names.layer_of(name)
     if number is not None and number >= layers:
       raise ConvertError(
         f"{name} belongs to layer {number}, counted from 0, but the settings "
-        f"have {layers} layers; correct num_hidden_layers"
+        f"have {layers} layers with parameters of their own; correct {key}"
       )
 
 

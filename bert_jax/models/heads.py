@@ -287,6 +287,26 @@ class PreTrainingModel(nn.Module):
     return words, self.nsp(pooled) if has_nsp else None
 
 
+def check_role(config: ModelConfig, role: str) -> None:
+  """Raises ValueError if a model lacks what the head of a task reads.
+
+  Args:
+    config: the config of the model.
+    role: which of the heads of the family the task has.
+  """
+  if not _can_have(config, role):
+    raise ValueError(
+      f"model.pooler=False, but the {role} head of model.family="
+      f"{config.family} reads the pooler; set model.pooler=True, which gives "
+      "the model a new one"
+    )
+
+
+def _can_have(config: ModelConfig, role: str) -> bool:
+  steps = families.get_family(config.family).heads[role]
+  return config.pooler or "pooler" not in steps
+
+
 class TaskModel(nn.Module):
   """The encoder with the head of a task.
 
@@ -439,10 +459,9 @@ def _shapes_of_few_layers(
   rng = jax.ShapeDtypeStruct((2,), jnp.uint32)
   flat: dict[str, Any] = {}
   with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
-    models = [
-      (PreTrainingModel(config), 4),
-      (TaskModel(config, num_labels, pooled=True, role=role), 4),
-    ]
+    models: list[tuple[nn.Module, int]] = [(PreTrainingModel(config), 4)]
+    if _can_have(config, role):
+      models.append((TaskModel(config, num_labels, True, role), 4))
     if families.get_family(config.family).discriminator:
       models.append((DiscriminatorModel(config), 3))
     for model, count in models:

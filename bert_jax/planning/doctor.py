@@ -75,9 +75,16 @@ class _Exam:
     except Exception as error:  # training would raise it, too
       word, style, text, well = "BAD", "bold red", _words(error), False
     self.sound &= well
+    self._print(word, style, name, text)
+    return well
+
+  def note(self, name: str, text: str) -> None:
+    """Prints a line about what does not stop a training, but may be wrong."""
+    self._print("NOTE", "yellow", name, text)
+
+  def _print(self, word: str, style: str, name: str, text: str) -> None:
     text = markup.escape(text[:_SHOWN_CHARS])
     self._console.print(f"[{style}]{word:4}[/] {name:12} {text}")
-    return well
 
 
 def _words(error: Exception) -> str:
@@ -124,7 +131,9 @@ def examine(
     config.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
   training = _Opening(config, workdir)
   exam.check("vocabulary", lambda: _vocabulary(training))
-  exam.check("data", lambda: _data(training))
+  if exam.check("data", lambda: _data(training)):
+    for text in training.job[0].remarks():
+      exam.note("text", text)
   exam.check("workdir", lambda: _folder(workdir))
   if exam.sound and exam.check("run", lambda: _run(training.run)):
     exam.check("checkpoint", lambda: _checkpoint(training.run))
@@ -245,8 +254,6 @@ def _data(training: _Opening) -> str:
   job = training.job[0]
   shape = " x ".join(map(str, batches[0]["input_ids"].shape))
   text = f"{job.data_hash[:12]}, the first batch is {shape}"
-  if cut := job.describe_cut():
-    text = f"{text}; {cut}"
   if config.objective == "task":
     return text
   return f"{text}, checksums verified {config.data.verify} (data.verify)"

@@ -43,6 +43,7 @@ from bert_jax.runtime import bars
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
+from bert_jax.tasks import features as task_features
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Predictor:
   Attributes:
     kind: what the model predicts, a key of table.ANSWERERS.
     tokenizer: the vocabulary of the model.
-    num_cut: how many texts were too long so far, and were cut.
+    num_cut: how many records had texts that were too long, and were cut.
   """
 
   def __init__(
@@ -150,7 +151,9 @@ class Predictor:
     self._step = jax.jit(self._answerer.step)
     self._seq_len, self._max_len = seq_len, model.max_len
     self.num_cut = 0
-    self._cut_limit = "predict.seq_len"
+    # What the features of the kind cut so far: their number, and the last Cut.
+    self._num_parts_cut = 0
+    self._cut: task_features.Cut | None = None
 
   @classmethod
   def load(
@@ -236,8 +239,8 @@ class Predictor:
     window.features = self._answerer.features(window.examples)
     cut = window.features.cut
     if cut is not None and cut.num_cut:
-      self.num_cut += cut.num_cut
-      self._cut_limit = cut.limit
+      self._num_parts_cut += cut.num_cut
+      self._cut = cut
     launched = []
     with jax.set_mesh(self._mesh):
       for packed in task_batches.pack_batches(
@@ -277,14 +280,16 @@ class Predictor:
     Args:
       total: the number of records.
     """
+    limit = f"predict.seq_len={self._seq_len}"
+    if (cut := self._cut) is not None:
+      is_row = cut.limit == "data.seq_len"
+      return (
+        f"{self._num_parts_cut:,} {cut.what} in {total:,} records are longer "
+        f"than {limit if is_row else f'{cut.limit}={cut.value}'} and were cut; "
+        f"{'shorten them' if is_row else cut.advice(self._max_len)}"
+      )
     if not self.num_cut:
       return ""
-    if self._cut_limit == "task.max_query_len":
-      return (
-        f"{self.num_cut:,} of {total:,} questions ({self.num_cut / total:.1%}) "
-        "are longer than task.max_query_len and were cut; raise it"
-      )
-    limit = f"predict.seq_len={self._seq_len}"
     advice = (
       f"give --config.predict.seq_len, up to {self._max_len}, if the model was "
       "trained on longer texts"

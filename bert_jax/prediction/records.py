@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any, BinaryIO
 
+from bert_jax.data import compression
+from bert_jax.data import rows
 from bert_jax.kinds import answers
 from bert_jax.runtime import files
 
@@ -89,8 +91,20 @@ def reading(
     return
   if os.path.isdir(source):
     raise answers.PredictError(f"--input={source} is a folder; name a file")
+  if compression.ending(source):
+    yield _unpacked(source), None
+    return
   with open(source, "rb") as f:
     yield f, os.path.getsize(source) if os.path.isfile(source) else None
+
+
+def _unpacked(path: str) -> Iterator[bytes]:
+  """Yields the lines of a compressed file."""
+  with contextlib.ExitStack() as stack:
+    with compression.naming(path):
+      stream = stack.enter_context(compression.open_text(path))
+    for _, line in rows.raw_lines(stream, path):
+      yield line
 
 
 @contextlib.contextmanager

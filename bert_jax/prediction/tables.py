@@ -36,6 +36,8 @@ def is_table(source: str | list[bytes]) -> bool:
   if isinstance(source, list):
     return False
   found = rows.format_of(source)
+  if found is rows.FORMATS["JSON"]:
+    return os.path.isfile(source) and rows.is_json_array(source)
   return found is not None and found.has_names and found.name != _JSON_LINES
 
 
@@ -148,7 +150,7 @@ class _Ordered:
   def add(self, row: dict, answer: dict) -> None:
     """Adds a row and its answer."""
     answer = _flat(answer)
-    is_failed = any(name.endswith("error") for name in answer)
+    is_failed = "error" in answer or "predicted_error" in answer
     self._held.append((row, answer))
     if self._names is None and is_failed:
       return
@@ -255,13 +257,15 @@ class _Batches(_Ordered):
 
   def _put(self) -> None:
     arrow = self._arrow
-    if self._writer is None:
-      self._schema = self._schema_of(self._rows)
-      if self._is_parquet:
-        self._writer = arrow.parquet.ParquetWriter(self._out, self._schema)
-      else:
-        self._writer = arrow.ipc.new_file(self._out, self._schema)
     try:
+      if self._writer is None:
+        self._schema = self._schema_of(self._rows)
+        open_writer = (
+          arrow.parquet.ParquetWriter
+          if self._is_parquet
+          else arrow.ipc.new_file
+        )
+        self._writer = open_writer(self._out, self._schema)
       found = arrow.Table.from_pylist(list(self._rows), schema=self._schema)
     except (arrow.ArrowException, TypeError, ValueError) as error:
       raise answers.PredictError(

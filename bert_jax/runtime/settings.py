@@ -864,6 +864,11 @@ class Convert(Group):
   """Tokens to add to the vocabulary; each is read whole and gets a row of the
   word table."""
 
+  rename_tokens: tuple[str, ...] = of_session((), since="0.3.0", before=())
+  """Pieces of a WordPiece vocabulary to spell in another way, each as OLD=NEW,
+  such as "[unused1]=covid". They keep their ids and their rows of the word
+  table."""
+
   new_rows: str = of_session(
     "mean", choices=("mean", "normal"), since="0.3.0", before="mean"
   )

@@ -7,6 +7,7 @@ trials of the sweep, so that a report can name the trials without results.
 
 from collections.abc import Mapping, Sequence
 import json
+import logging
 import math
 import os
 import shlex
@@ -22,6 +23,8 @@ from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
+
+_log = logging.getLogger(__name__)
 
 
 def _is_number(value: Any) -> bool:
@@ -133,8 +136,16 @@ def record(
   before = len(rows)
   secs = running.Journal(workdir).seconds()
   for one in trials:
-    if one.is_done() and (key := _id(one)) not in rows:
-      rows[key] = row_of(one, secs.get(one.name)) | {"id": key}
+    if not one.is_done() or (key := _id(one)) in rows:
+      continue
+    if (row := row_of(one, secs.get(one.name)))["metrics"]:
+      rows[key] = row | {"id": key}
+    else:
+      _log.warning(
+        "%s has no evaluation, so it is not recorded; prepare its data with "
+        "prepare.held_out_rate above 0 to compare trials",
+        one.workdir,
+      )
   files.make_folder(folder)
   lines = [
     files.to_json(row, sort_keys=True) + "\n"
@@ -172,7 +183,8 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
   """
   run = runs.read_run(one.workdir)
   rows = metrics_log.read_metrics(one.workdir)
-  final = [r for r in rows if any(k.startswith("eval/") for k in r)][-1]
+  evaluations = [r for r in rows if any(k.startswith("eval/") for k in r)]
+  final = evaluations[-1] if evaluations else {}
   metrics = {k: v for k, v in final.items() if k.startswith("eval/")}
   speeds = [r for r in rows if r.get("train/steps_per_sec")]
   if seconds is None:

@@ -203,8 +203,24 @@ class Trial:
       rows = metrics_log.read_metrics(self.workdir)
     except runs.RunError:  # a kill cut off the last line; training repairs it
       return "begun"
-    last = [r["step"] for r in rows if any(k.startswith("eval/") for k in r)]
+    group = "eval/" if _evaluates(run["config"]) else "train/"
+    last = [r["step"] for r in rows if any(k.startswith(group) for k in r)]
     return "done" if last and last[-1] == total else "begun"
+
+
+def _evaluates(config: Mapping[str, Any]) -> bool:
+  """Returns whether a training evaluates; without held-out text it does not.
+
+  Args:
+    config: the configuration of a run, as run.json has it.
+  """
+  from bert_jax.data import summary  # its tokenizers are slow to import
+
+  folder = config.get("data", {}).get("dir")
+  if config.get("objective") == "task" or not folder:
+    return True
+  is_there = os.path.exists(os.path.join(folder, "manifest.json"))
+  return not is_there or summary.has_held_out(folder)
 
 
 def _flag(value: Any) -> str:

@@ -11,8 +11,6 @@ import logging
 import os
 from typing import Any
 
-from etils import epath
-
 from bert_jax.tasks import choice
 from bert_jax.tasks import glue
 from bert_jax.tasks import ner
@@ -118,7 +116,7 @@ def _read_tfds(
 
 
 def find_file(task: spec.Task, folder: str, split: str) -> str:
-  """Returns the path of the file of a split.
+  """Returns the path of the file of a split, which may be compressed.
 
   Raises:
     spec.TaskError: There is no such file; the message lists the paths tried.
@@ -134,8 +132,8 @@ def find_file(task: spec.Task, folder: str, split: str) -> str:
     for name in task.files.get(split, ())
   ]
   for path in tried:
-    if epath.Path(path).exists():
-      return path
+    if found := tables.find_packed(path):
+      return found
   raise spec.TaskError(
     f"task {task.name}: no file for the split {split} in {folder!r}; tried"
     f" {', '.join(tried) or 'nothing'}; give the folder, or the path of the"

@@ -32,6 +32,8 @@ class Cut:
     longest: the most tokens of one, with special tokens.
     limit: the key of the config that set the limit, such as "data.seq_len".
     value: the value of that key.
+    seq_len: data.seq_len, if the text must fit in there with something else, so
+      that a larger value of `limit` may need a longer row; 0 otherwise.
   """
 
   what: str
@@ -42,6 +44,7 @@ class Cut:
   longest: int
   limit: str
   value: int
+  seq_len: int = 0
 
   def __str__(self) -> str:
     share = self.num_cut / max(1, self.total)
@@ -59,7 +62,15 @@ class Cut:
       max_len: the most tokens that the model takes (model.max_len).
     """
     if self.limit != "data.seq_len":
-      return f"raise {self.limit}"
+      if self.longest < self.seq_len // 2:
+        return f"raise {self.limit} to {self.longest}"
+      return (
+        f"raise {self.limit}, and with it data.seq_len={self.seq_len}, so that "
+        f"there is room for other text; the model takes up to {max_len} tokens"
+        if self.seq_len < max_len
+        else f"data.seq_len={self.seq_len} is all that the model takes, and "
+        f"must hold other text, too; shorten these {self.what}"
+      )
     if self.value >= max_len:
       return (
         f"the model takes no more than model.max_len={max_len} tokens; split"
@@ -84,7 +95,6 @@ class Features:
     num_choices: C.
     counts: [N] int32, the number of choices of each example, if it varies; the
       sequences of the other choices have no tokens (choice).
-    num_truncated: the number of sequences that were truncated.
     cut: what truncation left out; None if the kind cuts no text.
     words: [T] int32, the index in its example of the word that the token
       predicts, or IGNORED (tag).
@@ -103,7 +113,6 @@ class Features:
   label: np.ndarray | None
   num_choices: int = 1
   counts: np.ndarray | None = None
-  num_truncated: int = 0
   cut: "Cut | None" = None
   words: np.ndarray | None = None
   char_starts: np.ndarray | None = None
@@ -139,8 +148,7 @@ def pair_sequences(
     seq_len: L; longer sequences are truncated.
 
   Returns:
-    `token_ids`, `segment_ids`, `offsets`, `num_truncated` and `cut` of
-    `Features`.
+    `token_ids`, `segment_ids`, `offsets` and `cut` of `Features`.
 
   Source: google-research/bert run_classifier.py:377-571
   """
@@ -154,7 +162,6 @@ def pair_sequences(
   ]
   num_cut = sum(is_cut for _, _, is_cut in sequences)
   return columns_of([(ids, types) for ids, types, _ in sequences]) | {
-    "num_truncated": num_cut,
     "cut": Cut(
       "texts" if max(map(len, given), default=1) < 2 else "pairs of texts",
       num_cut,

@@ -54,7 +54,8 @@ def is_minus_one(task: spec.Task, value: Any) -> bool:
   A task that has -1 among its labels means that label.
   """
   text = str(value).strip()
-  return text in ("-1", "-1.0") and "-1" not in task.labels
+  is_label = any(_number(label) == -1 for label in task.labels)
+  return text in ("-1", "-1.0") and not is_label
 
 
 def spelled(value: Any, where: str, column: str) -> str:

@@ -12,6 +12,7 @@ import os
 import re
 from typing import Any
 
+from bert_jax.data import compression
 from bert_jax.tasks import choice
 from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import qa
@@ -184,8 +185,7 @@ def split_words(words: Sequence[Any]) -> tuple[str, ...]:
 def find_train(folder: str) -> str:
   """Returns the training file in a folder of own data, or "" without one."""
   for ending in _ENDINGS:
-    path = os.path.join(folder, f"train{ending}")
-    if os.path.exists(path):
+    if path := tables.find_packed(os.path.join(folder, f"train{ending}")):
       return path
   return ""
 
@@ -321,13 +321,37 @@ def _choice_example(task, row, value, id, where) -> spec.ChoiceExample:
     raise spec.TaskError(
       f"{where}: {len(kept)} choices with text; wanted two or more"
     )
-  if label is not None:
-    if label not in kept:
-      raise spec.TaskError(
-        f"{where}: label {value!r} names a choice whose text is empty"
-      )
+  if label is None:
+    without_rest(texts, where)  # a prediction names a choice by its number
+  elif label not in kept:
+    raise spec.TaskError(
+      f"{where}: label {value!r} names a choice whose text is empty"
+    )
+  else:
     label = kept.index(label)
   return spec.ChoiceExample(id, tuple((first, texts[i]) for i in kept), label)
+
+
+def without_rest(texts: Sequence[str], where: str) -> list[str]:
+  """Returns the choices of a row without the empty ones at its end.
+
+  Choices keep their numbers, because predictions name a choice by its number.
+
+  Args:
+    texts: the text of each choice.
+    where: the file and line, for the error.
+
+  Raises:
+    spec.TaskError: An empty choice has others after it.
+  """
+  kept = [i for i, text in enumerate(texts) if text.strip()]
+  if kept != list(range(len(kept))):
+    empty = next(i for i, text in enumerate(texts) if not text.strip())
+    raise spec.TaskError(
+      f"{where}: choice {empty} (from 0) is empty, but later ones are not; give"
+      " the choices of a row one after another, the empty ones last"
+    )
+  return list(texts[: len(kept)])
 
 
 def listed(value: Any, where: str) -> tuple[list[str], list[str]]:
@@ -365,7 +389,8 @@ read_choices = make_reader(_choice_example)
 
 def read_spans(task, path, split) -> list[spec.SpanExample]:
   """Reads questions about a text that holds the answer."""
-  if path.lower().endswith(".json") and not _has_rows(path):
+  name = compression.strip_ending(path).lower()
+  if name.endswith(".json") and not _has_rows(path):
     return qa.make_reader(strict=True)(task, path, split)
   examples = _read_span_rows(task, path, split)
   if split in task.test_splits and not any(e.answers for e in examples):
@@ -384,10 +409,9 @@ def read_spans(task, path, split) -> list[spec.SpanExample]:
 
 def _has_rows(path: str) -> bool:
   """Returns whether a JSON file has questions as rows, and not SQuAD's."""
-  for start in tables.read_lines(path):
-    if start.strip():
-      break
-  else:
+  try:
+    start = next(line for line in tables.read_lines(path) if line.strip())
+  except spec.TaskError:  # also a line longer than any row may be
     return False
   try:
     row = json.loads(start)
@@ -474,8 +498,7 @@ def _answers(
     value, starts = [str(value)], [row.get("answer_start", "")]
   if starts is None:
     starts = row.get("answer_start")
-  if not isinstance(starts, list) or len(starts) != len(value or ()):
-    starts = [-1] * len(value or ())
+  starts = _starts(starts, len(value or ()), where)
   if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
     raise spec.TaskError(
       f"{where}: the answers are {value!r:.60}; wanted a text, a list of texts,"
@@ -486,6 +509,34 @@ def _answers(
     for text, start in zip(value, starts, strict=True)
     if text
   ]
+
+
+def _starts(value: Any, count: int, where: str) -> list[Any]:
+  """Returns where each answer begins, as given; -1 where it is not given.
+
+  Args:
+    value: the value of answer_start: a list, or a list in JSON; or a number, if
+      there is one answer; None or "" if it is not given.
+    count: the number of answers.
+    where: the file and line, for the error.
+
+  Raises:
+    spec.TaskError: There are more or fewer of them than answers.
+  """
+  if isinstance(value, str) and value.strip()[:1] == "[":
+    try:
+      value = json.loads(value)
+    except (ValueError, RecursionError):
+      pass  # It is refused below, or by `_start`.
+  if value in (None, "", []) or not count:
+    return [-1] * count
+  found = value if isinstance(value, list) else [value]
+  if len(found) != count:
+    raise spec.TaskError(
+      f"{where}: answer_start is {value!r:.60} for {count} answers; give a"
+      " place for each answer, or leave the column out"
+    )
+  return found
 
 
 def _start(value: Any, where: str) -> int:

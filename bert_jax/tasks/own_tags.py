@@ -16,10 +16,10 @@ import dataclasses
 import itertools
 import json
 import logging
-import os
 import re
 from typing import Any
 
+from bert_jax.data import compression
 from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import ner
 from bert_jax.tasks import spec
@@ -70,7 +70,7 @@ class _Sentence:
 
 
 def _column_sentences(task: spec.Task, path: str) -> Iterator[_Sentence]:
-  is_conllu = os.path.splitext(path)[1].lower() == CONLLU
+  is_conllu = compression.strip_ending(path).lower().endswith(CONLLU)
   names = CONLLU_COLUMNS if is_conllu else task.columns
   separator, num_columns = _layout(path)
   if names:

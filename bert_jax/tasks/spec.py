@@ -157,8 +157,9 @@ class Task:
       files; () if no numbers do.
     missing_labels: what to do with a row without a label outside of the test
       splits: "error", or "drop".
-    tag_scheme: how tags mark chunks of words: "auto", "iob", "bioes", "bilou",
-      or "plain" if each tag is about its word alone (kind "tag").
+    tag_scheme: "chunks" if tags mark chunks of words, in a scheme of
+      tag_schemes.py; "plain" if each tag is about its word alone; "auto" for
+      own data whose labels are not read yet (kind "tag").
     word_split: how a text is split into words, see words.py (kind "tag").
     first_choice: the number of the first choice in files (kind "choice").
     train_answers: which answers to a question are learned, if it has several:
@@ -193,7 +194,7 @@ class Task:
   has_null: bool = False
   file_labels: tuple[str, ...] = ()
   missing_labels: str = "error"
-  tag_scheme: str = "iob"
+  tag_scheme: str = "chunks"
   word_split: str = "spaces"
   first_choice: int = 0
   train_answers: str = "one"

@@ -37,8 +37,9 @@ def read_text(path: str) -> str:
   """
   files.check_readable(path)
   try:
-    content = epath.Path(path).read_bytes()
-  except OSError as error:
+    with compression.open_bytes(path) as stream:
+      content = stream.read()
+  except compression.READ_ERRORS as error:
     raise spec.TaskError(f"{path} cannot be read: {error}") from error
   try:
     text = content.decode("utf-8-sig")
@@ -51,6 +52,19 @@ def read_text(path: str) -> str:
   if not text.strip():
     raise spec.TaskError(f"{path} is empty; wanted a file with examples")
   return text
+
+
+def find_packed(path: str) -> str:
+  """Returns a path, or else that of the compressed file, or "" without either.
+
+  Example:
+    >>> find_packed("train.csv")  # of a folder with train.csv.gz
+    'train.csv.gz'
+  """
+  for ending in ("", *compression.OPENERS):
+    if epath.Path(path + ending).exists():
+      return path + ending
+  return ""
 
 
 @contextlib.contextmanager

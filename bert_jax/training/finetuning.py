@@ -20,6 +20,7 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import table
 from bert_jax.kinds import task_kind
 from bert_jax.models import flops
+from bert_jax.models import heads
 from bert_jax.models.attention import programs
 from bert_jax.runtime import files
 from bert_jax.runtime import sharding
@@ -72,6 +73,7 @@ class FineTuning(Job):
     super().__init__(config, table.of_task(self.task), len(self.task.labels))
     self._tokenizer = tokenizer
     model = self.model.config
+    heads.check_role(model, self.objective.head.role)
     unit = programs.program_of(model).row_unit if config.data.pack else 1
     programs.check(model, -(-config.data.seq_len // unit) * unit)
     if tokenizer and tokenizer.vocab_size > model.vocab_size:
@@ -179,14 +181,14 @@ class FineTuning(Job):
       )
     return Split(task, name_there, examples, features)
 
-  def describe_cut(self) -> str:
-    """Returns what truncation leaves out of the splits read so far, or ""."""
+  def remarks(self):
+    """Returns what truncation leaves out of the splits read so far."""
     cuts = {name: split.features.cut for name, split in self._splits.items()}
-    return "; ".join(
+    return [
       f"{name}: {cut}; {cut.advice(self.model.config.max_len)}"
       for name, cut in cuts.items()
       if cut and cut.num_cut
-    )
+    ]
 
   def decode(self, split: "Split", outputs: np.ndarray) -> list:
     """Turns the outputs of the model into one prediction an example."""

@@ -110,9 +110,12 @@ class Job:
     """
     raise NotImplementedError
 
-  def describe_cut(self) -> str:
-    """Returns what part of the texts is left out, or "" if none is."""
-    return ""
+  def remarks(self) -> list[str]:
+    """Returns what is unusual about the texts read so far, and what to change.
+
+    That is above all the share of the texts that is left out.
+    """
+    return []
 
   def explain(self, evaluator: Any, path: str) -> list[str]:
     """Prints and writes what the last evaluation got wrong; returns paths.

@@ -64,7 +64,7 @@ class Pretraining(Job):
   def _look_at_text(self) -> None:
     """Warns of odd text, and turns the evaluation off if none is held out."""
     config = self.config
-    for text in summary.remarks(config.data, config.data.dir):
+    for text in self.remarks():
       _log.warning("%s: %s", config.data.dir, text)
     if summary.has_held_out(config.data.dir):
       return
@@ -77,6 +77,10 @@ class Pretraining(Job):
       "prepare.held_out_input, to have them",
       config.data.dir,
     )
+
+  def remarks(self):
+    data = self.config.data
+    return summary.remarks(data, data.dir) if data.dir else []
 
   @functools.cached_property
   def tokenizer(self) -> interface.Tokenizer:

@@ -5,12 +5,14 @@ as nothing new is used: shorter rows and old words have the same outputs, unless
 positions are interpolated or rotations change.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
 import numpy as np
 
 from bert_jax.data.tokenizers import added_tokens
+from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.models import params as param_trees
 from bert_jax.models.families import family
@@ -40,6 +42,8 @@ def extend(pretrained: Pretrained, settings: Convert) -> Pretrained:
   if settings.max_len:
     _lengthen(flat, model, settings)
     seq_len = None
+  if settings.rename_tokens:
+    tokenizer = _with_names(tokenizer, settings.rename_tokens)
   if settings.add_tokens:
     tokenizer = _with_tokens(tokenizer, settings.add_tokens)
   rows = settings.vocab_size
@@ -90,15 +94,61 @@ def _lengthen(
   model["max_len"] = new
 
 
-def _with_tokens(tokenizer: Any, tokens: Any) -> Any:
-  """Returns a tokenizer that reads more tokens whole."""
+def _pieces(tokenizer: Any, key: str, advice: str) -> set[str]:
+  """Returns the pieces of a WordPiece tokenizer, which a key needs."""
   if not isinstance(tokenizer, wordpiece.WordPieceTokenizer):
     kind = "no tokenizer" if tokenizer is None else f"a {tokenizer.kind} one"
     raise WeightsError(
-      f"convert.add_tokens needs a WordPiece tokenizer; the model has {kind}. "
-      "Add the tokens to its files, and give convert.vocab_size"
+      f"{key} needs a WordPiece tokenizer; the model has {kind}. {advice}"
     )
-  known = {tokenizer.token(i) for i in range(tokenizer.vocab_size)}
+  return {tokenizer.token(i) for i in range(tokenizer.vocab_size)}
+
+
+def _with_names(tokenizer: Any, pairs: Sequence[str]) -> Any:
+  """Returns a tokenizer with other spellings of some pieces.
+
+  Args:
+    tokenizer: the tokenizer.
+    pairs: texts such as "[unused1]=covid", or several with commas between, as
+      a command line gives them.
+  """
+  key = "convert.rename_tokens"
+  known = _pieces(tokenizer, key, "Rename the tokens in its files")
+  names: dict[str, str] = {}
+  for pair in ",".join(pairs).split(","):
+    old, _, new = pair.partition("=")
+    problem = (
+      "wanted OLD=NEW"
+      if not old or not new
+      else f"the vocabulary has no piece {old!r}"
+      if old not in known
+      else f"{old!r} is a special or added token"
+      if old in {*interface.SPECIAL_TOKENS, *tokenizer.added_ids}
+      else f"{new!r} is in the vocabulary already"
+      if new in known or new in names.values()
+      else f"{old!r} is renamed twice"
+      if old in names
+      else ""
+    )
+    if problem:
+      raise WeightsError(f"{key}: {pair!r}: {problem}")
+    names[old] = new
+  found = tokenizer.with_renamed(names)
+  for old, new in names.items():
+    if not new.startswith("##") and found.tokenize(new) != [new]:
+      raise WeightsError(
+        f"{key}: {new!r} in the place of {old!r} would never occur, because "
+        f"text is read as {found.tokenize(new)}; give a word without spaces "
+        "and marks, in lower case if the model is uncased, or use "
+        "convert.add_tokens"
+      )
+  return found
+
+
+def _with_tokens(tokenizer: Any, tokens: Any) -> Any:
+  """Returns a tokenizer that reads more tokens whole."""
+  advice = "Add the tokens to its files, and give convert.vocab_size"
+  known = _pieces(tokenizer, "convert.add_tokens", advice)
   if twice := [token for token in tokens if token in known]:
     raise WeightsError(
       f"convert.add_tokens has {', '.join(twice)}, which the vocabulary has "
@@ -143,6 +193,7 @@ def is_asked(settings: Convert) -> bool:
     settings.max_len
     or settings.vocab_size
     or settings.add_tokens
+    or settings.rename_tokens
     or settings.rope_theta
   )
 
@@ -151,8 +202,13 @@ def describe(before: Pretrained, after: Pretrained) -> str:
   """Returns what became larger or different, as one line."""
   names = ("max_len", "vocab_size", "rope_theta")
   old, new = before.shape, after.shape
-  return ", ".join(
+  found = [
     f"{name} {old[name]} -> {new[name]}"
     for name in names
     if old[name] != new[name]
-  )
+  ]
+  if (first := before.tokenizer) is not None and after.tokenizer is not None:
+    for i in range(first.vocab_size):
+      if first.token(i) != (piece := after.tokenizer.token(i)):
+        found.append(f"{first.token(i)} -> {piece}")
+  return ", ".join(found)

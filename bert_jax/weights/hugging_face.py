@@ -108,7 +108,9 @@ def read_settings(file: str) -> FolderSettings:
   path = os.path.join(folder, "config.json")
   with naming(path):
     config = files.read_json(path)
-    family = families.family_of(config.get("model_type"))
+    family = families.family_of(
+      config.get("model_type"), auto_map=config.get("auto_map")
+    )
     model = family.model_of("huggingface", config)
     labels = _labels_of(config)
     _check_class(folder, family, config)
@@ -154,11 +156,18 @@ def _sentence_of(folder: str) -> tuple[str, ...]:
     return ()
   steps: list[str] = []
   with naming(path):
-    modules: Any = files.read_json(path)
+    with open(path, encoding="utf-8") as f:
+      modules = json.load(f)
+    is_list = isinstance(modules, list)
+    if not is_list or not all(isinstance(m, dict) for m in modules):
+      raise ValueError("it is not a list of modules, which are JSON objects")
     for module in modules:
       kind = str(module["type"]).rpartition(".")[2]
       if kind == "Pooling":
-        place = os.path.join(folder, str(module.get("path", "")), "config.json")
+        part = os.path.normpath(str(module.get("path", "")))
+        if os.path.isabs(part) or part.startswith(os.pardir):
+          raise ValueError(f"the path {part!r:.100} is outside of the folder")
+        place = os.path.join(folder, part, "config.json")
         with naming(place):
           steps += _poolings(files.read_json(place))
       elif kind == "Normalize":
@@ -178,6 +187,39 @@ def _poolings(config: Mapping[str, Any]) -> list[str]:
     for key, value in config.items()
     if key.startswith("pooling_mode_") and value is True
   ]
+
+
+def _write_sentence(pretrained: Pretrained, folder: str) -> None:
+  """Writes the files that `_sentence_of` reads, if the model has such steps."""
+  steps = pretrained.sentence
+  if not steps:
+    return
+  known = {"cls": "cls_token", "mean": "mean_tokens"}
+  pooling = [step for step in steps if step != "normalize"]
+  if len(pooling) != 1 or pooling[0] not in known:
+    _log.warning(
+      "no modules.json is written, because this program cannot write the steps "
+      "of a sentence's vector: %s", ", ".join(steps),
+    )  # fmt: skip
+    return
+  names = {"Transformer": "", "Pooling": "1_Pooling"}
+  if "normalize" in steps:
+    names["Normalize"] = "2_Normalize"
+  modules = [
+    {
+      "idx": i, "name": str(i), "path": path,
+      "type": f"sentence_transformers.models.{name}",
+    }
+    for i, (name, path) in enumerate(names.items())
+  ]  # fmt: skip
+  for path in filter(None, names.values()):
+    os.makedirs(os.path.join(folder, path))
+  write_json(os.path.join(folder, "modules.json"), modules)
+  write_json(
+    os.path.join(folder, names["Pooling"], "config.json"),
+    {"word_embedding_dimension": pretrained.model["hidden_size"]}
+    | {f"pooling_mode_{known[k]}": k == pooling[0] for k in known},
+  )
 
 
 def _labels_of(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -311,6 +353,7 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
     if head.problem_type:
       config["problem_type"] = head.problem_type
   write_json(os.path.join(folder, "config.json"), config)
+  _write_sentence(pretrained, folder)
   if tokenizer:
     # Not seq_len: transformers silently truncates text to this length.
     max_len = pretrained.model["max_len"]

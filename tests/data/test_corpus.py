@@ -89,6 +89,7 @@ def test_files_of_records_give_the_same_documents_whatever_their_format(
   with pyarrow.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
     writer.write_table(table)
   (tmp_path / "a.json").write_text(json.dumps(content))
+  (tmp_path / "lines.json").write_bytes(lines)
   (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
   (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(lines))
   (tmp_path / "a.ndjson.bz2").write_bytes(bz2.compress(lines))
@@ -98,7 +99,7 @@ def test_files_of_records_give_the_same_documents_whatever_their_format(
     writer.writerows(row for row in content if row["body"] is not None)
   wanted = [["One.", "Two.", "Three"], ["\u20ac \u2028 four."], ["Five."]] * 60
   files = sorted(tmp_path.iterdir())
-  assert len(files) == 7
+  assert len(files) == 8
   for path in files:
     for unit_bytes in (1, 900, 10**6):
       units = corpus.list_units([str(path)], "sentences", unit_bytes)
@@ -114,6 +115,7 @@ def test_files_of_records_give_the_same_documents_whatever_their_format(
     with pytest.raises(corpus.CorpusError, match=r"'text'.*prepare\.text_key"):
       read(str(path))
   assert len(corpus.list_units([str(tmp_path / "a.parquet")], "", 1)) == 5
+  assert len(corpus.list_units([str(tmp_path / "lines.json")], "", 900)) > 5
 
 
 def test_json_is_not_read_as_plain_text(tmp_path):

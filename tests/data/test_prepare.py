@@ -975,10 +975,17 @@ def test_a_missing_vocabulary_is_refused(inputs, tmp_path):
 def test_pairs_need_two_documents(inputs, tmp_path):
   text = write_text(tmp_path / "text.txt", make_documents(1))
   config = inputs.config(prepare__held_out_rate=0.0)
-  with pytest.raises(records.DataError, match="has one train document"):
+  with pytest.raises(corpus.CorpusError, match="--input has one document"):
     prepare.prepare(config, [text], str(tmp_path / "data"))
+  assert not (tmp_path / "data").exists()  # nothing was tokenised
   config.data.pairing = "full_sentences"
   prepare.prepare(config, [text], str(tmp_path / "data"))
+  config.data.pairing = "pairs"
+  with pytest.raises(records.DataError, match="has one train document"):
+    prepare.prepare(config, [text], str(tmp_path / "data"))
+  own = inputs.config(prepare__held_out_rate=0.0, prepare__held_out_input=text)
+  with pytest.raises(corpus.CorpusError, match="held_out_input has one doc"):
+    prepare.prepare(own, [inputs.text], str(tmp_path / "other"))
 
 
 def test_sentences_are_held_out_where_documents_are_few(

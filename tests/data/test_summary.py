@@ -54,6 +54,17 @@ def test_data_says_whether_any_text_is_held_out(prepared):
   assert summary.has_held_out(str(prepared / "given"))
 
 
+@pytest.mark.parametrize("key", ["alphabet_size", "special_tokens"])
+def test_a_key_of_learning_is_refused_with_a_given_vocabulary(prepared, key):
+  value = {"alphabet_size": 6000, "special_tokens": "roberta"}[key]
+  config = corpora.make_config(
+    str(prepared / "en" / "vocab"), **{f"prepare__{key}": value}
+  )
+  target = prepared / f"refused-{key}"
+  with pytest.raises(ValueError, match=f"prepare.{key}=.*prepare.vocab="):
+    prepare.prepare(config, [str(prepared / "en.txt")], str(target))
+
+
 def test_documents_of_one_sentence_are_remarked(prepared):
   config = corpora.make_config()
   (found,) = summary.remarks(config.data, str(prepared / "en"))

@@ -17,6 +17,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
+from bert_jax.data.tokenizers import added_tokens
 from bert_jax.data.tokenizers import word_rules
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.data.tokenizers.interface import SPECIAL_TOKENS
@@ -775,6 +776,22 @@ def test_accents_are_stripped_by_a_setting_of_its_own(tmp_path):
       load_tokenizer(folder, strip_accents=not tokenizer.strip_accents)
   given = load_tokenizer(tmp_path / "1" / "vocab.txt", strip_accents=False)
   assert given.encode(text[0]) == kept.encode(text[0])
+  token = added_tokens.AddedToken("<x>", normalized=False, special=False)
+  assert kept.with_added([token]).encode(text[0]) == kept.encode(text[0])
+  # Hugging Face's files name the setting, too.
+  (tmp_path / "hf").mkdir()
+  kept.write_vocabulary(tmp_path / "hf" / "vocab.txt")
+  (tmp_path / "hf" / "tokenizer_config.json").write_text(
+    json.dumps(
+      {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "strip_accents": False,
+        "max_input_chars_per_word": kept.max_input_chars_per_word,
+      }
+    )
+  )
+  assert load_tokenizer(tmp_path / "hf").fingerprint == kept.fingerprint
   # A cased vocabulary may strip accents.
   cased = WordPieceTokenizer.learn(text, 24, False, strip_accents=True)
   assert cased.decode(cased.encode("Caf\u00e9")) == "Cafe"

@@ -70,7 +70,7 @@ def test_texts_and_pairs_have_their_special_tokens_segments_and_labels():
   assert made.label.tolist() == [2, 0, 1]
   assert made.lengths.tolist() == [6, 4, 4]
   assert made.example.tolist() == [0, 1, 2]
-  assert (len(made), made.num_choices, made.num_truncated) == (3, 1, 0)
+  assert (len(made), made.num_choices, made.cut.num_cut) == (3, 1, 0)
   single = make("cola", [spec.PairExample("x", "a b c", None, 1)], seq_len=5)
   assert text_of(single) == ["[CLS] a b c [SEP]"]
   assert single.segment_ids.tolist() == [0] * 5
@@ -107,7 +107,7 @@ def test_long_texts_are_truncated_and_counted():
   pair = spec.PairExample("x", "a b c d e", "f g h i", 0)
   made = make("mrpc", [pair, spec.PairExample("y", "a", "b", 1)], seq_len=8)
   assert text_of(made)[0] == "[CLS] a b c [SEP] f g [SEP]"
-  assert made.num_truncated == 1
+  assert made.cut.num_cut == 1
   made = make("cola", [spec.PairExample("x", "a b c d", None, 0)], seq_len=5)
   assert text_of(made) == ["[CLS] a b c [SEP]"]
 
@@ -182,7 +182,9 @@ def test_long_sentences_are_cut_between_words():
     "[CLS] h ##i ##j ##k [SEP]",
   ]
   assert made.example.tolist() == [0, 0, 0]
-  assert made.num_truncated == 1  # the l of the last word
+  cut = made.cut  # the l of the last word
+  assert (cut.num_cut, cut.total, cut.lost_tokens, cut.tokens) == (1, 5, 1, 12)
+  assert cut.longest == 7
 
 
 LETTERS = st.text("abcdefgh", min_size=1, max_size=7)
@@ -410,3 +412,15 @@ def test_what_is_cut_is_counted_with_its_share():
   assert (cut.lost_tokens, cut.tokens) == (1, 9)
   assert "data.seq_len, to 8" in cut.advice(max_len=64)
   assert "model.max_len=5" in cut.advice(max_len=5)
+
+
+def test_a_longer_question_may_need_a_longer_row():
+  def advice(longest, max_len):
+    cut = features.Cut(
+      "questions", 1, 2, 3, 9, longest, "task.max_query_len", 8, 64
+    )
+    return cut.advice(max_len)
+
+  assert advice(12, 64) == "raise task.max_query_len to 12"
+  assert "data.seq_len=64" in advice(60, 128)
+  assert "data.seq_len=64 is all" in advice(60, 64)

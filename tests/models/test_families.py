@@ -125,3 +125,87 @@ def test_a_switch_that_a_familys_files_cannot_say_is_refused():
     model = MODEL | dict(one.switches) | {key: "another"}
     with pytest.raises(family.ConvertError, match=rf"model\.{key} .*'another'"):
       one.config_of("huggingface", model)
+
+
+COMPOSER = {
+  "model_type": "modernbert", "vocab_size": 20, "num_hidden_layers": 3,
+  "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16,
+  "max_position_embeddings": 12,
+}  # fmt: skip
+
+
+def test_settings_of_composer_have_their_effect():
+  modernbert = families.get_family("modernbert")
+  model = modernbert.model_of(
+    "huggingface",
+    COMPOSER
+    | {
+      "norm_kwargs": {"eps": 1e-6, "bias": True},
+      "hidden_act": "silu",
+      "head_pred_act": "relu",
+      "rotary_emb_base": 5000.0,
+      "local_attn_rotary_emb_base": -1,
+      "sliding_window": -1,
+      "global_attn_every_n_layers": -1,
+    },
+  )
+  wanted = {
+    "layer_norm_eps": 1e-6, "norm_bias": True, "hidden_act": "silu",
+    "head_act": "relu", "rope_theta": 5000.0, "local_rope_theta": 5000.0,
+    "attention_pattern": "full",
+  }  # fmt: skip
+  assert {key: model[key] for key in wanted} == wanted
+  written = modernbert.config_of("huggingface", model)
+  assert modernbert.model_of("huggingface", written) == model
+
+
+@pytest.mark.parametrize(
+  "odd",
+  [
+    {"normalization": "rmsnorm"},
+    {"norm_kwargs": {"scale": 2}},
+    {"rotary_emb_dim": 4},
+    {"sliding_window": -1, "global_attn_every_n_layers": 3},
+    {"attn_qkv_bias": True},
+  ],
+)
+def test_settings_of_composer_without_a_switch_here_are_refused(odd):
+  modernbert = families.get_family("modernbert")
+  with pytest.raises(families.ConvertError):
+    modernbert.model_of("huggingface", COMPOSER | odd)
+
+
+@pytest.mark.parametrize(
+  ("name", "module", "cls"),
+  [
+    ("nomic_bert", "modeling_hf_nomic_bert", "NomicBertModel"),
+    ("gte", "modeling", "NewModel"),
+    ("eurobert", "modeling_eurobert", "EuroBertForMaskedLM"),
+    ("neobert", "model", "NeoBERT"),
+    ("mosaic_bert", "bert_layers", "BertForMaskedLM"),
+  ],
+)
+def test_known_classes_of_remote_code_are_read_and_others_refused(
+  name, module, cls
+):
+  given = families.get_family(name)
+  sizes = {
+    key if isinstance(key, str) else key[0]: 8 for key in given.sizes.values()
+  }
+  for auto_map in (f"{module}.{cls}", f"some-one/v1.5--{module}.{cls}"):
+    config = sizes | {"auto_map": {"AutoModel": auto_map}}
+    assert given.model_of("huggingface", config)["num_layers"] == 8
+    model_type = given.model_types[-1]
+    assert families.family_of(model_type, (), config["auto_map"]) is given
+  assert families.family_of("bert").name == "bert"
+  for odd in (f"{module}.Other", f"x.{cls}", ["a.B", None]):
+    with pytest.raises(families.ConvertError, match="auto_map"):
+      given.model_of("huggingface", sizes | {"auto_map": {"AutoModel": odd}})
+
+
+def test_the_older_key_of_eurobert_says_how_it_pools():
+  eurobert = families.get_family("eurobert")
+  config = COMPOSER | {"model_type": "eurobert", "clf_pooling": "mean"}
+  assert eurobert.model_of("huggingface", config)["pooling"] == "mean"
+  config |= {"classifier_pooling": "bos"}
+  assert eurobert.model_of("huggingface", config)["pooling"] == "first"

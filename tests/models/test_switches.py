@@ -192,6 +192,18 @@ def test_groups_of_consecutive_layers_share_parameters():
   assert found == {"layer_0", "layer_1"}
 
 
+def test_a_model_without_pooler_has_no_head_that_reads_it():
+  model = {"family": "bert", **_sizes(), "pooler": False}
+  for role in ("sequence", "token"):
+    shapes = heads.param_shapes(model, 3, role)
+    assert not any("pooler" in path for path in shapes)
+    assert ("task/kernel" in shapes) == (role == "token")
+  config = model_config.ModelConfig(**model)
+  heads.check_role(config, "token")
+  with pytest.raises(ValueError, match="pooler=False.*sequence.*bert"):
+    heads.check_role(config, "sequence")
+
+
 def _sizes():
   return {
     "vocab_size": 40, "num_layers": 4, "hidden_size": 8, "num_heads": 2,
@@ -211,6 +223,11 @@ def _sizes():
     ({"dropout_places": ("head",)}, "dropout_places has head"),
     ({"attention_positions": "rope", "num_heads": 8}, "rotates pairs"),
     ({"norm": "batch_norm"}, "model.norm='batch_norm'"),
+    ({"mlm_head": "bare", "embedding_size": 4}, "embedding_size=4.*=bare"),
+    (
+      {"attention_positions": "t5", "relative_distance": 8},
+      "relative_distance=8.*more than 8",
+    ),
   ],
 )
 def test_switches_that_do_not_fit_each_other_are_refused(changes, message):

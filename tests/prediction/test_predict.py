@@ -212,7 +212,7 @@ def pair_ids(text, text_b=None):
   features = table.TASK_KINDS["classify"].make_features(
     tasks.TASKS["mrpc"], [example], TOKENIZER, seq_len=MAX_LEN
   )
-  return features.token_ids, features.segment_ids, bool(features.num_truncated)
+  return features.token_ids, features.segment_ids, bool(features.cut.num_cut)
 
 
 def softmax(x):

@@ -1,12 +1,14 @@
 """Tests of prediction/tables.py: rows in, the same rows and answers out."""
 
 import csv
+import gzip
 import json
 import types
 
 import pytest
 
 from bert_jax.kinds import answers
+from bert_jax.prediction import records
 from bert_jax.prediction import tables
 from bert_jax.tasks import tables as task_tables
 
@@ -98,6 +100,46 @@ def test_json_lines_and_streams_are_no_tables():
   assert not tables.is_table([b"{}"])
 
 
+def test_a_json_file_is_a_table_if_it_holds_an_array(tmp_path):
+  lines, array = tmp_path / "lines.json", tmp_path / "array.json"
+  lines.write_text('{"id": 1, "text": "a"}\n{"id": 2, "text": "b"}\n')
+  array.write_text('[{"id": 1, "text": "a"}]')
+  assert tables.is_table(str(array)) and not tables.is_table(str(lines))
+  packed = tmp_path / "lines.jsonl.gz"
+  packed.write_bytes(gzip.compress(lines.read_bytes()))
+  for path in (lines, packed):
+    with records.reading(str(path)) as (found, _):
+      assert list(found) == lines.read_bytes().splitlines(keepends=True)
+
+
+def test_a_label_named_error_does_not_hold_rows_back(source, tmp_path):
+  answers_given = [{"label": "x", "scores": {"error": 0.5}}] * 2
+  answers_given += [{"error": "line 4"}]
+  answer(source, tmp_path / "out.csv", answers_given)
+  with open(tmp_path / "out.csv", newline="") as f:
+    assert [row["scores.error"] for row in csv.DictReader(f)] == [
+      "0.5", "0.5", ""
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("values", [(1, "a"), ("a", 1)])
+def test_a_column_of_two_types_needs_json_lines(tmp_path, values):
+  pytest.importorskip("pyarrow")
+  path = tmp_path / "in.json"
+  path.write_text(json.dumps([{"text": "a", "n": x} for x in values]))
+  with pytest.raises(answers.PredictError, match="jsonl"):
+    answer(path, tmp_path / "out.parquet", ANSWERS[:1] * 2)
+  assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv"])
+def test_an_error_while_writing_keeps_its_message(source, tmp_path, name):
+  given = [ANSWERS[0], {"other": 1}, ANSWERS[2]]
+  with pytest.raises(answers.PredictError, match="'other'.*jsonl"):
+    answer(source, tmp_path / name, given)
+  assert not (tmp_path / name).exists()
+
+
 def test_rows_are_records_by_the_columns_of_the_training():
   class Mine(answers.Answerer):
     def __init__(self, *text):
@@ -116,9 +158,13 @@ def test_rows_are_records_by_the_columns_of_the_training():
   ticket = {"subject": "Hi", "body": "x", "text": "t"}
   assert texts(joined, ticket, is_table=True) == ("Hi: x", None)
   assert texts(joined, ticket) == ("t", None)
+  alone = {"body": "a", "text_b": "by chance"}
+  assert texts(Mine("body"), alone, is_table=True) == ("a", None)
   assert texts(Mine(), {"text": "a", "text_b": ""}, is_table=True) == (
     "a", None
   )  # fmt: skip
+  with pytest.raises(answers.RecordError, match="no column other, only"):
+    Mine("text", "other").record_of({"text": "a", "othr": "b"}, is_table=True)
   with pytest.raises(answers.RecordError, match="no column body, subject"):
     joined.record_of({"title": "a"}, is_table=True)
   with pytest.raises(answers.RecordError, match="body is None"):

@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 
+from bert_jax.data import summary
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.sweeps import running
@@ -153,6 +154,28 @@ def test_a_log_that_broke_off_holds_nothing_up(tmp_path, launcher):
   log = pathlib.Path(trials[0].workdir, "metrics.jsonl")
   log.write_text('{"step": 7, "eval/lo')
   assert [t.state() for t in trials] == ["begun", "done"]
+
+
+@pytest.mark.parametrize(("is_there", "has_text", "state"), [
+  (True, False, "done"), (True, True, "begun"), (False, False, "begun")
+])  # fmt: skip
+def test_without_held_out_text_a_trial_is_done_at_its_last_step(
+  tmp_path, launcher, monkeypatch, is_there, has_text, state
+):
+  trials = seeds(1, workdir=tmp_path)
+  running.run(trials, str(tmp_path), launcher=launcher)
+  (one,) = trials
+  log = pathlib.Path(one.workdir, "metrics.jsonl")
+  log.write_text('{"step": 7, "train/loss": 1.0}\n')
+  assert one.state() == "begun"
+  evaluates = sweep._evaluates
+  config = {"objective": "mlm", "data": {"dir": str(tmp_path / "data")}}
+  if is_there:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").touch()
+  monkeypatch.setattr(summary, "has_held_out", lambda folder: has_text)
+  monkeypatch.setattr(sweep, "_evaluates", lambda _: evaluates(config))
+  assert one.state() == state
 
 
 def test_what_was_trained_on_other_data_is_another_run(tmp_path, launcher):

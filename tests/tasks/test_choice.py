@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from bert_jax.kinds import answers
+from bert_jax.kinds import choice as choice_kind
 from bert_jax.kinds import table
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import choice
@@ -94,12 +96,12 @@ def test_real_swag_rows_as_json_lines():
 # --- Own files ---
 
 
-def own(path, *rows, **facts):
+def own(path, *rows, split="train", **facts):
   path.write_text("\n".join([*rows, ""]), encoding="utf-8")
   task = table.make_task(
     "choice", **{"text": ["q", "a", "b", "c"], "label": "y"} | facts
   )
-  return read_examples(task, "", "train", files={"train": str(path)})
+  return read_examples(task, "", split, files={split: str(path)})
 
 
 def test_choices_have_letters_numbers_or_their_text(tmp_path):
@@ -121,6 +123,15 @@ def test_choices_may_vary_in_number(tmp_path):
   assert found[0] == spec.ChoiceExample("0", (("x", "i"), ("x", "k")), 1)
   with pytest.raises(spec.TaskError, match=r"a.csv:2: .*is empty"):
     own(tmp_path / "a.csv", head, "x,i,,k,1")
+  # An answer names a choice by its number, so that none before it is left out.
+  with pytest.raises(spec.TaskError, match=r"a.csv:2: choice 1 .*is empty"):
+    own(tmp_path / "a.csv", head, "x,i,,k,", split="test")
+  (last,) = own(tmp_path / "a.csv", head, "x,i,j,,", split="test")
+  assert last.pairs == (("x", "i"), ("x", "j"))
+  one = object.__new__(choice_kind.Answerer)
+  assert one.join(["x", "i", "j", None])["choices"] == ["i", "j"]
+  with pytest.raises(answers.RecordError, match="choice 0"):
+    one.join(["x", "", "j", "k"])
   texts = {"text": ["i", "j"], "label": ["1", "2"]}
   rows = [
     {"q": "x", "a": ["i", "j", "k"], "y": "B"},

@@ -143,6 +143,14 @@ def test_given_labels_and_their_numbers(tmp_path):
     classify("", labels=["a", "b", " a"])
 
 
+def test_minus_one_is_a_label_if_it_was_learned_however_it_is_written(
+  tmp_path,
+):
+  task = classify(write(tmp_path / "a.csv", "t,y", "a,-1.0", "b,1.0"))
+  path = write(tmp_path / "b.csv", "t,y", "a,-1", "b,1.0")
+  assert [e.label for e in read(task, path, "test")] == [0, 1]
+
+
 def test_scores_that_are_all_minus_one_are_none(tmp_path):
   task = table.make_task("regress", text=["t"], label="y")
   path = write(tmp_path / "a.csv", "t,y", "a,-1", "b,-1.0")

@@ -1,10 +1,12 @@
 """Tests of tasks/qa.py: SQuAD's JSON."""
 
 import dataclasses
+import gzip
 import json
 
 import pytest
 
+from bert_jax.data import rows
 from bert_jax.kinds import table
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import qa
@@ -170,6 +172,48 @@ def test_own_answers_are_lists_or_objects(tmp_path, caplog):
   assert "1 of 4 answers begin or end within a word" in caplog.text
   empty = own_rows(tmp_path, row | {"a": ""}, split="test")
   assert not empty[0].is_labelled
+
+
+def test_places_of_answers_are_one_for_each_or_refused(tmp_path):
+  row = {"q": "?", "c": "a cart, an art cart", "a": ["cart", "art"]}
+  found = own_rows(
+    tmp_path, row | {"answer_start": "[15, 11]"},
+    row | {"a": ["cart"], "answer_start": 15},
+    row | {"a": [], "answer_start": -1}, train_answers="first",
+  )  # fmt: skip
+  assert [e.answers for e in found] == [(("cart", 15),), (("cart", 15),), ()]
+  with pytest.raises(spec.TaskError, match=r":1: .*\[15\] for 2 answers"):
+    own_rows(tmp_path, row | {"answer_start": [15]})
+
+
+def test_squads_json_may_be_one_line_longer_than_any_row(tmp_path, monkeypatch):
+  path = tmp_path / "a.json"
+  answers = [{"text": "be", "answer_start": 3}]
+  question = {"id": "1", "question": "?", "answers": answers}
+  paragraphs = [{"context": "to be", "qas": [question]}]
+  content = {"version": "1.1", "data": [{"paragraphs": paragraphs}]}
+  path.write_text(json.dumps(content))
+  monkeypatch.setattr(rows, "MAX_BYTES", 64)
+  task = table.make_task("span", text=["q", "c"], label="a")
+  (example,) = read_examples(task, "", "train", files={"train": str(path)})
+  assert example.answers == (("be", 3),)
+
+
+def test_files_in_a_folder_may_be_compressed(tmp_path):
+  rows_of = gzip.compress(b"q\tc\ta\n?\tto be\tbe\n")
+  (tmp_path / "train.tsv.gz").write_bytes(rows_of)
+  question = {"id": "1", "question": "?", "answers": [{"text": "be"}]}
+  question["answers"][0]["answer_start"] = 3
+  paragraphs = [{"context": "to be", "qas": [question]}]
+  squads = json.dumps({"version": "1.1", "data": [{"paragraphs": paragraphs}]})
+  (tmp_path / "dev.json.gz").write_bytes(gzip.compress(squads.encode()))
+  task = table.make_task("span", text=["q", "c"], label="a")
+  for split in ("train", "validation"):
+    (example,) = read_examples(task, str(tmp_path), split)
+    assert example.answers == (("be", 3),)
+  (tmp_path / "test.json.gz").write_bytes(gzip.compress(squads.encode())[:-9])
+  with pytest.raises(spec.TaskError, match=r"test\.json\.gz"):
+    read_examples(task, str(tmp_path), "test")
 
 
 def test_rows_of_questions_may_be_one_array(tmp_path):

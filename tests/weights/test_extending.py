@@ -95,6 +95,33 @@ def test_added_tokens_are_read_whole_and_written(tmp_path):
   np.testing.assert_array_equal(table(again, WORDS), table(got, WORDS))
 
 
+def test_renamed_pieces_keep_their_ids_and_rows(tmp_path):
+  given = make()
+  old = given.tokenizer.encode("sun moon")
+  got = extend(given, rename_tokens=("moon=mars",))
+  assert got.tokenizer.encode("sun mars") == old
+  assert got.tokenizer.encode("moon") == [given.tokenizer.unk_id]
+  np.testing.assert_array_equal(table(got, WORDS), table(given, WORDS))
+  weights.write(got, tmp_path / "x", "huggingface")
+  assert weights.read(tmp_path / "x").tokenizer.encode("sun mars") == old
+  assert extending.describe(given, got) == "moon -> mars"
+
+
+@pytest.mark.parametrize(
+  ("pair", "message"),
+  [
+    ("moon", "wanted OLD=NEW"),
+    ("mars=x", "no piece 'mars'"),
+    ("moon=sun", "'sun' is in the vocabulary"),
+    ("[MASK]=x", "special"),
+    ("moon=two words", "would never occur.*add_tokens"),
+  ],
+)
+def test_names_that_cannot_be_given_are_refused(pair, message):
+  with pytest.raises(weights.WeightsError, match=message):
+    extend(make(), rename_tokens=(pair,))
+
+
 def test_rotations_get_another_base(tmp_path):
   given = make("modernbert", num_layers=4)
   given = dataclasses.replace(given, tokenizer=None)

@@ -30,6 +30,7 @@ from bert_jax.models.families import bert
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import runs
 from bert_jax.weights import convert as convert_mode
+from bert_jax.weights import hugging_face
 from bert_jax.weights import task_heads
 from bert_jax.weights import tf_checkpoint
 from configs import convert as convert_config
@@ -399,7 +400,7 @@ def test_a_vocabulary_in_tokenizer_json_alone_is_read(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"strip_accents": False}, "Set strip_accents to null"),
+    ({"strip_accents": "no"}, "strip_accents is 'no'"),
     ({"tokenize_chinese_chars": False}, "tokenize_chinese_chars is False"),
     ({"do_lower_case": "yes"}, "do_lower_case is 'yes'"),
     ({"do_lower_case": False}, "vocab.txt is uncased"),
@@ -434,6 +435,43 @@ def test_a_folder_without_weights_says_what_was_wanted(
     (tmp_path / name).write_bytes(b"{}")
   with pytest.raises(weights.WeightsError, match=message):
     weights.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("pooling", "wanted"),
+  [
+    ({"pooling_mode": "cls"}, ("cls", "normalize")),
+    ({"pooling_mode_mean_tokens": True, "x": 1}, ("mean", "normalize")),
+    ({"pooling_mode_max_tokens": True}, None),
+  ],
+)
+def test_the_modules_of_a_folder_say_how_sentences_are_pooled(
+  tmp_path, pooling, wanted
+):
+  names = ("models.Transformer", "models.Pooling", "models.Normalize")
+  modules = [
+    {"path": path, "type": f"sentence_transformers.{name}"}
+    for path, name in zip(("", "1_Pooling", "2"), names, strict=True)
+  ]
+  (tmp_path / "modules.json").write_text(json.dumps(modules))
+  (tmp_path / "1_Pooling").mkdir()
+  (tmp_path / "1_Pooling/config.json").write_text(json.dumps(pooling))
+  found = hugging_face._sentence_of(str(tmp_path))
+  assert found == (wanted or ("pooling_mode_max_tokens", "normalize"))
+  written = tmp_path / "written"
+  written.mkdir()
+  model = dataclasses.replace(make(), sentence=found)
+  hugging_face._write_sentence(model, str(written))
+  assert hugging_face._sentence_of(str(written)) == (wanted or ())
+
+
+@pytest.mark.parametrize(
+  "modules", [{}, [1], [{"type": "Pooling", "path": ".."}]]
+)
+def test_modules_that_are_damaged_or_outside_are_refused(tmp_path, modules):
+  (tmp_path / "modules.json").write_text(json.dumps(modules))
+  with pytest.raises(weights.WeightsError, match="modules.json"):
+    hugging_face._sentence_of(str(tmp_path))
 
 
 def test_a_path_that_is_nothing_is_named(tmp_path):

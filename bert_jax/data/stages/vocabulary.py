@@ -44,6 +44,7 @@ def write(
   """
   target = os.path.join(folder, "vocab")
   done = os.path.join(target, "settings.json")
+  _check_unused(prepare)
   if prepare.vocab:
     # A SentencePiece model and a pipeline define their own normalisation.
     is_model = (
@@ -59,7 +60,6 @@ def write(
     asked: dict[str, Any] = {"fingerprint": given.fingerprint}
   else:
     given = None
-    _check_kind(prepare)
     keys = ("vocab", "vocab_kind", "vocab_size", "lower_case")
     asked = {k: getattr(prepare, k) for k in keys} | {
       "sample_bytes": prepare.vocab_sample_bytes,
@@ -140,8 +140,17 @@ def _learn(prepare: settings.Prepare, units: list[corpus.Unit]):
   )
 
 
-def _check_kind(prepare: settings.Prepare) -> None:
-  """Raises ValueError for special tokens that a vocabulary cannot have."""
+def _check_unused(prepare: settings.Prepare) -> None:
+  """Raises ValueError for settings that would have no effect."""
+  if prepare.vocab:
+    for name in ("alphabet_size", "special_tokens"):
+      key = f"prepare.{name}"
+      if (value := getattr(prepare, name)) != settings.KEYS[key].default:
+        raise ValueError(
+          f"{key}={value} is for a vocabulary that is learned, but "
+          f"prepare.vocab={prepare.vocab} is given; leave one of them out"
+        )
+    return
   if prepare.special_tokens != "bert" and prepare.vocab_kind != "byte_bpe":
     raise ValueError(
       f"prepare.special_tokens={prepare.special_tokens!r}, but a vocabulary of "

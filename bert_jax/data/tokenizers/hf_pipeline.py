@@ -221,7 +221,9 @@ def _check_keys(
     keys.check(config)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
-  for key in ("do_lower_case", "add_prefix_space", "keep_accents"):
+  for key in (
+    "do_lower_case", "add_prefix_space", "keep_accents", "strip_accents",
+  ):  # fmt: skip
     if type(config.get(key)) not in (bool, type(None)):
       raise ValueError(
         f"{path}: {key} is {config[key]!r:.60}; wanted true or false"
@@ -329,11 +331,14 @@ def _checked(
   types = {step.get("type") for step in (*normalizers, *cutters)}
   bert = next((s for s in normalizers if s.get("type") == "BertNormalizer"), {})
   lowers = "Lowercase" in types or bert.get("lowercase", False)
-  strips = "StripAccents" in types
+  strips = bert.get("strip_accents")
+  if strips is None:  # as it lower-cases
+    strips = "StripAccents" in types or bert.get("lowercase", False)
   for key, has in (
     ("do_lower_case", lowers),
     ("split_by_punct", "Punctuation" in types),
     ("keep_accents", not strips),
+    ("strip_accents", strips),
   ):
     if config.get(key) is not None and config[key] != has:
       raise ValueError(

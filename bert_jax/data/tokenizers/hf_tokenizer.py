@@ -93,6 +93,7 @@ class Settings:
 
   Attributes:
     lower_case: whether text is lower-cased; None if the folder does not say it.
+    strip_accents: whether text loses its accents; None = as `lower_case`.
     max_input_chars_per_word: the longest word that is not [UNK], in characters;
       None if the folder does not say it.
     pieces: the vocabulary in tokenizer.json, by id; None if it has none.
@@ -104,6 +105,7 @@ class Settings:
   """
 
   lower_case: bool | None = None
+  strip_accents: bool | None = None
   max_input_chars_per_word: int | None = None
   pieces: tuple[str, ...] | None = None
   added: tuple[tuple[int | None, added_tokens.AddedToken], ...] = ()
@@ -136,13 +138,14 @@ def read(
   _check_words(path, config, spec)
   said: dict[str, Any] = {
     "lower_case": config.get("do_lower_case"),
+    "strip_accents": config.get("strip_accents"),
     "max_input_chars_per_word": _checked_limit(path, config),
   }
   pieces = None
   if whole:
     file = os.path.join(folder, interface.SETTINGS_FILE)
     pieces = _pieces_of(file, whole)
-    rules = _check_whole(file, whole, spec)
+    rules = _check_whole(file, whole, spec, said["strip_accents"])
     remedy = f"correct its normalizer.lowercase and model, or {CONFIG}"
     said = agreed(said, rules, file, remedy)
   return Settings(
@@ -211,11 +214,9 @@ def _check_words(
       f"{path}: do_lower_case is {lower_case!r:.100}; wanted true or false"
     )
   strip = config.get("strip_accents")
-  if strip is not None and strip != (lower_case is not False):
+  if strip not in (None, True, False):
     raise ValueError(
-      f"{path}: strip_accents={strip!r:.100} with do_lower_case={lower_case}; "
-      "this program strips accents if and only if it lower-cases. Set "
-      "strip_accents to null to accept that"
+      f"{path}: strip_accents is {strip!r:.100}; wanted true, false or null"
     )
   kept = config.get("never_split")
   if kept and not set(map(str, kept)) <= set(spec.special_tokens.values()):
@@ -301,7 +302,9 @@ def _pieces_of(path: str, whole: Mapping[str, Any]) -> tuple[str, ...] | None:
   kind = model.get("type", "WordPiece") if isinstance(model, dict) else model
   if kind != "WordPiece":
     raise ValueError(
-      f"{path}: its vocabulary is of the type {kind!s:.60}; wanted WordPiece"
+      f"{path}: its vocabulary is of the type {kind!s:.60}; a model with "
+      "the tokenizer of BERT wants WordPiece. Name the class of its tokenizer "
+      "in tokenizer_config.json, or put the tokenizer.json of the model there"
     )
   if "vocab" not in model:
     return None
@@ -326,12 +329,22 @@ def _template(
 
 
 def _check_whole(
-  path: str, whole: Mapping[str, Any], spec: templates.TokenizerSpec
+  path: str,
+  whole: Mapping[str, Any],
+  spec: templates.TokenizerSpec,
+  strip: bool | None,
 ) -> dict[str, Any]:
   """Refuses a tokenizer.json whose rules differ from those of a spec.
 
   A missing part is not checked, because some files hold only a vocabulary. A
   part that is null means that the tokenizer has no such step.
+
+  Args:
+    path: tokenizer.json, for errors.
+    whole: its content.
+    spec: the tokenizer of the model's family.
+    strip: strip_accents of tokenizer_config.json, which transformers puts in
+      the place of the normalizer's.
 
   Returns:
     lower_case and max_input_chars_per_word; None if the file does not say it.
@@ -350,7 +363,9 @@ def _check_whole(
       "clean_text": (True, True),
       "handle_chinese_chars": (True, True),
       "lowercase": (None, None, True, False),
-      "strip_accents": (None, None, lowercase is not False),
+      "strip_accents": (None, None, lowercase is not False)
+      if strip is None
+      else (None, None, strip),
     },
     "pre_tokenizer": {"type": (None, "BertPreTokenizer")},
     "post_processor": _post_processor_rules(whole, spec),

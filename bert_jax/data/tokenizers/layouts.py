@@ -15,7 +15,6 @@ import os
 import pathlib
 from typing import Any
 
-from bert_jax.data import templates
 from bert_jax.data.tokenizers import byte_bpe
 from bert_jax.data.tokenizers import pipeline
 from bert_jax.data.tokenizers import sentencepiece_file
@@ -299,8 +298,3 @@ LAYOUTS = {
     },
   ),
 }
-
-
-def layout_of(spec: templates.TokenizerSpec) -> Layout | None:
-  """Returns the layout of a spec; None if its folders have tokenizer.json."""
-  return LAYOUTS.get(spec.layout)

@@ -89,7 +89,8 @@ def load_tokenizer(
     saved = _read_settings(path / interface.SETTINGS_FILE)
     if not saved and _is_hugging_faces(path):
       if hf_pipeline.is_pipeline(str(path)):
-        return _load_pipeline(path, asked)
+        given = asked | {wordpiece.STRIP_ACCENTS: strip_accents}
+        return _load_pipeline(path, given)
       found = load_hugging_faces(path, hf_tokenizer.read(path), asked)
       if strip_accents not in (None, found.strip_accents):
         raise ValueError(
@@ -294,6 +295,7 @@ def load_hugging_faces(
     pieces,
     added=_placed(settings.added, pieces, str(folder)),
     source=str(file),
+    strip_accents=settings.strip_accents,
     **hf_tokenizer.agreed(asked, said, f"the tokenizer of {folder}", _REMEDY),
   )
 

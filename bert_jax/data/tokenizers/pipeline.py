@@ -30,6 +30,7 @@ METASPACE = "\u2581"  # SentencePiece's mark of a space
 # adds them to a vocabulary.
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _NO_ID = -1
+_MOST_HOLES = 100_000  # ids without a piece; more would only fill the memory
 # Begins the spelling of pieces that no text may become. U+FDD0 is not a
 # character, and no normaliser makes one of it.
 _HIDDEN = "\ufdd0"
@@ -214,7 +215,13 @@ class PipelineTokenizer(interface.Tokenizer):
     self.pipeline = pipeline
     self._full = build(pipeline.rules, source)
     ids = self._full.get_vocab(with_added_tokens=True)
-    pieces = [""] * (max(ids.values(), default=-1) + 1)
+    size = max(ids.values(), default=-1) + 1
+    if size > 2 * len(ids) + _MOST_HOLES:
+      raise ValueError(
+        f"{source} has {len(ids)} pieces with ids up to {size - 1}; most ids "
+        "have no piece, so the vocabulary is damaged"
+      )
+    pieces = [""] * size
     for piece, i in ids.items():
       pieces[i] = piece
     named = dict(pipeline.special_tokens)

@@ -5,7 +5,7 @@ greedy match of one word against the vocabulary.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
@@ -260,9 +260,24 @@ class WordPieceTokenizer(interface.Tokenizer):
     self, added: Sequence[added_tokens.AddedToken]
   ) -> "WordPieceTokenizer":
     """Returns the same tokenizer with other added tokens."""
+    return self._with(self._words, added)
+
+  def with_renamed(self, names: Mapping[str, str]) -> "WordPieceTokenizer":
+    """Returns the same tokenizer with other spellings of some pieces.
+
+    Args:
+      names: old piece -> new piece.
+    """
+    words = [names.get(piece, piece) for piece in self._words]
+    return self._with(words, self.added)
+
+  def _with(
+    self, words: Sequence[str], added: Sequence[added_tokens.AddedToken]
+  ) -> "WordPieceTokenizer":
     found = WordPieceTokenizer(
-      self._words,
+      words,
       lower_case=self.lower_case,
+      strip_accents=self.strip_accents,
       max_input_chars_per_word=self.max_input_chars_per_word,
       added=added,
     )

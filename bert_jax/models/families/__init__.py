@@ -6,6 +6,7 @@ from another in names alone belongs into the module of the other.
 """
 
 from collections.abc import Collection
+from typing import Any
 
 from bert_jax.models.families import albert
 from bert_jax.models.families import bert
@@ -51,13 +52,17 @@ def get_family(name: str) -> Family:
   return FAMILIES[name]
 
 
-def family_of(model_type: str | None, names: Collection[str] = ()) -> Family:
+def family_of(
+  model_type: str | None, names: Collection[str] = (), auto_map: Any = None
+) -> Family:
   """Returns the family that weights of another program belong to.
 
   Args:
     model_type: the value in config.json; None if the file lacks it.
     names: the names of the tensors, which decide if model_type is None: the
       family is that whose prefix most names have, or BERT if none has any.
+    auto_map: the value in config.json. Of several families with a model_type,
+      it is the one whose remote code this names, or else the first.
 
   Raises:
     ConvertError: no family has this model_type.
@@ -69,10 +74,12 @@ def family_of(model_type: str | None, names: Collection[str] = ()) -> Family:
       return sum(name.startswith(tuple(prefixes)) for name in names)
 
     return max(FAMILIES.values(), key=count)
-  for family in FAMILIES.values():
-    if model_type in family.model_types:
-      return family
-  known = [name for family in FAMILIES.values() for name in family.model_types]
+  able = [f for f in FAMILIES.values() if model_type in f.model_types]
+  if able:
+    return next((f for f in able if f.knows_code(auto_map)), able[0])
+  known = dict.fromkeys(
+    name for family in FAMILIES.values() for name in family.model_types
+  )
   raise ConvertError(
     f"model_type is {model_type!r:.60}, which this program does not read; it "
     f"reads {', '.join(known)}"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.data import templates
+from bert_jax.models.families import bert
 from bert_jax.models.families import family
 
 _GROUP = "albert/encoder/albert_layer_groups/{}/albert_layers/0"
@@ -54,14 +55,7 @@ _NAMES = family.Names(
   ),
   spellings=family.TORCH_SPELLINGS,
 )
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "num_layers": "num_hidden_layers",
-  "hidden_size": "hidden_size",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_len": "max_position_embeddings",
-  "type_vocab_size": "type_vocab_size",
+_SIZES = bert.SIZES | {
   "embedding_size": "embedding_size",
   "layer_groups": "num_hidden_groups",
 }
@@ -82,13 +76,6 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     )
   groups = model.get("layer_groups") or model["num_layers"]
   return {"num_hidden_groups": groups, "inner_group_num": 1}
-
-
-def _preset(layers: int, hidden: int, heads: int) -> dict[str, int]:
-  return {
-    "num_layers": layers, "hidden_size": hidden, "num_heads": heads,
-    "mlp_dim": 4 * hidden,
-  }  # fmt: skip
 
 
 FAMILY = family.Family(
@@ -118,10 +105,10 @@ FAMILY = family.Family(
   ),
   tokenizer=templates.ALBERT,
   presets={
-    "base": _preset(12, 768, 12),
-    "large": _preset(24, 1024, 16),
-    "xlarge": _preset(24, 2048, 16),
-    "xxlarge": _preset(12, 4096, 64),
+    "base": family.preset(12, 768, 12),
+    "large": family.preset(24, 1024, 16),
+    "xlarge": family.preset(24, 2048, 16),
+    "xxlarge": family.preset(12, 4096, 64),
   },
   defaults={
     "vocab_size": 30000, "max_len": 512, "type_vocab_size": 2,

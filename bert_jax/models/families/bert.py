@@ -41,14 +41,25 @@ def encoder_modules(prefix: str) -> dict[str, str]:
   return {ours: f"{prefix}/{theirs}" for ours, theirs in modules.items()}
 
 
-# The other formats follow the scopes of the original.
-_MODULES = encoder_modules("bert") | {
+# The head of masked words, and the names that repeat its decoder.
+MLM_MODULES = {
   "mlm/dense": "cls/predictions/transform/dense",
   "mlm/norm": "cls/predictions/transform/LayerNorm",
   "mlm": "cls/predictions",
-  "nsp": "cls/seq_relationship",
-  "task": "classifier",
 }
+MLM_COPIES = (
+  ("cls.predictions.decoder.weight", family.WORDS, False),
+  ("cls.predictions.decoder.bias", "mlm/bias", False),
+)
+# The other formats follow the scopes of the original.
+_MODULES = (
+  encoder_modules("bert")
+  | MLM_MODULES
+  | {
+    "nsp": "cls/seq_relationship",
+    "task": "classifier",
+  }
+)
 _NAMES = {
   "huggingface": family.Names(
     modules=_MODULES,
@@ -57,10 +68,7 @@ _NAMES = {
     from_classes=True,
     task_heads={"span": "qa_outputs"},
     leaves=family.TORCH_LEAVES,
-    copies=(
-      ("cls.predictions.decoder.weight", family.WORDS, False),
-      ("cls.predictions.decoder.bias", "mlm/bias", False),
-    ),
+    copies=MLM_COPIES,
     spellings=family.TORCH_SPELLINGS,
   ),
   "flax": family.Names(
@@ -89,45 +97,33 @@ _NAMES = {
 }
 
 
-def _preset(
-  num_layers: int, hidden_size: int, num_heads: int = 0
-) -> dict[str, int]:
-  """Returns a preset, whose heads are 64 wide unless their number is given."""
-  return {
-    "num_layers": num_layers,
-    "hidden_size": hidden_size,
-    "num_heads": num_heads or hidden_size // 64,
-    "mlp_dim": 4 * hidden_size,
-  }
-
-
 # "tiny" to "medium" and every "L_H" are the 24 small models of arXiv:1908.08962
 # (table 1); "base" and "large" are those of the paper (section 3).
 PRESETS = (
   {
-    "tiny": _preset(2, 128),
-    "mini": _preset(4, 256),
-    "small": _preset(4, 512),
-    "medium": _preset(8, 512),
-    "base": _preset(12, 768),
-    "large": _preset(24, 1024),
+    "tiny": family.preset(2, 128),
+    "mini": family.preset(4, 256),
+    "small": family.preset(4, 512),
+    "medium": family.preset(8, 512),
+    "base": family.preset(12, 768),
+    "large": family.preset(24, 1024),
   }
   | {
-    f"L{layers}_H{hidden}": _preset(layers, hidden)
+    f"L{layers}_H{hidden}": family.preset(layers, hidden)
     for layers in (2, 4, 6, 8, 10, 12)
     for hidden in (128, 256, 512, 768)
   }
   | {
     # The rest of the paper's size ablation (table 6).
-    "L3_H768": _preset(3, 768),
-    "L6_H768_A3": _preset(6, 768, num_heads=3),
-    "L12_H1024": _preset(12, 1024),
+    "L3_H768": family.preset(3, 768),
+    "L6_H768_A3": family.preset(6, 768, num_heads=3),
+    "L12_H1024": family.preset(12, 1024),
     # 1.3 billion parameters.
-    "L24_H2048": _preset(24, 2048),
+    "L24_H2048": family.preset(24, 2048),
   }
 )
 
-_SIZES = {
+SIZES = {
   "vocab_size": "vocab_size",
   "num_layers": "num_hidden_layers",
   "hidden_size": "hidden_size",
@@ -136,12 +132,17 @@ _SIZES = {
   "max_len": "max_position_embeddings",
   "type_vocab_size": "type_vocab_size",
 }
-# These keys are settings of a training here.
-_TRAINING_KEYS = {
+# These keys are settings of a training here, and these values are written.
+TRAINING_KEYS = {
   "hidden_dropout_prob": "dropout_rate",
   "attention_probs_dropout_prob": "attention_dropout_rate",
   "classifier_dropout": "dropout_rate",
   "initializer_range": "init_stddev",
+}
+WRITTEN = {
+  "hidden_dropout_prob": 0.1,
+  "attention_probs_dropout_prob": 0.1,
+  "initializer_range": 0.02,
 }
 
 FAMILY = family.Family(
@@ -155,7 +156,7 @@ FAMILY = family.Family(
     ("mlm", "nsp"): "ForPreTraining",
   },
   names=_NAMES,
-  sizes=_SIZES,
+  sizes=SIZES,
   activations={
     "huggingface": family.TORCH_ACTIVATIONS,
     "flax": family.TORCH_ACTIVATIONS,
@@ -173,8 +174,8 @@ FAMILY = family.Family(
       "position_embedding_type": (None, "absolute"),
       "embedding_size": (None,),
     },
-    read=frozenset({*_SIZES.values(), "hidden_act", "layer_norm_eps"})
-    | _TRAINING_KEYS.keys(),
+    read=frozenset({*SIZES.values(), "hidden_act", "layer_norm_eps"})
+    | TRAINING_KEYS.keys(),
     ignored=frozenset({
       "directionality", "pooler_fc_size", "pooler_num_attention_heads",
       "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
@@ -188,13 +189,11 @@ FAMILY = family.Family(
   ),
   tokenizer=templates.WORDPIECE,
   presets=PRESETS,
-  training_keys=_TRAINING_KEYS,
+  training_keys=TRAINING_KEYS,
   written={
     "model_type": "bert",
     "position_embedding_type": "absolute",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "initializer_range": 0.02,
+    **WRITTEN,
   },
 )  # fmt: skip
 FAMILIES = (FAMILY,)

@@ -26,9 +26,7 @@ _NAMES = family.Names(
   | {
     "encoder/relative": "deberta/encoder/rel_embeddings",
     "encoder/relative/norm": "deberta/encoder/LayerNorm",
-    "mlm/dense": "cls/predictions/transform/dense",
-    "mlm/norm": "cls/predictions/transform/LayerNorm",
-    "mlm": "cls/predictions",
+    **bert.MLM_MODULES,
     "task/dense": "pooler/dense",
     "task": "classifier",
   },
@@ -37,10 +35,7 @@ _NAMES = family.Names(
   from_classes=True,
   task_heads={"span": "qa_outputs"},
   leaves=family.TORCH_LEAVES,
-  copies=(
-    ("cls.predictions.decoder.weight", family.WORDS, False),
-    ("cls.predictions.decoder.bias", "mlm/bias", False),
-  ),
+  copies=bert.MLM_COPIES,
   spellings=(
     *family.TORCH_SPELLINGS,
     # The head of the authors, which transformers calls not legacy.
@@ -48,16 +43,7 @@ _NAMES = family.Names(
     (r"^lm_predictions\.lm_head\.", "cls.predictions.transform."),
   ),
 )
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "num_layers": "num_hidden_layers",
-  "hidden_size": "hidden_size",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_len": "max_position_embeddings",
-  "type_vocab_size": "type_vocab_size",
-  "relative_buckets": "position_buckets",
-}
+_SIZES = bert.SIZES | {"relative_buckets": "position_buckets"}
 _TRAINING_KEYS = {
   "hidden_dropout_prob": "dropout_rate",
   "attention_probs_dropout_prob": "attention_dropout_rate",
@@ -105,13 +91,6 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _preset(layers: int, hidden: int, heads: int) -> dict[str, int]:
-  return {
-    "num_layers": layers, "hidden_size": hidden, "num_heads": heads,
-    "mlp_dim": 4 * hidden,
-  }  # fmt: skip
-
-
 _POOLED = ("dropout", "dense", "gelu_erf", "dropout")
 FAMILY = family.Family(
   name="deberta-v2",
@@ -137,10 +116,10 @@ FAMILY = family.Family(
   ),
   tokenizer=templates.DEBERTA_V2,
   presets={
-    "v3-xsmall": _preset(12, 384, 6),
-    "v3-small": _preset(6, 768, 12),
-    "v3-base": _preset(12, 768, 12),
-    "v3-large": _preset(24, 1024, 16),
+    "v3-xsmall": family.preset(12, 384, 6),
+    "v3-small": family.preset(6, 768, 12),
+    "v3-base": family.preset(12, 768, 12),
+    "v3-large": family.preset(24, 1024, 16),
   },
   defaults={
     "vocab_size": 128100, "max_len": 512, "type_vocab_size": 0,
@@ -150,9 +129,7 @@ FAMILY = family.Family(
   training_keys=_TRAINING_KEYS,
   written={
     "model_type": "deberta-v2",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "initializer_range": 0.02,
+    **bert.WRITTEN,
     "pooler_hidden_act": "gelu",
     "pooler_dropout": 0,
   },

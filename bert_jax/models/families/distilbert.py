@@ -76,9 +76,7 @@ FAMILY = family.Family(
   ),
   tokenizer=templates.DISTILBERT,
   presets={
-    "base": {
-      "num_layers": 6, "hidden_size": 768, "num_heads": 12, "mlp_dim": 3072,
-    },
+    "base": family.preset(6, 768),
   },
   defaults={
     "vocab_size": 30522, "max_len": 512, "hidden_act": "gelu_erf",

@@ -11,6 +11,7 @@ from typing import Any
 from bert_jax.data import templates
 from bert_jax.models.families import bert
 from bert_jax.models.families import family
+from bert_jax.models.families import roberta
 
 _NAMES = family.Names(
   modules={
@@ -31,10 +32,7 @@ _NAMES = family.Names(
   prefix="electra",
   from_classes=True,
   task_heads={
-    "sequence": {
-      "task/dense": "classifier/dense",
-      "task": "classifier/out_proj",
-    },
+    "sequence": roberta.SEQUENCE_HEAD,
     "choice": {"task/dense": "sequence_summary/summary", "task": "classifier"},
     "span": "qa_outputs",
   },
@@ -42,23 +40,8 @@ _NAMES = family.Names(
   copies=(("generator_lm_head.weight", family.WORDS, False),),
   spellings=family.TORCH_SPELLINGS,
 )
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "num_layers": "num_hidden_layers",
-  "hidden_size": "hidden_size",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_len": "max_position_embeddings",
-  "type_vocab_size": "type_vocab_size",
-  "embedding_size": "embedding_size",
-}
-_TRAINING_KEYS = {
-  "hidden_dropout_prob": "dropout_rate",
-  "attention_probs_dropout_prob": "attention_dropout_rate",
-  "classifier_dropout": "dropout_rate",
-  "summary_last_dropout": "dropout_rate",
-  "initializer_range": "init_stddev",
-}
+_SIZES = bert.SIZES | {"embedding_size": "embedding_size"}
+_TRAINING_KEYS = bert.TRAINING_KEYS | {"summary_last_dropout": "dropout_rate"}
 
 
 def _read(
@@ -81,10 +64,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _preset(layers: int, hidden: int, heads: int, width: int) -> dict[str, int]:
-  return {
-    "num_layers": layers, "hidden_size": hidden, "num_heads": heads,
-    "mlp_dim": 4 * hidden, "embedding_size": width,
-  }  # fmt: skip
+  return family.preset(layers, hidden, heads, embedding_size=width)
 
 
 FAMILY = family.Family(
@@ -126,9 +106,7 @@ FAMILY = family.Family(
   written={
     "model_type": "electra",
     "position_embedding_type": "absolute",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "initializer_range": 0.02,
+    **bert.WRITTEN,
     "summary_type": "first",
     "summary_use_proj": True,
     "summary_activation": "gelu",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.data import templates
+from bert_jax.models.families import bert
 from bert_jax.models.families import family
 
 _NAMES = family.Names(
@@ -39,14 +40,7 @@ _NAMES = family.Names(
   leaves=family.TORCH_LEAVES,
   copies=(("lm_head.weight", family.WORDS, False),),
 )
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "num_layers": "num_hidden_layers",
-  "hidden_size": "hidden_size",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_len": "max_position_embeddings",
-}
+_SIZES = {k: v for k, v in bert.SIZES.items() if k != "type_vocab_size"}
 _TRAINING_KEYS = {
   "attention_dropout": "attention_dropout_rate",
   "classifier_dropout": "dropout_rate",
@@ -71,7 +65,8 @@ def _read(
       f"head_dim is {width!r:.60}; it must be hidden_size divided by "
       "num_attention_heads"
     )
-  pooling = config.get("classifier_pooling") or "late"
+  older = config.get("clf_pooling") or "late"
+  pooling = config.get("classifier_pooling") or older
   if pooling not in _POOLINGS:
     raise family.ConvertError(
       f"classifier_pooling is {pooling!r:.60}; it must be one of "
@@ -141,19 +136,17 @@ FAMILY = family.Family(
     read=frozenset({
       *_SIZES.values(), "hidden_act", "rms_norm_eps", "num_key_value_heads",
       "head_dim", "rope_theta", "rope_parameters", "rope_scaling",
-      "attention_bias", "mlp_bias", "classifier_pooling",
+      "attention_bias", "mlp_bias", "classifier_pooling", "clf_pooling",
     })
     | _TRAINING_KEYS.keys(),
     ignored=frozenset({
       "mask_token", "pad_token", "bos_token", "eos_token", "pretraining_tp",
-      "hidden_dropout", "clf_pooling",
+      "hidden_dropout",
     }),
   ),
   tokenizer=templates.EUROBERT,
   presets={
-    "210m": {
-      "num_layers": 12, "hidden_size": 768, "num_heads": 12, "mlp_dim": 3072,
-    },
+    "210m": family.preset(12, 768),
   },
   defaults={
     "vocab_size": 128256, "max_len": 8192, "hidden_act": "silu",
@@ -172,6 +165,7 @@ FAMILY = family.Family(
     "token": (),
     "span": (),
   },
+  remote_code=r"(configuration|modeling)_eurobert\.EuroBert\w+",
   read=_read,
   write=_write,
   free=frozenset({

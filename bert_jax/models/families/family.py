@@ -211,6 +211,32 @@ BERT_HEADS: Mapping[str, tuple[str, ...]] = {
   "span": (),
 }
 
+
+def preset(
+  num_layers: int,
+  hidden_size: int,
+  num_heads: int = 0,
+  mlp_dim: int = 0,
+  **more: Any,
+) -> dict[str, Any]:
+  """Returns the keys of the config group `model` for a size.
+
+  Args:
+    num_layers: the number of layers.
+    hidden_size: D.
+    num_heads: N; 0 = heads of 64.
+    mlp_dim: F; 0 = 4 D.
+    **more: other keys.
+  """
+  return {
+    "num_layers": num_layers,
+    "hidden_size": hidden_size,
+    "num_heads": num_heads or hidden_size // 64,
+    "mlp_dim": mlp_dim or 4 * hidden_size,
+    **more,
+  }
+
+
 # Their name of an activation -> ours. Of several, the first is written.
 TORCH_ACTIVATIONS = {
   "gelu": "gelu_erf",
@@ -328,6 +354,8 @@ class Family:
     write: the inverse: (keys of the config group `model`) -> more keys of
       config.json, which replace those that `config_of` has written.
     free: the keys of the config group `model` that `read` and `write` know.
+    remote_code: a regex of "MODULE.CLASS" for classes that files name in
+      auto_map and that compute what this program does; "" if there are none.
   """
 
   name: str
@@ -360,6 +388,7 @@ class Family:
   free: frozenset[str] = frozenset()
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   discriminator: tuple[str, ...] = ()
+  remote_code: str = ""
 
   def names_in(self, format: str) -> Names:
     """Returns the names of the parameters of this family in a format.
@@ -407,7 +436,10 @@ class Family:
         encoder that is known here.
     """
     try:
-      self.config_keys.check(config)
+      code = (
+        {"auto_map": None} if self.knows_code(config.get("auto_map")) else {}
+      )
+      self.config_keys.check({**config, **code})
     except ValueError as error:
       raise ConvertError(str(error)) from None
     model: dict[str, Any] = {}
@@ -429,6 +461,18 @@ class Family:
       )
     model = model | {"layer_norm_eps": float(eps)} | dict(self.switches)
     return model | (self.read(config, model) if self.read else {})
+
+  def knows_code(self, auto_map: Any) -> bool:
+    """Returns whether remote code computes what this program does.
+
+    Args:
+      auto_map: the value in config.json, an object of names of classes.
+    """
+    # A class of another model of the hub is OWNER/NAME--MODULE.CLASS.
+    known = re.compile(rf"([\w.-]+/[\w.-]+--)?({self.remote_code})")
+    if not self.remote_code or not isinstance(auto_map, dict):
+      return False
+    return all(known.fullmatch(str(name)) for name in auto_map.values())
 
   def config_of(self, format: str, model: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that `model_of` reads: sizes, activation, epsilon.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.data import templates
+from bert_jax.models.families import bert
 from bert_jax.models.families import family
 
 _NAMES = family.Names(
@@ -49,21 +50,6 @@ _NAMES = family.Names(
     (r"^lm_head\.layer_norm\.", "lm_head.norm."),
   ),
 )
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "num_layers": "num_hidden_layers",
-  "hidden_size": "hidden_size",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_len": "max_position_embeddings",
-  "type_vocab_size": "type_vocab_size",
-}
-_TRAINING_KEYS = {
-  "hidden_dropout_prob": "dropout_rate",
-  "attention_probs_dropout_prob": "attention_dropout_rate",
-  "classifier_dropout": "dropout_rate",
-  "initializer_range": "init_stddev",
-}
 
 
 def _read(
@@ -88,7 +74,7 @@ FAMILY = family.Family(
   hf_class="Gte",
   pretraining_classes={(): "Model", ("mlm",): "ForMaskedLM"},
   names={"huggingface": _NAMES},
-  sizes=_SIZES,
+  sizes=bert.SIZES,
   activations={"huggingface": family.TORCH_ACTIVATIONS},
   config_keys=family.CONFIG_KEYS.extended(
     only={
@@ -99,26 +85,24 @@ FAMILY = family.Family(
       "pack_qkv": (None, True),
     },
     read=frozenset({
-      *_SIZES.values(), "hidden_act", "layer_norm_eps", "rope_theta",
+      *bert.SIZES.values(), "hidden_act", "layer_norm_eps", "rope_theta",
       "rope_scaling", "rope_parameters",
     })
-    | _TRAINING_KEYS.keys(),
+    | bert.TRAINING_KEYS.keys(),
     ignored=frozenset({
       "use_memory_efficient_attention", "unpad_inputs", "head_dim",
     }),
   ),
   tokenizer=templates.XLM_ROBERTA,
   presets={
-    "base": {
-      "num_layers": 12, "hidden_size": 768, "num_heads": 12, "mlp_dim": 3072,
-    },
+    "base": family.preset(12, 768),
   },
   defaults={
     "vocab_size": 250048, "max_len": 8192, "type_vocab_size": 1,
     "hidden_act": "gelu_erf", "layer_norm_eps": 1e-12,
     "rope_theta": 160_000.0,
   },
-  training_keys=_TRAINING_KEYS,
+  training_keys=bert.TRAINING_KEYS,
   written={
     "model_type": "gte",
     "hidden_dropout_prob": 0.1,
@@ -133,6 +117,7 @@ FAMILY = family.Family(
     "mlp_in_bias": False,
     "head_act": "gelu_erf",
   },
+  remote_code=r"(configuration|modeling)\.New\w+",
   read=_read,
   write=_write,
   free=frozenset({"rope_theta"}),

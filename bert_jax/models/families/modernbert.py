@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.data import templates
+from bert_jax.models.families import bert
 from bert_jax.models.families import family
 
 _NAMES = family.Names(
@@ -53,14 +54,7 @@ _NAMES = family.Names(
     (r"^(model\.)?bert\.", "model."),
   ),
 )
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "num_layers": "num_hidden_layers",
-  "hidden_size": "hidden_size",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_len": "max_position_embeddings",
-}
+_SIZES = {k: v for k, v in bert.SIZES.items() if k != "type_vocab_size"}
 _TRAINING_KEYS = {
   "embedding_dropout": "dropout_rate",
   "mlp_dropout": "dropout_rate",
@@ -79,6 +73,48 @@ _FLAGS = {
   "decoder_bias": ("mlm_bias", True),
   "tie_word_embeddings": ("tied_words", True),
 }
+
+
+# Settings of Composer with an effect -> the value of this encoder.
+_COMPOSER = {
+  "attention_layer": "rope",
+  "bert_layer": "prenorm",
+  "embedding_layer": "sans_pos",
+  "mlp_layer": "glu",
+  "normalization": "layernorm",
+  "embed_norm": True,
+  "final_norm": True,
+  "skip_first_prenorm": True,
+  "head_pred_norm": True,
+  "rotary_emb_interleaved": False,
+  "attn_qkv_bias": False,
+  "attn_out_bias": False,
+  "mlp_in_bias": False,
+  "mlp_out_bias": False,
+  "head_pred_bias": False,
+}
+
+
+def _composer(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a config with the keys of Composer under those of transformers."""
+  norm = config.get("norm_kwargs") or {}
+  if odd := sorted(norm.keys() - {"eps", "bias"}):
+    raise family.ConvertError(
+      f"norm_kwargs has {', '.join(odd)}; this program reads eps and bias"
+    )
+  names = {
+    "norm_eps": norm.get("eps"),
+    "norm_bias": norm.get("bias"),
+    "hidden_activation": config.get("hidden_act"),
+    "classifier_activation": config.get("head_pred_act"),
+    "global_rope_theta": config.get("rotary_emb_base"),
+    "local_rope_theta": config.get("local_attn_rotary_emb_base"),
+    "local_attention": config.get("sliding_window"),
+  }
+  found = {key: value for key, value in names.items() if value is not None}
+  # No local base, and -1 in Composer, mean that of the other layers.
+  kept = ("local_rope_theta",)
+  return found | {k: v for k, v in config.items() if v is not None or k in kept}
 
 
 def _layer_types(num_layers: int, period: int) -> list[str]:
@@ -113,17 +149,17 @@ def _read(
   config: Mapping[str, Any], model: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Reads attention, rotations and heads, in all spellings."""
-  full = config.get(
-    "global_rope_theta", config.get("rotary_emb_base", 160_000.0)
-  )
+  config = _composer(config)
+  full = config.get("global_rope_theta", 160_000.0)
   full = family.rope_theta(config, full, _FULL)
-  local = config.get(
-    "local_rope_theta", config.get("local_attn_rotary_emb_base", 10_000.0)
-  )
+  local = config.get("local_rope_theta", 10_000.0)
   local = family.rope_theta(
     config, full if local in (None, -1) else local, _LOCAL
   )
-  window = config.get("local_attention", config.get("sliding_window", 128))
+  period = _read_period(config, model["num_layers"])
+  window = config.get("local_attention", 128)
+  if period == 1 and window == -1:  # Composer's word for no local attention
+    window = 128
   if isinstance(window, bool) or not isinstance(window, int) or window < 2:
     raise family.ConvertError(
       f"local_attention is {window!r:.60}; it must be an integer of 2 or more"
@@ -138,8 +174,10 @@ def _read(
     ours: family.switch(config, theirs, default)
     for theirs, (ours, default) in _FLAGS.items()
   }
-  period = _read_period(config, model["num_layers"])
+  eps = config.get("norm_eps", model["layer_norm_eps"])
   return found | {
+    "layer_norm_eps": float(eps),
+    "hidden_act": family.activation(config, "hidden_activation", "gelu"),
     "mlp_out_bias": found["mlp_in_bias"],
     "attention_pattern": "full" if period == 1 else "local",
     "full_every": period,
@@ -186,14 +224,6 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-def _preset(layers: int, hidden: int, heads: int, mlp: int, **more: int):
-  """Returns a preset, for a vocabulary of 50,368 pieces unless `more` says."""
-  return {
-    "num_layers": layers, "hidden_size": hidden, "num_heads": heads,
-    "mlp_dim": mlp, **more,
-  }  # fmt: skip
-
-
 # What every task does with a token or a pooled sequence.
 _HEAD = ("dense", "act", "norm", "dropout")
 _SWITCHES = {
@@ -224,10 +254,23 @@ FAMILY = family.Family(
   sizes=_SIZES,
   activations={"huggingface": family.TORCH_ACTIVATIONS},
   config_keys=family.CONFIG_KEYS.extended(
+    only={
+      **{key: (None, value) for key, value in _COMPOSER.items()},
+      # Rotations of a part of a head, and first layers of another kind.
+      **dict.fromkeys(
+        (
+          "rotary_emb_dim", "local_attn_rotary_emb_dim",
+          "rotary_emb_scale_base", "initial_attention_layer",
+          "initial_bert_layer", "initial_mlp_layer",
+        ),
+        (None,),
+      ),
+    },
     read=frozenset({
-      *_SIZES.values(), *_FLAGS, "hidden_activation", "norm_eps",
-      "layer_types", "rope_parameters", "rope_scaling", "global_rope_theta",
-      "local_rope_theta", "rotary_emb_base", "local_attn_rotary_emb_base",
+      "norm_kwargs", "hidden_act", "head_pred_act", *_SIZES.values(), *_FLAGS,
+      "hidden_activation", "norm_eps", "layer_types", "rope_parameters",
+      "rope_scaling", "global_rope_theta", "local_rope_theta",
+      "rotary_emb_base", "local_attn_rotary_emb_base",
       "global_attn_every_n_layers", "local_attention", "sliding_window",
       "classifier_pooling", "classifier_activation",
     })
@@ -236,22 +279,30 @@ FAMILY = family.Family(
       "layer_norm_eps", "position_embedding_type", "deterministic_flash_attn",
       "sparse_prediction", "sparse_pred_ignore_index", "reference_compile",
       "repad_logits_with_grad", "initializer_cutoff_factor",
+      # Of Composer: memory, losses, initialisation and dropout.
+      "padding", "loss_function", "loss_kwargs", "init_method", "init_std",
+      "init_cutoff_factor", "init_small_embedding", "num_initial_layers",
+      "unpad_embeddings", "pad_logits", "compile_model", "masked_prediction",
+      "use_fa2", "use_sdpa_attn_mask", "deterministic_fa2",
+      "allow_embedding_resizing", "attn_out_dropout_prob",
+      "attention_probs_dropout_prob", "embed_dropout_prob",
+      "mlp_dropout_prob", "head_pred_dropout", "activation_function",
     }),
   ),
   tokenizer=templates.MODERNBERT,
   presets={
-    "base": _preset(22, 768, 12, 1152),
-    "large": _preset(28, 1024, 16, 2624),
-    "ettin-17m": _preset(7, 256, 4, 384),
-    "ettin-32m": _preset(10, 384, 6, 576),
-    "ettin-68m": _preset(19, 512, 8, 768),
-    "ettin-150m": _preset(22, 768, 12, 1152),
-    "ettin-400m": _preset(28, 1024, 16, 2624),
-    "ettin-1b": _preset(28, 1792, 28, 3840),
-    "mmbert-small": _preset(
+    "base": family.preset(22, 768, 12, 1152),
+    "large": family.preset(28, 1024, 16, 2624),
+    "ettin-17m": family.preset(7, 256, 4, 384),
+    "ettin-32m": family.preset(10, 384, 6, 576),
+    "ettin-68m": family.preset(19, 512, 8, 768),
+    "ettin-150m": family.preset(22, 768, 12, 1152),
+    "ettin-400m": family.preset(28, 1024, 16, 2624),
+    "ettin-1b": family.preset(28, 1792, 28, 3840),
+    "mmbert-small": family.preset(
       22, 384, 6, 1152, vocab_size=256000, local_rope_theta=160_000
     ),
-    "mmbert-base": _preset(
+    "mmbert-base": family.preset(
       22, 768, 12, 1152, vocab_size=256000, local_rope_theta=160_000
     ),
   },

@@ -1,8 +1,8 @@
 """MosaicBERT: BERT with ALiBi instead of positions, and gated layers.
 
-Its files name the model type "bert" and the classes of remote code; this
-program reads them as "mosaic_bert". A folder of theirs needs that one word in
-its config.json.
+Its files name the model type "bert" and, in auto_map, the classes of remote
+code, by which they are told apart from BERT's. This program writes the model
+type "mosaic_bert".
 
 Sources: arXiv 2312.17482; mosaicml/examples, examples/bert/src/bert_layers.py,
 which is remote code of its files: transformers has no such class.
@@ -31,8 +31,8 @@ _NAMES = family.Names(
     }.items()
   }
   | {
-    "mlm/dense": "cls/predictions/transform/dense",
-    "mlm/norm": "cls/predictions/transform/LayerNorm",
+    "mlm/dense": bert.MLM_MODULES["mlm/dense"],
+    "mlm/norm": bert.MLM_MODULES["mlm/norm"],
     "task": "classifier",
   },
   separator=".",
@@ -46,7 +46,7 @@ _NAMES = family.Names(
 )
 FAMILY = family.Family(
   name="mosaic_bert",
-  model_types=("mosaic_bert",),
+  model_types=("mosaic_bert", "bert"),
   hf_class="Bert",
   pretraining_classes={(): "Model", ("mlm",): "ForMaskedLM"},
   names={"huggingface": _NAMES},
@@ -61,6 +61,7 @@ FAMILY = family.Family(
     "vocab_size": 30528, "max_len": 512, "type_vocab_size": 2,
     "hidden_act": "gelu_erf", "layer_norm_eps": 1e-12,
   },
+  remote_code=r"(configuration_bert|bert_layers)\.Bert\w+",
   training_keys=bert.FAMILY.training_keys,
   written={**bert.FAMILY.written, "model_type": "mosaic_bert"},
   switches={

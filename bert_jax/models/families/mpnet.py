@@ -30,36 +30,18 @@ _NAMES = family.Names(
   }
   | {
     "encoder/relative": "mpnet/encoder/relative_attention_bias",
-    "mlm/dense": "lm_head/dense",
-    "mlm/norm": "lm_head/layer_norm",
-    "mlm": "lm_head",
     "task": "classifier",
+    **roberta.MLM_MODULES,
   },
   separator=".",
   prefix="mpnet",
   from_classes=True,
-  task_heads={
-    "sequence": {
-      "task/dense": "classifier/dense",
-      "task": "classifier/out_proj",
-    },
-    "span": "qa_outputs",
-  },
+  task_heads={"sequence": roberta.SEQUENCE_HEAD, "span": "qa_outputs"},
   leaves=family.TORCH_LEAVES,
-  copies=(
-    ("lm_head.decoder.weight", family.WORDS, False),
-    ("lm_head.decoder.bias", "mlm/bias", False),
-  ),
+  copies=roberta.MLM_COPIES,
   spellings=family.TORCH_SPELLINGS,
 )
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "num_layers": "num_hidden_layers",
-  "hidden_size": "hidden_size",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_len": "max_position_embeddings",
-}
+_SIZES = {k: v for k, v in bert.SIZES.items() if k != "type_vocab_size"}
 _OFFSET = 2  # the position of padding is always 1 in its code
 
 
@@ -85,24 +67,20 @@ FAMILY = family.Family(
   config_keys=family.CONFIG_KEYS.extended(
     only={"relative_attention_num_buckets": (None, 32)},
     read=frozenset({*_SIZES.values(), "hidden_act", "layer_norm_eps"})
-    | roberta.FAMILY.training_keys.keys(),
+    | bert.TRAINING_KEYS.keys(),
   ),
   tokenizer=templates.MPNET,
   presets={
-    "base": {
-      "num_layers": 12, "hidden_size": 768, "num_heads": 12, "mlp_dim": 3072,
-    },
+    "base": family.preset(12, 768),
   },
   defaults={
     "vocab_size": 30527, "max_len": 512, "hidden_act": "gelu_erf",
     "layer_norm_eps": 1e-5,
   },
-  training_keys=roberta.FAMILY.training_keys,
+  training_keys=bert.TRAINING_KEYS,
   written={
     "model_type": "mpnet",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "initializer_range": 0.02,
+    **bert.WRITTEN,
     "relative_attention_num_buckets": 32,
     "pad_token_id": 1,
   },

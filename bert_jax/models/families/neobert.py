@@ -97,17 +97,6 @@ FAMILY = family.Family(
       "rms_norm": (None, True),
       "rope": (None, True),
       "ngpt": (None, False),
-      "auto_map": (
-        None, {},
-        {
-          "AutoConfig": "model.NeoBERTConfig",
-          "AutoModel": "model.NeoBERT",
-          "AutoModelForMaskedLM": "model.NeoBERTLMHead",
-          "AutoModelForSequenceClassification": (
-            "model.NeoBERTForSequenceClassification"
-          ),
-        },
-      ),
       "rope_theta": (None, 10_000.0),
     },
     read=frozenset({
@@ -123,9 +112,7 @@ FAMILY = family.Family(
   ),
   tokenizer=templates.WORDPIECE,
   presets={
-    "base": {
-      "num_layers": 28, "hidden_size": 768, "num_heads": 12, "mlp_dim": 2048,
-    },
+    "base": family.preset(28, 768, mlp_dim=2048),
   },
   defaults={
     "vocab_size": 30522, "max_len": 4096, "hidden_act": "silu",
@@ -158,6 +145,7 @@ FAMILY = family.Family(
     "token": ("dropout",),
     "span": (),
   },
+  remote_code=r"model\.NeoBERT\w*",
   read=_read,
   write=_write,
 )  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.data import templates
+from bert_jax.models.families import bert
 from bert_jax.models.families import family
 
 _NAMES = family.Names(
@@ -40,10 +41,7 @@ _NAMES = family.Names(
   paths={"mlm/bias": "cls/predictions/bias"},
   joined=family.QKV,
   leaves=family.TORCH_LEAVES,
-  copies=(
-    ("cls.predictions.decoder.weight", family.WORDS, False),
-    ("cls.predictions.decoder.bias", "mlm/bias", False),
-  ),
+  copies=bert.MLM_COPIES,
   spellings=(*family.TORCH_SPELLINGS, (r"^bert\.", "nomic_bert.")),
 )
 _SIZES: dict[str, str | tuple[str, ...]] = {
@@ -153,14 +151,12 @@ FAMILY = family.Family(
       "dense_seq_output", "fused_bias_fc", "fused_dropout_add_ln",
       "last_layer_subset", "pad_vocab_size_multiple", "use_flash_attn",
       "use_xentropy", "max_trained_positions", "reorder_and_upcast_attn",
-      "head_dim", "model_type", "layer_types",
+      "head_dim", "layer_types", "parallel_block_tied_norm",
     }),
   ),
   tokenizer=templates.WORDPIECE,
   presets={
-    "base": {
-      "num_layers": 12, "hidden_size": 768, "num_heads": 12, "mlp_dim": 3072,
-    },
+    "base": family.preset(12, 768),
   },
   defaults={
     "vocab_size": 30528, "max_len": 2048, "type_vocab_size": 2,
@@ -184,6 +180,7 @@ FAMILY = family.Family(
     "mlp_out_bias": False,
   },
   default_act="silu",
+  remote_code=r"(configuration|modeling)_hf_nomic_bert\.NomicBert\w*",
   read=_read,
   write=_write,
   free=frozenset({"rope_theta"}),

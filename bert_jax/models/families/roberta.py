@@ -44,48 +44,35 @@ _FAIRSEQ = (
     }.items()
   ),
 )
+# The head of masked words, and the names that repeat its decoder.
+MLM_MODULES = {
+  "mlm/dense": "lm_head/dense",
+  "mlm/norm": "lm_head/layer_norm",
+  "mlm": "lm_head",
+}
+MLM_COPIES = (
+  ("lm_head.decoder.weight", family.WORDS, False),
+  ("lm_head.decoder.bias", "mlm/bias", False),
+)
+# The head for sequences.
+SEQUENCE_HEAD = {
+  "task/dense": "classifier/dense",
+  "task": "classifier/out_proj",
+}
 _NAMES = family.Names(
   modules=bert.encoder_modules("roberta")
-  | {
-    "mlm/dense": "lm_head/dense",
-    "mlm/norm": "lm_head/layer_norm",
-    "mlm": "lm_head",
-    "task": "classifier",
-  },
+  | MLM_MODULES
+  | {"task": "classifier"},
   separator=".",
   prefix="roberta",
   from_classes=True,
-  task_heads={
-    "sequence": {
-      "task/dense": "classifier/dense",
-      "task": "classifier/out_proj",
-    },
-    "span": "qa_outputs",
-  },
+  task_heads={"sequence": SEQUENCE_HEAD, "span": "qa_outputs"},
   leaves=family.TORCH_LEAVES,
-  copies=(
-    ("lm_head.decoder.weight", family.WORDS, False),
-    ("lm_head.decoder.bias", "mlm/bias", False),
-  ),
+  copies=MLM_COPIES,
   spellings=(*family.TORCH_SPELLINGS, *_FAIRSEQ),
   # fairseq has no token types, which is as one type whose vector is 0.
   zeros=("encoder/embeddings/type/embedding",),
 )
-_SIZES = {
-  "vocab_size": "vocab_size",
-  "num_layers": "num_hidden_layers",
-  "hidden_size": "hidden_size",
-  "num_heads": "num_attention_heads",
-  "mlp_dim": "intermediate_size",
-  "max_len": "max_position_embeddings",
-  "type_vocab_size": "type_vocab_size",
-}
-_TRAINING_KEYS = {
-  "hidden_dropout_prob": "dropout_rate",
-  "attention_probs_dropout_prob": "attention_dropout_rate",
-  "classifier_dropout": "dropout_rate",
-  "initializer_range": "init_stddev",
-}
 
 
 def _read(
@@ -164,37 +151,29 @@ FAMILY = family.Family(
   hf_class="Roberta",
   pretraining_classes={(): "Model", ("mlm",): "ForMaskedLM"},
   names={"huggingface": _NAMES},
-  sizes=_SIZES,
+  sizes=bert.SIZES,
   activations={"huggingface": family.TORCH_ACTIVATIONS},
   config_keys=family.CONFIG_KEYS.extended(
     only={"position_embedding_type": (None, "absolute")},
-    read=frozenset({*_SIZES.values(), "hidden_act", "layer_norm_eps"})
-    | _TRAINING_KEYS.keys(),
+    read=frozenset({*bert.SIZES.values(), "hidden_act", "layer_norm_eps"})
+    | bert.TRAINING_KEYS.keys(),
   ),
   tokenizer=templates.ROBERTA,
   presets={
-    "base": {
-      "num_layers": 12, "hidden_size": 768, "num_heads": 12, "mlp_dim": 3072,
-    },
-    "large": {
-      "num_layers": 24, "hidden_size": 1024, "num_heads": 16, "mlp_dim": 4096,
-    },
+    "base": family.preset(12, 768),
+    "large": family.preset(24, 1024),
     # distilroberta-base
-    "distil": {
-      "num_layers": 6, "hidden_size": 768, "num_heads": 12, "mlp_dim": 3072,
-    },
+    "distil": family.preset(6, 768),
   },
   defaults={
     "vocab_size": 50265, "max_len": 512, "type_vocab_size": 1,
     "hidden_act": "gelu_erf", "layer_norm_eps": 1e-5, "position_offset": 2,
   },
-  training_keys=_TRAINING_KEYS,
+  training_keys=bert.TRAINING_KEYS,
   written={
     "model_type": "roberta",
     "position_embedding_type": "absolute",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "initializer_range": 0.02,
+    **bert.WRITTEN,
   },
   switches={"head_act": "gelu_erf"},
   heads={
