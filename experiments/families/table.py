@@ -125,7 +125,7 @@ def write_page() -> None:
     for name, family in families.FAMILIES.items()
   ]
   PAGE.write_text(
-    _HEAD + "\n".join(lines) + "\n" + _FOOT + "\n".join(sizes) + "\n"
+    _HEAD + "\n".join(lines) + "\n" + _FOOT + "\n".join(sizes) + _SWEEP
   )
 
 
