@@ -20,7 +20,7 @@ help:  ## list the targets
 
 setup: $(VENV)/.installed  ## make .venv from requirements.lock
 
-demo: setup  ## pre-train a small BERT on text that Python carries: 5 minutes
+demo: setup  ## pre-train a small encoder on Python's docstrings: 5 minutes
 	@$(PY) -m bert_jax.main demo --workdir=runs/demo
 
 test: setup  ## the default tests, on two cores (PYTEST_ARGS="-n 0": on one)

@@ -1,4 +1,4 @@
-"""The demo: pre-trains a small BERT on the docstrings of installed packages.
+"""The demo: pre-trains a small encoder on the docstrings of packages.
 
 It gathers the text, prepares it, trains and evaluates, draws the curves, and
 fills masks in sentences that training never saw. Every step is a command of the

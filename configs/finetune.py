@@ -1,6 +1,6 @@
 """Fine-tuning on a task, from pre-trained weights.
 
-  bert-jax --mode=train --config=configs/finetune.py:task=mrpc,from=WEIGHTS \
+  bert-jax train --config=configs/finetune.py:task=mrpc,from=WEIGHTS \
     --config.task.dir=DATA --workdir=RUN
 
 WEIGHTS is a Hugging Face directory, an original TensorFlow checkpoint or a

@@ -1,6 +1,6 @@
 """Pre-training on MLM and NSP.
 
-  bert-jax --mode=train --config=configs/pretrain.py:size=base,seq_len=128 \
+  bert-jax train --config=configs/pretrain.py:size=base,seq_len=128 \
     --config.data.dir=DATA --workdir=RUN
 
 The paper's recipe: 256 rows of 512 tokens, 1M steps, Adam at 1e-4, 10k steps of

@@ -26,8 +26,8 @@ _HEAD = """\
 
 The ending of a file decides its format, in `prepare`, in your own tasks and
 wherever else rows are read. An ending such as `.gz` may follow. This page is
-made by `python -m experiments.formats_page`, which tries every line of the
-table.
+made by `python -m experiments.formats_page` (`experiments/formats_page.py`),
+which tries every line of the table.
 
 * **read**: a sound file gives its rows.
 * **streamed**: a file is read row by row, so that it may be larger than the

@@ -115,8 +115,11 @@ def test_a_mode_is_named_by_a_word_before_or_after_flags_or_by_a_flag(mode):
       "batch_size=100 is not divisible by 8 devices (mesh data=8); use"
       " 96 or 104",
     ),
-    (["--config.data.dir=nowhere"], "--mode=prepare"),
-    (["--config.data.seq_len=128"], "longer than model.max_len=64"),
+    (["--config.data.dir=nowhere"], "bert-jax prepare"),
+    (
+      ["--config.data.seq_len=128", "--config.model.vocab_size=4096"],
+      "longer than model.max_len=64",
+    ),
     (["--config.mesh.tensor=3"], "tensor=3 does not fit the 8 devices"),
   ],
 )
@@ -296,7 +299,7 @@ def test_predicting_needs_no_more_than_the_model(
 
 
 def test_divergence_returns_1(launch, capsys, monkeypatch):
-  def diverge(config, workdir, allowed):
+  def diverge(*args):
     raise run_lib.DivergedError("train/loss is nan at step 7; stopped.")
 
   monkeypatch.setattr(train, "train", diverge)
@@ -307,7 +310,7 @@ def test_divergence_returns_1(launch, capsys, monkeypatch):
 
 
 def test_a_bug_is_not_dressed_as_a_usage_error(launch, monkeypatch):
-  def bug(config, workdir, allowed):
+  def bug(*args):
     raise RuntimeError("a bug")
 
   monkeypatch.setattr(train, "train", bug)
@@ -330,12 +333,12 @@ def test_flags_reach_the_config(launch, monkeypatch):
     )
     == 0
   )
-  ((config, workdir, allowed),) = seen
+  ((config, workdir, allowed, _),) = seen
   assert not allowed
   assert workdir == "W"
   assert config.optim.learning_rate == 0.5
   assert config.data.whole_word
-  assert config.train.total_steps == 1300
+  assert config.train.total_steps == 2000
   with pytest.raises(AttributeError, match="locked"):
     config.optim.learning_rat = 1
 

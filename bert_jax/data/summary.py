@@ -18,8 +18,6 @@ _MOST_LONG = 0.05
 _MOST_RANDOM = 0.75
 _MOST_UNKNOWN = 0.02
 _MOST_IDEOGRAPHS = 0.2
-
-
 # A learned vocabulary is padded to a multiple of this, the width of the tiles
 # of a TPU and of the matrix units of most chips.
 VOCAB_MULTIPLE = 128

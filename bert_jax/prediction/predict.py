@@ -18,8 +18,8 @@ An `id` is copied to the answer. If a tagger was trained with
 task.context=document, neighboring lines with the same `document` are read as
 one document. The answer to a line that cannot be used is {"error": ...}.
 
-A CSV, TSV, JSON, Parquet or Arrow file has the columns of the training, or
-columns with these names; the answers keep all of its columns.
+A CSV, TSV, Parquet or Arrow file, or a JSON array, has the columns of the
+training, or columns with these names; the answers keep all of its columns.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -433,6 +433,7 @@ def predict(
     raise answers.PredictError(
       f"--output={target} is the input; name another file"
     )
+  tables.check_target(source, target)
   total = failed = 0
   if tables.is_table(source):
     assert isinstance(source, str)

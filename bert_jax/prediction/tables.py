@@ -41,6 +41,26 @@ def is_table(source: str | list[bytes]) -> bool:
   return found is not None and found.has_names and found.name != _JSON_LINES
 
 
+def check_target(source: str | list[bytes], target: str) -> None:
+  """Raises PredictError if answers are not written in the format of a target.
+
+  Args:
+    source: the input, as for `predict.predict`.
+    target: the file to write, or "-" or "".
+  """
+  if packed := compression.ending(target):
+    raise answers.PredictError(
+      f"--output={target}: answers are not written as {packed}; leave that "
+      "ending out, and compress the file afterwards"
+    )
+  ending = os.path.splitext(target)[1].lower()
+  if ending in (*_SEPARATORS, *_COLUMNAR) and not is_table(source):
+    raise answers.PredictError(
+      f"--output={target}: the input has no columns, so its answers are JSON "
+      "lines; let --output end in .jsonl, or give a table as --input"
+    )
+
+
 class Table:
   """Reads a table, and keeps each row until its answer is there.
 

@@ -74,13 +74,27 @@ _PATH_CLASS.glob = _glob_below
 # to write. For a small array that costs more than it saves, since each slice is
 # a program to compile. Smaller slices than this, in bytes, are not made.
 _MIN_SLICE_BYTES = 1 << 20
-ocp.type_handlers.register_type_handler(
-  jax.Array,
-  ocp.type_handlers.ArrayHandler(
-    min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES
-  ),
-  override=True,
-)
+
+
+def _register_arrays() -> None:
+  """Has Orbax write arrays by `_MIN_SLICE_BYTES`, without a warning of that."""
+
+  def is_news(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+  logger = logging.getLogger("absl")
+  logger.addFilter(is_news)
+  ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(
+      min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES
+    ),
+    override=True,
+  )
+  logger.removeFilter(is_news)
+
+
+_register_arrays()
 
 
 def check_path(path: str) -> None:

@@ -1185,6 +1185,8 @@ def unknown(name: str) -> str:
 def _similar(name: str) -> str:
   """Returns the key that a name may stand for, or ""; lr for learning_rate."""
   leaf = name.rpartition(".")[2]
+  if leaf == "lr":  # not model.local_radius
+    return "optim.learning_rate"
   for key in KEYS:
     words = key.rpartition(".")[2].split("_")
     if leaf in ("_".join(words), "".join(word[0] for word in words)):

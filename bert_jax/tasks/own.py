@@ -410,7 +410,8 @@ def read_spans(task, path, split) -> list[spec.SpanExample]:
 def _has_rows(path: str) -> bool:
   """Returns whether a JSON file has questions as rows, and not SQuAD's."""
   try:
-    start = next(line for line in tables.read_lines(path) if line.strip())
+    lines = tables.read_lines(path)
+    start = next((line for line in lines if line.strip()), "")
   except spec.TaskError:  # also a line longer than any row may be
     return False
   try:

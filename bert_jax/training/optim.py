@@ -301,12 +301,42 @@ def muon(
     eps=eps,
     adam_b1=b1,
     adam_b2=b2,
+    ns_coeffs=_NEWTON_SCHULZ,
     consistent_rms=0.2,
     muon_weight_dimension_numbers=lambda params: (
       jax.tree_util.tree_map_with_path(_matrix_axes, params)
     ),
   )
-  return optax.with_extra_args_support(inner)
+
+  def put(coefficients: Any, state: Any) -> Any:
+    """Puts the coefficients of Newton and Schulz into the state, or None.
+
+    The state that is kept holds no constants.
+    """
+    return jax.tree.map(
+      lambda s: s._replace(ns_coeffs=coefficients) if _is_muon(s) else s,
+      state,
+      is_leaf=_is_muon,
+    )
+
+  def update(
+    grads: Tree, state: Any, params: Tree = None, **_: Any
+  ) -> tuple[Tree, Any]:
+    state = put(jnp.asarray(_NEWTON_SCHULZ), state)
+    updates, state = inner.update(grads, state, params)
+    return updates, put(None, state)
+
+  return optax.GradientTransformationExtraArgs(
+    lambda params: put(None, inner.init(params)), update
+  )
+
+
+# The coefficients of one iteration: of X, (X X^T) X and (X X^T)^2 X.
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def _is_muon(state: Any) -> bool:
+  return isinstance(state, optax.contrib.MuonState)
 
 
 _MATRIX = re.compile(r"(?<!^task)(?<!^nsp)/kernel$")

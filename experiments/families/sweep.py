@@ -1,6 +1,6 @@
 """Fine-tuning on GLUE by the settings that each family's authors published.
 
-  bert-jax --mode=sweep --workdir=runs/roberta-glue \
+  bert-jax sweep --workdir=runs/roberta-glue \
     --config=experiments/families/sweep.py:family=roberta,from=WEIGHTS,data=DATA
 
 WEIGHTS as for configs/finetune.py; DATA has a folder a task, as GLUE comes.

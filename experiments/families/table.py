@@ -65,7 +65,7 @@ transformers. They agree with straight-line code of their authors' arithmetic to
 ## Pre-train one from scratch
 
 ```sh
-bert-jax --mode=train --config=pretrain:family=modernbert,size=ettin-17m \\
+bert-jax train --config=pretrain:family=modernbert,size=ettin-17m \\
   --config.data.dir=DATA --workdir=RUN
 ```
 
@@ -80,7 +80,7 @@ _SWEEP = """
 ModernBERT published for GLUE:
 
 ```sh
-bert-jax --mode=sweep --workdir=runs/roberta-glue \\
+bert-jax sweep --workdir=runs/roberta-glue \\
   --config=experiments/families/sweep.py:family=roberta,from=DIR,data=DATA
 ```
 """
@@ -125,7 +125,7 @@ def write_page() -> None:
     for name, family in families.FAMILIES.items()
   ]
   PAGE.write_text(
-    _HEAD + "\n".join(lines) + "\n" + _FOOT + "\n".join(sizes) + "\n"
+    _HEAD + "\n".join(lines) + "\n" + _FOOT + "\n".join(sizes) + _SWEEP
   )
 
 

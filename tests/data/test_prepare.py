@@ -1047,7 +1047,7 @@ def test_text_without_a_token_is_refused(inputs, tmp_path):
 def test_examples_need_tokens_first(inputs, tmp_path):
   data = tmp_path / "data"
   refuse(
-    inputs.config(), [], data, records.DataError, "--mode=prepare --output"
+    inputs.config(), [], data, records.DataError, "bert-jax prepare --output"
   )
   assert not data.exists()
 

@@ -515,7 +515,9 @@ def test_what_was_good_before_the_damage_is_noted(data, verify):
 def test_a_file_that_is_missing_is_named(data, verify, kind):
   path = next(data.glob(FILES[kind]))
   path.unlink()
-  with pytest.raises(records.DataError, match=f"{path} is missing; run --mode"):
+  with pytest.raises(
+    records.DataError, match=f"{path} is missing; run bert-jax"
+  ):
     verify()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from bert_jax import command_line
 from bert_jax import main
+from bert_jax.data import summary
 from bert_jax.planning import doctor
 from bert_jax.runtime import locks
 from bert_jax.sweeps import costs
@@ -56,6 +57,19 @@ def test_a_new_run_and_one_to_go_on_with_are_sound(
   assert "resumes the run of" in found["run"][1]
   assert found["checkpoint"] == ("OK", "step 8 of 8, sound")
   assert files(finished_run.workdir) == before
+
+
+def test_each_remark_on_the_text_has_a_line(
+  prepared, tiny_config, tmp_path, monkeypatch, capsys
+):
+  def stop(workdir):
+    raise ValueError(f"{workdir} is not looked at, so nothing is compiled")
+
+  monkeypatch.setattr(doctor, "_folder", stop)
+  monkeypatch.setattr(summary, "remarks", lambda data, folder: ["odd [text]"])
+  assert not doctor.examine(tiny_config(prepared), str(tmp_path / "run"))
+  found, _ = lines(capsys)
+  assert found["text"] == ("NOTE", "odd [text]")
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,22 @@ def test_a_json_file_is_a_table_if_it_holds_an_array(tmp_path):
       assert list(found) == lines.read_bytes().splitlines(keepends=True)
 
 
+@pytest.mark.parametrize(
+  ("source", "target", "message"),
+  [
+    ("a.csv", "b.csv.gz", r"not written as \.gz"),
+    ("a.jsonl", "b.jsonl.zst", r"not written as \.zst"),
+    ("a.jsonl", "b.parquet", "JSON lines"),
+    ("-", "b.csv", "JSON lines"),
+  ],
+)
+def test_an_output_of_another_format_is_refused(source, target, message):
+  with pytest.raises(answers.PredictError, match=message):
+    tables.check_target(source, target)
+  tables.check_target(source, "b.jsonl")
+  tables.check_target("a.csv", "b.tsv")
+
+
 def test_a_label_named_error_does_not_hold_rows_back(source, tmp_path):
   answers_given = [{"label": "x", "scores": {"error": 0.5}}] * 2
   answers_given += [{"error": "line 4"}]

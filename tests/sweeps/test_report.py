@@ -193,7 +193,7 @@ def test_the_interval_covers_the_true_mean_as_often_as_it_says():
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    (None, "holds no results.jsonl; --mode=sweep"),
+    (None, "holds no results.jsonl; bert-jax sweep"),
     ("", "holds no result yet"),
     ("{", "is damaged: line 1: "),
     ('{"id": 1}\n', "line 1: it has no .*metrics, .*seed, .*settings, "),
