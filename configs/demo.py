@@ -10,7 +10,7 @@ from bert_jax.configs import base
 
 def get_config(text=None):
   """Argument: total_steps."""
-  args = base.arguments(text, total_steps=2000)
+  args = base.arguments(text, total_steps=1700)
   c = base.get_config()
   base.set_size(c, "base", "modernbert")
   c.model.update(num_layers=2, hidden_size=128, num_heads=2, mlp_dim=256)
@@ -31,8 +31,8 @@ def get_config(text=None):
   c.optim.warmup_rate = 0.1
   c.train.total_steps = args.total_steps
   c.train.log_every_steps = 100
-  c.eval.every_steps = 500
+  c.eval.every_steps = 425
   c.eval.batch_size = 64
   c.eval.max_examples = 512
-  c.checkpoint.every_steps = 1000
+  c.checkpoint.every_steps = 850
   return c

@@ -338,7 +338,7 @@ def test_flags_reach_the_config(launch, monkeypatch):
   assert workdir == "W"
   assert config.optim.learning_rate == 0.5
   assert config.data.whole_word
-  assert config.train.total_steps == 2000
+  assert config.train.total_steps == 1700
   with pytest.raises(AttributeError, match="locked"):
     config.optim.learning_rat = 1
 

@@ -523,6 +523,7 @@ def test_a_document_is_computed_in_one_window(monkeypatch):
     kind = types.SimpleNamespace(
       in_documents=in_documents,
       size=lambda example: 1,
+      record_of=lambda record, is_table: record,
       parse=lambda record: [types.SimpleNamespace(document=record["n"])],
     )
     records = [(str(i), {"n": n}) for i, n in enumerate(numbers)]
@@ -542,7 +543,10 @@ def windows_of(lines, in_documents=True):
     return [types.SimpleNamespace(document=record["n"])]
 
   kind = types.SimpleNamespace(
-    in_documents=in_documents, size=lambda example: 1, parse=parse
+    in_documents=in_documents,
+    size=lambda example: 1,
+    record_of=lambda record, is_table: record,
+    parse=parse,
   )
   records = [(f"line {i}", {"n": n}) for i, n in enumerate(lines)]
   for window in predict._windows(kind, records, 32_000):

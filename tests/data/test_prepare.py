@@ -1038,7 +1038,7 @@ def test_too_little_text_to_hold_any_out_is_refused_before_it_is_tokenised(
 
 
 def test_text_without_a_token_is_refused(inputs, tmp_path):
-  (tmp_path / "text.txt").write_text("\u200b\n")  # nothing but format marks
+  (tmp_path / "text.txt").write_text("\u200b\n\n\u200b\n")  # format marks
   config = inputs.config(prepare__held_out_rate=0.0)
   with pytest.raises(corpus.CorpusError, match="no document with any token"):
     prepare.prepare(config, [str(tmp_path / "text.txt")], str(tmp_path / "d"))

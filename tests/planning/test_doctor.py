@@ -81,7 +81,7 @@ def test_each_remark_on_the_text_has_a_line(
     ("eval.batch_size", 20, "mesh, batch", "use 16 or 24"),
     ("model.vocab_size", 16, "vocabulary", "model.vocab_size=21"),
     ("data.dir", "/nowhere", "data", "/nowhere"),
-    ("data.dupe_factor", 5, "data", "--mode=prepare"),
+    ("data.dupe_factor", 5, "data", "bert-jax prepare"),
     ("init_from", "/nowhere", "run", "init_from: "),
     ("optim.name", "sgd", "run", "optim.name='sgd' is unknown"),
     ("checkpoint.best_metric", "eval/f1", "run", "'eval/f1' is not evaluated"),

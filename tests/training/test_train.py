@@ -202,7 +202,7 @@ def test_a_run_that_stopped_and_goes_on_is_as_if_it_had_not(
   result = train.train(finished_run.config, workdir)
   passed += time.monotonic() - begun
   spent = goodput.read(workdir)
-  assert spent.total == pytest.approx(passed, rel=0.02, abs=0.05)
+  assert spent.total == pytest.approx(passed, rel=0.05)
   assert all(spent.secs[part] > 0 for part in ("lost", "saves", "compile"))
   assert spent.chip_hours == pytest.approx(8 * spent.total / 3600)
   logged = [r for r in rows(workdir, timing=True) if "train/loss" in r]
@@ -576,7 +576,7 @@ def test_a_predictable_text_is_learned(tmp_path, tiny_config, prepared):
     ("data.batch_size", 20, "use 16 or 24"),
     ("eval.batch_size", 20, "use 16 or 24"),
     ("data.seq_len", 32, "longer than model.max_len=16"),
-    ("data.dupe_factor", 5, "has no examples .*dupe5.*--mode=prepare"),
+    ("data.dupe_factor", 5, "has no examples .*dupe5.*bert-jax prepare"),
     ("data.dir", None, "data.dir is not set"),
     ("data.dir", "/nowhere", "/nowhere"),
     ("data.mask_rate", 1.5, "mask_rate=1.5"),
