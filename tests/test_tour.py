@@ -19,6 +19,23 @@ from tests.support import small_models
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def _type(commands, folder, count):
+  """Runs the `count` commands of a page in a folder."""
+  launcher = f"'{sys.executable}' -m bert_jax.main"
+  commands = commands.replace(".venv/bin/bert-jax", launcher)
+  assert commands.count(launcher) == count
+  done = subprocess.run(
+    ["bash", "-e", "-o", "pipefail", "-c", commands],
+    cwd=folder,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return done
+
+
 def test_the_first_run_of_the_tutorial(tmp_path):
   text = (ROOT / "docs/tutorials/pretrain.md").read_text()
   (commands,) = re.findall(
@@ -26,18 +43,7 @@ def test_the_first_run_of_the_tutorial(tmp_path):
   )[:1]
   for name in ("README.md", "experiments", "configs"):
     (tmp_path / name).symlink_to(ROOT / name)
-  launcher = f"'{sys.executable}' -m bert_jax.main"
-  commands = commands.replace(".venv/bin/bert-jax", launcher)
-  assert commands.count(launcher) == 6
-  done = subprocess.run(
-    ["bash", "-e", "-o", "pipefail", "-c", commands],
-    cwd=tmp_path,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
+  done = _type(commands, tmp_path, count=6)
   rows = metrics_log.read_metrics(str(tmp_path / "runs/tour/run"))
   assert rows[-1]["step"] == 40
   (line,) = [x for x in done.stdout.splitlines() if x.startswith("{")]
@@ -61,18 +67,7 @@ def test_the_tutorial_of_a_messy_table(tmp_path):
   (tmp_path / "runs").mkdir()
   small_encoder(tmp_path / "runs/minilm")
   (tmp_path / "docs").symlink_to(ROOT / "docs")
-  launcher = f"'{sys.executable}' -m bert_jax.main"
-  commands = commands.replace(".venv/bin/bert-jax", launcher)
-  assert commands.count(launcher) == 5
-  done = subprocess.run(
-    ["bash", "-e", "-o", "pipefail", "-c", commands],
-    cwd=tmp_path,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
+  done = _type(commands, tmp_path, count=5)
   shown = re.search(r"^```\n(bert-jax: .*?)^```$", text, re.M | re.S)[1]
   assert " ".join(shown.split()) in done.stderr
   assert "which are left out" in done.stderr

@@ -18,7 +18,7 @@ from etils import epath
 
 from bert_jax.runtime import errors
 
-# What Python's decompressors raise for damaged input.
+# The exceptions that Python's decompressors raise for damaged input.
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 # The bytes from the start of a file that decide how its lines end.

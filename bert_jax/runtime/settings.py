@@ -228,7 +228,7 @@ class Model(Group):
   """The longest sequence, in tokens, and the rows of a position table."""
 
   type_vocab_size: int = of_weights(2, 0, 2**16)
-  """Rows of the segment table; 0 = there is none."""
+  """Rows of the segment table; 0 = the model has no such table."""
 
   hidden_act: str = of_weights("gelu_tanh")
   """The activation inside the MLP. "gelu_tanh": as in the original code since

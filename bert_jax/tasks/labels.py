@@ -75,7 +75,7 @@ def spelled(value: Any, where: str, column: str) -> str:
 
 
 def _number(text: str) -> float | None:
-  """Returns the number that a label spells; None if it is none."""
+  """Returns the number that a label spells, or None for a word."""
   try:
     value = float(text)
   except ValueError:

@@ -345,7 +345,7 @@ _MATRIX = re.compile(r"(?<!^task)(?<!^nsp)/kernel$")
 def _matrix_axes(
   path: Any, param: jax.Array
 ) -> optax.contrib.MuonDimensionNumbers | None:
-  """Returns the axes of a matrix's rows and columns; None if it is none."""
+  """Returns the axes of a matrix's rows and columns; None for another array."""
   name = _name(path)
   axes = _own_axes(name, param.ndim)
   if not _MATRIX.search(name) or len(axes) < 2:

@@ -520,7 +520,7 @@ class Family:
 
 
 def _size(key: str, value: Any, may_be_0: bool) -> int:
-  """Returns a size in config.json; raises ConvertError if it is none."""
+  """Returns a size in config.json; raises ConvertError for another value."""
   least = 0 if may_be_0 else 1
   if isinstance(value, bool) or not isinstance(value, int) or value < least:
     raise ConvertError(
@@ -559,7 +559,7 @@ def rope_theta(
 
 
 def switch(config: Mapping[str, Any], key: str, default: bool) -> bool:
-  """Returns a flag in config.json; raises ConvertError if it is none."""
+  """Returns a flag in config.json; raises ConvertError for another value."""
   value = config.get(key)
   value = default if value is None else value
   if not isinstance(value, bool):

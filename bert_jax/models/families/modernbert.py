@@ -224,7 +224,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
-# What every task does with a token or a pooled sequence.
+# The layers through which every task passes a token or a pooled sequence.
 _HEAD = ("dense", "act", "norm", "dropout")
 _SWITCHES = {
   "type_vocab_size": 0,
