@@ -24,8 +24,10 @@ def test_imported_weights_bring_their_family_and_switches(tmp_path, format):
     config.model[key] = "another"
   job, _ = jobs.open_job(config, "", is_abstract=True)
   got = {key: job.config.model[key] for key in settings.SHAPE_KEYS}
-  want = {key: settings.KEYS[f"model.{key}"].default for key in SWITCHES}
-  assert got == made.model | want
+  defaults = {
+    key: settings.KEYS[f"model.{key}"].default for key in settings.SHAPE_KEYS
+  }
+  assert got == defaults | made.model
 
 
 def test_a_run_from_before_the_switches_is_of_bert(tmp_path):
