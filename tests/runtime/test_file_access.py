@@ -81,7 +81,6 @@ ALLOWED = {
   "data/tokenizers/interface.py": ({"pathlib.Path"}, "in files.local_output"),
   "data/tokenizers/load.py": ({"pathlib.Path"}, "of a local copy"),
   "data/tokenizers/layouts.py": ({"pathlib.Path"}, "of a local copy"),
-  "data/tokenizers/wordpiece.py": ({"pathlib.Path", "open"}, "a local copy"),
   "weights/hugging_face.py": ({"safe_open"}, "of a local copy"),
   "weights/tf_checkpoint.py": ({"np.fromfile"}, "of a local copy"),
   "sweeps/costs.py": ({"tempfile.TemporaryDirectory"}, "of this machine"),
