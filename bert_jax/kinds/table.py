@@ -92,7 +92,7 @@ def make_task(form: str, **facts: Any) -> spec.Task:
   """
   if form not in FORMS:
     raise spec.TaskError(
-      f"form={form!r} is not known; a data set of your own has one of the forms "
+      f"form={form!r} is not known; the forms of a data set of your own are "
       f"{', '.join(FORMS)}"
     )
   return own.make_task(*FORMS[form], **facts)
