@@ -204,9 +204,12 @@ def _paths_in(flag_values: flags.FlagValues) -> dict[str, object]:
 
 def _check_buckets(flag_values: flags.FlagValues) -> None:
   """Raises an error that says what to do unless all buckets can be listed."""
-  named = _paths_in(flag_values)
-  for path in files.bucket_paths(list(named.values())):
-    files.check_bucket(path)
+  for name, value in _paths_in(flag_values).items():
+    for path in files.bucket_paths(value):
+      try:
+        files.check_bucket(path)
+      except (ValueError, OSError) as error:
+        raise command_line.UsageError(f"{name}: {error}") from error
 
 
 def _is_news(record: logging.LogRecord) -> bool:
