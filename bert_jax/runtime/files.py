@@ -239,6 +239,7 @@ def replacing(path: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="bert_jax") as folder:
       temporary = os.path.join(folder, os.path.basename(path))
       yield temporary
+      _recent.pop(path, None)
       with open(temporary, "rb") as f:
         found = buckets.put(path, f)
       bucket_cache.keep(found, temporary)
@@ -752,9 +753,11 @@ def local(path: str) -> str:
   """
   if not is_remote(path):
     return path
+  if copy := _recent_copy(path):
+    return copy
   bucket_appends.sync(path)
   if found := buckets.find(path):
-    return bucket_cache.copy([found])[0]
+    return _copies([found])[0]
   there = buckets.objects(path)
   if not there:
     raise FileNotFoundError(errno.ENOENT, "No such file or folder", path)
@@ -781,7 +784,31 @@ def local_files(paths: Sequence[str]) -> list[str]:
   for path in paths:
     if buckets.normal(path) not in there:
       raise FileNotFoundError(errno.ENOENT, "No such file", path)
-  return bucket_cache.copy([there[buckets.normal(path)] for path in paths])
+  return _copies([there[buckets.normal(path)] for path in paths])
+
+
+# Path -> its copy, and when the bucket was asked whether it is the same still.
+_recent: dict[str, tuple[str, float]] = {}
+_RECENT_SECS = 30.0
+
+
+def _copies(found: Sequence[buckets.Object]) -> list[str]:
+  """Returns local copies of objects, and remembers them for some seconds.
+
+  Opening prepared data asks for each of its files several times.
+  """
+  copies = bucket_cache.copy(found)
+  now = time.monotonic()
+  for one, copy in zip(found, copies, strict=True):
+    _recent[one.path] = copy, now
+  return copies
+
+
+def _recent_copy(path: str) -> str:
+  """Returns a copy that was compared with its object just now, or ""."""
+  copy, at = _recent.get(path, ("", 0.0))
+  is_recent = copy and time.monotonic() - at < _RECENT_SECS
+  return copy if is_recent and os.path.exists(copy) else ""
 
 
 def missing(paths: Iterable[str]) -> list[str]:
@@ -805,6 +832,7 @@ def missing(paths: Iterable[str]) -> list[str]:
 def forget_copy(path: str) -> None:
   """Deletes the local copy of a file of a bucket, because it is damaged."""
   if is_remote(path):
+    _recent.pop(path, None)
     bucket_cache.forget(bucket_cache.place(path))
 
 
@@ -854,6 +882,7 @@ def _regex(pattern: str) -> str:
 @contextlib.contextmanager
 def _collecting(path: str, mode: str, errors: str) -> Iterator[Any]:
   """Yields a local file, whose content becomes an object after success."""
+  _recent.pop(path, None)
   bucket_appends.forget(path)
   with tempfile.TemporaryFile() as raw:
     file: Any = raw

@@ -1,6 +1,6 @@
 """Verifies the checksums of the files of prepared data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import logging
@@ -50,6 +50,7 @@ def verify(
   known = _read_verified(note) if mode == "once" else {}
   wanted = table_hashes(folder, split, ("array_record", *records.TABLES))
   wanted |= _example_hashes(folder, name, split, packed)
+  _copy_all(wanted)
   entries = {path: _entry(path, digest) for path, digest in wanted.items()}
   good = {}
   try:
@@ -71,6 +72,12 @@ def verify(
     if good:
       with contextlib.suppress(OSError):  # if read-only, it verifies each time
         records.write_json(note, _read_verified(note) | good)
+
+
+def _copy_all(paths: Iterable[str]) -> None:
+  """Makes local copies of files of a bucket, many at a time."""
+  with contextlib.suppress(FileNotFoundError, files.NoRoomError):
+    files.local_files(list(paths))
 
 
 def _entry(path: str, digest: str) -> tuple[str, list]:
