@@ -49,6 +49,7 @@ def get_config(text=None):
     mlp_dim=round(args.hidden / 24) * 64 if is_gated else 4 * args.hidden,
     max_len=max(args.seq_len, 256),
     attention_pattern="full",
+    pooling="mean",  # masked words teach the first token nothing
     dropout_rate=0.0,
     attention_dropout_rate=0.0,
   )

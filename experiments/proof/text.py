@@ -4,9 +4,10 @@
     --tasks=DATA/glue,DATA/ner/wnut17 --output=runs/proof/text
 
 The texts have a sentence in each line and a blank line between documents;
-`novels.txt:2` takes every second document. The docstrings of Python and of the installed packages are added, as in the demo.
-A sentence that shares eight words in a row with a development or test file of a
-task is left out, and so is one that equals a shorter sentence of these files.
+`novels.txt:2` takes every second document. The docstrings of Python and of the
+installed packages are added, as in the demo. A sentence that shares eight words
+in a row with a development or test file of a task is left out, and so is one
+that equals a shorter sentence of these files.
 """
 
 import argparse
