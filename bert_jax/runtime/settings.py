@@ -823,7 +823,7 @@ class Probe(Group):
   every_steps: int = of_session(0, 0, _INT32, since="0.3.0", before=0)
   """Steps from one probe to the next; 0 = never."""
 
-  dir: str = of_host(None, since="0.3.0", is_path=True)
+  dir: str = of_host(None, since="0.3.0", before="", is_path=True)
   """Folder with the files of these tasks, or with the folder of each task."""
 
   similarity: tuple[str, ...] = of_session((), since="0.3.0", before=[])
@@ -837,14 +837,18 @@ class Probe(Group):
   finetune: tuple[str, ...] = of_session((), since="0.3.0", before=[])
   """Tasks for which the whole encoder is trained for a short time."""
 
-  max_train_examples: int = of_session(1000, 0, _INT32, since="0.3.0")
+  max_train_examples: int = of_session(
+    1000, 0, _INT32, since="0.3.0", before=1000
+  )
   """How many examples a probe trains on, from the start of the training split;
   0 = all."""
 
-  num_epochs: float = of_session(3.0, 0.0, 1e9, since="0.3.0")
+  num_epochs: float = of_session(3.0, 0.0, 1e9, since="0.3.0", before=3.0)
   """Passes of a fine-tuning over these examples."""
 
-  learning_rate: float = of_session(1e-4, 0.0, _FLOAT, since="0.3.0")
+  learning_rate: float = of_session(
+    1e-4, 0.0, _FLOAT, since="0.3.0", before=1e-4
+  )
   """The highest learning rate of a fine-tuning, which falls to 0."""
 
 
