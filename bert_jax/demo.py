@@ -199,7 +199,8 @@ def _launch(*args: str) -> None:
   done = subprocess.run((sys.executable, "-m", "bert_jax.main", *args))
   if done.returncode:
     raise DemoError(
-      f"the demo stopped: this command ended with status {done.returncode}"
+      f"the demo stopped, because bert-jax {args[0]} ended with status "
+      f"{done.returncode}; its error is above"
     )
 
 

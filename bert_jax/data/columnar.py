@@ -67,7 +67,8 @@ def read_parquet(
   Args:
     path: the file.
     fields: the columns to read; None = all.
-    groups: the numbers of the row groups to read, in order; None = all.
+    groups: the row groups to read, counted from 0; their rows come in the
+      order of this list. None = all.
 
   Yields:
     "PATH: row N", counted from 1 in the file, and the row.

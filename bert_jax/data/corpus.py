@@ -674,8 +674,9 @@ def naming_tfds(path: str) -> Iterator[None]:
     raise
   except Exception as error:  # protobuf, TFDS, ArrayRecord: unrelated types
     raise CorpusError(
-      f"{path} is damaged, or is not prepared TFDS data: {error!r:.500}; "
-      "prepare it again"
+      f"{path} is damaged, or was not written by TensorFlow Datasets: "
+      f"{error!r:.500}; check the path, or make the data again with "
+      "tfds.builder(NAME).download_and_prepare()"
     ) from error
 
 

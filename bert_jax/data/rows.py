@@ -408,7 +408,10 @@ class _Buffer:
     self.text = "".join(parts)
 
   def skip_space(self) -> str:
-    """Moves to the next character that is no space, and returns it or ""."""
+    """Skips white space, and returns the character after it without reading it.
+
+    At the end of the text this is "".
+    """
     while True:
       self.at = _SPACE.match(self.text, self.at).end()  # type: ignore
       if self.at < len(self.text) or self.is_end:

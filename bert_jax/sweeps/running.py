@@ -72,7 +72,7 @@ class Journal:
     return rows
 
   def failed(self) -> set[str]:
-    """Returns the names of the trials whose last event is a failure."""
+    """Returns the names of the trials that failed and were not begun again."""
     return self._last("failed")
 
   def parted(self) -> set[str]:
@@ -192,8 +192,10 @@ def put_together(
 ) -> list[Batch]:
   """Puts trials into batches, each of which one program can train.
 
-  Trials that have begun share a batch if they have a checkpoint of the same
-  step. They continue from the newest such step.
+  Trials of a batch compile to the same program, that is, they differ only in
+  their seed and their learning rate. Trials that were interrupted share a batch
+  with others that were, if all have a checkpoint of a common step; they
+  continue from the newest such step.
 
   Args:
     trials: the trials to train.

@@ -225,7 +225,10 @@ _PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
 def is_template(name: str) -> bool:
-  """Returns whether a text is a template with columns, not just a column."""
+  """Returns whether a text is a template, such as "{title}: {body}".
+
+  Any other text is the name of one column.
+  """
   return bool(columns_of(name))
 
 

@@ -32,15 +32,19 @@ _ALPHABET_SIZE = settings.KEYS["prepare.alphabet_size"].default
 def write(
   prepare: settings.Prepare, inputs: inputs_lib.Inputs, folder: str
 ) -> None:
-  """Copies the vocabulary into DATA/vocab, or learns it there.
+  """Copies the vocabulary `prepare.vocab` into DATA/vocab, or learns one.
+
+  Nothing is written if DATA/vocab already holds what these settings ask for: a
+  vocabulary that was copied is compared by its contents, one that was learned
+  by the settings and the hash of the text that it was learned from.
 
   Args:
     prepare: the `prepare` group of the config.
     inputs: the text to learn from.
-    folder: DATA.
+    folder: the folder of the prepared data, DATA above.
 
   Raises:
-    records.DataError: DATA/vocab exists and is not this vocabulary.
+    records.DataError: DATA/vocab exists and holds another vocabulary.
   """
   target = os.path.join(folder, "vocab")
   done = os.path.join(target, "settings.json")

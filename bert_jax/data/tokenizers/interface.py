@@ -132,7 +132,7 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def write_vocabulary(self, path: Path) -> None:
-    """Writes the file that `read` reads."""
+    """Writes the vocabulary as one file, in the format of `read`."""
 
   @abc.abstractmethod
   def _content(self) -> bytes:
