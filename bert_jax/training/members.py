@@ -198,6 +198,11 @@ class Together:
     """Returns the value of every metric, by eval/NAME, for each run."""
     return self._evaluator.evaluate_all(params)
 
+  def probes_at(self, step: int) -> bool:
+    """Returns False: tasks, which alone train together, have no probes."""
+    del step
+    return False
+
   def has_evaluation(self, start: int) -> bool:
     """Returns whether all logs have the evaluation of this step."""
     return all(run.has_evaluation(start) for run in self._runs)
