@@ -52,6 +52,14 @@ class BucketError(errors.UserError):
   """A bucket cannot be used: it does not exist, or rights are missing."""
 
 
+class RightsError(PermissionError):
+  """The account of this machine may not do what was asked for."""
+
+
+class ServiceError(OSError):
+  """The service did not answer, or failed, for `PATIENCE_SECS`."""
+
+
 class ChangedError(OSError):
   """An object has another generation than a write or deletion depends on."""
 
@@ -136,11 +144,23 @@ def problem(name: str, path: str) -> str:
 
 
 def prepare_libraries() -> None:
-  """Sets what libraries that read buckets by themselves must not do.
+  """Sets how libraries behave that read and write buckets by themselves.
 
-  Orbax reads by gcsfs, which would remember lists of objects, and so would not
-  see what other processes write.
+  Orbax does so by gcsfs, which repeats a failed request for half a minute; it
+  is told to be as patient as this module.
   """
+  import gcsfs
+  from gcsfs import retry
+
+  _keep_no_lists()
+  system: Any = gcsfs.GCSFileSystem
+  if inner := getattr(system._request, "__wrapped__", None):
+    tries = 5 + int(PATIENCE_SECS / 32)  # they wait 1, 2, 4, ..., 32, 32 s
+    system._request = retry.retry_request(retries=tries)(inner)
+
+
+def _keep_no_lists() -> None:
+  """Has fsspec not remember lists of objects, which other processes change."""
   import fsspec
 
   kept = fsspec.config.conf.setdefault("gcs", {})
@@ -157,7 +177,7 @@ def _client_of(pid: int) -> Any:
   from google.cloud import storage
   from requests import adapters
 
-  prepare_libraries()
+  _keep_no_lists()
   try:
     client = storage.Client(project=None)
   except exceptions.DefaultCredentialsError as error:
@@ -194,9 +214,10 @@ def naming(path: str) -> Iterator[None]:
   Raises:
     FileNotFoundError: there is no such object.
     BucketError: there is no such bucket, or no credentials.
-    PermissionError: the account has no right to do it.
+    RightsError: the account has no right to do it.
     ChangedError: the object has another generation.
-    OSError: the service does not answer.
+    ServiceError: the service does not answer.
+    OSError: the content arrives damaged.
   """
   from google.api_core import exceptions as api
   from google.auth import exceptions as auth
@@ -213,7 +234,7 @@ def naming(path: str) -> Iterator[None]:
       ) from error
     raise FileNotFoundError(2, "No such object", path) from error
   except (api.Forbidden, api.Unauthorized) as error:
-    raise PermissionError(
+    raise RightsError(
       f"{path}: the bucket refuses the request "
       f"({errors.first_line(error)}); {_RIGHTS.format(bucket=bucket)}"
     ) from error
@@ -233,7 +254,7 @@ def naming(path: str) -> Iterator[None]:
     auth.TransportError,
     requests.RequestException,
   ) as error:
-    raise OSError(
+    raise ServiceError(
       f"{path}: the storage service fails: {errors.first_line(error)}"
     ) from error
 
