@@ -20,13 +20,18 @@ import io
 import logging
 import os
 import secrets
+import time
 from typing import Any, BinaryIO
 
 from bert_jax.runtime import errors
 
 SCHEME = "gs://"
 PATIENCE_SECS = 600.0
+_FIRST_SECS = 60.0  # for the first request of a process
+_TELL_SECS = 30.0  # between two warnings of requests that fail
 _EXTRA = ("google.cloud.storage", "gcsfs")
+_log = logging.getLogger(__name__)
+
 _THREADS = 16  # requests at the same time, of folders
 _FIRST_BYTES = 1 << 18  # of an object, by the first request
 _MOST_BYTES = 8 << 20  # by later requests, if it is read on
@@ -200,11 +205,37 @@ def _blob(path: str, generation: int | None = None) -> Any:
 
 
 @functools.cache
-def _retry() -> Any:
-  """Returns how requests are repeated: those that no repetition can harm."""
+def _retry(secs: float = PATIENCE_SECS) -> Any:
+  """Returns how requests are repeated: those that no repetition can harm.
+
+  Args:
+    secs: for how long.
+  """
+  from google.api_core import retry as api
   from google.cloud.storage import retry
 
-  return retry.DEFAULT_RETRY.with_timeout(PATIENCE_SECS).with_delay(0.5, 20, 2)
+  return api.Retry(
+    predicate=retry.DEFAULT_RETRY._predicate,
+    initial=0.5,
+    maximum=20,
+    timeout=secs,
+    on_error=_tell_of_failure,
+  )
+
+
+_told = [0.0]  # when a failure was told last
+
+
+def _tell_of_failure(error: Exception) -> None:
+  """Says at times that requests are repeated, so that nobody wonders."""
+  now = time.monotonic()
+  if not _told[0] or now - _told[0] > _TELL_SECS:
+    _told[0] = now
+    _log.warning(
+      "the storage service fails (%s); trying again for up to %.0f s",
+      errors.first_line(error),
+      PATIENCE_SECS,
+    )
 
 
 @contextlib.contextmanager
@@ -297,7 +328,9 @@ def _check_bucket(bucket: str) -> None:
   path = SCHEME + bucket
   try:
     with naming(path):
-      blobs = _bucket(bucket).list_blobs(max_results=1, retry=_retry())
+      blobs = _bucket(bucket).list_blobs(
+        max_results=1, retry=_retry(_FIRST_SECS)
+      )
       next(iter(blobs), None)
   except FileNotFoundError as error:
     raise BucketError(

@@ -86,7 +86,7 @@ class MetricsLog:
   def sync(self) -> None:
     """Waits until all lines can be read by other processes."""
     self._file.sync()
-    files.sync(self._workdir)
+    files.sync(self._bad_steps)
 
   def close(self) -> None:
     """Flushes to disk."""

@@ -57,9 +57,8 @@ def convert(
     print(f"{what:8} {', '.join(names) or 'nothing'}")
   if push:
     message = f"Converted to {config.convert.to} by bert_jax"
-    print(
-      f"pushed   {hub.push(files.local(target), push, message)} ({hub.endpoint()})"
-    )
+    pushed = hub.push(files.local(target), push, message)
+    print(f"pushed   {pushed} ({hub.endpoint()})")
   return pretrained
 
 
