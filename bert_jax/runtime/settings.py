@@ -1118,6 +1118,8 @@ def _as_tuple(value: Any) -> Any:
 
 def absolute(path: str) -> str:
   """Returns the absolute form of a path, whose ~ is the user's home."""
+  if "://" in path:
+    return path
   return os.path.abspath(os.path.expanduser(path))
 
 

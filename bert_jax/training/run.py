@@ -12,8 +12,10 @@ import optax
 
 from bert_jax.data import batching
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import files
 from bert_jax.runtime import goodput
 from bert_jax.runtime import hosts
+from bert_jax.runtime import locks
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
@@ -80,7 +82,7 @@ class Run:
 
     Leaving it waits for unfinished writes and closes the files.
     """
-    os.makedirs(self.workdir, exist_ok=True)
+    files.make_folders(self.workdir)
     with meeting.lock(self.workdir):
       self.checkpoints = self.session.checkpoints()
       try:
@@ -267,6 +269,9 @@ class Run:
       always: False means to save it only if its evaluation is the best so far.
     """
     watchdog.note("saving", step)
+    locks.check(self.workdir)
+    if self._written:  # before the step is there: a killed run goes on from it
+      self._written.sync()
     save = self.checkpoints.save if always else self.checkpoints.save_if_best
     rest = session.rest_of(state, self.mean_loss)
     save(step, state.params, rest, evaluation)
