@@ -39,11 +39,15 @@ PROBES = {
 
 
 def launch(*arguments: str) -> None:
-  """Runs the launcher in a process of its own, and shows the command."""
+  """Runs the launcher in a process of its own, and shows the command.
+
+  Raises:
+    SystemExit: the command failed or was stopped; it has its exit status.
+  """
   print("\n$ bert-jax " + " ".join(arguments), flush=True)
-  subprocess.run(
-    [sys.executable, "-m", "bert_jax.main", *arguments], check=True
-  )
+  done = subprocess.run([sys.executable, "-m", "bert_jax.main", *arguments])
+  if done.returncode:
+    raise SystemExit(done.returncode)
 
 
 class Stages:
