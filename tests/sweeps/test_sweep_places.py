@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from bert_jax.runtime import files
+from bert_jax.sweeps import engines
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
@@ -72,3 +73,9 @@ def test_a_sweep_runs_its_trials_and_can_be_continued(place, launcher):
   assert [t.state() for t in trials(1, 3, 5)] == ["done", "done", "begun"]
   running.run(trials(1, 3), workdir, launcher=launcher)  # nothing is left
   assert len(running.Journal(workdir).read()) == len(events)
+
+
+def test_slurm_needs_a_folder_for_its_files(monkeypatch):
+  monkeypatch.setitem(sys.modules, "submitit", object())
+  with pytest.raises(sweep.SweepError, match="folder"):
+    engines.submit([], "gs://bucket/sweep", {})
