@@ -73,7 +73,6 @@ def main(argv: Sequence[str]) -> int:
     print(completion.script(FLAGS.completion, own, FLAGS.config), end="")
     return 0
   try:
-    _say_what_is_left(FLAGS)
     mode = command_line.check_flags(FLAGS, sys.argv[1:], MODES)
     if FLAGS.checkpoint is not None:
       from bert_jax.runtime import saved_steps
@@ -81,8 +80,9 @@ def main(argv: Sequence[str]) -> int:
       saved_steps.check(FLAGS.checkpoint)
     if problem := _scheme_in(FLAGS):
       raise command_line.UsageError(problem)
-    _check_buckets(FLAGS)
     _set_up_logging()
+    _check_buckets(FLAGS)
+    _say_what_is_left(FLAGS)
     if FLAGS.config is not None:
       # Before jax is loaded, which takes seconds.
       settings.check(FLAGS.config)

@@ -97,7 +97,8 @@ def submit(
     workdir: the folder of the sweep, which all machines must see. Submitit
       writes to the folder `slurm` in it.
     settings: arguments of submitit's update_parameters, such as
-      slurm_partition, timeout_min, nodes, slurm_gres.
+      slurm_partition, timeout_min, nodes, slurm_gres. `folder` names another
+      folder for submitit's files, which a workdir in a bucket needs.
     cluster: "local" = run processes on this machine; None = use SLURM.
 
   Returns:
@@ -112,8 +113,14 @@ def submit(
     raise sweep.SweepError(
       "--engine=slurm needs submitit: pip install 'bert_jax[slurm]'"
     ) from error
+  settings = dict(settings)
+  folder = settings.pop("folder", os.path.join(workdir, "slurm"))
+  if files.is_remote(folder):
+    raise sweep.SweepError(
+      f"--workdir={workdir}: submitit cannot write its files to a bucket; name "
+      "a folder that all machines see in the sweep, as slurm={'folder': ...}"
+    )
   waiting = [one for one in trials if not one.is_done()]
-  folder = os.path.join(workdir, "slurm")
   try:
     executor = submitit.AutoExecutor(
       folder=folder,
