@@ -417,6 +417,20 @@ class Data(Group):
   data is this times the step: a run that changes it skips or repeats
   examples."""
 
+  batch_warmup_sizes: tuple[int, ...] = of_run(
+    (), 1, _PIECES, since="0.3.0", before=[]
+  )
+  """Pre-training: the rows of a step in the first steps of the run, such as
+  64,128,192 before a batch_size of 256. Each size is for an equal part of
+  batch_warmup_steps, and compiles a program of its own."""
+
+  batch_warmup_steps: int = of_run(0, 0, _INT32, since="0.3.0", before=0)
+  """Pre-training: the number of steps with the sizes of batch_warmup_sizes."""
+
+  first_row: int = of_run(0, 0, 2**48, since="0.3.0", before=0)
+  """Pre-training: how many rows of the order of the examples to skip, because
+  an earlier run has used them."""
+
   max_sequences: int = of_run(1, 1, _LEN, before=1)
   """Pre-training: the largest number of sequences in a row. Tokens attend only
   to their own sequence. 1 = one padded sequence in a row. 8 sequences of
@@ -736,8 +750,14 @@ class Train(Group):
   total_steps: int = of_run(1_000_000, 0, _INT32, can_change=True)
   """The number of optimizer steps, after which the schedule ends."""
 
+  phases: tuple[str, ...] = of_run((), since="0.3.0", before=[])
+  """Pre-training in phases, one after another: for each a text of its name and
+  the keys in which it differs, such as "longer data.seq_len=1024
+  train.total_steps=800 model.rope_theta=160000". A phase starts from the
+  weights and moments of the one before it. () = one phase."""
+
   num_epochs: float = of_run(0.0, 0.0, 1e9, can_change=True)
-  """Tasks: passes over the examples. An example counts once even if it has
+  """Passes over the examples. An example of a task counts once even if it has
   several windows, as in the original code. 0 = use total_steps."""
 
   log_every_steps: int = of_session(100, 1, _INT32)
@@ -767,6 +787,15 @@ class Train(Group):
   """Several processes: the job ends, so that it can be started again, if for so
   many seconds it finishes no step, batch of an evaluation, save or restore; 0 =
   no limit. The longest of these, including compiling, must be shorter."""
+
+  export: str = of_session(
+    "",
+    choices=("", "same", "huggingface", "flax", "tf1"),
+    since="0.3.0",
+    before="",
+  )
+  """After the last step, also write the weights to WORKDIR/export in this
+  format. "same": that of init_from. "" = write none."""
 
   profile_steps: tuple[int, ...] = of_session((), before=[])
   """The first and last step of a trace for TensorBoard's profiler; () = no
@@ -806,8 +835,15 @@ class Eval(Group):
   every_steps: int = of_session(10_000, 0, _INT32)
   """Steps from one evaluation to the next; 0 = only after the last step."""
 
+  at_start: bool = of_session(False, since="0.3.0", before=False)
+  """Whether to evaluate also before the first step."""
+
   batch_size: int = of_session(256, 1, _PIECES)
   """Rows in a batch of an evaluation."""
+
+  mask_rate: float = of_session(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
+  """Pre-training: the share of the tokens of a sequence to predict in an
+  evaluation; 0 = data.mask_rate. Losses at different rates do not compare."""
 
   max_examples: int = of_session(10_000, 0, _INT32)
   """How many held-out examples to evaluate; 0 = all."""
@@ -868,6 +904,10 @@ class Convert(Group):
   """Pieces of a WordPiece vocabulary to spell in another way, each as OLD=NEW,
   such as "[unused1]=covid". They keep their ids and their rows of the word
   table."""
+
+  average_last: int = of_session(0, 0, 10**6, since="0.3.0", before=0)
+  """Of a run: the mean of the weights of so many of its newest steps, which
+  checkpoint.keep keeps; 0 = one step alone."""
 
   new_rows: str = of_session(
     "mean", choices=("mean", "normal"), since="0.3.0", before="mean"
@@ -943,6 +983,14 @@ class Config(Group):
   (OWNER/NAME or OWNER/NAME@REVISION), a TF1 checkpoint, a workdir (its best
   step if it keeps one, otherwise its newest) or WORKDIR/checkpoints/STEP. They
   decide the shape of the model and, for a task, its vocabulary."""
+
+  init_changes: tuple[str, ...] = of_run((), since="0.3.0", before=[])
+  """Keys of the model that differ from those of init_from and need no other
+  parameters, such as "model.rope_theta=160000"."""
+
+  init_moments: bool = of_run(False, since="0.3.0", before=False)
+  """Whether the optimizer starts from its moments in init_from, which must be a
+  run of ours; otherwise it starts from zeros."""
 
   init_random: bool = of_run(False)
   """Whether to use only the shape and the vocabulary of init_from, and random
@@ -1155,6 +1203,10 @@ def check_together(config: Config) -> None:
   if config.objective != "task":
     raise ValueError(
       f"objective={config.objective}: only tasks are trained together"
+    )
+  if config.init_moments:
+    raise ValueError(
+      "init_moments=True is for a run that trains alone; set it to False"
     )
   if config.data.pack and not config.data.one_row_len:
     raise ValueError(

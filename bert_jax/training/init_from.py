@@ -7,6 +7,9 @@ import jax
 import numpy as np
 
 from bert_jax.models import families
+from bert_jax.runtime import runs
+from bert_jax.runtime import saved_steps
+from bert_jax.runtime.settings import Config
 from bert_jax.training.job import Job
 
 _log = logging.getLogger(__name__)
@@ -49,6 +52,38 @@ def fit_weights(job: Job, pretrained: Any, params: Any) -> Any:
     if names:
       _log.info("%s: these %s: %s", source, what, ", ".join(sorted(names)))
   return tree
+
+
+def moments_step(config: Config) -> str:
+  """Returns the folder of the saved step with the moments to start from.
+
+  Raises:
+    ValueError: init_from is no run of ours, or one with another optimizer.
+  """
+  source = config.init_from
+  workdir = source and (saved_steps.run_of(source) or source)
+  if not workdir or not runs.exists(workdir) or config.init_random:
+    raise ValueError(
+      f"init_moments=True with init_from={source!r} and init_random="
+      f"{config.init_random}: moments are read from a run of this program; "
+      "give init_from=RUN or RUN/checkpoints/STEP, or init_moments=False"
+    )
+  run = runs.read_run(workdir)
+  if "converted_from" in run:
+    raise ValueError(
+      f"init_moments=True: {source} was converted, which keeps no moments; set "
+      "it to False"
+    )
+  there = run["config"]["optim"]["name"]
+  if there != config.optim.name:
+    raise ValueError(
+      f"init_moments=True: {source} was trained with optim.name={there}, whose "
+      f"moments are not those of {config.optim.name}; use the same optimizer, "
+      "or init_moments=False"
+    )
+  if workdir != source:
+    return source
+  return saved_steps.choose(workdir).path
 
 
 def place_array(value: np.ndarray, place: jax.sharding.Sharding) -> jax.Array:

@@ -87,6 +87,24 @@ def make_optimizer(
   return _in_float32(optax.chain(*steps)), schedule
 
 
+def at_first_step(opt_state: Tree) -> Tree:
+  """Returns the state of an optimizer with its schedule at the first step.
+
+  The moments stay, and so do the counts that correct their bias.
+  """
+
+  def restart(state: Any) -> Any:
+    if isinstance(state, optax.ScaleByScheduleState):
+      return jax.tree.map(lambda count: count * 0, state)
+    return state
+
+  return jax.tree.map(
+    restart,
+    opt_state,
+    is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState),
+  )
+
+
 def make_schedule(
   name: str,
   learning_rate: float | jax.Array,

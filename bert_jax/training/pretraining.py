@@ -5,6 +5,7 @@ The other job is in finetuning.py; both look the same to train.py.
 
 import functools
 import logging
+import math
 import os
 from typing import Any
 
@@ -55,10 +56,15 @@ class Pretraining(Job):
     _check_model_fits(config, self.model.config, is_abstract)
     if config.data.dir and not is_abstract:
       self._look_at_text()
-    if config.train.num_epochs:
+    if bool(config.train.num_epochs) == bool(config.train.total_steps):
       raise ValueError(
-        f"train.num_epochs={config.train.num_epochs} is for tasks; give "
-        "--config.train.total_steps"
+        f"train.num_epochs={config.train.num_epochs} and train.total_steps="
+        f"{config.train.total_steps}: give one of them, and 0 for the other"
+      )
+    if config.train.num_epochs and not config.data.dir:
+      raise ValueError(
+        f"train.num_epochs={config.train.num_epochs} needs data.dir to count "
+        "the steps of an epoch; give it, or --config.train.total_steps"
       )
 
   def _look_at_text(self) -> None:
@@ -87,6 +93,15 @@ class Pretraining(Job):
     """The vocabulary that the data was prepared with."""
     return batching.load_vocabulary(self.config.data.dir)
 
+  @functools.cached_property
+  def total_steps(self) -> int:
+    """`train.total_steps`, or the steps of `train.num_epochs` epochs."""
+    epochs = self.config.train.num_epochs
+    if not epochs:
+      return self.config.train.total_steps
+    num_rows = self._length_counts()[1]
+    return max(1, math.ceil(epochs * num_rows / self.config.data.batch_size))
+
   @property
   def data_hash(self) -> str:
     """The hash of the manifest of the examples that are read."""
@@ -104,14 +119,14 @@ class Pretraining(Job):
 
   def batches(self, mesh, seed=None):
     config = self.config
-    size = config.data.batch_size
+    place = sharding.batch_sharding(mesh)
     return batching.PretrainBatches(
       config.data,
       "train",
       seed=config.seed if seed is None else seed,
-      batch_size=size,
+      batch_size=config.data.batch_size,
       num_steps=self.total_steps,
-      rows=sharding.local_rows(sharding.batch_sharding(mesh), size),
+      rows=functools.cache(lambda size: sharding.local_rows(place, size)),
     )
 
   def evaluator(self, mesh, num_members=0):
@@ -128,14 +143,10 @@ class Pretraining(Job):
     data = self.config.data
     if not data.dir:
       return None
-    examples = batching.open_examples(data, "train")
     if data.max_sequences > 1:
-      name = records.examples_name(data)
-      histogram = indexes.LengthIndex(data.dir, name, "train").histogram
-      num_rows = packing.pack_histogram(
-        histogram, data.seq_len, data.max_sequences
-      ).num_rows
+      histogram, num_rows = self._length_counts()
     else:
+      examples = batching.open_examples(data, "train")
       num_rows = min(len(examples), 65536)
       lengths = records.example_lengths(
         examples.read(np.arange(num_rows)), self.tokenizer.template.counts
@@ -144,11 +155,30 @@ class Pretraining(Job):
     sizes = np.arange(len(histogram), dtype=float)
     return sizes @ histogram / num_rows, sizes**2 @ histogram / num_rows
 
+  def _length_counts(self) -> tuple[np.ndarray, int]:
+    """Returns the number of examples of each length, and of rows of an epoch.
+
+    The lengths are counted only if several examples share a row.
+    """
+    data = self.config.data
+    examples = batching.open_examples(data, "train")
+    if data.max_sequences == 1:
+      return np.zeros(0), len(examples)
+    name = records.examples_name(data)
+    histogram = indexes.LengthIndex(data.dir, name, "train").histogram
+    patterns = packing.pack_histogram(
+      histogram, data.seq_len, data.max_sequences
+    )
+    return histogram, patterns.num_rows
+
   def step_flops(self, batch, attended=None, all_positions=False):
     data = self.config.data
+    num_rows = data.batch_size
+    if data.batch_warmup_sizes:  # all hosts have the same number of rows
+      num_rows = len(batch["input_mask"]) * jax.process_count()
     return flops.pretrain_step_flops(
       self.config.model,
-      data.batch_size,
+      num_rows,
       data.seq_len,
       batching.num_masked_slots(data),
       num_sequences=data.max_sequences,
@@ -188,8 +218,10 @@ class PretrainingEvaluator(Evaluator):
     super().__init__(job, mesh, steps.make_eval_step(job.model, job.objective))
     config = job.config
     self._batch_size = config.eval.batch_size
+    data = config.data.copy_and_resolve_references()
+    data.mask_rate = config.eval.mask_rate or data.mask_rate
     self._batches = batching.PretrainBatches(
-      config.data,
+      data,
       "validation",
       seed=orders.EVAL_SEED,
       batch_size=self._batch_size,
@@ -232,6 +264,7 @@ def _check_model_fits(
       "bert-jax prepare"
     )
   masking.check_max_sequences(config.data)
+  _check_batch_sizes(config)
   if config.objective == "mlm_nsp" and config.data.pairing != "pairs":
     raise ValueError(
       f"objective=mlm_nsp needs data.pairing=pairs, not {config.data.pairing}, "
@@ -255,6 +288,21 @@ def _check_model_fits(
     raise ValueError(
       f"{config.data.dir} has a vocabulary of {vocab_size}, model.vocab_size="
       f"{model_config.vocab_size}; set --config.model.vocab_size={vocab_size}"
+    )
+
+
+def _check_batch_sizes(config: Config) -> None:
+  """Raises ValueError if the sizes of the first batches make no sense."""
+  data = config.data
+  sizes, num_steps = data.batch_warmup_sizes, data.batch_warmup_steps
+  if num_steps < len(sizes) or (num_steps and not sizes):
+    raise ValueError(
+      f"data.batch_warmup_sizes={list(sizes)} and data.batch_warmup_steps="
+      f"{num_steps}: give both, with a step or more for each size, or neither"
+    )
+  if sizes and config.train.num_epochs:
+    raise ValueError(
+      "data.batch_warmup_sizes needs train.total_steps; set train.num_epochs=0"
     )
 
 

@@ -49,6 +49,7 @@ def read_settings(step: str) -> FolderSettings:
     seq_len = checked_length(data)
     flat = settings.flatten(config)
     own = {key: flat[key] for key in SETTINGS if key in flat}
+    sentence = tuple(map(str, run.get("sentence") or ()))
   tokenizer = None
   for folder in filter(None, (workdir, data.get("dir"))):
     vocab = os.path.join(folder, "vocab")
@@ -66,6 +67,7 @@ def read_settings(step: str) -> FolderSettings:
       lower_case=tokenizer.lower_case if tokenizer else None,
       seq_len=seq_len,
       settings=own,
+      sentence=sentence,
     ),
     head=lambda num_outputs: (task.get("kind", default), ""),
   )
