@@ -5,6 +5,8 @@ metrics. Losses and metrics are (sum, weight) pairs over the given rows; the
 caller adds the sums and divides once.
 """
 
+from collections.abc import Mapping
+import types
 from typing import Any, ClassVar
 
 from flax import linen as nn
@@ -27,12 +29,41 @@ class Kind:
       because sequences share rows.
     unused: prefixes of the paths of the parameters that the outputs do not
       depend on; weights may lack them.
+    heads: the names of the heads that it trains.
+    loss_weights: the factor of a term of the loss; others count once.
   """
 
   name: ClassVar[str]
   inputs: tuple[str, ...] = ("input_ids", "input_mask", "segment_ids")
   packed_inputs: tuple[str, ...] = ("positions", "sequence_ids")
   unused: tuple[str, ...] = ()
+  heads: tuple[str, ...] = ("task",)
+  loss_weights: Mapping[str, float] = types.MappingProxyType({})
+
+  def for_config(self, config: Any) -> "Kind":
+    """Returns the kind with the settings of a config that it reads.
+
+    Args:
+      config: the whole configuration.
+    """
+    del config
+    return self
+
+  def total(self, terms: Mapping[str, Any]) -> Any:
+    """Returns the loss: the sum of its terms, each times its factor."""
+    factors = self.loss_weights
+    return sum(
+      term * factors[name] if name in factors else term
+      for name, term in terms.items()
+    )
+
+  def adopt(self, params: dict[str, Any]) -> dict[str, Any]:
+    """Returns weights to start from, with parts that follow from others.
+
+    Args:
+      params: as in `weights.Pretrained`.
+    """
+    return params
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     """Makes the model.

@@ -1,7 +1,7 @@
-"""Pre-training: masked words, with or without the next sentence.
+"""Pre-training: masked words, next sentences, and replaced tokens.
 
-The kinds are "mlm_nsp" and "mlm". In prediction, the same model fills in [MASK]
-("fill-mask").
+The kinds are "mlm_nsp", "mlm" and "rtd". In prediction, the model of masked
+words fills in [MASK] ("fill-mask").
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,11 @@ from bert_jax.data import batching
 from bert_jax.kinds import answers
 from bert_jax.kinds import kind
 from bert_jax.kinds import losses
+from bert_jax.models import flops
 from bert_jax.models import heads
+from bert_jax.models import replaced_tokens
 from bert_jax.models.config import ModelConfig
+from bert_jax.runtime.settings import make_config
 
 MASK = "[MASK]"
 
@@ -28,6 +31,7 @@ class Mlm(kind.Kind):
   name = "mlm"
   inputs = (*kind.Kind.inputs, "masked_positions")
   unused: tuple[str, ...] = ("encoder/pooler/", "nsp/")
+  heads: tuple[str, ...] = ("mlm",)
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     del num_labels
@@ -36,6 +40,26 @@ class Mlm(kind.Kind):
   def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
     del num_labels
     return batching.pretraining_shapes(config.data, config.data.batch_size)
+
+  def step_flops(
+    self, model: Any, data: Any, num_rows: int, **options: Any
+  ) -> int:
+    """Returns the model FLOPs of a training step.
+
+    Args:
+      model: the group `model` of a config.
+      data: the group `data`.
+      num_rows: the rows of the batch.
+      **options: `attended` and `all_positions` of models/flops.py.
+    """
+    return flops.pretrain_step_flops(
+      model,
+      num_rows,
+      data.seq_len,
+      batching.num_masked_slots(data),
+      num_sequences=data.max_sequences,
+      **options,
+    )
 
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
     return {"mlm_loss": losses.cross_entropy(*_words(outputs, batch))}
@@ -54,6 +78,7 @@ class MlmNsp(Mlm):
   name = "mlm_nsp"
   packed_inputs = (*kind.Kind.packed_inputs, "cls_positions")
   unused = ()
+  heads = ("mlm", "nsp")
 
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
     loss = losses.cross_entropy(*_sentences(outputs, batch))
@@ -65,6 +90,74 @@ class MlmNsp(Mlm):
   def metrics(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
     accuracy = losses.accuracy(*_sentences(outputs, batch))
     return super().metrics(outputs, batch) | {"nsp_accuracy": accuracy}
+
+
+class Rtd(Mlm):
+  """Replaced tokens: a generator fills masks, a discriminator finds them."""
+
+  name = "rtd"
+  inputs = (*Mlm.inputs, "masked_ids", "masked_weights")
+  unused = ()
+  heads = ("rtd",)
+
+  def __init__(self, settings: Any = None):
+    """Takes the group `generator` of a config; None means its defaults."""
+    self._settings = settings or make_config().generator
+    self.loss_weights = {"rtd_loss": self._settings.rtd_weight}
+
+  def for_config(self, config: Any) -> "Rtd":
+    return Rtd(config.generator)
+
+  def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
+    del num_labels
+    generator = replaced_tokens.generator_config(config, self._settings)
+    return replaced_tokens.ReplacedTokensModel(
+      config, generator, self._settings.sharing
+    )
+
+  def adopt(self, params: dict[str, Any]) -> dict[str, Any]:
+    """Gives a generator the words of a discriminator that comes without one."""
+    if self._settings.sharing != "disentangled" or "generator" in params:
+      return params
+    words = {"word": params["encoder"]["embeddings"]["word"]}
+    return params | {"generator": {"encoder": {"embeddings": words}}}
+
+  def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    _, scores, is_replaced = outputs
+    found = losses.sigmoid_cross_entropy(scores, is_replaced, _tokens(batch))
+    return super().losses(outputs, batch) | {"rtd_loss": found}
+
+  def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
+    return super().weights(batch) | {"rtd_loss": _tokens(batch).sum()}
+
+  def metrics(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    _, scores, is_replaced = outputs
+    weights = _tokens(batch)
+    right = ((scores > 0) == is_replaced) * weights
+    return super().metrics(outputs, batch) | {
+      "rtd_accuracy": (right.sum(), weights.sum()),
+      "replaced_rate": ((is_replaced * weights).sum(), weights.sum()),
+    }
+
+  def step_flops(
+    self, model: Any, data: Any, num_rows: int, **options: Any
+  ) -> int:
+    config = ModelConfig.from_config(model)
+    generator = replaced_tokens.generator_config(config, self._settings)
+    attended = None if options["all_positions"] else options["attended"]
+    own = flops.encoder_flops(model, num_rows, data.seq_len, attended=attended)
+    head = 2 * num_rows * data.seq_len * model.hidden_size**2
+    return 3 * (own + head) + super().step_flops(
+      generator, data, num_rows, **options
+    )
+
+
+def _tokens(batch: kind.Batch) -> jax.Array:
+  """Returns float32 [B, L], 1 for each token of an example that counts."""
+  is_token = batch["input_mask"].astype(jnp.float32)
+  if batch["weight"].ndim > 1:  # packed rows hold only examples that count
+    return is_token
+  return is_token * batch["weight"][:, None]
 
 
 def _words(outputs: Any, batch: kind.Batch) -> tuple[jax.Array, ...]:
@@ -95,6 +188,7 @@ def unigram_metrics(batch: kind.Batch, log_probs: jax.Array) -> kind.Sums:
 
 MLM = Mlm()
 MLM_NSP = MlmNsp()
+RTD = Rtd()
 
 
 class FillMask(answers.Answerer):

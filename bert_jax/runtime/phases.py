@@ -163,7 +163,8 @@ def _pair(word: str, text: str) -> tuple[str, Any]:
   key = settings.KEYS.get(name)
   if key is None or not equals:
     raise PhaseError(
-      f"{word!r:.60} in {text!r:.100} is not KEY=VALUE: {settings.unknown(name)}"
+      f"{word!r:.60} in {text!r:.100} is not KEY=VALUE: "
+      f"{settings.unknown(name)}"
     )
   found: Any = value
   try:

@@ -849,6 +849,30 @@ class Eval(Group):
   """How many held-out examples to evaluate; 0 = all."""
 
 
+class Generator(Group):
+  """The generator of objective=rtd, which is trained beside the model."""
+
+  width_rate: float = of_run(0.25, 0.0, 1.0, since="0.3.0", before=0.25)
+  """Its heads, hidden size and MLP as a share of those of the model."""
+
+  depth_rate: float = of_run(1.0, 0.0, 1.0, since="0.3.0", before=1.0)
+  """Its layers as a share of those of the model."""
+
+  sharing: str = of_run(
+    "embeddings",
+    choices=("embeddings", "disentangled", "none"),
+    since="0.3.0",
+    before="embeddings",
+  )
+  """What both models share. "embeddings": all tables of the embeddings, and
+  their norm, as in ELECTRA. "disentangled": the word table of the generator,
+  which the model does not train and adds a table of its own to, as in
+  DeBERTa-v3. "none": nothing."""
+
+  rtd_weight: float = of_run(50.0, 0.0, _FLOAT, since="0.3.0", before=50.0)
+  """The factor of the model's loss beside that of the generator."""
+
+
 class Checkpoint(Group):
   """When checkpoints are saved, and which are kept."""
 
@@ -976,7 +1000,8 @@ class Config(Group):
 
   objective: str = of_run("mlm_nsp")
   """The objective of training: "mlm_nsp" (masked tokens and next sentence),
-  "mlm" (masked tokens alone), or "task": that of the group `task`."""
+  "mlm" (masked tokens alone), "rtd" (replaced tokens, with a generator), or
+  "task": that of the group `task`."""
 
   init_from: str = of_run(None, is_path=True)
   """Weights to start from: an HF directory or the name of a model of the hub
@@ -1004,6 +1029,7 @@ class Config(Group):
   train: Train
   mesh: Mesh
   eval: Eval
+  generator: Generator
   checkpoint: Checkpoint
   convert: Convert
   predict: Predict

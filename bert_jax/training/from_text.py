@@ -15,6 +15,7 @@ import jax
 from bert_jax.data import prepare
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
+from bert_jax.kinds import table
 from bert_jax.runtime import errors
 from bert_jax.runtime import peers
 from bert_jax.runtime import saved_steps
@@ -91,12 +92,20 @@ def _check(config: Config, found: "weights.Pretrained | None") -> None:
       f"init_from={config.init_from} has no vocabulary to prepare text with; "
       "give it by --config.prepare.vocab=vocab.txt"
     )
-  trained = config.objective.split("_")
-  if found is not None and "mlm" in trained and "mlm" not in found.params:
+  heads = table.get(config.objective).heads
+  if found is not None and not set(heads) <= set(found.params):
+    has = [name for name in ("mlm", "nsp", "rtd") if name in found.params]
+    if has:
+      raise FromTextError(
+        f"init_from={config.init_from} has the head {' and '.join(has)}, and "
+        f"objective={config.objective} trains {' and '.join(heads)}; set "
+        f"--config.objective={'rtd' if has == ['rtd'] else 'mlm'}"
+      )
     _log.warning(
-      "%s has no head for masked words and begins with a fresh one, so that "
+      "%s has no head for objective=%s and begins with a fresh one, so that "
       "its scores before training say nothing about the encoder",
       config.init_from,
+      config.objective,
     )
   tried = config.copy_and_resolve_references()
   tried.data.dir = None

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from bert_jax.models import families
+from bert_jax.models.replaced_tokens import PARTS as ONLY_RTD
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime.settings import Config
@@ -33,7 +34,8 @@ def fit_weights(job: Job, pretrained: Any, params: Any) -> Any:
   """
   if pretrained is None:
     return None
-  given, source = dict(pretrained.params), job.config.init_from
+  given, source = job.objective.adopt(pretrained.params), job.config.init_from
+  given = {k: v for k, v in given.items() if k in params or k not in ONLY_RTD}
   head = {"kind": pretrained.kind, "labels": list(pretrained.labels)}
   if "task" in given and head != job.facts.get("task"):
     del given["task"]

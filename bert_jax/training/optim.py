@@ -360,7 +360,7 @@ def _is_muon(state: Any) -> bool:
   return isinstance(state, optax.contrib.MuonState)
 
 
-_MATRIX = re.compile(r"(?<!^task)(?<!^nsp)/kernel$")
+_MATRIX = re.compile(r"(?<!^task)(?<!^nsp)(?<!^rtd)/kernel$")
 
 
 def _matrix_axes(

@@ -23,7 +23,6 @@ from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import table
-from bert_jax.models import flops
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import files
@@ -176,12 +175,10 @@ class Pretraining(Job):
     num_rows = data.batch_size
     if data.batch_warmup_sizes:  # all hosts have the same number of rows
       num_rows = len(batch["input_mask"]) * jax.process_count()
-    return flops.pretrain_step_flops(
+    return self.objective.step_flops(
       self.config.model,
+      data,
       num_rows,
-      data.seq_len,
-      batching.num_masked_slots(data),
-      num_sequences=data.max_sequences,
       attended=attended or packing.attended(batch.get("sequence_ids")),
       all_positions=all_positions,
     )
@@ -248,7 +245,8 @@ class PretrainingEvaluator(Evaluator):
     means = metrics.finish(totals)
     first = jax.tree.map(jnp.asarray, self._batches[0])
     terms = self._job.objective.weights(first)
-    means["loss"] = sum(means[name] for name in terms)
+    objective = self._job.objective
+    means["loss"] = objective.total({name: means[name] for name in terms})
     means["mlm_perplexity"] = metrics.perplexity(means["mlm_loss"])
     return {f"eval/{name}": means[name] for name in sorted(means)}
 

@@ -11,6 +11,7 @@ import numpy as np
 from bert_jax.data.tokenizers import load
 from bert_jax.models import config as model_config
 from bert_jax.models import params as param_trees
+from bert_jax.models import replaced_tokens
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.weights import task_heads
@@ -29,6 +30,23 @@ def read_tensors(step: str) -> dict[str, np.ndarray]:
   with naming(step):
     tree = checkpoint.read_params(step)
     return param_trees.unstack(check_arrays(param_trees.flatten(tree)))
+
+
+def take_parts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Takes the parts that only a training with replaced tokens has.
+
+  The word table of a discriminator that adds to the generator's is put in.
+
+  Args:
+    tensors: our flat tree, from which the parts are removed.
+  """
+  parts = tuple(f"{name}/" for name in replaced_tokens.PARTS)
+  taken = {k: tensors.pop(k) for k in list(tensors) if k.startswith(parts)}
+  if replaced_tokens.RESIDUAL in taken:
+    base = taken[f"generator/{replaced_tokens.WORDS}"]
+    own = taken[replaced_tokens.RESIDUAL]
+    tensors[replaced_tokens.WORDS] = base + own
+  return taken
 
 
 def read_settings(step: str) -> FolderSettings:
