@@ -176,14 +176,33 @@ class PretrainBatches:
 
   def examples(self, step: int) -> list[list[int]]:
     """Returns the example numbers of a step, over all hosts, row by row."""
-    places = self._start(step) + np.arange(self._size(step))
-    ids = self._order(places[places < self._limit])[0]
+    places = self.places(step)
+    return self.examples_at(places[places < self._limit])
+
+  def examples_at(self, places: np.ndarray) -> list[list[int]]:
+    """Returns the example numbers of the rows at positions in the order."""
+    ids = self._order(places)[0]
     rows = ids.reshape(len(ids), -1).tolist()
     return [[i for i in row if i >= 0] for row in rows]
 
   def __getitem__(self, step: int) -> Batch:
-    places = self._start(step) + self._rows_of(self._size(step))
-    real = places < self._limit
+    places = self.own_places(step)
+    return self._rows_at(places, places < self._limit)
+
+  def places(self, step: int) -> np.ndarray:
+    """Returns the positions in the order of the rows of a step."""
+    return self._start(step) + np.arange(self._size(step))
+
+  def own_places(self, step: int) -> np.ndarray:
+    """Returns the positions of those rows of a step that this host makes."""
+    return self._start(step) + self._rows_of(self._size(step))
+
+  def rows_at(self, places: np.ndarray) -> Batch:
+    """Returns the batch of the rows at any positions in the order."""
+    return self._rows_at(places, np.ones(len(places), bool))
+
+  def _rows_at(self, places: np.ndarray, real: np.ndarray) -> Batch:
+    """Makes a batch in which only the rows at real positions count."""
     ids, epochs = self._order(np.where(real, places, 0))
     if self._data.static_masks:
       epochs = np.zeros_like(epochs)

@@ -31,10 +31,15 @@ _OF_ALL = (
   "data.first_row",
   "optim.name",
 )
+# Beginnings of keys that a phase may have although a run does not keep them.
+_OF_PHASE = ("data.dir", "data.mixture", "eval.", "checkpoint.")
 # The keys that decide which rows of which examples a run reads.
 _OF_ORDER = (
   "seed",
   "data.dir",
+  "data.mixture",
+  "data.mixture_weights",
+  "data.mixture_power",
   "data.seq_len",
   "data.max_sequences",
   "data.pairing",
@@ -149,7 +154,7 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
   values = dict(_pair(word, text) for word in pairs)
   for key in values:
     if key in _OF_ALL or settings.KEYS[key].scope in ("session", "host"):
-      if not key.startswith(("data.dir", "eval.", "checkpoint.")):
+      if not key.startswith(_OF_PHASE):
         raise PhaseError(
           f"the phase {name!r} has {key}, which is the same for all phases; "
           "set it in the config"

@@ -403,6 +403,21 @@ class Data(Group):
   dir: str = of_host(None, is_path=True)
   """Folder of prepared data, written by bert-jax prepare."""
 
+  mixture: tuple[str, ...] = of_host((), since="0.3.0", before=[])
+  """Pre-training: folders of more prepared data, with the same vocabulary. Rows
+  come from data.dir and from these in the proportions of mixture_weights.
+  Evaluations report the loss on each."""
+
+  mixture_weights: tuple[float, ...] = of_run(
+    (), 0.0, _FLOAT, since="0.3.0", before=[]
+  )
+  """The weight of data.dir and of each folder of data.mixture in the rows; () =
+  their numbers of tokens."""
+
+  mixture_power: float = of_run(1.0, 0.0, 1.0, since="0.3.0", before=1.0)
+  """The power to which the weights are raised: below 1, small texts get a
+  larger share (temperature sampling; 0.7 is usual for languages)."""
+
   verify: str = of_session("once", choices=("once", "always", "never"))
   """When to verify the checksums of data files at the start: "once"
   (DATA/.verified.json lists the verified files), "always" or "never"."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from bert_jax.data import batching
 from bert_jax.data import masking
+from bert_jax.data import mixtures
 from bert_jax.data import orders
 from bert_jax.data import packing
 from bert_jax.data import summary
@@ -25,7 +26,6 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import table
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
-from bert_jax.runtime import files
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import metrics
@@ -85,7 +85,23 @@ class Pretraining(Job):
 
   def remarks(self):
     data = self.config.data
-    return summary.remarks(data, data.dir) if data.dir else []
+    found = summary.remarks(data, data.dir) if data.dir else []
+    for folder in data.mixture:
+      found += [f"{folder}: {x}" for x in summary.remarks(data, folder)]
+    return found
+
+  @property
+  def facts(self) -> dict[str, Any]:
+    """The texts of a mixture, with their tokens and shares of the rows."""
+    data = self.config.data
+    if not data.mixture:
+      return {}
+    found = [
+      {"name": mixtures.name_of(data, one.folder), "tokens": one.num_tokens,
+       "rows": one.rows / mixtures.BLOCK}
+      for one in mixtures.sources(data)
+    ]  # fmt: skip
+    return {"mixture": found}
 
   @functools.cached_property
   def tokenizer(self) -> interface.Tokenizer:
@@ -103,10 +119,8 @@ class Pretraining(Job):
 
   @property
   def data_hash(self) -> str:
-    """The hash of the manifest of the examples that are read."""
-    data = self.config.data
-    folder = os.path.join(data.dir, "examples", records.examples_name(data))
-    return files.file_hash(os.path.join(folder, "manifest.json"))
+    """The hash of the manifests of the examples that are read."""
+    return mixtures.data_hash(self.config.data)
 
   @property
   def held_out_hash(self) -> str:
@@ -119,14 +133,15 @@ class Pretraining(Job):
   def batches(self, mesh, seed=None):
     config = self.config
     place = sharding.batch_sharding(mesh)
-    return batching.PretrainBatches(
-      config.data,
-      "train",
-      seed=config.seed if seed is None else seed,
-      batch_size=config.data.batch_size,
-      num_steps=self.total_steps,
-      rows=functools.cache(lambda size: sharding.local_rows(place, size)),
-    )
+    options: dict[str, Any] = {
+      "seed": config.seed if seed is None else seed,
+      "batch_size": config.data.batch_size,
+      "num_steps": self.total_steps,
+      "rows": functools.cache(lambda size: sharding.local_rows(place, size)),
+    }
+    if config.data.mixture:
+      return mixtures.MixedBatches(config.data, **options)
+    return batching.PretrainBatches(config.data, "train", **options)
 
   def evaluator(self, mesh, num_members=0):
     if not summary.has_held_out(self.config.data.dir):
@@ -160,15 +175,22 @@ class Pretraining(Job):
     The lengths are counted only if several examples share a row.
     """
     data = self.config.data
-    examples = batching.open_examples(data, "train")
-    if data.max_sequences == 1:
-      return np.zeros(0), len(examples)
-    name = records.examples_name(data)
-    histogram = indexes.LengthIndex(data.dir, name, "train").histogram
-    patterns = packing.pack_histogram(
-      histogram, data.seq_len, data.max_sequences
-    )
-    return histogram, patterns.num_rows
+    histograms, num_rows = np.zeros(data.seq_len + 1), 0
+    for folder in mixtures.folders(data):
+      examples = batching.open_examples(
+        mixtures.of_folder(data, folder), "train"
+      )
+      if data.max_sequences == 1:
+        num_rows += len(examples)
+        continue
+      name = records.examples_name(data)
+      histogram = indexes.LengthIndex(folder, name, "train").histogram
+      patterns = packing.pack_histogram(
+        histogram, data.seq_len, data.max_sequences
+      )
+      histograms[: len(histogram)] += histogram
+      num_rows += patterns.num_rows
+    return histograms, num_rows
 
   def step_flops(self, batch, attended=None, all_positions=False):
     data = self.config.data
@@ -226,6 +248,18 @@ class PretrainingEvaluator(Evaluator):
       rows=sharding.local_rows(self._place, self._batch_size),
     )
     self._unigram = unigram_log_probs(config.data.dir, config.model.vocab_size)
+    self._others = {
+      mixtures.name_of(data, folder): batching.PretrainBatches(
+        mixtures.of_folder(data, folder),
+        "validation",
+        seed=orders.EVAL_SEED,
+        batch_size=self._batch_size,
+        max_examples=config.eval.max_examples,
+        rows=sharding.local_rows(self._place, self._batch_size),
+      )
+      for folder in data.mixture
+      if summary.has_held_out(folder)
+    }
 
   def names(self, params: Any) -> list[str]:
     # The shapes of all hosts; only this one's rows are at hand.
@@ -235,19 +269,28 @@ class PretrainingEvaluator(Evaluator):
     }
     with jax.set_mesh(self._mesh):
       sums = jax.eval_shape(self._step, params, batch, self._unigram)
-    return sorted(f"eval/{name}" for name in (*sums, "loss", "mlm_perplexity"))
+    others = (f"{name}/loss" for name in self._others)
+    names = (*sums, "loss", "mlm_perplexity", *others)
+    return sorted(f"eval/{name}" for name in names)
 
-  def __call__(self, params: Any) -> dict[str, float]:
+  def _means(self, params: Any, split: str, batches: Any) -> dict[str, float]:
+    """Returns the metrics of a text, by name."""
     totals: metrics.Totals = {}
     log_probs = jnp.asarray(self._unigram)
-    for sums in self._run("validation", self._batches, params, log_probs):
+    for sums in self._run(split, batches, params, log_probs):
       totals = metrics.add(totals, sums)
     means = metrics.finish(totals)
     first = jax.tree.map(jnp.asarray, self._batches[0])
-    terms = self._job.objective.weights(first)
     objective = self._job.objective
+    terms = objective.weights(first)
     means["loss"] = objective.total({name: means[name] for name in terms})
+    return means
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    means = self._means(params, "validation", self._batches)
     means["mlm_perplexity"] = metrics.perplexity(means["mlm_loss"])
+    for name, batches in self._others.items():
+      means[f"{name}/loss"] = self._means(params, name, batches)["loss"]
     return {f"eval/{name}": means[name] for name in sorted(means)}
 
 
@@ -263,6 +306,14 @@ def _check_model_fits(
     )
   masking.check_max_sequences(config.data)
   _check_batch_sizes(config)
+  data = config.data
+  if data.mixture_weights and not data.mixture:
+    raise ValueError(
+      f"data.mixture_weights={list(data.mixture_weights)} has no data.mixture; "
+      "give the folders of the other texts, or no weights"
+    )
+  if data.mixture and data.dir:
+    mixtures.sources(data)
   if config.objective == "mlm_nsp" and config.data.pairing != "pairs":
     raise ValueError(
       f"objective=mlm_nsp needs data.pairing=pairs, not {config.data.pairing}, "
