@@ -41,7 +41,7 @@ def get_config(text=None):
   c.objective = "mlm"
   c.model.max_len = args.long_len
   c.model.dropout_rate = c.model.attention_dropout_rate = 0.0
-  c.data.pairing = "full_sentences"
+  c.data.pairing = "documents"
   c.data.dupe_factor = 1
   c.data.short_seq_rate = 0.0
   c.data.seq_len = args.seq_len

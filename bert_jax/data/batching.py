@@ -89,6 +89,7 @@ class PretrainBatches:
       ValueError: data.max_sequences is out of range.
     """
     masking.check_max_sequences(data)
+    masking.check_ngrams(data)
     if not data.dir:
       raise records.DataError(
         "data.dir is not set; give --config.data.dir=DATA, a folder made by "
@@ -294,6 +295,7 @@ class PretrainBatches:
       mask_token_rate=self._data.mask_token_rate,
       random_token_rate=self._data.random_token_rate,
       continues_word=self._continues_word,
+      most_words=self._data.mask_ngrams,
     )
     names = ("input_ids", "masked_positions", "masked_ids", "masked_weights")
     return batch | dict(zip(names, masked, strict=True))

@@ -1,6 +1,6 @@
 """Pre-training: masked words, next sentences, and replaced tokens.
 
-The kinds are "mlm_nsp", "mlm" and "rtd". In prediction, the model of masked
+The kinds are "mlm_nsp", "mlm", "mlm_sop" and "rtd". In prediction, the model of masked
 words fills in [MASK] ("fill-mask").
 """
 
@@ -32,6 +32,8 @@ class Mlm(kind.Kind):
   inputs = (*kind.Kind.inputs, "masked_positions")
   unused: tuple[str, ...] = ("encoder/pooler/", "nsp/")
   heads: tuple[str, ...] = ("mlm",)
+  # The value of data.pairing that it needs; "" = any.
+  pairing: str = ""
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     del num_labels
@@ -79,17 +81,31 @@ class MlmNsp(Mlm):
   packed_inputs = (*kind.Kind.packed_inputs, "cls_positions")
   unused = ()
   heads = ("mlm", "nsp")
+  pairing = "pairs"
+  # The first part of the names of what is said of the second segment.
+  segments = "nsp"
 
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
     loss = losses.cross_entropy(*_sentences(outputs, batch))
-    return super().losses(outputs, batch) | {"nsp_loss": loss}
+    return super().losses(outputs, batch) | {f"{self.segments}_loss": loss}
 
   def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
-    return super().weights(batch) | {"nsp_loss": batch["weight"].sum()}
+    weight = batch["weight"].sum()
+    return super().weights(batch) | {f"{self.segments}_loss": weight}
 
   def metrics(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
-    accuracy = losses.accuracy(*_sentences(outputs, batch))
-    return super().metrics(outputs, batch) | {"nsp_accuracy": accuracy}
+    found = losses.accuracy(*_sentences(outputs, batch))
+    return super().metrics(outputs, batch) | {
+      f"{self.segments}_accuracy": found
+    }
+
+
+class MlmSop(MlmNsp):
+  """Masked words, and whether two segments are in their order (ALBERT)."""
+
+  name = "mlm_sop"
+  pairing = "ordered_pairs"
+  segments = "sop"
 
 
 class Rtd(Mlm):
@@ -188,6 +204,7 @@ def unigram_metrics(batch: kind.Batch, log_probs: jax.Array) -> kind.Sums:
 
 MLM = Mlm()
 MLM_NSP = MlmNsp()
+MLM_SOP = MlmSop()
 RTD = Rtd()
 
 

@@ -38,6 +38,7 @@ KINDS: dict[str, kind.Kind] = {
   for one in (
     pretraining.MLM_NSP,
     pretraining.MLM,
+    pretraining.MLM_SOP,
     pretraining.RTD,
     *TASK_KINDS.values(),
   )

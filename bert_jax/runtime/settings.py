@@ -451,9 +451,14 @@ class Data(Group):
   to their own sequence. 1 = one padded sequence in a row. 8 sequences of
   Wikipedia fill 99 % of a row of 512 tokens."""
 
-  pairing: str = of_run("pairs", choices=("pairs", "full_sentences"))
+  pairing: str = of_run(
+    "pairs", choices=("pairs", "full_sentences", "documents", "ordered_pairs")
+  )
   """The kind of pre-training examples. "pairs": two segments, for next-sentence
-  prediction. "full_sentences": one continuous text, without that task."""
+  prediction. "full_sentences": one continuous text, without that task, which
+  may cross the end of a document. "documents": the same within one document;
+  max_sequences fills rows with several. "ordered_pairs": two segments of one
+  text, in its order or swapped, for sentence-order prediction."""
 
   dupe_factor: int = of_run(10, 1, 10**6)
   """Passes over the corpus, each with other pairs of segments."""
@@ -479,6 +484,10 @@ class Data(Group):
 
   whole_word: bool = of_run(False)
   """Whether to predict whole words instead of single pieces."""
+
+  mask_ngrams: int = of_run(1, 1, 100, since="0.3.0", before=1)
+  """With whole_word: the most neighboring words to predict together. A run of n
+  words is drawn in proportion to 1 / n; ALBERT has 3."""
 
   static_masks: bool = of_run(False)
   """Whether every epoch has the same masks."""
@@ -1015,7 +1024,8 @@ class Config(Group):
 
   objective: str = of_run("mlm_nsp")
   """The objective of training: "mlm_nsp" (masked tokens and next sentence),
-  "mlm" (masked tokens alone), "rtd" (replaced tokens, with a generator), or
+  "mlm" (masked tokens alone), "mlm_sop" (masked tokens and the order of two
+  segments), "rtd" (replaced tokens, with a generator), or
   "task": that of the group `task`."""
 
   init_from: str = of_run(None, is_path=True)

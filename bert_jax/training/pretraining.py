@@ -305,6 +305,7 @@ def _check_model_fits(
       "bert-jax prepare"
     )
   masking.check_max_sequences(config.data)
+  masking.check_ngrams(config.data)
   _check_batch_sizes(config)
   data = config.data
   if data.mixture_weights and not data.mixture:
@@ -314,21 +315,25 @@ def _check_model_fits(
     )
   if data.mixture and data.dir:
     mixtures.sources(data)
-  if config.objective == "mlm_nsp" and config.data.pairing != "pairs":
+  wanted = table.get(config.objective).pairing
+  if wanted and config.data.pairing != wanted:
     raise ValueError(
-      f"objective=mlm_nsp needs data.pairing=pairs, not {config.data.pairing}, "
-      "which has no next sentences to predict; set --config.objective=mlm"
+      f"objective={config.objective} needs data.pairing={wanted}, not "
+      f"{config.data.pairing}, whose examples it cannot learn from; set "
+      "--config.objective=mlm"
     )
-  if config.objective == "mlm_nsp" and not model_config.pooler:
+  if wanted and not model_config.pooler:
     raise ValueError(
-      f"objective=mlm_nsp needs a pooler, which model.family="
+      f"objective={config.objective} needs a pooler, which model.family="
       f"{model_config.family} does not have; set --config.objective=mlm"
     )
-  if config.data.pairing == "pairs" and model_config.type_vocab_size == 1:
+  is_of_pairs = config.data.pairing in records.PAIRINGS
+  if is_of_pairs and model_config.type_vocab_size == 1:
     raise ValueError(
-      "data.pairing=pairs gives two token types, but model.type_vocab_size="
-      f"{model_config.type_vocab_size}; start from weights with two types, or "
-      "prepare and train with another data.pairing and objective=mlm"
+      f"data.pairing={config.data.pairing} gives two token types, but "
+      f"model.type_vocab_size={model_config.type_vocab_size}; start from "
+      "weights with two types, or prepare and train with another data.pairing "
+      "and objective=mlm"
     )
   if not config.data.dir:
     return
