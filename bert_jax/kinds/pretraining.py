@@ -1,7 +1,7 @@
 """Pre-training: masked words, next sentences, and replaced tokens.
 
-The kinds are "mlm_nsp", "mlm", "mlm_sop" and "rtd". In prediction, the model of masked
-words fills in [MASK] ("fill-mask").
+The kinds are "mlm_nsp", "mlm", "mlm_sop" and "rtd". In prediction, the model of
+masked words fills in [MASK] ("fill-mask").
 """
 
 from collections.abc import Mapping

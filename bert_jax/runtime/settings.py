@@ -707,6 +707,16 @@ class Prepare(Group):
   """Seed of the choice of these documents. The choice depends only on the text
   of a document."""
 
+  duplicates: str = of_session(
+    "keep",
+    choices=("keep", "drop_equal", "drop_near"),
+    since="0.3.0",
+    before="keep",
+  )
+  """What to do with documents that repeat an earlier one. "keep" them;
+  "drop_equal": leave out those with the same words; "drop_near": also those
+  that share 80 % of their runs of five words, by MinHash (extra "dedup")."""
+
   held_out_input: str = of_session("", since="0.3.0", before="")
   """Files, globs or folders, separated by commas, of text of which every
   document is kept apart for evaluation, besides the share of the input."""
