@@ -10,7 +10,7 @@ from bert_jax.data import prepare
 from tests.support import corpora
 
 
-def words_of(rng, count=60):
+def words_of(rng, count=200):
   return [f"w{rng.randrange(400)}" for _ in range(count)]
 
 

@@ -21,6 +21,8 @@ from bert_jax.runtime import settings
 # Near duplicates share this much of their runs of words, by the estimate of
 # MinHash with so many permutations.
 _SIMILARITY = 0.8
+# The index misses some candidates near its threshold, so it has a lower one.
+_PROPOSED = 0.7
 _NUM_PERMUTATIONS = 128
 _RUN_WORDS = 5
 
@@ -122,9 +124,7 @@ def _by_similarity() -> Callable[[np.ndarray], bool]:
       "'bert_jax[dedup]'; or drop only equal documents: "
       "--config.prepare.duplicates=drop_equal"
     ) from error
-  index = datasketch.MinHashLSH(
-    threshold=_SIMILARITY, num_perm=_NUM_PERMUTATIONS
-  )
+  index = datasketch.MinHashLSH(threshold=_PROPOSED, num_perm=_NUM_PERMUTATIONS)
   kept: list[np.ndarray] = []
 
   def is_new(mark: np.ndarray) -> bool:
