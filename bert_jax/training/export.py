@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bert_jax.kinds import table
 from bert_jax.models import families
+from bert_jax.runtime import files
 from bert_jax.runtime.settings import Config
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def export(config: Config, workdir: str) -> str:
     The folder; "" if nothing was written.
   """
   folder = os.path.join(workdir, FOLDER)
-  if not config.train.export or os.path.isdir(folder):
+  if not config.train.export or files.is_folder(folder):
     return ""
   from bert_jax import weights  # slow to import, and not always needed
 

@@ -8,14 +8,15 @@ preparations: a preparation that was killed looks again.
 from collections.abc import Callable, Sequence
 import hashlib
 import os
-import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bert_jax.data import corpus
 from bert_jax.data.stages import inputs as inputs_lib
 from bert_jax.data.stages import workers
+from bert_jax.data.store import records
+from bert_jax.runtime import files
 from bert_jax.runtime import settings
 
 # Near duplicates share this much of their runs of words, by the estimate of
@@ -28,13 +29,14 @@ _RUN_WORDS = 5
 
 
 def find(
-  prepare: settings.Prepare, inputs: inputs_lib.Inputs
+  prepare: settings.Prepare, inputs: inputs_lib.Inputs, folder: str
 ) -> list[list[int]]:
   """Returns the numbers of the documents of each unit that repeat others.
 
   Args:
     prepare: the `prepare` group of the config.
     inputs: the text.
+    folder: a folder for what the workers write, which is deleted at the end.
 
   Raises:
     corpus.CorpusError: the text cannot be read.
@@ -43,38 +45,47 @@ def find(
   if prepare.duplicates == "keep":
     return [[] for _ in inputs.units]
   is_new = _KINDS[prepare.duplicates]()
-  with tempfile.TemporaryDirectory() as folder:
-    jobs = [
-      {
-        "name": str(i), "size": unit.size, "unit": vars(unit), "folder": folder,
-        "kind": prepare.duplicates, "format": prepare.format,
-        "text_key": prepare.text_key, "language": prepare.language,
-      }
-      for i, unit in enumerate(inputs.units)
-    ]  # fmt: skip
-    workers.run(
-      look_at_unit, jobs, prepare.runner, prepare.num_workers, "compare"
-    )
-    found = []
-    for job in jobs:
-      marks = np.load(_path_of(job))
-      found.append([i for i, mark in enumerate(marks) if not is_new(mark)])
+  files.make_folders(folder)
+  jobs = [
+    {
+      "name": f"{i:05d}", "size": unit.size, "unit": vars(unit),
+      "folder": folder, "kind": prepare.duplicates, "format": prepare.format,
+      "text_key": prepare.text_key, "language": prepare.language,
+    }
+    for i, unit in enumerate(inputs.units)
+  ]  # fmt: skip
+  workers.run(
+    look_at_unit, jobs, prepare.runner, prepare.num_workers, "compare"
+  )
+  found = []
+  for job in jobs:
+    marks = records.read_array(_path_of(job), _MARKS[job["kind"]].dtype, 2)
+    found.append([i for i, mark in enumerate(marks) if not is_new(mark)])
+  files.delete_folder(folder)
   return found
 
 
 def look_at_unit(job: dict[str, Any]) -> int:
   """Writes the marks of the documents of a unit; returns its size."""
-  mark = _MARKS[job["kind"]]
+  marker = _MARKS[job["kind"]]
   documents = corpus.read_documents(
     corpus.Unit(**job["unit"]), job["format"], job["text_key"], job["language"]
   )
-  marks = [mark(document) for document in documents]
-  np.save(_path_of(job), np.array(marks).reshape(len(marks), -1))
+  marks = [marker.mark(document) for document in documents]
+  array = np.array(marks, marker.dtype).reshape(len(marks), -1)
+  records.write_array(_path_of(job), array)
   return job["size"]
 
 
 def _path_of(job: dict[str, Any]) -> str:
   return os.path.join(job["folder"], f"{job['name']}.npy")
+
+
+class _Marker(NamedTuple):
+  """A function from a document to what is compared, and the dtype of that."""
+
+  mark: Callable[[Sequence[str]], np.ndarray]
+  dtype: Any
 
 
 def _words(document: Sequence[str]) -> list[str]:
@@ -142,5 +153,8 @@ def _by_similarity() -> Callable[[np.ndarray], bool]:
 
 
 # Value of prepare.duplicates -> what is compared, and how.
-_MARKS = {"drop_equal": _exact_mark, "drop_near": _near_mark}
+_MARKS = {
+  "drop_equal": _Marker(_exact_mark, np.uint8),
+  "drop_near": _Marker(_near_mark, np.uint64),
+}
 _KINDS = {"drop_equal": _by_equality, "drop_near": _by_similarity}

@@ -21,6 +21,7 @@ from bert_jax.data.stages import stage
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import load
+from bert_jax.runtime import files
 from bert_jax.runtime import settings
 
 _log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def write(
   suffixes = ("array_record", *records.TABLES)
   work = stage.Stage(prepare, folder, "tokens", target, *suffixes)
   manifest_path = os.path.join(folder, "manifest.json")
-  if os.path.exists(manifest_path):
+  if files.exists(manifest_path):
     manifest = manifests.read_manifest(folder)
     stage.check_same(manifest["settings"], asked, manifest_path)
     inputs.check(_recorded_hashes(manifest, folder), folder)
@@ -84,7 +85,8 @@ def write(
   ]
   done = work.finished(jobs, _REPORT)
   inputs.check({int(k): v["sha256"] for k, v in done.items()}, folder)
-  dropped = duplicates.find(prepare, inputs)
+  marks = os.path.join(folder, stage.PROGRESS, "duplicates")
+  dropped = duplicates.find(prepare, inputs, marks)
   for job, numbers in zip(jobs, dropped, strict=True):
     job["dropped"] = numbers
   results = work.run(tokenize_unit, jobs, "tokenise", _REPORT)
