@@ -31,6 +31,7 @@ class Kind:
       depend on; weights may lack them.
     heads: the names of the heads that it trains.
     loss_weights: the factor of a term of the loss; others count once.
+    frozen: the names of the parts of the parameters that are not trained.
   """
 
   name: ClassVar[str]
@@ -39,6 +40,7 @@ class Kind:
   unused: tuple[str, ...] = ()
   heads: tuple[str, ...] = ("task",)
   loss_weights: Mapping[str, float] = types.MappingProxyType({})
+  frozen: tuple[str, ...] = ()
 
   def for_config(self, config: Any) -> "Kind":
     """Returns the kind with the settings of a config that it reads.
@@ -57,13 +59,17 @@ class Kind:
       for name, term in terms.items()
     )
 
-  def adopt(self, params: dict[str, Any]) -> dict[str, Any]:
-    """Returns weights to start from, with parts that follow from others.
+  def start(self, params: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the weights to start from, with parts of other origin.
 
     Args:
-      params: as in `weights.Pretrained`.
+      params: those of `init_from`, as in `weights.Pretrained`; None = none.
     """
     return params
+
+  def other_weights(self) -> dict[str, Any]:
+    """Returns key -> `weights.Pretrained` of models beside `init_from`."""
+    return {}
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     """Makes the model.

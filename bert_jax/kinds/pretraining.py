@@ -1,10 +1,12 @@
-"""Pre-training: masked words, next sentences, and replaced tokens.
+"""Pre-training: masked words, next sentences, replaced tokens, a teacher.
 
-The kinds are "mlm_nsp", "mlm", "mlm_sop" and "rtd". In prediction, the model of
-masked words fills in [MASK] ("fill-mask").
+The kinds are "mlm_nsp", "mlm", "mlm_sop", "rtd" and "distill". In prediction,
+the model of masked words fills in [MASK] ("fill-mask").
 """
 
 from collections.abc import Mapping
+import dataclasses
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -16,6 +18,7 @@ from bert_jax.data import batching
 from bert_jax.kinds import answers
 from bert_jax.kinds import kind
 from bert_jax.kinds import losses
+from bert_jax.models import distilled
 from bert_jax.models import flops
 from bert_jax.models import heads
 from bert_jax.models import replaced_tokens
@@ -131,10 +134,12 @@ class Rtd(Mlm):
       config, generator, self._settings.sharing
     )
 
-  def adopt(self, params: dict[str, Any]) -> dict[str, Any]:
+  def start(self, params: dict[str, Any] | None) -> dict[str, Any] | None:
     """Gives a generator the words of a discriminator that comes without one."""
-    if self._settings.sharing != "disentangled" or "generator" in params:
+    is_whole = params is None or "generator" in params
+    if self._settings.sharing != "disentangled" or is_whole:
       return params
+    assert params is not None
     words = {"word": params["encoder"]["embeddings"]["word"]}
     return params | {"generator": {"encoder": {"embeddings": words}}}
 
@@ -166,6 +171,122 @@ class Rtd(Mlm):
     return 3 * (own + head) + super().step_flops(
       generator, data, num_rows, **options
     )
+
+
+class Distill(Mlm):
+  """A student learns the words and hidden states of a teacher (DistilBERT)."""
+
+  name = "distill"
+  unused = ()
+  frozen = (distilled.TEACHER,)
+
+  def __init__(self, settings: Any = None):
+    """Takes the group `distill` of a config; None means its defaults."""
+    self._settings = settings or make_config().distill
+    self.loss_weights = {
+      "soft_loss": self._settings.soft_weight,
+      "mlm_loss": self._settings.mlm_weight,
+      "cosine_loss": self._settings.cosine_weight,
+    }
+
+  def for_config(self, config: Any) -> "Distill":
+    return Distill(config.distill)
+
+  @functools.cached_property
+  def _teacher(self) -> Any:
+    """The teacher, as weights.Pretrained."""
+    from bert_jax import weights  # slow to import, and not always needed
+
+    if not self._settings.teacher:
+      raise ValueError(
+        "objective=distill needs a teacher; give --config.distill.teacher=DIR"
+      )
+    found = weights.read(self._settings.teacher)
+    if "mlm" not in found.params:
+      raise ValueError(
+        f"distill.teacher={self._settings.teacher} has no head for masked "
+        "words, which the student learns from; give a model with one"
+      )
+    return found
+
+  def other_weights(self) -> dict[str, Any]:
+    return {"distill.teacher": self._teacher}
+
+  def start(self, params: dict[str, Any] | None) -> dict[str, Any] | None:
+    known = self._teacher.params
+    teacher = {name: known[name] for name in ("encoder", "mlm")}
+    return (params or {}) | {distilled.TEACHER: teacher}
+
+  def _teacher_config(self, config: ModelConfig) -> ModelConfig:
+    """Returns the teacher's config, computed as that of the student.
+
+    Raises:
+      ValueError: the two cannot be compared.
+    """
+    dtype = self._settings.teacher_dtype
+    teacher = dataclasses.replace(
+      config, **self._teacher.shape, dtype=dtype, param_dtype=dtype
+    )
+    for key in ("vocab_size", "hidden_size"):
+      needed = key == "vocab_size" or self._settings.cosine_weight
+      if needed and getattr(teacher, key) != getattr(config, key):
+        raise ValueError(
+          f"distill.teacher={self._settings.teacher} has model.{key}="
+          f"{getattr(teacher, key)} and the student {getattr(config, key)}, so "
+          "that they cannot be compared; make them equal, or for hidden_size "
+          "set --config.distill.cosine_weight=0"
+        )
+    return teacher
+
+  def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
+    del num_labels
+    return distilled.DistilledModel(
+      config,
+      self._teacher_config(config),
+      self._settings.positions == "masked",
+    )
+
+  def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    _, words, their_words, hidden, theirs = outputs
+    found = super().losses(outputs, batch)
+    found["soft_loss"] = losses.distillation(
+      words, their_words, self._compared(batch), self._settings.temperature
+    )
+    if self._settings.cosine_weight:
+      found["cosine_loss"] = losses.cosine_distance(
+        hidden, theirs, _tokens(batch)
+      )
+    return found
+
+  def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
+    found = super().weights(batch) | {"soft_loss": self._compared(batch).sum()}
+    if self._settings.cosine_weight:
+      found["cosine_loss"] = _tokens(batch).sum()
+    return found
+
+  def _compared(self, batch: kind.Batch) -> jax.Array:
+    """Returns the weight of each position at which words are compared."""
+    if self._settings.positions == "masked":
+      return batch["masked_weights"]
+    return _tokens(batch)
+
+  def step_flops(
+    self, model: Any, data: Any, num_rows: int, **options: Any
+  ) -> int:
+    teacher = self._teacher_config(ModelConfig.from_config(model))
+    attended = None if options["all_positions"] else options["attended"]
+    found = 0
+    slots = batching.num_masked_slots(data)
+    if self._settings.positions == "all":
+      slots = data.seq_len
+    for one, passes in ((model, 3), (teacher, 1)):
+      forward = flops.encoder_flops(
+        one, num_rows, data.seq_len, attended=attended
+      )
+      width = one.embedding_size or one.hidden_size
+      head = one.hidden_size * width + width * one.vocab_size
+      found += passes * (forward + 2 * num_rows * slots * head)
+    return found
 
 
 def _tokens(batch: kind.Batch) -> jax.Array:
@@ -206,6 +327,7 @@ MLM = Mlm()
 MLM_NSP = MlmNsp()
 MLM_SOP = MlmSop()
 RTD = Rtd()
+DISTILL = Distill()
 
 
 class FillMask(answers.Answerer):

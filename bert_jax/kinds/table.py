@@ -39,6 +39,7 @@ KINDS: dict[str, kind.Kind] = {
     pretraining.MLM_NSP,
     pretraining.MLM,
     pretraining.MLM_SOP,
+    pretraining.DISTILL,
     pretraining.RTD,
     *TASK_KINDS.values(),
   )

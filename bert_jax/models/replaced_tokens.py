@@ -23,8 +23,10 @@ from bert_jax.models.encoder import Encoder
 from bert_jax.models.heads import MlmHead
 from bert_jax.models.heads import TaskHead
 
-# Names of the parts of the parameters that only this training has.
-PARTS = ("generator", "residual")
+# Names of the parts of the parameters that only a training has: those from
+# which it can go on, and also those that it reads again.
+KEPT_PARTS = ("generator", "residual")
+PARTS = (*KEPT_PARTS, "teacher")
 WORDS = "encoder/embeddings/word/embedding"
 RESIDUAL = "residual/embeddings/word/embedding"
 
@@ -140,7 +142,7 @@ class ReplacedTokensModel(nn.Module):
   @property
   def hooks(self):
     """How a training step handles the parameters."""
-    return Hooks(self)
+    return hooks.NestedHooks(self, {"generator": self.generator_config})
 
   def __call__(
     self,
@@ -207,48 +209,3 @@ def _put(ids, places, values):
   return jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))(
     ids, places, values
   )
-
-
-@dataclasses.dataclass(frozen=True)
-class Hooks:
-  """The hooks of both models; see `hooks.EncoderHooks`.
-
-  Attributes:
-    model: the module.
-  """
-
-  model: ReplacedTokensModel
-
-  def _each(self, name: str, tree: Any) -> Any:
-    """Applies a function of `EncoderHooks` to each model by its own sizes."""
-    own = {k: v for k, v in tree.items() if k != "generator"}
-    one = hooks.EncoderHooks(self.model, scores_words=False)
-    config = self.model.generator_config
-    other = hooks.EncoderHooks(_Sized(config), scores_words=False)
-    changed = getattr(other, name)(tree["generator"])
-    return getattr(one, name)(own) | {"generator": changed}
-
-  def for_gradients(self, params: Any) -> Any:
-    return self._each("for_gradients", params)
-
-  def for_apply(self, params: Any) -> Any:
-    return self._each("for_apply", params)
-
-  def as_stored(self, grads: Any) -> Any:
-    return self._each("as_stored", grads)
-
-  def second_use(self, params: Any) -> Any:
-    return {}
-
-  def tie(self, grads: Any, second: Any) -> Any:
-    return grads
-
-  def of_words(self, params: Any, input_ids: jax.Array) -> None:
-    return None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Sized:
-  """Stands for the generator where only its config is asked for."""
-
-  config: ModelConfig

@@ -26,6 +26,7 @@ _OF_ALL = (
   "init_random",
   "init_changes",
   "init_moments",
+  "init_layers",
   "train.phases",
   "train.num_epochs",
   "data.first_row",
@@ -116,7 +117,7 @@ def read(config: Config, workdir: str) -> list[Phase]:
       step = last.config.train.total_steps
       source = os.path.join(last.workdir, "checkpoints", str(step))
       one = _started(one, source, changes)
-      one.init_moments = True
+      one.init_moments, one.init_layers = True, 0
     else:
       one = planned
     found.append(Phase(name, folder, one, planned))

@@ -883,6 +883,42 @@ class Eval(Group):
   """How many held-out examples to evaluate; 0 = all."""
 
 
+class Distill(Group):
+  """What objective=distill learns from a teacher."""
+
+  teacher: str = of_run("", since="0.3.0", before="", is_path=True)
+  """The teacher: a model in any format with a head for masked words, or its
+  name on the hub."""
+
+  temperature: float = of_run(2.0, 1e-3, _FLOAT, since="0.3.0", before=2.0)
+  """The number by which the scores of words are divided when both are
+  compared."""
+
+  soft_weight: float = of_run(5.0, 0.0, _FLOAT, since="0.3.0", before=5.0)
+  """The factor of the divergence from the teacher's words."""
+
+  mlm_weight: float = of_run(2.0, 0.0, _FLOAT, since="0.3.0", before=2.0)
+  """The factor of the loss of masked words."""
+
+  cosine_weight: float = of_run(1.0, 0.0, _FLOAT, since="0.3.0", before=1.0)
+  """The factor of the cosine distance of the last hidden states; 0 = leave it
+  out, for a student of another width."""
+
+  positions: str = of_run(
+    "all", choices=("all", "masked"), since="0.3.0", before="all"
+  )
+  """Where words are compared: at "all" tokens, as DistilBERT, or at the
+  "masked" ones, which takes a fraction of the memory."""
+
+  teacher_dtype: str = of_run(
+    "float32",
+    choices=("float32", "bfloat16"),
+    since="0.3.0",
+    before="float32",
+  )
+  """The number format of the teacher and of its computations."""
+
+
 class Generator(Group):
   """The generator of objective=rtd, which is trained beside the model."""
 
@@ -1074,14 +1110,18 @@ class Config(Group):
   objective: str = of_run("mlm_nsp")
   """The objective of training: "mlm_nsp" (masked tokens and next sentence),
   "mlm" (masked tokens alone), "mlm_sop" (masked tokens and the order of two
-  segments), "rtd" (replaced tokens, with a generator), or
-  "task": that of the group `task`."""
+  segments), "rtd" (replaced tokens, with a generator), "distill" (masked tokens
+  and what a teacher says), or "task": that of the group `task`."""
 
   init_from: str = of_run(None, is_path=True)
   """Weights to start from: an HF directory or the name of a model of the hub
   (OWNER/NAME or OWNER/NAME@REVISION), a TF1 checkpoint, a workdir (its best
   step if it keeps one, otherwise its newest) or WORKDIR/checkpoints/STEP. They
   decide the shape of the model and, for a task, its vocabulary."""
+
+  init_layers: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """How many layers of init_from to keep, evenly spread from the first to the
+  last; 0 = all."""
 
   init_changes: tuple[str, ...] = of_run((), since="0.3.0", before=[])
   """Keys of the model that differ from those of init_from and need no other
@@ -1104,6 +1144,7 @@ class Config(Group):
   mesh: Mesh
   eval: Eval
   generator: Generator
+  distill: Distill
   probe: Probe
   checkpoint: Checkpoint
   convert: Convert

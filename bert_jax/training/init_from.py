@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from bert_jax.models import families
-from bert_jax.models.replaced_tokens import PARTS as ONLY_RTD
+from bert_jax.models.replaced_tokens import PARTS
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime.settings import Config
@@ -32,10 +32,33 @@ def fit_weights(job: Job, pretrained: Any, params: Any) -> Any:
   Raises:
     weights.WeightsError: a shape differs.
   """
-  if pretrained is None:
+  start = job.objective.start(
+    None if pretrained is None else dict(pretrained.params)
+  )
+  if start is None:
     return None
-  given, source = job.objective.adopt(pretrained.params), job.config.init_from
-  given = {k: v for k, v in given.items() if k in params or k not in ONLY_RTD}
+  given = {k: v for k, v in start.items() if k in params or k not in PARTS}
+  source = job.config.init_from or "the weights"
+  if pretrained is not None:
+    _take_head(job, pretrained, given)
+  from bert_jax import weights  # slow to import, and not always needed
+
+  tree, added, dropped = weights.fit(given, params)
+  for what, names in (("start fresh", added), ("are not used", dropped)):
+    if names:
+      _log.info("%s: these %s: %s", source, what, ", ".join(sorted(names)))
+  return tree
+
+
+def _take_head(job: Job, pretrained: Any, given: dict[str, Any]) -> None:
+  """Removes the head of another task, and adds what the task's head shares.
+
+  Args:
+    job: the job to train.
+    pretrained: weights.Pretrained.
+    given: its parameters, which are changed.
+  """
+  source = job.config.init_from
   head = {"kind": pretrained.kind, "labels": list(pretrained.labels)}
   if "task" in given and head != job.facts.get("task"):
     del given["task"]
@@ -47,13 +70,6 @@ def fit_weights(job: Job, pretrained: Any, params: Any) -> Any:
     shared = families.get_family(pretrained.family).shared_head
     if parts := {k: given["mlm"][k] for k in shared if k in given["mlm"]}:
       given["task"] = parts
-  from bert_jax import weights  # slow to import, and not always needed
-
-  tree, added, dropped = weights.fit(given, params)
-  for what, names in (("start fresh", added), ("are not used", dropped)):
-    if names:
-      _log.info("%s: these %s: %s", source, what, ", ".join(sorted(names)))
-  return tree
 
 
 def moments_step(config: Config) -> str:

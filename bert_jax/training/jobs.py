@@ -81,6 +81,10 @@ def open_job(
 
     source = _pinned(config.init_from, workdir)
     pretrained = weights.read(source, checkpoint or "")
+    if config.init_layers:
+      from bert_jax.weights import extending
+
+      pretrained = extending.with_layers(pretrained, config.init_layers)
     config.model.update(pretrained.shape)
     _change_model(config)
     if config.train.export == export.SAME:
@@ -97,10 +101,13 @@ def open_job(
       vocabulary = _vocabulary(config, workdir if begun else "", pretrained)
     job = finetuning.FineTuning(config, vocabulary)
   else:
-    _check_vocabulary(config, pretrained)
+    _check_vocabulary(config, pretrained, config.init_from)
     if config.data.whole_word and config.data.dir and not is_abstract:
       _check_whole_words(config.data.dir, begun)
     job = pretraining.Pretraining(config, is_abstract)
+    for key, found in job.objective.other_weights().items():
+      group, _, name = key.partition(".")
+      _check_vocabulary(config, found, config[group][name])
   return job, None if config.init_random else pretrained
 
 
@@ -234,20 +241,26 @@ def _check_whole_words(folder: str, begun: bool) -> None:
 
 
 def _check_vocabulary(
-  config: Config, pretrained: "weights.Pretrained | None"
+  config: Config, pretrained: "weights.Pretrained | None", source: str
 ) -> None:
-  """Raises ValueError if prepared data and weights differ in their ids."""
+  """Raises ValueError if prepared data and weights differ in their ids.
+
+  Args:
+    config: the whole configuration.
+    pretrained: the weights, or None.
+    source: where they are from.
+  """
   if not config.data.dir or pretrained is None or pretrained.tokenizer is None:
     return
   given = batching.load_vocabulary(config.data.dir)
   # Fingerprints also depend on how long a word may be, which differs between
   # libraries and does not change the meaning of an id.
   if _meaning(pretrained.tokenizer) != _meaning(given):
-    folder = os.path.join(config.init_from, "vocab")
-    folder = folder if files.is_folder(folder) else config.init_from
+    folder = os.path.join(source, "vocab")
+    folder = folder if files.is_folder(folder) else source
     raise ValueError(
       f"{config.data.dir} was prepared with another vocabulary than that of "
-      f"{config.init_from}; prepare it again with --config.prepare.vocab="
+      f"{source}; prepare it again with --config.prepare.vocab="
       f"{folder}"
     )
 

@@ -251,6 +251,7 @@ def open_program(
   """
   config = job.config
   optimizer, schedule = optim.make_optimizer(config.optim, job.total_steps)
+  optimizer = optim.freeze(optimizer, job.objective.frozen)
   abstract = jax.eval_shape(
     lambda rng: _init_state(job, optimizer, batch, rng), jax.random.key(0)
   )

@@ -47,7 +47,8 @@ def take_parts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     base = taken[f"generator/{replaced_tokens.WORDS}"]
     own = taken[replaced_tokens.RESIDUAL]
     tensors[replaced_tokens.WORDS] = base + own
-  return taken
+  kept = tuple(f"{name}/" for name in replaced_tokens.KEPT_PARTS)
+  return {k: v for k, v in taken.items() if k.startswith(kept)}
 
 
 def read_settings(step: str) -> FolderSettings:
