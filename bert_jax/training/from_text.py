@@ -57,7 +57,7 @@ def prepare_text(
   if config.objective == "task":
     raise FromTextError(
       "--input of train is text to pre-train on, and objective=task; give the "
-      "files of a task by --config.task.dir or --config.task.files"
+      "files of a task by --config.task.dir or --config.task.files.train"
     )
   if peers.are_several():
     raise FromTextError(
