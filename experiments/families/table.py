@@ -55,9 +55,9 @@ ones alone, and *8 devices* compares one device with fake ones that split rows
 and parameters. `-`: transformers has no such head.
 
 The last columns are from a plan: a training step of two layers of the named
-size, 64 rows of 512 tokens in bfloat16, compiled for four TPU v5e chips. They are
-the memory of a chip, the time that the step should take, and the share of the
-FLOPs of the compiled program that the mathematics needs.
+size, 64 rows of 512 tokens in bfloat16, compiled for four TPU v5e chips. They
+are the memory of a chip, the time that the step should take, and the share of
+the FLOPs of the compiled program that the mathematics needs.
 
 `python -m experiments.families.table` (`experiments/families/table.py`) makes
 this page, with the models of
@@ -86,15 +86,15 @@ _SIZES = {
 _IDS = """
 ## Token ids on real text
 
-Texts whose ids differ from those of transformers, out of all texts of a folder of
-benchmarks and corpora. `experiments/families/ids.py` counts them.
+Texts whose ids differ from those of transformers, out of the texts of a folder
+of benchmarks and corpora. `experiments/families/ids.py` counts them.
 """
 _WORDS = """
 ## Masked words of trained models
 
-Some Python packages hold trained models. None is a general model of English: they
-are small models of search terms, antibodies and chemical reactions. Their scores
-are those of the reference (`tests/test_real_weights.py`, 1e-5).
+Some Python packages hold trained models. None is a general model of English:
+they are small models of search terms, antibodies and chemical reactions. Their
+scores are those of the reference (`tests/test_real_weights.py`, 1e-5).
 `experiments/families/real_weights.py` asks them:
 """
 _SWEEP = """
@@ -236,7 +236,7 @@ def _words_section() -> str:
   for package, row in sorted(json.loads(path.read_text()).items()):
     for found in row["answers"]:
       best = found["answer"]["masks"][0]
-      words = ", ".join(f"`{w['token']}` {w['probability']:.0%}" for w in best)
+      words = ", ".join(f"`{w['token']}` {w['score']:.0%}" for w in best)
       name = f"{package} {row['version']}"
       lines.append(f"| {name} | `{found['text']}` | {words} |")
   return "\n".join(lines) + "\n"

@@ -405,9 +405,9 @@ def long_to_markdown(table: dict[str, dict[str, Any]]) -> str:
     "Made by `make plan-long` from compiled programs; nothing was run on a",
     "TPU, and every time is a prediction. ModernBERT base on v5e:2x2, one row",
     "a device, attention by the splash kernel. A local layer, which sees 64",
-    f"tokens to each side, is the difference between models with {_FEW - 1} and",
-    f"{_MORE - 1} of them, divided by their number. FLOPs are those of a step of",
-    "training on one device.",
+    f"tokens to each side, is the difference between models with {_FEW - 1}",
+    f"and {_MORE - 1} of them, divided by their number. FLOPs are those of a",
+    "step of training on one device.",
     "",
     "| tokens | a local layer: GFLOPs | memory, MiB | ms | GFLOPs, MiB and ms a"
     " thousand tokens | the whole model: memory, GiB | step, ms | MFU |",
