@@ -202,9 +202,9 @@ def main() -> None:
       print(f"{package} is not installed; its rows stay as they are")
       continue
     known[package] = {"version": version, "answers": ask(package)}
-    print(package, json.dumps(known[package], indent=1), flush=True)
-  ANSWERS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-  table.write_page()
+    print(package, json.dumps(known[package]), flush=True)
+    ANSWERS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    table.write_page()
 
 
 if __name__ == "__main__":
