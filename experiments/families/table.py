@@ -69,6 +69,12 @@ NeoBERT (`neobert`) and MosaicBERT (`mosaic_bert`) have no class in
 transformers. They agree with straight-line code of their authors' arithmetic to
 1e-5 (`tests/models/test_remote_families.py`).
 
+XLNet (`xlnet`) is left out. Its layers project sinusoids of distances with
+three learned biases beside the query and compare the segments of two tokens,
+both with parameters of every layer; and its texts end with the token that heads
+read, while the batches, heads and templates here begin with it. It would bend
+the encoder and the data of all other families for one model.
+
 ## Pre-train one from scratch
 
 ```sh
@@ -108,6 +114,17 @@ ModernBERT published for GLUE:
 bert-jax sweep --workdir=runs/roberta-glue \\
   --config=experiments/families/sweep.py:family=roberta,from=DIR,data=DATA
 ```
+
+ELECTRA's authors learn each pair of MRPC and STS-B in both orders
+(`task.both_orders`), and so does its sweep.
+
+## More comparisons
+
+* `make bench-embed` (`experiments/families/speed.py`): the speed of embeddings
+  by RoBERTa-base and ModernBERT-base, against transformers under torch.
+* `experiments/families/ids.py`: token ids of all texts in a folder, and of random
+  Unicode, against transformers.
+* `experiments/families/real_weights.py` asks trained models for masked words.
 """
 
 

@@ -119,6 +119,8 @@ def test_weights_are_of_the_family_whose_prefix_their_names_have(toy):
   wanted = "'t5', .* bert, roberta, .*, toy"
   with pytest.raises(families.ConvertError, match=wanted):
     families.family_of("t5")
+  with pytest.raises(families.ConvertError, match="'xlnet'.*last token.*reads"):
+    families.family_of("xlnet")
 
 
 def test_a_switch_that_a_familys_files_cannot_say_is_refused():
