@@ -122,8 +122,8 @@ ELECTRA's authors learn each pair of MRPC and STS-B in both orders
 
 * `make bench-embed` (`experiments/families/speed.py`): the speed of embeddings
   by RoBERTa-base and ModernBERT-base, against transformers under torch.
-* `experiments/families/ids.py`: token ids of all texts in a folder, and of random
-  Unicode, against transformers.
+* `experiments/families/ids.py`: token ids of all texts in a folder, and of
+  random Unicode, against transformers.
 * `experiments/families/real_weights.py` asks trained models for masked words.
 """
 
