@@ -27,7 +27,7 @@ COPY configs configs
 COPY experiments experiments
 # Not root: TPU jobs ask for the devices by themselves (launching/gke.py).
 RUN pip install --constraint "${LOCK}" ".[${EXTRAS}]" \
-    && useradd --create-home --uid=1000 bert
+    && useradd --create-home --home-dir=/bert --uid=1000 bert
 USER 1000
-WORKDIR /home/bert
+WORKDIR /bert
 CMD ["bert-jax", "--help"]

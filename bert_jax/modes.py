@@ -327,18 +327,17 @@ def _read_command(words: Sequence[str]) -> "launch.Command":
     raise UsageError(
       f"launch does not send {values.mode}; it sends {', '.join(sent)}"
     )
-  read = {f"--{n}": p for n in ("input",) for p in values[n].value}
+  read = {f"--input of {path}": path for path in values.input}
   if values.config is not None:
     settings.check(values.config)
     settings.check_names(values.config)
     flat = settings.flatten(settings.plain(values.config))
     paths = {key for key, row in settings.KEYS.items() if row.is_path}
     read |= {f"--config.{k}": flat[k] for k in paths & flat.keys() if flat[k]}
-  kept = {
-    f"--{name}": values[name].value
-    for name in ("workdir", "output")
-    if values[name].value
-  }
+  kept: dict[str, str] = {}
+  for name in ("workdir", "output"):
+    if path := values[name].value:
+      kept[f"--{name}"] = path
   for text in values.member:
     workdir = text.rpartition(":")[0]
     kept[f"--member of {workdir}"] = workdir

@@ -174,8 +174,8 @@ def check_paths(command: Command, shares_files: bool) -> None:
   Raises:
     jobs.LaunchError: they would not; the message names the path.
   """
-  for flag, path in {**command.kept, **command.read}.items():
-    is_kept = flag in command.kept
+  for key, path in {**command.kept, **command.read}.items():
+    flag, is_kept = key.partition(" of ")[0], key in command.kept
     if "://" in path or (shares_files and os.path.isabs(path)):
       continue
     if shares_files:

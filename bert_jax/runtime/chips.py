@@ -247,7 +247,7 @@ _SLICES = {c.name: c for c in CHIPS} | {c.slice_name: c for c in CHIPS}
 
 # The shapes of slices that can be had of chips in a network of two dimensions.
 # Source: xpk, as above; a single host also has 1, 4 or 8 chips.
-_FLAT_SHAPES = (
+_FLAT_SHAPES: tuple[tuple[int, ...], ...] = (
   (1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16),
 )  # fmt: skip
 # Of three dimensions, the shapes smaller than a cube of 4x4x4 chips; larger
