@@ -38,6 +38,12 @@ def test_what_an_image_copies_is_there_and_reaches_the_builder():
       assert f"!{source}" in passed, source
 
 
+def test_the_extras_of_the_image_exist():
+  (extras,) = [x[7:] for x in instructions("ARG") if x.startswith("EXTRAS=")]
+  setup = (ROOT / "setup.py").read_text()
+  assert all(f'"{extra}": [' in setup for extra in extras.split(","))
+
+
 def test_the_last_user_is_not_root():
   (user,) = instructions("USER")
   assert int(user) >= 1000

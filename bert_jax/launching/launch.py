@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import logging
 import os
-import pathlib
 import re
 import shlex
 import shutil
@@ -19,6 +18,7 @@ from bert_jax.launching import engines
 from bert_jax.launching import jobs
 from bert_jax.launching import plans
 from bert_jax.runtime import config_files
+from bert_jax.runtime import files
 
 _log = logging.getLogger(__name__)
 
@@ -181,9 +181,9 @@ def check_paths(command: Command, shares_files: bool) -> None:
     if shares_files:
       raise jobs.LaunchError(
         f"{flag}={path} is a relative path; the hosts may start elsewhere, so "
-        f"give {os.path.abspath(path)}"
+        f"give {files.absolute(path)}"
       )
-    if is_kept or os.path.exists(path):
+    if is_kept or files.exists(path):
       raise jobs.LaunchError(
         f"{flag}={path} is a path of this machine, which the hosts do not see; "
         "give a path of a bucket, such as gs://BUCKET/"
@@ -202,9 +202,8 @@ def check_paths(command: Command, shares_files: bool) -> None:
 
 def _is_own(name: str) -> bool:
   """Returns whether a config file is not one that images have."""
-  path = pathlib.Path(name)
-  known = {one.resolve() for one in config_files.shipped().values()}
-  return path.exists() and path.resolve() not in known
+  known = {files.real(str(one)) for one in config_files.shipped().values()}
+  return files.exists(name) and files.real(name) not in known
 
 
 def check_buckets(paths: Iterable[str]) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
-import pathlib
 import subprocess
 import sys
 import tempfile
@@ -59,7 +58,7 @@ def make(
     if num_slices > 1:
       command.append(f"--num_slices={num_slices}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not os.path.exists(path):
+    if not files.exists(path):
       lines = done.stderr.strip().splitlines()
       raise PlanError(lines[-1] if lines else f"status {done.returncode}")
     return check_fits(files.read_json(path))
@@ -92,19 +91,20 @@ def find_or_make(
       "install 'bert_jax[tpu]' (700 MB; no TPU is needed), or give --plan=none "
       "to send the job without knowing whether it fits"
     )
-  path = folder() / f"{_key(config, topology, num_slices)}.json"
-  if path.exists():
-    return check_fits(files.read_json(str(path))), f"found in {path}"
+  name = f"{_key(config, topology, num_slices)}.json"
+  path = os.path.join(folder(), name)
+  if files.exists(path):
+    return check_fits(files.read_json(path)), f"found in {path}"
   plan = make(arguments, topology, num_slices)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  files.write_text(str(path), files.to_json(plan, indent=2) + "\n")
+  files.make_folders(folder())
+  files.write_text(path, files.to_json(plan, indent=2) + "\n")
   return plan, f"made now, and kept in {path}"
 
 
-def folder() -> pathlib.Path:
+def folder() -> str:
   """Returns the folder that keeps plans."""
   cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  return pathlib.Path(cache) / "bert_jax" / "plans"
+  return os.path.join(cache, "bert_jax", "plans")
 
 
 def _key(config: Any, topology: str, num_slices: int) -> str:

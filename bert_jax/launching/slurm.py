@@ -8,7 +8,6 @@ Source: submitit 1.5, docs/checkpointing.md and docs/structure.md.
 
 from collections.abc import Mapping, Sequence
 import os
-import pathlib
 import shlex
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import time
 from typing import Any
 
 from bert_jax.launching import jobs
+from bert_jax.runtime import files
 
 _POLL_SECS = 0.2
 # SLURM sends a signal 90 seconds before the end, because submitit asks for it.
@@ -112,11 +112,6 @@ def executor(
   return made
 
 
-def _folder(job: jobs.Job) -> str:
-  """Returns the folder for the output of a job, which all machines must see."""
-  return str(_given(job)[0])
-
-
 def _given(job: jobs.Job) -> tuple[str, dict[str, Any]]:
   """Returns the folder of a job, and the settings for submitit."""
   rest = {name: _number(value) for name, value in job.settings.items()}
@@ -126,7 +121,7 @@ def _given(job: jobs.Job) -> tuple[str, dict[str, Any]]:
       f"--set=folder={folder}: SLURM writes the output of a job to a folder of "
       "the shared file system; give such a folder"
     )
-  return os.path.abspath(folder), rest
+  return files.absolute(folder), rest
 
 
 def _number(value: Any) -> Any:
@@ -173,15 +168,13 @@ def logs(job: jobs.Job) -> list[str]:
   Raises:
     jobs.LaunchError: no job of that name has written anything.
   """
-  folder = pathlib.Path(_folder(job))
-  written = sorted(
-    [*folder.glob("*_0_log.err"), *folder.glob("*_0_log.out")],
-    key=lambda path: path.stat().st_mtime,
-  )
+  folder = _given(job)[0]
+  written = files.glob(os.path.join(files.escape_glob(folder), "*_0_log.*"))
   if not written:
     raise jobs.LaunchError(f"{folder} has no output of job {job.name} yet")
-  newest = written[-1].name.rpartition(".")[0]
-  return ["tail", "-n", "200", *map(str, sorted(folder.glob(f"{newest}.*")))]
+  newest = min(written, key=files.age).rpartition(".")[0]
+  shown = [path for path in written if path.startswith(f"{newest}.")]
+  return ["tail", "-n", "200", *shown]
 
 
 def stop(job: jobs.Job) -> list[str]:
