@@ -36,7 +36,8 @@ def submit(
     workdir: the folder of the sweep, which all machines must see. Submitit
       writes to the folder `slurm` in it.
     settings: arguments of submitit's update_parameters, such as
-      slurm_partition, timeout_min, nodes, slurm_gres.
+      slurm_partition, timeout_min, nodes, slurm_gres. `folder` names another
+      folder for submitit's files, which a workdir in a bucket needs.
     cluster: "local" = run processes on this machine; None = use SLURM.
 
   Returns:
@@ -45,8 +46,14 @@ def submit(
   Raises:
     sweep.SweepError: submitit is not installed, or refuses the settings.
   """
+  settings = dict(settings)
+  folder = settings.pop("folder", os.path.join(workdir, "slurm"))
+  if files.is_remote(folder):
+    raise sweep.SweepError(
+      f"--workdir={workdir}: submitit cannot write its files to a bucket; name "
+      "a folder that all machines see in the sweep, as slurm={'folder': ...}"
+    )
   waiting = [one for one in trials if not one.is_done()]
-  folder = os.path.join(workdir, "slurm")
   name = os.path.basename(workdir)
   try:
     executor = slurm.executor(folder, name, settings, cluster)
