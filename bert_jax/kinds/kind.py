@@ -67,6 +67,14 @@ class Kind:
     """
     return params
 
+  def encoder_of(self, params: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of the encoder that is used after the training.
+
+    Args:
+      params: all parameters of the training.
+    """
+    return params["encoder"]
+
   def other_weights(self) -> dict[str, Any]:
     """Returns key -> `weights.Pretrained` of models beside `init_from`."""
     return {}

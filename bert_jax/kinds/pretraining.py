@@ -143,6 +143,15 @@ class Rtd(Mlm):
     words = {"word": params["encoder"]["embeddings"]["word"]}
     return params | {"generator": {"encoder": {"embeddings": words}}}
 
+  def encoder_of(self, params: dict[str, Any]) -> dict[str, Any]:
+    encoder = params["encoder"]
+    if self._settings.sharing != "disentangled":
+      return encoder
+    parts = (params["generator"]["encoder"], params["residual"])
+    tables = [part["embeddings"]["word"]["embedding"] for part in parts]
+    word = {"word": {"embedding": tables[0] + tables[1]}}
+    return encoder | {"embeddings": encoder["embeddings"] | word}
+
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
     _, scores, is_replaced = outputs
     found = losses.sigmoid_cross_entropy(scores, is_replaced, _tokens(batch))

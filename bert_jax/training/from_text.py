@@ -109,6 +109,7 @@ def _check(config: Config, found: "weights.Pretrained | None") -> None:
     )
   tried = config.copy_and_resolve_references()
   tried.data.dir = None
-  if tried.train.num_epochs:  # the steps depend on the text
+  if tried.train.num_epochs and not tried.train.total_steps:
+    # The number of steps depends on the text.
     tried.train.num_epochs, tried.train.total_steps = 0.0, 1000
   session.open_abstract(tried, jax.devices())
