@@ -110,7 +110,8 @@ class PretrainBatches:
     self._sizes = [(0, 2**62, batch_size)]
     self._first = 0
     if num_steps is not None:
-      self._sizes = phases.batch_sizes(data)
+      *growing, (first, count, _) = phases.batch_sizes(data)
+      self._sizes = [*growing, (first, count, batch_size)]
       self._first = data.first_row
     self._slots = masking.num_slots(
       data.seq_len, data.mask_rate, data.max_predictions
