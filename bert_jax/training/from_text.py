@@ -74,6 +74,9 @@ def prepare_text(
     found = weights.read(config.init_from) if config.init_from else None
     own = found.tokenizer if found else None
     _check(config, found)
+    objective = table.get(config.objective).for_config(config)
+    for other in objective.other_weights().values():
+      own = own or other.tokenizer
   with tempfile.TemporaryDirectory() as folder:
     if own is not None and not config.prepare.vocab:
       own.save(folder)
