@@ -21,6 +21,7 @@ from bert_jax.runtime import config_files
 from bert_jax.runtime import errors
 from bert_jax.runtime import machine
 from bert_jax.runtime import runs
+from bert_jax.runtime import settings
 from bert_jax.runtime import streams
 from bert_jax.runtime.settings import Config
 
@@ -181,6 +182,18 @@ def _predict(flag_values: flags.FlagValues) -> None:
     )
   if failed:
     sys.exit(errors.FAILED if failed == total else errors.SOME_FAILED)
+
+
+def _serve(flag_values: flags.FlagValues) -> None:
+  from bert_jax.prediction.serving import server
+
+  config = command_line.changed_config(
+    flag_values, config_files.load("predict")
+  )
+  flat = settings.flatten(config)
+  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
+  texts = flag_values["from"].value
+  server.serve(config, given, texts, flag_values.host, flag_values.port)
 
 
 def _given_keys(flag_values: flags.FlagValues) -> tuple[str, ...]:
@@ -401,6 +414,19 @@ MODES = {
     ("workdir", "input", "output", "text", "checkpoint"),
     config="of the run",
     computes=True,
+  ),
+  "serve": Mode(
+    _serve,
+    "Answers requests over HTTP with trained models, until it is told to stop.",
+    (
+      "--from=RUN --port=8000",
+      "--from=small=DIR,large=DIR2 --host=0.0.0.0 \\\n"
+      "    --config.serve.kinds=embed,classify",
+    ),
+    ("from", "host", "port"),
+    config="changes",
+    computes=True,
+    left="requests in progress were not answered",
   ),
   "plan": Mode(
     _plan,
