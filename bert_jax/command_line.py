@@ -43,11 +43,15 @@ _FLAGS: tuple[tuple[Any, ...], ...] = (
   (flags.DEFINE_string, "dump", None,
    "File to write the text of the compiled program to."),
   (flags.DEFINE_list, "from", [],
-   "Models to serve: folders, workdirs or names of the hub, separated by "
+   "Models: folders, workdirs or names of the hub, separated by "
    "commas; NAME=DIR gives one a name."),
   (flags.DEFINE_string, "host", "127.0.0.1",
    "Address to listen at; 0.0.0.0 for all of this machine."),
   (flags.DEFINE_integer, "port", 8000, "Port to listen at; 0: any free one."),
+  (flags.DEFINE_enum, "to", "stablehlo", ["stablehlo", "onnx"],
+   "The form of the program."),
+  (flags.DEFINE_enum, "weights", "float32", ["float32", "int8"],
+   "The numbers of its matrices; int8: a quarter of the size."),
   (flags.DEFINE_boolean, "dry_run", False,
    "List the trials and what they cost, and run none."),
   (flags.DEFINE_integer, "num_parallel", 1,
@@ -367,10 +371,10 @@ def changed_config(
   """
   changed = flags.FlagValues()
   argv = ["bert-jax", *flag_values.changes]
-  config_flags.DEFINE_config_dict(
-    "config", config, flag_values=changed, sys_argv=argv
-  )
   try:
+    config_flags.DEFINE_config_dict(
+      "config", config, flag_values=changed, sys_argv=argv
+    )
     changed(argv)
   except Exception as error:  # of ml_collections, of many classes
     raise UsageError(explain(error, argv)) from error

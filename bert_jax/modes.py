@@ -196,6 +196,30 @@ def _serve(flag_values: flags.FlagValues) -> None:
   server.serve(config, given, texts, flag_values.host, flag_values.port)
 
 
+def _export(flag_values: flags.FlagValues) -> None:
+  sources = flag_values["from"].value
+  if len(sources) != 1 or not flag_values.output:
+    raise UsageError("export needs --from=DIR, one model, and --output=FOLDER")
+  config = command_line.changed_config(
+    flag_values, config_files.load("predict")
+  )
+  from bert_jax.prediction import exporting
+  from bert_jax.prediction import model as model_lib
+
+  flat = settings.flatten(config)
+  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
+  written = exporting.export(
+    model_lib.load(sources[0], given),
+    flag_values.output,
+    flag_values.to,
+    config.predict.kind,
+    flag_values.weights,
+  )
+  for name in written:
+    size = os.path.getsize(os.path.join(flag_values.output, name))
+    _log.info("wrote %s (%s bytes)", name, f"{size:,}")
+
+
 def _given_keys(flag_values: flags.FlagValues) -> tuple[str, ...]:
   """Returns the keys of the config that the user set, most important first.
 
@@ -427,6 +451,18 @@ MODES = {
     config="changes",
     computes=True,
     left="requests in progress were not answered",
+  ),
+  "export": Mode(
+    _export,
+    "Writes a model as a program that runs without this package.",
+    (
+      "--from=RUN --to=stablehlo --output=DIR",
+      "--from=DIR --to=onnx --weights=int8 --output=DIR2 \\\n"
+      "    --config.predict.kind=embed",
+    ),
+    ("from", "to", "weights", "output"),
+    config="changes",
+    computes=True,
   ),
   "plan": Mode(
     _plan,

@@ -281,6 +281,16 @@ class Predictor:
     """Returns the approximate number of tokens of a line that was parsed."""
     return sum(map(self._answerer.size, line.examples))
 
+  @property
+  def answerer(self) -> answers.Answerer:
+    """What turns records into tokens and outputs into answers."""
+    return self._answerer
+
+  @property
+  def params(self) -> Any:
+    """The parameters on the devices, as `answerer.step` takes them."""
+    return self._params
+
   def compute(self, lines: Iterable[answers.Line]) -> Iterator[dict]:
     """Answers lines that `parse` has read, as `run` does."""
     computing = None
