@@ -196,6 +196,18 @@ def _serve(flag_values: flags.FlagValues) -> None:
   server.serve(config, given, texts, flag_values.host, flag_values.port)
 
 
+def _explore(flag_values: flags.FlagValues) -> None:
+  from bert_jax.prediction.serving import server
+
+  config = command_line.changed_config(
+    flag_values, config_files.load("predict")
+  )
+  flat = settings.flatten(config)
+  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
+  texts = flag_values["from"].value
+  server.explore(given, texts, flag_values.host, flag_values.port)
+
+
 def _export(flag_values: flags.FlagValues) -> None:
   sources = flag_values["from"].value
   if len(sources) != 1 or not flag_values.output:
@@ -451,6 +463,15 @@ MODES = {
     config="changes",
     computes=True,
     left="requests in progress were not answered",
+  ),
+  "explore": Mode(
+    _explore,
+    "Shows on a web page what a model does inside.",
+    ("--from=RUN --port=8000",),
+    ("from", "host", "port"),
+    config="changes",
+    computes=True,
+    left="nothing was to be saved",
   ),
   "export": Mode(
     _export,

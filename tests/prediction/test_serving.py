@@ -465,6 +465,7 @@ def test_a_port_in_use_is_an_error_before_a_model_is_read(launch, capsys):
     (["--port=70000"], "--port"),
     (["--host=no.such.host.invalid"], "--host"),
     (["--config.serve.queue_texts=3"], "queue_texts"),
+    (["--config.serve.kinds=embed,sing"], "sing"),
     (["--config.serve.queue=3"], "queue_texts"),
   ],
 )

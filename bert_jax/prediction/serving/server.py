@@ -1,7 +1,7 @@
 """Runs a server: its socket, the loading of its models, and its end."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import errno
 import logging
@@ -17,6 +17,7 @@ from bert_jax.prediction.serving import served
 from bert_jax.runtime import errors
 from bert_jax.runtime import signals
 from bert_jax.runtime.settings import Config
+from bert_jax.tasks.own import split_words
 
 _log = logging.getLogger(__name__)
 
@@ -106,13 +107,8 @@ def serve(
     ServeError: The server cannot start.
     ValueError: A model cannot be loaded, or cannot do what is asked.
   """
-  try:
+  with _needing_extra():
     from bert_jax.prediction.serving import app
-  except ImportError as error:
-    raise ServeError(
-      f"serve needs {error.name}, which is not installed; install the extra: "
-      "pip install 'bert_jax[serve]'"
-    ) from error
   own = config.serve
   if own.request_texts > own.queue_texts:
     raise ServeError(
@@ -120,21 +116,84 @@ def serve(
       f"{own.queue_texts}, so that such a request could never be taken"
     )
   sources = sources_of(texts)
+  kinds = split_words(own.kinds)
+  if unknown := set(kinds) - set(served.RECORD_FIELDS):
+    raise ServeError(
+      f"serve.kinds has {', '.join(sorted(unknown))}; the kinds are "
+      f"{', '.join(served.RECORD_FIELDS)}"
+    )
   sock = open_socket(host, port)
   limits = app.Limits(
     own.queue_texts, own.request_texts, own.request_bytes,
     config.predict.batch_tokens, config.predict.decimals,
   )  # fmt: skip
   server = app.Server(limits, os.environ.get(KEY_VARIABLE, ""))
+
+  def load(goes_on: Callable[[], bool]) -> str:
+    models = []
+    count = 0
+    for source in sources:
+      pretrained = weights.read(source.path)
+      model = model_lib.Model(pretrained, source.name, given, serves=True)
+      models.append(served.Served(source.name, model, kinds))
+      count += models[-1].compile(goes_on)
+    server.ready(models)
+    said = [f"{one.name} answers {', '.join(one.kinds)}" for one in models]
+    return f"{'; '.join(said)}; {count} programs"
+
   with contextlib.closing(server):
-    _Running(server, sock, own.grace_secs).run(sources, given, own.kinds)
+    _Running(server, sock, own.grace_secs).run(load)
+
+
+def explore(
+  given: dict[str, Any], texts: Sequence[str], host: str, port: int
+) -> None:
+  """Shows what a model does inside, on a page; see `serve`."""
+  with _needing_extra():
+    from bert_jax.prediction.serving import explore as page
+  sources = sources_of(texts)
+  if len(sources) != 1:
+    raise ServeError(f"explore shows one model; --from names {len(sources)}")
+  sock = open_socket(host, port)
+  server = page.Explore()
+
+  def load(goes_on: Callable[[], bool]) -> str:
+    del goes_on
+    from bert_jax.prediction import exploring
+
+    (source,) = sources
+    pretrained = weights.read(source.path)
+    model = model_lib.Model(pretrained, source.name, given)
+    server.ready(exploring.Explorer(model))
+    return f"{source.name}; open the page in a browser"
+
+  with contextlib.closing(server):
+    _Running(server, sock, grace_secs=1.0).run(load)
+
+
+@contextlib.contextmanager
+def _needing_extra() -> Iterator[None]:
+  """A context in which a package that is missing is an error for the user."""
+  try:
+    yield
+  except ImportError as error:
+    raise ServeError(
+      f"this mode needs {error.name}, which is not installed; install the "
+      "extra: pip install 'bert_jax[serve]'"
+    ) from error
 
 
 class _Running:
   """A server that runs: one thread answers, another loads the models."""
 
   def __init__(self, server: Any, sock: socket.socket, grace_secs: float):
-    """Prepares the server that listens at a socket."""
+    """Prepares the server that listens at a socket.
+
+    Args:
+      server: has an ASGI application, `app`, and `stop`.
+      sock: the socket.
+      grace_secs: how long requests in progress may take at the end.
+    """
     import uvicorn
 
     class Quiet(uvicorn.Server):
@@ -156,23 +215,22 @@ class _Running:
     )
     self._error: BaseException | None = None
 
-  def run(
-    self,
-    sources: Sequence[served.Source],
-    given: dict[str, Any],
-    kinds: Sequence[str],
-  ) -> None:
-    """Serves until a signal, or until a model cannot be loaded."""
+  def run(self, load: Callable[[Callable[[], bool]], str]) -> None:
+    """Serves until a signal, or until a model cannot be loaded.
+
+    Args:
+      load: loads the models, and says what it loaded. It is given a function
+        that says whether the server still runs.
+    """
     host, port = self._sock.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     loader = threading.Thread(
-      target=self._load, args=(sources, given, kinds, address), name="loader"
+      target=self._load, args=(load, address), name="loader"
     )
     message = "requests in progress are answered, new ones are refused"
     with signals.Listener(message) as listener:
       listener.listen()
-      _log.info("loading %s; see %s/health",
-                ", ".join(one.name for one in sources), address)  # fmt: skip
+      _log.info("loading; see %s/health", address)
       loader.start()
       asyncio.run(self._serve(listener))
       loader.join()
@@ -190,25 +248,13 @@ class _Running:
     await self._uvicorn.serve(sockets=[self._sock])
     watcher.cancel()
 
-  def _load(self, sources, given, kinds, address) -> None:
+  def _load(
+    self, load: Callable[[Callable[[], bool]], str], address: str
+  ) -> None:
     try:
       start = time.monotonic()
-      models = []
-      count = 0
-      for source in sources:
-        pretrained = weights.read(source.path)
-        found = model_lib.Model(pretrained, source.name, given, serves=True)
-        one = served.Served(source.name, found, kinds)
-        count += one.compile(lambda: not self._uvicorn.should_exit)
-        models.append(one)
-      if self._uvicorn.should_exit:
-        return
-      self._server.ready(models)
-      for one in models:
-        _log.info("%s answers %s", one.name, ", ".join(one.kinds))
-      _log.info(
-        "ready at %s after %.1f s and %d programs", address,
-        time.monotonic() - start, count,
-      )  # fmt: skip
+      said = load(lambda: not self._uvicorn.should_exit)
+      secs = time.monotonic() - start
+      _log.info("ready at %s after %.1f s: %s", address, secs, said)
     except BaseException as error:
       self._error = error
