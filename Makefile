@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-faults lint format types check docs \
+.PHONY: help setup demo test test-slow test-faults test-buckets lint format types check docs \
   plan-table plan-meshes plan-depth bench-train bench-data bench-prepare \
   bench-packing bench-finetune bench-predict bench-start bench-together \
   minilm tpu \
@@ -28,6 +28,11 @@ test: setup  ## the default tests, on two cores (PYTEST_ARGS="-n 0": on one)
 
 test-slow: $(VENV)/.extra-reference $(VENV)/.extra-beam  ## every test, also slow
 	@$(PY) -m pytest -m "" $(PYTEST_ARGS)
+
+test-buckets: $(VENV)/.extra-gcs $(VENV)/.extra-gcs-test  ## runs in a bucket that are killed, a server that fails
+	@$(PY) -m pytest -m "" -n 0 -s tests/runtime/test_places.py \
+	  tests/runtime/test_log_places.py tests/data/test_bucket_data.py \
+	  tests/test_faults_buckets.py $(PYTEST_ARGS)
 
 test-faults: setup  ## kill real runs 100 times (FAULTS_KILLS), fill disks
 	@$(PY) -m pytest -m slow -n 0 -s tests/test_faults*.py $(PYTEST_ARGS)
@@ -65,8 +70,8 @@ bench-train: $(VENV)/.extra-reference  ## against torch: NOVELS=file VOCAB=file
 	@$(PY) experiments/bench/train.py --size=4x512 --compare=packed --steps=2 \
 	  $(if $(NOVELS),--input=$(NOVELS) --vocab=$(VOCAB))
 
-bench-data: setup  ## tokens/s from disk to batch, with masking
-	@$(PY) experiments/bench/data.py
+bench-data: setup  ## tokens/s from disk to batch; BUCKET=gs://...: from there, too
+	@$(PY) experiments/bench/data.py $(if $(BUCKET),--bucket=$(BUCKET))
 
 bench-prepare: setup  ## examples/s from text to disk
 	@$(PY) experiments/bench/prepare.py

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 import contextlib
 from typing import Any
 
-from etils import epath
-
 from bert_jax.data import compression
+from bert_jax.runtime import files
 
 _BATCH_ROWS = 1024
 # Rows that are turned into Python values at once, so that long texts of one
@@ -78,7 +77,7 @@ def read_parquet(
   """
   with (
     _naming(path, "Parquet") as arrow,
-    epath.Path(path).open("rb") as raw,
+    files.reading(path) as raw,
   ):
     file = arrow.parquet.ParquetFile(raw)
     _check_columns(path, file.schema_arrow.names, fields)
@@ -103,7 +102,7 @@ def parquet_groups(path: str) -> list[int]:
   """
   with (
     _naming(path, "Parquet") as arrow,
-    epath.Path(path).open("rb") as raw,
+    files.reading(path) as raw,
   ):
     data = arrow.parquet.ParquetFile(raw).metadata
     sizes = [

@@ -131,7 +131,7 @@ def read(
       f"{path}: {found.name} is compressed inside, and is not read through "
       f"{packed}; unpack the file"
     )
-  if os.path.isdir(path):
+  if files.is_folder(path):
     raise RowsError(f"{path} is a folder; name a file")
   rows = found.read(path, _Options(columns, fields, on_broken))
   first = next(rows, None)

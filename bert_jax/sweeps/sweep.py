@@ -196,8 +196,7 @@ class Trial:
       )
     total = run.get("total_steps")
     # Training saves its last step at the very end.
-    saved = os.path.join(self.workdir, "checkpoints", str(total))
-    if not os.path.isdir(saved):
+    if total not in self.saved_steps():
       return "begun"
     try:
       rows = metrics_log.read_metrics(self.workdir)
@@ -219,7 +218,7 @@ def _evaluates(config: Mapping[str, Any]) -> bool:
   folder = config.get("data", {}).get("dir")
   if config.get("objective") == "task" or not folder:
     return True
-  is_there = os.path.exists(os.path.join(folder, "manifest.json"))
+  is_there = files.exists(os.path.join(folder, "manifest.json"))
   return not is_there or summary.has_held_out(folder)
 
 

@@ -125,6 +125,9 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
         missed: Any = run.evaluate(state.params)
       run.save(start, state, missed)
       run.report(start, missed)
+    if run.probes_at(start) and not run.has(start, "probe/"):
+      with meter.paused("evaluation"):
+        run.report(start, run.probe(state.params))
 
     stack.enter_context(bars.showing(meter.bar))
     batches = run.job.prefetch(run.batches, start)
@@ -146,7 +149,7 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
       evaluates = last or (not stops and _due(step, config.eval.every_steps))
       saves = last or _due(step, config.checkpoint.every_steps)
       saves = saves or stops or save_clock.is_due(step)
-      if logs or evaluates or saves:
+      if logs or evaluates or saves or run.probes_at(step):
         run.look(pending.take(), state.params)
       if logs:
         run.log(step, meter.speed())
@@ -156,6 +159,9 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
         with meter.paused("evaluation"):
           evaluation = run.evaluate(state.params)
           run.report(step, evaluation)
+      if run.probes_at(step) and not stops:
+        with meter.paused("evaluation"):
+          run.report(step, run.probe(state.params))
       if evaluates or saves:
         with meter.paused("saves"):
           run.save(step, state, evaluation, always=saves)

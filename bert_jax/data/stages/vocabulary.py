@@ -1,7 +1,6 @@
 """Copies the vocabulary of prepared data, or learns it."""
 
 from collections.abc import Iterator
-import glob
 import inspect
 import itertools
 import logging
@@ -53,7 +52,7 @@ def write(
     # A SentencePiece model and a pipeline define their own normalisation.
     is_model = (
       prepare.vocab.endswith(".model")
-      or glob.glob(os.path.join(glob.escape(prepare.vocab), "*.model"))
+      or files.glob(os.path.join(files.escape_glob(prepare.vocab), "*.model"))
       or load.is_pipeline(prepare.vocab)
     )
     given = load.load_tokenizer(
@@ -77,10 +76,10 @@ def write(
       asked["alphabet_size"] = prepare.alphabet_size
     if prepare.vocab_kind == "byte_bpe":
       asked["special_tokens"] = prepare.special_tokens
-  if os.path.exists(done):
+  if files.exists(done):
     _check_older(done, asked, folder)
     return
-  if os.path.exists(target):
+  if files.exists(target):
     raise records.DataError(
       f"{target} exists, but bert-jax prepare did not make it; give another "
       "--output, or move that folder away"
@@ -105,7 +104,7 @@ def _check_older(done: str, asked: dict[str, Any], folder: str) -> None:
   if is_older:
     del asked["sha256"]
   stage.check_same(found, asked, target)
-  if is_older and not os.path.exists(os.path.join(folder, "manifest.json")):
+  if is_older and not files.exists(os.path.join(folder, "manifest.json")):
     raise records.DataError(
       f"an older release learned {target} and did not record its text (by "
       "sha256), so this preparation cannot continue with it; delete that "
