@@ -19,6 +19,7 @@ from bert_jax.command_line import config_of
 from bert_jax.command_line import run_config
 from bert_jax.runtime import config_files
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import machine
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
@@ -228,7 +229,7 @@ def _export(flag_values: flags.FlagValues) -> None:
     flag_values.weights,
   )
   for name in written:
-    size = os.path.getsize(os.path.join(flag_values.output, name))
+    size = files.size(os.path.join(flag_values.output, name))
     _log.info("wrote %s (%s bytes)", name, f"{size:,}")
 
 

@@ -113,8 +113,8 @@ def export(
       f"--to={format}, --weights={weights}; the formats are "
       f"{', '.join(FORMATS)}, the weights {', '.join(WEIGHTS)}"
     )
-  if os.path.exists(folder) and (
-    not os.path.isdir(folder) or os.listdir(folder)
+  if files.exists(folder) and (
+    not files.is_folder(folder) or files.list_names(folder)
   ):
     raise ExportError(f"{folder} exists and is not an empty folder; give a new")
   kind = kind or model.kinds[0]
@@ -127,7 +127,7 @@ def export(
       json.dumps(described, indent=2, ensure_ascii=False) + "\n",
     )
     _write_tokenizer(model.pretrained, temporary)
-  return sorted(os.listdir(folder))
+  return sorted(files.list_names(folder))
 
 
 def _describe(model, predictor, kind, format, weights, outputs) -> dict:

@@ -186,9 +186,9 @@ def _as_file(rows: Rows | None, split: str, workdir: str) -> str | None:
   content = "\n".join(lines) + "\n"
   digest = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:12]
   folder = os.path.join(workdir, "data")
-  os.makedirs(folder, exist_ok=True)
+  files.make_folders(folder)
   path = os.path.join(folder, f"{split}-{digest}.jsonl")
-  if not os.path.exists(path):
+  if not files.exists(path):
     with files.writing(path, "w", errors="replace") as f:
       f.write(content)
   return path

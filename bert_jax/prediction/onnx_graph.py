@@ -10,6 +10,7 @@ import numpy as np
 
 from bert_jax import weights as weights_lib
 from bert_jax.kinds import answers
+from bert_jax.runtime import files
 from bert_jax.weights import task_heads
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -147,7 +148,7 @@ def _quantize(path: str, folder: str) -> None:
   quantization.quantize_dynamic(
     path, target, per_channel=True, weight_type=quantization.QuantType.QInt8
   )
-  os.replace(target, path)
+  files.write_bytes(path, files.read_bytes(target))
 
 
 def check(path: str, wanted: dict[str, np.ndarray], inputs: dict) -> float:

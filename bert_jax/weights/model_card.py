@@ -51,7 +51,7 @@ def write(pretrained: Pretrained, source: str, folder: str) -> list[str]:
   """
   added = []
   path = os.path.join(folder, CARD)
-  if not os.path.exists(path):
+  if not files.exists(path):
     files.write_text(
       path, text_of(pretrained, source, os.path.basename(folder))
     )
@@ -72,7 +72,7 @@ def write_tokenizer(pretrained: Pretrained, folder: str) -> bool:
   path = os.path.join(folder, "tokenizer.json")
   if not isinstance(tokenizer, wordpiece.WordPieceTokenizer):
     return False
-  if os.path.exists(path):
+  if files.exists(path):
     return False
   spec = families.get_family(pretrained.family).tokenizer
   spec = spec if spec.kind == tokenizer.kind else templates.WORDPIECE
@@ -156,7 +156,7 @@ def _record(run: Mapping[str, Any], workdir: str) -> list[str]:
 def _scores(workdir: str) -> dict[str, float]:
   """Returns the metrics eval/NAME that the log of a run has last."""
   found: dict[str, float] = {}
-  if os.path.exists(os.path.join(workdir, "metrics.jsonl")):
+  if files.exists(os.path.join(workdir, "metrics.jsonl")):
     for row in metrics_log.read_metrics(workdir):
       scores = {k: v for k, v in row.items() if k.startswith("eval/")}
       found = scores or found

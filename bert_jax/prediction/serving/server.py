@@ -15,6 +15,7 @@ from bert_jax import weights
 from bert_jax.prediction import model as model_lib
 from bert_jax.prediction.serving import served
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import signals
 from bert_jax.runtime.settings import Config
 from bert_jax.tasks.own import split_words
@@ -41,7 +42,7 @@ def sources_of(texts: Sequence[str]) -> list[served.Source]:
   sources = []
   for text in texts:
     name, equals, path = text.partition("=")
-    if not equals or os.path.exists(text):
+    if not equals or files.exists(text):
       name, path = os.path.basename(os.path.normpath(text)), text
     if not name or not path:
       raise ServeError(f"--from={text}: give DIR or NAME=DIR")
