@@ -22,6 +22,7 @@ from bert_jax.prediction import results
 from bert_jax.runtime import config_files
 from bert_jax.weights import task_heads
 from tests.support import small_models
+from tests.support.breadth import slow_but
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = ["walked the", "the walk !", "!"]
@@ -59,7 +60,8 @@ TASKS = {"answer": "span", "choose": "choice", "fill-mask": None, "embed": None}
 
 @functools.cache
 def make_model(kind=None):
-  return model_lib.Model(small_models.make(kind), "MODEL")
+  changes = {"task.max_query_len": 4, "task.doc_stride": 4}
+  return model_lib.Model(small_models.make(kind), "MODEL", changes)
 
 
 def of_kind(kind):
@@ -78,7 +80,9 @@ def plain(value):
   return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-@pytest.mark.parametrize("kind", table.ANSWERERS)
+@pytest.mark.parametrize(
+  "kind", slow_but(list(table.ANSWERERS), lambda kind: kind in ("embed", "tag"))
+)
 def test_answers_are_those_of_the_command(kind):
   arguments, records = CASES[kind]
   got = getattr(of_kind(kind), model_lib.METHODS[kind])(*arguments)
@@ -129,6 +133,7 @@ def test_only_the_fields_that_are_asked_for_are_there():
   assert one.tokens is one.pooled is one.layers is one.sentence is None
 
 
+@pytest.mark.slow
 def test_layers_come_in_the_order_of_the_question():
   model = of_kind("embed")
   (one,) = model.embed(["the walk"], layers=(-1, 0))
@@ -207,6 +212,7 @@ def test_wrong_settings_are_refused_before_weights_are_read(settings, message):
     bert_jax.load("no-such-folder", settings)
 
 
+@pytest.mark.slow
 def test_settings_count(tmp_path):
   weights.write(small_models.make(), tmp_path / "hf", "huggingface")
   model = bert_jax.load(tmp_path / "hf", {"predict.seq_len": 6})

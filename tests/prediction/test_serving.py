@@ -99,6 +99,16 @@ def test_a_batch_that_fails_fails_its_requests_alone(batcher):
       9
     )
   assert batcher.submit(echo, lines_of("b")).result(9) == [{"answer": "b"}]
+  echo.gate.clear()  # the next ones wait, and are computed together
+  batcher.submit(echo, lines_of("x"))
+  found = [batcher.submit(echo, lines_of(name)) for name in ("c", "bad", "d")]
+  echo.gate.set()
+  assert [found[0].result(9), found[2].result(9)] == [
+    [{"answer": "c"}],
+    [{"answer": "d"}],
+  ]
+  with pytest.raises(answers.PredictError):
+    found[1].result(9)
 
 
 def test_closing_answers_what_is_queued_and_takes_no_more():
@@ -411,6 +421,7 @@ def test_the_page_describes_every_route_and_loads_nothing(ask):
   assert ask("GET", "/predict").status_code == 405
 
 
+@pytest.mark.slow
 def test_no_request_waits_for_a_compilation():
   one = served("classify", "compiled")
   predictor = one.predictor("classify")

@@ -132,15 +132,14 @@ class Batcher:
     lines = [job.lines[index] for job, index in batch]
     try:
       found = list(predictor.compute(lines))
-    except Exception as error:  # these requests fail, and not the server
-      _log.exception("a batch of %d texts failed", len(batch))
-      for job in {job for job, _ in batch}:
-        job.next = len(job.lines)
-        _finish(job, error)
-      with self._changed:
-        jobs = self._queues[predictor]
-        left = [job for job in jobs if job.next < len(job.lines)]
-        self._queues[predictor] = collections.deque(left)
+    except Exception as error:  # a request fails, and not the server
+      if len({job for job, _ in batch}) > 1:  # and not the others beside it
+        for one in dict.fromkeys(job for job, _ in batch):
+          own = [(job, index) for job, index in batch if job is one]
+          self._compute(predictor, own)
+        return
+      _log.exception("%d texts of a request failed", len(batch))
+      self._fail(predictor, batch[0][0], error)
       return
     for (job, index), answer in zip(batch, found, strict=True):
       job.answers[index] = answer
@@ -149,6 +148,17 @@ class Batcher:
         _finish(job)
     tokens = sum(map(predictor.num_tokens, lines))
     self._report(len(lines), tokens, time.perf_counter() - start)
+
+  def _fail(
+    self, predictor: predict.Predictor, failed: _Job, error: Exception
+  ) -> None:
+    """Hands an error to a request, and forgets the rest of its texts."""
+    with self._changed:
+      jobs = self._queues[predictor]
+      self._queues[predictor] = collections.deque(
+        job for job in jobs if job is not failed
+      )
+    _finish(failed, error)
 
 
 def _finish(job: _Job, error: Exception | None = None) -> None:
