@@ -502,11 +502,15 @@ def process(tmp_path_factory):
   try:
     line = process.stderr.readline()
     address = re.search(r"http://[\d.:]+", line)[0]
-    threading.Thread(target=process.stderr.read, daemon=True).start()
+    reader = threading.Thread(target=process.stderr.read, daemon=True)
+    reader.start()
     yield types.SimpleNamespace(address=address, process=process)
+    process.kill()
+    reader.join()
   finally:
     process.kill()
     process.wait()
+    process.stderr.close()
 
 
 def wait_until_ready(address, secs=120):
