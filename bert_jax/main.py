@@ -10,9 +10,9 @@ What most people need:
   bert-jax predict --workdir=RUN2 --input=LINES.jsonl --output=OUT.jsonl
 
 Other modes are serve (answers over HTTP), export, explore, plan (compiles for a
-TPU slice before you pay for it), doctor (checks whether a run would start),
-sweep, report, convert, configs (lists the configs) and demo. bert-jax MODE
---help shows what a mode takes.
+TPU slice before you pay for it), launch (sends a job to a cluster), doctor
+(checks whether a run would start), sweep, report, convert, configs (lists the
+configs) and demo. bert-jax MODE --help shows what a mode takes.
 
 A config is a Python file: --config=NAME:argument=value,... names a shipped one,
 --config=FILE.py one of yours, and --config.group.key=value changes any key.
@@ -241,7 +241,8 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     print(f"bert-jax {bert_jax.__version__}, jax {jax}, Python {python}")
     sys.exit(0)
   # A config path is looked at before the file is opened.
-  for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+  own = argv[: argv.index("--")] if "--" in argv else argv
+  for arg, following in zip(own, [*own[1:], ""], strict=True):
     name, equals, path = arg.lstrip("-").partition("=")
     if name == "config":
       path = path if equals else following

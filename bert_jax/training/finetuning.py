@@ -160,6 +160,8 @@ class FineTuning(Job):
       max_examples=settings.max_train_examples if is_train else 0,
       files={} if other else {k: v for k, v in settings.files.items() if v},
     )
+    if is_train and settings.both_orders:
+      examples = spec.in_both_orders(task, examples)
     features = self.objective.make_features(
       task,
       examples,

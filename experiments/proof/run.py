@@ -25,10 +25,11 @@ import sys
 
 from experiments.proof import table
 from experiments.proof import text
+from experiments.proof import tune
 
 MINILM_RATE = 5e-5
 PROBES = {
-  "probe.every_steps": 500,
+  "probe.every_steps": 1000,
   "probe.similarity": "stsb",
   "probe.linear": "sst2",
   "probe.finetune": "sst2,stsb",
@@ -71,12 +72,13 @@ class Stages:
     """Prepares examples; a folder that is whole is left as it is."""
     if os.path.exists(self._path("data/examples")):
       return
-    held_out = self._path("text/docstrings_held_out.txt")
+    held_out = self._path("text/held_out.txt")
     inputs = sorted(self._folder.glob("text/*.txt"))
     launch(
       "prepare", "--config=small",
       "--input=" + ",".join(str(p) for p in inputs if str(p) != held_out),
       f"--config.prepare.held_out_input={held_out}",
+      "--config.prepare.held_out_rate=0.0",
       f"--output={self._path('data')}",
     )  # fmt: skip
 
@@ -136,8 +138,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--minilm", default="runs/minilm")
   parser.add_argument("--size", default="layers=4,hidden=256")
   parser.add_argument("--steps", type=int, default=20_000)
-  parser.add_argument("--tasks", default="sst2-1k+wnut17+stsb+cola+sst2-8k"
-                      "+mrpc+rte")  # fmt: skip
+  parser.add_argument("--tasks", default="+".join(tune.TASKS))
   parser.add_argument("--results", default="experiments/proof")
   parser.add_argument("--stages", default=",".join(STAGES))
   args = parser.parse_args(argv)
