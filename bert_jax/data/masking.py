@@ -131,6 +131,7 @@ def mask_batch(
   mask_token_rate: float = 0.8,
   random_token_rate: float = 0.1,
   continues_word: np.ndarray | None = None,
+  word_marks: np.ndarray | None = None,
 ) -> tuple[np.ndarray, ...]:
   """Masks a batch of rows.
 
@@ -153,6 +154,8 @@ def mask_batch(
     random_token_rate: the share of these that become a random token.
     continues_word: [V] bool, which pieces continue a word. If it is given,
       whole words are chosen; each piece still draws its own replacement.
+    word_marks: [B, L] bool, which tokens continue a word. If it is given, it
+      says so in the place of `continues_word`.
 
   Returns:
     (input_ids with replacements [B, L] int32, masked_positions [B, P] int32 in
@@ -168,13 +171,13 @@ def mask_batch(
   # so that no candidate has the largest number, which marks other positions.
   columns = np.arange(input_ids.shape[1], dtype=np.uint64)
   order = hash_uniform(keys[:, None], columns[None], _CHOICE) >> np.uint64(1)
-  if continues_word is None:
+  if word_marks is None and continues_word is not None:
+    word_marks = continues_word[input_ids]
+  if word_marks is None:
     order = np.where(candidates, order, np.uint64(2**64 - 1))
     chosen = _lowest(order, slots, wanted)
   else:
-    chosen = _lowest_words(
-      order, candidates, continues_word[input_ids] & candidates, wanted
-    )
+    chosen = _lowest_words(order, candidates, word_marks & candidates, wanted)
   rows, positions = np.nonzero(chosen)
   original = input_ids[rows, positions]
   keys = keys[rows]

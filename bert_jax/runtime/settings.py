@@ -449,7 +449,8 @@ class Data(Group):
   """Share of the tokens to predict that are replaced by a random token."""
 
   whole_word: bool = of_run(False)
-  """Whether to predict whole words instead of single pieces."""
+  """Whether to predict whole words instead of single pieces. Chinese needs
+  prepare.segmenter, which says where words begin."""
 
   static_masks: bool = of_run(False)
   """Whether every epoch has the same masks."""
@@ -651,6 +652,12 @@ class Prepare(Group):
   """WordPiece: how many characters a learned vocabulary has, the most frequent
   ones of the text. A word with any other character is unknown. Chinese needs
   some 6000."""
+
+  segmenter: str = of_session("", since="0.3.0", before="")
+  """The words of Chinese for data.whole_word: "jieba", the segmenter of that
+  name (extra chinese); "spaces", for text that has spaces between words; or the
+  path of a text file with a word on each line, of which the longest that fits
+  is taken, from left to right. The ids do not change. "" = no words."""
 
   vocab_sample_bytes: int = of_session(200_000_000, 1, 2**48)
   """Bytes of text from which a vocabulary is learned."""

@@ -3,7 +3,7 @@
 A job writes one shard for each split and each part of the unit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import logging
@@ -14,6 +14,7 @@ import numpy as np
 
 from bert_jax.data import corpus
 from bert_jax.data import held_out
+from bert_jax.data import segmenters
 from bert_jax.data.stages import inputs as inputs_lib
 from bert_jax.data.stages import stage
 from bert_jax.data.store import manifests
@@ -31,6 +32,8 @@ _REPORT = {
     [manifests.TOKENS_ROW | dict.fromkeys(_TOTALS, manifests.is_count)]
   ),
 }
+# That of a job whose text a segmenter cut into words.
+_WORDS_REPORT = _REPORT | {"words": manifests.WORDS}
 
 
 def write(
@@ -61,8 +64,13 @@ def write(
   }
   if any(unit.held_out_sentences for unit in inputs.units):
     asked["held_out_by"] = held_out.BY_SENTENCES
+  suffixes = ["array_record", *records.TABLES]
+  if prepare.segmenter:
+    asked["segmenter"] = segmenters.load(prepare.segmenter).record
+    segmenters.check(tokenizer)
+    suffixes.append(records.WORDS)
+  form = _WORDS_REPORT if prepare.segmenter else _REPORT
   target = os.path.join(folder, "tokens")
-  suffixes = ("array_record", *records.TABLES)
   work = stage.Stage(prepare, folder, "tokens", target, *suffixes)
   manifest_path = os.path.join(folder, "manifest.json")
   if os.path.exists(manifest_path):
@@ -74,21 +82,35 @@ def write(
       return
   work.begin(asked)
   jobs = [
-    dict(name=f"{i:05d}", shard=i, size=u.size, folder=folder, unit=vars(u))
+    dict(
+      name=f"{i:05d}",
+      shard=i,
+      size=u.size,
+      folder=folder,
+      unit=vars(u),
+      cut_by=prepare.segmenter,
+    )
     | asked
     for i, u in enumerate(inputs.units)
   ]
-  done = work.finished(jobs, _REPORT)
+  done = work.finished(jobs, form)
   inputs.check({int(k): v["sha256"] for k, v in done.items()}, folder)
-  results = work.run(tokenize_unit, jobs, "tokenise", _REPORT)
+  results = work.run(tokenize_unit, jobs, "tokenise", form)
   shards = {s: [row for r in results for row in r[s]] for s in records.SPLITS}
   _write_counts(work, shards, tokenizer)
   totals = stage.sum_rows(shards, _TOTALS)
   _check_documents(totals, prepare.held_out_rate)
   if num_null := sum(report.get("null_texts", 0) for report in results):
     _log.warning("left out %d records whose text is null", num_null)
+  words = {}
+  if prepare.segmenter:
+    words["words"] = {
+      key: sum(report["words"][key] for report in results)
+      for key in manifests.WORDS
+    }
   work.end(
       manifest_path,
+      **words,
       settings=asked,
       vocab_size=tokenizer.vocab_size,
       inputs=[
@@ -145,6 +167,51 @@ def _tokenizer(folder: str, fingerprint: str):
   return load.load_tokenizer(os.path.join(folder, "vocab"))
 
 
+@functools.lru_cache(1)
+def _segmenter(name: str, record: str) -> segmenters.Segmenter:
+  """Loads the segmenter of a job.
+
+  Args:
+    name: prepare.segmenter.
+    record: what it was when the preparation began.
+  """
+  segmenter = segmenters.load(name)
+  if segmenter.record != record:
+    raise segmenters.SegmenterError(
+      f"{segmenters.KEY}={name} is now {segmenter.record}, and was {record} "
+      "when this preparation began; start it again"
+    )
+  return segmenter
+
+
+def _encoder(
+  job: dict,
+) -> tuple[Callable[..., tuple], segmenters.WordMarker | None]:
+  """Returns what encodes the sentences of a document.
+
+  Args:
+    job: as for `tokenize_unit`.
+
+  Returns:
+    A function that returns, of the sentences that have tokens, the ids and, if
+    a segmenter cuts the text into words, the marks, as `TokenWriter.add` takes
+    them; and what counts the words.
+  """
+  tokenizer = _tokenizer(job["folder"], job["vocab"])
+  if "segmenter" not in job:
+    return lambda sentences: (
+      [ids for ids in tokenizer.encode_sentences(sentences) if ids],
+    ), None
+  segmenter = _segmenter(job["cut_by"], job["segmenter"])
+  marker = segmenters.WordMarker(segmenter, tokenizer)
+
+  def encode(sentences: list[str]) -> tuple:
+    found = [x for x in map(marker.encode, sentences) if x[0]]
+    return [ids for ids, _ in found], [marks for _, marks in found]
+
+  return encode, marker
+
+
 def tokenize_unit(job: dict) -> dict:
   """Writes the shards of one unit of text.
 
@@ -163,10 +230,16 @@ def tokenize_unit(job: dict) -> dict:
   parts = corpus.read_parts(
     unit, job["format"], job["text_key"], job["language"], reading
   )
+  encode, marker = _encoder(job)
   for part, documents in enumerate(parts):
     shard = records.shard_of_part(job["shard"], part)
-    for name, row in _write_shard(job, shard, documents, split).items():
+    for name, row in _write_shard(job, shard, documents, split, encode).items():
       result[name].append(row)
+  if marker:
+    result["words"] = {
+      "chinese_tokens": marker.num_chinese,
+      "joined_tokens": marker.num_joined,
+    }
   return result | {
     "sha256": reading.hexdigest(),
     "null_texts": reading.num_null,
@@ -178,6 +251,7 @@ def _write_shard(
   shard: records.Shard,
   documents: Iterator[list[str]],
   divide: held_out.Splitter,
+  encode: Callable[..., tuple],
 ) -> dict[str, dict]:
   """Writes the documents of a part, one shard for each split that has some.
 
@@ -190,15 +264,21 @@ def _write_shard(
     writers = {
       split: stack.enter_context(
         records.TokenWriter(
-          folder, split, shard, tokenizer.vocab_size, tokenizer.sep_id
+          folder,
+          split,
+          shard,
+          tokenizer.vocab_size,
+          tokenizer.sep_id,
+          has_words="segmenter" in job,
         )
       )
       for split in records.SPLITS
     }
     for document in documents:
       for is_held_out, sentences in divide(document):
-        if ids := [i for i in tokenizer.encode_sentences(sentences) if i]:
-          writers[records.SPLITS[is_held_out]].add(ids)
+        encoded = encode(sentences)
+        if encoded[0]:
+          writers[records.SPLITS[is_held_out]].add(*encoded)
   rows = {}
   for split, writer in writers.items():
     if writer.num_documents:
