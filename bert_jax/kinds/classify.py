@@ -1,7 +1,7 @@
 """Classification of a text or a pair of texts (BERT paper, section 4.1)."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
@@ -115,6 +115,34 @@ def wrong_labels(
   return records
 
 
+# With fewer examples, equal predictions may well be right.
+_FEW_EXAMPLES = 10
+
+
+def same_labels(
+  predictions: Sequence[ClassPrediction],
+  examples: Sequence[Any],
+  name: Callable[[int], Any],
+) -> str:
+  """Returns that all predictions are the same though labels differ, or "".
+
+  Args:
+    predictions: one for each example.
+    examples: the examples, with labels.
+    name: label -> its name.
+  """
+  guesses = {p.label for p in predictions}
+  counts = collections.Counter(e.label for e in examples)
+  if len(guesses) > 1 or len(counts) < 2 or len(examples) < _FEW_EXAMPLES:
+    return ""
+  (label, most), *_ = counts.most_common(1)
+  return (
+    f"all {len(examples)} predictions are {name(guesses.pop())!r}; always "
+    f"{name(label)!r}, the most frequent label, would be right for "
+    f"{most / len(examples):.1%}"
+  )
+
+
 _MOST_COLUMNS = 12  # a confusion matrix with more does not fit a screen
 
 
@@ -170,8 +198,12 @@ class Classify(task_kind.TaskKind):
     for form, num_texts in (("classify", 1), ("pairs", 2))
   }
 
-  def loss(self, outputs, batch):
-    return losses.cross_entropy(outputs, batch["label"], batch["weight"])
+  loss_settings = task_kind.LOSS_SETTINGS
+
+  def loss(self, outputs, batch, options=losses.PLAIN):
+    return losses.class_cross_entropy(
+      outputs, batch["label"], batch["weight"], options
+    )
 
   def _decode(self, task, features, outputs, **options):
     return most_likely(outputs)
@@ -179,6 +211,9 @@ class Classify(task_kind.TaskKind):
   def most_frequent(self, examples: Sequence[Any]) -> float | None:
     counts = collections.Counter(e.label for e in examples)
     return max(counts.values()) / sum(counts.values())
+
+  def degenerate(self, task, predictions, examples):
+    return same_labels(predictions, examples, task.labels.__getitem__)
 
   def row(self, task, prediction):
     return {

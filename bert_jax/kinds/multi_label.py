@@ -165,13 +165,27 @@ class MultiLabel(task_kind.TaskKind):
   forms = {"multi_label": own.Form(scores, (1, 2), _read, _complete)}
   decode_settings = ("thresholds",)
 
-  def loss(self, outputs, batch):
+  loss_settings = task_kind.LOSS_SETTINGS
+
+  def loss(self, outputs, batch, options=losses.PLAIN):
     """Returns the sum of the cross-entropies of all labels, and its weight."""
     weights = batch["weight"][..., None]
-    return losses.sigmoid_cross_entropy(outputs, batch["label"], weights)
+    return losses.sigmoid_cross_entropy(
+      outputs, batch["label"], weights, options
+    )
 
   def weights(self, batch):
     return {"task_loss": batch["weight"].sum() * batch["label"].shape[-1]}
+
+  def balanced_weights(self, label, num_labels):
+    """Returns how many texts lack each label, for each that has it [K]."""
+    counts = label.sum(axis=0)
+    return (len(label) - counts) / np.maximum(counts, 1)
+
+  def degenerate(self, task, predictions, examples):
+    if any(p.labels for p in predictions) or not any(e.label for e in examples):
+      return ""
+    return f"none of {len(examples)} texts gets any label"
 
   def _label_array(self, task, examples):
     labels = [example.label for example in examples]

@@ -39,7 +39,7 @@ class Regress(task_kind.TaskKind):
   }
   forms = {"regress": own.Form(scores, (1, 2), own.read_scores)}
 
-  def loss(self, outputs, batch):
+  def loss(self, outputs, batch, options=losses.PLAIN):
     return losses.squared_error(
       outputs[..., 0], batch["label"], batch["weight"]
     )

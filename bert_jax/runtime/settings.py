@@ -580,6 +580,37 @@ class Task(Group):
   max_query_len: int = of_run(64, 0, _LEN)
   """The largest number of tokens of a question; longer ones are cut."""
 
+  class_weights: tuple[str, ...] = of_run((), since="0.3.0", before=())
+  """The weight of each label in the loss of training, in the order of the
+  labels; "balanced" = the more, the rarer the label is in the training file.
+  With several labels for a text, it is the weight of the texts that have the
+  label. () = all weigh the same. Kinds: classify, tag, multi_label."""
+
+  label_smoothing: float = of_run(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
+  """The share of the right answer that is spread over all answers in the loss
+  of training. Kinds: classify, tag, choice, multi_label."""
+
+  focal_gamma: float = of_run(0.0, 0.0, 100.0, since="0.3.0", before=0.0)
+  """Focal loss: the loss of training is multiplied by (1 - p)^focal_gamma,
+  where p is the probability of the right answer, so that easy examples count
+  less. Kinds: classify, tag, choice, multi_label."""
+
+  dev_rate: float = of_run(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
+  """The share of the training examples that is evaluated instead of the file of
+  the evaluation: of each label the same share, drawn by task.dev_seed. Equal
+  texts, and questions on one text, stay together. 0 = none."""
+
+  num_folds: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """Cross-validation: the training examples are divided into so many parts, as
+  by task.dev_rate; the run evaluates part task.fold and trains on the others.
+  0 = none."""
+
+  fold: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """The part to evaluate, from 0 to task.num_folds - 1."""
+
+  dev_seed: int = of_run(0, *_SEED, since="0.3.0", before=0)
+  """The seed of task.dev_rate and task.num_folds."""
+
   doc_stride: int = of_run(128, 1, _LEN)
   """Tokens from the start of a window of a long text to that of the next."""
 
@@ -729,6 +760,29 @@ class Optim(Group):
   eps: float = of_run(1e-6, 0.0, _FLOAT, can_change=True)
   """The number that is added to the root of the mean of squared gradients."""
 
+  layer_decay: float = of_run(1.0, 0.0, 1.0, since="0.3.0", before=1.0)
+  """The learning rate of a layer relative to that of the layer above it. The
+  top layer has optim.learning_rate times this, the embeddings have the lowest,
+  and the pooler, the last norm and the head have all of it. 1 = all learn
+  alike."""
+
+  head_rate: float = of_run(1.0, 0.0, _FLOAT, since="0.3.0", before=1.0)
+  """The learning rate of all that is not the encoder, such as the head of a
+  task, relative to optim.learning_rate."""
+
+  frozen_layers: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """How many of the lowest layers are not trained. They have no weight decay
+  and no part in the norm of the gradient."""
+
+  frozen_embeddings: bool = of_run(False, since="0.3.0", before=False)
+  """Whether the embeddings, which pre-training also decodes with, are not
+  trained."""
+
+  unfreeze_steps: int = of_run(0, 0, _INT32, since="0.3.0", before=0)
+  """Gradual unfreezing: the number of steps after which one more layer is
+  trained, from the top down, and the embeddings last. Before, only the head,
+  the pooler and the last norm are. 0 = all from the start."""
+
   clip_norm: float = of_run(1.0, 0.0, _FLOAT)
   """The largest norm of the global gradient; 0 = no clipping."""
 
@@ -757,6 +811,11 @@ class Train(Group):
   """Services that also get the metrics: "wandb", "mlflow". Each needs the extra
   of its name, and is set up by its own environment variables. A service that
   fails does not stop the run."""
+
+  patience: int = of_run(0, 0, _INT32, since="0.3.0", before=0, can_change=True)
+  """Early stopping: the run ends after so many evaluations in a row without a
+  better checkpoint.best_metric. The best checkpoint is kept, and evaluate,
+  predict and convert read it. 0 = all steps are trained."""
 
   on_bad_step: str = of_session("stop", choices=("stop", "skip"), before="stop")
   """What to do if the loss or a gradient of a step is NaN or infinite, or if
@@ -812,6 +871,10 @@ class Eval(Group):
 
   every_steps: int = of_session(10_000, 0, _INT32)
   """Steps from one evaluation to the next; 0 = only after the last step."""
+
+  every_epochs: float = of_session(0.0, 0.0, 1e9, since="0.3.0", before=0.0)
+  """Epochs from one evaluation to the next, rounded to whole steps, instead of
+  eval.every_steps; 0 = as eval.every_steps says."""
 
   batch_size: int = of_session(256, 1, _PIECES)
   """Rows in a batch of an evaluation."""
@@ -954,6 +1017,10 @@ class Config(Group):
   init_random: bool = of_run(False)
   """Whether to use only the shape and the vocabulary of init_from, and random
   weights."""
+
+  reinit_layers: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """How many of the top layers of init_from, and with them the pooler, start
+  from random weights instead."""
 
   model: Model
   data: Data
@@ -1162,6 +1229,11 @@ def check_together(config: Config) -> None:
   if config.objective != "task":
     raise ValueError(
       f"objective={config.objective}: only tasks are trained together"
+    )
+  if config["train"].get("patience"):
+    raise ValueError(
+      f"train.patience={config.train.patience}: models that train together end "
+      "at the same step; train each alone, or leave the key out"
     )
   if config.data.pack and not config.data.one_row_len:
     raise ValueError(

@@ -12,6 +12,7 @@ import optax
 
 from bert_jax.data import batching
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import early_stopping
 from bert_jax.runtime import goodput
 from bert_jax.runtime import hosts
 from bert_jax.runtime import metrics_log
@@ -44,6 +45,7 @@ class Run:
     config: the whole configuration.
     mesh: the mesh of devices.
     total_steps: the last step.
+    epoch_steps: the steps of an epoch.
     batches: the batches of this host, by step.
     batch_place: the sharding of a batch on the mesh.
     workdir: the folder of the run.
@@ -62,6 +64,7 @@ class Run:
     self.total_steps = opened.total_steps
     self.batches: batching.Batches = opened.batches
     self.batch_place = opened.batch_place
+    self.epoch_steps = opened.batches.epoch_steps
     self.mean_loss = averages.MeanLoss()
     self._norm = jax.jit(optax.tree.norm)
     self._values: dict[str, float] = {}
@@ -181,6 +184,20 @@ class Run:
     return hosts.from_first(
       self._written is not None and self._written.has(start, "eval/")
     )
+
+  def stops_early(self, step: int) -> bool:
+    """Returns whether the evaluations up to a step end the run.
+
+    Args:
+      step: the number of updates, whose evaluation is logged.
+    """
+    if not self.config.train.patience:
+      return False
+    stop = None
+    if jax.process_index() == 0:
+      rows = metrics_log.read_metrics(self.workdir)
+      stop = early_stopping.stop_step(rows, self.config)
+    return hosts.from_first(stop is not None and stop <= step)
 
   def end(self) -> None:
     """Shows the last and the best evaluation, and the next command."""

@@ -245,6 +245,7 @@ def open_program(
       does not fit.
   """
   config = job.config
+  optim.places_of(config)  # it raises if a key does not fit the model
   optimizer, schedule = optim.make_optimizer(config.optim, job.total_steps)
   abstract = jax.eval_shape(
     lambda rng: _init_state(job, optimizer, batch, rng), jax.random.key(0)
