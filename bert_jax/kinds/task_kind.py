@@ -18,7 +18,7 @@ from bert_jax.data import batch_keys
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import kind
-from bert_jax.kinds import losses
+from bert_jax.kinds import losses as losses_lib
 from bert_jax.models import families
 from bert_jax.models import heads
 from bert_jax.models.config import ModelConfig
@@ -61,7 +61,7 @@ class TaskKind(kind.Kind):
   feature_settings: tuple[str, ...] = ()
   decode_settings: tuple[str, ...] = ()
   loss_settings: tuple[str, ...] = ()
-  loss_options = losses.PLAIN
+  loss_options = losses_lib.PLAIN
   num_choices = 1
 
   def __init__(self):
@@ -97,7 +97,7 @@ class TaskKind(kind.Kind):
     self,
     outputs: jax.Array,
     batch: kind.Batch,
-    options: losses.Options = losses.PLAIN,
+    options: losses_lib.Options = losses_lib.PLAIN,
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the sum of the losses of a batch, and its weight.
 
@@ -120,7 +120,7 @@ class TaskKind(kind.Kind):
       weight = weight * self.loss_options.of_labels(batch["label"])
     return {"task_loss": weight.sum()}
 
-  def with_loss(self, options: losses.Options) -> Self:
+  def with_loss(self, options: losses_lib.Options) -> Self:
     """Returns the same kind with another loss of training."""
     found = copy.copy(self)
     found.loss_options = options

@@ -1,4 +1,4 @@
-"""Keys of fine-tuning: rates by place, frozen layers, losses, early stopping."""
+"""Keys of fine-tuning: rates by place, frozen layers, losses, when to stop."""
 
 import functools
 import types
