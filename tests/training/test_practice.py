@@ -336,7 +336,7 @@ def test_a_run_stops_early_and_its_best_step_is_read(make_config, tmp_path):
     ("classify", "class_weights", ("1", "2", "3"), "2 labels moon, sun"),
     ("classify", "class_weights", ("1", "x"), "2 labels moon, sun"),
     ("classify", "class_weights", ("-1", "1"), "2 labels moon, sun"),
-    ("classify", "class_weights", "balanced,1", "2 labels moon, sun"),
+    ("classify", "class_weights", ("balanced,1",), "2 labels moon, sun"),
   ],
 )
 def test_losses_that_a_kind_does_not_have_are_refused(
