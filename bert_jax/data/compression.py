@@ -14,9 +14,8 @@ import os
 from typing import Any, BinaryIO, cast
 import zlib
 
-from etils import epath
-
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 
 # The exceptions that Python's decompressors raise for damaged input.
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -144,7 +143,7 @@ def open_bytes(path: str) -> Iterator[BinaryIO]:
   Args:
     path: the file.
   """
-  with epath.Path(path).open("rb") as raw:
+  with files.reading(path) as raw:
     opener = OPENERS.get(ending(path))
     if opener is None:
       yield raw
@@ -190,14 +189,14 @@ def text_rate(path: str) -> float:
     UnreadableError: the file is damaged.
   """
   if ending(path) == ".gz":  # the exact length of what was unpacked
-    with epath.Path(path).open("rb") as f:
+    with files.reading(path) as f:
       head = f.read(_RATE_BYTES)
     unpacker = zlib.decompressobj(wbits=31)  # gzip
     with naming(path):
       text = unpacker.decompress(head, 8 * _RATE_BYTES)
     rest = len(unpacker.unused_data) + len(unpacker.unconsumed_tail)
     return max(1.0, len(text) / (len(head) - rest))
-  with naming(path), epath.Path(path).open("rb") as raw:
+  with naming(path), files.reading(path) as raw:
     with OPENERS[ending(path)](raw) as f:
       size = len(f.read(8 * _RATE_BYTES))
       return max(1.0, size / max(raw.tell(), 1))

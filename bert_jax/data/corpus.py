@@ -13,7 +13,6 @@ other files have the format that prepare.format names.
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import glob
 import hashlib
 import itertools
 import json
@@ -23,7 +22,6 @@ import os
 import re
 from typing import Any
 
-from etils import epath
 import sentencex
 
 from bert_jax.data import columnar
@@ -146,7 +144,7 @@ def list_units(
   for path in paths:
     format = file_format(path, text_format)
     head = _check_text(path, format)
-    size = epath.Path(path).stat().length
+    size = files.size(path)
     if format == "parquet":
       units += _parquet_units(path, unit_bytes)
     elif (
@@ -202,9 +200,8 @@ def _expand(pattern: str) -> list[str]:
   if problem := files.scheme_problem("--input", pattern):
     raise CorpusError(problem)
   files.check_readable(pattern)
-  path = epath.Path(pattern)
-  if path.is_dir():
-    found = [str(p) for p in path.iterdir() if p.is_file()]
+  if files.is_folder(pattern):
+    found, inner = files.entries(pattern)
     hidden = [p for p in found if os.path.basename(p).startswith((".", "_"))]
     if hidden:
       _log.warning(
@@ -214,7 +211,6 @@ def _expand(pattern: str) -> list[str]:
         ", ".join(sorted(map(os.path.basename, hidden))),
       )
     found = [p for p in found if p not in hidden]
-    inner = [p.name for p in path.iterdir() if p.is_dir()]
     if inner:
       _log.warning(
         "--input=%s: its folders are not read: %s; give them, too, or the glob "
@@ -223,10 +219,12 @@ def _expand(pattern: str) -> list[str]:
         ", ".join(sorted(inner)[:_SHOWN]) + ", ..." * (len(inner) > _SHOWN),
         pattern.rstrip("/"),
       )
-  elif path.exists():  # even if its name contains the characters of a glob
+  elif files.exists(pattern):  # even if its name has characters of a glob
     found = [pattern]
   elif any(c in pattern for c in "*?["):
-    found = [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
+    found = files.glob(pattern)
+    if not files.is_remote(pattern):  # where there are only files
+      found = [path for path in found if files.is_file(path)]
   else:
     found = []
   if not found:
@@ -258,7 +256,7 @@ def _check_text(path: str, format: str) -> bytes:
       as plain text.
   """
   if format in RECORD_FORMATS and not RECORD_FORMATS[format].is_text:
-    if epath.Path(path).stat().length == 0:
+    if files.size(path) == 0:
       raise CorpusError(f"{path} is empty; leave it out or fill it")
     return b""
   with _naming(path):
@@ -388,7 +386,7 @@ def _open(unit: Unit) -> Iterator[Any]:
     with compression.open_text(unit.path) as f:
       yield f
   else:
-    with epath.Path(unit.path).open("rb") as f:
+    with files.reading(unit.path) as f:
       f.seek(unit.start)
       yield f
 
@@ -674,8 +672,9 @@ def naming_tfds(path: str) -> Iterator[None]:
     raise
   except Exception as error:  # protobuf, TFDS, ArrayRecord: unrelated types
     raise CorpusError(
-      f"{path} is damaged, or is not prepared TFDS data: {error!r:.500}; "
-      "prepare it again"
+      f"{path} is damaged, or was not written by TensorFlow Datasets: "
+      f"{error!r:.500}; check the path, or make the data again with "
+      "tfds.builder(NAME).download_and_prepare()"
     ) from error
 
 
@@ -692,14 +691,14 @@ def open_tfds(folder: str) -> Any:
   import tensorflow_datasets as tfds  # slow to import: only where it is used
 
   with naming_tfds(folder):
-    features = epath.Path(folder) / "features.json"
-    for name in _class_names(json.loads(features.read_bytes())):
+    features = os.path.join(folder, "features.json")
+    for name in _class_names(json.loads(files.read_bytes(features))):
       if not name.startswith("tensorflow_datasets."):  # it would be imported
         raise CorpusError(
           f"{features} names {name!r:.100}, which is not a feature of TFDS; "
           "such data is not read, because it would run code"
         )
-    return tfds.builder_from_directory(folder)
+    return tfds.builder_from_directory(files.local(folder))
 
 
 def _class_names(value: Any) -> Iterator[str]:
@@ -720,8 +719,7 @@ def _tfds_source(path: str):
   name, _, split = path.removeprefix("tfds:").rpartition(":")
   if not name or "/" in split:  # no split is given; the colon is that of gs://
     name, split = path.removeprefix("tfds:"), ""
-  folder = epath.Path(name)
-  if (folder / "dataset_info.json").exists():
+  if files.exists(os.path.join(name, "dataset_info.json")):
     builder = open_tfds(name)
   else:
     if name.startswith("wikipedia"):

@@ -78,7 +78,7 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
 
 def _is_held_out_by_sentences(folder: str) -> bool | None:
   """Returns how the tokens in a folder were divided; None = there are none."""
-  if not os.path.exists(os.path.join(folder, "manifest.json")):
+  if not files.exists(os.path.join(folder, "manifest.json")):
     return None
   found = manifests.read_manifest(folder)["settings"].get("held_out_by")
   return found == held_out.BY_SENTENCES
@@ -126,6 +126,8 @@ def check_settings(config: Config) -> None:
 
 def _remove_leftovers(folder: str) -> None:
   """Deletes the temporary files that a killed preparation left."""
+  if files.is_remote(folder):  # where only that leaves something
+    return files.remove_unfinished(os.path.join(folder, "vocab"))
   ours = {"vocab", "tokens", "examples", stage.PROGRESS}
   for root, parts, names in os.walk(folder):
     if root == folder:

@@ -131,7 +131,7 @@ def read(
       f"{path}: {found.name} is compressed inside, and is not read through "
       f"{packed}; unpack the file"
     )
-  if os.path.isdir(path):
+  if files.is_folder(path):
     raise RowsError(f"{path} is a folder; name a file")
   rows = found.read(path, _Options(columns, fields, on_broken))
   first = next(rows, None)
@@ -408,7 +408,10 @@ class _Buffer:
     self.text = "".join(parts)
 
   def skip_space(self) -> str:
-    """Moves to the next character that is no space, and returns it or ""."""
+    """Skips white space, and returns the character after it without reading it.
+
+    At the end of the text this is "".
+    """
     while True:
       self.at = _SPACE.match(self.text, self.at).end()  # type: ignore
       if self.at < len(self.text) or self.is_end:

@@ -10,6 +10,7 @@ from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import load
 from bert_jax.data.tokenizers import word_rules
+from bert_jax.runtime import files
 
 # The shares above which a remark is made. Pairs of ordinary text lose some
 # tokens of the last sentence of each, and half of the pairs are random.
@@ -35,7 +36,7 @@ def model_vocab_size(folder: str) -> int:
   size = manifests.read_manifest(folder)["vocab_size"]
   path = os.path.join(folder, "vocab", "settings.json")
   # Only a vocabulary that was learned there is recorded with its settings.
-  is_learned = os.path.exists(path) and "vocab_size" in records.read_json(path)
+  is_learned = files.exists(path) and "vocab_size" in records.read_json(path)
   return -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE if is_learned else size
 
 
@@ -136,7 +137,7 @@ def remarks(data: Any, folder: str) -> list[str]:
   store = manifests.read_manifest(folder)
   name = records.examples_name(data)
   target = records.examples_folder(folder, name)
-  if not os.path.exists(os.path.join(target, "manifest.json")):
+  if not files.exists(os.path.join(target, "manifest.json")):
     return []
   tokens = store["totals"]["train"]
   examples = manifests.read_manifest(target)["totals"]["train"]

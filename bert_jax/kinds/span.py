@@ -308,7 +308,7 @@ def write_files(
 
   Source: google-research/bert run_squad.py:914-924
   """
-  os.makedirs(folder, exist_ok=True)
+  files.make_folders(folder)
   by_id = {e.id: p for e, p in zip(examples, predictions, strict=True)}
   contents: dict[str, dict[str, Any]] = {
     PREDICTIONS_FILE: {id: p.text for id, p in by_id.items()},

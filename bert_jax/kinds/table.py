@@ -92,7 +92,8 @@ def make_task(form: str, **facts: Any) -> spec.Task:
   """
   if form not in FORMS:
     raise spec.TaskError(
-      f"form={form!r} of own data is not known; use one of {', '.join(FORMS)}"
+      f"form={form!r} is not known; the forms of a data set of your own are "
+      f"{', '.join(FORMS)}"
     )
   return own.make_task(*FORMS[form], **facts)
 

@@ -274,8 +274,8 @@ class ModelConfig:
       and self.attention_positions in DISTANCE_TABLES
     ):
       raise ValueError(
-        f"model.attention_positions={self.attention_positions} has no local "
-        "attention; set model.attention_pattern=full"
+        f"model.attention_positions={self.attention_positions} does not work "
+        "with local attention; set model.attention_pattern=full"
       )
     least = self.relative_buckets // 4
     if self.attention_positions == "t5" and self.relative_distance <= least:

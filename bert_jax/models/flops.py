@@ -144,19 +144,23 @@ def task_step_flops(
   attended: float | None = None,
   all_positions: bool = False,
 ) -> int:
-  """Returns the FLOPs of one training step of a task.
+  """Returns the FLOPs of one training step, forward and backward, of a task.
+
+  The backward pass counts as twice the forward pass. The last product of the
+  head, onto its K labels, is left out.
 
   Args:
     model: The group `model` of a config.
     batch_size: The number of rows B of the global batch.
     seq_len: The length L of a row.
-    role: The role of the head, a key of `Family.heads`. Heads for sequences
-      read one position, unless they read the mean of all. Of the products of
-      the head itself, only a dense layer before the last one is counted.
-    num_sequences: The number of sequences S that a row has room for.
-    attended: See `encoder_flops`.
-    all_positions: Whether to count the last layer, and attention, at all
-      positions.
+    role: The role of the head, a key of `Family.heads`. The heads "sequence"
+      and "choice" read one position of each sequence, unless model.pooling is
+      "mean", so that the last layer needs only these.
+    num_sequences: The number of sequences S packed into a row.
+    attended: How many pairs of query and key positions of a row see each other;
+      None = L * L. See `encoder_flops`.
+    all_positions: Whether to count what a dense program computes: the last
+      layer at all positions, and attention to all of them, whatever `attended`.
   """
   reads_one = role in ("sequence", "choice") and model.pooling == "first"
   steps = families.get_family(model.family).heads[role]

@@ -24,6 +24,7 @@ from rich import markup
 
 from bert_jax.planning import memory
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import files
 from bert_jax.runtime import locks
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
@@ -262,6 +263,12 @@ def _data(training: _Opening) -> str:
 def _folder(workdir: str) -> str:
   """Writes, reads and removes a file where the workdir is or will be."""
   checkpoint.check_path(workdir)
+  if files.is_remote(workdir):
+    files.check_writable(os.path.join(workdir, "doctor"))
+    if locks.holder(os.path.join(workdir, ".lock")) is not None:
+      with locks.lock(workdir, "--workdir"):
+        pass
+    return f"{workdir} can be written"
   place = _nearest_folder(workdir)
   try:
     with tempfile.NamedTemporaryFile(dir=place) as file:
@@ -272,18 +279,18 @@ def _folder(workdir: str) -> str:
     raise ValueError(
       f"{place} cannot be written: {error.strerror}; give another --workdir"
     ) from error
-  if os.path.exists(os.path.join(workdir, ".lock")):
+  if files.exists(os.path.join(workdir, ".lock")):
     with locks.lock(workdir, "--workdir"):
       pass
   return f"{place} can be written" + (
-    "" if os.path.exists(workdir) else f"; {workdir} will be created"
+    "" if files.exists(workdir) else f"; {workdir} will be created"
   )
 
 
 def _nearest_folder(path: str) -> str:
   """Returns the folder, or the nearest one above it that exists."""
-  place = os.path.abspath(path)
-  while not os.path.exists(place):
+  place = files.absolute(path)
+  while not files.exists(place):
     place = os.path.dirname(place)
   return place
 
@@ -312,6 +319,8 @@ def _checkpoint(run: session.Session) -> str:
 
 
 def _disk(run: session.Session) -> str:
+  if files.is_remote(run.workdir):
+    raise _SkippedError("a bucket has room")
   settings = run.config.checkpoint
   one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.abstract))
   best = bool(settings.best_metric)

@@ -58,13 +58,17 @@ def warnings(
   chip: chips.Chip,
   found_kernels: bool,
 ) -> list[str]:
-  """Returns warnings about waste in a compiled step, a sentence each.
+  """Returns warnings about time and memory that a compiled step wastes.
+
+  Examples are sizes that do not fill the tiles of the matrix unit, and arrays
+  that are exchanged between devices without need. Each is a sentence.
 
   Args:
-    program: what was compiled.
-    compiled: the compiled step.
-    chip: the facts of one device.
-    found_kernels: whether the code of all Pallas kernels was found.
+    program: the step before it was compiled: its config, mesh and shapes.
+    compiled: the step as the compiler made it, read from its HLO.
+    chip: the peak FLOPs, memory and tile sizes of one device.
+    found_kernels: whether the code of all Pallas kernels could be read. If
+      not, a warning says that the plan lacks their time.
   """
   return (
     _size_warnings(program.config, program.mesh, chip)

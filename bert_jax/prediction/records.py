@@ -66,7 +66,7 @@ def is_one_file(source: str | list[bytes], target: str) -> bool:
   """Returns whether a source and a target are the same existing file."""
   if isinstance(source, list) or "-" in (source, target):
     return False
-  there = os.path.isfile(source) and os.path.isfile(target)
+  there = files.is_file(source) and files.is_file(target)
   return there and os.path.samefile(source, target)
 
 
@@ -89,13 +89,13 @@ def reading(
       raise answers.PredictError("standard input is closed; give --input=FILE")
     yield sys.stdin.buffer, None
     return
-  if os.path.isdir(source):
+  if files.is_folder(source):
     raise answers.PredictError(f"--input={source} is a folder; name a file")
   if compression.ending(source):
     yield _unpacked(source), None
     return
-  with open(source, "rb") as f:
-    yield f, os.path.getsize(source) if os.path.isfile(source) else None
+  with files.reading(source) as f:
+    yield f, files.size(source) if files.is_file(source) else None
 
 
 def _unpacked(path: str) -> Iterator[bytes]:

@@ -37,7 +37,7 @@ def is_table(source: str | list[bytes]) -> bool:
     return False
   found = rows.format_of(source)
   if found is rows.FORMATS["JSON"]:
-    return os.path.isfile(source) and rows.is_json_array(source)
+    return files.is_file(source) and rows.is_json_array(source)
   return found is not None and found.has_names and found.name != _JSON_LINES
 
 

@@ -18,7 +18,6 @@ import math
 import operator
 import os
 import re
-import shutil
 import sys
 from typing import Any
 
@@ -42,6 +41,9 @@ _log = logging.getLogger(__name__)
 _NO_DAMAGE = (
   "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE", "DEADLINE_EXCEEDED"
 )  # fmt: skip
+
+
+MARKS = saved_steps.MARKS
 
 
 class CheckpointError(errors.UserError):
@@ -110,7 +112,9 @@ def check_path(path: str) -> None:
   Raises:
     CheckpointError: the path cannot be used.
   """
-  whole = os.path.abspath(path)
+  whole = files.absolute(path)
+  if files.is_remote(path):
+    whole = whole.removeprefix("gs:")
   for text, name in (
     ("\\", "a backslash"),
     ("gs:/", 'a folder whose name ends in "gs:"'),
@@ -165,7 +169,7 @@ class _Folder:
     Raises:
       CheckpointError: the metadata of a step is damaged.
     """
-    self.path = os.path.abspath(os.path.join(workdir, name))
+    self.path = files.absolute(os.path.join(workdir, name))
     self.manager = _open_manager(self.path, **options)
     self._unchecked: list[str] = []  # the folders of steps that were saved
 
@@ -211,7 +215,7 @@ class _Folder:
     others = set(self.manager.all_steps()).difference(kept)
     if jax.process_index() == 0:
       for step in others:
-        shutil.rmtree(os.path.join(self.path, str(step)))
+        files.delete_folder(os.path.join(self.path, str(step)), MARKS)
     _wait_for_all(f"tidied {self.path}")
     if others:
       self.manager.reload()
@@ -332,11 +336,11 @@ class Checkpoints:
     folder = self._newest.path
     if jax.process_index() == 0:
       target = os.path.join(os.path.dirname(folder), "damaged")
-      os.makedirs(target, exist_ok=True)
+      files.make_folders(target)
       numbers = itertools.chain([""], map("-{}".format, itertools.count(1)))
       paths = (os.path.join(target, f"{step}{x}") for x in numbers)
-      free = next(path for path in paths if not os.path.exists(path))
-      os.rename(os.path.join(folder, str(step)), free)
+      free = next(path for path in paths if not files.exists(path))
+      files.move_folder(os.path.join(folder, str(step)), free, MARKS)
     _wait_for_all(f"damaged {step}")
     self._newest.manager.reload()
 
@@ -536,7 +540,7 @@ def _check_metrics(workdir: str, name: str) -> None:
   Raises:
     CheckpointError: the metrics of a step cannot be read, or lack this metric.
   """
-  folder = os.path.abspath(os.path.join(workdir, "best"))
+  folder = files.absolute(os.path.join(workdir, "best"))
   for step in saved_steps.steps_in(folder):
     path = os.path.join(folder, str(step))
     try:
@@ -569,6 +573,8 @@ def _meet(*, key: str, timeout_ms: int) -> None:
 def _open_manager(folder: str, **options: Any) -> ocp.CheckpointManager:
   """Opens a folder of steps with Orbax; arguments as those of `_Folder`."""
   check_path(folder)
+  if files.is_remote(folder):
+    files.prepare_libraries()
   try:
     return ocp.CheckpointManager(
       folder,
@@ -633,7 +639,7 @@ def _choose_together(workdir: str, checkpoint: str) -> saved_steps.SavedStep:
   """
   try:
     chosen = saved_steps.choose(workdir, checkpoint)
-    folder = os.path.relpath(chosen.path, os.path.abspath(workdir))
+    folder = os.path.relpath(chosen.path, files.absolute(workdir))
     mine: list[Any] = [folder, chosen.step, chosen.reason, ""]
   except saved_steps.StepError as error:
     mine = ["", 0, "", str(error)]
@@ -648,7 +654,7 @@ def _choose_together(workdir: str, checkpoint: str) -> saved_steps.SavedStep:
       raise saved_steps.StepError(problem)
   folder, step, reason, _ = choices[0]
   _log.info("reading step %d of %s, %s", step, workdir, reason)
-  path = os.path.join(os.path.abspath(workdir), folder)
+  path = os.path.join(files.absolute(workdir), folder)
   return saved_steps.SavedStep(path, step, reason)
 
 
@@ -666,12 +672,12 @@ def read_params(folder: str, wanted: Any = None) -> Any:
   Raises:
     CheckpointError: there is no such step, its shapes differ, or it is damaged.
   """
-  folder = os.path.abspath(folder)
+  folder = files.absolute(folder)
   check_path(folder)
   path = os.path.join(folder, "params")
 
   def read():
-    if not os.path.isdir(path):
+    if not files.is_folder(path):
       raise ValueError(f"{path} does not exist")
     if wanted is not None:
       with ocp.StandardCheckpointer() as checkpointer:

@@ -113,9 +113,10 @@ def find_damage(folder: str, found: Mapping[str, int]) -> str:
     found: the checksums of the parts as they were read, from `sums`.
   """
   try:
-    with open(os.path.join(folder, "_CHECKPOINT_METADATA")) as file:
+    path = os.path.join(folder, "_CHECKPOINT_METADATA")
+    with files.reading(path, "r") as file:
       items = json.load(file)["item_handlers"]
-    if "sums" not in items and not os.path.exists(os.path.join(folder, "sums")):
+    if "sums" not in items and not files.exists(os.path.join(folder, "sums")):
       if not _predates_sums(folder, items):
         return "its checksums are gone"
       _tell_of_old(folder)
@@ -143,7 +144,7 @@ def find_damage(folder: str, found: Mapping[str, int]) -> str:
 
 def _saved_sums(folder: str) -> dict[str, int]:
   path = os.path.join(folder, "sums", "metadata")
-  with open(path, encoding="utf-8") as file:
+  with files.reading(path, "r") as file:
     return dict(json.load(file))
 
 
@@ -181,7 +182,7 @@ def _keys_of_rest(folder: str) -> set[str]:
   Raises:
     One of files.ODD_JSON: its metadata is damaged.
   """
-  with open(os.path.join(folder, "rest", "_METADATA")) as file:
+  with files.reading(os.path.join(folder, "rest", "_METADATA"), "r") as file:
     keys = json.load(file)["tree_metadata"].values()
   return {key["key_metadata"][0]["key"] for key in keys}
 

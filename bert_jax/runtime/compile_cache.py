@@ -21,6 +21,8 @@ from typing import Any
 import filelock
 import jax
 
+from bert_jax.runtime import files
+
 _log = logging.getLogger(__name__)
 
 AUTO, OFF = "auto", "off"
@@ -38,21 +40,21 @@ def enable(asked: str, on_cpu: bool) -> str | None:
   """Makes jax keep compiled programs; call it before anything is compiled.
 
   Args:
-    asked: "auto", "off" or a folder. With "auto", a folder that jax is already
-      configured with, for example by JAX_COMPILATION_CACHE_DIR, is kept.
+    asked: "auto", "off" or a folder, also of a bucket. With "auto", a folder
+      that jax is already configured with, for example by
+      JAX_COMPILATION_CACHE_DIR, is kept.
     on_cpu: whether the CPU computes, not an accelerator.
 
   Returns:
     The folder, or None if no program is kept.
 
   Raises:
-    ValueError: `asked` is empty or a path such as gs://bucket/folder.
+    ValueError: `asked` is empty or a path such as s3://bucket/folder.
   """
-  if not asked or "://" in asked:
+  if not asked or ("://" in asked and not files.is_remote(asked)):
     raise ValueError(
-      f"--compile_cache={asked} is not a folder of this machine; give a folder,"
-      " auto or off (for a bucket, omit the flag and set "
-      "JAX_COMPILATION_CACHE_DIR)"
+      f"--compile_cache={asked} is not a folder; give a folder, also of a "
+      "bucket (gs://BUCKET/FOLDER), auto or off"
     )
   if asked == OFF:
     jax.config.update("jax_enable_compilation_cache", False)
@@ -64,6 +66,9 @@ def enable(asked: str, on_cpu: bool) -> str | None:
   known = settings.jax_compilation_cache_dir
   if asked == AUTO and known:
     return known
+  if files.is_remote(asked):
+    # Without a limit: keeping one needs a lock, which buckets do not have.
+    return _use(os.path.join(files.absolute(asked), cpu_name()), -1)
   folder = choose_folder(asked, on_cpu)
   if folder is None:
     return None
@@ -73,14 +78,21 @@ def enable(asked: str, on_cpu: bool) -> str | None:
   except OSError as error:
     _log.warning("%s; compiled programs are not kept", error)
     return None
-  jax.config.update("jax_compilation_cache_dir", str(folder))
-  jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
+  return _use(str(folder), MAX_BYTES)
+
+
+def _use(folder: str, max_bytes: int) -> str:
+  """Has jax keep programs in a folder; returns it."""
+  if files.is_remote(folder):
+    files.prepare_libraries()
+  jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_compilation_cache_max_size", max_bytes)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     jax.config.update(
       "jax_persistent_cache_min_compile_time_secs", MIN_COMPILE_SECS
     )
-  return str(folder)
+  return folder
 
 
 def _count(event: str, **_) -> None:

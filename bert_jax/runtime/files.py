@@ -12,12 +12,19 @@ The temporary name is `.NAME.RANDOM.tmp`. Nobody can guess it and put a link
 there in advance. The writer holds a lock on the file. A lock ends with its
 process, so the next writer of the same target finds out which temporary files
 were left by killed writers, and deletes them.
+
+This module is the only one that opens paths that a user gives. A path is one
+of the file system, or gs://BUCKET/NAME. In a bucket an object appears whole, so
+that nothing is renamed there: content is collected in a local file, which is
+uploaded at the end. What reads at random places gets a local copy (`local`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import errno
 import fcntl
+import fnmatch
+import glob as local_glob
 import hashlib
 import io
 import json
@@ -28,8 +35,13 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
+import time
 from typing import Any, cast
 
+from bert_jax.runtime import bucket_appends
+from bert_jax.runtime import bucket_cache
+from bert_jax.runtime import buckets
 from bert_jax.runtime import errors
 
 _RANDOM_BYTES = 8  # in a temporary name
@@ -39,9 +51,16 @@ _NAME_BYTES = 64
 _MAX_LINKS = 40  # the limit of the kernel
 _TRIES = 100  # how many names are tried until one is locked
 _SCHEME = re.compile(r"(?:^|[=,\"]|tfds:)([a-zA-Z][a-zA-Z0-9+.-]*://)")
+_BUCKET_PATH = re.compile(r"(?:^|[=,\"]|tfds:)(gs://[^,\"]+)")
 # The path of an open file: the process, and the number of its descriptor.
 _descriptor = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd/(\d+)").fullmatch
 
+
+# In a folder of a bucket whose files are being uploaded.
+_UNFINISHED = ".unfinished"
+
+prepare_libraries = buckets.prepare_libraries
+NoRoomError = bucket_cache.NoRoomError
 
 # The errors of reading a JSON file whose content has an unexpected form.
 ODD_JSON = (
@@ -54,7 +73,7 @@ class FilesError(errors.UserError):
 
 
 def scheme_problem(name: str, value: Any) -> str:
-  """Returns why a path such as gs://bucket/run cannot be used; "" if it can.
+  """Returns why a path such as s3://bucket/run cannot be used; "" if it can.
 
   Args:
     name: the flag or config key that contains the path, such as "--workdir".
@@ -65,13 +84,31 @@ def scheme_problem(name: str, value: Any) -> str:
   if isinstance(value, dict | list | tuple):
     inner = value.values() if isinstance(value, dict) else value
     return next(filter(None, (scheme_problem(name, x) for x in inner)), "")
-  found = _SCHEME.search(value) if isinstance(value, str) else None
-  if not found:
-    return ""
-  return (
-    f"{name}={value}: paths that begin with {found[1]} cannot be used yet; "
-    "give a path of the file system, such as a bucket mounted with gcsfuse"
-  )
+  for scheme in _SCHEME.findall(value) if isinstance(value, str) else ():
+    if scheme == buckets.SCHEME:
+      if found := buckets.problem(name, value[value.index(scheme) :]):
+        return found
+    else:
+      return (
+        f"{name}={value}: paths that begin with {scheme} cannot be used; give "
+        f"one of the file system, such as a bucket mounted there, or "
+        f"{buckets.SCHEME}BUCKET/FOLDER"
+      )
+  return ""
+
+
+def check_bucket(path: str) -> None:
+  """Raises an error that says what to do unless the bucket can be listed."""
+  buckets.check_bucket(path)
+
+
+def bucket_paths(value: Any) -> list[str]:
+  """Returns the paths of buckets in a value; see `scheme_problem`."""
+  if isinstance(value, dict | list | tuple):
+    inner = value.values() if isinstance(value, dict) else value
+    return [path for x in inner for path in bucket_paths(x)]
+  found = _BUCKET_PATH.search(value) if isinstance(value, str) else None
+  return [found[1]] if found else []
 
 
 def check_readable(path: str) -> None:
@@ -83,6 +120,8 @@ def check_readable(path: str) -> None:
   Args:
     path: a file or folder that is to be read.
   """
+  if is_remote(path):
+    return
   try:
     mode = os.stat(path).st_mode
   except (OSError, ValueError):
@@ -102,6 +141,10 @@ def check_writable(path: str) -> None:
   Args:
     path: the file to write.
   """
+  if is_remote(path):
+    if path.endswith("/") or not buckets.split(path)[1]:
+      raise FilesError(f"{path} is a folder; name a file")
+    return buckets.check_writable(path)
   target, mode = _resolve(path)
   if mode is None:
     folder = os.path.dirname(target)
@@ -121,6 +164,8 @@ def make_folder(path: str) -> None:
   Raises:
     FilesError: a file of that name exists, or of the name of a parent.
   """
+  if is_remote(path):
+    return
   try:
     os.makedirs(os.path.realpath(path), exist_ok=True)
   except (FileExistsError, NotADirectoryError) as error:
@@ -145,6 +190,10 @@ def writing(
     FilesError: the path is a folder or a socket.
     OSError: the file cannot be written; the error names the path.
   """
+  if is_remote(path):
+    with _collecting(path, mode, errors) as collected:
+      yield collected
+    return
   check_writable(path)
   target, there = _resolve(path)
   with contextlib.ExitStack() as stack:
@@ -186,6 +235,15 @@ def replacing(path: str) -> Iterator[str]:
     FilesError: the target exists and is not a regular file.
     OSError: the target cannot be written; the error names the path.
   """
+  if is_remote(path):
+    with tempfile.TemporaryDirectory(prefix="bert_jax") as folder:
+      temporary = os.path.join(folder, os.path.basename(path))
+      yield temporary
+      _recent.pop(path, None)
+      with open(temporary, "rb") as f:
+        found = buckets.put(path, f)
+      bucket_cache.keep(found, temporary)
+    return
   check_writable(path)
   target, there = _resolve(path)
   if (there is not None and not stat.S_ISREG(there)) or _descriptor(target):
@@ -208,6 +266,17 @@ def whole_folder(path: str) -> Iterator[str]:
   Raises:
     OSError: the target cannot be written, or is not empty.
   """
+  if is_remote(path):
+    with tempfile.TemporaryDirectory(prefix="bert_jax") as folder:
+      yield folder
+      remove_unfinished(path)
+      if is_folder(path):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+      mark = os.path.join(path, _UNFINISHED)
+      buckets.put(mark, b"")
+      upload_folder(folder, path)
+      buckets.delete(mark)
+    return
   target, there = _resolve(path)
   parent = os.path.dirname(target)
   make_folder(parent)
@@ -229,6 +298,12 @@ def whole_folder(path: str) -> Iterator[str]:
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
     os.close(lock)
+
+
+def remove_unfinished(path: str) -> None:
+  """Deletes a folder of a bucket that `whole_folder` could not complete."""
+  if is_remote(path) and buckets.find(os.path.join(path, _UNFINISHED)):
+    delete_folder(path)
 
 
 def write_bytes(path: str, content: bytes) -> None:
@@ -256,10 +331,10 @@ def read_json(
     ValueError: the file is not one JSON object; the message names the file.
     FileNotFoundError: the file does not exist, and there is no default.
   """
-  if default is not None and not os.path.exists(path):
+  if default is not None and not exists(path):
     return default
   try:
-    with open(path, encoding="utf-8") as f:
+    with reading(path, "r") as f:
       value = json.load(f)
   except (ValueError, RecursionError) as error:
     raise ValueError(f"{path}: it is not JSON: {error}") from None
@@ -270,7 +345,7 @@ def read_json(
 
 def file_hash(path: str) -> str:
   """Returns the SHA-256 of a file, in hexadecimal."""
-  with open(path, "rb") as f:
+  with open(local(path), "rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
@@ -308,6 +383,518 @@ def naming(path: str) -> Iterator[None]:
     if error.errno is None:
       raise
     raise OSError(error.errno, error.strerror, path) from error
+
+
+# --- what buckets and the file system both have ------------------------------
+
+
+def is_remote(path: Any) -> bool:
+  """Returns whether a path lies in a bucket and not in the file system."""
+  return buckets.is_bucket_path(path)
+
+
+def absolute(path: str) -> str:
+  """Returns a path that does not depend on the current folder."""
+  return buckets.normal(path) if is_remote(path) else os.path.abspath(path)
+
+
+def real(path: str) -> str:
+  """Returns an absolute path without symbolic links."""
+  return buckets.normal(path) if is_remote(path) else os.path.realpath(path)
+
+
+def exists(path: str) -> bool:
+  """Returns whether a path is a file or a folder."""
+  if not is_remote(path):
+    return os.path.exists(path)
+  return buckets.find(path) is not None or buckets.is_folder(path)
+
+
+def is_file(path: str) -> bool:
+  """Returns whether a path is a file."""
+  if not is_remote(path):
+    return os.path.isfile(path)
+  return buckets.find(path) is not None
+
+
+def is_folder(path: str) -> bool:
+  """Returns whether a path is a folder; in a bucket, one that is not empty."""
+  if not is_remote(path):
+    return os.path.isdir(path)
+  return buckets.is_folder(path)
+
+
+def size(path: str) -> int:
+  """Returns the size of a file in bytes."""
+  if not is_remote(path):
+    return os.path.getsize(path)
+  return _find(path).size
+
+
+def age(path: str) -> float:
+  """Returns how long ago a file was written, in seconds."""
+  if not is_remote(path):
+    return time.time() - os.path.getmtime(path)
+  return time.time() - _find(path).updated
+
+
+def stamps(path: str) -> list[int]:
+  """Returns numbers of which one changes if the content of a file does.
+
+  Raises:
+    OSError: there is no such file.
+  """
+  found = os.stat(local(path))
+  # A copy that keeps the times of the original still has another ctime.
+  return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def reading(
+  path: str,
+  mode: str = "rb",
+  *,
+  encoding: str = "utf-8",
+  errors: str = "strict",
+  newline: str | None = None,
+) -> Any:
+  """Opens a file for reading, at any place.
+
+  Args:
+    path: the file.
+    mode: "rb", or "r" for text.
+    encoding: of text.
+    errors: how to decode what is not in this encoding, as for `open`.
+    newline: which ends of lines are translated, as for `open`.
+
+  Returns:
+    A file object, which is a context.
+  """
+  if not is_remote(path):
+    if mode == "rb":
+      return open(path, "rb")
+    return open(path, mode, encoding=encoding, errors=errors, newline=newline)
+  bucket_appends.sync(path)
+  raw = buckets.open_object(path)
+  if mode == "rb":
+    return raw
+  return io.TextIOWrapper(raw, encoding, errors, newline)
+
+
+def read_bytes(path: str) -> bytes:
+  """Returns the content of a file."""
+  with reading(path) as f:
+    return f.read()
+
+
+def read_text(path: str) -> str:
+  """Returns the content of a file of text in UTF-8."""
+  with reading(path, "r") as f:
+    return f.read()
+
+
+def append(path: str, text: str) -> None:
+  """Adds text at the end of a file, which is created if it does not exist.
+
+  In a bucket the text is uploaded by a thread, within some seconds; `sync`
+  waits for that.
+
+  Args:
+    path: the file.
+    text: the text, in UTF-8.
+  """
+  if is_remote(path):
+    return bucket_appends.append(path, text.encode())
+  with naming(path), open(path, "a", encoding="utf-8") as f:
+    f.write(text)
+
+
+def append_line(path: str, line: str) -> None:
+  """Adds a line at the end of a file, also if a kill cut its last line off."""
+  if is_remote(path):
+    return bucket_appends.append(path, f"{line}\n".encode())
+  with open(path, "ab+") as f:
+    if end := f.tell():
+      f.seek(end - 1)
+      f.write(b"" if f.read(1) == b"\n" else b"\n")
+    f.write(f"{line}\n".encode())
+
+
+def opened_log(path: str) -> Any:
+  """Opens a file of the file system for a process to add its messages to."""
+  return open(path, "a", encoding="utf-8")
+
+
+class Appended:
+  """A file that stays open, at whose end bytes are written.
+
+  Each write of a file of the file system can be read at once; that of a bucket
+  as `append` says.
+  """
+
+  def __init__(self, path: str, *, is_new: bool = False):
+    """Opens the file.
+
+    Args:
+      path: the file, which is created if it does not exist.
+      is_new: whether it must not exist; then no link is followed.
+    """
+    self._path = path
+    self._file: Any = None
+    if not is_remote(path):
+      self._file = open(path, "xb" if is_new else "ab")
+    else:
+      bucket_appends.append(path, b"")
+
+  def write(self, data: bytes) -> None:
+    """Writes bytes."""
+    if self._file is None:
+      return bucket_appends.append(self._path, data)
+    with naming(self._path):
+      self._file.write(data)
+      self._file.flush()
+
+  def sync(self, *, to_disk: bool = False) -> None:
+    """Waits until what was written can be read by other processes.
+
+    Args:
+      to_disk: whether to wait for the disk, too.
+    """
+    if self._file is None:
+      return bucket_appends.sync(self._path)
+    with naming(self._path):
+      self._file.flush()
+      if to_disk:
+        os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    """Closes the file; what was written can be read."""
+    if self._file is None:
+      return bucket_appends.sync(self._path)
+    with naming(self._path):
+      self._file.close()
+
+
+def sync(folder: str) -> None:
+  """Waits until all that was appended below a folder can be read by others."""
+  if is_remote(folder):
+    bucket_appends.sync(folder)
+
+
+def create(path: str, content: bytes = b"") -> None:
+  """Creates a file that only this user may read.
+
+  Raises:
+    FileExistsError: it exists; of several processes only one creates it.
+  """
+  if is_remote(path):
+    try:
+      buckets.put(path, content, 0)
+    except buckets.ChangedError:
+      raise FileExistsError(errno.EEXIST, "It exists", path) from None
+    return
+  flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+  with open(os.open(path, flags, 0o600), "wb") as f:
+    f.write(content)
+
+
+def delete(path: str) -> None:
+  """Deletes a file.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+  """
+  if is_remote(path):
+    _find(path)
+    buckets.delete(path)
+  else:
+    os.remove(path)
+
+
+def make_folders(path: str) -> None:
+  """Creates a folder and its parents; buckets need none.
+
+  Raises:
+    OSError: it cannot be created.
+  """
+  if not is_remote(path):
+    os.makedirs(path, exist_ok=True)
+
+
+def list_names(folder: str) -> list[str]:
+  """Returns the names of the files and folders in a folder, in any order.
+
+  Raises:
+    FileNotFoundError: there is no such folder.
+  """
+  if not is_remote(folder):
+    return os.listdir(folder)
+  found, inner = buckets.children(folder)
+  if not found and not inner:
+    raise FileNotFoundError(errno.ENOENT, "No such folder", folder)
+  names = {os.path.basename(one.path) for one in found}
+  return sorted(names.union(inner))
+
+
+def entries(folder: str) -> tuple[list[str], list[str]]:
+  """Returns the paths of the files, and the names of the folders, in a folder.
+
+  Raises:
+    OSError: there is no such folder.
+  """
+  if is_remote(folder):
+    found, inner = buckets.children(folder)
+    return [one.path for one in found], inner
+  with os.scandir(folder) as there:
+    found = list(there)
+  return (
+    [one.path for one in found if one.is_file()],
+    [one.name for one in found if one.is_dir()],
+  )
+
+
+def walk(folder: str) -> list[str]:
+  """Returns the paths of all files below a folder, also in its folders."""
+  if is_remote(folder):
+    return [one.path for one in buckets.objects(folder)]
+  return [
+    os.path.join(parent, name)
+    for parent, _, names in os.walk(folder)
+    for name in names
+  ]
+
+
+def glob(pattern: str) -> list[str]:
+  """Returns the paths that a pattern of the shell names, with ** for any depth.
+
+  Args:
+    pattern: the pattern; also the path of a bucket, whose name has no pattern.
+  """
+  if not is_remote(pattern):
+    return local_glob.glob(pattern, recursive=True)
+  fixed = re.split(r"[*?[]", pattern)[0].rpartition("/")[0]
+  matches = re.compile(_regex(pattern)).fullmatch
+  found = [one.path for one in buckets.objects(fixed)]
+  return [path for path in found if matches(path)]
+
+
+def escape_glob(path: str) -> str:
+  """Returns a pattern for `glob` that names just this path."""
+  if is_remote(path):
+    return buckets.SCHEME + local_glob.escape(path[len(buckets.SCHEME) :])
+  return local_glob.escape(path)
+
+
+def delete_folder(folder: str, first: Sequence[str] = ()) -> None:
+  """Deletes a folder and all that is in it.
+
+  Args:
+    folder: the folder.
+    first: names in it that are deleted before the rest in a bucket, where a
+      folder does not disappear at once.
+  """
+  if not is_remote(folder):
+    shutil.rmtree(folder)
+    return
+  for name in first:
+    buckets.delete(os.path.join(folder, name))
+  buckets.delete_all(buckets.objects(folder))
+
+
+def move_folder(folder: str, target: str, last: Sequence[str] = ()) -> None:
+  """Moves a folder; in a bucket it is copied and then deleted.
+
+  Args:
+    folder: the folder.
+    target: its new path, where nothing exists.
+    last: names in it that mark it as complete. In a bucket they are copied
+      last and deleted first.
+  """
+  if not is_remote(folder):
+    os.rename(folder, target)
+    return
+  start = len(buckets.normal(folder))
+  there = buckets.objects(folder)
+  marks = [one for one in there if one.path[start + 1 :] in last]
+  for part in ([one for one in there if one not in marks], marks):
+    buckets.in_threads(
+      lambda one: buckets.copy(one, target + one.path[start:]), part
+    )
+  delete_folder(folder, last)
+
+
+def upload_folder(source: str, target: str) -> None:
+  """Copies a local folder to a folder, whose other files stay.
+
+  Args:
+    source: the local folder.
+    target: the folder to write.
+  """
+  names = [os.path.relpath(path, source) for path in walk(source)]
+  if not is_remote(target):
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    return
+
+  def put(name):
+    with open(os.path.join(source, name), "rb") as f:
+      buckets.put(os.path.join(target, name), f)
+
+  buckets.in_threads(put, names)
+
+
+def local(path: str) -> str:
+  """Returns the path of a local copy of a file or folder.
+
+  A path of the file system is returned as it is. The copy of a bucket's folder
+  has all of its files.
+
+  Raises:
+    FileNotFoundError: it does not exist.
+    bucket_cache.NoRoomError: a copy does not fit the disk.
+  """
+  if not is_remote(path):
+    return path
+  if copy := _recent_copy(path):
+    return copy
+  bucket_appends.sync(path)
+  if found := buckets.find(path):
+    return _copies([found])[0]
+  there = buckets.objects(path)
+  if not there:
+    raise FileNotFoundError(errno.ENOENT, "No such file or folder", path)
+  copies = set(bucket_cache.copy(there))
+  top = bucket_cache.place(path)
+  for old in walk(top):  # the bucket has them no longer
+    if old not in copies:
+      bucket_cache.forget(old)
+  return top
+
+
+def local_files(paths: Sequence[str]) -> list[str]:
+  """Returns the paths of local copies of some files of one folder.
+
+  Raises:
+    FileNotFoundError: a file does not exist; the error names it.
+    bucket_cache.NoRoomError: they do not fit the disk.
+  """
+  if not any(map(is_remote, paths)):
+    return list(paths)
+  there: dict[str, buckets.Object] = {}
+  for folder in {os.path.dirname(buckets.normal(path)) for path in paths}:
+    there |= {one.path: one for one in buckets.children(folder)[0]}
+  for path in paths:
+    if buckets.normal(path) not in there:
+      raise FileNotFoundError(errno.ENOENT, "No such file", path)
+  return _copies([there[buckets.normal(path)] for path in paths])
+
+
+# Path -> its copy, and when the bucket was asked whether it is the same still.
+_recent: dict[str, tuple[str, float]] = {}
+_RECENT_SECS = 30.0
+
+
+def _copies(found: Sequence[buckets.Object]) -> list[str]:
+  """Returns local copies of objects, and remembers them for some seconds.
+
+  Opening prepared data asks for each of its files several times.
+  """
+  copies = bucket_cache.copy(found)
+  now = time.monotonic()
+  for one, copy in zip(found, copies, strict=True):
+    _recent[one.path] = copy, now
+  return copies
+
+
+def _recent_copy(path: str) -> str:
+  """Returns a copy that was compared with its object just now, or ""."""
+  copy, at = _recent.get(path, ("", 0.0))
+  is_recent = copy and time.monotonic() - at < _RECENT_SECS
+  return copy if is_recent and os.path.exists(copy) else ""
+
+
+def missing(paths: Iterable[str]) -> list[str]:
+  """Returns the paths that do not exist, which may be many of few folders."""
+  paths = list(paths)
+  remote = [path for path in paths if is_remote(path)]
+  there: set[str] = set()
+  for folder in {os.path.dirname(buckets.normal(path)) for path in remote}:
+    there.update(one.path for one in buckets.children(folder)[0])
+  return [
+    path
+    for path in paths
+    if (
+      buckets.normal(path) not in there
+      if is_remote(path)
+      else not os.path.exists(path)
+    )
+  ]
+
+
+def forget_copy(path: str) -> None:
+  """Deletes the local copy of a file of a bucket, because it is damaged."""
+  if is_remote(path):
+    _recent.pop(path, None)
+    bucket_cache.forget(bucket_cache.place(path))
+
+
+def cache_folder(folder: str) -> str:
+  """Returns where this machine may note facts about the files of a folder."""
+  return bucket_cache.place(folder) if is_remote(folder) else folder
+
+
+@contextlib.contextmanager
+def local_output(folder: str) -> Iterator[str]:
+  """Yields a local folder whose files are in `folder` at the end.
+
+  This is for libraries that write files by themselves.
+
+  Args:
+    folder: the folder to write, which is also created.
+  """
+  if not is_remote(folder):
+    os.makedirs(folder, exist_ok=True)
+    yield folder
+    return
+  with tempfile.TemporaryDirectory(prefix="bert_jax") as temporary:
+    yield temporary
+    upload_folder(temporary, folder)
+
+
+def _find(path: str) -> buckets.Object:
+  found = buckets.find(path)
+  if found is None:
+    raise FileNotFoundError(errno.ENOENT, "No such file", path)
+  return found
+
+
+def _regex(pattern: str) -> str:
+  """Returns the regular expression of a pattern of the shell, with **."""
+  parts = []
+  for part in re.split(r"(\*\*/|\*\*)", pattern):
+    if part.startswith("**"):
+      parts.append("(?:.*/)?" if part == "**/" else ".*")
+    else:  # of which * and ? do not match a slash
+      found = fnmatch.translate(part).removeprefix("(?s:")
+      found = re.sub(r"\)\\[Zz]$", "", found)
+      parts.append(re.sub(r"(?<!\\)\.", "[^/]", found).replace("(?>", "(?:"))
+  return "".join(parts)
+
+
+@contextlib.contextmanager
+def _collecting(path: str, mode: str, errors: str) -> Iterator[Any]:
+  """Yields a local file, whose content becomes an object after success."""
+  _recent.pop(path, None)
+  bucket_appends.forget(path)
+  with tempfile.TemporaryFile() as raw:
+    file: Any = raw
+    if mode == "w":
+      file = io.TextIOWrapper(
+        cast(Any, raw), encoding="utf-8", errors=errors, newline="\n"
+      )
+    yield file
+    file.flush()
+    buckets.put(path, cast(Any, raw))
+    if mode == "w":
+      file.detach()
 
 
 # --- paths -------------------------------------------------------------------

@@ -194,11 +194,7 @@ class Ledger:
     rounded = {part: round(spent, 4) for part, spent in secs.items()}
     row = self._facts | {"step": step, "secs": rounded}
     try:
-      with open(self._path, "ab+") as f:
-        if end := f.tell():  # a kill may have cut off the last line
-          f.seek(end - 1)
-          f.write(b"" if f.read(1) == b"\n" else b"\n")
-        f.write((files.to_json(row) + "\n").encode())
+      files.append_line(self._path, files.to_json(row))
     except OSError as error:
       self._can_write = False
       _log.warning("the time of this run is not recorded: %s", error)
@@ -229,7 +225,7 @@ def _read_rows(path: str) -> list[dict[str, Any]]:
   """Returns the lines of the file that can be read; [] without a file."""
   rows = []
   try:
-    with open(path, "rb") as f:
+    with files.reading(path) as f:
       lines = f.read().splitlines()
   except FileNotFoundError:
     return []

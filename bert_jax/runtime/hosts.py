@@ -13,7 +13,6 @@ processes run different programs.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
-import glob
 import importlib.metadata
 import itertools
 import json
@@ -24,6 +23,7 @@ import time
 from typing import Any
 
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import peers
 from bert_jax.runtime import signals
 from bert_jax.runtime import watchdog
@@ -309,23 +309,24 @@ def _token(workdir: str) -> Iterator[str]:
   Afterwards the file is removed, and so are folders that had to be created. Old
   files that a killed process left are removed, too.
   """
-  made, folder = [], os.path.abspath(workdir)
-  while not os.path.isdir(folder):
+  made, folder = [], files.absolute(workdir)
+  while not files.is_remote(folder) and not files.is_folder(folder):
     made.append(folder)
     folder = os.path.dirname(folder)
   name = f"{_TOKEN}{secrets.token_hex(16)}"
-  path = os.path.join(os.path.abspath(workdir), name)
+  path = os.path.join(files.absolute(workdir), name)
   try:
-    os.makedirs(workdir, exist_ok=True)
-    for old in glob.glob(f"{glob.escape(workdir)}/{_TOKEN}*"):
+    files.make_folders(workdir)
+    for old in files.entries(workdir)[0]:
       with contextlib.suppress(OSError):
-        if time.time() - os.path.getmtime(old) > LATE_SECS:
-          os.unlink(old)
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        is_token = os.path.basename(old).startswith(_TOKEN)
+        if is_token and files.age(old) > LATE_SECS:
+          files.delete(old)
+    files.create(path)
     yield name
   finally:
     with contextlib.suppress(OSError):
-      os.unlink(path)
+      files.delete(path)
     for folder in made:
       with contextlib.suppress(OSError):  # others have put files there
         os.rmdir(folder)
@@ -336,9 +337,10 @@ def _is_seen(workdir: str, name: str) -> bool:
   give_up = time.monotonic() + _SEE_SECS
   while True:
     # NFS looks again if folders are listed, not if one name is asked for.
-    for folder in (os.path.dirname(os.path.abspath(workdir)), workdir):
+    folders = [os.path.dirname(files.absolute(workdir)), workdir]
+    for folder in folders[files.is_remote(workdir) :]:
       with contextlib.suppress(OSError):
-        if name in os.listdir(folder):
+        if name in files.list_names(folder):
           return True
     if time.monotonic() > give_up:
       return False

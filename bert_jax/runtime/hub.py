@@ -20,6 +20,7 @@ import re
 from typing import Any
 
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 
 _log = logging.getLogger(__name__)
 
@@ -70,11 +71,11 @@ def is_name(path: str) -> bool:
     >>> is_name("answerdotai/ModernBERT-base"), is_name("/tmp/model")
     (True, False)
   """
-  if not _NAME.fullmatch(path) or os.path.exists(path):
+  if not _NAME.fullmatch(path) or files.exists(path):
     return False
   if path.startswith(_SCHEME):
     return True
-  return not os.path.exists(path.split("/", 1)[0])
+  return not files.exists(path.split("/", 1)[0])
 
 
 def address(path: str) -> str:
@@ -146,7 +147,7 @@ def _fetch_weights(
   commit = os.path.basename(folder)
   for patterns in _WEIGHTS:
     if files is None:
-      there = os.listdir(folder)
+      there = files.list_names(folder)
     else:
       there = list(files)
     if any(fnmatch.fnmatch(f, pattern) for f in there for pattern in patterns):

@@ -45,7 +45,7 @@ class MetricsLog:
     self._bad_steps = os.path.join(workdir, "bad_steps.jsonl")
     _keep_until(self._bad_steps, start_step)
     self._last = _keep_until(path, start_step)
-    self._file = open(path, "a", encoding="utf-8")
+    self._file = files.Appended(path)
     self._board = None
     if tensorboard:
       folder = os.path.join(workdir, "tensorboard")
@@ -72,27 +72,27 @@ class MetricsLog:
       step: the number of updates.
       values: the metrics, by names such as train/loss.
     """
-    with files.naming(self._file.name):
-      self._file.write(files.to_json({"step": step} | dict(values)) + "\n")
-      self._file.flush()
+    row = files.to_json({"step": step} | dict(values)) + "\n"
+    self._file.write(row.encode())
     if self._board:
       self._board.write(step, values)
 
   def write_bad_step(self, step: int, facts: Mapping[str, Any]) -> None:
     """Writes a line to bad_steps.jsonl, and creates the file if need be."""
-    with files.naming(self._bad_steps):
-      with open(self._bad_steps, "a", encoding="utf-8") as f:
-        f.write(files.to_json({"step": step} | dict(facts)) + "\n")
+    row = files.to_json({"step": step} | dict(facts)) + "\n"
+    files.append(self._bad_steps, row)
+
+  def sync(self) -> None:
+    """Waits until all lines can be read by other processes."""
+    self._file.sync()
 
   def close(self) -> None:
     """Flushes to disk."""
     with contextlib.ExitStack() as stack:
       if self._board:
         stack.callback(self._board.close)
-      stack.enter_context(files.naming(self._file.name))
       stack.callback(self._file.close)
-      self._file.flush()
-      os.fsync(self._file.fileno())
+      self._file.sync(to_disk=True)
 
 
 class _Board:
@@ -114,10 +114,10 @@ class _Board:
     from tensorboardX.proto import event_pb2
 
     self._crc, self._proto = record_writer.masked_crc32c, event_pb2
-    os.makedirs(folder, exist_ok=True)
+    files.make_folders(folder)
     name = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
     name = f"events.out.tfevents.{name}.{secrets.token_hex(4)}"
-    self._file = open(os.path.join(folder, name), "xb")  # follows no link
+    self._file = files.Appended(os.path.join(folder, name), is_new=True)
     self._add(file_version="brain.Event:2")
     log = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._add(step=first_step, session_log=log)
@@ -126,8 +126,9 @@ class _Board:
     event = self._proto.Event(wall_time=time.time(), **fields)
     data = event.SerializeToString()
     header = struct.pack("<Q", len(data))
-    for part in (header, data):
-      self._file.write(part + struct.pack("<I", self._crc(part)))
+    self._file.write(
+      b"".join(p + struct.pack("<I", self._crc(p)) for p in (header, data))
+    )
 
   def write_hparams(
     self, config: Mapping[str, Any], metrics: Sequence[str]
@@ -151,30 +152,25 @@ class _Board:
       and v != settings.KEYS[k].default
     }
     found = summary.hparams(values, dict.fromkeys(metrics))
-    with files.naming(self._file.name):
-      for part in found[:2]:  # the third marks the end of the run
-        self._add(summary=part)
-      self._file.flush()
+    for part in found[:2]:  # the third marks the end of the run
+      self._add(summary=part)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
     """Writes the scalars of a step."""
     found = [{"tag": k, "simple_value": v} for k, v in values.items()]
-    with files.naming(self._file.name):
-      self._add(step=step, summary={"value": found})
-      self._file.flush()
+    self._add(step=step, summary={"value": found})
 
   def close(self) -> None:
     """Closes the file."""
-    with files.naming(self._file.name):
-      self._file.close()
+    self._file.close()
 
 
 def _keep_until(path: str, step: int) -> list[dict[str, Any]]:
   """Drops the lines of a file after a step; returns the lines of that step."""
-  if not os.path.exists(path):
+  if not files.exists(path):
     return []
   kept, last = [], []
-  with open(path, "rb") as f:
+  with files.reading(path) as f:
     for line in f:
       try:
         row = _parse_row(line)
@@ -212,7 +208,7 @@ def read_metrics(workdir: str) -> list[dict]:
   path = os.path.join(workdir, "metrics.jsonl")
   rows: list[dict] = []
   try:
-    with open(path, "rb") as f:
+    with files.reading(path) as f:
       for line in f:
         if line.endswith(b"\n"):
           rows.append(_parse_row(line))

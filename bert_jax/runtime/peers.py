@@ -28,6 +28,7 @@ import time
 from typing import Any, NoReturn
 
 from bert_jax.runtime import errors
+from bert_jax.runtime import locks
 from bert_jax.runtime import watchdog
 
 # jax ends the whole job if it hears no heartbeat of a process for this long.
@@ -88,6 +89,7 @@ def _end(text: str, status: int, secs: float = 0.0) -> NoReturn:
   sys.stdout.flush()
   os.write(2, f"bert-jax: {text}\n".encode())
   time.sleep(secs)
+  locks.leave_buckets()
   os._exit(status)
 
 

@@ -13,9 +13,13 @@ from collections.abc import Callable, Sequence
 import contextlib
 import logging
 import os
+import shutil
+import tempfile
 from typing import Any
 
 import jax
+
+from bert_jax.runtime import files
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +79,10 @@ class Profile:
         options.python_tracer_level = 0  # it slows the host down
         options.session_id = f"steps_{step}_{self._last}"
         options.raise_error_on_start_failure = True
-        jax.profiler.start_trace(self._folder, profiler_options=options)
+        self._target = self._folder
+        if files.is_remote(self._folder):  # where the profiler cannot write
+          self._target = tempfile.mkdtemp(prefix="bert_jax")
+        jax.profiler.start_trace(self._target, profiler_options=options)
       self._tracing = True
     self._annotation = jax.profiler.StepTraceAnnotation(
       STEP_NAME, step_num=step
@@ -98,4 +105,7 @@ class Profile:
       self._tracing = False
       with self._paused():
         jax.profiler.stop_trace()
+        if self._target != self._folder:
+          files.upload_folder(self._target, self._folder)
+          shutil.rmtree(self._target)
       _log.info("wrote a trace to %s", self._folder)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 import os
 from typing import Any
 
+from bert_jax.runtime import files
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 
@@ -30,7 +31,7 @@ def check_workdir(
   if not runs.exists(workdir):
     for name in ("checkpoints", "best"):
       folder = os.path.join(workdir, name)
-      if os.path.isdir(folder) and os.listdir(folder):
+      if files.is_folder(folder) and files.list_names(folder):
         raise runs.RunError(
           f"--workdir={workdir} holds {name} but no run.json that says of what "
           "run; give another --workdir, or put its run.json back"

@@ -107,7 +107,7 @@ def describe(config: Config, data_hash: str | None, devices: list[Any]) -> dict:
 
 def _stored(path: str, workdir: str) -> str:
   """Returns a path as run.json has it: relative to the workdir if in there."""
-  inside = os.path.abspath(workdir) + os.sep
+  inside = files.absolute(workdir) + os.sep
   if not path.startswith(inside):
     return path
   return os.path.join(_HERE, path.removeprefix(inside))
@@ -116,14 +116,12 @@ def _stored(path: str, workdir: str) -> str:
 def _loaded(path: str, workdir: str) -> str:
   """Returns the path that `_stored` was given, if the workdir is here now."""
   first, _, rest = path.partition(os.sep)
-  return (
-    os.path.join(os.path.abspath(workdir), rest) if first == _HERE else path
-  )
+  return os.path.join(files.absolute(workdir), rest) if first == _HERE else path
 
 
 def exists(workdir: str) -> bool:
   """Returns whether a workdir holds a run, which may have no saved step yet."""
-  return os.path.exists(os.path.join(workdir, "run.json"))
+  return files.exists(os.path.join(workdir, "run.json"))
 
 
 def read_run(workdir: str) -> dict:
@@ -137,7 +135,7 @@ def read_run(workdir: str) -> dict:
   """
   path = os.path.join(workdir, "run.json")
   try:
-    with open(path, encoding="utf-8") as f:
+    with files.reading(path, "r") as f:
       run = json.load(f)
     if not isinstance(run.get("config"), dict) or not isinstance(
       run.get("data_hash"), str

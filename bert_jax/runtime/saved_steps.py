@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 _NEWEST, _BEST = "checkpoints", "best"  # folders of a workdir
 _STEP = re.compile("0|[1-9][0-9]*")
+# What Orbax writes last into a step of a bucket, where nothing is renamed.
+MARKS = ("commit_success.txt",)
 
 T = TypeVar("T")
 
@@ -78,7 +80,7 @@ def newest_common(workdirs: Sequence[str]) -> int | None:
 
 def run_of(path: str) -> str | None:
   """Returns the workdir of a path to a step; None for any other path."""
-  parent, name = os.path.split(os.path.abspath(path))
+  parent, name = os.path.split(files.absolute(path))
   workdir, folder = os.path.split(parent)
   if not name.isdecimal() or folder not in (_NEWEST, _BEST):
     return None
@@ -88,7 +90,7 @@ def run_of(path: str) -> str | None:
 def refuse_step(workdir: str) -> None:
   """Raises StepError if the value of --workdir is a path to a step."""
   if run := run_of(workdir):
-    step = os.path.basename(os.path.abspath(workdir))
+    step = os.path.basename(files.absolute(workdir))
     raise StepError(
       f"--workdir={workdir} is a step of a run; give --workdir={run}, with "
       f"--checkpoint={step} to evaluate or predict with this step"
@@ -173,7 +175,7 @@ def read(
 
 
 def _saved(workdir: str, folder: str, step: int, reason: str) -> SavedStep:
-  path = os.path.join(os.path.abspath(workdir), folder, str(step))
+  path = os.path.join(files.absolute(workdir), folder, str(step))
   return SavedStep(path, step, reason)
 
 
@@ -182,6 +184,8 @@ def steps_in(folder: str) -> list[int]:
 
   Only a step that is completely written has a number as its name.
   """
+  if files.is_remote(folder):
+    return _complete_in(folder)
   try:
     with os.scandir(folder) as entries:
       return sorted(
@@ -191,6 +195,21 @@ def steps_in(folder: str) -> list[int]:
       )
   except (FileNotFoundError, NotADirectoryError):
     return []
+
+
+def _complete_in(folder: str) -> list[int]:
+  """Returns the steps in a folder of a bucket, in ascending order."""
+  try:
+    names = [n for n in files.list_names(folder) if _STEP.fullmatch(n)]
+  except FileNotFoundError:
+    return []
+  marks = [os.path.join(folder, name, MARKS[0]) for name in names]
+  missing = set(files.missing(marks))
+  return sorted(
+    int(name)
+    for name, mark in zip(names, marks, strict=True)
+    if mark not in missing
+  )
 
 
 def _steps(workdir: str, folder: str) -> list[int]:
@@ -236,7 +255,7 @@ def read_metric(folder: str, name: str | None) -> float:
     Exception: one of files.ODD_JSON, because they are damaged or lack this one.
   """
   path = os.path.join(folder, "metrics", "metrics")
-  with open(path, encoding="utf-8") as f:
+  with files.reading(path, "r") as f:
     value: Any = json.load(f)[name]
   if not isinstance(value, int | float):
     raise ValueError(f"{name} is {value!r:.60}")

@@ -883,6 +883,45 @@ class Eval(Group):
   """How many held-out examples to evaluate; 0 = all."""
 
 
+class Probe(Group):
+  """What the encoder is worth to tasks, measured while it pre-trains.
+
+  Each list names tasks of bert_jax/tasks; a list may be given as one word with
+  commas. The baselines are the untrained weights and the most frequent label.
+  """
+
+  every_steps: int = of_session(0, 0, _INT32, since="0.3.0", before=0)
+  """Steps from one probe to the next; 0 = never."""
+
+  dir: str = of_host(None, since="0.3.0", before="", is_path=True)
+  """Folder with the files of these tasks, or with the folder of each task."""
+
+  similarity: tuple[str, ...] = of_session((), since="0.3.0", before=[])
+  """Tasks such as stsb, whose pairs of texts are compared by the cosine of
+  their mean token vectors; nothing is trained."""
+
+  linear: tuple[str, ...] = of_session((), since="0.3.0", before=[])
+  """Tasks with one label for each text or pair, such as sst2, for which a
+  linear classifier of the mean token vectors is trained."""
+
+  finetune: tuple[str, ...] = of_session((), since="0.3.0", before=[])
+  """Tasks for which the whole encoder is trained for a short time."""
+
+  max_train_examples: int = of_session(
+    1000, 0, _INT32, since="0.3.0", before=1000
+  )
+  """How many examples a probe trains on, from the start of the training split;
+  0 = all."""
+
+  num_epochs: float = of_session(3.0, 0.0, 1e9, since="0.3.0", before=3.0)
+  """Passes of a fine-tuning over these examples."""
+
+  learning_rate: float = of_session(
+    1e-4, 0.0, _FLOAT, since="0.3.0", before=1e-4
+  )
+  """The highest learning rate of a fine-tuning, which falls to 0."""
+
+
 class Checkpoint(Group):
   """When checkpoints are saved, and which are kept."""
 
@@ -1030,6 +1069,7 @@ class Config(Group):
   train: Train
   mesh: Mesh
   eval: Eval
+  probe: Probe
   checkpoint: Checkpoint
   convert: Convert
   predict: Predict
@@ -1152,6 +1192,8 @@ def _as_tuple(value: Any) -> Any:
 
 def absolute(path: str) -> str:
   """Returns the absolute form of a path, whose ~ is the user's home."""
+  if "://" in path:
+    return path
   return os.path.abspath(os.path.expanduser(path))
 
 

@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import os
 import queue
+import tempfile
 import threading
 import time
 from typing import Any
@@ -69,6 +70,8 @@ class Tracker:
 def _open_wandb(workdir: str, run_id: str, config: Mapping[str, Any]) -> Opened:
   """Opens a run of Weights & Biases, whose files go to WORKDIR/wandb.
 
+  Those of a workdir in a bucket go to a temporary folder of this machine.
+
   Its own variables, such as WANDB_PROJECT and WANDB_MODE=offline, apply.
   """
   import wandb
@@ -79,7 +82,7 @@ def _open_wandb(workdir: str, run_id: str, config: Mapping[str, Any]) -> Opened:
     name=_name(workdir),
     id=run_id,
     resume="allow",
-    dir=workdir,
+    dir=tempfile.mkdtemp() if files.is_remote(workdir) else workdir,
     config=dict(config),
     reinit="create_new",
     settings=wandb.Settings(silent=True, console="off"),
@@ -135,7 +138,7 @@ TRACKERS = {
 
 
 def _name(workdir: str) -> str:
-  return os.path.basename(os.path.abspath(workdir))
+  return os.path.basename(files.absolute(workdir))
 
 
 def check(names: Sequence[str]) -> None:

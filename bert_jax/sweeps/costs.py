@@ -164,7 +164,7 @@ def make_plan(config: Sequence[str], topology: str) -> dict:
       text=True,
       check=False,
     )
-    if not os.path.exists(path):
+    if not files.exists(path):
       lines = done.stderr.strip().splitlines()
       raise sweep.SweepError(
         lines[-1] if lines else f"status {done.returncode}"

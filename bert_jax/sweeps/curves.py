@@ -23,6 +23,8 @@ from bert_jax.training import terminal
 # What a score of an evaluation is compared with, drawn as a dotted line.
 _BASELINES = {"unigram_loss", "most_frequent_token_accuracy"}
 _LOSSES = ("mlm_loss", "loss")
+# The ends of the names of what a probe is compared with.
+_PROBE_BASELINES = ("_untrained", "_majority")
 
 
 class CurvesError(errors.UserError):
@@ -58,7 +60,10 @@ def report(workdirs: Sequence[str], output: str) -> list[str]:
     if spent := goodput.read(workdir):
       facts[name] += f" Time: {spent.describe()}."
   png = _draw(rows)
-  tables = {name: _table(found) for name, found in rows.items()}
+  tables = {
+    name: list(filter(None, (_table(found), _table(found, "probe/"))))
+    for name, found in rows.items()
+  }
   files.make_folder(output)
   paths = [
     os.path.join(output, name)
@@ -87,16 +92,20 @@ def _facts(run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
   )
 
 
-def _scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Returns the names of the scores of evaluations, losses first."""
-  names = {key for row in rows for key in row if key.startswith("eval/")}
+def _scores(
+  rows: Sequence[Mapping[str, Any]], group: str = "eval/"
+) -> list[str]:
+  """Returns the names of the scores of a group, losses first."""
+  names = {key for row in rows for key in row if key.startswith(group)}
   return sorted(names, key=lambda name: ("loss" not in name, name))
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  """Returns the evaluations of a run, a row a step, below the headings."""
-  names = _scores(rows)
-  table = [["step", *(name.removeprefix("eval/") for name in names)]]
+def _table(
+  rows: Sequence[Mapping[str, Any]], group: str = "eval/"
+) -> list[list[str]]:
+  """Returns the scores of a group, a row a step, below the headings."""
+  names = _scores(rows, group)
+  table = [["step", *(name.removeprefix(group) for name in names)]]
   for row in rows:
     values = [row.get(name) for name in names]
     if any(value is not None for value in values):
@@ -106,14 +115,16 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _draw(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
-  """Draws the losses, and the scores between 0 and 1; returns a PNG."""
+  """Draws losses, scores from -1 to 1, and probes if any; returns a PNG."""
   import matplotlib
 
   matplotlib.use("Agg")  # no screen
   import matplotlib.pyplot as plt
 
-  figure, (left, right) = plt.subplots(
-    1, 2, figsize=(11, 4.2), layout="constrained"
+  has_probes = any(_scores(found, "probe/") for found in rows.values())
+  count = 3 if has_probes else 2
+  figure, (left, right, *more) = plt.subplots(
+    1, count, figsize=(5.5 * count, 4.2), layout="constrained"
   )
   for number, (run, found) in enumerate(rows.items()):
     color = f"C{number}"
@@ -132,7 +143,10 @@ def _draw(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
       _plot(axes, found, f"eval/{name}", label, "gray", ":")
   left.set(xlabel="step", ylabel="loss")
   right.set(xlabel="step", ylabel="score of the held-out data")
-  for axes in (left, right):
+  for axes in more:
+    _draw_probes(axes, rows)
+    axes.set(xlabel="step", ylabel="score of a probe")
+  for axes in (left, right, *more):
     axes.grid(alpha=0.3)
     if axes.lines:
       axes.legend(fontsize=8)
@@ -142,6 +156,22 @@ def _draw(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
   figure.savefig(buffer, format="png", dpi=105)
   plt.close(figure)
   return buffer.getvalue()
+
+
+def _draw_probes(axes, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+  """Draws each score of the probes, and its baselines in the same color."""
+  number = 0
+  for run, found in rows.items():
+    names = _scores(found, "probe/")
+    scores = [n for n in names if not n.endswith(_PROBE_BASELINES)]
+    for name in scores:
+      color, label = f"C{number}", name.removeprefix("probe/")
+      number += 1
+      _plot(axes, found, name, f"{run}, {label}", color)
+      for end, style in zip(_PROBE_BASELINES, ("--", ":"), strict=True):
+        if name + end in names:
+          words = f"{run}, {label}, {end.strip('_')}"
+          _plot(axes, found, name + end, words, color, style, alpha=0.6)
 
 
 def _is_share(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
@@ -168,8 +198,7 @@ def _markdown(facts, tables) -> str:
   parts = ["![Curves](curves.png)"]
   for name, text in facts.items():
     parts += [f"## {name}", text]
-    if tables[name]:
-      head, *rows = tables[name]
+    for head, *rows in tables[name]:
       lines = [head, ["---:"] * len(head), *rows]
       parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
   return "\n\n".join(parts) + "\n"
@@ -189,8 +218,7 @@ def _html(facts, tables, png) -> str:
     if len(facts) > 1:  # else the title says it
       parts.append(f"<h2>{html.escape(name)}</h2>")
     parts.append(f"<p>{html.escape(text)}</p>")
-    if tables[name]:
-      head, *rows = tables[name]
+    for head, *rows in tables[name]:
       parts.append(f"<table><tr><th>{'</th><th>'.join(head)}</th></tr>")
       cell = "</td><td class=number>"
       parts += [

@@ -371,7 +371,7 @@ def report(folder: str, output: str) -> list[str]:
     f"{', '.join(sorted(commits))} (+: with changes)."
   )
   page = (facts, table, lost, planned["command"])
-  title = os.path.basename(os.path.abspath(folder))
+  title = os.path.basename(files.absolute(folder))
   files.make_folder(output)
   paths = [os.path.join(output, f"report.{end}") for end in ("md", "html")]
   files.write_text(paths[0], _markdown(title, *page))

@@ -131,7 +131,7 @@ def record(
     The number of new lines.
   """
   path = os.path.join(folder, "results.jsonl")
-  there = read(folder) if os.path.exists(path) else []
+  there = read(folder) if files.exists(path) else []
   rows = {row["id"]: row for row in there}
   before = len(rows)
   secs = running.Journal(workdir).seconds()
@@ -255,7 +255,7 @@ def read(folder: str) -> list[dict[str, Any]]:
   rows: list[dict[str, Any]] = []
   files.check_readable(path)
   try:
-    with open(path, encoding="utf-8") as f:
+    with files.reading(path, "r") as f:
       for line in f:
         rows.append(_parse_row(line))
   except FileNotFoundError as error:

@@ -17,10 +17,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import locks
 from bert_jax.runtime import settings
 from bert_jax.runtime import signals
@@ -55,24 +57,23 @@ class Journal:
 
   def write(self, one: sweep.Trial, event: str, **facts: Any) -> None:
     """Adds an event of a trial."""
-    os.makedirs(os.path.dirname(self._path), exist_ok=True)
+    files.make_folders(os.path.dirname(self._path))
     now = datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
     row = {"time": now, "trial": one.name, "event": event} | facts
-    with open(self._path, "a", encoding="utf-8") as f:
-      f.write(json.dumps(row) + "\n")
+    files.append(self._path, json.dumps(row) + "\n")
 
   def read(self) -> list[dict[str, Any]]:
     """Returns all events, except a line that a kill cut off."""
     rows = []
-    if os.path.exists(self._path):
-      with open(self._path, encoding="utf-8") as f:
+    if files.exists(self._path):
+      with files.reading(self._path, "r") as f:
         for line in f:
           with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows
 
   def failed(self) -> set[str]:
-    """Returns the names of the trials whose last event is a failure."""
+    """Returns the names of the trials that failed and were not begun again."""
     return self._last("failed")
 
   def parted(self) -> set[str]:
@@ -155,7 +156,7 @@ def run(
     if size < 1:
       raise sweep.SweepError(f"--{flag}={size}; it must be 1 or more")
   journal = Journal(workdir)
-  os.makedirs(workdir, exist_ok=True)
+  files.make_folders(workdir)
   with locks.lock(workdir, "--workdir"):
     left = [t for t in trials if not t.is_done()]
     alive = {t: name for t in left if (name := _holder(t)) is not None}
@@ -192,8 +193,10 @@ def put_together(
 ) -> list[Batch]:
   """Puts trials into batches, each of which one program can train.
 
-  Trials that have begun share a batch if they have a checkpoint of the same
-  step. They continue from the newest such step.
+  Trials of a batch compile to the same program, that is, they differ only in
+  their seed and their learning rate. Trials that were interrupted share a batch
+  with others that were, if all have a checkpoint of a common step; they
+  continue from the newest such step.
 
   Args:
     trials: the trials to train.
@@ -313,6 +316,7 @@ class _Pool:
     self.failed: set[str] = set()
     self._journal, self._size, self._launcher = journal, size, launcher
     self._group = group
+    self._spools: dict[Batch, Any] = {}  # messages of processes, for buckets
     # Each process, and the time at which it was started.
     self._running: dict[Batch, tuple[subprocess.Popen | _Adopted, float]] = {}
     self._preemptions: collections.Counter[Batch] = collections.Counter()
@@ -398,17 +402,17 @@ class _Pool:
     """Starts a process that trains a batch."""
     first, *others = batch
     for one in batch:
-      os.makedirs(one.workdir, exist_ok=True)
+      files.make_folders(one.workdir)
       self._journal.write(one, "started", together=len(batch))
       _log.info("started  %s", one.name)
     for one in others:
-      with open(_log_path(one), "a") as log:
-        log.write(f"trained with {first.name}: see {_log_path(first)}\n")
+      said = f"trained with {first.name}: see {_log_path(first)}\n"
+      files.append(_log_path(one), said)
     arguments = first.arguments()
     if others:
       arguments = [*first.program(), *(one.member() for one in batch)]
     with contextlib.ExitStack() as stack:
-      log = stack.enter_context(open(_log_path(first), "a"))
+      log = stack.enter_context(self._log(batch))
       claims = [
         stack.enter_context(locks.claim(_claim_path(one))) for one in batch
       ]
@@ -432,6 +436,11 @@ class _Pool:
       The batches that have to be run as a consequence.
     """
     process, since = self._running.pop(batch)
+    if spool := self._spools.pop(batch, None):
+      with spool:
+        spool.seek(0)
+        files.append(_log_path(batch[0]), spool.read())
+      files.sync(_log_path(batch[0]))
     status = process.returncode
     assert status is not None  # it has ended
     seconds = round((time.monotonic() - since) / len(batch), 1)
@@ -447,7 +456,7 @@ class _Pool:
     for one in batch:
       self._note(one, event, status=status, seconds=seconds)
     if event in ("failed", "parted"):
-      with open(_log_path(batch[0]), errors="replace") as f:
+      with files.reading(_log_path(batch[0]), "r", errors="replace") as f:
         lines = f.read().strip().splitlines()
       _log.warning("  status %d: %s", status, lines[-1] if lines else "")
     if event == "preempted":
@@ -460,6 +469,17 @@ class _Pool:
     if status:
       self.failed.add(batch[0].name)
     return []
+
+  def _log(self, batch: Batch) -> Any:
+    """Opens the file that a process writes its messages to.
+
+    A process cannot write to a bucket; its file is uploaded when it has ended.
+    """
+    path = _log_path(batch[0])
+    if not files.is_remote(path):
+      return files.opened_log(path)
+    self._spools[batch] = tempfile.TemporaryFile("w+", errors="replace")
+    return contextlib.nullcontext(self._spools[batch])
 
   def _note(self, one: sweep.Trial, event: str, **facts: Any) -> None:
     self._ended += event in ("done", "failed")

@@ -203,8 +203,7 @@ class Trial:
     if (stop := early_stopping.stop_step(rows, run["config"])) is not None:
       total = stop
     # Training saves its last step at the very end.
-    saved = os.path.join(self.workdir, "checkpoints", str(total))
-    if not os.path.isdir(saved):
+    if total not in self.saved_steps():
       return "begun"
     group = "eval/" if _evaluates(run["config"]) else "train/"
     last = [r["step"] for r in rows if any(k.startswith(group) for k in r)]
@@ -222,7 +221,7 @@ def _evaluates(config: Mapping[str, Any]) -> bool:
   folder = config.get("data", {}).get("dir")
   if config.get("objective") == "task" or not folder:
     return True
-  is_there = os.path.exists(os.path.join(folder, "manifest.json"))
+  is_there = files.exists(os.path.join(folder, "manifest.json"))
   return not is_there or summary.has_held_out(folder)
 
 

@@ -98,8 +98,8 @@ def make_reader(
         labels = parse_tags(task, tags, [where for where, _ in lines])
       elif split not in task.test_splits:
         raise spec.TaskError(
-          f"{lines[0][0]}: a single column, wanted a word and its tag; only a"
-          " test split may lack the tags"
+          f"{lines[0][0]}: the line has one column; wanted a word and its tag,"
+          " separated by a space or tab. Only a test split may lack the tags"
         )
       words = tuple(cells[0] for _, cells in lines)
       examples.append(

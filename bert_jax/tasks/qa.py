@@ -142,7 +142,9 @@ def _place(
 def learned(
   task: spec.Task, example: spec.SpanExample
 ) -> list[spec.SpanExample]:
-  """Returns the examples from which a training question is learned.
+  """Returns the training examples of a question, each with one answer at most.
+
+  A question without an answer is one example, and stays as it is.
 
   Args:
     task: the task, whose `train_answers` chooses between several answers:
@@ -151,7 +153,8 @@ def learned(
     example: a question with any number of answers, which are in its context.
 
   Raises:
-    spec.TaskError: There are several answers, and the task chooses none.
+    spec.TaskError: There are several answers, equal ones included, and
+      `train_answers` is not set.
   """
   answers = list(example.answers)
   if len(answers) < 2:

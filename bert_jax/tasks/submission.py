@@ -59,7 +59,7 @@ def zip_runs(
   for workdir in workdirs:
     for name in GLUE_ROWS:
       source = os.path.join(workdir, "predictions", name)
-      if not os.path.exists(source):
+      if not files.exists(source):
         continue
       if name in texts:
         raise spec.TaskError(

@@ -14,8 +14,6 @@ import os
 import re
 from typing import Any
 
-from etils import epath
-
 from bert_jax.data import compression
 from bert_jax.data import corpus
 from bert_jax.data import rows
@@ -62,7 +60,7 @@ def find_packed(path: str) -> str:
     'train.csv.gz'
   """
   for ending in ("", *compression.OPENERS):
-    if epath.Path(path + ending).exists():
+    if files.exists(path + ending):
       return path + ending
   return ""
 
@@ -169,7 +167,7 @@ def lacks_line_end(path: str) -> bool:
   """Returns whether the last line of a file has no line end; logs it if so."""
   if compression.ending(path):
     return False  # A truncated file is an error of its compression.
-  with open(path, "rb") as stream:
+  with files.reading(path) as stream:
     stream.seek(0, os.SEEK_END)
     stream.seek(max(0, stream.tell() - 1))
     is_cut = stream.read() not in (b"\n", b"\r")
@@ -225,7 +223,10 @@ _PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 
 
 def is_template(name: str) -> bool:
-  """Returns whether a text is a template with columns, not just a column."""
+  """Returns whether a text is a template, such as "{title}: {body}".
+
+  Any other text is the name of one column.
+  """
   return bool(columns_of(name))
 
 
@@ -372,20 +373,22 @@ def _prepared_folder(task: spec.Task, root: str) -> str:
     raise spec.TaskError(
       f"task {task.name} has no TFDS builder; give a folder with its files"
     )
-  top = epath.Path(os.path.expanduser(root or "~/tensorflow_datasets"))
-  if (top / "dataset_info.json").exists():
-    return str(top)
-  found = list((top / task.tfds).glob("*/dataset_info.json"))
+  top = os.path.expanduser(root or "~/tensorflow_datasets")
+  if files.exists(os.path.join(top, "dataset_info.json")):
+    return top
+  pattern = os.path.join(files.escape_glob(top), task.tfds, "*")
+  found = files.glob(os.path.join(pattern, "dataset_info.json"))
   if not found:
     raise spec.TaskError(
       f"{_TFDS}{root}: no prepared {task.tfds} in {top};"
       f" {_how_to_prepare(task, root)}"
     )
-  return str(max((path.parent for path in found), key=_version))
+  return max(map(os.path.dirname, found), key=_version)
 
 
-def _version(folder: Any) -> list[int]:
-  return [int(digits) for digits in re.findall(r"\d+", folder.name)]
+def _version(folder: str) -> list[int]:
+  name = os.path.basename(folder)
+  return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
 def _how_to_prepare(task: spec.Task, root: str) -> str:

@@ -79,11 +79,12 @@ SPLITS: Mapping[str, Callable[[str], Iterator[Place]]] = {
 
 
 def places(text: str, split: str) -> list[Place]:
-  """Returns the range of characters of each word of a text.
+  """Returns the half-open range of characters of each word of a text.
 
   Args:
     text: the text.
-    split: a key of SPLITS.
+    split: what separates words: "spaces"; "punctuation", where each mark of
+      punctuation is a word too; or "characters", where each one is a word.
 
   Example:
     >>> places("Hi, you", "punctuation")

@@ -76,7 +76,7 @@ def evaluate(
   facts_of_job = job.facts | {"holds a run": not as_given}
   meeting.meet_opened(job, pretrained, mesh, facts_of_job)
   if as_given:
-    os.makedirs(workdir, exist_ok=True)
+    files.make_folders(workdir)
   else:
     wanted = _wanted_params(job, mesh)
     step, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
@@ -117,7 +117,7 @@ def check_workdir(workdir: str) -> None:
 def _holds_run(workdir: str) -> bool:
   """Returns whether a folder is the workdir of a run."""
   names = ("run.json", "checkpoints", "best")
-  return any(os.path.exists(os.path.join(workdir, name)) for name in names)
+  return any(files.exists(os.path.join(workdir, name)) for name in names)
 
 
 def given_params(

@@ -419,7 +419,7 @@ class FineTuning(Job):
       if jax.process_index():
         continue
       task, examples = split.task, split.examples
-      os.makedirs(folder, exist_ok=True)
+      files.make_folders(folder)
       stem = os.path.join(folder, f"{task.name}-{split.name}")
       written += self.objective.write_predictions(
         task, examples, predictions, stem

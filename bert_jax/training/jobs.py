@@ -8,6 +8,7 @@ from bert_jax.data import batching
 from bert_jax.data import summary
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
+from bert_jax.runtime import files
 from bert_jax.runtime import hub
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
@@ -202,7 +203,7 @@ def _check_vocabulary(
   # libraries and does not change the meaning of an id.
   if _meaning(pretrained.tokenizer) != _meaning(given):
     folder = os.path.join(config.init_from, "vocab")
-    folder = folder if os.path.isdir(folder) else config.init_from
+    folder = folder if files.is_folder(folder) else config.init_from
     raise ValueError(
       f"{config.data.dir} was prepared with another vocabulary than that of "
       f"{config.init_from}; prepare it again with --config.prepare.vocab="

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import logging
 import math
-import os
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ import optax
 from bert_jax.data import batching
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import goodput
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
@@ -199,6 +199,11 @@ class Together:
   def evaluate(self, params: Any) -> list[dict[str, float]]:
     """Returns the value of every metric, by eval/NAME, for each run."""
     return self._evaluator.evaluate_all(params)
+
+  def probes_at(self, step: int) -> bool:
+    """Returns False: tasks, which alone train together, have no probes."""
+    del step
+    return False
 
   def has_evaluation(self, start: int) -> bool:
     """Returns whether all logs have the evaluation of this step."""
@@ -433,6 +438,6 @@ def _check(config: Config, wanted: Sequence[Member]) -> None:
       settings.check(_config_of(config, member))
     except ValueError as error:
       raise MembersError(f"--member={member.workdir}: {error}") from error
-  workdirs = [os.path.abspath(member.workdir) for member in wanted]
+  workdirs = [files.absolute(member.workdir) for member in wanted]
   if len(set(workdirs)) < len(workdirs):
     raise MembersError(f"two members have one workdir: {', '.join(workdirs)}")

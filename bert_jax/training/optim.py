@@ -233,13 +233,16 @@ def scale_by_trust_ratio() -> optax.GradientTransformation:
 def scale_by_stable_adam(
   b1: float, b2: float, eps: float, weight_decay: float
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns AdamW's direction, scaled down where it would be too large.
+  """Returns a transformation to AdamW updates that are scaled down if large.
+
+  The updates point along the gradient: `optax.scale_by_learning_rate`, which
+  follows in the chain, turns the sign.
 
   The update of an array is too large if its squared gradients g^2 grow faster
   than their moving average v. With RMS = sqrt(mean(g^2 / max(v, eps^2))) over
   the array, where v has bias correction, the sum of direction and weight decay
-  is divided by max(1, RMS). Scanned layers, those under "layers", are stacked
-  on axis 0 and have an RMS each.
+  is divided by max(1, RMS). The parameters of scanned layers, whose path has
+  the part "layers", are stacked on axis 0; each layer has an RMS of its own.
 
   Args:
     b1: The decay rate of the average of gradients.

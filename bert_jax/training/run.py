@@ -13,8 +13,10 @@ import optax
 from bert_jax.data import batching
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import early_stopping
+from bert_jax.runtime import files
 from bert_jax.runtime import goodput
 from bert_jax.runtime import hosts
+from bert_jax.runtime import locks
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
@@ -23,6 +25,7 @@ from bert_jax.runtime import watchdog
 from bert_jax.training import averages
 from bert_jax.training import meeting
 from bert_jax.training import meter as meter_lib
+from bert_jax.training import probes
 from bert_jax.training import session
 from bert_jax.training import steps
 from bert_jax.training import terminal
@@ -51,6 +54,7 @@ class Run:
     workdir: the folder of the run.
     profile_folder: the folder that profiles are written to; the workdir.
     checkpoints: the checkpoints of the workdir, once the run is open.
+    probes: what measures the worth of the encoder to tasks.
     mean_loss: the mean loss of the steps since the last line of the log.
   """
 
@@ -66,7 +70,10 @@ class Run:
     self.batch_place = opened.batch_place
     self.epoch_steps = opened.batches.epoch_steps
     self.mean_loss = averages.MeanLoss()
+    self.probes = probes.Prober(self.job, self.mesh)
     self._norm = jax.jit(optax.tree.norm)
+    # Lines of the log, which early stopping looks at; None = it did not yet.
+    self._evaluations: list[dict[str, float]] | None = None
     self._values: dict[str, float] = {}
     self._written: metrics_log.MetricsLog | None = None
     self._ledger: goodput.Ledger | None = None
@@ -80,7 +87,7 @@ class Run:
 
     Leaving it waits for unfinished writes and closes the files.
     """
-    os.makedirs(self.workdir, exist_ok=True)
+    files.make_folders(self.workdir)
     with meeting.lock(self.workdir):
       self.checkpoints = self.session.checkpoints()
       try:
@@ -179,11 +186,32 @@ class Run:
     """Returns the value of every metric, by the key eval/NAME."""
     return self.session.evaluator(params)
 
+  def probes_at(self, step: int) -> bool:
+    """Returns whether the encoder is probed after a step."""
+    return self.probes.is_due(step)
+
+  def probe(self, params: Any) -> dict[str, float]:
+    """Returns the scores of the probes, by the key probe/NAME."""
+    init = jax.jit(
+      lambda rng: self.session.init_state(rng).params,
+      out_shardings=self.session.place.params,
+    )
+    return self.probes(params, lambda: init(self.session.rngs[0]))
+
+  def has(self, start: int, prefix: str) -> bool:
+    """Returns whether the log had metrics of this step when it opened.
+
+    Args:
+      start: the step.
+      prefix: the first part of the keys, such as "eval/".
+    """
+    return hosts.from_first(
+      self._written is not None and self._written.has(start, prefix)
+    )
+
   def has_evaluation(self, start: int) -> bool:
     """Returns whether the log had an evaluation of this step when it opened."""
-    return hosts.from_first(
-      self._written is not None and self._written.has(start, "eval/")
-    )
+    return self.has(start, "eval/")
 
   def stops_early(self, step: int) -> bool:
     """Returns whether the evaluations up to a step end the run.
@@ -193,10 +221,12 @@ class Run:
     """
     if not self.config.train.patience:
       return False
-    stop = None
-    if jax.process_index() == 0:
-      rows = metrics_log.read_metrics(self.workdir)
-      stop = early_stopping.stop_step(rows, self.config)
+    if self._evaluations is None:
+      self._evaluations = []
+      if jax.process_index() == 0:
+        rows = metrics_log.read_metrics(self.workdir)
+        self._evaluations = [row for row in rows if row["step"] <= step]
+    stop = early_stopping.stop_step(self._evaluations, self.config)
     return hosts.from_first(stop is not None and stop <= step)
 
   def end(self) -> None:
@@ -216,6 +246,8 @@ class Run:
 
     Nothing is written if there are none, because evaluation is off.
     """
+    if self._evaluations is not None:
+      self._evaluations.append({"step": step, **row})
     if self._written and row:
       self._written.write(step, row)
       if self._trackers:
@@ -260,6 +292,9 @@ class Run:
       always: False means to save it only if its evaluation is the best so far.
     """
     watchdog.note("saving", step)
+    locks.check(self.workdir)
+    if self._written:  # before the step is there: a killed run goes on from it
+      self._written.sync()
     save = self.checkpoints.save if always else self.checkpoints.save_if_best
     rest = session.rest_of(state, self.mean_loss)
     save(step, state.params, rest, evaluation)

@@ -434,8 +434,10 @@ def make_predict_step(
 ) -> Callable[[Any, Batch], tuple[Any, kind.Sums]]:
   """Returns (params, batch) -> (outputs, sums).
 
-  The outputs are those of the model for every row. The sums are the metrics of
-  the objective; {} if the batch has no labels.
+  The outputs are those of the model for every row, padding rows included, and
+  without dropout. The sums map the name of a metric of the objective to (sum,
+  weight), to be added over batches before one is divided by the other; {} if
+  the batch has no labels. The function is not jitted.
   """
 
   def predict_step(params, batch):

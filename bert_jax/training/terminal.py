@@ -19,6 +19,9 @@ _SHOWN = {
   "useful_tokens_per_sec": "{} useful tokens/s",
 }
 
+# Group of the metrics of a line -> what the line is called.
+_GROUPS = {"eval": " evaluation", "probe": " probes"}
+
 
 def number(value: float) -> str:
   """Returns a number with four digits, or more if it is a large integer."""
@@ -34,7 +37,8 @@ def log_line(step: int, row: Mapping[str, float], run: str = "") -> str:
     run: the name of the run, if several are shown.
   """
   names = {key: key.partition("/")[2] for key in row}
-  what = " evaluation" if any(key.startswith("eval/") for key in row) else ""
+  groups = {key.partition("/")[0] for key in row}
+  what = "".join(text for group, text in _GROUPS.items() if group in groups)
   head = f"{run} step {step}{what}:".strip()
   items = [
     _SHOWN.get(name, f"{name} {{}}").format(number(row[key]))

@@ -122,13 +122,17 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
     # A run that was stopped leaves its evaluation to the next session. It is
     # saved before it is logged, so that a session that is killed in between has
     # the next one evaluate again.
+    missed: Any = {}
     if _due(start, eval_steps) and not run.has_evaluation(start):
       with meter.paused("evaluation"):
-        missed: Any = run.evaluate(state.params)
+        missed = run.evaluate(state.params)
       run.save(start, state, missed)
       run.report(start, missed)
-      if run.stops_early(start):
-        return missed
+    if run.probes_at(start) and not run.has(start, "probe/"):
+      with meter.paused("evaluation"):
+        run.report(start, run.probe(state.params))
+    if missed and run.stops_early(start):
+      return missed
 
     stack.enter_context(bars.showing(meter.bar))
     batches = run.job.prefetch(run.batches, start)
@@ -150,7 +154,7 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
       evaluates = last or (not stops and _due(step, eval_steps))
       saves = last or _due(step, config.checkpoint.every_steps)
       saves = saves or stops or save_clock.is_due(step)
-      if logs or evaluates or saves:
+      if logs or evaluates or saves or run.probes_at(step):
         run.look(pending.take(), state.params)
       if logs:
         run.log(step, meter.speed())
@@ -162,6 +166,9 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
           run.report(step, evaluation)
       gives_up = evaluates and not last and run.stops_early(step)
       saves = saves or gives_up
+      if run.probes_at(step) and not stops:
+        with meter.paused("evaluation"):
+          run.report(step, run.probe(state.params))
       if evaluates or saves:
         with meter.paused("saves"):
           run.save(step, state, evaluation, always=saves)

@@ -17,7 +17,6 @@ This is not done for our own checkpoints, which are compressed.
 
 from collections.abc import Callable
 import dataclasses
-import glob
 import logging
 import os
 import re
@@ -95,7 +94,7 @@ def _workdir(path: str) -> str | None:
 
 def _find(path: str) -> tuple[str, str]:
   """Returns the format and the file of weights; of a workdir, the step."""
-  if os.path.isdir(path):
+  if files.is_folder(path):
     return _find_in(path)
   if workdir := saved_steps.run_of(path):
     saved_steps.choose(workdir, os.path.basename(path))  # lists the steps
@@ -104,10 +103,10 @@ def _find(path: str) -> tuple[str, str]:
   if path.endswith(".msgpack"):
     return "flax", path
   pickles = (*hugging_face.PICKLES, hugging_face.PICKLE_SHARDS)
-  if path.endswith(pickles) and os.path.exists(path):
+  if path.endswith(pickles) and files.exists(path):
     return "huggingface", path
   prefix = re.sub(r"\.(index|data-\d+-of-\d+|meta)$", "", path)
-  if os.path.exists(prefix + ".index"):
+  if files.exists(prefix + ".index"):
     return "tf1", prefix
   raise WeightsError(
     f"{path} does not exist, or is not a file of weights; give a folder, or "
@@ -119,10 +118,10 @@ def _find_in(folder: str) -> tuple[str, str]:
   """Returns the format and the file of the weights in a folder."""
 
   def holds(name):
-    return os.path.exists(os.path.join(folder, name))
+    return files.exists(os.path.join(folder, name))
 
-  if holds("params") and os.path.basename(os.path.abspath(folder)).isdecimal():
-    return "bert_jax", os.path.abspath(folder)
+  if holds("params") and os.path.basename(files.absolute(folder)).isdecimal():
+    return "bert_jax", files.absolute(folder)
   for name, format in (
     (hugging_face.SAFETENSORS, "huggingface"),
     (hugging_face.SHARDS, "huggingface"),
@@ -130,7 +129,9 @@ def _find_in(folder: str) -> tuple[str, str]:
   ):
     if holds(name):
       return format, os.path.join(folder, name)
-  tables = sorted(glob.glob(os.path.join(glob.escape(folder), "*.index")))
+  tables = sorted(
+    files.glob(os.path.join(files.escape_glob(folder), "*.index"))
+  )
   if len(tables) > 1:
     raise WeightsError(
       f"{folder} holds {len(tables)} checkpoints; give the path of one, such "
@@ -141,7 +142,7 @@ def _find_in(folder: str) -> tuple[str, str]:
   for name in (hugging_face.PICKLE, hugging_face.PICKLE_SHARDS):
     if holds(name):
       return "huggingface", os.path.join(folder, name)
-  names = ", ".join(sorted(os.listdir(folder))[:8]) or "nothing"
+  names = ", ".join(sorted(files.list_names(folder))[:8]) or "nothing"
   raise WeightsError(
     f"{folder} holds no weights that this program reads ({names}); wanted "
     f"{_WANTED} or run.json"
@@ -186,9 +187,22 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
         f"--checkpoint={checkpoint}: {path} is not the workdir of a run; leave "
         "--checkpoint out"
       )
+    if files.is_remote(path) and not saved_steps.run_of(path):
+      path = _local(path)
     return _read(*_find(path))
   except (saved_steps.StepError, runs.RunError) as error:
     raise WeightsError(str(error)) from error
+
+
+def _local(path: str) -> str:
+  """Returns a local copy of a folder of weights, or of that of a file."""
+  try:
+    if files.is_folder(path):
+      return files.local(path)
+    folder = files.local(os.path.dirname(path))
+    return os.path.join(folder, os.path.basename(path))
+  except FileNotFoundError as error:
+    raise WeightsError(f"{path} does not exist") from error
 
 
 def _read(format: str, file: str) -> Pretrained:
@@ -300,8 +314,9 @@ def write(
       task_heads.role_of(pretrained.kind),
     )
     pretrained.check()
-    if os.path.exists(folder) and (
-      not os.path.isdir(folder) or os.listdir(folder)
+    files.remove_unfinished(folder)
+    if files.exists(folder) and (
+      not files.is_folder(folder) or files.list_names(folder)
     ):
       raise WeightsError(
         f"{folder} exists and is not an empty folder; give a new one"

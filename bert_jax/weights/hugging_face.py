@@ -93,7 +93,7 @@ def read_tensors(path: str) -> dict[str, np.ndarray]:
 
 def read_msgpack(path: str) -> dict[str, np.ndarray]:
   """Reads the parameters that a Flax class of transformers saved."""
-  with naming(path), open(path, "rb") as f:
+  with naming(path), files.reading(path) as f:
     tree = serialization.msgpack_restore(f.read())
     if not isinstance(tree, dict):
       raise ValueError("it is not a tree of parameters")
@@ -117,7 +117,7 @@ def read_settings(file: str) -> FolderSettings:
   family.config_keys.warn(path, config)
   _say_what_differs(family, path, config)
   adapter = os.path.join(folder, "adapter_config.json")
-  if os.path.exists(adapter):
+  if files.exists(adapter):
     raise WeightsError(
       f"{adapter} is beside the weights, so transformers would put an adapter "
       "into the model; merge it with transformers (merge_and_unload), or "
@@ -155,11 +155,11 @@ def _sentence_of(folder: str) -> tuple[str, ...]:
   each way.
   """
   path = os.path.join(folder, "modules.json")
-  if not os.path.exists(path):
+  if not files.exists(path):
     return ()
   steps: list[str] = []
   with naming(path):
-    with open(path, encoding="utf-8") as f:
+    with files.reading(path, "r") as f:
       modules = json.load(f)
     is_list = isinstance(modules, list)
     if not is_list or not all(isinstance(m, dict) for m in modules):
@@ -216,7 +216,7 @@ def _write_sentence(pretrained: Pretrained, folder: str) -> None:
     for i, (name, path) in enumerate(names.items())
   ]  # fmt: skip
   for path in filter(None, names.values()):
-    os.makedirs(os.path.join(folder, path))
+    files.make_folders(os.path.join(folder, path))
   write_json(os.path.join(folder, "modules.json"), modules)
   write_json(
     os.path.join(folder, names["Pooling"], "config.json"),

@@ -66,7 +66,7 @@ def read_settings(prefix: str) -> FolderSettings:
   """Reads bert_config.json and the vocabulary beside a checkpoint."""
   folder = os.path.dirname(prefix)
   path = os.path.join(folder, "bert_config.json")
-  if not os.path.exists(path):
+  if not files.exists(path):
     with contextlib.suppress(tf_checkpoint.BundleError):
       _read_index(prefix)  # an object checkpoint is refused as such
     raise WeightsError(
@@ -138,7 +138,7 @@ def _read_tokenizer(
 ) -> interface.Tokenizer | None:
   """Returns the tokenizer beside a checkpoint; None if it has no vocabulary."""
   vocab = os.path.join(folder, "vocab.txt")
-  if not os.path.exists(vocab):
+  if not files.exists(vocab):
     return None
   with naming(vocab):
     return load.load_tokenizer(

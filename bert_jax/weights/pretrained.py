@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
-import os
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import settings
 from bert_jax.weights import task_heads
 
@@ -152,7 +152,7 @@ def naming(path: str) -> Iterator[None]:
   try:
     yield
   except Exception as error:  # readers of other packages, on damaged bytes
-    if isinstance(error, FileNotFoundError) and not os.path.exists(path):
+    if isinstance(error, FileNotFoundError) and not files.exists(path):
       raise WeightsError(f"{path} does not exist") from error
     text = str(error)
     odd = (LookupError, TypeError, AttributeError, RecursionError)

@@ -310,7 +310,7 @@ def _read_index(prefix: str) -> tuple[int, dict[str, Entry]]:
   """Returns the number of data files, and name -> entry."""
   path = _index_path(prefix)
   try:
-    with open(path, "rb") as f:
+    with files.reading(path) as f:
       data = f.read()
     table = _table_entries(data)
     key, header = next(table, (None, b""))
@@ -364,7 +364,7 @@ def _check_entry(name: str, entry: Entry) -> None:
 def _read_shard(path: str, entries: Mapping[str, Entry]) -> dict:
   """Reads some tensors of one data file."""
   found = {}
-  with open(path, "rb") as f:
+  with files.reading(path) as f:
     file_size = os.fstat(f.fileno()).st_size
     total = sum(entry.size for entry in entries.values())
     ends = [entry.offset + entry.size for entry in entries.values()]

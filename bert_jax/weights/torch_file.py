@@ -24,6 +24,7 @@ import zlib
 import ml_dtypes
 import numpy as np
 
+from bert_jax.runtime import files
 from bert_jax.weights import pickled
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -109,7 +110,7 @@ def read(path: str | os.PathLike[str]) -> Any:
     TorchFileError: the file is damaged, or has more than tensors and plain
       containers; the message names what it has.
   """
-  with open(path, "rb") as file:
+  with files.reading(path) as file:
     return _read(file, path)
 
 

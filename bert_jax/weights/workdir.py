@@ -11,6 +11,7 @@ import numpy as np
 from bert_jax.data.tokenizers import load
 from bert_jax.models import config as model_config
 from bert_jax.models import params as param_trees
+from bert_jax.runtime import files
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
 from bert_jax.weights import task_heads
@@ -52,7 +53,7 @@ def read_settings(step: str) -> FolderSettings:
   tokenizer = None
   for folder in filter(None, (workdir, data.get("dir"))):
     vocab = os.path.join(folder, "vocab")
-    if os.path.isdir(vocab):
+    if files.is_folder(vocab):
       with naming(vocab):
         tokenizer = load.load_tokenizer(vocab)
       break

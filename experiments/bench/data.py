@@ -5,6 +5,11 @@ batch; useful tokens are those that are no padding. Medians of some rounds.
 
   python experiments/bench/data.py --rounds=5
   python experiments/bench/data.py --data=DATA   # prepared data with pairs
+  python experiments/bench/data.py --bucket=gs://BUCKET/X   # from there, too
+
+With --bucket, the data are copied there first, and each round reads them from
+both places, in turn. The local copies that training makes of a bucket's shards
+are in an empty folder at first, so that the table also has what that costs.
 
 Prints a table and, as the last line, the same as JSON.
 """
@@ -12,6 +17,7 @@ Prints a table and, as the last line, the same as JSON.
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 from pathlib import Path
@@ -26,6 +32,7 @@ from bert_jax.configs import base
 from bert_jax.data import batching
 from bert_jax.data import prepare
 from bert_jax.data.store import records
+from bert_jax.runtime import files
 from experiments.bench import prepare as bench_prepare
 
 LENGTHS = (512, 128)
@@ -36,6 +43,7 @@ def parse_args(argv=None):
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("--data", help="prepared data; made if not given")
+  parser.add_argument("--bucket", help="a folder of a bucket to write to")
   parser.add_argument("--input", default=bench_prepare.INPUT)
   parser.add_argument("--vocab", default=bench_prepare.VOCAB)
   parser.add_argument("--batch_size", type=int, default=256)
@@ -68,8 +76,8 @@ def make_data(args, folder):
 def find_settings(folder):
   """{length: config.data} for the pairs that a folder holds."""
   found = {}
-  for path in sorted(Path(folder).glob("examples/*/manifest.json")):
-    settings = records.read_json(str(path))["settings"]
+  for path in sorted(files.glob(f"{folder}/examples/*/manifest.json")):
+    settings = records.read_json(path)["settings"]
     if settings["pairing"] == "pairs":
       data = base.get_config().data
       data.dir = folder
@@ -110,39 +118,66 @@ def run_once(args, data, seed):
   return count * args.batch_size * data.seq_len / secs, useful / secs
 
 
-def measure(args, folder):
-  """Returns {row name: {unit: [rate of each round]}}."""
+def measure(args, folders):
+  """Returns {row name: {unit: [rate of each round]}}.
+
+  Args:
+    args: of the command line.
+    folders: {suffix of the names of rows: folder of prepared data}.
+  """
   rows: dict[str, dict[str, list[float]]] = {}
+  settings = {suffix: find_settings(x) for suffix, x in folders.items()}
   for round_ in range(args.rounds):
-    for length, data in find_settings(folder).items():
-      for whole_word in (False, True):
-        data.whole_word = whole_word
-        name = f"length {length}{', whole words' if whole_word else ''}"
-        positions, useful = run_once(args, data, seed=round_)
-        row = rows.setdefault(name, {"positions": [], "useful": []})
-        row["positions"].append(positions)
-        row["useful"].append(useful)
+    for length, whole_word, suffix in itertools.product(
+      settings[""], (False, True), folders
+    ):
+      data = settings[suffix][length]
+      data.whole_word = whole_word
+      name = f"length {length}{', whole words' if whole_word else ''}{suffix}"
+      positions, useful = run_once(args, data, seed=round_)
+      row = rows.setdefault(name, {"positions": [], "useful": []})
+      row["positions"].append(positions)
+      row["useful"].append(useful)
   return rows
+
+
+def copy_secs(folder):
+  """Returns (seconds, bytes) of copying prepared data of a bucket."""
+  start = time.perf_counter()
+  copy = files.local(folder)
+  secs = time.perf_counter() - start
+  return secs, sum(map(files.size, files.walk(copy)))
 
 
 def main(argv=None):
   args = parse_args(argv)
   load = os.getloadavg()[0]
   with tempfile.TemporaryDirectory() as folder:
-    rows = measure(args, args.data or make_data(args, folder))
+    folders = {"": args.data or make_data(args, folder)}
+    copied = None
+    if args.bucket:
+      os.environ["BERT_JAX_CACHE"] = os.path.join(folder, "copies")
+      files.upload_folder(folders[""], args.bucket)
+      folders[", bucket"] = args.bucket
+      copied = copy_secs(args.bucket)
+    rows = measure(args, folders)
   print(
     f"{args.batch_size} rows a batch, {args.num_threads} threads, "
     f"{args.rounds} rounds of {args.steps} batches; load average before the "
     f"start {load:.1f}"
   )
-  print(f"{'tokens/s':<26}{'positions':>12}{'useful':>12}{'lowest':>12}")
+  print(f"{'tokens/s':<34}{'positions':>12}{'useful':>12}{'lowest':>12}")
   summary = {}
+  if copied:
+    secs, size = copied
+    summary["first copy"] = {"secs": round(secs, 2), "bytes": size}
+    print(f"first copy of {size / 1e6:.1f} MB: {secs:.2f} s")
   for name, row in rows.items():
     medians = {k: round(statistics.median(v)) for k, v in row.items()}
     lowest = round(min(row["positions"]))
     summary[name] = medians | {"lowest_positions": lowest}
     print(
-      f"{name:<26}{medians['positions']:>12,}{medians['useful']:>12,}"
+      f"{name:<34}{medians['positions']:>12,}{medians['useful']:>12,}"
       f"{lowest:>12,}"
     )
   print(

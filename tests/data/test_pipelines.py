@@ -318,7 +318,7 @@ def test_a_key_that_changes_tokens_is_refused_by_name(root, tmp_path, key):
     ("model", {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}, "BPE"),
     ("model.dropout", 0.1, "model.dropout"),
     ("truncation", {"direction": "Left"}, "truncation.direction"),
-    ("pre_tokenizer", {"type": "Morse"}, "refuses its rules"),
+    ("pre_tokenizer", {"type": "Morse"}, "PreTokenizer"),
     ("post_processor", {"type": "Morse"}, "tokenizer.json"),
     ("added_tokens", [5], "tokenizer.json"),
   ],

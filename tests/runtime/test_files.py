@@ -16,6 +16,7 @@ import pytest
 from bert_jax import main
 from bert_jax import weights
 from bert_jax.planning import plan
+from bert_jax.runtime import buckets
 from bert_jax.runtime import files
 from bert_jax.runtime import locks
 from bert_jax.runtime import metrics_log
@@ -492,22 +493,22 @@ def test_results_of_a_sweep_refuse_a_folder_that_is_none(tmp_path):
 
 # --- paths with a scheme ------------------------------------------------------
 
-SCHEMES = ("gs://b/x", "s3://b/x", "file:///x", "hdfs://h/x", "http://h/x")
+SCHEMES = ("s3://b/x", "az://c/x", "file:///x", "hdfs://h/x", "http://h/x")
 
 
 @pytest.mark.parametrize(
   ("mode", "argument"),
   [
-    ("prepare", "--output=gs://b/data"),
-    ("prepare", "--input=text.txt,gs://b/*.txt"),
-    ("train", "--workdir=gs://b/run"),
+    ("prepare", "--output=s3://b/data"),
+    ("prepare", "--input=text.txt,s3://b/*.txt"),
+    ("train", "--workdir=s3://b/run"),
     ("evaluate", "--output=s3://b/x.json"),
     ("predict", "--input=http://h/x.jsonl"),
-    ("plan", "--dump=gs://b/x.txt"),
+    ("plan", "--dump=s3://b/x.txt"),
     ("convert", "--input=hdfs://h/x"),
-    ("doctor", "--compile_cache=gs://b/x"),
+    ("doctor", "--compile_cache=s3://b/x"),
     ("sweep", "--workdir=file:///x"),
-    ("report", "--output=gs://b/x"),
+    ("report", "--output=s3://b/x"),
   ],
 )
 def test_every_mode_refuses_a_scheme_before_jax_is_loaded(
@@ -570,17 +571,17 @@ def test_a_path_with_a_scheme_is_refused_wherever_it_is_given(flag, scheme):
 def test_schemes_are_found_in_members_and_arguments_and_the_environment(
   monkeypatch,
 ):
-  member = "--member=gs://b/run:seed=1"
+  member = "--member=s3://b/run:seed=1"
   assert member in main._scheme_in(parse(member))
-  for given in ("tfds:gs://b/words:train", "x.py:task=rte,from=gs://b/run"):
-    assert "gs://" in files.scheme_problem("--config", given)
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "gs://b/programs")
+  for given in ("tfds:s3://b/words:train", "x.py:task=rte,from=s3://b/run"):
+    assert "s3://" in files.scheme_problem("--config", given)
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "s3://b/programs")
   assert not main._scheme_in(parse())  # jax reads that by itself
   assert "JAX_COMPILATION_CACHE_DIR" in main._scheme_in(
-    parse("--compile_cache=gs://b/programs")
+    parse("--compile_cache=s3://b/programs")
   )
-  monkeypatch.setenv("XDG_CACHE_HOME", "gs://b/cache")
-  assert "XDG_CACHE_HOME=gs://" in main._scheme_in(parse())
+  monkeypatch.setenv("XDG_CACHE_HOME", "s3://b/cache")
+  assert "XDG_CACHE_HOME=s3://" in main._scheme_in(parse())
   assert not main._scheme_in(parse(mode="prepare"))  # it compiles nothing
   assert not main._scheme_in(parse("--compile_cache=off"))
 
@@ -588,14 +589,14 @@ def test_schemes_are_found_in_members_and_arguments_and_the_environment(
 def test_schemes_are_found_in_the_trials_of_a_sweep():
   values = parse()
   for trial in (
-    sweep.trial("configs/finetune.py:task=rte,from=gs://b/run"),
-    sweep.trial("configs/base.py", {"init_from": "gs://b/run"}),
+    sweep.trial("configs/finetune.py:task=rte,from=s3://b/run"),
+    sweep.trial("configs/base.py", {"init_from": "s3://b/run"}),
   ):
     values.config = sweep.make([trial])
     assert "--config.trials=" in main._scheme_in(values)
   # What a cluster is told is not read here.
   values.config = sweep.make(
-    [sweep.trial("configs/base.py")], xpk={"storage": "gs://b"}
+    [sweep.trial("configs/base.py")], xpk={"storage": "s3://b"}
   )
   assert not main._scheme_in(values)
 
@@ -653,3 +654,32 @@ def test_predict_reads_and_writes_streams(finished_run, launch, tmp_path, pipe):
   assert status == 0
   (line,) = read().splitlines()
   assert json.loads(line)["masks"]
+
+
+@pytest.mark.parametrize("name", ["copy", "file"])
+def test_a_bucket_is_refused_where_a_file_of_this_machine_is_needed(
+  name, monkeypatch
+):
+  monkeypatch.setattr(buckets, "_EXTRA", ())
+  values = parse()
+  values[name].value = "gs://b/x.py"
+  assert f"--{name}=gs://b/x.py" in main._scheme_in(values)
+
+
+def test_buckets_are_found_wherever_they_are_given(monkeypatch):
+  monkeypatch.setattr(buckets, "_EXTRA", ())
+  values = parse(
+    "--workdir=gs://a/run", "--input=x,gs://b/*.txt", "--member=gs://c/r:seed=1",
+    "--config.data.dir=gs://d/x", "--config.task.dir=tfds:gs://e/x",
+  )  # fmt: skip
+  assert not main._scheme_in(values)
+  found = files.bucket_paths(list(main._paths_in(values).values()))
+  assert {buckets.split(path)[0] for path in found} == set("abcde")
+
+
+def test_a_missing_extra_is_named_before_anything_else(monkeypatch):
+  monkeypatch.setattr(buckets, "_EXTRA", ("no_such_package.inner",))
+  problem = main._scheme_in(parse("--workdir=gs://b/run"))
+  assert problem.startswith("--workdir=gs://b/run")
+  assert "bert_jax[gcs]" in problem
+  assert not main._scheme_in(parse("--workdir=runs/b"))

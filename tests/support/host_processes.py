@@ -31,13 +31,13 @@ SETTINGS = {
 def start(
   prepared, workdir, num_processes, num_devices, odd=None, limit=None,
   program=("-m", "bert_jax.main"), folder=ROOT, other_workdir=None,
-  mode="train", config="configs/base.py", **changes,
+  mode="train", config="configs/base.py", said=None, **changes,
 ):  # fmt: skip
   """Starts the processes of a job, with some devices each.
 
-  What they say goes to WORKDIR-NUMBER.txt. The last one has settings of its
-  own, `odd`, may write files of `limit` bytes at most, and may run another
-  `program`, in another `folder`, with another workdir.
+  What they say goes to WORKDIR-NUMBER.txt, or SAID-NUMBER.txt. The last one
+  has settings of its own, `odd`, may write files of `limit` bytes at most, and
+  may run another `program`, in another `folder`, with another workdir.
   """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -56,7 +56,7 @@ def start(
       f"--num_processes={num_processes}",
       f"--process_id={i}",
     )
-    with open(f"{workdir}-{i}.txt", "w") as said:
+    with open(f"{said or workdir}-{i}.txt", "w") as file:
       jobs.append(
         subprocess.Popen(
           [
@@ -75,10 +75,10 @@ def start(
           cwd=folder if is_last else ROOT,
           env=environ,
           stdout=subprocess.DEVNULL,
-          stderr=said,
+          stderr=file,
         )
       )
-    jobs[-1].said = pathlib.Path(said.name)
+    jobs[-1].said = pathlib.Path(file.name)
   return jobs
 
 

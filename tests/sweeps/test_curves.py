@@ -46,6 +46,21 @@ def test_an_unfinished_run_shows_what_there_is(finished_run, tmp_path):
   assert "step 1;" in (tmp_path / "out" / "report.md").read_text()
 
 
+def test_probes_are_drawn_and_have_a_table_of_their_own(finished_run, tmp_path):
+  run = tmp_path / "run"
+  run.mkdir()
+  shutil.copy(f"{finished_run.workdir}/run.json", run)
+  name = "probe/sst2_linear_accuracy"
+  (run / "metrics.jsonl").write_text(
+    '{"step": 1, "train/loss": 2.5}\n'
+    f'{{"step": 2, "{name}": 0.75, "{name}_untrained": 0.5}}\n'
+  )
+  curves.report([str(run)], str(tmp_path / "out"))
+  text = (tmp_path / "out" / "report.md").read_text()
+  head = "| step | sst2_linear_accuracy | sst2_linear_accuracy_untrained |"
+  assert head in text and "| 2 | 0.75 | 0.5 |" in text
+
+
 def test_several_runs_share_a_picture_and_have_a_table_each(
   finished_run, tmp_path
 ):

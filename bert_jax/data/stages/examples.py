@@ -53,7 +53,7 @@ def write(config: Config, folder: str) -> None:
   target = records.examples_folder(folder, name)
   work = stage.Stage(config.prepare, folder, name, target, "array_record")
   path = os.path.join(target, "manifest.json")
-  if os.path.exists(path):
+  if files.exists(path):
     manifest = manifests.read_manifest(target)
     if "long_lines" not in manifest["settings"]:  # of an older release
       del settings["long_lines"]
@@ -85,7 +85,7 @@ def _check_tokens(folder: str, manifest: dict, kind: str) -> None:
   """Raises DataError if the token store cannot give examples."""
   for split, rows in manifest["shards"].items():
     for path, digest in verification.table_hashes(folder, split).items():
-      if not os.path.exists(path) or files.file_hash(path) != digest:
+      if not files.exists(path) or files.file_hash(path) != digest:
         raise records.DataError(
           f"{path} is missing or damaged; delete it and run bert-jax prepare "
           "again with the same --input"

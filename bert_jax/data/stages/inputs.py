@@ -10,6 +10,7 @@ import os
 
 from bert_jax.data import corpus
 from bert_jax.data.store import records
+from bert_jax.runtime import files
 from bert_jax.runtime import settings
 
 
@@ -96,4 +97,4 @@ class Inputs:
 
 def _files(units: Sequence[corpus.Unit]) -> set[str]:
   """Returns the files of units, each by one name."""
-  return {os.path.realpath(unit.path) for unit in units}
+  return {files.real(unit.path) for unit in units}

@@ -34,7 +34,7 @@ def write(config: Config, folder: str) -> None:
   target = records.lengths_folder(folder, name)
   work = stage.Stage(config.prepare, folder, f"{name}.lengths", target, "npy")
   manifest_path = os.path.join(target, "manifest.json")
-  if os.path.exists(manifest_path):
+  if files.exists(manifest_path):
     manifest = indexes.check_lengths(folder, name)
     if work.is_whole(manifest, [f"{split}.npy" for split in records.SPLITS]):
       work.end()

@@ -16,6 +16,7 @@ from typing import Any
 from bert_jax.data.stages import workers
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
+from bert_jax.runtime import files
 from bert_jax.runtime.settings import Prepare
 
 _log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Stage:
     for split, rows in manifest["shards"].items():
       for suffix in self._suffixes:
         paths += records.shard_paths(self.target, split, rows, suffix)
-    return all(map(os.path.exists, paths))
+    return not files.missing(paths)
 
   def begin(self, settings: dict) -> None:
     """Creates the folders and records the settings of the stage.
@@ -110,10 +111,12 @@ class Stage:
     Raises:
       records.DataError: the stage was begun with other settings.
     """
-    os.makedirs(self.target, exist_ok=True)
-    os.makedirs(self.progress, exist_ok=True)
+    files.make_folders(self.target)
+    files.make_folders(self.progress)
+    if files.is_remote(self.progress) and files.exists(self._end_mark()):
+      files.delete_folder(self.progress)
     path = os.path.join(self.progress, "settings.json")
-    if os.path.exists(path):
+    if files.exists(path):
       check_same(records.read_json(path), settings, self._all_progress)
     else:
       records.write_json(path, settings)
@@ -132,9 +135,10 @@ class Stage:
       records.DataError: a report is damaged.
     """
     reports = {}
-    for job in jobs:
-      path = _report_path(self.progress, job)
-      if os.path.exists(path):
+    paths = [_report_path(self.progress, job) for job in jobs]
+    missing = set(files.missing(paths))
+    for job, path in zip(jobs, paths, strict=True):
+      if path not in missing:
         report = reports[job["name"]] = records.read_json(path)
         if not manifests.has_form(report, form):
           raise records.DataError(
@@ -194,6 +198,10 @@ class Stage:
     """
     if manifest:
       records.write_json(path, {"version": records.VERSION, **manifest})
+    if files.is_remote(self.progress):  # where nothing can be renamed
+      files.write_bytes(self._end_mark(), b"")
+      files.delete_folder(self.progress)
+      return
     gone = os.path.join(self._all_progress, "gone")
     shutil.rmtree(gone, ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
@@ -201,6 +209,10 @@ class Stage:
       shutil.rmtree(gone)
     with contextlib.suppress(OSError):
       os.rmdir(self._all_progress)  # fails while other stages have reports
+
+  def _end_mark(self) -> str:
+    """Returns the file by which the reports in a bucket are not trusted."""
+    return os.path.join(self.progress, "gone")
 
 
 def _report_path(progress: str, job: workers.Job) -> str:

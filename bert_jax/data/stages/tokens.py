@@ -20,6 +20,7 @@ from bert_jax.data.stages import stage
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import load
+from bert_jax.runtime import files
 from bert_jax.runtime import settings
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def write(
   target = os.path.join(folder, "tokens")
   work = stage.Stage(prepare, folder, "tokens", target, *suffixes)
   manifest_path = os.path.join(folder, "manifest.json")
-  if os.path.exists(manifest_path):
+  if files.exists(manifest_path):
     manifest = manifests.read_manifest(folder)
     stage.check_same(manifest["settings"], asked, manifest_path)
     inputs.check(_recorded_hashes(manifest, folder), folder)

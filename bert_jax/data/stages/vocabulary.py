@@ -1,7 +1,6 @@
 """Copies the vocabulary of prepared data, or learns it."""
 
 from collections.abc import Iterator
-import glob
 import inspect
 import itertools
 import logging
@@ -32,15 +31,19 @@ _ALPHABET_SIZE = settings.KEYS["prepare.alphabet_size"].default
 def write(
   prepare: settings.Prepare, inputs: inputs_lib.Inputs, folder: str
 ) -> None:
-  """Copies the vocabulary into DATA/vocab, or learns it there.
+  """Copies the vocabulary `prepare.vocab` into DATA/vocab, or learns one.
+
+  Nothing is written if DATA/vocab already holds what these settings ask for: a
+  vocabulary that was copied is compared by its contents, one that was learned
+  by the settings and the hash of the text that it was learned from.
 
   Args:
     prepare: the `prepare` group of the config.
     inputs: the text to learn from.
-    folder: DATA.
+    folder: the folder of the prepared data, DATA above.
 
   Raises:
-    records.DataError: DATA/vocab exists and is not this vocabulary.
+    records.DataError: DATA/vocab exists and holds another vocabulary.
   """
   target = os.path.join(folder, "vocab")
   done = os.path.join(target, "settings.json")
@@ -49,7 +52,7 @@ def write(
     # A SentencePiece model and a pipeline define their own normalisation.
     is_model = (
       prepare.vocab.endswith(".model")
-      or glob.glob(os.path.join(glob.escape(prepare.vocab), "*.model"))
+      or files.glob(os.path.join(files.escape_glob(prepare.vocab), "*.model"))
       or load.is_pipeline(prepare.vocab)
     )
     given = load.load_tokenizer(
@@ -73,10 +76,10 @@ def write(
       asked["alphabet_size"] = prepare.alphabet_size
     if prepare.vocab_kind == "byte_bpe":
       asked["special_tokens"] = prepare.special_tokens
-  if os.path.exists(done):
+  if files.exists(done):
     _check_older(done, asked, folder)
     return
-  if os.path.exists(target):
+  if files.exists(target):
     raise records.DataError(
       f"{target} exists, but bert-jax prepare did not make it; give another "
       "--output, or move that folder away"
@@ -107,7 +110,7 @@ def _check_older(done: str, asked: dict[str, Any], folder: str) -> None:
   if is_older:
     del asked["sha256"]
   stage.check_same(found, asked, target)
-  if is_older and not os.path.exists(os.path.join(folder, "manifest.json")):
+  if is_older and not files.exists(os.path.join(folder, "manifest.json")):
     raise records.DataError(
       f"an older release learned {target} and did not record its text (by "
       "sha256), so this preparation cannot continue with it; delete that "

@@ -297,7 +297,7 @@ def check_lengths(folder: str, name: str) -> Any:
     DataError: the manifest is missing, or belongs to other examples.
   """
   target = records.lengths_folder(folder, name)
-  if not os.path.exists(os.path.join(target, "manifest.json")):
+  if not files.exists(os.path.join(target, "manifest.json")):
     raise records.DataError(
       f"{target} does not exist: a release that did not pack examples prepared "
       "these; run bert-jax prepare again with the same --config and no "

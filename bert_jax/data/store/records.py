@@ -30,6 +30,7 @@ import contextlib
 import functools
 import itertools
 import json
+import logging
 import os
 import types
 from typing import Any
@@ -70,6 +71,9 @@ _READ_ERRORS = (RuntimeError, ValueError, OSError, IndexError)
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
+_log = logging.getLogger(__name__)
+
+
 class DataError(errors.UserError):
   """Prepared data is missing, damaged, or was made with other settings."""
 
@@ -89,7 +93,7 @@ def read_json(path: str) -> Any:
     FileNotFoundError: there is no such file.
   """
   try:
-    with open(path, encoding="utf-8") as f:
+    with files.reading(path, "r") as f:
       return json.load(f)
   except FileNotFoundError:
     raise
@@ -219,7 +223,7 @@ class TokenWriter:
       if WORDS in self._tables:
         write_array(self._path(WORDS), self._pack_marks())
     elif error[0] is None:
-      os.remove(self._path("array_record"))
+      files.delete(self._path("array_record"))
 
   @property
   def num_documents(self) -> int:
@@ -334,14 +338,17 @@ class Records:
     Raises:
       DataError: a file is missing or damaged, or the number differs.
     """
-    for path in paths:
-      if not os.path.exists(path):
-        raise DataError(f"{path} is missing; run bert-jax prepare again")
+    for path in files.missing(paths)[:1]:
+      raise DataError(f"{path} is missing; run bert-jax prepare again")
+    self._paths = dict(zip(_readable(paths), paths, strict=True))
     try:
-      self._source = array_record_data_source.ArrayRecordDataSource(list(paths))
+      self._source = array_record_data_source.ArrayRecordDataSource(
+        list(self._paths)
+      )
       found = len(self._source)
     except _READ_ERRORS as error:
-      bad = next((p for p in paths if not _is_readable(p)), paths[0])
+      broken = (p for p in self._paths if not _is_readable(p))
+      bad = self._paths.get(next(broken, ""), paths[0])
       raise DataError(
         f"{bad} is damaged: {error}; delete it and run bert-jax prepare again "
         "with the same --input"
@@ -352,7 +359,6 @@ class Records:
         f"says {count}; delete the folder and run bert-jax prepare again"
       )
     self._folder = os.path.dirname(paths[0])
-    self._paths = list(paths)
 
   def __len__(self) -> int:
     return len(self._source)
@@ -395,12 +401,24 @@ class Records:
         self._source.__getitems__([key])
       except _READ_ERRORS:
         break
-    for path in self._paths:
+    for path, name in self._paths.items():
       count = len(array_record_data_source.ArrayRecordDataSource([path]))
       if 0 <= key < count:
-        return path
+        return name
       key -= count
     return self._folder  # no file has such a record: its number is damaged
+
+
+def _readable(paths: Sequence[str]) -> list[str]:
+  """Returns paths that ArrayRecord reads fast: local copies, if they fit."""
+  try:
+    return files.local_files(paths)
+  except files.NoRoomError as error:
+    _log.warning(
+      "%s. Until then each record is a request to the bucket, which is slow",
+      error,
+    )
+    return list(paths)
 
 
 def _is_readable(path: str) -> bool:
@@ -423,7 +441,7 @@ def read_array(path: str, dtype: Any, ndim: int) -> np.ndarray:
       dimensions.
   """
   try:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = np.load(files.local(path), mmap_mode="r", allow_pickle=False)
   except Exception as error:  # numpy raises a dozen unrelated types
     raise DataError(
       f"{path} is missing or damaged: {error!s:.500}; prepare the data again"

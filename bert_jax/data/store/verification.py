@@ -1,6 +1,6 @@
 """Verifies the checksums of the files of prepared data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 import contextlib
 import logging
@@ -46,16 +46,21 @@ def verify(
   if mode == "never":
     return
   _check_counts(folder)
-  note = os.path.join(folder, _VERIFIED)
+  note = os.path.join(files.cache_folder(folder), _VERIFIED)
   known = _read_verified(note) if mode == "once" else {}
   suffixes = ("array_record", *records.TABLES, records.WORDS)
   wanted = table_hashes(folder, split, suffixes)
   wanted |= _example_hashes(folder, name, split, packed)
+  _copy_all(wanted)
   entries = {path: _entry(path, digest) for path, digest in wanted.items()}
   good = {}
   try:
     unknown = [p for p, (key, e) in entries.items() if known.get(key) != e]
     for path, found in _hash_files(unknown, folder):
+      if found != wanted[path] and files.is_remote(path):
+        files.forget_copy(path)  # it may be damaged, and not the object
+        found = files.file_hash(path)
+        entries[path] = _entry(path, wanted[path])
       if found != wanted[path]:
         raise records.DataError(
           f"{path} is damaged: its sha256 is {found}, but the manifest says "
@@ -70,17 +75,21 @@ def verify(
         records.write_json(note, _read_verified(note) | good)
 
 
+def _copy_all(paths: Iterable[str]) -> None:
+  """Makes local copies of files of a bucket, many at a time."""
+  with contextlib.suppress(FileNotFoundError, files.NoRoomError):
+    files.local_files(list(paths))
+
+
 def _entry(path: str, digest: str) -> tuple[str, list]:
   """Returns the record of a verified file: its path; its stamps and SHA-256."""
   try:
-    stat = os.stat(path)
+    stamps = files.stamps(path)
   except OSError as error:
     raise records.DataError(
       f"{path} is missing; run bert-jax prepare again ({error.strerror})"
     ) from error
-  # A copy that keeps the times of the original still has another ctime.
-  stamps = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-  return os.path.realpath(path), [*stamps, digest]
+  return files.real(path), [*stamps, digest]
 
 
 def _read_verified(path: str) -> dict[str, list]:
@@ -127,7 +136,7 @@ def _example_hashes(
 
 def _hash_files(paths: Sequence[str], folder: str) -> Iterator[tuple[str, str]]:
   """Yields (path, SHA-256) in order; threads read ahead."""
-  total, done = sum(map(os.path.getsize, paths)), 0
+  total, done = sum(map(files.size, paths)), 0
   said = time.monotonic()
   pool = futures.ThreadPoolExecutor(min(_HASH_THREADS, os.cpu_count() or 1))
   try:
@@ -137,7 +146,7 @@ def _hash_files(paths: Sequence[str], folder: str) -> Iterator[tuple[str, str]]:
         yield path, future.result()
       except OSError as error:
         raise records.DataError(f"{path} cannot be read: {error}") from error
-      done += os.path.getsize(path)
+      done += files.size(path)
       if time.monotonic() - said > _REPORT_SECS:
         said = time.monotonic()
         _log.info(

@@ -49,7 +49,8 @@ class AddedToken:
       if type(value) is not wanted:
         raise ValueError(
           f"the added token {self.content!r:.60} has {field.name}="
-          f"{value!r:.60}; wanted {wanted.__name__}"
+          f"{value!r:.60}; wanted {wanted.__name__}. Correct added_tokens of "
+          "tokenizer.json, or of tokenizer_config.json"
         )
     if not self.content.strip():
       raise ValueError(

@@ -147,12 +147,12 @@ def _merges(
   path: str, vocabulary: Mapping[str, int]
 ) -> Iterator[tuple[str, str]]:
   """Yields the pairs in merges.txt, the first of which is merged first."""
-  if not os.path.exists(path):
+  if not files.exists(path):
     raise ValueError(
       f"{path} does not exist; {VOCABULARY} is of no use without the file of "
       "its merges"
     )
-  with open(path, encoding="utf-8", newline="\n") as lines:
+  with files.reading(path, "r", newline="\n") as lines:
     for number, line in enumerate(lines, 1):
       line = line.rstrip("\r\n")
       if not line or (number == 1 and line.startswith("#version")):

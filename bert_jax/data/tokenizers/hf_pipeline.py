@@ -130,8 +130,8 @@ def is_pipeline(
   if row is not None and row.kind == "pipeline":
     return True
   names = [*_OTHERS, *_names_of_vocabularies()]
-  return not os.path.exists(os.path.join(folder, "vocab.txt")) and any(
-    os.path.exists(os.path.join(folder, name)) for name in names
+  return not files.exists(os.path.join(folder, "vocab.txt")) and any(
+    files.exists(os.path.join(folder, name)) for name in names
   )
 
 
@@ -262,7 +262,7 @@ def _built(
     there = [
       name
       for name in (*_names_of_vocabularies(), *_OTHERS, "vocab.txt")
-      if os.path.exists(os.path.join(folder, name))
+      if files.exists(os.path.join(folder, name))
     ]
     if not there:
       return None

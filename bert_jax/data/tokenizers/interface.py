@@ -132,7 +132,7 @@ class Tokenizer(abc.ABC):
 
   @abc.abstractmethod
   def write_vocabulary(self, path: Path) -> None:
-    """Writes the file that `read` reads."""
+    """Writes the vocabulary as one file, in the format of `read`."""
 
   @abc.abstractmethod
   def _content(self) -> bytes:
@@ -144,8 +144,11 @@ class Tokenizer(abc.ABC):
 
   def save(self, directory: Path) -> None:
     """Writes a folder that `load_tokenizer` reads as the same tokenizer."""
-    folder = pathlib.Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    with files.local_output(os.fspath(directory)) as folder:
+      self._save(pathlib.Path(folder))
+
+  def _save(self, folder: pathlib.Path) -> None:
+    """Writes the files of `save` to a folder of the file system."""
     self.write_vocabulary(folder / self.file_name)
     settings = {
       "kind": self.kind,

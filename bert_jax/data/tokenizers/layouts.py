@@ -19,6 +19,7 @@ from bert_jax.data.tokenizers import byte_bpe
 from bert_jax.data.tokenizers import pipeline
 from bert_jax.data.tokenizers import sentencepiece_file
 from bert_jax.data.tokenizers import wordpiece
+from bert_jax.runtime import files
 
 _Rules = dict[str, Any]
 _SPACES = {"type": "WhitespaceSplit"}
@@ -44,7 +45,7 @@ class Layout:
     """Returns the path of the vocabulary in a folder; None if it has none."""
     for name in self.file_names:
       path = os.path.join(folder, name)
-      if os.path.exists(path):
+      if files.exists(path):
         return path
     return None
 
@@ -131,7 +132,7 @@ def _pieces(model: sentencepiece_file.Model) -> list[tuple[str, float]]:
 
 
 def _model_of(path: str) -> sentencepiece_file.Model:
-  return sentencepiece_file.read(pathlib.Path(path).read_bytes(), path)
+  return sentencepiece_file.read(files.read_bytes(path), path)
 
 
 def _always(config: Mapping[str, Any], otherwise: str = "never") -> str:

@@ -148,7 +148,7 @@ def _local(path: interface.Path) -> pathlib.Path:
   """Returns a path on this machine; models of the hub are downloaded."""
   if hub.is_name(str(path)):
     return pathlib.Path(hub.fetch(str(path), needs_weights=False).folder)
-  return pathlib.Path(path)
+  return pathlib.Path(files.local(str(path)))
 
 
 def is_pipeline(path: str) -> bool:

@@ -96,8 +96,9 @@ def build(rules: Mapping[str, Any], source: str) -> tokenizers.Tokenizer:
     if not isinstance(error, Exception) and "Panic" not in type(error).__name__:
       raise
     raise ValueError(
-      f"{source}: the tokenizers package {tokenizers.__version__} refuses its "
-      f"rules, which are of the type {model_type(rules)!s:.60}: {error!s:.300}"
+      f"{source}: the tokenizers package {tokenizers.__version__} does not "
+      f"accept this tokenizer of type {model_type(rules)!s:.60}: {error!s:.300}"
+      ". Correct the file, or install the version that wrote it"
     ) from None
 
 

@@ -153,7 +153,10 @@ class SentencePieceTokenizer(interface.Tokenizer):
     return " ".join(words)
 
   def continues_word(self) -> np.ndarray:
-    """Returns [V] bool: the pieces without the mark of a word's start."""
+    """Returns [V] bool: whether a piece lacks "▁", which starts a word.
+
+    Special tokens are False.
+    """
     p = self._processor
     return np.array(
       [

@@ -285,7 +285,10 @@ class WordPieceTokenizer(interface.Tokenizer):
     return found
 
   def write_vocabulary(self, path: interface.Path) -> None:
-    """Writes one piece a line, without the added tokens."""
+    """Writes vocab.txt: one piece a line, in the order of the ids.
+
+    Tokens that tokenizer.json adds to the vocabulary are left out.
+    """
     text = "".join(piece + "\n" for piece in self._words)
     files.write_text(str(path), text)
 

@@ -1,0 +1,154 @@
+"""Gathers the text that the encoder of this experiment learns from.
+
+  python -m experiments.proof.text --text=novels.txt,reviews.txt,sotu.txt \
+    --tasks=DATA/glue,DATA/ner/wnut17 --output=runs/proof/text
+
+The texts have a sentence in each line and a blank line between documents;
+`novels.txt:2` takes every second document. The docstrings of Python and of the
+installed packages are added, as in the demo. A sentence that shares eight words
+in a row with a development or test file of a task is left out, and so is one
+that equals a shorter sentence of these files.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator
+import json
+import os
+import pathlib
+import re
+
+from bert_jax import demo
+
+# So many words in a row are taken for a copy.
+COPIED_WORDS = 8
+# Shorter texts, such as names, may occur anywhere.
+_LEAST_WORDS = 4
+
+
+def words_of(text: str) -> list[str]:
+  """Returns the words of a text, in lower case and without punctuation."""
+  return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def keys_of(words: list[str]) -> Iterator[tuple[str, ...]]:
+  """Yields every run of COPIED_WORDS words, or all words if there are fewer."""
+  for start in range(max(len(words) - COPIED_WORDS, 0) + 1):
+    yield tuple(words[start : start + COPIED_WORDS])
+
+
+def texts_of(path: pathlib.Path) -> Iterator[str]:
+  """Yields the texts of a task's file.
+
+  A .tsv file has a text in each cell; other files have a word in each line, and
+  a blank line after each sentence.
+  """
+  lines = path.read_text(encoding="utf-8-sig").splitlines()
+  if path.suffix == ".tsv":
+    for line in lines:
+      yield from line.split("\t")
+    return
+  sentence: list[str] = []
+  for line in [*lines, ""]:
+    if line.strip():
+      sentence.append(line.split("\t")[0])
+    else:
+      yield " ".join(sentence)
+      sentence = []
+
+
+def evaluated_files(folders: Iterable[str]) -> list[pathlib.Path]:
+  """Returns the development and test files below the folders of tasks."""
+  return [
+    path
+    for folder in folders
+    for path in sorted(pathlib.Path(folder).rglob("*"))
+    if re.search(r"(^|[._-])(dev|test)[^/]*$", path.name)
+  ]
+
+
+def evaluated_keys(paths: Iterable[pathlib.Path]) -> set[tuple[str, ...]]:
+  """Returns what marks a copy of a text of these files; see `keys_of`."""
+  found: set[tuple[str, ...]] = set()
+  for path in paths:
+    for text in texts_of(path):
+      words = words_of(text)
+      if len(words) >= _LEAST_WORDS:
+        found.update(keys_of(words))
+  return found
+
+
+def is_copy(sentence: str, keys: set[tuple[str, ...]]) -> bool:
+  """Returns whether a sentence holds a copy of a text with these keys."""
+  return any(key in keys for key in keys_of(words_of(sentence)))
+
+
+def every(lines: Iterable[str], step: int) -> Iterator[str]:
+  """Yields the lines of every `step`-th document, and its blank line."""
+  number = 0
+  for line in lines:
+    if number % step == 0:
+      yield line
+    number += not line.strip()
+
+
+def without_copies(
+  lines: Iterable[str], keys: set[tuple[str, ...]]
+) -> tuple[list[str], int]:
+  """Returns the lines that hold no copy, and the number of those left out."""
+  kept, dropped = [], 0
+  for line in lines:
+    if line.strip() and is_copy(line, keys):
+      dropped += 1
+    else:
+      kept.append(line)
+  return kept, dropped
+
+
+def gather(texts: list[str], folders: list[str], output: str) -> None:
+  """Writes the texts, and the docstrings, without copies of what is evaluated.
+
+  Args:
+    texts: paths of texts; PATH:K means every K-th document of it.
+    folders: folders of tasks.
+    output: the folder that gets a file for each text, docstrings.txt,
+      docstrings_held_out.txt and counts.json.
+  """
+  os.makedirs(output, exist_ok=True)
+  keys = evaluated_keys(evaluated_files(folders))
+  train, held_out = demo.gather(os.path.join(output, "docstrings"))
+  sources = {}
+  for text in texts:
+    path, _, step = text.partition(":")
+    sources[pathlib.Path(path).name] = (path, int(step or 1))
+  sources["docstrings.txt"] = (train, 1)
+  sources["docstrings_held_out.txt"] = (held_out, 1)
+  counts = {}
+  for name, (source, step) in sources.items():
+    with open(source, encoding="utf-8") as f:
+      kept, dropped = without_copies(every(f, step), keys)
+    with open(os.path.join(output, name), "w", encoding="utf-8") as f:
+      f.writelines(kept)
+    counts[name] = {
+      "sentences": sum(bool(line.strip()) for line in kept),
+      "words": sum(len(line.split()) for line in kept),
+      "left_out": dropped,
+    }
+  path = pathlib.Path(output, "counts.json")
+  path.write_text(json.dumps(counts, indent=1) + "\n")
+  print(path.read_text())
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Gathers the text that the flags name."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--text", required=True, help="files, with commas")
+  parser.add_argument("--tasks", required=True, help="folders, with commas")
+  parser.add_argument("--output", required=True, help="folder to write")
+  args = parser.parse_args(argv)
+  gather(args.text.split(","), args.tasks.split(","), args.output)
+
+
+if __name__ == "__main__":
+  main()
