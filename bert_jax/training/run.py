@@ -217,13 +217,13 @@ class Run:
     """Returns whether the evaluations up to a step end the run.
 
     Args:
-      step: the number of updates, whose evaluation is logged.
+      step: the number of updates; at first, those of the sessions before.
     """
     if not self.config.train.patience:
       return False
-    if self._evaluations is None:
+    if self._evaluations is None:  # before the first step of this session
       self._evaluations = []
-      if jax.process_index() == 0:
+      if step and jax.process_index() == 0:
         rows = metrics_log.read_metrics(self.workdir)
         self._evaluations = [row for row in rows if row["step"] <= step]
     stop = early_stopping.stop_step(self._evaluations, self.config)
