@@ -25,6 +25,7 @@ AS_THE_RUN_SAYS = {
     "has_null",
     "null_threshold",
     "thresholds",
+    "temperature",
     "text",
     "word_split",
   ),

@@ -29,6 +29,7 @@ class Choice(task_kind.TaskKind):
   num_choices = 4  # the number of choices of SWAG
 
   loss_settings = ("label_smoothing", "focal_gamma")
+  decode_settings = ("temperature",)
 
   def loss(self, outputs, batch, options=losses.PLAIN):
     num_rows, num_groups = batch["label"].shape
@@ -78,8 +79,8 @@ class Choice(task_kind.TaskKind):
       ),
     )
 
-  def _decode(self, task, features, outputs, **options):
-    scores = outputs.reshape(len(features), -1)
+  def _decode(self, task, features, outputs, temperature=1.0, **options):
+    scores = outputs.reshape(len(features), -1) / temperature
     if features.counts is None:
       return classify.most_likely(scores)
     is_choice = np.arange(scores.shape[1]) < features.counts[:, None]
@@ -142,5 +143,6 @@ class Answerer(answers.TaskAnswerer):
       logits = [next(remaining)["logits"] for _ in examples]
       (best,) = classify.most_likely(
         np.concatenate(logits)[None].astype(np.float64)
+        / self._options.get("temperature", 1.0)
       )
       yield self.answer(None, best) | answers.cut_field(*examples)

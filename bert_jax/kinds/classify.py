@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.kinds import answers
+from bert_jax.kinds import calibration
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
 from bert_jax.tasks import labels as label_lib
@@ -199,14 +200,15 @@ class Classify(task_kind.TaskKind):
   }
 
   loss_settings = task_kind.LOSS_SETTINGS
+  decode_settings = ("temperature",)
 
   def loss(self, outputs, batch, options=losses.PLAIN):
     return losses.class_cross_entropy(
       outputs, batch["label"], batch["weight"], options
     )
 
-  def _decode(self, task, features, outputs, **options):
-    return most_likely(outputs)
+  def _decode(self, task, features, outputs, temperature=1.0, **options):
+    return most_likely(outputs / temperature)
 
   def most_frequent(self, examples: Sequence[Any]) -> float | None:
     counts = collections.Counter(e.label for e in examples)
@@ -228,7 +230,10 @@ class Classify(task_kind.TaskKind):
 
   def tables(self, task, examples, predictions):
     guess, right = self._columns(task, predictions, examples)
-    return class_tables(task.labels, guess, right)
+    probabilities = np.array([p.probabilities for p in predictions])
+    remark = calibration.describe(probabilities, np.array(right))
+    table = class_tables(task.labels, guess, right)
+    return f"{table}\n\n{remark}" if remark else table
 
   def mistakes(self, task, examples, predictions):
     return wrong_labels(self, task, examples, predictions)

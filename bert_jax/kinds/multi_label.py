@@ -12,6 +12,7 @@ import numpy as np
 
 from bert_jax.data import batch_keys
 from bert_jax.kinds import answers
+from bert_jax.kinds import calibration
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
 from bert_jax.tasks import labels as label_lib
@@ -212,6 +213,21 @@ class MultiLabel(task_kind.TaskKind):
 
   def _columns(self, task, predictions, examples):
     return list(predictions), [e.label for e in examples]
+
+  def tables(self, task, examples, predictions):
+    """Returns the threshold of each label that has its best F1 here."""
+    if len(examples) < calibration.LEAST_EXAMPLES:
+      return ""
+    probabilities = np.array([p.probabilities for p in predictions])
+    gold = _indicators(task, [e.label for e in examples])
+    best = [
+      calibration.best_threshold(*column)
+      for column in zip(probabilities.T, gold.T, strict=True)
+    ]
+    return (
+      "the thresholds that give each label its best F1 here: "
+      f"--config.task.thresholds={','.join(f'{x:.3g}' for x in best)}"
+    )
 
   def row(self, task, prediction):
     return {

@@ -5,7 +5,8 @@ whole split are scored on the host. Scores are from 0 to 1 (correlations from
 -1), except for questions, whose scores are in percent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import copy
 import logging
 from typing import Any, Self
@@ -376,6 +377,16 @@ class TaskKind(kind.Kind):
           row["gold"] = self.gold(task, example)
         f.write(files.to_json(row, ensure_ascii=False) + "\n")
     return [path]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """A context in which no score that is not defined is warned of."""
+  _log.disabled = True
+  try:
+    yield
+  finally:
+    _log.disabled = False
 
 
 def undefined(task: spec.Task, metric: str, reason: str) -> float:

@@ -627,6 +627,11 @@ class Task(Group):
   """A question gets no answer if the score of "no answer" exceeds that of the
   best answer by more than this."""
 
+  temperature: float = of_session(1.0, 1e-3, 1e3, since="0.3.0", before=1.0)
+  """Classes and choices: what the scores are divided by before they become
+  probabilities. evaluate says which value fits the labels of a split. The
+  answers stay the same."""
+
   thresholds: tuple[float, ...] = of_session(
     (0.5,), 0.0, 1.0, since="0.2.0", before=[0.5]
   )
@@ -878,6 +883,10 @@ class Eval(Group):
 
   batch_size: int = of_session(256, 1, _PIECES)
   """Rows in a batch of an evaluation."""
+
+  bootstrap: int = of_session(0, 0, 10**6, since="0.3.0", before=0)
+  """Tasks, by bert-jax evaluate: how often the examples are drawn with
+  replacement, for an interval of 95 % around each score; 0 = no intervals."""
 
   max_examples: int = of_session(10_000, 0, _INT32)
   """How many held-out examples to evaluate; 0 = all."""

@@ -33,6 +33,7 @@ from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
 from bert_jax.tasks import submission
+from bert_jax.tasks import uncertainty
 from bert_jax.training import metrics
 from bert_jax.training import steps
 from bert_jax.training.job import Evaluator
@@ -381,6 +382,29 @@ class FineTuning(Job):
       attended=attended or packing.attended(batch.get("sequence_ids")),
       all_positions=all_positions,
     )
+
+  def intervals(self, evaluator):
+    num_samples = self.config.eval.get("bootstrap", 0)  # older runs lack it
+    if not num_samples:
+      return {}
+    found: dict[str, float] = {}
+    for name, predictions in evaluator.predicted.items():
+      split = self.split(name)
+
+      def score(drawn, split=split, predictions=predictions):
+        return self.objective.score(
+          split.task,
+          [predictions[i] for i in drawn],
+          [split.examples[i] for i in drawn],
+        )
+
+      prefix = "eval/" if name == self.eval_splits[0] else f"eval/{name}/"
+      with task_kind.quiet():
+        ranges = uncertainty.bootstrap(score, len(split.examples), num_samples)
+      for metric, (low, high) in ranges.items():
+        found[f"{prefix}{metric}_low"] = low
+        found[f"{prefix}{metric}_high"] = high
+    return found
 
   def explain(self, evaluator, path):
     folder, file = os.path.split(path)
