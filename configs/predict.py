@@ -26,6 +26,7 @@ AS_THE_RUN_SAYS = {
     "null_threshold",
     "thresholds",
     "temperature",
+    "long_texts",
     "text",
     "word_split",
   ),

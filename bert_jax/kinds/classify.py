@@ -11,6 +11,7 @@ from bert_jax.kinds import answers
 from bert_jax.kinds import calibration
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
+from bert_jax.kinds import windows
 from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
@@ -179,7 +180,7 @@ def class_tables(
   return "\n".join(lines)
 
 
-class Classify(task_kind.TaskKind):
+class Classify(windows.TextKind):
   """Gives a text or a pair of texts one label."""
 
   name = "classify"
@@ -200,15 +201,24 @@ class Classify(task_kind.TaskKind):
   }
 
   loss_settings = task_kind.LOSS_SETTINGS
-  decode_settings = ("temperature",)
+  decode_settings = ("temperature", "long_texts")
 
   def loss(self, outputs, batch, options=losses.PLAIN):
     return losses.class_cross_entropy(
       outputs, batch["label"], batch["weight"], options
     )
 
-  def _decode(self, task, features, outputs, temperature=1.0, **options):
-    return most_likely(outputs / temperature)
+  def _decode(
+    self,
+    task,
+    features,
+    outputs,
+    temperature=1.0,
+    long_texts=windows.CUT,
+    **options,
+  ):
+    pooled = windows.pool(features, outputs, long_texts)
+    return most_likely(pooled / temperature)
 
   def most_frequent(self, examples: Sequence[Any]) -> float | None:
     counts = collections.Counter(e.label for e in examples)

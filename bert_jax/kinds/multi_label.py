@@ -15,6 +15,7 @@ from bert_jax.kinds import answers
 from bert_jax.kinds import calibration
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
+from bert_jax.kinds import windows
 from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
@@ -153,7 +154,7 @@ def _average_precision(task, guess, right) -> float:
 # --- The kind ---
 
 
-class MultiLabel(task_kind.TaskKind):
+class MultiLabel(windows.TextKind):
   """Gives a text or a pair of texts any number of labels."""
 
   name = "multi_label"
@@ -164,7 +165,7 @@ class MultiLabel(task_kind.TaskKind):
     "average_precision": _average_precision,
   }
   forms = {"multi_label": own.Form(scores, (1, 2), _read, _complete)}
-  decode_settings = ("thresholds",)
+  decode_settings = ("thresholds", "long_texts")
 
   loss_settings = task_kind.LOSS_SETTINGS
 
@@ -200,9 +201,18 @@ class MultiLabel(task_kind.TaskKind):
         f" one for each of the {len(task.labels)} labels"
       )
 
-  def _decode(self, task, features, outputs, thresholds=(0.5,), **options):
+  def _decode(
+    self,
+    task,
+    features,
+    outputs,
+    thresholds=(0.5,),
+    long_texts=windows.CUT,
+    **options,
+  ):
     from scipy import special  # slow to import
 
+    outputs = windows.pool(features, outputs, long_texts)
     least = np.asarray(thresholds, np.float64)
     return [
       LabelsPrediction(

@@ -611,6 +611,15 @@ class Task(Group):
   dev_seed: int = of_run(0, *_SEED, since="0.3.0", before=0)
   """The seed of task.dev_rate and task.num_folds."""
 
+  long_texts: str = of_run(
+    "cut", choices=("cut", "mean", "max"), since="0.3.0", before="cut"
+  )
+  """What is read of a text that is longer than a row. "cut": its start. "mean"
+  and "max": all of it, in windows that are task.doc_stride tokens apart, of
+  whose outputs the mean or the largest counts. Of a pair, the second text is
+  read in windows. Kinds: classify, multi_label, regress; tags and questions
+  are always read in windows."""
+
   doc_stride: int = of_run(128, 1, _LEN)
   """Tokens from the start of a window of a long text to that of the next."""
 

@@ -21,6 +21,7 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import losses
 from bert_jax.kinds import table
 from bert_jax.kinds import task_kind
+from bert_jax.kinds import windows
 from bert_jax.models import flops
 from bert_jax.models import heads
 from bert_jax.models.attention import programs
@@ -126,6 +127,12 @@ class FineTuning(Job):
       if settings[key] and key not in kind.loss_settings:
         raise spec.TaskError(
           f"task.{key}={settings[key]} has no effect on the loss of kind "
+          f"{kind.name}; leave it out"
+        )
+    if settings.long_texts != windows.CUT:
+      if "long_texts" not in kind.feature_settings:
+        raise spec.TaskError(
+          f"task.long_texts={settings.long_texts} has no effect on kind "
           f"{kind.name}; leave it out"
         )
     weights = tuple(settings.class_weights)
