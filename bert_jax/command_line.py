@@ -43,7 +43,8 @@ _FLAGS: tuple[tuple[Any, ...], ...] = (
   (flags.DEFINE_string, "dump", None,
    "File to write the text of the compiled program to."),
   (flags.DEFINE_boolean, "dry_run", False,
-   "List the trials and what they cost, and run none."),
+   "Of a sweep: list the trials and what they cost, and run none. Of launch: "
+   "print exactly what would be sent, and send nothing."),
   (flags.DEFINE_integer, "num_parallel", 1,
    "Number of trials that run at a time."),
   (flags.DEFINE_integer, "num_together", 1,
@@ -56,9 +57,29 @@ _FLAGS: tuple[tuple[Any, ...], ...] = (
    "another value of; run.json records the change."),
   (flags.DEFINE_boolean, "retry_failed", False,
    "Also run trials that failed before."),
-  (flags.DEFINE_enum, "engine", "here", ["here", "commands", "slurm", "xpk"],
-   "Who runs the trials: this machine, a cluster, or nobody (commands: write "
-   "their commands to --output)."),
+  (flags.DEFINE_enum, "engine", "here",
+   ["here", "commands", "gke", "slurm", "vm", "xpk"],
+   "Who runs the job, or the trials of a sweep: this machine, a cluster, TPU "
+   "VMs (vm: show what to type), or nobody (commands: write their commands to "
+   "--output)."),
+  (flags.DEFINE_string, "name", None,
+   "Name of the job, by which its engine knows it."),
+  (flags.DEFINE_string, "image", None, "Container image that the hosts run."),
+  (flags.DEFINE_string, "cluster", None, "Name of the cluster (xpk)."),
+  (flags.DEFINE_string, "project", None, "Project of the cloud (xpk, vm)."),
+  (flags.DEFINE_string, "zone", None, "Zone of cluster or slice (xpk, vm)."),
+  (flags.DEFINE_string, "queue", None,
+   "Queue of Kueue in which the job waits (gke)."),
+  (flags.DEFINE_boolean, "spot", False,
+   "Use machines that may be taken away, which cost less (gke, vm)."),
+  (flags.DEFINE_integer, "max_restarts", 100,
+   "How often the job starts again by itself (gke, xpk, vm)."),
+  (flags.DEFINE_multi_string, "set", [],
+   "NAME=VALUE: another setting of the engine; may be given several times. "
+   "docs/howto/launch.md lists them."),
+  (flags.DEFINE_string, "plan", "auto",
+   "Plan of the training to show before it is sent: auto (find or make it), "
+   "the file of one, or none."),
   (flags.DEFINE_integer, "replay_step", None,
    "Compute this step of the run again and show it; change nothing."),
   (flags.DEFINE_string, "copy", None,
@@ -112,6 +133,8 @@ class Mode:
     computes: whether it computes with jax, so that compiled programs are kept
       for later starts and huge pages help.
     left: what an interruption leaves behind.
+    is_sent: whether `launch` sends such a job to other machines.
+    takes_command: whether the command of another mode follows after " -- ".
   """
 
   run: Callable[[flags.FlagValues], None]
@@ -122,6 +145,8 @@ class Mode:
   file: str = ""
   computes: bool = False
   left: str = "nothing was saved"
+  is_sent: bool = False
+  takes_command: bool = False
 
   def all_flags(self) -> tuple[str, ...]:
     """Returns the names of its flags, with those that follow from the rest."""
@@ -148,9 +173,10 @@ def define_flags(flag_values: flags.FlagValues, modes: Sequence[str]) -> None:
   for define, *arguments in (*_FLAGS, *_NO_MODE_FLAGS):
     define(*arguments, flag_values=flag_values)
   # `parse` fills these: arguments --config.KEY=VALUE that are given without
-  # --config, and the word after the mode.
+  # --config, the word after the mode, and what follows after " -- ".
   flags.DEFINE_multi_string("changes", [], "", flag_values=flag_values)
   flags.DEFINE_string("file", "", "", flag_values=flag_values)
+  flags.DEFINE_multi_string("command", [], "", flag_values=flag_values)
 
 
 def parse(
@@ -170,9 +196,10 @@ def parse(
     Exception: A flag, its value or the config file is wrong. A config file may
       raise anything; `explain` returns a message.
   """
-  hidden = [a for a in argv if re.match("--?(no)?(changes|file)(=|$)", a)]
-  if hidden:
-    raise UsageError(f"Unknown command line flag {hidden[0]!r}")
+  argv, command = _split_command(argv)
+  hidden = "--?(no)?(changes|file|command)(=|$)"
+  if found := [a for a in argv if re.match(hidden, a)]:
+    raise UsageError(f"Unknown command line flag {found[0]!r}")
   argv, config = _split_config([_quote(word) for word in argv])
   if config is None:
     argv, changes = _split_changes(argv)
@@ -184,8 +211,40 @@ def parse(
   )
   words = flag_values(argv)
   _take_words(flag_values, words, modes)
+  if command is not None:
+    _take_command(flag_values, command, modes)
   if flag_values.config is not None:
     flag_values.config.keys()  # reads the file, which may raise an error
+
+
+def _split_command(
+  argv: Sequence[str],
+) -> tuple[list[str], list[str] | None]:
+  """Returns a command line up to " -- ", and what follows, if it has that."""
+  words = list(argv)
+  if "--" not in words:
+    return words, None
+  at = words.index("--")
+  return words[:at], words[at + 1 :]
+
+
+def _take_command(
+  flag_values: flags.FlagValues,
+  command: Sequence[str],
+  modes: Mapping[str, Mode],
+) -> None:
+  """Sets the command of another mode, which follows after " -- ".
+
+  Raises:
+    UsageError: the mode takes none, or none follows.
+  """
+  mode = flag_values.mode
+  if mode not in modes or not modes[mode].takes_command:
+    takers = [name for name, one in modes.items() if one.takes_command]
+    raise UsageError(f"only {', '.join(takers)} takes a command after ' -- '")
+  if not command:
+    raise UsageError(f"{mode}: no command follows after ' -- '")
+  flag_values["command"].value = list(command)
 
 
 def _quote(word: str) -> str:

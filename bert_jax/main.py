@@ -9,9 +9,10 @@ What most people need:
   bert-jax evaluate --workdir=RUN2
   bert-jax predict --workdir=RUN2 --input=LINES.jsonl --output=OUT.jsonl
 
-Other modes are plan (compiles for a TPU slice before you pay for it), doctor
-(checks whether a run would start), sweep, report, convert, configs (lists the
-configs) and demo. bert-jax MODE --help shows what a mode takes.
+Other modes are plan (compiles for a TPU slice before you pay for it), launch
+(sends a job to a cluster), doctor (checks whether a run would start), sweep,
+report, convert, configs (lists the configs) and demo. bert-jax MODE --help
+shows what a mode takes.
 
 A config is a Python file: --config=NAME:argument=value,... names a shipped one,
 --config=FILE.py one of yours, and --config.group.key=value changes any key.
@@ -73,7 +74,6 @@ def main(argv: Sequence[str]) -> int:
     print(completion.script(FLAGS.completion, own, FLAGS.config), end="")
     return 0
   try:
-    _say_what_is_left(FLAGS)
     mode = command_line.check_flags(FLAGS, sys.argv[1:], MODES)
     if FLAGS.checkpoint is not None:
       from bert_jax.runtime import saved_steps
@@ -81,8 +81,9 @@ def main(argv: Sequence[str]) -> int:
       saved_steps.check(FLAGS.checkpoint)
     if problem := _scheme_in(FLAGS):
       raise command_line.UsageError(problem)
-    _check_buckets(FLAGS)
     _set_up_logging()
+    _check_buckets(FLAGS)
+    _say_what_is_left(FLAGS)
     if FLAGS.config is not None:
       # Before jax is loaded, which takes seconds.
       settings.check(FLAGS.config)
@@ -240,7 +241,8 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     print(f"bert-jax {bert_jax.__version__}, jax {jax}, Python {python}")
     sys.exit(0)
   # A config path is looked at before the file is opened.
-  for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+  own = argv[: argv.index("--")] if "--" in argv else argv
+  for arg, following in zip(own, [*own[1:], ""], strict=True):
     name, equals, path = arg.lstrip("-").partition("=")
     if name == "config":
       path = path if equals else following

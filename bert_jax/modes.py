@@ -4,6 +4,7 @@ Each mode imports what it needs when it runs: reading text needs no jax, and the
 worker processes that read it should not load jax.
 """
 
+from collections.abc import Sequence
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ from bert_jax.runtime import streams
 from bert_jax.runtime.settings import Config
 
 if TYPE_CHECKING:
+  from bert_jax.launching import launch
   from bert_jax.training import members
 
 _log = logging.getLogger("bert_jax")
@@ -265,6 +267,95 @@ def _convert(flag_values: flags.FlagValues) -> None:
   )
 
 
+def _launch(flag_values: flags.FlagValues) -> None:
+  from bert_jax.launching import jobs
+  from bert_jax.launching import launch
+
+  engine, action = flag_values.engine, flag_values.file
+  launch.find_engine(engine)
+  given = {
+    n: flag_values[n].value for n in jobs.FLAGS if flag_values[n].present
+  }
+  settings = launch.read_settings(engine, given, flag_values.set)
+  name = flag_values.name
+  if not name:
+    raise UsageError("launch needs --name=NAME, such as --name=bert-base-1")
+  if action:
+    if action not in launch.ACTIONS or flag_values.command:
+      known = ", ".join(launch.ACTIONS)
+      raise UsageError(
+        f"launch {action}: give one of {known} without a command, or a command "
+        "after ' -- ' without such a word"
+      )
+    slices = flag_values.num_slices
+    job = jobs.Job(name, (), num_slices=slices, settings=settings)
+    launch.act(engine, action, job)
+    return
+  command = _read_command(flag_values.command)
+  job = launch.make_job(
+    engine, name, command, flag_values.topology, flag_values.num_slices,
+    settings,
+  )  # fmt: skip
+  launch.send(engine, command, job, flag_values.plan, flag_values.dry_run)
+
+
+def _read_command(words: Sequence[str]) -> "launch.Command":
+  """Reads the command of a job as the hosts will read it.
+
+  Raises:
+    UsageError: it is wrong, or of a mode that is not sent.
+  """
+  from bert_jax.launching import launch
+  from bert_jax.runtime import settings
+
+  sent = [name for name, mode in MODES.items() if mode.is_sent]
+  if not words:
+    raise UsageError(
+      "give the command of the job after ' -- ', such as -- train "
+      "--config=pretrain --workdir=gs://BUCKET/run; launch sends "
+      f"{', '.join(sent)}"
+    )
+  argv, values = ["bert-jax", *words], flags.FlagValues()
+  command_line.define_flags(values, list(MODES))
+  try:
+    command_line.parse(values, argv, MODES)
+  except Exception as error:  # a config file may raise anything
+    problem = command_line.explain(error, argv)
+    raise UsageError(f"the command of the job: {problem}") from error
+  mode = command_line.check_flags(values, argv[1:], MODES)
+  if not mode.is_sent:
+    raise UsageError(
+      f"launch does not send {values.mode}; it sends {', '.join(sent)}"
+    )
+  read = {f"--input of {path}": path for path in values.input}
+  if values.config is not None:
+    settings.check(values.config)
+    settings.check_names(values.config)
+    flat = settings.flatten(settings.plain(values.config))
+    paths = {key for key, row in settings.KEYS.items() if row.is_path}
+    read |= {f"--config.{k}": flat[k] for k in paths & flat.keys() if flat[k]}
+  kept: dict[str, str] = {}
+  for name in ("workdir", "output"):
+    if path := values[name].value:
+      kept[f"--{name}"] = path
+  for text in values.member:
+    workdir = text.rpartition(":")[0]
+    kept[f"--member of {workdir}"] = workdir
+  if not kept:
+    raise UsageError(
+      f"{values.mode} as a job needs --workdir or --output: what else it "
+      "writes is lost with its machine"
+    )
+  return launch.Command(
+    values.mode,
+    tuple(words),
+    values.config,
+    tuple(command_line.config_arguments(argv[1:])),
+    kept,
+    read,
+  )
+
+
 def _sweep(flag_values: flags.FlagValues) -> None:
   from bert_jax.sweeps import costs
   from bert_jax.sweeps import engines
@@ -285,12 +376,9 @@ def _sweep(flag_values: flags.FlagValues) -> None:
       raise UsageError("--engine=commands needs --output=FILE")
     count = engines.write_commands(trials, flag_values.output)
     _log.info("wrote %d commands to %s", count, flag_values.output)
-  elif flag_values.engine in ("slurm", "xpk"):
+  elif flag_values.engine != "here":
     settings = sweep.engine_settings(config, flag_values.engine)
-    if flag_values.engine == "slurm":
-      engines.submit(trials, workdir, settings)
-    else:
-      engines.send(trials, settings)
+    engines.SENDERS[flag_values.engine](trials, workdir, settings)
   else:
     failure = None
     try:
@@ -359,6 +447,7 @@ MODES = {
     ("input", "output"),
     config="needed",
     left="what was finished is kept, and the same command goes on",
+    is_sent=True,
   ),
   "train": Mode(
     _train,
@@ -381,6 +470,7 @@ MODES = {
     config="of the run",
     computes=True,
     left="no step was taken; the same command starts or goes on",
+    is_sent=True,
   ),
   "evaluate": Mode(
     _evaluate,
@@ -389,6 +479,7 @@ MODES = {
     ("workdir", "output", "checkpoint", *PROCESSES),
     config="of the run",
     computes=True,
+    is_sent=True,
   ),
   "predict": Mode(
     _predict,
@@ -401,6 +492,7 @@ MODES = {
     ("workdir", "input", "output", "text", "checkpoint"),
     config="of the run",
     computes=True,
+    is_sent=True,
   ),
   "plan": Mode(
     _plan,
@@ -448,6 +540,36 @@ MODES = {
     ),  # fmt: skip
     config="needed",
     left="what its trials had saved is kept, and the same command goes on",
+    is_sent=True,
+  ),
+  "launch": Mode(
+    _launch,
+    "Sends a job to a cluster or to TPU VMs, after showing its plan.",
+    (
+      "--engine=gke --name=base --topology=v5e:4x4 --spot \\\n"
+      "    --image=IMAGE -- train --config=tpu --workdir=gs://BUCKET/base",
+      "--engine=gke --name=base ... --dry_run -- train ... > job.yaml",
+      "status --engine=gke --name=base",
+    ),
+    (
+      "engine",
+      "name",
+      "topology",
+      "num_slices",
+      "image",
+      "cluster",
+      "project",
+      "zone",
+      "queue",
+      "spot",
+      "max_restarts",
+      "set",
+      "plan",
+      "dry_run",
+    ),  # fmt: skip
+    file="ACTION",
+    left="nothing was sent",
+    takes_command=True,
   ),
   "report": Mode(
     _report,

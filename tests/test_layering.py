@@ -17,7 +17,7 @@ from tests.support.import_graph import way_to_jax
 # From the ground up: a room imports rooms before it, and itself.
 ROOMS = (
   "runtime", "data", "models", "weights", "tasks", "kinds", "training",
-  "prediction", "sweeps", "planning",
+  "prediction", "launching", "sweeps", "planning",
 )  # fmt: skip
 # They may import every room; no room imports them.
 FLAT = ("bert_jax", "command_line", "configs", "demo", "main", "modes")
@@ -26,7 +26,7 @@ MOST_FLAT_FILES = 6
 # start fast and must not claim the accelerator, or that only compute numbers.
 HOST_ONLY = (
   "data", "tasks", "models.flops", "runtime.chips", "planning.hlo",
-  "planning.costs", "training.metrics",
+  "planning.costs", "training.metrics", "launching",
 )  # fmt: skip
 # `bert_jax.configs` alone names them, for type checkers.
 NEVER = {"configs", "experiments", "tests"}

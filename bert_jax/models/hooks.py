@@ -54,13 +54,19 @@ class EncoderHooks:
 
   def for_apply(self, params: Tree) -> Tree:
     """Converts parameters from `for_gradients` to the form of the module."""
-    return param_trees.unflatten_heads(params, self.model.config.num_heads)
+    config = self.model.config
+    return param_trees.unflatten_heads(
+      params, config.num_heads, key_heads=config.key_heads
+    )
 
   def as_stored(self, grads: Tree) -> Tree:
     """Converts gradients by `for_gradients` to the form of the parameters."""
     config = self.model.config
     return param_trees.unflatten_heads(
-      grads, config.num_heads, separately=config.dtype != config.param_dtype
+      grads,
+      config.num_heads,
+      separately=config.dtype != config.param_dtype,
+      key_heads=config.key_heads,
     )
 
   def second_use(self, params: Tree) -> Tree:

@@ -66,6 +66,8 @@ def is_one_file(source: str | list[bytes], target: str) -> bool:
   """Returns whether a source and a target are the same existing file."""
   if isinstance(source, list) or "-" in (source, target):
     return False
+  if files.is_remote(source) or files.is_remote(target):
+    return files.real(source) == files.real(target)
   there = files.is_file(source) and files.is_file(target)
   return there and os.path.samefile(source, target)
 

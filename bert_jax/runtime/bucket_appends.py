@@ -78,8 +78,14 @@ def sync(folder: str) -> None:
   Raises:
     OSError: a file cannot be written.
   """
-  for path, known in _below(folder):
-    _upload(path, known)
+  buckets.in_threads(lambda pair: _upload(*pair), _below(folder))
+
+
+def close(folder: str) -> None:
+  """Uploads what was appended below a folder, which others may write now."""
+  sync(folder)
+  for path, _ in _below(folder):
+    forget(path)
 
 
 def forget(path: str) -> None:

@@ -94,10 +94,12 @@ def lock(folder: str, name: str, is_alive: IsAlive) -> Iterator[None]:
   beats.start()
   try:
     yield
-    bucket_appends.sync(folder)
   finally:
-    ends.set()
-    _release(held)
+    try:
+      bucket_appends.close(folder)
+    finally:
+      ends.set()
+      _release(held)
 
 
 def _release(held: _Held) -> None:

@@ -20,13 +20,18 @@ import io
 import logging
 import os
 import secrets
+import time
 from typing import Any, BinaryIO
 
 from bert_jax.runtime import errors
 
 SCHEME = "gs://"
 PATIENCE_SECS = 600.0
+_FIRST_SECS = 60.0  # for the first request of a process
+_TELL_SECS = 30.0  # between two warnings of requests that fail
 _EXTRA = ("google.cloud.storage", "gcsfs")
+_log = logging.getLogger(__name__)
+
 _THREADS = 16  # requests at the same time, of folders
 _FIRST_BYTES = 1 << 18  # of an object, by the first request
 _MOST_BYTES = 8 << 20  # by later requests, if it is read on
@@ -50,6 +55,14 @@ _LOG_IN = (
 
 class BucketError(errors.UserError):
   """A bucket cannot be used: it does not exist, or rights are missing."""
+
+
+class RightsError(PermissionError):
+  """The account of this machine may not do what was asked for."""
+
+
+class ServiceError(OSError):
+  """The service did not answer, or failed, for `PATIENCE_SECS`."""
 
 
 class ChangedError(OSError):
@@ -136,11 +149,23 @@ def problem(name: str, path: str) -> str:
 
 
 def prepare_libraries() -> None:
-  """Sets what libraries that read buckets by themselves must not do.
+  """Sets how libraries behave that read and write buckets by themselves.
 
-  Orbax reads by gcsfs, which would remember lists of objects, and so would not
-  see what other processes write.
+  Orbax does so by gcsfs, which repeats a failed request for half a minute; it
+  is told to be as patient as this module.
   """
+  import gcsfs
+  from gcsfs import retry
+
+  _keep_no_lists()
+  system: Any = gcsfs.GCSFileSystem
+  if inner := getattr(system._request, "__wrapped__", None):
+    tries = 5 + int(PATIENCE_SECS / 32)  # they wait 1, 2, 4, ..., 32, 32 s
+    system._request = retry.retry_request(retries=tries)(inner)
+
+
+def _keep_no_lists() -> None:
+  """Has fsspec not remember lists of objects, which other processes change."""
   import fsspec
 
   kept = fsspec.config.conf.setdefault("gcs", {})
@@ -157,7 +182,7 @@ def _client_of(pid: int) -> Any:
   from google.cloud import storage
   from requests import adapters
 
-  prepare_libraries()
+  _keep_no_lists()
   try:
     client = storage.Client(project=None)
   except exceptions.DefaultCredentialsError as error:
@@ -180,11 +205,37 @@ def _blob(path: str, generation: int | None = None) -> Any:
 
 
 @functools.cache
-def _retry() -> Any:
-  """Returns how requests are repeated: those that no repetition can harm."""
+def _retry(secs: float = PATIENCE_SECS) -> Any:
+  """Returns how requests are repeated: those that no repetition can harm.
+
+  Args:
+    secs: for how long.
+  """
+  from google.api_core import retry as api
   from google.cloud.storage import retry
 
-  return retry.DEFAULT_RETRY.with_timeout(PATIENCE_SECS).with_delay(0.5, 20, 2)
+  return api.Retry(
+    predicate=retry.DEFAULT_RETRY._predicate,
+    initial=0.5,
+    maximum=20,
+    timeout=secs,
+    on_error=_tell_of_failure,
+  )
+
+
+_told = [0.0]  # when a failure was told last
+
+
+def _tell_of_failure(error: Exception) -> None:
+  """Says at times that requests are repeated, so that nobody wonders."""
+  now = time.monotonic()
+  if not _told[0] or now - _told[0] > _TELL_SECS:
+    _told[0] = now
+    _log.warning(
+      "the storage service fails (%s); trying again for up to %.0f s",
+      errors.first_line(error),
+      PATIENCE_SECS,
+    )
 
 
 @contextlib.contextmanager
@@ -194,9 +245,10 @@ def naming(path: str) -> Iterator[None]:
   Raises:
     FileNotFoundError: there is no such object.
     BucketError: there is no such bucket, or no credentials.
-    PermissionError: the account has no right to do it.
+    RightsError: the account has no right to do it.
     ChangedError: the object has another generation.
-    OSError: the service does not answer.
+    ServiceError: the service does not answer.
+    OSError: the content arrives damaged.
   """
   from google.api_core import exceptions as api
   from google.auth import exceptions as auth
@@ -213,7 +265,7 @@ def naming(path: str) -> Iterator[None]:
       ) from error
     raise FileNotFoundError(2, "No such object", path) from error
   except (api.Forbidden, api.Unauthorized) as error:
-    raise PermissionError(
+    raise RightsError(
       f"{path}: the bucket refuses the request "
       f"({errors.first_line(error)}); {_RIGHTS.format(bucket=bucket)}"
     ) from error
@@ -233,7 +285,7 @@ def naming(path: str) -> Iterator[None]:
     auth.TransportError,
     requests.RequestException,
   ) as error:
-    raise OSError(
+    raise ServiceError(
       f"{path}: the storage service fails: {errors.first_line(error)}"
     ) from error
 
@@ -276,7 +328,9 @@ def _check_bucket(bucket: str) -> None:
   path = SCHEME + bucket
   try:
     with naming(path):
-      blobs = _bucket(bucket).list_blobs(max_results=1, retry=_retry())
+      blobs = _bucket(bucket).list_blobs(
+        max_results=1, retry=_retry(_FIRST_SECS)
+      )
       next(iter(blobs), None)
   except FileNotFoundError as error:
     raise BucketError(

@@ -529,9 +529,20 @@ def _all_agree(is_good: bool, several: bool) -> bool:
 
 def _is_no_damage(error: Exception) -> bool:
   """Returns whether an error says nothing about damage of a checkpoint."""
-  if isinstance(error, PermissionError | MemoryError | TimeoutError):
+  no_damage = (PermissionError, MemoryError, TimeoutError, *files.UNREADABLE)
+  if isinstance(error, no_damage) or _is_of_network(error):
     return True
   return any(code in str(error) for code in _NO_DAMAGE)
+
+
+def _is_of_network(error: BaseException | None) -> bool:
+  """Returns whether a library of buckets raised an error, or its cause."""
+  while error is not None:
+    library = type(error).__module__.partition(".")[0]
+    if library in ("aiohttp", "gcsfs", "requests", "google"):
+      return not isinstance(error, FileNotFoundError)
+    error = error.__cause__
+  return False
 
 
 def _check_metrics(workdir: str, name: str) -> None:

@@ -122,6 +122,8 @@ def find_damage(folder: str, found: Mapping[str, int]) -> str:
       _tell_of_old(folder)
       return ""
     saved = _saved_sums(folder)
+  except files.UNREADABLE:
+    raise
   except files.ODD_JSON as error:
     return f"{error!r:.300}"
   read = {name.partition("/")[0] for name in found}
@@ -196,6 +198,8 @@ def saved_part(folder: str, rest: Any) -> Any:
   """
   try:
     names = _keys_of_rest(folder)
+  except files.UNREADABLE:
+    raise
   except files.ODD_JSON:
     return rest  # reading the step raises an error that says why
   if not set(rest) - names <= _ADDED_KEYS:

@@ -6,6 +6,7 @@ can be set up either way; `Chip.per_device` divides a chip among its devices.
 """
 
 import dataclasses
+import math
 import re
 
 GIB = 2**30
@@ -33,6 +34,15 @@ class Chip:
     dcn_bandwidth: bytes per second in one direction that a chip gets of the
       network of its host, which connects slices.
     topologies: some topologies that the compiler is known to open.
+    slice_name: what Google Cloud calls a slice, before the number of its units,
+      such as "v5litepod" in v5litepod-16.
+    slice_units: how many of these units a chip is; older names count cores.
+    gke_accelerator: the label of its nodes in GKE
+      (cloud.google.com/gke-tpu-accelerator).
+    gke_machine: the machines of its hosts in GKE, before the number of chips.
+    vm_version: the runtime version of its TPU VMs; "" = there are none, only
+      GKE.
+    max_chips: the number of chips of its largest slice.
   """
 
   name: str
@@ -48,6 +58,12 @@ class Chip:
   wrap: int
   dcn_bandwidth: float
   topologies: tuple[str, ...]
+  slice_name: str
+  slice_units: int
+  gke_accelerator: str
+  gke_machine: str
+  vm_version: str
+  max_chips: int
 
   @property
   def clock_hz(self) -> float:
@@ -93,36 +109,48 @@ class Chip:
 # if there were four; the table says four, because it converts these cycles. The
 # resulting clocks are 0.94, 1.05, 1.5, 1.75, 1.75 and 2.2 GHz for v3 to 7x.
 # They equal the published clocks where there are any (v3: Norrie et al., IEEE
-# Micro 2021; v4: Jouppi et al., ISCA 2023; v5e: the scaling book).
+# Micro 2021; v4: Jouppi et al., ISCA 2023; v5e: the scaling book). Names,
+# labels and sizes of slices: the table of xpk 1.16, which a test compares
+# (core/system_characteristics.py), and docs.cloud.google.com/tpu/docs/runtimes;
+# of v3, which xpk lacks: docs.cloud.google.com/kubernetes-engine/docs/concepts.
 CHIPS = (
   # name, device kinds, peak FLOP/s, cores, matrix units per core, their width,
   # HBM bytes, HBM bytes/s,
-  # link bytes/s, dimensions, chips of a ring, DCN bytes/s, topologies
+  # link bytes/s, dimensions, chips of a ring, DCN bytes/s, topologies,
+  # name and units of a slice, GKE's label and machine, runtime version of VMs,
+  # chips of the largest slice
   Chip(
     "v3", ("TPU v3",), 123e12, 2, 2, 128, int(30.96 * GIB), 900e9,
     1e11, 2, 32, 3.125e9, ("v3:2x2",),
+    "v3", 2, "tpu-v3-slice", "ct3-hightpu", "tpu-ubuntu2204-base", 1024,
   ),
   Chip(
     "v4", ("TPU v4",), 275e12, 2, 4, 128, int(30.5 * GIB), 1228e9,
     4.5e10, 3, 4, 6.25e9, ("v4:2x2x1", "v4:2x2x2", "v4:4x4x4"),
+    "v4", 2, "tpu-v4-podslice", "ct4p-hightpu", "tpu-ubuntu2204-base", 4096,
   ),
   Chip(
     "v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 1, 4, 128,
     int(15.75 * GIB), 819e9, 4.5e10, 2, 16, 3.125e9,
     ("v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:16x16"),
+    "v5litepod", 1, "tpu-v5-lite-podslice", "ct5lp-hightpu",
+    "v2-alpha-tpuv5-lite", 256,
   ),
   Chip(
     "v5p", ("TPU v5", "TPU v5p"), 459e12, 2, 4, 128, int(95.74 * GIB), 2765e9,
     9e10, 3, 4, 6.25e9, ("v5p:2x2x1", "v5p:2x4x4", "v5p:4x4x4"),
+    "v5p", 2, "tpu-v5p-slice", "ct5p-hightpu", "v2-alpha-tpuv5", 8960,
   ),
   Chip(
     "v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1, 4, 256,
     int(31.25 * GIB), 1638e9, 9e10, 2, 16, 12.5e9,
     ("v6e:2x2", "v6e:4x4", "v6e:8x8", "v6e:16x16"),
+    "v6e", 1, "tpu-v6e-slice", "ct6e-standard", "v2-alpha-tpuv6e", 256,
   ),
   Chip(
     "tpu7x", ("TPU7x",), 2307e12, 2, 4, 256, int(189.5 * GIB), 7380e9,
     9e10, 3, 4, 12.5e9, ("tpu7x:2x2x1", "tpu7x:2x2x2", "tpu7x:4x4x4"),
+    "tpu7x", 2, "tpu7x", "tpu7x-standard", "", 9216,
   ),
 )  # fmt: skip
 
@@ -158,18 +186,74 @@ class Topology:
   chip: Chip
   shape: tuple[int, ...]
 
+  @property
+  def num_chips(self) -> int:
+    """The number of chips of the slice."""
+    return math.prod(self.shape)
 
-# The names of slices in Google Cloud: name of the chip there -> the chip here,
-# and how many of the counted units are one chip. The older names count cores.
+  @property
+  def sides(self) -> str:
+    """The shape as text, such as "4x4"."""
+    return "x".join(map(str, self.shape))
+
+  @property
+  def chips_per_host(self) -> int:
+    """The chips of a host.
+
+    Hosts of eight chips, which v5e and v6e also have, are not used.
+    """
+    return min(self.num_chips, _HOST_CHIPS)
+
+  @property
+  def num_hosts(self) -> int:
+    """The number of hosts of the slice."""
+    return self.num_chips // self.chips_per_host
+
+  @property
+  def slice_name(self) -> str:
+    """What Google Cloud calls the slice, such as "v5litepod-16"."""
+    return f"{self.chip.slice_name}-{self.num_chips * self.chip.slice_units}"
+
+  def why_not_offered(self) -> str:
+    """Returns why no slice of this shape can be had; "" if one can be had.
+
+    The compiler opens more shapes than Google Cloud has slices.
+    """
+    if self.num_chips > self.chip.max_chips:
+      return (
+        f"the largest slice of {self.chip.name} has {self.chip.max_chips:,}"
+      )
+    if self.chip.torus_dims == 2:
+      known = _FLAT_SHAPES
+    else:
+      known = _SMALL_SHAPES
+      is_cube = all(side % 4 == 0 for side in self.shape)
+      if is_cube and list(self.shape) == sorted(self.shape):
+        return ""
+    if self.shape in known:
+      return ""
+    named = ", ".join("x".join(map(str, shape)) for shape in known)
+    more = (
+      ""
+      if self.chip.torus_dims == 2
+      else (", and multiples of 4 that do not decrease, such as 4x4x8")
+    )
+    return f"slices of {self.chip.name} have the shapes {named}{more}"
+
+
+# Names of slices by another name than that of the chip.
 # Source: docs.cloud.google.com/tpu/docs/v2, /v3, /v4, /v5e, /v5p, /v6e.
-_SLICES = {
-  "v3": ("v3", 2),
-  "v4": ("v4", 2),
-  "v5e": ("v5e", 1),
-  "v5litepod": ("v5e", 1),
-  "v5p": ("v5p", 2),
-  "v6e": ("v6e", 1),
-}
+_SLICES = {c.name: c for c in CHIPS} | {c.slice_name: c for c in CHIPS}
+
+# The shapes of slices that can be had of chips in a network of two dimensions.
+# Source: xpk, as above; a single host also has 1, 4 or 8 chips.
+_FLAT_SHAPES: tuple[tuple[int, ...], ...] = (
+  (1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16),
+)  # fmt: skip
+# Of three dimensions, the shapes smaller than a cube of 4x4x4 chips; larger
+# ones are made of such cubes, and their sides do not decrease.
+_SMALL_SHAPES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+_HOST_CHIPS = 4  # chips of a host, of a slice with more than one chip
 
 
 def _shape_of_slice(name: str) -> str:
@@ -181,16 +265,16 @@ def _shape_of_slice(name: str) -> str:
   kind, _, count = name.partition("-")
   if kind not in _SLICES or not re.fullmatch(r"[1-9]\d{0,6}", count):
     return name
-  chip_name, per_chip = _SLICES[kind]
-  num_chips, rest = divmod(int(count), per_chip)
+  chip = _SLICES[kind]
+  num_chips, rest = divmod(int(count), chip.slice_units)
   if rest or num_chips & (num_chips - 1):
     return name
-  dims = next(c.torus_dims for c in CHIPS if c.name == chip_name)
+  dims = chip.torus_dims
   log2 = num_chips.bit_length() - 1
   sides = sorted(2 ** ((log2 + i) // dims) for i in range(dims))
   if sides[0] == 1:  # 2x2x1, as the pages write it
     sides.reverse()
-  return f"{chip_name}:{'x'.join(map(str, sides))}"
+  return f"{chip.name}:{'x'.join(map(str, sides))}"
 
 
 def parse_topology(name: str) -> Topology:

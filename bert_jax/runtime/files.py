@@ -61,6 +61,8 @@ _UNFINISHED = ".unfinished"
 
 prepare_libraries = buckets.prepare_libraries
 NoRoomError = bucket_cache.NoRoomError
+# A bucket cannot be read for the moment, which says nothing about its content.
+UNREADABLE = (buckets.ServiceError, buckets.RightsError, buckets.BucketError)
 
 # The errors of reading a JSON file whose content has an unexpected form.
 ODD_JSON = (

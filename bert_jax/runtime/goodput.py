@@ -178,6 +178,7 @@ class Ledger:
     self._clock = clock
     self._can_write = True
     self.write(start)
+    self.sync()
 
   def write(self, step: int) -> None:
     """Writes what the session has spent so far.
@@ -198,6 +199,13 @@ class Ledger:
     except OSError as error:
       self._can_write = False
       _log.warning("the time of this run is not recorded: %s", error)
+
+  def sync(self) -> None:
+    """Waits until all lines can be read by other processes."""
+    try:
+      files.sync(self._path)
+    except OSError as error:
+      _log.warning("the time of this run is not recorded yet: %s", error)
 
   def note(self, step: int) -> None:
     """Writes a line if the last one is old; costs nothing otherwise."""

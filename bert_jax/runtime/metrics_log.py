@@ -41,6 +41,7 @@ class MetricsLog:
       config: the config as in run.json, for TensorBoard's table of runs.
       metrics: the names of the metrics that this table is to show.
     """
+    self._workdir = workdir
     path = os.path.join(workdir, "metrics.jsonl")
     self._bad_steps = os.path.join(workdir, "bad_steps.jsonl")
     _keep_until(self._bad_steps, start_step)
@@ -85,6 +86,7 @@ class MetricsLog:
   def sync(self) -> None:
     """Waits until all lines can be read by other processes."""
     self._file.sync()
+    files.sync(self._bad_steps)
 
   def close(self) -> None:
     """Flushes to disk."""
@@ -92,6 +94,7 @@ class MetricsLog:
       if self._board:
         stack.callback(self._board.close)
       stack.callback(self._file.close)
+      stack.callback(files.sync, self._workdir)
       self._file.sync(to_disk=True)
 
 

@@ -65,6 +65,8 @@ SHARDING_RULES = (
   ("embeddings/projection/kernel$", (None, "fsdp")),
   ("embeddings/projection/bias$", (None,)),
   ("relative/embedding$", (None, "tensor")),
+  ("conv/kernel$", (None, None, "fsdp")),
+  ("conv/bias$", (None,)),
   ("attention/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
   ("attention/(query|key|value)/bias$", ("tensor", None)),
   ("attention/out/kernel$", ("tensor", None, "fsdp")),
@@ -221,6 +223,10 @@ class Model(Group):
   num_heads: int = of_weights(12, 1, 2**16)
   """Attention heads; each has hidden_size / num_heads dimensions."""
 
+  num_kv_heads: int = of_weights(0, 0, 2**16, since="0.3.0", before=0)
+  """Heads of keys and values; consecutive heads of queries share one. 0 = each
+  head of queries has its own."""
+
   mlp_dim: int = of_weights(3072, 1, 2**20)
   """Width F inside the MLP."""
 
@@ -335,6 +341,16 @@ class Model(Group):
   """How many layers have parameters of their own; the others share them, in
   groups of consecutive layers. 0 = every layer has its own."""
 
+  conv_size: int = of_weights(0, 0, 1023, since="0.3.0", before=0)
+  """Tokens that a convolution spans, an odd number. It reads the embeddings,
+  and its result is added to that of the first layer. 0 = there is none."""
+
+  conv_act: str = of_weights("tanh", since="0.3.0", before="tanh")
+  """The activation of the convolution."""
+
+  conv_groups: int = of_weights(1, 1, 2**18, since="0.3.0", before=1)
+  """Equal parts of the hidden states that the convolution keeps apart."""
+
   pooler: bool = of_weights(True, since="0.3.0", before=True)
   """Whether there is a pooler: a dense layer with tanh on the first token."""
 
@@ -365,7 +381,8 @@ class Model(Group):
     before=("embeddings", "attention", "mlp"),
   )
   """Where the dropout of dropout_rate acts: on "embeddings", on the outputs of
-  "attention" and of "mlp", and on "mlp_inner", the inner layer of the MLP."""
+  "attention" and of "mlp", on "mlp_inner", the inner layer of the MLP, and on
+  "head_input", what DeBERTa's heads for whole sequences read."""
 
   init_stddev: float = of_run(0.02, 0.0, _FLOAT)
   """Standard deviation of fresh weights: a normal distribution, truncated at
@@ -572,6 +589,10 @@ class Task(Group):
 
   max_train_examples: int = of_run(0, 0, _INT32)
   """How many examples to use, from the start of the training split; 0 = all."""
+
+  both_orders: bool = of_run(False, since="0.3.0", before=False)
+  """Whether each pair of texts is also learned in the other order, for tasks
+  whose pairs have none. An epoch then has twice the examples."""
 
   context: str = of_run("sentence")
   """The input of a tagger: the "sentence" alone, or also the text around it
@@ -1353,5 +1374,9 @@ def num_parameters(model: Any) -> int:
     + model["type_vocab_size"]
   )
   matrices = 3 if model.get("feed_forward") == "glu" else 2
-  layer = 4 * hidden * hidden + matrices * hidden * mlp
-  return rows * width + num_layers * layer
+  heads = model["num_heads"]
+  shared = (model.get("num_kv_heads") or heads) / heads
+  layer = round((2 + 2 * shared) * hidden * hidden) + matrices * hidden * mlp
+  conv = model.get("conv_size", 0) * hidden * hidden
+  conv //= model.get("conv_groups", 1)
+  return rows * width + num_layers * layer + conv

@@ -1,17 +1,13 @@
 """Lists the trials of a sweep, with the state and predicted cost of each."""
 
 from collections.abc import Callable, Sequence
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 
 from rich import console
 from rich import markup
 from rich import table
 
-from bert_jax.runtime import files
+from bert_jax.launching import plans
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
@@ -146,8 +142,6 @@ class Costs:
 def make_plan(config: Sequence[str], topology: str) -> dict:
   """Makes a plan in a new process, and returns it.
 
-  Only in a new process can jax be configured for the devices of a TPU slice.
-
   Args:
     config: the arguments --config and --config.KEY of the training.
     topology: the slice, such as v5e:4x4.
@@ -155,21 +149,7 @@ def make_plan(config: Sequence[str], topology: str) -> dict:
   Raises:
     sweep.SweepError: the training does not fit the memory, or the plan failed.
   """
-  with tempfile.TemporaryDirectory() as folder:
-    path = os.path.join(folder, "plan.json")
-    command = [sys.executable, "-m", "bert_jax.main", "plan", *config]
-    done = subprocess.run(
-      [*command, f"--topology={topology}", f"--output={path}"],
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    if not files.exists(path):
-      lines = done.stderr.strip().splitlines()
-      raise sweep.SweepError(
-        lines[-1] if lines else f"status {done.returncode}"
-      )
-    plan = files.read_json(path)
-  if not plan["fits"]:
-    raise sweep.SweepError("it does not fit the memory; see bert-jax plan")
-  return plan
+  try:
+    return plans.make(config, topology)
+  except plans.PlanError as error:
+    raise sweep.SweepError(str(error)) from error

@@ -1,87 +1,26 @@
 """Submits the trials of a sweep to a cluster: SLURM, or TPU slices of GKE.
 
-Submitit (the extra `slurm`) submits one SLURM job per trial, and xpk (the extra
-`xpk`) one GKE workload per trial. Both restart a trial that was preempted (exit
-status 75) or that lost one of its processes (69). Other systems can run the
-commands that `write_commands` writes.
+Every trial is a job of its own, which starts again if it was preempted or lost
+one of its processes. The engines are those of `bert-jax launch`. Other systems
+can run the commands that `write_commands` writes.
 """
 
-from collections.abc import Mapping, Sequence
-import hashlib
+from collections.abc import Callable, Mapping, Sequence
 import logging
 import os
-import re
 import shlex
-import signal
 import subprocess
-import sys
-import time
 from typing import Any
 
-from bert_jax.runtime import errors
+from bert_jax.launching import gke
+from bert_jax.launching import jobs
+from bert_jax.launching import slurm
+from bert_jax.launching import xpk
 from bert_jax.runtime import files
-from bert_jax.runtime import peers
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
 
 _log = logging.getLogger(__name__)
-
-_POLL_SECS = 0.2
-# SLURM sends a signal 90 seconds before the end, because submitit asks for it.
-_SAVE_SECS = 80
-_WORKLOAD_CHARS = 40  # the longest name of a workload that xpk accepts
-_MOST_RESTARTS = 100
-# Options of `xpk workload create` 1.16 that have no default and that the trial
-# does not determine.
-_XPK_REQUIRED = ("cluster", "tpu-type", "docker-image")
-
-
-class Training:
-  """The function that submitit calls for a trial.
-
-  Submitit calls `checkpoint` if the job is preempted.
-  """
-
-  def __init__(self, arguments: Sequence[str]):
-    """Stores the arguments of the launcher; starts no process yet."""
-    self.arguments = list(arguments)
-    self._process: subprocess.Popen | None = None
-
-  def __call__(self) -> int:
-    """Runs the trial to its end; returns the exit status 0.
-
-    Raises:
-      running.FailedError: the trial failed.
-    """
-    again = (errors.SAVED, peers.PeerError.exit_status)
-    status, starts = errors.SAVED, 0
-    while status in again and starts < _MOST_RESTARTS:
-      starts += 1
-      # In its own process group, so that signals from SLURM reach only this
-      # process, in which they call `checkpoint`.
-      self._process = subprocess.Popen(
-        [sys.executable, "-m", "bert_jax.main", *self.arguments],
-        start_new_session=True,
-      )
-      # During `wait`, `checkpoint` could not wait for the process, too.
-      while (ended := self._process.poll()) is None:
-        time.sleep(_POLL_SECS)
-      status = ended
-    if status:
-      raise running.FailedError(f"status {status} of {self.arguments[-1]}")
-    return status
-
-  def checkpoint(self) -> Any:
-    """Makes the trial save and end; returns a request to queue it again."""
-    from submitit import helpers
-
-    if self._process is not None and self._process.poll() is None:
-      self._process.send_signal(signal.SIGTERM)
-      try:
-        self._process.wait(_SAVE_SECS)
-      except subprocess.TimeoutExpired:
-        self._process.kill()  # its last checkpoint stays intact
-    return helpers.DelayedSubmission(Training(self.arguments))
 
 
 def submit(
@@ -97,7 +36,8 @@ def submit(
     workdir: the folder of the sweep, which all machines must see. Submitit
       writes to the folder `slurm` in it.
     settings: arguments of submitit's update_parameters, such as
-      slurm_partition, timeout_min, nodes, slurm_gres.
+      slurm_partition, timeout_min, nodes, slurm_gres. `folder` names another
+      folder for submitit's files, which a workdir in a bucket needs.
     cluster: "local" = run processes on this machine; None = use SLURM.
 
   Returns:
@@ -106,24 +46,22 @@ def submit(
   Raises:
     sweep.SweepError: submitit is not installed, or refuses the settings.
   """
-  try:
-    import submitit
-  except ImportError as error:
+  settings = dict(settings)
+  folder = settings.pop("folder", os.path.join(workdir, "slurm"))
+  if files.is_remote(folder):
     raise sweep.SweepError(
-      "--engine=slurm needs submitit: pip install 'bert_jax[slurm]'"
-    ) from error
-  waiting = [one for one in trials if not one.is_done()]
-  folder = os.path.join(workdir, "slurm")
-  try:
-    executor = submitit.AutoExecutor(
-      folder=folder,
-      cluster=cluster or "slurm",
-      slurm_max_num_timeout=_MOST_RESTARTS,
+      f"--workdir={workdir}: submitit cannot write its files to a bucket; name "
+      "a folder that all machines see in the sweep, as slurm={'folder': ...}"
     )
-    executor.update_parameters(name=os.path.basename(workdir), **settings)
-  except (NameError, TypeError, RuntimeError, ValueError) as error:
-    raise sweep.SweepError(f"submitit: {error}") from error
-  journal, jobs = running.Journal(workdir), []
+  waiting = [one for one in trials if not one.is_done()]
+  name = os.path.basename(workdir)
+  try:
+    executor = slurm.executor(folder, name, settings, cluster)
+  except jobs.LaunchError as error:
+    raise sweep.SweepError(str(error)) from error
+  import submitit
+
+  journal, submitted = running.Journal(workdir), []
   kind = submitit.LocalJob if cluster == "local" else submitit.SlurmJob
   queued = journal.queued()
   for one in waiting:
@@ -132,11 +70,11 @@ def submit(
       if not before.done():
         _log.info("job %s is not done yet: %s", before.job_id, one.name)
         continue
-    job = executor.submit(Training(one.arguments()))
+    job = executor.submit(slurm.Training(one.arguments()))
     journal.write(one, "queued", job=job.job_id)
     _log.info("job %s: %s", job.job_id, one.name)
-    jobs.append(job)
-  return jobs
+    submitted.append(job)
+  return submitted
 
 
 def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
@@ -150,35 +88,17 @@ def xpk_command(one: sweep.Trial, settings: Mapping[str, Any]) -> list[str]:
   Raises:
     sweep.SweepError: a required option is missing.
   """
-  for name in _XPK_REQUIRED:
+  for name in xpk.REQUIRED:
     if not settings.get(name):
       raise sweep.SweepError(
         f"--engine=xpk: the sweep does not set {name}; give "
         f"sweep.make(..., xpk={{{name!r}: ...}})"
       )
-  options = {
-    "workload": workload_name(one.name),
-    "num-slices": 1,
-    "max-restarts": _MOST_RESTARTS,
-    "restart-on-exit-codes": f"{errors.SAVED},{peers.PeerError.exit_status}",
-  } | dict(settings)
-  return [
-    "xpk", "workload", "create",
-    *(f"--{name}={value}" for name, value in options.items()),
-    f"--command={shlex.join(['bert-jax', *one.arguments()])}",
-  ]  # fmt: skip
-
-
-def workload_name(name: str) -> str:
-  """Returns a name that Kubernetes accepts, and that differs between trials."""
-  digest = hashlib.sha256(name.encode()).hexdigest()[:6]
-  plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-  plain = plain[: _WORKLOAD_CHARS - len(digest) - 3].strip("-")
-  return f"t-{plain}-{digest}" if plain else f"t-{digest}"
+  return xpk.create(jobs.name_of(one.name), one.arguments(), settings)
 
 
 def send(trials: Sequence[sweep.Trial], settings: Mapping[str, Any]) -> None:
-  """Submits the trials that are not done to GKE, one workload each.
+  """Submits the trials that are not done to GKE by xpk, one workload each.
 
   Args:
     trials: all trials of a sweep.
@@ -204,6 +124,74 @@ def send(trials: Sequence[sweep.Trial], settings: Mapping[str, Any]) -> None:
     raise sweep.SweepError(
       f"xpk refused {len(refused)} workloads; the first: {refused[0]}"
     )
+
+
+def gke_job(one: sweep.Trial, settings: Mapping[str, Any]) -> jobs.Job:
+  """Returns the job by which GKE runs a trial on TPU slices.
+
+  Args:
+    one: a trial, whose workdir all machines must see.
+    settings: topology, num_slices, and settings of launching/gke.py.
+
+  Raises:
+    sweep.SweepError: a setting is missing or wrong.
+  """
+  given = dict(settings)
+  topology = str(given.pop("topology", ""))
+  if not topology:
+    raise sweep.SweepError(
+      "--engine=gke: the sweep does not set topology; give sweep.make(..., "
+      "gke={'topology': 'v5e:2x4', 'image': ...})"
+    )
+  num_slices = int(given.pop("num_slices", 1))
+  try:
+    job = jobs.Job(
+      jobs.name_of(one.name),
+      tuple(one.arguments()),
+      jobs.read_topology(topology, num_slices),
+      num_slices,
+      given,
+    )
+    gke.settings(job)
+  except jobs.LaunchError as error:
+    raise sweep.SweepError(str(error)) from error
+  return job
+
+
+def send_gke(
+  trials: Sequence[sweep.Trial], settings: Mapping[str, Any]
+) -> None:
+  """Submits the trials that are not done to GKE, one JobSet each.
+
+  Args:
+    trials: all trials of a sweep.
+    settings: as for `gke_job`.
+
+  Raises:
+    sweep.SweepError: the cluster refused a job.
+  """
+  waiting = [gke_job(one, settings) for one in trials if not one.is_done()]
+  refused = []
+  for job in waiting:
+    try:
+      _log.info("%s", gke.send(job))
+    except jobs.LaunchError as error:  # that job may exist already
+      refused.append(f"{job.name}: {error}")
+  if refused:
+    raise sweep.SweepError(
+      f"the cluster refused {len(refused)} jobs; the first: {refused[0]}"
+    )
+
+
+# How to send the trials of a sweep, given its workdir and the settings that it
+# has for the engine.
+SENDERS: dict[
+  str, Callable[[Sequence[sweep.Trial], str, Mapping[str, Any]], Any]
+] = {
+  "slurm": submit,
+  "xpk": lambda trials, workdir, settings: send(trials, settings),
+  "gke": lambda trials, workdir, settings: send_gke(trials, settings),
+}
 
 
 def write_commands(trials: Sequence[sweep.Trial], path: str) -> int:

@@ -61,6 +61,7 @@ class Journal:
     now = datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
     row = {"time": now, "trial": one.name, "event": event} | facts
     files.append(self._path, json.dumps(row) + "\n")
+    files.sync(self._path)
 
   def read(self) -> list[dict[str, Any]]:
     """Returns all events, except a line that a kill cut off."""

@@ -82,6 +82,7 @@ def make(
   trials: Iterable[dict],
   slurm: Mapping[str, Any] | None = None,
   xpk: Mapping[str, Any] | None = None,
+  gke: Mapping[str, Any] | None = None,
 ) -> ml_collections.ConfigDict:
   """Makes the config of a sweep.
 
@@ -89,16 +90,30 @@ def make(
     trials: the trials, from `trial`.
     slurm: settings of submitit, for --engine=slurm.
     xpk: options of `xpk workload create`, for --engine=xpk.
+    gke: topology, num_slices and settings of launching/gke.py, for
+      --engine=gke.
   """
   config = ml_collections.ConfigDict()
   config.trials = tuple(ml_collections.ConfigDict(t) for t in trials)
-  config.engines = json.dumps({"slurm": slurm or {}, "xpk": xpk or {}})
+  config.engines = json.dumps(
+    {"slurm": slurm or {}, "xpk": xpk or {}, "gke": gke or {}}
+  )
   return config
 
 
 def engine_settings(config: Any, engine: str) -> dict[str, Any]:
-  """Returns the settings for an engine in the config of a sweep."""
-  return json.loads(config.engines)[engine]
+  """Returns the settings for an engine in the config of a sweep.
+
+  Raises:
+    SweepError: the engine runs no trials.
+  """
+  found = json.loads(config.engines)
+  if engine not in found:
+    raise SweepError(
+      f"the trials of a sweep cannot be sent to --engine={engine}; use one of "
+      f"{', '.join(found)}, or --engine=commands"
+    )
+  return found[engine]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -154,7 +154,7 @@ def given_params(
   if "task" in given and task:
     given["task"] = _head_of(pretrained, task, source)
   wanted = wanted_params(job, mesh)
-  tree, added, _ = weights.fit(given, wanted)
+  tree, added, _ = weights.fit(given, wanted, job.model.config)
   needs, config = job.objective.needs, job.model.config
   if missing := sorted(path for path in added if needs(path, config)):
     why = "".join(f" ({reason})" for reason in pretrained.refused.values())

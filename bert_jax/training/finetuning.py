@@ -227,6 +227,8 @@ class FineTuning(Job):
       examples = tasks.read_examples(
         task, settings.dir or "", name_there, files=files_given
       )
+    if name == task.train_split and settings.both_orders:
+      examples = spec.in_both_orders(task, examples)
     features = self.objective.make_features(
       task,
       examples,

@@ -48,7 +48,7 @@ def fit_weights(job: Job, pretrained: Any, params: Any) -> Any:
       given["task"] = parts
   from bert_jax import weights  # slow to import, and not always needed
 
-  tree, added, dropped = weights.fit(given, params)
+  tree, added, dropped = weights.fit(given, params, job.model.config)
   for what, names in (("start fresh", added), ("are not used", dropped)):
     if names:
       _log.info("%s: these %s: %s", source, what, ", ".join(sorted(names)))

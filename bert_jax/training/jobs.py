@@ -163,7 +163,7 @@ def _vocabulary(
     return load.load_tokenizer(os.path.join(workdir, "vocab"))
   own = config.task.vocab and load.load_tokenizer(config.task.vocab)
   theirs = pretrained.tokenizer if pretrained else None
-  if own and theirs and _meaning(own) != _meaning(theirs):
+  if own and theirs and own.meaning() != theirs.meaning():
     raise ValueError(
       f"task.vocab={config.task.vocab} differs from the vocabulary of "
       f"{config.init_from}; leave task.vocab out"
@@ -201,7 +201,7 @@ def _check_vocabulary(
   given = batching.load_vocabulary(config.data.dir)
   # Fingerprints also depend on how long a word may be, which differs between
   # libraries and does not change the meaning of an id.
-  if _meaning(pretrained.tokenizer) != _meaning(given):
+  if pretrained.tokenizer.meaning() != given.meaning():
     folder = os.path.join(config.init_from, "vocab")
     folder = folder if files.is_folder(folder) else config.init_from
     raise ValueError(
@@ -209,13 +209,3 @@ def _check_vocabulary(
       f"{config.init_from}; prepare it again with --config.prepare.vocab="
       f"{folder}"
     )
-
-
-def _meaning(tokenizer: interface.Tokenizer) -> tuple:
-  """Returns the pieces of a vocabulary and how it reads text, to compare."""
-  pieces = tuple(tokenizer.token(i) for i in range(tokenizer.vocab_size))
-  added = getattr(tokenizer, "added", ())
-  # Where a pipeline cuts text is not said by its pieces.
-  is_pipeline = tokenizer.kind == "pipeline"
-  rules = tokenizer.fingerprint if is_pipeline else None
-  return getattr(tokenizer, "lower_case", None), pieces, added, rules

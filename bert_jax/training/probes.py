@@ -50,6 +50,7 @@ _RECIPE = {
   "train.on_bad_step": "skip",
   "optim.name": "adamw",
   "optim.schedule": "linear",
+  "optim.cooldown_rate": 0.0,
   "optim.warmup_rate": 0.1,
   "optim.weight_decay": 0.01,
   "optim.b1": 0.9,

@@ -295,6 +295,8 @@ class Run:
     locks.check(self.workdir)
     if self._written:  # before the step is there: a killed run goes on from it
       self._written.sync()
+    if self._ledger:
+      self._ledger.sync()
     save = self.checkpoints.save if always else self.checkpoints.save_if_best
     rest = session.rest_of(state, self.mean_loss)
     save(step, state.params, rest, evaluation)

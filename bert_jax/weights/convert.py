@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from bert_jax.models import params as param_trees
+from bert_jax.runtime import files
 from bert_jax.runtime import hub
 from bert_jax.runtime.settings import Config
 from bert_jax.weights import extending
@@ -56,7 +57,8 @@ def convert(
     print(f"{what:8} {', '.join(names) or 'nothing'}")
   if push:
     message = f"Converted to {config.convert.to} by bert_jax"
-    print(f"pushed   {hub.push(target, push, message)} ({hub.endpoint()})")
+    pushed = hub.push(files.local(target), push, message)
+    print(f"pushed   {pushed} ({hub.endpoint()})")
   return pretrained
 
 

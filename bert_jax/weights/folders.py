@@ -81,7 +81,7 @@ _FORMATS = {
 
 _WANTED = (
   f"{hugging_face.SAFETENSORS}, {hugging_face.PICKLE}, {hugging_face.MSGPACK}, "
-  f"{original.CHECKPOINT}.index"
+  f"{hugging_face.FAIRSEQ}, {original.CHECKPOINT}.index"
 )
 
 
@@ -139,7 +139,11 @@ def _find_in(folder: str) -> tuple[str, str]:
     )
   if tables:
     return "tf1", tables[0].removesuffix(".index")
-  for name in (hugging_face.PICKLE, hugging_face.PICKLE_SHARDS):
+  for name in (
+    hugging_face.PICKLE,
+    hugging_face.PICKLE_SHARDS,
+    hugging_face.FAIRSEQ,
+  ):
     if holds(name):
       return "huggingface", os.path.join(folder, name)
   names = ", ".join(sorted(files.list_names(folder))[:8]) or "nothing"

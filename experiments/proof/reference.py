@@ -34,6 +34,7 @@ _EVERY = 50
 _CHANGES = {
   "optim.learning_rate": 2e-3,
   "optim.schedule": "linear",
+  "optim.cooldown_rate": 0.0,
   "optim.warmup_rate": 0.1,
   "model.pooling": "first",
   "data.batch_size": 16,

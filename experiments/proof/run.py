@@ -25,10 +25,11 @@ import sys
 
 from experiments.proof import table
 from experiments.proof import text
+from experiments.proof import tune
 
 MINILM_RATE = 5e-5
 PROBES = {
-  "probe.every_steps": 500,
+  "probe.every_steps": 1000,
   "probe.similarity": "stsb",
   "probe.linear": "sst2",
   "probe.finetune": "sst2,stsb",
@@ -39,11 +40,15 @@ PROBES = {
 
 
 def launch(*arguments: str) -> None:
-  """Runs the launcher in a process of its own, and shows the command."""
+  """Runs the launcher in a process of its own, and shows the command.
+
+  Raises:
+    SystemExit: the command failed or was stopped; it has its exit status.
+  """
   print("\n$ bert-jax " + " ".join(arguments), flush=True)
-  subprocess.run(
-    [sys.executable, "-m", "bert_jax.main", *arguments], check=True
-  )
+  done = subprocess.run([sys.executable, "-m", "bert_jax.main", *arguments])
+  if done.returncode:
+    raise SystemExit(done.returncode)
 
 
 class Stages:
@@ -132,8 +137,7 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--minilm", default="runs/minilm")
   parser.add_argument("--size", default="layers=4,hidden=256")
   parser.add_argument("--steps", type=int, default=20_000)
-  parser.add_argument("--tasks", default="sst2-1k+wnut17+stsb+cola+sst2-8k"
-                      "+mrpc+rte")  # fmt: skip
+  parser.add_argument("--tasks", default="+".join(tune.TASKS))
   parser.add_argument("--results", default="experiments/proof")
   parser.add_argument("--stages", default=",".join(STAGES))
   args = parser.parse_args(argv)

@@ -27,12 +27,12 @@ SEEDS = (0, 1, 2, 3, 4)
 # name: (task, folder of its files, number of labels or 0 for all, epochs)
 TASKS: dict[str, tuple[str, str, int, float]] = {
   "sst2-1k": ("sst2", "glue", 1000, 10.0),
-  "wnut17": ("wnut17", "ner/wnut17", 0, 10.0),
-  "stsb": ("stsb", "glue", 0, 10.0),
-  "cola": ("cola", "glue", 0, 10.0),
-  "sst2-8k": ("sst2", "glue", 8000, 4.0),
-  "mrpc": ("mrpc", "glue", 0, 10.0),
-  "rte": ("rte", "glue", 0, 10.0),
+  "wnut17": ("wnut17", "ner/wnut17", 0, 5.0),
+  "stsb": ("stsb", "glue", 0, 5.0),
+  "cola": ("cola", "glue", 0, 5.0),
+  "sst2-8k": ("sst2", "glue", 8000, 3.0),
+  "mrpc": ("mrpc", "glue", 0, 5.0),
+  "rte": ("rte", "glue", 0, 5.0),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 from bert_jax import command_line
 from bert_jax import main
 from bert_jax.data import summary
+from bert_jax.launching import plans
 from bert_jax.planning import doctor
 from bert_jax.runtime import locks
 from bert_jax.sweeps import costs
@@ -207,7 +208,7 @@ def test_a_plan_is_asked_for_by_the_config_alone(monkeypatch):
     asked.append(command)
     raise costs.sweep.SweepError("stopped here")
 
-  monkeypatch.setattr(costs.subprocess, "run", run)
+  monkeypatch.setattr(plans.subprocess, "run", run)
   with pytest.raises(costs.sweep.SweepError, match="stopped here"):
     costs.make_plan(config, "v5e:2x2")
   ((_, _, module, *rest),) = asked

@@ -83,7 +83,8 @@ ALLOWED = {
   "data/tokenizers/layouts.py": ({"pathlib.Path"}, "of a local copy"),
   "weights/hugging_face.py": ({"safe_open"}, "of a local copy"),
   "weights/tf_checkpoint.py": ({"np.fromfile"}, "of a local copy"),
-  "sweeps/costs.py": ({"tempfile.TemporaryDirectory"}, "of this machine"),
+  "launching/plans.py": ({"tempfile.TemporaryDirectory"}, "of this machine"),
+  "launching/launch.py": ({"shutil.which"}, "finds a program"),
   "sweeps/running.py": ({"tempfile.TemporaryFile"}, "uploaded at the end"),
 }
 # Functions that touch files, by module; () = all of them.

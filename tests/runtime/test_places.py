@@ -343,3 +343,21 @@ def test_appended_lines_are_uploaded_at_intervals(bucket, monkeypatch):
       break
     threading.Event().wait(0.05)
   assert buckets.read(f"{bucket}/log") == b"1\n"
+
+
+def test_no_package_of_buckets_is_imported_for_local_paths(tmp_path):
+  program = (
+    "import sys\n"
+    "from bert_jax import main\n"
+    "from bert_jax.runtime import files, locks\n"
+    "files.write_text(sys.argv[1] + '/x', 'x')\n"
+    "with locks.lock(sys.argv[1]):\n"
+    "  files.local(sys.argv[1] + '/x')\n"
+    "print({'fsspec', 'gcsfs', 'google.cloud', 'requests'} & {*sys.modules})\n"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", program, str(tmp_path)],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  assert done.stdout.strip() == "set()"

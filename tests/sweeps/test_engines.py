@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from bert_jax.launching import jobs
+from bert_jax.launching import slurm
 from bert_jax.sweeps import engines
 from bert_jax.sweeps import running
 from bert_jax.sweeps import sweep
@@ -38,15 +40,15 @@ def test_a_workload_of_xpk_starts_again_after_a_preemption(trials):
   command = engines.xpk_command(trials[0], XPK)
   assert command[:3] == ["xpk", "workload", "create"]
   options = dict(part.removeprefix("--").split("=", 1) for part in command[3:])
-  assert options.pop("restart-on-exit-codes") == "75,69"
+  assert options.pop("restart-on-exit-codes") == "69,75"
   assert int(options.pop("max-restarts")) > 0
   inner = shlex.split(options.pop("command"))
   assert inner == ["bert-jax", *trials[0].arguments()]
   name = options.pop("workload")
   assert options == {k: str(v) for k, v in XPK.items()}
   assert re.fullmatch("[a-z][-a-z0-9]*[a-z0-9]", name) and len(name) <= 40
-  names = {engines.workload_name(one.name) for one in trials}
-  names |= {engines.workload_name("x" * 200), engines.workload_name("é=ü")}
+  names = {jobs.name_of(one.name) for one in trials}
+  names |= {jobs.name_of("x" * 200), jobs.name_of("é=ü")}
   assert len(names) == len(trials) + 2
   assert all(re.fullmatch("[a-z][-a-z0-9]*[a-z0-9]", n) for n in names)
   assert all(len(n) <= 40 for n in names)
@@ -86,7 +88,7 @@ def fake_launcher(monkeypatch, code):
     workdir = command[-1].removeprefix("--workdir=")
     return POPEN([sys.executable, "-c", code, workdir], **kwargs)
 
-  monkeypatch.setattr(engines.subprocess, "Popen", start)
+  monkeypatch.setattr(slurm.subprocess, "Popen", start)
 
 
 def test_a_trial_goes_on_until_it_is_done_or_fails(
@@ -98,11 +100,11 @@ def test_a_trial_goes_on_until_it_is_done_or_fails(
     f" sys.exit([75, 69, 0][len(open({str(path)!r}).read()) - 1])"
   )
   fake_launcher(monkeypatch, code)
-  assert engines.Training(trials[0].arguments())() == 0
+  assert slurm.Training(trials[0].arguments())() == 0
   assert path.read_text() == "xxx"
   fake_launcher(monkeypatch, "import sys; sys.exit(2)")
-  with pytest.raises(running.FailedError, match="status 2 of --workdir="):
-    engines.Training(trials[0].arguments())()
+  with pytest.raises(slurm.FailedError, match="status 2 of --workdir="):
+    slurm.Training(trials[0].arguments())()
 
 
 def test_a_preempted_trial_saves_and_is_queued_again(
@@ -118,7 +120,7 @@ def test_a_preempted_trial_saves_and_is_queued_again(
     "time.sleep(60)"
   )
   fake_launcher(monkeypatch, code)
-  training = engines.Training(trials[0].arguments())
+  training = slurm.Training(trials[0].arguments())
   found = []
 
   def interrupt(*_):  # where submitit calls it: while the trial is waited for
@@ -158,9 +160,9 @@ def test_submitit_runs_real_trials_on_this_machine(
 
   trials, workdir = sweep_folders.make_trials(finished_run, tmp_path)
   monkeypatch.chdir(sweep_folders.ROOT)
-  jobs = engines.submit(trials, workdir, {"timeout_min": 5}, cluster="local")
-  assert len(jobs) == 1  # the other is done
-  assert jobs[0].result() == 0
+  queued = engines.submit(trials, workdir, {"timeout_min": 5}, cluster="local")
+  assert len(queued) == 1  # the other is done
+  assert queued[0].result() == 0
   assert all(one.is_done() for one in trials)
   assert engines.submit(trials, workdir, {}, cluster="local") == []
   with pytest.raises(sweep.SweepError, match="submitit: .*no_such_thing"):

@@ -54,6 +54,10 @@ def config(tmp_path_factory, prepared):
   c.probe.dir = _write_tasks(tmp_path_factory.mktemp("tasks"))
   c.probe.similarity = ("stsb",)
   c.probe.linear = ("sst2",)
+  # A fine-tuning has an optimizer of its own.
+  c.optim.name = "muon"
+  c.optim.schedule = "trapezoid"
+  c.optim.cooldown_rate = 0.25
   return c
 
 

@@ -1,0 +1,1 @@
+"""Jobs sent to machines of others: what they are sent, and how they fare."""

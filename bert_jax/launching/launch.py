@@ -1,0 +1,305 @@
+"""Sends a job to an engine: `bert-jax launch`.
+
+Whatever can be known to fail is refused before anything is sent: names that
+Kubernetes does not accept, slices that do not exist, files that the hosts do
+not see, a training that does not fit the memory.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import logging
+import os
+import re
+import shlex
+import shutil
+from typing import Any
+
+from bert_jax.launching import engines
+from bert_jax.launching import jobs
+from bert_jax.launching import plans
+from bert_jax.runtime import config_files
+from bert_jax.runtime import files
+
+_log = logging.getLogger(__name__)
+
+AUTO, NONE = "auto", "none"
+ACTIONS = ("status", "logs", "stop")
+_SCHEME = re.compile(r"(gs|s3)://([^/,:]*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """The command of `bert-jax` that a job runs, read as the hosts will read it.
+
+  Attributes:
+    mode: its mode.
+    arguments: its arguments, the mode among them.
+    config: its config; None = it has none.
+    config_arguments: the arguments --config and --config.KEY among them.
+    kept: the paths that it writes, by flag.
+    read: the paths that it reads, by flag or key.
+  """
+
+  mode: str
+  arguments: tuple[str, ...]
+  config: Any
+  config_arguments: tuple[str, ...]
+  kept: Mapping[str, str]
+  read: Mapping[str, str]
+
+
+def find_engine(name: str) -> engines.Engine:
+  """Returns the engine of that name; raises LaunchError if there is none."""
+  if name not in engines.ENGINES:
+    known = ", ".join(f"--engine={known}" for known in engines.ENGINES)
+    raise jobs.LaunchError(f"launch needs an engine: {known}")
+  return engines.ENGINES[name]
+
+
+def read_settings(
+  engine: str, flags: Mapping[str, Any], pairs: Sequence[str]
+) -> dict[str, Any]:
+  """Returns the settings of an engine.
+
+  Args:
+    engine: the name of the engine.
+    flags: the values of the flags that were given, of those in jobs.FLAGS.
+    pairs: the values of --set, NAME=VALUE.
+
+  Raises:
+    jobs.LaunchError: the engine does not take a flag, or a pair is none.
+  """
+  row, found = find_engine(engine), {}
+  for name, value in flags.items():
+    if name not in row.flags:
+      takers = [n for n, e in engines.ENGINES.items() if name in e.flags]
+      raise jobs.LaunchError(
+        f"--{name} is for --engine={', '.join(takers)}, not for {engine}"
+      )
+    found[row.flags[name]] = value
+  for pair in pairs:
+    name, equals, value = pair.partition("=")
+    if not equals or not re.fullmatch(r"[a-z][\w-]*", name):
+      raise jobs.LaunchError(f"--set={pair} is not --set=NAME=VALUE")
+    for flag, own in row.flags.items():
+      if name in (flag, own):
+        raise jobs.LaunchError(f"give --{flag}= in place of --set={name}=")
+    if name in found:
+      raise jobs.LaunchError(f"--set={name}= is given twice")
+    found[name] = value
+  return found
+
+
+def act(engine: str, action: str, job: jobs.Job) -> None:
+  """Shows how a job fares, shows its messages, or ends it.
+
+  Raises:
+    jobs.LaunchError: the engine cannot do that, or it failed.
+  """
+  row = find_engine(engine)
+  jobs.check_name(job.name)
+  if action == "status":
+    print(row.status(job))
+  elif action == "stop":
+    jobs.run(row.stop(job), shows=True)
+  elif row.logs is None:
+    raise jobs.LaunchError(
+      f"engine {engine} has no logs of its own; where the workdir is a bucket, "
+      "bert-jax report --input=WORKDIR shows how the run fares, and kubectl "
+      f"logs -l jobset.sigs.k8s.io/jobset-name={job.name} its messages"
+    )
+  else:
+    jobs.run(row.logs(job), shows=True)
+
+
+def make_job(
+  engine: str,
+  name: str,
+  command: Command,
+  topology: str | None,
+  num_slices: int,
+  settings: Mapping[str, Any],
+) -> jobs.Job:
+  """Returns a job, after checking all that can be checked on this machine.
+
+  Args:
+    engine: the name of the engine.
+    name: the name of the job.
+    command: what the job runs.
+    topology: the TPU slice, such as v5e:4x4; None = no TPU.
+    num_slices: the number of slices.
+    settings: from `read_settings`.
+
+  Raises:
+    jobs.LaunchError: the job could not run there.
+  """
+  row = find_engine(engine)
+  jobs.check_name(name)
+  check_paths(command, row.shares_files)
+  trains = command.mode != "prepare"
+  if topology and not row.runs_tpus:
+    raise jobs.LaunchError(
+      f"--topology is for TPU slices; of engine {engine}, --set names the "
+      "machines, such as --set=slurm_gres=gpu:4"
+    )
+  if topology and not trains:
+    raise jobs.LaunchError(
+      f"{command.mode} computes without a TPU; leave out --topology"
+    )
+  if row.runs_tpus and trains and not topology:
+    raise jobs.LaunchError(
+      f"{command.mode} on engine {engine} needs --topology, such as v5e:4x4"
+    )
+  found = jobs.read_topology(topology, num_slices) if topology else None
+  job = jobs.Job(name, command.arguments, found, num_slices, settings)
+  if num_slices != 1 and not found:
+    raise jobs.LaunchError("--num_slices is the number of slices of --topology")
+  if command.mode == "sweep" and job.num_hosts * num_slices > 1:
+    raise jobs.LaunchError(
+      f"a sweep as one job runs its trials on one host, and {topology} has "
+      f"{job.num_hosts}; give a slice of one host, or send each trial as a job "
+      f"of its own: bert-jax sweep --engine={engine}"
+    )
+  row.render(job)  # raises if a setting is missing or wrong
+  return job
+
+
+def check_paths(command: Command, shares_files: bool) -> None:
+  """Checks that the hosts would see the files of a job.
+
+  Args:
+    command: what the job runs.
+    shares_files: whether the hosts see the folders of this machine.
+
+  Raises:
+    jobs.LaunchError: they would not; the message names the path.
+  """
+  for key, path in {**command.kept, **command.read}.items():
+    flag, is_kept = key.partition(" of ")[0], key in command.kept
+    if "://" in path or (shares_files and os.path.isabs(path)):
+      continue
+    if shares_files:
+      raise jobs.LaunchError(
+        f"{flag}={path} is a relative path; the hosts may start elsewhere, so "
+        f"give {files.absolute(path)}"
+      )
+    if is_kept or files.exists(path):
+      raise jobs.LaunchError(
+        f"{flag}={path} is a path of this machine, which the hosts do not see; "
+        "give a path of a bucket, such as gs://BUCKET/"
+        f"{os.path.basename(path.rstrip('/'))}"
+        + ("" if is_kept else f", after gcloud storage cp -r {path} there")
+      )
+  given = command.config_arguments[:1]
+  name = given[0].removeprefix("--config=").partition(":")[0] if given else ""
+  if name.endswith(".py") and not shares_files and _is_own(name):
+    raise jobs.LaunchError(
+      f"--config={name} is a file of this machine, which the image does not "
+      "have; use a shipped config with --config.KEY=VALUE, or put the file "
+      "into the folder configs before you build the image, and give its name"
+    )
+
+
+def _is_own(name: str) -> bool:
+  """Returns whether a config file is not one that images have."""
+  known = {files.real(str(one)) for one in config_files.shipped().values()}
+  return files.exists(name) and files.real(name) not in known
+
+
+def check_buckets(paths: Iterable[str]) -> None:
+  """Checks that buckets of Google's storage exist and can be read.
+
+  Args:
+    paths: the paths of a job, of which those in buckets are looked at.
+
+  Raises:
+    jobs.LaunchError: there is no such bucket, or this account has no rights.
+  """
+  found = {m[2] for p in paths for m in _SCHEME.finditer(p) if m[1] == "gs"}
+  if not found:
+    return
+  if not shutil.which("gcloud"):
+    _log.info("gcloud is not installed: the buckets are not checked")
+    return
+  for bucket in sorted(found):
+    look = ["gcloud", "storage", "buckets", "describe", f"gs://{bucket}"]
+    try:
+      jobs.run([*look, "--format=value(name)"])
+    except jobs.LaunchError as error:
+      raise jobs.LaunchError(
+        f"the bucket gs://{bucket} is not there, or this account may not see "
+        f"it: {error}; gcloud storage buckets create gs://{bucket} "
+        "--location=REGION makes it, in the region of the TPUs; gcloud auth "
+        "login says who you are"
+      ) from error
+
+
+def show_plan(command: Command, job: jobs.Job, wanted: str) -> None:
+  """Shows the plan of a training, made if there is none.
+
+  Args:
+    command: what the job runs.
+    job: the job.
+    wanted: the value of --plan: "auto", "none", or the file of a plan.
+
+  Raises:
+    plans.PlanError: the training does not fit, or no plan can be made.
+  """
+  if command.mode != "train" or job.topology is None:
+    if wanted not in (AUTO, NONE):
+      raise plans.PlanError("--plan is for a training on TPU slices")
+    return
+  if wanted == NONE:
+    _log.info("no plan was made: whether the training fits is not known")
+    return
+  where = (job.topology.name, job.num_slices)
+  if wanted == AUTO:
+    if command.config is None:
+      raise plans.PlanError(
+        "the plan of a training needs --config; without it give --plan=FILE, "
+        "or --plan=none"
+      )
+    _log.info("looking for the plan; to make one takes minutes")
+    # The examples may lie where only the hosts can read them.
+    plan, source = plans.find_or_make(
+      [a for a in command.config_arguments if not _names_a_bucket(a)],
+      command.config,
+      *where,
+    )
+  else:
+    plan, source = plans.read(wanted, *where), f"read from {wanted}"
+  _log.info("plan, %s:\n%s", source, plans.describe(plan))
+
+
+def _names_a_bucket(argument: str) -> bool:
+  return argument.startswith("--config.") and "://" in argument
+
+
+def send(
+  engine: str, command: Command, job: jobs.Job, plan: str, is_dry: bool
+) -> None:
+  """Sends a job, or prints exactly what would be sent.
+
+  Args:
+    engine: the name of the engine.
+    command: what the job runs.
+    job: from `make_job`.
+    plan: see `show_plan`.
+    is_dry: whether nothing is sent.
+  """
+  row = find_engine(engine)
+  show_plan(command, job, plan)
+  if is_dry or row.send is None:
+    print(row.render(job), end="")
+    return
+  check_buckets([*command.kept.values(), *command.read.values()])
+  print(row.send(job))
+  place = [f"--engine={engine}", f"--name={job.name}"]
+  keys = {own: flag for flag, own in row.flags.items()}
+  for name in ("cluster", "project", "zone", "namespace", "context", "folder"):
+    if value := job.settings.get(name):
+      flag = f"--{keys[name]}" if name in keys else f"--set={name}"
+      place.append(f"{flag}={value}")
+  for action in ACTIONS:
+    if action != "logs" or row.logs:
+      print(f"  bert-jax launch {action} {shlex.join(place)}")

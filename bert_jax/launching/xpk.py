@@ -1,0 +1,98 @@
+"""Runs jobs on TPU slices of GKE by xpk, one workload a job.
+
+Xpk (the extra `xpk`) makes a JobSet much like that of gke.py, and names the
+slice, the cluster and the image by its own options. Beside the statuses named
+here it always starts a job again after 42 and after 127 to 255.
+
+Source: xpk 1.16, `xpk workload create --help` and commands/workload.py.
+"""
+
+from collections.abc import Mapping, Sequence
+import shlex
+from typing import Any
+
+from bert_jax.launching import jobs
+
+# Options of `xpk workload create` that have no default and that the job does
+# not determine.
+REQUIRED = ("cluster", "tpu-type", "docker-image")
+
+
+def create(
+  name: str, arguments: Sequence[str], options: Mapping[str, Any]
+) -> list[str]:
+  """Returns the command that makes GKE run a job on TPU slices.
+
+  Args:
+    name: the name of the workload.
+    arguments: the arguments of `bert-jax`.
+    options: options of `xpk workload create`, among them those of REQUIRED;
+      they replace those that are set here.
+  """
+  given = {
+    "workload": name,
+    "num-slices": 1,
+    "max-restarts": jobs.MAX_RESTARTS,
+    "restart-on-exit-codes": ",".join(map(str, jobs.RESTART_STATUSES)),
+  } | dict(options)
+  return [
+    "xpk", "workload", "create",
+    *(f"--{option}={value}" for option, value in given.items()),
+    f"--command={shlex.join(['bert-jax', *arguments])}",
+  ]  # fmt: skip
+
+
+def command(job: jobs.Job) -> list[str]:
+  """Returns the command that sends a job.
+
+  Raises:
+    jobs.LaunchError: a required setting is missing, or there is no slice.
+  """
+  if job.topology is None:
+    raise jobs.LaunchError(
+      "engine xpk runs jobs on TPU slices; give --topology, or use --engine=gke"
+    )
+  options = {"tpu-type": _tpu_type(job), "num-slices": job.num_slices}
+  options |= job.settings
+  for name, flag in (("cluster", "--cluster="), ("docker-image", "--image=")):
+    if not options.get(name):
+      raise jobs.LaunchError(f"engine xpk needs {flag}")
+  return create(job.name, job.arguments, options)
+
+
+def _tpu_type(job: jobs.Job) -> str:
+  """Returns xpk's name of a slice, such as "v5litepod-4x4".
+
+  The form with a number of cores leaves open which of several shapes is meant.
+  """
+  assert job.topology is not None
+  return f"{job.topology.chip.slice_name}-{job.topology.sides}"
+
+
+def render(job: jobs.Job) -> str:
+  """Returns the command that sends a job, as text."""
+  return shlex.join(command(job)) + "\n"
+
+
+def send(job: jobs.Job) -> str:
+  """Sends a job; xpk's own messages are shown. Raises LaunchError."""
+  jobs.run(command(job), shows=True)
+  return f"sent {job.name}"
+
+
+def _place(job: jobs.Job) -> list[str]:
+  """Returns the options that say which cluster a job is on."""
+  names = ("cluster", "project", "zone")
+  return [f"--{n}={job.settings[n]}" for n in names if job.settings.get(n)]
+
+
+def status(job: jobs.Job) -> str:
+  """Returns what xpk knows about a job."""
+  read = ["xpk", "workload", "list", *_place(job)]
+  return jobs.run([*read, f"--filter-by-job={job.name}"]).rstrip()
+
+
+def stop(job: jobs.Job) -> list[str]:
+  """Returns the command that ends a job."""
+  delete = ["xpk", "workload", "delete", *_place(job)]
+  return [*delete, f"--workload={job.name}", "--force"]
