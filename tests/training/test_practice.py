@@ -1,6 +1,7 @@
 """Keys of fine-tuning: rates by place, frozen layers, losses, when to stop."""
 
 import functools
+import json
 import types
 
 import jax
@@ -409,3 +410,56 @@ def test_stopped_and_resumed_early_stopping_is_bit_equal(make_config, tmp_path):
     weights.read(whole).params,
     weights.read(parts).params,
   )
+
+
+@pytest.mark.slow
+def test_long_texts_are_predicted_as_they_are_evaluated(make_config, tmp_path):
+  from bert_jax.prediction import predict
+  from configs import predict as predict_config
+
+  config = make_config(
+    train__num_epochs=1.0, data__seq_len=5, task__long_texts="mean",
+    task__doc_stride=2, task__temperature=2.0,
+  )  # fmt: skip
+  run = str(tmp_path / "run")
+  train.train(config, run)
+  config.task.predict_splits = ("validation",)
+  config.eval.bootstrap = 50
+  found = evaluate.evaluate(config, run, None)
+  for name in ("accuracy", "macro_f1"):
+    low, high = (found[f"eval/{name}_{end}"] for end in ("low", "high"))
+    assert low <= found[f"eval/{name}"] <= high and low < high
+  path = tmp_path / "run/predictions/my-classify-validation.jsonl"
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  texts = [
+    json.loads(line)
+    for line in (tmp_path / "validation.jsonl").read_text().splitlines()
+  ]
+  predictor = predict.Predictor.load(run, predict_config.get_config())
+  answers = list(predictor(texts))
+  assert len(answers) == len(rows) == 40
+  for row, answer in zip(rows, answers, strict=True):
+    assert row["label"] == answer["label"] and "truncated" not in answer
+    for label, value in row["probabilities"].items():
+      assert answer["scores"][label] == pytest.approx(value, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_folds_are_scored_together(make_config, tmp_path):
+  from experiments.folds import pool
+
+  runs_of_folds = []
+  for fold in range(2):
+    config = make_config(
+      train__num_epochs=4.0, task__num_folds=2, task__fold=fold
+    )
+    config.task.files.validation = ""
+    runs_of_folds.append(str(tmp_path / f"fold-{fold}"))
+    train.train(config, runs_of_folds[-1])
+  found = pool.pool(runs_of_folds)
+  each = [
+    metrics_log.read_metrics(run)[-1]["eval/accuracy"] for run in runs_of_folds
+  ]
+  assert found["accuracy"] == pytest.approx(np.mean(each), abs=0.02)
+  with pytest.raises(ValueError, match="each fold once"):
+    pool.pool(runs_of_folds[:1])
