@@ -9,7 +9,7 @@ each length are drawn anew. The masks of an example in an epoch are the same
 with and without packing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import logging
 import os
 import threading
@@ -28,6 +28,7 @@ from bert_jax.data.store import verification
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.runtime import files
+from bert_jax.runtime import phases
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class PretrainBatches:
     batch_size: int,
     num_steps: int | None = None,
     max_examples: int = 0,
-    rows: np.ndarray | None = None,
+    rows: np.ndarray | Callable[[int], np.ndarray] | None = None,
   ):
     """Opens prepared data.
 
@@ -80,13 +81,15 @@ class PretrainBatches:
         is padded with rows of weight 0.
       max_examples: the most examples of that epoch; 0 means all. They are the
         same with and without packing.
-      rows: the rows of the B that this host makes; None means all.
+      rows: the rows of the B that this host makes, or a function that returns
+        them for any B; None means all.
 
     Raises:
       records.DataError: The data is missing, damaged or has other settings.
       ValueError: data.max_sequences is out of range.
     """
     masking.check_max_sequences(data)
+    masking.check_ngrams(data)
     if not data.dir:
       raise records.DataError(
         "data.dir is not set; give --config.data.dir=DATA, a folder made by "
@@ -100,7 +103,16 @@ class PretrainBatches:
     self._order: Any = orders.Order(total, seed)
     self._seed = seed
     self._batch_size = batch_size
-    self._rows = np.arange(batch_size) if rows is None else rows
+    self._rows_of = rows if callable(rows) else lambda size: rows
+    if rows is None:
+      self._rows_of = np.arange
+    # Evaluations have one batch size, and begin with the first row.
+    self._sizes = [(0, 2**62, batch_size)]
+    self._first = 0
+    if num_steps is not None:
+      *growing, (first, count, _) = phases.batch_sizes(data)
+      self._sizes = [*growing, (first, count, batch_size)]
+      self._first = data.first_row
     self._slots = masking.num_slots(
       data.seq_len, data.mask_rate, data.max_predictions
     )
@@ -124,7 +136,7 @@ class PretrainBatches:
         self._limit = len(table)
       num_steps = -(-self._limit // batch_size)
     else:
-      self._limit = num_steps * batch_size
+      self._limit = self._start(num_steps)
       if self._packed:
         name = records.examples_name(data)
         index = indexes.LengthIndex(data.dir, name, split)
@@ -157,16 +169,46 @@ class PretrainBatches:
     table[layout.row, layout.slot] = ids
     return table
 
+  def _start(self, step: int) -> int:
+    """Returns the place of the first row of a step in the order of all rows."""
+    return self._first + sum(
+      min(max(step - first, 0), count) * size
+      for first, count, size in self._sizes
+    )
+
+  def _size(self, step: int) -> int:
+    """Returns the number of rows of a step, over all hosts."""
+    return self._start(step + 1) - self._start(step)
+
   def examples(self, step: int) -> list[list[int]]:
     """Returns the example numbers of a step, over all hosts, row by row."""
-    places = step * self._batch_size + np.arange(self._batch_size)
-    ids = self._order(places[places < self._limit])[0]
+    places = self.places(step)
+    return self.examples_at(places[places < self._limit])
+
+  def examples_at(self, places: np.ndarray) -> list[list[int]]:
+    """Returns the example numbers of the rows at positions in the order."""
+    ids = self._order(places)[0]
     rows = ids.reshape(len(ids), -1).tolist()
     return [[i for i in row if i >= 0] for row in rows]
 
   def __getitem__(self, step: int) -> Batch:
-    places = step * self._batch_size + self._rows
-    real = places < self._limit
+    places = self.own_places(step)
+    return self._rows_at(places, places < self._limit)
+
+  def places(self, step: int) -> np.ndarray:
+    """Returns the positions in the order of the rows of a step."""
+    return self._start(step) + np.arange(self._size(step))
+
+  def own_places(self, step: int) -> np.ndarray:
+    """Returns the positions of those rows of a step that this host makes."""
+    return self._start(step) + self._rows_of(self._size(step))
+
+  def rows_at(self, places: np.ndarray) -> Batch:
+    """Returns the batch of the rows at any positions in the order."""
+    return self._rows_at(places, np.ones(len(places), bool))
+
+  def _rows_at(self, places: np.ndarray, real: np.ndarray) -> Batch:
+    """Makes a batch in which only the rows at real positions count."""
     ids, epochs = self._order(np.where(real, places, 0))
     if self._data.static_masks:
       epochs = np.zeros_like(epochs)
@@ -259,6 +301,7 @@ class PretrainBatches:
       random_token_rate=self._data.random_token_rate,
       continues_word=self._continues_word,
       word_marks=marks,
+      most_words=self._data.mask_ngrams,
     )
     names = ("input_ids", "masked_positions", "masked_ids", "masked_weights")
     return batch | dict(zip(names, masked, strict=True))

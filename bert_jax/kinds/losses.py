@@ -258,6 +258,48 @@ def span_cross_entropy(
   return total, jnp.sum(weights.astype(jnp.float32))
 
 
+def distillation(
+  scores: jax.Array, teacher: jax.Array, weights: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted sum of T^2 KL(teacher || scores), and the weight.
+
+  Both softmaxes are of scores / T; T^2 keeps the size of the gradient.
+
+  Args:
+    scores: [..., K], of the student.
+    teacher: [..., K].
+    weights: [...].
+    temperature: T.
+
+  Source: arXiv:1503.02531, section 2.
+  """
+  ours, theirs = (
+    jax.nn.log_softmax(x.astype(jnp.float32) / temperature)
+    for x in (scores, teacher)
+  )
+  divergence = jnp.sum(jnp.exp(theirs) * (theirs - ours), -1)
+  weights = weights.astype(jnp.float32)
+  return temperature**2 * jnp.sum(divergence * weights), jnp.sum(weights)
+
+
+def cosine_distance(
+  x: jax.Array, y: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted sum of 1 - cosine of vectors, and the weight.
+
+  Args:
+    x: [..., D].
+    y: [..., D].
+    weights: [...].
+  """
+  x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+  product = jnp.sum(x * y, -1)
+  squares = jnp.sum(x * x, -1) * jnp.sum(y * y, -1)
+  weights = weights.astype(jnp.float32)
+  distance = 1 - product * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+  return jnp.sum(distance * weights), jnp.sum(weights)
+
+
 def mean(sum_: jax.Array, weight: jax.Array) -> jax.Array:
   """Returns sum / weight, or 0 with a gradient of 0 if the weight is 0.
 

@@ -420,6 +420,21 @@ class Data(Group):
   dir: str = of_host(None, is_path=True)
   """Folder of prepared data, written by bert-jax prepare."""
 
+  mixture: tuple[str, ...] = of_host((), since="0.3.0", before=[])
+  """Pre-training: folders of more prepared data, with the same vocabulary. Rows
+  come from data.dir and from these in the proportions of mixture_weights.
+  Evaluations report the loss on each."""
+
+  mixture_weights: tuple[float, ...] = of_run(
+    (), 0.0, _FLOAT, since="0.3.0", before=[]
+  )
+  """The weight of data.dir and of each folder of data.mixture in the rows; () =
+  their numbers of tokens."""
+
+  mixture_power: float = of_run(1.0, 0.0, 1.0, since="0.3.0", before=1.0)
+  """The power to which the weights are raised: below 1, small texts get a
+  larger share (temperature sampling; 0.7 is usual for languages)."""
+
   verify: str = of_session("once", choices=("once", "always", "never"))
   """When to verify the checksums of data files at the start: "once"
   (DATA/.verified.json lists the verified files), "always" or "never"."""
@@ -434,14 +449,33 @@ class Data(Group):
   data is this times the step: a run that changes it skips or repeats
   examples."""
 
+  batch_warmup_sizes: tuple[int, ...] = of_run(
+    (), 1, _PIECES, since="0.3.0", before=[]
+  )
+  """Pre-training: the rows of a step in the first steps of the run, such as
+  64,128,192 before a batch_size of 256. Each size is for an equal part of
+  batch_warmup_steps, and compiles a program of its own."""
+
+  batch_warmup_steps: int = of_run(0, 0, _INT32, since="0.3.0", before=0)
+  """Pre-training: the number of steps with the sizes of batch_warmup_sizes."""
+
+  first_row: int = of_run(0, 0, 2**48, since="0.3.0", before=0)
+  """Pre-training: how many rows of the order of the examples to skip, because
+  an earlier run has used them."""
+
   max_sequences: int = of_run(1, 1, _LEN, before=1)
   """Pre-training: the largest number of sequences in a row. Tokens attend only
   to their own sequence. 1 = one padded sequence in a row. 8 sequences of
   Wikipedia fill 99 % of a row of 512 tokens."""
 
-  pairing: str = of_run("pairs", choices=("pairs", "full_sentences"))
+  pairing: str = of_run(
+    "pairs", choices=("pairs", "full_sentences", "documents", "ordered_pairs")
+  )
   """The kind of pre-training examples. "pairs": two segments, for next-sentence
-  prediction. "full_sentences": one continuous text, without that task."""
+  prediction. "full_sentences": one continuous text, without that task, which
+  may cross the end of a document. "documents": the same within one document;
+  max_sequences fills rows with several. "ordered_pairs": two segments of one
+  text, in its order or swapped, for sentence-order prediction."""
 
   dupe_factor: int = of_run(10, 1, 10**6)
   """Passes over the corpus, each with other pairs of segments."""
@@ -468,6 +502,10 @@ class Data(Group):
   whole_word: bool = of_run(False)
   """Whether to predict whole words instead of single pieces. Chinese needs
   prepare.segmenter, which says where words begin."""
+
+  mask_ngrams: int = of_run(1, 1, 100, since="0.3.0", before=1)
+  """With whole_word: the most neighboring words to predict together. A run of n
+  words is drawn in proportion to 1 / n; ALBERT has 3."""
 
   static_masks: bool = of_run(False)
   """Whether every epoch has the same masks."""
@@ -742,6 +780,16 @@ class Prepare(Group):
   """Seed of the choice of these documents. The choice depends only on the text
   of a document."""
 
+  duplicates: str = of_session(
+    "keep",
+    choices=("keep", "drop_equal", "drop_near"),
+    since="0.3.0",
+    before="keep",
+  )
+  """What to do with documents that repeat an earlier one. "keep" them;
+  "drop_equal": leave out those with the same words; "drop_near": also those
+  that share 80 % of their runs of five words, by MinHash (extra "dedup")."""
+
   held_out_input: str = of_session("", since="0.3.0", before="")
   """Files, globs or folders, separated by commas, of text of which every
   document is kept apart for evaluation, besides the share of the input."""
@@ -832,8 +880,14 @@ class Train(Group):
   total_steps: int = of_run(1_000_000, 0, _INT32, can_change=True)
   """The number of optimizer steps, after which the schedule ends."""
 
+  phases: tuple[str, ...] = of_run((), since="0.3.0", before=[])
+  """Pre-training in phases, one after another: for each a text of its name and
+  the keys in which it differs, such as "longer data.seq_len=1024
+  train.total_steps=800 model.rope_theta=160000". A phase starts from the
+  weights and moments of the one before it. () = one phase."""
+
   num_epochs: float = of_run(0.0, 0.0, 1e9, can_change=True)
-  """Tasks: passes over the examples. An example counts once even if it has
+  """Passes over the examples. An example of a task counts once even if it has
   several windows, as in the original code. 0 = use total_steps."""
 
   log_every_steps: int = of_session(100, 1, _INT32)
@@ -868,6 +922,15 @@ class Train(Group):
   """Several processes: the job ends, so that it can be started again, if for so
   many seconds it finishes no step, batch of an evaluation, save or restore; 0 =
   no limit. The longest of these, including compiling, must be shorter."""
+
+  export: str = of_session(
+    "",
+    choices=("", "same", "huggingface", "flax", "tf1"),
+    since="0.3.0",
+    before="",
+  )
+  """After the last step, also write the weights to WORKDIR/export in this
+  format. "same": that of init_from. "" = write none."""
 
   profile_steps: tuple[int, ...] = of_session((), before=[])
   """The first and last step of a trace for TensorBoard's profiler; () = no
@@ -911,6 +974,9 @@ class Eval(Group):
   """Epochs from one evaluation to the next, rounded to whole steps, instead of
   eval.every_steps; 0 = as eval.every_steps says."""
 
+  at_start: bool = of_session(False, since="0.3.0", before=False)
+  """Whether to evaluate also before the first step."""
+
   batch_size: int = of_session(256, 1, _PIECES)
   """Rows in a batch of an evaluation."""
 
@@ -918,8 +984,72 @@ class Eval(Group):
   """Tasks, by bert-jax evaluate: how often the examples are drawn with
   replacement, for an interval of 95 % around each score; 0 = no intervals."""
 
+  mask_rate: float = of_session(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
+  """Pre-training: the share of the tokens of a sequence to predict in an
+  evaluation; 0 = data.mask_rate. Losses at different rates do not compare."""
+
   max_examples: int = of_session(10_000, 0, _INT32)
   """How many held-out examples to evaluate; 0 = all."""
+
+
+class Distill(Group):
+  """What objective=distill learns from a teacher."""
+
+  teacher: str = of_run("", since="0.3.0", before="", is_path=True)
+  """The teacher: a model in any format with a head for masked words, or its
+  name on the hub."""
+
+  temperature: float = of_run(2.0, 1e-3, _FLOAT, since="0.3.0", before=2.0)
+  """The number by which the scores of words are divided when both are
+  compared."""
+
+  soft_weight: float = of_run(5.0, 0.0, _FLOAT, since="0.3.0", before=5.0)
+  """The factor of the divergence from the teacher's words."""
+
+  mlm_weight: float = of_run(2.0, 0.0, _FLOAT, since="0.3.0", before=2.0)
+  """The factor of the loss of masked words."""
+
+  cosine_weight: float = of_run(1.0, 0.0, _FLOAT, since="0.3.0", before=1.0)
+  """The factor of the cosine distance of the last hidden states; 0 = leave it
+  out, for a student of another width."""
+
+  positions: str = of_run(
+    "all", choices=("all", "masked"), since="0.3.0", before="all"
+  )
+  """Where words are compared: at "all" tokens, as DistilBERT, or at the
+  "masked" ones, which takes a fraction of the memory."""
+
+  teacher_dtype: str = of_run(
+    "float32",
+    choices=("float32", "bfloat16"),
+    since="0.3.0",
+    before="float32",
+  )
+  """The number format of the teacher and of its computations."""
+
+
+class Generator(Group):
+  """The generator of objective=rtd, which is trained beside the model."""
+
+  width_rate: float = of_run(0.25, 0.0, 1.0, since="0.3.0", before=0.25)
+  """Its heads, hidden size and MLP as a share of those of the model."""
+
+  depth_rate: float = of_run(1.0, 0.0, 1.0, since="0.3.0", before=1.0)
+  """Its layers as a share of those of the model."""
+
+  sharing: str = of_run(
+    "embeddings",
+    choices=("embeddings", "disentangled", "none"),
+    since="0.3.0",
+    before="embeddings",
+  )
+  """What both models share. "embeddings": all tables of the embeddings, and
+  their norm, as in ELECTRA. "disentangled": the word table of the generator,
+  which the model does not train and adds a table of its own to, as in
+  DeBERTa-v3. "none": nothing."""
+
+  rtd_weight: float = of_run(50.0, 0.0, _FLOAT, since="0.3.0", before=50.0)
+  """The factor of the model's loss beside that of the generator."""
 
 
 class Probe(Group):
@@ -1017,6 +1147,10 @@ class Convert(Group):
   such as "[unused1]=covid". They keep their ids and their rows of the word
   table."""
 
+  average_last: int = of_session(0, 0, 10**6, since="0.3.0", before=0)
+  """Of a run: the mean of the weights of so many of its newest steps, which
+  checkpoint.keep keeps; 0 = one step alone."""
+
   new_rows: str = of_session(
     "mean", choices=("mean", "normal"), since="0.3.0", before="mean"
   )
@@ -1084,13 +1218,27 @@ class Config(Group):
 
   objective: str = of_run("mlm_nsp")
   """The objective of training: "mlm_nsp" (masked tokens and next sentence),
-  "mlm" (masked tokens alone), or "task": that of the group `task`."""
+  "mlm" (masked tokens alone), "mlm_sop" (masked tokens and the order of two
+  segments), "rtd" (replaced tokens, with a generator), "distill" (masked tokens
+  and what a teacher says), or "task": that of the group `task`."""
 
   init_from: str = of_run(None, is_path=True)
   """Weights to start from: an HF directory or the name of a model of the hub
   (OWNER/NAME or OWNER/NAME@REVISION), a TF1 checkpoint, a workdir (its best
   step if it keeps one, otherwise its newest) or WORKDIR/checkpoints/STEP. They
   decide the shape of the model and, for a task, its vocabulary."""
+
+  init_layers: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """How many layers of init_from to keep, evenly spread from the first to the
+  last; 0 = all."""
+
+  init_changes: tuple[str, ...] = of_run((), since="0.3.0", before=[])
+  """Keys of the model that differ from those of init_from and need no other
+  parameters, such as "model.rope_theta=160000"."""
+
+  init_moments: bool = of_run(False, since="0.3.0", before=False)
+  """Whether the optimizer starts from its moments in init_from, which must be a
+  run of ours; otherwise it starts from zeros."""
 
   init_random: bool = of_run(False)
   """Whether to use only the shape and the vocabulary of init_from, and random
@@ -1108,6 +1256,8 @@ class Config(Group):
   train: Train
   mesh: Mesh
   eval: Eval
+  generator: Generator
+  distill: Distill
   probe: Probe
   checkpoint: Checkpoint
   convert: Convert
@@ -1315,6 +1465,10 @@ def check_together(config: Config) -> None:
     raise ValueError(
       f"train.patience={config.train.patience}: models that train together end "
       "at the same step; train each alone, or leave the key out"
+    )
+  if config.init_moments:
+    raise ValueError(
+      "init_moments=True is for a run that trains alone; set it to False"
     )
   if config.data.pack and not config.data.one_row_len:
     raise ValueError(

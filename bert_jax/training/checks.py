@@ -41,6 +41,16 @@ def check_settings(config: Config) -> None:
     raise ValueError(  # tasks may count epochs instead
       f"train.total_steps={config.train.total_steps}; it must be 1 or more"
     )
+  if config.train.phases:
+    raise ValueError(
+      f"train.phases={list(config.train.phases)} describes several runs, and "
+      "this opens one; use bert-jax train, plan or doctor, or train.train"
+    )
+  if config.init_changes and not config.init_from:
+    raise ValueError(
+      f"init_changes={list(config.init_changes)} changes the model of "
+      "init_from, which is not set; set the keys of the group model"
+    )
   if config.data.mask_token_rate + config.data.random_token_rate > 1:
     raise ValueError(
       f"data.mask_token_rate={config.data.mask_token_rate} and "

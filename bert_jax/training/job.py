@@ -45,8 +45,8 @@ class Job:
         f"{model_config.max_len}; lower the one or raise the other"
       )
     self.config, self.num_labels = config, num_labels
-    self.objective: kind.Kind = objective
-    self.model = objective.make_model(model_config, num_labels)
+    self.objective: kind.Kind = objective.for_config(config)
+    self.model = self.objective.make_model(model_config, num_labels)
 
   @property
   def tokenizer(self) -> interface.Tokenizer:

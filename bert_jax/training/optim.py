@@ -9,7 +9,7 @@ arithmetic and all moments are float32. To add an optimizer or a schedule, add a
 row to `OPTIMIZERS` or to `SCHEDULES`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import re
 from typing import Any, NamedTuple
@@ -86,6 +86,44 @@ def make_optimizer(
   steps += OPTIMIZERS[config.name].make_steps(config)
   steps.append(optax.scale_by_learning_rate(schedule))
   return _in_float32(optax.chain(*steps)), schedule
+
+
+def freeze(
+  optimizer: optax.GradientTransformationExtraArgs, parts: Sequence[str]
+) -> optax.GradientTransformationExtraArgs:
+  """Returns an optimizer that leaves some parts of the parameters as they are.
+
+  Args:
+    optimizer: that of the other parts.
+    parts: the names of these parts in the tree. They have no moments.
+  """
+  if not parts:
+    return optimizer
+
+  def labels(params: Tree) -> Tree:
+    return {k: "frozen" if k in parts else "trained" for k in params}
+
+  return optax.partition(
+    {"trained": optimizer, "frozen": optax.set_to_zero()}, labels
+  )
+
+
+def at_first_step(opt_state: Tree) -> Tree:
+  """Returns the state of an optimizer with its schedule at the first step.
+
+  The moments stay, and so do the counts that correct their bias.
+  """
+
+  def restart(state: Any) -> Any:
+    if isinstance(state, optax.ScaleByScheduleState):
+      return jax.tree.map(lambda count: count * 0, state)
+    return state
+
+  return jax.tree.map(
+    restart,
+    opt_state,
+    is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState),
+  )
 
 
 def make_schedule(
@@ -343,7 +381,7 @@ def _is_muon(state: Any) -> bool:
   return isinstance(state, optax.contrib.MuonState)
 
 
-_MATRIX = re.compile(r"(?<!^task)(?<!^nsp)/kernel$")
+_MATRIX = re.compile(r"(?<!^task)(?<!^nsp)(?<!^rtd)/kernel$")
 
 
 def _matrix_axes(

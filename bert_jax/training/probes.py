@@ -85,6 +85,7 @@ class Prober:
         take, or its files are missing.
     """
     config = job.config
+    self._encoder_of = job.objective.encoder_of
     group = config.get("probe")  # older runs lack it
     self.every_steps = group.every_steps if group else 0
     self._probes: list[_Probe] = []
@@ -115,6 +116,10 @@ class Prober:
         )
         self._probes.append(PROBES[kind](own_job, mesh))
 
+  def _with_encoder(self, params: Any) -> Any:
+    """Returns parameters whose encoder is that of the finished model."""
+    return params | {"encoder": self._encoder_of(params)}
+
   def is_due(self, step: int) -> bool:
     """Returns whether the encoder is probed after a step."""
     return self.every_steps > 0 and step > 0 and step % self.every_steps == 0
@@ -127,6 +132,7 @@ class Prober:
       untrained: returns its parameters before the first step. Their scores are
         computed once; None leaves them out.
     """
+    params = self._with_encoder(params)
     if self._constant is None:
       self._constant = self._baselines(untrained)
     return {
@@ -135,7 +141,7 @@ class Prober:
 
   def _baselines(self, untrained: Any) -> dict[str, float]:
     found = {}
-    params = untrained() if untrained else None
+    params = self._with_encoder(untrained()) if untrained else None
     for probe in self._probes:
       if params is not None:
         found[f"probe/{probe.name}_untrained"] = probe(params)

@@ -226,7 +226,7 @@ def _loss(objective, weights, model, variables, batch, rng):
     name: losses.mean(total, weights[name])
     for name, (total, _) in objective.losses(outputs, batch).items()
   }
-  return sum(terms.values()), terms
+  return objective.total(terms), terms
 
 
 def _of_batch(loss_of, model, params, batch, rng):

@@ -7,15 +7,18 @@ from typing import Any
 
 import jax
 
+from bert_jax.data import batching
 from bert_jax.runtime import bars
 from bert_jax.runtime import early_stopping
 from bert_jax.runtime import goodput
 from bert_jax.runtime import peers
+from bert_jax.runtime import phases
 from bert_jax.runtime import preemption
 from bert_jax.runtime import profiling
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
+from bert_jax.training import export
 from bert_jax.training import meeting
 from bert_jax.training import members
 from bert_jax.training import meter as meter_lib
@@ -32,6 +35,9 @@ def train(
   since: float | None = None,
 ) -> dict[str, float]:
   """Runs or resumes the training that a config describes.
+
+  Of a training in phases, the first phase that is not finished goes on, and the
+  others follow.
 
   Args:
     config: the whole configuration (docs/config.md).
@@ -52,12 +58,45 @@ def train(
     preemption.PreemptedError: a signal (SIGTERM, SIGINT or SIGHUP) stopped the
       run; its last step is saved.
   """
-  clock = goodput.Clock(since)
   settings.check_changes(allowed)
+  found = phases.read(config, workdir)
+  if len(found) == 1:
+    return _train_one(found[0].config, found[0].workdir, allowed, since)
+  check_phases(found)
+  evaluation: dict[str, float] = {}
+  for line, phase in zip(phases.describe(found), found, strict=True):
+    _log.info("%s", line)
+    evaluation = _train_one(phase.config, phase.workdir, allowed, since)
+    since = None
+  return evaluation
+
+
+def check_phases(found: Sequence[phases.Phase]) -> None:
+  """Raises ValueError if a phase could not start after those before it.
+
+  Args:
+    found: the phases of one training.
+  """
+  for phase in found:
+    try:
+      session.open_abstract(phase.planned, jax.devices())
+      if phase.config.data.dir:
+        batching.open_examples(phase.config.data, "train")
+    except ValueError as error:
+      raise phases.PhaseError(f"the phase {phase.name}: {error}") from error
+
+
+def _train_one(
+  config: Config, workdir: str, allowed: Sequence[str], since: float | None
+) -> dict[str, float]:
+  """Trains one run; see `train`."""
+  clock = goodput.Clock(since)
   meeting.meet("train", config, [workdir], allow_changes=sorted(allowed))
   # Opening checks that the mesh, the model and the data fit each other.
   run = run_lib.Run(session.open_session(config, workdir, allowed=allowed))
   evaluation = _train(run, clock)
+  if jax.process_index() == 0:
+    export.export(run.config, workdir)
   if evaluation:
     run.end()
   return evaluation
@@ -92,6 +131,9 @@ def train_together(
   meeting.meet("train", config, [x.workdir for x in wanted], **facts)
   together = members.Together(members.open_members(config, wanted))
   evaluations = _train(together, clock)
+  if jax.process_index() == 0:
+    for one in wanted:
+      export.export(together.config, one.workdir)
   return evaluations or [{} for _ in wanted]
 
 
@@ -123,10 +165,14 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
     # saved before it is logged, so that a session that is killed in between has
     # the next one evaluate again.
     missed: Any = {}
-    if _due(start, eval_steps) and not run.has_evaluation(start):
+    # Weights to start from are not saved again.
+    is_missed = _due(start, eval_steps)
+    is_first = start == 0 and config.eval.at_start
+    if (is_missed or is_first) and not run.has_evaluation(start):
       with meter.paused("evaluation"):
         missed = run.evaluate(state.params)
-      run.save(start, state, missed)
+      if is_missed:
+        run.save(start, state, missed)
       run.report(start, missed)
     if run.probes_at(start) and not run.has(start, "probe/"):
       with meter.paused("evaluation"):

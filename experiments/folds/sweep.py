@@ -1,7 +1,7 @@
 """Cross-validation: a run for each of k parts of the training file.
 
   bert-jax sweep --workdir=runs/folds --output=runs/folds-results \
-    --config=folds:task=my-classify,from=WEIGHTS,train=train.csv,text=text
+    --config=folds:task=my-classify,from=WEIGHTS,train=train.csv,columns=text
 
 The report of the sweep has the scores of the folds. `python -m
 experiments.folds.pool runs/folds` scores the predictions of all folds together,
@@ -16,11 +16,11 @@ def get_config(text=None):
   """Arguments: task, from (weights), folds, seed, lr, epochs, seq_len.
 
   `data` is the folder of a task. Own data are `train`, the training file, and
-  its columns: `text`, joined by +, and `label`.
+  its texts: `columns`, joined by +, and `label`.
   """
   args = base.arguments(
     text, task="my-classify", folds=5, seed=0, lr=0.0, epochs=0.0, seq_len=0,
-    data="", train="", text="", label="label", **{"from": ""},
+    data="", train="", columns="", label="label", **{"from": ""},
   )  # fmt: skip
   recipe = ",".join(
     f"{name}={args[name]}"
@@ -30,7 +30,7 @@ def get_config(text=None):
   if args.task.startswith("my-"):
     settings |= {
       "task.files.train": args.train,
-      "task.text": args.text.replace("+", ","),
+      "task.text": args.columns.replace("+", ","),
       "task.label": args.label,
     }
   return sweep.make(

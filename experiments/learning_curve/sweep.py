@@ -14,20 +14,20 @@ from bert_jax.sweeps import sweep
 def get_config(text=None):
   """Arguments: task, from (weights), sizes (joined by +), seeds, data.
 
-  Own data are `train` and `validation`, files, and their columns: `text`,
+  Own data are `train` and `validation`, files, and their texts: `columns`,
   joined by +, and `label`. A size is the number of examples from the start of
   the training file; 0 = all.
   """
   args = base.arguments(
     text, task="mrpc", sizes="100+200+400+800+0", seeds=3, data="", train="",
-    validation="", text="", label="label", **{"from": ""},
+    validation="", columns="", label="label", **{"from": ""},
   )  # fmt: skip
   settings = {"task.dir": args.data} if args.data else {}
   if args.task.startswith("my-"):
     settings |= {
       "task.files.train": args.train,
       "task.files.validation": args.validation,
-      "task.text": args.text.replace("+", ","),
+      "task.text": args.columns.replace("+", ","),
       "task.label": args.label,
     }
   return sweep.make(

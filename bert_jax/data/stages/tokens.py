@@ -3,9 +3,10 @@
 A job writes one shard for each split and each part of the unit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 import contextlib
 import functools
+import itertools
 import logging
 import os
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from bert_jax.data import corpus
 from bert_jax.data import held_out
 from bert_jax.data import segmenters
+from bert_jax.data.stages import duplicates
 from bert_jax.data.stages import inputs as inputs_lib
 from bert_jax.data.stages import stage
 from bert_jax.data.store import manifests
@@ -71,6 +73,8 @@ def write(
     segmenters.check(tokenizer)
     suffixes.append(records.WORDS)
   form = _WORDS_REPORT if prepare.segmenter else _REPORT
+  if prepare.duplicates != "keep":
+    asked["duplicates"] = prepare.duplicates
   target = os.path.join(folder, "tokens")
   work = stage.Stage(prepare, folder, "tokens", target, *suffixes)
   manifest_path = os.path.join(folder, "manifest.json")
@@ -96,6 +100,10 @@ def write(
   ]
   done = work.finished(jobs, form)
   inputs.check({int(k): v["sha256"] for k, v in done.items()}, folder)
+  marks = os.path.join(folder, stage.PROGRESS, "duplicates")
+  dropped = duplicates.find(prepare, inputs, marks)
+  for job, numbers in zip(jobs, dropped, strict=True):
+    job["dropped"] = numbers
   results = work.run(tokenize_unit, jobs, "tokenise", form)
   shards = {s: [row for r in results for row in r[s]] for s in records.SPLITS}
   _write_counts(work, shards, tokenizer)
@@ -103,16 +111,19 @@ def write(
   _check_documents(totals, prepare.held_out_rate)
   if num_null := sum(report.get("null_texts", 0) for report in results):
     _log.warning("left out %d records whose text is null", num_null)
-  words = {}
+  more: dict[str, Any] = {}
   if prepare.segmenter:
-    words["words"] = {
+    more["words"] = {
       key: sum(report["words"][key] for report in results)
       for key in manifests.WORDS
     }
+  if prepare.duplicates != "keep":
+    more["dropped_documents"] = sum(map(len, dropped))
+    _log.info("dropped %d repeated documents", more["dropped_documents"])
   work.end(
       manifest_path,
-      **words,
       settings=asked,
+      **more,
       vocab_size=tokenizer.vocab_size,
       inputs=[
           dict(file=os.path.basename(u.path), start=u.start, end=u.end,
@@ -217,8 +228,8 @@ def tokenize_unit(job: dict) -> dict:
   """Writes the shards of one unit of text.
 
   Args:
-    job: a dict of shard, folder, unit (a corpus.Unit as a dict) and the
-      settings of the token stage.
+    job: a dict of shard, folder, unit (a corpus.Unit as a dict), dropped (the
+      numbers of its documents to leave out) and the settings of the stage.
 
   Returns:
     split -> the rows of its shards in the manifest; and the SHA-256 of the
@@ -232,9 +243,11 @@ def tokenize_unit(job: dict) -> dict:
     unit, job["format"], job["text_key"], job["language"], reading
   )
   encode, marker = _encoder(job)
+  numbers = itertools.count()  # of the documents of the unit
   for part, documents in enumerate(parts):
     shard = records.shard_of_part(job["shard"], part)
-    for name, row in _write_shard(job, shard, documents, split, encode).items():
+    numbered = zip(numbers, documents, strict=False)
+    for name, row in _write_shard(job, shard, numbered, split, encode).items():
       result[name].append(row)
   if marker:
     result["words"] = {
@@ -250,16 +263,23 @@ def tokenize_unit(job: dict) -> dict:
 def _write_shard(
   job: dict,
   shard: records.Shard,
-  documents: Iterator[list[str]],
+  documents: Iterable[tuple[int, list[str]]],
   divide: held_out.Splitter,
   encode: Callable[..., tuple],
 ) -> dict[str, dict]:
   """Writes the documents of a part, one shard for each split that has some.
 
+  Args:
+    job: as for `tokenize_unit`.
+    shard: the shard to write.
+    documents: number in the unit and sentences of each document.
+    divide: divides them between the splits.
+
   Returns:
     split -> the row of its shard in the manifest.
   """
   tokenizer = _tokenizer(job["folder"], job["vocab"])
+  dropped = frozenset(job["dropped"])
   folder = os.path.join(job["folder"], "tokens")
   with contextlib.ExitStack() as stack:
     writers = {
@@ -275,8 +295,10 @@ def _write_shard(
       )
       for split in records.SPLITS
     }
-    for document in documents:
+    for number, document in documents:
       for is_held_out, sentences in divide(document):
+        if number in dropped:
+          continue
         encoded = encode(sentences)
         if encoded[0]:
           writers[records.SPLITS[is_held_out]].add(*encoded)

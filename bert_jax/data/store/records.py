@@ -281,10 +281,14 @@ class TokenWriter:
     return np.packbits(marks.reshape(-1, RECORD_TOKENS), axis=1)
 
 
+# Values of data.pairing whose examples have two segments.
+PAIRINGS = ("pairs", "ordered_pairs")
+
+
 def examples_name(data: Any) -> str:
   """Returns the folder name of the examples that `config.data` asks for."""
   name = f"{data.pairing}-{data.seq_len}-dupe{data.dupe_factor}"
-  if data.pairing == "pairs":
+  if data.pairing in PAIRINGS:
     name += f"-short{data.short_seq_rate:g}"
   return f"{name}-seed{data.examples_seed}"
 
