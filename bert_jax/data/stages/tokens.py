@@ -274,6 +274,7 @@ def _write_shard(
     shard: the shard to write.
     documents: number in the unit and sentences of each document.
     divide: divides them between the splits.
+    encode: from `_encoder`.
 
   Returns:
     split -> the row of its shard in the manifest.
