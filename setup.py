@@ -87,6 +87,8 @@ EXTRAS = {
   "serve-test": ["openai>=2,<4", "httpx>=0.28,<0.29", "locust>=2.40,<3"],
   # The notebooks in docs/notebooks, which the slow tests run.
   "notebook": ["papermill>=2.6,<3", "ipykernel>=6.30,<8"],
+  # Words of Chinese, for whole-word masking (prepare.segmenter=jieba).
+  "chinese": ["jieba>=0.42.1,<0.43"],
   # Near duplicates in text (prepare.duplicates=drop_near).
   "dedup": ["datasketch>=2,<3"],
   # The documentation as a website.
