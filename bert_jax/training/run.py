@@ -185,28 +185,27 @@ class Run:
     """Returns whether the encoder is probed after a step."""
     return self.probes.is_due(step)
 
-  def probe(self, params: Any) -> dict[str, float]:
-    """Returns the scores of the probes, by the key probe/NAME."""
+  def probe(self, step: int, params: Any) -> None:
+    """Probes the encoder, and writes and shows the scores."""
     init = jax.jit(
       lambda rng: self.session.init_state(rng).params,
       out_shardings=self.session.place.params,
     )
-    return self.probes(params, lambda: init(self.session.rngs[0]))
+    row = self.probes(params, lambda: init(self.session.rngs[0]))
+    self.report(step, row)
 
-  def has(self, start: int, prefix: str) -> bool:
-    """Returns whether the log had metrics of this step when it opened.
-
-    Args:
-      start: the step.
-      prefix: the first part of the keys, such as "eval/".
-    """
-    return hosts.from_first(
-      self._written is not None and self._written.has(start, prefix)
-    )
+  def has_probes(self, start: int) -> bool:
+    """Returns whether the log had the probes of this step when it opened."""
+    return self._has(start, "probe/")
 
   def has_evaluation(self, start: int) -> bool:
     """Returns whether the log had an evaluation of this step when it opened."""
-    return self.has(start, "eval/")
+    return self._has(start, "eval/")
+
+  def _has(self, start: int, prefix: str) -> bool:
+    return hosts.from_first(
+      self._written is not None and self._written.has(start, prefix)
+    )
 
   def end(self) -> None:
     """Shows the last and the best evaluation, and the next command."""

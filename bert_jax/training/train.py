@@ -171,9 +171,9 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
       if is_missed:
         run.save(start, state, missed)
       run.report(start, missed)
-    if run.probes_at(start) and not run.has(start, "probe/"):
+    if run.probes_at(start) and not run.has_probes(start):
       with meter.paused("evaluation"):
-        run.report(start, run.probe(state.params))
+        run.probe(start, state.params)
 
     stack.enter_context(bars.showing(meter.bar))
     batches = run.job.prefetch(run.batches, start)
@@ -207,7 +207,7 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
           run.report(step, evaluation)
       if run.probes_at(step) and not stops:
         with meter.paused("evaluation"):
-          run.report(step, run.probe(state.params))
+          run.probe(step, state.params)
       if evaluates or saves:
         with meter.paused("saves"):
           run.save(step, state, evaluation, always=saves)
