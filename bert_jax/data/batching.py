@@ -116,8 +116,12 @@ class PretrainBatches:
     self._slots = masking.num_slots(
       data.seq_len, data.mask_rate, data.max_predictions
     )
+    # A segmenter that marked the words also knows those of the vocabulary.
+    self._has_marks = data.whole_word and bool(segmenter_of(data.dir))
     self._continues_word = (
-      self._tokenizer.continues_word() if data.whole_word else None
+      self._tokenizer.continues_word()
+      if data.whole_word and not self._has_marks
+      else None
     )
     self._packed = data.max_sequences > 1
     # An evaluation fails if an example is damaged.
@@ -281,7 +285,7 @@ class PretrainBatches:
   def _make_sequences(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
     """Makes masked rows of one example each, for examples and epochs [B]."""
     examples = self._examples.read(ids)
-    batch, candidates, lengths = self._assemble(examples)
+    batch, candidates, lengths, marks = self._assemble(examples)
     masked = masking.mask_batch(
       batch["input_ids"],
       candidates,
@@ -296,6 +300,7 @@ class PretrainBatches:
       mask_token_rate=self._data.mask_token_rate,
       random_token_rate=self._data.random_token_rate,
       continues_word=self._continues_word,
+      word_marks=marks,
       most_words=self._data.mask_ngrams,
     )
     names = ("input_ids", "masked_positions", "masked_ids", "masked_weights")
@@ -352,12 +357,15 @@ class PretrainBatches:
     )
     return batch
 
-  def _assemble(self, examples) -> tuple[Batch, np.ndarray, np.ndarray]:
+  def _assemble(
+    self, examples
+  ) -> tuple[Batch, np.ndarray, np.ndarray, np.ndarray | None]:
     """Makes rows of examples [B] in the form of the tokenizer's template.
 
     Returns:
-      The batch, [B, L] whether a token may be masked, and [B] the number of
-      tokens of each row.
+      The batch, [B, L] whether a token may be masked, [B] the number of tokens
+      of each row, and [B, L] which tokens a segmenter marked as continuing a
+      word; None if none did, or if single pieces are masked.
     """
     tokenizer = self._tokenizer
     count, length = len(examples), self._data.seq_len
@@ -375,10 +383,11 @@ class PretrainBatches:
         f"{self._data.dir}: a next-sentence label is neither 0 nor 1; "
         "the examples are damaged, prepare them again"
       )
-    tokens, offsets = self._tokens.read_spans(
+    spans = (
       np.concatenate([examples["a_start"], examples["b_start"]]),
       np.concatenate([a_length, b_length]).astype(np.int64),
     )
+    tokens, offsets = self._tokens.read_spans(*spans)
     # The positions of the parts of rows are [B, 1]; the columns are [1, L].
     columns = np.arange(length)[None, :]
     is_pair = (b_length > 0)[:, None]
@@ -418,7 +427,10 @@ class PretrainBatches:
       "segment_ids": segment_ids,
       "nsp_label": examples["is_random"].astype(np.int32),
     }
-    return batch, candidates, lengths
+    if not self._has_marks:
+      return batch, candidates, lengths, None
+    word_marks = text & self._tokens.read_word_marks(*spans)[source]
+    return batch, candidates, lengths, word_marks
 
 
 def num_masked_slots(data: Any) -> int:
@@ -474,6 +486,11 @@ def open_examples(data: Any, split: str) -> indexes.ExampleStore:
     data.dir, name, split, data.verify, packed=data.max_sequences > 1
   )
   return indexes.ExampleStore(data.dir, name, split)
+
+
+def segmenter_of(folder: str) -> str:
+  """Returns the segmenter that marked the words of prepared data, or ""."""
+  return manifests.read_manifest(folder)["settings"].get("segmenter", "")
 
 
 def load_vocabulary(folder: str) -> interface.Tokenizer:

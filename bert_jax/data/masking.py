@@ -145,6 +145,7 @@ def mask_batch(
   mask_token_rate: float = 0.8,
   random_token_rate: float = 0.1,
   continues_word: np.ndarray | None = None,
+  word_marks: np.ndarray | None = None,
   most_words: int = 1,
 ) -> tuple[np.ndarray, ...]:
   """Masks a batch of rows.
@@ -168,6 +169,8 @@ def mask_batch(
     random_token_rate: the share of these that become a random token.
     continues_word: [V] bool, which pieces continue a word. If it is given,
       whole words are chosen; each piece still draws its own replacement.
+    word_marks: [B, L] bool, which tokens continue a word. If it is given, it
+      says so in the place of `continues_word`.
     most_words: the longest run of whole words that is chosen together; a run of
       n words is drawn in proportion to 1 / n.
 
@@ -185,7 +188,9 @@ def mask_batch(
   # so that no candidate has the largest number, which marks other positions.
   columns = np.arange(input_ids.shape[1], dtype=np.uint64)
   order = hash_uniform(keys[:, None], columns[None], _CHOICE) >> np.uint64(1)
-  if continues_word is None:
+  if word_marks is None and continues_word is not None:
+    word_marks = continues_word[input_ids]
+  if word_marks is None:
     order = np.where(candidates, order, np.uint64(2**64 - 1))
     chosen = _lowest(order, slots, wanted)
   else:
@@ -193,7 +198,7 @@ def mask_batch(
     if most_words > 1:
       runs = _draw_runs(keys[:, None], columns[None], most_words)
     chosen = _lowest_words(
-      order, candidates, continues_word[input_ids] & candidates, wanted, runs
+      order, candidates, word_marks & candidates, wanted, runs
     )
   rows, positions = np.nonzero(chosen)
   original = input_ids[rows, positions]

@@ -90,6 +90,8 @@ SHARDING_RULES = (
   ("task/kernel$", ("fsdp", None)),
   ("task/bias$", (None,)),
   ("norm/(scale|bias)$", (None,)),
+  # The head of a kind of another package: not sharded.
+  ("(^|/)head/", ()),
 )
 
 
@@ -500,7 +502,8 @@ class Data(Group):
   """Share of the tokens to predict that are replaced by a random token."""
 
   whole_word: bool = of_run(False)
-  """Whether to predict whole words instead of single pieces."""
+  """Whether to predict whole words instead of single pieces. Chinese needs
+  prepare.segmenter, which says where words begin."""
 
   mask_ngrams: int = of_run(1, 1, 100, since="0.3.0", before=1)
   """With whole_word: the most neighboring words to predict together. A run of n
@@ -638,6 +641,46 @@ class Task(Group):
   max_query_len: int = of_run(64, 0, _LEN)
   """The largest number of tokens of a question; longer ones are cut."""
 
+  class_weights: tuple[str, ...] = of_run((), since="0.3.0", before=())
+  """The weight of each label in the loss of training, in the order of the
+  labels; "balanced" = the more, the rarer the label is in the training file.
+  With several labels for a text, it is the weight of the texts that have the
+  label. () = all weigh the same. Kinds: classify, tag, multi_label."""
+
+  label_smoothing: float = of_run(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
+  """The share of the right answer that is spread over all answers in the loss
+  of training. Kinds: classify, tag, choice, multi_label."""
+
+  focal_gamma: float = of_run(0.0, 0.0, 100.0, since="0.3.0", before=0.0)
+  """Focal loss: the loss of training is multiplied by (1 - p)^focal_gamma,
+  where p is the probability of the right answer, so that easy examples count
+  less. Kinds: classify, tag, choice, multi_label."""
+
+  dev_rate: float = of_run(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
+  """The share of the training examples that is evaluated instead of the file of
+  the evaluation: of each label the same share, drawn by task.dev_seed. Equal
+  texts, and questions on one text, stay together. 0 = none."""
+
+  num_folds: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """Cross-validation: the training examples are divided into so many parts, as
+  by task.dev_rate; the run evaluates part task.fold and trains on the others.
+  0 = none."""
+
+  fold: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """The part to evaluate, from 0 to task.num_folds - 1."""
+
+  dev_seed: int = of_run(0, *_SEED, since="0.3.0", before=0)
+  """The seed of task.dev_rate and task.num_folds."""
+
+  long_texts: str = of_run(
+    "cut", choices=("cut", "mean", "max"), since="0.3.0", before="cut"
+  )
+  """What is read of a text that is longer than a row. "cut": its start. "mean"
+  and "max": all of it, in windows that are task.doc_stride tokens apart, of
+  whose outputs the mean or the largest counts. Of a pair, the second text is
+  read in windows. Kinds: classify, multi_label, regress; tags and questions
+  are always read in windows."""
+
   doc_stride: int = of_run(128, 1, _LEN)
   """Tokens from the start of a window of a long text to that of the next."""
 
@@ -653,6 +696,11 @@ class Task(Group):
   null_threshold: float = of_session(0.0, -_FLOAT, _FLOAT)
   """A question gets no answer if the score of "no answer" exceeds that of the
   best answer by more than this."""
+
+  temperature: float = of_session(1.0, 1e-3, 1e3, since="0.3.0", before=1.0)
+  """Classes and choices: what the scores are divided by before they become
+  probabilities. evaluate says which value fits the labels of a split. The
+  answers stay the same."""
 
   thresholds: tuple[float, ...] = of_session(
     (0.5,), 0.0, 1.0, since="0.2.0", before=[0.5]
@@ -710,6 +758,12 @@ class Prepare(Group):
   """WordPiece: how many characters a learned vocabulary has, the most frequent
   ones of the text. A word with any other character is unknown. Chinese needs
   some 6000."""
+
+  segmenter: str = of_session("", since="0.3.0", before="")
+  """The words of Chinese for data.whole_word: "jieba", the segmenter of that
+  name (extra chinese); "spaces", for text that has spaces between words; or the
+  path of a text file with a word on each line, of which the longest that fits
+  is taken, from left to right. The ids do not change. "" = no words."""
 
   vocab_sample_bytes: int = of_session(200_000_000, 1, 2**48)
   """Bytes of text from which a vocabulary is learned."""
@@ -791,6 +845,29 @@ class Optim(Group):
   eps: float = of_run(1e-6, 0.0, _FLOAT, can_change=True)
   """The number that is added to the root of the mean of squared gradients."""
 
+  layer_decay: float = of_run(1.0, 0.0, 1.0, since="0.3.0", before=1.0)
+  """The learning rate of a layer relative to that of the layer above it. The
+  top layer has optim.learning_rate times this, the embeddings have the lowest,
+  and the pooler, the last norm and the head have all of it. 1 = all learn
+  alike."""
+
+  head_rate: float = of_run(1.0, 0.0, _FLOAT, since="0.3.0", before=1.0)
+  """The learning rate of all that is not the encoder, such as the head of a
+  task, relative to optim.learning_rate."""
+
+  frozen_layers: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """How many of the lowest layers are not trained. They have no weight decay
+  and no part in the norm of the gradient."""
+
+  frozen_embeddings: bool = of_run(False, since="0.3.0", before=False)
+  """Whether the embeddings, which pre-training also decodes with, are not
+  trained."""
+
+  unfreeze_steps: int = of_run(0, 0, _INT32, since="0.3.0", before=0)
+  """Gradual unfreezing: the number of steps after which one more layer is
+  trained, from the top down, and the embeddings last. Before, only the head,
+  the pooler and the last norm are. 0 = all from the start."""
+
   clip_norm: float = of_run(1.0, 0.0, _FLOAT)
   """The largest norm of the global gradient; 0 = no clipping."""
 
@@ -825,6 +902,11 @@ class Train(Group):
   """Services that also get the metrics: "wandb", "mlflow". Each needs the extra
   of its name, and is set up by its own environment variables. A service that
   fails does not stop the run."""
+
+  patience: int = of_run(0, 0, _INT32, since="0.3.0", before=0, can_change=True)
+  """Early stopping: the run ends after so many evaluations in a row without a
+  better checkpoint.best_metric. The best checkpoint is kept, and evaluate,
+  predict and convert read it. 0 = all steps are trained."""
 
   on_bad_step: str = of_session("stop", choices=("stop", "skip"), before="stop")
   """What to do if the loss or a gradient of a step is NaN or infinite, or if
@@ -890,11 +972,19 @@ class Eval(Group):
   every_steps: int = of_session(10_000, 0, _INT32)
   """Steps from one evaluation to the next; 0 = only after the last step."""
 
+  every_epochs: float = of_session(0.0, 0.0, 1e9, since="0.3.0", before=0.0)
+  """Epochs from one evaluation to the next, rounded to whole steps, instead of
+  eval.every_steps; 0 = as eval.every_steps says."""
+
   at_start: bool = of_session(False, since="0.3.0", before=False)
   """Whether to evaluate also before the first step."""
 
   batch_size: int = of_session(256, 1, _PIECES)
   """Rows in a batch of an evaluation."""
+
+  bootstrap: int = of_session(0, 0, 10**6, since="0.3.0", before=0)
+  """Tasks, by bert-jax evaluate: how often the examples are drawn with
+  replacement, for an interval of 95 % around each score; 0 = no intervals."""
 
   mask_rate: float = of_session(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
   """Pre-training: the share of the tokens of a sequence to predict in an
@@ -1121,6 +1211,31 @@ class Predict(Group):
   task.null_threshold. Not set = the value of the run, or 0.0."""
 
 
+class Serve(Group):
+  """Answers over HTTP, by bert-jax serve."""
+
+  kinds: tuple[str, ...] = of_session((), since="0.3.0", before=())
+  """The kinds of prediction that are answered, and compiled at the start; ()
+  means all that a model has the parts for."""
+
+  request_texts: int = of_session(2048, 1, _INT32, since="0.3.0", before=2048)
+  """The most texts of a request; one with more gets the status 413."""
+
+  request_bytes: int = of_session(
+    1 << 24, 1, _INT32, since="0.3.0", before=1 << 24
+  )
+  """The most bytes of the body of a request; a larger one gets the status
+  413."""
+
+  queue_texts: int = of_session(4096, 1, _INT32, since="0.3.0", before=4096)
+  """The most texts that wait or are computed at a time; a request that would
+  exceed it gets the status 429."""
+
+  grace_secs: float = of_session(30.0, 0.0, 86400.0, since="0.3.0", before=30.0)
+  """Seconds that requests in progress may still take when the server is told to
+  stop."""
+
+
 class Config(Group):
   """A whole configuration, as code reads it; at run time it is a ConfigDict."""
 
@@ -1156,6 +1271,10 @@ class Config(Group):
   """Whether to use only the shape and the vocabulary of init_from, and random
   weights."""
 
+  reinit_layers: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """How many of the top layers of init_from, and with them the pooler, start
+  from random weights instead."""
+
   model: Model
   data: Data
   task: Task
@@ -1170,6 +1289,7 @@ class Config(Group):
   checkpoint: Checkpoint
   convert: Convert
   predict: Predict
+  serve: Serve
 
 
 def _read_rows(group: type[Group], prefix: str = "") -> Iterator[Key]:
@@ -1368,6 +1488,11 @@ def check_together(config: Config) -> None:
   if config.objective != "task":
     raise ValueError(
       f"objective={config.objective}: only tasks are trained together"
+    )
+  if config["train"].get("patience"):
+    raise ValueError(
+      f"train.patience={config.train.patience}: models that train together end "
+      "at the same step; train each alone, or leave the key out"
     )
   if config.init_moments:
     raise ValueError(

@@ -1,12 +1,16 @@
 """The weights that a training starts from, fitted into its model."""
 
+import dataclasses
 import logging
+import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.models import families
+from bert_jax.models import params as param_trees
 from bert_jax.models.replaced_tokens import PARTS
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
@@ -47,7 +51,7 @@ def fit_weights(job: Job, pretrained: Any, params: Any) -> Any:
   for what, names in (("start fresh", added), ("are not used", dropped)):
     if names:
       _log.info("%s: these %s: %s", source, what, ", ".join(sorted(names)))
-  return tree
+  return _without_top(tree, job.config.reinit_layers, source)
 
 
 def _take_head(job: Job, pretrained: Any, given: dict[str, Any]) -> None:
@@ -70,6 +74,52 @@ def _take_head(job: Job, pretrained: Any, given: dict[str, Any]) -> None:
     shared = families.get_family(pretrained.family).shared_head
     if parts := {k: given["mlm"][k] for k in shared if k in given["mlm"]}:
       given["task"] = parts
+
+
+@dataclasses.dataclass(frozen=True)
+class LowerLayers:
+  """Stacked layers of which the top ones start fresh.
+
+  Attributes:
+    value: [L, ...] the parameter of all layers.
+    count: how many of the lowest are taken.
+  """
+
+  value: np.ndarray
+  count: int
+
+
+def _without_top(tree: Any, num_fresh: int, source: str) -> Any:
+  """Returns a tree in which the top layers and the pooler start fresh.
+
+  Args:
+    tree: the parameters, from `weights.fit`.
+    num_fresh: how many of the top layers start fresh; 0 leaves all as they are.
+    source: the weights, for errors.
+
+  Raises:
+    ValueError: there are fewer layers.
+  """
+  if not num_fresh:
+    return tree
+  flat = param_trees.flatten(tree)
+  count = param_trees.num_layers(flat) - num_fresh
+  if count < 0:
+    raise ValueError(
+      f"reinit_layers={num_fresh}, but {source} has {count + num_fresh} layers "
+      "with parameters of their own"
+    )
+  for path, value in flat.items():
+    layer = re.match(r"encoder/layer_(\d+)/", path)
+    is_fresh = path.startswith("encoder/pooler/")
+    if is_fresh or (layer and int(layer[1]) >= count):
+      flat[path] = None
+    elif path.startswith("encoder/layers/") and value is not None:
+      flat[path] = LowerLayers(value, count)
+  _log.info(
+    "%s: the top %d layers and the pooler start fresh", source, num_fresh
+  )
+  return param_trees.nest(flat)
 
 
 def moments_step(config: Config) -> str:
@@ -125,6 +175,12 @@ def place_params(fresh: Any, values: Any) -> Any:
   def place(old, value):
     if value is None:
       return old
+    if isinstance(value, LowerLayers):
+      whole = place(old, value.value)
+      index = np.arange(len(value.value)).reshape(
+        -1, *(1,) * (value.value.ndim - 1)
+      )
+      return jnp.where(index < value.count, whole, old)
     value = np.broadcast_to(value.astype(old.dtype), old.shape)
     return place_array(value, old.sharding)
 

@@ -117,6 +117,15 @@ class Job:
     """
     return []
 
+  def intervals(self, evaluator: Any) -> dict[str, float]:
+    """Returns eval/NAME_low and eval/NAME_high of the scores of a split.
+
+    Args:
+      evaluator: the evaluator of this job, which was called before.
+    """
+    del evaluator
+    return {}
+
   def explain(self, evaluator: Any, path: str) -> list[str]:
     """Prints and writes what the last evaluation got wrong; returns paths.
 

@@ -12,6 +12,7 @@ import optax
 
 from bert_jax.data import batching
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import early_stopping
 from bert_jax.runtime import files
 from bert_jax.runtime import goodput
 from bert_jax.runtime import hosts
@@ -47,6 +48,7 @@ class Run:
     config: the whole configuration.
     mesh: the mesh of devices.
     total_steps: the last step.
+    epoch_steps: the steps of an epoch.
     batches: the batches of this host, by step.
     batch_place: the sharding of a batch on the mesh.
     workdir: the folder of the run.
@@ -66,9 +68,12 @@ class Run:
     self.total_steps = opened.total_steps
     self.batches: batching.Batches = opened.batches
     self.batch_place = opened.batch_place
+    self.epoch_steps = opened.batches.epoch_steps
     self.mean_loss = averages.MeanLoss()
     self.probes = probes.Prober(self.job, self.mesh)
     self._norm = jax.jit(optax.tree.norm)
+    # Lines of the log, which early stopping looks at; None = it did not yet.
+    self._evaluations: list[dict[str, float]] | None = None
     self._values: dict[str, float] = {}
     self._written: metrics_log.MetricsLog | None = None
     self._ledger: goodput.Ledger | None = None
@@ -207,6 +212,22 @@ class Run:
       self._written is not None and self._written.has(start, prefix)
     )
 
+  def stops_early(self, step: int) -> bool:
+    """Returns whether the evaluations up to a step end the run.
+
+    Args:
+      step: the number of updates; at first, those of the sessions before.
+    """
+    if not self.config.train.patience:
+      return False
+    if self._evaluations is None:  # before the first step of this session
+      self._evaluations = []
+      if step and jax.process_index() == 0:
+        rows = metrics_log.read_metrics(self.workdir)
+        self._evaluations = [row for row in rows if row["step"] <= step]
+    stop = early_stopping.stop_step(self._evaluations, self.config)
+    return hosts.from_first(stop is not None and stop <= step)
+
   def end(self) -> None:
     """Shows the last and the best evaluation, and the next command."""
     if jax.process_index() == 0:  # whose log is closed
@@ -224,6 +245,8 @@ class Run:
 
     Nothing is written if there are none, because evaluation is off.
     """
+    if self._evaluations is not None:
+      self._evaluations.append({"step": step, **row})
     if self._written and row:
       self._written.write(step, row)
       if self._trackers:

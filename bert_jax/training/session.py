@@ -250,6 +250,7 @@ def open_program(
       does not fit.
   """
   config = job.config
+  optim.places_of(config)  # it raises if a key does not fit the model
   optimizer, schedule = optim.make_optimizer(config.optim, job.total_steps)
   optimizer = optim.freeze(optimizer, job.objective.frozen)
   abstract = jax.eval_shape(

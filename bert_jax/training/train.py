@@ -9,6 +9,7 @@ import jax
 
 from bert_jax.data import batching
 from bert_jax.runtime import bars
+from bert_jax.runtime import early_stopping
 from bert_jax.runtime import goodput
 from bert_jax.runtime import peers
 from bert_jax.runtime import phases
@@ -139,13 +140,14 @@ def train_together(
 def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
   """Trains to the last step; returns its evaluation, {} if already trained."""
   config, total = run.config, run.total_steps
+  eval_steps = early_stopping.evaluation_steps(config.eval, run.epoch_steps)
   with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
     # This context exits last, so that no signal interrupts the last save.
     notice = stack.enter_context(preemption.Notice())
     stack.enter_context(peers.watching(config.train.max_stall_secs))
     stack.enter_context(run.open())
     start, state = run.restore()
-    if start >= total:
+    if start >= total or run.stops_early(start):
       _log.info("%s is trained already: step %d", run.workdir, start)
       return {}
     meter = run.begin(start, clock)
@@ -162,18 +164,21 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
     # A run that was stopped leaves its evaluation to the next session. It is
     # saved before it is logged, so that a session that is killed in between has
     # the next one evaluate again.
+    missed: Any = {}
     # Weights to start from are not saved again.
-    is_missed = _due(start, config.eval.every_steps)
+    is_missed = _due(start, eval_steps)
     is_first = start == 0 and config.eval.at_start
     if (is_missed or is_first) and not run.has_evaluation(start):
       with meter.paused("evaluation"):
-        missed: Any = run.evaluate(state.params)
+        missed = run.evaluate(state.params)
       if is_missed:
         run.save(start, state, missed)
       run.report(start, missed)
     if run.probes_at(start) and not run.has_probes(start):
       with meter.paused("evaluation"):
         run.probe(start, state.params)
+    if missed and run.stops_early(start):
+      return missed
 
     stack.enter_context(bars.showing(meter.bar))
     batches = run.job.prefetch(run.batches, start)
@@ -192,7 +197,7 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
       last = step == total
       stops = not last and notice.stops_at(step)
       logs = last or _due(step, config.train.log_every_steps)
-      evaluates = last or (not stops and _due(step, config.eval.every_steps))
+      evaluates = last or (not stops and _due(step, eval_steps))
       saves = last or _due(step, config.checkpoint.every_steps)
       saves = saves or stops or save_clock.is_due(step)
       if logs or evaluates or saves or run.probes_at(step):
@@ -205,6 +210,8 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
         with meter.paused("evaluation"):
           evaluation = run.evaluate(state.params)
           run.report(step, evaluation)
+      gives_up = evaluates and not last and run.stops_early(step)
+      saves = saves or gives_up
       if run.probes_at(step) and not stops:
         with meter.paused("evaluation"):
           run.probe(step, state.params)
@@ -218,6 +225,10 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
           f"stopped after step {step} of {total}, which is saved in "
           f"{run.workdir}; the same command goes on from there"
         )
+      if gives_up:
+        _log.info("%s: no better evaluation; stopped at step %d", run.workdir,
+                  step)  # fmt: skip
+        break
   return evaluation
 
 
