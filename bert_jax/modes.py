@@ -20,8 +20,11 @@ from bert_jax.command_line import config_of
 from bert_jax.command_line import run_config
 from bert_jax.runtime import config_files
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import machine
+from bert_jax.runtime import phases
 from bert_jax.runtime import runs
+from bert_jax.runtime import settings
 from bert_jax.runtime import streams
 from bert_jax.runtime.settings import Config
 
@@ -52,6 +55,9 @@ def _prepare(flag_values: flags.FlagValues) -> None:
   if not folder:
     raise UsageError("prepare needs --output=DATA, the folder to make")
   prepare.prepare(config, flag_values.input, folder)
+  for phase in phases.read(config, ""):  # other examples of the same tokens
+    if config.train.phases and phase.config.data.dir in (None, config.data.dir):
+      prepare.prepare(phase.config, (), folder)
 
 
 def _meet(flag_values: flags.FlagValues) -> None:
@@ -91,6 +97,10 @@ def _train(flag_values: flags.FlagValues) -> None:
     raise UsageError("--allow_changes is for one run, given by --workdir")
   if flag_values.output and flag_values.replay_step is None:
     raise UsageError("--output of train is for --replay_step; give --workdir")
+  if flag_values.input and (
+    flag_values.member or flag_values.replay_step is not None
+  ):
+    raise UsageError("--input of train is for one run, given by --workdir")
   _meet(flag_values)
   if flag_values.replay_step is not None:
     from bert_jax.training import replay
@@ -114,8 +124,13 @@ def _train(flag_values: flags.FlagValues) -> None:
       f"train needs --config, such as --config=pretrain: {workdir} holds no "
       "run to go on with"
     )
+  config = run_config(flag_values)
+  if flag_values.input:
+    from bert_jax.training import from_text
+
+    config = from_text.prepare_text(config, flag_values.input, workdir)
   train.train(
-    run_config(flag_values),
+    config,
     workdir,
     flag_values.allow_changes,
     machine.process_start(),
@@ -185,6 +200,54 @@ def _predict(flag_values: flags.FlagValues) -> None:
     sys.exit(errors.FAILED if failed == total else errors.SOME_FAILED)
 
 
+def _serve(flag_values: flags.FlagValues) -> None:
+  from bert_jax.prediction.serving import server
+
+  config = command_line.changed_config(
+    flag_values, config_files.load("predict")
+  )
+  flat = settings.flatten(config)
+  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
+  texts = flag_values["from"].value
+  server.serve(config, given, texts, flag_values.host, flag_values.port)
+
+
+def _explore(flag_values: flags.FlagValues) -> None:
+  from bert_jax.prediction.serving import server
+
+  config = command_line.changed_config(
+    flag_values, config_files.load("predict")
+  )
+  flat = settings.flatten(config)
+  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
+  texts = flag_values["from"].value
+  server.explore(given, texts, flag_values.host, flag_values.port)
+
+
+def _export(flag_values: flags.FlagValues) -> None:
+  sources = flag_values["from"].value
+  if len(sources) != 1 or not flag_values.output:
+    raise UsageError("export needs --from=DIR, one model, and --output=FOLDER")
+  config = command_line.changed_config(
+    flag_values, config_files.load("predict")
+  )
+  from bert_jax.prediction import exporting
+  from bert_jax.prediction import model as model_lib
+
+  flat = settings.flatten(config)
+  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
+  written = exporting.export(
+    model_lib.load(sources[0], given),
+    flag_values.output,
+    flag_values.to,
+    config.predict.kind,
+    flag_values.weights,
+  )
+  for name in written:
+    size = files.size(os.path.join(flag_values.output, name))
+    _log.info("wrote %s (%s bytes)", name, f"{size:,}")
+
+
 def _given_keys(flag_values: flags.FlagValues) -> tuple[str, ...]:
   """Returns the keys of the config that the user set, most important first.
 
@@ -221,17 +284,30 @@ def _plan(flag_values: flags.FlagValues) -> None:
   }
   from bert_jax.planning import plan
 
-  status = plan.run(
-    config,
-    flag_values.topology,
-    flag_values.num_slices,
-    flag_values.search or "",
-    flag_values.output or "",
-    flag_values.dump or "",
-    flag_values.num_together if flag_values.num_together > 1 else 0,
-  )
+  status = 0
+  for i, phase in enumerate(phases.read(config, "")):
+    if phase.name:
+      print(f"phase {phase.name}")
+    name = phase.name if i else ""  # the first phase has the files as named
+    status |= plan.run(
+      phase.planned,
+      flag_values.topology,
+      flag_values.num_slices,
+      flag_values.search or "",
+      _of_phase(flag_values.output, name),
+      _of_phase(flag_values.dump, name),
+      flag_values.num_together if flag_values.num_together > 1 else 0,
+    )
   if status:
     sys.exit(status)
+
+
+def _of_phase(path: str | None, name: str) -> str:
+  """Returns the file for a phase: FILE-NAME.json for FILE.json."""
+  if not path or not name:
+    return path or ""
+  stem, ending = os.path.splitext(path)
+  return f"{stem}-{name}{ending}"
 
 
 def _doctor(flag_values: flags.FlagValues) -> None:
@@ -241,6 +317,14 @@ def _doctor(flag_values: flags.FlagValues) -> None:
     raise UsageError("--topology needs --config: a plan is made for that")
   from bert_jax.planning import doctor
 
+  found = phases.read(config, workdir)
+  if len(found) > 1:
+    from bert_jax.training import train
+
+    train.check_phases(found)
+    begun = [phase for phase in found if runs.exists(phase.workdir)]
+    present = begun[-1] if begun else found[0]
+    config, workdir = present.config, present.workdir
   sound = doctor.examine(
     config,
     workdir,
@@ -457,10 +541,12 @@ MODES = {
       "    --workdir=RUN",
       "--config=finetune:task=mrpc,from=RUN --config.task.dir=GLUE \\\n"
       "    --workdir=RUN2",
+      "--config=adapt:from=DIR --input=TEXT --workdir=RUN",
       "--workdir=RUN",
     ),
     (
       "workdir",
+      "input",
       "allow_changes",
       "member",
       "replay_step",
@@ -493,6 +579,40 @@ MODES = {
     config="of the run",
     computes=True,
     is_sent=True,
+  ),
+  "serve": Mode(
+    _serve,
+    "Answers requests over HTTP with trained models, until it is told to stop.",
+    (
+      "--from=RUN --port=8000",
+      "--from=small=DIR,large=DIR2 --host=0.0.0.0 \\\n"
+      "    --config.serve.kinds=embed,classify",
+    ),
+    ("from", "host", "port"),
+    config="changes",
+    computes=True,
+    left="requests in progress were not answered",
+  ),
+  "explore": Mode(
+    _explore,
+    "Shows on a web page what a model does inside.",
+    ("--from=RUN --port=8000",),
+    ("from", "host", "port"),
+    config="changes",
+    computes=True,
+    left="nothing was to be saved",
+  ),
+  "export": Mode(
+    _export,
+    "Writes a model as a program that runs without this package.",
+    (
+      "--from=RUN --to=stablehlo --output=DIR",
+      "--from=DIR --to=onnx --weights=int8 --output=DIR2 \\\n"
+      "    --config.predict.kind=embed",
+    ),
+    ("from", "to", "weights", "output"),
+    config="changes",
+    computes=True,
   ),
   "plan": Mode(
     _plan,

@@ -92,22 +92,43 @@ class Embeddings(nn.Module):
       self.projection = layers.Dense(cfg, cfg.hidden_size)
     self.dropout = Dropout(cfg.dropout_rate)
 
-  def __call__(self, input_ids, segment_ids, positions, *, deterministic):
-    """Maps token ids [B, L] to [B, L, D]; see `Encoder` for the arguments."""
+  def __call__(
+    self,
+    input_ids,
+    segment_ids,
+    positions,
+    *,
+    deterministic,
+    tables=None,
+    word_table=None,
+  ):
+    """Maps token ids [B, L] to [B, L, D].
+
+    Args:
+      input_ids: [B, L] int32; see `Encoder` for this and the others.
+      segment_ids: [B, L] int32.
+      positions: [B, L] int32 or None.
+      deterministic: False switches dropout on.
+      tables: the `Embeddings` whose tables and norm are used; None = these.
+      word_table: [V, E], a table of words in place of theirs, or None.
+    """
     cfg = self.config
+    tables = self if tables is None else tables
+    if word_table is None:
+      word_table = tables.word.embedding
     dtype = layers.compute_dtype(cfg)
-    x = layers.look_up(self.word.embedding, input_ids, dtype)
+    x = layers.look_up(word_table, input_ids, dtype)
     if cfg.type_vocab_size:
       # The table has few rows. A matmul with one-hot vectors is then faster
       # than a lookup, because its gradient is a matmul and not a scatter.
       one_hot = jax.nn.one_hot(
         segment_ids.reshape(-1), cfg.type_vocab_size, dtype=dtype
       )
-      kind = one_hot @ self.type.embedding.astype(dtype)
+      kind = one_hot @ tables.type.embedding.astype(dtype)
       x = x + kind.reshape(x.shape)
-    if self.position is not None:
-      x = x + self.position(positions, input_ids.shape[1])
-    x = self.norm(x) if cfg.embedding_norm else x
+    if tables.position is not None:
+      x = x + tables.position(positions, input_ids.shape[1])
+    x = tables.norm(x) if cfg.embedding_norm else x
     if "embeddings" in cfg.dropout_places:
       x = self.dropout(x, deterministic=deterministic)
     return self.projection(x) if cfg.embedding_size else x
@@ -472,6 +493,8 @@ class Encoder(nn.Module):
     deterministic=True,
     return_layers=False,
     only_positions=None,
+    tables=None,
+    word_table=None,
   ):
     """Encodes a batch of rows.
 
@@ -489,6 +512,8 @@ class Encoder(nn.Module):
       only_positions: [B, P] int32, the only positions whose hidden states the
         caller needs. The last layer is then computed at these positions only,
         except for scanned layers, which share one program.
+      tables: the `Embeddings` of another encoder to read, or None.
+      word_table: [V, E], a table of words in place of the own one, or None.
 
     Returns:
       (hidden [B, L, D], pooled [B, D]). `hidden` is [B, P, D] with
@@ -518,7 +543,12 @@ class Encoder(nn.Module):
         "positions have an embedding; shorten the input or raise max_len"
       )
     x = self.embeddings(
-      input_ids, segment_ids, positions, deterministic=deterministic
+      input_ids,
+      segment_ids,
+      positions,
+      deterministic=deterministic,
+      tables=tables,
+      word_table=word_table,
     )
     x = sharding.constrain_batch(x)
     mask, turns = _masks_and_turns(

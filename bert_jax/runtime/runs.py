@@ -161,8 +161,9 @@ def read_run(workdir: str) -> dict:
   )
   for key in settings.KEYS.values():
     group, _, name = key.name.rpartition(".")
-    if key.before is not None and isinstance(run["config"].get(group), dict):
-      run["config"][group].setdefault(name, key.before)
+    values = run["config"].get(group) if group else run["config"]
+    if key.before is not None and isinstance(values, dict):
+      values.setdefault(name, key.before)
   return run
 
 
@@ -186,7 +187,7 @@ def write_run(workdir: str, run: dict) -> None:
     }
     if changes := [*before.get("changes", []), *run.get("changes", [])]:
       run["changes"] = changes
-    for key in ("checksums_since", "init_from_source"):
+    for key in ("checksums_since", "init_from_source", "sentence"):
       if key in before:
         run[key] = before[key]
   run = run | {

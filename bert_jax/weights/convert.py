@@ -7,8 +7,10 @@ from bert_jax.models import params as param_trees
 from bert_jax.runtime import files
 from bert_jax.runtime import hub
 from bert_jax.runtime.settings import Config
+from bert_jax.weights import averaging
 from bert_jax.weights import extending
 from bert_jax.weights import folders
+from bert_jax.weights import model_card
 from bert_jax.weights import task_heads
 from bert_jax.weights.pretrained import Pretrained
 from bert_jax.weights.pretrained import WeightsError
@@ -36,17 +38,24 @@ def convert(
   """
   if push:
     hub.check_push(push)
-  pretrained = _settled(folders.read(source), config.convert)
+  count = config.convert.average_last
+  found = averaging.read(source, count) if count else folders.read(source)
+  pretrained = _settled(found, config.convert)
   changes = ""
   if extending.is_asked(config.convert):
     extended = extending.extend(pretrained, config.convert)
     changes = extending.describe(pretrained, extended)
     pretrained = extended
   folders.write(pretrained, target, config.convert.to)
+  added = []
+  if config.convert.to == "huggingface":
+    added = model_card.write(pretrained, source, target)
   flat = param_trees.flatten(pretrained.params)
   values = sum(array.size for array in flat.values())
   print(f"read     {pretrained.source or source} ({pretrained.format})")
   print(f"wrote    {target} ({config.convert.to})")
+  if added:
+    print(f"added    {', '.join(added)}")
   print(f"tensors  {len(flat)}, {values:,} values: {_parts(pretrained)}")
   if changes:
     print(f"extended {changes}")

@@ -28,6 +28,7 @@ from bert_jax.models import config as model_config
 from bert_jax.models import conversion
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
+from bert_jax.models import replaced_tokens
 from bert_jax.runtime import files
 from bert_jax.runtime import hub
 from bert_jax.runtime import runs
@@ -215,6 +216,9 @@ def _read(format: str, file: str) -> Pretrained:
   settings = _FORMATS[format].read_settings(file)
   tensors = _FORMATS[format].read_tensors(file)
   given = settings.pretrained
+  only_trained = {}
+  if format == families.OWN:
+    only_trained = workdirs.take_parts(tensors)
   with naming(file):
     found = conversion.to_ours(
       families.get_family(given.family),
@@ -225,11 +229,13 @@ def _read(format: str, file: str) -> Pretrained:
     )
     pretrained = dataclasses.replace(
       given,
-      params=param_trees.nest(found.params),
+      params=param_trees.nest(found.params | only_trained),
       ignored=found.ignored + given.ignored,
       missing=found.missing,
       **_heads_of(settings, found),
     )
+    if format == "bert_jax":
+      pretrained = _with_own_head(pretrained, settings, tensors)
     pretrained.check()
   for head, why in pretrained.refused.items():
     _log.warning("%s: the head %r cannot be used: %s", file, head, why)
@@ -268,6 +274,27 @@ def _heads_of(
   return {"kind": kind, "labels": labels, "refused": refused}
 
 
+def _with_own_head(
+  pretrained: Pretrained,
+  settings: FolderSettings,
+  tensors: dict[str, np.ndarray],
+) -> Pretrained:
+  """Adds the head of a kind of another package, which that kind names."""
+  kind, _ = settings.head(0)
+  head = task_heads.HEADS.get(kind or "")
+  if head is None or head.hf_class:
+    return pretrained
+  start = f"{task_heads.OWN}/"
+  own = {name: x for name, x in tensors.items() if name.startswith(start)}
+  return dataclasses.replace(
+    pretrained,
+    params=pretrained.params | param_trees.nest(own),
+    ignored=tuple(name for name in pretrained.ignored if name not in own),
+    kind=kind,
+    labels=settings.pretrained.labels,
+  )
+
+
 # --- writing -----------------------------------------------------------------
 
 
@@ -294,6 +321,19 @@ def write(
       f"{', '.join(sorted(wanted))}"
     )
   folder = os.fspath(folder)
+  kept = {
+    name: part
+    for name, part in pretrained.params.items()
+    if name not in replaced_tokens.PARTS
+  }
+  names = families.get_family(pretrained.family).names_in(format)
+  if "rtd" in kept and names.of("rtd/kernel") is None:
+    del kept["rtd"]
+    _log.warning(
+      "the head that tells replaced tokens is left out: a %s in the format %s "
+      "has no place for it", pretrained.family, format,
+    )  # fmt: skip
+  pretrained = dataclasses.replace(pretrained, params=kept)
   if format == "bert_jax":
     from bert_jax.runtime import checkpoint as checkpoints  # slow to import
 

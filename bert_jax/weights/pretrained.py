@@ -21,7 +21,8 @@ SETTINGS = (
   "model.dtype", "model.attention", "task.name", "task.context",
   "task.max_query_len", "task.doc_stride", "task.n_best",
   "task.max_answer_len", "task.has_null", "task.null_threshold",
-  "task.thresholds", "task.text", "task.word_split",
+  "task.thresholds", "task.temperature", "task.long_texts", "task.text",
+  "task.word_split",
 )  # fmt: skip
 
 
@@ -87,6 +88,8 @@ class Pretrained:
   @property
   def num_outputs(self) -> int:
     """The number K of outputs of the task's head."""
+    if "task" not in self.params:  # a head that only its own kind knows
+      return task_heads.HEADS[self.kind or ""].width or len(self.labels)
     return self.params["task"]["bias"].size
 
   @property
@@ -116,7 +119,7 @@ class Pretrained:
       raise WeightsError(
         f"kind {self.kind!r:.100} is not one of {', '.join(task_heads.HEADS)}"
       )
-    if "task" not in self.params:
+    if not {"task", task_heads.OWN} & set(self.params):
       raise WeightsError(
         f"the kind is {self.kind}, but the model has no head of a task"
       )

@@ -9,6 +9,7 @@ import subprocess
 import jax
 import pytest
 
+from bert_jax.runtime import files
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
@@ -287,9 +288,9 @@ def test_metrics_that_are_not_finite_are_null_in_the_file(tmp_path):
 @pytest.mark.parametrize("tensorboard", [False, True])
 def test_a_full_disk_is_told_with_the_name_of_the_log(tmp_path, tensorboard):
   log = metrics_log.MetricsLog(str(tmp_path), 0, tensorboard)
-  writer, mode = (log._board, "wb") if tensorboard else (log, "w")
+  writer = log._board if tensorboard else log
   writer._file.close()
-  writer._file = open("/dev/full", mode)
+  writer._file = files.Appended("/dev/full")
   for act in (lambda: log.write(1, {"train/loss": 2.0}), log.close):
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
       act()
@@ -424,3 +425,22 @@ def test_paths_of_an_older_record_stay_as_they_were_given(
   absolute = str(tmp_path / "runs/minilm")
   asked["config"] = run["config"] | {"init_from": absolute}
   resume.check_workdir(str(tmp_path), asked)
+
+
+def test_keys_that_are_newer_than_a_run_are_added_in_and_beside_groups(
+  run, tmp_path
+):
+  newer = [key for key in settings.KEYS.values() if key.before is not None]
+  assert {bool(key.name.count(".")) for key in newer} == {False, True}
+  old = json.loads(json.dumps(run))
+  for key in newer:
+    *groups, name = key.name.split(".")
+    values = old["config"]
+    for group in groups:
+      values = values[group]
+    values.pop(name, None)
+  runs.write_run(str(tmp_path), old)
+  found = settings.flatten(runs.read_run(str(tmp_path))["config"])
+  assert {key.name: found[key.name] for key in newer} == {
+    key.name: key.before for key in newer
+  }

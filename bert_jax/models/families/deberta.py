@@ -196,6 +196,9 @@ FAMILY = family.Family(
     "token": ("dropout",),
     "span": (),
   },
+  # Files of DeBERTa-v3 have another head of replaced tokens, which adds the
+  # first token to each; it is not read, and this one not written there.
+  discriminator=("dense", "hidden_act"),
   read=_read,
   write=_write,
   free=frozenset({
