@@ -116,7 +116,8 @@ bert-jax sweep --workdir=runs/roberta-glue \\
 ```
 
 ELECTRA's authors learn each pair of MRPC and STS-B in both orders
-(`task.both_orders`), and so does its sweep.
+(`task.both_orders`), and let the learning rate fall from layer to layer
+(`optim.layer_decay`); so does its sweep.
 
 ## More comparisons
 
