@@ -284,18 +284,18 @@ def _plan(flag_values: flags.FlagValues) -> None:
   }
   from bert_jax.planning import plan
 
-  found = phases.read(config, "")
   status = 0
-  for phase in found:
+  for i, phase in enumerate(phases.read(config, "")):
     if phase.name:
       print(f"phase {phase.name}")
+    name = phase.name if i else ""  # the first phase has the files as named
     status |= plan.run(
       phase.planned,
       flag_values.topology,
       flag_values.num_slices,
       flag_values.search or "",
-      _of_phase(flag_values.output, phase.name),
-      _of_phase(flag_values.dump, phase.name),
+      _of_phase(flag_values.output, name),
+      _of_phase(flag_values.dump, name),
       flag_values.num_together if flag_values.num_together > 1 else 0,
     )
   if status:
