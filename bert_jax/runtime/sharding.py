@@ -7,6 +7,11 @@ The mesh has three axes, in this order. An axis of size 1 costs nothing.
           when they are used
   tensor  shards the heads, the MLP and the vocabulary, but not the rows
 
+Several slices, which only a slow network connects, hold whole copies of the
+model each: the axis in front, "data" or "seed", goes over the slices first, so
+that the other axes stay inside of one. TPUs say which slice they belong to; of
+other devices mesh.num_slices says it, and a slice is a group of processes.
+
 If several models train together (members.py), there is one more axis in front:
 
   seed    independent models
@@ -55,6 +60,7 @@ def make_mesh(
   tensor: int,
   devices: Sequence[Any] | None = None,
   seed: int | None = None,
+  num_slices: int = 0,
 ) -> jax.sharding.Mesh:
   """Returns a mesh with the axes ("data", "fsdp", "tensor").
 
@@ -69,10 +75,13 @@ def make_mesh(
     tensor: the size of the "tensor" axis, or -1. Only one size may be -1.
     devices: the devices to use, all of them; None = `jax.devices()`.
     seed: the size of an additional axis "seed" in front; None = no such axis.
+    num_slices: how many slices the devices belong to; 0 = as many as they say,
+      or else one.
 
   Raises:
-    ValueError: the product of the sizes is not the number of devices, or a copy
-      of the model would lie on several slices.
+    ValueError: the product of the sizes is not the number of devices, the
+      number of slices is wrong, or a copy of the model would lie on several
+      slices.
 
   Example:
     >>> make_mesh(data=-1, fsdp=1, tensor=1).axis_names
@@ -84,28 +93,68 @@ def make_mesh(
   if seed is not None:
     axes, wanted = (SEED_AXIS, *axes), (seed, *wanted)
   sizes = _fill_mesh_sizes(axes, wanted, len(devices))
-  num_slices = len({getattr(d, "slice_index", 0) for d in devices})
-  if devices[0].platform == "tpu" and num_slices > 1:
-    first, *rest = sizes
-    if first % num_slices:
-      raise ValueError(
-        f"the devices belong to {num_slices} TPU slices, but mesh.{axes[0]}="
-        f"{first} is not divisible by {num_slices}: only whole copies of the "
-        f"model may lie on different slices; set mesh.{axes[0]} to a multiple "
-        "of the slices"
+  slices = _slices(devices, num_slices)
+  first, *rest = sizes
+  if first % len(slices):
+    kind = "TPU slices" if devices[0].platform == "tpu" else "slices"
+    raise ValueError(
+      f"the devices belong to {len(slices)} {kind}, but mesh.{axes[0]}="
+      f"{first} is not divisible by {len(slices)}: only whole copies of the "
+      f"model may lie on different slices; set mesh.{axes[0]} to a multiple "
+      "of the slices"
+    )
+  grid = np.concatenate(
+    [
+      mesh_utils.create_device_mesh(
+        (first // len(slices), *rest), inside, allow_split_physical_axes=True
       )
-    grid = mesh_utils.create_hybrid_device_mesh(
-      (first // num_slices, *rest),
-      (num_slices, *(1 for _ in rest)),
-      devices,
-      allow_split_physical_axes=True,
-    )
-  else:
-    grid = mesh_utils.create_device_mesh(
-      sizes, devices, allow_split_physical_axes=True
-    )
+      for inside in slices
+    ]
+  )
   auto = (jax.sharding.AxisType.Auto,) * len(axes)
   return jax.sharding.Mesh(grid, axes, axis_types=auto)
+
+
+def _slices(devices: Sequence[Any], num_slices: int) -> list[list[Any]]:
+  """Returns the devices of each slice.
+
+  Args:
+    devices: the devices of all slices.
+    num_slices: see `make_mesh`.
+
+  Raises:
+    ValueError: the devices belong to another number of slices, or a process
+      would belong to several.
+  """
+  found: dict[int, list[Any]] = {}
+  if devices[0].platform == "tpu":
+    for one in devices:
+      found.setdefault(getattr(one, "slice_index", 0), []).append(one)
+    if num_slices not in (0, len(found)):
+      raise ValueError(
+        f"mesh.num_slices={num_slices}, but the TPUs belong to {len(found)} "
+        f"slices; use {len(found)}, or 0 for as many as there are"
+      )
+    return [found[index] for index in sorted(found)]
+  if num_slices < 2:
+    return [list(devices)]
+  for one in devices:
+    found.setdefault(one.process_index, []).append(one)
+  hosts = [found[index] for index in sorted(found)]
+  if len(hosts) > 1 and len(hosts) % num_slices:
+    raise ValueError(
+      f"mesh.num_slices={num_slices} does not divide the {len(hosts)} processes"
+      " of the job; each slice has the same number of processes"
+    )
+  if len(hosts) == 1:  # for trying it out: a slice is some of the devices
+    hosts = [[one] for one in devices]
+  if len(hosts) % num_slices:
+    raise ValueError(
+      f"mesh.num_slices={num_slices} does not divide the {len(hosts)} devices"
+    )
+  size = len(hosts) // num_slices
+  groups = (hosts[i : i + size] for i in range(0, len(hosts), size))
+  return [[one for host in group for one in host] for group in groups]
 
 
 def connect(mesh: jax.sharding.Mesh) -> None:

@@ -369,3 +369,54 @@ def test_devices_are_connected_along_any_group_of_axes(sizes, monkeypatch):
   axes = [a for a in mesh.axis_names if mesh.shape[a] > 1]
   assert len(set(groups)) == 2 ** len(axes) - 1
   assert tuple(axes) in groups
+
+
+def cpu_devices(num_processes, per_process=2):
+  """Devices of several processes, in no order."""
+  return [
+    Device(
+      platform="cpu", device_kind="cpu", id=10 * p + i, process_index=p,
+      local_hardware_id=i,
+    )
+    for i in range(per_process)
+    for p in reversed(range(num_processes))
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("sizes", "num_slices"), [((-1, 1, 1), 2), ((2, 2, 2), 2), ((4, 1, 2), 4)]
+)
+def test_only_the_first_axis_leaves_a_slice(sizes, num_slices):
+  """Slices are groups of processes in their order."""
+  devices = cpu_devices(num_processes=4)
+  mesh = sharding.make_mesh(*sizes, devices, num_slices=num_slices)
+  assert mesh.axis_names == sharding.MESH_AXES
+  per_slice = 4 // num_slices
+  slices = np.vectorize(lambda d: d.process_index // per_slice)(mesh.devices)
+  assert (slices == np.sort(slices.ravel()).reshape(slices.shape)).all()
+  for copy in slices:
+    assert np.ptp(copy) == 0
+  assert {d.id for d in mesh.devices.flat} == {d.id for d in devices}
+
+
+@pytest.mark.parametrize(
+  ("devices", "num_slices", "words"),
+  [
+    (cpu_devices(4), 3, "mesh.num_slices=3 does not divide the 4 processes"),
+    (cpu_devices(1), 3, "does not divide the 2 devices"),
+    (tpu_devices(num_slices=2), 4, "belong to 2 slices; use 2, or 0"),
+    (tpu_devices(num_slices=1), 2, "belong to 1 slices; use 1, or 0"),
+  ],
+)
+def test_a_number_of_slices_that_is_wrong_is_refused(
+  devices, num_slices, words
+):
+  with pytest.raises(ValueError, match=words):
+    sharding.make_mesh(-1, 1, 1, devices, num_slices=num_slices)
+
+
+def test_one_process_may_try_slices_out():
+  mesh = sharding.make_mesh(-1, 2, 1, num_slices=2)
+  assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+  order = [d.id for d in mesh.devices.flat]
+  assert set(order[:4]) == {d.id for d in jax.devices()[:4]}
