@@ -21,7 +21,8 @@ parameter (`encoder/layers/mlp/in/kernel`) applies to it. `axes` names the mesh
 axes that shard the *trailing* dimensions, so that rules never shard the leading
 layer axis of scanned layers. The paths of the optimizer's moments end like
 those of the parameters, so the rules place the whole train state. The moments
-may also be sharded over "data" (`spread`), along any dimension.
+may also be sharded over "data" (`spread`), along any dimension, but not over
+several slices.
 
 The compiler derives the rest from the sharding of the state, the sharding of
 the batch, and `constrain_batch` on activations. Without `constrain_batch` it
@@ -307,7 +308,11 @@ def put_global_batch(batch: Tree, sharding: jax.sharding.NamedSharding) -> Tree:
 
 
 def state_sharding(
-  abstract_tree: Tree, mesh: jax.sharding.Mesh, rules: Rules, spread: str = ""
+  abstract_tree: Tree,
+  mesh: jax.sharding.Mesh,
+  rules: Rules,
+  spread: str = "",
+  num_slices: int = 1,
 ) -> Tree:
   """Returns the shardings of parameters, or of a whole train state, by rules.
 
@@ -320,6 +325,8 @@ def state_sharding(
     spread: a regex. Arrays in whose path it is found are also sharded over
       "data", if one of their dimensions is divisible, so that each copy of the
       model holds a share of them. "" = no arrays.
+    num_slices: the slices that "data" goes over. Arrays are not spread over
+      several, so that no parameters have to cross between them.
 
   Returns:
     The tree with a `NamedSharding` in place of each leaf. Scalars need no rule;
@@ -340,6 +347,7 @@ def state_sharding(
   for rule in rules:
     _check_rule(rule, mesh)
   lost: list[str] = []
+  inside = _inside_slices(mesh, num_slices)
 
   def place(path: Any, leaf: Any) -> jax.sharding.NamedSharding | None:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -351,7 +359,7 @@ def state_sharding(
         return None
       spec = _leaf_spec(name, shape, mesh, rule)
     if spread and re.search(spread, name):
-      spec = _spread(spec, shape, mesh)
+      return jax.sharding.NamedSharding(inside, _spread(spec, shape, inside))
     return jax.sharding.NamedSharding(mesh, spec)
 
   placed = jax.tree_util.tree_map_with_path(place, abstract_tree)
@@ -378,7 +386,23 @@ def place_state(
     The result of `state_sharding`.
   """
   spread = "^opt_state/" if config.spread_optimizer else ""
-  return state_sharding(abstract_state, mesh, config.rules, spread)
+  slices = _slices(list(mesh.devices.flat), config.num_slices)
+  num_slices = 1 if SEED_AXIS in mesh.shape else len(slices)
+  return state_sharding(abstract_state, mesh, config.rules, spread, num_slices)
+
+
+def _inside_slices(
+  mesh: jax.sharding.Mesh, num_slices: int
+) -> jax.sharding.Mesh:
+  """Returns a mesh of the same devices whose axis "data" stays in a slice."""
+  if num_slices == 1:
+    return mesh
+  data, *rest = mesh.devices.shape
+  return jax.sharding.Mesh(
+    mesh.devices.reshape(num_slices, data // num_slices, *rest),
+    ("slice", *mesh.axis_names),
+    axis_types=(jax.sharding.AxisType.Auto,) * (1 + len(mesh.axis_names)),
+  )
 
 
 def _check_rule(rule: tuple[str, Any], mesh: jax.sharding.Mesh) -> None:
