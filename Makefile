@@ -21,8 +21,8 @@ PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow test-faults test-buckets lint format types check docs \
-  plan-table plan-meshes plan-depth bench-train bench-data bench-prepare \
-  bench-packing bench-finetune bench-predict bench-start bench-together \
+  plan-table plan-meshes plan-depth plan-long bench-train bench-data bench-prepare \
+  bench-packing bench-finetune bench-predict bench-embed bench-start bench-together \
   minilm tpu \
   ablations lock clean
 
@@ -76,6 +76,9 @@ plan-meshes: $(VENV)/.extra-tpu  ## predicted cost of FSDP and tensor parallelis
 plan-depth: $(VENV)/.extra-tpu  ## seconds that layers take to compile
 	@$(PY) -m experiments.plan.table depth
 
+plan-long: $(VENV)/.extra-tpu  ## rows of 1,024 to 8,192 tokens: full and local layers
+	@$(PY) -m experiments.plan.table long
+
 bench-train: $(VENV)/.extra-reference  ## against torch: NOVELS=file VOCAB=file
 	@$(PY) experiments/bench/train.py --size=4x512
 	@$(PY) experiments/bench/train.py --size=base
@@ -97,6 +100,9 @@ bench-finetune: $(VENV)/.extra-reference minilm  ## against torch: DATA=folder o
 
 bench-predict: $(VENV)/.extra-reference minilm  ## embeddings against torch, ONNX
 	@$(PY) experiments/bench/predict.py $(if $(NOVELS),--input=$(NOVELS))
+
+bench-embed: $(VENV)/.extra-reference  ## embeddings of RoBERTa and ModernBERT: DATA=folder of GLUE
+	@$(PY) -m experiments.families.speed --data=$(or $(DATA),data/glue)
 
 bench-start: minilm  ## seconds until `predict` has answered one sentence
 	@$(PY) experiments/bench/start.py

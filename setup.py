@@ -77,6 +77,10 @@ EXTRAS = {
   ],
   # Models of the Hugging Face hub by name, and `convert --push`.
   "hub": ["huggingface_hub>=1,<3"],
+  # Words of Chinese, for whole-word masking (prepare.segmenter=jieba).
+  "chinese": ["jieba>=0.42.1,<0.43"],
+  # Near duplicates in text (prepare.duplicates=drop_near).
+  "dedup": ["datasketch>=2,<3"],
   # The documentation as a website.
   "docs": ["mkdocs-material>=9.6,<10"],
   # Services that keep the metrics of runs (train.trackers).

@@ -21,6 +21,7 @@ from bert_jax.command_line import run_config
 from bert_jax.runtime import config_files
 from bert_jax.runtime import errors
 from bert_jax.runtime import machine
+from bert_jax.runtime import phases
 from bert_jax.runtime import runs
 from bert_jax.runtime import streams
 from bert_jax.runtime.settings import Config
@@ -52,6 +53,9 @@ def _prepare(flag_values: flags.FlagValues) -> None:
   if not folder:
     raise UsageError("prepare needs --output=DATA, the folder to make")
   prepare.prepare(config, flag_values.input, folder)
+  for phase in phases.read(config, ""):  # other examples of the same tokens
+    if config.train.phases and phase.config.data.dir in (None, config.data.dir):
+      prepare.prepare(phase.config, (), folder)
 
 
 def _meet(flag_values: flags.FlagValues) -> None:
@@ -91,6 +95,10 @@ def _train(flag_values: flags.FlagValues) -> None:
     raise UsageError("--allow_changes is for one run, given by --workdir")
   if flag_values.output and flag_values.replay_step is None:
     raise UsageError("--output of train is for --replay_step; give --workdir")
+  if flag_values.input and (
+    flag_values.member or flag_values.replay_step is not None
+  ):
+    raise UsageError("--input of train is for one run, given by --workdir")
   _meet(flag_values)
   if flag_values.replay_step is not None:
     from bert_jax.training import replay
@@ -114,8 +122,13 @@ def _train(flag_values: flags.FlagValues) -> None:
       f"train needs --config, such as --config=pretrain: {workdir} holds no "
       "run to go on with"
     )
+  config = run_config(flag_values)
+  if flag_values.input:
+    from bert_jax.training import from_text
+
+    config = from_text.prepare_text(config, flag_values.input, workdir)
   train.train(
-    run_config(flag_values),
+    config,
     workdir,
     flag_values.allow_changes,
     machine.process_start(),
@@ -221,17 +234,30 @@ def _plan(flag_values: flags.FlagValues) -> None:
   }
   from bert_jax.planning import plan
 
-  status = plan.run(
-    config,
-    flag_values.topology,
-    flag_values.num_slices,
-    flag_values.search or "",
-    flag_values.output or "",
-    flag_values.dump or "",
-    flag_values.num_together if flag_values.num_together > 1 else 0,
-  )
+  found = phases.read(config, "")
+  status = 0
+  for phase in found:
+    if phase.name:
+      print(f"phase {phase.name}")
+    status |= plan.run(
+      phase.planned,
+      flag_values.topology,
+      flag_values.num_slices,
+      flag_values.search or "",
+      _of_phase(flag_values.output, phase.name),
+      _of_phase(flag_values.dump, phase.name),
+      flag_values.num_together if flag_values.num_together > 1 else 0,
+    )
   if status:
     sys.exit(status)
+
+
+def _of_phase(path: str | None, name: str) -> str:
+  """Returns the file for a phase: FILE-NAME.json for FILE.json."""
+  if not path or not name:
+    return path or ""
+  stem, ending = os.path.splitext(path)
+  return f"{stem}-{name}{ending}"
 
 
 def _doctor(flag_values: flags.FlagValues) -> None:
@@ -241,6 +267,14 @@ def _doctor(flag_values: flags.FlagValues) -> None:
     raise UsageError("--topology needs --config: a plan is made for that")
   from bert_jax.planning import doctor
 
+  found = phases.read(config, workdir)
+  if len(found) > 1:
+    from bert_jax.training import train
+
+    train.check_phases(found)
+    begun = [phase for phase in found if runs.exists(phase.workdir)]
+    present = begun[-1] if begun else found[0]
+    config, workdir = present.config, present.workdir
   sound = doctor.examine(
     config,
     workdir,
@@ -457,10 +491,12 @@ MODES = {
       "    --workdir=RUN",
       "--config=finetune:task=mrpc,from=RUN --config.task.dir=GLUE \\\n"
       "    --workdir=RUN2",
+      "--config=adapt:from=DIR --input=TEXT --workdir=RUN",
       "--workdir=RUN",
     ),
     (
       "workdir",
+      "input",
       "allow_changes",
       "member",
       "replay_step",

@@ -25,6 +25,8 @@ AS_THE_RUN_SAYS = {
     "has_null",
     "null_threshold",
     "thresholds",
+    "temperature",
+    "long_texts",
     "text",
     "word_split",
   ),

@@ -58,7 +58,7 @@ def read_converted(run, workdir):
 
 
 def read_evaluated(run, workdir):
-  wanted = evaluate._wanted_params(run.job, run.mesh)
+  wanted = evaluate.wanted_params(run.job, run.mesh)
   step, params = checkpoint.restore_params(workdir, wanted)
   assert step == STEP
   return flat(params)

@@ -1,27 +1,41 @@
 """A family is fine-tuned, evaluated, written out and predicted with."""
 
 import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from bert_jax import tasks
 from bert_jax import weights
 from bert_jax.data.tokenizers import load
 from bert_jax.models import families
 from bert_jax.models import heads
 from bert_jax.models import params as param_trees
+from bert_jax.planning import doctor
 from bert_jax.prediction import predict
 from bert_jax.runtime import metrics_log
+from bert_jax.tasks import spec
 from bert_jax.training import evaluate
+from bert_jax.training import members
 from bert_jax.training import train
 from configs import predict as predict_config
+from experiments.families import sweep as families_sweep
 from tests.support import small_tasks
 
 FAMILIES = {
   "roberta": {"type_vocab_size": 1, "position_offset": 2},
   "modernbert": {"local_radius": 2, "full_every": 2, "pooling": "mean"},
   "albert": {"embedding_size": 16, "layer_groups": 1},
+  "electra": {"embedding_size": 16},
+  "deberta-v2": {"relative_buckets": 4, "relative_distance": 32},
 }
+ROOT = pathlib.Path(__file__).parents[1]
 FORMS = ("classify", "regress", "tag", "choice", "span")
 
 
@@ -71,6 +85,125 @@ def test_every_kind_learns_and_comes_back(tmp_path, name, form):
   config.init_from = str(tmp_path / "out")
   there = evaluate.evaluate(config, str(tmp_path / "new"), None)
   assert there["eval/loss"] == pytest.approx(scores["eval/loss"], rel=1e-4)
+
+
+def _config(folder, name, **changes):
+  """A fine-tuning from random weights of a family, in rows of one length."""
+  config = small_tasks.make_config(
+    folder,
+    data__one_row_len=True,
+    train__num_epochs=2.0,
+    train__log_every_steps=1,
+    **changes,
+  )
+  config.init_from, config.task.vocab = write_weights(folder, name), ""
+  return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_members_of_every_family_are_what_they_are_alone(tmp_path, name):
+  """Two seeds with learning rates of their own, in one program."""
+  config = _config(tmp_path, name)
+  together = [
+    members.Member(f"{tmp_path}/together/{seed}", seed, 3e-4 / (seed + 1))
+    for seed in (0, 1)
+  ]
+  train.train_together(config, together)
+  found = []
+  for member in together:
+    config.seed = member.seed
+    config.optim.learning_rate = member.learning_rate
+    alone = f"{tmp_path}/alone/{member.seed}"
+    train.train(config, alone)
+    losses = [
+      [row["train/loss"] for row in metrics_log.read_metrics(workdir)
+       if "train/loss" in row]
+      for workdir in (member.workdir, alone)
+    ]  # fmt: skip
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+    got, want = (
+      param_trees.flatten(weights.read(workdir).params)
+      for workdir in (member.workdir, alone)
+    )
+    for path, array in want.items():
+      np.testing.assert_allclose(got[path], array, rtol=1e-3, atol=3e-5)
+    found.append(losses[0])
+  assert found[0] != found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_the_doctor_finds_a_fine_tuning_of_every_family_sound(
+  tmp_path, name, capsys
+):
+  config = _config(tmp_path, name)
+  assert doctor.examine(config, str(tmp_path / "run"))
+  assert "a training would start" in capsys.readouterr().out
+  assert not (tmp_path / "run").exists()
+
+
+SWEEP = """
+from bert_jax.sweeps import sweep
+
+def get_config(text=None):
+  return sweep.make([
+    sweep.trial("configs/finetune.py:task=my-classify,from={start}", {{
+      "task.dir": "{folder}", "task.text": ("text",), "task.label": "label",
+      "task.files.train": "{folder}/train.jsonl", "data.seq_len": 16,
+      "data.batch_size": 16, "optim.learning_rate": rate, "seed": 0,
+      "train.num_epochs": 4.0, "checkpoint.every_steps": 1000,
+    }})
+    for rate in (3e-3, 1e-3)
+  ])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_sweep_of_every_family_ends_with_a_table(tmp_path, name):
+  """Two learning rates, each trial in a process of its own."""
+  config = _config(tmp_path, name)
+  file = tmp_path / "sweep.py"
+  file.write_text(SWEEP.format(start=config.init_from, folder=tmp_path))
+  done = subprocess.run(
+    [sys.executable, "-m", "bert_jax.main", "sweep", f"--config={file}",
+     f"--workdir={tmp_path / 'sweep'}"],
+    cwd=ROOT, capture_output=True, text=True, check=False,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-2000:]
+  runs = sorted((tmp_path / "sweep").rglob("run.json"))
+  assert len(runs) == 2
+  for path in runs:
+    rows = metrics_log.read_metrics(str(path.parent))
+    accuracy = [row["eval/accuracy"] for row in rows if "eval/accuracy" in row]
+    assert 0 <= accuracy[-1] <= 1
+    assert json.loads(path.read_text())["config"]["model"]["family"] == name
+
+
+def test_electras_sweep_learns_both_orders_where_pairs_have_none():
+  some = "mrpc+rte+stsb"
+  config = families_sweep.get_config(f"family=electra,from=x,tasks={some}")
+  found = {
+    re.search(r"task=(\w+)", trial.config)[1]: json.loads(trial.settings)
+    for trial in config.trials
+  }
+  both = {task: k.get("task.both_orders") for task, k in found.items()}
+  assert both == {"mrpc": True, "rte": None, "stsb": True}
+
+
+def test_each_pair_is_followed_by_the_same_in_the_other_order():
+  task = tasks.TASKS["mrpc"]
+  pair = spec.PairExample("7", "a", "b", 1)
+  found = spec.in_both_orders(task, [pair, dataclasses.replace(pair, id="8")])
+  assert [(e.id, e.text_a, e.text_b, e.label) for e in found] == [
+    ("7", "a", "b", 1), ("7", "b", "a", 1), ("8", "a", "b", 1),
+    ("8", "b", "a", 1),
+  ]  # fmt: skip
+  alone = dataclasses.replace(pair, text_b=None)
+  with pytest.raises(spec.TaskError, match="both_orders.*mrpc.*not a pair"):
+    spec.in_both_orders(task, [alone])
 
 
 @pytest.mark.slow

@@ -42,6 +42,8 @@ from bert_jax.data import batching
 from bert_jax.data import corpus
 from bert_jax.data import prepare
 from bert_jax.data import rows
+from bert_jax.data import segmenters
+from bert_jax.data import summary
 from bert_jax.data.stages import examples
 from bert_jax.data.stages import stage
 from bert_jax.data.store import records
@@ -54,6 +56,7 @@ from bert_jax.models import heads
 from bert_jax.models import params as param_trees
 from bert_jax.prediction import predict
 from bert_jax.prediction import records as prediction_records
+from bert_jax.prediction import tables
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import resume
@@ -533,7 +536,9 @@ def _task_reader(name: str, split: str, file: str, *lines: str) -> Reader:
   return Reader(make, read, says=f"^task {name}: example")
 
 
-def _own_reader(form: str, file: str, columns: str, *lines: str) -> Reader:
+def _own_reader(
+  form: str, file: str, columns: str, *lines: str, **options
+) -> Reader:
   """Data of one's own: labels are those of the file, as is has_null."""
   *text, label = columns.split()
   content = "\n".join([*lines, ""]).encode()
@@ -543,10 +548,26 @@ def _own_reader(form: str, file: str, columns: str, *lines: str) -> Reader:
 
   def read(folder):
     path = own.find_train(str(folder))
-    task = table.make_task(form, text=text, label=label, train_path=path)
+    task = table.make_task(
+      form, text=text, label=label, train_path=path, **options
+    )
     _features(task, tasks.read_examples(task, str(folder), "train"))
 
   return Reader(make, read, says="^task own: example")
+
+
+def _make_parquet_task(folder):
+  rows = [{"text": "cat", "label": "yes"}, {"text": "mat", "label": "no"}]
+  table = pyarrow.Table.from_pylist(rows * 2)
+  pyarrow.parquet.write_table(table, folder / "train.parquet")
+
+
+def _read_parquet_task(folder):
+  path = own.find_train(str(folder))
+  task = table.make_task(
+    "classify", text=["text"], label="label", train_path=path
+  )
+  _features(task, tasks.read_examples(task, str(folder), "train"))
 
 
 def _squad(version: str, **no_answer) -> str:
@@ -680,6 +701,46 @@ READERS |= {
     "train.jsonl",
     "a b c label",
     '{"a": "cat", "b": "sat", "c": "mat", "label": "1"}',
+  ),
+  "own tag bioes.conll": _own_reader(
+    "tag",
+    "train.conll",
+    "words tags",
+    "The O",
+    "cat S-PER",
+    "",
+    "mat B-LOC",
+    "on I-LOC",
+    "the E-LOC",
+  ),
+  "own tag bilou.jsonl": _own_reader(
+    "tag",
+    "train.jsonl",
+    "words tags",
+    '{"words": ["The", "cat"], "tags": ["O", "U-PER"]}',
+    '{"words": ["on", "the", "mat"], "tags": ["B-LOC", "I-LOC", "L-LOC"]}',
+  ),
+  "own tag ints.jsonl": _own_reader(
+    "tag",
+    "train.jsonl",
+    "words tags",
+    '{"words": ["The", "cat"], "tags": [0, 1]}',
+    '{"words": ["on", "mat"], "tags": [0, 2]}',
+    labels=("O", "B-PER", "I-PER"),
+  ),
+  "own tag plain.conll": _own_reader(
+    "tag",
+    "train.conll",
+    "words tags",
+    "# text",
+    "The DET",
+    "cat NOUN",
+    "",
+    "\u3000 PUNCT",
+    "sat VERB",
+  ),
+  "own classify.parquet": Reader(
+    _make_parquet_task, _read_parquet_task, says="^task own: example"
   ),
   "own tag spans.jsonl": _own_reader(
     "tag",
@@ -997,7 +1058,45 @@ def _batches(folder, verify, max_sequences):
 
 
 BAD_EXAMPLE = "the examples are damaged, prepare them again"
+
+
+def _make_words_data(folder):
+  """Data whose Chinese words a list says."""
+  config = _data_config(folder)
+  words = folder / "words.txt"
+  words.write_text("\u4e2d\u6587\n")
+  text = folder / "text.txt"
+  text.write_text(DOCUMENTS.replace("cats", "\u4e2d\u6587"))
+  config.prepare.segmenter = str(words)
+  _prepare(folder, config, [str(text)])
+  text.unlink()
+  words.unlink()
+
+
+def _whole_words(folder):
+  config = _data_config(folder, "never", 2)
+  config.data.whole_word = True
+  summary.whole_word_problem(config.data.dir)
+  batches = batching.PretrainBatches(
+    config.data, "train", seed=1, batch_size=4, num_steps=3
+  )
+  batches[0], batches[2]
+
+
 READERS |= {
+  "list of words": Reader(
+    lambda folder: (folder / "words.txt").write_text(
+      "# a\ncat\n\u4e2d\u6587\n"
+    ),
+    lambda folder: segmenters.load(str(folder / "words.txt")).cut("a cat"),
+  ),
+  "data of words": Reader(
+    _make_words_data,
+    _whole_words,
+    says=BAD_EXAMPLE,
+    examples=15,
+    damaged=r".*(words\.npy|manifest\.json)",
+  ),
   "data": Reader(_make_data, lambda f: _batches(f, "once", 2), examples=15),
   "data unverified": Reader(
     _make_data, lambda f: _batches(f, "never", 1), says=BAD_EXAMPLE, examples=15
@@ -1058,6 +1157,54 @@ def _lines_reader(kind: str) -> Reader:
 
 
 READERS |= {f"lines to {kind}": _lines_reader(kind) for kind in LINES}
+
+TABLE = [{"text": "the cat", "n": 1}, {"text": "sat \u00e9", "n": None}]
+
+
+def _table_content(ending: str) -> bytes:
+  if ending == "json":
+    return json.dumps(TABLE).encode()
+  if ending in ("parquet", "arrow"):
+    sink = io.BytesIO()
+    content = pyarrow.Table.from_pylist(TABLE)
+    if ending == "parquet":
+      pyarrow.parquet.write_table(content, sink)
+    else:
+      with pyarrow.ipc.new_file(sink, content.schema) as writer:
+        writer.write_table(content)
+    return sink.getvalue()
+  separator = {"csv": ",", "tsv": "\t"}[ending]
+  lines = (("text", "n"), ("the cat", "1"), ("sat \u00e9", ""))
+  return "".join(separator.join(line) + "\n" for line in lines).encode()
+
+
+def _table_reader(ending: str) -> Reader:
+  """A table to classify; its answers are written in the same format."""
+
+  def make(folder):
+    (folder / f"in.{ending}").write_bytes(_table_content(ending))
+
+  def read(folder):
+    target = folder / f"out.{ending}"
+    table_in = tables.Table(str(folder / f"in.{ending}"))
+    total = 0
+    with tables.writing(table_in, str(target)) as write:
+      for answer in _predictor("classify").run(
+        table_in.numbered(), are_rows=True
+      ):
+        json.dumps(answer)
+        write(answer)
+        total += 1
+    if total and ending != "json":
+      assert len(list(rows.read(str(target)))) == total
+
+  return Reader(make, read, examples=15)
+
+
+READERS |= {
+  f"table to classify {ending}": _table_reader(ending)
+  for ending in ("csv", "tsv", "json", "parquet", "arrow")
+}
 
 
 # --- tests -------------------------------------------------------------------

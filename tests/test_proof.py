@@ -1,6 +1,7 @@
 """Tests of experiments/proof: no copies, chosen rates, what is clear."""
 
 import pathlib
+import random
 
 import pytest
 
@@ -37,6 +38,24 @@ def test_every_second_document_is_taken():
   lines = ["a\n", "b\n", "\n", "c\n", "\n", "d\n"]
   assert list(text.every(lines, 2)) == ["a\n", "b\n", "\n", "d\n"]
   assert list(text.every(lines, 1)) == lines
+
+
+def test_a_block_is_followed_by_a_copy_with_fewer_words(monkeypatch):
+  monkeypatch.setattr(text, "_DOUBLED_RATE", 1.0)
+  sentences = [" ".join(f"w{i}x{j}" for j in range(9)) for i in range(40)]
+  lines = [*(s + "\n" for s in sentences[:20]), "\n", *sentences[20:]]
+  found = list(text.doubled(lines, random.Random(0)))
+  assert found.count("\n") == 2 and found[-1] == "\n"
+  kept = [line.strip() for line in found if line.strip()]
+  # Every sentence once as it was, in order, and every copy of its words.
+  assert [
+    line for line in dict.fromkeys(kept) if line in sentences
+  ] == sentences
+  words = [set(line.split()) for line in kept if line not in sentences]
+  assert words and all(
+    any(w <= set(s.split()) for s in sentences) for w in words
+  )
+  assert len(kept) <= 2 * len(sentences)
 
 
 def _row(score, seed, rate, fresh=False, count=1000, task="sst2"):

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import math
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ import safetensors.numpy
 
 from bert_jax import weights
 from bert_jax.models import params as param_trees
-from bert_jax.models.families import roberta
 from experiments.families import measure
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -71,6 +71,11 @@ def make_batch(pretrained):
       "AlbertForMaskedLM",
     ),
     (
+      "antiberty",
+      "antiberty/trained_models/AntiBERTy_md_smooth",
+      "BertForMaskedLM",
+    ),
+    (
       "rxnfp",
       "rxnfp/models/transformers/bert_pretrained",
       "BertForPreTraining",
@@ -83,8 +88,16 @@ def test_scores_of_words_are_those_of_the_reference(
   transformers = pytest.importorskip("transformers")
   folder = as_safetensors(folder_of(package, inside), tmp_path / "x")
   got = weights.read(folder)
+  if package == "antiberty":
+    heads = {n.split(".")[1] for n in got.ignored if n.startswith("cls.")}
+    assert heads == {
+      "species", "chain", "graft"
+    }  # fmt: skip
   # A pooler and heads of other objectives may be there; nothing else is.
-  assert all(n.startswith(("cls.", "predictions.")) for n in got.ignored)
+  assert all(
+    n.startswith(("cls.", "predictions.")) or n.endswith("position_ids")
+    for n in got.ignored
+  )
   model = getattr(transformers, name).from_pretrained(
     folder, attn_implementation="eager"
   )
@@ -147,12 +160,7 @@ def test_names_of_fairseq_give_the_scores_of_fairseq(tmp_path):
     )
   state, args = found["model"], vars(found["args"])
   rows = len(state["decoder.sentence_encoder.embed_tokens.weight"])
-  config = roberta.fairseq_config(args, rows)
-  safetensors.numpy.save_file(
-    {k: np.array(v.numpy()) for k, v in state.items()},
-    tmp_path / "model.safetensors",
-  )
-  (tmp_path / "config.json").write_text(json.dumps(config))
+  shutil.copy(folder / "checkpoint_vh.pt", tmp_path / "model.pt")
   got = weights.read(tmp_path)
   assert got.ignored == () and got.shape["position_offset"] == 2
   ids = np.random.default_rng(0).integers(4, rows, 60).astype(np.int32)

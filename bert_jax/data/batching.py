@@ -9,7 +9,7 @@ each length are drawn anew. The masks of an example in an epoch are the same
 with and without packing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import logging
 import os
 import threading
@@ -28,6 +28,7 @@ from bert_jax.data.store import verification
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.runtime import files
+from bert_jax.runtime import phases
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class PretrainBatches:
     batch_size: int,
     num_steps: int | None = None,
     max_examples: int = 0,
-    rows: np.ndarray | None = None,
+    rows: np.ndarray | Callable[[int], np.ndarray] | None = None,
   ):
     """Opens prepared data.
 
@@ -80,13 +81,15 @@ class PretrainBatches:
         is padded with rows of weight 0.
       max_examples: the most examples of that epoch; 0 means all. They are the
         same with and without packing.
-      rows: the rows of the B that this host makes; None means all.
+      rows: the rows of the B that this host makes, or a function that returns
+        them for any B; None means all.
 
     Raises:
       records.DataError: The data is missing, damaged or has other settings.
       ValueError: data.max_sequences is out of range.
     """
     masking.check_max_sequences(data)
+    masking.check_ngrams(data)
     if not data.dir:
       raise records.DataError(
         "data.dir is not set; give --config.data.dir=DATA, a folder made by "
@@ -100,12 +103,25 @@ class PretrainBatches:
     self._order: Any = orders.Order(total, seed)
     self._seed = seed
     self._batch_size = batch_size
-    self._rows = np.arange(batch_size) if rows is None else rows
+    self._rows_of = rows if callable(rows) else lambda size: rows
+    if rows is None:
+      self._rows_of = np.arange
+    # Evaluations have one batch size, and begin with the first row.
+    self._sizes = [(0, 2**62, batch_size)]
+    self._first = 0
+    if num_steps is not None:
+      *growing, (first, count, _) = phases.batch_sizes(data)
+      self._sizes = [*growing, (first, count, batch_size)]
+      self._first = data.first_row
     self._slots = masking.num_slots(
       data.seq_len, data.mask_rate, data.max_predictions
     )
+    # A segmenter that marked the words also knows those of the vocabulary.
+    self._has_marks = data.whole_word and bool(segmenter_of(data.dir))
     self._continues_word = (
-      self._tokenizer.continues_word() if data.whole_word else None
+      self._tokenizer.continues_word()
+      if data.whole_word and not self._has_marks
+      else None
     )
     self._packed = data.max_sequences > 1
     # An evaluation fails if an example is damaged.
@@ -120,7 +136,7 @@ class PretrainBatches:
         self._limit = len(table)
       num_steps = -(-self._limit // batch_size)
     else:
-      self._limit = num_steps * batch_size
+      self._limit = self._start(num_steps)
       if self._packed:
         name = records.examples_name(data)
         index = indexes.LengthIndex(data.dir, name, split)
@@ -153,16 +169,46 @@ class PretrainBatches:
     table[layout.row, layout.slot] = ids
     return table
 
+  def _start(self, step: int) -> int:
+    """Returns the place of the first row of a step in the order of all rows."""
+    return self._first + sum(
+      min(max(step - first, 0), count) * size
+      for first, count, size in self._sizes
+    )
+
+  def _size(self, step: int) -> int:
+    """Returns the number of rows of a step, over all hosts."""
+    return self._start(step + 1) - self._start(step)
+
   def examples(self, step: int) -> list[list[int]]:
     """Returns the example numbers of a step, over all hosts, row by row."""
-    places = step * self._batch_size + np.arange(self._batch_size)
-    ids = self._order(places[places < self._limit])[0]
+    places = self.places(step)
+    return self.examples_at(places[places < self._limit])
+
+  def examples_at(self, places: np.ndarray) -> list[list[int]]:
+    """Returns the example numbers of the rows at positions in the order."""
+    ids = self._order(places)[0]
     rows = ids.reshape(len(ids), -1).tolist()
     return [[i for i in row if i >= 0] for row in rows]
 
   def __getitem__(self, step: int) -> Batch:
-    places = step * self._batch_size + self._rows
-    real = places < self._limit
+    places = self.own_places(step)
+    return self._rows_at(places, places < self._limit)
+
+  def places(self, step: int) -> np.ndarray:
+    """Returns the positions in the order of the rows of a step."""
+    return self._start(step) + np.arange(self._size(step))
+
+  def own_places(self, step: int) -> np.ndarray:
+    """Returns the positions of those rows of a step that this host makes."""
+    return self._start(step) + self._rows_of(self._size(step))
+
+  def rows_at(self, places: np.ndarray) -> Batch:
+    """Returns the batch of the rows at any positions in the order."""
+    return self._rows_at(places, np.ones(len(places), bool))
+
+  def _rows_at(self, places: np.ndarray, real: np.ndarray) -> Batch:
+    """Makes a batch in which only the rows at real positions count."""
     ids, epochs = self._order(np.where(real, places, 0))
     if self._data.static_masks:
       epochs = np.zeros_like(epochs)
@@ -239,7 +285,7 @@ class PretrainBatches:
   def _make_sequences(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
     """Makes masked rows of one example each, for examples and epochs [B]."""
     examples = self._examples.read(ids)
-    batch, candidates, lengths = self._assemble(examples)
+    batch, candidates, lengths, marks = self._assemble(examples)
     masked = masking.mask_batch(
       batch["input_ids"],
       candidates,
@@ -254,6 +300,8 @@ class PretrainBatches:
       mask_token_rate=self._data.mask_token_rate,
       random_token_rate=self._data.random_token_rate,
       continues_word=self._continues_word,
+      word_marks=marks,
+      most_words=self._data.mask_ngrams,
     )
     names = ("input_ids", "masked_positions", "masked_ids", "masked_weights")
     return batch | dict(zip(names, masked, strict=True))
@@ -309,12 +357,15 @@ class PretrainBatches:
     )
     return batch
 
-  def _assemble(self, examples) -> tuple[Batch, np.ndarray, np.ndarray]:
+  def _assemble(
+    self, examples
+  ) -> tuple[Batch, np.ndarray, np.ndarray, np.ndarray | None]:
     """Makes rows of examples [B] in the form of the tokenizer's template.
 
     Returns:
-      The batch, [B, L] whether a token may be masked, and [B] the number of
-      tokens of each row.
+      The batch, [B, L] whether a token may be masked, [B] the number of tokens
+      of each row, and [B, L] which tokens a segmenter marked as continuing a
+      word; None if none did, or if single pieces are masked.
     """
     tokenizer = self._tokenizer
     count, length = len(examples), self._data.seq_len
@@ -332,10 +383,11 @@ class PretrainBatches:
         f"{self._data.dir}: a next-sentence label is neither 0 nor 1; "
         "the examples are damaged, prepare them again"
       )
-    tokens, offsets = self._tokens.read_spans(
+    spans = (
       np.concatenate([examples["a_start"], examples["b_start"]]),
       np.concatenate([a_length, b_length]).astype(np.int64),
     )
+    tokens, offsets = self._tokens.read_spans(*spans)
     # The positions of the parts of rows are [B, 1]; the columns are [1, L].
     columns = np.arange(length)[None, :]
     is_pair = (b_length > 0)[:, None]
@@ -375,7 +427,10 @@ class PretrainBatches:
       "segment_ids": segment_ids,
       "nsp_label": examples["is_random"].astype(np.int32),
     }
-    return batch, candidates, lengths
+    if not self._has_marks:
+      return batch, candidates, lengths, None
+    word_marks = text & self._tokens.read_word_marks(*spans)[source]
+    return batch, candidates, lengths, word_marks
 
 
 def num_masked_slots(data: Any) -> int:
@@ -431,6 +486,11 @@ def open_examples(data: Any, split: str) -> indexes.ExampleStore:
     data.dir, name, split, data.verify, packed=data.max_sequences > 1
   )
   return indexes.ExampleStore(data.dir, name, split)
+
+
+def segmenter_of(folder: str) -> str:
+  """Returns the segmenter that marked the words of prepared data, or ""."""
+  return manifests.read_manifest(folder)["settings"].get("segmenter", "")
 
 
 def load_vocabulary(folder: str) -> interface.Tokenizer:

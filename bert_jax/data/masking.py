@@ -17,6 +17,7 @@ from bert_jax.data import batch_keys
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 # Each purpose draws its own random numbers.
 _CHOICE, _REPLACEMENT, _TOKEN = 1, 2, 3
+_RUN = 5  # mixtures.py has 4
 # The tokens of the shortest possible sequence: [CLS], one of text, [SEP].
 SHORTEST = 3
 
@@ -33,6 +34,19 @@ def check_max_sequences(data: Any) -> None:
       f"data.max_sequences={data.max_sequences}; a row of data.seq_len="
       f"{data.seq_len} takes 1 to {most} sequences; use 1 for no packing, 8 to "
       "fill rows of 512"
+    )
+
+
+def check_ngrams(data: Any) -> None:
+  """Raises ValueError if runs of words are asked for without words.
+
+  Args:
+    data: the `data` group of a config.
+  """
+  if data.mask_ngrams > 1 and not data.whole_word:
+    raise ValueError(
+      f"data.mask_ngrams={data.mask_ngrams} predicts runs of whole words; set "
+      "data.whole_word=True, or data.mask_ngrams=1"
     )
 
 
@@ -131,6 +145,8 @@ def mask_batch(
   mask_token_rate: float = 0.8,
   random_token_rate: float = 0.1,
   continues_word: np.ndarray | None = None,
+  word_marks: np.ndarray | None = None,
+  most_words: int = 1,
 ) -> tuple[np.ndarray, ...]:
   """Masks a batch of rows.
 
@@ -153,6 +169,10 @@ def mask_batch(
     random_token_rate: the share of these that become a random token.
     continues_word: [V] bool, which pieces continue a word. If it is given,
       whole words are chosen; each piece still draws its own replacement.
+    word_marks: [B, L] bool, which tokens continue a word. If it is given, it
+      says so in the place of `continues_word`.
+    most_words: the longest run of whole words that is chosen together; a run of
+      n words is drawn in proportion to 1 / n.
 
   Returns:
     (input_ids with replacements [B, L] int32, masked_positions [B, P] int32 in
@@ -168,12 +188,17 @@ def mask_batch(
   # so that no candidate has the largest number, which marks other positions.
   columns = np.arange(input_ids.shape[1], dtype=np.uint64)
   order = hash_uniform(keys[:, None], columns[None], _CHOICE) >> np.uint64(1)
-  if continues_word is None:
+  if word_marks is None and continues_word is not None:
+    word_marks = continues_word[input_ids]
+  if word_marks is None:
     order = np.where(candidates, order, np.uint64(2**64 - 1))
     chosen = _lowest(order, slots, wanted)
   else:
+    runs = None
+    if most_words > 1:
+      runs = _draw_runs(keys[:, None], columns[None], most_words)
     chosen = _lowest_words(
-      order, candidates, continues_word[input_ids] & candidates, wanted
+      order, candidates, word_marks & candidates, wanted, runs
     )
   rows, positions = np.nonzero(chosen)
   original = input_ids[rows, positions]
@@ -236,11 +261,33 @@ def _lowest(order: np.ndarray, slots: int, wanted: np.ndarray) -> np.ndarray:
   return chosen
 
 
+def _draw_runs(
+  keys: np.ndarray, columns: np.ndarray, most_words: int
+) -> np.ndarray:
+  """Draws how many words a run has that begins at a position.
+
+  Args:
+    keys: [B, 1] the random key of each row.
+    columns: [1, L] the positions.
+    most_words: the most words of a run.
+
+  Returns:
+    [B, L] integers from 1 to `most_words`; n has a chance in proportion to 1/n.
+
+  Source: arXiv:1909.11942, section 4.1.
+  """
+  chances = 1 / np.arange(1, most_words + 1)
+  ends = np.cumsum(chances / chances.sum())[:-1]
+  bits = hash_uniform(keys, columns, _RUN) >> np.uint64(11)
+  return 1 + np.searchsorted(ends, bits * 2.0**-53, side="right")
+
+
 def _lowest_words(
   order: np.ndarray,
   candidates: np.ndarray,
   continues: np.ndarray,
   wanted: np.ndarray,
+  runs: np.ndarray | None = None,
 ) -> np.ndarray:
   """Chooses whole words, those whose first pieces have the lowest numbers.
 
@@ -251,6 +298,9 @@ def _lowest_words(
     candidates: [B, L] bool, the positions that may be chosen.
     continues: [B, L] bool, the positions of pieces that continue a word.
     wanted: [B] the number of positions of each row.
+    runs: [B, L] how many words to choose together from each word on, or None
+      for one. A run ends before a word that is chosen already, before one that
+      does not follow it in the text, and before one with too many pieces.
 
   Returns:
     [B, L] bool.
@@ -268,10 +318,18 @@ def _lowest_words(
     sizes = np.diff(np.append(first, len(here))).tolist()
     begins = here[first].tolist()
     left = int(wanted[row])
+    lengths = [1] * len(begins)
+    if runs is not None:
+      lengths = runs[row, here[first]].tolist()
     for word in np.argsort(order[row, here[first]]).tolist():
-      if sizes[word] <= left:
-        chosen[row, begins[word] : begins[word] + sizes[word]] = True
-        left -= sizes[word]
-        if not left:
+      at = begins[word]
+      for one in range(word, min(word + lengths[word], len(begins))):
+        is_next = begins[one] == at and not chosen[row, at]
+        if not is_next or sizes[one] > left:
           break
+        at += sizes[one]
+        chosen[row, begins[one] : at] = True
+        left -= sizes[one]
+      if not left:
+        break
   return chosen

@@ -94,6 +94,53 @@ def make_pairs(
     i = end
 
 
+def ordered_pairs(
+  boundaries: Sequence[int],
+  max_tokens: int,
+  short_seq_rate: float,
+  rng: random.Random,
+) -> Iterator[Example]:
+  """Cuts one document into pairs of consecutive segments, half of them swapped.
+
+  Whole sentences are gathered as in `make_pairs`, and as many as fit into a
+  row. A single sentence is cut in its middle; one of a single token is left
+  out.
+
+  Args:
+    boundaries: the boundaries of the document.
+    max_tokens: the most tokens of both segments together.
+    short_seq_rate: the probability that the target for this document is a
+      random shorter length.
+    rng: the source of randomness.
+
+  Yields:
+    Examples; is_random is 1 if the segments are swapped.
+
+  Source: arXiv:1909.11942, section 3.1; google-research/albert
+  create_pretraining_data.py.
+  """
+  target = max_tokens
+  if rng.random() < short_seq_rate:
+    target = rng.randint(2, max_tokens)
+  num_sentences = len(boundaries) - 1
+  i = 0
+  while i < num_sentences:
+    start = boundaries[i]
+    end = min(bisect_left(boundaries, start + target, i + 1), num_sentences)
+    if end - i > 1 and boundaries[end] - start > max_tokens:
+      end -= 1
+    stop = min(boundaries[end], start + max_tokens)
+    middle = start + (stop - start) // 2
+    if end - i > 1:
+      middle = boundaries[i + 1 + int(rng.random() * (end - i - 1))]
+    i = end
+    if start < middle < stop:
+      a, b = (start, middle - start), (middle, stop - middle)
+      is_swapped = rng.random() < 0.5
+      first, second = (b, a) if is_swapped else (a, b)
+      yield first[0], second[0], first[1], second[1], int(is_swapped)
+
+
 def truncate_pair(
   a_start: int,
   a_length: int,

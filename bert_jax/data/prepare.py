@@ -17,6 +17,7 @@ from typing import Any
 from bert_jax.data import held_out
 from bert_jax.data import masking
 from bert_jax.data import packing
+from bert_jax.data import segmenters
 from bert_jax.data import summary
 from bert_jax.data.stages import examples
 from bert_jax.data.stages import inputs as inputs_lib
@@ -52,7 +53,9 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
   """
   check_settings(config)
   if not patterns:
-    manifests.read_manifest(folder)  # its error says how to make the data
+    # Its error says how to make the data.
+    settings_there = manifests.read_manifest(folder)["settings"]
+    _check_segmenter(config.prepare.segmenter, settings_there, folder)
   inputs = inputs_lib.Inputs(config.prepare, patterns)
   inputs.units = held_out.choose(
     inputs.units,
@@ -81,6 +84,23 @@ def _is_held_out_by_sentences(folder: str) -> bool | None:
   return found == held_out.BY_SENTENCES
 
 
+def _check_segmenter(name: str, found: dict, folder: str) -> None:
+  """Raises DataError if tokens that are there have the words of another one.
+
+  Args:
+    name: prepare.segmenter; "" asks for none.
+    found: the settings of the tokens.
+    folder: DATA.
+  """
+  there = found.get("segmenter", "none")
+  if name and (asked := segmenters.load(name).record) != there:
+    raise records.DataError(
+      f"{folder} was prepared with the segmenter {there}, and {segmenters.KEY}="
+      f"{name} is {asked}; leave the key out, or prepare the text again with "
+      "another --output"
+    )
+
+
 def check_settings(config: Config) -> None:
   """Raises ValueError if a setting of `prepare` or `data` is out of range."""
   settings.check(config)
@@ -94,6 +114,14 @@ def check_settings(config: Config) -> None:
     if not good:
       raise ValueError(f"{key}={value!r}; it must be {need}")
   masking.check_max_sequences(d)
+  if p.segmenter:
+    segmenters.load(p.segmenter)  # an error comes before any work
+    if not p.vocab and p.vocab_kind == "byte_bpe":
+      raise ValueError(
+        f"{segmenters.KEY}={p.segmenter}: pieces of a byte-level BPE "
+        "may be parts of a Chinese character, which cannot be put into words; "
+        "use wordpiece or sentencepiece, or leave the segmenter out"
+      )
 
 
 def _remove_leftovers(folder: str) -> None:

@@ -19,6 +19,9 @@ _MOST_LONG = 0.05
 _MOST_RANDOM = 0.75
 _MOST_UNKNOWN = 0.02
 _MOST_IDEOGRAPHS = 0.2
+# Chinese tokens of a word, on average; words of Chinese text have about 1.6
+# characters.
+_SHORTEST_WORDS, _LONGEST_WORDS = 1.02, 4.0
 # A learned vocabulary is padded to a multiple of this, the width of the tiles
 # of a TPU and of the matrix units of most chips.
 VOCAB_MULTIPLE = 128
@@ -51,26 +54,58 @@ def whole_word_problem(folder: str) -> str:
   """Returns why whole words of prepared data cannot be masked, or "".
 
   WordPiece sets every Chinese character apart, so that it is a word of its own,
-  and masking whole words would be masking single pieces.
+  and masking whole words would be masking single pieces. Other vocabularies see
+  a word in all that has no space in it, which would seldom fit the tokens to
+  predict. A segmenter says where words begin.
 
   Args:
     folder: DATA.
   """
+  manifest = manifests.read_manifest(folder)
+  if segmenter := manifest["settings"].get("segmenter"):
+    if not manifests.has_form(manifest, {"words": manifests.WORDS}):
+      raise records.DataError(
+        f"{folder}/manifest.json is damaged: it has no counts of words; put a "
+        "copy back, or prepare the data again"
+      )
+    return _segmenter_problem(folder, str(segmenter), manifest["words"])
   tokenizer = load.load_tokenizer(os.path.join(folder, "vocab"))
   path = os.path.join(folder, "tokens", "train.counts.npy")
   counts = records.read_array(path, np.int64, 1)
-  alone = [
-    word_rules.is_ideograph(tokenizer.token(i)) for i in range(len(counts))
+  chinese = [
+    word_rules.has_ideograph(tokenizer.token(i)) for i in range(len(counts))
   ]
-  share = counts[alone].sum() / max(counts.sum(), 1)
+  share = counts[chinese].sum() / max(counts.sum(), 1)
   if share <= _MOST_IDEOGRAPHS:
     return ""
   return (
     f"data.whole_word=True, but {100 * share:.1f} % of the tokens of {folder} "
-    "are single Chinese characters, which this vocabulary does not join to "
-    "words, so that whole words would not be masked; set "
-    "--config.data.whole_word=False, or prepare the text with a SentencePiece "
-    "vocabulary, whose pieces may be words of several characters"
+    "are Chinese, and nothing says where their words begin; prepare the text "
+    "again with --config.prepare.segmenter=jieba (or with a list of words), or "
+    "set --config.data.whole_word=False"
+  )
+
+
+def _segmenter_problem(
+  folder: str, segmenter: str, words: Mapping[str, int]
+) -> str:
+  """Returns why the words of a segmenter cannot be those of the text, or "".
+
+  Args:
+    folder: DATA.
+    segmenter: the segmenter, as recorded.
+    words: the counts of Chinese tokens and of those that continue a word.
+  """
+  total, joined = words["chinese_tokens"], words["joined_tokens"]
+  length = total / max(total - joined, 1)
+  if not total or _SHORTEST_WORDS <= length <= _LONGEST_WORDS:
+    return ""
+  return (
+    f"data.whole_word=True, but the words of {folder} have {length:.2f} "
+    f"Chinese tokens on average by prepare.segmenter={segmenter:.20}, which "
+    "does not fit the text; prepare it again with "
+    "--config.prepare.segmenter=jieba or with a list of its words, or set "
+    "--config.data.whole_word=False"
   )
 
 

@@ -86,6 +86,8 @@ class Rows:
       return batch
     groups = (layout.row, layout.slot)
     batch["weight"][groups] = 1
+    if features.weights is not None:
+      batch["weight"][groups] = features.weights[units]
     if features.labels.are_places:
       for side, name in enumerate(features.labels.keys):
         batch[name][groups] = layout.start + label[units, side]

@@ -14,6 +14,7 @@ import numpy as np
 from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import kind as kind_lib
 from bert_jax.kinds import task_kind
+from bert_jax.kinds import windows
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import errors
 from bert_jax.runtime import settings
@@ -44,11 +45,13 @@ class EncodedText:
     ids: the token ids, with special tokens.
     types: the segment id of each token.
     truncated: whether a text was truncated.
+    more: the ids and types of the other windows of a long text.
   """
 
   ids: list[int]
   types: list[int]
   truncated: bool = False
+  more: tuple[tuple[list[int], list[int]], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,25 +228,33 @@ class Answerer:
 
   def size(self, example: Any) -> int:
     """Returns the approximate number of tokens of an example."""
-    return len(example.ids)
+    return len(example.ids) + sum(len(ids) for ids, _ in example.more)
 
   def pair(self, text: str, text_b: str | None) -> EncodedText:
     """Returns a text or a pair, truncated as fine-tuning truncates it."""
+    texts = self._encode_texts(text, text_b)
+    return EncodedText(
+      *task_features.build_sequence(self.tokenizer, texts, self.context.seq_len)
+    )
+
+  def _encode_texts(self, text: str, text_b: str | None) -> list[list[int]]:
+    """Returns the ids of a text, or of both texts of a pair."""
     if text_b is not None and not self._tells_texts_apart():
       raise RecordError(
         f"it is a pair of texts, but {self.context.name} has one token type "
         "(type_vocab_size=1), so it cannot tell them apart; give one text"
       )
-    texts = [self.tokenizer.encode(x) for x in (text, text_b) if x is not None]
-    return EncodedText(
-      *task_features.build_sequence(self.tokenizer, texts, self.context.seq_len)
-    )
+    return [self.tokenizer.encode(x) for x in (text, text_b) if x is not None]
 
   def features(self, examples: Sequence[Any]) -> task_features.Features:
     """Returns the features of examples, which have one or more units each."""
+    sequences = [[(e.ids, e.types), *e.more] for e in examples]
     return task_features.Features(
-      **task_features.columns_of([(e.ids, e.types) for e in examples]),
-      example=np.arange(len(examples), dtype=np.int32),
+      **task_features.columns_of([x for own in sequences for x in own]),
+      example=np.repeat(
+        np.arange(len(examples), dtype=np.int32),
+        [len(own) for own in sequences],
+      ),
       label=None,
     )
 
@@ -299,6 +310,21 @@ class TaskAnswerer(Answerer):
   def make_model(self) -> Any:
     size = self.context.pretrained.num_outputs
     return self.kind.make_model(self.context.model, size)
+
+  def pair(self, text: str, text_b: str | None) -> EncodedText:
+    settings = self.context.of_task(windows.SETTINGS)
+    if (
+      "long_texts" not in self.kind.feature_settings
+      or settings.get("long_texts", windows.CUT) == windows.CUT
+    ):
+      return super().pair(text, text_b)
+    found, is_cut = windows.sequences(
+      self.tokenizer,
+      self._encode_texts(text, text_b),
+      self.context.seq_len,
+      settings["doc_stride"],
+    )
+    return EncodedText(*found[0], is_cut, tuple(found[1:]))
 
   def features(self, examples: Sequence[Any]) -> task_features.Features:
     if isinstance(examples[0], EncodedText):

@@ -28,14 +28,20 @@ class Choice(task_kind.TaskKind):
   forms = {"choice": own.Form(scores, (2, 0), own.read_choices)}
   num_choices = 4  # the number of choices of SWAG
 
-  def loss(self, outputs, batch):
+  loss_settings = ("label_smoothing", "focal_gamma")
+  decode_settings = ("temperature",)
+
+  def loss(self, outputs, batch, options=losses.PLAIN):
     num_rows, num_groups = batch["label"].shape
     scores = outputs.reshape(num_rows, num_groups, -1)  # [B, G, C]
+    is_choice = None
     if "num_choices" in batch:  # some examples have fewer choices than C
       at = jnp.arange(scores.shape[-1])[None, None]  # [1, 1, C]
       is_choice = at < batch["num_choices"][..., None]
       scores = jnp.where(is_choice, scores, _NO_CHOICE)
-    return losses.cross_entropy(scores, batch["label"], batch["weight"])
+    return losses.class_cross_entropy(
+      scores, batch["label"], batch["weight"], options, is_choice
+    )
 
   def _features(self, task, examples, tokenizer, seq_len):
     """Makes a sequence of each of the C choices of an example.
@@ -73,8 +79,8 @@ class Choice(task_kind.TaskKind):
       ),
     )
 
-  def _decode(self, task, features, outputs, **options):
-    scores = outputs.reshape(len(features), -1)
+  def _decode(self, task, features, outputs, temperature=1.0, **options):
+    scores = outputs.reshape(len(features), -1) / temperature
     if features.counts is None:
       return classify.most_likely(scores)
     is_choice = np.arange(scores.shape[1]) < features.counts[:, None]
@@ -83,6 +89,9 @@ class Choice(task_kind.TaskKind):
       classify.ClassPrediction(one.label, one.probabilities[:count])
       for one, count in zip(found, features.counts.tolist(), strict=True)
     ]
+
+  def degenerate(self, task, predictions, examples):
+    return classify.same_labels(predictions, examples, lambda i: i)
 
   def row(self, task, prediction):
     return {
@@ -134,5 +143,6 @@ class Answerer(answers.TaskAnswerer):
       logits = [next(remaining)["logits"] for _ in examples]
       (best,) = classify.most_likely(
         np.concatenate(logits)[None].astype(np.float64)
+        / self._options.get("temperature", 1.0)
       )
       yield self.answer(None, best) | answers.cut_field(*examples)

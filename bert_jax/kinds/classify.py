@@ -1,15 +1,17 @@
 """Classification of a text or a pair of texts (BERT paper, section 4.1)."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any
 
 import numpy as np
 
 from bert_jax.kinds import answers
+from bert_jax.kinds import calibration
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
+from bert_jax.kinds import windows
 from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
@@ -115,6 +117,34 @@ def wrong_labels(
   return records
 
 
+# With fewer examples, equal predictions may well be right.
+_FEW_EXAMPLES = 10
+
+
+def same_labels(
+  predictions: Sequence[ClassPrediction],
+  examples: Sequence[Any],
+  name: Callable[[int], Any],
+) -> str:
+  """Returns that all predictions are the same though labels differ, or "".
+
+  Args:
+    predictions: one for each example.
+    examples: the examples, with labels.
+    name: label -> its name.
+  """
+  guesses = {p.label for p in predictions}
+  counts = collections.Counter(e.label for e in examples)
+  if len(guesses) > 1 or len(counts) < 2 or len(examples) < _FEW_EXAMPLES:
+    return ""
+  (label, most), *_ = counts.most_common(1)
+  return (
+    f"all {len(examples)} predictions are {name(guesses.pop())!r}; always "
+    f"{name(label)!r}, the most frequent label, would be right for "
+    f"{most / len(examples):.1%}"
+  )
+
+
 _MOST_COLUMNS = 12  # a confusion matrix with more does not fit a screen
 
 
@@ -150,7 +180,7 @@ def class_tables(
   return "\n".join(lines)
 
 
-class Classify(task_kind.TaskKind):
+class Classify(windows.TextKind):
   """Gives a text or a pair of texts one label."""
 
   name = "classify"
@@ -170,15 +200,32 @@ class Classify(task_kind.TaskKind):
     for form, num_texts in (("classify", 1), ("pairs", 2))
   }
 
-  def loss(self, outputs, batch):
-    return losses.cross_entropy(outputs, batch["label"], batch["weight"])
+  loss_settings = task_kind.LOSS_SETTINGS
+  decode_settings = ("temperature", "long_texts")
 
-  def _decode(self, task, features, outputs, **options):
-    return most_likely(outputs)
+  def loss(self, outputs, batch, options=losses.PLAIN):
+    return losses.class_cross_entropy(
+      outputs, batch["label"], batch["weight"], options
+    )
+
+  def _decode(
+    self,
+    task,
+    features,
+    outputs,
+    temperature=1.0,
+    long_texts=windows.CUT,
+    **options,
+  ):
+    pooled = windows.pool(features, outputs, long_texts)
+    return most_likely(pooled / temperature)
 
   def most_frequent(self, examples: Sequence[Any]) -> float | None:
     counts = collections.Counter(e.label for e in examples)
     return max(counts.values()) / sum(counts.values())
+
+  def degenerate(self, task, predictions, examples):
+    return same_labels(predictions, examples, task.labels.__getitem__)
 
   def row(self, task, prediction):
     return {
@@ -193,7 +240,10 @@ class Classify(task_kind.TaskKind):
 
   def tables(self, task, examples, predictions):
     guess, right = self._columns(task, predictions, examples)
-    return class_tables(task.labels, guess, right)
+    probabilities = np.array([p.probabilities for p in predictions])
+    remark = calibration.describe(probabilities, np.array(right))
+    table = class_tables(task.labels, guess, right)
+    return f"{table}\n\n{remark}" if remark else table
 
   def mistakes(self, task, examples, predictions):
     return wrong_labels(self, task, examples, predictions)

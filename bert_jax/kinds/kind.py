@@ -5,6 +5,8 @@ metrics. Losses and metrics are (sum, weight) pairs over the given rows; the
 caller adds the sums and divides once.
 """
 
+from collections.abc import Mapping
+import types
 from typing import Any, ClassVar
 
 from flax import linen as nn
@@ -27,12 +29,55 @@ class Kind:
       because sequences share rows.
     unused: prefixes of the paths of the parameters that the outputs do not
       depend on; weights may lack them.
+    heads: the names of the heads that it trains.
+    loss_weights: the factor of a term of the loss; others count once.
+    frozen: the names of the parts of the parameters that are not trained.
   """
 
   name: ClassVar[str]
   inputs: tuple[str, ...] = ("input_ids", "input_mask", "segment_ids")
   packed_inputs: tuple[str, ...] = ("positions", "sequence_ids")
   unused: tuple[str, ...] = ()
+  heads: tuple[str, ...] = ("task",)
+  loss_weights: Mapping[str, float] = types.MappingProxyType({})
+  frozen: tuple[str, ...] = ()
+
+  def for_config(self, config: Any) -> "Kind":
+    """Returns the kind with the settings of a config that it reads.
+
+    Args:
+      config: the whole configuration.
+    """
+    del config
+    return self
+
+  def total(self, terms: Mapping[str, Any]) -> Any:
+    """Returns the loss: the sum of its terms, each times its factor."""
+    factors = self.loss_weights
+    return sum(
+      term * factors[name] if name in factors else term
+      for name, term in terms.items()
+    )
+
+  def start(self, params: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the weights to start from, with parts of other origin.
+
+    Args:
+      params: those of `init_from`, as in `weights.Pretrained`; None = none.
+    """
+    return params
+
+  def encoder_of(self, params: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of the encoder that is used after the training.
+
+    Args:
+      params: all parameters of the training.
+    """
+    return params["encoder"]
+
+  def other_weights(self) -> dict[str, Any]:
+    """Returns key -> `weights.Pretrained` of models beside `init_from`."""
+    return {}
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     """Makes the model.

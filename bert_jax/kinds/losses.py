@@ -4,12 +4,105 @@ The division happens once, where the global sums are known, since the mean over
 devices or micro-batches of their means is not the mean of the batch.
 """
 
+from collections.abc import Callable
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # The score of a token outside the sequence. It is finite, so that the gradient
 # of a slot without a sequence is 0 and not NaN.
 OUTSIDE_SCORE = -1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What the loss of training has beyond the plain one.
+
+  Attributes:
+    class_weights: returns [K] the weight of each label; None = all weigh 1. It
+      is called when the loss is traced, because data may decide the weights.
+    smoothing: the share of the right answer that is spread over all answers.
+    gamma: the exponent of focal loss; 0 = none.
+  """
+
+  class_weights: Callable[[], np.ndarray] | None = None
+  smoothing: float = 0.0
+  gamma: float = 0.0
+
+  @property
+  def is_plain(self) -> bool:
+    """Whether the loss is the plain one."""
+    return not (self.class_weights or self.smoothing or self.gamma)
+
+  def of_labels(self, labels: jax.Array) -> jax.Array:
+    """Returns the weight of each label of an array of integers."""
+    if self.class_weights is None:
+      return jnp.ones(labels.shape, jnp.float32)
+    return jnp.asarray(self.class_weights(), jnp.float32)[labels]
+
+  def of_classes(self, logits: jax.Array) -> jax.Array:
+    """Returns the weight of each class, in the shape of logits [..., K]."""
+    every = self.of_labels(jnp.arange(logits.shape[-1]))
+    return jnp.broadcast_to(
+      every.reshape((1,) * (logits.ndim - 1) + every.shape), logits.shape
+    )
+
+
+PLAIN = Options()
+
+
+def class_cross_entropy(
+  logits: jax.Array,
+  labels: jax.Array,
+  weights: jax.Array,
+  options: Options = PLAIN,
+  is_class: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the sum of the losses of class labels, and its weight.
+
+  With p the softmax, y the label, w the class weights and e the smoothing, the
+  loss is (1 - e) w_y (1 - p_y)^gamma (-log p_y) + e / K sum_k w_k (-log p_k),
+  and its weight is w_y.
+
+  Args:
+    logits: [..., K].
+    labels: [...] integers from 0 to K - 1.
+    weights: [...] the weight of each label.
+    options: what the loss has beyond `cross_entropy`.
+    is_class: [..., K] bool, the classes that there are; None = all.
+
+  Returns:
+    Two float32 scalars: the sum of weight * loss (nats), the sum of weights.
+
+  Source: Lin et al., arXiv:1708.02002 (focal loss); Szegedy et al.,
+  arXiv:1512.00567, section 7 (smoothing). Class weights and smoothing together
+  are as in PyTorch's CrossEntropyLoss.
+  """
+  if options.is_plain:
+    return cross_entropy(logits, labels, weights)
+  _check_shapes(logits, labels, weights)
+  log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+  chosen = jnp.sum(jnp.where(_is_label(logits, labels), log_p, 0.0), axis=-1)
+  own = options.of_labels(labels)
+  loss = own * -chosen
+  if options.gamma:
+    loss *= jnp.maximum(-jnp.expm1(chosen), _LEAST) ** options.gamma
+  if options.smoothing:
+    exists = jnp.ones(logits.shape, bool) if is_class is None else is_class
+    every = -log_p * options.of_classes(logits)
+    spread = jnp.sum(jnp.where(exists, every, 0.0), axis=-1)
+    spread /= jnp.maximum(exists.sum(axis=-1), 1)
+    loss = (1 - options.smoothing) * loss + options.smoothing * spread
+  weights = weights.astype(jnp.float32)
+  loss = jnp.where(weights == 0, 0.0, loss)
+  return jnp.sum(loss * weights), jnp.sum(own * weights)
+
+
+# The least 1 - p in focal loss, whose gradient for gamma < 1 grows without
+# bound towards p = 1.
+_LEAST = 1e-6
 
 
 def cross_entropy(
@@ -94,20 +187,37 @@ def squared_error(
 
 
 def sigmoid_cross_entropy(
-  logits: jax.Array, labels: jax.Array, weights: jax.Array
+  logits: jax.Array,
+  labels: jax.Array,
+  weights: jax.Array,
+  options: Options = PLAIN,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the weighted sum of -log p(label) of binary labels, and the weight.
+
+  A class weight multiplies the losses of the cases that have the label, and
+  smoothing moves both values of a label towards 1/2. Neither changes the
+  returned weight.
 
   Args:
     logits: [..., K]; the sigmoid gives the probability of 1.
     labels: [..., K], 0 or 1.
     weights: the weight of each label; broadcasts to [..., K].
+    options: what the loss has beyond that.
 
   Returns:
     Two float32 scalars: the sum of weight * loss (nats), the sum of weights.
   """
   x = logits.astype(jnp.float32)
-  loss = jax.nn.softplus(x) - x * labels
+  if options.smoothing:
+    soft = labels * (1 - options.smoothing) + options.smoothing / 2
+  else:
+    soft = labels
+  loss = jax.nn.softplus(x) - x * soft
+  if options.gamma:
+    is_wrong = jax.nn.sigmoid(jnp.where(labels > 0.5, -x, x))  # 1 - p(label)
+    loss *= jnp.maximum(is_wrong, _LEAST) ** options.gamma
+  if options.class_weights:
+    loss *= jnp.where(labels > 0.5, options.of_classes(x), 1.0)
   weights = jnp.broadcast_to(weights, x.shape).astype(jnp.float32)
   return jnp.sum(loss * weights), jnp.sum(weights)
 
@@ -146,6 +256,48 @@ def span_cross_entropy(
     scores = jnp.where(own, logits[:, None, :, side], OUTSIDE_SCORE)
     total += cross_entropy(scores, label, weights)[0] / 2
   return total, jnp.sum(weights.astype(jnp.float32))
+
+
+def distillation(
+  scores: jax.Array, teacher: jax.Array, weights: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted sum of T^2 KL(teacher || scores), and the weight.
+
+  Both softmaxes are of scores / T; T^2 keeps the size of the gradient.
+
+  Args:
+    scores: [..., K], of the student.
+    teacher: [..., K].
+    weights: [...].
+    temperature: T.
+
+  Source: arXiv:1503.02531, section 2.
+  """
+  ours, theirs = (
+    jax.nn.log_softmax(x.astype(jnp.float32) / temperature)
+    for x in (scores, teacher)
+  )
+  divergence = jnp.sum(jnp.exp(theirs) * (theirs - ours), -1)
+  weights = weights.astype(jnp.float32)
+  return temperature**2 * jnp.sum(divergence * weights), jnp.sum(weights)
+
+
+def cosine_distance(
+  x: jax.Array, y: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted sum of 1 - cosine of vectors, and the weight.
+
+  Args:
+    x: [..., D].
+    y: [..., D].
+    weights: [...].
+  """
+  x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+  product = jnp.sum(x * y, -1)
+  squares = jnp.sum(x * x, -1) * jnp.sum(y * y, -1)
+  weights = weights.astype(jnp.float32)
+  distance = 1 - product * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+  return jnp.sum(distance * weights), jnp.sum(weights)
 
 
 def mean(sum_: jax.Array, weight: jax.Array) -> jax.Array:

@@ -12,8 +12,10 @@ import numpy as np
 
 from bert_jax.data import batch_keys
 from bert_jax.kinds import answers
+from bert_jax.kinds import calibration
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
+from bert_jax.kinds import windows
 from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
@@ -152,7 +154,7 @@ def _average_precision(task, guess, right) -> float:
 # --- The kind ---
 
 
-class MultiLabel(task_kind.TaskKind):
+class MultiLabel(windows.TextKind):
   """Gives a text or a pair of texts any number of labels."""
 
   name = "multi_label"
@@ -163,15 +165,29 @@ class MultiLabel(task_kind.TaskKind):
     "average_precision": _average_precision,
   }
   forms = {"multi_label": own.Form(scores, (1, 2), _read, _complete)}
-  decode_settings = ("thresholds",)
+  decode_settings = ("thresholds", "long_texts")
 
-  def loss(self, outputs, batch):
+  loss_settings = task_kind.LOSS_SETTINGS
+
+  def loss(self, outputs, batch, options=losses.PLAIN):
     """Returns the sum of the cross-entropies of all labels, and its weight."""
     weights = batch["weight"][..., None]
-    return losses.sigmoid_cross_entropy(outputs, batch["label"], weights)
+    return losses.sigmoid_cross_entropy(
+      outputs, batch["label"], weights, options
+    )
 
   def weights(self, batch):
     return {"task_loss": batch["weight"].sum() * batch["label"].shape[-1]}
+
+  def balanced_weights(self, label, num_labels):
+    """Returns how many texts lack each label, for each that has it [K]."""
+    counts = label.sum(axis=0)
+    return (len(label) - counts) / np.maximum(counts, 1)
+
+  def degenerate(self, task, predictions, examples):
+    if any(p.labels for p in predictions) or not any(e.label for e in examples):
+      return ""
+    return f"none of {len(examples)} texts gets any label"
 
   def _label_array(self, task, examples):
     labels = [example.label for example in examples]
@@ -185,9 +201,18 @@ class MultiLabel(task_kind.TaskKind):
         f" one for each of the {len(task.labels)} labels"
       )
 
-  def _decode(self, task, features, outputs, thresholds=(0.5,), **options):
+  def _decode(
+    self,
+    task,
+    features,
+    outputs,
+    thresholds=(0.5,),
+    long_texts=windows.CUT,
+    **options,
+  ):
     from scipy import special  # slow to import
 
+    outputs = windows.pool(features, outputs, long_texts)
     least = np.asarray(thresholds, np.float64)
     return [
       LabelsPrediction(
@@ -198,6 +223,21 @@ class MultiLabel(task_kind.TaskKind):
 
   def _columns(self, task, predictions, examples):
     return list(predictions), [e.label for e in examples]
+
+  def tables(self, task, examples, predictions):
+    """Returns the threshold of each label that has its best F1 here."""
+    if len(examples) < calibration.LEAST_EXAMPLES:
+      return ""
+    probabilities = np.array([p.probabilities for p in predictions])
+    gold = _indicators(task, [e.label for e in examples])
+    best = [
+      calibration.best_threshold(*column)
+      for column in zip(probabilities.T, gold.T, strict=True)
+    ]
+    return (
+      "the thresholds that give each label its best F1 here: "
+      f"--config.task.thresholds={','.join(f'{x:.3g}' for x in best)}"
+    )
 
   def row(self, task, prediction):
     return {

@@ -1,10 +1,12 @@
-"""Pre-training: masked words, with or without the next sentence.
+"""Pre-training: masked words, next sentences, replaced tokens, a teacher.
 
-The kinds are "mlm_nsp" and "mlm". In prediction, the same model fills in [MASK]
-("fill-mask").
+The kinds are "mlm_nsp", "mlm", "mlm_sop", "rtd" and "distill". In prediction,
+the model of masked words fills in [MASK] ("fill-mask").
 """
 
 from collections.abc import Mapping
+import dataclasses
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -16,8 +18,12 @@ from bert_jax.data import batching
 from bert_jax.kinds import answers
 from bert_jax.kinds import kind
 from bert_jax.kinds import losses
+from bert_jax.models import distilled
+from bert_jax.models import flops
 from bert_jax.models import heads
+from bert_jax.models import replaced_tokens
 from bert_jax.models.config import ModelConfig
+from bert_jax.runtime.settings import make_config
 
 MASK = "[MASK]"
 
@@ -28,6 +34,9 @@ class Mlm(kind.Kind):
   name = "mlm"
   inputs = (*kind.Kind.inputs, "masked_positions")
   unused: tuple[str, ...] = ("encoder/pooler/", "nsp/")
+  heads: tuple[str, ...] = ("mlm",)
+  # The value of data.pairing that it needs; "" = any.
+  pairing: str = ""
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     del num_labels
@@ -36,6 +45,26 @@ class Mlm(kind.Kind):
   def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
     del num_labels
     return batching.pretraining_shapes(config.data, config.data.batch_size)
+
+  def step_flops(
+    self, model: Any, data: Any, num_rows: int, **options: Any
+  ) -> int:
+    """Returns the model FLOPs of a training step.
+
+    Args:
+      model: the group `model` of a config.
+      data: the group `data`.
+      num_rows: the rows of the batch.
+      **options: `attended` and `all_positions` of models/flops.py.
+    """
+    return flops.pretrain_step_flops(
+      model,
+      num_rows,
+      data.seq_len,
+      batching.num_masked_slots(data),
+      num_sequences=data.max_sequences,
+      **options,
+    )
 
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
     return {"mlm_loss": losses.cross_entropy(*_words(outputs, batch))}
@@ -54,17 +83,227 @@ class MlmNsp(Mlm):
   name = "mlm_nsp"
   packed_inputs = (*kind.Kind.packed_inputs, "cls_positions")
   unused = ()
+  heads = ("mlm", "nsp")
+  pairing = "pairs"
+  # The first part of the names of what is said of the second segment.
+  segments = "nsp"
 
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
     loss = losses.cross_entropy(*_sentences(outputs, batch))
-    return super().losses(outputs, batch) | {"nsp_loss": loss}
+    return super().losses(outputs, batch) | {f"{self.segments}_loss": loss}
 
   def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
-    return super().weights(batch) | {"nsp_loss": batch["weight"].sum()}
+    weight = batch["weight"].sum()
+    return super().weights(batch) | {f"{self.segments}_loss": weight}
 
   def metrics(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
-    accuracy = losses.accuracy(*_sentences(outputs, batch))
-    return super().metrics(outputs, batch) | {"nsp_accuracy": accuracy}
+    found = losses.accuracy(*_sentences(outputs, batch))
+    return super().metrics(outputs, batch) | {
+      f"{self.segments}_accuracy": found
+    }
+
+
+class MlmSop(MlmNsp):
+  """Masked words, and whether two segments are in their order (ALBERT)."""
+
+  name = "mlm_sop"
+  pairing = "ordered_pairs"
+  segments = "sop"
+
+
+class Rtd(Mlm):
+  """Replaced tokens: a generator fills masks, a discriminator finds them."""
+
+  name = "rtd"
+  inputs = (*Mlm.inputs, "masked_ids", "masked_weights")
+  unused = ()
+  heads = ("rtd",)
+
+  def __init__(self, settings: Any = None):
+    """Takes the group `generator` of a config; None means its defaults."""
+    self._settings = settings or make_config().generator
+    self.loss_weights = {"rtd_loss": self._settings.rtd_weight}
+
+  def for_config(self, config: Any) -> "Rtd":
+    return Rtd(config.generator)
+
+  def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
+    del num_labels
+    generator = replaced_tokens.generator_config(config, self._settings)
+    return replaced_tokens.ReplacedTokensModel(
+      config, generator, self._settings.sharing
+    )
+
+  def start(self, params: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Gives a generator the words of a discriminator that comes without one."""
+    is_whole = params is None or "generator" in params
+    if self._settings.sharing != "disentangled" or is_whole:
+      return params
+    assert params is not None
+    words = {"word": params["encoder"]["embeddings"]["word"]}
+    return params | {"generator": {"encoder": {"embeddings": words}}}
+
+  def encoder_of(self, params: dict[str, Any]) -> dict[str, Any]:
+    encoder = params["encoder"]
+    if self._settings.sharing != "disentangled":
+      return encoder
+    parts = (params["generator"]["encoder"], params["residual"])
+    tables = [part["embeddings"]["word"]["embedding"] for part in parts]
+    word = {"word": {"embedding": tables[0] + tables[1]}}
+    return encoder | {"embeddings": encoder["embeddings"] | word}
+
+  def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    _, scores, is_replaced = outputs
+    found = losses.sigmoid_cross_entropy(scores, is_replaced, _tokens(batch))
+    return super().losses(outputs, batch) | {"rtd_loss": found}
+
+  def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
+    return super().weights(batch) | {"rtd_loss": _tokens(batch).sum()}
+
+  def metrics(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    _, scores, is_replaced = outputs
+    weights = _tokens(batch)
+    right = ((scores > 0) == is_replaced) * weights
+    return super().metrics(outputs, batch) | {
+      "rtd_accuracy": (right.sum(), weights.sum()),
+      "replaced_rate": ((is_replaced * weights).sum(), weights.sum()),
+    }
+
+  def step_flops(
+    self, model: Any, data: Any, num_rows: int, **options: Any
+  ) -> int:
+    config = ModelConfig.from_config(model)
+    generator = replaced_tokens.generator_config(config, self._settings)
+    attended = None if options["all_positions"] else options["attended"]
+    own = flops.encoder_flops(model, num_rows, data.seq_len, attended=attended)
+    head = 2 * num_rows * data.seq_len * model.hidden_size**2
+    return 3 * (own + head) + super().step_flops(
+      generator, data, num_rows, **options
+    )
+
+
+class Distill(Mlm):
+  """A student learns the words and hidden states of a teacher (DistilBERT)."""
+
+  name = "distill"
+  unused = ()
+  frozen = (distilled.TEACHER,)
+
+  def __init__(self, settings: Any = None):
+    """Takes the group `distill` of a config; None means its defaults."""
+    self._settings = settings or make_config().distill
+    self.loss_weights = {
+      "soft_loss": self._settings.soft_weight,
+      "mlm_loss": self._settings.mlm_weight,
+      "cosine_loss": self._settings.cosine_weight,
+    }
+
+  def for_config(self, config: Any) -> "Distill":
+    return Distill(config.distill)
+
+  @functools.cached_property
+  def _teacher(self) -> Any:
+    """The teacher, as weights.Pretrained."""
+    from bert_jax import weights  # slow to import, and not always needed
+
+    if not self._settings.teacher:
+      raise ValueError(
+        "objective=distill needs a teacher; give --config.distill.teacher=DIR"
+      )
+    found = weights.read(self._settings.teacher)
+    if "mlm" not in found.params:
+      raise ValueError(
+        f"distill.teacher={self._settings.teacher} has no head for masked "
+        "words, which the student learns from; give a model with one"
+      )
+    return found
+
+  def other_weights(self) -> dict[str, Any]:
+    return {"distill.teacher": self._teacher}
+
+  def start(self, params: dict[str, Any] | None) -> dict[str, Any] | None:
+    known = self._teacher.params
+    teacher = {name: known[name] for name in ("encoder", "mlm")}
+    return (params or {}) | {distilled.TEACHER: teacher}
+
+  def _teacher_config(self, config: ModelConfig) -> ModelConfig:
+    """Returns the teacher's config, computed as that of the student.
+
+    Raises:
+      ValueError: the two cannot be compared.
+    """
+    dtype = self._settings.teacher_dtype
+    teacher = dataclasses.replace(
+      config, **self._teacher.shape, dtype=dtype, param_dtype=dtype
+    )
+    for key in ("vocab_size", "hidden_size"):
+      needed = key == "vocab_size" or self._settings.cosine_weight
+      if needed and getattr(teacher, key) != getattr(config, key):
+        raise ValueError(
+          f"distill.teacher={self._settings.teacher} has model.{key}="
+          f"{getattr(teacher, key)} and the student {getattr(config, key)}, so "
+          "that they cannot be compared; make them equal, or for hidden_size "
+          "set --config.distill.cosine_weight=0"
+        )
+    return teacher
+
+  def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
+    del num_labels
+    return distilled.DistilledModel(
+      config,
+      self._teacher_config(config),
+      self._settings.positions == "masked",
+    )
+
+  def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    _, words, their_words, hidden, theirs = outputs
+    found = super().losses(outputs, batch)
+    found["soft_loss"] = losses.distillation(
+      words, their_words, self._compared(batch), self._settings.temperature
+    )
+    if self._settings.cosine_weight:
+      found["cosine_loss"] = losses.cosine_distance(
+        hidden, theirs, _tokens(batch)
+      )
+    return found
+
+  def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
+    found = super().weights(batch) | {"soft_loss": self._compared(batch).sum()}
+    if self._settings.cosine_weight:
+      found["cosine_loss"] = _tokens(batch).sum()
+    return found
+
+  def _compared(self, batch: kind.Batch) -> jax.Array:
+    """Returns the weight of each position at which words are compared."""
+    if self._settings.positions == "masked":
+      return batch["masked_weights"]
+    return _tokens(batch)
+
+  def step_flops(
+    self, model: Any, data: Any, num_rows: int, **options: Any
+  ) -> int:
+    teacher = self._teacher_config(ModelConfig.from_config(model))
+    attended = None if options["all_positions"] else options["attended"]
+    found = 0
+    slots = batching.num_masked_slots(data)
+    if self._settings.positions == "all":
+      slots = data.seq_len
+    for one, passes in ((model, 3), (teacher, 1)):
+      forward = flops.encoder_flops(
+        one, num_rows, data.seq_len, attended=attended
+      )
+      width = one.embedding_size or one.hidden_size
+      head = one.hidden_size * width + width * one.vocab_size
+      found += passes * (forward + 2 * num_rows * slots * head)
+    return found
+
+
+def _tokens(batch: kind.Batch) -> jax.Array:
+  """Returns float32 [B, L], 1 for each token of an example that counts."""
+  is_token = batch["input_mask"].astype(jnp.float32)
+  if batch["weight"].ndim > 1:  # packed rows hold only examples that count
+    return is_token
+  return is_token * batch["weight"][:, None]
 
 
 def _words(outputs: Any, batch: kind.Batch) -> tuple[jax.Array, ...]:
@@ -95,6 +334,9 @@ def unigram_metrics(batch: kind.Batch, log_probs: jax.Array) -> kind.Sums:
 
 MLM = Mlm()
 MLM_NSP = MlmNsp()
+MLM_SOP = MlmSop()
+RTD = Rtd()
+DISTILL = Distill()
 
 
 class FillMask(answers.Answerer):

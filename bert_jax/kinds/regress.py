@@ -10,6 +10,7 @@ from bert_jax.data import batch_keys
 from bert_jax.kinds import answers
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
+from bert_jax.kinds import windows
 from bert_jax.tasks import own
 
 
@@ -28,7 +29,7 @@ def _correlation(name: str, function: str) -> task_kind.Score:
   return correlate
 
 
-class Regress(task_kind.TaskKind):
+class Regress(windows.TextKind):
   """Gives a text or a pair of texts a score."""
 
   name = "regress"
@@ -37,15 +38,16 @@ class Regress(task_kind.TaskKind):
     "pearson": _correlation("pearson", "pearsonr"),
     "spearman": _correlation("spearman", "spearmanr"),
   }
+  decode_settings = ("long_texts",)
   forms = {"regress": own.Form(scores, (1, 2), own.read_scores)}
 
-  def loss(self, outputs, batch):
+  def loss(self, outputs, batch, options=losses.PLAIN):
     return losses.squared_error(
       outputs[..., 0], batch["label"], batch["weight"]
     )
 
-  def _decode(self, task, features, outputs, **options):
-    return outputs[:, 0].tolist()
+  def _decode(self, task, features, outputs, long_texts=windows.CUT, **options):
+    return windows.pool(features, outputs, long_texts)[:, 0].tolist()
 
   def _columns(self, task, predictions, examples):
     return list(predictions), [e.label for e in examples]

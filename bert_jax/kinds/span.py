@@ -352,7 +352,7 @@ class Span(task_kind.TaskKind):
   feature_settings = ("max_query_len", "doc_stride")
   decode_settings = ("n_best", "max_answer_len", "null_threshold")
 
-  def loss(self, outputs, batch):
+  def loss(self, outputs, batch, options=losses.PLAIN):
     return losses.span_cross_entropy(
       outputs,
       batch["sequence_ids"],

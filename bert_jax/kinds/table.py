@@ -35,7 +35,14 @@ TASK_KINDS: dict[str, task_kind.TaskKind] = {
 }
 KINDS: dict[str, kind.Kind] = {
   one.name: one
-  for one in (pretraining.MLM_NSP, pretraining.MLM, *TASK_KINDS.values())
+  for one in (
+    pretraining.MLM_NSP,
+    pretraining.MLM,
+    pretraining.MLM_SOP,
+    pretraining.DISTILL,
+    pretraining.RTD,
+    *TASK_KINDS.values(),
+  )
 }
 
 # The most specific first: a model is used for the first that it has a head for,

@@ -5,9 +5,11 @@ whole split are scored on the host. Scores are from 0 to 1 (correlations from
 -1), except for questions, whose scores are in percent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import copy
 import logging
-from typing import Any
+from typing import Any, Self
 
 from flax import linen as nn
 import jax
@@ -17,6 +19,7 @@ from bert_jax.data import batch_keys
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import kind
+from bert_jax.kinds import losses as losses_lib
 from bert_jax.models import families
 from bert_jax.models import heads
 from bert_jax.models.config import ModelConfig
@@ -27,6 +30,9 @@ from bert_jax.tasks import spec
 from bert_jax.weights import task_heads
 
 _log = logging.getLogger(__name__)
+
+# The keys of the group `task` that change the loss of training.
+LOSS_SETTINGS = ("class_weights", "label_smoothing", "focal_gamma")
 
 # (task, predictions, right answers) -> score.
 Score = Callable[[spec.Task, list[Any], list[Any]], float]
@@ -43,6 +49,9 @@ class TaskKind(kind.Kind):
     forms: FORM of task.name=my-FORM -> the form of own data of this kind.
     feature_settings: the keys of the group `task` that `make_features` takes.
     decode_settings: the keys of the group `task` that `decode` takes.
+    loss_settings: the keys of the group `task`, of `LOSS_SETTINGS`, that the
+      loss of training honours.
+    loss_options: their values.
     num_choices: the number of sequences of an example if no data tells it.
   """
 
@@ -52,6 +61,8 @@ class TaskKind(kind.Kind):
   forms: Mapping[str, own.Form] = {}
   feature_settings: tuple[str, ...] = ()
   decode_settings: tuple[str, ...] = ()
+  loss_settings: tuple[str, ...] = ()
+  loss_options = losses_lib.PLAIN
   num_choices = 1
 
   def __init__(self):
@@ -84,21 +95,47 @@ class TaskKind(kind.Kind):
     )
 
   def loss(
-    self, outputs: jax.Array, batch: kind.Batch
+    self,
+    outputs: jax.Array,
+    batch: kind.Batch,
+    options: losses_lib.Options = losses_lib.PLAIN,
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the sum of the losses of a batch, and its weight.
 
     Args:
       outputs: [B, S, K] of sequences, or [B, L, K] of tokens.
       batch: the batch, with labels.
+      options: what the loss of training has beyond the plain one.
     """
     raise NotImplementedError
 
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
+    return {"task_loss": self.loss(outputs, batch, self.loss_options)}
+
+  def metrics(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
     return {"task_loss": self.loss(outputs, batch)}
 
   def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
-    return {"task_loss": batch["weight"].sum()}
+    weight = batch["weight"]
+    if self.loss_options.class_weights:
+      weight = weight * self.loss_options.of_labels(batch["label"])
+    return {"task_loss": weight.sum()}
+
+  def with_loss(self, options: losses_lib.Options) -> Self:
+    """Returns the same kind with another loss of training."""
+    found = copy.copy(self)
+    found.loss_options = options
+    return found
+
+  def balanced_weights(self, label: np.ndarray, num_labels: int) -> np.ndarray:
+    """Returns the weights [K] with which every label counts the same.
+
+    Args:
+      label: the labels of the features to train on, as in `Features`.
+      num_labels: K.
+    """
+    counts = np.bincount(label[label >= 0], minlength=num_labels)
+    return counts.sum() / (num_labels * np.maximum(counts, 1))
 
   # --- From examples to features ---
 
@@ -266,6 +303,19 @@ class TaskKind(kind.Kind):
     del examples
     return None
 
+  def degenerate(
+    self, task: spec.Task, predictions: Sequence[Any], examples: Sequence[Any]
+  ) -> str:
+    """Returns what shows that a model learned nothing, or "".
+
+    Args:
+      task: the task.
+      predictions: the prediction of `decode` for each example.
+      examples: the examples of a split, with labels.
+    """
+    del task, predictions, examples
+    return ""
+
   def tables(
     self, task: spec.Task, examples: Sequence[Any], predictions: Sequence[Any]
   ) -> str:
@@ -327,6 +377,16 @@ class TaskKind(kind.Kind):
           row["gold"] = self.gold(task, example)
         f.write(files.to_json(row, ensure_ascii=False) + "\n")
     return [path]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """A context in which no score that is not defined is warned of."""
+  _log.disabled = True
+  try:
+    yield
+  finally:
+    _log.disabled = False
 
 
 def undefined(task: spec.Task, metric: str, reason: str) -> float:

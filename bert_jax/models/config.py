@@ -26,7 +26,7 @@ REMATS = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16", "float16")
 # `model.feed_forward` -> its number of matrices [D, F] or [F, D].
 FEED_FORWARD_MATRICES = {"mlp": 2, "glu": 3}
-DROPOUT_PLACES = ("embeddings", "attention", "mlp", "mlp_inner")
+DROPOUT_PLACES = ("embeddings", "attention", "mlp", "mlp_inner", "head_input")
 # Switches of the encoder: key -> names, each of which is a key of a table. The
 # defaults are BERT's, so that the configs of older runs, which lack the
 # switches, still work.
@@ -52,9 +52,13 @@ SWITCHES = {
 DISTANCE_TABLES = ("disentangled",)
 # The other keys that weights decide and that the configs of older runs lack:
 # numbers, which may be 0 where that means "as usual", and flags.
-_COUNTS = ("position_offset", "embedding_size", "layer_groups")
+_COUNTS = (
+  "position_offset", "embedding_size", "layer_groups", "num_kv_heads",
+  "conv_size",
+)  # fmt: skip
 _AMOUNTS = (
   "relative_buckets", "relative_distance", "local_radius", "full_every",
+  "conv_groups",
 )  # fmt: skip
 _FLAGS = (
   "norm_bias", "embedding_norm", "first_norm", "attention_bias", "mlp_in_bias",
@@ -63,7 +67,7 @@ _FLAGS = (
 # All keys of the encoder that have a default.
 EXTRAS = (
   *SWITCHES, *_COUNTS, *_AMOUNTS, *_FLAGS, "rope_theta", "local_rope_theta",
-  "head_act", "dropout_places",
+  "head_act", "conv_act", "dropout_places",
 )  # fmt: skip
 
 
@@ -150,6 +154,7 @@ class ModelConfig:
   local_radius: int = 64
   full_every: int = 3
   attention_bias: bool = True
+  num_kv_heads: int = 0
   mlp_in_bias: bool = True
   mlp_out_bias: bool = True
   embedding_size: int = 0
@@ -161,6 +166,9 @@ class ModelConfig:
   mlm_head: str = "transform"
   mlm_bias: bool = True
   tied_words: bool = True
+  conv_size: int = 0
+  conv_act: str = "tanh"
+  conv_groups: int = 1
   dropout_places: tuple[str, ...] = ("embeddings", "attention", "mlp")
 
   @classmethod
@@ -223,6 +231,7 @@ class ModelConfig:
       ("attention", ATTENTIONS),
       ("family", tuple(families.FAMILIES)),
       ("head_act", ("", *ACTIVATIONS)),
+      ("conv_act", ACTIVATIONS),
       *SWITCHES.items(),
     ):
       if getattr(self, name) not in known:
@@ -293,11 +302,29 @@ class ModelConfig:
       self.layer_groups
       or self.attention_pattern == "local"
       or not self.first_norm
+      or self.conv_size
     ):
       raise ValueError(
         "model.scan_layers=True compiles one layer for all, but by "
-        "model.attention_pattern, first_norm or layer_groups these layers "
-        "differ, or share parameters; set scan_layers=False"
+        "model.attention_pattern, first_norm, layer_groups or conv_size these "
+        "layers differ, or share parameters; set scan_layers=False"
+      )
+    if self.num_kv_heads and self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f"model.num_kv_heads={self.num_kv_heads} does not divide "
+        f"model.num_heads={self.num_heads}, so that the heads of queries "
+        "cannot share those of keys and values evenly; set a divisor, or 0, "
+        "with which each head has its own"
+      )
+    if self.conv_size and self.conv_size % 2 == 0:
+      raise ValueError(
+        f"model.conv_size={self.conv_size} is even, so that the convolution "
+        "has no middle; set it to an odd number, or to 0 for none"
+      )
+    if self.hidden_size % self.conv_groups:
+      raise ValueError(
+        f"model.conv_groups={self.conv_groups} does not divide "
+        f"model.hidden_size={self.hidden_size}; set it to a divisor"
       )
 
   @property
@@ -322,6 +349,11 @@ class ModelConfig:
   def embedding_width(self) -> int:
     """E, the width of the tables of the embeddings."""
     return self.embedding_size or self.hidden_size
+
+  @property
+  def key_heads(self) -> int:
+    """The number of heads of keys and values."""
+    return self.num_kv_heads or self.num_heads
 
   @property
   def head_dim(self):

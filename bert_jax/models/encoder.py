@@ -92,22 +92,43 @@ class Embeddings(nn.Module):
       self.projection = layers.Dense(cfg, cfg.hidden_size)
     self.dropout = Dropout(cfg.dropout_rate)
 
-  def __call__(self, input_ids, segment_ids, positions, *, deterministic):
-    """Maps token ids [B, L] to [B, L, D]; see `Encoder` for the arguments."""
+  def __call__(
+    self,
+    input_ids,
+    segment_ids,
+    positions,
+    *,
+    deterministic,
+    tables=None,
+    word_table=None,
+  ):
+    """Maps token ids [B, L] to [B, L, D].
+
+    Args:
+      input_ids: [B, L] int32; see `Encoder` for this and the others.
+      segment_ids: [B, L] int32.
+      positions: [B, L] int32 or None.
+      deterministic: False switches dropout on.
+      tables: the `Embeddings` whose tables and norm are used; None = these.
+      word_table: [V, E], a table of words in place of theirs, or None.
+    """
     cfg = self.config
+    tables = self if tables is None else tables
+    if word_table is None:
+      word_table = tables.word.embedding
     dtype = layers.compute_dtype(cfg)
-    x = layers.look_up(self.word.embedding, input_ids, dtype)
+    x = layers.look_up(word_table, input_ids, dtype)
     if cfg.type_vocab_size:
       # The table has few rows. A matmul with one-hot vectors is then faster
       # than a lookup, because its gradient is a matmul and not a scatter.
       one_hot = jax.nn.one_hot(
         segment_ids.reshape(-1), cfg.type_vocab_size, dtype=dtype
       )
-      kind = one_hot @ self.type.embedding.astype(dtype)
+      kind = one_hot @ tables.type.embedding.astype(dtype)
       x = x + kind.reshape(x.shape)
-    if self.position is not None:
-      x = x + self.position(positions, input_ids.shape[1])
-    x = self.norm(x) if cfg.embedding_norm else x
+    if tables.position is not None:
+      x = x + tables.position(positions, input_ids.shape[1])
+    x = tables.norm(x) if cfg.embedding_norm else x
     if "embeddings" in cfg.dropout_places:
       x = self.dropout(x, deterministic=deterministic)
     return self.projection(x) if cfg.embedding_size else x
@@ -267,6 +288,60 @@ class Layer(nn.Module):
     return sharding.constrain_batch(x)
 
 
+class Convolution(nn.Module):
+  """A convolution of the embeddings that is added to the first layer's result.
+
+  Each sequence is convolved alone: beyond its ends there are zeros.
+
+  Attributes:
+    config: a `ModelConfig`.
+
+  Source: He et al. 2021, arXiv:2006.03654, section A.6; microsoft/DeBERTa.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x, added, ids, deterministic):
+    """Returns norm(added + act(convolution(x))).
+
+    Args:
+      x: [B, L, D], the output of the embeddings.
+      added: [B, L, D], the output of the first layer.
+      ids: [B, L] int32, the number of each token's sequence, 0 = padding.
+      deterministic: True switches dropout off.
+
+    Returns:
+      [B, L, D].
+    """
+    cfg = self.config
+    size, groups = cfg.conv_size, cfg.conv_groups
+    width, half = cfg.hidden_size // groups, size // 2
+    kernel = layers.kernel(
+      self, (size, width, cfg.hidden_size), (size * width, cfg.hidden_size)
+    )
+    bias = layers.bias(self, (cfg.hidden_size,))
+    ends = ((0, 0), (half, half))
+    wide, numbers = jnp.pad(x, (*ends, (0, 0))), jnp.pad(ids, ends)
+    taps = []
+    for i in range(size):
+      near = numbers[:, i : i + x.shape[1]]
+      is_seen = (near == ids) & (ids > 0)
+      tap = wide[:, i : i + x.shape[1]] * is_seen[..., None].astype(x.dtype)
+      taps.append(tap.reshape(*x.shape[:2], groups, width))
+    # [B, L, G, size * D / G] and [size * D / G, D], a product for each group.
+    joined = jnp.concatenate(taps, -1)
+    parts = jnp.split(kernel.reshape(size * width, -1), groups, -1)
+    outs = [layers.multiply(joined[:, :, i], p) for i, p in enumerate(parts)]
+    y = jnp.concatenate(outs, -1) + bias.astype(x.dtype)[None, None]
+    y = y * (ids > 0)[..., None].astype(x.dtype)
+    y = Dropout(cfg.dropout_rate, name="dropout")(
+      y, deterministic=deterministic
+    )
+    y = added + layers.ACTIVATIONS[cfg.conv_act](y)
+    return layers.NORMS[cfg.norm](cfg, name="norm")(y)
+
+
 def _check_shapes(input_ids, **arrays):
   """Raises ValueError if an array has another shape than `input_ids`."""
   for name, value in arrays.items():
@@ -281,7 +356,7 @@ def _check_shapes(input_ids, **arrays):
 # names of operations.
 
 
-def _run_unrolled(encoder, x, mask, turns, deterministic, only, keep):
+def _run_unrolled(encoder, x, mask, turns, deterministic, only, keep, ids):
   """Runs all layers of an encoder one after the other.
 
   Returns:
@@ -291,19 +366,26 @@ def _run_unrolled(encoder, x, mask, turns, deterministic, only, keep):
   states = [x]
   plans = encoder.config.layer_plans
   for i, plan in enumerate(plans):
+    convolve = encoder.config.conv_size and i == 0
+    is_last = i == len(plans) - 1
     x = encoder.layer[plan.params](
       x,
       mask[plan.is_local],
       deterministic,
-      only if i == len(plans) - 1 else None,
+      only if is_last and not convolve else None,
       turns and turns[plan.is_local],
     )
+    if convolve:
+      x = encoder.conv(states[0], x, ids, deterministic)
+      if is_last and only is not None:
+        x = layers.gather_positions(x, only)
     states.append(x)
   return x, states if keep else None
 
 
-def _run_scanned(encoder, x, mask, turns, deterministic, only, keep):
+def _run_scanned(encoder, x, mask, turns, deterministic, only, keep, ids):
   """Does the same as `_run_unrolled` by a loop over one compiled layer."""
+  del ids  # no scanned model has a convolution
   run = nn.scan(
     _scan_body,
     variable_axes={"params": 0},
@@ -359,6 +441,8 @@ class Encoder(nn.Module):
     else:
       own = {plan.params: plan for plan in reversed(plans)}
       self.layer = [layer(cfg, own[i]) for i in range(cfg.num_own_layers)]
+    if cfg.conv_size:
+      self.conv = Convolution(cfg)
     if cfg.norm_place == "pre":
       self.final_norm = layers.NORMS[cfg.norm](cfg)
     row = relative_positions.row_of(cfg.attention_positions)
@@ -378,6 +462,8 @@ class Encoder(nn.Module):
     deterministic=True,
     return_layers=False,
     only_positions=None,
+    tables=None,
+    word_table=None,
   ):
     """Encodes a batch of rows.
 
@@ -395,6 +481,8 @@ class Encoder(nn.Module):
       only_positions: [B, P] int32, the only positions whose hidden states the
         caller needs. The last layer is then computed at these positions only,
         except for scanned layers, which share one program.
+      tables: the `Embeddings` of another encoder to read, or None.
+      word_table: [V, E], a table of words in place of the own one, or None.
 
     Returns:
       (hidden [B, L, D], pooled [B, D]). `hidden` is [B, P, D] with
@@ -424,7 +512,12 @@ class Encoder(nn.Module):
         "positions have an embedding; shorten the input or raise max_len"
       )
     x = self.embeddings(
-      input_ids, segment_ids, positions, deterministic=deterministic
+      input_ids,
+      segment_ids,
+      positions,
+      deterministic=deterministic,
+      tables=tables,
+      word_table=word_table,
     )
     x = sharding.constrain_batch(x)
     takes_bias = programs.program_of(cfg).takes_bias or self.is_initializing()
@@ -449,7 +542,12 @@ class Encoder(nn.Module):
     if only is not None and cfg.pooler:
       only = jnp.pad(only, ((0, 0), (1, 0)))  # token 0, for the pooler
     run = _run_scanned if cfg.scan_layers else _run_unrolled
-    x, states = run(self, x, mask, turns, deterministic, only, return_layers)
+    ids = input_mask
+    if sequence_ids is not None:
+      ids = sequence_ids * (input_mask > 0)
+    x, states = run(
+      self, x, mask, turns, deterministic, only, return_layers, ids
+    )
     if cfg.norm_place == "pre":
       x = self.final_norm(x)
     pooled = self.pool(x[:, 0]) if cfg.pooler else None

@@ -38,8 +38,8 @@ def encoder_flops(
 ) -> int:
   """Returns the FLOPs of one forward pass of the encoder with its pooler.
 
-  The number of heads does not matter: N heads of width D / N cost as much as
-  one of width D.
+  The number of heads does not matter, unless some share their keys and values:
+  N heads of width D / N cost as much as one of width D.
 
   Args:
     model: The group `model` of a config.
@@ -64,9 +64,11 @@ def encoder_flops(
   outputs = seq_len if num_outputs is None else min(num_outputs, seq_len)
   has_table = model.attention_positions in DISTANCE_TABLES
   num_distances = 2 * model.relative_buckets if has_table else 0
+  # The width of the keys of all heads.
+  shared = d * (model.num_kv_heads or model.num_heads) // model.num_heads
 
   def layer(queries: int, seen: float) -> float:
-    key_and_value = 2 * 2 * d * d * seq_len
+    key_and_value = 2 * 2 * d * shared * seq_len
     query_and_out = 2 * 2 * d * d * queries
     # Scores, and the sum of values.
     attention = 2 * 2 * d * seen * queries / seq_len
@@ -86,9 +88,10 @@ def encoder_flops(
   layers += layer(outputs, seen[-1])
   pooler = num_pooled * 2 * d * d if model.pooler else 0
   projection = 2 * model.embedding_size * d * seq_len
+  conv = 2 * model.conv_size * d * d // model.conv_groups * seq_len
   # The vectors of distances as queries and keys, once for the whole batch.
-  tables = model.num_layers * 2 * 2 * num_distances * d * d
-  return round(batch_size * (layers + pooler + projection)) + tables
+  tables = model.num_layers * 2 * num_distances * d * (d + shared)
+  return round(batch_size * (layers + pooler + projection + conv)) + tables
 
 
 def pretrain_step_flops(

@@ -170,7 +170,8 @@ class TaskHead(nn.Module):
     config: a `ModelConfig`.
     num_outputs: K.
     steps: what is done to a vector before the last dense layer, in order:
-      "pooler" (that of the encoder), "dropout", "dense", "norm", "act" (that of
+      "pooler" (that of the encoder), "dropout", "input_dropout" (dropout if
+      `config.dropout_places` has "head_input"), "dense", "norm", "act" (that of
       the head of masked words), "hidden_act" (that of the encoder), or the name
       of an activation.
   """
@@ -195,6 +196,8 @@ class TaskHead(nn.Module):
         x = pool(x)
       elif step == "dropout":
         x = drop(x)
+      elif step == "input_dropout":
+        x = drop(x) if "head_input" in cfg.dropout_places else x
       elif step == "dense":
         dense = layers.Dense(
           cfg, cfg.hidden_size, has_bias=cfg.head_bias, name="dense"

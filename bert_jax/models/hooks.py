@@ -5,6 +5,7 @@ model. The property `hooks` of a model says in which form its parameters are
 differentiated, and which of them the model uses twice or only in part.
 """
 
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -54,13 +55,19 @@ class EncoderHooks:
 
   def for_apply(self, params: Tree) -> Tree:
     """Converts parameters from `for_gradients` to the form of the module."""
-    return param_trees.unflatten_heads(params, self.model.config.num_heads)
+    config = self.model.config
+    return param_trees.unflatten_heads(
+      params, config.num_heads, key_heads=config.key_heads
+    )
 
   def as_stored(self, grads: Tree) -> Tree:
     """Converts gradients by `for_gradients` to the form of the parameters."""
     config = self.model.config
     return param_trees.unflatten_heads(
-      grads, config.num_heads, separately=config.dtype != config.param_dtype
+      grads,
+      config.num_heads,
+      separately=config.dtype != config.param_dtype,
+      key_heads=config.key_heads,
     )
 
   def second_use(self, params: Tree) -> Tree:
@@ -116,3 +123,61 @@ class EncoderHooks:
       _with_word_table(params, table[ids]),
       first[ids].reshape(input_ids.shape),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class NestedHooks:
+  """The hooks of a model whose parameters hold those of others.
+
+  Every parameter counts as used once: gradients of shared tables are added by
+  differentiation.
+
+  Attributes:
+    model: the module.
+    nested: the name of a part of the parameters -> the config of its encoder.
+  """
+
+  model: Any
+  nested: Mapping[str, Any]
+
+  def _each(self, name: str, tree: Tree) -> Tree:
+    """Applies a function of `EncoderHooks` to each model by its own sizes."""
+    own = {k: v for k, v in tree.items() if k not in self.nested}
+    found = getattr(EncoderHooks(self.model, scores_words=False), name)(own)
+    for part, config in self.nested.items():
+      hooks = EncoderHooks(_Sized(config), scores_words=False)
+      found = found | {part: getattr(hooks, name)(tree[part])}
+    return found
+
+  def for_gradients(self, params: Tree) -> Tree:
+    """See `EncoderHooks`."""
+    return self._each("for_gradients", params)
+
+  def for_apply(self, params: Tree) -> Tree:
+    """See `EncoderHooks`."""
+    return self._each("for_apply", params)
+
+  def as_stored(self, grads: Tree) -> Tree:
+    """See `EncoderHooks`."""
+    return self._each("as_stored", grads)
+
+  def second_use(self, params: Tree) -> Tree:
+    """Returns {}: no parameter has a second gradient."""
+    del params
+    return {}
+
+  def tie(self, grads: Tree, second: Tree) -> Tree:
+    """Returns the gradients as they are."""
+    del second
+    return grads
+
+  def of_words(self, params: Tree, input_ids: jax.Array) -> None:
+    """Returns None: all rows of the word table have a gradient."""
+    del params, input_ids
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sized:
+  """Stands for a model where only its config is asked for."""
+
+  config: Any

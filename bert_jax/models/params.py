@@ -83,22 +83,36 @@ def num_layers(flat: Mapping[str, Any]) -> int:
   return count
 
 
-def sizes_of(flat: Mapping[str, Any]) -> dict[str, int]:
-  """Returns the sizes of the group `model` that the shapes of a tree show."""
+# The end of a path -> the sizes that the last axes of the array are; "" = an
+# axis that is no size.
+_SHOWN = {
+  "embeddings/word/embedding": ("vocab_size", "hidden_size"),
+  "embeddings/position/embedding": ("max_len", ""),
+  "embeddings/type/embedding": ("type_vocab_size", ""),
+  "embeddings/projection/kernel": ("embedding_size", "hidden_size"),
+  "attention/query/kernel": ("hidden_size", "num_heads", ""),
+  "mlp/in/kernel": ("", "mlp_dim"),
+}
+
+
+def sizes_of(
+  flat: Mapping[str, Any], position_offset: int = 0
+) -> dict[str, int]:
+  """Returns the sizes of the group `model` that the shapes of a tree show.
+
+  Args:
+    flat: path -> array, layers stacked or not.
+    position_offset: the rows of the position table before the first position.
+  """
   sizes = {"num_layers": num_layers(flat)}
-  for end, names in (
-    ("embeddings/word/embedding", ("vocab_size", "hidden_size")),
-    ("embeddings/position/embedding", ("max_len",)),
-    ("embeddings/type/embedding", ("type_vocab_size",)),
-    ("attention/query/bias", ("num_heads",)),
-    ("mlp/in/kernel", ("mlp_dim",)),
-  ):
+  for end, names in _SHOWN.items():
     path = next((path for path in flat if path.endswith(end)), None)
     if path is not None:
-      shape = flat[path].shape
-      # Counted from the end, because layers may be stacked.
-      values = shape[-1:] if end.startswith("mlp") else shape[-2:]
-      sizes |= dict(zip(names, values, strict=False))
+      shape = flat[path].shape[-len(names) :]
+      # A projection, which comes later, has the width of narrow embeddings.
+      sizes |= {k: v for k, v in zip(names, shape, strict=True) if k}
+  if "max_len" in sizes:
+    sizes["max_len"] -= position_offset
   return sizes
 
 
@@ -152,7 +166,7 @@ def flatten_heads(params, join):
   return _map_attention(flatten, params)
 
 
-def unflatten_heads(params, num_heads, separately=False):
+def unflatten_heads(params, num_heads, separately=False, key_heads=0):
   """The inverse of `flatten_heads`.
 
   Args:
@@ -160,13 +174,23 @@ def unflatten_heads(params, num_heads, separately=False):
     num_heads: N.
     separately: whether to keep the compiler from merging this conversion into
       the products, which would undo `flatten_heads`.
+    key_heads: the number of heads of keys and values; 0 = N.
 
   Returns:
     The tree with [..., D, N, H], [..., N, H] and [..., N, H, D].
   """
+  counts = dict(
+    zip(_HEAD_MODULES, (num_heads, *2 * (key_heads or num_heads,)), strict=True)
+  )
+  total = sum(counts.values())
 
-  def part(x, axis):
-    return x.reshape(*x.shape[:axis], num_heads, -1, *x.shape[axis + 1 :])
+  def part(x, axis, count=num_heads):
+    return x.reshape(*x.shape[:axis], count, -1, *x.shape[axis + 1 :])
+
+  def split(x):  # [..., 3 * N * H] -> three arrays
+    width = x.shape[-1] // total
+    first = num_heads * width
+    return jnp.split(x, [first, first + counts["key"] * width], -1)
 
   def unflatten(node):
     if separately:
@@ -175,11 +199,16 @@ def unflatten_heads(params, num_heads, separately=False):
     out = node["out"] | {"kernel": part(kernel, kernel.ndim - 2)}
     heads = {name: node[name] for name in _HEAD_MODULES if name in node}
     if not heads:
-      split = jax.tree.map(lambda x: jnp.split(x, 3, -1), node["qkv"])
+      parts = {key: split(x) for key, x in node["qkv"].items()}
       heads = {
-        name: {key: parts[i] for key, parts in split.items()}
+        name: {key: found[i] for key, found in parts.items()}
         for i, name in enumerate(_HEAD_MODULES)
       }
-    return jax.tree.map(lambda x: part(x, x.ndim - 1), heads) | {"out": out}
+    return {
+      name: jax.tree.map(
+        lambda x, count=counts[name]: part(x, x.ndim - 1, count), module
+      )
+      for name, module in heads.items()
+    } | {"out": out}
 
   return _map_attention(unflatten, params)

@@ -35,6 +35,7 @@ from bert_jax.runtime.settings import Config
 from bert_jax.sweeps import costs
 from bert_jax.training import checks
 from bert_jax.training import jobs
+from bert_jax.training import probes
 from bert_jax.training import session
 from bert_jax.training.job import Evaluator
 
@@ -138,6 +139,8 @@ def examine(
   exam.check("workdir", lambda: _folder(workdir))
   if exam.sound and exam.check("run", lambda: _run(training.run)):
     exam.check("checkpoint", lambda: _checkpoint(training.run))
+    if config.get("probe") and config.probe.every_steps:  # older runs lack it
+      exam.check("probes", lambda: _probes(training))
     exam.check("disk", lambda: _disk(training.run))
     exam.check("memory", lambda: _memory(training.run, topology is not None))
   if topology:
@@ -301,6 +304,11 @@ def _run(run: session.Session) -> str:
   started = runs.read_run(run.workdir).get("started")
   other = resume.other_code(run.workdir, run.run)
   return f"resumes the run of {started}" + (f"; {other}" if other else "")
+
+
+def _probes(training: _Opening) -> str:
+  prober = probes.Prober(training.job[0], training.mesh)
+  return f"every {prober.every_steps} steps: {', '.join(prober.names)}"
 
 
 def _checkpoint(run: session.Session) -> str:

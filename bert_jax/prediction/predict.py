@@ -183,8 +183,9 @@ class Predictor:
     """Returns the parameters on the mesh, with zeros for unused heads."""
     with layers.shapes_only():
       wanted = jax.eval_shape(self._answerer.init_params)
-    params, added, _ = weights.fit(given, wanted)
-    model, kind = self._answerer.context.model, self._answerer.kind
+    model = self._answerer.context.model
+    params, added, _ = weights.fit(given, wanted, model)
+    kind = self._answerer.kind
     if missing := [path for path in added if kind.needs(path, model)]:
       raise answers.PredictError(f"{name} has no {', '.join(missing)}")
     filled = jax.tree.map(

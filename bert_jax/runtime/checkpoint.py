@@ -715,6 +715,29 @@ def read_params(folder: str, wanted: Any = None) -> Any:
     ) from error
 
 
+def read_rest(folder: str, wanted: Mapping[str, Any]) -> Any:
+  """Reads what a step keeps beside the parameters.
+
+  Args:
+    folder: the folder of the step, such as WORKDIR/checkpoints/STEP.
+    wanted: trees of jax.ShapeDtypeStruct with shardings, by key.
+
+  Raises:
+    CheckpointError: the step has none, it is damaged, or its shapes differ.
+  """
+  folder = files.absolute(folder)
+  path = os.path.join(folder, "rest")
+
+  def read():
+    if not files.is_folder(path):
+      raise ValueError(f"{path} does not exist")
+    with ocp.StandardCheckpointer() as checkpointer:
+      part = checksums.saved_part(folder, wanted)
+      return {"rest": checkpointer.restore(path, part)}
+
+  return _read_sound(folder, read)["rest"]
+
+
 def write_params(workdir: str, params: Any) -> None:
   """Writes imported parameters as step 0 of a workdir.
 

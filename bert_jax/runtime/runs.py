@@ -186,7 +186,7 @@ def write_run(workdir: str, run: dict) -> None:
     }
     if changes := [*before.get("changes", []), *run.get("changes", [])]:
       run["changes"] = changes
-    for key in ("checksums_since", "init_from_source"):
+    for key in ("checksums_since", "init_from_source", "sentence"):
       if key in before:
         run[key] = before[key]
   run = run | {

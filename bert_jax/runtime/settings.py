@@ -65,6 +65,8 @@ SHARDING_RULES = (
   ("embeddings/projection/kernel$", (None, "fsdp")),
   ("embeddings/projection/bias$", (None,)),
   ("relative/embedding$", (None, "tensor")),
+  ("conv/kernel$", (None, None, "fsdp")),
+  ("conv/bias$", (None,)),
   ("attention/(query|key|value)/kernel$", ("fsdp", "tensor", None)),
   ("attention/(query|key|value)/bias$", ("tensor", None)),
   ("attention/out/kernel$", ("tensor", None, "fsdp")),
@@ -221,6 +223,10 @@ class Model(Group):
   num_heads: int = of_weights(12, 1, 2**16)
   """Attention heads; each has hidden_size / num_heads dimensions."""
 
+  num_kv_heads: int = of_weights(0, 0, 2**16, since="0.3.0", before=0)
+  """Heads of keys and values; consecutive heads of queries share one. 0 = each
+  head of queries has its own."""
+
   mlp_dim: int = of_weights(3072, 1, 2**20)
   """Width F inside the MLP."""
 
@@ -335,6 +341,16 @@ class Model(Group):
   """How many layers have parameters of their own; the others share them, in
   groups of consecutive layers. 0 = every layer has its own."""
 
+  conv_size: int = of_weights(0, 0, 1023, since="0.3.0", before=0)
+  """Tokens that a convolution spans, an odd number. It reads the embeddings,
+  and its result is added to that of the first layer. 0 = there is none."""
+
+  conv_act: str = of_weights("tanh", since="0.3.0", before="tanh")
+  """The activation of the convolution."""
+
+  conv_groups: int = of_weights(1, 1, 2**18, since="0.3.0", before=1)
+  """Equal parts of the hidden states that the convolution keeps apart."""
+
   pooler: bool = of_weights(True, since="0.3.0", before=True)
   """Whether there is a pooler: a dense layer with tanh on the first token."""
 
@@ -365,7 +381,8 @@ class Model(Group):
     before=("embeddings", "attention", "mlp"),
   )
   """Where the dropout of dropout_rate acts: on "embeddings", on the outputs of
-  "attention" and of "mlp", and on "mlp_inner", the inner layer of the MLP."""
+  "attention" and of "mlp", on "mlp_inner", the inner layer of the MLP, and on
+  "head_input", what DeBERTa's heads for whole sequences read."""
 
   init_stddev: float = of_run(0.02, 0.0, _FLOAT)
   """Standard deviation of fresh weights: a normal distribution, truncated at
@@ -403,6 +420,21 @@ class Data(Group):
   dir: str = of_host(None, is_path=True)
   """Folder of prepared data, written by bert-jax prepare."""
 
+  mixture: tuple[str, ...] = of_host((), since="0.3.0", before=[])
+  """Pre-training: folders of more prepared data, with the same vocabulary. Rows
+  come from data.dir and from these in the proportions of mixture_weights.
+  Evaluations report the loss on each."""
+
+  mixture_weights: tuple[float, ...] = of_run(
+    (), 0.0, _FLOAT, since="0.3.0", before=[]
+  )
+  """The weight of data.dir and of each folder of data.mixture in the rows; () =
+  their numbers of tokens."""
+
+  mixture_power: float = of_run(1.0, 0.0, 1.0, since="0.3.0", before=1.0)
+  """The power to which the weights are raised: below 1, small texts get a
+  larger share (temperature sampling; 0.7 is usual for languages)."""
+
   verify: str = of_session("once", choices=("once", "always", "never"))
   """When to verify the checksums of data files at the start: "once"
   (DATA/.verified.json lists the verified files), "always" or "never"."""
@@ -417,14 +449,33 @@ class Data(Group):
   data is this times the step: a run that changes it skips or repeats
   examples."""
 
+  batch_warmup_sizes: tuple[int, ...] = of_run(
+    (), 1, _PIECES, since="0.3.0", before=[]
+  )
+  """Pre-training: the rows of a step in the first steps of the run, such as
+  64,128,192 before a batch_size of 256. Each size is for an equal part of
+  batch_warmup_steps, and compiles a program of its own."""
+
+  batch_warmup_steps: int = of_run(0, 0, _INT32, since="0.3.0", before=0)
+  """Pre-training: the number of steps with the sizes of batch_warmup_sizes."""
+
+  first_row: int = of_run(0, 0, 2**48, since="0.3.0", before=0)
+  """Pre-training: how many rows of the order of the examples to skip, because
+  an earlier run has used them."""
+
   max_sequences: int = of_run(1, 1, _LEN, before=1)
   """Pre-training: the largest number of sequences in a row. Tokens attend only
   to their own sequence. 1 = one padded sequence in a row. 8 sequences of
   Wikipedia fill 99 % of a row of 512 tokens."""
 
-  pairing: str = of_run("pairs", choices=("pairs", "full_sentences"))
+  pairing: str = of_run(
+    "pairs", choices=("pairs", "full_sentences", "documents", "ordered_pairs")
+  )
   """The kind of pre-training examples. "pairs": two segments, for next-sentence
-  prediction. "full_sentences": one continuous text, without that task."""
+  prediction. "full_sentences": one continuous text, without that task, which
+  may cross the end of a document. "documents": the same within one document;
+  max_sequences fills rows with several. "ordered_pairs": two segments of one
+  text, in its order or swapped, for sentence-order prediction."""
 
   dupe_factor: int = of_run(10, 1, 10**6)
   """Passes over the corpus, each with other pairs of segments."""
@@ -449,7 +500,12 @@ class Data(Group):
   """Share of the tokens to predict that are replaced by a random token."""
 
   whole_word: bool = of_run(False)
-  """Whether to predict whole words instead of single pieces."""
+  """Whether to predict whole words instead of single pieces. Chinese needs
+  prepare.segmenter, which says where words begin."""
+
+  mask_ngrams: int = of_run(1, 1, 100, since="0.3.0", before=1)
+  """With whole_word: the most neighboring words to predict together. A run of n
+  words is drawn in proportion to 1 / n; ALBERT has 3."""
 
   static_masks: bool = of_run(False)
   """Whether every epoch has the same masks."""
@@ -572,12 +628,56 @@ class Task(Group):
   max_train_examples: int = of_run(0, 0, _INT32)
   """How many examples to use, from the start of the training split; 0 = all."""
 
+  both_orders: bool = of_run(False, since="0.3.0", before=False)
+  """Whether each pair of texts is also learned in the other order, for tasks
+  whose pairs have none. An epoch then has twice the examples."""
+
   context: str = of_run("sentence")
   """The input of a tagger: the "sentence" alone, or also the text around it
   ("document")."""
 
   max_query_len: int = of_run(64, 0, _LEN)
   """The largest number of tokens of a question; longer ones are cut."""
+
+  class_weights: tuple[str, ...] = of_run((), since="0.3.0", before=())
+  """The weight of each label in the loss of training, in the order of the
+  labels; "balanced" = the more, the rarer the label is in the training file.
+  With several labels for a text, it is the weight of the texts that have the
+  label. () = all weigh the same. Kinds: classify, tag, multi_label."""
+
+  label_smoothing: float = of_run(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
+  """The share of the right answer that is spread over all answers in the loss
+  of training. Kinds: classify, tag, choice, multi_label."""
+
+  focal_gamma: float = of_run(0.0, 0.0, 100.0, since="0.3.0", before=0.0)
+  """Focal loss: the loss of training is multiplied by (1 - p)^focal_gamma,
+  where p is the probability of the right answer, so that easy examples count
+  less. Kinds: classify, tag, choice, multi_label."""
+
+  dev_rate: float = of_run(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
+  """The share of the training examples that is evaluated instead of the file of
+  the evaluation: of each label the same share, drawn by task.dev_seed. Equal
+  texts, and questions on one text, stay together. 0 = none."""
+
+  num_folds: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """Cross-validation: the training examples are divided into so many parts, as
+  by task.dev_rate; the run evaluates part task.fold and trains on the others.
+  0 = none."""
+
+  fold: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """The part to evaluate, from 0 to task.num_folds - 1."""
+
+  dev_seed: int = of_run(0, *_SEED, since="0.3.0", before=0)
+  """The seed of task.dev_rate and task.num_folds."""
+
+  long_texts: str = of_run(
+    "cut", choices=("cut", "mean", "max"), since="0.3.0", before="cut"
+  )
+  """What is read of a text that is longer than a row. "cut": its start. "mean"
+  and "max": all of it, in windows that are task.doc_stride tokens apart, of
+  whose outputs the mean or the largest counts. Of a pair, the second text is
+  read in windows. Kinds: classify, multi_label, regress; tags and questions
+  are always read in windows."""
 
   doc_stride: int = of_run(128, 1, _LEN)
   """Tokens from the start of a window of a long text to that of the next."""
@@ -594,6 +694,11 @@ class Task(Group):
   null_threshold: float = of_session(0.0, -_FLOAT, _FLOAT)
   """A question gets no answer if the score of "no answer" exceeds that of the
   best answer by more than this."""
+
+  temperature: float = of_session(1.0, 1e-3, 1e3, since="0.3.0", before=1.0)
+  """Classes and choices: what the scores are divided by before they become
+  probabilities. evaluate says which value fits the labels of a split. The
+  answers stay the same."""
 
   thresholds: tuple[float, ...] = of_session(
     (0.5,), 0.0, 1.0, since="0.2.0", before=[0.5]
@@ -652,6 +757,12 @@ class Prepare(Group):
   ones of the text. A word with any other character is unknown. Chinese needs
   some 6000."""
 
+  segmenter: str = of_session("", since="0.3.0", before="")
+  """The words of Chinese for data.whole_word: "jieba", the segmenter of that
+  name (extra chinese); "spaces", for text that has spaces between words; or the
+  path of a text file with a word on each line, of which the longest that fits
+  is taken, from left to right. The ids do not change. "" = no words."""
+
   vocab_sample_bytes: int = of_session(200_000_000, 1, 2**48)
   """Bytes of text from which a vocabulary is learned."""
 
@@ -668,6 +779,16 @@ class Prepare(Group):
   held_out_seed: int = of_session(0, *_SEED)
   """Seed of the choice of these documents. The choice depends only on the text
   of a document."""
+
+  duplicates: str = of_session(
+    "keep",
+    choices=("keep", "drop_equal", "drop_near"),
+    since="0.3.0",
+    before="keep",
+  )
+  """What to do with documents that repeat an earlier one. "keep" them;
+  "drop_equal": leave out those with the same words; "drop_near": also those
+  that share 80 % of their runs of five words, by MinHash (extra "dedup")."""
 
   held_out_input: str = of_session("", since="0.3.0", before="")
   """Files, globs or folders, separated by commas, of text of which every
@@ -722,6 +843,29 @@ class Optim(Group):
   eps: float = of_run(1e-6, 0.0, _FLOAT, can_change=True)
   """The number that is added to the root of the mean of squared gradients."""
 
+  layer_decay: float = of_run(1.0, 0.0, 1.0, since="0.3.0", before=1.0)
+  """The learning rate of a layer relative to that of the layer above it. The
+  top layer has optim.learning_rate times this, the embeddings have the lowest,
+  and the pooler, the last norm and the head have all of it. 1 = all learn
+  alike."""
+
+  head_rate: float = of_run(1.0, 0.0, _FLOAT, since="0.3.0", before=1.0)
+  """The learning rate of all that is not the encoder, such as the head of a
+  task, relative to optim.learning_rate."""
+
+  frozen_layers: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """How many of the lowest layers are not trained. They have no weight decay
+  and no part in the norm of the gradient."""
+
+  frozen_embeddings: bool = of_run(False, since="0.3.0", before=False)
+  """Whether the embeddings, which pre-training also decodes with, are not
+  trained."""
+
+  unfreeze_steps: int = of_run(0, 0, _INT32, since="0.3.0", before=0)
+  """Gradual unfreezing: the number of steps after which one more layer is
+  trained, from the top down, and the embeddings last. Before, only the head,
+  the pooler and the last norm are. 0 = all from the start."""
+
   clip_norm: float = of_run(1.0, 0.0, _FLOAT)
   """The largest norm of the global gradient; 0 = no clipping."""
 
@@ -736,8 +880,14 @@ class Train(Group):
   total_steps: int = of_run(1_000_000, 0, _INT32, can_change=True)
   """The number of optimizer steps, after which the schedule ends."""
 
+  phases: tuple[str, ...] = of_run((), since="0.3.0", before=[])
+  """Pre-training in phases, one after another: for each a text of its name and
+  the keys in which it differs, such as "longer data.seq_len=1024
+  train.total_steps=800 model.rope_theta=160000". A phase starts from the
+  weights and moments of the one before it. () = one phase."""
+
   num_epochs: float = of_run(0.0, 0.0, 1e9, can_change=True)
-  """Tasks: passes over the examples. An example counts once even if it has
+  """Passes over the examples. An example of a task counts once even if it has
   several windows, as in the original code. 0 = use total_steps."""
 
   log_every_steps: int = of_session(100, 1, _INT32)
@@ -750,6 +900,11 @@ class Train(Group):
   """Services that also get the metrics: "wandb", "mlflow". Each needs the extra
   of its name, and is set up by its own environment variables. A service that
   fails does not stop the run."""
+
+  patience: int = of_run(0, 0, _INT32, since="0.3.0", before=0, can_change=True)
+  """Early stopping: the run ends after so many evaluations in a row without a
+  better checkpoint.best_metric. The best checkpoint is kept, and evaluate,
+  predict and convert read it. 0 = all steps are trained."""
 
   on_bad_step: str = of_session("stop", choices=("stop", "skip"), before="stop")
   """What to do if the loss or a gradient of a step is NaN or infinite, or if
@@ -767,6 +922,15 @@ class Train(Group):
   """Several processes: the job ends, so that it can be started again, if for so
   many seconds it finishes no step, batch of an evaluation, save or restore; 0 =
   no limit. The longest of these, including compiling, must be shorter."""
+
+  export: str = of_session(
+    "",
+    choices=("", "same", "huggingface", "flax", "tf1"),
+    since="0.3.0",
+    before="",
+  )
+  """After the last step, also write the weights to WORKDIR/export in this
+  format. "same": that of init_from. "" = write none."""
 
   profile_steps: tuple[int, ...] = of_session((), before=[])
   """The first and last step of a trace for TensorBoard's profiler; () = no
@@ -811,11 +975,86 @@ class Eval(Group):
   every_steps: int = of_session(10_000, 0, _INT32)
   """Steps from one evaluation to the next; 0 = only after the last step."""
 
+  every_epochs: float = of_session(0.0, 0.0, 1e9, since="0.3.0", before=0.0)
+  """Epochs from one evaluation to the next, rounded to whole steps, instead of
+  eval.every_steps; 0 = as eval.every_steps says."""
+
+  at_start: bool = of_session(False, since="0.3.0", before=False)
+  """Whether to evaluate also before the first step."""
+
   batch_size: int = of_session(256, 1, _PIECES)
   """Rows in a batch of an evaluation."""
 
+  bootstrap: int = of_session(0, 0, 10**6, since="0.3.0", before=0)
+  """Tasks, by bert-jax evaluate: how often the examples are drawn with
+  replacement, for an interval of 95 % around each score; 0 = no intervals."""
+
+  mask_rate: float = of_session(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
+  """Pre-training: the share of the tokens of a sequence to predict in an
+  evaluation; 0 = data.mask_rate. Losses at different rates do not compare."""
+
   max_examples: int = of_session(10_000, 0, _INT32)
   """How many held-out examples to evaluate; 0 = all."""
+
+
+class Distill(Group):
+  """What objective=distill learns from a teacher."""
+
+  teacher: str = of_run("", since="0.3.0", before="", is_path=True)
+  """The teacher: a model in any format with a head for masked words, or its
+  name on the hub."""
+
+  temperature: float = of_run(2.0, 1e-3, _FLOAT, since="0.3.0", before=2.0)
+  """The number by which the scores of words are divided when both are
+  compared."""
+
+  soft_weight: float = of_run(5.0, 0.0, _FLOAT, since="0.3.0", before=5.0)
+  """The factor of the divergence from the teacher's words."""
+
+  mlm_weight: float = of_run(2.0, 0.0, _FLOAT, since="0.3.0", before=2.0)
+  """The factor of the loss of masked words."""
+
+  cosine_weight: float = of_run(1.0, 0.0, _FLOAT, since="0.3.0", before=1.0)
+  """The factor of the cosine distance of the last hidden states; 0 = leave it
+  out, for a student of another width."""
+
+  positions: str = of_run(
+    "all", choices=("all", "masked"), since="0.3.0", before="all"
+  )
+  """Where words are compared: at "all" tokens, as DistilBERT, or at the
+  "masked" ones, which takes a fraction of the memory."""
+
+  teacher_dtype: str = of_run(
+    "float32",
+    choices=("float32", "bfloat16"),
+    since="0.3.0",
+    before="float32",
+  )
+  """The number format of the teacher and of its computations."""
+
+
+class Generator(Group):
+  """The generator of objective=rtd, which is trained beside the model."""
+
+  width_rate: float = of_run(0.25, 0.0, 1.0, since="0.3.0", before=0.25)
+  """Its heads, hidden size and MLP as a share of those of the model."""
+
+  depth_rate: float = of_run(1.0, 0.0, 1.0, since="0.3.0", before=1.0)
+  """Its layers as a share of those of the model."""
+
+  sharing: str = of_run(
+    "embeddings",
+    choices=("embeddings", "disentangled", "none"),
+    since="0.3.0",
+    before="embeddings",
+  )
+  """What both models share. "embeddings": all tables of the embeddings, and
+  their norm, as in ELECTRA. "disentangled": the word table of the generator,
+  which the model does not train and adds a table of its own to, as in
+  DeBERTa-v3. "none": nothing."""
+
+  rtd_weight: float = of_run(50.0, 0.0, _FLOAT, since="0.3.0", before=50.0)
+  """The factor of the model's loss beside that of the generator."""
 
 
 class Probe(Group):
@@ -913,6 +1152,10 @@ class Convert(Group):
   such as "[unused1]=covid". They keep their ids and their rows of the word
   table."""
 
+  average_last: int = of_session(0, 0, 10**6, since="0.3.0", before=0)
+  """Of a run: the mean of the weights of so many of its newest steps, which
+  checkpoint.keep keeps; 0 = one step alone."""
+
   new_rows: str = of_session(
     "mean", choices=("mean", "normal"), since="0.3.0", before="mean"
   )
@@ -980,7 +1223,9 @@ class Config(Group):
 
   objective: str = of_run("mlm_nsp")
   """The objective of training: "mlm_nsp" (masked tokens and next sentence),
-  "mlm" (masked tokens alone), or "task": that of the group `task`."""
+  "mlm" (masked tokens alone), "mlm_sop" (masked tokens and the order of two
+  segments), "rtd" (replaced tokens, with a generator), "distill" (masked tokens
+  and what a teacher says), or "task": that of the group `task`."""
 
   init_from: str = of_run(None, is_path=True)
   """Weights to start from: an HF directory or the name of a model of the hub
@@ -988,9 +1233,25 @@ class Config(Group):
   step if it keeps one, otherwise its newest) or WORKDIR/checkpoints/STEP. They
   decide the shape of the model and, for a task, its vocabulary."""
 
+  init_layers: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """How many layers of init_from to keep, evenly spread from the first to the
+  last; 0 = all."""
+
+  init_changes: tuple[str, ...] = of_run((), since="0.3.0", before=[])
+  """Keys of the model that differ from those of init_from and need no other
+  parameters, such as "model.rope_theta=160000"."""
+
+  init_moments: bool = of_run(False, since="0.3.0", before=False)
+  """Whether the optimizer starts from its moments in init_from, which must be a
+  run of ours; otherwise it starts from zeros."""
+
   init_random: bool = of_run(False)
   """Whether to use only the shape and the vocabulary of init_from, and random
   weights."""
+
+  reinit_layers: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """How many of the top layers of init_from, and with them the pooler, start
+  from random weights instead."""
 
   model: Model
   data: Data
@@ -1000,6 +1261,8 @@ class Config(Group):
   train: Train
   mesh: Mesh
   eval: Eval
+  generator: Generator
+  distill: Distill
   probe: Probe
   checkpoint: Checkpoint
   convert: Convert
@@ -1203,6 +1466,15 @@ def check_together(config: Config) -> None:
     raise ValueError(
       f"objective={config.objective}: only tasks are trained together"
     )
+  if config["train"].get("patience"):
+    raise ValueError(
+      f"train.patience={config.train.patience}: models that train together end "
+      "at the same step; train each alone, or leave the key out"
+    )
+  if config.init_moments:
+    raise ValueError(
+      "init_moments=True is for a run that trains alone; set it to False"
+    )
   if config.data.pack and not config.data.one_row_len:
     raise ValueError(
       "models that train together need rows of the same length for all seeds: "
@@ -1261,5 +1533,9 @@ def num_parameters(model: Any) -> int:
     + model["type_vocab_size"]
   )
   matrices = 3 if model.get("feed_forward") == "glu" else 2
-  layer = 4 * hidden * hidden + matrices * hidden * mlp
-  return rows * width + num_layers * layer
+  heads = model["num_heads"]
+  shared = (model.get("num_kv_heads") or heads) / heads
+  layer = round((2 + 2 * shared) * hidden * hidden) + matrices * hidden * mlp
+  conv = model.get("conv_size", 0) * hidden * hidden
+  conv //= model.get("conv_groups", 1)
+  return rows * width + num_layers * layer + conv

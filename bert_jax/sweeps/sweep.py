@@ -34,6 +34,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from bert_jax.runtime import config_files
+from bert_jax.runtime import early_stopping
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
 from bert_jax.runtime import metrics_log
@@ -209,13 +210,15 @@ class Trial:
         f"{self.workdir} holds another run than that of trial {self.name} "
         f"({'; '.join(differs)}); give another --workdir"
       )
-    total = run.get("total_steps")
-    # Training saves its last step at the very end.
-    if total not in self.saved_steps():
-      return "begun"
     try:
       rows = metrics_log.read_metrics(self.workdir)
     except runs.RunError:  # a kill cut off the last line; training repairs it
+      return "begun"
+    total = run.get("total_steps")
+    if (stop := early_stopping.stop_step(rows, run["config"])) is not None:
+      total = stop
+    # Training saves its last step at the very end.
+    if total not in self.saved_steps():
       return "begun"
     group = "eval/" if _evaluates(run["config"]) else "train/"
     last = [r["step"] for r in rows if any(k.startswith(group) for k in r)]

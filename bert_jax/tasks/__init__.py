@@ -5,7 +5,7 @@ examples = read_examples(task, "glue_data", "validation_matched")
 """
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import itertools
 import logging
 import os
@@ -32,6 +32,7 @@ def read_examples(
   *,
   max_examples: int = 0,
   files: Mapping[str, str] | None = None,
+  learns: bool = True,
 ) -> list[Any]:
   """Reads the examples of a split.
 
@@ -45,6 +46,8 @@ def read_examples(
       means all.
     files: split -> path, for files that have other names. Other splits are
       looked for in the folder.
+    learns: False returns the examples of the training split as they are, with
+      all answers to a question.
 
   Returns:
     The examples in the order of the file.
@@ -73,17 +76,22 @@ def read_examples(
         f"{path or folder}: {count} questions have the id {id}; answers are"
         " scored by the id of their question, so give each its own"
       )
-  if split == task.train_split:
-    examples = [
-      learned
-      for example in examples
-      for learned in (
-        qa.learned(task, example)
-        if isinstance(example, spec.SpanExample)
-        else (example,)
-      )
-    ]
+  if split == task.train_split and learns:
+    examples = learned(task, examples)
   return examples[:max_examples] if max_examples else examples
+
+
+def learned(task: spec.Task, examples: Sequence[Any]) -> list[Any]:
+  """Returns what is learned from examples: a question has one answer each."""
+  return [
+    one
+    for example in examples
+    for one in (
+      qa.learned(task, example)
+      if isinstance(example, spec.SpanExample)
+      else (example,)
+    )
+  ]
 
 
 def _read_tfds(

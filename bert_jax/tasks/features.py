@@ -104,6 +104,7 @@ class Features:
       context on its shorter side (span).
     contexts: the context of each example, from which answers are cut (span).
     labels: the batch keys of `label`.
+    weights: [N] float32, the weight of each unit in the loss; None = 1.
   """
 
   token_ids: np.ndarray
@@ -120,6 +121,7 @@ class Features:
   is_max_context: np.ndarray | None = None
   contexts: tuple[str, ...] = ()
   labels: batch_keys.Labels = batch_keys.Labels({"label": ("BG", np.int32)})
+  weights: np.ndarray | None = None
 
   @property
   def lengths(self) -> np.ndarray:

@@ -516,13 +516,8 @@ def _with_found(
 def _scheme_of_file(found: Mapping[str, str], path: str) -> str:
   try:
     return tag_schemes.scheme_of(found, path)
-  except spec.TaskError as error:
-    # Names the line of the tag that is not of a chunk.
-    for tag, where in found.items():
-      if f"but {tag!r} is not" in str(error) or f"tag {tag!r}" in str(error):
-        message = str(error).replace(path, where, 1)
-        raise spec.TaskError(message) from None
-    raise
+  except tag_schemes.SchemeError as error:
+    raise error.at(found[error.tag]) from None  # its line
 
 
 def _chunk_labels(tags: Sequence[str]) -> tuple[str, ...]:

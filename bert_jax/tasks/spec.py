@@ -127,6 +127,35 @@ class SpanExample:
 Example: TypeAlias = PairExample | ChoiceExample | TagExample | SpanExample
 
 
+def in_both_orders(task: "Task", examples: Sequence[Any]) -> list[Any]:
+  """Returns each example, followed by the same with its texts swapped.
+
+  Args:
+    task: the task, for errors.
+    examples: examples that have two texts each.
+
+  Raises:
+    TaskError: The examples are not pairs of texts.
+
+  Source: google-research/electra, finetune/classification/
+  classification_tasks.py, double_unordered.
+  """
+  result = []
+  for example in examples:
+    if not isinstance(example, PairExample) or example.text_b is None:
+      raise TaskError(
+        f"task.both_orders=True, but an example of task {task.name} is not a "
+        "pair of texts; set it to False"
+      )
+    result += [
+      example,
+      dataclasses.replace(
+        example, text_a=example.text_b, text_b=example.text_a
+      ),
+    ]
+  return result
+
+
 def without_label(example: Any) -> Any:
   """Returns an example as if its right answer were not known."""
   if isinstance(example, SpanExample):

@@ -32,6 +32,23 @@ _BARE = ("BIO", "BIOES", "BILOU", "BMESO")
 _MISSPELLED = re.compile(r"[biesloum][-_:].+|[BIESLUM][_:].+", re.S)
 
 
+class SchemeError(spec.TaskError):
+  """Tags are of no scheme, or of several.
+
+  Attributes:
+    tag: the tag that does not fit.
+    source: where the tags come from, as the message says it.
+  """
+
+  def __init__(self, tag: str, source: str, problem: str):
+    super().__init__(f"{source}: {problem}")
+    self.tag, self.source, self._problem = tag, source, problem
+
+  def at(self, place: str) -> "SchemeError":
+    """Returns the same error, which names another place."""
+    return SchemeError(self.tag, place, self._problem)
+
+
 def parse(tag: str) -> tuple[str, str]:
   """Returns the letter of a tag of a chunk, and the type, which may be ""."""
   letter, _, type = tag.partition("-")
@@ -51,24 +68,28 @@ def scheme_of(tags: Iterable[str], source: str) -> str:
     source: where they come from, for errors.
 
   Raises:
-    spec.TaskError: Some tags are of chunks and others are not.
+    SchemeError: Some tags are of chunks and others are not.
   """
   found = [tag for tag in dict.fromkeys(tags) if tag != "O"]
   typed = [tag for tag in found if _TYPED.fullmatch(tag)]
   others = [tag for tag in found if not _TYPED.fullmatch(tag)]
   advice = "; if tags are not chunks, set task.tag_scheme=plain"
   if typed and others:
-    raise spec.TaskError(
-      f"{source}: {typed[0]!r} is the tag of a chunk, but {others[0]!r} is not;"
-      f" wanted O, and B-TYPE or I-TYPE, in IOB, BIOES or BILOU{advice}"
+    raise SchemeError(
+      others[0],
+      source,
+      f"{typed[0]!r} is the tag of a chunk, but {others[0]!r} is not; wanted O,"
+      f" and B-TYPE or I-TYPE, in IOB, BIOES or BILOU{advice}",
     )
   if typed:
     return "chunks"
   wrong = [tag for tag in others if _MISSPELLED.fullmatch(tag)]
   if wrong and len(wrong) == len(others):
-    raise spec.TaskError(
-      f"{source}: the tag {wrong[0]!r} looks like that of a chunk; write it as"
-      f" B-TYPE or I-TYPE{advice}"
+    raise SchemeError(
+      wrong[0],
+      source,
+      f"the tag {wrong[0]!r} looks like that of a chunk; write it as B-TYPE or"
+      f" I-TYPE{advice}",
     )
   is_bare = others and any(set(others) <= set(letters) for letters in _BARE)
   if is_bare and ("B" in others or others == ["I"]):

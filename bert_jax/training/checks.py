@@ -5,9 +5,15 @@ import os
 import jax
 import jax.numpy as jnp
 
+from bert_jax.runtime import early_stopping
 from bert_jax.runtime import settings
 from bert_jax.runtime import trackers
 from bert_jax.runtime.settings import Config
+
+# Keys of the group `task` that would change a training.
+_OF_TASKS = (
+  "class_weights", "label_smoothing", "focal_gamma", "dev_rate", "num_folds",
+)  # fmt: skip
 
 
 def check_settings(config: Config) -> None:
@@ -17,9 +23,33 @@ def check_settings(config: Config) -> None:
   for key in ("max_query_len", "doc_stride", "n_best", "max_answer_len"):
     if config.task[key] is None:  # as in configs/predict.py
       raise ValueError(f"task.{key} is not set; training needs a number")
+  early_stopping.check(config)
+  if config.objective != "task":
+    for key in _OF_TASKS:
+      value = config.task.get(key)
+      if value:
+        raise ValueError(
+          f"task.{key}={value} has no effect on objective={config.objective}; "
+          "leave it out"
+        )
+  if config.reinit_layers and (not config.init_from or config.init_random):
+    raise ValueError(
+      f"reinit_layers={config.reinit_layers}, but all layers start from random "
+      "weights; set init_from, or leave the key out"
+    )
   if not config.train.num_epochs and config.train.total_steps < 1:
     raise ValueError(  # tasks may count epochs instead
       f"train.total_steps={config.train.total_steps}; it must be 1 or more"
+    )
+  if config.train.phases:
+    raise ValueError(
+      f"train.phases={list(config.train.phases)} describes several runs, and "
+      "this opens one; use bert-jax train, plan or doctor, or train.train"
+    )
+  if config.init_changes and not config.init_from:
+    raise ValueError(
+      f"init_changes={list(config.init_changes)} changes the model of "
+      "init_from, which is not set; set the keys of the group model"
     )
   if config.data.mask_token_rate + config.data.random_token_rate > 1:
     raise ValueError(

@@ -78,11 +78,12 @@ def evaluate(
   if as_given:
     files.make_folders(workdir)
   else:
-    wanted = _wanted_params(job, mesh)
+    wanted = wanted_params(job, mesh)
     step, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
   stall = config.train.get("max_stall_secs", 0)  # older runs lack the key
   with jax.set_mesh(mesh), peers.watching(stall):
     values = evaluator(params)
+  values |= job.intervals(evaluator)
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
     text = files.to_json({"step": step} | facts | values, indent=1)
@@ -152,8 +153,8 @@ def given_params(
   task = job.facts.get("task")
   if "task" in given and task:
     given["task"] = _head_of(pretrained, task, source)
-  wanted = _wanted_params(job, mesh)
-  tree, added, _ = weights.fit(given, wanted)
+  wanted = wanted_params(job, mesh)
+  tree, added, _ = weights.fit(given, wanted, job.model.config)
   needs, config = job.objective.needs, job.model.config
   if missing := sorted(path for path in added if needs(path, config)):
     why = "".join(f" ({reason})" for reason in pretrained.refused.values())
@@ -219,7 +220,7 @@ def _head_of(pretrained: Any, task: Any, source: str) -> Any:
   return {**head, **last}
 
 
-def _wanted_params(job: Job, mesh: Any) -> Any:
+def wanted_params(job: Job, mesh: Any) -> Any:
   """Returns the shapes, dtypes and shardings of the parameters of a model."""
   row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   inputs = dict.fromkeys(job.objective.inputs, row)

@@ -3,6 +3,7 @@
 The other job is in pretraining.py; both look the same to train.py.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import hashlib
@@ -17,8 +18,10 @@ from bert_jax import tasks
 from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
+from bert_jax.kinds import losses
 from bert_jax.kinds import table
 from bert_jax.kinds import task_kind
+from bert_jax.kinds import windows
 from bert_jax.models import flops
 from bert_jax.models import heads
 from bert_jax.models.attention import programs
@@ -26,10 +29,12 @@ from bert_jax.runtime import files
 from bert_jax.runtime import sharding
 from bert_jax.runtime import streams
 from bert_jax.runtime.settings import Config
+from bert_jax.tasks import dev_split
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
 from bert_jax.tasks import submission
+from bert_jax.tasks import uncertainty
 from bert_jax.training import metrics
 from bert_jax.training import steps
 from bert_jax.training.job import Evaluator
@@ -101,12 +106,73 @@ class FineTuning(Job):
         if key in config.task:  # older runs lack it
           config.task[key] = getattr(self.task, key)
     self._splits: dict[str, Split] = {}
+    dev_split.check(config.task)
+    self.objective = self.objective.with_loss(self._loss_options())
     self.objective.check_options(self.task, **self._decode_options)
 
   @property
   def _decode_options(self) -> dict[str, Any]:
     """The settings that decoding takes."""
     return {k: self.config.task[k] for k in self.objective.decode_settings}
+
+  def _loss_options(self) -> losses.Options:
+    """Returns what the loss of training has beyond the plain one.
+
+    Raises:
+      spec.TaskError: the kind does not honour a key, or the weights do not fit
+        the labels.
+    """
+    settings, kind = self.config.task, self.objective
+    for key in task_kind.LOSS_SETTINGS:
+      if settings[key] and key not in kind.loss_settings:
+        raise spec.TaskError(
+          f"task.{key}={settings[key]} has no effect on the loss of kind "
+          f"{kind.name}; leave it out"
+        )
+    if settings.long_texts != windows.CUT:
+      if "long_texts" not in kind.feature_settings:
+        raise spec.TaskError(
+          f"task.long_texts={settings.long_texts} has no effect on kind "
+          f"{kind.name}; leave it out"
+        )
+    weights = tuple(settings.class_weights)
+    return losses.Options(
+      class_weights=self._class_weights(weights) if weights else None,
+      smoothing=settings.label_smoothing,
+      gamma=settings.focal_gamma,
+    )
+
+  def _class_weights(self, given: tuple[str, ...]) -> Callable[[], np.ndarray]:
+    """Returns a function that returns the weight of each label [K]."""
+    labels = self.task.labels
+
+    @functools.cache
+    def balanced() -> np.ndarray:
+      if self._tokenizer is None:  # a plan reads no examples
+        return np.ones(len(labels))
+      label = self._train_split().features.label
+      assert label is not None
+      found = self.objective.balanced_weights(label, len(labels))
+      _log.info(
+        "task.class_weights: %s",
+        ", ".join(f"{x} {w:.3g}" for x, w in zip(labels, found, strict=True)),
+      )
+      return found
+
+    if given == ("balanced",):
+      return balanced
+    try:
+      values = np.array([float(x) for x in given])
+    except ValueError:
+      values = np.array([np.nan])
+    is_right = np.isfinite(values).all() and (values >= 0).all()
+    if not is_right or len(values) != len(labels) or not values.any():
+      raise spec.TaskError(
+        f"task.class_weights={','.join(map(str, given)):.200}; give balanced, "
+        f"or a number from 0 for each of the {len(labels)} labels "
+        f"{', '.join(labels):.300}"
+      )
+    return lambda: values
 
   @property
   def tokenizer(self) -> interface.Tokenizer:
@@ -152,14 +218,17 @@ class FineTuning(Job):
         raise spec.TaskError(
           f"{name}: a model of {self.task.name} does not predict {other}"
         )
-    is_train = name == task.train_split
-    examples = tasks.read_examples(
-      task,
-      settings.dir or "",
-      name_there,
-      max_examples=settings.max_train_examples if is_train else 0,
-      files={} if other else {k: v for k, v in settings.files.items() if v},
+    files_given = (
+      {} if other else {k: v for k, v in settings.files.items() if v}
     )
+    if not other and name in (task.train_split, self._dev_name):
+      examples = self._divided(name != task.train_split)
+    else:
+      examples = tasks.read_examples(
+        task, settings.dir or "", name_there, files=files_given
+      )
+    if name == task.train_split and settings.both_orders:
+      examples = spec.in_both_orders(task, examples)
     features = self.objective.make_features(
       task,
       examples,
@@ -181,6 +250,37 @@ class FineTuning(Job):
       )
     return Split(task, name_there, examples, features)
 
+  @property
+  def _dev_name(self) -> str:
+    """The split that is made from training examples, or ""."""
+    return self.task.eval_splits[0] if dev_split.is_on(self.config.task) else ""
+
+  def _divided(self, is_dev: bool) -> list[Any]:
+    """Returns the examples to train on, or those of them to evaluate.
+
+    Args:
+      is_dev: whether the latter are wanted.
+    """
+    settings, task = self.config.task, self.task
+    read = functools.partial(
+      tasks.read_examples,
+      task,
+      settings.dir or "",
+      task.train_split,
+      max_examples=settings.max_train_examples,
+      files={k: v for k, v in settings.files.items() if v},
+    )
+    if not self._dev_name:
+      return read()
+    parts = dev_split.divide(task, read(learns=False), settings)
+    if is_dev:
+      return parts[1]
+    _log.info(
+      "trains on %d of the training examples and evaluates %d",
+      *map(len, parts),
+    )
+    return tasks.learned(task, parts[0])
+
   def remarks(self):
     """Returns what truncation leaves out of the splits read so far."""
     cuts = {name: split.features.cut for name, split in self._splits.items()}
@@ -199,7 +299,10 @@ class FineTuning(Job):
   @property
   def eval_splits(self) -> tuple[str, ...]:
     """The splits with labels that an evaluation reports."""
-    return tuple(self.config.task.eval_splits) or self.task.eval_splits
+    given = tuple(self.config.task.eval_splits)
+    return given or (
+      (dev,) if (dev := self._dev_name) else self.task.eval_splits
+    )
 
   @functools.cached_property
   def data_hash(self) -> str:
@@ -289,6 +392,29 @@ class FineTuning(Job):
       all_positions=all_positions,
     )
 
+  def intervals(self, evaluator):
+    num_samples = self.config.eval.get("bootstrap", 0)  # older runs lack it
+    if not num_samples:
+      return {}
+    found: dict[str, float] = {}
+    for name, predictions in evaluator.predicted.items():
+      split = self.split(name)
+
+      def score(drawn, split=split, predictions=predictions):
+        return self.objective.score(
+          split.task,
+          [predictions[i] for i in drawn],
+          [split.examples[i] for i in drawn],
+        )
+
+      prefix = "eval/" if name == self.eval_splits[0] else f"eval/{name}/"
+      with task_kind.quiet():
+        ranges = uncertainty.bootstrap(score, len(split.examples), num_samples)
+      for metric, (low, high) in ranges.items():
+        found[f"{prefix}{metric}_low"] = low
+        found[f"{prefix}{metric}_high"] = high
+    return found
+
   def explain(self, evaluator, path):
     folder, file = os.path.split(path)
     stem = os.path.splitext(file)[0]
@@ -348,7 +474,9 @@ def _hash(features: Any) -> Any:
 
 
 # Keys of the group `task` that are lists of words.
-_LISTS = ("text", "labels", "columns", "eval_splits", "predict_splits")
+_LISTS = (
+  "text", "labels", "columns", "eval_splits", "predict_splits", "class_weights",
+)  # fmt: skip
 
 
 _split_words = own.split_words
@@ -423,6 +551,8 @@ class TaskEvaluator(Evaluator):
     self._num_members = num_members
     # Name of a split -> the last predictions of the first model.
     self.predicted: dict[str, list] = {}
+    # Name of a split -> what was last said of its predictions.
+    self._remarks: dict[str, str] = {}
 
   def names(self, params: Any) -> list[str]:
     del params
@@ -452,6 +582,12 @@ class TaskEvaluator(Evaluator):
           split.task, predictions, split.examples
         )
         found["loss"] = metrics.finish(totals)["task_loss"]
+        remark = self._job.objective.degenerate(
+          split.task, predictions, split.examples
+        )
+        if remark and self._remarks.get(name) != remark:
+          _log.warning("%s: %s", name, remark)
+        self._remarks[name] = remark
         values |= {self._prefix(name) + k: v for k, v in found.items()}
     return [dict(sorted(values.items())) for values in every]
 

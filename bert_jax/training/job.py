@@ -45,8 +45,8 @@ class Job:
         f"{model_config.max_len}; lower the one or raise the other"
       )
     self.config, self.num_labels = config, num_labels
-    self.objective: kind.Kind = objective
-    self.model = objective.make_model(model_config, num_labels)
+    self.objective: kind.Kind = objective.for_config(config)
+    self.model = self.objective.make_model(model_config, num_labels)
 
   @property
   def tokenizer(self) -> interface.Tokenizer:
@@ -116,6 +116,15 @@ class Job:
     That is above all the share of the texts that is left out.
     """
     return []
+
+  def intervals(self, evaluator: Any) -> dict[str, float]:
+    """Returns eval/NAME_low and eval/NAME_high of the scores of a split.
+
+    Args:
+      evaluator: the evaluator of this job, which was called before.
+    """
+    del evaluator
+    return {}
 
   def explain(self, evaluator: Any, path: str) -> list[str]:
     """Prints and writes what the last evaluation got wrong; returns paths.

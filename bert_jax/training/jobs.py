@@ -10,10 +10,12 @@ from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.runtime import files
 from bert_jax.runtime import hub
+from bert_jax.runtime import phases
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
+from bert_jax.training import export
 from bert_jax.training import pretraining
 from bert_jax.training.job import Job
 
@@ -72,14 +74,24 @@ def open_job(
         for key in known
       }
     )
+    if config.train.export == export.SAME:  # the folder may be gone since
+      config.train.export = runs.read_run(workdir)["config"]["train"]["export"]
   elif config.init_from:
     from bert_jax import weights
 
     source = _pinned(config.init_from, workdir)
     pretrained = weights.read(source, checkpoint or "")
+    if config.init_layers:
+      from bert_jax.weights import extending
+
+      pretrained = extending.with_layers(pretrained, config.init_layers)
     config.model.update(pretrained.shape)
+    _change_model(config)
+    if config.train.export == export.SAME:
+      config.train.export = export.format_of(pretrained)
   if config.model.get("vocab_size") is None:
     config.model.vocab_size = _vocab_size(config, workdir if begun else "")
+  export.check(config)
   job: Job
   if config.objective == "task":
     from bert_jax.training import finetuning
@@ -89,11 +101,47 @@ def open_job(
       vocabulary = _vocabulary(config, workdir if begun else "", pretrained)
     job = finetuning.FineTuning(config, vocabulary)
   else:
-    _check_vocabulary(config, pretrained)
+    _check_vocabulary(config, pretrained, config.init_from)
     if config.data.whole_word and config.data.dir and not is_abstract:
       _check_whole_words(config.data.dir, begun)
     job = pretraining.Pretraining(config, is_abstract)
+    for key, found in job.objective.other_weights().items():
+      group, _, name = key.partition(".")
+      _check_vocabulary(config, found, config[group][name])
   return job, None if config.init_random else pretrained
+
+
+# Keys of the group `model` that a training may change in the model that it
+# starts from, because no parameter depends on them.
+CHANGEABLE = (
+  "model.rope_theta",
+  "model.local_rope_theta",
+  "model.local_radius",
+  "model.full_every",
+  "model.attention_pattern",
+  "model.max_len",
+)
+
+
+def _change_model(config: Config) -> None:
+  """Applies `init_changes` to the shape of the weights to start from.
+
+  Raises:
+    ValueError: a key cannot be changed, or a parameter depends on it.
+  """
+  for key, value in phases.changes_of(config.init_changes).items():
+    if key not in CHANGEABLE:
+      raise ValueError(
+        f"init_changes has {key}, on which parameters depend; it may have "
+        f"{', '.join(CHANGEABLE)}"
+      )
+    if key == "model.max_len" and config.model.positions == "learned":
+      raise ValueError(
+        f"init_changes has model.max_len={value}, but the position table of "
+        f"{config.init_from} has {config.model.max_len} rows; make a longer "
+        f"one with bert-jax convert --config.convert.max_len={value}"
+      )
+    config.model[key.removeprefix("model.")] = value
 
 
 def _is_of_hub(init_from: str, workdir: str) -> bool:
@@ -163,7 +211,7 @@ def _vocabulary(
     return load.load_tokenizer(os.path.join(workdir, "vocab"))
   own = config.task.vocab and load.load_tokenizer(config.task.vocab)
   theirs = pretrained.tokenizer if pretrained else None
-  if own and theirs and _meaning(own) != _meaning(theirs):
+  if own and theirs and own.meaning() != theirs.meaning():
     raise ValueError(
       f"task.vocab={config.task.vocab} differs from the vocabulary of "
       f"{config.init_from}; leave task.vocab out"
@@ -193,29 +241,25 @@ def _check_whole_words(folder: str, begun: bool) -> None:
 
 
 def _check_vocabulary(
-  config: Config, pretrained: "weights.Pretrained | None"
+  config: Config, pretrained: "weights.Pretrained | None", source: str
 ) -> None:
-  """Raises ValueError if prepared data and weights differ in their ids."""
+  """Raises ValueError if prepared data and weights differ in their ids.
+
+  Args:
+    config: the whole configuration.
+    pretrained: the weights, or None.
+    source: where they are from.
+  """
   if not config.data.dir or pretrained is None or pretrained.tokenizer is None:
     return
   given = batching.load_vocabulary(config.data.dir)
   # Fingerprints also depend on how long a word may be, which differs between
   # libraries and does not change the meaning of an id.
-  if _meaning(pretrained.tokenizer) != _meaning(given):
-    folder = os.path.join(config.init_from, "vocab")
-    folder = folder if files.is_folder(folder) else config.init_from
+  if pretrained.tokenizer.meaning() != given.meaning():
+    folder = os.path.join(source, "vocab")
+    folder = folder if files.is_folder(folder) else source
     raise ValueError(
       f"{config.data.dir} was prepared with another vocabulary than that of "
-      f"{config.init_from}; prepare it again with --config.prepare.vocab="
+      f"{source}; prepare it again with --config.prepare.vocab="
       f"{folder}"
     )
-
-
-def _meaning(tokenizer: interface.Tokenizer) -> tuple:
-  """Returns the pieces of a vocabulary and how it reads text, to compare."""
-  pieces = tuple(tokenizer.token(i) for i in range(tokenizer.vocab_size))
-  added = getattr(tokenizer, "added", ())
-  # Where a pipeline cuts text is not said by its pieces.
-  is_pipeline = tokenizer.kind == "pipeline"
-  rules = tokenizer.fingerprint if is_pipeline else None
-  return getattr(tokenizer, "lower_case", None), pieces, added, rules

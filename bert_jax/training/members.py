@@ -70,6 +70,7 @@ class Together:
       learning rate.
     mesh: the mesh of devices, with the axis "seed".
     total_steps: the last step, the same for all runs.
+    epoch_steps: the steps of an epoch.
     batches: the stacked batches of all runs, by step.
     batch_place: the sharding of these batches on the mesh.
     workdir: the names of all workdirs.
@@ -88,6 +89,7 @@ class Together:
       [one.batches for one in opened]
     )
     self.batch_place = sharding.of_members(first.batch_place, self.mesh)
+    self.epoch_steps = first.batches.epoch_steps
     self._places = sharding.of_members(first.place, self.mesh)
     self._norms = jax.jit(jax.vmap(optax.tree.norm))
     self._evaluator: Any = self.job.evaluator(self.mesh, len(opened))
@@ -203,9 +205,22 @@ class Together:
     del step
     return False
 
+  def has_probes(self, start: int) -> bool:
+    """Returns True: there are none to catch up on; see `probes_at`."""
+    del start
+    return True
+
+  def probe(self, step: int, params: Any) -> None:
+    """Does nothing; see `probes_at`."""
+
   def has_evaluation(self, start: int) -> bool:
     """Returns whether all logs have the evaluation of this step."""
     return all(run.has_evaluation(start) for run in self._runs)
+
+  def stops_early(self, step: int) -> bool:
+    """Returns False: models that train together end together."""
+    del step
+    return False
 
   def report(self, step: int, rows: Sequence[dict[str, float]]) -> None:
     """Writes and shows an evaluation of each run, unless its log has it."""

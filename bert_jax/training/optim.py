@@ -9,13 +9,14 @@ arithmetic and all moments are float32. To add an optimizer or a schedule, add a
 row to `OPTIMIZERS` or to `SCHEDULES`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bert_jax.runtime import settings
@@ -85,6 +86,44 @@ def make_optimizer(
   steps += OPTIMIZERS[config.name].make_steps(config)
   steps.append(optax.scale_by_learning_rate(schedule))
   return _in_float32(optax.chain(*steps)), schedule
+
+
+def freeze(
+  optimizer: optax.GradientTransformationExtraArgs, parts: Sequence[str]
+) -> optax.GradientTransformationExtraArgs:
+  """Returns an optimizer that leaves some parts of the parameters as they are.
+
+  Args:
+    optimizer: that of the other parts.
+    parts: the names of these parts in the tree. They have no moments.
+  """
+  if not parts:
+    return optimizer
+
+  def labels(params: Tree) -> Tree:
+    return {k: "frozen" if k in parts else "trained" for k in params}
+
+  return optax.partition(
+    {"trained": optimizer, "frozen": optax.set_to_zero()}, labels
+  )
+
+
+def at_first_step(opt_state: Tree) -> Tree:
+  """Returns the state of an optimizer with its schedule at the first step.
+
+  The moments stay, and so do the counts that correct their bias.
+  """
+
+  def restart(state: Any) -> Any:
+    if isinstance(state, optax.ScaleByScheduleState):
+      return jax.tree.map(lambda count: count * 0, state)
+    return state
+
+  return jax.tree.map(
+    restart,
+    opt_state,
+    is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState),
+  )
 
 
 def make_schedule(
@@ -342,7 +381,7 @@ def _is_muon(state: Any) -> bool:
   return isinstance(state, optax.contrib.MuonState)
 
 
-_MATRIX = re.compile(r"(?<!^task)(?<!^nsp)/kernel$")
+_MATRIX = re.compile(r"(?<!^task)(?<!^nsp)(?<!^rtd)/kernel$")
 
 
 def _matrix_axes(
@@ -439,6 +478,125 @@ SCHEDULES: dict[str, Callable[..., Callable[[jax.Array], jax.Array]]] = {
     )
   ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+  """What the place of a parameter in the model means for its training.
+
+  The depth of the embeddings is 0, that of layer i is i + 1, and that of all
+  behind the last layer is L + 1. A step of the optimizer is multiplied by
+  layer_decay^(L + 1 - depth), and outside of the encoder by head_rate.
+
+  Attributes:
+    num_layers: L, the layers that have parameters of their own.
+    config: the group `optim`.
+
+  Source of the layer-wise rates: Clark et al., arXiv:2003.10555, appendix A; of
+  the unfreezing: Howard and Ruder, arXiv:1801.06146, section 3.3.
+  """
+
+  num_layers: int
+  config: settings.Optim
+
+  @property
+  def is_default(self) -> bool:
+    """Whether all parameters are trained alike."""
+    return not self._freezes and (
+      self.config.layer_decay == self.config.head_rate == 1
+    )
+
+  @property
+  def _freezes(self) -> bool:
+    c = self.config
+    return bool(c.frozen_layers or c.frozen_embeddings or c.unfreeze_steps)
+
+  def check(self) -> None:
+    """Raises ValueError if there are fewer layers than are to be frozen."""
+    if self.config.frozen_layers > self.num_layers:
+      raise ValueError(
+        f"optim.frozen_layers={self.config.frozen_layers}, but the model has "
+        f"{self.num_layers} layers with parameters of their own"
+      )
+
+  def mask(self, grads: Tree, step: jax.Array) -> Tree:
+    """Returns the gradients with 0 for what is not trained at a step."""
+    if not self._freezes:
+      return grads
+
+    def keep(path: Any, grad: jax.Array) -> jax.Array:
+      if (is_trained := self._is_trained(_name(path), step)) is None:
+        return grad
+      if is_trained is False:  # XLA then leaves the whole gradient out
+        return jnp.zeros_like(grad)
+      return jnp.where(_like(is_trained, grad), grad, jnp.zeros_like(grad))
+
+    return jax.tree_util.tree_map_with_path(keep, grads)
+
+  def scale(self, updates: Tree, step: jax.Array) -> Tree:
+    """Returns the updates of a step of the optimizer, as they are applied."""
+
+    def scaled(path: Any, update: jax.Array) -> jax.Array:
+      name = _name(path)
+      rate = self._rate(name)
+      is_trained = self._is_trained(name, step)
+      if is_trained is not None:
+        rate = jnp.where(is_trained, rate, 0.0)
+      return update * _like(rate, update).astype(update.dtype)
+
+    return jax.tree_util.tree_map_with_path(scaled, updates)
+
+  def _depth(self, name: str) -> Any:
+    """Returns the depth of a parameter; [L] of stacked layers."""
+    parts = name.split("/")
+    if "layers" in parts:
+      return np.arange(1, self.num_layers + 1)
+    if match := _LAYER.search(name):
+      return int(match[1]) + 1
+    is_behind = parts[:2] in (["encoder", "pooler"], ["encoder", "final_norm"])
+    return self.num_layers + 1 if is_behind or parts[0] != "encoder" else 0
+
+  def _rate(self, name: str) -> Any:
+    c = self.config
+    rate = c.layer_decay ** (self.num_layers + 1 - self._depth(name))
+    return rate if name.startswith("encoder/") else rate * c.head_rate
+
+  def _is_trained(self, name: str, step: jax.Array) -> Any:
+    """Returns whether a parameter is trained; None = always, False = never."""
+    c = self.config
+    depth = self._depth(name)
+    never = (depth >= 1) & (depth <= c.frozen_layers)
+    never |= (depth == 0) & c.frozen_embeddings
+    since = c.unfreeze_steps * (self.num_layers + 1 - depth)
+    if np.all(never):
+      return False
+    if not np.any(never) and not np.any(since):
+      return None
+    return jnp.logical_and(~np.asarray(never), step >= since)
+
+
+_LAYER = re.compile(r"(?:^|/)layer_(\d+)/")
+
+
+def places_of(config: settings.Config) -> Places | None:
+  """Returns how training depends on the place of parameters; None = not at all.
+
+  Args:
+    config: the whole configuration, with the shape of the model.
+
+  Raises:
+    ValueError: there are fewer layers than are to be frozen.
+  """
+  model = config.model
+  places = Places(model.get("layer_groups") or model.num_layers, config.optim)
+  places.check()
+  return None if places.is_default else places
+
+
+def _like(value: Any, array: jax.Array) -> jax.Array:
+  """Returns a number, or one a stacked layer, in a shape that broadcasts."""
+  value = jnp.asarray(value)
+  return value.reshape(value.shape + (1,) * (array.ndim - value.ndim))
 
 
 def decay_mask(params: Tree) -> Tree:

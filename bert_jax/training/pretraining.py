@@ -5,6 +5,7 @@ The other job is in finetuning.py; both look the same to train.py.
 
 import functools
 import logging
+import math
 import os
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from bert_jax.data import batching
 from bert_jax.data import masking
+from bert_jax.data import mixtures
 from bert_jax.data import orders
 from bert_jax.data import packing
 from bert_jax.data import summary
@@ -22,10 +24,8 @@ from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import table
-from bert_jax.models import flops
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
-from bert_jax.runtime import files
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import metrics
@@ -55,10 +55,15 @@ class Pretraining(Job):
     _check_model_fits(config, self.model.config, is_abstract)
     if config.data.dir and not is_abstract:
       self._look_at_text()
-    if config.train.num_epochs:
+    if bool(config.train.num_epochs) == bool(config.train.total_steps):
       raise ValueError(
-        f"train.num_epochs={config.train.num_epochs} is for tasks; give "
-        "--config.train.total_steps"
+        f"train.num_epochs={config.train.num_epochs} and train.total_steps="
+        f"{config.train.total_steps}: give one of them, and 0 for the other"
+      )
+    if config.train.num_epochs and not config.data.dir:
+      raise ValueError(
+        f"train.num_epochs={config.train.num_epochs} needs data.dir to count "
+        "the steps of an epoch; give it, or --config.train.total_steps"
       )
 
   def _look_at_text(self) -> None:
@@ -80,19 +85,42 @@ class Pretraining(Job):
 
   def remarks(self):
     data = self.config.data
-    return summary.remarks(data, data.dir) if data.dir else []
+    found = summary.remarks(data, data.dir) if data.dir else []
+    for folder in data.mixture:
+      found += [f"{folder}: {x}" for x in summary.remarks(data, folder)]
+    return found
+
+  @property
+  def facts(self) -> dict[str, Any]:
+    """The texts of a mixture, with their tokens and shares of the rows."""
+    data = self.config.data
+    if not data.mixture:
+      return {}
+    found = [
+      {"name": mixtures.name_of(data, one.folder), "tokens": one.num_tokens,
+       "rows": one.rows / mixtures.BLOCK}
+      for one in mixtures.sources(data)
+    ]  # fmt: skip
+    return {"mixture": found}
 
   @functools.cached_property
   def tokenizer(self) -> interface.Tokenizer:
     """The vocabulary that the data was prepared with."""
     return batching.load_vocabulary(self.config.data.dir)
 
+  @functools.cached_property
+  def total_steps(self) -> int:
+    """`train.total_steps`, or the steps of `train.num_epochs` epochs."""
+    epochs = self.config.train.num_epochs
+    if not epochs:
+      return self.config.train.total_steps
+    num_rows = self._length_counts()[1]
+    return max(1, math.ceil(epochs * num_rows / self.config.data.batch_size))
+
   @property
   def data_hash(self) -> str:
-    """The hash of the manifest of the examples that are read."""
-    data = self.config.data
-    folder = os.path.join(data.dir, "examples", records.examples_name(data))
-    return files.file_hash(os.path.join(folder, "manifest.json"))
+    """The hash of the manifests of the examples that are read."""
+    return mixtures.data_hash(self.config.data)
 
   @property
   def held_out_hash(self) -> str:
@@ -104,15 +132,16 @@ class Pretraining(Job):
 
   def batches(self, mesh, seed=None):
     config = self.config
-    size = config.data.batch_size
-    return batching.PretrainBatches(
-      config.data,
-      "train",
-      seed=config.seed if seed is None else seed,
-      batch_size=size,
-      num_steps=self.total_steps,
-      rows=sharding.local_rows(sharding.batch_sharding(mesh), size),
-    )
+    place = sharding.batch_sharding(mesh)
+    options: dict[str, Any] = {
+      "seed": config.seed if seed is None else seed,
+      "batch_size": config.data.batch_size,
+      "num_steps": self.total_steps,
+      "rows": functools.cache(lambda size: sharding.local_rows(place, size)),
+    }
+    if config.data.mixture:
+      return mixtures.MixedBatches(config.data, **options)
+    return batching.PretrainBatches(config.data, "train", **options)
 
   def evaluator(self, mesh, num_members=0):
     if not summary.has_held_out(self.config.data.dir):
@@ -128,14 +157,10 @@ class Pretraining(Job):
     data = self.config.data
     if not data.dir:
       return None
-    examples = batching.open_examples(data, "train")
     if data.max_sequences > 1:
-      name = records.examples_name(data)
-      histogram = indexes.LengthIndex(data.dir, name, "train").histogram
-      num_rows = packing.pack_histogram(
-        histogram, data.seq_len, data.max_sequences
-      ).num_rows
+      histogram, num_rows = self._length_counts()
     else:
+      examples = batching.open_examples(data, "train")
       num_rows = min(len(examples), 65536)
       lengths = records.example_lengths(
         examples.read(np.arange(num_rows)), self.tokenizer.template.counts
@@ -144,14 +169,38 @@ class Pretraining(Job):
     sizes = np.arange(len(histogram), dtype=float)
     return sizes @ histogram / num_rows, sizes**2 @ histogram / num_rows
 
+  def _length_counts(self) -> tuple[np.ndarray, int]:
+    """Returns the number of examples of each length, and of rows of an epoch.
+
+    The lengths are counted only if several examples share a row.
+    """
+    data = self.config.data
+    histograms, num_rows = np.zeros(data.seq_len + 1), 0
+    for folder in mixtures.folders(data):
+      examples = batching.open_examples(
+        mixtures.of_folder(data, folder), "train"
+      )
+      if data.max_sequences == 1:
+        num_rows += len(examples)
+        continue
+      name = records.examples_name(data)
+      histogram = indexes.LengthIndex(folder, name, "train").histogram
+      patterns = packing.pack_histogram(
+        histogram, data.seq_len, data.max_sequences
+      )
+      histograms[: len(histogram)] += histogram
+      num_rows += patterns.num_rows
+    return histograms, num_rows
+
   def step_flops(self, batch, attended=None, all_positions=False):
     data = self.config.data
-    return flops.pretrain_step_flops(
+    num_rows = data.batch_size
+    if data.batch_warmup_sizes:  # all hosts have the same number of rows
+      num_rows = len(batch["input_mask"]) * jax.process_count()
+    return self.objective.step_flops(
       self.config.model,
-      data.batch_size,
-      data.seq_len,
-      batching.num_masked_slots(data),
-      num_sequences=data.max_sequences,
+      data,
+      num_rows,
       attended=attended or packing.attended(batch.get("sequence_ids")),
       all_positions=all_positions,
     )
@@ -188,8 +237,10 @@ class PretrainingEvaluator(Evaluator):
     super().__init__(job, mesh, steps.make_eval_step(job.model, job.objective))
     config = job.config
     self._batch_size = config.eval.batch_size
+    data = config.data.copy_and_resolve_references()
+    data.mask_rate = config.eval.mask_rate or data.mask_rate
     self._batches = batching.PretrainBatches(
-      config.data,
+      data,
       "validation",
       seed=orders.EVAL_SEED,
       batch_size=self._batch_size,
@@ -197,6 +248,18 @@ class PretrainingEvaluator(Evaluator):
       rows=sharding.local_rows(self._place, self._batch_size),
     )
     self._unigram = unigram_log_probs(config.data.dir, config.model.vocab_size)
+    self._others = {
+      mixtures.name_of(data, folder): batching.PretrainBatches(
+        mixtures.of_folder(data, folder),
+        "validation",
+        seed=orders.EVAL_SEED,
+        batch_size=self._batch_size,
+        max_examples=config.eval.max_examples,
+        rows=sharding.local_rows(self._place, self._batch_size),
+      )
+      for folder in data.mixture
+      if summary.has_held_out(folder)
+    }
 
   def names(self, params: Any) -> list[str]:
     # The shapes of all hosts; only this one's rows are at hand.
@@ -206,18 +269,28 @@ class PretrainingEvaluator(Evaluator):
     }
     with jax.set_mesh(self._mesh):
       sums = jax.eval_shape(self._step, params, batch, self._unigram)
-    return sorted(f"eval/{name}" for name in (*sums, "loss", "mlm_perplexity"))
+    others = (f"{name}/loss" for name in self._others)
+    names = (*sums, "loss", "mlm_perplexity", *others)
+    return sorted(f"eval/{name}" for name in names)
 
-  def __call__(self, params: Any) -> dict[str, float]:
+  def _means(self, params: Any, split: str, batches: Any) -> dict[str, float]:
+    """Returns the metrics of a text, by name."""
     totals: metrics.Totals = {}
     log_probs = jnp.asarray(self._unigram)
-    for sums in self._run("validation", self._batches, params, log_probs):
+    for sums in self._run(split, batches, params, log_probs):
       totals = metrics.add(totals, sums)
     means = metrics.finish(totals)
     first = jax.tree.map(jnp.asarray, self._batches[0])
-    terms = self._job.objective.weights(first)
-    means["loss"] = sum(means[name] for name in terms)
+    objective = self._job.objective
+    terms = objective.weights(first)
+    means["loss"] = objective.total({name: means[name] for name in terms})
+    return means
+
+  def __call__(self, params: Any) -> dict[str, float]:
+    means = self._means(params, "validation", self._batches)
     means["mlm_perplexity"] = metrics.perplexity(means["mlm_loss"])
+    for name, batches in self._others.items():
+      means[f"{name}/loss"] = self._means(params, name, batches)["loss"]
     return {f"eval/{name}": means[name] for name in sorted(means)}
 
 
@@ -232,21 +305,35 @@ def _check_model_fits(
       "bert-jax prepare"
     )
   masking.check_max_sequences(config.data)
-  if config.objective == "mlm_nsp" and config.data.pairing != "pairs":
+  masking.check_ngrams(config.data)
+  _check_batch_sizes(config)
+  data = config.data
+  if data.mixture_weights and not data.mixture:
     raise ValueError(
-      f"objective=mlm_nsp needs data.pairing=pairs, not {config.data.pairing}, "
-      "which has no next sentences to predict; set --config.objective=mlm"
+      f"data.mixture_weights={list(data.mixture_weights)} has no data.mixture; "
+      "give the folders of the other texts, or no weights"
     )
-  if config.objective == "mlm_nsp" and not model_config.pooler:
+  if data.mixture and data.dir:
+    mixtures.sources(data)
+  wanted = table.get(config.objective).pairing
+  if wanted and config.data.pairing != wanted:
     raise ValueError(
-      f"objective=mlm_nsp needs a pooler, which model.family="
+      f"objective={config.objective} needs data.pairing={wanted}, not "
+      f"{config.data.pairing}, whose examples it cannot learn from; set "
+      "--config.objective=mlm"
+    )
+  if wanted and not model_config.pooler:
+    raise ValueError(
+      f"objective={config.objective} needs a pooler, which model.family="
       f"{model_config.family} does not have; set --config.objective=mlm"
     )
-  if config.data.pairing == "pairs" and model_config.type_vocab_size == 1:
+  is_of_pairs = config.data.pairing in records.PAIRINGS
+  if is_of_pairs and model_config.type_vocab_size == 1:
     raise ValueError(
-      "data.pairing=pairs gives two token types, but model.type_vocab_size="
-      f"{model_config.type_vocab_size}; start from weights with two types, or "
-      "prepare and train with another data.pairing and objective=mlm"
+      f"data.pairing={config.data.pairing} gives two token types, but "
+      f"model.type_vocab_size={model_config.type_vocab_size}; start from "
+      "weights with two types, or prepare and train with another data.pairing "
+      "and objective=mlm"
     )
   if not config.data.dir:
     return
@@ -255,6 +342,21 @@ def _check_model_fits(
     raise ValueError(
       f"{config.data.dir} has a vocabulary of {vocab_size}, model.vocab_size="
       f"{model_config.vocab_size}; set --config.model.vocab_size={vocab_size}"
+    )
+
+
+def _check_batch_sizes(config: Config) -> None:
+  """Raises ValueError if the sizes of the first batches make no sense."""
+  data = config.data
+  sizes, num_steps = data.batch_warmup_sizes, data.batch_warmup_steps
+  if num_steps < len(sizes) or (num_steps and not sizes):
+    raise ValueError(
+      f"data.batch_warmup_sizes={list(sizes)} and data.batch_warmup_steps="
+      f"{num_steps}: give both, with a step or more for each size, or neither"
+    )
+  if sizes and config.train.num_epochs:
+    raise ValueError(
+      "data.batch_warmup_sizes needs train.total_steps; set train.num_epochs=0"
     )
 
 

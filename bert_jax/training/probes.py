@@ -41,11 +41,11 @@ from bert_jax.training.job import Job
 # The longest text that a probe reads, in tokens, and the recipe of the short
 # fine-tuning, as far as the group `probe` does not decide it.
 _SEQ_LEN = 128
+_EVAL_ROWS = 16
 _RECIPE = {
   "data.batch_size": 32,
   "data.pack": True,
   "data.one_row_len": True,  # one shape to compile
-  "eval.batch_size": 16,
   "train.total_steps": 0,
   "train.on_bad_step": "skip",
   "optim.name": "adamw",
@@ -85,6 +85,7 @@ class Prober:
         take, or its files are missing.
     """
     config = job.config
+    self._encoder_of = job.objective.encoder_of
     group = config.get("probe")  # older runs lack it
     self.every_steps = group.every_steps if group else 0
     self._probes: list[_Probe] = []
@@ -111,9 +112,18 @@ class Prober:
     for kind, tasks in named.items():
       for task in tasks:
         own_job = finetuning.FineTuning(
-          _task_config(config, task), job.tokenizer
+          _task_config(config, task, mesh), job.tokenizer
         )
         self._probes.append(PROBES[kind](own_job, mesh))
+
+  @property
+  def names(self) -> list[str]:
+    """The names of the scores, as TASK_PROBE_METRIC."""
+    return [probe.name for probe in self._probes]
+
+  def _with_encoder(self, params: Any) -> Any:
+    """Returns parameters whose encoder is that of the finished model."""
+    return params | {"encoder": self._encoder_of(params)}
 
   def is_due(self, step: int) -> bool:
     """Returns whether the encoder is probed after a step."""
@@ -127,6 +137,7 @@ class Prober:
       untrained: returns its parameters before the first step. Their scores are
         computed once; None leaves them out.
     """
+    params = self._with_encoder(params)
     if self._constant is None:
       self._constant = self._baselines(untrained)
     return {
@@ -135,7 +146,7 @@ class Prober:
 
   def _baselines(self, untrained: Any) -> dict[str, float]:
     found = {}
-    params = untrained() if untrained else None
+    params = self._with_encoder(untrained()) if untrained else None
     for probe in self._probes:
       if params is not None:
         found[f"probe/{probe.name}_untrained"] = probe(params)
@@ -144,8 +155,9 @@ class Prober:
     return found
 
 
-def _task_config(config: Config, task: str) -> Any:
+def _task_config(config: Config, task: str, mesh: jax.sharding.Mesh) -> Any:
   """Returns the config of a task whose model has the shape of the encoder."""
+  num_groups = mesh.shape["data"] * mesh.shape["fsdp"]
   group = config.probe
   made: Any = config.copy_and_resolve_references()
   values = _RECIPE | {
@@ -157,6 +169,7 @@ def _task_config(config: Config, task: str) -> Any:
     "task.max_train_examples": group.max_train_examples,
     "task.eval_splits": (),
     "task.predict_splits": (),
+    "eval.batch_size": -(-_EVAL_ROWS // num_groups) * num_groups,
     "data.seq_len": min(_SEQ_LEN, config.model.max_len),
     "train.num_epochs": group.num_epochs,
     "optim.learning_rate": group.learning_rate,
@@ -268,7 +281,7 @@ class _Similarity(_Probe):
     )
 
   def __call__(self, params: Any) -> float:
-    one, other = (self._embed(params, side) for side in self._sides)
+    one, other = (self._embed.vectors(params, side) for side in self._sides)
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     cosines = (one * other).sum(axis=1) / np.maximum(norms, 1e-12)
     return self._score(cosines[:, None])
@@ -298,7 +311,8 @@ class _Linear(_Probe):
     assert labels is not None
     train = self._job.split(self._job.task.train_split)
     x, held_out = (
-      self._embed(params, split.features) for split in (train, self._held_out)
+      self._embed.vectors(params, split.features)
+      for split in (train, self._held_out)
     )
     mean, scale = x.mean(axis=0), x.std(axis=0) + 1e-6
     model = linear_model.LogisticRegression(C=0.1, max_iter=1000)
@@ -386,7 +400,7 @@ class _Embedder(Evaluator):
     super().__init__(job, mesh, step)
     self._job: Any = job
 
-  def __call__(self, params: Any, features: Any) -> np.ndarray:
+  def vectors(self, params: Any, features: Any) -> np.ndarray:
     """Returns the vectors [M, D] of the sequences of the features."""
     job = self._job
     rows = task_batches.TaskSplit(

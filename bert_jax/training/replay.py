@@ -157,7 +157,9 @@ def _look_at_rows(
     def loss_of(outputs, row):
       outputs, row = jax.tree.map(lambda x: x[None], (outputs, row))
       terms = objective.losses(outputs, row)
-      return sum(total / jnp.maximum(w, 1e-9) for total, w in terms.values())
+      return objective.total(
+        {k: total / jnp.maximum(w, 1e-9) for k, (total, w) in terms.items()}
+      )
 
     return jax.vmap(loss_of)(outputs, batch), batch["input_ids"]
 

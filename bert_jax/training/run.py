@@ -12,6 +12,7 @@ import optax
 
 from bert_jax.data import batching
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import early_stopping
 from bert_jax.runtime import files
 from bert_jax.runtime import goodput
 from bert_jax.runtime import hosts
@@ -47,6 +48,7 @@ class Run:
     config: the whole configuration.
     mesh: the mesh of devices.
     total_steps: the last step.
+    epoch_steps: the steps of an epoch.
     batches: the batches of this host, by step.
     batch_place: the sharding of a batch on the mesh.
     workdir: the folder of the run.
@@ -66,9 +68,12 @@ class Run:
     self.total_steps = opened.total_steps
     self.batches: batching.Batches = opened.batches
     self.batch_place = opened.batch_place
+    self.epoch_steps = opened.batches.epoch_steps
     self.mean_loss = averages.MeanLoss()
     self.probes = probes.Prober(self.job, self.mesh)
     self._norm = jax.jit(optax.tree.norm)
+    # Lines of the log, which early stopping looks at; None = it did not yet.
+    self._evaluations: list[dict[str, float]] | None = None
     self._values: dict[str, float] = {}
     self._written: metrics_log.MetricsLog | None = None
     self._ledger: goodput.Ledger | None = None
@@ -185,28 +190,43 @@ class Run:
     """Returns whether the encoder is probed after a step."""
     return self.probes.is_due(step)
 
-  def probe(self, params: Any) -> dict[str, float]:
-    """Returns the scores of the probes, by the key probe/NAME."""
+  def probe(self, step: int, params: Any) -> None:
+    """Probes the encoder, and writes and shows the scores."""
     init = jax.jit(
       lambda rng: self.session.init_state(rng).params,
       out_shardings=self.session.place.params,
     )
-    return self.probes(params, lambda: init(self.session.rngs[0]))
+    row = self.probes(params, lambda: init(self.session.rngs[0]))
+    self.report(step, row)
 
-  def has(self, start: int, prefix: str) -> bool:
-    """Returns whether the log had metrics of this step when it opened.
+  def has_probes(self, start: int) -> bool:
+    """Returns whether the log had the probes of this step when it opened."""
+    return self._has(start, "probe/")
 
-    Args:
-      start: the step.
-      prefix: the first part of the keys, such as "eval/".
-    """
+  def has_evaluation(self, start: int) -> bool:
+    """Returns whether the log had an evaluation of this step when it opened."""
+    return self._has(start, "eval/")
+
+  def _has(self, start: int, prefix: str) -> bool:
     return hosts.from_first(
       self._written is not None and self._written.has(start, prefix)
     )
 
-  def has_evaluation(self, start: int) -> bool:
-    """Returns whether the log had an evaluation of this step when it opened."""
-    return self.has(start, "eval/")
+  def stops_early(self, step: int) -> bool:
+    """Returns whether the evaluations up to a step end the run.
+
+    Args:
+      step: the number of updates; at first, those of the sessions before.
+    """
+    if not self.config.train.patience:
+      return False
+    if self._evaluations is None:  # before the first step of this session
+      self._evaluations = []
+      if step and jax.process_index() == 0:
+        rows = metrics_log.read_metrics(self.workdir)
+        self._evaluations = [row for row in rows if row["step"] <= step]
+    stop = early_stopping.stop_step(self._evaluations, self.config)
+    return hosts.from_first(stop is not None and stop <= step)
 
   def end(self) -> None:
     """Shows the last and the best evaluation, and the next command."""
@@ -225,6 +245,8 @@ class Run:
 
     Nothing is written if there are none, because evaluation is off.
     """
+    if self._evaluations is not None:
+      self._evaluations.append({"step": step, **row})
     if self._written and row:
       self._written.write(step, row)
       if self._trackers:

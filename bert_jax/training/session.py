@@ -124,7 +124,13 @@ class Session(Program):
     init = jax.jit(self.init_state, out_shardings=self.place)
     state = init(self.rngs[0])
     params = init_from.place_params(state.params, self.imported)
-    return state.replace(params=params)
+    state = state.replace(params=params)
+    if not self.config.init_moments:
+      return state
+    rest = checkpoint.read_rest(
+      init_from.moments_step(self.config), rest_of(self._placed(), None)
+    )
+    return state.replace(opt_state=optim.at_first_step(rest["opt_state"]))
 
   def restore(
     self, checkpoints: checkpoint.Checkpoints, before: int | None = None
@@ -222,9 +228,8 @@ def open_mesh(
     checks.check_memory(config, mesh)
   programs.check_parts(config.model.attention, mesh.shape["tensor"])
   if config.objective != "task":  # the batches of a task are filled up
-    sharding.check_batch_size(
-      config.data.batch_size, mesh, config.optim.num_micro_batches
-    )
+    for size in (*config.data.batch_warmup_sizes, config.data.batch_size):
+      sharding.check_batch_size(size, mesh, config.optim.num_micro_batches)
   return mesh
 
 
@@ -245,7 +250,9 @@ def open_program(
       does not fit.
   """
   config = job.config
+  optim.places_of(config)  # it raises if a key does not fit the model
   optimizer, schedule = optim.make_optimizer(config.optim, job.total_steps)
+  optimizer = optim.freeze(optimizer, job.objective.frozen)
   abstract = jax.eval_shape(
     lambda rng: _init_state(job, optimizer, batch, rng), jax.random.key(0)
   )
@@ -337,6 +344,8 @@ def open_with_data(
   program = open_program(job, mesh, batch)
   metrics = evaluator.names(program.abstract.params)
   checkpoint.check_settings(config.checkpoint, metrics)
+  if config.init_moments and pretrained is not None:
+    init_from.moments_step(config)
   imported = init_from.fit_weights(job, pretrained, program.abstract.params)
   run = runs.describe(config, job.data_hash, list(mesh.devices.flat))
   facts = job.facts | {"total_steps": job.total_steps}
@@ -344,6 +353,8 @@ def open_with_data(
   run |= facts
   if pretrained is not None and pretrained.source:
     run["init_from_source"] = pretrained.source
+  if pretrained is not None and config.objective != "task":
+    run["sentence"] = list(pretrained.sentence)
   resume.check_workdir(workdir, run, allowed or (), allowed is not None)
   return Session(
     **vars(program),

@@ -226,7 +226,7 @@ def _loss(objective, weights, model, variables, batch, rng):
     name: losses.mean(total, weights[name])
     for name, (total, _) in objective.losses(outputs, batch).items()
   }
-  return sum(terms.values()), terms
+  return objective.total(terms), terms
 
 
 def _of_batch(loss_of, model, params, batch, rng):
@@ -264,6 +264,7 @@ def make_train_step(
   schedule: optax.Schedule,
   skip_bad: bool = False,
   spike_factor: float = 0.0,
+  places: optim.Places | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns (state, batch) -> (state, metrics), to be jitted.
 
@@ -274,6 +275,8 @@ def make_train_step(
     skip_bad: whether a bad step leaves parameters and moments unchanged. It
       still counts as a step: the learning rate and the data go on.
     spike_factor: see `Guard.is_bad`.
+    places: see `optim.places_of`; None means that all parameters are trained
+      alike.
 
   Returns:
     The step. Its metrics are float32 scalars: loss, each of its terms,
@@ -283,10 +286,14 @@ def make_train_step(
 
   def train_step(state, batch):
     loss, terms, grads, extra = gradients(state.params, batch, state.step)
+    if places:
+      grads = places.mask(grads, state.step)
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.params, **extra
     )
+    if places:
+      updates = places.scale(updates, state.step)
     params = optax.apply_updates(state.params, updates)
     bad = state.guard.is_bad(loss, grad_norm, spike_factor)
     guard = state.guard.after(bad, loss)
@@ -334,6 +341,7 @@ def _make_job_step(
     schedule,
     skip_bad=config.train.on_bad_step == "skip",
     spike_factor=config.train.spike_factor,
+    places=optim.places_of(config),
   )
 
 

@@ -140,6 +140,8 @@ def end_lines(config: Config, workdir: str) -> str:
       f"{name} {number(scored[last])} at step {last:,}, the best is "
       f"{number(scored[best])} at step {best:,}"
     )
+    if 0 in scored and last:
+      lines.append(f"before training it was {number(scored[0])}")
   if spent := goodput.read(workdir):
     lines.append(f"time: {spent.describe()}")
   lines.append(f"metrics in {os.path.join(workdir, 'metrics.jsonl')}")

@@ -7,14 +7,18 @@ from typing import Any
 
 import jax
 
+from bert_jax.data import batching
 from bert_jax.runtime import bars
+from bert_jax.runtime import early_stopping
 from bert_jax.runtime import goodput
 from bert_jax.runtime import peers
+from bert_jax.runtime import phases
 from bert_jax.runtime import preemption
 from bert_jax.runtime import profiling
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
+from bert_jax.training import export
 from bert_jax.training import meeting
 from bert_jax.training import members
 from bert_jax.training import meter as meter_lib
@@ -31,6 +35,9 @@ def train(
   since: float | None = None,
 ) -> dict[str, float]:
   """Runs or resumes the training that a config describes.
+
+  Of a training in phases, the first phase that is not finished goes on, and the
+  others follow.
 
   Args:
     config: the whole configuration (docs/config.md).
@@ -51,12 +58,45 @@ def train(
     preemption.PreemptedError: a signal (SIGTERM, SIGINT or SIGHUP) stopped the
       run; its last step is saved.
   """
-  clock = goodput.Clock(since)
   settings.check_changes(allowed)
+  found = phases.read(config, workdir)
+  if len(found) == 1:
+    return _train_one(found[0].config, found[0].workdir, allowed, since)
+  check_phases(found)
+  evaluation: dict[str, float] = {}
+  for line, phase in zip(phases.describe(found), found, strict=True):
+    _log.info("%s", line)
+    evaluation = _train_one(phase.config, phase.workdir, allowed, since)
+    since = None
+  return evaluation
+
+
+def check_phases(found: Sequence[phases.Phase]) -> None:
+  """Raises ValueError if a phase could not start after those before it.
+
+  Args:
+    found: the phases of one training.
+  """
+  for phase in found:
+    try:
+      session.open_abstract(phase.planned, jax.devices())
+      if phase.config.data.dir:
+        batching.open_examples(phase.config.data, "train")
+    except ValueError as error:
+      raise phases.PhaseError(f"the phase {phase.name}: {error}") from error
+
+
+def _train_one(
+  config: Config, workdir: str, allowed: Sequence[str], since: float | None
+) -> dict[str, float]:
+  """Trains one run; see `train`."""
+  clock = goodput.Clock(since)
   meeting.meet("train", config, [workdir], allow_changes=sorted(allowed))
   # Opening checks that the mesh, the model and the data fit each other.
   run = run_lib.Run(session.open_session(config, workdir, allowed=allowed))
   evaluation = _train(run, clock)
+  if jax.process_index() == 0:
+    export.export(run.config, workdir)
   if evaluation:
     run.end()
   return evaluation
@@ -91,19 +131,23 @@ def train_together(
   meeting.meet("train", config, [x.workdir for x in wanted], **facts)
   together = members.Together(members.open_members(config, wanted))
   evaluations = _train(together, clock)
+  if jax.process_index() == 0:
+    for one in wanted:
+      export.export(together.config, one.workdir)
   return evaluations or [{} for _ in wanted]
 
 
 def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
   """Trains to the last step; returns its evaluation, {} if already trained."""
   config, total = run.config, run.total_steps
+  eval_steps = early_stopping.evaluation_steps(config.eval, run.epoch_steps)
   with jax.set_mesh(run.mesh), contextlib.ExitStack() as stack:
     # This context exits last, so that no signal interrupts the last save.
     notice = stack.enter_context(preemption.Notice())
     stack.enter_context(peers.watching(config.train.max_stall_secs))
     stack.enter_context(run.open())
     start, state = run.restore()
-    if start >= total:
+    if start >= total or run.stops_early(start):
       _log.info("%s is trained already: step %d", run.workdir, start)
       return {}
     meter = run.begin(start, clock)
@@ -120,14 +164,21 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
     # A run that was stopped leaves its evaluation to the next session. It is
     # saved before it is logged, so that a session that is killed in between has
     # the next one evaluate again.
-    if _due(start, config.eval.every_steps) and not run.has_evaluation(start):
+    missed: Any = {}
+    # Weights to start from are not saved again.
+    is_missed = _due(start, eval_steps)
+    is_first = start == 0 and config.eval.at_start
+    if (is_missed or is_first) and not run.has_evaluation(start):
       with meter.paused("evaluation"):
-        missed: Any = run.evaluate(state.params)
-      run.save(start, state, missed)
+        missed = run.evaluate(state.params)
+      if is_missed:
+        run.save(start, state, missed)
       run.report(start, missed)
-    if run.probes_at(start) and not run.has(start, "probe/"):
+    if run.probes_at(start) and not run.has_probes(start):
       with meter.paused("evaluation"):
-        run.report(start, run.probe(state.params))
+        run.probe(start, state.params)
+    if missed and run.stops_early(start):
+      return missed
 
     stack.enter_context(bars.showing(meter.bar))
     batches = run.job.prefetch(run.batches, start)
@@ -146,7 +197,7 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
       last = step == total
       stops = not last and notice.stops_at(step)
       logs = last or _due(step, config.train.log_every_steps)
-      evaluates = last or (not stops and _due(step, config.eval.every_steps))
+      evaluates = last or (not stops and _due(step, eval_steps))
       saves = last or _due(step, config.checkpoint.every_steps)
       saves = saves or stops or save_clock.is_due(step)
       if logs or evaluates or saves or run.probes_at(step):
@@ -159,9 +210,11 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
         with meter.paused("evaluation"):
           evaluation = run.evaluate(state.params)
           run.report(step, evaluation)
+      gives_up = evaluates and not last and run.stops_early(step)
+      saves = saves or gives_up
       if run.probes_at(step) and not stops:
         with meter.paused("evaluation"):
-          run.report(step, run.probe(state.params))
+          run.probe(step, state.params)
       if evaluates or saves:
         with meter.paused("saves"):
           run.save(step, state, evaluation, always=saves)
@@ -172,6 +225,10 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
           f"stopped after step {step} of {total}, which is saved in "
           f"{run.workdir}; the same command goes on from there"
         )
+      if gives_up:
+        _log.info("%s: no better evaluation; stopped at step %d", run.workdir,
+                  step)  # fmt: skip
+        break
   return evaluation
 
 

@@ -7,6 +7,7 @@ from bert_jax.models import params as param_trees
 from bert_jax.runtime import files
 from bert_jax.runtime import hub
 from bert_jax.runtime.settings import Config
+from bert_jax.weights import averaging
 from bert_jax.weights import extending
 from bert_jax.weights import folders
 from bert_jax.weights import task_heads
@@ -36,7 +37,9 @@ def convert(
   """
   if push:
     hub.check_push(push)
-  pretrained = _settled(folders.read(source), config.convert)
+  count = config.convert.average_last
+  found = averaging.read(source, count) if count else folders.read(source)
+  pretrained = _settled(found, config.convert)
   changes = ""
   if extending.is_asked(config.convert):
     extended = extending.extend(pretrained, config.convert)

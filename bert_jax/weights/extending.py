@@ -25,6 +25,45 @@ _DECODER = "mlm/decoder"
 _BIAS = "mlm/bias"
 
 
+def with_layers(pretrained: Pretrained, count: int) -> Pretrained:
+  """Returns a model with some of its layers, evenly spread.
+
+  Of 12 layers, 6 are the layers 0, 2, 4, 7, 9 and 11, as in DistilBERT.
+
+  Args:
+    pretrained: the model.
+    count: how many layers to keep.
+
+  Raises:
+    WeightsError: the model has fewer, or its layers share parameters.
+  """
+  total = pretrained.model["num_layers"]
+  if not 1 <= count <= total or pretrained.model.get("layer_groups"):
+    raise WeightsError(
+      f"init_layers={count}: the model has {total} layers and "
+      f"model.layer_groups={pretrained.model.get('layer_groups', 0)}; give 1 "
+      f"to {total}, of a model whose layers have parameters of their own"
+    )
+  kept = [
+    (2 * i * (total - 1) + count - 1) // (2 * max(count - 1, 1))
+    for i in range(count)
+  ]
+  flat = param_trees.flatten(pretrained.params)
+  prefix = "encoder/layer_"
+  params = {k: v for k, v in flat.items() if not k.startswith(prefix)}
+  for new, old in enumerate(kept):
+    start = f"{prefix}{old}/"
+    params |= {
+      f"{prefix}{new}/{path.removeprefix(start)}": array
+      for path, array in flat.items()
+      if path.startswith(start)
+    }
+  model = {**pretrained.model, "num_layers": count}
+  return dataclasses.replace(
+    pretrained, model=model, params=param_trees.nest(params)
+  )
+
+
 def extend(pretrained: Pretrained, settings: Convert) -> Pretrained:
   """Returns a model with the changes that the group `convert` asks for.
 

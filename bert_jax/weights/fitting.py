@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 
 from bert_jax.models import params as param_trees
+from bert_jax.models.config import ModelConfig
 from bert_jax.weights.pretrained import WeightsError
 
 
 def _misfit(
-  path: str, given: Mapping[str, Any], model: Mapping[str, Any]
+  path: str, given: Mapping[str, Any], model: Mapping[str, Any], offset: int
 ) -> WeightsError:
   """Returns the error for a wrong shape; its message says what to change."""
   shapes = [list(tree[path].shape) for tree in (given, model)]
-  ours, theirs = param_trees.sizes_of(given), param_trees.sizes_of(model)
+  ours, theirs = (param_trees.sizes_of(tree, offset) for tree in (given, model))
   if path.startswith("task/"):
     how = (
       f"the head has {shapes[0][-1]} outputs, the task needs {shapes[1][-1]}: "
@@ -34,7 +35,9 @@ def _misfit(
 
 
 def fit(
-  params: Mapping[str, Any], wanted: Mapping[str, Any]
+  params: Mapping[str, Any],
+  wanted: Mapping[str, Any],
+  config: ModelConfig | None = None,
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
   """Fits weights into the parameter tree of a model.
 
@@ -42,6 +45,9 @@ def fit(
     params: the nested weights, layers unrolled, as in `Pretrained.params`.
     wanted: the nested tree of the model, layers unrolled or scanned. Its leaves
       have .shape and .dtype, such as jax.ShapeDtypeStruct.
+    config: the config of the model, by which errors name the right key where
+      shapes do not say it: of layers that share parameters, and of a position
+      table with rows before the first position.
 
   Returns:
     A tree like `wanted`, with arrays of the same dtypes and None for each
@@ -57,9 +63,12 @@ def fit(
     param_trees.num_layers(model),
   )
   if layers and wanted_layers and layers != wanted_layers:
+    own, key = "", "num_layers"
+    if config is not None and config.layer_groups:
+      own, key = " with parameters of their own", "layer_groups"
     raise WeightsError(
-      f"the weights have {layers} layers, the model {wanted_layers}; set "
-      f"model.num_layers={layers}"
+      f"the weights have {layers} layers{own}, the model {wanted_layers}; set "
+      f"model.{key}={layers}"
     )
   if any(path.startswith("encoder/layers/") for path in model):
     given = param_trees.stack(given)
@@ -67,7 +76,8 @@ def fit(
   for path, leaf in model.items():
     array = given.get(path)
     if array is not None and array.shape != tuple(leaf.shape):
-      raise _misfit(path, given, model)
+      offset = config.position_offset if config is not None else 0
+      raise _misfit(path, given, model, offset)
     merged[path] = None if array is None else array.astype(leaf.dtype)
   added = tuple(path for path, array in merged.items() if array is None)
   dropped = tuple(path for path in given if path not in model)

@@ -28,6 +28,7 @@ from bert_jax.models import config as model_config
 from bert_jax.models import conversion
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
+from bert_jax.models import replaced_tokens
 from bert_jax.runtime import files
 from bert_jax.runtime import hub
 from bert_jax.runtime import runs
@@ -81,7 +82,7 @@ _FORMATS = {
 
 _WANTED = (
   f"{hugging_face.SAFETENSORS}, {hugging_face.PICKLE}, {hugging_face.MSGPACK}, "
-  f"{original.CHECKPOINT}.index"
+  f"{hugging_face.FAIRSEQ}, {original.CHECKPOINT}.index"
 )
 
 
@@ -139,7 +140,11 @@ def _find_in(folder: str) -> tuple[str, str]:
     )
   if tables:
     return "tf1", tables[0].removesuffix(".index")
-  for name in (hugging_face.PICKLE, hugging_face.PICKLE_SHARDS):
+  for name in (
+    hugging_face.PICKLE,
+    hugging_face.PICKLE_SHARDS,
+    hugging_face.FAIRSEQ,
+  ):
     if holds(name):
       return "huggingface", os.path.join(folder, name)
   names = ", ".join(sorted(files.list_names(folder))[:8]) or "nothing"
@@ -211,6 +216,9 @@ def _read(format: str, file: str) -> Pretrained:
   settings = _FORMATS[format].read_settings(file)
   tensors = _FORMATS[format].read_tensors(file)
   given = settings.pretrained
+  only_trained = {}
+  if format == families.OWN:
+    only_trained = workdirs.take_parts(tensors)
   with naming(file):
     found = conversion.to_ours(
       families.get_family(given.family),
@@ -221,7 +229,7 @@ def _read(format: str, file: str) -> Pretrained:
     )
     pretrained = dataclasses.replace(
       given,
-      params=param_trees.nest(found.params),
+      params=param_trees.nest(found.params | only_trained),
       ignored=found.ignored + given.ignored,
       missing=found.missing,
       **_heads_of(settings, found),
@@ -290,6 +298,19 @@ def write(
       f"{', '.join(sorted(wanted))}"
     )
   folder = os.fspath(folder)
+  kept = {
+    name: part
+    for name, part in pretrained.params.items()
+    if name not in replaced_tokens.PARTS
+  }
+  names = families.get_family(pretrained.family).names_in(format)
+  if "rtd" in kept and names.of("rtd/kernel") is None:
+    del kept["rtd"]
+    _log.warning(
+      "the head that tells replaced tokens is left out: a %s in the format %s "
+      "has no place for it", pretrained.family, format,
+    )  # fmt: skip
+  pretrained = dataclasses.replace(pretrained, params=kept)
   if format == "bert_jax":
     from bert_jax.runtime import checkpoint as checkpoints  # slow to import
 

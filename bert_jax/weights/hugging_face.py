@@ -21,15 +21,13 @@ import safetensors
 import safetensors.numpy
 
 from bert_jax.data import templates
-from bert_jax.data.tokenizers import added_tokens
 from bert_jax.data.tokenizers import hf_pipeline
 from bert_jax.data.tokenizers import hf_tokenizer
 from bert_jax.data.tokenizers import load
-from bert_jax.data.tokenizers import pipeline
-from bert_jax.data.tokenizers import wordpiece
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
+from bert_jax.models.families import roberta
 from bert_jax.runtime import files
 from bert_jax.weights import task_heads
 from bert_jax.weights import torch_file
@@ -46,6 +44,7 @@ SHARDS = "model.safetensors.index.json"
 MSGPACK = "flax_model.msgpack"
 PICKLE = "pytorch_model.bin"
 PICKLE_SHARDS = "pytorch_model.bin.index.json"
+FAIRSEQ = "model.pt"
 # The ends of the names of files that torch.save wrote.
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
 # The names that transformers invents for labels without names.
@@ -105,9 +104,8 @@ def read_msgpack(path: str) -> dict[str, np.ndarray]:
 def read_settings(file: str) -> FolderSettings:
   """Reads the settings and the tokenizer in the folder of a file of weights."""
   folder = os.path.dirname(file)
-  path = os.path.join(folder, "config.json")
+  path, config = _config_beside(file)
   with naming(path):
-    config = files.read_json(path)
     family = families.family_of(
       config.get("model_type"), auto_map=config.get("auto_map")
     )
@@ -145,6 +143,37 @@ def read_settings(file: str) -> FolderSettings:
     ),
     tied=config.get("tie_word_embeddings") is not False,
   )
+
+
+def _config_beside(file: str) -> tuple[str, dict[str, Any]]:
+  """Returns the path and the content of the settings of a file of weights.
+
+  A checkpoint of fairseq holds the arguments of its training, so that it needs
+  no config.json.
+  """
+  path = os.path.join(os.path.dirname(file), "config.json")
+  is_transformers = os.path.basename(file) in (PICKLE, PICKLE_SHARDS)
+  may_be_fairseqs = file.endswith(PICKLES) and not is_transformers
+  if os.path.exists(path) or not may_be_fairseqs:
+    with naming(path):
+      return path, files.read_json(path)
+  with naming(file):
+    content = torch_file.read(file)
+    tensors = torch_file.state_of(content, file)
+    args = content.get("args")
+    newer = content.get("cfg")
+    if not args and isinstance(newer, dict):
+      args = newer.get("model")
+    words = [n for n in tensors if n.endswith(".embed_tokens.weight")]
+    if not isinstance(args, dict) or not words:
+      raise WeightsError(
+        f"{file} has no config.json beside it, and holds no arguments of a "
+        "training with fairseq (args, or cfg with model) from which one could "
+        "be made; put the config.json of the model there, with model_type and "
+        "the sizes of the model"
+      )
+    rows = tensors[words[0]].shape[0]
+    return file, roberta.fairseq_config(args, rows)
 
 
 def _sentence_of(folder: str) -> tuple[str, ...]:
@@ -360,12 +389,7 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
   if tokenizer:
     # Not seq_len: transformers silently truncates text to this length.
     max_len = pretrained.model["max_len"]
-    if isinstance(tokenizer, pipeline.PipelineTokenizer):
-      hf_pipeline.write(tokenizer, folder, max_len)
-    else:
-      is_own = family.tokenizer.kind == tokenizer.kind
-      spec = family.tokenizer if is_own else templates.WORDPIECE
-      _write_tokenizer(spec, tokenizer, folder, max_len)
+    load.write_folder(tokenizer, folder, family.tokenizer, max_len)
 
 
 def _architecture(family: families.Family, pretrained: Pretrained) -> str:
@@ -378,54 +402,3 @@ def _architecture(family: families.Family, pretrained: Pretrained) -> str:
       f"transformers has no {family.hf_class} with the heads {', '.join(heads)}"
     )
   return family.hf_class + family.pretraining_classes[heads]
-
-
-def _write_tokenizer(
-  spec: templates.TokenizerSpec,
-  tokenizer: wordpiece.WordPieceTokenizer,
-  folder: str,
-  max_len: int,
-) -> None:
-  """Writes vocab.txt, tokenizer_config.json and the files of added tokens.
-
-  Args:
-    spec: describes the tokenizer of the model's family.
-    tokenizer: the tokenizer to write.
-    folder: the folder to write into, which exists.
-    max_len: the most tokens that the model takes.
-  """
-  tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
-  config: dict[str, Any] = {
-    "tokenizer_class": spec.hf_class,
-    "do_lower_case": tokenizer.lower_case,
-    "strip_accents": (
-      None
-      if tokenizer.strip_accents == tokenizer.lower_case
-      else tokenizer.strip_accents
-    ),
-    "tokenize_chinese_chars": True,
-    "model_max_length": max_len,
-    "max_input_chars_per_word": tokenizer.max_input_chars_per_word,
-  }
-  if tokenizer.added:
-    ids = tokenizer.added_ids
-    marks = [t.content for t in tokenizer.added if t.special]
-    tokens = {
-      tokenizer.id(name): added_tokens.AddedToken(
-        name, normalized=False, special=True
-      )
-      for name in spec.special_tokens.values()
-    } | {i: token for token, i in ids.items()}
-    config["added_tokens_decoder"] = {
-      str(i): dataclasses.asdict(tokens[i]) for i in sorted(tokens)
-    }
-    config["additional_special_tokens"] = marks
-    # Versions of transformers before 4.34 read these two files.
-    by_content = {token.content: i for token, i in ids.items()}
-    write_json(os.path.join(folder, "added_tokens.json"), by_content)
-    names = {f"{k}_token": v for k, v in spec.special_tokens.items()}
-    write_json(
-      os.path.join(folder, "special_tokens_map.json"),
-      names | {"additional_special_tokens": marks},
-    )
-  write_json(os.path.join(folder, hf_tokenizer.CONFIG), config)

@@ -21,7 +21,8 @@ SETTINGS = (
   "model.dtype", "model.attention", "task.name", "task.context",
   "task.max_query_len", "task.doc_stride", "task.n_best",
   "task.max_answer_len", "task.has_null", "task.null_threshold",
-  "task.thresholds", "task.text", "task.word_split",
+  "task.thresholds", "task.temperature", "task.long_texts", "task.text",
+  "task.word_split",
 )  # fmt: skip
 
 

@@ -146,7 +146,14 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   Raises:
     TorchFileError: as for `read`, or the file has no parameters.
   """
-  content = found = read(path)
+  return state_of(read(path), path)
+
+
+def state_of(
+  content: Any, path: str | os.PathLike[str]
+) -> dict[str, np.ndarray]:
+  """Returns the parameters in what `read` has returned; see `read_state`."""
+  found = content
   for _ in range(_MAX_STATES):
     if not isinstance(found, dict):
       break

@@ -11,6 +11,7 @@ import numpy as np
 from bert_jax.data.tokenizers import load
 from bert_jax.models import config as model_config
 from bert_jax.models import params as param_trees
+from bert_jax.models import replaced_tokens
 from bert_jax.runtime import files
 from bert_jax.runtime import runs
 from bert_jax.runtime import settings
@@ -32,6 +33,24 @@ def read_tensors(step: str) -> dict[str, np.ndarray]:
     return param_trees.unstack(check_arrays(param_trees.flatten(tree)))
 
 
+def take_parts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Takes the parts that only a training with replaced tokens has.
+
+  The word table of a discriminator that adds to the generator's is put in.
+
+  Args:
+    tensors: our flat tree, from which the parts are removed.
+  """
+  parts = tuple(f"{name}/" for name in replaced_tokens.PARTS)
+  taken = {k: tensors.pop(k) for k in list(tensors) if k.startswith(parts)}
+  if replaced_tokens.RESIDUAL in taken:
+    base = taken[f"generator/{replaced_tokens.WORDS}"]
+    own = taken[replaced_tokens.RESIDUAL]
+    tensors[replaced_tokens.WORDS] = base + own
+  kept = tuple(f"{name}/" for name in replaced_tokens.KEPT_PARTS)
+  return {k: v for k, v in taken.items() if k.startswith(kept)}
+
+
 def read_settings(step: str) -> FolderSettings:
   """Reads the settings of the run that a saved step belongs to."""
   workdir = os.path.dirname(os.path.dirname(step))
@@ -50,6 +69,7 @@ def read_settings(step: str) -> FolderSettings:
     seq_len = checked_length(data)
     flat = settings.flatten(config)
     own = {key: flat[key] for key in SETTINGS if key in flat}
+    sentence = tuple(map(str, run.get("sentence") or ()))
   tokenizer = None
   for folder in filter(None, (workdir, data.get("dir"))):
     vocab = os.path.join(folder, "vocab")
@@ -67,6 +87,7 @@ def read_settings(step: str) -> FolderSettings:
       lower_case=tokenizer.lower_case if tokenizer else None,
       seq_len=seq_len,
       settings=own,
+      sentence=sentence,
     ),
     head=lambda num_outputs: (task.get("kind", default), ""),
   )

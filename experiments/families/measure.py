@@ -47,14 +47,21 @@ class Reference:
     kinds: the kinds of tasks whose heads transformers has.
     sizes: the names of the sizes in the config.
     pad: the id of padding.
+    family: the name of the family if it is not the name of the row.
   """
 
   config: dict[str, Any] = dataclasses.field(default_factory=dict)
   kinds: tuple[str, ...] = tuple(CLASSES)
   sizes: dict[str, Any] = dataclasses.field(default_factory=lambda: _SIZES)
   pad: int = 0
+  family: str = ""
 
 
+_DISENTANGLED = {
+  "relative_attention": True, "position_buckets": 8, "share_att_key": True,
+  "pos_att_type": "p2c|c2p", "norm_rel_ebd": "layer_norm",
+  "position_biased_input": False, "max_relative_positions": -1,
+}  # fmt: skip
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
 REFERENCES = {
   "bert": Reference(),
@@ -80,19 +87,28 @@ REFERENCES = {
   "albert": Reference({"embedding_size": 16, "num_hidden_groups": 2}),
   "electra": Reference({"embedding_size": 16}),
   "mpnet": Reference(pad=1),
-  "deberta-v2": Reference(
-    {
-      "relative_attention": True, "position_buckets": 8, "share_att_key": True,
-      "pos_att_type": "p2c|c2p", "norm_rel_ebd": "layer_norm",
-      "position_biased_input": False, "max_relative_positions": -1,
-    }
+  "deberta-v2": Reference(_DISENTANGLED),
+  "deberta-v2, convolution": Reference(
+    {**_DISENTANGLED, "conv_kernel_size": 3, "conv_groups": 2,
+     "conv_act": "gelu"},
+    family="deberta-v2",
   ),
   "nomic_bert": Reference(_ROPE, kinds=("classify", "tag")),
   "gte": Reference(
     {**_ROPE, "type_vocab_size": 2}, kinds=("classify", "tag")
   ),
   "eurobert": Reference(_ROPE, kinds=("classify", "tag")),
+  "eurobert, shared keys": Reference(
+    {**_ROPE, "num_attention_heads": 6, "num_key_value_heads": 2},
+    kinds=("classify", "tag"),
+    family="eurobert",
+  ),
 }  # fmt: skip
+
+
+def family_of(name: str) -> families.Family:
+  """Returns the family of a row of `REFERENCES`."""
+  return families.FAMILIES[REFERENCES[name].family or name]
 
 
 def make_batch(pad: int, num_types: int) -> dict[str, np.ndarray]:
@@ -120,9 +136,9 @@ def make_reference(name: str, suffix: str, num_labels: int = NUM_LABELS) -> Any:
   import transformers
 
   torch.manual_seed(0)
-  row, prefix = REFERENCES[name], families.FAMILIES[name].hf_class
+  row, prefix = REFERENCES[name], family_of(name).hf_class
   config = getattr(transformers, f"{prefix}Config")(
-    **row.sizes,
+    **{k: v for k, v in row.sizes.items() if k not in row.config},
     **{"pad_token_id": row.pad, "bos_token_id": 2, "eos_token_id": 3},
     **{k: v for k, v in row.config.items() if k != "pad_token_id"},
     num_labels=num_labels,
@@ -262,7 +278,7 @@ def measure(name: str, folder: str, parts: tuple[str, ...] = ()) -> Any:
     "export" counts tensors whose bytes differ.
   """
   row = REFERENCES[name]
-  family = families.FAMILIES[name]
+  family = family_of(name)
   every = ("import", "packed", "export", "mlm", *row.kinds)
   every += ("rtd",) if family.discriminator else ()
   found: dict[str, tuple[float, float]] = {}

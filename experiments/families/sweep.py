@@ -32,6 +32,7 @@ class Recipe:
     epochs: passes over the data, for tasks that are not in `by_task`.
     by_task: task -> (learning rates, epochs).
     optim: values of keys of the group `optim`.
+    both_orders: tasks that learn each pair in both orders.
   """
 
   rates: tuple[float, ...]
@@ -39,6 +40,7 @@ class Recipe:
   epochs: float
   optim: dict[str, float]
   by_task: dict[str, tuple[tuple[float, ...], float]]
+  both_orders: tuple[str, ...] = ()
 
 
 RECIPES = {
@@ -55,6 +57,7 @@ RECIPES = {
     epochs=3.0,
     optim={"warmup_rate": 0.1, "weight_decay": 0.0},
     by_task={"rte": ((1e-4,), 10.0), "stsb": ((1e-4,), 10.0)},
+    both_orders=("mrpc", "stsb"),
   ),
   "modernbert": Recipe(
     rates=(5e-5,),
@@ -106,6 +109,8 @@ def get_config(text=None):
             "train.num_epochs": epochs,
             "seed": seed,
           } | {f"optim.{key}": value for key, value in recipe.optim.items()}
+          if task in recipe.both_orders:
+            changes["task.both_orders"] = True
           config = f"configs/finetune.py:task={task},from={start}"
           trials.append(sweep.trial(config, changes))
   return sweep.make(trials)

@@ -1,8 +1,9 @@
-"""Plans on TPU slices, in tables: shipped configs, meshes to choose, depth.
+"""Plans on TPU slices, in tables: shipped configs, meshes, depth, long rows.
 
   python -m experiments.plan.table            all that table.json lacks
   python -m experiments.plan.table meshes     all that meshes.json lacks
   python -m experiments.plan.table depth      all that depth.json lacks
+  python -m experiments.plan.table long       all that long.json lacks
   python -m experiments.plan.table --only=v5e:4x4
   python -m experiments.plan.table --again    all, also those it has
   python -m experiments.plan.table --list
@@ -206,6 +207,42 @@ def depth_entries() -> list[Entry]:
   ]  # fmt: skip
 
 
+LENGTHS = (1024, 2048, 4096, 8192)
+# Two depths, both with one full layer; the others are local.
+_FEW, _MORE = 2, 6
+
+
+def long_entries() -> list[Entry]:
+  """ModernBERT base at growing lengths, one row a device.
+
+  Models of one full layer and of few or more local ones tell what a local layer
+  costs; a whole model follows for each length.
+  """
+  found = []
+  for layers in (_FEW, _MORE, 22):
+    for seq_len in LENGTHS:
+      settings = (
+        ("model.dtype", "bfloat16"),
+        ("model.attention", "splash"),
+        ("data.batch_size", 4),
+      )
+      if layers < 22:
+        settings += (
+          ("model.num_layers", layers),
+          ("model.full_every", layers),
+        )
+      config = f"family=modernbert,size=base,seq_len={seq_len}"
+      found.append(
+        Entry(
+          f"configs/pretrain.py:{config}",
+          settings,
+          "v5e:2x2",
+          "whole" if layers == 22 else f"{layers - 1} local",
+        )
+      )
+  return found
+
+
 def compile_entry(entry: Entry) -> dict[str, Any]:
   """Runs --mode=plan; returns what the table keeps of its plan.
 
@@ -360,6 +397,67 @@ def depth_to_markdown(table: dict[str, dict[str, Any]]) -> str:
   return "\n".join(lines + _origin(table)) + "\n"
 
 
+def long_to_markdown(table: dict[str, dict[str, Any]]) -> str:
+  """The table of long rows as Markdown."""
+  lines = [
+    "# Long rows",
+    "",
+    "Made by `make plan-long` from compiled programs; nothing was run on a",
+    "TPU, and every time is a prediction. ModernBERT base on v5e:2x2, one row",
+    "a device, attention by the splash kernel. A local layer, which sees 64",
+    f"tokens to each side, is the difference between models with {_FEW - 1}",
+    f"and {_MORE - 1} of them, divided by their number. FLOPs are those of a",
+    "step of training on one device.",
+    "",
+    "| tokens | a local layer: GFLOPs | memory, MiB | ms | GFLOPs, MiB and ms a"
+    " thousand tokens | the whole model: memory, GiB | step, ms | MFU |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  by_length: dict[int, dict[str, Any]] = {}
+  for row in table.values():
+    by_length.setdefault(row["seq_len"], {})[row["phase"]] = row
+  for length, rows in sorted(by_length.items()):
+    cells = [f"{length:,}", *4 * [""]]
+    few, more = (rows.get(f"{n - 1} local") for n in (_FEW, _MORE))
+    if few and more:
+      found = [a / (_MORE - _FEW) for a in _local_layer(few, more)]
+      shares = [value / length * 1000 for value in found]
+      cells[1:4] = [f"{value:.1f}" for value in found]
+      cells[4] = ", ".join(f"{value:.2f}" for value in shares)
+    if whole := rows.get("whole"):
+      gib = whole["hbm_bytes_per_device"] / 2**30
+      available = whole["hbm_available_bytes"] / 2**30
+      cells.append(f"{gib:.1f} of {available:.1f}")
+      cells += (
+        [
+          f"{whole['predicted_step_secs'] * 1e3:.0f}",
+          f"{whole['predicted_mfu']:.1%}",
+        ]
+        if whole["fits"]
+        else ["does not fit", ""]
+      )
+    else:
+      cells += ["", "", ""]
+    lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join(lines + _origin(table)) + "\n"
+
+
+def _local_layer(
+  few: dict[str, Any], more: dict[str, Any]
+) -> tuple[float, float, float]:
+  """Returns by how much two plans differ: GFLOPs, MiB and ms of a device."""
+  activations = [
+    row["hbm_bytes_by_kind"]["activations"] / 2**20 for row in (few, more)
+  ]
+  names = ("hardware_flops_per_step", "predicted_step_secs")
+  flops, secs = (more[name] - few[name] for name in names)
+  return (
+    flops / more["num_devices"] / 1e9,
+    activations[1] - activations[0],
+    secs * 1e3,
+  )
+
+
 def _origin(table: dict[str, dict[str, Any]]) -> list[str]:
   """What all of a table was compiled with."""
   versions = {
@@ -381,6 +479,7 @@ TABLES = {
   "table": (entries, to_markdown),
   "meshes": (mesh_entries, meshes_to_markdown),
   "depth": (depth_entries, depth_to_markdown),
+  "long": (long_entries, long_to_markdown),
 }
 
 

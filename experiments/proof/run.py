@@ -72,12 +72,13 @@ class Stages:
     """Prepares examples; a folder that is whole is left as it is."""
     if os.path.exists(self._path("data/examples")):
       return
-    held_out = self._path("text/docstrings_held_out.txt")
+    held_out = self._path("text/held_out.txt")
     inputs = sorted(self._folder.glob("text/*.txt"))
     launch(
       "prepare", "--config=small",
       "--input=" + ",".join(str(p) for p in inputs if str(p) != held_out),
       f"--config.prepare.held_out_input={held_out}",
+      "--config.prepare.held_out_rate=0.0",
       f"--output={self._path('data')}",
     )  # fmt: skip
 

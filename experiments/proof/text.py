@@ -8,6 +8,12 @@ The texts have a sentence in each line and a blank line between documents;
 installed packages are added, as in the demo. A sentence that shares eight words
 in a row with a development or test file of a task is left out, and so is one
 that equals a shorter sentence of these files.
+
+Every 100th document is held out. A tenth of the other sentences is written once
+more, to doubled.txt, in blocks of one to three that are each followed by a copy
+of themselves with some words left out or swapped. A masked word of such a block
+stands in the copy, so that heads which match words over a distance pay at once.
+Comparing two sentences needs them.
 """
 
 import argparse
@@ -15,6 +21,7 @@ from collections.abc import Iterable, Iterator
 import json
 import os
 import pathlib
+import random
 import re
 
 from bert_jax import demo
@@ -23,6 +30,9 @@ from bert_jax import demo
 COPIED_WORDS = 8
 # Shorter texts, such as names, may occur anywhere.
 _LEAST_WORDS = 4
+_HELD_OUT_STEP = 100
+# Of the blocks, and of the words of a copy.
+_DOUBLED_RATE, _DROP_RATE, _SWAP_RATE = 0.1, 0.15, 0.1
 
 
 def words_of(text: str) -> list[str]:
@@ -91,6 +101,23 @@ def every(lines: Iterable[str], step: int) -> Iterator[str]:
     number += not line.strip()
 
 
+def held_out_apart(
+  lines: Iterable[str], step: int
+) -> tuple[list[str], list[str]]:
+  """Returns the lines of all documents but every `step`-th, and of the others.
+
+  Args:
+    lines: a sentence each, with a blank line after each document.
+    step: the number of documents of which the last is held out.
+  """
+  parts: tuple[list[str], list[str]] = ([], [])
+  number = 0
+  for line in lines:
+    parts[number % step == step - 1].append(line)
+    number += not line.strip()
+  return parts
+
+
 def without_copies(
   lines: Iterable[str], keys: set[tuple[str, ...]]
 ) -> tuple[list[str], int]:
@@ -104,6 +131,38 @@ def without_copies(
   return kept, dropped
 
 
+def noised(sentence: str, rng: random.Random) -> str:
+  """Returns a sentence with some words left out, and some swapped."""
+  words = [word for word in sentence.split() if rng.random() >= _DROP_RATE]
+  for i in range(len(words) - 1):
+    if rng.random() < _SWAP_RATE:
+      words[i], words[i + 1] = words[i + 1], words[i]
+  return " ".join(words)
+
+
+def doubled(lines: Iterable[str], rng: random.Random) -> Iterator[str]:
+  """Yields some blocks of sentences, each followed by a noised copy.
+
+  Blocks do not cross documents; a blank line follows each document.
+
+  Args:
+    lines: a sentence each, with a blank line after each document.
+    rng: the source of randomness.
+  """
+  block: list[str] = []
+  size = 1
+  for line in [*lines, ""]:
+    if line.strip():
+      block.append(line.strip())
+    if block and (len(block) == size or not line.strip()):
+      if rng.random() < _DOUBLED_RATE:
+        copies = [noised(sentence, rng) for sentence in block]
+        yield from (text + "\n" for text in [*block, *copies] if text)
+      block, size = [], rng.randint(1, 3)
+    if not line.strip():
+      yield "\n"
+
+
 def gather(texts: list[str], folders: list[str], output: str) -> None:
   """Writes the texts, and the docstrings, without copies of what is evaluated.
 
@@ -111,7 +170,7 @@ def gather(texts: list[str], folders: list[str], output: str) -> None:
     texts: paths of texts; PATH:K means every K-th document of it.
     folders: folders of tasks.
     output: the folder that gets a file for each text, docstrings.txt,
-      docstrings_held_out.txt and counts.json.
+      doubled.txt, held_out.txt and counts.json.
   """
   os.makedirs(output, exist_ok=True)
   keys = evaluated_keys(evaluated_files(folders))
@@ -121,11 +180,21 @@ def gather(texts: list[str], folders: list[str], output: str) -> None:
     path, _, step = text.partition(":")
     sources[pathlib.Path(path).name] = (path, int(step or 1))
   sources["docstrings.txt"] = (train, 1)
-  sources["docstrings_held_out.txt"] = (held_out, 1)
+  sources["held_out.txt"] = (held_out, 1)
   counts = {}
+  rng = random.Random(0)
+  twice: list[str] = []
+  apart: list[str] = []
   for name, (source, step) in sources.items():
     with open(source, encoding="utf-8") as f:
       kept, dropped = without_copies(every(f, step), keys)
+    if name == "held_out.txt":  # the last one
+      kept += apart
+    else:
+      if name != "docstrings.txt":  # whole packages are held out of it
+        kept, own = held_out_apart(kept, _HELD_OUT_STEP)
+        apart += own
+      twice += doubled(kept, rng)
     with open(os.path.join(output, name), "w", encoding="utf-8") as f:
       f.writelines(kept)
     counts[name] = {
@@ -133,6 +202,8 @@ def gather(texts: list[str], folders: list[str], output: str) -> None:
       "words": sum(len(line.split()) for line in kept),
       "left_out": dropped,
     }
+  with open(os.path.join(output, "doubled.txt"), "w", encoding="utf-8") as f:
+    f.writelines(twice)
   path = pathlib.Path(output, "counts.json")
   path.write_text(json.dumps(counts, indent=1) + "\n")
   print(path.read_text())

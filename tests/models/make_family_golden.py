@@ -37,7 +37,11 @@ CHANGES = {
   "mpnet": {},
   "nomic_bert": {},
   "gte": {},
-  "eurobert": {},
+  "eurobert": {"num_kv_heads": 1},
+  "deberta-v2": {
+    "type_vocab_size": 0, "relative_buckets": 4, "relative_distance": 14,
+    "conv_size": 3, "conv_groups": 2, "conv_act": "gelu_tanh",
+  },
 }  # fmt: skip
 
 

@@ -1,11 +1,14 @@
 """A family is one file: a toy family is read and written both ways."""
 
 import dataclasses
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 
 from bert_jax import weights
+from bert_jax.models import config as model_config
 from bert_jax.models import families
 from bert_jax.models import heads
 from bert_jax.models import params as param_trees
@@ -116,6 +119,8 @@ def test_weights_are_of_the_family_whose_prefix_their_names_have(toy):
   wanted = "'t5', .* bert, roberta, .*, toy"
   with pytest.raises(families.ConvertError, match=wanted):
     families.family_of("t5")
+  with pytest.raises(families.ConvertError, match="'xlnet'.*last token.*reads"):
+    families.family_of("xlnet")
 
 
 def test_a_switch_that_a_familys_files_cannot_say_is_refused():
@@ -201,6 +206,58 @@ def test_known_classes_of_remote_code_are_read_and_others_refused(
   for odd in (f"{module}.Other", f"x.{cls}", ["a.B", None]):
     with pytest.raises(families.ConvertError, match="auto_map"):
       given.model_of("huggingface", sizes | {"auto_map": {"AutoModel": odd}})
+
+
+@pytest.mark.parametrize(
+  ("name", "key", "value"),
+  [
+    ("eurobert", "num_key_value_heads", 3),
+    ("eurobert", "num_key_value_heads", 0),
+    ("eurobert", "num_key_value_heads", "2"),
+    ("deberta-v2", "conv_kernel_size", 4),
+    ("deberta-v2", "conv_groups", 3),
+    ("deberta-v2", "conv_act", "mish"),
+    ("deberta-v2", "attention_head_size", 64),
+  ],
+)
+def test_heads_and_convolutions_that_cannot_be_are_refused(name, key, value):
+  given = families.get_family(name)
+  config = COMPOSER | {
+    "type_vocab_size": 0, "position_buckets": 4, "relative_attention": True,
+    "share_att_key": True, "position_biased_input": False,
+    "norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p",
+    "conv_kernel_size": 3,
+  }  # fmt: skip
+  if name == "eurobert":
+    config = dict(COMPOSER)
+  given.model_of("huggingface", config)
+  with pytest.raises(families.ConvertError, match=key):
+    given.model_of("huggingface", config | {key: value})
+
+
+def test_dropout_before_debertas_heads_is_that_of_the_file():
+  deberta = families.get_family("deberta-v2")
+  config = COMPOSER | {
+    "type_vocab_size": 0, "position_buckets": 4, "relative_attention": True,
+    "share_att_key": True, "position_biased_input": False,
+    "norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p",
+  }  # fmt: skip
+  for rate, has in ((None, False), (0, False), (0.1, True)):
+    model = deberta.model_of("huggingface", config | {"pooler_dropout": rate})
+    places = model.get("dropout_places", ())
+    assert ("head_input" in places) == has
+    written = deberta.config_of("huggingface", model)
+    assert bool(written["pooler_dropout"]) == has
+    # One step of dropout with each, or two.
+    head = heads.TaskHead(
+      model_config.ModelConfig(**MODEL | {"dropout_places": places or ()}),
+      2,
+      deberta.heads["sequence"],
+    )
+    rows = np.zeros((1, 8), np.float32)
+    drop = mock.Mock(side_effect=lambda x: x)
+    head.init_with_output(jax.random.key(0), rows, None, drop)
+    assert drop.call_count == 1 + has
 
 
 def test_the_older_key_of_eurobert_says_how_it_pools():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from bert_jax import weights
-from bert_jax.models import families
 from experiments.families import measure
 
 # In float32. The largest values are below 10.
@@ -49,6 +48,6 @@ def test_settings_that_are_written_have_the_same_effect(tmp_path, name):
   np.testing.assert_array_equal(got, want)
   back = weights.read(tmp_path / "ours")
   assert back.shape == given.shape
-  family = families.FAMILIES[name]
+  family = measure.family_of(name)
   defaults = getattr(transformers, f"{family.hf_class}Config")().to_dict()
   assert not family.config_keys.unknown(defaults)

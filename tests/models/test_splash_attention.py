@@ -76,12 +76,17 @@ def test_the_kernel_equals_plain_attention_at_every_token(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_window_skips_blocks_and_equals_plain_attention(packed):
-  """Forward and backward, for five blocks that see their neighbors alone."""
-  radius = 64
-  arrays, visible, real = _case(64, 640, packed)
-  assert splash_attention._block(640, radius) == 128
+@pytest.mark.parametrize(
+  ("length", "radius", "packed"),
+  [(640, 64, False), (640, 64, True), (2048, 64, True), (2048, 200, True)],
+)
+def test_a_window_skips_blocks_and_equals_plain_attention(
+  length, radius, packed
+):
+  """Forward and backward, for blocks that see their neighbors alone."""
+  arrays, visible, real = _case(64, length, packed)
+  block = splash_attention._block(length, radius)
+  assert block == (128 if radius == 64 else 512)
   ids = splash_attention.segment_ids(visible)
 
   def kernel(*inputs):

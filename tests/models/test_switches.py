@@ -1,6 +1,7 @@
 """Tests of the encoder's switches beside BERT's."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from bert_jax.models import config as model_config
+from bert_jax.models import encoder
 from bert_jax.models import flops
 from bert_jax.models import heads
 from bert_jax.models import layers
+from bert_jax.models import params as param_trees
 from bert_jax.models.attention import masks
 from bert_jax.models.attention import plain
 from bert_jax.models.attention import positions
@@ -169,6 +172,86 @@ def test_a_learned_bias_has_the_gradient_of_the_softmax():
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def random_params(config, **inputs):
+  """Returns an encoder, random parameters and a row of 7 tokens."""
+  model = encoder.Encoder(config)
+  ids = np.arange(7, dtype=np.int32)[None] + 3
+  shapes = jax.eval_shape(model.init, jax.random.key(0), ids, ids > 0, ids * 0)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.2, shapes
+  )
+  return model, params, ids
+
+
+@pytest.mark.parametrize("attention", ["plain", "fused", "fused_qkv"])
+def test_heads_that_share_keys_are_heads_with_copies_of_them(attention):
+  """Also through the flat form in which gradients are taken."""
+  changes = {
+    "hidden_size": 128, "num_heads": 4, "attention_positions": "rope",
+    "num_layers": 1, "attention": attention, "attention_dropout_rate": 0.0,
+    "max_len": 128,
+  }  # fmt: skip
+  config = make_config(**changes, num_kv_heads=2)
+  model, params, ids = random_params(config)
+  ids = np.resize(ids, (1, 128)).astype(np.int32)
+  flat = param_trees.flatten(params["params"])
+  key = "layer_0/attention/key/kernel"
+  assert flat[key].shape == (128, 2, 32)
+  copied = {
+    path: np.repeat(x, 2, -2) if re.search(r"/(key|value)/", path) else x
+    for path, x in flat.items()
+  }
+  for join in (False, True):
+    matrices = param_trees.flatten_heads(params, join)
+    back = param_trees.unflatten_heads(matrices, 4, key_heads=2)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+  full = encoder.Encoder(make_config(**changes | {"attention": "plain"}))
+  rows = (ids, np.ones_like(ids), np.zeros_like(ids))
+  got, _ = model.apply(params, *rows)
+  want, _ = full.apply({"params": param_trees.nest(copied)}, *rows)
+  np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_a_convolution_sees_its_own_sequence_alone():
+  """By hand: three taps in two groups, zeros beyond each sequence's ends."""
+  config = make_config(
+    conv_size=3, conv_groups=2, conv_act="relu", dropout_rate=0.0
+  )
+  module = encoder.Convolution(config)
+  x, added = normal(0, 1, 6, 8), normal(1, 1, 6, 8)
+  ids = np.array([[1, 1, 1, 2, 2, 0]], np.int32)
+  kernel, bias = normal(2, 3, 4, 8), normal(3, 8)
+  params = {
+    "kernel": kernel, "bias": bias,
+    "norm": {"scale": np.ones(8), "bias": np.zeros(8)},
+  }  # fmt: skip
+  got = module.apply({"params": params}, x, added, ids, True)
+  for first, last in ((0, 3), (3, 5)):
+    part = np.pad(x[0, first:last], ((1, 1), (0, 0)))
+    for at in range(last - first):
+      near = part[at : at + 3].reshape(3, 2, 4)
+      y = np.concatenate(
+        [
+          np.einsum("kd,kdo->o", near[:, g], kernel[:, :, 4 * g : 4 * g + 4])
+          for g in (0, 1)
+        ]
+      )
+      y = added[0, first + at] + np.maximum(y + bias, 0)
+      want = (y - y.mean()) / y.std()
+      np.testing.assert_allclose(got[0, first + at], want, atol=1e-5)
+
+
+def test_the_only_layer_computes_some_positions_behind_the_convolution():
+  config = make_config(conv_size=3, num_layers=1, dropout_rate=0.0)
+  model, params, ids = random_params(config)
+  rows = (ids, np.ones_like(ids), np.zeros_like(ids))
+  only = np.array([[5, 2]], np.int32)
+  want, _ = model.apply(params, *rows)
+  got, _ = model.apply(params, *rows, only_positions=only)
+  np.testing.assert_allclose(got[0], want[0, only[0]], atol=1e-5)
+
+
 # --- Plans of layers ---
 
 
@@ -222,6 +305,10 @@ def _sizes():
     ({"relative_buckets": 5}, "relative_buckets=5"),
     ({"dropout_places": ("head",)}, "dropout_places has head"),
     ({"attention_positions": "rope", "num_heads": 8}, "rotates pairs"),
+    ({"num_kv_heads": 3, "num_heads": 4}, "num_kv_heads=3.*num_heads=4"),
+    ({"conv_size": 2}, "conv_size=2 is even"),
+    ({"conv_size": 3, "conv_groups": 3}, "conv_groups=3.*hidden_size=8"),
+    ({"conv_size": 3, "scan_layers": True}, "scan_layers.*conv_size"),
     ({"norm": "batch_norm"}, "model.norm='batch_norm'"),
     ({"mlm_head": "bare", "embedding_size": 4}, "embedding_size=4.*=bare"),
     (
@@ -266,6 +353,20 @@ def test_a_local_layer_costs_what_its_window_costs():
   )
   assert saved == 2 * 4 * 768 * (4096**2 - 4096 * 129)
   assert flops.encoder_flops(full, 1, 64) == flops.encoder_flops(model, 1, 64)
+
+
+def test_shared_keys_and_a_convolution_cost_what_their_kernels_have():
+  model = settings.make_config().model
+  before = flops.encoder_flops(model, 2, 128)
+  size = settings.num_parameters(model)
+  model.num_kv_heads = 4
+  saved = 12 * 2 * 768 * (768 - 256)
+  assert before - flops.encoder_flops(model, 2, 128) == 2 * 128 * 2 * saved
+  assert size - settings.num_parameters(model) == saved
+  model.update(num_kv_heads=0, conv_size=3, conv_groups=2)
+  more = flops.encoder_flops(model, 2, 128) - before
+  assert more == 2 * 128 * 2 * (3 * 768 * 384)
+  assert settings.num_parameters(model) - size == 3 * 768 * 384
 
 
 def test_a_preset_sets_family_switches_and_objective():

@@ -712,6 +712,31 @@ def test_what_the_page_on_meshes_says_is_in_the_table():
   assert f"they need {gib} and take {ms} ms" in page
 
 
+def test_a_local_layer_is_the_difference_of_two_plans():
+  def row(length, local, **changes):
+    flops = {"1 local": 10e12, "5 local": 10e12 + 16e9 * length}[local]
+    return {
+      "phase": local, "seq_len": length, "num_devices": 4,
+      "hbm_bytes_by_kind": {
+        "activations": (4 if local == "5 local" else 1) * length * 2**20
+      },
+      "hardware_flops_per_step": flops, "predicted_step_secs": 0.5,
+      "versions": {"jax": "1"}, "commit": "a" * 40, "dirty": False,
+    }  # fmt: skip
+
+  rows = {
+    f"{length}{local}": row(length, local)
+    for length in (1000, 2000)
+    for local in ("1 local", "5 local")
+  }
+  text = table.long_to_markdown(rows)
+  # 16e9 L FLOPs of 4 layers on 4 devices, and 3 MiB L of 4 layers.
+  assert "| 1,000 | 1000.0 | 750.0 | 0.0 | 1000.00, 750.00, 0.00 |" in text
+  assert "| 2,000 | 2000.0 | 1500.0 | 0.0 | 1000.00, 750.00, 0.00 |" in text
+  keys = [entry.key for entry in table.long_entries()]
+  assert len(set(keys)) == len(keys) == 12
+
+
 def test_every_entry_of_the_table_is_a_config_that_exists():
   keys = [entry.key for entry in table.entries()]
   assert len(set(keys)) == len(keys)

@@ -9,6 +9,7 @@ import subprocess
 import jax
 import pytest
 
+from bert_jax.runtime import files
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
@@ -287,9 +288,9 @@ def test_metrics_that_are_not_finite_are_null_in_the_file(tmp_path):
 @pytest.mark.parametrize("tensorboard", [False, True])
 def test_a_full_disk_is_told_with_the_name_of_the_log(tmp_path, tensorboard):
   log = metrics_log.MetricsLog(str(tmp_path), 0, tensorboard)
-  writer, mode = (log._board, "wb") if tensorboard else (log, "w")
+  writer = log._board if tensorboard else log
   writer._file.close()
-  writer._file = open("/dev/full", mode)
+  writer._file = files.Appended("/dev/full")
   for act in (lambda: log.write(1, {"train/loss": 2.0}), log.close):
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
       act()

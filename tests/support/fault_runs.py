@@ -44,7 +44,7 @@ def environ():
   found = dict(os.environ) | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2"
-    " --xla_backend_optimization_level=0",
+    " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
   }
   found.pop("JAX_COMPILATION_CACHE_DIR", None)
   return found

@@ -44,7 +44,8 @@ def start(
     port = free.getsockname()[1]
   environ = dict(os.environ) | {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"
+    " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
   }
   settings = SETTINGS | {"data.dir": prepared}
   settings |= {k.replace("__", "."): v for k, v in changes.items()}

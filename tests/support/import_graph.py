@@ -7,7 +7,8 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "bert_jax"
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "grain"}
 # Feeding has no use for jax itself; grain imports it.
 MAY_IMPORT = dict.fromkeys(
-  ("data.batching", "data.orders", "data.task_batches"), {"grain"}
+  ("data.batching", "data.mixtures", "data.orders", "data.task_batches"),
+  {"grain"},
 )
 
 

@@ -193,7 +193,11 @@ class Proxy:
       def log_message(self, *args):
         pass
 
-    self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Http(http.server.ThreadingHTTPServer):
+      def handle_error(self, *args):
+        """A client that was killed leaves a broken connection."""
+
+    self._http = Http(("127.0.0.1", 0), Handler)
     self._http.daemon_threads = True
     self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
     self.server = None

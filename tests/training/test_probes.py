@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import stats
 
 from bert_jax import tasks
 from bert_jax.models import encoder
+from bert_jax.planning import doctor
 from bert_jax.runtime import metrics_log
 from bert_jax.training import probes
 from bert_jax.training import session
@@ -146,14 +148,27 @@ def test_a_probe_that_cannot_be_is_refused(config, opened, changes, words):
   assert all(word in str(error.value) for word in words)
 
 
-def test_a_list_may_be_one_word_with_commas(config, opened):
+def test_a_list_may_be_one_word_with_commas(opened):
   found, _, _ = opened
-  found.job.config.probe.linear = ("sst2,sst2",)
+  group = found.job.config.probe
+  group.linear, group.finetune = ("sst2,sst2",), ("stsb",)
   try:
     prober = probes.Prober(found.job, found.mesh)
   finally:
-    found.job.config.probe.linear = ("sst2",)
+    group.linear, group.finetune = ("sst2",), ()
+  linear = "sst2_linear_accuracy"
+  assert prober.names == [
+    "stsb_similarity_spearman", linear, linear, "stsb_finetune_spearman"
+  ]  # fmt: skip
   assert prober.is_due(4) and not prober.is_due(0) and not prober.is_due(6)
+
+
+def test_the_doctor_names_the_probes(opened):
+  found, _, _ = opened
+  training = types.SimpleNamespace(job=(found.job, None), mesh=found.mesh)
+  assert doctor._probes(training) == (
+    "every 4 steps: stsb_similarity_spearman, sst2_linear_accuracy"
+  )
 
 
 def _rows(workdir, group):

@@ -1,5 +1,6 @@
 """Tests of weights.py: every format, round trips, damage, fit, transformers."""
 
+import argparse
 import dataclasses
 import importlib.metadata
 import json
@@ -35,6 +36,7 @@ from bert_jax.weights import task_heads
 from bert_jax.weights import tf_checkpoint
 from configs import convert as convert_config
 from tests.support import layer_stacks
+from tests.support import torch_saving
 from tests.support.small_models import LABELS
 from tests.support.small_models import MODEL
 from tests.support.small_models import PIECES
@@ -413,6 +415,78 @@ def test_other_rules_of_tokens_are_refused(tmp_path, changes, message):
     weights.read(folder)
 
 
+# --- fairseq -----------------------------------------------------------------
+
+
+def save_fairseq(path, **args):
+  """Writes a tiny RoBERTa as fairseq does, with the arguments of a training."""
+  layer = {
+    f"self_attn.{name}_proj": (8, 8) for name in ("q", "k", "v", "out")
+  } | {"fc1": (16, 8), "fc2": (8, 16)}
+  shapes = {
+    f"layers.0.{name}.{leaf}": shape if leaf == "weight" else shape[:1]
+    for name, shape in layer.items()
+    for leaf in ("weight", "bias")
+  }
+  for norm in (
+    "emb_layer_norm", "layers.0.self_attn_layer_norm",
+    "layers.0.final_layer_norm",
+  ):  # fmt: skip
+    shapes |= {f"{norm}.weight": (8,), f"{norm}.bias": (8,)}
+  shapes |= {"embed_tokens.weight": (11, 8), "embed_positions.weight": (14, 8)}
+  rng = np.random.default_rng(0)
+  state = {
+    f"decoder.sentence_encoder.{name}": rng.normal(size=shape).astype("f4")
+    for name, shape in shapes.items()
+  }
+  torch_saving.save(path, {"model": state, **args}, "zip")
+  return state
+
+
+FAIRSEQ = {
+  "encoder_layers": 1, "encoder_embed_dim": 8, "encoder_attention_heads": 2,
+  "encoder_ffn_embed_dim": 16, "max_positions": 12, "arch": "roberta_base",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "args",
+  [
+    {"args": argparse.Namespace(**FAIRSEQ)},
+    {"args": None, "cfg": {"model": FAIRSEQ}},
+  ],
+)
+def test_a_checkpoint_of_fairseq_tells_its_own_settings(tmp_path, args):
+  state = save_fairseq(tmp_path / "model.pt", **args)
+  found = weights.read(tmp_path)
+  assert found.family == "roberta" and not found.ignored
+  sizes = {
+    "vocab_size": 11, "max_len": 12, "position_offset": 2, "num_heads": 2,
+    "mlp_dim": 16, "num_layers": 1,
+  }  # fmt: skip
+  assert {key: found.shape[key] for key in sizes} == sizes
+  table = found.params["encoder"]["embeddings"]["word"]["embedding"]
+  key = "decoder.sentence_encoder.embed_tokens.weight"
+  np.testing.assert_array_equal(table, state[key])
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    ({}, r"model\.pt has no config\.json .*fairseq"),
+    ({"args": argparse.Namespace(lr=0.1)}, "lack encoder_layers.*config.json"),
+    (
+      {"args": FAIRSEQ | {"encoder_normalize_before": True}},
+      "encoder_normalize_before",
+    ),
+  ],
+)
+def test_one_without_them_says_what_to_add(tmp_path, args, message):
+  save_fairseq(tmp_path / "model.pt", **args)
+  with pytest.raises(weights.WeightsError, match=message):
+    weights.read(tmp_path)
+
+
 # --- what cannot be read -----------------------------------------------------
 
 
@@ -689,6 +763,39 @@ def test_fit_lays_weights_out_as_the_model_wants(scan_layers):
   merged, added, dropped = weights.fit(params, wanted_shapes(want))
   assert added == dropped == ()
   assert_same(merged, jax.tree.map(np.asarray, want))
+
+
+@pytest.mark.parametrize(
+  ("given", "wanted", "advice"),
+  [
+    (
+      {"family": "albert", "embedding_size": 4, "layer_groups": 1},
+      {"hidden_size": 16},
+      r"hidden_size=8 \(it is 16\)$",
+    ),
+    (
+      {"family": "albert", "embedding_size": 4, "layer_groups": 1},
+      {"embedding_size": 6},
+      r"set model.embedding_size=4 \(it is 6\)$",
+    ),
+    (
+      {"family": "albert", "embedding_size": 4, "layer_groups": 1},
+      {"layer_groups": 2},
+      r"1 layers with parameters of their own, .*set model.layer_groups=1",
+    ),
+    (
+      {"family": "roberta", "position_offset": 2},
+      {"max_len": 64},
+      r"set model.max_len=12 \(it is 64\)$",
+    ),
+  ],
+)
+def test_advice_names_the_key_of_the_family(given, wanted, advice):
+  weights_ = make(**given).params
+  other = make(**given | wanted).params
+  config = model_config.ModelConfig(**MODEL | given | wanted)
+  with pytest.raises(weights.WeightsError, match=advice):
+    weights.fit(weights_, wanted_shapes(other), config)
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

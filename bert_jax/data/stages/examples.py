@@ -45,7 +45,9 @@ def write(config: Config, folder: str) -> None:
     "pairing": d.pairing,
     "seq_len": d.seq_len,
     "dupe_factor": d.dupe_factor,
-    "short_seq_rate": d.short_seq_rate if d.pairing == "pairs" else 0.0,
+    "short_seq_rate": (
+      d.short_seq_rate if d.pairing in records.PAIRINGS else 0.0
+    ),
     "examples_seed": d.examples_seed,
     "long_lines": "split",
     "tokens": files.file_hash(os.path.join(folder, "manifest.json")),
@@ -124,7 +126,7 @@ def special_counts(folder: str) -> tuple[int, int]:
 
 def _num_special(job: dict) -> int:
   """Returns how many tokens of an example are special tokens."""
-  return job["special"][job["pairing"] == "pairs"]
+  return job["special"][job["pairing"] in records.PAIRINGS]
 
 
 @functools.lru_cache(1)
@@ -252,6 +254,14 @@ def _examples_of(
   if job["pairing"] == "full_sentences":
     yield _full_sentences(job, table, range(first, end), rng, dupe)
     return
+  if job["pairing"] == "documents":
+    for i in range(first, end):
+      yield _full_document(job, table.boundaries(i).tolist(), rng, dupe)
+    return
+  if job["pairing"] == "ordered_pairs":
+    for i in range(first, end):
+      yield _ordered_pairs(job, documents, i, rng)
+    return
   total = len(table)
   for i in range(first, end):
 
@@ -300,3 +310,41 @@ def _full_sentences(job, table, numbers, rng, dupe) -> list[pairing.Example]:
   return list(
     pairing.full_sentences(starts[skip:], frozenset(documents), limit)
   )
+
+
+def _full_document(
+  job: dict, boundaries: list[int], rng: random.Random, dupe: int
+) -> list[pairing.Example]:
+  """Returns the examples of one document, which together hold all of it.
+
+  In later passes, the first example ends at another sentence, so that the
+  others have other boundaries.
+  """
+  limit = job["seq_len"] - _num_special(job)
+  starts = boundaries[:-1]
+  end = boundaries[-1] + 1  # behind the [SEP] that ends the document
+  first = rng.randrange(len(starts)) if dupe else 0
+  found: list[pairing.Example] = []
+  if first:
+    found += pairing.full_sentences(starts[: first + 1], frozenset(), limit)
+  rest = [*starts[first:], end]
+  found += pairing.full_sentences(rest, frozenset([end]), limit)
+  return [example for example in found if example[2]]
+
+
+def _ordered_pairs(
+  job: dict, documents: _Documents, number: int, rng: random.Random
+) -> list[pairing.Example]:
+  """Returns the examples of one document in order or swapped."""
+  boundaries = [int(x) for x in documents.boundaries(number)[0]]
+  found = list(
+    pairing.ordered_pairs(
+      boundaries,
+      job["seq_len"] - _num_special(job),
+      job["short_seq_rate"],
+      rng,
+    )
+  )
+  documents.cut_tokens += boundaries[-1] - boundaries[0]
+  documents.cut_tokens -= sum(a + b for _, _, a, b, _ in found)
+  return found

@@ -3,9 +3,10 @@
 A job writes one shard for each split and each part of the unit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 import contextlib
 import functools
+import itertools
 import logging
 import os
 from typing import Any
@@ -14,6 +15,8 @@ import numpy as np
 
 from bert_jax.data import corpus
 from bert_jax.data import held_out
+from bert_jax.data import segmenters
+from bert_jax.data.stages import duplicates
 from bert_jax.data.stages import inputs as inputs_lib
 from bert_jax.data.stages import stage
 from bert_jax.data.store import manifests
@@ -32,6 +35,8 @@ _REPORT = {
     [manifests.TOKENS_ROW | dict.fromkeys(_TOTALS, manifests.is_count)]
   ),
 }
+# That of a job whose text a segmenter cut into words.
+_WORDS_REPORT = _REPORT | {"words": manifests.WORDS}
 
 
 def write(
@@ -62,8 +67,15 @@ def write(
   }
   if any(unit.held_out_sentences for unit in inputs.units):
     asked["held_out_by"] = held_out.BY_SENTENCES
+  suffixes = ["array_record", *records.TABLES]
+  if prepare.segmenter:
+    asked["segmenter"] = segmenters.load(prepare.segmenter).record
+    segmenters.check(tokenizer)
+    suffixes.append(records.WORDS)
+  form = _WORDS_REPORT if prepare.segmenter else _REPORT
+  if prepare.duplicates != "keep":
+    asked["duplicates"] = prepare.duplicates
   target = os.path.join(folder, "tokens")
-  suffixes = ("array_record", *records.TABLES)
   work = stage.Stage(prepare, folder, "tokens", target, *suffixes)
   manifest_path = os.path.join(folder, "manifest.json")
   if files.exists(manifest_path):
@@ -75,22 +87,43 @@ def write(
       return
   work.begin(asked)
   jobs = [
-    dict(name=f"{i:05d}", shard=i, size=u.size, folder=folder, unit=vars(u))
+    dict(
+      name=f"{i:05d}",
+      shard=i,
+      size=u.size,
+      folder=folder,
+      unit=vars(u),
+      cut_by=prepare.segmenter,
+    )
     | asked
     for i, u in enumerate(inputs.units)
   ]
-  done = work.finished(jobs, _REPORT)
+  done = work.finished(jobs, form)
   inputs.check({int(k): v["sha256"] for k, v in done.items()}, folder)
-  results = work.run(tokenize_unit, jobs, "tokenise", _REPORT)
+  marks = os.path.join(folder, stage.PROGRESS, "duplicates")
+  dropped = duplicates.find(prepare, inputs, marks)
+  for job, numbers in zip(jobs, dropped, strict=True):
+    job["dropped"] = numbers
+  results = work.run(tokenize_unit, jobs, "tokenise", form)
   shards = {s: [row for r in results for row in r[s]] for s in records.SPLITS}
   _write_counts(work, shards, tokenizer)
   totals = stage.sum_rows(shards, _TOTALS)
   _check_documents(totals, prepare.held_out_rate)
   if num_null := sum(report.get("null_texts", 0) for report in results):
     _log.warning("left out %d records whose text is null", num_null)
+  more: dict[str, Any] = {}
+  if prepare.segmenter:
+    more["words"] = {
+      key: sum(report["words"][key] for report in results)
+      for key in manifests.WORDS
+    }
+  if prepare.duplicates != "keep":
+    more["dropped_documents"] = sum(map(len, dropped))
+    _log.info("dropped %d repeated documents", more["dropped_documents"])
   work.end(
       manifest_path,
       settings=asked,
+      **more,
       vocab_size=tokenizer.vocab_size,
       inputs=[
           dict(file=os.path.basename(u.path), start=u.start, end=u.end,
@@ -146,12 +179,57 @@ def _tokenizer(folder: str, fingerprint: str):
   return load.load_tokenizer(os.path.join(folder, "vocab"))
 
 
+@functools.lru_cache(1)
+def _segmenter(name: str, record: str) -> segmenters.Segmenter:
+  """Loads the segmenter of a job.
+
+  Args:
+    name: prepare.segmenter.
+    record: what it was when the preparation began.
+  """
+  segmenter = segmenters.load(name)
+  if segmenter.record != record:
+    raise segmenters.SegmenterError(
+      f"{segmenters.KEY}={name} is now {segmenter.record}, and was {record} "
+      "when this preparation began; start it again"
+    )
+  return segmenter
+
+
+def _encoder(
+  job: dict,
+) -> tuple[Callable[..., tuple], segmenters.WordMarker | None]:
+  """Returns what encodes the sentences of a document.
+
+  Args:
+    job: as for `tokenize_unit`.
+
+  Returns:
+    A function that returns, of the sentences that have tokens, the ids and, if
+    a segmenter cuts the text into words, the marks, as `TokenWriter.add` takes
+    them; and what counts the words.
+  """
+  tokenizer = _tokenizer(job["folder"], job["vocab"])
+  if "segmenter" not in job:
+    return lambda sentences: (
+      [ids for ids in tokenizer.encode_sentences(sentences) if ids],
+    ), None
+  segmenter = _segmenter(job["cut_by"], job["segmenter"])
+  marker = segmenters.WordMarker(segmenter, tokenizer)
+
+  def encode(sentences: list[str]) -> tuple:
+    found = [x for x in map(marker.encode, sentences) if x[0]]
+    return [ids for ids, _ in found], [marks for _, marks in found]
+
+  return encode, marker
+
+
 def tokenize_unit(job: dict) -> dict:
   """Writes the shards of one unit of text.
 
   Args:
-    job: a dict of shard, folder, unit (a corpus.Unit as a dict) and the
-      settings of the token stage.
+    job: a dict of shard, folder, unit (a corpus.Unit as a dict), dropped (the
+      numbers of its documents to leave out) and the settings of the stage.
 
   Returns:
     split -> the rows of its shards in the manifest; and the SHA-256 of the
@@ -164,10 +242,18 @@ def tokenize_unit(job: dict) -> dict:
   parts = corpus.read_parts(
     unit, job["format"], job["text_key"], job["language"], reading
   )
+  encode, marker = _encoder(job)
+  numbers = itertools.count()  # of the documents of the unit
   for part, documents in enumerate(parts):
     shard = records.shard_of_part(job["shard"], part)
-    for name, row in _write_shard(job, shard, documents, split).items():
+    numbered = zip(numbers, documents, strict=False)
+    for name, row in _write_shard(job, shard, numbered, split, encode).items():
       result[name].append(row)
+  if marker:
+    result["words"] = {
+      "chinese_tokens": marker.num_chinese,
+      "joined_tokens": marker.num_joined,
+    }
   return result | {
     "sha256": reading.hexdigest(),
     "null_texts": reading.num_null,
@@ -177,29 +263,46 @@ def tokenize_unit(job: dict) -> dict:
 def _write_shard(
   job: dict,
   shard: records.Shard,
-  documents: Iterator[list[str]],
+  documents: Iterable[tuple[int, list[str]]],
   divide: held_out.Splitter,
+  encode: Callable[..., tuple],
 ) -> dict[str, dict]:
   """Writes the documents of a part, one shard for each split that has some.
+
+  Args:
+    job: as for `tokenize_unit`.
+    shard: the shard to write.
+    documents: number in the unit and sentences of each document.
+    divide: divides them between the splits.
+    encode: from `_encoder`.
 
   Returns:
     split -> the row of its shard in the manifest.
   """
   tokenizer = _tokenizer(job["folder"], job["vocab"])
+  dropped = frozenset(job["dropped"])
   folder = os.path.join(job["folder"], "tokens")
   with contextlib.ExitStack() as stack:
     writers = {
       split: stack.enter_context(
         records.TokenWriter(
-          folder, split, shard, tokenizer.vocab_size, tokenizer.sep_id
+          folder,
+          split,
+          shard,
+          tokenizer.vocab_size,
+          tokenizer.sep_id,
+          has_words="segmenter" in job,
         )
       )
       for split in records.SPLITS
     }
-    for document in documents:
+    for number, document in documents:
       for is_held_out, sentences in divide(document):
-        if ids := [i for i in tokenizer.encode_sentences(sentences) if i]:
-          writers[records.SPLITS[is_held_out]].add(ids)
+        if number in dropped:
+          continue
+        encoded = encode(sentences)
+        if encoded[0]:
+          writers[records.SPLITS[is_held_out]].add(*encoded)
   rows = {}
   for split, writer in writers.items():
     if writer.num_documents:

@@ -84,9 +84,15 @@ def write(
       f"{target} exists, but bert-jax prepare did not make it; give another "
       "--output, or move that folder away"
     )
-  tokenizer = given or _learn(prepare, inputs.units)
-  if getattr(tokenizer, "strip_accents", False):
+  # Before learning, which may fail because the signs are gone.
+  if getattr(given or prepare, "strip_accents", None) or (
+    given is None
+    and prepare.vocab_kind == "wordpiece"
+    and prepare.strip_accents is None
+    and prepare.lower_case
+  ):
     _look_for_vowel_signs(sample_text(prepare, inputs.units))
+  tokenizer = given or _learn(prepare, inputs.units)
   with files.whole_folder(target) as whole:
     tokenizer.save(whole)
     records.write_json(os.path.join(whole, "settings.json"), asked)

@@ -32,6 +32,50 @@ class TokenStore:
       records.shard_paths(tokens, split, shards, "array_record"),
       sum(s["records"] for s in shards),
     )
+    self._shards = shards
+    self._path = functools.partial(records.shard_path, tokens, split)
+
+  @functools.cached_property
+  def _word_marks(self) -> list[np.ndarray]:
+    """The marks of the tokens of each shard that continue a word, as bits.
+
+    Raises:
+      DataError: a shard has no marks, or another number of them.
+    """
+    found = []
+    for shard in self._shards:
+      path = self._path(shard["shard"], records.WORDS)
+      marks = records.read_array(path, np.uint8, 2)
+      wanted = (shard["records"], records.RECORD_TOKENS // 8)
+      if marks.shape != wanted:
+        raise records.DataError(
+          f"{path} is damaged: its shape is {marks.shape}, not {wanted}; "
+          "prepare the data again"
+        )
+      found.append(marks)
+    return found
+
+  def read_word_marks(
+    self, starts: np.ndarray, lengths: np.ndarray
+  ) -> np.ndarray:
+    """Reads which tokens of spans continue a word, as a segmenter marked them.
+
+    Args:
+      starts: [M] as for `read_spans`.
+      lengths: [M] as for `read_spans`.
+
+    Returns:
+      A flat array of bool, parallel to the ids of `read_spans`.
+    """
+    keys = self._record_numbers(starts, lengths)[0]
+    ends = np.cumsum([len(marks) for marks in self._word_marks])
+    shard = np.searchsorted(ends, keys, side="right")
+    bits = np.zeros((len(keys), records.RECORD_TOKENS // 8), np.uint8)
+    for i in np.unique(shard).tolist():
+      marks = self._word_marks[i]
+      here = shard == i
+      bits[here] = marks[keys[here] - (ends[i] - len(marks))]
+    return np.unpackbits(bits, axis=1).astype(bool).reshape(-1)
 
   def read_spans(
     self, starts: np.ndarray, lengths: np.ndarray
@@ -45,6 +89,18 @@ class TokenStore:
     Returns:
       A flat array of ids, and [M] the index in it where each span starts.
     """
+    keys, offsets = self._record_numbers(starts, lengths)
+    tokens = self._records.read(keys, self.dtype, records.RECORD_TOKENS)
+    return tokens.reshape(-1), offsets
+
+  def _record_numbers(
+    self, starts: np.ndarray, lengths: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the numbers of the records of spans, and where each span starts.
+
+    Raises:
+      DataError: a span is not within the tokens.
+    """
     size = records.RECORD_TOKENS
     first = starts // size
     last = (starts + lengths - 1) // size
@@ -57,8 +113,7 @@ class TokenStore:
         f"to {(starts + lengths).max()}, but there are "
         f"{len(self._records) * size}; prepare the data again"
       )
-    tokens = self._records.read(keys, self.dtype, size)
-    return tokens.reshape(-1), slots * size + starts % size
+    return keys, slots * size + starts % size
 
 
 class DocumentTable:

@@ -69,6 +69,8 @@ TOKENS_ROW = {
   "sha256": dict.fromkeys(("array_record", *records.TABLES), is_text),
 }
 EXAMPLES_ROW = {"shard": _is_shard, "examples": is_count, "sha256": is_text}
+# The words of text that a segmenter cut.
+WORDS = {"chinese_tokens": is_count, "joined_tokens": is_count}
 LENGTHS_ROW = {"shard": _is_shard, "sha256": is_text}
 _MANIFESTS: tuple[dict, ...] = (
   {

@@ -10,6 +10,8 @@ spans of that space (EXAMPLE), so that another length or pairing costs little.
   DATA/tokens/SPLIT-00000.array_record     token ids
   DATA/tokens/SPLIT-00000.boundaries.npy   where each sentence starts and ends
   DATA/tokens/SPLIT-00000.documents.npy    where in that table a document starts
+  DATA/tokens/SPLIT-00000.words.npy        which tokens continue a word, a bit
+                                           each; only if a segmenter says it
   DATA/tokens/SPLIT.counts.npy             how often each id occurs
   DATA/examples/NAME/manifest.json         the manifest of the examples
   DATA/examples/NAME/SPLIT-00000.array_record
@@ -46,6 +48,8 @@ RECORD_TOKENS = 256
 SPLITS = ("train", "validation")
 # The tables beside the tokens of a shard.
 TABLES = ("boundaries.npy", "documents.npy")
+# A table that a shard has if a segmenter cut its text into words.
+WORDS = "words.npy"
 
 # The number of a unit (int), or of a unit and one of its later parts (text).
 Shard = int | str
@@ -172,9 +176,27 @@ class TokenWriter:
   """
 
   def __init__(
-    self, folder: str, split: str, shard: Shard, vocab_size: int, sep_id: int
+    self,
+    folder: str,
+    split: str,
+    shard: Shard,
+    vocab_size: int,
+    sep_id: int,
+    has_words: bool = False,
   ):
+    """Opens the files of a shard.
+
+    Args:
+      folder: DATA/tokens.
+      split: one of SPLITS.
+      shard: the shard.
+      vocab_size: V.
+      sep_id: the id that ends a document.
+      has_words: whether `add` also gets which tokens continue a word.
+    """
     self._shard = shard
+    self._tables = (*TABLES, WORDS) if has_words else TABLES
+    self._marks: list[np.ndarray] = []
     self._path = functools.partial(shard_path, folder, split, shard)
     self._writer = RecordWriter(self._path("array_record"))
     self._dtype = token_dtype(vocab_size)
@@ -198,6 +220,8 @@ class TokenWriter:
     if error[0] is None and self.num_documents:
       write_array(self._path(TABLES[0]), np.concatenate(self._boundaries))
       write_array(self._path(TABLES[1]), np.array(self._documents, np.int64))
+      if WORDS in self._tables:
+        write_array(self._path(WORDS), self._pack_marks())
     elif error[0] is None:
       files.delete(self._path("array_record"))
 
@@ -205,8 +229,20 @@ class TokenWriter:
   def num_documents(self) -> int:
     return len(self._boundaries)
 
-  def add(self, sentences: Sequence[Sequence[int]]) -> None:
-    """Adds a document, a list of sentences, which are lists of ids."""
+  def add(
+    self,
+    sentences: Sequence[Sequence[int]],
+    marks: Sequence[Sequence[bool]] = (),
+  ) -> None:
+    """Adds a document.
+
+    Args:
+      sentences: the ids of each sentence.
+      marks: for each of them, whether it continues a word; only with has_words.
+    """
+    if WORDS in self._tables:
+      flat = itertools.chain(*marks, (False,))  # [SEP] continues none
+      self._marks.append(np.fromiter(flat, bool))
     lengths = [0, *map(len, sentences)]
     boundaries = np.cumsum(lengths, dtype=np.int64) + self._num_tokens
     self._boundaries.append(boundaries)
@@ -233,15 +269,26 @@ class TokenWriter:
       "tokens": self._num_tokens - self.num_documents,
       "records": self._writer.count,
       "sha256": {
-        x: files.file_hash(self._path(x)) for x in ("array_record", *TABLES)
+        x: files.file_hash(self._path(x))
+        for x in ("array_record", *self._tables)
       },
     }
+
+  def _pack_marks(self) -> np.ndarray:
+    """Returns the marks of all tokens [records, RECORD_TOKENS / 8] as bits."""
+    marks = np.concatenate(self._marks)
+    marks = np.pad(marks, (0, -len(marks) % RECORD_TOKENS))
+    return np.packbits(marks.reshape(-1, RECORD_TOKENS), axis=1)
+
+
+# Values of data.pairing whose examples have two segments.
+PAIRINGS = ("pairs", "ordered_pairs")
 
 
 def examples_name(data: Any) -> str:
   """Returns the folder name of the examples that `config.data` asks for."""
   name = f"{data.pairing}-{data.seq_len}-dupe{data.dupe_factor}"
-  if data.pairing == "pairs":
+  if data.pairing in PAIRINGS:
     name += f"-short{data.short_seq_rate:g}"
   return f"{name}-seed{data.examples_seed}"
 

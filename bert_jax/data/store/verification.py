@@ -48,7 +48,8 @@ def verify(
   _check_counts(folder)
   note = os.path.join(files.cache_folder(folder), _VERIFIED)
   known = _read_verified(note) if mode == "once" else {}
-  wanted = table_hashes(folder, split, ("array_record", *records.TABLES))
+  suffixes = ("array_record", *records.TABLES, records.WORDS)
+  wanted = table_hashes(folder, split, suffixes)
   wanted |= _example_hashes(folder, name, split, packed)
   _copy_all(wanted)
   entries = {path: _entry(path, digest) for path, digest in wanted.items()}

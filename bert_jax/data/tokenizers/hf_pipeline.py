@@ -122,7 +122,7 @@ def is_pipeline(
     spec: the tokenizer of the model's family; None if that is not known.
   """
   row = spec_of(folder, spec)
-  whole = _whole(folder)
+  whole = hf_tokenizer.whole_of(folder)
   if whole:
     if pipeline.model_type(whole) != "WordPiece":
       return True
@@ -138,14 +138,6 @@ def is_pipeline(
 def _names_of_vocabularies() -> list[str]:
   names = [n for row in layouts.LAYOUTS.values() for n in row.file_names]
   return [name for name in dict.fromkeys(names) if name != "vocab.txt"]
-
-
-def _whole(folder: str) -> dict[str, Any]:
-  """Returns the content of tokenizer.json; {} if it does not hold the rules."""
-  path = os.path.join(folder, interface.SETTINGS_FILE)
-  whole = files.read_json(path, default={})
-  # `Tokenizer.save` writes another file of this name.
-  return whole if "model" in whole else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +173,7 @@ def read(folder: str, spec: templates.TokenizerSpec | None = None) -> Settings:
   _check_keys(path, config, row)
   _check_keys(map_path, names, row)
   seq_len = hf_tokenizer.seq_len_of(folder, config, None)
-  whole = _whole(folder)
+  whole = hf_tokenizer.whole_of(folder)
   if whole:
     source = os.path.join(folder, interface.SETTINGS_FILE)
     rules = _checked(source, whole, config, path)
@@ -381,7 +373,7 @@ def _with_tokens(
     if token is None and row is not None:
       token = row.special_tokens.get(role)
       # A class adds the tokens that its vocabulary lacks.
-      is_added = row.layout and not _whole(folder)
+      is_added = row.layout and not hf_tokenizer.whole_of(folder)
       token = token if token in ids or is_added else None
     if token:
       named[role] = token

@@ -1,4 +1,4 @@
-"""Reads the settings of a WordPiece tokenizer in a Hugging Face folder.
+"""Reads and writes a WordPiece tokenizer in a Hugging Face folder.
 
 Every key that changes token ids is either applied, or refused with an error
 that names the key and the accepted value. Keys that change nothing are listed
@@ -14,6 +14,7 @@ spelling of a special token in a text is read as text, as in the original code.
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import json
 import math
 import os
 from typing import Any
@@ -22,6 +23,7 @@ from bert_jax.data import key_table
 from bert_jax.data import templates
 from bert_jax.data.tokenizers import added_tokens
 from bert_jax.data.tokenizers import interface
+from bert_jax.data.tokenizers import wordpiece
 from bert_jax.runtime import files
 
 CONFIG = "tokenizer_config.json"
@@ -129,9 +131,7 @@ def read(
   folder = os.fspath(folder)
   config = _read_json(folder, CONFIG)
   names = _read_json(folder, MAP)
-  whole = _read_json(folder, interface.SETTINGS_FILE)
-  if "model" not in whole:
-    whole = {}  # `Tokenizer.save` writes another file of this name
+  whole = whole_of(folder)
   path = os.path.join(folder, CONFIG)
   for file, content in ((path, config), (os.path.join(folder, MAP), names)):
     check_keys(file, content, spec)
@@ -159,6 +159,13 @@ def read(
 def _read_json(folder: str, name: str) -> dict[str, Any]:
   """Reads a JSON object; returns {} if the file does not exist."""
   return files.read_json(os.path.join(folder, name), default={})
+
+
+def whole_of(folder: str) -> dict[str, Any]:
+  """Returns the content of tokenizer.json; {} if it does not hold the rules."""
+  whole = _read_json(folder, interface.SETTINGS_FILE)
+  # `Tokenizer.save` writes another file of this name.
+  return whole if "model" in whole else {}
 
 
 # --- settings ----------------------------------------------------------------
@@ -540,3 +547,62 @@ def _list(path: str, values: Mapping[str, Any], key: str) -> list[Any]:
   if not isinstance(found, list):
     raise ValueError(f"{path}: {key} is {found!r:.100}; wanted a list")
   return found
+
+
+# --- writing -----------------------------------------------------------------
+
+
+def write(
+  tokenizer: wordpiece.WordPieceTokenizer,
+  folder: str,
+  spec: templates.TokenizerSpec,
+  max_len: int,
+) -> None:
+  """Writes vocab.txt, tokenizer_config.json and the files of added tokens.
+
+  Args:
+    tokenizer: the tokenizer to write.
+    folder: the folder to write into, which exists.
+    spec: describes the tokenizer of the model's family.
+    max_len: the most tokens that the model takes.
+  """
+  tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
+  config: dict[str, Any] = {
+    "tokenizer_class": spec.hf_class,
+    "do_lower_case": tokenizer.lower_case,
+    "strip_accents": (
+      None
+      if tokenizer.strip_accents == tokenizer.lower_case
+      else tokenizer.strip_accents
+    ),
+    "tokenize_chinese_chars": True,
+    "model_max_length": max_len,
+    "max_input_chars_per_word": tokenizer.max_input_chars_per_word,
+  }
+  if tokenizer.added:
+    ids = tokenizer.added_ids
+    marks = [t.content for t in tokenizer.added if t.special]
+    tokens = {
+      tokenizer.id(name): added_tokens.AddedToken(
+        name, normalized=False, special=True
+      )
+      for name in spec.special_tokens.values()
+    } | {i: token for token, i in ids.items()}
+    config["added_tokens_decoder"] = {
+      str(i): dataclasses.asdict(tokens[i]) for i in sorted(tokens)
+    }
+    config["additional_special_tokens"] = marks
+    # Versions of transformers before 4.34 read these two files.
+    by_content = {token.content: i for token, i in ids.items()}
+    _write_json(os.path.join(folder, _ADDED), by_content)
+    names = {f"{k}_token": v for k, v in spec.special_tokens.items()}
+    _write_json(
+      os.path.join(folder, MAP),
+      names | {"additional_special_tokens": marks},
+    )
+  _write_json(os.path.join(folder, CONFIG), config)
+
+
+def _write_json(path: str, value: Any) -> None:
+  text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+  files.write_text(path, text + "\n")

@@ -166,6 +166,14 @@ class Tokenizer(abc.ABC):
     """
     return hashlib.sha256(self._content()).hexdigest()
 
+  def meaning(self) -> tuple[Any, ...]:
+    """Returns what decides ids, to compare two tokenizers for equal ids.
+
+    Other than fingerprints, those of two files that say the same in different
+    ways are equal.
+    """
+    return self.lower_case, self._pieces, (), None
+
   def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
     """Returns `encode` of every text, in order."""
     if isinstance(texts, str):

@@ -79,39 +79,57 @@ def load_tokenizer(
     FileNotFoundError: there is no vocabulary at `path`.
   """
   path = _local(path)
+  if path.is_file() and path.name in _HF_FILES:
+    files.check_readable(str(path))
+    path = path.parent
   asked = {
     "lower_case": lower_case,
     "max_input_chars_per_word": max_input_chars_per_word,
   }
-  saved: dict[str, Any] = {}
-  file = path
-  if path.is_dir():
-    saved = _read_settings(path / interface.SETTINGS_FILE)
-    if not saved and _is_hugging_faces(path):
-      if hf_pipeline.is_pipeline(str(path)):
-        given = asked | {wordpiece.STRIP_ACCENTS: strip_accents}
-        return _load_pipeline(path, given)
-      found = load_hugging_faces(path, hf_tokenizer.read(path), asked)
-      if strip_accents not in (None, found.strip_accents):
-        raise ValueError(
-          f"strip_accents={strip_accents}, but the tokenizer of {path} has "
-          f"{found.strip_accents}; leave it unset, or give its vocab.txt alone"
-        )
-      return found
+  if not path.is_dir():
+    if not path.exists():
+      raise FileNotFoundError(
+        f"{path} does not exist; wanted a vocab.txt, a .model file or a"
+        " directory that holds one"
+      )
+    return _load_file(path, path, {}, asked, strip_accents)
+  saved = _read_settings(path / interface.SETTINGS_FILE)
+  if saved or not _is_hugging_faces(path):
     file = _vocabulary_file(path, saved)
-  elif not path.exists():
-    raise FileNotFoundError(
-      f"{path} does not exist; wanted a vocab.txt, a .model file or a directory"
-      " that holds one"
+    return _load_file(file, path, saved, asked, strip_accents)
+  if hf_pipeline.is_pipeline(str(path)):
+    return _load_pipeline(
+      path, asked | {wordpiece.STRIP_ACCENTS: strip_accents}
     )
+  found = load_hugging_faces(path, hf_tokenizer.read(path), asked)
+  if strip_accents not in (None, found.strip_accents):
+    raise ValueError(
+      f"strip_accents={strip_accents}, but the tokenizer of {path} has "
+      f"{found.strip_accents}; leave it unset, or give its vocab.txt alone"
+    )
+  return found
+
+
+def _load_file(
+  file: pathlib.Path,
+  path: pathlib.Path,
+  saved: Mapping[str, Any],
+  asked: Mapping[str, Any],
+  strip_accents: bool | None,
+) -> interface.Tokenizer:
+  """Reads a vocabulary file with the settings that were saved beside it.
+
+  Args:
+    file: the vocabulary.
+    path: the folder that holds it, or the file, as it was given.
+    saved: the content of tokenizer.json, {} if there is none.
+    asked: the settings of the caller; None means not given.
+    strip_accents: the setting of the caller, or None.
+
+  Raises:
+    ValueError: as in `load_tokenizer`.
+  """
   files.check_readable(str(file))
-  if file == path and file.name in _HF_FILES:
-    return load_tokenizer(
-      file.parent,
-      lower_case=lower_case,
-      max_input_chars_per_word=max_input_chars_per_word,
-      strip_accents=strip_accents,
-    )
   kind = next(
     (k for k in KINDS.values() if k.file_name.endswith(file.suffix or "/")),
     wordpiece.WordPieceTokenizer,
@@ -137,7 +155,8 @@ def load_tokenizer(
   return tokenizer
 
 
-# The files of a Hugging Face folder that may be named in its place.
+# The files by which a Hugging Face folder is known, and that may be named in
+# its place.
 _HF_FILES = (
   interface.SETTINGS_FILE, hf_tokenizer.CONFIG, "vocab.json", "spiece.model",
   "sentencepiece.bpe.model", "spm.model",
@@ -213,6 +232,30 @@ def read_folder(
   return tokenizer, said.seq_len, tokenizer.lower_case
 
 
+def write_folder(
+  tokenizer: interface.Tokenizer,
+  folder: str,
+  spec: templates.TokenizerSpec,
+  max_len: int,
+) -> None:
+  """Writes the files that `read_folder` reads, and transformers, too.
+
+  Args:
+    tokenizer: a WordPiece tokenizer, or one that the `tokenizers` package runs.
+    folder: the folder to write into, which exists.
+    spec: the tokenizer of the model's family.
+    max_len: the most tokens that the model takes.
+  """
+  if isinstance(tokenizer, pipeline.PipelineTokenizer):
+    hf_pipeline.write(tokenizer, folder, max_len)
+  elif isinstance(tokenizer, wordpiece.WordPieceTokenizer):
+    is_own = spec.kind == tokenizer.kind
+    spec = spec if is_own else templates.WORDPIECE
+    hf_tokenizer.write(tokenizer, folder, spec, max_len)
+  else:
+    raise TypeError(f"a {tokenizer.kind} tokenizer has no files of this kind")
+
+
 def _strip_accents(
   saved: Mapping[str, Any],
   asked: bool | None,
@@ -252,12 +295,8 @@ def _added_tokens(saved: Mapping[str, Any]) -> list[added_tokens.AddedToken]:
 def _is_hugging_faces(folder: pathlib.Path) -> bool:
   """Returns whether a folder that `save` did not write is Hugging Face's."""
   model = sentencepiece.SentencePieceTokenizer.file_name
-  names = (
-    hf_tokenizer.CONFIG, interface.SETTINGS_FILE, "vocab.json", "spiece.model",
-    "sentencepiece.bpe.model", "spm.model",
-  )  # fmt: skip
   return not (folder / model).exists() and any(
-    (folder / name).exists() for name in names
+    (folder / name).exists() for name in _HF_FILES
   )
 
 

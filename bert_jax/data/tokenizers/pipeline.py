@@ -394,6 +394,10 @@ class PipelineTokenizer(interface.Tokenizer):
     """Writes the content."""
     files.write_text(str(path), self.pipeline.dumps() + "\n")
 
+  def meaning(self) -> tuple[Any, ...]:
+    # Where rules cut text is not said by the pieces.
+    return self.lower_case, self._pieces, (), self.fingerprint
+
   def _content(self) -> bytes:
     content = [self.pipeline.rules, self.pipeline.special_tokens]
     form = dataclasses.asdict(self.pipeline.template)

@@ -73,6 +73,11 @@ def is_ideograph(piece: str) -> bool:
   return len(piece) == 1 and bool(_CJK.match(piece))
 
 
+def has_ideograph(piece: str) -> bool:
+  """Returns whether a piece has a Chinese character in it."""
+  return bool(_CJK.search(piece))
+
+
 def _clean_char(code: int) -> str:
   """Returns a character after cleaning: "", " x " or the character itself."""
   char = chr(code)

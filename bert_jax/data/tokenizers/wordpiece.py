@@ -292,6 +292,9 @@ class WordPieceTokenizer(interface.Tokenizer):
     text = "".join(piece + "\n" for piece in self._words)
     files.write_text(str(path), text)
 
+  def meaning(self) -> tuple[Any, ...]:
+    return self.lower_case, self._pieces, self.added, None
+
   def _content(self) -> bytes:
     content = [self.kind, self._saved_settings(), self._words]
     return json.dumps(content).encode("utf-8")

@@ -21,15 +21,17 @@ class HeadKernel(nn.Module):
 
   Attributes:
     config: a `ModelConfig`.
+    num_heads: N, which is smaller for keys and values that heads share.
   """
 
   config: ModelConfig
+  num_heads: int
 
   @nn.compact
   def __call__(self):
     cfg = self.config
-    heads = (cfg.num_heads, cfg.head_dim)
-    flat = (cfg.hidden_size, cfg.hidden_size)
+    heads = (self.num_heads, cfg.head_dim)
+    flat = (cfg.hidden_size, self.num_heads * cfg.head_dim)
     kernel = layers.kernel(self, (cfg.hidden_size, *heads), flat)
     return kernel, layers.bias(self, heads) if cfg.attention_bias else None
 
@@ -46,9 +48,9 @@ class SelfAttention(nn.Module):
   config: ModelConfig
 
   def setup(self):
-    self.query = HeadKernel(self.config)
-    self.key = HeadKernel(self.config)
-    self.value = HeadKernel(self.config)
+    self.query = HeadKernel(self.config, self.config.num_heads)
+    self.key = HeadKernel(self.config, self.config.key_heads)
+    self.value = HeadKernel(self.config, self.config.key_heads)
     self.out = layers.Dense(
       self.config,
       self.config.hidden_size,
@@ -96,7 +98,8 @@ class SelfAttention(nn.Module):
     def project(x, module, turn=None):
       x = layers.project(x, *module())
       turns = rotate is not None and turn is not None
-      return jnp.swapaxes(rotate(x, turn) if turns else x, 1, 2)
+      x = self._share_heads(rotate(x, turn) if turns else x)
+      return jnp.swapaxes(x, 1, 2)
 
     both: Any = turns or (None, None)
     of_queries, of_keys = both
@@ -126,20 +129,36 @@ class SelfAttention(nn.Module):
       context = program.attend(query, key, value, mask, rng, rate)
     return self.out(jnp.swapaxes(context, 1, 2))  # [B, N, Q, H] -> [B, Q, D]
 
+  def _share_heads(self, x):
+    """Repeats each head of keys or values for the queries that share it.
+
+    Args:
+      x: [B, L, K, H], K heads.
+
+    Returns:
+      [B, L, N, H].
+
+    Source: Ainslie et al. 2023, arXiv:2305.13245, section 2.2.
+    """
+    times = self.config.num_heads // x.shape[2]
+    return x if times == 1 else jnp.repeat(x, times, axis=2)
+
   def _flat(self, program, x, mask, rng, rate, rotate, turns):
     """Returns the context [B, L, N, H] of a program with flat heads."""
     head_dim = self.config.head_dim
     modules = (self.query, self.key, self.value)
     # The program sums the gradients of biases, unless something else is done
     # to query and key after the biases.
-    if turns is not None or not self.config.attention_bias:
+    cfg = self.config
+    is_shared = cfg.key_heads != cfg.num_heads
+    if turns is not None or is_shared or not cfg.attention_bias:
       of_queries, of_keys = turns or (None, None)
       parts, zeros = [], []
       for module, turn in zip(
         modules, (of_queries, of_keys, None), strict=True
       ):
         y = layers.project(x, *module())
-        y = y if turn is None else rotate(y, turn)
+        y = self._share_heads(y if turn is None else rotate(y, turn))
         parts.append(y.reshape(*y.shape[:2], -1))
         zeros.append(jnp.zeros(y.shape[2] * head_dim, jnp.float32))
       if program.layout == "joined":

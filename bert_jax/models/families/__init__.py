@@ -34,6 +34,13 @@ FAMILIES: dict[str, Family] = {
   )
   for family in module.FAMILIES
 }  # fmt: skip
+# model_type -> why models of this type are not read.
+_LEFT_OUT = {
+  "xlnet": (
+    "its attention compares distances and segments by parameters that no layer "
+    "of this encoder has, and its heads read the last token of a text"
+  )
+}
 # The formats in which weights are read and written.
 FORMATS = ("huggingface", "flax", "tf1", OWN)
 
@@ -80,7 +87,8 @@ def family_of(
   known = dict.fromkeys(
     name for family in FAMILIES.values() for name in family.model_types
   )
+  why = _LEFT_OUT.get(model_type, "")
   raise ConvertError(
-    f"model_type is {model_type!r:.60}, which this program does not read; it "
-    f"reads {', '.join(known)}"
+    f"model_type is {model_type!r:.60}, which this program does not read"
+    f"{why and f' ({why})'}; it reads {', '.join(known)}"
   )

@@ -1,4 +1,4 @@
-"""DeBERTa v3, and v2 without its convolution: disentangled attention.
+"""DeBERTa v2 and v3: disentangled attention, and v2's convolution.
 
 Sources: arXiv 2006.03654 and 2111.09543; huggingface/transformers 5.24,
 models/deberta_v2; microsoft/DeBERTa.
@@ -26,6 +26,8 @@ _NAMES = family.Names(
   | {
     "encoder/relative": "deberta/encoder/rel_embeddings",
     "encoder/relative/norm": "deberta/encoder/LayerNorm",
+    "encoder/conv": "deberta/encoder/conv/conv",
+    "encoder/conv/norm": "deberta/encoder/conv/LayerNorm",
     **bert.MLM_MODULES,
     "task/dense": "pooler/dense",
     "task": "classifier",
@@ -47,7 +49,6 @@ _SIZES = bert.SIZES | {"relative_buckets": "position_buckets"}
 _TRAINING_KEYS = {
   "hidden_dropout_prob": "dropout_rate",
   "attention_probs_dropout_prob": "attention_dropout_rate",
-  "pooler_dropout": "dropout_rate",
   "cls_dropout": "dropout_rate",
   "initializer_range": "init_stddev",
 }
@@ -76,9 +77,40 @@ def _read(
       f"pos_att_type is {ways!r:.60}; this program reads models with both ways,"
       ' "p2c|c2p"'
     )
+  width = model["hidden_size"] // model["num_heads"]
+  if config.get("attention_head_size") not in (None, width):
+    raise family.ConvertError(
+      f"attention_head_size is {config['attention_head_size']!r:.60}; it must "
+      f"be hidden_size divided by num_attention_heads, {width}"
+    )
   distance = config.get("max_relative_positions", -1)
   return {
     "relative_distance": distance if distance > 0 else model["max_len"],
+    **_read_convolution(config, model["hidden_size"]),
+    **({"dropout_places": _PLACES} if config.get("pooler_dropout") else {}),
+  }
+
+
+def _read_convolution(config: Mapping[str, Any], width: int) -> dict[str, Any]:
+  """Returns the keys of the convolution; {} if there is none."""
+  size, groups = (
+    default if config.get(key) is None else config[key]
+    for key, default in (("conv_kernel_size", 0), ("conv_groups", 1))
+  )
+  if size == 0:
+    return {}
+  if type(size) is not int or size < 1 or size % 2 == 0:
+    raise family.ConvertError(
+      f"conv_kernel_size is {size!r:.60}; it must be an odd number, or 0"
+    )
+  if type(groups) is not int or groups < 1 or width % groups:
+    raise family.ConvertError(
+      f"conv_groups is {groups!r:.60}; it must divide hidden_size, {width}"
+    )
+  return {
+    "conv_size": size,
+    "conv_groups": groups,
+    "conv_act": family.activation(config, "conv_act", "tanh"),
   }
 
 
@@ -88,10 +120,28 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
     "pos_att_type": ["p2c", "c2p"],
     "max_relative_positions": model["relative_distance"],
     "legacy": True,
+    "pooler_dropout": bert.WRITTEN["hidden_dropout_prob"]
+    if "head_input" in model.get("dropout_places", ())
+    else 0,
+    **_write_convolution(model),
   }
 
 
-_POOLED = ("dropout", "dense", "gelu_erf", "dropout")
+def _write_convolution(model: Mapping[str, Any]) -> dict[str, Any]:
+  if not model.get("conv_size"):
+    return {}
+  return {
+    "conv_kernel_size": model["conv_size"],
+    "conv_groups": model.get("conv_groups", 1),
+    "conv_act": family.their_activation(model.get("conv_act", "tanh")),
+  }
+
+
+# With dropout before the inner layer of heads, too; released models lack it.
+_PLACES = ("embeddings", "attention", "mlp", "head_input")
+# Of the released sizes of v2.
+_CONVOLUTION = {"conv_size": 3, "conv_act": "gelu_erf"}
+_POOLED = ("input_dropout", "dense", "gelu_erf", "dropout")
 FAMILY = family.Family(
   name="deberta-v2",
   model_types=("deberta-v2",),
@@ -103,19 +153,21 @@ FAMILY = family.Family(
   config_keys=family.CONFIG_KEYS.extended(
     only={
       "pooler_hidden_act": (None, "gelu"),
-      "conv_kernel_size": (None, 0),
       "embedding_size": (None,),
-      "attention_head_size": (None,),
     },
     read=frozenset({
       *_SIZES.values(), *_WANTED, "hidden_act", "layer_norm_eps",
       "pos_att_type", "max_relative_positions", "legacy",
+      "attention_head_size", "pooler_dropout", "conv_kernel_size",
+      "conv_groups", "conv_act",
     })
     | _TRAINING_KEYS.keys(),
-    ignored=frozenset({"pooler_hidden_size", "conv_act"}),
+    ignored=frozenset({"pooler_hidden_size"}),
   ),
   tokenizer=templates.DEBERTA_V2,
   presets={
+    "v2-xlarge": family.preset(24, 1536, **_CONVOLUTION),
+    "v2-xxlarge": family.preset(48, 1536, **_CONVOLUTION),
     "v3-xsmall": family.preset(12, 384, 6),
     "v3-small": family.preset(6, 768, 12),
     "v3-base": family.preset(12, 768, 12),
@@ -131,7 +183,6 @@ FAMILY = family.Family(
     "model_type": "deberta-v2",
     **bert.WRITTEN,
     "pooler_hidden_act": "gelu",
-    "pooler_dropout": 0,
   },
   switches={
     "positions": "none",
@@ -145,8 +196,13 @@ FAMILY = family.Family(
     "token": ("dropout",),
     "span": (),
   },
+  # Files of DeBERTa-v3 have another head of replaced tokens, which adds the
+  # first token to each; it is not read, and this one not written there.
+  discriminator=("dense", "hidden_act"),
   read=_read,
   write=_write,
-  free=frozenset({"relative_distance"}),
+  free=frozenset({
+    "relative_distance", "conv_size", "conv_groups", "conv_act",
+  }),
 )  # fmt: skip
 FAMILIES = (FAMILY,)

@@ -1,7 +1,5 @@
 """EuroBERT: a Llama that sees both sides.
 
-Models whose keys and values have fewer heads than their queries are refused.
-
 Sources: arXiv 2503.05500; huggingface/transformers 5.24, models/eurobert.
 """
 
@@ -52,12 +50,13 @@ _POOLINGS = {"late": "late", "bos": "first", "mean": "mean"}
 def _read(
   config: Mapping[str, Any], model: Mapping[str, Any]
 ) -> dict[str, Any]:
-  heads = config.get("num_key_value_heads")
-  if heads not in (None, model["num_heads"]):
+  heads, given = model["num_heads"], config.get("num_key_value_heads")
+  shared = heads if given is None else given
+  is_count = isinstance(shared, int) and not isinstance(shared, bool)
+  if not is_count or shared < 1 or heads % shared:
     raise family.ConvertError(
-      f"num_key_value_heads is {heads!r:.60}; this program reads models whose "
-      f"queries, keys and values have the same number of heads, here "
-      f"{model['num_heads']}"
+      f"num_key_value_heads is {given!r:.60}; it must divide "
+      f"num_attention_heads, {heads}"
     )
   width = config.get("head_dim")
   if width not in (None, model["hidden_size"] // model["num_heads"]):
@@ -75,6 +74,7 @@ def _read(
   has_bias = family.switch(config, "mlp_bias", False)
   default = config.get("rope_theta", 10_000.0)
   return {
+    "num_kv_heads": 0 if shared == heads else shared,
     "rope_theta": family.rope_theta(config, default),
     "attention_bias": family.switch(config, "attention_bias", False),
     "mlp_in_bias": has_bias,
@@ -97,7 +97,7 @@ def _write(model: Mapping[str, Any]) -> dict[str, Any]:
   return {
     "rope_theta": theta,
     "rope_parameters": {"rope_type": "default", "rope_theta": theta},
-    "num_key_value_heads": model["num_heads"],
+    "num_key_value_heads": model.get("num_kv_heads", 0) or model["num_heads"],
     "head_dim": model["hidden_size"] // model["num_heads"],
     "attention_bias": model["attention_bias"],
     "mlp_bias": biases.pop(),
@@ -147,6 +147,8 @@ FAMILY = family.Family(
   tokenizer=templates.EUROBERT,
   presets={
     "210m": family.preset(12, 768),
+    "610m": family.preset(26, 1152, 18, 4096, num_kv_heads=6),
+    "2.1b": family.preset(32, 2304, 18, 6144, num_kv_heads=6),
   },
   defaults={
     "vocab_size": 128256, "max_len": 8192, "hidden_act": "silu",
@@ -170,7 +172,7 @@ FAMILY = family.Family(
   write=_write,
   free=frozenset({
     "rope_theta", "attention_bias", "mlp_in_bias", "mlp_out_bias", "mlm_bias",
-    "tied_words", "pooling",
+    "tied_words", "pooling", "num_kv_heads",
   }),
 )  # fmt: skip
 FAMILIES = (FAMILY,)

@@ -125,7 +125,8 @@ def fairseq_config(args: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
   }
   if missing := [k for k in (*names, "max_positions") if not args.get(k)]:
     raise family.ConvertError(
-      f"the arguments of the training lack {', '.join(missing)}"
+      f"the arguments of the training lack {', '.join(missing)}; put a "
+      "config.json beside the file"
     )
   if args.get("encoder_normalize_before"):
     raise family.ConvertError(

@@ -1,0 +1,85 @@
+"""Early stopping, decided by the evaluations that a run has logged.
+
+The decision is a function of metrics.jsonl and the config alone, so that a run
+that is resumed stops at the same step.
+"""
+
+from collections.abc import Iterable, Mapping
+import math
+from typing import Any
+
+
+def stop_step(
+  rows: Iterable[Mapping[str, float]], config: Mapping[str, Any] | Any
+) -> int | None:
+  """Returns the step at which a run stops before its last one, or None.
+
+  Args:
+    rows: the lines of metrics.jsonl, in their order.
+    config: the whole configuration, or that of a run.json.
+
+  Example:
+    >>> rows = [{"step": i, "eval/f1": x} for i, x in enumerate([5, 6, 6, 4])]
+    >>> config = {
+    ...   "train": {"patience": 2},
+    ...   "checkpoint": {"best_metric": "eval/f1", "best_mode": "max"},
+    ... }
+    >>> stop_step(rows, config)
+    3
+  """
+  patience = config["train"].get("patience", 0)
+  name = config["checkpoint"]["best_metric"]
+  if not patience or not name:
+    return None
+  sign = -1 if config["checkpoint"]["best_mode"] == "max" else 1
+  best = math.inf
+  num_worse = 0
+  for row in rows:
+    if name not in row:
+      continue
+    value = sign * row[name]
+    num_worse = 0 if value < best else num_worse + 1
+    best = min(best, value) if not math.isnan(value) else best
+    if num_worse >= patience:
+      return int(row["step"])
+  return None
+
+
+def check(config: Any) -> None:
+  """Raises ValueError if early stopping lacks what it needs.
+
+  Args:
+    config: the whole configuration.
+  """
+  every = config.eval.every_steps or config.eval.every_epochs
+  if config.eval.every_steps and config.eval.every_epochs:
+    raise ValueError(
+      f"eval.every_steps={config.eval.every_steps} and eval.every_epochs="
+      f"{config.eval.every_epochs}: give one of them, and 0 for the other"
+    )
+  patience = config.train.patience
+  if not patience:
+    return
+  if not every:
+    raise ValueError(
+      f"train.patience={patience} counts evaluations, but there is only one, "
+      "at the end; set eval.every_epochs=1, or eval.every_steps"
+    )
+  if not config.checkpoint.best_metric:
+    raise ValueError(
+      f"train.patience={patience} needs a metric that can become better; set "
+      "checkpoint.best_metric, such as eval/accuracy, with "
+      "checkpoint.best_mode=max, or eval/loss with min"
+    )
+
+
+def evaluation_steps(config: Any, epoch_steps: float) -> int:
+  """Returns the steps from one evaluation to the next; 0 = only at the end.
+
+  Args:
+    config: the group `eval`.
+    epoch_steps: the steps of an epoch, which need not be whole.
+  """
+  if not config.every_epochs:
+    return config.every_steps
+  return max(1, round(config.every_epochs * epoch_steps))
