@@ -77,6 +77,16 @@ EXTRAS = {
   ],
   # Models of the Hugging Face hub by name, and `convert --push`.
   "hub": ["huggingface_hub>=1,<3"],
+  # `bert-jax serve`.
+  "serve": [
+    "starlette>=1,<2",  # routes and answers
+    "uvicorn>=0.35,<0.60",  # HTTP
+    "prometheus_client>=0.22,<0.30",  # /metrics
+  ],
+  # Clients of the server that the tests try, and the program that makes load.
+  "serve-test": ["openai>=2,<4", "httpx>=0.28,<0.29", "locust>=2.40,<3"],
+  # The notebooks in docs/notebooks, which the slow tests run.
+  "notebook": ["papermill>=2.6,<3", "ipykernel>=6.30,<8"],
   # Words of Chinese, for whole-word masking (prepare.segmenter=jieba).
   "chinese": ["jieba>=0.42.1,<0.43"],
   # Near duplicates in text (prepare.duplicates=drop_near).

@@ -42,6 +42,16 @@ _FLAGS: tuple[tuple[Any, ...], ...] = (
    "JAX_COMPILATION_CACHE_DIR, else ~/.cache/bert_jax; off: none."),
   (flags.DEFINE_string, "dump", None,
    "File to write the text of the compiled program to."),
+  (flags.DEFINE_list, "from", [],
+   "Models: folders, workdirs or names of the hub, separated by "
+   "commas; NAME=DIR gives one a name."),
+  (flags.DEFINE_string, "host", "127.0.0.1",
+   "Address to listen at; 0.0.0.0 for all of this machine."),
+  (flags.DEFINE_integer, "port", 8000, "Port to listen at; 0: any free one."),
+  (flags.DEFINE_enum, "to", "stablehlo", ["stablehlo", "onnx"],
+   "The form of the program."),
+  (flags.DEFINE_enum, "weights", "float32", ["float32", "int8"],
+   "The numbers of its matrices; int8: a quarter of the size."),
   (flags.DEFINE_boolean, "dry_run", False,
    "Of a sweep: list the trials and what they cost, and run none. Of launch: "
    "print exactly what would be sent, and send nothing."),
@@ -128,7 +138,7 @@ class Mode:
     examples: commands, without the words "bert-jax MODE".
     flags: the names of the flags that it takes.
     config: "needed", "of the run" if the config of the run in --workdir is the
-      default, or "none".
+      default, "changes" if only --config.KEY=VALUE is taken, or "none".
     file: what a word after the mode names; "" if there may be no such word.
     computes: whether it computes with jax, so that compiled programs are kept
       for later starts and huge pages help.
@@ -150,7 +160,7 @@ class Mode:
 
   def all_flags(self) -> tuple[str, ...]:
     """Returns the names of its flags, with those that follow from the rest."""
-    first = ("config",) if self.config != "none" else ()
+    first = ("config",) if self.config not in ("none", "changes") else ()
     last = ("compile_cache",) if self.computes else ()
     return (*first, *self.flags, *last)
 
@@ -357,7 +367,7 @@ def check_flags(
       raise UsageError(
         f"--{name} is a flag of {', '.join(takers)}, not of {flag_values.mode}"
       )
-  if flag_values.changes and mode.config != "of the run":
+  if flag_values.changes and mode.config not in ("of the run", "changes"):
     raise UsageError(
       f"{flag_values.changes[0].partition('=')[0]} changes a config, and none "
       "is given; add --config, such as --config=pretrain"
@@ -403,12 +413,27 @@ def run_config(
     )
   recorded["mesh"] |= mesh or {}
   config = settings.unflatten(settings.flatten(recorded))
+  return changed_config(flag_values, config)
+
+
+def changed_config(
+  flag_values: flags.FlagValues, config: ml_collections.ConfigDict
+) -> ml_collections.ConfigDict:
+  """Returns a config with the changes of the arguments --config.KEY=VALUE.
+
+  Args:
+    flag_values: the flags of the launcher, parsed without --config.
+    config: the config to change.
+
+  Raises:
+    UsageError: An argument --config.KEY=VALUE is wrong.
+  """
   changed = flags.FlagValues()
   argv = ["bert-jax", *flag_values.changes]
-  config_flags.DEFINE_config_dict(
-    "config", config, flag_values=changed, sys_argv=argv
-  )
   try:
+    config_flags.DEFINE_config_dict(
+      "config", config, flag_values=changed, sys_argv=argv
+    )
     changed(argv)
   except Exception as error:  # of ml_collections, of many classes
     raise UsageError(explain(error, argv)) from error

@@ -9,10 +9,10 @@ What most people need:
   bert-jax evaluate --workdir=RUN2
   bert-jax predict --workdir=RUN2 --input=LINES.jsonl --output=OUT.jsonl
 
-Other modes are plan (compiles for a TPU slice before you pay for it), launch
-(sends a job to a cluster), doctor (checks whether a run would start), sweep,
-report, convert, configs (lists the configs) and demo. bert-jax MODE --help
-shows what a mode takes.
+Other modes are serve (answers over HTTP), export, explore, plan (compiles for a
+TPU slice before you pay for it), launch (sends a job to a cluster), doctor
+(checks whether a run would start), sweep, report, convert, configs (lists the
+configs) and demo. bert-jax MODE --help shows what a mode takes.
 
 A config is a Python file: --config=NAME:argument=value,... names a shipped one,
 --config=FILE.py one of yours, and --config.group.key=value changes any key.

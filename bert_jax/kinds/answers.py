@@ -67,6 +67,8 @@ class Context:
     tokenizer: the tokenizer of the model.
     pretrained: the weights of the model.
     name: the name of the model, for messages.
+    as_arrays: whether answers hold vectors as numpy arrays, which are not
+      rounded, and not as lists of numbers for JSON.
   """
 
   predict: settings.Predict
@@ -76,6 +78,7 @@ class Context:
   tokenizer: interface.Tokenizer
   pretrained: "weights.Pretrained"
   name: str
+  as_arrays: bool = False
 
   def of_task(self, names: Sequence[str]) -> dict[str, Any]:
     """Returns those of some settings of the group `task` that are known."""

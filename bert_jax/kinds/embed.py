@@ -153,7 +153,10 @@ class Embed(answers.Answerer):
     } | rounded
     return {name: found[name] for name in self._fields}
 
-  def _numbers(self, array: np.ndarray) -> list:
+  def _numbers(self, array: np.ndarray) -> Any:
+    """Returns an output as JSON has it, or as an array of its own."""
+    if self.context.as_arrays:
+      return np.array(array)  # a part would keep the whole batch in memory
     wide = array.astype(np.float64)
     places = self.context.predict.decimals
     return (wide.round(places) if places else wide).tolist()

@@ -18,6 +18,7 @@ from bert_jax.kinds import tag
 from bert_jax.kinds import task_kind
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
+from bert_jax.weights import task_heads
 
 if TYPE_CHECKING:
   from bert_jax import weights
@@ -69,6 +70,44 @@ FORMS: dict[str, tuple[str, own.Form]] = {
 }
 
 
+def add_kind(
+  kind: task_kind.TaskKind, answerer: type[answers.Answerer] | None = None
+) -> None:
+  """Adds a kind of task that is defined outside of this package.
+
+  It can then be trained as `task.name=my-NAME`, where NAME is its name or that
+  of one of its `forms`, by the training loop of all other tasks.
+
+  Args:
+    kind: an instance of the kind, with a name of its own. Its class attribute
+      `head` describes the head to readers of weights.
+    answerer: what answers new text with it; None means that only evaluation
+      does.
+
+  Raises:
+    ValueError: Another kind has this name, or one of its forms.
+  """
+  replaces = type(TASK_KINDS.get(kind.name)).__qualname__
+  if kind.name in KINDS and replaces != type(kind).__qualname__:
+    raise ValueError(
+      f"there is a kind {kind.name!r} already; give yours another name"
+    )
+  for form, (owner, _) in FORMS.items():
+    if form in kind.forms and owner != kind.name:
+      raise ValueError(
+        f"the form {form!r} belongs to the kind {owner!r}; give the form of "
+        f"{kind.name!r} another name"
+      )
+  TASK_KINDS[kind.name] = KINDS[kind.name] = kind
+  task_heads.HEADS[kind.name] = kind.head
+  FORMS.update({form: (kind.name, one) for form, one in kind.forms.items()})
+  if answerer is not None:
+    # The most specific first.
+    others = {k: v for k, v in ANSWERERS.items() if k != answerer.name}
+    ANSWERERS.clear()
+    ANSWERERS.update({answerer.name: answerer} | others)
+
+
 def get(name: str) -> kind.Kind:
   """Returns the kind with a name.
 
@@ -113,7 +152,10 @@ def answerers_of(pretrained: "weights.Pretrained") -> list[str]:
     for name, one in ANSWERERS.items()
     if has.issuperset(one.parts)
     and pretrained.refused.keys().isdisjoint(one.parts)
-    and ("task" not in one.parts or pretrained.kind in (None, one.kind.name))
+    and (
+      not {"task", task_heads.OWN} & set(one.parts)
+      or pretrained.kind in (None, one.kind.name)
+    )
   ]
 
 

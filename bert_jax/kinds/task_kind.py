@@ -44,7 +44,7 @@ class TaskKind(kind.Kind):
   Attributes:
     labels: the batch keys of the labels.
     pooled: whether the head reads [CLS] of every sequence, and not all tokens.
-    head: the head in weights/task_heads.py.
+    head: the head in weights/task_heads.py; a kind of another package sets it.
     scores: metric -> the function that computes it.
     forms: FORM of task.name=my-FORM -> the form of own data of this kind.
     feature_settings: the keys of the group `task` that `make_features` takes.
@@ -64,11 +64,13 @@ class TaskKind(kind.Kind):
   loss_settings: tuple[str, ...] = ()
   loss_options = losses_lib.PLAIN
   num_choices = 1
+  head: task_heads.TaskHead
 
   def __init__(self):
     if self.pooled:
       self.inputs = (*self.inputs, "cls_positions")
-    self.head = task_heads.HEADS[self.name]
+    if not hasattr(self, "head"):
+      self.head = task_heads.HEADS[self.name]
 
   # --- The model and its loss ---
 

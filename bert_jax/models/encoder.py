@@ -356,6 +356,37 @@ def _check_shapes(input_ids, **arrays):
 # names of operations.
 
 
+def _masks_and_turns(
+  encoder, input_mask, sequence_ids, positions, deterministic
+):
+  """Returns what attention gets beside the hidden states.
+
+  Returns:
+    Whether a layer is local -> its mask; and the same for the rotations, or
+    for a table of distances, or None if the model has neither.
+  """
+  cfg, length = encoder.config, input_mask.shape[1]
+  takes_bias = programs.program_of(cfg).takes_bias or encoder.is_initializing()
+  mask = {
+    is_local: masks.PATTERNS["local" if is_local else "full"](
+      input_mask, sequence_ids, takes_bias
+    )
+    for is_local in sorted({plan.is_local for plan in cfg.layer_plans})
+  }
+  row = relative_positions.row_of(cfg.attention_positions)
+  if row.bias:
+    bias = encoder.relative(length)
+    mask = {
+      is_local: bias
+      + (masks.window_bias(one, cfg.local_radius) if is_local else one)
+      for is_local, one in mask.items()
+    }
+  turns = relative_positions.rotations(cfg, positions, length)
+  if row.table:
+    turns = dict.fromkeys(mask, encoder.relative(length, deterministic))
+  return mask, turns
+
+
 def _run_unrolled(encoder, x, mask, turns, deterministic, only, keep, ids):
   """Runs all layers of an encoder one after the other.
 
@@ -520,24 +551,9 @@ class Encoder(nn.Module):
       word_table=word_table,
     )
     x = sharding.constrain_batch(x)
-    takes_bias = programs.program_of(cfg).takes_bias or self.is_initializing()
-    mask = {
-      is_local: masks.PATTERNS["local" if is_local else "full"](
-        input_mask, sequence_ids, takes_bias
-      )
-      for is_local in sorted({plan.is_local for plan in cfg.layer_plans})
-    }
-    row = relative_positions.row_of(cfg.attention_positions)
-    if row.bias:
-      bias = self.relative(length)
-      mask = {
-        is_local: bias
-        + (masks.window_bias(one, cfg.local_radius) if is_local else one)
-        for is_local, one in mask.items()
-      }
-    turns = relative_positions.rotations(cfg, positions, length)
-    if row.table:
-      turns = dict.fromkeys(mask, self.relative(length, deterministic))
+    mask, turns = _masks_and_turns(
+      self, input_mask, sequence_ids, positions, deterministic
+    )
     only = only_positions
     if only is not None and cfg.pooler:
       only = jnp.pad(only, ((0, 0), (1, 0)))  # token 0, for the pooler

@@ -22,7 +22,7 @@ A CSV, TSV, Parquet or Arrow file, or a JSON array, has the columns of the
 training, or columns with these names; the answers keep all of its columns.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import logging
 from typing import Any
 
@@ -34,6 +34,7 @@ from bert_jax.data import task_batches
 from bert_jax.kinds import answers
 from bert_jax.kinds import table
 from bert_jax.models import layers
+from bert_jax.models import params as param_trees
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
 from bert_jax.prediction import records
@@ -58,17 +59,32 @@ _WINDOW_BATCHES = 32
 # Lines of one document, which are computed together and so held in memory.
 _DOCUMENT_LINES = 65536
 
+# Row lengths of a server, besides the longest. Few texts, which cannot share a
+# row of 128 tokens, then do not wait for empty positions.
+_SERVING_LENGTHS = (32, *_ROW_LENGTHS)
+# Shares of the positions of a row that a server's programs fill in: they are
+# compiled before the first request, so there may not be many.
+_SERVING_MASK_RATES = (1 / 8, 1.0)
+
 # Batches of a window, each with its outputs, which may still be computed.
 _Launched = list[tuple[task_batches.PackedBatch, Any]]
 
 
-def _row_lengths(model: ModelConfig, seq_len: int) -> tuple[int, ...]:
-  """Returns the row lengths for sequences of up to `seq_len` tokens."""
+def _row_lengths(
+  model: ModelConfig, seq_len: int, wanted: Sequence[int] = _ROW_LENGTHS
+) -> tuple[int, ...]:
+  """Returns the row lengths for sequences of up to `seq_len` tokens.
+
+  Args:
+    model: the configuration of the model.
+    seq_len: the most tokens of a sequence.
+    wanted: lengths besides the longest that the model takes.
+  """
   longest = model.max_len
   program = programs.program_of(model)
   if not program.takes_bias:  # a kernel takes multiples of its unit alone
     longest = -(-longest // program.row_unit) * program.row_unit
-  shorter = tuple(n for n in _ROW_LENGTHS if n < longest)
+  shorter = tuple(n for n in wanted if n < longest)
   lengths = (*shorter, longest)
   return tuple(
     n for n in lengths if n <= min(m for m in lengths if m >= seq_len)
@@ -90,6 +106,10 @@ class Predictor:
     config: Config,
     name: str,
     given: Sequence[str] | None = None,
+    *,
+    as_arrays: bool = False,
+    serves: bool = False,
+    shared: dict[str, Any] | None = None,
   ):
     """Puts a model onto the devices.
 
@@ -103,6 +123,11 @@ class Predictor:
       name: the name of the model, for messages.
       given: the keys of the config that the user sets; see
         `predict_settings.read`.
+      as_arrays: see `answers.Context`.
+      serves: whether to compute few texts at a time with little padding, in
+        shapes that `compile_all` knows.
+      shared: path -> array on the devices, for parameters that another
+        predictor of this model put there. New ones are added.
 
     Raises:
       ValueError: The model lacks a part, or a setting is out of range.
@@ -138,16 +163,28 @@ class Predictor:
     self._batch_tokens = config.predict.batch_tokens
     self._answerer = make(
       answers.Context(
-        config.predict, found, seq_len, model, self.tokenizer, pretrained, name
+        config.predict, found, seq_len, model, self.tokenizer, pretrained, name,
+        as_arrays,
       )
+    )  # fmt: skip
+    self._row_lengths = _row_lengths(
+      model, seq_len, _SERVING_LENGTHS if serves else _ROW_LENGTHS
     )
-    self._row_lengths = _row_lengths(model, seq_len)
+    self._serves = serves
     for length in self._row_lengths:
       programs.check(model, length)
     self._mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp,
                                     config.mesh.tensor)  # fmt: skip
     self._place = sharding.batch_sharding(self._mesh)
-    self._params = self._put_params(pretrained.params, config.mesh.rules, name)
+    self._multiple = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+    fills_masks = "mask" in self._answerer.levels.values()
+    self._mask_rates = _SERVING_MASK_RATES if fills_masks else (0.0,)
+    self._params = self._put_params(
+      pretrained.params,
+      config.mesh.rules,
+      name,
+      {} if shared is None else shared,
+    )
     self._step = jax.jit(self._answerer.step)
     self._seq_len, self._max_len = seq_len, model.max_len
     self.num_cut = 0
@@ -179,7 +216,9 @@ class Predictor:
     predict_settings.read(config)
     return cls(weights.read(path, checkpoint), config, path, given)
 
-  def _put_params(self, given: Any, rules: Any, name: str) -> Any:
+  def _put_params(
+    self, given: Any, rules: Any, name: str, shared: dict[str, Any]
+  ) -> Any:
     """Returns the parameters on the mesh, with zeros for unused heads."""
     with layers.shapes_only():
       wanted = jax.eval_shape(self._answerer.init_params)
@@ -188,14 +227,21 @@ class Predictor:
     kind = self._answerer.kind
     if missing := [path for path in added if kind.needs(path, model)]:
       raise answers.PredictError(f"{name} has no {', '.join(missing)}")
-    filled = jax.tree.map(
-      lambda leaf, x: np.zeros(leaf.shape, leaf.dtype) if x is None else x,
-      wanted,
-      params,
+    places = param_trees.flatten(
+      sharding.state_sharding(wanted, self._mesh, rules)
     )
-    return jax.device_put(
-      filled, sharding.state_sharding(wanted, self._mesh, rules)
-    )
+    flat = param_trees.flatten(params)
+    for path, leaf in param_trees.flatten(wanted).items():
+      there = shared.get(path)
+      if there is None or there.shape != leaf.shape or path in added:
+        value = (
+          np.zeros(leaf.shape, leaf.dtype) if path in added else flat[path]
+        )
+        there = jax.device_put(value, places[path])
+        if path not in added:
+          shared[path] = there
+      flat[path] = there
+    return param_trees.nest(flat)
 
   def __call__(self, given: Iterable[Mapping[str, Any]]) -> Iterator[dict]:
     """Answers records in their order, a few thousand at a time.
@@ -223,15 +269,71 @@ class Predictor:
     Yields:
       The prediction for each record, or {"error": ...}.
     """
+    return self.compute(self.parse(numbered, are_rows=are_rows))
+
+  def parse(
+    self, numbered: Iterable[tuple[str, Any]], *, are_rows: bool = False
+  ) -> Iterator[answers.Line]:
+    """Reads records and turns their texts into tokens; see `run`."""
+    for name, record in numbered:
+      yield _parse(self._answerer, name, record, are_rows)
+
+  def num_tokens(self, line: answers.Line) -> int:
+    """Returns the approximate number of tokens of a line that was parsed."""
+    return sum(map(self._answerer.size, line.examples))
+
+  @property
+  def answerer(self) -> answers.Answerer:
+    """What turns records into tokens and outputs into answers."""
+    return self._answerer
+
+  @property
+  def params(self) -> Any:
+    """The parameters on the devices, as `answerer.step` takes them."""
+    return self._params
+
+  def compute(self, lines: Iterable[answers.Line]) -> Iterator[dict]:
+    """Answers lines that `parse` has read, as `run` does."""
     computing = None
     limit = _WINDOW_BATCHES * self._batch_tokens
-    for window in _windows(self._answerer, numbered, limit, are_rows):
+    for window in _windows(self._answerer, lines, limit):
       launched = window, self._launch(window)
       if computing:  # the previous window, while the device computes this one
         yield from self._finish(*computing)
       computing = launched
     if computing:
       yield from self._finish(*computing)
+
+  def shapes(self) -> list[tuple[int, int, int]]:
+    """Returns B, L and P of every batch that a server may compute."""
+    return [
+      (num_rows, row_len, slots)
+      for row_len in self._row_lengths
+      for num_rows in task_batches.row_counts(
+        row_len, self._batch_tokens, self._multiple
+      )
+      for slots in task_batches.mask_slots(row_len, self._mask_rates)
+    ]
+
+  def compile_all(self, goes_on: Callable[[], bool] = lambda: True) -> int:
+    """Compiles the program for each of `shapes`; returns how many.
+
+    Each program also runs once, so that no request is the first to wait for
+    memory or for a thread to start.
+
+    Args:
+      goes_on: is asked before each program; False ends the work.
+    """
+    count = 0
+    for shape in self.shapes():
+      if not goes_on():
+        break
+      batch = task_batches.empty_batch(*shape, self.tokenizer.pad_id)
+      with jax.set_mesh(self._mesh):
+        on_device = sharding.put_global_batch(batch, self._place)
+        jax.block_until_ready(self._step(self._params, on_device))
+      count += 1
+    return count
 
   def _launch(self, window: answers.Window) -> _Launched:
     """Starts the computation of a window without waiting for its outputs."""
@@ -248,8 +350,10 @@ class Predictor:
         window.features,
         self._row_lengths,
         self._batch_tokens,
-        self._mesh.shape["data"] * self._mesh.shape["fsdp"],
+        self._multiple,
         self.tokenizer,
+        fills_rows=self._serves,
+        mask_rates=self._mask_rates if self._serves else (),
       ):
         batch = sharding.put_global_batch(packed.batch, self._place)
         launched.append((packed, self._step(self._params, batch)))
@@ -305,24 +409,17 @@ class Predictor:
 
 
 def _windows(
-  answerer: answers.Answerer,
-  numbered: Iterable[tuple[str, Any]],
-  limit: int,
-  are_rows: bool = False,
+  answerer: answers.Answerer, parsed: Iterable[answers.Line], limit: int
 ) -> Iterator[answers.Window]:
-  """Groups records into windows.
+  """Groups lines into windows.
 
   Args:
-    answerer: parses the records.
-    numbered: as for `Predictor.run`.
+    answerer: says which lines belong together.
+    parsed: the lines.
     limit: a window with so many tokens is full.
-    are_rows: as for `Predictor.run`.
   """
   lines: list[answers.Line] = []
   size = 0
-  parsed = (
-    _parse(answerer, name, record, are_rows) for name, record in numbered
-  )
   groups = (
     _documents(parsed) if answerer.in_documents else ([x] for x in parsed)
   )

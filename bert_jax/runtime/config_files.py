@@ -7,10 +7,12 @@ beside the package; an installed package carries copies of them.
 
 import ast
 import difflib
+import importlib.util
 import os
 import pathlib
 import shutil
 import sys
+from typing import Any
 
 from bert_jax.runtime import errors
 
@@ -65,6 +67,21 @@ def resolve(value: str) -> str:
     )
   _let_import(path)
   return f"{path}{colon}{arguments}"
+
+
+def load(name: str, arguments: str = "") -> Any:
+  """Returns the config that a shipped config file makes.
+
+  Args:
+    name: the short name of the file, such as "predict".
+    arguments: its arguments, as after the colon of --config=NAME:ARGUMENTS.
+  """
+  path = resolve(name)
+  spec = importlib.util.spec_from_file_location(f"_shipped_{name}", path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arguments)
 
 
 def _unknown(name: str) -> str:

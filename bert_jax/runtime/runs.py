@@ -161,8 +161,9 @@ def read_run(workdir: str) -> dict:
   )
   for key in settings.KEYS.values():
     group, _, name = key.name.rpartition(".")
-    if key.before is not None and isinstance(run["config"].get(group), dict):
-      run["config"][group].setdefault(name, key.before)
+    values = run["config"].get(group) if group else run["config"]
+    if key.before is not None and isinstance(values, dict):
+      values.setdefault(name, key.before)
   return run
 
 

@@ -90,6 +90,8 @@ SHARDING_RULES = (
   ("task/kernel$", ("fsdp", None)),
   ("task/bias$", (None,)),
   ("norm/(scale|bias)$", (None,)),
+  # The head of a kind of another package: not sharded.
+  ("(^|/)head/", ()),
 )
 
 
@@ -1214,6 +1216,31 @@ class Predict(Group):
   task.null_threshold. Not set = the value of the run, or 0.0."""
 
 
+class Serve(Group):
+  """Answers over HTTP, by bert-jax serve."""
+
+  kinds: tuple[str, ...] = of_session((), since="0.3.0", before=())
+  """The kinds of prediction that are answered, and compiled at the start; ()
+  means all that a model has the parts for."""
+
+  request_texts: int = of_session(2048, 1, _INT32, since="0.3.0", before=2048)
+  """The most texts of a request; one with more gets the status 413."""
+
+  request_bytes: int = of_session(
+    1 << 24, 1, _INT32, since="0.3.0", before=1 << 24
+  )
+  """The most bytes of the body of a request; a larger one gets the status
+  413."""
+
+  queue_texts: int = of_session(4096, 1, _INT32, since="0.3.0", before=4096)
+  """The most texts that wait or are computed at a time; a request that would
+  exceed it gets the status 429."""
+
+  grace_secs: float = of_session(30.0, 0.0, 86400.0, since="0.3.0", before=30.0)
+  """Seconds that requests in progress may still take when the server is told to
+  stop."""
+
+
 class Config(Group):
   """A whole configuration, as code reads it; at run time it is a ConfigDict."""
 
@@ -1267,6 +1294,7 @@ class Config(Group):
   checkpoint: Checkpoint
   convert: Convert
   predict: Predict
+  serve: Serve
 
 
 def _read_rows(group: type[Group], prefix: str = "") -> Iterator[Key]:

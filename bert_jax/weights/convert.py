@@ -10,6 +10,7 @@ from bert_jax.runtime.settings import Config
 from bert_jax.weights import averaging
 from bert_jax.weights import extending
 from bert_jax.weights import folders
+from bert_jax.weights import model_card
 from bert_jax.weights import task_heads
 from bert_jax.weights.pretrained import Pretrained
 from bert_jax.weights.pretrained import WeightsError
@@ -46,10 +47,15 @@ def convert(
     changes = extending.describe(pretrained, extended)
     pretrained = extended
   folders.write(pretrained, target, config.convert.to)
+  added = []
+  if config.convert.to == "huggingface":
+    added = model_card.write(pretrained, source, target)
   flat = param_trees.flatten(pretrained.params)
   values = sum(array.size for array in flat.values())
   print(f"read     {pretrained.source or source} ({pretrained.format})")
   print(f"wrote    {target} ({config.convert.to})")
+  if added:
+    print(f"added    {', '.join(added)}")
   print(f"tensors  {len(flat)}, {values:,} values: {_parts(pretrained)}")
   if changes:
     print(f"extended {changes}")

@@ -234,6 +234,8 @@ def _read(format: str, file: str) -> Pretrained:
       missing=found.missing,
       **_heads_of(settings, found),
     )
+    if format == "bert_jax":
+      pretrained = _with_own_head(pretrained, settings, tensors)
     pretrained.check()
   for head, why in pretrained.refused.items():
     _log.warning("%s: the head %r cannot be used: %s", file, head, why)
@@ -270,6 +272,27 @@ def _heads_of(
     if kind is None or (head and head.has_names):
       labels = settings.pretrained.labels
   return {"kind": kind, "labels": labels, "refused": refused}
+
+
+def _with_own_head(
+  pretrained: Pretrained,
+  settings: FolderSettings,
+  tensors: dict[str, np.ndarray],
+) -> Pretrained:
+  """Adds the head of a kind of another package, which that kind names."""
+  kind, _ = settings.head(0)
+  head = task_heads.HEADS.get(kind or "")
+  if head is None or head.hf_class:
+    return pretrained
+  start = f"{task_heads.OWN}/"
+  own = {name: x for name, x in tensors.items() if name.startswith(start)}
+  return dataclasses.replace(
+    pretrained,
+    params=pretrained.params | param_trees.nest(own),
+    ignored=tuple(name for name in pretrained.ignored if name not in own),
+    kind=kind,
+    labels=settings.pretrained.labels,
+  )
 
 
 # --- writing -----------------------------------------------------------------

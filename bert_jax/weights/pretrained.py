@@ -88,6 +88,8 @@ class Pretrained:
   @property
   def num_outputs(self) -> int:
     """The number K of outputs of the task's head."""
+    if "task" not in self.params:  # a head that only its own kind knows
+      return task_heads.HEADS[self.kind or ""].width or len(self.labels)
     return self.params["task"]["bias"].size
 
   @property
@@ -117,7 +119,7 @@ class Pretrained:
       raise WeightsError(
         f"kind {self.kind!r:.100} is not one of {', '.join(task_heads.HEADS)}"
       )
-    if "task" not in self.params:
+    if not {"task", task_heads.OWN} & set(self.params):
       raise WeightsError(
         f"the kind is {self.kind}, but the model has no head of a task"
       )

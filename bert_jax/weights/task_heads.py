@@ -8,6 +8,10 @@ from collections.abc import Collection, Mapping
 import dataclasses
 from typing import Any
 
+# The part of the parameters of a head that only its own kind knows: a kind of
+# another package, whose head has no hf_class. Only a workdir can hold it.
+OWN = "head"
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskHead:
@@ -16,7 +20,7 @@ class TaskHead:
   Attributes:
     name: the name of the kind.
     hf_class: the class of transformers with this head, without the name of the
-      family in front, such as "ForTokenClassification".
+      family in front, such as "ForTokenClassification"; "" if there is none.
     problem_type: the problem_type in config.json; None if transformers has no
       name for the kind.
     is_implied: whether a config.json without problem_type may mean this kind.
@@ -26,7 +30,7 @@ class TaskHead:
   """
 
   name: str
-  hf_class: str
+  hf_class: str = ""
   problem_type: str | None = None
   is_implied: bool = True
   width: int | None = None
@@ -67,6 +71,11 @@ HEADS: dict[str, TaskHead] = {
 }
 
 
+def _public() -> list[TaskHead]:
+  """Returns the heads that other formats than a workdir may hold."""
+  return [head for head in HEADS.values() if head.hf_class]
+
+
 def role_of(kind: str | None) -> str | None:
   """Returns the role of the head of a kind of task, or None."""
   return HEADS[kind].role if kind in HEADS else None
@@ -85,7 +94,7 @@ def kind_of_roles(roles: Collection[str], kind: str | None) -> str | None:
   """
   if role_of(kind) in roles:
     return kind
-  able = [head.name for head in HEADS.values() if head.role in roles]
+  able = [head.name for head in _public() if head.role in roles]
   return able[0] if len(able) == 1 else None
 
 
@@ -105,7 +114,7 @@ def of_config(
   """
   problem = config.get("problem_type")
   # A head with a fixed number of outputs is tried first.
-  heads = sorted(HEADS.values(), key=lambda head: head.width is None)
+  heads = sorted(_public(), key=lambda head: head.width is None)
   fitting = [head for head in heads if head.fits(problem, num_outputs)]
   for name in map(str, config.get("architectures") or ()):
     plain = name.removeprefix("Flax").removeprefix("TF")

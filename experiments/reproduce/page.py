@@ -379,6 +379,25 @@ def rows() -> list[Row]:
       (), "not run; a tagger on one host, which no plan is for",
     )
   )  # fmt: skip
+  probes = {
+    "probe.every_steps": 100_000,
+    "probe.dir": "GLUE",
+    "probe.finetune": "mnli",
+    "probe.max_train_examples": 0,
+    "probe.learning_rate": 5e-5,
+  }
+  found.append(
+    Row(
+      "Figure 5", "base, MNLI dev after so many steps of pre-training",
+      "almost 1.0 more after 1M steps than after 500k",
+      pretrain_commands(
+        "base-probed", *(f"--config.{k}={v}" for k, v in probes.items())
+      ),
+      # Without the fine-tuning of the probes.
+      pretraining(),
+      "not run; probes of small encoders: [proof](../proof/README.md)",
+    )
+  )  # fmt: skip
   # [MASK], the same, a random token.
   masks = {
     "80/10/10": (0.8, 0.1, "MNLI 84.2, NER 95.4, features 94.9"),

@@ -368,7 +368,8 @@ def test_other_lines_do_not_change_a_record(kind, predictors):
   changes = {"concat_last": 2} if kind == "embed" else {}
   small = make_predictor(kind, batch_tokens=1, **changes)
   numbered = [(str(i), record) for i, record in enumerate(many)]
-  assert len(list(predict._windows(small._answerer, numbered, 32))) > 2
+  lines = small.parse(numbered)
+  assert len(list(predict._windows(small._answerer, lines, 32))) > 2
   assert_close(list(small(many)), together, kind, 1e-5)
 
 

@@ -83,6 +83,10 @@ ALLOWED = {
   "data/tokenizers/layouts.py": ({"pathlib.Path"}, "of a local copy"),
   "weights/hugging_face.py": ({"safe_open"}, "of a local copy"),
   "weights/tf_checkpoint.py": ({"np.fromfile"}, "of a local copy"),
+  "prediction/onnx_graph.py": (
+    {"tempfile.TemporaryDirectory"},
+    "torch and onnxruntime write there",
+  ),
   "launching/plans.py": ({"tempfile.TemporaryDirectory"}, "of this machine"),
   "launching/launch.py": ({"shutil.which"}, "finds a program"),
   "sweeps/running.py": ({"tempfile.TemporaryFile"}, "uploaded at the end"),

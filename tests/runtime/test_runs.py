@@ -425,3 +425,22 @@ def test_paths_of_an_older_record_stay_as_they_were_given(
   absolute = str(tmp_path / "runs/minilm")
   asked["config"] = run["config"] | {"init_from": absolute}
   resume.check_workdir(str(tmp_path), asked)
+
+
+def test_keys_that_are_newer_than_a_run_are_added_in_and_beside_groups(
+  run, tmp_path
+):
+  newer = [key for key in settings.KEYS.values() if key.before is not None]
+  assert {bool(key.name.count(".")) for key in newer} == {False, True}
+  old = json.loads(json.dumps(run))
+  for key in newer:
+    *groups, name = key.name.split(".")
+    values = old["config"]
+    for group in groups:
+      values = values[group]
+    values.pop(name, None)
+  runs.write_run(str(tmp_path), old)
+  found = settings.flatten(runs.read_run(str(tmp_path))["config"])
+  assert {key.name: found[key.name] for key in newer} == {
+    key.name: key.before for key in newer
+  }

@@ -132,7 +132,7 @@ def test_evaluation_has_a_rate_of_its_own(adapted):
     ({"data.seq_len": 64}, ("data.seq_len=64", "max_len=12")),
     ({"objective": "task"}, ("--input", "task.dir")),
     ({"train.total_steps": 5}, ("num_epochs", "total_steps=5")),
-    ({"objective": "mlm_nsp"}, ("mlm_nsp", "pairing")),
+    ({"objective": "mlm_nsp"}, ("mlm_nsp", "--config.objective=mlm")),
   ],
 )
 def test_a_training_that_cannot_start_prepares_nothing(

@@ -21,6 +21,7 @@ from bert_jax.data.tokenizers import hf_tokenizer
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import layouts
 from bert_jax.data.tokenizers import pipeline
+from bert_jax.data.tokenizers import wordpiece
 from bert_jax.runtime import files
 
 _log = logging.getLogger(__name__)
@@ -553,6 +554,52 @@ def _read_template(
 
 
 # --- writing -----------------------------------------------------------------
+
+
+def rules_of_wordpiece(
+  tokenizer: wordpiece.WordPieceTokenizer,
+  spec: templates.TokenizerSpec = templates.WORDPIECE,
+) -> dict[str, Any]:
+  """Returns BERT's own tokenizer as a tokenizer.json holds it.
+
+  Args:
+    tokenizer: the tokenizer.
+    spec: describes the tokenizer of the model's family.
+  """
+  named = spec.special_tokens
+  ids = {tokenizer.token(i): i for i in range(tokenizer.vocab_size)}
+  beyond = {token.content for token in tokenizer.added} - tokenizer.words
+  tokens = pipeline.added_tokens_of(named, ids, mask_lstrip=False)
+  tokens += [
+    {"id": id, **dataclasses.asdict(token)}
+    for token, id in tokenizer.added_ids.items()
+    if token.content not in named.values()
+  ]
+  return {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": sorted(tokens, key=lambda token: token["id"]),
+    "normalizer": {
+      "type": "BertNormalizer",
+      "clean_text": True,
+      "handle_chinese_chars": True,
+      "strip_accents": tokenizer.strip_accents,
+      "lowercase": tokenizer.lower_case,
+    },
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "post_processor": pipeline.post_processor_of(
+      tokenizer.template, named, ids
+    ),
+    "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    "model": {
+      "type": "WordPiece",
+      "unk_token": named["unk"],
+      "continuing_subword_prefix": "##",
+      "max_input_chars_per_word": tokenizer.max_input_chars_per_word,
+      "vocab": {word: i for word, i in ids.items() if word not in beyond},
+    },
+  }
 
 
 def write(

@@ -119,6 +119,11 @@ class WordPieceTokenizer(interface.Tokenizer):
     # Tokens that neither continue a word nor are continued.
     self._apart = self.special_ids.union(self.added_ids.values())
 
+  @property
+  def words(self) -> frozenset[str]:
+    """The pieces, without the tokens that are only added to them."""
+    return frozenset(self._words)
+
   @classmethod
   def learn(
     cls,

@@ -106,6 +106,19 @@ def _attend_biased_backward(rate, residuals, grad):
 attend_biased.defvjp(_attend_forward, _attend_biased_backward)
 
 
+def probabilities(query, key, bias):
+  """Returns the probabilities float32 [B, N, Q, K] of `attend`, to look at.
+
+  Args:
+    query: [B, N, Q, H].
+    key: [B, N, K, H].
+    bias: float32, broadcastable to [B, N, Q, K].
+  """
+  scale = 1.0 / math.sqrt(query.shape[-1])
+  scores = _head_dot(query * scale, key, 3, 3, jnp.float32)
+  return jax.nn.softmax(scores + bias)
+
+
 def attend_window(query, key, value, window, rng, rate, radius):
   """Returns `attend` for tokens that see only near tokens.
 

@@ -106,6 +106,7 @@ class SelfAttention(nn.Module):
     query = project(x if queries is None else queries, self.query, of_queries)
     key, value = project(x, self.key, of_keys), project(x, self.value)
     if is_window:
+      self._show(query, key, lambda: masks.window_bias(mask, cfg.local_radius))
       attend_window: Any = program.attend_window
       context = attend_window(
         query, key, value, mask, rng, rate, cfg.local_radius
@@ -120,14 +121,27 @@ class SelfAttention(nn.Module):
         of_queries[1],
       )
       bias = mask + relative * (3 * cfg.head_dim) ** -0.5
-      context = plain.attend_biased(
-        query * 3**-0.5, key, value, bias, rng, rate
-      )
+      query = query * 3**-0.5
+      self._show(query, key, lambda: bias)
+      context = plain.attend_biased(query, key, value, bias, rng, rate)
     elif row.learns_bias:
+      self._show(query, key, lambda: mask)
       context = plain.attend_biased(query, key, value, mask, rng, rate)
     else:
+      self._show(query, key, lambda: mask)
       context = program.attend(query, key, value, mask, rng, rate)
     return self.out(jnp.swapaxes(context, 1, 2))  # [B, N, Q, H] -> [B, Q, D]
+
+  def _show(self, query, key, bias):
+    """Keeps the probabilities if the caller asks for the collection "maps".
+
+    Args:
+      query: [B, N, Q, H].
+      key: [B, N, K, H].
+      bias: returns the bias, broadcastable to [B, N, Q, K].
+    """
+    if self.is_mutable_collection("maps") and not self.is_initializing():
+      self.sow("maps", "probs", plain.probabilities(query, key, bias()))
 
   def _share_heads(self, x):
     """Repeats each head of keys or values for the queries that share it.

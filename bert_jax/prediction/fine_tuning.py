@@ -1,0 +1,203 @@
+"""Fine-tuning from Python: the training of `bert-jax train`, and its model.
+
+tuned = bert_jax.fine_tune(
+  "bert-base-uncased",
+  [{"text": "a fine film", "label": "good"}, ...],
+  validation="dev.csv",
+  workdir="RUN",
+)
+print(tuned.metrics["eval/accuracy"])
+print(tuned.model.classify(["what a day"])[0].label)
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import os
+from typing import Any
+
+from bert_jax import tasks
+from bert_jax.kinds import answers
+from bert_jax.kinds import table
+from bert_jax.prediction import model as model_lib
+from bert_jax.runtime import config_files
+from bert_jax.runtime import files
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import settings
+from bert_jax.tasks import spec
+from bert_jax.training import train
+
+# A file of rows, or the rows.
+Rows = str | os.PathLike[str] | Sequence[Mapping[str, Any]]
+
+# Form of own data -> the columns of its text, if none are named.
+_COLUMNS = {
+  "pairs": ("text", "text_b"),
+  "span": ("question", "context"),
+  "choice": ("text", "choices"),
+  "tag": ("words",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuned:
+  """A finished fine-tuning.
+
+  Attributes:
+    model: the trained model, at the best step if the run keeps one.
+    metrics: the metrics of the last evaluation, such as "eval/accuracy".
+    workdir: the folder of the run.
+  """
+
+  model: model_lib.Model
+  metrics: Mapping[str, float]
+  workdir: str
+
+
+def fine_tune(
+  model: str | os.PathLike[str],
+  train_rows: Rows | None = None,
+  validation: Rows | None = None,
+  *,
+  workdir: str | os.PathLike[str],
+  task: str = "classify",
+  data: str | os.PathLike[str] = "",
+  text: Sequence[str] | str = (),
+  label: str = "label",
+  epochs: float | None = None,
+  learning_rate: float | None = None,
+  batch_size: int | None = None,
+  seq_len: int | None = None,
+  seed: int = 0,
+  settings: Mapping[str, Any] | None = None,
+) -> FineTuned:
+  """Fine-tunes a model on rows with labels.
+
+  It trains as `bert-jax train --config=finetune` does, with checkpoints in
+  `workdir`: after an interruption, the same call goes on. The recipe is that of
+  the task in configs/finetune.py, unless an argument changes it.
+
+  Args:
+    model: the weights to start from: a Hugging Face or Flax folder, the name of
+      a model of the hub, a TF1 checkpoint or a workdir.
+    train_rows: the training data: a file that `bert-jax train` reads (CSV,
+      JSON lines, Parquet, ...), or a list of dicts with these columns.
+    validation: the data that is evaluated on, likewise.
+    workdir: the folder of the run.
+    task: "classify", "pairs", "regress", "multi_label", "tag", "span" or
+      "choice" for rows of your own; or the name of a benchmark, such as "mrpc".
+    data: the folder of a benchmark, which has its files in their official
+      layout.
+    text: the columns of the text. By default, "text"; of pairs, "text" and
+      "text_b"; of tags, "words"; of spans, "question" and "context"; of
+      choices, "text" and "choices".
+    label: the column of the label.
+    epochs: how often every row is trained on.
+    learning_rate: the highest learning rate.
+    batch_size: the rows of a step.
+    seq_len: the most tokens of a text; longer texts are cut.
+    seed: the seed of the order of rows, dropout and new weights.
+    settings: more keys of the config and their values, such as
+      {"optim.warmup_rate": 0.2}; docs/config.md lists the keys.
+
+  Returns:
+    The trained model, its metrics and its folder.
+
+  Raises:
+    ValueError: An argument, the data or the weights cannot be used; nothing was
+      trained.
+    training.run.DivergedError: The loss became NaN or infinite.
+  """
+  workdir = os.fspath(workdir)
+  config = _make_config(model, task, seed)
+  sets = {
+    "task.dir": os.fspath(data) or None,
+    "train.num_epochs": None if epochs is None else float(epochs),
+    "optim.learning_rate": learning_rate,
+    "data.batch_size": batch_size,
+    "data.seq_len": seq_len,
+  }
+  if config.task.name.startswith("my-"):
+    given = {"train": train_rows, "validation": validation}
+    for split, rows in given.items():
+      sets[f"task.files.{split}"] = _as_file(rows, split, workdir)
+    form = config.task.name.removeprefix("my-")
+    columns = (text,) if isinstance(text, str) else tuple(text)
+    sets["task.text"] = columns or _COLUMNS.get(form, ("text",))
+    sets["task.label"] = label
+  elif train_rows is not None or validation is not None:
+    raise answers.PredictError(
+      f"task={task!r} is a benchmark, which has files of its own; give `data`, "
+      "their folder, and no rows"
+    )
+  given_keys = {key: value for key, value in sets.items() if value is not None}
+  model_lib.set_keys(config, given_keys | dict(settings or {}))
+  metrics = train.train(config, workdir)
+  return FineTuned(
+    model_lib.load(workdir), metrics or _last_evaluation(workdir), workdir
+  )
+
+
+def _make_config(
+  model: str | os.PathLike[str], task: str, seed: int
+) -> settings.Config:
+  """Returns the config of a task, with the recipe of its kind.
+
+  Raises:
+    answers.PredictError: There is no such task.
+  """
+  if task not in tasks.TASKS and task not in table.FORMS:
+    raise answers.PredictError(
+      f"task={task!r} is not known; for rows of your own give one of "
+      f"{', '.join(table.FORMS)}, for a benchmark one of "
+      f"{', '.join(tasks.TASKS)}"
+    )
+  name = task if task in tasks.TASKS else f"my-{task}"
+  config = config_files.load("finetune", f"task={name}")
+  config.init_from = os.fspath(model)
+  config.seed = seed
+  return config
+
+
+def _as_file(rows: Rows | None, split: str, workdir: str) -> str | None:
+  """Returns the file of some rows, which it writes if they are a list.
+
+  The name of the file tells what is in it, so that a run that goes on does not
+  find other rows.
+  """
+  if rows is None or isinstance(rows, str | os.PathLike):
+    return None if rows is None else os.fspath(rows)
+  listed = list(rows)
+  if not listed:
+    raise spec.TaskError(f"{split} has no rows; give one or more")
+  for number, row in enumerate(listed):
+    if not isinstance(row, Mapping):
+      raise spec.TaskError(
+        f"row {number} of {split} is {row!r:.60}; give a dict, such as "
+        '{"text": "a text", "label": "a label"}'
+      )
+  try:
+    lines = [files.to_json(dict(row), ensure_ascii=False) for row in listed]
+  except (TypeError, ValueError) as error:
+    raise spec.TaskError(
+      f"the rows of {split} hold a value that JSON has no form for: {error}; "
+      "give texts, numbers and lists"
+    ) from error
+  content = "\n".join(lines) + "\n"
+  digest = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:12]
+  folder = os.path.join(workdir, "data")
+  files.make_folders(folder)
+  path = os.path.join(folder, f"{split}-{digest}.jsonl")
+  if not files.exists(path):
+    with files.writing(path, "w", errors="replace") as f:
+      f.write(content)
+  return path
+
+
+def _last_evaluation(workdir: str) -> dict[str, float]:
+  """Returns the last metrics eval/NAME in the log of a finished run."""
+  found: dict[str, float] = {}
+  for row in metrics_log.read_metrics(workdir):
+    scores = {k: v for k, v in row.items() if k.startswith("eval/")}
+    found = scores or found
+  return found

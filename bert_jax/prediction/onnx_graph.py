@@ -1,0 +1,173 @@
+"""Writes a model as an ONNX graph, by the exporter of torch."""
+
+import dataclasses
+import os
+import tempfile
+from typing import Any
+import warnings
+
+import numpy as np
+
+from bert_jax import weights as weights_lib
+from bert_jax.kinds import answers
+from bert_jax.runtime import files
+from bert_jax.weights import task_heads
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# The most that an output of onnxruntime may differ from ours, relative to the
+# largest number of that output.
+TOLERANCE = 1e-4
+
+
+class OnnxError(answers.PredictError):
+  """The model cannot be written as an ONNX graph."""
+
+
+def write(
+  pretrained: weights_lib.Pretrained,
+  answerer: answers.Answerer,
+  path: str,
+  weights: str,
+) -> list[str]:
+  """Writes a graph with any batch and length; returns its outputs.
+
+  Args:
+    pretrained: the model.
+    answerer: of the kind of prediction.
+    path: the file to write.
+    weights: "float32", or "int8" for integer matrices, whose inputs are rounded
+      to 8 bits for each product.
+
+  Raises:
+    OnnxError: A package is missing, or transformers has no such head.
+  """
+  try:
+    import torch
+    import transformers
+  except ImportError as error:
+    raise OnnxError(
+      f"--to=onnx needs {error.name}, which is not installed; install the "
+      "extra: pip install 'bert_jax[reference]'"
+    ) from error
+  name = _class_of(answerer)
+  with tempfile.TemporaryDirectory() as folder:
+    kept = pretrained
+    if answerer.name in ("embed", "fill-mask"):
+      parts = ("encoder", "mlm")
+      params = {k: v for k, v in pretrained.params.items() if k in parts}
+      kept = dataclasses.replace(
+        pretrained, params=params, kind=None, labels=()
+      )
+    source = os.path.join(folder, "hf")
+    weights_lib.write(kept, source, "huggingface")
+    transformers.logging.set_verbosity_error()
+    automatic: Any = getattr(transformers, name)
+    kwargs = {"attn_implementation": "eager"}
+    reference = automatic.from_pretrained(source, **kwargs).eval()
+    outputs = _export(torch, reference, answerer, path)
+    if weights == "int8":
+      _quantize(path, folder)
+  return outputs
+
+
+def _class_of(answerer: answers.Answerer) -> str:
+  """Returns the class of transformers that loads the model with its head."""
+  if answerer.name == "embed":
+    return "AutoModel"
+  if answerer.name == "fill-mask":
+    return "AutoModelForMaskedLM"
+  head = task_heads.HEADS[answerer.kind.name]
+  if not head.hf_class:
+    raise OnnxError(
+      f"transformers has no head for {answerer.name}; give --to=stablehlo"
+    )
+  return f"Auto{head.hf_class.replace('For', 'ModelFor', 1)}"
+
+
+def _export(torch: Any, reference: Any, answerer: Any, path: str) -> list[str]:
+  """Writes the graph of a model of transformers; returns its outputs."""
+  takes_types = "token_type_ids" in reference.forward.__code__.co_varnames
+
+  class Outputs(torch.nn.Module):
+    """The model, with the outputs of `exporting.make_function`."""
+
+    def __init__(self):
+      super().__init__()
+      self.model = reference
+
+    def forward(self, input_ids, attention_mask, token_type_ids):
+      more = {"token_type_ids": token_type_ids} if takes_types else {}
+      given = {"input_ids": input_ids, "attention_mask": attention_mask, **more}
+      if answerer.name == "choose":  # it takes [B, C, L]
+        given = {name: value[:, None] for name, value in given.items()}
+      found = self.model(**given)
+      if answerer.name != "embed":
+        if answerer.name == "answer":
+          return torch.stack([found.start_logits, found.end_logits], -1)
+        return found.logits
+      last = found.last_hidden_state
+      mask = attention_mask[..., None].to(last.dtype)
+      mean = (last * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+      pooled = getattr(found, "pooler_output", None)
+      return (last, mean) if pooled is None else (last, mean, pooled)
+
+  module = Outputs()
+  row = torch.ones((2, 8), dtype=torch.int64)
+  inputs = (row, row, torch.zeros_like(row))
+  with torch.no_grad():
+    found = module(*inputs)
+  if answerer.name == "embed":
+    outputs = ["last_hidden_state", "mean", "pooled"][: len(found)]
+  else:
+    outputs = ["logits"]
+  is_of_tokens = answerer.name in ("fill-mask", "tag", "answer")
+  lengths = {"last_hidden_state", *(("logits",) if is_of_tokens else ())}
+  axes = {name: {0: "B", 1: "L"} for name in _INPUTS}
+  axes |= {
+    name: {0: "B", 1: "L"} if name in lengths else {0: "B"} for name in outputs
+  }
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # this exporter is older than the default
+    torch.onnx.export(
+      module, inputs, path, dynamo=False, opset_version=17,
+      input_names=list(_INPUTS), output_names=outputs, dynamic_axes=axes,
+    )  # fmt: skip
+  return outputs
+
+
+def _quantize(path: str, folder: str) -> None:
+  """Replaces the matrices of a graph by 8-bit integers, a scale a channel."""
+  try:
+    from onnxruntime import quantization
+  except ImportError as error:
+    raise OnnxError(
+      f"--weights=int8 needs {error.name}, which is not installed; install the "
+      "extra: pip install 'bert_jax[reference]'"
+    ) from error
+  target = os.path.join(folder, "int8.onnx")
+  quantization.quantize_dynamic(
+    path, target, per_channel=True, weight_type=quantization.QuantType.QInt8
+  )
+  files.write_bytes(path, files.read_bytes(target))
+
+
+def check(path: str, wanted: dict[str, np.ndarray], inputs: dict) -> float:
+  """Returns the largest difference of a graph's outputs, relative to ours.
+
+  Args:
+    path: the graph.
+    wanted: our outputs by name.
+    inputs: the inputs by name, int32 [B, L].
+  """
+  import onnxruntime
+
+  session = onnxruntime.InferenceSession(
+    path, providers=["CPUExecutionProvider"]
+  )
+  names = {one.name for one in session.get_inputs()}
+  given = {k: x.astype(np.int64) for k, x in inputs.items() if k in names}
+  found = session.run(list(wanted), given)
+  return max(
+    float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-6))
+    for got, want in zip(found, wanted.values(), strict=True)
+  )

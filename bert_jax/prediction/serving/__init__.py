@@ -1,0 +1,1 @@
+"""Serving: answers HTTP requests with loaded models."""

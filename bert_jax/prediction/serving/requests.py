@@ -1,0 +1,283 @@
+"""What a server is asked: routes as rows, and the checks of their bodies."""
+
+import base64
+from collections.abc import Mapping, Sequence
+import json
+from typing import Any
+
+import numpy as np
+
+from bert_jax.kinds import answers
+from bert_jax.prediction.serving import served
+
+
+class RequestError(Exception):
+  """A request cannot be answered.
+
+  Attributes:
+    status: the HTTP status.
+    code: a word for programs.
+    param: the field of the body that is wrong, or None.
+  """
+
+  def __init__(
+    self, status: int, message: str, code: str, param: str | None = None
+  ):
+    """Stores what the answer to the request will say."""
+    super().__init__(message)
+    self.status, self.code, self.param = status, code, param
+
+  def body(self) -> dict[str, Any]:
+    """Returns the body of the answer, as clients of OpenAI read it."""
+    kind = "invalid_request_error" if self.status < 500 else "server_error"
+    return {
+      "error": {
+        "message": str(self),
+        "type": kind,
+        "param": self.param,
+        "code": self.code,
+      }
+    }
+
+
+def bad(message: str, param: str | None = None) -> RequestError:
+  """Returns the error for a body that cannot be used."""
+  return RequestError(400, message, "invalid_request", param)
+
+
+def parse_json(data: bytes) -> dict[str, Any]:
+  """Returns the object in a body.
+
+  Raises:
+    RequestError: It is not JSON, or not an object.
+  """
+  try:
+    body = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+  except RecursionError as error:
+    raise bad("the body is nested too deeply") from error
+  except ValueError as error:
+    raise bad(f"the body is not JSON: {error}") from error
+  if not isinstance(body, dict):
+    raise bad(f"the body is {body!r:.60}; wanted a JSON object")
+  return body
+
+
+def _no_constant(name: str) -> None:
+  raise ValueError(f"{name} is no JSON")
+
+
+def check_fields(
+  body: Mapping[str, Any], needed: Sequence[str], others: Sequence[str]
+) -> None:
+  """Raises RequestError if a body lacks a field or has an unknown one."""
+  for name in needed:
+    if name not in body:
+      raise bad(f"the body has no {name!r}; see /openapi.json", name)
+  for name in body:
+    if name not in (*needed, *others):
+      raise bad(
+        f"there is no field {name!r}; the fields are "
+        f"{', '.join((*needed, *others))}",
+        name,
+      )
+
+
+def choice_of(
+  body: Mapping[str, Any], name: str, choices: Sequence[Any]
+) -> Any:
+  """Returns a field that has one of a few values, by default the first."""
+  value = body.get(name)
+  value = choices[0] if value is None else value
+  if value not in choices:
+    raise bad(
+      f"{name} is {value!r:.60}; wanted one of {', '.join(map(str, choices))}",
+      name,
+    )
+  return value
+
+
+def count_of(
+  body: Mapping[str, Any], name: str, default: int, most: int
+) -> int:
+  """Returns a field that is a number from 1 on."""
+  value = body.get(name)
+  value = default if value is None else value
+  is_whole = isinstance(value, int) and not isinstance(value, bool)
+  if not is_whole or not 1 <= value <= most:
+    raise bad(f"{name} is {value!r:.60}; wanted 1 to {most}", name)
+  return value
+
+
+def listed(value: Any, name: str, most: int, what: str) -> list[Any]:
+  """Returns a list with items.
+
+  Args:
+    value: the value of the field.
+    name: the name of the field.
+    most: the most items.
+    what: what the items are, for the message.
+
+  Raises:
+    RequestError: It is no list, is empty or has too many items.
+  """
+  if not isinstance(value, list):
+    raise bad(f"{name} is {value!r:.60}; wanted a list of {what}", name)
+  if not value:
+    raise bad(f"{name} is empty; give one or more {what}", name)
+  if len(value) > most:
+    raise RequestError(
+      413,
+      f"{name} has {len(value)} {what}; a request may have {most}",
+      "too_many_items",
+      name,
+    )
+  return value
+
+
+def input_texts(value: Any, most: int) -> list[str]:
+  """Returns the texts of the `input` of /v1/embeddings.
+
+  Raises:
+    RequestError: It has no texts, or token ids, whose meaning depends on a
+      tokenizer that the client chose.
+  """
+  texts = [value] if isinstance(value, str) else value
+  texts = listed(texts, "input", most, "texts")
+  first = texts[0]
+  if isinstance(first, int | list) and not isinstance(first, bool):
+    raise bad(
+      "input has token ids, which belong to the tokenizer of another model; "
+      "send text (in LangChain: check_embedding_ctx_length=False)",
+      "input",
+    )
+  for number, text in enumerate(texts):
+    if not isinstance(text, str):
+      raise bad(f"input[{number}] is {text!r:.60}; wanted text", "input")
+  return texts
+
+
+def encode_vector(vector: np.ndarray, encoding: str) -> str | list[float]:
+  """Returns a vector as OpenAI's clients read it.
+
+  Args:
+    vector: float32 [D].
+    encoding: "float" for a list, "base64" for the bytes of little-endian
+      float32.
+  """
+  if encoding == "float":
+    return vector.astype(np.float64).tolist()
+  return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+
+
+def records_of(
+  kind: str, body: Mapping[str, Any], most: int
+) -> list[Mapping[str, Any]]:
+  """Returns the records of /predict.
+
+  Raises:
+    RequestError: There are none or too many, or one has an unknown field.
+  """
+  records = listed(body["records"], "records", most, "records")
+  known = (*served.RECORD_FIELDS[kind], "id")
+  for number, record in enumerate(records):
+    if not isinstance(record, dict):
+      raise bad(
+        f"records[{number}] is {record!r:.60}; wanted an object", "records"
+      )
+    if unknown := [name for name in record if name not in known]:
+      raise bad(
+        f"records[{number}] has the field {unknown[0]!r}; a record of {kind} "
+        f"has {', '.join(known)}",
+        "records",
+      )
+    if not isinstance(record.get("id"), str | int | float | None):
+      raise bad(
+        f"records[{number}]: its id is {record['id']!r:.60}; wanted text or a "
+        "number",
+        "records",
+      )
+  if kind == "choose":
+    choices = [record.get("choices") for record in records]
+    total = sum(len(x) for x in choices if isinstance(x, list))
+    if total > most:
+      raise RequestError(
+        413, f"records have {total} choices; a request may have {most}",
+        "too_many_items", "records",
+      )  # fmt: skip
+  return records
+
+
+# --- relevance of documents to a query ---
+
+# The kinds that can score a pair, the best suited first.
+SCORERS = ("regress", "classify", "embed")
+
+
+def scorer_of(model: served.Served) -> str:
+  """Returns the kind by which a model scores pairs.
+
+  Raises:
+    RequestError: It has none.
+  """
+  for kind in SCORERS:
+    if kind in model.kinds:
+      return kind
+  raise bad(
+    f"{model.name} scores no pairs; /rerank needs a model of the kind "
+    f"{', '.join(SCORERS)}",
+    "model",
+  )
+
+
+def scoring_records(
+  kind: str, query: str, documents: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Returns the records whose answers tell how relevant each document is."""
+  if kind == "embed":
+    return [{"text": query}, *({"text": text} for text in documents)]
+  return [{"text": query, "text_b": text} for text in documents]
+
+
+def relevances(
+  kind: str, found: Sequence[Mapping[str, Any]], label: str | None, vector: str
+) -> list[float]:
+  """Returns how relevant each document is, from the answers to the records.
+
+  Args:
+    kind: the kind that scored the pairs.
+    found: the answers to `scoring_records`.
+    label: classify: the label whose probability is the relevance; None means
+      the second of two.
+    vector: embed: the vector that is compared, by the cosine of the angle.
+
+  Raises:
+    RequestError: There is no such label.
+  """
+  if kind == "regress":
+    return [answer["score"] for answer in found]
+  if kind == "classify":
+    labels = list(found[0]["scores"])
+    if label is None and len(labels) != 2:
+      raise bad(
+        f"the model has {len(labels)} labels; name the one that means relevant "
+        f"as label, one of {', '.join(labels)}",
+        "label",
+      )
+    chosen = labels[1] if label is None else label
+    if chosen not in labels:
+      raise bad(
+        f"label is {chosen!r:.60}; wanted one of {', '.join(labels)}", "label"
+      )
+    return [answer["scores"][chosen] for answer in found]
+  vectors = np.stack([answer[vector] for answer in found]).astype(np.float64)
+  vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+  return (vectors[1:] @ vectors[0]).tolist()
+
+
+def num_tokens(lines: Sequence[answers.Line]) -> int:
+  """Returns the number of tokens of texts that were parsed."""
+  return sum(
+    len(getattr(example, "ids", ()))
+    for line in lines
+    for example in line.examples
+  )

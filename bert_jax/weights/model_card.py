@@ -1,0 +1,163 @@
+"""The model card of a converted run: what it is, how it was made, its scores.
+
+A Hugging Face folder gets README.md with the record of its run, and a
+tokenizer.json, which the library `tokenizers` reads by itself.
+"""
+
+from collections.abc import Mapping
+import json
+import os
+from typing import Any
+
+import bert_jax
+from bert_jax.data import templates
+from bert_jax.data.tokenizers import hf_pipeline
+from bert_jax.data.tokenizers import wordpiece
+from bert_jax.models import families
+from bert_jax.runtime import files
+from bert_jax.runtime import metrics_log
+from bert_jax.runtime import runs
+from bert_jax.runtime import settings
+from bert_jax.weights.pretrained import Pretrained
+
+CARD = "README.md"
+# Kind of the head -> pipeline_tag of the hub.
+_TAGS = {
+  "classify": "text-classification",
+  "multi_label": "text-classification",
+  "regress": "text-classification",
+  "tag": "token-classification",
+  "span": "question-answering",
+  "choice": "multiple-choice",
+}
+# Keys of the recipe that the card shows.
+_RECIPE = (
+  "task.name", "objective", "data.seq_len", "data.batch_size",
+  "train.num_epochs", "train.total_steps", "optim.name", "optim.learning_rate",
+  "optim.warmup_rate", "optim.weight_decay", "seed",
+)  # fmt: skip
+
+
+def write(pretrained: Pretrained, source: str, folder: str) -> list[str]:
+  """Adds README.md and tokenizer.json to a Hugging Face folder.
+
+  Args:
+    pretrained: the model that the folder holds.
+    source: where it was read from. If it is a run, the card has its record.
+    folder: the folder, which is whole.
+
+  Returns:
+    The names of the files that were added; files that are there stay.
+  """
+  added = []
+  path = os.path.join(folder, CARD)
+  if not files.exists(path):
+    files.write_text(
+      path, text_of(pretrained, source, os.path.basename(folder))
+    )
+    added.append(CARD)
+  if write_tokenizer(pretrained, folder):
+    added.append("tokenizer.json")
+  return added
+
+
+def write_tokenizer(pretrained: Pretrained, folder: str) -> bool:
+  """Writes tokenizer.json for a WordPiece vocabulary; returns whether it did.
+
+  Args:
+    pretrained: the model, which has the vocabulary.
+    folder: the folder; a file that is there stays.
+  """
+  tokenizer = pretrained.tokenizer
+  path = os.path.join(folder, "tokenizer.json")
+  if not isinstance(tokenizer, wordpiece.WordPieceTokenizer):
+    return False
+  if files.exists(path):
+    return False
+  spec = families.get_family(pretrained.family).tokenizer
+  spec = spec if spec.kind == tokenizer.kind else templates.WORDPIECE
+  rules = hf_pipeline.rules_of_wordpiece(tokenizer, spec)
+  text = json.dumps(rules, indent=2, ensure_ascii=False)
+  files.write_text(path, text + "\n")
+  return True
+
+
+def text_of(pretrained: Pretrained, source: str, name: str) -> str:
+  """Returns the text of a model card.
+
+  Args:
+    pretrained: the model.
+    source: where it was read from.
+    name: the title.
+  """
+  run = runs.read_run(source) if source and runs.exists(source) else {}
+  head: dict[str, Any] = {"library_name": "transformers", "tags": ["bert_jax"]}
+  if "mlm" in pretrained.params and pretrained.kind is None:
+    head["pipeline_tag"] = "fill-mask"
+  elif pretrained.kind in _TAGS:
+    head["pipeline_tag"] = _TAGS[pretrained.kind]
+  base = run.get("init_from_source") or pretrained.source
+  if base:
+    head["base_model"] = base.removeprefix("hub://").partition("@")[0]
+  lines = ["---", *_yaml(head), "---", "", f"# {name}", ""]
+  sizes = pretrained.model
+  lines += [
+    f"A model of the family `{pretrained.family}` with {sizes['num_layers']} "
+    f"layers of width {sizes['hidden_size']}, written by bert_jax "
+    f"{bert_jax.__version__}.",
+    "",
+  ]
+  if pretrained.kind:
+    lines += [f"Its head is for the task `{pretrained.kind}`.", ""]
+  if pretrained.labels:
+    listed = ", ".join(f"`{label}`" for label in pretrained.labels)
+    lines += [f"Labels: {listed}.", ""]
+  if run:
+    lines += _record(run, source)
+  return "\n".join(lines).rstrip() + "\n"
+
+
+def _yaml(values: Mapping[str, Any]) -> list[str]:
+  """Returns the lines of a front matter; JSON is YAML."""
+  return [
+    f"{key}: {json.dumps(value, ensure_ascii=False)}"
+    for key, value in values.items()
+  ]
+
+
+def _record(run: Mapping[str, Any], workdir: str) -> list[str]:
+  """Returns the lines about the run: scores, recipe, data and code."""
+  lines = []
+  if scores := _scores(workdir):
+    lines += ["## Scores", "", "| metric | value |", "|---|---|"]
+    lines += [f"| {name} | {value:.6g} |" for name, value in scores.items()]
+    lines += ["", "They are those of the last evaluation in the run.", ""]
+  flat = settings.flatten(run.get("config") or {})
+  recipe = {
+    key: flat[key] for key in _RECIPE if flat.get(key) not in (None, "")
+  }
+  if recipe:
+    lines += ["## Recipe", "", "| key | value |", "|---|---|"]
+    lines += [f"| `{key}` | {value} |" for key, value in recipe.items()]
+    lines.append("")
+  facts = {
+    "code": run.get("commit"),
+    "data": run.get("data_hash"),
+    "started": run.get("started"),
+  }
+  known = {name: value for name, value in facts.items() if value}
+  if known:
+    lines += ["## Record", "", "| of | value |", "|---|---|"]
+    lines += [f"| {name} | `{value}` |" for name, value in known.items()]
+    lines.append("")
+  return lines
+
+
+def _scores(workdir: str) -> dict[str, float]:
+  """Returns the metrics eval/NAME that the log of a run has last."""
+  found: dict[str, float] = {}
+  if files.exists(os.path.join(workdir, "metrics.jsonl")):
+    for row in metrics_log.read_metrics(workdir):
+      scores = {k: v for k, v in row.items() if k.startswith("eval/")}
+      found = scores or found
+  return found

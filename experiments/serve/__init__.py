@@ -1,0 +1,1 @@
+"""The server under load: its speed beside other programs, and its answers."""
