@@ -110,7 +110,7 @@ def fine_tune(
   """
   workdir = os.fspath(workdir)
   config = _make_config(model, task, seed)
-  sets = {
+  sets: dict[str, Any] = {
     "task.dir": os.fspath(data) or None,
     "train.num_epochs": None if epochs is None else float(epochs),
     "optim.learning_rate": learning_rate,

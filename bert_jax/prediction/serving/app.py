@@ -376,8 +376,8 @@ class Server:
         response = responses.Response(status_code=499)
       except Exception:
         _log.exception("%s failed", path)
-        error = RequestError(500, "the server failed; see its log", "failed")
-        response = responses.JSONResponse(error.body(), 500)
+        failed = RequestError(500, "the server failed; see its log", "failed")
+        response = responses.JSONResponse(failed.body(), 500)
       self._metrics.requests.labels(path, str(response.status_code)).inc()
       self._metrics.seconds.labels(path).observe(time.perf_counter() - start)
       return response
