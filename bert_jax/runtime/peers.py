@@ -36,6 +36,13 @@ HEARTBEAT_SECS = 60
 _POLL_SECS = 1.0  # between looks at whether another process has failed
 _ANSWER_SECS = 3.0  # for all to answer, after one has failed
 _SILENT_SECS = 10.0  # without a sign of life: suspicious, if jax gives up
+# An engine of jobs, such as Kubernetes, goes by the process that ends first: if
+# that is one that lost a peer, it starts the job again. So where a process has
+# failed by itself, the others must end after it, which takes the seconds that
+# it lingers (`linger`) and those of `locks.leave_buckets`.
+_FAILING_SECS = 17.0
+# ... and after jax found process 0 gone, before the SIGABRT (`catch_aborts`).
+_ABORT_SECS = 3.0
 _SHOWN = 10  # processes that a message names at most
 
 PREFIX = "bert_jax/"  # of keys in the store
@@ -51,6 +58,10 @@ _BROKEN = re.compile(
 _NAMES = re.compile(
   r"""(?<!\w)"[^"\n]*"(?!\w)|(?<!\w)'[^'\n]*'(?!\w)|\S*[/\\]\S*"""
 )
+
+
+# Statuses that ask for a restart, in a `trouble` that a process reports.
+_NOT_FINAL = (errors.PEER_LOST, errors.SAVED)
 
 
 class PeerError(RuntimeError):
@@ -81,6 +92,7 @@ def are_several() -> bool:
 
 # Held by the thread that ends this process: only one prints a line.
 _ending = threading.Lock()
+_hurry = threading.Event()  # set if that thread may wait no longer
 
 
 def _end(text: str, status: int, secs: float = 0.0) -> NoReturn:
@@ -88,7 +100,7 @@ def _end(text: str, status: int, secs: float = 0.0) -> NoReturn:
   _ending.acquire()
   sys.stdout.flush()
   os.write(2, f"bert-jax: {text}\n".encode())
-  time.sleep(secs)
+  _hurry.wait(secs)
   locks.leave_buckets()
   os._exit(status)
 
@@ -111,6 +123,7 @@ class _Monitor:
     self.is_ending = threading.Event()  # this process ends as it should
     self._contact = time.monotonic()  # the last answer of process 0
     self._silent: list[int] = []  # processes without a recent sign of life
+    self._is_final = False  # another process failed, with a final status
     self._beats: dict[int, tuple[str, float]] = {}
 
   def run(self) -> None:
@@ -157,15 +170,16 @@ class _Monitor:
     rows = self.store.key_value_dir_get(_MONITORED)
     return {key.removeprefix(_MONITORED): value for key, value in rows}
 
-  def post(self, reason: str, is_own: bool) -> bool:
+  def post(self, reason: str, is_own: bool, status: int) -> bool:
     """Tells the others that this process fails; returns whether that worked.
 
     Args:
       reason: why it fails.
       is_own: False if the reason is another process.
+      status: its exit status.
     """
     # In a thread, because process 0 may stand still and never answer.
-    text = json.dumps({"reason": reason, "is_own": is_own})
+    text = json.dumps({"reason": reason, "is_own": is_own, "status": status})
     return _within(2, lambda: self._set(f"trouble/{self.index}", text))
 
   def verdict(self, reason: str) -> str:
@@ -185,6 +199,7 @@ class _Monitor:
     }
     for i, known in sorted(trouble.items()):
       if known["is_own"] and i != self.index:
+        self._is_final = known.get("status") not in _NOT_FINAL
         return f"process {i} failed: {known['reason']}"
     answered = {int(key[5:]) for key in rows if key.startswith("here/")}
     missing = set(range(self.count)) - answered - set(trouble) - {self.index}
@@ -218,7 +233,8 @@ class _Monitor:
       "this job with the same command, or with another number of processes; it "
       "goes on from its last checkpoint",
       PeerError.exit_status,
-      self.linger(2 * _POLL_SECS + _ANSWER_SECS if is_first else _POLL_SECS),
+      self.linger(2 * _POLL_SECS + _ANSWER_SECS if is_first else _POLL_SECS)
+      + (_FAILING_SECS if self._is_final else 0),
     )
 
   def linger(self, secs: float) -> float:
@@ -300,6 +316,9 @@ def catch_aborts(not_met: str) -> None:
 
   def wait() -> None:
     os.read(reader, 1)
+    if _ending.locked():  # perhaps waiting for process 0, which is gone now
+      time.sleep(_ABORT_SECS)
+      _hurry.set()
     monitor = _Monitor.current
     if monitor is None:
       _end(not_met, PeerError.exit_status)
@@ -345,7 +364,7 @@ def _stalled(what: str) -> None:
   if monitor is None:
     text = f"{what}. Restart this job with the same command"
     _end(text, PeerError.exit_status)
-  monitor.post(what, is_own=True)
+  monitor.post(what, is_own=True, status=PeerError.exit_status)
   suspect = monitor.suspect()
   monitor.end(what + (f" ({suspect})" if suspect else ""), is_first=True)
 
@@ -383,10 +402,10 @@ def leave(error: BaseException, status: int = 1) -> NoReturn:
   if getattr(error, "is_known_to_all", False):
     _end(reason, status, monitor.linger(_POLL_SECS))
   if is_of_peer(error):
-    if monitor.post(reason, is_own=False):
+    if monitor.post(reason, is_own=False, status=PeerError.exit_status):
       time.sleep(_POLL_SECS + _ANSWER_SECS)
     monitor.end(monitor.verdict(reason))
-  monitor.post(reason, is_own=True)
+  monitor.post(reason, is_own=True, status=status)
   _end(
     f"process {monitor.index} of {monitor.count} failed: {reason}",
     status,
