@@ -38,11 +38,12 @@ _ANSWER_SECS = 3.0  # for all to answer, after one has failed
 _SILENT_SECS = 10.0  # without a sign of life: suspicious, if jax gives up
 # An engine of jobs, such as Kubernetes, goes by the process that ends first: if
 # that is one that lost a peer, it starts the job again. So where a process has
-# failed by itself, the others must end after it, which takes the seconds that
-# it lingers (`linger`) and those of `locks.leave_buckets`.
+# failed by itself, the others end after it. That takes at most the seconds that
+# it lingers (`linger`) and those of `locks.leave_buckets`;
 _FAILING_SECS = 17.0
-# ... and after jax found process 0 gone, before the SIGABRT (`catch_aborts`).
-_ABORT_SECS = 3.0
+# its host then needs some seconds to report it. If process 0 was that process,
+# there are 6 seconds until jax's abort goes on (`catch_aborts`).
+_REPORT_SECS = 3.0
 _SHOWN = 10  # processes that a message names at most
 
 PREFIX = "bert_jax/"  # of keys in the store
@@ -95,13 +96,29 @@ _ending = threading.Lock()
 _hurry = threading.Event()  # set if that thread may wait no longer
 
 
-def _end(text: str, status: int, secs: float = 0.0) -> NoReturn:
-  """Prints a line at once and as one piece, waits, and ends this process."""
+def _end(
+  text: str,
+  status: int,
+  secs: float = 0.0,
+  first: Callable[[], Any] = bool,
+  last: Callable[[], Any] = bool,
+) -> NoReturn:
+  """Prints a line at once and as one piece, waits, and ends this process.
+
+  Args:
+    text: the line.
+    status: the exit status.
+    secs: how long to wait.
+    first: what to do before the wait.
+    last: what to do at the very end.
+  """
   _ending.acquire()
   sys.stdout.flush()
   os.write(2, f"bert-jax: {text}\n".encode())
+  first()
   _hurry.wait(secs)
   locks.leave_buckets()
+  last()
   os._exit(status)
 
 
@@ -110,8 +127,9 @@ class _Monitor:
 
   It uses these keys below _MONITORED: `beat/I` is a sign of life of process I.
   `silent` lists the processes of which process 0 has not seen one for a while.
-  `trouble/I` says that process I is failing, and why. `here/I` is the answer of
-  process I to any `trouble`.
+  `trouble/I` says that process I is failing, and why, with its exit status.
+  `here/I` is the answer of process I to any `trouble`. `gone/I` says that
+  process I ends in this moment, after it failed by itself.
   """
 
   current: "_Monitor | None" = None
@@ -123,7 +141,8 @@ class _Monitor:
     self.is_ending = threading.Event()  # this process ends as it should
     self._contact = time.monotonic()  # the last answer of process 0
     self._silent: list[int] = []  # processes without a recent sign of life
-    self._is_final = False  # another process failed, with a final status
+    # The process that failed by itself, with a final status.
+    self._failed: int | None = None
     self._beats: dict[int, tuple[str, float]] = {}
 
   def run(self) -> None:
@@ -199,7 +218,8 @@ class _Monitor:
     }
     for i, known in sorted(trouble.items()):
       if known["is_own"] and i != self.index:
-        self._is_final = known.get("status") not in _NOT_FINAL
+        is_final = known.get("status") not in _NOT_FINAL
+        self._failed = i if is_final else None
         return f"process {i} failed: {known['reason']}"
     answered = {int(key[5:]) for key in rows if key.startswith("here/")}
     missing = set(range(self.count)) - answered - set(trouble) - {self.index}
@@ -233,9 +253,26 @@ class _Monitor:
       "this job with the same command, or with another number of processes; it "
       "goes on from its last checkpoint",
       PeerError.exit_status,
-      self.linger(2 * _POLL_SECS + _ANSWER_SECS if is_first else _POLL_SECS)
-      + (_FAILING_SECS if self._is_final else 0),
+      self.linger(2 * _POLL_SECS + _ANSWER_SECS if is_first else _POLL_SECS),
+      first=self.outlive,
     )
+
+  def outlive(self) -> None:
+    """Waits until the process that failed by itself, if any, has ended."""
+    if self._failed is None:
+      return
+    begin = time.monotonic()
+    while time.monotonic() - begin < _FAILING_SECS:
+      found: list[dict[str, str]] = []
+      if not _within(2, lambda to=found: to.append(self._rows())):
+        break  # process 0 has ended
+      if f"gone/{self._failed}" in found[0] or _hurry.wait(_POLL_SECS / 2):
+        break
+    _hurry.wait(_REPORT_SECS)
+
+  def say_goodbye(self) -> None:
+    """Tells the others that this process ends now."""
+    _within(1, lambda: self._set(f"gone/{self.index}", ""))
 
   def linger(self, secs: float) -> float:
     """Returns for how many seconds this process must outlive its last line.
@@ -317,7 +354,7 @@ def catch_aborts(not_met: str) -> None:
   def wait() -> None:
     os.read(reader, 1)
     if _ending.locked():  # perhaps waiting for process 0, which is gone now
-      time.sleep(_ABORT_SECS)
+      time.sleep(_REPORT_SECS)
       _hurry.set()
     monitor = _Monitor.current
     if monitor is None:
@@ -410,6 +447,7 @@ def leave(error: BaseException, status: int = 1) -> NoReturn:
     f"process {monitor.index} of {monitor.count} failed: {reason}",
     status,
     monitor.linger(2 * _POLL_SECS + _ANSWER_SECS),
+    last=monitor.say_goodbye,
   )
 
 
