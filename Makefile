@@ -1,7 +1,19 @@
 # Everything runs in .venv, made from requirements.lock. `make` lists targets.
+# `make test PYTHON=python3.13` uses that Python, with the lock of its version, in
+# .venv-3.13 if .venv has another version.
 
 PYTHON ?= python3
+VERSION_OF = import sys; print("%d.%d" % sys.version_info[:2])
+MADE := $(shell sed -n 's/^version = \([0-9]*\.[0-9]*\).*/\1/p' \
+  .venv/pyvenv.cfg 2>/dev/null)
+ifneq ($(origin PYTHON),command line)
+VERSION := $(or $(MADE),$(shell $(PYTHON) -c '$(VERSION_OF)'))
 VENV := .venv
+else
+VERSION := $(shell $(PYTHON) -c '$(VERSION_OF)')
+VENV := .venv$(addprefix -,$(and $(MADE),$(filter-out $(MADE),$(VERSION))))
+endif
+LOCK := $(firstword $(wildcard requirements-$(VERSION).lock) requirements.lock)
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
@@ -134,7 +146,8 @@ ablations: setup  ## NSP and masking on small models: NOVELS=files GLUE=folder
 
 # Versions are resolved with the extras that are installed beside the tests, so
 # that installing one later changes nothing that is pinned here.
-lock:  ## resolve requirements.lock again from setup.py
+FIRST = 3.11
+lock:  ## resolve the lock of PYTHON's version again from setup.py
 	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(PYTHON) -m venv "$$tmp/venv"; \
 	resolve="$$tmp/venv/bin/pip --disable-pip-version-check install -qq"; \
@@ -144,8 +157,9 @@ lock:  ## resolve requirements.lock again from setup.py
 	$$resolve "$$tmp/test.json" -c "$$tmp/all.txt" '.[test]'; \
 	{ echo "# Made by 'make lock' from setup.py with the extra 'test'."; \
 	  $(PYTHON) -c "$$PINS" "$$tmp/test.json"; } > "$$tmp/lock"; \
-	cp "$$tmp/lock" requirements.lock; \
-	echo "requirements.lock: $$(grep -c == requirements.lock) packages"
+	version=$$($(PYTHON) -c '$(VERSION_OF)'); lock=requirements-$$version.lock; \
+	[ $$version != $(FIRST) ] || lock=requirements.lock; \
+	cp "$$tmp/lock" $$lock; echo "$$lock: $$(grep -c == $$lock) packages"
 
 clean:  ## remove .venv and what tools left behind (runs/ is kept)
 	rm -rf $(VENV) build dist *.egg-info
@@ -163,14 +177,15 @@ for item in sorted(json.load(open(sys.argv[1]))['install'],
 endef
 export PINS
 
-$(VENV)/.locked: requirements.lock
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) \
-	  and "bert_jax needs Python 3.11 or newer, $(PYTHON) is %d.%d: say for \
+$(VENV)/.locked: $(LOCK)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; \
+	  sys.exit(not (3, 11) <= v <= (3, 13) \
+	  and "bert_jax needs Python 3.11 to 3.13, $(PYTHON) is %d.%d: say for \
 	example `make setup PYTHON=python3.11`" % v)'
-	@echo "Installing $$(grep -c == requirements.lock) packages into $(VENV)" \
+	@echo "Installing $$(grep -c == $(LOCK)) packages into $(VENV)" \
 	  "(a minute or two) ..."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(PIP) install -qq --no-deps -r requirements.lock
+	@$(PIP) install -qq --no-deps -r $(LOCK)
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.locked setup.py
@@ -181,5 +196,5 @@ $(VENV)/.installed: $(VENV)/.locked setup.py
 
 $(VENV)/.extra-%: $(VENV)/.installed
 	@echo "Installing the extra '$*' into $(VENV) ..."
-	@$(PIP) install -qq --no-build-isolation -c requirements.lock -e '.[$*]'
+	@$(PIP) install -qq --no-build-isolation -c $(LOCK) -e '.[$*]'
 	@touch $@

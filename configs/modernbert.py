@@ -46,7 +46,7 @@ def get_config(text=None):
   c.data.short_seq_rate = 0.0
   c.data.seq_len = args.seq_len
   c.data.batch_size = args.batch_size
-  c.data.max_sequences = 16
+  c.data.max_sequences = max(min(16, args.seq_len // 16), 1)
   c.data.mask_rate = 0.3
   c.prepare.vocab_kind = "byte_bpe"
   c.prepare.vocab_size = 50368
@@ -67,6 +67,7 @@ def get_config(text=None):
   longer = (
     f"data.seq_len={args.long_len} data.batch_size={args.long_batch_size} "
     f"optim.learning_rate={long_rate} model.rope_theta=160000.0 "
+    f"data.max_sequences={max(min(64, args.long_len // 16), 1)} "
   )
   warmup = ""
   num_steps = args.steps // 20

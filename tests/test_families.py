@@ -189,6 +189,7 @@ def test_electras_sweep_learns_both_orders_where_pairs_have_none():
     re.search(r"task=(\w+)", trial.config)[1]: json.loads(trial.settings)
     for trial in config.trials
   }
+  assert all(k["optim.layer_decay"] == 0.8 for k in found.values())
   both = {task: k.get("task.both_orders") for task, k in found.items()}
   assert both == {"mrpc": True, "rte": None, "stsb": True}
 

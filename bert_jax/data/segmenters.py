@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import logging
-import os
 import re
 import warnings
 
@@ -23,6 +22,7 @@ import numpy as np
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import word_rules
 from bert_jax.runtime import errors
+from bert_jax.runtime import files
 
 JIEBA = "jieba"
 SPACES = "spaces"
@@ -91,13 +91,12 @@ def _load_words(path: str) -> Segmenter:
     path: a text file in UTF-8, a word on each line. Lines may be empty, or
       comments that begin with "#".
   """
-  if not os.path.isfile(path):
+  if not files.is_file(path):
     raise SegmenterError(
       f"{KEY}={path}: there is no such file; it must be {JIEBA}, {SPACES} or "
       "the path of a text file with a word on each line"
     )
-  with open(path, "rb") as f:
-    content = f.read()
+  content = files.read_bytes(path)
   try:
     lines = content.decode("utf-8-sig").splitlines()
   except UnicodeDecodeError as error:

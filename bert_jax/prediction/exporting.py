@@ -80,7 +80,13 @@ def make_function(predictor: predict.Predictor) -> Function:
   def task(params, ids, mask, types):
     first = jnp.zeros((ids.shape[0], 1), jnp.int32)
     module = answerer.make_model()
-    logits = module.apply({"params": params}, ids, mask, types, first)
+    given = {
+      "input_ids": ids,
+      "input_mask": mask,
+      "segment_ids": types,
+      "cls_positions": first,
+    }
+    logits = module.apply({"params": params}, **given)
     return {"logits": logits[:, 0] if answerer.kind.pooled else logits}
 
   if answerer.name == "embed":

@@ -108,7 +108,7 @@ def sync_all(secs: float) -> None:
     for path, known in _below(""):
       try:
         _upload(path, known)
-      except OSError as error:
+      except (OSError, buckets.BucketError) as error:
         _log.warning("%s", error)
 
   if _files:
@@ -150,7 +150,7 @@ def _run() -> None:
       if known.is_due():
         try:
           _upload(path, known)
-        except OSError as error:
+        except (OSError, buckets.BucketError) as error:
           known.at = time.monotonic()
           _log.warning("%s; it is tried again", error)
 

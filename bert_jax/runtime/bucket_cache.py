@@ -28,6 +28,7 @@ import threading
 import time
 
 from bert_jax.runtime import buckets
+from bert_jax.runtime import errors
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ def keep(found: buckets.Object, source: str) -> None:
     with _locked(target):
       with contextlib.suppress(OSError):
         os.unlink(_note(target))
+      with contextlib.suppress(OSError):
+        os.unlink(target)  # a process that has it open keeps what it reads
       shutil.move(source, target)
       _write_note(target, found)
   except OSError:
@@ -192,9 +195,12 @@ def _users_file(pid: int, root: str) -> int:
   users = os.path.join(root, _USERS)
   os.makedirs(users, mode=0o700, exist_ok=True)
   path = os.path.join(users, f"{pid}-{secrets.token_hex(8)}")
-  descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-  fcntl.flock(descriptor, fcntl.LOCK_SH)
-  return descriptor
+  while True:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if os.fstat(descriptor).st_nlink:
+      return descriptor
+    os.close(descriptor)  # another process took it for that of a dead one
 
 
 def _use(targets: Sequence[str]) -> None:
@@ -246,8 +252,7 @@ def _make_room(size: int) -> None:
           there[path] = (_used_at(path), os.stat(path).st_size)
     total = sum(size for _, size in there.values())
     free = shutil.disk_usage(root).free
-    asked = os.environ.get("BERT_JAX_CACHE_GB")
-    most = float(asked) * 1e9 if asked else (free + total) * _SHARE
+    most = _limit() or (free + total) * _SHARE
     over = max(total + size - most, size - free)
     if over <= 0:
       return
@@ -263,6 +268,17 @@ def _make_room(size: int) -> None:
     f"copies of buckets may use in {root}; set BERT_JAX_CACHE to a folder on a "
     "larger disk, or raise BERT_JAX_CACHE_GB"
   )
+
+
+def _limit() -> float:
+  """Returns the bytes that BERT_JAX_CACHE_GB allows; 0 = it is not set."""
+  asked = os.environ.get("BERT_JAX_CACHE_GB") or "0"
+  try:
+    return float(asked) * 1e9
+  except ValueError:
+    raise errors.UserError(
+      f"BERT_JAX_CACHE_GB={asked} is not a number of gigabytes, such as 50"
+    ) from None
 
 
 def _used_at(path: str) -> float:

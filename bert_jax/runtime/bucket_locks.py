@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import secrets
 import threading
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 BEAT_SECS = 20.0
 EXPIRE_SECS = 120.0
 _POLL_SECS = 5.0
+_LOOK_SECS = 2.0  # for the name of who has taken a lock over
 
 
 # The name of a process -> whether it is alive; None = that is not known.
@@ -103,7 +105,7 @@ def lock(folder: str, name: str, is_alive: IsAlive) -> Iterator[None]:
 
 
 def _release(held: _Held) -> None:
-  with held.guard, contextlib.suppress(OSError):
+  with held.guard, contextlib.suppress(OSError, buckets.BucketError):
     if _held.pop(held.path, None):
       buckets.delete(held.path, held.generation)
 
@@ -145,7 +147,7 @@ def check(path: str) -> None:
   for held in list(_held.values()):
     parent = os.path.dirname(held.path)
     if path != held.path and f"{path}/".startswith(f"{parent}/"):
-      while _now() - held.at > EXPIRE_SECS / 2:
+      while _held.get(held.path) is held and _now() - held.at > EXPIRE_SECS / 2:
         if not _beat(held):
           time.sleep(1.0)
 
@@ -214,14 +216,15 @@ def _take(path: str, content: bytes, is_alive: IsAlive) -> buckets.Object:
 def _beat(held: _Held) -> bool:
   """Writes the object of a lock again; returns whether that has worked."""
   with held.guard:
+    if _held.get(held.path) is not held:  # it was released meanwhile
+      return False
     start = _now()
     try:
       written = buckets.put(held.path, held.content, held.generation)
     except buckets.ChangedError:
       _end(held)
-    except OSError as error:
-      if held.path in _held:
-        _log.warning("%s", error)
+    except (OSError, buckets.BucketError) as error:
+      _log.warning("%s", error)
       return False
     held.generation, held.at = written.generation, start
   return True
@@ -233,11 +236,23 @@ def _beat_until(held: _Held, ends: threading.Event) -> None:
 
 
 def _end(held: _Held) -> NoReturn:
-  """Ends this process at once, because another one writes in the folder."""
-  _held.pop(held.path, None)  # so that nothing releases it
+  """Ends this process at once, because another one writes in the folder.
+
+  The caller holds `held.guard`, for which every other thread that wants to
+  write in the folder waits from now on.
+  """
+  held.at = -math.inf
   folder = os.path.dirname(held.path)
-  found = _read(held.path)
-  now = f"by {found[1]}" if found and found[1] else "or deleted"
+  holders: list[str] = []
+
+  def look() -> None:
+    if found := _read(held.path):
+      holders.append(found[1])
+
+  thread = threading.Thread(target=look, daemon=True)
+  thread.start()
+  thread.join(_LOOK_SECS)
+  now = f"by {holders[0]}" if any(holders) else "or deleted"
   text = (
     f"bert-jax: the lock of {folder} was taken over {now}, because this "
     f"process could not renew it for {EXPIRE_SECS:.0f} s; it ends and writes "

@@ -204,12 +204,14 @@ def _blob(path: str, generation: int | None = None) -> Any:
   return _bucket(bucket).blob(name, generation=generation)
 
 
-@functools.cache
-def _retry(secs: float = PATIENCE_SECS) -> Any:
+@functools.lru_cache(maxsize=64)
+def _retry(secs: float = PATIENCE_SECS, written: str = "") -> Any:
   """Returns how requests are repeated: those that no repetition can harm.
 
   Args:
     secs: for how long.
+    written: the path that the request writes, if it does: each repetition is
+      announced to `before_writes` as the first request is.
   """
   from google.api_core import retry as api
   from google.cloud.storage import retry
@@ -219,15 +221,17 @@ def _retry(secs: float = PATIENCE_SECS) -> Any:
     initial=0.5,
     maximum=20,
     timeout=secs,
-    on_error=_tell_of_failure,
+    on_error=functools.partial(_after_failure, written),
   )
 
 
 _told = [0.0]  # when a failure was told last
 
 
-def _tell_of_failure(error: Exception) -> None:
-  """Says at times that requests are repeated, so that nobody wonders."""
+def _after_failure(written: str, error: Exception) -> None:
+  """Says at times that requests are repeated; see `_retry`."""
+  if written:
+    _tell(written)
   now = time.monotonic()
   if not _told[0] or now - _told[0] > _TELL_SECS:
     _told[0] = now
@@ -474,7 +478,7 @@ def put(
         rewind=True,
         size=size,
         if_generation_match=generation,
-        retry=_retry(),
+        retry=_retry(written=path),
         checksum="crc32c",
       )
   except ChangedError:
@@ -507,7 +511,9 @@ def delete(path: str, generation: int | None = None) -> None:
   """
   _tell(path)
   with contextlib.suppress(FileNotFoundError), naming(path):
-    _blob(path).delete(if_generation_match=generation, retry=_retry())
+    _blob(path).delete(
+      if_generation_match=generation, retry=_retry(written=path)
+    )
 
 
 # --- folders -----------------------------------------------------------------
@@ -580,6 +586,8 @@ def copy(found: Object, target: str) -> None:
     source, there = _blob(found.path, found.generation), _blob(target)
     token: Any = None
     while True:
-      token, _, _ = there.rewrite(source, token=token, retry=_retry())
+      token, _, _ = there.rewrite(
+        source, token=token, retry=_retry(written=target)
+      )
       if token is None:
         return

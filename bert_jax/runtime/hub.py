@@ -103,9 +103,9 @@ def fetch(path: str, *, needs_weights: bool = True) -> Model:
   is_local = _is_offline()
   with _explained(hub, path, name, revision):
     folder = _download(hub, name, revision, _SETTINGS, is_local)
-    files = None if is_local else _files_of(hub, name, os.path.basename(folder))
+    names = None if is_local else _files_of(hub, name, os.path.basename(folder))
     if needs_weights:
-      _fetch_weights(hub, path, folder, files)
+      _fetch_weights(hub, path, folder, names)
   found = os.path.basename(folder)
   if not _HEX.fullmatch(found):
     raise HubError(f"{folder} is not a folder of the hub's cache")
@@ -133,7 +133,7 @@ def endpoint() -> str:
 
 
 def _fetch_weights(
-  hub: Any, path: str, folder: str, files: Sequence[str] | None
+  hub: Any, path: str, folder: str, names: Sequence[str] | None
 ) -> None:
   """Downloads the weights of a revision, or finds them in the cache.
 
@@ -141,19 +141,16 @@ def _fetch_weights(
     hub: the module huggingface_hub.
     path: the name that the user gave.
     folder: the folder of the revision in the cache.
-    files: the files of the model; None means that only the cache counts.
+    names: the files of the model; None means that only the cache counts.
   """
   name = path.removeprefix(_SCHEME).partition("@")[0]
   commit = os.path.basename(folder)
   for patterns in _WEIGHTS:
-    if files is None:
-      there = files.list_names(folder)
-    else:
-      there = list(files)
+    there = files.list_names(folder) if names is None else list(names)
     if any(fnmatch.fnmatch(f, pattern) for f in there for pattern in patterns):
-      _download(hub, name, commit, (*_SETTINGS, *patterns), files is None)
+      _download(hub, name, commit, (*_SETTINGS, *patterns), names is None)
       return
-  if files is None:
+  if names is None:
     raise HubError(
       f"the cache has {path}, but not its weights; run once without "
       "HF_HUB_OFFLINE and with the hub in reach"
@@ -161,7 +158,7 @@ def _fetch_weights(
   weights = ", ".join(pattern for group in _WEIGHTS for pattern in group)
   raise HubError(
     f"{path} on {endpoint()} has no weights that this program reads "
-    f"({weights}); it has {', '.join(sorted(files)[:8]) or 'nothing'}"
+    f"({weights}); it has {', '.join(sorted(names)[:8]) or 'nothing'}"
   )
 
 

@@ -951,6 +951,11 @@ class Mesh(Group):
   tensor: int = of_session(1, -1, _PIECES)
   """Devices that split the heads, the MLP and the vocabulary."""
 
+  num_slices: int = of_session(0, 0, _PIECES, since="0.3.0", before=0)
+  """Slices that only a slow network connects, each with whole copies of the
+  model: 0 = as many as the TPUs say, otherwise one. On other devices, a slice
+  is a group of processes, in their order."""
+
   seed: int = of_session(0, 0, _PIECES, before=0)
   """Devices over which models that train together (--member) are distributed; 0
   = the largest number of devices that divides the number of models."""

@@ -7,6 +7,11 @@ The mesh has three axes, in this order. An axis of size 1 costs nothing.
           when they are used
   tensor  shards the heads, the MLP and the vocabulary, but not the rows
 
+Several slices, which only a slow network connects, hold whole copies of the
+model each: the axis in front, "data" or "seed", goes over the slices first, so
+that the other axes stay inside of one. TPUs say which slice they belong to; of
+other devices mesh.num_slices says it, and a slice is a group of processes.
+
 If several models train together (members.py), there is one more axis in front:
 
   seed    independent models
@@ -16,7 +21,8 @@ parameter (`encoder/layers/mlp/in/kernel`) applies to it. `axes` names the mesh
 axes that shard the *trailing* dimensions, so that rules never shard the leading
 layer axis of scanned layers. The paths of the optimizer's moments end like
 those of the parameters, so the rules place the whole train state. The moments
-may also be sharded over "data" (`spread`), along any dimension.
+may also be sharded over "data" (`spread`), along any dimension, but not over
+several slices.
 
 The compiler derives the rest from the sharding of the state, the sharding of
 the batch, and `constrain_batch` on activations. Without `constrain_batch` it
@@ -55,6 +61,7 @@ def make_mesh(
   tensor: int,
   devices: Sequence[Any] | None = None,
   seed: int | None = None,
+  num_slices: int = 0,
 ) -> jax.sharding.Mesh:
   """Returns a mesh with the axes ("data", "fsdp", "tensor").
 
@@ -69,10 +76,13 @@ def make_mesh(
     tensor: the size of the "tensor" axis, or -1. Only one size may be -1.
     devices: the devices to use, all of them; None = `jax.devices()`.
     seed: the size of an additional axis "seed" in front; None = no such axis.
+    num_slices: how many slices the devices belong to; 0 = as many as they say,
+      or else one.
 
   Raises:
-    ValueError: the product of the sizes is not the number of devices, or a copy
-      of the model would lie on several slices.
+    ValueError: the product of the sizes is not the number of devices, the
+      number of slices is wrong, or a copy of the model would lie on several
+      slices.
 
   Example:
     >>> make_mesh(data=-1, fsdp=1, tensor=1).axis_names
@@ -84,28 +94,68 @@ def make_mesh(
   if seed is not None:
     axes, wanted = (SEED_AXIS, *axes), (seed, *wanted)
   sizes = _fill_mesh_sizes(axes, wanted, len(devices))
-  num_slices = len({getattr(d, "slice_index", 0) for d in devices})
-  if devices[0].platform == "tpu" and num_slices > 1:
-    first, *rest = sizes
-    if first % num_slices:
-      raise ValueError(
-        f"the devices belong to {num_slices} TPU slices, but mesh.{axes[0]}="
-        f"{first} is not divisible by {num_slices}: only whole copies of the "
-        f"model may lie on different slices; set mesh.{axes[0]} to a multiple "
-        "of the slices"
+  slices = _slices(devices, num_slices)
+  first, *rest = sizes
+  if first % len(slices):
+    kind = "TPU slices" if devices[0].platform == "tpu" else "slices"
+    raise ValueError(
+      f"the devices belong to {len(slices)} {kind}, but mesh.{axes[0]}="
+      f"{first} is not divisible by {len(slices)}: only whole copies of the "
+      f"model may lie on different slices; set mesh.{axes[0]} to a multiple "
+      "of the slices"
+    )
+  grid = np.concatenate(
+    [
+      mesh_utils.create_device_mesh(
+        (first // len(slices), *rest), inside, allow_split_physical_axes=True
       )
-    grid = mesh_utils.create_hybrid_device_mesh(
-      (first // num_slices, *rest),
-      (num_slices, *(1 for _ in rest)),
-      devices,
-      allow_split_physical_axes=True,
-    )
-  else:
-    grid = mesh_utils.create_device_mesh(
-      sizes, devices, allow_split_physical_axes=True
-    )
+      for inside in slices
+    ]
+  )
   auto = (jax.sharding.AxisType.Auto,) * len(axes)
   return jax.sharding.Mesh(grid, axes, axis_types=auto)
+
+
+def _slices(devices: Sequence[Any], num_slices: int) -> list[list[Any]]:
+  """Returns the devices of each slice.
+
+  Args:
+    devices: the devices of all slices.
+    num_slices: see `make_mesh`.
+
+  Raises:
+    ValueError: the devices belong to another number of slices, or a process
+      would belong to several.
+  """
+  found: dict[int, list[Any]] = {}
+  if devices[0].platform == "tpu":
+    for one in devices:
+      found.setdefault(getattr(one, "slice_index", 0), []).append(one)
+    if num_slices not in (0, len(found)):
+      raise ValueError(
+        f"mesh.num_slices={num_slices}, but the TPUs belong to {len(found)} "
+        f"slices; use {len(found)}, or 0 for as many as there are"
+      )
+    return [found[index] for index in sorted(found)]
+  if num_slices < 2:
+    return [list(devices)]
+  for one in devices:
+    found.setdefault(one.process_index, []).append(one)
+  hosts = [found[index] for index in sorted(found)]
+  if len(hosts) > 1 and len(hosts) % num_slices:
+    raise ValueError(
+      f"mesh.num_slices={num_slices} does not divide the {len(hosts)} processes"
+      " of the job; each slice has the same number of processes"
+    )
+  if len(hosts) == 1:  # for trying it out: a slice is some of the devices
+    hosts = [[one] for one in devices]
+  if len(hosts) % num_slices:
+    raise ValueError(
+      f"mesh.num_slices={num_slices} does not divide the {len(hosts)} devices"
+    )
+  size = len(hosts) // num_slices
+  groups = (hosts[i : i + size] for i in range(0, len(hosts), size))
+  return [[one for host in group for one in host] for group in groups]
 
 
 def connect(mesh: jax.sharding.Mesh) -> None:
@@ -258,7 +308,11 @@ def put_global_batch(batch: Tree, sharding: jax.sharding.NamedSharding) -> Tree:
 
 
 def state_sharding(
-  abstract_tree: Tree, mesh: jax.sharding.Mesh, rules: Rules, spread: str = ""
+  abstract_tree: Tree,
+  mesh: jax.sharding.Mesh,
+  rules: Rules,
+  spread: str = "",
+  num_slices: int = 1,
 ) -> Tree:
   """Returns the shardings of parameters, or of a whole train state, by rules.
 
@@ -271,6 +325,8 @@ def state_sharding(
     spread: a regex. Arrays in whose path it is found are also sharded over
       "data", if one of their dimensions is divisible, so that each copy of the
       model holds a share of them. "" = no arrays.
+    num_slices: the slices that "data" goes over. Arrays are not spread over
+      several, so that no parameters have to cross between them.
 
   Returns:
     The tree with a `NamedSharding` in place of each leaf. Scalars need no rule;
@@ -291,6 +347,7 @@ def state_sharding(
   for rule in rules:
     _check_rule(rule, mesh)
   lost: list[str] = []
+  inside = _inside_slices(mesh, num_slices)
 
   def place(path: Any, leaf: Any) -> jax.sharding.NamedSharding | None:
     name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -302,7 +359,7 @@ def state_sharding(
         return None
       spec = _leaf_spec(name, shape, mesh, rule)
     if spread and re.search(spread, name):
-      spec = _spread(spec, shape, mesh)
+      return jax.sharding.NamedSharding(inside, _spread(spec, shape, inside))
     return jax.sharding.NamedSharding(mesh, spec)
 
   placed = jax.tree_util.tree_map_with_path(place, abstract_tree)
@@ -329,7 +386,23 @@ def place_state(
     The result of `state_sharding`.
   """
   spread = "^opt_state/" if config.spread_optimizer else ""
-  return state_sharding(abstract_state, mesh, config.rules, spread)
+  slices = _slices(list(mesh.devices.flat), config.num_slices)
+  num_slices = 1 if SEED_AXIS in mesh.shape else len(slices)
+  return state_sharding(abstract_state, mesh, config.rules, spread, num_slices)
+
+
+def _inside_slices(
+  mesh: jax.sharding.Mesh, num_slices: int
+) -> jax.sharding.Mesh:
+  """Returns a mesh of the same devices whose axis "data" stays in a slice."""
+  if num_slices == 1:
+    return mesh
+  data, *rest = mesh.devices.shape
+  return jax.sharding.Mesh(
+    mesh.devices.reshape(num_slices, data // num_slices, *rest),
+    ("slice", *mesh.axis_names),
+    axis_types=(jax.sharding.AxisType.Auto,) * (1 + len(mesh.axis_names)),
+  )
 
 
 def _check_rule(rule: tuple[str, Any], mesh: jax.sharding.Mesh) -> None:

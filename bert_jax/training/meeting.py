@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bert_jax.runtime import files
 from bert_jax.runtime import hosts
 from bert_jax.runtime import locks
 from bert_jax.runtime import peers
@@ -30,7 +31,7 @@ def lock(workdir: str) -> Iterator[None]:
     if jax.process_index() == 0:
       try:
         stack.enter_context(locks.lock(workdir, "--workdir"))
-      except (locks.LockedError, OSError) as error:
+      except (locks.LockedError, OSError, *files.UNREADABLE) as error:
         refused = error
     reason = hosts.from_first(str(refused) if refused else "")
     if refused is not None:

@@ -222,7 +222,7 @@ def open_mesh(
   """
   axes = config.mesh
   mesh = sharding.make_mesh(
-    axes.data, axes.fsdp, axes.tensor, devices, seed_axis
+    axes.data, axes.fsdp, axes.tensor, devices, seed_axis, axes.num_slices
   )
   if devices is None:
     checks.check_memory(config, mesh)

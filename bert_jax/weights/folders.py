@@ -204,8 +204,11 @@ def _local(path: str) -> str:
   try:
     if files.is_folder(path):
       return files.local(path)
-    folder = files.local(os.path.dirname(path))
-    return os.path.join(folder, os.path.basename(path))
+    folder = os.path.dirname(path)
+    copies = files.local_files(files.entries(folder)[0])
+    if not copies:
+      raise FileNotFoundError
+    return os.path.join(os.path.dirname(copies[0]), os.path.basename(path))
   except FileNotFoundError as error:
     raise WeightsError(f"{path} does not exist") from error
 

@@ -154,7 +154,7 @@ def _config_beside(file: str) -> tuple[str, dict[str, Any]]:
   path = os.path.join(os.path.dirname(file), "config.json")
   is_transformers = os.path.basename(file) in (PICKLE, PICKLE_SHARDS)
   may_be_fairseqs = file.endswith(PICKLES) and not is_transformers
-  if os.path.exists(path) or not may_be_fairseqs:
+  if files.exists(path) or not may_be_fairseqs:
     with naming(path):
       return path, files.read_json(path)
   with naming(file):

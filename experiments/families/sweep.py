@@ -5,8 +5,9 @@
 
 WEIGHTS as for configs/finetune.py; DATA has a folder a task, as GLUE comes.
 `mnli=RUN` names a model that was fine-tuned on MNLI: RTE, MRPC and STS-B start
-from it instead, as RoBERTa's and ModernBERT's authors did. ELECTRA's authors
-also let the learning rate fall from layer to layer, which these trials do not.
+from it instead, as RoBERTa's and ModernBERT's authors did. In ELECTRA, whose
+sizes small and base have the recipe "electra" and whose size large has
+"electra-large", the learning rate falls from layer to layer.
 
 Sources: facebookresearch/fairseq, examples/roberta/README.glue.md;
 google-research/electra, configure_finetuning.py; AnswerDotAI/ModernBERT, issues
@@ -43,6 +44,19 @@ class Recipe:
   both_orders: tuple[str, ...] = ()
 
 
+def _electra(rate: float, layer_decay: float) -> Recipe:
+  return Recipe(
+    rates=(rate,),
+    sizes=(32,),
+    epochs=3.0,
+    optim={
+      "warmup_rate": 0.1, "weight_decay": 0.0, "layer_decay": layer_decay,
+    },
+    by_task={"rte": ((rate,), 10.0), "stsb": ((rate,), 10.0)},
+    both_orders=("mrpc", "stsb"),
+  )  # fmt: skip
+
+
 RECIPES = {
   "roberta": Recipe(
     rates=(1e-5, 2e-5),
@@ -51,14 +65,8 @@ RECIPES = {
     optim={"warmup_rate": 0.06, "weight_decay": 0.1, "b2": 0.98},
     by_task={},
   ),
-  "electra": Recipe(
-    rates=(1e-4,),
-    sizes=(32,),
-    epochs=3.0,
-    optim={"warmup_rate": 0.1, "weight_decay": 0.0},
-    by_task={"rte": ((1e-4,), 10.0), "stsb": ((1e-4,), 10.0)},
-    both_orders=("mrpc", "stsb"),
-  ),
+  "electra": _electra(1e-4, 0.8),
+  "electra-large": _electra(5e-5, 0.9),
   "modernbert": Recipe(
     rates=(5e-5,),
     sizes=(64,),

@@ -93,7 +93,10 @@ _IDS = """
 ## Token ids on real text
 
 Texts whose ids differ from those of transformers, out of the texts of a folder
-of benchmarks and corpora. `experiments/families/ids.py` counts them.
+of benchmarks and corpora. `experiments/families/ids.py` counts them. BERT's
+differ in random Unicode alone: the rules here are those of the original code,
+which keeps characters for private use, and Python's Unicode is newer than that
+of the library behind transformers.
 """
 _WORDS = """
 ## Masked words of trained models
@@ -116,7 +119,8 @@ bert-jax sweep --workdir=runs/roberta-glue \\
 ```
 
 ELECTRA's authors learn each pair of MRPC and STS-B in both orders
-(`task.both_orders`), and so does its sweep.
+(`task.both_orders`), and let the learning rate fall from layer to layer
+(`optim.layer_decay`); so does its sweep.
 
 ## More comparisons
 

@@ -221,7 +221,7 @@ def long_entries() -> list[Entry]:
   found = []
   for layers in (_FEW, _MORE, 22):
     for seq_len in LENGTHS:
-      settings = (
+      settings: tuple[tuple[str, Any], ...] = (
         ("model.dtype", "bfloat16"),
         ("model.attention", "splash"),
         ("data.batch_size", 4),

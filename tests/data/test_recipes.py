@@ -7,6 +7,7 @@ import pytest
 
 from bert_jax.data import batching
 from bert_jax.data import masking
+from bert_jax.data import packing
 from bert_jax.data import pairing
 from bert_jax.data import prepare
 from bert_jax.data.store import manifests
@@ -126,6 +127,23 @@ def test_ordered_pairs_have_labels_and_two_types(folder):
   batch = batches_of(folder, "ordered_pairs")[0]
   assert set(batch["segment_ids"].ravel()) == {0, 1}
   assert 0 < batch["nsp_label"].sum() < 32
+
+
+@pytest.mark.parametrize(
+  ("seq_len", "max_sequences"),
+  [(1024, 16), pytest.param(8192, 64, marks=pytest.mark.slow)],
+)
+def test_documents_fill_rows(seq_len, max_sequences):
+  """Lengths as of web pages: half of them below 500 tokens, a few very long."""
+  rng = np.random.default_rng(0)
+  documents = np.maximum(rng.lognormal(np.log(500), 1.1, 20_000), 10)
+  whole, rest = np.divmod(documents.astype(int), seq_len - 2)
+  lengths = np.append(np.full(whole.sum(), seq_len), rest[rest > 0] + 2)
+  found = packing.pack_histogram(
+    np.bincount(lengths, minlength=seq_len + 1), seq_len, max_sequences
+  )
+  assert found.num_tokens == lengths.sum()
+  assert found.num_tokens / (found.num_rows * seq_len) > 0.99
 
 
 def test_runs_need_whole_words(folder):

@@ -608,6 +608,8 @@ def test_slices_are_those_that_xpk_knows():
     }  # fmt: skip
     for sides, (_, hosts, per_host, label, machine, name) in known.items():
       found = chips.parse_topology(f"{chip.name}:{sides}")
+      if sides == "1x1x1":  # a part of a host, which is not offered here
+        continue
       if chip.name != "v4" or list(found.shape) == sorted(found.shape):
         assert not found.why_not_offered(), found.name
       assert found.num_hosts == hosts and found.chips_per_host == per_host

@@ -61,11 +61,14 @@ def make(name, part):
   rng = np.random.default_rng(zlib.crc32(name.encode()))
   head = "mlm/" if part == "mlm" else "task/"
   steps = families.FAMILIES[name].heads["sequence"]
+  has_rtd = ("rtd",) in families.FAMILIES[name].pretraining_classes
   flat = {
     path: rng.normal(size=shape).astype(np.float32)
     * (0.3 if len(shape) > 1 else 0.1)
     + (1.0 if path.endswith("scale") else 0.0)
     for path, shape in heads.param_shapes(shape_of(name), NUM_LABELS).items()
+    # A head that transformers lacks takes no random numbers.
+    if has_rtd or not path.startswith("rtd/")
   }
   kept = {
     path: array.astype(np.float32)

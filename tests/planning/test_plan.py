@@ -559,6 +559,9 @@ def test_several_slices_exchange_over_the_data_centre_network(tmp_path):
     sent[row["links"]] += row["bytes_sent"]
   # What four chips of a slice have summed and cut up goes to the other slice.
   assert 0 < sent["DCN"] < sent["ICI"]
+  # Sums of gradients, but no parameters.
+  crossing = {r["kind"] for r in made["collectives"] if r["links"] == "DCN"}
+  assert crossing == {"all-reduce"}
 
 
 @pytest.mark.slow

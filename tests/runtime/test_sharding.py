@@ -369,3 +369,105 @@ def test_devices_are_connected_along_any_group_of_axes(sizes, monkeypatch):
   axes = [a for a in mesh.axis_names if mesh.shape[a] > 1]
   assert len(set(groups)) == 2 ** len(axes) - 1
   assert tuple(axes) in groups
+
+
+def cpu_devices(num_processes, per_process=2):
+  """Devices of several processes, in no order."""
+  return [
+    Device(
+      platform="cpu", device_kind="cpu", id=10 * p + i, process_index=p,
+      local_hardware_id=i,
+    )
+    for i in range(per_process)
+    for p in reversed(range(num_processes))
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("sizes", "num_slices"), [((-1, 1, 1), 2), ((2, 2, 2), 2), ((4, 1, 2), 4)]
+)
+def test_only_the_first_axis_leaves_a_slice(sizes, num_slices):
+  """Slices are groups of processes in their order."""
+  devices = cpu_devices(num_processes=4)
+  mesh = sharding.make_mesh(*sizes, devices, num_slices=num_slices)
+  assert mesh.axis_names == sharding.MESH_AXES
+  per_slice = 4 // num_slices
+  slices = np.vectorize(lambda d: d.process_index // per_slice)(mesh.devices)
+  assert (slices == np.sort(slices.ravel()).reshape(slices.shape)).all()
+  for copy in slices:
+    assert np.ptp(copy) == 0
+  assert {d.id for d in mesh.devices.flat} == {d.id for d in devices}
+
+
+@pytest.mark.parametrize(
+  ("devices", "num_slices", "words"),
+  [
+    (cpu_devices(4), 3, "mesh.num_slices=3 does not divide the 4 processes"),
+    (cpu_devices(1), 3, "does not divide the 2 devices"),
+    (tpu_devices(num_slices=2), 4, "belong to 2 slices; use 2, or 0"),
+    (tpu_devices(num_slices=1), 2, "belong to 1 slices; use 1, or 0"),
+  ],
+)
+def test_a_number_of_slices_that_is_wrong_is_refused(
+  devices, num_slices, words
+):
+  with pytest.raises(ValueError, match=words):
+    sharding.make_mesh(-1, 1, 1, devices, num_slices=num_slices)
+
+
+def test_one_process_may_try_slices_out():
+  mesh = sharding.make_mesh(-1, 2, 1, num_slices=2)
+  assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+  order = [d.id for d in mesh.devices.flat]
+  assert set(order[:4]) == {d.id for d in jax.devices()[:4]}
+
+
+def test_moments_are_shared_inside_of_a_slice_alone():
+  """So that no parameters have to cross between slices, only gradients."""
+  mesh = sharding.make_mesh(-1, 1, 1, num_slices=2)
+  leaf = jax.ShapeDtypeStruct((64, 3), jnp.float32)
+  tree = {"params": {"a": leaf}, "opt_state": {"a": leaf, "b": leaf}}
+  rules = (("a$|b$", (None, None)),)
+  place = sharding.state_sharding(tree, mesh, rules, "^opt_state/", 2)
+  assert place["params"]["a"].is_fully_replicated
+  for one in place["opt_state"].values():
+    assert one.shard_shape((64, 3)) == (16, 3)  # a quarter, twice
+    where = one.devices_indices_map((64, 3))
+    for slice_ in mesh.devices.reshape(2, 4):
+      starts = {where[device][0].start or 0 for device in slice_}
+      assert starts == {0, 16, 32, 48}
+
+
+def test_a_step_on_two_slices_is_that_of_one():
+  """An update whose moments are placed by another mesh, compiled and run."""
+
+  def run(num_slices):
+    mesh = sharding.make_mesh(-1, 1, 1, num_slices=num_slices)
+    leaf = jax.ShapeDtypeStruct((64, 4), jnp.float32)
+    tree = {"params": leaf, "opt_state": leaf}
+    rules = (("", (None, None)),)
+    place = sharding.state_sharding(tree, mesh, rules, "^opt_state", num_slices)
+    rows = sharding.batch_sharding(mesh)
+
+    def step(state, x):
+      def loss(w):
+        return jnp.mean(jnp.tanh(sharding.constrain_batch(x) @ w) ** 2)
+
+      moment = 0.9 * state["opt_state"] + jax.grad(loss)(state["params"])
+      return {"params": state["params"] - moment, "opt_state": moment}
+
+    with jax.set_mesh(mesh):
+      state = jax.device_put(
+        {"params": jnp.ones([64, 4]) / 64, "opt_state": jnp.zeros([64, 4])},
+        place,
+      )
+      x = jax.device_put(jnp.linspace(0, 1, 512).reshape(8, 64), rows)
+      compiled = jax.jit(step, in_shardings=(place, rows), out_shardings=place)
+      for _ in range(3):
+        state = compiled(state, x)
+    return jax.tree.map(np.asarray, state)
+
+  for one, two in zip(
+    jax.tree.leaves(run(1)), jax.tree.leaves(run(2)), strict=True
+  ):
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)

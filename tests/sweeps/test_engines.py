@@ -1,5 +1,6 @@
 """Tests of engines.py: what clusters are asked to run."""
 
+import dataclasses
 import os
 import re
 import shlex
@@ -78,6 +79,59 @@ def test_what_xpk_refuses_is_said(trials, monkeypatch):
   monkeypatch.setenv("PATH", "")
   with pytest.raises(sweep.SweepError, match=r"pip install 'bert_jax\[xpk\]'"):
     engines.send(trials, XPK)
+
+
+GKE = {"topology": "v5e:4x4", "image": "host/image:1", "spot": True}
+
+
+def test_a_trial_on_gke_is_a_job_of_its_own(trials, monkeypatch):
+  monkeypatch.setattr(sweep.Trial, "is_done", lambda one: False)
+  trials = [
+    dataclasses.replace(one, workdir=f"gs://bucket/runs/{one.name}")
+    for one in trials
+  ]
+  sent, refused = [], jobs.name_of(trials[1].name)
+
+  def send(job):
+    sent.append(job)
+    if job.name == refused:
+      raise jobs.LaunchError("it is there already")
+    return "sent"
+
+  monkeypatch.setattr(engines.gke, "send", send)
+  with pytest.raises(sweep.SweepError, match="refused 1 jobs; .*already"):
+    engines.SENDERS["gke"](trials, "", GKE)
+  assert [list(job.arguments) for job in sent] == [
+    one.arguments() for one in trials
+  ]
+  assert len({job.name for job in sent}) == len(trials)
+  for job in sent:
+    jobs.check_name(job.name)
+    assert job.topology.num_hosts == 4 and job.settings["spot"]
+
+
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"topology": ""}, "does not set topology"),
+    ({"topology": "v5e:3x3"}, "no such slice"),
+    ({"image": ""}, "--image="),
+    ({"colour": "red"}, "no setting 'colour'"),
+  ],
+)
+def test_nothing_is_sent_to_gke_if_a_setting_is_wrong(
+  trials, monkeypatch, change, words
+):
+  monkeypatch.setattr(engines.gke, "send", pytest.fail)
+  with pytest.raises(sweep.SweepError, match=words):
+    engines.SENDERS["gke"](trials, "", GKE | change)
+
+
+def test_an_engine_that_runs_no_trials_is_refused(trials):
+  config = sweep.make([sweep.trial("configs/base.py")], gke=GKE)
+  assert sweep.engine_settings(config, "gke") == GKE
+  with pytest.raises(sweep.SweepError, match="--engine=vm; use one of slurm"):
+    sweep.engine_settings(config, "vm")
 
 
 @pytest.mark.parametrize("engine", ["gke", "xpk"])

@@ -140,7 +140,7 @@ def _write_convolution(model: Mapping[str, Any]) -> dict[str, Any]:
 # With dropout before the inner layer of heads, too; released models lack it.
 _PLACES = ("embeddings", "attention", "mlp", "head_input")
 # Of the released sizes of v2.
-_CONVOLUTION = {"conv_size": 3, "conv_act": "gelu_erf"}
+_CONVOLUTION: dict[str, Any] = {"conv_size": 3, "conv_act": "gelu_erf"}
 _POOLED = ("input_dropout", "dense", "gelu_erf", "dropout")
 FAMILY = family.Family(
   name="deberta-v2",
