@@ -251,10 +251,11 @@ def _check_path(
   # Of a corpus that tensorflow-datasets made, the folder is not in the name.
   if is_of_hub or (shares_files and path.startswith("tfds:")):
     return
-  if problem := files.scheme_problem(flag, path):
-    raise jobs.LaunchError(problem)
+  # This machine may lack what reads a bucket; the image has it.
   if files.bucket_paths(path) or (shares_files and os.path.isabs(path)):
     return
+  if problem := files.scheme_problem(flag, path):
+    raise jobs.LaunchError(problem)
   if shares_files:
     raise jobs.LaunchError(
       f"{named} is a relative path; the hosts may start elsewhere, so give "

@@ -199,9 +199,9 @@ def check(settings: Mapping[str, Any]) -> None:
   _, rest = _given(jobs.Job("job", (), settings=settings))
   rest.pop("cluster", None)
   with tempfile.TemporaryDirectory() as folder:
-    # The executor for this machine knows the settings of all, and needs no
+    # The executor for debugging knows the settings of all, and needs no
     # programs of SLURM.
-    made = submitit.AutoExecutor(folder=folder, cluster="local")
+    made = submitit.AutoExecutor(folder=folder, cluster="debug")
     try:
       made.update_parameters(**rest)
     except _REFUSALS as error:

@@ -408,9 +408,7 @@ def test_a_plan_of_another_config_is_named(launch, capsys, tmp_path):
   said = capsys.readouterr().err
   assert "another config" in said and "data.batch_size=7" in said
   # Of a training in phases every file is needed.
-  phases = (
-    "--config.train.phases=('a: data.seq_len=128', 'b: data.seq_len=256')"
-  )
+  phases = "--config.train.phases=('a data.seq_len=128', 'b data.seq_len=256')"
   assert launch(*words, phases) == 2
   assert "plan-b.json" in capsys.readouterr().err
 

@@ -193,7 +193,7 @@ def test_a_trial_goes_on_until_it_is_done_or_fails(
   assert slurm.Training(trials[0].arguments())() == 0
   assert path.read_text() == "xxx"
   fake_launcher(monkeypatch, "import sys; sys.exit(2)")
-  with pytest.raises(slurm.FailedError, match="bert-jax train .*status 2"):
+  with pytest.raises(slurm.FailedError, match="bert-jax .*train .*status 2"):
     slurm.Training(trials[0].arguments())()
 
 
@@ -254,7 +254,9 @@ def test_a_trial_that_slurm_stops_saves_and_is_not_started_again(
   )
   timer.start()
   try:
-    with pytest.raises(slurm.StoppedError, match="bert-jax train") as caught:
+    with pytest.raises(
+      slurm.StoppedError, match="bert-jax .*told to stop"
+    ) as caught:
       slurm.Training(trials[0].arguments())()
   finally:
     timer.join()
