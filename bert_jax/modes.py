@@ -200,6 +200,10 @@ def _predict(flag_values: flags.FlagValues) -> None:
     sys.exit(errors.FAILED if failed == total else errors.SOME_FAILED)
 
 
+def _sources(flag_values: flags.FlagValues) -> list[str]:
+  return list(flag_values["from"].value or ())
+
+
 def _predict_config(
   flag_values: flags.FlagValues,
 ) -> tuple[Config, dict[str, object]]:
@@ -215,7 +219,7 @@ def _serve(flag_values: flags.FlagValues) -> None:
   from bert_jax.prediction.serving import server
 
   config, given = _predict_config(flag_values)
-  texts = flag_values["from"].value
+  texts = _sources(flag_values)
   server.serve(config, given, texts, flag_values.host, flag_values.port)
 
 
@@ -223,12 +227,12 @@ def _explore(flag_values: flags.FlagValues) -> None:
   from bert_jax.prediction.serving import server
 
   _, given = _predict_config(flag_values)
-  texts = flag_values["from"].value
+  texts = _sources(flag_values)
   server.explore(given, texts, flag_values.host, flag_values.port)
 
 
 def _export(flag_values: flags.FlagValues) -> None:
-  sources = flag_values["from"].value
+  sources = _sources(flag_values)
   if len(sources) != 1 or not flag_values.output:
     raise UsageError("export needs --from=DIR, one model, and --output=FOLDER")
   config, given = _predict_config(flag_values)

@@ -189,6 +189,12 @@ class _Monitor:
     rows = self.store.key_value_dir_get(_MONITORED)
     return {key.removeprefix(_MONITORED): value for key, value in rows}
 
+  def _rows_in_time(self) -> dict[str, str] | None:
+    """Returns what all have said; None if process 0 does not answer."""
+    found: list[dict[str, str]] = []
+    is_read = _within(2, lambda: found.append(self._rows()))
+    return found[0] if is_read else None
+
   def post(self, reason: str, is_own: bool, status: int) -> bool:
     """Tells the others that this process fails; returns whether that worked.
 
@@ -207,10 +213,9 @@ class _Monitor:
     Args:
       reason: what this process knows about it.
     """
-    found: list[dict[str, str]] = []
-    if not _within(2, lambda: found.append(self._rows())):
+    rows = self._rows_in_time()
+    if rows is None:
       return _gone([0])
-    rows = found[0]
     trouble = {
       int(key.removeprefix("trouble/")): json.loads(text)
       for key, text in rows.items()
@@ -263,10 +268,10 @@ class _Monitor:
       return
     begin = time.monotonic()
     while time.monotonic() - begin < _FAILING_SECS:
-      found: list[dict[str, str]] = []
-      if not _within(2, lambda to=found: to.append(self._rows())):
-        break  # process 0 has ended
-      if f"gone/{self._failed}" in found[0] or _hurry.wait(_POLL_SECS / 2):
+      rows = self._rows_in_time()
+      if rows is None:  # process 0 has ended
+        break
+      if f"gone/{self._failed}" in rows or _hurry.wait(_POLL_SECS / 2):
         break
     _hurry.wait(_REPORT_SECS)
 

@@ -2,10 +2,13 @@
 
 import errno
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import pytest
@@ -219,3 +222,46 @@ def test_an_abort_of_jax_ends_the_process_with_a_line_and_its_status():
 def test_an_abort_while_python_is_finalized_stays_an_abort():
   """No thread of C++ is unwound by Python, which would be a crash."""
   assert _abort("late").returncode == -signal.SIGABRT
+
+
+FAIL = """
+import sys, time
+from bert_jax.runtime import hosts, peers
+address, index, failing = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+hosts.start(address, 2, index, on_tpu=False, stops_in_order=False)
+time.sleep(2)
+if index == failing:
+  peers.leave(ValueError("no data"), 2)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_first_status_of_a_job_is_that_of_what_failed(failing):
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  jobs = [
+    subprocess.Popen(
+      [sys.executable, "-c", FAIL, address, str(i), str(failing)],
+      env=os.environ | {"JAX_PLATFORMS": "cpu"},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  ends, begin = {}, time.monotonic()
+  try:
+    while len(ends) < 2 and time.monotonic() - begin < 120:
+      for i, job in enumerate(jobs):
+        if job.poll() is not None:
+          ends.setdefault(i, time.monotonic())
+      time.sleep(0.05)
+  finally:
+    for job in jobs:
+      job.kill()
+  said = [job.communicate()[1] for job in jobs]
+  assert [jobs[failing].returncode, jobs[1 - failing].returncode] == [2, 69]
+  assert ends[1 - failing] - ends[failing] > 2, said
+  assert f"process {failing} failed: no data" in said[1 - failing]
