@@ -3,9 +3,10 @@
 #   docker build --tag=REGION-docker.pkg.dev/PROJECT/images/bert_jax:1 .
 #   docker run IMAGE bert-jax --help
 #
-# It holds the package with the versions of the lock, for buckets (gcs) and TPUs
-# (tpu), and nothing secret: hosts get their rights from the cloud. For a smaller
-# image without TPUs: --build-arg=EXTRAS=gcs.
+# It holds the package with the versions of the lock, the tools of its tests among
+# them, and the extras for buckets (gcs) and TPUs (tpu), whose versions setup.py
+# bounds where the lock has none. It holds nothing secret: hosts get their rights
+# from the cloud. For a smaller image without TPUs: --build-arg=EXTRAS=gcs.
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 

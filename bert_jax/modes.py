@@ -200,42 +200,45 @@ def _predict(flag_values: flags.FlagValues) -> None:
     sys.exit(errors.FAILED if failed == total else errors.SOME_FAILED)
 
 
-def _serve(flag_values: flags.FlagValues) -> None:
-  from bert_jax.prediction.serving import server
+def _sources(flag_values: flags.FlagValues) -> list[str]:
+  return list(flag_values["from"].value or ())
 
+
+def _predict_config(
+  flag_values: flags.FlagValues,
+) -> tuple[Config, dict[str, object]]:
+  """Returns the config `predict` with the changes, and the changed values."""
   config = command_line.changed_config(
     flag_values, config_files.load("predict")
   )
   flat = settings.flatten(config)
-  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
-  texts = flag_values["from"].value
+  return config, {k: flat[k] for k in command_line.given_keys(flag_values)}
+
+
+def _serve(flag_values: flags.FlagValues) -> None:
+  from bert_jax.prediction.serving import server
+
+  config, given = _predict_config(flag_values)
+  texts = _sources(flag_values)
   server.serve(config, given, texts, flag_values.host, flag_values.port)
 
 
 def _explore(flag_values: flags.FlagValues) -> None:
   from bert_jax.prediction.serving import server
 
-  config = command_line.changed_config(
-    flag_values, config_files.load("predict")
-  )
-  flat = settings.flatten(config)
-  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
-  texts = flag_values["from"].value
+  _, given = _predict_config(flag_values)
+  texts = _sources(flag_values)
   server.explore(given, texts, flag_values.host, flag_values.port)
 
 
 def _export(flag_values: flags.FlagValues) -> None:
-  sources = flag_values["from"].value
+  sources = _sources(flag_values)
   if len(sources) != 1 or not flag_values.output:
     raise UsageError("export needs --from=DIR, one model, and --output=FOLDER")
-  config = command_line.changed_config(
-    flag_values, config_files.load("predict")
-  )
+  config, given = _predict_config(flag_values)
   from bert_jax.prediction import exporting
   from bert_jax.prediction import model as model_lib
 
-  flat = settings.flatten(config)
-  given = {key: flat[key] for key in command_line.given_keys(flag_values)}
   written = exporting.export(
     model_lib.load(sources[0], given),
     flag_values.output,
@@ -371,9 +374,14 @@ def _launch(flag_values: flags.FlagValues) -> None:
         f"launch {action}: give one of {known} without a command, or a command "
         "after ' -- ' without such a word"
       )
+    for unused in ("plan", "topology"):
+      if flag_values[unused].present:
+        raise UsageError(
+          f"launch {action} does not need --{unused}; leave it out"
+        )
     slices = flag_values.num_slices
     job = jobs.Job(name, (), num_slices=slices, settings=settings)
-    launch.act(engine, action, job)
+    launch.act(engine, action, job, flag_values.dry_run)
     return
   command = _read_command(flag_values.command)
   job = launch.make_job(
@@ -415,9 +423,7 @@ def _read_command(words: Sequence[str]) -> "launch.Command":
   if values.config is not None:
     settings.check(values.config)
     settings.check_names(values.config)
-    flat = settings.flatten(settings.plain(values.config))
-    paths = {key for key, row in settings.KEYS.items() if row.is_path}
-    read |= {f"--config.{k}": flat[k] for k in paths & flat.keys() if flat[k]}
+    read |= launch.paths_in(values.config)
   kept: dict[str, str] = {}
   for name in ("workdir", "output"):
     if path := values[name].value:
@@ -430,13 +436,22 @@ def _read_command(words: Sequence[str]) -> "launch.Command":
       f"{values.mode} as a job needs --workdir or --output: what else it "
       "writes is lost with its machine"
     )
+  config_arguments = tuple(command_line.config_arguments(argv[1:]))
+  used = [a.removeprefix("--config=") for a in config_arguments[:1]]
+  if values.mode == "sweep":
+    from bert_jax.sweeps import sweep
+
+    for one in sweep.read_trials(values.config, values.workdir or ""):
+      read |= launch.paths_in(one.load_config(), f"trial {one.name}")
+      used.append(one.config)
   return launch.Command(
     values.mode,
     tuple(words),
     values.config,
-    tuple(command_line.config_arguments(argv[1:])),
+    config_arguments,
     kept,
     read,
+    tuple(used),
   )
 
 

@@ -1,1 +1,1 @@
-"""Jobs sent to machines of others: what they are sent, and how they fare."""
+"""Jobs that are sent to other machines: the commands, and their state."""

@@ -6,6 +6,7 @@ and a row here.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+from typing import Any
 
 from bert_jax.launching import gke
 from bert_jax.launching import jobs
@@ -25,10 +26,13 @@ class Engine:
       that the engine cannot run.
     send: sends a job, and returns a line about it; None = what `render` returns
       is for a person to type.
-    status: returns how a job fares.
+    check: raises LaunchError for a setting that is unknown or wrong, of which
+      some may be missing.
+    status: returns the state of a job.
     logs: returns the command that shows the messages of a job, or None if the
       engine has none.
-    stop: returns the command that ends a job.
+    stop: returns the commands that end a job, which run at the same time.
+    runs_processors: whether it also runs jobs on hosts without a TPU.
     runs_tpus: whether it runs jobs on TPU slices, which a topology names.
     shares_files: whether its hosts see the folders of the machine that sends
       the job; otherwise they see buckets alone.
@@ -37,9 +41,11 @@ class Engine:
   flags: Mapping[str, str]
   render: Callable[[jobs.Job], str]
   send: Callable[[jobs.Job], str] | None
+  check: Callable[[Mapping[str, Any]], None]
   status: Callable[[jobs.Job], str]
   logs: Callable[[jobs.Job], list[str]] | None
-  stop: Callable[[jobs.Job], list[str]]
+  stop: Callable[[jobs.Job], list[list[str]]]
+  runs_processors: bool = False
   runs_tpus: bool = True
   shares_files: bool = False
 
@@ -51,19 +57,21 @@ def _same(*names: str) -> dict[str, str]:
 ENGINES: dict[str, Engine] = {
   "gke": Engine(
     _same("image", "queue", "spot", "max_restarts"),
-    gke.render, gke.send, gke.status, gke.logs, gke.stop,
+    gke.render, gke.send, gke.check, gke.status, gke.logs, gke.stop,
+    runs_processors=True,
   ),
   "xpk": Engine(
     _same("cluster", "project", "zone")
     | {"image": "docker-image", "max_restarts": "max-restarts"},
-    xpk.render, xpk.send, xpk.status, None, xpk.stop,
+    xpk.render, xpk.send, xpk.check, xpk.status, None, xpk.stop,
   ),
   "slurm": Engine(
-    {}, slurm.render, slurm.send, slurm.status, slurm.logs, slurm.stop,
-    runs_tpus=False, shares_files=True,
+    {}, slurm.render, slurm.send, slurm.check, slurm.status, slurm.logs,
+    slurm.stop,
+    runs_processors=True, runs_tpus=False, shares_files=True,
   ),
   "vm": Engine(
     _same("image", "project", "zone", "spot", "max_restarts"),
-    vm.render, None, vm.status, vm.logs, vm.stop,
+    vm.render, None, vm.check, vm.status, vm.logs, vm.stop,
   ),
 }  # fmt: skip

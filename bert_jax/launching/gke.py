@@ -15,6 +15,7 @@ docs.cloud.google.com/tpu/docs/tpu-gke-multislice (labels of nodes, one node
 pool a slice, the network of the host).
 """
 
+from collections.abc import Mapping
 import json
 from typing import Any
 
@@ -51,9 +52,30 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+# Settings of jobs without a TPU alone, and of jobs on TPUs alone.
+_WITHOUT_TPU = ("cpu", "memory_gib")
+_WITH_TPU = ("privileged",)
+
+
 def settings(job: jobs.Job) -> dict[str, Any]:
   """Returns the settings of a job, with defaults; raises LaunchError."""
-  return jobs.settings_of(job.settings, SETTINGS, "gke")
+  found = jobs.settings_of(job.settings, SETTINGS, "gke")
+  for name in _WITHOUT_TPU if job.topology else _WITH_TPU:
+    if name in job.settings:
+      raise jobs.LaunchError(
+        f"{jobs.shown(name)}{job.settings[name]} is for jobs "
+        + (
+          "without a TPU; a pod on TPUs has its whole host, so leave it out"
+          if job.topology
+          else "on TPU slices, which --topology names; leave it out"
+        )
+      )
+  return found
+
+
+def check(given: Mapping[str, Any]) -> None:
+  """Checks settings of which some may be missing; raises LaunchError."""
+  jobs.check_settings(given, SETTINGS, "gke")
 
 
 def manifest(job: jobs.Job) -> dict[str, Any]:
@@ -132,14 +154,15 @@ def _pod_spec(job: jobs.Job, given: dict[str, Any]) -> dict[str, Any]:
   container: dict[str, Any] = {
     "name": CONTAINER,
     "image": given["image"],
+    # Kubernetes replaces $(NAME) by a variable, and $$ by $.
     "command": [job.command[0]],
-    "args": list(job.command[1:]),
+    "args": [word.replace("$", "$$") for word in job.command[1:]],
   }
   selector: dict[str, str] = {}
   tolerations = []
   if job.topology:
     amounts: dict[str, Any] = {_CHIPS: job.topology.chips_per_host}
-    selector[_ACCELERATOR] = job.topology.chip.gke_accelerator
+    selector[_ACCELERATOR] = job.topology.gke_accelerator
     selector[_TOPOLOGY] = job.topology.sides
     tolerations.append({"key": _CHIPS, "operator": "Exists"})
     if given["privileged"]:
@@ -229,7 +252,7 @@ def send(job: jobs.Job) -> str:
 
 
 def status(job: jobs.Job) -> str:
-  """Returns a few lines on how a job fares."""
+  """Returns a few lines on the state of a job."""
   read = _kubectl(job, "get", "jobset", job.name, "-ojson")
   pods = _kubectl(job, "get", "pods", f"-l{_of(job)}", "-owide")
   return f"{describe(json.loads(jobs.run(read)))}\n{jobs.run(pods)}".rstrip()
@@ -266,9 +289,9 @@ def logs(job: jobs.Job) -> list[str]:
   )
 
 
-def stop(job: jobs.Job) -> list[str]:
-  """Returns the command that ends a job: it saves, and is gone."""
-  return _kubectl(job, "delete", "jobset", job.name, "--wait=false")
+def stop(job: jobs.Job) -> list[list[str]]:
+  """Returns the command that ends a job. The training saves before it ends."""
+  return [_kubectl(job, "delete", "jobset", job.name, "--wait=false")]
 
 
 def _of(job: jobs.Job) -> str:

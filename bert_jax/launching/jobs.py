@@ -5,6 +5,7 @@ hold for a job on any engine is checked here, before anything is sent.
 """
 
 from collections.abc import Mapping, Sequence
+import concurrent.futures
 import dataclasses
 import hashlib
 import re
@@ -126,17 +127,26 @@ def settings_of(
     LaunchError: a name is unknown, a value is wrong, or a required setting is
       missing.
   """
+  found = {**known, **check_settings(given, known, engine)}
+  if missing := [name for name, value in found.items() if value is None]:
+    raise LaunchError(f"engine {engine} needs {shown(missing[0])}")
+  return found
+
+
+def check_settings(
+  given: Mapping[str, Any], known: Mapping[str, Any], engine: str
+) -> dict[str, Any]:
+  """Returns the settings that are given, read; see `settings_of`.
+
+  Raises:
+    LaunchError: a name is unknown, or a value is wrong.
+  """
   if unknown := sorted(given.keys() - known.keys()):
     raise LaunchError(
       f"engine {engine} has no setting {unknown[0]!r}; its settings are "
       f"{', '.join(sorted(known))}"
     )
-  found = dict(known)
-  for name, value in given.items():
-    found[name] = _read(name, value, known[name])
-  if missing := [name for name, value in found.items() if value is None]:
-    raise LaunchError(f"engine {engine} needs {shown(missing[0])}")
-  return found
+  return {n: _read(n, value, known[n]) for n, value in given.items()}
 
 
 def _read(name: str, value: Any, default: Any) -> Any:
@@ -199,6 +209,18 @@ def run(
       + (f": {said}" if said else "")
     )
   return done.stdout or ""
+
+
+def run_all(commands: Sequence[Sequence[str]]) -> None:
+  """Runs programs at the same time; the user sees their output.
+
+  Raises:
+    LaunchError: one or more failed; the message is that of the first.
+  """
+  with concurrent.futures.ThreadPoolExecutor(len(commands)) as pool:
+    running = [pool.submit(run, words, None, True) for words in commands]
+  for one in running:
+    one.result()
 
 
 def _reason(text: str) -> str:

@@ -19,12 +19,14 @@ from bert_jax.launching import jobs
 from bert_jax.launching import plans
 from bert_jax.runtime import config_files
 from bert_jax.runtime import files
+from bert_jax.runtime import hub
+from bert_jax.runtime import settings as config_keys
 
 _log = logging.getLogger(__name__)
 
 AUTO, NONE = "auto", "none"
 ACTIONS = ("status", "logs", "stop")
-_SCHEME = re.compile(r"(gs|s3)://([^/,:]*)")
+_BUCKET = re.compile(r"gs://([^/,:]*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Command:
     config_arguments: the arguments --config and --config.KEY among them.
     kept: the paths that it writes, by flag.
     read: the paths that it reads, by flag or key.
+    config_files: the names or paths of the configs, those of trials among them.
   """
 
   mode: str
@@ -46,6 +49,24 @@ class Command:
   config_arguments: tuple[str, ...]
   kept: Mapping[str, str]
   read: Mapping[str, str]
+  config_files: tuple[str, ...] = ()
+
+
+def paths_in(config: Any, owner: str = "") -> dict[str, str]:
+  """Returns the paths that a config has, by key.
+
+  Args:
+    config: the config.
+    owner: whose config it is, such as "trial a"; "" = that of the command.
+  """
+  flat = config_keys.flatten(config_keys.plain(config))
+  names = {key for key, row in config_keys.KEYS.items() if row.is_path}
+  whose = f" of {owner}" if owner else ""
+  return {
+    f"--config.{key}{whose}": flat[key]
+    for key in sorted(names & flat.keys())
+    if flat[key]
+  }
 
 
 def find_engine(name: str) -> engines.Engine:
@@ -90,24 +111,39 @@ def read_settings(
   return found
 
 
-def act(engine: str, action: str, job: jobs.Job) -> None:
-  """Shows how a job fares, shows its messages, or ends it.
+def act(engine: str, action: str, job: jobs.Job, is_dry: bool = False) -> None:
+  """Shows the state of a job, shows its messages, or ends it.
+
+  Args:
+    engine: the name of the engine.
+    action: one of ACTIONS.
+    job: the name of the job, and the settings that say where it is.
+    is_dry: whether the commands are only printed.
 
   Raises:
     jobs.LaunchError: the engine cannot do that, or it failed.
   """
   row = find_engine(engine)
   jobs.check_name(job.name)
+  row.check(job.settings)
   if action == "status":
+    if is_dry:
+      raise jobs.LaunchError("status changes nothing; leave out --dry_run")
     print(row.status(job))
   elif action == "stop":
-    jobs.run(row.stop(job), shows=True)
+    commands = row.stop(job)
+    if is_dry:
+      print("\n".join(map(shlex.join, commands)))
+    else:
+      jobs.run_all(commands)
   elif row.logs is None:
     raise jobs.LaunchError(
       f"engine {engine} has no logs of its own; where the workdir is a bucket, "
-      "bert-jax report --input=WORKDIR shows how the run fares, and kubectl "
+      "bert-jax report --input=WORKDIR draws its curves, and kubectl "
       f"logs -l jobset.sigs.k8s.io/jobset-name={job.name} its messages"
     )
+  elif is_dry:
+    print(shlex.join(row.logs(job)))
   else:
     jobs.run(row.logs(job), shows=True)
 
@@ -137,6 +173,12 @@ def make_job(
   jobs.check_name(name)
   check_paths(command, row.shares_files)
   trains = command.mode != "prepare"
+  if not trains and not row.runs_processors:
+    others = [n for n, e in engines.ENGINES.items() if e.runs_processors]
+    raise jobs.LaunchError(
+      f"{command.mode} computes without a TPU, and engine {engine} has only "
+      f"hosts of TPUs; use --engine={' or --engine='.join(others)}"
+    )
   if topology and not row.runs_tpus:
     raise jobs.LaunchError(
       f"--topology is for TPU slices; of engine {engine}, --set names the "
@@ -175,28 +217,57 @@ def check_paths(command: Command, shares_files: bool) -> None:
     jobs.LaunchError: they would not; the message names the path.
   """
   for key, path in {**command.kept, **command.read}.items():
-    flag, is_kept = key.partition(" of ")[0], key in command.kept
-    if "://" in path or (shares_files and os.path.isabs(path)):
-      continue
-    if shares_files:
+    flag, _, owner = key.partition(" of ")
+    named = f"{flag}={path}"
+    if owner and owner != path:
+      named = f"{owner}: {named}"
+    _check_path(flag, path, named, key in command.kept, shares_files)
+  for given in command.config_files:
+    name = given.partition(":")[0]
+    if name.endswith(".py") and not shares_files and _is_own(name):
       raise jobs.LaunchError(
-        f"{flag}={path} is a relative path; the hosts may start elsewhere, so "
-        f"give {files.absolute(path)}"
+        f"--config={name} is a file of this machine, which the image does not "
+        "have; use a shipped config with --config.KEY=VALUE, or put the file "
+        "into the folder configs before you build the image, and give its name"
       )
-    if is_kept or files.exists(path):
-      raise jobs.LaunchError(
-        f"{flag}={path} is a path of this machine, which the hosts do not see; "
-        "give a path of a bucket, such as gs://BUCKET/"
-        f"{os.path.basename(path.rstrip('/'))}"
-        + ("" if is_kept else f", after gcloud storage cp -r {path} there")
-      )
-  given = command.config_arguments[:1]
-  name = given[0].removeprefix("--config=").partition(":")[0] if given else ""
-  if name.endswith(".py") and not shares_files and _is_own(name):
+
+
+def _check_path(
+  flag: str, path: str, named: str, is_kept: bool, shares_files: bool
+) -> None:
+  """Checks that the hosts would see a file or folder.
+
+  Args:
+    flag: the flag or key.
+    path: its value.
+    named: both, for messages.
+    is_kept: whether the job writes it.
+    shares_files: whether the hosts see the folders of this machine.
+
+  Raises:
+    jobs.LaunchError: they would not.
+  """
+  is_of_hub = flag.startswith("--config.") and hub.is_name(path)
+  # Of a corpus that tensorflow-datasets made, the folder is not in the name.
+  if is_of_hub or (shares_files and path.startswith("tfds:")):
+    return
+  # This machine may lack what reads a bucket; the image has it.
+  if files.bucket_paths(path) or (shares_files and os.path.isabs(path)):
+    return
+  if problem := files.scheme_problem(flag, path):
+    raise jobs.LaunchError(problem)
+  if shares_files:
     raise jobs.LaunchError(
-      f"--config={name} is a file of this machine, which the image does not "
-      "have; use a shipped config with --config.KEY=VALUE, or put the file "
-      "into the folder configs before you build the image, and give its name"
+      f"{named} is a relative path; the hosts may start elsewhere, so give "
+      f"{files.absolute(path)}"
+    )
+  # A glob, or a corpus of tensorflow-datasets, names no file by itself.
+  if is_kept or flag == "--input" or files.exists(path):
+    raise jobs.LaunchError(
+      f"{named} is a path of this machine, which the hosts do not see; give a "
+      f"path of a bucket, such as gs://BUCKET/"
+      f"{os.path.basename(path.rstrip('/'))}"
+      + ("" if is_kept else f", after gcloud storage cp -r {path} there")
     )
 
 
@@ -215,7 +286,7 @@ def check_buckets(paths: Iterable[str]) -> None:
   Raises:
     jobs.LaunchError: there is no such bucket, or this account has no rights.
   """
-  found = {m[2] for p in paths for m in _SCHEME.finditer(p) if m[1] == "gs"}
+  found = {m[1] for path in paths for m in _BUCKET.finditer(path)}
   if not found:
     return
   if not shutil.which("gcloud"):
@@ -267,7 +338,8 @@ def show_plan(command: Command, job: jobs.Job, wanted: str) -> None:
       *where,
     )
   else:
-    plan, source = plans.read(wanted, *where), f"read from {wanted}"
+    plan = plans.read(wanted, *where, command.config)
+    source = f"read from {wanted}"
   _log.info("plan, %s:\n%s", source, plans.describe(plan))
 
 

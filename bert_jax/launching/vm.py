@@ -8,10 +8,12 @@ Source: docs.cloud.google.com/tpu/docs/managing-tpus-tpu-vm, /queued-resources
 and /multislice-introduction; gcloud compute tpus --help.
 """
 
+from collections.abc import Mapping
 import shlex
 from typing import Any
 
 from bert_jax.launching import jobs
+from bert_jax.runtime import chips
 
 # Default by name; None = required.
 SETTINGS: dict[str, Any] = {
@@ -26,6 +28,11 @@ SETTINGS: dict[str, Any] = {
 def settings(job: jobs.Job) -> dict[str, Any]:
   """Returns the settings of a job, with defaults; raises LaunchError."""
   return jobs.settings_of(job.settings, SETTINGS, "vm")
+
+
+def check(given: Mapping[str, Any]) -> None:
+  """Checks settings of which some may be missing; raises LaunchError."""
+  jobs.check_settings(given, SETTINGS, "vm")
 
 
 def commands(job: jobs.Job) -> list[tuple[str, list[str]]]:
@@ -60,7 +67,6 @@ def commands(job: jobs.Job) -> list[tuple[str, list[str]]]:
     f"{topology.chip.vm_version}",
     *(nodes if several else []), *spot, *place,
   ]  # fmt: skip
-  names = [f"{job.name}-{i}" for i in range(job.num_slices)]
   found = [("make the slice, which costs from now on", create)]
   if several:
     look = _tpus(what, "describe", job.name)
@@ -71,7 +77,7 @@ def commands(job: jobs.Job) -> list[tuple[str, list[str]]]:
       )
     )
   registry = str(given["image"]).partition("/")[0]
-  for name in names if several else [job.name]:
+  for name in _nodes(job):
     if registry.endswith("docker.pkg.dev"):
       login = f"sudo gcloud auth configure-docker {registry} --quiet"
       found.append(
@@ -94,8 +100,6 @@ def commands(job: jobs.Job) -> list[tuple[str, list[str]]]:
 
 def _usual_shape(topology: Any) -> tuple[int, ...]:
   """Returns the shape that a slice has if only its size is named."""
-  from bert_jax.runtime import chips
-
   try:
     return chips.parse_topology(topology.slice_name).shape
   except ValueError:
@@ -146,7 +150,7 @@ def render(job: jobs.Job) -> str:
 
 
 def status(job: jobs.Job) -> str:
-  """Returns the state of the slice, and of the job on its hosts."""
+  """Returns the state of the slice."""
   what = "queued-resources" if job.num_slices > 1 else "tpu-vm"
   look = [*_tpus(what, "describe", job.name), *_place(job)]
   return jobs.run([*look, "--format=value(state)"]).rstrip()
@@ -155,18 +159,20 @@ def status(job: jobs.Job) -> str:
 def logs(job: jobs.Job) -> list[str]:
   """Returns the command that shows the messages of the first process."""
   follow = f"tail -n 200 -F {job.name}.log"
-  return _ssh(_node(job), _place(job), follow, "0")
+  return _ssh(_nodes(job)[0], _place(job), follow, "0")
 
 
-def stop(job: jobs.Job) -> list[str]:
-  """Returns the command that lets the job save and end; the slice stays.
+def stop(job: jobs.Job) -> list[list[str]]:
+  """Returns the commands that let the job save and end; the slices stay.
 
-  The other slices of a job end when their peers of this one do.
+  Each slice has a loop of its own, which would start the job again.
   """
   end = f"touch {job.name}.stop; sudo docker stop --time=300 {job.name}"
-  return _ssh(_node(job), _place(job), end)
+  return [_ssh(node, _place(job), end) for node in _nodes(job)]
 
 
-def _node(job: jobs.Job) -> str:
-  """Returns the name of the first slice."""
-  return f"{job.name}-0" if job.num_slices > 1 else job.name
+def _nodes(job: jobs.Job) -> list[str]:
+  """Returns the names of the slices."""
+  if job.num_slices == 1:
+    return [job.name]
+  return [f"{job.name}-{i}" for i in range(job.num_slices)]

@@ -13,6 +13,11 @@ from typing import Any
 
 from bert_jax.launching import jobs
 
+# Options that the job determines: its name, its slices and its command.
+_DETERMINED = {
+  "workload": "--name", "tpu-type": "--topology", "num-slices": "--num_slices",
+  "command": "the command after ' -- '",
+}  # fmt: skip
 # Options of `xpk workload create` that have no default and that the job does
 # not determine.
 REQUIRED = ("cluster", "tpu-type", "docker-image")
@@ -37,9 +42,27 @@ def create(
   } | dict(options)
   return [
     "xpk", "workload", "create",
-    *(f"--{option}={value}" for option, value in given.items()),
+    *(word for pair in given.items() for word in _option(*pair)),
     f"--command={shlex.join(['bert-jax', *arguments])}",
   ]  # fmt: skip
+
+
+def _option(name: str, value: Any) -> list[str]:
+  """Returns an option as xpk takes it: one that is switched on has no value."""
+  text = str(value).lower()
+  if text in ("true", "false"):
+    return [f"--{name}"] if text == "true" else []
+  return [f"--{name}={value}"]
+
+
+def check(given: Mapping[str, Any]) -> None:
+  """Raises LaunchError for settings that would replace what was planned."""
+  for name in given:
+    if flag := _DETERMINED.get(name.replace("_", "-")):
+      raise jobs.LaunchError(
+        f"--set={name}={given[name]} would contradict what was checked; give "
+        f"{flag} instead"
+      )
 
 
 def command(job: jobs.Job) -> list[str]:
@@ -52,6 +75,7 @@ def command(job: jobs.Job) -> list[str]:
     raise jobs.LaunchError(
       "engine xpk runs jobs on TPU slices; give --topology, or use --engine=gke"
     )
+  check(job.settings)
   options = {"tpu-type": _tpu_type(job), "num-slices": job.num_slices}
   options |= job.settings
   for name, flag in (("cluster", "--cluster="), ("docker-image", "--image=")):
@@ -92,7 +116,7 @@ def status(job: jobs.Job) -> str:
   return jobs.run([*read, f"--filter-by-job={job.name}"]).rstrip()
 
 
-def stop(job: jobs.Job) -> list[str]:
+def stop(job: jobs.Job) -> list[list[str]]:
   """Returns the command that ends a job."""
   delete = ["xpk", "workload", "delete", *_place(job)]
-  return [*delete, f"--workload={job.name}", "--force"]
+  return [[*delete, f"--workload={job.name}", "--force"]]

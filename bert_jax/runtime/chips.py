@@ -38,7 +38,7 @@ class Chip:
       such as "v5litepod" in v5litepod-16.
     slice_units: how many of these units a chip is; older names count cores.
     gke_accelerator: the label of its nodes in GKE
-      (cloud.google.com/gke-tpu-accelerator).
+      (cloud.google.com/gke-tpu-accelerator); see `Topology.gke_accelerator`.
     gke_machine: the machines of its hosts in GKE, before the number of chips.
     vm_version: the runtime version of its TPU VMs; "" = there are none, only
       GKE.
@@ -210,6 +210,16 @@ class Topology:
     return self.num_chips // self.chips_per_host
 
   @property
+  def gke_accelerator(self) -> str:
+    """The label of the slice's nodes in GKE.
+
+    Source: docs.cloud.google.com/kubernetes-engine/docs/concepts/tpus.
+    """
+    if self.num_hosts == 1:
+      return _SINGLE_HOST_LABELS.get(self.chip.name, self.chip.gke_accelerator)
+    return self.chip.gke_accelerator
+
+  @property
   def slice_name(self) -> str:
     """What Google Cloud calls the slice, such as "v5litepod-16"."""
     return f"{self.chip.slice_name}-{self.num_chips * self.chip.slice_units}"
@@ -253,6 +263,8 @@ _FLAT_SHAPES: tuple[tuple[int, ...], ...] = (
 # Of three dimensions, the shapes smaller than a cube of 4x4x4 chips; larger
 # ones are made of such cubes, and their sides do not decrease.
 _SMALL_SHAPES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+# GKE's label of nodes that are a slice by themselves, where it is another one.
+_SINGLE_HOST_LABELS = {"v3": "tpu-v3-device"}
 _HOST_CHIPS = 4  # chips of a host, of a slice with more than one chip
 
 

@@ -36,6 +36,14 @@ HEARTBEAT_SECS = 60
 _POLL_SECS = 1.0  # between looks at whether another process has failed
 _ANSWER_SECS = 3.0  # for all to answer, after one has failed
 _SILENT_SECS = 10.0  # without a sign of life: suspicious, if jax gives up
+# An engine of jobs, such as Kubernetes, goes by the process that ends first: if
+# that is one that lost a peer, it starts the job again. So where a process has
+# failed by itself, the others end after it. That takes at most the seconds that
+# it lingers (`linger`) and those of `locks.leave_buckets`;
+_FAILING_SECS = 17.0
+# its host then needs some seconds to report it. If process 0 was that process,
+# there are 6 seconds until jax's abort goes on (`catch_aborts`).
+_REPORT_SECS = 3.0
 _SHOWN = 10  # processes that a message names at most
 
 PREFIX = "bert_jax/"  # of keys in the store
@@ -51,6 +59,10 @@ _BROKEN = re.compile(
 _NAMES = re.compile(
   r"""(?<!\w)"[^"\n]*"(?!\w)|(?<!\w)'[^'\n]*'(?!\w)|\S*[/\\]\S*"""
 )
+
+
+# Statuses that ask for a restart, in a `trouble` that a process reports.
+_NOT_FINAL = (errors.PEER_LOST, errors.SAVED)
 
 
 class PeerError(RuntimeError):
@@ -81,15 +93,32 @@ def are_several() -> bool:
 
 # Held by the thread that ends this process: only one prints a line.
 _ending = threading.Lock()
+_hurry = threading.Event()  # set if that thread may wait no longer
 
 
-def _end(text: str, status: int, secs: float = 0.0) -> NoReturn:
-  """Prints a line at once and as one piece, waits, and ends this process."""
+def _end(
+  text: str,
+  status: int,
+  secs: float = 0.0,
+  first: Callable[[], Any] = bool,
+  last: Callable[[], Any] = bool,
+) -> NoReturn:
+  """Prints a line at once and as one piece, waits, and ends this process.
+
+  Args:
+    text: the line.
+    status: the exit status.
+    secs: how long to wait.
+    first: what to do before the wait.
+    last: what to do at the very end.
+  """
   _ending.acquire()
   sys.stdout.flush()
   os.write(2, f"bert-jax: {text}\n".encode())
-  time.sleep(secs)
+  first()
+  _hurry.wait(secs)
   locks.leave_buckets()
+  last()
   os._exit(status)
 
 
@@ -98,8 +127,9 @@ class _Monitor:
 
   It uses these keys below _MONITORED: `beat/I` is a sign of life of process I.
   `silent` lists the processes of which process 0 has not seen one for a while.
-  `trouble/I` says that process I is failing, and why. `here/I` is the answer of
-  process I to any `trouble`.
+  `trouble/I` says that process I is failing, and why, with its exit status.
+  `here/I` is the answer of process I to any `trouble`. `gone/I` says that
+  process I ends in this moment, after it failed by itself.
   """
 
   current: "_Monitor | None" = None
@@ -111,6 +141,8 @@ class _Monitor:
     self.is_ending = threading.Event()  # this process ends as it should
     self._contact = time.monotonic()  # the last answer of process 0
     self._silent: list[int] = []  # processes without a recent sign of life
+    # The process that failed by itself, with a final status.
+    self._failed: int | None = None
     self._beats: dict[int, tuple[str, float]] = {}
 
   def run(self) -> None:
@@ -157,15 +189,22 @@ class _Monitor:
     rows = self.store.key_value_dir_get(_MONITORED)
     return {key.removeprefix(_MONITORED): value for key, value in rows}
 
-  def post(self, reason: str, is_own: bool) -> bool:
+  def _rows_in_time(self) -> dict[str, str] | None:
+    """Returns what all have said; None if process 0 does not answer."""
+    found: list[dict[str, str]] = []
+    is_read = _within(2, lambda: found.append(self._rows()))
+    return found[0] if is_read else None
+
+  def post(self, reason: str, is_own: bool, status: int) -> bool:
     """Tells the others that this process fails; returns whether that worked.
 
     Args:
       reason: why it fails.
       is_own: False if the reason is another process.
+      status: its exit status.
     """
     # In a thread, because process 0 may stand still and never answer.
-    text = json.dumps({"reason": reason, "is_own": is_own})
+    text = json.dumps({"reason": reason, "is_own": is_own, "status": status})
     return _within(2, lambda: self._set(f"trouble/{self.index}", text))
 
   def verdict(self, reason: str) -> str:
@@ -174,10 +213,9 @@ class _Monitor:
     Args:
       reason: what this process knows about it.
     """
-    found: list[dict[str, str]] = []
-    if not _within(2, lambda: found.append(self._rows())):
+    rows = self._rows_in_time()
+    if rows is None:
       return _gone([0])
-    rows = found[0]
     trouble = {
       int(key.removeprefix("trouble/")): json.loads(text)
       for key, text in rows.items()
@@ -185,6 +223,8 @@ class _Monitor:
     }
     for i, known in sorted(trouble.items()):
       if known["is_own"] and i != self.index:
+        is_final = known.get("status") not in _NOT_FINAL
+        self._failed = i if is_final else None
         return f"process {i} failed: {known['reason']}"
     answered = {int(key[5:]) for key in rows if key.startswith("here/")}
     missing = set(range(self.count)) - answered - set(trouble) - {self.index}
@@ -219,7 +259,25 @@ class _Monitor:
       "goes on from its last checkpoint",
       PeerError.exit_status,
       self.linger(2 * _POLL_SECS + _ANSWER_SECS if is_first else _POLL_SECS),
+      first=self.outlive,
     )
+
+  def outlive(self) -> None:
+    """Waits until the process that failed by itself, if any, has ended."""
+    if self._failed is None:
+      return
+    begin = time.monotonic()
+    while time.monotonic() - begin < _FAILING_SECS:
+      rows = self._rows_in_time()
+      if rows is None:  # process 0 has ended
+        break
+      if f"gone/{self._failed}" in rows or _hurry.wait(_POLL_SECS / 2):
+        break
+    _hurry.wait(_REPORT_SECS)
+
+  def say_goodbye(self) -> None:
+    """Tells the others that this process ends now."""
+    _within(1, lambda: self._set(f"gone/{self.index}", ""))
 
   def linger(self, secs: float) -> float:
     """Returns for how many seconds this process must outlive its last line.
@@ -300,6 +358,9 @@ def catch_aborts(not_met: str) -> None:
 
   def wait() -> None:
     os.read(reader, 1)
+    if _ending.locked():  # perhaps waiting for process 0, which is gone now
+      time.sleep(_REPORT_SECS)
+      _hurry.set()
     monitor = _Monitor.current
     if monitor is None:
       _end(not_met, PeerError.exit_status)
@@ -345,7 +406,7 @@ def _stalled(what: str) -> None:
   if monitor is None:
     text = f"{what}. Restart this job with the same command"
     _end(text, PeerError.exit_status)
-  monitor.post(what, is_own=True)
+  monitor.post(what, is_own=True, status=PeerError.exit_status)
   suspect = monitor.suspect()
   monitor.end(what + (f" ({suspect})" if suspect else ""), is_first=True)
 
@@ -383,14 +444,15 @@ def leave(error: BaseException, status: int = 1) -> NoReturn:
   if getattr(error, "is_known_to_all", False):
     _end(reason, status, monitor.linger(_POLL_SECS))
   if is_of_peer(error):
-    if monitor.post(reason, is_own=False):
+    if monitor.post(reason, is_own=False, status=PeerError.exit_status):
       time.sleep(_POLL_SECS + _ANSWER_SECS)
     monitor.end(monitor.verdict(reason))
-  monitor.post(reason, is_own=True)
+  monitor.post(reason, is_own=True, status=status)
   _end(
     f"process {monitor.index} of {monitor.count} failed: {reason}",
     status,
     monitor.linger(2 * _POLL_SECS + _ANSWER_SECS),
+    last=monitor.say_goodbye,
   )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from bert_jax.launching import gke
 from bert_jax.launching import jobs
+from bert_jax.launching import launch
 from bert_jax.launching import slurm
 from bert_jax.launching import xpk
 from bert_jax.runtime import files
@@ -143,7 +144,12 @@ def gke_job(one: sweep.Trial, settings: Mapping[str, Any]) -> jobs.Job:
       "--engine=gke: the sweep does not set topology; give sweep.make(..., "
       "gke={'topology': 'v5e:2x4', 'image': ...})"
     )
-  num_slices = int(given.pop("num_slices", 1))
+  num_slices = given.pop("num_slices", 1)
+  if not isinstance(num_slices, int):
+    raise sweep.SweepError(
+      f"--engine=gke: the sweep sets num_slices={num_slices!r}; give a whole "
+      "number"
+    )
   try:
     job = jobs.Job(
       jobs.name_of(one.name),
@@ -158,6 +164,29 @@ def gke_job(one: sweep.Trial, settings: Mapping[str, Any]) -> jobs.Job:
   return job
 
 
+def check_paths(trials: Sequence[sweep.Trial]) -> None:
+  """Checks that the pods of a cluster would see the files of all trials.
+
+  Raises:
+    sweep.SweepError: they would not; what they write would be lost with them.
+  """
+  for one in trials:
+    config = one.load_config()
+    command = launch.Command(
+      "train",
+      tuple(one.arguments()),
+      config,
+      (f"--config={one.config}",),
+      {"--workdir": one.workdir},
+      launch.paths_in(config),
+      (one.config,),
+    )
+    try:
+      launch.check_paths(command, shares_files=False)
+    except jobs.LaunchError as error:
+      raise sweep.SweepError(f"trial {one.name}: {error}") from error
+
+
 def send_gke(
   trials: Sequence[sweep.Trial], settings: Mapping[str, Any]
 ) -> None:
@@ -168,9 +197,12 @@ def send_gke(
     settings: as for `gke_job`.
 
   Raises:
-    sweep.SweepError: the cluster refused a job.
+    sweep.SweepError: the cluster refused a job, or its pods would not see the
+      files of a trial.
   """
-  waiting = [gke_job(one, settings) for one in trials if not one.is_done()]
+  undone = [one for one in trials if not one.is_done()]
+  waiting = [gke_job(one, settings) for one in undone]
+  check_paths(undone)
   refused = []
   for job in waiting:
     try:
@@ -183,13 +215,22 @@ def send_gke(
     )
 
 
+def _send_xpk(
+  trials: Sequence[sweep.Trial], workdir: str, settings: Mapping[str, Any]
+) -> None:
+  """Submits trials by xpk, after checking that pods see their files."""
+  del workdir  # the trials know theirs
+  check_paths(trials)
+  send(trials, settings)
+
+
 # How to send the trials of a sweep, given its workdir and the settings that it
 # has for the engine.
 SENDERS: dict[
   str, Callable[[Sequence[sweep.Trial], str, Mapping[str, Any]], Any]
 ] = {
   "slurm": submit,
-  "xpk": lambda trials, workdir, settings: send(trials, settings),
+  "xpk": _send_xpk,
   "gke": lambda trials, workdir, settings: send_gke(trials, settings),
 }
 

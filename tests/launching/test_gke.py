@@ -1,6 +1,7 @@
 """Tests of gke.py: the JobSets that a cluster is asked to run."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -88,6 +89,22 @@ def test_a_job_without_tpu_asks_for_processors():
   (container,) = pod["containers"]
   assert container["resources"]["limits"] == {"cpu": 16, "memory": "64Gi"}
   assert "nodeSelector" not in pod and "securityContext" not in container
+
+
+def test_kubernetes_leaves_the_words_of_a_command_as_they_are():
+  words = ("predict", "--text=$(HOME) costs $5, $$6", "--output=gs://b/$$(x)")
+  job = jobs.Job("base", words, settings={"image": "i"})
+  (container,) = pod_of(job)["containers"]
+  # Kubernetes: $$ is $, $(NAME) of a variable is its value.
+  parts = [re.split(r"\$\$", word) for word in container["args"]]
+  assert not any("$(" in part for word in parts for part in word)
+  assert tuple("$".join(word) for word in parts) == words
+
+
+def test_a_host_of_v3_that_is_a_slice_has_another_label():
+  label = "cloud.google.com/gke-tpu-accelerator"
+  assert pod_of(make("v3:2x2"))["nodeSelector"][label] == "tpu-v3-device"
+  assert pod_of(make("v3:4x4"))["nodeSelector"][label] == "tpu-v3-slice"
 
 
 def test_a_job_starts_again_where_that_helps_and_fails_otherwise():

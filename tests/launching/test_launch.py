@@ -10,6 +10,7 @@ import subprocess
 import pytest
 import yaml
 
+from bert_jax import modes as launching_modes
 from bert_jax.launching import engines
 from bert_jax.launching import jobs
 from bert_jax.launching import launch as launching_mode
@@ -18,6 +19,8 @@ from bert_jax.launching import slurm
 from bert_jax.launching import vm
 from bert_jax.launching import xpk
 from bert_jax.runtime import chips
+from bert_jax.runtime import config_files
+from bert_jax.runtime import settings
 from tests.support import launching
 
 launch = launching.launch
@@ -143,6 +146,55 @@ def test_what_is_printed_is_what_is_sent(launch, capsys, monkeypatch):
       ["--cluster="],
     ),
     (("launch", "logs", "--engine=xpk", "--name=base"), ["kubectl logs"]),
+    ((*GKE, *SLICE, *TRAIN, "--config.data.dir=s3://b/data"), ["s3://b/data"]),
+    (
+      (*GKE, *SLICE, "--", "train", "--config=tpu", "--workdir=s3://b/run"),
+      ["--workdir=s3://b/run", "gs://"],
+    ),
+    *[
+      (
+        (*GKE, "--", "prepare", "--config=pretrain", f"--input={given}",
+         "--output=gs://b/data"),
+        [f"--input={given}", "gs://BUCKET"],
+      )
+      for given in ("no/such/*.txt", "tfds:/no/such/folder")
+    ],
+    *[
+      (
+        ("launch", "--engine=vm", "--name=base", "--zone=a", "--image=i", *more,
+         "--", "prepare", "--config=pretrain", "--input=gs://b/text",
+         "--output=gs://b/data"),
+        ["prepare", "--engine=gke or --engine=slurm"],
+      )
+      for more in ((), ("--topology=v5e:4x4",))
+    ],
+    ((*GKE, *SLICE, "--set=cpu=4", *TRAIN), ["--set=cpu=4", "without a TPU"]),
+    (
+      (*GKE, "--set=privileged=True", "--", "prepare", "--config=pretrain",
+       "--input=gs://b/text", "--output=gs://b/data"),
+      ["--set=privileged=True", "TPU slices"],
+    ),
+    *[
+      (
+        ("launch", "--engine=xpk", "--name=base", "--image=i", "--cluster=c",
+         f"--set={name}=x", *SLICE, *TRAIN),
+        [f"--set={name}=x", flag],
+      )
+      for name, flag in (
+        ("tpu-type", "--topology"), ("num_slices", "--num_slices"),
+        ("workload", "--name"), ("command", "' -- '"),
+      )
+    ],
+    *[
+      (("launch", action, "--engine=gke", "--name=base", flag), [part])
+      for action, flag, part in (
+        ("stop", "--plan=none", "--plan"),
+        ("stop", "--topology=v5e:4x4", "--topology"),
+        ("stop", "--set=namespce=team", "'namespce'"),
+        ("status", "--set=namespce=team", "'namespce'"),
+        ("status", "--dry_run", "--dry_run"),
+      )
+    ],
   ],
 )  # fmt: skip
 def test_a_job_that_could_not_run_is_refused(
@@ -165,6 +217,65 @@ def test_a_config_file_of_this_machine_is_refused(
   shipped = launching.ROOT / "configs" / "tpu.py"
   job = ("--", "train", f"--config={shipped}", "--workdir=gs://bucket/run")
   assert launch(*GKE, *SLICE, "--dry_run", *job) == 0
+
+
+def test_a_model_of_the_hub_is_seen_everywhere(launch, capsys, asked):
+  job = ("--", "train", "--config=tpu", "--config.init_from=OWNER/NAME")
+  words = (*GKE, *SLICE, "--dry_run", *job, "--workdir=gs://bucket/run")
+  assert launch(*words) == 0
+  slurm_words = ("launch", "--engine=slurm", "--name=base", "--dry_run", *job)
+  assert launch(*slurm_words, "--workdir=/shared/run") == 0
+  assert launch(*words[:-2], "--config.init_from=hub://OWNER/NAME",
+                words[-1]) == 0  # fmt: skip
+  assert not asked
+
+
+SWEEP = """
+from bert_jax.sweeps import sweep
+def get_config():
+  return sweep.make([
+    sweep.trial("{config}", {{"seed": 1, "data.dir": "{data}"}})
+  ])
+"""
+
+
+@pytest.mark.parametrize(
+  ("data", "is_refused"), [("gs://b/data", False), ("HERE", True)]
+)
+def test_the_paths_of_trials_are_looked_at(
+  launch, capsys, asked, tmp_path, data, is_refused
+):
+  tmp_path.joinpath("data").mkdir()
+  data = data.replace("HERE", str(tmp_path / "data"))
+  (tmp_path / "mine.py").write_text(SWEEP.format(config="tpu", data=data))
+  words = ("sweep", f"--config={tmp_path}/mine.py", "--workdir=gs://b/sweep")
+  command = launching_modes._read_command(words)
+  keys = [key for key in command.read if key.startswith("--config.data.dir of")]
+  assert [command.read[key] for key in keys] == [data]
+  if is_refused:
+    with pytest.raises(jobs.LaunchError, match=r"trial .*--config\.data\.dir="):
+      launching_mode.check_paths(command, shares_files=False)
+
+
+@pytest.mark.parametrize("engine", ["gke", "vm", "slurm", "xpk"])
+def test_a_dry_stop_prints_what_would_run_and_stops_nothing(
+  launch, capsys, asked, engine
+):
+  words = ("launch", "stop", f"--engine={engine}", "--name=base")
+  assert launch(*words, "--dry_run") == 0
+  printed = capsys.readouterr().out.splitlines()
+  assert not asked and len(printed) == 1
+  assert launch(*words) == 0
+  assert [shlex.join(command) for command in asked] == printed
+
+
+def test_every_slice_of_vms_is_stopped(launch, asked):
+  words = ("launch", "stop", "--engine=vm", "--name=base", "--zone=z")
+  assert launch(*words, "--num_slices=3") == 0
+  assert {command[5] for command in asked} == {"base-0", "base-1", "base-2"}
+  for command in asked:
+    assert "touch base.stop; sudo docker stop" in command[-1]
+    assert "--worker=all" in command and "--zone=z" in command
 
 
 def test_a_bucket_that_is_not_there_is_named(launch, capsys, monkeypatch):
@@ -250,6 +361,58 @@ def test_a_plan_that_does_not_fit_stops_the_launch(
   assert not asked
 
 
+def plan_runner(monkeypatch, found, status):
+  """Has `bert-jax plan` write these plans, by the ending of their names."""
+
+  def run(command, **kwargs):
+    del kwargs
+    (output,) = [w for w in command if w.startswith("--output=")]
+    stem = output.removeprefix("--output=").removesuffix(".json")
+    for name, plan in found.items():
+      pathlib.Path(f"{stem}{name}.json").write_text(json.dumps(plan))
+    return subprocess.CompletedProcess(command, status, "", "it broke")
+
+  monkeypatch.setattr(plans.subprocess, "run", run)
+
+
+def test_the_plans_of_all_phases_are_added(monkeypatch):
+  small = PLAN | {"total_steps": 100, "predicted_hours": 2.0}
+  large = PLAN | {"hbm_bytes_per_device": 9 * 2**30}
+  plan_runner(monkeypatch, {"": small, "-long": large}, 0)
+  plan = plans.make([], "v5e:4x4")
+  assert plan["total_steps"] == 7300 and plan["predicted_hours"] == 3.0
+  assert plan["predicted_chip_hours"] == 32.0
+  assert plan["hbm_bytes_per_device"] == 9 * 2**30
+  said = plans.describe(plan)
+  assert "9.00 of 15.00" in said and "2 phases" in said
+  plan_runner(monkeypatch, {"": small, "-long": large | {"fits": False}}, 1)
+  with pytest.raises(plans.DoesNotFitError, match=r"v5e:4x4.* 9\.00 GiB"):
+    plans.make([], "v5e:4x4")
+  # The second phase broke.
+  for status in (1, 2):
+    plan_runner(monkeypatch, {"": small}, status)
+    with pytest.raises(plans.PlanError, match="it broke"):
+      plans.make([], "v5e:4x4")
+
+
+def test_a_plan_of_another_config_is_named(launch, capsys, tmp_path):
+  path = tmp_path / "plan.json"
+  words = (*GKE, "--topology=v5e:4x4", f"--plan={path}", "--dry_run", *TRAIN)
+  config = settings.plain(config_files.load("tpu"))
+  path.write_text(json.dumps(PLAN | {"config": config}))
+  assert launch(*words, "--config.data.dir=gs://b/data") == 0
+  assert "another config" not in capsys.readouterr().err
+  config["data"]["batch_size"] = 7
+  path.write_text(json.dumps(PLAN | {"config": config}))
+  assert launch(*words) == 0
+  said = capsys.readouterr().err
+  assert "another config" in said and "data.batch_size=7" in said
+  # Of a training in phases every file is needed.
+  phases = "--config.train.phases=('a data.seq_len=128', 'b data.seq_len=256')"
+  assert launch(*words, phases) == 2
+  assert "plan-b.json" in capsys.readouterr().err
+
+
 def test_without_the_compiler_the_user_chooses(launch, capsys, monkeypatch):
   monkeypatch.setattr(plans.importlib.util, "find_spec", lambda name: None)
   assert launch(*GKE, "--topology=v5e:4x4", *TRAIN) == 2
@@ -278,6 +441,14 @@ def test_xpk_is_told_the_slice_and_when_to_start_again():
     "workload": "base", "max-restarts": "100", "cluster": "c",
     "docker-image": "i",
   }  # fmt: skip
+
+
+def test_xpk_gets_switches_without_a_value():
+  place = {"cluster": "c", "docker-image": "i"}
+  job = make("v5e:4x4", **place, **{"enable-debug-logs": "True", "spot": False})
+  words = xpk.command(job)
+  assert "--enable-debug-logs" in words
+  assert not any(word.startswith("--spot") for word in words)
 
 
 def test_a_slice_of_vms_is_made_used_and_removed():
@@ -348,6 +519,29 @@ def test_slurm_is_asked_for_what_set_names(launch, capsys, monkeypatch):
   monkeypatch.setenv("PATH", "")
   assert launch(*words[:5], *words[6:]) == 2
   assert "sinfo is not installed" in capsys.readouterr().err
+
+
+def test_a_misspelt_setting_of_slurm_is_found_without_slurm(launch, capsys):
+  pytest.importorskip("submitit")
+  words = ("launch", "--engine=slurm", "--name=base", "--dry_run",
+           "--set=slurm_partion=gpu")  # fmt: skip
+  job = ("--", "train", "--config=tpu", "--workdir=/shared/run")
+  assert launch(*words, *job) == 2
+  assert "partion" in capsys.readouterr().err
+  words = (*words[:4], "--set=slurm_srun_args=--mpi=none -v")
+  assert launch(*words, *job) == 0
+  printed = capsys.readouterr().out
+  assert "['--mpi=none', '-v']" in printed
+  assert "-m bert_jax.main train" in printed  # what is run
+  assert launch(*words[:4], *job) == 0
+  assert "--kill-on-bad-exit=1" in capsys.readouterr().out
+
+
+def test_slurm_looks_at_the_users_own_jobs_of_a_month(asked):
+  job = jobs.Job("base", ())
+  slurm.status(job)
+  assert any(word.startswith("--starttime=") for word in asked[0])
+  assert slurm.stop(job) == [["scancel", "--me", "--name=base"]]
 
 
 def test_submitit_runs_a_job_on_this_machine(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Starts the launcher as a user does, and reads what it says."""
 
+import contextlib
 import logging
 import pathlib
 import sys
@@ -8,6 +9,10 @@ from absl import flags
 import pytest
 
 from bert_jax import main
+
+with contextlib.suppress(ImportError):
+  # Its import closes the stream of absl's log, which may be that of a test.
+  import submitit  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEMO = f"--config={ROOT}/configs/demo.py"

@@ -1,5 +1,6 @@
 """Tests of engines.py: what clusters are asked to run."""
 
+import dataclasses
 import os
 import re
 import shlex
@@ -84,6 +85,11 @@ GKE = {"topology": "v5e:4x4", "image": "host/image:1", "spot": True}
 
 
 def test_a_trial_on_gke_is_a_job_of_its_own(trials, monkeypatch):
+  monkeypatch.setattr(sweep.Trial, "is_done", lambda one: False)
+  trials = [
+    dataclasses.replace(one, workdir=f"gs://bucket/runs/{one.name}")
+    for one in trials
+  ]
   sent, refused = [], jobs.name_of(trials[1].name)
 
   def send(job):
@@ -128,6 +134,42 @@ def test_an_engine_that_runs_no_trials_is_refused(trials):
     sweep.engine_settings(config, "vm")
 
 
+@pytest.mark.parametrize("engine", ["gke", "xpk"])
+def test_what_pods_would_lose_or_lack_is_refused(trials, monkeypatch, engine):
+  settings = {
+    "gke": {"topology": "v5e:4x4", "image": "host/image:1"}, "xpk": XPK,
+  }[engine]  # fmt: skip
+  sent = []
+  monkeypatch.setattr(engines.gke, "send", sent.append)
+  monkeypatch.setattr(
+    engines.subprocess,
+    "run",
+    lambda words, check: (
+      sent.append(words) or subprocess.CompletedProcess(words, 0)
+    ),
+  )
+  with pytest.raises(sweep.SweepError, match="trial .*--workdir=.*gs://BUCKET"):
+    engines.SENDERS[engine](trials, "", settings)
+  assert not sent
+  monkeypatch.setattr(sweep.Trial, "is_done", lambda one: False)
+  config = sweep.make([sweep.trial("configs/base.py", {"seed": 1})])
+  remote = sweep.read_trials(config, "gs://bucket/runs")
+  engines.SENDERS[engine](remote, "gs://bucket/runs", settings)
+  assert len(sent) == 1
+  here = str(sweep_trials.__file__)
+  config = sweep.make([sweep.trial("configs/base.py", {"data.dir": here})])
+  remote = sweep.read_trials(config, "gs://bucket/runs")
+  with pytest.raises(sweep.SweepError, match=r"--config\.data\.dir="):
+    engines.SENDERS[engine](remote, "gs://bucket/runs", settings)
+  assert len(sent) == 1
+
+
+def test_a_number_of_slices_that_is_none_is_refused(trials):
+  settings = {"topology": "v5e:4x4", "image": "i", "num_slices": "two"}
+  with pytest.raises(sweep.SweepError, match="num_slices='two'"):
+    engines.gke_job(trials[0], settings)
+
+
 def fake_launcher(monkeypatch, code):
   """Has trials run a piece of Python, given their workdir."""
 
@@ -151,7 +193,7 @@ def test_a_trial_goes_on_until_it_is_done_or_fails(
   assert slurm.Training(trials[0].arguments())() == 0
   assert path.read_text() == "xxx"
   fake_launcher(monkeypatch, "import sys; sys.exit(2)")
-  with pytest.raises(slurm.FailedError, match="status 2 of --workdir="):
+  with pytest.raises(slurm.FailedError, match="bert-jax .*train .*status 2"):
     slurm.Training(trials[0].arguments())()
 
 
@@ -193,10 +235,40 @@ def test_a_preempted_trial_saves_and_is_queued_again(
   assert again.function.arguments == training.arguments
 
 
-def interrupt_when(folder):
+def test_a_trial_that_slurm_stops_saves_and_is_not_started_again(
+  trials, tmp_path, monkeypatch
+):
+  path = tmp_path / "saved"
+  code = (
+    "import signal, sys, time\n"
+    f"def save(*_): open({str(path)!r}, 'a').write('x'); sys.exit(75)\n"
+    "signal.signal(signal.SIGTERM, save)\n"
+    f"open({str(path)!r} + '.begun', 'w').close()\n"
+    "time.sleep(60)"
+  )
+  fake_launcher(monkeypatch, code)
+  monkeypatch.setattr(slurm, "_KILL_SECS", 0)
+  before = signal.getsignal(signal.SIGTERM)
+  timer = threading.Thread(
+    target=interrupt_when, args=(tmp_path, signal.SIGTERM)
+  )
+  timer.start()
+  try:
+    with pytest.raises(
+      slurm.StoppedError, match="bert-jax .*told to stop"
+    ) as caught:
+      slurm.Training(trials[0].arguments())()
+  finally:
+    timer.join()
+  assert caught.value.exit_status == 75
+  assert path.read_text() == "x"
+  assert signal.getsignal(signal.SIGTERM) == before
+
+
+def interrupt_when(folder, number=signal.SIGUSR2):
   while not (folder / "saved.begun").exists():
     time.sleep(0.02)
-  os.kill(os.getpid(), signal.SIGUSR2)
+  os.kill(os.getpid(), number)
 
 
 @pytest.mark.slow
