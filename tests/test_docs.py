@@ -236,6 +236,17 @@ def test_dead_links_and_missing_files_are_found(tmp_path):
   assert missing_files(path) == ["tests/none.py", "x/y.md"]
 
 
+def test_no_column_of_a_table_is_empty():
+  row = re.compile(r"(?<!\\)\|")
+  for path in GUIDES:
+    text = path.read_text() if path.exists() else ""
+    for table in re.findall(r"^\|[-:| ]+\|\n((?:\|.*\n)+)", text, re.M):
+      cells = [row.split(line)[1:-1] for line in table.splitlines()]
+      for number in range(min(map(len, cells))):
+        column = [line[number].strip() for line in cells]
+        assert any(column), f"{path.relative_to(ROOT)}: column {number + 1}"
+
+
 def test_make_help_describes_every_target():
   undescribed = [name for name, text in make_targets().items() if not text]
   assert not undescribed, f"add `## what it does` to {undescribed}"

@@ -132,12 +132,16 @@ class TaskKind(kind.Kind):
   def balanced_weights(self, label: np.ndarray, num_labels: int) -> np.ndarray:
     """Returns the weights [K] with which every label counts the same.
 
+    A label that no example has weighs nothing.
+
     Args:
       label: the labels of the features to train on, as in `Features`.
       num_labels: K.
     """
     counts = np.bincount(label[label >= 0], minlength=num_labels)
-    return counts.sum() / (num_labels * np.maximum(counts, 1))
+    present = counts > 0
+    weights = counts.sum() / (present.sum() * np.maximum(counts, 1))
+    return np.where(present, weights, 0.0)
 
   # --- From examples to features ---
 

@@ -23,6 +23,7 @@ from bert_jax.prediction import model as model_lib
 from bert_jax.runtime import config_files
 from bert_jax.runtime import files
 from bert_jax.runtime import metrics_log
+from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from bert_jax.tasks import spec
 from bert_jax.training import train
@@ -45,7 +46,8 @@ class FineTuned:
 
   Attributes:
     model: the trained model, at the best step if the run keeps one.
-    metrics: the metrics of the last evaluation, such as "eval/accuracy".
+    metrics: the metrics of that step, such as "eval/accuracy"; {} if it was
+      not evaluated.
     workdir: the folder of the run.
   """
 
@@ -132,10 +134,10 @@ def fine_tune(
     )
   given_keys = {key: value for key, value in sets.items() if value is not None}
   model_lib.set_keys(config, given_keys | dict(settings or {}))
-  metrics = train.train(config, workdir)
-  return FineTuned(
-    model_lib.load(workdir), metrics or _last_evaluation(workdir), workdir
-  )
+  train.train(config, workdir)
+  step = saved_steps.choose(workdir).step
+  metrics = metrics_log.scores_at(metrics_log.read_metrics(workdir), step)
+  return FineTuned(model_lib.load(workdir), metrics, workdir)
 
 
 def _make_config(
@@ -192,12 +194,3 @@ def _as_file(rows: Rows | None, split: str, workdir: str) -> str | None:
     with files.writing(path, "w", errors="replace") as f:
       f.write(content)
   return path
-
-
-def _last_evaluation(workdir: str) -> dict[str, float]:
-  """Returns the last metrics eval/NAME in the log of a finished run."""
-  found: dict[str, float] = {}
-  for row in metrics_log.read_metrics(workdir):
-    scores = {k: v for k, v in row.items() if k.startswith("eval/")}
-    found = scores or found
-  return found

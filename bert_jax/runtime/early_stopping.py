@@ -45,6 +45,32 @@ def stop_step(
   return None
 
 
+def best_step(
+  rows: Iterable[Mapping[str, float]], config: Mapping[str, Any] | Any
+) -> int | None:
+  """Returns the step with the best evaluation of a run that may stop early.
+
+  Of equal evaluations it is the first, as of the steps that are saved.
+
+  Args:
+    rows: the lines of metrics.jsonl.
+    config: the whole configuration, or that of a run.json.
+
+  Returns:
+    The step; None if the run has no patience, or no evaluation that is finite.
+  """
+  name = config["checkpoint"]["best_metric"]
+  if not config["train"].get("patience", 0) or not name:
+    return None
+  sign = -1 if config["checkpoint"]["best_mode"] == "max" else 1
+  values = [
+    (sign * row[name], int(row["step"]))
+    for row in rows
+    if math.isfinite(row.get(name, math.nan))
+  ]
+  return min(values)[1] if values else None
+
+
 def check(config: Any) -> None:
   """Raises ValueError if early stopping lacks what it needs.
 

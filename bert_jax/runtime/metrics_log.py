@@ -203,6 +203,22 @@ def train_secs(rows: Sequence[Mapping[str, Any]]) -> float:
   return total
 
 
+def scores_at(rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, float]:
+  """Returns the metrics eval/NAME of a step; {} if it was not evaluated.
+
+  Args:
+    rows: the lines of metrics.jsonl.
+    step: the number of updates.
+  """
+  return {
+    key: value
+    for row in rows
+    if row["step"] == step
+    for key, value in row.items()
+    if key.startswith("eval/")
+  }
+
+
 def read_metrics(workdir: str) -> list[dict]:
   """Returns the lines of workdir/metrics.jsonl, with NaN for null.
 

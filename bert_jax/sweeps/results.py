@@ -17,6 +17,7 @@ import numpy as np
 
 from bert_jax import tasks
 from bert_jax.data.store import manifests
+from bert_jax.runtime import early_stopping
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
 from bert_jax.runtime import metrics_log
@@ -183,9 +184,6 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
   """
   run = runs.read_run(one.workdir)
   rows = metrics_log.read_metrics(one.workdir)
-  evaluations = [r for r in rows if any(k.startswith("eval/") for k in r)]
-  final = evaluations[-1] if evaluations else {}
-  metrics = {k: v for k, v in final.items() if k.startswith("eval/")}
   speeds = [r for r in rows if r.get("train/steps_per_sec")]
   if seconds is None:
     seconds = metrics_log.train_secs(rows) / run.get("together", 1)
@@ -209,13 +207,26 @@ def row_of(one: sweep.Trial, seconds: float | None) -> dict[str, Any]:
     "data_hash": run["data_hash"],
     "hardware": f"{devices['count']} x {', '.join(devices['kind'])}",
     "seconds": round(seconds, 1),
-    "steps": run["total_steps"],
+    "steps": early_stopping.stop_step(rows, config) or run["total_steps"],
     "together": run.get("together", 1),
     "useful_tokens_per_sec": float(np.median(useful)) if useful else None,
-    "metrics": metrics,
+    "metrics": _scores(rows, config),
     "most_frequent": most_frequent(one),
     "curves": {name: curve for name in drawn if (curve := _curve(rows, name))},
   }
+
+
+def _scores(rows: Sequence[Mapping], config: Mapping) -> dict[str, float]:
+  """Returns the metrics eval/NAME that stand for a run.
+
+  They are those of the best evaluation, whose step is kept, if the run may stop
+  early: it stops because the later ones are worse. Else they are the last.
+  """
+  evaluated = [r["step"] for r in rows if any(k.startswith("eval/") for k in r)]
+  step = early_stopping.best_step(rows, config)
+  if step is None:
+    step = evaluated[-1] if evaluated else 0
+  return metrics_log.scores_at(rows, step)
 
 
 def _curve(rows: Sequence[Mapping], name: str) -> list[list[float]]:

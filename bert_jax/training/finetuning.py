@@ -3,7 +3,7 @@
 The other job is in pretraining.py; both look the same to train.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -404,13 +404,15 @@ class FineTuning(Job):
         return self.objective.score(
           split.task,
           [predictions[i] for i in drawn],
-          [split.examples[i] for i in drawn],
+          _as_new(split.examples, drawn),
         )
 
       prefix = "eval/" if name == self.eval_splits[0] else f"eval/{name}/"
       with task_kind.quiet():
         ranges = uncertainty.bootstrap(score, len(split.examples), num_samples)
       for metric, (low, high) in ranges.items():
+        if metric.endswith(("total", "_thresh")):  # counts and settings
+          continue
         found[f"{prefix}{metric}_low"] = low
         found[f"{prefix}{metric}_high"] = high
     return found
@@ -462,6 +464,17 @@ class FineTuning(Job):
         files.write_text(path, submission.glue_tsv(task, examples, predictions))
         written.append(path)
     return written
+
+
+def _as_new(examples: Sequence[Any], drawn: Iterable[int]) -> list[Any]:
+  """Returns examples by number, each with an id of its own, also if repeated.
+
+  Scores by id would count an example that was drawn twice once.
+  """
+  return [
+    dataclasses.replace(examples[i], id=str(number))
+    for number, i in enumerate(drawn)
+  ]
 
 
 def _hash(features: Any) -> Any:

@@ -49,7 +49,7 @@ def convert(
   folders.write(pretrained, target, config.convert.to)
   added = []
   if config.convert.to == "huggingface":
-    added = model_card.write(pretrained, source, target)
+    added = model_card.write(pretrained, source, target, count)
   flat = param_trees.flatten(pretrained.params)
   values = sum(array.size for array in flat.values())
   print(f"read     {pretrained.source or source} ({pretrained.format})")

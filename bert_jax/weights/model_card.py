@@ -17,6 +17,7 @@ from bert_jax.models import families
 from bert_jax.runtime import files
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
+from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from bert_jax.weights.pretrained import Pretrained
 
@@ -38,13 +39,16 @@ _RECIPE = (
 )  # fmt: skip
 
 
-def write(pretrained: Pretrained, source: str, folder: str) -> list[str]:
+def write(
+  pretrained: Pretrained, source: str, folder: str, average_last: int = 0
+) -> list[str]:
   """Adds README.md and tokenizer.json to a Hugging Face folder.
 
   Args:
     pretrained: the model that the folder holds.
     source: where it was read from. If it is a run, the card has its record.
     folder: the folder, which is whole.
+    average_last: of how many steps the weights are the mean; 0 = of one alone.
 
   Returns:
     The names of the files that were added; files that are there stay.
@@ -52,9 +56,8 @@ def write(pretrained: Pretrained, source: str, folder: str) -> list[str]:
   added = []
   path = os.path.join(folder, CARD)
   if not files.exists(path):
-    files.write_text(
-      path, text_of(pretrained, source, os.path.basename(folder))
-    )
+    name = os.path.basename(folder)
+    files.write_text(path, text_of(pretrained, source, name, average_last))
     added.append(CARD)
   if write_tokenizer(pretrained, folder):
     added.append("tokenizer.json")
@@ -82,13 +85,16 @@ def write_tokenizer(pretrained: Pretrained, folder: str) -> bool:
   return True
 
 
-def text_of(pretrained: Pretrained, source: str, name: str) -> str:
+def text_of(
+  pretrained: Pretrained, source: str, name: str, average_last: int = 0
+) -> str:
   """Returns the text of a model card.
 
   Args:
     pretrained: the model.
     source: where it was read from.
     name: the title.
+    average_last: of how many steps the weights are the mean; 0 = of one alone.
   """
   run = runs.read_run(source) if source and runs.exists(source) else {}
   head: dict[str, Any] = {"library_name": "transformers", "tags": ["bert_jax"]}
@@ -113,7 +119,8 @@ def text_of(pretrained: Pretrained, source: str, name: str) -> str:
     listed = ", ".join(f"`{label}`" for label in pretrained.labels)
     lines += [f"Labels: {listed}.", ""]
   if run:
-    lines += _record(run, source)
+    lines += _score_lines(source, average_last)
+    lines += _record(run)
   return "\n".join(lines).rstrip() + "\n"
 
 
@@ -125,13 +132,38 @@ def _yaml(values: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _record(run: Mapping[str, Any], workdir: str) -> list[str]:
-  """Returns the lines about the run: scores, recipe, data and code."""
-  lines = []
-  if scores := _scores(workdir):
-    lines += ["## Scores", "", "| metric | value |", "|---|---|"]
+def _score_lines(workdir: str, average_last: int) -> list[str]:
+  """Returns the lines about the scores of the weights that were read."""
+  lines = ["## Scores", ""]
+  if not files.exists(os.path.join(workdir, "metrics.jsonl")):
+    return []
+  if average_last:
+    return [
+      *lines,
+      f"None: these weights are the mean of the {average_last} newest steps of "
+      "the run, which evaluated single steps.",
+      "",
+    ]
+  chosen = saved_steps.choose(workdir)
+  if scores := _scores(workdir, chosen.step):
+    lines += ["| metric | value |", "|---|---|"]
     lines += [f"| {name} | {value:.6g} |" for name, value in scores.items()]
-    lines += ["", "They are those of the last evaluation in the run.", ""]
+    lines += ["", f"They are those of step {chosen.step}, whose weights these "
+              "are.", ""]  # fmt: skip
+  else:
+    lines += [f"None: the run did not evaluate step {chosen.step}, whose "
+              "weights these are.", ""]  # fmt: skip
+  return lines
+
+
+def _scores(workdir: str, step: int) -> dict[str, float]:
+  """Returns the metrics eval/NAME that the log of a run has of a step."""
+  return metrics_log.scores_at(metrics_log.read_metrics(workdir), step)
+
+
+def _record(run: Mapping[str, Any]) -> list[str]:
+  """Returns the lines about the run: recipe, data and code."""
+  lines = []
   flat = settings.flatten(run.get("config") or {})
   recipe = {
     key: flat[key] for key in _RECIPE if flat.get(key) not in (None, "")
@@ -151,13 +183,3 @@ def _record(run: Mapping[str, Any], workdir: str) -> list[str]:
     lines += [f"| {name} | `{value}` |" for name, value in known.items()]
     lines.append("")
   return lines
-
-
-def _scores(workdir: str) -> dict[str, float]:
-  """Returns the metrics eval/NAME that the log of a run has last."""
-  found: dict[str, float] = {}
-  if files.exists(os.path.join(workdir, "metrics.jsonl")):
-    for row in metrics_log.read_metrics(workdir):
-      scores = {k: v for k, v in row.items() if k.startswith("eval/")}
-      found = scores or found
-  return found

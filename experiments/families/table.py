@@ -54,16 +54,20 @@ folder to a folder, *packed* compares sequences that share a row with the same
 ones alone, and *8 devices* compares one device with fake ones that split rows
 and parameters. `-`: transformers has no such head.
 
-The last columns are from a plan: a training step of two layers of the named
-size, 64 rows of 512 tokens in bfloat16, compiled for four TPU v5e chips. They
-are the memory of a chip, the time that the step should take, and the share of
-the FLOPs of the compiled program that the mathematics needs.
-
+{plans}
 `python -m experiments.families.table` (`experiments/families/table.py`) makes
 this page, with the models of
 `experiments/families/measure.py`.
 
 """
+_PLANS = """\
+The last columns are from a plan: a training step of two layers of the named
+size, 64 rows of 512 tokens in bfloat16, compiled for four TPU v5e chips. They
+are the memory of a chip, the time that the step should take, and the share of
+the FLOPs of the compiled program that the mathematics needs.
+
+"""
+_PLAN_COLUMNS = ("plan of", "GiB", "ms", "FLOPs needed")
 _FOOT = """
 NeoBERT (`neobert`) and MosaicBERT (`mosaic_bert`) have no class in
 transformers. They agree with straight-line code of their authors' arithmetic to
@@ -192,22 +196,14 @@ def main(names: list[str]) -> None:
 def write_page() -> None:
   """Writes the page from the numbers that there are."""
   known = json.loads(NUMBERS.read_text())
-  lines = [
-    f"| family | {' | '.join(COLUMNS)} | plan of | GiB | ms | FLOPs needed |",
-    "|---" * (len(COLUMNS) + 5) + "|",
-  ]
-  for name in measure.REFERENCES:
-    if name in known:
-      cells = [_cell(known[name], part) for part in COLUMNS.values()]
-      cells += [f"`{size_of(name)}`", *_plan_cells(known[name].get("plan"))]
-      lines.append(f"| `{name}` | {' | '.join(cells)} |")
+  is_planned = any("plan" in row for row in known.values())
   sizes = [
     f"| `{name}` | {', '.join(f'`{size}`' for size in family.presets)} |"
     for name, family in families.FAMILIES.items()
   ]
   PAGE.write_text(
-    _HEAD
-    + "\n".join(lines)
+    _HEAD.replace("{plans}\n", _PLANS if is_planned else "")
+    + "\n".join(numbers_of(known, is_planned))
     + "\n"
     + _FOOT
     + "\n".join(sizes)
@@ -215,6 +211,24 @@ def write_page() -> None:
     + _ids_section()
     + _words_section()
   )
+
+
+def numbers_of(known: dict[str, dict], is_planned: bool) -> list[str]:
+  """Returns the lines of the table of families.
+
+  Args:
+    known: the numbers of each family, as in table.json.
+    is_planned: whether any family has a plan, so that plans have columns.
+  """
+  heads = ["family", *COLUMNS, *(_PLAN_COLUMNS if is_planned else ())]
+  lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+  for name in measure.REFERENCES:
+    if name in known:
+      cells = [_cell(known[name], part) for part in COLUMNS.values()]
+      if is_planned:
+        cells += [f"`{size_of(name)}`", *_plan_cells(known[name].get("plan"))]
+      lines.append(f"| `{name}` | {' | '.join(cells)} |")
+  return lines
 
 
 def _plan_cells(plan: dict[str, float] | None) -> list[str]:

@@ -22,6 +22,7 @@ from bert_jax.prediction import results
 from bert_jax.runtime import config_files
 from bert_jax.weights import task_heads
 from tests.support import small_models
+from tests.support import stopped_run
 from tests.support.breadth import slow_but
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -285,6 +286,16 @@ def test_a_fine_tuning_that_cannot_be_is_refused(tmp_path, arguments, message):
   with pytest.raises(ValueError, match=message):
     fine_tuning.fine_tune("MODEL", workdir=tmp_path / "run", **given)
   assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_the_metrics_are_those_of_the_step_that_is_loaded(
+  tmp_path, finished_run, monkeypatch
+):
+  workdir = stopped_run.make(finished_run.workdir, tmp_path / "run")
+  monkeypatch.setattr(fine_tuning.train, "train", lambda *_: {"eval/loss": 2.5})
+  monkeypatch.setattr(fine_tuning.model_lib, "load", lambda _: None)
+  tuned = fine_tuning.fine_tune("MODEL", ROWS, ROWS, workdir=workdir)
+  assert tuned.metrics == {"eval/loss": 1.0}
 
 
 TINY = {

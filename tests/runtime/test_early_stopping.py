@@ -74,3 +74,18 @@ def test_settings_that_do_not_fit_are_refused(changes, says):
   config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError, match=says):
     early_stopping.check(config)
+
+
+@pytest.mark.parametrize(
+  ("values", "patience", "mode", "step"),
+  [
+    ((1, 3, 3, 2), 2, "max", 20),  # the first of equal ones, as it is saved
+    ((1, 3, 3, 2), 2, "min", 10),
+    ((math.nan, 2, math.inf), 1, "max", 20),
+    ((math.nan,), 1, "max", None),
+    ((1, 2), 0, "max", None),
+  ],
+)
+def test_the_best_step_of_a_run_with_patience(values, patience, mode, step):
+  found = early_stopping.best_step(rows(*values), settings(patience, mode))
+  assert found == step

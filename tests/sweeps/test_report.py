@@ -15,6 +15,7 @@ from bert_jax.runtime import runs
 from bert_jax.sweeps import report
 from bert_jax.sweeps import results
 from tests.support import launching
+from tests.support import stopped_run
 from tests.support.sweep_folders import make_row
 from tests.support.sweep_folders import make_trials
 from tests.support.sweep_folders import write
@@ -60,6 +61,17 @@ def test_only_finished_runs_are_recorded_and_only_once(
   with open(log, "w") as f:
     f.writelines(line for line in lines if "eval/" not in line)
   assert results.record(trials[0], workdir, str(tmp_path / "none"), "") == 0
+
+
+def test_a_run_that_stopped_early_is_recorded_by_its_best_evaluation(
+  trials, finished_run
+):
+  done = trials[0][0]
+  stopped_run.make(finished_run.workdir, done.workdir)
+  row = results.row_of(done, None)
+  assert row["metrics"] == {"eval/loss": 1.0}
+  assert row["steps"] == 8
+  assert [step for step, _ in row["curves"]["eval/loss"]] == [2, 4, 6, 8]
 
 
 def test_lines_are_named_by_the_arguments_that_differ(tmp_path):

@@ -10,12 +10,15 @@ import numpy as np
 import optax
 import pytest
 
+from bert_jax import tasks
 from bert_jax import weights
 from bert_jax.kinds import losses
+from bert_jax.kinds import span
 from bert_jax.kinds import table
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
+from bert_jax.tasks import spec
 from bert_jax.training import evaluate
 from bert_jax.training import finetuning
 from bert_jax.training import init_from
@@ -236,10 +239,46 @@ def test_losses_of_several_labels_by_hand():
 def test_balanced_weights():
   kind = table.KINDS["classify"]
   found = kind.balanced_weights(np.array([0, 0, 0, 1, -1]), 3)
-  np.testing.assert_allclose(found, [4 / 9, 4 / 3, 4 / 3])
+  np.testing.assert_allclose(found, [4 / 6, 4 / 2, 0.0])
   many = table.KINDS["multi_label"]
   label = np.array([[1, 0], [1, 0], [0, 0], [1, 1]], np.float32)
   np.testing.assert_allclose(many.balanced_weights(label, 2), [1 / 3, 3.0])
+
+
+def test_a_question_that_is_drawn_twice_counts_twice(monkeypatch):
+  task = tasks.TASKS["squad_v2"]
+  # Right; wrong; rightly unanswered.
+  examples = [
+    spec.SpanExample("a", "?", "x y", (("x", 0),), False),
+    spec.SpanExample("b", "?", "x y", (("y", 2),), False),
+    spec.SpanExample("n", "?", "x y", (), True),
+  ]
+  answers = [
+    span.SpanPrediction("x", "x", -3.0, ()),
+    span.SpanPrediction("x", "x", -1.0, ()),
+    span.SpanPrediction("", "x", 2.0, ()),
+  ]
+  drawn = [0, 0, 0, 1, 2]
+  monkeypatch.setattr(
+    finetuning.uncertainty,
+    "bootstrap",
+    lambda score, *_: {k: (v, v) for k, v in score(drawn).items()},
+  )
+  split = types.SimpleNamespace(task=task, examples=examples)
+  job = types.SimpleNamespace(
+    config=types.SimpleNamespace(eval={"bootstrap": 1}),
+    split=lambda _: split,
+    eval_splits=("dev",),
+    objective=span.SPAN,
+  )
+  evaluator = types.SimpleNamespace(predicted={"dev": answers})
+  found = finetuning.FineTuning.intervals(job, evaluator)
+  assert found["eval/exact_low"] == found["eval/f1_high"] == 100 * 4 / 5
+  assert found["eval/HasAns_exact_low"] == 100 * 3 / 4
+  assert found["eval/NoAns_exact_low"] == 100
+  # Nothing answered: 1; the three right ones: 4.
+  assert found["eval/best_exact_low"] == 100 * 4 / 5
+  assert not [k for k in found if "total" in k or "thresh" in k]
 
 
 @pytest.mark.slow

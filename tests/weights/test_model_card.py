@@ -12,6 +12,7 @@ from bert_jax.weights import convert
 from bert_jax.weights import model_card
 from configs import convert as convert_config
 from tests.support import small_models
+from tests.support import stopped_run
 
 TEXTS = ["Walked the WALK!", "é walk  [MASK] x", "", "the [one] walk [SEP]"]
 
@@ -32,6 +33,19 @@ def test_a_converted_run_has_its_record(tmp_path, finished_run, capsys):
   first = weights.read(finished_run.workdir)
   assert again.tokenizer.fingerprint == first.tokenizer.fingerprint
   small_models.assert_same(again.params, first.params)
+
+
+def test_a_card_has_the_scores_of_the_step_of_its_weights(
+  tmp_path, finished_run
+):
+  workdir = stopped_run.make(finished_run.workdir, tmp_path / "run")
+  text = model_card.text_of(small_models.make(), workdir, "name")
+  assert "| eval/loss | 1 |" in text and "step 4" in text
+  mean = model_card.text_of(small_models.make(), workdir, "name", 2)
+  assert "eval/loss" not in mean and "mean of the 2" in mean
+  (tmp_path / "run" / "best" / "4").rename(tmp_path / "run" / "best" / "5")
+  other = model_card.text_of(small_models.make(), workdir, "name")
+  assert "eval/loss" not in other and "not evaluate step 5" in other
 
 
 @pytest.mark.parametrize(
