@@ -103,7 +103,8 @@ class PretrainBatches:
     self._order: Any = orders.Order(total, seed)
     self._seed = seed
     self._batch_size = batch_size
-    self._rows_of = rows if callable(rows) else lambda size: rows
+    self._rows_of: Callable[[int], np.ndarray]
+    self._rows_of = rows if callable(rows) else lambda size: np.asarray(rows)
     if rows is None:
       self._rows_of = np.arange
     # Evaluations have one batch size, and begin with the first row.

@@ -288,7 +288,8 @@ class Distill(Mlm):
     slots = batching.num_masked_slots(data)
     if self._settings.positions == "all":
       slots = data.seq_len
-    for one, passes in ((model, 3), (teacher, 1)):
+    models: tuple[tuple[Any, int], ...] = ((model, 3), (teacher, 1))
+    for one, passes in models:
       forward = flops.encoder_flops(
         one, num_rows, data.seq_len, attended=attended
       )

@@ -121,6 +121,18 @@ def get(name: str) -> kind.Kind:
   return KINDS[name]
 
 
+def of_text(name: str) -> pretraining.Mlm:
+  """Returns the kind of pre-training with a name.
+
+  Raises:
+    ValueError: No kind of pre-training has this name.
+  """
+  found = get(name)
+  if not isinstance(found, pretraining.Mlm):
+    raise ValueError(f"objective={name!r} does not learn from text alone")
+  return found
+
+
 def of_task(task: spec.Task) -> task_kind.TaskKind:
   """Returns the kind of a task."""
   return TASK_KINDS[task.kind]

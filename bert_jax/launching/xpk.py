@@ -13,6 +13,8 @@ from typing import Any
 
 from bert_jax.launching import jobs
 
+# Options that say where a job is.
+_PLACE = ("cluster", "project", "zone", "namespace")
 # Options that the job determines: its name, its slices and its command.
 _DETERMINED = {
   "workload": "--name", "tpu-type": "--topology", "num-slices": "--num_slices",
@@ -56,6 +58,16 @@ def _option(name: str, value: Any) -> list[str]:
 
 
 def check(given: Mapping[str, Any]) -> None:
+  """Raises LaunchError for settings that do not help to find a job."""
+  taken = {*_PLACE, "docker-image", "max-restarts"}  # those of flags among them
+  if unknown := sorted(given.keys() - taken):
+    raise jobs.LaunchError(
+      f"--set={unknown[0]}= does not say where a job is; of xpk, status and "
+      "stop take --set=namespace="
+    )
+
+
+def _check_undetermined(given: Mapping[str, Any]) -> None:
   """Raises LaunchError for settings that would replace what was planned."""
   for name in given:
     if flag := _DETERMINED.get(name.replace("_", "-")):
@@ -75,7 +87,7 @@ def command(job: jobs.Job) -> list[str]:
     raise jobs.LaunchError(
       "engine xpk runs jobs on TPU slices; give --topology, or use --engine=gke"
     )
-  check(job.settings)
+  _check_undetermined(job.settings)
   options = {"tpu-type": _tpu_type(job), "num-slices": job.num_slices}
   options |= job.settings
   for name, flag in (("cluster", "--cluster="), ("docker-image", "--image=")):
@@ -105,9 +117,8 @@ def send(job: jobs.Job) -> str:
 
 
 def _place(job: jobs.Job) -> list[str]:
-  """Returns the options that say which cluster a job is on."""
-  names = ("cluster", "project", "zone")
-  return [f"--{n}={job.settings[n]}" for n in names if job.settings.get(n)]
+  """Returns the options that say where a job is."""
+  return [f"--{n}={job.settings[n]}" for n in _PLACE if job.settings.get(n)]
 
 
 def status(job: jobs.Job) -> str:

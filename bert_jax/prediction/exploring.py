@@ -186,9 +186,10 @@ class Explorer:
       if len(ids) != 1 or ids[0] == self._tokenizer.unk_id:
         unknown.append(word)
         continue
-      found = {"word": word, "scores": [float(row[ids[0]]) for row in rows]}
+      scores = [float(row[ids[0]]) for row in rows]
+      found: dict[str, Any] = {"word": word, "scores": scores}
       if len(rows) == 2:
-        first, second = (max(x, 1e-12) for x in found["scores"])
+        first, second = (max(x, 1e-12) for x in scores)
         found["log_ratio"] = float(np.log(first / second))
       known.append(found)
     best = [self._best(row, top_k) for row in rows]
@@ -209,7 +210,7 @@ class Explorer:
         f"there are {len(texts)} texts; give 3 to {MOST_TEXTS}"
       )
     found = self.model.embed(texts, fields=("mean",))
-    vectors = np.stack([one.mean for one in found]).astype(np.float64)
+    vectors = np.asarray([one.mean for one in found], np.float64)
     centered = vectors - vectors.mean(0)
     left, sizes, _ = np.linalg.svd(centered, full_matrices=False)
     points = left[:, :2] * sizes[:2]

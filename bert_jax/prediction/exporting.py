@@ -87,11 +87,14 @@ def make_function(predictor: predict.Predictor) -> Function:
       "cls_positions": first,
     }
     logits = module.apply({"params": params}, **given)
-    return {"logits": logits[:, 0] if answerer.kind.pooled else logits}
+    return {"logits": logits[:, 0] if pooled else logits}
 
   if answerer.name == "embed":
     return embed
-  return task if isinstance(answerer.kind, task_kind.TaskKind) else fill_mask
+  if not isinstance(answerer.kind, task_kind.TaskKind):
+    return fill_mask
+  pooled = answerer.kind.pooled
+  return task
 
 
 def export(

@@ -646,11 +646,11 @@ def entries(folder: str) -> tuple[list[str], list[str]]:
   if is_remote(folder):
     found, inner = buckets.children(folder)
     return [one.path for one in found], inner
-  with os.scandir(folder) as there:
-    found = list(there)
+  with os.scandir(folder) as scanned:
+    there = list(scanned)
   return (
-    [one.path for one in found if one.is_file()],
-    [one.name for one in found if one.is_dir()],
+    [one.path for one in there if one.is_file()],
+    [one.name for one in there if one.is_dir()],
   )
 
 

@@ -2,7 +2,8 @@
 
 Where a process fails, it says so in the key-value store of jax's coordination
 service and ends with its own status. The others find that within seconds; each
-prints one line with the cause and ends with PeerError.exit_status.
+prints one line with the cause and ends with PeerError.exit_status, and does so
+after the one that failed.
 
 A process that was killed says nothing, and neither does one that is stopped or
 whose host is gone. The others find out in one of two ways. Collectives between

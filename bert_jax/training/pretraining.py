@@ -23,6 +23,7 @@ from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
 from bert_jax.data.tokenizers import interface
+from bert_jax.kinds import pretraining
 from bert_jax.kinds import table
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
@@ -39,6 +40,8 @@ _log = logging.getLogger(__name__)
 class Pretraining(Job):
   """Masked words, and next sentences, of prepared text."""
 
+  objective: pretraining.Mlm
+
   def __init__(self, config: Config, is_abstract: bool = False):
     """Checks what can be checked without reading examples.
 
@@ -51,7 +54,7 @@ class Pretraining(Job):
       ValueError: a key of the model is out of range, or the model does not fit
         the data.
     """
-    super().__init__(config, table.get(config.objective))
+    super().__init__(config, table.of_text(config.objective))
     _check_model_fits(config, self.model.config, is_abstract)
     if config.data.dir and not is_abstract:
       self._look_at_text()
@@ -315,7 +318,7 @@ def _check_model_fits(
     )
   if data.mixture and data.dir:
     mixtures.sources(data)
-  wanted = table.get(config.objective).pairing
+  wanted = table.of_text(config.objective).pairing
   if wanted and config.data.pairing != wanted:
     raise ValueError(
       f"objective={config.objective} needs data.pairing={wanted}, not "

@@ -110,7 +110,7 @@ def read(path: str | os.PathLike[str]) -> Any:
     TorchFileError: the file is damaged, or has more than tensors and plain
       containers; the message names what it has.
   """
-  with files.reading(path) as file:
+  with files.reading(os.fspath(path)) as file:
     return _read(file, path)
 
 

@@ -3,14 +3,16 @@
   bert-jax sweep --config=experiments/proof/blocks.py:data=DATA \
     --workdir=runs/proof/blocks
 
-2 layers x 128, 4,096 tokens a step. docs/small.md shows what they learn, and
-what a classifier or a comparison of sentences gains from them.
+2 layers x 128, 4,096 tokens a step. experiments/LOG.md shows what they learn,
+and what a classifier or a comparison of sentences gains from them.
 """
+
+from typing import Any
 
 from bert_jax.configs import base
 from bert_jax.sweeps import sweep
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
   "modern-muon": ("modernbert", {}),
   "bert-adamw": ("bert", {"optim.learning_rate": 2e-3}),
   "bert-muon": ("bert", {"optim.name": "muon", "optim.b1": 0.95,
@@ -27,7 +29,7 @@ def get_config(text=None):
     sweep.trial(
       f"configs/small.py:blocks={blocks},layers=2,hidden=128,"
       f"total_steps={args.steps}",
-      {"data.dir": args.data, "optim.warmup_rate": 0.1} | settings,
+      {"data.dir": args.data, "optim.warmup_rate": 0.1, **settings},
       name=name,
     )
     for name, (blocks, settings) in VARIANTS.items()

@@ -185,9 +185,9 @@ def gather(texts: list[str], folders: list[str], output: str) -> None:
   rng = random.Random(0)
   twice: list[str] = []
   apart: list[str] = []
-  for name, (source, step) in sources.items():
+  for name, (source, nth) in sources.items():
     with open(source, encoding="utf-8") as f:
-      kept, dropped = without_copies(every(f, step), keys)
+      kept, dropped = without_copies(every(f, nth), keys)
     if name == "held_out.txt":  # the last one
       kept += apart
     else:
@@ -204,9 +204,9 @@ def gather(texts: list[str], folders: list[str], output: str) -> None:
     }
   with open(os.path.join(output, "doubled.txt"), "w", encoding="utf-8") as f:
     f.writelines(twice)
-  path = pathlib.Path(output, "counts.json")
-  path.write_text(json.dumps(counts, indent=1) + "\n")
-  print(path.read_text())
+  counted = json.dumps(counts, indent=1)
+  pathlib.Path(output, "counts.json").write_text(counted + "\n")
+  print(counted)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,6 +9,7 @@ the fastest of the sides of experiments/bench/predict.py does.
 
 import argparse
 import types
+from typing import Any, cast
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class Reference:
   def compute(self, lines):
     ids = [line.examples[0].ids for line in lines]
     lengths = [len(one) for one in ids]
-    found = [None] * len(ids)
+    found: list[dict[str, np.ndarray]] = [{}] * len(ids)
     for places in bench.split_batches(lengths, BATCH, by_length=True):
       for place, vector in zip(
         places, self._means(bench.pad([ids[i] for i in places])), strict=True
@@ -83,7 +84,7 @@ def main(argv=None):
   server = app.Server(app.Limits())
   model = Reference(args)
   model.compute(model.parse("embed", [{"text": "a first text"}], ""))
-  server.ready([model])
+  server.ready([cast(Any, model)])
 
   import uvicorn
 

@@ -186,12 +186,16 @@ def test_what_is_printed_is_what_is_sent(launch, capsys, monkeypatch):
       )
     ],
     *[
-      (("launch", action, "--engine=gke", "--name=base", flag), [part])
+      (
+        ("launch", action, "--engine=gke", "--name=base", *flag.split()),
+        [part],
+      )
       for action, flag, part in (
         ("stop", "--plan=none", "--plan"),
         ("stop", "--topology=v5e:4x4", "--topology"),
         ("stop", "--set=namespce=team", "'namespce'"),
         ("status", "--set=namespce=team", "'namespce'"),
+        ("stop", "--engine=xpk --set=namespce=team", "--set=namespce="),
         ("status", "--dry_run", "--dry_run"),
       )
     ],
@@ -441,6 +445,12 @@ def test_xpk_is_told_the_slice_and_when_to_start_again():
     "workload": "base", "max-restarts": "100", "cluster": "c",
     "docker-image": "i",
   }  # fmt: skip
+
+
+def test_xpk_looks_for_a_job_where_it_was_sent():
+  job = jobs.Job("base", (), settings={"cluster": "c", "namespace": "team"})
+  (command,) = xpk.stop(job)
+  assert {"--cluster=c", "--namespace=team", "--workload=base"} < set(command)
 
 
 def test_xpk_gets_switches_without_a_value():

@@ -106,8 +106,8 @@ def write_modernbert(folder, texts, vocab_size=400):
   )
   learner.save(str(folder / "tokenizer.json"))
   roles = ("unk", "cls", "sep", "pad", "mask")
-  config = {f"{role}_token": f"[{role.upper()}]" for role in roles}
-  config |= {
+  config = {
+    **{f"{role}_token": f"[{role.upper()}]" for role in roles},
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_input_names": ["input_ids", "attention_mask"],
   }

@@ -46,7 +46,7 @@ def find(
     return [[] for _ in inputs.units]
   is_new = _KINDS[prepare.duplicates]()
   files.make_folders(folder)
-  jobs = [
+  jobs: list[dict[str, Any]] = [
     {
       "name": f"{i:05d}", "size": unit.size, "unit": vars(unit),
       "folder": folder, "kind": prepare.duplicates, "format": prepare.format,

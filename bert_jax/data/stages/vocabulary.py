@@ -14,6 +14,7 @@ from bert_jax.data import held_out
 from bert_jax.data.stages import inputs as inputs_lib
 from bert_jax.data.stages import stage
 from bert_jax.data.store import records
+from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.runtime import files
 from bert_jax.runtime import settings
@@ -48,6 +49,7 @@ def write(
   target = os.path.join(folder, "vocab")
   done = os.path.join(target, "settings.json")
   _check_unused(prepare)
+  given: interface.Tokenizer | None = None
   if prepare.vocab:
     # A SentencePiece model and a pipeline define their own normalisation.
     is_model = (
@@ -62,7 +64,6 @@ def write(
     )
     asked: dict[str, Any] = {"fingerprint": given.fingerprint}
   else:
-    given = None
     keys = ("vocab", "vocab_kind", "vocab_size", "lower_case")
     asked = {k: getattr(prepare, k) for k in keys} | {
       "sample_bytes": prepare.vocab_sample_bytes,
@@ -84,13 +85,10 @@ def write(
       f"{target} exists, but bert-jax prepare did not make it; give another "
       "--output, or move that folder away"
     )
-  # Before learning, which may fail because the signs are gone.
-  if getattr(given or prepare, "strip_accents", None) or (
-    given is None
-    and prepare.vocab_kind == "wordpiece"
-    and prepare.strip_accents is None
-    and prepare.lower_case
-  ):
+  strips = getattr(given or prepare, "strip_accents", None)
+  if strips is None and given is None and prepare.vocab_kind == "wordpiece":
+    strips = prepare.lower_case
+  if strips:  # before learning, which may fail because the signs are gone
     _look_for_vowel_signs(sample_text(prepare, inputs.units))
   tokenizer = given or _learn(prepare, inputs.units)
   with files.whole_folder(target) as whole:

@@ -114,7 +114,7 @@ def openapi(
     found = {"200": {"description": summary}}
     paths[path] = {"get": {"summary": summary, "responses": found}}
   models = "; ".join(f"{k}: {', '.join(names)}" for k, names in kinds.items())
-  described = {
+  described: dict[str, Any] = {
     "openapi": "3.1.0",
     "info": {
       "title": "bert_jax",

@@ -39,7 +39,7 @@ def sources_of(texts: Sequence[str]) -> list[served.Source]:
   Raises:
     ServeError: There are none, or two have one name.
   """
-  sources = []
+  sources: list[served.Source] = []
   for text in texts:
     name, equals, path = text.partition("=")
     if not equals or files.exists(text):
