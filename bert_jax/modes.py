@@ -324,7 +324,7 @@ def _doctor(flag_values: flags.FlagValues) -> None:
   if len(found) > 1:
     from bert_jax.training import train
 
-    train.check_phases(found)
+    found = train.check_phases(found)
     begun = [phase for phase in found if runs.exists(phase.workdir)]
     present = begun[-1] if begun else found[0]
     config, workdir = present.config, present.workdir

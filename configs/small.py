@@ -5,10 +5,10 @@
 
 Rotations and norms before the sublayers, with the optimizer Muon, leave the
 plateau near 6 nats, at which small encoders rest, within some hundred steps.
-docs/small.md has the runs that this recipe rests on. The learning rate stays at
-its highest value until the last tenth of the steps, so that the weights of any
-step can be fine-tuned, and `--allow_changes=train.total_steps` makes a run
-longer as long as that fall has not begun.
+experiments/LOG.md has the runs that this recipe rests on. The learning rate
+stays at its highest value until the last tenth of the steps, so that the
+weights of any step can be fine-tuned, and `--allow_changes=train.total_steps`
+makes a run longer as long as that fall has not begun.
 """
 
 from bert_jax.configs import base

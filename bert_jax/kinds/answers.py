@@ -310,6 +310,11 @@ class TaskAnswerer(Answerer):
     self.kind.check_options(self._task, **self._options)
     super().__init__(context)
 
+  @property
+  def labels(self) -> tuple[str, ...]:
+    """The names of the outputs of the head, in their order."""
+    return tuple(self._task.labels)
+
   def make_model(self) -> Any:
     size = self.context.pretrained.num_outputs
     return self.kind.make_model(self.context.model, size)

@@ -89,11 +89,12 @@ def fine_tune(
     task: "classify", "pairs", "regress", "multi_label", "tag", "span" or
       "choice" for rows of your own; or the name of a benchmark, such as "mrpc".
     data: the folder of a benchmark, which has its files in their official
-      layout.
-    text: the columns of the text. By default, "text"; of pairs, "text" and
-      "text_b"; of tags, "words"; of spans, "question" and "context"; of
-      choices, "text" and "choices".
-    label: the column of the label.
+      layout. For rows of your own, the folder of the files train and dev, of
+      which those that `train_rows` or `validation` give are not read.
+    text: rows of your own: the columns of the text. By default, "text"; of
+      pairs, "text" and "text_b"; of tags, "words"; of spans, "question" and
+      "context"; of choices, "text" and "choices".
+    label: rows of your own: the column of the label.
     epochs: how often every row is trained on.
     learning_rate: the highest learning rate.
     batch_size: the rows of a step.
@@ -119,21 +120,29 @@ def fine_tune(
     "data.batch_size": batch_size,
     "data.seq_len": seq_len,
   }
+  given = {"train": train_rows, "validation": validation}
   if config.task.name.startswith("my-"):
-    given = {"train": train_rows, "validation": validation}
-    for split, rows in given.items():
-      sets[f"task.files.{split}"] = _as_file(rows, split, workdir)
+    if data and all(rows is not None for rows in given.values()):
+      raise answers.PredictError(
+        f"data={os.fspath(data)!r} would not be read, since train_rows and "
+        "validation are given; give the folder or the rows"
+      )
     form = config.task.name.removeprefix("my-")
     columns = (text,) if isinstance(text, str) else tuple(text)
     sets["task.text"] = columns or _COLUMNS.get(form, ("text",))
     sets["task.label"] = label
-  elif train_rows is not None or validation is not None:
-    raise answers.PredictError(
-      f"task={task!r} is a benchmark, which has files of its own; give `data`, "
-      "their folder, and no rows"
-    )
+  else:
+    _check_benchmark(task, given, text, label)
   given_keys = {key: value for key, value in sets.items() if value is not None}
-  model_lib.set_keys(config, given_keys | dict(settings or {}))
+  changes = given_keys | dict(settings or {})
+  model_lib.set_keys(config, changes)  # before a file is written
+  contents = {split: _content(rows, split) for split, rows in given.items()}
+  paths: dict[str, Any] = {
+    f"task.files.{split}": _as_file(rows, split, contents[split], workdir)
+    for split, rows in given.items()
+    if rows is not None
+  }
+  model_lib.set_keys(config, paths | changes)
   train.train(config, workdir)
   step = saved_steps.choose(workdir).step
   metrics = metrics_log.scores_at(metrics_log.read_metrics(workdir), step)
@@ -161,14 +170,35 @@ def _make_config(
   return config
 
 
-def _as_file(rows: Rows | None, split: str, workdir: str) -> str | None:
-  """Returns the file of some rows, which it writes if they are a list.
+def _check_benchmark(
+  task: str,
+  rows: Mapping[str, Rows | None],
+  text: Sequence[str] | str,
+  label: str,
+) -> None:
+  """Raises PredictError for what only rows of one's own have."""
+  if any(given is not None for given in rows.values()):
+    raise answers.PredictError(
+      f"task={task!r} is a benchmark, which has files of its own; give `data`, "
+      "their folder, and no rows"
+    )
+  other = "" if label == "label" else label
+  for name, value in (("text", text), ("label", other)):
+    if value:
+      raise answers.PredictError(
+        f"{name}={value!r:.60}: task={task!r} is a benchmark, whose columns "
+        f"are known; leave {name} out"
+      )
 
-  The name of the file tells what is in it, so that a run that goes on does not
-  find other rows.
+
+def _content(rows: Rows | None, split: str) -> bytes | None:
+  """Returns rows as lines of JSON; None if they are a file or not given.
+
+  Raises:
+    spec.TaskError: They are no rows, or hold what no file can.
   """
   if rows is None or isinstance(rows, str | os.PathLike):
-    return None if rows is None else os.fspath(rows)
+    return None
   listed = list(rows)
   if not listed:
     raise spec.TaskError(f"{split} has no rows; give one or more")
@@ -185,12 +215,32 @@ def _as_file(rows: Rows | None, split: str, workdir: str) -> str | None:
       f"the rows of {split} hold a value that JSON has no form for: {error}; "
       "give texts, numbers and lists"
     ) from error
-  content = "\n".join(lines) + "\n"
-  digest = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()[:12]
+  for number, line in enumerate(lines):
+    try:
+      line.encode("utf-8")
+    except UnicodeEncodeError as error:
+      raise spec.TaskError(
+        f"row {number} of {split} has half a character (one half of a "
+        f"surrogate pair): {listed[number]!r:.200}; mend or leave out this text"
+      ) from error
+  return ("\n".join(lines) + "\n").encode("utf-8")
+
+
+def _as_file(
+  rows: Rows, split: str, content: bytes | None, workdir: str
+) -> str:
+  """Returns the file of some rows, which it writes if they have a content.
+
+  The name of the file tells what is in it, so that a run that goes on does not
+  find other rows.
+  """
+  if content is None:
+    assert isinstance(rows, str | os.PathLike)
+    return os.fspath(rows)
+  digest = hashlib.sha256(content).hexdigest()[:12]
   folder = os.path.join(workdir, "data")
   files.make_folders(folder)
   path = os.path.join(folder, f"{split}-{digest}.jsonl")
   if not files.exists(path):
-    with files.writing(path, "w", errors="replace") as f:
-      f.write(content)
+    files.write_bytes(path, content)
   return path

@@ -8,6 +8,7 @@ A method takes texts and returns one answer for each, in their order. The values
 are those of `bert-jax predict`, which computes with the same code.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 import os
 import threading
@@ -28,6 +29,9 @@ from bert_jax.runtime import settings
 METHODS = {name: name.replace("-", "_") for name in results.RESULTS}
 
 Texts = Sequence[str]
+
+# So many sets of options keep what they need on the devices, compiled.
+_MOST_PREDICTORS = 16
 
 
 class InputTypeError(answers.PredictError, TypeError):
@@ -75,8 +79,12 @@ class Model:
     self._config, self._given = _config_with(changes or {})
     self._serves = serves
     self._shared: dict[str, Any] = {}
-    self._predictors: dict[Any, tuple[predict.Predictor, Any]] = {}
+    # Those that were asked last stand at the end.
+    self._predictors: collections.OrderedDict[
+      Any, tuple[predict.Predictor, threading.Lock]
+    ] = collections.OrderedDict()
     self._lock = threading.Lock()
+    self._making = threading.Lock()
 
   def __repr__(self) -> str:
     return f"{type(self).__name__}({self.name!r}, kinds={list(self.kinds)})"
@@ -124,7 +132,7 @@ class Model:
       "embed",
       _pairs(texts, texts_b),
       fields=tuple(_texts(fields, "fields")),
-      layers=tuple(layers),
+      layers=tuple(_sequence(layers, "layers")),
     )
 
   def classify(
@@ -244,6 +252,9 @@ class Model:
     """
     if not records:
       raise answers.PredictError("there are no texts; give one or more")
+    top_k = options.get("top_k") if kind == "fill-mask" else None
+    if top_k is not None:
+      options["top_k"] = self._rounded(top_k)
     predictor, lock = self.predictor(kind, **options)
     with lock:
       named = ((f"text {i}", record) for i, record in enumerate(records))
@@ -251,41 +262,87 @@ class Model:
       if wrong := next((line.error for line in lines if line.error), ""):
         raise answers.PredictError(wrong)
       found = list(predictor.compute(lines))
+    if top_k is not None:
+      found = [
+        answer | {"masks": [best[:top_k] for best in answer["masks"]]}
+        for answer in found
+      ]
     if kind not in results.RESULTS:
       return found
     return [results.RESULTS[kind].of(answer) for answer in found]
+
+  def _rounded(self, top_k: Any) -> Any:
+    """Returns for how many tokens a program is made: powers of two are few."""
+    tokenizer = self.pretrained.tokenizer
+    most = tokenizer.vocab_size if tokenizer else 0
+    is_whole = isinstance(top_k, int) and not isinstance(top_k, bool)
+    if not is_whole or not 1 <= top_k <= most:
+      return top_k  # the predictor says what is wrong
+    return min(1 << (top_k - 1).bit_length(), most)
 
   def predictor(
     self, kind: str, **options: Any
   ) -> tuple[predict.Predictor, threading.Lock]:
     """Returns what answers one kind, and the lock to hold while it does.
 
+    The last few sets of options are kept, with their programs.
+
     Args:
       kind: the kind of prediction, one of `kinds`.
-      **options: keys of the config group `predict`.
+      **options: keys of the config group `predict`; lists stand for tuples.
 
     Raises:
-      answers.PredictError: The model has no such head.
+      answers.PredictError: The model has no such head, or an option has a type
+        that no key takes.
     """
     self.check_kind(kind)
+    options = {
+      name: tuple(value) if isinstance(value, list) else value
+      for name, value in options.items()
+    }
+    for name, value in options.items():
+      try:
+        hash(value)
+      except TypeError as error:
+        raise InputTypeError(
+          f"{name} is {value!r:.60}; give a number, text or a list of them"
+        ) from error
     key = (kind, *sorted(options.items()))
+    if found := self._kept(key):
+      return found
+    # One is made at a time, so that they share their parameters; those that are
+    # there answer meanwhile.
+    with self._making:
+      if found := self._kept(key):
+        return found
+      made = self._make(kind, options), threading.Lock()
+      with self._lock:
+        self._predictors[key] = made
+        if len(self._predictors) > _MOST_PREDICTORS:
+          self._predictors.popitem(last=False)
+      return made
+
+  def _kept(self, key: Any) -> tuple[predict.Predictor, threading.Lock] | None:
     with self._lock:
-      if key not in self._predictors:
-        config = self._config.copy_and_resolve_references()
-        config.predict.update({"kind": kind, **options})
-        self._predictors[key] = (
-          predict.Predictor(
-            self.pretrained,
-            config,
-            self.name,
-            (*self._given, *(f"predict.{name}" for name in options)),
-            as_arrays=True,
-            serves=self._serves,
-            shared=self._shared,
-          ),
-          threading.Lock(),
-        )
-      return self._predictors[key]
+      if found := self._predictors.get(key):
+        self._predictors.move_to_end(key)
+      return found
+
+  def _make(self, kind: str, options: Mapping[str, Any]) -> predict.Predictor:
+    config = self._config.copy_and_resolve_references()
+    try:
+      config.predict.update({"kind": kind, **options})
+    except TypeError as error:
+      raise InputTypeError(str(error)) from error
+    return predict.Predictor(
+      self.pretrained,
+      config,
+      self.name,
+      (*self._given, *(f"predict.{name}" for name in options)),
+      as_arrays=True,
+      serves=self._serves,
+      shared=self._shared,
+    )
 
   def check_kind(self, kind: str) -> None:
     """Raises PredictError if the model cannot do a kind of prediction."""

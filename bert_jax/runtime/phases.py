@@ -27,6 +27,7 @@ _OF_ALL = (
   "init_changes",
   "init_moments",
   "init_layers",
+  "reinit_layers",
   "train.phases",
   "train.num_epochs",
   "data.first_row",
@@ -81,7 +82,8 @@ def read(config: Config, workdir: str) -> list[Phase]:
 
   Raises:
     PhaseError: a phase has no name or that of another, or names a key that does
-      not exist, cannot have the value, or is the same for all phases.
+      not exist, cannot have the value, or is the same for all phases; or it may
+      stop early although another follows.
   """
   texts = config.train.phases
   if not texts:
@@ -111,13 +113,22 @@ def read(config: Config, workdir: str) -> list[Phase]:
       one.train.export = ""
     planned = _started(one, config.init_from, shape)
     is_last = i == len(parsed) - 1
+    if one.train.patience and not is_last:
+      raise PhaseError(
+        f"the phase {name!r} has train.patience={one.train.patience}, which "
+        "may end it before the step that the next phase starts from; write "
+        "train.patience=0 into its text (the last phase may have it)"
+      )
     folder = workdir if is_last else os.path.join(workdir, "phases", name)
     if found:
       last = found[-1]
       step = last.config.train.total_steps
       source = os.path.join(last.workdir, "checkpoints", str(step))
+      # What changes the weights to start from is for the first phase alone.
+      one.init_changes, one.init_layers = (), 0
+      one.init_random, one.reinit_layers = False, 0
+      one.init_moments = True
       one = _started(one, source, changes)
-      one.init_moments, one.init_layers = True, 0
     else:
       one = planned
     found.append(Phase(name, folder, one, planned))

@@ -159,12 +159,29 @@ def read_run(workdir: str) -> dict:
   run["config"] = settings.map_paths(
     run["config"], lambda path: _loaded(path, workdir)
   )
+  _add_dropout(run["config"])
   for key in settings.KEYS.values():
     group, _, name = key.name.rpartition(".")
     values = run["config"].get(group) if group else run["config"]
     if key.before is not None and isinstance(values, dict):
       values.setdefault(name, key.before)
   return run
+
+
+def _add_dropout(config: dict[str, Any]) -> None:
+  """Adds the dropout of DeBERTa's heads to the config of an older run.
+
+  Before the key model.conv_size, their input always had dropout.
+  """
+  model = config.get("model")
+  if (
+    config.get("objective") == "task"
+    and isinstance(model, dict)
+    and model.get("family") == "deberta-v2"
+    and "conv_size" not in model
+  ):
+    places = model.get("dropout_places", ("embeddings", "attention", "mlp"))
+    model["dropout_places"] = [*places, "head_input"]
 
 
 def write_run(workdir: str, run: dict) -> None:

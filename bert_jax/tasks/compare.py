@@ -80,10 +80,13 @@ def _read(path: str) -> list[tuple[str, Any, Any]]:
       where = f"{path}, line {number}"
       try:
         row = json.loads(line)
-      except ValueError as error:
+      except UnicodeDecodeError as error:
+        raise CompareError(f"{where} is not UTF-8: {error}") from error
+      except (ValueError, RecursionError) as error:
         raise CompareError(f"{where} is not JSON: {error}") from error
+      row = row if isinstance(row, dict) else {}
       name = next((x for x in _ANSWERS if x in row), "")
-      if not isinstance(row, dict) or not name or "gold" not in row:
+      if not name or "gold" not in row:
         raise CompareError(
           f"{where} does not have the right answer (`gold`) and one of "
           f"{', '.join(_ANSWERS)}; it must be a file of predictions for "

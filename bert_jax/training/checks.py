@@ -1,5 +1,6 @@
 """Checks of a config that need no data."""
 
+from collections.abc import Collection
 import os
 
 import jax
@@ -10,9 +11,17 @@ from bert_jax.runtime import settings
 from bert_jax.runtime import trackers
 from bert_jax.runtime.settings import Config
 
-# Keys of the group `task` that would change a training.
-_OF_TASKS = (
-  "class_weights", "label_smoothing", "focal_gamma", "dev_rate", "num_folds",
+# Keys that only tasks read, and those that only pre-training reads. A training
+# of the other sort refuses another value than the default.
+FOR_TASKS = (
+  "task.class_weights", "task.label_smoothing", "task.focal_gamma",
+  "task.dev_rate", "task.num_folds", "task.fold", "task.dev_seed",
+  "task.long_texts", "task.both_orders", "task.temperature", "eval.bootstrap",
+)  # fmt: skip
+FOR_PRETRAINING = (
+  "data.mixture", "data.mixture_weights", "data.mixture_power",
+  "data.batch_warmup_sizes", "data.batch_warmup_steps", "data.first_row",
+  "eval.mask_rate",
 )  # fmt: skip
 
 
@@ -24,19 +33,8 @@ def check_settings(config: Config) -> None:
     if config.task[key] is None:  # as in configs/predict.py
       raise ValueError(f"task.{key} is not set; training needs a number")
   early_stopping.check(config)
-  if config.objective != "task":
-    for key in _OF_TASKS:
-      value = config.task.get(key)
-      if value:
-        raise ValueError(
-          f"task.{key}={value} has no effect on objective={config.objective}; "
-          "leave it out"
-        )
-  if config.reinit_layers and (not config.init_from or config.init_random):
-    raise ValueError(
-      f"reinit_layers={config.reinit_layers}, but all layers start from random "
-      "weights; set init_from, or leave the key out"
-    )
+  check_effects(config)
+  _check_start(config)
   if not config.train.num_epochs and config.train.total_steps < 1:
     raise ValueError(  # tasks may count epochs instead
       f"train.total_steps={config.train.total_steps}; it must be 1 or more"
@@ -45,11 +43,6 @@ def check_settings(config: Config) -> None:
     raise ValueError(
       f"train.phases={list(config.train.phases)} describes several runs, and "
       "this opens one; use bert-jax train, plan or doctor, or train.train"
-    )
-  if config.init_changes and not config.init_from:
-    raise ValueError(
-      f"init_changes={list(config.init_changes)} changes the model of "
-      "init_from, which is not set; set the keys of the group model"
     )
   if config.data.mask_token_rate + config.data.random_token_rate > 1:
     raise ValueError(
@@ -61,6 +54,53 @@ def check_settings(config: Config) -> None:
     raise ValueError(
       f"train.spike_factor={config.train.spike_factor} makes every other loss "
       "a spike; use 2 or more, or 0 to switch it off"
+    )
+
+
+def check_effects(
+  config: Config, scopes: Collection[str] = ("run", "session", "host")
+) -> None:
+  """Raises ValueError if a key has no effect on the objective of a config.
+
+  Args:
+    config: the whole configuration, which may lack keys.
+    scopes: only keys of these scopes are checked; see `settings`.
+  """
+  flat = settings.flatten(config)
+  for name in FOR_PRETRAINING if config.objective == "task" else FOR_TASKS:
+    key, value = settings.KEYS[name], flat.get(name)
+    if isinstance(value, list):
+      value = tuple(value)
+    if key.scope in scopes and value not in (None, key.default):
+      raise ValueError(
+        f"{name}={value} has no effect on objective={config.objective}; leave "
+        "it out"
+      )
+
+
+def _check_start(config: Config) -> None:
+  """Raises ValueError if a key is about weights that the training lacks."""
+  if config.reinit_layers and (not config.init_from or config.init_random):
+    raise ValueError(
+      f"reinit_layers={config.reinit_layers}, but all layers start from random "
+      "weights; set init_from, or leave the key out"
+    )
+  if config.init_moments and (not config.init_from or config.init_random):
+    raise ValueError(
+      f"init_moments=True with init_from={config.init_from!r} and init_random="
+      f"{config.init_random}: there are no moments to start from; give "
+      "init_from=RUN or RUN/checkpoints/STEP, or init_moments=False"
+    )
+  if config.init_layers and not config.init_from:
+    raise ValueError(
+      f"init_layers={config.init_layers} keeps layers of init_from, which is "
+      "not set; set it, or give the depth as model.num_layers and "
+      "init_layers=0"
+    )
+  if config.init_changes and not config.init_from:
+    raise ValueError(
+      f"init_changes={list(config.init_changes)} changes the model of "
+      "init_from, which is not set; set the keys of the group model"
     )
 
 

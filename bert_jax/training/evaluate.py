@@ -17,6 +17,7 @@ from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
+from bert_jax.training import checks
 from bert_jax.training import init_from
 from bert_jax.training import jobs
 from bert_jax.training import meeting
@@ -51,6 +52,7 @@ def evaluate(
       run, or the weights have no head for the task.
   """
   settings.check(config)
+  checks.check_effects(config, scopes=("session",))
   check_workdir(workdir)
   meeting.meet("evaluate", config, [workdir], checkpoint=checkpoint)
   if output and jax.process_index() == 0:

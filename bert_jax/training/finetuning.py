@@ -107,6 +107,12 @@ class FineTuning(Job):
           config.task[key] = getattr(self.task, key)
     self._splits: dict[str, Split] = {}
     dev_split.check(config.task)
+    temperature = config.task.get("temperature", 1.0)  # older runs lack it
+    if temperature != 1 and "temperature" not in self.objective.decode_settings:
+      raise spec.TaskError(
+        f"task.temperature={temperature} has no effect on kind "
+        f"{self.objective.name}; leave it out"
+      )
     self.objective = self.objective.with_loss(self._loss_options())
     self.objective.check_options(self.task, **self._decode_options)
 

@@ -33,6 +33,7 @@ from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
 from bert_jax.tasks import own
+from bert_jax.training import checks
 from bert_jax.training import finetuning
 from bert_jax.training import session
 from bert_jax.training.job import Evaluator
@@ -60,6 +61,14 @@ _RECIPE = {
   "optim.num_micro_batches": 1,
   "model.pooling": "mean",
 }
+# Keys of the pre-training that have their defaults in a probe.
+_AS_BY_DEFAULT = (
+  "init_random", "init_layers", "init_changes", "init_moments",
+  "reinit_layers", "optim.layer_decay", "optim.head_rate",
+  "optim.frozen_layers", "optim.frozen_embeddings", "optim.unfreeze_steps",
+  "train.phases", "train.patience", "train.spike_factor", "train.export",
+  *checks.FOR_TASKS, *checks.FOR_PRETRAINING,
+)  # fmt: skip
 
 
 class ProbeError(errors.UserError):
@@ -160,10 +169,10 @@ def _task_config(config: Config, task: str, mesh: jax.sharding.Mesh) -> Any:
   num_groups = mesh.shape["data"] * mesh.shape["fsdp"]
   group = config.probe
   made: Any = config.copy_and_resolve_references()
-  values = _RECIPE | {
+  values = {name: settings.KEYS[name].default for name in _AS_BY_DEFAULT}
+  values |= _RECIPE | {
     "objective": "task",
     "init_from": None,
-    "init_random": False,
     "task.name": task,
     "task.dir": group.dir,
     "task.max_train_examples": group.max_train_examples,

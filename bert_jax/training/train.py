@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import contextlib
+import dataclasses
 import logging
 from typing import Any
 
@@ -62,7 +63,7 @@ def train(
   found = phases.read(config, workdir)
   if len(found) == 1:
     return _train_one(found[0].config, found[0].workdir, allowed, since)
-  check_phases(found)
+  found = check_phases(found)
   evaluation: dict[str, float] = {}
   for line, phase in zip(phases.describe(found), found, strict=True):
     _log.info("%s", line)
@@ -71,19 +72,31 @@ def train(
   return evaluation
 
 
-def check_phases(found: Sequence[phases.Phase]) -> None:
-  """Raises ValueError if a phase could not start after those before it.
+def check_phases(found: Sequence[phases.Phase]) -> list[phases.Phase]:
+  """Checks that each phase can start after those before it.
 
   Args:
     found: the phases of one training.
+
+  Returns:
+    The phases, in which train.export=same is the format of the weights that the
+    first of them starts from.
+
+  Raises:
+    phases.PhaseError: a phase could not start.
   """
+  checked = []
   for phase in found:
     try:
-      session.open_abstract(phase.planned, jax.devices())
+      planned = session.open_abstract(phase.planned, jax.devices()).config
       if phase.config.data.dir:
         batching.open_examples(phase.config.data, "train")
     except ValueError as error:
       raise phases.PhaseError(f"the phase {phase.name}: {error}") from error
+    config = phase.config.copy_and_resolve_references()
+    config.train.export = planned.train.export
+    checked.append(dataclasses.replace(phase, config=config))
+  return checked
 
 
 def _train_one(

@@ -3,8 +3,8 @@
   bert-jax sweep --config=experiments/proof/blocks.py:data=DATA \
     --workdir=runs/proof/blocks
 
-2 layers x 128, 4,096 tokens a step. docs/small.md shows what they learn, and
-what a classifier or a comparison of sentences gains from them.
+2 layers x 128, 4,096 tokens a step. experiments/LOG.md shows what they learn,
+and what a classifier or a comparison of sentences gains from them.
 """
 
 from typing import Any

@@ -39,6 +39,16 @@ BAD = {
                    {"kind": "sing", "records": [{"text": "a"}]}, 400),
   "half a character": ("POST", "/v1/embeddings",
                        b'{"input": "\\ud800"}', 400),
+  "half in model": ("POST", "/v1/embeddings",
+                    b'{"input": "a", "model": "\\ud800"}', 400),
+  "half in id": ("POST", "/predict",
+                 b'{"kind": "embed", "records": [{"text": "a", '
+                 b'"id": "\\udfff"}]}', 400),
+  "half in name": ("POST", "/rerank",
+                   b'{"query": "a", "documents": ["b"], "\\ud800": 1}', 400),
+  "infinite id": ("POST", "/predict",
+                  b'{"kind": "embed", "records": [{"text": "a", '
+                  b'"id": 1e999}]}', 400),
   "too many": ("POST", "/v1/embeddings", {"input": ["a"] * 3000}, 413),
   "too large": ("POST", "/v1/embeddings", {"input": "a" * (1 << 25)}, 413),
   "no route": ("GET", "/nothing", None, 404),

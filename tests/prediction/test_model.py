@@ -143,6 +143,44 @@ def test_layers_come_in_the_order_of_the_question():
   np.testing.assert_array_equal(one.layers[1], other.layers[0])
 
 
+class _Made:
+  """Stands for a predictor, which would take its time."""
+
+  def __init__(self, pretrained, config, *args, **kwargs):
+    self.predict = config.predict
+
+
+def test_the_sets_of_options_that_are_kept_do_not_grow(monkeypatch):
+  monkeypatch.setattr(model_lib.predict, "Predictor", _Made)
+  model = make_model()
+  first, _ = model.predictor("embed", layers=[0])
+  assert model.predictor("embed", layers=(0,))[0] is first
+  assert first.predict.layers == (0,)
+  for number in range(1, 40):
+    model.predictor("embed", layers=(number,))
+    assert model.predictor("embed", layers=(0,))[0] is first  # asked last
+  assert len(model._predictors) == 16
+  assert model.predictor("embed", layers=(39,))[0] is not first
+  with pytest.raises(answers.PredictError, match="layers"):
+    model.predictor("embed", layers=({},))
+
+
+def test_few_programs_fill_masks_however_many_tokens_are_asked_for():
+  model = of_kind("fill-mask")
+  size = model.pretrained.tokenizer.vocab_size
+  (most,) = model.fill_mask(["the [MASK]"], top_k=size)
+  count = len(model._predictors)
+  for top_k in range(size // 2 + 1, size + 1):
+    if 1 << (top_k - 1).bit_length() < size:
+      continue
+    (found,) = model.fill_mask(["the [MASK]"], top_k=top_k)
+    assert found.masks == (most.masks[0][:top_k],)
+  assert len(model._predictors) == count
+  for wrong in (0, size + 1, True, 1.5):
+    with pytest.raises(ValueError, match="top_k"):
+      model.fill_mask(["the [MASK]"], top_k=wrong)
+
+
 def test_threads_get_the_answers_to_their_own_texts():
   model = of_kind("classify")
   texts = [" ".join(["walk"] * n + ["the"] * (7 - n)) for n in range(8)]
@@ -192,6 +230,8 @@ def test_bad_arguments_are_refused_before_anything_is_computed(
     ({"fields": ("means",)}, "means"),
     ({"fields": "mean"}, "list"),
     ({"layers": (9,)}, "9"),
+    ({"layers": 1}, "layers"),
+    ({"layers": [[1]]}, "layers"),
     ({"fields": ("sentence",)}, "modules.json"),
   ],
 )
@@ -266,6 +306,7 @@ ROWS = [
   {"text": text, "label": label}
   for text, label in [("walk walk", "go"), ("the the", "stay")] * 12
 ]
+NO_ROWS = {"train_rows": None, "validation": None}
 
 
 @pytest.mark.parametrize(
@@ -276,6 +317,11 @@ ROWS = [
     ({"train_rows": ["a text"]}, "row 0"),
     ({"train_rows": [{"text": {1, 2}}]}, "set"),
     ({"task": "mrpc", "train_rows": ROWS}, "benchmark"),
+    ({"task": "mrpc", "text": "a"} | NO_ROWS, "text=.*benchmark"),
+    ({"task": "mrpc", "label": "a"} | NO_ROWS, "label=.*benchmark"),
+    ({"data": "FOLDER"}, "data="),
+    ({"validation": [*ROWS, {"text": "\ud800", "label": "go"}]}, "row 24"),
+    ({"validation": []}, "validation has no rows"),
     ({"settings": {"optim.lr": 1.0}}, "learning_rate"),
     ({"batch_size": 0}, "1 or more"),
     ({"epochs": -1.0}, "0"),
@@ -285,7 +331,7 @@ def test_a_fine_tuning_that_cannot_be_is_refused(tmp_path, arguments, message):
   given = {"train_rows": ROWS, "validation": ROWS} | arguments
   with pytest.raises(ValueError, match=message):
     fine_tuning.fine_tune("MODEL", workdir=tmp_path / "run", **given)
-  assert not (tmp_path / "run" / "run.json").exists()
+  assert not (tmp_path / "run").exists()
 
 
 def test_the_metrics_are_those_of_the_step_that_is_loaded(

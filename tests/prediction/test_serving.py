@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import functools
+import gc
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import time
 import types
 import urllib.error
 import urllib.request
+import weakref
 
 import numpy as np
 import pytest
@@ -90,6 +92,63 @@ def test_a_request_with_few_texts_does_not_wait_for_one_with_many(batcher):
   names = [name for batch in batches for name in batch]
   assert names.index("f1") < 6
   assert all(sum(map(len, batch)) <= 8 + 3 for batch in batches)
+
+
+class Noting(Echo):
+  """Notes in a list that several share when it computes."""
+
+  def __init__(self, name, order):
+    super().__init__()
+    self.name, self.order = name, order
+
+  def compute(self, lines):
+    self.order.append(self.name)
+    return super().compute(lines)
+
+
+def test_predictors_are_served_in_turns(batcher):
+  order = []
+  a, b, c = (Noting(name, order) for name in "abc")
+  a.gate.clear()
+  found = [
+    batcher.submit(a, lines_of(*["aaaa"] * 2000)),
+    batcher.submit(b, lines_of("b")),
+    batcher.submit(c, lines_of(*["cccc"] * 6)),
+  ]
+  a.gate.set()
+  for future in found:
+    future.result(20)
+  assert "".join(order) == "abcacac" + "a" * 997
+
+
+def test_one_who_asks_again_and_again_keeps_nobody_waiting(batcher):
+  order = []
+  a, b = Noting("a", order), Noting("b", order)
+
+  def again(future=None):  # before the next batch is taken
+    if len(order) < 11:
+      batcher.submit(b, lines_of("b")).add_done_callback(again)
+
+  a.gate.clear()
+  found = batcher.submit(a, lines_of(*["aaaa"] * 40))
+  again()
+  a.gate.set()
+  found.result(10)
+  assert "".join(order[:12]) == "ab" * 6
+
+
+def test_the_batcher_keeps_no_predictor_that_is_gone(batcher):
+  echo = Echo()
+  batcher.submit(echo, lines_of("a")).result(10)
+  gone = weakref.ref(echo)
+  batcher.submit(Echo(), lines_of("b")).result(10)
+  del echo
+  for _ in range(100):
+    gc.collect()
+    if gone() is None:
+      break
+    time.sleep(0.05)
+  assert gone() is None and len(batcher._turns) <= 1
 
 
 def test_a_batch_that_fails_fails_its_requests_alone(batcher):
@@ -229,7 +288,17 @@ def test_bad_embeddings_are_refused_by_the_field(ask, body, param):
 
 @pytest.mark.parametrize(
   "content",
-  [b"", b"{", b"[]", b"\xff", b'{"input": NaN}', b"[" * 100_000, b'"a"'],
+  [
+    b"",
+    b"{",
+    b"[]",
+    b"\xff",
+    b'{"input": NaN}',
+    b"[" * 100_000,
+    b'"a"',
+    b'{"input": "a", "user": 1e999}',
+    b'{"input": "a", "dimensions": -1e999}',
+  ],  # fmt: skip
 )
 def test_a_body_that_is_no_object_is_refused(ask, content):
   found = ask("POST", "/v1/embeddings", content=content)
@@ -241,6 +310,29 @@ def test_half_a_character_is_refused_and_named(ask):
   found = ask("POST", "/v1/embeddings", content=content)
   assert found.status_code == 400
   assert "input[1]" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+  ("path", "content", "word"),
+  [
+    ("/v1/embeddings", r'{"input": "a", "model": "\ud800"}', "model"),
+    ("/v1/embeddings", r'{"input": "a", "\udfff": 1}', "udfff"),
+    ("/rerank", r'{"query": "a\uDBFF", "documents": ["b"]}', "query"),
+    ("/predict", r'{"records": [{"text": "[MASK]", "id": "\ud800"}]}', ".id"),
+    ("/predict", r'{"records": [{"text": "[MASK]", "id": 1e999}]}', "1e999"),
+    ("/predict", r'{"records": [{"text": "[MASK]", "\ud8aa": 1}]}', "ud8aa"),
+  ],
+)
+def test_what_no_answer_can_hold_is_refused(ask, path, content, word):
+  found = ask("POST", path, content=content.encode())
+  assert found.status_code == 400, found.text
+  assert word in found.json()["error"]["message"]
+
+
+def test_both_halves_are_a_character(ask):
+  content = r'{"input": "\ud83d\ude00", "model": "\ud83d\ude00"}'
+  found = ask("POST", "/v1/embeddings", content=content.encode())
+  assert found.json()["model"] == "\U0001f600"
 
 
 def test_predict_answers_each_kind(ask):
@@ -311,7 +403,11 @@ def test_rerank_scores_pairs_with_the_head(kind):
   with serving(served(kind)) as ask:
     body = {"query": "the", "documents": ["walk", "!"]}
     if kind == "classify":  # it has three labels
-      assert post(ask, "/rerank", body, 400)["error"]["param"] == "label"
+      for wrong in ({}, {"label": "y"}, {"label": ["yes"]}):
+        found = post(ask, "/rerank", body | wrong, 400)
+        assert found["error"]["param"] == "label"
+      # Nothing was computed for them.
+      assert "bert_jax_texts_total 0.0" in ask("GET", "/metrics").text
       body["label"] = "yes"
     found = post(ask, "/rerank", body)
     assert found["scored_by"] == kind
@@ -348,6 +444,15 @@ def test_a_request_that_is_too_large_is_refused(ask):
 
     found = limited("POST", "/v1/embeddings", content=parts())
     assert found.status_code == 413
+
+
+def test_a_document_is_ranked_whatever_the_limit(ask):
+  with serving(served(), request_texts=1) as limited:
+    body = {"query": "the", "documents": ["walk"]}
+    assert len(post(limited, "/rerank", body)["results"]) == 1
+    post(limited, "/rerank", {"query": "the", "documents": ["a", "b"]}, 413)
+  with serving(served(), request_texts=1, queue_texts=1) as limited:
+    post(limited, "/rerank", body, 413)  # waiting would not help
 
 
 def test_a_full_queue_refuses_and_then_takes_again():

@@ -73,6 +73,32 @@ def test_weights_to_start_from_are_those_of_the_first_phase():
   assert second.config.init_changes == ()
 
 
+def test_later_phases_take_the_model_as_it_is():
+  config = make_config(
+    "a model.full_every=2", "b model.rope_theta=9.0",
+    init_from="/model", init_random=True, init_layers=3,
+    init_changes=("model.max_len=64",),
+  )  # fmt: skip
+  config.reinit_layers = 2
+  first, second = phases.read(config, "/w")
+  kept = ("model.max_len=64", "model.full_every=2")
+  one, two = first.config, second.config
+  assert (one.init_random, one.init_layers, one.reinit_layers) == (True, 3, 2)
+  assert one.init_changes == kept
+  assert (two.init_random, two.init_layers, two.reinit_layers) == (False, 0, 0)
+  assert two.init_changes == ("model.rope_theta=9.0",)
+  # A plan has the first weights, so it needs all of it.
+  assert second.planned.init_random and second.planned.init_layers == 3
+  assert second.planned.init_changes == (*kept, "model.rope_theta=9.0")
+
+
+def test_only_the_last_phase_may_stop_early():
+  texts = ("a", "b train.patience=2")
+  assert phases.read(make_config(*texts), "/w")[1].config.train.patience == 2
+  with pytest.raises(phases.PhaseError, match="'b'.*train.patience=2.*=0"):
+    phases.read(make_config(*texts, "c"), "/w")
+
+
 def test_a_config_without_phases_is_one_phase():
   config = base.get_config()
   (found,) = phases.read(config, "/w")
@@ -89,6 +115,7 @@ def test_a_config_without_phases_is_one_phase():
     (("a data.mask_rate=2",), ("mask_rate", "1.0 or less")),
     (("a objective=mlm",), ("objective", "all phases")),
     (("a mesh.data=2",), ("mesh.data", "all phases")),
+    (("a", "b reinit_layers=1"), ("reinit_layers", "all phases")),
     (("a train.num_epochs=2",), ("num_epochs",)),
   ],
 )

@@ -175,12 +175,34 @@ def test_keys_that_older_runs_lack_are_filled_in(run, tmp_path):
   old = run | {"config": json.loads(json.dumps(run["config"]))}
   for key in later:
     group, _, name = key.name.rpartition(".")
-    del old["config"][group][name]
+    del (old["config"][group] if group else old["config"])[name]
   runs.write_run(str(tmp_path), old)
   found = settings.flatten(runs.read_run(str(tmp_path))["config"])
   assert {k.name: found[k.name] for k in later} == {
     k.name: k.before for k in later
   }
+
+
+@pytest.mark.parametrize(
+  ("family", "objective", "has"),
+  [("deberta-v2", "task", True), ("deberta-v2", "mlm", False),
+   ("bert", "task", False)],
+)  # fmt: skip
+def test_older_heads_of_deberta_keep_their_dropout(
+  run, tmp_path, family, objective, has
+):
+  def places(**changes):
+    config = json.loads(json.dumps(run["config"])) | {"objective": objective}
+    config["model"] |= {"family": family} | changes
+    if not changes:
+      del config["model"]["conv_size"]
+    runs.write_run(str(tmp_path), run | {"config": config})
+    model = runs.read_run(str(tmp_path))["config"]["model"]
+    (tmp_path / "run.json").unlink()
+    return model["dropout_places"]
+
+  assert ("head_input" in places()) == has
+  assert "head_input" not in places(conv_size=0)
 
 
 def test_other_data_is_another_run(run, tmp_path):

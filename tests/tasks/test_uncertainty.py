@@ -67,11 +67,16 @@ def test_a_comparison_is_printed(tmp_path, capsys):
     ('{"id": 1, "label": "a"}\n', "line 1 .*`gold`"),
     ('{"id": 1, "score": 0.5, "gold": 0.5}\n', "line 1 .*`gold`"),
     ("[1]\n", "line 1 .*`gold`"),
+    ("5\n", "bad, line 1 .*`gold`"),
+    ("null\n", "bad, line 1 .*`gold`"),
+    ("[" * 100_000, "bad, line 1 is not JSON"),
+    (b'{"label": "\xff"}\n', "bad, line 1 is not UTF-8"),
+    (b'\xff\xfe{\x00"\x00\n\x00', "bad, line 1 is not UTF-8"),
     ('{"id": 7, "label": "a", "gold": "a"}\n', "same examples"),
   ],
 )
 def test_files_that_cannot_be_compared_are_refused(tmp_path, content, says):
   path = tmp_path / "bad"
-  path.write_text(content)
+  path.write_bytes(content if isinstance(content, bytes) else content.encode())
   with pytest.raises(compare.CompareError, match=says):
     compare.compare(str(path), write(tmp_path / "a", "aabbab"))

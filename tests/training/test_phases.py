@@ -63,6 +63,21 @@ def test_a_phase_that_could_not_start_stops_all_of_them(plain, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+def test_the_last_phase_is_exported_as_the_first_weights_were(plain, tmp_path):
+  config, workdir = plain
+  source = str(tmp_path / "hf")
+  weights.write(weights.read(workdir), source, "huggingface")
+  config = config.copy_and_resolve_references()
+  config.train.phases, config.train.export = ("a", "b"), "same"
+  for start, wanted in ((source, "huggingface"), (workdir, "")):
+    config.init_from = start
+    found = train.check_phases(phases.read(config, str(tmp_path / "run")))
+    assert [x.config.train.export for x in found] == ["", wanted]
+  config.init_from = None
+  with pytest.raises(phases.PhaseError, match="train.export=same"):
+    train.train(config, str(tmp_path / "run"))
+
+
 def test_the_mean_of_the_newest_steps(plain):
   config, workdir = plain
   found = param_trees.flatten(averaging.read(workdir, 2).params)

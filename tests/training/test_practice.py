@@ -19,11 +19,13 @@ from bert_jax.models import params as param_trees
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
 from bert_jax.tasks import spec
+from bert_jax.training import checks
 from bert_jax.training import evaluate
 from bert_jax.training import finetuning
 from bert_jax.training import init_from
 from bert_jax.training import optim
 from bert_jax.training import train
+from configs import base
 from tests.support import small_tasks
 
 L = 3
@@ -314,6 +316,26 @@ def test_top_layers_start_fresh():
     init_from._without_top(param_trees.nest(flat), 4, "WEIGHTS")
 
 
+@pytest.mark.parametrize(
+  ("values", "says"),
+  [
+    ({"init_moments": True}, "init_moments=True.*no moments"),
+    (
+      {"init_moments": True, "init_from": "/run", "init_random": True},
+      "init_moments=True.*init_random=True",
+    ),
+    ({"init_layers": 6}, "init_layers=6.*model.num_layers"),
+    ({"reinit_layers": 1}, "reinit_layers=1.*init_from"),
+    ({"init_changes": ("model.max_len=8",)}, "init_changes.*group model"),
+  ],
+)
+def test_keys_about_weights_need_weights(values, says):
+  config = base.get_config()
+  config.update(values)
+  with pytest.raises(ValueError, match=says):
+    checks.check_settings(config)
+
+
 @pytest.mark.parametrize("members", [(), (2,)])
 def test_top_layers_of_a_stack_start_fresh(members):
   kernel = np.arange(12, dtype=np.float32).reshape(L, 2, 2)
@@ -377,6 +399,9 @@ def test_a_run_stops_early_and_its_best_step_is_read(make_config, tmp_path):
     ("classify", "class_weights", ("1", "x"), "2 labels moon, sun"),
     ("classify", "class_weights", ("-1", "1"), "2 labels moon, sun"),
     ("classify", "class_weights", ("balanced,1",), "2 labels moon, sun"),
+    ("regress", "temperature", 1.5, "kind regress"),
+    ("tag", "temperature", 1.5, "kind tag"),
+    ("span", "temperature", 1.5, "kind span"),
   ],
 )
 def test_losses_that_a_kind_does_not_have_are_refused(
@@ -385,6 +410,43 @@ def test_losses_that_a_kind_does_not_have_are_refused(
   config = make_config(form, **{f"task__{key}": value})
   with pytest.raises(ValueError, match=f"task.{key}=.*{says}"):
     finetuning.FineTuning(config, None)
+
+
+@pytest.mark.parametrize(
+  ("objective", "name", "value"),
+  [
+    ("mlm", "task.long_texts", "mean"),
+    ("mlm", "task.both_orders", True),
+    ("mlm", "task.dev_seed", 3),
+    ("mlm", "task.fold", 1),
+    ("mlm", "task.class_weights", ("balanced",)),
+    ("mlm", "task.temperature", 2.0),
+    ("mlm_nsp", "eval.bootstrap", 100),
+    ("task", "data.batch_warmup_sizes", (2, 4)),
+    ("task", "data.batch_warmup_steps", 3),
+    ("task", "data.mixture", ("/more",)),
+    ("task", "data.mixture_weights", (1.0, 2.0)),
+    ("task", "data.mixture_power", 0.5),
+    ("task", "data.first_row", 8),
+    ("task", "eval.mask_rate", 0.2),
+  ],
+)
+def test_keys_without_effect_on_an_objective_are_refused(
+  objective, name, value
+):
+  config = base.get_config()
+  config.update_from_flattened_dict({"objective": objective, name: value})
+  with pytest.raises(ValueError, match=f"{name}=.*objective={objective}"):
+    checks.check_settings(config)
+  config.objective = "mlm" if objective == "task" else "task"
+  checks.check_effects(config)
+
+
+def test_evaluate_refuses_intervals_of_a_pre_training(tmp_path):
+  config = base.get_config()
+  config.eval.bootstrap = 10
+  with pytest.raises(ValueError, match="eval.bootstrap=10 has no effect"):
+    evaluate.evaluate(config, str(tmp_path), None)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from bert_jax import tasks
 from bert_jax.models import encoder
 from bert_jax.planning import doctor
 from bert_jax.runtime import metrics_log
+from bert_jax.runtime import settings
 from bert_jax.training import probes
 from bert_jax.training import session
 from bert_jax.training import train
@@ -146,6 +147,26 @@ def test_a_probe_that_cannot_be_is_refused(config, opened, changes, words):
     for key in changes:
       group[key] = config.probe[key]
   assert all(word in str(error.value) for word in words)
+
+
+def test_the_recipe_of_a_probe_is_not_that_of_the_pre_training(config, opened):
+  c = config.copy_and_resolve_references()
+  changes = {
+    "init_changes": ("model.max_len=8",), "init_moments": True,
+    "init_layers": 1, "reinit_layers": 1, "optim.layer_decay": 0.5,
+    "optim.head_rate": 3.0, "optim.frozen_layers": 1,
+    "optim.frozen_embeddings": True, "optim.unfreeze_steps": 5,
+    "train.spike_factor": 2.0, "data.batch_warmup_sizes": (2,),
+    "data.batch_warmup_steps": 4, "data.first_row": 8, "data.mixture": ("/x",),
+    "eval.mask_rate": 0.2, "optim.b1": 0.5,
+  }  # fmt: skip
+  c.update_from_flattened_dict(changes)
+  made, plain = (
+    settings.flatten(probes._task_config(x, "sst2", opened[0].mesh))
+    for x in (c, config)
+  )
+  assert made == plain
+  assert made["optim.layer_decay"] == 1.0 and made["optim.frozen_layers"] == 0
 
 
 def test_a_list_may_be_one_word_with_commas(opened):

@@ -248,7 +248,7 @@ class Server:
       ("model", "top_n", "return_documents", "label"),
     )  # fmt: skip
     model = self._model(body)
-    most = self.limits.request_texts - 1
+    most = max(self.limits.request_texts - 1, 1)  # the query is a text, too
     documents = requests.listed(body["documents"], "documents", most, "texts")
     for name, text in (
       ("query", body["query"]),
@@ -262,9 +262,11 @@ class Server:
     label = body.get("label")
     if label is not None and kind != "classify":
       raise requests.bad(f"label is for classify, not for {kind}", "label")
+    if kind == "classify":
+      label = requests.relevant_label(model.labels, label)
     records = requests.scoring_records(kind, body["query"], documents)
     found, tokens = await self._ask(model, kind, records, "documents")
-    scores = requests.relevances(kind, found, label, model.vector)
+    scores = requests.relevances(kind, found, label or "", model.vector)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])[:top_n]
     results = [
       {"index": i, "relevance_score": scores[i]}
@@ -311,10 +313,15 @@ class Server:
     """Returns the answers to records, and the number of their tokens.
 
     Raises:
-      RequestError: The queue is full, a record cannot be used, or the model
-        computed no number.
+      RequestError: The queue is full or too short, a record cannot be used, or
+        the model computed no number.
     """
     count = len(records)
+    if count > self.limits.queue_texts:
+      raise RequestError(
+        413, f"{name} needs {count} texts at a time; the server takes "
+        f"{self.limits.queue_texts}", "too_many_items", name,
+      )  # fmt: skip
     if self._inside + count > self.limits.queue_texts:
       raise RequestError(
         429, f"{self._inside} texts are waiting; ask again later",

@@ -2,7 +2,8 @@
 
 While the device computes a batch, the texts of new requests wait. The next
 batch takes them in turns, one of each request, until it is full: a request with
-few texts does not wait for one with many.
+few texts does not wait for one with many. A batch is of one predictor; those
+that have texts waiting are served in turns, too.
 """
 
 import collections
@@ -13,6 +14,7 @@ import itertools
 import logging
 import threading
 import time
+import weakref
 
 from bert_jax.kinds import answers
 from bert_jax.prediction import predict
@@ -60,6 +62,11 @@ class Batcher:
     self._report = report
     self._queues: dict[predict.Predictor, collections.deque[_Job]] = {}
     self._arrivals = itertools.count()
+    # The number of the last batch of each predictor that is still in use.
+    self._turns: weakref.WeakKeyDictionary[predict.Predictor, int] = (
+      weakref.WeakKeyDictionary()
+    )
+    self._batches = itertools.count()
     self._changed = threading.Condition()
     self._is_closed = False
     self._thread = threading.Thread(target=self._run, name="batcher")
@@ -95,19 +102,22 @@ class Batcher:
   def _run(self) -> None:
     while True:
       with self._changed:
-        while not any(self._queues.values()) and not self._is_closed:
+        while not self._queues and not self._is_closed:
           self._changed.wait()
-        if not any(self._queues.values()):
+        if not self._queues:
           return
         predictor, batch = self._take()
       if batch:
         self._compute(predictor, batch)
+      del predictor, batch  # so that waiting keeps no model alive
 
   def _take(self) -> tuple[predict.Predictor, list[tuple[_Job, int]]]:
     """Takes the next batch: (request, number of its text) for each text."""
-    waiting = {p: jobs for p, jobs in self._queues.items() if jobs}
-    predictor = min(waiting, key=lambda p: waiting[p][0].arrival)
-    jobs = waiting[predictor]
+    predictor = min(
+      self._queues,
+      key=lambda p: (self._turns.get(p, -1), self._queues[p][0].arrival),
+    )
+    jobs = self._queues.pop(predictor)
     batch: list[tuple[_Job, int]] = []
     tokens = 0
     while jobs and (tokens < self._batch_tokens or not batch):
@@ -120,9 +130,12 @@ class Batcher:
       if job.next < len(job.lines):
         jobs.append(job)
     # Requests that had their turn stand behind the others; the oldest first.
-    self._queues[predictor] = collections.deque(
-      sorted(jobs, key=lambda job: job.arrival)
-    )
+    if jobs:
+      self._queues[predictor] = collections.deque(
+        sorted(jobs, key=lambda job: job.arrival)
+      )
+    if batch:
+      self._turns[predictor] = next(self._batches)
     return predictor, batch
 
   def _compute(
@@ -154,10 +167,9 @@ class Batcher:
   ) -> None:
     """Hands an error to a request, and forgets the rest of its texts."""
     with self._changed:
-      jobs = self._queues[predictor]
-      self._queues[predictor] = collections.deque(
-        job for job in jobs if job is not failed
-      )
+      jobs = self._queues.pop(predictor, ())
+      if rest := [job for job in jobs if job is not failed]:
+        self._queues[predictor] = collections.deque(rest)
     _finish(failed, error)
 
 

@@ -1,14 +1,20 @@
 """What a server is asked: routes as rows, and the checks of their bodies."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
+import math
+import re
 from typing import Any
 
 import numpy as np
 
 from bert_jax.kinds import answers
 from bert_jax.prediction.serving import served
+
+# Half of a surrogate pair, as text and as JSON spells it.
+_HALF = re.compile("[\ud800-\udfff]")
+_SPELLED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class RequestError(Exception):
@@ -46,13 +52,18 @@ def bad(message: str, param: str | None = None) -> RequestError:
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
-  """Returns the object in a body.
+  """Returns the object in a body, whose parts an answer may repeat.
 
   Raises:
-    RequestError: It is not JSON, or not an object.
+    RequestError: It is not JSON, or not an object, or has a number or half a
+      character that no answer can hold.
   """
   try:
-    body = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+    body = json.loads(
+      data.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite
+    )
+    if isinstance(body, dict) and _SPELLED_HALF.search(data):
+      _check_characters(body)
   except RecursionError as error:
     raise bad("the body is nested too deeply") from error
   except ValueError as error:
@@ -64,6 +75,43 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
   raise ValueError(f"{name} is no JSON")
+
+
+def _finite(digits: str) -> float:
+  value = float(digits)
+  if not math.isfinite(value):
+    raise ValueError(f"{digits:.60} is too large a number")
+  return value
+
+
+def _check_characters(body: Mapping[str, Any]) -> None:
+  """Raises RequestError if a text in a body is none that UTF-8 can hold."""
+  try:
+    json.dumps(body, ensure_ascii=False).encode("utf-8")
+  except UnicodeEncodeError as error:
+    for field, value in body.items():
+      for place, text in ((field, field), *_texts_in(value, field)):
+        if _HALF.search(text):
+          name = f"{place!r:.80}"[1:-1]  # it may be the half itself
+          param = None if _HALF.search(field) else field
+          raise bad(
+            f"{name} has half a character (one half of a surrogate pair): "
+            f"{text!r:.60}",
+            param,
+          ) from error
+
+
+def _texts_in(value: Any, place: str) -> Iterator[tuple[str, str]]:
+  """Yields (where it is, the text) of every text and name in a value."""
+  if isinstance(value, str):
+    yield place, value
+  elif isinstance(value, list):
+    for number, one in enumerate(value):
+      yield from _texts_in(one, f"{place}[{number}]")
+  elif isinstance(value, dict):
+    for name, one in value.items():
+      yield place, name
+      yield from _texts_in(one, f"{place}.{name}")
 
 
 def check_fields(
@@ -238,37 +286,45 @@ def scoring_records(
   return [{"text": query, "text_b": text} for text in documents]
 
 
+def relevant_label(labels: Sequence[str], label: Any) -> str:
+  """Returns the label whose probability is the relevance of a document.
+
+  Args:
+    labels: the labels of the model.
+    label: the one that the request names; None means the second of two.
+
+  Raises:
+    RequestError: There is no such label.
+  """
+  if label is None and len(labels) != 2:
+    raise bad(
+      f"the model has {len(labels)} labels; name the one that means relevant "
+      f"as label, one of {', '.join(labels)}",
+      "label",
+    )
+  chosen = labels[1] if label is None else label
+  if chosen not in labels:
+    raise bad(
+      f"label is {chosen!r:.60}; wanted one of {', '.join(labels)}", "label"
+    )
+  return chosen
+
+
 def relevances(
-  kind: str, found: Sequence[Mapping[str, Any]], label: str | None, vector: str
+  kind: str, found: Sequence[Mapping[str, Any]], label: str, vector: str
 ) -> list[float]:
   """Returns how relevant each document is, from the answers to the records.
 
   Args:
     kind: the kind that scored the pairs.
     found: the answers to `scoring_records`.
-    label: classify: the label whose probability is the relevance; None means
-      the second of two.
+    label: classify: the label whose probability is the relevance.
     vector: embed: the vector that is compared, by the cosine of the angle.
-
-  Raises:
-    RequestError: There is no such label.
   """
   if kind == "regress":
     return [answer["score"] for answer in found]
   if kind == "classify":
-    labels = list(found[0]["scores"])
-    if label is None and len(labels) != 2:
-      raise bad(
-        f"the model has {len(labels)} labels; name the one that means relevant "
-        f"as label, one of {', '.join(labels)}",
-        "label",
-      )
-    chosen = labels[1] if label is None else label
-    if chosen not in labels:
-      raise bad(
-        f"label is {chosen!r:.60}; wanted one of {', '.join(labels)}", "label"
-      )
-    return [answer["scores"][chosen] for answer in found]
+    return [answer["scores"][label] for answer in found]
   vectors = np.stack([answer[vector] for answer in found]).astype(np.float64)
   vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
   return (vectors[1:] @ vectors[0]).tolist()

@@ -101,6 +101,13 @@ class Served:
     """Returns what answers a kind, one of `kinds`."""
     return self._predictors[kind]
 
+  @property
+  def labels(self) -> tuple[str, ...]:
+    """The labels between which a model of the kind classify decides."""
+    answerer = self._predictors["classify"].answerer
+    assert isinstance(answerer, answers.TaskAnswerer)
+    return answerer.labels
+
   def compile(self, goes_on: Callable[[], bool] = lambda: True) -> int:
     """Compiles all programs; returns how many.
 
