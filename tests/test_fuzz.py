@@ -1243,6 +1243,19 @@ BANNED_CALLS = {"eval", "exec", "compile", "__import__"}
 BANNED_METHODS = {"import_module", "read_pickle", "load_module", "exec_module"}
 
 
+# What some modules may do, none of them with what it reads.
+ALLOWED = {
+  "__init__.py": ["importlib.import_module"],  # the names of the Python API
+  "launching/gke.py": ["yaml"],  # writes a manifest
+  "prediction/onnx_graph.py": ["torch"],  # writes a graph
+  "runtime/config_files.py": ["spec.loader.exec_module"],  # shipped configs
+}
+BANNED_READERS = {
+  f"{module}.{name}" for module in ("yaml", "torch")
+  for name in ("load", "load_all", "full_load", "unsafe_load", "hub", "jit")
+}  # fmt: skip
+
+
 def ways_to_run(source: str) -> list[str]:
   """What of a module could run code that it has read."""
   found = [
@@ -1260,6 +1273,8 @@ def ways_to_run(source: str) -> list[str]:
     if not isinstance(node, ast.Call):
       continue
     whole = ast.unparse(node.func)
+    if whole in BANNED_READERS:
+      found.append(whole)
     if whole in BANNED_CALLS or whole.rpartition(".")[2] in BANNED_METHODS:
       found.append(whole)
     options = {k.arg: ast.unparse(k.value) for k in node.keywords}
@@ -1274,8 +1289,11 @@ def ways_to_run(source: str) -> list[str]:
 def test_the_package_has_no_way_to_run_what_it_reads():
   paths = sorted(PACKAGE.rglob("*.py"))
   assert len(paths) > 40
-  found = {str(p): ways_to_run(p.read_text(encoding="utf-8")) for p in paths}
-  assert not {path: ways for path, ways in found.items() if ways}
+  found = {
+    str(p.relative_to(PACKAGE)): ways_to_run(p.read_text(encoding="utf-8"))
+    for p in paths
+  }
+  assert {path: ways for path, ways in found.items() if ways} == ALLOWED
 
 
 @pytest.mark.parametrize(
@@ -1285,6 +1303,8 @@ def test_the_package_has_no_way_to_run_what_it_reads():
     "from pickle import loads",
     "def f():\n  import dill as d",
     "import yaml.loader",
+    "yaml.load(f)",
+    "torch.load(f)",
     "import pickletools as parser",
     "from pickletools import pickle",
     "import pickletools\npickletools.pickle.loads(x)",

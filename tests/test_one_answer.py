@@ -341,6 +341,7 @@ def test_the_arithmetic_is_that_of_the_run(attention, dtype, tmp_path):
     assert_one_answer(got, want)
 
 
+@pytest.mark.slow
 def test_questions_without_an_answer(tmp_path):
   """A run on questions of which none has an answer predicts none."""
   context = (
@@ -526,8 +527,11 @@ def test_a_document_is_computed_in_one_window(monkeypatch):
       record_of=lambda record, is_table: record,
       parse=lambda record: [types.SimpleNamespace(document=record["n"])],
     )
-    records = [(str(i), {"n": n}) for i, n in enumerate(numbers)]
-    found = predict._windows(kind, records, 32_000)
+    lines = [
+      predict._parse(kind, str(i), {"n": n}, False)
+      for i, n in enumerate(numbers)
+    ]
+    found = predict._windows(kind, lines, 32_000)
     return [[e.document for e in window.examples] for window in found]
 
   assert windows(False) == [[1, 1], [1, 2], [3, 3], [3, 3], [4]]
@@ -548,8 +552,11 @@ def windows_of(lines, in_documents=True):
     record_of=lambda record, is_table: record,
     parse=parse,
   )
-  records = [(f"line {i}", {"n": n}) for i, n in enumerate(lines)]
-  for window in predict._windows(kind, records, 32_000):
+  parsed = (
+    predict._parse(kind, f"line {i}", {"n": n}, False)
+    for i, n in enumerate(lines)
+  )
+  for window in predict._windows(kind, parsed, 32_000):
     yield [line.error or line.examples[0].document for line in window.lines]
 
 

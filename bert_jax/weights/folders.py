@@ -329,7 +329,10 @@ def write(
     for name, part in pretrained.params.items()
     if name not in replaced_tokens.PARTS
   }
-  names = families.get_family(pretrained.family).names_in(format)
+  try:
+    names = families.get_family(pretrained.family).names_in(format)
+  except families.ConvertError as error:
+    raise WeightsError(str(error)) from error
   if "rtd" in kept and names.of("rtd/kernel") is None:
     del kept["rtd"]
     _log.warning(

@@ -64,11 +64,31 @@ def _task_case(name):
   return outputs, jax.tree.map(jnp.asarray, batch)
 
 
+def _two_models_case(name, outputs, batch):
+  """Outputs and batch of a kind that runs two models over L tokens."""
+  rng = np.random.default_rng(3)
+  length, width = 6, 4
+  mask = np.arange(length) < np.array([[6], [4], [2], [6]])
+  batch = batch | {"input_mask": jnp.asarray(mask, jnp.int32)}
+
+  def draw(*shape):
+    return rng.normal(size=(B, *shape)).astype(np.float32)
+
+  if name == "rtd":
+    more = (draw(length), rng.integers(0, 2, (B, length)).astype(bool))
+  else:
+    words = draw(length, V), draw(length, V)
+    more = (*words, draw(length, width), draw(length, width))
+  return (outputs[0], *more), batch
+
+
 @pytest.fixture
 def case(batch, outputs):
   """A function (name of an objective) -> outputs and batch of its kind."""
 
   def make(name):
+    if name in ("rtd", "distill"):
+      return _two_models_case(name, outputs, batch)
     return (outputs, batch) if name.startswith("mlm") else _task_case(name)
 
   return make

@@ -117,6 +117,7 @@ def test_rows_of_several_blocks_equal_plain_attention(joined):
     np.testing.assert_allclose(got, wanted, atol=5e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_kernels_are_as_near_to_float32_as_plain_attention_is():
   arrays, visible = _case(64, True, "bfloat16")
   rng = jax.random.key(1)

@@ -160,7 +160,7 @@ def test_any_number_of_choices(tmp_path):
     (
       "guess",
       ["a"],
-      "form='guess' .* use one of classify, pairs",
+      "form='guess' .* classify, pairs",
     ),
     ("pairs", ["a"], "task own: 1 text columns .a., wanted 2"),
     ("regress", ["a", "b", "c"], "3 text columns .*, wanted 1 to 2"),

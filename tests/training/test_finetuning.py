@@ -55,7 +55,7 @@ def assert_equal_trees(a, b):
       ("choice", "eval/accuracy", 0.95),
       ("span", "eval/f1", 95.0),
     ],
-    lambda form, metric, least: form in ("pairs", "span"),
+    lambda form, metric, least: form == "pairs",
   ),
 )
 def test_a_rule_of_the_words_is_learned(
@@ -306,6 +306,7 @@ def test_other_data_is_scored_without_the_training_file(make_config, tmp_path):
   assert 0 <= found["eval/accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_a_finished_task_goes_on_with_more_epochs_if_they_are_named(
   make_config, tmp_path
 ):
@@ -330,6 +331,7 @@ def test_the_head_and_its_labels_are_kept_with_the_weights(
   assert found.tokenizer.vocab_size == len(small_tasks.VOCAB)
 
 
+@pytest.mark.slow
 def test_micro_batches_are_one_batch(make_config, tmp_path):
   """Whatever their own weights are: rows hold one to several sequences."""
   logs = []

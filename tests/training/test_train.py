@@ -31,6 +31,7 @@ from bert_jax.training import run as run_lib
 from bert_jax.training import session
 from bert_jax.training import train
 from configs import base
+from tests.support import breadth
 from tests.support import launching
 from tests.support.run_checks import assert_same_state
 from tests.support.run_checks import read_state
@@ -223,7 +224,9 @@ def test_a_run_that_stopped_and_goes_on_is_as_if_it_had_not(
   assert run["resumed"]
 
 
-@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize(
+  "step", breadth.slow_but([3, 4], lambda step: step == 4)
+)
 def test_a_run_that_is_told_to_stop_saves_and_goes_on(
   finished_run, tmp_path, monkeypatch, step
 ):
@@ -409,6 +412,7 @@ def losses(workdir):
   }
 
 
+@pytest.mark.slow
 def test_the_logged_loss_is_the_mean_since_the_last_line_also_after_a_kill(
   finished_run, tmp_path, stop_after, monkeypatch
 ):
@@ -496,6 +500,7 @@ def test_a_run_from_before_there_was_a_guard_goes_on(
     np.testing.assert_array_equal(found[name], value)
 
 
+@pytest.mark.slow
 def test_a_spike_stops_the_run_or_is_skipped_up_to_a_number(
   tmp_path, tiny_config, prepared, monkeypatch
 ):
@@ -549,6 +554,7 @@ def test_an_update_that_is_infinite_is_never_saved(
   assert saved_steps(workdir) == []
 
 
+@pytest.mark.slow
 def test_a_predictable_text_is_learned(tmp_path, tiny_config, prepared):
   config = tiny_config(prepared)
   config.model.dropout_rate = config.model.attention_dropout_rate = 0.0

@@ -395,7 +395,7 @@ def test_a_vocabulary_in_tokenizer_json_alone_is_read(tmp_path):
   assert got.tokenizer.max_input_chars_per_word == 100
   settings["model"]["type"] = "BPE"
   path.write_text(json.dumps(settings))
-  with pytest.raises(weights.WeightsError, match="of the type BPE"):
+  with pytest.raises(weights.WeightsError, match="of type BPE"):
     weights.read(folder)
 
 
