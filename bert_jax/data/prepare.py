@@ -77,7 +77,7 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
 
 
 def _is_held_out_by_sentences(folder: str) -> bool | None:
-  """Returns how the tokens in a folder were divided; None = there are none."""
+  """Returns how the tokens in a folder were divided; None if it has none."""
   if not files.exists(os.path.join(folder, "manifest.json")):
     return None
   found = manifests.read_manifest(folder)["settings"].get("held_out_by")

@@ -70,7 +70,11 @@ def paths_in(config: Any, owner: str = "") -> dict[str, str]:
 
 
 def find_engine(name: str) -> engines.Engine:
-  """Returns the engine of that name; raises LaunchError if there is none."""
+  """Returns the engine with a name.
+
+  Raises:
+    jobs.LaunchError: no engine has this name.
+  """
   if name not in engines.ENGINES:
     known = ", ".join(f"--engine={known}" for known in engines.ENGINES)
     raise jobs.LaunchError(f"launch needs an engine: {known}")
@@ -88,7 +92,8 @@ def read_settings(
     pairs: the values of --set, NAME=VALUE.
 
   Raises:
-    jobs.LaunchError: the engine does not take a flag, or a pair is none.
+    jobs.LaunchError: the engine does not take a flag, or a value of --set does
+      not have the form NAME=VALUE.
   """
   row, found = find_engine(engine), {}
   for name, value in flags.items():
@@ -306,7 +311,7 @@ def check_buckets(paths: Iterable[str]) -> None:
 
 
 def show_plan(command: Command, job: jobs.Job, wanted: str) -> None:
-  """Shows the plan of a training, made if there is none.
+  """Shows the plan of a training, and makes it if it was not made before.
 
   Args:
     command: what the job runs.

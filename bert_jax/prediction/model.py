@@ -118,7 +118,7 @@ class Model:
 
     Args:
       texts: the texts.
-      texts_b: the second text of each pair; None means that there are none.
+      texts_b: the second text of each pair; None for single texts.
       fields: which attributes of the answers are computed; the rest is None.
         Without "layers", much less is copied from the device.
       layers: which layers; 0 = the embeddings, 1 = the first layer, -1 = the
@@ -142,7 +142,7 @@ class Model:
 
     Args:
       texts: the texts.
-      texts_b: the second text of each pair; None means that there are none.
+      texts_b: the second text of each pair; None for single texts.
 
     Raises:
       answers.PredictError: The model has no such head, or an argument cannot

@@ -71,7 +71,7 @@ class ChangedError(OSError):
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-  """What a bucket says of an object.
+  """The metadata of an object in a bucket.
 
   Attributes:
     path: its path, gs://BUCKET/NAME.
@@ -305,7 +305,7 @@ def _object(blob: Any) -> Object:
 
 
 def find(path: str) -> Object | None:
-  """Returns what is known of an object; None if there is none."""
+  """Returns the metadata of an object; None if it does not exist."""
   blob = _blob(path)
   if not blob.name:
     return None

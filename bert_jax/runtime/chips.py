@@ -40,8 +40,8 @@ class Chip:
     gke_accelerator: the label of its nodes in GKE
       (cloud.google.com/gke-tpu-accelerator); see `Topology.gke_accelerator`.
     gke_machine: the machines of its hosts in GKE, before the number of chips.
-    vm_version: the runtime version of its TPU VMs; "" = there are none, only
-      GKE.
+    vm_version: the runtime version of its TPU VMs; "" for a chip that is
+      offered by GKE alone.
     max_chips: the number of chips of its largest slice.
   """
 

@@ -206,7 +206,7 @@ class Together:
     return False
 
   def has_probes(self, start: int) -> bool:
-    """Returns True: there are none to catch up on; see `probes_at`."""
+    """Returns True: members have no probes that could be missing."""
     del start
     return True
 

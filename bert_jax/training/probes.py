@@ -231,7 +231,7 @@ class _Probe:
     raise NotImplementedError
 
   def most_frequent(self) -> float | None:
-    """Returns the score of always giving one label; None if there is none."""
+    """Returns the score of always giving one label; None for a task without."""
     labels = self._train_labels()
     if labels is None:
       return None

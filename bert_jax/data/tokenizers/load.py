@@ -122,7 +122,7 @@ def _load_file(
   Args:
     file: the vocabulary.
     path: the folder that holds it, or the file, as it was given.
-    saved: the content of tokenizer.json, {} if there is none.
+    saved: the content of tokenizer.json; {} if the folder lacks it.
     asked: the settings of the caller; None means not given.
     strip_accents: the setting of the caller, or None.
 
@@ -265,7 +265,7 @@ def _strip_accents(
   """Returns the setting strip_accents of a vocabulary, {} if it has none.
 
   Args:
-    saved: the content of tokenizer.json, {} if there is none.
+    saved: the content of tokenizer.json; {} if the folder lacks it.
     asked: the setting that the caller asks for, or None.
     kind: the class of the tokenizer.
     path: the vocabulary, for the error.

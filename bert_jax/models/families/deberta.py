@@ -92,7 +92,7 @@ def _read(
 
 
 def _read_convolution(config: Mapping[str, Any], width: int) -> dict[str, Any]:
-  """Returns the keys of the convolution; {} if there is none."""
+  """Returns the keys of the convolution; {} for a model without one."""
   size, groups = (
     default if config.get(key) is None else config[key]
     for key, default in (("conv_kernel_size", 0), ("conv_groups", 1))
@@ -139,7 +139,7 @@ def _write_convolution(model: Mapping[str, Any]) -> dict[str, Any]:
 
 # With dropout before the inner layer of heads, too; released models lack it.
 _PLACES = ("embeddings", "attention", "mlp", "head_input")
-# Of the released sizes of v2.
+# The convolution that the released sizes of DeBERTa-v2 have.
 _CONVOLUTION: dict[str, Any] = {"conv_size": 3, "conv_act": "gelu_erf"}
 _POOLED = ("input_dropout", "dense", "gelu_erf", "dropout")
 FAMILY = family.Family(

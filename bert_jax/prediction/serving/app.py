@@ -33,7 +33,7 @@ _OPEN = ("/", "/health", "/openapi.json")
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What the server takes.
+  """The largest requests, and the longest queue, that the server accepts.
 
   Attributes:
     queue_texts: the most texts that wait or are computed at a time.
@@ -286,7 +286,8 @@ class Server:
     With one model, any name is accepted.
 
     Raises:
-      RequestError: It names none, and there are several; or there is none.
+      RequestError: The request names no model although several are served, or
+        it names one that is not served.
     """
     name = body.get("model")
     if not isinstance(name, str | None):
@@ -314,7 +315,7 @@ class Server:
 
     Raises:
       RequestError: The queue is full or too short, a record cannot be used, or
-        the model computed no number.
+        the model computed NaN or an infinite number.
     """
     count = len(records)
     if count > self.limits.queue_texts:

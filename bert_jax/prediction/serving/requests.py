@@ -47,7 +47,7 @@ class RequestError(Exception):
 
 
 def bad(message: str, param: str | None = None) -> RequestError:
-  """Returns the error for a body that cannot be used."""
+  """Returns the error of status 400, for a body that cannot be used."""
   return RequestError(400, message, "invalid_request", param)
 
 
@@ -85,7 +85,7 @@ def _finite(digits: str) -> float:
 
 
 def _check_characters(body: Mapping[str, Any]) -> None:
-  """Raises RequestError if a text in a body is none that UTF-8 can hold."""
+  """Raises RequestError if UTF-8 cannot encode a text in a body."""
   try:
     json.dumps(body, ensure_ascii=False).encode("utf-8")
   except UnicodeEncodeError as error:
@@ -223,7 +223,8 @@ def records_of(
   """Returns the records of /predict.
 
   Raises:
-    RequestError: There are none or too many, or one has an unknown field.
+    RequestError: The list is empty or too long, or a record has an unknown
+      field.
   """
   records = listed(body["records"], "records", most, "records")
   known = (*served.RECORD_FIELDS[kind], "id")

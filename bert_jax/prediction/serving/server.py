@@ -37,7 +37,7 @@ def sources_of(texts: Sequence[str]) -> list[served.Source]:
   """Returns the models that --from names, as DIR or NAME=DIR.
 
   Raises:
-    ServeError: There are none, or two have one name.
+    ServeError: `texts` is empty, or two models have the same name.
   """
   sources: list[served.Source] = []
   for text in texts:
