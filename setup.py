@@ -75,6 +75,8 @@ EXTRAS = {
     "onnx>=1.19,<2",  # torch's export asks for it
     "onnxruntime>=1.23,<2",
   ],
+  # `bert-jax export --to=stablehlo`: jax writes and reads its programs with it.
+  "export": ["flatbuffers>=25"],
   # Models of the Hugging Face hub by name, and `convert --push`.
   "hub": ["huggingface_hub>=1,<3"],
   # `bert-jax serve`.

@@ -14,6 +14,7 @@ row. What they give is in export.json: "last_hidden_state" [B, L, D] and "mean"
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import importlib.util
 import json
 import os
 from typing import Any
@@ -216,10 +217,24 @@ def to_stablehlo(
   return Exported(program, tensors)
 
 
+def check_flatbuffers() -> None:
+  """Checks that jax can write and read its programs.
+
+  Raises:
+    ExportError: the package that it needs is not installed.
+  """
+  if importlib.util.find_spec("flatbuffers") is None:
+    raise ExportError(
+      "--to=stablehlo needs the package flatbuffers, which is not installed: "
+      "pip install 'bert_jax[export]'"
+    )
+
+
 def _write_stablehlo(model, predictor, folder, weights) -> list[str]:
   from safetensors import numpy as safetensors
 
   del model
+  check_flatbuffers()
   try:
     found = to_stablehlo(predictor, weights)
   except (NotImplementedError, jax.errors.JAXTypeError, TypeError) as error:
@@ -239,7 +254,7 @@ def _write_stablehlo(model, predictor, folder, weights) -> list[str]:
   )
 
 
-_RUN = '''"""Runs this program; needs jax, numpy and safetensors alone.
+_RUN = '''"""Runs this program; needs jax, numpy, safetensors and flatbuffers.
 
   python run.py 101 7592 2088 102
 """

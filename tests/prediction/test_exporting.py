@@ -42,6 +42,7 @@ def rows(length, batch=3):
   "kind", slow_but(list(table.ANSWERERS), lambda kind: kind == "embed")
 )
 def test_a_program_gives_our_numbers_for_any_batch_and_length(kind):
+  pytest.importorskip("flatbuffers")
   predictor, _ = make_model(kind).predictor(kind)
   found = exporting.to_stablehlo(predictor)
   program = jax.export.deserialize(found.program.serialize())
@@ -116,9 +117,21 @@ def test_a_folder_with_files_is_not_overwritten(tmp_path):
     exporting.export(make_model("classify"), str(tmp_path), "stablehlo")
 
 
+def test_without_flatbuffers_it_is_refused_and_nothing_stays(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setitem(sys.modules, "flatbuffers", None)
+  with pytest.raises(exporting.ExportError, match=r"bert_jax\[export\]"):
+    exporting.export(
+      make_model("embed"), str(tmp_path / "out"), "stablehlo", kind="embed"
+    )
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("numbers", exporting.WEIGHTS)
 def test_a_folder_runs_without_this_package(tmp_path, launch, numbers):
+  pytest.importorskip("flatbuffers")
   weights.write(small_models.make(), tmp_path / "hf", "huggingface")
   status = launch(
     "export", f"--from={tmp_path / 'hf'}", f"--output={tmp_path / 'out'}",
