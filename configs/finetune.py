@@ -8,8 +8,8 @@ workdir; DATA holds the task's files in their official layout. The recipes are
 the paper's (section 4, appendix A.3), which chose the learning rate on the
 development set among 5e-5, 4e-5, 3e-5 and 2e-5. The recipe of XNLI is that of
 the original's multilingual.md, which PAWS-X shares, and that of RACE is
-RoBERTa's (arXiv:1907.11692, table 10). Tasks on passages have longer rows, which
-are a choice of ours.
+RoBERTa's (arXiv:1907.11692, table 10). Tasks on passages have longer rows,
+which are a choice of ours.
 """
 
 from bert_jax.configs import base

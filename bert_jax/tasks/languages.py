@@ -66,10 +66,10 @@ def _xnli_reader(own: str) -> Callable[..., list[spec.PairExample]]:
       names = _XNLI if "language" in row else _TRAIN
       if row.get("language", language) != language:
         continue
-      texts = [tables.text_field(row, name, where) for name in names[:2]]
+      first, second = (tables.text_field(row, x, where) for x in names[:2])
       label = _parse_nli(task, tables.field(row, names[2], where), where)
       id = str(row.get("pairID", number))
-      found.append(spec.PairExample(id, *texts, label))
+      found.append(spec.PairExample(id, first, second, label))
     if not found:
       raise spec.TaskError(f"{path}: no row is in the language {language!r}")
     return found

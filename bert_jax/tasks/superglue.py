@@ -71,7 +71,8 @@ def _word_in_context(task, split, where, id, row) -> spec.PairExample:
       for end in ("start", "end")
     )
     texts.append(f"{text[:start]}* {text[start:end]} *{text[end:]}")
-  return spec.PairExample(id, *texts, _label(task, row, split, where))
+  first, second = texts
+  return spec.PairExample(id, first, second, _label(task, row, split, where))
 
 
 def _winograd(task, split, where, id, row) -> spec.PairExample:
