@@ -318,7 +318,8 @@ class Model(Group):
   attention_pattern: str = of_weights("full", since="0.2.0", before="full")
   """Which tokens of its sequence a token attends to. "full": all of them.
   "local": in every full_every-th layer, the first included, all of them; in the
-  others those at a distance of at most local_radius."""
+  others those at a distance of at most local_radius. "causal": itself and those
+  before it, as objective=ltr needs it."""
 
   local_radius: int = of_weights(64, 1, _LEN, since="0.3.0", before=64)
   """The longest distance that a layer with local attention sees, in tokens."""
@@ -357,9 +358,14 @@ class Model(Group):
   """Whether there is a pooler: a dense layer with tanh on the first token."""
 
   pooling: str = of_weights("first", since="0.3.0", before="first")
-  """What a head for whole sequences reads: "first", the first token; "mean",
-  the mean over the tokens; or "late", the mean over what the inner layers of
-  the head make of each token."""
+  """What a head for whole sequences reads: "first", the first token; "last",
+  the last token; "mean", the mean over the tokens; or "late", the mean over
+  what the inner layers of the head make of each token."""
+
+  head_lstm_layers: int = of_weights(0, 0, 8, since="0.3.0", before=0)
+  """The layers of a bidirectional LSTM between the encoder and the head of a
+  task, each as wide as the hidden states. It starts fresh; with weights to
+  start from, set it by init_changes=model.head_lstm_layers=1."""
 
   head_act: str = of_weights("", since="0.3.0", before="")
   """The activation inside the head of masked words; "" = hidden_act."""
@@ -1251,8 +1257,9 @@ class Config(Group):
   objective: str = of_run("mlm_nsp")
   """The objective of training: "mlm_nsp" (masked tokens and next sentence),
   "mlm" (masked tokens alone), "mlm_sop" (masked tokens and the order of two
-  segments), "rtd" (replaced tokens, with a generator), "distill" (masked tokens
-  and what a teacher says), or "task": that of the group `task`."""
+  segments), "ltr" (the next token, from left to right), "rtd" (replaced tokens,
+  with a generator), "distill" (masked tokens and what a teacher says), or
+  "task": that of the group `task`."""
 
   init_from: str = of_run(None, is_path=True)
   """Weights to start from: an HF directory or the name of a model of the hub
