@@ -87,6 +87,8 @@ SHARDING_RULES = (
   ("rtd/bias$", (None,)),
   ("nsp/kernel$", ("fsdp", None)),
   ("nsp/bias$", (None,)),
+  # The weights of its loop over tokens are read in every step of it.
+  ("task/lstm_[0-9]+/", ()),
   ("task/kernel$", ("fsdp", None)),
   ("task/bias$", (None,)),
   ("norm/(scale|bias)$", (None,)),
@@ -906,13 +908,18 @@ class Train(Group):
 
   trackers: tuple[str, ...] = of_session((), since="0.3.0", before=[])
   """Services that also get the metrics: "wandb", "mlflow". Each needs the extra
-  of its name, and is set up by its own environment variables. A service that
+  of its name, and is set up by its own environment variables. "mlperf" writes
+  WORKDIR/mlperf.log in MLPerf's format, for configs/mlperf.py. A service that
   fails does not stop the run."""
 
   patience: int = of_run(0, 0, _INT32, since="0.3.0", before=0, can_change=True)
   """Early stopping: the run ends after so many evaluations in a row without a
   better checkpoint.best_metric. The best checkpoint is kept, and evaluate,
   predict and convert read it. 0 = all steps are trained."""
+
+  stop_at: str = of_run("", since="0.3.0", before="", can_change=True)
+  """The run ends after the first evaluation with this result, such as
+  "eval/mlm_accuracy>=0.72" or "eval/loss<=1.3". "" = all steps are trained."""
 
   on_bad_step: str = of_session("stop", choices=("stop", "skip"), before="stop")
   """What to do if the loss or a gradient of a step is NaN or infinite, or if
@@ -1501,11 +1508,12 @@ def check_together(config: Config) -> None:
     raise ValueError(
       f"objective={config.objective}: only tasks are trained together"
     )
-  if config["train"].get("patience"):
-    raise ValueError(
-      f"train.patience={config.train.patience}: models that train together end "
-      "at the same step; train each alone, or leave the key out"
-    )
+  for key in ("patience", "stop_at"):
+    if config["train"].get(key):
+      raise ValueError(
+        f"train.{key}={config.train[key]}: models that train together end at "
+        "the same step; train each alone, or leave the key out"
+      )
   if config.init_moments:
     raise ValueError(
       "init_moments=True is for a run that trains alone; set it to False"
