@@ -529,28 +529,55 @@ def page(plans) -> str:
     "evaluate the run that is best by dev with `task.predict_splits=test`; the "
     "GLUE server takes what `python -m bert_jax.tasks.submission` makes of it.",
     "",
-    "| paper | result | there | slice | hours, predicted | chip-hours | status "
-    "|",
-    "|---|---|---|---|---|---|---|",
+    *table_lines(rows(), plans),
+    *command_lines(rows()),
   ]
-  for row in rows():
-    found = cost(row.work, plans)
-    slices = ", ".join(dict.fromkeys(w.topology for w in row.work))
-    hours = ["not planned yet"] * 2 if found is None else _numbers(found)
-    if not row.work:
-      hours = ["", ""]
-    cells = [row.table, row.what, row.paper, slices, *hours, row.status]
-    lines.append(f"| {' | '.join(cells)} |")
-  lines += ["", "## Commands", ""]
-  for row in rows():
-    if row.commands:
-      lines += [f"{row.table}, {row.what}:", "", "```sh"]
-      lines += [_wrap(text) for text in row.commands]
-      lines += ["```", ""]
   if plans:
     commits = sorted({plan["commit"][:12] for plan in plans.values()})
     lines += [f"Plans were made from commit {', '.join(commits)}.", ""]
   return "\n".join(lines)
+
+
+def table_lines(found: list[Row], plans) -> list[str]:
+  """The table of some rows, with what their plans predict."""
+  lines = [
+    "| paper | result | there | slice | hours, predicted | chip-hours | status "
+    "|",
+    "|---|---|---|---|---|---|---|",
+  ]
+  for row in found:
+    planned = cost(row.work, plans)
+    slices = ", ".join(dict.fromkeys(w.topology for w in row.work))
+    hours = ["not planned yet"] * 2 if planned is None else _numbers(planned)
+    if not row.work:
+      hours = ["", ""]
+    cells = [row.table, row.what, row.paper, slices, *hours, row.status]
+    lines.append(f"| {' | '.join(cells)} |")
+  return lines
+
+
+def command_lines(found: list[Row]) -> list[str]:
+  """The commands of some rows, each row under its name."""
+  lines = ["", "## Commands", ""]
+  for row in found:
+    if row.commands:
+      lines += [f"{row.table}, {row.what}:", "", "```sh"]
+      lines += [_wrap(text) for text in row.commands]
+      lines += ["```", ""]
+  return lines
+
+
+def make_plans(work: list[Work], plans, path: Path, most=math.inf) -> None:
+  """Makes plans one after the other, and keeps each at once."""
+  for i, one in enumerate(work):
+    if i >= most:
+      break
+    print(one.key, flush=True)
+    plan = costs.make_plan(one.arguments, one.topology)
+    kept = ("predicted_step_secs", "predicted_mfu", "num_devices", "commit",
+            "versions", "compile_secs")  # fmt: skip
+    plans[one.key] = {name: plan[name] for name in kept}
+    path.write_text(json.dumps(plans, indent=1, sort_keys=True) + "\n")
 
 
 def _numbers(found):
@@ -584,15 +611,7 @@ def main(argv=None):
   args = parser.parse_args(argv)
   path = HERE / "plans.json"
   plans = json.loads(path.read_text()) if path.exists() else {}
-  for i, one in enumerate(missing(plans) if args.plan else ()):
-    if i >= args.max:
-      break
-    print(one.key, flush=True)
-    plan = costs.make_plan(one.arguments, one.topology)
-    kept = ("predicted_step_secs", "predicted_mfu", "num_devices", "commit",
-            "versions", "compile_secs")  # fmt: skip
-    plans[one.key] = {name: plan[name] for name in kept}
-    path.write_text(json.dumps(plans, indent=1, sort_keys=True) + "\n")
+  make_plans(missing(plans) if args.plan else [], plans, path, args.max)
   (HERE / "README.md").write_text(page(plans))
 
 
