@@ -90,7 +90,10 @@ class Run:
     Leaving it waits for unfinished writes and closes the files.
     """
     files.make_folders(self.workdir)
-    with meeting.lock(self.workdir), self.session.local_steps() as self._local:
+    with (
+      meeting.lock(self.workdir),
+      self.session.open_local_steps() as self._local,
+    ):
       self.checkpoints = self.session.checkpoints()
       try:
         with contextlib.closing(self.checkpoints):

@@ -121,7 +121,7 @@ class Session(Program):
       best_mode=settings.best_mode,
     )
 
-  def local_steps(
+  def open_local_steps(
     self,
   ) -> contextlib.AbstractContextManager[local_steps.LocalSteps | None]:
     """A context with the steps on local disks; see `local_steps.opened`."""
