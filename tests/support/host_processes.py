@@ -31,13 +31,15 @@ SETTINGS = {
 def start(
   prepared, workdir, num_processes, num_devices, odd=None, limit=None,
   program=("-m", "bert_jax.main"), folder=ROOT, other_workdir=None,
-  mode="train", config="configs/base.py", said=None, **changes,
+  mode="train", config="configs/base.py", said=None, each=lambda i: {},
+  **changes,
 ):  # fmt: skip
   """Starts the processes of a job, with some devices each.
 
   What they say goes to WORKDIR-NUMBER.txt, or SAID-NUMBER.txt. The last one
   has settings of its own, `odd`, may write files of `limit` bytes at most, and
-  may run another `program`, in another `folder`, with another workdir.
+  may run another `program`, in another `folder`, with another workdir. `each`
+  returns settings that differ between processes, by their number.
   """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -67,6 +69,7 @@ def start(
             f"--workdir={is_last and other_workdir or workdir}",
             *([f"--config={config}"] if config else []),
             *(f"--config.{k}={v}" for k, v in settings.items() if config),
+            *(f"--config.{k}={v}" for k, v in each(i).items()),
             *(f"--config.{k}={v}" for k, v in (odd or {}).items() if is_last),
             *(several if num_processes > 1 else ()),
           ],
