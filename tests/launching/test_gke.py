@@ -264,3 +264,32 @@ def test_the_state_of_a_jobset_is_one_line():
   assert gke.describe(json.loads(json.dumps(jobset))) == (
     "base: Failed, 2 of 100 restarts; Failed: jobset failed"
   )
+
+
+def event(pod, reason, message):
+  return {
+    "reason": reason, "message": message, "involvedObject": {"name": pod}
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("reason", "message", "remedy"),
+  [
+    ("FailedScaleUp", "Node scale up failed: GCE quota exceeded.", "Quotas"),
+    (
+      "FailedScheduling",
+      "0/4 nodes are available: 4 node(s) didn't match Pod's node\n"
+      "affinity/selector.",
+      "--topology",
+    ),
+    ("FailedScheduling", "4 Insufficient google.com/tpu.", "in use"),
+    ("FailedScheduling", "something else", "something else"),
+  ],
+)
+def test_status_says_why_pods_wait_and_what_to_do(reason, message, remedy):
+  others = [event("other-0", "FailedScaleUp", "GCE quota exceeded")]
+  events = [event("base-0", "Scheduled", "x"), event("base-1", reason, message)]
+  said = gke.why_pending(["base-0", "base-1"], [*others, *events])
+  assert said.startswith("base-1 has no node: ") and "\n" not in said
+  assert remedy in said
+  assert not gke.why_pending(["base-0"], [*others, *events])
