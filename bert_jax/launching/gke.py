@@ -184,6 +184,10 @@ def _pod_spec(job: jobs.Job, given: dict[str, Any]) -> dict[str, Any]:
     spec |= {"nodeSelector": selector, "tolerations": tolerations}
   if job.num_slices > 1:  # the network between slices is that of the hosts
     spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+  if folder := job.host_folder:
+    path = {"path": folder, "type": "DirectoryOrCreate"}
+    spec["volumes"] = [{"name": "local", "hostPath": path}]
+    container["volumeMounts"] = [{"name": "local", "mountPath": folder}]
   if given["service_account"]:
     spec["serviceAccountName"] = given["service_account"]
   if given["priority_class"]:

@@ -84,6 +84,20 @@ def test_what_is_asked_for_is_in_the_manifest():
   assert yaml.safe_load(text) == gke.manifest(plain)
 
 
+def test_the_folder_of_local_steps_is_one_of_the_node():
+  flag = "--config.checkpoint.local_dir="
+  words = ("train", f"{flag}/a", f"{flag}/mnt/steps", "--workdir=gs://b/run")
+  job = jobs.Job("base", words, settings={"image": "i"})
+  (container,) = pod_of(job)["containers"]
+  (volume,) = pod_of(job)["volumes"]
+  assert volume["hostPath"]["path"] == "/mnt/steps"
+  (mount,) = container["volumeMounts"]
+  assert mount == {"name": volume["name"], "mountPath": "/mnt/steps"}
+  for other in (words[:1], ("train", f"{flag}relative")):
+    job = jobs.Job("base", other, settings={"image": "i"})
+    assert "volumes" not in pod_of(job)
+
+
 def test_a_job_without_tpu_asks_for_processors():
   pod = pod_of(make(None, cpu="16", memory_gib=64))
   (container,) = pod["containers"]
@@ -166,7 +180,9 @@ def rule_of(manifest):
 
 def test_kubernetes_accepts_the_jobs_of_a_jobset():
   validate = pytest.importorskip("kubernetes_validate")
-  for job in all_jobs():
+  words = ("train", "--config.checkpoint.local_dir=/mnt/steps")
+  local = jobs.Job("base", words, settings={"image": "i"})
+  for job in (local, *all_jobs()):
     for one in jobset_schema.jobs_of(gke.manifest(job)):
       validate.validate(one, "1.31", strict=True)
   one["spec"]["podFailurePolicy"]["rules"][0]["onPodCondition"] = []
