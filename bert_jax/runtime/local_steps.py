@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import secrets
 import threading
 from typing import Any
@@ -36,7 +37,7 @@ from bert_jax.runtime import watchdog
 
 _log = logging.getLogger(__name__)
 
-_SUFFIX = ".shards"
+_NAME = re.compile(r"([0-9]+)-([0-9a-f]+)-[0-9]+\.shards")
 _TOKEN = ".host-"  # the names of files begin with this that show a shared disk
 _CLOSE_SECS = 60.0  # for a save that is under way when a session ends
 
@@ -261,7 +262,7 @@ class LocalSteps:
     """Lists the files of this run, as `choose` takes them."""
     found: list[list[Any]] = []
     for name in sorted(files.list_names(self.folder)):
-      if not name.endswith(_SUFFIX):
+      if not _NAME.fullmatch(name):
         continue
       try:
         header = local_shards.read_header(os.path.join(self.folder, name))
@@ -327,7 +328,7 @@ class LocalSteps:
     self._thread.start()
 
   def _write(self, step: int, pieces: Sequence[np.ndarray]) -> None:
-    name = f"{step}-{self._session}-{self._index}{_SUFFIX}"
+    name = f"{step}-{self._session}-{self._index}.shards"
     path = os.path.join(self.folder, name)
     header = local_shards.Header(
       self._run, self._session, step, self._index, self._need, [], []
@@ -378,11 +379,11 @@ class LocalSteps:
       path = os.path.join(self.folder, name)
       if files.is_temporary(name):
         files.remove_abandoned(path)
-      if not name.endswith(_SUFFIX):
+      if not (parts := _NAME.fullmatch(name)):
         continue
-      step, session, _ = name.removesuffix(_SUFFIX).split("-")
-      is_ahead = session == self._session and int(step) > newest
-      if (int(step), session) != kept and not is_ahead:
+      step, session = int(parts[1]), parts[2]
+      is_ahead = session == self._session and step > newest
+      if (step, session) != kept and not is_ahead:
         with contextlib.suppress(FileNotFoundError):
           files.delete(path)
 
