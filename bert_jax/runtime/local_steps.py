@@ -222,9 +222,8 @@ class LocalSteps:
     while True:
       report = {"need": self._need, "have": have}
       verdict = hosts.decide(report, choose)
-      num_offers = sum(hosts.decide(len(have), list))
       if verdict is None:
-        if num_offers and self._index == 0:
+        if any(hosts.decide(len(have), list)) and self._index == 0:
           _log.warning(
             "the local steps of %s are not whole, because disks were lost or "
             "the mesh is another one; going on from step %d of the workdir",
@@ -232,11 +231,11 @@ class LocalSteps:
           )  # fmt: skip
         self._tidy(None)
         return None
-      pieces, bad = self._read(verdict)
-      for holder, name in filter(None, hosts.decide(bad, list)):
-        if holder == self._index:
-          have = [one for one in have if one[3] != name]
-      if not any(hosts.decide(bad, list)):
+      pieces, own = self._read(verdict)
+      bad = [one for one in hosts.decide(own, list) if one]
+      lost = [name for holder, name in bad if holder == self._index]
+      have = [one for one in have if one[3] not in lost]
+      if not bad:
         break
     step = verdict["step"]
     self._whole = (step, verdict["session"])
