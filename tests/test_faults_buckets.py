@@ -25,10 +25,10 @@ from tests.support import storage_server as storage
 from tests.support.fault_runs import KILLS
 from tests.support.fault_runs import SEED
 from tests.support.fault_runs import assert_told
+from tests.support.fault_runs import fork as start
 from tests.support.fault_runs import kill
 from tests.support.fault_runs import prepare_command
-from tests.support.fault_runs import run
-from tests.support.fault_runs import start
+from tests.support.fault_runs import run_forked as run
 
 TOTAL, SAVED, KEPT = 60, 20, 2  # steps
 # The compiled programs of all runs.
@@ -147,14 +147,15 @@ def test_preparation_in_a_bucket_that_was_killed_ends_as_if_never_killed(
   served, tmp_path
 ):
   text = corpora.write_text(tmp_path / "text.txt", corpora.make_documents(600))
-  assert run(prepare_command(text, tmp_path / "data"))[0] == 0
+  # Not forks: preparation starts processes of its own.
+  assert fault_runs.run(prepare_command(text, tmp_path / "data"))[0] == 0
   wanted = corpora.tree(tmp_path / "data")
   files.write_bytes(f"{BUCKET}/text.txt", pathlib.Path(text).read_bytes())
   rng, kills = random.Random(SEED), 0
   args = prepare_command(f"{BUCKET}/text.txt", f"{BUCKET}/data")
   status, longest = 1, 25.0
   while kills < max(KILLS // 10, 3) or status != 0:
-    process = start(args, tmp_path / "said")
+    process = fault_runs.start(args, tmp_path / "said")
     began = time.monotonic()
     moment = rng.uniform(3, longest) if kills < max(KILLS // 10, 3) else 1e9
     while process.poll() is None and time.monotonic() - began < moment:
@@ -301,14 +302,19 @@ def test_several_processes_train_in_one_bucket(
   }
   devices = 4 // num_processes
   jobs = host_processes.start(
-    prepared, tmp_path / "folder", num_processes, devices, **changes
+    prepared,
+    tmp_path / "folder",
+    num_processes,
+    devices,
+    forks=True,
+    **changes,
   )
   assert host_processes.finish(jobs) == [0] * num_processes
 
   def begin():
     return host_processes.start(
       f"{BUCKET}/data", f"{BUCKET}/run", num_processes, devices,
-      said=f"{tmp_path}/said", **changes,
+      said=f"{tmp_path}/said", forks=True, **changes,
     )  # fmt: skip
 
   jobs = begin()
