@@ -1118,7 +1118,7 @@ class Checkpoint(Group):
   best_mode: str = of_session("min", choices=("min", "max"))
   """Which value of that metric is the best: "min" or "max"."""
 
-  local_dir: str = of_host("", since="0.3.0", before="", is_path=True)
+  local_dir: str = of_host("", since="0.3.0", before="")
   """Folder on a disk of each machine for saves between those to the workdir. A
   machine that is lost then costs the steps since the last of them. "" = off."""
 
