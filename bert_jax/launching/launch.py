@@ -232,8 +232,9 @@ def _check_mesh(mesh: Any, topology: chips.Topology, num_slices: int) -> None:
     slices = f"{num_slices} x " if num_slices > 1 else ""
     raise jobs.LaunchError(
       f"the mesh data x fsdp x tensor = {given} does not fit the {count} "
-      f"devices of {slices}{topology.name}; set one of mesh.data, mesh.fsdp and "
-      "mesh.tensor to -1, which takes all others, or give another --topology"
+      f"devices of {slices}{topology.name}; set one of mesh.data, mesh.fsdp "
+      "and mesh.tensor to -1, which takes all others, or give another "
+      "--topology"
     )
 
 
