@@ -128,6 +128,7 @@ def test_a_killed_run_in_a_bucket_ends_as_if_never_killed(
     if process.poll() is None:
       kill(process)
       kills += 1
+      print(f"{kills}: {moment:.1f} s of {longest:.1f} s", flush=True)
     said = (tmp_path / "said").read_text()
     assert process.returncode in (0, -signal.SIGKILL), said
     assert "damaged" not in said, said
