@@ -13,7 +13,7 @@ from tests.support import host_processes
 
 pytestmark = pytest.mark.slow
 
-TOTAL, SAVED = 24, 8  # steps
+TOTAL, SAVED = 12, 4  # steps
 SHORT = dict(
   train__total_steps=TOTAL,
   checkpoint__every_steps=SAVED,

@@ -167,6 +167,8 @@ def _run(request):
   os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
   if folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", folder)
+    # Even of tiny programs, each takes a while in several processes at once.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   sys.argv = ["bert-jax", *request["args"]]
   runpy.run_module("bert_jax.main", run_name="__main__", alter_sys=True)
 
