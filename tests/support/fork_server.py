@@ -7,6 +7,7 @@ has no threads and no devices.
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import json
 import os
@@ -22,6 +23,7 @@ import time
 from tests.support import storage_server
 
 ROOT = pathlib.Path(__file__).parents[2]
+_END_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 class Forked:
@@ -135,6 +137,7 @@ def _serve():
       pid = os.fork()
       if pid == 0:
         os.setpgid(0, 0)
+        ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGKILL)
         return request
       with contextlib.suppress(OSError):  # it has done so itself
         os.setpgid(pid, pid)
@@ -167,8 +170,9 @@ def _run(request):
   os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
   if folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_compilation_cache_dir", folder)
-    # Even of tiny programs, each takes a while in several processes at once.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  # Of several processes, one compiles for all.
+  jax.config.update("jax_share_binary_between_hosts", True)
   sys.argv = ["bert-jax", *request["args"]]
   runpy.run_module("bert_jax.main", run_name="__main__", alter_sys=True)
 
