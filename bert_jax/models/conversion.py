@@ -352,8 +352,9 @@ def _check_complete(
   if missing:
     them = "it" if len(missing) == 1 else "them"
     raise ConvertError(
-      f"there is no {_listed(missing)}; a {family.hf_class} with these settings "
-      f"has {them}, so the file is incomplete or holds another kind of model"
+      f"there is no {_listed(missing)}; a {family.hf_class} with these "
+      f"settings has {them}, so the file is incomplete or holds another kind "
+      "of model"
     )
 
 

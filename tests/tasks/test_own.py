@@ -163,6 +163,7 @@ def test_any_number_of_choices(tmp_path):
       "form='guess' .* classify, pairs",
     ),
     ("pairs", ["a"], "task own: 1 text columns .a., wanted 2"),
+    ("choice", ["a"], "1 text columns .*, wanted 2 or more"),
     ("regress", ["a", "b", "c"], "3 text columns .*, wanted 1 to 2"),
     ("classify", ["a"], "its labels are not known; give labels, or a train"),
     ("tag", ["a"], "its labels are not known"),
