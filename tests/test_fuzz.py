@@ -112,7 +112,7 @@ class Reader:
   read: Callable[[pathlib.Path], object]
   damaged: str = ".*"
   says: str = "$^"
-  examples: int = 50
+  examples: int = 25
 
 
 READERS: dict[str, Reader] = {}
@@ -453,7 +453,7 @@ def _rows_reader(name: str, content: bytes) -> Reader:
       pass
     _read_corpus(str(folder / name), "sentences")
 
-  return Reader(make, read, examples=15)
+  return Reader(make, read, examples=8)
 
 
 READERS |= {
@@ -729,7 +729,35 @@ TASK_READERS = {
     ),
   ),
   "codah": ("train", "train.tsv", "i\tThe cat\tsat\ton\tmat\tthe\t3"),
-}
+  "multirc": (
+    "train",
+    "train.jsonl",
+    json.dumps({"idx": 0, "passage": {"text": "The cat sat.", "questions": [
+      {"question": "Who?", "idx": 0, "answers": [
+        {"text": "cat", "idx": 0, "label": 1}]}]}}),
+  ),
+  "record": (
+    "train",
+    "train.jsonl",
+    json.dumps({"idx": 0, "passage": {"text": "The cat sat.", "entities": [
+      {"start": 4, "end": 6}]}, "qas": [
+        {"query": "@placeholder sat", "idx": 0, "answers": [
+          {"start": 4, "end": 6, "text": "cat"}]}]}),
+  ),
+  "wsc": (
+    "train",
+    "train.jsonl",
+    json.dumps({"text": "The cat sat", "idx": 0, "label": True, "target": {
+      "span1_index": 1, "span1_text": "cat", "span2_index": 2,
+      "span2_text": "sat"}}),
+  ),
+  "xnli_de": (
+    "validation",
+    "xnli.dev.tsv",
+    "language\tgold_label\tsentence1\tsentence2\tpairID",
+    "de\tneutral\tThe cat\tsat\t1",
+  ),
+}  # fmt: skip
 READERS |= {
   name: _task_reader(name, *rest) for name, rest in TASK_READERS.items()
 }
@@ -866,8 +894,8 @@ READERS |= {
     '{"q": "x", "c": {"text": ["a", "b", "c"], "label": ["1", "2", "3"]},'
     ' "label": "3"}',
   ),
-  "tfds text": Reader(_make_tfds, _read_tfds_corpus, examples=20),
-  "tfds task": Reader(_make_tfds, _read_tfds_task, examples=20),
+  "tfds text": Reader(_make_tfds, _read_tfds_corpus, examples=10),
+  "tfds task": Reader(_make_tfds, _read_tfds_task, examples=10),
 }
 
 
@@ -929,7 +957,7 @@ def _pretrained(kind: str = "classify") -> weights.Pretrained:
   )
 
 
-def _weights_reader(format: str, examples: int = 50) -> Reader:
+def _weights_reader(format: str, examples: int = 25) -> Reader:
   def make(folder):
     weights.write(_pretrained(), folder, format)
 
@@ -973,13 +1001,13 @@ READERS |= {
   "huggingface settings": dataclasses.replace(
     _weights_reader("huggingface"), damaged=r".*\.(json|txt)"
   ),
-  "huggingface shards": Reader(_make_shards, weights.read, examples=20),
+  "huggingface shards": Reader(_make_shards, weights.read, examples=10),
   "flax": dataclasses.replace(_weights_reader("flax"), damaged=".*msgpack"),
   "tf1": _weights_reader("tf1"),
   "tf1 without checksums": dataclasses.replace(
     _weights_reader("tf1"), read=_read_unchecked, damaged=".*(index|data).*"
   ),
-  "workdir": _weights_reader("bert_jax", examples=15),
+  "workdir": _weights_reader("bert_jax", examples=8),
 }
 
 
@@ -1172,18 +1200,18 @@ READERS |= {
     _make_words_data,
     _whole_words,
     says=BAD_EXAMPLE,
-    examples=15,
+    examples=8,
     damaged=r".*(words\.npy|manifest\.json)",
   ),
-  "data": Reader(_make_data, lambda f: _batches(f, "once", 2), examples=15),
+  "data": Reader(_make_data, lambda f: _batches(f, "once", 2), examples=8),
   "data unverified": Reader(
-    _make_data, lambda f: _batches(f, "never", 1), says=BAD_EXAMPLE, examples=15
+    _make_data, lambda f: _batches(f, "never", 1), says=BAD_EXAMPLE, examples=8
   ),
   "data packed unverified": Reader(
-    _make_data, lambda f: _batches(f, "never", 2), says=BAD_EXAMPLE, examples=15
+    _make_data, lambda f: _batches(f, "never", 2), says=BAD_EXAMPLE, examples=8
   ),
   "manifests": Reader(
-    _make_data, lambda f: _batches(f, "never", 2), r".*\.json", examples=15
+    _make_data, lambda f: _batches(f, "never", 2), r".*\.json", examples=8
   ),
   "prepare": Reader(_make_data, _prepare_again, examples=5),
   "prepare after a kill": Reader(
@@ -1231,7 +1259,7 @@ def _lines_reader(kind: str) -> Reader:
       json.dumps(answer)
       assert answer.get("error") != ""
 
-  return Reader(make, read, examples=20)
+  return Reader(make, read, examples=10)
 
 
 READERS |= {f"lines to {kind}": _lines_reader(kind) for kind in LINES}
@@ -1276,7 +1304,7 @@ def _table_reader(ending: str) -> Reader:
     if total and ending != "json":
       assert len(list(rows.read(str(target)))) == total
 
-  return Reader(make, read, examples=15)
+  return Reader(make, read, examples=8)
 
 
 READERS |= {
