@@ -90,6 +90,8 @@ SHARDING_RULES = (
   ("task/kernel$", ("fsdp", None)),
   ("task/bias$", (None,)),
   ("norm/(scale|bias)$", (None,)),
+  # LoRA's adapters, which are small: not sharded.
+  ("lora_[ab]$", ()),
   # The head of a kind of another package: not sharded.
   ("(^|/)head/", ()),
 )
@@ -867,6 +869,28 @@ class Optim(Group):
   """Gradual unfreezing: the number of steps after which one more layer is
   trained, from the top down, and the embeddings last. Before, only the head,
   the pooler and the last norm are. 0 = all from the start."""
+
+  lora_rank: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """Fine-tuning: the rank of LoRA's adapters. A pair of narrow matrices is then
+  trained beside each kernel of optim.lora_targets; of the rest, only the head
+  and the pooler are. 0 = all parameters are trained, without adapters."""
+
+  lora_alpha: float = of_run(16.0, 0.0, _FLOAT, since="0.3.0", before=16.0)
+  """The product of a pair of adapters is multiplied by this, divided by
+  optim.lora_rank."""
+
+  lora_targets: tuple[str, ...] = of_run(
+    ("query", "value"), since="0.3.0", before=["query", "value"]
+  )
+  """The kernels of every layer that have adapters: "query", "key", "value",
+  "attention_out", "mlp_in", "mlp_gate", "mlp_out", or "all"."""
+
+  lora_dropout_rate: float = of_run(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
+  """The share of the inputs of each adapter that a step leaves out. All tokens
+  of a step lack the same ones."""
+
+  lora_norms: bool = of_run(False, since="0.3.0", before=False)
+  """Whether the norms of the encoder are trained beside the adapters."""
 
   clip_norm: float = of_run(1.0, 0.0, _FLOAT)
   """The largest norm of the global gradient; 0 = no clipping."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax.models import adapters
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import files
 from bert_jax.runtime import peers
@@ -158,6 +159,7 @@ def given_params(
   wanted = wanted_params(job, mesh)
   tree, added, _ = weights.fit(given, wanted, job.model.config)
   needs, config = job.objective.needs, job.model.config
+  added = tuple(path for path in added if not adapters.is_adapter(path))
   if missing := sorted(path for path in added if needs(path, config)):
     why = "".join(f" ({reason})" for reason in pretrained.refused.values())
     raise ValueError(

@@ -22,6 +22,7 @@ from bert_jax.kinds import losses
 from bert_jax.kinds import table
 from bert_jax.kinds import task_kind
 from bert_jax.kinds import windows
+from bert_jax.models import adapters
 from bert_jax.models import flops
 from bert_jax.models import heads
 from bert_jax.models.attention import programs
@@ -114,7 +115,15 @@ class FineTuning(Job):
         f"{self.objective.name}; leave it out"
       )
     self.objective = self.objective.with_loss(self._loss_options())
+    if options := adapters.options_of(config.optim):
+      self.model = adapters.Adapted(self.model, options)
     self.objective.check_options(self.task, **self._decode_options)
+
+  @property
+  def is_trained(self):
+    if isinstance(self.model, adapters.Adapted):
+      return self.model.is_trained
+    return super().is_trained
 
   @property
   def _decode_options(self) -> dict[str, Any]:

@@ -49,6 +49,14 @@ class Job:
     self.model = self.objective.make_model(model_config, num_labels)
 
   @property
+  def is_trained(self) -> Callable[[str], bool] | None:
+    """The path of a parameter -> whether it is trained; None = all are."""
+    parts = self.objective.frozen
+    if not parts:
+      return None
+    return lambda path: path.split("/")[0] not in parts
+
+  @property
   def tokenizer(self) -> interface.Tokenizer:
     """The tokenizer of the data."""
     raise NotImplementedError
