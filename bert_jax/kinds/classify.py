@@ -257,3 +257,22 @@ class Answerer(answers.TaskAnswerer):
 
   name = "classify"
   kind = CLASSIFY
+  record_fields = ("text", "text_b")
+  pair_rank = 2
+
+  def relevance_label(self, label):
+    labels = self.labels
+    if label is None and len(labels) != 2:
+      raise answers.RecordError(
+        f"the model has {len(labels)} labels; name the one that means relevant "
+        f"as label, one of {', '.join(labels)}"
+      )
+    chosen = labels[1] if label is None else label
+    if chosen not in labels:
+      raise answers.RecordError(
+        f"label is {chosen!r:.60}; wanted one of {', '.join(labels)}"
+      )
+    return chosen
+
+  def relevances(self, found, label):
+    return [answer["scores"][label] for answer in found]

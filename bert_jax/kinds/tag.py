@@ -392,7 +392,7 @@ class Answerer(answers.TaskAnswerer):
   name = "tag"
   parts = ("task",)
   kind = TAG
-  fields = ("text", "words")
+  fields = record_fields = ("text", "words")
 
   def __init__(self, context: answers.Context):
     super().__init__(context)

@@ -18,6 +18,7 @@ _IN_PREDICT = {
   "data.seq_len": "predict.seq_len",
   "task.has_null": "predict.allow_null",
   "task.null_threshold": "predict.null_threshold",
+  "task.long_texts": "predict.long_texts",
 }
 _OF_RUN = tuple(key for key in weights.SETTINGS if key != "task.name")
 _NEEDED = (

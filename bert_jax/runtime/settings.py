@@ -675,13 +675,13 @@ class Task(Group):
   """The seed of task.dev_rate and task.num_folds."""
 
   long_texts: str = of_run(
-    "cut", choices=("cut", "mean", "max"), since="0.3.0", before="cut"
+    "cut", choices=("cut", "mean", "max", "first"), since="0.3.0", before="cut"
   )
   """What is read of a text that is longer than a row. "cut": its start. "mean"
   and "max": all of it, in windows that are task.doc_stride tokens apart, of
-  whose outputs the mean or the largest counts. Of a pair, the second text is
-  read in windows. Kinds: classify, multi_label, regress; tags and questions
-  are always read in windows."""
+  whose outputs the mean or the largest counts. "first": the first window. Of a
+  pair, the second text is read in windows. Kinds: classify, multi_label,
+  regress; tags and questions are always read in windows."""
 
   doc_stride: int = of_run(128, 1, _LEN)
   """Tokens from the start of a window of a long text to that of the next."""
@@ -1229,6 +1229,13 @@ class Predict(Group):
 
   decimals: int = of_session(6, 0, 12)
   """embed: digits after the decimal point; 0 = all."""
+
+  long_texts: str = of_session(
+    None, choices=("cut", "mean", "max", "first"), since="0.3.0", before="cut"
+  )
+  """embed, classify, multi_label, regress: another name for task.long_texts,
+  the vectors of whose windows embed pools, too. Windows have no "tokens",
+  "layers" or "concat". Not set = "cut" for embed, else the value of the run."""
 
   allow_null: bool = of_session(None)
   """answer: whether a question may have no answer, as in SQuAD 2. This is
