@@ -145,6 +145,15 @@ def same_labels(
   )
 
 
+def count_pairs(
+  num_labels: int, guess: Sequence[int], right: Sequence[int]
+) -> np.ndarray:
+  """Returns [K, K] counts: how often each label was predicted for each."""
+  counts = np.zeros((num_labels, num_labels), np.int64)
+  np.add.at(counts, (np.asarray(right, int), np.asarray(guess, int)), 1)
+  return counts
+
+
 _MOST_COLUMNS = 12  # a confusion matrix with more does not fit a screen
 
 
@@ -244,6 +253,10 @@ class Classify(windows.TextKind):
     remark = calibration.describe(probabilities, np.array(right))
     table = class_tables(task.labels, guess, right)
     return f"{table}\n\n{remark}" if remark else table
+
+  def confusion(self, task, examples, predictions):
+    guess, right = self._columns(task, predictions, examples)
+    return count_pairs(len(task.labels), guess, right)
 
   def mistakes(self, task, examples, predictions):
     return wrong_labels(self, task, examples, predictions)

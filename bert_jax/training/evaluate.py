@@ -19,6 +19,7 @@ from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import checks
+from bert_jax.training import confusion
 from bert_jax.training import init_from
 from bert_jax.training import jobs
 from bert_jax.training import meeting
@@ -96,6 +97,8 @@ def evaluate(
     _log.info("wrote %s", path)
     for written in job.explain(evaluator, path):
       _log.info("wrote %s", written)
+    if path := confusion.write(workdir, step, job.confusions(evaluator)):
+      _log.info("wrote %s", path)
   with jax.set_mesh(mesh), peers.watching(stall):
     for path in job.write_predictions(evaluator, params, workdir):
       _log.info("wrote %s", path)

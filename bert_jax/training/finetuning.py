@@ -451,6 +451,16 @@ class FineTuning(Job):
             f.write(files.to_json(record, ensure_ascii=False) + "\n")
     return written
 
+  def confusions(self, evaluator):
+    found = {}
+    for name, predictions in evaluator.predicted.items():
+      split = self.split(name)
+      counts = self.objective.confusion(split.task, split.examples, predictions)
+      if counts is not None:
+        labels = list(map(str, split.task.labels))
+        found[name] = {"labels": labels, "counts": counts.tolist()}
+    return found
+
   def write_predictions(self, evaluator, params, workdir):
     """Writes what the model predicts for the splits of `task.predict_splits`.
 

@@ -144,6 +144,19 @@ class Job:
     del evaluator, path
     return []
 
+  def confusions(self, evaluator: Any) -> dict[str, Any]:
+    """Returns the confusion matrix of each split that was evaluated.
+
+    Args:
+      evaluator: the evaluator of this job, which was called before.
+
+    Returns:
+      Name of the split -> "labels" and "counts", as in confusion.json; {} for a
+      job without one label for each answer.
+    """
+    del evaluator
+    return {}
+
   def write_predictions(
     self, evaluator: Any, params: Any, workdir: str
   ) -> list[str]:

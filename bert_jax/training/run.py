@@ -24,6 +24,7 @@ from bert_jax.runtime import runs
 from bert_jax.runtime import trackers
 from bert_jax.runtime import watchdog
 from bert_jax.training import averages
+from bert_jax.training import confusion
 from bert_jax.training import meeting
 from bert_jax.training import meter as meter_lib
 from bert_jax.training import probes
@@ -242,6 +243,8 @@ class Run:
   def end(self) -> None:
     """Shows the last and the best evaluation, and the next command."""
     if jax.process_index() == 0:  # whose log is closed
+      found = self.job.confusions(self.session.evaluator)
+      confusion.write(self.workdir, self._step, found)
       self._meter.say(terminal.end_lines(self.config, self.workdir))
 
   def note(self, step: int) -> None:
