@@ -29,7 +29,8 @@ _NEEDED = (
 def _flatten(config: Config) -> dict[str, Any]:
   """Returns the values of a config by their keys; None if they are not set."""
   flat = settings.flatten(config)
-  flat["predict.seq_len"] = flat.get("predict.seq_len") or None
+  for name in ("predict.seq_len", "predict.long_texts"):
+    flat[name] = flat.get(name) or None
   return flat
 
 

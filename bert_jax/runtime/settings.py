@@ -1231,11 +1231,11 @@ class Predict(Group):
   """embed: digits after the decimal point; 0 = all."""
 
   long_texts: str = of_session(
-    None, choices=("cut", "mean", "max", "first"), since="0.3.0", before="cut"
+    "", choices=("", "cut", "mean", "max", "first"), since="0.3.0", before=""
   )
   """embed, classify, multi_label, regress: another name for task.long_texts,
   the vectors of whose windows embed pools, too. Windows have no "tokens",
-  "layers" or "concat". Not set = "cut" for embed, else the value of the run."""
+  "layers" or "concat". "" = "cut" for embed, else the value of the run."""
 
   allow_null: bool = of_session(None)
   """answer: whether a question may have no answer, as in SQuAD 2. This is
