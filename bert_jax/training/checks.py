@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from bert_jax.models import adapters
 from bert_jax.runtime import early_stopping
+from bert_jax.runtime import local_steps
 from bert_jax.runtime import settings
 from bert_jax.runtime import trackers
 from bert_jax.runtime.settings import Config
@@ -36,6 +37,7 @@ def check_settings(config: Config) -> None:
     if config.task[key] is None:  # as in configs/predict.py
       raise ValueError(f"task.{key} is not set; training needs a number")
   early_stopping.check(config)
+  local_steps.check_settings(config.checkpoint)
   check_effects(config)
   _check_start(config)
   _check_adapters(config)
