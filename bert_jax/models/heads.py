@@ -279,7 +279,7 @@ class PreTrainingModel(nn.Module):
     input_ids,
     input_mask,
     segment_ids,
-    masked_positions,
+    masked_positions=None,
     *,
     positions=None,
     sequence_ids=None,
