@@ -562,9 +562,10 @@ def page(plans) -> str:
     "`TEXT` stands for files of text, a sentence a line (or see "
     "`prepare.format`); `GLUE`, `SQUAD`, `SWAG`, `NER` and `TRIVIAQA` for "
     "folders of the official files. Results are recorded by the sweeps and "
-    "shown by `--mode=report --input=RESULTS --output=DIR`. For scores on a test set, "
-    "evaluate the run that is best by dev with `task.predict_splits=test`; the "
-    "GLUE server takes what `python -m bert_jax.tasks.submission` makes of it.",
+    "shown by `--mode=report --input=RESULTS --output=DIR`. For scores on a "
+    "test set, evaluate the run that is best by dev with "
+    "`task.predict_splits=test`; the GLUE server takes what `python -m "
+    "bert_jax.tasks.submission` makes of it.",
     "",
     *table_lines(rows(), plans),
     *command_lines(rows()),
