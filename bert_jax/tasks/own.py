@@ -354,13 +354,25 @@ def without_rest(texts: Sequence[str], where: str) -> list[str]:
   return list(texts[: len(kept)])
 
 
+def _from_json(value: Any, starts: tuple[str, ...]) -> Any:
+  """Returns what a text of JSON holds; any other value as it is.
+
+  Args:
+    value: the value of a column.
+    starts: how a text of JSON begins. A text that begins so, but is no JSON,
+      is returned as it is, too.
+  """
+  if not isinstance(value, str) or not value.strip().startswith(starts):
+    return value
+  try:
+    return json.loads(value)
+  except (ValueError, RecursionError):
+    return value
+
+
 def listed(value: Any, where: str) -> tuple[list[str], list[str]]:
   """Returns the texts of choices in one column, and their names if given."""
-  if isinstance(value, str):
-    try:
-      value = json.loads(value)
-    except (ValueError, RecursionError):
-      pass  # It is refused below.
+  value = _from_json(value, ("",))
   names: Any = []
   if isinstance(value, dict):
     names, value = value.get("label", []), value.get("text")
@@ -482,11 +494,7 @@ def _answers(
   The column holds an answer, whose place may be in the column answer_start; a
   list of answers; or answers as SQuAD has them, in an object or in a list.
   """
-  if isinstance(value, str) and value.strip()[:2] in ("[]", '["', "[{", '{"'):
-    try:
-      value = json.loads(value)
-    except (ValueError, RecursionError):
-      pass  # It is a text with a bracket.
+  value = _from_json(value, ("[]", '["', "[{", '{"'))
   starts: Any = None
   if isinstance(value, dict):
     value, starts = value.get("text"), value.get("answer_start")
@@ -524,11 +532,7 @@ def _starts(value: Any, count: int, where: str) -> list[Any]:
   Raises:
     spec.TaskError: There are more or fewer of them than answers.
   """
-  if isinstance(value, str) and value.strip()[:1] == "[":
-    try:
-      value = json.loads(value)
-    except (ValueError, RecursionError):
-      pass  # It is refused below, or by `_start`.
+  value = _from_json(value, ("[",))
   if value in (None, "", []) or not count:
     return [-1] * count
   found = value if isinstance(value, list) else [value]
