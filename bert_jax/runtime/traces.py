@@ -122,7 +122,9 @@ class Program:
     if (content := _read(entry)) is not None:
       try:
         parts = pickle.loads(content)  # noqa: S301 -- this user wrote it
-        found = serialize_executable.deserialize_and_load(*parts)
+        found = serialize_executable.deserialize_and_load(
+          *parts, execution_devices=_devices_of(batch)
+        )
         compile_cache.count_read()
         return found
       except Exception as error:  # of another build, or damaged: any error
@@ -133,6 +135,14 @@ class Program:
     except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as why:
       _log.debug("the program is not kept: %s", why)
     return compiled
+
+
+def _devices_of(batch: Mapping[str, jax.Array]) -> list[jax.Device]:
+  """Returns the devices that a batch lies on, in the order of their mesh."""
+  place = next(iter(batch.values())).sharding
+  if isinstance(place, jax.sharding.NamedSharding):
+    return list(place.mesh.devices.flat)
+  return sorted(place.device_set, key=lambda device: device.id)
 
 
 # --- entries -----------------------------------------------------------------

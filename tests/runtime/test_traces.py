@@ -50,21 +50,18 @@ def test_a_program_that_is_read_back_is_not_traced_and_bit_equal(folder):
 def test_other_facts_shapes_code_or_settings_are_another_program(
   folder, monkeypatch
 ):
-  function = Counted()
-  traces.Program(function, {"a": 1})(*arguments())
-  program = traces.Program(function, {"a": 2})
-  program(*arguments())
-  assert function.count == 2
-  program(*arguments(rows=6))
-  assert function.count == 3
-  program(*arguments())  # held by the program itself
-  assert function.count == 3
+  def count(facts, **shape):
+    function = Counted()  # jax itself would remember the same function
+    traces.Program(function, facts)(*arguments(**shape))
+    return function.count
+
+  assert [count({"a": 1}), count({"a": 1})] == [1, 0]
+  assert [count({"a": 2}), count({"a": 2})] == [1, 0]
+  assert [count({"a": 1}, rows=6), count({"a": 1}, rows=6)] == [1, 0]
   monkeypatch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} ")
-  traces.Program(function, {"a": 1})(*arguments())
-  assert function.count == 4
+  assert [count({"a": 1}), count({"a": 1})] == [1, 0]
   monkeypatch.setattr(traces, "_code", lambda: ["other"])
-  traces.Program(function, {"a": 1})(*arguments())
-  assert function.count == 5
+  assert [count({"a": 1}), count({"a": 1})] == [1, 0]
 
 
 def test_a_damaged_entry_is_made_again(folder):
@@ -115,3 +112,17 @@ def test_what_was_not_read_for_the_longest_time_goes_first():
   assert traces._oldest_above(entries, 11) == []
   assert traces._oldest_above(entries, 10) == ["old"]
   assert traces._oldest_above(entries, 5) == ["old", "middle"]
+
+
+def test_a_program_is_read_back_onto_the_devices_of_its_mesh(folder):
+  mesh = jax.sharding.Mesh(np.array(jax.devices())[::-1][:4], ("data",))
+  split = jax.NamedSharding(mesh, jax.P("data"))
+  params, batch = arguments(rows=8)
+  params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+  batch = jax.device_put(batch, split)
+  second = Counted()
+  wanted = traces.Program(Counted(), {})(params, batch)["y"]
+  found = traces.Program(second, {})(params, batch)["y"]
+  assert second.count == 0
+  assert found.sharding == wanted.sharding
+  np.testing.assert_array_equal(wanted, found)
