@@ -93,6 +93,28 @@ def _row_lengths(
   )
 
 
+def _model_config(
+  config: Config, pretrained: weights.Pretrained, found: Mapping[str, Any]
+) -> ModelConfig:
+  """Returns the shape of some weights with the arithmetic that is asked for.
+
+  Args:
+    config: the whole configuration.
+    pretrained: the weights.
+    found: the settings, as `predict_settings.read` returns them.
+  """
+  arithmetic = {
+    "dtype": found.get("model.dtype", "float32"),
+    "attention": found.get("model.attention", "plain"),
+    # Nothing is dropped, and some programs of attention have no dropout.
+    "dropout_rate": 0.0,
+    "attention_dropout_rate": 0.0,
+  }
+  return ModelConfig.from_config(
+    config.model.to_dict() | pretrained.shape | arithmetic
+  )
+
+
 class Predictor:
   """Answers records with a trained model.
 
@@ -144,16 +166,7 @@ class Predictor:
       raise answers.PredictError(
         f"{name} has no vocabulary; put its vocab.txt into that folder"
       )
-    arithmetic = {
-      "dtype": found.get("model.dtype", "float32"),
-      "attention": found.get("model.attention", "plain"),
-      # Nothing is dropped, and some programs of attention have no dropout.
-      "dropout_rate": 0.0,
-      "attention_dropout_rate": 0.0,
-    }
-    model = ModelConfig.from_config(
-      config.model.to_dict() | pretrained.shape | arithmetic
-    )
+    model = _model_config(config, pretrained, found)
     make = table.choose_answerer(config.predict.kind, pretrained, name)
     self.kind = make.name
     seq_len = found.get("data.seq_len", model.max_len)

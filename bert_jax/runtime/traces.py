@@ -104,7 +104,7 @@ class Program:
         all calls.
       batch: name -> array.
     """
-    if self._facts is None or not _folder():
+    if self._facts is None or not _folder() or jax.process_count() > 1:
       return self._jitted(params, batch)
     key = tuple((name, x.shape, str(x.dtype)) for name, x in batch.items())
     if key not in self._compiled:

@@ -102,34 +102,13 @@ def make_task(
     spec.TaskError: The number of columns is wrong, the separator is empty, or
       the labels are neither given nor in a training file.
   """
-  least, most = form.num_texts
-  if len(text) < least or (most and len(text) > most):
-    raise spec.TaskError(
-      f"task {name}: {len(text)} text columns ({', '.join(text) or 'none'}),"
-      f" wanted {least}"
-      + (f" to {most}" if most != least else "")
-      + "; task.text names them"
-      + (
-        "; to join columns to one text, give a template such as"
-        f' task.text="{" ".join(f"{{{x}}}" for x in text)}"'
-        if most and len(text) > most
-        else ""
-      )
-    )
+  _check_texts(name, form, text)
   if not label_separator:
     raise spec.TaskError(
       f"task {name}: task.label_separator is empty; give the separator of"
       ' several labels in one column, such as ","'
     )
-  labels = tuple(str(x).strip() for x in labels)
-  if labels_file:
-    listed = label_lib.read_file(labels_file)
-    if labels and labels != listed:
-      raise spec.TaskError(
-        f"task.labels ({', '.join(labels)}) and task.labels_file={labels_file}"
-        f" ({', '.join(listed)}) differ; give one of them"
-      )
-    labels = listed
+  labels = _labels_of(labels, labels_file)
   facts = {"tag_scheme": "auto", "word_split": "auto"} | facts
   task = spec.Task(
     name=name,
@@ -163,6 +142,46 @@ def make_task(
       f" {label!r}; give labels, or another file or column"
     )
   return task
+
+
+def _check_texts(name: str, form: Form, text: Sequence[str]) -> None:
+  """Raises TaskError if a form takes another number of text columns."""
+  least, most = form.num_texts
+  if len(text) < least or (most and len(text) > most):
+    raise spec.TaskError(
+      f"task {name}: {len(text)} text columns ({', '.join(text) or 'none'}),"
+      f" wanted {least}"
+      + (f" to {most}" if most != least else "")
+      + "; task.text names them"
+      + (
+        "; to join columns to one text, give a template such as"
+        f' task.text="{" ".join(f"{{{x}}}" for x in text)}"'
+        if most and len(text) > most
+        else ""
+      )
+    )
+
+
+def _labels_of(given: Sequence[str], path: str) -> tuple[str, ...]:
+  """Returns the labels of a task; () if neither they nor a file are given.
+
+  Args:
+    given: the labels.
+    path: a file with one label on each line; "" without one.
+
+  Raises:
+    spec.TaskError: Both are given, and differ.
+  """
+  labels = tuple(str(x).strip() for x in given)
+  if path:
+    listed = label_lib.read_file(path)
+    if labels and labels != listed:
+      raise spec.TaskError(
+        f"task.labels ({', '.join(labels)}) and task.labels_file={path}"
+        f" ({', '.join(listed)}) differ; give one of them"
+      )
+    return listed
+  return labels
 
 
 def split_words(words: Sequence[Any]) -> tuple[str, ...]:
