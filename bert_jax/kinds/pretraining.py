@@ -347,6 +347,39 @@ class FillMask(answers.Answerer):
   parts = ("mlm",)
   kind = MLM
   levels = {"scores": "mask", "ids": "mask"}
+  record_fields = ("text",)
+  request_options = {"top_k": answers.Count(5, 50)}
+  token_outputs = ("logits",)
+  transformers_class = "AutoModelForMaskedLM"
+
+  @classmethod
+  def program_options(cls, options, pretrained):
+    """Returns a top_k that is a power of two: of these there are few."""
+    top_k = options.get("top_k")
+    size = pretrained.tokenizer.vocab_size if pretrained.tokenizer else 0
+    is_whole = isinstance(top_k, int) and not isinstance(top_k, bool)
+    if not is_whole or not 1 <= top_k <= size:
+      return dict(options)  # the predictor says what is wrong
+    return {**options, "top_k": min(1 << (top_k - 1).bit_length(), size)}
+
+  @classmethod
+  def narrow(cls, answer, options):
+    if (top_k := options.get("top_k")) is None:
+      return answer
+    return answer | {"masks": [best[:top_k] for best in answer["masks"]]}
+
+  @classmethod
+  def serving_options(cls, pretrained, predict):
+    most = cls.request_options["top_k"].most
+    if pretrained.tokenizer:
+      most = min(most, pretrained.tokenizer.vocab_size)
+    return [{"top_k": most}]
+
+  def unpacked(self, params, ids, mask, types):
+    places = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+    variables = {"params": params}
+    logits, _ = self._model.apply(variables, ids, mask, types, places)
+    return {"logits": logits}  # [B, L, V]
 
   def __init__(self, context: answers.Context):
     super().__init__(context)

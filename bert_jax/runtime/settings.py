@@ -90,6 +90,8 @@ SHARDING_RULES = (
   ("task/kernel$", ("fsdp", None)),
   ("task/bias$", (None,)),
   ("norm/(scale|bias)$", (None,)),
+  # LoRA's adapters, which are small: not sharded.
+  ("lora_[ab]$", ()),
   # The head of a kind of another package: not sharded.
   ("(^|/)head/", ()),
 )
@@ -673,13 +675,13 @@ class Task(Group):
   """The seed of task.dev_rate and task.num_folds."""
 
   long_texts: str = of_run(
-    "cut", choices=("cut", "mean", "max"), since="0.3.0", before="cut"
+    "cut", choices=("cut", "mean", "max", "first"), since="0.3.0", before="cut"
   )
   """What is read of a text that is longer than a row. "cut": its start. "mean"
   and "max": all of it, in windows that are task.doc_stride tokens apart, of
-  whose outputs the mean or the largest counts. Of a pair, the second text is
-  read in windows. Kinds: classify, multi_label, regress; tags and questions
-  are always read in windows."""
+  whose outputs the mean or the largest counts. "first": the first window. Of a
+  pair, the second text is read in windows. Kinds: classify, multi_label,
+  regress; tags and questions are always read in windows."""
 
   doc_stride: int = of_run(128, 1, _LEN)
   """Tokens from the start of a window of a long text to that of the next."""
@@ -867,6 +869,28 @@ class Optim(Group):
   """Gradual unfreezing: the number of steps after which one more layer is
   trained, from the top down, and the embeddings last. Before, only the head,
   the pooler and the last norm are. 0 = all from the start."""
+
+  lora_rank: int = of_run(0, 0, 10_000, since="0.3.0", before=0)
+  """Fine-tuning: the rank of LoRA's adapters. A pair of narrow matrices is then
+  trained beside each kernel of optim.lora_targets; of the rest, only the head
+  and the pooler are. 0 = all parameters are trained, without adapters."""
+
+  lora_alpha: float = of_run(16.0, 0.0, _FLOAT, since="0.3.0", before=16.0)
+  """The product of a pair of adapters is multiplied by this, divided by
+  optim.lora_rank."""
+
+  lora_targets: tuple[str, ...] = of_run(
+    ("query", "value"), since="0.3.0", before=["query", "value"]
+  )
+  """The kernels of every layer that have adapters: "query", "key", "value",
+  "attention_out", "mlp_in", "mlp_gate", "mlp_out", or "all"."""
+
+  lora_dropout_rate: float = of_run(0.0, 0.0, 1.0, since="0.3.0", before=0.0)
+  """The share of the inputs of each adapter that a step leaves out. All tokens
+  of a step lack the same ones."""
+
+  lora_norms: bool = of_run(False, since="0.3.0", before=False)
+  """Whether the norms of the encoder are trained beside the adapters."""
 
   clip_norm: float = of_run(1.0, 0.0, _FLOAT)
   """The largest norm of the global gradient; 0 = no clipping."""
@@ -1118,6 +1142,13 @@ class Checkpoint(Group):
   best_mode: str = of_session("min", choices=("min", "max"))
   """Which value of that metric is the best: "min" or "max"."""
 
+  local_dir: str = of_host("", since="0.3.0", before="")
+  """Folder on a disk of each machine for saves between those to the workdir. A
+  machine that is lost then costs the steps since the last of them. "" = off."""
+
+  local_every_steps: int = of_session(0, 0, _INT32, since="0.3.0", before=0)
+  """Steps from one save to checkpoint.local_dir to the next; 0 = off."""
+
 
 class Convert(Group):
   """Converting weights to another format, by bert-jax convert."""
@@ -1205,6 +1236,13 @@ class Predict(Group):
 
   decimals: int = of_session(6, 0, 12)
   """embed: digits after the decimal point; 0 = all."""
+
+  long_texts: str = of_session(
+    "", choices=("", "cut", "mean", "max", "first"), since="0.3.0", before=""
+  )
+  """embed, classify, multi_label, regress: another name for task.long_texts,
+  the vectors of whose windows embed pools, too. Windows have no "tokens",
+  "layers" or "concat". "" = "cut" for embed, else the value of the run."""
 
   allow_null: bool = of_session(None)
   """answer: whether a question may have no answer, as in SQuAD 2. This is
@@ -1498,6 +1536,11 @@ def check_together(config: Config) -> None:
     raise ValueError(
       f"train.patience={config.train.patience}: models that train together end "
       "at the same step; train each alone, or leave the key out"
+    )
+  if config["checkpoint"].get("local_every_steps"):
+    raise ValueError(
+      f"checkpoint.local_every_steps={config.checkpoint.local_every_steps} is "
+      "for a run that trains alone; set it to 0 and checkpoint.local_dir to ''"
     )
   if config.init_moments:
     raise ValueError(

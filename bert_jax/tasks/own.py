@@ -151,7 +151,7 @@ def _check_texts(name: str, form: Form, text: Sequence[str]) -> None:
     raise spec.TaskError(
       f"task {name}: {len(text)} text columns ({', '.join(text) or 'none'}),"
       f" wanted {least}"
-      + (f" to {most}" if most != least else "")
+      + ("" if most == least else f" to {most}" if most else " or more")
       + "; task.text names them"
       + (
         "; to join columns to one text, give a template such as"
