@@ -197,7 +197,8 @@ def test_unigram_baseline_by_hand():
     "masked_ids": jnp.array([[0, 2], [1, 0]]),
     "masked_weights": jnp.array([[1.0, 1], [1, 0]]),
   }
-  sums = pretraining.unigram_metrics(batch, log_probs)
+  targets = pretraining.MLM.targets(batch)
+  sums = pretraining.unigram_metrics(*targets, log_probs)
   want = -np.log(0.5 * 0.2 * 0.3)
   np.testing.assert_allclose(sums["unigram_loss"], (want, 3), rtol=1e-6)
   right = sums["most_frequent_token_accuracy"]
