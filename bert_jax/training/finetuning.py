@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from bert_jax import tasks
-from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import losses
@@ -385,7 +384,7 @@ class FineTuning(Job):
       self.split(name)
     return TaskEvaluator(self, mesh, num_members)
 
-  def step_flops(self, batch, attended=None, all_positions=False):
+  def step_flops(self, batch, attended=None, all_positions=False, near=None):
     rows, length = batch["input_ids"].shape
     starts = batch.get("cls_positions", np.zeros([rows, 1]))
     return flops.task_step_flops(
@@ -394,7 +393,7 @@ class FineTuning(Job):
       length,
       self.objective.head.role,
       num_sequences=starts.shape[1],
-      attended=attended or packing.attended(batch.get("sequence_ids")),
+      **self.seen_pairs(batch, attended, near),
       all_positions=all_positions,
     )
 
