@@ -30,6 +30,7 @@ def _settings(arguments):
 
 
 @pytest.mark.parametrize("work", page.missing({}), ids=lambda work: work.key)
+@pytest.mark.slow
 def test_what_is_planned_is_a_config(work, monkeypatch):
   monkeypatch.chdir(ROOT)
   path, changes, others = _settings(work.arguments)

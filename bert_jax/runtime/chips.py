@@ -178,13 +178,16 @@ GPU_PEAKS = {
   "NVIDIA RTX A6000": 154.8e12,
 }
 
+# Chips of which each core is a device of jax.
+TWO_DEVICES = ("v2", "v3", "tpu7x")
+
 # Dense bfloat16 FLOPs per second of one jax device, by `device_kind`. A chip of
 # TPU v2, v3 or 7x has two devices, so its devices have half of the published
 # number. The others have one device per chip, v4 and v5p by fusing two cores; a
 # v4 or v5p that is set up with a device per core has half of what is listed.
 # Source: as above, and GPU_PEAKS.
 PEAK_FLOPS = {
-  kind: chip.peak_flops / (2 if chip.name in ("v3", "tpu7x") else 1)
+  kind: chip.peak_flops / (2 if chip.name in TWO_DEVICES else 1)
   for chip in CHIPS
   for kind in chip.device_kinds
 } | {"TPU v2": 23e12, **GPU_PEAKS}

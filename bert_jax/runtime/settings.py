@@ -1121,6 +1121,13 @@ class Checkpoint(Group):
   best_mode: str = of_session("min", choices=("min", "max"))
   """Which value of that metric is the best: "min" or "max"."""
 
+  local_dir: str = of_host("", since="0.3.0", before="")
+  """Folder on a disk of each machine for saves between those to the workdir. A
+  machine that is lost then costs the steps since the last of them. "" = off."""
+
+  local_every_steps: int = of_session(0, 0, _INT32, since="0.3.0", before=0)
+  """Steps from one save to checkpoint.local_dir to the next; 0 = off."""
+
 
 class Convert(Group):
   """Converting weights to another format, by bert-jax convert."""
@@ -1501,6 +1508,11 @@ def check_together(config: Config) -> None:
     raise ValueError(
       f"train.patience={config.train.patience}: models that train together end "
       "at the same step; train each alone, or leave the key out"
+    )
+  if config["checkpoint"].get("local_every_steps"):
+    raise ValueError(
+      f"checkpoint.local_every_steps={config.checkpoint.local_every_steps} is "
+      "for a run that trains alone; set it to 0 and checkpoint.local_dir to ''"
     )
   if config.init_moments:
     raise ValueError(

@@ -107,7 +107,7 @@ def make_task(
     raise spec.TaskError(
       f"task {name}: {len(text)} text columns ({', '.join(text) or 'none'}),"
       f" wanted {least}"
-      + (f" to {most}" if most != least else "")
+      + ("" if most == least else f" to {most}" if most else " or more")
       + "; task.text names them"
       + (
         "; to join columns to one text, give a template such as"

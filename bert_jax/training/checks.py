@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.runtime import early_stopping
+from bert_jax.runtime import local_steps
 from bert_jax.runtime import settings
 from bert_jax.runtime import trackers
 from bert_jax.runtime.settings import Config
@@ -33,6 +34,7 @@ def check_settings(config: Config) -> None:
     if config.task[key] is None:  # as in configs/predict.py
       raise ValueError(f"task.{key} is not set; training needs a number")
   early_stopping.check(config)
+  local_steps.check_settings(config.checkpoint)
   check_effects(config)
   _check_start(config)
   if not config.train.num_epochs and config.train.total_steps < 1:

@@ -200,6 +200,14 @@ class Together:
     """Returns the value of every metric, by eval/NAME, for each run."""
     return self._evaluator.evaluate_all(params)
 
+  def saves_locally(self, step: int) -> bool:
+    """Returns False: only a run that trains alone has local steps."""
+    del step
+    return False
+
+  def save_locally(self, step: int, state: steps.TrainState) -> None:
+    """Does nothing; see `saves_locally`."""
+
   def probes_at(self, step: int) -> bool:
     """Returns False: tasks, which alone train together, have no probes."""
     del step

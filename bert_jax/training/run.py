@@ -16,6 +16,7 @@ from bert_jax.runtime import early_stopping
 from bert_jax.runtime import files
 from bert_jax.runtime import goodput
 from bert_jax.runtime import hosts
+from bert_jax.runtime import local_steps
 from bert_jax.runtime import locks
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import resume
@@ -79,6 +80,7 @@ class Run:
     self._ledger: goodput.Ledger | None = None
     self._clock: goodput.Clock | None = None
     self._trackers: trackers.Trackers | None = None
+    self._local: local_steps.LocalSteps | None = None
     self._step = 0
 
   @contextlib.contextmanager
@@ -88,7 +90,10 @@ class Run:
     Leaving it waits for unfinished writes and closes the files.
     """
     files.make_folders(self.workdir)
-    with meeting.lock(self.workdir):
+    with (
+      meeting.lock(self.workdir),
+      self.session.open_local_steps() as self._local,
+    ):
       self.checkpoints = self.session.checkpoints()
       try:
         with contextlib.closing(self.checkpoints):
@@ -107,8 +112,9 @@ class Run:
 
   def restore(self, before: int | None = None) -> tuple[int, steps.TrainState]:
     """Returns the step to go on from, and its state; see `Session.restore`."""
+    local = self._local if before is None else None
     start, state, self.mean_loss = self.session.restore(
-      self.checkpoints, before
+      self.checkpoints, before, local
     )
     return start, state
 
@@ -176,6 +182,8 @@ class Run:
       num_chips = self.mesh.devices.size / num_runs
       self._ledger = goodput.Ledger(self.workdir, start, num_chips, clock)
       self._step = start
+    if self._local:
+      self._local.begin()
     return self._meter
 
   def train_step(self) -> Any:
@@ -291,17 +299,39 @@ class Run:
       always: False means to save it only if its evaluation is the best so far.
     """
     watchdog.note("saving", step)
-    locks.check(self.workdir)
-    if self._written:  # before the step is there: a killed run goes on from it
-      self._written.sync()
-    if self._ledger:
-      self._ledger.sync()
+    self._sync()
+    if self._local and always:
+      self._local.finish()
     save = self.checkpoints.save if always else self.checkpoints.save_if_best
     rest = session.rest_of(state, self.mean_loss)
     save(step, state.params, rest, evaluation)
     self._step = step
     if self._ledger:
       self._ledger.write(step)
+
+  def saves_locally(self, step: int) -> bool:
+    """Returns whether a state is saved to local disks, if it is not saved."""
+    return self._local is not None and self._local.is_due(step)
+
+  def save_locally(self, step: int, state: steps.TrainState) -> None:
+    """Saves a state to the disks of the machines; see `local_steps`."""
+    assert self._local
+    watchdog.note("saving locally", step)
+    self._sync()
+    self._local.save(
+      step,
+      {"params": state.params, "rest": session.rest_of(state, self.mean_loss)},
+      self.checkpoints.committed_step(),
+    )
+    self._step = step
+
+  def _sync(self) -> None:
+    """Has others see all lines, before a step is saved after them."""
+    locks.check(self.workdir)
+    if self._written:  # a killed run goes on from the step
+      self._written.sync()
+    if self._ledger:
+      self._ledger.sync()
 
   def look(self, found: Sequence[tuple[int, Any]], params: Any) -> None:
     """Checks the steps since the last check; see `check`.

@@ -213,7 +213,8 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
       evaluates = last or (not stops and _due(step, eval_steps))
       saves = last or _due(step, config.checkpoint.every_steps)
       saves = saves or stops or save_clock.is_due(step)
-      if logs or evaluates or saves or run.probes_at(step):
+      saves_locally = not saves and run.saves_locally(step)
+      if logs or evaluates or saves or saves_locally or run.probes_at(step):
         run.look(pending.take(), state.params)
       if logs:
         run.log(step, meter.speed())
@@ -233,6 +234,9 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
           run.save(step, state, evaluation, always=saves)
       if saves:
         save_clock.saved(step)
+      elif saves_locally:
+        with meter.paused("saves"):
+          run.save_locally(step, state)
       if stops:
         raise preemption.PreemptedError(
           f"stopped after step {step} of {total}, which is saved in "

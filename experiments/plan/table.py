@@ -42,6 +42,11 @@ KEPT = (
   "predicted_mfu_without_communication",
   "predicted_mfu_all_positions",
   "predicted_tokens_per_sec",
+  "assumed_step_secs",
+  "assumed_mfu",
+  "memory_secs_per_step",
+  "error",
+  "pallas_kernels",
   "secs_by_kind",
   "hbm_bytes_per_device",
   "hbm_available_bytes",
@@ -285,9 +290,17 @@ def to_markdown(table: dict[str, dict[str, Any]]) -> str:
     "mathematics needs (bert_jax/models/flops.py); with the last layer counted",
     "at all positions it is the figure in parentheses.",
     "",
+    "Kernels count by their scheduled bundles, and what the memory cannot feed",
+    "by its bytes; the column behind MFU has the figure by shares of peak and",
+    "without a limit of the memory. Rows with `before` were planned before that",
+    "and have the second alone. The last column says by how much a step grows",
+    "if the memory gives a fifth less, and if each step of a kernel's grid",
+    "costs its documented 0.35 us on top.",
+    "",
     "| config | topology | rows x tokens | memory, GiB | step, ms | MFU |"
-    " without communication | tokens/s | sent, MB |",
-    "|---|---|---|---|---|---|---|---|---|",
+    " by shares of peak | without communication | tokens/s | sent, MB |"
+    " compiled in, s | step grows by |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|",
   ]
   for key, row in table.items():
     config, _, topology = key.rpartition(" @ ")
@@ -303,18 +316,38 @@ def to_markdown(table: dict[str, dict[str, Any]]) -> str:
       f"{gib:.1f} of {available:.1f}",
     ]
     if row["fits"]:
+      is_old = "assumed_mfu" not in row
       cells += [
         f"{row['predicted_step_secs'] * 1e3:.1f}",
-        f"{row['predicted_mfu']:.1%} "
+        "before"
+        if is_old
+        else f"{row['predicted_mfu']:.1%} "
         f"({row['predicted_mfu_all_positions']:.1%})",
+        f"{row['predicted_mfu' if is_old else 'assumed_mfu']:.1%}",
         f"{row['predicted_mfu_without_communication']:.1%}",
         f"{row['predicted_tokens_per_sec']:,.0f}",
         f"{row['collective_bytes_per_step'] / 1e6:,.0f}",
+        f"{row['compile_secs']:.0f}",
+        _growth(row),
       ]
     else:
-      cells += ["does not fit", "", "", "", ""]
+      cells += ["does not fit", *6 * [""]]
     lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines + _origin(table)) + "\n"
+
+
+def _growth(row: dict[str, Any]) -> str:
+  """By how much a step would grow if what is assumed of it failed."""
+  if "error" not in row:
+    return ""
+  memory, grid = (
+    row["error"][name]
+    for name in (
+      "if_memory_gives_a_fifth_less",
+      "if_grid_steps_cost_what_is_documented",
+    )
+  )
+  return f"{memory:.1%}, {grid:.1%}"
 
 
 def meshes_to_markdown(table: dict[str, dict[str, Any]]) -> str:

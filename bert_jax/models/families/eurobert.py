@@ -145,6 +145,9 @@ FAMILY = family.Family(
     }),
   ),
   tokenizer=templates.EUROBERT,
+  # Sizes: config.json of EuroBERT/EuroBERT-210m and -2.1B on the hub, and
+  # table 3 of the paper. Untied, 610m has 755,625,600 parameters and 2.1b
+  # 2,403,092,736.
   presets={
     "210m": family.preset(12, 768),
     "610m": family.preset(26, 1152, 18, 4096, num_kv_heads=6),
