@@ -292,7 +292,7 @@ def to_markdown(table: dict[str, dict[str, Any]]) -> str:
     "",
     "Kernels count by their scheduled bundles, and what the memory cannot feed",
     "by its bytes; the column behind MFU has the figure by shares of peak and",
-    "without a limit of the memory. Rows with `before` were planned before that",
+    "without a limit of the memory. Rows with `before` were planned earlier",
     "and have the second alone. The last column says by how much a step grows",
     "if the memory gives a fifth less, and if each step of a kernel's grid",
     "costs its documented 0.35 us on top.",
