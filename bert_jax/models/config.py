@@ -44,8 +44,8 @@ SWITCHES = {
     "disentangled",
   ),
   "feed_forward": tuple(FEED_FORWARD_MATRICES),  # encoder.FEED_FORWARDS
-  "attention_pattern": ("full", "local"),  # attention.masks.PATTERNS
-  "pooling": ("first", "mean", "late"),
+  "attention_pattern": ("full", "local", "causal"),  # attention.masks.PATTERNS
+  "pooling": ("first", "last", "mean", "late"),
   "mlm_head": ("transform", "bare"),
 }
 # Values of `attention_positions` by which layers project a table of distances.
@@ -54,7 +54,7 @@ DISTANCE_TABLES = ("disentangled",)
 # numbers, which may be 0 where that means "as usual", and flags.
 _COUNTS = (
   "position_offset", "embedding_size", "layer_groups", "num_kv_heads",
-  "conv_size",
+  "conv_size", "head_lstm_layers",
 )  # fmt: skip
 _AMOUNTS = (
   "relative_buckets", "relative_distance", "local_radius", "full_every",
@@ -169,6 +169,7 @@ class ModelConfig:
   conv_size: int = 0
   conv_act: str = "tanh"
   conv_groups: int = 1
+  head_lstm_layers: int = 0
   dropout_places: tuple[str, ...] = ("embeddings", "attention", "mlp")
 
   @classmethod
@@ -320,6 +321,17 @@ class ModelConfig:
       raise ValueError(
         f"model.conv_size={self.conv_size} is even, so that the convolution "
         "has no middle; set it to an odd number, or to 0 for none"
+      )
+    if self.conv_size and self.attention_pattern == "causal":
+      raise ValueError(
+        f"model.conv_size={self.conv_size} lets a token see those behind it, "
+        "which model.attention_pattern=causal hides; set conv_size=0"
+      )
+    if self.head_lstm_layers and self.hidden_size % 2:
+      raise ValueError(
+        f"model.head_lstm_layers={self.head_lstm_layers} reads a sequence in "
+        "two directions, each with half of the width, but model.hidden_size="
+        f"{self.hidden_size} is odd; make it even"
       )
     if self.hidden_size % self.conv_groups:
       raise ValueError(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from bert_jax.models import families
 from bert_jax.models import hooks
 from bert_jax.models import layers
+from bert_jax.models import lstm
 from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
 from bert_jax.models.dropout import Dropout
@@ -133,8 +134,9 @@ class LinearHead(nn.Module):
 
 def _score(module, x):
   """Returns the scores of a module with `config` and `num_outputs`."""
-  width = module.config.hidden_size
-  kernel = layers.kernel(module, (width, module.num_outputs))
+  kernel = layers.kernel(
+    module, (module.config.hidden_size, module.num_outputs)
+  )
   bias = layers.bias(module, (module.num_outputs,))
   logits = jax.lax.dot_general(
     x,
@@ -163,6 +165,22 @@ def mean_of_sequences(x, sequence_ids, num_sequences):
   return total / jnp.maximum(members.sum(-1, keepdims=True), 1.0)
 
 
+def last_of_sequences(sequence_ids, num_sequences):
+  """Returns the position of the last token of each sequence.
+
+  Args:
+    sequence_ids: [B, L] int32, the number of the sequence of each token, from 1
+      on; 0 = padding.
+    num_sequences: S.
+
+  Returns:
+    int32 [B, S]; 0 where a row has fewer sequences.
+  """
+  numbers = jnp.arange(1, num_sequences + 1)[None, :, None]
+  at = jnp.arange(sequence_ids.shape[1], dtype=jnp.int32)[None, None]
+  return jnp.max(jnp.where(sequence_ids[:, None] == numbers, at, 0), axis=-1)
+
+
 class TaskHead(nn.Module):
   """A `LinearHead` behind the steps that a family has there.
 
@@ -179,6 +197,25 @@ class TaskHead(nn.Module):
   config: ModelConfig
   num_outputs: int
   steps: tuple[str, ...] = ()
+
+  def setup(self):
+    self.lstm = [
+      lstm.BiLstm(self.config) for _ in range(self.config.head_lstm_layers)
+    ]
+
+  def read(self, x, sequence_ids):
+    """Passes hidden states through the LSTM, if the model has one.
+
+    Args:
+      x: [B, L, D].
+      sequence_ids: [B, L] int32, the number of each token's sequence.
+
+    Returns:
+      [B, L, D].
+    """
+    for layer in self.lstm:
+      x = layer(x, sequence_ids)
+    return x
 
   @nn.compact
   def __call__(self, x, pool=None, drop=None, late=None):
@@ -255,7 +292,8 @@ class PreTrainingModel(nn.Module):
       input_ids: [B, L] int32; see `Encoder` for this and the others.
       input_mask: [B, L] int32.
       segment_ids: [B, L] int32.
-      masked_positions: [B, P] int32, the positions to predict.
+      masked_positions: [B, P] int32, the positions to predict; None: all, in a
+        row with one sequence or without the next sentence.
       positions: [B, L] int32 or None.
       sequence_ids: [B, L] int32 or None.
       cls_positions: [B, S] int32, where the sequences of a packed row begin.
@@ -297,6 +335,15 @@ def check_role(config: ModelConfig, role: str) -> None:
     config: the config of the model.
     role: which of the heads of the family the task has.
   """
+  is_of_sequence = role in ("sequence", "choice")
+  sees_nothing = config.attention_pattern == "causal" and is_of_sequence
+  if sees_nothing and config.pooling == "first":
+    raise ValueError(
+      f"model.attention_pattern=causal with model.pooling=first: the {role} "
+      "head would read the first token, which sees only itself; set "
+      "model.pooling=last, or with weights to start from "
+      "init_changes=model.pooling=last"
+    )
   if not _can_have(config, role):
     raise ValueError(
       f"model.pooler=False, but the {role} head of model.family="
@@ -367,7 +414,12 @@ class TaskModel(nn.Module):
       float32 [B, S, K] if `pooled`, else [B, L, K].
     """
     pooling = self.config.pooling
-    reads_mean = self.pooled and pooling != "first"
+    reads_mean = self.pooled and pooling in ("mean", "late")
+    numbers = input_mask if sequence_ids is None else sequence_ids
+    only = cls_positions if self.pooled and not reads_mean else None
+    if only is not None and pooling == "last":
+      only = last_of_sequences(numbers, cls_positions.shape[1])
+    has_lstm = self.config.head_lstm_layers > 0
     x, _ = self.encoder(
       input_ids,
       input_mask,
@@ -375,11 +427,13 @@ class TaskModel(nn.Module):
       positions=positions,
       sequence_ids=sequence_ids,
       deterministic=deterministic,
-      only_positions=cls_positions if self.pooled and not reads_mean else None,
+      only_positions=None if has_lstm else only,
     )
+    if has_lstm:
+      x = self.task.read(x, numbers)
+      x = x if only is None else layers.gather_positions(x, only)
 
     def mean(x):
-      numbers = input_mask if sequence_ids is None else sequence_ids
       found = mean_of_sequences(x, numbers, cls_positions.shape[1])
       return found.astype(x.dtype)
 

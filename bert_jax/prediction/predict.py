@@ -495,6 +495,20 @@ def _check_finite(output: answers.Outputs) -> None:
       )
 
 
+def _load(
+  path: str, config: Config, checkpoint: str, given: Sequence[str] | None
+) -> Predictor:
+  """Loads the predictor of a command, whose settings all have an effect."""
+  predictor = Predictor.load(path, config, checkpoint, given)
+  how = config.predict.get("long_texts")
+  if how and not predictor.answerer.reads_long_texts:
+    raise answers.PredictError(
+      f"predict.long_texts={how} has no effect on predict.kind="
+      f"{predictor.kind}; leave it out"
+    )
+  return predictor
+
+
 def predict(
   config: Config,
   workdir: str,
@@ -537,7 +551,7 @@ def predict(
     assert isinstance(source, str)
     table_in = tables.Table(source)
     with tables.writing(table_in, target) as write:
-      predictor = Predictor.load(path, config, checkpoint, given)
+      predictor = _load(path, config, checkpoint, given)
       watched = bars.track(table_in.numbered(), "predict", None)
       for result in predictor.run(watched, are_rows=True):
         total += 1
@@ -548,7 +562,7 @@ def predict(
       records.reading(source) as (lines, size),
       records.writing(target) as out,
     ):
-      predictor = Predictor.load(path, config, checkpoint, given)
+      predictor = _load(path, config, checkpoint, given)
       watched = bars.track(lines, "predict", size, size=len)
       for result in predictor.run(records.parse_lines(watched)):
         total += 1

@@ -21,6 +21,7 @@ from bert_jax.kinds import losses
 from bert_jax.kinds import table
 from bert_jax.kinds import task_kind
 from bert_jax.kinds import windows
+from bert_jax.models import adapters
 from bert_jax.models import flops
 from bert_jax.models import heads
 from bert_jax.models.attention import programs
@@ -112,7 +113,15 @@ class FineTuning(Job):
         f"{self.objective.name}; leave it out"
       )
     self.objective = self.objective.with_loss(self._loss_options())
+    if options := adapters.options_of(config.optim):
+      self.model = adapters.Adapted(self.model, options)
     self.objective.check_options(self.task, **self._decode_options)
+
+  @property
+  def is_trained(self):
+    if isinstance(self.model, adapters.Adapted):
+      return self.model.is_trained
+    return super().is_trained
 
   @property
   def _decode_options(self) -> dict[str, Any]:
@@ -441,6 +450,16 @@ class FineTuning(Job):
           for record in mistakes:
             f.write(files.to_json(record, ensure_ascii=False) + "\n")
     return written
+
+  def confusions(self, evaluator):
+    found = {}
+    for name, predictions in evaluator.predicted.items():
+      split = self.split(name)
+      counts = self.objective.confusion(split.task, split.examples, predictions)
+      if counts is not None:
+        labels = list(map(str, split.task.labels))
+        found[name] = {"labels": labels, "counts": counts.tolist()}
+    return found
 
   def write_predictions(self, evaluator, params, workdir):
     """Writes what the model predicts for the splits of `task.predict_splits`.

@@ -51,6 +51,14 @@ class Job:
     self.model = self.objective.make_model(model_config, num_labels)
 
   @property
+  def is_trained(self) -> Callable[[str], bool] | None:
+    """The path of a parameter -> whether it is trained; None = all are."""
+    parts = self.objective.frozen
+    if not parts:
+      return None
+    return lambda path: path.split("/")[0] not in parts
+
+  @property
   def tokenizer(self) -> interface.Tokenizer:
     """The tokenizer of the data."""
     raise NotImplementedError
@@ -137,6 +145,19 @@ class Job:
     """
     del evaluator, path
     return []
+
+  def confusions(self, evaluator: Any) -> dict[str, Any]:
+    """Returns the confusion matrix of each split that was evaluated.
+
+    Args:
+      evaluator: the evaluator of this job, which was called before.
+
+    Returns:
+      Name of the split -> "labels" and "counts", as in confusion.json; {} for a
+      job without one label for each answer.
+    """
+    del evaluator
+    return {}
 
   def write_predictions(
     self, evaluator: Any, params: Any, workdir: str

@@ -112,7 +112,7 @@ def open_job(
 
 
 # Keys of the group `model` that a training may change in the model that it
-# starts from, because no parameter depends on them.
+# starts from, because no parameter of the encoder depends on them.
 CHANGEABLE = (
   "model.rope_theta",
   "model.local_rope_theta",
@@ -120,6 +120,8 @@ CHANGEABLE = (
   "model.full_every",
   "model.attention_pattern",
   "model.max_len",
+  "model.pooling",
+  "model.head_lstm_layers",
 )
 
 

@@ -279,13 +279,29 @@ def open_program(
   """
   config = job.config
   optim.places_of(config)  # it raises if a key does not fit the model
-  optimizer, schedule = optim.make_optimizer(config.optim, job.total_steps)
-  optimizer = optim.freeze(optimizer, job.objective.frozen)
+  optimizer, schedule = make_optimizer(job, config)
   abstract = jax.eval_shape(
     lambda rng: _init_state(job, optimizer, batch, rng), jax.random.key(0)
   )
   place = sharding.place_state(abstract, mesh, config.mesh)
   return Program(config, mesh, job, batch, optimizer, schedule, abstract, place)
+
+
+def make_optimizer(
+  job: Job, config: Config, learning_rate: jax.Array | None = None
+) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
+  """Returns the optimizer of what a job trains, and its learning rate.
+
+  Args:
+    job: the job to train.
+    config: the config of the run, which may differ from that of the job in the
+      learning rate.
+    learning_rate: see `optim.make_optimizer`.
+  """
+  optimizer, schedule = optim.make_optimizer(
+    config.optim, job.total_steps, learning_rate
+  )
+  return optim.freeze(optimizer, job.is_trained), schedule
 
 
 def _init_state(job, optimizer, batch, rng) -> steps.TrainState:

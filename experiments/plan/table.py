@@ -271,7 +271,15 @@ def compile_entry(entry: Entry) -> dict[str, Any]:
 
 
 def drift(old: dict[str, Any], new: dict[str, Any]) -> dict[str, float]:
-  """By how much the figures of two rows differ, as shares of the old ones."""
+  """By how much the figures of two rows differ, as shares of the old ones.
+
+  A row that is older than the schedules is compared by its own ruler.
+  """
+  if "assumed_mfu" not in old and "assumed_mfu" in new:
+    new = new | {
+      "predicted_mfu": new["assumed_mfu"],
+      "predicted_step_secs": new["assumed_step_secs"],
+    }
   return {
     name: abs(new[name] - old[name]) / abs(old[name])
     for name in COMPARED
@@ -291,14 +299,14 @@ def to_markdown(table: dict[str, dict[str, Any]]) -> str:
     "at all positions it is the figure in parentheses.",
     "",
     "Kernels count by their scheduled bundles, and what the memory cannot feed",
-    "by its bytes; the column behind MFU has the figure by shares of peak and",
-    "without a limit of the memory. Rows with `before` were planned earlier",
-    "and have the second alone. The last column says by how much a step grows",
-    "if the memory gives a fifth less, and if each step of a kernel's grid",
-    "costs its documented 0.35 us on top.",
+    "by its bytes; the column `by shares of peak` has the MFU without either.",
+    "Rows where it says `all` were planned earlier: all their figures are by",
+    "shares of peak. The last column says by how much a step grows if the",
+    "memory gives a fifth less, and if each step of a kernel's grid costs its",
+    "documented 0.35 us on top.",
     "",
     "| config | topology | rows x tokens | memory, GiB | step, ms | MFU |"
-    " by shares of peak | without communication | tokens/s | sent, MB |"
+    " without communication | tokens/s | sent, MB | by shares of peak |"
     " compiled in, s | step grows by |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|",
   ]
@@ -316,18 +324,15 @@ def to_markdown(table: dict[str, dict[str, Any]]) -> str:
       f"{gib:.1f} of {available:.1f}",
     ]
     if row["fits"]:
-      is_old = "assumed_mfu" not in row
       cells += [
         f"{row['predicted_step_secs'] * 1e3:.1f}",
-        "before"
-        if is_old
-        else f"{row['predicted_mfu']:.1%} "
+        f"{row['predicted_mfu']:.1%} "
         f"({row['predicted_mfu_all_positions']:.1%})",
-        f"{row['predicted_mfu' if is_old else 'assumed_mfu']:.1%}",
         f"{row['predicted_mfu_without_communication']:.1%}",
         f"{row['predicted_tokens_per_sec']:,.0f}",
         f"{row['collective_bytes_per_step'] / 1e6:,.0f}",
-        f"{row['compile_secs']:.0f}",
+        f"{row['assumed_mfu']:.1%}" if "assumed_mfu" in row else "all",
+        f"{row['compile_secs']:.0f}" if "compile_secs" in row else "",
         _growth(row),
       ]
     else:

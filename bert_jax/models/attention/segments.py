@@ -33,7 +33,7 @@ def is_for(*platforms: str) -> bool:
   return device.platform in platforms
 
 
-def attend_plain(query, key, value, visible):
+def attend_plain(query, key, value, visible, is_causal=False):
   """Returns attention within segments by plain operations.
 
   Args:
@@ -41,8 +41,11 @@ def attend_plain(query, key, value, visible):
     key: [B, N, L, H].
     value: [B, N, L, H].
     visible: the mask; padding sees only padding.
+    is_causal: whether a token sees only those before it, and itself.
   """
   ids = segment_ids(visible)
   same = ids[:, None, :, None] == ids[:, None, None, :]
+  if is_causal:
+    same &= jnp.tril(jnp.ones(same.shape[-2:], bool))
   bias = jnp.where(same, 0.0, masks.MASKED_SCORE)
   return plain.attend(query, key, value, bias, None, 0.0)
