@@ -17,6 +17,7 @@ from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
 from bert_jax.models.dropout import Dropout
 from bert_jax.models.encoder import Encoder
+from bert_jax.runtime import traces
 
 
 @jax.custom_vjp
@@ -512,6 +513,19 @@ def _shapes_of_few_layers(
   config: ModelConfig, num_labels: int, role: str
 ) -> dict[str, tuple[int, ...]]:
   """Returns the shapes of the parameters of a model with few layers."""
+  facts = {
+    "model": dataclasses.asdict(config), "num_labels": num_labels, "role": role
+  }  # fmt: skip
+  found = traces.shapes(
+    facts, lambda: _trace_few_layers(config, num_labels, role)
+  )
+  return {path: one.shape for path, one in found.items()}
+
+
+def _trace_few_layers(
+  config: ModelConfig, num_labels: int, role: str
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Finds what `_shapes_of_few_layers` returns by tracing the models."""
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   rng = jax.ShapeDtypeStruct((2,), jnp.uint32)
   flat: dict[str, Any] = {}
@@ -529,4 +543,4 @@ def _shapes_of_few_layers(
       flat |= param_trees.flatten(tree["params"])
   # Each kernel before its bias, because errors name the first misfit.
   paths = sorted(flat, key=lambda p: (p.rpartition("/")[0], p.endswith("bias")))
-  return {path: flat[path].shape for path in paths}
+  return {path: flat[path] for path in paths}

@@ -85,11 +85,7 @@ class FineTuning(Job):
         f"the vocabulary has {tokenizer.vocab_size} pieces, model.vocab_size="
         f"{model.vocab_size}; give --config.task.vocab of the weights"
       )
-    if bool(config.train.num_epochs) == bool(config.train.total_steps):
-      raise ValueError(
-        f"train.num_epochs={config.train.num_epochs} and train.total_steps="
-        f"{config.train.total_steps}: give one of them, and 0 for the other"
-      )
+    self._check_length()
     unknown = {k for k, v in config.task.files.items() if v}
     unknown -= set(self.task.splits)
     if unknown:

@@ -50,6 +50,15 @@ class Job:
     self.objective: kind.Kind = objective.for_config(config)
     self.model = self.objective.make_model(model_config, num_labels)
 
+  def _check_length(self) -> None:
+    """Raises ValueError unless the config gives one length of the training."""
+    train = self.config.train
+    if bool(train.num_epochs) == bool(train.total_steps):
+      raise ValueError(
+        f"train.num_epochs={train.num_epochs} and train.total_steps="
+        f"{train.total_steps}: give one of them, and 0 for the other"
+      )
+
   @property
   def is_trained(self) -> Callable[[str], bool] | None:
     """The path of a parameter -> whether it is trained; None = all are."""

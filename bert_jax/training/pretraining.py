@@ -58,11 +58,7 @@ class Pretraining(Job):
     _check_model_fits(config, self.model.config, is_abstract)
     if config.data.dir and not is_abstract:
       self._look_at_text()
-    if bool(config.train.num_epochs) == bool(config.train.total_steps):
-      raise ValueError(
-        f"train.num_epochs={config.train.num_epochs} and train.total_steps="
-        f"{config.train.total_steps}: give one of them, and 0 for the other"
-      )
+    self._check_length()
     if config.train.num_epochs and not config.data.dir:
       raise ValueError(
         f"train.num_epochs={config.train.num_epochs} needs data.dir to count "
