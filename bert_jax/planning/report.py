@@ -96,9 +96,9 @@ def _speed_lines(plan: Mapping[str, Any]) -> list[str]:
     f"  useful tokens/s           {useful_text}",
     f"  MFU, predicted            {plan['predicted_mfu']:.1%}; without "
     f"communication {plan['predicted_mfu_without_communication']:.1%}",
-    *_assumed_lines(plan),
     "    with the last layer and attention counted at all positions "
     f"{plan['predicted_mfu_all_positions']:.1%}",
+    *_assumed_lines(plan),
     f"  model FLOPs               {plan['model_flops_per_step']:.4g}",
     f"  hardware FLOPs            {plan['hardware_flops_per_step']:.4g} "
     f"({plan['predicted_hardware_utilisation']:.1%} of peak)",
