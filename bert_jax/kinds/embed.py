@@ -37,6 +37,9 @@ class Embed(answers.Answerer):
     default = settings.KEYS["predict.fields"].default
     if not has_pooler and tuple(predict.fields) == default:
       words.remove("pooled")  # nobody asked for it
+    steps = context.pretrained.sentence
+    if tuple(predict.fields) == default and set(steps) <= {*_SENTENCE_STEPS}:
+      words += ["sentence"] if len({*steps} - {"normalize"}) == 1 else []
     fields = dict.fromkeys(words)
     self._concat_last = predict.concat_last
     self._layers = tuple(predict.layers)
@@ -134,16 +137,12 @@ class Embed(answers.Answerer):
 
   def _sentences(self, last: jax.Array, batch: dict[str, Any]) -> jax.Array:
     """Returns the vectors [B, S, D] that modules.json asks for."""
-    starts = batch["cls_positions"]
     steps = self.context.pretrained.sentence
-    if "mean" in steps:
-      x = heads.mean_of_sequences(last, batch["sequence_ids"], starts.shape[1])
-    else:
-      x = gather_positions(last, starts).astype(jnp.float32)
-    if "normalize" in steps:
-      norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-      x = x / jnp.maximum(norm, 1e-12)
-    return x
+    pooling = next(step for step in steps if step != "normalize")
+    x = heads.sentence_vectors(
+      last, pooling, batch["sequence_ids"], batch["cls_positions"]
+    )
+    return heads.unit_vectors(x) if "normalize" in steps else x
 
   def result(self, example: Any, output: answers.Outputs) -> dict:
     rounded = {k: self._numbers(value) for k, value in output.items()}

@@ -205,6 +205,15 @@ ROWS = (
     metrics=("pearson", "spearman"),
     main="spearman",
   ),
+  # The same data for a model that gives each sentence a vector.
+  _row(
+    "stsb_similarity",
+    "STS-B",
+    kind="similarity",
+    label="score",
+    labels=(),
+    metrics=("spearman", "pearson"),
+  ),
   # Source: https://quoradata.quora.com/First-Quora-Dataset-Release-Question-Pairs
   _row(
     "qqp",
