@@ -6,12 +6,15 @@
 WEIGHTS is a Hugging Face directory, an original TensorFlow checkpoint or a
 workdir; DATA holds the task's files in their official layout. The recipes are
 the paper's (section 4, appendix A.3), which chose the learning rate on the
-development set among 5e-5, 4e-5, 3e-5 and 2e-5.
+development set among 5e-5, 4e-5, 3e-5 and 2e-5. The recipe of XNLI is that of
+the original's multilingual.md, which PAWS-X shares, and that of RACE is
+RoBERTa's (arXiv:1907.11692, table 10). Tasks on passages have longer rows,
+which are a choice of ours.
 """
 
 from bert_jax.configs import base
 
-# name or kind: (batch_size, num_epochs, learning_rate, seq_len)
+# name, benchmark or kind: (batch_size, num_epochs, learning_rate, seq_len)
 RECIPES = {
   "classify": (32, 3.0, 3e-5, 128),
   "regress": (32, 3.0, 3e-5, 128),
@@ -24,6 +27,12 @@ RECIPES = {
   "embed": (128, 1.0, 2e-5, 128),
   "similarity": (32, 4.0, 2e-5, 128),
   "rerank": (16, 2.0, 2e-5, 256),
+  "xnli": (32, 2.0, 5e-5, 128),
+  "pawsx": (32, 2.0, 5e-5, 128),
+  "race": (16, 4.0, 1e-5, 512),
+  "boolq": (32, 3.0, 3e-5, 256),
+  "multirc": (32, 3.0, 3e-5, 512),
+  "record": (32, 3.0, 3e-5, 512),
 }
 # Tasks of another kind than "classify".
 KINDS = {
@@ -33,6 +42,7 @@ KINDS = {
   "swag": "choice",
   "hellaswag": "choice",
   "codah": "choice",
+  "copa": "choice",
   "conll2003": "tag",
   "wnut17": "tag",
   "stsb_similarity": "similarity",
@@ -65,7 +75,8 @@ def get_config(text=None):
     c.init_from = args["from"]
   c.init_random = args.random
   kind = KINDS.get(args.task, args.task.removeprefix("my-"))
-  recipe = RECIPES.get(args.task) or RECIPES.get(kind) or RECIPES["classify"]
+  names = (args.task, args.task.partition("_")[0], kind, "classify")
+  recipe = next(RECIPES[name] for name in names if name in RECIPES)
   batch_size, epochs, learning_rate, seq_len = recipe
   c.seed = args.seed
   c.data.batch_size = args.batch_size or batch_size

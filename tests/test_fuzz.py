@@ -651,7 +651,35 @@ TASK_READERS = {
     ),
   ),
   "codah": ("train", "train.tsv", "i\tThe cat\tsat\ton\tmat\tthe\t3"),
-}
+  "multirc": (
+    "train",
+    "train.jsonl",
+    json.dumps({"idx": 0, "passage": {"text": "The cat sat.", "questions": [
+      {"question": "Who?", "idx": 0, "answers": [
+        {"text": "cat", "idx": 0, "label": 1}]}]}}),
+  ),
+  "record": (
+    "train",
+    "train.jsonl",
+    json.dumps({"idx": 0, "passage": {"text": "The cat sat.", "entities": [
+      {"start": 4, "end": 6}]}, "qas": [
+        {"query": "@placeholder sat", "idx": 0, "answers": [
+          {"start": 4, "end": 6, "text": "cat"}]}]}),
+  ),
+  "wsc": (
+    "train",
+    "train.jsonl",
+    json.dumps({"text": "The cat sat", "idx": 0, "label": True, "target": {
+      "span1_index": 1, "span1_text": "cat", "span2_index": 2,
+      "span2_text": "sat"}}),
+  ),
+  "xnli_de": (
+    "validation",
+    "xnli.dev.tsv",
+    "language\tgold_label\tsentence1\tsentence2\tpairID",
+    "de\tneutral\tThe cat\tsat\t1",
+  ),
+}  # fmt: skip
 READERS |= {
   name: _task_reader(name, *rest) for name, rest in TASK_READERS.items()
 }

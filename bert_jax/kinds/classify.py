@@ -12,6 +12,7 @@ from bert_jax.kinds import calibration
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
 from bert_jax.kinds import windows
+from bert_jax.tasks import groups
 from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
@@ -189,6 +190,10 @@ class Classify(windows.TextKind):
     "f1": _f1,
     "macro_f1": _macro_f1,
     "matthews": _matthews,
+    "all_right": task_kind.OfExamples(groups.all_right),
+    "same_answer": task_kind.OfExamples(groups.same_answer),
+    "best_exact": task_kind.OfExamples(groups.best_exact),
+    "best_f1": task_kind.OfExamples(groups.best_f1),
   }
   forms = {
     form: own.Form(

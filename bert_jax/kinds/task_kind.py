@@ -8,6 +8,7 @@ whole split are scored on the host. Scores are from 0 to 1 (correlations from
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import copy
+import dataclasses
 import logging
 from typing import Any, Self
 
@@ -38,6 +39,17 @@ LOSS_SETTINGS = ("class_weights", "label_smoothing", "focal_gamma")
 Score = Callable[[spec.Task, list[Any], list[Any]], float]
 
 
+@dataclasses.dataclass(frozen=True)
+class OfExamples:
+  """A metric of whole examples, such as one over the groups they belong to.
+
+  Attributes:
+    score: (examples, predictions) -> score.
+  """
+
+  score: Callable[[Sequence[Any], Sequence[Any]], float]
+
+
 class TaskKind(kind.Kind):
   """The base of the kinds of tasks.
 
@@ -59,7 +71,7 @@ class TaskKind(kind.Kind):
 
   labels = batch_keys.Labels({"label": ("BG", np.int32)})
   pooled = True
-  scores: Mapping[str, Score] = {}
+  scores: Mapping[str, Score | OfExamples] = {}
   forms: Mapping[str, own.Form] = {}
   feature_settings: tuple[str, ...] = ()
   decode_settings: tuple[str, ...] = ()
@@ -299,10 +311,13 @@ class TaskKind(kind.Kind):
 
   def _score(self, task, predictions, examples) -> dict[str, float]:
     guess, right = self._columns(task, predictions, examples)
-    return {
-      name: float(self.scores[name](task, guess, right))
-      for name in task.metrics
-    }
+
+    def value(score: Score | OfExamples) -> float:
+      if isinstance(score, OfExamples):
+        return float(score.score(examples, predictions))
+      return float(score(task, guess, right))
+
+    return {name: value(self.scores[name]) for name in task.metrics}
 
   def _columns(self, task, predictions, examples) -> tuple[list, list]:
     """Returns the predictions and the labels as the metrics take them."""

@@ -91,7 +91,8 @@ def fine_tune(
     validation: the data that is evaluated on, likewise.
     workdir: the folder of the run.
     task: "classify", "pairs", "regress", "multi_label", "tag", "span",
-      "choice", "embed", "similarity" or "rerank" for rows of your own; or the name of a benchmark, such as "mrpc".
+      "choice", "embed", "similarity" or "rerank" for rows of your own; or
+      the name of a benchmark, such as "mrpc".
     data: the folder of a benchmark, which has its files in their official
       layout. For rows of your own, the folder of the files train and dev, of
       which those that `train_rows` or `validation` give are not read.

@@ -13,15 +13,28 @@ from typing import Any
 
 from bert_jax.tasks import choice
 from bert_jax.tasks import glue
+from bert_jax.tasks import languages
 from bert_jax.tasks import ner
 from bert_jax.tasks import qa
+from bert_jax.tasks import race
 from bert_jax.tasks import spec
+from bert_jax.tasks import superglue
 from bert_jax.tasks import tables
 
 _log = logging.getLogger(__name__)
 
 TASKS: dict[str, spec.Task] = {
-  row.name: row for row in glue.ROWS + qa.ROWS + choice.ROWS + ner.ROWS
+  row.name: row
+  for rows in (
+    glue.ROWS,
+    qa.ROWS,
+    choice.ROWS,
+    ner.ROWS,
+    superglue.ROWS,
+    languages.ROWS,
+    race.ROWS,
+  )
+  for row in rows
 }
 
 

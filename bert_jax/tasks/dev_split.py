@@ -117,6 +117,8 @@ def _group(example: Any) -> str:
     return example.context
   if isinstance(example, spec.TagExample):
     return repr(example.words)
+  if isinstance(example, spec.GroupedExample):
+    return example.text_a
   return repr(example.pairs)
 
 

@@ -15,6 +15,7 @@ import math
 from typing import Any
 
 from bert_jax.tasks import spec
+from bert_jax.tasks import submission
 from bert_jax.tasks import tables
 
 _COLA_COLUMNS = ("source", "label", "mark", "sentence")
@@ -165,6 +166,7 @@ def _row(
     "folders": (folder,),
     "tfds": f"glue/{name}",
     "submission": {"test": f"{folder}.tsv"},
+    "submit": submission.glue_tsv,
   }
   return spec.Task(name=name, text=text, **(defaults | others))
 

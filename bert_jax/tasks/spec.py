@@ -57,6 +57,23 @@ class PairExample(_Labelled):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class GroupedExample(PairExample):
+  """A pair of texts whose prediction is scored with those of its group.
+
+  A group holds, for example, all answers to a question.
+
+  Attributes:
+    group: what the examples of a group share.
+    candidate: the answer that the example stands for, if its text is scored.
+    golds: the right answers of the group; () if they are not known.
+  """
+
+  group: str = ""
+  candidate: str = ""
+  golds: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ChoiceExample(_Labelled):
   """Several pairs of texts, one of which is right; kind "choice".
 
@@ -156,6 +173,19 @@ def in_both_orders(task: "Task", examples: Sequence[Any]) -> list[Any]:
   return result
 
 
+def units(examples: Sequence[Any]) -> list[list[int]]:
+  """Returns the indices of the examples that are scored together.
+
+  Each group of `GroupedExample` is a unit, and so is each other example.
+  """
+  found: dict[Any, list[int]] = {}
+  for index, example in enumerate(examples):
+    is_grouped = isinstance(example, GroupedExample)
+    key = (example.group,) if is_grouped else index
+    found.setdefault(key, []).append(index)
+  return list(found.values())
+
+
 def without_label(example: Any) -> Any:
   """Returns an example as if its right answer were not known."""
   if isinstance(example, SpanExample):
@@ -206,7 +236,9 @@ class Task:
     tfds_splits: split -> the name that TFDS gives it, where it differs.
     tfds_labels: the labels in the order of TFDS's ids, if that differs.
     percent: the factor that turns its scores into percent.
-    submission: split -> the name of its file on the GLUE server.
+    submission: split -> the name of its file on the benchmark's server.
+    submit: (task, examples, predictions) -> the text of such a file; None if
+      `submission` is empty.
     trained_as: the task whose model is evaluated on this one; "" means itself.
   """
 
@@ -238,6 +270,7 @@ class Task:
   tfds_labels: tuple[str, ...] = ()
   percent: float = 100.0
   submission: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  submit: Callable[["Task", Sequence[Any], Sequence[Any]], str] | None = None
   trained_as: str = ""
 
   @property

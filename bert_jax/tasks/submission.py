@@ -1,16 +1,18 @@
-"""Writes the predictions for the test sets of GLUE as its server takes them.
+"""Writes the predictions for GLUE or SuperGLUE as their servers take them.
 
   python -m bert_jax.tasks.submission --output=glue.zip RUN [RUN ...]
 
 zips the predictions for the test splits that `bert-jax evaluate` wrote into the
-workdirs RUN.
+workdirs RUN; with --benchmark=superglue, those of SuperGLUE.
 
-Source: https://gluebenchmark.com/faq
+Source: https://gluebenchmark.com/faq, https://super.gluebenchmark.com/faq
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
+import dataclasses
 import io
+import json
 import os
 import sys
 from typing import Any
@@ -34,12 +36,56 @@ GLUE_ROWS = {
   "WNLI.tsv": 146,
   "AX.tsv": 1104,
 }
+# The same of SuperGLUE; of MultiRC the number of answers.
+SUPERGLUE_ROWS = {
+  "BoolQ.jsonl": 3245,
+  "CB.jsonl": 250,
+  "COPA.jsonl": 500,
+  "MultiRC.jsonl": 9693,
+  "ReCoRD.jsonl": 10000,
+  "RTE.jsonl": 3000,
+  "WiC.jsonl": 1400,
+  "WSC.jsonl": 146,
+  "AX-b.jsonl": 1104,
+  "AX-g.jsonl": 356,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+  """What a server takes.
+
+  Attributes:
+    name: the name of the benchmark.
+    rows: the name of a file -> the number of its predictions.
+    advice: which model predicts the files that are most often missing.
+  """
+
+  name: str
+  rows: Mapping[str, int]
+  advice: str
+
+
+BENCHMARKS = {
+  "glue": Benchmark(
+    "GLUE", GLUE_ROWS, "The model of MNLI predicts MNLI-m, MNLI-mm and AX"
+  ),
+  "superglue": Benchmark(
+    "SuperGLUE",
+    SUPERGLUE_ROWS,
+    "The model of superglue_rte predicts RTE, AX-b and AX-g",
+  ),
+}
 
 
 def zip_runs(
-  path: str, workdirs: Sequence[str], *, partial: bool = False
+  path: str,
+  workdirs: Sequence[str],
+  *,
+  partial: bool = False,
+  benchmark: str = "glue",
 ) -> list[str]:
-  """Writes the zip of eleven TSVs that the GLUE server scores.
+  """Writes the zip of files that the server of a benchmark scores.
 
   Args:
     path: the zip to write.
@@ -47,6 +93,7 @@ def zip_runs(
       read.
     partial: whether files may be missing or short, to look at the format. The
       server takes only complete zips.
+    benchmark: a key of BENCHMARKS.
 
   Returns:
     The names of the files in the zip.
@@ -55,9 +102,10 @@ def zip_runs(
     spec.TaskError: A file is missing, is in two workdirs, or has another number
       of rows than its test set.
   """
+  wanted = BENCHMARKS[benchmark]
   texts: dict[str, str] = {}
   for workdir in workdirs:
-    for name in GLUE_ROWS:
+    for name in wanted.rows:
       source = os.path.join(workdir, "predictions", name)
       if not files.exists(source):
         continue
@@ -67,30 +115,44 @@ def zip_runs(
         )
       texts[name] = tables.read_text(source)
   if not partial:
-    _check_complete(texts)
+    _check_complete(wanted, texts)
   content = io.BytesIO()
   with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-    for name in filter(texts.get, GLUE_ROWS):
+    for name in filter(texts.get, wanted.rows):
       # A fixed date, so that equal predictions give equal bytes.
       archive.writestr(zipfile.ZipInfo(name), texts[name])
   files.write_bytes(path, content.getvalue())
   return sorted(texts)
 
 
-def _check_complete(texts: Mapping[str, str]) -> None:
-  missing = [name for name in GLUE_ROWS if name not in texts]
+def _check_complete(benchmark: Benchmark, texts: Mapping[str, str]) -> None:
+  missing = [name for name in benchmark.rows if name not in texts]
   if missing:
     raise spec.TaskError(
-      f"GLUE takes eleven files; missing: {', '.join(missing)}. The model of"
-      " MNLI predicts MNLI-m, MNLI-mm and AX"
+      f"{benchmark.name} takes {len(benchmark.rows)} files; missing:"
+      f" {', '.join(missing)}. {benchmark.advice}"
     )
-  for name, wanted in GLUE_ROWS.items():
-    found = texts[name].count("\n") - 1
+  for name, wanted in benchmark.rows.items():
+    found = _count(name, texts[name])
     if found != wanted:
       raise spec.TaskError(
         f"{name}: {found} predictions, wanted {wanted}; predict the whole test"
         " split (max_examples=0)"
       )
+
+
+def _count(name: str, text: str) -> int:
+  """Returns the number of predictions in a file."""
+  lines = text.splitlines()
+  if not name.endswith(".jsonl"):
+    return len(lines) - 1  # without the header
+  return sum(
+    len(question["answers"])
+    for line in lines
+    for question in json.loads(line)
+    .get("passage", {"questions": [{"answers": [0]}]})
+    .get("questions")
+  )
 
 
 def glue_tsv(
@@ -131,11 +193,20 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("workdirs", nargs="+", metavar="RUN")
   parser.add_argument("--output", required=True, help="the zip to write")
   parser.add_argument(
+    "--benchmark", choices=sorted(BENCHMARKS), default="glue",
+    help="whose files to zip (default glue)",
+  )  # fmt: skip
+  parser.add_argument(
     "--partial", action="store_true", help="allow missing and short files"
   )
   args = parser.parse_args(argv)
   try:
-    names = zip_runs(args.output, args.workdirs, partial=args.partial)
+    names = zip_runs(
+      args.output,
+      args.workdirs,
+      partial=args.partial,
+      benchmark=args.benchmark,
+    )
   except spec.TaskError as error:
     print(error, file=sys.stderr)
     return 2

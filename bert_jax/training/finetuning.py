@@ -34,7 +34,6 @@ from bert_jax.tasks import dev_split
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
-from bert_jax.tasks import submission
 from bert_jax.tasks import uncertainty
 from bert_jax.training import metrics
 from bert_jax.training import steps
@@ -421,17 +420,19 @@ class FineTuning(Job):
     found: dict[str, float] = {}
     for name, predictions in evaluator.predicted.items():
       split = self.split(name)
+      units = spec.units(split.examples)
 
-      def score(drawn, split=split, predictions=predictions):
+      def score(drawn, split=split, predictions=predictions, units=units):
+        chosen = [units[i] for i in drawn]
         return self.objective.score(
           split.task,
-          [predictions[i] for i in drawn],
-          _as_new(split.examples, drawn),
+          [predictions[i] for unit in chosen for i in unit],
+          _as_new(split.examples, chosen),
         )
 
       prefix = "eval/" if name == self.eval_splits[0] else f"eval/{name}/"
       with task_kind.quiet():
-        ranges = uncertainty.bootstrap(score, len(split.examples), num_samples)
+        ranges = uncertainty.bootstrap(score, len(units), num_samples)
       for metric, (low, high) in ranges.items():
         if metric.endswith(("total", "_thresh")):  # counts and settings
           continue
@@ -463,7 +464,8 @@ class FineTuning(Job):
 
     The folder predictions/ of the workdir gets TASK-SPLIT.jsonl with one
     example a line. Questions also get the original's three files, in the folder
-    TASK-SPLIT, and GLUE's test splits the TSV file that its server takes.
+    TASK-SPLIT, and the test splits of GLUE and SuperGLUE the file that the
+    server of the benchmark takes.
 
     Raises:
       spec.TaskError: the task has no such split.
@@ -483,20 +485,27 @@ class FineTuning(Job):
       )
       if split.name in task.submission:
         path = os.path.join(folder, task.submission[split.name])
-        files.write_text(path, submission.glue_tsv(task, examples, predictions))
+        assert task.submit is not None, task.name
+        files.write_text(path, task.submit(task, examples, predictions))
         written.append(path)
     return written
 
 
-def _as_new(examples: Sequence[Any], drawn: Iterable[int]) -> list[Any]:
-  """Returns examples by number, each with an id of its own, also if repeated.
+def _as_new(
+  examples: Sequence[Any], drawn: Iterable[Sequence[int]]
+) -> list[Any]:
+  """Returns drawn units of examples, each with an id of its own.
 
-  Scores by id would count an example that was drawn twice once.
+  Scores by id or by group would count a unit that was drawn twice once.
   """
-  return [
-    dataclasses.replace(examples[i], id=str(number))
-    for number, i in enumerate(drawn)
-  ]
+  found = []
+  for number, unit in enumerate(drawn):
+    for i in unit:
+      name = str(number)
+      grouped = isinstance(examples[i], spec.GroupedExample)
+      others = {"group": name} if grouped else {}
+      found.append(dataclasses.replace(examples[i], id=name, **others))
+  return found
 
 
 def _hash(features: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 from bert_jax.kinds import table
 from bert_jax.tasks import TASKS
 from bert_jax.tasks import find_file
+from bert_jax.tasks import languages
 from bert_jax.tasks import read_examples
 from bert_jax.tasks import spec
 
@@ -16,8 +17,11 @@ TFDS_WARNING = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
 
 NAMES = (
   "cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad_v1 squad_v2 swag"
-  " hellaswag codah conll2003 wnut17"
+  " hellaswag codah conll2003 wnut17 boolq cb copa multirc record"
+  " superglue_rte wic wsc axb axg race"
 ).split()
+NAMES += [f"xnli_{x}" for x in languages.XNLI]
+NAMES += [f"pawsx_{x}" for x in languages.PAWS_X]
 
 
 def test_every_task_has_a_row_under_its_name():
@@ -30,6 +34,7 @@ def test_a_row_is_complete(task):
   assert set(task.splits) == set(task.files)
   assert all(task.files.values())
   assert set(task.submission) <= set(task.test_splits)
+  assert bool(task.submission) == bool(task.submit)
   assert bool(task.tfds) == bool(task.read_record)
   assert task.trained_as in TASKS or task.train_split
   kind = table.of_task(task)
