@@ -12,10 +12,8 @@ from bert_jax.configs import base
 
 # The factors of the terms of TinyBERT's two stages.
 _LAYERS = "distill.soft_weight=0.0 distill.mlm_weight=0.0"
-_WORDS = (
-  "distill.embedding_weight=0.0 distill.hidden_weight=0.0 "
-  "distill.attention_weight=0.0 distill.soft_weight=1.0 distill.mlm_weight=0.0"
-)
+# The projections of a student of another width stay, and so do their moments.
+_WORDS = "distill.soft_weight=1.0 distill.mlm_weight=0.0"
 
 
 def _set_tinybert(c, steps):
@@ -37,7 +35,7 @@ def get_config(text=None):
 
   Also form: distilbert or tinybert, which compares embeddings, hidden states
   and maps of attention layer by layer, and not the last hidden states. With
-  `steps` it does that alone in the first three quarters, and learns the
+  `steps` it does that alone in the first three quarters, and also learns the
   teacher's words in the last one.
 
   steps=0 trains for `epochs` passes over the text. student_layers=0 keeps all
