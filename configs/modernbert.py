@@ -22,8 +22,8 @@ def get_config(text=None):
   Also batch_size, seq_len, long_batch_size and long_len, the rows and their
   lengths; and decay_data, a folder of prepared data for the last phase ("" =
   the same); and mask_rates, one share of masked tokens or three, of the phases,
-  with + between them, such as 0.3+0.15+0.05. The phases have the shares in the tokens that they have in
-  ModernBERT-base: 1,719, 250 and 50 of 2,019.
+  with + between them, such as 0.3+0.15+0.05. The phases have the shares in the
+  tokens that they have in ModernBERT-base: 1,719, 250 and 50 of 2,019.
   """
   args = base.arguments(
     text,
