@@ -215,6 +215,9 @@ ROWS = (
     label="score",
     labels=(),
     metrics=("spearman", "pearson"),
+    tfds="glue/stsb",
+    submission={},
+    submit=None,
   ),
   # Source: https://quoradata.quora.com/First-Quora-Dataset-Release-Question-Pairs
   _row(
