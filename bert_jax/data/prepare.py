@@ -6,7 +6,7 @@ for any number of workers, after a kill, and under Beam. Shards are written
 atomically, and a finished shard is not made again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import contextlib
 import logging
 import os
@@ -28,12 +28,15 @@ from bert_jax.data.stages import vocabulary
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
+from bert_jax.data.tokenizers import word_rules
 from bert_jax.runtime import files
 from bert_jax.runtime import locks
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
 
 _log = logging.getLogger(__name__)
+
+_LOOKED_AT_CHARS = 200_000
 
 
 def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
@@ -63,6 +66,8 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
     needed=2 if config.data.pairing == "pairs" else 1,
     by_sentences=_is_held_out_by_sentences(folder),
   )
+  if patterns and config.data.whole_word and not config.prepare.segmenter:
+    _look_for_chinese(vocabulary.sample_text(config.prepare, inputs.units))
   files.make_folder(folder)
   with locks.lock(folder, "--output"):
     _remove_leftovers(folder)
@@ -98,6 +103,32 @@ def _check_segmenter(name: str, found: dict, folder: str) -> None:
       f"{folder} was prepared with the segmenter {there}, and {segmenters.KEY}="
       f"{name} is {asked}; leave the key out, or prepare the text again with "
       "another --output"
+    )
+
+
+def _look_for_chinese(sentences: Iterable[str]) -> None:
+  """Raises ValueError if text has words that nothing divides.
+
+  Training would refuse the data; this says so before the work is done. Text
+  of which Chinese is a small part is left to that check, which counts tokens.
+
+  Args:
+    sentences: the text, of which the start is looked at.
+  """
+  num_chars = num_chinese = num_words = 0
+  for sentence in sentences:
+    num_chars += len(sentence)
+    chinese = sum(map(word_rules.has_ideograph, sentence))
+    num_chinese += chinese
+    num_words += 0 if chinese else len(sentence.split())
+    if num_chars > _LOOKED_AT_CHARS:
+      break
+  if num_chinese > num_words:
+    raise ValueError(
+      f"data.whole_word=True, but {num_chinese:,} of the first {num_chars:,} "
+      "characters of the text are Chinese, and nothing says where their words "
+      f"begin; add --config.{segmenters.KEY}=jieba (or a list of words), or "
+      "set --config.data.whole_word=False"
     )
 
 

@@ -162,7 +162,7 @@ def remarks(data: Any, folder: str) -> list[str]:
       )
     found.append(
       f"{100 * num_long / num_tokens:.1f} % of the text is in lines or "
-      f"sentences that are longer than a row of {data.seq_len} and were cut"
+      f"sentences that are longer than a row of {data.seq_len} and were divided"
       f"{advice}"
     )
   num_examples = max(examples["examples"], 1)

@@ -45,6 +45,7 @@ KINDS: dict[str, kind.Kind] = {
     pretraining.MLM_NSP,
     pretraining.MLM,
     pretraining.MLM_SOP,
+    pretraining.LTR,
     pretraining.DISTILL,
     pretraining.RTD,
     *TASK_KINDS.values(),

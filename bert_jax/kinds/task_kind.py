@@ -358,6 +358,23 @@ class TaskKind(kind.Kind):
     del task, examples, predictions
     return ""
 
+  def confusion(
+    self, task: spec.Task, examples: Sequence[Any], predictions: Sequence[Any]
+  ) -> np.ndarray | None:
+    """Returns how often each label was predicted for each right label.
+
+    Args:
+      task: the task, with its labels.
+      examples: the examples of a split, with labels.
+      predictions: the prediction of `decode` for each example.
+
+    Returns:
+      [K, K] counts, a row a right label; None for kinds without one label for
+      each answer.
+    """
+    del task, examples, predictions
+    return None
+
   def mistakes(
     self, task: spec.Task, examples: Sequence[Any], predictions: Sequence[Any]
   ) -> list[dict[str, Any]] | None:

@@ -27,6 +27,7 @@ from bert_jax.models.families.family import Part
 
 # The last parts of the names of tensors that are constants, not parameters.
 BUFFERS = ("position_ids", "token_type_ids", "inv_freq")
+_SHOWN = 8  # names of tensors in a message
 _FLOATS = frozenset(
   map(np.dtype, ("float16", "float32", "float64", ml_dtypes.bfloat16))
 )
@@ -105,18 +106,13 @@ def to_ours(
   if untied:
     left_out.add("mlm")  # our head of masked words shares the word table
     used = set()
+  kept = {k: v for k, v in wanted.items() if _part_of(k) not in left_out}
+  _check_complete(family, names, kept, found)
   params = {}
-  for path, (name, is_transposed) in wanted.items():
-    if _part_of(path) in left_out:
-      continue
-    if name not in found and path in names.zeros:
+  for path, (name, is_transposed) in kept.items():
+    if name not in found:
       params[path] = np.zeros(shapes[path], np.float32)
       continue
-    if name not in found:
-      raise ConvertError(
-        f"there is no {name}, which a {family.hf_class} with these settings "
-        "has; the file is incomplete, or holds another kind of model"
-      )
     used.add(name)
     array = _as_matrix(
       found[name],
@@ -341,21 +337,52 @@ def _untied_name(
   return decoder if has_head and decoder not in found else ""
 
 
+def _check_complete(
+  family: Family,
+  names: Names,
+  wanted: Mapping[str, tuple[str, bool]],
+  found: Collection[str],
+) -> None:
+  """Raises ConvertError, which lists them, if tensors are missing."""
+  missing = dict.fromkeys(
+    name
+    for path, (name, _) in wanted.items()
+    if name not in found and path not in names.zeros
+  )
+  if missing:
+    them = "it" if len(missing) == 1 else "them"
+    raise ConvertError(
+      f"there is no {_listed(missing)}; a {family.hf_class} with these "
+      f"settings has {them}, so the file is incomplete or holds another kind "
+      "of model"
+    )
+
+
+def _listed(names: Collection[str]) -> str:
+  """Returns names with commas between them, of many the first ones."""
+  more = len(names) - _SHOWN
+  shown = ", ".join(list(names)[:_SHOWN])
+  return f"{shown} and {more} more" if more > 0 else shown
+
+
 def _check_encoder(
   family: Family, names: Names, ignored: Collection[str]
 ) -> None:
-  """Raises ConvertError if a tensor that was not used changes the encoder."""
-  for name in ignored:
-    if (
-      names.from_classes
-      and names.is_of_encoder(names.canonical(name))
-      and not name.endswith(BUFFERS)
-    ):
-      raise ConvertError(
-        f"{name} is a part of the encoder that a {family.hf_class} does not "
-        "have here, so its outputs would differ; remove it from the file if "
-        "the encoder should be used without it"
-      )
+  """Raises ConvertError if tensors that were not used change the encoder."""
+  extra = [
+    name
+    for name in ignored
+    if names.from_classes
+    and names.is_of_encoder(names.canonical(name))
+    and not name.endswith(BUFFERS)
+  ]
+  if extra:
+    are, it = ("is", "it") if len(extra) == 1 else ("are", "them")
+    raise ConvertError(
+      f"{_listed(extra)} {are} a part of the encoder that a {family.hf_class} "
+      f"does not have here, so its outputs would differ; remove {it} from the "
+      "file if the encoder should be used without"
+    )
 
 
 def _task_head(

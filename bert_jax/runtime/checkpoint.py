@@ -394,9 +394,19 @@ class Checkpoints:
       if before is None:
         self.set_aside(bad)
     if before is None:
-      self._newest.keep_only(self.steps()[-self._keep :])
-      self._tidy_best()
+      self.tidy()
     return found
+
+  def tidy(self) -> None:
+    """Removes steps that Orbax could not remove because the run was killed."""
+    self._newest.keep_only(self.steps()[-self._keep :])
+    self._tidy_best()
+
+  def committed_step(self) -> int:
+    """Returns the newest complete step; 0 = none, or one is being written."""
+    if self._newest.manager.is_saving_in_progress():
+      return 0
+    return self.latest_step() or 0
 
   def _tidy_best(self) -> None:
     """Removes all but one best step, before this session saves another."""

@@ -90,17 +90,28 @@ def read_examples(
         " scored by the id of their question, so give each its own"
       )
   if split == task.train_split and learns:
-    examples = learned(task, examples)
+    examples = learned(task, examples, path or folder)
   return examples[:max_examples] if max_examples else examples
 
 
-def learned(task: spec.Task, examples: Sequence[Any]) -> list[Any]:
-  """Returns what is learned from examples: a question has one answer each."""
+def learned(
+  task: spec.Task, examples: Sequence[Any], where: str = ""
+) -> list[Any]:
+  """Returns what is learned from examples: a question has one answer each.
+
+  Args:
+    task: the task.
+    examples: examples of its training split.
+    where: their file, for errors.
+
+  Raises:
+    spec.TaskError: a question has several answers, and none is chosen.
+  """
   return [
     one
     for example in examples
     for one in (
-      qa.learned(task, example)
+      qa.learned(task, example, where)
       if isinstance(example, spec.SpanExample)
       else (example,)
     )

@@ -140,7 +140,7 @@ def _place(
 
 
 def learned(
-  task: spec.Task, example: spec.SpanExample
+  task: spec.Task, example: spec.SpanExample, where: str = ""
 ) -> list[spec.SpanExample]:
   """Returns the training examples of a question, each with one answer at most.
 
@@ -151,6 +151,7 @@ def learned(
       "first" in the file; "most_frequent", the one that most people gave; or
       "all", which makes an example of each different answer.
     example: a question with any number of answers, which are in its context.
+    where: the file, for errors.
 
   Raises:
     spec.TaskError: There are several answers, equal ones included, and
@@ -169,8 +170,9 @@ def learned(
     chosen = list(dict.fromkeys(answers))
   else:
     raise spec.TaskError(
-      f"question {example.id}: {len(answers)} answers; a training question has"
-      " one answer; choose with task.train_answers=first, most_frequent or all"
+      f"{f'{where}: ' if where else ''}question {example.id}: "
+      f"{len(answers)} answers; a training question has one answer; choose "
+      "with task.train_answers=first, most_frequent or all"
     )
   return [
     dataclasses.replace(

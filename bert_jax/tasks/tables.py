@@ -155,7 +155,7 @@ def iter_rows(
       if has_spaces:
         row = {name.strip(): value for name, value in row.items()}
       yield where, row
-  if is_text:
+  if is_text and found is not rows.FORMATS["JSON"]:  # that has its own end
     lacks_line_end(path)  # Logs it.
   if broken:
     _log.warning(

@@ -22,6 +22,7 @@ from bert_jax.kinds import losses
 from bert_jax.kinds import table
 from bert_jax.kinds import task_kind
 from bert_jax.kinds import windows
+from bert_jax.models import adapters
 from bert_jax.models import flops
 from bert_jax.models import heads
 from bert_jax.models.attention import programs
@@ -86,11 +87,7 @@ class FineTuning(Job):
         f"the vocabulary has {tokenizer.vocab_size} pieces, model.vocab_size="
         f"{model.vocab_size}; give --config.task.vocab of the weights"
       )
-    if bool(config.train.num_epochs) == bool(config.train.total_steps):
-      raise ValueError(
-        f"train.num_epochs={config.train.num_epochs} and train.total_steps="
-        f"{config.train.total_steps}: give one of them, and 0 for the other"
-      )
+    self._check_length()
     unknown = {k for k, v in config.task.files.items() if v}
     unknown -= set(self.task.splits)
     if unknown:
@@ -115,6 +112,8 @@ class FineTuning(Job):
       )
     self._check_own_settings()
     self.objective = self.objective.with_loss(self._loss_options())
+    if options := adapters.options_of(config.optim):
+      self.model = adapters.Adapted(self.model, options)
     self.objective.check_options(self.task, **self._decode_options)
 
   def _check_own_settings(self) -> None:
@@ -131,6 +130,12 @@ class FineTuning(Job):
           f"task.{name}={value} has no effect on kind {self.objective.name}; "
           "leave it out"
         )
+
+  @property
+  def is_trained(self):
+    if isinstance(self.model, adapters.Adapted):
+      return self.model.is_trained
+    return super().is_trained
 
   @property
   def _decode_options(self) -> dict[str, Any]:
@@ -458,6 +463,16 @@ class FineTuning(Job):
           for record in mistakes:
             f.write(files.to_json(record, ensure_ascii=False) + "\n")
     return written
+
+  def confusions(self, evaluator):
+    found = {}
+    for name, predictions in evaluator.predicted.items():
+      split = self.split(name)
+      counts = self.objective.confusion(split.task, split.examples, predictions)
+      if counts is not None:
+        labels = list(map(str, split.task.labels))
+        found[name] = {"labels": labels, "counts": counts.tolist()}
+    return found
 
   def write_predictions(self, evaluator, params, workdir):
     """Writes what the model predicts for the splits of `task.predict_splits`.

@@ -550,9 +550,8 @@ def make_eval_step(
 
   def eval_step(params, batch, log_probs):
     outputs = objective.apply(model, params, batch, deterministic=True)
-    return objective.metrics(outputs, batch) | pretraining.unigram_metrics(
-      batch, log_probs
-    )
+    unigram = pretraining.unigram_metrics(*objective.targets(batch), log_probs)
+    return objective.metrics(outputs, batch) | unigram
 
   return eval_step
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.data.tokenizers import load
+from bert_jax.models import adapters
 from bert_jax.models import config as model_config
 from bert_jax.models import params as param_trees
 from bert_jax.models import replaced_tokens
@@ -27,6 +28,8 @@ from bert_jax.weights.pretrained import naming
 def read_tensors(step: str, which: str = "evaluated") -> dict[str, np.ndarray]:
   """Reads the parameters of a saved step, with layers unrolled.
 
+  Adapters are merged into the kernels that they belong to.
+
   Args:
     step: the folder of the step.
     which: "last" for the parameters, "average" for their average, "evaluated"
@@ -36,12 +39,22 @@ def read_tensors(step: str, which: str = "evaluated") -> dict[str, np.ndarray]:
 
   with naming(step):
     is_average = which == "average"
-    workdir = os.path.dirname(os.path.dirname(step))
+    workdir = _workdir_of(step)
     if which == "evaluated" and runs.exists(workdir):
       group = runs.read_run(workdir)["config"].get("eval") or {}
       is_average = bool(group.get("average"))
     tree = checkpoint.read_params(step, is_average=is_average)
-    return param_trees.unstack(check_arrays(param_trees.flatten(tree)))
+    tensors = param_trees.unstack(check_arrays(param_trees.flatten(tree)))
+    if not any(map(adapters.is_adapter, tensors)):
+      return tensors
+    group = runs.read_run(_workdir_of(step))["config"]["optim"]
+    return adapters.merge_flat(
+      tensors, float(group["lora_alpha"]) / group["lora_rank"]
+    )
+
+
+def _workdir_of(step: str) -> str:
+  return os.path.dirname(os.path.dirname(step))
 
 
 def take_parts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -64,7 +77,7 @@ def take_parts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def read_settings(step: str) -> FolderSettings:
   """Reads the settings of the run that a saved step belongs to."""
-  workdir = os.path.dirname(os.path.dirname(step))
+  workdir = _workdir_of(step)
   path = os.path.join(workdir, "run.json")
   with naming(path):
     run = runs.read_run(workdir)

@@ -190,6 +190,19 @@ def test_whole_words_are_refused_where_nothing_says_them(prepared):
   assert "spaces" in problems["dense"]  # whole sentences are no words
 
 
+def test_whole_words_are_refused_before_the_text_is_read(prepared, tmp_path):
+  config = corpora.make_config(str(prepared / "vocab.txt"))
+  config.data.whole_word = True
+  config.prepare.held_out_rate = 0.2
+  (tmp_path / "zh.txt").write_text("我喜欢机器。\n\n" * 9)
+  with pytest.raises(
+    ValueError, match=r"\d+ of the first \d+ .*segmenter=jieba"
+  ):
+    prepare.prepare(config, [str(tmp_path / "zh.txt")], str(tmp_path / "data"))
+  assert not (tmp_path / "data").exists()
+  prepare._look_for_chinese(["the cat sat on the mat", "我喜"])
+
+
 def test_other_words_are_refused(prepared, words, tmp_path):
   config = corpora.make_config(str(prepared / "vocab.txt"))
   text = str(prepared / "words.txt")

@@ -24,6 +24,7 @@ from bert_jax.data.tokenizers.interface import SPECIAL_TOKENS
 from bert_jax.data.tokenizers.load import load_tokenizer
 from bert_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer
 from bert_jax.data.tokenizers.wordpiece import WordPieceTokenizer
+from tests.support import breadth
 from tests.support import wordpiece_reference
 from tests.support.corpora import story
 
@@ -107,8 +108,11 @@ def released(name):
 
 @pytest.fixture(
   scope="module",
-  params=["small-uncased", "small-cased", "bert-base-uncased", "chinese-cased"]
-  + ["bert-base-chinese"],
+  params=breadth.slow_but(
+    ["small-uncased", "small-cased", "bert-base-uncased", "chinese-cased"]
+    + ["bert-base-chinese"],
+    lambda name: name in ("small-cased", "bert-base-uncased"),
+  ),
 )
 def pair(request):
   """A tokenizer, and the same text to ids by the reference."""
@@ -240,8 +244,13 @@ def test_ids_equal_the_reference_on_any_text(pair, text):
   assert tokenizer.encode(text) == wanted  # and again from the dictionary
 
 
-@pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("lower_case", [True, False])
+@pytest.mark.parametrize(
+  ("lower_case", "stride"),
+  breadth.slow_but(
+    [(True, 8), (False, 32), (True, 1), (False, 1)],
+    lambda lower_case, stride: stride > 1,
+  ),
+)
 def test_every_code_point_gives_the_reference_ids(lower_case, stride):
   # Planes 0 to 3 and the tags: all that is assigned and not private.
   codes = itertools.chain(range(0x32400), range(0xE0000, 0xE0200))

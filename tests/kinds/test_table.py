@@ -1,6 +1,8 @@
 """Tests of every kind: which losses a kind has, and what they divide by."""
 
+import ast
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -204,7 +206,8 @@ def test_unigram_baseline_by_hand():
     "masked_ids": jnp.array([[0, 2], [1, 0]]),
     "masked_weights": jnp.array([[1.0, 1], [1, 0]]),
   }
-  sums = pretraining.unigram_metrics(batch, log_probs)
+  targets = pretraining.MLM.targets(batch)
+  sums = pretraining.unigram_metrics(*targets, log_probs)
   want = -np.log(0.5 * 0.2 * 0.3)
   np.testing.assert_allclose(sums["unigram_loss"], (want, 3), rtol=1e-6)
   right = sums["most_frequent_token_accuracy"]
@@ -214,3 +217,24 @@ def test_unigram_baseline_by_hand():
 def test_an_unknown_objective_names_those_there_are():
   with pytest.raises(ValueError, match="objective='nsp'.*mlm_nsp, mlm"):
     table.get("nsp")
+
+
+def _compared_names(path):
+  """The texts that a file compares something with, by their lines."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Compare):
+      for part in (node.left, *node.comparators):
+        for one in ast.walk(part):
+          if isinstance(one, ast.Constant) and isinstance(one.value, str):
+            yield one.value, f"{path.name}:{node.lineno}"
+
+
+def test_no_prediction_asks_for_the_name_of_a_kind():
+  room = pathlib.Path(table.__file__).parents[1] / "prediction"
+  found = [
+    (name, line)
+    for path in room.rglob("*.py")
+    for name, line in _compared_names(path)
+    if name in table.ANSWERERS
+  ]
+  assert not found

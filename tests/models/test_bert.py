@@ -105,8 +105,13 @@ def _assert_equal_to_reference(config, params, batch, outputs):
 # --- against the reference ----------------------------------------------------
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
-@pytest.mark.parametrize("hidden_act", ACTS)
+@pytest.mark.parametrize(
+  ("hidden_act", "scan_layers"),
+  breadth.slow_but(
+    list(itertools.product(ACTS, [False, True])),
+    lambda act, scan_layers: scan_layers == (act == "gelu_tanh"),
+  ),
+)
 def test_golden_outputs_of_the_reference_are_reproduced(
   hidden_act, scan_layers
 ):

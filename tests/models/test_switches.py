@@ -1,5 +1,6 @@
 """Tests of the encoder's switches beside BERT's."""
 
+import dataclasses
 import math
 import re
 
@@ -380,3 +381,16 @@ def test_a_preset_sets_family_switches_and_objective():
     pretrain.get_config("family=modernbrt")
   with pytest.raises(ValueError, match="ettin-17m"):
     pretrain.get_config("family=modernbert,size=ettin-17")
+
+
+@pytest.mark.parametrize(
+  ("size", "count"), [("610m", 755_625_600), ("2.1b", 2_403_092_736)]
+)
+def test_eurobert_has_the_parameters_of_the_released_models(size, count):
+  config = pretrain.get_config(f"family=eurobert,size={size}")
+  config.model.vocab_size = 128256
+  model = model_config.ModelConfig.from_config(config.model)
+  shapes = heads.param_shapes(dataclasses.asdict(model), 2)
+  sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+  own = [n for path, n in sizes.items() if not path.startswith("task/")]
+  assert sum(own) == count

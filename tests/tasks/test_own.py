@@ -163,6 +163,7 @@ def test_any_number_of_choices(tmp_path):
       "form='guess' .* classify, pairs",
     ),
     ("pairs", ["a"], "task own: 1 text columns .a., wanted 2"),
+    ("choice", ["a"], "1 text columns .*, wanted 2 or more"),
     ("regress", ["a", "b", "c"], "3 text columns .*, wanted 1 to 2"),
     ("classify", ["a"], "its labels are not known; give labels, or a train"),
     ("tag", ["a"], "its labels are not known"),
@@ -191,3 +192,10 @@ def test_bad_tags_are_refused_with_the_line(tmp_path, row, message):
   task = table.make_task("tag", text=["w"], label="t", labels=["O", "B-x"])
   with pytest.raises(spec.TaskError, match=message):
     read_examples(task, "", "train", files={"train": path})
+
+
+def test_an_array_needs_no_line_end(tmp_path, caplog):
+  path = write(tmp_path / "a.json", json.dumps([{"t": "x", "y": "no"}] * 2))
+  task = table.make_task("classify", text=["t"], label="y", labels=("no", "so"))
+  assert len(read_examples(task, "", "train", files={"train": path})) == 2
+  assert not caplog.text

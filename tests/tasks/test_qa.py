@@ -170,6 +170,8 @@ def test_own_answers_are_lists_or_objects(tmp_path, caplog):
   ]  # fmt: skip
   assert found[3].is_impossible
   assert "1 of 4 answers begin or end within a word" in caplog.text
+  with pytest.raises(spec.TaskError, match=r"a\.jsonl: question 0: 2 answers"):
+    own_rows(tmp_path, row | {"a": squads})
   empty = own_rows(tmp_path, row | {"a": ""}, split="test")
   assert not empty[0].is_labelled
 

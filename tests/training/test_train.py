@@ -292,6 +292,7 @@ def test_a_second_job_on_a_workdir_is_refused(finished_run):
   assert train.train(finished_run.config, finished_run.workdir) == {}
 
 
+@pytest.mark.slow
 def test_work_is_saved_before_too_much_of_it_is_at_risk(
   finished_run, tmp_path, stop_after
 ):

@@ -107,6 +107,17 @@ def test_renamed_pieces_keep_their_ids_and_rows(tmp_path):
   assert extending.describe(given, got) == "moon -> mars"
 
 
+def test_unused_slots_get_names_by_one_text_as_a_command_line_gives_it():
+  slots = ["[unused1]", "[unused2]"]
+  given = make(vocab_size=len(PIECES) + 2)
+  given = dataclasses.replace(
+    given, tokenizer=wordpiece.WordPieceTokenizer([*PIECES, *slots])
+  )
+  got = extend(given, rename_tokens=("[unused1]=covid,[unused2]=mrna",))
+  assert got.tokenizer.encode("Covid sun mRNA") == [7, 5, 8]
+  np.testing.assert_array_equal(table(got, WORDS), table(given, WORDS))
+
+
 @pytest.mark.parametrize(
   ("pair", "message"),
   [

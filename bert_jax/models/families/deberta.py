@@ -165,6 +165,8 @@ FAMILY = family.Family(
     ignored=frozenset({"pooler_hidden_size"}),
   ),
   tokenizer=templates.DEBERTA_V2,
+  # Sizes: config.json of microsoft/deberta-v2-xxlarge on the hub, and those of
+  # models tuned from microsoft/deberta-v2-xlarge and -v3-xsmall to -large.
   presets={
     "v2-xlarge": family.preset(24, 1536, **_CONVOLUTION),
     "v2-xxlarge": family.preset(48, 1536, **_CONVOLUTION),

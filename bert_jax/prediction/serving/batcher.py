@@ -154,13 +154,14 @@ class Batcher:
       _log.exception("%d texts of a request failed", len(batch))
       self._fail(predictor, batch[0][0], error)
       return
+    # First the report: who has an answer finds it counted.
+    tokens = sum(map(predictor.num_tokens, lines))
+    self._report(len(lines), tokens, time.perf_counter() - start)
     for (job, index), answer in zip(batch, found, strict=True):
       job.answers[index] = answer
     for job in {job for job, _ in batch}:
       if all(answer is not None for answer in job.answers):
         _finish(job)
-    tokens = sum(map(predictor.num_tokens, lines))
-    self._report(len(lines), tokens, time.perf_counter() - start)
 
   def _fail(
     self, predictor: predict.Predictor, failed: _Job, error: Exception
