@@ -76,6 +76,7 @@ EXTRAS = {
   "reference": [
     "torch>=2.9,<2.14",
     "transformers>=5.10,<6",
+    "sentence-transformers>=5.1,<7",  # reads our folders of embeddings
     "onnx>=1.19,<2",  # torch's export asks for it
     "onnxruntime>=1.23,<2",
   ],

@@ -506,7 +506,8 @@ def main(argv=None):
     return 2
   print(f"{card() or 'CPU, a dry run: the figures say nothing'}; {args.size}")
   begin, longest = time.monotonic(), 0.0
-  results, left_out = [], []
+  results: list[dict[str, Any]] = []
+  left_out: list[str] = []
   for case in args.cases:
     now = time.monotonic() - begin
     if results and now + longest > args.budget_secs:

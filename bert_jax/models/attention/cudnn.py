@@ -139,11 +139,11 @@ def _over_mesh(kernel, query, key, value, visible):
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return kernel(query, key, value, visible)
-  ids = None if visible.sequence_ids is None else _ROWS
+  rows = jax.tree.map(lambda _: _ROWS, visible)
   return jax.shard_map(
     kernel,
     mesh=mesh,
-    in_specs=(_HEADS, _HEADS, _HEADS, masks.Visible(_ROWS, ids)),
+    in_specs=(_HEADS, _HEADS, _HEADS, rows),
     out_specs=_HEADS,
     check_vma=False,
   )(query, key, value, visible)
