@@ -17,6 +17,7 @@ from bert_jax.models.attention import cudnn
 from bert_jax.models.attention import masks
 from bert_jax.models.attention import plain
 from bert_jax.models.attention import programs
+from bert_jax.runtime import sharding
 from configs import base
 from configs import gpu
 
@@ -117,6 +118,21 @@ def test_the_program_for_a_gpu_calls_cudnn(monkeypatch, packed, radius):
   )
   assert "__cudnn$fmha" in text and "Backward" in text
   assert ("Bias" in text) is packed
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_devices_share_the_rows_and_the_heads(packed):
+  arrays, visible, _ = _case(packed)
+  arrays = [x[:2] for x in arrays]
+  visible = jax.tree.map(lambda x: x[:2], visible)
+  kernel = functools.partial(cudnn.flash, implementation="xla")
+  wanted = kernel(*arrays[:3], visible)
+  mesh = sharding.make_mesh(2, 1, 2, jax.devices()[:4])
+  with jax.set_mesh(mesh):
+    found = jax.jit(
+      lambda *x: cudnn._over_mesh(kernel, *x, visible),
+    )(*arrays[:3])
+  np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_a_machine_without_cudnn_is_told_so_before_a_compile(monkeypatch):
