@@ -382,8 +382,8 @@ def _check_encoder(
     )
     raise ConvertError(
       f"{_listed(extra)} {are} of the encoder that a {family.hf_class} does "
-      f"not have here, so its outputs would differ; remove {them} from the file "
-      f"if the encoder should be used without {them}"
+      f"not have here, so its outputs would differ; remove {them} from the "
+      f"file if the encoder should be used without {them}"
     )
 
 
