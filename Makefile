@@ -21,7 +21,7 @@ PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow test-faults test-buckets lint format types check docs \
-  plan-table plan-meshes plan-depth plan-long bench-train bench-data bench-prepare \
+  plan-table plan-meshes plan-depth plan-long plan-recipes bench-train bench-data bench-prepare \
   bench-packing bench-finetune bench-predict bench-embed bench-start bench-together \
   minilm tpu \
   ablations lock clean
@@ -78,6 +78,9 @@ plan-depth: $(VENV)/.extra-tpu  ## seconds that layers take to compile
 
 plan-long: $(VENV)/.extra-tpu  ## rows of 1,024 to 8,192 tokens: full and local layers
 	@$(PY) -m experiments.plan.table long
+
+plan-recipes: $(VENV)/.extra-tpu  ## every recipe of pre-training on two slices
+	@$(PY) -m experiments.plan.table recipes
 
 bench-train: $(VENV)/.extra-reference  ## against torch: NOVELS=file VOCAB=file
 	@$(PY) experiments/bench/train.py --size=4x512

@@ -72,6 +72,7 @@ EXTRAS = {
   "reference": [
     "torch>=2.9,<2.14",
     "transformers>=5.10,<6",
+    "sentence-transformers>=5.1,<7",  # reads our folders of embeddings
     "onnx>=1.19,<2",  # torch's export asks for it
     "onnxruntime>=1.23,<2",
   ],
@@ -98,6 +99,8 @@ EXTRAS = {
   # Services that keep the metrics of runs (train.trackers).
   "wandb": ["wandb>=0.22,<1"],
   "mlflow": ["mlflow>=3,<4"],
+  # MLPerf's check of the logs of configs/mlperf.py, which a test runs.
+  "mlperf": ["mlperf-logging>=4.1.68"],
   # Buckets of Google Cloud Storage (gs:// paths). gcsfs and fsspec, by which
   # Orbax reads and writes, fit each other in pairs of versions only.
   "gcs": [

@@ -11,6 +11,7 @@ import os
 import pathlib
 import random
 import signal
+import tempfile
 import threading
 import time
 
@@ -24,12 +25,14 @@ from tests.support import storage_server as storage
 from tests.support.fault_runs import KILLS
 from tests.support.fault_runs import SEED
 from tests.support.fault_runs import assert_told
+from tests.support.fault_runs import fork as start
 from tests.support.fault_runs import kill
 from tests.support.fault_runs import prepare_command
-from tests.support.fault_runs import run
-from tests.support.fault_runs import start
+from tests.support.fault_runs import run_forked as run
 
 TOTAL, SAVED, KEPT = 60, 20, 2  # steps
+# The compiled programs of all runs.
+PROGRAMS = pathlib.Path(tempfile.gettempdir()) / f"programs-{os.getpid()}"
 
 pytestmark = [pytest.mark.slow, storage.needs_server]
 
@@ -43,10 +46,12 @@ def served(tmp_path, monkeypatch):
   for name, value in storage.environment(proxy.url).items():
     monkeypatch.setenv(name, value)
   monkeypatch.setenv("BERT_JAX_CACHE", str(tmp_path / "copies"))
+  storage.forget_clients()
   proxy.root = tmp_path / "objects" / storage.BUCKET
   yield proxy
   proxy.stop()
   server.stop()
+  storage.forget_clients()
   assert not os.path.exists(fault_runs.ROOT / "gs:")
 
 
@@ -59,7 +64,9 @@ def train_command(data, workdir, *more, **changes):
     "eval__every_steps": SAVED,
     "checkpoint__every_steps": SAVED,
   }
-  return fault_runs.train_command(data, workdir, *more, **settings | changes)
+  return fault_runs.train_command(
+    data, workdir, f"--compile_cache={PROGRAMS}", *more, **settings | changes
+  )
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +115,7 @@ def test_a_killed_run_in_a_bucket_ends_as_if_never_killed(
   upload(prepared, f"{BUCKET}/data")
   rng, kills, lives, longest = random.Random(SEED), 0, 0, 0.0
   wanted = max(KILLS // 2, 3)
-  args = train_command(
-    f"{BUCKET}/data", f"{BUCKET}/run", f"--compile_cache={tmp_path}/programs"
-  )
+  args = train_command(f"{BUCKET}/data", f"{BUCKET}/run")
   since = time.monotonic()
   while kills < wanted or not lives or files.exists(f"{BUCKET}/run/run.json"):
     process = start(args, tmp_path / "said")
@@ -123,6 +128,7 @@ def test_a_killed_run_in_a_bucket_ends_as_if_never_killed(
     if process.poll() is None:
       kill(process)
       kills += 1
+      print(f"{kills}: {moment:.1f} s of {longest:.1f} s", flush=True)
     said = (tmp_path / "said").read_text()
     assert process.returncode in (0, -signal.SIGKILL), said
     assert "damaged" not in said, said
@@ -142,14 +148,15 @@ def test_preparation_in_a_bucket_that_was_killed_ends_as_if_never_killed(
   served, tmp_path
 ):
   text = corpora.write_text(tmp_path / "text.txt", corpora.make_documents(600))
-  assert run(prepare_command(text, tmp_path / "data"))[0] == 0
+  # Not forks: preparation starts processes of its own.
+  assert fault_runs.run(prepare_command(text, tmp_path / "data"))[0] == 0
   wanted = corpora.tree(tmp_path / "data")
   files.write_bytes(f"{BUCKET}/text.txt", pathlib.Path(text).read_bytes())
   rng, kills = random.Random(SEED), 0
   args = prepare_command(f"{BUCKET}/text.txt", f"{BUCKET}/data")
   status, longest = 1, 25.0
   while kills < max(KILLS // 10, 3) or status != 0:
-    process = start(args, tmp_path / "said")
+    process = fault_runs.start(args, tmp_path / "said")
     began = time.monotonic()
     moment = rng.uniform(3, longest) if kills < max(KILLS // 10, 3) else 1e9
     while process.poll() is None and time.monotonic() - began < moment:
@@ -296,14 +303,19 @@ def test_several_processes_train_in_one_bucket(
   }
   devices = 4 // num_processes
   jobs = host_processes.start(
-    prepared, tmp_path / "folder", num_processes, devices, **changes
+    prepared,
+    tmp_path / "folder",
+    num_processes,
+    devices,
+    forks=True,
+    **changes,
   )
   assert host_processes.finish(jobs) == [0] * num_processes
 
   def begin():
     return host_processes.start(
       f"{BUCKET}/data", f"{BUCKET}/run", num_processes, devices,
-      said=f"{tmp_path}/said", **changes,
+      said=f"{tmp_path}/said", forks=True, **changes,
     )  # fmt: skip
 
   jobs = begin()

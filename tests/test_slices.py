@@ -13,16 +13,21 @@ from tests.support import host_processes
 
 pytestmark = pytest.mark.slow
 
+TOTAL, SAVED = 12, 4  # steps
 SHORT = dict(
-  train__total_steps=36, checkpoint__every_steps=12, eval__every_steps=36
+  train__total_steps=TOTAL,
+  checkpoint__every_steps=SAVED,
+  checkpoint__best_metric="",
+  eval__every_steps=0,
 )
+CUT = SHORT | {"mesh__num_slices": 2, "mesh__fsdp": 2}
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, prepared):
-  """The run of one process with all eight devices, as one slice."""
+  """The run of one process with all four devices, as one slice."""
   workdir = tmp_path_factory.mktemp("slices") / "alone"
-  jobs = host_processes.start(prepared, workdir, 1, 8, **SHORT)
+  jobs = host_processes.start(prepared, workdir, 1, 4, forks=True, **SHORT)
   assert host_processes.finish(jobs) == [0]
   return workdir
 
@@ -35,34 +40,42 @@ def losses(workdir):
   }
 
 
-def assert_same(workdir, alone, rtol, num_steps=36):
+def assert_same(workdir, alone, rtol, num_steps=TOTAL):
   found, wanted = losses(workdir), losses(alone)
   for step in range(1, num_steps + 1):
     np.testing.assert_allclose(found[step], wanted[step], rtol, err_msg=step)
 
 
-def test_two_slices_train_the_same_and_one_goes_on_without_the_other(
-  tmp_path, prepared, alone
-):
-  """Four processes of two devices; each two are a slice, and one is lost."""
-  both = tmp_path / "both"
-  slices = SHORT | {"mesh__num_slices": 2}
-  jobs = host_processes.start(prepared, both, 4, 2, **slices)
-  host_processes.wait_for_lines(both, 14, jobs)
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory, prepared, alone):
+  """A run of four processes, each two of them a slice, of which one was lost.
+
+  Each slice cuts its copy of the model up over its devices.
+  """
+  workdir = tmp_path_factory.mktemp("slices") / "both"
+  jobs = host_processes.start(prepared, workdir, 4, 1, forks=True, **CUT)
+  host_processes.wait_for_lines(workdir, SAVED + 2, jobs)
   for job in jobs[2:]:  # the second slice is taken away
     job.kill()
   begin = time.monotonic()
   statuses = host_processes.finish(jobs)
   assert time.monotonic() - begin < peers.HEARTBEAT_SECS + 30
   assert statuses == [69, 69, -signal.SIGKILL, -signal.SIGKILL]
-  assert_same(both, alone, 1e-6, num_steps=12)
-  copy = shutil.copytree(both, tmp_path / "copy")
-  # The slice that is left goes on, with two devices a process or with four.
-  jobs = host_processes.start(prepared, both, 2, 2, **SHORT)
+  assert_same(workdir, alone, 1e-6, num_steps=SAVED)
+  return workdir
+
+
+def test_the_slice_that_is_left_goes_on(lost, tmp_path, prepared, alone):
+  workdir = shutil.copytree(lost, tmp_path / "one")
+  jobs = host_processes.start(prepared, workdir, 2, 1, forks=True, **SHORT)
   assert host_processes.finish(jobs) == [0, 0]
-  assert_same(both, alone, 1e-5)
-  # So do both when the second is back, with a model that each slice cuts up.
-  cut = slices | {"mesh__fsdp": 2}
-  jobs = host_processes.start(prepared, copy, 4, 2, **cut)
+  assert_same(workdir, alone, 1e-5)
+
+
+def test_both_slices_go_on_when_the_second_is_back(
+  lost, tmp_path, prepared, alone
+):
+  workdir = shutil.copytree(lost, tmp_path / "both")
+  jobs = host_processes.start(prepared, workdir, 4, 1, forks=True, **CUT)
   assert host_processes.finish(jobs) == [0] * 4
-  assert_same(copy, alone, 1e-5)
+  assert_same(workdir, alone, 1e-5)

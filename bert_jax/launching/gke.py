@@ -15,7 +15,7 @@ docs.cloud.google.com/tpu/docs/tpu-gke-multislice (labels of nodes, one node
 pool a slice, the network of the host).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 from typing import Any
 
@@ -184,6 +184,10 @@ def _pod_spec(job: jobs.Job, given: dict[str, Any]) -> dict[str, Any]:
     spec |= {"nodeSelector": selector, "tolerations": tolerations}
   if job.num_slices > 1:  # the network between slices is that of the hosts
     spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+  if folder := job.host_folder:
+    path = {"path": folder, "type": "DirectoryOrCreate"}
+    spec["volumes"] = [{"name": "local", "hostPath": path}]
+    container["volumeMounts"] = [{"name": "local", "mountPath": folder}]
   if given["service_account"]:
     spec["serviceAccountName"] = given["service_account"]
   if given["priority_class"]:
@@ -255,7 +259,52 @@ def status(job: jobs.Job) -> str:
   """Returns a few lines on the state of a job."""
   read = _kubectl(job, "get", "jobset", job.name, "-ojson")
   pods = _kubectl(job, "get", "pods", f"-l{_of(job)}", "-owide")
-  return f"{describe(json.loads(jobs.run(read)))}\n{jobs.run(pods)}".rstrip()
+  state, shown = describe(json.loads(jobs.run(read))), jobs.run(pods)
+  lines = [state, shown.rstrip()]
+  if " Pending " in shown:
+    of_pods = "--field-selector=involvedObject.kind=Pod"
+    events = jobs.run(_kubectl(job, "get", "events", of_pods, "-ojson"))
+    names = [x.split()[0] for x in shown.splitlines() if " Pending " in x]
+    if reason := why_pending(names, json.loads(events)["items"]):
+      lines.append(reason)
+  return "\n".join(lines).rstrip()
+
+
+# Words in the events of a pod that waits -> what to do.
+_REMEDIES = {
+  "quota": "the project has no quota for more nodes of this kind: ask for it "
+  "in the console under IAM & Admin, Quotas, or use nodes that exist",
+  "affinity/selector": "no node pool has the chips of --topology, or its nodes "
+  "are of another kind: gcloud container node-pools list shows the pools, and "
+  f"kubectl get nodes -L{_ACCELERATOR},{_TOPOLOGY} their labels",
+  "insufficient": "all nodes of this kind are in use; wait for another job to "
+  "end, or make another node pool",
+}
+_OF_WAITING = ("FailedScaleUp", "NotTriggerScaleUp", "FailedScheduling")
+
+
+def why_pending(pods: Sequence[str], events: Sequence[dict[str, Any]]) -> str:
+  """Returns why pods have no node, and what to do; "" if no event says it.
+
+  Args:
+    pods: the names of the pods.
+    events: the events of all pods, as the cluster reports them.
+  """
+  for reason in _OF_WAITING:  # the most telling one first
+    found = [
+      event
+      for event in events
+      if event.get("reason") == reason
+      and event.get("involvedObject", {}).get("name") in pods
+    ]
+    if not found:
+      continue
+    message = " ".join(str(found[-1].get("message", "")).split())
+    text = message.lower()
+    remedy = next((do for word, do in _REMEDIES.items() if word in text), "")
+    pod = found[-1]["involvedObject"]["name"]
+    return f"{pod} has no node: {message[:300]}" + (remedy and f"; {remedy}")
+  return ""
 
 
 def describe(jobset: dict[str, Any]) -> str:

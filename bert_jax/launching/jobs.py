@@ -57,6 +57,16 @@ class Job:
     """The number of hosts of a slice; 1 if there is no TPU."""
     return self.topology.num_hosts if self.topology else 1
 
+  @property
+  def host_folder(self) -> str:
+    """The folder of a host that must outlive a container, or "".
+
+    It is that of checkpoint.local_dir, if the command names an absolute path.
+    """
+    flag = "--config.checkpoint.local_dir="
+    given = [x.removeprefix(flag) for x in self.arguments if x.startswith(flag)]
+    return given[-1] if given and given[-1].startswith("/") else ""
+
 
 def check_name(name: str) -> None:
   """Raises LaunchError for a name that Kubernetes refuses."""

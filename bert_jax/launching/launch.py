@@ -8,6 +8,7 @@ not see, a training that does not fit the memory.
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import logging
+import math
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from typing import Any
 from bert_jax.launching import engines
 from bert_jax.launching import jobs
 from bert_jax.launching import plans
+from bert_jax.runtime import chips
 from bert_jax.runtime import config_files
 from bert_jax.runtime import files
 from bert_jax.runtime import hub
@@ -207,8 +209,33 @@ def make_job(
       f"{job.num_hosts}; give a slice of one host, or send each trial as a job "
       f"of its own: bert-jax sweep --engine={engine}"
     )
+  if found and command.config is not None and "mesh" in command.config:
+    _check_mesh(command.config.mesh, found, num_slices)
   row.render(job)  # raises if a setting is missing or wrong
   return job
+
+
+def _check_mesh(mesh: Any, topology: chips.Topology, num_slices: int) -> None:
+  """Raises LaunchError if a mesh is not one of the devices of some slices.
+
+  Args:
+    mesh: the group `mesh` of a config.
+    topology: the topology of a slice.
+    num_slices: the number of slices.
+  """
+  per_chip = 2 if topology.chip.name in chips.TWO_DEVICES else 1
+  count = topology.num_chips * per_chip * num_slices
+  sizes = [mesh.data, mesh.fsdp, mesh.tensor]
+  product = math.prod(size for size in sizes if size != -1)
+  if count % product or (-1 not in sizes and product != count):
+    given = " x ".join(map(str, sizes))
+    slices = f"{num_slices} x " if num_slices > 1 else ""
+    raise jobs.LaunchError(
+      f"the mesh data x fsdp x tensor = {given} does not fit the {count} "
+      f"devices of {slices}{topology.name}; set one of mesh.data, mesh.fsdp "
+      "and mesh.tensor to -1, which takes all others, or give another "
+      "--topology"
+    )
 
 
 def check_paths(command: Command, shares_files: bool) -> None:

@@ -110,7 +110,9 @@ def _loop(job: jobs.Job, given: dict[str, Any]) -> str:
   """Returns the command of a host, which starts the job again where asked."""
   run = shlex.join(
     ["sudo", "docker", "run", "--rm", "--privileged", "--network=host"]
-    + ["--user=0", f"--name={job.name}", given["image"], *job.command]
+    + ["--user=0", f"--name={job.name}"]
+    + ([f"--volume={x}:{x}"] if (x := job.host_folder) else [])
+    + [given["image"], *job.command]
   )
   final = " && ".join(f"[ $status != {s} ]" for s in jobs.RESTART_STATUSES)
   loop = (

@@ -158,14 +158,16 @@ def task_step_flops(
     seq_len: The length L of a row.
     role: The role of the head, a key of `Family.heads`. The heads "sequence"
       and "choice" read one position of each sequence, unless model.pooling is
-      "mean", so that the last layer needs only these.
+      a mean or there is an LSTM, so that the last layer needs only these.
     num_sequences: The number of sequences S packed into a row.
     attended: How many pairs of query and key positions of a row see each other;
       None = L * L. See `encoder_flops`.
     all_positions: Whether to count what a dense program computes: the last
       layer at all positions, and attention to all of them, whatever `attended`.
   """
-  reads_one = role in ("sequence", "choice") and model.pooling == "first"
+  is_one = role in ("sequence", "choice")
+  num_lstm = getattr(model, "head_lstm_layers", 0)  # older runs lack it
+  reads_one = is_one and model.pooling in ("first", "last") and not num_lstm
   steps = families.get_family(model.family).heads[role]
   forward = encoder_flops(
     model,
@@ -175,8 +177,10 @@ def task_step_flops(
     num_pooled=num_sequences if "pooler" in steps else 0,
     attended=None if all_positions else attended,
   )
+  # Two directions of width D / 2, each with four gates of x and of its output.
+  d = model.hidden_size
+  forward += batch_size * seq_len * num_lstm * 2 * (2 * d) * (d + d // 2) * 2
   if "dense" in steps:
-    is_one = role in ("sequence", "choice")
     vectors = num_sequences if is_one else seq_len
     forward += batch_size * vectors * 2 * model.hidden_size**2
   return 3 * forward

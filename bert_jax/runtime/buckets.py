@@ -19,6 +19,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import secrets
 import time
 from typing import Any, BinaryIO
@@ -32,6 +33,8 @@ _TELL_SECS = 30.0  # between two warnings of requests that fail
 _EXTRA = ("google.cloud.storage", "gcsfs")
 _log = logging.getLogger(__name__)
 
+# What the service says, in an error that has its answer in JSON.
+_MESSAGE = re.compile(r'"message": *"([^"]*)"')
 _THREADS = 16  # requests at the same time, of folders
 _FIRST_BYTES = 1 << 18  # of an object, by the first request
 _MOST_BYTES = 8 << 20  # by later requests, if it is read on
@@ -271,7 +274,7 @@ def naming(path: str) -> Iterator[None]:
   except (api.Forbidden, api.Unauthorized) as error:
     raise RightsError(
       f"{path}: the bucket refuses the request "
-      f"({errors.first_line(error)}); {_RIGHTS.format(bucket=bucket)}"
+      f"({_said(error)}); {_RIGHTS.format(bucket=bucket)}"
     ) from error
   except api.PreconditionFailed as error:
     raise ChangedError(f"{path}: another process has written it") from error
@@ -292,6 +295,13 @@ def naming(path: str) -> Iterator[None]:
     raise ServiceError(
       f"{path}: the storage service fails: {errors.first_line(error)}"
     ) from error
+
+
+def _said(error: Exception) -> str:
+  """Returns what the service says of an error, without the whole request."""
+  text = errors.first_line(error)
+  found = _MESSAGE.search(text)
+  return f"{getattr(error, 'code', '')} {found[1]}".strip() if found else text
 
 
 def _object(blob: Any) -> Object:

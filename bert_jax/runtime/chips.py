@@ -154,6 +154,9 @@ CHIPS = (
   ),
 )  # fmt: skip
 
+# Chips of which each core is a device of jax.
+TWO_DEVICES = ("v2", "v3", "tpu7x")
+
 # Dense bfloat16 FLOPs per second of one jax device, by `device_kind`. A chip of
 # TPU v2, v3 or 7x has two devices, so its devices have half of the published
 # number. The others have one device per chip, v4 and v5p by fusing two cores; a
@@ -161,7 +164,7 @@ CHIPS = (
 # Source: as above; NVIDIA data sheets of the A100 and the H100 SXM, without
 # sparsity.
 PEAK_FLOPS = {
-  kind: chip.peak_flops / (2 if chip.name in ("v3", "tpu7x") else 1)
+  kind: chip.peak_flops / (2 if chip.name in TWO_DEVICES else 1)
   for chip in CHIPS
   for kind in chip.device_kinds
 } | {

@@ -34,6 +34,7 @@ _LOCK_SECS = 10
 _COUNTS: collections.Counter[str] = collections.Counter()
 _REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 _HIT = "/jax/compilation_cache/cache_hits"
+_own_folder = ""
 
 
 def enable(asked: str, on_cpu: bool) -> str | None:
@@ -56,6 +57,8 @@ def enable(asked: str, on_cpu: bool) -> str | None:
       f"--compile_cache={asked} is not a folder; give a folder, also of a "
       "bucket (gs://BUCKET/FOLDER), auto or off"
     )
+  global _own_folder
+  _own_folder = ""
   if asked == OFF:
     jax.config.update("jax_enable_compilation_cache", False)
     return None
@@ -78,7 +81,16 @@ def enable(asked: str, on_cpu: bool) -> str | None:
   except OSError as error:
     _log.warning("%s; compiled programs are not kept", error)
     return None
-  return _use(str(folder), MAX_BYTES)
+  _own_folder = _use(str(folder), MAX_BYTES)
+  return _own_folder
+
+
+def own_folder() -> str:
+  """Returns the folder of programs if it is this user's own, else "".
+
+  It is "" before `enable`, for buckets, and where jax was configured by others.
+  """
+  return _own_folder
 
 
 def _use(folder: str, max_bytes: int) -> str:
@@ -97,6 +109,11 @@ def _use(folder: str, max_bytes: int) -> str:
 
 def _count(event: str, **_) -> None:
   _COUNTS[event] += 1
+
+
+def count_read() -> None:
+  """Counts a program that was read without asking jax for it."""
+  _COUNTS.update([_REQUEST, _HIT])
 
 
 def summary() -> str:

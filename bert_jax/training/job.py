@@ -48,6 +48,23 @@ class Job:
     self.objective: kind.Kind = objective.for_config(config)
     self.model = self.objective.make_model(model_config, num_labels)
 
+  def _check_length(self) -> None:
+    """Raises ValueError unless the config gives one length of the training."""
+    train = self.config.train
+    if bool(train.num_epochs) == bool(train.total_steps):
+      raise ValueError(
+        f"train.num_epochs={train.num_epochs} and train.total_steps="
+        f"{train.total_steps}: give one of them, and 0 for the other"
+      )
+
+  @property
+  def is_trained(self) -> Callable[[str], bool] | None:
+    """The path of a parameter -> whether it is trained; None = all are."""
+    parts = self.objective.frozen
+    if not parts:
+      return None
+    return lambda path: path.split("/")[0] not in parts
+
   @property
   def tokenizer(self) -> interface.Tokenizer:
     """The tokenizer of the data."""
@@ -135,6 +152,19 @@ class Job:
     """
     del evaluator, path
     return []
+
+  def confusions(self, evaluator: Any) -> dict[str, Any]:
+    """Returns the confusion matrix of each split that was evaluated.
+
+    Args:
+      evaluator: the evaluator of this job, which was called before.
+
+    Returns:
+      Name of the split -> "labels" and "counts", as in confusion.json; {} for a
+      job without one label for each answer.
+    """
+    del evaluator
+    return {}
 
   def write_predictions(
     self, evaluator: Any, params: Any, workdir: str

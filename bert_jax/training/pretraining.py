@@ -58,11 +58,7 @@ class Pretraining(Job):
     _check_model_fits(config, self.model.config, is_abstract)
     if config.data.dir and not is_abstract:
       self._look_at_text()
-    if bool(config.train.num_epochs) == bool(config.train.total_steps):
-      raise ValueError(
-        f"train.num_epochs={config.train.num_epochs} and train.total_steps="
-        f"{config.train.total_steps}: give one of them, and 0 for the other"
-      )
+    self._check_length()
     if config.train.num_epochs and not config.data.dir:
       raise ValueError(
         f"train.num_epochs={config.train.num_epochs} needs data.dir to count "
@@ -273,7 +269,8 @@ class PretrainingEvaluator(Evaluator):
     with jax.set_mesh(self._mesh):
       sums = jax.eval_shape(self._step, params, batch, self._unigram)
     others = (f"{name}/loss" for name in self._others)
-    names = (*sums, "loss", "mlm_perplexity", *others)
+    perplexity = f"{self._job.objective.words}_perplexity"
+    names = (*sums, "loss", perplexity, *others)
     return sorted(f"eval/{name}" for name in names)
 
   def _means(self, params: Any, split: str, batches: Any) -> dict[str, float]:
@@ -291,7 +288,9 @@ class PretrainingEvaluator(Evaluator):
 
   def __call__(self, params: Any) -> dict[str, float]:
     means = self._means(params, "validation", self._batches)
-    means["mlm_perplexity"] = metrics.perplexity(means["mlm_loss"])
+    words = self._job.objective.words
+    loss = means[f"{words}_loss"]
+    means[f"{words}_perplexity"] = metrics.perplexity(loss)
     for name, batches in self._others.items():
       means[f"{name}/loss"] = self._means(params, name, batches)["loss"]
     return {f"eval/{name}": means[name] for name in sorted(means)}

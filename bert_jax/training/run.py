@@ -11,11 +11,13 @@ import jax
 import optax
 
 from bert_jax.data import batching
+from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import early_stopping
 from bert_jax.runtime import files
 from bert_jax.runtime import goodput
 from bert_jax.runtime import hosts
+from bert_jax.runtime import local_steps
 from bert_jax.runtime import locks
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import resume
@@ -23,6 +25,7 @@ from bert_jax.runtime import runs
 from bert_jax.runtime import trackers
 from bert_jax.runtime import watchdog
 from bert_jax.training import averages
+from bert_jax.training import confusion
 from bert_jax.training import meeting
 from bert_jax.training import meter as meter_lib
 from bert_jax.training import probes
@@ -79,6 +82,7 @@ class Run:
     self._ledger: goodput.Ledger | None = None
     self._clock: goodput.Clock | None = None
     self._trackers: trackers.Trackers | None = None
+    self._local: local_steps.LocalSteps | None = None
     self._step = 0
 
   @contextlib.contextmanager
@@ -88,7 +92,10 @@ class Run:
     Leaving it waits for unfinished writes and closes the files.
     """
     files.make_folders(self.workdir)
-    with meeting.lock(self.workdir):
+    with (
+      meeting.lock(self.workdir),
+      self.session.open_local_steps() as self._local,
+    ):
       self.checkpoints = self.session.checkpoints()
       try:
         with contextlib.closing(self.checkpoints):
@@ -107,8 +114,9 @@ class Run:
 
   def restore(self, before: int | None = None) -> tuple[int, steps.TrainState]:
     """Returns the step to go on from, and its state; see `Session.restore`."""
+    local = self._local if before is None else None
     start, state, self.mean_loss = self.session.restore(
-      self.checkpoints, before
+      self.checkpoints, before, local
     )
     return start, state
 
@@ -137,15 +145,7 @@ class Run:
       start, self.total_steps, self.mesh, opened.job.step_flops, clock
     )
     if meter is None:
-      sizes = jax.tree.map(lambda x: x.size, opened.abstract.params)
-      self._meter.say(
-        terminal.start_lines(
-          self.config,
-          self.workdir,
-          sum(jax.tree.leaves(sizes)),
-          opened.batches.epoch_steps,
-        )
-      )
+      self._meter.say(self._start_lines())
     if start:
       _log.info("going on from step %d of %s", start, self.workdir)
       if other := resume.other_code(self.workdir, opened.run):
@@ -176,7 +176,27 @@ class Run:
       num_chips = self.mesh.devices.size / num_runs
       self._ledger = goodput.Ledger(self.workdir, start, num_chips, clock)
       self._step = start
+    if self._local:
+      self._local.begin()
     return self._meter
+
+  def _start_lines(self) -> str:
+    """Returns what the terminal shows of the run before its first step."""
+    is_trained = self.job.is_trained
+    sizes = {
+      path: x.size
+      for path, x in param_trees.flatten(self.session.abstract.params).items()
+    }
+    trained = None
+    if is_trained:
+      trained = sum(size for path, size in sizes.items() if is_trained(path))
+    return terminal.start_lines(
+      self.config,
+      self.workdir,
+      sum(sizes.values()),
+      self.session.batches.epoch_steps,
+      trained,
+    )
 
   def train_step(self) -> Any:
     """Returns the jitted step: (state, batch) -> (state, metrics)."""
@@ -218,7 +238,8 @@ class Run:
     Args:
       step: the number of updates; at first, those of the sessions before.
     """
-    if not self.config.train.patience:
+    train = self.config.train
+    if not (train.patience or train.get("stop_at", "")):  # older runs lack it
       return False
     if self._evaluations is None:  # before the first step of this session
       self._evaluations = []
@@ -231,6 +252,8 @@ class Run:
   def end(self) -> None:
     """Shows the last and the best evaluation, and the next command."""
     if jax.process_index() == 0:  # whose log is closed
+      found = self.job.confusions(self.session.evaluator)
+      confusion.write(self.workdir, self._step, found)
       self._meter.say(terminal.end_lines(self.config, self.workdir))
 
   def note(self, step: int) -> None:
@@ -291,17 +314,39 @@ class Run:
       always: False means to save it only if its evaluation is the best so far.
     """
     watchdog.note("saving", step)
-    locks.check(self.workdir)
-    if self._written:  # before the step is there: a killed run goes on from it
-      self._written.sync()
-    if self._ledger:
-      self._ledger.sync()
+    self._sync()
+    if self._local and always:
+      self._local.finish()
     save = self.checkpoints.save if always else self.checkpoints.save_if_best
     rest = session.rest_of(state, self.mean_loss)
     save(step, state.params, rest, evaluation)
     self._step = step
     if self._ledger:
       self._ledger.write(step)
+
+  def saves_locally(self, step: int) -> bool:
+    """Returns whether a state is saved to local disks, if it is not saved."""
+    return self._local is not None and self._local.is_due(step)
+
+  def save_locally(self, step: int, state: steps.TrainState) -> None:
+    """Saves a state to the disks of the machines; see `local_steps`."""
+    assert self._local
+    watchdog.note("saving locally", step)
+    self._sync()
+    self._local.save(
+      step,
+      {"params": state.params, "rest": session.rest_of(state, self.mean_loss)},
+      self.checkpoints.committed_step(),
+    )
+    self._step = step
+
+  def _sync(self) -> None:
+    """Has others see all lines, before a step is saved after them."""
+    locks.check(self.workdir)
+    if self._written:  # a killed run goes on from the step
+      self._written.sync()
+    if self._ledger:
+      self._ledger.sync()
 
   def look(self, found: Sequence[tuple[int, Any]], params: Any) -> None:
     """Checks the steps since the last check; see `check`.

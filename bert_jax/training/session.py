@@ -1,6 +1,7 @@
 """Opens a training run, and refuses before the first step what does not fit."""
 
 from collections.abc import Collection, Mapping, Sequence
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -11,6 +12,7 @@ import optax
 from bert_jax.data import batching
 from bert_jax.models.attention import programs
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import local_steps
 from bert_jax.runtime import profiling
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
@@ -119,6 +121,17 @@ class Session(Program):
       best_mode=settings.best_mode,
     )
 
+  def open_local_steps(
+    self,
+  ) -> contextlib.AbstractContextManager[local_steps.LocalSteps | None]:
+    """A context with the steps on local disks; see `local_steps.opened`."""
+    wanted = self._placed()
+    return local_steps.opened(
+      self.config.checkpoint,
+      self.workdir,
+      {"params": wanted.params, "rest": rest_of(wanted, None)},
+    )
+
   def fresh_state(self) -> steps.TrainState:
     """Returns the state at step 0, with the weights to start from if any."""
     init = jax.jit(self.init_state, out_shardings=self.place)
@@ -133,7 +146,10 @@ class Session(Program):
     return state.replace(opt_state=optim.at_first_step(rest["opt_state"]))
 
   def restore(
-    self, checkpoints: checkpoint.Checkpoints, before: int | None = None
+    self,
+    checkpoints: checkpoint.Checkpoints,
+    before: int | None = None,
+    local: local_steps.LocalSteps | None = None,
   ) -> tuple[int, steps.TrainState, averages.MeanLoss]:
     """Reads the newest sound checkpoint onto the mesh.
 
@@ -141,6 +157,7 @@ class Session(Program):
       checkpoints: the checkpoints of the workdir.
       before: a step; only checkpoints of earlier steps are read, and a damaged
         one is not set aside.
+      local: the steps on local disks, of which one is read if it is newer.
 
     Returns:
       The step, the state and the sum of the losses that are not logged yet;
@@ -150,16 +167,27 @@ class Session(Program):
       checkpoint.CheckpointError: there are checkpoints, but all are damaged.
     """
     watchdog.note("restoring or initialising the state")
-    if checkpoints.latest_step(before) is None:
+    latest = checkpoints.latest_step(before)
+    if local and (found := local.restore(latest or 0)):
+      checkpoints.tidy()
+      step, state = found
+      return step, *self._restored(state["params"], state["rest"])
+    if latest is None:
       return 0, self.fresh_state(), averages.MeanLoss()
     wanted = self._placed()
     step, params, rest = checkpoints.restore_newest(
       wanted.params, rest_of(wanted, None), before
     )
+    return step, *self._restored(params, rest)
+
+  def _restored(
+    self, params: Any, rest: dict[str, Any]
+  ) -> tuple[steps.TrainState, averages.MeanLoss]:
+    """Returns the state and the mean loss of what was saved."""
     if "guard" not in rest:  # an older version wrote this checkpoint
       rest["guard"] = jax.device_put(steps.Guard.fresh(), self.place.guard)
     mean_loss = averages.MeanLoss.from_bits(rest.pop("train_loss", None))
-    return step, steps.TrainState(params=params, **rest), mean_loss
+    return steps.TrainState(params=params, **rest), mean_loss
 
   def find_sound(
     self, checkpoints: checkpoint.Checkpoints
@@ -195,12 +223,13 @@ def rest_of(
     bits = mean_loss.bits()
     if place is not None:
       bits = init_from.place_array(bits, place)
-  return {
+  rest = {
     "step": state.step,
     "opt_state": state.opt_state,
     "guard": state.guard,
     "train_loss": bits,
   }
+  return rest | ({} if state.average is None else {"average": state.average})
 
 
 def open_mesh(
@@ -251,8 +280,7 @@ def open_program(
   """
   config = job.config
   optim.places_of(config)  # it raises if a key does not fit the model
-  optimizer, schedule = optim.make_optimizer(config.optim, job.total_steps)
-  optimizer = optim.freeze(optimizer, job.objective.frozen)
+  optimizer, schedule = make_optimizer(job, config)
   abstract = jax.eval_shape(
     lambda rng: _init_state(job, optimizer, batch, rng), jax.random.key(0)
   )
@@ -260,10 +288,30 @@ def open_program(
   return Program(config, mesh, job, batch, optimizer, schedule, abstract, place)
 
 
+def make_optimizer(
+  job: Job, config: Config, learning_rate: jax.Array | None = None
+) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
+  """Returns the optimizer of what a job trains, and its learning rate.
+
+  Args:
+    job: the job to train.
+    config: the config of the run, which may differ from that of the job in the
+      learning rate.
+    learning_rate: see `optim.make_optimizer`.
+  """
+  optimizer, schedule = optim.make_optimizer(
+    config.optim, job.total_steps, learning_rate
+  )
+  return optim.freeze(optimizer, job.is_trained), schedule
+
+
 def _init_state(job, optimizer, batch, rng) -> steps.TrainState:
   # Only the shapes of the batch matter, and one row is enough.
   row = {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in batch.items()}
-  return steps.init_state(job.model, job.objective, optimizer, rng, row)
+  has_average = bool(job.config.optim.get("average_decay", 0.0))
+  return steps.init_state(
+    job.model, job.objective, optimizer, rng, row, has_average
+  )
 
 
 def open_abstract(

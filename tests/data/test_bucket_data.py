@@ -111,7 +111,13 @@ def test_a_shard_that_is_missing_is_named(data):
     batches_of(data)
 
 
-def test_prepared_in_a_bucket_from_a_bucket(bucket, tmp_path):
+@pytest.mark.parametrize(
+  "runner", ["processes", pytest.param("beam", marks=pytest.mark.slow)]
+)
+@pytest.mark.filterwarnings("ignore")  # of Beam's own, many
+def test_prepared_in_a_bucket_from_a_bucket(runner, bucket, tmp_path):
+  if runner == "beam":
+    pytest.importorskip("apache_beam")
   text = corpora.write_text(tmp_path / "text.txt", corpora.make_documents(60))
   files.write_bytes(f"{bucket}/in/a.txt", pathlib.Path(text).read_bytes())
   config = base.get_config()
@@ -123,6 +129,8 @@ def test_prepared_in_a_bucket_from_a_bucket(bucket, tmp_path):
   config.prepare.unit_bytes = 4000
   os.rename(text, tmp_path / "a.txt")
   prepare.prepare(config, [str(tmp_path / "a.txt")], str(tmp_path / "data"))
+  config.prepare.runner = runner
+  config.prepare.num_workers = 1 if runner == "processes" else 2
   prepare.prepare(config, [f"{bucket}/in/*.txt"], f"{bucket}/data")
   prefix = f"{bucket}/data/"
   found = {

