@@ -182,6 +182,84 @@ def last_of_sequences(sequence_ids, num_sequences):
   return jnp.max(jnp.where(sequence_ids[:, None] == numbers, at, 0), axis=-1)
 
 
+def sentence_vectors(x, pooling, sequence_ids, cls_positions):
+  """Returns one vector for each sequence.
+
+  Args:
+    x: [B, L, D].
+    pooling: "mean" of the tokens, or "cls", that of the first token.
+    sequence_ids: [B, L] int32; see `mean_of_sequences`.
+    cls_positions: [B, S] int32, where the sequences of a row begin.
+
+  Returns:
+    float32 [B, S, D].
+  """
+  if pooling == "mean":
+    return mean_of_sequences(x, sequence_ids, cls_positions.shape[1])
+  return layers.gather_positions(x, cls_positions).astype(jnp.float32)
+
+
+def unit_vectors(x):
+  """Divides vectors [..., D] by their length; zeros stay zeros."""
+  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  # The root has no gradient at 0, which slots without a sequence have.
+  norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
+  return x / jnp.maximum(norm, 1e-12)
+
+
+class SentenceModel(nn.Module):
+  """The encoder, whose vectors of tokens become one vector of each sequence.
+
+  Attributes:
+    config: a `ModelConfig`.
+    pooling: see `sentence_vectors`.
+  """
+
+  config: ModelConfig
+  pooling: str
+
+  def setup(self):
+    self.encoder = Encoder(self.config)
+
+  @property
+  def hooks(self):
+    """How a training step handles the parameters."""
+    return hooks.EncoderHooks(self, scores_words=False)
+
+  def __call__(
+    self,
+    input_ids,
+    input_mask,
+    segment_ids,
+    cls_positions,
+    *,
+    positions=None,
+    sequence_ids=None,
+    deterministic=True,
+  ):
+    """Returns the vectors of all sequences, float32 [B, S, D].
+
+    Args:
+      input_ids: [B, L] int32; see `Encoder` for this and the others.
+      input_mask: [B, L] int32.
+      segment_ids: [B, L] int32.
+      cls_positions: [B, S] int32, where the sequences of a row begin.
+      positions: [B, L] int32 or None.
+      sequence_ids: [B, L] int32 or None.
+      deterministic: False switches dropout on; needs the rng "dropout".
+    """
+    x, _ = self.encoder(
+      input_ids,
+      input_mask,
+      segment_ids,
+      positions=positions,
+      sequence_ids=sequence_ids,
+      deterministic=deterministic,
+    )
+    numbers = input_mask if sequence_ids is None else sequence_ids
+    return sentence_vectors(x, self.pooling, numbers, cls_positions)
+
+
 class TaskHead(nn.Module):
   """A `LinearHead` behind the steps that a family has there.
 

@@ -65,6 +65,7 @@ def open_job(
     config.init_from = hub.address(config.init_from)
   begun = bool(workdir) and saved_steps.exists(workdir, checkpoint is None)
   pretrained = _take_shape(config, workdir, checkpoint, begun)
+  _settle_pooling(config, workdir if begun else "", pretrained)
   if config.model.get("vocab_size") is None:
     config.model.vocab_size = _vocab_size(config, workdir if begun else "")
   export.check(config)
@@ -179,6 +180,28 @@ def _change_model(config: Config) -> None:
         f"one with bert-jax convert --config.convert.max_len={value}"
       )
     config.model[key.removeprefix("model.")] = value
+
+
+def _settle_pooling(
+  config: Config, workdir: str, pretrained: "weights.Pretrained | None"
+) -> None:
+  """Puts what task.pooling=auto means into a config of a task.
+
+  Args:
+    config: the whole configuration.
+    workdir: the folder of a run that has begun, or "".
+    pretrained: the weights to start from, or None.
+  """
+  if config.objective != "task" or config.task.get("pooling") != "auto":
+    return
+  if workdir:
+    task = runs.read_run(workdir)["config"]["task"]
+    config.task.pooling = task.get("pooling", "auto")
+    return
+  known = pretrained.sentence if pretrained else ()
+  found = [step for step in known if step in ("mean", "cls")]
+  if len(found) == 1:
+    config.task.pooling = found[0]
 
 
 def _is_of_hub(init_from: str, workdir: str) -> bool:

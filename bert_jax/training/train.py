@@ -207,13 +207,13 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
       evaluation: Any = {}
       if evaluates:
         with meter.paused("evaluation"):
-          evaluation = run.evaluate(state.params)
+          evaluation = run.evaluate(state.judged(config.eval.average, step))
           run.report(step, evaluation)
       gives_up = evaluates and not last and run.stops_early(step)
       saves = saves or gives_up
       if run.probes_at(step) and not stops:
         with meter.paused("evaluation"):
-          run.probe(step, state.params)
+          run.probe(step, state.judged(config.eval.average, step))
       if evaluates or saves:
         with meter.paused("saves"):
           run.save(step, state, evaluation, always=saves)
@@ -262,13 +262,13 @@ def _evaluate_first(
   is_first = start == 0 and run.config.eval.at_start
   if (is_due or is_first) and not run.has_evaluation(start):
     with meter.paused("evaluation"):
-      missed = run.evaluate(state.params)
+      missed = run.evaluate(state.judged(run.config.eval.average, start))
     if is_due:
       run.save(start, state, missed)
     run.report(start, missed)
   if run.probes_at(start) and not run.has_probes(start):
     with meter.paused("evaluation"):
-      run.probe(start, state.params)
+      run.probe(start, state.judged(run.config.eval.average, start))
   return missed
 
 
