@@ -24,7 +24,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 # Programs of other people; only that the shell can read the line is checked.
 OTHERS = {"cat", "cd", "cp", "echo", "export", "git", "gzip", "gunzip", "head"}
 OTHERS |= {"jq", "ls", "mkdir", "printf", "source", "tail", "tensorboard"}
-OTHERS |= {"docker", "gcloud", "kubectl"}
+OTHERS |= {"docker", "gcloud", "kubectl", "curl", "kill"}
 PYTHONS = {"python", "python3", ".venv/bin/python"}
 PACKAGE_RUNNERS = {"bert-jax", ".venv/bin/bert-jax"}
 ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")

@@ -45,6 +45,9 @@ def test_commands_can_be_typed(command, monkeypatch):
   program, *arguments = shlex.split(command)
   if program == "python":
     module, *others = arguments[1:]
+    if module == "experiments.reproduce.figure5":
+      assert all("=" in x for x in others)
+      return
     assert (arguments[0], module) == ("-m", "experiments.feature_ner.run")
     args = run.parse_args(others)
     assert (args.task, args.context, args.seq_len) == (
@@ -69,6 +72,8 @@ def _starts(command):
   found = re.findall(
     r"(?:[:,]from|--from|init_from|data\.dir)=(runs/[\w.-]+)", command
   )
+  if "figure5" in command:
+    found += re.findall(r"[=,](runs/[\w.-]+)", command.partition("=")[2])
   assert found or "mode=prepare" in command, command
   return found
 

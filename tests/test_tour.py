@@ -1,10 +1,12 @@
 """The commands of tutorials, as a new user types them."""
 
+import collections
 import csv
 import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 
@@ -14,6 +16,7 @@ from bert_jax import weights
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.runtime import metrics_log
+from experiments.tickets import make
 from tests.support import small_models
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -86,3 +89,43 @@ def test_the_tutorial_of_a_messy_table(tmp_path):
     }
     assert row["label"] == max(scores, key=scores.get) and not row["error"]
   assert (tmp_path / "runs/support/report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_tutorial_from_a_table_to_a_server(tmp_path):
+  for name in ("uvicorn", "starlette", "prometheus_client"):
+    pytest.importorskip(name)
+  text = (ROOT / "docs/tutorials/tickets.md").read_text()
+  commands = "\n".join(re.findall(r"^```sh$(.*?)^```$", text, re.M | re.S))
+  with socket.socket() as sock:
+    sock.bind(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+  commands = commands.replace("8000", str(port)).replace("epochs=8", "epochs=2")
+  commands = commands.replace(".venv/bin/python", f"'{sys.executable}'")
+  # A script has no job control.
+  commands = commands.replace("kill %1", "kill $! && wait $!")
+  (tmp_path / "runs").mkdir()
+  small_encoder(tmp_path / "runs/minilm")
+  for name in ("experiments", "configs"):
+    (tmp_path / name).symlink_to(ROOT / name)
+  done = _type(commands, tmp_path, count=5)
+  # Both answers of the server are on one line.
+  last = "{" + done.stdout.splitlines()[-1].partition("{")[2].split("}{")[-1]
+  answer = json.loads(last)
+  (one,) = answer["answers"]
+  assert len(one["scores"]) == 12 and one["label"] in one["scores"]
+  with open(tmp_path / "runs/teams/answers.csv", newline="") as f:
+    assert len(list(csv.DictReader(f))) == 20
+  assert (tmp_path / "runs/teams/confusion-validation.png").exists()
+
+
+def test_the_tickets_are_the_same_for_everybody(tmp_path):
+  made = make.tables(900, seed=0)
+  assert made == make.tables(900, seed=0) != make.tables(900, seed=1)
+  counts = collections.Counter(label for *_, label in made["train.csv"])
+  assert len(counts) == 12 and len(made["train.csv"]) == 720
+  page = (ROOT / "docs/tutorials/tickets.md").read_text()
+  (most, count), *_ = counts.most_common(1)
+  assert f"class, {most}, has {count} tickets" in page
+  assert all(min(counts.values()) <= n for n in counts.values())
+  assert "{" not in "".join(text for _, text, *_ in made["train.csv"])

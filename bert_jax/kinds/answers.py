@@ -118,6 +118,19 @@ class Window:
     self.features: Any = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Count:
+  """An option of a request that is a number from 1 on.
+
+  Attributes:
+    default: its value if a request does not give it.
+    most: the largest value.
+  """
+
+  default: int
+  most: int
+
+
 class Answerer:
   """Turns records into examples, and outputs of the model into answers.
 
@@ -132,6 +145,13 @@ class Answerer:
       to tell apart.
     fields: the fields of a record that hold the texts, in the order of the
       columns of the task.
+    record_fields: the fields that a record of a request to a server may have,
+      beside its id; () means that the kind is not served.
+    listed_field: the field with a list of texts of which each makes a sequence;
+      "" means that a record makes one.
+    request_options: name -> what a request to a server may set beside records.
+    pair_rank: how well the kind is suited to score how relevant a text is to a
+      query; of a model, the kind with the highest does. 0 = not at all.
   """
 
   name: ClassVar[str]
@@ -141,6 +161,11 @@ class Answerer:
   in_documents: bool = False
   two_texts = False
   fields: tuple[str, ...] = ("text", "text_b")
+
+  record_fields: ClassVar[tuple[str, ...]] = ()
+  listed_field: ClassVar[str] = ""
+  request_options: ClassVar[Mapping[str, Count]] = {}
+  pair_rank: ClassVar[int] = 0
 
   def __init__(self, context: Context):
     self.context = context
@@ -233,12 +258,29 @@ class Answerer:
     """Returns the approximate number of tokens of an example."""
     return len(example.ids) + sum(len(ids) for ids, _ in example.more)
 
+  @property
+  def reads_long_texts(self) -> bool:
+    """Whether predict.long_texts has an effect."""
+    return False
+
+  @property
+  def long_texts(self) -> str:
+    """How texts that are longer than a row are read; see task.long_texts."""
+    return windows.CUT
+
   def pair(self, text: str, text_b: str | None) -> EncodedText:
-    """Returns a text or a pair, truncated as fine-tuning truncates it."""
-    texts = self._encode_texts(text, text_b)
-    return EncodedText(
-      *task_features.build_sequence(self.tokenizer, texts, self.context.seq_len)
+    """Returns a text or a pair, read as fine-tuning reads it."""
+    texts, length = self._encode_texts(text, text_b), self.context.seq_len
+    if self.long_texts == windows.CUT:
+      return EncodedText(
+        *task_features.build_sequence(self.tokenizer, texts, length)
+      )
+    settings = self.context.of_task(("doc_stride",))
+    stride = settings.get("doc_stride", windows.STRIDE)
+    found, is_cut = windows.sequences(
+      self.tokenizer, texts, length, stride, self.long_texts
     )
+    return EncodedText(*found[0], is_cut, tuple(found[1:]))
 
   def _encode_texts(self, text: str, text_b: str | None) -> list[list[int]]:
     """Returns the ids of a text, or of both texts of a pair."""
@@ -281,6 +323,123 @@ class Answerer:
     """Returns the answer for one sequence."""
     raise NotImplementedError
 
+  # --- options of one call or request ---
+
+  @classmethod
+  def program_options(
+    cls, options: Mapping[str, Any], pretrained: "weights.Pretrained"
+  ) -> dict[str, Any]:
+    """Returns the keys of the group `predict` for which a program is made.
+
+    Calls with options that differ little then share a program.
+
+    Args:
+      options: the keys that a call asks for.
+      pretrained: the model.
+    """
+    del pretrained
+    return dict(options)
+
+  @classmethod
+  def narrow(
+    cls, answer: dict[str, Any], options: Mapping[str, Any]
+  ) -> dict[str, Any]:
+    """Returns the part of a program's answer that a call asks for."""
+    del options
+    return answer
+
+  # --- serving ---
+
+  @classmethod
+  def serving_options(
+    cls, pretrained: "weights.Pretrained", predict: settings.Predict
+  ) -> list[dict[str, Any]]:
+    """Returns the keys of the group `predict` with which a server asks.
+
+    Args:
+      pretrained: the model.
+      predict: the group as the user sets it.
+
+    Returns:
+      Several sets, of which the first that the model can do is used.
+    """
+    del pretrained, predict
+    return [{}]
+
+  @property
+  def vector(self) -> str:
+    """The field of an answer with the one vector of a text; "" = none."""
+    return ""
+
+  def relevance_label(self, label: Any) -> str:
+    """Returns the label whose probability is the relevance of a text.
+
+    Args:
+      label: the label that a request names, or None.
+
+    Raises:
+      RecordError: There is no such label.
+    """
+    if label is not None:
+      raise RecordError(f"label is for classify, not for {self.name}")
+    return ""
+
+  def scoring_records(
+    self, query: str, documents: Sequence[str]
+  ) -> list[dict[str, Any]]:
+    """Returns the records whose answers say how relevant documents are."""
+    return [{"text": query, "text_b": text} for text in documents]
+
+  def relevances(
+    self, found: Sequence[Mapping[str, Any]], label: str
+  ) -> list[float]:
+    """Returns how relevant each document is.
+
+    Args:
+      found: the answers to `scoring_records`.
+      label: what `relevance_label` returned.
+    """
+    raise NotImplementedError
+
+  # --- programs without this package ---
+
+  def unpacked(
+    self, params: Any, ids: jax.Array, mask: jax.Array, types: jax.Array
+  ) -> dict[str, jax.Array]:
+    """Computes the outputs of an exported program, one sequence a row.
+
+    Args:
+      params: the parameters.
+      ids: [B, L] int32.
+      mask: [B, L], 1 for tokens and 0 for padding.
+      types: [B, L], the segment ids.
+    """
+    raise NotImplementedError
+
+  @property
+  def token_outputs(self) -> tuple[str, ...]:
+    """The outputs of `unpacked` that have a row for each token."""
+    return ()
+
+  @property
+  def transformers_class(self) -> str:
+    """The class of transformers that loads the model; "" = there is none."""
+    return ""
+
+  def of_transformers(self, found: Any, mask: Any) -> dict[str, Any]:
+    """Returns the outputs of `unpacked` from those of that class.
+
+    Args:
+      found: what the class of transformers returns.
+      mask: [B, L], a tensor of torch.
+    """
+    del mask
+    return {"logits": found.logits}
+
+  def for_transformers(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the inputs [B, L] in the shape that that class takes."""
+    return dict(inputs)
+
 
 class TaskAnswerer(Answerer):
   """Answers with the head of a task, decoded as evaluation decodes it."""
@@ -319,20 +478,16 @@ class TaskAnswerer(Answerer):
     size = self.context.pretrained.num_outputs
     return self.kind.make_model(self.context.model, size)
 
-  def pair(self, text: str, text_b: str | None) -> EncodedText:
-    settings = self.context.of_task(windows.SETTINGS)
-    if (
-      "long_texts" not in self.kind.feature_settings
-      or settings.get("long_texts", windows.CUT) == windows.CUT
-    ):
-      return super().pair(text, text_b)
-    found, is_cut = windows.sequences(
-      self.tokenizer,
-      self._encode_texts(text, text_b),
-      self.context.seq_len,
-      settings["doc_stride"],
-    )
-    return EncodedText(*found[0], is_cut, tuple(found[1:]))
+  @property
+  def long_texts(self) -> str:
+    if not self.reads_long_texts:
+      return windows.CUT
+    settings = self.context.of_task(("long_texts",))
+    return settings.get("long_texts", windows.CUT)
+
+  @property
+  def reads_long_texts(self):
+    return "long_texts" in self.kind.feature_settings
 
   def features(self, examples: Sequence[Any]) -> task_features.Features:
     if isinstance(examples[0], EncodedText):
@@ -363,6 +518,25 @@ class TaskAnswerer(Answerer):
     row = self.kind.row(self._task, prediction)
     names = {"probabilities": "scores"}
     return {names.get(key, key): value for key, value in row.items()}
+
+  def unpacked(self, params, ids, mask, types):
+    given = {
+      "input_ids": ids,
+      "input_mask": mask,
+      "segment_ids": types,
+      "cls_positions": jnp.zeros((ids.shape[0], 1), jnp.int32),
+    }
+    logits = self._model.apply({"params": params}, **given)
+    return {"logits": logits[:, 0] if self.kind.pooled else logits}
+
+  @property
+  def token_outputs(self):
+    return () if self.kind.pooled else ("logits",)
+
+  @property
+  def transformers_class(self):
+    name = self.kind.head.hf_class
+    return f"Auto{name.replace('For', 'ModelFor', 1)}" if name else ""
 
 
 def cut_field(*examples: Any) -> dict[str, bool]:

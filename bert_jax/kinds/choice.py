@@ -112,7 +112,8 @@ class Answerer(answers.TaskAnswerer):
   name = "choose"
   kind = CHOICE
   two_texts = True
-  fields = ("text", "choices")
+  fields = record_fields = ("text", "choices")
+  listed_field = "choices"
 
   def join(self, values: Sequence[Any]) -> dict[str, Any]:
     first, *choices = values
@@ -133,6 +134,9 @@ class Answerer(answers.TaskAnswerer):
     if not choices:
       raise answers.RecordError("`choices` is empty; give at least one choice")
     return [self.pair(text, choice) for choice in choices]
+
+  def for_transformers(self, inputs):
+    return {name: x[:, None] for name, x in inputs.items()}  # [B, C, L]
 
   def results(
     self, window: answers.Window, outputs: Sequence[answers.Outputs]

@@ -146,6 +146,15 @@ def same_labels(
   )
 
 
+def count_pairs(
+  num_labels: int, guess: Sequence[int], right: Sequence[int]
+) -> np.ndarray:
+  """Returns [K, K] counts: how often each label was predicted for each."""
+  counts = np.zeros((num_labels, num_labels), np.int64)
+  np.add.at(counts, (np.asarray(right, int), np.asarray(guess, int)), 1)
+  return counts
+
+
 _MOST_COLUMNS = 12  # a confusion matrix with more does not fit a screen
 
 
@@ -250,6 +259,10 @@ class Classify(windows.TextKind):
     table = class_tables(task.labels, guess, right)
     return f"{table}\n\n{remark}" if remark else table
 
+  def confusion(self, task, examples, predictions):
+    guess, right = self._columns(task, predictions, examples)
+    return count_pairs(len(task.labels), guess, right)
+
   def mistakes(self, task, examples, predictions):
     return wrong_labels(self, task, examples, predictions)
 
@@ -262,3 +275,22 @@ class Answerer(answers.TaskAnswerer):
 
   name = "classify"
   kind = CLASSIFY
+  record_fields = ("text", "text_b")
+  pair_rank = 2
+
+  def relevance_label(self, label):
+    labels = self.labels
+    if label is None and len(labels) != 2:
+      raise answers.RecordError(
+        f"the model has {len(labels)} labels; name the one that means relevant "
+        f"as label, one of {', '.join(labels)}"
+      )
+    chosen = labels[1] if label is None else label
+    if chosen not in labels:
+      raise answers.RecordError(
+        f"label is {chosen!r:.60}; wanted one of {', '.join(labels)}"
+      )
+    return chosen
+
+  def relevances(self, found, label):
+    return [answer["scores"][label] for answer in found]

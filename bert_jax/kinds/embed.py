@@ -3,6 +3,7 @@
 Source: BERT paper, section 5.3, for the concatenation of the last layers.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,12 +12,15 @@ import numpy as np
 
 from bert_jax.kinds import answers
 from bert_jax.kinds import pretraining
+from bert_jax.kinds import windows
 from bert_jax.models import encoder
 from bert_jax.models import heads
 from bert_jax.models.layers import gather_positions
 from bert_jax.runtime import settings
 
 FIELDS = ("tokens", "pooled", "mean", "layers", "concat", "sentence")
+# The fields with something for each token, which windows of a text share.
+_OF_TOKENS = ("tokens", "layers", "concat")
 
 # The steps of modules.json that are known here.
 _SENTENCE_STEPS = ("cls", "mean", "normalize")
@@ -27,6 +31,12 @@ class Embed(answers.Answerer):
 
   name = "embed"
   parts = ()
+  reads_long_texts = True
+  long_texts = windows.CUT
+  record_fields = ("text", "text_b")
+  pair_rank = 1
+  token_outputs = ("last_hidden_state",)
+  transformers_class = "AutoModel"
   kind = pretraining.MLM  # only the inputs of its encoder are read
 
   def __init__(self, context: answers.Context):
@@ -37,6 +47,13 @@ class Embed(answers.Answerer):
     default = settings.KEYS["predict.fields"].default
     if not has_pooler and tuple(predict.fields) == default:
       words.remove("pooled")  # nobody asked for it
+    steps = context.pretrained.sentence
+    if tuple(predict.fields) == default and set(steps) <= {*_SENTENCE_STEPS}:
+      words += ["sentence"] if len({*steps} - {"normalize"}) == 1 else []
+    how = self.long_texts = predict.get("long_texts") or windows.CUT
+    has_windows = how not in (windows.CUT, windows.FIRST)
+    if has_windows and tuple(predict.fields) == default:
+      words = [word for word in words if word not in _OF_TOKENS]
     fields = dict.fromkeys(words)
     self._concat_last = predict.concat_last
     self._layers = tuple(predict.layers)
@@ -46,6 +63,14 @@ class Embed(answers.Answerer):
       raise answers.PredictError(
         f"predict.fields has {', '.join(sorted(unknown))}; the fields are "
         f"{', '.join(FIELDS)}"
+      )
+    if has_windows and (wrong := [x for x in fields if x in _OF_TOKENS]):
+      rest = ",".join(x for x in fields if x not in wrong)
+      raise answers.PredictError(
+        f"predict.long_texts={how} gives one vector for all windows of a text, "
+        f"so there is no field {', '.join(wrong)}; give "
+        f"--config.predict.fields={rest or 'mean'}, or "
+        "--config.predict.long_texts=cut"
       )
     if "concat" in fields and not 1 <= self._concat_last <= depth:
       raise answers.PredictError(
@@ -73,6 +98,46 @@ class Embed(answers.Answerer):
     self.levels |= {"concat": "token"}
     self.levels |= dict.fromkeys(("pooled", "mean", "sentence"), "sequence")
     super().__init__(context)
+
+  @classmethod
+  def serving_options(cls, pretrained, predict):
+    how = predict.get("long_texts") or windows.CUT
+    fields = ["pooled"] if "pooler" in pretrained.params["encoder"] else []
+    fields += ["mean", "sentence"]
+    if how in (windows.CUT, windows.FIRST):
+      fields = ["tokens", *fields]
+    # Without modules.json, or with steps of others, there is no sentence.
+    return [{"fields": tuple(fields)}, {"fields": tuple(fields[:-1])}]
+
+  @property
+  def vector(self):
+    return next((x for x in ("sentence", "mean") if x in self._fields), "")
+
+  def scoring_records(self, query, documents):
+    return [{"text": query}, *({"text": text} for text in documents)]
+
+  def relevances(self, found, label):
+    """Returns the cosine of the angle between the query and each document."""
+    del label
+    vectors = np.stack([x[self.vector] for x in found]).astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.maximum(norms, 1e-12)
+    return (vectors[1:] @ vectors[0]).tolist()
+
+  def unpacked(self, params, ids, mask, types):
+    variables = {"params": params["encoder"]}
+    last, pooled = self._model.apply(variables, ids, mask, types)
+    mean = heads.mean_of_sequences(last, mask, 1)[:, 0]  # [B, D]
+    found = {"last_hidden_state": last, "mean": mean}
+    return found if pooled is None else found | {"pooled": pooled}
+
+  def of_transformers(self, found, mask):
+    last = found.last_hidden_state
+    weights = mask[..., None].to(last.dtype)
+    mean = (last * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+    pooled = getattr(found, "pooler_output", None)
+    outputs = {"last_hidden_state": last, "mean": mean}
+    return outputs if pooled is None else outputs | {"pooled": pooled}
 
   def _check_sentence(self, context: answers.Context) -> None:
     """Raises PredictError if the folder does not say how to pool sentences."""
@@ -134,16 +199,35 @@ class Embed(answers.Answerer):
 
   def _sentences(self, last: jax.Array, batch: dict[str, Any]) -> jax.Array:
     """Returns the vectors [B, S, D] that modules.json asks for."""
-    starts = batch["cls_positions"]
     steps = self.context.pretrained.sentence
-    if "mean" in steps:
-      x = heads.mean_of_sequences(last, batch["sequence_ids"], starts.shape[1])
-    else:
-      x = gather_positions(last, starts).astype(jnp.float32)
-    if "normalize" in steps:
-      norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-      x = x / jnp.maximum(norm, 1e-12)
-    return x
+    pooling = next(step for step in steps if step != "normalize")
+    x = heads.sentence_vectors(
+      last, pooling, batch["sequence_ids"], batch["cls_positions"]
+    )
+    return heads.unit_vectors(x) if "normalize" in steps else x
+
+  def results(
+    self, window: answers.Window, outputs: Sequence[answers.Outputs]
+  ) -> Iterator[dict]:
+    if len(outputs) > len(window.examples):  # some texts have several windows
+      outputs = self._pooled(window.features, outputs)
+    yield from super().results(window, outputs)
+
+  def _pooled(
+    self, features: Any, outputs: Sequence[answers.Outputs]
+  ) -> list[answers.Outputs]:
+    """Returns the vectors of texts from those of their windows."""
+    names = [name for name in self._fields if name in outputs[0]]
+    texts: list[answers.Outputs] = [{} for _ in range(features.example[-1] + 1)]
+    for name in names:
+      vectors = np.stack([output[name].reshape(-1) for output in outputs])
+      found = windows.pool(features, vectors, self.long_texts)
+      if name == "sentence" and "normalize" in self.context.pretrained.sentence:
+        norm = np.linalg.norm(found, axis=-1, keepdims=True)
+        found = found / np.maximum(norm, 1e-12)
+      for text, vector in zip(texts, found, strict=True):
+        text[name] = vector
+    return texts
 
   def result(self, example: Any, output: answers.Outputs) -> dict:
     rounded = {k: self._numbers(value) for k, value in output.items()}

@@ -259,3 +259,4 @@ class Answerer(answers.TaskAnswerer):
 
   name = "multi_label"
   kind = MULTI_LABEL
+  record_fields = ("text", "text_b")

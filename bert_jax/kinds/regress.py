@@ -64,3 +64,9 @@ class Answerer(answers.TaskAnswerer):
 
   name = "regress"
   kind = REGRESS
+  record_fields = ("text", "text_b")
+  pair_rank = 3
+
+  def relevances(self, found, label):
+    del label
+    return [answer["score"] for answer in found]

@@ -479,7 +479,7 @@ class Answerer(answers.TaskAnswerer):
   parts = ("task",)
   kind = SPAN
   two_texts = True
-  fields = ("question", "context")
+  fields = record_fields = ("question", "context")
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     question = answers.text_of(record, "question")
@@ -488,6 +488,12 @@ class Answerer(answers.TaskAnswerer):
 
   def size(self, example: Any) -> int:
     return len(example.context)
+
+  def of_transformers(self, found, mask):
+    import torch  # an extra
+
+    del mask
+    return {"logits": torch.stack([found.start_logits, found.end_logits], -1)}
 
   def answer(self, example, prediction):
     best = next(c for c in prediction.nbest if c.text == prediction.text)

@@ -361,9 +361,19 @@ class Tag(task_kind.TaskKind):
     guess, right = self._columns(task, predictions, examples)
     if tag_schemes.is_chunked(task.labels):
       return _entity_table(guess, right)
-    ids = {label: id for id, label in enumerate(task.labels)}
     return classify.class_tables(
-      task.labels,
+      task.labels, *self._ids_of_words(task, examples, predictions)
+    )
+
+  def confusion(self, task, examples, predictions):
+    columns = self._ids_of_words(task, examples, predictions)
+    return classify.count_pairs(len(task.labels), *columns)
+
+  def _ids_of_words(self, task, examples, predictions) -> tuple[list, list]:
+    """Returns the ids of the predicted and of the right tags of all words."""
+    guess, right = self._columns(task, predictions, examples)
+    ids = {label: id for id, label in enumerate(task.labels)}
+    return (
       [ids[tag] for tags in guess for tag in tags],
       [ids[tag] for tags in right for tag in tags],
     )
@@ -392,7 +402,7 @@ class Answerer(answers.TaskAnswerer):
   name = "tag"
   parts = ("task",)
   kind = TAG
-  fields = ("text", "words")
+  fields = record_fields = ("text", "words")
 
   def __init__(self, context: answers.Context):
     super().__init__(context)

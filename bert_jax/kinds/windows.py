@@ -17,6 +17,8 @@ from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 
 CUT = "cut"  # the value of task.long_texts that makes no windows
+FIRST = "first"  # the value that reads the first window alone
+STRIDE = 128  # the default of task.doc_stride
 SETTINGS = ("long_texts", "doc_stride")
 
 
@@ -25,6 +27,7 @@ def sequences(
   texts: Sequence[list[int]],
   seq_len: int,
   stride: int,
+  how: str = "mean",
 ) -> tuple[list[tuple[list[int], list[int]]], bool]:
   """Returns the windows of a text or a pair of texts.
 
@@ -34,10 +37,12 @@ def sequences(
     seq_len: L, the most tokens of a window.
     stride: the tokens from the start of a window to that of the next; at most
       as many as a window holds, so that no token is left out.
+    how: the value of task.long_texts.
 
   Returns:
-    The token ids and segment ids of each window, and whether the first text of
-    a pair was cut, because it would fill more than half of a window.
+    The token ids and segment ids of each window, and whether text was left out:
+    of the first text of a pair, because it would fill more than half of a
+    window, or behind the first window if that alone is read.
   """
   is_pair = len(texts) > 1
   room = seq_len - tokenizer.template.num_special(is_pair)
@@ -49,13 +54,16 @@ def sequences(
   starts = [0]
   while starts[-1] + size < len(last):
     starts.append(starts[-1] + min(stride, size))
+  is_cut = len(kept) < len(first)
+  if how == FIRST and len(starts) > 1:
+    starts, is_cut = starts[:1], True
   parts = (last[start : start + size] for start in starts)
   return [
     tokenizer.template.build(
       tokenizer, *((kept, part) if is_pair else (part, None))
     )
     for part in parts
-  ], len(kept) < len(first)
+  ], is_cut
 
 
 def columns(
@@ -63,6 +71,7 @@ def columns(
   tokenizer: interface.Tokenizer,
   seq_len: int,
   stride: int,
+  how: str = "mean",
 ) -> dict[str, Any]:
   """Returns the columns of the features of windows, but their labels.
 
@@ -71,6 +80,7 @@ def columns(
     tokenizer: the tokenizer, whose template is used.
     seq_len: L, the most tokens of a window.
     stride: see `sequences`.
+    how: see `sequences`.
   """
   given = [
     [text for text in (e.text_a, e.text_b) if text is not None]
@@ -78,7 +88,7 @@ def columns(
   ]
   ids = iter(task_features.encode(tokenizer, [x for y in given for x in y]))
   found = [
-    sequences(tokenizer, [next(ids) for _ in texts], seq_len, stride)
+    sequences(tokenizer, [next(ids) for _ in texts], seq_len, stride, how)
     for texts in given
   ]
   counts = np.array([len(parts) for parts, _ in found])
@@ -100,13 +110,13 @@ class TextKind(task_kind.TaskKind):
     tokenizer,
     seq_len,
     long_texts=CUT,
-    doc_stride=128,
+    doc_stride=STRIDE,
   ):
     """Makes a sequence of every text, or several of a long one."""
     if long_texts == CUT:
       return super()._features(task, examples, tokenizer, seq_len)
     has_labels = spec.have_labels(task, examples)
-    found = columns(examples, tokenizer, seq_len, doc_stride)
+    found = columns(examples, tokenizer, seq_len, doc_stride, long_texts)
     label = self._label_array(task, examples) if has_labels else None
     return task_features.Features(
       **found,
@@ -123,8 +133,8 @@ def pool(
   Args:
     features: the features, in which the windows of a text follow one another.
     outputs: [N, K].
-    how: "mean" or "max", of each output; "cut" leaves single windows as they
-      are.
+    how: "mean" or "max", of each output; "cut" and "first" leave single
+      windows as they are.
   """
   starts = np.flatnonzero(np.diff(features.example, prepend=-1))
   if how == CUT or len(starts) == len(outputs):

@@ -42,7 +42,7 @@ class Explorer:
   def __init__(self, model: model_lib.Model):
     """Prepares nothing but what the first question needs."""
     self.model = model
-    self.fills_masks = "fill-mask" in model.kinds
+    self.fills_masks = pretraining.FillMask.name in model.kinds
     predictor, _ = model.predictor("embed", fields=("mean",))
     self._tokenizer = predictor.tokenizer
     # The mask of plain attention is what `maps` is computed from.

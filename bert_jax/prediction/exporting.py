@@ -26,9 +26,6 @@ import numpy as np
 import bert_jax
 from bert_jax.data.tokenizers import pipeline
 from bert_jax.kinds import answers
-from bert_jax.kinds import task_kind
-from bert_jax.models import encoder
-from bert_jax.models import heads
 from bert_jax.models import params as param_trees
 from bert_jax.prediction import model as model_lib
 from bert_jax.prediction import predict
@@ -61,41 +58,7 @@ def make_function(predictor: predict.Predictor) -> Function:
   Returns:
     A function of the parameters and of INPUTS, each [B, L].
   """
-  answerer = predictor.answerer
-  config = answerer.context.model
-
-  def embed(params, ids, mask, types):
-    module = encoder.Encoder(config)
-    variables = {"params": params["encoder"]}
-    last, pooled = module.apply(variables, ids, mask, types)
-    mean = heads.mean_of_sequences(last, mask, 1)[:, 0]  # [B, D]
-    found = {"last_hidden_state": last, "mean": mean}
-    return found if pooled is None else found | {"pooled": pooled}
-
-  def fill_mask(params, ids, mask, types):
-    places = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
-    module = answerer.make_model()
-    logits, _ = module.apply({"params": params}, ids, mask, types, places)
-    return {"logits": logits}  # [B, L, V]
-
-  def task(params, ids, mask, types):
-    first = jnp.zeros((ids.shape[0], 1), jnp.int32)
-    module = answerer.make_model()
-    given = {
-      "input_ids": ids,
-      "input_mask": mask,
-      "segment_ids": types,
-      "cls_positions": first,
-    }
-    logits = module.apply({"params": params}, **given)
-    return {"logits": logits[:, 0] if pooled else logits}
-
-  if answerer.name == "embed":
-    return embed
-  if not isinstance(answerer.kind, task_kind.TaskKind):
-    return fill_mask
-  pooled = answerer.kind.pooled
-  return task
+  return predictor.answerer.unpacked
 
 
 def export(

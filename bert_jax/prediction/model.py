@@ -10,6 +10,7 @@ are those of `bert-jax predict`, which computes with the same code.
 
 import collections
 from collections.abc import Mapping, Sequence
+import contextlib
 import os
 import threading
 from typing import Any
@@ -113,6 +114,7 @@ class Model:
     *,
     fields: Sequence[str] = ("tokens", "pooled", "mean", "layers"),
     layers: Sequence[int] = (-1,),
+    long_texts: str | None = None,
   ) -> list[results.Embedding]:
     """Returns the vectors of each text, or of each pair of texts.
 
@@ -123,6 +125,10 @@ class Model:
         Without "layers", much less is copied from the device.
       layers: which layers; 0 = the embeddings, 1 = the first layer, -1 = the
         last.
+      long_texts: what is read of a text that is longer than a row: "cut" or
+        "first" for its start; "mean" or "max" for all of it, in windows, whose
+        vectors are pooled so, and which have no tokens and layers. None means
+        the setting of the model, which is "cut" by default.
 
     Raises:
       answers.PredictError: A field or a layer does not exist, or an argument
@@ -133,6 +139,7 @@ class Model:
       _pairs(texts, texts_b),
       fields=tuple(_texts(fields, "fields")),
       layers=tuple(_sequence(layers, "layers")),
+      **({} if long_texts is None else {"long_texts": long_texts}),
     )
 
   def classify(
@@ -252,33 +259,37 @@ class Model:
     """
     if not records:
       raise answers.PredictError("there are no texts; give one or more")
-    top_k = options.get("top_k") if kind == "fill-mask" else None
-    if top_k is not None:
-      options["top_k"] = self._rounded(top_k)
-    predictor, lock = self.predictor(kind, **options)
+    self.check_kind(kind)
+    answerer = table.ANSWERERS[kind]
+    program = answerer.program_options(options, self.pretrained)
+    predictor, lock = self.predictor(kind, **program)
     with lock:
       named = ((f"text {i}", record) for i, record in enumerate(records))
       lines = list(predictor.parse(named))
       if wrong := next((line.error for line in lines if line.error), ""):
         raise answers.PredictError(wrong)
       found = list(predictor.compute(lines))
-    if top_k is not None:
-      found = [
-        answer | {"masks": [best[:top_k] for best in answer["masks"]]}
-        for answer in found
-      ]
+    found = [answerer.narrow(answer, options) for answer in found]
     if kind not in results.RESULTS:
       return found
     return [results.RESULTS[kind].of(answer) for answer in found]
 
-  def _rounded(self, top_k: Any) -> Any:
-    """Returns for how many tokens a program is made: powers of two are few."""
-    tokenizer = self.pretrained.tokenizer
-    most = tokenizer.vocab_size if tokenizer else 0
-    is_whole = isinstance(top_k, int) and not isinstance(top_k, bool)
-    if not is_whole or not 1 <= top_k <= most:
-      return top_k  # the predictor says what is wrong
-    return min(1 << (top_k - 1).bit_length(), most)
+  def serving_predictor(self, kind: str) -> predict.Predictor:
+    """Returns what answers one kind on a server.
+
+    Args:
+      kind: the kind of prediction, one of `kinds`.
+
+    Raises:
+      answers.PredictError: The model cannot do it.
+    """
+    *others, last = table.ANSWERERS[kind].serving_options(
+      self.pretrained, self._config.predict
+    )
+    for options in others:
+      with contextlib.suppress(answers.PredictError):
+        return self.predictor(kind, **options)[0]
+    return self.predictor(kind, **last)[0]
 
   def predictor(
     self, kind: str, **options: Any

@@ -11,7 +11,6 @@ import numpy as np
 from bert_jax import weights as weights_lib
 from bert_jax.kinds import answers
 from bert_jax.runtime import files
-from bert_jax.weights import task_heads
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # The most that an output of onnxruntime may differ from ours, relative to the
@@ -49,10 +48,14 @@ def write(
       f"--to=onnx needs {error.name}, which is not installed; install the "
       "extra: pip install 'bert_jax[reference]'"
     ) from error
-  name = _class_of(answerer)
+  name = answerer.transformers_class
+  if not name:
+    raise OnnxError(
+      f"transformers has no head for {answerer.name}; give --to=stablehlo"
+    )
   with tempfile.TemporaryDirectory() as folder:
     kept = pretrained
-    if answerer.name in ("embed", "fill-mask"):
+    if not isinstance(answerer, answers.TaskAnswerer):
       parts = ("encoder", "mlm")
       params = {k: v for k, v in pretrained.params.items() if k in parts}
       kept = dataclasses.replace(
@@ -70,23 +73,11 @@ def write(
   return outputs
 
 
-def _class_of(answerer: answers.Answerer) -> str:
-  """Returns the class of transformers that loads the model with its head."""
-  if answerer.name == "embed":
-    return "AutoModel"
-  if answerer.name == "fill-mask":
-    return "AutoModelForMaskedLM"
-  head = task_heads.HEADS[answerer.kind.name]
-  if not head.hf_class:
-    raise OnnxError(
-      f"transformers has no head for {answerer.name}; give --to=stablehlo"
-    )
-  return f"Auto{head.hf_class.replace('For', 'ModelFor', 1)}"
-
-
 def _export(torch: Any, reference: Any, answerer: Any, path: str) -> list[str]:
   """Writes the graph of a model of transformers; returns its outputs."""
   takes_types = "token_type_ids" in reference.forward.__code__.co_varnames
+
+  names: list[str] = []  # as the model returns them
 
   class Outputs(torch.nn.Module):
     """The model, with the outputs of `exporting.make_function`."""
@@ -98,30 +89,18 @@ def _export(torch: Any, reference: Any, answerer: Any, path: str) -> list[str]:
     def forward(self, input_ids, attention_mask, token_type_ids):
       more = {"token_type_ids": token_type_ids} if takes_types else {}
       given = {"input_ids": input_ids, "attention_mask": attention_mask, **more}
-      if answerer.name == "choose":  # it takes [B, C, L]
-        given = {name: value[:, None] for name, value in given.items()}
-      found = self.model(**given)
-      if answerer.name != "embed":
-        if answerer.name == "answer":
-          return torch.stack([found.start_logits, found.end_logits], -1)
-        return found.logits
-      last = found.last_hidden_state
-      mask = attention_mask[..., None].to(last.dtype)
-      mean = (last * mask).sum(1) / mask.sum(1).clamp(min=1.0)
-      pooled = getattr(found, "pooler_output", None)
-      return (last, mean) if pooled is None else (last, mean, pooled)
+      found = self.model(**answerer.for_transformers(given))
+      outputs = answerer.of_transformers(found, attention_mask)
+      names[:] = list(outputs)
+      return tuple(outputs.values())
 
   module = Outputs()
   row = torch.ones((2, 8), dtype=torch.int64)
   inputs = (row, row, torch.zeros_like(row))
   with torch.no_grad():
-    found = module(*inputs)
-  if answerer.name == "embed":
-    outputs = ["last_hidden_state", "mean", "pooled"][: len(found)]
-  else:
-    outputs = ["logits"]
-  is_of_tokens = answerer.name in ("fill-mask", "tag", "answer")
-  lengths = {"last_hidden_state", *(("logits",) if is_of_tokens else ())}
+    module(*inputs)
+  outputs = list(names)
+  lengths = answerer.token_outputs
   axes = {name: {0: "B", 1: "L"} for name in _INPUTS}
   axes |= {
     name: {0: "B", 1: "L"} if name in lengths else {0: "B"} for name in outputs

@@ -18,6 +18,7 @@ _IN_PREDICT = {
   "data.seq_len": "predict.seq_len",
   "task.has_null": "predict.allow_null",
   "task.null_threshold": "predict.null_threshold",
+  "task.long_texts": "predict.long_texts",
 }
 _OF_RUN = tuple(key for key in weights.SETTINGS if key != "task.name")
 _NEEDED = (
@@ -28,7 +29,8 @@ _NEEDED = (
 def _flatten(config: Config) -> dict[str, Any]:
   """Returns the values of a config by their keys; None if they are not set."""
   flat = settings.flatten(config)
-  flat["predict.seq_len"] = flat.get("predict.seq_len") or None
+  for name in ("predict.seq_len", "predict.long_texts"):
+    flat[name] = flat.get(name) or None
   return flat
 
 

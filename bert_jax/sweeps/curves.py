@@ -17,7 +17,9 @@ from bert_jax.runtime import files
 from bert_jax.runtime import goodput
 from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
+from bert_jax.sweeps import matrix_pictures
 from bert_jax.sweeps import pages
+from bert_jax.training import confusion
 from bert_jax.training import terminal
 
 # What a score of an evaluation is compared with, drawn as a dotted line.
@@ -45,7 +47,7 @@ def report(workdirs: Sequence[str], output: str) -> list[str]:
     CurvesError: A run has not logged anything yet.
     runs.RunError: A folder holds no run.
   """
-  facts, rows = {}, {}
+  facts, rows, matrices = {}, {}, {}
   for workdir in workdirs:
     name = os.path.basename(os.path.normpath(workdir))
     name = workdir if name in rows else name
@@ -57,6 +59,7 @@ def report(workdirs: Sequence[str], output: str) -> list[str]:
         "anything; try again later"
       )
     facts[name] = _facts(run, rows[name])
+    matrices[name] = matrix_pictures.draw(confusion.read(workdir))
     if spent := goodput.read(workdir):
       facts[name] += f" Time: {spent.describe()}."
   png = _draw(rows)
@@ -65,15 +68,26 @@ def report(workdirs: Sequence[str], output: str) -> list[str]:
     for name, found in rows.items()
   }
   files.make_folder(output)
-  paths = [
-    os.path.join(output, name)
-    for name in ("report.md", "report.html", "curves.png")
-  ]
-  files.write_text(paths[0], _markdown(facts, tables))
-  files.write_text(paths[1], _html(facts, tables, png))
-  with files.writing(paths[2]) as f:
-    f.write(png)
-  return paths
+  pictures = {"curves.png": png} | {
+    _file_of(number, picture): picture.png
+    for number, name in enumerate(rows)
+    for picture in matrices[name]
+  }
+  texts = {
+    "report.md": _markdown(facts, tables, matrices),
+    "report.html": _html(facts, tables, png, matrices),
+  }
+  for name, text in texts.items():
+    files.write_text(os.path.join(output, name), text)
+  for name, data in pictures.items():
+    files.write_bytes(os.path.join(output, name), data)
+  return [os.path.join(output, name) for name in (*texts, *pictures)]
+
+
+def _file_of(number: int, picture: matrix_pictures.Picture) -> str:
+  """Returns the name of the file of a picture of one of the runs."""
+  run = f"-{number + 1}" if number else ""
+  return f"confusion{run}-{picture.split.replace(':', '-')}.png"
 
 
 def _facts(run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -194,25 +208,33 @@ def _plot(axes, rows, key, label, color, style="-", alpha=1.0) -> None:
     )
 
 
-def _markdown(facts, tables) -> str:
+def _markdown(facts, tables, matrices) -> str:
   parts = ["![Curves](curves.png)"]
-  for name, text in facts.items():
+  for number, (name, text) in enumerate(facts.items()):
     parts += [f"## {name}", text]
     for head, *rows in tables[name]:
       lines = [head, ["---:"] * len(head), *rows]
       parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    parts += [
+      f"![{one.caption}]({_file_of(number, one)})" for one in matrices[name]
+    ]
   return "\n\n".join(parts) + "\n"
 
 
-def _html(facts, tables, png) -> str:
-  title = html.escape(", ".join(facts))
+def _image(png: bytes, text: str) -> str:
+  """Returns a picture as a part of a page."""
   data = base64.b64encode(png).decode()
+  return f"<img alt='{text}' src='data:image/png;base64,{data}'>"
+
+
+def _html(facts, tables, png, matrices) -> str:
+  title = html.escape(", ".join(facts))
   parts = [
     "<!doctype html>",
     '<html lang="en"><head><meta charset="utf-8">',
     f"<title>{title}</title><style>{pages.STYLE}</style></head><body>",
     f"<h1>{title}</h1>",
-    f"<img alt='Loss and scores by step' src='data:image/png;base64,{data}'>",
+    _image(png, "Loss and scores by step"),
   ]
   for name, text in facts.items():
     if len(facts) > 1:  # else the title says it
@@ -225,4 +247,10 @@ def _html(facts, tables, png) -> str:
         f"<tr><td class=number>{cell.join(row)}</td></tr>" for row in rows
       ]
       parts.append("</table>")
+    for one in matrices[name]:
+      caption = html.escape(one.caption, quote=True)
+      parts.append(
+        f"<figure>{_image(one.png, caption)}"
+        f"<figcaption>{caption}</figcaption></figure>"
+      )
   return "\n".join([*parts, "</body></html>"]) + "\n"

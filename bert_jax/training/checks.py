@@ -6,6 +6,7 @@ import os
 import jax
 import jax.numpy as jnp
 
+from bert_jax.models import adapters
 from bert_jax.runtime import early_stopping
 from bert_jax.runtime import local_steps
 from bert_jax.runtime import settings
@@ -18,6 +19,10 @@ FOR_TASKS = (
   "task.class_weights", "task.label_smoothing", "task.focal_gamma",
   "task.dev_rate", "task.num_folds", "task.fold", "task.dev_seed",
   "task.long_texts", "task.both_orders", "task.temperature", "eval.bootstrap",
+  "task.pooling", "task.normalize", "task.contrast_temperature",
+  "task.matryoshka_sizes", "task.matryoshka_weights", "task.rank_loss",
+  "optim.lora_rank", "optim.lora_alpha", "optim.lora_targets",
+  "optim.lora_dropout_rate", "optim.lora_norms",
 )  # fmt: skip
 FOR_PRETRAINING = (
   "data.mixture", "data.mixture_weights", "data.mixture_power",
@@ -34,9 +39,15 @@ def check_settings(config: Config) -> None:
     if config.task[key] is None:  # as in configs/predict.py
       raise ValueError(f"task.{key} is not set; training needs a number")
   early_stopping.check(config)
+  if config.eval.average and not config.optim.average_decay:
+    raise ValueError(
+      "eval.average=True, but optim.average_decay=0 keeps no average; set it, "
+      "such as to 0.999, or set eval.average=False"
+    )
   local_steps.check_settings(config.checkpoint)
   check_effects(config)
   _check_start(config)
+  _check_adapters(config)
   if not config.train.num_epochs and config.train.total_steps < 1:
     raise ValueError(  # tasks may count epochs instead
       f"train.total_steps={config.train.total_steps}; it must be 1 or more"
@@ -104,6 +115,43 @@ def _check_start(config: Config) -> None:
       f"init_changes={list(config.init_changes)} changes the model of "
       "init_from, which is not set; set the keys of the group model"
     )
+
+
+def _check_adapters(config: Config) -> None:
+  """Raises ValueError if keys of LoRA do not fit the others."""
+  options = adapters.options_of(config.optim)
+  if options is None:
+    flat = settings.flatten(config)
+    for name in FOR_TASKS:
+      default = settings.KEYS[name].default
+      value = flat.get(name, default)
+      if name.startswith("optim.lora_") and value not in (
+        default, list(default) if isinstance(default, tuple) else default,
+      ):  # fmt: skip
+        raise ValueError(
+          f"{name}={value} has no effect with optim.lora_rank=0; give a rank, "
+          "such as 8, or leave the key out"
+        )
+    return
+  options.check()
+  rank = config.optim.lora_rank
+  if not config.init_from or config.init_random:
+    raise ValueError(
+      f"optim.lora_rank={rank} trains adapters of weights that stay as they "
+      f"are, but init_from={config.init_from!r} and init_random="
+      f"{config.init_random}, so these are random; set init_from, or "
+      "optim.lora_rank=0"
+    )
+  for key, value in (
+    ("reinit_layers", config.reinit_layers),
+    ("init_moments", config.init_moments),
+  ):
+    if value:
+      raise ValueError(
+        f"{key}={value} does not fit optim.lora_rank={rank}, with which the "
+        "layers stay as they are and only adapters have moments; leave one of "
+        "the two out"
+      )
 
 
 def check_memory(config: Config, mesh: jax.sharding.Mesh) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax.models import adapters
 from bert_jax.runtime import checkpoint as checkpoint_lib
 from bert_jax.runtime import files
 from bert_jax.runtime import peers
@@ -18,6 +19,7 @@ from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import checks
+from bert_jax.training import confusion
 from bert_jax.training import init_from
 from bert_jax.training import jobs
 from bert_jax.training import meeting
@@ -81,7 +83,10 @@ def evaluate(
     files.make_folders(workdir)
   else:
     wanted = wanted_params(job, mesh)
-    step, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
+    by_average = config.eval.get("average", False)  # older runs lack it
+    step, params = checkpoint_lib.restore_params(
+      workdir, wanted, checkpoint, by_average
+    )
   stall = config.train.get("max_stall_secs", 0)  # older runs lack the key
   with jax.set_mesh(mesh), peers.watching(stall):
     values = evaluator(params)
@@ -95,6 +100,8 @@ def evaluate(
     _log.info("wrote %s", path)
     for written in job.explain(evaluator, path):
       _log.info("wrote %s", written)
+    if path := confusion.write(workdir, step, job.confusions(evaluator)):
+      _log.info("wrote %s", path)
   with jax.set_mesh(mesh), peers.watching(stall):
     for path in job.write_predictions(evaluator, params, workdir):
       _log.info("wrote %s", path)
@@ -158,6 +165,7 @@ def given_params(
   wanted = wanted_params(job, mesh)
   tree, added, _ = weights.fit(given, wanted, job.model.config)
   needs, config = job.objective.needs, job.model.config
+  added = tuple(path for path in added if not adapters.is_adapter(path))
   if missing := sorted(path for path in added if needs(path, config)):
     why = "".join(f" ({reason})" for reason in pretrained.refused.values())
     raise ValueError(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax.models import adapters
 from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.models.replaced_tokens import PARTS
@@ -49,6 +50,7 @@ def fit_weights(job: Job, pretrained: Any, params: Any) -> Any:
 
   tree, added, dropped = weights.fit(given, params, job.model.config)
   for what, names in (("start fresh", added), ("are not used", dropped)):
+    names = tuple(name for name in names if not adapters.is_adapter(name))
     if names:
       _log.info("%s: these %s: %s", source, what, ", ".join(sorted(names)))
   return _without_top(tree, job.config.reinit_layers, source)

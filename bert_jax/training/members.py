@@ -33,7 +33,6 @@ from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import init_from
 from bert_jax.training import meter as meter_lib
-from bert_jax.training import optim
 from bert_jax.training import run as run_lib
 from bert_jax.training import session
 from bert_jax.training import steps
@@ -282,7 +281,7 @@ def jit_step(run: session.Program) -> Any:
     metrics), all stacked on axis 0.
   """
   make_optimizer = functools.partial(
-    optim.make_optimizer, run.config.optim, run.total_steps
+    session.make_optimizer, run.job, run.config
   )
   return steps.jit_members_step(run.job, make_optimizer, run.place)
 
@@ -400,8 +399,7 @@ def _open(
 ) -> session.Session:
   """Returns the session of a member, which shares what it can with `first`."""
   config = _config_of(first.config, member)
-  total = first.total_steps
-  optimizer, schedule = optim.make_optimizer(config.optim, total)
+  optimizer, schedule = session.make_optimizer(first.job, config)
   devices = list(first.mesh.devices.flat)
   run = first.run | runs.describe(config, first.job.data_hash, devices)
   run["together"] = count

@@ -9,7 +9,7 @@ arithmetic and all moments are float32. To add an optimizer or a schedule, add a
 row to `OPTIMIZERS` or to `SCHEDULES`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import re
 from typing import Any, NamedTuple
@@ -89,19 +89,23 @@ def make_optimizer(
 
 
 def freeze(
-  optimizer: optax.GradientTransformationExtraArgs, parts: Sequence[str]
+  optimizer: optax.GradientTransformationExtraArgs,
+  is_trained: Callable[[str], bool] | None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns an optimizer that leaves some parts of the parameters as they are.
+  """Returns an optimizer that leaves some parameters as they are.
 
   Args:
-    optimizer: that of the other parts.
-    parts: the names of these parts in the tree. They have no moments.
+    optimizer: that of the other parameters.
+    is_trained: the path of a parameter -> whether it is trained. The others
+      have no moments. None means that all are trained.
   """
-  if not parts:
+  if is_trained is None:
     return optimizer
 
   def labels(params: Tree) -> Tree:
-    return {k: "frozen" if k in parts else "trained" for k in params}
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: "trained" if is_trained(_name(path)) else "frozen", params
+    )
 
   return optax.partition(
     {"trained": optimizer, "frozen": optax.set_to_zero()}, labels

@@ -11,6 +11,7 @@ import jax
 import optax
 
 from bert_jax.data import batching
+from bert_jax.models import params as param_trees
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import early_stopping
 from bert_jax.runtime import files
@@ -24,6 +25,7 @@ from bert_jax.runtime import runs
 from bert_jax.runtime import trackers
 from bert_jax.runtime import watchdog
 from bert_jax.training import averages
+from bert_jax.training import confusion
 from bert_jax.training import meeting
 from bert_jax.training import meter as meter_lib
 from bert_jax.training import probes
@@ -143,15 +145,7 @@ class Run:
       start, self.total_steps, self.mesh, opened.job.step_flops, clock
     )
     if meter is None:
-      sizes = jax.tree.map(lambda x: x.size, opened.abstract.params)
-      self._meter.say(
-        terminal.start_lines(
-          self.config,
-          self.workdir,
-          sum(jax.tree.leaves(sizes)),
-          opened.batches.epoch_steps,
-        )
-      )
+      self._meter.say(self._start_lines())
     if start:
       _log.info("going on from step %d of %s", start, self.workdir)
       if other := resume.other_code(self.workdir, opened.run):
@@ -185,6 +179,24 @@ class Run:
     if self._local:
       self._local.begin()
     return self._meter
+
+  def _start_lines(self) -> str:
+    """Returns what the terminal shows of the run before its first step."""
+    is_trained = self.job.is_trained
+    sizes = {
+      path: x.size
+      for path, x in param_trees.flatten(self.session.abstract.params).items()
+    }
+    trained = None
+    if is_trained:
+      trained = sum(size for path, size in sizes.items() if is_trained(path))
+    return terminal.start_lines(
+      self.config,
+      self.workdir,
+      sum(sizes.values()),
+      self.session.batches.epoch_steps,
+      trained,
+    )
 
   def train_step(self) -> Any:
     """Returns the jitted step: (state, batch) -> (state, metrics)."""
@@ -226,7 +238,8 @@ class Run:
     Args:
       step: the number of updates; at first, those of the sessions before.
     """
-    if not self.config.train.patience:
+    train = self.config.train
+    if not (train.patience or train.get("stop_at", "")):  # older runs lack it
       return False
     if self._evaluations is None:  # before the first step of this session
       self._evaluations = []
@@ -239,6 +252,8 @@ class Run:
   def end(self) -> None:
     """Shows the last and the best evaluation, and the next command."""
     if jax.process_index() == 0:  # whose log is closed
+      found = self.job.confusions(self.session.evaluator)
+      confusion.write(self.workdir, self._step, found)
       self._meter.say(terminal.end_lines(self.config, self.workdir))
 
   def note(self, step: int) -> None:

@@ -225,12 +225,13 @@ def rest_of(
     bits = mean_loss.bits()
     if place is not None:
       bits = init_from.place_array(bits, place)
-  return {
+  rest = {
     "step": state.step,
     "opt_state": state.opt_state,
     "guard": state.guard,
     "train_loss": bits,
   }
+  return rest | ({} if state.average is None else {"average": state.average})
 
 
 def open_mesh(
@@ -281,8 +282,7 @@ def open_program(
   """
   config = job.config
   optim.places_of(config)  # it raises if a key does not fit the model
-  optimizer, schedule = optim.make_optimizer(config.optim, job.total_steps)
-  optimizer = optim.freeze(optimizer, job.objective.frozen)
+  optimizer, schedule = make_optimizer(job, config)
   abstract = jax.eval_shape(
     lambda rng: _init_state(job, optimizer, batch, rng), jax.random.key(0)
   )
@@ -290,10 +290,30 @@ def open_program(
   return Program(config, mesh, job, batch, optimizer, schedule, abstract, place)
 
 
+def make_optimizer(
+  job: Job, config: Config, learning_rate: jax.Array | None = None
+) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
+  """Returns the optimizer of what a job trains, and its learning rate.
+
+  Args:
+    job: the job to train.
+    config: the config of the run, which may differ from that of the job in the
+      learning rate.
+    learning_rate: see `optim.make_optimizer`.
+  """
+  optimizer, schedule = optim.make_optimizer(
+    config.optim, job.total_steps, learning_rate
+  )
+  return optim.freeze(optimizer, job.is_trained), schedule
+
+
 def _init_state(job, optimizer, batch, rng) -> steps.TrainState:
   # Only the shapes of the batch matter, and one row is enough.
   row = {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in batch.items()}
-  return steps.init_state(job.model, job.objective, optimizer, rng, row)
+  has_average = bool(job.config.optim.get("average_decay", 0.0))
+  return steps.init_state(
+    job.model, job.objective, optimizer, rng, row, has_average
+  )
 
 
 def open_abstract(

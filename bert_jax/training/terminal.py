@@ -85,7 +85,11 @@ def batch_words(config: Config | Mapping[str, Any]) -> str:
 
 
 def start_lines(
-  config: Config, workdir: str, num_parameters: int, epoch_steps: float
+  config: Config,
+  workdir: str,
+  num_parameters: int,
+  epoch_steps: float,
+  num_trained: int | None = None,
 ) -> str:
   """Returns what is about to be trained, on what, and what is saved where.
 
@@ -94,6 +98,7 @@ def start_lines(
     workdir: the folder of the run.
     num_parameters: the parameters of the model and its heads.
     epoch_steps: the number of steps of one epoch.
+    num_trained: how many of the parameters are trained; None means all.
   """
   data, keys = config.data, config.checkpoint
   source = data.dir if config.objective != "task" else config.task.name
@@ -102,9 +107,13 @@ def start_lines(
     start = f"random weights in the shape of {config.init_from}"
   saves = [f"every {keys.every_steps:,} steps"] if keys.every_steps else []
   saves += [f"the best {keys.best_metric}"] if keys.best_metric else []
+  trained = ""
+  if num_trained is not None:
+    share = num_trained / num_parameters
+    trained = f", of which {num_trained:,} ({share:.2%}) are trained"
   lines = {
     "model": f"{model_words(config)}: {num_parameters:,} parameters, from "
-    f"{start}",
+    f"{start}{trained}",
     "data": f"{source}, {number(epoch_steps)} steps an epoch of "
     f"{batch_words(config)}",
     "saves": f"{workdir}: {', '.join([*saves, 'the last step'])}",

@@ -103,14 +103,16 @@ class Row:
   status: str = "not run"
 
 
-def pretraining(size="base", **settings) -> tuple[Work, ...]:
+def pretraining(
+  size="base", recipe="pretrain", attention="fused", **settings
+) -> tuple[Work, ...]:
   """The two phases of a million steps of 256 rows (appendix A.2)."""
   common = (
     "--config.model.dtype=bfloat16",
-    "--config.model.attention=fused",
+    f"--config.model.attention={attention}",
     *(f"--config.{k}={v}" for k, v in settings.items()),
   )
-  config = f"--config=configs/pretrain.py:size={size}"
+  config = f"--config=configs/{recipe}.py:size={size}"
   second = "--config.data.seq_len=512"
   return (
     Work(PRETRAINING_SLICE, (config, *common), 900_000),
@@ -118,8 +120,15 @@ def pretraining(size="base", **settings) -> tuple[Work, ...]:
   )
 
 
-def finetuning(tasks, repeats, size="base") -> tuple[Work, ...]:
-  """Fine-tuning on tasks, so many times each; NER as its grid has it."""
+def finetuning(tasks, repeats, size="base", more=()) -> tuple[Work, ...]:
+  """Fine-tuning on tasks, so many times each; NER as its grid has it.
+
+  Args:
+    tasks: their names.
+    repeats: how often each is trained.
+    size: of the encoder.
+    more: what else differs in the model.
+  """
   found = []
   for kind, names in KINDS.items():
     recipes = NER_GRID if kind == "tag" else (RECIPES[kind],)
@@ -136,6 +145,7 @@ def finetuning(tasks, repeats, size="base") -> tuple[Work, ...]:
           f"--config=configs/finetune.py:task={PLANNED_AS[kind]}",
           "--config.model.dtype=bfloat16",
           *_shape(size),
+          *more,
         ]
         if kind == "tag":
           arguments += [
@@ -174,15 +184,17 @@ def prepare_commands(output, *more):
   return " ".join(first), " ".join(second)
 
 
-def pretrain_commands(name, *more, size="base"):
+def pretrain_commands(
+  name, *more, size="base", recipe="pretrain", attention="fused"
+):
   """Those of the two phases; `name` ends in -cased if its text is."""
   first, second = f"runs/{name}-128", f"runs/{name}"
   data = "runs/text" + ("-cased" if name.endswith("-cased") else "")
-  config = f"configs/pretrain.py:size={size}"
+  config = f"configs/{recipe}.py:size={size}"
   common = (
     f"--config.data.dir={data}",
     "--config.model.dtype=bfloat16",
-    "--config.model.attention=fused",
+    f"--config.model.attention={attention}",
     # The paper goes on from the last step, not from the best: keep no best.
     "--config.checkpoint.best_metric=",
     *more,
@@ -238,6 +250,48 @@ TINY = (
   "at paper size not run; with tiny encoders on novels: rte, mrpc, cola, stsb "
   "([ablations](../ablations/table.md))"
 )
+
+
+LTR = "left_to_right"
+_CAUSAL = (
+  "--config.model.attention_pattern=causal",
+  "--config.model.pooling=last",
+)
+
+
+def left_to_right_rows() -> list[Row]:
+  """The left-to-right model of table 5, alone and with a BiLSTM."""
+  found = []
+  papers = (
+    "MNLI 82.1, QNLI 84.3, MRPC 77.5, SST-2 92.1, SQuAD F1 77.8",
+    "MNLI 82.1, QNLI 84.1, MRPC 75.7, SST-2 91.6, SQuAD F1 84.9",
+  )
+  for lstm, paper in enumerate(papers):
+    name = "ltr-lstm" if lstm else "ltr"
+    more = (*_CAUSAL, f"--config.model.head_lstm_layers={lstm}")
+    sweeps = tuple(
+      sweep_command(study, "runs/ltr", f"tasks={tasks}", "seeds=5",
+                    *([f"lstm={lstm}"] if lstm else []),
+                    results=f"runs/{study}-{name}")
+      for study, tasks in (("glue", ABLATED), ("squad", "squad_v1"))
+    )  # fmt: skip
+    first = pretrain_commands("ltr", recipe=LTR, attention="plain")
+    work = pretraining(recipe=LTR, attention="plain")
+    found.append(
+      Row(
+        "Table 5",
+        "left-to-right, no NSP" + (", with a BiLSTM" if lstm else ""),
+        paper,
+        (*(() if lstm else first), *sweeps),
+        (
+          *(() if lstm else work),
+          *finetuning(ABLATED.split("+"), 20, more=more if lstm else _CAUSAL),
+          *finetuning(("squad_v1",), 5, more=more if lstm else _CAUSAL),
+        ),
+        "not run",
+      )
+    )
+  return found
 
 
 def rows() -> list[Row]:
@@ -337,11 +391,7 @@ def rows() -> list[Row]:
       ),
       TINY,
     ),
-    Row(
-      "Table 5", "left-to-right, no NSP, with and without BiLSTM",
-      "MNLI 82.1 and 82.1, MRPC 77.5 and 75.7, SQuAD F1 77.8 and 84.9",
-      (), (), "not built: attention here sees both sides",
-    ),
+    *left_to_right_rows(),
   ]  # fmt: skip
   sizes = {
     "3 x 768": "perplexity 5.84, MNLI 77.9, MRPC 79.8, SST-2 88.4",
@@ -386,15 +436,23 @@ def rows() -> list[Row]:
     "probe.max_train_examples": 0,
     "probe.learning_rate": 5e-5,
   }
+  probed = [f"--config.{k}={v}" for k, v in probes.items()]
   found.append(
     Row(
-      "Figure 5", "base, MNLI dev after so many steps of pre-training",
-      "almost 1.0 more after 1M steps than after 500k",
-      pretrain_commands(
-        "base-probed", *(f"--config.{k}={v}" for k, v in probes.items())
+      "Figure 5", "base and left-to-right, MNLI dev after so many steps",
+      "almost 1.0 more after 1M steps than after 500k; masked LM passes "
+      "left-to-right almost at once",
+      (
+        *pretrain_commands("base-probed", *probed),
+        *pretrain_commands(
+          "ltr-probed", *probed, recipe=LTR, attention="plain"
+        ),
+        "python -m experiments.reproduce.figure5 --output=runs/figure5 "
+        "masked=runs/base-probed-128,runs/base-probed "
+        "left_to_right=runs/ltr-probed-128,runs/ltr-probed",
       ),
       # Without the fine-tuning of the probes.
-      pretraining(),
+      (*pretraining(), *pretraining(recipe=LTR, attention="plain")),
       "not run; probes of small encoders: [proof](../proof/README.md)",
     )
   )  # fmt: skip
@@ -471,28 +529,55 @@ def page(plans) -> str:
     "evaluate the run that is best by dev with `task.predict_splits=test`; the "
     "GLUE server takes what `python -m bert_jax.tasks.submission` makes of it.",
     "",
-    "| paper | result | there | slice | hours, predicted | chip-hours | status "
-    "|",
-    "|---|---|---|---|---|---|---|",
+    *table_lines(rows(), plans),
+    *command_lines(rows()),
   ]
-  for row in rows():
-    found = cost(row.work, plans)
-    slices = ", ".join(dict.fromkeys(w.topology for w in row.work))
-    hours = ["not planned yet"] * 2 if found is None else _numbers(found)
-    if not row.work:
-      hours = ["", ""]
-    cells = [row.table, row.what, row.paper, slices, *hours, row.status]
-    lines.append(f"| {' | '.join(cells)} |")
-  lines += ["", "## Commands", ""]
-  for row in rows():
-    if row.commands:
-      lines += [f"{row.table}, {row.what}:", "", "```sh"]
-      lines += [_wrap(text) for text in row.commands]
-      lines += ["```", ""]
   if plans:
     commits = sorted({plan["commit"][:12] for plan in plans.values()})
     lines += [f"Plans were made from commit {', '.join(commits)}.", ""]
   return "\n".join(lines)
+
+
+def table_lines(found: list[Row], plans) -> list[str]:
+  """The table of some rows, with what their plans predict."""
+  lines = [
+    "| paper | result | there | slice | hours, predicted | chip-hours | status "
+    "|",
+    "|---|---|---|---|---|---|---|",
+  ]
+  for row in found:
+    planned = cost(row.work, plans)
+    slices = ", ".join(dict.fromkeys(w.topology for w in row.work))
+    hours = ["not planned yet"] * 2 if planned is None else _numbers(planned)
+    if not row.work:
+      hours = ["", ""]
+    cells = [row.table, row.what, row.paper, slices, *hours, row.status]
+    lines.append(f"| {' | '.join(cells)} |")
+  return lines
+
+
+def command_lines(found: list[Row]) -> list[str]:
+  """The commands of some rows, each row under its name."""
+  lines = ["", "## Commands", ""]
+  for row in found:
+    if row.commands:
+      lines += [f"{row.table}, {row.what}:", "", "```sh"]
+      lines += [_wrap(text) for text in row.commands]
+      lines += ["```", ""]
+  return lines
+
+
+def make_plans(work: list[Work], plans, path: Path, most=math.inf) -> None:
+  """Makes plans one after the other, and keeps each at once."""
+  for i, one in enumerate(work):
+    if i >= most:
+      break
+    print(one.key, flush=True)
+    plan = costs.make_plan(one.arguments, one.topology)
+    kept = ("predicted_step_secs", "predicted_mfu", "num_devices", "commit",
+            "versions", "compile_secs")  # fmt: skip
+    plans[one.key] = {name: plan[name] for name in kept}
+    path.write_text(json.dumps(plans, indent=1, sort_keys=True) + "\n")
 
 
 def _numbers(found):
@@ -526,15 +611,7 @@ def main(argv=None):
   args = parser.parse_args(argv)
   path = HERE / "plans.json"
   plans = json.loads(path.read_text()) if path.exists() else {}
-  for i, one in enumerate(missing(plans) if args.plan else ()):
-    if i >= args.max:
-      break
-    print(one.key, flush=True)
-    plan = costs.make_plan(one.arguments, one.topology)
-    kept = ("predicted_step_secs", "predicted_mfu", "num_devices", "commit",
-            "versions", "compile_secs")  # fmt: skip
-    plans[one.key] = {name: plan[name] for name in kept}
-    path.write_text(json.dumps(plans, indent=1, sort_keys=True) + "\n")
+  make_plans(missing(plans) if args.plan else [], plans, path, args.max)
   (HERE / "README.md").write_text(page(plans))
 
 

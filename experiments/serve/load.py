@@ -152,6 +152,7 @@ def main(argv=None):
     for side in args.sides:
       process, address, secs = start(side, args, folder)
       found[side] = {"ready_secs": round(secs, 1)}
+      print(f"{side:<8}ready after {secs:.1f} s", flush=True)
       try:
         warm_up(address, texts[:20])
         for clients in args.clients:
@@ -161,6 +162,16 @@ def main(argv=None):
           print(f"{side:<8}{clients:>8}", *cells, flush=True)
       finally:
         stop(process)
+  for side in args.sides[1:]:
+    for clients in args.clients:
+      ours, theirs = (
+        found[name][clients]["requests_per_sec"]
+        for name in (args.sides[0], side)
+      )
+      print(
+        f"{args.sides[0]} / {side} at {clients} clients: "
+        f"{ours / theirs:.2f} times the requests/s"
+      )
   given = {k: v for k, v in vars(args).items() if k != "input"}
   print(json.dumps(given | {"sides": found}))
 

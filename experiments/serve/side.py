@@ -28,8 +28,7 @@ class Reference:
   """
 
   kinds = ("embed",)
-  default_kind = "embed"
-  vector = "mean"
+  default_kind = embedder = "embed"
 
   def __init__(self, args):
     import transformers
@@ -45,6 +44,10 @@ class Reference:
   def predictor(self, kind):
     del kind
     return self
+
+  def answerer(self, kind):
+    del kind
+    return types.SimpleNamespace(vector="mean")
 
   def parse(self, kind, records, name):
     del kind, name

@@ -68,3 +68,12 @@ def test_a_matrix_of_many_labels_is_left_out():
   task = dataclasses.replace(RTE, labels=labels)
   text = classify.CLASSIFY.tables(task, examples(), predictions())
   assert len(text.splitlines()) == 41
+
+
+def test_a_confusion_matrix_has_a_row_for_each_right_label():
+  found = classify.CLASSIFY.confusion(RTE, examples(), predictions())
+  assert found.tolist() == [[1, 1], [1, 1]]
+  guess, right = [0, 2, 2, 2], [0, 1, 1, 2]
+  counts = classify.count_pairs(3, guess, right)
+  assert counts.tolist() == [[1, 0, 0], [0, 0, 2], [0, 0, 1]]
+  assert choice.CHOICE.confusion(RTE, [], []) is None

@@ -1,6 +1,8 @@
 """Tests of every kind: which losses a kind has, and what they divide by."""
 
+import ast
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,9 @@ def _task_case(name):
     "choice": (B, groups * choices, 1),
     "tag": (B, length, labels),
     "span": (B, length, 2),
+    "contrast": (B, groups * choices, 5),
+    "similarity": (B, groups * 2, 5),
+    "rerank": (B, groups * choices, 1),
   }
   slots = (B, length if name == "tag" else groups)
   batch = {
@@ -53,6 +58,8 @@ def _task_case(name):
   }
   if name == "multi_label":
     batch["label"] = rng.integers(0, 2, (*slots, labels)).astype(np.float32)
+  if name == "contrast":
+    batch["label"] = rng.integers(0, 9, (*slots, choices))
   if name == "span":
     start = rng.integers(0, 3, slots) + [0, 3]
     batch |= {
@@ -148,10 +155,14 @@ def test_mlm_alone_looks_at_no_nsp_label(batch, outputs):
   assert set(metrics) == {"mlm_loss", "mlm_accuracy"}
 
 
+# The loss of a row that depends on the others is that of the whole batch.
+OF_ROWS = [name for name, one in table.KINDS.items() if not one.reads_batch]
+
+
 @pytest.mark.parametrize(
   "name",
   breadth.slow_but(
-    sorted(table.KINDS), lambda name: name not in ("mlm", "span", "choice")
+    sorted(OF_ROWS), lambda name: name not in ("mlm", "span", "choice")
   ),
 )
 def test_sums_of_parts_are_the_sums_of_the_batch(name, case):
@@ -195,7 +206,8 @@ def test_unigram_baseline_by_hand():
     "masked_ids": jnp.array([[0, 2], [1, 0]]),
     "masked_weights": jnp.array([[1.0, 1], [1, 0]]),
   }
-  sums = pretraining.unigram_metrics(batch, log_probs)
+  targets = pretraining.MLM.targets(batch)
+  sums = pretraining.unigram_metrics(*targets, log_probs)
   want = -np.log(0.5 * 0.2 * 0.3)
   np.testing.assert_allclose(sums["unigram_loss"], (want, 3), rtol=1e-6)
   right = sums["most_frequent_token_accuracy"]
@@ -205,3 +217,24 @@ def test_unigram_baseline_by_hand():
 def test_an_unknown_objective_names_those_there_are():
   with pytest.raises(ValueError, match="objective='nsp'.*mlm_nsp, mlm"):
     table.get("nsp")
+
+
+def _compared_names(path):
+  """The texts that a file compares something with, by their lines."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Compare):
+      for part in (node.left, *node.comparators):
+        for one in ast.walk(part):
+          if isinstance(one, ast.Constant) and isinstance(one.value, str):
+            yield one.value, f"{path.name}:{node.lineno}"
+
+
+def test_no_prediction_asks_for_the_name_of_a_kind():
+  room = pathlib.Path(table.__file__).parents[1] / "prediction"
+  found = [
+    (name, line)
+    for path in room.rglob("*.py")
+    for name, line in _compared_names(path)
+    if name in table.ANSWERERS
+  ]
+  assert not found

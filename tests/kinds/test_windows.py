@@ -102,3 +102,16 @@ def test_cut_texts_are_left_as_they_are():
   for name in ("token_ids", "offsets", "example", "label"):
     np.testing.assert_array_equal(getattr(plain, name), getattr(cut, name))
   assert isinstance(cut.cut, task_features.Cut)
+
+
+def test_of_a_long_text_the_first_window_can_be_read_alone():
+  examples = [spec.PairExample("0", text(12), None, 0)]
+  make = table.KINDS["classify"].make_features
+  options = {"seq_len": 7, "doc_stride": 5}
+  first = make(TASK, examples, TOKENIZER, long_texts="first", **options)
+  every = make(TASK, examples, TOKENIZER, long_texts="mean", **options)
+  assert first.example.tolist() == [0] and len(every) == 3
+  size = first.offsets[1]
+  np.testing.assert_array_equal(first.token_ids, every.token_ids[:size])
+  outputs = np.array([[1.0, 2.0]])
+  assert windows.pool(first, outputs, "first").tolist() == outputs.tolist()

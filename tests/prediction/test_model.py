@@ -436,3 +436,72 @@ def test_the_notebook_runs(tmp_path):
     progress_bar=False,
   )
   assert "eval/accuracy" in str(done.cells[-5]["outputs"])
+
+
+# --- long texts ---
+
+
+# A row has 12 tokens, two of them special, and the stride is 4.
+WORDS = [("the", "walk", "!")[i % 3] for i in range(23)]
+
+
+@pytest.mark.parametrize(("how", "pool"), [("mean", np.mean), ("max", np.max)])
+def test_vectors_of_windows_are_pooled(how, pool):
+  model, words = make_model(), WORDS
+  parts = [words[s : s + 10] for s in (0, 4, 8, 12, 16)]
+  apart = model.embed([" ".join(part) for part in parts], fields=("mean",))
+  short = "the walk !"
+  found = model.embed([" ".join(words), short], long_texts=how)
+  got, other = found
+  np.testing.assert_allclose(
+    got.mean, pool([x.mean for x in apart], axis=0), rtol=1e-5, atol=1e-6
+  )
+  assert not got.truncated and got.tokens is None and got.layers is None
+  assert got.pooled.shape == got.mean.shape
+  (alone,) = model.embed([short], fields=("mean",))
+  np.testing.assert_allclose(other.mean, alone.mean, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_window_is_the_start_of_a_text():
+  model, words = make_model(), WORDS
+  (first,) = model.embed([" ".join(words)], long_texts="first")
+  (cut,) = model.embed([" ".join(words)])
+  assert first.truncated and cut.truncated
+  assert first.tokens.tolist() == cut.tokens.tolist()
+  np.testing.assert_allclose(first.mean, cut.mean, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("options", "says"),
+  [
+    ({"long_texts": "mean", "fields": ("mean", "layers")}, "layers.*mean"),
+    ({"long_texts": "median"}, "median.*cut, mean, max, first"),
+  ],
+)
+def test_windows_have_no_vectors_of_tokens(options, says):
+  with pytest.raises(ValueError, match=says):
+    make_model().embed(["the"], **options)
+
+
+@pytest.mark.parametrize("how", ["", "cut", "first", "mean"])
+def test_a_server_asks_for_fields_that_windows_have(how):
+  from bert_jax.kinds import embed
+  from bert_jax.runtime import config_files
+
+  config = config_files.load("predict")
+  config.predict.long_texts = how
+  first, last = embed.Embed.serving_options(small_models.make(), config.predict)
+  assert last["fields"] == first["fields"][:-1]
+  assert ("tokens" in first["fields"]) == (how != "mean")
+
+
+def test_a_command_refuses_windows_of_a_kind_without(tmp_path):
+  from bert_jax import weights
+  from bert_jax.prediction import predict
+  from bert_jax.runtime import config_files
+
+  weights.write(small_models.make(), tmp_path / "hf", "huggingface")
+  config = config_files.load("predict")
+  config.predict.update({"kind": "fill-mask", "long_texts": "mean"})
+  with pytest.raises(answers.PredictError, match=r"long_texts=mean.*fill-mask"):
+    predict.predict(config, str(tmp_path / "hf"), [b"{}"], "-")

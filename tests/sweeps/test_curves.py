@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 
+from bert_jax.runtime import files
 from bert_jax.runtime import metrics_log
 from bert_jax.sweeps import curves
+from bert_jax.training import confusion
 from tests.support import launching
 
 launch = launching.launch
@@ -59,6 +61,31 @@ def test_probes_are_drawn_and_have_a_table_of_their_own(finished_run, tmp_path):
   text = (tmp_path / "out" / "report.md").read_text()
   head = "| step | sst2_linear_accuracy | sst2_linear_accuracy_untrained |"
   assert head in text and "| 2 | 0.75 | 0.5 |" in text
+
+
+def test_the_confusion_matrix_of_a_run_is_shown(finished_run, tmp_path):
+  run = tmp_path / "run"
+  run.mkdir()
+  shutil.copy(f"{finished_run.workdir}/run.json", run)
+  (run / "metrics.jsonl").write_text('{"step": 2, "train/loss": 2.5}\n')
+  counts = [[5, 1], [0, 1234]]
+  split = {"labels": ["<a>", "$b"], "counts": counts}
+  confusion.write(str(run), 2, {"dev": split})
+  assert confusion.read(str(run))["splits"]["dev"]["counts"] == counts
+  paths = curves.report([str(run)], str(tmp_path / "out"))
+  assert str(tmp_path / "out/confusion-dev.png") in paths
+  page = (tmp_path / "out/report.html").read_text()
+  assert page.count("data:image/png;base64") == 2
+  assert "dev at step 2" in page and "1,239 of 1,240 are right" in page
+  assert "(confusion-dev.png)" in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_damaged_confusion_matrix_is_refused(tmp_path):
+  assert confusion.read(str(tmp_path)) == {}
+  for text in ("{", "[]", '{"splits": {"a": {"labels": ["x"], "counts": []}}}'):
+    (tmp_path / "confusion.json").write_text(text)
+    with pytest.raises(files.FilesError, match=r"confusion.json.*evaluate"):
+      confusion.read(str(tmp_path))
 
 
 def test_several_runs_share_a_picture_and_have_a_table_each(

@@ -195,8 +195,10 @@ class Server:
     model = self._model(body)
     encoding = requests.choice_of(body, "encoding_format", ("float", "base64"))
     texts = requests.input_texts(body["input"], self.limits.request_texts)
-    if "embed" not in model.kinds:
+    kind = model.embedder
+    if not kind:
       raise requests.bad(f"{model.name} gives no embeddings", "model")
+    vector = model.answerer(kind).vector
     width = model.model.pretrained.model["hidden_size"]
     if body.get("dimensions") not in (None, width):
       raise requests.bad(
@@ -205,12 +207,12 @@ class Server:
         "dimensions",
       )
     records = [{"text": text} for text in texts]
-    found, tokens = await self._ask(model, "embed", records, "input")
+    found, tokens = await self._ask(model, kind, records, "input")
     data = [
       {
         "object": "embedding",
         "index": index,
-        "embedding": requests.encode_vector(answer[model.vector], encoding),
+        "embedding": requests.encode_vector(answer[vector], encoding),
       }
       | ({"truncated": True} if answer.get("truncated") else {})
       for index, answer in enumerate(found)
@@ -223,7 +225,8 @@ class Server:
     }
 
   async def _predict(self, body: dict) -> dict:
-    requests.check_fields(body, ("records",), ("model", "kind", "top_k"))
+    options = requests.options_of_all()
+    requests.check_fields(body, ("records",), ("model", "kind", *options))
     model = self._model(body)
     kind = body.get("kind") or model.default_kind
     if kind not in model.kinds:
@@ -231,15 +234,14 @@ class Server:
         f"kind is {kind!r:.60}; {model.name} answers {', '.join(model.kinds)}",
         "kind",
       )
-    top_k = requests.count_of(body, "top_k", 5, served.MOST_TOKENS)
-    if "top_k" in body and kind != "fill-mask":
-      raise requests.bad(f"top_k is for fill-mask, not for {kind}", "top_k")
-    records = requests.records_of(kind, body, self.limits.request_texts)
+    answerer = model.answerer(kind)
+    asked = requests.options_of(answerer, body)
+    records = requests.records_of(answerer, body, self.limits.request_texts)
     found, _ = await self._ask(model, kind, records, "records")
-    listed = [served.to_json(one, self.limits.decimals) for one in found]
-    if kind == "fill-mask":
-      for one in listed:
-        one["masks"] = [tokens[:top_k] for tokens in one["masks"]]
+    listed = [
+      served.to_json(answerer.narrow(one, asked), self.limits.decimals)
+      for one in found
+    ]
     return {"model": model.name, "kind": kind, "answers": listed}
 
   async def _rerank(self, body: dict) -> dict:
@@ -259,14 +261,11 @@ class Server:
     top_n = requests.count_of(body, "top_n", len(documents), len(documents))
     shows = requests.choice_of(body, "return_documents", (False, True))
     kind = requests.scorer_of(model)
-    label = body.get("label")
-    if label is not None and kind != "classify":
-      raise requests.bad(f"label is for classify, not for {kind}", "label")
-    if kind == "classify":
-      label = requests.relevant_label(model.labels, label)
-    records = requests.scoring_records(kind, body["query"], documents)
+    answerer = model.answerer(kind)
+    label = requests.relevance_label(answerer, body)
+    records = answerer.scoring_records(body["query"], documents)
     found, tokens = await self._ask(model, kind, records, "documents")
-    scores = requests.relevances(kind, found, label or "", model.vector)
+    scores = answerer.relevances(found, label)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])[:top_n]
     results = [
       {"index": i, "relevance_score": scores[i]}

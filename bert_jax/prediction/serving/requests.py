@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bert_jax.kinds import answers
+from bert_jax.kinds import table
 from bert_jax.prediction.serving import served
 
 # Half of a surrogate pair, as text and as JSON spells it.
@@ -217,8 +218,38 @@ def encode_vector(vector: np.ndarray, encoding: str) -> str | list[float]:
   return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
 
 
+def options_of(
+  answerer: answers.Answerer, body: Mapping[str, Any]
+) -> dict[str, int]:
+  """Returns the options of /predict for the kind that a request asks for.
+
+  Raises:
+    RequestError: An option is out of range, or is for another kind.
+  """
+  for name, kinds in options_of_all().items():
+    option = table.ANSWERERS[kinds[0]].request_options[name]
+    count_of(body, name, option.default, option.most)
+    if name in body and name not in answerer.request_options:
+      raise bad(
+        f"{name} is for {', '.join(kinds)}, not for {answerer.name}", name
+      )
+  return {
+    name: count_of(body, name, option.default, option.most)
+    for name, option in answerer.request_options.items()
+  }
+
+
+def options_of_all() -> dict[str, list[str]]:
+  """Returns the options of /predict, each with the kinds that it is for."""
+  found: dict[str, list[str]] = {}
+  for kind, one in table.ANSWERERS.items():
+    for name in one.request_options:
+      found.setdefault(name, []).append(kind)
+  return found
+
+
 def records_of(
-  kind: str, body: Mapping[str, Any], most: int
+  answerer: answers.Answerer, body: Mapping[str, Any], most: int
 ) -> list[Mapping[str, Any]]:
   """Returns the records of /predict.
 
@@ -227,7 +258,7 @@ def records_of(
       field.
   """
   records = listed(body["records"], "records", most, "records")
-  known = (*served.RECORD_FIELDS[kind], "id")
+  known = (*answerer.record_fields, "id")
   for number, record in enumerate(records):
     if not isinstance(record, dict):
       raise bad(
@@ -235,8 +266,8 @@ def records_of(
       )
     if unknown := [name for name in record if name not in known]:
       raise bad(
-        f"records[{number}] has the field {unknown[0]!r}; a record of {kind} "
-        f"has {', '.join(known)}",
+        f"records[{number}] has the field {unknown[0]!r}; a record of "
+        f"{answerer.name} has {', '.join(known)}",
         "records",
       )
     if not isinstance(record.get("id"), str | int | float | None):
@@ -245,21 +276,18 @@ def records_of(
         "number",
         "records",
       )
-  if kind == "choose":
-    choices = [record.get("choices") for record in records]
-    total = sum(len(x) for x in choices if isinstance(x, list))
+  if field := answerer.listed_field:
+    given = [record.get(field) for record in records]
+    total = sum(len(x) for x in given if isinstance(x, list))
     if total > most:
       raise RequestError(
-        413, f"records have {total} choices; a request may have {most}",
+        413, f"records have {total} {field}; a request may have {most}",
         "too_many_items", "records",
       )  # fmt: skip
   return records
 
 
 # --- relevance of documents to a query ---
-
-# The kinds that can score a pair, the best suited first.
-SCORERS = ("regress", "classify", "embed")
 
 
 def scorer_of(model: served.Served) -> str:
@@ -268,67 +296,27 @@ def scorer_of(model: served.Served) -> str:
   Raises:
     RequestError: It has none.
   """
-  for kind in SCORERS:
-    if kind in model.kinds:
-      return kind
+  if kind := model.scorer:
+    return kind
+  ranks = {k: one.pair_rank for k, one in table.ANSWERERS.items()}
+  able = sorted((k for k in ranks if ranks[k]), key=lambda k: -ranks[k])
   raise bad(
     f"{model.name} scores no pairs; /rerank needs a model of the kind "
-    f"{', '.join(SCORERS)}",
+    f"{', '.join(able)}",
     "model",
   )
 
 
-def scoring_records(
-  kind: str, query: str, documents: Sequence[str]
-) -> list[dict[str, Any]]:
-  """Returns the records whose answers tell how relevant each document is."""
-  if kind == "embed":
-    return [{"text": query}, *({"text": text} for text in documents)]
-  return [{"text": query, "text_b": text} for text in documents]
-
-
-def relevant_label(labels: Sequence[str], label: Any) -> str:
+def relevance_label(answerer: answers.Answerer, body: Mapping[str, Any]) -> str:
   """Returns the label whose probability is the relevance of a document.
-
-  Args:
-    labels: the labels of the model.
-    label: the one that the request names; None means the second of two.
 
   Raises:
     RequestError: There is no such label.
   """
-  if label is None and len(labels) != 2:
-    raise bad(
-      f"the model has {len(labels)} labels; name the one that means relevant "
-      f"as label, one of {', '.join(labels)}",
-      "label",
-    )
-  chosen = labels[1] if label is None else label
-  if chosen not in labels:
-    raise bad(
-      f"label is {chosen!r:.60}; wanted one of {', '.join(labels)}", "label"
-    )
-  return chosen
-
-
-def relevances(
-  kind: str, found: Sequence[Mapping[str, Any]], label: str, vector: str
-) -> list[float]:
-  """Returns how relevant each document is, from the answers to the records.
-
-  Args:
-    kind: the kind that scored the pairs.
-    found: the answers to `scoring_records`.
-    label: classify: the label whose probability is the relevance.
-    vector: embed: the vector that is compared, by the cosine of the angle.
-  """
-  if kind == "regress":
-    return [answer["score"] for answer in found]
-  if kind == "classify":
-    return [answer["scores"][label] for answer in found]
-  vectors = np.stack([answer[vector] for answer in found]).astype(np.float64)
-  vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-  return (vectors[1:] @ vectors[0]).tolist()
+  try:
+    return answerer.relevance_label(body.get("label"))
+  except answers.RecordError as error:
+    raise bad(str(error), "label") from error
 
 
 def num_tokens(lines: Sequence[answers.Line]) -> int:

@@ -7,24 +7,14 @@ from typing import Any
 import numpy as np
 
 from bert_jax.kinds import answers
+from bert_jax.kinds import table
 from bert_jax.prediction import model as model_lib
 from bert_jax.prediction import predict
 
-# The fields of a record that each kind takes; the texts come first.
-RECORD_FIELDS: dict[str, tuple[str, ...]] = {
-  "fill-mask": ("text",),
-  "embed": ("text", "text_b"),
-  "classify": ("text", "text_b"),
-  "multi_label": ("text", "text_b"),
-  "regress": ("text", "text_b"),
-  "answer": ("question", "context"),
-  "tag": ("text", "words"),
-  "choose": ("text", "choices"),
-}
-# The most tokens for a [MASK] that a request may ask for.
-MOST_TOKENS = 50
-# Pooling of `embed` that has one vector for each text.
-_POOLED = ("tokens", "pooled", "mean", "sentence")
+
+def known_kinds() -> list[str]:
+  """Returns the kinds of prediction that a server can answer."""
+  return [k for k, one in table.ANSWERERS.items() if one.record_fields]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +39,6 @@ class Served:
     kinds: the kinds of prediction that it answers.
     default_kind: the kind of a request that names none; "" if the model does
       not say what its head is for.
-    vector: which vector of a text an embedding is: "sentence" if the folder
-      says how it is made, else "mean".
   """
 
   def __init__(
@@ -69,44 +57,34 @@ class Served:
     self.name, self.model = name, model
     for kind in kinds:
       model.check_kind(kind)
-    known = [kind for kind in model.kinds if kind in RECORD_FIELDS]
+    known = [kind for kind in model.kinds if kind in known_kinds()]
     self.kinds = tuple(k for k in known if not kinds or k in kinds)
     has_unknown_head = (
       "task" in model.pretrained.params and model.pretrained.kind is None
     )
     self.default_kind = "" if has_unknown_head else self.kinds[0]
-    self.vector = "mean"
-    self._predictors: dict[str, predict.Predictor] = {}
-    for kind in self.kinds:
-      self._predictors[kind] = self._make(kind)
-
-  def _make(self, kind: str) -> predict.Predictor:
-    if kind == "fill-mask":
-      size = self.model.pretrained.tokenizer
-      most = min(MOST_TOKENS, size.vocab_size if size else MOST_TOKENS)
-      return self.model.predictor(kind, top_k=most)[0]
-    if kind != "embed":
-      return self.model.predictor(kind)[0]
-    has_pooler = "pooler" in self.model.pretrained.params["encoder"]
-    fields = [x for x in _POOLED if x != "pooled" or has_pooler]
-    try:
-      found, _ = self.model.predictor(kind, fields=tuple(fields))
-      self.vector = "sentence"
-    except answers.PredictError:  # no modules.json, or with steps of others
-      fields.remove("sentence")
-      found, _ = self.model.predictor(kind, fields=tuple(fields))
-    return found
+    self._predictors: dict[str, predict.Predictor] = {
+      kind: model.serving_predictor(kind) for kind in self.kinds
+    }
 
   def predictor(self, kind: str) -> predict.Predictor:
     """Returns what answers a kind, one of `kinds`."""
     return self._predictors[kind]
 
+  def answerer(self, kind: str) -> answers.Answerer:
+    """Returns what turns records into tokens and outputs into answers."""
+    return self._predictors[kind].answerer
+
   @property
-  def labels(self) -> tuple[str, ...]:
-    """The labels between which a model of the kind classify decides."""
-    answerer = self._predictors["classify"].answerer
-    assert isinstance(answerer, answers.TaskAnswerer)
-    return answerer.labels
+  def embedder(self) -> str:
+    """The kind that gives one vector for each text; "" = the model has none."""
+    return next((k for k in self.kinds if self.answerer(k).vector), "")
+
+  @property
+  def scorer(self) -> str:
+    """The kind that scores pairs of texts best; "" = the model has none."""
+    able = [k for k in self.kinds if self.answerer(k).pair_rank]
+    return max(able, key=lambda k: self.answerer(k).pair_rank, default="")
 
   def compile(self, goes_on: Callable[[], bool] = lambda: True) -> int:
     """Compiles all programs; returns how many.

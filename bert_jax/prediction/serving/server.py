@@ -118,10 +118,11 @@ def serve(
     )
   sources = sources_of(texts)
   kinds = split_words(own.kinds)
-  if unknown := set(kinds) - set(served.RECORD_FIELDS):
+  known = served.known_kinds()
+  if unknown := set(kinds) - set(known):
     raise ServeError(
       f"serve.kinds has {', '.join(sorted(unknown))}; the kinds are "
-      f"{', '.join(served.RECORD_FIELDS)}"
+      f"{', '.join(known)}"
     )
   sock = open_socket(host, port)
   limits = app.Limits(
