@@ -248,7 +248,10 @@ class Rtd(Mlm):
     config = ModelConfig.from_config(model)
     generator = replaced_tokens.generator_config(config, self._settings)
     attended = None if options["all_positions"] else options["attended"]
-    own = flops.encoder_flops(model, num_rows, data.seq_len, attended=attended)
+    near = None if options["all_positions"] else options.get("near")
+    own = flops.encoder_flops(
+      model, num_rows, data.seq_len, attended=attended, near=near
+    )
     head = 2 * num_rows * data.seq_len * model.hidden_size**2
     return 3 * (own + head) + super().step_flops(
       generator, data, num_rows, **options
@@ -270,6 +273,12 @@ class Distill(Mlm):
       "mlm_loss": self._settings.mlm_weight,
       "cosine_loss": self._settings.cosine_weight,
     }
+    factors = {
+      name: self._settings.get(f"{name}_weight", 0.0)  # older runs lack them
+      for name in distilled.LAYERWISE
+    }
+    self._layerwise = tuple(name for name, x in factors.items() if x)
+    self.loss_weights |= {f"{k}_loss": factors[k] for k in self._layerwise}
 
   def for_config(self, config: Any) -> "Distill":
     return Distill(config.distill)
@@ -318,7 +327,26 @@ class Distill(Mlm):
           "that they cannot be compared; make them equal, or for hidden_size "
           "set --config.distill.cosine_weight=0"
         )
+    if "attention" in self._layerwise:
+      self._check_attention(config, teacher)
     return teacher
+
+  def _check_attention(self, config: ModelConfig, teacher: ModelConfig) -> None:
+    """Raises ValueError if probabilities of attention cannot be compared."""
+    if teacher.num_heads != config.num_heads:
+      raise ValueError(
+        f"distill.attention_weight={self._settings.attention_weight}, but the "
+        f"teacher has {teacher.num_heads} heads and the student "
+        f"{config.num_heads}; give the student as many, or set it to 0"
+      )
+    for key, right in (("attention", "plain"), ("scan_layers", False)):
+      if getattr(config, key) != right:
+        raise ValueError(
+          f"distill.attention_weight={self._settings.attention_weight} needs "
+          f"the probabilities of attention, which model.{key}="
+          f"{getattr(config, key)} does not show; set model.{key}={right}, or "
+          "distill.attention_weight=0"
+        )
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     del num_labels
@@ -326,10 +354,29 @@ class Distill(Mlm):
       config,
       self._teacher_config(config),
       self._settings.positions == "masked",
+      self._layerwise,
     )
 
+  def apply(self, model, params, batch, output=None, **kwargs):
+    if "attention" not in self._layerwise:
+      return super().apply(model, params, batch, output, **kwargs)
+    outputs, state = super().apply(
+      model, params, batch, output, mutable=["maps"], **kwargs
+    )
+    maps = state["maps"]
+    ours = distilled.attention_maps(maps["encoder"], model.config)
+    theirs = jax.lax.stop_gradient(
+      distilled.attention_maps(
+        maps[distilled.TEACHER]["encoder"], model.teacher_config
+      )
+    )
+    chosen = distilled.layer_map(len(ours), len(theirs))
+    theirs = theirs[jnp.array(chosen) - 1]
+    *first, compared = outputs
+    return (*first, compared | {"attention": (ours, theirs)})
+
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
-    _, words, their_words, hidden, theirs = outputs
+    _, words, their_words, hidden, theirs, *more = outputs
     found = super().losses(outputs, batch)
     found["soft_loss"] = losses.distillation(
       words, their_words, self._compared(batch), self._settings.temperature
@@ -338,13 +385,19 @@ class Distill(Mlm):
       found["cosine_loss"] = losses.cosine_distance(
         hidden, theirs, _tokens(batch)
       )
+    for name in self._layerwise:
+      compare = losses.squared_distance
+      if name == "attention":
+        compare = losses.attention_divergence
+      found[f"{name}_loss"] = compare(*more[0][name], _tokens(batch))
     return found
 
   def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
     found = super().weights(batch) | {"soft_loss": self._compared(batch).sum()}
     if self._settings.cosine_weight:
       found["cosine_loss"] = _tokens(batch).sum()
-    return found
+    more = {f"{k}_loss": _tokens(batch).sum() for k in self._layerwise}
+    return found | more
 
   def _compared(self, batch: kind.Batch) -> jax.Array:
     """Returns the weight of each position at which words are compared."""
@@ -363,8 +416,15 @@ class Distill(Mlm):
       slots = data.seq_len
     models: tuple[tuple[Any, int], ...] = ((model, 3), (teacher, 1))
     for one, passes in models:
+      same = not options["all_positions"] and (
+        one.local_radius == model.local_radius
+      )
       forward = flops.encoder_flops(
-        one, num_rows, data.seq_len, attended=attended
+        one,
+        num_rows,
+        data.seq_len,
+        attended=attended,
+        near=options.get("near") if same else None,
       )
       width = one.embedding_size or one.hidden_size
       head = one.hidden_size * width + width * one.vocab_size

@@ -20,7 +20,7 @@ MODEL_KEYS = (*SIZES, "hidden_act", "layer_norm_eps")
 # Each is a key of `layers.ACTIVATIONS`.
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu", "silu", "tanh")
 # Each is a key of `attention.programs.PROGRAMS`.
-ATTENTIONS = ("plain", "fused", "fused_qkv", "splash")
+ATTENTIONS = ("plain", "fused", "fused_qkv", "splash", "cudnn")
 # Each is a key of `encoder.REMATS`.
 REMATS = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -240,15 +240,17 @@ class ModelConfig:
           f"model.{name}={getattr(self, name)!r} is unknown; choose one of "
           f"{', '.join(known)}"
         )
-    self._check_switches()
-
-  def _check_switches(self):
-    """Raises ValueError for switches that do not fit each other."""
     for name in _FLAGS:
       if not isinstance(getattr(self, name), bool):
         raise ValueError(
           f"model.{name}={getattr(self, name)!r} is not True or False"
         )
+    self._check_layers()
+    self._check_attention()
+    self._check_convolution()
+
+  def _check_layers(self):
+    """Raises ValueError for norms and layers that do not fit each other."""
     if odd := set(self.dropout_places) - set(DROPOUT_PLACES):
       raise ValueError(
         f"model.dropout_places has {', '.join(sorted(map(str, odd)))}; choose "
@@ -273,6 +275,20 @@ class ModelConfig:
         f"{self.num_layers}; set it to a smaller number, or to 0, with which "
         "every layer has its own parameters"
       )
+    if self.scan_layers and (
+      self.layer_groups
+      or self.attention_pattern == "local"
+      or not self.first_norm
+      or self.conv_size
+    ):
+      raise ValueError(
+        "model.scan_layers=True compiles one layer for all, but by "
+        "model.attention_pattern, first_norm, layer_groups or conv_size these "
+        "layers differ, or share parameters; set scan_layers=False"
+      )
+
+  def _check_attention(self):
+    """Raises ValueError for heads and positions that do not fit."""
     if self.attention_positions.startswith("rope") and self.head_dim % 2:
       raise ValueError(
         f"model.attention_positions={self.attention_positions} rotates pairs "
@@ -299,17 +315,6 @@ class ModelConfig:
         f"model.relative_buckets={self.relative_buckets} is odd; half of the "
         "buckets belong to each direction"
       )
-    if self.scan_layers and (
-      self.layer_groups
-      or self.attention_pattern == "local"
-      or not self.first_norm
-      or self.conv_size
-    ):
-      raise ValueError(
-        "model.scan_layers=True compiles one layer for all, but by "
-        "model.attention_pattern, first_norm, layer_groups or conv_size these "
-        "layers differ, or share parameters; set scan_layers=False"
-      )
     if self.num_kv_heads and self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"model.num_kv_heads={self.num_kv_heads} does not divide "
@@ -317,6 +322,9 @@ class ModelConfig:
         "cannot share those of keys and values evenly; set a divisor, or 0, "
         "with which each head has its own"
       )
+
+  def _check_convolution(self):
+    """Raises ValueError for a convolution that does not fit the model."""
     if self.conv_size and self.conv_size % 2 == 0:
       raise ValueError(
         f"model.conv_size={self.conv_size} is even, so that the convolution "

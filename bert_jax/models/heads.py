@@ -17,6 +17,7 @@ from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
 from bert_jax.models.dropout import Dropout
 from bert_jax.models.encoder import Encoder
+from bert_jax.runtime import traces
 
 
 @jax.custom_vjp
@@ -179,6 +180,84 @@ def last_of_sequences(sequence_ids, num_sequences):
   numbers = jnp.arange(1, num_sequences + 1)[None, :, None]
   at = jnp.arange(sequence_ids.shape[1], dtype=jnp.int32)[None, None]
   return jnp.max(jnp.where(sequence_ids[:, None] == numbers, at, 0), axis=-1)
+
+
+def sentence_vectors(x, pooling, sequence_ids, cls_positions):
+  """Returns one vector for each sequence.
+
+  Args:
+    x: [B, L, D].
+    pooling: "mean" of the tokens, or "cls", that of the first token.
+    sequence_ids: [B, L] int32; see `mean_of_sequences`.
+    cls_positions: [B, S] int32, where the sequences of a row begin.
+
+  Returns:
+    float32 [B, S, D].
+  """
+  if pooling == "mean":
+    return mean_of_sequences(x, sequence_ids, cls_positions.shape[1])
+  return layers.gather_positions(x, cls_positions).astype(jnp.float32)
+
+
+def unit_vectors(x):
+  """Divides vectors [..., D] by their length; zeros stay zeros."""
+  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  # The root has no gradient at 0, which slots without a sequence have.
+  norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
+  return x / jnp.maximum(norm, 1e-12)
+
+
+class SentenceModel(nn.Module):
+  """The encoder, whose vectors of tokens become one vector of each sequence.
+
+  Attributes:
+    config: a `ModelConfig`.
+    pooling: see `sentence_vectors`.
+  """
+
+  config: ModelConfig
+  pooling: str
+
+  def setup(self):
+    self.encoder = Encoder(self.config)
+
+  @property
+  def hooks(self):
+    """How a training step handles the parameters."""
+    return hooks.EncoderHooks(self, scores_words=False)
+
+  def __call__(
+    self,
+    input_ids,
+    input_mask,
+    segment_ids,
+    cls_positions,
+    *,
+    positions=None,
+    sequence_ids=None,
+    deterministic=True,
+  ):
+    """Returns the vectors of all sequences, float32 [B, S, D].
+
+    Args:
+      input_ids: [B, L] int32; see `Encoder` for this and the others.
+      input_mask: [B, L] int32.
+      segment_ids: [B, L] int32.
+      cls_positions: [B, S] int32, where the sequences of a row begin.
+      positions: [B, L] int32 or None.
+      sequence_ids: [B, L] int32 or None.
+      deterministic: False switches dropout on; needs the rng "dropout".
+    """
+    x, _ = self.encoder(
+      input_ids,
+      input_mask,
+      segment_ids,
+      positions=positions,
+      sequence_ids=sequence_ids,
+      deterministic=deterministic,
+    )
+    numbers = input_mask if sequence_ids is None else sequence_ids
+    return sentence_vectors(x, self.pooling, numbers, cls_positions)
 
 
 class TaskHead(nn.Module):
@@ -512,6 +591,19 @@ def _shapes_of_few_layers(
   config: ModelConfig, num_labels: int, role: str
 ) -> dict[str, tuple[int, ...]]:
   """Returns the shapes of the parameters of a model with few layers."""
+  facts = {
+    "model": dataclasses.asdict(config), "num_labels": num_labels, "role": role
+  }  # fmt: skip
+  found = traces.shapes(
+    facts, lambda: _trace_few_layers(config, num_labels, role)
+  )
+  return {path: one.shape for path, one in found.items()}
+
+
+def _trace_few_layers(
+  config: ModelConfig, num_labels: int, role: str
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Finds what `_shapes_of_few_layers` returns by tracing the models."""
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   rng = jax.ShapeDtypeStruct((2,), jnp.uint32)
   flat: dict[str, Any] = {}
@@ -529,4 +621,4 @@ def _shapes_of_few_layers(
       flat |= param_trees.flatten(tree["params"])
   # Each kernel before its bias, because errors name the first misfit.
   paths = sorted(flat, key=lambda p: (p.rpartition("/")[0], p.endswith("bias")))
-  return {path: flat[path].shape for path in paths}
+  return {path: flat[path] for path in paths}

@@ -423,7 +423,10 @@ class Model(Group):
   from one matrix product. This is faster if the matrix units wait for memory
   (v6e), and slower otherwise; it needs mesh.tensor=1. "splash": on a TPU, JAX's
   kernel of that name, for rows of any multiple of 128 tokens. It has no dropout
-  of attention probabilities, so it needs model.attention_dropout_rate=0.0."""
+  of attention probabilities, so it needs model.attention_dropout_rate=0.0.
+  "cudnn": on an NVIDIA GPU, cuDNN's flash attention, for model.dtype=bfloat16
+  or float16 and heads of a multiple of 8, at most 128 wide (256 on Hopper and
+  later). It has no dropout of attention probabilities either."""
 
 
 class Data(Group):
@@ -718,6 +721,41 @@ class Task(Group):
   """Several labels: an example gets the labels whose probability exceeds this.
   One number from 0 to 1, or one for each label."""
 
+  pooling: str = of_run(
+    "auto", choices=("auto", "mean", "cls"), since="0.3.0", before="auto"
+  )
+  """The vector of a text: the "mean" of the vectors of its tokens, or that of
+  its first token ("cls"). "auto" is that of the folder of init_from, or else
+  the mean. Kinds: contrast, similarity."""
+
+  normalize: bool = of_run(True, since="0.3.0", before=True)
+  """Whether vectors are divided by their length, so that texts are compared by
+  the cosine and not by the product. Kinds: contrast, similarity."""
+
+  contrast_temperature: float = of_run(
+    0.05, 1e-4, 1e4, since="0.3.0", before=0.05
+  )
+  """What cosines or products are divided by in the loss. Kinds: contrast,
+  similarity."""
+
+  matryoshka_sizes: tuple[int, ...] = of_run(
+    (), 1, 2**18, since="0.3.0", before=()
+  )
+  """The loss is the sum of those of the first so many dimensions of the
+  vectors, so that users may cut the vectors to one of these sizes; () = all
+  dimensions alone. Kinds: contrast, similarity."""
+
+  matryoshka_weights: tuple[float, ...] = of_run(
+    (), 0.0, 1e6, since="0.3.0", before=()
+  )
+  """The weight of the loss of each of task.matryoshka_sizes; () = 1."""
+
+  rank_loss: str = of_run(
+    "softmax", choices=("softmax", "pointwise"), since="0.3.0", before="softmax"
+  )
+  """A reranker: the loss over the candidates of a query ("softmax"), or of each
+  pair by itself, right or wrong ("pointwise")."""
+
 
 class Prepare(Group):
   """Preparing data from text, by bert-jax prepare."""
@@ -829,6 +867,11 @@ class Optim(Group):
 
   learning_rate: float = of_run(1e-4, 0.0, _FLOAT, can_change=True)
   """The highest learning rate."""
+
+  average_decay: float = of_run(0.0, 0.0, 0.999999, since="0.3.0", before=0.0)
+  """Keeps an average of the parameters, in which those of a step count
+  1 - average_decay and those before it fade by this factor at each step, such
+  as 0.999; 0 = none. eval.average evaluates and exports it."""
 
   warmup_rate: float = of_run(0.01, 0.0, 1.0, can_change=True)
   """Share of train.total_steps in which the learning rate rises from 0."""
@@ -1011,6 +1054,12 @@ class Mesh(Group):
 class Eval(Group):
   """Evaluation on held-out data."""
 
+  average: bool = of_session(False, since="0.3.0", before=False)
+  """Whether the average of the parameters (optim.average_decay) is evaluated,
+  and not those of the last step. What reads the weights of the run, such as an
+  export, a prediction or a run that starts from it, then takes the average,
+  too; convert.weights chooses otherwise."""
+
   every_steps: int = of_session(10_000, 0, _INT32)
   """Steps from one evaluation to the next; 0 = only after the last step."""
 
@@ -1056,6 +1105,21 @@ class Distill(Group):
   cosine_weight: float = of_run(1.0, 0.0, _FLOAT, since="0.3.0", before=1.0)
   """The factor of the cosine distance of the last hidden states; 0 = leave it
   out, for a student of another width."""
+
+  hidden_weight: float = of_run(0.0, 0.0, _FLOAT, since="0.3.0", before=0.0)
+  """The factor of the squared error of the hidden states of each layer of the
+  student, against those of evenly spread layers of the teacher (TinyBERT). A
+  student of another width learns a projection, which is left out of its
+  weights; 0 = leave the term out."""
+
+  embedding_weight: float = of_run(0.0, 0.0, _FLOAT, since="0.3.0", before=0.0)
+  """The factor of the squared error of the outputs of the embeddings, likewise;
+  0 = leave it out."""
+
+  attention_weight: float = of_run(0.0, 0.0, _FLOAT, since="0.3.0", before=0.0)
+  """The factor of the divergence from the teacher's probabilities of attention,
+  layer by layer, with model.attention=plain and as many heads; 0 = leave it
+  out."""
 
   positions: str = of_run(
     "all", choices=("all", "masked"), since="0.3.0", before="all"
@@ -1197,6 +1261,16 @@ class Convert(Group):
   """Pieces of a WordPiece vocabulary to spell in another way, each as OLD=NEW,
   such as "[unused1]=covid". They keep their ids and their rows of the word
   table."""
+
+  weights: str = of_session(
+    "evaluated",
+    choices=("evaluated", "last", "average"),
+    since="0.3.0",
+    before="evaluated",
+  )
+  """Which parameters of a run are converted: those that it evaluated
+  (eval.average), those of the "last" step that is read, or their decayed
+  "average" (optim.average_decay)."""
 
   average_last: int = of_session(0, 0, 10**6, since="0.3.0", before=0)
   """Of a run: the mean of the weights of so many of its newest steps, which

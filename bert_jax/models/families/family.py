@@ -577,6 +577,24 @@ def switch(config: Mapping[str, Any], key: str, default: bool) -> bool:
   return value
 
 
+def chosen(key: str, value: Any, choices: Mapping[str, str]) -> str:
+  """Returns our name of a value in config.json.
+
+  Args:
+    key: the key in config.json.
+    value: its value.
+    choices: their name -> ours.
+
+  Raises:
+    ConvertError: the value is none of these.
+  """
+  if not isinstance(value, str) or value not in choices:
+    raise ConvertError(
+      f"{key} is {value!r:.60}; it must be one of {', '.join(choices)}"
+    )
+  return choices[value]
+
+
 def activation(config: Mapping[str, Any], key: str, default: str) -> str:
   """Returns our name of an activation in config.json.
 
