@@ -21,8 +21,9 @@ PYTEST_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test test-slow test-faults test-buckets lint format types check docs \
-  plan-table plan-meshes plan-depth plan-long bench-train bench-data bench-prepare \
+  plan-table plan-meshes plan-depth plan-long plan-recipes bench-train bench-data bench-prepare \
   bench-packing bench-finetune bench-predict bench-embed bench-start bench-together \
+  bench-gpu \
   minilm tpu \
   ablations lock clean
 
@@ -79,6 +80,9 @@ plan-depth: $(VENV)/.extra-tpu  ## seconds that layers take to compile
 plan-long: $(VENV)/.extra-tpu  ## rows of 1,024 to 8,192 tokens: full and local layers
 	@$(PY) -m experiments.plan.table long
 
+plan-recipes: $(VENV)/.extra-tpu  ## every recipe of pre-training on two slices
+	@$(PY) -m experiments.plan.table recipes
+
 bench-train: $(VENV)/.extra-reference  ## against torch: NOVELS=file VOCAB=file
 	@$(PY) experiments/bench/train.py --size=4x512
 	@$(PY) experiments/bench/train.py --size=base
@@ -103,6 +107,9 @@ bench-predict: $(VENV)/.extra-reference minilm  ## embeddings against torch, ONN
 
 bench-embed: $(VENV)/.extra-reference  ## embeddings of RoBERTa and ModernBERT: DATA=folder of GLUE
 	@$(PY) -m experiments.families.speed --data=$(or $(DATA),data/glue)
+
+bench-gpu: $(if $(DRY_RUN),,$(VENV)/.extra-cuda) $(VENV)/.extra-reference  ## against torch on a GPU (DRY_RUN=1: tiny, on the CPU)
+	@$(PY) experiments/bench/gpu.py $(if $(DRY_RUN),--dry_run)
 
 bench-start: minilm  ## seconds until `predict` has answered one sentence
 	@$(PY) experiments/bench/start.py

@@ -58,6 +58,10 @@ EXTRAS = {
   # The TPU's compiler and runtime, in the version that this jax asks for
   # (libtpu 0.0.42.1 for jax 0.10.2).
   "tpu": [f"jax[tpu]{JAX}"],
+  # NVIDIA GPUs: jax's plugin with CUDA, cuDNN and NCCL from wheels; the machine
+  # needs only the driver, 580 or newer for CUDA 13, 525 or newer for CUDA 12.
+  "cuda": [f"jax[cuda13]{JAX}"],
+  "cuda12": [f"jax[cuda12]{JAX}"],
   "test": [
     "pytest>=9,<10",  # runs the tests
     "pytest-xdist>=3.8,<4",  # ... on two cores at once
@@ -72,6 +76,7 @@ EXTRAS = {
   "reference": [
     "torch>=2.9,<2.14",
     "transformers>=5.10,<6",
+    "sentence-transformers>=5.1,<7",  # reads our folders of embeddings
     "onnx>=1.19,<2",  # torch's export asks for it
     "onnxruntime>=1.23,<2",
   ],
@@ -98,6 +103,8 @@ EXTRAS = {
   # Services that keep the metrics of runs (train.trackers).
   "wandb": ["wandb>=0.22,<1"],
   "mlflow": ["mlflow>=3,<4"],
+  # MLPerf's check of the logs of configs/mlperf.py, which a test runs.
+  "mlperf": ["mlperf-logging>=4.1.68"],
   # Buckets of Google Cloud Storage (gs:// paths). gcsfs and fsspec, by which
   # Orbax reads and writes, fit each other in pairs of versions only.
   "gcs": [

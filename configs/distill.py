@@ -10,9 +10,33 @@ and the cosine of the last hidden states, with the factors 5, 2 and 1.
 
 from bert_jax.configs import base
 
+# The factors of the terms of TinyBERT's two stages.
+_LAYERS = "distill.soft_weight=0.0 distill.mlm_weight=0.0"
+# The projections of a student of another width stay, and so do their moments.
+_WORDS = "distill.soft_weight=1.0 distill.mlm_weight=0.0"
+
+
+def _set_tinybert(c, steps):
+  """Compares layers instead of the last hidden states (arXiv 1909.10351)."""
+  c.distill.cosine_weight = 0.0
+  c.distill.embedding_weight = 1.0
+  c.distill.hidden_weight = 1.0
+  c.distill.attention_weight = 1.0
+  if steps >= 4:
+    last = steps // 4
+    c.train.phases = (
+      f"layers train.total_steps={steps - last} {_LAYERS}",
+      f"words train.total_steps={last} {_WORDS}",
+    )
+
 
 def get_config(text=None):
   """Arguments: teacher, student_layers, epochs, steps, seq_len, batch_size, lr.
+
+  Also form: distilbert or tinybert, which compares embeddings, hidden states
+  and maps of attention layer by layer, and not the last hidden states. With
+  `steps` it does that alone in the first three quarters, and also learns the
+  teacher's words in the last one.
 
   steps=0 trains for `epochs` passes over the text. student_layers=0 keeps all
   layers.
@@ -26,7 +50,10 @@ def get_config(text=None):
     seq_len=512,
     batch_size=256,
     lr=5e-4,
+    form="distilbert",
   )
+  if args.form not in ("distilbert", "tinybert"):
+    raise ValueError(f"form={args.form}; use distilbert or tinybert")
   c = base.get_config()
   c.objective = "distill"
   c.distill.teacher = args.teacher
@@ -49,6 +76,8 @@ def get_config(text=None):
   c.train.num_epochs = 0.0 if args.steps else args.epochs
   c.train.total_steps = args.steps
   c.train.export = "same"
+  if args.form == "tinybert":
+    _set_tinybert(c, args.steps)
   c.eval.at_start = True
   c.eval.batch_size = 32
   c.eval.max_examples = 2_000

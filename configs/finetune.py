@@ -23,6 +23,10 @@ RECIPES = {
   "squad_v2": (48, 2.0, 5e-5, 384),
   "choice": (16, 3.0, 2e-5, 128),
   "tag": (32, 3.0, 5e-5, 128),
+  # Search and similarity: not of the paper (docs/howto/embeddings.md).
+  "embed": (128, 1.0, 2e-5, 128),
+  "similarity": (32, 4.0, 2e-5, 128),
+  "rerank": (16, 2.0, 2e-5, 256),
   "xnli": (32, 2.0, 5e-5, 128),
   "pawsx": (32, 2.0, 5e-5, 128),
   "race": (16, 4.0, 1e-5, 512),
@@ -41,6 +45,7 @@ KINDS = {
   "copa": "choice",
   "conll2003": "tag",
   "wnut17": "tag",
+  "stsb_similarity": "similarity",
 }
 
 
@@ -49,7 +54,8 @@ def get_config(text=None):
 
   Also seed, and lr, epochs, seq_len and batch_size, where 0 means the value of
   the recipe. `my-KIND` names data of your own: task=my-classify, my-regress,
-  my-pairs, my-multi_label, my-tag, my-span or my-choice.
+  my-pairs, my-multi_label, my-tag, my-span, my-choice, my-embed, my-similarity
+  or my-rerank.
   """
   args = base.arguments(
     text,

@@ -21,8 +21,9 @@ def get_config(text=None):
 
   Also batch_size, seq_len, long_batch_size and long_len, the rows and their
   lengths; and decay_data, a folder of prepared data for the last phase ("" =
-  the same). The phases have the shares in the tokens that they have in
-  ModernBERT-base: 1,719, 250 and 50 of 2,019.
+  the same); and mask_rates, one share of masked tokens or three, of the phases,
+  with + between them, such as 0.3+0.15+0.05. The phases have the shares in the
+  tokens that they have in ModernBERT-base: 1,719, 250 and 50 of 2,019.
   """
   args = base.arguments(
     text,
@@ -34,7 +35,14 @@ def get_config(text=None):
     long_len=8192,
     long_batch_size=72,
     decay_data="",
+    mask_rates="0.3",
   )
+  rates = [float(x) for x in args.mask_rates.split("+")]
+  if len(rates) not in (1, 3):
+    raise ValueError(
+      f"mask_rates={args.mask_rates}; give one share, or three with + between "
+      "them"
+    )
   c = base.get_config()
   base.set_size(c, args.size, args.family)
   rate, long_rate = RATES.get(args.size, RATES["base"])
@@ -47,7 +55,7 @@ def get_config(text=None):
   c.data.seq_len = args.seq_len
   c.data.batch_size = args.batch_size
   c.data.max_sequences = max(min(16, args.seq_len // 16), 1)
-  c.data.mask_rate = 0.3
+  c.data.mask_rate = rates[0]
   c.prepare.vocab_kind = "byte_bpe"
   c.prepare.vocab_size = 50368
   c.optim.name = "stable_adamw"
@@ -79,13 +87,16 @@ def get_config(text=None):
       f"data.batch_warmup_steps={num_steps} "
     )
   data = f"data.dir={args.decay_data} " if args.decay_data else ""
+  masks = [f"data.mask_rate={x} " if x != rates[0] else "" for x in rates]
+  _, *later = masks if len(masks) == 3 else masks * 3
   c.model.rope_theta = c.model.local_rope_theta = 10_000.0
   c.train.total_steps = args.steps
   c.train.phases = (
     f"main optim.warmup_rate=0.002 {warmup}".strip(),
     f"longer train.total_steps={max(tokens * 250 // 1719 // long_row, 1)} "
-    f"{longer}".strip(),
+    f"{later[0]}{longer}".strip(),
     f"decay train.total_steps={max(tokens * 50 // 1719 // long_row, 1)} "
-    f"optim.schedule=trapezoid optim.cooldown_rate=1.0 {data}{longer}".strip(),
+    f"optim.schedule=trapezoid optim.cooldown_rate=1.0 "
+    f"{later[1]}{data}{longer}".strip(),
   )
   return c

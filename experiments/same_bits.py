@@ -13,6 +13,9 @@ same jobs by its own launcher, in the same Python environment:
   tasks     six forms of own data: fine-tune, evaluate, predict
   mrpc      MRPC from MiniLM (needs --weights and --glue)
 
+Jobs after `prepare` read the data that OLD has prepared, so that a change of
+preparing is shown once, and NEW is seen to open the data of an earlier commit.
+
 Compared are the bytes of prepared data, every number of metrics.jsonl but for
 those of speed, every array of every checkpoint, the batch of a step, and all
 predictions. What only one side has is listed: it is a difference unless
@@ -70,9 +73,17 @@ ASKED: dict[str, Callable[[dict], dict]] = {
 class Side:
   """A commit, the tree it is in, and the folder of what it has computed."""
 
-  def __init__(self, name: str, folder: pathlib.Path):
-    """Checks the commit out; `name` is a commit or "."."""
-    self.name = name
+  def __init__(
+    self, name: str, folder: pathlib.Path, source: "Side | None" = None
+  ):
+    """Checks a commit out.
+
+    Args:
+      name: a commit or ".".
+      folder: where the results of all commits are kept.
+      source: the side whose prepared data is trained on; None: this one.
+    """
+    self.name, self.source = name, source or self
     if name == ".":
       self.tree, self.folder = ROOT, folder / "working-tree"
       shutil.rmtree(self.folder, ignore_errors=True)
@@ -83,6 +94,19 @@ class Side:
         _git("worktree", "prune")
         _git("worktree", "add", "--detach", str(self.tree), commit)
     self.folder.mkdir(parents=True, exist_ok=True)
+
+  def folder_of(self, job: str) -> pathlib.Path:
+    """Returns the folder of what a job has left."""
+    if job == "prepare" or self.source is self:
+      return self.folder / job
+    return self.folder / f"{job}-from-{self.source.folder.parent.name[:12]}"
+
+  def data(self) -> pathlib.Path:
+    """Returns a copy of the prepared pairs, which training may add to."""
+    copy = self.folder_of("data")
+    if not copy.exists():
+      shutil.copytree(self.source.folder_of("prepare") / "pairs", copy)
+    return copy
 
   def run(self, module: str, *args: str) -> None:
     """Runs a module of the commit; ends this program if it fails."""
@@ -155,7 +179,7 @@ def pretrain(side: Side, out: pathlib.Path, args: argparse.Namespace) -> None:
   side.launch(
     "train",
     "--config=configs/pretrain.py:size=tiny,seq_len=64,total_steps=60",
-    f"--config.data.dir={side.folder / 'prepare' / 'pairs'}",
+    f"--config.data.dir={side.data()}",
     "--config.data.batch_size=16",
     "--config.data.dupe_factor=2",
     "--config.model.vocab_size=1500",
@@ -179,7 +203,7 @@ def packed(side: Side, out: pathlib.Path, args: argparse.Namespace) -> None:
   side.launch(
     "train",
     "--config=configs/pretrain.py:size=tiny,seq_len=64,total_steps=24",
-    f"--config.data.dir={side.folder / 'prepare' / 'pairs'}",
+    f"--config.data.dir={side.data()}",
     "--config.data.max_sequences=8",
     "--config.data.batch_size=8",
     "--config.data.dupe_factor=2",
@@ -224,7 +248,7 @@ def tasks(side: Side, out: pathlib.Path, args: argparse.Namespace) -> None:
       with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as f:
         f.writelines(json.dumps(x) + "\n" for x in _examples(form, count, seed))
     run = folder / "run"
-    shape = side.folder / "packed" / "run"
+    shape = side.folder_of("packed") / "run"
     flags = (
       f"--config=configs/finetune.py:task=my-{form},from={shape}",
       f"--config.task.dir={folder}",
@@ -451,22 +475,23 @@ def main() -> None:
     wanted.remove("mrpc")
     print(f"mrpc      skipped: {args.weights} or {args.glue} is missing")
   folder = pathlib.Path(args.folder).resolve()
-  sides = [Side(args.old, folder), Side(args.new, folder)]
+  old_side = Side(args.old, folder)
+  sides = [old_side, Side(args.new, folder, old_side)]
   but = tuple(part for part in args.but.split(",") if part)
   differs = False
   for job in JOBS:
     if job not in wanted and not any(job in NEEDS.get(w, ()) for w in wanted):
       continue
     for side in sides:
-      out = side.folder / job
-      done = side.folder / f"{job}.done"
+      out = side.folder_of(job)
+      done = out.with_name(f"{out.name}.done")
       if done.exists():
         continue
       shutil.rmtree(out, ignore_errors=True)
       out.mkdir()
       JOBS[job](side, out, args)
       done.touch()
-    old, new = (evidence(side.folder / job) for side in sides)
+    old, new = (evidence(side.folder_of(job)) for side in sides)
     count, lines = compare(old, new, but)
     differs |= bool(lines) or not count
     print(f"{job:9} {count} items, {len(lines)} differ", flush=True)

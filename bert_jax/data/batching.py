@@ -56,6 +56,15 @@ class TrainBatches(Batches, Protocol):
     ...
 
 
+def _row_chooser(
+  rows: np.ndarray | Callable[[int], np.ndarray] | None,
+) -> Callable[[int], np.ndarray]:
+  """Returns a function from B to the rows of this host; None means all."""
+  if rows is None:
+    return np.arange
+  return rows if callable(rows) else lambda size: np.asarray(rows)
+
+
 class PretrainBatches:
   """Batches of masked examples, indexed by the step: `batches[step]`."""
 
@@ -103,10 +112,7 @@ class PretrainBatches:
     self._order: Any = orders.Order(total, seed)
     self._seed = seed
     self._batch_size = batch_size
-    self._rows_of: Callable[[int], np.ndarray]
-    self._rows_of = rows if callable(rows) else lambda size: np.asarray(rows)
-    if rows is None:
-      self._rows_of = np.arange
+    self._rows_of = _row_chooser(rows)
     # Evaluations have one batch size, and begin with the first row.
     self._sizes = [(0, 2**62, batch_size)]
     self._first = 0
@@ -132,20 +138,28 @@ class PretrainBatches:
     if num_steps is None:
       self._limit = min(total, max_examples or total)
       if self._packed:
-        table = self._lay_out(self._order(np.arange(self._limit))[0])
-        self._order = lambda places: (table[places], np.zeros_like(places))
-        self._limit = len(table)
+        self._lay_out_epoch()
       num_steps = -(-self._limit // batch_size)
     else:
       self._limit = self._start(num_steps)
       if self._packed:
-        name = records.examples_name(data)
-        index = indexes.LengthIndex(data.dir, name, split)
-        patterns = packing.pack_histogram(
-          index.histogram, data.seq_len, data.max_sequences
-        )
-        self._order = orders.PackedOrder(patterns, index, seed)
+        self._order = self._packed_order(split)
     self._num_steps = num_steps
+
+  def _lay_out_epoch(self) -> None:
+    """Packs the examples of one epoch in their order."""
+    table = self._lay_out(self._order(np.arange(self._limit))[0])
+    self._order = lambda places: (table[places], np.zeros_like(places))
+    self._limit = len(table)
+
+  def _packed_order(self, split: str) -> orders.PackedOrder:
+    """Returns which examples share each row of a training."""
+    data = self._data
+    index = indexes.LengthIndex(data.dir, records.examples_name(data), split)
+    patterns = packing.pack_histogram(
+      index.histogram, data.seq_len, data.max_sequences
+    )
+    return orders.PackedOrder(patterns, index, self._seed)
 
   def __len__(self) -> int:
     return self._num_steps
@@ -373,17 +387,7 @@ class PretrainBatches:
     a_length, b_length = examples["a_length"], examples["b_length"]
     template = tokenizer.template
     lengths = records.example_lengths(examples, template.counts)
-    if lengths.max() > length or a_length.min() < 1 or b_length.min() < 0:
-      raise records.DataError(
-        f"{self._data.dir}: an example has {lengths.max()} tokens, more than "
-        f"data.seq_len={length}, or an empty segment; the examples are "
-        "damaged, prepare them again"
-      )
-    if not np.isin(examples["is_random"], (0, 1)).all():
-      raise records.DataError(
-        f"{self._data.dir}: a next-sentence label is neither 0 nor 1; "
-        "the examples are damaged, prepare them again"
-      )
+    self._check_examples(examples, lengths)
     spans = (
       np.concatenate([examples["a_start"], examples["b_start"]]),
       np.concatenate([a_length, b_length]).astype(np.int64),
@@ -432,6 +436,27 @@ class PretrainBatches:
       return batch, candidates, lengths, None
     word_marks = text & self._tokens.read_word_marks(*spans)[source]
     return batch, candidates, lengths, word_marks
+
+  def _check_examples(self, examples, lengths: np.ndarray) -> None:
+    """Raises DataError if examples [B] are damaged.
+
+    Args:
+      examples: the examples.
+      lengths: [B] the number of tokens of each, special tokens included.
+    """
+    a_length, b_length = examples["a_length"], examples["b_length"]
+    longest = self._data.seq_len
+    if lengths.max() > longest or a_length.min() < 1 or b_length.min() < 0:
+      raise records.DataError(
+        f"{self._data.dir}: an example has {lengths.max()} tokens, more than "
+        f"data.seq_len={longest}, or an empty segment; the examples are "
+        "damaged, prepare them again"
+      )
+    if not np.isin(examples["is_random"], (0, 1)).all():
+      raise records.DataError(
+        f"{self._data.dir}: a next-sentence label is neither 0 nor 1; "
+        "the examples are damaged, prepare them again"
+      )
 
 
 def num_masked_slots(data: Any) -> int:

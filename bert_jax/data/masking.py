@@ -184,22 +184,9 @@ def mask_batch(
   keys = hash_uniform(seed, epochs, example_ids)
   wanted = num_to_predict(lengths, mask_rate, slots)
   wanted = np.minimum(wanted, candidates.sum(1))
-  # The candidates with the lowest numbers are chosen. The low bit is dropped,
-  # so that no candidate has the largest number, which marks other positions.
-  columns = np.arange(input_ids.shape[1], dtype=np.uint64)
-  order = hash_uniform(keys[:, None], columns[None], _CHOICE) >> np.uint64(1)
   if word_marks is None and continues_word is not None:
     word_marks = continues_word[input_ids]
-  if word_marks is None:
-    order = np.where(candidates, order, np.uint64(2**64 - 1))
-    chosen = _lowest(order, slots, wanted)
-  else:
-    runs = None
-    if most_words > 1:
-      runs = _draw_runs(keys[:, None], columns[None], most_words)
-    chosen = _lowest_words(
-      order, candidates, word_marks & candidates, wanted, runs
-    )
+  chosen = _choose(keys, candidates, wanted, slots, word_marks, most_words)
   rows, positions = np.nonzero(chosen)
   original = input_ids[rows, positions]
   keys = keys[rows]
@@ -212,6 +199,37 @@ def mask_batch(
     share < mask_token_rate, mask_id, np.where(is_random, token, original)
   )
   return (masked, *_slots(rows, positions, original, (len(lengths), slots)))
+
+
+def _choose(
+  keys: np.ndarray,
+  candidates: np.ndarray,
+  wanted: np.ndarray,
+  slots: int,
+  word_marks: np.ndarray | None,
+  most_words: int,
+) -> np.ndarray:
+  """Returns which tokens are predicted, [B, L] bool.
+
+  Args:
+    keys: [B] the random number of each row.
+    candidates: [B, L] bool, the positions that may be chosen.
+    wanted: [B] the number of tokens to predict in each row.
+    slots: P, the largest number of them.
+    word_marks: see `mask_batch`; None if single tokens are chosen.
+    most_words: see `mask_batch`.
+  """
+  # The candidates with the lowest numbers are chosen. The low bit is dropped,
+  # so that no candidate has the largest number, which marks other positions.
+  columns = np.arange(candidates.shape[1], dtype=np.uint64)
+  order = hash_uniform(keys[:, None], columns[None], _CHOICE) >> np.uint64(1)
+  if word_marks is None:
+    order = np.where(candidates, order, np.uint64(2**64 - 1))
+    return _lowest(order, slots, wanted)
+  runs = None
+  if most_words > 1:
+    runs = _draw_runs(keys[:, None], columns[None], most_words)
+  return _lowest_words(order, candidates, word_marks & candidates, wanted, runs)
 
 
 def _slots(

@@ -47,6 +47,9 @@ class Embed(answers.Answerer):
     default = settings.KEYS["predict.fields"].default
     if not has_pooler and tuple(predict.fields) == default:
       words.remove("pooled")  # nobody asked for it
+    steps = context.pretrained.sentence
+    if tuple(predict.fields) == default and set(steps) <= {*_SENTENCE_STEPS}:
+      words += ["sentence"] if len({*steps} - {"normalize"}) == 1 else []
     how = self.long_texts = predict.get("long_texts") or windows.CUT
     has_windows = how not in (windows.CUT, windows.FIRST)
     if has_windows and tuple(predict.fields) == default:
@@ -196,16 +199,12 @@ class Embed(answers.Answerer):
 
   def _sentences(self, last: jax.Array, batch: dict[str, Any]) -> jax.Array:
     """Returns the vectors [B, S, D] that modules.json asks for."""
-    starts = batch["cls_positions"]
     steps = self.context.pretrained.sentence
-    if "mean" in steps:
-      x = heads.mean_of_sequences(last, batch["sequence_ids"], starts.shape[1])
-    else:
-      x = gather_positions(last, starts).astype(jnp.float32)
-    if "normalize" in steps:
-      norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-      x = x / jnp.maximum(norm, 1e-12)
-    return x
+    pooling = next(step for step in steps if step != "normalize")
+    x = heads.sentence_vectors(
+      last, pooling, batch["sequence_ids"], batch["cls_positions"]
+    )
+    return heads.unit_vectors(x) if "normalize" in steps else x
 
   def results(
     self, window: answers.Window, outputs: Sequence[answers.Outputs]

@@ -32,6 +32,8 @@ class Kind:
     heads: the names of the heads that it trains.
     loss_weights: the factor of a term of the loss; others count once.
     frozen: the names of the parts of the parameters that are not trained.
+    reads_batch: whether the loss of a row depends on the other rows of the
+      batch, so that a part of the batch has no loss of its own.
   """
 
   name: ClassVar[str]
@@ -41,6 +43,7 @@ class Kind:
   heads: tuple[str, ...] = ("task",)
   loss_weights: Mapping[str, float] = types.MappingProxyType({})
   frozen: tuple[str, ...] = ()
+  reads_batch: bool = False
 
   def for_config(self, config: Any) -> "Kind":
     """Returns the kind with the settings of a config that it reads.

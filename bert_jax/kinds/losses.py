@@ -300,6 +300,42 @@ def cosine_distance(
   return jnp.sum(distance * weights), jnp.sum(weights)
 
 
+def squared_distance(
+  x: jax.Array, y: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted sum over layers of mean squared errors; the weight.
+
+  Args:
+    x: [layers, B, L, D].
+    y: [layers, B, L, D].
+    weights: [B, L].
+  """
+  error = jnp.square(x.astype(jnp.float32) - y.astype(jnp.float32))
+  weights = weights.astype(jnp.float32)
+  return jnp.sum(error.mean(-1).sum(0) * weights), jnp.sum(weights)
+
+
+def attention_divergence(
+  maps: jax.Array, teacher: jax.Array, weights: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the weighted sum over layers of KL(teacher || maps); the weight.
+
+  The divergence of the probabilities of each query is averaged over heads.
+
+  Args:
+    maps: [layers, B, N, L, L], rows that sum to 1.
+    teacher: [layers, B, N, L, L].
+    weights: [B, L], of the queries.
+  """
+  least = 1e-12
+  theirs = teacher.astype(jnp.float32)
+  ours = jnp.log(jnp.maximum(maps.astype(jnp.float32), least))
+  gain = jnp.log(jnp.maximum(theirs, least)) - ours
+  divergence = jnp.sum(theirs * gain, -1).mean(2).sum(0)  # [B, L]
+  weights = weights.astype(jnp.float32)
+  return jnp.sum(divergence * weights), jnp.sum(weights)
+
+
 def mean(sum_: jax.Array, weight: jax.Array) -> jax.Array:
   """Returns sum / weight, or 0 with a gradient of 0 if the weight is 0.
 

@@ -1,7 +1,7 @@
 """Pre-training: masked words, next sentences, replaced tokens, a teacher.
 
-The kinds are "mlm_nsp", "mlm", "mlm_sop", "rtd" and "distill". In prediction,
-the model of masked words fills in [MASK] ("fill-mask").
+The kinds are "mlm_nsp", "mlm", "mlm_sop", "ltr", "rtd" and "distill". In
+prediction, the model of masked words fills in [MASK] ("fill-mask").
 """
 
 from collections.abc import Mapping
@@ -37,6 +37,8 @@ class Mlm(kind.Kind):
   heads: tuple[str, ...] = ("mlm",)
   # The value of data.pairing that it needs; "" = any.
   pairing: str = ""
+  # The first part of the names of what is said of the words.
+  words = "mlm"
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     del num_labels
@@ -66,15 +68,20 @@ class Mlm(kind.Kind):
       **options,
     )
 
+  def targets(self, batch: kind.Batch) -> tuple[jax.Array, jax.Array]:
+    """Returns the words to predict and their weights, each [B, P]."""
+    return batch["masked_ids"], batch["masked_weights"]
+
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
-    return {"mlm_loss": losses.cross_entropy(*_words(outputs, batch))}
+    loss = losses.cross_entropy(outputs[0], *self.targets(batch))
+    return {f"{self.words}_loss": loss}
 
   def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
-    return {"mlm_loss": batch["masked_weights"].sum()}
+    return {f"{self.words}_loss": self.targets(batch)[1].sum()}
 
   def metrics(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
-    accuracy = losses.accuracy(*_words(outputs, batch))
-    return self.losses(outputs, batch) | {"mlm_accuracy": accuracy}
+    accuracy = losses.accuracy(outputs[0], *self.targets(batch))
+    return self.losses(outputs, batch) | {f"{self.words}_accuracy": accuracy}
 
 
 class MlmNsp(Mlm):
@@ -109,6 +116,72 @@ class MlmSop(MlmNsp):
   name = "mlm_sop"
   pairing = "ordered_pairs"
   segments = "sop"
+
+
+class Ltr(Mlm):
+  """The next token, from left to right: the paper's "LTR & No NSP".
+
+  Every token but the first of a sequence is predicted from those before it; the
+  batch must hold the tokens as they are.
+
+  Source: BERT paper, section 5.1 and table 5.
+  """
+
+  name = "ltr"
+  inputs = kind.Kind.inputs
+  words = "ltr"
+
+  def for_config(self, config: Any) -> "Ltr":
+    """Checks that the tokens stay as they are.
+
+    Raises:
+      ValueError: masking would change tokens, which are to be predicted.
+    """
+    data = config.data
+    for key in ("mask_token_rate", "random_token_rate"):
+      if data[key]:
+        raise ValueError(
+          f"objective=ltr predicts the next token of unchanged text, but "
+          f"data.{key}={data[key]} changes tokens; set data.mask_token_rate=0 "
+          "and data.random_token_rate=0 (configs/left_to_right.py does)"
+        )
+    return self
+
+  def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
+    if config.attention_pattern != "causal":
+      raise ValueError(
+        "objective=ltr needs model.attention_pattern=causal, not "
+        f"{config.attention_pattern}, by which a token would see the one that "
+        "it predicts; with weights to start from, set "
+        "init_changes=model.attention_pattern=causal"
+      )
+    return super().make_model(config, num_labels)
+
+  def arguments(self, batch: kind.Batch) -> dict[str, Any]:
+    """Returns the inputs of the model, which predicts at all positions."""
+    return {**super().arguments(batch), "masked_positions": None}
+
+  def targets(self, batch: kind.Batch) -> tuple[jax.Array, jax.Array]:
+    """Returns for each token the next one, and 1 if it is of its sequence."""
+    ids, weights = batch["input_ids"], _tokens(batch)
+    is_next = weights[:, 1:] * weights[:, :-1]
+    if "sequence_ids" in batch:
+      numbers = batch["sequence_ids"]
+      is_next = is_next * (numbers[:, 1:] == numbers[:, :-1])
+    end = ((0, 0), (0, 1))
+    return jnp.pad(ids[:, 1:], end), jnp.pad(is_next, end)
+
+  def step_flops(
+    self, model: Any, data: Any, num_rows: int, **options: Any
+  ) -> int:
+    return flops.pretrain_step_flops(
+      model,
+      num_rows,
+      data.seq_len,
+      data.seq_len,
+      num_sequences=data.max_sequences,
+      **options,
+    )
 
 
 class Rtd(Mlm):
@@ -175,7 +248,10 @@ class Rtd(Mlm):
     config = ModelConfig.from_config(model)
     generator = replaced_tokens.generator_config(config, self._settings)
     attended = None if options["all_positions"] else options["attended"]
-    own = flops.encoder_flops(model, num_rows, data.seq_len, attended=attended)
+    near = None if options["all_positions"] else options.get("near")
+    own = flops.encoder_flops(
+      model, num_rows, data.seq_len, attended=attended, near=near
+    )
     head = 2 * num_rows * data.seq_len * model.hidden_size**2
     return 3 * (own + head) + super().step_flops(
       generator, data, num_rows, **options
@@ -197,6 +273,12 @@ class Distill(Mlm):
       "mlm_loss": self._settings.mlm_weight,
       "cosine_loss": self._settings.cosine_weight,
     }
+    factors = {
+      name: self._settings.get(f"{name}_weight", 0.0)  # older runs lack them
+      for name in distilled.LAYERWISE
+    }
+    self._layerwise = tuple(name for name, x in factors.items() if x)
+    self.loss_weights |= {f"{k}_loss": factors[k] for k in self._layerwise}
 
   def for_config(self, config: Any) -> "Distill":
     return Distill(config.distill)
@@ -245,7 +327,26 @@ class Distill(Mlm):
           "that they cannot be compared; make them equal, or for hidden_size "
           "set --config.distill.cosine_weight=0"
         )
+    if "attention" in self._layerwise:
+      self._check_attention(config, teacher)
     return teacher
+
+  def _check_attention(self, config: ModelConfig, teacher: ModelConfig) -> None:
+    """Raises ValueError if probabilities of attention cannot be compared."""
+    if teacher.num_heads != config.num_heads:
+      raise ValueError(
+        f"distill.attention_weight={self._settings.attention_weight}, but the "
+        f"teacher has {teacher.num_heads} heads and the student "
+        f"{config.num_heads}; give the student as many, or set it to 0"
+      )
+    for key, right in (("attention", "plain"), ("scan_layers", False)):
+      if getattr(config, key) != right:
+        raise ValueError(
+          f"distill.attention_weight={self._settings.attention_weight} needs "
+          f"the probabilities of attention, which model.{key}="
+          f"{getattr(config, key)} does not show; set model.{key}={right}, or "
+          "distill.attention_weight=0"
+        )
 
   def make_model(self, config: ModelConfig, num_labels: int = 0) -> nn.Module:
     del num_labels
@@ -253,10 +354,29 @@ class Distill(Mlm):
       config,
       self._teacher_config(config),
       self._settings.positions == "masked",
+      self._layerwise,
     )
 
+  def apply(self, model, params, batch, output=None, **kwargs):
+    if "attention" not in self._layerwise:
+      return super().apply(model, params, batch, output, **kwargs)
+    outputs, state = super().apply(
+      model, params, batch, output, mutable=["maps"], **kwargs
+    )
+    maps = state["maps"]
+    ours = distilled.attention_maps(maps["encoder"], model.config)
+    theirs = jax.lax.stop_gradient(
+      distilled.attention_maps(
+        maps[distilled.TEACHER]["encoder"], model.teacher_config
+      )
+    )
+    chosen = distilled.layer_map(len(ours), len(theirs))
+    theirs = theirs[jnp.array(chosen) - 1]
+    *first, compared = outputs
+    return (*first, compared | {"attention": (ours, theirs)})
+
   def losses(self, outputs: Any, batch: kind.Batch) -> kind.Sums:
-    _, words, their_words, hidden, theirs = outputs
+    _, words, their_words, hidden, theirs, *more = outputs
     found = super().losses(outputs, batch)
     found["soft_loss"] = losses.distillation(
       words, their_words, self._compared(batch), self._settings.temperature
@@ -265,13 +385,19 @@ class Distill(Mlm):
       found["cosine_loss"] = losses.cosine_distance(
         hidden, theirs, _tokens(batch)
       )
+    for name in self._layerwise:
+      compare = losses.squared_distance
+      if name == "attention":
+        compare = losses.attention_divergence
+      found[f"{name}_loss"] = compare(*more[0][name], _tokens(batch))
     return found
 
   def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:
     found = super().weights(batch) | {"soft_loss": self._compared(batch).sum()}
     if self._settings.cosine_weight:
       found["cosine_loss"] = _tokens(batch).sum()
-    return found
+    more = {f"{k}_loss": _tokens(batch).sum() for k in self._layerwise}
+    return found | more
 
   def _compared(self, batch: kind.Batch) -> jax.Array:
     """Returns the weight of each position at which words are compared."""
@@ -290,8 +416,15 @@ class Distill(Mlm):
       slots = data.seq_len
     models: tuple[tuple[Any, int], ...] = ((model, 3), (teacher, 1))
     for one, passes in models:
+      same = not options["all_positions"] and (
+        one.local_radius == model.local_radius
+      )
       forward = flops.encoder_flops(
-        one, num_rows, data.seq_len, attended=attended
+        one,
+        num_rows,
+        data.seq_len,
+        attended=attended,
+        near=options.get("near") if same else None,
       )
       width = one.embedding_size or one.hidden_size
       head = one.hidden_size * width + width * one.vocab_size
@@ -307,24 +440,21 @@ def _tokens(batch: kind.Batch) -> jax.Array:
   return is_token * batch["weight"][:, None]
 
 
-def _words(outputs: Any, batch: kind.Batch) -> tuple[jax.Array, ...]:
-  """Returns the logits, labels and weights of masked words."""
-  return outputs[0], batch["masked_ids"], batch["masked_weights"]
-
-
 def _sentences(outputs: Any, batch: kind.Batch) -> tuple[jax.Array, ...]:
   """Returns the logits, labels and weights of the next sentence."""
   return outputs[1], batch["nsp_label"], batch["weight"]
 
 
-def unigram_metrics(batch: kind.Batch, log_probs: jax.Array) -> kind.Sums:
+def unigram_metrics(
+  ids: jax.Array, weights: jax.Array, log_probs: jax.Array
+) -> kind.Sums:
   """Returns the metrics of a model that knows only the frequencies of tokens.
 
   Args:
-    batch: the batch, with masked_ids and masked_weights [B, P].
+    ids: [B, P], the tokens to predict.
+    weights: [B, P], their weights.
     log_probs: [V], the log-probability of each token of the training text.
   """
-  ids, weights = batch["masked_ids"], batch["masked_weights"]
   total = weights.sum()
   right = (ids == jnp.argmax(log_probs)) * weights
   return {
@@ -338,6 +468,7 @@ MLM_NSP = MlmNsp()
 MLM_SOP = MlmSop()
 RTD = Rtd()
 DISTILL = Distill()
+LTR = Ltr()
 
 
 class FillMask(answers.Answerer):
@@ -385,6 +516,12 @@ class FillMask(answers.Answerer):
   def __init__(self, context: answers.Context):
     super().__init__(context)
     self._top_k = context.predict.top_k
+    if context.model.attention_pattern == "causal":
+      raise answers.PredictError(
+        "this model reads from left to right (model.attention_pattern=causal) "
+        "and does not see what is behind a gap, so that it cannot fill it; use "
+        "a model of both sides, or predict.kind=embed"
+      )
     if self.tokenizer.mask_id < 0:
       raise answers.PredictError(
         "the tokenizer of this model has no mask token, so that it cannot fill "

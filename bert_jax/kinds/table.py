@@ -13,6 +13,8 @@ from bert_jax.kinds import kind
 from bert_jax.kinds import multi_label
 from bert_jax.kinds import pretraining
 from bert_jax.kinds import regress
+from bert_jax.kinds import rerank
+from bert_jax.kinds import sentences
 from bert_jax.kinds import span
 from bert_jax.kinds import tag
 from bert_jax.kinds import task_kind
@@ -32,6 +34,9 @@ TASK_KINDS: dict[str, task_kind.TaskKind] = {
     choice.CHOICE,
     tag.TAG,
     span.SPAN,
+    sentences.CONTRAST,
+    sentences.SIMILARITY,
+    rerank.RERANK,
   )
 }
 KINDS: dict[str, kind.Kind] = {
@@ -40,6 +45,7 @@ KINDS: dict[str, kind.Kind] = {
     pretraining.MLM_NSP,
     pretraining.MLM,
     pretraining.MLM_SOP,
+    pretraining.LTR,
     pretraining.DISTILL,
     pretraining.RTD,
     *TASK_KINDS.values(),

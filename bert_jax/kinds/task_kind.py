@@ -64,6 +64,8 @@ class TaskKind(kind.Kind):
     loss_settings: the keys of the group `task`, of `LOSS_SETTINGS`, that the
       loss of training honours.
     loss_options: their values.
+    own_settings: the keys of the group `task` that only some kinds honour, and
+      this one does, beyond those above.
     num_choices: the number of sequences of an example if no data tells it.
   """
 
@@ -75,6 +77,7 @@ class TaskKind(kind.Kind):
   decode_settings: tuple[str, ...] = ()
   loss_settings: tuple[str, ...] = ()
   loss_options = losses_lib.PLAIN
+  own_settings: tuple[str, ...] = ()
   num_choices = 1
   head: task_heads.TaskHead
 
@@ -154,6 +157,11 @@ class TaskKind(kind.Kind):
     present = counts > 0
     weights = counts.sum() / (present.sum() * np.maximum(counts, 1))
     return np.where(present, weights, 0.0)
+
+  def facts(self, task: spec.Task) -> dict[str, Any]:
+    """Returns what run.json says of the model, for readers of the weights."""
+    labels = task.labels if self.head.has_names else ()
+    return {"task": {"kind": task.kind, "labels": list(labels)}}
 
   # --- From examples to features ---
 

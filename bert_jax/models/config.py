@@ -20,7 +20,7 @@ MODEL_KEYS = (*SIZES, "hidden_act", "layer_norm_eps")
 # Each is a key of `layers.ACTIVATIONS`.
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu", "silu", "tanh")
 # Each is a key of `attention.programs.PROGRAMS`.
-ATTENTIONS = ("plain", "fused", "fused_qkv", "splash")
+ATTENTIONS = ("plain", "fused", "fused_qkv", "splash", "cudnn")
 # Each is a key of `encoder.REMATS`.
 REMATS = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -44,8 +44,8 @@ SWITCHES = {
     "disentangled",
   ),
   "feed_forward": tuple(FEED_FORWARD_MATRICES),  # encoder.FEED_FORWARDS
-  "attention_pattern": ("full", "local"),  # attention.masks.PATTERNS
-  "pooling": ("first", "mean", "late"),
+  "attention_pattern": ("full", "local", "causal"),  # attention.masks.PATTERNS
+  "pooling": ("first", "last", "mean", "late"),
   "mlm_head": ("transform", "bare"),
 }
 # Values of `attention_positions` by which layers project a table of distances.
@@ -54,7 +54,7 @@ DISTANCE_TABLES = ("disentangled",)
 # numbers, which may be 0 where that means "as usual", and flags.
 _COUNTS = (
   "position_offset", "embedding_size", "layer_groups", "num_kv_heads",
-  "conv_size",
+  "conv_size", "head_lstm_layers",
 )  # fmt: skip
 _AMOUNTS = (
   "relative_buckets", "relative_distance", "local_radius", "full_every",
@@ -169,6 +169,7 @@ class ModelConfig:
   conv_size: int = 0
   conv_act: str = "tanh"
   conv_groups: int = 1
+  head_lstm_layers: int = 0
   dropout_places: tuple[str, ...] = ("embeddings", "attention", "mlp")
 
   @classmethod
@@ -239,15 +240,17 @@ class ModelConfig:
           f"model.{name}={getattr(self, name)!r} is unknown; choose one of "
           f"{', '.join(known)}"
         )
-    self._check_switches()
-
-  def _check_switches(self):
-    """Raises ValueError for switches that do not fit each other."""
     for name in _FLAGS:
       if not isinstance(getattr(self, name), bool):
         raise ValueError(
           f"model.{name}={getattr(self, name)!r} is not True or False"
         )
+    self._check_layers()
+    self._check_attention()
+    self._check_convolution()
+
+  def _check_layers(self):
+    """Raises ValueError for norms and layers that do not fit each other."""
     if odd := set(self.dropout_places) - set(DROPOUT_PLACES):
       raise ValueError(
         f"model.dropout_places has {', '.join(sorted(map(str, odd)))}; choose "
@@ -272,6 +275,20 @@ class ModelConfig:
         f"{self.num_layers}; set it to a smaller number, or to 0, with which "
         "every layer has its own parameters"
       )
+    if self.scan_layers and (
+      self.layer_groups
+      or self.attention_pattern == "local"
+      or not self.first_norm
+      or self.conv_size
+    ):
+      raise ValueError(
+        "model.scan_layers=True compiles one layer for all, but by "
+        "model.attention_pattern, first_norm, layer_groups or conv_size these "
+        "layers differ, or share parameters; set scan_layers=False"
+      )
+
+  def _check_attention(self):
+    """Raises ValueError for heads and positions that do not fit."""
     if self.attention_positions.startswith("rope") and self.head_dim % 2:
       raise ValueError(
         f"model.attention_positions={self.attention_positions} rotates pairs "
@@ -298,17 +315,6 @@ class ModelConfig:
         f"model.relative_buckets={self.relative_buckets} is odd; half of the "
         "buckets belong to each direction"
       )
-    if self.scan_layers and (
-      self.layer_groups
-      or self.attention_pattern == "local"
-      or not self.first_norm
-      or self.conv_size
-    ):
-      raise ValueError(
-        "model.scan_layers=True compiles one layer for all, but by "
-        "model.attention_pattern, first_norm, layer_groups or conv_size these "
-        "layers differ, or share parameters; set scan_layers=False"
-      )
     if self.num_kv_heads and self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"model.num_kv_heads={self.num_kv_heads} does not divide "
@@ -316,10 +322,24 @@ class ModelConfig:
         "cannot share those of keys and values evenly; set a divisor, or 0, "
         "with which each head has its own"
       )
+
+  def _check_convolution(self):
+    """Raises ValueError for a convolution that does not fit the model."""
     if self.conv_size and self.conv_size % 2 == 0:
       raise ValueError(
         f"model.conv_size={self.conv_size} is even, so that the convolution "
         "has no middle; set it to an odd number, or to 0 for none"
+      )
+    if self.conv_size and self.attention_pattern == "causal":
+      raise ValueError(
+        f"model.conv_size={self.conv_size} lets a token see those behind it, "
+        "which model.attention_pattern=causal hides; set conv_size=0"
+      )
+    if self.head_lstm_layers and self.hidden_size % 2:
+      raise ValueError(
+        f"model.head_lstm_layers={self.head_lstm_layers} reads a sequence in "
+        "two directions, each with half of the width, but model.hidden_size="
+        f"{self.hidden_size} is odd; make it even"
       )
     if self.hidden_size % self.conv_groups:
       raise ValueError(

@@ -236,7 +236,7 @@ class Layer(nn.Module):
     Args:
       x: [B, L, D].
       bias: the mask: a float32 bias, broadcastable to [B, N, L, L], or
-        `masks.Visible` or `masks.Window`.
+        `masks.Visible`, `masks.Window` or `masks.Before`.
       deterministic: True switches dropout off.
       only: [B, Q], the positions to compute, which see all positions; None: all
         positions.
@@ -367,8 +367,9 @@ def _masks_and_turns(
   """
   cfg, length = encoder.config, input_mask.shape[1]
   takes_bias = programs.program_of(cfg).takes_bias or encoder.is_initializing()
+  of_far = "causal" if cfg.attention_pattern == "causal" else "full"
   mask = {
-    is_local: masks.PATTERNS["local" if is_local else "full"](
+    is_local: masks.PATTERNS["local" if is_local else of_far](
       input_mask, sequence_ids, takes_bias
     )
     for is_local in sorted({plan.is_local for plan in cfg.layer_plans})

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from bert_jax.models import families
 from bert_jax.models import hooks
 from bert_jax.models import layers
+from bert_jax.models import lstm
 from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
 from bert_jax.models.dropout import Dropout
 from bert_jax.models.encoder import Encoder
+from bert_jax.runtime import traces
 
 
 @jax.custom_vjp
@@ -133,8 +135,9 @@ class LinearHead(nn.Module):
 
 def _score(module, x):
   """Returns the scores of a module with `config` and `num_outputs`."""
-  width = module.config.hidden_size
-  kernel = layers.kernel(module, (width, module.num_outputs))
+  kernel = layers.kernel(
+    module, (module.config.hidden_size, module.num_outputs)
+  )
   bias = layers.bias(module, (module.num_outputs,))
   logits = jax.lax.dot_general(
     x,
@@ -163,6 +166,100 @@ def mean_of_sequences(x, sequence_ids, num_sequences):
   return total / jnp.maximum(members.sum(-1, keepdims=True), 1.0)
 
 
+def last_of_sequences(sequence_ids, num_sequences):
+  """Returns the position of the last token of each sequence.
+
+  Args:
+    sequence_ids: [B, L] int32, the number of the sequence of each token, from 1
+      on; 0 = padding.
+    num_sequences: S.
+
+  Returns:
+    int32 [B, S]; 0 where a row has fewer sequences.
+  """
+  numbers = jnp.arange(1, num_sequences + 1)[None, :, None]
+  at = jnp.arange(sequence_ids.shape[1], dtype=jnp.int32)[None, None]
+  return jnp.max(jnp.where(sequence_ids[:, None] == numbers, at, 0), axis=-1)
+
+
+def sentence_vectors(x, pooling, sequence_ids, cls_positions):
+  """Returns one vector for each sequence.
+
+  Args:
+    x: [B, L, D].
+    pooling: "mean" of the tokens, or "cls", that of the first token.
+    sequence_ids: [B, L] int32; see `mean_of_sequences`.
+    cls_positions: [B, S] int32, where the sequences of a row begin.
+
+  Returns:
+    float32 [B, S, D].
+  """
+  if pooling == "mean":
+    return mean_of_sequences(x, sequence_ids, cls_positions.shape[1])
+  return layers.gather_positions(x, cls_positions).astype(jnp.float32)
+
+
+def unit_vectors(x):
+  """Divides vectors [..., D] by their length; zeros stay zeros."""
+  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  # The root has no gradient at 0, which slots without a sequence have.
+  norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
+  return x / jnp.maximum(norm, 1e-12)
+
+
+class SentenceModel(nn.Module):
+  """The encoder, whose vectors of tokens become one vector of each sequence.
+
+  Attributes:
+    config: a `ModelConfig`.
+    pooling: see `sentence_vectors`.
+  """
+
+  config: ModelConfig
+  pooling: str
+
+  def setup(self):
+    self.encoder = Encoder(self.config)
+
+  @property
+  def hooks(self):
+    """How a training step handles the parameters."""
+    return hooks.EncoderHooks(self, scores_words=False)
+
+  def __call__(
+    self,
+    input_ids,
+    input_mask,
+    segment_ids,
+    cls_positions,
+    *,
+    positions=None,
+    sequence_ids=None,
+    deterministic=True,
+  ):
+    """Returns the vectors of all sequences, float32 [B, S, D].
+
+    Args:
+      input_ids: [B, L] int32; see `Encoder` for this and the others.
+      input_mask: [B, L] int32.
+      segment_ids: [B, L] int32.
+      cls_positions: [B, S] int32, where the sequences of a row begin.
+      positions: [B, L] int32 or None.
+      sequence_ids: [B, L] int32 or None.
+      deterministic: False switches dropout on; needs the rng "dropout".
+    """
+    x, _ = self.encoder(
+      input_ids,
+      input_mask,
+      segment_ids,
+      positions=positions,
+      sequence_ids=sequence_ids,
+      deterministic=deterministic,
+    )
+    numbers = input_mask if sequence_ids is None else sequence_ids
+    return sentence_vectors(x, self.pooling, numbers, cls_positions)
+
+
 class TaskHead(nn.Module):
   """A `LinearHead` behind the steps that a family has there.
 
@@ -179,6 +276,25 @@ class TaskHead(nn.Module):
   config: ModelConfig
   num_outputs: int
   steps: tuple[str, ...] = ()
+
+  def setup(self):
+    self.lstm = [
+      lstm.BiLstm(self.config) for _ in range(self.config.head_lstm_layers)
+    ]
+
+  def read(self, x, sequence_ids):
+    """Passes hidden states through the LSTM, if the model has one.
+
+    Args:
+      x: [B, L, D].
+      sequence_ids: [B, L] int32, the number of each token's sequence.
+
+    Returns:
+      [B, L, D].
+    """
+    for layer in self.lstm:
+      x = layer(x, sequence_ids)
+    return x
 
   @nn.compact
   def __call__(self, x, pool=None, drop=None, late=None):
@@ -242,7 +358,7 @@ class PreTrainingModel(nn.Module):
     input_ids,
     input_mask,
     segment_ids,
-    masked_positions,
+    masked_positions=None,
     *,
     positions=None,
     sequence_ids=None,
@@ -255,7 +371,8 @@ class PreTrainingModel(nn.Module):
       input_ids: [B, L] int32; see `Encoder` for this and the others.
       input_mask: [B, L] int32.
       segment_ids: [B, L] int32.
-      masked_positions: [B, P] int32, the positions to predict.
+      masked_positions: [B, P] int32, the positions to predict; None: all, in a
+        row with one sequence or without the next sentence.
       positions: [B, L] int32 or None.
       sequence_ids: [B, L] int32 or None.
       cls_positions: [B, S] int32, where the sequences of a packed row begin.
@@ -297,6 +414,15 @@ def check_role(config: ModelConfig, role: str) -> None:
     config: the config of the model.
     role: which of the heads of the family the task has.
   """
+  is_of_sequence = role in ("sequence", "choice")
+  sees_nothing = config.attention_pattern == "causal" and is_of_sequence
+  if sees_nothing and config.pooling == "first":
+    raise ValueError(
+      f"model.attention_pattern=causal with model.pooling=first: the {role} "
+      "head would read the first token, which sees only itself; set "
+      "model.pooling=last, or with weights to start from "
+      "init_changes=model.pooling=last"
+    )
   if not _can_have(config, role):
     raise ValueError(
       f"model.pooler=False, but the {role} head of model.family="
@@ -367,7 +493,12 @@ class TaskModel(nn.Module):
       float32 [B, S, K] if `pooled`, else [B, L, K].
     """
     pooling = self.config.pooling
-    reads_mean = self.pooled and pooling != "first"
+    reads_mean = self.pooled and pooling in ("mean", "late")
+    numbers = input_mask if sequence_ids is None else sequence_ids
+    only = cls_positions if self.pooled and not reads_mean else None
+    if only is not None and pooling == "last":
+      only = last_of_sequences(numbers, cls_positions.shape[1])
+    has_lstm = self.config.head_lstm_layers > 0
     x, _ = self.encoder(
       input_ids,
       input_mask,
@@ -375,11 +506,13 @@ class TaskModel(nn.Module):
       positions=positions,
       sequence_ids=sequence_ids,
       deterministic=deterministic,
-      only_positions=cls_positions if self.pooled and not reads_mean else None,
+      only_positions=None if has_lstm else only,
     )
+    if has_lstm:
+      x = self.task.read(x, numbers)
+      x = x if only is None else layers.gather_positions(x, only)
 
     def mean(x):
-      numbers = input_mask if sequence_ids is None else sequence_ids
       found = mean_of_sequences(x, numbers, cls_positions.shape[1])
       return found.astype(x.dtype)
 
@@ -458,6 +591,19 @@ def _shapes_of_few_layers(
   config: ModelConfig, num_labels: int, role: str
 ) -> dict[str, tuple[int, ...]]:
   """Returns the shapes of the parameters of a model with few layers."""
+  facts = {
+    "model": dataclasses.asdict(config), "num_labels": num_labels, "role": role
+  }  # fmt: skip
+  found = traces.shapes(
+    facts, lambda: _trace_few_layers(config, num_labels, role)
+  )
+  return {path: one.shape for path, one in found.items()}
+
+
+def _trace_few_layers(
+  config: ModelConfig, num_labels: int, role: str
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Finds what `_shapes_of_few_layers` returns by tracing the models."""
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   rng = jax.ShapeDtypeStruct((2,), jnp.uint32)
   flat: dict[str, Any] = {}
@@ -475,4 +621,4 @@ def _shapes_of_few_layers(
       flat |= param_trees.flatten(tree["params"])
   # Each kernel before its bias, because errors name the first misfit.
   paths = sorted(flat, key=lambda p: (p.rpartition("/")[0], p.endswith("bias")))
-  return {path: flat[path].shape for path in paths}
+  return {path: flat[path] for path in paths}

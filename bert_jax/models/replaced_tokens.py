@@ -25,7 +25,7 @@ from bert_jax.models.heads import TaskHead
 
 # Names of the parts of the parameters that only a training has: those from
 # which it can go on, and also those that it reads again.
-KEPT_PARTS = ("generator", "residual")
+KEPT_PARTS = ("generator", "residual", "fits")
 PARTS = (*KEPT_PARTS, "teacher")
 WORDS = "encoder/embeddings/word/embedding"
 RESIDUAL = "residual/embeddings/word/embedding"

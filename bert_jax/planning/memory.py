@@ -98,10 +98,13 @@ def state_bytes(program: session.Program) -> int:
 
 def _bytes_of_state(program: session.Program) -> dict[str, int]:
   state, place = program.abstract, program.place
-  return {
+  known = {
     "parameters": local_bytes(state.params, place.params),
     "optimizer": local_bytes(state.opt_state, place.opt_state),
   }
+  if state.average is not None:
+    known["average"] = local_bytes(state.average, place.average)
+  return known
 
 
 def bytes_by_kind(program: session.Program, compiled: Any) -> dict[str, int]:

@@ -37,6 +37,10 @@ _COLUMNS = {
   "span": ("question", "context"),
   "choice": ("text", "choices"),
   "tag": ("words",),
+  "similarity": ("text", "text_b"),
+  # Their columns are found by their names.
+  "embed": (),
+  "rerank": (),
 }
 
 
@@ -86,14 +90,16 @@ def fine_tune(
       JSON lines, Parquet, ...), or a list of dicts with these columns.
     validation: the data that is evaluated on, likewise.
     workdir: the folder of the run.
-    task: "classify", "pairs", "regress", "multi_label", "tag", "span" or
-      "choice" for rows of your own; or the name of a benchmark, such as "mrpc".
+    task: "classify", "pairs", "regress", "multi_label", "tag", "span",
+      "choice", "embed", "similarity" or "rerank" for rows of your own; or
+      the name of a benchmark, such as "mrpc".
     data: the folder of a benchmark, which has its files in their official
       layout. For rows of your own, the folder of the files train and dev, of
       which those that `train_rows` or `validation` give are not read.
     text: rows of your own: the columns of the text. By default, "text"; of
       pairs, "text" and "text_b"; of tags, "words"; of spans, "question" and
-      "context"; of choices, "text" and "choices".
+      "context"; of choices, "text" and "choices"; to embed or rerank, "query",
+      "positive" and those that begin with "negative".
     label: rows of your own: the column of the label.
     epochs: how often every row is trained on.
     learning_rate: the highest learning rate.

@@ -23,6 +23,7 @@ training, or columns with these names; the answers keep all of its columns.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import dataclasses
 import logging
 from typing import Any
 
@@ -43,6 +44,7 @@ from bert_jax.prediction import tables
 from bert_jax.runtime import bars
 from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
+from bert_jax.runtime import traces
 from bert_jax.runtime.settings import Config
 from bert_jax.tasks import features as task_features
 
@@ -88,6 +90,28 @@ def _row_lengths(
   lengths = (*shorter, longest)
   return tuple(
     n for n in lengths if n <= min(m for m in lengths if m >= seq_len)
+  )
+
+
+def _model_config(
+  config: Config, pretrained: weights.Pretrained, found: Mapping[str, Any]
+) -> ModelConfig:
+  """Returns the shape of some weights with the arithmetic that is asked for.
+
+  Args:
+    config: the whole configuration.
+    pretrained: the weights.
+    found: the settings, as `predict_settings.read` returns them.
+  """
+  arithmetic = {
+    "dtype": found.get("model.dtype", "float32"),
+    "attention": found.get("model.attention", "plain"),
+    # Nothing is dropped, and some programs of attention have no dropout.
+    "dropout_rate": 0.0,
+    "attention_dropout_rate": 0.0,
+  }
+  return ModelConfig.from_config(
+    config.model.to_dict() | pretrained.shape | arithmetic
   )
 
 
@@ -142,16 +166,7 @@ class Predictor:
       raise answers.PredictError(
         f"{name} has no vocabulary; put its vocab.txt into that folder"
       )
-    arithmetic = {
-      "dtype": found.get("model.dtype", "float32"),
-      "attention": found.get("model.attention", "plain"),
-      # Nothing is dropped, and some programs of attention have no dropout.
-      "dropout_rate": 0.0,
-      "attention_dropout_rate": 0.0,
-    }
-    model = ModelConfig.from_config(
-      config.model.to_dict() | pretrained.shape | arithmetic
-    )
+    model = _model_config(config, pretrained, found)
     make = table.choose_answerer(config.predict.kind, pretrained, name)
     self.kind = make.name
     seq_len = found.get("data.seq_len", model.max_len)
@@ -185,7 +200,7 @@ class Predictor:
       name,
       {} if shared is None else shared,
     )
-    self._step = jax.jit(self._answerer.step)
+    self._step = traces.Program(self._answerer.step, self._facts())
     self._seq_len, self._max_len = seq_len, model.max_len
     self.num_cut = 0
     # What the features of the kind cut so far: their number, and the last Cut.
@@ -220,10 +235,9 @@ class Predictor:
     self, given: Any, rules: Any, name: str, shared: dict[str, Any]
   ) -> Any:
     """Returns the parameters on the mesh, with zeros for unused heads."""
-    with layers.shapes_only():
-      wanted = jax.eval_shape(self._answerer.init_params)
+    wanted = param_trees.nest(self._shapes())
     model = self._answerer.context.model
-    params, added, _ = weights.fit(given, wanted, model)
+    params, added, _ = weights.fit(given, wanted, model, copy=False)
     kind = self._answerer.kind
     if missing := [path for path in added if kind.needs(path, model)]:
       raise answers.PredictError(f"{name} has no {', '.join(missing)}")
@@ -242,6 +256,43 @@ class Predictor:
           shared[path] = there
       flat[path] = there
     return param_trees.nest(flat)
+
+  def _shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shape and dtype of each parameter, by its path."""
+
+    def trace():
+      with layers.shapes_only():
+        return param_trees.flatten(jax.eval_shape(self._answerer.init_params))
+
+    facts = self._facts()
+    return trace() if facts is None else traces.shapes(facts, trace)
+
+  def _facts(self) -> dict[str, Any] | None:
+    """Returns all that the model and its outputs depend on but the weights.
+
+    Returns:
+      The facts, for `traces`; None if code of another package has a part in it.
+    """
+    context = self._answerer.context
+    pretrained = context.pretrained
+    if not traces.of_package(self._answerer, self._answerer.kind):
+      return None
+    return {
+      "answerer": f"{type(self._answerer).__module__}.{self.kind}",
+      "predict": context.predict.to_dict(),
+      "settings": dict(context.settings),
+      "seq_len": context.seq_len,
+      "model": dataclasses.asdict(context.model),
+      "as_arrays": context.as_arrays,
+      "head": (pretrained.kind, pretrained.labels, pretrained.sentence),
+      "given": {
+        path: list(array.shape)
+        for path, array in param_trees.flatten(pretrained.params).items()
+      },
+      "vocab_size": self.tokenizer.vocab_size,
+      "pad_id": self.tokenizer.pad_id,
+      "mesh": str(self._mesh),
+    }
 
   def __call__(self, given: Iterable[Mapping[str, Any]]) -> Iterator[dict]:
     """Answers records in their order, a few thousand at a time.

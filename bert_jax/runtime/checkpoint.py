@@ -150,6 +150,18 @@ def check_settings(settings: Any, metrics: Collection[str]) -> None:
     )
 
 
+def _items(params: Any, rest: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the parts of a step that are kept apart, by name.
+
+  The average of the parameters has a part of its own, so that it can be read
+  instead of them.
+  """
+  rest = dict(rest)
+  average = rest.pop("average", None)
+  items = {"params": params, "rest": rest}
+  return items if average is None else items | {"average": average}
+
+
 class _Folder:
   """The steps in a folder of a workdir; saving goes on in the background.
 
@@ -176,10 +188,10 @@ class _Folder:
   def write(self, step: int, params: Any, rest: Any, **options: Any) -> None:
     """Begins to write a step, once the one before is on disk."""
     self.finish()
+    parts = _items(params, rest)
+    saved = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
     items = ocp.args.Composite(
-      params=ocp.args.StandardSave(params),
-      rest=ocp.args.StandardSave(rest),
-      sums=ocp.args.JsonSave(checksums.sums(params=params, rest=rest)),
+      **saved, sums=ocp.args.JsonSave(checksums.sums(**parts))
     )
     with self._telling():
       if not self.manager.save(step, args=items, **options):
@@ -419,15 +431,19 @@ class Checkpoints:
     problems: dict[int, str] = {}
     for step in reversed(self.steps(before)):
       folder = os.path.join(self._newest.path, str(step))
+      parts = _items(params, rest)
+      parts["rest"] = checksums.saved_part(folder, parts["rest"])
       items = ocp.args.Composite(
-        params=ocp.args.StandardRestore(params),
-        rest=ocp.args.StandardRestore(checksums.saved_part(folder, rest)),
+        **{k: ocp.args.StandardRestore(part) for k, part in parts.items()}
       )
 
       read = functools.partial(self._newest.manager.restore, step, args=items)
       try:
         found = _read_sound(folder, read)
-        return (step, found["params"], found["rest"]), problems
+        state = dict(found["rest"])
+        if "average" in parts:
+          state["average"] = found["average"]
+        return (step, found["params"], state), problems
       except CheckpointError as error:
         problems[step] = str(error)
     return None, problems
@@ -620,7 +636,7 @@ def _open_manager(folder: str, **options: Any) -> ocp.CheckpointManager:
 
 
 def restore_params(
-  workdir: str, params: Any, checkpoint: str = ""
+  workdir: str, params: Any, checkpoint: str = "", is_average: bool = False
 ) -> tuple[int, Any]:
   """Reads only the parameters of a run, which may still be training.
 
@@ -628,6 +644,7 @@ def restore_params(
     workdir: the folder of the run.
     params: a tree of jax.ShapeDtypeStruct with shardings.
     checkpoint: which step, as for `saved_steps.choose`.
+    is_average: see `read_params`.
 
   Returns:
     The step and the parameters.
@@ -635,7 +652,7 @@ def restore_params(
   Raises:
     CheckpointError: there is no such step, or its shapes differ.
   """
-  read = functools.partial(read_params, wanted=params)
+  read = functools.partial(read_params, wanted=params, is_average=is_average)
   try:
     if jax.process_count() > 1:
       chosen = _choose_together(workdir, checkpoint)
@@ -679,13 +696,16 @@ def _choose_together(workdir: str, checkpoint: str) -> saved_steps.SavedStep:
   return saved_steps.SavedStep(path, step, reason)
 
 
-def read_params(folder: str, wanted: Any = None) -> Any:
+def read_params(
+  folder: str, wanted: Any = None, is_average: bool = False
+) -> Any:
   """Reads the parameters of a step, and compares them with their checksums.
 
   Args:
     folder: the folder of the step, such as WORKDIR/checkpoints/STEP.
     wanted: a tree of jax.ShapeDtypeStruct with shardings, the same on all
       hosts. None = read all parameters of the step, on this host only.
+    is_average: whether to read their average instead (optim.average_decay).
 
   Returns:
     A tree like `wanted`, or nested dicts of numpy arrays.
@@ -695,23 +715,30 @@ def read_params(folder: str, wanted: Any = None) -> Any:
   """
   folder = files.absolute(folder)
   check_path(folder)
-  path = os.path.join(folder, "params")
+  name = "average" if is_average else "params"
+  path = os.path.join(folder, name)
+  if is_average and not files.is_folder(path):
+    raise CheckpointError(
+      f"{folder} has no average of the parameters, which a run keeps with "
+      "optim.average_decay; read the parameters themselves, with "
+      "eval.average=False or convert.weights=last"
+    )
 
   def read():
     if not files.is_folder(path):
       raise ValueError(f"{path} does not exist")
     if wanted is not None:
       with ocp.StandardCheckpointer() as checkpointer:
-        return {"params": checkpointer.restore(path, wanted)}
+        return {name: checkpointer.restore(path, wanted)}
     args = jax.tree.map(
       lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
       checksums.shapes_of(path),
     )
     with ocp.PyTreeCheckpointer() as checkpointer:
-      return {"params": checkpointer.restore(path, restore_args=args)}
+      return {name: checkpointer.restore(path, restore_args=args)}
 
   try:
-    return _read_sound(folder, read, alone=wanted is None)["params"]
+    return _read_sound(folder, read, alone=wanted is None)[name]
   except CheckpointError as error:
     parent = os.path.dirname(folder)
     others = [
@@ -742,7 +769,8 @@ def read_rest(folder: str, wanted: Mapping[str, Any]) -> Any:
     if not files.is_folder(path):
       raise ValueError(f"{path} does not exist")
     with ocp.StandardCheckpointer() as checkpointer:
-      part = checksums.saved_part(folder, wanted)
+      part = _items(None, wanted)["rest"]
+      part = checksums.saved_part(folder, part)
       return {"rest": checkpointer.restore(path, part)}
 
   return _read_sound(folder, read)["rest"]

@@ -224,7 +224,8 @@ def find_missing(folder: str) -> str:
   try:
     wanted = set(_saved_sums(folder))
     shapes = {
-      item: shapes_of(os.path.join(folder, item)) for item in ("params", "rest")
+      item: shapes_of(os.path.join(folder, item))
+      for item in {"params", "rest", *(name.split("/")[0] for name in wanted)}
     }
   except Exception as error:  # tensorstore's and orbax's errors have no base
     return errors.first_line(error)

@@ -11,6 +11,8 @@ Source: docs.jax.dev, "Persistent compilation cache".
 """
 
 import collections
+from collections.abc import Iterator
+import contextlib
 import hashlib
 import logging
 import os
@@ -20,6 +22,7 @@ from typing import Any
 
 import filelock
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from bert_jax.runtime import files
 
@@ -34,6 +37,7 @@ _LOCK_SECS = 10
 _COUNTS: collections.Counter[str] = collections.Counter()
 _REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 _HIT = "/jax/compilation_cache/cache_hits"
+_own_folder = ""
 
 
 def enable(asked: str, on_cpu: bool) -> str | None:
@@ -56,6 +60,8 @@ def enable(asked: str, on_cpu: bool) -> str | None:
       f"--compile_cache={asked} is not a folder; give a folder, also of a "
       "bucket (gs://BUCKET/FOLDER), auto or off"
     )
+  global _own_folder
+  _own_folder = ""
   if asked == OFF:
     jax.config.update("jax_enable_compilation_cache", False)
     return None
@@ -78,7 +84,16 @@ def enable(asked: str, on_cpu: bool) -> str | None:
   except OSError as error:
     _log.warning("%s; compiled programs are not kept", error)
     return None
-  return _use(str(folder), MAX_BYTES)
+  _own_folder = _use(str(folder), MAX_BYTES)
+  return _own_folder
+
+
+def own_folder() -> str:
+  """Returns the folder of programs if it is this user's own, else "".
+
+  It is "" before `enable`, for buckets, and where jax was configured by others.
+  """
+  return _own_folder
 
 
 def _use(folder: str, max_bytes: int) -> str:
@@ -97,6 +112,25 @@ def _use(folder: str, max_bytes: int) -> str:
 
 def _count(event: str, **_) -> None:
   _COUNTS[event] += 1
+
+
+def count(*, was_read: bool) -> None:
+  """Counts a program that was read or compiled without jax's cache."""
+  _COUNTS.update([_REQUEST, _HIT] if was_read else [_REQUEST])
+
+
+@contextlib.contextmanager
+def bypassed() -> Iterator[None]:
+  """A context in which jax neither reads nor keeps compiled programs."""
+  settings: Any = jax.config  # its attributes are made at run time
+  enabled = settings.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()  # jax looks at its settings only once
+  try:
+    yield
+  finally:
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()
 
 
 def summary() -> str:

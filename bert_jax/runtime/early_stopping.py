@@ -4,13 +4,14 @@ The decision is a function of metrics.jsonl and the config alone, so that a run
 that is resumed stops at the same step.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import math
+import re
 from typing import Any
 
 
 def stop_step(
-  rows: Iterable[Mapping[str, float]], config: Mapping[str, Any] | Any
+  rows: Sequence[Mapping[str, float]], config: Mapping[str, Any] | Any
 ) -> int | None:
   """Returns the step at which a run stops before its last one, or None.
 
@@ -27,6 +28,55 @@ def stop_step(
     >>> stop_step(rows, config)
     3
   """
+  found = (_reached(rows, config), _exhausted(rows, config))
+  return min((step for step in found if step is not None), default=None)
+
+
+_GOAL = re.compile(r"(eval/[\w./-]+)\s*(>=|<=)\s*([-+.\deE]+)")
+
+
+def goal_of(text: str) -> tuple[str, str, float]:
+  """Returns the metric, the comparison and the number of `train.stop_at`.
+
+  Args:
+    text: such as "eval/mlm_accuracy>=0.72".
+
+  Raises:
+    ValueError: The text is no such goal.
+  """
+  match = _GOAL.fullmatch(text.strip())
+  try:
+    if match:
+      return match[1], match[2], float(match[3])
+  except ValueError:
+    pass
+  raise ValueError(
+    f"train.stop_at={text!r:.100}; wanted a metric of the evaluation, >= or <=,"
+    ' and a number, such as "eval/mlm_accuracy>=0.72"'
+  )
+
+
+def is_reached(row: Mapping[str, float], text: str) -> bool:
+  """Returns whether a line of metrics has the result of `train.stop_at`."""
+  name, comparison, goal = goal_of(text)
+  value = row.get(name, math.nan)
+  return value >= goal if comparison == ">=" else value <= goal
+
+
+def _reached(
+  rows: Iterable[Mapping[str, float]], config: Mapping[str, Any] | Any
+) -> int | None:
+  """Returns the first step whose evaluation reaches `train.stop_at`."""
+  text = config["train"].get("stop_at", "")
+  if not text:
+    return None
+  return next((int(row["step"]) for row in rows if is_reached(row, text)), None)
+
+
+def _exhausted(
+  rows: Iterable[Mapping[str, float]], config: Mapping[str, Any] | Any
+) -> int | None:
+  """Returns the step at which `train.patience` ends, or None."""
   patience = config["train"].get("patience", 0)
   name = config["checkpoint"]["best_metric"]
   if not patience or not name:
@@ -83,6 +133,13 @@ def check(config: Any) -> None:
       f"eval.every_steps={config.eval.every_steps} and eval.every_epochs="
       f"{config.eval.every_epochs}: give one of them, and 0 for the other"
     )
+  if goal := config.train.stop_at:
+    goal_of(goal)
+    if not every:
+      raise ValueError(
+        f"train.stop_at={goal} looks at evaluations, but there is only one, at "
+        "the end; set eval.every_steps, or eval.every_epochs=1"
+      )
   patience = config.train.patience
   if not patience:
     return

@@ -113,12 +113,13 @@ def read(config: Config, workdir: str) -> list[Phase]:
       one.train.export = ""
     planned = _started(one, config.init_from, shape)
     is_last = i == len(parsed) - 1
-    if one.train.patience and not is_last:
-      raise PhaseError(
-        f"the phase {name!r} has train.patience={one.train.patience}, which "
-        "may end it before the step that the next phase starts from; write "
-        "train.patience=0 into its text (the last phase may have it)"
-      )
+    for key, none in (("patience", "0"), ("stop_at", "")):
+      if one.train[key] and not is_last:
+        raise PhaseError(
+          f"the phase {name!r} has train.{key}={one.train[key]}, which may end "
+          "it before the step that the next phase starts from; write "
+          f"train.{key}={none} into its text (the last phase may have it)"
+        )
     folder = workdir if is_last else os.path.join(workdir, "phases", name)
     if found:
       last = found[-1]

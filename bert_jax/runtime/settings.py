@@ -87,6 +87,8 @@ SHARDING_RULES = (
   ("rtd/bias$", (None,)),
   ("nsp/kernel$", ("fsdp", None)),
   ("nsp/bias$", (None,)),
+  # The weights of its loop over tokens are read in every step of it.
+  ("task/lstm_[0-9]+/", ()),
   ("task/kernel$", ("fsdp", None)),
   ("task/bias$", (None,)),
   ("norm/(scale|bias)$", (None,)),
@@ -320,7 +322,8 @@ class Model(Group):
   attention_pattern: str = of_weights("full", since="0.2.0", before="full")
   """Which tokens of its sequence a token attends to. "full": all of them.
   "local": in every full_every-th layer, the first included, all of them; in the
-  others those at a distance of at most local_radius."""
+  others those at a distance of at most local_radius. "causal": itself and those
+  before it, as objective=ltr needs it."""
 
   local_radius: int = of_weights(64, 1, _LEN, since="0.3.0", before=64)
   """The longest distance that a layer with local attention sees, in tokens."""
@@ -359,9 +362,14 @@ class Model(Group):
   """Whether there is a pooler: a dense layer with tanh on the first token."""
 
   pooling: str = of_weights("first", since="0.3.0", before="first")
-  """What a head for whole sequences reads: "first", the first token; "mean",
-  the mean over the tokens; or "late", the mean over what the inner layers of
-  the head make of each token."""
+  """What a head for whole sequences reads: "first", the first token; "last",
+  the last token; "mean", the mean over the tokens; or "late", the mean over
+  what the inner layers of the head make of each token."""
+
+  head_lstm_layers: int = of_weights(0, 0, 8, since="0.3.0", before=0)
+  """The layers of a bidirectional LSTM between the encoder and the head of a
+  task, each as wide as the hidden states. It starts fresh; with weights to
+  start from, set it by init_changes=model.head_lstm_layers=1."""
 
   head_act: str = of_weights("", since="0.3.0", before="")
   """The activation inside the head of masked words; "" = hidden_act."""
@@ -415,7 +423,10 @@ class Model(Group):
   from one matrix product. This is faster if the matrix units wait for memory
   (v6e), and slower otherwise; it needs mesh.tensor=1. "splash": on a TPU, JAX's
   kernel of that name, for rows of any multiple of 128 tokens. It has no dropout
-  of attention probabilities, so it needs model.attention_dropout_rate=0.0."""
+  of attention probabilities, so it needs model.attention_dropout_rate=0.0.
+  "cudnn": on an NVIDIA GPU, cuDNN's flash attention, for model.dtype=bfloat16
+  or float16 and heads of a multiple of 8, at most 128 wide (256 on Hopper and
+  later). It has no dropout of attention probabilities either."""
 
 
 class Data(Group):
@@ -710,6 +721,41 @@ class Task(Group):
   """Several labels: an example gets the labels whose probability exceeds this.
   One number from 0 to 1, or one for each label."""
 
+  pooling: str = of_run(
+    "auto", choices=("auto", "mean", "cls"), since="0.3.0", before="auto"
+  )
+  """The vector of a text: the "mean" of the vectors of its tokens, or that of
+  its first token ("cls"). "auto" is that of the folder of init_from, or else
+  the mean. Kinds: contrast, similarity."""
+
+  normalize: bool = of_run(True, since="0.3.0", before=True)
+  """Whether vectors are divided by their length, so that texts are compared by
+  the cosine and not by the product. Kinds: contrast, similarity."""
+
+  contrast_temperature: float = of_run(
+    0.05, 1e-4, 1e4, since="0.3.0", before=0.05
+  )
+  """What cosines or products are divided by in the loss. Kinds: contrast,
+  similarity."""
+
+  matryoshka_sizes: tuple[int, ...] = of_run(
+    (), 1, 2**18, since="0.3.0", before=()
+  )
+  """The loss is the sum of those of the first so many dimensions of the
+  vectors, so that users may cut the vectors to one of these sizes; () = all
+  dimensions alone. Kinds: contrast, similarity."""
+
+  matryoshka_weights: tuple[float, ...] = of_run(
+    (), 0.0, 1e6, since="0.3.0", before=()
+  )
+  """The weight of the loss of each of task.matryoshka_sizes; () = 1."""
+
+  rank_loss: str = of_run(
+    "softmax", choices=("softmax", "pointwise"), since="0.3.0", before="softmax"
+  )
+  """A reranker: the loss over the candidates of a query ("softmax"), or of each
+  pair by itself, right or wrong ("pointwise")."""
+
 
 class Prepare(Group):
   """Preparing data from text, by bert-jax prepare."""
@@ -822,6 +868,11 @@ class Optim(Group):
   learning_rate: float = of_run(1e-4, 0.0, _FLOAT, can_change=True)
   """The highest learning rate."""
 
+  average_decay: float = of_run(0.0, 0.0, 0.999999, since="0.3.0", before=0.0)
+  """Keeps an average of the parameters, in which those of a step count
+  1 - average_decay and those before it fade by this factor at each step, such
+  as 0.999; 0 = none. eval.average evaluates and exports it."""
+
   warmup_rate: float = of_run(0.01, 0.0, 1.0, can_change=True)
   """Share of train.total_steps in which the learning rate rises from 0."""
 
@@ -924,13 +975,18 @@ class Train(Group):
 
   trackers: tuple[str, ...] = of_session((), since="0.3.0", before=[])
   """Services that also get the metrics: "wandb", "mlflow". Each needs the extra
-  of its name, and is set up by its own environment variables. A service that
+  of its name, and is set up by its own environment variables. "mlperf" writes
+  WORKDIR/mlperf.log in MLPerf's format, for configs/mlperf.py. A service that
   fails does not stop the run."""
 
   patience: int = of_run(0, 0, _INT32, since="0.3.0", before=0, can_change=True)
   """Early stopping: the run ends after so many evaluations in a row without a
   better checkpoint.best_metric. The best checkpoint is kept, and evaluate,
   predict and convert read it. 0 = all steps are trained."""
+
+  stop_at: str = of_run("", since="0.3.0", before="", can_change=True)
+  """The run ends after the first evaluation with this result, such as
+  "eval/mlm_accuracy>=0.72" or "eval/loss<=1.3". "" = all steps are trained."""
 
   on_bad_step: str = of_session("stop", choices=("stop", "skip"), before="stop")
   """What to do if the loss or a gradient of a step is NaN or infinite, or if
@@ -998,6 +1054,12 @@ class Mesh(Group):
 class Eval(Group):
   """Evaluation on held-out data."""
 
+  average: bool = of_session(False, since="0.3.0", before=False)
+  """Whether the average of the parameters (optim.average_decay) is evaluated,
+  and not those of the last step. What reads the weights of the run, such as an
+  export, a prediction or a run that starts from it, then takes the average,
+  too; convert.weights chooses otherwise."""
+
   every_steps: int = of_session(10_000, 0, _INT32)
   """Steps from one evaluation to the next; 0 = only after the last step."""
 
@@ -1043,6 +1105,21 @@ class Distill(Group):
   cosine_weight: float = of_run(1.0, 0.0, _FLOAT, since="0.3.0", before=1.0)
   """The factor of the cosine distance of the last hidden states; 0 = leave it
   out, for a student of another width."""
+
+  hidden_weight: float = of_run(0.0, 0.0, _FLOAT, since="0.3.0", before=0.0)
+  """The factor of the squared error of the hidden states of each layer of the
+  student, against those of evenly spread layers of the teacher (TinyBERT). A
+  student of another width learns a projection, which is left out of its
+  weights; 0 = leave the term out."""
+
+  embedding_weight: float = of_run(0.0, 0.0, _FLOAT, since="0.3.0", before=0.0)
+  """The factor of the squared error of the outputs of the embeddings, likewise;
+  0 = leave it out."""
+
+  attention_weight: float = of_run(0.0, 0.0, _FLOAT, since="0.3.0", before=0.0)
+  """The factor of the divergence from the teacher's probabilities of attention,
+  layer by layer, with model.attention=plain and as many heads; 0 = leave it
+  out."""
 
   positions: str = of_run(
     "all", choices=("all", "masked"), since="0.3.0", before="all"
@@ -1185,6 +1262,16 @@ class Convert(Group):
   such as "[unused1]=covid". They keep their ids and their rows of the word
   table."""
 
+  weights: str = of_session(
+    "evaluated",
+    choices=("evaluated", "last", "average"),
+    since="0.3.0",
+    before="evaluated",
+  )
+  """Which parameters of a run are converted: those that it evaluated
+  (eval.average), those of the "last" step that is read, or their decayed
+  "average" (optim.average_decay)."""
+
   average_last: int = of_session(0, 0, 10**6, since="0.3.0", before=0)
   """Of a run: the mean of the weights of so many of its newest steps, which
   checkpoint.keep keeps; 0 = one step alone."""
@@ -1289,8 +1376,9 @@ class Config(Group):
   objective: str = of_run("mlm_nsp")
   """The objective of training: "mlm_nsp" (masked tokens and next sentence),
   "mlm" (masked tokens alone), "mlm_sop" (masked tokens and the order of two
-  segments), "rtd" (replaced tokens, with a generator), "distill" (masked tokens
-  and what a teacher says), or "task": that of the group `task`."""
+  segments), "ltr" (the next token, from left to right), "rtd" (replaced tokens,
+  with a generator), "distill" (masked tokens and what a teacher says), or
+  "task": that of the group `task`."""
 
   init_from: str = of_run(None, is_path=True)
   """Weights to start from: an HF directory or the name of a model of the hub
@@ -1532,11 +1620,12 @@ def check_together(config: Config) -> None:
     raise ValueError(
       f"objective={config.objective}: only tasks are trained together"
     )
-  if config["train"].get("patience"):
-    raise ValueError(
-      f"train.patience={config.train.patience}: models that train together end "
-      "at the same step; train each alone, or leave the key out"
-    )
+  for key in ("patience", "stop_at"):
+    if config["train"].get(key):
+      raise ValueError(
+        f"train.{key}={config.train[key]}: models that train together end at "
+        "the same step; train each alone, or leave the key out"
+      )
   if config["checkpoint"].get("local_every_steps"):
     raise ValueError(
       f"checkpoint.local_every_steps={config.checkpoint.local_every_steps} is "

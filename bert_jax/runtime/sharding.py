@@ -378,14 +378,15 @@ def place_state(
   """Returns the shardings of a train state by the rules of a config.
 
   Args:
-    abstract_state: a tree with the paths "params/..." and "opt_state/...".
+    abstract_state: a tree with the paths "params/...", "opt_state/..." and
+      perhaps "average/...".
     mesh: the mesh, from `make_mesh`.
     config: the group `mesh`.
 
   Returns:
     The result of `state_sharding`.
   """
-  spread = "^opt_state/" if config.spread_optimizer else ""
+  spread = "^(opt_state|average)/" if config.spread_optimizer else ""
   slices = _slices(list(mesh.devices.flat), config.num_slices)
   num_slices = 1 if SEED_AXIS in mesh.shape else len(slices)
   return state_sharding(abstract_state, mesh, config.rules, spread, num_slices)

@@ -1,4 +1,4 @@
-"""Sends the metrics of a run to experiment trackers: Weights & Biases, MLflow.
+"""Sends the metrics of a run to trackers: Weights & Biases, MLflow, MLPerf.
 
 `train.trackers` names rows of `TRACKERS`. A row opens a run of its service and
 returns how to log to it. To add a tracker, add a row.
@@ -23,6 +23,7 @@ import uuid
 
 from bert_jax.runtime import errors
 from bert_jax.runtime import files
+from bert_jax.runtime import mlperf
 from bert_jax.runtime import settings
 
 _log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Tracker:
   """A service that keeps the metrics of runs.
 
   Attributes:
-    package: the name by which Python imports its package.
+    package: the name by which Python imports its package; "" = it needs none.
     extra: the extra of bert_jax that installs it.
     open: (workdir, id of an earlier session or "", config) -> its run.
   """
@@ -131,9 +132,19 @@ def _open_mlflow(
   return Opened(run_id, log, lambda: client.set_terminated(run_id))
 
 
+def _open_mlperf(
+  workdir: str, run_id: str, config: Mapping[str, Any]
+) -> Opened:
+  """Begins WORKDIR/mlperf.log; a run that was resumed has none."""
+  del run_id
+  log = mlperf.Log(workdir, config)
+  return Opened(mlperf.FILE, log.write, log.finish)
+
+
 TRACKERS = {
   "wandb": Tracker("wandb", "wandb", _open_wandb),
   "mlflow": Tracker("mlflow", "mlflow", _open_mlflow),
+  "mlperf": Tracker("", "", _open_mlperf),
 }
 
 
@@ -149,7 +160,7 @@ def check(names: Sequence[str]) -> None:
         f"train.trackers names {name!r}; it may name {', '.join(TRACKERS)}"
       )
     row = TRACKERS[name]
-    if not importlib.util.find_spec(row.package):
+    if row.package and not importlib.util.find_spec(row.package):
       raise TrackersError(
         f"train.trackers names {name}, whose package {row.package} is not "
         f"installed: pip install 'bert_jax[{row.extra}]', or leave the key out"

@@ -207,6 +207,18 @@ ROWS = (
     metrics=("pearson", "spearman"),
     main="spearman",
   ),
+  # The same data for a model that gives each sentence a vector.
+  _row(
+    "stsb_similarity",
+    "STS-B",
+    kind="similarity",
+    label="score",
+    labels=(),
+    metrics=("spearman", "pearson"),
+    tfds="glue/stsb",
+    submission={},
+    submit=None,
+  ),
   # Source: https://quoradata.quora.com/First-Quora-Dataset-Release-Question-Pairs
   _row(
     "qqp",

@@ -102,34 +102,13 @@ def make_task(
     spec.TaskError: The number of columns is wrong, the separator is empty, or
       the labels are neither given nor in a training file.
   """
-  least, most = form.num_texts
-  if len(text) < least or (most and len(text) > most):
-    raise spec.TaskError(
-      f"task {name}: {len(text)} text columns ({', '.join(text) or 'none'}),"
-      f" wanted {least}"
-      + ("" if most == least else f" to {most}" if most else " or more")
-      + "; task.text names them"
-      + (
-        "; to join columns to one text, give a template such as"
-        f' task.text="{" ".join(f"{{{x}}}" for x in text)}"'
-        if most and len(text) > most
-        else ""
-      )
-    )
+  _check_texts(name, form, text)
   if not label_separator:
     raise spec.TaskError(
       f"task {name}: task.label_separator is empty; give the separator of"
       ' several labels in one column, such as ","'
     )
-  labels = tuple(str(x).strip() for x in labels)
-  if labels_file:
-    listed = label_lib.read_file(labels_file)
-    if labels and labels != listed:
-      raise spec.TaskError(
-        f"task.labels ({', '.join(labels)}) and task.labels_file={labels_file}"
-        f" ({', '.join(listed)}) differ; give one of them"
-      )
-    labels = listed
+  labels = _labels_of(labels, labels_file)
   facts = {"tag_scheme": "auto", "word_split": "auto"} | facts
   task = spec.Task(
     name=name,
@@ -163,6 +142,46 @@ def make_task(
       f" {label!r}; give labels, or another file or column"
     )
   return task
+
+
+def _check_texts(name: str, form: Form, text: Sequence[str]) -> None:
+  """Raises TaskError if a form takes another number of text columns."""
+  least, most = form.num_texts
+  if len(text) < least or (most and len(text) > most):
+    raise spec.TaskError(
+      f"task {name}: {len(text)} text columns ({', '.join(text) or 'none'}),"
+      f" wanted {least}"
+      + ("" if most == least else f" to {most}" if most else " or more")
+      + "; task.text names them"
+      + (
+        "; to join columns to one text, give a template such as"
+        f' task.text="{" ".join(f"{{{x}}}" for x in text)}"'
+        if most and len(text) > most
+        else ""
+      )
+    )
+
+
+def _labels_of(given: Sequence[str], path: str) -> tuple[str, ...]:
+  """Returns the labels of a task; () if neither they nor a file are given.
+
+  Args:
+    given: the labels.
+    path: a file with one label on each line; "" without one.
+
+  Raises:
+    spec.TaskError: Both are given, and differ.
+  """
+  labels = tuple(str(x).strip() for x in given)
+  if path:
+    listed = label_lib.read_file(path)
+    if labels and labels != listed:
+      raise spec.TaskError(
+        f"task.labels ({', '.join(labels)}) and task.labels_file={path}"
+        f" ({', '.join(listed)}) differ; give one of them"
+      )
+    return listed
+  return labels
 
 
 def split_words(words: Sequence[Any]) -> tuple[str, ...]:
@@ -354,13 +373,25 @@ def without_rest(texts: Sequence[str], where: str) -> list[str]:
   return list(texts[: len(kept)])
 
 
+def _from_json(value: Any, starts: tuple[str, ...]) -> Any:
+  """Returns what a text of JSON holds; any other value as it is.
+
+  Args:
+    value: the value of a column.
+    starts: how a text of JSON begins. A text that begins so, but is no JSON,
+      is returned as it is, too.
+  """
+  if not isinstance(value, str) or not value.strip().startswith(starts):
+    return value
+  try:
+    return json.loads(value)
+  except (ValueError, RecursionError):
+    return value
+
+
 def listed(value: Any, where: str) -> tuple[list[str], list[str]]:
   """Returns the texts of choices in one column, and their names if given."""
-  if isinstance(value, str):
-    try:
-      value = json.loads(value)
-    except (ValueError, RecursionError):
-      pass  # It is refused below.
+  value = _from_json(value, ("",))
   names: Any = []
   if isinstance(value, dict):
     names, value = value.get("label", []), value.get("text")
@@ -482,11 +513,7 @@ def _answers(
   The column holds an answer, whose place may be in the column answer_start; a
   list of answers; or answers as SQuAD has them, in an object or in a list.
   """
-  if isinstance(value, str) and value.strip()[:2] in ("[]", '["', "[{", '{"'):
-    try:
-      value = json.loads(value)
-    except (ValueError, RecursionError):
-      pass  # It is a text with a bracket.
+  value = _from_json(value, ("[]", '["', "[{", '{"'))
   starts: Any = None
   if isinstance(value, dict):
     value, starts = value.get("text"), value.get("answer_start")
@@ -524,11 +551,7 @@ def _starts(value: Any, count: int, where: str) -> list[Any]:
   Raises:
     spec.TaskError: There are more or fewer of them than answers.
   """
-  if isinstance(value, str) and value.strip()[:1] == "[":
-    try:
-      value = json.loads(value)
-    except (ValueError, RecursionError):
-      pass  # It is refused below, or by `_start`.
+  value = _from_json(value, ("[",))
   if value in (None, "", []) or not count:
     return [-1] * count
   found = value if isinstance(value, list) else [value]

@@ -19,6 +19,8 @@ FOR_TASKS = (
   "task.class_weights", "task.label_smoothing", "task.focal_gamma",
   "task.dev_rate", "task.num_folds", "task.fold", "task.dev_seed",
   "task.long_texts", "task.both_orders", "task.temperature", "eval.bootstrap",
+  "task.pooling", "task.normalize", "task.contrast_temperature",
+  "task.matryoshka_sizes", "task.matryoshka_weights", "task.rank_loss",
   "optim.lora_rank", "optim.lora_alpha", "optim.lora_targets",
   "optim.lora_dropout_rate", "optim.lora_norms",
 )  # fmt: skip
@@ -37,6 +39,11 @@ def check_settings(config: Config) -> None:
     if config.task[key] is None:  # as in configs/predict.py
       raise ValueError(f"task.{key} is not set; training needs a number")
   early_stopping.check(config)
+  if config.eval.average and not config.optim.average_decay:
+    raise ValueError(
+      "eval.average=True, but optim.average_decay=0 keeps no average; set it, "
+      "such as to 0.999, or set eval.average=False"
+    )
   local_steps.check_settings(config.checkpoint)
   check_effects(config)
   _check_start(config)

@@ -83,7 +83,10 @@ def evaluate(
     files.make_folders(workdir)
   else:
     wanted = wanted_params(job, mesh)
-    step, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
+    by_average = config.eval.get("average", False)  # older runs lack it
+    step, params = checkpoint_lib.restore_params(
+      workdir, wanted, checkpoint, by_average
+    )
   stall = config.train.get("max_stall_secs", 0)  # older runs lack the key
   with jax.set_mesh(mesh), peers.watching(stall):
     values = evaluator(params)

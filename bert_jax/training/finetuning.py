@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from bert_jax import tasks
-from bert_jax.data import packing
 from bert_jax.data import task_batches
 from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import losses
@@ -27,6 +26,7 @@ from bert_jax.models import flops
 from bert_jax.models import heads
 from bert_jax.models.attention import programs
 from bert_jax.runtime import files
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime import streams
 from bert_jax.runtime.settings import Config
@@ -86,11 +86,7 @@ class FineTuning(Job):
         f"the vocabulary has {tokenizer.vocab_size} pieces, model.vocab_size="
         f"{model.vocab_size}; give --config.task.vocab of the weights"
       )
-    if bool(config.train.num_epochs) == bool(config.train.total_steps):
-      raise ValueError(
-        f"train.num_epochs={config.train.num_epochs} and train.total_steps="
-        f"{config.train.total_steps}: give one of them, and 0 for the other"
-      )
+    self._check_length()
     unknown = {k for k, v in config.task.files.items() if v}
     unknown -= set(self.task.splits)
     if unknown:
@@ -113,10 +109,26 @@ class FineTuning(Job):
         f"task.temperature={temperature} has no effect on kind "
         f"{self.objective.name}; leave it out"
       )
+    self._check_own_settings()
     self.objective = self.objective.with_loss(self._loss_options())
     if options := adapters.options_of(config.optim):
       self.model = adapters.Adapted(self.model, options)
     self.objective.check_options(self.task, **self._decode_options)
+
+  def _check_own_settings(self) -> None:
+    """Raises TaskError if a key has a value and no effect on the kind."""
+    every = {k for one in table.TASK_KINDS.values() for k in one.own_settings}
+    for name in sorted(every - set(self.objective.own_settings)):
+      if name not in self.config.task:  # older runs lack it
+        continue
+      value = self.config.task[name]
+      if isinstance(value, list):
+        value = tuple(value)
+      if value != settings.KEYS[f"task.{name}"].default:
+        raise spec.TaskError(
+          f"task.{name}={value} has no effect on kind {self.objective.name}; "
+          "leave it out"
+        )
 
   @property
   def is_trained(self):
@@ -356,8 +368,7 @@ class FineTuning(Job):
   @property
   def facts(self) -> dict[str, Any]:
     """The kind and the labels of the head, for readers of the weights."""
-    labels = self.task.labels if self.objective.head.has_names else ()
-    return {"task": {"kind": self.task.kind, "labels": list(labels)}}
+    return self.objective.facts(self.task)
 
   def batches(self, mesh, seed=None):
     config = self.config
@@ -393,7 +404,7 @@ class FineTuning(Job):
       self.split(name)
     return TaskEvaluator(self, mesh, num_members)
 
-  def step_flops(self, batch, attended=None, all_positions=False):
+  def step_flops(self, batch, attended=None, all_positions=False, near=None):
     rows, length = batch["input_ids"].shape
     starts = batch.get("cls_positions", np.zeros([rows, 1]))
     return flops.task_step_flops(
@@ -402,7 +413,7 @@ class FineTuning(Job):
       length,
       self.objective.head.role,
       num_sequences=starts.shape[1],
-      attended=attended or packing.attended(batch.get("sequence_ids")),
+      **self.seen_pairs(batch, attended, near),
       all_positions=all_positions,
     )
 
@@ -474,23 +485,38 @@ class FineTuning(Job):
       spec.TaskError: the task has no such split.
     """
     splits = [self.split(name) for name in self.config.task.predict_splits]
-    folder = os.path.join(workdir, "predictions")
     written: list[str] = []
     for split in splits:
       predictions = evaluator.predict(params, split)
-      if jax.process_index():
-        continue
-      task, examples = split.task, split.examples
-      files.make_folders(folder)
-      stem = os.path.join(folder, f"{task.name}-{split.name}")
-      written += self.objective.write_predictions(
-        task, examples, predictions, stem
-      )
-      if split.name in task.submission:
-        path = os.path.join(folder, task.submission[split.name])
-        assert task.submit is not None, task.name
-        files.write_text(path, task.submit(task, examples, predictions))
-        written.append(path)
+      if not jax.process_index():
+        written += self.write_split(split, predictions, workdir)
+    return written
+
+  def write_split(
+    self, split: "Split", predictions: Sequence[Any], workdir: str
+  ) -> list[str]:
+    """Writes the predictions for a split; see `write_predictions`.
+
+    Args:
+      split: the split.
+      predictions: one for each of its examples.
+      workdir: the folder whose folder predictions/ gets the files.
+
+    Returns:
+      The paths of the files.
+    """
+    folder = os.path.join(workdir, "predictions")
+    task, examples = split.task, split.examples
+    files.make_folders(folder)
+    stem = os.path.join(folder, f"{task.name}-{split.name}")
+    written = self.objective.write_predictions(
+      task, examples, predictions, stem
+    )
+    if split.name in task.submission:
+      path = os.path.join(folder, task.submission[split.name])
+      assert task.submit is not None, task.name
+      files.write_text(path, task.submit(task, examples, predictions))
+      written.append(path)
     return written
 
 
@@ -647,6 +673,15 @@ class TaskEvaluator(Evaluator):
     """
     return self._predict_all(params, split)[0][0]
 
+  def outputs(self, params: Any, split: Split) -> np.ndarray:
+    """Returns what `decode` turns into the predictions for a split.
+
+    Args:
+      params: the parameters of the model.
+      split: a split with or without labels.
+    """
+    return self._outputs_all(params, split)[0][0]
+
   def _predict_all(
     self, params: Any, split: Split
   ) -> list[tuple[list, metrics.Totals]]:
@@ -654,6 +689,15 @@ class TaskEvaluator(Evaluator):
 
     Without labels, the loss is {}.
     """
+    return [
+      (self._job.decode(split, outputs), total)
+      for outputs, total in self._outputs_all(params, split)
+    ]
+
+  def _outputs_all(
+    self, params: Any, split: Split
+  ) -> list[tuple[np.ndarray, metrics.Totals]]:
+    """Returns the outputs of each model, and its loss as (sum, weight)."""
     job, data = self._job, self._job.config.data
     rows = task_batches.TaskSplit(
       split.features,
@@ -674,6 +718,6 @@ class TaskEvaluator(Evaluator):
         outputs[k].append(output)
         totals[k] = metrics.add(totals[k], sums)
     return [
-      (job.decode(split, rows.collect(own)), total)
+      (rows.collect(own), total)
       for own, total in zip(outputs, totals, strict=True)
     ]

@@ -63,8 +63,30 @@ def open_job(
   config = config.copy_and_resolve_references()
   if config.init_from and _is_of_hub(config.init_from, workdir):
     config.init_from = hub.address(config.init_from)
-  pretrained = None
   begun = bool(workdir) and saved_steps.exists(workdir, checkpoint is None)
+  pretrained = _take_shape(config, workdir, checkpoint, begun)
+  _settle_pooling(config, workdir if begun else "", pretrained)
+  if config.model.get("vocab_size") is None:
+    config.model.vocab_size = _vocab_size(config, workdir if begun else "")
+  export.check(config)
+  job = _make_job(config, workdir if begun else "", pretrained, is_abstract)
+  return job, None if config.init_random else pretrained
+
+
+def _take_shape(
+  config: Config, workdir: str, checkpoint: str | None, begun: bool
+) -> "weights.Pretrained | None":
+  """Gives a config the shape of the run, or of the weights it starts from.
+
+  Args:
+    config: the whole configuration, which is changed.
+    workdir: the folder of the run.
+    checkpoint: see `open_job`.
+    begun: whether there is a run in the workdir.
+
+  Returns:
+    The weights of `init_from`; None if there are none or the run has begun.
+  """
   if begun and config.init_from:
     shape = runs.read_run(workdir)["config"]["model"]
     known = [key for key in settings.SHAPE_KEYS if key in shape]
@@ -76,43 +98,57 @@ def open_job(
     )
     if config.train.export == export.SAME:  # the folder may be gone since
       config.train.export = runs.read_run(workdir)["config"]["train"]["export"]
-  elif config.init_from:
-    from bert_jax import weights
+    return None
+  if not config.init_from:
+    return None
+  from bert_jax import weights
 
-    source = _pinned(config.init_from, workdir)
-    pretrained = weights.read(source, checkpoint or "")
-    if config.init_layers:
-      from bert_jax.weights import extending
+  source = _pinned(config.init_from, workdir)
+  pretrained = weights.read(source, checkpoint or "")
+  if config.init_layers:
+    from bert_jax.weights import extending
 
-      pretrained = extending.with_layers(pretrained, config.init_layers)
-    config.model.update(pretrained.shape)
-    _change_model(config)
-    if config.train.export == export.SAME:
-      config.train.export = export.format_of(pretrained)
-  if config.model.get("vocab_size") is None:
-    config.model.vocab_size = _vocab_size(config, workdir if begun else "")
-  export.check(config)
-  job: Job
+    pretrained = extending.with_layers(pretrained, config.init_layers)
+  config.model.update(pretrained.shape)
+  _change_model(config)
+  if config.train.export == export.SAME:
+    config.train.export = export.format_of(pretrained)
+  return pretrained
+
+
+def _make_job(
+  config: Config,
+  workdir: str,
+  pretrained: "weights.Pretrained | None",
+  is_abstract: bool,
+) -> Job:
+  """Makes the job of a config that has the shape of its model.
+
+  Args:
+    config: the whole configuration.
+    workdir: the folder of the run; "" if it has not begun.
+    pretrained: the weights that it starts from.
+    is_abstract: see `open_job`.
+  """
   if config.objective == "task":
     from bert_jax.training import finetuning
 
     vocabulary = None
     if not is_abstract:
-      vocabulary = _vocabulary(config, workdir if begun else "", pretrained)
-    job = finetuning.FineTuning(config, vocabulary)
-  else:
-    _check_vocabulary(config, pretrained, config.init_from)
-    if config.data.whole_word and config.data.dir and not is_abstract:
-      _check_whole_words(config.data.dir, begun)
-    job = pretraining.Pretraining(config, is_abstract)
-    for key, found in job.objective.other_weights().items():
-      group, _, name = key.partition(".")
-      _check_vocabulary(config, found, config[group][name])
-  return job, None if config.init_random else pretrained
+      vocabulary = _vocabulary(config, workdir, pretrained)
+    return finetuning.FineTuning(config, vocabulary)
+  _check_vocabulary(config, pretrained, config.init_from)
+  if config.data.whole_word and config.data.dir and not is_abstract:
+    _check_whole_words(config.data.dir, bool(workdir))
+  job = pretraining.Pretraining(config, is_abstract)
+  for key, found in job.objective.other_weights().items():
+    group, _, name = key.partition(".")
+    _check_vocabulary(config, found, config[group][name])
+  return job
 
 
 # Keys of the group `model` that a training may change in the model that it
-# starts from, because no parameter depends on them.
+# starts from, because no parameter of the encoder depends on them.
 CHANGEABLE = (
   "model.rope_theta",
   "model.local_rope_theta",
@@ -120,6 +156,8 @@ CHANGEABLE = (
   "model.full_every",
   "model.attention_pattern",
   "model.max_len",
+  "model.pooling",
+  "model.head_lstm_layers",
 )
 
 
@@ -142,6 +180,28 @@ def _change_model(config: Config) -> None:
         f"one with bert-jax convert --config.convert.max_len={value}"
       )
     config.model[key.removeprefix("model.")] = value
+
+
+def _settle_pooling(
+  config: Config, workdir: str, pretrained: "weights.Pretrained | None"
+) -> None:
+  """Puts what task.pooling=auto means into a config of a task.
+
+  Args:
+    config: the whole configuration.
+    workdir: the folder of a run that has begun, or "".
+    pretrained: the weights to start from, or None.
+  """
+  if config.objective != "task" or config.task.get("pooling") != "auto":
+    return
+  if workdir:
+    task = runs.read_run(workdir)["config"]["task"]
+    config.task.pooling = task.get("pooling", "auto")
+    return
+  known = pretrained.sentence if pretrained else ()
+  found = [step for step in known if step in ("mean", "cls")]
+  if len(found) == 1:
+    config.task.pooling = found[0]
 
 
 def _is_of_hub(init_from: str, workdir: str) -> bool:

@@ -58,11 +58,7 @@ class Pretraining(Job):
     _check_model_fits(config, self.model.config, is_abstract)
     if config.data.dir and not is_abstract:
       self._look_at_text()
-    if bool(config.train.num_epochs) == bool(config.train.total_steps):
-      raise ValueError(
-        f"train.num_epochs={config.train.num_epochs} and train.total_steps="
-        f"{config.train.total_steps}: give one of them, and 0 for the other"
-      )
+    self._check_length()
     if config.train.num_epochs and not config.data.dir:
       raise ValueError(
         f"train.num_epochs={config.train.num_epochs} needs data.dir to count "
@@ -170,7 +166,9 @@ class Pretraining(Job):
       )
       histogram = np.bincount(lengths)
     sizes = np.arange(len(histogram), dtype=float)
-    return sizes @ histogram / num_rows, sizes**2 @ histogram / num_rows
+    counts = (sizes, sizes**2, self.near_pairs(sizes))
+    tokens, pairs, near = (float(x @ histogram / num_rows) for x in counts)
+    return tokens, pairs, near
 
   def _length_counts(self) -> tuple[np.ndarray, int]:
     """Returns the number of examples of each length, and of rows of an epoch.
@@ -195,7 +193,7 @@ class Pretraining(Job):
       num_rows += patterns.num_rows
     return histograms, num_rows
 
-  def step_flops(self, batch, attended=None, all_positions=False):
+  def step_flops(self, batch, attended=None, all_positions=False, near=None):
     data = self.config.data
     num_rows = data.batch_size
     if data.batch_warmup_sizes:  # all hosts have the same number of rows
@@ -204,7 +202,7 @@ class Pretraining(Job):
       self.config.model,
       data,
       num_rows,
-      attended=attended or packing.attended(batch.get("sequence_ids")),
+      **self.seen_pairs(batch, attended, near),
       all_positions=all_positions,
     )
 
@@ -273,7 +271,8 @@ class PretrainingEvaluator(Evaluator):
     with jax.set_mesh(self._mesh):
       sums = jax.eval_shape(self._step, params, batch, self._unigram)
     others = (f"{name}/loss" for name in self._others)
-    names = (*sums, "loss", "mlm_perplexity", *others)
+    perplexity = f"{self._job.objective.words}_perplexity"
+    names = (*sums, "loss", perplexity, *others)
     return sorted(f"eval/{name}" for name in names)
 
   def _means(self, params: Any, split: str, batches: Any) -> dict[str, float]:
@@ -291,7 +290,9 @@ class PretrainingEvaluator(Evaluator):
 
   def __call__(self, params: Any) -> dict[str, float]:
     means = self._means(params, "validation", self._batches)
-    means["mlm_perplexity"] = metrics.perplexity(means["mlm_loss"])
+    words = self._job.objective.words
+    loss = means[f"{words}_loss"]
+    means[f"{words}_perplexity"] = metrics.perplexity(loss)
     for name, batches in self._others.items():
       means[f"{name}/loss"] = self._means(params, name, batches)["loss"]
     return {f"eval/{name}": means[name] for name in sorted(means)}

@@ -66,7 +66,8 @@ _AS_BY_DEFAULT = (
   "init_random", "init_layers", "init_changes", "init_moments",
   "reinit_layers", "optim.layer_decay", "optim.head_rate",
   "optim.frozen_layers", "optim.frozen_embeddings", "optim.unfreeze_steps",
-  "train.phases", "train.patience", "train.spike_factor", "train.export",
+  "train.phases", "train.patience", "train.stop_at", "train.spike_factor",
+  "train.export",
   *checks.FOR_TASKS, *checks.FOR_PRETRAINING,
 )  # fmt: skip
 

@@ -238,7 +238,8 @@ class Run:
     Args:
       step: the number of updates; at first, those of the sessions before.
     """
-    if not self.config.train.patience:
+    train = self.config.train
+    if not (train.patience or train.get("stop_at", "")):  # older runs lack it
       return False
     if self._evaluations is None:  # before the first step of this session
       self._evaluations = []

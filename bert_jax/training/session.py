@@ -124,7 +124,9 @@ class Session(Program):
   def open_local_steps(
     self,
   ) -> contextlib.AbstractContextManager[local_steps.LocalSteps | None]:
-    """A context with the steps on local disks; see `local_steps.opened`."""
+    """A context with the steps on local disks; it has None if they are off."""
+    if not getattr(self.config.checkpoint, "local_every_steps", 0):
+      return contextlib.nullcontext()
     wanted = self._placed()
     return local_steps.opened(
       self.config.checkpoint,
@@ -223,12 +225,13 @@ def rest_of(
     bits = mean_loss.bits()
     if place is not None:
       bits = init_from.place_array(bits, place)
-  return {
+  rest = {
     "step": state.step,
     "opt_state": state.opt_state,
     "guard": state.guard,
     "train_loss": bits,
   }
+  return rest | ({} if state.average is None else {"average": state.average})
 
 
 def open_mesh(
@@ -307,7 +310,10 @@ def make_optimizer(
 def _init_state(job, optimizer, batch, rng) -> steps.TrainState:
   # Only the shapes of the batch matter, and one row is enough.
   row = {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in batch.items()}
-  return steps.init_state(job.model, job.objective, optimizer, rng, row)
+  has_average = bool(job.config.optim.get("average_decay", 0.0))
+  return steps.init_state(
+    job.model, job.objective, optimizer, rng, row, has_average
+  )
 
 
 def open_abstract(

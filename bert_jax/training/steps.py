@@ -86,12 +86,28 @@ class TrainState:
     params: the parameters, in model.param_dtype.
     opt_state: the moments and counts of the optimizer.
     guard: the statistics that find bad steps.
+    average: the decayed mean of the parameters after each step, float32, if
+      optim.average_decay asks for it; zeros before the first step.
   """
 
   step: jax.Array
   params: Any
   opt_state: Any
   guard: Guard
+  average: Any = None
+
+  def judged(self, by_average: bool, step: int) -> Any:
+    """Returns the parameters to evaluate.
+
+    Args:
+      by_average: whether they are the average (eval.average).
+      step: the number of steps made; before the first there is no average.
+    """
+    if not by_average or not step:
+      return self.params
+    return jax.tree.map(
+      lambda mean, x: mean.astype(x.dtype), self.average, self.params
+    )
 
 
 def init_state(
@@ -100,6 +116,7 @@ def init_state(
   optimizer: optax.GradientTransformation,
   rng: jax.Array,
   batch: Batch,
+  has_average: bool = False,
 ) -> TrainState:
   """Returns a fresh state; call it under jit with the state's shardings.
 
@@ -109,6 +126,7 @@ def init_state(
     optimizer: the optimizer, from `optim.make_optimizer`.
     rng: the key of the initialisation.
     batch: any batch; only its shapes matter, and one row is enough.
+    has_average: whether the state has an average of the parameters.
   """
   inputs: dict[str, Any] = objective.arguments(batch)
   params = model.init(rng, **inputs)["params"]
@@ -117,29 +135,60 @@ def init_state(
     params=params,
     opt_state=optimizer.init(params),
     guard=Guard.fresh(),
+    average=_zeros_like(params) if has_average else None,
   )
 
 
-def _sum_over_parts(compute, variables, batch, count, rng):
+def _zeros_like(params: Any) -> Any:
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+
+
+def _averaged(average: Any, params: Any, count: jax.Array, decay: float) -> Any:
+  """Returns the decayed mean of parameters with one more step in it.
+
+  The decay rises from 0 to `decay` as count / (count + 10), so that the mean
+  does not remember where the training started.
+
+  Args:
+    average: the mean so far, float32.
+    params: the parameters after the step.
+    count: the number of steps before this one.
+    decay: the share of the mean so far, in the long run.
+  """
+  steps = count.astype(jnp.float32)
+  new = 1 - jnp.minimum(decay, steps / (steps + 10))
+  return jax.tree.map(
+    lambda mean, x: mean + new * (x.astype(jnp.float32) - mean), average, params
+  )
+
+
+def _part(x, count):
+  """Returns the rows of each of k parts: [B, ...] -> [k, B / k, ...]."""
+  return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
+
+
+def _joined(x):
+  """Undoes `_part`: [k, B / k, ...] -> [B, ...]."""
+  return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
+def _sum_over_parts(compute, variables, batch, rng, *, count):
   """Returns the sum of a function over the parts of a batch.
 
   Args:
     compute: (variables, rows, rng) -> a tree of arrays.
     variables: the same for all parts.
     batch: arrays [B, ...].
-    count: the number of parts k; row i belongs to part i mod k.
     rng: the key from which each part derives its own.
+    count: the number of parts k; row i belongs to part i mod k.
   """
-
-  def part(x):  # [B, ...] -> [k, B / k, ...]
-    return jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
 
   def add(total, i_and_rows):
     i, rows = i_and_rows
     out = compute(variables, rows, jax.random.fold_in(rng, i))
     return jax.tree.map(jnp.add, total, out), None
 
-  parts = jax.tree.map(part, batch)
+  parts = jax.tree.map(functools.partial(_part, count=count), batch)
   first = jax.tree.map(lambda x: x[0], parts)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
@@ -187,10 +236,18 @@ def make_gradients(
     flat = hooks.for_gradients(params)
     key = jax.random.fold_in(rng, step)
     if num_micro_batches > 1 or is_cut:
-      found = _of_parts(
-        loss_of, model, flat, batch, key, num_micro_batches, place
+      compute = jax.value_and_grad(
+        functools.partial(loss_of, model), has_aux=True
       )
-      return *found, {}
+      if num_micro_batches > 1 and objective.reads_batch:
+        compute = functools.partial(
+          _with_cached_outputs, objective, model, num_micro_batches
+        )
+      elif num_micro_batches > 1:
+        compute = functools.partial(
+          _sum_over_parts, compute, count=num_micro_batches
+        )
+      return *_of_parts(compute, model, flat, batch, key, place), {}
     few = hooks.of_words(flat, batch["input_ids"]) if sparse_words else None
     if few is None:
       return *_of_batch(loss_of, model, flat, batch, key), {}
@@ -236,20 +293,82 @@ def _of_batch(loss_of, model, params, batch, rng):
   return loss, terms, model.hooks.as_stored(grads)
 
 
-def _of_parts(loss_of, model, params, batch, rng, count, place):
+def _with_cached_outputs(objective, model, count, variables, batch, rng):
+  """Returns ((loss, terms), gradients) of a loss of a whole batch, in parts.
+
+  The parts are computed twice. The first time gives the outputs of all rows,
+  from which the loss and its gradient by the outputs follow; the second time
+  carries that gradient on to the parameters. So only one part at a time is kept
+  for the backward pass, and the gradient is that of the whole batch.
+
+  Args:
+    objective: the kind of the training.
+    model: the module.
+    count: the number of parts k; row i belongs to part i mod k.
+    variables: see `_loss`.
+    batch: arrays [B, ...].
+    rng: the key from which each part derives its own.
+
+  Source: Gao et al. 2021, arXiv:2101.06983.
+  """
+
+  def outputs_of(variables, rows, rng):
+    params, second = variables
+    return objective.apply(
+      model,
+      model.hooks.for_apply(params),
+      rows,
+      second,
+      deterministic=False,
+      rngs={"dropout": rng},
+    )
+
+  def forward(_, i_and_rows):
+    i, rows = i_and_rows
+    return None, outputs_of(variables, rows, jax.random.fold_in(rng, i))
+
+  parts = jax.tree.map(functools.partial(_part, count=count), batch)
+  _, stacked = jax.lax.scan(forward, None, (jnp.arange(count), parts))
+  outputs = jax.tree.map(_joined, stacked)
+  weights = objective.weights(batch)
+
+  def loss_of(outputs):
+    terms = {
+      name: losses.mean(total, weights[name])
+      for name, (total, _) in objective.losses(outputs, batch).items()
+    }
+    return objective.total(terms), terms
+
+  found, gradient = jax.value_and_grad(loss_of, has_aux=True)(outputs)
+
+  def backward(variables, rows_and_gradient, rng):
+    rows, gradient = rows_and_gradient
+    _, pull = jax.vjp(lambda x: outputs_of(x, rows, rng), variables)
+    return pull(gradient)[0]
+
+  summed = _sum_over_parts(
+    backward, variables, (batch, gradient), rng, count=count
+  )
+  return found, summed
+
+
+def _of_parts(compute, model, params, batch, rng, place):
   """Returns loss, terms and gradients of a batch in parts, on any mesh.
 
   A parameter that the model uses twice has two gradients, and each of them is
   summed over the devices once, after the last part.
+
+  Args:
+    compute: (variables, batch, rng) -> ((loss, terms), gradients); see `_loss`.
+    model: the module.
+    params: the parameters in the form of `hooks.for_gradients`.
+    batch: arrays [B, ...].
+    rng: the key of dropout.
+    place: see `make_gradients`.
   """
   hooks = model.hooks
   variables = (params, hooks.second_use(params))
-  compute = jax.value_and_grad(functools.partial(loss_of, model), has_aux=True)
-  if count > 1:
-    found = _sum_over_parts(compute, variables, batch, count, rng)
-  else:
-    found = compute(variables, batch, rng)
-  (loss, terms), (grads, second) = found
+  (loss, terms), (grads, second) = compute(variables, batch, rng)
   grads = hooks.as_stored(grads)
   if place is not None:
     grads, second = jax.lax.with_sharding_constraint(
@@ -265,6 +384,7 @@ def make_train_step(
   skip_bad: bool = False,
   spike_factor: float = 0.0,
   places: optim.Places | None = None,
+  average_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Returns (state, batch) -> (state, metrics), to be jitted.
 
@@ -277,6 +397,7 @@ def make_train_step(
     spike_factor: see `Guard.is_bad`.
     places: see `optim.places_of`; None means that all parameters are trained
       alike.
+    average_decay: see `_averaged`; 0 = the state has no average.
 
   Returns:
     The step. Its metrics are float32 scalars: loss, each of its terms,
@@ -297,6 +418,10 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     bad = state.guard.is_bad(loss, grad_norm, spike_factor)
     guard = state.guard.after(bad, loss)
+    average = state.average
+    if average_decay:
+      count = state.step - state.guard.skipped
+      average = _averaged(average, params, count, average_decay)
     if skip_bad:
 
       def keep(old, new):  # counts of steps go on
@@ -305,6 +430,7 @@ def make_train_step(
 
       params = jax.tree.map(keep, state.params, params)
       opt_state = jax.tree.map(keep, state.opt_state, opt_state)
+      average = jax.tree.map(keep, state.average, average)
     metrics = terms | {
       "loss": loss,
       "grad_norm": grad_norm,
@@ -313,7 +439,8 @@ def make_train_step(
       "mean_loss": losses.mean(state.guard.total, state.guard.weight),
       "skipped_steps": guard.skipped.astype(jnp.float32),
     }
-    return TrainState(state.step + 1, params, opt_state, guard), metrics
+    step = state.step + 1
+    return TrainState(step, params, opt_state, guard, average), metrics
 
   return train_step
 
@@ -342,6 +469,7 @@ def _make_job_step(
     skip_bad=config.train.on_bad_step == "skip",
     spike_factor=config.train.spike_factor,
     places=optim.places_of(config),
+    average_decay=config.optim.get("average_decay", 0.0),
   )
 
 
@@ -422,9 +550,8 @@ def make_eval_step(
 
   def eval_step(params, batch, log_probs):
     outputs = objective.apply(model, params, batch, deterministic=True)
-    return objective.metrics(outputs, batch) | pretraining.unigram_metrics(
-      batch, log_probs
-    )
+    unigram = pretraining.unigram_metrics(*objective.targets(batch), log_probs)
+    return objective.metrics(outputs, batch) | unigram
 
   return eval_step
 

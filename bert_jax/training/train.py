@@ -174,22 +174,7 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
     save_clock = preemption.SaveClock(config.checkpoint.max_lost_secs, start)
     notice.listen()
 
-    # A run that was stopped leaves its evaluation to the next session. It is
-    # saved before it is logged, so that a session that is killed in between has
-    # the next one evaluate again.
-    missed: Any = {}
-    # Weights to start from are not saved again.
-    is_missed = _due(start, eval_steps)
-    is_first = start == 0 and config.eval.at_start
-    if (is_missed or is_first) and not run.has_evaluation(start):
-      with meter.paused("evaluation"):
-        missed = run.evaluate(state.params)
-      if is_missed:
-        run.save(start, state, missed)
-      run.report(start, missed)
-    if run.probes_at(start) and not run.has_probes(start):
-      with meter.paused("evaluation"):
-        run.probe(start, state.params)
+    missed = _evaluate_first(run, start, state, meter, _due(start, eval_steps))
     if missed and run.stops_early(start):
       return missed
 
@@ -222,13 +207,13 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
       evaluation: Any = {}
       if evaluates:
         with meter.paused("evaluation"):
-          evaluation = run.evaluate(state.params)
+          evaluation = run.evaluate(state.judged(config.eval.average, step))
           run.report(step, evaluation)
       gives_up = evaluates and not last and run.stops_early(step)
       saves = saves or gives_up
       if run.probes_at(step) and not stops:
         with meter.paused("evaluation"):
-          run.probe(step, state.params)
+          run.probe(step, state.judged(config.eval.average, step))
       if evaluates or saves:
         with meter.paused("saves"):
           run.save(step, state, evaluation, always=saves)
@@ -247,6 +232,44 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
                   step)  # fmt: skip
         break
   return evaluation
+
+
+def _evaluate_first(
+  run: run_lib.Run | members.Together,
+  start: int,
+  state: Any,
+  meter: meter_lib.Meter,
+  is_due: bool,
+) -> Any:
+  """Evaluates and probes what the session starts with, if that is missing.
+
+  A run that was stopped leaves its evaluation to the next session. It is saved
+  before it is logged, so that a session that is killed in between has the next
+  one evaluate again.
+
+  Args:
+    run: the run.
+    start: the number of steps done.
+    state: the state after these steps.
+    meter: the meter of the session.
+    is_due: whether the step has an evaluation. Weights to start from may have
+      one, too, but are not saved again.
+
+  Returns:
+    The evaluation; {} if there is none, or it was there.
+  """
+  missed: Any = {}
+  is_first = start == 0 and run.config.eval.at_start
+  if (is_due or is_first) and not run.has_evaluation(start):
+    with meter.paused("evaluation"):
+      missed = run.evaluate(state.judged(run.config.eval.average, start))
+    if is_due:
+      run.save(start, state, missed)
+    run.report(start, missed)
+  if run.probes_at(start) and not run.has_probes(start):
+    with meter.paused("evaluation"):
+      run.probe(start, state.judged(run.config.eval.average, start))
+  return missed
 
 
 def _due(step: int, every: int) -> bool:

@@ -39,7 +39,17 @@ def convert(
   if push:
     hub.check_push(push)
   count = config.convert.average_last
-  found = averaging.read(source, count) if count else folders.read(source)
+  which = config.convert.get("weights", "evaluated")
+  if count and which != "evaluated":
+    raise WeightsError(
+      f"convert.average_last={count} and convert.weights={which}: give one of "
+      "them"
+    )
+  found = (
+    averaging.read(source, count)
+    if count
+    else folders.read(source, which=which)
+  )
   pretrained = _settled(found, config.convert)
   changes = ""
   if extending.is_asked(config.convert):

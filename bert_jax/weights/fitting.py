@@ -38,6 +38,8 @@ def fit(
   params: Mapping[str, Any],
   wanted: Mapping[str, Any],
   config: ModelConfig | None = None,
+  *,
+  copy: bool = True,
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
   """Fits weights into the parameter tree of a model.
 
@@ -48,6 +50,7 @@ def fit(
     config: the config of the model, by which errors name the right key where
       shapes do not say it: of layers that share parameters, and of a position
       table with rows before the first position.
+    copy: whether the arrays are copied also if their dtype stays.
 
   Returns:
     A tree like `wanted`, with arrays of the same dtypes and None for each
@@ -78,7 +81,9 @@ def fit(
     if array is not None and array.shape != tuple(leaf.shape):
       offset = config.position_offset if config is not None else 0
       raise _misfit(path, given, model, offset)
-    merged[path] = None if array is None else array.astype(leaf.dtype)
+    merged[path] = (
+      None if array is None else array.astype(leaf.dtype, copy=copy)
+    )
   added = tuple(path for path, array in merged.items() if array is None)
   dropped = tuple(path for path in given if path not in model)
   return param_trees.nest(merged), added, dropped

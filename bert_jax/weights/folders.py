@@ -157,7 +157,11 @@ def _find_in(folder: str) -> tuple[str, str]:
 # --- reading -----------------------------------------------------------------
 
 
-def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
+def read(
+  path: str | os.PathLike[str],
+  checkpoint: str = "",
+  which: str = "evaluated",
+) -> Pretrained:
   """Reads a model.
 
   Args:
@@ -165,6 +169,7 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
       of a workdir (WORKDIR/best/STEP); or the name of a model of the hub, see
       `runtime.hub`.
     checkpoint: the step to read from a workdir, as for `saved_steps.choose`.
+    which: the parameters to read from a workdir, see `convert.weights`.
 
   Returns:
     The model; `Pretrained` says what may be left over or missing.
@@ -185,7 +190,7 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
   try:
     if workdir := _workdir(path):
       return saved_steps.read(
-        workdir, checkpoint, lambda step: _read("bert_jax", step)
+        workdir, checkpoint, lambda step: _read("bert_jax", step, which)
       )[1]
     if checkpoint:
       raise WeightsError(
@@ -194,7 +199,13 @@ def read(path: str | os.PathLike[str], checkpoint: str = "") -> Pretrained:
       )
     if files.is_remote(path) and not saved_steps.run_of(path):
       path = _local(path)
-    return _read(*_find(path))
+    format, file = _find(path)
+    if format != families.OWN and which != "evaluated":
+      raise WeightsError(
+        f"convert.weights={which} is about a run of this program, and {path} "
+        "is none; leave it out"
+      )
+    return _read(format, file, which)
   except (saved_steps.StepError, runs.RunError) as error:
     raise WeightsError(str(error)) from error
 
@@ -213,11 +224,14 @@ def _local(path: str) -> str:
     raise WeightsError(f"{path} does not exist") from error
 
 
-def _read(format: str, file: str) -> Pretrained:
+def _read(format: str, file: str, which: str = "evaluated") -> Pretrained:
   """Reads the weights that `_find` found."""
   files.check_readable(file)
   settings = _FORMATS[format].read_settings(file)
-  tensors = _FORMATS[format].read_tensors(file)
+  if format == families.OWN:
+    tensors = workdirs.read_tensors(file, which)
+  else:
+    tensors = _FORMATS[format].read_tensors(file)
   given = settings.pretrained
   only_trained = {}
   if format == families.OWN:

@@ -45,6 +45,8 @@ MSGPACK = "flax_model.msgpack"
 PICKLE = "pytorch_model.bin"
 PICKLE_SHARDS = "pytorch_model.bin.index.json"
 FAIRSEQ = "model.pt"
+# Beside the weights of a sentence-transformers model.
+_LENGTHS = "sentence_bert_config.json"
 # The ends of the names of files that torch.save wrote.
 PICKLES = (".bin", ".pt", ".pth", ".pkl")
 # The names that transformers invents for labels without names.
@@ -246,11 +248,30 @@ def _write_sentence(pretrained: Pretrained, folder: str) -> None:
   ]  # fmt: skip
   for path in filter(None, names.values()):
     files.make_folders(os.path.join(folder, path))
-  write_json(os.path.join(folder, "modules.json"), modules)
-  write_json(
-    os.path.join(folder, names["Pooling"], "config.json"),
+
+  def write(name: str, value: Any) -> None:
+    write_json(os.path.join(folder, name), value)
+
+  write("modules.json", modules)
+  write(
+    f"{names['Pooling']}/config.json",
     {"word_embedding_dimension": pretrained.model["hidden_size"]}
     | {f"pooling_mode_{known[k]}": k == pooling[0] for k in known},
+  )
+  if "normalize" in steps:
+    write(f"{names['Normalize']}/config.json", {})
+  seq_len = pretrained.seq_len or pretrained.model["max_len"]
+  # The tokenizer lower-cases by itself if the model does.
+  write(_LENGTHS, {"max_seq_length": seq_len, "do_lower_case": False})
+  is_cosine = "normalize" in steps
+  write(
+    "config_sentence_transformers.json",
+    {
+      "model_type": "SentenceTransformer",
+      "prompts": {},
+      "default_prompt_name": None,
+      "similarity_fn_name": "cosine" if is_cosine else "dot",
+    },
   )
 
 

@@ -25,15 +25,25 @@ from bert_jax.weights.pretrained import checked_length
 from bert_jax.weights.pretrained import naming
 
 
-def read_tensors(step: str) -> dict[str, np.ndarray]:
+def read_tensors(step: str, which: str = "evaluated") -> dict[str, np.ndarray]:
   """Reads the parameters of a saved step, with layers unrolled.
 
   Adapters are merged into the kernels that they belong to.
+
+  Args:
+    step: the folder of the step.
+    which: "last" for the parameters, "average" for their average, "evaluated"
+      for those that the run evaluates.
   """
   from bert_jax.runtime import checkpoint  # slow to import
 
   with naming(step):
-    tree = checkpoint.read_params(step)
+    is_average = which == "average"
+    workdir = _workdir_of(step)
+    if which == "evaluated" and runs.exists(workdir):
+      group = runs.read_run(workdir)["config"].get("eval") or {}
+      is_average = bool(group.get("average"))
+    tree = checkpoint.read_params(step, is_average=is_average)
     tensors = param_trees.unstack(check_arrays(param_trees.flatten(tree)))
     if not any(map(adapters.is_adapter, tensors)):
       return tensors
@@ -140,6 +150,8 @@ def write(
     "argv": ["bert-jax", *sys.argv[1:]],
     "started": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
   }
+  if pretrained.sentence:
+    run["sentence"] = list(pretrained.sentence)
   if pretrained.tokenizer:
     pretrained.tokenizer.save(os.path.join(folder, "vocab"))
   checkpoint.write_params(folder, param_trees.nest(tensors))

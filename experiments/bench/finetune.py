@@ -24,7 +24,6 @@ import importlib.util
 import json
 import os
 from pathlib import Path
-import statistics
 import sys
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -218,15 +217,7 @@ def main(argv=None):
     sides_lib.limit_threads(args.threads)
     make = make_ours if args.side == "ours" else make_reference
     return sides_lib.serve(*make(args))
-  from bert_jax.runtime import machine
-
-  environs = {"ours": machine.huge_pages(os.environ)}
-  sides = {
-    name: sides_lib.Side(
-      __file__, name, argv, environs.get(name, dict(os.environ))
-    )
-    for name in SIDES
-  }
+  sides = sides_lib.start(__file__, argv, SIDES)
   print(
     f"{args.task}, {args.batch_size} examples a step, at most {args.seq_len} "
     f"tokens each, {args.threads} threads; examples/s"
@@ -253,13 +244,7 @@ def main(argv=None):
     show(str(i), [column[-1] for column in table.values()])
   for side in sides.values():
     side.close()
-  summary = {}
-  for statistic in (statistics.median, min, max):
-    values = [statistic(column) for column in table.values()]
-    show(statistic.__name__, values)
-    summary[statistic.__name__] = dict(
-      zip(columns, (round(v, 3) for v in values), strict=True)
-    )
+  summary = sides_lib.summarize(table, show)
   given = {k: v for k, v in vars(args).items() if k not in ("side", "model")}
   print(json.dumps(given | {"unit": "examples/s"} | summary))
   return None

@@ -26,7 +26,6 @@ import json
 import os
 from pathlib import Path
 import random
-import statistics
 import sys
 import tempfile
 import warnings
@@ -260,17 +259,7 @@ def largest_differences(folder):
 
 def compare(args, argv, folder):
   """Lets the sides take turns; prints a table, returns a summary."""
-  from bert_jax.runtime import machine
-
-  # Ours runs in the environment that the launcher makes for itself.
-  environs = {"ours": machine.huge_pages(os.environ)}
-  argv = [*argv, f"--folder={folder}"]
-  sides = {
-    name: sides_lib.Side(
-      __file__, name, argv, environs.get(name, dict(os.environ))
-    )
-    for name in SIDES
-  }
+  sides = sides_lib.start(__file__, [*argv, f"--folder={folder}"], SIDES)
   differences = largest_differences(folder)
   if max(differences.values()) > TOLERANCE:
     raise SystemExit(f"the vectors differ from ours by {differences}")
@@ -298,13 +287,7 @@ def compare(args, argv, folder):
     show(str(i), [column[-1] for column in table.values()])
   for side in sides.values():
     side.close()
-  summary: dict[str, dict[str, float]] = {}
-  for statistic in (statistics.median, min, max):
-    values = [statistic(column) for column in table.values()]
-    show(statistic.__name__, values)
-    summary[statistic.__name__] = dict(
-      zip(columns, (round(v, 3) for v in values), strict=True)
-    )
+  summary = sides_lib.summarize(table, show)
   return summary | {"largest_difference": max(differences.values())}
 
 

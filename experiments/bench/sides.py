@@ -6,6 +6,7 @@ for every side, and asks each for some steps in turn.
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -72,6 +73,42 @@ def torch_step(model, optimizer, inputs):
   return loss.item()
 
 
+def start(script, argv, names):
+  """Starts a process for each side; returns name -> side.
+
+  The side "ours" runs in the environment that the launcher makes for itself.
+
+  Args:
+    script: the path of the benchmark.
+    argv: its arguments.
+    names: the names of the sides.
+  """
+  from bert_jax.runtime import machine
+
+  plain = dict(os.environ)
+  environs = {"ours": machine.huge_pages(plain)}
+  return {
+    name: Side(script, name, argv, environs.get(name, plain)) for name in names
+  }
+
+
+def summarize(table, show):
+  """Prints and returns the median, least and most of each column.
+
+  Args:
+    table: name of a column -> its numbers.
+    show: prints a row: (title, numbers).
+  """
+  summary = {}
+  for statistic in (statistics.median, min, max):
+    values = [statistic(column) for column in table.values()]
+    show(statistic.__name__, values)
+    summary[statistic.__name__] = dict(
+      zip(table, (round(v, 3) for v in values), strict=True)
+    )
+  return summary
+
+
 class Side:
   """A process that runs one of the two, and waits while the other does."""
 
@@ -97,6 +134,7 @@ class Side:
     return secs, share
 
   def close(self):
+    """Ends the process."""
     self._asks.close()
     self._process.wait()
     self._answers.close()

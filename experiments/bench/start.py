@@ -47,7 +47,10 @@ def _measure(command: list[str]) -> tuple[float, float]:
 
 def _environ() -> dict[str, str]:
   # Without another start of the same program; see runtime/machine.py.
-  return os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+  environ = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+  # Python keeps compiled modules, as it does where the package is installed.
+  environ.pop("PYTHONDONTWRITEBYTECODE", None)
+  return environ
 
 
 def main() -> None:

@@ -144,8 +144,8 @@ def packed_batch(args, num_rows, folder):
   return batch
 
 
-def one_a_row(batch):
-  """Returns what the reference takes: each sequence in a row, with labels.
+def fields_of(batch):
+  """Returns inputs and labels [B, L] of a batch by the names of the reference.
 
   Args:
     batch: by batch key, packed or not.
@@ -155,12 +155,21 @@ def one_a_row(batch):
   labels[row, batch["masked_positions"][row, slot]] = batch["masked_ids"][
     row, slot
   ]
-  fields = {
+  return {
     "input_ids": batch["input_ids"],
     "attention_mask": batch["input_mask"],
     "token_type_ids": batch["segment_ids"],
     "labels": labels,
   }
+
+
+def one_a_row(batch):
+  """Returns what the reference takes: each sequence in a row, with labels.
+
+  Args:
+    batch: by batch key, packed or not.
+  """
+  fields = fields_of(batch)
   if "sequence_ids" not in batch:
     return fields | {"next_sentence_label": batch["nsp_label"]}
   row, slot = np.nonzero(batch["weight"])
@@ -273,15 +282,7 @@ def main(argv=None):
 
 def compare(args, argv, flags, batch):
   """Lets the two sides take turns on a batch and prints what they did."""
-  from bert_jax.runtime import machine
-
-  # Ours runs in the environment that the launcher makes for itself.
-  sides = {
-    "ours": sides_lib.Side(
-      __file__, "ours", argv, machine.huge_pages(os.environ)
-    ),
-    "hf": sides_lib.Side(__file__, "hf", argv, dict(os.environ)),
-  }
+  sides = sides_lib.start(__file__, argv, ("ours", "hf"))
   num_tokens = int(batch["input_mask"].sum())
   table: dict[str, list[float]] = {
     name: [] for name in ("ours", "hf", "ratio", "others")

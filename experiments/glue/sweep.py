@@ -18,7 +18,10 @@ LEARNING_RATES = (5e-5, 4e-5, 3e-5, 2e-5)
 
 
 def get_config(text=None):
-  """Arguments: from, data, tasks, seeds, random weights, together, dtype."""
+  """Arguments: from, data, tasks, seeds, random, together, dtype, lstm.
+
+  `lstm` is the number of layers of a BiLSTM under the head, as in table 5.
+  """
   args = base.arguments(
     text,
     data="data/glue",
@@ -27,9 +30,12 @@ def get_config(text=None):
     random=False,
     together=False,
     dtype="float32",
+    lstm=0,
     **{"from": ""},
   )
   more = {"data.one_row_len": True} if args.together else {}
+  if args.lstm:
+    more["init_changes"] = [f"model.head_lstm_layers={args.lstm}"]
   config = "configs/finetune.py:task={},from={},random={}"
   return sweep.make(
     sweep.trial(

@@ -4,6 +4,7 @@
   python -m experiments.plan.table meshes     all that meshes.json lacks
   python -m experiments.plan.table depth      all that depth.json lacks
   python -m experiments.plan.table long       all that long.json lacks
+  python -m experiments.plan.table recipes    all that recipes.json lacks
   python -m experiments.plan.table --only=v5e:4x4
   python -m experiments.plan.table --again    all, also those it has
   python -m experiments.plan.table --list
@@ -42,6 +43,11 @@ KEPT = (
   "predicted_mfu_without_communication",
   "predicted_mfu_all_positions",
   "predicted_tokens_per_sec",
+  "assumed_step_secs",
+  "assumed_mfu",
+  "memory_secs_per_step",
+  "error",
+  "pallas_kernels",
   "secs_by_kind",
   "hbm_bytes_per_device",
   "hbm_available_bytes",
@@ -243,6 +249,88 @@ def long_entries() -> list[Entry]:
   return found
 
 
+_FUSED = (("model.attention", "fused"),)
+_SPLASH = (("model.attention", "splash"),)
+# Of the micro-batches of a step, as in configs/tpu.py.
+_PARTS = 8
+# Name of a recipe: its config, further settings, and the rows that a device
+# computes at once. A recipe in phases has an entry for each shape.
+RECIPES: dict[str, tuple[str, tuple[tuple[str, Any], ...], int]] = {
+  "BERT base": ("configs/pretrain.py:size=base,seq_len=512", _FUSED, 32),
+  "RoBERTa base": ("configs/roberta.py:size=base", _FUSED, 32),
+  "ALBERT base": ("configs/albert.py:size=base", _FUSED, 32),
+  "ELECTRA base": ("configs/electra.py:size=base", _FUSED, 32),
+  "ELECTRA base, disentangled": (
+    "configs/electra.py:size=base",
+    (*_FUSED, ("generator.sharing", "disentangled")),
+    32,
+  ),
+  "DeBERTa-v3 base": (
+    "configs/electra.py:family=deberta-v2,size=base",
+    (("model.remat", "full"),),
+    4,
+  ),
+  "DistilBERT, 6 layers": (
+    "configs/distill.py:teacher=TEACHER,student_layers=6,steps=1000",
+    (*_FUSED, ("distill.positions", "masked"),
+     ("distill.teacher_dtype", "bfloat16"), ("train.export", "")),
+    16,
+  ),
+  "ModernBERT base, main": (
+    "configs/modernbert.py:size=base",
+    (*_SPLASH, ("train.phases", ())),
+    16,
+  ),
+  "ModernBERT base, longer": (
+    "configs/modernbert.py:size=base,seq_len=8192",
+    (*_SPLASH, ("train.phases", ()), ("model.rope_theta", 160_000.0)),
+    1,
+  ),
+}  # fmt: skip
+
+
+def recipe_entries() -> list[Entry]:
+  """Every recipe of pre-training on two slices, at full depth."""
+  found = []
+  for topology in ("v5e:2x2", "v5e:4x4"):
+    for name, (config, settings, rows) in RECIPES.items():
+      more = (
+        ("model.dtype", "bfloat16"),
+        ("data.batch_size", rows * SLICES[topology] * _PARTS),
+        ("optim.num_micro_batches", _PARTS),
+        *settings,
+      )
+      found.append(Entry(config, more, topology, name))
+  return found
+
+
+def blank_teacher(folder: str) -> None:
+  """Writes BERT base with zeros for weights, of which only shapes matter."""
+  import numpy as np
+
+  from bert_jax import weights
+  from bert_jax.configs import base
+  from bert_jax.models import heads
+  from bert_jax.models import params
+  from bert_jax.runtime import settings
+
+  config = base.get_config()
+  config.model.vocab_size = settings.VOCAB_SIZE
+  model = {key: config.model[key] for key in settings.SHAPE_KEYS}
+  flat = {
+    path: np.zeros(shape, np.float32)
+    for path, shape in heads.param_shapes(model, 2).items()
+    if path.startswith(("encoder/", "mlm/"))
+  }
+  blank = weights.Pretrained(
+    format="bert_jax",
+    family="bert",
+    model={k: v for k, v in model.items() if k != "family"},
+    params=params.nest(flat),
+  )
+  weights.write(blank, folder, "bert_jax")
+
+
 def compile_entry(entry: Entry) -> dict[str, Any]:
   """Runs --mode=plan; returns what the table keeps of its plan.
 
@@ -251,9 +339,14 @@ def compile_entry(entry: Entry) -> dict[str, Any]:
   """
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "plan.json"
+    arguments = entry.arguments()
+    if "teacher=TEACHER" in entry.config:
+      teacher = f"{folder}/teacher"
+      blank_teacher(teacher)
+      arguments = [x.replace("TEACHER", teacher, 1) for x in arguments]
     done = subprocess.run(
       [sys.executable, "-m", "bert_jax.main", "--mode=plan",
-       *entry.arguments(), f"--output={path}"],
+       *arguments, f"--output={path}"],
       cwd=ROOT, capture_output=True, text=True, check=False,
       # Flags for the CPU, such as tests set, would change the program.
       env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
@@ -266,7 +359,15 @@ def compile_entry(entry: Entry) -> dict[str, Any]:
 
 
 def drift(old: dict[str, Any], new: dict[str, Any]) -> dict[str, float]:
-  """By how much the figures of two rows differ, as shares of the old ones."""
+  """By how much the figures of two rows differ, as shares of the old ones.
+
+  A row that is older than the schedules is compared by its own ruler.
+  """
+  if "assumed_mfu" not in old and "assumed_mfu" in new:
+    new = new | {
+      "predicted_mfu": new["assumed_mfu"],
+      "predicted_step_secs": new["assumed_step_secs"],
+    }
   return {
     name: abs(new[name] - old[name]) / abs(old[name])
     for name in COMPARED
@@ -285,9 +386,17 @@ def to_markdown(table: dict[str, dict[str, Any]]) -> str:
     "mathematics needs (bert_jax/models/flops.py); with the last layer counted",
     "at all positions it is the figure in parentheses.",
     "",
+    "Kernels count by their scheduled bundles, and what the memory cannot feed",
+    "by its bytes; the column `by shares of peak` has the MFU without either.",
+    "Rows where it says `all` were planned earlier: all their figures are by",
+    "shares of peak. The last column says by how much a step grows if the",
+    "memory gives a fifth less, and if each step of a kernel's grid costs its",
+    "documented 0.35 us on top.",
+    "",
     "| config | topology | rows x tokens | memory, GiB | step, ms | MFU |"
-    " without communication | tokens/s | sent, MB |",
-    "|---|---|---|---|---|---|---|---|---|",
+    " without communication | tokens/s | sent, MB | by shares of peak |"
+    " compiled in, s | step grows by |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|",
   ]
   for key, row in table.items():
     config, _, topology = key.rpartition(" @ ")
@@ -310,10 +419,71 @@ def to_markdown(table: dict[str, dict[str, Any]]) -> str:
         f"{row['predicted_mfu_without_communication']:.1%}",
         f"{row['predicted_tokens_per_sec']:,.0f}",
         f"{row['collective_bytes_per_step'] / 1e6:,.0f}",
+        f"{row['assumed_mfu']:.1%}" if "assumed_mfu" in row else "all",
+        f"{row['compile_secs']:.0f}" if "compile_secs" in row else "",
+        _growth(row),
       ]
     else:
-      cells += ["does not fit", "", "", "", ""]
+      cells += ["does not fit", *6 * [""]]
     lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join(lines + _origin(table)) + "\n"
+
+
+def _growth(row: dict[str, Any]) -> str:
+  """By how much a step would grow if what is assumed of it failed."""
+  if "error" not in row:
+    return ""
+  memory, grid = (
+    row["error"][name]
+    for name in (
+      "if_memory_gives_a_fifth_less",
+      "if_grid_steps_cost_what_is_documented",
+    )
+  )
+  return f"{memory:.1%}, {grid:.1%}"
+
+
+def recipes_to_markdown(table: dict[str, dict[str, Any]]) -> str:
+  """The table of recipes as Markdown, with the distance of ELECTRA to BERT."""
+  lines = [
+    "# Predicted speed and memory of the recipes",
+    "",
+    "Made by `make plan-recipes` from compiled programs; nothing was run on a",
+    "TPU, and every time is a prediction. Full depth. A step has",
+    f"{_PARTS} micro-batches. MFU counts what the mathematics needs, of both",
+    "models where two are trained.",
+    "",
+    "| recipe | topology | rows x tokens | memory, GiB | step, ms | MFU |"
+    " tokens/s |",
+    "|---|---|---|---|---|---|---|",
+  ]
+  mfu: dict[tuple[str, str], float] = {}
+  for row in table.values():
+    cells = [
+      row["phase"],
+      row["topology"],
+      f"{row['batch_size']:,} x {row['seq_len']:,}",
+      f"{row['hbm_bytes_per_device'] / 2**30:.1f} of "
+      f"{row['hbm_available_bytes'] / 2**30:.1f}",
+    ]
+    if row["fits"]:
+      mfu[row["phase"], row["topology"]] = row["predicted_mfu"]
+      cells += [
+        f"{row['predicted_step_secs'] * 1e3:,.0f}",
+        f"{row['predicted_mfu']:.1%}",
+        f"{row['predicted_tokens_per_sec']:,.0f}",
+      ]
+    else:
+      cells += ["does not fit", "", ""]
+    lines.append("| " + " | ".join(cells) + " |")
+  for (name, topology), found in mfu.items():
+    whole = mfu.get(("BERT base", topology))
+    if name.startswith("ELECTRA") and whole:
+      lines += [
+        "",
+        f"{name} on {topology}: {(whole - found) * 100:.1f} points under BERT"
+        " base.",
+      ]
   return "\n".join(lines + _origin(table)) + "\n"
 
 
@@ -480,6 +650,7 @@ TABLES = {
   "meshes": (mesh_entries, meshes_to_markdown),
   "depth": (depth_entries, depth_to_markdown),
   "long": (long_entries, long_to_markdown),
+  "recipes": (recipe_entries, recipes_to_markdown),
 }
 
 

@@ -29,6 +29,7 @@ from bert_jax.runtime import metrics_log
 from bert_jax.training import optim
 from bert_jax.training import session
 from configs import small
+from experiments.bench import train as bench_train
 
 _EVERY = 50
 _CHANGES = {
@@ -137,17 +138,7 @@ def _inputs(batch: dict[str, np.ndarray]) -> dict[str, Any]:
   """Returns a batch as the model of transformers takes it."""
   import torch
 
-  labels = np.full(batch["input_ids"].shape, -100)
-  row, slot = np.nonzero(batch["masked_weights"])
-  labels[row, batch["masked_positions"][row, slot]] = batch["masked_ids"][
-    row, slot
-  ]
-  fields = {
-    "input_ids": batch["input_ids"],
-    "attention_mask": batch["input_mask"],
-    "token_type_ids": batch["segment_ids"],
-    "labels": labels,
-  }
+  fields = bench_train.fields_of(batch)
   return {k: torch.tensor(v, dtype=torch.long) for k, v in fields.items()}
 
 

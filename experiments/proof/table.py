@@ -70,12 +70,14 @@ def page(rows: list[Any]) -> str:
     metric = tasks.TASKS[tune.TASKS[name][0]].main_metric
     for start, values in found[name].items():
       fresh = found[name].get(f"{start}, fresh", [])
-      cells = (name, metric, start, str(len(values)), _score(values))
+      cells = (name, metric, start, str(len(values)))
+      cells += (describe_scores(values),)
       lines.append(f"| {' | '.join(cells)} | {_gain(values, fresh)} |")
   return "\n".join([*lines, ""])
 
 
-def _score(values: list[float]) -> str:
+def describe_scores(values: list[float]) -> str:
+  """Returns the median of scores, with the least and the greatest."""
   return (
     f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
   )

@@ -103,14 +103,16 @@ class Row:
   status: str = "not run"
 
 
-def pretraining(size="base", **settings) -> tuple[Work, ...]:
+def pretraining(
+  size="base", recipe="pretrain", attention="fused", **settings
+) -> tuple[Work, ...]:
   """The two phases of a million steps of 256 rows (appendix A.2)."""
   common = (
     "--config.model.dtype=bfloat16",
-    "--config.model.attention=fused",
+    f"--config.model.attention={attention}",
     *(f"--config.{k}={v}" for k, v in settings.items()),
   )
-  config = f"--config=configs/pretrain.py:size={size}"
+  config = f"--config=configs/{recipe}.py:size={size}"
   second = "--config.data.seq_len=512"
   return (
     Work(PRETRAINING_SLICE, (config, *common), 900_000),
@@ -118,8 +120,15 @@ def pretraining(size="base", **settings) -> tuple[Work, ...]:
   )
 
 
-def finetuning(tasks, repeats, size="base") -> tuple[Work, ...]:
-  """Fine-tuning on tasks, so many times each; NER as its grid has it."""
+def finetuning(tasks, repeats, size="base", more=()) -> tuple[Work, ...]:
+  """Fine-tuning on tasks, so many times each; NER as its grid has it.
+
+  Args:
+    tasks: their names.
+    repeats: how often each is trained.
+    size: of the encoder.
+    more: what else differs in the model.
+  """
   found = []
   for kind, names in KINDS.items():
     recipes = NER_GRID if kind == "tag" else (RECIPES[kind],)
@@ -136,6 +145,7 @@ def finetuning(tasks, repeats, size="base") -> tuple[Work, ...]:
           f"--config=configs/finetune.py:task={PLANNED_AS[kind]}",
           "--config.model.dtype=bfloat16",
           *_shape(size),
+          *more,
         ]
         if kind == "tag":
           arguments += [
@@ -174,15 +184,17 @@ def prepare_commands(output, *more):
   return " ".join(first), " ".join(second)
 
 
-def pretrain_commands(name, *more, size="base"):
+def pretrain_commands(
+  name, *more, size="base", recipe="pretrain", attention="fused"
+):
   """Those of the two phases; `name` ends in -cased if its text is."""
   first, second = f"runs/{name}-128", f"runs/{name}"
   data = "runs/text" + ("-cased" if name.endswith("-cased") else "")
-  config = f"configs/pretrain.py:size={size}"
+  config = f"configs/{recipe}.py:size={size}"
   common = (
     f"--config.data.dir={data}",
     "--config.model.dtype=bfloat16",
-    "--config.model.attention=fused",
+    f"--config.model.attention={attention}",
     # The paper goes on from the last step, not from the best: keep no best.
     "--config.checkpoint.best_metric=",
     *more,
@@ -238,6 +250,88 @@ TINY = (
   "at paper size not run; with tiny encoders on novels: rte, mrpc, cola, stsb "
   "([ablations](../ablations/table.md))"
 )
+
+
+LTR = "left_to_right"
+_CAUSAL = (
+  "--config.model.attention_pattern=causal",
+  "--config.model.pooling=last",
+)
+
+
+def left_to_right_rows() -> list[Row]:
+  """The left-to-right model of table 5, alone and with a BiLSTM."""
+  found = []
+  papers = (
+    "MNLI 82.1, QNLI 84.3, MRPC 77.5, SST-2 92.1, SQuAD F1 77.8",
+    "MNLI 82.1, QNLI 84.1, MRPC 75.7, SST-2 91.6, SQuAD F1 84.9",
+  )
+  for lstm, paper in enumerate(papers):
+    name = "ltr-lstm" if lstm else "ltr"
+    more = (*_CAUSAL, f"--config.model.head_lstm_layers={lstm}")
+    sweeps = tuple(
+      sweep_command(study, "runs/ltr", f"tasks={tasks}", "seeds=5",
+                    *([f"lstm={lstm}"] if lstm else []),
+                    results=f"runs/{study}-{name}")
+      for study, tasks in (("glue", ABLATED), ("squad", "squad_v1"))
+    )  # fmt: skip
+    first = pretrain_commands("ltr", recipe=LTR, attention="plain")
+    work = pretraining(recipe=LTR, attention="plain")
+    found.append(
+      Row(
+        "Table 5",
+        "left-to-right, no NSP" + (", with a BiLSTM" if lstm else ""),
+        paper,
+        (*(() if lstm else first), *sweeps),
+        (
+          *(() if lstm else work),
+          *finetuning(ABLATED.split("+"), 20, more=more if lstm else _CAUSAL),
+          *finetuning(("squad_v1",), 5, more=more if lstm else _CAUSAL),
+        ),
+        "not run",
+      )
+    )
+  return found
+
+
+_UNPLANNED = "not run; no plan, as its number of documents is not known here"
+
+
+def _triviaqa_rows() -> list[Row]:
+  """TriviaQA before SQuAD, and ensembles of seven systems (table 2)."""
+  seven = "runs/squad_v1-seven"
+  first = "runs/triviaqa-large"
+  return [
+    Row(
+      "Table 2", "SQuAD 1.1, large, ensemble of 7", "EM 85.8, F1 91.8",
+      (
+        sweep_command("squad", "runs/large", "tasks=squad_v1", "seeds=7",
+                      results=seven),
+        f"python -m bert_jax.training.ensemble {seven}/seed={{0..6}} "
+        f"--output={seven}/ensemble",
+      ),
+      finetuning(("squad_v1",), 7, "large"),
+      "not run; the paper's systems also start from different checkpoints",
+    ),
+    Row(
+      "Table 2", "SQuAD 1.1, large, TriviaQA first, one model and 7",
+      "EM 84.2, F1 91.1, test 85.1, 91.8; 7: EM 86.2, F1 92.2, test 87.4, 93.2",
+      (
+        "python -m bert_jax.tasks.triviaqa TRIVIAQA runs/triviaqa.json",
+        command(
+          "train", "configs/finetune.py:task=squad_v1,from=runs/large", first,
+          "--config.task.files.train=runs/triviaqa.json",
+          "--config.task.dir=SQUAD", "--config.model.dtype=bfloat16",
+        ),
+        sweep_command("squad", first, "tasks=squad_v1", "seeds=7",
+                      results="runs/squad_v1-triviaqa"),
+        "python -m bert_jax.training.ensemble "
+        "runs/squad_v1-triviaqa/seed={0..6} "
+        "--output=runs/squad_v1-triviaqa/ensemble",
+      ),
+      (), _UNPLANNED,
+    ),
+  ]  # fmt: skip
 
 
 def rows() -> list[Row]:
@@ -308,10 +402,7 @@ def rows() -> list[Row]:
       ),
     ]  # fmt: skip
   found += [
-    Row(
-      "Table 2", "SQuAD 1.1 with TriviaQA, and ensembles", "F1 91.1 to 92.2",
-      (), (), "not built: neither data from TriviaQA nor ensembles",
-    ),
+    *_triviaqa_rows(),
     Row(
       "Table 3", "SQuAD 2.0, large", "EM 78.7, F1 81.9, test 80.0, 83.1",
       (sweep_command("squad", "runs/large", "tasks=squad_v2", "seeds=5",
@@ -337,11 +428,7 @@ def rows() -> list[Row]:
       ),
       TINY,
     ),
-    Row(
-      "Table 5", "left-to-right, no NSP, with and without BiLSTM",
-      "MNLI 82.1 and 82.1, MRPC 77.5 and 75.7, SQuAD F1 77.8 and 84.9",
-      (), (), "not built: attention here sees both sides",
-    ),
+    *left_to_right_rows(),
   ]  # fmt: skip
   sizes = {
     "3 x 768": "perplexity 5.84, MNLI 77.9, MRPC 79.8, SST-2 88.4",
@@ -386,15 +473,23 @@ def rows() -> list[Row]:
     "probe.max_train_examples": 0,
     "probe.learning_rate": 5e-5,
   }
+  probed = [f"--config.{k}={v}" for k, v in probes.items()]
   found.append(
     Row(
-      "Figure 5", "base, MNLI dev after so many steps of pre-training",
-      "almost 1.0 more after 1M steps than after 500k",
-      pretrain_commands(
-        "base-probed", *(f"--config.{k}={v}" for k, v in probes.items())
+      "Figure 5", "base and left-to-right, MNLI dev after so many steps",
+      "almost 1.0 more after 1M steps than after 500k; masked LM passes "
+      "left-to-right almost at once",
+      (
+        *pretrain_commands("base-probed", *probed),
+        *pretrain_commands(
+          "ltr-probed", *probed, recipe=LTR, attention="plain"
+        ),
+        "python -m experiments.reproduce.figure5 --output=runs/figure5 "
+        "masked=runs/base-probed-128,runs/base-probed "
+        "left_to_right=runs/ltr-probed-128,runs/ltr-probed",
       ),
       # Without the fine-tuning of the probes.
-      pretraining(),
+      (*pretraining(), *pretraining(recipe=LTR, attention="plain")),
       "not run; probes of small encoders: [proof](../proof/README.md)",
     )
   )  # fmt: skip
@@ -465,34 +560,62 @@ def page(plans) -> str:
     "has every learning rate of the grid with five seeds, in bfloat16.",
     "",
     "`TEXT` stands for files of text, a sentence a line (or see "
-    "`prepare.format`); `GLUE`, `SQUAD`, `SWAG` and `NER` for folders of the "
-    "official files. Results are recorded by the sweeps and shown by "
-    "`--mode=report --input=RESULTS --output=DIR`. For scores on a test set, "
-    "evaluate the run that is best by dev with `task.predict_splits=test`; the "
-    "GLUE server takes what `python -m bert_jax.tasks.submission` makes of it.",
+    "`prepare.format`); `GLUE`, `SQUAD`, `SWAG`, `NER` and `TRIVIAQA` for "
+    "folders of the official files. Results are recorded by the sweeps and "
+    "shown by `--mode=report --input=RESULTS --output=DIR`. For scores on a "
+    "test set, evaluate the run that is best by dev with "
+    "`task.predict_splits=test`; the GLUE server takes what `python -m "
+    "bert_jax.tasks.submission` makes of it.",
     "",
-    "| paper | result | there | slice | hours, predicted | chip-hours | status "
-    "|",
-    "|---|---|---|---|---|---|---|",
+    *table_lines(rows(), plans),
+    *command_lines(rows()),
   ]
-  for row in rows():
-    found = cost(row.work, plans)
-    slices = ", ".join(dict.fromkeys(w.topology for w in row.work))
-    hours = ["not planned yet"] * 2 if found is None else _numbers(found)
-    if not row.work:
-      hours = ["", ""]
-    cells = [row.table, row.what, row.paper, slices, *hours, row.status]
-    lines.append(f"| {' | '.join(cells)} |")
-  lines += ["", "## Commands", ""]
-  for row in rows():
-    if row.commands:
-      lines += [f"{row.table}, {row.what}:", "", "```sh"]
-      lines += [_wrap(text) for text in row.commands]
-      lines += ["```", ""]
   if plans:
     commits = sorted({plan["commit"][:12] for plan in plans.values()})
     lines += [f"Plans were made from commit {', '.join(commits)}.", ""]
   return "\n".join(lines)
+
+
+def table_lines(found: list[Row], plans) -> list[str]:
+  """The table of some rows, with what their plans predict."""
+  lines = [
+    "| paper | result | there | slice | hours, predicted | chip-hours | status "
+    "|",
+    "|---|---|---|---|---|---|---|",
+  ]
+  for row in found:
+    planned = cost(row.work, plans)
+    slices = ", ".join(dict.fromkeys(w.topology for w in row.work))
+    hours = ["not planned yet"] * 2 if planned is None else _numbers(planned)
+    if not row.work:
+      hours = ["", ""]
+    cells = [row.table, row.what, row.paper, slices, *hours, row.status]
+    lines.append(f"| {' | '.join(cells)} |")
+  return lines
+
+
+def command_lines(found: list[Row]) -> list[str]:
+  """The commands of some rows, each row under its name."""
+  lines = ["", "## Commands", ""]
+  for row in found:
+    if row.commands:
+      lines += [f"{row.table}, {row.what}:", "", "```sh"]
+      lines += [_wrap(text) for text in row.commands]
+      lines += ["```", ""]
+  return lines
+
+
+def make_plans(work: list[Work], plans, path: Path, most=math.inf) -> None:
+  """Makes plans one after the other, and keeps each at once."""
+  for i, one in enumerate(work):
+    if i >= most:
+      break
+    print(one.key, flush=True)
+    plan = costs.make_plan(one.arguments, one.topology)
+    kept = ("predicted_step_secs", "predicted_mfu", "num_devices", "commit",
+            "versions", "compile_secs")  # fmt: skip
+    plans[one.key] = {name: plan[name] for name in kept}
+    path.write_text(json.dumps(plans, indent=1, sort_keys=True) + "\n")
 
 
 def _numbers(found):
@@ -526,15 +649,7 @@ def main(argv=None):
   args = parser.parse_args(argv)
   path = HERE / "plans.json"
   plans = json.loads(path.read_text()) if path.exists() else {}
-  for i, one in enumerate(missing(plans) if args.plan else ()):
-    if i >= args.max:
-      break
-    print(one.key, flush=True)
-    plan = costs.make_plan(one.arguments, one.topology)
-    kept = ("predicted_step_secs", "predicted_mfu", "num_devices", "commit",
-            "versions", "compile_secs")  # fmt: skip
-    plans[one.key] = {name: plan[name] for name in kept}
-    path.write_text(json.dumps(plans, indent=1, sort_keys=True) + "\n")
+  make_plans(missing(plans) if args.plan else [], plans, path, args.max)
   (HERE / "README.md").write_text(page(plans))
 
 

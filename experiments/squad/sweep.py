@@ -12,15 +12,17 @@ from bert_jax.sweeps import sweep
 
 
 def get_config(text=None):
-  """Arguments: from, data, tasks, seeds, dtype."""
+  """Arguments: from, data, tasks, seeds, dtype, lstm (layers of a BiLSTM)."""
   args = base.arguments(
     text, data="data/squad", tasks="squad_v1+squad_v2", seeds=1,
-    dtype="float32", **{"from": ""},
+    dtype="float32", lstm=0, **{"from": ""},
   )  # fmt: skip
+  more = {"init_changes": [f"model.head_lstm_layers={args.lstm}"]}
   return sweep.make(
     sweep.trial(
       f"configs/finetune.py:task={task},from={args['from']}",
-      {"task.dir": args.data, "model.dtype": args.dtype, "seed": seed},
+      {"task.dir": args.data, "model.dtype": args.dtype, "seed": seed}
+      | (more if args.lstm else {}),
     )
     for task in args.tasks.split("+")
     for seed in range(args.seeds)

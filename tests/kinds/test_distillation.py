@@ -1,5 +1,7 @@
 """Tests of objective=distill: losses, layers of the student, the teacher."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,13 @@ import pytest
 from bert_jax import weights
 from bert_jax.kinds import losses
 from bert_jax.kinds import table
+from bert_jax.models import distilled
 from bert_jax.models import params as param_trees
+from bert_jax.models import replaced_tokens
+from bert_jax.models.config import ModelConfig
 from bert_jax.training import train
 from bert_jax.weights import extending
+from bert_jax.weights import workdir
 from configs import base
 from tests.support import small_models
 from tests.support import tiny_run
@@ -78,8 +84,6 @@ def make_config(folder):
 def test_a_teacher_that_does_not_fit_is_refused(
   tmp_path, model, changes, words
 ):
-  from bert_jax.models.config import ModelConfig
-
   teacher = small_models.make(**model)
   weights.write(teacher, tmp_path / "teacher", "bert_jax")
   config = make_config(tmp_path / "teacher")
@@ -107,8 +111,6 @@ def test_a_student_nears_a_teacher_that_stays(
   config.eval.every_steps = 0
   workdir = str(tmp_path / "run")
   found = train.train(config, workdir)
-  import json
-
   with open(f"{workdir}/metrics.jsonl") as f:
     first = json.loads(f.readline())
   assert first["step"] == 0
@@ -134,3 +136,106 @@ def test_a_student_nears_a_teacher_that_stays(
   sizes = sum(np.prod(x.shape) for x in moments)
   own = sum(v.size for v in param_trees.flatten(student).values())
   assert sizes < 2.2 * own
+
+
+# --- Layer by layer ---
+
+
+def test_layers_of_a_student_are_spread_over_those_of_the_teacher():
+  assert distilled.layer_map(4, 12) == (3, 6, 9, 12)
+  assert distilled.layer_map(3, 4) == (1, 3, 4)
+  assert distilled.layer_map(2, 2) == (1, 2)
+
+
+def test_layerwise_losses_by_hand():
+  x, y = jnp.zeros((2, 1, 2, 4)), jnp.array([1.0, 2.0])[:, None, None, None]
+  found = losses.squared_distance(
+    x, jnp.broadcast_to(y, x.shape), jnp.array([[1.0, 0.0]])
+  )
+  assert tuple(map(float, found)) == (5.0, 1.0)  # 1 + 4 at one token
+  ours = jnp.full((1, 1, 1, 2, 2), 0.5)
+  theirs = jnp.array([[0.25, 0.75], [1.0, 0.0]])[None, None, None]
+  total, count = losses.attention_divergence(
+    ours, theirs, jnp.array([[1.0, 1.0]])
+  )
+  want = 0.25 * np.log(0.5) + 0.75 * np.log(1.5) + np.log(2)
+  assert float(count) == 2
+  assert float(total) == pytest.approx(want, rel=1e-6)
+
+
+def layerwise(folder, **changes):
+  config = make_config(folder)
+  for name in distilled.LAYERWISE:
+    config.distill[f"{name}_weight"] = 1.0
+  config.distill.cosine_weight = 0.0
+  config.distill.update(changes)
+  return config
+
+
+def test_the_maps_of_attention_need_equal_heads_and_a_program_that_shows_them(
+  tmp_path,
+):
+  teacher = small_models.make()
+  weights.write(teacher, tmp_path / "teacher", "bert_jax")
+  for changes, words in (
+    ({"num_heads": 4}, ("2 heads", "student 4")),
+    ({"scan_layers": True}, ("model.scan_layers=True",)),
+  ):
+    config = layerwise(tmp_path / "teacher")
+    config.model.update(teacher.shape | changes)
+    objective = table.get("distill").for_config(config)
+    with pytest.raises(ValueError) as error:
+      objective.make_model(ModelConfig.from_config(config.model))
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_narrower_student_learns_projections_that_no_reader_meets(tmp_path):
+  teacher = small_models.make()
+  weights.write(teacher, tmp_path / "teacher", "bert_jax")
+  config = layerwise(tmp_path / "teacher")
+  config.model.update(teacher.shape | {"hidden_size": 4, "num_layers": 1})
+  config.model.dropout_rate = config.model.attention_dropout_rate = 0.0
+  objective = table.get("distill").for_config(config)
+  model = objective.make_model(ModelConfig.from_config(config.model))
+  rng = np.random.default_rng(0)
+  ids = jnp.asarray(rng.integers(5, 9, (2, 6)), jnp.int32)
+  batch = {
+    "input_ids": ids, "input_mask": jnp.ones_like(ids),
+    "segment_ids": jnp.zeros_like(ids),
+    "masked_positions": jnp.array([[1], [2]]), "masked_ids": ids[:, :1],
+    "masked_weights": jnp.ones((2, 1)), "weight": jnp.ones(2),
+  }  # fmt: skip
+  params = model.init(jax.random.key(0), **objective.arguments(batch))
+  params = params["params"]
+  assert params["fits"]["hidden"]["kernel"].shape == (4, 8)
+  outputs = objective.apply(model, params, batch)
+  assert outputs[5]["hidden"][0].shape == (1, 2, 6, 8)
+  assert outputs[5]["attention"][0].shape == (1, 2, 2, 6, 6)
+  np.testing.assert_allclose(outputs[5]["attention"][1].sum(-1), 1, rtol=1e-5)
+  found = objective.losses(outputs, batch)
+  assert found.keys() == objective.weights(batch).keys()
+  assert {"hidden_loss", "attention_loss", "embedding_loss"} <= found.keys()
+  taken = workdir.take_parts({"fits/hidden/kernel": 1, "encoder/x": 2})
+  assert taken == {"fits/hidden/kernel": 1}  # to go on from
+  assert "fits" in replaced_tokens.PARTS  # and no other format has it
+
+
+@pytest.mark.slow
+def test_a_student_of_the_same_shape_starts_without_layerwise_losses(
+  prepared, finished_run, tmp_path
+):
+  config = tiny_run.tiny_config(prepared)
+  config.model.dropout_rate = config.model.attention_dropout_rate = 0.0
+  config.objective = "distill"
+  config.distill.update(layerwise(finished_run.workdir).distill)
+  config.init_from = finished_run.workdir
+  config.train.total_steps, config.eval.at_start = 2, True
+  config.eval.every_steps = 0
+  workdir_ = str(tmp_path / "run")
+  found = train.train(config, workdir_)
+  with open(f"{workdir_}/metrics.jsonl") as f:
+    first = json.loads(f.readline())
+  for name in distilled.LAYERWISE:
+    assert abs(first[f"eval/{name}_loss"]) < 1e-5
+    assert found[f"eval/{name}_loss"] > 0
+  assert weights.read(workdir_).params.keys() == {"encoder", "mlm"}

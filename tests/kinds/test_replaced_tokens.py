@@ -231,6 +231,7 @@ def test_a_sharded_step_is_that_of_one_device(prepared, tmp_path, sharing):
     config = tiny_electra(prepared, sharing)
     config.model.dropout_rate = config.model.attention_dropout_rate = 0.0
     config.mesh.update(axes)
+    config.generator.width_rate = 0.5  # heads for both halves of "tensor"
     config.train.total_steps = 3
     if name == "many":
       config.optim.num_micro_batches = 2

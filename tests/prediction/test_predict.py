@@ -27,6 +27,7 @@ from bert_jax.models import families
 from bert_jax.models.config import MODEL_KEYS
 from bert_jax.models.config import ModelConfig
 from bert_jax.prediction import predict
+from bert_jax.runtime import compile_cache
 from bert_jax.tasks import spec
 from configs import base
 from configs import predict as predict_config
@@ -163,6 +164,21 @@ class Predictors(dict):
 @pytest.fixture(scope="module")
 def predictors():
   return Predictors()
+
+
+@pytest.mark.parametrize("kind", ["fill-mask", "classify"])
+def test_a_second_start_traces_nothing_and_answers_alike(
+  kind, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(compile_cache, "own_folder", lambda: str(tmp_path))
+  records = RECORDS[kind][:2]
+  first = make_predictor(kind)
+  wanted = list(first(records))
+  for name in ("step", "init_params"):
+    monkeypatch.setattr(
+      type(first.answerer), name, lambda *_: pytest.fail("traced again")
+    )
+  assert list(make_predictor(kind)(records)) == wanted
 
 
 def assert_close(got, want, where="", tolerance=2e-5):

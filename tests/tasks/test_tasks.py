@@ -18,7 +18,7 @@ TFDS_WARNING = pytest.mark.filterwarnings("ignore:label:DeprecationWarning")
 NAMES = (
   "cola sst2 mrpc stsb qqp mnli qnli rte wnli ax squad_v1 squad_v2 swag"
   " hellaswag codah conll2003 wnut17 boolq cb copa multirc record"
-  " superglue_rte wic wsc axb axg race"
+  " superglue_rte wic wsc axb axg race stsb_similarity"
 ).split()
 NAMES += [f"xnli_{x}" for x in languages.XNLI]
 NAMES += [f"pawsx_{x}" for x in languages.PAWS_X]

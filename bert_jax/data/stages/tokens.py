@@ -21,6 +21,7 @@ from bert_jax.data.stages import inputs as inputs_lib
 from bert_jax.data.stages import stage
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
+from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.runtime import files
 from bert_jax.runtime import settings
@@ -55,26 +56,12 @@ def write(
       other settings.
   """
   tokenizer = load.load_tokenizer(os.path.join(folder, "vocab"))
-  has_records = {"tfds", *corpus.RECORD_FORMATS}.intersection(inputs.formats)
-  asked = {
-    "format": "+".join(inputs.formats) or prepare.format,
-    "held_out_rate": prepare.held_out_rate,
-    "held_out_seed": prepare.held_out_seed,
-    "language": "" if inputs.formats == ["sentences"] else prepare.language,
-    "text_key": prepare.text_key if has_records else "",
-    "units": inputs.cuts_hash(),
-    "vocab": tokenizer.fingerprint,
-  }
-  if any(unit.held_out_sentences for unit in inputs.units):
-    asked["held_out_by"] = held_out.BY_SENTENCES
-  suffixes = ["array_record", *records.TABLES]
+  asked = _settings(prepare, inputs, tokenizer)
+  suffixes, form = ["array_record", *records.TABLES], _REPORT
   if prepare.segmenter:
-    asked["segmenter"] = segmenters.load(prepare.segmenter).record
     segmenters.check(tokenizer)
     suffixes.append(records.WORDS)
-  form = _WORDS_REPORT if prepare.segmenter else _REPORT
-  if prepare.duplicates != "keep":
-    asked["duplicates"] = prepare.duplicates
+    form = _WORDS_REPORT
   target = os.path.join(folder, "tokens")
   work = stage.Stage(prepare, folder, "tokens", target, *suffixes)
   manifest_path = os.path.join(folder, "manifest.json")
@@ -111,19 +98,10 @@ def write(
   _check_documents(totals, prepare.held_out_rate)
   if num_null := sum(report.get("null_texts", 0) for report in results):
     _log.warning("left out %d records whose text is null", num_null)
-  more: dict[str, Any] = {}
-  if prepare.segmenter:
-    more["words"] = {
-      key: sum(report["words"][key] for report in results)
-      for key in manifests.WORDS
-    }
-  if prepare.duplicates != "keep":
-    more["dropped_documents"] = sum(map(len, dropped))
-    _log.info("dropped %d repeated documents", more["dropped_documents"])
   work.end(
       manifest_path,
       settings=asked,
-      **more,
+      **_counts(prepare, results, dropped),
       vocab_size=tokenizer.vocab_size,
       inputs=[
           dict(file=os.path.basename(u.path), start=u.start, end=u.end,
@@ -133,6 +111,53 @@ def write(
       totals=totals,
       shards=shards,
   )  # fmt: skip
+
+
+def _settings(
+  prepare: settings.Prepare,
+  inputs: inputs_lib.Inputs,
+  tokenizer: interface.Tokenizer,
+) -> dict[str, Any]:
+  """Returns what the tokens depend on, as the manifest records it."""
+  has_records = {"tfds", *corpus.RECORD_FORMATS}.intersection(inputs.formats)
+  asked = {
+    "format": "+".join(inputs.formats) or prepare.format,
+    "held_out_rate": prepare.held_out_rate,
+    "held_out_seed": prepare.held_out_seed,
+    "language": "" if inputs.formats == ["sentences"] else prepare.language,
+    "text_key": prepare.text_key if has_records else "",
+    "units": inputs.cuts_hash(),
+    "vocab": tokenizer.fingerprint,
+  }
+  if any(unit.held_out_sentences for unit in inputs.units):
+    asked["held_out_by"] = held_out.BY_SENTENCES
+  if prepare.segmenter:
+    asked["segmenter"] = segmenters.load(prepare.segmenter).record
+  if prepare.duplicates != "keep":
+    asked["duplicates"] = prepare.duplicates
+  return asked
+
+
+def _counts(
+  prepare: settings.Prepare, results: list[dict], dropped: list[list[int]]
+) -> dict[str, Any]:
+  """Returns the counts that the manifest has for some settings alone.
+
+  Args:
+    prepare: the `prepare` group of the config.
+    results: the reports of `tokenize_unit`.
+    dropped: the numbers of the documents of each unit that were left out.
+  """
+  more: dict[str, Any] = {}
+  if prepare.segmenter:
+    more["words"] = {
+      key: sum(report["words"][key] for report in results)
+      for key in manifests.WORDS
+    }
+  if prepare.duplicates != "keep":
+    more["dropped_documents"] = sum(map(len, dropped))
+    _log.info("dropped %d repeated documents", more["dropped_documents"])
+  return more
 
 
 def _recorded_hashes(manifest: dict, folder: str) -> dict[int, str]:

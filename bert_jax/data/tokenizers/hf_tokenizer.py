@@ -14,6 +14,7 @@ spelling of a special token in a text is read as text, as in the original code.
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -161,9 +162,22 @@ def _read_json(folder: str, name: str) -> dict[str, Any]:
   return files.read_json(os.path.join(folder, name), default={})
 
 
+@functools.lru_cache(maxsize=1)
+def _read_large_json(path: str, stamps: tuple[int, ...]) -> dict[str, Any]:
+  """Reads a JSON object again only if the file has changed."""
+  del stamps  # a part of the key
+  return files.read_json(path)
+
+
 def whole_of(folder: str) -> dict[str, Any]:
-  """Returns the content of tokenizer.json; {} if it does not hold the rules."""
-  whole = _read_json(folder, interface.SETTINGS_FILE)
+  """Returns the content of tokenizer.json; {} if it does not hold the rules.
+
+  It is asked several times while a folder is read, and must not be changed.
+  """
+  path = os.path.join(folder, interface.SETTINGS_FILE)
+  if not files.exists(path):
+    return {}
+  whole = _read_large_json(path, tuple(files.stamps(path)))
   # `Tokenizer.save` writes another file of this name.
   return whole if "model" in whole else {}
 

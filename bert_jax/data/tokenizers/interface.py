@@ -230,3 +230,20 @@ class Tokenizer(abc.ABC):
         f"{token!r} is not a piece of this {self.kind} vocabulary of"
         f" {self.vocab_size}; encode() cuts text that is not one piece"
       ) from None
+
+
+def without_spaces(text: str, start: int, end: int) -> tuple[int, int]:
+  """Returns a part of a text without the white space at its ends.
+
+  A piece that begins a word stands for the space before it, too.
+
+  Args:
+    text: the text.
+    start: the first character of the part.
+    end: the character behind the part.
+  """
+  while start < end and text[start].isspace():
+    start += 1
+  while start < end and text[end - 1].isspace():
+    end -= 1
+  return start, end

@@ -344,10 +344,7 @@ class PipelineTokenizer(interface.Tokenizer):
     ends: list[int] = []
     first = last = 0
     for start, end in found.offsets:
-      while start < end and text[start].isspace():
-        start += 1  # the mark of a word's start stands for the space before it
-      while start < end and text[end - 1].isspace():
-        end -= 1
+      start, end = interface.without_spaces(text, start, end)
       first = max(first, start)
       last = max(last, end, first)
       starts.append(first)

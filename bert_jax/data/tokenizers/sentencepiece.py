@@ -133,10 +133,7 @@ class SentencePieceTokenizer(interface.Tokenizer):
     starts: list[int] = []
     ends: list[int] = []
     for start, end in parsed["offsets"]:
-      while start < end and text[start].isspace():
-        start += 1  # the mark of a word's start stands for the space before it
-      while start < end and text[end - 1].isspace():
-        end -= 1
+      start, end = interface.without_spaces(text, start, end)
       starts.append(start)
       ends.append(end)
     ids = parsed["ids"]

@@ -60,6 +60,35 @@ class Window(NamedTuple):
   visible: Visible
 
 
+class Before(NamedTuple):
+  """A mask by which a token sees itself and what is before it in its sequence.
+
+  Attributes:
+    visible: what a token would see in both directions.
+  """
+
+  visible: Visible
+
+
+def causal_bias(visible, queries=None):
+  """Returns the bias by which a token sees nothing behind it.
+
+  Args:
+    visible: `Visible`, what it would see in both directions.
+    queries: [B, Q] int32, the positions of the queries; None: all.
+
+  Returns:
+    float32 [B, 1, Q, L].
+  """
+  keys = jnp.arange(visible.key_bias.shape[-1], dtype=jnp.int32)
+  if queries is None:
+    rows = visible.key_bias.shape[0]
+    queries = jnp.broadcast_to(keys[None], (rows, keys.size))
+  both = bias_of_queries(visible, queries)
+  is_seen = keys[None, None] <= queries[:, :, None]  # [B, Q, L]
+  return jnp.where(is_seen[:, None], both, MASKED_SCORE)
+
+
 def window_bias(window, radius, queries=None):
   """Returns the bias that a window stands for.
 
@@ -88,12 +117,15 @@ def bias_of_queries(bias, positions):
   """Returns the bias for some of the queries.
 
   Args:
-    bias: the bias of all queries, from `attention_bias`, or `Visible`.
+    bias: the bias of all queries, from `attention_bias`, or `Visible`, or
+      `Before`.
     positions: [B, Q] int32, the positions of these queries.
 
   Returns:
     float32 [B, 1, 1, L] or [B, 1, Q, L].
   """
+  if isinstance(bias, Before):
+    return causal_bias(bias.visible, positions)
   if isinstance(bias, Visible):
     key_bias, ids = bias
     if ids is None:
@@ -130,6 +162,12 @@ def see_window(input_mask, sequence_ids, takes_bias):
   return Window(Visible(attention_bias(input_mask), sequence_ids))
 
 
+def see_before(input_mask, sequence_ids, takes_bias):
+  """Returns a mask that hides what is behind a token; see `see_sequence`."""
+  visible = Visible(attention_bias(input_mask), sequence_ids)
+  return causal_bias(visible) if takes_bias else Before(visible)
+
+
 # Name of a pattern -> a function like `see_sequence`. Of the layers of
 # `model.attention_pattern=local`, some have the pattern "full".
-PATTERNS = {"full": see_sequence, "local": see_window}
+PATTERNS = {"full": see_sequence, "local": see_window, "causal": see_before}

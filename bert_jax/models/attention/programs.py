@@ -31,6 +31,8 @@ class Program:
     attend_window: the same for layers with local attention: (query, key, value,
       `masks.Window`, rng, rate, radius) with arrays [B, N, L, H]; None: the
       program has no local attention.
+    attend_causal: the same for a `masks.Before`, without a radius; None: the
+      program has no causal attention, unless it takes a bias.
   """
 
   check: Callable[[ModelConfig, int], None]
@@ -40,6 +42,12 @@ class Program:
   takes_bias: bool
   attend: Callable[..., Any]
   attend_window: Callable[..., Any] | None = None
+  attend_causal: Callable[..., Any] | None = None
+
+  @property
+  def has_causal(self) -> bool:
+    """Whether the program can hide what is behind a token."""
+    return self.takes_bias or self.attend_causal is not None
 
 
 # The modules of the kernels import Pallas, which is slow, so they are imported
@@ -78,6 +86,33 @@ def _attend_splash_window(query, key, value, window, rng, rate, radius):
   return splash.attend(query, key, value, window.visible, radius)
 
 
+def _check_cudnn(config: ModelConfig, length: int) -> None:
+  from bert_jax.models.attention import cudnn
+
+  cudnn.check_config(config, length)
+
+
+def _attend_cudnn(query, key, value, mask, rng, rate):
+  from bert_jax.models.attention import cudnn
+
+  del rng, rate
+  return cudnn.attend(query, key, value, mask)
+
+
+def _attend_cudnn_window(query, key, value, window, rng, rate, radius):
+  from bert_jax.models.attention import cudnn
+
+  del rng, rate
+  return cudnn.attend_window(query, key, value, window, radius)
+
+
+def _attend_splash_before(query, key, value, before, rng, rate):
+  from bert_jax.models.attention import splash
+
+  del rng, rate
+  return splash.attend(query, key, value, before.visible, is_causal=True)
+
+
 _FUSED = Program(
   check=_check_fused,
   row_unit=128,
@@ -106,6 +141,16 @@ PROGRAMS = {
     takes_bias=False,
     attend=_attend_splash,
     attend_window=_attend_splash_window,
+    attend_causal=_attend_splash_before,
+  ),
+  "cudnn": Program(
+    check=_check_cudnn,
+    row_unit=8,
+    has_dropout=False,
+    layout="heads",
+    takes_bias=False,
+    attend=_attend_cudnn,
+    attend_window=_attend_cudnn_window,
   ),
 }
 
@@ -135,6 +180,12 @@ def check_switches(config: ModelConfig) -> None:
     raise ValueError(
       f"model.attention={config.attention} has no local attention, but "
       f"model.attention_pattern=local; use a model.attention of {able}"
+    )
+  if config.attention_pattern == "causal" and not program.has_causal:
+    able = ", ".join(n for n, other in PROGRAMS.items() if other.has_causal)
+    raise ValueError(
+      f"model.attention={config.attention} has no causal attention, but "
+      f"model.attention_pattern=causal; use a model.attention of {able}"
     )
   if (
     positions.row_of(config.attention_positions).needs_scores

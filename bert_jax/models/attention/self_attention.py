@@ -64,8 +64,8 @@ class SelfAttention(nn.Module):
     Args:
       x: [B, L, D] hidden states.
       mask: a float32 bias, broadcastable to [B, N, Q, L], which plain attention
-        adds to the scores; or `masks.Visible` or `masks.Window` for the program
-        that the config names.
+        adds to the scores; or `masks.Visible`, `masks.Window` or `masks.Before`
+        for the program that the config names.
       deterministic: True switches dropout off.
       queries: [B, Q, D], the hidden states of the queries, with a bias as the
         mask; None: all of `x`.
@@ -84,7 +84,8 @@ class SelfAttention(nn.Module):
     rate = 0.0 if deterministic else cfg.attention_dropout_rate
     rng = self.make_rng("dropout") if rate else None
     is_window = isinstance(mask, masks.Window)
-    if not isinstance(mask, masks.Visible | masks.Window):
+    is_before = isinstance(mask, masks.Before)
+    if not (is_window or is_before or isinstance(mask, masks.Visible)):
       program = programs.PROGRAMS["plain"]
     elif rate:
       programs.check_dropout(cfg)
@@ -111,6 +112,10 @@ class SelfAttention(nn.Module):
       context = attend_window(
         query, key, value, mask, rng, rate, cfg.local_radius
       )
+    elif is_before:
+      self._show(query, key, lambda: masks.causal_bias(mask.visible))
+      attend_causal: Any = program.attend_causal
+      context = attend_causal(query, key, value, mask, rng, rate)
     elif row.table is not None:
       # Three kinds of scores are added up, each of variance H.
       relative = positions.relative_scores(

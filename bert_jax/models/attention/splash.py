@@ -5,9 +5,7 @@ memory on chip does not grow with the row. It therefore takes longer rows than
 `fused`, which keeps whole score matrices. It has no dropout of attention
 probabilities; a config with both is refused.
 
-Every token has a segment id and sees only its own segment. Each packed sequence
-is a segment, and so is the padding of a row, because a row of padding would
-otherwise divide by zero. The outputs for padding are not used.
+Who sees whom is in segments.py.
 """
 
 import math
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 
 from bert_jax.models.attention import masks
 from bert_jax.models.attention import plain
+from bert_jax.models.attention import segments
 from bert_jax.runtime import sharding
 
 P = jax.sharding.PartitionSpec
@@ -46,12 +45,7 @@ def check_shapes(length: int) -> None:
     )
 
 
-def segment_ids(visible: masks.Visible) -> jax.Array:
-  """Returns the number of each token's segment: int32 [B, L], 0 = padding."""
-  seen = visible.key_bias[:, 0, 0] == 0.0
-  if visible.sequence_ids is None:
-    return seen.astype(jnp.int32)
-  return jnp.where(seen, visible.sequence_ids, 0)
+segment_ids = segments.segment_ids
 
 
 def _block(length: int, radius: int | None = None) -> int:
@@ -66,7 +60,9 @@ def _block(length: int, radius: int | None = None) -> int:
   return max(size for size in sizes if length % size == 0)
 
 
-def kernel(query, key, value, ids, interpret=False, radius=None):
+def kernel(
+  query, key, value, ids, interpret=False, radius=None, is_causal=False
+):
   """Returns the context that the kernel computes on one device.
 
   Args:
@@ -77,6 +73,7 @@ def kernel(query, key, value, ids, interpret=False, radius=None):
     interpret: whether to run the kernel as plain operations, on any machine.
     radius: the longest distance that is visible, in tokens; None: any. Blocks
       that cannot see each other are skipped.
+    is_causal: whether a token sees nothing behind it; without a radius.
 
   Returns:
     [B, N, L, H] in the dtype of `query`.
@@ -88,6 +85,8 @@ def kernel(query, key, value, ids, interpret=False, radius=None):
   mask: Any = splash.FullMask(shape)
   if radius is not None and radius < length:
     mask = splash.LocalMask(shape, (radius, radius), 0)
+  if is_causal:
+    mask = splash.CausalMask(shape)
   masks = [mask] * num_heads
   attend_row = splash.make_splash_mha(
     splash.MultiHeadMask(masks),
@@ -112,11 +111,11 @@ def kernel(query, key, value, ids, interpret=False, radius=None):
   return jax.vmap(of_row)(query, key, value, ids).astype(query.dtype)
 
 
-def _over_mesh(query, key, value, ids, interpret=False, radius=None):
+def _over_mesh(query, key, value, ids, **options):
   """Runs the kernel on every device for its rows and its heads."""
 
   def local(query, key, value, ids):
-    return kernel(query, key, value, ids, interpret=interpret, radius=radius)
+    return kernel(query, key, value, ids, **options)
 
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -132,14 +131,10 @@ def _over_mesh(query, key, value, ids, interpret=False, radius=None):
 
 def _for_tpu() -> bool:
   """Returns whether the traced program is for a TPU, perhaps only planned."""
-  mesh = jax.sharding.get_abstract_mesh()
-  device = None if mesh.empty else mesh.abstract_device
-  if device is None:
-    return jax.default_backend() == "tpu"
-  return device.platform == "tpu"
+  return segments.is_for("tpu")
 
 
-def attend(query, key, value, visible, radius=None):
+def attend(query, key, value, visible, radius=None, is_causal=False):
   """Returns softmax(query key / sqrt(H)) value within each segment.
 
   On a TPU the kernel computes it, elsewhere `plain.attend`.
@@ -150,6 +145,7 @@ def attend(query, key, value, visible, radius=None):
     value: [B, N, L, H].
     visible: the mask; padding sees only padding.
     radius: the longest distance that is visible, in tokens; None: any.
+    is_causal: whether a token sees nothing behind it; without a radius.
 
   Returns:
     [B, N, L, H] in the dtype of `query`. The softmax is float32 throughout.
@@ -162,10 +158,10 @@ def attend(query, key, value, visible, radius=None):
   check_shapes(query.shape[2])
   ids = segment_ids(visible)
   if _for_tpu():
-    return _over_mesh(query, key, value, ids, radius=radius)
+    return _over_mesh(
+      query, key, value, ids, radius=radius, is_causal=is_causal
+    )
   if radius is not None:
     window = masks.Window(masks.Visible(visible.key_bias, ids))
     return plain.attend_window(query, key, value, window, None, 0.0, radius)
-  same = ids[:, None, :, None] == ids[:, None, None, :]
-  bias = jnp.where(same, 0.0, masks.MASKED_SCORE)
-  return plain.attend(query, key, value, bias, None, 0.0)
+  return segments.attend_plain(query, key, value, visible, is_causal)

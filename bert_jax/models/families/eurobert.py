@@ -66,11 +66,7 @@ def _read(
     )
   older = config.get("clf_pooling") or "late"
   pooling = config.get("classifier_pooling") or older
-  if pooling not in _POOLINGS:
-    raise family.ConvertError(
-      f"classifier_pooling is {pooling!r:.60}; it must be one of "
-      f"{', '.join(_POOLINGS)}"
-    )
+  pooling = family.chosen("classifier_pooling", pooling, _POOLINGS)
   has_bias = family.switch(config, "mlp_bias", False)
   default = config.get("rope_theta", 10_000.0)
   return {
@@ -81,7 +77,7 @@ def _read(
     "mlp_out_bias": has_bias,
     "mlm_bias": has_bias,
     "tied_words": family.switch(config, "tie_word_embeddings", False),
-    "pooling": _POOLINGS[pooling],
+    "pooling": pooling,
   }
 
 

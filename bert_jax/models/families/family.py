@@ -31,6 +31,10 @@ class ConvertError(errors.UserError):
   """The names, shapes or settings do not fit a model of a known family."""
 
 
+# Values of switches that no format but a run of this program can hold.
+_ONLY_OURS = {"attention_pattern": "causal", "pooling": "last"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
   """One of several equal parts of the output axis of an array.
@@ -487,6 +491,12 @@ class Family:
     """
     read = {*self.sizes, "hidden_act", "layer_norm_eps", "family"}
     read |= {"dropout_places", *self.free}
+    for key, value in _ONLY_OURS.items():
+      if model.get(key) == value:
+        raise ConvertError(
+          f"model.{key} is {value!r}, which no other program's model of the "
+          f"family {self.name} has; choose the format {OWN}"
+        )
     for key in model.keys() - read:
       default = settings.KEYS[f"model.{key}"].default
       wanted = self.switches.get(key, default)
@@ -565,6 +575,24 @@ def switch(config: Mapping[str, Any], key: str, default: bool) -> bool:
   if not isinstance(value, bool):
     raise ConvertError(f"{key} is {value!r:.60}; it must be true or false")
   return value
+
+
+def chosen(key: str, value: Any, choices: Mapping[str, str]) -> str:
+  """Returns our name of a value in config.json.
+
+  Args:
+    key: the key in config.json.
+    value: its value.
+    choices: their name -> ours.
+
+  Raises:
+    ConvertError: the value is none of these.
+  """
+  if not isinstance(value, str) or value not in choices:
+    raise ConvertError(
+      f"{key} is {value!r:.60}; it must be one of {', '.join(choices)}"
+    )
+  return choices[value]
 
 
 def activation(config: Mapping[str, Any], key: str, default: str) -> str:

@@ -165,11 +165,7 @@ def _read(
       f"local_attention is {window!r:.60}; it must be an integer of 2 or more"
     )
   pooling = config.get("classifier_pooling") or "cls"
-  if pooling not in _POOLINGS:
-    raise family.ConvertError(
-      f"classifier_pooling is {pooling!r:.60}; it must be one of "
-      f"{', '.join(_POOLINGS)}"
-    )
+  pooling = family.chosen("classifier_pooling", pooling, _POOLINGS)
   found: dict[str, Any] = {
     ours: family.switch(config, theirs, default)
     for theirs, (ours, default) in _FLAGS.items()
@@ -184,7 +180,7 @@ def _read(
     "local_radius": window // 2,
     "rope_theta": full,
     "local_rope_theta": local,
-    "pooling": _POOLINGS[pooling],
+    "pooling": pooling,
     "head_act": family.activation(config, "classifier_activation", "gelu"),
   }
 

@@ -76,12 +76,7 @@ def _read(
   # The older key names the activation with its gate.
   if "hidden_act" not in config and "activation_function" in config:
     name = config["activation_function"]
-    if name not in _GATED:
-      raise family.ConvertError(
-        f"activation_function is {name!r:.60}; it must be one of "
-        f"{', '.join(_GATED)}"
-      )
-    found["hidden_act"] = _GATED[name]
+    found["hidden_act"] = family.chosen("activation_function", name, _GATED)
   return found
 
 
