@@ -479,6 +479,7 @@ class FillMask(answers.Answerer):
   kind = MLM
   levels = {"scores": "mask", "ids": "mask"}
   record_fields = ("text",)
+  example = {"text": "Paris is the [MASK] of France."}
   request_options = {"top_k": answers.Count(5, 50)}
   token_outputs = ("logits",)
   transformers_class = "AutoModelForMaskedLM"
