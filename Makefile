@@ -23,6 +23,7 @@ PYTEST_ARGS ?=
 .PHONY: help setup demo test test-slow test-faults test-buckets lint format types check docs \
   plan-table plan-meshes plan-depth plan-long plan-recipes bench-train bench-data bench-prepare \
   bench-packing bench-finetune bench-predict bench-embed bench-start bench-together \
+  bench-gpu \
   minilm tpu \
   ablations lock clean
 
@@ -106,6 +107,9 @@ bench-predict: $(VENV)/.extra-reference minilm  ## embeddings against torch, ONN
 
 bench-embed: $(VENV)/.extra-reference  ## embeddings of RoBERTa and ModernBERT: DATA=folder of GLUE
 	@$(PY) -m experiments.families.speed --data=$(or $(DATA),data/glue)
+
+bench-gpu: $(if $(DRY_RUN),,$(VENV)/.extra-cuda) $(VENV)/.extra-reference  ## against torch on a GPU (DRY_RUN=1: tiny, on the CPU)
+	@$(PY) experiments/bench/gpu.py $(if $(DRY_RUN),--dry_run)
 
 bench-start: minilm  ## seconds until `predict` has answered one sentence
 	@$(PY) experiments/bench/start.py

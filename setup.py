@@ -58,6 +58,10 @@ EXTRAS = {
   # The TPU's compiler and runtime, in the version that this jax asks for
   # (libtpu 0.0.42.1 for jax 0.10.2).
   "tpu": [f"jax[tpu]{JAX}"],
+  # NVIDIA GPUs: jax's plugin with CUDA, cuDNN and NCCL from wheels; the machine
+  # needs only the driver, 580 or newer for CUDA 13, 525 or newer for CUDA 12.
+  "cuda": [f"jax[cuda13]{JAX}"],
+  "cuda12": [f"jax[cuda12]{JAX}"],
   "test": [
     "pytest>=9,<10",  # runs the tests
     "pytest-xdist>=3.8,<4",  # ... on two cores at once

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import logging
 import os
 import sys
+import tempfile
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -285,22 +286,29 @@ def _plan(flag_values: flags.FlagValues) -> None:
     # Without a TPU its compiler cannot read back a program that was kept.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
   }
-  from bert_jax.planning import plan
+  from bert_jax.planning import schedules
 
   status = 0
-  for i, phase in enumerate(phases.read(config, "")):
-    if phase.name:
-      print(f"phase {phase.name}")
-    name = phase.name if i else ""  # the first phase has the files as named
-    status |= plan.run(
-      phase.planned,
-      flag_values.topology,
-      flag_values.num_slices,
-      flag_values.search or "",
-      _of_phase(flag_values.output, name),
-      _of_phase(flag_values.dump, name),
-      flag_values.num_together if flag_values.num_together > 1 else 0,
-    )
+  with tempfile.TemporaryDirectory() as folder:
+    # The compiler reads this when it is loaded. A user who gives it options of
+    # his own keeps them; kernels are then counted by assumed shares of peak.
+    own = os.environ.setdefault("LIBTPU_INIT_ARGS", schedules.flags(folder))
+    from bert_jax.planning import plan
+
+    for i, phase in enumerate(phases.read(config, "")):
+      if phase.name:
+        print(f"phase {phase.name}")
+      name = phase.name if i else ""  # the first phase has the files as named
+      status |= plan.run(
+        phase.planned,
+        flag_values.topology,
+        flag_values.num_slices,
+        flag_values.search or "",
+        _of_phase(flag_values.output, name),
+        _of_phase(flag_values.dump, name),
+        flag_values.num_together if flag_values.num_together > 1 else 0,
+        folder if own == schedules.flags(folder) else "",
+      )
   if status:
     sys.exit(status)
 

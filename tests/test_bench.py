@@ -3,12 +3,17 @@
 import collections
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from bert_jax.data import batching
 from bert_jax.data import prepare
+from bert_jax.models import flops
+from experiments.bench import gpu as bench_gpu
 from experiments.bench import predict as bench_predict
 from experiments.bench import train as bench_train
 from experiments.bench import wikipedia
@@ -139,3 +144,83 @@ def test_all_sides_give_the_same_vectors(tmp_path, capsys, monkeypatch):
   assert 0 < summary["largest_difference"] < 1e-5
   for name in bench_predict.SIDES:
     assert summary["median"][name] > 0
+
+
+# --- on a GPU -----------------------------------------------------------------
+
+
+def _gpu_args(*argv):
+  return bench_gpu.parse_args(["--dry_run", *argv])
+
+
+@pytest.mark.parametrize("case", bench_gpu.TRAINING)
+def test_both_sides_on_a_gpu_train_on_the_same_tokens(case):
+  batch = bench_gpu.make_batch(_gpu_args(), case)
+  theirs = bench_train.one_a_row(batch)
+  assert theirs["attention_mask"].sum() == batch["input_mask"].sum() > 0
+  assert (theirs["labels"] >= 0).sum() == batch["masked_weights"].sum() > 0
+  assert len(theirs["input_ids"]) == batch["weight"].sum()
+  packed = case.startswith("packed")
+  assert (len(theirs["input_ids"]) > len(batch["input_ids"])) is packed
+  # What the labels hide is what is predicted.
+  ours = np.sort(batch["masked_ids"][batch["masked_weights"] > 0])
+  labels = theirs["labels"]
+  np.testing.assert_array_equal(ours, np.sort(labels[labels >= 0]))
+
+
+def test_padding_needs_no_work_on_a_gpu():
+  args = _gpu_args()
+  batch = bench_gpu.make_batch(args, "equal_128")
+  full = bench_gpu.needed_flops(args, "equal_128", batch)
+  more = {
+    name: np.concatenate([value, np.zeros_like(value)])
+    for name, value in batch.items()
+  }
+  assert bench_gpu.needed_flops(args, "equal_128", more) == full
+  length = batch["input_ids"].shape[1]
+  config = bench_gpu.make_config(args, "equal_128")
+  assert full == 4 * flops.pretrain_step_flops(
+    config.model, 1, length, bench_gpu.num_masked(length)
+  )
+
+
+def test_drawn_lengths_have_the_published_quantiles():
+  drawn = bench_gpu.draw_lengths(200_000, 512, np.random.default_rng(1))
+  assert drawn.min() >= 5 and drawn.max() == 512
+  np.testing.assert_allclose(
+    np.quantile(drawn, [0.25, 0.5, 0.75]), [84, 204, 484], rtol=0.02
+  )
+  assert abs((drawn == 512).mean() - 0.234) < 0.005
+
+
+def test_unknown_cases_and_a_missing_card_are_named(capsys, monkeypatch):
+  with pytest.raises(SystemExit):
+    bench_gpu.parse_args(["--cases=packed_512,other"])
+  assert "--cases=other" in capsys.readouterr().err
+  monkeypatch.setattr(bench_gpu, "card", lambda: "")
+  assert bench_gpu.main(["--cases=equal_128"]) == 2
+  assert "--dry_run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("cases", "sides"), [("packed_512,equal_128", "ours"), ("all", "ours,torch")]
+)
+def test_the_dry_run_on_a_cpu_measures_all_cases(tmp_path, cases, sides):
+  if "torch" in sides:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+  names = bench_gpu.CASES if cases == "all" else cases.split(",")
+  output = tmp_path / "gpu.json"
+  done = subprocess.run(
+    [sys.executable, bench_gpu.__file__, "--dry_run", f"--sides={sides}",
+     f"--cases={','.join(names)}", f"--output={output}"],
+    capture_output=True, text=True, check=False,
+    env=dict(os.environ) | {"JAX_PLATFORMS": "cpu"},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  found = json.loads(output.read_text())
+  assert [row["case"] for row in found["cases"]] == list(names)
+  for row in found["cases"]:
+    assert all(row[side]["per_sec"] > 0 for side in sides.split(","))
+    assert ("ratio" in row) is ("torch" in sides)

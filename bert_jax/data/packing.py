@@ -11,6 +11,7 @@ for thousands; which sequence of a length goes where is decided when a row is
 read.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -270,21 +271,26 @@ def choose_shapes(costs: np.ndarray, price: float) -> list[int]:
     chosen.append(best)
 
 
-def attended(sequence_ids: np.ndarray | None) -> float | None:
+def attended(
+  sequence_ids: np.ndarray | None,
+  pairs: Callable[[np.ndarray], np.ndarray] = np.square,
+) -> float | None:
   """Returns how many pairs of tokens of a row attend to each other, on average.
 
   Args:
     sequence_ids: [B, L] the sequence of each token of packed rows; None if
       every row holds one sequence.
+    pairs: returns the pairs of sequences of some lengths; by default all see
+      all.
 
   Returns:
-    The mean over rows of the sum of squared sequence lengths; None if
-    `sequence_ids` is None.
+    The mean over rows of the sum of the pairs of its sequences, which are the
+    squares of their lengths by default; None if `sequence_ids` is None.
   """
   if sequence_ids is None:
     return None
   num_rows, count = len(sequence_ids), int(sequence_ids.max()) + 1
   cells = np.arange(num_rows)[:, None] * count + sequence_ids
   lengths = np.bincount(cells.ravel(), minlength=num_rows * count)
-  squares = np.square(lengths.reshape(num_rows, count)[:, 1:])  # no padding
-  return float(squares.sum() / num_rows)
+  found = pairs(lengths.reshape(num_rows, count)[:, 1:])  # no padding
+  return float(found.sum() / num_rows)

@@ -248,7 +248,10 @@ class Rtd(Mlm):
     config = ModelConfig.from_config(model)
     generator = replaced_tokens.generator_config(config, self._settings)
     attended = None if options["all_positions"] else options["attended"]
-    own = flops.encoder_flops(model, num_rows, data.seq_len, attended=attended)
+    near = None if options["all_positions"] else options.get("near")
+    own = flops.encoder_flops(
+      model, num_rows, data.seq_len, attended=attended, near=near
+    )
     head = 2 * num_rows * data.seq_len * model.hidden_size**2
     return 3 * (own + head) + super().step_flops(
       generator, data, num_rows, **options
@@ -416,8 +419,15 @@ class Distill(Mlm):
       slots = data.seq_len
     models: tuple[tuple[Any, int], ...] = ((model, 3), (teacher, 1))
     for one, passes in models:
+      same = not options["all_positions"] and (
+        one.local_radius == model.local_radius
+      )
       forward = flops.encoder_flops(
-        one, num_rows, data.seq_len, attended=attended
+        one,
+        num_rows,
+        data.seq_len,
+        attended=attended,
+        near=options.get("near") if same else None,
       )
       width = one.embedding_size or one.hidden_size
       head = one.hidden_size * width + width * one.vocab_size
@@ -472,6 +482,7 @@ class FillMask(answers.Answerer):
   kind = MLM
   levels = {"scores": "mask", "ids": "mask"}
   record_fields = ("text",)
+  example = {"text": "Paris is the [MASK] of France."}
   request_options = {"top_k": answers.Count(5, 50)}
   token_outputs = ("logits",)
   transformers_class = "AutoModelForMaskedLM"

@@ -20,7 +20,7 @@ MODEL_KEYS = (*SIZES, "hidden_act", "layer_norm_eps")
 # Each is a key of `layers.ACTIVATIONS`.
 ACTIVATIONS = ("gelu_tanh", "gelu_erf", "relu", "silu", "tanh")
 # Each is a key of `attention.programs.PROGRAMS`.
-ATTENTIONS = ("plain", "fused", "fused_qkv", "splash")
+ATTENTIONS = ("plain", "fused", "fused_qkv", "splash", "cudnn")
 # Each is a key of `encoder.REMATS`.
 REMATS = ("none", "full", "dots")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -377,11 +377,13 @@ def _check_encoder(
     and not name.endswith(BUFFERS)
   ]
   if extra:
-    are, it = ("is", "it") if len(extra) == 1 else ("are", "them")
+    are, them = (
+      ("is a part", "it") if len(extra) == 1 else ("are parts", "them")
+    )
     raise ConvertError(
-      f"{_listed(extra)} {are} a part of the encoder that a {family.hf_class} "
-      f"does not have here, so its outputs would differ; remove {it} from the "
-      "file if the encoder should be used without"
+      f"{_listed(extra)} {are} of the encoder that a {family.hf_class} does "
+      f"not have here, so its outputs would differ; remove {them} from the "
+      f"file if the encoder should be used without {them}"
     )
 
 

@@ -13,18 +13,40 @@ Of several ways to count, these are the lower ones:
   at [CLS]. Its keys and values count everywhere. A program that computes the
   layer everywhere, as scanned layers do, gets no credit for that. Published
   counts mostly count it everywhere, as `all_positions=True` does.
-- Tokens of packed sequences attend within their own sequence. Where the lengths
-  are known, other products of queries and keys do not count.
+- Tokens of packed sequences attend within their own sequence, and those of
+  local layers within their window, too. Where the lengths are known, other
+  products of queries and keys do not count.
 - Only the masked slots go through the head over the vocabulary.
 
 Padding counts like any other position.
 """
+
+from typing import Any
+
+import numpy as np
 
 from bert_jax.models import families
 from bert_jax.models.config import DISTANCE_TABLES
 from bert_jax.models.config import FEED_FORWARD_MATRICES
 from bert_jax.runtime import chips
 from bert_jax.runtime import settings
+
+
+def window_pairs(length: Any, radius: int) -> Any:
+  """Returns how many pairs of tokens of a sequence are within a window.
+
+  Tokens near the ends of the sequence see fewer than the others.
+
+  Args:
+    length: The number of tokens of the sequence, or an array of such.
+    radius: The longest distance that is visible.
+
+  Example:
+    >>> int(window_pairs(5, 1))
+    13
+  """
+  short = np.minimum(length, radius + 1)  # of so many, all see each other
+  return short**2 + (length - short) * (2 * radius + 1)
 
 
 def encoder_flops(
@@ -35,6 +57,7 @@ def encoder_flops(
   num_outputs: int | None = None,
   num_pooled: int = 1,
   attended: float | None = None,
+  near: float | None = None,
 ) -> int:
   """Returns the FLOPs of one forward pass of the encoder with its pooler.
 
@@ -49,6 +72,9 @@ def encoder_flops(
     num_pooled: How many sequences of a row go through the pooler.
     attended: How many pairs of query and key positions of a row see each other:
       the sum of the squares of the lengths of its sequences. None: L * L.
+    near: How many of these pairs layers with local attention compute, the sum
+      of `window_pairs` of the lengths. None: as if all sequences of the row had
+      the same length.
 
   Example:
     BERT-base has 12 * (4 * 768**2 + 2 * 768 * 3072) = 85e6 weights in its
@@ -79,7 +105,9 @@ def encoder_flops(
 
   seen = [attended] * model.num_layers
   if model.attention_pattern == "local":
-    near = min(attended, float(seq_len) * (2 * model.local_radius + 1))
+    if near is None:
+      length = attended / seq_len  # of the sequences, if they are equal
+      near = float(window_pairs(length, model.local_radius)) * seq_len / length
     seen = [
       near if i % model.full_every else attended
       for i in range(model.num_layers)
@@ -103,6 +131,7 @@ def pretrain_step_flops(
   num_sequences: int = 1,
   attended: float | None = None,
   all_positions: bool = False,
+  near: float | None = None,
 ) -> int:
   """Returns the FLOPs of one training step of masked LM and next sentence.
 
@@ -118,6 +147,7 @@ def pretrain_step_flops(
     attended: See `encoder_flops`.
     all_positions: Whether to count the last layer, and attention, at all
       positions.
+    near: See `encoder_flops`.
   """
   forward = encoder_flops(
     model,
@@ -126,6 +156,7 @@ def pretrain_step_flops(
     num_outputs=None if all_positions else num_masked + num_sequences,
     num_pooled=num_sequences,
     attended=None if all_positions else attended,
+    near=None if all_positions else near,
   )
   d = model.hidden_size
   # Masked LM: every masked slot of a row is computed, whether used or not.
@@ -146,6 +177,7 @@ def task_step_flops(
   num_sequences: int = 1,
   attended: float | None = None,
   all_positions: bool = False,
+  near: float | None = None,
 ) -> int:
   """Returns the FLOPs of one training step, forward and backward, of a task.
 
@@ -164,6 +196,7 @@ def task_step_flops(
       None = L * L. See `encoder_flops`.
     all_positions: Whether to count what a dense program computes: the last
       layer at all positions, and attention to all of them, whatever `attended`.
+    near: See `encoder_flops`.
   """
   is_one = role in ("sequence", "choice")
   num_lstm = getattr(model, "head_lstm_layers", 0)  # older runs lack it
@@ -176,6 +209,7 @@ def task_step_flops(
     num_outputs=num_sequences if reads_one and not all_positions else None,
     num_pooled=num_sequences if "pooler" in steps else 0,
     attended=None if all_positions else attended,
+    near=None if all_positions else near,
   )
   # Two directions of width D / 2, each with four gates of x and of its output.
   d = model.hidden_size

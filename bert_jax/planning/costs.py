@@ -18,6 +18,7 @@ import re
 from typing import Any
 
 from bert_jax.planning import hlo
+from bert_jax.planning import schedules
 from bert_jax.runtime import chips
 
 # The share of a unit's peak that a Pallas kernel is assumed to reach, on padded
@@ -67,6 +68,8 @@ class KernelCost:
     vector_ops: element operations, padded to the vector registers.
     bytes: bytes that are moved between memory and chip.
     grid_steps: the number of steps of its grid.
+    cycles: the cycles that the compiler has scheduled for a call on one core
+      (schedules.py); None if they are not known.
   """
 
   name: str
@@ -76,15 +79,33 @@ class KernelCost:
   vector_ops: float = 0
   bytes: float = 0
   grid_steps: int = 1
+  cycles: float | None = None
 
   def secs(self, chip: chips.Chip) -> float:
-    """Returns the seconds of a call: those of the slowest unit."""
+    """Returns the seconds of a call.
+
+    They are those of its schedule or of its traffic, whichever takes longer;
+    without a schedule they are assumed.
+    """
+    if self.cycles is None:
+      return self.assumed_secs(chip)
+    return max(self.cycles / chip.clock_hz, self._memory_secs(chip))
+
+  def assumed_secs(self, chip: chips.Chip) -> float:
+    """Returns the seconds of a call by its code: those of the slowest unit."""
     work = max(
       self.matrix_flops / (chip.peak_flops * MATRIX_EFFICIENCY),
       self.vector_ops / (chip.vector_ops * VECTOR_EFFICIENCY),
-      self.bytes / (chip.hbm_bandwidth * MEMORY_EFFICIENCY),
+      self._memory_secs(chip),
     )
-    return work + self.grid_steps * GRID_STEP_SECS / chip.num_cores
+    return work + self.grid_secs(chip)
+
+  def grid_secs(self, chip: chips.Chip) -> float:
+    """Returns the seconds that the steps of the grid are assumed to add."""
+    return self.grid_steps * GRID_STEP_SECS / chip.num_cores
+
+  def _memory_secs(self, chip: chips.Chip) -> float:
+    return self.bytes / (chip.hbm_bandwidth * MEMORY_EFFICIENCY)
 
 
 @dataclasses.dataclass
@@ -389,6 +410,38 @@ def kernel_cost(
   return cost, False
 
 
+def add_schedules(
+  costs_of_calls: Mapping[str, tuple[KernelCost, bool]],
+  program: hlo.Program,
+  texts: Mapping[str, str],
+  num_cores: int,
+) -> dict[str, tuple[KernelCost, bool]]:
+  """Adds the scheduled cycles to the costs of kernels.
+
+  The compiler schedules equal kernels once, so a call without a schedule of its
+  own has that of a call of the same kernel with the same types.
+
+  Args:
+    costs_of_calls: the result of `kernel_cost` for each call, by its name.
+    program: the compiled program.
+    texts: the schedules, from `schedules.read`.
+    num_cores: the cores that share the steps of a grid.
+  """
+  found: dict[tuple, float | None] = {}
+  keys = {
+    call.name: (call.kernel, call.shape, call.operand_shapes)
+    for call in program.pallas_calls
+  }
+  for name, key in keys.items():
+    if name in texts and found.get(key) is None:
+      steps = -(-costs_of_calls[name][0].grid_steps // num_cores)
+      found[key] = schedules.cycles(texts[name], steps)
+  return {
+    name: (dataclasses.replace(cost, cycles=found.get(keys[name])), known)
+    for name, (cost, known) in costs_of_calls.items()
+  }
+
+
 def describe_kernels(
   program: hlo.Program,
   kernels: Mapping[str, tuple[KernelCost, bool]],
@@ -414,6 +467,8 @@ def describe_kernels(
         "phase": call.phase,
         "runs": 0,
         "secs_per_run": cost.secs(chip),
+        "assumed_secs_per_run": cost.assumed_secs(chip),
+        "scheduled_cycles": cost.cycles,
         "matmul_flops": cost.flops,
         "matmul_flops_padded": cost.matrix_flops,
         "vector_ops": cost.vector_ops,
@@ -522,12 +577,14 @@ class Times:
 
   Attributes:
     compute: the work that the compiler estimates.
+    starved: what the work takes longer, because memory cannot feed it.
     kernels: the Pallas kernels.
     exposed: waiting for exchanges that do not overlap with other work.
     hidden: exchanges that overlap with other work.
   """
 
   compute: float = 0.0
+  starved: float = 0.0
   kernels: float = 0.0
   exposed: float = 0.0
   hidden: float = 0.0
@@ -535,7 +592,7 @@ class Times:
   @property
   def step(self) -> float:
     """Seconds of the whole step."""
-    return self.compute + self.kernels + self.exposed
+    return self.compute + self.starved + self.kernels + self.exposed
 
   def add(self, other: "Times", runs: int = 1) -> None:
     """Adds the times of another part, which runs some number of times."""
@@ -549,6 +606,7 @@ def timeline(
   clock_hz: float,
   kernel_secs: Callable[[hlo.Instruction], float],
   exchange_secs: Callable[[hlo.Collective], float],
+  bandwidth: float = math.inf,
 ) -> Times:
   """Predicts the times of a schedule.
 
@@ -563,6 +621,8 @@ def timeline(
     clock_hz: cycles per second.
     kernel_secs: returns the seconds of a call of a Pallas kernel.
     exchange_secs: returns the seconds of one run of an exchange.
+    bandwidth: bytes per second between memory and the chip. What would need
+      more at its estimated cycles takes the time of its bytes.
   """
   times = Times()
   now = 0.0
@@ -579,7 +639,9 @@ def timeline(
     if step.starts is not None and step.starts is not step.waits:
       begin(step.starts)
     if step.body is not None:
-      part = timeline(step.body, clock_hz, kernel_secs, exchange_secs)
+      part = timeline(
+        step.body, clock_hz, kernel_secs, exchange_secs, bandwidth
+      )
       times.add(part, step.runs)
       now += step.runs * part.step
     elif step.instruction.kind == "pallas":
@@ -588,8 +650,10 @@ def timeline(
       now += secs
     else:
       secs = step.instruction.cycles / clock_hz
+      starved = max(step.instruction.moved_bytes / bandwidth - secs, 0.0)
       times.compute += secs
-      now += secs
+      times.starved += starved
+      now += secs + starved
     if step.starts is not None and step.starts is step.waits:
       begin(step.starts)
     if step.waits is not None and id(step.waits) in ends:

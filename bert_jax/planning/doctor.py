@@ -40,6 +40,7 @@ from bert_jax.training import session
 from bert_jax.training.job import Evaluator
 
 _CONNECT_SECS = 5.0
+_FIRST_WITH_BFLOAT16 = 8.0  # compute capability
 _SHOWN_CHARS = 400  # of a message, so that all checks fit on one screen
 
 
@@ -175,7 +176,25 @@ def _versions() -> str:
 def _devices() -> str:
   devices = jax.devices()
   kinds = sorted({d.device_kind for d in devices})
-  return f"{len(devices)} x {', '.join(kinds)} ({devices[0].platform})"
+  text = f"{len(devices)} x {', '.join(kinds)} ({devices[0].platform})"
+  return text + _card_text(devices[0])
+
+
+def _card_text(device: jax.Device) -> str:
+  """Returns what is to be known about an NVIDIA GPU; "" for other devices."""
+  if device.platform not in ("gpu", "cuda"):
+    return ""
+  text = ""
+  if capability := getattr(device, "compute_capability", ""):
+    text += f", compute capability {capability}"
+    if float(capability) < _FIRST_WITH_BFLOAT16:
+      text += " (no bfloat16: use model.dtype=float32)"
+  if reserved := (device.memory_stats() or {}).get("bytes_limit", 0):
+    text += (
+      f"; jax reserves {reserved / GIB:.1f} GiB of a card's memory "
+      "(XLA_PYTHON_CLIENT_MEM_FRACTION changes the share, which is 0.75)"
+    )
+  return text
 
 
 def _coordinator(address: str, process_id: int | None) -> str:
@@ -367,8 +386,19 @@ def _memory(run: session.Session, planned: bool) -> str:
   if free and wanted > free:
     raise ValueError(
       f"{text}: lower data.batch_size or raise optim.num_micro_batches"
+      + _more_of_a_card(device)
     )
   return text
+
+
+def _more_of_a_card(device: jax.Device) -> str:
+  """Returns how a GPU would give more memory; "" for other devices."""
+  if device.platform not in ("gpu", "cuda"):
+    return ""
+  return (
+    ", or let jax reserve more of the card, such as "
+    "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92"
+  )
 
 
 def _available_memory() -> int:

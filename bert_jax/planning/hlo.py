@@ -28,6 +28,7 @@ import sys
 
 from bert_jax.planning import hlo_groups
 from bert_jax.planning import hlo_loops
+from bert_jax.planning import hlo_traffic
 from bert_jax.planning.hlo_text import ARRAY
 from bert_jax.planning.hlo_text import HloError
 from bert_jax.planning.hlo_text import Line
@@ -102,6 +103,9 @@ class Instruction:
       "transcendentals" and "bytes_accessed"; {} if it has none.
     kernel: the name of the Pallas kernel, or "".
     num_matmuls: the number of matrix multiplications in it.
+    moved_bytes: the bytes that one run moves between main memory and the chip;
+      see hlo_traffic.py. 0 for what has no estimate of its cycles, because that
+      is not computed by the core, or is counted elsewhere.
   """
 
   name: str
@@ -116,6 +120,7 @@ class Instruction:
   cost: Mapping[str, float] = dataclasses.field(default_factory=dict)
   kernel: str = ""
   num_matmuls: int = 0
+  moved_bytes: int = 0
 
   @property
   def operand_bytes(self) -> int:
@@ -425,7 +430,8 @@ class _Reader:
     num_matmuls = sum(i.opcode in MATMULS for i in [line, *inner])
     op_name = _name_inside(inner, line.op_name) if inner else line.op_name
     target = _TARGET.search(line.rest)
-    cycles = _CYCLES.search(line.rest)
+    found = _CYCLES.search(line.rest)
+    cycles = max(int(found[1]), 0) if found else 0
     kind = _kind(line, target[1] if target else "", num_matmuls)
     return Instruction(
       name=line.name,
@@ -435,11 +441,16 @@ class _Reader:
       result_bytes=shape_bytes(line.type),
       operand_shapes=tuple(map(plain_shape, line.operand_types)),
       op_name=op_name,
-      cycles=max(int(cycles[1]), 0) if cycles else 0,
+      cycles=cycles,
       count=count,
       cost=_cost_estimate(line.rest) if kind == "pallas" else {},
       kernel=_kernel_name(line, op_name) if kind == "pallas" else "",
       num_matmuls=num_matmuls,
+      moved_bytes=(
+        hlo_traffic.moved_bytes(self._text, line)
+        if cycles and (kind in ("fusion", "matmul") or line.opcode == "copy")
+        else 0
+      ),
     )
 
   def _find_collectives(self, scope: str, count: int) -> list[Collective]:

@@ -9,6 +9,9 @@ from bert_jax.runtime import errors
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
 ARRAY = re.compile(r"\b([a-z]\w*)\[([0-9,<=]*)\]")
+# An array with its layout, and the mark of a memory that is not the main one.
+_PLACED = re.compile(r"\b([a-z]\w*)\[([0-9,<=]*)\](\{[^{}]*\})?")
+_OTHER_MEMORY = re.compile(r"S\([1-9]\d*\)")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([^\s(]+) \(.*->.*\{\s*$")
 _END = re.compile(r"\}(, execution_thread=.*)?\s*")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([^\s=]+) = ")
@@ -170,6 +173,22 @@ def shape_bytes(shape: str) -> int:
       size = int(digits[1]) if digits else 0
     bits += math.prod(map(int, re.findall(r"\d+", dims))) * size
   return -(-bits // 8)
+
+
+def memory_bytes(shape: str) -> int:
+  """Returns the bytes of a type that lie in main memory.
+
+  The compiler names any other memory of an array in its layout.
+
+  Example:
+    >>> memory_bytes("(f32[8]{0:T(128)S(1)}, f32[2]{0:T(128)})")
+    8
+  """
+  return sum(
+    shape_bytes(f"{dtype}[{dims}]")
+    for dtype, dims, layout in _PLACED.findall(shape)
+    if not _OTHER_MEMORY.search(layout)
+  )
 
 
 def plain_shape(shape: str) -> str:

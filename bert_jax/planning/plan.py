@@ -5,15 +5,16 @@
 
 The compiler of the TPU (libtpu, the extra `tpu`) runs on any Linux machine. Its
 program tells the memory of a step, and the estimated cycles of each
-instruction. costs.py adds what the compiler leaves out, based on sizes, links
-and the code of Pallas kernels. Every time is a prediction; none of them was
-compared with a run on a TPU.
+instruction. schedules.py reads the cycles of Pallas kernels from the bundles
+that the compiler has scheduled, and costs.py adds what it leaves out, based on
+sizes, links and, where there is no schedule, the code of kernels. Every time is
+a prediction; none of them was compared with a run on a TPU.
 
 The plan compiles the same program as training, which session.py opens without
 data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import importlib.metadata
 import importlib.util
@@ -31,6 +32,7 @@ from bert_jax.planning import hlo
 from bert_jax.planning import memory
 from bert_jax.planning import remarks
 from bert_jax.planning import report
+from bert_jax.planning import schedules as kernel_schedules
 from bert_jax.planning import search as batch_search
 from bert_jax.planning import slices
 from bert_jax.planning import traffic
@@ -48,7 +50,7 @@ FITS, OUT_OF_MEMORY = 0, 1
 
 LEFT_OUT = (
   "making batches and sending them to the devices",
-  "waiting for data on its way between HBM and the chip",
+  "HBM slower than its share of the published bandwidth, and its latency",
   "gaps between instructions, and the start of a step",
   "slow devices and links, and other traffic on the links",
 )
@@ -79,6 +81,7 @@ def make_plan(
   search: str = "",
   dump: str = "",
   num_members: int = 0,
+  schedules: str = "",
 ) -> dict[str, Any]:
   """Compiles a config's training step for a topology, and reads the program.
 
@@ -89,6 +92,8 @@ def make_plan(
     search: "batch" = also find the largest batch that fits; "" = do not.
     dump: the file for the text of the compiled program; "" = write none.
     num_members: how many models train together; 0 = a single model.
+    schedules: the folder to which the compiler was told to write the schedules
+      of kernels (schedules.py); "" = it was not told.
 
   Returns:
     The plan, as it is written to a file. Its key `fits` tells whether the step
@@ -105,6 +110,8 @@ def make_plan(
   mean_row = program.job.mean_row()  # raises if the data is damaged
   start = time.monotonic()
   traced = program.trace()
+  if schedules:
+    kernel_schedules.clear(schedules)
   try:
     compiled = memory.compile_step(traced, program.mesh)
   except memory.OutOfMemoryError as error:
@@ -114,7 +121,8 @@ def make_plan(
     text = compiled.as_text()
     if dump:
       files.write_text(dump, text)
-    plan |= describe(program, where, traced, compiled, text, mean_row)
+    texts = kernel_schedules.read(schedules) if schedules else {}
+    plan |= describe(program, where, traced, compiled, text, mean_row, texts)
     needed = plan["hbm_bytes_per_device"]
     del compiled
   plan["compile_secs"] = round(time.monotonic() - start, 1)
@@ -176,7 +184,8 @@ def describe(
   traced: Any,
   compiled: Any,
   text: str,
-  mean_row: tuple[float, float] | None = None,
+  mean_row: tuple[float, float, float] | None = None,
+  texts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
   """Returns the entries of a plan for a step that was compiled.
 
@@ -187,6 +196,8 @@ def describe(
     compiled: the compiled step.
     text: the text of the compiled step.
     mean_row: facts about the rows of the training data, from `Job.mean_row`.
+    texts: the schedules of its kernels, from `schedules.read`; None: there are
+      none, and the time of every kernel is assumed.
   """
   chip, mesh = where.chip, program.mesh
   parsed = hlo.parse(text)
@@ -195,28 +206,44 @@ def describe(
   kernels = {
     i.name: costs.kernel_cost(i, counted.kernels) for i in parsed.pallas_calls
   }
+  kernels = costs.add_schedules(kernels, parsed, texts or {}, chip.num_cores)
   times = costs.timeline(
     parsed.schedule,
     chip.clock_hz,
     lambda i: kernels[i.name][0].secs(chip),
     network.secs,
+    chip.hbm_bandwidth * costs.MEMORY_EFFICIENCY,
+  )
+  # By the ruler of earlier plans: shares of peak, no limit of the memory.
+  assumed = costs.timeline(
+    parsed.schedule,
+    chip.clock_hz,
+    lambda i: kernels[i.name][0].assumed_secs(chip),
+    network.secs,
   )
   bytes_by_kind = memory.bytes_by_kind(program, compiled)
   exchanges = traffic.describe_exchanges(parsed, mesh, network)
+  moved = sum(i.moved_bytes * i.count for i in parsed.instructions) + sum(
+    kernels[i.name][0].bytes * i.count for i in parsed.pallas_calls
+  )
+  rates = _rates(
+    program,
+    times,
+    counted.matmul_flops,
+    chip.peak_flops * len(where.devices),
+    mean_row,
+  )
   return {
     "fits": True,
     "prediction": "compiled, not run: every time and rate here is predicted",
     "left_out": list(LEFT_OUT),
-    **_rates(
-      program,
-      times,
-      counted.matmul_flops,
-      chip.peak_flops * len(where.devices),
-      mean_row,
-    ),
+    **rates,
+    "assumed_step_secs": assumed.step,
+    "assumed_mfu": rates["predicted_mfu"] * times.step / assumed.step,
     **_duration(program, times.step, where),
     "secs_by_kind": {
       "compute": times.compute,
+      "waiting_for_memory": times.starved,
       "pallas_kernels": times.kernels,
       "communication_exposed": times.exposed,
       "communication_hidden": times.hidden,
@@ -229,7 +256,10 @@ def describe(
     "pallas_kernels": costs.describe_kernels(parsed, kernels, chip),
     "collective_bytes_per_step": sum(x["bytes_sent"] for x in exchanges),
     "collectives": exchanges,
+    "memory_bytes_per_step": moved,
+    "memory_secs_per_step": moved / chip.hbm_bandwidth,
     "assumptions": remarks.assumptions(program.config, where),
+    "error": remarks.error(parsed, kernels, times.step, chip),
     "warnings": remarks.warnings(
       program, parsed, chip, all(known for _, known in kernels.values())
     ),
@@ -269,7 +299,7 @@ def _rates(
   times: costs.Times,
   hardware_flops: float,
   peak: float,
-  mean_row: tuple[float, float] | None,
+  mean_row: tuple[float, float, float] | None,
 ) -> dict[str, Any]:
   """Returns the predicted speed and utilisation of a step.
 
@@ -289,12 +319,13 @@ def _rates(
   length, useful = one.batch["input_ids"].shape[1], None
   starts = one.batch.get("cls_positions")
   num_sequences = 1 if starts is None else starts.shape[1]
-  attended = length**2 / num_sequences
+  attended, near = length**2 / num_sequences, None
   if mean_row:
     useful = mean_row[0] / length
-    attended = mean_row[1] if num_sequences > 1 else attended
+    if num_sequences > 1:
+      attended, near = mean_row[1:]
   needed, everywhere = (
-    num_members * one.job.step_flops(one.batch, attended, all_positions)
+    num_members * one.job.step_flops(one.batch, attended, all_positions, near)
     for all_positions in (False, True)
   )
   tokens_per_sec = program.batch["input_ids"].size / times.step
@@ -303,7 +334,7 @@ def _rates(
     "predicted_mfu": needed / (times.step * peak),
     "predicted_mfu_all_positions": everywhere / (times.step * peak),
     "predicted_mfu_without_communication": needed
-    / ((times.compute + times.kernels) * peak),
+    / ((times.step - times.exposed) * peak),
     "predicted_hardware_utilisation": hardware_flops / (times.step * peak),
     "predicted_tokens_per_sec": tokens_per_sec,
     "predicted_useful_tokens_per_sec": useful and useful * tokens_per_sec,
@@ -322,6 +353,7 @@ def run(
   output: str,
   dump: str,
   num_members: int = 0,
+  schedules: str = "",
 ) -> int:
   """Makes a plan, prints it and writes it.
 
@@ -333,6 +365,7 @@ def run(
     output: the file for the plan; "" = write none.
     dump: as for `make_plan`.
     num_members: as for `make_plan`.
+    schedules: as for `make_plan`.
 
   Returns:
     The exit status, FITS or OUT_OF_MEMORY.
@@ -351,7 +384,9 @@ def run(
   for path in filter(None, (output, dump)):
     files.check_writable(path)
   absl_logging.set_verbosity(absl_logging.ERROR)
-  plan = make_plan(config, topology, num_slices, search, dump, num_members)
+  plan = make_plan(
+    config, topology, num_slices, search, dump, num_members, schedules
+  )
   print(report.report(plan))
   sys.stdout.flush()
   if output:

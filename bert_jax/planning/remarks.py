@@ -1,6 +1,6 @@
 """States what a prediction assumes, and warns of waste in a compiled step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import math
 import re
 from typing import Any
@@ -27,9 +27,16 @@ def assumptions(config: Config, where: slices.Slices) -> list[str]:
     f"{costs.HOP_SECS * 1e6:.0f} us per hop; an exchange overlaps only with "
     "the work that is scheduled between its start and its end, and not at all "
     "if the compiler does not split it",
-    "Pallas kernels: the time of the slowest of matrix unit "
-    f"({costs.MATRIX_EFFICIENCY:.0%} of peak, sizes padded), vector unit "
-    f"({costs.VECTOR_EFFICIENCY:.0%}) and memory "
+    f"memory: {costs.MEMORY_EFFICIENCY:.0%} of the published "
+    f"{chip.hbm_bandwidth / 1e9:,.0f} GB/s; an instruction that would need "
+    "more at its estimated cycles takes the time of its bytes, each operand "
+    "read and each result written once",
+    "Pallas kernels: the cycles of the bundles that the compiler has "
+    "scheduled, or the time of their bytes if that is longer; what runs under "
+    "a condition counts as if it always ran",
+    "Pallas kernels without a schedule, and all of assumed_mfu: the time of "
+    f"the slowest of matrix unit ({costs.MATRIX_EFFICIENCY:.0%} of peak, sizes "
+    f"padded), vector unit ({costs.VECTOR_EFFICIENCY:.0%}) and memory "
     f"({costs.MEMORY_EFFICIENCY:.0%}), and {costs.GRID_STEP_SECS * 1e6:.2f} us "
     "per grid step",
   ]
@@ -50,6 +57,52 @@ def assumptions(config: Config, where: slices.Slices) -> list[str]:
       "the real lengths"
     )
   return found
+
+
+def error(
+  compiled: hlo.Program,
+  kernels: Mapping[str, tuple[costs.KernelCost, bool]],
+  step_secs: float,
+  chip: chips.Chip,
+) -> dict[str, float]:
+  """Returns by how much a prediction may be wrong, as far as it can tell.
+
+  Each figure is a share of the predicted step: what it would grow by if an
+  assumption failed.
+
+  Args:
+    compiled: the compiled step.
+    kernels: the costs of its kernels, by the names of their calls.
+    step_secs: the predicted time of a step.
+    chip: the facts of one device.
+  """
+  calls = [(i.count, kernels[i.name][0]) for i in compiled.pallas_calls]
+  grids = sum(
+    count * cost.grid_secs(chip)
+    for count, cost in calls
+    if cost.cycles is not None
+  )
+  assumed = sum(
+    count * cost.secs(chip) for count, cost in calls if cost.cycles is None
+  )
+  slow = chip.hbm_bandwidth * costs.MEMORY_EFFICIENCY**2
+  starved = sum(
+    i.count * max(i.moved_bytes / slow - i.cycles / chip.clock_hz, 0.0)
+    for i in compiled.instructions
+  )
+  now = sum(
+    i.count
+    * max(
+      i.moved_bytes * costs.MEMORY_EFFICIENCY / slow - i.cycles / chip.clock_hz,
+      0.0,
+    )
+    for i in compiled.instructions
+  )
+  return {
+    "if_grid_steps_cost_what_is_documented": grids / step_secs,
+    "if_memory_gives_a_fifth_less": (starved - now) / step_secs,
+    "share_of_kernels_without_schedule": assumed / step_secs,
+  }
 
 
 def warnings(

@@ -98,6 +98,7 @@ def _speed_lines(plan: Mapping[str, Any]) -> list[str]:
     f"communication {plan['predicted_mfu_without_communication']:.1%}",
     "    with the last layer and attention counted at all positions "
     f"{plan['predicted_mfu_all_positions']:.1%}",
+    *_assumed_lines(plan),
     f"  model FLOPs               {plan['model_flops_per_step']:.4g}",
     f"  hardware FLOPs            {plan['hardware_flops_per_step']:.4g} "
     f"({plan['predicted_hardware_utilisation']:.1%} of peak)",
@@ -107,14 +108,42 @@ def _speed_lines(plan: Mapping[str, Any]) -> list[str]:
   ]
 
 
+def _assumed_lines(plan: Mapping[str, Any]) -> list[str]:
+  """Returns the lines about the other ruler, which older plans lack."""
+  if "assumed_mfu" not in plan:
+    return []
+  error = plan["error"]
+  return [
+    "    with kernels at assumed shares of peak and unlimited memory "
+    f"{plan['assumed_mfu']:.1%}",
+    "    the step would be longer by "
+    f"{error['if_memory_gives_a_fifth_less']:.1%} if memory gave a fifth less, "
+    f"by {error['if_grid_steps_cost_what_is_documented']:.1%} if each step of "
+    "a kernel's grid cost its documented overhead on top",
+  ]
+
+
 def _kernel_lines(plan: Mapping[str, Any]) -> list[str]:
   heading = ["", "Pallas kernels, in addition to these cycles:"]
   return (heading if plan["pallas_kernels"] else []) + [
     f"  {kernel['runs']} x {kernel['name']} ({kernel['phase']}): "
     f"{kernel['secs_per_run'] * 1e6:.1f} us each, "
     f"{kernel['runs'] * kernel['secs_per_run'] * 1e3:.2f} ms per step"
+    + _ruler(kernel)
     for kernel in plan["pallas_kernels"]
   ]
+
+
+def _ruler(kernel: Mapping[str, Any]) -> str:
+  """Says by which ruler the time of a kernel was found."""
+  if "assumed_secs_per_run" not in kernel:  # an older plan
+    return ""
+  if kernel["scheduled_cycles"] is None:
+    return "; assumed, no schedule was found"
+  return (
+    f"; {kernel['scheduled_cycles']:,.0f} cycles scheduled, assumed were "
+    f"{kernel['assumed_secs_per_run'] * 1e6:.1f} us"
+  )
 
 
 def _exchange_lines(plan: Mapping[str, Any]) -> list[str]:

@@ -154,6 +154,30 @@ CHIPS = (
   ),
 )  # fmt: skip
 
+# Dense bfloat16 FLOPs per second of NVIDIA GPUs, accumulated in float32, by the
+# name that jax and nvidia-smi give to the card. Cards before Ampere have no
+# bfloat16. Data sheets mostly print the figure with sparsity, twice as much.
+# Source: NVIDIA's data sheets of A10, A100, B200, H100, H200, L4 and L40S, and
+# its white papers on the architectures GA102 (RTX 3090, RTX A6000) and Ada
+# (RTX 4090).
+GPU_PEAKS = {
+  "NVIDIA A10": 125e12,
+  "NVIDIA A100-PCIE-40GB": 312e12,
+  "NVIDIA A100 80GB PCIe": 312e12,
+  "NVIDIA A100-SXM4-40GB": 312e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA B200": 2250e12,
+  "NVIDIA GeForce RTX 3090": 71e12,
+  "NVIDIA GeForce RTX 4090": 165.2e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H100 NVL": 835e12,
+  "NVIDIA H100 PCIe": 756e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA L4": 121e12,
+  "NVIDIA L40S": 362e12,
+  "NVIDIA RTX A6000": 154.8e12,
+}
+
 # Chips of which each core is a device of jax.
 TWO_DEVICES = ("v2", "v3", "tpu7x")
 
@@ -161,18 +185,12 @@ TWO_DEVICES = ("v2", "v3", "tpu7x")
 # TPU v2, v3 or 7x has two devices, so its devices have half of the published
 # number. The others have one device per chip, v4 and v5p by fusing two cores; a
 # v4 or v5p that is set up with a device per core has half of what is listed.
-# Source: as above; NVIDIA data sheets of the A100 and the H100 SXM, without
-# sparsity.
+# Source: as above, and GPU_PEAKS.
 PEAK_FLOPS = {
   kind: chip.peak_flops / (2 if chip.name in TWO_DEVICES else 1)
   for chip in CHIPS
   for kind in chip.device_kinds
-} | {
-  "TPU v2": 23e12,
-  "NVIDIA A100-SXM4-40GB": 312e12,
-  "NVIDIA A100-SXM4-80GB": 312e12,
-  "NVIDIA H100 80GB HBM3": 989e12,
-}
+} | {"TPU v2": 23e12, **GPU_PEAKS}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,8 @@ Source: docs.jax.dev, "Persistent compilation cache".
 """
 
 import collections
+from collections.abc import Iterator
+import contextlib
 import hashlib
 import logging
 import os
@@ -20,6 +22,7 @@ from typing import Any
 
 import filelock
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from bert_jax.runtime import files
 
@@ -111,9 +114,23 @@ def _count(event: str, **_) -> None:
   _COUNTS[event] += 1
 
 
-def count_read() -> None:
-  """Counts a program that was read without asking jax for it."""
-  _COUNTS.update([_REQUEST, _HIT])
+def count(*, was_read: bool) -> None:
+  """Counts a program that was read or compiled without jax's cache."""
+  _COUNTS.update([_REQUEST, _HIT] if was_read else [_REQUEST])
+
+
+@contextlib.contextmanager
+def bypassed() -> Iterator[None]:
+  """A context in which jax neither reads nor keeps compiled programs."""
+  settings: Any = jax.config  # its attributes are made at run time
+  enabled = settings.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()  # jax looks at its settings only once
+  try:
+    yield
+  finally:
+    jax.config.update("jax_enable_compilation_cache", enabled)
+    compilation_cache.reset_cache()
 
 
 def summary() -> str:

@@ -20,6 +20,7 @@ from bert_jax.runtime import signals
 _TPU_DEVICES = {
   "0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076",
 }  # fmt: skip
+_CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def has_tpu() -> bool:
@@ -35,13 +36,24 @@ def has_tpu() -> bool:
   return bool(found & _TPU_DEVICES)
 
 
+def has_nvidia_gpu() -> bool:
+  """Returns whether this machine has an NVIDIA GPU and jax's plugin for it."""
+  if not any(map(importlib.util.find_spec, _CUDA_PLUGINS)):
+    return False
+  return bool(glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/dxg"))
+
+
 def look_for_no_tpu() -> None:
-  """Lets jax compute on the CPU if there is no TPU, though libtpu is installed.
+  """Lets jax look for no TPU if there is none, though libtpu is installed.
 
   Otherwise libtpu looks for one: it waits, and prints errors. A choice of the
   user's in JAX_PLATFORMS is kept.
   """
-  if importlib.util.find_spec("libtpu") and computes_on_cpu():
+  if not importlib.util.find_spec("libtpu") or has_tpu():
+    return
+  if has_nvidia_gpu():
+    os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu")
+  elif computes_on_cpu():
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
@@ -49,7 +61,7 @@ def computes_on_cpu() -> bool:
   """Returns whether jax will compute on the CPU."""
   if os.environ.get("JAX_PLATFORMS") == "cpu":
     return True
-  plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
+  plugins = (*_CUDA_PLUGINS, "jax_rocm7_plugin")
   return not has_tpu() and not any(map(importlib.util.find_spec, plugins))
 
 

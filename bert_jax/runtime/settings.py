@@ -423,7 +423,10 @@ class Model(Group):
   from one matrix product. This is faster if the matrix units wait for memory
   (v6e), and slower otherwise; it needs mesh.tensor=1. "splash": on a TPU, JAX's
   kernel of that name, for rows of any multiple of 128 tokens. It has no dropout
-  of attention probabilities, so it needs model.attention_dropout_rate=0.0."""
+  of attention probabilities, so it needs model.attention_dropout_rate=0.0.
+  "cudnn": on an NVIDIA GPU, cuDNN's flash attention, for model.dtype=bfloat16
+  or float16 and heads of a multiple of 8, at most 128 wide (256 on Hopper and
+  later). It has no dropout of attention probabilities either."""
 
 
 class Data(Group):

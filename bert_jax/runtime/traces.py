@@ -5,13 +5,13 @@ compile, and so it first runs the Python code of the model. For a small model
 this takes longer than the rest of a start. Kept here, beside jax's programs:
 
 shapes    the shape and dtype of each parameter of a model
-programs  what jax compiled for a batch of one shape
+programs  what jax compiled for a batch of one shape, on the CPU
 
 An entry is named by the hash of all that it depends on: the facts that the
 caller gives, the files of this package, the versions of the libraries, jax's
 settings and the devices. If there is no such entry, or it cannot be read, it is
 made again. A program that is read back is the machine code that was compiled
-before, so results are bit-equal.
+before, so results are bit-equal; it is kept only if it has just shown that.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -104,7 +104,7 @@ class Program:
         all calls.
       batch: name -> array.
     """
-    if self._facts is None or not _folder() or jax.process_count() > 1:
+    if self._facts is None or not _folder() or not _is_on_one_cpu():
       return self._jitted(params, batch)
     key = tuple((name, x.shape, str(x.dtype)) for name, x in batch.items())
     if key not in self._compiled:
@@ -121,20 +121,36 @@ class Program:
     entry = _entry("programs", facts, with_devices=True)
     if (content := _read(entry)) is not None:
       try:
-        parts = pickle.loads(content)  # noqa: S301 -- this user wrote it
-        found = serialize_executable.deserialize_and_load(
-          *parts, execution_devices=_devices_of(batch)
-        )
-        compile_cache.count_read()
+        found = _load(content, batch)
+        compile_cache.count(was_read=True)
         return found
       except Exception as error:  # of another build, or damaged: any error
         _log.debug("%s cannot be read (%s); it is made again", entry, error)
-    compiled = self._jitted.lower(params, batch).compile()
+    lowered = self._jitted.lower(params, batch)
+    # What jax has read from its own cache cannot be written again.
+    with compile_cache.bypassed():
+      compiled = lowered.compile()
+    compile_cache.count(was_read=False)
     try:
-      _write(entry, pickle.dumps(serialize_executable.serialize(compiled)))
-    except (ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as why:
-      _log.debug("the program is not kept: %s", why)
+      content = pickle.dumps(serialize_executable.serialize(compiled))
+      again = _load(content, batch)(params, batch)
+      if _bytes_of(again) == _bytes_of(compiled(params, batch)):
+        _write(entry, content)
+    except Exception as error:  # jax promises no type
+      _log.debug("the program is not kept: %s", error)
     return compiled
+
+
+def _load(content: bytes, batch: Mapping[str, jax.Array]) -> Any:
+  """Returns the program that was written, for the devices of a batch."""
+  return serialize_executable.deserialize_and_load(
+    *pickle.loads(content),  # noqa: S301 -- this user wrote it
+    execution_devices=_devices_of(batch),
+  )
+
+
+def _bytes_of(outputs: Any) -> list[bytes]:
+  return [x.tobytes() for x in jax.tree.leaves(jax.device_get(outputs))]
 
 
 def _devices_of(batch: Mapping[str, jax.Array]) -> list[jax.Device]:
@@ -143,6 +159,15 @@ def _devices_of(batch: Mapping[str, jax.Array]) -> list[jax.Device]:
   if isinstance(place, jax.sharding.NamedSharding):
     return list(place.mesh.devices.flat)
   return sorted(place.device_set, key=lambda device: device.id)
+
+
+def _is_on_one_cpu() -> bool:
+  """Returns whether one process computes on the CPU.
+
+  On accelerators, where a start takes long for other reasons, jax alone keeps
+  programs.
+  """
+  return jax.default_backend() == "cpu" and jax.process_count() == 1
 
 
 # --- entries -----------------------------------------------------------------

@@ -7,8 +7,10 @@ import jax
 import numpy as np
 
 from bert_jax.data import batching
+from bert_jax.data import packing
 from bert_jax.data.tokenizers import interface
 from bert_jax.kinds import kind
+from bert_jax.models import flops
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import bars
 from bert_jax.runtime import sharding
@@ -189,20 +191,44 @@ class Job:
     shapes = self.objective.batch_shapes(self.config, self.num_labels)
     return {k: jax.ShapeDtypeStruct(*shape) for k, shape in shapes.items()}
 
-  def mean_row(self) -> tuple[float, float] | None:
+  def mean_row(self) -> tuple[float, float, float] | None:
     """Returns what a row of training data holds on average.
 
     Returns:
-      The number of tokens, and the number of pairs of tokens that see each
-      other; None if no prepared data tells them.
+      The number of tokens, the number of pairs of tokens that see each other,
+      and how many of them are within `model.local_radius`; None if no prepared
+      data tells them.
     """
     return None
+
+  def near_pairs(self, lengths: np.ndarray) -> np.ndarray:
+    """Returns the pairs of tokens within `model.local_radius` of each other.
+
+    Args:
+      lengths: the lengths of sequences.
+    """
+    return flops.window_pairs(lengths, self.config.model.local_radius)
+
+  def seen_pairs(
+    self,
+    batch: Mapping[str, Any],
+    attended: float | None,
+    near: float | None,
+  ) -> dict[str, float | None]:
+    """Returns the options `attended` and `near` of `step_flops` for a batch."""
+    if attended is not None:
+      return {"attended": attended, "near": near}
+    ids = batch.get("sequence_ids")
+    if self.config.model.attention_pattern == "local":
+      near = packing.attended(ids, self.near_pairs)
+    return {"attended": packing.attended(ids), "near": near}
 
   def step_flops(
     self,
     batch: Mapping[str, Any],
     attended: float | None = None,
     all_positions: bool = False,
+    near: float | None = None,
   ) -> int:
     """Returns the model FLOPs of a training step; see models/flops.py.
 
@@ -212,6 +238,9 @@ class Job:
         means that of the batch, which then must have values.
       all_positions: whether to count the last layer, and attention, at all
         positions.
+      near: how many of the pairs are within the window of local attention; None
+        means those of the batch, or of sequences of equal length if `attended`
+        is given.
     """
     raise NotImplementedError
 

@@ -166,7 +166,9 @@ class Pretraining(Job):
       )
       histogram = np.bincount(lengths)
     sizes = np.arange(len(histogram), dtype=float)
-    return sizes @ histogram / num_rows, sizes**2 @ histogram / num_rows
+    counts = (sizes, sizes**2, self.near_pairs(sizes))
+    tokens, pairs, near = (float(x @ histogram / num_rows) for x in counts)
+    return tokens, pairs, near
 
   def _length_counts(self) -> tuple[np.ndarray, int]:
     """Returns the number of examples of each length, and of rows of an epoch.
@@ -191,7 +193,7 @@ class Pretraining(Job):
       num_rows += patterns.num_rows
     return histograms, num_rows
 
-  def step_flops(self, batch, attended=None, all_positions=False):
+  def step_flops(self, batch, attended=None, all_positions=False, near=None):
     data = self.config.data
     num_rows = data.batch_size
     if data.batch_warmup_sizes:  # all hosts have the same number of rows
@@ -200,7 +202,7 @@ class Pretraining(Job):
       self.config.model,
       data,
       num_rows,
-      attended=attended or packing.attended(batch.get("sequence_ids")),
+      **self.seen_pairs(batch, attended, near),
       all_positions=all_positions,
     )
 

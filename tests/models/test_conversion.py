@@ -362,7 +362,7 @@ def test_an_untied_decoder_leaves_its_head_out():
       lambda t: t.update(
         {f"bert.encoder.layer.1.extra{i}.weight": np.zeros(2) for i in range(9)}
       ),
-      r"extra0\.weight, .* and 1 more are a part of the encoder",
+      r"extra0\.weight, .* and 1 more are parts of the encoder",
     ),
     (lambda t: t.pop("classifier.weight"), "there is no classifier.weight"),
     (lambda t: t.pop("cls.seq_relationship.bias"), "no cls.seq_relationship"),

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bert_jax.models import flops
@@ -106,3 +107,34 @@ def test_mfu_of_known_and_unknown_chips():
   kind = "TPU v5 lite"
   assert flops.mfu(half, secs=2.0, num_devices=4, device_kind=kind) == 0.5
   assert flops.mfu(half, secs=2.0, num_devices=4, device_kind="cpu") is None
+
+
+@pytest.mark.parametrize("radius", [1, 3, 64])
+def test_pairs_within_a_window_are_counted_one_by_one(radius):
+  lengths = np.arange(1, 140)
+  wanted = [
+    sum(abs(i - j) <= radius for i in range(n) for j in range(n))
+    for n in (1, 2, 3, 4, 5, 70, 139)
+  ]
+  found = flops.window_pairs(lengths, radius)
+  assert [found[n - 1] for n in (1, 2, 3, 4, 5, 70, 139)] == wanted
+
+
+def test_local_layers_count_pairs_in_the_window_and_in_the_sequence():
+  model = settings.make_config().model
+  model.update(attention_pattern="local", local_radius=8, full_every=3,
+               num_layers=3)  # fmt: skip
+  lengths, seq_len = (40, 20, 4), 64
+  pairs = sum(n**2 for n in lengths)
+  near = sum(int(flops.window_pairs(n, 8)) for n in lengths)
+  found = flops.encoder_flops(model, 1, seq_len, attended=pairs, near=near)
+  full = settings.make_config().model
+  full.num_layers = 3
+  whole = flops.encoder_flops(full, 1, seq_len, attended=pairs)
+  # Layers 1 and 2 are local; each sees fewer pairs of scores and of values.
+  assert whole - found == 2 * (2 * 2 * 768) * (pairs - near)
+  # Equal sequences need no count of their own.
+  equal = {"attended": 4 * 16**2}
+  assert flops.encoder_flops(model, 1, seq_len, **equal) == flops.encoder_flops(
+    model, 1, seq_len, **equal, near=4 * int(flops.window_pairs(16, 8))
+  )

@@ -251,3 +251,18 @@ def test_a_loop_takes_its_body_as_often_as_it_runs():
   assert (times.compute, times.exposed, times.kernels) == pytest.approx(
     (2.0, 4.0, 1.0)
   )
+
+
+def test_work_that_memory_cannot_feed_takes_the_time_of_its_bytes():
+  fed, starved = (
+    dataclasses.replace(work(50).instruction, moved_bytes=size)
+    for size in (40, 90)
+  )
+  schedule = [hlo.Step(fed), hlo.Step(starved)]
+  times = costs.timeline(
+    schedule, 100.0, lambda _: 0.0, lambda _: 0.0, bandwidth=100.0
+  )
+  # Half a second each by cycles; the second has bytes for 0.9 s.
+  assert (times.compute, times.starved) == pytest.approx((1.0, 0.4))
+  assert times.step == pytest.approx(1.4)
+  assert run(schedule).step == pytest.approx(1.0)

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 import socket
 
+import jax
 import pytest
 
 from bert_jax import command_line
@@ -217,3 +218,24 @@ def test_a_plan_is_asked_for_by_the_config_alone(monkeypatch):
   mode = command_line.check_flags(values, rest, main.MODES)
   assert mode is main.MODES["plan"] and values.topology == "v5e:2x2"
   assert values.config.data.batch_size == 64
+
+
+class _Card:
+  """A stand-in for jax's device of an NVIDIA GPU."""
+
+  platform = "gpu"
+
+  def __init__(self, capability):
+    self.compute_capability = capability
+
+  def memory_stats(self):
+    return {"bytes_limit": 60 * 2**30}
+
+
+def test_the_memory_and_the_age_of_a_card_are_told():
+  new, old = (doctor._card_text(_Card(x)) for x in ("9.0", "7.5"))
+  assert "60.0 GiB" in new and "XLA_PYTHON_CLIENT_MEM_FRACTION" in new
+  assert "model.dtype" in old and "model.dtype" not in new
+  assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in doctor._more_of_a_card(_Card("9"))
+  cpu = jax.devices("cpu")[0]
+  assert doctor._card_text(cpu) == doctor._more_of_a_card(cpu) == ""

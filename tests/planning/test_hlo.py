@@ -423,3 +423,45 @@ def test_the_command_prints_a_report(tmp_path, capsys):
   path.write_text("nothing")
   assert hlo.main([str(path)]) == 2
   assert "ENTRY" in capsys.readouterr().err
+
+
+# --- memory traffic -----------------------------------------------------------
+
+TRAFFIC = """HloModule m
+
+%inner (p0: f32[64,8], p1: f32[2,8], p2: s32[]) -> f32[64,8] {
+  %p0 = f32[64,8]{1,0} parameter(0)
+  %p1 = f32[2,8]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %twice = f32[2,8]{1,0} add(%p1, %p1)
+  ROOT %put = f32[64,8]{1,0} dynamic-update-slice(%p0, %twice, %p2, %zero)
+}
+
+%cut (q0: f32[64,8], q1: s32[]) -> f32[1,8] {
+  %q0 = f32[64,8]{1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  %zero.1 = s32[] constant(0)
+  %piece = f32[1,8]{1,0} dynamic-slice(%q0, %q1, %zero.1)
+  ROOT %neg = f32[1,8]{1,0} negate(%piece)
+}
+
+ENTRY %main (a: f32[64,8], b: f32[2,8], i: s32[]) -> f32[64,8] {
+  %a = f32[64,8]{1,0} parameter(0)
+  %b = f32[2,8]{1,0:T(2,128)S(1)} parameter(1)
+  %i = s32[]{:S(2)} parameter(2)
+  %f.1 = f32[64,8]{1,0} fusion(%a, %b, %i), calls=%inner, CYCLES
+  %f.2 = f32[1,8]{1,0} fusion(%f.1, %i), calls=%cut, CYCLES
+  %c.1 = f32[64,8]{0,1} copy(%f.1), CYCLES
+  ROOT %c.2 = f32[64,8]{0,1} copy(%c.1)
+}
+""".replace("CYCLES", 'backend_config={"estimated_cycles":"7"}')
+
+
+def test_bytes_are_those_of_slices_and_updates_in_main_memory():
+  moved = {i.name: i.moved_bytes for i in hlo.parse(TRAFFIC).instructions}
+  row = 8 * 4
+  assert moved["f.1"] == 2 * row  # what it reads lies on the chip
+  assert moved["f.2"] == row + row
+  assert moved["c.1"] == 2 * 64 * row
+  assert moved["c.2"] == 0  # without an estimate it is not the core's work

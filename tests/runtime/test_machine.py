@@ -42,6 +42,25 @@ def test_only_computing_on_the_cpu_starts_again_with_huge_pages(
     assert environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
 
 
+def test_libtpu_is_not_asked_on_a_machine_with_a_gpu(monkeypatch):
+  found = {"libtpu", "jax_cuda13_plugin"}
+  monkeypatch.setattr(
+    machine.importlib.util, "find_spec", lambda name: name in found
+  )
+  monkeypatch.setattr(
+    machine.glob, "glob", lambda name: ["x"] * name.startswith("/dev/nvidia")
+  )
+  # The restore of monkeypatch covers what the function sets.
+  monkeypatch.setenv("JAX_PLATFORMS", "")
+  monkeypatch.delenv("JAX_PLATFORMS")
+  machine.look_for_no_tpu()
+  assert machine.os.environ.pop("JAX_PLATFORMS") == "cuda,cpu"
+  assert not machine.computes_on_cpu()
+  found.remove("jax_cuda13_plugin")  # a card that jax cannot use
+  machine.look_for_no_tpu()
+  assert machine.os.environ.pop("JAX_PLATFORMS") == "cpu"
+
+
 @pytest.mark.parametrize(
   ("installed", "device", "wanted"),
   [

@@ -126,3 +126,19 @@ def test_a_program_is_read_back_onto_the_devices_of_its_mesh(folder):
   assert second.count == 0
   assert found.sharding == wanted.sharding
   np.testing.assert_array_equal(wanted, found)
+
+
+def test_a_program_that_jax_has_read_from_its_own_cache_is_kept_whole(
+  folder, tmp_path
+):
+  # Twice, with the entries of this module gone: jax could read its own.
+  wanted = traces.Program(Counted(), {})(*arguments())["y"]
+  jax.jit(Counted())(*arguments())
+  (path,) = folder.iterdir()
+  path.unlink()
+  jax.clear_caches()
+  traces.Program(Counted(), {})(*arguments())
+  last = Counted()
+  found = traces.Program(last, {})(*arguments())["y"]
+  assert last.count == 0
+  np.testing.assert_array_equal(wanted, found)

@@ -119,7 +119,7 @@ def probabilities(query, key, bias):
   return jax.nn.softmax(scores + bias)
 
 
-def attend_window(query, key, value, window, rng, rate, radius):
+def attend_window(query, key, value, window, rng, rate, radius, attend=attend):
   """Returns `attend` for tokens that see only near tokens.
 
   The row is cut into blocks, of which each sees itself and its two neighbors,
@@ -133,6 +133,7 @@ def attend_window(query, key, value, window, rng, rate, radius):
     rng: the typed key of the dropout; may be None at rate 0.
     rate: the dropout rate of the probabilities, a Python float.
     radius: the longest distance that is visible, in tokens.
+    attend: what attends within the blocks, with the arguments of `attend`.
 
   Returns:
     [B, N, L, H].

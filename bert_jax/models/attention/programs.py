@@ -86,6 +86,26 @@ def _attend_splash_window(query, key, value, window, rng, rate, radius):
   return splash.attend(query, key, value, window.visible, radius)
 
 
+def _check_cudnn(config: ModelConfig, length: int) -> None:
+  from bert_jax.models.attention import cudnn
+
+  cudnn.check_config(config, length)
+
+
+def _attend_cudnn(query, key, value, mask, rng, rate):
+  from bert_jax.models.attention import cudnn
+
+  del rng, rate
+  return cudnn.attend(query, key, value, mask)
+
+
+def _attend_cudnn_window(query, key, value, window, rng, rate, radius):
+  from bert_jax.models.attention import cudnn
+
+  del rng, rate
+  return cudnn.attend_window(query, key, value, window, radius)
+
+
 def _attend_splash_before(query, key, value, before, rng, rate):
   from bert_jax.models.attention import splash
 
@@ -122,6 +142,15 @@ PROGRAMS = {
     attend=_attend_splash,
     attend_window=_attend_splash_window,
     attend_causal=_attend_splash_before,
+  ),
+  "cudnn": Program(
+    check=_check_cudnn,
+    row_unit=8,
+    has_dropout=False,
+    layout="heads",
+    takes_bias=False,
+    attend=_attend_cudnn,
+    attend_window=_attend_cudnn_window,
   ),
 }
 

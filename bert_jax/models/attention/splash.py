@@ -5,9 +5,7 @@ memory on chip does not grow with the row. It therefore takes longer rows than
 `fused`, which keeps whole score matrices. It has no dropout of attention
 probabilities; a config with both is refused.
 
-Every token has a segment id and sees only its own segment. Each packed sequence
-is a segment, and so is the padding of a row, because a row of padding would
-otherwise divide by zero. The outputs for padding are not used.
+Who sees whom is in segments.py.
 """
 
 import math
@@ -19,6 +17,7 @@ import jax.numpy as jnp
 
 from bert_jax.models.attention import masks
 from bert_jax.models.attention import plain
+from bert_jax.models.attention import segments
 from bert_jax.runtime import sharding
 
 P = jax.sharding.PartitionSpec
@@ -46,12 +45,7 @@ def check_shapes(length: int) -> None:
     )
 
 
-def segment_ids(visible: masks.Visible) -> jax.Array:
-  """Returns the number of each token's segment: int32 [B, L], 0 = padding."""
-  seen = visible.key_bias[:, 0, 0] == 0.0
-  if visible.sequence_ids is None:
-    return seen.astype(jnp.int32)
-  return jnp.where(seen, visible.sequence_ids, 0)
+segment_ids = segments.segment_ids
 
 
 def _block(length: int, radius: int | None = None) -> int:
@@ -137,11 +131,7 @@ def _over_mesh(query, key, value, ids, **options):
 
 def _for_tpu() -> bool:
   """Returns whether the traced program is for a TPU, perhaps only planned."""
-  mesh = jax.sharding.get_abstract_mesh()
-  device = None if mesh.empty else mesh.abstract_device
-  if device is None:
-    return jax.default_backend() == "tpu"
-  return device.platform == "tpu"
+  return segments.is_for("tpu")
 
 
 def attend(query, key, value, visible, radius=None, is_causal=False):
@@ -174,8 +164,4 @@ def attend(query, key, value, visible, radius=None, is_causal=False):
   if radius is not None:
     window = masks.Window(masks.Visible(visible.key_bias, ids))
     return plain.attend_window(query, key, value, window, None, 0.0, radius)
-  same = ids[:, None, :, None] == ids[:, None, None, :]
-  if is_causal:
-    same &= jnp.tril(jnp.ones(same.shape[-2:], bool))
-  bias = jnp.where(same, 0.0, masks.MASKED_SCORE)
-  return plain.attend(query, key, value, bias, None, 0.0)
+  return segments.attend_plain(query, key, value, visible, is_causal)
