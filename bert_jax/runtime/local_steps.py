@@ -57,7 +57,8 @@ def check_settings(settings: Any) -> None:
   Raises:
     ValueError: they contradict each other.
   """
-  folder, every = settings.local_dir, settings.local_every_steps
+  folder = getattr(settings, "local_dir", "")  # older runs lack the keys
+  every = getattr(settings, "local_every_steps", 0)
   if bool(folder) != bool(every):
     raise ValueError(
       f"checkpoint.local_dir={folder!r} and checkpoint.local_every_steps="
@@ -122,8 +123,8 @@ def peer_of(process: int, count: int) -> int:
 
 
 @contextlib.contextmanager
-def opened(settings: Any, workdir: str, wanted: Any) -> Iterator[Any]:
-  """A context with the local steps of a run; yields None if they are off.
+def opened(settings: Any, workdir: str, wanted: Any) -> Iterator["LocalSteps"]:
+  """A context with the local steps of a run.
 
   Args:
     settings: the group `checkpoint` of a config.
@@ -133,9 +134,6 @@ def opened(settings: Any, workdir: str, wanted: Any) -> Iterator[Any]:
   Raises:
     LocalError: the folder cannot be used. Every process raises it.
   """
-  if not settings.local_every_steps:
-    yield None
-    return
   steps = LocalSteps(
     settings.local_dir, settings.local_every_steps, workdir, wanted
   )

@@ -124,7 +124,9 @@ class Session(Program):
   def open_local_steps(
     self,
   ) -> contextlib.AbstractContextManager[local_steps.LocalSteps | None]:
-    """A context with the steps on local disks; see `local_steps.opened`."""
+    """A context with the steps on local disks; it has None if they are off."""
+    if not getattr(self.config.checkpoint, "local_every_steps", 0):
+      return contextlib.nullcontext()
     wanted = self._placed()
     return local_steps.opened(
       self.config.checkpoint,

@@ -202,6 +202,8 @@ class Proxy:
         pass
 
     class Http(http.server.ThreadingHTTPServer):
+      request_queue_size = 128  # more are refused by the system
+
       def handle_error(self, *args):
         """A client that was killed leaves a broken connection."""
 
