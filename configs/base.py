@@ -20,6 +20,22 @@ SHARDING_RULES = settings.SHARDING_RULES
 SIZES = bert.PRESETS
 
 
+def fit_large_batch(config: ml_collections.ConfigDict) -> None:
+  """Sets the optimizer for a batch for which the paper's Adam is not meant.
+
+  Above 1,024 rows it is LAMB, with a learning rate and a warm-up that depend on
+  the number of rows.
+
+  Source: You et al. 2020, arXiv:1904.00962, table 4.
+  """
+  rows = config.data.batch_size
+  if rows > 1024:
+    share = rows / 32_768
+    config.optim.name = "lamb"
+    config.optim.learning_rate = 5e-3 * share**0.5
+    config.optim.warmup_rate = min(0.2 * share, 0.2)
+
+
 def set_size(
   config: ml_collections.ConfigDict, size: str, family: str = "bert"
 ) -> None:

@@ -7,7 +7,8 @@ Attention is cuDNN's, which has no dropout of attention probabilities; that of
 the other layers stays as in the paper. `attention=plain` has both, and keeps
 the scores in memory. Pack short examples with --config.data.max_sequences=8.
 
-The rows of a device are an estimate for cards with 80 GB; set fewer (rows=N) on
+Above 1,024 rows in all the optimizer is LAMB, as in configs/tpu.py. The rows of
+a device are an estimate for cards with 80 GB; set fewer (rows=N) on
 smaller ones. Not run on a GPU so far: `make bench-gpu` measures it.
 """
 
@@ -48,4 +49,5 @@ def get_config(text=None):
   )
   c.data.num_threads = 8
   c.train.total_steps = max(256_000_000 // c.data.batch_size, 1)
+  base.fit_large_batch(c)
   return c

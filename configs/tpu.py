@@ -63,9 +63,5 @@ def get_config(text=None):
   c.data.num_threads = 8
   c.optim.num_micro_batches = parts
   c.train.total_steps = max(256_000_000 // c.data.batch_size, 1)
-  if c.data.batch_size > 1024:
-    share = c.data.batch_size / 32_768
-    c.optim.name = "lamb"
-    c.optim.learning_rate = 5e-3 * share**0.5
-    c.optim.warmup_rate = min(0.2 * share, 0.2)
+  base.fit_large_batch(c)
   return c

@@ -45,6 +45,9 @@ def test_commands_can_be_typed(command, monkeypatch):
   program, *arguments = shlex.split(command)
   if program == "python":
     module, *others = arguments[1:]
+    if module.startswith("bert_jax."):
+      assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
+      return
     if module == "experiments.reproduce.figure5":
       assert all("=" in x for x in others)
       return
@@ -72,6 +75,10 @@ def _starts(command):
   found = re.findall(
     r"(?:[:,]from|--from|init_from|data\.dir)=(runs/[\w.-]+)", command
   )
+  if "triviaqa TRIVIAQA" in command:
+    return found
+  if "ensemble " in command:
+    found += re.findall(r" (runs/[\w.-]+)/seed=", command)
   if "figure5" in command:
     found += re.findall(r"[=,](runs/[\w.-]+)", command.partition("=")[2])
   assert found or "mode=prepare" in command, command
@@ -88,7 +95,7 @@ def test_what_a_command_starts_from_an_earlier_one_makes():
       if "mode=prepare" in command:
         assert "--input=" in command or outputs[0] in made
         lengths.add((outputs[0], *length))
-      if "mode=train" in command:
+      if "mode=train" in command and "task=" not in command:
         data = re.findall(r"data\.dir=(\S+)", command)
         assert (*data, *length) in lengths
       made.update(outputs)
@@ -98,6 +105,9 @@ def test_what_is_planned_is_what_is_trained(monkeypatch):
   """The steps of each program; the shape of tasks comes with the weights."""
   monkeypatch.chdir(ROOT)
   for row in ROWS:
+    if "no plan" in row.status:
+      assert not row.work
+      continue
     planned, trained = collections.Counter(), collections.Counter()
     for work in row.work:
       path, changes, _ = _settings(work.arguments)

@@ -147,6 +147,7 @@ class Answerer:
       columns of the task.
     record_fields: the fields that a record of a request to a server may have,
       beside its id; () means that the kind is not served.
+    example: a record, for the page of a server.
     listed_field: the field with a list of texts of which each makes a sequence;
       "" means that a record makes one.
     request_options: name -> what a request to a server may set beside records.
@@ -163,6 +164,7 @@ class Answerer:
   fields: tuple[str, ...] = ("text", "text_b")
 
   record_fields: ClassVar[tuple[str, ...]] = ()
+  example: ClassVar[Mapping[str, Any]] = {"text": "Paris is in France."}
   listed_field: ClassVar[str] = ""
   request_options: ClassVar[Mapping[str, Count]] = {}
   pair_rank: ClassVar[int] = 0

@@ -114,6 +114,7 @@ class Answerer(answers.TaskAnswerer):
   two_texts = True
   fields = record_fields = ("text", "choices")
   listed_field = "choices"
+  example = {"text": "A cat", "choices": ["sat on the mat.", "is in France."]}
 
   def join(self, values: Sequence[Any]) -> dict[str, Any]:
     first, *choices = values

@@ -318,14 +318,17 @@ class Distill(Mlm):
     teacher = dataclasses.replace(
       config, **self._teacher.shape, dtype=dtype, param_dtype=dtype
     )
-    for key in ("vocab_size", "hidden_size"):
+    advice = {
+      "vocab_size": "give a teacher and data of one vocabulary",
+      "hidden_size": "make them equal, or set distill.cosine_weight=0",
+    }
+    for key in advice:
       needed = key == "vocab_size" or self._settings.cosine_weight
       if needed and getattr(teacher, key) != getattr(config, key):
         raise ValueError(
           f"distill.teacher={self._settings.teacher} has model.{key}="
           f"{getattr(teacher, key)} and the student {getattr(config, key)}, so "
-          "that they cannot be compared; make them equal, or for hidden_size "
-          "set --config.distill.cosine_weight=0"
+          f"that they cannot be compared; {advice[key]}"
         )
     if "attention" in self._layerwise:
       self._check_attention(config, teacher)
@@ -479,6 +482,7 @@ class FillMask(answers.Answerer):
   kind = MLM
   levels = {"scores": "mask", "ids": "mask"}
   record_fields = ("text",)
+  example = {"text": "Paris is the [MASK] of France."}
   request_options = {"top_k": answers.Count(5, 50)}
   token_outputs = ("logits",)
   transformers_class = "AutoModelForMaskedLM"

@@ -480,6 +480,7 @@ class Answerer(answers.TaskAnswerer):
   kind = SPAN
   two_texts = True
   fields = record_fields = ("question", "context")
+  example = {"question": "Where is Paris?", "context": "Paris is in France."}
 
   def parse(self, record: Mapping[str, Any]) -> list[Any]:
     question = answers.text_of(record, "question")

@@ -358,7 +358,7 @@ class PreTrainingModel(nn.Module):
     input_ids,
     input_mask,
     segment_ids,
-    masked_positions,
+    masked_positions=None,
     *,
     positions=None,
     sequence_ids=None,

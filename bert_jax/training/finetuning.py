@@ -485,23 +485,38 @@ class FineTuning(Job):
       spec.TaskError: the task has no such split.
     """
     splits = [self.split(name) for name in self.config.task.predict_splits]
-    folder = os.path.join(workdir, "predictions")
     written: list[str] = []
     for split in splits:
       predictions = evaluator.predict(params, split)
-      if jax.process_index():
-        continue
-      task, examples = split.task, split.examples
-      files.make_folders(folder)
-      stem = os.path.join(folder, f"{task.name}-{split.name}")
-      written += self.objective.write_predictions(
-        task, examples, predictions, stem
-      )
-      if split.name in task.submission:
-        path = os.path.join(folder, task.submission[split.name])
-        assert task.submit is not None, task.name
-        files.write_text(path, task.submit(task, examples, predictions))
-        written.append(path)
+      if not jax.process_index():
+        written += self.write_split(split, predictions, workdir)
+    return written
+
+  def write_split(
+    self, split: "Split", predictions: Sequence[Any], workdir: str
+  ) -> list[str]:
+    """Writes the predictions for a split; see `write_predictions`.
+
+    Args:
+      split: the split.
+      predictions: one for each of its examples.
+      workdir: the folder whose folder predictions/ gets the files.
+
+    Returns:
+      The paths of the files.
+    """
+    folder = os.path.join(workdir, "predictions")
+    task, examples = split.task, split.examples
+    files.make_folders(folder)
+    stem = os.path.join(folder, f"{task.name}-{split.name}")
+    written = self.objective.write_predictions(
+      task, examples, predictions, stem
+    )
+    if split.name in task.submission:
+      path = os.path.join(folder, task.submission[split.name])
+      assert task.submit is not None, task.name
+      files.write_text(path, task.submit(task, examples, predictions))
+      written.append(path)
     return written
 
 
@@ -658,6 +673,15 @@ class TaskEvaluator(Evaluator):
     """
     return self._predict_all(params, split)[0][0]
 
+  def outputs(self, params: Any, split: Split) -> np.ndarray:
+    """Returns what `decode` turns into the predictions for a split.
+
+    Args:
+      params: the parameters of the model.
+      split: a split with or without labels.
+    """
+    return self._outputs_all(params, split)[0][0]
+
   def _predict_all(
     self, params: Any, split: Split
   ) -> list[tuple[list, metrics.Totals]]:
@@ -665,6 +689,15 @@ class TaskEvaluator(Evaluator):
 
     Without labels, the loss is {}.
     """
+    return [
+      (self._job.decode(split, outputs), total)
+      for outputs, total in self._outputs_all(params, split)
+    ]
+
+  def _outputs_all(
+    self, params: Any, split: Split
+  ) -> list[tuple[np.ndarray, metrics.Totals]]:
+    """Returns the outputs of each model, and its loss as (sum, weight)."""
     job, data = self._job, self._job.config.data
     rows = task_batches.TaskSplit(
       split.features,
@@ -685,6 +718,6 @@ class TaskEvaluator(Evaluator):
         outputs[k].append(output)
         totals[k] = metrics.add(totals[k], sums)
     return [
-      (job.decode(split, rows.collect(own)), total)
+      (rows.collect(own), total)
       for own, total in zip(outputs, totals, strict=True)
     ]

@@ -1,13 +1,15 @@
 """From a config to its job: pre-training, or a task."""
 
+from collections.abc import Mapping
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bert_jax.data import batching
 from bert_jax.data import summary
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
+from bert_jax.kinds import table
 from bert_jax.runtime import files
 from bert_jax.runtime import hub
 from bert_jax.runtime import phases
@@ -161,24 +163,41 @@ CHANGEABLE = (
 )
 
 
-def _change_model(config: Config) -> None:
-  """Applies `init_changes` to the shape of the weights to start from.
+def check_changes(config: Config, changes: Mapping[str, Any]) -> None:
+  """Checks what is changed in a model to start from.
+
+  Args:
+    config: a config with the shape of that model.
+    changes: key -> its new value, as in `phases.changes_of`.
 
   Raises:
     ValueError: a key cannot be changed, or a parameter depends on it.
   """
-  for key, value in phases.changes_of(config.init_changes).items():
+  for key, value in changes.items():
     if key not in CHANGEABLE:
       raise ValueError(
-        f"init_changes has {key}, on which parameters depend; it may have "
+        f"{key}={value} would change a model to start from, and parameters "
+        f"depend on it; init_changes and phases may change "
         f"{', '.join(CHANGEABLE)}"
       )
     if key == "model.max_len" and config.model.positions == "learned":
+      source = config.init_from or "the model"
       raise ValueError(
-        f"init_changes has model.max_len={value}, but the position table of "
-        f"{config.init_from} has {config.model.max_len} rows; make a longer "
-        f"one with bert-jax convert --config.convert.max_len={value}"
+        f"model.max_len={value} in init_changes or a phase, but the position "
+        f"table of {source} has {config.model.max_len} rows; make a longer one "
+        f"with bert-jax convert --config.convert.max_len={value}"
       )
+
+
+def _change_model(config: Config) -> None:
+  """Applies `init_changes` to the shape of the weights to start from.
+
+  Raises:
+    ValueError: see `check_changes`.
+  """
+  changes = phases.changes_of(config.init_changes)
+  check_changes(config, changes)
+  for key, value in changes.items():
     config.model[key.removeprefix("model.")] = value
 
 
@@ -193,6 +212,9 @@ def _settle_pooling(
     pretrained: the weights to start from, or None.
   """
   if config.objective != "task" or config.task.get("pooling") != "auto":
+    return
+  kind = table.kind_of_name(config.task.name)
+  if kind is None or "pooling" not in kind.own_settings:
     return
   if workdir:
     task = runs.read_run(workdir)["config"]["task"]

@@ -20,6 +20,7 @@ from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime.settings import Config
 from bert_jax.training import export
+from bert_jax.training import jobs
 from bert_jax.training import meeting
 from bert_jax.training import members
 from bert_jax.training import meter as meter_lib
@@ -86,8 +87,12 @@ def check_phases(found: Sequence[phases.Phase]) -> list[phases.Phase]:
     phases.PhaseError: a phase could not start.
   """
   checked = []
-  for phase in found:
+  planned = found[0].planned
+  for i, phase in enumerate(found):
     try:
+      if i:  # the model of the phase before is carried on
+        changes = phases.changes_of(phase.config.init_changes)
+        jobs.check_changes(planned, changes)
       planned = session.open_abstract(phase.planned, jax.devices()).config
       if phase.config.data.dir:
         batching.open_examples(phase.config.data, "train")

@@ -16,6 +16,7 @@ from bert_jax.models.attention import masks
 from bert_jax.models.attention import programs
 from bert_jax.models.config import ModelConfig
 from bert_jax.runtime import errors
+from bert_jax.training import evaluate
 from bert_jax.training import train
 from configs import left_to_right
 from tests.support import small_tasks
@@ -252,12 +253,16 @@ def test_a_run_has_its_perplexity_and_is_fine_tuned(prepared, tmp_path, layers):
     found["eval/ltr_perplexity"], math.exp(found["eval/ltr_loss"])
   )
   assert found["eval/ltr_loss"] < found["eval/unigram_loss"] + 1
+  again = evaluate.evaluate(c, folder, None)
+  assert math.isclose(again["eval/ltr_loss"], found["eval/ltr_loss"])
   task = small_tasks.make_config(tmp_path, "classify")
   task.init_from = folder
   task.task.vocab = ""
   task.init_changes = [f"model.head_lstm_layers={layers}"]
   scores = train.train(task, str(tmp_path / "task"))
   assert 0 <= scores["eval/accuracy"] <= 1
+  again = evaluate.evaluate(task, str(tmp_path / "task"), None)
+  assert again["eval/accuracy"] == scores["eval/accuracy"]
 
 
 def test_flops_count_the_lstm():

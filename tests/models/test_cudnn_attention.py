@@ -186,6 +186,8 @@ def test_the_recipe_for_gpus_fits_its_attention(size, seq_len, rows):
   config = gpu.get_config(f"size={size},seq_len={seq_len},rows={rows}")
   programs.check(model_config.ModelConfig.from_config(config.model), seq_len)
   assert config.data.batch_size == rows
+  many = gpu.get_config(f"size={size},seq_len={seq_len},devices=64")
+  assert (many.optim.name, config.optim.name) == ("lamb", "bert_adam")
   paper = gpu.get_config("attention=plain")
   assert paper.model.attention_dropout_rate == 0.1
   with pytest.raises(ValueError, match="attention=other"):

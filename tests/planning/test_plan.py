@@ -598,6 +598,9 @@ def test_kernels_are_used_and_their_time_is_counted(tmp_path, attention):
   # The last layer is plain: it is computed where it is read.
   assert all(k["runs"] == 3 and k["code_found"] for k in kernels)
   assert all(k["secs_per_run"] > 0 for k in kernels)
+  # The compiler has written their schedules, and these were understood.
+  assert all(k["scheduled_cycles"] > 0 for k in kernels)
+  assert made["error"]["share_of_kernels_without_schedule"] == 0
   # 64 rows a device, 2 heads: two products of 128 x 128 x 64 forward, five
   # backward. The fused kernel multiplies by the lanes of both heads.
   width = 64 if attention == "splash" else 128

@@ -52,6 +52,23 @@ def test_phases_without_a_difference_are_one_run(plain, tmp_path):
   assert losses_of(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ("model.hidden_size=64", "phase b.*model.hidden_size=64.*rope_theta"),
+    ("model.max_len=64", "phase b.*position table.*16 rows"),
+  ],
+)
+def test_a_phase_of_another_shape_stops_before_the_first_step(
+  plain, tmp_path, change, message
+):
+  config = plain[0].copy_and_resolve_references()
+  config.train.phases = ("a", f"b {change}")
+  with pytest.raises(phases.PhaseError, match=message):
+    train.train(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_phase_that_could_not_start_stops_all_of_them(plain, tmp_path):
   config = plain[0].copy_and_resolve_references()
   config.train.phases = ("a", "b data.seq_len=64")

@@ -16,7 +16,10 @@ button { font: inherit; margin: .3rem 0; }
 table { border-collapse: collapse; font-size: .85rem; }
 td, th { padding: .12rem .4rem; text-align: left; border: 1px solid #e4e4e4; }
 th { background: #f6f6f6; font-weight: 600; }
-.heads { display: flex; flex-wrap: wrap; gap: 4px; }
+.heads { display: flex; flex-wrap: wrap; gap: 4px; align-items: flex-start;
+  margin-bottom: 6px; }
+.heads span { width: 4rem; }
+svg { display: block; width: 100%; min-width: 40rem; }
 .heads canvas { border: 1px solid #ddd; cursor: pointer; }
 .heads canvas.on { outline: 2px solid #06c; }
 td.cell { width: 1.3rem; min-width: 1.3rem; height: 1.2rem; padding: 0; }
@@ -78,7 +81,7 @@ The match ended in a draw.</textarea>
 <button>Project</button> <span class="error"></span>
 <p class="note">One text a line: the mean vectors in the plane of their largest
 variance.</p>
-<div class="out"></div></section>
+<div class="out scroll"></div></section>
 
 <script>
 const hasWords = HAS_WORDS;
@@ -145,6 +148,7 @@ section("attention", "/attention", () =>
   found.maps.forEach((heads, layer) => {
     const line = make("div", out);
     line.className = "heads";
+    make("span", line, `layer ${layer + 1}`).className = "note";
     heads.forEach((map, head) => {
       const canvas = make("canvas", line);
       canvas.width = canvas.height = size * pixel;

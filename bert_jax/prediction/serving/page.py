@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import bert_jax
+from bert_jax.kinds import table
 
 _STRING = {"type": "string"}
 _STRINGS = {"type": "array", "items": _STRING}
@@ -98,7 +99,13 @@ def openapi(
     },
     **{code: {"description": text} for code, text in _ERRORS.items()},
   }
+  model, own = next(iter(kinds.items()), ("", ()))
   for path, (summary, properties, needed, example) in _ROUTES.items():
+    if path == "/predict" and own:
+      record = dict(table.ANSWERERS[own[0]].example)
+      example = {"kind": own[0], "records": [record]}
+    if len(kinds) > 1:
+      example = example | {"model": model}
     schema = {
       "type": "object",
       "properties": properties,
@@ -140,6 +147,7 @@ body { font: 16px/1.4 sans-serif; max-width: 50rem; margin: 2rem auto;
 textarea, pre { width: 100%; box-sizing: border-box; font: 14px monospace; }
 pre { background: #f3f3f3; padding: .6rem; max-height: 20rem; overflow: auto;
   white-space: pre-wrap; }
+pre:empty { display: none; }
 section { border-top: 1px solid #ccc; }
 </style></head><body>
 <h1>bert_jax</h1><p id="models"></p>
@@ -153,6 +161,13 @@ const make = (name, text, parent) => {
   if (text) node.textContent = text;
   return parent.appendChild(node);
 };
+// A vector takes one line.
+const short = text => text.replace(
+  /\\[\\s*(-?[\\d.eE+-]+(?:,\\s+-?[\\d.eE+-]+){8,})\\s*\\]/g,
+  (all, list) => {
+    const numbers = list.split(/,\\s+/);
+    return `[${numbers.slice(0, 4).join(", ")}, ... ${numbers.length} numbers]`;
+  });
 const send = async (path, method, body, out) => {
   out.textContent = "...";
   const key = document.getElementById("key").value;
@@ -163,7 +178,7 @@ const send = async (path, method, body, out) => {
     const text = await answer.text();
     const took = Math.round(performance.now() - start);
     let shown = text;
-    try { shown = JSON.stringify(JSON.parse(text), null, 1); } catch {}
+    try { shown = short(JSON.stringify(JSON.parse(text), null, 1)); } catch {}
     out.textContent = answer.status + " in " + took + " ms\\n" +
       shown.slice(0, 20000);
   } catch (error) { out.textContent = String(error); }
@@ -179,8 +194,8 @@ fetch("/openapi.json").then(found => found.json()).then(all => {
       if (route.requestBody) {
         const content = route.requestBody.content["application/json"];
         area = make("textarea", "", part);
-        area.rows = 6;
         area.value = JSON.stringify(content.example, null, 1);
+        area.rows = area.value.split("\\n").length + 1;
         area.setAttribute("aria-label", "body of " + path);
       }
       const button = make("button", "Send", part);
