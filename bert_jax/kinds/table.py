@@ -5,6 +5,7 @@ A new kind is a file in this folder and a line in each table here.
 
 from typing import TYPE_CHECKING, Any
 
+from bert_jax import tasks
 from bert_jax.kinds import answers
 from bert_jax.kinds import choice
 from bert_jax.kinds import classify
@@ -137,6 +138,22 @@ def of_text(name: str) -> pretraining.Mlm:
   if not isinstance(found, pretraining.Mlm):
     raise ValueError(f"objective={name!r} does not learn from text alone")
   return found
+
+
+def kind_of_name(name: str) -> task_kind.TaskKind | None:
+  """Returns the kind of the task with a name, without reading its files.
+
+  Args:
+    name: the value of task.name.
+
+  Returns:
+    The kind; None if no task has this name.
+  """
+  if name.startswith("my-"):
+    kind, _ = FORMS.get(name.removeprefix("my-"), ("", None))
+  else:
+    kind = tasks.TASKS[name].kind if name in tasks.TASKS else ""
+  return TASK_KINDS.get(kind)
 
 
 def of_task(task: spec.Task) -> task_kind.TaskKind:

@@ -14,7 +14,7 @@ The plan compiles the same program as training, which session.py opens without
 data.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import functools
 import importlib.metadata
 import importlib.util
@@ -121,8 +121,9 @@ def make_plan(
     text = compiled.as_text()
     if dump:
       files.write_text(dump, text)
-    texts = kernel_schedules.read(schedules) if schedules else {}
-    plan |= describe(program, where, traced, compiled, text, mean_row, texts)
+    plan |= describe(
+      program, where, traced, compiled, text, mean_row, schedules
+    )
     needed = plan["hbm_bytes_per_device"]
     del compiled
   plan["compile_secs"] = round(time.monotonic() - start, 1)
@@ -185,7 +186,7 @@ def describe(
   compiled: Any,
   text: str,
   mean_row: tuple[float, float, float] | None = None,
-  texts: Mapping[str, str] | None = None,
+  schedules: str = "",
 ) -> dict[str, Any]:
   """Returns the entries of a plan for a step that was compiled.
 
@@ -196,8 +197,7 @@ def describe(
     compiled: the compiled step.
     text: the text of the compiled step.
     mean_row: facts about the rows of the training data, from `Job.mean_row`.
-    texts: the schedules of its kernels, from `schedules.read`; None: there are
-      none, and the time of every kernel is assumed.
+    schedules: as for `make_plan`; without it the time of kernels is assumed.
   """
   chip, mesh = where.chip, program.mesh
   parsed = hlo.parse(text)
@@ -206,7 +206,9 @@ def describe(
   kernels = {
     i.name: costs.kernel_cost(i, counted.kernels) for i in parsed.pallas_calls
   }
-  kernels = costs.add_schedules(kernels, parsed, texts or {}, chip.num_cores)
+  if schedules:
+    texts = kernel_schedules.read(schedules, kernels)
+    kernels = costs.add_schedules(kernels, parsed, texts, chip.num_cores)
   times = costs.timeline(
     parsed.schedule,
     chip.clock_hz,

@@ -10,6 +10,7 @@ The flags are undocumented, and so is the format. What is not understood is left
 to the assumptions of costs.py.
 """
 
+from collections.abc import Container
 import dataclasses
 import glob
 import os
@@ -54,16 +55,17 @@ def clear(folder: str) -> None:
       os.remove(path)
 
 
-def read(folder: str) -> dict[str, str]:
-  """Returns the text of each schedule, by the name of its instruction.
+def read(folder: str, names: Container[str]) -> dict[str, str]:
+  """Returns the text of some schedules, by the name of their instruction.
 
   Args:
     folder: the folder that `flags` named.
+    names: the instructions. Fusions have schedules, too, which may be large.
   """
   found = {}
   for path in sorted(glob.glob(os.path.join(glob.escape(folder), "*.txt"))):
     match = _FILE.fullmatch(os.path.basename(path))
-    if match and not match[1].endswith("schedule-analysis_packed"):
+    if match and match[1] in names:
       with open(path, encoding="utf-8", errors="replace") as file:
         found[match[1]] = file.read()
   return found

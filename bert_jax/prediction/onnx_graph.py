@@ -1,6 +1,7 @@
 """Writes a model as an ONNX graph, by the exporter of torch."""
 
 import dataclasses
+import inspect
 import os
 import tempfile
 from typing import Any
@@ -75,8 +76,9 @@ def write(
 
 def _export(torch: Any, reference: Any, answerer: Any, path: str) -> list[str]:
   """Writes the graph of a model of transformers; returns its outputs."""
-  takes_types = "token_type_ids" in reference.forward.__code__.co_varnames
-
+  # Decorators of transformers hide the names from the code of the function.
+  takes = inspect.signature(reference.forward).parameters
+  takes_types = "token_type_ids" in takes
   names: list[str] = []  # as the model returns them
 
   class Outputs(torch.nn.Module):

@@ -143,9 +143,9 @@ class Program:
 
 def _load(content: bytes, batch: Mapping[str, jax.Array]) -> Any:
   """Returns the program that was written, for the devices of a batch."""
+  program, inputs, outputs = pickle.loads(content)  # noqa: S301 -- own file
   return serialize_executable.deserialize_and_load(
-    *pickle.loads(content),  # noqa: S301 -- this user wrote it
-    execution_devices=_devices_of(batch),
+    program, inputs, outputs, execution_devices=_devices_of(batch)
   )
 
 
@@ -258,8 +258,12 @@ def _write(entry: str, content: bytes) -> None:
   try:
     files.make_folders(folder)
     files.write_bytes(entry, content)
-    paths = [os.path.join(folder, name) for name in files.list_names(folder)]
-    for path in _oldest_above([(p, *files.stamps(p)[:2]) for p in paths]):
+    found = []
+    for name in files.list_names(folder):
+      path = os.path.join(folder, name)
+      size, read_at, _ = files.stamps(path)
+      found.append((path, size, read_at))
+    for path in _oldest_above(found):
       files.delete(path)
   except OSError as error:
     _log.debug("%s is not kept: %s", entry, error)

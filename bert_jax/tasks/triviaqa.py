@@ -62,7 +62,7 @@ def find_answer(
     return []
   parts = (r"\s+".join(map(re.escape, word.split())) for word in words)
   pattern = re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)", re.IGNORECASE)
-  found = []
+  found: list[tuple[str, int]] = []
   for match in pattern.finditer(text):
     if len(found) == most:
       break

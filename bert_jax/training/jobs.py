@@ -9,6 +9,7 @@ from bert_jax.data import batching
 from bert_jax.data import summary
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
+from bert_jax.kinds import table
 from bert_jax.runtime import files
 from bert_jax.runtime import hub
 from bert_jax.runtime import phases
@@ -211,6 +212,9 @@ def _settle_pooling(
     pretrained: the weights to start from, or None.
   """
   if config.objective != "task" or config.task.get("pooling") != "auto":
+    return
+  kind = table.kind_of_name(config.task.name)
+  if kind is None or "pooling" not in kind.own_settings:
     return
   if workdir:
     task = runs.read_run(workdir)["config"]["task"]

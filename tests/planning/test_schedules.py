@@ -75,9 +75,12 @@ def test_files_are_read_by_the_name_of_their_instruction(tmp_path):
   (tmp_path / "17-TLP-hlo.txt").write_text("other")
   analysis = "17-attention_forward.1-00-schedule-analysis_packed-bundles-post"
   (tmp_path / f"{analysis}-ra.txt").write_text("Schedule analysis:")
-  assert schedules.read(str(tmp_path)) == {"attention_forward.1": GRID}
+  fusion = "17-fusion.3-01-packed-bundles-post-ra.txt"
+  (tmp_path / fusion).write_text("of no kernel")
+  names = {"attention_forward.1", "attention_forward.2"}
+  assert schedules.read(str(tmp_path), names) == {"attention_forward.1": GRID}
   schedules.clear(str(tmp_path))
-  assert schedules.read(str(tmp_path)) == {}
+  assert schedules.read(str(tmp_path), names) == {}
 
 
 def _program(*names):

@@ -38,3 +38,21 @@ def test_a_run_from_before_the_switches_is_of_bert(tmp_path):
   runs.write_run(str(tmp_path / "run"), run)
   model = weights.read(tmp_path / "run")
   assert model.family == "bert" and model.shape["positions"] == "learned"
+
+
+@pytest.mark.parametrize(
+  ("task", "wanted"),
+  [
+    ("mrpc", "auto"),
+    ("my-classify", "auto"),
+    ("no-such", "auto"),
+    ("my-similarity", "mean"),
+  ],
+)
+def test_the_pooling_of_the_weights_is_for_kinds_that_pool(task, wanted):
+  config = base.get_config()
+  config.objective, config.task.name = "task", task
+  pretrained = small_models.make()
+  pretrained.sentence = ("mean", "normalize")
+  jobs._settle_pooling(config, "", pretrained)
+  assert config.task.pooling == wanted

@@ -46,6 +46,6 @@ def attend_plain(query, key, value, visible, is_causal=False):
   ids = segment_ids(visible)
   same = ids[:, None, :, None] == ids[:, None, None, :]
   if is_causal:
-    same &= jnp.tril(jnp.ones(same.shape[-2:], bool))
+    same &= jnp.tril(jnp.ones(same.shape[-2:], bool))[None, None]
   bias = jnp.where(same, 0.0, masks.MASKED_SCORE)
   return plain.attend(query, key, value, bias, None, 0.0)
