@@ -26,6 +26,7 @@ Needs the extra `cuda`, torch and transformers. It was not run on a card so far.
 """
 
 import argparse
+from concurrent import futures
 import contextlib
 import json
 import os
@@ -437,10 +438,14 @@ def run_case(args, argv, case):
   environ = dict(os.environ) | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45"}
   secs: dict[str, list[float]] = {name: [] for name in args.sides}
   with contextlib.ExitStack() as stack:
-    sides = {}
-    for name in args.sides:
-      sides[name] = sides_lib.Side(__file__, name, argv, environ)
-      stack.callback(sides[name].close)
+    # They compile at the same time, and are timed one after the other.
+    with futures.ThreadPoolExecutor() as pool:
+      started = pool.map(
+        lambda name: sides_lib.Side(__file__, name, argv, environ), args.sides
+      )
+      sides = dict(zip(args.sides, started, strict=True))
+    for side in sides.values():
+      stack.callback(side.close)
     for _ in range(args.rounds):
       for name, side in sides.items():
         secs[name].append(statistics.median(side.measure(args.steps)[0]))
