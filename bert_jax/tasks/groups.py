@@ -6,8 +6,8 @@ All are from 0 to 1, and each group counts the same.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bert_jax.tasks import answer_scores
 from bert_jax.tasks import spec
-from bert_jax.tasks import squad
 
 
 def all_right(
@@ -80,7 +80,7 @@ def best_exact(
 
   Source: https://arxiv.org/abs/1810.12885
   """
-  return _of_texts(examples, predictions, squad.exact_score)
+  return _of_texts(examples, predictions, answer_scores.exact_score)
 
 
 def best_f1(
@@ -97,7 +97,9 @@ def best_f1(
   return _of_texts(
     examples,
     predictions,
-    lambda text, gold: squad.f1_score(text, gold, empty_equals_empty=False),
+    lambda text, gold: answer_scores.f1_score(
+      text, gold, empty_equals_empty=False
+    ),
   )
 
 

@@ -11,60 +11,15 @@ Source: https://aclanthology.org/D16-1264, https://aclanthology.org/P18-2124;
 """
 
 import argparse
-import collections
 from collections.abc import Iterable, Mapping, Sequence
 import json
-import re
-import string
 import sys
 from typing import Any
 
+from bert_jax.tasks import answer_scores
 from bert_jax.tasks import qa
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
-
-# --- Scores of one answer ---
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize_answer(text: str) -> str:
-  """Returns a text without capitals, ASCII punctuation, articles, extra spaces.
-
-  Example:
-    >>> normalize_answer("The  U.S. Army!")
-    'us army'
-  """
-  text = text.lower().translate(_PUNCTUATION)
-  return " ".join(_ARTICLES.sub(" ", text).split())
-
-
-def exact_score(answer: str, gold: str) -> float:
-  """Returns 1 if both answers are the same after normalization, else 0."""
-  return float(normalize_answer(answer) == normalize_answer(gold))
-
-
-def f1_score(answer: str, gold: str, *, empty_equals_empty: bool) -> float:
-  """Returns the harmonic mean of the precision and recall of words, 0 to 1.
-
-  Args:
-    answer: the predicted answer.
-    gold: the answer of a person.
-    empty_equals_empty: whether two answers without words are equal. They are in
-      version 2.0, where they mean that there is no answer, but not in 1.1.
-  """
-  words = normalize_answer(answer).split()
-  gold_words = normalize_answer(gold).split()
-  if empty_equals_empty and not (words and gold_words):
-    return float(words == gold_words)
-  common = collections.Counter(words) & collections.Counter(gold_words)
-  shared = sum(common.values())
-  if not shared:
-    return 0.0
-  precision, recall = shared / len(words), shared / len(gold_words)
-  return 2 * precision * recall / (precision + recall)
-
 
 # --- Scores of a file ---
 
@@ -99,9 +54,10 @@ def evaluate_v1(
         f"question {id} has no answer, which version 1.1 does not allow"
       )
     answer = predictions[id]
-    exact += max(exact_score(answer, gold) for gold in answers)
+    exact += max(answer_scores.exact_score(answer, gold) for gold in answers)
     f1 += max(
-      f1_score(answer, gold, empty_equals_empty=False) for gold in answers
+      answer_scores.f1_score(answer, gold, empty_equals_empty=False)
+      for gold in answers
     )
   if not golds:
     raise spec.TaskError("there are no questions to score")
@@ -180,11 +136,16 @@ def _raw_scores(
     if id not in predictions:
       _name_missing(f"Missing prediction for {id}")
       continue
-    kept = [gold for gold in answers if normalize_answer(gold)] or [""]
+    kept = [
+      gold for gold in answers if answer_scores.normalize_answer(gold)
+    ] or [""]
     answer = predictions[id]
     scores[id] = (
-      max(exact_score(answer, gold) for gold in kept),
-      max(f1_score(answer, gold, empty_equals_empty=True) for gold in kept),
+      max(answer_scores.exact_score(answer, gold) for gold in kept),
+      max(
+        answer_scores.f1_score(answer, gold, empty_equals_empty=True)
+        for gold in kept
+      ),
     )
   return scores
 
