@@ -24,7 +24,7 @@ ROWS = 286_720_000
 
 
 def get_config(text=None):
-  """Arguments: size, batch_size, and steps, where 0 = all rows once."""
+  """Arguments: one of its sizes, batch_size, and steps, where 0 = all rows."""
   args = base.arguments(text, size="base", batch_size=4096, steps=0)
   c = base.get_config()
   base.set_size(c, args.size, "mosaic_bert")

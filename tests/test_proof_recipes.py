@@ -2,6 +2,11 @@
 
 import json
 
+import jax
+import pytest
+
+from bert_jax.training import session
+from configs import small
 from experiments.proof import recipes
 from experiments.proof import tune
 
@@ -50,3 +55,15 @@ def test_every_change_of_a_recipe_is_a_key():
       flag.startswith("--config.") for flag in recipes.settings_of(name)
     )
   assert set(recipes.TASKS) <= set(tune.TASKS)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_is_a_config_that_opens(name, prepared):
+  blocks, changes = recipes.RECIPES[name]
+  config = small.get_config(
+    f"blocks={blocks},layers=1,hidden=64,seq_len=16,total_steps=20"
+  )
+  config.data.dir = prepared
+  config.update_from_flattened_dict(changes)
+  program = session.open_abstract(config, jax.devices()[:1])
+  assert program.total_steps == 20

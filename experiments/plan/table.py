@@ -257,8 +257,16 @@ _PARTS = 8
 # computes at once. A recipe in phases has an entry for each shape.
 RECIPES: dict[str, tuple[str, tuple[tuple[str, Any], ...], int]] = {
   "BERT base": ("configs/pretrain.py:size=base,seq_len=512", _FUSED, 32),
-  "RoBERTa base": ("configs/roberta.py:size=base", _FUSED, 32),
-  "ALBERT base": ("configs/albert.py:size=base", _FUSED, 32),
+  "RoBERTa base": (
+    "configs/roberta.py:size=base",
+    (*_FUSED, ("model.vocab_size", 50_304)),
+    32,
+  ),
+  "ALBERT base": (
+    "configs/albert.py:size=base",
+    (*_FUSED, ("model.vocab_size", 30_080)),
+    32,
+  ),
   "ELECTRA base": ("configs/electra.py:size=base", _FUSED, 32),
   "ELECTRA base, disentangled": (
     "configs/electra.py:size=base",
@@ -266,8 +274,8 @@ RECIPES: dict[str, tuple[str, tuple[tuple[str, Any], ...], int]] = {
     32,
   ),
   "DeBERTa-v3 base": (
-    "configs/electra.py:family=deberta-v2,size=base",
-    (("model.remat", "full"),),
+    "configs/electra.py:family=deberta-v2,size=v3-base",
+    (("model.remat", "full"), ("model.vocab_size", 128_128)),
     4,
   ),
   "DistilBERT, 6 layers": (
@@ -278,12 +286,13 @@ RECIPES: dict[str, tuple[str, tuple[tuple[str, Any], ...], int]] = {
   ),
   "ModernBERT base, main": (
     "configs/modernbert.py:size=base",
-    (*_SPLASH, ("train.phases", ())),
+    (*_SPLASH, ("model.vocab_size", 50_368), ("train.phases", ())),
     16,
   ),
   "ModernBERT base, longer": (
     "configs/modernbert.py:size=base,seq_len=8192",
-    (*_SPLASH, ("train.phases", ()), ("model.rope_theta", 160_000.0)),
+    (*_SPLASH, ("model.vocab_size", 50_368), ("train.phases", ()),
+     ("model.rope_theta", 160_000.0)),
     1,
   ),
 }  # fmt: skip

@@ -39,17 +39,20 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
   "bert": ("bert", {
     "objective": "mlm_nsp", "data.pairing": "pairs", "data.mask_rate": 0.15,
     "model.pooler": True, "optim.b2": 0.999, "optim.schedule": "linear",
+    "optim.cooldown_rate": 0.0,
   }),
   # Full sentences, no next sentence, other masks in each epoch.
   "roberta": ("bert", {
     "data.dupe_factor": 1, "data.mask_rate": 0.15, "optim.b2": 0.98,
     "optim.schedule": "linear",
+    "optim.cooldown_rate": 0.0,
   }),
   "electra": ("bert", {
     "objective": "rtd", "model.family": "electra", "data.dupe_factor": 1,
     "data.mask_rate": 0.15, "data.mask_token_rate": 0.85,
     "data.random_token_rate": 0.0, "generator.width_rate": 0.5,
     "optim.b2": 0.999, "optim.schedule": "linear",
+    "optim.cooldown_rate": 0.0,
   }),
   "modernbert": ("modernbert", {
     "data.dupe_factor": 1, "data.mask_rate": 0.3, "eval.mask_rate": 0.15,
@@ -94,13 +97,16 @@ class Stages:
   def prepare(self) -> None:
     """Prepares the examples of both pairings from one store."""
     names = {"pairs": "bert", "full_sentences": "roberta"}
+    folder = self._folder / "data"
     for pairing, name in names.items():
+      is_new = not (folder / "manifest.json").exists()
       run.launch(
-        "prepare", "--config=small", f"--input={self._args.text}",
+        "prepare", "--config=small",
+        *([f"--input={self._args.text}"] if is_new else []),
         f"--config.prepare.vocab_size={self._args.vocab_size}",
         *(x for x in settings_of(name) if ".data." in x),
         f"--config.data.pairing={pairing}",
-        f"--output={self._folder / 'data'}",
+        f"--output={folder}",
       )  # fmt: skip
 
   def _train(self, budget: str, name: str, steps: int) -> None:
