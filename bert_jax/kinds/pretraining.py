@@ -389,10 +389,13 @@ class Distill(Mlm):
         hidden, theirs, _tokens(batch)
       )
     for name in self._layerwise:
-      compare = losses.squared_distance
-      if name == "attention":
-        compare = losses.attention_divergence
-      found[f"{name}_loss"] = compare(*more[0][name], _tokens(batch))
+      compare = (
+        losses.attention_divergence
+        if name == "attention"
+        else losses.squared_distance
+      )
+      own, other = more[0][name]
+      found[f"{name}_loss"] = compare(own, other, _tokens(batch))
     return found
 
   def weights(self, batch: kind.Batch) -> dict[str, jax.Array]:

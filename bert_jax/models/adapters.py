@@ -191,7 +191,7 @@ def add(params: Tree, options: Options, rng: jax.Array) -> Tree:
 
 def _merge(
   flat: Mapping[str, Any],
-  scale: float,
+  scale: float | np.floating,
   multiply: Callable[[Any, Any], Any],
   keep: Callable[[str, Any], Any] = lambda path, a: a,
 ) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def _asked(
   name = os.path.basename(path)
   request = {"secret": secret, "what": what, "size": size, "name": name}
   with (
-    socket.create_connection(tuple(address), TIMEOUT_SECS) as link,
+    socket.create_connection(address, TIMEOUT_SECS) as link,
     link.makefile("rb") as reader,
   ):
     link.sendall(json.dumps(request).encode() + b"\n")

@@ -172,8 +172,7 @@ def write(path: str, header: Header, pieces: Sequence[np.ndarray]) -> None:
     pieces: from `take`.
   """
   views = [
-    memoryview(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
-    for x in pieces
+    np.ascontiguousarray(x).reshape(-1).view(np.uint8).data for x in pieces
   ]
   header = dataclasses.replace(
     header, sizes=[len(x) for x in views], sums=[zlib.crc32(x) for x in views]

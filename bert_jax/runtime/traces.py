@@ -17,11 +17,12 @@ before, so results are bit-equal; it is kept only if it has just shown that.
 from collections.abc import Callable, Mapping, Sequence
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
-import pickle
 import platform
+import struct
 import sys
 from typing import Any
 
@@ -132,7 +133,7 @@ class Program:
       compiled = lowered.compile()
     compile_cache.count(was_read=False)
     try:
-      content = pickle.dumps(serialize_executable.serialize(compiled))
+      content = _to_bytes(compiled)
       again = _load(content, batch)(params, batch)
       if _bytes_of(again) == _bytes_of(compiled(params, batch)):
         _write(entry, content)
@@ -141,11 +142,32 @@ class Program:
     return compiled
 
 
+# The sizes of the two trees, which stand before the program.
+_SIZES = struct.Struct("<2Q")
+
+
+def _to_bytes(compiled: Any) -> bytes:
+  """Returns a compiled program with the trees of its arguments and outputs."""
+  program, *trees = serialize_executable.serialize(compiled)
+  parts = [tree.serialize_using_proto() for tree in trees]
+  return b"".join((_SIZES.pack(*map(len, parts)), *parts, program))
+
+
 def _load(content: bytes, batch: Mapping[str, jax.Array]) -> Any:
-  """Returns the program that was written, for the devices of a batch."""
-  program, inputs, outputs = pickle.loads(content)  # noqa: S301 -- own file
+  """Returns the program that was written, for the devices of a batch.
+
+  It is machine code, so only a file of this user may be given.
+  """
+  first, second = _SIZES.unpack_from(content)
+  ends = [_SIZES.size, _SIZES.size + first, _SIZES.size + first + second]
+  inputs, outputs = (
+    jax.tree_util.PyTreeDef.deserialize_using_proto(
+      jax.tree_util.default_registry, content[start:end]
+    )
+    for start, end in itertools.pairwise(ends)
+  )
   return serialize_executable.deserialize_and_load(
-    program, inputs, outputs, execution_devices=_devices_of(batch)
+    content[ends[-1] :], inputs, outputs, execution_devices=_devices_of(batch)
   )
 
 

@@ -235,7 +235,10 @@ class PretrainingEvaluator(Evaluator):
     Raises:
       ValueError: the batch does not fit the mesh, or there is no such data.
     """
-    super().__init__(job, mesh, steps.make_eval_step(job.model, job.objective))
+    self._objective = job.objective
+    super().__init__(
+      job, mesh, steps.make_eval_step(job.model, self._objective)
+    )
     config = job.config
     self._batch_size = config.eval.batch_size
     data = config.data.copy_and_resolve_references()
@@ -271,7 +274,7 @@ class PretrainingEvaluator(Evaluator):
     with jax.set_mesh(self._mesh):
       sums = jax.eval_shape(self._step, params, batch, self._unigram)
     others = (f"{name}/loss" for name in self._others)
-    perplexity = f"{self._job.objective.words}_perplexity"
+    perplexity = f"{self._objective.words}_perplexity"
     names = (*sums, "loss", perplexity, *others)
     return sorted(f"eval/{name}" for name in names)
 
@@ -290,7 +293,7 @@ class PretrainingEvaluator(Evaluator):
 
   def __call__(self, params: Any) -> dict[str, float]:
     means = self._means(params, "validation", self._batches)
-    words = self._job.objective.words
+    words = self._objective.words
     loss = means[f"{words}_loss"]
     means[f"{words}_perplexity"] = metrics.perplexity(loss)
     for name, batches in self._others.items():

@@ -540,7 +540,7 @@ def jit_members_step(
 
 
 def make_eval_step(
-  model: nn.Module, objective: kind.Kind
+  model: nn.Module, objective: pretraining.Mlm
 ) -> Callable[[Any, Batch, jax.Array], kind.Sums]:
   """Returns (params, batch, unigram log-probabilities [V]) -> sums.
 

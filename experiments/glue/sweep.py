@@ -10,6 +10,8 @@ chooses, and more seeds show the spread. `tasks=mrpc+rte` takes some only.
 rates and seeds, in one program. `dtype=bfloat16` is for TPUs.
 """
 
+from typing import Any
+
 from bert_jax.configs import base
 from bert_jax.sweeps import sweep
 
@@ -33,7 +35,9 @@ def get_config(text=None):
     lstm=0,
     **{"from": ""},
   )
-  more = {"data.one_row_len": True} if args.together else {}
+  more: dict[str, Any] = {}
+  if args.together:
+    more["data.one_row_len"] = True
   if args.lstm:
     more["init_changes"] = [f"model.head_lstm_layers={args.lstm}"]
   config = "configs/finetune.py:task={},from={},random={}"

@@ -12,6 +12,8 @@ the speeds in experiments/bench/results.txt, the 84 runs take about two hours on
 two cores that do nothing else.
 """
 
+from typing import Any
+
 from bert_jax import tasks as task_rows
 from bert_jax.configs import base
 from bert_jax.sweeps import sweep
@@ -28,7 +30,7 @@ TASKS = {
 }
 PLAIN = "plain"
 # Name of a change -> its keys; METRIC stands for the main metric of the task.
-CHANGES = {
+CHANGES: dict[str, dict[str, Any]] = {
   PLAIN: {},
   "layer_decay": {"optim.layer_decay": 0.8},
   "bias_correction": {"optim.name": "adamw"},

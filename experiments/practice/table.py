@@ -16,6 +16,7 @@ import math
 import os
 import statistics
 import sys
+from typing import Any
 
 from scipy import stats
 
@@ -29,7 +30,9 @@ LEVEL = 0.95
 
 def scores_of(rows):
   """Returns task -> change -> seed -> the main metric in per cent."""
-  found = collections.defaultdict(lambda: collections.defaultdict(dict))
+  found: dict[str, Any] = collections.defaultdict(
+    lambda: collections.defaultdict(dict)
+  )
   for row in rows:
     task, change, seed = row["trial"].split("=")
     known = tasks.TASKS[task]

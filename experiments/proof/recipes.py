@@ -173,7 +173,7 @@ class Stages:
   def table(self) -> None:
     """Writes what came out."""
     found = {
-      (budget, name): results.read(self._folder / "tuned" / budget / name)
+      (budget, name): results.read(str(self._folder / "tuned" / budget / name))
       for budget, name in self._encoders()
     }
     steps = {}

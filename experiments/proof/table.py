@@ -70,8 +70,9 @@ def page(rows: list[Any]) -> str:
     metric = tasks.TASKS[tune.TASKS[name][0]].main_metric
     for start, values in found[name].items():
       fresh = found[name].get(f"{start}, fresh", [])
-      cells = (name, metric, start, str(len(values)))
-      cells += (describe_scores(values),)
+      cells = (
+        name, metric, start, str(len(values)), describe_scores(values)
+      )  # fmt: skip
       lines.append(f"| {' | '.join(cells)} | {_gain(values, fresh)} |")
   return "\n".join([*lines, ""])
 
