@@ -434,6 +434,9 @@ class Answerer:
     Args:
       found: what the class of transformers returns.
       mask: [B, L], a tensor of torch.
+
+    Returns:
+      name -> a tensor, or a tuple of tensors, which become its last axis.
     """
     del mask
     return {"logits": found.logits}

@@ -491,10 +491,8 @@ class Answerer(answers.TaskAnswerer):
     return len(example.context)
 
   def of_transformers(self, found, mask):
-    import torch  # an extra
-
     del mask
-    return {"logits": torch.stack([found.start_logits, found.end_logits], -1)}
+    return {"logits": (found.start_logits, found.end_logits)}
 
   def answer(self, example, prediction):
     best = next(c for c in prediction.nbest if c.text == prediction.text)

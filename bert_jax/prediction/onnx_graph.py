@@ -94,7 +94,10 @@ def _export(torch: Any, reference: Any, answerer: Any, path: str) -> list[str]:
       found = self.model(**answerer.for_transformers(given))
       outputs = answerer.of_transformers(found, attention_mask)
       names[:] = list(outputs)
-      return tuple(outputs.values())
+      return tuple(
+        torch.stack(one, -1) if isinstance(one, tuple) else one
+        for one in outputs.values()
+      )
 
   module = Outputs()
   row = torch.ones((2, 8), dtype=torch.int64)
