@@ -43,6 +43,7 @@ KINDS = {
   "hellaswag": "choice",
   "codah": "choice",
   "copa": "choice",
+  "race": "choice",
   "conll2003": "tag",
   "wnut17": "tag",
   "stsb_similarity": "similarity",

@@ -89,6 +89,21 @@ def _two_models_case(name, outputs, batch):
   return (outputs[0], *more), batch
 
 
+def _next_token_case():
+  """Outputs and batch of a kind that predicts the next of L tokens."""
+  rng = np.random.default_rng(4)
+  length = 6
+  numbers = np.tile([1, 1, 1, 2, 2, 0], (B, 1))
+  batch = {
+    "input_ids": rng.integers(0, V, (B, length)),
+    "input_mask": (numbers > 0).astype(np.int32),
+    "weight": np.float32([1, 1, 1, 0]),
+    "sequence_ids": numbers,
+  }
+  outputs = rng.normal(size=(B, length, V)).astype(np.float32)
+  return (outputs, None), jax.tree.map(jnp.asarray, batch)
+
+
 @pytest.fixture
 def case(batch, outputs):
   """A function (name of an objective) -> outputs and batch of its kind."""
@@ -96,6 +111,8 @@ def case(batch, outputs):
   def make(name):
     if name in ("rtd", "distill"):
       return _two_models_case(name, outputs, batch)
+    if name == "ltr":
+      return _next_token_case()
     return (outputs, batch) if name.startswith("mlm") else _task_case(name)
 
   return make

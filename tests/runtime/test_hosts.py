@@ -107,7 +107,8 @@ def test_what_is_compared_is_all_but_what_a_host_may_have_of_its_own(
   meeting.meet("train", config, ["there"], members=[1])
   keys = set(settings.KEYS)
   free = {"data.dir", "data.num_threads", "data.prefetch_batches", "task.dir"}
-  free |= {"data.mixture", "probe.dir", "task.vocab", "task.labels_file"} | {
+  free |= {"data.mixture", "probe.dir", "task.vocab", "task.labels_file"}
+  free |= {"checkpoint.local_dir"} | {
     k for k in keys if k.startswith("task.files.")
   }
   assert keys - set(found) == free
