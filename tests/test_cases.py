@@ -30,7 +30,7 @@ MODEL = (
   "--config=pretrain:total_steps=2", "--config.model.num_layers=1",
   "--config.model.hidden_size=16", "--config.model.num_heads=2",
   "--config.model.mlp_dim=32", "--config.train.log_every_steps=1",
-  "--config.data.dupe_factor=1", "--config.data.batch_size=4",
+  "--config.data.dupe_factor=1", "--config.data.batch_size=8",
 )  # fmt: skip
 
 
