@@ -200,7 +200,7 @@ def _cells(group: list[Entry]) -> list[str]:
   one = group[0]
   is_plan = one.seed is None
   known = [e.seconds for e in group if e.seconds is not None]
-  seconds = "" if not known else f"{sum(known):,.0f}"
+  seconds = f"{sum(known):,.0f}" if len(known) == len(group) else ""
   result = f"{one.metric} {interval([e.value for e in group])}"
   if is_plan:
     seconds = f"{one.seconds:.4f} a step"
@@ -228,8 +228,10 @@ def text(found: list[Entry]) -> str:
     "",
     "Made by `python -m experiments.leaderboard` from the records of this "
     "folder. Nothing was run on a TPU: the rows that say *planned* are "
-    "predictions for compiled programs. Seconds are those of all runs of a row "
-    "together. Scores are those of development sets, accuracies of words a "
+    "predictions for compiled programs, with kernels at assumed shares of "
+    "the peak: none was planned again since plans read the compiler's "
+    "schedules. Seconds are those of all runs of a row together, where all "
+    "are known. Scores are those of development sets, accuracies of words a "
     "share; the mean of several seeds has its 95 % interval, and one run shows "
     "no spread at all.",
     "",

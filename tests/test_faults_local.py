@@ -31,7 +31,7 @@ def start(data, workdir, disks, **changes):
   if disks:
     settings["checkpoint__local_every_steps"] = EVERY
   return host_processes.start(
-    data, workdir, NUM, 1, forks=True, **settings | changes,
+    data, workdir, NUM, 1, **settings | changes,
     each=lambda i: {"checkpoint.local_dir": disks[i]} if disks else {},
   )  # fmt: skip
 

@@ -27,7 +27,7 @@ CUT = SHORT | {"mesh__num_slices": 2, "mesh__fsdp": 2}
 def alone(tmp_path_factory, prepared):
   """The run of one process with all four devices, as one slice."""
   workdir = tmp_path_factory.mktemp("slices") / "alone"
-  jobs = host_processes.start(prepared, workdir, 1, 4, forks=True, **SHORT)
+  jobs = host_processes.start(prepared, workdir, 1, 4, **SHORT)
   assert host_processes.finish(jobs) == [0]
   return workdir
 
@@ -53,7 +53,7 @@ def lost(tmp_path_factory, prepared, alone):
   Each slice cuts its copy of the model up over its devices.
   """
   workdir = tmp_path_factory.mktemp("slices") / "both"
-  jobs = host_processes.start(prepared, workdir, 4, 1, forks=True, **CUT)
+  jobs = host_processes.start(prepared, workdir, 4, 1, **CUT)
   host_processes.wait_for_lines(workdir, SAVED + 2, jobs)
   for job in jobs[2:]:  # the second slice is taken away
     job.kill()
@@ -67,7 +67,7 @@ def lost(tmp_path_factory, prepared, alone):
 
 def test_the_slice_that_is_left_goes_on(lost, tmp_path, prepared, alone):
   workdir = shutil.copytree(lost, tmp_path / "one")
-  jobs = host_processes.start(prepared, workdir, 2, 1, forks=True, **SHORT)
+  jobs = host_processes.start(prepared, workdir, 2, 1, **SHORT)
   assert host_processes.finish(jobs) == [0, 0]
   assert_same(workdir, alone, 1e-5)
 
@@ -76,6 +76,6 @@ def test_both_slices_go_on_when_the_second_is_back(
   lost, tmp_path, prepared, alone
 ):
   workdir = shutil.copytree(lost, tmp_path / "both")
-  jobs = host_processes.start(prepared, workdir, 4, 1, forks=True, **CUT)
+  jobs = host_processes.start(prepared, workdir, 4, 1, **CUT)
   assert host_processes.finish(jobs) == [0] * 4
   assert_same(workdir, alone, 1e-5)

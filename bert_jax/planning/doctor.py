@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import socket
 import tempfile
@@ -187,7 +188,8 @@ def _card_text(device: jax.Device) -> str:
   text = ""
   if capability := getattr(device, "compute_capability", ""):
     text += f", compute capability {capability}"
-    if float(capability) < _FIRST_WITH_BFLOAT16:
+    is_number = re.fullmatch(r"\d+\.\d+", capability)  # AMD's are not
+    if is_number and float(capability) < _FIRST_WITH_BFLOAT16:
       text += " (no bfloat16: use model.dtype=float32)"
   if reserved := (device.memory_stats() or {}).get("bytes_limit", 0):
     text += (

@@ -63,6 +63,23 @@ def is_reached(row: Mapping[str, float], text: str) -> bool:
   return value >= goal if comparison == ">=" else value <= goal
 
 
+def check_goal(text: str, metrics: Sequence[str]) -> None:
+  """Checks that evaluations have the metric of `train.stop_at`.
+
+  Args:
+    text: the value of the key; "" is right.
+    metrics: the names of the metrics of an evaluation.
+
+  Raises:
+    ValueError: they have not.
+  """
+  if text and (name := goal_of(text)[0]) not in metrics:
+    raise ValueError(
+      f"train.stop_at={text}: there is no metric {name}; an evaluation of this "
+      f"run has {', '.join(sorted(metrics))}"
+    )
+
+
 def _reached(
   rows: Iterable[Mapping[str, float]], config: Mapping[str, Any] | Any
 ) -> int | None:

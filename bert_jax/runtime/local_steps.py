@@ -68,7 +68,7 @@ def check_settings(settings: Any) -> None:
   if files.is_remote(folder):
     raise ValueError(
       f"checkpoint.local_dir={folder} is a bucket; give a folder on a disk of "
-      "each machine, such as /tmp/bert_jax. The workdir may be a bucket"
+      "each machine, such as /mnt/disk/bert_jax. The workdir may be a bucket"
     )
   if every and 0 < settings.every_steps <= every:
     raise ValueError(
@@ -175,6 +175,8 @@ class LocalSteps:
     # (step, session) of the newest step that all processes have.
     self._whole: tuple[int, str] | None = None
     self._writing = 0
+    # What was read, until it is written as a step of this session.
+    self._found: tuple[int, Any] | None = None
     self._is_read = False  # whether it is known what earlier sessions left
     self._thread: threading.Thread | None = None
     self._problem = ""
@@ -246,14 +248,20 @@ class LocalSteps:
       )  # fmt: skip
     if self._needs_copy and verdict["lonely"][self._index]:
       self._put(verdict["name"][self._index])
+    self._found = (step, pieces)
     return step, local_shards.place(self._wanted, pieces)
 
   def _read_run(self) -> None:
-    """Reads the identity of the run, which a new run does not have yet."""
-    started = None
+    """Reads which session of which run began last; "" before the first.
+
+    Only its files count: those of an earlier one may have come back with a disk
+    after another session has gone on from an older step.
+    """
+    name = ""
     if self._index == 0 and runs.exists(self._workdir):
-      started = runs.read_run(self._workdir).get("started")
-    self._run = hosts.from_first(str(started or ""))
+      run = runs.read_run(self._workdir)
+      name = f"{run.get('started')} {run.get('resumed', '')}".strip()
+    self._run = hosts.from_first(name)
 
   def _scan(self, after: int) -> list[list[Any]]:
     """Lists the files of this run, as `choose` takes them."""
@@ -302,8 +310,14 @@ class LocalSteps:
   # --- writing ----------------------------------------------------------------
 
   def begin(self) -> None:
-    """Notes the identity of the run, once run.json is written."""
+    """Notes which session this is, once run.json is written.
+
+    A step that was read from local disks becomes one of this session.
+    """
     self._read_run()
+    if self._found:
+      self._start(*self._found)
+      self._found = None
 
   def save(self, step: int, state: Any, committed: int) -> None:
     """Saves a step; all processes call it at the same steps.
@@ -318,9 +332,13 @@ class LocalSteps:
         steps are deleted.
     """
     self.finish(committed)
+    self._start(step, local_shards.take(state))
+
+  def _start(self, step: int, pieces: Sequence[np.ndarray]) -> None:
+    """Starts the thread that writes a step."""
     self._writing, self._problem = step, ""
     self._thread = threading.Thread(
-      target=self._write, args=(step, local_shards.take(state)), daemon=True
+      target=self._write, args=(step, pieces), daemon=True
     )
     self._thread.start()
 

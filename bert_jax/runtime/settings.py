@@ -75,6 +75,8 @@ SHARDING_RULES = (
   ("mlp/(in|gate)/bias$", ("tensor",)),
   ("mlp/out/kernel$", ("tensor", "fsdp")),
   ("mlp/out/bias$", (None,)),
+  ("fits/(embedding|hidden)/kernel$", (None, None)),
+  ("fits/(embedding|hidden)/bias$", (None,)),
   ("pooler/kernel$", ("fsdp", None)),
   ("pooler/bias$", (None,)),
   ("mlm/dense/kernel$", ("fsdp", None)),

@@ -14,7 +14,7 @@ made again. A program that is read back is the machine code that was compiled
 before, so results are bit-equal; it is kept only if it has just shown that.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 import hashlib
 import itertools
@@ -24,6 +24,7 @@ import os
 import platform
 import struct
 import sys
+import time
 from typing import Any
 
 import jax
@@ -37,6 +38,8 @@ _log = logging.getLogger(__name__)
 # Above this, the entries that were not read for the longest time go.
 MAX_BYTES = 256 << 20
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
+# When this process began to read the package.
+_BEGIN_NS = time.time_ns()
 # Variables that change how a program is compiled begin with one of these.
 _VARIABLES = ("XLA_", "LIBTPU_", "TPU_", "JAX_", "OMP_")
 # Settings of jax with one of these words say where programs are kept.
@@ -198,7 +201,7 @@ def _is_on_one_cpu() -> bool:
 def _folder() -> str:
   """Returns the folder of the entries; "" if none are kept."""
   own = compile_cache.own_folder()
-  return os.path.join(own, "traces") if own else ""
+  return os.path.join(own, "traces") if own and _is_code_of_files() else ""
 
 
 def _entry(kind: str, facts: Mapping[str, Any], *, with_devices: bool) -> str:
@@ -216,16 +219,31 @@ def _entry(kind: str, facts: Mapping[str, Any], *, with_devices: bool) -> str:
 def _code() -> list[Any]:
   """Returns what tells the code apart: this package's, and versions."""
   import flax
+  import jaxlib
   import numpy as np
 
   digest = hashlib.sha256()
+  for path in _sources():
+    digest.update(f"{path} {files.stamps(path)}\n".encode())
+  versions = [
+    jax.__version__, jaxlib.__version__, flax.__version__, np.__version__,
+    sys.version,
+  ]  # fmt: skip
+  return [digest.hexdigest(), *versions]
+
+
+def _sources() -> Iterator[str]:
+  """Yields the paths of this package's modules."""
   for parent, folders, names in os.walk(_PACKAGE):
     folders[:] = sorted(name for name in folders if name != "__pycache__")
     for name in sorted(n for n in names if n.endswith(".py")):
-      path = os.path.join(parent, name)
-      digest.update(f"{path} {files.stamps(path)}\n".encode())
-  versions = [jax.__version__, flax.__version__, np.__version__, sys.version]
-  return [digest.hexdigest(), *versions]
+      yield os.path.join(parent, name)
+
+
+@functools.cache
+def _is_code_of_files() -> bool:
+  """Returns whether no module was changed since this process has read it."""
+  return all(max(files.stamps(path)[1:]) < _BEGIN_NS for path in _sources())
 
 
 def _machine() -> dict[str, Any]:
@@ -244,13 +262,20 @@ def _machine() -> dict[str, Any]:
   return {
     "cpu": compile_cache.cpu_name(),
     "system": platform.platform(),
-    "cores": os.cpu_count(),
+    "cores": _num_cores(),
     "devices": [(d.platform, d.device_kind, d.id) for d in devices],
     "runtime": devices[0].client.platform_version,
     "processes": jax.process_count(),
     "variables": variables,
     "settings": settings,
   }
+
+
+def _num_cores() -> int | None:
+  """Returns how many cores this process may use."""
+  if hasattr(os, "sched_getaffinity"):  # not on every system
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
 
 
 def _is_of_cache(name: str) -> bool:

@@ -18,6 +18,7 @@ import sys
 from typing import Any
 import zipfile
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
@@ -207,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       partial=args.partial,
       benchmark=args.benchmark,
     )
-  except spec.TaskError as error:
+  except errors.UserError as error:
     print(error, file=sys.stderr)
     return 2
   print(f"wrote {args.output}: {', '.join(names)}")

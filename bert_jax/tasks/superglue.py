@@ -85,16 +85,19 @@ def _winograd(task, split, where, id, row) -> spec.PairExample:
   target = tables.field(row, "target", where)
   if not isinstance(target, Mapping):
     raise spec.TaskError(f"{where}: target is {target!r:.60}; wanted an object")
-  spans = []
+  marks = []
   for number, mark in ((1, "*"), (2, "#")):
     name = f"span{number}_index"
     text = tables.text_field(target, f"span{number}_text", where)
     start = _whole(
       tables.field(target, name, where), name, where, len(words) - 1
     )
-    spans.append((start, start + len(text.split()), mark))
-  for start, end, mark in sorted(spans, reverse=True):
-    words[start:end] = [mark, *words[start:end], mark]
+    size = len(text.split())
+    marks += [(start, 1, -size, mark), (start + size, 0, size, mark)]
+  # From right to left. At the same place, ends come before starts, and a span
+  # within another stays within it.
+  for place, *_, mark in sorted(marks, reverse=True):
+    words.insert(place, mark)
   noun = tables.text_field(target, "span1_text", where)
   label = _label(task, row, split, where)
   return spec.PairExample(id, " ".join(words), noun, label)

@@ -18,6 +18,7 @@ import re
 import sys
 from typing import Any
 
+from bert_jax.runtime import errors
 from bert_jax.runtime import files
 from bert_jax.tasks import spec
 from bert_jax.tasks import tables
@@ -170,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   try:
     kept, total = convert(args.folder, args.output, args.split, args.num_tokens)
-  except spec.TaskError as error:
+  except errors.UserError as error:
     print(error, file=sys.stderr)
     return 2
   print(f"wrote {args.output}: {kept:,} of {total:,} documents")

@@ -63,7 +63,10 @@ def _open(workdir: str, splits: Sequence[str], checkpoint: str) -> Any:
   mesh = sharding.make_mesh(axes.data, axes.fsdp, axes.tensor)
   evaluator = job.evaluator(mesh)
   wanted = evaluation.wanted_params(job, mesh)
-  _, params = checkpoint_lib.restore_params(workdir, wanted, checkpoint)
+  by_average = bool(config.eval.get("average", False))
+  _, params = checkpoint_lib.restore_params(
+    workdir, wanted, checkpoint, by_average
+  )
   with jax.set_mesh(mesh):
     outputs = {
       name: evaluator.outputs(params, job.split(name)) for name in splits

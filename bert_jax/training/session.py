@@ -12,6 +12,7 @@ import optax
 from bert_jax.data import batching
 from bert_jax.models.attention import programs
 from bert_jax.runtime import checkpoint
+from bert_jax.runtime import early_stopping
 from bert_jax.runtime import local_steps
 from bert_jax.runtime import profiling
 from bert_jax.runtime import resume
@@ -394,6 +395,7 @@ def open_with_data(
   program = open_program(job, mesh, batch)
   metrics = evaluator.names(program.abstract.params)
   checkpoint.check_settings(config.checkpoint, metrics)
+  early_stopping.check_goal(config.train.stop_at, metrics)
   if config.init_moments and pretrained is not None:
     init_from.moments_step(config)
   imported = init_from.fit_weights(job, pretrained, program.abstract.params)

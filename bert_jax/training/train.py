@@ -233,8 +233,10 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
           f"{run.workdir}; the same command goes on from there"
         )
       if gives_up:
-        _log.info("%s: no better evaluation; stopped at step %d", run.workdir,
-                  step)  # fmt: skip
+        _log.info(
+          "%s: stopped at step %d by train.stop_at or train.patience",
+          run.workdir, step,
+        )  # fmt: skip
         break
   return evaluation
 

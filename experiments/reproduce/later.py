@@ -178,8 +178,9 @@ def text(plans) -> str:
     "",
     "What reproduces each result of RoBERTa, ALBERT, ELECTRA, ModernBERT, "
     "MosaicBERT and cramming, and MLPerf's BERT. **Nothing of this was run.** "
-    "Hours are predicted from compiled programs, as on [the page of the "
-    "paper](README.md), whose placeholders stand here, too; `CHECKPOINT` is "
+    "Hours will be those of compiled programs, as on [the page of the "
+    "paper](README.md); most rows are not planned yet. That page's "
+    "placeholders stand here, too; `CHECKPOINT` is "
     "MLPerf's model.ckpt-28252, and `runs/mlperf-text` text that was prepared "
     "with `configs/mlperf.py`. Fine-tuning has BERT's grids, which are not "
     "those of each paper. Results without a number are in the papers' tables "

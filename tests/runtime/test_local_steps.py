@@ -255,6 +255,28 @@ def test_steps_of_another_run_of_the_workdir_are_not_read(
     assert steps.restore(0) is None
 
 
+def test_only_the_last_session_counts_and_takes_over_what_it_reads(
+  run, state, wanted, tmp_path
+):
+  with local_steps.opened(run.settings, run.workdir, wanted) as steps:
+    steps.restore(0)
+    steps.begin()
+    save(steps, 9, state)
+  # A session that reads it and ends before it saves leaves it for the next.
+  for _ in range(2):
+    with local_steps.opened(run.settings, run.workdir, wanted) as steps:
+      step, found = steps.restore(5)
+      assert step == 9
+      assert_equal(found["params"], state["params"])
+      write_run(tmp_path / "run")
+      steps.begin()
+      steps.finish()
+      assert [x.split("-")[0] for x in files_of(steps)] == ["9"]
+  write_run(tmp_path / "run")  # of a session on other machines
+  with local_steps.opened(run.settings, run.workdir, wanted) as steps:
+    assert steps.restore(5) is None
+
+
 def test_a_full_disk_costs_a_warning(run, state, wanted, caplog, monkeypatch):
   def fail(*args):
     raise OSError(28, "No space left on device")

@@ -128,6 +128,13 @@ def test_a_goal_that_is_none_is_refused(goal):
     early_stopping.goal_of(goal)
 
 
+def test_a_goal_of_a_metric_that_evaluations_lack_is_refused():
+  early_stopping.check_goal("", ["eval/loss"])
+  early_stopping.check_goal("eval/loss<=2", ["eval/loss"])
+  with pytest.raises(ValueError, match="eval/los;.*has eval/loss"):
+    early_stopping.check_goal("eval/los<=2", ["eval/loss"])
+
+
 def test_a_goal_needs_evaluations():
   config = recipe.get_config()
   early_stopping.check(config)

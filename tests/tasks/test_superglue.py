@@ -88,6 +88,19 @@ def test_a_row_is_read_and_its_prediction_has_the_servers_form(tmp_path, name):
     assert json.loads(text) == {"idx": 3, "label": wanted}
 
 
+def test_marks_of_a_pronoun_within_the_noun_stay_within(tmp_path):
+  row = {
+    "text": "The boy and his dog ran.",
+    "target": {
+      "span1_index": 0, "span1_text": "The boy and his dog",
+      "span2_index": 3, "span2_text": "his",
+    },
+    "idx": 0, "label": True,
+  }  # fmt: skip
+  (example,) = read(tmp_path, "wsc", "train", row)
+  assert example.text_a == "* The boy and # his # dog * ran."
+
+
 def test_copa_asks_for_the_cause_or_the_effect(tmp_path):
   row = {"premise": "It rained.", "choice1": "a", "choice2": "b", "idx": 0}
   cause, effect = read(
