@@ -6,7 +6,7 @@ for any number of workers, after a kill, and under Beam. Shards are written
 atomically, and a finished shard is not made again.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import logging
 import os
@@ -14,6 +14,7 @@ import re
 import time
 from typing import Any
 
+from bert_jax.data import corpus
 from bert_jax.data import held_out
 from bert_jax.data import masking
 from bert_jax.data import packing
@@ -36,7 +37,7 @@ from bert_jax.runtime.settings import Config
 
 _log = logging.getLogger(__name__)
 
-_LOOKED_AT_CHARS = 200_000
+_LOOKED_AT_UNITS, _CHARS_OF_UNIT = 20, 10_000
 
 
 def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
@@ -67,7 +68,7 @@ def prepare(config: Config, patterns: Sequence[str], folder: str) -> None:
     by_sentences=_is_held_out_by_sentences(folder),
   )
   if patterns and config.data.whole_word and not config.prepare.segmenter:
-    _look_for_chinese(vocabulary.sample_text(config.prepare, inputs.units))
+    _look_for_chinese(_beginnings(config.prepare, inputs.units))
   files.make_folder(folder)
   with locks.lock(folder, "--output"):
     _remove_leftovers(folder)
@@ -106,6 +107,20 @@ def _check_segmenter(name: str, found: dict, folder: str) -> None:
     )
 
 
+def _beginnings(
+  prepare: settings.Prepare, units: list[corpus.Unit]
+) -> Iterator[str]:
+  """Yields the first sentences of some units from all over the text."""
+  units = [unit for unit in units if not unit.held_out]
+  for unit in units[:: -(-len(units) // _LOOKED_AT_UNITS) or 1]:
+    left = _CHARS_OF_UNIT
+    for sentence in vocabulary.sample_text(prepare, [unit]):
+      yield sentence
+      left -= len(sentence)
+      if left < 0:
+        break
+
+
 def _look_for_chinese(sentences: Iterable[str]) -> None:
   """Raises ValueError if text has words that nothing divides.
 
@@ -113,7 +128,7 @@ def _look_for_chinese(sentences: Iterable[str]) -> None:
   of which Chinese is a small part is left to that check, which counts tokens.
 
   Args:
-    sentences: the text, of which the start is looked at.
+    sentences: sentences from all over the text.
   """
   num_chars = num_chinese = num_words = 0
   for sentence in sentences:
@@ -121,12 +136,10 @@ def _look_for_chinese(sentences: Iterable[str]) -> None:
     chinese = sum(map(word_rules.has_ideograph, sentence))
     num_chinese += chinese
     num_words += 0 if chinese else len(sentence.split())
-    if num_chars > _LOOKED_AT_CHARS:
-      break
   if num_chinese > num_words:
     raise ValueError(
-      f"data.whole_word=True, but {num_chinese:,} of the first {num_chars:,} "
-      "characters of the text are Chinese, and nothing says where their words "
+      f"data.whole_word=True, but {num_chinese:,} of {num_chars:,} characters "
+      "from all over the text are Chinese, and nothing says where their words "
       f"begin; add --config.{segmenters.KEY}=jieba (or a list of words), or "
       "set --config.data.whole_word=False"
     )

@@ -10,6 +10,7 @@ from bert_jax.data import batching
 from bert_jax.data import prepare
 from bert_jax.data import segmenters
 from bert_jax.data import summary
+from bert_jax.data.stages import inputs
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
@@ -196,11 +197,22 @@ def test_whole_words_are_refused_before_the_text_is_read(prepared, tmp_path):
   config.prepare.held_out_rate = 0.2
   (tmp_path / "zh.txt").write_text("我喜欢机器。\n\n" * 9)
   with pytest.raises(
-    ValueError, match=r"\d+ of the first \d+ .*segmenter=jieba"
+    ValueError, match=r"\d+ of \d+ characters.*segmenter=jieba"
   ):
     prepare.prepare(config, [str(tmp_path / "zh.txt")], str(tmp_path / "data"))
   assert not (tmp_path / "data").exists()
   prepare._look_for_chinese(["the cat sat on the mat", "我喜"])
+
+
+def test_all_files_are_looked_at_and_not_the_first_alone(prepared, tmp_path):
+  config = corpora.make_config(str(prepared / "vocab.txt"))
+  for i in range(50):
+    text = "我喜欢机器。" if i < 5 else "The cat sat on the mat."
+    (tmp_path / f"{i:02}.txt").write_text(f"{text}\n" * 5000)
+  found = inputs.Inputs(config.prepare, [str(tmp_path / "*.txt")])
+  sentences = list(prepare._beginnings(config.prepare, found.units))
+  assert sum(map(len, sentences)) < 300_000
+  prepare._look_for_chinese(sentences)
 
 
 def test_other_words_are_refused(prepared, words, tmp_path):
