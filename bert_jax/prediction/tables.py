@@ -24,6 +24,7 @@ _JSON_LINES = "JSON lines"
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _COLUMNAR = (".parquet", ".pq", ".arrow", ".feather")
 _BATCH_ROWS = 1024  # the rows of a Parquet file that are written at once
+_MOST_LEVELS = 100  # of lists and objects within each other
 # Fields that only some answers have; their columns are in every table.
 _RARE: Mapping[str, type] = {"truncated": bool, "error": str}
 
@@ -87,6 +88,16 @@ class Table:
         return
       where, given = row
       fields = {name.strip(): value for name, value in given.items()}
+      if deep := [name for name, value in fields.items() if _is_deep(value)]:
+        self._waiting.append({})
+        yield (
+          where,
+          answers.RecordError(
+            f"`{deep[0]}` has lists or objects within each other, more than "
+            f"{_MOST_LEVELS} levels deep; give fewer"
+          ),
+        )
+        continue
       self._waiting.append(fields)
       yield where, fields
 
@@ -134,6 +145,15 @@ def writing(table: Table, target: str) -> Iterator[Write]:
 
       yield write
     out.flush()
+
+
+def _is_deep(value: Any, levels: int = _MOST_LEVELS) -> bool:
+  """Returns whether a value is nested deeper than can be written for sure."""
+  if isinstance(value, Mapping):
+    value = list(value.values())
+  if not isinstance(value, (list, tuple)):
+    return False
+  return not levels or any(_is_deep(one, levels - 1) for one in value)
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,6 +112,14 @@ def test_a_json_file_is_a_table_if_it_holds_an_array(tmp_path):
       assert list(found) == lines.read_bytes().splitlines(keepends=True)
 
 
+def test_a_value_that_is_nested_too_deeply_is_an_error_of_its_row(tmp_path):
+  path = tmp_path / "a.json"
+  deep = "[" * 200 + "]" * 200
+  path.write_text(f'[{{"text": "a", "x": {deep}}}, {{"text": "b", "x": [[]]}}]')
+  (_, bad), (_, good) = tables.Table(str(path)).numbered()
+  assert "`x`" in str(bad) and good == {"text": "b", "x": [[]]}
+
+
 @pytest.mark.parametrize(
   ("source", "target", "message"),
   [
