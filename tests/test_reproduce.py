@@ -30,7 +30,6 @@ def _settings(arguments):
 
 
 @pytest.mark.parametrize("work", page.missing({}), ids=lambda work: work.key)
-@pytest.mark.slow
 def test_what_is_planned_is_a_config(work, monkeypatch):
   monkeypatch.chdir(ROOT)
   path, changes, others = _settings(work.arguments)
@@ -101,6 +100,7 @@ def test_what_a_command_starts_from_an_earlier_one_makes():
       made.update(outputs)
 
 
+@pytest.mark.slow
 def test_what_is_planned_is_what_is_trained(monkeypatch):
   """The steps of each program; the shape of tasks comes with the weights."""
   monkeypatch.chdir(ROOT)

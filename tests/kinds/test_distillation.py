@@ -189,6 +189,7 @@ def test_the_maps_of_attention_need_equal_heads_and_a_program_that_shows_them(
     assert all(word in str(error.value) for word in words)
 
 
+@pytest.mark.slow
 def test_a_narrower_student_learns_projections_that_no_reader_meets(tmp_path):
   teacher = small_models.make()
   weights.write(teacher, tmp_path / "teacher", "bert_jax")
