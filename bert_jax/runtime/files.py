@@ -440,6 +440,11 @@ def age(path: str) -> float:
   return time.time() - _find(path).updated
 
 
+def is_own(path: str) -> bool:
+  """Returns whether a file or folder of this machine is this user's."""
+  return os.stat(local(path)).st_uid == os.getuid()
+
+
 def stamps(path: str) -> list[int]:
   """Returns numbers of which one changes if the content of a file does.
 

@@ -431,6 +431,8 @@ def _check_folder(folder: str, parent: str, session: str) -> None:
   try:
     files.make_folders(folder)
     files.create(path)
+    if not files.is_own(folder):  # whoever owns it may write what is trained on
+      problem = f"finds that another user owns {folder}; give another folder"
   except OSError as error:
     problem = f"cannot write to it: {error.strerror or error}"
   problems = hosts.decide(problem, list)

@@ -293,6 +293,13 @@ def test_a_full_disk_costs_a_warning(run, state, wanted, caplog, monkeypatch):
     assert [x.split("-")[0] for x in files_of(steps)] == ["5"]
 
 
+def test_a_folder_of_another_user_is_refused(run, wanted, monkeypatch):
+  monkeypatch.setattr(os, "getuid", lambda: -1)
+  with pytest.raises(local_steps.LocalError, match="another user owns"):
+    with local_steps.opened(run.settings, run.workdir, wanted):
+      pass
+
+
 def test_what_cannot_be_used_is_refused(run, wanted, tmp_path):
   for key, value, what in (
     ("local_dir", "", "go together"),
