@@ -60,14 +60,9 @@ class Choice(task_kind.TaskKind):
     if (counts == most).all():
       return super()._features(task, examples, tokenizer, seq_len)
     has_labels = spec.have_labels(task, examples)
-    columns = task_features.pair_sequences(
-      [pair for example in examples for pair in example.pairs],
-      tokenizer,
-      seq_len,
+    columns = task_features.grouped_sequences(
+      [example.pairs for example in examples], tokenizer, seq_len
     )
-    lengths = np.zeros((len(examples), most), np.int64)
-    lengths[np.arange(most) < counts[:, None]] = np.diff(columns["offsets"])
-    columns["offsets"] = np.concatenate([[0], np.cumsum(lengths)])
     return task_features.Features(
       **columns,
       example=np.arange(len(examples), dtype=np.int32),

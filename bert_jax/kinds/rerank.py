@@ -59,14 +59,9 @@ class Rerank(task_kind.TaskKind):
         f"task {task.name}: the query of example {few.id} has one passage, so "
         "there is nothing to rank; give each query a negative, or more"
       )
-    columns = task_features.pair_sequences(
-      [pair for example in examples for pair in example.pairs],
-      tokenizer,
-      seq_len,
+    columns = task_features.grouped_sequences(
+      [example.pairs for example in examples], tokenizer, seq_len
     )
-    lengths = np.zeros((len(examples), most), np.int64)
-    lengths[np.arange(most) < counts[:, None]] = np.diff(columns["offsets"])
-    columns["offsets"] = np.concatenate([[0], np.cumsum(lengths)])
     has_labels = spec.have_labels(task, examples)
     return task_features.Features(
       **columns,

@@ -177,6 +177,34 @@ def pair_sequences(
   }
 
 
+def grouped_sequences(
+  groups: Sequence[Sequence[tuple[str, str | None]]],
+  tokenizer: interface.Tokenizer,
+  seq_len: int,
+) -> dict[str, Any]:
+  """Makes the sequences of groups of pairs of texts, such as the choices.
+
+  Groups with fewer pairs than the largest one are filled up with sequences
+  without tokens.
+
+  Args:
+    groups: the pairs of each group.
+    tokenizer: as for `pair_sequences`.
+    seq_len: L; longer sequences are truncated.
+
+  Returns:
+    The columns of `pair_sequences`, with as many sequences for each group.
+  """
+  columns = pair_sequences(
+    list(itertools.chain.from_iterable(groups)), tokenizer, seq_len
+  )
+  counts = np.array([len(group) for group in groups])
+  most = int(counts.max())
+  lengths = np.zeros((len(groups), most), np.int64)
+  lengths[np.arange(most) < counts[:, None]] = np.diff(columns["offsets"])
+  return columns | {"offsets": np.concatenate([[0], np.cumsum(lengths)])}
+
+
 def build_sequence(
   tokenizer: interface.Tokenizer, texts: Sequence[list[int]], seq_len: int
 ) -> tuple[list[int], list[int], bool]:
