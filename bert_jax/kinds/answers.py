@@ -425,7 +425,7 @@ class Answerer:
 
   @property
   def transformers_class(self) -> str:
-    """The class of transformers that loads the model; "" = there is none."""
+    """The class of transformers that such a model has; "" if none has it."""
     return ""
 
   def of_transformers(self, found: Any, mask: Any) -> dict[str, Any]:

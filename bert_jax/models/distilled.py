@@ -18,7 +18,7 @@ from bert_jax.models.encoder import Encoder
 from bert_jax.models.heads import MlmHead
 
 TEACHER = "teacher"
-# What may be compared layer by layer.
+# Outputs of the layers that student and teacher can be compared by.
 LAYERWISE = ("embedding", "hidden", "attention")
 
 

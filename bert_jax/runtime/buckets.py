@@ -33,7 +33,7 @@ _TELL_SECS = 30.0  # between two warnings of requests that fail
 _EXTRA = ("google.cloud.storage", "gcsfs")
 _log = logging.getLogger(__name__)
 
-# What the service says, in an error that has its answer in JSON.
+# The message in the JSON body of an error of Google Cloud Storage.
 _MESSAGE = re.compile(r'"message": *"([^"]*)"')
 _THREADS = 16  # requests at the same time, of folders
 _FIRST_BYTES = 1 << 18  # of an object, by the first request

@@ -34,7 +34,7 @@ class DamageError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """What a file contains.
+  """The facts at the beginning of a file, before its arrays.
 
   Attributes:
     run: the identity of the run.

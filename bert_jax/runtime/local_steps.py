@@ -175,7 +175,8 @@ class LocalSteps:
     # (step, session) of the newest step that all processes have.
     self._whole: tuple[int, str] | None = None
     self._writing = 0
-    # What was read, until it is written as a step of this session.
+    # The step and arrays that `restore` read; `begin` writes them again as a
+    # step of this session.
     self._found: tuple[int, Any] | None = None
     self._is_read = False  # whether it is known what earlier sessions left
     self._thread: threading.Thread | None = None

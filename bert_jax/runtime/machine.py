@@ -44,7 +44,7 @@ def has_nvidia_gpu() -> bool:
 
 
 def look_for_no_tpu() -> None:
-  """Lets jax look for no TPU if there is none, though libtpu is installed.
+  """Keeps jax from looking for a TPU where libtpu is installed without one.
 
   Otherwise libtpu looks for one: it waits, and prints errors. A choice of the
   user's in JAX_PLATFORMS is kept.

@@ -131,7 +131,7 @@ class Program:
       except Exception as error:  # of another build, or damaged: any error
         _log.debug("%s cannot be read (%s); it is made again", entry, error)
     lowered = self._jitted.lower(params, batch)
-    # What jax has read from its own cache cannot be written again.
+    # A program that jax read from its own cache cannot be serialized again.
     with compile_cache.bypassed():
       compiled = lowered.compile()
     compile_cache.count(was_read=False)
@@ -283,7 +283,7 @@ def _is_of_cache(name: str) -> bool:
 
 
 def _read(entry: str) -> bytes | None:
-  """Returns the content of an entry; None if there is none of this user."""
+  """Returns the content of an entry; None if this user has not written it."""
   if not entry:
     return None
   try:

@@ -54,7 +54,7 @@ SUPERGLUE_ROWS = {
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-  """What a server takes.
+  """The files that the server of a benchmark takes.
 
   Attributes:
     name: the name of the benchmark.

@@ -263,7 +263,7 @@ def _evaluate_first(
       one, too, but are not saved again.
 
   Returns:
-    The evaluation; {} if there is none, or it was there.
+    The metrics of the evaluation; {} if none was due or its line was there.
   """
   missed: Any = {}
   is_first = start == 0 and run.config.eval.at_start

@@ -202,8 +202,8 @@ def read(
     format, file = _find(path)
     if format != families.OWN and which != "evaluated":
       raise WeightsError(
-        f"convert.weights={which} is about a run of this program, and {path} "
-        "is none; leave it out"
+        f"convert.weights={which} chooses weights of a run of this program, "
+        f"and {path} is not a run; leave the key out"
       )
     return _read(format, file, which)
   except (saved_steps.StepError, runs.RunError) as error:

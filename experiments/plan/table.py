@@ -251,7 +251,7 @@ def long_entries() -> list[Entry]:
 
 _FUSED = (("model.attention", "fused"),)
 _SPLASH = (("model.attention", "splash"),)
-# Of the micro-batches of a step, as in configs/tpu.py.
+# The number of micro-batches of a step, as in configs/tpu.py.
 _PARTS = 8
 # Name of a recipe: its config, further settings, and the rows that a device
 # computes at once. A recipe in phases has an entry for each shape.

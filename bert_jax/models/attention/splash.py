@@ -5,7 +5,7 @@ memory on chip does not grow with the row. It therefore takes longer rows than
 `fused`, which keeps whole score matrices. It has no dropout of attention
 probabilities; a config with both is refused.
 
-Who sees whom is in segments.py.
+segments.py decides which tokens see each other.
 """
 
 import math

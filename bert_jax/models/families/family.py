@@ -586,7 +586,7 @@ def chosen(key: str, value: Any, choices: Mapping[str, str]) -> str:
     choices: their name -> ours.
 
   Raises:
-    ConvertError: the value is none of these.
+    ConvertError: `choices` does not have the value.
   """
   if not isinstance(value, str) or value not in choices:
     raise ConvertError(
