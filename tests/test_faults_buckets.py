@@ -303,19 +303,14 @@ def test_several_processes_train_in_one_bucket(
   }
   devices = 4 // num_processes
   jobs = host_processes.start(
-    prepared,
-    tmp_path / "folder",
-    num_processes,
-    devices,
-    forks=True,
-    **changes,
+    prepared, tmp_path / "folder", num_processes, devices, **changes
   )
   assert host_processes.finish(jobs) == [0] * num_processes
 
   def begin():
     return host_processes.start(
       f"{BUCKET}/data", f"{BUCKET}/run", num_processes, devices,
-      said=f"{tmp_path}/said", forks=True, **changes,
+      said=f"{tmp_path}/said", **changes,
     )  # fmt: skip
 
   jobs = begin()
