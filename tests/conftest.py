@@ -5,14 +5,13 @@ import random
 import signal
 import types
 
-# All are read once, when jax is imported. Tests compile much and run little:
-# without LLVM's optimizations they take a third of the time, and a training
-# step compiles in a third of the time if XLA emits its fusions without MLIR.
+from tests.support import xla_flags
+
+# All are read once, when jax is imported. Tests compile much and run little.
 os.environ["JAX_PLATFORMS"] = "cpu"
 for _flag in (
   "--xla_force_host_platform_device_count=8",
-  "--xla_backend_optimization_level=0",
-  "--xla_cpu_use_fusion_emitters=false",
+  *xla_flags.QUICK,
 ):
   if _flag not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}"

@@ -20,6 +20,7 @@ import pytest
 
 from bert_jax.runtime import metrics_log
 from tests.support import fork_server
+from tests.support import xla_flags
 from tests.support.run_checks import depends_on_clock
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def environ():
   found = dict(os.environ) | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "--xla_force_host_platform_device_count=2"
-    " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    f" {' '.join(xla_flags.QUICK)}",
   }
   found.pop("JAX_COMPILATION_CACHE_DIR", None)
   return found

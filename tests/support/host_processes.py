@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+from tests.support import xla_flags
+
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
   "model.num_layers": 1,
@@ -47,7 +49,7 @@ def start(
   environ = dict(os.environ) | {
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}"
-    " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+    f" {' '.join(xla_flags.QUICK)}",
   }
   settings = SETTINGS | {"data.dir": prepared}
   settings |= {k.replace("__", "."): v for k, v in changes.items()}

@@ -19,6 +19,7 @@ from bert_jax.training import steps
 from configs import base
 from tests.support import breadth
 from tests.support import layer_stacks
+from tests.support import xla_flags
 
 # Rows by the eight, and no product of sizes that equals another by chance:
 # tests look for the rows of the whole batch among the shapes of a program.
@@ -158,9 +159,8 @@ def test_micro_batches_equal_the_full_batch_where_their_mean_would_not(
 def test_a_step_that_is_skipped_changes_counts_and_nothing_else(config):
   config.optim.name = "adamw"
   config.train.on_bad_step = "skip"
-  # Bits are compared as XLA computes them outside of tests; see conftest.py.
-  in_use = {"xla_cpu_use_fusion_emitters": True}
-  jit = functools.partial(jax.jit, compiler_options=in_use)
+  # Bits are compared as XLA computes them outside of tests.
+  jit = functools.partial(jax.jit, compiler_options=xla_flags.USUAL)
   training, batch = Training(config), make_batch(8)
   poisoned = batch | {"masked_weights": batch["masked_weights"] * np.nan}
   step = jit(training.step)
