@@ -5,7 +5,8 @@ It took 1.13 hours on eight A100 to a GLUE score of 79.6, says its paper.
   bert-jax prepare --config=mosaicbert --input=TEXT --output=DATA
   bert-jax train --config=mosaicbert --config.data.dir=DATA --workdir=RUN
 
-Eight chips share the rows of a step, or others (`--config=mosaicbert:devices=1`).
+Eight chips share the rows of a step, or as many as `devices` says
+(`--config=mosaicbert:devices=1`).
 
 What it changes of BERT are switches of the family mosaic_bert (linear biases
 instead of positions, gated layers) and settings: 30 % of the tokens to predict,

@@ -588,8 +588,8 @@ def ruler_lines(found: list[Row], plans) -> list[str]:
   if not any(is_older(work, plans) for row in found for work in row.work):
     return []
   return [
-    "Hours with * are by the older of [two rulers](../plan/README.md), by which "
-    "a kernel takes assumed shares of the chip's peak, and memory limits "
+    "Hours with * are by the older of [two rulers](../plan/README.md), by "
+    "which a kernel takes assumed shares of the chip's peak, and memory limits "
     "nothing else. They were not planned again by the newer one.",
     "",
   ]
