@@ -39,9 +39,14 @@ storage_server, bucket, place = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
-  """Keeps compiled programs: many tests run the same steps, in new closures."""
-  folder = str(tmp_path_factory.mktemp("compiled"))
+def compile_once(tmp_path_factory, worker_id):
+  """Keeps compiled programs: many tests run the same steps, in new closures.
+
+  All workers of pytest-xdist share one folder.
+  """
+  root = tmp_path_factory.getbasetemp()
+  root = root if worker_id == "master" else root.parent
+  folder = str(root / "compiled")
   jax.config.update("jax_compilation_cache_dir", folder)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # of programs they start
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -73,7 +73,9 @@ def test_losing_machines_costs_a_few_steps_and_changes_no_bit(
 ):
   """With `fsdp` each has its own part of the state, with `data` all of it."""
   rng = random.Random(fault_runs.SEED)
-  changes = {"mesh__fsdp": 4} if mesh == "fsdp" else {}
+  changes = {
+    "fsdp": {"mesh__fsdp": 4}, "data": {"mesh__spread_optimizer": False}
+  }[mesh]  # fmt: skip
   jobs = start(prepared, tmp_path / "straight", None, **changes)
   assert host_processes.finish(jobs) == [0] * NUM
 

@@ -15,14 +15,20 @@ from experiments.feature_ner import run as feature_ner
 from tests.support import small_tasks
 
 
-@pytest.fixture
-def config(tmp_path):
-  """That of a task of tags, with weights to start from."""
-  c = small_tasks.make_config(tmp_path, "tag", train__num_epochs=0.2)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A config of a task of tags, with weights to start from."""
+  folder = tmp_path_factory.mktemp("tags")
+  c = small_tasks.make_config(folder, "tag", train__num_epochs=0.2)
   c.model.num_layers = 2
-  train.train(c, str(tmp_path / "weights"))
-  c.init_from = str(tmp_path / "weights")
+  train.train(c, str(folder / "weights"))
+  c.init_from = str(folder / "weights")
   return c
+
+
+@pytest.fixture
+def config(trained):
+  return trained.copy_and_resolve_references()
 
 
 @pytest.mark.parametrize(

@@ -99,20 +99,23 @@ class Chip:
     )
 
 
-# Sources. Peak, memory bandwidth and links: docs.cloud.google.com/tpu/docs/v4,
-# /v5e, /v5p, /v6e, /tpu7x. Memory: the size that libtpu 0.0.42 reports when a
-# program runs out of it. Link bandwidth as measured (the published values are a
-# tenth higher), DCN bandwidth for v4 to 7x, and rings: the tables of
-# jax-ml.github.io/scaling-book/tpus. Matrix units: the same pages, and
-# jax/_src/pallas/mosaic/tpu_info.py. The pages of v6e and 7x name two units of
-# 256 x 256 per core, but the compiler estimates the cycles of a large matmul as
-# if there were four; the table says four, because it converts these cycles. The
-# resulting clocks are 0.94, 1.05, 1.5, 1.75, 1.75 and 2.2 GHz for v3 to 7x.
-# They equal the published clocks where there are any (v3: Norrie et al., IEEE
-# Micro 2021; v4: Jouppi et al., ISCA 2023; v5e: the scaling book). Names,
-# labels and sizes of slices: the table of xpk 1.16, which a test compares
-# (core/system_characteristics.py), and docs.cloud.google.com/tpu/docs/runtimes;
-# of v3, which xpk lacks: docs.cloud.google.com/kubernetes-engine/docs/concepts.
+# Sources. Peak, memory bandwidth and links: docs.cloud.google.com/tpu/docs/v3,
+# /v4, /v5e, /v5p, /v6e, /tpu7x, except for the bandwidth of v4, which the page
+# rounds to 1,200 GB/s and tpu_info.py (below) to 1,230. Of v5e, versions of the
+# page have 819 GB/s and 800 GiB/s; of v5p, tpu_info.py has 2,460 GB/s. Memory:
+# the size that libtpu 0.0.42 reports when a program runs out of it. Link
+# bandwidth as measured (the published values are a tenth higher), DCN bandwidth
+# for v4 to 7x, and rings: the tables of jax-ml.github.io/scaling-book/tpus.
+# Matrix units: the same pages, and jax/_src/pallas/mosaic/tpu_info.py. The
+# pages of v6e and 7x name two units of 256 x 256 per core, but the compiler
+# estimates the cycles of a large matmul as if there were four; the table says
+# four, because it converts these cycles. The resulting clocks are 0.94, 1.05,
+# 1.5, 1.75, 1.75 and 2.2 GHz for v3 to 7x. They equal the published clocks
+# where there are any (v3: Norrie et al., IEEE Micro 2021; v4: Jouppi et al.,
+# ISCA 2023; v5e: the scaling book). Names, labels and sizes of slices: the
+# table of xpk 1.16, which a test compares (core/system_characteristics.py), and
+# docs.cloud.google.com/tpu/docs/runtimes; of v3, which xpk lacks:
+# docs.cloud.google.com/kubernetes-engine/docs/concepts.
 CHIPS = (
   # name, device kinds, peak FLOP/s, cores, matrix units per core, their width,
   # HBM bytes, HBM bytes/s,
@@ -157,9 +160,13 @@ CHIPS = (
 # Dense bfloat16 FLOPs per second of NVIDIA GPUs, accumulated in float32, by the
 # name that jax and nvidia-smi give to the card. Cards before Ampere have no
 # bfloat16. Data sheets mostly print the figure with sparsity, twice as much.
-# Source: NVIDIA's data sheets of A10, A100, B200, H100, H200, L4 and L40S, and
-# its white papers on the architectures GA102 (RTX 3090, RTX A6000) and Ada
-# (RTX 4090).
+# They do not say how sums are kept; some take the 362 of L40S for float16 sums,
+# and half of it for float32.
+# Source: NVIDIA's data sheets of A10, A100, H100 NVL, L4 and L40S, and its
+# white papers on the architectures Hopper (H100 SXM and PCIe, table 1), GA102
+# (RTX A6000, table 3; RTX 3090, table 9) and Ada (RTX 4090, appendix A), all
+# read in quotations. B200 (HGX, 1,000 W) and H200, which equals the H100 SXM,
+# were read in tables that others made of their data sheets.
 GPU_PEAKS = {
   "NVIDIA A10": 125e12,
   "NVIDIA A100-PCIE-40GB": 312e12,
@@ -185,7 +192,7 @@ TWO_DEVICES = ("v2", "v3", "tpu7x")
 # TPU v2, v3 or 7x has two devices, so its devices have half of the published
 # number. The others have one device per chip, v4 and v5p by fusing two cores; a
 # v4 or v5p that is set up with a device per core has half of what is listed.
-# Source: as above, and GPU_PEAKS.
+# Source: as above, and GPU_PEAKS; of TPU v2, tpu_info.py.
 PEAK_FLOPS = {
   kind: chip.peak_flops / (2 if chip.name in TWO_DEVICES else 1)
   for chip in CHIPS

@@ -37,7 +37,8 @@ GLUE_ROWS = {
   "WNLI.tsv": 146,
   "AX.tsv": 1104,
 }
-# The same of SuperGLUE; of MultiRC the number of answers.
+# The same of SuperGLUE; of MultiRC the number of answers, of ReCoRD of queries.
+# Source: the card of huggingface.co/datasets/aps/super_glue.
 SUPERGLUE_ROWS = {
   "BoolQ.jsonl": 3245,
   "CB.jsonl": 250,

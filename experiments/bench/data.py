@@ -128,8 +128,10 @@ def measure(args, folders):
   rows: dict[str, dict[str, list[float]]] = {}
   settings = {suffix: find_settings(x) for suffix, x in folders.items()}
   for round_ in range(args.rounds):
+    # Neither place is always the first.
+    order = list(folders)[:: -1 if round_ % 2 else 1]
     for length, whole_word, suffix in itertools.product(
-      settings[""], (False, True), folders
+      settings[""], (False, True), order
     ):
       data = settings[suffix][length]
       data.whole_word = whole_word
@@ -139,6 +141,20 @@ def measure(args, folders):
       row["positions"].append(positions)
       row["useful"].append(useful)
   return rows
+
+
+def read_again(folder):
+  """Has the system hold files as it holds those that it has read from a disk.
+
+  How fast files in memory are read depends on how they were written.
+  """
+  for path in Path(folder).rglob("*"):
+    if path.is_file():
+      with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+          os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.read()
 
 
 def copy_secs(folder):
@@ -160,6 +176,8 @@ def main(argv=None):
       files.upload_folder(folders[""], args.bucket)
       folders[", bucket"] = args.bucket
       copied = copy_secs(args.bucket)
+      for one in (folders[""], files.local(args.bucket)):
+        read_again(one)
     rows = measure(args, folders)
   print(
     f"{args.batch_size} rows a batch, {args.num_threads} threads, "

@@ -282,29 +282,13 @@ def measure(name: str, folder: str, parts: tuple[str, ...] = ()) -> Any:
   every = ("import", "packed", "export", "mlm", *row.kinds)
   every += ("rtd",) if ("rtd",) in family.pretraining_classes else ()
   found: dict[str, tuple[float, float]] = {}
-  suffixes = {"import": "Model", "mlm": "ForMaskedLM", "rtd": "ForPreTraining"}
-  suffixes |= {kind: CLASSES[kind] for kind in row.kinds}
   for part in parts or every:
     if part in ("packed", "export"):
       continue
-    width = {"choice": 1, "span": 2}.get(part, NUM_LABELS)
-    model = make_reference(name, suffixes[part], width)
-    path = os.path.join(folder, part)
-    model.save_pretrained(path)
-    given = weights.read(path)
-    batch = make_batch(row.pad, given.shape["type_vocab_size"])
-    want = run_reference(model, batch)
-    if part == "span":
-      theirs = np.stack([want["start_logits"], want["end_logits"]], -1)
-    elif part == "import":
-      theirs = want["last_hidden_state"]
-    else:
-      theirs = want["logits"]
+    model, path, given, batch = _make_part(name, part, folder)
+    theirs = _output(model, batch, part)
     got = run_ours(given, batch, "hidden" if part == "import" else part)
-    got = got.reshape(theirs.shape)
-    real = batch["input_mask"] > 0
-    if theirs.shape[:2] == real.shape:
-      got, theirs = got[real], theirs[real]
+    got, theirs = _of_tokens(got, batch, theirs), _of_tokens(theirs, batch)
     found[part] = _difference(got, theirs)
     if part == "import":
       packed = run_ours(given, pack(batch), "hidden")[0]
@@ -315,6 +299,55 @@ def measure(name: str, folder: str, parts: tuple[str, ...] = ()) -> Any:
       found.get("export", (0.0, 0.0))[0] + _changed(path, out), 0.0
     )  # fmt: skip
   return found
+
+
+def errors(name: str, part: str, folder: str) -> tuple[float, float]:
+  """Returns the errors of this program and of transformers in float32.
+
+  Args:
+    name: a key of `REFERENCES`.
+    part: as for `measure`, but neither "packed" nor "export".
+    folder: an empty folder for files.
+
+  Returns:
+    The largest difference of each from transformers in float64.
+  """
+  model, _, given, batch = _make_part(name, part, folder)
+  theirs = _of_tokens(_output(model, batch, part), batch)
+  want = _of_tokens(_output(model.double(), batch, part), batch)
+  got = run_ours(given, batch, "hidden" if part == "import" else part)
+  got = _of_tokens(got, batch, want)
+  return _difference(got, want)[0], _difference(theirs, want)[0]
+
+
+def _make_part(name: str, part: str, folder: str) -> Any:
+  """Returns a model of transformers, its folder, its weights and a batch."""
+  suffixes = {"import": "Model", "mlm": "ForMaskedLM", "rtd": "ForPreTraining"}
+  width = {"choice": 1, "span": 2}.get(part, NUM_LABELS)
+  model = make_reference(name, (suffixes | CLASSES)[part], width)
+  path = os.path.join(folder, part)
+  model.save_pretrained(path)
+  given = weights.read(path)
+  pad = REFERENCES[name].pad
+  return model, path, given, make_batch(pad, given.shape["type_vocab_size"])
+
+
+def _output(model: Any, batch: dict[str, np.ndarray], part: str) -> np.ndarray:
+  """Returns the output of a model of transformers that a part compares."""
+  found = run_reference(model, batch)
+  if part == "span":
+    return np.stack([found["start_logits"], found["end_logits"]], -1)
+  return found["last_hidden_state" if part == "import" else "logits"]
+
+
+def _of_tokens(
+  x: np.ndarray, batch: dict[str, np.ndarray], like: np.ndarray | None = None
+) -> np.ndarray:
+  """Returns an output in the shape of another one, without padding."""
+  real = batch["input_mask"] > 0
+  if like is not None and x.shape[:2] != real.shape:
+    x = x.reshape(like.shape)
+  return x[real] if x.shape[:2] == real.shape else x
 
 
 def _difference(got: np.ndarray, want: np.ndarray) -> tuple[float, float]:

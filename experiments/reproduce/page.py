@@ -94,6 +94,7 @@ class Row:
     commands: that reproduce it, from weights or data that an earlier row makes.
     work: what they train, empty = nothing that a plan can tell.
     status: what was run here.
+    source: where its numbers were read; "" = in the paper.
   """
 
   table: str
@@ -102,6 +103,7 @@ class Row:
   commands: tuple[str, ...]
   work: tuple[Work, ...]
   status: str = "not run"
+  source: str = ""
 
 
 def pretraining(
@@ -597,11 +599,10 @@ def ruler_lines(found: list[Row], plans) -> list[str]:
 
 def table_lines(found: list[Row], plans) -> list[str]:
   """The table of some rows, with what their plans predict."""
-  lines = [
-    "| paper | result | there | slice | hours, predicted | chip-hours | status "
-    "|",
-    "|---|---|---|---|---|---|---|",
-  ]
+  has_sources = any(row.source for row in found)
+  head = ["paper", "result", "there", *(["read in"] if has_sources else [])]
+  head += ["slice", "hours, predicted", "chip-hours", "status"]
+  lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
   for row in found:
     planned = cost(row.work, plans)
     slices = ", ".join(dict.fromkeys(w.topology for w in row.work))
@@ -610,7 +611,8 @@ def table_lines(found: list[Row], plans) -> list[str]:
       hours = [f"{x}*" for x in hours]
     if not row.work:
       hours = ["", ""]
-    cells = [row.table, row.what, row.paper, slices, *hours, row.status]
+    read = [row.source] if has_sources else []
+    cells = [row.table, row.what, row.paper, *read, slices, *hours, row.status]
     lines.append(f"| {' | '.join(cells)} |")
   return lines
 

@@ -217,9 +217,9 @@ def test_a_model_trains_by_the_kernel_as_by_plain_attention(monkeypatch):
   wanted, here = run("plain"), run("splash")
   calls = []
 
-  def by_kernel(*args):
+  def by_kernel(*args, **options):
     calls.append(args)
-    return splash_attention.kernel(*args, interpret=True)
+    return splash_attention.kernel(*args, **options, interpret=True)
 
   monkeypatch.setattr(splash_attention, "_for_tpu", lambda: True)
   monkeypatch.setattr(splash_attention, "_over_mesh", by_kernel)

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 
-from tests.support import fork_server
-
 ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
   "model.num_layers": 1,
@@ -34,15 +32,14 @@ def start(
   prepared, workdir, num_processes, num_devices, odd=None, limit=None,
   program=("-m", "bert_jax.main"), folder=ROOT, other_workdir=None,
   mode="train", config="configs/base.py", said=None, each=lambda i: {},
-  forks=False, **changes,
+  **changes,
 ):  # fmt: skip
   """Starts the processes of a job, with some devices each.
 
   What they say goes to WORKDIR-NUMBER.txt, or SAID-NUMBER.txt. The last one
   has settings of its own, `odd`, may write files of `limit` bytes at most, and
   may run another `program`, in another `folder`, with another workdir. `each`
-  returns settings that differ between processes, by their number. With `forks`
-  they start without importing anything, but only as usual programs.
+  returns settings that differ between processes, by their number.
   """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -72,10 +69,6 @@ def start(
       *(several if num_processes > 1 else ()),
     ]
     name = f"{said or workdir}-{i}.txt"
-    if forks:
-      jobs.append(fork_server.start(args, name, environ))
-      jobs[-1].said = pathlib.Path(name)
-      continue
     own = program if is_last else ("-m", "bert_jax.main")
     with open(name, "w") as file:
       jobs.append(
