@@ -7,6 +7,7 @@ so a mistyped `--config.group.key` is an error in all of them.
 
 from collections.abc import Iterable
 import difflib
+import math
 
 import ml_collections
 
@@ -34,6 +35,37 @@ def fit_large_batch(config: ml_collections.ConfigDict) -> None:
     config.optim.name = "lamb"
     config.optim.learning_rate = 5e-3 * share**0.5
     config.optim.warmup_rate = min(0.2 * share, 0.2)
+
+
+# Tokens that a chip with 16 GB computes at once: of models up to base, and of
+# wider ones (experiments/plan).
+DEVICE_TOKENS = (16_384, 8_192)
+
+
+def fit_devices(config: ml_collections.ConfigDict, devices: int) -> None:
+  """Sets bfloat16, and micro-batches with which a step fits chips of 16 GB.
+
+  Args:
+    config: the config, with its model, its rows and their length.
+    devices: what jax counts.
+
+  Raises:
+    ValueError: the devices cannot share the rows of a step evenly.
+  """
+  sizes = (*config.data.batch_warmup_sizes, config.data.batch_size)
+  tokens = DEVICE_TOKENS[config.model.hidden_size > 768]
+  rows = max(devices, 1) * max(tokens // config.data.seq_len, 1)
+  even = math.gcd(*sizes)
+  for parts in range(-(-max(sizes) // rows), even + 1):
+    if devices > 0 and even % (devices * parts) == 0:
+      config.model.dtype = "bfloat16"
+      config.optim.num_micro_batches = parts
+      return
+  raise ValueError(
+    f"devices={devices} cannot share steps of {', '.join(map(str, sizes))} rows"
+    f" in equal parts of {rows} rows or fewer; give another number of devices, "
+    "or another batch_size"
+  )
 
 
 def set_size(

@@ -1,7 +1,9 @@
-"""BERT in a day on one chip: cramming's shape and recipe.
+"""BERT in a day on one chip: cramming's shape and recipe, in bfloat16.
 
   bert-jax prepare --config=cramming --input=TEXT --output=DATA
   bert-jax train --config=cramming --config.data.dir=DATA --workdir=RUN
+
+More chips share the rows of a step (`--config=cramming:devices=8`).
 
 Sixteen layers of width 768 with a norm before each sublayer, gated layers, no
 biases, and the word table as the decoder; a quarter of the tokens is predicted,
@@ -25,8 +27,11 @@ from bert_jax.configs import base
 
 
 def get_config(text=None):
-  """Arguments: steps and batch_size, the largest number of rows of a step."""
-  args = base.arguments(text, steps=12_000, batch_size=8192)
+  """Arguments: steps, devices (what jax counts) and batch_size.
+
+  The last is the largest number of rows of a step.
+  """
+  args = base.arguments(text, steps=12_000, batch_size=8192, devices=1)
   c = base.get_config()
   base.set_size(c, "base")
   c.objective = "mlm"
@@ -66,4 +71,5 @@ def get_config(text=None):
   c.optim.eps = 1e-12
   c.optim.clip_norm = 0.5
   c.train.total_steps = args.steps
+  base.fit_devices(c, args.devices)
   return c

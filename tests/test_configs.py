@@ -81,3 +81,18 @@ def test_configs_import_nothing_that_imports_jax():
     modules = {**package, f"configs.{path.stem}": imports}
     chain = import_graph.way_to_jax(f"configs.{path.stem}", modules)
     assert chain is None, " -> ".join(chain)
+
+
+@pytest.mark.parametrize("name", ["cramming", "mosaicbert"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_device_computes_its_rows_in_equal_parts_that_fit(name, devices):
+  config = get_config(name)(f"devices={devices}")
+  assert config.model.dtype == "bfloat16"
+  unit = devices * config.optim.num_micro_batches
+  sizes = [*config.data.batch_warmup_sizes, config.data.batch_size]
+  assert [size % unit for size in sizes] == [0] * len(sizes)
+  assert max(sizes) == get_config(name)().data.batch_size
+  # Of larger parts there would be too few, or more than 16,384 tokens.
+  assert max(sizes) * config.data.seq_len == unit * 16_384
+  with pytest.raises(ValueError, match="devices=7.*in equal parts of 896 rows"):
+    get_config(name)("devices=7")

@@ -218,6 +218,21 @@ def test_hours_are_steps_times_their_plan():
   assert page.cost(work, {"v5e:4x4 a": plans["v5e:4x4 a"]}) is None
 
 
+def test_hours_by_the_older_ruler_are_marked_and_planned_again():
+  older = {"predicted_step_secs": 0.5, "num_devices": 16}
+  works = [page.Work("v5e:4x4", (name,), 3600) for name in "abc"]
+  rows = [page.Row("T", x.key, "", (), (x,)) for x in works]
+  plans = {
+    works[0].key: older, works[1].key: older | {"assumed_mfu": 0.4}
+  }  # fmt: skip
+  assert page.missing(plans, rows) == [works[0], works[2]]
+  old, new, none = page.table_lines(rows, plans)[2:]
+  assert "| 0.5* | 8.0* |" in old and "| 0.5 | 8.0 |" in new
+  assert "*" not in none
+  assert "older" in page.ruler_lines(rows, plans)[0]
+  assert page.ruler_lines(rows[1:], plans) == []
+
+
 def test_the_page_is_that_of_the_plans_there_are():
   path = page.HERE / "plans.json"
   plans = json.loads(path.read_text()) if path.exists() else {}

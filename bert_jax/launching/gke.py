@@ -188,6 +188,17 @@ def _pod_spec(job: jobs.Job, given: dict[str, Any]) -> dict[str, Any]:
     path = {"path": folder, "type": "DirectoryOrCreate"}
     spec["volumes"] = [{"name": "local", "hostPath": path}]
     container["volumeMounts"] = [{"name": "local", "mountPath": folder}]
+    if "securityContext" not in container:
+      # The node makes the folder as root's, for which fsGroup does nothing. The
+      # user of the image may then make a folder of its own in it, as in /tmp.
+      opening = {
+        "name": "open-local",
+        "image": given["image"],
+        "command": ["chmod", "1777", folder],
+        "securityContext": {"runAsUser": 0},
+        "volumeMounts": container["volumeMounts"],
+      }
+      spec["initContainers"] = [opening]
   if given["service_account"]:
     spec["serviceAccountName"] = given["service_account"]
   if given["priority_class"]:

@@ -39,6 +39,7 @@ class Job:
     topology: the TPU slice; None = no TPU.
     num_slices: how many such slices there are.
     settings: the settings of the engine, by the engine's own names.
+    local_dir: checkpoint.local_dir of the config; "" = none, or not known.
   """
 
   name: str
@@ -46,6 +47,7 @@ class Job:
   topology: chips.Topology | None = None
   num_slices: int = 1
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  local_dir: str = ""
 
   @property
   def command(self) -> tuple[str, ...]:
@@ -61,11 +63,17 @@ class Job:
   def host_folder(self) -> str:
     """The folder of a host that must outlive a container, or "".
 
-    It is that of checkpoint.local_dir, if the command names an absolute path.
+    It is that of checkpoint.local_dir, if that is an absolute path.
     """
     flag = "--config.checkpoint.local_dir="
-    given = [x.removeprefix(flag) for x in self.arguments if x.startswith(flag)]
-    return given[-1] if given and given[-1].startswith("/") else ""
+    flags = [x.removeprefix(flag) for x in self.arguments if x.startswith(flag)]
+    folder = self.local_dir or ["", *flags][-1]
+    return folder if folder.startswith("/") else ""
+
+
+def local_dir_of(config: Any) -> str:
+  """Returns checkpoint.local_dir of a config, which may be None or lack it."""
+  return getattr(getattr(config, "checkpoint", None), "local_dir", None) or ""
 
 
 def check_name(name: str) -> None:

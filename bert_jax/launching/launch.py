@@ -200,7 +200,10 @@ def make_job(
       f"{command.mode} on engine {engine} needs --topology, such as v5e:4x4"
     )
   found = jobs.read_topology(topology, num_slices) if topology else None
-  job = jobs.Job(name, command.arguments, found, num_slices, settings)
+  job = jobs.Job(
+    name, command.arguments, found, num_slices, settings,
+    jobs.local_dir_of(command.config),
+  )  # fmt: skip
   if num_slices != 1 and not found:
     raise jobs.LaunchError("--num_slices is the number of slices of --topology")
   if command.mode == "sweep" and job.num_hosts * num_slices > 1:

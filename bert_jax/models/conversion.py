@@ -184,13 +184,9 @@ def from_ours(
     Name -> array.
 
   Raises:
-    ConvertError: a parameter is missing, unknown or of another shape, or has no
-      name in the format.
+    ConvertError: see `places_of`.
   """
-  if unknown := to_ours(family, OWN, params, model).ignored:
-    raise ConvertError(
-      f"a {family.hf_class} has no parameters {', '.join(sorted(unknown))}"
-    )
+  places = places_of(family, format, params, model, role)
   names = family.names_in(format)
   is_bare = names.from_classes and not any(
     _part_of(path) in OPTIONAL[1:] for path in params
@@ -198,12 +194,7 @@ def from_ours(
   tensors = {}
   parts: dict[str, dict[Part, np.ndarray]] = {}
   for path, array in params.items():
-    place = names.of(path, role)
-    if place is None:
-      raise ConvertError(
-        f"a {family.hf_class} in the format {format} has no place for {path}"
-      )
-    name, is_transposed = place
+    name, is_transposed = places[path]
     if is_bare:
       name = name.removeprefix(names.prefix + names.separator)
     array = array.reshape(_flat_shape(format, path, array.shape))
@@ -221,6 +212,37 @@ def from_ours(
     array = np.concatenate(arrays, 1)
     tensors[name] = array.reshape(-1, *array.shape[2:])
   return tensors
+
+
+def places_of(
+  family: Family,
+  format: str,
+  params: Mapping[str, np.ndarray],
+  model: Mapping[str, Any],
+  role: str | None,
+) -> dict[str, tuple[str, bool]]:
+  """Returns path -> (name, whether it is transposed) of all parameters.
+
+  Args: see `from_ours`.
+
+  Raises:
+    ConvertError: a parameter is missing, unknown or of another shape, or has no
+      name in the format.
+  """
+  if unknown := to_ours(family, OWN, params, model).ignored:
+    raise ConvertError(
+      f"a {family.hf_class} has no parameters {', '.join(sorted(unknown))}"
+    )
+  names = family.names_in(format)
+  places = {}
+  for path in params:
+    place = names.of(path, role)
+    if place is None:
+      raise ConvertError(
+        f"a {family.hf_class} in the format {format} has no place for {path}"
+      )
+    places[path] = place
+  return places
 
 
 def _flat_shape(

@@ -432,12 +432,14 @@ class Checkpoints:
     for step in reversed(self.steps(before)):
       folder = os.path.join(self._newest.path, str(step))
       parts = _items(params, rest)
-      parts["rest"] = checksums.saved_part(folder, parts["rest"])
-      items = ocp.args.Composite(
-        **{k: ocp.args.StandardRestore(part) for k, part in parts.items()}
-      )
 
-      read = functools.partial(self._newest.manager.restore, step, args=items)
+      def read(step=step, folder=folder, parts=parts):
+        parts["rest"] = checksums.saved_part(folder, parts["rest"])
+        items = ocp.args.Composite(
+          **{k: ocp.args.StandardRestore(part) for k, part in parts.items()}
+        )
+        return self._newest.manager.restore(step, args=items)
+
       try:
         found = _read_sound(folder, read)
         state = dict(found["rest"])

@@ -178,15 +178,49 @@ def _tell_of_old(folder: str) -> None:
   _log.info("%s predates checksums; skipping its verification", folder)
 
 
-def _keys_of_rest(folder: str) -> set[str]:
-  """Returns the keys of the state that a step contains beside the parameters.
+def _paths_of_rest(folder: str) -> set[str]:
+  """Returns the paths of the state that a step contains beside the parameters.
 
   Raises:
     One of files.ODD_JSON: its metadata is damaged.
   """
   with files.reading(os.path.join(folder, "rest", "_METADATA"), "r") as file:
     keys = json.load(file)["tree_metadata"].values()
-  return {key["key_metadata"][0]["key"] for key in keys}
+  return {"/".join(str(x["key"]) for x in key["key_metadata"]) for key in keys}
+
+
+def _keys_of_rest(folder: str) -> set[str]:
+  """Returns the first parts of these paths; raises as `_paths_of_rest`."""
+  return {path.partition("/")[0] for path in _paths_of_rest(folder)}
+
+
+def _check_frozen(folder: str, paths: Collection[str], rest: Any) -> None:
+  """Raises ValueError for a step of a version before 0.3.0 with frozen parts.
+
+  Where an optimizer has no moments, it kept one mark for a whole part of the
+  model, and now keeps one for each parameter.
+
+  Args:
+    folder: the folder of the step.
+    paths: its paths, from `_paths_of_rest`.
+    rest: the state that is wanted.
+  """
+
+  def is_mark(x: Any) -> bool:
+    return isinstance(x, tuple) and not x
+
+  leaves = jax.tree_util.tree_leaves_with_path(rest, is_leaf=is_mark)
+  for path, leaf in leaves:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    parts = name.split("/")
+    above = {"/".join(parts[:count]) for count in range(1, len(parts))}
+    if is_mark(leaf) and above & set(paths):
+      raise ValueError(
+        "a development version before 0.3.0 wrote the moments of a run with "
+        "frozen parts (distillation) in another form, so the run cannot go on; "
+        f"start from its weights, with --config.init_from={folder} and another "
+        "--workdir (init_moments=False), or go on with that version"
+      )
 
 
 def saved_part(folder: str, rest: Any) -> Any:
@@ -195,13 +229,18 @@ def saved_part(folder: str, rest: Any) -> Any:
   Args:
     folder: the folder of the step.
     rest: the state beside the parameters, by key.
+
+  Raises:
+    ValueError: see `_check_frozen`.
   """
   try:
-    names = _keys_of_rest(folder)
+    paths = _paths_of_rest(folder)
   except files.UNREADABLE:
     raise
   except files.ODD_JSON:
     return rest  # reading the step raises an error that says why
+  _check_frozen(folder, paths, rest)
+  names = {path.partition("/")[0] for path in paths}
   if not set(rest) - names <= _ADDED_KEYS:
     return rest
   return {name: value for name, value in rest.items() if name in names}

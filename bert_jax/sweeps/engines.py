@@ -157,6 +157,7 @@ def gke_job(one: sweep.Trial, settings: Mapping[str, Any]) -> jobs.Job:
       jobs.read_topology(topology, num_slices),
       num_slices,
       given,
+      jobs.local_dir_of(one.load_config()),
     )
     gke.settings(job)
   except jobs.LaunchError as error:

@@ -5,8 +5,9 @@ r"""Scores several runs of a task as one model: an ensemble.
 
 The runs are those of one task on the same examples, with the same vocabulary
 and length of rows, and may differ in everything else: seeds, checkpoints to
-start from, sizes. Their scores of labels, or of starts and ends of answers, are
-averaged before they are decoded. DIR gets evaluation.json and the predictions,
+start from, sizes, the order of their labels. Their scores of labels, which are
+matched by name, or of starts and ends of answers, are averaged before they are
+decoded. DIR gets evaluation.json and the predictions,
 as `bert-jax evaluate` writes them, with the files of the benchmark's server.
 
 Source: BERT paper, table 2 (7 systems that use different checkpoints and seeds)
@@ -88,6 +89,12 @@ def _check_alike(first: Any, other: Any, names: Sequence[str]) -> None:
       f"{workdir} is a run of task {job.task.name}, and {other_workdir} of"
       f" {other_job.task.name}; an ensemble is of one task"
     )
+  kinds = [j.objective.name for j in (job, other_job)]
+  if kinds[0] != kinds[1]:
+    raise spec.TaskError(
+      f"{workdir} is a run of kind {kinds[0]}, and {other_workdir} of"
+      f" {kinds[1]}; an ensemble is of one kind"
+    )
   for name in names:
     one, two = (j.split(name).features for j in (job, other_job))
     if not (
@@ -99,6 +106,34 @@ def _check_alike(first: Any, other: Any, names: Sequence[str]) -> None:
         " an ensemble needs one vocabulary, one data.seq_len and one"
         " task.doc_stride"
       )
+
+
+def _in_order(
+  first: Any, other: Any, outputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Returns the outputs of a run with its labels in the order of the first.
+
+  Args:
+    first: (workdir, job).
+    other: (workdir, job) of the outputs.
+    outputs: split -> [..., K] if the labels of the task have names.
+
+  Raises:
+    spec.TaskError: the two runs have other labels.
+  """
+  wanted, given = (
+    job.facts.get("task", {}).get("labels", []) for _, job in (first, other)
+  )
+  if given == wanted:
+    return outputs
+  if sorted(given) != sorted(wanted):
+    raise spec.TaskError(
+      f"{first[0]} has the labels {', '.join(wanted):.300}, and {other[0]} has"
+      f" {', '.join(given):.300}; an ensemble needs the same labels, in any"
+      " order"
+    )
+  columns = [given.index(label) for label in wanted]
+  return {name: found[..., columns] for name, found in outputs.items()}
 
 
 def run(
@@ -136,7 +171,7 @@ def run(
     if first is None:
       first = (workdir, job)
     _check_alike(first, (workdir, job), names)
-    for name, found in outputs.items():
+    for name, found in _in_order(first, (workdir, job), outputs).items():
       parts.setdefault(name, []).append(found)
   job = first[1]
   scores: dict[str, float] = {}

@@ -3,12 +3,14 @@
 import dataclasses
 import logging
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bert_jax.kinds import table
 from bert_jax.models import families
 from bert_jax.runtime import files
+from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
+from bert_jax.training.job import Job
 
 if TYPE_CHECKING:
   from bert_jax import weights
@@ -36,6 +38,31 @@ def check(config: Config) -> None:
     families.get_family(config.model.family).names_in(asked)
 
 
+def check_model(job: Job, params: Any, is_abstract: bool = False) -> None:
+  """Raises ValueError if the format of train.export cannot hold the model.
+
+  Args:
+    job: the job to train, with the format that is meant by "same".
+    params: the shapes of its parameters.
+    is_abstract: whether the job has read no data, so that its tokenizer is not
+      known.
+  """
+  if not (asked := job.config.train.export):
+    return
+  from bert_jax import weights  # slow to import, and not always needed
+
+  run = {"config": settings.plain(job.config), **job.facts}
+  try:
+    tokenizer = None if is_abstract else job.tokenizer
+    found = weights.of_run(run, params, tokenizer)
+    weights.check(_trained(job.config, found), asked)
+  except ValueError as error:
+    raise ValueError(
+      f"train.export={asked}: {error}; leave train.export out to train without "
+      "it"
+    ) from error
+
+
 def format_of(pretrained: "weights.Pretrained") -> str:
   """Returns the format to export, "" for a run, which is in our format."""
   own = pretrained.format == families.OWN
@@ -61,11 +88,18 @@ def export(config: Config, workdir: str) -> str:
     return ""
   from bert_jax import weights  # slow to import, and not always needed
 
-  found = weights.read(workdir)
-  if config.objective != "task":
-    unused = table.get(config.objective).unused
-    params = {k: v for k, v in found.params.items() if f"{k}/" not in unused}
-    found = dataclasses.replace(found, params=params)
+  found = _trained(config, weights.read(workdir))
   weights.write(found, folder, config.train.export)
   _log.info("wrote %s (%s)", folder, config.train.export)
   return folder
+
+
+def _trained(
+  config: Config, pretrained: "weights.Pretrained"
+) -> "weights.Pretrained":
+  """Returns a model without the heads that its objective does not train."""
+  if config.objective == "task":
+    return pretrained
+  unused = table.get(config.objective).unused
+  kept = {k: v for k, v in pretrained.params.items() if f"{k}/" not in unused}
+  return dataclasses.replace(pretrained, params=kept)

@@ -22,6 +22,7 @@ from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
 from bert_jax.training import averages
 from bert_jax.training import checks
+from bert_jax.training import export
 from bert_jax.training import init_from
 from bert_jax.training import jobs
 from bert_jax.training import meeting
@@ -338,7 +339,9 @@ def open_abstract(
   sharding.check_batch_size(
     batch["input_ids"].shape[0], mesh, config.optim.num_micro_batches
   )
-  return open_program(job, mesh, batch)
+  program = open_program(job, mesh, batch)
+  export.check_model(job, program.abstract.params, is_abstract=True)
+  return program
 
 
 def open_session(
@@ -393,6 +396,7 @@ def open_with_data(
     for name, x in batches[0].items()
   }
   program = open_program(job, mesh, batch)
+  export.check_model(job, program.abstract.params)
   metrics = evaluator.names(program.abstract.params)
   checkpoint.check_settings(config.checkpoint, metrics)
   early_stopping.check_goal(config.train.stop_at, metrics)

@@ -87,7 +87,8 @@ class TrainState:
     opt_state: the moments and counts of the optimizer.
     guard: the statistics that find bad steps.
     average: the decayed mean of the parameters after each step, float32, if
-      optim.average_decay asks for it; zeros before the first step.
+      optim.average_decay asks for it; zeros before the first step. While every
+      step was skipped, it has the parameters that the training started from.
   """
 
   step: jax.Array
@@ -152,14 +153,17 @@ def _averaged(average: Any, params: Any, count: jax.Array, decay: float) -> Any:
   Args:
     average: the mean so far, float32.
     params: the parameters after the step.
-    count: the number of steps before this one.
+    count: the number of steps before this one that were not skipped.
     decay: the share of the mean so far, in the long run.
   """
   steps = count.astype(jnp.float32)
   new = 1 - jnp.minimum(decay, steps / (steps + 10))
-  return jax.tree.map(
-    lambda mean, x: mean + new * (x.astype(jnp.float32) - mean), average, params
-  )
+
+  def mix(mean: jax.Array, x: jax.Array) -> jax.Array:
+    mean = jnp.where(count == 0, 0.0, mean)
+    return mean + new * (x.astype(jnp.float32) - mean)
+
+  return jax.tree.map(mix, average, params)
 
 
 def _part(x, count):
@@ -418,10 +422,6 @@ def make_train_step(
     params = optax.apply_updates(state.params, updates)
     bad = state.guard.is_bad(loss, grad_norm, spike_factor)
     guard = state.guard.after(bad, loss)
-    average = state.average
-    if average_decay:
-      count = state.step - state.guard.skipped
-      average = _averaged(average, params, count, average_decay)
     if skip_bad:
 
       def keep(old, new):  # counts of steps go on
@@ -430,7 +430,15 @@ def make_train_step(
 
       params = jax.tree.map(keep, state.params, params)
       opt_state = jax.tree.map(keep, state.opt_state, opt_state)
-      average = jax.tree.map(keep, state.average, average)
+    average = state.average
+    if average_decay:
+      count = state.step - state.guard.skipped
+      average = _averaged(average, params, count, average_decay)
+      if skip_bad:
+        stays = bad & (count > 0)
+        average = jax.tree.map(
+          lambda old, new: jnp.where(stays, old, new), state.average, average
+        )
     metrics = terms | {
       "loss": loss,
       "grad_norm": grad_norm,

@@ -8,6 +8,8 @@ Code in other packages imports this package, not its modules.
 """
 
 from bert_jax.weights.fitting import fit
+from bert_jax.weights.folders import check
+from bert_jax.weights.folders import of_run
 from bert_jax.weights.folders import read
 from bert_jax.weights.folders import write
 from bert_jax.weights.pretrained import SETTINGS
@@ -18,7 +20,9 @@ __all__ = [
   "SETTINGS",
   "Pretrained",
   "WeightsError",
+  "check",
   "fit",
+  "of_run",
   "read",
   "write",
 ]

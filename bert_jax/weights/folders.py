@@ -15,7 +15,7 @@ allocated, the sizes that a file states are compared with the size of the file.
 This is not done for our own checkpoints, which are compressed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import logging
 import os
@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.data.tokenizers import interface
+from bert_jax.models import adapters
 from bert_jax.models import config as model_config
 from bert_jax.models import conversion
 from bert_jax.models import families
@@ -53,11 +55,14 @@ class _Format:
     read_settings: file of weights -> the settings in its folder.
     read_tensors: file of weights -> its tensors.
     write: (model, tensors, folder) -> None.
+    config_of: model -> its settings; raises ValueError if the format cannot
+      hold them.
   """
 
   read_settings: Callable[[str], FolderSettings]
   read_tensors: Callable[[str], dict[str, np.ndarray]]
   write: Callable[[Pretrained, dict[str, np.ndarray], str], None]
+  config_of: Callable[[Pretrained], Any]
 
 
 _FORMATS = {
@@ -65,15 +70,25 @@ _FORMATS = {
     hugging_face.read_settings,
     hugging_face.read_tensors,
     hugging_face.write_safetensors,
+    hugging_face.config_of,
   ),
   "flax": _Format(
     hugging_face.read_settings,
     hugging_face.read_msgpack,
     hugging_face.write_msgpack,
+    hugging_face.config_of,
   ),
-  "tf1": _Format(original.read_settings, original.read_tensors, original.write),
+  "tf1": _Format(
+    original.read_settings,
+    original.read_tensors,
+    original.write,
+    original.config_of,
+  ),
   "bert_jax": _Format(
-    workdirs.read_settings, workdirs.read_tensors, workdirs.write
+    workdirs.read_settings,
+    workdirs.read_tensors,
+    workdirs.write,
+    lambda _: None,
   ),
 }
 
@@ -232,6 +247,40 @@ def _read(format: str, file: str, which: str = "evaluated") -> Pretrained:
     tensors = workdirs.read_tensors(file, which)
   else:
     tensors = _FORMATS[format].read_tensors(file)
+  return _assembled(format, file, settings, tensors)
+
+
+def of_run(
+  run: Mapping[str, Any],
+  params: Mapping[str, Any],
+  tokenizer: interface.Tokenizer | None,
+) -> Pretrained:
+  """Returns the model that a run will hold, with zeros as its parameters.
+
+  Args:
+    run: what run.json will have of it.
+    params: the tree of parameters of its checkpoints, or their shapes.
+    tokenizer: its tokenizer; None if it is not known yet.
+  """
+  flat = param_trees.flatten(params)  # zeros that are not read take no memory
+  tensors = param_trees.unstack(
+    {
+      path: np.zeros(x.shape, x.dtype)
+      for path, x in flat.items()
+      if not adapters.is_adapter(path)  # they will be merged
+    }
+  )
+  settings = workdirs.settings_of(run, tokenizer)
+  return _assembled(families.OWN, "the run", settings, tensors)
+
+
+def _assembled(
+  format: str,
+  file: str,
+  settings: FolderSettings,
+  tensors: dict[str, np.ndarray],
+) -> Pretrained:
+  """Returns the model of the tensors and settings in a file of weights."""
   given = settings.pretrained
   only_trained = {}
   if format == families.OWN:
@@ -329,6 +378,42 @@ def write(
   Raises:
     WeightsError: the folder is not empty, or the format cannot hold the model.
   """
+  folder = os.fspath(folder)
+  if format == "bert_jax":
+    from bert_jax.runtime import checkpoint as checkpoints  # slow to import
+
+    checkpoints.check_path(folder)
+  with naming(folder):
+    pretrained = check(pretrained, format)
+    tensors = conversion.from_ours(
+      families.get_family(pretrained.family),
+      format,
+      param_trees.flatten(pretrained.params),
+      pretrained.model,
+      task_heads.role_of(pretrained.kind),
+    )
+    files.remove_unfinished(folder)
+    if files.exists(folder) and (
+      not files.is_folder(folder) or files.list_names(folder)
+    ):
+      raise WeightsError(
+        f"{folder} exists and is not an empty folder; give a new one"
+      )
+    with files.whole_folder(folder) as temporary:
+      _FORMATS[format].write(pretrained, tensors, temporary)
+
+
+def check(pretrained: Pretrained, format: str) -> Pretrained:
+  """Checks that a format can hold a model, without a look at its values.
+
+  Args: see `write`.
+
+  Returns:
+    The model without the parts that no format holds.
+
+  Raises:
+    ValueError: it cannot; the message says why.
+  """
   if format not in _FORMATS:
     raise WeightsError(f"format {format!r} is not one of {', '.join(_FORMATS)}")
   given, wanted = set(pretrained.model), set(model_config.MODEL_KEYS)
@@ -337,16 +422,12 @@ def write(
       f"model has keys {', '.join(sorted(given))}; wanted "
       f"{', '.join(sorted(wanted))}"
     )
-  folder = os.fspath(folder)
   kept = {
     name: part
     for name, part in pretrained.params.items()
     if name not in replaced_tokens.PARTS
   }
-  try:
-    names = families.get_family(pretrained.family).names_in(format)
-  except families.ConvertError as error:
-    raise WeightsError(str(error)) from error
+  names = families.get_family(pretrained.family).names_in(format)
   if "rtd" in kept and names.of("rtd/kernel") is None:
     del kept["rtd"]
     _log.warning(
@@ -354,10 +435,6 @@ def write(
       "has no place for it", pretrained.family, format,
     )  # fmt: skip
   pretrained = dataclasses.replace(pretrained, params=kept)
-  if format == "bert_jax":
-    from bert_jax.runtime import checkpoint as checkpoints  # slow to import
-
-    checkpoints.check_path(folder)
   if "task" in pretrained.params and pretrained.kind is None:
     if why := pretrained.refused.get("task"):
       raise WeightsError(
@@ -369,21 +446,13 @@ def write(
       f"--config.convert.kind, one of {', '.join(task_heads.HEADS)}, or "
       "--config.convert.drop_head=True"
     )
-  with naming(folder):
-    tensors = conversion.from_ours(
-      families.get_family(pretrained.family),
-      format,
-      param_trees.flatten(pretrained.params),
-      pretrained.model,
-      task_heads.role_of(pretrained.kind),
-    )
-    pretrained.check()
-    files.remove_unfinished(folder)
-    if files.exists(folder) and (
-      not files.is_folder(folder) or files.list_names(folder)
-    ):
-      raise WeightsError(
-        f"{folder} exists and is not an empty folder; give a new one"
-      )
-    with files.whole_folder(folder) as temporary:
-      _FORMATS[format].write(pretrained, tensors, temporary)
+  pretrained.check()
+  _FORMATS[format].config_of(pretrained)
+  conversion.places_of(
+    families.get_family(pretrained.family),
+    format,
+    param_trees.flatten(pretrained.params),
+    pretrained.model,
+    task_heads.role_of(pretrained.kind),
+  )
+  return pretrained

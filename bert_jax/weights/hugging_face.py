@@ -384,8 +384,12 @@ def own_kind_of_tokenizer(pretrained: Pretrained, format: str) -> Any:
   )
 
 
-def _write_settings(pretrained: Pretrained, folder: str) -> None:
-  """Writes config.json and the tokenizer's files."""
+def config_of(pretrained: Pretrained) -> dict[str, Any]:
+  """Returns the content of config.json.
+
+  Raises:
+    ValueError: transformers has no such model, or no such tokenizer.
+  """
   tokenizer = own_kind_of_tokenizer(pretrained, "huggingface")
   family = families.get_family(pretrained.family)
   # Some families count positions from that of padding, and write it, too.
@@ -405,12 +409,18 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
       config["label2id"] = {name: i for i, name in enumerate(labels)}
     if head.problem_type:
       config["problem_type"] = head.problem_type
-  write_json(os.path.join(folder, "config.json"), config)
+  return config
+
+
+def _write_settings(pretrained: Pretrained, folder: str) -> None:
+  """Writes config.json and the tokenizer's files."""
+  write_json(os.path.join(folder, "config.json"), config_of(pretrained))
   _write_sentence(pretrained, folder)
-  if tokenizer:
+  if pretrained.tokenizer:
     # Not seq_len: transformers silently truncates text to this length.
     max_len = pretrained.model["max_len"]
-    load.write_folder(tokenizer, folder, family.tokenizer, max_len)
+    spec = families.get_family(pretrained.family).tokenizer
+    load.write_folder(pretrained.tokenizer, folder, spec, max_len)
 
 
 def _architecture(family: families.Family, pretrained: Pretrained) -> str:

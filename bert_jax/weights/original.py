@@ -148,10 +148,12 @@ def _read_tokenizer(
     )
 
 
-def write(
-  pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
-) -> None:
-  """Writes the files of the original code, and our settings under our key."""
+def config_of(pretrained: Pretrained) -> dict[str, Any]:
+  """Returns the content of bert_config.json, with our settings under our key.
+
+  Raises:
+    ValueError: the original code has no such model, or no such tokenizer.
+  """
   tokenizer = hugging_face.own_kind_of_tokenizer(pretrained, "tf1")
   if tokenizer and tokenizer.added:
     names = ", ".join(token.content for token in tokenizer.added)
@@ -172,9 +174,17 @@ def write(
   if tokenizer:
     ours["lower_case"] = tokenizer.lower_case
     ours["max_input_chars_per_word"] = tokenizer.max_input_chars_per_word
-    tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
   elif pretrained.lower_case is not None:
     ours["lower_case"] = pretrained.lower_case
+  return config | {_OURS: ours}
+
+
+def write(
+  pretrained: Pretrained, tensors: dict[str, np.ndarray], folder: str
+) -> None:
+  """Writes the files of the original code."""
   path = os.path.join(folder, "bert_config.json")
-  hugging_face.write_json(path, config | {_OURS: ours})
+  hugging_face.write_json(path, config_of(pretrained))
+  if tokenizer := hugging_face.own_kind_of_tokenizer(pretrained, "tf1"):
+    tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
   tf_checkpoint.write(os.path.join(folder, CHECKPOINT), tensors)

@@ -1,5 +1,6 @@
 """Reads and writes workdirs: run.json, vocab/ and checkpoints."""
 
+from collections.abc import Mapping
 import dataclasses
 import datetime
 import os
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.models import adapters
 from bert_jax.models import config as model_config
@@ -78,22 +80,10 @@ def take_parts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def read_settings(step: str) -> FolderSettings:
   """Reads the settings of the run that a saved step belongs to."""
   workdir = _workdir_of(step)
-  path = os.path.join(workdir, "run.json")
-  with naming(path):
+  with naming(os.path.join(workdir, "run.json")):
     run = runs.read_run(workdir)
-    config = run["config"]
-    group = config["model"]
-    keys = (*model_config.MODEL_KEYS, *model_config.EXTRAS)
-    model = {key: group[key] for key in keys}
-    task = run.get("task") or {}
-    labels = tuple(map(str, task.get("labels") or ()))
-    objective = config.get("objective")
-    default = objective if objective in task_heads.HEADS else None
-    data = config.get("data") or {}
-    seq_len = checked_length(data)
-    flat = settings.flatten(config)
-    own = {key: flat[key] for key in SETTINGS if key in flat}
-    sentence = tuple(map(str, run.get("sentence") or ()))
+    settings_of(run, None)  # refuses what the record lacks
+    data = run["config"].get("data") or {}
   tokenizer = None
   for folder in filter(None, (workdir, data.get("dir"))):
     vocab = os.path.join(folder, "vocab")
@@ -101,6 +91,30 @@ def read_settings(step: str) -> FolderSettings:
       with naming(vocab):
         tokenizer = load.load_tokenizer(vocab)
       break
+  return settings_of(run, tokenizer)
+
+
+def settings_of(
+  run: Mapping[str, Any], tokenizer: interface.Tokenizer | None
+) -> FolderSettings:
+  """Returns the settings of a run.
+
+  Args:
+    run: what run.json has of it.
+    tokenizer: its tokenizer, if it has one.
+  """
+  config = run["config"]
+  group = config["model"]
+  keys = (*model_config.MODEL_KEYS, *model_config.EXTRAS)
+  model = {key: group[key] for key in keys}
+  task = run.get("task") or {}
+  labels = tuple(map(str, task.get("labels") or ()))
+  objective = config.get("objective")
+  default = objective if objective in task_heads.HEADS else None
+  seq_len = checked_length(config.get("data") or {})
+  flat = settings.flatten(config)
+  own = {key: flat[key] for key in SETTINGS if key in flat}
+  sentence = tuple(map(str, run.get("sentence") or ()))
   return FolderSettings(
     pretrained=Pretrained(
       format="bert_jax",

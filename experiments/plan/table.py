@@ -12,6 +12,7 @@
 Each entry is compiled by a process of its own (`bert-jax --mode=plan`; needs
 the extra `tpu`, no TPU) and put into the JSON file as soon as it is there, so a
 run that is stopped goes on where it was. The page beside it is written from it.
+An entry by the older ruler (README.md) counts as one that the file lacks.
 Everything about time is a prediction; nothing was run.
 """
 
@@ -367,12 +368,17 @@ def compile_entry(entry: Entry) -> dict[str, Any]:
   return {"phase": entry.phase, "argv": entry.arguments()} | row
 
 
+def is_older(row: dict[str, Any]) -> bool:
+  """Returns whether a row is by the ruler that knew no schedules."""
+  return row["fits"] and "assumed_mfu" not in row
+
+
 def drift(old: dict[str, Any], new: dict[str, Any]) -> dict[str, float]:
   """By how much the figures of two rows differ, as shares of the old ones.
 
   A row that is older than the schedules is compared by its own ruler.
   """
-  if "assumed_mfu" not in old and "assumed_mfu" in new:
+  if is_older(old) and not is_older(new):
     new = new | {
       "predicted_mfu": new["assumed_mfu"],
       "predicted_step_secs": new["assumed_step_secs"],
@@ -678,7 +684,7 @@ def main(argv: list[str] | None = None) -> int:
   for entry in make_entries():
     if not re.search(args.only, entry.key):
       continue
-    known = entry.key in table
+    known = entry.key in table and not is_older(table[entry.key])
     if args.list or (known and not args.again):
       print(f"{'has ' if known else 'lacks '}{entry.key}")
       continue

@@ -275,6 +275,7 @@ def text(plans) -> str:
     "STS-B from their model of MNLI. Papers were read in transcriptions of "
     "their text, and what no source confirmed says so.",
     "",
+    *page.ruler_lines(rows(), plans),
     *page.table_lines(rows(), plans),
     *page.command_lines(rows()),
   ]
@@ -293,10 +294,7 @@ def main(argv=None):
   path = HERE / "plans.json"
   plans = json.loads(path.read_text()) if path.exists() else {}
   if args.plan:
-    wanted = {one.key: one for row in rows() for one in row.work}
-    lacking = [
-      w for k, w in wanted.items() if k not in plans and args.only in k
-    ]
+    lacking = [w for w in page.missing(plans, rows()) if args.only in w.key]
     page.make_plans(lacking, plans, path, args.max)
   (HERE / "later.md").write_text(text(plans))
 

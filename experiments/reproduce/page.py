@@ -1,7 +1,8 @@
 """The paper's tables: what reproduces each, and what it would take.
 
   python -m experiments.reproduce.page           writes README.md
-  python -m experiments.reproduce.page --plan    makes the plans it lacks first
+  python -m experiments.reproduce.page --plan    makes the plans it lacks first,
+                                                 and those by the older ruler
 
 A plan is compiled for a TPU slice (`--mode=plan`, which needs the extra `tpu`
 but no TPU); plans.json beside this file keeps what the page uses of it. Steps
@@ -561,6 +562,7 @@ def page(plans) -> str:
     "warms up again, where the paper has one schedule over both. Fine-tuning "
     "has every learning rate of the grid with five seeds, in bfloat16.",
     "",
+    *ruler_lines(rows(), plans),
     "`TEXT` stands for files of text, a sentence a line (or see "
     "`prepare.format`); `GLUE`, `SQUAD`, `SWAG`, `NER` and `TRIVIAQA` for "
     "folders of the official files. Results are recorded by the sweeps and "
@@ -578,6 +580,23 @@ def page(plans) -> str:
   return "\n".join(lines)
 
 
+def is_older(work: Work, plans) -> bool:
+  """Whether the plan of some work is by the ruler that knew no schedules."""
+  return work.key in plans and "assumed_mfu" not in plans[work.key]
+
+
+def ruler_lines(found: list[Row], plans) -> list[str]:
+  """What * means in the table of some rows; [] if it has none."""
+  if not any(is_older(work, plans) for row in found for work in row.work):
+    return []
+  return [
+    "Hours with * are by the older of [two rulers](../plan/README.md), by "
+    "which a kernel takes assumed shares of the chip's peak, and memory limits "
+    "nothing else. They were not planned again by the newer one.",
+    "",
+  ]
+
+
 def table_lines(found: list[Row], plans) -> list[str]:
   """The table of some rows, with what their plans predict."""
   has_sources = any(row.source for row in found)
@@ -588,6 +607,8 @@ def table_lines(found: list[Row], plans) -> list[str]:
     planned = cost(row.work, plans)
     slices = ", ".join(dict.fromkeys(w.topology for w in row.work))
     hours = ["not planned yet"] * 2 if planned is None else _numbers(planned)
+    if planned and any(is_older(work, plans) for work in row.work):
+      hours = [f"{x}*" for x in hours]
     if not row.work:
       hours = ["", ""]
     read = [row.source] if has_sources else []
@@ -614,8 +635,8 @@ def make_plans(work: list[Work], plans, path: Path, most=math.inf) -> None:
       break
     print(one.key, flush=True)
     plan = costs.make_plan(one.arguments, one.topology)
-    kept = ("predicted_step_secs", "predicted_mfu", "num_devices", "commit",
-            "versions", "compile_secs")  # fmt: skip
+    kept = ("predicted_step_secs", "predicted_mfu", "assumed_mfu",
+            "num_devices", "commit", "versions", "compile_secs")  # fmt: skip
     plans[one.key] = {name: plan[name] for name in kept}
     path.write_text(json.dumps(plans, indent=1, sort_keys=True) + "\n")
 
@@ -635,10 +656,12 @@ def _wrap(text):
   return "\n".join([*lines, line])
 
 
-def missing(plans) -> list[Work]:
-  """Work whose plan is not made yet, each program once."""
-  work = {one.key: one for row in rows() for one in row.work}
-  return [one for key, one in work.items() if key not in plans]
+def missing(plans, found: list[Row] | None = None) -> list[Work]:
+  """Work of rows whose plan is not made yet, or is older, each program once."""
+  work = {one.key: one for row in found or rows() for one in row.work}
+  return [
+    one for one in work.values() if one.key not in plans or is_older(one, plans)
+  ]
 
 
 def main(argv=None):

@@ -1,5 +1,6 @@
 """Tests of gke.py: the JobSets that a cluster is asked to run."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -96,6 +97,30 @@ def test_the_folder_of_local_steps_is_one_of_the_node():
   for other in (words[:1], ("train", f"{flag}relative")):
     job = jobs.Job("base", other, settings={"image": "i"})
     assert "volumes" not in pod_of(job)
+
+
+@pytest.mark.parametrize(
+  ("topology", "settings", "is_root"),
+  [("v5e:4x4", {}, True), ("v5e:4x4", {"privileged": False}, False),
+   (None, {}, False)],
+)  # fmt: skip
+def test_the_user_of_an_image_may_write_to_the_folder_of_the_node(
+  topology, settings, is_root
+):
+  job = make(topology, **settings)
+  pod = pod_of(dataclasses.replace(job, local_dir="/mnt/steps"))
+  (container,) = pod["containers"]
+  (mount,) = container["volumeMounts"]
+  assert mount["mountPath"] == "/mnt/steps"
+  assert ("initContainers" not in pod) == is_root
+  if not is_root:  # DirectoryOrCreate makes a folder that root alone writes to
+    (opening,) = pod["initContainers"]
+    assert opening["securityContext"]["runAsUser"] == 0
+    assert opening["command"] == ["chmod", "1777", mount["mountPath"]]
+    assert opening["volumeMounts"] == [mount]
+    assert opening["image"] == container["image"]
+    assert "resources" not in opening  # it asks for no chips
+  assert "initContainers" not in pod_of(job)
 
 
 def test_a_job_without_tpu_asks_for_processors():

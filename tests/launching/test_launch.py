@@ -57,6 +57,33 @@ def test_a_dry_run_prints_what_kubectl_takes_and_starts_nothing(
   assert not asked
 
 
+def test_a_folder_of_local_steps_in_the_config_file_is_mounted(
+  launch, capsys, asked, monkeypatch, tmp_path
+):
+  own = tmp_path / "mine.py"
+  own.write_text(
+    "from bert_jax.configs import tpu\n\n"
+    "def get_config():\n"
+    "  c = tpu.get_config()\n"
+    "  c.checkpoint.local_dir = '/mnt/steps'\n"
+    "  c.checkpoint.local_every_steps = 100\n"
+    "  return c\n"
+  )
+  monkeypatch.setattr(launching_mode, "_is_own", lambda _: False)
+  job = ("--", "train", f"--config={own}", "--workdir=gs://bucket/run")
+  flag = "--config.checkpoint.local_dir="
+  for more, folder in (((), "/mnt/steps"), ((f"{flag}/disk",), "/disk")):
+    assert launch(*GKE, *SLICE, "--dry_run", *job, *more) == 0
+    manifest = yaml.safe_load(capsys.readouterr().out)
+    (replicated,) = manifest["spec"]["replicatedJobs"]
+    pod = replicated["template"]["spec"]["template"]["spec"]
+    assert [x["hostPath"]["path"] for x in pod["volumes"]] == [folder]
+    words = ("launch", "--engine=vm", "--name=base", "--zone=a", "--image=i")
+    assert launch(*words, *SLICE, "--dry_run", *job, *more) == 0
+    assert f"--volume={folder}:{folder}" in capsys.readouterr().out
+  assert not asked
+
+
 def test_what_is_printed_is_what_is_sent(launch, capsys, monkeypatch):
   sent = []
 

@@ -68,12 +68,17 @@ def test_what_cudnn_is_asked_for_equals_plain_attention(packed):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("length", [48, 160])  # one block, and several
-def test_local_attention_by_blocks_equals_plain_attention(packed, length):
+@pytest.mark.parametrize(  # one block, and several
+  ("length", "radius"), [(48, 5), (160, 5), (160, 33), (160, 40), (104, 51)]
+)
+def test_local_attention_by_blocks_equals_plain_attention(
+  packed, length, radius
+):
   arrays, visible, real = _case(packed, length)
+  bias = masks.window_bias(masks.Window(visible), radius)
   _compare(
-    lambda *x: cudnn.flash_window(*x, visible, 5, "xla"),
-    lambda *x: plain.attend_window(*x, masks.Window(visible), None, 0.0, 5),
+    lambda *x: cudnn.flash_window(*x, visible, radius, "xla"),
+    lambda *x: plain.attend(*x, bias, None, 0.0),
     arrays,
     real,
   )
@@ -92,14 +97,14 @@ def test_elsewhere_plain_operations_compute_the_same(packed):
 
 
 @pytest.mark.parametrize(
-  ("packed", "radius"), [(False, None), (True, None), (True, 5)]
+  ("packed", "radius"), [(False, None), (True, None), (True, 5), (True, 33)]
 )
 def test_the_program_for_a_gpu_calls_cudnn(monkeypatch, packed, radius):
   from jax._src.cudnn import fused_attention_stablehlo as of_jax
 
   monkeypatch.setattr(of_jax, "check_cudnn_version", lambda: 91_000)
   monkeypatch.setattr(cudnn, "_for_gpu", lambda: True)
-  arrays, visible, _ = _case(packed)
+  arrays, visible, _ = _case(packed, 112)
   arrays = [x.astype(jnp.bfloat16) for x in arrays]
 
   def loss(query, key, value):

@@ -743,6 +743,32 @@ def test_a_local_layer_is_the_difference_of_two_plans():
   assert len(set(keys)) == len(keys) == 12
 
 
+def test_what_was_planned_by_the_older_ruler_is_planned_again(
+  tmp_path, monkeypatch
+):
+  old, new, large, lacking, other = [x.key for x in table.depth_entries()]
+  known = {
+    old: {"fits": True, "predicted_mfu": 0.4},
+    new: {"fits": True, "predicted_mfu": 0.4, "assumed_mfu": 0.5},
+    large: {"fits": False},  # nothing is predicted of it by either ruler
+  }
+  path = tmp_path / "depth.json"
+  path.write_text(json.dumps(known))
+  compiled = []
+
+  def compile_entry(entry):
+    compiled.append(entry.key)
+    return {"fits": True, "assumed_mfu": 0.3}
+
+  monkeypatch.setattr(table, "FOLDER", tmp_path)
+  monkeypatch.setattr(table, "compile_entry", compile_entry)
+  monkeypatch.setitem(table.TABLES, "depth", (table.depth_entries, str))
+  for _ in range(2):  # what was planned is not planned a second time
+    assert table.main(["depth"]) == 0
+    assert compiled == [old, lacking, other]
+  assert json.loads(path.read_text())[new] == known[new]
+
+
 def test_every_entry_of_the_table_is_a_config_that_exists():
   keys = [entry.key for entry in table.entries()]
   assert len(set(keys)) == len(keys)

@@ -13,11 +13,13 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 
 from bert_jax.runtime import checkpoint
 from bert_jax.runtime import sharding
+from bert_jax.training import optim
 
 
 def open_checkpoints(workdir, keep=2, metric="eval/loss", mode="min"):
@@ -184,6 +186,41 @@ def _newest(folder):
     return checkpoints.restore_newest(*map(abstract, state_at(0)))
   finally:
     checkpoints.close()
+
+
+def test_frozen_parts_in_the_form_of_an_earlier_version_are_refused(tmp_path):
+  """One mark for a part, where now each of its parameters has one."""
+  params = {"encoder": {"w": jnp.ones((2, 3))}, "teacher": {"w": jnp.ones(3)}}
+  optimizer = optax.adam(0.1)
+
+  def rest_of(labels):
+    frozen = optax.set_to_zero()
+    tx = optax.partition({"trained": optimizer, "frozen": frozen}, labels)
+    return {"step": jnp.int32(2), "opt_state": tx.init(params)}
+
+  old = rest_of(
+    lambda p: {k: "frozen" if k == "teacher" else "trained" for k in p}
+  )
+  tx = optim.freeze(optimizer, lambda path: not path.startswith("teacher/"))
+  new = {"step": jnp.int32(2), "opt_state": tx.init(params)}
+  for name, rest in (("old", old), ("new", new)):
+    checkpoints = open_checkpoints(tmp_path / name)
+    checkpoints.save(2, params, rest, {})
+    checkpoints.close()
+  way_out = "--config.init_from=.*/old/checkpoints/2 and another --workdir"
+  checkpoints = open_checkpoints(tmp_path / "old")
+  with pytest.raises(checkpoint.CheckpointError, match=way_out):
+    checkpoints.restore_newest(abstract(params), abstract(new))
+  checkpoints.close()
+  folder = str(tmp_path / "old" / "checkpoints" / "2")
+  with pytest.raises(checkpoint.CheckpointError, match=way_out):
+    checkpoint.read_rest(folder, abstract(new))
+  assert steps_in(tmp_path / "old" / "checkpoints") == [2]
+  checkpoints = open_checkpoints(tmp_path / "new")
+  step, _, rest = checkpoints.restore_newest(abstract(params), abstract(new))
+  checkpoints.close()
+  assert step == 2
+  assert jax.tree.structure(rest) == jax.tree.structure(new)
 
 
 def test_a_cut_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog):

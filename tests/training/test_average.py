@@ -5,6 +5,7 @@ import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from bert_jax import weights
@@ -120,3 +121,32 @@ def test_the_first_step_forgets_where_the_training_started():
   np.testing.assert_array_equal(first["x"], [1, 1])
   second = steps._averaged(first, {"x": 3 * params["x"]}, jax.numpy.int32(1), 1)
   np.testing.assert_allclose(second["x"], 1 + 2 * (10 / 11))
+
+
+def test_bad_steps_at_the_start_leave_an_average_of_the_start_weights():
+  def gradients(params, batch, step):
+    del step
+    return batch, {}, jax.tree.map(lambda x: x * batch, params), {}
+
+  optimizer, schedule = optax.sgd(0.1), lambda _: 0.1
+  step = jax.jit(
+    steps.make_train_step(
+      gradients, optimizer, schedule, skip_bad=True, average_decay=DECAY
+    )
+  )
+  params = {"x": np.float32([0.1, 3e7])}
+  state = steps.TrainState(
+    np.int32(0), params, optimizer.init(params), steps.Guard.fresh(),
+    {"x": np.zeros(2, np.float32)},
+  )  # fmt: skip
+  found = []
+  for loss in (np.nan, np.inf, 1.0, np.nan, 1.0):
+    state, _ = step(state, np.float32(loss))
+    found.append([x["x"].copy() for x in (state.params, state.average)])
+  for now, average in found[:3]:  # the first good step is the whole average
+    np.testing.assert_array_equal(average, now)
+  np.testing.assert_array_equal(found[1][1], params["x"])
+  np.testing.assert_array_equal(found[3], found[2])
+  kept = min(DECAY, 1 / 11)
+  want = kept * found[3][1].astype(float) + (1 - kept) * found[4][0]
+  np.testing.assert_allclose(found[4][1], want, rtol=1e-6)

@@ -12,6 +12,7 @@ from bert_jax.tasks import TASKS
 from bert_jax.tasks import features as task_features
 from bert_jax.tasks import spec
 from bert_jax.training import ensemble
+from bert_jax.training import jobs
 from bert_jax.training import train
 from tests.support import small_tasks
 
@@ -62,6 +63,25 @@ def test_one_run_or_one_twice_is_refused(tmp_path):
       ensemble.run(given, str(tmp_path / "out"))
   with pytest.raises(runs.RunError, match="holds no run"):
     ensemble.run([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path))
+
+
+def test_labels_of_members_are_matched_by_name(tmp_path, monkeypatch):
+  """Members that are always right are so together, in any order of labels."""
+
+  def open_right(workdir, splits, checkpoint):
+    del checkpoint
+    c = small_tasks.make_config(tmp_path, task__labels=workdir.split("+"))
+    job, _ = jobs.open_job(c, "")
+    wanted = {x: job.split(x).features.label for x in splits}
+    return job, {x: np.eye(len(c.task.labels))[y] for x, y in wanted.items()}
+
+  monkeypatch.setattr(ensemble, "_open", open_right)
+  members = ["moon+sun+sky", "sun+sky+moon", "sky+sun+moon"]
+  scores = ensemble.run(members, str(tmp_path / "out"), ["validation"])
+  assert scores["eval/accuracy"] == 1.0
+  message = "labels moon, sun, sky, and .* has sun, moon;"
+  with pytest.raises(spec.TaskError, match=message):
+    ensemble.run([members[0], "sun+moon"], str(tmp_path), ["validation"])
 
 
 @pytest.mark.slow

@@ -3,19 +3,23 @@
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from bert_jax import weights
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import runs
+from bert_jax.runtime import settings
 from bert_jax.training import evaluate
 from bert_jax.training import export
 from bert_jax.training import from_text
+from bert_jax.training import pretraining
 from bert_jax.training import session
 from bert_jax.training import train
 from configs import adapt
 from tests.support import small_models
+from tests.support import tiny_run
 
 
 def make_config(source, **values):
@@ -154,3 +158,39 @@ def test_a_format_without_such_a_family_is_refused(folders):
   config.init_from, config.train.export = None, "same"
   with pytest.raises(ValueError, match="init_from"):
     export.check(config)
+
+
+def test_opening_a_training_refuses_what_its_export_could_not_write(
+  prepared, tmp_path, monkeypatch
+):
+  def open_with(format, **values):
+    config = tiny_run.tiny_config(prepared)
+    config.train.export = format
+    config.update_from_flattened_dict(values)
+    session.open_abstract(config, jax.devices())
+    opened = session.open_session(config, str(tmp_path / "run"))
+    run = {"config": settings.plain(opened.config)}
+    return weights.of_run(run, opened.abstract.params, opened.job.tokenizer)
+
+  for format in ("", "huggingface", "flax", "tf1"):
+    found = open_with(format)
+  # Zeros stand for the parameters, so writing can be tried without training.
+  weights.write(found, tmp_path / "zeros", "tf1")
+  for key, value in (
+    ("model.attention_pattern", "causal"),
+    ("model.norm_place", "pre"),
+    ("model.mlm_bias", False),
+  ):
+    found = open_with("", **{key: value})
+    with pytest.raises(weights.WeightsError, match=key.split(".")[1]):
+      weights.write(found, tmp_path / "other", "huggingface")
+    message = f"train.export=huggingface: .*{key.split('.')[1]}"
+    with pytest.raises(ValueError, match=message):
+      open_with("huggingface", **{key: value})
+  other = types.SimpleNamespace(
+    kind="sentencepiece", vocab_size=32, lower_case=None
+  )
+  monkeypatch.setattr(pretraining.Pretraining, "tokenizer", other)
+  with pytest.raises(ValueError, match="train.export=tf1: a sentencepiece voc"):
+    open_with("tf1")
+  assert not (tmp_path / "run").exists()

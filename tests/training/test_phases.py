@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +10,8 @@ from bert_jax import weights
 from bert_jax.data import batching
 from bert_jax.models import params as param_trees
 from bert_jax.runtime import phases
+from bert_jax.runtime import settings
+from bert_jax.training import session
 from bert_jax.training import train
 from bert_jax.weights import averaging
 
@@ -93,6 +96,20 @@ def test_the_last_phase_is_exported_as_the_first_weights_were(plain, tmp_path):
   config.init_from = None
   with pytest.raises(phases.PhaseError, match="train.export=same"):
     train.train(config, str(tmp_path / "run"))
+
+
+def test_the_model_of_a_run_is_known_before_it_is_trained(plain):
+  config, workdir = plain
+  opened = session.open_abstract(config, jax.devices())
+  run = {"config": settings.plain(opened.config), **opened.job.facts}
+  found = weights.of_run(run, opened.abstract.params, None)
+  trained = weights.read(workdir)
+  assert found.shape == trained.shape
+  shapes = [
+    {path: (x.shape, x.dtype) for path, x in param_trees.flatten(y).items()}
+    for y in (found.params, trained.params)
+  ]
+  assert shapes[0] == shapes[1]
 
 
 def test_the_mean_of_the_newest_steps(plain):

@@ -12,7 +12,8 @@ it, so this program lacks what the others have:
   sequence give their length, so that padding costs nothing. The mask of packed
   rows is an array [B, 1, L, L], which cuDNN adds to the scores.
 - It has no window to both sides. Local layers cut the row into blocks, as
-  `plain.attend_window` does, and each block is a row with a mask.
+  `plain.attend_window` does, and each block is a row with a mask. With a mask,
+  it takes an even number of tokens only.
 
 On any other machine, `plain` computes the same. None of this has run on a GPU.
 
@@ -38,6 +39,7 @@ DTYPES = ("bfloat16", "float16")
 _HEADS = P(sharding.BATCH_AXES, "tensor")
 _ROWS = P(sharding.BATCH_AXES)
 _HEAD_UNIT = 8
+_ROW_UNIT = 2
 _MAX_HEAD = 256
 _LAST_HEAD_BEFORE_HOPPER = 128
 
@@ -62,7 +64,7 @@ def check_config(config: ModelConfig, length: int) -> None:
       f"{config.head_dim}; change model.num_heads, or use "
       "model.attention=plain"
     )
-  if length % 2:
+  if length % _ROW_UNIT:
     raise ValueError(
       "model.attention=cudnn takes rows of an even number of tokens, not "
       f"{length}; use rows of {length + 1} (data.seq_len, in prediction "
@@ -125,7 +127,7 @@ def flash_window(query, key, value, visible, radius, implementation="cudnn"):
 
   window = masks.Window(visible)
   return plain.attend_window(
-    query, key, value, window, None, 0.0, radius, attend_block
+    query, key, value, window, None, 0.0, radius, attend_block, _ROW_UNIT
   )
 
 

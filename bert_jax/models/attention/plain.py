@@ -119,7 +119,9 @@ def probabilities(query, key, bias):
   return jax.nn.softmax(scores + bias)
 
 
-def attend_window(query, key, value, window, rng, rate, radius, attend=attend):
+def attend_window(
+  query, key, value, window, rng, rate, radius, attend=attend, unit=1
+):
   """Returns `attend` for tokens that see only near tokens.
 
   The row is cut into blocks, of which each sees itself and its two neighbors,
@@ -134,6 +136,7 @@ def attend_window(query, key, value, window, rng, rate, radius, attend=attend):
     rate: the dropout rate of the probabilities, a Python float.
     radius: the longest distance that is visible, in tokens.
     attend: what attends within the blocks, with the arguments of `attend`.
+    unit: blocks have a multiple of this many tokens.
 
   Returns:
     [B, N, L, H].
@@ -141,7 +144,7 @@ def attend_window(query, key, value, window, rng, rate, radius, attend=attend):
   Source: Beltagy et al. 2020, arXiv:2004.05150, section 3.1.
   """
   rows, heads, length, width = query.shape
-  size = max(radius, _LEAST_BLOCK)
+  size = -(-max(radius, _LEAST_BLOCK) // unit) * unit
   if length <= 3 * size:
     bias = masks.window_bias(window, radius)
     return attend(query, key, value, bias, rng, rate)
