@@ -25,7 +25,11 @@ class Choice(task_kind.TaskKind):
 
   name = "choice"
   scores = {"accuracy": classify.accuracy}
-  forms = {"choice": own.Form(scores, (2, 0), own.read_choices)}
+  forms = {
+    "choice": own.Form(
+      scores, (2, 0), own.read_choices, columns=("text", "choices")
+    )
+  }
   num_choices = 4  # the number of choices of SWAG
 
   loss_settings = ("label_smoothing", "focal_gamma")

@@ -35,7 +35,7 @@ class Rerank(task_kind.TaskKind):
   # Others use the model as one that gives a pair a number.
   head = task_heads.HEADS["regress"]
   scores = ranking.RERANK_METRICS
-  forms = {"rerank": own.Form(scores, (0, 0), own_rankings.read)}
+  forms = {"rerank": own.Form(scores, (0, 0), own_rankings.read, columns=())}
   own_settings = ("rank_loss",)
   num_choices = 2
   rank_loss = "softmax"

@@ -182,7 +182,9 @@ class Contrast(VectorKind):
   name = "contrast"
   labels = batch_keys.Labels({"label": ("BGK", np.int32)})
   scores = ranking.METRICS
-  forms = {"embed": own.Form(ranking.METRICS, (0, 0), own_rankings.read)}
+  forms = {
+    "embed": own.Form(ranking.METRICS, (0, 0), own_rankings.read, columns=())
+  }
   num_choices = 2
 
   def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
@@ -287,7 +289,9 @@ class Similarity(VectorKind):
   scores = {
     name: regress.Regress.scores[name] for name in ("spearman", "pearson")
   }
-  forms = {"similarity": own.Form(scores, (2, 2), own.read_scores)}
+  forms = {
+    "similarity": own.Form(scores, (2, 2), own.read_scores, columns=own.PAIR)
+  }
   num_choices = 2
 
   def _features(self, task, examples, tokenizer, seq_len):

@@ -10,7 +10,6 @@ is applied, or refused by name.
 from collections.abc import Iterable, Mapping
 import dataclasses
 import json
-import logging
 import os
 from typing import Any
 
@@ -23,8 +22,6 @@ from bert_jax.data.tokenizers import layouts
 from bert_jax.data.tokenizers import pipeline
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.runtime import files
-
-_log = logging.getLogger(__name__)
 
 # Switches of the classes that build their rules from a vocabulary.
 _SWITCHES = frozenset({

@@ -44,6 +44,7 @@ class Tokenizer(abc.ABC):
     lower_case: whether text is lower-cased and loses its accents; None for
       SentencePiece, whose model file defines its own normalisation.
     template: the form of sequences that models with this tokenizer take.
+    learns_bytes: whether a learned piece may be a part of a character.
   """
 
   kind: str
@@ -51,6 +52,7 @@ class Tokenizer(abc.ABC):
   settings: Mapping[str, type] = {}
   lower_case: bool | None
   template: templates.Template = templates.CLS_SEP
+  learns_bytes: bool = False
 
   def __init__(self, pieces: Sequence[str], special_ids: Sequence[int]):
     self._pieces = tuple(pieces)
