@@ -194,8 +194,12 @@ of_session: Any = functools.partial(Key, "session")
 of_host: Any = functools.partial(Key, "host")
 
 
+@typing.dataclass_transform(kw_only_default=True)
 class Group:
-  """The keys of one group, which a config holds as a ConfigDict."""
+  """The keys of one group, which a config holds as a ConfigDict.
+
+  A type checker reads the rows of a group as the fields of a dataclass.
+  """
 
   if TYPE_CHECKING:  # the methods of a ConfigDict
 
@@ -1654,6 +1658,18 @@ def check_names(config: Config) -> None:
       raise ValueError(
         f"{name}: {unknown(name)}; remove the key or correct its name"
       )
+
+
+def set_keys(config: Any, values: Mapping[str, Any]) -> None:
+  """Sets keys of a config, without a check.
+
+  Args:
+    config: the whole configuration, which is changed.
+    values: dotted names of keys -> their values.
+  """
+  for name, value in values.items():
+    group, _, leaf = name.rpartition(".")
+    (config[group] if group else config)[leaf] = value
 
 
 def unknown(name: str) -> str:
