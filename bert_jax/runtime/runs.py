@@ -211,4 +211,4 @@ def write_run(workdir: str, run: dict) -> None:
   }
   run = files.without_nan(run)  # what is written is what is hashed
   run |= {"sha256": files.json_hash(run)}
-  files.write_text(path, files.to_json(run, indent=1, sort_keys=True) + "\n")
+  files.write_json(path, run, indent=1, sort_keys=True)

@@ -379,9 +379,7 @@ def write(
     )
     pretrained.check()
     files.remove_unfinished(folder)
-    if files.exists(folder) and (
-      not files.is_folder(folder) or files.list_names(folder)
-    ):
+    if not files.is_free(folder):
       raise WeightsError(
         f"{folder} exists and is not an empty folder; give a new one"
       )

@@ -250,7 +250,7 @@ def _write_sentence(pretrained: Pretrained, folder: str) -> None:
     files.make_folders(os.path.join(folder, path))
 
   def write(name: str, value: Any) -> None:
-    write_json(os.path.join(folder, name), value)
+    hf_tokenizer.write_json(os.path.join(folder, name), value)
 
   write("modules.json", modules)
   write(
@@ -354,12 +354,6 @@ def write_msgpack(
   files.write_bytes(os.path.join(folder, MSGPACK), content)
 
 
-def write_json(path: str, value: Any) -> None:
-  """Writes a JSON file with sorted keys."""
-  text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
-  files.write_text(path, text + "\n")
-
-
 # The kinds of tokenizers that a format can hold.
 _HELD = {"tf1": ("wordpiece",)}
 _HELD_BY_FOLDERS = ("wordpiece", "pipeline")
@@ -403,7 +397,7 @@ def _write_settings(pretrained: Pretrained, folder: str) -> None:
       config["label2id"] = {name: i for i, name in enumerate(labels)}
     if head.problem_type:
       config["problem_type"] = head.problem_type
-  write_json(os.path.join(folder, "config.json"), config)
+  hf_tokenizer.write_json(os.path.join(folder, "config.json"), config)
   _write_sentence(pretrained, folder)
   if tokenizer:
     # Not seq_len: transformers silently truncates text to this length.

@@ -77,8 +77,7 @@ def write_tokenizer(pretrained: Pretrained, folder: str) -> bool:
     return False
   spec = families.get_family(pretrained.family).tokenizer.of_wordpiece()
   rules = hf_pipeline.rules_of_wordpiece(tokenizer, spec)
-  text = json.dumps(rules, indent=2, ensure_ascii=False)
-  files.write_text(path, text + "\n")
+  files.write_json(path, rules, indent=2, ensure_ascii=False)
   return True
 
 

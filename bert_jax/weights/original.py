@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.data.tokenizers import hf_tokenizer
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.models import families
@@ -176,5 +177,5 @@ def write(
   elif pretrained.lower_case is not None:
     ours["lower_case"] = pretrained.lower_case
   path = os.path.join(folder, "bert_config.json")
-  hugging_face.write_json(path, config | {_OURS: ours})
+  hf_tokenizer.write_json(path, config | {_OURS: ours})
   tf_checkpoint.write(os.path.join(folder, CHECKPOINT), tensors)

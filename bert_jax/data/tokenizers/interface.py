@@ -7,7 +7,6 @@ import abc
 from collections.abc import Iterable, Mapping, Sequence
 import functools
 import hashlib
-import json
 import operator
 import os
 import pathlib
@@ -157,8 +156,7 @@ class Tokenizer(abc.ABC):
       **self._saved_settings(),
       "fingerprint": self.fingerprint,
     }
-    text = json.dumps(settings, indent=2) + "\n"
-    files.write_text(str(folder / SETTINGS_FILE), text)
+    files.write_json(str(folder / SETTINGS_FILE), settings, indent=2)
 
   @functools.cached_property
   def fingerprint(self) -> str:
