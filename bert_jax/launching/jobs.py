@@ -68,6 +68,11 @@ class Job:
     return given[-1] if given and given[-1].startswith("/") else ""
 
 
+def options_of(job: Job, *names: str) -> list[str]:
+  """Returns the settings with these names that are given, as options."""
+  return [f"--{n}={job.settings[n]}" for n in names if job.settings.get(n)]
+
+
 def check_name(name: str) -> None:
   """Raises LaunchError for a name that Kubernetes refuses."""
   if len(name) > NAME_CHARS or not re.fullmatch(
