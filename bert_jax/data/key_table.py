@@ -84,6 +84,18 @@ class KeyTable:
     known = self.only.keys() | self.read | self.ignored
     return sorted(map(str, config.keys() - known))
 
+  def check_file(self, path: str, config: Mapping[str, Any]) -> None:
+    """Checks the content of a file, and logs its unknown keys.
+
+    Raises:
+      ValueError: see `check`; the message names the file.
+    """
+    try:
+      self.check(config)
+    except ValueError as error:
+      raise ValueError(f"{path}: {error}") from None
+    self.warn(path, config)
+
   def warn(self, path: str, config: Mapping[str, Any]) -> None:
     """Logs the keys of a file that are not in this table."""
     if unknown := self.unknown(config):

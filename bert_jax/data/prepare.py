@@ -29,6 +29,7 @@ from bert_jax.data.stages import vocabulary
 from bert_jax.data.store import indexes
 from bert_jax.data.store import manifests
 from bert_jax.data.store import records
+from bert_jax.data.tokenizers import load
 from bert_jax.data.tokenizers import word_rules
 from bert_jax.runtime import files
 from bert_jax.runtime import locks
@@ -160,7 +161,7 @@ def check_settings(config: Config) -> None:
   masking.check_max_sequences(d)
   if p.segmenter:
     segmenters.load(p.segmenter)  # an error comes before any work
-    if not p.vocab and p.vocab_kind == "byte_bpe":
+    if not p.vocab and load.LEARNED[p.vocab_kind].learns_bytes:
       raise ValueError(
         f"{segmenters.KEY}={p.segmenter}: pieces of a byte-level BPE "
         "may be parts of a Chinese character, which cannot be put into words; "

@@ -155,6 +155,13 @@ class TokenizerSpec:
   mask_lstrip: bool = False
   padding_sides: tuple[str, ...] = ("right",)
 
+  def of_wordpiece(self) -> "TokenizerSpec":
+    """Returns this spec if it is of WordPiece, else that of BERT.
+
+    A model of any family may have BERT's tokenizer.
+    """
+    return self if self.kind == WORDPIECE.kind else WORDPIECE
+
 
 _BERT_TOKENS = {
   "pad": "[PAD]",
@@ -183,12 +190,10 @@ WORDPIECE = TokenizerSpec(
   kind="wordpiece",
   special_tokens=_BERT_TOKENS,
   hf_class="BertTokenizer",
-  hf_classes=tuple(
-    name + speed
-    for name in ("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
-    for speed in ("", "Fast")
-  )
-  + ("PreTrainedTokenizerFast",),
+  hf_classes=(
+    *_fast_too("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"),
+    "PreTrainedTokenizerFast",
+  ),
 )
 # WordPiece for models without token types.
 DISTILBERT = dataclasses.replace(

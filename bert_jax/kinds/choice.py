@@ -6,12 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.data import batch_keys
 from bert_jax.kinds import answers
 from bert_jax.kinds import classify
 from bert_jax.kinds import losses
 from bert_jax.kinds import task_kind
-from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
 
@@ -25,7 +23,11 @@ class Choice(task_kind.TaskKind):
 
   name = "choice"
   scores = {"accuracy": classify.accuracy}
-  forms = {"choice": own.Form(scores, (2, 0), own.read_choices)}
+  forms = {
+    "choice": own.Form(
+      scores, (2, 0), own.read_choices, columns=("text", "choices")
+    )
+  }
   num_choices = 4  # the number of choices of SWAG
 
   loss_settings = ("label_smoothing", "focal_gamma")
@@ -44,35 +46,15 @@ class Choice(task_kind.TaskKind):
     )
 
   def _features(self, task, examples, tokenizer, seq_len):
-    """Makes a sequence of each of the C choices of an example.
-
-    Examples with fewer choices than others are filled up with sequences
-    without tokens, which the loss and the decoding leave out.
-    """
-    counts = np.array([len(example.pairs) for example in examples], np.int32)
-    most = int(counts.max())
-    if counts.min() < 2 <= most:
+    """Makes a sequence of each of the C choices of an example."""
+    counts = np.array([len(example.pairs) for example in examples])
+    if counts.min() < 2 <= counts.max():
       few, many = examples[counts.argmin()], examples[counts.argmax()]
       raise spec.TaskError(
         f"task {task.name}: example {few.id} has {len(few.pairs)} choices, but"
-        f" example {many.id} has {most}; give each two or more"
+        f" example {many.id} has {len(many.pairs)}; give each two or more"
       )
-    if (counts == most).all():
-      return super()._features(task, examples, tokenizer, seq_len)
-    has_labels = spec.have_labels(task, examples)
-    columns = task_features.grouped_sequences(
-      [example.pairs for example in examples], tokenizer, seq_len
-    )
-    return task_features.Features(
-      **columns,
-      example=np.arange(len(examples), dtype=np.int32),
-      label=self._label_array(task, examples) if has_labels else None,
-      num_choices=most,
-      counts=counts,
-      labels=batch_keys.Labels(
-        {**self.labels.keys, "num_choices": ("BG", np.int32)}
-      ),
-    )
+    return super()._features(task, examples, tokenizer, seq_len)
 
   def _decode(self, task, features, outputs, temperature=1.0, **options):
     scores = outputs.reshape(len(features), -1) / temperature

@@ -207,11 +207,12 @@ class Classify(windows.TextKind):
   forms = {
     form: own.Form(
       ("accuracy", "macro_f1"),
-      (num_texts, num_texts),
+      (len(columns), len(columns)),
       own.read_classes,
       label_lib.complete_classes,
+      columns,
     )
-    for form, num_texts in (("classify", 1), ("pairs", 2))
+    for form, columns in (("classify", ("text",)), ("pairs", own.PAIR))
   }
 
   loss_settings = task_kind.LOSS_SETTINGS

@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_jax.data import batch_keys
 from bert_jax.kinds import choice
 from bert_jax.kinds import losses
 from bert_jax.kinds import ranking
 from bert_jax.kinds import task_kind
-from bert_jax.tasks import features as task_features
 from bert_jax.tasks import own
 from bert_jax.tasks import own_rankings
 from bert_jax.tasks import spec
@@ -35,9 +33,10 @@ class Rerank(task_kind.TaskKind):
   # Others use the model as one that gives a pair a number.
   head = task_heads.HEADS["regress"]
   scores = ranking.RERANK_METRICS
-  forms = {"rerank": own.Form(scores, (0, 0), own_rankings.read)}
+  forms = {"rerank": own.Form(scores, (0, 0), own_rankings.read, columns=())}
   own_settings = ("rank_loss",)
   num_choices = 2
+  counts_choices = True
   rank_loss = "softmax"
 
   def for_config(self, config: Any) -> "Rerank":
@@ -51,28 +50,13 @@ class Rerank(task_kind.TaskKind):
 
   def _features(self, task, examples, tokenizer, seq_len):
     """Makes a sequence of the query with each of its passages."""
-    counts = np.array([len(example.pairs) for example in examples], np.int32)
-    most = int(counts.max())
-    if counts.min() < 2:
-      few = examples[counts.argmin()]
+    few = min(examples, key=lambda example: len(example.pairs))
+    if len(few.pairs) < 2:
       raise spec.TaskError(
         f"task {task.name}: the query of example {few.id} has one passage, so "
         "there is nothing to rank; give each query a negative, or more"
       )
-    columns = task_features.grouped_sequences(
-      [example.pairs for example in examples], tokenizer, seq_len
-    )
-    has_labels = spec.have_labels(task, examples)
-    return task_features.Features(
-      **columns,
-      example=np.arange(len(examples), dtype=np.int32),
-      label=self._label_array(task, examples) if has_labels else None,
-      num_choices=most,
-      counts=counts,
-      labels=batch_keys.Labels(
-        {**self.labels.keys, "num_choices": ("BG", np.int32)}
-      ),
-    )
+    return super()._features(task, examples, tokenizer, seq_len)
 
   def loss(self, outputs, batch, options=losses.PLAIN):
     if self.rank_loss == "softmax":
@@ -92,10 +76,7 @@ class Rerank(task_kind.TaskKind):
   def _decode(self, task, features, outputs, **options):
     """Returns the score of each passage of each query, float64 [C]."""
     groups = outputs.reshape(len(features), -1)
-    if features.counts is None:
-      return list(groups)
-    counts = features.counts.tolist()
-    return [x[:count] for x, count in zip(groups, counts, strict=True)]
+    return task_kind.without_filling(features, groups)
 
   def _score(self, task, predictions, examples):
     found: dict[str, dict[str, float]] = {}

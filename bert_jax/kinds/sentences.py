@@ -154,20 +154,12 @@ class VectorKind(task_kind.TaskKind):
         f"task {task.name}: outputs of shape {array.shape}, wanted {count} "
         "vectors"
       )
-    if not np.isfinite(array).all():
-      raise spec.TaskError(
-        f"task {task.name}: {np.sum(~np.isfinite(array))} of {array.size}"
-        " outputs are not finite, so the model has diverged; lower the learning"
-        " rate"
-      )
+    task_kind.check_finite(task, array)
     if self.normalize:
       norm = np.linalg.norm(array, axis=1, keepdims=True)
       array = array / np.maximum(norm, 1e-12)
     groups = array.reshape(len(features), features.num_choices, -1)
-    if features.counts is None:
-      return list(groups)
-    counts = features.counts.tolist()
-    return [x[:count] for x, count in zip(groups, counts, strict=True)]
+    return task_kind.without_filling(features, groups)
 
 
 # The labels of examples that have different numbers of texts.
@@ -182,7 +174,9 @@ class Contrast(VectorKind):
   name = "contrast"
   labels = batch_keys.Labels({"label": ("BGK", np.int32)})
   scores = ranking.METRICS
-  forms = {"embed": own.Form(ranking.METRICS, (0, 0), own_rankings.read)}
+  forms = {
+    "embed": own.Form(ranking.METRICS, (0, 0), own_rankings.read, columns=())
+  }
   num_choices = 2
 
   def batch_shapes(self, config: Any, num_labels: int = 1) -> batch_keys.Shapes:
@@ -201,20 +195,16 @@ class Contrast(VectorKind):
     ]
     counts = np.array([len(one) for one in texts], np.int32)
     most = int(counts.max())
-    columns = task_features.pair_sequences(
-      [(text, None) for one in texts for text in one], tokenizer, seq_len
-    )
     is_text = np.arange(most) < counts[:, None]
-    lengths = np.zeros((len(texts), most), np.int64)
-    lengths[is_text] = np.diff(columns["offsets"])
-    columns["offsets"] = np.concatenate([[0], np.cumsum(lengths)])
     numbers: dict[str, int] = {}
     label = np.full((len(texts), most), -1, np.int32)
     label[is_text] = [
       numbers.setdefault(text, len(numbers)) for one in texts for text in one
     ]
     return task_features.Features(
-      **columns,
+      **task_features.grouped_sequences(
+        [[(text, None) for text in one] for one in texts], tokenizer, seq_len
+      ),
       example=np.arange(len(examples), dtype=np.int32),
       label=label if spec.have_labels(task, examples) else None,
       num_choices=most,
@@ -287,7 +277,9 @@ class Similarity(VectorKind):
   scores = {
     name: regress.Regress.scores[name] for name in ("spearman", "pearson")
   }
-  forms = {"similarity": own.Form(scores, (2, 2), own.read_scores)}
+  forms = {
+    "similarity": own.Form(scores, (2, 2), own.read_scores, columns=own.PAIR)
+  }
   num_choices = 2
 
   def _features(self, task, examples, tokenizer, seq_len):

@@ -348,7 +348,14 @@ class Span(task_kind.TaskKind):
     {"start": ("BG", np.int32), "end": ("BG", np.int32)}, are_places=True
   )
   pooled = False
-  forms = {"span": own.Form(("f1", "exact"), (2, 2), own.read_spans)}
+  forms = {
+    "span": own.Form(
+      ("f1", "exact"),
+      (2, 2),
+      own.read_spans,
+      columns=("question", "context"),
+    )
+  }
   feature_settings = ("max_query_len", "doc_stride")
   decode_settings = ("n_best", "max_answer_len", "null_threshold")
 

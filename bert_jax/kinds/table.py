@@ -19,6 +19,7 @@ from bert_jax.kinds import sentences
 from bert_jax.kinds import span
 from bert_jax.kinds import tag
 from bert_jax.kinds import task_kind
+from bert_jax.models.families.family import PRETRAINING_HEADS
 from bert_jax.tasks import own
 from bert_jax.tasks import spec
 from bert_jax.weights import task_heads
@@ -227,9 +228,8 @@ def choose_answerer(
     )
   if asked and asked not in able:
     has = [*pretrained.params["encoder"].keys() & {"pooler"}]
-    has += [
-      part for part in ("mlm", "nsp", "task") if part in pretrained.params
-    ]
+    heads = (*PRETRAINING_HEADS, "task")
+    has += [part for part in heads if part in pretrained.params]
     of_task = f" (of kind {pretrained.kind})" if pretrained.kind else ""
     raise answers.PredictError(
       f"{name} has no head for predict.kind={asked}: on the encoder it has "

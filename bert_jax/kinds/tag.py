@@ -264,7 +264,9 @@ class Tag(task_kind.TaskKind):
     "macro_f1": _macro_f1,
   }
   forms = {
-    "tag": own.Form(_ENTITY_METRICS, (1, 1), own_tags.read, own_tags.complete)
+    "tag": own.Form(
+      _ENTITY_METRICS, (1, 1), own_tags.read, own_tags.complete, ("words",)
+    )
   }
   feature_settings = ("context",)
 

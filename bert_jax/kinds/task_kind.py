@@ -67,6 +67,8 @@ class TaskKind(kind.Kind):
     own_settings: the keys of the group `task` that only some kinds honour, and
       this one does, beyond those above.
     num_choices: the number of sequences of an example if no data tells it.
+    counts_choices: whether batches have the number of choices of each example
+      even if all examples have as many.
   """
 
   labels = batch_keys.Labels({"label": ("BG", np.int32)})
@@ -79,6 +81,7 @@ class TaskKind(kind.Kind):
   loss_options = losses_lib.PLAIN
   own_settings: tuple[str, ...] = ()
   num_choices = 1
+  counts_choices = False
   head: task_heads.TaskHead
 
   def __init__(self):
@@ -203,18 +206,25 @@ class TaskKind(kind.Kind):
   def _features(
     self, task, examples, tokenizer, seq_len
   ) -> task_features.Features:
-    """Makes a sequence of every text, pair of texts or choice."""
+    """Makes a sequence of every text, pair of texts or choice.
+
+    Examples with fewer choices than others are filled up with sequences
+    without tokens, which the loss and the decoding leave out.
+    """
+    groups = [example.pairs for example in examples]
+    counts = np.array([len(pairs) for pairs in groups], np.int32)
     has_labels = spec.have_labels(task, examples)
+    keys = dict(self.labels.keys)
+    is_counted = self.counts_choices or counts.min() < counts.max()
+    if is_counted:
+      keys["num_choices"] = ("BG", np.int32)
     return task_features.Features(
-      **task_features.pair_sequences(
-        [pair for example in examples for pair in example.pairs],
-        tokenizer,
-        seq_len,
-      ),
+      **task_features.grouped_sequences(groups, tokenizer, seq_len),
       example=np.arange(len(examples), dtype=np.int32),
       label=self._label_array(task, examples) if has_labels else None,
-      num_choices=len(examples[0].pairs),
-      labels=self.labels,
+      num_choices=int(counts.max()),
+      counts=counts if is_counted else None,
+      labels=dataclasses.replace(self.labels, keys=keys),
     )
 
   def _label_array(self, task, examples) -> np.ndarray:
@@ -263,12 +273,7 @@ class TaskKind(kind.Kind):
         f"task {task.name}: outputs of shape {array.shape}, wanted {wanted} for"
         " these features"
       )
-    if not np.isfinite(array).all():
-      raise spec.TaskError(
-        f"task {task.name}: {np.sum(~np.isfinite(array))} of {array.size}"
-        " outputs are not finite, so the model has diverged; lower the learning"
-        " rate"
-      )
+    check_finite(task, array)
     return self._decode(task, features, array, **options)
 
   def _decode(self, task, features, outputs, **options) -> list[Any]:
@@ -433,6 +438,26 @@ def quiet() -> Iterator[None]:
     yield
   finally:
     _log.disabled = False
+
+
+def check_finite(task: spec.Task, outputs: np.ndarray) -> None:
+  """Raises TaskError if outputs of a model are NaN or infinite."""
+  if not np.isfinite(outputs).all():
+    raise spec.TaskError(
+      f"task {task.name}: {np.sum(~np.isfinite(outputs))} of {outputs.size}"
+      " outputs are not finite, so the model has diverged; lower the learning"
+      " rate"
+    )
+
+
+def without_filling(
+  features: task_features.Features, groups: np.ndarray
+) -> list[np.ndarray]:
+  """Returns what each example has of an array [N, C, ...] of its choices."""
+  if features.counts is None:
+    return list(groups)
+  counts = features.counts.tolist()
+  return [x[:count] for x, count in zip(groups, counts, strict=True)]
 
 
 def undefined(task: spec.Task, metric: str, reason: str) -> float:

@@ -76,6 +76,11 @@ def local_dir_of(config: Any) -> str:
   return getattr(getattr(config, "checkpoint", None), "local_dir", None) or ""
 
 
+def options_of(job: Job, *names: str) -> list[str]:
+  """Returns the settings with these names that are given, as options."""
+  return [f"--{n}={job.settings[n]}" for n in names if job.settings.get(n)]
+
+
 def check_name(name: str) -> None:
   """Raises LaunchError for a name that Kubernetes refuses."""
   if len(name) > NAME_CHARS or not re.fullmatch(

@@ -137,7 +137,7 @@ def find_or_make(
     return check_fits(files.read_json(path)), f"found in {path}"
   plan = make(arguments, topology, num_slices)
   files.make_folders(folder())
-  files.write_text(path, files.to_json(plan, indent=2) + "\n")
+  files.write_json(path, plan, indent=2)
   return plan, f"made now, and kept in {path}"
 
 

@@ -25,11 +25,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def settings(job: jobs.Job) -> dict[str, Any]:
-  """Returns the settings of a job, with defaults; raises LaunchError."""
-  return jobs.settings_of(job.settings, SETTINGS, "vm")
-
-
 def check(given: Mapping[str, Any]) -> None:
   """Checks settings of which some may be missing; raises LaunchError."""
   jobs.check_settings(given, SETTINGS, "vm")
@@ -51,7 +46,7 @@ def commands(job: jobs.Job) -> list[tuple[str, list[str]]]:
       f"there are no TPU VMs of {topology.chip.name}, only nodes of GKE; use "
       "--engine=gke or --engine=xpk"
     )
-  given = settings(job)
+  given = jobs.settings_of(job.settings, SETTINGS, "vm")
   several = job.num_slices > 1
   what = "queued-resources" if several else "tpu-vm"
   nodes = [f"--node-count={job.num_slices}", f"--node-prefix={job.name}"]
@@ -131,8 +126,7 @@ def _tpus(what: str, *words: str) -> list[str]:
 
 def _place(job: jobs.Job) -> list[str]:
   """Returns the options that say where a slice is."""
-  names = ("zone", "project")
-  return [f"--{n}={job.settings[n]}" for n in names if job.settings.get(n)]
+  return jobs.options_of(job, "zone", "project")
 
 
 def _ssh(

@@ -116,18 +116,13 @@ def send(job: jobs.Job) -> str:
   return f"sent {job.name}"
 
 
-def _place(job: jobs.Job) -> list[str]:
-  """Returns the options that say where a job is."""
-  return [f"--{n}={job.settings[n]}" for n in _PLACE if job.settings.get(n)]
-
-
 def status(job: jobs.Job) -> str:
   """Returns what xpk knows about a job."""
-  read = ["xpk", "workload", "list", *_place(job)]
+  read = ["xpk", "workload", "list", *jobs.options_of(job, *_PLACE)]
   return jobs.run([*read, f"--filter-by-job={job.name}"]).rstrip()
 
 
 def stop(job: jobs.Job) -> list[list[str]]:
   """Returns the command that ends a job."""
-  delete = ["xpk", "workload", "delete", *_place(job)]
+  delete = ["xpk", "workload", "delete", *jobs.options_of(job, *_PLACE)]
   return [[*delete, f"--workload={job.name}", "--force"]]

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.models import params as param_trees
+from bert_jax.models.hooks import PlainHooks
 from bert_jax.runtime import settings
 
 Tree = Any
@@ -247,9 +248,9 @@ class Adapted:
     return self.inner.config
 
   @property
-  def hooks(self) -> "AdaptedHooks":
+  def hooks(self) -> PlainHooks:
     """How a training step handles the parameters; see models/hooks.py."""
-    return AdaptedHooks()
+    return PlainHooks()
 
   def is_trained(self, path: str) -> bool:
     """Returns whether a parameter is trained: adapters, head and pooler.
@@ -313,34 +314,3 @@ class Adapted:
 # Folded into keys of the model, so that adapters have random numbers of their
 # own.
 _STREAM = 0x10_0A
-
-
-@dataclasses.dataclass(frozen=True)
-class AdaptedHooks:
-  """The hooks of `Adapted`, which differentiates parameters as they are."""
-
-  def for_gradients(self, params: Tree) -> Tree:
-    """Returns the parameters as they are."""
-    return params
-
-  def for_apply(self, params: Tree) -> Tree:
-    """Returns the parameters as they are."""
-    return params
-
-  def as_stored(self, grads: Tree) -> Tree:
-    """Returns the gradients as they are."""
-    return grads
-
-  def second_use(self, params: Tree) -> Tree:
-    """Returns {}: no parameter has a second gradient."""
-    del params
-    return {}
-
-  def tie(self, grads: Tree, second: Tree) -> Tree:
-    """Returns the gradients as they are."""
-    del second
-    return grads
-
-  def of_words(self, params: Tree, input_ids: jax.Array) -> None:
-    """Returns None: the word table is not trained."""
-    del params, input_ids

@@ -6,6 +6,7 @@ name is a row of a table in `layers.py`, `attention/programs.py` or
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from bert_jax.models import families
 from bert_jax.runtime import settings
@@ -27,9 +28,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 # `model.feed_forward` -> its number of matrices [D, F] or [F, D].
 FEED_FORWARD_MATRICES = {"mlp": 2, "glu": 3}
 DROPOUT_PLACES = ("embeddings", "attention", "mlp", "mlp_inner", "head_input")
-# Switches of the encoder: key -> names, each of which is a key of a table. The
-# defaults are BERT's, so that the configs of older runs, which lack the
-# switches, still work.
+# Switches of the encoder: key -> names, each of which is a key of a table.
 SWITCHES = {
   "norm": ("layer_norm", "rms_norm"),  # layers.NORMS
   "norm_place": ("post", "pre"),  # encoder.NORM_PLACES
@@ -50,25 +49,19 @@ SWITCHES = {
 }
 # Values of `attention_positions` by which layers project a table of distances.
 DISTANCE_TABLES = ("disentangled",)
-# The other keys that weights decide and that the configs of older runs lack:
-# numbers, which may be 0 where that means "as usual", and flags.
-_COUNTS = (
-  "position_offset", "embedding_size", "layer_groups", "num_kv_heads",
-  "conv_size", "head_lstm_layers",
-)  # fmt: skip
-_AMOUNTS = (
-  "relative_buckets", "relative_distance", "local_radius", "full_every",
-  "conv_groups",
-)  # fmt: skip
-_FLAGS = (
-  "norm_bias", "embedding_norm", "first_norm", "attention_bias", "mlp_in_bias",
-  "mlp_out_bias", "pooler", "head_bias", "mlm_bias", "tied_words",
-)  # fmt: skip
-# All keys of the encoder that have a default.
-EXTRAS = (
-  *SWITCHES, *_COUNTS, *_AMOUNTS, *_FLAGS, "rope_theta", "local_rope_theta",
-  "head_act", "conv_act", "dropout_places",
-)  # fmt: skip
+# Key of the config group `model` -> its row.
+_ROWS = {
+  name.removeprefix("model."): key
+  for name, key in settings.KEYS.items()
+  if name.startswith("model.")
+}
+# The keys that weights decide and that the configs of older runs lack. The
+# defaults are BERT's, so that these configs still work.
+EXTRAS = tuple(
+  name
+  for name in settings.SHAPE_KEYS
+  if _ROWS[name].before is not None and name != "family"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,91 +79,30 @@ class LayerPlan:
   params: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
+if TYPE_CHECKING:
+  _Fields = settings.Model
+else:
+  _Fields = dataclasses.make_dataclass(
+    "_Fields",
+    [(name, _ROWS[name].type) for name in MODEL_KEYS]
+    + [
+      (name, row.type, row.default)
+      for name, row in _ROWS.items()
+      if name not in MODEL_KEYS
+    ],
+    frozen=True,
+  )
+# By another name: a type checker knows the fields from `settings.Group`.
+_dataclass = dataclasses.dataclass(frozen=True)
+
+
+@_dataclass
+class ModelConfig(_Fields):
   """Shape and arithmetic of one model; the config group `model`, checked.
 
-  Attributes:
-    vocab_size: V, rows of the word embedding.
-    num_layers: number of Transformer layers.
-    hidden_size: D, the width of the hidden states.
-    num_heads: N, the number of attention heads; divides `hidden_size`.
-    mlp_dim: F, the width of the inner layer of the MLP.
-    max_len: the longest L.
-    type_vocab_size: T, rows of the segment type embedding; 0: there is none.
-    hidden_act: the activation of the MLP, one of `ACTIVATIONS`.
-    layer_norm_eps: the number that layer norms add to the variance.
-    dropout_rate: the rate after the embeddings, the attention and the MLP.
-    attention_dropout_rate: the rate on the attention probabilities.
-    init_stddev: the standard deviation of fresh kernels, before truncation at
-      two standard deviations.
-    dtype: the dtype of the computation.
-    param_dtype: the dtype of the stored parameters.
-    scan_layers: whether to compile one layer and loop over stacked parameters.
-    remat: what the backward pass computes again, one of `REMATS`.
-    attention: the attention program, one of `ATTENTIONS`.
-    family: a key of `families.FAMILIES`.
-    norm: how hidden states are normalised.
-    norm_place: where they are normalised, relative to a residual sum.
-    positions: how a token's position is encoded.
-    feed_forward: the layer after attention.
-    attention_pattern: which tokens of its sequence a token sees.
-
-  The other attributes are explained in runtime/settings.py, class `Model`.
+  Its attributes are the rows of the class `Model` in runtime/settings.py, which
+  explains them. Those of `MODEL_KEYS` have no default.
   """
-
-  vocab_size: int
-  num_layers: int
-  hidden_size: int
-  num_heads: int
-  mlp_dim: int
-  max_len: int
-  type_vocab_size: int
-  hidden_act: str
-  layer_norm_eps: float
-  dropout_rate: float = 0.1
-  attention_dropout_rate: float = 0.1
-  init_stddev: float = 0.02
-  dtype: str = "float32"
-  param_dtype: str = "float32"
-  scan_layers: bool = False
-  remat: str = "none"
-  attention: str = "plain"
-  family: str = "bert"
-  norm: str = "layer_norm"
-  norm_place: str = "post"
-  positions: str = "learned"
-  feed_forward: str = "mlp"
-  attention_pattern: str = "full"
-  norm_bias: bool = True
-  embedding_norm: bool = True
-  first_norm: bool = True
-  position_offset: int = 0
-  attention_positions: str = "none"
-  rope_theta: float = 10_000.0
-  local_rope_theta: float = 0.0
-  relative_buckets: int = 32
-  relative_distance: int = 128
-  local_radius: int = 64
-  full_every: int = 3
-  attention_bias: bool = True
-  num_kv_heads: int = 0
-  mlp_in_bias: bool = True
-  mlp_out_bias: bool = True
-  embedding_size: int = 0
-  layer_groups: int = 0
-  pooler: bool = True
-  pooling: str = "first"
-  head_act: str = ""
-  head_bias: bool = True
-  mlm_head: str = "transform"
-  mlm_bias: bool = True
-  tied_words: bool = True
-  conv_size: int = 0
-  conv_act: str = "tanh"
-  conv_groups: int = 1
-  head_lstm_layers: int = 0
-  dropout_places: tuple[str, ...] = ("embeddings", "attention", "mlp")
 
   @classmethod
   def from_config(cls, config_model):
@@ -199,11 +131,13 @@ class ModelConfig:
 
   def __post_init__(self):
     object.__setattr__(self, "dropout_places", tuple(self.dropout_places))
-    for name in (*SIZES, *_COUNTS, *_AMOUNTS):
-      value = getattr(self, name)
-      least = 0 if name in ("type_vocab_size", *_COUNTS) else 1
-      if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    for name, row in _ROWS.items():
+      value, least = getattr(self, name), min(row.least or 0, 1)
+      is_int = isinstance(value, int) and not isinstance(value, bool)
+      if row.type is int and (not is_int or value < least):
         raise ValueError(f"model.{name}={value!r} is not a positive integer")
+      if row.type is bool and not isinstance(value, bool):
+        raise ValueError(f"model.{name}={value!r} is not True or False")
     width, heads = self.hidden_size, self.num_heads
     if width % heads:
       divisors = [n for n in range(1, width + 1) if width % n == 0]
@@ -239,11 +173,6 @@ class ModelConfig:
         raise ValueError(
           f"model.{name}={getattr(self, name)!r} is unknown; choose one of "
           f"{', '.join(known)}"
-        )
-    for name in _FLAGS:
-      if not isinstance(getattr(self, name), bool):
-        raise ValueError(
-          f"model.{name}={getattr(self, name)!r} is not True or False"
         )
     self._check_layers()
     self._check_attention()

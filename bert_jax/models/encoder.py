@@ -342,18 +342,31 @@ class Convolution(nn.Module):
     return layers.NORMS[cfg.norm](cfg, name="norm")(y)
 
 
-def _check_shapes(input_ids, **arrays):
-  """Raises ValueError if an array has another shape than `input_ids`."""
-  for name, value in arrays.items():
+# These are functions, because the names of methods would become parts of the
+# names of operations.
+
+
+def _check_inputs(
+  cfg, input_ids, positions, only_positions, return_layers, **arrays
+):
+  """Raises ValueError if an encoder cannot take its arguments."""
+  for name, value in (arrays | {"positions": positions}).items():
     if value is not None and value.shape != input_ids.shape:
       raise ValueError(
         f"{name} has shape {value.shape}, but input_ids has shape "
         f"{input_ids.shape}; both must be [batch, length]"
       )
-
-
-# These are functions, because the names of methods would become parts of the
-# names of operations.
+  if return_layers and only_positions is not None:
+    raise ValueError(
+      "return_layers=True returns all positions, but only_positions selects "
+      "some; leave one of them out"
+    )
+  length = input_ids.shape[1]
+  if positions is None and length > cfg.max_len:
+    raise ValueError(
+      f"input_ids has length {length}, but model.max_len={cfg.max_len} "
+      "positions have an embedding; shorten the input or raise max_len"
+    )
 
 
 def _masks_and_turns(
@@ -436,6 +449,29 @@ def _run_scanned(encoder, x, mask, turns, deterministic, only, keep, ids):
 def _scan_body(layer, x, bias, deterministic, turns):
   x = layer(x, bias, deterministic, None, turns)
   return x, x
+
+
+def _computed_positions(cfg, only_positions):
+  """Returns the positions that the last layer computes, or None for all."""
+  if only_positions is None or not cfg.pooler:
+    return only_positions
+  return jnp.pad(only_positions, ((0, 0), (1, 0)))  # token 0, for the pooler
+
+
+def _sequence_numbers(input_mask, sequence_ids):
+  """Returns the number of each token's sequence [B, L], 0 = padding."""
+  if sequence_ids is None:
+    return input_mask
+  return sequence_ids * (input_mask > 0)
+
+
+def _results(x, pooled, states, only_positions):
+  """Returns what a call of the encoder returns."""
+  if only_positions is not None:
+    return x if pooled is None else x[:, 1:], pooled
+  if states is None:
+    return x, pooled
+  return x, pooled, jnp.stack([*states[:-1], x])
 
 
 class Encoder(nn.Module):
@@ -525,24 +561,17 @@ class Encoder(nn.Module):
     Raises:
       ValueError: if the shapes disagree or L is longer than `max_len`.
     """
-    _check_shapes(
+    cfg = self.config
+    _check_inputs(
+      cfg,
       input_ids,
+      positions,
+      only_positions,
+      return_layers,
       input_mask=input_mask,
       segment_ids=segment_ids,
-      positions=positions,
       sequence_ids=sequence_ids,
     )
-    if return_layers and only_positions is not None:
-      raise ValueError(
-        "return_layers=True returns all positions, but only_positions selects "
-        "some; leave one of them out"
-      )
-    cfg, length = self.config, input_ids.shape[1]
-    if positions is None and length > cfg.max_len:
-      raise ValueError(
-        f"input_ids has length {length}, but model.max_len={cfg.max_len} "
-        "positions have an embedding; shorten the input or raise max_len"
-      )
     x = self.embeddings(
       input_ids,
       segment_ids,
@@ -555,24 +584,16 @@ class Encoder(nn.Module):
     mask, turns = _masks_and_turns(
       self, input_mask, sequence_ids, positions, deterministic
     )
-    only = only_positions
-    if only is not None and cfg.pooler:
-      only = jnp.pad(only, ((0, 0), (1, 0)))  # token 0, for the pooler
+    only = _computed_positions(cfg, only_positions)
+    ids = _sequence_numbers(input_mask, sequence_ids)
     run = _run_scanned if cfg.scan_layers else _run_unrolled
-    ids = input_mask
-    if sequence_ids is not None:
-      ids = sequence_ids * (input_mask > 0)
     x, states = run(
       self, x, mask, turns, deterministic, only, return_layers, ids
     )
     if cfg.norm_place == "pre":
       x = self.final_norm(x)
     pooled = self.pool(x[:, 0]) if cfg.pooler else None
-    if only_positions is not None:
-      return x[:, 1:] if cfg.pooler else x, pooled
-    if not return_layers:
-      return x, pooled
-    return x, pooled, jnp.stack([*states[:-1], x])
+    return _results(x, pooled, states, only_positions)
 
   def pool(self, hidden):
     """Maps the hidden states [..., D] of [CLS] to vectors of the sequences.

@@ -28,6 +28,7 @@ import numpy as np
 from bert_jax.models import families
 from bert_jax.models.config import DISTANCE_TABLES
 from bert_jax.models.config import FEED_FORWARD_MATRICES
+from bert_jax.models.families.family import SEQUENCE_ROLES
 from bert_jax.runtime import chips
 from bert_jax.runtime import settings
 
@@ -188,9 +189,9 @@ def task_step_flops(
     model: The group `model` of a config.
     batch_size: The number of rows B of the global batch.
     seq_len: The length L of a row.
-    role: The role of the head, a key of `Family.heads`. The heads "sequence"
-      and "choice" read one position of each sequence, unless model.pooling is
-      a mean or there is an LSTM, so that the last layer needs only these.
+    role: The role of the head, a key of `Family.heads`. The heads of sequences
+      read one position of each sequence, unless model.pooling is a mean or
+      there is an LSTM, so that the last layer needs only these.
     num_sequences: The number of sequences S packed into a row.
     attended: How many pairs of query and key positions of a row see each other;
       None = L * L. See `encoder_flops`.
@@ -198,7 +199,7 @@ def task_step_flops(
       layer at all positions, and attention to all of them, whatever `attended`.
     near: See `encoder_flops`.
   """
-  is_one = role in ("sequence", "choice")
+  is_one = role in SEQUENCE_ROLES
   num_lstm = getattr(model, "head_lstm_layers", 0)  # older runs lack it
   reads_one = is_one and model.pooling in ("first", "last") and not num_lstm
   steps = families.get_family(model.family).heads[role]

@@ -17,6 +17,7 @@ from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
 from bert_jax.models.dropout import Dropout
 from bert_jax.models.encoder import Encoder
+from bert_jax.models.families.family import SEQUENCE_ROLES
 from bert_jax.runtime import traces
 
 
@@ -414,9 +415,9 @@ def check_role(config: ModelConfig, role: str) -> None:
     config: the config of the model.
     role: which of the heads of the family the task has.
   """
-  is_of_sequence = role in ("sequence", "choice")
-  sees_nothing = config.attention_pattern == "causal" and is_of_sequence
-  if sees_nothing and config.pooling == "first":
+  is_causal = config.attention_pattern == "causal"
+  reads_first = role in SEQUENCE_ROLES and config.pooling == "first"
+  if is_causal and reads_first:
     raise ValueError(
       f"model.attention_pattern=causal with model.pooling=first: the {role} "
       "head would read the first token, which sees only itself; set "

@@ -125,8 +125,41 @@ class EncoderHooks:
     )
 
 
+class PlainHooks:
+  """The hooks of a model whose parameters are differentiated as they are.
+
+  Every parameter counts as used once, and all of it has a gradient.
+  """
+
+  def for_gradients(self, params: Tree) -> Tree:
+    """See `EncoderHooks`."""
+    return params
+
+  def for_apply(self, params: Tree) -> Tree:
+    """See `EncoderHooks`."""
+    return params
+
+  def as_stored(self, grads: Tree) -> Tree:
+    """See `EncoderHooks`."""
+    return grads
+
+  def second_use(self, params: Tree) -> Tree:
+    """See `EncoderHooks`."""
+    del params
+    return {}
+
+  def tie(self, grads: Tree, second: Tree) -> Tree:
+    """See `EncoderHooks`."""
+    del second
+    return grads
+
+  def of_words(self, params: Tree, input_ids: jax.Array) -> None:
+    """See `EncoderHooks`."""
+    del params, input_ids
+
+
 @dataclasses.dataclass(frozen=True)
-class NestedHooks:
+class NestedHooks(PlainHooks):
   """The hooks of a model whose parameters hold those of others.
 
   Every parameter counts as used once: gradients of shared tables are added by
@@ -160,20 +193,6 @@ class NestedHooks:
   def as_stored(self, grads: Tree) -> Tree:
     """See `EncoderHooks`."""
     return self._each("as_stored", grads)
-
-  def second_use(self, params: Tree) -> Tree:
-    """Returns {}: no parameter has a second gradient."""
-    del params
-    return {}
-
-  def tie(self, grads: Tree, second: Tree) -> Tree:
-    """Returns the gradients as they are."""
-    del second
-    return grads
-
-  def of_words(self, params: Tree, input_ids: jax.Array) -> None:
-    """Returns None: all rows of the word table have a gradient."""
-    del params, input_ids
 
 
 @dataclasses.dataclass(frozen=True)

@@ -392,5 +392,5 @@ def run(
   print(report.report(plan))
   sys.stdout.flush()
   if output:
-    files.write_text(output, files.to_json(plan, indent=2) + "\n")
+    files.write_json(output, plan, indent=2)
   return FITS if plan["fits"] else OUT_OF_MEMORY

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from bert_jax.kinds import answers
+from bert_jax.kinds import embed
 from bert_jax.kinds import pretraining
 from bert_jax.models import heads
 from bert_jax.prediction import model as model_lib
@@ -43,7 +44,7 @@ class Explorer:
     """Prepares nothing but what the first question needs."""
     self.model = model
     self.fills_masks = pretraining.FillMask.name in model.kinds
-    predictor, _ = model.predictor("embed", fields=("mean",))
+    predictor, _ = model.predictor(embed.Embed.name, fields=("mean",))
     self._tokenizer = predictor.tokenizer
     # The mask of plain attention is what `maps` is computed from.
     module, self._variables = model.encoder(attention="plain")
@@ -227,8 +228,8 @@ class Explorer:
 
   def _mlm_params(self) -> Any:
     """Returns the parameters of the head of masked words and of the encoder."""
-    self.model.check_kind("fill-mask")
-    predictor, _ = self.model.predictor("fill-mask")
+    self.model.check_kind(pretraining.FillMask.name)
+    predictor, _ = self.model.predictor(pretraining.FillMask.name)
     return predictor.params
 
   def _padded(self, length: int) -> int:

@@ -15,7 +15,6 @@ row. What they give is in export.json: "last_hidden_state" [B, L, D] and "mean"
 from collections.abc import Callable, Mapping
 import dataclasses
 import importlib.util
-import json
 import os
 from typing import Any
 
@@ -86,19 +85,15 @@ def export(
       f"--to={format}, --weights={weights}; the formats are "
       f"{', '.join(FORMATS)}, the weights {', '.join(WEIGHTS)}"
     )
-  if files.exists(folder) and (
-    not files.is_folder(folder) or files.list_names(folder)
-  ):
+  if not files.is_free(folder):
     raise ExportError(f"{folder} exists and is not an empty folder; give a new")
   kind = kind or model.kinds[0]
   predictor, _ = model.predictor(kind)
   with files.whole_folder(folder) as temporary:
     outputs = FORMATS[format](model, predictor, temporary, weights)
     described = _describe(model, predictor, kind, format, weights, outputs)
-    files.write_text(
-      os.path.join(temporary, "export.json"),
-      json.dumps(described, indent=2, ensure_ascii=False) + "\n",
-    )
+    path = os.path.join(temporary, "export.json")
+    files.write_json(path, described, indent=2, ensure_ascii=False)
     _write_tokenizer(model.pretrained, temporary)
   return sorted(files.list_names(folder))
 
@@ -126,8 +121,8 @@ def _write_tokenizer(pretrained: Any, folder: str) -> None:
   """Writes tokenizer.json, or the vocabulary of a kind that has none."""
   tokenizer = pretrained.tokenizer
   if isinstance(tokenizer, pipeline.PipelineTokenizer):
-    rules = json.dumps(tokenizer.pipeline.rules, ensure_ascii=False)
-    files.write_text(os.path.join(folder, "tokenizer.json"), rules + "\n")
+    path = os.path.join(folder, "tokenizer.json")
+    files.write_json(path, tokenizer.pipeline.rules, ensure_ascii=False)
   elif not model_card.write_tokenizer(pretrained, folder):
     tokenizer.save(os.path.join(folder, "vocab"))
 

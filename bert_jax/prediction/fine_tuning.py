@@ -31,18 +31,6 @@ from bert_jax.training import train
 # A file of rows, or the rows.
 Rows = str | os.PathLike[str] | Sequence[Mapping[str, Any]]
 
-# Form of own data -> the columns of its text, if none are named.
-_COLUMNS = {
-  "pairs": ("text", "text_b"),
-  "span": ("question", "context"),
-  "choice": ("text", "choices"),
-  "tag": ("words",),
-  "similarity": ("text", "text_b"),
-  # Their columns are found by their names.
-  "embed": (),
-  "rerank": (),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class FineTuned:
@@ -133,9 +121,9 @@ def fine_tune(
         f"data={os.fspath(data)!r} would not be read, since train_rows and "
         "validation are given; give the folder or the rows"
       )
-    form = config.task.name.removeprefix("my-")
+    _, form = table.FORMS[config.task.name.removeprefix("my-")]
     columns = (text,) if isinstance(text, str) else tuple(text)
-    sets["task.text"] = columns or _COLUMNS.get(form, ("text",))
+    sets["task.text"] = columns or form.columns
     sets["task.label"] = label
   else:
     _check_benchmark(task, given, text, label)

@@ -454,11 +454,7 @@ def set_keys(config: Any, changes: Mapping[str, Any]) -> None:
       raise answers.PredictError(settings.unknown(name))
     if problem := settings.KEYS[name].problem(value):
       raise answers.PredictError(problem)
-    *groups, key = name.split(".")
-    group = config
-    for inner in groups:
-      group = group[inner]
-    group[key] = tuple(value) if isinstance(value, list) else value
+  settings.set_keys(config, changes)
   settings.check(config)
 
 

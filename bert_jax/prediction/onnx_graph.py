@@ -7,16 +7,11 @@ import tempfile
 from typing import Any
 import warnings
 
-import numpy as np
-
 from bert_jax import weights as weights_lib
 from bert_jax.kinds import answers
 from bert_jax.runtime import files
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# The most that an output of onnxruntime may differ from ours, relative to the
-# largest number of that output.
-TOLERANCE = 1e-4
 
 
 class OnnxError(answers.PredictError):
@@ -133,25 +128,3 @@ def _quantize(path: str, folder: str) -> None:
     path, target, per_channel=True, weight_type=quantization.QuantType.QInt8
   )
   files.write_bytes(path, files.read_bytes(target))
-
-
-def check(path: str, wanted: dict[str, np.ndarray], inputs: dict) -> float:
-  """Returns the largest difference of a graph's outputs, relative to ours.
-
-  Args:
-    path: the graph.
-    wanted: our outputs by name.
-    inputs: the inputs by name, int32 [B, L].
-  """
-  import onnxruntime
-
-  session = onnxruntime.InferenceSession(
-    path, providers=["CPUExecutionProvider"]
-  )
-  names = {one.name for one in session.get_inputs()}
-  given = {k: x.astype(np.int64) for k, x in inputs.items() if k in names}
-  found = session.run(list(wanted), given)
-  return max(
-    float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-6))
-    for got, want in zip(found, wanted.values(), strict=True)
-  )

@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from bert_jax.runtime import settings
+
 
 class Result:
   """The base of all answers."""
@@ -21,13 +23,8 @@ class Result:
     """Returns the answer that a line of `bert-jax predict` would hold."""
     names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     return cls(
-      **{k: _frozen(value) for k, value in answer.items() if k in names}
+      **{k: settings.as_tuple(x) for k, x in answer.items() if k in names}
     )
-
-
-def _frozen(value: Any) -> Any:
-  """Returns a list, and the lists in it, as tuples."""
-  return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -320,6 +320,11 @@ def write_text(path: str, text: str, errors: str = "strict") -> None:
     f.write(text)
 
 
+def write_json(path: str, value: Any, **kwargs: Any) -> None:
+  """Writes strict JSON as a file of text, atomically; see `to_json`."""
+  write_text(path, to_json(value, **kwargs) + "\n")
+
+
 def read_json(
   path: str, default: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -438,6 +443,11 @@ def age(path: str) -> float:
   if not is_remote(path):
     return time.time() - os.path.getmtime(path)
   return time.time() - _find(path).updated
+
+
+def is_free(path: str) -> bool:
+  """Returns whether there is nothing at a path, or an empty folder."""
+  return not exists(path) or (is_folder(path) and not list_names(path))
 
 
 def is_own(path: str) -> bool:

@@ -203,9 +203,7 @@ def _pair(word: str, text: str) -> tuple[str, Any]:
 def _with(config: Config, values: dict[str, Any]) -> Config:
   """Returns a copy of a config with other values, by dotted name."""
   config = config.copy_and_resolve_references()
-  for name, value in values.items():
-    group, _, leaf = name.rpartition(".")
-    (config[group] if group else config)[leaf] = value
+  settings.set_keys(config, values)
   return config
 
 

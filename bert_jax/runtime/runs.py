@@ -4,7 +4,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import subprocess
@@ -15,8 +14,6 @@ from bert_jax.runtime import errors
 from bert_jax.runtime import files
 from bert_jax.runtime import settings
 from bert_jax.runtime.settings import Config
-
-_log = logging.getLogger(__name__)
 
 # How paths in the workdir begin in its run.json. All others are absolute, but
 # in records before release 0.3.0: as they were given, relative to some folder.
@@ -214,4 +211,4 @@ def write_run(workdir: str, run: dict) -> None:
   }
   run = files.without_nan(run)  # what is written is what is hashed
   run |= {"sha256": files.json_hash(run)}
-  files.write_text(path, files.to_json(run, indent=1, sort_keys=True) + "\n")
+  files.write_json(path, run, indent=1, sort_keys=True)

@@ -32,6 +32,7 @@ import inspect
 import json
 import math
 import numbers
+import operator
 import os
 import pathlib
 import typing
@@ -194,8 +195,12 @@ of_session: Any = functools.partial(Key, "session")
 of_host: Any = functools.partial(Key, "host")
 
 
+@typing.dataclass_transform(kw_only_default=True)
 class Group:
-  """The keys of one group, which a config holds as a ConfigDict."""
+  """The keys of one group, which a config holds as a ConfigDict.
+
+  A type checker reads the rows of a group as the fields of a dataclass.
+  """
 
   if TYPE_CHECKING:  # the methods of a ConfigDict
 
@@ -1530,14 +1535,14 @@ def unflatten(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     if value is None and name in KEYS:  # not set, and of this type
       value = ml_collections.config_dict.placeholder(KEYS[name].type)
     elif name in KEYS and KEYS[name].type is tuple:
-      value = _as_tuple(value)
+      value = as_tuple(value)
     group[key] = value
   return config
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
   """Returns a list, and the lists in it, as tuples."""
-  return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+  return tuple(map(as_tuple, value)) if isinstance(value, list) else value
 
 
 def absolute(path: str) -> str:
@@ -1654,6 +1659,18 @@ def check_names(config: Config) -> None:
       raise ValueError(
         f"{name}: {unknown(name)}; remove the key or correct its name"
       )
+
+
+def set_keys(config: Any, values: Mapping[str, Any]) -> None:
+  """Sets keys of a config, without a check.
+
+  Args:
+    config: the whole configuration, which is changed.
+    values: dotted names of keys -> their values; lists stand for tuples.
+  """
+  for name, value in values.items():
+    *groups, leaf = name.split(".")
+    functools.reduce(operator.getitem, groups, config)[leaf] = as_tuple(value)
 
 
 def unknown(name: str) -> str:

@@ -235,5 +235,5 @@ class _Worker(threading.Thread):
     opened = TRACKERS[self.name].open(self._workdir, earlier, self._config)
     with self._lock:  # two trackers may open at the same time
       known = files.read_json(path, {}) | {self.name: opened.id}
-      files.write_text(path, files.to_json(known, indent=1) + "\n")
+      files.write_json(path, known, indent=1)
     return opened

@@ -4,10 +4,8 @@ All numbers come from the metrics.jsonl and run.json of the runs, which may
 still be training.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 import html
-import io
 import os
 import statistics
 from typing import Any
@@ -130,11 +128,7 @@ def _table(
 
 def _draw(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
   """Draws losses, scores from -1 to 1, and probes if any; returns a PNG."""
-  import matplotlib
-
-  matplotlib.use("Agg")  # no screen
-  import matplotlib.pyplot as plt
-
+  plt = pages.pyplot()
   has_probes = any(_scores(found, "probe/") for found in rows.values())
   count = 3 if has_probes else 2
   figure, (left, right, *more) = plt.subplots(
@@ -166,10 +160,7 @@ def _draw(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> bytes:
       axes.legend(fontsize=8)
     else:
       axes.text(0.5, 0.5, "nothing yet", ha="center", transform=axes.transAxes)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=105)
-  plt.close(figure)
-  return buffer.getvalue()
+  return pages.png_of(figure, 105)
 
 
 def _draw_probes(axes, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -221,21 +212,8 @@ def _markdown(facts, tables, matrices) -> str:
   return "\n\n".join(parts) + "\n"
 
 
-def _image(png: bytes, text: str) -> str:
-  """Returns a picture as a part of a page."""
-  data = base64.b64encode(png).decode()
-  return f"<img alt='{text}' src='data:image/png;base64,{data}'>"
-
-
 def _html(facts, tables, png, matrices) -> str:
-  title = html.escape(", ".join(facts))
-  parts = [
-    "<!doctype html>",
-    '<html lang="en"><head><meta charset="utf-8">',
-    f"<title>{title}</title><style>{pages.STYLE}</style></head><body>",
-    f"<h1>{title}</h1>",
-    _image(png, "Loss and scores by step"),
-  ]
+  parts = [pages.image(png, "Loss and scores by step")]
   for name, text in facts.items():
     if len(facts) > 1:  # else the title says it
       parts.append(f"<h2>{html.escape(name)}</h2>")
@@ -247,10 +225,5 @@ def _html(facts, tables, png, matrices) -> str:
         f"<tr><td class=number>{cell.join(row)}</td></tr>" for row in rows
       ]
       parts.append("</table>")
-    for one in matrices[name]:
-      caption = html.escape(one.caption, quote=True)
-      parts.append(
-        f"<figure>{_image(one.png, caption)}"
-        f"<figcaption>{caption}</figcaption></figure>"
-      )
-  return "\n".join([*parts, "</body></html>"]) + "\n"
+    parts += [pages.figure(one.png, one.caption) for one in matrices[name]]
+  return pages.page(", ".join(facts), parts)

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 import dataclasses
-import io
 from typing import Any
 
 import numpy as np
+
+from bert_jax.sweeps import pages
 
 # Beyond so many labels, numbers do not fit the cells, and names do not fit the
 # edges of a picture.
@@ -49,11 +50,7 @@ def draw(confusion: Mapping[str, Any]) -> list[Picture]:
 
 
 def _png(counts: np.ndarray, labels: list[str]) -> bytes:
-  import matplotlib
-
-  matplotlib.use("Agg")  # no screen
-  import matplotlib.pyplot as plt
-
+  plt = pages.pyplot()
   number = len(labels)
   shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
   side = min(3.2 + 0.42 * number, 14.0)
@@ -75,7 +72,4 @@ def _png(counts: np.ndarray, labels: list[str]) -> bytes:
       if counts[i, j]:
         axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center",
                   color=color, fontsize=8)  # fmt: skip
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=105, bbox_inches="tight")
-  plt.close(figure)
-  return buffer.getvalue()
+  return pages.png_of(figure, 105, bbox_inches="tight")

@@ -4,11 +4,9 @@ All numbers come from results.jsonl and trials.json (results.py). Runs that
 differ only in their seed share a line of the table.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 import dataclasses
 import html
-import io
 import itertools
 import json
 import math
@@ -269,11 +267,7 @@ def best_lines(lines: Sequence[Line]) -> set[tuple[str, str]]:
 
 def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
   """Draws the learning curves of each task; returns (caption, PNG)."""
-  import matplotlib
-
-  matplotlib.use("Agg")  # draws without a screen
-  import matplotlib.pyplot as plt
-
+  plt = pages.pyplot()
   plots = []
   for task in dict.fromkeys(line.task for line in lines):
     chosen = [line for line in lines if line.task == task]
@@ -301,11 +295,8 @@ def _plots(lines: Sequence[Line]) -> list[tuple[str, bytes]]:
       figure.legend(
         handles, labels, loc="outside lower center", fontsize="x-small"
       )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
     caption = f"{task}: {' and '.join(names.values())}, median and range"
-    plots.append((caption, buffer.getvalue()))
+    plots.append((caption, pages.png_of(figure, 110)))
   return plots
 
 
@@ -419,10 +410,6 @@ def _html(title, facts, table, lost, command, plots) -> str:
   headings = "".join(f"<th>{html.escape(text)}</th>" for text in table[0])
 
   parts = [
-    "<!doctype html>",
-    '<html lang="en"><head><meta charset="utf-8">',
-    f"<title>{html.escape(title)}</title><style>{pages.STYLE}</style></head><body>",
-    f"<h1>{html.escape(title)}</h1>",
     f"<p>{html.escape(facts)}</p><p>{html.escape(_NOTE)}</p>",
     f"<table><tr>{headings}</tr>",
     *(row(texts) for texts in table),
@@ -434,14 +421,8 @@ def _html(title, facts, table, lost, command, plots) -> str:
       f"<h2>Missing: {len(lost)}</h2><ul>{items}</ul>"
       f"<pre>{html.escape(command)}</pre>"
     )
-  for caption, png in plots:
-    data = base64.b64encode(png).decode()
-    parts.append(
-      f"<figure><img alt='{html.escape(caption)}' "
-      f"src='data:image/png;base64,{data}'>"
-      f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
-  return "\n".join([*parts, "</body></html>"]) + "\n"
+  parts += [pages.figure(png, caption) for caption, png in plots]
+  return pages.page(title, parts)
 
 
 def _print(facts, table, lost, command) -> None:

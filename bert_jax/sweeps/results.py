@@ -162,8 +162,8 @@ def record(
       for t in trials
     ],
   }
-  text = json.dumps(planned, indent=1, sort_keys=True) + "\n"
-  files.write_text(os.path.join(folder, "trials.json"), text)
+  path = os.path.join(folder, "trials.json")
+  files.write_json(path, planned, indent=1, sort_keys=True)
   return len(rows) - before
 
 

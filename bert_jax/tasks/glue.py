@@ -11,9 +11,9 @@ Source: https://aclanthology.org/W18-5446;
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import math
 from typing import Any
 
+from bert_jax.tasks import labels as label_lib
 from bert_jax.tasks import spec
 from bert_jax.tasks import submission
 from bert_jax.tasks import tables
@@ -99,13 +99,7 @@ def parse_label(task: spec.Task, value: Any, where: str) -> int | float:
   """
   if task.labels:
     return spec.label_id(task, str(value), where)
-  try:
-    score = float(str(value))
-  except ValueError:
-    score = math.nan
-  if not math.isfinite(score):
-    raise spec.TaskError(f"{where}: score {value!r} is not a finite number")
-  return score
+  return label_lib.score(task, value, where)
 
 
 def _parse_checked(task: spec.Task, value: Any, where: str) -> int | float:

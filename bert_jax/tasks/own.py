@@ -38,6 +38,9 @@ _ENDINGS = (
   ".arrow",
 )  # fmt: skip
 
+# The usual columns of a pair of texts.
+PAIR = ("text", "text_b")
+
 
 @dataclasses.dataclass(frozen=True)
 class Form:
@@ -49,12 +52,14 @@ class Form:
     read: (task, path, split) -> examples.
     complete: (task, path of the training file or "") -> the task with its
       labels and what else the files decide; None if labels have no names.
+    columns: the usual columns of the text; () if they are found by their names.
   """
 
   metrics: Iterable[str]
   num_texts: tuple[int, int]
   read: Callable[[spec.Task, str, str], list[Any]]
   complete: Callable[[spec.Task, str], spec.Task] | None = None
+  columns: tuple[str, ...] = ("text",)
 
 
 def make_task(

@@ -153,9 +153,7 @@ def convert(
       f" {num_tokens} tokens"
     )
   article = {"title": f"TriviaQA-Wiki {split}", "paragraphs": kept}
-  files.write_text(
-    output, files.to_json({"version": "1.1", "data": [article]}) + "\n"
-  )
+  files.write_json(output, {"version": "1.1", "data": [article]})
   return len(kept), len(every)
 
 

@@ -24,8 +24,7 @@ def write(workdir: str, step: int, splits: Mapping[str, Any]) -> str:
   if not splits:
     return ""
   path = os.path.join(workdir, _FILE)
-  text = files.to_json({"step": step, "splits": dict(splits)})
-  files.write_text(path, text + "\n")
+  files.write_json(path, {"step": step, "splits": dict(splits)})
   return path
 
 

@@ -185,7 +185,7 @@ def run(
       scores |= {prefix + key: value for key, value in found.items()}
   facts: dict[str, Any] = {"members": list(workdirs)}
   path = os.path.join(output, "evaluation.json")
-  files.write_text(path, files.to_json(facts | scores, indent=1) + "\n")
+  files.write_json(path, facts | scores, indent=1)
   return scores
 
 

@@ -93,8 +93,7 @@ def evaluate(
   values |= job.intervals(evaluator)
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, "evaluation.json")
-    text = files.to_json({"step": step} | facts | values, indent=1)
-    files.write_text(path, text + "\n")
+    files.write_json(path, {"step": step} | facts | values, indent=1)
     for name, value in values.items():
       print(f"{name:36} {value:.4f}")
     _log.info("wrote %s", path)

@@ -16,6 +16,7 @@ from bert_jax.data import prepare
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.kinds import table
+from bert_jax.models.families.family import PRETRAINING_HEADS
 from bert_jax.runtime import errors
 from bert_jax.runtime import peers
 from bert_jax.runtime import saved_steps
@@ -97,7 +98,7 @@ def _check(config: Config, found: "weights.Pretrained | None") -> None:
     )
   heads = table.get(config.objective).heads
   if found is not None and not set(heads) <= set(found.params):
-    has = [name for name in ("mlm", "nsp", "rtd") if name in found.params]
+    has = [name for name in PRETRAINING_HEADS if name in found.params]
     if has:
       raise FromTextError(
         f"init_from={config.init_from} has the head {' and '.join(has)}, and "

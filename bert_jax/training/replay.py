@@ -5,7 +5,6 @@ checkpoint before it, from which the steps in between are computed again.
 """
 
 import contextlib
-import json
 import logging
 import math
 import os
@@ -21,6 +20,7 @@ from bert_jax.runtime import files
 from bert_jax.runtime import peers
 from bert_jax.runtime import resume
 from bert_jax.runtime import runs
+from bert_jax.runtime import settings
 from bert_jax.runtime import sharding
 from bert_jax.runtime import watchdog
 from bert_jax.runtime.settings import Config
@@ -65,9 +65,7 @@ def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
   if output and jax.process_index() == 0:
     files.check_writable(output)
   changed = resume.changes_after(runs.read_run(workdir), step)
-  for key, value in changed.items():
-    group, _, name = key.rpartition(".")
-    (config[group] if group else config)[name] = value
+  settings.set_keys(config, changed)
   run = session.open_session(config, workdir, allowed=changed)
   if not 1 <= step <= run.total_steps:
     raise ReplayError(
@@ -87,7 +85,7 @@ def replay(config: Config, workdir: str, step: int, output: str | None) -> dict:
     found["metrics"] = {k: _number(v) for k, v in metrics.items()}
   if jax.process_index() == 0:
     path = output or os.path.join(workdir, f"replay-{step}.json")
-    files.write_text(path, json.dumps(found, indent=1) + "\n")
+    files.write_json(path, found, indent=1)
     _show(found)
     _log.info("wrote %s", path)
   return found

@@ -274,8 +274,14 @@ def _loss(objective, weights, model, variables, batch, rng):
     batch: arrays [B, ...], or a part of the batch.
     rng: the key of dropout.
   """
+  outputs = _outputs(objective, model, variables, batch, rng)
+  return _of_outputs(objective, weights, outputs, batch)
+
+
+def _outputs(objective, model, variables, batch, rng):
+  """Returns the outputs of a model in training; see `_loss`."""
   params, second = variables
-  outputs = objective.apply(
+  return objective.apply(
     model,
     model.hooks.for_apply(params),
     batch,
@@ -283,6 +289,10 @@ def _loss(objective, weights, model, variables, batch, rng):
     deterministic=False,
     rngs={"dropout": rng},
   )
+
+
+def _of_outputs(objective, weights, outputs, batch):
+  """Returns the loss of outputs, and its terms."""
   terms = {
     name: losses.mean(total, weights[name])
     for name, (total, _) in objective.losses(outputs, batch).items()
@@ -315,17 +325,7 @@ def _with_cached_outputs(objective, model, count, variables, batch, rng):
 
   Source: Gao et al. 2021, arXiv:2101.06983.
   """
-
-  def outputs_of(variables, rows, rng):
-    params, second = variables
-    return objective.apply(
-      model,
-      model.hooks.for_apply(params),
-      rows,
-      second,
-      deterministic=False,
-      rngs={"dropout": rng},
-    )
+  outputs_of = functools.partial(_outputs, objective, model)
 
   def forward(_, i_and_rows):
     i, rows = i_and_rows
@@ -335,15 +335,9 @@ def _with_cached_outputs(objective, model, count, variables, batch, rng):
   _, stacked = jax.lax.scan(forward, None, (jnp.arange(count), parts))
   outputs = jax.tree.map(_joined, stacked)
   weights = objective.weights(batch)
-
-  def loss_of(outputs):
-    terms = {
-      name: losses.mean(total, weights[name])
-      for name, (total, _) in objective.losses(outputs, batch).items()
-    }
-    return objective.total(terms), terms
-
-  found, gradient = jax.value_and_grad(loss_of, has_aux=True)(outputs)
+  loss_of = functools.partial(_of_outputs, objective, weights)
+  compute = jax.value_and_grad(loss_of, has_aux=True)
+  found, gradient = compute(outputs, batch)
 
   def backward(variables, rows_and_gradient, rng):
     rows, gradient = rows_and_gradient

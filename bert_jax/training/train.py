@@ -29,6 +29,8 @@ from bert_jax.training import session
 
 _log = logging.getLogger(__name__)
 
+AnyRun = run_lib.Run | members.Together
+
 
 def train(
   config: Config,
@@ -155,7 +157,7 @@ def train_together(
   return evaluations or [{} for _ in wanted]
 
 
-def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
+def _train(run: AnyRun, clock: goodput.Clock) -> Any:
   """Trains to the last step; returns its evaluation, {} if already trained."""
   config, total = run.config, run.total_steps
   eval_steps = early_stopping.evaluation_steps(config.eval, run.epoch_steps)
@@ -197,42 +199,22 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
       pending.add(step, metrics)
       meter.count(batch, metrics)
 
-      last = step == total
-      stops = not last and notice.stops_at(step)
-      logs = last or _due(step, config.train.log_every_steps)
-      evaluates = last or (not stops and _due(step, eval_steps))
-      saves = last or _due(step, config.checkpoint.every_steps)
-      saves = saves or stops or save_clock.is_due(step)
-      saves_locally = not saves and run.saves_locally(step)
-      if logs or evaluates or saves or saves_locally or run.probes_at(step):
+      due = _due_after(step, run, eval_steps, notice, save_clock)
+      if due.looks:
         run.look(pending.take(), state.params)
-      if logs:
+      if due.logs:
         run.log(step, meter.speed())
         save_clock.plan(step)
-      evaluation: Any = {}
-      if evaluates:
-        with meter.paused("evaluation"):
-          evaluation = run.evaluate(state.judged(config.eval.average, step))
-          run.report(step, evaluation)
-      gives_up = evaluates and not last and run.stops_early(step)
-      saves = saves or gives_up
-      if run.probes_at(step) and not stops:
-        with meter.paused("evaluation"):
-          run.probe(step, state.judged(config.eval.average, step))
-      if evaluates or saves:
-        with meter.paused("saves"):
-          run.save(step, state, evaluation, always=saves)
-      if saves:
+      evaluation, due = _evaluate(run, step, state, meter, due)
+      _save(run, step, state, meter, due, evaluation)
+      if due.saves:
         save_clock.saved(step)
-      elif saves_locally:
-        with meter.paused("saves"):
-          run.save_locally(step, state)
-      if stops:
+      if due.stops:
         raise preemption.PreemptedError(
           f"stopped after step {step} of {total}, which is saved in "
           f"{run.workdir}; the same command goes on from there"
         )
-      if gives_up:
+      if due.gives_up:
         _log.info(
           "%s: stopped at step %d by train.stop_at or train.patience",
           run.workdir, step,
@@ -241,12 +223,100 @@ def _train(run: run_lib.Run | members.Together, clock: goodput.Clock) -> Any:
   return evaluation
 
 
-def _evaluate_first(
-  run: run_lib.Run | members.Together,
-  start: int,
+@dataclasses.dataclass(frozen=True)
+class Due:
+  """What is due after a step of training.
+
+  Attributes:
+    stops: whether a signal ends the session here.
+    logs: whether the log gets a line.
+    evaluates: whether the model is evaluated.
+    probes: whether the encoder is probed.
+    saves: whether the state is saved. If not, an evaluation may save it as the
+      best.
+    saves_locally: whether the state is saved to local disks, if not `saves`.
+    gives_up: whether its evaluation ends the run before its last step.
+  """
+
+  stops: bool
+  logs: bool
+  evaluates: bool
+  probes: bool
+  saves: bool
+  saves_locally: bool
+  gives_up: bool = False
+
+  @property
+  def looks(self) -> bool:
+    """Whether the steps so far are checked, before anything tells of them."""
+    tells = self.logs or self.evaluates or self.probes
+    return tells or self.saves or self.saves_locally
+
+
+def _due_after(
+  step: int,
+  run: AnyRun,
+  eval_steps: int,
+  notice: preemption.Notice,
+  save_clock: preemption.SaveClock,
+) -> Due:
+  """Returns what is due after a step; all hosts call it after each step."""
+  last = step == run.total_steps
+  stops = not last and notice.stops_at(step)
+  saves = last or _due(step, run.config.checkpoint.every_steps)
+  saves = saves or stops or save_clock.is_due(step)
+  return Due(
+    stops=stops,
+    logs=last or _due(step, run.config.train.log_every_steps),
+    # A session that stops leaves these two to the next one.
+    evaluates=last or (not stops and _due(step, eval_steps)),
+    probes=not stops and run.probes_at(step),
+    saves=saves,
+    saves_locally=not saves and run.saves_locally(step),
+  )
+
+
+def _evaluate(
+  run: AnyRun, step: int, state: Any, meter: meter_lib.Meter, due: Due
+) -> tuple[Any, Due]:
+  """Evaluates and probes what is due, and reports it.
+
+  Returns:
+    The metrics of the evaluation, {} if none was due; and what is due with
+    these metrics: a run that they end is saved.
+  """
+  metrics: Any = {}
+  if due.evaluates:
+    with meter.paused("evaluation"):
+      metrics = run.evaluate(_judged(run, step, state))
+      run.report(step, metrics)
+    if step < run.total_steps and run.stops_early(step):
+      due = dataclasses.replace(due, saves=True, gives_up=True)
+  if due.probes:
+    with meter.paused("evaluation"):
+      run.probe(step, _judged(run, step, state))
+  return metrics, due
+
+
+def _save(
+  run: AnyRun,
+  step: int,
   state: Any,
   meter: meter_lib.Meter,
-  is_due: bool,
+  due: Due,
+  evaluation: Any,
+) -> None:
+  """Saves a state where it is due, or because its evaluation is the best."""
+  if due.evaluates or due.saves:
+    with meter.paused("saves"):
+      run.save(step, state, evaluation, always=due.saves)
+  if due.saves_locally and not due.saves:
+    with meter.paused("saves"):
+      run.save_locally(step, state)
+
+
+def _evaluate_first(
+  run: AnyRun, start: int, state: Any, meter: meter_lib.Meter, is_due: bool
 ) -> Any:
   """Evaluates and probes what the session starts with, if that is missing.
 
@@ -269,14 +339,19 @@ def _evaluate_first(
   is_first = start == 0 and run.config.eval.at_start
   if (is_due or is_first) and not run.has_evaluation(start):
     with meter.paused("evaluation"):
-      missed = run.evaluate(state.judged(run.config.eval.average, start))
+      missed = run.evaluate(_judged(run, start, state))
     if is_due:
       run.save(start, state, missed)
     run.report(start, missed)
   if run.probes_at(start) and not run.has_probes(start):
     with meter.paused("evaluation"):
-      run.probe(start, state.judged(run.config.eval.average, start))
+      run.probe(start, _judged(run, start, state))
   return missed
+
+
+def _judged(run: AnyRun, step: int, state: Any) -> Any:
+  """Returns the parameters of a state that are evaluated."""
+  return state.judged(run.config.eval.average, step)
 
 
 def _due(step: int, every: int) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from bert_jax.models import params as param_trees
+from bert_jax.models.families.family import PRETRAINING_HEADS
 from bert_jax.runtime import files
 from bert_jax.runtime import hub
 from bert_jax.runtime.settings import Config
@@ -112,11 +113,6 @@ def _settled(pretrained: Pretrained, settings: Any):
 def _parts(pretrained: Pretrained) -> str:
   """Returns the names of the parts of a model: the encoder and its heads."""
   head = f"task ({pretrained.kind})" if pretrained.kind else "task"
-  names = {
-    "encoder": "encoder",
-    "mlm": "mlm",
-    "nsp": "nsp",
-    "task": head,
-    "rtd": "rtd",
-  }
+  names = {name: name for name in ("encoder", *PRETRAINING_HEADS)}
+  names["task"] = head
   return ", ".join(names[n] for n in names if n in pretrained.params)

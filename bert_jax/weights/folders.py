@@ -393,9 +393,7 @@ def write(
       task_heads.role_of(pretrained.kind),
     )
     files.remove_unfinished(folder)
-    if files.exists(folder) and (
-      not files.is_folder(folder) or files.list_names(folder)
-    ):
+    if not files.is_free(folder):
       raise WeightsError(
         f"{folder} exists and is not an empty folder; give a new one"
       )

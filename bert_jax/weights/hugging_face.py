@@ -20,7 +20,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bert_jax.data import templates
 from bert_jax.data.tokenizers import hf_pipeline
 from bert_jax.data.tokenizers import hf_tokenizer
 from bert_jax.data.tokenizers import load
@@ -28,6 +27,7 @@ from bert_jax.models import families
 from bert_jax.models import params as param_trees
 from bert_jax.models.config import ModelConfig
 from bert_jax.models.families import roberta
+from bert_jax.models.families.family import PRETRAINING_HEADS
 from bert_jax.runtime import files
 from bert_jax.weights import task_heads
 from bert_jax.weights import torch_file
@@ -250,7 +250,7 @@ def _write_sentence(pretrained: Pretrained, folder: str) -> None:
     files.make_folders(os.path.join(folder, path))
 
   def write(name: str, value: Any) -> None:
-    write_json(os.path.join(folder, name), value)
+    hf_tokenizer.write_json(os.path.join(folder, name), value)
 
   write("modules.json", modules)
   write(
@@ -328,10 +328,8 @@ def _check_class(
   """Refuses a config.json with the class of another kind of tokenizer."""
   spec = family.tokenizer
   if not hf_pipeline.is_pipeline(folder, spec):
-    is_own = spec.kind == templates.WORDPIECE.kind
-    hf_tokenizer.keys_of(spec if is_own else templates.WORDPIECE).check(
-      {"tokenizer_class": config.get("tokenizer_class")}
-    )
+    keys = hf_tokenizer.keys_of(spec.of_wordpiece())
+    keys.check({"tokenizer_class": config.get("tokenizer_class")})
 
 
 # --- writing -----------------------------------------------------------------
@@ -354,12 +352,6 @@ def write_msgpack(
   _write_settings(pretrained, folder)
   content = serialization.msgpack_serialize(param_trees.nest(tensors))
   files.write_bytes(os.path.join(folder, MSGPACK), content)
-
-
-def write_json(path: str, value: Any) -> None:
-  """Writes a JSON file with sorted keys."""
-  text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
-  files.write_text(path, text + "\n")
 
 
 # The kinds of tokenizers that a format can hold.
@@ -414,7 +406,9 @@ def config_of(pretrained: Pretrained) -> dict[str, Any]:
 
 def _write_settings(pretrained: Pretrained, folder: str) -> None:
   """Writes config.json and the tokenizer's files."""
-  write_json(os.path.join(folder, "config.json"), config_of(pretrained))
+  hf_tokenizer.write_json(
+    os.path.join(folder, "config.json"), config_of(pretrained)
+  )
   _write_sentence(pretrained, folder)
   if pretrained.tokenizer:
     # Not seq_len: transformers silently truncates text to this length.
@@ -427,7 +421,7 @@ def _architecture(family: families.Family, pretrained: Pretrained) -> str:
   """Returns the name of the transformers class that has the same heads."""
   if pretrained.kind is not None:
     return family.hf_class + task_heads.HEADS[pretrained.kind].hf_class
-  heads = tuple(sorted({"mlm", "nsp", "rtd"} & pretrained.params.keys()))
+  heads = tuple(sorted(set(PRETRAINING_HEADS) & pretrained.params.keys()))
   if heads not in family.pretraining_classes:
     raise WeightsError(
       f"transformers has no {family.hf_class} with the heads {', '.join(heads)}"

@@ -10,7 +10,6 @@ import os
 from typing import Any
 
 import bert_jax
-from bert_jax.data import templates
 from bert_jax.data.tokenizers import hf_pipeline
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.models import families
@@ -19,17 +18,16 @@ from bert_jax.runtime import metrics_log
 from bert_jax.runtime import runs
 from bert_jax.runtime import saved_steps
 from bert_jax.runtime import settings
+from bert_jax.weights import task_heads
 from bert_jax.weights.pretrained import Pretrained
 
 CARD = "README.md"
-# Kind of the head -> pipeline_tag of the hub.
+# Class of transformers, without the family -> pipeline_tag of the hub.
 _TAGS = {
-  "classify": "text-classification",
-  "multi_label": "text-classification",
-  "regress": "text-classification",
-  "tag": "token-classification",
-  "span": "question-answering",
-  "choice": "multiple-choice",
+  "ForSequenceClassification": "text-classification",
+  "ForTokenClassification": "token-classification",
+  "ForQuestionAnswering": "question-answering",
+  "ForMultipleChoice": "multiple-choice",
 }
 # Keys of the recipe that the card shows.
 _RECIPE = (
@@ -77,11 +75,9 @@ def write_tokenizer(pretrained: Pretrained, folder: str) -> bool:
     return False
   if files.exists(path):
     return False
-  spec = families.get_family(pretrained.family).tokenizer
-  spec = spec if spec.kind == tokenizer.kind else templates.WORDPIECE
+  spec = families.get_family(pretrained.family).tokenizer.of_wordpiece()
   rules = hf_pipeline.rules_of_wordpiece(tokenizer, spec)
-  text = json.dumps(rules, indent=2, ensure_ascii=False)
-  files.write_text(path, text + "\n")
+  files.write_json(path, rules, indent=2, ensure_ascii=False)
   return True
 
 
@@ -100,8 +96,9 @@ def text_of(
   head: dict[str, Any] = {"library_name": "transformers", "tags": ["bert_jax"]}
   if "mlm" in pretrained.params and pretrained.kind is None:
     head["pipeline_tag"] = "fill-mask"
-  elif pretrained.kind in _TAGS:
-    head["pipeline_tag"] = _TAGS[pretrained.kind]
+  elif task_head := task_heads.HEADS.get(pretrained.kind or ""):
+    if task_head.hf_class in _TAGS:
+      head["pipeline_tag"] = _TAGS[task_head.hf_class]
   base = run.get("init_from_source") or pretrained.source
   if base:
     head["base_model"] = base.removeprefix("hub://").partition("@")[0]
@@ -163,23 +160,20 @@ def _scores(workdir: str, step: int) -> dict[str, float]:
 
 def _record(run: Mapping[str, Any]) -> list[str]:
   """Returns the lines about the run: recipe, data and code."""
-  lines = []
   flat = settings.flatten(run.get("config") or {})
   recipe = {
-    key: flat[key] for key in _RECIPE if flat.get(key) not in (None, "")
+    f"`{key}`": flat[key] for key in _RECIPE if flat.get(key) not in (None, "")
   }
-  if recipe:
-    lines += ["## Recipe", "", "| key | value |", "|---|---|"]
-    lines += [f"| `{key}` | {value} |" for key, value in recipe.items()]
-    lines.append("")
-  facts = {
-    "code": run.get("commit"),
-    "data": run.get("data_hash"),
-    "started": run.get("started"),
+  names = {"code": "commit", "data": "data_hash", "started": "started"}
+  record = {
+    name: f"`{run[key]}`" for name, key in names.items() if run.get(key)
   }
-  known = {name: value for name, value in facts.items() if value}
-  if known:
-    lines += ["## Record", "", "| of | value |", "|---|---|"]
-    lines += [f"| {name} | `{value}` |" for name, value in known.items()]
-    lines.append("")
-  return lines
+  return [*_table("Recipe", "key", recipe), *_table("Record", "of", record)]
+
+
+def _table(title: str, first: str, rows: Mapping[str, Any]) -> list[str]:
+  """Returns a section with a table of two columns; [] without rows."""
+  if not rows:
+    return []
+  lines = [f"## {title}", "", f"| {first} | value |", "|---|---|"]
+  return [*lines, *(f"| {k} | {v} |" for k, v in rows.items()), ""]

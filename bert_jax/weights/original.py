@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.data.tokenizers import hf_tokenizer
 from bert_jax.data.tokenizers import interface
 from bert_jax.data.tokenizers import load
 from bert_jax.models import families
@@ -184,7 +185,7 @@ def write(
 ) -> None:
   """Writes the files of the original code."""
   path = os.path.join(folder, "bert_config.json")
-  hugging_face.write_json(path, config_of(pretrained))
+  hf_tokenizer.write_json(path, config_of(pretrained))
   if tokenizer := hugging_face.own_kind_of_tokenizer(pretrained, "tf1"):
     tokenizer.write_vocabulary(os.path.join(folder, "vocab.txt"))
   tf_checkpoint.write(os.path.join(folder, CHECKPOINT), tensors)

@@ -22,18 +22,14 @@ import dataclasses
 import math
 import os
 import struct
-from typing import Any, TypeVar
 
 import google_crc32c
 import ml_dtypes
 import numpy as np
 
 from bert_jax.runtime import files
+from bert_jax.runtime import protobuf
 from bert_jax.weights.pretrained import WeightsError
-
-_Value = TypeVar("_Value", int, bytes)
-# The fields of a protocol buffer: number -> values, in the order of the bytes.
-_Fields = dict[int, list[Any]]
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER_BYTES = 48
@@ -107,97 +103,32 @@ def _check_crc(data: bytes | np.ndarray, wanted: int, what: str) -> None:
     )
 
 
-# --- numbers and messages ----------------------------------------------------
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-  """Reads a varint; returns its value and the offset after it."""
-  value = 0
-  for i in range(10):
-    if at + i >= len(data):
-      raise BundleError("a number runs past its end")
-    byte = data[at + i]
-    value |= (byte & 0x7F) << 7 * i
-    if byte < 0x80:
-      if value >= 1 << 64:
-        break
-      return value, at + i + 1
-  raise BundleError("a number has more than 64 bits")
-
-
-def _to_varint(value: int) -> bytes:
-  out = bytearray()
-  while value >= 0x80:
-    out.append(value & 0x7F | 0x80)
-    value >>= 7
-  out.append(value)
-  return bytes(out)
-
-
-def _fields(message: Any) -> _Fields:
-  """Parses a protocol buffer."""
-  if not isinstance(message, bytes):
-    raise BundleError("a number stands where a message was wanted")
-  fields: _Fields = {}
-  at = 0
-  while at < len(message):
-    tag, at = _varint(message, at)
-    number, wire = tag >> 3, tag & 7
-    value: int | bytes
-    if wire == 0:
-      value, at = _varint(message, at)
-    elif wire in (1, 2, 5):
-      size = {1: 8, 5: 4}.get(wire, 0)
-      if wire == 2:
-        size, at = _varint(message, at)
-      if size > len(message) - at:
-        raise BundleError("a field runs past the end of its message")
-      value = message[at : at + size]
-      at += size
-    else:
-      raise BundleError(f"a field has the unknown wire type {wire}")
-    fields.setdefault(number, []).append(value)
-  return fields
-
-
-def _last(fields: _Fields, number: int, default: _Value) -> _Value:
-  """Returns the last value of a field, or the default if it has none.
-
-  Raises:
-    BundleError: the value and the default have different types.
-  """
-  value = fields.get(number, [default])[-1]
-  if type(value) is not type(default):
-    raise BundleError(
-      f"field {number} of a message is {type(value).__name__}, not "
-      f"{type(default).__name__}"
-    )
-  return value
+# --- messages ----------------------------------------------------------------
 
 
 def _shape(message: bytes) -> tuple[int, ...]:
   """Reads a TensorShapeProto."""
-  fields = _fields(message)
-  if _last(fields, 3, 0):
+  fields = protobuf.fields(message)
+  if protobuf.last(fields, 3, 0):
     raise BundleError("a tensor has an unknown rank")
   sizes = fields.get(2, [])
   if len(sizes) > _MAX_RANK:
     raise BundleError(f"a tensor has {len(sizes)} dimensions")
-  return tuple(_last(_fields(size), 1, 0) for size in sizes)
+  return tuple(protobuf.last(protobuf.fields(size), 1, 0) for size in sizes)
 
 
 def _entry(message: bytes) -> Entry:
   """Reads a BundleEntryProto."""
-  fields = _fields(message)
-  checksum = _last(fields, 6, b"\0\0\0\0")
+  fields = protobuf.fields(message)
+  checksum = protobuf.last(fields, 6, b"\0\0\0\0")
   if len(checksum) != 4:
     raise BundleError(f"a checksum has {len(checksum)} bytes, not 4")
   return Entry(
-    type=_last(fields, 1, 0),
-    shape=_shape(_last(fields, 2, b"")),
-    shard=_last(fields, 3, 0),
-    offset=_last(fields, 4, 0),
-    size=_last(fields, 5, 0),
+    type=protobuf.last(fields, 1, 0),
+    shape=_shape(protobuf.last(fields, 2, b"")),
+    shard=protobuf.last(fields, 3, 0),
+    offset=protobuf.last(fields, 4, 0),
+    size=protobuf.last(fields, 5, 0),
     checksum=int.from_bytes(checksum, "little"),
     is_sliced=7 in fields,
   )
@@ -205,14 +136,18 @@ def _entry(message: bytes) -> Entry:
 
 def _num_shards(message: bytes) -> int:
   """Reads a BundleHeaderProto."""
-  fields = _fields(message)
-  if _last(fields, 2, 0):
+  fields = protobuf.fields(message)
+  if protobuf.last(fields, 2, 0):
     raise BundleError(
       "it was written by a big-endian machine; this is not read"
     )
-  if (version := _last(_fields(_last(fields, 3, b"")), 2, 0)) > 1:
+  if (
+    version := protobuf.last(
+      protobuf.fields(protobuf.last(fields, 3, b"")), 2, 0
+    )
+  ) > 1:
     raise BundleError(f"version {version} of the format; version 1 is read")
-  if (num_shards := _last(fields, 1, 0)) < 1:
+  if (num_shards := protobuf.last(fields, 1, 0)) < 1:
     raise BundleError("its header names no data file")
   return num_shards
 
@@ -231,8 +166,8 @@ def _block(data: bytes, handle: bytes, at: int = 0) -> tuple[bytes, int]:
   Returns:
     The block, and the offset after the handle.
   """
-  offset, at = _varint(handle, at)
-  size, at = _varint(handle, at)
+  offset, at = protobuf.varint(handle, at)
+  size, at = protobuf.varint(handle, at)
   end = offset + size
   if end + _TRAILER_BYTES + _FOOTER_BYTES > len(data):
     raise BundleError(f"a block at {offset} of {size} bytes lies outside of it")
@@ -259,9 +194,9 @@ def _block_entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
   entries = block[:end]
   key, at = b"", 0
   while at < end:
-    shared, at = _varint(entries, at)
-    unshared, at = _varint(entries, at)
-    value_size, at = _varint(entries, at)
+    shared, at = protobuf.varint(entries, at)
+    unshared, at = protobuf.varint(entries, at)
+    value_size, at = protobuf.varint(entries, at)
     if shared > len(key) or unshared + value_size > end - at:
       raise BundleError("an entry runs past the end of its block")
     if shared + unshared > _MAX_KEY_BYTES:
@@ -320,7 +255,9 @@ def _read_index(prefix: str) -> tuple[int, dict[str, Entry]]:
     entries = {key.decode("utf-8"): _entry(value) for key, value in table}
   except FileNotFoundError as error:
     raise BundleError(f"{path} does not exist") from error
-  except (BundleError, UnicodeDecodeError, OSError) as error:
+  except (
+    BundleError, protobuf.ProtobufError, UnicodeDecodeError, OSError,
+  ) as error:  # fmt: skip
     raise BundleError(f"{path} cannot be read: {error}") from error
   return num_shards, entries
 
@@ -445,7 +382,7 @@ class _BlockBuilder:
       self._restarts.append(len(self._data))
       self._since_restart = 0
     for number in (shared, len(key) - shared, len(value)):
-      self._data += _to_varint(number)
+      self._data += protobuf.to_varint(number)
     self._data += key[shared:] + value
     self._key = key
     self._since_restart += 1
@@ -478,7 +415,7 @@ def _to_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
 
   def write_block(builder: _BlockBuilder) -> bytes:
     contents = builder.finish()
-    handle = _to_varint(len(data)) + _to_varint(len(contents))
+    handle = protobuf.to_varint(len(data)) + protobuf.to_varint(len(contents))
     contents += b"\0"  # not compressed
     data.extend(contents + struct.pack("<I", _masked_crc(contents)))
     return handle
@@ -504,18 +441,13 @@ def _to_table(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
   return bytes(data + footer.ljust(40, b"\0") + struct.pack("<Q", _MAGIC))
 
 
-def _field(number: int, value: int | bytes) -> bytes:
-  """Encodes a varint or bytes field; proto3 leaves out a varint of 0."""
-  if isinstance(value, int):
-    return _to_varint(number << 3) + _to_varint(value) if value else b""
-  return _to_varint(number << 3 | 2) + _to_varint(len(value)) + value
-
-
 def _entry_message(type_: int, array: np.ndarray, offset: int) -> bytes:
   """Encodes a BundleEntryProto without its checksum."""
-  shape = b"".join(_field(2, _field(1, size)) for size in array.shape)
+  shape = b"".join(
+    protobuf.field(2, protobuf.field(1, size)) for size in array.shape
+  )
   return b"".join(
-    _field(number, value)
+    protobuf.field(number, value)
     for number, value in (
       (1, type_),
       (2, shape),
@@ -559,7 +491,7 @@ def write(prefix: str, tensors: Mapping[str, np.ndarray]) -> None:
       f.write(data)
       message = _entry_message(types[dtype], array, offset)
       checksum = struct.pack("<I", _masked_crc(data))
-      entries.append((key, message + _to_varint(6 << 3 | 5) + checksum))
+      entries.append((key, message + protobuf.to_varint(6 << 3 | 5) + checksum))
       offset += len(data)
     index.write(_to_table(entries))
     index.flush()

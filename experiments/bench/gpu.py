@@ -235,34 +235,8 @@ def needed_flops(args, case, batch):
 
 def train_ours(args, case, batch):
   """Returns a function that runs one step of this project."""
-  import jax
-  import jax.numpy as jnp
-
-  from bert_jax.kinds import table
-  from bert_jax.models.config import ModelConfig
-  from bert_jax.training import optim
-  from bert_jax.training import steps
-
   config = make_config(args, case)
-  objective = table.get("mlm_nsp")
-  model = objective.make_model(ModelConfig.from_config(config.model))
-  optimizer, schedule = optim.make_optimizer(config.optim, total_steps=1_000)
-  batch = {name: jnp.asarray(value) for name, value in batch.items()}
-  init_rng, dropout_rng = jax.random.split(jax.random.key(0, impl="unsafe_rbg"))
-  state = jax.jit(
-    lambda: steps.init_state(model, objective, optimizer, init_rng, batch)
-  )()
-  gradients = steps.make_gradients(model, objective, dropout_rng)
-  step = jax.jit(
-    steps.make_train_step(gradients, optimizer, schedule), donate_argnums=0
-  )
-
-  def run():
-    nonlocal state
-    state, metrics = step(state, batch)
-    return float(metrics["loss"])
-
-  return run
+  return sides_lib.pretraining_step(config, batch, "unsafe_rbg")
 
 
 def embed_ours(args):

@@ -61,6 +61,43 @@ def serve(run, restart=lambda: None):
     print(json.dumps([secs, own, busy_secs() - busy]), flush=True)
 
 
+def pretraining_step(config, batch, rng_impl=None):
+  """Returns a function that runs one step of this project and its loss.
+
+  Args:
+    config: the whole configuration, of which `model` and `optim` are read.
+    batch: a batch of words and pairs by batch key, numpy.
+    rng_impl: the generator of jax.random.key; None means its default.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from bert_jax.kinds import table
+  from bert_jax.models.config import ModelConfig
+  from bert_jax.training import optim
+  from bert_jax.training import steps
+
+  objective = table.get("mlm_nsp")
+  model = objective.make_model(ModelConfig.from_config(config.model))
+  optimizer, schedule = optim.make_optimizer(config.optim, total_steps=1_000)
+  batch = {name: jnp.asarray(value) for name, value in batch.items()}
+  init_rng, dropout_rng = jax.random.split(jax.random.key(0, impl=rng_impl))
+  state = jax.jit(
+    lambda: steps.init_state(model, objective, optimizer, init_rng, batch)
+  )()
+  gradients = steps.make_gradients(model, objective, dropout_rng)
+  step = jax.jit(
+    steps.make_train_step(gradients, optimizer, schedule), donate_argnums=0
+  )
+
+  def run():
+    nonlocal state
+    state, metrics = step(state, batch)
+    return float(metrics["loss"])
+
+  return run
+
+
 def torch_step(model, optimizer, inputs):
   """A training step of the reference; returns its loss."""
   import torch

@@ -186,13 +186,6 @@ def one_a_row(batch):
 
 def make_ours(args, batch):
   """Returns a function that runs one step of this project and its loss."""
-  import jax
-  import jax.numpy as jnp
-
-  from bert_jax.kinds import table
-  from bert_jax.models.config import ModelConfig
-  from bert_jax.training import optim
-  from bert_jax.training import steps
   from configs import base
 
   config = base.get_config()
@@ -202,25 +195,7 @@ def make_ours(args, batch):
   config.model.num_heads = num_heads
   config.model.mlp_dim = 4 * hidden_size
   config.model.hidden_act = args.hidden_act
-  objective = table.get("mlm_nsp")
-  model = objective.make_model(ModelConfig.from_config(config.model))
-  optimizer, schedule = optim.make_optimizer(config.optim, total_steps=1_000)
-  batch = {name: jnp.asarray(value) for name, value in batch.items()}
-  init_rng, dropout_rng = jax.random.split(jax.random.key(0))
-  state = jax.jit(
-    lambda: steps.init_state(model, objective, optimizer, init_rng, batch)
-  )()
-  gradients = steps.make_gradients(model, objective, dropout_rng)
-  step = jax.jit(
-    steps.make_train_step(gradients, optimizer, schedule), donate_argnums=0
-  )
-
-  def run():
-    nonlocal state
-    state, metrics = step(state, batch)
-    return float(metrics["loss"])
-
-  return run
+  return sides_lib.pretraining_step(config, batch)
 
 
 def make_reference(args, batch):

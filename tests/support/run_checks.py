@@ -5,8 +5,11 @@ import os
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from bert_jax.runtime import metrics_log
+from bert_jax.training import run as run_lib
+from bert_jax.training import train
 
 
 def read_state(workdir, step):
@@ -48,3 +51,31 @@ def rows(workdir, *, timing=False):
     {k: v for k, v in row.items() if timing or not depends_on_clock(k)}
     for row in metrics_log.read_metrics(workdir)
   ]
+
+
+class StopError(Exception):
+  """It stands for a kill."""
+
+
+def train_until(config, workdir, step):
+  """Trains, and stops before the log gets a line of a step or a later one."""
+  log = run_lib.Run.log
+
+  def stop(self, at, speed):
+    if at >= step:
+      raise StopError
+    log(self, at, speed)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(run_lib.Run, "log", stop)
+    with pytest.raises(StopError):
+      train.train(config, workdir)
+
+
+def train_whole_and_in_parts(config, folder, step=8):
+  """Trains at once, and again with a stop at a step; returns both workdirs."""
+  whole, parts = str(folder / "whole"), str(folder / "parts")
+  train.train(config, whole)
+  train_until(config, parts, step)
+  train.train(config, parts)
+  return whole, parts

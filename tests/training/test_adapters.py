@@ -18,6 +18,7 @@ from bert_jax.training import members
 from bert_jax.training import session
 from bert_jax.training import train
 from configs import base
+from tests.support import run_checks
 from tests.support import small_tasks
 
 FORMS = ("classify", "pairs", "regress", "tag", "choice", "span")
@@ -109,29 +110,11 @@ def test_every_kind_can_have_adapters(make_config, tmp_path, form):
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(make_config, tmp_path, first):
-  from bert_jax.training import run as run_lib
-
   config = lora(
     make_config, first, optim__lora_dropout_rate=0.2,
     model__dropout_rate=0.1, checkpoint__every_steps=4,
   )  # fmt: skip
-  whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-  train.train(config, whole)
-  log = run_lib.Run.log
-
-  class StopError(Exception):
-    pass
-
-  def stop(self, step, speed):
-    if step == 8:
-      raise StopError
-    log(self, step, speed)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_lib.Run, "log", stop)
-    with pytest.raises(StopError):
-      train.train(config, parts)
-  train.train(config, parts)
+  whole, parts = run_checks.train_whole_and_in_parts(config, tmp_path)
   one, other = saved(whole), saved(parts)
   assert one.keys() == other.keys()
   for path, array in one.items():

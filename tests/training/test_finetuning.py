@@ -22,11 +22,11 @@ from bert_jax.training import evaluate
 from bert_jax.training import finetuning
 from bert_jax.training import jobs
 from bert_jax.training import optim
-from bert_jax.training import run as run_lib
 from bert_jax.training import steps
 from bert_jax.training import train
 from configs import finetune
 from tests.support import breadth
+from tests.support import run_checks
 from tests.support import small_tasks
 
 
@@ -200,25 +200,8 @@ def test_stopped_and_resumed_is_bit_equal(make_config, tmp_path):
     train__num_epochs=2.0, checkpoint__every_steps=5,
     model__dropout_rate=0.1, model__attention_dropout_rate=0.1,
   )  # fmt: skip
-  whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-  train.train(config, whole)
+  whole, parts = run_checks.train_whole_and_in_parts(config, tmp_path)
   assert metrics_log.read_metrics(whole)[-1]["step"] == 12  # 2 x 96 / 16
-
-  class StopError(Exception):
-    pass
-
-  log = run_lib.Run.log
-
-  def stop(self, step, speed):
-    if step == 8:
-      raise StopError
-    log(self, step, speed)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_lib.Run, "log", stop)
-    with pytest.raises(StopError):
-      train.train(config, parts)
-  train.train(config, parts)
   assert_equal_trees(_params(whole), _params(parts))
 
 
@@ -258,17 +241,7 @@ def test_a_run_that_never_saved_starts_from_its_weights_again(
   config = make_config("regress", train__num_epochs=1.0)
   config.init_from, config.task.vocab = first, ""
   config.optim.learning_rate = 0.0
-
-  class StopError(Exception):
-    pass
-
-  def stop(self, *args):
-    raise StopError
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_lib.Run, "log", stop)
-    with pytest.raises(StopError):
-      train.train(config, run)
+  run_checks.train_until(config, run, 1)
   assert os.path.exists(os.path.join(run, "run.json"))
   train.train(config, run)
   assert_equal_trees(_params(run)["encoder"], _params(first)["encoder"])

@@ -26,6 +26,7 @@ from bert_jax.training import init_from
 from bert_jax.training import optim
 from bert_jax.training import train
 from configs import base
+from tests.support import run_checks
 from tests.support import small_tasks
 
 L = 3
@@ -480,31 +481,13 @@ def test_a_collapsed_model_is_named(make_config, tmp_path, caplog):
 
 @pytest.mark.slow
 def test_stopped_and_resumed_early_stopping_is_bit_equal(make_config, tmp_path):
-  from bert_jax.training import run as run_lib
-
   config = make_config(
     train__num_epochs=6.0, train__patience=2, eval__every_epochs=0.5,
     checkpoint__every_steps=2, optim__unfreeze_steps=4,
     optim__learning_rate=0.3,
   )  # fmt: skip
   config.checkpoint.best_metric = "eval/loss"
-  whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-  train.train(config, whole)
-  log = run_lib.Run.log
-
-  class StopError(Exception):
-    pass
-
-  def stop(self, step, speed):
-    if step == 8:
-      raise StopError
-    log(self, step, speed)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run_lib.Run, "log", stop)
-    with pytest.raises(StopError):
-      train.train(config, parts)
-  train.train(config, parts)
+  whole, parts = run_checks.train_whole_and_in_parts(config, tmp_path)
   assert _evaluations(whole) == _evaluations(parts)
   jax.tree.map(
     np.testing.assert_array_equal,

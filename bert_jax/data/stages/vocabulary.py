@@ -1,6 +1,6 @@
 """Copies the vocabulary of prepared data, or learns it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 import inspect
 import itertools
 import logging
@@ -75,7 +75,7 @@ def write(
       asked["strip_accents"] = prepare.strip_accents
     if prepare.alphabet_size != _ALPHABET_SIZE:  # older folders lack it
       asked["alphabet_size"] = prepare.alphabet_size
-    if prepare.vocab_kind == "byte_bpe":
+    if "special_tokens" in _learner(prepare)[1]:
       asked["special_tokens"] = prepare.special_tokens
   if files.exists(done):
     _check_older(done, asked, folder)
@@ -86,7 +86,7 @@ def write(
       "--output, or move that folder away"
     )
   strips = getattr(given or prepare, "strip_accents", None)
-  if strips is None and given is None and prepare.vocab_kind == "wordpiece":
+  if strips is None and not given and "strip_accents" in _learner(prepare)[1]:
     strips = prepare.lower_case
   if strips:  # before learning, which may fail because the signs are gone
     _look_for_vowel_signs(sample_text(prepare, inputs.units))
@@ -117,22 +117,28 @@ def _check_older(done: str, asked: dict[str, Any], folder: str) -> None:
     )
 
 
+def _learner(prepare: settings.Prepare) -> tuple[Any, Collection[str]]:
+  """Returns what learns a kind of vocabulary, and the options that it takes."""
+  learn = load.LEARNED[prepare.vocab_kind].learn
+  return learn, inspect.signature(learn).parameters
+
+
 def _learn(prepare: settings.Prepare, units: list[corpus.Unit]):
   _log.info(
     "learning a %s vocabulary of %d", prepare.vocab_kind, prepare.vocab_size
   )
   options: dict[str, Any] = {}
-  if prepare.vocab_kind == "byte_bpe":
+  learn, takes = _learner(prepare)
+  if "special_tokens" in takes:
     options["special_tokens"] = prepare.special_tokens
-  learn = load.LEARNED[prepare.vocab_kind].learn
-  if "limit_alphabet" in inspect.signature(learn).parameters:
+  if "limit_alphabet" in takes:
     options["limit_alphabet"] = prepare.alphabet_size
   elif prepare.alphabet_size != _ALPHABET_SIZE:
     raise ValueError(
       f"prepare.alphabet_size={prepare.alphabet_size}: learning a "
       f"{prepare.vocab_kind} vocabulary has no such limit; leave it out"
     )
-  if "strip_accents" in inspect.signature(learn).parameters:
+  if "strip_accents" in takes:
     options["strip_accents"] = prepare.strip_accents
   elif prepare.strip_accents is not None:
     raise ValueError(
@@ -158,7 +164,9 @@ def _check_unused(prepare: settings.Prepare) -> None:
           f"prepare.vocab={prepare.vocab} is given; leave one of them out"
         )
     return
-  if prepare.special_tokens != "bert" and prepare.vocab_kind != "byte_bpe":
+  default = settings.KEYS["prepare.special_tokens"].default
+  takes_tokens = "special_tokens" in _learner(prepare)[1]
+  if prepare.special_tokens != default and not takes_tokens:
     raise ValueError(
       f"prepare.special_tokens={prepare.special_tokens!r}, but a vocabulary of "
       f"prepare.vocab_kind={prepare.vocab_kind!r} is learned with those of "

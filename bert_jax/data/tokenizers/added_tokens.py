@@ -12,6 +12,8 @@ import dataclasses
 import re
 import unicodedata
 
+from bert_jax.data.tokenizers import interface
+
 # (id, start, end): the id of an added token, or None for text that is cut into
 # words; its first character; and the character after its last.
 Segment = tuple[int | None, int, int]
@@ -173,10 +175,7 @@ def _segments(
   at = start
   for id, first, last in matches:
     # A token does not include the spaces at its ends.
-    while first < last and text[first].isspace():
-      first += 1
-    while first < last and text[last - 1].isspace():
-      last -= 1
+    first, last = interface.without_spaces(text, first, last)
     if at < start + first:
       yield None, at, start + first
     at = start + last

@@ -10,7 +10,6 @@ is applied, or refused by name.
 from collections.abc import Iterable, Mapping
 import dataclasses
 import json
-import logging
 import os
 from typing import Any
 
@@ -23,8 +22,6 @@ from bert_jax.data.tokenizers import layouts
 from bert_jax.data.tokenizers import pipeline
 from bert_jax.data.tokenizers import wordpiece
 from bert_jax.runtime import files
-
-_log = logging.getLogger(__name__)
 
 # Switches of the classes that build their rules from a vocabulary.
 _SWITCHES = frozenset({
@@ -210,10 +207,7 @@ def _check_keys(
   """Refuses values that would change token ids, and logs unknown keys."""
   sides = row.padding_sides if row else ("right",)
   keys = _KEYS.extended({"padding_side": (None, *sides)})
-  try:
-    keys.check(config)
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from None
+  keys.check_file(path, config)
   for key in (
     "do_lower_case", "add_prefix_space", "keep_accents", "strip_accents",
   ):  # fmt: skip
@@ -221,7 +215,6 @@ def _check_keys(
       raise ValueError(
         f"{path}: {key} is {config[key]!r:.60}; wanted true or false"
       )
-  keys.warn(path, config)
 
 
 def _check_ends(
@@ -651,5 +644,5 @@ def write(
     (hf_tokenizer.CONFIG, config),
     (hf_tokenizer.MAP, named),
   ):
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    files.write_text(os.path.join(folder, name), text + "\n")
+    path = os.path.join(folder, name)
+    files.write_json(path, value, indent=2, ensure_ascii=False)

@@ -15,7 +15,6 @@ spelling of a special token in a text is read as text, as in the original code.
 from collections.abc import Iterator, Mapping
 import dataclasses
 import functools
-import json
 import math
 import os
 from typing import Any
@@ -203,12 +202,7 @@ def check_keys(
     config: its content.
     spec: the tokenizer of the model's family.
   """
-  keys = keys_of(spec)
-  try:
-    keys.check(config)
-  except ValueError as error:
-    raise ValueError(f"{path}: {error}") from None
-  keys.warn(path, config)
+  keys_of(spec).check_file(path, config)
 
 
 def _checked_limit(path: str, values: Mapping[str, Any]) -> int | None:
@@ -608,15 +602,15 @@ def write(
     config["additional_special_tokens"] = marks
     # Versions of transformers before 4.34 read these two files.
     by_content = {token.content: i for token, i in ids.items()}
-    _write_json(os.path.join(folder, _ADDED), by_content)
+    write_json(os.path.join(folder, _ADDED), by_content)
     names = {f"{k}_token": v for k, v in spec.special_tokens.items()}
-    _write_json(
+    write_json(
       os.path.join(folder, MAP),
       names | {"additional_special_tokens": marks},
     )
-  _write_json(os.path.join(folder, CONFIG), config)
+  write_json(os.path.join(folder, CONFIG), config)
 
 
-def _write_json(path: str, value: Any) -> None:
-  text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
-  files.write_text(path, text + "\n")
+def write_json(path: str, value: Any) -> None:
+  """Writes a file as transformers does, with sorted keys."""
+  files.write_json(path, value, indent=2, sort_keys=True, ensure_ascii=False)

@@ -7,7 +7,6 @@ import abc
 from collections.abc import Iterable, Mapping, Sequence
 import functools
 import hashlib
-import json
 import operator
 import os
 import pathlib
@@ -44,6 +43,7 @@ class Tokenizer(abc.ABC):
     lower_case: whether text is lower-cased and loses its accents; None for
       SentencePiece, whose model file defines its own normalisation.
     template: the form of sequences that models with this tokenizer take.
+    learns_bytes: whether a learned piece may be a part of a character.
   """
 
   kind: str
@@ -51,6 +51,7 @@ class Tokenizer(abc.ABC):
   settings: Mapping[str, type] = {}
   lower_case: bool | None
   template: templates.Template = templates.CLS_SEP
+  learns_bytes: bool = False
 
   def __init__(self, pieces: Sequence[str], special_ids: Sequence[int]):
     self._pieces = tuple(pieces)
@@ -155,8 +156,7 @@ class Tokenizer(abc.ABC):
       **self._saved_settings(),
       "fingerprint": self.fingerprint,
     }
-    text = json.dumps(settings, indent=2) + "\n"
-    files.write_text(str(folder / SETTINGS_FILE), text)
+    files.write_json(str(folder / SETTINGS_FILE), settings, indent=2)
 
   @functools.cached_property
   def fingerprint(self) -> str:

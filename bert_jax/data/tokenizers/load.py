@@ -218,9 +218,7 @@ def read_folder(
   if hf_pipeline.is_pipeline(folder, spec):
     found = hf_pipeline.read(folder, spec)
     return found.tokenizer, found.seq_len, None
-  # A model of any family may have BERT's tokenizer.
-  is_own = spec.kind == templates.WORDPIECE.kind
-  said = hf_tokenizer.read(folder, spec if is_own else templates.WORDPIECE)
+  said = hf_tokenizer.read(folder, spec.of_wordpiece())
   has_file = (pathlib.Path(folder) / "vocab.txt").exists()
   if said.pieces is None and not has_file:
     return None, said.seq_len, said.lower_case
@@ -249,9 +247,7 @@ def write_folder(
   if isinstance(tokenizer, pipeline.PipelineTokenizer):
     hf_pipeline.write(tokenizer, folder, max_len)
   elif isinstance(tokenizer, wordpiece.WordPieceTokenizer):
-    is_own = spec.kind == tokenizer.kind
-    spec = spec if is_own else templates.WORDPIECE
-    hf_tokenizer.write(tokenizer, folder, spec, max_len)
+    hf_tokenizer.write(tokenizer, folder, spec.of_wordpiece(), max_len)
   else:
     raise TypeError(f"a {tokenizer.kind} tokenizer has no files of this kind")
 

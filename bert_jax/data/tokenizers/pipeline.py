@@ -211,6 +211,7 @@ class PipelineTokenizer(interface.Tokenizer):
   kind = "pipeline"
   file_name = "pipeline.json"
   lower_case: None = None
+  learns_bytes = True
 
   def __init__(self, pipeline: Pipeline, *, source: str = "the tokenizer"):
     self.pipeline = pipeline

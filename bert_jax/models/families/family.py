@@ -21,8 +21,12 @@ OWN = "bert_jax"
 # The paths of the word table and of the pooler.
 WORDS = "encoder/embeddings/word/embedding"
 POOLER = "encoder/pooler"
+# The heads of pre-training, by the names of their parameters.
+PRETRAINING_HEADS = ("mlm", "nsp", "rtd")
 # Parts that a model may lack; each is whole or missing.
-OPTIONAL = (POOLER, "mlm", "nsp", "task", "rtd")
+OPTIONAL = (POOLER, *PRETRAINING_HEADS, "task")
+# The roles of heads that read one vector of each sequence; see `Family.heads`.
+SEQUENCE_ROLES = ("sequence", "choice")
 
 _LAYER = re.compile(r"encoder/layer_(\d+)/(.+)")
 
