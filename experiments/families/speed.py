@@ -90,7 +90,7 @@ def write_model(name: str, size: str, folder: str, texts: list[str]) -> None:
       flat[path] = values + np.float32(path.endswith("scale"))
   form = "roberta" if name == "roberta" else "bert"
   tokenizer = pipeline.PipelineTokenizer.learn(
-    texts, 2000 if size == "base" else 300, False, special_tokens=form
+    texts, 1000 if size == "base" else 300, False, special_tokens=form
   )
   weights.write(
     weights.Pretrained(

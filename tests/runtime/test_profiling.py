@@ -22,7 +22,8 @@ def traces(workdir):
 def traced(path):
   """Step numbers annotated in a trace, and its events by name."""
   steps, events = [], collections.defaultdict(list)
-  for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+  data = jax.profiler.ProfileData.from_file(str(path))  # its parts need it
+  for plane in data.planes:
     for line in plane.lines:
       for event in line.events:
         events[event.name].append((event.start_ns, event.end_ns))
