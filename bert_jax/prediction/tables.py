@@ -210,8 +210,8 @@ class _Ordered:
     row = max((row for row, _ in self._held), key=len)
     _, answer = self._held[-1]
     rare = {
-      f"predicted_{name}" if name in row else name: type
-      for name, type in _RARE.items()
+      f"predicted_{name}" if name in row else name: kind
+      for name, kind in _RARE.items()  # Python 3.12.1 confuses a `type` here
     }
     names = {name: object for name in row}
     names |= {n: type(x) for n, x in answer.items() if n not in rare}
